@@ -1,0 +1,365 @@
+//! Addresses of proxies and registrars: a host and a port, checked when they are made.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The pub port of a proxy, unless told otherwise.
+pub const DEFAULT_PROXY_PORT: u16 = 7771;
+
+/// The port of a registrar, unless told otherwise.
+pub const DEFAULT_REGISTRAR_PORT: u16 = 8888;
+
+/// The highest pub port: the two after it have to be ports, too.
+pub const MAX_PROXY_PORT: u16 = u16::MAX - 2;
+
+const DEFAULT_HOST: &str = "127.0.0.1";
+
+/// The address of a proxy: a host and the first of its three ports, the *pub* port `P`. Cloning is cheap.
+///
+/// Publishers connect to `P`, subscribers to `P + 1`, control sockets to `P + 2`. Two addresses are equal
+/// when host and port are; names are not looked up. The default is `127.0.0.1:7771`.
+///
+/// ```
+/// use xmsg_core::ProxyAddress;
+///
+/// let proxy: ProxyAddress = "10.0.0.7".parse()?;
+/// assert_eq!(proxy.to_string(), "10.0.0.7:7771");
+/// assert_eq!(proxy.subscribe_endpoint(), "tcp://10.0.0.7:7772");
+/// assert_eq!("[::1]:9000".parse::<ProxyAddress>()?.control_port(), 9002);
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProxyAddress {
+    host: Host,
+    port: u16,
+}
+
+impl ProxyAddress {
+    /// The proxy on this host with this pub port. An IPv6 address may come with or without brackets.
+    ///
+    /// [`ErrorKind::InvalidAddress`] unless the host can be one and the port is 1 to [`MAX_PROXY_PORT`].
+    pub fn new(host: impl AsRef<str>, port: u16) -> Result<Self> {
+        let host = Host::new(host.as_ref())?;
+        if port == 0 || port > MAX_PROXY_PORT {
+            return Err(invalid(format!(
+                "the proxy port {port} on {host} can't be used: a proxy takes three ports P, P+1 and P+2, so \
+                 that P has to be 1 to {MAX_PROXY_PORT}"
+            )));
+        }
+        Ok(Self { host, port })
+    }
+
+    /// The host: a name or an IP address, without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host.0
+    }
+
+    /// The port `P` to which publishers connect.
+    #[must_use]
+    pub fn publish_port(&self) -> u16 {
+        self.port
+    }
+
+    /// The port `P + 1` to which subscribers connect.
+    #[must_use]
+    pub fn subscribe_port(&self) -> u16 {
+        self.port + 1
+    }
+
+    /// The port `P + 2` to which control sockets connect.
+    #[must_use]
+    pub fn control_port(&self) -> u16 {
+        self.port + 2
+    }
+
+    /// Where publishers connect, as `tcp://host:port`.
+    #[must_use]
+    pub fn publish_endpoint(&self) -> String {
+        self.host.endpoint(self.publish_port())
+    }
+
+    /// Where subscribers connect, as `tcp://host:port`.
+    #[must_use]
+    pub fn subscribe_endpoint(&self) -> String {
+        self.host.endpoint(self.subscribe_port())
+    }
+
+    /// Where control sockets connect, as `tcp://host:port`.
+    #[must_use]
+    pub fn control_endpoint(&self) -> String {
+        self.host.endpoint(self.control_port())
+    }
+}
+
+/// The address of a registrar: a host and its port. Cloning is cheap. The default is `127.0.0.1:8888`.
+///
+/// ```
+/// use xmsg_core::address::RegistrarAddress;
+///
+/// let registrar: RegistrarAddress = "registrar.example".parse()?;
+/// assert_eq!(registrar.endpoint(), "tcp://registrar.example:8888");
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RegistrarAddress {
+    host: Host,
+    port: u16,
+}
+
+impl RegistrarAddress {
+    /// The registrar on this host with this port. An IPv6 address may come with or without brackets.
+    ///
+    /// [`ErrorKind::InvalidAddress`] unless the host can be one and the port is not 0.
+    pub fn new(host: impl AsRef<str>, port: u16) -> Result<Self> {
+        let host = Host::new(host.as_ref())?;
+        if port == 0 {
+            return Err(invalid(format!("the registrar port on {host} can't be 0: it has to be 1 to 65535")));
+        }
+        Ok(Self { host, port })
+    }
+
+    /// The host: a name or an IP address, without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host.0
+    }
+
+    /// The port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where actors connect, as `tcp://host:port`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        self.host.endpoint(self.port)
+    }
+}
+
+/// What both kinds of address have: a default, `host[:port]` as text, and conversions from it.
+macro_rules! text_form {
+    ($address:ident, $default_port:expr) => {
+        impl Default for $address {
+            fn default() -> Self {
+                Self { host: Host(DEFAULT_HOST.into()), port: $default_port }
+            }
+        }
+
+        /// Reads `host`, `host:port`, `[IPv6]` or `[IPv6]:port`; without a port it is the default one.
+        impl FromStr for $address {
+            type Err = Error;
+
+            fn from_str(address: &str) -> Result<Self> {
+                let (host, port) = split(address)?;
+                Self::new(host, port.unwrap_or($default_port))
+            }
+        }
+
+        impl TryFrom<&str> for $address {
+            type Error = Error;
+
+            fn try_from(address: &str) -> Result<Self> {
+                address.parse()
+            }
+        }
+
+        impl fmt::Display for $address {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&format!("{}:{}", self.host, self.port))
+            }
+        }
+    };
+}
+
+text_form!(ProxyAddress, DEFAULT_PROXY_PORT);
+text_form!(RegistrarAddress, DEFAULT_REGISTRAR_PORT);
+
+/// A host that can be written into an endpoint: a name, an IPv4 address, or an IPv6 address without brackets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Host(Arc<str>);
+
+impl Host {
+    fn new(host: &str) -> Result<Self> {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let name = bare.unwrap_or(host);
+        if name.is_empty() {
+            return Err(invalid("the address has no host: give a name or an IP address".into()));
+        }
+        if is_ipv6(name) {
+            return Ok(Self(name.into()));
+        }
+        if bare.is_some() || name.contains(':') {
+            return Err(invalid(format!(
+                "`{host}` is not a host: `:` and brackets are for IPv6 addresses, `[::1]`"
+            )));
+        }
+        let misplaced = |c: char| c.is_whitespace() || c.is_control() || "/\\[]@?#*".contains(c);
+        if let Some(character) = name.chars().find(|c| misplaced(*c)) {
+            return Err(invalid(format!(
+                "`{}` is not a host: {character:?} can't be in a name or an IP address",
+                host.escape_debug()
+            )));
+        }
+        Ok(Self(name.into()))
+    }
+
+    fn endpoint(&self, port: u16) -> String {
+        format!("tcp://{self}:{port}")
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.contains(':') { write!(f, "[{}]", self.0) } else { f.write_str(&self.0) }
+    }
+}
+
+/// Whether this is an IPv6 address, perhaps with a zone such as `fe80::1%eth0`.
+fn is_ipv6(host: &str) -> bool {
+    let (address, zone) = host.split_once('%').unwrap_or((host, "0"));
+    let zone_fits = !zone.is_empty() && zone.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    zone_fits && address.parse::<Ipv6Addr>().is_ok()
+}
+
+/// Host and port of `host[:port]`; the host is not checked yet.
+fn split(address: &str) -> Result<(&str, Option<u16>)> {
+    if let Some((scheme, _)) = address.split_once("://") {
+        return Err(invalid(format!(
+            "`{}` starts with a scheme: leave out `{}://`, an address is `host` or `host:port`",
+            address.escape_debug(),
+            scheme.escape_debug()
+        )));
+    }
+    if is_ipv6(address) {
+        return Err(invalid(format!("the IPv6 address `{address}` needs brackets: `[{address}]`")));
+    }
+    if address.starts_with('[') && !address.contains(']') {
+        return Err(invalid(format!("`{}` lacks the closing bracket of its host", address.escape_debug())));
+    }
+    // In brackets, `:` belongs to the host.
+    let after_brackets = address.rfind(']').map_or(0, |at| at + 1);
+    let Some(colon) = address[after_brackets..].find(':').map(|at| at + after_brackets) else {
+        return Ok((address, None));
+    };
+    let (host, port) = (&address[..colon], &address[colon + 1..]);
+    // `u16` alone would take `+1`, too.
+    let number = if port.bytes().all(|byte| byte.is_ascii_digit()) { port.parse().ok() } else { None };
+    match number {
+        Some(port) => Ok((host, Some(port))),
+        None => Err(invalid(format!(
+            "`{}` has no usable port after its host: expected a number, 1 to 65535, after the `:`",
+            address.escape_debug()
+        ))),
+    }
+}
+
+fn invalid(context: String) -> Error {
+    Error::new(ErrorKind::InvalidAddress, context)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn proxy(address: &str) -> ProxyAddress {
+        address.parse().unwrap()
+    }
+
+    #[test]
+    fn addresses_are_read_and_printed() {
+        let cases = [
+            ("localhost", "localhost:7771"),
+            ("localhost:9000", "localhost:9000"),
+            ("10.0.0.7:65533", "10.0.0.7:65533"),
+            ("my_host-1.example", "my_host-1.example:7771"),
+            ("[::1]", "[::1]:7771"),
+            ("[::1]:1", "[::1]:1"),
+            ("[fe80::1%eth0]:7771", "[fe80::1%eth0]:7771"),
+        ];
+        for (text, printed) in cases {
+            assert_eq!(proxy(text).to_string(), printed);
+            assert_eq!(proxy(printed), proxy(text));
+        }
+        assert_eq!(ProxyAddress::default(), proxy("127.0.0.1"));
+        assert_eq!(RegistrarAddress::default().to_string(), "127.0.0.1:8888");
+        assert_eq!(ProxyAddress::new("::1", 1).unwrap(), proxy("[::1]:1"));
+    }
+
+    #[test]
+    fn a_proxy_has_three_ports() {
+        let proxy = proxy("[::1]:65533");
+        assert_eq!(
+            (proxy.publish_port(), proxy.subscribe_port(), proxy.control_port()),
+            (65533, 65534, 65535)
+        );
+        assert_eq!(proxy.publish_endpoint(), "tcp://[::1]:65533");
+        assert_eq!(proxy.subscribe_endpoint(), "tcp://[::1]:65534");
+        assert_eq!(proxy.control_endpoint(), "tcp://[::1]:65535");
+    }
+
+    #[test]
+    fn equal_are_host_and_port() {
+        let addresses = HashSet::from([proxy("a"), proxy("a:7771"), proxy("a:7772"), proxy("b")]);
+        assert_eq!(addresses.len(), 3);
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_with_advice() {
+        let cases = [
+            ("", "no host"),
+            (":7771", "no host"),
+            ("[]", "no host"),
+            ("[]:1", "no host"),
+            ("tcp://localhost:7771", "leave out `tcp://`"),
+            ("a b", "' ' can't be"),
+            (" a", "' ' can't be"),
+            ("a\n", "'\\n' can't be"),
+            ("a/b", "'/' can't be"),
+            ("*:7771", "'*' can't be"),
+            ("::1", "`[::1]`"),
+            ("[localhost]", "IPv6"),
+            ("[::1", "closing bracket"),
+            ("[::1:7771", "closing bracket"),
+            ("[::1%]", "IPv6"),
+            ("[::1]x:1", "brackets are for IPv6"),
+            ("a:", "no usable port"),
+            ("a:x", "no usable port"),
+            ("a:+1", "no usable port"),
+            ("a:1:2", "no usable port"),
+            ("a:65536", "no usable port"),
+            ("a:65534", "three ports P, P+1 and P+2"),
+            ("a:0", "1 to 65533"),
+        ];
+        for (text, advice) in cases {
+            let error = text.parse::<ProxyAddress>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidAddress);
+            assert!(error.to_string().contains(advice), "{text:?}: {error}");
+        }
+        assert!("a:65535".parse::<RegistrarAddress>().is_ok());
+        assert!("a:0".parse::<RegistrarAddress>().unwrap_err().to_string().contains("can't be 0"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_prints_as_it_can_be_read_again(text in "[a-c:\\[\\]%./ 0-9ß]{0,12}") {
+            if let Ok(address) = text.parse::<ProxyAddress>() {
+                prop_assert_eq!(proxy(&address.to_string()), address);
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text: String) {
+            let _ = (text.parse::<ProxyAddress>(), text.parse::<RegistrarAddress>());
+        }
+    }
+}

@@ -1,0 +1,703 @@
+//! Data: the third frame of a message, and the values that Rust code puts into it and takes out of it.
+//!
+//! The frame is opaque bytes whose meaning the mime type in the metadata gives. For numbers, texts and arrays
+//! of them it is the protobuf (proto2) message `Data` of xMsg with one field set; a reader goes by the fields
+//! that are set. Two cases are special:
+//!
+//! * `binary/bytes` is the bytes themselves, without that message, as the Java library sends them. It is
+//!   always read so: bytes that happen to look like a `Data` message are still the bytes.
+//! * `binary/native` is a `Data` message of which the mime type doesn't say what is in it; several fields may
+//!   be.
+
+use std::mem::take;
+
+use bytes::Bytes;
+use prost::Message as _;
+use prost::encoding::{self, WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The mime types that xMsg gives a meaning.
+pub mod mime {
+    /// A 32-bit integer of variable length.
+    pub const SINT32: &str = "binary/sint32";
+    /// A 64-bit integer of variable length.
+    pub const SINT64: &str = "binary/sint64";
+    /// A 32-bit integer of fixed length.
+    pub const SFIXED32: &str = "binary/sfixed32";
+    /// A 64-bit integer of fixed length.
+    pub const SFIXED64: &str = "binary/sfixed64";
+    /// A 32-bit floating-point number.
+    pub const FLOAT: &str = "binary/float";
+    /// A 64-bit floating-point number.
+    pub const DOUBLE: &str = "binary/double";
+    /// A text.
+    pub const STRING: &str = "text/string";
+    /// Bytes as they are, without a protobuf message around them.
+    pub const BYTES: &str = "binary/bytes";
+    /// An array of 32-bit integers of variable length.
+    pub const ARRAY_SINT32: &str = "binary/array-sint32";
+    /// An array of 64-bit integers of variable length.
+    pub const ARRAY_SINT64: &str = "binary/array-sint64";
+    /// An array of 32-bit integers of fixed length; from C++, also one of 64-bit integers.
+    pub const ARRAY_SFIXED32: &str = "binary/array-sfixed32";
+    /// An array of 64-bit integers of fixed length.
+    pub const ARRAY_SFIXED64: &str = "binary/array-sfixed64";
+    /// An array of 32-bit floating-point numbers.
+    pub const ARRAY_FLOAT: &str = "binary/array-float";
+    /// An array of 64-bit floating-point numbers.
+    pub const ARRAY_DOUBLE: &str = "binary/array-double";
+    /// An array of texts.
+    pub const ARRAY_STRING: &str = "binary/array-string";
+    /// An array of byte strings.
+    pub const ARRAY_BYTES: &str = "binary/array-bytes";
+    /// A `Data` message with any of its fields.
+    pub const NATIVE: &str = "binary/native";
+    /// A serialized Java object, of use to Java actors only.
+    pub const JAVA: &str = "binary/java";
+    /// An object of a C++ actor, of use to C++ actors only.
+    pub const CPP: &str = "binary/cpp";
+    /// An object of a Python actor, of use to Python actors only.
+    pub const PYTHON: &str = "binary/python";
+
+    /// The mime types of the fields 1 to 16 of a `Data` message, in order.
+    pub(crate) const ALL: [&str; 16] = [
+        SINT32,
+        SINT64,
+        SFIXED32,
+        SFIXED64,
+        FLOAT,
+        DOUBLE,
+        STRING,
+        BYTES,
+        ARRAY_SINT32,
+        ARRAY_SINT64,
+        ARRAY_SFIXED32,
+        ARRAY_SFIXED64,
+        ARRAY_FLOAT,
+        ARRAY_DOUBLE,
+        ARRAY_STRING,
+        ARRAY_BYTES,
+    ];
+}
+
+/// A value of one of the sixteen kinds that all xMsg libraries can read.
+///
+/// ```
+/// use xmsg_core::data::{Data, mime};
+///
+/// let data = Data::from(vec![1.5, 2.5]);
+/// let frame = data.encode();
+/// assert_eq!(data.mime_type(), mime::ARRAY_DOUBLE);
+/// assert_eq!(Data::decode(mime::ARRAY_DOUBLE, &frame)?, data);
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub enum Data {
+    /// 1, `binary/sint32`: shorter on the wire when near zero.
+    Sint32(i32),
+    /// 2, `binary/sint64`: shorter on the wire when near zero.
+    Sint64(i64),
+    /// 3, `binary/sfixed32`: four bytes; what the other libraries send for an int.
+    Sfixed32(i32),
+    /// 4, `binary/sfixed64`: eight bytes; what the other libraries send for a long.
+    Sfixed64(i64),
+    /// 5, `binary/float`.
+    Float(f32),
+    /// 6, `binary/double`.
+    Double(f64),
+    /// 7, `text/string`.
+    String(String),
+    /// 8, `binary/bytes`.
+    Bytes(Bytes),
+    /// 9, `binary/array-sint32`.
+    Sint32Array(Vec<i32>),
+    /// 10, `binary/array-sint64`.
+    Sint64Array(Vec<i64>),
+    /// 11, `binary/array-sfixed32`.
+    Sfixed32Array(Vec<i32>),
+    /// 12, `binary/array-sfixed64`.
+    Sfixed64Array(Vec<i64>),
+    /// 13, `binary/array-float`.
+    FloatArray(Vec<f32>),
+    /// 14, `binary/array-double`.
+    DoubleArray(Vec<f64>),
+    /// 15, `binary/array-string`.
+    StringArray(Vec<String>),
+    /// 16, `binary/array-bytes`.
+    BytesArray(Vec<Bytes>),
+}
+
+impl Data {
+    /// The mime type of this kind of value.
+    #[must_use]
+    pub fn mime_type(&self) -> &'static str {
+        name(self.number())
+    }
+
+    /// The data frame that goes with [`mime_type`](Self::mime_type). Arrays are not packed, and the field
+    /// `type` is not set, as the other libraries do it. [`Data::Bytes`] is the bytes themselves.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        match self {
+            Self::Bytes(bytes) => bytes.clone(),
+            _ => self.encode_field(),
+        }
+    }
+
+    /// The value as a `Data` message, for a data frame of [`mime::NATIVE`]. Of an empty array no field is
+    /// left on the wire, therefore only there the field `type` says what it is.
+    #[must_use]
+    pub fn encode_native(&self) -> Bytes {
+        let frame = self.encode_field();
+        if !frame.is_empty() {
+            return frame;
+        }
+        Wire { kind: Some(self.number().cast_signed()), ..Wire::default() }.encode_to_vec().into()
+    }
+
+    /// Reads a data frame of one of the sixteen mime types or of [`mime::NATIVE`]. Packed arrays are
+    /// accepted.
+    ///
+    /// Of several values in one `binary/native` frame, the field `type` says which counts.
+    /// [`ErrorKind::InvalidMessage`] when the mime type is another, the frame is damaged, holds no value, or
+    /// several of which none is marked: take those one by one with [`FromData`].
+    pub fn decode(mime_type: &str, frame: &Bytes) -> Result<Self> {
+        if mime_type == mime::NATIVE {
+            return Wire::decode_frame(frame)?.take_only();
+        }
+        let number = number_of(mime_type).ok_or_else(|| {
+            invalid(format!(
+                "data of the mime type `{mime_type}` is none of xMsg's own kinds: read its bytes"
+            ))
+        })?;
+        decode_number(number, frame)
+    }
+}
+
+/// A value that can become the data of a message. Implement it for a type of your own to give it a mime type.
+///
+/// An `i32` is sent as `binary/sfixed32` and an `i64` as `binary/sfixed64`, as from Java and C++. Bytes are
+/// sent as they are.
+///
+/// ```
+/// use bytes::Bytes;
+/// use xmsg_core::data::{FromData, IntoData};
+/// use xmsg_core::{Message, Result, Topic};
+///
+/// #[derive(Debug, PartialEq)]
+/// struct Png(Bytes);
+///
+/// impl IntoData for Png {
+///     fn into_data(self) -> (&'static str, Bytes) {
+///         ("image/png", self.0)
+///     }
+/// }
+///
+/// impl FromData for Png {
+///     fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self> {
+///         xmsg_core::data::expect_mime_type(mime_type, &["image/png"])?;
+///         Ok(Self(frame.clone()))
+///     }
+/// }
+///
+/// let message = Message::of(Topic::of_domain("picture")?, Png("\u{89}PNG".into()));
+/// assert_eq!(message.value::<Png>()?, Png("\u{89}PNG".into()));
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+pub trait IntoData {
+    /// The mime type of the value, and its data frame.
+    fn into_data(self) -> (&'static str, Bytes);
+}
+
+/// A value that can be read from the data of a message, of one or more mime types.
+///
+/// An `i32` is read from `binary/sfixed32` and `binary/sint32`, an `i64` likewise, arrays too. From
+/// `binary/native` a value is read when its field is set, whatever other fields are.
+pub trait FromData: Sized {
+    /// Reads the data frame. [`ErrorKind::InvalidMessage`], with what was found and what was expected, when
+    /// the mime type is another ([`expect_mime_type`]) or the frame can't be read.
+    fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self>;
+}
+
+/// An error that names both, when the mime type of a message is none of those expected.
+pub fn expect_mime_type(found: &str, expected: &[&str]) -> Result<()> {
+    if expected.contains(&found) { Ok(()) } else { Err(unexpected(found, expected)) }
+}
+
+/// Conversions between a Rust type and the kinds of `Data` it is: the first is sent, all can be read.
+macro_rules! values {
+    ($($type:ty: $sent:ident = $number:literal $(, $other:ident = $other_number:literal)?;)+) => {$(
+        impl From<$type> for Data {
+            fn from(value: $type) -> Self {
+                Self::$sent(value)
+            }
+        }
+
+        impl IntoData for $type {
+            fn into_data(self) -> (&'static str, Bytes) {
+                Data::$sent(self).into_data()
+            }
+        }
+
+        impl FromData for $type {
+            fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self> {
+                let numbers = &[$number $(, $other_number)?];
+                match pick(numbers, mime_type, frame)? {
+                    Data::$sent(value) $(| Data::$other(value))? => Ok(value),
+                    other => Err(unexpected(other.mime_type(), &names(numbers))),
+                }
+            }
+        }
+    )+};
+}
+
+values! {
+    i32: Sfixed32 = 3, Sint32 = 1;
+    i64: Sfixed64 = 4, Sint64 = 2;
+    f32: Float = 5;
+    f64: Double = 6;
+    String: String = 7;
+    Bytes: Bytes = 8;
+    Vec<i32>: Sfixed32Array = 11, Sint32Array = 9;
+    Vec<i64>: Sfixed64Array = 12, Sint64Array = 10;
+    Vec<f32>: FloatArray = 13;
+    Vec<f64>: DoubleArray = 14;
+    Vec<String>: StringArray = 15;
+    Vec<Bytes>: BytesArray = 16;
+}
+
+impl IntoData for Data {
+    fn into_data(self) -> (&'static str, Bytes) {
+        (self.mime_type(), self.encode())
+    }
+}
+
+impl FromData for Data {
+    fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self> {
+        Self::decode(mime_type, frame)
+    }
+}
+
+impl From<&str> for Data {
+    fn from(value: &str) -> Self {
+        Self::String(value.into())
+    }
+}
+
+impl IntoData for &str {
+    fn into_data(self) -> (&'static str, Bytes) {
+        (mime::STRING, length_delimited(7, self.as_bytes()))
+    }
+}
+
+impl From<Vec<u8>> for Data {
+    fn from(value: Vec<u8>) -> Self {
+        Self::Bytes(value.into())
+    }
+}
+
+impl IntoData for Vec<u8> {
+    fn into_data(self) -> (&'static str, Bytes) {
+        (mime::BYTES, self.into())
+    }
+}
+
+impl FromData for Vec<u8> {
+    fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self> {
+        Bytes::from_data(mime_type, frame).map(Into::into)
+    }
+}
+
+/// Named values in one message, in order: the protobuf message `Payload` of xMsg. It has no mime type of its
+/// own; sender and receiver agree on one.
+///
+/// ```
+/// use xmsg_core::data::Payload;
+///
+/// let payload = Payload { items: vec![("run".into(), 17.into()), ("gain".into(), 2.5.into())] };
+/// assert_eq!(Payload::decode(&payload.encode())?, payload);
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Payload {
+    /// Names and values. A name may come more than once.
+    pub items: Vec<(String, Data)>,
+}
+
+impl Payload {
+    /// The payload as a data frame.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut frame = Vec::new();
+        for (name, data) in &self.items {
+            let item =
+                [length_delimited(1, name.as_bytes()), length_delimited(2, &data.encode_native())].concat();
+            frame.extend_from_slice(&length_delimited(1, &item));
+        }
+        frame.into()
+    }
+
+    /// Reads a data frame. [`ErrorKind::InvalidMessage`] when it is damaged, or an item has no name or value.
+    pub fn decode(frame: &Bytes) -> Result<Self> {
+        let wire = WirePayload::decode(frame.clone()).map_err(not_protobuf)?;
+        let item = |item: WireItem| match (item.name, item.data) {
+            (Some(name), Some(data)) => Ok((name, data.take_only()?)),
+            _ => {
+                Err(invalid("an item of the payload lacks its name or its data: its sender has to give both"))
+            }
+        };
+        Ok(Self { items: wire.item.into_iter().map(item).collect::<Result<_>>()? })
+    }
+}
+
+/// The message `Data` for decoding, where any of its fields may come.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Wire {
+    #[prost(sint32, optional, tag = 1)]
+    sint32: Option<i32>,
+    #[prost(sint64, optional, tag = 2)]
+    sint64: Option<i64>,
+    #[prost(sfixed32, optional, tag = 3)]
+    sfixed32: Option<i32>,
+    #[prost(sfixed64, optional, tag = 4)]
+    sfixed64: Option<i64>,
+    #[prost(float, optional, tag = 5)]
+    float: Option<f32>,
+    #[prost(double, optional, tag = 6)]
+    double: Option<f64>,
+    #[prost(string, optional, tag = 7)]
+    string: Option<String>,
+    #[prost(bytes = "bytes", optional, tag = 8)]
+    bytes: Option<Bytes>,
+    #[prost(sint32, repeated, packed = "false", tag = 9)]
+    sint32_array: Vec<i32>,
+    #[prost(sint64, repeated, packed = "false", tag = 10)]
+    sint64_array: Vec<i64>,
+    #[prost(sfixed32, repeated, packed = "false", tag = 11)]
+    sfixed32_array: Vec<i32>,
+    #[prost(sfixed64, repeated, packed = "false", tag = 12)]
+    sfixed64_array: Vec<i64>,
+    #[prost(float, repeated, packed = "false", tag = 13)]
+    float_array: Vec<f32>,
+    #[prost(double, repeated, packed = "false", tag = 14)]
+    double_array: Vec<f64>,
+    #[prost(string, repeated, tag = 15)]
+    string_array: Vec<String>,
+    #[prost(bytes = "bytes", repeated, tag = 16)]
+    bytes_array: Vec<Bytes>,
+    #[prost(int32, optional, tag = 17)]
+    kind: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WirePayload {
+    #[prost(message, repeated, tag = 1)]
+    item: Vec<WireItem>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireItem {
+    #[prost(string, optional, tag = 1)]
+    name: Option<String>,
+    #[prost(message, optional, tag = 2)]
+    data: Option<Wire>,
+}
+
+impl Wire {
+    fn decode_frame(frame: &Bytes) -> Result<Self> {
+        // `Bytes` is its own buffer: byte strings in it are shared, not copied.
+        Self::decode(frame.clone()).map_err(not_protobuf)
+    }
+
+    /// The number in the field `type`, when it is one of the sixteen.
+    fn marked(&self) -> Option<u32> {
+        self.kind.and_then(|kind| u32::try_from(kind).ok()).filter(|kind| (1..=16).contains(kind))
+    }
+
+    /// The value that the field `type` names, else the only one there is.
+    fn take_only(mut self) -> Result<Data> {
+        let set: Vec<u32> = (1..=16).filter(|number| self.has(*number)).collect();
+        let number = match (self.marked(), set.as_slice()) {
+            (Some(marked), _) => marked,
+            (None, [only]) => *only,
+            (None, []) => return Err(invalid("the data of the message holds no value")),
+            (None, several) => {
+                let kinds = names(several).join(", ");
+                return Err(invalid(format!(
+                    "the data of the message holds several values ({kinds}): ask for one by its type"
+                )));
+            }
+        };
+        self.take(number).ok_or_else(|| no_value(&[name(number)]))
+    }
+}
+
+/// What depends on the kind: number, variant, field of `Wire`, and its encoding. `Wire` could encode a value
+/// too, but only after a copy of it.
+macro_rules! kinds {
+    (
+        single: $($number:literal $single:ident $field:ident),+;
+        array: $($array_number:literal $array:ident $array_field:ident $element:ident),+;
+    ) => {
+        impl Data {
+            /// The number of the field, which is also the number of the type.
+            fn number(&self) -> u32 {
+                match self {
+                    $(Self::$single(_) => $number,)+
+                    $(Self::$array(_) => $array_number,)+
+                }
+            }
+
+            /// The one field of a `Data` message that this value is.
+            fn encode_field(&self) -> Bytes {
+                let mut frame = Vec::new();
+                match self {
+                    $(Self::$single(value) => {
+                        frame.reserve_exact(encoding::$field::encoded_len($number, value));
+                        encoding::$field::encode($number, value, &mut frame);
+                    })+
+                    $(Self::$array(values) => {
+                        frame.reserve_exact(encoding::$element::encoded_len_repeated($array_number, values));
+                        encoding::$element::encode_repeated($array_number, values, &mut frame);
+                    })+
+                }
+                frame.into()
+            }
+        }
+
+        impl Wire {
+            /// Whether the field is on the wire; an empty array is not.
+            fn has(&self, number: u32) -> bool {
+                match number {
+                    $($number => self.$field.is_some(),)+
+                    $($array_number => !self.$array_field.is_empty(),)+
+                    _ => false,
+                }
+            }
+
+            /// The value of a field: `None` when it is not there; an array that is not there is empty.
+            fn take(&mut self, number: u32) -> Option<Data> {
+                match number {
+                    $($number => self.$field.take().map(Data::$single),)+
+                    $($array_number => Some(Data::$array(take(&mut self.$array_field))),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    single: 1 Sint32 sint32, 2 Sint64 sint64, 3 Sfixed32 sfixed32, 4 Sfixed64 sfixed64, 5 Float float,
+        6 Double double, 7 String string, 8 Bytes bytes;
+    array: 9 Sint32Array sint32_array sint32, 10 Sint64Array sint64_array sint64,
+        11 Sfixed32Array sfixed32_array sfixed32, 12 Sfixed64Array sfixed64_array sfixed64,
+        13 FloatArray float_array float, 14 DoubleArray double_array double,
+        15 StringArray string_array string, 16 BytesArray bytes_array bytes;
+}
+
+/// The value of the first of these kinds that the frame holds, when its mime type allows one of them.
+fn pick(numbers: &[u32], mime_type: &str, frame: &Bytes) -> Result<Data> {
+    if mime_type == mime::NATIVE {
+        let mut wire = Wire::decode_frame(frame)?;
+        let found = numbers.iter().find(|number| wire.has(**number) || wire.marked() == Some(**number));
+        let value = found.and_then(|number| wire.take(*number));
+        return value.ok_or_else(|| no_value(&names(numbers)));
+    }
+    match number_of(mime_type) {
+        Some(number) if numbers.contains(&number) => decode_number(number, frame),
+        // What C++ sends as an array of 64-bit integers; when it is empty, nothing tells it from the other.
+        Some(11) if numbers.contains(&12) => match decode_number(11, frame)? {
+            Data::Sfixed32Array(values) if values.is_empty() => Ok(Data::Sfixed64Array(Vec::new())),
+            other => Ok(other),
+        },
+        _ => Err(unexpected(mime_type, &names(numbers))),
+    }
+}
+
+/// The value of a frame whose mime type is that of this field.
+fn decode_number(number: u32, frame: &Bytes) -> Result<Data> {
+    if number == 8 {
+        return Ok(Data::Bytes(frame.clone()));
+    }
+    let mut wire = Wire::decode_frame(frame)?;
+    let from_cpp = number == 11 && !wire.has(11) && wire.has(12);
+    wire.take(if from_cpp { 12 } else { number }).ok_or_else(|| no_value(&[name(number)]))
+}
+
+fn number_of(mime_type: &str) -> Option<u32> {
+    mime::ALL.iter().zip(1..).find_map(|(known, number)| (*known == mime_type).then_some(number))
+}
+
+fn name(number: u32) -> &'static str {
+    mime::ALL[number as usize - 1]
+}
+
+fn names(numbers: &[u32]) -> Vec<&'static str> {
+    numbers.iter().map(|number| name(*number)).collect()
+}
+
+/// A text or bytes as a field of a protobuf message.
+fn length_delimited(number: u32, value: &[u8]) -> Bytes {
+    let length = value.len() as u64;
+    let mut frame = Vec::with_capacity(key_len(number) + encoded_len_varint(length) + value.len());
+    encode_key(number, WireType::LengthDelimited, &mut frame);
+    encode_varint(length, &mut frame);
+    frame.extend_from_slice(value);
+    frame.into()
+}
+
+fn unexpected(found: &str, expected: &[&str]) -> Error {
+    invalid(format!(
+        "the data of the message has the mime type `{found}`, expected `{}`: ask for a type that fits, or \
+         read the bytes",
+        expected.join("` or `")
+    ))
+}
+
+fn no_value(expected: &[&str]) -> Error {
+    invalid(format!("the data of the message holds no value of the kind `{}`", expected.join("` or `")))
+}
+
+fn not_protobuf(source: prost::DecodeError) -> Error {
+    invalid("the data of the message is not the protobuf message that its mime type says").with_source(source)
+}
+
+fn invalid(context: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidMessage, context)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(hex: &str) -> Bytes {
+        hex::decode(hex).unwrap().into()
+    }
+
+    #[track_caller]
+    fn assert_invalid<T: std::fmt::Debug>(result: Result<T>, parts: &[&str]) {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidMessage);
+        for part in parts {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn bytes_are_raw_even_if_they_look_like_protobuf() {
+        let wrapped = Data::Bytes("abc".into()).encode_native();
+        assert_eq!(Data::decode(mime::BYTES, &wrapped).unwrap(), Data::Bytes(wrapped.clone()));
+        assert_eq!(Vec::<u8>::from_data(mime::NATIVE, &wrapped).unwrap(), b"abc");
+        assert_eq!(vec![1_u8, 2].into_data(), (mime::BYTES, Bytes::from_static(&[1, 2])));
+    }
+
+    #[test]
+    fn integers_are_read_from_both_encodings() {
+        for data in [Data::Sint32(-7), Data::Sfixed32(-7)] {
+            assert_eq!(i32::from_data(data.mime_type(), &data.encode()).unwrap(), -7);
+        }
+        for data in [Data::Sint64Array(vec![7]), Data::Sfixed64Array(vec![7])] {
+            assert_eq!(Vec::<i64>::from_data(data.mime_type(), &data.encode()).unwrap(), [7]);
+        }
+        assert_invalid(
+            i64::from_data(mime::SFIXED32, &Data::from(7).encode()),
+            &["`binary/sfixed32`", "`binary/sfixed64` or `binary/sint64`"],
+        );
+    }
+
+    #[test]
+    fn the_mime_type_that_cpp_gives_64_bit_arrays_is_accepted() {
+        let sent = Data::Sfixed64Array(vec![1, -2]);
+        let from_cpp = sent.encode();
+        assert_eq!(Data::decode(mime::ARRAY_SFIXED32, &from_cpp).unwrap(), sent);
+        assert_eq!(Vec::<i64>::from_data(mime::ARRAY_SFIXED32, &from_cpp).unwrap(), [1, -2]);
+        assert_invalid(Vec::<i32>::from_data(mime::ARRAY_SFIXED32, &from_cpp), &["array-sfixed64"]);
+
+        let narrow = Data::Sfixed32Array(vec![1]).encode();
+        assert_invalid(Vec::<i64>::from_data(mime::ARRAY_SFIXED32, &narrow), &["`binary/array-sfixed32`"]);
+        assert!(Vec::<i64>::from_data(mime::ARRAY_SFIXED32, &Bytes::new()).unwrap().is_empty());
+        assert!(Vec::<i32>::from_data(mime::ARRAY_SFIXED32, &Bytes::new()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn native_data_may_hold_several_values() {
+        let several = frame("1d64000000310000000000001240719a99999999991140");
+        assert_eq!(i32::from_data(mime::NATIVE, &several).unwrap(), 100);
+        assert_eq!(f64::from_data(mime::NATIVE, &several).unwrap().to_bits(), 4.5_f64.to_bits());
+        assert_eq!(Vec::<f64>::from_data(mime::NATIVE, &several).unwrap(), [4.4]);
+        assert_invalid(String::from_data(mime::NATIVE, &several), &["no value", "`text/string`"]);
+        assert_invalid(Data::decode(mime::NATIVE, &several), &["several", "sfixed32", "double"]);
+
+        let marked = [several.as_ref(), &[0x88, 0x01, 6]].concat().into();
+        assert_eq!(Data::decode(mime::NATIVE, &marked).unwrap(), Data::Double(4.5));
+        assert_invalid(Data::decode(mime::NATIVE, &Bytes::new()), &["no value"]);
+    }
+
+    #[test]
+    fn only_an_empty_native_array_is_marked_with_its_type() {
+        let empty = Data::Sint32Array(Vec::new());
+        assert!(empty.encode().is_empty());
+        assert_eq!(empty.encode_native(), frame("880109"));
+        assert_eq!(Data::decode(mime::NATIVE, &frame("880109")).unwrap(), empty);
+        assert_eq!(Data::Sint32(0).encode_native(), frame("0800"));
+    }
+
+    #[test]
+    fn data_that_does_not_fit_is_refused() {
+        assert_invalid(Data::decode("image/png", &Bytes::new()), &["`image/png`"]);
+        assert_invalid(String::from_data("image/png", &Bytes::new()), &["`image/png`", "`text/string`"]);
+        assert_invalid(Data::decode(mime::DOUBLE, &Bytes::new()), &["no value", "`binary/double`"]);
+        assert_invalid(Data::decode(mime::DOUBLE, &frame("2d0000c03f")), &["no value"]);
+        assert_invalid(Data::decode(mime::DOUBLE, &frame("3100")), &["not the protobuf message"]);
+        assert_invalid(String::from_data(mime::STRING, &frame("3a01ff")), &["not the protobuf message"]);
+        assert_invalid(Payload::decode(&frame("0a030a0161")), &["lacks its name or its data"]);
+    }
+
+    fn any_data() -> impl Strategy<Value = Data> {
+        prop_oneof![
+            any::<i32>().prop_map(Data::Sint32),
+            any::<i64>().prop_map(Data::Sint64),
+            any::<i32>().prop_map(Data::Sfixed32),
+            any::<i64>().prop_map(Data::Sfixed64),
+            any::<f32>().prop_map(Data::Float),
+            any::<f64>().prop_map(Data::Double),
+            any::<String>().prop_map(Data::String),
+            any::<Vec<u8>>().prop_map(|bytes| Data::Bytes(bytes.into())),
+            any::<Vec<i32>>().prop_map(Data::Sint32Array),
+            any::<Vec<i64>>().prop_map(Data::Sint64Array),
+            any::<Vec<i32>>().prop_map(Data::Sfixed32Array),
+            any::<Vec<i64>>().prop_map(Data::Sfixed64Array),
+            any::<Vec<f32>>().prop_map(Data::FloatArray),
+            any::<Vec<f64>>().prop_map(Data::DoubleArray),
+            any::<Vec<String>>().prop_map(Data::StringArray),
+            any::<Vec<Vec<u8>>>().prop_map(|all| Data::BytesArray(all.into_iter().map(Into::into).collect())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_can_be_decoded(data in any_data()) {
+            prop_assert_eq!(&Data::decode(data.mime_type(), &data.encode()).unwrap(), &data);
+            prop_assert_eq!(&Data::decode(mime::NATIVE, &data.encode_native()).unwrap(), &data);
+        }
+
+        #[test]
+        fn payloads_keep_names_and_order(items in prop::collection::vec((any::<String>(), any_data()), 0..4)
+        ) {
+            let payload = Payload { items };
+            prop_assert_eq!(Payload::decode(&payload.encode()).unwrap(), payload);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(number in 0..17_usize, bytes: Vec<u8>) {
+            let mime_type = mime::ALL.get(number).copied().unwrap_or(mime::NATIVE);
+            let bytes = Bytes::from(bytes);
+            let _ = (Data::decode(mime_type, &bytes), Vec::<i64>::from_data(mime_type, &bytes));
+            let _ = Payload::decode(&bytes);
+        }
+    }
+}

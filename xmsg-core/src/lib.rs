@@ -1,0 +1,20 @@
+//! Async publish/subscribe messaging that speaks xMsg and ZeroMQ.
+
+pub mod address;
+pub mod data;
+pub mod error;
+pub mod id;
+pub mod message;
+pub mod meta;
+pub mod socket;
+pub mod topic;
+pub mod trie;
+pub mod zmtp;
+
+pub use address::{ProxyAddress, RegistrarAddress};
+pub use data::{Data, FromData, IntoData};
+pub use error::{Error, ErrorKind, Result};
+pub use id::{ActorId, ConnectionId};
+pub use message::Message;
+pub use meta::Meta;
+pub use topic::Topic;

@@ -1,0 +1,293 @@
+//! Messages: topic, metadata and data, as three frames.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::data::{FromData, IntoData};
+use crate::error::Result;
+use crate::meta::{self, Meta};
+use crate::topic::Topic;
+
+/// A message: a [`Topic`], [`Meta`]data and data. Cloning is cheap: the frames are shared.
+///
+/// The metadata stays encoded until somebody asks for it, so that to receive, forward or answer a message
+/// never costs its decoding. The price: metadata that a peer damaged is only found by the calls that read it,
+/// with [`ErrorKind::InvalidMessage`](crate::ErrorKind::InvalidMessage).
+///
+/// ```
+/// use xmsg_core::{Message, Topic};
+///
+/// let message = Message::of(Topic::new("report", "sports")?, "3:1");
+/// assert_eq!(message.mime_type()?, "text/string");
+/// assert_eq!(message.value::<String>()?, "3:1");
+///
+/// let error = message.value::<f64>().unwrap_err();
+/// assert!(error.to_string().contains("`text/string`, expected `binary/double`"));
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Message {
+    topic: Topic,
+    meta: Bytes,
+    data: Bytes,
+}
+
+impl Message {
+    /// A message with this value; its type gives the mime type.
+    pub fn of(topic: Topic, value: impl IntoData) -> Self {
+        let (mime_type, data) = value.into_data();
+        Self::with_mime(topic, mime_type, data)
+    }
+
+    /// A message with these bytes as data; the metadata says only their mime type.
+    pub fn with_mime(topic: Topic, mime_type: &str, data: impl Into<Bytes>) -> Self {
+        Self { topic, meta: meta::frame_of(mime_type), data: data.into() }
+    }
+
+    /// A message with this metadata and these bytes as data.
+    pub fn new(topic: Topic, meta: &Meta, data: impl Into<Bytes>) -> Self {
+        Self { topic, meta: meta.encode(), data: data.into() }
+    }
+
+    /// The message that these frames are, as they come from the wire. Nothing is checked.
+    #[must_use]
+    pub fn from_frames(topic: Bytes, meta: Bytes, data: Bytes) -> Self {
+        Self { topic: Topic::wrap(topic), meta, data }
+    }
+
+    /// The frames of the message, as they go to the wire: topic, metadata, data.
+    #[must_use]
+    pub fn into_frames(self) -> [Bytes; 3] {
+        [self.topic.into_bytes(), self.meta, self.data]
+    }
+
+    /// The length of the three frames together, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.topic.as_bytes().len() + self.meta.len() + self.data.len()
+    }
+
+    /// What the message is about.
+    #[must_use]
+    pub fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
+    /// The data, as it is on the wire.
+    #[must_use]
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
+
+    /// The metadata, decoded at each call.
+    pub fn meta(&self) -> Result<Meta> {
+        Meta::decode(&self.meta)
+    }
+
+    /// The same message with other metadata.
+    #[must_use]
+    pub fn with_meta(mut self, meta: &Meta) -> Self {
+        self.meta = meta.encode();
+        self
+    }
+
+    /// Changes the metadata in place.
+    ///
+    /// ```
+    /// use xmsg_core::{Message, Topic};
+    ///
+    /// let mut message = Message::of(Topic::of_domain("report")?, 17);
+    /// message.edit_meta(|meta| meta.author = Some("reporter".into()))?;
+    /// assert_eq!(message.meta()?.author.as_deref(), Some("reporter"));
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn edit_meta(&mut self, edit: impl FnOnce(&mut Meta)) -> Result<()> {
+        let mut meta = self.meta()?;
+        edit(&mut meta);
+        self.meta = meta.encode();
+        Ok(())
+    }
+
+    /// The mime type of the data, without decoding the rest of the metadata.
+    pub fn mime_type(&self) -> Result<&str> {
+        meta::data_type(&self.meta)
+    }
+
+    /// The data as a Rust value. The error names the mime type that was found and those that were expected.
+    pub fn value<T: FromData>(&self) -> Result<T> {
+        T::from_data(self.mime_type()?, &self.data)
+    }
+
+    /// Where the sender awaits an answer: `None` unless the message is a synchronous request.
+    pub fn reply_to(&self) -> Result<Option<Topic>> {
+        Ok(meta::reply_to(&self.meta)?.map(Topic::wrap))
+    }
+
+    /// Makes the message a request whose answer is awaited on this topic; the rest of the metadata stays as
+    /// it is.
+    pub fn set_reply_to(&mut self, topic: &Topic) -> Result<()> {
+        self.meta = meta::with_reply_to(&self.meta, Some(topic.as_bytes()))?;
+        Ok(())
+    }
+
+    /// Makes the message one that awaits no answer; the rest of the metadata stays as it is. Costs nothing
+    /// when it is one already.
+    pub fn clear_reply_to(&mut self) -> Result<()> {
+        self.meta = meta::with_reply_to(&self.meta, None)?;
+        Ok(())
+    }
+
+    /// The answer to this request that sends its own data back, with all of its metadata but the reply topic;
+    /// `None` when the message is not a request.
+    pub fn reply(&self) -> Result<Option<Self>> {
+        let Some(topic) = self.reply_to()? else { return Ok(None) };
+        let meta = meta::with_reply_to(&self.meta, None)?;
+        Ok(Some(Self { topic, meta, data: self.data.clone() }))
+    }
+
+    /// The answer to this request with this value and new metadata; `None` when the message is not a request,
+    /// so that a service can return what it gets here for requests and other messages alike.
+    ///
+    /// ```
+    /// use xmsg_core::{Message, Topic};
+    ///
+    /// let mut request = Message::of(Topic::new("math", "square")?, 3.0);
+    /// assert!(request.reply_with(9.0)?.is_none());
+    ///
+    /// request.set_reply_to(&Topic::wrap("ret:0a1b2c3d:4000007"))?;
+    /// let reply = request.reply_with(9.0)?.expect("a request");
+    /// assert_eq!(*reply.topic(), "ret:0a1b2c3d:4000007");
+    /// assert_eq!(reply.reply_to()?, None);
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn reply_with(&self, value: impl IntoData) -> Result<Option<Self>> {
+        Ok(self.reply_to()?.map(|topic| Self::of(topic, value)))
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut message = f.debug_struct("Message");
+        message.field("topic", &self.topic);
+        match self.meta() {
+            Ok(meta) => message.field("meta", &meta),
+            Err(error) => message.field("meta", &error),
+        };
+        message.field("data_len", &self.data.len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::data::{Data, mime};
+    use crate::error::ErrorKind;
+    use crate::meta::Status;
+
+    const REPLY_TO: &str = "ret:0a1b2c3d:1000007";
+
+    fn topic() -> Topic {
+        Topic::new("math", "square").unwrap()
+    }
+
+    fn request() -> Message {
+        let mut message = Message::of(topic(), 3.0);
+        message.set_reply_to(&Topic::wrap(REPLY_TO)).unwrap();
+        message
+    }
+
+    #[test]
+    fn values_get_the_mime_types_of_the_quick_constructor_of_java() {
+        let cases = [
+            (Message::of(topic(), 7), mime::SFIXED32, "1d07000000"),
+            (Message::of(topic(), 7_i64), mime::SFIXED64, "210700000000000000"),
+            (Message::of(topic(), "zoë"), mime::STRING, "3a047a6fc3ab"),
+            (Message::of(topic(), vec![0_u8, 255]), mime::BYTES, "00ff"),
+            (Message::of(topic(), vec![1, -2]), mime::ARRAY_SFIXED32, "5d010000005dfeffffff"),
+            (Message::of(topic(), Data::Sint32(-300)), mime::SINT32, "08d704"),
+        ];
+        for (message, mime_type, data) in cases {
+            assert_eq!(message.mime_type().unwrap(), mime_type);
+            assert_eq!(message.meta().unwrap(), Meta::new(mime_type));
+            assert_eq!(hex::encode(message.data()), data);
+        }
+    }
+
+    #[test]
+    fn a_typed_message_shares_its_metadata_with_all_others() {
+        let metas = [1, 2].map(|value| Message::of(topic(), value).into_frames()[1].as_ptr());
+        assert_eq!(metas[0], metas[1]);
+    }
+
+    #[test]
+    fn an_answer_goes_to_the_reply_topic_and_awaits_none() {
+        let request = request();
+        assert_eq!(request.reply_to().unwrap().unwrap(), REPLY_TO);
+        assert_eq!(request.value::<f64>().unwrap().to_bits(), 3_f64.to_bits());
+
+        let answer = request.reply_with("nine").unwrap().unwrap();
+        assert_eq!(*answer.topic(), REPLY_TO);
+        assert_eq!(answer.meta().unwrap(), Meta::new(mime::STRING));
+        assert_eq!(answer.value::<String>().unwrap(), "nine");
+    }
+
+    #[test]
+    fn an_echo_keeps_data_and_metadata_but_for_the_reply_topic() {
+        let mut request = request();
+        request.edit_meta(|meta| meta.status = Some(Status::Warning)).unwrap();
+        let unknown = [0xa0, 0x06, 0x01];
+        request.meta = [request.meta.as_ref(), &unknown].concat().into();
+
+        let echo = request.reply().unwrap().unwrap();
+        assert_eq!(*echo.topic(), REPLY_TO);
+        assert_eq!(echo.data(), request.data());
+        let meta = echo.meta().unwrap();
+        assert_eq!((meta.status, meta.reply_to.as_deref()), (Some(Status::Warning), None));
+        assert_eq!(meta.unknown_fields(), unknown);
+    }
+
+    #[test]
+    fn a_message_without_reply_topic_has_no_answer() {
+        let mut message = request();
+        message.clear_reply_to().unwrap();
+        assert_eq!(message.reply_to().unwrap(), None);
+        assert!(message.reply().unwrap().is_none());
+        assert!(message.reply_with(1).unwrap().is_none());
+    }
+
+    #[test]
+    fn metadata_can_be_replaced() {
+        let mut meta = Meta::new("image/png");
+        meta.communication_id = Some(7);
+        let message = Message::new(topic(), &meta, vec![1, 2]);
+        assert_eq!(message.meta().unwrap(), meta);
+        assert_eq!(message.with_meta(&Meta::new("a/b")).mime_type().unwrap(), "a/b");
+    }
+
+    #[test]
+    fn damaged_metadata_is_found_when_it_is_read() {
+        let mut message = Message::from_frames("t".into(), "\u{7f}".into(), "data".into());
+        let results = [
+            message.meta().map(drop),
+            message.mime_type().map(drop),
+            message.value::<String>().map(drop),
+            message.reply().map(drop),
+            message.clear_reply_to(),
+        ];
+        assert!(results.into_iter().all(|result| result.unwrap_err().kind() == ErrorKind::InvalidMessage));
+        assert!(format!("{message:?}").contains("not a protobuf message"));
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_as_they_went_in(frames: [Vec<u8>; 3]) {
+            let [topic, meta, data] = frames.clone().map(Bytes::from);
+            let message = Message::from_frames(topic, meta, data);
+            prop_assert_eq!(message.size(), frames.iter().map(Vec::len).sum::<usize>());
+            prop_assert_eq!(message.into_frames().map(Vec::from), frames);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The receive buffer: memory that is handed on without a copy, and taken back when everybody is done with it.
+
+use std::collections::VecDeque;
+use std::io;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// A slab's first size: what an idle connection holds.
+const SLAB_MIN: usize = 4 << 10;
+/// The size to which slabs grow while reads fill them. Small enough to stay in a core's cache.
+const SLAB_MAX: usize = 128 << 10;
+/// The largest slab, for connections whose messages are large.
+const SLAB_LARGE: usize = 2 << 20;
+/// Slabs that a connection keeps to use again.
+const SPARE: usize = 8;
+/// A slab with less room than this is given up rather than read into.
+const READ_MIN: usize = 2 << 10;
+
+/// Which slab bytes lie in: slices of it keep the whole slab alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slab {
+    /// Differs from that of every other slab of this connection.
+    pub serial: u64,
+    /// Bytes of the whole slab.
+    pub size: usize,
+}
+
+/// Where a connection's bytes arrive. Whoever takes bytes off the front gets a slice of the slab; a slab is used
+/// again once no slice of it is left.
+#[derive(Debug)]
+pub struct ReceiveBuffer {
+    /// The bytes that came in and are not yet used up.
+    pub input: BytesMut,
+    slab: Slab,
+    slab_len: usize,
+    spare: VecDeque<BytesMut>,
+}
+
+impl Default for ReceiveBuffer {
+    fn default() -> Self {
+        let input = BytesMut::with_capacity(SLAB_MIN);
+        let slab = Slab { serial: 0, size: input.capacity() };
+        Self { input, slab, slab_len: SLAB_MIN, spare: VecDeque::new() }
+    }
+}
+
+impl ReceiveBuffer {
+    /// The slab in which `input` lies.
+    #[must_use]
+    pub fn slab(&self) -> Slab {
+        self.slab
+    }
+
+    /// Reads once; `missing` bytes are known to belong to the message at the front. Returns how many bytes came,
+    /// 0 at the end of the stream.
+    pub async fn read(&mut self, stream: &mut (impl AsyncRead + Unpin), missing: usize) -> io::Result<usize> {
+        self.make_room(missing);
+        let room = self.input.capacity() - self.input.len();
+        let len = stream.read_buf(&mut self.input).await?;
+        if len == room && self.slab_len < SLAB_MAX {
+            self.slab_len = (self.slab_len * 4).min(SLAB_MAX);
+        }
+        Ok(len)
+    }
+
+    /// Sees to room for a read. Never reserves more than twice what has already arrived, however much a peer
+    /// announces.
+    fn make_room(&mut self, missing: usize) {
+        let len = self.input.len();
+        let room = self.input.capacity() - len;
+        let wanted = missing.min(len.max(self.slab_len));
+        if room >= READ_MIN.max(wanted) {
+            return;
+        }
+        if (len + wanted) * 4 > self.slab_len && len >= self.slab_len / 4 && self.slab_len < SLAB_LARGE {
+            // Large messages: slabs that hold several of them make for few copies of a last, unfinished one.
+            self.slab_len *= 2;
+        }
+        let size = self.slab_len.max((len + wanted).next_power_of_two());
+        let mut slab = self.recycle(size).unwrap_or_else(|| BytesMut::with_capacity(size));
+        slab.extend_from_slice(&self.input);
+        let old = std::mem::replace(&mut self.input, slab);
+        if self.slab.size >= SLAB_MAX.min(self.slab_len) && self.slab.size <= SLAB_LARGE && self.spare.len() < SPARE {
+            self.spare.push_back(old);
+        }
+        self.slab = Slab { serial: self.slab.serial + 1, size: self.input.capacity() };
+    }
+
+    /// A slab of at least this size of which no slice is left.
+    fn recycle(&mut self, size: usize) -> Option<BytesMut> {
+        for _ in 0..self.spare.len() {
+            let mut slab = self.spare.pop_front()?;
+            slab.clear();
+            if slab.try_reclaim(size) {
+                return Some(slab);
+            }
+            self.spare.push_back(slab);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_announced_length_reserves_nothing_that_did_not_arrive() {
+        let mut buffer = ReceiveBuffer::default();
+        let mut stream = &b"just a few bytes"[..];
+        buffer.read(&mut stream, usize::MAX / 4).await.unwrap();
+        assert!(buffer.input.capacity() <= 4 * SLAB_MIN, "{}", buffer.input.capacity());
+    }
+
+    #[tokio::test]
+    async fn slabs_are_used_again() {
+        let data = vec![7; 64 << 20];
+        let mut stream = &data[..];
+        let mut buffer = ReceiveBuffer::default();
+        let mut held = VecDeque::new();
+        let mut slabs = std::collections::HashSet::new();
+        while buffer.read(&mut stream, 0).await.unwrap() > 0 {
+            slabs.insert(buffer.input.as_ptr() as usize / SLAB_MAX);
+            held.push_back(buffer.input.split().freeze());
+            if held.len() > 3 {
+                held.pop_front();
+            }
+        }
+        assert!(slabs.len() < 32, "{} places in memory for 512 slabs", slabs.len());
+    }
+
+    #[tokio::test]
+    async fn a_large_message_arrives_whole() {
+        let data: Vec<u8> = (0..5_000_000_u32).map(|i| i as u8).collect();
+        let mut stream = &data[..];
+        let mut buffer = ReceiveBuffer::default();
+        while buffer.input.len() < data.len() {
+            let missing = data.len() - buffer.input.len();
+            assert!(buffer.read(&mut stream, missing).await.unwrap() > 0);
+        }
+        assert_eq!(buffer.input, data);
+    }
+}

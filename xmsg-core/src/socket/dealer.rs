@@ -1,0 +1,73 @@
+//! DEALER: talks to one peer, in both directions, without taking turns.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::hub::{Link, Owner, SocketEvents};
+use super::outbox::Refused;
+use super::{Endpoint, Multipart, SocketOptions};
+use crate::zmtp::SocketType;
+use crate::{Error, ErrorKind, Result};
+
+/// A dealer connected to one peer, most often a [`Router`](super::Router); a [`Stream`](futures::Stream) of what that
+/// peer sends. Its identity is [`SocketOptions::identity`]. Dropping it closes it.
+#[derive(Debug)]
+pub struct Dealer {
+    hub: Owner,
+    link: Arc<Link>,
+}
+
+impl Dealer {
+    /// Connects in the background, again whenever the connection is lost.
+    #[must_use]
+    pub fn connect(endpoint: Endpoint, options: SocketOptions) -> Self {
+        let hub = Owner::new(SocketType::Dealer, options);
+        let link = hub.connect(endpoint);
+        Self { hub, link }
+    }
+
+    /// Returns when the message was accepted; waits while the connection is at its high-water mark.
+    pub async fn send(&self, message: impl Into<Multipart>) -> Result<()> {
+        self.link.outbox.push(message.into().frames()).await.map_err(|refused| match refused {
+            Refused::Full | Refused::Closed => Error::new(ErrorKind::Closed, "the dealer is closed"),
+        })
+    }
+
+    /// The next message; `None` once the socket is closed. Dropping the future loses nothing.
+    pub async fn recv(&mut self) -> Option<Multipart> {
+        std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await.map(|(_, message)| message)
+    }
+
+    /// What happens to the connection from now on.
+    #[must_use]
+    pub fn events(&self) -> SocketEvents {
+        self.hub.events()
+    }
+
+    /// Waits until there is a connection.
+    pub async fn connected(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.hub.changed.notified());
+            changed.as_mut().enable();
+            if self.link.state().version.is_some() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Sends what was accepted, for at most `linger`. Returns how many messages were not sent.
+    pub async fn close(&self, linger: Duration) -> usize {
+        self.hub.close(linger).await
+    }
+}
+
+impl futures::Stream for Dealer {
+    type Item = Multipart;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
+        self.hub.inbox.poll_next(cx).map(|next| next.map(|(_, message)| message))
+    }
+}

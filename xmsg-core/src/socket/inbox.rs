@@ -1,0 +1,140 @@
+//! The bounded queue between the tasks that read from connections and whoever receives.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::Multipart;
+
+/// Whole messages of one peer, one after another as they came.
+#[derive(Debug)]
+struct Batch {
+    from: Bytes,
+    wire: Bytes,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    batches: VecDeque<Batch>,
+    /// Bytes queued, or handed to the receiver and not yet taken apart.
+    bytes: usize,
+    /// Whoever waits for a message.
+    receivers: Vec<Waker>,
+    crowded: bool,
+    closed: bool,
+}
+
+/// The queue. A reader that finds it full waits, and so, through TCP, does the peer.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    limit: usize,
+    room: Notify,
+}
+
+impl Inbox {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { state: Mutex::default(), limit, room: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues whole messages, waiting while the queue is above its mark.
+    pub(crate) async fn push(&self, from: &Bytes, wire: Bytes) {
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            {
+                let mut state = self.state();
+                if state.closed {
+                    return;
+                }
+                if state.bytes < self.limit {
+                    state.bytes += wire.len();
+                    state.batches.push_back(Batch { from: from.clone(), wire });
+                    let receivers = std::mem::take(&mut state.receivers);
+                    drop(state);
+                    receivers.into_iter().for_each(Waker::wake);
+                    return;
+                }
+                state.crowded = true;
+                room.as_mut().enable();
+            }
+            room.await;
+        }
+    }
+
+    /// The next message and the identity of its sender; `None` once the queue is closed and empty.
+    pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, Multipart)>> {
+        let mut state = self.state();
+        while let Some(batch) = state.batches.front_mut() {
+            let before = batch.wire.len();
+            let message = Multipart::take(&mut batch.wire).map(|message| (batch.from.clone(), message));
+            let used = before - batch.wire.len();
+            if batch.wire.is_empty() || message.is_none() {
+                state.batches.pop_front();
+            }
+            state.bytes -= if message.is_none() { before } else { used };
+            if state.crowded && state.bytes < self.limit / 2 {
+                state.crowded = false;
+                self.room.notify_waiters();
+            }
+            if message.is_some() {
+                return Poll::Ready(message);
+            }
+        }
+        if state.closed {
+            return Poll::Ready(None);
+        }
+        if !state.receivers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            state.receivers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Takes no more messages; what is there can still be received.
+    pub(crate) fn close(&self) {
+        let receivers = {
+            let mut state = self.state();
+            state.closed = true;
+            std::mem::take(&mut state.receivers)
+        };
+        self.room.notify_waiters();
+        receivers.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zmtp::encode_message;
+
+    fn wire(texts: &[&str]) -> Bytes {
+        let mut out = bytes::BytesMut::new();
+        for text in texts {
+            encode_message(&mut out, &[text]);
+        }
+        out.freeze()
+    }
+
+    #[tokio::test]
+    async fn messages_come_in_order_and_a_full_queue_waits() {
+        let inbox = Inbox::new(8);
+        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let nobody = Bytes::new();
+        inbox.push(&nobody, wire(&["aa", "bb"])).await;
+        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"])));
+        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
+        for expected in ["aa", "bb"] {
+            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
+        }
+        second.await;
+        inbox.close();
+        assert_eq!(next().await.unwrap().1, Multipart::from(["cc"]));
+        assert_eq!(next().await, None);
+    }
+}

@@ -1,0 +1,39 @@
+//! ZeroMQ sockets on the [wire engine](crate::zmtp), driven by tokio.
+//!
+//! | socket | sends | receives | binds | connects |
+//! |---|---|---|---|---|
+//! | [`Publisher`] | to every subscriber | subscriptions | yes | yes |
+//! | [`Subscriber`] | subscriptions | what matches them | yes | yes |
+//! | [`Dealer`] | to its peer | from its peer | – | yes |
+//! | [`Router`] | to a peer by identity | from every peer | yes | – |
+//!
+//! A connecting socket reconnects for ever, with growing pauses, resubscribes, and then sends what it had accepted.
+//! Sending waits when a connection is full: nothing is dropped silently. Every queue has a bound, named in
+//! [`SocketOptions`].
+//!
+//! Sockets that bind and connect are one kind of thing inside: a hub with one *link* for every connection, each
+//! link with its [outbox](outbox::Outbox) and the task that owns it.
+
+pub mod buffer;
+mod dealer;
+mod endpoint;
+mod hub;
+mod inbox;
+mod multipart;
+mod options;
+pub mod outbox;
+mod publisher;
+mod router;
+pub mod session;
+mod subscriber;
+pub mod transport;
+
+pub use hub::{SocketEvent, SocketEvents};
+pub use dealer::Dealer;
+pub use endpoint::Endpoint;
+pub use multipart::Multipart;
+pub use options::{SocketOptions, TcpOptions};
+pub use outbox::{Amount, HighWaterMark};
+pub use publisher::Publisher;
+pub use router::Router;
+pub use subscriber::Subscriber;

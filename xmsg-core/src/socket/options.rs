@@ -1,0 +1,95 @@
+//! What can be set on a socket.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::outbox::HighWaterMark;
+use crate::zmtp::{self, Limits, SocketType};
+
+/// Options of the TCP connections beneath a socket. `TCP_NODELAY` is always on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpOptions {
+    /// Ask after a silent peer from this time on (`SO_KEEPALIVE`), so that one that vanished is noticed.
+    /// Default 60 s; `None`: never.
+    pub keepalive: Option<Duration>,
+    /// Bytes of the kernel's send buffer; `None`: the system decides.
+    pub send_buffer: Option<usize>,
+    /// Bytes of the kernel's receive buffer; `None`: the system decides.
+    pub receive_buffer: Option<usize>,
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self { keepalive: Some(Duration::from_secs(60)), send_buffer: None, receive_buffer: None }
+    }
+}
+
+/// Options of a socket. All have documented defaults: change what you need.
+///
+/// ```
+/// use std::time::Duration;
+/// use xmsg_core::socket::SocketOptions;
+/// let options = SocketOptions { heartbeat_interval: Some(Duration::from_secs(5)), ..SocketOptions::default() };
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// The identity that DEALER sockets announce: at most 255 bytes. Default: none.
+    pub identity: Bytes,
+    /// How much is held for one connection until it is written. A sender waits above it. Default 64 MiB, any
+    /// number of messages. A single message may always go.
+    pub send_high_water_mark: HighWaterMark,
+    /// Bytes that are held until they are received. Above it nothing more is read from the peers. Default 16 MiB.
+    pub receive_high_water_mark: usize,
+    /// How long a dropped socket goes on trying to send what it accepted. Default 5 s.
+    pub linger: Duration,
+    /// How long one attempt to connect may take, with its handshake. Default 10 s.
+    pub connect_timeout: Duration,
+    /// The first pause before a connection is tried again; it doubles each time. Default 100 ms.
+    pub reconnect_min: Duration,
+    /// The longest such pause. Default 5 s.
+    pub reconnect_max: Duration,
+    /// Ask after a peer (ZMTP 3.1) that was silent for so long. Default: never.
+    pub heartbeat_interval: Option<Duration>,
+    /// How long it has to answer then. Default 30 s.
+    pub heartbeat_timeout: Duration,
+    /// A publisher sends a connected peer only what it subscribed to. Default no: an xMsg proxy filters better, and a fresh
+    /// subscription need not reach every publisher first. Meant for thin links.
+    pub filter: bool,
+    /// What a peer may send.
+    pub limits: Limits,
+    /// Options of the transport.
+    pub tcp: TcpOptions,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            identity: Bytes::new(),
+            send_high_water_mark: HighWaterMark::bytes(64 << 20),
+            receive_high_water_mark: 16 << 20,
+            linger: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(10),
+            reconnect_min: Duration::from_millis(100),
+            reconnect_max: Duration::from_secs(5),
+            heartbeat_interval: None,
+            heartbeat_timeout: Duration::from_secs(30),
+            filter: false,
+            limits: Limits::default(),
+            tcp: TcpOptions::default(),
+        }
+    }
+}
+
+impl SocketOptions {
+    /// What the engine of one connection is told.
+    pub(crate) fn engine(&self, socket_type: SocketType) -> zmtp::Options {
+        zmtp::Options {
+            identity: self.identity.clone(),
+            heartbeat_interval: self.heartbeat_interval,
+            heartbeat_timeout: self.heartbeat_timeout,
+            limits: self.limits.clone(),
+            ..zmtp::Options::new(socket_type)
+        }
+    }
+}

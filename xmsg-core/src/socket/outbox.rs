@@ -1,0 +1,660 @@
+//! The bounded queue between whoever sends and the task that writes to a connection.
+//!
+//! It holds encoded messages: short ones copied behind one another, long ones as slices of the memory that they came
+//! in. What the writer has taken and not yet written still counts, so the high-water mark is a bound on memory.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::ops::{Add, AddAssign, Sub, SubAssign};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use crate::zmtp::{encode_frame, encode_frame_header, encoded_len, whole_messages_within};
+
+/// Frames from this length on are queued as they are instead of being copied.
+const SHARE_MIN: usize = 8 << 10;
+/// Copied messages lie in chunks of about this size.
+const TAIL_LEN: usize = 64 << 10;
+/// Slices handed to the system in one write.
+const SLICES: usize = 64;
+/// Bytes handed to the system in one write, so that urgent answers get their turn.
+const WRITE_MAX: usize = 1 << 20;
+/// Answers of the protocol (PONG) that wait to be written, bytes. A peer that makes us owe more does not read.
+pub const URGENT_MAX: usize = 64 << 10;
+
+/// A number of messages and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes on the wire, headers included.
+    pub bytes: u64,
+}
+
+impl Amount {
+    /// So many messages with so many bytes in all.
+    #[must_use]
+    pub fn new(messages: usize, bytes: usize) -> Self {
+        Self { messages: messages as u64, bytes: bytes as u64 }
+    }
+}
+
+impl Add for Amount {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { messages: self.messages + other.messages, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl Sub for Amount {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self {
+            messages: self.messages.saturating_sub(other.messages),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl SubAssign for Amount {
+    fn sub_assign(&mut self, other: Self) {
+        *self = *self - other;
+    }
+}
+
+/// How much a queue may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HighWaterMark {
+    /// Bytes of memory.
+    pub bytes: usize,
+    /// Messages; `usize::MAX`: any number.
+    pub messages: usize,
+}
+
+impl HighWaterMark {
+    /// A mark in bytes alone.
+    #[must_use]
+    pub fn bytes(bytes: usize) -> Self {
+        Self { bytes, messages: usize::MAX }
+    }
+}
+
+/// Memory that all queues of a process hold together, bytes.
+#[derive(Debug, Default)]
+pub struct Ledger(AtomicUsize);
+
+impl Ledger {
+    /// Bytes held now.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A slab's entry in the ledger. Every queued slice of the slab holds it; the last one strikes it out.
+#[derive(Debug)]
+pub struct Lease {
+    bytes: usize,
+    ledger: Arc<Ledger>,
+}
+
+impl Lease {
+    /// Enters a slab of this size.
+    #[must_use]
+    pub fn new(ledger: &Arc<Ledger>, bytes: usize) -> Arc<Self> {
+        ledger.0.fetch_add(bytes, Ordering::Relaxed);
+        Arc::new(Self { bytes, ledger: ledger.clone() })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.ledger.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The queue is at its high-water mark.
+    Full,
+    /// The queue was closed.
+    Closed,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    bytes: Bytes,
+    messages: usize,
+    /// Bytes that this chunk adds to the queue's memory.
+    charge: usize,
+    /// Whether a message ends where this chunk ends.
+    ends_message: bool,
+    lease: Option<Arc<Lease>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    chunks: VecDeque<Chunk>,
+    /// Copied messages behind the last chunk: whole ones.
+    tail: BytesMut,
+    tail_messages: usize,
+    urgent: BytesMut,
+    urgent_pushed: u64,
+    urgent_written: u64,
+    /// All that is queued or in the writer's hands; `bytes` is memory.
+    queued: Amount,
+    written: Amount,
+    writer: Option<Waker>,
+    /// Somebody waits for room.
+    crowded: bool,
+    /// The writer is to leave the messages where they are.
+    held: bool,
+    closed: bool,
+}
+
+impl State {
+    fn push_chunk(&mut self, chunk: Chunk) {
+        self.flush_tail();
+        self.chunks.push_back(chunk);
+    }
+
+    fn flush_tail(&mut self) {
+        if self.tail.is_empty() {
+            return;
+        }
+        let bytes = self.tail.split().freeze();
+        let messages = std::mem::take(&mut self.tail_messages);
+        let charge = bytes.len();
+        self.chunks.push_back(Chunk { bytes, messages, charge, ends_message: true, lease: None });
+    }
+
+    fn has_messages(&self) -> bool {
+        !self.held && !(self.chunks.is_empty() && self.tail.is_empty())
+    }
+}
+
+/// The queue. Senders push from any task; one writer at a time drains it.
+#[derive(Debug)]
+pub struct Outbox {
+    state: Mutex<State>,
+    mark: HighWaterMark,
+    /// Below this many bytes those who wait for room are woken.
+    low_water: u64,
+    ledger: Option<Arc<Ledger>>,
+    room: Notify,
+    urgent_done: Notify,
+}
+
+impl Outbox {
+    /// An empty queue with this mark.
+    #[must_use]
+    pub fn new(mark: HighWaterMark) -> Self {
+        Self {
+            state: Mutex::default(),
+            mark,
+            low_water: (mark.bytes - mark.bytes / 4) as u64,
+            ledger: None,
+            room: Notify::new(),
+            urgent_done: Notify::new(),
+        }
+    }
+
+    /// The same, with its copies entered in this ledger.
+    #[must_use]
+    pub fn with_ledger(mark: HighWaterMark, ledger: Arc<Ledger>) -> Self {
+        Self { ledger: Some(ledger), ..Self::new(mark) }
+    }
+
+    /// The high-water mark.
+    #[must_use]
+    pub fn mark(&self) -> HighWaterMark {
+        self.mark
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the lock for several pushes; the writer is woken once, when the guard is dropped.
+    #[must_use]
+    pub fn lock(&self) -> OutboxGuard<'_> {
+        OutboxGuard { outbox: self, state: Some(self.state()), pushed: false }
+    }
+
+    /// Takes a message, or says why not. Frames of 8 KiB or more are queued without a copy.
+    pub fn try_push(&self, frames: &[Bytes]) -> Result<(), Refused> {
+        let len = encoded_len(frames);
+        let mut guard = self.lock();
+        if guard.is_closed() {
+            return Err(Refused::Closed);
+        }
+        if guard.room(self.mark).bytes < len as u64 && guard.queued().bytes > 0 || guard.room(self.mark).messages == 0 {
+            guard.state_mut().crowded = true;
+            return Err(Refused::Full);
+        }
+        guard.push_frames(frames, len);
+        Ok(())
+    }
+
+    /// Takes a message, waiting for room. Dropping the future takes nothing.
+    pub async fn push(&self, frames: &[Bytes]) -> Result<(), Refused> {
+        loop {
+            match self.try_push(frames) {
+                Err(Refused::Full) => {}
+                done => return done,
+            }
+            let mut room = std::pin::pin!(self.room.notified());
+            room.as_mut().enable();
+            // Room may have come before we listened for it.
+            match self.try_push(frames) {
+                Err(Refused::Full) => room.await,
+                done => return done,
+            }
+        }
+    }
+
+    /// Waits until there may be room, or the queue was closed. `still_full` is asked once the wait is armed.
+    pub async fn wait_for_room(&self, still_full: impl Fn(&OutboxGuard<'_>) -> bool) {
+        let mut room = std::pin::pin!(self.room.notified());
+        room.as_mut().enable();
+        {
+            let mut guard = self.lock();
+            if guard.is_closed() || !still_full(&guard) {
+                return;
+            }
+            guard.state_mut().crowded = true;
+        }
+        room.await;
+    }
+
+    /// Queues bytes of the protocol itself ahead of all messages: commands, whole. Returns `false`, and queues
+    /// nothing, when more than `limit` bytes of them wait already.
+    pub fn push_urgent(&self, bytes: &[u8], limit: usize) -> bool {
+        let waker = {
+            let mut state = self.state();
+            if state.urgent.len() + bytes.len() > limit {
+                return false;
+            }
+            state.urgent.extend_from_slice(bytes);
+            state.urgent_pushed += bytes.len() as u64;
+            state.writer.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Waits until everything urgent that was queued so far has been written, or the queue was closed.
+    pub async fn urgent_written(&self) {
+        let target = self.state().urgent_pushed;
+        loop {
+            let mut done = std::pin::pin!(self.urgent_done.notified());
+            done.as_mut().enable();
+            {
+                let state = self.state();
+                if state.urgent_written >= target || state.closed {
+                    return;
+                }
+            }
+            done.await;
+        }
+    }
+
+    /// Makes the writer leave the messages where they are (`true`), or go on (`false`).
+    pub fn hold(&self, held: bool) {
+        let waker = {
+            let mut state = self.state();
+            state.held = held;
+            state.writer.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Takes no more messages; the writer ends once it has written what is there.
+    pub fn close(&self) {
+        let waker = {
+            let mut state = self.state();
+            state.closed = true;
+            state.writer.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        self.room.notify_waiters();
+        self.urgent_done.notify_waiters();
+    }
+
+    /// Whether it was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// What is queued, or taken by the writer and not yet written; `bytes` is the memory that it holds.
+    #[must_use]
+    pub fn queued(&self) -> Amount {
+        self.state().queued
+    }
+
+    /// What was written since the beginning.
+    #[must_use]
+    pub fn written(&self) -> Amount {
+        self.state().written
+    }
+
+    /// Empties the queue and says how much there was.
+    pub fn clear(&self) -> Amount {
+        let mut state = self.state();
+        let copied = state.chunks.iter().filter(|c| c.lease.is_none()).map(|c| c.charge).sum::<usize>() + state.tail.len();
+        self.strike_out(copied);
+        state.chunks.clear();
+        state.tail.clear();
+        state.tail_messages = 0;
+        state.urgent.clear();
+        std::mem::take(&mut state.queued)
+    }
+
+    fn strike_out(&self, copied: usize) {
+        if let Some(ledger) = &self.ledger {
+            ledger.0.fetch_sub(copied, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The locked queue.
+#[derive(Debug)]
+pub struct OutboxGuard<'a> {
+    outbox: &'a Outbox,
+    /// `None` only while it is dropped.
+    state: Option<MutexGuard<'a, State>>,
+    pushed: bool,
+}
+
+impl OutboxGuard<'_> {
+    fn state_mut(&mut self) -> &mut State {
+        // The option is emptied in `drop` and nowhere else.
+        self.state.as_mut().expect("the guard holds the lock until it is dropped")
+    }
+
+    fn state(&self) -> &State {
+        self.state.as_ref().expect("the guard holds the lock until it is dropped")
+    }
+
+    /// Whether the queue was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// What is queued.
+    #[must_use]
+    pub fn queued(&self) -> Amount {
+        self.state().queued
+    }
+
+    /// How much more a queue with this mark takes.
+    #[must_use]
+    pub fn room(&self, mark: HighWaterMark) -> Amount {
+        Amount::new(mark.messages, mark.bytes) - self.state().queued
+    }
+
+    /// Notes that somebody waits for room.
+    pub fn wait_for_room(&mut self) {
+        self.state_mut().crowded = true;
+    }
+
+    /// Copies whole messages to the end of the queue.
+    pub fn push_copy(&mut self, bytes: &[u8], messages: usize) {
+        if let Some(ledger) = &self.outbox.ledger {
+            ledger.0.fetch_add(bytes.len(), Ordering::Relaxed);
+        }
+        let state = self.state_mut();
+        if state.tail.len() + bytes.len() > TAIL_LEN {
+            state.flush_tail();
+        }
+        state.tail.extend_from_slice(bytes);
+        state.tail_messages += messages;
+        state.queued += Amount::new(messages, bytes.len());
+        self.pushed = true;
+    }
+
+    /// Puts whole messages at the end of the queue without a copy. They lie in a slab; the queue is charged for
+    /// all of it, once for as long as slices of it follow one another.
+    pub fn push_slice(&mut self, bytes: Bytes, messages: usize, lease: &Arc<Lease>) {
+        let state = self.state_mut();
+        let carried = match state.chunks.back_mut() {
+            Some(last) if state.tail.is_empty() && last.lease.as_ref().is_some_and(|l| Arc::ptr_eq(l, lease)) => {
+                std::mem::take(&mut last.charge)
+            }
+            _ => 0,
+        };
+        let charge = carried.max(lease.bytes);
+        state.queued += Amount::new(messages, charge - carried);
+        let chunk = Chunk { bytes, messages, charge, ends_message: true, lease: Some(lease.clone()) };
+        state.push_chunk(chunk);
+        self.pushed = true;
+    }
+
+    fn push_frames(&mut self, frames: &[Bytes], len: usize) {
+        let state = self.state_mut();
+        for (index, frame) in frames.iter().enumerate() {
+            let more = index + 1 < frames.len();
+            if frame.len() < SHARE_MIN {
+                encode_frame(&mut state.tail, frame, more);
+                continue;
+            }
+            // The header goes with what was copied before it, and that chunk ends inside the message.
+            let before = state.tail_messages;
+            encode_frame_header(&mut state.tail, frame.len(), more);
+            let bytes = state.tail.split().freeze();
+            let charge = bytes.len();
+            state.tail_messages = 0;
+            state.chunks.push_back(Chunk { bytes, messages: before, charge, ends_message: false, lease: None });
+            let (bytes, charge) = (frame.clone(), frame.len());
+            let messages = usize::from(!more);
+            state.chunks.push_back(Chunk { bytes, messages, charge, ends_message: !more, lease: None });
+        }
+        let last_is_copied = frames.last().is_none_or(|frame| frame.len() < SHARE_MIN);
+        state.tail_messages += usize::from(last_is_copied);
+        state.queued += Amount::new(1, len);
+        if state.tail.len() > TAIL_LEN {
+            state.flush_tail();
+        }
+        if let Some(ledger) = &self.outbox.ledger {
+            ledger.0.fetch_add(len, Ordering::Relaxed);
+        }
+        self.pushed = true;
+    }
+}
+
+impl Drop for OutboxGuard<'_> {
+    fn drop(&mut self) {
+        let waker = self.state.take().and_then(|mut state| {
+            let wanted = self.pushed && state.has_messages();
+            if wanted { state.writer.take() } else { None }
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// Drains an [`Outbox`] into a stream. Dropped in the middle, it puts back whatever the peer cannot have received
+/// whole, so that the next writer goes on at that message.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    outbox: &'a Outbox,
+    /// Written chunks of a message that is not yet written to its end.
+    begun: Vec<Chunk>,
+    chunks: VecDeque<Chunk>,
+    /// Bytes of the first chunk that are written.
+    offset: usize,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer for this queue.
+    #[must_use]
+    pub fn new(outbox: &'a Outbox) -> Self {
+        Self { outbox, begun: Vec::new(), chunks: VecDeque::new(), offset: 0 }
+    }
+
+    /// Writes until the stream fails, or the queue is closed and empty.
+    pub async fn run(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        loop {
+            if self.offset == 0 && self.begun.is_empty() {
+                let urgent = self.outbox.state().urgent.split();
+                if !urgent.is_empty() {
+                    stream.write_all(&urgent).await?;
+                    self.outbox.state().urgent_written += urgent.len() as u64;
+                    self.outbox.urgent_done.notify_waiters();
+                }
+                if self.chunks.is_empty() && !self.fetch().await {
+                    return Ok(());
+                }
+            }
+            if !self.chunks.is_empty() {
+                self.write_some(stream).await?;
+            }
+        }
+    }
+
+    /// Waits for something to write; `false` when the queue is closed and empty.
+    async fn fetch(&mut self) -> bool {
+        std::future::poll_fn(|cx| {
+            let mut state = self.outbox.state();
+            if state.has_messages() {
+                state.flush_tail();
+                std::mem::swap(&mut state.chunks, &mut self.chunks);
+            } else if state.urgent.is_empty() {
+                if state.closed && state.chunks.is_empty() && state.tail.is_empty() {
+                    return Poll::Ready(false);
+                }
+                match &mut state.writer {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                return Poll::Pending;
+            }
+            Poll::Ready(true)
+        })
+        .await
+    }
+
+    async fn write_some(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let (mut count, mut len) = (0, 0);
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+            let bytes = if count == 0 { &chunk.bytes[self.offset..] } else { &chunk.bytes[..] };
+            *slice = IoSlice::new(bytes);
+            count += 1;
+            len += bytes.len();
+            if len >= WRITE_MAX {
+                break;
+            }
+        }
+        let written = if count == 1 {
+            stream.write(&slices[0]).await?
+        } else {
+            stream.write_vectored(&slices[..count]).await?
+        };
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.advance(written);
+        Ok(())
+    }
+
+    fn advance(&mut self, written: usize) {
+        let (mut done, mut copied) = (Amount::default(), 0);
+        let mut left = written;
+        while let Some(chunk) = self.chunks.front() {
+            let rest = chunk.bytes.len() - self.offset;
+            if left < rest {
+                self.offset += left;
+                break;
+            }
+            left -= rest;
+            self.offset = 0;
+            // `front` has just shown that there is one.
+            let Some(chunk) = self.chunks.pop_front() else { break };
+            let ends_message = chunk.ends_message;
+            self.begun.push(chunk);
+            if ends_message {
+                for chunk in self.begun.drain(..) {
+                    done += Amount::new(chunk.messages, chunk.charge);
+                    copied += if chunk.lease.is_none() { chunk.charge } else { 0 };
+                }
+            }
+        }
+        self.outbox.strike_out(copied);
+        let mut state = self.outbox.state();
+        state.queued -= done;
+        state.written += Amount { messages: done.messages, bytes: written as u64 };
+        let roomy = state.queued.bytes <= self.outbox.low_water || state.queued.messages < self.outbox.mark.messages as u64 / 2;
+        if state.crowded && roomy {
+            state.crowded = false;
+            drop(state);
+            self.outbox.room.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        let begun = self.begun.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+        let mut chunks: VecDeque<Chunk> = self.begun.drain(..).chain(self.chunks.drain(..)).collect();
+        let (mut messages, mut boundary) =
+            whole_messages_within(chunks.iter().map(|chunk| &chunk.bytes[..]), begun + self.offset);
+        // What the peer may have received whole leaves the queue, the rest goes back to its front.
+        let (mut whole, mut copied) = (Amount::new(messages, 0), 0);
+        while boundary > 0 {
+            let Some(chunk) = chunks.front_mut() else { break };
+            let len = boundary.min(chunk.bytes.len());
+            boundary -= len;
+            let of_this_chunk = chunk.messages.min(messages);
+            messages -= of_this_chunk;
+            let rest = chunk.bytes.split_off(len);
+            let charge = match (&chunk.lease, rest.is_empty()) {
+                (Some(_), false) => 0,
+                (_, true) => chunk.charge,
+                (None, false) => len.min(chunk.charge),
+            };
+            whole.bytes += charge as u64;
+            copied += if chunk.lease.is_none() { charge } else { 0 };
+            if rest.is_empty() {
+                chunks.pop_front();
+            } else {
+                chunk.messages -= of_this_chunk;
+                chunk.charge -= charge;
+                chunk.bytes = rest;
+            }
+        }
+        self.outbox.strike_out(copied);
+        let mut state = self.outbox.state();
+        state.queued -= whole;
+        state.written.messages += whole.messages;
+        state.urgent.clear();
+        state.writer = None;
+        chunks.append(&mut state.chunks);
+        state.chunks = chunks;
+    }
+}
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

@@ -1,0 +1,204 @@
+//! The queue: nothing lost, nothing doubled, every bound kept, through broken connections.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::zmtp::{Frames, encode_message};
+
+fn message(number: u32, len: usize) -> [Bytes; 2] {
+    let mut data = number.to_be_bytes().to_vec();
+    data.resize(len.max(4), number as u8);
+    [Bytes::from_static(b"topic"), data.into()]
+}
+
+/// A stream that takes `limit` bytes, a few at a time, and then fails.
+struct Brittle {
+    limit: usize,
+    piece: usize,
+    taken: Vec<u8>,
+}
+
+impl AsyncWrite for Brittle {
+    fn poll_write(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let len = bytes.len().min(this.piece).min(this.limit - this.taken.len());
+        if len == 0 {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        this.taken.extend_from_slice(&bytes[..len]);
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The numbers of the whole messages in these bytes.
+fn numbers(bytes: &[u8]) -> Vec<u32> {
+    let mut wire = Bytes::copy_from_slice(bytes);
+    let mut numbers = Vec::new();
+    loop {
+        let frames: Vec<_> = Frames::of(wire.clone()).take(2).collect();
+        let [topic, data] = &frames[..] else { return numbers };
+        numbers.push(u32::from_be_bytes(data[..4].try_into().unwrap()));
+        let _ = wire.split_to(encoded_len(&[topic, data]));
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+#[test]
+fn a_full_queue_says_so_and_room_wakes_whoever_waits() {
+    block_on(async {
+        let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(100)));
+        let mut accepted = 0;
+        while outbox.try_push(&message(accepted, 20)).is_ok() {
+            accepted += 1;
+        }
+        assert_eq!(accepted, 3, "29 bytes each");
+        let waiting = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { outbox.push(&message(3, 20)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        let mut stream = Brittle { limit: 1000, piece: 7, taken: vec![] };
+        let mut writer = Writer::new(&outbox);
+        let write = writer.run(&mut stream);
+        let ((), result) = tokio::join!(
+            async {
+                assert_eq!(waiting.await.unwrap(), Ok(()));
+                outbox.close();
+            },
+            write
+        );
+        result.unwrap();
+        assert_eq!(numbers(&stream.taken), [0, 1, 2, 3]);
+    });
+}
+
+#[test]
+fn a_message_above_the_mark_goes_alone() {
+    let outbox = Outbox::new(HighWaterMark::bytes(100));
+    assert_eq!(outbox.try_push(&message(0, 5000)), Ok(()));
+    assert_eq!(outbox.try_push(&message(1, 1)), Err(Refused::Full));
+}
+
+#[test]
+fn marks_in_messages_are_kept() {
+    let outbox = Outbox::new(HighWaterMark { bytes: 1 << 20, messages: 2 });
+    assert_eq!(outbox.try_push(&message(0, 1)), Ok(()));
+    assert_eq!(outbox.try_push(&message(1, 1)), Ok(()));
+    assert_eq!(outbox.try_push(&message(2, 1)), Err(Refused::Full));
+}
+
+#[test]
+fn a_closed_queue_refuses() {
+    let outbox = Outbox::new(HighWaterMark::bytes(100));
+    outbox.close();
+    assert_eq!(outbox.try_push(&message(0, 1)), Err(Refused::Closed));
+    assert_eq!(block_on(outbox.push(&message(0, 1))), Err(Refused::Closed));
+}
+
+#[test]
+fn slices_of_one_slab_are_charged_once_and_leave_the_ledger() {
+    let ledger = Arc::new(Ledger::default());
+    let outbox = Outbox::with_ledger(HighWaterMark::bytes(1 << 20), ledger.clone());
+    let lease = Lease::new(&ledger, 4096);
+    let mut wire = BytesMut::new();
+    encode_message(&mut wire, &message(0, 1000));
+    let wire = wire.freeze();
+    for _ in 0..3 {
+        outbox.lock().push_slice(wire.clone(), 1, &lease);
+    }
+    assert_eq!(outbox.queued(), Amount::new(3, 4096));
+    drop(lease);
+    assert_eq!(ledger.bytes(), 4096);
+    outbox.lock().push_copy(&wire, 1);
+    assert_eq!(ledger.bytes(), 4096 + wire.len());
+    outbox.close();
+    let mut stream = Brittle { limit: 1 << 20, piece: 1000, taken: vec![] };
+    block_on(Writer::new(&outbox).run(&mut stream)).unwrap();
+    assert_eq!((outbox.queued(), ledger.bytes()), (Amount::default(), 0));
+}
+
+#[test]
+fn urgent_bytes_go_first_but_never_into_a_message() {
+    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    outbox.try_push(&message(1, 10)).unwrap();
+    assert!(outbox.push_urgent(b"\x04\x05\x04PONG", 100));
+    assert!(!outbox.push_urgent(&[0; 100], 100), "bounded");
+    outbox.close();
+    let mut stream = Brittle { limit: 1000, piece: 3, taken: vec![] };
+    block_on(Writer::new(&outbox).run(&mut stream)).unwrap();
+    assert!(stream.taken.starts_with(b"\x04\x05\x04PONG\x01\x05topic"));
+}
+
+#[test]
+fn a_held_queue_writes_urgent_bytes_only() {
+    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    outbox.try_push(&message(1, 10)).unwrap();
+    outbox.push_urgent(b"\x04\x05\x04PONG", 100);
+    outbox.hold(true);
+    let mut stream = Brittle { limit: 1000, piece: 100, taken: vec![] };
+    block_on(async {
+        let mut writer = Writer::new(&outbox);
+        let run = writer.run(&mut stream);
+        let mut run = std::pin::pin!(run);
+        assert!(futures::poll!(&mut run).is_pending());
+        outbox.hold(false);
+        outbox.close();
+        run.await.unwrap();
+    });
+    assert_eq!(numbers(&stream.taken[7..]), [1]);
+}
+
+proptest! {
+    /// Through any number of broken connections every message arrives whole exactly once and in order, and the
+    /// books balance.
+    #[test]
+    fn nothing_is_lost_or_doubled_by_broken_connections(
+        lens in prop::collection::vec(prop_oneof![4 => 4_usize..200, 1 => 8000_usize..20_000], 1..30),
+        breaks in prop::collection::vec((0_usize..30_000, 1_usize..9000), 0..8),
+        copied in any::<bool>(),
+    ) {
+        let ledger = Arc::new(Ledger::default());
+        let outbox = Outbox::with_ledger(HighWaterMark::bytes(1 << 30), ledger.clone());
+        for (number, len) in lens.iter().enumerate() {
+            let frames = message(number as u32, *len);
+            if copied && number % 2 == 0 {
+                let mut wire = BytesMut::new();
+                encode_message(&mut wire, &frames);
+                outbox.lock().push_copy(&wire, 1);
+            } else {
+                outbox.try_push(&frames).unwrap();
+            }
+        }
+        outbox.close();
+        let mut arrived = Vec::new();
+        for (limit, piece) in breaks.into_iter().chain([(usize::MAX, 1 << 20)]) {
+            let mut stream = Brittle { limit, piece, taken: vec![] };
+            let ended = block_on(Writer::new(&outbox).run(&mut stream));
+            arrived.extend(numbers(&stream.taken));
+            prop_assert_eq!(outbox.queued().messages as usize, lens.len() - arrived.len());
+            if ended.is_ok() {
+                break;
+            }
+        }
+        prop_assert_eq!(arrived, (0..lens.len() as u32).collect::<Vec<_>>());
+        prop_assert_eq!(outbox.queued(), Amount::default());
+        prop_assert_eq!(outbox.written().messages as usize, lens.len());
+        prop_assert_eq!(ledger.bytes(), 0);
+    }
+}

@@ -1,0 +1,146 @@
+//! PUB: sends every message to every subscriber.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::hub::{Link, Owner, SocketEvents};
+use super::outbox::Refused;
+use super::{Amount, Endpoint, Multipart, SocketOptions};
+use crate::zmtp::SocketType;
+use crate::{Error, ErrorKind, Result};
+
+/// A publishing socket. Clones share it; the last one to go closes it.
+///
+/// To a peer that it *connects* to (a proxy) it sends everything, also while the connection is being made anew: what
+/// was accepted waits. A peer that connects to a *bound* publisher gets what it subscribed to.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
+/// use xmsg_core::socket::{Publisher, SocketOptions, Subscriber};
+/// let publisher = Publisher::new(SocketOptions::default());
+/// let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse()?).await?;
+/// let mut subscriber = Subscriber::new(SocketOptions::default());
+/// subscriber.subscribe("greet");
+/// subscriber.connect(endpoint);
+/// publisher.wait_for_subscriber(b"greet").await;
+/// publisher.publish(["greeting", "hello"]).await?;
+/// assert_eq!(subscriber.recv().await.unwrap().frames()[1], "hello");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    hub: Arc<Owner>,
+}
+
+type Targets = SmallVec<[Arc<Link>; 4]>;
+
+impl Publisher {
+    /// A publisher without connections.
+    #[must_use]
+    pub fn new(options: SocketOptions) -> Self {
+        Self { hub: Arc::new(Owner::new(SocketType::Pub, options)) }
+    }
+
+    /// Connects in the background, again whenever the connection is lost.
+    pub fn connect(&self, endpoint: Endpoint) {
+        self.hub.connect(endpoint);
+    }
+
+    /// Lets subscribers connect. Returns the endpoint with its actual port.
+    pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        self.hub.bind(endpoint).await
+    }
+
+    /// Returns when every connection has accepted the message, in the order of the calls; waits while one is at
+    /// its high-water mark. Dropping the future before that may have given the message to some connections, to each whole.
+    pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
+        let message = message.into();
+        for link in self.targets(message.frames())? {
+            link.outbox.push(message.frames()).await.or_else(|refused| accepted_elsewhere(&link, refused))?;
+        }
+        Ok(())
+    }
+
+    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, and then
+    /// none of them got the message.
+    pub fn try_publish(&self, message: impl Into<Multipart>) -> Result<()> {
+        let message = message.into();
+        let targets = self.targets(message.frames())?;
+        if let [link] = &targets[..] {
+            return link.outbox.try_push(message.frames()).or_else(|refused| accepted_elsewhere(link, refused));
+        }
+        let len = crate::zmtp::encoded_len(message.frames()) as u64;
+        if targets.iter().any(|link| {
+            let guard = link.outbox.lock();
+            let room = guard.room(link.outbox.mark());
+            room.messages == 0 || room.bytes < len && guard.queued().bytes > 0
+        }) {
+            return Err(full());
+        }
+        for link in targets {
+            link.outbox.try_push(message.frames()).or_else(|refused| accepted_elsewhere(&link, refused))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until some peer wants messages with this topic.
+    pub async fn wait_for_subscriber(&self, topic: &[u8]) {
+        loop {
+            let mut changed = std::pin::pin!(self.hub.changed.notified());
+            changed.as_mut().enable();
+            if self.has_subscriber(topic) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether some peer wants messages with this topic.
+    #[must_use]
+    pub fn has_subscriber(&self, topic: &[u8]) -> bool {
+        self.hub.links().iter().any(|link| link.wants(topic))
+    }
+
+    /// Messages and bytes that were accepted and are not yet written.
+    #[must_use]
+    pub fn queued(&self) -> Amount {
+        self.hub.links().iter().fold(Amount::default(), |sum, link| sum + link.outbox.queued())
+    }
+
+    /// What happens to the connections from now on.
+    #[must_use]
+    pub fn events(&self) -> SocketEvents {
+        self.hub.events()
+    }
+
+    /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not
+    /// sent.
+    pub async fn close(&self, linger: Duration) -> usize {
+        self.hub.close(linger).await
+    }
+
+    fn targets(&self, frames: &[Bytes]) -> Result<Targets> {
+        let Some(topic) = frames.first() else {
+            return Err(Error::new(ErrorKind::InvalidMessage, "a message needs at least one frame"));
+        };
+        let hub = &self.hub;
+        let links = hub.links();
+        Ok(links.iter().filter(|link| link.connecting && !hub.options.filter || link.wants(topic)).cloned().collect())
+    }
+}
+
+/// A connection that ended since its link was chosen is no subscriber any more; that is no failure of the others.
+fn accepted_elsewhere(link: &Link, refused: Refused) -> Result<()> {
+    match refused {
+        Refused::Full => Err(full()),
+        Refused::Closed if link.connecting => Err(Error::new(ErrorKind::Closed, "the publisher is closed")),
+        Refused::Closed => Ok(()),
+    }
+}
+
+fn full() -> Error {
+    Error::new(ErrorKind::Full, "a connection is at its high-water mark: wait with `publish`, or send less")
+}

@@ -1,0 +1,85 @@
+//! ROUTER: talks to many peers, each by its identity.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::hub::{Owner, SocketEvents};
+use super::outbox::Refused;
+use super::{Endpoint, Multipart, SocketOptions};
+use crate::zmtp::SocketType;
+use crate::{Error, ErrorKind, Result};
+
+/// A bound router. A peer that announces the identity of another one takes it over, and the older connection
+/// ends (*handover*): its owner may have lost it unnoticed. Clones share the socket; dropping the last closes it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
+/// use xmsg_core::socket::{Dealer, Router, SocketOptions};
+/// let router = Router::new(SocketOptions::default());
+/// let endpoint = router.bind(&"tcp://127.0.0.1:0".parse()?).await?;
+/// let mut dealer = Dealer::connect(endpoint, SocketOptions { identity: "me".into(), ..Default::default() });
+/// dealer.send(["ping"]).await?;
+/// let (identity, _) = router.recv().await.unwrap();
+/// assert_eq!(identity, "me");
+/// router.try_send(&identity, ["pong"])?;
+/// assert_eq!(dealer.recv().await.unwrap().frames()[0], "pong");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Router {
+    hub: Arc<Owner>,
+}
+
+impl Router {
+    /// A router that is not bound yet.
+    #[must_use]
+    pub fn new(options: SocketOptions) -> Self {
+        Self { hub: Arc::new(Owner::new(SocketType::Router, options)) }
+    }
+
+    /// Lets peers connect. Returns the endpoint with its actual port.
+    pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        self.hub.bind(endpoint).await
+    }
+
+    /// Hands the message to the peer of this identity without waiting. An error of kind
+    /// [`Refused`](ErrorKind::Refused) says that nobody has that identity, [`Full`](ErrorKind::Full) that this peer
+    /// does not read.
+    pub fn try_send(&self, identity: &[u8], message: impl Into<Multipart>) -> Result<()> {
+        let shown = || identity.escape_ascii();
+        let Some(link) = self.hub.route(identity) else {
+            return Err(Error::new(ErrorKind::Refused, format!("no peer has the identity \"{}\"", shown())));
+        };
+        link.outbox.try_push(message.into().frames()).map_err(|refused| match refused {
+            Refused::Full => {
+                Error::new(ErrorKind::Full, format!("the peer \"{}\" is at its high-water mark", shown()))
+            }
+            Refused::Closed => Error::new(ErrorKind::Closed, format!("the peer \"{}\" is gone", shown())),
+        })
+    }
+
+    /// The next message and the identity of its sender; `None` once the socket is closed.
+    /// Dropping the future loses nothing.
+    pub async fn recv(&self) -> Option<(Bytes, Multipart)> {
+        std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await
+    }
+
+    /// What happens to the connections from now on.
+    #[must_use]
+    pub fn events(&self) -> SocketEvents {
+        self.hub.events()
+    }
+
+    /// How many peers are connected.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.hub.links().len()
+    }
+
+    /// Sends what was accepted, for at most `linger`. Returns how many messages were not sent.
+    pub async fn close(&self, linger: Duration) -> usize {
+        self.hub.close(linger).await
+    }
+}

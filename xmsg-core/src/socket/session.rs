@@ -1,0 +1,264 @@
+//! One connection, from its first byte to its last: the engine driven by a stream.
+
+use std::fmt;
+use std::io;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
+
+use super::buffer::{ReceiveBuffer, Slab};
+use super::outbox::{Outbox, URGENT_MAX, Writer};
+use super::transport::{ReadHalf, Stream};
+use crate::zmtp::{Engine, Event, Peer, Span, Violation};
+
+/// After so many bytes without a pause a reader lets others have the processor.
+const FAIR_SHARE: usize = 256 << 10;
+/// How long a peer gets to read why it is sent away, and to close its end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Why a connection ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Ended {
+    /// The peer closed it.
+    ByPeer,
+    /// The transport failed.
+    Io(io::Error),
+    /// The peer broke the protocol, did not fit, or fell silent.
+    Violation(Violation),
+    /// The peer makes us answer and does not read the answers.
+    Unread,
+    /// We closed it, for this reason.
+    ByUs(&'static str),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ByPeer => f.write_str("closed by the peer"),
+            Self::Io(error) => write!(f, "{error}"),
+            Self::Violation(violation) => write!(f, "{violation}"),
+            Self::Unread => f.write_str("the peer does not read the answers that it asks for"),
+            Self::ByUs(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Ended {}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Violation> for Ended {
+    fn from(violation: Violation) -> Self {
+        Self::Violation(violation)
+    }
+}
+
+/// Whole messages that one read brought.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// The messages, one after another, as they came.
+    pub wire: Bytes,
+    /// Where each of them lies in `wire`.
+    pub spans: &'a [Span],
+    /// The memory that slices of `wire` keep alive.
+    pub slab: Slab,
+}
+
+/// What is done with what a peer sends. While a method waits, nothing more is read from that peer.
+pub trait Handler: Send {
+    /// Messages came.
+    fn messages(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), Ended>> + Send;
+
+    /// The peer of a PUB or XPUB socket subscribed to a prefix, or (`subscribe` false) took that back.
+    fn subscription(
+        &mut self,
+        subscribe: bool,
+        prefix: Bytes,
+    ) -> impl Future<Output = Result<(), Ended>> + Send;
+}
+
+/// An open connection, before or after its handshake.
+#[derive(Debug)]
+pub struct Session {
+    stream: Stream,
+    engine: Engine,
+    buffer: ReceiveBuffer,
+}
+
+impl Session {
+    /// A session on this stream.
+    #[must_use]
+    pub fn new(stream: Stream, engine: Engine) -> Self {
+        Self { stream, engine, buffer: ReceiveBuffer::default() }
+    }
+
+    /// Goes through greeting and handshake, within the time limit of the engine. A peer that is refused is told
+    /// why.
+    pub async fn handshake(&mut self) -> Result<Peer, Ended> {
+        let result = self.try_handshake().await;
+        if matches!(result, Err(Ended::Violation(_))) {
+            let (_, mut write) = self.stream.split();
+            let farewell = async {
+                while let Some(bytes) = self.engine.poll_transmit() {
+                    write.write_all(&bytes).await?;
+                }
+                write.shutdown().await
+            };
+            // The peer may be gone or deaf already: its loss.
+            let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        }
+        result
+    }
+
+    async fn try_handshake(&mut self) -> Result<Peer, Ended> {
+        let (mut read, mut write) = self.stream.split();
+        loop {
+            while let Some(bytes) = self.engine.poll_transmit() {
+                let due = self.engine.poll_timeout();
+                before(due, write.write_all(&bytes)).await.ok_or(Violation::HandshakeTimeout)??;
+            }
+            match self.engine.poll_event(&mut self.buffer.input)? {
+                Some(Event::Ready(peer)) => {
+                    while let Some(bytes) = self.engine.poll_transmit() {
+                        write.write_all(&bytes).await?;
+                    }
+                    self.engine.handle_received(Instant::now());
+                    return Ok(peer);
+                }
+                Some(_) => {}
+                None => {
+                    let due = self.engine.poll_timeout();
+                    match before(due, self.buffer.read(&mut read, 0)).await {
+                        Some(Ok(0)) => return Err(Ended::ByPeer),
+                        Some(result) => result?,
+                        None => return Err(Violation::HandshakeTimeout.into()),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Reads for `handler` and writes from `outbox` until either direction ends. An outbox that is closed and
+    /// empty ends it well: the peer is told by the end of our stream, and what it had already sent is still
+    /// read, so that it loses nothing.
+    pub async fn run(mut self, outbox: &Outbox, handler: &mut impl Handler) -> Ended {
+        let (mut read, mut write) = self.stream.split();
+        let mut reader = Reader { engine: self.engine, buffer: self.buffer };
+        let mut writer = Writer::new(outbox);
+        let reading = reader.run(&mut read, outbox, handler);
+        let mut reading = std::pin::pin!(reading);
+        let writing = async {
+            writer.run(&mut write).await?;
+            write.shutdown().await
+        };
+        let writing = std::pin::pin!(writing);
+        match futures::future::select(writing, &mut reading).await {
+            futures::future::Either::Left((Ok(()), _)) => {
+                // Reading on until the peer closes, too, lets everything that is under way arrive.
+                match tokio::time::timeout(FAREWELL, reading).await {
+                    Ok(Ended::ByPeer) | Err(_) => Ended::ByUs("closed"),
+                    Ok(ended) => ended,
+                }
+            }
+            futures::future::Either::Left((Err(error), reading)) => {
+                // What the peer sent before it closed counts, even if it no longer reads.
+                match tokio::time::timeout(FAREWELL, reading).await {
+                    Ok(Ended::ByPeer) | Err(_) => Ended::Io(error),
+                    Ok(ended) => ended,
+                }
+            }
+            futures::future::Either::Right((ended, _)) => ended,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Reader {
+    engine: Engine,
+    buffer: ReceiveBuffer,
+}
+
+impl Reader {
+    async fn run(&mut self, stream: &mut ReadHalf<'_>, outbox: &Outbox, handler: &mut impl Handler) -> Ended {
+        match self.try_run(stream, outbox, handler).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        }
+    }
+
+    async fn try_run(
+        &mut self,
+        stream: &mut ReadHalf<'_>,
+        outbox: &Outbox,
+        handler: &mut impl Handler,
+    ) -> Result<std::convert::Infallible, Ended> {
+        let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+        let mut since_pause = 0;
+        loop {
+            let slab = self.buffer.slab();
+            while let Some(event) = self.engine.poll_event(&mut self.buffer.input)? {
+                match event {
+                    Event::Messages(wire) => {
+                        handler.messages(Batch { wire, spans: self.engine.spans(), slab }).await?;
+                    }
+                    Event::Subscribe(prefix) => handler.subscription(true, prefix).await?,
+                    Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
+                    Event::Ready(_) => {}
+                }
+                if let Some(bytes) = self.engine.poll_transmit() {
+                    owe(outbox, &bytes)?;
+                }
+            }
+            if let Some(bytes) = self.engine.poll_transmit() {
+                owe(outbox, &bytes)?;
+            }
+            if since_pause >= FAIR_SHARE {
+                since_pause = 0;
+                tokio::task::yield_now().await;
+            }
+            let missing = self.engine.missing(&self.buffer.input);
+            let len = loop {
+                let Some(due) = self.engine.poll_timeout() else {
+                    break self.buffer.read(stream, missing).await?;
+                };
+                // The alarm rings early rather than being set anew for every read.
+                if alarm.is_elapsed() || alarm.deadline() > due.into() {
+                    alarm.as_mut().reset(due.into());
+                }
+                tokio::select! {
+                    biased;
+                    len = self.buffer.read(stream, missing) => break len?,
+                    () = &mut alarm => {
+                        self.engine.handle_timeout(Instant::now())?;
+                        if let Some(bytes) = self.engine.poll_transmit() {
+                            owe(outbox, &bytes)?;
+                        }
+                    }
+                }
+            };
+            if len == 0 {
+                return Err(Ended::ByPeer);
+            }
+            since_pause += len;
+            self.engine.handle_received(Instant::now());
+        }
+    }
+}
+
+fn owe(outbox: &Outbox, bytes: &[u8]) -> Result<(), Ended> {
+    if outbox.push_urgent(bytes, URGENT_MAX) { Ok(()) } else { Err(Ended::Unread) }
+}
+
+/// The output of `future`, or `None` when `due` passes first.
+async fn before<T>(due: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match due {
+        Some(due) => tokio::time::timeout_at(due.into(), future).await.ok(),
+        None => Some(future.await),
+    }
+}

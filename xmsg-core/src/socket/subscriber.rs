@@ -1,0 +1,79 @@
+//! SUB: receives what its subscriptions match.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::hub::{Owner, SocketEvents};
+use super::{Endpoint, Multipart, SocketOptions};
+use crate::Result;
+use crate::zmtp::SocketType;
+
+/// A subscribing socket; a [`Stream`](futures::Stream) of messages. Dropping it closes it.
+///
+/// Subscriptions are prefixes of bytes of the first frame, and are counted: one taken twice has to be given back
+/// twice. A receiver that is too slow makes its peers wait; what happens then is their choice.
+#[derive(Debug)]
+pub struct Subscriber {
+    hub: Owner,
+}
+
+impl Subscriber {
+    /// A subscriber without connections or subscriptions.
+    #[must_use]
+    pub fn new(options: SocketOptions) -> Self {
+        Self { hub: Owner::new(SocketType::Sub, options) }
+    }
+
+    /// Connects in the background, again whenever the connection is lost, and subscribes again then.
+    pub fn connect(&self, endpoint: Endpoint) {
+        self.hub.connect(endpoint);
+    }
+
+    /// Lets publishers connect. Returns the endpoint with its actual port.
+    pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        self.hub.bind(endpoint).await
+    }
+
+    /// Asks for messages whose first frame starts with `prefix`; the empty prefix asks for all.
+    pub fn subscribe(&self, prefix: impl Into<Bytes>) {
+        self.hub.subscribe(&prefix.into(), true);
+    }
+
+    /// Takes a subscription back. What is on its way still arrives.
+    pub fn unsubscribe(&self, prefix: impl Into<Bytes>) {
+        self.hub.subscribe(&prefix.into(), false);
+    }
+
+    /// The next message; `None` once the socket is closed and everything received was taken. Dropping the
+    /// future loses nothing.
+    pub async fn recv(&mut self) -> Option<Multipart> {
+        std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// [`recv`](Self::recv) for hand-written futures.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
+        self.hub.inbox.poll_next(cx).map(|next| next.map(|(_, message)| message))
+    }
+
+    /// What happens to the connections from now on.
+    #[must_use]
+    pub fn events(&self) -> SocketEvents {
+        self.hub.events()
+    }
+
+    /// Ends every connection.
+    pub async fn close(&self) {
+        self.hub.close(Duration::ZERO).await;
+    }
+}
+
+impl futures::Stream for Subscriber {
+    type Item = Multipart;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
+        self.poll_recv(cx)
+    }
+}

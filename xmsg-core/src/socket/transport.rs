@@ -1,0 +1,307 @@
+//! Byte streams: TCP, Unix sockets, and pipes within the process, behind one type.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
+use tokio::sync::mpsc;
+
+use super::{Endpoint, TcpOptions};
+use crate::{Error, ErrorKind, Result};
+
+/// Bytes that an `inproc://` pipe holds in each direction.
+const INPROC_PIPE_LEN: usize = 64 << 10;
+/// Connections to an `inproc://` endpoint that wait to be accepted.
+const INPROC_BACKLOG: usize = 128;
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// Runs the same expression on whichever stream it is.
+macro_rules! on_stream {
+    ($self:expr, $enum:ident, $stream:ident => $body:expr) => {
+        match $self {
+            $enum::Tcp($stream) => $body,
+            $enum::Unix($stream) => $body,
+            $enum::Inproc($stream) => $body,
+        }
+    };
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// A pipe within the process.
+    Inproc(Pipe),
+}
+
+/// Both directions of an `inproc://` connection.
+#[derive(Debug)]
+pub struct Pipe {
+    read: tokio::io::ReadHalf<DuplexStream>,
+    write: tokio::io::WriteHalf<DuplexStream>,
+}
+
+impl Pipe {
+    fn new(stream: DuplexStream) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        Self { read, write }
+    }
+}
+
+/// The reading direction of a [`Stream`].
+#[derive(Debug)]
+pub enum ReadHalf<'a> {
+    /// TCP.
+    Tcp(tcp::ReadHalf<'a>),
+    /// A Unix socket.
+    Unix(unix::ReadHalf<'a>),
+    /// A pipe within the process.
+    Inproc(&'a mut tokio::io::ReadHalf<DuplexStream>),
+}
+
+/// The writing direction of a [`Stream`].
+#[derive(Debug)]
+pub enum WriteHalf<'a> {
+    /// TCP.
+    Tcp(tcp::WriteHalf<'a>),
+    /// A Unix socket.
+    Unix(unix::WriteHalf<'a>),
+    /// A pipe within the process.
+    Inproc(&'a mut tokio::io::WriteHalf<DuplexStream>),
+}
+
+impl Stream {
+    /// Connects once, without a time limit of its own.
+    pub async fn connect(endpoint: &Endpoint, options: &TcpOptions) -> Result<Self> {
+        let failed = |error| Error::io(format!("cannot connect to {endpoint}"), error);
+        match endpoint {
+            Endpoint::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
+                options.apply(&stream);
+                Ok(Self::Tcp(stream))
+            }
+            Endpoint::Ipc(path) => Ok(Self::Unix(UnixStream::connect(path).await.map_err(failed)?)),
+            Endpoint::Inproc(name) => {
+                let listener = inproc().get(name).cloned();
+                let refused = || failed(io::ErrorKind::ConnectionRefused.into());
+                let (ours, theirs) = tokio::io::duplex(INPROC_PIPE_LEN);
+                listener.ok_or_else(refused)?.send(theirs).await.map_err(|_| refused())?;
+                Ok(Self::Inproc(Pipe::new(ours)))
+            }
+        }
+    }
+
+    /// Both directions, to be used at the same time.
+    pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        match self {
+            Self::Tcp(stream) => {
+                let (read, write) = stream.split();
+                (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
+            }
+            Self::Unix(stream) => {
+                let (read, write) = stream.split();
+                (ReadHalf::Unix(read), WriteHalf::Unix(write))
+            }
+            Self::Inproc(pipe) => (ReadHalf::Inproc(&mut pipe.read), WriteHalf::Inproc(&mut pipe.write)),
+        }
+    }
+}
+
+impl AsyncRead for ReadHalf<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for WriteHalf<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        on_stream!(self, Self, stream => stream.is_write_vectored())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+impl TcpOptions {
+    /// Sets the options. None of them is worth losing a connection over: what the system refuses is logged.
+    fn apply(&self, stream: &TcpStream) {
+        let socket = SockRef::from(stream);
+        let mut result = socket.set_tcp_nodelay(true);
+        if let Some(idle) = self.keepalive {
+            let keepalive = TcpKeepalive::new().with_time(idle).with_interval(idle / 3).with_retries(3);
+            result = result.and(socket.set_tcp_keepalive(&keepalive));
+        }
+        if let Some(bytes) = self.send_buffer {
+            result = result.and(socket.set_send_buffer_size(bytes));
+        }
+        if let Some(bytes) = self.receive_buffer {
+            result = result.and(socket.set_recv_buffer_size(bytes));
+        }
+        if let Err(error) = result {
+            tracing::debug!(%error, "a TCP option was refused");
+        }
+    }
+}
+
+/// A bound endpoint.
+#[derive(Debug)]
+pub struct Listener {
+    endpoint: Endpoint,
+    accepting: Accepting,
+    options: TcpOptions,
+}
+
+#[derive(Debug)]
+enum Accepting {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+    Inproc(mpsc::Receiver<DuplexStream>, String),
+}
+
+impl Listener {
+    /// Binds. A Unix socket that nobody listens on any more is replaced.
+    pub async fn bind(endpoint: &Endpoint, options: TcpOptions) -> Result<Self> {
+        let failed = |error: io::Error| bind_error(endpoint, error);
+        let accepting = match endpoint {
+            Endpoint::Tcp { host, port } => Accepting::Tcp(bind_tcp(host, *port).await.map_err(failed)?),
+            Endpoint::Ipc(path) => {
+                if path.exists() && UnixStream::connect(path).await.is_err() {
+                    std::fs::remove_file(path).map_err(failed)?;
+                }
+                Accepting::Unix(UnixListener::bind(path).map_err(failed)?, path.clone())
+            }
+            Endpoint::Inproc(name) => {
+                let (sender, receiver) = mpsc::channel(INPROC_BACKLOG);
+                let mut names = inproc();
+                if names.contains_key(name) {
+                    return Err(failed(io::ErrorKind::AddrInUse.into()));
+                }
+                names.insert(name.clone(), sender);
+                Accepting::Inproc(receiver, name.clone())
+            }
+        };
+        let endpoint = match (&accepting, endpoint) {
+            (Accepting::Tcp(listener), Endpoint::Tcp { .. }) => {
+                let address = listener.local_addr().map_err(failed)?;
+                Endpoint::tcp(address.ip().to_string(), address.port())
+            }
+            _ => endpoint.clone(),
+        };
+        Ok(Self { endpoint, accepting, options })
+    }
+
+    /// The endpoint that it is bound to, with the port that the system chose for port 0.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The next connection and a name for its peer. When descriptors run out it waits and tries again: the
+    /// error never reaches the caller, and no processor time is spent on it.
+    pub async fn accept(&mut self) -> (Stream, String) {
+        let mut pause = Duration::from_millis(10);
+        loop {
+            let error = match &mut self.accepting {
+                Accepting::Tcp(listener) => match listener.accept().await {
+                    Ok((stream, peer)) => {
+                        self.options.apply(&stream);
+                        return (Stream::Tcp(stream), peer.to_string());
+                    }
+                    Err(error) => error,
+                },
+                Accepting::Unix(listener, path) => match listener.accept().await {
+                    Ok((stream, _)) => return (Stream::Unix(stream), path.display().to_string()),
+                    Err(error) => error,
+                },
+                Accepting::Inproc(receiver, name) => match receiver.recv().await {
+                    Some(stream) => return (Stream::Inproc(Pipe::new(stream)), format!("inproc://{name}")),
+                    // Only dropping the listener takes its sender out of the registry.
+                    None => std::future::pending().await,
+                },
+            };
+            tracing::warn!(endpoint = %self.endpoint, %error, ?pause, "cannot accept a connection; trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        match &self.accepting {
+            Accepting::Tcp(_) => {}
+            Accepting::Unix(_, path) => {
+                // Somebody may have taken it away already; then there is nothing left to do.
+                let _ = std::fs::remove_file(path);
+            }
+            Accepting::Inproc(_, name) => {
+                inproc().remove(name);
+            }
+        }
+    }
+}
+
+async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
+    let host = if host == "*" { "0.0.0.0" } else { host };
+    let mut last = None;
+    for address in tokio::net::lookup_host((host, port)).await? {
+        let domain = socket2::Domain::for_address(address);
+        let bound = socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), None).and_then(|socket| {
+            socket.set_reuse_address(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            TcpListener::from_std(socket.into())
+        });
+        match bound {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
+}
+
+fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => ": it is in use; choose another one, or stop the process that holds it",
+        io::ErrorKind::PermissionDenied => ": no permission; choose a port above 1023, or a path you may write",
+        io::ErrorKind::AddrNotAvailable => ": no interface of this machine has that address",
+        _ => "",
+    };
+    Error::new(ErrorKind::Io, format!("cannot bind {endpoint}{hint}")).with_source(error)
+}
+
+type Registry = HashMap<String, mpsc::Sender<DuplexStream>>;
+
+/// The `inproc://` endpoints of this process.
+fn inproc() -> std::sync::MutexGuard<'static, Registry> {
+    static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}

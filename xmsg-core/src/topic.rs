@@ -1,0 +1,358 @@
+//! Topics: what a message is about, and the prefix that a subscriber asks for.
+
+use std::borrow::{Borrow, Cow};
+use std::fmt;
+use std::str::{FromStr, Utf8Error};
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// What stands for "any" in a part of a topic.
+pub const ANY: &str = "*";
+
+const SEPARATOR: char = ':';
+
+/// A topic: `domain[:subject[:type…]]`, as bytes. Cloning is cheap: the bytes are shared.
+///
+/// A subscription receives every message whose topic starts with its own, byte by byte: `A:B` receives
+/// `A:B`, `A:B:L` and also `A:BC`.
+///
+/// Constructors that take parts check them; [`wrap`](Self::wrap) takes bytes as they are, as they come from
+/// the wire. The rules are those of the Java library, which lets a `:` in domain and subject pass, however:
+///
+/// * the domain can't be empty or `*`, and neither domain nor subject may contain `:`;
+/// * a subject `*` ends the topic after the domain, whatever the types say;
+/// * types may hold several parts, separated by `:`; a part `*` ends the topic there; empty parts are left
+///   out.
+///
+/// ```
+/// use xmsg_core::Topic;
+///
+/// let topic = Topic::with_types("rock", "metal", "metallica:lars")?;
+/// assert_eq!(topic, "rock:metal:metallica:lars");
+/// assert_eq!(topic.types(), "metallica:lars");
+/// assert!(Topic::of_domain("rock")?.is_parent(&topic));
+///
+/// let parsed: Topic = "rock:*:lars".parse()?;
+/// assert_eq!(parsed, "rock");
+/// assert_eq!(parsed.subject(), "*");
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Topic(Bytes);
+
+impl Topic {
+    /// The topic of all subjects of a domain. [`ErrorKind::InvalidTopic`] unless the domain is allowed.
+    pub fn of_domain(domain: impl AsRef<str>) -> Result<Self> {
+        Self::with_types(domain, ANY, ANY)
+    }
+
+    /// The topic of a domain and a subject; a subject `*` means any.
+    /// [`ErrorKind::InvalidTopic`] unless both parts are allowed.
+    pub fn new(domain: impl AsRef<str>, subject: impl AsRef<str>) -> Result<Self> {
+        Self::with_types(domain, subject, ANY)
+    }
+
+    /// The topic of a domain, a subject and types, which may be several parts separated by `:`.
+    /// [`ErrorKind::InvalidTopic`] unless domain and subject are allowed.
+    pub fn with_types(
+        domain: impl AsRef<str>,
+        subject: impl AsRef<str>,
+        types: impl AsRef<str>,
+    ) -> Result<Self> {
+        let (domain, subject, types) = (domain.as_ref(), subject.as_ref(), types.as_ref());
+        check_domain(domain)?;
+        check_subject(subject)?;
+
+        let mut topic = String::with_capacity(domain.len() + subject.len() + types.len() + 2);
+        topic.push_str(domain);
+        if subject != ANY {
+            topic.push(SEPARATOR);
+            topic.push_str(subject);
+            let known = types.split(SEPARATOR).take_while(|part| *part != ANY);
+            for part in known.filter(|part| !part.is_empty()) {
+                topic.push(SEPARATOR);
+                topic.push_str(part);
+            }
+        }
+        Ok(Self(topic.into()))
+    }
+
+    /// These bytes as a topic, taken as they are: nothing is checked, and they need not be UTF-8.
+    ///
+    /// ```
+    /// use xmsg_core::Topic;
+    ///
+    /// let everything_below_rock = Topic::wrap("rock:");
+    /// assert!(!everything_below_rock.is_parent(&Topic::of_domain("rocket")?));
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn wrap(topic: impl Into<Bytes>) -> Self {
+        Self(topic.into())
+    }
+
+    /// The topic as it is on the wire.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The topic as it is on the wire, without a copy.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+
+    /// The topic as text; an error when a peer sent one that is not UTF-8.
+    pub fn to_str(&self) -> Result<&str, Utf8Error> {
+        str::from_utf8(&self.0)
+    }
+
+    /// The first part. Bytes that are not UTF-8 are shown as U+FFFD.
+    #[must_use]
+    pub fn domain(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.parts().next().unwrap_or_default())
+    }
+
+    /// The second part; `*` when there is none. Bytes that are not UTF-8 are shown as U+FFFD.
+    #[must_use]
+    pub fn subject(&self) -> Cow<'_, str> {
+        part_or_any(self.parts().nth(1))
+    }
+
+    /// Everything after the subject, `:` included; `*` when there is nothing. Bytes that are not UTF-8 are
+    /// shown as U+FFFD.
+    #[must_use]
+    pub fn types(&self) -> Cow<'_, str> {
+        part_or_any(self.parts().nth(2))
+    }
+
+    /// Whether a subscription to this topic receives messages of the other: whether the other starts with
+    /// these bytes. A topic is its own parent.
+    #[must_use]
+    pub fn is_parent(&self, other: &Topic) -> bool {
+        other.0.starts_with(&self.0)
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.splitn(3, |byte| *byte == SEPARATOR as u8)
+    }
+}
+
+impl FromStr for Topic {
+    type Err = Error;
+
+    fn from_str(topic: &str) -> Result<Self> {
+        let mut parts = topic.splitn(3, SEPARATOR);
+        let mut part = || parts.next();
+        let domain = part().unwrap_or_default();
+        Self::with_types(domain, part().unwrap_or(ANY), part().unwrap_or(ANY))
+    }
+}
+
+impl TryFrom<&str> for Topic {
+    type Error = Error;
+
+    fn try_from(topic: &str) -> Result<Self> {
+        topic.parse()
+    }
+}
+
+impl From<Topic> for Bytes {
+    fn from(topic: Topic) -> Self {
+        topic.0
+    }
+}
+
+impl AsRef<[u8]> for Topic {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Topics hash and compare as their bytes do, so that a map of topics can be asked by bytes.
+impl Borrow<[u8]> for Topic {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl PartialEq<str> for Topic {
+    fn eq(&self, other: &str) -> bool {
+        self.0 == other.as_bytes()
+    }
+}
+
+impl PartialEq<&str> for Topic {
+    fn eq(&self, other: &&str) -> bool {
+        self == *other
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Topic(\"{}\")", self.0.escape_ascii())
+    }
+}
+
+fn check_domain(domain: &str) -> Result<()> {
+    match domain {
+        "" => Err(invalid("the topic has no domain: give its first part a name".into())),
+        ANY => Err(invalid(
+            "the domain of a topic can't be `*`: name one, or wrap an empty topic to receive everything"
+                .into(),
+        )),
+        _ if domain.contains(SEPARATOR) => Err(invalid(format!(
+            "the domain `{domain}` contains `:`: pass its parts one by one, or parse the whole as a topic"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn check_subject(subject: &str) -> Result<()> {
+    if subject.contains(SEPARATOR) {
+        return Err(invalid(format!(
+            "the subject `{subject}` contains `:`: pass what follows the first `:` as types"
+        )));
+    }
+    Ok(())
+}
+
+fn invalid(context: String) -> Error {
+    Error::new(ErrorKind::InvalidTopic, context)
+}
+
+fn part_or_any(part: Option<&[u8]>) -> Cow<'_, str> {
+    part.map_or(Cow::Borrowed(ANY), String::from_utf8_lossy)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn topic(text: &str) -> Topic {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn parts_build_the_topic() {
+        let cases = [
+            (("rock", "*", "*"), "rock"),
+            (("rock", "*", "metallica"), "rock"),
+            (("rock", "metal", "*"), "rock:metal"),
+            (("rock", "metal", ""), "rock:metal"),
+            (("rock", "", "*"), "rock:"),
+            (("rock", "metal", "metallica"), "rock:metal:metallica"),
+            (("rock", "metal", "metallica:lars:*"), "rock:metal:metallica:lars"),
+            (("rock", "metal", "metallica:*:lars"), "rock:metal:metallica"),
+            (("rock", "metal", ":metallica::lars:"), "rock:metal:metallica:lars"),
+            (("rock", "metal", "m*"), "rock:metal:m*"),
+        ];
+        for ((domain, subject, types), expected) in cases {
+            assert_eq!(Topic::with_types(domain, subject, types).unwrap(), expected);
+            assert_eq!(topic(&format!("{domain}:{subject}:{types}")), expected);
+        }
+    }
+
+    #[test]
+    fn parts_that_are_not_allowed_are_refused_with_advice() {
+        let cases = [
+            (Topic::of_domain(""), "no domain"),
+            (Topic::of_domain("*"), "wrap an empty topic"),
+            (Topic::of_domain("rock:metal"), "one by one"),
+            (Topic::new("rock", "metal:metallica"), "as types"),
+            ("".parse(), "no domain"),
+            (":metal".parse(), "no domain"),
+            ("*:metal".parse(), "can't be `*`"),
+        ];
+        for (result, advice) in cases {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidTopic);
+            assert!(error.to_string().contains(advice), "{error}");
+        }
+    }
+
+    #[test]
+    fn absent_parts_read_back_as_any() {
+        let read = |text: &'static str| {
+            let topic = Topic::wrap(text);
+            [topic.domain().into_owned(), topic.subject().into_owned(), topic.types().into_owned()]
+        };
+        assert_eq!(read("rock"), ["rock", "*", "*"]);
+        assert_eq!(read("rock:metal"), ["rock", "metal", "*"]);
+        assert_eq!(read("rock:metal:metallica:lars"), ["rock", "metal", "metallica:lars"]);
+        assert_eq!(read("rock:"), ["rock", "", "*"]);
+        assert_eq!(read("rock::"), ["rock", "", ""]);
+        assert_eq!(read(""), ["", "*", "*"]);
+    }
+
+    #[test]
+    fn a_parent_is_a_prefix_of_bytes() {
+        let parent = topic("A:B");
+        for child in ["A:B", "A:B:L", "A:BC"] {
+            assert!(parent.is_parent(&topic(child)), "{child}");
+        }
+        for other in ["A", "A:C", "B:A:B"] {
+            assert!(!parent.is_parent(&topic(other)), "{other}");
+        }
+        assert!(Topic::wrap("").is_parent(&parent));
+    }
+
+    #[test]
+    fn topics_need_not_be_text() {
+        let topic = Topic::wrap(&b"a\xff:\xfe"[..]);
+        assert!(topic.to_str().is_err());
+        assert_eq!(topic.domain(), "a\u{fffd}");
+        assert_eq!(topic.subject(), "\u{fffd}");
+        assert_eq!(topic.to_string(), "a\u{fffd}:\u{fffd}");
+        assert_eq!(format!("{topic:?}"), r#"Topic("a\xff:\xfe")"#);
+        assert_eq!(topic.into_bytes(), &b"a\xff:\xfe"[..]);
+    }
+
+    #[test]
+    fn a_map_of_topics_can_be_asked_by_bytes() {
+        let map = HashMap::from([(topic("rock:metal"), 1)]);
+        assert_eq!(map.get(b"rock:metal".as_slice()), Some(&1));
+    }
+
+    proptest! {
+        #[test]
+        fn parts_read_back(
+            domain in "[^:*][^:]{0,8}",
+            subject in "[^:]{0,8}",
+            types in prop::collection::vec("[^:*][^:]{0,5}", 0..4),
+        ) {
+            let types = if types.is_empty() || subject == ANY { ANY.to_owned() } else { types.join(":") };
+            let topic = Topic::with_types(&domain, &subject, &types).unwrap();
+            prop_assert_eq!(topic.domain(), domain);
+            prop_assert_eq!(topic.subject(), subject);
+            prop_assert_eq!(topic.types(), types);
+        }
+
+        #[test]
+        fn parsing_is_idempotent(text in "[a-c*:]{0,12}") {
+            if let Ok(topic) = text.parse::<Topic>() {
+                prop_assert_eq!(topic.to_string().parse::<Topic>().unwrap(), topic);
+            }
+        }
+
+        #[test]
+        fn any_bytes_can_be_wrapped_and_read(bytes: Vec<u8>) {
+            let topic = Topic::wrap(bytes.clone());
+            let _ = (topic.domain(), topic.subject(), topic.types(), topic.to_string());
+            prop_assert!(topic.is_parent(&topic));
+            prop_assert_eq!(topic.as_bytes(), bytes);
+        }
+    }
+}

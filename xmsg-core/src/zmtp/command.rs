@@ -1,0 +1,208 @@
+//! Commands: READY, ERROR, SUBSCRIBE, CANCEL, PING, PONG (RFC 37).
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::Violation;
+use super::frame::encode_command;
+
+/// The longest context of a PING that is echoed (RFC 37, "Connection Heartbeating").
+const PING_CONTEXT_MAX: usize = 16;
+
+/// A command, as it stands in the body of a command frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// The handshake's last word, with the properties of the peer.
+    Ready(Properties),
+    /// The peer gives up, for this reason.
+    Error(String),
+    /// Subscribe to a prefix (ZMTP 3.1).
+    Subscribe(Bytes),
+    /// Take a subscription back (ZMTP 3.1).
+    Cancel(Bytes),
+    /// "Are you there?"
+    Ping {
+        /// How long the sender allows for silence; zero: it does not say.
+        ttl: Duration,
+        /// To be echoed.
+        context: Bytes,
+    },
+    /// "I am."
+    Pong {
+        /// The context of the PING.
+        context: Bytes,
+    },
+    /// A command that this engine does not know: to be ignored.
+    Unknown(Bytes),
+}
+
+impl Command {
+    /// Reads the body of a command frame.
+    pub fn read(mut body: Bytes) -> Result<Self, Violation> {
+        let name = take_short(&mut body).ok_or(Violation::Malformed("command name"))?;
+        Ok(match &name[..] {
+            b"READY" => Self::Ready(Properties::read(body)?),
+            b"ERROR" => {
+                let reason = take_short(&mut body).ok_or(Violation::Malformed("ERROR command"))?;
+                Self::Error(String::from_utf8_lossy(&reason).into_owned())
+            }
+            b"SUBSCRIBE" => Self::Subscribe(body),
+            b"CANCEL" => Self::Cancel(body),
+            b"PING" => {
+                if body.len() < 2 {
+                    return Err(Violation::Malformed("PING command"));
+                }
+                let ttl = body.split_to(2);
+                let deciseconds = u64::from(u16::from_be_bytes([ttl[0], ttl[1]]));
+                body.truncate(PING_CONTEXT_MAX);
+                Self::Ping { ttl: Duration::from_millis(deciseconds * 100), context: body }
+            }
+            b"PONG" => Self::Pong { context: body },
+            _ => Self::Unknown(name),
+        })
+    }
+
+    /// Writes the command as a frame.
+    pub fn write(&self, out: &mut BytesMut) {
+        let mut body = BytesMut::new();
+        match self {
+            Self::Ready(properties) => {
+                put_short(&mut body, b"READY");
+                properties.write(&mut body);
+            }
+            Self::Error(reason) => {
+                put_short(&mut body, b"ERROR");
+                put_short(&mut body, &reason.as_bytes()[..reason.len().min(255)]);
+            }
+            Self::Subscribe(prefix) => {
+                put_short(&mut body, b"SUBSCRIBE");
+                body.put_slice(prefix);
+            }
+            Self::Cancel(prefix) => {
+                put_short(&mut body, b"CANCEL");
+                body.put_slice(prefix);
+            }
+            Self::Ping { ttl, context } => {
+                put_short(&mut body, b"PING");
+                body.put_u16(u16::try_from(ttl.as_millis() / 100).unwrap_or(u16::MAX));
+                body.put_slice(context);
+            }
+            Self::Pong { context } => {
+                put_short(&mut body, b"PONG");
+                body.put_slice(context);
+            }
+            Self::Unknown(name) => put_short(&mut body, &name[..name.len().min(255)]),
+        }
+        encode_command(out, &body);
+    }
+}
+
+/// The properties of a READY command: names (compared without regard to case) and values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Properties(Vec<(Bytes, Bytes)>);
+
+impl Properties {
+    /// The value of a property.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&Bytes> {
+        self.0.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+    }
+
+    /// Adds a property; names have 1 to 255 bytes.
+    pub fn push(&mut self, name: &'static str, value: impl Into<Bytes>) {
+        self.0.push((Bytes::from_static(name.as_bytes()), value.into()));
+    }
+
+    fn read(mut body: Bytes) -> Result<Self, Violation> {
+        const MALFORMED: Violation = Violation::Malformed("properties in the handshake");
+        let mut properties = Vec::new();
+        while !body.is_empty() {
+            let name = take_short(&mut body).filter(|name| !name.is_empty()).ok_or(MALFORMED)?;
+            let Some(len) = body.get(..4).and_then(|len| <[u8; 4]>::try_from(len).ok()) else {
+                return Err(MALFORMED);
+            };
+            let len = u32::from_be_bytes(len) as usize;
+            let _ = body.split_to(4);
+            if len > body.len() {
+                return Err(MALFORMED);
+            }
+            properties.push((name, body.split_to(len)));
+        }
+        Ok(Self(properties))
+    }
+
+    fn write(&self, out: &mut BytesMut) {
+        for (name, value) in &self.0 {
+            put_short(out, name);
+            out.put_u32(value.len() as u32);
+            out.put_slice(value);
+        }
+    }
+}
+
+fn take_short(body: &mut Bytes) -> Option<Bytes> {
+    let len = usize::from(*body.first()?);
+    if body.len() < 1 + len {
+        return None;
+    }
+    let _ = body.split_to(1);
+    Some(body.split_to(len))
+}
+
+fn put_short(out: &mut BytesMut, bytes: &[u8]) {
+    out.put_u8(bytes.len() as u8);
+    out.put_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body_of(command: &Command) -> Bytes {
+        let mut out = BytesMut::new();
+        command.write(&mut out);
+        out.freeze().slice(2..)
+    }
+
+    #[test]
+    fn commands_read_back() {
+        let mut properties = Properties::default();
+        properties.push("Socket-Type", "XPUB");
+        properties.push("Identity", "");
+        for command in [
+            Command::Ready(properties),
+            Command::Error("no".into()),
+            Command::Subscribe(Bytes::from_static(b"a:b")),
+            Command::Cancel(Bytes::new()),
+            Command::Ping { ttl: Duration::from_millis(1500), context: Bytes::from_static(b"0123456789abcdef") },
+            Command::Pong { context: Bytes::from_static(b"x") },
+        ] {
+            assert_eq!(Command::read(body_of(&command)), Ok(command));
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let mut out = BytesMut::new();
+        Command::Subscribe(Bytes::from_static(b"ab")).write(&mut out);
+        assert_eq!(&out[..], b"\x04\x0c\x09SUBSCRIBEab");
+        out.clear();
+        Command::Ping { ttl: Duration::from_secs(1), context: Bytes::new() }.write(&mut out);
+        assert_eq!(&out[..], b"\x04\x07\x04PING\x00\x0a");
+    }
+
+    #[test]
+    fn a_long_ping_context_is_cut() {
+        let body = Bytes::from_static(b"\x04PING\x00\x000123456789abcdefXYZ");
+        let Ok(Command::Ping { context, .. }) = Command::read(body) else { panic!("no PING") };
+        assert_eq!(context, &b"0123456789abcdef"[..]);
+    }
+
+    #[test]
+    fn malformed_commands_are_told() {
+        for body in [&b""[..], b"\x09SUB", b"\x04PING\x00", b"\x05READY\x00", b"\x05READY\x01a\xff\xff\xff\xff", b"\x05ERROR"] {
+            assert!(Command::read(Bytes::from_static(body)).is_err(), "{body:?}");
+        }
+    }
+}

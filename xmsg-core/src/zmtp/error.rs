@@ -1,0 +1,97 @@
+//! What a peer can do wrong, and whose fault it is.
+
+use std::fmt;
+
+/// Whose fault it is that a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The peer broke a rule of the protocol, or one of our limits.
+    PeerMisbehaved,
+    /// The peer keeps the rules, but speaks a version, mechanism or socket type that does not fit ours.
+    PeerIncompatible,
+    /// Nothing was heard for too long.
+    Silence,
+}
+
+/// The reason for which the engine ends a connection. It ends that connection and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Violation {
+    /// The first bytes are no ZMTP signature.
+    NotZmtp,
+    /// ZMTP 1.0, which has no version announcement (ZeroMQ 2.x).
+    VersionTooOld,
+    /// The peer's security mechanism is not ours.
+    MechanismMismatch {
+        /// What the peer announced.
+        theirs: String,
+        /// What we speak.
+        ours: &'static str,
+    },
+    /// A socket type that cannot talk to ours.
+    SocketTypeMismatch {
+        /// What the peer announced.
+        theirs: String,
+        /// What we are.
+        ours: &'static str,
+    },
+    /// A greeting, command or property list that does not parse.
+    Malformed(&'static str),
+    /// Reserved flag bits, or COMMAND together with MORE.
+    InvalidFlags(u8),
+    /// A message, command or property above its limit.
+    TooLarge {
+        /// What was too large.
+        what: &'static str,
+        /// The size that was announced or reached, bytes or frames.
+        size: u64,
+        /// The limit, in the same unit.
+        limit: u64,
+    },
+    /// The peer sent an ERROR command with this reason.
+    RefusedByPeer(String),
+    /// The handshake was not finished in time.
+    HandshakeTimeout,
+    /// The peer did not answer a heartbeat in time.
+    HeartbeatTimeout,
+}
+
+impl Violation {
+    /// Whose fault it is.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::VersionTooOld
+            | Self::MechanismMismatch { .. }
+            | Self::SocketTypeMismatch { .. }
+            | Self::RefusedByPeer(_) => Blame::PeerIncompatible,
+            Self::HandshakeTimeout | Self::HeartbeatTimeout => Blame::Silence,
+            _ => Blame::PeerMisbehaved,
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotZmtp => f.write_str("the peer does not speak ZMTP: no signature in its first bytes"),
+            Self::VersionTooOld => {
+                f.write_str("the peer speaks ZMTP 1.0 (ZeroMQ 2.x), which is not supported: update it to 3.2 or later")
+            }
+            Self::MechanismMismatch { theirs, ours } => {
+                write!(f, "the peer wants security mechanism {theirs:?}, this port speaks {ours}")
+            }
+            Self::SocketTypeMismatch { theirs, ours } => {
+                write!(f, "a {theirs:?} socket cannot talk to this {ours} socket")
+            }
+            Self::Malformed(what) => write!(f, "malformed {what}"),
+            Self::InvalidFlags(flags) => write!(f, "invalid frame flags {flags:#04x}"),
+            Self::TooLarge { what, size, limit } => write!(f, "{what} of {size} exceeds the limit of {limit}"),
+            Self::RefusedByPeer(reason) => write!(f, "the peer refused the connection: {reason:?}"),
+            Self::HandshakeTimeout => f.write_str("the peer did not finish the handshake in time"),
+            Self::HeartbeatTimeout => f.write_str("nothing was heard from the peer within the heartbeat time-out"),
+        }
+    }
+}
+
+impl std::error::Error for Violation {}

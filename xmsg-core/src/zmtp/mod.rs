@@ -1,0 +1,37 @@
+//! The ZeroMQ wire protocol, ZMTP 3.1, 3.0 and 2.0, without any input or output.
+//!
+//! ```text
+//!  bytes from the peer ──► Engine::poll_event ──► Event::Ready · Messages · Subscribe · Cancel
+//!  bytes to the peer   ◄── Engine::poll_transmit        ▲
+//!  the time            ──► Engine::handle_timeout ──────┘   (Engine::poll_timeout says when)
+//! ```
+//!
+//! The engine opens no socket, starts no task and reads no clock: time is an argument. After every call to
+//! `poll_event` or `handle_timeout` the caller writes what `poll_transmit` hands out, in order.
+//!
+//! **Messages are not taken apart.** A NULL or PLAIN connection carries the same bytes in both directions, so the
+//! engine finds the boundaries of whole messages ([`Span`]) and hands on the bytes as they came: forwarding
+//! them is as cheap as copying. [`Frames`] takes one message apart for whoever wants its frames.
+//!
+//! Sources: ZeroMQ RFC 37 (ZMTP 3.1), 23 (3.0), 15 (2.0), 29 (publish-subscribe).
+
+mod command;
+mod engine;
+mod error;
+mod frame;
+mod greeting;
+mod mechanism;
+mod options;
+mod scan;
+mod socket_type;
+
+pub use command::{Command, Properties};
+pub use engine::{Engine, Event, Peer, Version};
+pub use error::{Blame, Violation};
+pub(crate) use frame::encode_frame_header;
+pub use frame::{Frames, Header, encode_frame, encode_message, encoded_len, whole_messages_within};
+pub use greeting::{GREETING_LEN, Greeting};
+pub use mechanism::{Mechanism, Null};
+pub use options::{Limits, Options};
+pub use scan::{Scanner, Span, Stop};
+pub use socket_type::SocketType;

@@ -1,0 +1,133 @@
+//! Socket types and which of them may talk to each other.
+
+use std::fmt;
+
+/// A ZeroMQ socket type, as announced in the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are the field's own: RFC 28 to 31")]
+pub enum SocketType {
+    Pair,
+    Pub,
+    Sub,
+    Req,
+    Rep,
+    Dealer,
+    Router,
+    Pull,
+    Push,
+    Xpub,
+    Xsub,
+}
+
+impl SocketType {
+    const ALL: [Self; 11] = [
+        Self::Pair,
+        Self::Pub,
+        Self::Sub,
+        Self::Req,
+        Self::Rep,
+        Self::Dealer,
+        Self::Router,
+        Self::Pull,
+        Self::Push,
+        Self::Xpub,
+        Self::Xsub,
+    ];
+
+    /// The name on the wire: `"XPUB"`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pair => "PAIR",
+            Self::Pub => "PUB",
+            Self::Sub => "SUB",
+            Self::Req => "REQ",
+            Self::Rep => "REP",
+            Self::Dealer => "DEALER",
+            Self::Router => "ROUTER",
+            Self::Pull => "PULL",
+            Self::Push => "PUSH",
+            Self::Xpub => "XPUB",
+            Self::Xsub => "XSUB",
+        }
+    }
+
+    /// The socket type of this name, as ZMTP 3 announces it.
+    #[must_use]
+    pub fn from_name(name: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name().as_bytes() == name)
+    }
+
+    /// The number of this type in a ZMTP 2.0 greeting.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        // `ALL` stands in the order of the numbers of RFC 15, and of libzmq 3.2 for XPUB and XSUB.
+        Self::ALL.iter().position(|kind| *kind == self).unwrap_or_default() as u8
+    }
+
+    /// The socket type of this number in a ZMTP 2.0 greeting.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+
+    /// Whether the two may talk to each other.
+    #[must_use]
+    pub fn fits(self, peer: Self) -> bool {
+        use SocketType::{Dealer, Pair, Pub, Pull, Push, Rep, Req, Router, Sub, Xpub, Xsub};
+        match self {
+            Pub | Xpub => matches!(peer, Sub | Xsub),
+            Sub | Xsub => matches!(peer, Pub | Xpub),
+            Req => matches!(peer, Rep | Router),
+            Rep => matches!(peer, Req | Dealer),
+            Dealer => matches!(peer, Rep | Dealer | Router),
+            Router => matches!(peer, Req | Dealer | Router),
+            Push => peer == Pull,
+            Pull => peer == Push,
+            Pair => peer == Pair,
+        }
+    }
+
+    /// Whether peers send subscriptions to a socket of this type.
+    #[must_use]
+    pub fn takes_subscriptions(self) -> bool {
+        matches!(self, Self::Pub | Self::Xpub)
+    }
+
+    /// Whether a socket of this type announces its identity (RFC 28).
+    #[must_use]
+    pub fn announces_identity(self) -> bool {
+        matches!(self, Self::Req | Self::Dealer | Self::Router)
+    }
+}
+
+impl fmt::Display for SocketType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SocketType;
+
+    #[test]
+    fn fitting_is_mutual() {
+        for a in SocketType::ALL {
+            for b in SocketType::ALL {
+                assert_eq!(a.fits(b), b.fits(a), "{a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_and_codes_read_back() {
+        for kind in SocketType::ALL {
+            assert_eq!(SocketType::from_name(kind.name().as_bytes()), Some(kind));
+            assert_eq!(SocketType::from_code(kind.code()), Some(kind));
+        }
+        assert_eq!(SocketType::from_name(b"STREAM"), None);
+        assert_eq!(SocketType::Pub.code(), 1);
+        assert_eq!(SocketType::Xsub.code(), 10);
+    }
+}
