@@ -1,0 +1,28 @@
+//! The xMsg proxy as a library: publishers on port `P`, subscribers on `P + 1`, control sockets on `P + 2`.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
+//! use std::time::Duration;
+//! use xmsg_proxy::{Policy, Proxy};
+//!
+//! let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::Block).start().await?;
+//! println!("listening at {}", proxy.address());
+//! let totals = proxy.stop(Duration::from_secs(5)).await;
+//! assert_eq!(totals.undelivered, 0);
+//! # Ok(()) }
+//! ```
+//!
+//! The [data plane](switch) forwards; the control plane attaches to it as an ordinary publisher and subscriber, so that a slow
+//! answer can't stall a message.
+
+mod config;
+mod controller;
+mod proxy;
+pub mod switch;
+
+pub use config::{Config, Policy, Upstream};
+pub use proxy::{Builder, Proxy};
+pub use switch::{PublisherStats, SubscriberStats, Totals};
+
+/// What every topic of a control request starts with.
+pub const CONTROL_TOPIC: &[u8] = b"xmsg:control";

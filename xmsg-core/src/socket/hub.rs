@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::inbox::Inbox;
 use super::outbox::Outbox;
-use super::session::{Batch, Ended, Handler, Session};
+use super::session::{FAREWELL, Batch, Ended, Handler, Session};
 use super::transport::{Listener, Stream};
 use super::{Endpoint, SocketOptions};
 use crate::zmtp::{Engine, Peer, SocketType, Version};
@@ -410,7 +410,7 @@ impl Hub {
             };
             tokio::select! {
                 biased;
-                ended = session.run(&link.outbox, &mut handler) => ended,
+                ended = session.run(&link.outbox, &mut handler, FAREWELL) => ended,
                 ended = settle => ended,
             }
         };

@@ -14,8 +14,8 @@ use crate::zmtp::{Engine, Event, Peer, Span, Violation};
 
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
-/// How long a peer gets to read why it is sent away, and to close its end.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -119,35 +119,32 @@ impl Session {
     async fn try_handshake(&mut self) -> Result<Peer, Ended> {
         let (mut read, mut write) = self.stream.split();
         loop {
+            let event = self.engine.poll_event(&mut self.buffer.input)?;
+            let due = self.engine.poll_timeout();
             while let Some(bytes) = self.engine.poll_transmit() {
-                let due = self.engine.poll_timeout();
                 before(due, write.write_all(&bytes)).await.ok_or(Violation::HandshakeTimeout)??;
             }
-            match self.engine.poll_event(&mut self.buffer.input)? {
+            match event {
                 Some(Event::Ready(peer)) => {
-                    while let Some(bytes) = self.engine.poll_transmit() {
-                        write.write_all(&bytes).await?;
-                    }
                     self.engine.handle_received(Instant::now());
                     return Ok(peer);
                 }
                 Some(_) => {}
-                None => {
-                    let due = self.engine.poll_timeout();
-                    match before(due, self.buffer.read(&mut read, 0)).await {
-                        Some(Ok(0)) => return Err(Ended::ByPeer),
-                        Some(result) => result?,
-                        None => return Err(Violation::HandshakeTimeout.into()),
-                    };
-                }
+                None => match before(due, self.buffer.read(&mut read, 0)).await {
+                    Some(Ok(0)) => return Err(Ended::ByPeer),
+                    Some(result) => {
+                        result?;
+                    }
+                    None => return Err(Violation::HandshakeTimeout.into()),
+                },
             }
         }
     }
 
     /// Reads for `handler` and writes from `outbox` until either direction ends. An outbox that is closed and
     /// empty ends it well: the peer is told by the end of our stream, and what it had already sent is still
-    /// read, so that it loses nothing.
-    pub async fn run(mut self, outbox: &Outbox, handler: &mut impl Handler) -> Ended {
+    /// read, for at most `farewell`, so that it loses nothing.
+    pub async fn run(mut self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
         let (mut read, mut write) = self.stream.split();
         let mut reader = Reader { engine: self.engine, buffer: self.buffer };
         let mut writer = Writer::new(outbox);
@@ -161,14 +158,14 @@ impl Session {
         match futures::future::select(writing, &mut reading).await {
             futures::future::Either::Left((Ok(()), _)) => {
                 // Reading on until the peer closes, too, lets everything that is under way arrive.
-                match tokio::time::timeout(FAREWELL, reading).await {
+                match tokio::time::timeout(farewell, reading).await {
                     Ok(Ended::ByPeer) | Err(_) => Ended::ByUs("closed"),
                     Ok(ended) => ended,
                 }
             }
             futures::future::Either::Left((Err(error), reading)) => {
                 // What the peer sent before it closed counts, even if it no longer reads.
-                match tokio::time::timeout(FAREWELL, reading).await {
+                match tokio::time::timeout(farewell, reading).await {
                     Ok(Ended::ByPeer) | Err(_) => Ended::Io(error),
                     Ok(ended) => ended,
                 }

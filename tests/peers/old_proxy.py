@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""A reference proxy on libzmq, built like the Java, C++ and Python ones, for our actors to work through.
+
+    old_proxy.py [--port P] [--timeout SECONDS]
+
+Prints `listening P` once it accepts connections on P (XSUB), P+1 (XPUB) and P+2 (ROUTER with handover),
+where P is free unless given. It runs until its standard input closes, or for --timeout seconds, and then
+ends with status 0.
+
+Data goes through `zmq_proxy`. A control thread subscribes to `xmsg:control` at the proxy's own XPUB side
+and answers, as the real proxies do, messages of exactly three frames: topic, request, argument.
+
+    pub ID      ROUTER to ID: pub
+    rep ID      ROUTER to ID: rep
+    sub TOPIC   published: TOPIC, sub
+
+It has their weaknesses, too: the answer to `sub` may come a little before every publisher knows of the
+subscription.
+"""
+
+import argparse
+import os
+import sys
+import threading
+import time
+
+import zmq
+
+import peer
+
+HIGHEST_PORT = 65533  # P+2 must exist, too
+
+
+def bind(context, port):
+    """The three sockets, bound to P, P+1 and P+2; `port` 0 finds three free ones."""
+    for _ in range(100):
+        sockets = [peer.open_socket(context, kind) for kind in (zmq.XSUB, zmq.XPUB, zmq.ROUTER)]
+        xsub, xpub, router = sockets
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        try:
+            xsub.bind(f"tcp://{peer.HOST}:{port or '*'}")
+            pub_port = int(xsub.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+            if pub_port > HIGHEST_PORT:
+                raise zmq.ZMQError(zmq.EADDRINUSE)
+            xpub.bind(f"tcp://{peer.HOST}:{pub_port + 1}")
+            router.bind(f"tcp://{peer.HOST}:{pub_port + 2}")
+            return pub_port, xsub, xpub, router
+        except zmq.ZMQError as error:
+            for socket in sockets:
+                socket.close()
+            if error.errno != zmq.EADDRINUSE:
+                raise
+            # A port given may still be held by a predecessor that is ending.
+            time.sleep(0.1 if port else 0)
+    peer.fail("found no three free ports in a row" if not port else f"ports {port} to {port + 2} are in use")
+
+
+def answer_control(requests, answers, router):
+    """The control thread: owns its three sockets and never returns."""
+    while True:
+        frames = requests.recv_multipart()
+        if len(frames) != 3:
+            continue
+        _, request, argument = frames
+        if request in (b"pub", b"rep"):
+            router.send_multipart([argument, request])
+        elif request == b"sub":
+            answers.send_multipart([argument, b"sub"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=0, help="pub port (default: any three free ports in a row)")
+    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="end after this time (default 120)")
+    args = parser.parse_args()
+
+    context = zmq.Context()
+    port, xsub, xpub, router = bind(context, args.port)
+    requests = peer.open_socket(context, zmq.SUB)
+    requests.connect(f"tcp://{peer.HOST}:{port + 1}")
+    requests.subscribe(b"xmsg:control")
+    answers = peer.open_socket(context, zmq.PUB)
+    answers.connect(f"tcp://{peer.HOST}:{port}")
+
+    for target, sockets in ((zmq.proxy, (xsub, xpub)), (answer_control, (requests, answers, router))):
+        threading.Thread(target=target, args=sockets, daemon=True).start()
+    end = threading.Timer(args.timeout, os._exit, [0])
+    end.daemon = True
+    end.start()
+
+    peer.say("listening", port)
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(0)  # the threads block inside libzmq; there is nothing to save
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+//! What a proxy can be told.
+
+use std::time::Duration;
+
+use xmsg_core::socket::{HighWaterMark, TcpOptions};
+use xmsg_core::zmtp::Limits;
+
+/// What happens to a message for a subscriber whose queue is at its high-water mark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// The message is dropped, for this subscriber, and counted.
+    #[default]
+    DropNewest,
+    /// Publishers of messages that match wait, and so, through TCP, do their senders: nothing is lost.
+    Block,
+}
+
+impl Policy {
+    /// The name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DropNewest => "drop-newest",
+            Self::Block => "block",
+        }
+    }
+}
+
+impl std::str::FromStr for Policy {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::DropNewest, Self::Block]
+            .into_iter()
+            .find(|policy| policy.name() == name)
+            .ok_or_else(|| format!("unknown policy {name:?}: drop-newest or block"))
+    }
+}
+
+impl std::fmt::Display for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What publishers are told to send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Upstream {
+    /// What somebody subscribed to: saves bandwidth.
+    #[default]
+    Subscribed,
+    /// Everything: a fresh subscription need not reach the publishers, so no message is missed.
+    All,
+}
+
+/// Options of the data plane and its limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What happens at a subscriber's mark. Default: [`Policy::DropNewest`].
+    pub policy: Policy,
+    /// What may be queued for one subscriber. Default 256 MiB, any number of messages.
+    pub high_water_mark: HighWaterMark,
+    /// Bytes that all queues together may hold. Above it, subscribers with more than their share are treated as if at
+    /// their mark. Default 1 GiB.
+    pub queue_ceiling: usize,
+    /// What publishers are told to send. Default: [`Upstream::Subscribed`].
+    pub upstream: Upstream,
+    /// Connections per port whose handshake is under way; more wait to be accepted. Default 4096.
+    pub handshakes: usize,
+    /// Ask after a peer (ZMTP 3.1) that was silent for so long. Default 30 s.
+    pub heartbeat_interval: Option<Duration>,
+    /// How long it has to answer. Default 30 s.
+    pub heartbeat_timeout: Duration,
+    /// What one peer may send.
+    pub limits: Limits,
+    /// Options of the transport.
+    pub tcp: TcpOptions,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            high_water_mark: HighWaterMark::bytes(256 << 20),
+            queue_ceiling: 1 << 30,
+            upstream: Upstream::default(),
+            handshakes: 4096,
+            heartbeat_interval: Some(Duration::from_secs(30)),
+            heartbeat_timeout: Duration::from_secs(30),
+            limits: Limits::default(),
+            tcp: TcpOptions::default(),
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The data plane: forwards messages from publishers (XSUB) to subscribers (XPUB).
+//!
+//! ```text
+//!  publisher ─► Session ─► Inlet: match, coalesce ─┬─► Outbox ─► Session ─► subscriber
+//!  publisher ─► Session ─► Inlet ──────────────────┴─► Outbox ─► Session ─► subscriber
+//!                             ▲ looks up, by epoch                     │ subscriptions
+//!                             └────────────── Table ◄──────────────────┘
+//! ```
+//!
+//! One task a connection. An *inlet* lives in the task of its publisher and shares nothing with other inlets but the
+//! [`Table`](table::Table), which it reads only when it meets a topic that it has not seen since subscriptions last changed.
+//! Messages are never taken apart: a run of messages for the same subscribers is one slice of the memory that they were
+//! read into.
+
+mod inlet;
+mod peers;
+mod table;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use xmsg_core::socket::outbox::{Ledger, Outbox};
+use xmsg_core::socket::session::Session;
+use xmsg_core::socket::transport::{Listener, Stream};
+use xmsg_core::socket::{Amount, HighWaterMark};
+use xmsg_core::zmtp::{self, Engine, SocketType};
+
+use crate::config::Config;
+use inlet::Inlet;
+use peers::{Gate, Publisher, Subscriber};
+pub use peers::{PublisherStats, SubscriberStats};
+use table::{Change, Table, TableTask};
+
+/// What waits to be written to a publisher: subscriptions, which are bounded by the limits of those who made them.
+const UPSTREAM_MARK: usize = 1 << 20;
+/// How long a publisher that does not read may hold up the confirmation of a subscription.
+const SETTLE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Which side of the switch a connection is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Publishers connect here: we are their XSUB.
+    Publishers,
+    /// Subscribers connect here: we are their XPUB.
+    Subscribers,
+    /// Publishers whose messages go ahead of all others: the proxy's own answers.
+    Control,
+}
+
+/// Messages since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// From publishers.
+    pub received: Amount,
+    /// Written to subscribers, each counted on its own.
+    pub delivered: Amount,
+    /// Not queued, because the subscriber was at its mark.
+    pub dropped: Amount,
+    /// Messages that were queued and not written when their subscriber went away.
+    pub undelivered: u64,
+    /// Received messages that nobody had subscribed to.
+    pub unmatched: u64,
+    /// Connections that were refused in the handshake.
+    pub refused: u64,
+}
+
+/// The switch: a cheap handle; its tasks end with [`stop`](Self::stop).
+#[derive(Clone, Debug)]
+pub struct Switch {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    table: Arc<Table>,
+    ledger: Arc<Ledger>,
+    gate: Arc<Gate>,
+    next_id: AtomicU32,
+    /// Ends accepting.
+    refuse: CancellationToken,
+    /// Ends everything.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    publishers: TaskTracker,
+}
+
+impl Switch {
+    /// Starts a switch without connections on the present runtime.
+    #[must_use]
+    pub fn start(config: Config) -> Self {
+        let stop = CancellationToken::new();
+        let (table, task) = Table::new(config.upstream);
+        let inner = Arc::new(Inner {
+            table,
+            ledger: Arc::default(),
+            gate: Arc::default(),
+            next_id: AtomicU32::new(1),
+            refuse: stop.child_token(),
+            tasks: TaskTracker::new(),
+            publishers: TaskTracker::new(),
+            stop,
+            config,
+        });
+        inner.tasks.spawn(run_table(task, inner.stop.clone()));
+        Self { inner }
+    }
+
+    /// Accepts connections from this listener until the switch stops.
+    pub fn listen(&self, listener: Listener, side: Side) {
+        self.inner.tasks.spawn(self.clone().accept(listener, side));
+    }
+
+    /// Waits until every subscription that was made before is live in the whole switch and was written to every publisher
+    /// that reads.
+    pub async fn settled(&self) {
+        let publishers = self.inner.table.synchronize().await;
+        let written = async {
+            for publisher in &publishers {
+                publisher.outbox.urgent_written().await;
+            }
+        };
+        if tokio::time::timeout(SETTLE_TIMEOUT, written).await.is_err() {
+            tracing::debug!("a publisher does not read its subscriptions");
+        }
+    }
+
+    /// Waits until somebody is subscribed to this prefix.
+    pub async fn subscribed(&self, prefix: &[u8]) {
+        self.inner.table.subscribed(prefix).await;
+    }
+
+    /// Ends all tasks without waiting for them.
+    pub fn abort(&self) {
+        self.inner.stop.cancel();
+    }
+
+    /// Everything since the start.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.inner.gate.totals()
+    }
+
+    /// Every connected publisher.
+    #[must_use]
+    pub fn publishers(&self) -> Vec<PublisherStats> {
+        self.inner.gate.publishers()
+    }
+
+    /// Every connected subscriber.
+    #[must_use]
+    pub fn subscribers(&self) -> Vec<SubscriberStats> {
+        self.inner.gate.subscribers()
+    }
+
+    /// Distinct subscriptions: pairs of subscriber and prefix.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        self.inner.table.subscriptions()
+    }
+
+    /// Stops in order: accepts nobody any more; takes leave of the publishers and reads what they had already sent;
+    /// writes what is queued; takes leave of the subscribers. After `linger` it stops as it is.
+    pub async fn stop(&self, linger: Duration) -> Totals {
+        let inner = &self.inner;
+        inner.refuse.cancel();
+        let orderly = async {
+            inner.publishers.close();
+            inner.gate.close_publishers();
+            inner.publishers.wait().await;
+            inner.gate.close_subscribers();
+            inner.gate.subscribers_gone().await;
+        };
+        if tokio::time::timeout(linger, orderly).await.is_err() {
+            tracing::warn!(?linger, "stopped before everything was delivered");
+        }
+        inner.stop.cancel();
+        inner.publishers.close();
+        inner.publishers.wait().await;
+        inner.tasks.close();
+        inner.tasks.wait().await;
+        self.totals()
+    }
+
+    async fn accept(self, mut listener: Listener, side: Side) {
+        let handshakes = Arc::new(Semaphore::new(self.inner.config.handshakes));
+        loop {
+            let next = async {
+                let permit = handshakes.clone().acquire_owned().await.ok()?;
+                Some((listener.accept().await, permit))
+            };
+            let next = tokio::select! {
+                biased;
+                () = self.inner.refuse.cancelled() => return,
+                next = next => next,
+            };
+            // The semaphore is never closed.
+            let Some(((stream, peer), permit)) = next else { return };
+            let serve = self.clone().serve(stream, peer, side, permit);
+            match side {
+                Side::Subscribers => drop(self.inner.tasks.spawn(serve)),
+                Side::Publishers | Side::Control => drop(self.inner.publishers.spawn(serve)),
+            }
+        }
+    }
+
+    async fn serve(self, stream: Stream, peer: String, side: Side, permit: OwnedSemaphorePermit) {
+        let stop = self.inner.stop.clone();
+        let refuse = self.inner.refuse.clone();
+        let engine = Engine::new(self.engine_options(side), Instant::now());
+        let mut session = Session::new(stream, engine);
+        let found = tokio::select! {
+            biased;
+            () = refuse.cancelled() => return,
+            result = session.handshake() => match result {
+                Ok(found) => found,
+                Err(ended) => {
+                    self.inner.gate.refused();
+                    tracing::info!(peer, ?side, reason = %ended, "connection refused");
+                    return;
+                }
+            },
+        };
+        drop(permit);
+        tracing::debug!(peer, ?side, version = ?found.version, "connected");
+        let ended = match side {
+            Side::Subscribers => self.serve_subscriber(session, &peer, stop).await,
+            Side::Publishers | Side::Control => {
+                self.serve_publisher(session, &peer, found.version, side, stop).await
+            }
+        };
+        tracing::debug!(peer, ?side, reason = ended, "disconnected");
+    }
+
+    async fn serve_publisher(
+        &self,
+        session: Session,
+        peer: &str,
+        version: zmtp::Version,
+        side: Side,
+        stop: CancellationToken,
+    ) -> String {
+        let inner = &self.inner;
+        let publisher = Arc::new(Publisher::new(self.id(), peer, version));
+        let mut inlet = Inlet::new(&publisher, &inner.table, &inner.ledger, &inner.gate, &inner.config);
+        if side == Side::Control {
+            inlet = inlet.with_priority();
+        }
+        inner.gate.add_publisher(&publisher);
+        if side == Side::Publishers {
+            inner.table.change(Change::PublisherJoined(publisher.clone())).await;
+        }
+        let ended = tokio::select! {
+            biased;
+            () = stop.cancelled() => "stopped".to_owned(),
+            ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended.to_string(),
+        };
+        publisher.outbox.close();
+        inner.gate.remove_publisher(&publisher);
+        inner.table.change(Change::PublisherGone(publisher.id)).await;
+        ended
+    }
+
+    async fn serve_subscriber(&self, session: Session, peer: &str, stop: CancellationToken) -> String {
+        let inner = &self.inner;
+        let config = &inner.config;
+        let outbox = Outbox::with_ledger(config.high_water_mark, inner.ledger.clone());
+        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox));
+        inner.gate.add_subscriber(&subscriber);
+        let mut handler = table::Subscriptions::new(&inner.table, &subscriber, config.limits.subscriptions);
+        let ended = tokio::select! {
+            biased;
+            () = stop.cancelled() => "stopped".to_owned(),
+            ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended.to_string(),
+        };
+        subscriber.outbox.close();
+        inner.table.change(Change::SubscriberGone(subscriber.id)).await;
+        inner.gate.remove_subscriber(&subscriber);
+        ended
+    }
+
+    fn engine_options(&self, side: Side) -> zmtp::Options {
+        let config = &self.inner.config;
+        let socket_type = if side == Side::Subscribers { SocketType::Xpub } else { SocketType::Xsub };
+        zmtp::Options {
+            heartbeat_interval: config.heartbeat_interval,
+            heartbeat_timeout: config.heartbeat_timeout,
+            limits: config.limits.clone(),
+            ..zmtp::Options::new(socket_type)
+        }
+    }
+
+    fn id(&self) -> u32 {
+        self.inner.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Publisher {
+    fn new(id: u32, peer: &str, version: zmtp::Version) -> Self {
+        let outbox = Outbox::new(HighWaterMark::bytes(UPSTREAM_MARK));
+        Self { id, peer: peer.into(), version, outbox, since: Instant::now(), received: peers::Counter::default() }
+    }
+}
+
+/// The table lives until the last connection has told it that it is gone.
+async fn run_table(mut task: TableTask, stop: CancellationToken) {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => task.drain(),
+        () = task.run() => {}
+    }
+}

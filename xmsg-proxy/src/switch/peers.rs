@@ -1,0 +1,240 @@
+//! The connections of the switch, and what is counted of them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use xmsg_core::socket::Amount;
+use xmsg_core::socket::outbox::Outbox;
+use xmsg_core::zmtp::Version;
+
+use super::Totals;
+
+/// Drops of one subscriber are logged at most this often.
+const DROP_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A count that one task raises and others read.
+#[derive(Debug, Default)]
+pub(super) struct Counter {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counter {
+    pub(super) fn add(&self, messages: usize, bytes: usize) {
+        self.messages.fetch_add(messages as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn amount(&self) -> Amount {
+        Amount {
+            messages: self.messages.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A connected publisher.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    pub(super) id: u32,
+    pub(super) peer: Box<str>,
+    pub(super) version: Version,
+    /// Subscriptions on their way to it.
+    pub(super) outbox: Outbox,
+    pub(super) since: Instant,
+    pub(super) received: Counter,
+}
+
+/// A connected subscriber.
+#[derive(Debug)]
+pub(super) struct Subscriber {
+    pub(super) id: u32,
+    peer: Box<str>,
+    pub(super) outbox: Outbox,
+    since: Instant,
+    dropped: Counter,
+    pub(super) subscriptions: AtomicUsize,
+    drop_log: Mutex<Option<(Instant, u64)>>,
+}
+
+impl Subscriber {
+    pub(super) fn new(id: u32, peer: &str, outbox: Outbox) -> Self {
+        Self {
+            id,
+            peer: peer.into(),
+            outbox,
+            since: Instant::now(),
+            dropped: Counter::default(),
+            subscriptions: AtomicUsize::new(0),
+            drop_log: Mutex::default(),
+        }
+    }
+
+    /// Counts messages that were not queued, and says so in the log now and then.
+    pub(super) fn count_dropped(&self, messages: usize, bytes: usize) {
+        self.dropped.add(messages, bytes);
+        let mut log = lock(&self.drop_log);
+        if log.is_some_and(|(last, _)| last.elapsed() < DROP_LOG_INTERVAL) {
+            return;
+        }
+        let total = self.dropped.amount().messages;
+        let before = log.replace((Instant::now(), total)).map_or(0, |(_, count)| count);
+        let queued = self.outbox.queued();
+        tracing::warn!(
+            peer = %self.peer,
+            dropped = total - before,
+            dropped_in_all = total,
+            queued_messages = queued.messages,
+            queued_bytes = queued.bytes,
+            "slow subscriber: messages for it are dropped (policy drop-newest)"
+        );
+    }
+}
+
+/// A snapshot of one publisher.
+#[derive(Clone, Debug)]
+pub struct PublisherStats {
+    /// Its address.
+    pub peer: String,
+    /// How long it has been connected.
+    pub connected_for: Duration,
+    /// What came from it.
+    pub received: Amount,
+}
+
+/// A snapshot of one subscriber.
+#[derive(Clone, Debug)]
+pub struct SubscriberStats {
+    /// Its address.
+    pub peer: String,
+    /// How long it has been connected.
+    pub connected_for: Duration,
+    /// Its subscriptions.
+    pub subscriptions: usize,
+    /// What was written to it.
+    pub delivered: Amount,
+    /// What waits for it; `bytes` is memory.
+    pub queued: Amount,
+    /// What was not queued because it was at its mark.
+    pub dropped: Amount,
+}
+
+/// Everybody who is connected, and the counts of those who left.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    publishers: Mutex<BTreeMap<u32, Arc<Publisher>>>,
+    subscribers: Mutex<BTreeMap<u32, Arc<Subscriber>>>,
+    gone: Mutex<Totals>,
+    pub(super) unmatched: AtomicU64,
+    refused: AtomicU64,
+    left: Notify,
+}
+
+impl Gate {
+    pub(super) fn add_publisher(&self, publisher: &Arc<Publisher>) {
+        lock(&self.publishers).insert(publisher.id, publisher.clone());
+    }
+
+    pub(super) fn add_subscriber(&self, subscriber: &Arc<Subscriber>) {
+        lock(&self.subscribers).insert(subscriber.id, subscriber.clone());
+    }
+
+    pub(super) fn remove_publisher(&self, publisher: &Publisher) {
+        // Both locks together, so that no snapshot counts it twice or not at all.
+        let mut publishers = lock(&self.publishers);
+        let mut gone = lock(&self.gone);
+        publishers.remove(&publisher.id);
+        gone.received += publisher.received.amount();
+    }
+
+    pub(super) fn remove_subscriber(&self, subscriber: &Subscriber) {
+        {
+            let mut subscribers = lock(&self.subscribers);
+            let mut gone = lock(&self.gone);
+            subscribers.remove(&subscriber.id);
+            let undelivered = subscriber.outbox.clear().messages;
+            gone.delivered += subscriber.outbox.written();
+            gone.dropped += subscriber.dropped.amount();
+            gone.undelivered += undelivered;
+            if undelivered > 0 {
+                tracing::info!(peer = %subscriber.peer, undelivered, "a subscriber left messages behind");
+            }
+        }
+        self.left.notify_waiters();
+    }
+
+    pub(super) fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn close_publishers(&self) {
+        for publisher in lock(&self.publishers).values() {
+            publisher.outbox.close();
+        }
+    }
+
+    pub(super) fn close_subscribers(&self) {
+        for subscriber in lock(&self.subscribers).values() {
+            subscriber.outbox.close();
+        }
+    }
+
+    pub(super) async fn subscribers_gone(&self) {
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if lock(&self.subscribers).is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let publishers = lock(&self.publishers);
+        let subscribers = lock(&self.subscribers);
+        let mut totals = *lock(&self.gone);
+        totals.unmatched = self.unmatched.load(Ordering::Relaxed);
+        totals.refused = self.refused.load(Ordering::Relaxed);
+        for publisher in publishers.values() {
+            totals.received += publisher.received.amount();
+        }
+        for subscriber in subscribers.values() {
+            totals.delivered += subscriber.outbox.written();
+            totals.dropped += subscriber.dropped.amount();
+        }
+        totals
+    }
+
+    pub(super) fn publishers(&self) -> Vec<PublisherStats> {
+        lock(&self.publishers)
+            .values()
+            .map(|publisher| PublisherStats {
+                peer: publisher.peer.to_string(),
+                connected_for: publisher.since.elapsed(),
+                received: publisher.received.amount(),
+            })
+            .collect()
+    }
+
+    pub(super) fn subscribers(&self) -> Vec<SubscriberStats> {
+        lock(&self.subscribers)
+            .values()
+            .map(|subscriber| SubscriberStats {
+                peer: subscriber.peer.to_string(),
+                connected_for: subscriber.since.elapsed(),
+                subscriptions: subscriber.subscriptions.load(Ordering::Relaxed),
+                delivered: subscriber.outbox.written(),
+                queued: subscriber.outbox.queued(),
+                dropped: subscriber.dropped.amount(),
+            })
+            .collect()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

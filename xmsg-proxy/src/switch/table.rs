@@ -1,0 +1,328 @@
+//! Who subscribed to what: one trie, changed by one task, read by every inlet.
+//!
+//! Connections send [`Change`]s over a bounded channel. The task applies many at once, then raises the *epoch*: inlets
+//! notice and forget what they had looked up. After that it tells the publishers what is newly wanted, or no longer.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{Notify, mpsc, oneshot};
+use xmsg_core::socket::session::{Batch, Ended, Handler};
+use xmsg_core::trie::{NodeId, Trie};
+
+use super::peers::{Publisher, Subscriber};
+use crate::CONTROL_TOPIC;
+use crate::config::Upstream;
+
+/// Changes that wait to be applied; whoever sends more waits.
+const CHANGES: usize = 1024;
+/// Changes applied under one lock.
+const BATCH: usize = 256;
+/// Subscriptions that wait to be written to a publisher, bytes. One that does not read them is of no use, but must not cost
+/// memory without end.
+const UPSTREAM_MAX: usize = 256 << 20;
+
+/// Something that happened to a connection.
+#[derive(Debug)]
+pub(super) enum Change {
+    Subscribe(Arc<Subscriber>, Bytes),
+    Cancel(Arc<Subscriber>, Bytes),
+    SubscriberGone(u32),
+    PublisherJoined(Arc<Publisher>),
+    PublisherGone(u32),
+    /// Answered with all publishers once everything before it is applied.
+    Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
+}
+
+/// What inlets see.
+#[derive(Debug)]
+pub(super) struct Table {
+    routes: RwLock<Routes>,
+    epoch: AtomicU64,
+    changes: mpsc::Sender<Change>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Routes {
+    trie: Trie<u32>,
+    subscribers: HashMap<u32, Arc<Subscriber>>,
+}
+
+impl Routes {
+    /// The subscribers of this topic, each once, in a fixed order.
+    pub(super) fn find(&self, topic: &[u8], found: &mut Vec<u32>) {
+        found.clear();
+        let mut sources = 0;
+        self.trie.find(topic, |keys| {
+            found.extend_from_slice(keys);
+            sources += 1;
+        });
+        if sources > 1 {
+            found.sort_unstable();
+            found.dedup();
+        }
+    }
+
+    pub(super) fn longest_prefix(&self) -> usize {
+        self.trie.longest_prefix()
+    }
+
+    pub(super) fn subscriber(&self, id: u32) -> Option<&Arc<Subscriber>> {
+        self.subscribers.get(&id)
+    }
+}
+
+impl Table {
+    pub(super) fn new(upstream: Upstream) -> (Arc<Self>, TableTask) {
+        let (changes, receiver) = mpsc::channel(CHANGES);
+        let table = Arc::new(Self { routes: RwLock::default(), epoch: AtomicU64::new(0), changes, changed: Notify::new() });
+        let task = TableTask {
+            table: table.clone(),
+            changes: receiver,
+            upstream,
+            nodes: HashMap::new(),
+            publishers: HashMap::new(),
+        };
+        (table, task)
+    }
+
+    /// Changes whenever subscriptions do. What was read from the table under one epoch holds until it changes.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(super) fn routes(&self) -> RwLockReadGuard<'_, Routes> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn routes_mut(&self) -> RwLockWriteGuard<'_, Routes> {
+        self.routes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until somebody is subscribed to just this prefix.
+    pub(super) async fn subscribed(&self, prefix: &[u8]) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.routes().trie.node(prefix).is_some() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    pub(super) fn subscriptions(&self) -> usize {
+        self.routes().trie.len()
+    }
+
+    pub(super) async fn change(&self, change: Change) {
+        // It fails only after the switch has stopped; then there is nothing left to change.
+        let _ = self.changes.send(change).await;
+    }
+
+    /// Waits until everything that was sent before is applied; returns the publishers.
+    pub(super) async fn synchronize(&self) -> Vec<Arc<Publisher>> {
+        let (sender, receiver) = oneshot::channel();
+        self.change(Change::Synchronize(sender)).await;
+        receiver.await.unwrap_or_default()
+    }
+}
+
+/// The task that owns the table.
+#[derive(Debug)]
+pub(super) struct TableTask {
+    table: Arc<Table>,
+    changes: mpsc::Receiver<Change>,
+    upstream: Upstream,
+    /// Where each subscriber's subscriptions live.
+    nodes: HashMap<u32, HashSet<NodeId>>,
+    publishers: HashMap<u32, Arc<Publisher>>,
+}
+
+/// A prefix that somebody newly wants (`true`), or that nobody wants any more.
+type Tidings = Vec<(bool, Bytes)>;
+
+impl TableTask {
+    /// Applies changes for as long as there is a table.
+    pub(super) async fn run(&mut self) {
+        let mut changes = Vec::with_capacity(BATCH);
+        while self.changes.recv_many(&mut changes, BATCH).await > 0 {
+            let mut changes = changes.drain(..).peekable();
+            while changes.peek().is_some() {
+                // A publisher that joins must be told what is in the table at that very place in the sequence.
+                let mut tidings = Tidings::new();
+                let mut next = None;
+                {
+                    let mut routes = self.table.routes_mut();
+                    let mut changed = false;
+                    for change in changes.by_ref() {
+                        match change {
+                            Change::Subscribe(subscriber, prefix) => {
+                                changed |= subscribe(&mut routes, &mut self.nodes, &subscriber, prefix, &mut tidings);
+                            }
+                            Change::Cancel(subscriber, prefix) => {
+                                changed |= cancel(&mut routes, &mut self.nodes, &subscriber, &prefix, &mut tidings);
+                            }
+                            Change::SubscriberGone(id) => {
+                                changed |= forget(&mut routes, &mut self.nodes, id, &mut tidings);
+                            }
+                            other => {
+                                next = Some(other);
+                                break;
+                            }
+                        }
+                    }
+                    if changed {
+                        self.table.epoch.fetch_add(1, Ordering::Release);
+                        self.table.changed.notify_waiters();
+                    }
+                }
+                self.tell(&tidings);
+                match next {
+                    Some(Change::PublisherJoined(publisher)) => self.welcome(publisher),
+                    Some(Change::PublisherGone(id)) => drop(self.publishers.remove(&id)),
+                    Some(Change::Synchronize(answer)) => {
+                        // Whoever asked may have gone.
+                        let _ = answer.send(self.publishers.values().cloned().collect());
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Lets everybody go who waits for an answer.
+    pub(super) fn drain(&mut self) {
+        self.changes.close();
+        while self.changes.try_recv().is_ok() {}
+    }
+
+    fn tell(&self, tidings: &Tidings) {
+        if self.upstream == Upstream::All || tidings.is_empty() {
+            return;
+        }
+        for publisher in self.publishers.values() {
+            let mut bytes = BytesMut::new();
+            for (subscribe, prefix) in tidings {
+                publisher.version.write_subscription(&mut bytes, *subscribe, prefix);
+            }
+            if !publisher.outbox.push_urgent(&bytes, UPSTREAM_MAX) {
+                tracing::warn!(peer = %publisher.peer, "a publisher does not read its subscriptions: it is cut off");
+                publisher.outbox.close();
+            }
+        }
+    }
+
+    /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
+    /// knows all the rest.
+    fn welcome(&mut self, publisher: Arc<Publisher>) {
+        let mut bytes = BytesMut::new();
+        let control = Bytes::from_static(CONTROL_TOPIC);
+        if self.upstream == Upstream::All {
+            publisher.version.write_subscription(&mut bytes, true, &Bytes::new());
+        } else {
+            for (prefix, _) in self.table.routes().trie.prefixes() {
+                if prefix != CONTROL_TOPIC {
+                    publisher.version.write_subscription(&mut bytes, true, &prefix.into());
+                }
+            }
+        }
+        publisher.version.write_subscription(&mut bytes, true, &control);
+        publisher.outbox.push_urgent(&bytes, usize::MAX);
+        self.publishers.insert(publisher.id, publisher);
+    }
+}
+
+type Nodes = HashMap<u32, HashSet<NodeId>>;
+
+fn subscribe(
+    routes: &mut Routes,
+    nodes: &mut Nodes,
+    subscriber: &Arc<Subscriber>,
+    prefix: Bytes,
+    tidings: &mut Tidings,
+) -> bool {
+    let inserted = routes.trie.insert(&prefix, subscriber.id);
+    if inserted.is_first {
+        tidings.push((true, prefix));
+    }
+    if inserted.is_new {
+        nodes.entry(subscriber.id).or_default().insert(inserted.node);
+        routes.subscribers.entry(subscriber.id).or_insert_with(|| subscriber.clone());
+        subscriber.subscriptions.fetch_add(1, Ordering::Relaxed);
+    }
+    inserted.is_new
+}
+
+fn cancel(
+    routes: &mut Routes,
+    nodes: &mut Nodes,
+    subscriber: &Subscriber,
+    prefix: &Bytes,
+    tidings: &mut Tidings,
+) -> bool {
+    let Some(node) = routes.trie.node(prefix) else { return false };
+    if !nodes.get_mut(&subscriber.id).is_some_and(|own| own.remove(&node)) {
+        return false;
+    }
+    if routes.trie.remove(node, subscriber.id).is_some() {
+        tidings.push((false, prefix.clone()));
+    }
+    subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
+    true
+}
+
+fn forget(routes: &mut Routes, nodes: &mut Nodes, id: u32, tidings: &mut Tidings) -> bool {
+    routes.subscribers.remove(&id);
+    let Some(own) = nodes.remove(&id) else { return false };
+    for node in own {
+        if let Some(prefix) = routes.trie.remove(node, id) {
+            tidings.push((false, prefix.into()));
+        }
+    }
+    true
+}
+
+/// What a subscriber says.
+pub(super) struct Subscriptions<'a> {
+    table: &'a Table,
+    subscriber: &'a Arc<Subscriber>,
+    limit: usize,
+    /// Subscriptions under way that the count of the subscriber does not hold yet are counted here, too: one
+    /// that is told twice counts twice, which only a peer at its limit can notice.
+    asked: usize,
+}
+
+impl<'a> Subscriptions<'a> {
+    pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limit: usize) -> Self {
+        Self { table, subscriber, limit, asked: 0 }
+    }
+}
+
+impl Handler for Subscriptions<'_> {
+    async fn messages(&mut self, _: Batch<'_>) -> Result<(), Ended> {
+        // The engine of an XPUB hands out subscriptions only.
+        Ok(())
+    }
+
+    async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
+        let subscriber = self.subscriber.clone();
+        if !subscribe {
+            self.asked = self.asked.saturating_sub(1);
+            self.table.change(Change::Cancel(subscriber, prefix)).await;
+            return Ok(());
+        }
+        self.asked += 1;
+        if self.asked > self.limit {
+            self.asked = subscriber.subscriptions.load(Ordering::Relaxed) + 1;
+            if self.asked > self.limit {
+                return Err(Ended::ByUs("too many subscriptions"));
+            }
+        }
+        self.table.change(Change::Subscribe(subscriber, prefix)).await;
+        Ok(())
+    }
+}
