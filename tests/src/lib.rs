@@ -1,1 +1,73 @@
+//! The harness of the end-to-end tests: one helper for each boundary.
 
+pub mod python;
+pub mod raw;
+
+use std::time::Duration;
+
+use xmsg_core::{Connection, Message, Setup, Subscription, Topic};
+use xmsg_proxy::{Builder, Policy, Proxy};
+
+/// No step of a test takes longer, however loaded the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The result of `step`, which must come within [`PATIENCE`]; `what` names it when it does not.
+///
+/// # Panics
+///
+/// When the step takes longer.
+pub async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, step).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: nothing within {PATIENCE:?}"),
+    }
+}
+
+/// A proxy on free ports of the loopback, which loses nothing.
+pub fn proxy() -> Builder {
+    start_tracing();
+    Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::Block)
+}
+
+/// A connection to this proxy, with more patience than its default.
+///
+/// # Panics
+///
+/// When the setup is refused.
+#[must_use]
+pub fn connect(proxy: &Proxy) -> Connection {
+    Connection::with_setup(proxy.address().clone(), patient())
+}
+
+/// A setup for loaded machines.
+///
+/// # Panics
+///
+/// Never: the options make sense.
+#[must_use]
+pub fn patient() -> Setup {
+    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE).build();
+    setup.expect("the options make sense")
+}
+
+/// A topic that is taken as it is.
+#[must_use]
+pub fn topic(text: &str) -> Topic {
+    Topic::wrap(text.to_owned())
+}
+
+/// The next message.
+///
+/// # Panics
+///
+/// When there is none.
+pub async fn next(subscription: &mut Subscription) -> Message {
+    let message = within("a message", subscription.next()).await;
+    message.expect("the subscription is open").expect("the message has three frames")
+}
+
+/// Log lines of what is tested, with `RUST_LOG` and `--nocapture`.
+pub fn start_tracing() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+}

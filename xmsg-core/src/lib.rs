@@ -1,20 +1,25 @@
 //! Async publish/subscribe messaging that speaks xMsg and ZeroMQ.
 
 pub mod address;
+pub mod connection;
+pub mod control;
 pub mod data;
 pub mod error;
 pub mod id;
 pub mod message;
 pub mod meta;
+pub mod setup;
 pub mod socket;
 pub mod topic;
 pub mod trie;
 pub mod zmtp;
 
 pub use address::{ProxyAddress, RegistrarAddress};
+pub use connection::{Connection, Subscription};
 pub use data::{Data, FromData, IntoData};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{ActorId, ConnectionId};
 pub use message::Message;
 pub use meta::Meta;
+pub use setup::{Setup, SetupBuilder};
 pub use topic::Topic;

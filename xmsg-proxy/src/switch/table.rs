@@ -291,8 +291,7 @@ pub(super) struct Subscriptions<'a> {
     table: &'a Table,
     subscriber: &'a Arc<Subscriber>,
     limit: usize,
-    /// Subscriptions under way that the count of the subscriber does not hold yet are counted here, too: one
-    /// that is told twice counts twice, which only a peer at its limit can notice.
+    /// How often it subscribed since its subscriptions were last counted, and their number then.
     asked: usize,
 }
 
@@ -311,12 +310,13 @@ impl Handler for Subscriptions<'_> {
     async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
         let subscriber = self.subscriber.clone();
         if !subscribe {
-            self.asked = self.asked.saturating_sub(1);
             self.table.change(Change::Cancel(subscriber, prefix)).await;
             return Ok(());
         }
         self.asked += 1;
         if self.asked > self.limit {
+            // Some may have been for the same prefix: only the table knows.
+            self.table.synchronize().await;
             self.asked = subscriber.subscriptions.load(Ordering::Relaxed) + 1;
             if self.asked > self.limit {
                 return Err(Ended::ByUs("too many subscriptions"));

@@ -1,0 +1,148 @@
+//! A peer that writes bytes as it likes: for what no well-behaved library would send.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use xmsg_core::zmtp::{Command, Frames, encode_message};
+
+use crate::within;
+
+/// A raw connection to a port of the loopback.
+#[derive(Debug)]
+pub struct Raw {
+    /// The stream, to be abused.
+    pub stream: TcpStream,
+    received: BytesMut,
+}
+
+impl Raw {
+    /// Connects and says nothing.
+    ///
+    /// # Panics
+    ///
+    /// When nobody listens.
+    pub async fn connect(port: u16) -> Self {
+        let stream = within("connect", TcpStream::connect(("127.0.0.1", port))).await.expect("somebody listens");
+        Self { stream, received: BytesMut::new() }
+    }
+
+    /// Connects and goes through the handshake as a socket of this type, ZMTP 3.1.
+    pub async fn handshake(port: u16, socket_type: &str) -> Self {
+        Self::handshake_with(port, socket_type, b"").await
+    }
+
+    /// The same with an identity.
+    pub async fn handshake_with(port: u16, socket_type: &str, identity: &[u8]) -> Self {
+        let mut raw = Self::connect(port).await;
+        raw.send(&greeting(3, 1)).await;
+        raw.send(&ready(socket_type, identity)).await;
+        raw.skip(64).await;
+        assert!(raw.next_frame().await.is_some_and(|(flags, _)| flags & 4 != 0), "READY");
+        raw
+    }
+
+    /// Writes bytes.
+    ///
+    /// # Panics
+    ///
+    /// When the other side is gone.
+    pub async fn send(&mut self, bytes: &[u8]) {
+        within("send", self.stream.write_all(bytes)).await.expect("the other side reads");
+    }
+
+    /// Writes a message.
+    pub async fn send_message<F: AsRef<[u8]>>(&mut self, frames: &[F]) {
+        self.send(&message(frames)).await;
+    }
+
+    /// The next frame, flags and body; `None` when the connection has ended, in whatever way.
+    pub async fn next_frame(&mut self) -> Option<(u8, Bytes)> {
+        loop {
+            if let Some(body) = Frames::of(self.received.clone().freeze()).next() {
+                let flags = self.received[0];
+                let header = if flags & 2 == 0 { 2 } else { 9 };
+                let _ = self.received.split_to(header + body.len());
+                return Some((flags, body));
+            }
+            match within("a frame", self.stream.read_buf(&mut self.received)).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Waits until the other side has closed the connection.
+    pub async fn closed(&mut self) {
+        while self.next_frame().await.is_some() {}
+    }
+
+    async fn skip(&mut self, len: usize) {
+        while self.received.len() < len {
+            let count = within("bytes", self.stream.read_buf(&mut self.received)).await.expect("bytes");
+            assert!(count > 0, "the connection ended in the greeting");
+        }
+        let _ = self.received.split_to(len);
+    }
+
+    /// Ends the connection with a TCP reset.
+    ///
+    /// # Panics
+    ///
+    /// When the option is refused.
+    pub fn reset(self) {
+        self.stream.set_zero_linger().expect("SO_LINGER");
+    }
+}
+
+/// A ZMTP greeting with the NULL mechanism.
+#[must_use]
+pub fn greeting(major: u8, minor: u8) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    bytes[..10].copy_from_slice(b"\xff\0\0\0\0\0\0\0\x01\x7f");
+    bytes[10] = major;
+    bytes[11] = minor;
+    bytes[12..16].copy_from_slice(b"NULL");
+    bytes
+}
+
+/// A READY command.
+#[must_use]
+pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
+    let mut body = b"\x05READY".to_vec();
+    for (name, value) in [("Socket-Type", socket_type.as_bytes()), ("Identity", identity)] {
+        body.push(name.len() as u8);
+        body.extend_from_slice(name.as_bytes());
+        body.extend_from_slice(&(value.len() as u32).to_be_bytes());
+        body.extend_from_slice(value);
+    }
+    let mut frame = if body.len() < 256 { vec![4, body.len() as u8] } else { vec![6] };
+    if body.len() >= 256 {
+        frame.extend_from_slice(&(body.len() as u64).to_be_bytes());
+    }
+    frame.extend_from_slice(&body);
+    frame
+}
+
+/// The bytes of a message.
+#[must_use]
+pub fn message<F: AsRef<[u8]>>(frames: &[F]) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    encode_message(&mut out, frames);
+    out.to_vec()
+}
+
+/// The bytes of a command.
+#[must_use]
+pub fn command(command: &Command) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    command.write(&mut out);
+    out.to_vec()
+}
+
+/// A PING.
+#[must_use]
+pub fn ping() -> Vec<u8> {
+    command(&Command::Ping { ttl: Duration::ZERO, context: Bytes::from_static(b"are you there?") })
+}

@@ -1,0 +1,121 @@
+//! The control plane: answers to requests, and silence to everything else.
+
+use bytes::Bytes;
+use xmsg_core::socket::{Dealer, Multipart, Publisher, SocketOptions, Subscriber};
+use xmsg_proxy::Proxy;
+use xmsg_tests::{proxy, within};
+
+async fn publisher(proxy: &Proxy) -> Publisher {
+    let publisher = Publisher::new(SocketOptions::default());
+    publisher.connect(proxy.address().publish_endpoint().parse().unwrap());
+    within("the control subscription", publisher.wait_for_subscriber(b"xmsg:control")).await;
+    publisher
+}
+
+async fn control(proxy: &Proxy, identity: &'static [u8]) -> Dealer {
+    let options = SocketOptions { identity: Bytes::from_static(identity), ..SocketOptions::default() };
+    let dealer = Dealer::connect(proxy.address().control_endpoint().parse().unwrap(), options);
+    within("the control connection", dealer.connected()).await;
+    dealer
+}
+
+fn frames(frames: &[&'static [u8]]) -> Multipart {
+    frames.iter().map(|frame| Bytes::from_static(frame)).collect()
+}
+
+/// Asks until it is answered, as peers do: the proxy may know the control socket a moment later than we do.
+async fn ask(publisher: &Publisher, dealer: &mut Dealer, request: &Multipart) -> Multipart {
+    within("an answer", async {
+        loop {
+            publisher.publish(request.clone()).await.unwrap();
+            let answer = tokio::time::timeout(std::time::Duration::from_millis(100), dealer.recv()).await;
+            if let Ok(answer) = answer {
+                return answer.unwrap();
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_kind_of_request_is_answered_as_the_contract_says() {
+    let proxy = proxy().start().await.unwrap();
+    let publisher = publisher(&proxy).await;
+    let mut dealer = control(&proxy, b"412300001").await;
+    for topic in [&b"xmsg:control"[..], b"xmsg:control:con"] {
+        let answer = ask(&publisher, &mut dealer, &frames(&[topic, b"pub", b"412300001"])).await;
+        assert_eq!(answer, frames(&[b"pub"]));
+    }
+    let mut dealer = control(&proxy, b"412300002").await;
+    let answer = ask(&publisher, &mut dealer, &frames(&[b"xmsg:control", b"rep", b"412300002"])).await;
+    assert_eq!(answer, frames(&[b"412300002", b"rep"]));
+
+    let mut subscriber = Subscriber::new(SocketOptions::default());
+    subscriber.subscribe("some:topic");
+    subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    within("the subscription", publisher.wait_for_subscriber(b"some:topic")).await;
+    publisher.publish(frames(&[b"xmsg:control:sub", b"sub", b"some:topic"])).await.unwrap();
+    assert_eq!(within("the answer", subscriber.recv()).await.unwrap(), frames(&[b"some:topic", b"sub"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn identities_are_bytes() {
+    let proxy = proxy().start().await.unwrap();
+    let publisher = publisher(&proxy).await;
+    let mut dealer = control(&proxy, b"\xff\xfe binary").await;
+    let answer = ask(&publisher, &mut dealer, &frames(&[b"xmsg:control", b"pub", b"\xff\xfe binary"])).await;
+    assert_eq!(answer, frames(&[b"pub"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn malformed_requests_are_ignored_and_the_next_one_is_answered() {
+    let proxy = proxy().start().await.unwrap();
+    let publisher = publisher(&proxy).await;
+    let mut dealer = control(&proxy, b"412300003").await;
+    let long: &'static [u8] = &[b'9'; 300];
+    for bad in [
+        &[&b"xmsg:control"[..]][..],
+        &[b"xmsg:control", b"pub"],
+        &[b"xmsg:control", b"pub", b"412300003", b"more"],
+        &[b"xmsg:control", b"what", b"412300003"],
+        &[b"xmsg:control", b"", b""],
+        &[b"xmsg:control", b"pub", b""],
+        &[b"xmsg:control", b"pub", long],
+        &[b"xmsg:control", b"rep", long],
+        &[b"xmsg:control", b"pub", b"nobody"],
+    ] {
+        publisher.publish(frames(bad)).await.unwrap();
+    }
+    let request = frames(&[b"xmsg:control", b"pub", b"412300003"]);
+    assert_eq!(ask(&publisher, &mut dealer, &request).await, frames(&[b"pub"]));
+    let more = tokio::time::timeout(std::time::Duration::from_millis(1), dealer.recv()).await;
+    assert!(more.is_err(), "one answer to one request: {more:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_peer_with_the_same_identity_takes_it_over() {
+    let proxy = proxy().start().await.unwrap();
+    let publisher = publisher(&proxy).await;
+    let old = control(&proxy, b"412300004").await;
+    let mut events = old.events();
+    let mut new = control(&proxy, b"412300004").await;
+    let event = within("the end of the old connection", events.next()).await;
+    assert!(matches!(event, Some(xmsg_core::socket::SocketEvent::Disconnected { .. })), "{event:?}");
+    // The old owner must not come back and fight for it.
+    drop(old);
+    let request = frames(&[b"xmsg:control", b"pub", b"412300004"]);
+    assert_eq!(ask(&publisher, &mut new, &request).await, frames(&[b"pub"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_requests_are_ordinary_messages_too() {
+    let proxy = proxy().start().await.unwrap();
+    let publisher = publisher(&proxy).await;
+    let mut subscriber = Subscriber::new(SocketOptions::default());
+    subscriber.subscribe("xmsg:");
+    subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    within("the subscription", publisher.wait_for_subscriber(b"xmsg:")).await;
+    let request = frames(&[b"xmsg:control", b"pub", b"412300005"]);
+    publisher.publish(request.clone()).await.unwrap();
+    assert_eq!(within("the request", subscriber.recv()).await.unwrap(), request);
+}

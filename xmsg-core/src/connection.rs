@@ -1,0 +1,329 @@
+//! A connection to one proxy: publishing, subscribing and control sockets, opened as they are needed.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OnceCell;
+
+use crate::control::{CONTROL_TOPIC, Request};
+use crate::setup::CHECK_INTERVAL;
+use crate::socket::{Amount, Dealer, Endpoint, Multipart, Publisher, SocketEvents, SocketOptions, Subscriber};
+use crate::{ConnectionId, Error, ErrorKind, Message, ProxyAddress, Result, Setup, Topic};
+
+/// A connection to a proxy. Clones share it.
+///
+/// The publishing socket is opened, and checked with the proxy, by the first call that needs it. It stays connected by itself:
+/// when the proxy restarts, what was accepted is sent to the new one.
+///
+/// ```no_run
+/// # async fn run() -> xmsg_core::Result<()> {
+/// use xmsg_core::{Connection, Message, Topic};
+/// let connection = Connection::new("10.0.0.7".parse()?);
+/// let topic = Topic::new("report", "sports")?;
+/// let mut reports = connection.subscribe([topic.clone()]).await?;
+/// connection.publish(&Message::of(topic, "3:1")).await?;
+/// println!("{:?}", reports.next().await);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Connection {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: ConnectionId,
+    address: ProxyAddress,
+    setup: Setup,
+    publisher: OnceCell<Publisher>,
+}
+
+impl Connection {
+    /// A connection with the default [`Setup`], not opened yet.
+    #[must_use]
+    pub fn new(address: ProxyAddress) -> Self {
+        Self::with_setup(address, Setup::default())
+    }
+
+    /// A connection that is set up like this, not opened yet.
+    #[must_use]
+    pub fn with_setup(address: ProxyAddress, setup: Setup) -> Self {
+        let id = ConnectionId::random();
+        Self { inner: Arc::new(Inner { id, address, setup, publisher: OnceCell::new() }) }
+    }
+
+    /// The 9-digit identity of this connection.
+    #[must_use]
+    pub fn id(&self) -> ConnectionId {
+        self.inner.id
+    }
+
+    /// The proxy that it connects to.
+    #[must_use]
+    pub fn address(&self) -> &ProxyAddress {
+        &self.inner.address
+    }
+
+    /// Opens the publishing socket and checks it with the proxy, unless that was done before. Fails with
+    /// [`Timeout`](ErrorKind::Timeout) or [`Refused`](ErrorKind::Refused) when the proxy does not answer in time.
+    pub async fn connect(&self) -> Result<()> {
+        self.publisher().await.map(drop)
+    }
+
+    /// Returns when the message was accepted; waits while the connection is at its high-water mark, and never drops.
+    /// Dropping the future has the message accepted whole or not at all.
+    pub async fn publish(&self, message: &Message) -> Result<()> {
+        self.publisher().await?.publish(message.clone().into_frames()).await
+    }
+
+    /// The same without waiting for room: fails with [`Full`](ErrorKind::Full).
+    /// The connection must have been opened, by [`connect`](Self::connect) or another call.
+    pub fn try_publish(&self, message: &Message) -> Result<()> {
+        let Some(publisher) = self.inner.publisher.get() else {
+            let what = format!("the connection to {} is not open: call `connect` first", self.inner.address);
+            return Err(Error::new(ErrorKind::Closed, what));
+        };
+        publisher.try_publish(message.clone().into_frames())
+    }
+
+    /// Subscribes to topics and all that start with them. Returns once the proxy has confirmed all of them: nothing that is
+    /// published from then on is missed.
+    pub async fn subscribe(&self, topics: impl IntoIterator<Item = Topic>) -> Result<Subscription> {
+        let topics: Vec<Topic> = topics.into_iter().collect();
+        if topics.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidTopic, "a subscription needs at least one topic"));
+        }
+        let setup = &self.inner.setup;
+        let mut socket = Subscriber::new(setup.subscribing());
+        let mut early = Vec::new();
+        for topic in &topics {
+            socket.subscribe(topic.clone().into_bytes());
+        }
+        socket.connect(endpoint(&self.inner.address.subscribe_endpoint())?);
+        if setup.checks_subscription() {
+            self.check_subscription(&mut socket, &topics, &mut early).await?;
+        }
+        setup.subscribed().await;
+        early.reverse();
+        Ok(Subscription { socket, early })
+    }
+
+    /// Waits until somebody has subscribed to messages with this topic, as far as the proxy says so; the connection is opened if need
+    /// be.
+    pub async fn wait_for_subscriber(&self, topic: &Topic) -> Result<()> {
+        self.publisher().await?.wait_for_subscriber(topic.as_bytes()).await;
+        Ok(())
+    }
+
+    /// What happens to the publishing socket from now on; it is opened if need be.
+    pub async fn events(&self) -> Result<SocketEvents> {
+        Ok(self.publisher().await?.events())
+    }
+
+    /// Messages that were accepted and not yet written to the proxy.
+    #[must_use]
+    pub fn queued(&self) -> Amount {
+        self.inner.publisher.get().map_or_else(Amount::default, Publisher::queued)
+    }
+
+    /// Takes no more messages, and sends what was accepted for at most `linger`. Returns how many messages were not sent.
+    pub async fn close(&self, linger: Duration) -> usize {
+        match self.inner.publisher.get() {
+            Some(publisher) => publisher.close(linger).await,
+            None => 0,
+        }
+    }
+
+    async fn publisher(&self) -> Result<&Publisher> {
+        self.inner.publisher.get_or_try_init(|| self.open_publisher()).await
+    }
+
+    async fn open_publisher(&self) -> Result<Publisher> {
+        let Inner { address, setup, .. } = &*self.inner;
+        let publisher = Publisher::new(setup.connecting());
+        let mut events = publisher.events();
+        publisher.connect(endpoint(&address.publish_endpoint())?);
+        if setup.checks_connection() {
+            let timeout = setup.connection_timeout();
+            let mut reason = None;
+            let check = async {
+                tokio::select! {
+                    result = self.check_connection(&publisher) => result,
+                    // Only for the reason: the sockets go on trying, and so does the check.
+                    () = note_failures(&mut events, &mut reason) => std::future::pending().await,
+                }
+            };
+            match tokio::time::timeout(timeout, check).await {
+                Ok(result) => result?,
+                Err(_) => {
+                    publisher.close(Duration::ZERO).await;
+                    return Err(self.no_proxy(timeout, reason));
+                }
+            }
+        }
+        setup.connected().await;
+        Ok(publisher)
+    }
+
+    /// Asks until the answer comes: at once when the proxy says that it listens for control requests, and every 100 ms.
+    async fn check_connection(&self, publisher: &Publisher) -> Result<()> {
+        let Inner { id, address, setup, .. } = &*self.inner;
+        let identity = bytes::Bytes::copy_from_slice(id.as_bytes());
+        let options = SocketOptions { identity, ..setup.connecting() };
+        let mut control = Dealer::connect(endpoint(&address.control_endpoint())?, options);
+        let request = Request::Publisher(*id);
+        // The answer goes to our control socket: without it there is nobody to answer.
+        control.connected().await;
+        let _ = tokio::time::timeout(CHECK_INTERVAL, publisher.wait_for_subscriber(CONTROL_TOPIC.as_bytes())).await;
+        loop {
+            publisher.publish(request.message()).await?;
+            let answered = async {
+                while let Some(message) = control.recv().await {
+                    if request.is_answered_by(&message) {
+                        return;
+                    }
+                }
+                std::future::pending().await
+            };
+            if tokio::time::timeout(CHECK_INTERVAL, answered).await.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn check_subscription(
+        &self,
+        socket: &mut Subscriber,
+        topics: &[Topic],
+        early: &mut Vec<Multipart>,
+    ) -> Result<()> {
+        let timeout = self.inner.setup.subscription_timeout();
+        let publisher = self.publisher().await?;
+        let started = Instant::now();
+        for topic in topics {
+            let request = Request::Subscription(topic.clone());
+            let check = async {
+                loop {
+                    publisher.publish(request.message()).await?;
+                    let answered = async {
+                        while let Some(message) = socket.recv().await {
+                            if request.is_answered_by(&message) {
+                                return;
+                            }
+                            early.push(message);
+                        }
+                        std::future::pending().await
+                    };
+                    if tokio::time::timeout(CHECK_INTERVAL, answered).await.is_ok() {
+                        return Ok(());
+                    }
+                }
+            };
+            let left = timeout.saturating_sub(started.elapsed());
+            tokio::time::timeout(left, check).await.unwrap_or_else(|_| {
+                let what = format!(
+                    "the proxy at {} did not confirm the subscription to {topic} within {} ms: is it an xMsg proxy, and is its \
+                     subscriber port {} reachable?",
+                    self.inner.address,
+                    timeout.as_millis(),
+                    self.inner.address.subscribe_port(),
+                );
+                Err(Error::new(ErrorKind::Timeout, what))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn no_proxy(&self, timeout: Duration, reason: Option<String>) -> Error {
+        let address = &self.inner.address;
+        let kind = if reason.is_some() { ErrorKind::Refused } else { ErrorKind::Timeout };
+        let what = format!(
+            "no answer from a proxy at {address} within {} ms: is it running there, with ports {} to {} reachable?",
+            timeout.as_millis(),
+            address.publish_port(),
+            address.control_port(),
+        );
+        let error = Error::new(kind, what);
+        match reason {
+            Some(reason) => error.with_source(reason),
+            None => error,
+        }
+    }
+}
+
+async fn note_failures(events: &mut SocketEvents, reason: &mut Option<String>) {
+    use crate::socket::SocketEvent::{ConnectFailed, Disconnected};
+    while let Some(event) = events.next().await {
+        if let ConnectFailed { reason: why, .. } | Disconnected { reason: why, .. } = event {
+            *reason = Some(why);
+        }
+    }
+}
+
+fn endpoint(text: &str) -> Result<Endpoint> {
+    text.parse()
+}
+
+/// Messages of the topics that were subscribed to: a [`Stream`](futures::Stream). It stays subscribed through restarts of the
+/// proxy; dropping it unsubscribes.
+#[derive(Debug)]
+pub struct Subscription {
+    socket: Subscriber,
+    /// What came before the subscription was confirmed, last first.
+    early: Vec<Multipart>,
+}
+
+impl Subscription {
+    /// The next message. A message that has not the three frames of xMsg is an error, and the next one can be asked for;
+    /// answers to control requests (two frames) are passed over. `None` once the subscription is closed.
+    /// Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Result<Message>> {
+        std::future::poll_fn(|cx| self.poll_next_message(cx)).await
+    }
+
+    /// What happens to its connection from now on.
+    #[must_use]
+    pub fn events(&self) -> SocketEvents {
+        self.socket.events()
+    }
+
+    /// Ends the subscription.
+    pub async fn close(self) {
+        self.socket.close().await;
+    }
+
+    fn poll_next_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message>>> {
+        loop {
+            let message = match self.early.pop() {
+                Some(message) => message,
+                None => match self.socket.poll_recv(cx) {
+                    Poll::Ready(Some(message)) => message,
+                    Poll::Ready(None) => return Poll::Ready(None),
+                    Poll::Pending => return Poll::Pending,
+                },
+            };
+            let frames = message.frames().len();
+            if frames == 2 {
+                continue;
+            }
+            let topic = message.frames()[0].clone();
+            return Poll::Ready(Some(match message.into_array() {
+                Some([topic, metadata, data]) => Ok(Message::from_frames(topic, metadata, data)),
+                None => Err(Error::new(
+                    ErrorKind::InvalidMessage,
+                    format!("a message of {frames} frames to {}: xMsg messages have three", Topic::wrap(topic)),
+                )),
+            }));
+        }
+    }
+}
+
+impl futures::Stream for Subscription {
+    type Item = Result<Message>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_next_message(cx)
+    }
+}
