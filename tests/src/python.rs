@@ -24,10 +24,14 @@ impl Peer {
     /// When there is no Python with pyzmq: `./tests/run` sets it up.
     #[must_use]
     pub fn start(script: &str, arguments: &[&str]) -> Self {
-        let python = std::env::var_os("XMSG_TEST_PYTHON").unwrap_or_else(|| {
-            panic!("XMSG_TEST_PYTHON does not name a Python with pyzmq: run the tests with ./tests/run")
-        });
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("peers").join(script);
+        let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let python = std::env::var_os("XMSG_TEST_PYTHON").map_or_else(|| tests.join(".venv/bin/python"), PathBuf::from);
+        assert!(
+            python.exists(),
+            "there is no {}: run the tests with ./tests/run, which sets up Python with pyzmq",
+            python.display()
+        );
+        let path = tests.join("peers").join(script);
         let mut child = Command::new(python)
             .arg(path)
             .args(arguments)

@@ -1,1 +1,79 @@
-fn main() {}
+//! `xmsg`: publish and subscribe through an xMsg proxy from a terminal.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`args`] | the command line: commands, options that several have, and how their values are read |
+//! | [`commands`] | one module for each command, with its options |
+//! | [`exit`] | exit codes, and what is said about an error |
+//! | [`source`] | input: a whole file, or its lines, in bounded memory |
+//! | [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
+//! | [`render`], [`format`] | what is shown of a message |
+//! | [`output`] | standard output and standard error |
+//! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
+
+mod args;
+mod commands;
+mod exit;
+mod format;
+mod metadata;
+mod output;
+mod pace;
+mod render;
+mod signals;
+mod source;
+mod template;
+mod value;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+use exit::Exit;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error).into(),
+    };
+    start_tracing(cli.verbose);
+    run(cli).unwrap_or_else(|error| exit::report(&error)).into()
+}
+
+fn run(cli: Cli) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start: the system gives no threads")?;
+    let verbose = cli.verbose > 0;
+    let exit = runtime.block_on(async {
+        match cli.command {
+            Command::Pub(arguments) => commands::publish::run(*arguments, verbose).await,
+            Command::Sub(arguments) => commands::subscribe::run(*arguments, verbose).await,
+            Command::Demo(arguments) => commands::demo::run(arguments).await,
+        }
+    });
+    // Commands have closed what matters; nothing that is still under way may delay the end.
+    runtime.shutdown_background();
+    exit
+}
+
+/// Logs of the library go to standard error, and only if asked for: `-v`, `-vv` or `RUST_LOG`.
+fn start_tracing(verbose: u8) {
+    let from_environment = std::env::var_os("RUST_LOG").is_some();
+    let level = match verbose {
+        0 if !from_environment => return,
+        0 | 1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = if from_environment { EnvFilter::from_default_env() } else { EnvFilter::new(level) };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && output::colour_wanted())
+        .init();
+}

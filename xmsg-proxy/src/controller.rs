@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `xmsg:control…` · `pub` · *ID* | on the ROUTER, to *ID*: `pub` |
 //! | `xmsg:control…` · `sub` · *topic* | published: *topic* · `sub` |
-//! | `xmsg:control…` · `rep` · *ID* | on the ROUTER, to *ID*: *ID* · `rep` |
+//! | `xmsg:control…` · `rep` · *ID* | on the ROUTER, to *ID*: `rep` |
 //!
 //! Everything else is counted and ignored.
 
@@ -75,7 +75,7 @@ impl Controller {
     async fn handle(&self, message: &Multipart) {
         match Request::read(message) {
             Some(Request::Publisher(id)) => self.answer(&id, [Bytes::from_static(b"pub")].into()),
-            Some(Request::Reply(id)) => self.answer(&id, [id.clone(), Bytes::from_static(b"rep")].into()),
+            Some(Request::Reply(id)) => self.answer(&id, [Bytes::from_static(b"rep")].into()),
             Some(Request::Subscription(topic)) => {
                 // The answer says that from now on nothing published to the topic is missed.
                 self.switch.settled().await;

@@ -1,0 +1,76 @@
+//! Child processes: the daemons and commands as a user starts them.
+
+use std::path::Path;
+use std::process::{ExitStatus, Output, Stdio};
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::within;
+
+/// A daemon that says on standard output when it is ready. It is killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Daemon {
+    /// Starts it.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such program.
+    #[must_use]
+    pub fn start(program: impl AsRef<Path>, arguments: &[&str]) -> Self {
+        let mut child = Command::new(program.as_ref())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program starts");
+        let stdout = child.stdout.take().expect("standard output is piped");
+        Self { child, lines: BufReader::new(stdout).lines() }
+    }
+
+    /// The next line of its standard output.
+    ///
+    /// # Panics
+    ///
+    /// When it has ended.
+    pub async fn line(&mut self) -> String {
+        within("a line", self.lines.next_line()).await.expect("UTF-8").expect("it runs")
+    }
+
+    /// Sends it a signal, such as `TERM`.
+    ///
+    /// # Panics
+    ///
+    /// When it has ended.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it runs");
+        let kill = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status();
+        assert!(within("kill", kill).await.expect("sh").success());
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    ///
+    /// When it goes on.
+    pub async fn end(&mut self) -> ExitStatus {
+        within("its end", self.child.wait()).await.expect("it ran")
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+///
+/// When there is no such program, or it does not end.
+pub async fn run(program: impl AsRef<Path>, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program.as_ref());
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    within("a command", command.output()).await.expect("the program starts")
+}

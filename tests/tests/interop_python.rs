@@ -1,0 +1,104 @@
+//! libzmq, through pyzmq, on either side of our proxy; and our connections through libzmq's proxy.
+
+use std::time::Duration;
+
+use xmsg_core::{Message, ProxyAddress, data::mime};
+use xmsg_proxy::Proxy;
+use xmsg_tests::python::Peer;
+use xmsg_tests::{connect, next, patient, proxy, topic, within};
+
+const MESSAGES: usize = 10_000;
+
+fn port(proxy: &Proxy) -> String {
+    proxy.address().publish_port().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_libzmq_publisher_with_heartbeats_reaches_our_subscriber() {
+    let proxy = proxy().start().await.unwrap();
+    let mut messages = connect(&proxy).subscribe([topic("py:")]).await.unwrap();
+    let (port, count) = (port(&proxy), MESSAGES.to_string());
+    let mut peer = Peer::start(
+        "publisher.py",
+        &["--port", &port, "--topic", "py:data", "--count", &count, "--size", "100", "--heartbeat", "50", "--wait-subscriber"],
+    );
+    for number in 0..MESSAGES as u64 {
+        let message = next(&mut messages).await;
+        assert_eq!(message.topic().as_bytes(), b"py:data");
+        assert_eq!(message.mime_type().unwrap(), mime::BYTES);
+        assert_eq!(message.data()[..8], number.to_le_bytes());
+    }
+    peer.expect("sent").await;
+    peer.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_publisher_reaches_a_libzmq_subscriber_with_heartbeats() {
+    let proxy = proxy().start().await.unwrap();
+    let publisher = connect(&proxy);
+    let (port, count) = (port(&proxy), MESSAGES.to_string());
+    let mut peer =
+        Peer::start("subscriber.py", &["--port", &port, "--topic", "rs:", "--count", &count, "--heartbeat", "50"]);
+    peer.expect("ready").await;
+    publisher.wait_for_subscriber(&topic("rs:data")).await.unwrap();
+    // With heartbeats every 50 ms, a pause shows whether they are answered.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for number in 0..MESSAGES as u64 {
+        let message = Message::with_mime(topic("rs:data"), mime::BYTES, number.to_le_bytes().to_vec());
+        publisher.publish(&message).await.unwrap();
+    }
+    let result = peer.expect("received").await;
+    assert_eq!(result, [&count, "disorder", "0"]);
+    peer.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libzmq_reaches_libzmq() {
+    let proxy = proxy().start().await.unwrap();
+    let (port, count) = (port(&proxy), MESSAGES.to_string());
+    let mut subscriber = Peer::start("subscriber.py", &["--port", &port, "--topic", "py", "--count", &count]);
+    subscriber.expect("ready").await;
+    let mut publisher = Peer::start(
+        "publisher.py",
+        &["--port", &port, "--topic", "py", "--count", &count, "--size", "2000", "--wait-subscriber"],
+    );
+    publisher.expect("sent").await;
+    assert_eq!(subscriber.expect("received").await, [&count, "disorder", "0"]);
+    publisher.finish().await;
+    subscriber.finish().await;
+}
+
+/// The control handshakes of the Java, C++ and Python peers, as they are on the wire.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_handshakes_of_all_peers_are_answered() {
+    let proxy = proxy().start().await.unwrap();
+    for language in ["java", "cpp", "python"] {
+        let mut peer = Peer::start(
+            "control.py",
+            &["--port", &port(&proxy), "--language", language, "--settle", "0", "--heartbeat", "50"],
+        );
+        for step in ["connected", "replied", "subscribed", "echo"] {
+            peer.expect(step).await;
+        }
+        peer.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_connection_works_through_libzmqs_proxy() {
+    xmsg_tests::start_tracing();
+    let mut old = Peer::start("old_proxy.py", &[]);
+    let port: u16 = old.expect("listening").await[0].parse().unwrap();
+    let address = ProxyAddress::new("127.0.0.1", port).unwrap();
+    let publisher = xmsg_core::Connection::with_setup(address.clone(), patient());
+    let subscriber = xmsg_core::Connection::with_setup(address, patient());
+    let mut messages = within("the checks", subscriber.subscribe([topic("a:b"), topic("c")])).await.unwrap();
+    for number in 0..1000 {
+        publisher.publish(&Message::of(topic("a:b:c"), number)).await.unwrap();
+    }
+    for number in 0..1000 {
+        assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);
+    }
+    assert_eq!(publisher.close(Duration::from_secs(30)).await, 0);
+    old.finish().await;
+}

@@ -1,0 +1,186 @@
+//! The proxy goes away and comes back; its clients go on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use xmsg_core::socket::{Endpoint, Publisher, SocketOptions, Subscriber};
+use xmsg_core::{Message, ProxyAddress};
+use xmsg_proxy::{Policy, Proxy};
+use xmsg_tests::{connect, next, proxy, topic, within};
+
+const LINGER: Duration = Duration::from_secs(30);
+
+/// A new proxy at the address of an old one.
+async fn at(address: &ProxyAddress) -> Proxy {
+    Proxy::bind(address.to_string()).slow_subscriber(Policy::Block).start().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_go_on_within_a_second_of_a_restart() {
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().clone();
+    let publisher = connect(&proxy);
+    let mut messages = connect(&proxy).subscribe([topic("data")]).await.unwrap();
+    publisher.publish(&Message::of(topic("data"), 1)).await.unwrap();
+    next(&mut messages).await;
+    proxy.stop(LINGER).await;
+
+    let proxy = at(&address).await;
+    let restarted = Instant::now();
+    publisher.publish(&Message::of(topic("data"), 2)).await.unwrap();
+    assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), 2);
+    let pause = restarted.elapsed();
+    assert!(pause < Duration::from_secs(1), "they went on after {pause:?}");
+    drop(proxy);
+}
+
+/// Under `block` nothing is lost by a restart in order, in the middle of traffic from several publishers to several subscribers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_restart_loses_nothing() {
+    const PUBLISHERS: usize = 3;
+    const RESTARTS: usize = 3;
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().clone();
+    let mut receiving = Vec::new();
+    for _ in 0..3 {
+        let mut messages = connect(&proxy).subscribe([topic("data"), topic("end")]).await.unwrap();
+        receiving.push(tokio::spawn(async move {
+            let mut expected = [0; PUBLISHERS];
+            let mut open = PUBLISHERS;
+            while open > 0 {
+                let message = next(&mut messages).await;
+                let [publisher, number] = message.value::<Vec<i64>>().unwrap()[..] else { panic!("two numbers") };
+                assert_eq!(number, expected[publisher as usize], "of publisher {publisher}");
+                expected[publisher as usize] += 1;
+                open -= usize::from(message.topic().as_bytes() == b"end");
+            }
+            expected.iter().sum::<i64>()
+        }));
+    }
+    let restarting = Arc::new(AtomicBool::new(true));
+    let mut sending = Vec::new();
+    for publisher in 0..PUBLISHERS as i64 {
+        let (connection, restarting) = (connect(&proxy), restarting.clone());
+        sending.push(tokio::spawn(async move {
+            let mut number = 0;
+            while restarting.load(Ordering::Relaxed) {
+                // Bursts, as fast as it goes, with pauses that let the others run.
+                for _ in 0..500 {
+                    connection.publish(&Message::of(topic("data"), vec![publisher, number])).await.unwrap();
+                    number += 1;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            connection.publish(&Message::of(topic("end"), vec![publisher, number])).await.unwrap();
+            assert_eq!(connection.close(LINGER).await, 0);
+            number + 1
+        }));
+    }
+    let mut proxy = proxy;
+    for _ in 0..RESTARTS {
+        // In the middle of the traffic: some of it has come, some is still to come.
+        within("traffic", async {
+            while proxy.totals().received.messages < 5_000 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        let totals = proxy.stop(LINGER).await;
+        assert_eq!((totals.dropped.messages, totals.undelivered), (0, 0));
+        proxy = at(&address).await;
+    }
+    restarting.store(false, Ordering::Relaxed);
+    let mut sent = 0;
+    for task in sending {
+        sent += within("a publisher", task).await.unwrap();
+    }
+    for task in receiving {
+        assert_eq!(within("a subscriber", task).await.unwrap(), sent);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_while_the_proxy_is_away_arrives_later() {
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().clone();
+    let publisher = connect(&proxy);
+    let mut messages = connect(&proxy).subscribe([topic("data")]).await.unwrap();
+    publisher.connect().await.unwrap();
+    publisher.wait_for_subscriber(&topic("data")).await.unwrap();
+    proxy.stop(LINGER).await;
+    for number in 0..1000 {
+        publisher.publish(&Message::of(topic("data"), number)).await.unwrap();
+    }
+    assert_eq!(publisher.queued().messages, 1000);
+    let proxy = at(&address).await;
+    for number in 0..1000 {
+        assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);
+    }
+    assert_eq!(publisher.close(LINGER).await, 0);
+    drop(proxy);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_without_a_proxy_says_how_much_was_not_sent() {
+    let proxy = proxy().start().await.unwrap();
+    let publisher = connect(&proxy);
+    publisher.connect().await.unwrap();
+    let mut events = publisher.events().await.unwrap();
+    proxy.stop(LINGER).await;
+    within("the end of the connection", events.next()).await;
+    for number in 0..10 {
+        publisher.publish(&Message::of(topic("data"), number)).await.unwrap();
+    }
+    assert_eq!(publisher.close(Duration::from_millis(300)).await, 10);
+    let error = publisher.publish(&Message::of(topic("data"), 1)).await.unwrap_err();
+    assert_eq!(error.kind(), xmsg_core::ErrorKind::Closed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unix_sockets_and_pipes_in_memory_carry_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let ipc = Endpoint::Ipc(folder.path().join("xmsg.sock"));
+    for endpoint in [ipc, Endpoint::Inproc("carry".into())] {
+        let mut subscriber = Subscriber::new(SocketOptions::default());
+        subscriber.subscribe("");
+        let endpoint = subscriber.bind(&endpoint).await.unwrap();
+        let publisher = Publisher::new(SocketOptions::default());
+        publisher.connect(endpoint.clone());
+        within("the subscription", publisher.wait_for_subscriber(b"")).await;
+        for number in 0..5000_u32 {
+            publisher.publish([number.to_be_bytes().to_vec(), vec![7; 1000]]).await.unwrap();
+        }
+        for number in 0..5000_u32 {
+            let message = within("a message", subscriber.recv()).await.unwrap();
+            assert_eq!(message.frames()[0], number.to_be_bytes().to_vec(), "{endpoint}");
+        }
+        assert_eq!(publisher.close(LINGER).await, 0);
+        subscriber.close().await;
+        // The endpoint is free again, and a socket file that was left behind is replaced.
+        let again = Subscriber::new(SocketOptions::default());
+        within("a second bind", again.bind(&endpoint)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_at_its_mark_makes_the_publisher_wait() {
+    // Nobody reads at the other end: a listener that never accepts.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = Endpoint::tcp("127.0.0.1", listener.local_addr().unwrap().port());
+    let mark = xmsg_core::socket::HighWaterMark::bytes(10_000);
+    let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+    publisher.connect(endpoint);
+    let mut accepted = 0;
+    let full = loop {
+        match publisher.try_publish([vec![0; 1000]]) {
+            Ok(()) => accepted += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full.kind(), xmsg_core::ErrorKind::Full);
+    assert_eq!(accepted, 9, "1009 bytes each");
+    let waiting = tokio::time::timeout(Duration::from_millis(50), publisher.publish([vec![0; 1000]])).await;
+    assert!(waiting.is_err(), "it waits");
+    assert_eq!(publisher.close(Duration::ZERO).await, 9, "the one that waited was not accepted");
+}

@@ -1,0 +1,156 @@
+//! The command line: commands, options that several of them have, and how values are read.
+
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use xmsg_core::{Connection, ProxyAddress, Setup, Topic};
+
+use crate::commands::{demo, publish, subscribe};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    failed while running
+  2    usage: an option, a topic or an address that cannot be used
+  3    cannot connect to the proxy
+  27   timed out
+  130  interrupted
+
+Try `xmsg demo` for a first look: it needs nothing else to run.";
+
+/// Publish and subscribe through an xMsg proxy.
+#[derive(Debug, Parser)]
+#[command(name = "xmsg", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// Say on standard error what is done; twice: debug messages of the library, too
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Pub(Box<publish::Arguments>),
+    Sub(Box<subscribe::Arguments>),
+    Demo(demo::Arguments),
+}
+
+/// Which proxy to connect to, and how long that may take.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Connection")]
+pub(crate) struct ConnectOptions {
+    /// The proxy: its host and the first of its three ports
+    #[arg(long, value_name = "HOST[:PORT]", env = "XMSG_PROXY", default_value = "127.0.0.1:7771")]
+    pub(crate) proxy: ProxyAddress,
+
+    /// How long the proxy may take to answer, such as 500ms or 10s [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    connect_timeout: Option<Duration>,
+}
+
+impl ConnectOptions {
+    /// A connection that is not opened yet.
+    pub(crate) fn connection(&self) -> xmsg_core::Result<Connection> {
+        let mut setup = Setup::builder();
+        if let Some(time) = self.connect_timeout {
+            setup = setup.connection_timeout(time).subscription_timeout(time);
+        }
+        Ok(Connection::with_setup(self.proxy.clone(), setup.build()?))
+    }
+}
+
+/// A topic to subscribe to. The empty one is everything; a `:` at the end stays, so that `a:b:` is what is below `a:b`.
+pub(crate) fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
+    if text.is_empty() {
+        return Ok(Topic::wrap(""));
+    }
+    let topic: Topic = text.parse()?;
+    let below = text.strip_suffix(':').is_some_and(|parent| topic == parent);
+    Ok(if below { Topic::wrap(text.to_owned()) } else { topic })
+}
+
+/// `500ms`, `10s`, `2m`, `1h`, with decimals if need be; a bare number is seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let unit_seconds = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        _ => return Err(format!("the unit `{unit}` is not one of ms, s, m, h, d")),
+    };
+    let number = number.trim_end();
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let value: Option<f64> = if digits { number.parse().ok() } else { None };
+    value
+        .and_then(|value| Duration::try_from_secs_f64(value * unit_seconds).ok())
+        // Further ahead, a clock would overflow.
+        .filter(|time| *time <= Duration::from_secs(100 * 365 * 86400))
+        .ok_or_else(|| "not a time: expected a number and a unit, such as 500ms, 10s or 2m".to_owned())
+}
+
+/// Messages per second: a number above 0.
+pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (1e-6..=1e9).contains(&rate) => Ok(rate),
+        _ => Err("not a rate: expected messages per second, a number above 0".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read() {
+        let cases = [
+            ("500ms", 500_000),
+            ("10s", 10_000_000),
+            ("2m", 120_000_000),
+            ("1.5s", 1_500_000),
+            ("1h", 3_600_000_000),
+            ("3", 3_000_000),
+            ("0", 0),
+            (".5", 500_000),
+            ("250us", 250),
+            ("1 s", 1_000_000),
+        ];
+        for (text, micros) in cases {
+            assert_eq!(parse_duration(text), Ok(Duration::from_micros(micros)), "{text}");
+        }
+        for text in ["", "s", "-1s", "1x", "1sec", "1e3s", "inf", "nan", "99999999999h", "1s2", "+1", ". s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_are_above_zero() {
+        assert_eq!(parse_rate("0.5"), Ok(0.5));
+        for text in ["0", "-1", "nan", "inf", "x", ""] {
+            assert!(parse_rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn subscriptions_keep_the_colon_at_their_end() {
+        for (text, topic) in [("", ""), ("a", "a"), ("a:", "a:"), ("a:b:", "a:b:"), ("a:b:c:", "a:b:c:"), ("a:*", "a")]
+        {
+            assert_eq!(parse_subscription(text).unwrap(), topic, "{text}");
+        }
+        for text in ["*", "*:x", ":", ":x"] {
+            assert!(parse_subscription(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Exit codes, and what is said about an error.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use xmsg_core::ErrorKind;
+
+use crate::output;
+
+/// How a command ended. The numbers are part of the interface: scripts depend on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    NoConnection = 3,
+    TimedOut = 27,
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// The command line asks for something that cannot be.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Says what is wrong with the command line, or prints the help that was asked for.
+pub(crate) fn usage(error: &clap::Error) -> Exit {
+    if !error.use_stderr() {
+        // A closed pipe (`xmsg --help | head -1`) is no failure.
+        let _ = error.print();
+        return Exit::Done;
+    }
+    let text = error.render().to_string();
+    match text.strip_prefix("error: ") {
+        Some(text) => say(text.trim_end()),
+        // The help, because there was no argument at all.
+        None => drop(error.print()),
+    }
+    Exit::Usage
+}
+
+/// Says what failed, and tells the exit code. When whoever read our output has gone, that is no failure.
+pub(crate) fn report(error: &anyhow::Error) -> Exit {
+    if error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        return Exit::Done;
+    }
+    let exit = exit_of(error);
+    say(&describe(error, exit));
+    exit
+}
+
+fn exit_of(error: &anyhow::Error) -> Exit {
+    if error.is::<Usage>() {
+        return Exit::Usage;
+    }
+    match error.downcast_ref::<xmsg_core::Error>().map(xmsg_core::Error::kind) {
+        // Only connecting and subscribing wait for an answer of the proxy.
+        Some(ErrorKind::Refused | ErrorKind::Timeout) => Exit::NoConnection,
+        Some(ErrorKind::InvalidTopic | ErrorKind::InvalidAddress | ErrorKind::InvalidOption) => Exit::Usage,
+        _ => Exit::Failed,
+    }
+}
+
+fn describe(error: &anyhow::Error, exit: Exit) -> String {
+    let mut causes = error.chain();
+    let mut text = causes.next().map(ToString::to_string).unwrap_or_default();
+    for cause in causes {
+        // What is asked at the end of a message stays at its end.
+        text = match text.strip_suffix('?') {
+            Some(_) => format!("{text} ({cause})"),
+            None => format!("{text}: {cause}"),
+        };
+    }
+    match exit {
+        Exit::NoConnection => {
+            text + "\n  Start one with `xmsg-proxy`, or say where it is with --proxy HOST[:PORT] or XMSG_PROXY."
+        }
+        Exit::Usage => text + "\n\nFor more information, try '--help'.",
+        _ => text,
+    }
+}
+
+fn say(text: &str) {
+    let mut stderr = io::stderr();
+    let (on, off) =
+        if stderr.is_terminal() && output::colour_wanted() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    // With standard error closed there is nobody to tell.
+    let _ = writeln!(stderr, "{on}xmsg:{off} {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+    use xmsg_core::Error;
+
+    use super::*;
+
+    #[test]
+    fn errors_have_their_exit_codes() {
+        let of = |kind| exit_of(&Error::new(kind, "x").into());
+        assert_eq!(of(ErrorKind::Refused), Exit::NoConnection);
+        assert_eq!(of(ErrorKind::Timeout), Exit::NoConnection);
+        assert_eq!(of(ErrorKind::InvalidTopic), Exit::Usage);
+        assert_eq!(of(ErrorKind::Closed), Exit::Failed);
+        assert_eq!(exit_of(&Usage("x".into()).into()), Exit::Usage);
+        assert_eq!(exit_of(&anyhow::anyhow!("x")), Exit::Failed);
+    }
+
+    #[test]
+    fn only_a_closed_output_is_quiet() {
+        let pipe = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let output: anyhow::Result<()> = Err(pipe()).context("cannot write");
+        assert_eq!(report(&output.unwrap_err()), Exit::Done);
+        let socket = Error::new(ErrorKind::Io, "lost").with_source(pipe());
+        assert_eq!(report(&socket.into()), Exit::Failed);
+    }
+
+    #[test]
+    fn an_error_tells_its_causes_and_what_to_do() {
+        let error = Error::new(ErrorKind::Refused, "no answer: is it there?").with_source("refused");
+        let text = describe(&error.into(), Exit::NoConnection);
+        assert!(text.starts_with("no answer: is it there? (refused)\n  Start one"), "{text}");
+    }
+}

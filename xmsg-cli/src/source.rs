@@ -1,0 +1,264 @@
+//! Input: data as a whole, line by line or NUL by NUL, from an argument, a file or standard input, in bounded memory.
+
+use std::fs::File;
+use std::io::{self, BufRead, Read};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use bytes::{Bytes, BytesMut};
+use tokio::sync::mpsc;
+
+/// Bytes that are asked for in one read.
+const READ_LEN: usize = 256 << 10;
+/// Blocks that wait to be published; then reading waits.
+const BLOCKS_MAX: usize = 4;
+
+/// Where one message ends and the next one begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Split {
+    /// All input is one message.
+    Whole,
+    /// Each line is a message; its newline belongs to it unless `chomp` is set. A carriage return always stays.
+    Lines { chomp: bool },
+    /// NUL bytes separate messages and belong to none.
+    Null,
+}
+
+impl Split {
+    fn delimiter(self) -> Option<u8> {
+        match self {
+            Self::Whole => None,
+            Self::Lines { .. } => Some(b'\n'),
+            Self::Null => Some(0),
+        }
+    }
+
+    /// Takes the next message from the front of a block of whole messages.
+    fn take(self, block: &mut Bytes) -> Bytes {
+        let Some(delimiter) = self.delimiter() else { return std::mem::take(block) };
+        // Reading from a slice cannot fail.
+        let len = (&block[..]).skip_until(delimiter).unwrap_or(block.len());
+        let mut message = block.split_to(len);
+        let strip = !matches!(self, Self::Lines { chomp: false });
+        if strip && message.last() == Some(&delimiter) {
+            message.truncate(len - 1);
+        }
+        message
+    }
+}
+
+/// Messages from some input, in order.
+#[derive(Debug)]
+pub(crate) struct Source {
+    split: Split,
+    blocks: mpsc::Receiver<anyhow::Result<Bytes>>,
+    block: Option<Bytes>,
+}
+
+impl Source {
+    /// Messages from memory.
+    pub(crate) fn memory(data: Bytes, split: Split) -> Self {
+        let (_, blocks) = mpsc::channel(1);
+        Self { split, blocks, block: (split == Split::Whole || !data.is_empty()).then_some(data) }
+    }
+
+    /// Messages from a file; none may be longer than `limit`.
+    pub(crate) fn file(path: &Path, split: Split, limit: usize) -> anyhow::Result<Self> {
+        let name = path.display().to_string();
+        let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+        Self::reader(file, name, split, limit)
+    }
+
+    /// Messages from standard input; none may be longer than `limit`.
+    pub(crate) fn stdin(split: Split, limit: usize) -> anyhow::Result<Self> {
+        Self::reader(io::stdin(), "standard input".to_owned(), split, limit)
+    }
+
+    fn reader(
+        input: impl Read + Send + 'static,
+        name: String,
+        split: Split,
+        limit: usize,
+    ) -> anyhow::Result<Self> {
+        let (sender, blocks) = mpsc::channel(BLOCKS_MAX);
+        // A thread of its own that nobody waits for: a read from a terminal cannot be cancelled. It ends with the
+        // input, when the receiver is gone, or with the process.
+        std::thread::Builder::new()
+            .name("input".to_owned())
+            .spawn(move || {
+                let send = |block| sender.blocking_send(Ok(block)).is_ok();
+                if let Err(error) = read_blocks(input, split, limit, send) {
+                    let _ = sender.blocking_send(Err(error.context(format!("cannot publish {name}"))));
+                }
+            })
+            .context("cannot start a thread for the input")?;
+        Ok(Self { split, blocks, block: None })
+    }
+
+    /// The next message. `None` at the end of the input.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+        let mut block = match self.block.take() {
+            Some(block) => block,
+            None => match self.blocks.recv().await {
+                Some(block) => block?,
+                None => return Ok(None),
+            },
+        };
+        let message = self.split.take(&mut block);
+        self.block = (!block.is_empty()).then_some(block);
+        Ok(Some(message))
+    }
+}
+
+/// Reads blocks of whole messages until the input or whoever wants them is at the end.
+fn read_blocks(
+    mut input: impl Read,
+    split: Split,
+    limit: usize,
+    mut send: impl FnMut(Bytes) -> bool,
+) -> anyhow::Result<()> {
+    let mut buffer = vec![0; READ_LEN];
+    let mut pending = BytesMut::new();
+    loop {
+        let len = match input.read(&mut buffer) {
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error).context("reading failed"),
+        };
+        if len == 0 {
+            break;
+        }
+        let read = &buffer[..len];
+        let end = split.delimiter().and_then(|delimiter| read.iter().rposition(|byte| *byte == delimiter));
+        if let Some(end) = end {
+            pending.extend_from_slice(&read[..=end]);
+            if !send(pending.split().freeze()) {
+                return Ok(());
+            }
+            pending.extend_from_slice(&read[end + 1..]);
+        } else {
+            pending.extend_from_slice(read);
+        }
+        if pending.len() > limit {
+            bail!(too_long(limit));
+        }
+    }
+    // Of no input, the whole is an empty message, and there are no lines.
+    if split == Split::Whole || !pending.is_empty() {
+        send(pending.freeze());
+    }
+    Ok(())
+}
+
+/// What is said about a message that is longer than `limit`.
+pub(crate) fn too_long(limit: usize) -> String {
+    format!(
+        "a message is longer than {limit} bytes, the most that fits into a message of 64 MiB with its topic and \
+         metadata: split it, or publish its lines with -l"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CHOMP: Split = Split::Lines { chomp: true };
+    const KEEP: Split = Split::Lines { chomp: false };
+
+    /// Hands out its data in pieces of the given sizes, as a pipe does.
+    struct Pieces<'a>(&'a [u8], std::slice::Iter<'a, usize>);
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let len = self.1.next().map_or(self.0.len(), |len| *len).max(1).min(self.0.len()).min(buffer.len());
+            buffer[..len].copy_from_slice(&self.0[..len]);
+            self.0 = &self.0[len..];
+            Ok(len)
+        }
+    }
+
+    fn messages(data: &[u8], sizes: &[usize], split: Split, limit: usize) -> anyhow::Result<Vec<Bytes>> {
+        let mut messages = Vec::new();
+        read_blocks(Pieces(data, sizes.iter()), split, limit, |mut block| {
+            loop {
+                messages.push(split.take(&mut block));
+                if block.is_empty() {
+                    return true;
+                }
+            }
+        })?;
+        Ok(messages)
+    }
+
+    fn all(data: &str, split: Split) -> Vec<Bytes> {
+        messages(data.as_bytes(), &[], split, 100).unwrap()
+    }
+
+    #[test]
+    fn lines_keep_their_newline_unless_told_otherwise() {
+        assert_eq!(all("a\r\n\nb", KEEP), ["a\r\n", "\n", "b"]);
+        assert_eq!(all("a\r\n\nb", CHOMP), ["a\r", "", "b"]);
+        assert_eq!(all("a\n", CHOMP), ["a"]);
+        assert_eq!(all("", CHOMP), [""; 0]);
+    }
+
+    #[test]
+    fn nul_separates() {
+        assert_eq!(all("a\n\0\0b", Split::Null), ["a\n", "", "b"]);
+        assert_eq!(all("a\0", Split::Null), ["a"]);
+    }
+
+    #[test]
+    fn the_whole_is_one_message_even_if_empty() {
+        assert_eq!(all("a\n\0b\n", Split::Whole), ["a\n\0b\n"]);
+        assert_eq!(all("", Split::Whole), [""]);
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused() {
+        let error = messages(&[b'x'; 101], &[], KEEP, 100).unwrap_err();
+        assert!(error.to_string().contains("longer than 100 bytes"), "{error}");
+        assert!(messages(&[b'x'; 101], &[7; 20], Split::Whole, 100).is_err());
+    }
+
+    #[tokio::test]
+    async fn memory_and_files_give_the_same() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (data, split) in [("a\nb", KEEP), ("", KEEP), ("", Split::Whole), ("a\0", Split::Null)] {
+            std::fs::write(file.path(), data).unwrap();
+            let mut results = Vec::new();
+            for mut source in
+                [Source::memory(data.into(), split), Source::file(file.path(), split, 100).unwrap()]
+            {
+                let mut messages = Vec::new();
+                while let Some(message) = source.next().await.unwrap() {
+                    messages.push(message);
+                }
+                results.push(messages);
+            }
+            assert_eq!(results[0], results[1], "{data:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn lines_are_the_input_however_it_is_cut(
+            data in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(0), any::<u8>()], 0..200),
+            sizes in prop::collection::vec(1_usize..20, 0..50),
+        ) {
+            let lines = messages(&data, &sizes, KEEP, 1000).unwrap();
+            prop_assert_eq!(lines.concat(), data.clone());
+            for (n, line) in lines.iter().enumerate() {
+                let newlines = line.iter().filter(|byte| **byte == b'\n').count();
+                prop_assert!(newlines == 1 && line.ends_with(b"\n") || newlines == 0 && n == lines.len() - 1);
+            }
+            let chomped = messages(&data, &sizes, CHOMP, 1000).unwrap();
+            let expected: Vec<_> =
+                lines.iter().map(|line| line.strip_suffix(b"\n").unwrap_or(line).to_vec()).collect();
+            prop_assert_eq!(chomped, expected);
+            prop_assert_eq!(messages(&data, &sizes, Split::Whole, 1000).unwrap().concat(), data);
+        }
+    }
+}

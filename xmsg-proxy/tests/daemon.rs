@@ -1,0 +1,153 @@
+//! The daemon as its user starts it: lines, signals, exit codes, and what a kill leaves behind.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use xmsg_core::{Connection, Message, ProxyAddress};
+use xmsg_tests::process::{Daemon, run};
+use xmsg_tests::{next, patient, topic, within};
+
+const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Starts a proxy and reads its address from its first line: `xmsg-proxy VERSION at ADDRESS: …`.
+async fn start(port: &str) -> (Daemon, ProxyAddress) {
+    let mut daemon = Daemon::start(PROXY, &["--port", port, "--slow-subscriber", "block"]);
+    let line = daemon.line().await;
+    let address = line.split_whitespace().nth(3).unwrap().trim_end_matches(':');
+    (daemon, address.parse().unwrap())
+}
+
+fn connect(address: &ProxyAddress) -> Connection {
+    Connection::with_setup(address.clone(), patient())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_says_where_it_listens_and_what_it_did() {
+    let (mut daemon, address) = start("0").await;
+    let (publisher, subscriber) = (connect(&address), connect(&address));
+    let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
+    publisher.publish(&Message::of(topic("a"), 1)).await.unwrap();
+    next(&mut messages).await;
+    daemon.signal("TERM").await;
+    let totals = daemon.line().await;
+    assert!(totals.starts_with("xmsg-proxy stopped: received ") && totals.ends_with("undelivered 0"), "{totals}");
+    assert!(daemon.end().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_delivers_what_is_queued() {
+    const MESSAGES: i32 = 20_000;
+    let (mut daemon, address) = start("0").await;
+    let (publisher, subscriber) = (connect(&address), connect(&address));
+    let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
+    for number in 0..MESSAGES {
+        publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+    }
+    assert_eq!(publisher.close(LINGER).await, 0);
+    daemon.signal("TERM").await;
+    for number in 0..MESSAGES {
+        assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);
+    }
+    assert!(daemon.end().await.success());
+}
+
+/// After `kill -9` only what the dead proxy had already been given can be missing; all that the publisher still holds arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_kill_clients_go_on_and_the_publisher_sends_what_it_holds() {
+    let (mut daemon, address) = start("0").await;
+    let (publisher, subscriber) = (connect(&address), connect(&address));
+    let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let sending = {
+        let (publisher, stop) = (publisher.clone(), stop.clone());
+        tokio::spawn(async move {
+            let mut number = 0_i64;
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..500 {
+                    number += 1;
+                    publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            number
+        })
+    };
+    for _ in 0..1000 {
+        next(&mut messages).await;
+    }
+    daemon.signal("KILL").await;
+    daemon.end().await;
+    let (_daemon, _) = start(&address.publish_port().to_string()).await;
+    stop.store(true, Ordering::Relaxed);
+    let sent = within("the publisher", sending).await.unwrap();
+    assert_eq!(publisher.close(LINGER).await, 0);
+    let (mut last, mut gaps) = (1000, 0);
+    while last < sent {
+        let number: i64 = next(&mut messages).await.value().unwrap();
+        assert!(number > last, "in order, none twice: {number} after {last}");
+        gaps += i64::from(number != last + 1);
+        last = number;
+    }
+    assert!(gaps <= 1, "one gap, where the proxy died, and not {gaps}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taken_port_is_named() {
+    let (_daemon, address) = start("0").await;
+    for port in [address.publish_port(), address.publish_port() - 1] {
+        let output = run(PROXY, &["--port", &port.to_string()]).await;
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("in use") && error.contains(&address.publish_port().to_string()), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_arguments_say_what_is_wrong() {
+    for (arguments, word) in [
+        (&["--port", "70000"][..], "65533"),
+        (&["--port", "65535"], "65533"),
+        (&["--port", "65534"], "three ports"),
+        (&["--port", "x"], "port"),
+        (&["--host", ""], "host"),
+        (&["--host", "tcp://here"], "host"),
+        (&["--slow-subscriber", "fast"], "drop-newest"),
+        (&["--linger=-1"], "seconds"),
+        (&["--what"], "--what"),
+    ] {
+        let output = run(PROXY, arguments).await;
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.contains(word), "{arguments:?}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_is_not_here_is_named() {
+    let output = run(PROXY, &["--host", "192.0.2.1", "--port", "0"]).await;
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("192.0.2.1") && error.contains("no interface"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_permission_to_bind_is_said() {
+    // A copy where an unprivileged user may run it; root may bind anything.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.path().join("xmsg-proxy");
+    std::fs::copy(PROXY, &program).unwrap();
+    let mut command = tokio::process::Command::new(&program);
+    command.args(["--port", "80"]).kill_on_drop(true);
+    let root = std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
+    if root {
+        command.uid(65534).gid(65534);
+    }
+    let output = within("the refusal", command.output()).await.unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("no permission") && error.contains(":80"), "{error}");
+}
