@@ -13,15 +13,11 @@ use xmsg_proxy::{Builder, Policy, Proxy};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The result of `step`, which must come within [`PATIENCE`]; `what` names it when it does not.
-///
-/// # Panics
-///
-/// When the step takes longer.
 pub async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, step).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what}: nothing within {PATIENCE:?}"),
-    }
+    let Ok(value) = tokio::time::timeout(PATIENCE, step).await else {
+        panic!("{what}: nothing within {PATIENCE:?}");
+    };
+    value
 }
 
 /// A proxy on free ports of the loopback, which loses nothing.
@@ -31,20 +27,12 @@ pub fn proxy() -> Builder {
 }
 
 /// A connection to this proxy, with more patience than its default.
-///
-/// # Panics
-///
-/// When the setup is refused.
 #[must_use]
 pub fn connect(proxy: &Proxy) -> Connection {
     Connection::with_setup(proxy.address().clone(), patient())
 }
 
 /// A setup for loaded machines.
-///
-/// # Panics
-///
-/// Never: the options make sense.
 #[must_use]
 pub fn patient() -> Setup {
     let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE).build();
@@ -58,10 +46,6 @@ pub fn topic(text: &str) -> Topic {
 }
 
 /// The next message.
-///
-/// # Panics
-///
-/// When there is none.
 pub async fn next(subscription: &mut Subscription) -> Message {
     let message = within("a message", subscription.next()).await;
     message.expect("the subscription is open").expect("the message has three frames")

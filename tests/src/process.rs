@@ -17,10 +17,6 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts it.
-    ///
-    /// # Panics
-    ///
-    /// When there is no such program.
     #[must_use]
     pub fn start(program: impl AsRef<Path>, arguments: &[&str]) -> Self {
         let mut child = Command::new(program.as_ref())
@@ -35,19 +31,11 @@ impl Daemon {
     }
 
     /// The next line of its standard output.
-    ///
-    /// # Panics
-    ///
-    /// When it has ended.
     pub async fn line(&mut self) -> String {
         within("a line", self.lines.next_line()).await.expect("UTF-8").expect("it runs")
     }
 
     /// Sends it a signal, such as `TERM`.
-    ///
-    /// # Panics
-    ///
-    /// When it has ended.
     pub async fn signal(&self, name: &str) {
         let pid = self.child.id().expect("it runs");
         let kill = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status();
@@ -55,20 +43,12 @@ impl Daemon {
     }
 
     /// Waits for its end.
-    ///
-    /// # Panics
-    ///
-    /// When it goes on.
     pub async fn end(&mut self) -> ExitStatus {
         within("its end", self.child.wait()).await.expect("it ran")
     }
 }
 
 /// Runs a command to its end.
-///
-/// # Panics
-///
-/// When there is no such program, or it does not end.
 pub async fn run(program: impl AsRef<Path>, arguments: &[&str]) -> Output {
     let mut command = Command::new(program.as_ref());
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);

@@ -18,14 +18,11 @@ pub struct Peer {
 
 impl Peer {
     /// Starts a script with these arguments.
-    ///
-    /// # Panics
-    ///
-    /// When there is no Python with pyzmq: `./tests/run` sets it up.
     #[must_use]
     pub fn start(script: &str, arguments: &[&str]) -> Self {
         let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        let python = std::env::var_os("XMSG_TEST_PYTHON").map_or_else(|| tests.join(".venv/bin/python"), PathBuf::from);
+        let python = std::env::var_os("XMSG_TEST_PYTHON")
+            .map_or_else(|| tests.join(".venv/bin/python"), PathBuf::from);
         assert!(
             python.exists(),
             "there is no {}: run the tests with ./tests/run, which sets up Python with pyzmq",
@@ -45,10 +42,6 @@ impl Peer {
     }
 
     /// The words behind `word` in the next line, which must start with it.
-    ///
-    /// # Panics
-    ///
-    /// When the script says something else, or ends.
     pub async fn expect(&mut self, word: &str) -> Vec<String> {
         let what = format!("{} says {word:?}", self.name);
         let line = within(&what, self.lines.next_line()).await.expect("UTF-8");
@@ -59,10 +52,6 @@ impl Peer {
     }
 
     /// Waits for its end, which must be a success.
-    ///
-    /// # Panics
-    ///
-    /// When it fails.
     pub async fn finish(mut self) {
         drop(self.child.stdin.take());
         let status = within("the end of a script", self.child.wait()).await.expect("it ran");

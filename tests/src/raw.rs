@@ -19,12 +19,9 @@ pub struct Raw {
 
 impl Raw {
     /// Connects and says nothing.
-    ///
-    /// # Panics
-    ///
-    /// When nobody listens.
     pub async fn connect(port: u16) -> Self {
-        let stream = within("connect", TcpStream::connect(("127.0.0.1", port))).await.expect("somebody listens");
+        let stream =
+            within("connect", TcpStream::connect(("127.0.0.1", port))).await.expect("somebody listens");
         Self { stream, received: BytesMut::new() }
     }
 
@@ -44,10 +41,6 @@ impl Raw {
     }
 
     /// Writes bytes.
-    ///
-    /// # Panics
-    ///
-    /// When the other side is gone.
     pub async fn send(&mut self, bytes: &[u8]) {
         within("send", self.stream.write_all(bytes)).await.expect("the other side reads");
     }
@@ -87,10 +80,6 @@ impl Raw {
     }
 
     /// Ends the connection with a TCP reset.
-    ///
-    /// # Panics
-    ///
-    /// When the option is refused.
     pub fn reset(self) {
         self.stream.set_zero_linger().expect("SO_LINGER");
     }

@@ -62,8 +62,8 @@ async fn many_publishers_and_subscribers_keep_the_order_of_each_publisher() {
             let mut expected = [0; PUBLISHERS as usize];
             for _ in 0..PUBLISHERS * MESSAGES {
                 let message = next(&mut messages).await;
-                let value: i64 = message.value().unwrap();
-                let (publisher, number) = (value as u64 / MESSAGES, value as u64 % MESSAGES);
+                let value = message.value::<i64>().unwrap().cast_unsigned();
+                let (publisher, number) = (value / MESSAGES, value % MESSAGES);
                 assert_eq!(number, expected[publisher as usize], "publisher {publisher}");
                 expected[publisher as usize] += 1;
             }

@@ -134,7 +134,9 @@ async fn a_socket_type_that_does_not_fit_is_told_so() {
         peer.send(&raw::ready(socket_type, b"")).await;
         let mut told = false;
         let mut greeting = [0; 64];
-        within("a greeting", tokio::io::AsyncReadExt::read_exact(&mut peer.stream, &mut greeting)).await.unwrap();
+        within("a greeting", tokio::io::AsyncReadExt::read_exact(&mut peer.stream, &mut greeting))
+            .await
+            .unwrap();
         while let Some((_, body)) = peer.next_frame().await {
             told |= body.starts_with(b"\x05ERROR");
         }
@@ -146,7 +148,8 @@ async fn a_socket_type_that_does_not_fit_is_told_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_protocols_and_old_zeromq_are_sent_away() {
     let proxy = proxy().start().await.unwrap();
-    for hello in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], b"\x16\x03\x01\x02\x00", b"\x01\x00", &[0; 100]] {
+    for hello in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], b"\x16\x03\x01\x02\x00", b"\x01\x00", &[0; 100]]
+    {
         let mut peer = Raw::connect(proxy.address().publish_port()).await;
         peer.send(hello).await;
         peer.closed().await;
@@ -260,7 +263,10 @@ async fn marks_in_messages_are_kept_to_the_message() {
     let publisher = connect(&proxy);
     publisher.wait_for_subscriber(&topic("data")).await.unwrap();
     for _ in 0..200 {
-        publisher.publish(&Message::with_mime(topic("data"), "binary/bytes", vec![0; 1 << 20])).await.unwrap();
+        publisher
+            .publish(&Message::with_mime(topic("data"), "binary/bytes", vec![0; 1 << 20]))
+            .await
+            .unwrap();
     }
     publisher.close(Duration::from_secs(60)).await;
     within("the drops", async {
@@ -283,9 +289,8 @@ async fn a_peer_that_pings_and_never_reads_is_sent_away() {
     let proxy = proxy().start().await.unwrap();
     let mut peer = Raw::handshake(proxy.address().publish_port(), "PUB").await;
     let pings = raw::ping().repeat(1000);
-    let flood = async {
-        while tokio::io::AsyncWriteExt::write_all(&mut peer.stream, &pings).await.is_ok() {}
-    };
+    let flood =
+        async { while tokio::io::AsyncWriteExt::write_all(&mut peer.stream, &pings).await.is_ok() {} };
     within("its end", flood).await;
 }
 

@@ -20,7 +20,19 @@ async fn a_libzmq_publisher_with_heartbeats_reaches_our_subscriber() {
     let (port, count) = (port(&proxy), MESSAGES.to_string());
     let mut peer = Peer::start(
         "publisher.py",
-        &["--port", &port, "--topic", "py:data", "--count", &count, "--size", "100", "--heartbeat", "50", "--wait-subscriber"],
+        &[
+            "--port",
+            &port,
+            "--topic",
+            "py:data",
+            "--count",
+            &count,
+            "--size",
+            "100",
+            "--heartbeat",
+            "50",
+            "--wait-subscriber",
+        ],
     );
     for number in 0..MESSAGES as u64 {
         let message = next(&mut messages).await;
@@ -37,8 +49,10 @@ async fn our_publisher_reaches_a_libzmq_subscriber_with_heartbeats() {
     let proxy = proxy().start().await.unwrap();
     let publisher = connect(&proxy);
     let (port, count) = (port(&proxy), MESSAGES.to_string());
-    let mut peer =
-        Peer::start("subscriber.py", &["--port", &port, "--topic", "rs:", "--count", &count, "--heartbeat", "50"]);
+    let mut peer = Peer::start(
+        "subscriber.py",
+        &["--port", &port, "--topic", "rs:", "--count", &count, "--heartbeat", "50"],
+    );
     peer.expect("ready").await;
     publisher.wait_for_subscriber(&topic("rs:data")).await.unwrap();
     // With heartbeats every 50 ms, a pause shows whether they are answered.

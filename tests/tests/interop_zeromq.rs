@@ -15,7 +15,9 @@ async fn its_publisher_reaches_our_subscriber() {
     let first = within("the first message", async {
         loop {
             publisher.send(message(&[b"zmq", b"meta", b"-1"])).await.unwrap();
-            if let Ok(first) = tokio::time::timeout(std::time::Duration::from_millis(50), next(&mut messages)).await {
+            if let Ok(first) =
+                tokio::time::timeout(std::time::Duration::from_millis(50), next(&mut messages)).await
+            {
                 return first;
             }
         }

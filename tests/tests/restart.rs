@@ -50,7 +50,9 @@ async fn a_drained_restart_loses_nothing() {
             let mut open = PUBLISHERS;
             while open > 0 {
                 let message = next(&mut messages).await;
-                let [publisher, number] = message.value::<Vec<i64>>().unwrap()[..] else { panic!("two numbers") };
+                let [publisher, number] = message.value::<Vec<i64>>().unwrap()[..] else {
+                    panic!("two numbers")
+                };
                 assert_eq!(number, expected[publisher as usize], "of publisher {publisher}");
                 expected[publisher as usize] += 1;
                 open -= usize::from(message.topic().as_bytes() == b"end");

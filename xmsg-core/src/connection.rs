@@ -9,7 +9,9 @@ use tokio::sync::OnceCell;
 
 use crate::control::{CONTROL_TOPIC, Request};
 use crate::setup::CHECK_INTERVAL;
-use crate::socket::{Amount, Dealer, Endpoint, Multipart, Publisher, SocketEvents, SocketOptions, Subscriber};
+use crate::socket::{
+    Amount, Dealer, Endpoint, Multipart, Publisher, SocketEvents, SocketOptions, Subscriber,
+};
 use crate::{ConnectionId, Error, ErrorKind, Message, ProxyAddress, Result, Setup, Topic};
 
 /// A connection to a proxy. Clones share it.
@@ -155,13 +157,11 @@ impl Connection {
                     () = note_failures(&mut events, &mut reason) => std::future::pending().await,
                 }
             };
-            match tokio::time::timeout(timeout, check).await {
-                Ok(result) => result?,
-                Err(_) => {
-                    publisher.close(Duration::ZERO).await;
-                    return Err(self.no_proxy(timeout, reason));
-                }
-            }
+            let Ok(result) = tokio::time::timeout(timeout, check).await else {
+                publisher.close(Duration::ZERO).await;
+                return Err(self.no_proxy(timeout, reason));
+            };
+            result?;
         }
         setup.connected().await;
         Ok(publisher)
@@ -176,7 +176,8 @@ impl Connection {
         let request = Request::Publisher(*id);
         // The answer goes to our control socket: without it there is nobody to answer.
         control.connected().await;
-        let _ = tokio::time::timeout(CHECK_INTERVAL, publisher.wait_for_subscriber(CONTROL_TOPIC.as_bytes())).await;
+        let _ = tokio::time::timeout(CHECK_INTERVAL, publisher.wait_for_subscriber(CONTROL_TOPIC.as_bytes()))
+            .await;
         loop {
             publisher.publish(request.message()).await?;
             let answered = async {
@@ -185,7 +186,7 @@ impl Connection {
                         return;
                     }
                 }
-                std::future::pending().await
+                std::future::pending::<()>().await;
             };
             if tokio::time::timeout(CHECK_INTERVAL, answered).await.is_ok() {
                 return Ok(());
@@ -214,7 +215,7 @@ impl Connection {
                             }
                             early.push(message);
                         }
-                        std::future::pending().await
+                        std::future::pending::<()>().await;
                     };
                     if tokio::time::timeout(CHECK_INTERVAL, answered).await.is_ok() {
                         return Ok(());
@@ -313,7 +314,10 @@ impl Subscription {
                 Some([topic, metadata, data]) => Ok(Message::from_frames(topic, metadata, data)),
                 None => Err(Error::new(
                     ErrorKind::InvalidMessage,
-                    format!("a message of {frames} frames to {}: xMsg messages have three", Topic::wrap(topic)),
+                    format!(
+                        "a message of {frames} frames to {}: xMsg messages have three",
+                        Topic::wrap(topic)
+                    ),
                 )),
             }));
         }

@@ -10,7 +10,7 @@ use crate::{Error, ErrorKind, Result};
 /// How often an unanswered check is repeated (section 2 of the xMsg protocol).
 pub const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a check may take in all.
-pub const CHECK_TIMEOUT: Duration = Duration::from_millis(1000);
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 type SocketHook = Arc<dyn Fn(&mut SocketOptions) + Send + Sync>;
 type Hook = Arc<dyn Fn() + Send + Sync>;
@@ -78,7 +78,6 @@ impl Setup {
     ///
     /// `XMSG_CONNECTION_TIMEOUT`, `XMSG_SUBSCRIPTION_TIMEOUT`, `XMSG_POST_CONNECTION_SLEEP`, `XMSG_POST_SUBSCRIPTION_SLEEP`
     /// (milliseconds), `XMSG_NO_CHECK_CONNECTION`, `XMSG_NO_CHECK_SUBSCRIPTION` (set: no check).
-    #[must_use]
     pub fn builder() -> SetupBuilder {
         SetupBuilder::from_environment(|name| std::env::var(name).ok())
     }
@@ -156,12 +155,11 @@ impl SetupBuilder {
         let mut error = None;
         let mut millis = |name: &str, value: &mut Duration| {
             if let Some(text) = variable(name) {
-                match text.trim().parse() {
-                    Ok(ms) => *value = Duration::from_millis(ms),
-                    Err(_) => {
-                        let what = format!("{name}={text:?} in the environment is not a number of milliseconds");
-                        error.get_or_insert(Error::new(ErrorKind::InvalidOption, what));
-                    }
+                if let Ok(ms) = text.trim().parse() {
+                    *value = Duration::from_millis(ms);
+                } else {
+                    let what = format!("{name}={text:?} in the environment is not a number of milliseconds");
+                    error.get_or_insert(Error::new(ErrorKind::InvalidOption, what));
                 }
             }
         };
@@ -249,8 +247,14 @@ impl SetupBuilder {
         }
         let socket = &self.setup.socket;
         let checks = [
-            (socket.send_high_water_mark.bytes > 0, "the high-water mark for sending is 0: nothing could be sent"),
-            (socket.receive_high_water_mark > 0, "the high-water mark for receiving is 0: nothing could be received"),
+            (
+                socket.send_high_water_mark.bytes > 0,
+                "the high-water mark for sending is 0: nothing could be sent",
+            ),
+            (
+                socket.receive_high_water_mark > 0,
+                "the high-water mark for receiving is 0: nothing could be received",
+            ),
             (socket.identity.len() <= 255, "the identity is longer than 255 bytes"),
             (!self.setup.connection_timeout.is_zero(), "the time limit of the connection check is 0"),
             (!self.setup.subscription_timeout.is_zero(), "the time limit of the subscription check is 0"),
@@ -281,7 +285,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_told() {
-        let bad = SetupBuilder::from_environment(|name| (name == "XMSG_CONNECTION_TIMEOUT").then(|| "soon".into()));
+        let bad =
+            SetupBuilder::from_environment(|name| (name == "XMSG_CONNECTION_TIMEOUT").then(|| "soon".into()));
         assert!(bad.build().unwrap_err().to_string().contains("XMSG_CONNECTION_TIMEOUT=\"soon\""));
         let error = Setup::builder().send_high_water_mark(0).build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);

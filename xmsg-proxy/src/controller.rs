@@ -117,7 +117,10 @@ mod tests {
             Some(Request::Publisher(Bytes::from_static(b"412300001")))
         );
         assert_eq!(read(&[b"xmsg:control", b"sub", b""]), Some(Request::Subscription(Bytes::new())));
-        assert_eq!(read(&[b"xmsg:control", b"rep", &[0xff]]), Some(Request::Reply(Bytes::from_static(&[0xff]))));
+        assert_eq!(
+            read(&[b"xmsg:control", b"rep", &[0xff]]),
+            Some(Request::Reply(Bytes::from_static(&[0xff])))
+        );
         for frames in [
             &[&b"xmsg:control"[..]][..],
             &[b"xmsg:control", b"pub"],

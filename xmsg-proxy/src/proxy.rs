@@ -9,10 +9,10 @@ use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, Router, SocketOption
 use xmsg_core::zmtp::Limits;
 use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
 
+use crate::CONTROL_TOPIC;
 use crate::config::{Config, Policy, Upstream};
 use crate::controller::Controller;
 use crate::switch::{PublisherStats, Side, SubscriberStats, Switch, Totals};
-use crate::CONTROL_TOPIC;
 
 /// How often a free block of three ports is looked for.
 const PORT_ATTEMPTS: usize = 64;
@@ -101,20 +101,21 @@ impl Proxy {
 
         // The control plane comes first, so that no request is ever missed.
         let name = uuid::Uuid::new_v4();
-        let control_sub = Endpoint::Inproc(format!("xmsg-proxy-{name}.sub"));
-        let control_pub = Endpoint::Inproc(format!("xmsg-proxy-{name}.pub"));
+        let requests_endpoint = Endpoint::Inproc(format!("xmsg-proxy-{name}.sub"));
+        let answers_endpoint = Endpoint::Inproc(format!("xmsg-proxy-{name}.pub"));
         let tcp = xmsg_core::socket::TcpOptions::default;
-        switch.listen(Listener::bind(&control_sub, tcp()).await?, Side::Subscribers);
-        switch.listen(Listener::bind(&control_pub, tcp()).await?, Side::Control);
+        switch.listen(Listener::bind(&requests_endpoint, tcp()).await?, Side::Subscribers);
+        switch.listen(Listener::bind(&answers_endpoint, tcp()).await?, Side::Control);
         let requests = Subscriber::new(SocketOptions::default());
         requests.subscribe(CONTROL_TOPIC);
-        requests.connect(control_sub);
+        requests.connect(requests_endpoint);
         let answers = Publisher::new(SocketOptions::default());
-        answers.connect(control_pub);
+        answers.connect(answers_endpoint);
         switch.subscribed(CONTROL_TOPIC).await;
 
         let ignored = AtomicU64::new(0);
-        let controller = Controller { switch: switch.clone(), requests, answers, router: router.clone(), ignored };
+        let controller =
+            Controller { switch: switch.clone(), requests, answers, router: router.clone(), ignored };
         let controller = tokio::spawn(controller.run());
         switch.listen(publishers, Side::Publishers);
         switch.listen(subscribers, Side::Subscribers);

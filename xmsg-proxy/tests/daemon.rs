@@ -1,5 +1,7 @@
 //! The daemon as its user starts it: lines, signals, exit codes, and what a kill leaves behind.
 
+#![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +35,10 @@ async fn it_says_where_it_listens_and_what_it_did() {
     next(&mut messages).await;
     daemon.signal("TERM").await;
     let totals = daemon.line().await;
-    assert!(totals.starts_with("xmsg-proxy stopped: received ") && totals.ends_with("undelivered 0"), "{totals}");
+    assert!(
+        totals.starts_with("xmsg-proxy stopped: received ") && totals.ends_with("undelivered 0"),
+        "{totals}"
+    );
     assert!(daemon.end().await.success());
 }
 

@@ -81,7 +81,10 @@ impl ReceiveBuffer {
         let mut slab = self.recycle(size).unwrap_or_else(|| BytesMut::with_capacity(size));
         slab.extend_from_slice(&self.input);
         let old = std::mem::replace(&mut self.input, slab);
-        if self.slab.size >= SLAB_MAX.min(self.slab_len) && self.slab.size <= SLAB_LARGE && self.spare.len() < SPARE {
+        if self.slab.size >= SLAB_MAX.min(self.slab_len)
+            && self.slab.size <= SLAB_LARGE
+            && self.spare.len() < SPARE
+        {
             self.spare.push_back(old);
         }
         self.slab = Slab { serial: self.slab.serial + 1, size: self.input.capacity() };

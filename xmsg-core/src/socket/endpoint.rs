@@ -41,9 +41,8 @@ impl FromStr for Endpoint {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let invalid = |why: &str| {
-            Error::new(ErrorKind::InvalidAddress, format!("invalid endpoint {text:?}: {why}"))
-        };
+        let invalid =
+            |why: &str| Error::new(ErrorKind::InvalidAddress, format!("invalid endpoint {text:?}: {why}"));
         if let Some(path) = text.strip_prefix("ipc://") {
             // A path of a Unix socket has to fit into `sun_path`, with its closing zero.
             return match path.len() {
@@ -53,16 +52,26 @@ impl FromStr for Endpoint {
             };
         }
         if let Some(name) = text.strip_prefix("inproc://") {
-            return if name.is_empty() { Err(invalid("the name is missing")) } else { Ok(Self::Inproc(name.into())) };
+            return if name.is_empty() {
+                Err(invalid("the name is missing"))
+            } else {
+                Ok(Self::Inproc(name.into()))
+            };
         }
         let Some(address) = text.strip_prefix("tcp://") else {
             return Err(invalid("it has to start with tcp://, ipc:// or inproc://"));
         };
         let (host, port) = address.rsplit_once(':').ok_or_else(|| invalid("the port is missing"))?;
-        let port = if port == "*" { 0 } else { port.parse().map_err(|_| invalid("the port is not in 0..=65535"))? };
+        let port = if port == "*" {
+            0
+        } else {
+            port.parse().map_err(|_| invalid("the port is not in 0..=65535"))?
+        };
         let host = match host.strip_prefix('[') {
             Some(rest) => rest.strip_suffix(']').ok_or_else(|| invalid("a bracket is missing"))?,
-            None if host.contains(':') => return Err(invalid("an IPv6 address needs brackets: tcp://[::1]:7771")),
+            None if host.contains(':') => {
+                return Err(invalid("an IPv6 address needs brackets: tcp://[::1]:7771"));
+            }
             None => host,
         };
         if host.is_empty() { Err(invalid("the host is missing")) } else { Ok(Self::tcp(host, port)) }
@@ -86,7 +95,9 @@ mod tests {
 
     #[test]
     fn endpoints_read_back() {
-        for text in ["tcp://127.0.0.1:7771", "tcp://[::1]:0", "tcp://*:1", "ipc:///tmp/x.sock", "inproc://demo"] {
+        for text in
+            ["tcp://127.0.0.1:7771", "tcp://[::1]:0", "tcp://*:1", "ipc:///tmp/x.sock", "inproc://demo"]
+        {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
     }

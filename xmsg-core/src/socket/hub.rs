@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::inbox::Inbox;
 use super::outbox::Outbox;
-use super::session::{FAREWELL, Batch, Ended, Handler, Session};
+use super::session::{Batch, Ended, FAREWELL, Handler, Session};
 use super::transport::{Listener, Stream};
 use super::{Endpoint, SocketOptions};
 use crate::zmtp::{Engine, Peer, SocketType, Version};
@@ -229,7 +229,9 @@ impl Hub {
         }
         self.inbox.close();
         let sends = matches!(self.socket_type, SocketType::Pub | SocketType::Dealer | SocketType::Router);
-        if sends && links.iter().any(|link| link.outbox.queued().messages > 0 || link.state().version.is_some()) {
+        if sends
+            && links.iter().any(|link| link.outbox.queued().messages > 0 || link.state().version.is_some())
+        {
             let flushed = async {
                 for link in &links {
                     link.stop.cancelled().await;

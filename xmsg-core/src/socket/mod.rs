@@ -28,9 +28,9 @@ pub mod session;
 mod subscriber;
 pub mod transport;
 
-pub use hub::{SocketEvent, SocketEvents};
 pub use dealer::Dealer;
 pub use endpoint::Endpoint;
+pub use hub::{SocketEvent, SocketEvents};
 pub use multipart::Multipart;
 pub use options::{SocketOptions, TcpOptions};
 pub use outbox::{Amount, HighWaterMark};

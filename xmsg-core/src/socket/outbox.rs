@@ -181,7 +181,8 @@ impl State {
     }
 
     fn has_messages(&self) -> bool {
-        !self.held && !(self.chunks.is_empty() && self.tail.is_empty())
+        let is_empty = self.chunks.is_empty() && self.tail.is_empty();
+        !self.held && !is_empty
     }
 }
 
@@ -240,7 +241,9 @@ impl Outbox {
         if guard.is_closed() {
             return Err(Refused::Closed);
         }
-        if guard.room(self.mark).bytes < len as u64 && guard.queued().bytes > 0 || guard.room(self.mark).messages == 0 {
+        if guard.room(self.mark).bytes < len as u64 && guard.queued().bytes > 0
+            || guard.room(self.mark).messages == 0
+        {
             guard.state_mut().crowded = true;
             return Err(Refused::Full);
         }
@@ -360,7 +363,8 @@ impl Outbox {
     /// Empties the queue and says how much there was.
     pub fn clear(&self) -> Amount {
         let mut state = self.state();
-        let copied = state.chunks.iter().filter(|c| c.lease.is_none()).map(|c| c.charge).sum::<usize>() + state.tail.len();
+        let copied = state.chunks.iter().filter(|c| c.lease.is_none()).map(|c| c.charge).sum::<usize>()
+            + state.tail.len();
         self.strike_out(copied);
         state.chunks.clear();
         state.tail.clear();
@@ -438,7 +442,9 @@ impl OutboxGuard<'_> {
     pub fn push_slice(&mut self, bytes: Bytes, messages: usize, lease: &Arc<Lease>) {
         let state = self.state_mut();
         let carried = match state.chunks.back_mut() {
-            Some(last) if state.tail.is_empty() && last.lease.as_ref().is_some_and(|l| Arc::ptr_eq(l, lease)) => {
+            Some(last)
+                if state.tail.is_empty() && last.lease.as_ref().is_some_and(|l| Arc::ptr_eq(l, lease)) =>
+            {
                 std::mem::take(&mut last.charge)
             }
             _ => 0,
@@ -464,7 +470,13 @@ impl OutboxGuard<'_> {
             let bytes = state.tail.split().freeze();
             let charge = bytes.len();
             state.tail_messages = 0;
-            state.chunks.push_back(Chunk { bytes, messages: before, charge, ends_message: false, lease: None });
+            state.chunks.push_back(Chunk {
+                bytes,
+                messages: before,
+                charge,
+                ends_message: false,
+                lease: None,
+            });
             let (bytes, charge) = (frame.clone(), frame.len());
             let messages = usize::from(!more);
             state.chunks.push_back(Chunk { bytes, messages, charge, ends_message: !more, lease: None });
@@ -605,7 +617,8 @@ impl<'a> Writer<'a> {
         let mut state = self.outbox.state();
         state.queued -= done;
         state.written += Amount { messages: done.messages, bytes: written as u64 };
-        let roomy = state.queued.bytes <= self.outbox.low_water || state.queued.messages < self.outbox.mark.messages as u64 / 2;
+        let roomy = state.queued.bytes <= self.outbox.low_water
+            || state.queued.messages < self.outbox.mark.messages as u64 / 2;
         if state.crowded && roomy {
             state.crowded = false;
             drop(state);

@@ -70,7 +70,10 @@ impl Publisher {
         let message = message.into();
         let targets = self.targets(message.frames())?;
         if let [link] = &targets[..] {
-            return link.outbox.try_push(message.frames()).or_else(|refused| accepted_elsewhere(link, refused));
+            return link
+                .outbox
+                .try_push(message.frames())
+                .or_else(|refused| accepted_elsewhere(link, refused));
         }
         let len = crate::zmtp::encoded_len(message.frames()) as u64;
         if targets.iter().any(|link| {
@@ -128,7 +131,11 @@ impl Publisher {
         };
         let hub = &self.hub;
         let links = hub.links();
-        Ok(links.iter().filter(|link| link.connecting && !hub.options.filter || link.wants(topic)).cloned().collect())
+        Ok(links
+            .iter()
+            .filter(|link| link.connecting && !hub.options.filter || link.wants(topic))
+            .cloned()
+            .collect())
     }
 }
 

@@ -274,12 +274,13 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
     let mut last = None;
     for address in tokio::net::lookup_host((host, port)).await? {
         let domain = socket2::Domain::for_address(address);
-        let bound = socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), None).and_then(|socket| {
-            socket.set_reuse_address(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
-            TcpListener::from_std(socket.into())
-        });
+        let bound =
+            socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), None).and_then(|socket| {
+                socket.set_reuse_address(true)?;
+                socket.bind(&address.into())?;
+                socket.listen(BACKLOG)?;
+                TcpListener::from_std(socket.into())
+            });
         match bound {
             Ok(listener) => return Ok(listener),
             Err(error) => last = Some(error),
@@ -291,7 +292,9 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
 fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
     let hint = match error.kind() {
         io::ErrorKind::AddrInUse => ": it is in use; choose another one, or stop the process that holds it",
-        io::ErrorKind::PermissionDenied => ": no permission; choose a port above 1023, or a path you may write",
+        io::ErrorKind::PermissionDenied => {
+            ": no permission; choose a port above 1023, or a path you may write"
+        }
         io::ErrorKind::AddrNotAvailable => ": no interface of this machine has that address",
         _ => "",
     };

@@ -175,7 +175,10 @@ mod tests {
             Command::Error("no".into()),
             Command::Subscribe(Bytes::from_static(b"a:b")),
             Command::Cancel(Bytes::new()),
-            Command::Ping { ttl: Duration::from_millis(1500), context: Bytes::from_static(b"0123456789abcdef") },
+            Command::Ping {
+                ttl: Duration::from_millis(1500),
+                context: Bytes::from_static(b"0123456789abcdef"),
+            },
             Command::Pong { context: Bytes::from_static(b"x") },
         ] {
             assert_eq!(Command::read(body_of(&command)), Ok(command));
@@ -201,7 +204,14 @@ mod tests {
 
     #[test]
     fn malformed_commands_are_told() {
-        for body in [&b""[..], b"\x09SUB", b"\x04PING\x00", b"\x05READY\x00", b"\x05READY\x01a\xff\xff\xff\xff", b"\x05ERROR"] {
+        for body in [
+            &b""[..],
+            b"\x09SUB",
+            b"\x04PING\x00",
+            b"\x05READY\x00",
+            b"\x05READY\x01a\xff\xff\xff\xff",
+            b"\x05ERROR",
+        ] {
             assert!(Command::read(Bytes::from_static(body)).is_err(), "{body:?}");
         }
     }

@@ -78,10 +78,14 @@ enum Phase {
     /// ZMTP 3: the rest of the greeting.
     Greeting,
     /// ZMTP 3: commands of the security mechanism.
-    Handshake { version: Version },
+    Handshake {
+        version: Version,
+    },
     /// ZMTP 2.0: socket type and identity.
     HandshakeV2,
-    Traffic { version: Version },
+    Traffic {
+        version: Version,
+    },
 }
 
 /// One end of a ZMTP connection. See the [module documentation](super) for how it is driven.
@@ -274,8 +278,7 @@ impl Engine {
         }
         input.advance(GREETING_LEN);
         // Higher versions must talk down to ours.
-        let version =
-            if greeting.major == 3 && greeting.minor == 0 { Version::V3_0 } else { Version::V3_1 };
+        let version = if greeting.major == 3 && greeting.minor == 0 { Version::V3_0 } else { Version::V3_1 };
         self.phase = Phase::Handshake { version };
         self.advance_mechanism();
         Ok(true)
@@ -324,11 +327,11 @@ impl Engine {
         input.advance(len);
         let ours = self.options.socket_type;
         let Some(socket_type) = SocketType::from_code(code).filter(|theirs| ours.fits(*theirs)) else {
-            let theirs = SocketType::from_code(code).map_or_else(|| format!("type {code}"), |t| t.to_string());
+            let theirs =
+                SocketType::from_code(code).map_or_else(|| format!("type {code}"), |t| t.to_string());
             return Err(Violation::SocketTypeMismatch { theirs, ours: ours.name() });
         };
-        let peer =
-            Peer { version: Version::V2_0, socket_type, identity, properties: Properties::default() };
+        let peer = Peer { version: Version::V2_0, socket_type, identity, properties: Properties::default() };
         Ok(Some(self.ready(peer)))
     }
 

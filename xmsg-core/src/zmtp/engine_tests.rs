@@ -107,7 +107,8 @@ fn both_forms_of_subscriptions_are_read_from_either_version() {
     let mut commands = BytesMut::new();
     Command::Subscribe(Bytes::from_static(b"a")).write(&mut commands);
     Command::Cancel(Bytes::from_static(b"a")).write(&mut commands);
-    let traffic = [message(&[b"\x01b"]), commands.to_vec(), message(&[b"\x00b"]), message(&[b"\x01"])].concat();
+    let traffic =
+        [message(&[b"\x01b"]), commands.to_vec(), message(&[b"\x00b"]), message(&[b"\x01"])].concat();
     for (minor, version) in [(0, Version::V3_0), (1, Version::V3_1)] {
         let seen = feed(&mut engine(SocketType::Xpub), [&session(minor, "SUB", &traffic)[..]]).unwrap();
         let expected = vec![
@@ -222,7 +223,7 @@ fn the_handshake_has_a_deadline() {
     let mut engine = Engine::new(Options::new(SocketType::Sub), start);
     let due = engine.poll_timeout().unwrap();
     assert_eq!(due, start + Duration::from_secs(10));
-    assert_eq!(engine.handle_timeout(due - Duration::from_millis(1)), Ok(()));
+    assert_eq!(engine.handle_timeout(start + Duration::from_millis(9999)), Ok(()));
     assert_eq!(engine.handle_timeout(due), Err(Violation::HandshakeTimeout));
 }
 

@@ -75,9 +75,9 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotZmtp => f.write_str("the peer does not speak ZMTP: no signature in its first bytes"),
-            Self::VersionTooOld => {
-                f.write_str("the peer speaks ZMTP 1.0 (ZeroMQ 2.x), which is not supported: update it to 3.2 or later")
-            }
+            Self::VersionTooOld => f.write_str(
+                "the peer speaks ZMTP 1.0 (ZeroMQ 2.x), which is not supported: update it to 3.2 or later",
+            ),
             Self::MechanismMismatch { theirs, ours } => {
                 write!(f, "the peer wants security mechanism {theirs:?}, this port speaks {ours}")
             }
@@ -86,10 +86,14 @@ impl fmt::Display for Violation {
             }
             Self::Malformed(what) => write!(f, "malformed {what}"),
             Self::InvalidFlags(flags) => write!(f, "invalid frame flags {flags:#04x}"),
-            Self::TooLarge { what, size, limit } => write!(f, "{what} of {size} exceeds the limit of {limit}"),
+            Self::TooLarge { what, size, limit } => {
+                write!(f, "{what} of {size} exceeds the limit of {limit}")
+            }
             Self::RefusedByPeer(reason) => write!(f, "the peer refused the connection: {reason:?}"),
             Self::HandshakeTimeout => f.write_str("the peer did not finish the handshake in time"),
-            Self::HeartbeatTimeout => f.write_str("nothing was heard from the peer within the heartbeat time-out"),
+            Self::HeartbeatTimeout => {
+                f.write_str("nothing was heard from the peer within the heartbeat time-out")
+            }
         }
     }
 }

@@ -51,12 +51,11 @@ impl Header {
 
 /// Writes the header of a frame with a body of `body_len` bytes, in its shortest form.
 fn encode_header(out: &mut BytesMut, flags: u8, body_len: usize) {
-    match u8::try_from(body_len) {
-        Ok(short) => out.put_slice(&[flags, short]),
-        Err(_) => {
-            out.put_u8(flags | LONG);
-            out.put_u64(body_len as u64);
-        }
+    if let Ok(short) = u8::try_from(body_len) {
+        out.put_slice(&[flags, short]);
+    } else {
+        out.put_u8(flags | LONG);
+        out.put_u64(body_len as u64);
     }
 }
 
@@ -206,9 +205,15 @@ mod tests {
         encode_header(&mut first, 0, 300); // the body is a chunk of its own
         let body = vec![0; 300];
         let chunks = [&first[..], &body[..]];
-        for (written, expected) in
-            [(0, (0, 0)), (6, (0, 0)), (7, (1, 7)), (9, (1, 7)), (10, (2, 10)), (318, (2, 10)), (319, (3, 319))]
-        {
+        for (written, expected) in [
+            (0, (0, 0)),
+            (6, (0, 0)),
+            (7, (1, 7)),
+            (9, (1, 7)),
+            (10, (2, 10)),
+            (318, (2, 10)),
+            (319, (3, 319)),
+        ] {
             assert_eq!(whole_messages_within(chunks, written), expected, "{written} bytes written");
         }
     }

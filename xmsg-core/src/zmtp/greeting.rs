@@ -82,10 +82,7 @@ mod tests {
         bytes[..SIGNATURE_LEN].copy_from_slice(&signature());
         bytes[SIGNATURE_LEN..].copy_from_slice(&remainder("CURVE", true));
         let greeting = Greeting::read(&bytes).unwrap();
-        assert_eq!(
-            greeting,
-            Greeting { major: 3, minor: 1, mechanism: b"CURVE".to_vec(), as_server: true }
-        );
+        assert_eq!(greeting, Greeting { major: 3, minor: 1, mechanism: b"CURVE".to_vec(), as_server: true });
     }
 
     #[test]

@@ -69,7 +69,8 @@ fn main() -> ExitCode {
         0 => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
         count => tokio::runtime::Builder::new_multi_thread().worker_threads(count).enable_all().build(),
     };
-    let result = runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(run(&arguments)));
+    let result =
+        runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(run(&arguments)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -96,7 +97,8 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         ..Config::default()
     };
     config.limits.message_size = mib(arguments.max_message_size);
-    let host = if arguments.host.contains(':') { format!("[{}]", arguments.host) } else { arguments.host.clone() };
+    let host =
+        if arguments.host.contains(':') { format!("[{}]", arguments.host) } else { arguments.host.clone() };
     let proxy = Proxy::bind(format!("{host}:{}", arguments.port)).config(config).start().await?;
     let address = proxy.address();
     println!(
@@ -108,7 +110,10 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         arguments.slow_subscriber,
     );
     if !is_loopback(&arguments.host) {
-        tracing::warn!(host = arguments.host, "open to the network: whoever reaches these ports can publish and subscribe");
+        tracing::warn!(
+            host = arguments.host,
+            "open to the network: whoever reaches these ports can publish and subscribe"
+        );
     }
 
     tokio::select! {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
-use xmsg_core::socket::outbox::{Ledger, Lease, OutboxGuard, URGENT_MAX};
+use xmsg_core::socket::outbox::{Lease, Ledger, OutboxGuard, URGENT_MAX};
 use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{Command, Span, Version};
@@ -298,7 +298,9 @@ impl Inlet {
                 let first = Run { end: left[0].first + 1, ..left[0] };
                 cut.fitting(first, self.room(queue)) == 0 && queue.queued().messages > 0
             });
-            if tokio::time::timeout(BLOCKED_PING, room).await.is_err() && self.publisher.version >= Version::V3_1 {
+            if tokio::time::timeout(BLOCKED_PING, room).await.is_err()
+                && self.publisher.version >= Version::V3_1
+            {
                 let mut ping = BytesMut::new();
                 Command::Ping { ttl: Duration::ZERO, context: Bytes::new() }.write(&mut ping);
                 // If it does not even read this much, it will not miss it.

@@ -302,7 +302,14 @@ impl Switch {
 impl Publisher {
     fn new(id: u32, peer: &str, version: zmtp::Version) -> Self {
         let outbox = Outbox::new(HighWaterMark::bytes(UPSTREAM_MARK));
-        Self { id, peer: peer.into(), version, outbox, since: Instant::now(), received: peers::Counter::default() }
+        Self {
+            id,
+            peer: peer.into(),
+            version,
+            outbox,
+            since: Instant::now(),
+            received: peers::Counter::default(),
+        }
     }
 }
 

@@ -29,10 +29,7 @@ impl Counter {
     }
 
     fn amount(&self) -> Amount {
-        Amount {
-            messages: self.messages.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-        }
+        Amount { messages: self.messages.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
     }
 }
 

@@ -78,7 +78,12 @@ impl Routes {
 impl Table {
     pub(super) fn new(upstream: Upstream) -> (Arc<Self>, TableTask) {
         let (changes, receiver) = mpsc::channel(CHANGES);
-        let table = Arc::new(Self { routes: RwLock::default(), epoch: AtomicU64::new(0), changes, changed: Notify::new() });
+        let table = Arc::new(Self {
+            routes: RwLock::default(),
+            epoch: AtomicU64::new(0),
+            changes,
+            changed: Notify::new(),
+        });
         let task = TableTask {
             table: table.clone(),
             changes: receiver,
@@ -157,17 +162,24 @@ impl TableTask {
                 let mut next = None;
                 {
                     let mut routes = self.table.routes_mut();
-                    let mut changed = false;
+                    let mut differs = false;
                     for change in changes.by_ref() {
                         match change {
                             Change::Subscribe(subscriber, prefix) => {
-                                changed |= subscribe(&mut routes, &mut self.nodes, &subscriber, prefix, &mut tidings);
+                                differs |= subscribe(
+                                    &mut routes,
+                                    &mut self.nodes,
+                                    &subscriber,
+                                    prefix,
+                                    &mut tidings,
+                                );
                             }
                             Change::Cancel(subscriber, prefix) => {
-                                changed |= cancel(&mut routes, &mut self.nodes, &subscriber, &prefix, &mut tidings);
+                                differs |=
+                                    cancel(&mut routes, &mut self.nodes, &subscriber, &prefix, &mut tidings);
                             }
                             Change::SubscriberGone(id) => {
-                                changed |= forget(&mut routes, &mut self.nodes, id, &mut tidings);
+                                differs |= forget(&mut routes, &mut self.nodes, id, &mut tidings);
                             }
                             other => {
                                 next = Some(other);
@@ -175,7 +187,7 @@ impl TableTask {
                             }
                         }
                     }
-                    if changed {
+                    if differs {
                         self.table.epoch.fetch_add(1, Ordering::Release);
                         self.table.changed.notify_waiters();
                     }
