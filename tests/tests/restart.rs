@@ -38,7 +38,7 @@ async fn clients_go_on_within_a_second_of_a_restart() {
 /// Under `block` nothing is lost by a restart in order, in the middle of traffic from several publishers to several subscribers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_restart_loses_nothing() {
-    const PUBLISHERS: usize = 3;
+    const PUBLISHERS: i64 = 3;
     const RESTARTS: usize = 3;
     let proxy = proxy().start().await.unwrap();
     let address = proxy.address().clone();
@@ -46,23 +46,24 @@ async fn a_drained_restart_loses_nothing() {
     for _ in 0..3 {
         let mut messages = connect(&proxy).subscribe([topic("data"), topic("end")]).await.unwrap();
         receiving.push(tokio::spawn(async move {
-            let mut expected = [0; PUBLISHERS];
+            let mut expected = [0; PUBLISHERS as usize];
             let mut open = PUBLISHERS;
             while open > 0 {
                 let message = next(&mut messages).await;
                 let [publisher, number] = message.value::<Vec<i64>>().unwrap()[..] else {
                     panic!("two numbers")
                 };
-                assert_eq!(number, expected[publisher as usize], "of publisher {publisher}");
-                expected[publisher as usize] += 1;
-                open -= usize::from(message.topic().as_bytes() == b"end");
+                let expected = &mut expected[usize::try_from(publisher).unwrap()];
+                assert_eq!(number, *expected, "of publisher {publisher}");
+                *expected += 1;
+                open -= i64::from(message.topic().as_bytes() == b"end");
             }
             expected.iter().sum::<i64>()
         }));
     }
     let restarting = Arc::new(AtomicBool::new(true));
     let mut sending = Vec::new();
-    for publisher in 0..PUBLISHERS as i64 {
+    for publisher in 0..PUBLISHERS {
         let (connection, restarting) = (connect(&proxy), restarting.clone());
         sending.push(tokio::spawn(async move {
             let mut number = 0;

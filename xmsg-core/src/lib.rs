@@ -1,5 +1,7 @@
 //! Async publish/subscribe messaging that speaks xMsg and ZeroMQ.
 
+#![warn(missing_docs)]
+
 pub mod address;
 pub mod connection;
 pub mod control;

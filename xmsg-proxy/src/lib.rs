@@ -15,6 +15,8 @@
 //! The [data plane](switch) forwards; the control plane attaches to it as an ordinary publisher and subscriber, so that a slow
 //! answer can't stall a message.
 
+#![warn(missing_docs)]
+
 mod config;
 mod controller;
 mod proxy;
