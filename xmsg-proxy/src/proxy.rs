@@ -104,8 +104,8 @@ impl Proxy {
         let requests_endpoint = Endpoint::Inproc(format!("xmsg-proxy-{name}.sub"));
         let answers_endpoint = Endpoint::Inproc(format!("xmsg-proxy-{name}.pub"));
         let tcp = xmsg_core::socket::TcpOptions::default;
-        switch.listen(Listener::bind(&requests_endpoint, tcp()).await?, Side::Subscribers);
-        switch.listen(Listener::bind(&answers_endpoint, tcp()).await?, Side::Control);
+        switch.listen(Listener::bind(&requests_endpoint, tcp()).await?, Side::Requests);
+        switch.listen(Listener::bind(&answers_endpoint, tcp()).await?, Side::Answers);
         let requests = Subscriber::new(SocketOptions::default());
         requests.subscribe(CONTROL_TOPIC);
         requests.connect(requests_endpoint);
@@ -140,7 +140,7 @@ impl Proxy {
         self.switch.publishers()
     }
 
-    /// Every connected subscriber, the proxy's own one for control requests included.
+    /// Every connected subscriber.
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
         self.switch.subscribers()

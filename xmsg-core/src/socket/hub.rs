@@ -285,10 +285,7 @@ impl Hub {
                 let reason = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
-                        let ended = self.run(&peer, session, found, &link, lost.take()).await;
-                        if matches!(ended, Ended::ByUs(_)) {
-                            return;
-                        }
+                        self.run(&peer, session, found, &link, lost.take()).await;
                         let wanted = std::mem::take(&mut link.state().wanted);
                         lost = Some((Instant::now(), wanted));
                         None

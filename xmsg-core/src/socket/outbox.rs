@@ -191,8 +191,8 @@ impl State {
 pub struct Outbox {
     state: Mutex<State>,
     mark: HighWaterMark,
-    /// Below this many bytes those who wait for room are woken.
-    low_water: u64,
+    /// At this level or below it, those who wait for room are woken.
+    low_water: Amount,
     ledger: Option<Arc<Ledger>>,
     room: Notify,
     urgent_done: Notify,
@@ -205,7 +205,7 @@ impl Outbox {
         Self {
             state: Mutex::default(),
             mark,
-            low_water: (mark.bytes - mark.bytes / 4) as u64,
+            low_water: Amount::new(mark.messages - mark.messages.div_ceil(4), mark.bytes - mark.bytes / 4),
             ledger: None,
             room: Notify::new(),
             urgent_done: Notify::new(),
@@ -314,6 +314,13 @@ impl Outbox {
             }
             done.await;
         }
+    }
+
+    /// Whether everything urgent that was queued so far has been written.
+    #[must_use]
+    pub fn urgent_is_written(&self) -> bool {
+        let state = self.state();
+        state.urgent_written >= state.urgent_pushed || state.closed
     }
 
     /// Makes the writer leave the messages where they are (`true`), or go on (`false`).
@@ -617,8 +624,8 @@ impl<'a> Writer<'a> {
         let mut state = self.outbox.state();
         state.queued -= done;
         state.written += Amount { messages: done.messages, bytes: written as u64 };
-        let roomy = state.queued.bytes <= self.outbox.low_water
-            || state.queued.messages < self.outbox.mark.messages as u64 / 2;
+        let roomy = state.queued.bytes <= self.outbox.low_water.bytes
+            && state.queued.messages <= self.outbox.low_water.messages;
         if state.crowded && roomy {
             state.crowded = false;
             drop(state);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -187,13 +188,15 @@ enum Accepting {
 }
 
 impl Listener {
-    /// Binds. A Unix socket that nobody listens on any more is replaced.
+    /// Binds. A Unix socket that nobody listens on any more is replaced; any other file is left alone.
     pub async fn bind(endpoint: &Endpoint, options: TcpOptions) -> Result<Self> {
         let failed = |error: io::Error| bind_error(endpoint, error);
         let accepting = match endpoint {
             Endpoint::Tcp { host, port } => Accepting::Tcp(bind_tcp(host, *port).await.map_err(failed)?),
             Endpoint::Ipc(path) => {
-                if path.exists() && UnixStream::connect(path).await.is_err() {
+                let is_socket =
+                    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+                if is_socket && UnixStream::connect(path).await.is_err() {
                     std::fs::remove_file(path).map_err(failed)?;
                 }
                 Accepting::Unix(UnixListener::bind(path).map_err(failed)?, path.clone())

@@ -1,5 +1,6 @@
 //! The proxy daemon: arguments, tracing, signals, run.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -101,14 +102,14 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if arguments.host.contains(':') { format!("[{}]", arguments.host) } else { arguments.host.clone() };
     let proxy = Proxy::bind(format!("{host}:{}", arguments.port)).config(config).start().await?;
     let address = proxy.address();
-    println!(
+    say(format_args!(
         "xmsg-proxy {} at {address}: publishers {}, subscribers {}, control {}; slow subscribers: {}",
         env!("CARGO_PKG_VERSION"),
         address.publish_port(),
         address.subscribe_port(),
         address.control_port(),
         arguments.slow_subscriber,
-    );
+    ));
     if !is_loopback(&arguments.host) {
         tracing::warn!(
             host = arguments.host,
@@ -128,11 +129,16 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         _ = interrupt.recv() => anyhow::bail!("stopped at once by a second signal: queued messages are lost"),
         _ = terminate.recv() => anyhow::bail!("stopped at once by a second signal: queued messages are lost"),
     };
-    println!(
+    say(format_args!(
         "xmsg-proxy stopped: received {}, delivered {}, dropped {}, undelivered {}",
         totals.received.messages, totals.delivered.messages, totals.dropped.messages, totals.undelivered,
-    );
+    ));
     Ok(())
+}
+
+/// A line on standard output. Nobody has to listen there.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn start_tracing(verbose: bool) {

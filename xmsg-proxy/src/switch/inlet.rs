@@ -17,6 +17,10 @@ use crate::config::{Config, Policy};
 
 /// Topics whose subscribers an inlet remembers, at most; then it starts over.
 const TOPICS: usize = 16 << 10;
+/// Bytes of these topics, at most.
+const TOPIC_BYTES: usize = 4 << 20;
+/// Members of all target sets that an inlet remembers, at most.
+const MEMBERS: usize = 1 << 20;
 /// Runs below this many bytes are copied: cheaper than a slice, and a few bytes do not keep a slab alive.
 const COPY_BELOW: usize = 1 << 10;
 /// … and those below this share of their slab, for the same reason.
@@ -56,14 +60,18 @@ struct Cache {
     slots: Vec<Slot>,
     slot_numbers: HashMap<u32, usize>,
     found: Vec<u32>,
+    topic_bytes: usize,
+    members: usize,
 }
 
 impl Cache {
     fn refresh(&mut self, table: &Table) {
         let epoch = table.epoch();
-        if self.epoch == Some(epoch) && self.topics.len() < TOPICS {
+        let small = self.topics.len() < TOPICS && self.topic_bytes < TOPIC_BYTES && self.members < MEMBERS;
+        if self.epoch == Some(epoch) && small {
             return;
         }
+        (self.topic_bytes, self.members) = (0, 0);
         self.topics.clear();
         self.sets.clear();
         self.set_numbers.clear();
@@ -93,10 +101,12 @@ impl Cache {
                 Some(self.slots.len() - 1)
             });
             self.sets.push(slots.collect());
+            self.members += self.found.len();
             self.set_numbers.insert(self.found.as_slice().into(), self.sets.len() - 1);
             self.sets.len() - 1
         };
         self.topics.insert(topic.into(), set);
+        self.topic_bytes += topic.len();
         set
     }
 }
@@ -238,8 +248,9 @@ impl Inlet {
         let subscriber = &slot.subscriber;
         let (mut dropped, mut dropped_bytes) = (0, 0);
         let mut queue = subscriber.outbox.lock();
-        let mut runs = std::mem::take(left).into_iter();
-        for run in runs.by_ref() {
+        let mut done = 0;
+        while let Some(&run) = left.get(done) {
+            done += 1;
             if queue.is_closed() {
                 // It is leaving: there is nobody to deliver to.
                 continue;
@@ -268,12 +279,13 @@ impl Inlet {
                 }
                 Policy::Block => {
                     queue.wait_for_room();
-                    left.push(rest);
+                    done -= 1;
+                    left[done] = rest;
                     break;
                 }
             }
         }
-        left.extend(runs);
+        left.drain(..done);
         drop(queue);
         if dropped > 0 {
             subscriber.count_dropped(dropped, dropped_bytes);

@@ -17,7 +17,7 @@ mod peers;
 mod table;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -47,8 +47,17 @@ pub enum Side {
     Publishers,
     /// Subscribers connect here: we are their XPUB.
     Subscribers,
-    /// Publishers whose messages go ahead of all others: the proxy's own answers.
-    Control,
+    /// The proxy's own publisher: its messages, answers to control requests, go ahead of all others. Not counted.
+    Answers,
+    /// The proxy's own subscriber to control requests. Not counted.
+    Requests,
+}
+
+impl Side {
+    /// Whether the proxy itself is at the other end.
+    fn is_internal(self) -> bool {
+        matches!(self, Self::Answers | Self::Requests)
+    }
 }
 
 /// Messages since the start.
@@ -118,14 +127,18 @@ impl Switch {
     /// Waits until every subscription that was made before is live in the whole switch and was written to every publisher
     /// that reads.
     pub async fn settled(&self) {
-        let publishers = self.inner.table.synchronize().await;
+        let mut publishers = self.inner.table.synchronize().await;
+        publishers.retain(|publisher| !publisher.is_stalled());
         let written = async {
             for publisher in &publishers {
                 publisher.outbox.urgent_written().await;
             }
         };
         if tokio::time::timeout(SETTLE_TIMEOUT, written).await.is_err() {
-            tracing::debug!("a publisher does not read its subscriptions");
+            for publisher in publishers.iter().filter(|publisher| !publisher.outbox.urgent_is_written()) {
+                tracing::info!(peer = %publisher.peer, "a publisher does not read its subscriptions: not waited for any more");
+                publisher.stalled.store(true, Ordering::Relaxed);
+            }
         }
     }
 
@@ -202,8 +215,8 @@ impl Switch {
             let Some(((stream, peer), permit)) = next else { return };
             let serve = self.clone().serve(stream, peer, side, permit);
             match side {
-                Side::Subscribers => drop(self.inner.tasks.spawn(serve)),
-                Side::Publishers | Side::Control => drop(self.inner.publishers.spawn(serve)),
+                Side::Publishers => drop(self.inner.publishers.spawn(serve)),
+                Side::Subscribers | Side::Answers | Side::Requests => drop(self.inner.tasks.spawn(serve)),
             }
         }
     }
@@ -228,8 +241,8 @@ impl Switch {
         drop(permit);
         tracing::debug!(peer, ?side, version = ?found.version, "connected");
         let ended = match side {
-            Side::Subscribers => self.serve_subscriber(session, &peer, stop).await,
-            Side::Publishers | Side::Control => {
+            Side::Subscribers | Side::Requests => self.serve_subscriber(session, &peer, side, stop).await,
+            Side::Publishers | Side::Answers => {
                 self.serve_publisher(session, &peer, found.version, side, stop).await
             }
         };
@@ -247,12 +260,14 @@ impl Switch {
         let inner = &self.inner;
         let publisher = Arc::new(Publisher::new(self.id(), peer, version));
         let mut inlet = Inlet::new(&publisher, &inner.table, &inner.ledger, &inner.gate, &inner.config);
-        if side == Side::Control {
+        if side.is_internal() {
             inlet = inlet.with_priority();
-        }
-        inner.gate.add_publisher(&publisher);
-        if side == Side::Publishers {
+        } else {
+            inner.gate.add_publisher(&publisher);
             inner.table.change(Change::PublisherJoined(publisher.clone())).await;
+        }
+        if inner.refuse.is_cancelled() {
+            publisher.outbox.close();
         }
         let ended = tokio::select! {
             biased;
@@ -265,12 +280,23 @@ impl Switch {
         ended
     }
 
-    async fn serve_subscriber(&self, session: Session, peer: &str, stop: CancellationToken) -> String {
+    async fn serve_subscriber(
+        &self,
+        session: Session,
+        peer: &str,
+        side: Side,
+        stop: CancellationToken,
+    ) -> String {
         let inner = &self.inner;
         let config = &inner.config;
         let outbox = Outbox::with_ledger(config.high_water_mark, inner.ledger.clone());
         let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox));
-        inner.gate.add_subscriber(&subscriber);
+        if !side.is_internal() {
+            inner.gate.add_subscriber(&subscriber);
+        }
+        if inner.refuse.is_cancelled() {
+            subscriber.outbox.close();
+        }
         let mut handler = table::Subscriptions::new(&inner.table, &subscriber, config.limits.subscriptions);
         let ended = tokio::select! {
             biased;
@@ -285,7 +311,10 @@ impl Switch {
 
     fn engine_options(&self, side: Side) -> zmtp::Options {
         let config = &self.inner.config;
-        let socket_type = if side == Side::Subscribers { SocketType::Xpub } else { SocketType::Xsub };
+        let socket_type = match side {
+            Side::Publishers | Side::Answers => SocketType::Xsub,
+            Side::Subscribers | Side::Requests => SocketType::Xpub,
+        };
         zmtp::Options {
             heartbeat_interval: config.heartbeat_interval,
             heartbeat_timeout: config.heartbeat_timeout,
@@ -309,7 +338,16 @@ impl Publisher {
             outbox,
             since: Instant::now(),
             received: peers::Counter::default(),
+            stalled: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it once held up a confirmation, and has not read what it was sent since.
+    fn is_stalled(&self) -> bool {
+        if self.outbox.urgent_is_written() {
+            self.stalled.store(false, Ordering::Relaxed);
+        }
+        self.stalled.load(Ordering::Relaxed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The connections of the switch, and what is counted of them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub(super) struct Publisher {
     pub(super) outbox: Outbox,
     pub(super) since: Instant,
     pub(super) received: Counter,
+    /// It did not read its subscriptions in time.
+    pub(super) stalled: AtomicBool,
 }
 
 /// A connected subscriber.
@@ -143,16 +145,19 @@ impl Gate {
         // Both locks together, so that no snapshot counts it twice or not at all.
         let mut publishers = lock(&self.publishers);
         let mut gone = lock(&self.gone);
-        publishers.remove(&publisher.id);
-        gone.received += publisher.received.amount();
+        if publishers.remove(&publisher.id).is_some() {
+            gone.received += publisher.received.amount();
+        }
     }
 
     pub(super) fn remove_subscriber(&self, subscriber: &Subscriber) {
         {
             let mut subscribers = lock(&self.subscribers);
             let mut gone = lock(&self.gone);
-            subscribers.remove(&subscriber.id);
             let undelivered = subscriber.outbox.clear().messages;
+            if subscribers.remove(&subscriber.id).is_none() {
+                return;
+            }
             gone.delivered += subscriber.outbox.written();
             gone.dropped += subscriber.dropped.amount();
             gone.undelivered += undelivered;

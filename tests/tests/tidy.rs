@@ -1,0 +1,121 @@
+//! The invariants of ARCHITECTURE.md that can be read off the sources.
+
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+/// Every Rust file below a folder, or the file itself, with its text.
+fn sources(path: &str) -> Vec<(String, String)> {
+    fn collect(path: &Path, found: &mut Vec<PathBuf>) {
+        if path.is_dir() {
+            for entry in std::fs::read_dir(path).unwrap() {
+                collect(&entry.unwrap().path(), found);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path.to_owned());
+        }
+    }
+    let mut found = Vec::new();
+    collect(&root().join(path), &mut found);
+    assert!(!found.is_empty(), "{path} has Rust sources");
+    found
+        .into_iter()
+        .map(|path| (path.display().to_string(), std::fs::read_to_string(&path).unwrap()))
+        .collect()
+}
+
+/// The lines of code (not of comments or tests) that contain one of these.
+fn lines_with(text: &str, words: &[&str]) -> Vec<String> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    code.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .filter(|line| words.iter().any(|word| line.contains(word)))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn nowhere(paths: &[&str], words: &[&str]) {
+    for path in paths {
+        for (file, text) in sources(path) {
+            if file.ends_with("_tests.rs") {
+                continue;
+            }
+            assert_eq!(lines_with(&text, words), Vec::<String>::new(), "in {file}");
+        }
+    }
+}
+
+#[test]
+fn the_pure_modules_know_no_runtime_no_clock_and_no_io() {
+    let pure = ["zmtp", "trie.rs", "topic.rs", "meta.rs", "data.rs", "message.rs"]
+        .map(|m| format!("xmsg-core/src/{m}"));
+    let pure: Vec<&str> = pure.iter().map(String::as_str).collect();
+    nowhere(
+        &pure,
+        &["tokio", "std::net", "std::fs", "Instant::now", "SystemTime", "std::thread", "async fn"],
+    );
+}
+
+#[test]
+fn the_engine_knows_no_xmsg_and_sockets_know_no_messages() {
+    nowhere(&["xmsg-core/src/zmtp"], &["crate::socket", "crate::Topic", "crate::Message", "xmsg:control"]);
+    nowhere(
+        &["xmsg-core/src/socket"],
+        &["crate::Message", "crate::Topic", "crate::Connection", "xmsg:control"],
+    );
+}
+
+#[test]
+fn the_switch_knows_no_controller() {
+    nowhere(&["xmsg-proxy/src/switch"], &["controller", "crate::proxy"]);
+}
+
+#[test]
+fn only_binaries_exit_or_set_up_tracing() {
+    let libraries =
+        ["xmsg-core/src", "xmsg-proxy/src/switch", "xmsg-proxy/src/proxy.rs", "xmsg-proxy/src/controller.rs"];
+    nowhere(
+        &libraries,
+        &["process::exit", "tracing_subscriber", "std::env::args", "tokio::signal", "println!", "eprintln!"],
+    );
+}
+
+#[test]
+fn channels_are_bounded() {
+    nowhere(&["xmsg-core/src", "xmsg-proxy/src", "xmsg-cli/src"], &["unbounded"]);
+}
+
+#[test]
+fn protobuf_stays_out_of_public_signatures() {
+    for (file, text) in sources("xmsg-core/src") {
+        let public: Vec<_> =
+            lines_with(&text, &["prost"]).into_iter().filter(|line| line.contains("pub ")).collect();
+        assert_eq!(public, Vec::<String>::new(), "in {file}");
+    }
+}
+
+#[test]
+fn every_allowed_lint_has_its_reason() {
+    for path in ["xmsg-core", "xmsg-proxy", "xmsg-cli", "tests"] {
+        for (file, text) in sources(path) {
+            for line in text
+                .lines()
+                .filter(|line| line.trim_start().starts_with("#[allow(") || line.starts_with("#![allow("))
+            {
+                assert!(line.contains("reason"), "in {file}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn files_stay_readable() {
+    for path in ["xmsg-core/src", "xmsg-proxy/src", "xmsg-cli/src"] {
+        for (file, text) in sources(path) {
+            let lines = text.lines().count();
+            assert!(lines <= 750, "{file} has {lines} lines: split it");
+        }
+    }
+}
