@@ -1,7 +1,7 @@
 //! The harness of the end-to-end tests: one helper for each boundary.
 
+pub mod peer;
 pub mod process;
-pub mod python;
 pub mod raw;
 
 use std::time::Duration;

@@ -71,7 +71,8 @@ impl Raw {
         while self.next_frame().await.is_some() {}
     }
 
-    async fn skip(&mut self, len: usize) {
+    /// Passes over bytes that are no frames.
+    pub async fn skip(&mut self, len: usize) {
         while self.received.len() < len {
             let count = within("bytes", self.stream.read_buf(&mut self.received)).await.expect("bytes");
             assert!(count > 0, "the connection ended in the greeting");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use xmsg_core::{Message, ProxyAddress, data::mime};
 use xmsg_proxy::{Proxy, Upstream};
-use xmsg_tests::python::Peer;
+use xmsg_tests::peer::Peer;
 use xmsg_tests::{connect, next, patient, proxy, topic, within};
 
 const MESSAGES: usize = 10_000;
@@ -18,7 +18,7 @@ async fn a_libzmq_publisher_with_heartbeats_reaches_our_subscriber() {
     let proxy = proxy().start().await.unwrap();
     let mut messages = connect(&proxy).subscribe([topic("py:")]).await.unwrap();
     let (port, count) = (port(&proxy), MESSAGES.to_string());
-    let mut peer = Peer::start(
+    let mut peer = Peer::python(
         "publisher.py",
         &[
             "--port",
@@ -49,7 +49,7 @@ async fn our_publisher_reaches_a_libzmq_subscriber_with_heartbeats() {
     let proxy = proxy().start().await.unwrap();
     let publisher = connect(&proxy);
     let (port, count) = (port(&proxy), MESSAGES.to_string());
-    let mut peer = Peer::start(
+    let mut peer = Peer::python(
         "subscriber.py",
         &["--port", &port, "--topic", "rs:", "--count", &count, "--heartbeat", "50"],
     );
@@ -70,9 +70,10 @@ async fn our_publisher_reaches_a_libzmq_subscriber_with_heartbeats() {
 async fn libzmq_reaches_libzmq() {
     let proxy = proxy().start().await.unwrap();
     let (port, count) = (port(&proxy), MESSAGES.to_string());
-    let mut subscriber = Peer::start("subscriber.py", &["--port", &port, "--topic", "py", "--count", &count]);
+    let mut subscriber =
+        Peer::python("subscriber.py", &["--port", &port, "--topic", "py", "--count", &count]);
     subscriber.expect("ready").await;
-    let mut publisher = Peer::start(
+    let mut publisher = Peer::python(
         "publisher.py",
         &["--port", &port, "--topic", "py", "--count", &count, "--size", "2000", "--wait-subscriber"],
     );
@@ -90,7 +91,7 @@ async fn libzmq_reaches_libzmq() {
 async fn the_handshakes_of_all_peers_are_answered() {
     let proxy = proxy().upstream(Upstream::All).start().await.unwrap();
     for language in ["java", "cpp", "python"] {
-        let mut peer = Peer::start(
+        let mut peer = Peer::python(
             "control.py",
             &["--port", &port(&proxy), "--language", language, "--settle", "0", "--heartbeat", "50"],
         );
@@ -104,7 +105,7 @@ async fn the_handshakes_of_all_peers_are_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_connection_works_through_libzmqs_proxy() {
     xmsg_tests::start_tracing();
-    let mut old = Peer::start("old_proxy.py", &[]);
+    let mut old = Peer::python("old_proxy.py", &[]);
     let port: u16 = old.expect("listening").await[0].parse().unwrap();
     let address = ProxyAddress::new("127.0.0.1", port).unwrap();
     let publisher = xmsg_core::Connection::with_setup(address.clone(), patient());

@@ -89,6 +89,15 @@ impl Publisher {
         Ok(())
     }
 
+    /// The same as a [`Sink`](futures::Sink): sending waits while a connection is at its high-water mark. Flushing waits for the last
+    /// message to be accepted; [`close`](Self::close) for all of them to be written.
+    pub fn sink(&self) -> impl futures::Sink<Multipart, Error = Error> + Send + use<> {
+        futures::sink::unfold(self.clone(), |publisher, message: Multipart| async move {
+            publisher.publish(message).await?;
+            Ok(publisher)
+        })
+    }
+
     /// Waits until some peer wants messages with this topic.
     pub async fn wait_for_subscriber(&self, topic: &[u8]) {
         loop {

@@ -1,4 +1,4 @@
-//! Foreign peers in Python: libzmq through pyzmq.
+//! Foreign peers: libzmq, through pyzmq, and JeroMQ.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -17,26 +17,43 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts a script with these arguments.
+    /// Starts a Python script with these arguments.
     #[must_use]
-    pub fn start(script: &str, arguments: &[&str]) -> Self {
-        let tests = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    pub fn python(script: &str, arguments: &[&str]) -> Self {
         let python = std::env::var_os("XMSG_TEST_PYTHON")
-            .map_or_else(|| tests.join(".venv/bin/python"), PathBuf::from);
+            .map_or_else(|| tests().join(".venv/bin/python"), PathBuf::from);
         assert!(
             python.exists(),
             "there is no {}: run the tests with ./tests/run, which sets up Python with pyzmq",
             python.display()
         );
-        let path = tests.join("peers").join(script);
-        let mut child = Command::new(python)
-            .arg(path)
+        Self::start(Command::new(python), script, arguments)
+    }
+
+    /// Starts a Java program with these arguments, from its source.
+    #[must_use]
+    pub fn java(source: &str, arguments: &[&str]) -> Self {
+        let jar = std::env::var_os("XMSG_TEST_JEROMQ")
+            .map_or_else(|| PathBuf::from("/usr/share/java/jeromq.jar"), PathBuf::from);
+        assert!(
+            jar.exists(),
+            "there is no {}: run the tests with ./tests/run, which sets up Java with JeroMQ",
+            jar.display()
+        );
+        let mut java = Command::new("java");
+        java.arg("-cp").arg(jar);
+        Self::start(java, source, arguments)
+    }
+
+    fn start(mut interpreter: Command, script: &str, arguments: &[&str]) -> Self {
+        let mut child = interpreter
+            .arg(tests().join("peers").join(script))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .expect("Python starts");
+            .unwrap_or_else(|error| panic!("{script} does not start: {error}"));
         let stdout = child.stdout.take().expect("standard output is piped");
         Self { child, lines: BufReader::new(stdout).lines(), name: script.to_owned() }
     }
@@ -57,4 +74,9 @@ impl Peer {
         let status = within("the end of a script", self.child.wait()).await.expect("it ran");
         assert!(status.success(), "{} failed: {status}", self.name);
     }
+}
+
+/// The folder of the tests.
+fn tests() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
