@@ -290,7 +290,7 @@ impl Hub {
                         lost = Some((Instant::now(), wanted));
                         None
                     }
-                    Ok(Err(error)) => Some(error.to_string()),
+                    Ok(Err(error)) => Some(with_cause(&error)),
                     Err(_) => Some("no answer within the time limit for connecting".to_owned()),
                 };
                 if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
@@ -498,6 +498,14 @@ impl Backoff {
         let pause = self.next;
         self.next = (pause * 2).min(self.max);
         pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+/// The error and what the system said, in one line.
+fn with_cause(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
 }
 
