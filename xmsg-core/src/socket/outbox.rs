@@ -325,28 +325,26 @@ impl Outbox {
 
     /// Makes the writer leave the messages where they are (`true`), or go on (`false`).
     pub fn hold(&self, held: bool) {
-        let waker = {
-            let mut state = self.state();
-            state.held = held;
-            state.writer.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.change(|state| state.held = held);
     }
 
     /// Takes no more messages; the writer ends once it has written what is there.
     pub fn close(&self) {
+        self.change(|state| state.closed = true);
+        self.room.notify_waiters();
+        self.urgent_done.notify_waiters();
+    }
+
+    /// Changes the state and has the writer look at it.
+    fn change(&self, change: impl FnOnce(&mut State)) {
         let waker = {
             let mut state = self.state();
-            state.closed = true;
+            change(&mut state);
             state.writer.take()
         };
         if let Some(waker) = waker {
             waker.wake();
         }
-        self.room.notify_waiters();
-        self.urgent_done.notify_waiters();
     }
 
     /// Whether it was closed.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! One task a connection. An *inlet* lives in the task of its publisher and shares nothing with other inlets but the
-//! [`Table`](table::Table), which it reads only when it meets a topic that it has not seen since subscriptions last changed.
+//! *table*, which it reads only when it meets a topic that it has not seen since subscriptions last changed.
 //! Messages are never taken apart: a run of messages for the same subscribers is one slice of the memory that they were
 //! read into.
 
