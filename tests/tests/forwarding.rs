@@ -6,7 +6,7 @@ use bytes::Bytes;
 use xmsg_core::socket::{Publisher, SocketOptions, Subscriber};
 use xmsg_core::{Message, Topic};
 use xmsg_proxy::Upstream;
-use xmsg_tests::{connect, next, patient, proxy, topic, within};
+use xmsg_tests::{connect, next, proxy, topic, within};
 
 const LINGER: Duration = Duration::from_secs(30);
 
@@ -205,6 +205,16 @@ async fn upstream_all_asks_publishers_for_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_above_the_limit_is_refused_before_it_is_accepted() {
+    let proxy = proxy().start().await.unwrap();
+    let publisher = connect(&proxy);
+    let message = Message::with_mime(topic("big"), "binary/bytes", vec![0; 64 << 20]);
+    let error = publisher.publish(&message).await.unwrap_err();
+    assert_eq!(error.kind(), xmsg_core::ErrorKind::InvalidMessage);
+    assert_eq!(publisher.queued().messages, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_to_nobody_says_where_nobody_is() {
     // The port is free now that the proxy has gone.
     let proxy = proxy().start().await.unwrap();
@@ -214,5 +224,4 @@ async fn a_connection_to_nobody_says_where_nobody_is() {
     let error = connection.publish(&Message::of(topic("a"), 1)).await.unwrap_err();
     assert_eq!(error.kind(), xmsg_core::ErrorKind::Refused);
     assert!(error.to_string().contains(&address.to_string()), "{error}");
-    drop(patient());
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use xmsg_core::{Connection, ProxyAddress, Setup, Topic};
+use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Setup, Topic};
 
 use crate::commands::{demo, publish, subscribe};
 
@@ -65,6 +65,10 @@ impl ConnectOptions {
 pub(crate) fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
     if text.is_empty() {
         return Ok(Topic::wrap(""));
+    }
+    if text == "*" || text.starts_with("*:") {
+        let what = "the domain of a topic can't be `*`: name one, or subscribe to '' for everything";
+        return Err(Error::new(ErrorKind::InvalidTopic, what));
     }
     let topic: Topic = text.parse()?;
     let below = text.strip_suffix(':').is_some_and(|parent| topic == parent);
@@ -145,7 +149,8 @@ mod tests {
 
     #[test]
     fn subscriptions_keep_the_colon_at_their_end() {
-        for (text, topic) in [("", ""), ("a", "a"), ("a:", "a:"), ("a:b:", "a:b:"), ("a:b:c:", "a:b:c:"), ("a:*", "a")]
+        for (text, topic) in
+            [("", ""), ("a", "a"), ("a:", "a:"), ("a:b:", "a:b:"), ("a:b:c:", "a:b:c:"), ("a:*", "a")]
         {
             assert_eq!(parse_subscription(text).unwrap(), topic, "{text}");
         }

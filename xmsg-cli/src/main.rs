@@ -7,7 +7,7 @@
 //! | [`exit`] | exit codes, and what is said about an error |
 //! | [`source`] | input: a whole file, or its lines, in bounded memory |
 //! | [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
-//! | [`render`], [`format`] | what is shown of a message |
+//! | [`render`], [`mod@format`] | what is shown of a message |
 //! | [`output`] | standard output and standard error |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
 

@@ -28,7 +28,9 @@ impl Template {
         let mut rest = data.clone();
         while let Some(start) = find(&rest, b"{{") {
             let Some(len) = find(&rest[start + 2..], b"}}") else {
-                bail!("the template has `{{{{` without `}}}}`: leave --template out to publish data as it is");
+                bail!(
+                    "the template has `{{{{` without `}}}}`: leave --template out to publish data as it is"
+                );
             };
             if start > 0 {
                 parts.push(Part::Data(rest.slice(..start)));
@@ -88,7 +90,7 @@ impl Part {
     }
 }
 
-fn find(data: &[u8], pattern: &[u8; 2]) -> Option<usize> {
+fn find(data: &[u8], pattern: &[u8]) -> Option<usize> {
     data.windows(2).position(|window| window == pattern)
 }
 
@@ -117,7 +119,9 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_told() {
-        for template in ["{{count}}", "{{}}", "{{Count", "{{Random x}}", "{{Random 5 3}}", "{{Random 99999999}}"] {
+        for template in
+            ["{{count}}", "{{}}", "{{Count", "{{Random x}}", "{{Random 5 3}}", "{{Random 99999999}}"]
+        {
             assert!(Template::parse(&template.into()).is_err(), "{template}");
         }
         let error = Template::parse(&"{{Now}}".into()).unwrap_err().to_string();

@@ -134,10 +134,22 @@ impl Publisher {
         self.hub.close(linger).await
     }
 
+    /// The links that the message goes to, if it can be sent at all: a peer would cut the connection for a message that is too large,
+    /// and again after every reconnection.
     fn targets(&self, frames: &[Bytes]) -> Result<Targets> {
         let Some(topic) = frames.first() else {
             return Err(Error::new(ErrorKind::InvalidMessage, "a message needs at least one frame"));
         };
+        let (len, limits) = (crate::zmtp::encoded_len(frames), &self.hub.options.limits);
+        if len > limits.message_size || frames.len() > limits.frames {
+            let what = format!(
+                "a message of {len} bytes in {} frames is above the limit of {} bytes and {} frames: split it",
+                frames.len(),
+                limits.message_size,
+                limits.frames
+            );
+            return Err(Error::new(ErrorKind::InvalidMessage, what));
+        }
         let hub = &self.hub;
         let links = hub.links();
         Ok(links

@@ -1,0 +1,434 @@
+//! `xmsg sub`: writes what arrives.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use xmsg_core::{Message, Subscription, Topic};
+
+use crate::args::{ConnectOptions, parse_duration, parse_subscription};
+use crate::exit::Exit;
+use crate::format::Format;
+use crate::output::{Output, counted, grouped, note, note_connection, per_second, reader_gone};
+use crate::render;
+use crate::signals::Interrupt;
+
+/// Messages that are written before others get their turn.
+const TURN: u64 = 256;
+/// After an interrupt, how long whoever reads our output may take for the rest.
+const HASTY_LINGER: Duration = Duration::from_secs(1);
+/// Topics that `--report` tells apart; all others are one line.
+const TOPICS_MAX: usize = 1000;
+/// What control requests of the protocol start with.
+const CONTROL: &[u8] = b"xmsg:control";
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg sub report                                    topic and data, one message a line
+  xmsg sub report:sports report:weather              several topics
+  xmsg sub ''                                        everything
+  xmsg sub report -n 1 --timeout 10s                 one message, or exit code 27
+  xmsg sub report --json | jq .data
+  xmsg sub report --format '%T %t %l bytes: %p\\n'
+  xmsg sub report:log --raw > app.log                data and nothing else
+  xmsg sub camera --dump pictures                    each message into a file
+  xmsg sub '' --report                               rates";
+
+/// Subscribe, and write what arrives to standard output
+///
+/// A message arrives when its topic starts with one of those given, byte by byte: `a:b` gets `a:b`, `a:b:c` and also `a:bc`;
+/// `a:b:` only what is below `a:b`. The empty topic is everything but control requests, which are shown for topics that
+/// start with `xmsg:control`.
+///
+/// One message a line is written: its topic, and its data if that is text, a value of one of xMsg's own types, or, of
+/// binary data, length and first bytes. --raw writes the data byte for byte: what `xmsg pub -l < FILE` published is FILE
+/// again.
+///
+/// Ends after COUNT messages, after DURATION, when nobody reads the output any more, or with Ctrl-C.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
+pub(crate) struct Arguments {
+    /// Topic: the start of what messages are about; '' is everything
+    #[arg(value_name = "TOPIC", required = true, value_parser = parse_subscription)]
+    topics: Vec<Topic>,
+
+    /// End after so many messages
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 when fewer than COUNT messages had arrived
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+
+    /// Write each message like this: %t topic, %m mime type, %p data, %v value as text, %l length, %x data as hex, %j
+    /// JSON, %T time of arrival, %%; \n \t \r \0 \\. No newline is added
+    #[arg(long, value_name = "FORMAT", group = "how")]
+    format: Option<Format>,
+
+    /// Write each message as an object of JSON on one line: topic, mime, time, length, data, encoding (of data: utf-8 or
+    /// base64), value (of xMsg's own types), meta
+    #[arg(long, group = "how")]
+    json: bool,
+
+    /// Write the data byte for byte, with nothing in between
+    #[arg(long, group = "how")]
+    raw: bool,
+
+    /// With --raw: a newline after each message
+    #[arg(short, long, requires = "raw")]
+    lines: bool,
+
+    /// With --raw: a NUL byte after each message
+    #[arg(short = '0', long, requires = "raw", conflicts_with = "lines")]
+    null: bool,
+
+    /// Write the data of each message into a file of its own in this directory: 00000001, 00000002, ...
+    #[arg(long, value_name = "DIR", group = "how")]
+    dump: Option<PathBuf>,
+
+    /// Write how many messages and bytes arrive for each topic, once a second, instead of the messages
+    #[arg(long, group = "how")]
+    report: bool,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
+}
+
+pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let proxy = arguments.connect.proxy.clone();
+    let connection = arguments.connect.connection()?;
+    let writer = Writer::new(&arguments)?;
+    let topics = arguments.topics;
+
+    let subscription = tokio::select! {
+        subscription = connection.subscribe(topics.iter().cloned()) => subscription?,
+        () = interrupt.wait() => return Ok(Exit::Interrupted),
+    };
+    if verbose {
+        let name = |topic: &Topic| match render::topic_text(topic) {
+            name if name.is_empty() => "everything".to_owned(),
+            name => name.into_owned(),
+        };
+        let names: Vec<_> = topics.iter().map(name).collect();
+        note(format_args!("subscribed to {} at {proxy}", names.join(", ")));
+    }
+    let notes = note_connection(subscription.events(), &proxy);
+    let timeout = async {
+        match arguments.timeout {
+            Some(time) => tokio::time::sleep(time).await,
+            None => std::future::pending().await,
+        }
+    };
+
+    // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
+    let (stop, stopped) = watch::channel(false);
+    let show_control = topics.iter().any(|topic| topic.as_bytes().starts_with(CONTROL));
+    let receiver = Receiver { subscription, writer, count: arguments.count, show_control, stopped, verbose };
+    let mut receiving = tokio::spawn(receiver.run());
+    let late = if arguments.count.is_some() { Exit::TimedOut } else { Exit::Done };
+    let (exit, patience) = tokio::select! {
+        result = &mut receiving => return result?.map(|_| Exit::Done),
+        () = interrupt.wait() => (Exit::Interrupted, HASTY_LINGER),
+        () = timeout => (late, Duration::MAX),
+        () = reader_gone() => (Exit::Done, HASTY_LINGER),
+        () = notes => unreachable!("notes never end"),
+    };
+    stop.send_replace(true);
+    let written = tokio::select! {
+        result = &mut receiving => result??,
+        () = tokio::time::sleep(patience) => return Ok(exit),
+        () = interrupt.wait() => return Ok(Exit::Interrupted),
+    };
+    if arguments.count == Some(written) {
+        // The last one came together with the end of the time.
+        return Ok(if exit == Exit::TimedOut { Exit::Done } else { exit });
+    }
+    if exit == Exit::TimedOut {
+        let expected = counted(arguments.count.unwrap_or_default(), "message");
+        note(format_args!("timed out: {} of {expected} arrived", grouped(written)));
+    }
+    Ok(exit)
+}
+
+/// Takes messages and has them written, until told to stop or the count is reached.
+#[derive(Debug)]
+struct Receiver {
+    subscription: Subscription,
+    writer: Writer,
+    count: Option<u64>,
+    show_control: bool,
+    stopped: watch::Receiver<bool>,
+    verbose: bool,
+}
+
+impl Receiver {
+    /// Returns how many messages were written.
+    async fn run(mut self) -> anyhow::Result<u64> {
+        let (mut messages, mut bytes, mut unreadable) = (0_u64, 0_u64, 0_u64);
+        let mut turn = 0_u64;
+        while self.count.is_none_or(|count| messages < count) {
+            turn += 1;
+            if turn.is_multiple_of(TURN) {
+                if *self.stopped.borrow() {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            let polled = futures::poll!(pin!(self.subscription.next()));
+            let next = match polled {
+                Poll::Ready(next) => next,
+                Poll::Pending => {
+                    // Nothing more for now: what there is shall be seen.
+                    self.writer.flush()?;
+                    tokio::select! {
+                        biased;
+                        next = self.subscription.next() => next,
+                        _ = self.stopped.wait_for(|stopped| *stopped) => break,
+                        () = self.writer.report_due() => {
+                            self.writer.report()?;
+                            continue;
+                        }
+                    }
+                }
+            };
+            let message = match next {
+                Some(Ok(message)) => message,
+                Some(Err(error)) => {
+                    unreadable += 1;
+                    tracing::warn!(%error, "a message that cannot be read");
+                    continue;
+                }
+                None => break,
+            };
+            if !self.show_control && message.topic().as_bytes().starts_with(CONTROL) {
+                continue;
+            }
+            messages += 1;
+            bytes += message.data().len() as u64;
+            self.writer.write(&message, messages)?;
+        }
+        self.writer.finish()?;
+        if self.verbose {
+            note(format_args!("received {} ({})", counted(messages, "message"), counted(bytes, "byte")));
+        }
+        if unreadable > 0 {
+            let messages = counted(unreadable, "message");
+            note(format_args!("{messages} passed over, not of the three frames of xMsg: -v tells more"));
+        }
+        Ok(messages)
+    }
+}
+
+/// Writes messages in the way that was asked for.
+#[derive(Debug)]
+struct Writer {
+    output: Output,
+    style: Style,
+}
+
+#[derive(Debug)]
+enum Style {
+    Text,
+    Format(Format),
+    Json,
+    Raw { after: &'static [u8] },
+    Dump(PathBuf),
+    Report(Report),
+}
+
+impl Writer {
+    fn new(arguments: &Arguments) -> anyhow::Result<Self> {
+        let style = if let Some(format) = &arguments.format {
+            Style::Format(format.clone())
+        } else if arguments.json {
+            Style::Json
+        } else if arguments.raw {
+            Style::Raw {
+                after: match (arguments.lines, arguments.null) {
+                    (true, _) => b"\n",
+                    (_, true) => b"\0",
+                    _ => b"",
+                },
+            }
+        } else if let Some(dir) = &arguments.dump {
+            fs::create_dir_all(dir)
+                .with_context(|| format!("cannot make the directory {}", dir.display()))?;
+            Style::Dump(dir.clone())
+        } else if arguments.report {
+            Style::Report(Report::new())
+        } else {
+            Style::Text
+        };
+        Ok(Self { output: Output::stdout()?, style })
+    }
+
+    fn write(&mut self, message: &Message, number: u64) -> anyhow::Result<()> {
+        let out = self.output.buffer();
+        match &mut self.style {
+            Style::Text => render::line(out, message),
+            Style::Format(format) => format.write(out, message, Timestamp::now()),
+            Style::Json => {
+                render::json(out, message, Timestamp::now());
+                out.push(b'\n');
+            }
+            Style::Raw { after } => {
+                self.output.write(message.data())?;
+                self.output.buffer().extend_from_slice(after);
+            }
+            Style::Dump(dir) => tokio::task::block_in_place(|| dump(dir, number, message.data()))?,
+            Style::Report(report) => {
+                report.count(message);
+                if report.is_due() {
+                    report.write(self.output.buffer());
+                    return self.output.flush();
+                }
+            }
+        }
+        self.output.written()
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        self.output.flush()
+    }
+
+    /// Waits until a report is due; for ever, when none is wanted.
+    async fn report_due(&self) {
+        match &self.style {
+            Style::Report(report) => tokio::time::sleep_until(report.due.into()).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    fn report(&mut self) -> anyhow::Result<()> {
+        if let Style::Report(report) = &mut self.style {
+            report.write(self.output.buffer());
+        }
+        self.output.flush()
+    }
+
+    /// Writes what is left.
+    fn finish(&mut self) -> anyhow::Result<()> {
+        self.report()
+    }
+}
+
+fn dump(dir: &Path, number: u64, data: &[u8]) -> anyhow::Result<()> {
+    let path = dir.join(format!("{number:08}"));
+    // What is there already is not overwritten.
+    let mut file = File::create_new(&path)
+        .with_context(|| format!("cannot make {}: give --dump an empty directory", path.display()))?;
+    file.write_all(data).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Messages and bytes of each topic since the last report.
+#[derive(Debug)]
+struct Report {
+    topics: HashMap<Topic, Count>,
+    others: Count,
+    start: Instant,
+    last: Instant,
+    due: Instant,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    messages: u64,
+    bytes: u64,
+    total: u64,
+}
+
+impl Count {
+    fn add(&mut self, bytes: u64) {
+        self.messages += 1;
+        self.total += 1;
+        self.bytes += bytes;
+    }
+}
+
+impl Report {
+    fn new() -> Self {
+        let now = Instant::now();
+        let due = now + Duration::from_secs(1);
+        Self { topics: HashMap::new(), others: Count::default(), start: now, last: now, due }
+    }
+
+    fn count(&mut self, message: &Message) {
+        let bytes = message.data().len() as u64;
+        if let Some(count) = self.topics.get_mut(message.topic()) {
+            count.add(bytes);
+        } else if self.topics.len() < TOPICS_MAX {
+            // A copy: the topic must not hold the memory of all that came with it.
+            let topic = Topic::wrap(message.topic().as_bytes().to_vec());
+            self.topics.entry(topic).or_default().add(bytes);
+        } else {
+            self.others.add(bytes);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        Instant::now() >= self.due
+    }
+
+    fn write(&mut self, out: &mut Vec<u8>) {
+        let now = Instant::now();
+        let time = now - self.last;
+        let all = Count {
+            messages: self.topics.values().map(|count| count.messages).sum::<u64>() + self.others.messages,
+            bytes: self.topics.values().map(|count| count.bytes).sum::<u64>() + self.others.bytes,
+            total: self.topics.values().map(|count| count.total).sum::<u64>() + self.others.total,
+        };
+        let mut row = |count: &Count, name: &str| {
+            let rate = grouped(per_second(count.messages, time));
+            let megabytes = per_second(count.bytes, time) as f64 / 1e6;
+            // To write to memory cannot fail.
+            let _ =
+                writeln!(out, "{rate:>14} msg/s {megabytes:>10.2} MB/s {:>16}  {name}", grouped(count.total));
+        };
+        row(&all, &format!("all, after {:.0} s", (now - self.start).as_secs_f64()));
+        let mut topics: Vec<_> = self.topics.iter_mut().collect();
+        topics.sort_unstable_by_key(|(topic, _)| *topic);
+        for (topic, count) in topics {
+            row(count, &render::topic_text(topic));
+            (count.messages, count.bytes) = (0, 0);
+        }
+        if self.others.total > 0 {
+            row(&self.others, "all other topics");
+            (self.others.messages, self.others.bytes) = (0, 0);
+        }
+        self.last = now;
+        while self.due <= now {
+            self.due += Duration::from_secs(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_a_row_for_each_topic_and_bounds_them() {
+        let mut report = Report::new();
+        for n in 0..TOPICS_MAX + 5 {
+            report.count(&Message::of(Topic::wrap(format!("t:{n:04}")), vec![0_u8; 10]));
+        }
+        let mut out = Vec::new();
+        report.write(&mut out);
+        let text = String::from_utf8(out).unwrap();
+        let rows: Vec<_> = text.lines().collect();
+        assert_eq!(rows.len(), 1 + TOPICS_MAX + 1);
+        assert!(rows[0].contains(" 1,005  all"), "{}", rows[0]);
+        assert!(rows[1].ends_with(" 1  t:0000"), "{}", rows[1]);
+        assert!(rows[1001].ends_with(" 5  all other topics"), "{}", rows[1001]);
+    }
+}

@@ -1,0 +1,154 @@
+//! Standard output, through a large buffer, and notes on standard error.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use anyhow::Context;
+use xmsg_core::ProxyAddress;
+use xmsg_core::socket::{SocketEvent, SocketEvents};
+
+/// Bytes that are collected before they are written.
+const BUFFER_LEN: usize = 256 << 10;
+
+/// Standard output. Nothing appears before [`flush`](Self::flush) or before the buffer is full.
+#[derive(Debug)]
+pub(crate) struct Output {
+    // Not `io::Stdout`, which goes through a line buffer.
+    stdout: File,
+    buffer: Vec<u8>,
+}
+
+impl Output {
+    pub(crate) fn stdout() -> anyhow::Result<Self> {
+        let stdout = io::stdout().as_fd().try_clone_to_owned().context("standard output is not open")?;
+        Ok(Self { stdout: stdout.into(), buffer: Vec::with_capacity(2 * BUFFER_LEN) })
+    }
+
+    /// Where to append. [`written`](Self::written) is to be called after each message.
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    /// Writes the buffer if it is full. May block its thread, while whoever reads our output is slow.
+    pub(crate) fn written(&mut self) -> anyhow::Result<()> {
+        if self.buffer.len() >= BUFFER_LEN { self.flush() } else { Ok(()) }
+    }
+
+    /// Appends bytes; of many, no copy is made.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        if bytes.len() < BUFFER_LEN {
+            self.buffer.extend_from_slice(bytes);
+            return self.written();
+        }
+        self.flush()?;
+        blocking(|| self.stdout.write_all(bytes))
+    }
+
+    /// Writes what is in the buffer.
+    pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let result = blocking(|| self.stdout.write_all(&self.buffer));
+        self.buffer.clear();
+        // One large message must not hold its memory for ever.
+        self.buffer.shrink_to(2 * BUFFER_LEN);
+        result
+    }
+}
+
+/// A write that may take long: the tasks of this thread go to another one.
+fn blocking(write: impl FnOnce() -> io::Result<()>) -> anyhow::Result<()> {
+    tokio::task::block_in_place(write).context("cannot write to standard output")
+}
+
+/// Waits until nobody can read our output any more. Where that cannot be seen (a file, another system than Linux), for
+/// ever; there, the next write tells.
+pub(crate) async fn reader_gone() {
+    #[cfg(target_os = "linux")]
+    {
+        use tokio::io::Interest;
+        use tokio::net::unix::pipe::Sender;
+        // Only watched: to make it non-blocking, as for writing, would do so for everybody who shares it.
+        if let Ok(stdout) = io::stdout().as_fd().try_clone_to_owned()
+            && let Ok(stdout) = Sender::from_owned_fd_unchecked(stdout)
+            && stdout.ready(Interest::ERROR).await.is_ok()
+        {
+            return;
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Says something on standard error. With standard error closed there is nobody to tell.
+pub(crate) fn note(text: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "xmsg: {text}");
+}
+
+/// Tells when the connection to the proxy is lost and when it is back; never returns.
+pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddress) {
+    let mut lost = false;
+    while let Some(event) = events.next().await {
+        match event {
+            SocketEvent::Disconnected { reason, .. } => {
+                lost = true;
+                note(format_args!("the connection to {proxy} was lost ({reason}): trying to connect again"));
+            }
+            SocketEvent::Connected { .. } if std::mem::take(&mut lost) => {
+                note(format_args!("connected to {proxy} again"));
+            }
+            _ => {}
+        }
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Whether colours are welcome on a terminal (<https://no-color.org>).
+pub(crate) fn colour_wanted() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// A number with a comma after each three digits.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A rate as a whole number.
+pub(crate) fn per_second(count: u64, time: Duration) -> u64 {
+    let rate = u128::from(count) * 1_000_000_000 / time.as_nanos().max(1);
+    rate.try_into().unwrap_or(u64::MAX)
+}
+
+/// `1 message`, `2 messages`.
+pub(crate) fn counted(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        for (number, text) in
+            [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567"), (100_000, "100,000")]
+        {
+            assert_eq!(grouped(number), text);
+        }
+        assert_eq!(per_second(3000, Duration::from_millis(1500)), 2000);
+        assert_eq!(counted(1, "message"), "1 message");
+        assert_eq!(counted(2000, "message"), "2,000 messages");
+    }
+}

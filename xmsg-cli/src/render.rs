@@ -1,0 +1,214 @@
+//! What is shown of a message: a line of text, or an object of JSON.
+
+use std::fmt::Write;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use jiff::Timestamp;
+use serde_json::Value;
+use xmsg_core::data::mime;
+use xmsg_core::{Data, Message, Topic};
+
+use crate::{metadata, value};
+
+/// Bytes of binary data that are shown.
+const PREVIEW_LEN: usize = 16;
+
+/// Appends `topic data` and a newline; see [`data_text`].
+pub(crate) fn line(out: &mut Vec<u8>, message: &Message) {
+    out.extend_from_slice(topic_text(message.topic()).as_bytes());
+    let data = message.data();
+    if typed(message).is_none() && is_text(data) {
+        // The usual case, without a copy.
+        let data = strip_newline(data);
+        if !data.is_empty() {
+            out.push(b' ');
+            out.extend_from_slice(data);
+        }
+    } else {
+        out.push(b' ');
+        out.extend_from_slice(data_text(message).as_bytes());
+    }
+    out.push(b'\n');
+}
+
+/// Data as people read it: the value, if the mime type is one that xMsg gives a meaning; else the text, if it is one,
+/// without its newline; else the length and the first bytes. A terminal is safe from what is in it.
+pub(crate) fn data_text(message: &Message) -> String {
+    if let Some(value) = typed(message) {
+        let text = value::text(&value);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        return if is_text(text.as_bytes()) { text.to_owned() } else { text.escape_debug().to_string() };
+    }
+    let data = message.data();
+    match str::from_utf8(strip_newline(data)) {
+        Ok(text) if is_text(data) => text.to_owned(),
+        _ => preview(data),
+    }
+}
+
+/// Appends the message as one line of JSON, without a newline.
+pub(crate) fn json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
+    let mut first = true;
+    let mut member = |key: &str, value: Value| {
+        out.extend_from_slice(if first { b"{\"" } else { b",\"" });
+        first = false;
+        out.extend_from_slice(key.as_bytes());
+        out.extend_from_slice(b"\":");
+        // To write to memory cannot fail.
+        let _ = serde_json::to_writer(&mut *out, &value);
+    };
+    member("topic", String::from_utf8_lossy(message.topic().as_bytes()).into());
+    if message.topic().to_str().is_err() {
+        member("topicBase64", BASE64.encode(message.topic().as_bytes()).into());
+    }
+    let meta = message.meta();
+    member("mime", meta.as_ref().map_or(Value::Null, |meta| meta.data_type.as_str().into()));
+    member("time", format!("{time:.6}").into());
+    member("length", message.data().len().into());
+    let (data, encoding) = match str::from_utf8(message.data()) {
+        Ok(text) => (text.into(), "utf-8"),
+        Err(_) => (BASE64.encode(message.data()).into(), "base64"),
+    };
+    member("data", data);
+    member("encoding", encoding.into());
+    if let Some(value) = typed(message) {
+        member("value", value::json(&value));
+    }
+    match meta {
+        Ok(meta) => match metadata::json(&meta) {
+            fields if fields.is_empty() => {}
+            fields => member("meta", fields.into()),
+        },
+        Err(error) => member("metaError", error.to_string().into()),
+    }
+    out.push(b'}');
+}
+
+/// A topic as people read it: control characters are escaped, so that a terminal is safe.
+pub(crate) fn topic_text(topic: &Topic) -> std::borrow::Cow<'_, str> {
+    let text = String::from_utf8_lossy(topic.as_bytes());
+    if text.chars().any(char::is_control) { text.escape_debug().to_string().into() } else { text }
+}
+
+/// The value, when the mime type says that there is one and the data is one. Bytes are shown as they are.
+fn typed(message: &Message) -> Option<Data> {
+    let mime_type = message.mime_type().ok()?;
+    if mime_type == mime::BYTES {
+        return None;
+    }
+    Data::decode(mime_type, message.data()).ok()
+}
+
+/// Whether it is UTF-8 without control characters other than those of plain text.
+fn is_text(data: &[u8]) -> bool {
+    let control = |byte: &u8| *byte < b' ' && !b"\t\n\r".contains(byte) || *byte == 0x7f;
+    // U+0080 to U+009F are control characters, too.
+    !data.iter().any(control)
+        && str::from_utf8(data)
+            .is_ok_and(|text| text.is_ascii() || !text.chars().any(|c| ('\u{80}'..'\u{a0}').contains(&c)))
+}
+
+fn strip_newline(data: &[u8]) -> &[u8] {
+    data.strip_suffix(b"\r\n").or_else(|| data.strip_suffix(b"\n")).unwrap_or(data)
+}
+
+fn preview(data: &[u8]) -> String {
+    let mut text = format!("<{} bytes:", data.len());
+    for byte in data.iter().take(PREVIEW_LEN) {
+        // To write to a string cannot fail.
+        let _ = write!(text, " {byte:02x}");
+    }
+    text.push_str(if data.len() > PREVIEW_LEN { " …>" } else { ">" });
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn topic() -> Topic {
+        Topic::wrap("a:b")
+    }
+
+    fn shown(message: &Message) -> String {
+        let mut out = Vec::new();
+        line(&mut out, message);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn bytes(data: &[u8]) -> Message {
+        Message::of(topic(), data.to_vec())
+    }
+
+    fn in_json(message: &Message) -> Value {
+        let mut out = Vec::new();
+        json(&mut out, message, Timestamp::UNIX_EPOCH);
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn text_is_shown_with_one_newline() {
+        for (data, expected) in [
+            ("x", "a:b x\n"),
+            ("x\n", "a:b x\n"),
+            ("x\r\n", "a:b x\n"),
+            ("x\n\n", "a:b x\n\n"),
+            ("zoë", "a:b zoë\n"),
+            ("", "a:b\n"),
+            ("\n", "a:b\n"),
+        ] {
+            assert_eq!(shown(&bytes(data.as_bytes())), expected);
+        }
+    }
+
+    #[test]
+    fn binary_data_is_shown_by_its_first_bytes() {
+        assert_eq!(shown(&bytes(b"a\0\xff")), "a:b <3 bytes: 61 00 ff>\n");
+        assert_eq!(shown(&bytes(b"\x1b[2J")), "a:b <4 bytes: 1b 5b 32 4a>\n");
+        assert_eq!(shown(&bytes("\u{9b}2J".as_bytes())), "a:b <4 bytes: c2 9b 32 4a>\n");
+        assert!(shown(&bytes(&[0; 100])).ends_with("00 00 …>\n"));
+    }
+
+    #[test]
+    fn values_are_shown_as_such() {
+        assert_eq!(shown(&Message::of(topic(), 2.5)), "a:b 2.5\n");
+        assert_eq!(shown(&Message::of(topic(), "zoë")), "a:b zoë\n");
+        assert_eq!(shown(&Message::of(topic(), "\u{1b}[2J")), "a:b \\u{1b}[2J\n");
+        assert_eq!(shown(&Message::of(topic(), vec![1, 2])), "a:b [1, 2]\n");
+        // Data that is none of what the mime type says is shown as it is.
+        assert_eq!(shown(&Message::with_mime(topic(), mime::DOUBLE, "hello")), "a:b hello\n");
+    }
+
+    #[test]
+    fn a_topic_does_no_harm_to_a_terminal() {
+        assert_eq!(shown(&Message::of(Topic::wrap("a\u{1b}"), 1)), "a\\u{1b} 1\n");
+    }
+
+    #[test]
+    fn json_says_how_the_data_is_written() {
+        let mut message = bytes(b"x\n");
+        message.edit_meta(|meta| meta.author = Some("me".into())).unwrap();
+        let expected = serde_json::json!({
+            "topic": "a:b", "mime": "binary/bytes", "time": "1970-01-01T00:00:00.000000Z", "length": 2,
+            "data": "x\n", "encoding": "utf-8", "meta": {"author": "me"},
+        });
+        assert_eq!(in_json(&message), expected);
+
+        let binary = in_json(&bytes(b"\xff"));
+        assert_eq!((&binary["data"], &binary["encoding"]), (&"/w==".into(), &"base64".into()));
+        assert_eq!(in_json(&Message::of(topic(), vec![1.5]))["value"], serde_json::json!([1.5]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_is_shown(topic: Vec<u8>, meta: Vec<u8>, data: Vec<u8>) {
+            let message = Message::from_frames(topic.into(), meta.into(), data.into());
+            let text = shown(&message);
+            prop_assert!(!text.chars().any(|c| c.is_control() && !"\t\n\r".contains(c)), "{}", text);
+            in_json(&message);
+        }
+    }
+}

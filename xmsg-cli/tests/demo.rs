@@ -1,0 +1,58 @@
+//! `xmsg demo`: nothing is lost.
+
+mod common;
+
+use common::{Running, within, xmsg};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost() {
+    let cases: [&[&str]; 3] = [
+        &[],
+        &["--publishers", "3", "--subscribers", "1", "--size", "100000"],
+        &["--publishers", "1", "--subscribers", "3", "--size", "12", "--rate", "500"],
+    ];
+    for arguments in cases {
+        let text = xmsg(&[&["demo", "--for", "1s"], arguments].concat()).await.text();
+        let totals = text.lines().last().unwrap();
+        assert!(totals.starts_with("totals after ") && totals.contains("lost 0, reordered 0"), "{text}");
+        let number = |after: &str| -> u64 {
+            let rest = &totals[totals.find(after).unwrap() + after.len()..];
+            let digits = rest.chars().take_while(|c| *c == ',' || c.is_ascii_digit()).filter(|c| *c != ',');
+            digits.collect::<String>().parse().unwrap()
+        };
+        let subscribers = number(" by ");
+        assert!(number("sent ") > 0);
+        assert_eq!(number("received "), number("sent ") * subscribers, "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_can_take_part_and_an_interrupt_ends_it() {
+    let (demo, stdout) = Running::start_unread(&["demo", "--rate", "100"]);
+    let mut lines = BufReader::new(stdout).lines();
+    let first = within("the first line", lines.next_line()).await.unwrap().unwrap();
+    let address = first.strip_prefix("proxy listening at ").unwrap();
+    let subscriber = Running::subscribe(address, &["demo:", "-n", "5"]).await;
+    let text = subscriber.end().await.text();
+    assert!(
+        text.lines().all(|line| line.starts_with("demo:") && line.contains("hello from xmsg demo")),
+        "{text}"
+    );
+
+    demo.signal("INT");
+    let mut last = String::new();
+    while let Some(line) = within("totals", lines.next_line()).await.unwrap() {
+        last = line;
+    }
+    assert!(last.contains("lost 0"), "{last}");
+    assert_eq!(demo.end().await.code, Some(130));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_pipe_ends_it_quietly() {
+    let (demo, stdout) = Running::start_unread(&["demo", "--rate", "10"]);
+    drop(stdout);
+    let ended = demo.end().await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+}

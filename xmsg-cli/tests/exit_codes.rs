@@ -1,0 +1,133 @@
+//! How `xmsg` ends, and what it says then.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Running, proxy, publish, within, xmsg};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_errors_say_what_is_wrong() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["pub"], "TOPIC"),
+        (&["sub"], "TOPIC"),
+        (&["publish", "a"], "unrecognized subcommand"),
+        (&["pub", "*:x", "1"], "domain of a topic can't be `*`"),
+        (&["pub", "", "1"], "no domain"),
+        (&["sub", "*:x"], "domain of a topic can't be `*`"),
+        (&["pub", "a", "1", "--proxy", "host:70000"], "no usable port"),
+        (&["sub", "a", "--proxy", "host:65535"], "three ports"),
+        (&["sub", "a", "--proxy", "a b"], "not a host"),
+        (&["pub", "a", "1", "--color"], "--color"),
+        (&["pub", "a", "1", "--meta", "colour=red"], "keys: version, description, author"),
+        (&["pub", "a", "1", "--meta", "status=fine"], "info, warning, error"),
+        (&["pub", "a", "xyz", "--hex"], "not hexadecimal"),
+        (&["pub", "a", "*", "--base64"], "not base64"),
+        (&["pub", "a", "x", "--mime", "binary/double"], "not a value of --mime binary/double"),
+        (&["pub", "a", "{{Now}}", "--template"], "`{{Now}}` is not known"),
+        (&["pub", "a", "x", "-f", "y"], "cannot be used with"),
+        (&["pub", "a", "-l", "-0"], "cannot be used with"),
+        (&["pub", "a", "x", "--rate", "0"], "not a rate"),
+        (&["pub", "a", "x", "--linger", "soon"], "the unit `soon`"),
+        (&["sub", "a", "--timeout", "10 parsecs"], "the unit `parsecs`"),
+        (&["sub", "a", "--format", "%z"], "`%z` is not known"),
+        (&["sub", "a", "--json", "--raw"], "cannot be used with"),
+        (&["sub", "a", "-n", "0"], "0"),
+        (&["sub", "a", "--connect-timeout", "0"], "time limit of the connection check is 0"),
+        (&["pub", "a", "-5"], "use '-- -5'"),
+        (&["demo", "--size", "1"], "1"),
+    ];
+    for (arguments, says) in cases {
+        let ended = xmsg(arguments).await;
+        assert!(ended.stdout.is_empty() && ended.code == Some(2), "{arguments:?}: {}", ended.stderr);
+        ended.failed(2, says);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_proxy_the_address_is_named() {
+    let (proxy, address) = proxy().await;
+    within("the end of the proxy", proxy.stop(Duration::from_secs(5))).await;
+    for command in ["pub", "sub"] {
+        let arguments = [command, "a", "--proxy", &address, "--connect-timeout", "300ms"];
+        xmsg(&arguments).await.failed(3, &address);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_named() {
+    let (_proxy, address) = proxy().await;
+    xmsg(&["pub", "a", "-f", "/does/not/exist", "--proxy", &address]).await.failed(1, "/does/not/exist");
+    xmsg(&["pub", "a", "-f", "/", "--proxy", &address]).await.failed(1, "reading failed");
+
+    let mut publisher = Running::start(&["pub", "a", "-l", "--mime", "binary/sint32", "--proxy", &address]);
+    publisher.type_in(b"1\n2\nthree\n").await;
+    publisher.end().await.failed(1, "message 3: not a value of --mime binary/sint32: `three`");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_runs_out() {
+    let (_proxy, address) = proxy().await;
+    let subscriber = Running::subscribe(&address, &["a", "-n", "2", "--timeout", "1s"]).await;
+    publish(&address, &["a", "x"], b"").await;
+    let ended = subscriber.end().await;
+    assert_eq!(ended.stdout, b"a x\n");
+    ended.failed(27, "timed out: 1 of 2 messages arrived");
+
+    // Without a count, time is all that was asked for.
+    assert_eq!(xmsg(&["sub", "a", "--timeout", "50ms", "--proxy", &address]).await.done(), b"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_writes_what_there_is() {
+    let (_proxy, address) = proxy().await;
+    for signal in ["INT", "TERM"] {
+        let subscriber = Running::subscribe(&address, &["a"]).await;
+        let second = Running::subscribe(&address, &["a", "-n", "1"]).await;
+        publish(&address, &["a", "x"], b"").await;
+        second.end().await.done();
+        subscriber.signal(signal);
+        let ended = subscriber.end().await;
+        assert_eq!(ended.code, Some(130), "{}", ended.stderr);
+        assert!(ended.stderr.contains("received"), "{}", ended.stderr);
+    }
+    // A subscriber that is blocked by whoever should read it.
+    let (mut blocked, stdout) = Running::start_unread(&["-v", "sub", "a", "--raw", "--proxy", &address]);
+    blocked.said("subscribed").await;
+    publish(&address, &["a", "{{Random 1000000}}", "--template", "--count", "4"], b"").await;
+    blocked.signal("INT");
+    assert_eq!(blocked.end().await.code, Some(130));
+    drop(stdout);
+
+    let mut publisher = Running::start(&["-v", "pub", "b", "x", "--wait-sub", "--proxy", &address]);
+    publisher.said("waiting for a subscriber").await;
+    publisher.signal("INT");
+    assert_eq!(publisher.end().await.code, Some(130));
+    let endless = Running::start(&["pub", "b", "x", "--count", "1000000000000", "--proxy", &address]);
+    let mut witness = Running::subscribe(&address, &["b", "-n", "1"]).await;
+    witness.said("received").await;
+    endless.signal("INT");
+    assert_eq!(endless.end().await.code, Some(130));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_sent_is_an_error() {
+    let (proxy, address) = proxy().await;
+    let subscriber = Running::subscribe(&address, &["a", "-n", "1"]).await;
+    let mut publisher = Running::start(&["pub", "a", "-l", "--linger", "0.2", "--proxy", &address]);
+    publisher.type_in(b"one\n").await;
+    subscriber.end().await.done();
+    within("the end of the proxy", proxy.stop(Duration::from_secs(5))).await;
+    publisher.said("was lost").await;
+    publisher.type_in(b"two\nthree\n").await;
+    publisher.end().await.failed(1, "2 of 3 messages could not be sent");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_arguments_show_the_help() {
+    let ended = xmsg(&[]).await;
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("Usage: xmsg") && ended.stdout.is_empty());
+    assert!(xmsg(&["--help"]).await.text().contains("Exit codes:"));
+    assert!(xmsg(&["--version"]).await.text().starts_with("xmsg "));
+}

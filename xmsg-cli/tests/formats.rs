@@ -1,0 +1,154 @@
+//! How messages are written, and what `xmsg pub` puts into them.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Running, proxy, publish};
+use serde_json::{Value, json};
+
+/// What a subscriber of `t` writes of the messages that are published so.
+async fn written(sub: &[&str], messages: &[&[&str]]) -> String {
+    let (_proxy, address) = proxy().await;
+    let count = messages.len().to_string();
+    let subscriber = Running::subscribe(&address, &[&["t", "-n", &count], sub].concat()).await;
+    for arguments in messages {
+        publish(&address, arguments, b"").await;
+    }
+    subscriber.end().await.text()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_shows_topic_and_data() {
+    let messages: [&[&str]; 7] = [
+        &["t:a", "hello"],
+        &["t:b", "line\n"],
+        &["t:c", "--hex", "00ff"],
+        &["t", "1.5", "--mime", "binary/double"],
+        &["t", "zoë", "--mime", "text/string"],
+        &["t", "1,2,3", "--mime", "binary/array-sint32"],
+        &["t", ""],
+    ];
+    let expected = "t:a hello\nt:b line\nt:c <2 bytes: 00 ff>\nt 1.5\nt zoë\nt [1, 2, 3]\nt\n";
+    assert_eq!(written(&[], &messages).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_format_says_what_is_written() {
+    let format = r"%t|%m|%l|%x|%p|%v%%\t\0\n";
+    let text = written(&["--format", format], &[&["t:a", "h\n"]]).await;
+    assert_eq!(text, "t:a|binary/bytes|2|680a|h\n|h%\t\0\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_is_one_object_a_line() {
+    let messages: [&[&str]; 3] = [
+        &["t", "a\"b", "--meta", "author=me", "--meta", "status=warning", "--meta", "severity-id=-1"],
+        &["t", "--hex", "ff", "--mime", "image/png"],
+        &["t", "[1,2]", "--mime", "binary/array-double"],
+    ];
+    let text = written(&["--json"], &messages).await;
+    let mut objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for object in &mut objects {
+        let time = object.as_object_mut().unwrap().remove("time").unwrap();
+        assert!(time.as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
+    }
+    let meta = json!({"author": "me", "status": "warning", "severityId": -1});
+    let expected = json!({"topic": "t", "mime": "binary/bytes", "length": 3, "data": "a\"b", "encoding": "utf-8",
+        "meta": meta});
+    assert_eq!(objects[0], expected);
+    let expected =
+        json!({"topic": "t", "mime": "image/png", "length": 1, "data": "/w==", "encoding": "base64"});
+    assert_eq!(objects[1], expected);
+    assert_eq!(objects[2]["value"], json!([1.0, 2.0]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_is_one_file_a_message() {
+    let (_proxy, address) = proxy().await;
+    let dir = tempfile::tempdir().unwrap();
+    let dumps = dir.path().join("new/dumps");
+    let subscriber = Running::subscribe(&address, &["t", "-n", "2", "--dump", dumps.to_str().unwrap()]).await;
+    publish(&address, &["t", "-0"], b"a\n\0\0").await;
+    assert!(subscriber.end().await.done().is_empty());
+    assert_eq!(std::fs::read(dumps.join("00000001")).unwrap(), b"a\n");
+    assert_eq!(std::fs::read(dumps.join("00000002")).unwrap(), b"");
+
+    // Nothing is overwritten.
+    let subscriber = Running::subscribe(&address, &["t", "--dump", dumps.to_str().unwrap()]).await;
+    publish(&address, &["t", "x"], b"").await;
+    subscriber.end().await.failed(1, "give --dump an empty directory");
+    assert_eq!(std::fs::read(dumps.join("00000001")).unwrap(), b"a\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_counts_each_topic() {
+    let (_proxy, address) = proxy().await;
+    let subscriber = Running::subscribe(&address, &["t", "--report", "-n", "3"]).await;
+    publish(&address, &["t:a", "x", "--count", "2"], b"").await;
+    publish(&address, &["t:b", "x"], b"").await;
+    let text = subscriber.end().await.text();
+    let last: Vec<_> =
+        text.lines().rev().take(3).map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    assert_eq!(last[0][4..], ["1", "t:b"], "{text}");
+    assert_eq!(last[1][4..], ["2", "t:a"], "{text}");
+    assert_eq!(last[2][4..6], ["3", "all,"], "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn templates_are_filled_in_when_asked_for() {
+    let (_proxy, address) = proxy().await;
+    let subscriber = Running::subscribe(&address, &["t", "--raw", "-l", "-n", "4"]).await;
+    publish(&address, &["t", "{{Count}} {{Random 5}}", "--template", "--count", "3"], b"").await;
+    publish(&address, &["t", "{{Count}}"], b"").await;
+    let text = subscriber.end().await.text();
+    let lines: Vec<_> = text.lines().collect();
+    for (n, line) in lines[..3].iter().enumerate() {
+        assert_eq!((line.len(), &line[..2]), (7, format!("{} ", n + 1).as_str()));
+    }
+    assert_ne!(lines[0][2..], lines[1][2..]);
+    assert_eq!(lines[3], "{{Count}}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_empty_topic_is_everything() {
+    let (_proxy, address) = proxy().await;
+    let subscriber = Running::subscribe(&address, &["", "-n", "2"]).await;
+    publish(&address, &["a:b", "1"], b"").await;
+    publish(&address, &["c", "2"], b"").await;
+    assert_eq!(subscriber.end().await.text(), "a:b 1\nc 2\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_topics_are_subscribed_to_at_once() {
+    let (_proxy, address) = proxy().await;
+    let subscriber = Running::subscribe(&address, &["a:", "c:d:", "-n", "2"]).await;
+    for topic in ["a", "b", "c:d", "a:x", "c:d:e"] {
+        publish(&address, &[topic, "1"], b"").await;
+    }
+    assert_eq!(subscriber.end().await.text(), "a:x 1\nc:d:e 1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_waits_for_a_subscriber() {
+    let (_proxy, address) = proxy().await;
+    let mut publisher = Running::start(&["-v", "pub", "t:x", "hello", "--wait-sub", "--proxy", &address]);
+    publisher.said("waiting for a subscriber of t:x").await;
+    let other = Running::subscribe(&address, &["other"]).await;
+    let subscriber = Running::subscribe(&address, &["t", "-n", "1"]).await;
+    publisher.said("published 1 message (5 bytes) to t:x").await;
+    publisher.end().await.done();
+    assert_eq!(subscriber.end().await.text(), "t:x hello\n");
+    other.signal("INT");
+    assert_eq!(other.end().await.code, Some(130));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_is_kept() {
+    let (_proxy, address) = proxy().await;
+    let subscriber = Running::subscribe(&address, &["t", "--raw", "-n", "21"]).await;
+    let started = Instant::now();
+    publish(&address, &["t", "x", "--count", "21", "--rate", "40"], b"").await;
+    assert!(started.elapsed() >= Duration::from_millis(500));
+    assert_eq!(subscriber.end().await.done(), [b'x'; 21]);
+}

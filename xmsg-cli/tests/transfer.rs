@@ -1,0 +1,151 @@
+//! What is published arrives, byte for byte, however it is cut into messages.
+
+mod common;
+
+use common::{Running, proxy, publish, within, xmsg};
+use tokio::io::AsyncReadExt;
+
+/// How many messages, published with which arguments, from which input; and what arrives.
+type Case<'a> = (usize, &'a [&'a str], &'a [u8], &'a [u8]);
+
+const ALL: [&str; 3] = ["t", "--raw", "-n"];
+
+/// What a subscriber writes of `count` messages that are published so.
+async fn transferred(count: usize, arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    let (_proxy, address) = proxy().await;
+    let subscriber = Running::subscribe(&address, &[&ALL, &[count.to_string().as_str()][..]].concat()).await;
+    publish(&address, &[&["t"], arguments].concat(), input).await;
+    subscriber.end().await.done()
+}
+
+/// Lines of all lengths with all bytes but newline, and no newline at the end.
+fn lines(len: usize) -> Vec<u8> {
+    let mut random = 1_u64;
+    let mut data = Vec::with_capacity(len);
+    while data.len() < len {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let word = random.to_be_bytes();
+        if word[0] < 40 {
+            data.push(b'\n');
+        }
+        data.extend(word[1..].iter().map(|byte| if *byte == b'\n' { 0 } else { *byte }));
+    }
+    data.truncate(len - 1);
+    data.push(b'x');
+    data
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_lines_arrives_byte_for_byte() {
+    let data = lines(50 << 20);
+    let count = data.split(|byte| *byte == b'\n').count();
+    assert!(count > 500_000);
+    let arrived = transferred(count, &["-l"], &data).await;
+    assert!(arrived == data, "{} bytes of {}", arrived.len(), data.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binary_file_arrives_as_one_message() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let data: Vec<u8> = (0..20 << 20_u32).map(|n: u32| (n % 251) as u8).collect();
+    std::fs::write(file.path(), &data).unwrap();
+    let arrived = transferred(1, &["-f", file.path().to_str().unwrap()], b"").await;
+    assert!(arrived == data);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_inputs_arrive_as_they_are() {
+    let cases: [Case<'_>; 12] = [
+        (1, &[], b"", b""),
+        (1, &[], b"a\0\n\0", b"a\0\n\0"),
+        (1, &["-"], b"\xff\r\n", b"\xff\r\n"),
+        (1, &["hello"], b"not read", b"hello"),
+        (1, &["--", "-5"], b"", b"-5"),
+        (4, &["-l"], b"a\r\n\n\0\nb", b"a\r\n\n\0\nb"),
+        (4, &["-l", "--chomp"], b"a\r\n\n\0\nb", b"a\r\0b"),
+        (3, &["-0"], b"a\n\0\0b", b"a\nb"),
+        (1, &["--hex", "00 0a FF"], b"", b"\0\n\xff"),
+        (2, &["--base64", "-l"], b"AAE=\n/w==\n", b"\0\x01\xff"),
+        (3, &["x", "--count", "3"], b"", b"xxx"),
+        (2, &["-l", "x\ny"], b"", b"x\ny"),
+    ];
+    for (count, arguments, input, expected) in cases {
+        assert_eq!(transferred(count, arguments, input).await, expected, "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_can_be_told_apart_again() {
+    let (_proxy, address) = proxy().await;
+    let newlines = Running::subscribe(&address, &["t", "--raw", "-l", "-n", "3"]).await;
+    let nulls = Running::subscribe(&address, &["t", "--raw", "-0", "-n", "3"]).await;
+    publish(&address, &["t", "-0"], b"a\0\0b").await;
+    assert_eq!(newlines.end().await.done(), b"a\n\nb\n");
+    assert_eq!(nulls.end().await.done(), b"a\0\0b\0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_is_published_as_soon_as_it_is_there() {
+    let (_proxy, address) = proxy().await;
+    let (mut subscriber, mut stdout) = Running::start_unread(&["-v", "sub", "t", "--proxy", &address]);
+    subscriber.said("subscribed").await;
+    let mut publisher = Running::start(&["pub", "t", "-l", "--proxy", &address]);
+    for line in ["one", "two"] {
+        publisher.type_in(format!("{line}\n").as_bytes()).await;
+        let mut arrived = vec![0; 6];
+        within("a line", stdout.read_exact(&mut arrived)).await.unwrap();
+        assert_eq!(arrived, format!("t {line}\n").as_bytes());
+    }
+    publisher.end().await.done();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_longer_than_a_message_can_be_is_refused() {
+    let (_proxy, address) = proxy().await;
+    let data = vec![b'x'; 64 << 20];
+    for arguments in [&["-l"][..], &[]] {
+        let mut publisher = Running::start(&[&["pub", "t", "--proxy", &address], arguments].concat());
+        let mut stdin = publisher.stdin.take().unwrap();
+        // It may end before it has read all.
+        let _ = within("input", tokio::io::AsyncWriteExt::write_all(&mut stdin, &data)).await;
+        drop(stdin);
+        publisher.end().await.failed(1, "is longer than");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_pipe_ends_quietly() {
+    let (_proxy, address) = proxy().await;
+    let (mut idle, stdout) = Running::start_unread(&["-v", "sub", "t", "--proxy", &address]);
+    idle.said("subscribed").await;
+    // Where a closed pipe cannot be seen, the next messages tell.
+    let mut busy =
+        Running::start(&["pub", "t", "x", "--count", "1000000000", "--rate", "100", "--proxy", &address]);
+    drop(stdout);
+    let ended = idle.end().await;
+    assert_eq!(ended.code, Some(0));
+    // What -v says, and nothing else.
+    let expected =
+        |line: &str| ["xmsg: subscribed", "xmsg: received"].iter().any(|start| line.starts_with(start));
+    assert!(ended.stderr.lines().all(expected), "{}", ended.stderr);
+
+    let (flooded, mut stdout) =
+        Running::start_unread(&["sub", "t", "--proxy", &address, "--format", "%x%x%x%x\\n"]);
+    let mut first = [0; 9];
+    within("a message", stdout.read_exact(&mut first)).await.unwrap();
+    drop(stdout);
+    let ended = flooded.end().await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    drop(busy.stdin.take());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn help_and_version_go_into_a_closed_pipe_quietly() {
+    for arguments in [&["--help"][..], &["pub", "--help"], &["--version"]] {
+        let (help, stdout) = Running::start_unread(arguments);
+        drop(stdout);
+        let ended = help.end().await;
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    }
+    assert!(xmsg(&["pub", "--help"]).await.text().contains("Examples:"));
+}
