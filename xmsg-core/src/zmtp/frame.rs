@@ -74,7 +74,7 @@ pub fn encode_frame(out: &mut BytesMut, body: &[u8], more: bool) {
 ///
 /// ```
 /// let mut wire = bytes::BytesMut::new();
-/// xmsg_core::zmtp::encode_message(&mut wire, &[b"topic", b"hi"]);
+/// xmsg_core::zmtp::encode_message(&mut wire, &["topic", "hi"]);
 /// assert_eq!(&wire[..], b"\x01\x05topic\x00\x02hi");
 /// ```
 pub fn encode_message<F: AsRef<[u8]>>(out: &mut BytesMut, frames: &[F]) {
