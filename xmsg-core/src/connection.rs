@@ -124,6 +124,12 @@ impl Connection {
         Ok(self.publisher().await?.events())
     }
 
+    /// Whether the publishing socket is open and connected at this moment.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.inner.publisher.get().is_some_and(Publisher::is_connected)
+    }
+
     /// Messages that were accepted and not yet written to the proxy.
     #[must_use]
     pub fn queued(&self) -> Amount {

@@ -2,6 +2,7 @@
 
 #![warn(missing_docs)]
 
+pub mod actor;
 pub mod address;
 pub mod connection;
 pub mod control;
@@ -10,12 +11,16 @@ pub mod error;
 pub mod id;
 pub mod message;
 pub mod meta;
+pub mod pool;
+pub mod registration;
+mod request;
 pub mod setup;
 pub mod socket;
 pub mod topic;
 pub mod trie;
 pub mod zmtp;
 
+pub use actor::{Actor, ActorBuilder, ActorSubscription, IntoReply, SubscriptionHandle};
 pub use address::{ProxyAddress, RegistrarAddress};
 pub use connection::{Connection, Subscription};
 pub use data::{Data, FromData, IntoData};
@@ -23,5 +28,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use id::{ActorId, ConnectionId};
 pub use message::Message;
 pub use meta::Meta;
+pub use pool::{Pool, PooledConnection};
+pub use registration::{OwnerType, Query, Registration};
 pub use setup::{Setup, SetupBuilder};
 pub use topic::Topic;

@@ -94,6 +94,11 @@ impl Setup {
         self.subscription_timeout
     }
 
+    /// How long a connection that is given up goes on sending what it accepted.
+    pub(crate) fn linger(&self) -> Duration {
+        self.socket.linger
+    }
+
     pub(crate) fn checks_connection(&self) -> bool {
         self.check_connection
     }

@@ -8,9 +8,11 @@
 //!
 //! Everything else is counted and ignored.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use xmsg_core::ErrorKind;
 use xmsg_core::socket::{Multipart, Publisher, Router, Subscriber};
 
@@ -18,6 +20,11 @@ use crate::switch::Switch;
 
 /// The longest identity that a ROUTER can know (RFC 28).
 const IDENTITY_MAX: usize = 255;
+
+/// The longest topic that is confirmed.
+const TOPIC_MAX: usize = 4096;
+/// Requests answered between two looks at everything else.
+const BATCH: usize = 1024;
 
 /// A control request.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,7 +41,7 @@ impl Request {
         match &kind[..] {
             b"pub" => is_identity(&argument).then_some(Self::Publisher(argument)),
             b"rep" => is_identity(&argument).then_some(Self::Reply(argument)),
-            b"sub" => Some(Self::Subscription(argument)),
+            b"sub" => (argument.len() <= TOPIC_MAX).then_some(Self::Subscription(argument)),
             _ => None,
         }
     }
@@ -60,7 +67,16 @@ impl Controller {
             tokio::select! {
                 request = self.requests.recv() => {
                     let Some(request) = request else { return };
-                    self.handle(&request).await;
+                    let mut subscriptions = BTreeSet::new();
+                    self.handle(&request, &mut subscriptions);
+                    // One settling serves all that have asked by now.
+                    for _ in 1..BATCH {
+                        match self.requests.recv().now_or_never() {
+                            Some(Some(request)) => self.handle(&request, &mut subscriptions),
+                            _ => break,
+                        }
+                    }
+                    self.confirm(subscriptions).await;
                 }
                 // What peers send on their control sockets means nothing, but must not pile up.
                 message = self.router.recv() => {
@@ -72,22 +88,28 @@ impl Controller {
         }
     }
 
-    async fn handle(&self, message: &Multipart) {
+    fn handle(&self, message: &Multipart, subscriptions: &mut BTreeSet<Bytes>) {
         match Request::read(message) {
             Some(Request::Publisher(id)) => self.answer(&id, [Bytes::from_static(b"pub")].into()),
             Some(Request::Reply(id)) => self.answer(&id, [Bytes::from_static(b"rep")].into()),
-            Some(Request::Subscription(topic)) => {
-                // The answer says that from now on nothing published to the topic is missed.
-                self.switch.settled().await;
-                let sent = self.answers.try_publish([topic, Bytes::from_static(b"sub")]);
-                if let Err(error) = sent {
-                    tracing::warn!(%error, "a subscription could not be confirmed");
-                }
-            }
+            Some(Request::Subscription(topic)) => drop(subscriptions.insert(topic)),
             None => {
                 let ignored = self.ignored.fetch_add(1, Ordering::Relaxed) + 1;
                 let frames = message.frames().len();
                 tracing::debug!(frames, ignored, "not a control request");
+            }
+        }
+    }
+
+    /// Says that from now on nothing published to these topics is missed.
+    async fn confirm(&self, subscriptions: BTreeSet<Bytes>) {
+        if subscriptions.is_empty() {
+            return;
+        }
+        self.switch.settled().await;
+        for topic in subscriptions {
+            if let Err(error) = self.answers.publish([topic, Bytes::from_static(b"sub")]).await {
+                tracing::debug!(%error, "a subscription could not be confirmed");
             }
         }
     }
@@ -97,7 +119,7 @@ impl Controller {
             Ok(()) => {}
             // Its control socket is not there yet, or no longer: it will ask again.
             Err(error) if error.kind() == ErrorKind::Refused => tracing::debug!(%error, "nobody to answer"),
-            Err(error) => tracing::warn!(%error, "a control request was not answered"),
+            Err(error) => tracing::debug!(%error, "a control request was not answered"),
         }
     }
 }

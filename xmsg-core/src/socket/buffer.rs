@@ -70,14 +70,17 @@ impl ReceiveBuffer {
         let len = self.input.len();
         let room = self.input.capacity() - len;
         let wanted = missing.min(len.max(self.slab_len));
-        if room >= READ_MIN.max(wanted) {
+        // The slab of one very large message is not kept for the small ones that follow.
+        let oversized = len == 0 && self.slab.size > SLAB_LARGE;
+        if room >= READ_MIN.max(wanted) && !oversized {
             return;
         }
         if (len + wanted) * 4 > self.slab_len && len >= self.slab_len / 4 && self.slab_len < SLAB_LARGE {
             // Large messages: slabs that hold several of them make for few copies of a last, unfinished one.
             self.slab_len *= 2;
         }
-        let size = self.slab_len.max((len + wanted).next_power_of_two());
+        // Room for a good read behind what is there, or else every few bytes would have it all copied.
+        let size = self.slab_len.max((len + wanted.max(READ_MIN)).next_power_of_two());
         let mut slab = self.recycle(size).unwrap_or_else(|| BytesMut::with_capacity(size));
         slab.extend_from_slice(&self.input);
         let old = std::mem::replace(&mut self.input, slab);

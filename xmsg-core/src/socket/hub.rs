@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::inbox::Inbox;
 use super::outbox::Outbox;
-use super::session::{Batch, Ended, FAREWELL, Handler, Session};
+use super::session::{Batch, Ended, Handler, Session};
 use super::transport::{Listener, Stream};
 use super::{Endpoint, SocketOptions};
 use crate::zmtp::{Engine, Peer, SocketType, Version};
@@ -222,6 +222,8 @@ impl Hub {
     /// Takes no more messages, writes what was accepted for at most `linger`, and ends every task.
     /// Returns how many messages were not sent.
     pub(crate) async fn close(&self, linger: Duration) -> usize {
+        // Whoever drops this future half-way gives up: nothing of the socket stays behind.
+        let _stop = self.stop.clone().drop_guard();
         self.tasks.close();
         let links: Vec<_> = self.links().iter().cloned().collect();
         for link in &links {
@@ -285,9 +287,11 @@ impl Hub {
                 let reason = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
-                        self.run(&peer, session, found, &link, lost.take()).await;
+                        self.run(&peer, session, found, &link, &mut lost).await;
                         let wanted = std::mem::take(&mut link.state().wanted);
-                        lost = Some((Instant::now(), wanted));
+                        // If the last connection was too short to settle, what was wanted before it still counts.
+                        let (_, lost) = lost.get_or_insert_with(|| (Instant::now(), BTreeSet::new()));
+                        lost.extend(wanted);
                         None
                     }
                     Ok(Err(error)) => Some(with_cause(&error)),
@@ -348,11 +352,14 @@ impl Hub {
             },
         };
         let link = self.add_link(false);
+        let mut lost = None;
         tokio::select! {
             biased;
             () = link.stop.cancelled() => {}
-            _ = self.run(&peer, session, found, &link, None) => {}
+            _ = self.run(&peer, session, found, &link, &mut lost) => {}
         }
+        // Whoever waits for room here waits in vain.
+        link.outbox.close();
         link.state().version = None;
         link.stop.cancel();
         self.links().retain(|other| other.id != link.id);
@@ -368,7 +375,7 @@ impl Hub {
         session: Session,
         peer: Peer,
         link: &Arc<Link>,
-        lost: Option<(Instant, BTreeSet<Bytes>)>,
+        lost: &mut Option<(Instant, BTreeSet<Bytes>)>,
     ) -> Ended {
         let identity = match (self.socket_type, peer.identity.is_empty()) {
             // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte.
@@ -383,6 +390,8 @@ impl Hub {
         }
         {
             let subscriptions = lock(&self.subscriptions);
+            // What was meant for an earlier connection.
+            link.outbox.clear_urgent();
             let mut bytes = BytesMut::new();
             for prefix in subscriptions.keys() {
                 peer.version.write_subscription(&mut bytes, true, prefix);
@@ -398,19 +407,22 @@ impl Hub {
 
         let mut handler = LinkHandler { hub: self, link, identity };
         let ended = {
-            let held = lost.filter(|(_, wanted)| !wanted.is_empty());
-            link.outbox.hold(held.is_some());
             let settle = async {
-                if let Some((since, wanted)) = held {
-                    self.settle(link, since, &wanted).await;
+                if let Some((since, wanted)) = lost {
+                    if !wanted.is_empty() {
+                        link.outbox.hold(true);
+                        self.settle(link, *since, wanted).await;
+                    }
                     link.outbox.hold(false);
                 }
+                *lost = None;
                 std::future::pending().await
             };
             tokio::select! {
                 biased;
-                ended = session.run(&link.outbox, &mut handler, FAREWELL) => ended,
                 ended = settle => ended,
+                // The linger of `close` bounds the farewell: a proxy may still be reading what we wrote.
+                ended = session.run(&link.outbox, &mut handler, Duration::MAX) => ended,
             }
         };
         link.outbox.hold(false);
@@ -456,7 +468,10 @@ struct LinkHandler<'a> {
 
 impl Handler for LinkHandler<'_> {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
-        self.hub.inbox.push(&self.identity, batch.wire).await;
+        // A few bytes must not keep a large slab alive while they wait.
+        let small = batch.wire.len() * 16 < batch.slab.size;
+        let wire = if small { Bytes::copy_from_slice(&batch.wire) } else { batch.wire };
+        self.hub.inbox.push(&self.identity, wire).await;
         Ok(())
     }
 

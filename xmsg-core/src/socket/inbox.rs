@@ -79,7 +79,7 @@ impl Inbox {
                 state.batches.pop_front();
             }
             state.bytes -= if message.is_none() { before } else { used };
-            if state.crowded && state.bytes < self.limit / 2 {
+            if state.crowded && state.bytes <= self.limit / 2 {
                 state.crowded = false;
                 self.room.notify_waiters();
             }

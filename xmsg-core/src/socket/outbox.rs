@@ -151,8 +151,8 @@ struct State {
     tail: BytesMut,
     tail_messages: usize,
     urgent: BytesMut,
-    urgent_pushed: u64,
-    urgent_written: u64,
+    /// Somebody waits for what is queued to be written.
+    watched: bool,
     /// All that is queued or in the writer's hands; `bytes` is memory.
     queued: Amount,
     written: Amount,
@@ -195,7 +195,7 @@ pub struct Outbox {
     low_water: Amount,
     ledger: Option<Arc<Ledger>>,
     room: Notify,
-    urgent_done: Notify,
+    progress: Notify,
 }
 
 impl Outbox {
@@ -208,7 +208,7 @@ impl Outbox {
             low_water: Amount::new(mark.messages - mark.messages.div_ceil(4), mark.bytes - mark.bytes / 4),
             ledger: None,
             room: Notify::new(),
-            urgent_done: Notify::new(),
+            progress: Notify::new(),
         }
     }
 
@@ -291,7 +291,6 @@ impl Outbox {
                 return false;
             }
             state.urgent.extend_from_slice(bytes);
-            state.urgent_pushed += bytes.len() as u64;
             state.writer.take()
         };
         if let Some(waker) = waker {
@@ -300,27 +299,47 @@ impl Outbox {
         true
     }
 
-    /// Waits until everything urgent that was queued so far has been written, or the queue was closed.
-    pub async fn urgent_written(&self) {
-        let target = self.state().urgent_pushed;
+    /// Queues bytes that several queues share, whole commands or messages, without a copy. Returns `false`, and queues nothing, when more
+    /// than `limit` bytes would wait then, or the queue was closed.
+    pub fn push_shared(&self, bytes: &Bytes, limit: usize) -> bool {
+        let mut guard = self.lock();
+        if guard.is_closed() || guard.queued().bytes + bytes.len() as u64 > limit as u64 {
+            return false;
+        }
+        let charge = bytes.len();
+        let state = guard.state_mut();
+        state.queued += Amount::new(1, charge);
+        state.push_chunk(Chunk { bytes: bytes.clone(), messages: 1, charge, ends_message: true, lease: None });
+        if let Some(ledger) = &self.ledger {
+            ledger.0.fetch_add(charge, Ordering::Relaxed);
+        }
+        guard.pushed = true;
+        true
+    }
+
+    /// Waits until everything that was queued so far has been written, or the queue was closed.
+    pub async fn flushed(&self) {
+        let target = {
+            let state = self.state();
+            state.written.messages + state.queued.messages
+        };
         loop {
-            let mut done = std::pin::pin!(self.urgent_done.notified());
-            done.as_mut().enable();
+            let mut progress = std::pin::pin!(self.progress.notified());
             {
-                let state = self.state();
-                if state.urgent_written >= target || state.closed {
+                let mut state = self.state();
+                if state.written.messages >= target || state.closed {
                     return;
                 }
+                state.watched = true;
+                progress.as_mut().enable();
             }
-            done.await;
+            progress.await;
         }
     }
 
-    /// Whether everything urgent that was queued so far has been written.
-    #[must_use]
-    pub fn urgent_is_written(&self) -> bool {
-        let state = self.state();
-        state.urgent_written >= state.urgent_pushed || state.closed
+    /// Forgets what is urgent: it was meant for a connection that has ended.
+    pub fn clear_urgent(&self) {
+        self.state().urgent.clear();
     }
 
     /// Makes the writer leave the messages where they are (`true`), or go on (`false`).
@@ -332,7 +351,7 @@ impl Outbox {
     pub fn close(&self) {
         self.change(|state| state.closed = true);
         self.room.notify_waiters();
-        self.urgent_done.notify_waiters();
+        self.progress.notify_waiters();
     }
 
     /// Changes the state and has the writer look at it.
@@ -521,13 +540,15 @@ pub struct Writer<'a> {
     chunks: VecDeque<Chunk>,
     /// Bytes of the first chunk that are written.
     offset: usize,
+    /// Something urgent is to go out at the next end of a message.
+    urgent_waits: bool,
 }
 
 impl<'a> Writer<'a> {
     /// A writer for this queue.
     #[must_use]
     pub fn new(outbox: &'a Outbox) -> Self {
-        Self { outbox, begun: Vec::new(), chunks: VecDeque::new(), offset: 0 }
+        Self { outbox, begun: Vec::new(), chunks: VecDeque::new(), offset: 0, urgent_waits: false }
     }
 
     /// Writes until the stream fails, or the queue is closed and empty.
@@ -537,8 +558,6 @@ impl<'a> Writer<'a> {
                 let urgent = self.outbox.state().urgent.split();
                 if !urgent.is_empty() {
                     stream.write_all(&urgent).await?;
-                    self.outbox.state().urgent_written += urgent.len() as u64;
-                    self.outbox.urgent_done.notify_waiters();
                 }
                 if self.chunks.is_empty() && !self.fetch().await {
                     return Ok(());
@@ -556,7 +575,15 @@ impl<'a> Writer<'a> {
             let mut state = self.outbox.state();
             if state.has_messages() {
                 state.flush_tail();
-                std::mem::swap(&mut state.chunks, &mut self.chunks);
+                // Not all of it at once: what is urgent goes before what has not been taken.
+                let mut len = 0;
+                while len < WRITE_MAX
+                    && let Some(chunk) = state.chunks.pop_front()
+                {
+                    len += chunk.bytes.len();
+                    self.chunks.push_back(chunk);
+                }
+                self.urgent_waits = false;
             } else if state.urgent.is_empty() {
                 if state.closed && state.chunks.is_empty() && state.tail.is_empty() {
                     return Poll::Ready(false);
@@ -580,7 +607,7 @@ impl<'a> Writer<'a> {
             *slice = IoSlice::new(bytes);
             count += 1;
             len += bytes.len();
-            if len >= WRITE_MAX {
+            if len >= WRITE_MAX || self.urgent_waits {
                 break;
             }
         }
@@ -622,12 +649,17 @@ impl<'a> Writer<'a> {
         let mut state = self.outbox.state();
         state.queued -= done;
         state.written += Amount { messages: done.messages, bytes: written as u64 };
+        self.urgent_waits = !state.urgent.is_empty();
         let roomy = state.queued.bytes <= self.outbox.low_water.bytes
             && state.queued.messages <= self.outbox.low_water.messages;
-        if state.crowded && roomy {
-            state.crowded = false;
-            drop(state);
+        let wake = (state.crowded && roomy, std::mem::take(&mut state.watched));
+        state.crowded &= !roomy;
+        drop(state);
+        if wake.0 {
             self.outbox.room.notify_waiters();
+        }
+        if wake.1 {
+            self.outbox.progress.notify_waiters();
         }
     }
 }

@@ -146,6 +146,46 @@ fn urgent_bytes_go_first_but_never_into_a_message() {
 }
 
 #[test]
+fn urgent_bytes_wait_for_the_end_of_a_message_and_no_longer() {
+    block_on(async {
+        let outbox = Outbox::new(HighWaterMark::bytes(100 << 20));
+        for number in 0..1000 {
+            outbox.try_push(&message(number, 20_000)).unwrap();
+        }
+        let mut stream = Brittle { limit: 30_000, piece: 7_000, taken: vec![] };
+        {
+            // Some is written, in the middle of a message; the rest is in the writer's hands.
+            let mut writer = Writer::new(&outbox);
+            let mut half = Brittle { limit: 23_456, piece: 23_456, taken: vec![] };
+            writer.run(&mut half).await.unwrap_err();
+            outbox.push_urgent(b"\x04\x05\x04PONG", 100);
+            writer.urgent_waits = true;
+            stream.limit = 200_000;
+            writer.run(&mut stream).await.unwrap_err();
+        }
+        let at = stream.taken.windows(7).position(|bytes| bytes == b"\x04\x05\x04PONG").unwrap();
+        assert!(at < 40_100, "after {at} bytes: at the end of the message that was begun, or of the one after it");
+    });
+}
+
+#[test]
+fn whoever_waits_for_the_queue_to_be_flushed_is_told() {
+    block_on(async {
+        let outbox = Outbox::new(HighWaterMark::bytes(100 << 20));
+        let shared = Bytes::from_static(b"\x04\x05\x04PONG");
+        assert!(outbox.push_shared(&shared, 10));
+        assert!(!outbox.push_shared(&shared, 10), "bounded");
+        let mut flushed = std::pin::pin!(outbox.flushed());
+        assert!(futures::poll!(&mut flushed).is_pending());
+        let mut stream = Brittle { limit: 1000, piece: 3, taken: vec![] };
+        let mut writer = Writer::new(&outbox);
+        let mut run = std::pin::pin!(writer.run(&mut stream));
+        assert!(futures::poll!(&mut run).is_pending());
+        flushed.await;
+    });
+}
+
+#[test]
 fn a_held_queue_writes_urgent_bytes_only() {
     let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
     outbox.try_push(&message(1, 10)).unwrap();

@@ -116,6 +116,12 @@ impl Publisher {
         self.hub.links().iter().any(|link| link.wants(topic))
     }
 
+    /// Whether there is a connection at this moment.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.hub.links().iter().any(|link| link.state().version.is_some())
+    }
+
     /// Messages and bytes that were accepted and are not yet written.
     #[must_use]
     pub fn queued(&self) -> Amount {

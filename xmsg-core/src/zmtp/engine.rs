@@ -373,7 +373,8 @@ impl Engine {
         let (messages, next) = &mut self.subscriptions;
         while let Some(span) = self.spans.get(*next).filter(|_| !messages.is_empty()) {
             *next += 1;
-            let body = messages.slice(span.first_start..span.first_start + span.first_len);
+            // A copy: subscriptions are kept for long, and must not keep alive what they came in.
+            let body = Bytes::copy_from_slice(span.first(messages));
             // Anything else is a message from subscriber to publisher, which xMsg does not have.
             let event = match body.first() {
                 Some(1) if span.frames == 1 => Event::Subscribe(body.slice(1..)),

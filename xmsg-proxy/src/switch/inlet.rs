@@ -1,6 +1,6 @@
 //! Where messages come in: matched, coalesced into runs, and queued for their subscribers.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -28,7 +28,10 @@ const SLAB_SHARE: usize = 16;
 /// Marks of fewer slabs than this are kept to the byte, by copying.
 const EXACT_BELOW_SLABS: usize = 16;
 /// A subscriber may always hold this much of the ceiling.
-const SHARE_MIN: usize = 1 << 20;
+const SHARE_MIN: usize = 64 << 10;
+/// Answers to control requests that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
+/// asking.
+const ANSWERS_MAX: usize = URGENT_MAX / 2;
 /// How often a publisher that is made to wait hears from us, so that its heartbeats do not give us up.
 const BLOCKED_PING: Duration = Duration::from_secs(1);
 
@@ -118,23 +121,22 @@ pub(super) struct Inlet {
     table: Arc<Table>,
     ledger: Arc<Ledger>,
     gate: Arc<Gate>,
-    policy: Policy,
-    mark: HighWaterMark,
     ceiling: usize,
     /// Messages go ahead of what is queued.
     priority: bool,
     cache: Cache,
     /// Slots that the present batch has something for.
     touched: Vec<usize>,
-    /// The slab that the last batch lay in.
-    lease: Option<(u64, Arc<Lease>)>,
+    /// The slab that the last batch with slices lay in.
+    lease: Option<(u64, Weak<Lease>)>,
 }
 
 /// One batch, ready to be cut.
 struct Cut<'a> {
     wire: &'a Bytes,
     spans: &'a [Span],
-    lease: &'a Arc<Lease>,
+    /// Made when the first slice is queued.
+    lease: OnceLock<Arc<Lease>>,
     slab_size: usize,
 }
 
@@ -169,8 +171,6 @@ impl Inlet {
             table: table.clone(),
             ledger: ledger.clone(),
             gate: gate.clone(),
-            policy: config.policy,
-            mark: config.high_water_mark,
             ceiling: config.queue_ceiling,
             priority: false,
             cache: Cache::default(),
@@ -230,11 +230,10 @@ impl Inlet {
     }
 
     /// How much more this subscriber takes.
-    fn room(&self, queue: &OutboxGuard<'_>) -> Amount {
-        let room = queue.room(self.mark);
+    fn room(&self, queue: &OutboxGuard<'_>, mark: HighWaterMark) -> Amount {
+        let room = queue.room(mark);
         if self.ledger.bytes() > self.ceiling {
-            let subscribers = self.cache.slots.len().max(1);
-            let share = (self.ceiling / subscribers / 2).max(SHARE_MIN);
+            let share = (self.ceiling / self.gate.subscriber_count().max(1)).max(SHARE_MIN);
             if queue.queued().bytes as usize > share {
                 return Amount::default();
             }
@@ -255,10 +254,10 @@ impl Inlet {
                 // It is leaving: there is nobody to deliver to.
                 continue;
             }
-            let room = self.room(&queue);
+            let room = self.room(&queue, subscriber.outbox.mark());
             let (count, len) = (run.end - run.first, cut.len(run));
             if count as u64 <= room.messages && len as u64 <= room.bytes {
-                self.push(&mut queue, run, cut);
+                self.push(&mut queue, subscriber.outbox.mark(), run, cut);
                 continue;
             }
             let mut fitting = cut.fitting(run, room);
@@ -267,12 +266,12 @@ impl Inlet {
             }
             let rest = Run { first: run.first + fitting, ..run };
             if fitting > 0 {
-                self.push(&mut queue, Run { end: rest.first, ..run }, cut);
+                self.push(&mut queue, subscriber.outbox.mark(), Run { end: rest.first, ..run }, cut);
             }
             if rest.first == rest.end {
                 continue;
             }
-            match self.policy {
+            match subscriber.policy {
                 Policy::DropNewest => {
                     dropped += rest.end - rest.first;
                     dropped_bytes += cut.len(rest);
@@ -292,14 +291,16 @@ impl Inlet {
         }
     }
 
-    fn push(&self, queue: &mut OutboxGuard<'_>, run: Run, cut: &Cut<'_>) {
+    fn push(&self, queue: &mut OutboxGuard<'_>, mark: HighWaterMark, run: Run, cut: &Cut<'_>) {
         let (start, len, count) = (cut.start(run), cut.len(run), run.end - run.first);
         let range = start..start + len;
         let small = len < COPY_BELOW || len < cut.slab_size / SLAB_SHARE;
-        if small || self.mark.bytes < EXACT_BELOW_SLABS * cut.slab_size {
+        let exact = mark.bytes < EXACT_BELOW_SLABS * cut.slab_size && len < cut.slab_size / 2;
+        if small || exact {
             queue.push_copy(&cut.wire[range], count);
         } else {
-            queue.push_slice(cut.wire.slice(range), count, cut.lease);
+            let lease = cut.lease.get_or_init(|| Lease::new(&self.ledger, cut.slab_size));
+            queue.push_slice(cut.wire.slice(range), count, lease);
         }
     }
 
@@ -308,7 +309,7 @@ impl Inlet {
         while !left.is_empty() {
             let room = slot.subscriber.outbox.wait_for_room(|queue| {
                 let first = Run { end: left[0].first + 1, ..left[0] };
-                cut.fitting(first, self.room(queue)) == 0 && queue.queued().messages > 0
+                cut.fitting(first, self.room(queue, slot.subscriber.outbox.mark())) == 0 && queue.queued().messages > 0
             });
             if tokio::time::timeout(BLOCKED_PING, room).await.is_err()
                 && self.publisher.version >= Version::V3_1
@@ -327,21 +328,18 @@ impl Inlet {
             let slot = &mut self.cache.slots[slot];
             for run in slot.runs.drain(..) {
                 let range = spans[run.first].start..spans[run.end - 1].end;
-                if !slot.subscriber.outbox.push_urgent(&wire[range.clone()], URGENT_MAX) {
+                if !slot.subscriber.outbox.push_urgent(&wire[range.clone()], ANSWERS_MAX) {
                     slot.subscriber.count_dropped(run.end - run.first, range.len());
                 }
             }
         }
     }
 
-    fn lease(&mut self, serial: u64, size: usize) -> Arc<Lease> {
+    /// The entry of this slab in the ledger, if slices of it are still queued.
+    fn lease(&self, serial: u64) -> OnceLock<Arc<Lease>> {
         match &self.lease {
-            Some((known, lease)) if *known == serial => lease.clone(),
-            _ => {
-                let lease = Lease::new(&self.ledger, size);
-                self.lease = Some((serial, lease.clone()));
-                lease
-            }
+            Some((known, lease)) if *known == serial => lease.upgrade().map_or_else(OnceLock::new, OnceLock::from),
+            _ => OnceLock::new(),
         }
     }
 }
@@ -355,8 +353,7 @@ impl Handler for Inlet {
             self.deliver_ahead(&wire, spans);
             return Ok(());
         }
-        let lease = self.lease(slab.serial, slab.size);
-        let cut = Cut { wire: &wire, spans, lease: &lease, slab_size: slab.size };
+        let cut = Cut { wire: &wire, spans, lease: self.lease(slab.serial), slab_size: slab.size };
         let mut touched = std::mem::take(&mut self.touched);
         let mut waiting = Vec::new();
         for slot in touched.drain(..) {
@@ -372,6 +369,9 @@ impl Handler for Inlet {
         self.touched = touched;
         for (slot, mut runs) in waiting {
             self.wait(&self.cache.slots[slot], &mut runs, &cut).await;
+        }
+        if let Some(lease) = cut.lease.get() {
+            self.lease = Some((slab.serial, Arc::downgrade(lease)));
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,14 +30,18 @@ use xmsg_core::socket::transport::{Listener, Stream};
 use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{self, Engine, SocketType};
 
-use crate::config::Config;
+use crate::config::{Config, Policy};
 use inlet::Inlet;
 use peers::{Gate, Publisher, Subscriber};
 pub use peers::{PublisherStats, SubscriberStats};
 use table::{Change, Table, TableTask};
 
-/// What waits to be written to a publisher: subscriptions, which are bounded by the limits of those who made them.
-const UPSTREAM_MARK: usize = 1 << 20;
+/// Subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
+const UPSTREAM_MAX: usize = 256 << 20;
+/// Control requests that wait for the controller, bytes.
+const REQUESTS_MARK: usize = 4 << 20;
+/// The share of the linger that publishers get to take leave; the rest is for subscribers.
+const PUBLISHERS_SHARE: f64 = 0.7;
 /// How long a publisher that does not read may hold up the confirmation of a subscription.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -131,11 +136,11 @@ impl Switch {
         publishers.retain(|publisher| !publisher.is_stalled());
         let written = async {
             for publisher in &publishers {
-                publisher.outbox.urgent_written().await;
+                publisher.outbox.flushed().await;
             }
         };
         if tokio::time::timeout(SETTLE_TIMEOUT, written).await.is_err() {
-            for publisher in publishers.iter().filter(|publisher| !publisher.outbox.urgent_is_written()) {
+            for publisher in publishers.iter().filter(|publisher| publisher.outbox.queued().messages > 0) {
                 tracing::info!(peer = %publisher.peer, "a publisher does not read its subscriptions: not waited for any more");
                 publisher.stalled.store(true, Ordering::Relaxed);
             }
@@ -184,7 +189,12 @@ impl Switch {
         let orderly = async {
             inner.publishers.close();
             inner.gate.close_publishers();
-            inner.publishers.wait().await;
+            let leave = tokio::time::timeout(linger.mul_f64(PUBLISHERS_SHARE), inner.publishers.wait());
+            if leave.await.is_err() {
+                tracing::warn!("publishers that do not take leave are cut off");
+                inner.gate.cut_publishers();
+                inner.publishers.wait().await;
+            }
             inner.gate.close_subscribers();
             inner.gate.subscribers_gone().await;
         };
@@ -272,6 +282,7 @@ impl Switch {
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => "stopped".to_owned(),
+            () = publisher.cut.cancelled() => "cut off".to_owned(),
             ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended.to_string(),
         };
         publisher.outbox.close();
@@ -289,8 +300,13 @@ impl Switch {
     ) -> String {
         let inner = &self.inner;
         let config = &inner.config;
-        let outbox = Outbox::with_ledger(config.high_water_mark, inner.ledger.clone());
-        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox));
+        // Requests that are dropped in a flood are asked again; nobody is to wait because of them.
+        let (mark, policy) = match side {
+            Side::Requests => (HighWaterMark::bytes(REQUESTS_MARK), Policy::DropNewest),
+            _ => (config.high_water_mark, config.policy),
+        };
+        let outbox = Outbox::with_ledger(mark, inner.ledger.clone());
+        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, policy));
         if !side.is_internal() {
             inner.gate.add_subscriber(&subscriber);
         }
@@ -311,14 +327,21 @@ impl Switch {
 
     fn engine_options(&self, side: Side) -> zmtp::Options {
         let config = &self.inner.config;
-        let socket_type = match side {
-            Side::Publishers | Side::Answers => SocketType::Xsub,
-            Side::Subscribers | Side::Requests => SocketType::Xpub,
+        let mut limits = config.limits.clone();
+        // A subscriber that is busy, or paused, reads nothing and so answers no heartbeat: that it is slow is for the policy to
+        // judge. A host that is gone is noticed by TCP.
+        let (socket_type, heartbeat_interval) = match side {
+            Side::Publishers | Side::Answers => (SocketType::Xsub, config.heartbeat_interval),
+            Side::Subscribers | Side::Requests => (SocketType::Xpub, None),
         };
+        if socket_type == SocketType::Xpub {
+            // Subscriptions are all that comes from there.
+            limits.message_size = limits.subscription_len + 64;
+        }
         zmtp::Options {
-            heartbeat_interval: config.heartbeat_interval,
+            heartbeat_interval,
             heartbeat_timeout: config.heartbeat_timeout,
-            limits: config.limits.clone(),
+            limits,
             ..zmtp::Options::new(socket_type)
         }
     }
@@ -330,7 +353,7 @@ impl Switch {
 
 impl Publisher {
     fn new(id: u32, peer: &str, version: zmtp::Version) -> Self {
-        let outbox = Outbox::new(HighWaterMark::bytes(UPSTREAM_MARK));
+        let outbox = Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX));
         Self {
             id,
             peer: peer.into(),
@@ -339,12 +362,21 @@ impl Publisher {
             since: Instant::now(),
             received: peers::Counter::default(),
             stalled: AtomicBool::new(false),
+            cut: CancellationToken::new(),
+        }
+    }
+
+    /// Sends it subscriptions. One that lets too many pile up is cut off.
+    fn send(&self, subscriptions: &Bytes) {
+        if !self.outbox.push_shared(subscriptions, UPSTREAM_MAX) && !self.cut.is_cancelled() && !self.outbox.is_closed() {
+            tracing::warn!(peer = %self.peer, "a publisher does not read its subscriptions: it is cut off");
+            self.cut.cancel();
         }
     }
 
     /// Whether it once held up a confirmation, and has not read what it was sent since.
     fn is_stalled(&self) -> bool {
-        if self.outbox.urgent_is_written() {
+        if self.outbox.queued().messages == 0 {
             self.stalled.store(false, Ordering::Relaxed);
         }
         self.stalled.load(Ordering::Relaxed)

@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use xmsg_core::socket::Amount;
 use xmsg_core::socket::outbox::Outbox;
 use xmsg_core::zmtp::Version;
 
 use super::Totals;
+use crate::config::Policy;
 
 /// Drops of one subscriber are logged at most this often.
 const DROP_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -45,6 +47,8 @@ pub(super) struct Publisher {
     pub(super) received: Counter,
     /// It did not read its subscriptions in time.
     pub(super) stalled: AtomicBool,
+    /// Ends its connection.
+    pub(super) cut: CancellationToken,
 }
 
 /// A connected subscriber.
@@ -53,6 +57,8 @@ pub(super) struct Subscriber {
     pub(super) id: u32,
     peer: Box<str>,
     pub(super) outbox: Outbox,
+    /// What happens at the mark of the outbox.
+    pub(super) policy: Policy,
     since: Instant,
     dropped: Counter,
     pub(super) subscriptions: AtomicUsize,
@@ -60,11 +66,12 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) fn new(id: u32, peer: &str, outbox: Outbox) -> Self {
+    pub(super) fn new(id: u32, peer: &str, outbox: Outbox, policy: Policy) -> Self {
         Self {
             id,
             peer: peer.into(),
             outbox,
+            policy,
             since: Instant::now(),
             dropped: Counter::default(),
             subscriptions: AtomicUsize::new(0),
@@ -129,6 +136,7 @@ pub(super) struct Gate {
     gone: Mutex<Totals>,
     pub(super) unmatched: AtomicU64,
     refused: AtomicU64,
+    subscriber_count: AtomicUsize,
     left: Notify,
 }
 
@@ -139,6 +147,7 @@ impl Gate {
 
     pub(super) fn add_subscriber(&self, subscriber: &Arc<Subscriber>) {
         lock(&self.subscribers).insert(subscriber.id, subscriber.clone());
+        self.subscriber_count.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn remove_publisher(&self, publisher: &Publisher) {
@@ -158,6 +167,7 @@ impl Gate {
             if subscribers.remove(&subscriber.id).is_none() {
                 return;
             }
+            self.subscriber_count.fetch_sub(1, Ordering::Relaxed);
             gone.delivered += subscriber.outbox.written();
             gone.dropped += subscriber.dropped.amount();
             gone.undelivered += undelivered;
@@ -176,6 +186,17 @@ impl Gate {
         for publisher in lock(&self.publishers).values() {
             publisher.outbox.close();
         }
+    }
+
+    pub(super) fn cut_publishers(&self) {
+        for publisher in lock(&self.publishers).values() {
+            publisher.cut.cancel();
+        }
+    }
+
+    /// How many subscribers are connected.
+    pub(super) fn subscriber_count(&self) -> usize {
+        self.subscriber_count.load(Ordering::Relaxed)
     }
 
     pub(super) fn close_subscribers(&self) {

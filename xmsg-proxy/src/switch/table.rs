@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::trie::{NodeId, Trie};
+use xmsg_core::zmtp::Version;
 
 use super::peers::{Publisher, Subscriber};
 use crate::CONTROL_TOPIC;
@@ -20,9 +21,8 @@ use crate::config::Upstream;
 const CHANGES: usize = 1024;
 /// Changes applied under one lock.
 const BATCH: usize = 256;
-/// Subscriptions that wait to be written to a publisher, bytes. One that does not read them is of no use, but must not cost
-/// memory without end.
-const UPSTREAM_MAX: usize = 256 << 20;
+/// Subscriptions of a subscriber that left that are taken away under one lock.
+const FORGET: usize = 1024;
 
 /// Something that happened to a connection.
 #[derive(Debug)]
@@ -90,6 +90,7 @@ impl Table {
             upstream,
             nodes: HashMap::new(),
             publishers: HashMap::new(),
+            snapshots: HashMap::new(),
         };
         (table, task)
     }
@@ -101,6 +102,12 @@ impl Table {
 
     pub(super) fn routes(&self) -> RwLockReadGuard<'_, Routes> {
         self.routes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes inlets forget what they looked up. Called under the lock for writing.
+    fn advance(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+        self.changed.notify_waiters();
     }
 
     fn routes_mut(&self) -> RwLockWriteGuard<'_, Routes> {
@@ -145,6 +152,8 @@ pub(super) struct TableTask {
     /// Where each subscriber's subscriptions live.
     nodes: HashMap<u32, HashSet<NodeId>>,
     publishers: HashMap<u32, Arc<Publisher>>,
+    /// All that is wanted, encoded for new publishers of each version, until something changes.
+    snapshots: HashMap<Version, Bytes>,
 }
 
 /// A prefix that somebody newly wants (`true`), or that nobody wants any more.
@@ -178,9 +187,6 @@ impl TableTask {
                                 differs |=
                                     cancel(&mut routes, &mut self.nodes, &subscriber, &prefix, &mut tidings);
                             }
-                            Change::SubscriberGone(id) => {
-                                differs |= forget(&mut routes, &mut self.nodes, id, &mut tidings);
-                            }
                             other => {
                                 next = Some(other);
                                 break;
@@ -188,12 +194,12 @@ impl TableTask {
                         }
                     }
                     if differs {
-                        self.table.epoch.fetch_add(1, Ordering::Release);
-                        self.table.changed.notify_waiters();
+                        self.table.advance();
                     }
                 }
                 self.tell(&tidings);
                 match next {
+                    Some(Change::SubscriberGone(id)) => self.forget(id).await,
                     Some(Change::PublisherJoined(publisher)) => self.welcome(publisher),
                     Some(Change::PublisherGone(id)) => drop(self.publishers.remove(&id)),
                     Some(Change::Synchronize(answer)) => {
@@ -212,39 +218,69 @@ impl TableTask {
         while self.changes.try_recv().is_ok() {}
     }
 
-    fn tell(&self, tidings: &Tidings) {
-        if self.upstream == Upstream::All || tidings.is_empty() {
+    fn tell(&mut self, tidings: &Tidings) {
+        if tidings.is_empty() {
             return;
         }
+        self.snapshots.clear();
+        if self.upstream == Upstream::All {
+            return;
+        }
+        // Encoded once for each version; the bytes are shared.
+        let mut encoded: HashMap<Version, Bytes> = HashMap::new();
         for publisher in self.publishers.values() {
-            let mut bytes = BytesMut::new();
-            for (subscribe, prefix) in tidings {
-                publisher.version.write_subscription(&mut bytes, *subscribe, prefix);
-            }
-            if !publisher.outbox.push_urgent(&bytes, UPSTREAM_MAX) {
-                tracing::warn!(peer = %publisher.peer, "a publisher does not read its subscriptions: it is cut off");
-                publisher.outbox.close();
-            }
+            let bytes = encoded.entry(publisher.version).or_insert_with(|| {
+                let mut bytes = BytesMut::new();
+                for (subscribe, prefix) in tidings {
+                    publisher.version.write_subscription(&mut bytes, *subscribe, prefix);
+                }
+                bytes.freeze()
+            });
+            publisher.send(bytes);
         }
     }
 
     /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
     /// knows all the rest.
     fn welcome(&mut self, publisher: Arc<Publisher>) {
-        let mut bytes = BytesMut::new();
-        let control = Bytes::from_static(CONTROL_TOPIC);
-        if self.upstream == Upstream::All {
-            publisher.version.write_subscription(&mut bytes, true, &Bytes::new());
-        } else {
-            for (prefix, _) in self.table.routes().trie.prefixes() {
-                if prefix != CONTROL_TOPIC {
-                    publisher.version.write_subscription(&mut bytes, true, &prefix.into());
+        let (version, upstream, table) = (publisher.version, self.upstream, &self.table);
+        let snapshot = self.snapshots.entry(version).or_insert_with(|| {
+            let mut bytes = BytesMut::new();
+            if upstream == Upstream::All {
+                version.write_subscription(&mut bytes, true, &Bytes::new());
+            } else {
+                for (prefix, _) in table.routes().trie.prefixes() {
+                    if prefix != CONTROL_TOPIC {
+                        version.write_subscription(&mut bytes, true, &prefix.into());
+                    }
                 }
             }
-        }
-        publisher.version.write_subscription(&mut bytes, true, &control);
-        publisher.outbox.push_urgent(&bytes, usize::MAX);
+            version.write_subscription(&mut bytes, true, &Bytes::from_static(CONTROL_TOPIC));
+            bytes.freeze()
+        });
+        publisher.send(snapshot);
         self.publishers.insert(publisher.id, publisher);
+    }
+
+    /// Takes away all that a subscriber wanted, a part at a time, so that others get their turn.
+    async fn forget(&mut self, id: u32) {
+        self.table.routes_mut().subscribers.remove(&id);
+        let Some(own) = self.nodes.remove(&id) else { return };
+        let own: Vec<NodeId> = own.into_iter().collect();
+        for part in own.chunks(FORGET) {
+            let mut tidings = Tidings::new();
+            {
+                let mut routes = self.table.routes_mut();
+                for node in part {
+                    if let Some(prefix) = routes.trie.remove(*node, id) {
+                        tidings.push((false, prefix.into()));
+                    }
+                }
+                self.table.advance();
+            }
+            self.tell(&tidings);
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -284,17 +320,6 @@ fn cancel(
         tidings.push((false, prefix.clone()));
     }
     subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
-    true
-}
-
-fn forget(routes: &mut Routes, nodes: &mut Nodes, id: u32, tidings: &mut Tidings) -> bool {
-    routes.subscribers.remove(&id);
-    let Some(own) = nodes.remove(&id) else { return false };
-    for node in own {
-        if let Some(prefix) = routes.trie.remove(node, id) {
-            tidings.push((false, prefix.into()));
-        }
-    }
     true
 }
 

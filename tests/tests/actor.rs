@@ -1,0 +1,295 @@
+//! Actors: publishing, subscribing, asking and answering; the pool; closing in every state.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Barrier, Semaphore};
+use xmsg_core::{Actor, ErrorKind, Message, Pool};
+use xmsg_proxy::Proxy;
+use xmsg_tests::{PATIENCE, patient, proxy, topic, within};
+
+const LINGER: Duration = Duration::from_secs(30);
+
+async fn actor(proxy: &Proxy) -> Actor {
+    Actor::builder("tester").proxy(proxy.address().clone()).setup(patient()).build().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_actor_publishes_another_receives() {
+    let proxy = proxy().start().await.unwrap();
+    let (alice, bob) = (actor(&proxy).await, actor(&proxy).await);
+    let mut messages = alice.subscribe([topic("greet:")]).await.unwrap();
+    for number in 0..1000 {
+        bob.publish(Message::of(topic("greet:alice"), number)).await.unwrap();
+    }
+    for number in 0..1000 {
+        let message = within("a message", messages.next()).await.unwrap().unwrap();
+        assert_eq!(message.value::<i32>().unwrap(), number);
+    }
+    assert_eq!(bob.close(LINGER).await + alice.close(LINGER).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishing_takes_the_reply_topic_off() {
+    let proxy = proxy().start().await.unwrap();
+    let actor = actor(&proxy).await;
+    let mut messages = actor.subscribe([topic("a")]).await.unwrap();
+    let mut message = Message::of(topic("a"), 1);
+    message.set_reply_to(&topic("ret:x:4000001")).unwrap();
+    actor.publish(message).await.unwrap();
+    let received = within("the message", messages.next()).await.unwrap().unwrap();
+    assert_eq!(received.reply_to().unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_topics_cannot_be_subscribed_to_twice() {
+    let proxy = proxy().start().await.unwrap();
+    let actor = actor(&proxy).await;
+    let first = actor.subscribe([topic("a"), topic("b")]).await.unwrap();
+    let error = actor.subscribe([topic("b"), topic("a")]).await.unwrap_err();
+    assert!(error.to_string().contains("already subscribed to a, b"), "{error}");
+    actor.subscribe([topic("a")]).await.unwrap();
+    drop(first);
+    actor.subscribe([topic("b"), topic("a")]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_is_answered_by_a_handler() {
+    let proxy = proxy().start().await.unwrap();
+    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let handle = service
+        .subscribe_with([topic("square")], 8, |request: Message| async move {
+            let value: f64 = request.value()?;
+            request.reply_with(value * value)
+        })
+        .await
+        .unwrap();
+    let answer = client.request(Message::of(topic("square"), 3.0), PATIENCE).await.unwrap();
+    assert_eq!(answer.value::<f64>().unwrap(), 9.0);
+    assert_eq!(answer.reply_to().unwrap(), None);
+    assert!(answer.topic().to_string().starts_with(&format!("ret:{}:4", client.id())));
+    within("the end of the service", handle.unsubscribe()).await;
+    let error =
+        client.request(Message::of(topic("square"), 3.0), Duration::from_millis(50)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.to_string().contains("square"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_requests_in_flight_are_all_answered_and_none_mixed_up() {
+    const TASKS: i64 = 100;
+    const REQUESTS: i64 = 100;
+    let proxy = proxy().start().await.unwrap();
+    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    // Nobody is answered before all have asked.
+    let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let _handle = service
+        .subscribe_with([topic("double")], (TASKS * REQUESTS) as usize, {
+            let (asked, go) = (asked.clone(), go.clone());
+            move |request: Message| {
+                let (asked, go) = (asked.clone(), go.clone());
+                async move {
+                    if asked.fetch_add(1, Ordering::Relaxed) + 1 == (TASKS * REQUESTS) as usize {
+                        go.add_permits(1);
+                    }
+                    go.acquire().await?.forget();
+                    go.add_permits(1);
+                    let value: i64 = request.value()?;
+                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(request.reply_with(value * 2)?)
+                }
+            }
+        })
+        .await
+        .unwrap();
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let requests = (0..REQUESTS).map(|number| {
+                    let value = task * REQUESTS + number;
+                    let asking = client.request(Message::of(topic("double"), value), PATIENCE);
+                    async move { assert_eq!(asking.await.unwrap().value::<i64>().unwrap(), value * 2) }
+                });
+                futures::future::join_all(requests).await;
+            })
+        })
+        .collect();
+    for task in tasks {
+        within("a task", task).await.unwrap();
+    }
+    assert_eq!(client.late_replies(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn late_replies_are_counted_and_dropped() {
+    let proxy = proxy().start().await.unwrap();
+    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let mut requests = service.subscribe([topic("slow")]).await.unwrap();
+    let gave_up = client.request(Message::of(topic("slow"), 1), Duration::from_millis(20));
+    assert_eq!(gave_up.await.unwrap_err().kind(), ErrorKind::Timeout);
+    // The request arrives, and is answered too late.
+    let request = within("the request", requests.next()).await.unwrap().unwrap();
+    service.publish(request.reply_with(1).unwrap().unwrap()).await.unwrap();
+    within("the late reply", async {
+        while client.late_replies() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_fails_or_panics_does_not_end_the_subscription() {
+    let proxy = proxy().start().await.unwrap();
+    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let _handle = service
+        .subscribe_with([topic("moody")], 1, |request: Message| async move {
+            match request.value::<i32>()? {
+                0 => panic!("this panic belongs to the test"),
+                1 => Err(xmsg_core::Error::new(ErrorKind::Io, "this failure belongs to the test")),
+                number => request.reply_with(number),
+            }
+        })
+        .await
+        .unwrap();
+    for bad in [0, 1, 0] {
+        client.publish(Message::of(topic("moody"), bad)).await.unwrap();
+    }
+    let answer = client.request(Message::of(topic("moody"), 7), PATIENCE).await.unwrap();
+    assert_eq!(answer.value::<i32>().unwrap(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_concurrency_of_one_messages_are_handled_in_order() {
+    let proxy = proxy().start().await.unwrap();
+    let actor = actor(&proxy).await;
+    let (sender, mut handled) = tokio::sync::mpsc::channel(1000);
+    let _handle = actor
+        .subscribe_with([topic("a")], 1, move |message: Message| {
+            let sender = sender.clone();
+            async move {
+                tokio::task::yield_now().await;
+                sender.send(message.value::<i32>().unwrap()).await.unwrap();
+            }
+        })
+        .await
+        .unwrap();
+    for number in 0..500 {
+        actor.publish(Message::of(topic("a"), number)).await.unwrap();
+    }
+    for number in 0..500 {
+        assert_eq!(within("a message", handled.recv()).await, Some(number));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrency_is_bounded() {
+    let proxy = proxy().start().await.unwrap();
+    let actor = actor(&proxy).await;
+    let (now, most, barrier) =
+        (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(3)));
+    let _handle = actor
+        .subscribe_with([topic("a")], 3, {
+            let (now, most, barrier) = (now.clone(), most.clone(), barrier.clone());
+            move |_| {
+                let (now, most, barrier) = (now.clone(), most.clone(), barrier.clone());
+                async move {
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    // Three have to be at work at once to pass.
+                    barrier.wait().await;
+                    now.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+        })
+        .await
+        .unwrap();
+    for number in 0..30 {
+        actor.publish(Message::of(topic("a"), number)).await.unwrap();
+    }
+    within("thirty in threes", async {
+        while most.load(Ordering::SeqCst) < 3 || now.load(Ordering::SeqCst) > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_tasks_never_share_a_pooled_connection() {
+    let proxy = proxy().start().await.unwrap();
+    let pool = Pool::with_limits(patient(), 8, Duration::from_secs(60));
+    let in_use = Arc::new(std::sync::Mutex::new(HashSet::new()));
+    let tasks: Vec<_> = (0..64)
+        .map(|_| {
+            let (pool, in_use, address) = (pool.clone(), in_use.clone(), proxy.address().clone());
+            tokio::spawn(async move {
+                for _ in 0..10 {
+                    let connection = pool.take(&address).await.unwrap();
+                    assert!(in_use.lock().unwrap().insert(connection.id()), "it is shared");
+                    connection.publish(&Message::of(topic("pool"), 1)).await.unwrap();
+                    tokio::task::yield_now().await;
+                    in_use.lock().unwrap().remove(&connection.id());
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        within("a task", task).await.unwrap();
+    }
+    assert!((1..=8).contains(&pool.idle(proxy.address())), "{} are idle", pool.idle(proxy.address()));
+    assert_eq!(within("close", pool.close(LINGER)).await, 0);
+    assert_eq!(pool.take(proxy.address()).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooled_connection_is_used_again_and_a_broken_one_is_not() {
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().clone();
+    let pool = Pool::new(patient());
+    pool.cache_connection(&address).await.unwrap();
+    let id = pool.take(&address).await.unwrap().id();
+    let connection = pool.take(&address).await.unwrap();
+    assert_eq!(connection.id(), id);
+    proxy.stop(LINGER).await;
+    within("the loss", async {
+        while connection.is_connected() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(connection);
+    assert_eq!(pool.idle(&address), 0);
+    let again = Proxy::bind(address.to_string()).start().await.unwrap();
+    assert_ne!(pool.take(&address).await.unwrap().id(), id);
+    drop(again);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_never_hangs_and_says_what_was_not_sent() {
+    let proxy = proxy().start().await.unwrap();
+    let actor = actor(&proxy).await;
+    let guard = actor.connection(proxy.address()).await.unwrap();
+    let mut messages = actor.subscribe([topic("a")]).await.unwrap();
+    let _handle = actor.subscribe_with([topic("b")], 1, |_| async {}).await.unwrap();
+    let waiting = {
+        let actor = actor.clone();
+        tokio::spawn(async move { actor.request(Message::of(topic("nobody"), 1), PATIENCE).await })
+    };
+    let mut events = guard.events().await.unwrap();
+    proxy.stop(LINGER).await;
+    within("the loss of the connection", events.next()).await;
+    for number in 0..5 {
+        guard.publish(&Message::of(topic("a"), number)).await.unwrap();
+    }
+    let unsent = within("close", actor.close(Duration::from_millis(200))).await;
+    assert!(unsent >= 5, "{unsent}");
+    assert!(within("the end of the subscription", messages.next()).await.is_none());
+    let error = guard.publish(&Message::of(topic("a"), 1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    drop(guard);
+    assert_eq!(actor.publish(Message::of(topic("a"), 1)).await.unwrap_err().kind(), ErrorKind::Closed);
+    waiting.abort();
+}
