@@ -67,7 +67,7 @@ async fn a_request_is_answered_by_a_handler() {
         .await
         .unwrap();
     let answer = client.request(Message::of(topic("square"), 3.0), PATIENCE).await.unwrap();
-    assert_eq!(answer.value::<f64>().unwrap(), 9.0);
+    assert!((answer.value::<f64>().unwrap() - 9.0).abs() < f64::EPSILON);
     assert_eq!(answer.reply_to().unwrap(), None);
     assert!(answer.topic().to_string().starts_with(&format!("ret:{}:4", client.id())));
     within("the end of the service", handle.unsubscribe()).await;

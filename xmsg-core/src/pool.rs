@@ -132,7 +132,8 @@ impl Pool {
         let connections: Vec<Connection> = {
             let mut state = self.inner.state();
             state.closed = true;
-            let idle = std::mem::take(&mut state.idle).into_values().flatten().map(|(connection, _)| connection);
+            let idle =
+                std::mem::take(&mut state.idle).into_values().flatten().map(|(connection, _)| connection);
             idle.chain(std::mem::take(&mut state.taken).into_values()).collect()
         };
         let closing = connections.iter().map(|connection| connection.close(linger));
@@ -153,7 +154,8 @@ impl Pool {
         if connection.is_connected() && idle.len() < self.inner.max_idle {
             idle.push((connection.clone(), Instant::now()));
             if !std::mem::replace(&mut state.reaper_runs, true) {
-                let reaper = reap(Arc::downgrade(&self.inner), self.inner.stop.clone(), self.inner.idle_timeout);
+                let reaper =
+                    reap(Arc::downgrade(&self.inner), self.inner.stop.clone(), self.inner.idle_timeout);
                 spawn(&self.inner.tasks, reaper);
             }
         } else {
@@ -170,7 +172,11 @@ impl Inner {
 
     fn open_state(&self) -> Result<MutexGuard<'_, State>> {
         let state = self.state();
-        if state.closed { Err(Error::new(ErrorKind::Closed, "the connection pool is closed")) } else { Ok(state) }
+        if state.closed {
+            Err(Error::new(ErrorKind::Closed, "the connection pool is closed"))
+        } else {
+            Ok(state)
+        }
     }
 
     /// Closes a connection in the background.
@@ -199,7 +205,9 @@ async fn reap(pool: std::sync::Weak<Inner>, stop: CancellationToken, timeout: Du
             let fresh = idle.partition_point(|(_, since)| since.elapsed() >= timeout);
             expired.extend(idle.drain(..fresh).map(|(connection, _)| connection));
         }
-        expired.into_iter().for_each(|connection| pool.discard(connection));
+        for connection in expired {
+            pool.discard(connection);
+        }
     }
 }
 

@@ -60,8 +60,8 @@ pub struct Config {
     pub policy: Policy,
     /// What may be queued for one subscriber. Default 256 MiB, any number of messages.
     pub high_water_mark: HighWaterMark,
-    /// Bytes that all queues together may hold. Above it, subscribers with more than their share are treated as if at
-    /// their mark. Default 1 GiB.
+    /// Bytes that all queues together may hold. Above it, subscribers with more than an equal share are treated as if at
+    /// their mark, and the others may still fill theirs: twice this is the bound. Default 1 GiB.
     pub queue_ceiling: usize,
     /// What publishers are told to send. Default: [`Upstream::Subscribed`].
     pub upstream: Upstream,

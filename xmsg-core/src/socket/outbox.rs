@@ -145,6 +145,10 @@ struct Chunk {
 }
 
 #[derive(Debug, Default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and all their combinations occur"
+)]
 struct State {
     chunks: VecDeque<Chunk>,
     /// Copied messages behind the last chunk: whole ones.
@@ -309,7 +313,13 @@ impl Outbox {
         let charge = bytes.len();
         let state = guard.state_mut();
         state.queued += Amount::new(1, charge);
-        state.push_chunk(Chunk { bytes: bytes.clone(), messages: 1, charge, ends_message: true, lease: None });
+        state.push_chunk(Chunk {
+            bytes: bytes.clone(),
+            messages: 1,
+            charge,
+            ends_message: true,
+            lease: None,
+        });
         if let Some(ledger) = &self.ledger {
             ledger.0.fetch_add(charge, Ordering::Relaxed);
         }

@@ -1,0 +1,169 @@
+//! Too much, too slow, or at the wrong moment: what was promised still holds.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, SocketOptions, TcpOptions};
+use xmsg_core::{Connection, Message, Setup};
+use xmsg_proxy::{Config, Policy, Proxy};
+use xmsg_tests::raw::{self, Raw};
+use xmsg_tests::{connect, next, patient, proxy, topic, within};
+
+const LINGER: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_subscriber_that_leaves_lets_a_bound_publisher_go_on() {
+    let mark = HighWaterMark::bytes(64 << 10);
+    let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+    let endpoint = publisher.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
+    let Endpoint::Tcp { port, .. } = endpoint else { panic!("it is TCP") };
+    let mut stalled = Raw::handshake(port, "SUB").await;
+    stalled.send_message(&[b"\x01"]).await;
+    within("the subscription", publisher.wait_for_subscriber(b"x")).await;
+    let message = [Bytes::from_static(b"x"), Bytes::from(vec![0; 16 << 10])];
+    while publisher.try_publish(message.clone()).is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let mut waiting = std::pin::pin!(publisher.publish(message));
+    assert!(futures::poll!(&mut waiting).is_pending());
+    stalled.reset();
+    within("the publisher", waiting).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_that_pauses_for_longer_than_the_heartbeats_loses_nothing_under_block() {
+    const MESSAGES: i32 = 400;
+    const HEARTBEAT: Duration = Duration::from_millis(100);
+    let config = Config {
+        policy: Policy::Block,
+        heartbeat_interval: Some(HEARTBEAT),
+        heartbeat_timeout: HEARTBEAT,
+        ..Config::default()
+    };
+    let proxy = proxy().config(config).start().await.unwrap();
+    let setup = Setup::builder().before_subscribe(|socket| socket.receive_high_water_mark = 64 << 10);
+    let subscriber = Connection::with_setup(proxy.address().clone(), setup.build().unwrap());
+    let mut messages = subscriber.subscribe([topic("data")]).await.unwrap();
+    let publisher = connect(&proxy);
+    for number in 0..MESSAGES {
+        publisher.publish(&Message::of(topic("data"), vec![number; 8 << 10])).await.unwrap();
+    }
+    // The pause is what is tested.
+    tokio::time::sleep(HEARTBEAT * 10).await;
+    for number in 0..MESSAGES {
+        assert_eq!(next(&mut messages).await.value::<Vec<i32>>().unwrap()[0], number);
+    }
+}
+
+/// What the kernel holds when `close` is called arrives, although the proxy is blocked and has things to say meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_a_publisher_waits_until_a_blocked_proxy_has_read_everything() {
+    let tcp =
+        TcpOptions { send_buffer: Some(64 << 10), receive_buffer: Some(128 << 10), ..TcpOptions::default() };
+    let config = Config {
+        policy: Policy::Block,
+        high_water_mark: HighWaterMark::bytes(256 << 10),
+        tcp,
+        ..Config::default()
+    };
+    let proxy = proxy().config(config).start().await.unwrap();
+    let mut slow = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+    slow.send_message(&[b"\x01data"]).await;
+    let publisher = connect(&proxy);
+    publisher.wait_for_subscriber(&topic("data")).await.unwrap();
+    // As much as the proxy and the kernels take.
+    let mut sent = 0_i32;
+    while publisher.queued().messages < 32 {
+        publisher.publish(&Message::of(topic("data"), vec![sent; 1 << 10])).await.unwrap();
+        sent += 1;
+        tokio::task::yield_now().await;
+    }
+    let closing = tokio::spawn(async move { publisher.close(LINGER).await });
+    // The blocked proxy sends heartbeats every second.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let mut received = 0;
+    while received < sent {
+        let (flags, body) = slow.next_frame().await.expect("all of them");
+        if flags & 5 == 0 && body.len() > 1000 {
+            received += 1;
+        }
+    }
+    assert_eq!(within("close", closing).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_queues_together_stay_near_the_ceiling() {
+    const CEILING: usize = 16 << 20;
+    const SUBSCRIBERS: usize = 12;
+    let config = Config {
+        high_water_mark: HighWaterMark::bytes(8 << 20),
+        queue_ceiling: CEILING,
+        ..Config::default()
+    };
+    let proxy = Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
+    let mut stalled = Vec::new();
+    for number in 0..SUBSCRIBERS {
+        let mut subscriber = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+        subscriber.send_message(&[format!("\x01t{number:02}")]).await;
+        stalled.push(subscriber);
+    }
+    for number in 0..SUBSCRIBERS {
+        let (publisher, name) = (connect(&proxy), topic(&format!("t{number:02}")));
+        publisher.wait_for_subscriber(&name).await.unwrap();
+        for _ in 0..4000 {
+            publisher.publish(&Message::of(name.clone(), vec![7_i32; 1 << 10])).await.unwrap();
+        }
+        assert_eq!(publisher.close(LINGER).await, 0);
+    }
+    let held: u64 = proxy.subscribers().iter().map(|subscriber| subscriber.queued.bytes).sum();
+    // When the ceiling is reached each may still fill its share, and have a batch more.
+    let bound = 2 * CEILING + SUBSCRIBERS * (256 << 10);
+    assert!(held < bound as u64, "{} MiB", held >> 20);
+    assert!(proxy.totals().dropped.messages > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_control_requests_keeps_nobody_out() {
+    let proxy = proxy().start().await.unwrap();
+    let mut flood = Raw::handshake(proxy.address().publish_port(), "PUB").await;
+    let requests = raw::message(&[&b"xmsg:control:sub"[..], b"sub", b"x"]).repeat(50_000);
+    for _ in 0..10 {
+        flood.send(&requests).await;
+    }
+    let innocent = Connection::with_setup(proxy.address().clone(), patient());
+    within("an innocent connection", innocent.connect()).await.unwrap();
+    within("its subscription", innocent.subscribe([topic("innocent")])).await.unwrap();
+}
+
+/// A proxy that comes back twice in quick succession, the first time without the subscriptions: the publisher still waits for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_short_break_does_not_make_a_publisher_forget_its_subscribers() {
+    async fn accept(listener: &TcpListener, subscriptions: &[&str]) -> TcpStream {
+        let (mut stream, _) = within("the publisher", listener.accept()).await.unwrap();
+        stream.write_all(&raw::greeting(3, 1)).await.unwrap();
+        stream.write_all(&raw::ready("XSUB", b"")).await.unwrap();
+        for prefix in subscriptions {
+            stream.write_all(&raw::message(&[format!("\x01{prefix}")])).await.unwrap();
+        }
+        stream
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let publisher = Publisher::new(SocketOptions::default());
+    publisher.connect(Endpoint::tcp("127.0.0.1", listener.local_addr().unwrap().port()));
+    let first = accept(&listener, &["data", "xmsg:control"]).await;
+    within("the subscription", publisher.wait_for_subscriber(b"data")).await;
+    drop(first);
+    let second = accept(&listener, &["xmsg:control"]).await;
+    within("the second connection", publisher.wait_for_subscriber(b"xmsg:control")).await;
+    drop(second);
+    publisher.publish(["data", "precious"]).await.unwrap();
+    let connected = std::time::Instant::now();
+    let mut third = accept(&listener, &[]).await;
+    let mut received = Vec::new();
+    while !received.windows(8).any(|bytes| bytes == b"precious") {
+        assert!(within("the message", third.read_buf(&mut received)).await.unwrap() > 0);
+    }
+    assert!(connected.elapsed() >= Duration::from_millis(100), "it waited for subscribers to come back");
+}
