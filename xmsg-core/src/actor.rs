@@ -14,7 +14,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::pool::{Pool, PooledConnection};
 use crate::request::Replies;
-use crate::{ActorId, Connection, Error, ErrorKind, Message, ProxyAddress, RegistrarAddress, Result, Setup, Subscription, Topic};
+use crate::{
+    ActorId, Connection, Error, ErrorKind, Message, ProxyAddress, RegistrarAddress, Result, Setup,
+    Subscription, Topic,
+};
 
 /// How long [`Actor::close`] waits for handlers that are at work.
 const HANDLERS_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,7 +74,10 @@ impl Drop for Inner {
 
 impl fmt::Debug for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Actor").field("name", &self.inner.name).field("id", &self.inner.id).finish_non_exhaustive()
+        f.debug_struct("Actor")
+            .field("name", &self.inner.name)
+            .field("id", &self.inner.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -145,7 +151,12 @@ impl Actor {
     }
 
     /// The same through another proxy.
-    pub async fn request_to(&self, address: &ProxyAddress, mut message: Message, timeout: Duration) -> Result<Message> {
+    pub async fn request_to(
+        &self,
+        address: &ProxyAddress,
+        mut message: Message,
+        timeout: Duration,
+    ) -> Result<Message> {
         let replies = self.replies(address).await?;
         let mut expected = replies.expect();
         message.set_reply_to(expected.topic())?;
@@ -188,7 +199,10 @@ impl Actor {
         let key = (address.clone(), topics.clone());
         if !lock(&self.inner.subscriptions).insert(key.clone()) {
             let names: Vec<_> = topics.iter().map(ToString::to_string).collect();
-            let what = format!("already subscribed to {} at {address}: end that subscription first", names.join(", "));
+            let what = format!(
+                "already subscribed to {} at {address}: end that subscription first",
+                names.join(", ")
+            );
             return Err(Error::new(ErrorKind::InvalidTopic, what));
         }
         let entry = Entry { actor: self.inner.clone(), key };
@@ -247,7 +261,8 @@ impl Actor {
         inner.listeners.close();
         inner.listeners.wait().await;
         let connections: Vec<_> = std::mem::take(&mut *lock(&inner.connections)).into_values().collect();
-        let closing = connections.iter().filter_map(|cell| cell.get()).map(|connection| connection.close(linger));
+        let closing =
+            connections.iter().filter_map(|cell| cell.get()).map(|connection| connection.close(linger));
         let (unsent, of_pool) = tokio::join!(futures::future::join_all(closing), inner.pool.close(linger));
         unsent.into_iter().sum::<usize>() + of_pool
     }
@@ -278,7 +293,8 @@ impl Actor {
                 let connection = self.shared_connection(address).await?;
                 let replies = Replies::new(self.inner.id);
                 let subscription = connection.subscribe([replies.subscription().clone()]).await?;
-                let (listening, stop) = (replies.clone().listen(subscription), self.inner.stop_replies.clone());
+                let (listening, stop) =
+                    (replies.clone().listen(subscription), self.inner.stop_replies.clone());
                 self.inner.listeners.spawn(async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
@@ -444,7 +460,9 @@ impl IntoReply for Option<Message> {
     }
 }
 
-impl<R: IntoReply, E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static> IntoReply for Result<R, E> {
+impl<R: IntoReply, E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static> IntoReply
+    for Result<R, E>
+{
     fn into_reply(self) -> Result<Option<Message>, Box<dyn std::error::Error + Send + Sync>> {
         self.map_err(Into::into)?.into_reply()
     }

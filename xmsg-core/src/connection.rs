@@ -14,6 +14,9 @@ use crate::socket::{
 };
 use crate::{ConnectionId, Error, ErrorKind, Message, ProxyAddress, Result, Setup, Topic};
 
+/// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
+const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(2);
+
 /// A connection to a proxy. Clones share it.
 ///
 /// The publishing socket is opened, and checked with the proxy, by the first call that needs it. It stays connected by itself:
@@ -184,7 +187,7 @@ impl Connection {
         control.connected().await;
         let _ = tokio::time::timeout(CHECK_INTERVAL, publisher.wait_for_subscriber(CONTROL_TOPIC.as_bytes()))
             .await;
-        loop {
+        for interval in check_intervals() {
             publisher.publish(request.message()).await?;
             let answered = async {
                 while let Some(message) = control.recv().await {
@@ -194,10 +197,11 @@ impl Connection {
                 }
                 std::future::pending::<()>().await;
             };
-            if tokio::time::timeout(CHECK_INTERVAL, answered).await.is_ok() {
-                return Ok(());
+            if tokio::time::timeout(interval, answered).await.is_ok() {
+                break;
             }
         }
+        Ok(())
     }
 
     async fn check_subscription(
@@ -209,24 +213,33 @@ impl Connection {
         let timeout = self.inner.setup.subscription_timeout();
         let publisher = self.publisher().await?;
         let started = Instant::now();
+        let (mut early_bytes, limit) = (0, self.inner.setup.subscribing().receive_high_water_mark);
         for topic in topics {
             let request = Request::Subscription(topic.clone());
             let check = async {
-                loop {
+                // An answer that is published before our subscription arrives does not reach us.
+                socket.connected().await;
+                for interval in check_intervals() {
                     publisher.publish(request.message()).await?;
                     let answered = async {
                         while let Some(message) = socket.recv().await {
                             if request.is_answered_by(&message) {
                                 return;
                             }
+                            early_bytes += message.frames().iter().map(bytes::Bytes::len).sum::<usize>();
                             early.push(message);
+                            // So much has come that there is no doubt that the subscription is live.
+                            if early_bytes > limit {
+                                return;
+                            }
                         }
                         std::future::pending::<()>().await;
                     };
-                    if tokio::time::timeout(CHECK_INTERVAL, answered).await.is_ok() {
-                        return Ok(());
+                    if tokio::time::timeout(interval, answered).await.is_ok() {
+                        break;
                     }
                 }
+                Ok(())
             };
             let left = timeout.saturating_sub(started.elapsed());
             tokio::time::timeout(left, check).await.unwrap_or_else(|_| {
@@ -258,6 +271,12 @@ impl Connection {
             None => error,
         }
     }
+}
+
+/// For how long an answer is waited for before the question is repeated: other implementations wait for 100 ms every time; the first
+/// question may just have come too early, so we ask again soon, and settle down to the same. Endless: a time limit ends the check.
+fn check_intervals() -> impl Iterator<Item = Duration> {
+    std::iter::successors(Some(FIRST_CHECK_INTERVAL), |interval| Some((*interval * 2).min(CHECK_INTERVAL)))
 }
 
 async fn note_failures(events: &mut SocketEvents, reason: &mut Option<String>) {

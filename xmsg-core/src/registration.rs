@@ -419,11 +419,8 @@ impl Request {
 
     /// Reads frames, or makes the error reply to them. `registrar` is who answers.
     pub fn read(frames: &[Bytes], registrar: &Bytes) -> Result<Self, Reply> {
-        let refused = |action: Bytes, status: String| Reply {
-            action,
-            sender: registrar.clone(),
-            outcome: Err(status),
-        };
+        let refused =
+            |action: Bytes, status: String| Reply { action, sender: registrar.clone(), outcome: Err(status) };
         let [name, sender, data] = frames else {
             return Err(refused(Bytes::from_static(UNDEFINED.as_bytes()), INVALID_FORMAT.to_owned()));
         };

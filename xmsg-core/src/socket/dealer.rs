@@ -48,14 +48,7 @@ impl Dealer {
 
     /// Waits until there is a connection.
     pub async fn connected(&self) {
-        loop {
-            let mut changed = std::pin::pin!(self.hub.changed.notified());
-            changed.as_mut().enable();
-            if self.link.state().version.is_some() {
-                return;
-            }
-            changed.await;
-        }
+        self.hub.connected().await;
     }
 
     /// Sends what was accepted, for at most `linger`. Returns how many messages were not sent.

@@ -136,7 +136,7 @@ pub(crate) struct Hub {
     next_link: AtomicU64,
     /// What a subscriber wants, and how often it said so.
     subscriptions: Mutex<BTreeMap<Bytes, usize>>,
-    /// The links of a router by identity.
+    /// The links of a router by identity; those of a replier by a name of ours.
     routes: Mutex<HashMap<Bytes, Arc<Link>>>,
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
@@ -191,6 +191,23 @@ impl Hub {
         Ok(endpoint)
     }
 
+    /// Whether there is a connection.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.links().iter().any(|link| link.state().version.is_some())
+    }
+
+    /// Waits until there is a connection.
+    pub(crate) async fn connected(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.is_connected() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Adds to what a subscriber wants (or takes away from it) and tells every peer.
     pub(crate) fn subscribe(&self, prefix: &Bytes, subscribe: bool) {
         let mut subscriptions = lock(&self.subscriptions);
@@ -230,7 +247,7 @@ impl Hub {
             link.outbox.close();
         }
         self.inbox.close();
-        let sends = matches!(self.socket_type, SocketType::Pub | SocketType::Dealer | SocketType::Router);
+        let sends = !matches!(self.socket_type, SocketType::Sub | SocketType::Req);
         if sends
             && links.iter().any(|link| link.outbox.queued().messages > 0 || link.state().version.is_some())
         {
@@ -378,11 +395,14 @@ impl Hub {
         lost: &mut Option<(Instant, BTreeSet<Bytes>)>,
     ) -> Ended {
         let identity = match (self.socket_type, peer.identity.is_empty()) {
-            // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte.
-            (SocketType::Router, true) => Bytes::from([&[0][..], &(link.id as u32).to_be_bytes()].concat()),
+            // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte. To a REP socket
+            // identities mean nothing: there every peer gets one.
+            (SocketType::Router, true) | (SocketType::Rep, _) => {
+                Bytes::from([&[0][..], &(link.id as u32).to_be_bytes()].concat())
+            }
             _ => peer.identity.clone(),
         };
-        if self.socket_type == SocketType::Router {
+        if matches!(self.socket_type, SocketType::Router | SocketType::Rep) {
             // The newcomer takes over the identity: its owner may have lost its old connection unnoticed.
             if let Some(old) = lock(&self.routes).insert(identity.clone(), link.clone()) {
                 old.stop.cancel();

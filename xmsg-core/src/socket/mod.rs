@@ -6,6 +6,8 @@
 //! | [`Subscriber`] | subscriptions | what matches them | yes | yes |
 //! | [`Dealer`] | to its peer | from its peer | – | yes |
 //! | [`Router`] | to a peer by identity | from every peer | yes | – |
+//! | [`Requester`] | a request | its reply | – | yes |
+//! | [`Replier`] | replies | requests, from every peer | yes | – |
 //!
 //! A connecting socket reconnects for ever, with growing pauses, resubscribes, and then sends what it had accepted.
 //! Sending waits when a connection is full: nothing is dropped silently. Every queue has a bound, named in
@@ -23,6 +25,8 @@ mod multipart;
 mod options;
 pub mod outbox;
 mod publisher;
+mod reply;
+mod request;
 mod router;
 pub mod session;
 mod subscriber;
@@ -35,5 +39,7 @@ pub use multipart::Multipart;
 pub use options::{SocketOptions, TcpOptions};
 pub use outbox::{Amount, HighWaterMark};
 pub use publisher::Publisher;
+pub use reply::{Replier, ReturnPath};
+pub use request::Requester;
 pub use router::Router;
 pub use subscriber::Subscriber;

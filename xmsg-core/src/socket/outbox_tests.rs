@@ -164,7 +164,10 @@ fn urgent_bytes_wait_for_the_end_of_a_message_and_no_longer() {
             writer.run(&mut stream).await.unwrap_err();
         }
         let at = stream.taken.windows(7).position(|bytes| bytes == b"\x04\x05\x04PONG").unwrap();
-        assert!(at < 40_100, "after {at} bytes: at the end of the message that was begun, or of the one after it");
+        assert!(
+            at < 40_100,
+            "after {at} bytes: at the end of the message that was begun, or of the one after it"
+        );
     });
 }
 

@@ -119,7 +119,7 @@ impl Publisher {
     /// Whether there is a connection at this moment.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.hub.links().iter().any(|link| link.state().version.is_some())
+        self.hub.is_connected()
     }
 
     /// Messages and bytes that were accepted and are not yet written.

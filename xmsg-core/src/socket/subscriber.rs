@@ -58,6 +58,11 @@ impl Subscriber {
         self.hub.inbox.poll_next(cx).map(|next| next.map(|(_, message)| message))
     }
 
+    /// Waits until there is a connection, and the subscriptions are on their way.
+    pub async fn connected(&self) {
+        self.hub.connected().await;
+    }
+
     /// What happens to the connections from now on.
     #[must_use]
     pub fn events(&self) -> SocketEvents {

@@ -1,0 +1,356 @@
+//! The client of a registrar: who publishes and who subscribes, and where.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use crate::registration::{Action, OwnerType, Query, Registration, Reply, Request, SUCCESS};
+use crate::socket::{Endpoint, Requester, SocketOptions};
+use crate::zmtp::Limits;
+use crate::{Error, ErrorKind, RegistrarAddress, Result};
+
+/// How long a registration may take (section 5 of the xMsg protocol).
+pub const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an answer to a question may take.
+pub const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often registrations are made again, unless told otherwise. A registrar that forgets what is not renewed should wait for
+/// three times as long, at least.
+pub const RENEWAL_INTERVAL: Duration = Duration::from_secs(20);
+/// A request is given up after this time at the latest, so that the sum of two times fits a clock.
+const LONGEST: Duration = Duration::from_secs(86400);
+
+/// A registrar, as its clients see it. Clones share one connection, which is made with the first request, and made anew
+/// when it breaks. A request that times out never stands in the way of the next one.
+///
+/// What was registered is registered again from time to time, for as long as there is a clone: a registrar that forgets what is
+/// not renewed keeps it, and one that was started anew learns of it. [`deregister`](Self::deregister) ends that.
+///
+/// ```no_run
+/// # async fn run() -> xmsg_core::Result<()> {
+/// use xmsg_core::{OwnerType, ProxyAddress, Query, Registrar, Registration, Topic};
+/// let registrar = Registrar::new("10.0.0.8".parse()?);
+/// let topic = Topic::new("report", "sports")?;
+/// let proxy: ProxyAddress = "10.0.0.7".parse()?;
+/// registrar.register(&Registration::new(OwnerType::Publisher, "reporter", &topic, &proxy)).await?;
+/// for found in registrar.find(&Query::topic(OwnerType::Publisher, &topic)).await? {
+///     println!("{} publishes at {}:{}", found.name, found.host, found.port);
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Registrar {
+    inner: Arc<Inner>,
+}
+
+/// A client to be.
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens before `build`"]
+pub struct RegistrarBuilder {
+    address: RegistrarAddress,
+    sender: String,
+    registration_timeout: Duration,
+    discovery_timeout: Duration,
+    renewal_interval: Option<Duration>,
+    socket: SocketOptions,
+}
+
+impl RegistrarBuilder {
+    /// Who asks, for the registrar's log: most often the name of the actor. Default `xmsg`.
+    pub fn sender(self, sender: impl Into<String>) -> Self {
+        Self { sender: sender.into(), ..self }
+    }
+
+    /// How long a registration may take. Default [`REGISTRATION_TIMEOUT`].
+    pub fn registration_timeout(self, timeout: Duration) -> Self {
+        Self { registration_timeout: timeout.min(LONGEST), ..self }
+    }
+
+    /// How long an answer to a question may take. Default [`DISCOVERY_TIMEOUT`].
+    pub fn discovery_timeout(self, timeout: Duration) -> Self {
+        Self { discovery_timeout: timeout.min(LONGEST), ..self }
+    }
+
+    /// How often registrations are made again. Default [`RENEWAL_INTERVAL`]; `None`: never.
+    pub fn renewal_interval(self, interval: Option<Duration>) -> Self {
+        Self { renewal_interval: interval, ..self }
+    }
+
+    /// Options of the connection.
+    pub fn socket(self, socket: SocketOptions) -> Self {
+        Self { socket, ..self }
+    }
+
+    /// A client that connects with its first request. [`ErrorKind::InvalidOption`] when the renewal interval is 0.
+    pub fn build(self) -> Result<Registrar> {
+        if self.renewal_interval.is_some_and(|interval| interval.is_zero()) {
+            let what = "the renewal interval of a registrar's client is 0: give it a time, or none at all";
+            return Err(Error::new(ErrorKind::InvalidOption, what));
+        }
+        Ok(self.unchecked())
+    }
+
+    fn unchecked(self) -> Registrar {
+        let endpoint = Endpoint::tcp(self.address.host(), self.address.port());
+        let requester = Requester::new(endpoint, self.socket);
+        Registrar {
+            inner: Arc::new(Inner {
+                address: self.address,
+                sender: self.sender.into(),
+                requester,
+                registration_timeout: self.registration_timeout,
+                discovery_timeout: self.discovery_timeout,
+                renewal_interval: self.renewal_interval,
+                renewals: Mutex::default(),
+            }),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    address: RegistrarAddress,
+    sender: Bytes,
+    requester: Requester,
+    registration_timeout: Duration,
+    discovery_timeout: Duration,
+    renewal_interval: Option<Duration>,
+    renewals: Mutex<Renewals>,
+}
+
+/// What is registered again, and the task that does it.
+#[derive(Debug, Default)]
+struct Renewals {
+    registrations: HashSet<Registration>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Drop for Renewals {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl Registrar {
+    /// The registrar at this address, with the default time limits.
+    #[must_use]
+    pub fn new(address: RegistrarAddress) -> Self {
+        Self::builder(address).unchecked()
+    }
+
+    /// The registrar at this address, with options.
+    pub fn builder(address: RegistrarAddress) -> RegistrarBuilder {
+        // A reply has a frame for each registration: there may be many.
+        let limits = Limits { message_size: 1 << 30, frames: 1 << 24, ..Limits::default() };
+        RegistrarBuilder {
+            address,
+            sender: "xmsg".to_owned(),
+            registration_timeout: REGISTRATION_TIMEOUT,
+            discovery_timeout: DISCOVERY_TIMEOUT,
+            renewal_interval: Some(RENEWAL_INTERVAL),
+            socket: SocketOptions { limits, ..SocketOptions::default() },
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> &RegistrarAddress {
+        &self.inner.address
+    }
+
+    /// Registers an actor. The same registration twice is one.
+    pub async fn register(&self, registration: &Registration) -> Result<()> {
+        let renewed = self.inner.clone().renew(registration);
+        let result = self.inner.register(registration).await;
+        // An unanswered request may have been carried out, and one that was refused was not.
+        if renewed && result.as_ref().is_err_and(|error| error.kind() == ErrorKind::InvalidMessage) {
+            self.inner.renewals().registrations.remove(registration);
+        }
+        result
+    }
+
+    /// Takes back every registration with the topic, name and host of this one. It succeeds if there is none.
+    pub async fn deregister(&self, registration: &Registration) -> Result<()> {
+        let topic = registration.topic()?;
+        self.inner.renewals().registrations.retain(|other| {
+            other.owner != registration.owner
+                || other.name != registration.name
+                || other.host != registration.host
+                || other.topic().ok().as_ref() != Some(&topic)
+        });
+        let request = Request::remove(self.inner.sender.clone(), registration.clone());
+        self.inner.ask(&request, self.inner.registration_timeout).await.map(drop)
+    }
+
+    /// Takes back every registration of a host, of publishers and of subscribers, whoever made it.
+    pub async fn remove_all(&self, host: &str) -> Result<()> {
+        self.inner.renewals().registrations.retain(|other| other.host != host);
+        let request = Request::remove_all(self.inner.sender.clone(), host);
+        self.inner.ask(&request, self.inner.registration_timeout).await.map(drop)
+    }
+
+    /// Publishers whose topic starts with the one asked for: whom a subscriber of it would hear. Or subscribers whose topic
+    /// it starts with: who would hear a message of it.
+    pub async fn find(&self, query: &Query) -> Result<Vec<Registration>> {
+        self.discover(Action::Find, query).await
+    }
+
+    /// Those whose topic has the parts asked for, and whose host and port are those asked for.
+    pub async fn filter(&self, query: &Query) -> Result<Vec<Registration>> {
+        self.discover(Action::Filter, query).await
+    }
+
+    /// Those of exactly this topic.
+    pub async fn exact(&self, query: &Query) -> Result<Vec<Registration>> {
+        self.discover(Action::Exact, query).await
+    }
+
+    /// All publishers, or all subscribers.
+    pub async fn all(&self, owner: OwnerType) -> Result<Vec<Registration>> {
+        self.discover(Action::All, &Query::any(owner)).await
+    }
+
+    /// Ends the renewals and the connection; requests that still wait fail. Registrations stay.
+    pub async fn close(&self) {
+        let task = {
+            let mut renewals = self.inner.renewals();
+            renewals.registrations.clear();
+            renewals.task.take()
+        };
+        if let Some(task) = task {
+            task.abort();
+            // Aborted, or ended: either is an end.
+            let _ = task.await;
+        }
+        self.inner.requester.close().await;
+    }
+
+    async fn discover(
+        &self,
+        action: impl FnOnce(OwnerType) -> Action,
+        query: &Query,
+    ) -> Result<Vec<Registration>> {
+        let request = Request::discover(self.inner.sender.clone(), action, query);
+        let frames = self.inner.ask(&request, self.inner.discovery_timeout).await?;
+        frames.iter().map(Registration::decode).collect()
+    }
+}
+
+impl Inner {
+    fn renewals(&self) -> MutexGuard<'_, Renewals> {
+        self.renewals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn register(&self, registration: &Registration) -> Result<()> {
+        // What no registrar can keep needs no registrar to say so; that of Java would not survive it.
+        registration.topic()?;
+        let request = Request::register(self.sender.clone(), registration.clone());
+        self.ask(&request, self.registration_timeout).await.map(drop)
+    }
+
+    async fn ask(&self, request: &Request, timeout: Duration) -> Result<Vec<Bytes>> {
+        let asked = || format!("{} at the registrar {}", request.action, self.address);
+        let reply = self.requester.request(request.frames(), timeout).await.map_err(|error| {
+            let kind = error.kind();
+            Error::new(kind, format!("{} failed: is a registrar running there?", asked())).with_source(error)
+        })?;
+        let reply = Reply::read(reply.frames())?;
+        reply.outcome.map_err(|status| {
+            Error::new(
+                ErrorKind::InvalidMessage,
+                format!("{} was refused: it said `{status}` instead of `{SUCCESS}`", asked()),
+            )
+        })
+    }
+
+    /// Has the registration made again from now on. Returns whether it was not before.
+    fn renew(self: Arc<Self>, registration: &Registration) -> bool {
+        let Some(interval) = self.renewal_interval else { return false };
+        let mut renewals = self.renewals();
+        let new = renewals.registrations.insert(registration.clone());
+        if renewals.task.as_ref().is_none_or(JoinHandle::is_finished) {
+            renewals.task = Some(tokio::spawn(keep(Arc::downgrade(&self), interval)));
+        }
+        new
+    }
+}
+
+/// Makes the registrations of a client again, until the client is gone.
+async fn keep(client: Weak<Inner>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(inner) = client.upgrade() else { return };
+        let registrations: Vec<_> = inner.renewals().registrations.iter().cloned().collect();
+        drop(inner);
+        for registration in registrations {
+            let Some(inner) = client.upgrade() else { return };
+            if !inner.renewals().registrations.contains(&registration) {
+                continue;
+            }
+            if let Err(error) = inner.register(&registration).await {
+                // The next round tries again, and there is no use in asking for the others now.
+                tracing::warn!(%error, name = registration.name, "a registration was not renewed");
+                break;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::socket::Replier;
+    use crate::{ProxyAddress, Topic};
+
+    #[tokio::test]
+    async fn what_was_registered_is_registered_again_until_it_is_taken_back() {
+        let replier = Replier::new(SocketOptions::default());
+        let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let Endpoint::Tcp { port, .. } = endpoint else { unreachable!() };
+        let client = Registrar::builder(RegistrarAddress::new("127.0.0.1", port).unwrap())
+            .renewal_interval(Some(Duration::from_millis(20)))
+            .build()
+            .unwrap();
+        let topic = Topic::new("a", "b").unwrap();
+        let registration = Registration::new(OwnerType::Subscriber, "n", &topic, &ProxyAddress::default());
+        let answer = async |count: usize, name: &str| {
+            for _ in 0..count {
+                let (path, request) = replier.recv().await.unwrap();
+                let request = Request::read(request.frames(), &Bytes::from("r")).unwrap();
+                assert_eq!(request.action.name(), name);
+                let reply = request.reply(&Bytes::from("r"), Ok(Vec::new()));
+                replier.try_reply(&path, reply.into_frames()).unwrap();
+            }
+        };
+        let (registered, ()) =
+            futures::join!(client.register(&registration), answer(4, "registerSubscriber"));
+        registered.unwrap();
+        // One may be under way.
+        let taken_back = client.deregister(&registration);
+        let answers = async {
+            loop {
+                let (path, request) = replier.recv().await.unwrap();
+                let request = Request::read(request.frames(), &Bytes::from("r")).unwrap();
+                let reply = request.reply(&Bytes::from("r"), Ok(Vec::new()));
+                replier.try_reply(&path, reply.into_frames()).unwrap();
+                if request.action == Action::Remove(OwnerType::Subscriber) {
+                    return;
+                }
+            }
+        };
+        let (taken_back, ()) = futures::join!(taken_back, answers);
+        taken_back.unwrap();
+        assert!(client.inner.renewals().registrations.is_empty());
+        client.close().await;
+    }
+
+    #[test]
+    fn a_renewal_interval_of_nothing_is_refused() {
+        let client = Registrar::builder(RegistrarAddress::default()).renewal_interval(Some(Duration::ZERO));
+        assert_eq!(client.build().unwrap_err().kind(), ErrorKind::InvalidOption);
+    }
+}

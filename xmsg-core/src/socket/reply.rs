@@ -1,0 +1,120 @@
+//! REP: answers requests, each on the way that it came.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::hub::{Owner, SocketEvents};
+use super::outbox::Refused;
+use super::{Endpoint, Multipart, SocketOptions};
+use crate::zmtp::SocketType;
+use crate::{Error, ErrorKind, Result};
+
+/// The way back to whoever sent a request: its connection, and the addresses that devices in between have noted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ReturnPath {
+    /// The name that the connection has here.
+    link: Bytes,
+    /// The frames in front of the request, the empty one that ends them included.
+    envelope: Vec<Bytes>,
+}
+
+impl ReturnPath {
+    /// The connection that it leads to: paths of the same one are equal in this.
+    #[must_use]
+    pub fn peer(&self) -> &Bytes {
+        &self.link
+    }
+}
+
+/// A bound socket that answers requests of REQ and DEALER peers. Unlike libzmq's it does not take turns: several
+/// requests may be under way, also of one peer. The identity of a peer means nothing here, so that two with the same one are
+/// both served. Clones share the socket; dropping the last closes it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
+/// use std::time::Duration;
+/// use xmsg_core::socket::{Replier, Requester, SocketOptions};
+/// let replier = Replier::new(SocketOptions::default());
+/// let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse()?).await?;
+/// let requester = Requester::new(endpoint, SocketOptions::default());
+/// let answering = async {
+///     let (path, request) = replier.recv().await.unwrap();
+///     replier.try_reply(&path, request)
+/// };
+/// let request = requester.request(["ping"], Duration::from_secs(10));
+/// let (reply, answered) = futures::join!(request, answering);
+/// assert_eq!(reply?.frames(), ["ping"]);
+/// answered
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Replier {
+    hub: Arc<Owner>,
+}
+
+impl Replier {
+    /// A replier that is not bound yet.
+    #[must_use]
+    pub fn new(options: SocketOptions) -> Self {
+        Self { hub: Arc::new(Owner::new(SocketType::Rep, options)) }
+    }
+
+    /// Lets peers connect. Returns the endpoint with its actual port.
+    pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        self.hub.bind(endpoint).await
+    }
+
+    /// The next request, and the way back; `None` once the socket is closed. A message without an envelope is no request, and
+    /// is passed over. Dropping the future loses nothing.
+    pub async fn recv(&self) -> Option<(ReturnPath, Multipart)> {
+        loop {
+            let (link, message) = std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await?;
+            let frames = message.frames();
+            if let Some(end) = frames.iter().position(Bytes::is_empty) {
+                let (envelope, request) = frames.split_at(end + 1);
+                let path = ReturnPath { link, envelope: envelope.to_vec() };
+                return Some((path, request.iter().cloned().collect()));
+            }
+            tracing::debug!(frames = frames.len(), "a message without an empty frame is no request");
+        }
+    }
+
+    /// Sends a reply without waiting. An error of kind [`Refused`](ErrorKind::Refused) says that the peer is gone,
+    /// [`Full`](ErrorKind::Full) that it does not read.
+    pub fn try_reply(&self, path: &ReturnPath, reply: impl Into<Multipart>) -> Result<()> {
+        let Some(link) = self.hub.route(&path.link) else {
+            return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
+        };
+        let mut message = path.envelope.clone();
+        message.extend_from_slice(reply.into().frames());
+        link.outbox.try_push(&message).map_err(|refused| match refused {
+            Refused::Full => Error::new(ErrorKind::Full, "whoever asked does not read the replies"),
+            Refused::Closed => Error::new(ErrorKind::Refused, "whoever asked is gone"),
+        })
+    }
+
+    /// Bytes of replies that wait to be written, of all peers.
+    #[must_use]
+    pub fn queued_bytes(&self) -> u64 {
+        self.hub.links().iter().map(|link| link.outbox.queued().bytes).sum()
+    }
+
+    /// What happens to the connections from now on.
+    #[must_use]
+    pub fn events(&self) -> SocketEvents {
+        self.hub.events()
+    }
+
+    /// How many peers are connected.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.hub.links().len()
+    }
+
+    /// Sends what was accepted, for at most `linger`. Returns how many replies were not sent.
+    pub async fn close(&self, linger: Duration) -> usize {
+        self.hub.close(linger).await
+    }
+}
