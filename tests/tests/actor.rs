@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Barrier, Semaphore};
-use xmsg_core::{Actor, ErrorKind, Message, Pool};
+use xmsg_core::{Actor, ErrorKind, Message, OwnerType, Pool, Query, Topic};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{PATIENCE, patient, proxy, topic, within};
 
@@ -292,4 +292,31 @@ async fn closing_never_hangs_and_says_what_was_not_sent() {
     drop(guard);
     assert_eq!(actor.publish(Message::of(topic("a"), 1)).await.unwrap_err().kind(), ErrorKind::Closed);
     waiting.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn actors_find_each_other_through_the_registrar() {
+    let proxy = proxy().start().await.unwrap();
+    let registrar = xmsg_proxy::registrar::Registrar::bind("127.0.0.1:0").start().await.unwrap();
+    let build = |name: &str| {
+        Actor::builder(name)
+            .proxy(proxy.address().clone())
+            .registrar(registrar.address().clone())
+            .setup(patient())
+            .build()
+    };
+    let (publisher, subscriber) = (build("daq").await.unwrap(), build("monitor").await.unwrap());
+    let power = Topic::with_types("data", "power", "float").unwrap();
+    publisher.register(OwnerType::Publisher, &power, "the power supply").await.unwrap();
+    let query = Query::topic(OwnerType::Publisher, &Topic::of_domain("data").unwrap());
+    let found = within("discovery", subscriber.discover(&query)).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].name.as_str(), found[0].description(), found[0].topic().unwrap()),
+        ("daq", "the power supply", power.clone())
+    );
+    publisher.deregister(OwnerType::Publisher, &power).await.unwrap();
+    assert_eq!(subscriber.discover(&query).await.unwrap(), []);
+    publisher.close(LINGER).await;
+    subscriber.close(LINGER).await;
 }

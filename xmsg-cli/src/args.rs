@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Setup, Topic};
+use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Setup, Topic};
 
-use crate::commands::{demo, publish, subscribe};
+use crate::commands::{demo, discover, publish, register, registrar, subscribe};
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done
   1    failed while running
   2    usage: an option, a topic or an address that cannot be used
-  3    cannot connect to the proxy
+  3    cannot connect to the proxy or the registrar
   27   timed out
   130  interrupted
 
@@ -35,6 +35,11 @@ pub(crate) enum Command {
     Pub(Box<publish::Arguments>),
     Sub(Box<subscribe::Arguments>),
     Demo(demo::Arguments),
+    Registrar(registrar::Arguments),
+    Register(Box<register::Arguments>),
+    Deregister(Box<register::RemovalArguments>),
+    Find(Box<discover::FindArguments>),
+    List(discover::ListArguments),
 }
 
 /// Which proxy to connect to, and how long that may take.
@@ -58,6 +63,29 @@ impl ConnectOptions {
             setup = setup.connection_timeout(time).subscription_timeout(time);
         }
         Ok(Connection::with_setup(self.proxy.clone(), setup.build()?))
+    }
+}
+
+/// Which registrar to ask, and how long that may take.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Registrar")]
+pub(crate) struct RegistrarOptions {
+    /// The registrar
+    #[arg(long, value_name = "HOST[:PORT]", env = "XMSG_REGISTRAR", default_value = "127.0.0.1:8888")]
+    registrar: RegistrarAddress,
+
+    /// How long the registrar may take to answer, such as 500ms or 10s
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = parse_duration)]
+    registrar_timeout: Duration,
+}
+
+impl RegistrarOptions {
+    /// A client that is not connected yet.
+    pub(crate) fn client(&self) -> xmsg_core::Result<Registrar> {
+        Registrar::builder(self.registrar.clone())
+            .registration_timeout(self.registrar_timeout)
+            .discovery_timeout(self.registrar_timeout)
+            .build()
     }
 }
 

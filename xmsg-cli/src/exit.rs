@@ -38,6 +38,22 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// A request to a registrar failed.
+#[derive(Debug)]
+pub(crate) struct AtRegistrar(pub(crate) xmsg_core::Error);
+
+impl fmt::Display for AtRegistrar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for AtRegistrar {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
 /// Says what is wrong with the command line, or prints the help that was asked for.
 pub(crate) fn usage(error: &clap::Error) -> Exit {
     if !error.use_stderr() {
@@ -68,7 +84,8 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     if error.is::<Usage>() {
         return Exit::Usage;
     }
-    match error.downcast_ref::<xmsg_core::Error>().map(xmsg_core::Error::kind) {
+    let at_registrar = error.downcast_ref::<AtRegistrar>().map(|error| &error.0);
+    match error.downcast_ref::<xmsg_core::Error>().or(at_registrar).map(xmsg_core::Error::kind) {
         // Only connecting and subscribing wait for an answer of the proxy.
         Some(ErrorKind::Refused | ErrorKind::Timeout) => Exit::NoConnection,
         Some(ErrorKind::InvalidTopic | ErrorKind::InvalidAddress | ErrorKind::InvalidOption) => Exit::Usage,
@@ -87,6 +104,9 @@ fn describe(error: &anyhow::Error, exit: Exit) -> String {
         };
     }
     match exit {
+        Exit::NoConnection if error.is::<AtRegistrar>() => {
+            text + "\n  Start one with `xmsg registrar`, or say where it is with --registrar HOST[:PORT] or XMSG_REGISTRAR."
+        }
         Exit::NoConnection => {
             text + "\n  Start one with `xmsg-proxy`, or say where it is with --proxy HOST[:PORT] or XMSG_PROXY."
         }

@@ -54,6 +54,11 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Pub(arguments) => commands::publish::run(*arguments, verbose).await,
             Command::Sub(arguments) => commands::subscribe::run(*arguments, verbose).await,
             Command::Demo(arguments) => commands::demo::run(arguments).await,
+            Command::Registrar(arguments) => commands::registrar::run(arguments).await,
+            Command::Register(arguments) => commands::register::register(*arguments, verbose).await,
+            Command::Deregister(arguments) => commands::register::deregister(*arguments, verbose).await,
+            Command::Find(arguments) => commands::discover::find(*arguments).await,
+            Command::List(arguments) => commands::discover::list(arguments).await,
         }
     });
     // Commands have closed what matters; nothing that is still under way may delay the end.

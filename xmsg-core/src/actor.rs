@@ -13,9 +13,10 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use crate::pool::{Pool, PooledConnection};
+use crate::registration::{OwnerType, Query, Registration};
 use crate::request::Replies;
 use crate::{
-    ActorId, Connection, Error, ErrorKind, Message, ProxyAddress, RegistrarAddress, Result, Setup,
+    ActorId, Connection, Error, ErrorKind, Message, ProxyAddress, Registrar, RegistrarAddress, Result, Setup,
     Subscription, Topic,
 };
 
@@ -49,6 +50,7 @@ struct Inner {
     id: ActorId,
     proxy: ProxyAddress,
     registrar: RegistrarAddress,
+    registrations: Registrar,
     setup: Setup,
     pool: Pool,
     /// What the actor itself publishes goes through one connection for each proxy, so that it stays in order.
@@ -248,6 +250,32 @@ impl Actor {
         Ok(SubscriptionHandle { stop, done })
     }
 
+    /// Makes known at the default registrar that the actor publishes, or subscribes to, this topic through its default proxy. It is
+    /// renewed until [`deregister`](Self::deregister) or the end of the actor.
+    pub async fn register(&self, owner: OwnerType, topic: &Topic, description: &str) -> Result<()> {
+        self.check_open()?;
+        self.inner
+            .registrations
+            .register(&self.registration(owner, topic).with_description(description))
+            .await
+    }
+
+    /// Takes that back.
+    pub async fn deregister(&self, owner: OwnerType, topic: &Topic) -> Result<()> {
+        self.check_open()?;
+        self.inner.registrations.deregister(&self.registration(owner, topic)).await
+    }
+
+    /// Asks the default registrar who publishes to the topic of the query, or subscribes to it.
+    pub async fn discover(&self, query: &Query) -> Result<Vec<Registration>> {
+        self.check_open()?;
+        self.inner.registrations.find(query).await
+    }
+
+    fn registration(&self, owner: OwnerType, topic: &Topic) -> Registration {
+        Registration::new(owner, &self.inner.name, topic, &self.inner.proxy)
+    }
+
     /// Ends the actor: its subscriptions, then its handlers (for at most 30 s), then the dispatching of replies, then its connections, which
     /// send what they accepted for at most `linger`. Returns how many messages were not sent. It never hangs.
     pub async fn close(&self, linger: Duration) -> usize {
@@ -260,6 +288,7 @@ impl Actor {
         inner.stop_replies.cancel();
         inner.listeners.close();
         inner.listeners.wait().await;
+        inner.registrations.close().await;
         let connections: Vec<_> = std::mem::take(&mut *lock(&inner.connections)).into_values().collect();
         let closing =
             connections.iter().filter_map(|cell| cell.get()).map(|connection| connection.close(linger));
@@ -360,6 +389,7 @@ impl ActorBuilder {
             name: self.name,
             id: ActorId::random(),
             proxy,
+            registrations: Registrar::new(registrar.clone()),
             registrar,
             pool: Pool::new(setup.clone()),
             setup,

@@ -20,6 +20,7 @@
 mod config;
 mod controller;
 mod proxy;
+pub mod registrar;
 pub mod switch;
 
 pub use config::{Config, Policy, Upstream};

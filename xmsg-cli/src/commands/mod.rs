@@ -1,5 +1,8 @@
 //! One module for each command: its options, and what it does.
 
 pub(crate) mod demo;
+pub(crate) mod discover;
 pub(crate) mod publish;
+pub(crate) mod register;
+pub(crate) mod registrar;
 pub(crate) mod subscribe;

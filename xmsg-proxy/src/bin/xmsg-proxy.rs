@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use xmsg_core::socket::HighWaterMark;
+use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::{Config, Policy, Proxy, Upstream};
 
 /// Forwards messages from publishers to subscribers, and answers control requests.
@@ -48,6 +49,14 @@ struct Arguments {
     /// Have publishers send everything, not just what somebody subscribed to
     #[arg(long)]
     upstream_all: bool,
+
+    /// Run a registrar on the same host, too, on this port; 0: any free one
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "8888")]
+    registrar: Option<u16>,
+
+    /// Keep what is registered in this file, so that a restart loses nothing
+    #[arg(long, value_name = "FILE", requires = "registrar")]
+    registrar_snapshot: Option<std::path::PathBuf>,
 
     /// Seconds to go on delivering after SIGINT or SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = parse_seconds)]
@@ -110,6 +119,16 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         address.control_port(),
         arguments.slow_subscriber,
     ));
+    let registrar = match arguments.registrar {
+        None => None,
+        Some(port) => {
+            let snapshot = arguments.registrar_snapshot.clone();
+            let config = registrar::Config { snapshot, ..registrar::Config::default() };
+            let registrar = Registrar::bind(format!("{host}:{port}")).config(config).start().await?;
+            say(format_args!("xmsg-registrar at {}", registrar.address()));
+            Some(registrar)
+        }
+    };
     if !is_loopback(&arguments.host) {
         tracing::warn!(
             host = arguments.host,
@@ -120,9 +139,18 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        () = ended(registrar.as_ref()) => anyhow::bail!("the registrar can't go on: see the log"),
     }
     tracing::info!(linger_s = arguments.linger, "stopping: delivering what is queued");
-    let stop = proxy.stop(Duration::from_secs_f64(arguments.linger));
+    let linger = Duration::from_secs_f64(arguments.linger);
+    let stop = async {
+        let registrar = async {
+            if let Some(registrar) = registrar {
+                registrar.stop(linger).await;
+            }
+        };
+        tokio::join!(proxy.stop(linger), registrar).0
+    };
     tokio::pin!(stop);
     let totals = tokio::select! {
         totals = &mut stop => totals,
@@ -134,6 +162,14 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         totals.received.messages, totals.delivered.messages, totals.dropped.messages, totals.undelivered,
     ));
     Ok(())
+}
+
+/// When a registrar ends without being told to; never, if there is none.
+async fn ended(registrar: Option<&Registrar>) {
+    match registrar {
+        Some(registrar) => registrar.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A line on standard output. Nobody has to listen there.

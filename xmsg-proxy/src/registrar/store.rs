@@ -11,10 +11,8 @@
 //! | filter | the smallest of: the range of the topic's known parts, the topics of the subject, types or host |
 //! | remove all of a host | the topics of the host |
 
-use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::hash::Hash;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -273,10 +271,6 @@ impl Topic {
     fn collect(&self, frames: &mut Vec<Bytes>) {
         frames.extend(self.owners.values().flatten().map(|variant| variant.frame.clone()));
     }
-
-    fn has_host(&self, host: &str) -> bool {
-        self.owners.keys().any(|owner| &*owner.host == host)
-    }
 }
 
 /// Publishers or subscribers.
@@ -345,8 +339,8 @@ impl Table {
         for key in keys {
             let Some(topic) = self.topics.get_mut(&key) else { continue };
             let before = removed.len();
-            let gone = topic.owners.extract_if(.., |owner, _| &*owner.host == host);
-            removed.extend(gone.flat_map(|(_, variants)| variants));
+            let gone: Vec<Owner> = topic.owners.keys().filter(|owner| &*owner.host == host).cloned().collect();
+            removed.extend(gone.iter().filter_map(|owner| topic.owners.remove(owner)).flatten());
             self.removed(&key, host, removed.len() - before);
         }
         removed
@@ -381,13 +375,22 @@ impl Table {
     }
 
     /// The topics of the same domain that start with this one.
-    fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a Key, &'a Topic)> {
-        // A bare domain is not the prefix of a longer one: there the `:` has to follow.
+    fn below(&self, prefix: &str) -> impl Iterator<Item = (&Key, &Topic)> {
+        // A bare domain is not the prefix of a longer one: there a `:` has to follow.
         let is_domain = !prefix.contains(':');
         let alone = if is_domain { self.topics.get_key_value(prefix) } else { None };
         let start = if is_domain { format!("{prefix}:") } else { prefix.to_owned() };
+        alone.into_iter().chain(self.starting_with(start))
+    }
+
+    /// The topics with these parts, whatever follows them.
+    fn with_parts(&self, known: &str) -> impl Iterator<Item = (&Key, &Topic)> {
+        self.topics.get_key_value(known).into_iter().chain(self.starting_with(format!("{known}:")))
+    }
+
+    fn starting_with(&self, start: String) -> impl Iterator<Item = (&Key, &Topic)> {
         let range = self.topics.range::<str, _>((Bound::Included(&*start), Bound::Unbounded));
-        alone.into_iter().chain(range.take_while(move |(key, _)| key.starts_with(&start)))
+        range.take_while(move |(key, _)| key.starts_with(&start))
     }
 
     /// The topics of the same domain that this one starts with.
@@ -406,58 +409,63 @@ impl Table {
                 end = Bound::Excluded(&asked[..common]);
             } else {
                 // The key is a sibling that sorts before: a prefix ends at or before the difference.
-                end = Bound::Included(&asked[..asked.floor_char_boundary_of(common)]);
+                let boundary = (0..=common).rev().find(|at| asked.is_char_boundary(*at)).unwrap_or_default();
+                end = Bound::Included(&asked[..boundary]);
             }
         }
     }
 
     fn filter(&self, filter: &Filter<'_>) -> Vec<Bytes> {
         let mut frames = Vec::new();
-        let host = filter.host.map(|host| self.by_host.get(host));
-        if matches!(host, Some(None)) {
+        if let (Some(domain), Some(subject), Some(types)) = (filter.domain, filter.subject, &filter.types) {
+            let key = format!("{domain}:{subject}:{types}");
+            if let Some(topic) = self.topics.get(&*key) {
+                filter.collect(&key, topic, &mut frames);
+            }
             return frames;
         }
-        let host = host.flatten();
         // What is known narrows the topics down in several ways: the one with the fewest is walked.
-        let range = filter.domain.map(|domain| match (filter.subject, &filter.types) {
-            (Some(subject), _) => (0, format!("{domain}:{subject}")),
-            (None, _) => (self.domains.get(domain).copied().unwrap_or_default(), domain.to_owned()),
-        });
-        let set = [
-            filter.subject.map(|subject| self.by_subject.of(subject)),
-            filter.types.as_deref().map(|types| self.by_types.of(types)),
+        let domain = filter.domain.map(|domain| self.domains.get(domain).copied().unwrap_or_default());
+        let subject = filter.subject.map(|subject| self.by_subject.of(subject));
+        let types = filter.types.as_deref().map(|types| self.by_types.of(types));
+        let host = filter.host.map(|host| self.by_host.get(host));
+        let set_len = |set: &Option<&BTreeSet<Key>>| set.map_or(0, BTreeSet::len);
+        let ways = [
+            domain.map(|len| (len, Way::Domain)),
+            subject.as_ref().map(|set| (set_len(set), Way::Subject)),
+            types.as_ref().map(|set| (set_len(set), Way::Types)),
+            host.map(|set| (set.map_or(0, BTreeMap::len), Way::Host)),
         ];
-        let set = set.into_iter().flatten().min_by_key(|set| set.map_or(0, BTreeSet::len));
-        let range_len = range.as_ref().map_or(usize::MAX, |(len, _)| *len);
-        let set_len = set.map_or(usize::MAX, |set| set.map_or(0, BTreeSet::len));
-        let host_len = host.map_or(usize::MAX, BTreeMap::len);
-        let keyed = |keys: &mut dyn Iterator<Item = &Key>, frames: &mut Vec<Bytes>| {
-            for key in keys {
-                if let Some(topic) = self.topics.get(key) {
-                    filter.collect(key, topic, frames);
-                }
+        let mut look_at = |key: &Key| {
+            if let Some(topic) = self.topics.get(key) {
+                filter.collect(key, topic, &mut frames);
             }
         };
-        match (range, set, host) {
-            (_, _, Some(host)) if host_len <= range_len && host_len <= set_len => {
-                keyed(&mut host.keys(), &mut frames);
-            }
-            (_, Some(set), _) if set_len <= range_len => {
-                keyed(&mut set.into_iter().flatten(), &mut frames);
-            }
-            (Some((_, prefix)), _, _) => {
-                for (key, topic) in self.below(&prefix) {
-                    filter.collect(key, topic, &mut frames);
+        match ways.into_iter().flatten().min_by_key(|(len, _)| *len) {
+            None => self.topics.keys().for_each(look_at),
+            Some((0, _)) => {}
+            Some((_, Way::Subject)) => subject.flatten().into_iter().flatten().for_each(look_at),
+            Some((_, Way::Types)) => types.flatten().into_iter().flatten().for_each(look_at),
+            Some((_, Way::Host)) => host.flatten().into_iter().flatten().for_each(|(key, _)| look_at(key)),
+            Some((_, Way::Domain)) => {
+                let mut known = filter.domain.unwrap_or_default().to_owned();
+                if let Some(subject) = filter.subject {
+                    known = known + ":" + subject;
                 }
-            }
-            _ => {
-                for (key, topic) in &self.topics {
-                    filter.collect(key, topic, &mut frames);
-                }
+                self.with_parts(&known).for_each(|(key, topic)| filter.collect(key, topic, &mut frames));
             }
         }
         frames
     }
+}
+
+/// A way to come by the topics that a filter may want.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Domain,
+    Subject,
+    Types,
+    Host,
 }
 
 /// Topics by a part of theirs.
@@ -470,23 +478,16 @@ impl Index {
     }
 
     fn remove(&mut self, part: &str, key: &Key) {
-        remove_from(&mut self.0, part, key);
+        if let Some(set) = self.0.get_mut(part) {
+            set.remove(key);
+            if set.is_empty() {
+                self.0.remove(part);
+            }
+        }
     }
 
     fn of(&self, part: &str) -> Option<&BTreeSet<Key>> {
         self.0.get(part)
-    }
-}
-
-fn remove_from<Q: Hash + Eq + ?Sized>(sets: &mut HashMap<Box<Q>, BTreeSet<Key>>, part: &Q, key: &Key)
-where
-    Box<Q>: Borrow<Q> + Hash + Eq,
-{
-    if let Some(set) = sets.get_mut(part) {
-        set.remove(key);
-        if set.is_empty() {
-            sets.remove(part);
-        }
     }
 }
 

@@ -1,0 +1,293 @@
+//! The registrar: golden bytes, hostile peers, many clients, foreign peers, restarts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use xmsg_core::registration::{Action, OwnerType, Query, Registration, Reply, Request};
+use xmsg_core::socket::{Endpoint, Multipart, Requester, SocketOptions};
+use xmsg_core::{ErrorKind, ProxyAddress, RegistrarAddress, Topic};
+use xmsg_proxy::registrar::Registrar;
+use xmsg_tests::peer::Peer;
+use xmsg_tests::raw::Raw;
+use xmsg_tests::{PATIENCE, start_tracing, within};
+
+/// `bass` of 10.2.9.1:7771 publishes `rock:metal:x`, as Google's protobuf encodes it.
+const PUBLISHER: &[u8] = b"\x0a\x04bass\x1a\x0810.2.9.1\x25\x5b\x1e\0\0\x2a\x04rock\x32\x05metal\x3a\x01x\x40\x01";
+/// The same with a description and as a subscriber.
+const SUBSCRIBER: &[u8] =
+    b"\x0a\x04bass\x12\x05plays\x1a\x0810.2.9.1\x25\x5b\x1e\0\0\x2a\x04rock\x32\x05metal\x3a\x01x\x40\x02";
+/// The question for all publishers below `rock:metal`.
+const QUERY: &[u8] =
+    b"\x0a\x09undefined\x1a\x09undefined\x25\0\0\0\0\x2a\x04rock\x32\x05metal\x3a\x01*\x40\x01";
+
+fn registration(owner: OwnerType, name: &str, topic: &str) -> Registration {
+    let proxy = ProxyAddress::new("10.2.9.1", 7771).unwrap();
+    Registration::new(owner, name, &topic.parse().unwrap(), &proxy)
+}
+
+fn client(address: &RegistrarAddress) -> xmsg_core::Registrar {
+    xmsg_core::Registrar::builder(address.clone())
+        .registration_timeout(PATIENCE)
+        .discovery_timeout(PATIENCE)
+        .renewal_interval(None)
+        .build()
+        .unwrap()
+}
+
+async fn start() -> (Registrar, xmsg_core::Registrar) {
+    start_tracing();
+    let registrar = Registrar::bind("127.0.0.1:0").start().await.unwrap();
+    let client = client(registrar.address());
+    (registrar, client)
+}
+
+fn requester(address: &RegistrarAddress) -> Requester {
+    Requester::new(Endpoint::tcp(address.host(), address.port()), SocketOptions::default())
+}
+
+async fn ask(requester: &Requester, frames: &[&[u8]]) -> Vec<Bytes> {
+    let message: Multipart = frames.iter().map(|frame| Bytes::copy_from_slice(frame)).collect();
+    requester.request(message, PATIENCE).await.unwrap().frames().to_vec()
+}
+
+fn names(found: Vec<Registration>) -> Vec<String> {
+    let mut names: Vec<_> = found.into_iter().map(|registration| registration.name).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn registrations_requests_and_replies_have_the_bytes_of_the_contract() {
+    let publisher = registration(OwnerType::Publisher, "bass", "rock:metal:x");
+    assert_eq!(publisher.encode(), PUBLISHER);
+    let subscriber = registration(OwnerType::Subscriber, "bass", "rock:metal:x").with_description("plays");
+    assert_eq!(subscriber.encode(), SUBSCRIBER);
+    assert_eq!(Registration::decode(&Bytes::from_static(SUBSCRIBER)).unwrap(), subscriber);
+
+    let frames = |request: Request| request.frames().map(|frame| frame.to_vec());
+    assert_eq!(
+        frames(Request::register("me", publisher.clone())),
+        [&b"registerPublisher"[..], b"me", PUBLISHER]
+    );
+    assert_eq!(
+        frames(Request::remove("me", subscriber)),
+        [&b"removeSubscriberRegistration"[..], b"me", SUBSCRIBER]
+    );
+    assert_eq!(frames(Request::remove_all("me", "h")), [&b"removeAllRegistration"[..], b"me", b"h"]);
+    let query = Query::topic(OwnerType::Publisher, &Topic::new("rock", "metal").unwrap());
+    assert_eq!(
+        frames(Request::discover("me", Action::Find, &query)),
+        [&b"findPublisher"[..], b"me", QUERY]
+    );
+    let reply = Reply {
+        action: "findPublisher".into(),
+        sender: "10.2.9.1:registrar".into(),
+        outcome: Ok(vec![Bytes::from_static(PUBLISHER)]),
+    };
+    assert_eq!(
+        reply.into_frames(),
+        [&b"findPublisher"[..], b"10.2.9.1:registrar", b"success", PUBLISHER]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_action_does_what_the_table_says() {
+    use OwnerType::{Publisher, Subscriber};
+    let (_registrar, client) = start().await;
+    for (name, topic) in [("a", "M"), ("b", "M:s"), ("c", "M:s:t"), ("d", "M:s2"), ("e", "N:s:t"), ("f", "M2")] {
+        for owner in OwnerType::ALL {
+            client.register(&registration(owner, name, topic)).await.unwrap();
+            client.register(&registration(owner, name, topic)).await.unwrap();
+        }
+    }
+    let query = |owner, topic: &str| Query::topic(owner, &topic.parse().unwrap());
+    assert_eq!(names(client.find(&query(Publisher, "M:s")).await.unwrap()), ["b", "c", "d"]);
+    assert_eq!(names(client.find(&query(Publisher, "M")).await.unwrap()), ["a", "b", "c", "d"]);
+    assert_eq!(names(client.find(&query(Subscriber, "M:s2")).await.unwrap()), ["a", "b", "d"]);
+    assert_eq!(names(client.exact(&query(Publisher, "M:s")).await.unwrap()), ["b"]);
+    let any_t = Query::parts(Subscriber, "*", "*", "t").host("10.2.9.1").port(7771);
+    assert_eq!(names(client.filter(&any_t).await.unwrap()), ["c", "e"]);
+    assert!(client.filter(&any_t.port(7772)).await.unwrap().is_empty());
+    assert_eq!(client.all(Publisher).await.unwrap().len(), 6);
+
+    // The port does not matter here, the host does.
+    let mut elsewhere = registration(Publisher, "b", "M:s");
+    elsewhere.host = "other".into();
+    client.deregister(&elsewhere).await.unwrap();
+    assert_eq!(client.all(Publisher).await.unwrap().len(), 6);
+    let mut same = registration(Publisher, "b", "M:s");
+    same.port = 1;
+    client.deregister(&same).await.unwrap();
+    assert_eq!(names(client.exact(&query(Publisher, "M:s")).await.unwrap()), [""; 0]);
+    assert_eq!(names(client.exact(&query(Subscriber, "M:s")).await.unwrap()), ["b"]);
+    client.remove_all("10.2.9.1").await.unwrap();
+    assert!(client.all(Publisher).await.unwrap().is_empty());
+    assert!(client.all(Subscriber).await.unwrap().is_empty());
+
+    let any = client.find(&Query::any(Publisher)).await.unwrap_err();
+    assert_eq!(any.kind(), ErrorKind::InvalidMessage);
+    assert!(any.to_string().contains("domain"), "{any}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_is_answered_with_an_error_and_the_service_goes_on() {
+    let (registrar, client) = start().await;
+    let requester = requester(registrar.address());
+    let sender = &b"127.0.0.1:registrar"[..];
+    let format = &b"invalid registrar server request format"[..];
+    for frames in [&[&b"x"[..]][..], &[b"registerPublisher", b"me"], &[b"allPublisher", b"me", b"", b""]] {
+        assert_eq!(ask(&requester, frames).await, [b"undefined", sender, format]);
+    }
+    let many = vec![&b"x"[..]; 1000];
+    assert_eq!(ask(&requester, &many).await, [b"undefined", sender, format]);
+    assert_eq!(ask(&requester, &[b"", b"", b""]).await, [b"", sender, b"unknown registration request"]);
+    let ten_megabytes = vec![7; 10 << 20];
+    let star = [&b"\x0a\x01n\x1a\x01h\x25\x01\0\0\0\x2a\x01*"[..]].concat();
+    let cases: [(&[u8], &[u8], &str); 7] = [
+        (b"registerPublisher", b"", "name"),
+        (b"registerPublisher", b"\xff\xff\xff\xff", "protobuf"),
+        (b"findSubscriber", b"\x0a\x01", "protobuf"),
+        (b"removeAllRegistration", b"\xff", "UTF-8"),
+        (b"registerPublisher", &star, "domain"),
+        (b"registerPublisher", &ten_megabytes, "too long"),
+        (b"allPublisher", &ten_megabytes, "too long"),
+    ];
+    for (action, data, says) in cases {
+        let reply = ask(&requester, &[action, b"me", data]).await;
+        assert_eq!((reply.len(), &reply[0][..]), (3, action));
+        let status = String::from_utf8(reply[2].to_vec()).unwrap();
+        assert!(status.contains(says), "{status}");
+    }
+    let long = vec![b'a'; 1 << 20];
+    assert_eq!(ask(&requester, &[&long, &long, &long]).await[2], "the request is too long: no frame may have more than 65536 bytes");
+
+    // What is no request at all gets no reply, and peers that break the protocol are sent away.
+    let port = registrar.address().port();
+    let mut raw = Raw::handshake(port, "REQ").await;
+    raw.send_message(&[b"no envelope"]).await;
+    raw.send_message(&[&b""[..], b"allPublisher", b"me", b""]).await;
+    assert_eq!(raw.next_frame().await.unwrap().1, "");
+    raw.send(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff").await;
+    raw.closed().await;
+    let mut greedy = Raw::handshake(port, "REQ").await;
+    greedy.send(b"\x02\x7f\xff\xff\xff\xff\xff\xff\xff").await;
+    greedy.closed().await;
+
+    client.register(&registration(OwnerType::Publisher, "n", "a:b")).await.unwrap();
+    assert_eq!(registrar.counts().publishers, 1);
+    within("the end", registrar.stop(PATIENCE)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_clients_are_served_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for snapshot in [None, Some(folder.path().join("snapshot"))] {
+        let mut builder = Registrar::bind("127.0.0.1:0");
+        if let Some(path) = &snapshot {
+            builder = builder.snapshot(path);
+        }
+        let registrar = Arc::new(builder.start().await.unwrap());
+        let clients = (0..200).map(|number| {
+            let registrar = registrar.clone();
+            tokio::spawn(async move {
+                let client = client(registrar.address());
+                let name = format!("n{number}");
+                for topic in ["a:b", "a:c"] {
+                    let mine = registration(OwnerType::Subscriber, &name, topic);
+                    client.register(&mine).await.unwrap();
+                    let query = Query::topic(OwnerType::Subscriber, &topic.parse().unwrap());
+                    assert!(client.exact(&query).await.unwrap().contains(&mine));
+                }
+                client.deregister(&registration(OwnerType::Subscriber, &name, "a:c")).await.unwrap();
+            })
+        });
+        for client in within("all clients", futures::future::join_all(clients)).await {
+            client.unwrap();
+        }
+        assert_eq!(registrar.counts().subscribers, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libzmq_clients_are_served() {
+    let (registrar, _) = start().await;
+    let port = registrar.address().port().to_string();
+    let mut peer = Peer::python("registrar_client.py", &["--port", &port, "--clients", "50", "--heartbeat", "50"]);
+    peer.expect("registered").await;
+    assert_eq!(peer.expect("found").await, ["bass"]);
+    peer.expect("refused").await;
+    assert_eq!(peer.expect("served").await, ["50"]);
+    peer.expect("removed").await;
+    peer.finish().await;
+}
+
+/// A request that nobody answered in time must not be answered by the next one's reply, nor that one by its late reply.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_client_recovers_from_a_silent_libzmq_registrar() {
+    let mut peer = Peer::python("registrar_server.py", &["--silent", "1"]);
+    let port: u16 = peer.expect("listening").await[0].parse().unwrap();
+    let address = RegistrarAddress::new("127.0.0.1", port).unwrap();
+    let impatient = xmsg_core::Registrar::builder(address)
+        .registration_timeout(Duration::from_millis(500))
+        .discovery_timeout(PATIENCE)
+        .renewal_interval(None)
+        .build()
+        .unwrap();
+    let mine = registration(OwnerType::Publisher, "n", "a:b");
+    let error = impatient.register(&mine).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(impatient.all(OwnerType::Publisher).await.unwrap(), [mine]);
+    assert_eq!(peer.expect("request").await, ["registerPublisher"]);
+    assert_eq!(peer.expect("request").await, ["allPublisher"]);
+    peer.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_loses_nothing_and_clients_go_on() {
+    start_tracing();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let registrar = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap();
+    let address = registrar.address().clone();
+    let client = client(&address);
+    for name in ["a", "b", "c"] {
+        client.register(&registration(OwnerType::Publisher, name, "x:y")).await.unwrap();
+    }
+    client.deregister(&registration(OwnerType::Publisher, "b", "x:y")).await.unwrap();
+    within("the end", registrar.stop(PATIENCE)).await;
+
+    let again = Registrar::bind(address.to_string()).snapshot(&path).start().await.unwrap();
+    assert_eq!(names(client.all(OwnerType::Publisher).await.unwrap()), ["a", "c"]);
+    let taken = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap_err();
+    assert!(taken.to_string().contains("another registrar"), "{taken}");
+    within("the end", again.stop(PATIENCE)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_renewed_is_forgotten() {
+    start_tracing();
+    let ttl = Duration::from_millis(500);
+    let registrar = Registrar::bind("127.0.0.1:0").ttl(ttl).start().await.unwrap();
+    let forgetful = client(registrar.address());
+    let renewing = xmsg_core::Registrar::builder(registrar.address().clone())
+        .renewal_interval(Some(ttl / 10))
+        .build()
+        .unwrap();
+    forgetful.register(&registration(OwnerType::Publisher, "old", "a:b")).await.unwrap();
+    renewing.register(&registration(OwnerType::Publisher, "new", "a:b")).await.unwrap();
+    within("the end of the old one", async {
+        while registrar.counts().expired == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(names(forgetful.all(OwnerType::Publisher).await.unwrap()), ["new"]);
+    renewing.close().await;
+    within("the end of the other", async {
+        while registrar.counts().expired < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

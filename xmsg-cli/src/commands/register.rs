@@ -1,0 +1,139 @@
+//! `xmsg register` and `xmsg deregister`: what actors do by themselves, by hand.
+
+use anyhow::bail;
+use clap::Args;
+use xmsg_core::{OwnerType, ProxyAddress, Registration, Topic};
+
+use crate::args::RegistrarOptions;
+use crate::exit::{AtRegistrar, Exit, Usage};
+use crate::output::note;
+use crate::signals::Interrupt;
+
+/// Whether an actor publishes or subscribes.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Owner {
+    /// It publishes
+    #[arg(long)]
+    publisher: bool,
+
+    /// It subscribes
+    #[arg(long)]
+    subscriber: bool,
+}
+
+impl Owner {
+    fn owner(&self) -> OwnerType {
+        if self.publisher { OwnerType::Publisher } else { OwnerType::Subscriber }
+    }
+}
+
+/// Register an actor that publishes or subscribes to a topic
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The topic: domain[:subject[:type...]]
+    topic: Topic,
+
+    /// The name of the actor
+    #[arg(long)]
+    name: String,
+
+    #[command(flatten)]
+    owner: Owner,
+
+    /// What the actor does
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+
+    /// The proxy that the actor uses
+    #[arg(long, value_name = "HOST[:PORT]", env = "XMSG_PROXY", default_value = "127.0.0.1:7771")]
+    proxy: ProxyAddress,
+
+    /// Stay, register it again from time to time, and take it back on Ctrl-C
+    #[arg(long)]
+    keep: bool,
+
+    #[command(flatten)]
+    registrar: RegistrarOptions,
+}
+
+/// Take back the registration of an actor, or all of a host
+#[derive(Debug, Args)]
+pub(crate) struct RemovalArguments {
+    /// The topic: domain[:subject[:type...]]
+    #[arg(required_unless_present = "all_of", conflicts_with = "all_of", requires = "name")]
+    topic: Option<Topic>,
+
+    /// The name of the actor
+    #[arg(long, requires = "topic")]
+    name: Option<String>,
+
+    /// It publishes
+    #[arg(long, conflicts_with_all = ["subscriber", "all_of"])]
+    publisher: bool,
+
+    /// It subscribes
+    #[arg(long, conflicts_with = "all_of")]
+    subscriber: bool,
+
+    /// The proxy that the actor uses; its port does not matter
+    #[arg(long, value_name = "HOST[:PORT]", env = "XMSG_PROXY", default_value = "127.0.0.1:7771")]
+    proxy: ProxyAddress,
+
+    /// Take back everything that was registered with this host
+    #[arg(long, value_name = "HOST")]
+    all_of: Option<String>,
+
+    #[command(flatten)]
+    registrar: RegistrarOptions,
+}
+
+pub(crate) async fn register(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let registrar = arguments.registrar.client()?;
+    let owner = arguments.owner.owner();
+    let mut registration = Registration::new(owner, arguments.name, &arguments.topic, &arguments.proxy);
+    registration.description = arguments.description;
+    tokio::select! {
+        result = registrar.register(&registration) => result.map_err(AtRegistrar)?,
+        () = interrupt.wait() => return Ok(Exit::Interrupted),
+    }
+    if verbose || arguments.keep {
+        note(format_args!("registered {owner} {} of {}", registration.name, arguments.topic));
+    }
+    if !arguments.keep {
+        return Ok(Exit::Done);
+    }
+    interrupt.wait().await;
+    registrar.deregister(&registration).await.map_err(AtRegistrar)?;
+    Ok(Exit::Interrupted)
+}
+
+pub(crate) async fn deregister(arguments: RemovalArguments, verbose: bool) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let registrar = arguments.registrar.client()?;
+    let owner = match (arguments.publisher, arguments.subscriber) {
+        (true, _) => OwnerType::Publisher,
+        (_, true) => OwnerType::Subscriber,
+        _ if arguments.all_of.is_some() => OwnerType::Publisher,
+        _ => bail!(Usage("say which one: --publisher or --subscriber".to_owned())),
+    };
+    let work = async {
+        match (arguments.all_of, arguments.topic, arguments.name) {
+            (Some(host), ..) => registrar.remove_all(&host).await,
+            (None, Some(topic), Some(name)) => {
+                registrar.deregister(&Registration::new(owner, name, &topic, &arguments.proxy)).await
+            }
+            // The command line has a topic and a name, or a host.
+            _ => Ok(()),
+        }
+    };
+    tokio::select! {
+        result = work => result.map_err(AtRegistrar)?,
+        () = interrupt.wait() => return Ok(Exit::Interrupted),
+    }
+    if verbose {
+        note("taken back");
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,27 @@
+//! Registers a publisher, finds it, and takes the registration back. Needs a registrar at `XMSG_REGISTRAR`, else
+//! 127.0.0.1:8888: `cargo run --bin xmsg-registrar`.
+
+use std::time::Duration;
+
+use xmsg_core::{Actor, OwnerType, Query, Topic};
+
+#[tokio::main]
+async fn main() -> xmsg_core::Result<()> {
+    let actor = Actor::new("thermometer").await?;
+    let topic = Topic::with_types("weather", "oslo", "temperature")?;
+
+    actor.register(OwnerType::Publisher, &topic, "degrees Celsius").await?;
+    println!("registered {} at {}", actor.name(), actor.registrar());
+
+    // Who publishes what a subscriber of `weather` would receive?
+    let query = Query::topic(OwnerType::Publisher, &Topic::of_domain("weather")?);
+    for found in actor.discover(&query).await? {
+        let (topic, proxy) = (found.topic()?, format!("{}:{}", found.host, found.port));
+        println!("{} publishes {topic} through {proxy}: {}", found.name, found.description());
+    }
+
+    actor.deregister(OwnerType::Publisher, &topic).await?;
+    println!("left after that: {}", actor.discover(&query).await?.len());
+    actor.close(Duration::from_secs(1)).await;
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! Three actors in a row: a source of numbers, one that doubles them, a sink that prints them.
+//! Needs a proxy: `cargo run --bin xmsg-proxy`.
+
+use std::time::Duration;
+
+use xmsg_core::{Actor, Message, Result, Topic};
+
+const COUNT: i32 = 5;
+
+/// What a handler returns is published, wherever its topic says.
+fn twice(number: &Message, to: Topic) -> Result<Message> {
+    Ok(Message::of(to, 2 * number.value::<i32>()?))
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let numbers = Topic::new("pipeline", "numbers")?;
+    let doubled = Topic::new("pipeline", "doubled")?;
+
+    // From the end to the beginning: whoever publishes finds its subscriber there.
+    let sink = Actor::new("sink").await?;
+    let mut results = sink.subscribe([doubled.clone()]).await?;
+
+    let double = Actor::new("double").await?;
+    let handler = move |number: Message| {
+        let to = doubled.clone();
+        async move { twice(&number, to) }
+    };
+    double.subscribe_with([numbers.clone()], 1, handler).await?; // one at a time, in order
+
+    let source = Actor::new("source").await?;
+    for number in 1..=COUNT {
+        source.publish(Message::of(numbers.clone(), number)).await?;
+        println!("source: {number}");
+    }
+
+    for _ in 0..COUNT {
+        let Some(result) = results.next().await else { break };
+        println!("sink: {}", result?.value::<i32>()?);
+    }
+
+    for actor in [source, double, sink] {
+        let unsent = actor.close(Duration::from_secs(5)).await;
+        println!("{}: closed, {unsent} not sent", actor.name());
+    }
+    Ok(())
+}

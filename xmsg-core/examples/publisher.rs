@@ -1,0 +1,22 @@
+//! Publishes a reading every half second, ten in all. Needs a proxy: `cargo run --bin xmsg-proxy`.
+
+use std::time::Duration;
+
+use xmsg_core::{Actor, Message, Topic};
+
+#[tokio::main]
+async fn main() -> xmsg_core::Result<()> {
+    let actor = Actor::new("thermometer").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
+    let topic = Topic::with_types("weather", "oslo", "temperature")?;
+
+    for reading in 1..=10 {
+        let temperature = 4.0 + f64::from(reading) / 10.0;
+        actor.publish(Message::of(topic.clone(), temperature)).await?; // back once it was accepted
+        println!("published {topic} {temperature}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+
+    let unsent = actor.close(Duration::from_secs(5)).await; // sends what it had accepted
+    println!("closed, {unsent} not sent");
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! A service that takes square roots, and a client that asks it. Needs a proxy: `cargo run --bin xmsg-proxy`.
+
+use std::time::Duration;
+
+use xmsg_core::meta::Status;
+use xmsg_core::{Actor, Message, Result, Topic};
+
+/// The answer to a request; none to a message that asks for none.
+fn root(request: &Message) -> Result<Option<Message>> {
+    let value: f64 = request.value()?;
+    if value >= 0.0 {
+        return request.reply_with(value.sqrt());
+    }
+    let Some(mut reply) = request.reply_with("the number is negative")? else { return Ok(None) };
+    reply.edit_meta(|meta| meta.status = Some(Status::Error))?;
+    Ok(Some(reply))
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let topic = Topic::new("math", "root")?;
+
+    let server = Actor::new("server").await?;
+    let service = server.subscribe_with([topic.clone()], 8, |request| async move { root(&request) }).await?;
+
+    let client = Actor::new("client").await?;
+    for value in [2.0, 9.0, -1.0] {
+        let question = Message::of(topic.clone(), value);
+        let answer = client.request(question, Duration::from_secs(1)).await?; // an error after a second
+        if answer.meta()?.status == Some(Status::Error) {
+            println!("{value}: {}", answer.value::<String>()?);
+        } else {
+            println!("{value}: {}", answer.value::<f64>()?);
+        }
+    }
+
+    client.close(Duration::from_secs(1)).await;
+    service.unsubscribe().await; // waits for handlers that are at work
+    server.close(Duration::from_secs(1)).await;
+    Ok(())
+}

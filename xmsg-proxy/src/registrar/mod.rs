@@ -1,0 +1,254 @@
+//! The registrar: who publishes and who subscribes, and where (section 5 of the xMsg protocol).
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
+//! use std::time::Duration;
+//! use xmsg_core::registration::{OwnerType, Query, Registration};
+//! use xmsg_core::{ProxyAddress, Topic};
+//! use xmsg_proxy::registrar::Registrar;
+//!
+//! let registrar = Registrar::bind("127.0.0.1:0").start().await?;
+//! let client = xmsg_core::Registrar::new(registrar.address().clone());
+//! let topic = Topic::new("report", "sports")?;
+//! let registration = Registration::new(OwnerType::Publisher, "reporter", &topic, &ProxyAddress::default());
+//! client.register(&registration).await?;
+//! let found = client.find(&Query::topic(OwnerType::Publisher, &topic)).await?;
+//! assert_eq!(found, [registration]);
+//! registrar.stop(Duration::from_secs(5)).await;
+//! # Ok(()) }
+//! ```
+
+pub mod journal;
+mod service;
+pub mod store;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use xmsg_core::registration::Registration;
+use xmsg_core::socket::{Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions};
+use xmsg_core::zmtp::Limits;
+use xmsg_core::{Error, ErrorKind, RegistrarAddress, Result};
+
+use journal::{Entry, Journal};
+use service::{Counters, Service};
+use store::Store;
+
+/// What a registrar can be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file that registrations are kept in; its journal and lock lie beside it. Default: none, they end with the
+    /// process.
+    pub snapshot: Option<PathBuf>,
+    /// How long a registration lasts that is not made again. Default: for ever. Java, C++ and Python actors don't
+    /// renew theirs.
+    pub ttl: Option<Duration>,
+    /// How many registrations are kept. More are refused. Default 4,000,000.
+    pub registrations: usize,
+    /// What one peer may send. Default: messages up to 16 MiB; of a request's data, only 64 KiB are looked at.
+    pub limits: Limits,
+    /// Options of the transport.
+    pub tcp: TcpOptions,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            snapshot: None,
+            ttl: None,
+            registrations: 4_000_000,
+            limits: Limits { message_size: 16 << 20, ..Limits::default() },
+            tcp: TcpOptions::default(),
+        }
+    }
+}
+
+/// A registrar to be: options, each with a documented default in [`Config`].
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens before `start`"]
+pub struct Builder {
+    address: String,
+    config: Config,
+}
+
+impl Builder {
+    /// All options at once.
+    pub fn config(self, config: Config) -> Self {
+        Self { config, ..self }
+    }
+
+    /// The file that registrations are kept in.
+    pub fn snapshot(mut self, path: impl Into<PathBuf>) -> Self {
+        self.config.snapshot = Some(path.into());
+        self
+    }
+
+    /// How long a registration lasts that is not made again.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.config.ttl = Some(ttl);
+        self
+    }
+
+    /// Reads the snapshot, binds the port and goes to work, on the present tokio runtime.
+    pub async fn start(self) -> Result<Registrar> {
+        Registrar::start(&self.address, self.config).await
+    }
+}
+
+/// How many registrations there are, and what was done since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Publishers that are registered.
+    pub publishers: u64,
+    /// Subscribers that are registered.
+    pub subscribers: u64,
+    /// Requests that were answered.
+    pub requests: u64,
+    /// How many of those with an error.
+    pub refused: u64,
+    /// Registrations that were not renewed in time.
+    pub expired: u64,
+}
+
+/// A registrar at work. It stops with [`stop`](Self::stop); dropping it stops it at once.
+#[derive(Debug)]
+pub struct Registrar {
+    address: RegistrarAddress,
+    counters: Arc<Counters>,
+    stop: CancellationToken,
+    replier: Replier,
+    service: Option<JoinHandle<()>>,
+}
+
+impl Drop for Registrar {
+    fn drop(&mut self) {
+        if let Some(service) = &self.service {
+            service.abort();
+        }
+    }
+}
+
+impl Registrar {
+    /// A registrar to be at `host:port`; port 0 stands for any free one.
+    pub fn bind(address: impl Into<String>) -> Builder {
+        Builder { address: address.into(), config: Config::default() }
+    }
+
+    async fn start(address: &str, config: Config) -> Result<Self> {
+        let mut store = Store::new(config.registrations, config.ttl);
+        let mut journal = match config.snapshot {
+            None => None,
+            Some(path) => {
+                let load = tokio::task::spawn_blocking(move || load(&path, store));
+                let (loaded, journal) = load.await.map_err(|error| {
+                    Error::new(ErrorKind::Io, "the snapshot could not be loaded").with_source(error)
+                })??;
+                store = loaded;
+                Some(journal)
+            }
+        };
+        if let Some(damaged) = journal.take_if(|journal| journal.wants_compaction()) {
+            journal = Some(service::compact(damaged, &store).await?);
+        }
+
+        let replier = Replier::new(SocketOptions {
+            // One reply; REQ peers wait for it before they ask again.
+            send_high_water_mark: HighWaterMark::bytes(1 << 20),
+            limits: config.limits,
+            tcp: config.tcp,
+            ..SocketOptions::default()
+        });
+        let address = listen(address, &replier).await?;
+        let counters = Arc::new(Counters::default());
+        let stop = CancellationToken::new();
+        let sender = Bytes::from(format!("{}:registrar", address.host()));
+        let service = Service::new(sender, replier.clone(), store, journal, counters.clone(), stop.clone());
+        let service = Some(tokio::spawn(service.run()));
+        Ok(Self { address, counters, stop, replier, service })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> &RegistrarAddress {
+        &self.address
+    }
+
+    /// How many registrations there are, and what was done since the start.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            publishers: read(&self.counters.publishers),
+            subscribers: read(&self.counters.subscribers),
+            requests: read(&self.counters.requests),
+            refused: read(&self.counters.refused),
+            expired: read(&self.counters.expired),
+        }
+    }
+
+    /// Waits until it has ended without being told to: when its journal was lost. The log says why.
+    pub async fn ended(&self) {
+        self.stop.cancelled().await;
+    }
+
+    /// Stops in order: takes no more requests, writes what was not yet in the journal, and sends the replies, for at most
+    /// `linger`. Returns all counts.
+    pub async fn stop(mut self, linger: Duration) -> Counts {
+        self.stop.cancel();
+        if let Some(service) = self.service.take() {
+            // It ends by itself; a panic in it has been reported.
+            let _ = service.await;
+        }
+        self.replier.close(linger).await;
+        self.counts()
+    }
+}
+
+/// Fills the store from its files.
+fn load(path: &std::path::Path, mut store: Store) -> Result<(Store, Journal)> {
+    let mut lost = 0;
+    let mut replay = |entry| {
+        let done = match entry {
+            Entry::Register(owner, frame) => Registration::decode(&frame)
+                .ok()
+                .and_then(|registration| store.register(owner, &registration, Duration::ZERO).ok())
+                .is_some(),
+            Entry::Remove(owner, frame) => Registration::decode(&frame)
+                .ok()
+                .and_then(|registration| store.remove(owner, &registration).ok())
+                .is_some(),
+            Entry::RemoveHost(host) => str::from_utf8(&host).map(|host| store.remove_host(host)).is_ok(),
+        };
+        lost += usize::from(!done);
+    };
+    let (journal, complaints) = Journal::open(path, &mut replay)?;
+    for complaint in complaints {
+        tracing::error!("{complaint}");
+    }
+    if lost > 0 {
+        tracing::error!(lost, "the snapshot has entries that can't be taken: are there more than may be?");
+    }
+    tracing::info!(registrations = store.len(), file = %path.display(), "read the snapshot");
+    Ok((store, journal))
+}
+
+async fn listen(address: &str, replier: &Replier) -> Result<RegistrarAddress> {
+    let (host, endpoint) = if let Some(host) = address.strip_suffix(":0") {
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        // The port is made up: only the host is checked.
+        RegistrarAddress::new(&host, 1)?;
+        (host.clone(), Endpoint::tcp(host, 0))
+    } else {
+        let wanted: RegistrarAddress = address.parse()?;
+        (wanted.host().to_owned(), Endpoint::tcp(wanted.host(), wanted.port()))
+    };
+    match replier.bind(&endpoint).await? {
+        Endpoint::Tcp { port, .. } => RegistrarAddress::new(host, port),
+        other => Err(Error::new(ErrorKind::InvalidAddress, format!("{other} is not a TCP endpoint"))),
+    }
+}

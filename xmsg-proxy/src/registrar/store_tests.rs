@@ -1,0 +1,195 @@
+//! The store against a model that knows no index: a list, and the rules as section 5 of the protocol words them.
+
+use proptest::prelude::*;
+use xmsg_core::registration::Query;
+use xmsg_core::{ProxyAddress, Topic as CoreTopic};
+
+use super::*;
+
+fn registration(name: &str, host: &str, port: u16, parts: [&str; 3]) -> Registration {
+    let proxy = ProxyAddress::new(host, port).unwrap();
+    let topic = CoreTopic::wrap("placeholder");
+    let mut registration = Registration::new(OwnerType::Publisher, name, &topic, &proxy);
+    let [domain, subject, types] = parts.map(str::to_owned);
+    (registration.domain, registration.subject, registration.types) = (domain, Some(subject), Some(types));
+    registration
+}
+
+#[derive(Debug, Default)]
+struct Model(Vec<(OwnerType, Registration)>);
+
+impl Model {
+    fn select(&self, owner: OwnerType, fits: impl Fn(&Registration) -> bool) -> Vec<Bytes> {
+        let records = self.0.iter().filter(|(of, record)| *of == owner && fits(record));
+        sorted(records.map(|(_, record)| record.encode()).collect())
+    }
+
+    fn find(&self, owner: OwnerType, asked: &Registration) -> Vec<Bytes> {
+        let asked = asked.topic().unwrap();
+        self.select(owner, |record| {
+            let topic = record.topic().unwrap();
+            topic.domain() == asked.domain()
+                && match owner {
+                    OwnerType::Publisher => asked.is_parent(&topic),
+                    OwnerType::Subscriber => topic.is_parent(&asked),
+                }
+        })
+    }
+
+    fn filter(&self, owner: OwnerType, asked: &Registration) -> Vec<Bytes> {
+        let any = |part: &str| part == ANY;
+        let types = Query::parts(owner, "d", "s", asked.types());
+        let types = xmsg_core::registration::Request::discover("me", |_| action(), &types);
+        let xmsg_core::registration::Argument::Registration(types) = types.argument else { unreachable!() };
+        let types = types.topic().unwrap().types().into_owned();
+        self.select(owner, |record| {
+            let topic = record.topic().unwrap();
+            (any(&asked.domain) || topic.domain() == asked.domain)
+                && (any(asked.subject()) || topic.subject() == asked.subject())
+                && (any(&types) || topic.types() == types)
+                && (asked.host == UNDEFINED || asked.host == record.host)
+                && (asked.port == 0 || asked.port == record.port)
+        })
+    }
+}
+
+fn action() -> xmsg_core::registration::Action {
+    xmsg_core::registration::Action::Filter(OwnerType::Publisher)
+}
+
+fn sorted(mut frames: Vec<Bytes>) -> Vec<Bytes> {
+    frames.sort();
+    frames
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Register(OwnerType, Registration),
+    Remove(OwnerType, Registration),
+    RemoveHost(String),
+    Ask(OwnerType, Registration),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let part = || prop::sample::select(vec!["a", "b", "ab", "a:b", "é", "è", "*", "", "undefined"]);
+    let registration = (
+        prop::sample::select(vec!["n", "m"]),
+        prop::sample::select(vec!["h", "i", "undefined"]),
+        0_u16..3,
+        [part(), part(), part()],
+        any::<bool>(),
+    )
+        .prop_map(|(name, host, port, parts, described)| {
+            let mut registration = registration(name, host, 1, parts);
+            registration.port = port.into();
+            registration.description = described.then(|| "x".to_owned());
+            registration
+        });
+    let owner = prop::sample::select(OwnerType::ALL.to_vec());
+    (0..10, owner, registration).prop_map(|(kind, owner, registration)| match kind {
+        0..5 => Step::Register(owner, registration),
+        5 => Step::Remove(owner, registration),
+        6 => Step::RemoveHost(registration.host),
+        _ => Step::Ask(owner, registration),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn it_answers_as_the_rules_say(steps in prop::collection::vec(step(), 1..80)) {
+        let mut store = Store::new(usize::MAX, Some(Duration::from_secs(1)));
+        let mut model = Model::default();
+        for step in steps {
+            match step {
+                Step::Register(owner, record) => {
+                    let result = store.register(owner, &record, Duration::ZERO);
+                    prop_assert_eq!(result.is_ok(), record.topic().is_ok());
+                    if let Ok(new) = result {
+                        let entry = (owner, record);
+                        prop_assert_eq!(new, !model.0.contains(&entry));
+                        if new {
+                            model.0.push(entry);
+                        }
+                    }
+                }
+                Step::Remove(owner, asked) => {
+                    let result = store.remove(owner, &asked);
+                    let Ok(topic) = asked.topic() else {
+                        prop_assert!(result.is_err());
+                        continue;
+                    };
+                    let before = model.0.len();
+                    model.0.retain(|(of, record)| {
+                        *of != owner || record.topic().unwrap() != topic
+                            || record.name != asked.name || record.host != asked.host
+                    });
+                    prop_assert_eq!(result, Ok(before - model.0.len()));
+                }
+                Step::RemoveHost(host) => {
+                    let before = model.0.len();
+                    model.0.retain(|(_, record)| record.host != host);
+                    prop_assert_eq!(store.remove_host(&host), before - model.0.len());
+                }
+                Step::Ask(owner, asked) => {
+                    prop_assert_eq!(sorted(store.filter(owner, &asked)), model.filter(owner, &asked));
+                    prop_assert_eq!(sorted(store.all(owner)), model.select(owner, |_| true));
+                    let Ok(topic) = asked.topic() else {
+                        prop_assert!(store.find(owner, &asked).is_err() && store.exact(owner, &asked).is_err());
+                        continue;
+                    };
+                    prop_assert_eq!(sorted(store.find(owner, &asked).unwrap()), model.find(owner, &asked));
+                    prop_assert_eq!(
+                        sorted(store.exact(owner, &asked).unwrap()),
+                        model.select(owner, |record| record.topic().unwrap() == topic)
+                    );
+                }
+            }
+            prop_assert_eq!(store.len(), model.0.len());
+            prop_assert_eq!(store.expiring.len(), store.len());
+        }
+        // Nothing is left behind in an index.
+        store.expire(Duration::from_secs(1));
+        prop_assert!(store.is_empty() && store.expiring.is_empty());
+        for table in [&store.publishers, &store.subscribers] {
+            prop_assert!(table.topics.is_empty() && table.domains.is_empty() && table.by_host.is_empty());
+            prop_assert!(table.by_subject.0.is_empty() && table.by_types.0.is_empty());
+        }
+    }
+}
+
+#[test]
+fn what_is_not_renewed_expires() {
+    let seconds = Duration::from_secs;
+    let mut store = Store::new(usize::MAX, Some(seconds(10)));
+    let (first, second) = (registration("n", "h", 1, ["a", "b", "c"]), registration("m", "h", 1, ["a", "b", "c"]));
+    for record in [&first, &second] {
+        assert_eq!(store.register(OwnerType::Publisher, record, seconds(0)), Ok(true));
+    }
+    assert_eq!(store.register(OwnerType::Publisher, &first, seconds(6)), Ok(false));
+    assert_eq!(store.next_expiry(), Some(seconds(10)));
+    assert_eq!(store.expire(seconds(9)), 0);
+    assert_eq!(store.expire(seconds(10)), 1);
+    assert_eq!(store.all(OwnerType::Publisher), [first.encode()]);
+    assert_eq!(store.next_expiry(), Some(seconds(16)));
+    assert_eq!(store.expire(seconds(20)), 1);
+    assert_eq!(store.next_expiry(), None);
+}
+
+#[test]
+fn limits_are_kept() {
+    let mut store = Store::new(1, None);
+    let of = |port| registration("n", "h", port, ["a", "b", "c"]);
+    assert_eq!(store.register(OwnerType::Publisher, &of(1), Duration::ZERO), Ok(true));
+    assert_eq!(store.register(OwnerType::Publisher, &of(1), Duration::ZERO), Ok(false));
+    assert_eq!(store.register(OwnerType::Publisher, &of(2), Duration::ZERO), Err(Refused::Full(1)));
+
+    let mut store = Store::new(usize::MAX, None);
+    let last = VARIANTS_MAX as u16 + 1;
+    for port in 1..last {
+        assert_eq!(store.register(OwnerType::Publisher, &of(port), Duration::ZERO), Ok(true));
+    }
+    assert_eq!(store.register(OwnerType::Publisher, &of(last), Duration::ZERO), Err(Refused::Variants));
+    assert_eq!(store.remove(OwnerType::Publisher, &of(9)), Ok(VARIANTS_MAX));
+    assert!(store.is_empty());
+}

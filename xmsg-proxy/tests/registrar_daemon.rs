@@ -1,0 +1,146 @@
+//! The registrar daemon as its user starts it: lines, signals, exit codes, and what `kill -9` leaves behind.
+
+#![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use xmsg_core::{OwnerType, ProxyAddress, Registrar, RegistrarAddress, Registration, Topic};
+use xmsg_tests::process::{Daemon, run};
+use xmsg_tests::{PATIENCE, within};
+
+const REGISTRAR: &str = env!("CARGO_BIN_EXE_xmsg-registrar");
+const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
+
+/// Starts a registrar and reads its address from its first line: `xmsg-registrar VERSION at ADDRESS: …`.
+async fn start(arguments: &[&str]) -> (Daemon, RegistrarAddress, String) {
+    let mut daemon = Daemon::start(REGISTRAR, &[&["--port", "0"], arguments].concat());
+    let line = daemon.line().await;
+    let address = line.split_whitespace().nth(3).unwrap().trim_end_matches(':');
+    (daemon, address.parse().unwrap(), line)
+}
+
+fn client(address: &RegistrarAddress) -> Registrar {
+    Registrar::builder(address.clone())
+        .registration_timeout(PATIENCE)
+        .discovery_timeout(PATIENCE)
+        .renewal_interval(None)
+        .build()
+        .unwrap()
+}
+
+fn registration(name: String) -> Registration {
+    let topic = Topic::new("a", "b").unwrap();
+    Registration::new(OwnerType::Publisher, name, &topic, &ProxyAddress::default())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_loses_nothing_that_was_acknowledged() {
+    const CLIENTS: usize = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot").display().to_string();
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        let (mut daemon, address, line) = start(&["--snapshot", &path]).await;
+        assert!(line.contains("publishers") && line.contains(&path), "{line}");
+        let found = client(&address).all(OwnerType::Publisher).await.unwrap();
+        for name in &acknowledged {
+            assert!(found.iter().any(|registration| registration.name == *name), "{name} is lost");
+        }
+        let count = Arc::new(AtomicUsize::new(0));
+        let writers: Vec<_> = (0..CLIENTS)
+            .map(|writer| {
+                let (count, client) = (count.clone(), client(&address));
+                let mut done = Vec::new();
+                let (send, receive) = tokio::sync::oneshot::channel::<()>();
+                let task = tokio::spawn(async move {
+                    let mut stop = receive;
+                    for number in 0.. {
+                        let name = format!("{round}-{writer}-{number}");
+                        let mine = registration(name.clone());
+                        tokio::select! {
+                            result = client.register(&mine) => result.unwrap(),
+                            _ = &mut stop => return done,
+                        }
+                        done.push(name);
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    done
+                });
+                (task, send)
+            })
+            .collect();
+        within("some registrations", async {
+            while count.load(Ordering::Relaxed) < 500 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        daemon.signal("KILL").await;
+        daemon.end().await;
+        for (task, stop) in writers {
+            drop(stop);
+            acknowledged.extend(within("a writer", task).await.unwrap());
+        }
+    }
+    let (mut daemon, address, _) = start(&["--snapshot", &path]).await;
+    let found = client(&address).all(OwnerType::Publisher).await.unwrap();
+    for name in &acknowledged {
+        assert!(found.iter().any(|registration| registration.name == *name), "{name} is lost");
+    }
+    daemon.signal("TERM").await;
+    let totals = daemon.line().await;
+    assert!(totals.starts_with("xmsg-registrar stopped: publishers "), "{totals}");
+    assert!(daemon.end().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_file_is_kept_aside_and_the_rest_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    std::fs::write(&path, "not a snapshot").unwrap();
+    let (mut daemon, address, _) = start(&["--snapshot", path.to_str().unwrap()]).await;
+    client(&address).register(&registration("n".into())).await.unwrap();
+    assert_eq!(std::fs::read(folder.path().join("snapshot.corrupt-1")).unwrap(), b"not a snapshot");
+    daemon.signal("KILL").await;
+    daemon.end().await;
+    let (_daemon, address, _) = start(&["--snapshot", path.to_str().unwrap()]).await;
+    assert_eq!(client(&address).all(OwnerType::Publisher).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_is_said() {
+    let (_daemon, address, _) = start(&[]).await;
+    let port = address.port().to_string();
+    let missing = Path::new("/does/not/exist/snapshot").display().to_string();
+    for (arguments, code, says) in [
+        (&["--port", &port][..], 1, "in use"),
+        (&["--port", "0", "--snapshot", &missing], 1, "/does/not/exist"),
+        (&["--port", "70000"], 2, "65535"),
+        (&["--host", "a b"], 2, "host"),
+        (&["--ttl", "0"], 2, "above 0"),
+        (&["--what"], 2, "--what"),
+    ] {
+        let output = run(REGISTRAR, arguments).await;
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(error.contains(says), "{arguments:?}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_proxy_runs_one_too() {
+    let mut daemon = Daemon::start(PROXY, &["--port", "0", "--registrar", "0"]);
+    let mut address = None;
+    while address.is_none() {
+        let line = daemon.line().await;
+        address = line.strip_prefix("xmsg-registrar at ").map(|address| address.parse().unwrap());
+    }
+    let client = client(&address.unwrap());
+    client.register(&registration("n".into())).await.unwrap();
+    assert_eq!(client.all(OwnerType::Publisher).await.unwrap().len(), 1);
+    daemon.signal("TERM").await;
+    assert!(daemon.line().await.starts_with("xmsg-proxy stopped"));
+    assert!(daemon.end().await.success());
+}
