@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Setup, Topic};
+use xmsg_core::{
+    Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Setup, SetupBuilder, Topic,
+};
 
-use crate::commands::{demo, discover, publish, register, registrar, subscribe};
+use crate::commands::{demo, discover, ping, publish, register, registrar, reply, request, subscribe};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -34,6 +36,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Pub(Box<publish::Arguments>),
     Sub(Box<subscribe::Arguments>),
+    Req(Box<request::Arguments>),
+    Reply(Box<reply::Arguments>),
+    Ping(ping::Arguments),
     Demo(demo::Arguments),
     Registrar(registrar::Arguments),
     Register(Box<register::Arguments>),
@@ -58,11 +63,16 @@ pub(crate) struct ConnectOptions {
 impl ConnectOptions {
     /// A connection that is not opened yet.
     pub(crate) fn connection(&self) -> xmsg_core::Result<Connection> {
-        let mut setup = Setup::builder();
-        if let Some(time) = self.connect_timeout {
-            setup = setup.connection_timeout(time).subscription_timeout(time);
+        Ok(Connection::with_setup(self.proxy.clone(), self.setup().build()?))
+    }
+
+    /// The setup of a connection, to be completed.
+    pub(crate) fn setup(&self) -> SetupBuilder {
+        let setup = Setup::builder();
+        match self.connect_timeout {
+            Some(time) => setup.connection_timeout(time).subscription_timeout(time),
+            None => setup,
         }
-        Ok(Connection::with_setup(self.proxy.clone(), setup.build()?))
     }
 }
 

@@ -6,8 +6,8 @@
 //! | [`commands`] | one module for each command, with its options |
 //! | [`exit`] | exit codes, and what is said about an error |
 //! | [`source`] | input: a whole file, or its lines, in bounded memory |
-//! | [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
-//! | [`render`], [`mod@format`] | what is shown of a message |
+//! | [`recipe`], [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
+//! | [`style`], [`render`], [`mod@format`] | what is shown of a message |
 //! | [`output`] | standard output and standard error |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
 
@@ -18,9 +18,11 @@ mod format;
 mod metadata;
 mod output;
 mod pace;
+mod recipe;
 mod render;
 mod signals;
 mod source;
+mod style;
 mod template;
 mod value;
 
@@ -53,6 +55,9 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         match cli.command {
             Command::Pub(arguments) => commands::publish::run(*arguments, verbose).await,
             Command::Sub(arguments) => commands::subscribe::run(*arguments, verbose).await,
+            Command::Req(arguments) => commands::request::run(*arguments, verbose).await,
+            Command::Reply(arguments) => commands::reply::run(*arguments, verbose).await,
+            Command::Ping(arguments) => commands::ping::run(arguments).await,
             Command::Demo(arguments) => commands::demo::run(arguments).await,
             Command::Registrar(arguments) => commands::registrar::run(arguments).await,
             Command::Register(arguments) => commands::register::register(*arguments, verbose).await,

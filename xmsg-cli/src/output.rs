@@ -106,6 +106,14 @@ pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddre
     std::future::pending::<()>().await;
 }
 
+/// The result of `work`; meanwhile `notes` is run, which never ends.
+pub(crate) async fn or_noting<T>(work: impl Future<Output = T>, notes: impl Future<Output = ()>) -> T {
+    tokio::select! {
+        result = work => result,
+        () = notes => std::future::pending().await,
+    }
+}
+
 /// Whether colours are welcome on a terminal (<https://no-color.org>).
 pub(crate) fn colour_wanted() -> bool {
     let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());

@@ -32,6 +32,12 @@ pub(crate) fn line(out: &mut Vec<u8>, message: &Message) {
     out.push(b'\n');
 }
 
+/// Appends the data and a newline; see [`data_text`].
+pub(crate) fn data_line(out: &mut Vec<u8>, message: &Message) {
+    out.extend_from_slice(data_text(message).as_bytes());
+    out.push(b'\n');
+}
+
 /// Data as people read it: the value, if the mime type is one that xMsg gives a meaning; else the text, if it is one,
 /// without its newline; else the length and the first bytes. A terminal is safe from what is in it.
 pub(crate) fn data_text(message: &Message) -> String {

@@ -154,7 +154,7 @@ fn read_blocks(
 pub(crate) fn too_long(limit: usize) -> String {
     format!(
         "a message is longer than {limit} bytes, the most that fits into a message of 64 MiB with its topic and \
-         metadata: split it, or publish its lines with -l"
+         metadata: split it (`xmsg pub -l` publishes lines)"
     )
 }
 

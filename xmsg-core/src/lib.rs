@@ -34,3 +34,8 @@ pub use registrar::Registrar;
 pub use registration::{OwnerType, Query, Registration};
 pub use setup::{Setup, SetupBuilder};
 pub use topic::Topic;
+
+/// The code of the guide, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guide.md")]
+struct Guide;

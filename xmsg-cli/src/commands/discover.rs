@@ -17,6 +17,7 @@ const COLUMNS: [&str; 5] = ["ROLE", "TOPIC", "NAME", "PROXY", "DESCRIPTION"];
 ///
 /// Publishers are found when their topic starts with TOPIC, subscribers when TOPIC starts with theirs.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "they are flags of a command line")]
 pub(crate) struct FindArguments {
     /// The topic: domain[:subject[:type...]]; with --filter, * stands for any part, the domain, too
     topic: String,
@@ -192,8 +193,9 @@ mod tests {
     #[test]
     fn columns_stand_below_each_other() {
         let topic = Topic::new("rock", "metal").unwrap();
-        let registration = Registration::new(OwnerType::Publisher, "bass", &topic, &"10.0.0.7".parse().unwrap())
-            .with_description("plays\x1b[2J");
+        let registration =
+            Registration::new(OwnerType::Publisher, "bass", &topic, &"10.0.0.7".parse().unwrap())
+                .with_description("plays\x1b[2J");
         let lines = table(&[row(OwnerType::Publisher, &registration)]);
         assert_eq!(
             lines,

@@ -2,7 +2,10 @@
 
 pub(crate) mod demo;
 pub(crate) mod discover;
+pub(crate) mod ping;
 pub(crate) mod publish;
 pub(crate) mod register;
 pub(crate) mod registrar;
+pub(crate) mod reply;
+pub(crate) mod request;
 pub(crate) mod subscribe;

@@ -10,16 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use jiff::Timestamp;
 use tokio::sync::watch;
 use xmsg_core::{Message, Subscription, Topic};
 
 use crate::args::{ConnectOptions, parse_duration, parse_subscription};
 use crate::exit::Exit;
-use crate::format::Format;
 use crate::output::{Output, counted, grouped, note, note_connection, per_second, reader_gone};
 use crate::render;
 use crate::signals::Interrupt;
+use crate::style::{Style, StyleOptions};
 
 /// Messages that are written before others get their turn.
 const TURN: u64 = 256;
@@ -55,7 +54,6 @@ Examples:
 /// Ends after COUNT messages, after DURATION, when nobody reads the output any more, or with Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(crate) struct Arguments {
     /// Topic: the start of what messages are about; '' is everything
     #[arg(value_name = "TOPIC", required = true, value_parser = parse_subscription)]
@@ -69,27 +67,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 
-    /// Write each message like this: %t topic, %m mime type, %p data, %v value as text, %l length, %x data as hex, %j
-    /// JSON, %T time of arrival, %%; \n \t \r \0 \\. No newline is added
-    #[arg(long, value_name = "FORMAT", group = "how")]
-    format: Option<Format>,
-
-    /// Write each message as an object of JSON on one line: topic, mime, time, length, data, encoding (of data: utf-8 or
-    /// base64), value (of xMsg's own types), meta
-    #[arg(long, group = "how")]
-    json: bool,
-
-    /// Write the data byte for byte, with nothing in between
-    #[arg(long, group = "how")]
-    raw: bool,
-
-    /// With --raw: a newline after each message
-    #[arg(short, long, requires = "raw")]
-    lines: bool,
-
-    /// With --raw: a NUL byte after each message
-    #[arg(short = '0', long, requires = "raw", conflicts_with = "lines")]
-    null: bool,
+    #[command(flatten)]
+    style: StyleOptions,
 
     /// Write the data of each message into a file of its own in this directory: 00000001, 00000002, ...
     #[arg(long, value_name = "DIR", group = "how")]
@@ -233,60 +212,35 @@ impl Receiver {
 #[derive(Debug)]
 struct Writer {
     output: Output,
-    style: Style,
+    form: Form,
 }
 
 #[derive(Debug)]
-enum Style {
-    Text,
-    Format(Format),
-    Json,
-    Raw { after: &'static [u8] },
+enum Form {
+    Messages(Style),
     Dump(PathBuf),
     Report(Report),
 }
 
 impl Writer {
     fn new(arguments: &Arguments) -> anyhow::Result<Self> {
-        let style = if let Some(format) = &arguments.format {
-            Style::Format(format.clone())
-        } else if arguments.json {
-            Style::Json
-        } else if arguments.raw {
-            Style::Raw {
-                after: match (arguments.lines, arguments.null) {
-                    (true, _) => b"\n",
-                    (_, true) => b"\0",
-                    _ => b"",
-                },
-            }
-        } else if let Some(dir) = &arguments.dump {
+        let form = if let Some(dir) = &arguments.dump {
             fs::create_dir_all(dir)
                 .with_context(|| format!("cannot make the directory {}", dir.display()))?;
-            Style::Dump(dir.clone())
+            Form::Dump(dir.clone())
         } else if arguments.report {
-            Style::Report(Report::new())
+            Form::Report(Report::new())
         } else {
-            Style::Text
+            Form::Messages(arguments.style.style(Style::Line))
         };
-        Ok(Self { output: Output::stdout()?, style })
+        Ok(Self { output: Output::stdout()?, form })
     }
 
     fn write(&mut self, message: &Message, number: u64) -> anyhow::Result<()> {
-        let out = self.output.buffer();
-        match &mut self.style {
-            Style::Text => render::line(out, message),
-            Style::Format(format) => format.write(out, message, Timestamp::now()),
-            Style::Json => {
-                render::json(out, message, Timestamp::now());
-                out.push(b'\n');
-            }
-            Style::Raw { after } => {
-                self.output.write(message.data())?;
-                self.output.buffer().extend_from_slice(after);
-            }
-            Style::Dump(dir) => tokio::task::block_in_place(|| dump(dir, number, message.data()))?,
-            Style::Report(report) => {
+        match &mut self.form {
+            Form::Messages(style) => return style.write(&mut self.output, message),
+            Form::Dump(dir) => tokio::task::block_in_place(|| dump(dir, number, message.data()))?,
+            Form::Report(report) => {
                 report.count(message);
                 if report.is_due() {
                     report.write(self.output.buffer());
@@ -303,14 +257,14 @@ impl Writer {
 
     /// Waits until a report is due; for ever, when none is wanted.
     async fn report_due(&self) {
-        match &self.style {
-            Style::Report(report) => tokio::time::sleep_until(report.due.into()).await,
+        match &self.form {
+            Form::Report(report) => tokio::time::sleep_until(report.due.into()).await,
             _ => std::future::pending().await,
         }
     }
 
     fn report(&mut self) -> anyhow::Result<()> {
-        if let Style::Report(report) = &mut self.style {
+        if let Form::Report(report) = &mut self.form {
             report.write(self.output.buffer());
         }
         self.output.flush()

@@ -145,10 +145,7 @@ struct Chunk {
 }
 
 #[derive(Debug, Default)]
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own, and all their combinations occur"
-)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct State {
     chunks: VecDeque<Chunk>,
     /// Copied messages behind the last chunk: whole ones.
@@ -585,12 +582,12 @@ impl<'a> Writer<'a> {
             let mut state = self.outbox.state();
             if state.has_messages() {
                 state.flush_tail();
-                // Not all of it at once: what is urgent goes before what has not been taken.
-                let mut len = 0;
-                while len < WRITE_MAX
-                    && let Some(chunk) = state.chunks.pop_front()
-                {
+                // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
+                let (mut len, mut whole) = (0, false);
+                while len < WRITE_MAX || !whole {
+                    let Some(chunk) = state.chunks.pop_front() else { break };
                     len += chunk.bytes.len();
+                    whole = chunk.ends_message;
                     self.chunks.push_back(chunk);
                 }
                 self.urgent_waits = false;

@@ -172,6 +172,20 @@ fn urgent_bytes_wait_for_the_end_of_a_message_and_no_longer() {
 }
 
 #[test]
+fn a_message_of_many_large_frames_is_written_whole() {
+    let outbox = Outbox::new(HighWaterMark::bytes(100 << 20));
+    let frames = vec![Bytes::from(vec![7; 1 << 20]); 5];
+    for _ in 0..3 {
+        outbox.try_push(&frames).unwrap();
+    }
+    outbox.close();
+    let mut stream = Brittle { limit: usize::MAX, piece: 300_000, taken: vec![] };
+    block_on(Writer::new(&outbox).run(&mut stream)).unwrap();
+    assert_eq!(stream.taken.len(), 3 * encoded_len(&frames));
+    assert_eq!(outbox.queued(), Amount::default());
+}
+
+#[test]
 fn whoever_waits_for_the_queue_to_be_flushed_is_told() {
     block_on(async {
         let outbox = Outbox::new(HighWaterMark::bytes(100 << 20));
@@ -212,8 +226,8 @@ proptest! {
     /// books balance.
     #[test]
     fn nothing_is_lost_or_doubled_by_broken_connections(
-        lens in prop::collection::vec(prop_oneof![4 => 4_usize..200, 1 => 8000_usize..20_000], 1..30),
-        breaks in prop::collection::vec((0_usize..30_000, 1_usize..9000), 0..8),
+        lens in prop::collection::vec(prop_oneof![4 => 4_usize..200, 1 => 8000_usize..20_000, 1 => 1_000_000_usize..1_400_000], 1..30),
+        breaks in prop::collection::vec((0_usize..3_000_000, 1_usize..90_000), 0..8),
         copied in any::<bool>(),
     ) {
         let ledger = Arc::new(Ledger::default());

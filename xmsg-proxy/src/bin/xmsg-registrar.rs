@@ -64,9 +64,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
 
-    let kept = arguments.snapshot.as_ref().map_or("in memory only".to_owned(), |path| {
-        format!("in {}", path.display())
-    });
+    let kept = arguments
+        .snapshot
+        .as_ref()
+        .map_or("in memory only".to_owned(), |path| format!("in {}", path.display()));
     let config = Config {
         snapshot: arguments.snapshot,
         ttl: arguments.ttl,

@@ -284,10 +284,7 @@ fn keep_aside(path: &Path, saved: &str) -> Result<String> {
 }
 
 /// Writes a file beside this one and puts it in its place. Returns its length and the file, at its end.
-fn replace(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
-) -> Result<(u64, File)> {
+fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<(u64, File)> {
     let temporary = with_suffix(path, ".tmp");
     let work = || {
         let file = File::create(&temporary)?;
@@ -367,7 +364,9 @@ mod tests {
         journal.compact(&records).unwrap();
         assert!(!journal.wants_compaction());
         let mut batch = Vec::new();
-        entries().iter().for_each(|entry| entry.write(&mut batch));
+        for entry in entries() {
+            entry.write(&mut batch);
+        }
         journal.append(&batch).unwrap();
         [vec![Entry::Register(OwnerType::Subscriber, frame("zero"))], entries().to_vec()].concat()
     }
@@ -414,7 +413,9 @@ mod tests {
     #[test]
     fn damage_is_reported_and_kept_aside() {
         let folder = tempfile::tempdir().unwrap();
-        for (file, at) in [("r", 3), ("r", 20), ("r", 30), ("r.journal", 3), ("r.journal", 18), ("r.journal", 25)] {
+        for (file, at) in
+            [("r", 3), ("r", 20), ("r", 30), ("r.journal", 3), ("r.journal", 18), ("r.journal", 25)]
+        {
             let path = folder.path().join("r");
             for old in fs::read_dir(folder.path()).unwrap() {
                 fs::remove_file(old.unwrap().path()).unwrap();
@@ -426,7 +427,10 @@ mod tests {
             fs::write(&damaged, &bytes).unwrap();
             let (mut journal, found, complaints) = open(&path);
             assert_eq!(complaints.len(), 1, "{file} {at}");
-            assert!(complaints[0].contains("is damaged") && complaints[0].contains(".corrupt-1"), "{complaints:?}");
+            assert!(
+                complaints[0].contains("is damaged") && complaints[0].contains(".corrupt-1"),
+                "{complaints:?}"
+            );
             assert!(found.iter().all(|entry| all.contains(entry)));
             assert_eq!(fs::read(with_suffix(&damaged, ".corrupt-1")).unwrap(), bytes);
             assert!(journal.wants_compaction() && journal.append(&[]).is_err());

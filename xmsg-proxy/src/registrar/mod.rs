@@ -50,7 +50,7 @@ pub struct Config {
     pub ttl: Option<Duration>,
     /// How many registrations are kept. More are refused. Default 4,000,000.
     pub registrations: usize,
-    /// What one peer may send. Default: messages up to 16 MiB; of a request's data, only 64 KiB are looked at.
+    /// What one peer may send. Default: messages up to 16 MiB; of a request's data, only 4 KiB are looked at.
     pub limits: Limits,
     /// Options of the transport.
     pub tcp: TcpOptions,

@@ -18,8 +18,8 @@ use xmsg_core::{Error, ErrorKind, Result};
 use super::journal::{Entry, Journal};
 use super::store::{Refused, Store};
 
-/// Bytes of a request's data that are looked at; more is refused.
-const DATA_MAX: usize = 64 << 10;
+/// Bytes of a frame of a request that are looked at; more is refused. Small enough for a reply to be queued in one piece.
+const DATA_MAX: usize = 4 << 10;
 /// Changes that wait for the disk together. At this mark no more requests are taken until the batch before is done.
 const BATCH_REQUESTS: usize = 4096;
 /// The same in bytes.
@@ -178,7 +178,8 @@ impl Service {
                 Ok(request) => request.reply(&self.sender, Ok(Vec::new())),
                 Err(reply) => reply,
             };
-            reply.outcome = Err(format!("the request is too long: no frame may have more than {DATA_MAX} bytes"));
+            reply.outcome =
+                Err(format!("the request is too long: no frame may have more than {DATA_MAX} bytes"));
             return (reply, Effect::None);
         }
         let request = match Request::read(frames, &self.sender) {
@@ -194,8 +195,7 @@ impl Service {
         let say = |refused: Refused| refused.to_string();
         match (request.action, &request.argument) {
             (Action::Register(owner), Argument::Registration(registration)) => {
-                let new =
-                    self.store.register(owner, registration, self.started.elapsed()).map_err(say)?;
+                let new = self.store.register(owner, registration, self.started.elapsed()).map_err(say)?;
                 *effect = if new {
                     Effect::Changed(Entry::Register(owner, registration.encode()))
                 } else {

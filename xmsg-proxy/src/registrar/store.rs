@@ -339,7 +339,8 @@ impl Table {
         for key in keys {
             let Some(topic) = self.topics.get_mut(&key) else { continue };
             let before = removed.len();
-            let gone: Vec<Owner> = topic.owners.keys().filter(|owner| &*owner.host == host).cloned().collect();
+            let gone: Vec<Owner> =
+                topic.owners.keys().filter(|owner| &*owner.host == host).cloned().collect();
             removed.extend(gone.iter().filter_map(|owner| topic.owners.remove(owner)).flatten());
             self.removed(&key, host, removed.len() - before);
         }
@@ -429,11 +430,11 @@ impl Table {
         let subject = filter.subject.map(|subject| self.by_subject.of(subject));
         let types = filter.types.as_deref().map(|types| self.by_types.of(types));
         let host = filter.host.map(|host| self.by_host.get(host));
-        let set_len = |set: &Option<&BTreeSet<Key>>| set.map_or(0, BTreeSet::len);
+        let set_len = |set: Option<&BTreeSet<Key>>| set.map_or(0, BTreeSet::len);
         let ways = [
             domain.map(|len| (len, Way::Domain)),
-            subject.as_ref().map(|set| (set_len(set), Way::Subject)),
-            types.as_ref().map(|set| (set_len(set), Way::Types)),
+            subject.map(|set| (set_len(set), Way::Subject)),
+            types.map(|set| (set_len(set), Way::Types)),
             host.map(|set| (set.map_or(0, BTreeMap::len), Way::Host)),
         ];
         let mut look_at = |key: &Key| {
@@ -505,8 +506,12 @@ impl<'a> Filter<'a> {
     fn new(asked: &'a Registration) -> Self {
         let known = |part: &'a str| (part != ANY).then_some(part);
         // As topics are built: types `a:*:b` count as `a`, and empty parts are left out.
-        let types: Vec<&str> =
-            asked.types().split(':').take_while(|part| *part != ANY).filter(|part| !part.is_empty()).collect();
+        let types: Vec<&str> = asked
+            .types()
+            .split(':')
+            .take_while(|part| *part != ANY)
+            .filter(|part| !part.is_empty())
+            .collect();
         Self {
             domain: known(&asked.domain),
             subject: known(asked.subject()),

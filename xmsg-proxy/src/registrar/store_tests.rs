@@ -162,7 +162,8 @@ proptest! {
 fn what_is_not_renewed_expires() {
     let seconds = Duration::from_secs;
     let mut store = Store::new(usize::MAX, Some(seconds(10)));
-    let (first, second) = (registration("n", "h", 1, ["a", "b", "c"]), registration("m", "h", 1, ["a", "b", "c"]));
+    let (first, second) =
+        (registration("n", "h", 1, ["a", "b", "c"]), registration("m", "h", 1, ["a", "b", "c"]));
     for record in [&first, &second] {
         assert_eq!(store.register(OwnerType::Publisher, record, seconds(0)), Ok(true));
     }

@@ -1,7 +1,7 @@
 //! Where messages come in: matched, coalesced into runs, and queued for their subscribers.
 
-use std::sync::{Arc, OnceLock, Weak};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -309,7 +309,8 @@ impl Inlet {
         while !left.is_empty() {
             let room = slot.subscriber.outbox.wait_for_room(|queue| {
                 let first = Run { end: left[0].first + 1, ..left[0] };
-                cut.fitting(first, self.room(queue, slot.subscriber.outbox.mark())) == 0 && queue.queued().messages > 0
+                cut.fitting(first, self.room(queue, slot.subscriber.outbox.mark())) == 0
+                    && queue.queued().messages > 0
             });
             if tokio::time::timeout(BLOCKED_PING, room).await.is_err()
                 && self.publisher.version >= Version::V3_1
@@ -338,7 +339,9 @@ impl Inlet {
     /// The entry of this slab in the ledger, if slices of it are still queued.
     fn lease(&self, serial: u64) -> OnceLock<Arc<Lease>> {
         match &self.lease {
-            Some((known, lease)) if *known == serial => lease.upgrade().map_or_else(OnceLock::new, OnceLock::from),
+            Some((known, lease)) if *known == serial => {
+                lease.upgrade().map_or_else(OnceLock::new, OnceLock::from)
+            }
             _ => OnceLock::new(),
         }
     }

@@ -368,7 +368,10 @@ impl Publisher {
 
     /// Sends it subscriptions. One that lets too many pile up is cut off.
     fn send(&self, subscriptions: &Bytes) {
-        if !self.outbox.push_shared(subscriptions, UPSTREAM_MAX) && !self.cut.is_cancelled() && !self.outbox.is_closed() {
+        if !self.outbox.push_shared(subscriptions, UPSTREAM_MAX)
+            && !self.cut.is_cancelled()
+            && !self.outbox.is_closed()
+        {
             tracing::warn!(peer = %self.peer, "a publisher does not read its subscriptions: it is cut off");
             self.cut.cancel();
         }

@@ -1,0 +1,402 @@
+//! `xmsg reply`: answers requests.
+
+use std::ffi::{OsStr, OsString};
+use std::future::Future;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use clap::Args;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Child;
+use tokio::task::JoinSet;
+use xmsg_core::control::CONTROL_TOPIC;
+use xmsg_core::{Connection, ErrorKind, Message, Subscription, Topic};
+
+use crate::args::{ConnectOptions, parse_duration, parse_subscription};
+use crate::exit::{Exit, Usage};
+use crate::output::{counted, grouped, note, note_connection, or_noting};
+use crate::recipe::{DataOptions, Dish, Recipe};
+use crate::render::topic_text;
+use crate::signals::Interrupt;
+use crate::source::Split;
+
+/// Messages that are taken before others get their turn, and signals are looked for.
+const TURN: u64 = 256;
+/// How long replies are still sent at the end.
+const LINGER: Duration = Duration::from_secs(5);
+/// The same after an interrupt.
+const HASTY_LINGER: Duration = Duration::from_secs(1);
+/// What a recipe is given for the topic of a reply, which only the request tells: one of the usual length.
+const PLACEHOLDER: &str = "ret:00000000:1000000";
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg reply math:answer 42 --mime binary/sfixed32   always the same
+  xmsg reply math:answer -f answer.json --mime text/json
+  xmsg reply echo --echo                             the data of the request, sent back
+  xmsg reply text:upper --command 'tr a-z A-Z'       what the command makes of it
+  xmsg reply daq: --command 'echo \"you asked $XMSG_TOPIC\"' --concurrency 4";
+
+/// Answer the requests to topics
+///
+/// A request is a message that says where its sender awaits the reply, such as `xmsg req` and the synchronous publish of
+/// actors send them. Other messages to the topics are ignored; -v tells how many there were. Topics are those of `xmsg
+/// sub`: all that start with them are meant.
+///
+/// The last argument is the data of all replies, unless --echo, --command or --file says what to reply.
+///
+/// A command is run by `sh -c` for each request, with the data of the request on its standard input and XMSG_TOPIC and
+/// XMSG_MIME in its environment. What it writes to its standard output is the data of the reply, byte for byte; with
+/// --mime and one of xMsg's own types, text that is turned into a value. When it fails, or takes too long, that is said on
+/// standard error, and there is no reply.
+#[derive(Debug, Args)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "xmsg reply [OPTIONS] <TOPIC>... <DATA>\n       \
+                      xmsg reply [OPTIONS] <TOPIC>... <--echo|--command <CMD>|--file <FILE>>"
+)]
+pub(crate) struct Arguments {
+    /// Topics to answer, and after them the data of replies; `-`: standard input. Write `--` before data that starts with
+    /// `-`
+    #[arg(value_name = "TOPIC", required = true)]
+    words: Vec<OsString>,
+
+    /// Reply what is in this file; `-` is standard input
+    #[arg(short, long, value_name = "FILE", group = "answer")]
+    file: Option<PathBuf>,
+
+    /// Reply the data of the request, and its metadata with the mime type
+    #[arg(long, group = "answer", conflicts_with_all = ["hex", "base64", "template", "mime", "meta"])]
+    echo: bool,
+
+    /// Reply what this command of the shell writes to its standard output
+    #[arg(long, value_name = "CMD", group = "answer", conflicts_with = "template")]
+    command: Option<OsString>,
+
+    /// How long a command may take; then it is killed, and there is no reply
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, requires = "command")]
+    command_timeout: Duration,
+
+    /// How many commands may run at a time; with 1, replies are in the order of requests
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    concurrency: u16,
+
+    #[command(flatten)]
+    data: DataOptions,
+
+    /// End after so many requests, also those that could not be answered; exit code 1 if there were any
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
+}
+
+impl Arguments {
+    /// The topics, and the data if it is given as an argument.
+    fn words(&self) -> anyhow::Result<(Vec<Topic>, Option<&OsStr>)> {
+        let elsewhere = self.echo || self.command.is_some() || self.file.is_some();
+        let (topics, data) = match &self.words[..] {
+            topics if elsewhere => (topics, None),
+            [topics @ .., data] if !topics.is_empty() => (topics, Some(data.as_os_str())),
+            _ => {
+                bail!(Usage(
+                    "what to reply? Give DATA after the topics, --echo, --command or --file".to_owned()
+                ))
+            }
+        };
+        let topic = |word: &OsString| {
+            let text = word.to_str().with_context(|| Usage(format!("the topic {word:?} is not UTF-8")))?;
+            Ok::<_, anyhow::Error>(parse_subscription(text)?)
+        };
+        Ok((topics.iter().map(topic).collect::<Result<_, _>>()?, data))
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let (topics, data) = arguments.words()?;
+    let recipe = arguments.data.recipe(&Topic::wrap(PLACEHOLDER));
+    let mut source = match data.is_some() || arguments.file.is_some() {
+        true => Some(recipe.source(data, arguments.file.as_deref(), Split::Whole)?),
+        false => None,
+    };
+    let proxy = arguments.connect.proxy.clone();
+    let connection = arguments.connect.connection()?;
+    let mut counts = Counts::default();
+    let mut working = JoinSet::new();
+
+    let serving = async {
+        let answer = if let Some(source) = &mut source {
+            let data = source.next().await?.unwrap_or_default();
+            let mut dish = recipe.prepare(data)?;
+            // What is wrong with it is found before anybody asks.
+            dish.message(&recipe, 1)?;
+            Answer::Data(dish)
+        } else if let Some(line) = arguments.command {
+            let limit = recipe.input_limit();
+            Answer::Command(Arc::new(Command { line, timeout: arguments.command_timeout, limit }))
+        } else {
+            Answer::Echo
+        };
+        connection.connect().await?;
+        let subscription = connection.subscribe(topics.iter().cloned()).await?;
+        let notes = note_connection(subscription.events(), &proxy);
+        if verbose {
+            let names: Vec<_> = topics.iter().map(topic_text).collect();
+            note(format_args!("ready: subscribed to {} at {proxy}", names.join(", ")));
+        }
+        let mut service = Service {
+            connection: &connection,
+            subscription,
+            recipe: &recipe,
+            answer,
+            working: &mut working,
+            counts: &mut counts,
+        };
+        or_noting(service.run(arguments.count, arguments.concurrency.into()), notes).await
+    };
+    let (result, linger) = tokio::select! {
+        result = serving => (result.map(|()| Exit::Done), LINGER),
+        () = interrupt.wait() => (Ok(Exit::Interrupted), HASTY_LINGER),
+    };
+    // Commands that are at work are killed before we end.
+    working.shutdown().await;
+    let unsent = tokio::select! {
+        unsent = connection.close(linger) => unsent,
+        () = interrupt.wait() => return Ok(Exit::Interrupted),
+    };
+    if verbose {
+        note(format_args!(
+            "answered {} of {}; ignored {} that await no reply",
+            grouped(counts.answered),
+            counted(counts.requests, "request"),
+            counted(counts.ignored, "message"),
+        ));
+    }
+    let exit = result?;
+    if unsent > 0 {
+        bail!("{} could not be sent to {proxy}: does the proxy run?", counted(unsent as u64, "message"));
+    }
+    if exit == Exit::Done && counts.answered < counts.requests {
+        let requests = counted(counts.requests, "request");
+        bail!("{} of {requests} got no reply", grouped(counts.requests - counts.answered));
+    }
+    Ok(exit)
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    requests: u64,
+    answered: u64,
+    ignored: u64,
+}
+
+/// What is replied.
+#[derive(Debug)]
+enum Answer {
+    Echo,
+    Data(Dish),
+    Command(Arc<Command>),
+}
+
+/// Takes requests, and publishes replies.
+#[derive(Debug)]
+struct Service<'a> {
+    connection: &'a Connection,
+    subscription: Subscription,
+    recipe: &'a Recipe,
+    answer: Answer,
+    /// Commands at work, for requests.
+    working: &'a mut JoinSet<(Message, anyhow::Result<Bytes>)>,
+    counts: &'a mut Counts,
+}
+
+impl Service<'_> {
+    /// Until so many requests have been handled.
+    async fn run(&mut self, count: Option<u64>, concurrency: usize) -> anyhow::Result<()> {
+        let mut turn = 0_u64;
+        loop {
+            turn += 1;
+            if turn.is_multiple_of(TURN) {
+                tokio::task::yield_now().await;
+            }
+            let enough = count.is_some_and(|count| self.counts.requests >= count);
+            if enough && self.working.is_empty() {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                Some(done) = self.working.join_next() => {
+                    let (request, output) = done.context("a command was given up")?;
+                    let reply = output.and_then(|output| self.recipe.message(output));
+                    self.finish(&request, reply.and_then(|reply| addressed(reply, &request))).await?;
+                }
+                next = self.subscription.next(), if !enough && self.working.len() < concurrency => {
+                    match next {
+                        Some(Ok(message)) => self.take(message).await?,
+                        Some(Err(error)) => tracing::warn!(%error, "a message that cannot be read"),
+                        None => bail!("the subscription has ended"),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Message) -> anyhow::Result<()> {
+        if message.topic().as_bytes().starts_with(CONTROL_TOPIC.as_bytes()) {
+            return Ok(());
+        }
+        if !matches!(message.reply_to(), Ok(Some(_))) {
+            self.counts.ignored += 1;
+            tracing::debug!(topic = %message.topic(), "a message that awaits no reply");
+            return Ok(());
+        }
+        self.counts.requests += 1;
+        let reply = match &mut self.answer {
+            Answer::Echo => message.reply().map_err(Into::into).and_then(|reply| reply.context("no request")),
+            Answer::Data(dish) => dish
+                .message(self.recipe, self.counts.requests)
+                .cloned()
+                .and_then(|reply| addressed(reply, &message)),
+            Answer::Command(command) => {
+                let command = command.clone();
+                self.working.spawn(async move {
+                    let output = command.run(&message).await;
+                    (message, output)
+                });
+                return Ok(());
+            }
+        };
+        self.finish(&message, reply).await
+    }
+
+    /// Publishes the reply, or says why there is none. Fails when no more can be published at all.
+    async fn finish(&mut self, request: &Message, reply: anyhow::Result<Message>) -> anyhow::Result<()> {
+        let sent = match reply {
+            Ok(reply) => match self.connection.publish(&reply).await {
+                Err(error) if error.kind() == ErrorKind::Closed => return Err(error.into()),
+                sent => sent.map_err(Into::into),
+            },
+            Err(error) => Err(error),
+        };
+        match sent {
+            Ok(()) => self.counts.answered += 1,
+            Err(error) => note(format_args!("no reply to {}: {error:#}", topic_text(request.topic()))),
+        }
+        Ok(())
+    }
+}
+
+/// The message, as the reply to this request.
+fn addressed(reply: Message, request: &Message) -> anyhow::Result<Message> {
+    let topic = request.reply_to()?.context("no request")?;
+    let [_, meta, data] = reply.into_frames();
+    Ok(Message::from_frames(topic.into_bytes(), meta, data))
+}
+
+/// A command of the shell.
+#[derive(Debug)]
+struct Command {
+    line: OsString,
+    timeout: Duration,
+    /// Bytes of output at most.
+    limit: usize,
+}
+
+impl Command {
+    /// Its output for this request. Dropping the future kills it.
+    async fn run(&self, request: &Message) -> anyhow::Result<Bytes> {
+        let mut child = tokio::process::Command::new("sh")
+            .arg("-c")
+            .arg(&self.line)
+            .env("XMSG_TOPIC", OsStr::from_bytes(request.topic().as_bytes()))
+            .env("XMSG_MIME", request.mime_type().unwrap_or_default())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .context("cannot run the command with `sh`")?;
+        let mut group = Group::of(&child);
+        let work = pin!(self.converse(&mut child, request.data()));
+        match tokio::time::timeout(self.timeout, work).await {
+            Ok(output) => {
+                let (output, status) = output?;
+                group.ended();
+                if status.success() { Ok(output) } else { bail!("the command failed: {status}") }
+            }
+            Err(_) => bail!("the command was killed: not done within {} s", self.timeout.as_secs_f64()),
+        }
+    }
+
+    async fn converse(
+        &self,
+        child: &mut Child,
+        input: &[u8],
+    ) -> anyhow::Result<(Bytes, std::process::ExitStatus)> {
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+        let (mut stdin, stdout) = (stdin.context("no input")?, stdout.context("no output")?);
+        let feed = async {
+            // It need not read its input.
+            let _ = stdin.write_all(input).await;
+            drop(stdin);
+            Ok(())
+        };
+        let read = async {
+            let mut output = Vec::new();
+            let mut stdout = stdout.take(self.limit as u64 + 1);
+            stdout.read_to_end(&mut output).await.context("cannot read what the command writes")?;
+            if output.len() > self.limit {
+                bail!("the command was killed: it writes more than fits into a message");
+            }
+            Ok(output)
+        };
+        let ((), output) = both(feed, read).await?;
+        let status = child.wait().await.context("cannot wait for the command")?;
+        Ok((output.into(), status))
+    }
+}
+
+/// Both results, or the first error.
+async fn both<A, B>(
+    one: impl Future<Output = anyhow::Result<A>>,
+    other: impl Future<Output = anyhow::Result<B>>,
+) -> anyhow::Result<(A, B)> {
+    tokio::try_join!(one, other)
+}
+
+/// The processes of a command: those that the shell has started, too. Dropping it kills all of them.
+#[derive(Debug)]
+struct Group(Option<u32>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id())
+    }
+
+    /// The shell has ended; what it left running in the background may go on.
+    fn ended(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let Some(id) = self.0 else { return };
+        // std and tokio signal single processes only. The shell, which is there anyway, has `kill` built in; it is done in
+        // a millisecond. Should it fail, tokio still kills the shell of the command.
+        let _ = std::process::Command::new("sh")
+            .args(["-c", &format!("kill -s KILL -- -{id}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+}

@@ -1,0 +1,157 @@
+//! `xmsg req`: asks, and writes the answer.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use xmsg_core::{Actor, ErrorKind, RegistrarAddress, Topic};
+
+use crate::args::{ConnectOptions, parse_duration};
+use crate::exit::Exit;
+use crate::output::{Output, counted, grouped, note, reader_gone};
+use crate::recipe::{DataOptions, InputOptions, Recipe};
+use crate::signals::Interrupt;
+use crate::source::{Source, Split};
+use crate::style::{Style, StyleOptions};
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg req math:square 3 --mime binary/sfixed32      the answer on a line
+  xmsg req camera:shot '' --raw > shot.png           its data and nothing else
+  xmsg req daq:status '' --json | jq .meta
+  xmsg req math:square 3 --timeout 5s -v             and how long it took
+  xmsg req echo '{{Count}}' --template -n 100        one after the other";
+
+/// Publish a request, and write the reply to standard output
+///
+/// The data of the first reply is written on a line: text, a value of one of xMsg's own types, or, of binary data, length
+/// and first bytes. Data to send is given as for `xmsg pub`: byte for byte, or with --mime as a value.
+///
+/// Exit code 27: nobody replied in time; of several requests: to at least one of them.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Topic: domain[:subject[:type...]]
+    topic: Topic,
+
+    #[command(flatten)]
+    input: InputOptions,
+
+    #[command(flatten)]
+    data: DataOptions,
+
+    /// How long to wait for a reply, such as 500ms or 10s
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    timeout: Duration,
+
+    /// Ask so many times, one after the other
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, hide_default_value = true,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    count: u64,
+
+    #[command(flatten)]
+    style: StyleOptions,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
+}
+
+pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let recipe = arguments.data.recipe(&arguments.topic);
+    let input = &arguments.input;
+    let source = recipe.source(input.data.as_deref(), input.file.as_deref(), Split::Whole)?;
+
+    let ready = Arc::new(OnceLock::new());
+    let subscribed = ready.clone();
+    let setup = arguments.connect.setup().after_subscribe(move || {
+        // The only subscription is that to replies.
+        subscribed.get_or_init(Instant::now);
+    });
+    let actor = Actor::builder("xmsg")
+        .proxy(arguments.connect.proxy.clone())
+        // It is not asked; what the environment says of it does not matter.
+        .registrar(RegistrarAddress::default())
+        .setup(setup.build()?)
+        .build()
+        .await?;
+
+    // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
+    let asker = Asker {
+        actor: actor.clone(),
+        ready,
+        source,
+        recipe,
+        count: arguments.count,
+        timeout: arguments.timeout,
+        style: arguments.style.style(Style::Data),
+        output: Output::stdout()?,
+        verbose,
+    };
+    let result = tokio::select! {
+        result = tokio::spawn(asker.run()) => result?,
+        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        () = reader_gone() => return Ok(Exit::Done),
+    };
+    // What is not sent by now is a request that nobody waits for any more.
+    actor.close(Duration::ZERO).await;
+    result
+}
+
+/// Asks, and writes the replies.
+#[derive(Debug)]
+struct Asker {
+    actor: Actor,
+    /// Since when replies arrive.
+    ready: Arc<OnceLock<Instant>>,
+    source: Source,
+    recipe: Recipe,
+    count: u64,
+    timeout: Duration,
+    style: Style,
+    output: Output,
+    verbose: bool,
+}
+
+impl Asker {
+    async fn run(mut self) -> anyhow::Result<Exit> {
+        let data = self.source.next().await?.unwrap_or_default();
+        let mut dish = self.recipe.prepare(data).context("the data of the request")?;
+        let mut unanswered = 0_u64;
+        for number in 1..=self.count {
+            let message = dish.message(&self.recipe, number)?.clone();
+            let mut started = Instant::now();
+            match self.actor.request(message, self.timeout).await {
+                Ok(reply) => {
+                    // To connect is no part of the round trip.
+                    started = self.ready.get().map_or(started, |ready| started.max(*ready));
+                    let time = started.elapsed();
+                    self.style.write(&mut self.output, &reply)?;
+                    self.output.flush()?;
+                    if self.verbose {
+                        let bytes = counted(reply.data().len() as u64, "byte");
+                        note(format_args!(
+                            "reply {number}: {bytes} after {:.3} ms",
+                            time.as_secs_f64() * 1e3
+                        ));
+                    }
+                }
+                // Without the subscription, it is the proxy that did not answer.
+                Err(error) if error.kind() == ErrorKind::Timeout && self.ready.get().is_some() => {
+                    unanswered += 1;
+                    note(error);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if unanswered == 0 {
+            return Ok(Exit::Done);
+        }
+        if self.count > 1 {
+            let requests = counted(self.count, "request");
+            note(format_args!("timed out: {} of {requests} got no reply", grouped(unanswered)));
+        }
+        Ok(Exit::TimedOut)
+    }
+}

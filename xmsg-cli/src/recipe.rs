@@ -1,0 +1,235 @@
+//! How input becomes messages: the options for it, and what they mean.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use xmsg_core::zmtp::{Limits, encoded_len};
+use xmsg_core::{Message, Meta, Topic};
+
+use crate::exit::Usage;
+use crate::metadata::Field;
+use crate::output::note;
+use crate::source::{Source, Split, too_long};
+use crate::template::Template;
+use crate::value;
+
+/// Where data comes from.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InputOptions {
+    /// Data; `-` or nothing: standard input. Write `--` before data that starts with `-`
+    pub(crate) data: Option<OsString>,
+
+    /// The data is what is in this file; `-` is standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "data")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// What data becomes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DataOptions {
+    /// Data is hexadecimal digits; white space between them does not matter
+    #[arg(long, conflicts_with = "base64")]
+    hex: bool,
+
+    /// Data is base64; white space in it does not matter
+    #[arg(long)]
+    base64: bool,
+
+    /// Fill in {{Count}}, {{Time}}, {{Unix}} (nanoseconds), {{ID}}, {{Random N}} and {{Random MIN MAX}}, anew for each
+    /// message
+    #[arg(long, conflicts_with_all = ["hex", "base64"])]
+    template: bool,
+
+    /// Mime type of the data
+    #[arg(long, value_name = "TYPE", default_value = "binary/bytes")]
+    mime: String,
+
+    /// Metadata, such as author=me; can be given more than once
+    #[arg(long, value_name = "KEY=VALUE")]
+    meta: Vec<Field>,
+}
+
+impl DataOptions {
+    /// How messages to this topic are made.
+    pub(crate) fn recipe(&self, topic: &Topic) -> Recipe {
+        let mut meta = Meta::new(&self.mime);
+        for field in self.meta.iter().cloned() {
+            field.apply(&mut meta);
+        }
+        let coding = match (self.hex, self.base64) {
+            (true, _) => Some(Coding::Hex),
+            (_, true) => Some(Coding::Base64),
+            _ => None,
+        };
+        Recipe::new(topic, &meta, coding, self.template)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Coding {
+    Hex,
+    Base64,
+}
+
+/// How input becomes a message.
+#[derive(Debug)]
+pub(crate) struct Recipe {
+    topic: Bytes,
+    meta: Bytes,
+    mime: String,
+    coding: Option<Coding>,
+    typed: bool,
+    template: bool,
+    /// Bytes of data that fit into a message.
+    limit: usize,
+}
+
+/// Input, ready to be published once or many times.
+#[derive(Debug)]
+pub(crate) enum Dish {
+    Ready(Message),
+    Template(Template, Option<Message>),
+}
+
+impl Recipe {
+    fn new(topic: &Topic, meta: &Meta, coding: Option<Coding>, template: bool) -> Self {
+        let typed = coding.is_none() && value::is_typed(&meta.data_type);
+        let (topic, frame) = (topic.clone().into_bytes(), meta.encode());
+        // The header of a long frame, as the data may be, has 9 bytes.
+        let limit = Limits::default().message_size.saturating_sub(encoded_len(&[&topic, &frame]) + 9);
+        Self { topic, meta: frame, mime: meta.data_type.clone(), coding, typed, template, limit }
+    }
+
+    /// Whether input is text that is turned into a value.
+    pub(crate) fn is_typed(&self) -> bool {
+        self.typed
+    }
+
+    /// The input: an argument, a file, or standard input.
+    pub(crate) fn source(
+        &self,
+        data: Option<&OsStr>,
+        file: Option<&Path>,
+        split: Split,
+    ) -> anyhow::Result<Source> {
+        let data = data.filter(|data| *data != "-");
+        let file = file.filter(|file| file.as_os_str() != "-");
+        match (data, file) {
+            (Some(data), _) => {
+                let data = Bytes::copy_from_slice(data.as_encoded_bytes());
+                // What is wrong with an argument is found before anything is sent.
+                let mut rest = Source::memory(data.clone(), split);
+                self.check(&mut rest).map_err(|error| Usage(format!("{error:#}")))?;
+                Ok(Source::memory(data, split))
+            }
+            (None, Some(file)) => Source::file(file, split, self.input_limit()),
+            (None, None) => {
+                if io::stdin().is_terminal() {
+                    note("reading from the terminal: Ctrl-D on an empty line is the end");
+                }
+                Source::stdin(split, self.input_limit())
+            }
+        }
+    }
+
+    /// Bytes of input that can become one message.
+    pub(crate) fn input_limit(&self) -> usize {
+        // One more for a newline that is stripped.
+        match self.coding {
+            Some(Coding::Hex | Coding::Base64) => 4 * self.limit,
+            None => self.limit + 1,
+        }
+    }
+
+    /// What is made of this input once, for one message or for many.
+    pub(crate) fn prepare(&self, data: Bytes) -> anyhow::Result<Dish> {
+        if self.template {
+            return Ok(Dish::Template(Template::parse(&data)?, None));
+        }
+        Ok(Dish::Ready(self.message(data)?))
+    }
+
+    /// The message with this input.
+    pub(crate) fn message(&self, data: Bytes) -> anyhow::Result<Message> {
+        let data = match self.coding {
+            Some(coding) => decode(coding, &data)?,
+            None if self.typed => value::encode(&self.mime, &data)?,
+            None => data,
+        };
+        if data.len() > self.limit {
+            bail!(too_long(self.limit));
+        }
+        Ok(Message::from_frames(self.topic.clone(), self.meta.clone(), data))
+    }
+
+    /// Whether everything in this source, which is in memory, can become a message.
+    fn check(&self, source: &mut Source) -> anyhow::Result<()> {
+        use futures::FutureExt;
+        while let Some(data) = source.next().now_or_never().transpose()?.flatten() {
+            self.prepare(data)?.message(self, 1)?;
+        }
+        Ok(())
+    }
+}
+
+impl Dish {
+    /// Message number `count`.
+    pub(crate) fn message(&mut self, recipe: &Recipe, count: u64) -> anyhow::Result<&Message> {
+        match self {
+            Self::Ready(message) => Ok(message),
+            Self::Template(template, message) => Ok(message.insert(recipe.message(template.fill(count))?)),
+        }
+    }
+}
+
+fn decode(coding: Coding, data: &[u8]) -> anyhow::Result<Bytes> {
+    let digits: Vec<u8> = data.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let data = match coding {
+        Coding::Hex => hex::decode(digits).context("the data is not hexadecimal, as --hex says")?,
+        Coding::Base64 => BASE64.decode(digits).context("the data is not base64, as --base64 says")?,
+    };
+    Ok(data.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(coding: Option<Coding>, mime: &str) -> Recipe {
+        Recipe::new(&Topic::wrap("a"), &Meta::new(mime), coding, false)
+    }
+
+    #[test]
+    fn a_message_of_the_greatest_length_fits_exactly() {
+        let recipe = recipe(None, "binary/bytes");
+        let message = recipe.message(vec![0; recipe.limit].into()).unwrap();
+        assert_eq!(encoded_len(&message.into_frames()), Limits::default().message_size);
+        let error = recipe.message(vec![0; recipe.limit + 1].into()).unwrap_err();
+        assert!(error.to_string().contains("longer than"), "{error}");
+    }
+
+    #[test]
+    fn data_is_decoded_as_told() {
+        let hex = recipe(Some(Coding::Hex), "binary/bytes").message("00 fF\n".into()).unwrap();
+        assert_eq!(hex.data(), "\u{0}\u{ff}".chars().map(|c| c as u8).collect::<Vec<_>>().as_slice());
+        let base64 = recipe(Some(Coding::Base64), "binary/bytes").message("AAH/\n".into()).unwrap();
+        assert_eq!(&base64.data()[..], [0, 1, 255]);
+        for (coding, data) in [(Coding::Hex, "0"), (Coding::Hex, "xy"), (Coding::Base64, "*")] {
+            assert!(recipe(Some(coding), "a/b").message(data.into()).is_err());
+        }
+    }
+
+    #[test]
+    fn values_are_for_all_languages_unless_they_are_encoded_already() {
+        let message = recipe(None, "binary/double").message("1.5".into()).unwrap();
+        assert_eq!(message.value::<f64>().unwrap().to_bits(), 1.5_f64.to_bits());
+        let message = recipe(Some(Coding::Hex), "binary/double").message("00".into()).unwrap();
+        assert_eq!(&message.data()[..], [0]);
+        assert!(recipe(None, "binary/double").message("x".into()).is_err());
+    }
+}
