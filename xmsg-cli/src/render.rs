@@ -97,6 +97,15 @@ pub(crate) fn topic_text(topic: &Topic) -> std::borrow::Cow<'_, str> {
     if text.chars().any(char::is_control) { text.escape_debug().to_string().into() } else { text }
 }
 
+/// Topics that are subscribed to.
+pub(crate) fn topics_text(topics: &[Topic]) -> String {
+    let name = |topic| match topic_text(topic) {
+        name if name.is_empty() => "everything".into(),
+        name => name,
+    };
+    topics.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
 /// The value, when the mime type says that there is one and the data is one. Bytes are shown as they are.
 fn typed(message: &Message) -> Option<Data> {
     let mime_type = message.mime_type().ok()?;

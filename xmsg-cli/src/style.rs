@@ -9,6 +9,7 @@ use crate::render;
 
 /// How to write messages. Other ways that a command has belong to the group `how`, too.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(crate) struct StyleOptions {
     /// Write each message like this: %t topic, %m mime type, %p data, %v value as text, %l length, %x data as hex, %j
     /// JSON, %T time of arrival, %%; \n \t \r \0 \\. No newline is added

@@ -42,6 +42,7 @@ Examples:
 /// array. With any other mime type, and with --hex or --base64, it is bytes that are sent as they are.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(crate) struct Arguments {
     /// Topic: domain[:subject[:type...]]
     topic: Topic,

@@ -22,7 +22,7 @@ use crate::args::{ConnectOptions, parse_duration, parse_subscription};
 use crate::exit::{Exit, Usage};
 use crate::output::{counted, grouped, note, note_connection, or_noting};
 use crate::recipe::{DataOptions, Dish, Recipe};
-use crate::render::topic_text;
+use crate::render::{topic_text, topics_text};
 use crate::signals::Interrupt;
 use crate::source::Split;
 
@@ -51,8 +51,8 @@ Examples:
 ///
 /// The last argument is the data of all replies, unless --echo, --command or --file says what to reply.
 ///
-/// A command is run by `sh -c` for each request, with the data of the request on its standard input and XMSG_TOPIC and
-/// XMSG_MIME in its environment. What it writes to its standard output is the data of the reply, byte for byte; with
+/// A command is run by `sh -c` for each request, with the data of the request on its standard input, and `XMSG_TOPIC` and
+/// `XMSG_MIME` in its environment. What it writes to its standard output is the data of the reply, byte for byte; with
 /// --mime and one of xMsg's own types, text that is turned into a value. When it fails, or takes too long, that is said on
 /// standard error, and there is no reply.
 #[derive(Debug, Args)]
@@ -112,7 +112,8 @@ impl Arguments {
             }
         };
         let topic = |word: &OsString| {
-            let text = word.to_str().with_context(|| Usage(format!("the topic {word:?} is not UTF-8")))?;
+            let text =
+                word.to_str().with_context(|| Usage(format!("the topic {} is not UTF-8", word.display())))?;
             Ok::<_, anyhow::Error>(parse_subscription(text)?)
         };
         Ok((topics.iter().map(topic).collect::<Result<_, _>>()?, data))
@@ -123,9 +124,10 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let mut interrupt = Interrupt::new()?;
     let (topics, data) = arguments.words()?;
     let recipe = arguments.data.recipe(&Topic::wrap(PLACEHOLDER));
-    let mut source = match data.is_some() || arguments.file.is_some() {
-        true => Some(recipe.source(data, arguments.file.as_deref(), Split::Whole)?),
-        false => None,
+    let mut source = if data.is_some() || arguments.file.is_some() {
+        Some(recipe.source(data, arguments.file.as_deref(), Split::Whole)?)
+    } else {
+        None
     };
     let proxy = arguments.connect.proxy.clone();
     let connection = arguments.connect.connection()?;
@@ -149,8 +151,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         let subscription = connection.subscribe(topics.iter().cloned()).await?;
         let notes = note_connection(subscription.events(), &proxy);
         if verbose {
-            let names: Vec<_> = topics.iter().map(topic_text).collect();
-            note(format_args!("ready: subscribed to {} at {proxy}", names.join(", ")));
+            note(format_args!("ready: subscribed to {} at {proxy}", topics_text(&topics)));
         }
         let mut service = Service {
             connection: &connection,

@@ -94,12 +94,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         () = interrupt.wait() => return Ok(Exit::Interrupted),
     };
     if verbose {
-        let name = |topic: &Topic| match render::topic_text(topic) {
-            name if name.is_empty() => "everything".to_owned(),
-            name => name.into_owned(),
-        };
-        let names: Vec<_> = topics.iter().map(name).collect();
-        note(format_args!("subscribed to {} at {proxy}", names.join(", ")));
+        note(format_args!("subscribed to {} at {proxy}", render::topics_text(&topics)));
     }
     let notes = note_connection(subscription.events(), &proxy);
     let timeout = async {
