@@ -166,7 +166,7 @@ async fn a_confirmed_subscription_misses_nothing() {
     let proxy = proxy().start().await.unwrap();
     let publisher = connect(&proxy);
     publisher.connect().await.unwrap();
-    for round in 0..200 {
+    for round in 0..1000 {
         let subscriber = connect(&proxy);
         let name = topic(&format!("fresh:{round}"));
         let mut messages = subscriber.subscribe([name.clone()]).await.unwrap();

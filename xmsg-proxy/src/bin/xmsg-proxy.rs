@@ -1,12 +1,14 @@
 //! The proxy daemon: arguments, tracing, signals, run.
 
+mod daemon;
+
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use daemon::StopSignals;
 use xmsg_core::socket::HighWaterMark;
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::{Config, Policy, Proxy, Upstream};
@@ -91,9 +93,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    // The handlers come first: a signal during the start must not kill us half-way.
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut signals = StopSignals::listen()?;
 
     let mib = |count: u32| count as usize * (1 << 20);
     let mut config = Config {
@@ -137,8 +137,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = signals.first() => {}
         () = ended(registrar.as_ref()) => anyhow::bail!("the registrar can't go on: see the log"),
     }
     tracing::info!(linger_s = arguments.linger, "stopping: delivering what is queued");
@@ -154,8 +153,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     tokio::pin!(stop);
     let totals = tokio::select! {
         totals = &mut stop => totals,
-        _ = interrupt.recv() => anyhow::bail!("stopped at once by a second signal: queued messages are lost"),
-        _ = terminate.recv() => anyhow::bail!("stopped at once by a second signal: queued messages are lost"),
+        () = signals.second() => anyhow::bail!("stopped at once by a second signal: queued messages are lost"),
     };
     say(format_args!(
         "xmsg-proxy stopped: received {}, delivered {}, dropped {}, undelivered {}",

@@ -1,5 +1,7 @@
 //! The registrar daemon: arguments, tracing, signals, run.
 
+mod daemon;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
+use daemon::StopSignals;
 use xmsg_proxy::registrar::{Config, Registrar};
 
 /// Keeps who publishes and who subscribes, and where, and answers questions about it.
@@ -60,9 +62,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    // The handlers come first: a signal during the start must not kill us half-way.
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut signals = StopSignals::listen()?;
 
     let kept = arguments
         .snapshot
@@ -93,8 +93,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
 
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = signals.first() => {}
         () = registrar.ended() => anyhow::bail!("it can't go on: see the log"),
     }
     tracing::info!(linger_s = arguments.linger, "stopping: answering what was asked");
@@ -102,8 +101,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     tokio::pin!(stop);
     let counts = tokio::select! {
         counts = &mut stop => counts,
-        _ = interrupt.recv() => anyhow::bail!("stopped at once by a second signal"),
-        _ = terminate.recv() => anyhow::bail!("stopped at once by a second signal"),
+        () = signals.second() => anyhow::bail!("stopped at once by a second signal"),
     };
     say(format_args!(
         "xmsg-registrar stopped: publishers {}, subscribers {}, requests {}, refused {}, expired {}",
