@@ -33,15 +33,17 @@ impl Innocent {
     }
 }
 
-/// What an attacker on a data port is sent away for.
+/// Every port of a proxy, and a type of socket that it lets in.
+fn doors(proxy: &Proxy) -> [(u16, &'static str); 3] {
+    let address = proxy.address();
+    [(address.publish_port(), "PUB"), (address.subscribe_port(), "SUB"), (address.control_port(), "DEALER")]
+}
+
+/// What an attacker on any port is sent away for.
 async fn is_sent_away_for(bytes: &[u8]) {
     let proxy = proxy().start().await.unwrap();
     let mut innocent = Innocent::start(&proxy).await;
-    for (port, socket_type) in [
-        (proxy.address().publish_port(), "PUB"),
-        (proxy.address().subscribe_port(), "SUB"),
-        (proxy.address().control_port(), "DEALER"),
-    ] {
+    for (port, socket_type) in doors(&proxy) {
         let mut attacker = Raw::handshake(port, socket_type).await;
         attacker.send(bytes).await;
         attacker.closed().await;
@@ -70,11 +72,7 @@ async fn an_endless_multipart_message_ends_that_connection_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ping_is_answered_with_its_context() {
     let proxy = proxy().start().await.unwrap();
-    for (port, socket_type) in [
-        (proxy.address().publish_port(), "PUB"),
-        (proxy.address().subscribe_port(), "SUB"),
-        (proxy.address().control_port(), "DEALER"),
-    ] {
+    for (port, socket_type) in doors(&proxy) {
         let mut peer = Raw::handshake(port, socket_type).await;
         peer.send(&raw::ping()).await;
         loop {
@@ -103,11 +101,7 @@ async fn an_unknown_command_is_ignored() {
 async fn a_reset_or_half_a_frame_ends_that_connection_alone() {
     let proxy = proxy().start().await.unwrap();
     let mut innocent = Innocent::start(&proxy).await;
-    for (port, socket_type) in [
-        (proxy.address().publish_port(), "PUB"),
-        (proxy.address().subscribe_port(), "SUB"),
-        (proxy.address().control_port(), "DEALER"),
-    ] {
+    for (port, socket_type) in doors(&proxy) {
         Raw::handshake(port, socket_type).await.reset();
         Raw::connect(port).await.reset();
         let mut half = Raw::handshake(port, socket_type).await;

@@ -2,13 +2,12 @@
 
 mod daemon;
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use daemon::StopSignals;
+use daemon::{StopSignals, is_loopback, parse_seconds, say, start_tracing};
 use xmsg_core::socket::HighWaterMark;
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::{Config, Policy, Proxy, Upstream};
@@ -170,22 +169,6 @@ async fn ended(registrar: Option<&Registrar>) {
     }
 }
 
-/// A line on standard output. Nobody has to listen there.
-fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-fn start_tracing(verbose: bool) {
-    let default = if verbose { "debug" } else { "info" };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
-}
-
 fn parse_port(text: &str) -> Result<u16, String> {
     match text.parse::<u16>() {
         Ok(port @ 0..=xmsg_core::address::MAX_PROXY_PORT) => Ok(port),
@@ -197,15 +180,4 @@ fn parse_port(text: &str) -> Result<u16, String> {
 fn parse_host(text: &str) -> Result<String, String> {
     let host = text.trim_start_matches('[').trim_end_matches(']');
     xmsg_core::ProxyAddress::new(host, 1).map(|_| host.to_owned()).map_err(|error| error.to_string())
-}
-
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..1e6).contains(&seconds) => Ok(seconds),
-        _ => Err("not a number of seconds from 0 to 1000000".to_owned()),
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }

@@ -2,14 +2,13 @@
 
 mod daemon;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use daemon::StopSignals;
+use daemon::{StopSignals, is_loopback, parse_seconds, say, start_tracing};
 use xmsg_proxy::registrar::{Config, Registrar};
 
 /// Keeps who publishes and who subscribes, and where, and answers questions about it.
@@ -110,32 +109,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line on standard output. Nobody has to listen there.
-fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-fn start_tracing(verbose: bool) {
-    let default = if verbose { "debug" } else { "info" };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
-}
-
 fn parse_host(text: &str) -> Result<String, String> {
     let host = text.trim_start_matches('[').trim_end_matches(']');
     xmsg_core::RegistrarAddress::new(host, 1).map(|_| host.to_owned()).map_err(|error| error.to_string())
-}
-
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..1e6).contains(&seconds) => Ok(seconds),
-        _ => Err("not a number of seconds from 0 to 1000000".to_owned()),
-    }
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {
@@ -143,8 +119,4 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
         Ok(seconds) if (0.001..1e9).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err("not a number of seconds above 0".to_owned()),
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }

@@ -1,5 +1,6 @@
-//! What the daemons share: when to stop.
+//! What the daemons share: when to stop, what they say, and options that both have.
 
+use std::io::Write;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -39,4 +40,34 @@ impl StopSignals {
         let _ = self.terminate.recv().now_or_never();
         self.first().await;
     }
+}
+
+/// A line on standard output. Nobody has to listen there.
+pub(crate) fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Logs on standard error: what `RUST_LOG` says, else everything with `verbose`, else what matters.
+pub(crate) fn start_tracing(verbose: bool) {
+    let default = if verbose { "debug" } else { "info" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}
+
+/// The value of an option in seconds.
+pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..1e6).contains(&seconds) => Ok(seconds),
+        _ => Err("not a number of seconds from 0 to 1000000".to_owned()),
+    }
+}
+
+/// Whether only this machine reaches what listens there.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
