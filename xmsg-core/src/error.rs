@@ -13,6 +13,8 @@ pub enum ErrorKind {
     Timeout,
     /// The other side is not there, or does not want us.
     Refused,
+    /// The other side does not accept our credentials, or we may not do this.
+    NotAllowed,
     /// The peer broke the protocol, or speaks one that does not fit.
     Protocol,
     /// A topic that the rules of xMsg do not allow.

@@ -15,6 +15,7 @@ pub mod pool;
 pub mod registrar;
 pub mod registration;
 mod request;
+pub mod security;
 pub mod setup;
 pub mod socket;
 pub mod topic;
@@ -32,6 +33,7 @@ pub use meta::Meta;
 pub use pool::{Pool, PooledConnection};
 pub use registrar::Registrar;
 pub use registration::{OwnerType, Query, Registration};
+pub use security::Security;
 pub use setup::{Setup, SetupBuilder};
 pub use topic::Topic;
 

@@ -64,6 +64,22 @@ impl ReceiveBuffer {
         Ok(len)
     }
 
+    /// Whether so many bytes find room in the slab as it is.
+    #[must_use]
+    pub fn fits(&self, len: usize) -> bool {
+        self.input.capacity() - self.input.len() >= len
+    }
+
+    /// Sees to room for so many bytes, which are there already, somewhere else.
+    pub fn reserve(&mut self, len: usize) {
+        if !self.fits(len) {
+            if self.slab_len < SLAB_MAX {
+                self.slab_len = (self.slab_len * 4).min(SLAB_MAX);
+            }
+            self.renew(self.slab_len.max((self.input.len() + len).next_power_of_two()));
+        }
+    }
+
     /// Sees to room for a read. Never reserves more than twice what has already arrived, however much a peer
     /// announces.
     fn make_room(&mut self, missing: usize) {
@@ -80,7 +96,11 @@ impl ReceiveBuffer {
             self.slab_len *= 2;
         }
         // Room for a good read behind what is there, or else every few bytes would have it all copied.
-        let size = self.slab_len.max((len + wanted.max(READ_MIN)).next_power_of_two());
+        self.renew(self.slab_len.max((len + wanted.max(READ_MIN)).next_power_of_two()));
+    }
+
+    /// Goes over to a slab of at least this size, with what is there.
+    fn renew(&mut self, size: usize) {
         let mut slab = self.recycle(size).unwrap_or_else(|| BytesMut::with_capacity(size));
         slab.extend_from_slice(&self.input);
         let old = std::mem::replace(&mut self.input, slab);

@@ -336,7 +336,7 @@ impl Hub {
 
     async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Peer)> {
         let stream = Stream::connect(endpoint, &self.options.tcp).await?;
-        let mut session = Session::new(stream, self.engine());
+        let mut session = self.session(stream);
         let peer = session.handshake().await.map_err(|ended| {
             Error::new(ErrorKind::Protocol, format!("no handshake with {endpoint}: {ended}"))
         })?;
@@ -356,7 +356,7 @@ impl Hub {
 
     /// One accepted connection.
     async fn serve(self: Arc<Self>, stream: Stream, peer: String) {
-        let mut session = Session::new(stream, self.engine());
+        let mut session = self.session(stream);
         let found = tokio::select! {
             biased;
             () = self.stop.cancelled() => return,
@@ -470,8 +470,11 @@ impl Hub {
         let _ = tokio::time::timeout(RESUBSCRIBE_GRACE, back).await;
     }
 
-    fn engine(&self) -> Engine {
-        Engine::new(self.options.engine(self.socket_type), Instant::now())
+    fn session(&self, stream: Stream) -> Session {
+        let security = &self.options.security;
+        let options = self.options.engine(self.socket_type);
+        let engine = Engine::with_mechanism(options, security.mechanism(), Instant::now());
+        Session::new(stream, engine).with_authenticator(security.authenticator())
     }
 
     fn tell(&self, event: SocketEvent) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::outbox::HighWaterMark;
+use crate::security::Security;
 use crate::zmtp::{self, Limits, SocketType};
 
 /// Options of the TCP connections beneath a socket. `TCP_NODELAY` is always on.
@@ -32,7 +33,7 @@ impl Default for TcpOptions {
 /// use xmsg_core::socket::SocketOptions;
 /// let options = SocketOptions { heartbeat_interval: Some(Duration::from_secs(5)), ..SocketOptions::default() };
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SocketOptions {
     /// The identity that DEALER sockets announce: at most 255 bytes. Default: none.
     pub identity: Bytes,
@@ -56,6 +57,8 @@ pub struct SocketOptions {
     /// A publisher sends a connected peer only what it subscribed to. Default no: an xMsg proxy filters better, and a fresh
     /// subscription need not reach every publisher first. Meant for thin links.
     pub filter: bool,
+    /// The security mechanism. Default: none.
+    pub security: Security,
     /// What a peer may send.
     pub limits: Limits,
     /// Options of the transport.
@@ -75,6 +78,7 @@ impl Default for SocketOptions {
             heartbeat_interval: None,
             heartbeat_timeout: Duration::from_secs(30),
             filter: false,
+            security: Security::Null,
             limits: Limits::default(),
             tcp: TcpOptions::default(),
         }

@@ -3,27 +3,25 @@
 //! It holds encoded messages: short ones copied behind one another, long ones as slices of the memory that they came
 //! in. What the writer has taken and not yet written still counts, so the high-water mark is a bound on memory.
 
+mod writer;
+
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Waker;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use crate::zmtp::{encode_frame, encode_frame_header, encoded_len, whole_messages_within};
+pub use writer::Writer;
+
+use crate::zmtp::{encode_frame, encode_frame_header, encoded_len};
 
 /// Frames from this length on are queued as they are instead of being copied.
 const SHARE_MIN: usize = 8 << 10;
 /// Copied messages lie in chunks of about this size.
 const TAIL_LEN: usize = 64 << 10;
-/// Slices handed to the system in one write.
-const SLICES: usize = 64;
-/// Bytes handed to the system in one write, so that urgent answers get their turn.
-const WRITE_MAX: usize = 1 << 20;
 /// Answers of the protocol (PONG) that wait to be written, bytes. A peer that makes us owe more does not read.
 pub const URGENT_MAX: usize = 64 << 10;
 
@@ -534,181 +532,6 @@ impl Drop for OutboxGuard<'_> {
         if let Some(waker) = waker {
             waker.wake();
         }
-    }
-}
-
-/// Drains an [`Outbox`] into a stream. Dropped in the middle, it puts back whatever the peer cannot have received
-/// whole, so that the next writer goes on at that message.
-#[derive(Debug)]
-pub struct Writer<'a> {
-    outbox: &'a Outbox,
-    /// Written chunks of a message that is not yet written to its end.
-    begun: Vec<Chunk>,
-    chunks: VecDeque<Chunk>,
-    /// Bytes of the first chunk that are written.
-    offset: usize,
-    /// Something urgent is to go out at the next end of a message.
-    urgent_waits: bool,
-}
-
-impl<'a> Writer<'a> {
-    /// A writer for this queue.
-    #[must_use]
-    pub fn new(outbox: &'a Outbox) -> Self {
-        Self { outbox, begun: Vec::new(), chunks: VecDeque::new(), offset: 0, urgent_waits: false }
-    }
-
-    /// Writes until the stream fails, or the queue is closed and empty.
-    pub async fn run(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        loop {
-            if self.offset == 0 && self.begun.is_empty() {
-                let urgent = self.outbox.state().urgent.split();
-                if !urgent.is_empty() {
-                    stream.write_all(&urgent).await?;
-                }
-                if self.chunks.is_empty() && !self.fetch().await {
-                    return Ok(());
-                }
-            }
-            if !self.chunks.is_empty() {
-                self.write_some(stream).await?;
-            }
-        }
-    }
-
-    /// Waits for something to write; `false` when the queue is closed and empty.
-    async fn fetch(&mut self) -> bool {
-        std::future::poll_fn(|cx| {
-            let mut state = self.outbox.state();
-            if state.has_messages() {
-                state.flush_tail();
-                // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
-                let (mut len, mut whole) = (0, false);
-                while len < WRITE_MAX || !whole {
-                    let Some(chunk) = state.chunks.pop_front() else { break };
-                    len += chunk.bytes.len();
-                    whole = chunk.ends_message;
-                    self.chunks.push_back(chunk);
-                }
-                self.urgent_waits = false;
-            } else if state.urgent.is_empty() {
-                if state.closed && state.chunks.is_empty() && state.tail.is_empty() {
-                    return Poll::Ready(false);
-                }
-                match &mut state.writer {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    none => *none = Some(cx.waker().clone()),
-                }
-                return Poll::Pending;
-            }
-            Poll::Ready(true)
-        })
-        .await
-    }
-
-    async fn write_some(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let (mut count, mut len) = (0, 0);
-        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-            let bytes = if count == 0 { &chunk.bytes[self.offset..] } else { &chunk.bytes[..] };
-            *slice = IoSlice::new(bytes);
-            count += 1;
-            len += bytes.len();
-            if len >= WRITE_MAX || self.urgent_waits {
-                break;
-            }
-        }
-        let written = if count == 1 {
-            stream.write(&slices[0]).await?
-        } else {
-            stream.write_vectored(&slices[..count]).await?
-        };
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        self.advance(written);
-        Ok(())
-    }
-
-    fn advance(&mut self, written: usize) {
-        let (mut done, mut copied) = (Amount::default(), 0);
-        let mut left = written;
-        while let Some(chunk) = self.chunks.front() {
-            let rest = chunk.bytes.len() - self.offset;
-            if left < rest {
-                self.offset += left;
-                break;
-            }
-            left -= rest;
-            self.offset = 0;
-            // `front` has just shown that there is one.
-            let Some(chunk) = self.chunks.pop_front() else { break };
-            let ends_message = chunk.ends_message;
-            self.begun.push(chunk);
-            if ends_message {
-                for chunk in self.begun.drain(..) {
-                    done += Amount::new(chunk.messages, chunk.charge);
-                    copied += if chunk.lease.is_none() { chunk.charge } else { 0 };
-                }
-            }
-        }
-        self.outbox.strike_out(copied);
-        let mut state = self.outbox.state();
-        state.queued -= done;
-        state.written += Amount { messages: done.messages, bytes: written as u64 };
-        self.urgent_waits = !state.urgent.is_empty();
-        let roomy = state.queued.bytes <= self.outbox.low_water.bytes
-            && state.queued.messages <= self.outbox.low_water.messages;
-        let wake = (state.crowded && roomy, std::mem::take(&mut state.watched));
-        state.crowded &= !roomy;
-        drop(state);
-        if wake.0 {
-            self.outbox.room.notify_waiters();
-        }
-        if wake.1 {
-            self.outbox.progress.notify_waiters();
-        }
-    }
-}
-
-impl Drop for Writer<'_> {
-    fn drop(&mut self) {
-        let begun = self.begun.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
-        let mut chunks: VecDeque<Chunk> = self.begun.drain(..).chain(self.chunks.drain(..)).collect();
-        let (mut messages, mut boundary) =
-            whole_messages_within(chunks.iter().map(|chunk| &chunk.bytes[..]), begun + self.offset);
-        // What the peer may have received whole leaves the queue, the rest goes back to its front.
-        let (mut whole, mut copied) = (Amount::new(messages, 0), 0);
-        while boundary > 0 {
-            let Some(chunk) = chunks.front_mut() else { break };
-            let len = boundary.min(chunk.bytes.len());
-            boundary -= len;
-            let of_this_chunk = chunk.messages.min(messages);
-            messages -= of_this_chunk;
-            let rest = chunk.bytes.split_off(len);
-            let charge = match (&chunk.lease, rest.is_empty()) {
-                (Some(_), false) => 0,
-                (_, true) => chunk.charge,
-                (None, false) => len.min(chunk.charge),
-            };
-            whole.bytes += charge as u64;
-            copied += if chunk.lease.is_none() { charge } else { 0 };
-            if rest.is_empty() {
-                chunks.pop_front();
-            } else {
-                chunk.messages -= of_this_chunk;
-                chunk.charge -= charge;
-                chunk.bytes = rest;
-            }
-        }
-        self.outbox.strike_out(copied);
-        let mut state = self.outbox.state();
-        state.queued -= whole;
-        state.written.messages += whole.messages;
-        state.urgent.clear();
-        state.writer = None;
-        chunks.append(&mut state.chunks);
-        state.chunks = chunks;
     }
 }
 

@@ -1,8 +1,13 @@
 //! The queue: nothing lost, nothing doubled, every bound kept, through broken connections.
 
+use std::io;
+use std::task::Poll;
+
 use proptest::prelude::*;
+use tokio::io::AsyncWrite;
 
 use super::*;
+use crate::zmtp::curve::{Opener, Sealer};
 use crate::zmtp::{Frames, encode_message};
 
 fn message(number: u32, len: usize) -> [Bytes; 2] {
@@ -52,6 +57,20 @@ fn numbers(bytes: &[u8]) -> Vec<u32> {
         numbers.push(u32::from_be_bytes(data[..4].try_into().unwrap()));
         let _ = wire.split_to(encoded_len(&[topic, data]));
     }
+}
+
+/// Both ends of one encrypted direction.
+fn cipher_pair() -> (Option<Sealer>, Option<Opener>) {
+    let [client, server] = crate::zmtp::curve::connected_for_tests();
+    (Some(client.sealer), Some(server.opener))
+}
+
+/// What a peer reads in these bytes.
+fn opened(opener: Option<Opener>, bytes: Vec<u8>) -> Vec<u8> {
+    let Some(mut opener) = opener else { return bytes };
+    let (mut boxed, mut plain) = (BytesMut::from(&bytes[..]), BytesMut::new());
+    while opener.open(&mut boxed, &mut plain).unwrap() {}
+    plain.to_vec()
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -146,6 +165,20 @@ fn urgent_bytes_go_first_but_never_into_a_message() {
 }
 
 #[test]
+fn urgent_bytes_are_sealed_too() {
+    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    outbox.try_push(&message(1, 10)).unwrap();
+    assert!(outbox.push_urgent(b"\x04\x05\x04PONG\x04\x05\x04PONG", 100));
+    outbox.close();
+    let mut stream = Brittle { limit: 1000, piece: 3, taken: vec![] };
+    let (sealer, opener) = cipher_pair();
+    block_on(Writer::new(&outbox).sealed(sealer).run(&mut stream)).unwrap();
+    assert!(!stream.taken.windows(4).any(|bytes| bytes == b"PONG"));
+    let plain = opened(opener, stream.taken);
+    assert!(plain.starts_with(b"\x04\x05\x04PONG\x04\x05\x04PONG\x01\x05topic"));
+}
+
+#[test]
 fn urgent_bytes_wait_for_the_end_of_a_message_and_no_longer() {
     block_on(async {
         let outbox = Outbox::new(HighWaterMark::bytes(100 << 20));
@@ -229,6 +262,7 @@ proptest! {
         lens in prop::collection::vec(prop_oneof![4 => 4_usize..200, 1 => 8000_usize..20_000, 1 => 1_000_000_usize..1_400_000], 1..30),
         breaks in prop::collection::vec((0_usize..3_000_000, 1_usize..90_000), 0..8),
         copied in any::<bool>(),
+        sealed in any::<bool>(),
     ) {
         let ledger = Arc::new(Ledger::default());
         let outbox = Outbox::with_ledger(HighWaterMark::bytes(1 << 30), ledger.clone());
@@ -246,8 +280,9 @@ proptest! {
         let mut arrived = Vec::new();
         for (limit, piece) in breaks.into_iter().chain([(usize::MAX, 1 << 20)]) {
             let mut stream = Brittle { limit, piece, taken: vec![] };
-            let ended = block_on(Writer::new(&outbox).run(&mut stream));
-            arrived.extend(numbers(&stream.taken));
+            let (sealer, opener) = if sealed { cipher_pair() } else { (None, None) };
+            let ended = block_on(Writer::new(&outbox).sealed(sealer).run(&mut stream));
+            arrived.extend(numbers(&opened(opener, stream.taken)));
             prop_assert_eq!(outbox.queued().messages as usize, lens.len() - arrived.len());
             if ended.is_ok() {
                 break;

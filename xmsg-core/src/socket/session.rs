@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,6 +11,8 @@ use tokio::io::AsyncWriteExt;
 use super::buffer::{ReceiveBuffer, Slab};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
 use super::transport::{ReadHalf, Stream};
+use crate::security::Authenticator;
+use crate::zmtp::curve::{Cipher, Opener};
 use crate::zmtp::{Engine, Event, Peer, Span, Violation};
 
 /// After so many bytes without a pause a reader lets others have the processor.
@@ -89,13 +92,21 @@ pub struct Session {
     stream: Stream,
     engine: Engine,
     buffer: ReceiveBuffer,
+    authenticator: Option<Arc<dyn Authenticator>>,
 }
 
 impl Session {
     /// A session on this stream.
     #[must_use]
     pub fn new(stream: Stream, engine: Engine) -> Self {
-        Self { stream, engine, buffer: ReceiveBuffer::default() }
+        Self { stream, engine, buffer: ReceiveBuffer::default(), authenticator: None }
+    }
+
+    /// Who judges the credentials of the peer. Without one, none are good.
+    #[must_use]
+    pub fn with_authenticator(mut self, authenticator: Option<Arc<dyn Authenticator>>) -> Self {
+        self.authenticator = authenticator;
+        self
     }
 
     /// Goes through greeting and handshake, within the time limit of the engine. A peer that is refused is told
@@ -129,6 +140,15 @@ impl Session {
                     self.engine.handle_received(Instant::now());
                     return Ok(peer);
                 }
+                Some(Event::Credentials(credentials)) => {
+                    let admitted = match &self.authenticator {
+                        None => false,
+                        Some(authenticator) => before(due, authenticator.authenticate(credentials))
+                            .await
+                            .ok_or(Violation::HandshakeTimeout)?,
+                    };
+                    self.engine.judge(admitted)?;
+                }
                 Some(_) => {}
                 None => match before(due, self.buffer.read(&mut read, 0)).await {
                     Some(Ok(0)) => return Err(Ended::ByPeer),
@@ -146,8 +166,16 @@ impl Session {
     /// read, for at most `farewell`, so that it loses nothing.
     pub async fn run(mut self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
         let (mut read, mut write) = self.stream.split();
-        let mut reader = Reader { engine: self.engine, buffer: self.buffer };
-        let mut writer = Writer::new(outbox);
+        let (sealer, opening) = match self.engine.take_cipher() {
+            None => (None, None),
+            Some(Cipher { sealer, opener }) => {
+                // What came after the handshake is in boxes already.
+                let boxed = std::mem::take(&mut self.buffer);
+                (Some(sealer), Some(Opening { opener, boxed }))
+            }
+        };
+        let mut reader = Reader { engine: self.engine, buffer: self.buffer, opening };
+        let mut writer = Writer::new(outbox).sealed(sealer);
         let reading = reader.run(&mut read, outbox, handler);
         let mut reading = std::pin::pin!(reading);
         let writing = async {
@@ -178,7 +206,32 @@ impl Session {
 #[derive(Debug)]
 struct Reader {
     engine: Engine,
+    /// Frames in clear text.
     buffer: ReceiveBuffer,
+    opening: Option<Opening>,
+}
+
+/// Boxes that came in, on their way to clear text.
+#[derive(Debug)]
+struct Opening {
+    opener: Opener,
+    boxed: ReceiveBuffer,
+}
+
+impl Opening {
+    /// Opens boxes until the slab of `plain` is full. Returns whether it stopped for that reason.
+    fn open(&mut self, plain: &mut ReceiveBuffer) -> Result<bool, Violation> {
+        let mut opened = 0;
+        while let Some(len) = self.opener.frame_len(&self.boxed.input)? {
+            if opened > 0 && !plain.fits(len) {
+                return Ok(true);
+            }
+            plain.reserve(len);
+            self.opener.open(&mut self.boxed.input, &mut plain.input)?;
+            opened += len;
+        }
+        Ok(false)
+    }
 }
 
 impl Reader {
@@ -198,6 +251,10 @@ impl Reader {
         let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut since_pause = 0;
         loop {
+            let more_boxes = match &mut self.opening {
+                None => false,
+                Some(opening) => opening.open(&mut self.buffer)?,
+            };
             let slab = self.buffer.slab();
             while let Some(event) = self.engine.poll_event(&mut self.buffer.input)? {
                 match event {
@@ -206,7 +263,7 @@ impl Reader {
                     }
                     Event::Subscribe(prefix) => handler.subscription(true, prefix).await?,
                     Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
-                    Event::Ready(_) => {}
+                    Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
                     owe(outbox, &bytes)?;
@@ -219,10 +276,23 @@ impl Reader {
                 since_pause = 0;
                 tokio::task::yield_now().await;
             }
-            let missing = self.engine.missing(&self.buffer.input);
+            if more_boxes {
+                since_pause += self.buffer.slab().size;
+                continue;
+            }
+            let (buffer, missing) = match &mut self.opening {
+                None => {
+                    let missing = self.engine.missing(&self.buffer.input);
+                    (&mut self.buffer, missing)
+                }
+                Some(Opening { opener, boxed }) => {
+                    let missing = opener.missing(&boxed.input);
+                    (boxed, missing)
+                }
+            };
             let len = loop {
                 let Some(due) = self.engine.poll_timeout() else {
-                    break self.buffer.read(stream, missing).await?;
+                    break buffer.read(stream, missing).await?;
                 };
                 // The alarm rings early rather than being set anew for every read.
                 if alarm.is_elapsed() || alarm.deadline() > due.into() {
@@ -230,7 +300,7 @@ impl Reader {
                 }
                 tokio::select! {
                     biased;
-                    len = self.buffer.read(stream, missing) => break len?,
+                    len = buffer.read(stream, missing) => break len?,
                     () = &mut alarm => {
                         self.engine.handle_timeout(Instant::now())?;
                         if let Some(bytes) = self.engine.poll_transmit() {

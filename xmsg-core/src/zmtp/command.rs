@@ -65,6 +65,11 @@ impl Command {
 
     /// Writes the command as a frame.
     pub fn write(&self, out: &mut BytesMut) {
+        encode_command(out, &self.body());
+    }
+
+    /// What stands in the frame.
+    pub(super) fn body(&self) -> Bytes {
         let mut body = BytesMut::new();
         match self {
             Self::Ready(properties) => {
@@ -94,7 +99,7 @@ impl Command {
             }
             Self::Unknown(name) => put_short(&mut body, &name[..name.len().min(255)]),
         }
-        encode_command(out, &body);
+        body.freeze()
     }
 }
 
@@ -114,7 +119,7 @@ impl Properties {
         self.0.push((Bytes::from_static(name.as_bytes()), value.into()));
     }
 
-    fn read(mut body: Bytes) -> Result<Self, Violation> {
+    pub(super) fn read(mut body: Bytes) -> Result<Self, Violation> {
         const MALFORMED: Violation = Violation::Malformed("properties in the handshake");
         let mut properties = Vec::new();
         while !body.is_empty() {
@@ -132,7 +137,7 @@ impl Properties {
         Ok(Self(properties))
     }
 
-    fn write(&self, out: &mut BytesMut) {
+    pub(super) fn write(&self, out: &mut BytesMut) {
         for (name, value) in &self.0 {
             put_short(out, name);
             out.put_u32(value.len() as u32);
@@ -141,7 +146,8 @@ impl Properties {
     }
 }
 
-fn take_short(body: &mut Bytes) -> Option<Bytes> {
+/// A byte that says how many follow, and those.
+pub(super) fn take_short(body: &mut Bytes) -> Option<Bytes> {
     let len = usize::from(*body.first()?);
     if body.len() < 1 + len {
         return None;
@@ -150,7 +156,13 @@ fn take_short(body: &mut Bytes) -> Option<Bytes> {
     Some(body.split_to(len))
 }
 
-fn put_short(out: &mut BytesMut, bytes: &[u8]) {
+/// What follows the name of a command, if that is its name.
+pub(super) fn named(body: &Bytes, name: &[u8]) -> Option<Bytes> {
+    let mut rest = body.clone();
+    (take_short(&mut rest)? == name).then_some(rest)
+}
+
+pub(super) fn put_short(out: &mut BytesMut, bytes: &[u8]) {
     out.put_u8(bytes.len() as u8);
     out.put_slice(bytes);
 }

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::frame::Header;
+use super::curve::Cipher;
+use super::frame::{Header, encode_command};
 use super::greeting::{self, GREETING_LEN, Greeting, REVISION_2_0, SIGNATURE_LEN};
 use super::{
-    Command, Mechanism, Options, Properties, Scanner, SocketType, Span, Stop, Violation, encode_message,
+    Command, Credentials, Mechanism, Options, Principal, Properties, Scanner, SocketType, Span, Stop,
+    Violation, encode_message,
 };
 
 /// Commands may stand between the frames of a message (libzmq sends heartbeats so). Taking one out moves the
@@ -56,11 +58,15 @@ pub struct Peer {
     pub identity: Bytes,
     /// All that a ZMTP 3 peer announced.
     pub properties: Properties,
+    /// Who it proved to be, to a server of PLAIN or CURVE.
+    pub principal: Option<Principal>,
 }
 
 /// What the peer did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// The peer asks to be let in: nothing goes on before [`Engine::judge`].
+    Credentials(Credentials),
     /// The handshake is complete: traffic may flow in both directions.
     Ready(Peer),
     /// Whole messages, as they came. [`Engine::spans`] tells where each one lies.
@@ -112,6 +118,9 @@ enum Phase {
 pub struct Engine {
     options: Options,
     mechanism: Box<dyn Mechanism>,
+    /// Who asked to be let in, and whether it was.
+    principal: Option<Principal>,
+    judging: bool,
     phase: Phase,
     outgoing: BytesMut,
     scanner: Scanner,
@@ -128,7 +137,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine with the NULL mechanism for a connection that was made at `now`.
+    /// An engine with the NULL mechanism, for a connection that was made at `now`.
     #[must_use]
     pub fn new(options: Options, now: Instant) -> Self {
         Self::with_mechanism(options, Box::new(super::Null::default()), now)
@@ -139,6 +148,8 @@ impl Engine {
     pub fn with_mechanism(options: Options, mechanism: Box<dyn Mechanism>, now: Instant) -> Self {
         Self {
             mechanism,
+            principal: None,
+            judging: false,
             phase: Phase::Signature,
             outgoing: BytesMut::from(&greeting::signature()[..]),
             scanner: Scanner::new(&options.limits),
@@ -187,6 +198,30 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Lets the peer in whose credentials [`poll_event`](Self::poll_event) handed out, or sends it away. The peer is
+    /// not told why.
+    pub fn judge(&mut self, admitted: bool) -> Result<(), Violation> {
+        if !std::mem::take(&mut self.judging) {
+            return Ok(());
+        }
+        if !admitted {
+            let violation = Violation::NotAdmitted;
+            self.refuse(&violation);
+            return Err(violation);
+        }
+        self.mechanism.admit();
+        self.advance_mechanism();
+        Ok(())
+    }
+
+    /// What boxes the traffic from now on, if the mechanism does; to be asked once, after [`Event::Ready`]. From then on
+    /// `poll_event` reads frames that were opened, and what `poll_transmit` has is to be sealed.
+    pub fn take_cipher(&mut self) -> Option<Cipher> {
+        let mut cipher = self.mechanism.take_cipher()?;
+        cipher.opener.limit(self.options.limits.message_size.max(self.options.limits.command_size));
+        Some(cipher)
     }
 
     /// Where the messages of the last [`Event::Messages`] lie in its bytes.
@@ -286,6 +321,9 @@ impl Engine {
 
     fn read_handshake(&mut self, input: &mut BytesMut, version: Version) -> Result<Option<Event>, Violation> {
         loop {
+            if self.judging {
+                return Ok(None);
+            }
             if let Some(properties) = self.mechanism.peer_properties() {
                 let peer = self.check_peer(version, properties.clone())?;
                 return Ok(Some(self.ready(peer)));
@@ -308,7 +346,12 @@ impl Engine {
             }
             let body = Bytes::copy_from_slice(&input[header.len..len]);
             input.advance(len);
-            self.mechanism.handle_command(Command::read(body)?)?;
+            self.mechanism.handle_command(body)?;
+            if let Some(credentials) = self.mechanism.credentials() {
+                self.principal = Some(credentials.principal());
+                self.judging = true;
+                return Ok(Some(Event::Credentials(credentials)));
+            }
             self.advance_mechanism();
         }
     }
@@ -331,7 +374,8 @@ impl Engine {
                 SocketType::from_code(code).map_or_else(|| format!("type {code}"), |t| t.to_string());
             return Err(Violation::SocketTypeMismatch { theirs, ours: ours.name() });
         };
-        let peer = Peer { version: Version::V2_0, socket_type, identity, properties: Properties::default() };
+        let properties = Properties::default();
+        let peer = Peer { version: Version::V2_0, socket_type, identity, properties, principal: None };
         Ok(Some(self.ready(peer)))
     }
 
@@ -411,8 +455,8 @@ impl Engine {
         if self.options.socket_type.announces_identity() {
             ours.push("Identity", self.options.identity.clone());
         }
-        while let Some(command) = self.mechanism.poll_command(&ours) {
-            command.write(&mut self.outgoing);
+        while let Some(body) = self.mechanism.poll_command(&ours) {
+            encode_command(&mut self.outgoing, &body);
         }
     }
 
@@ -431,7 +475,7 @@ impl Engine {
                 limit: IDENTITY_MAX as u64,
             });
         }
-        Ok(Peer { version, socket_type, identity, properties })
+        Ok(Peer { version, socket_type, identity, properties, principal: self.principal.clone() })
     }
 
     fn ready(&mut self, peer: Peer) -> Event {

@@ -49,6 +49,7 @@ fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> 
         input.extend_from_slice(piece);
         while let Some(event) = engine.poll_event(&mut input)? {
             match event {
+                Event::Credentials(_) => engine.judge(true)?,
                 Event::Ready(peer) => seen.push(Seen::Ready(peer.version, peer.socket_type)),
                 Event::Subscribe(prefix) => seen.push(Seen::Subscribe(prefix.to_vec())),
                 Event::Cancel(prefix) => seen.push(Seen::Cancel(prefix.to_vec())),

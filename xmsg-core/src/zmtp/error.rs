@@ -50,6 +50,10 @@ pub enum Violation {
     },
     /// The peer sent an ERROR command with this reason.
     RefusedByPeer(String),
+    /// What the peer sent was not made with the keys that it should have.
+    NotAuthentic(&'static str),
+    /// Its credentials were not accepted.
+    NotAdmitted,
     /// The handshake was not finished in time.
     HandshakeTimeout,
     /// The peer did not answer a heartbeat in time.
@@ -64,6 +68,7 @@ impl Violation {
             Self::VersionTooOld
             | Self::MechanismMismatch { .. }
             | Self::SocketTypeMismatch { .. }
+            | Self::NotAdmitted
             | Self::RefusedByPeer(_) => Blame::PeerIncompatible,
             Self::HandshakeTimeout | Self::HeartbeatTimeout => Blame::Silence,
             _ => Blame::PeerMisbehaved,
@@ -90,6 +95,8 @@ impl fmt::Display for Violation {
                 write!(f, "{what} of {size} exceeds the limit of {limit}")
             }
             Self::RefusedByPeer(reason) => write!(f, "the peer refused the connection: {reason:?}"),
+            Self::NotAuthentic(what) => f.write_str(what),
+            Self::NotAdmitted => f.write_str("not allowed here"),
             Self::HandshakeTimeout => f.write_str("the peer did not finish the handshake in time"),
             Self::HeartbeatTimeout => {
                 f.write_str("nothing was heard from the peer within the heartbeat time-out")

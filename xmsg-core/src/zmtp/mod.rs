@@ -13,15 +13,21 @@
 //! engine finds the boundaries of whole messages ([`Span`]) and hands on the bytes as they came: forwarding
 //! them is as cheap as copying. [`Frames`] takes one message apart for whoever wants its frames.
 //!
-//! Sources: ZeroMQ RFC 37 (ZMTP 3.1), 23 (3.0), 15 (2.0), 29 (publish-subscribe).
+//! A security [`Mechanism`] takes part in the handshake. One that boxes the traffic leaves a [`curve::Cipher`], which stands between
+//! the engine and the wire.
+//!
+//! Sources: ZeroMQ RFC 37 (ZMTP 3.1), 23 (3.0), 15 (2.0), 29 (publish-subscribe), 24 (PLAIN),
+//! 26 (CURVE).
 
 mod command;
+pub mod curve;
 mod engine;
 mod error;
 mod frame;
 mod greeting;
 mod mechanism;
 mod options;
+mod plain;
 mod scan;
 mod socket_type;
 
@@ -31,7 +37,9 @@ pub use error::{Blame, Violation};
 pub(crate) use frame::encode_frame_header;
 pub use frame::{Frames, Header, encode_frame, encode_message, encoded_len, whole_messages_within};
 pub use greeting::{GREETING_LEN, Greeting};
-pub use mechanism::{Mechanism, Null};
+pub use mechanism::{Credentials, Mechanism, Null, Principal};
 pub use options::{Limits, Options};
+pub(crate) use plain::PLAIN_MAX;
+pub use plain::{PlainClient, PlainServer};
 pub use scan::{Scanner, Span, Stop};
 pub use socket_type::SocketType;

@@ -1,0 +1,308 @@
+//! The task's side of an outbox: takes what is queued and writes it, in clear text or in boxes.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::task::Poll;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::{Amount, Chunk, Outbox};
+use crate::zmtp::curve::Sealer;
+use crate::zmtp::{Header, whole_messages_within};
+
+/// Slices handed to the system in one write.
+const SLICES: usize = 64;
+/// Bytes handed to the system in one write, so that urgent answers get their turn.
+const WRITE_MAX: usize = 1 << 20;
+/// Bytes that are sealed before they are written; a longer frame is sealed in one piece.
+const SEAL_MAX: usize = 64 << 10;
+
+/// Drains an [`Outbox`] into a stream. Dropped in the middle, it puts back whatever the peer cannot have received
+/// whole, so that the next writer goes on at that message.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    outbox: &'a Outbox,
+    /// Written chunks of a message that is not yet written to its end.
+    begun: Vec<Chunk>,
+    chunks: VecDeque<Chunk>,
+    /// Bytes of the first chunk that are written.
+    offset: usize,
+    /// Something urgent is to go out at the next end of a message.
+    pub(super) urgent_waits: bool,
+    sealing: Option<Sealing>,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer for this queue.
+    #[must_use]
+    pub fn new(outbox: &'a Outbox) -> Self {
+        Self {
+            outbox,
+            begun: Vec::new(),
+            chunks: VecDeque::new(),
+            offset: 0,
+            urgent_waits: false,
+            sealing: None,
+        }
+    }
+
+    /// The same, with everything in boxes.
+    #[must_use]
+    pub fn sealed(mut self, sealer: Option<Sealer>) -> Self {
+        self.sealing = sealer.map(Sealing::new);
+        self
+    }
+
+    /// Writes until the stream fails, or the queue is closed and empty.
+    pub async fn run(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        loop {
+            if self.offset == 0 && self.begun.is_empty() {
+                let urgent = self.outbox.state().urgent.split();
+                if !urgent.is_empty() {
+                    match &mut self.sealing {
+                        None => stream.write_all(&urgent).await?,
+                        Some(sealing) => stream.write_all(&sealing.seal_apart(&urgent)).await?,
+                    }
+                }
+                if self.chunks.is_empty() && !self.fetch().await {
+                    return Ok(());
+                }
+            }
+            if !self.chunks.is_empty() {
+                if self.sealing.is_some() {
+                    self.write_sealed(stream).await?;
+                } else {
+                    self.write_some(stream).await?;
+                }
+            }
+        }
+    }
+
+    /// Waits for something to write; `false` when the queue is closed and empty.
+    async fn fetch(&mut self) -> bool {
+        std::future::poll_fn(|cx| {
+            let mut state = self.outbox.state();
+            if state.has_messages() {
+                state.flush_tail();
+                // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
+                let (mut len, mut whole) = (0, false);
+                while len < WRITE_MAX || !whole {
+                    let Some(chunk) = state.chunks.pop_front() else { break };
+                    len += chunk.bytes.len();
+                    whole = chunk.ends_message;
+                    self.chunks.push_back(chunk);
+                }
+                self.urgent_waits = false;
+            } else if state.urgent.is_empty() {
+                if state.closed && state.chunks.is_empty() && state.tail.is_empty() {
+                    return Poll::Ready(false);
+                }
+                match &mut state.writer {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                return Poll::Pending;
+            }
+            Poll::Ready(true)
+        })
+        .await
+    }
+
+    async fn write_some(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let (mut count, mut len) = (0, 0);
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+            let bytes = if count == 0 { &chunk.bytes[self.offset..] } else { &chunk.bytes[..] };
+            *slice = IoSlice::new(bytes);
+            count += 1;
+            len += bytes.len();
+            if len >= WRITE_MAX || self.urgent_waits {
+                break;
+            }
+        }
+        let written = if count == 1 {
+            stream.write(&slices[0]).await?
+        } else {
+            stream.write_vectored(&slices[..count]).await?
+        };
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.advance(written);
+        Ok(())
+    }
+
+    /// Seals the next frames and writes them to their end.
+    async fn write_sealed(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let Some(sealing) = &mut self.sealing else { return Ok(()) };
+        sealing.seal(&self.chunks, self.offset, self.urgent_waits);
+        while let Some(sealing) = self.sealing.as_mut().filter(|sealing| !sealing.sealed.is_empty()) {
+            let written = stream.write(&sealing.sealed).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            let plain = sealing.advance(written);
+            if plain > 0 {
+                self.advance(plain);
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, written: usize) {
+        let (mut done, mut copied) = (Amount::default(), 0);
+        let mut left = written;
+        while let Some(chunk) = self.chunks.front() {
+            let rest = chunk.bytes.len() - self.offset;
+            if left < rest {
+                self.offset += left;
+                break;
+            }
+            left -= rest;
+            self.offset = 0;
+            // `front` has just shown that there is one.
+            let Some(chunk) = self.chunks.pop_front() else { break };
+            let ends_message = chunk.ends_message;
+            self.begun.push(chunk);
+            if ends_message {
+                for chunk in self.begun.drain(..) {
+                    done += Amount::new(chunk.messages, chunk.charge);
+                    copied += if chunk.lease.is_none() { chunk.charge } else { 0 };
+                }
+            }
+        }
+        self.outbox.strike_out(copied);
+        let mut state = self.outbox.state();
+        state.queued -= done;
+        state.written += Amount { messages: done.messages, bytes: written as u64 };
+        self.urgent_waits = !state.urgent.is_empty();
+        let roomy = state.queued.bytes <= self.outbox.low_water.bytes
+            && state.queued.messages <= self.outbox.low_water.messages;
+        let wake = (state.crowded && roomy, std::mem::take(&mut state.watched));
+        state.crowded &= !roomy;
+        drop(state);
+        if wake.0 {
+            self.outbox.room.notify_waiters();
+        }
+        if wake.1 {
+            self.outbox.progress.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        let begun = self.begun.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+        let mut chunks: VecDeque<Chunk> = self.begun.drain(..).chain(self.chunks.drain(..)).collect();
+        let (mut messages, mut boundary) =
+            whole_messages_within(chunks.iter().map(|chunk| &chunk.bytes[..]), begun + self.offset);
+        // What the peer may have received whole leaves the queue, the rest goes back to its front.
+        let (mut whole, mut copied) = (Amount::new(messages, 0), 0);
+        while boundary > 0 {
+            let Some(chunk) = chunks.front_mut() else { break };
+            let len = boundary.min(chunk.bytes.len());
+            boundary -= len;
+            let of_this_chunk = chunk.messages.min(messages);
+            messages -= of_this_chunk;
+            let rest = chunk.bytes.split_off(len);
+            let charge = match (&chunk.lease, rest.is_empty()) {
+                (Some(_), false) => 0,
+                (_, true) => chunk.charge,
+                (None, false) => len.min(chunk.charge),
+            };
+            whole.bytes += charge as u64;
+            copied += if chunk.lease.is_none() { charge } else { 0 };
+            if rest.is_empty() {
+                chunks.pop_front();
+            } else {
+                chunk.messages -= of_this_chunk;
+                chunk.charge -= charge;
+                chunk.bytes = rest;
+            }
+        }
+        self.outbox.strike_out(copied);
+        let mut state = self.outbox.state();
+        state.queued -= whole;
+        state.written.messages += whole.messages;
+        state.urgent.clear();
+        state.writer = None;
+        chunks.append(&mut state.chunks);
+        state.chunks = chunks;
+    }
+}
+
+/// Frames on their way from the queue, in clear text, to the stream, in boxes.
+#[derive(Debug)]
+struct Sealing {
+    sealer: Sealer,
+    /// What is sealed and not yet written.
+    sealed: BytesMut,
+    /// Bytes of `sealed` that were written already.
+    written: usize,
+    /// For each sealed frame: where its box ends, counted from the first one, and its length in clear text.
+    frames: VecDeque<(usize, usize)>,
+}
+
+impl Sealing {
+    fn new(sealer: Sealer) -> Self {
+        Self { sealer, sealed: BytesMut::new(), written: 0, frames: VecDeque::new() }
+    }
+
+    /// Seals the frames from `offset` in the first chunk on: about [`SEAL_MAX`] bytes, or, if something urgent waits,
+    /// to the end of the first message.
+    fn seal(&mut self, chunks: &VecDeque<Chunk>, offset: usize, one_message: bool) {
+        self.written = 0;
+        let (mut index, mut at) = (0, offset);
+        while self.sealed.len() < SEAL_MAX {
+            let Some(chunk) = chunks.get(index) else { break };
+            if at == chunk.bytes.len() {
+                (index, at) = (index + 1, 0);
+                continue;
+            }
+            // Chunks end at the end of a frame, or of its header: the body is then a chunk of its own.
+            let Ok(Some(header)) = Header::read(&chunk.bytes[at..]) else { break };
+            let (start, len) = (at + header.len, header.body_len as usize);
+            let body = if start == chunk.bytes.len() && len > 0 {
+                (index, at) = (index + 1, len);
+                chunks.get(index).and_then(|chunk| chunk.bytes.get(..len))
+            } else {
+                at = start + len;
+                chunk.bytes.get(start..at)
+            };
+            let Some(body) = body else { break };
+            self.sealer.seal(header.flags, body, &mut self.sealed);
+            self.frames.push_back((self.sealed.len(), header.len + len));
+            if one_message && !header.has_more() {
+                break;
+            }
+        }
+    }
+
+    /// Seals whole commands that are written at once.
+    fn seal_apart(&mut self, commands: &[u8]) -> BytesMut {
+        let (mut sealed, mut rest) = (BytesMut::new(), commands);
+        while let Ok(Some(header)) = Header::read(rest) {
+            let end = header.len + header.body_len as usize;
+            let Some(body) = rest.get(header.len..end) else { break };
+            self.sealer.seal(header.flags, body, &mut sealed);
+            rest = &rest[end..];
+        }
+        sealed
+    }
+
+    /// Notes that so many sealed bytes were written. Returns how many bytes of clear text are now with the peer.
+    fn advance(&mut self, written: usize) -> usize {
+        self.written += written;
+        self.sealed.advance(written);
+        let mut plain = 0;
+        while let Some((_, len)) = self.frames.front().filter(|(end, _)| *end <= self.written) {
+            plain += len;
+            self.frames.pop_front();
+        }
+        if self.sealed.is_empty() {
+            self.sealed.clear();
+        }
+        plain
+    }
+}
