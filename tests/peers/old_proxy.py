@@ -71,15 +71,15 @@ def answer_control(requests, answers, router):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="pub port (default: any three free ports in a row)")
-    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="end after this time (default 120)")
+    peer.add_arguments(parser, timeout=120)
     args = parser.parse_args()
 
     context = zmq.Context()
     port, xsub, xpub, router = bind(context, args.port)
-    requests = peer.open_socket(context, zmq.SUB)
+    requests = peer.open_socket(context, zmq.SUB, inside=True)
     requests.connect(f"tcp://{peer.HOST}:{port + 1}")
     requests.subscribe(b"xmsg:control")
-    answers = peer.open_socket(context, zmq.PUB)
+    answers = peer.open_socket(context, zmq.PUB, inside=True)
     answers.connect(f"tcp://{peer.HOST}:{port}")
 
     for target, sockets in ((zmq.proxy, (xsub, xpub)), (answer_control, (requests, answers, router))):

@@ -5,6 +5,7 @@ with libzmq, not only with itself. Each script prints one fact a line on standar
 once, and reports errors on standard error. Exit status: 0 done, 1 failed or out of time, 2 usage.
 """
 
+import argparse
 import os
 import struct
 import sys
@@ -43,7 +44,38 @@ def bound(seconds, last_line=None):
     timer.start()
 
 
-def open_socket(context, kind, heartbeat=None, identity=None, linger=0):
+SECURITY = {}
+
+
+def secure(socket, inside):
+    """Sets what --curve-server, --curve-client or --plain asked for. `inside`: a client of our own server."""
+    if "curve-server" in SECURITY and inside:
+        (secret,) = SECURITY["curve-server"]
+        socket.curve_serverkey = zmq.curve_public(secret.encode())
+        socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+    elif "curve-server" in SECURITY:
+        (secret,) = SECURITY["curve-server"]
+        socket.curve_server = True
+        socket.curve_secretkey = secret.encode()
+    elif "curve-client" in SECURITY:
+        server, secret = SECURITY["curve-client"]
+        socket.curve_serverkey = server.encode()
+        socket.curve_publickey = zmq.curve_public(secret.encode())
+        socket.curve_secretkey = secret.encode()
+    elif "plain" in SECURITY:
+        user, password = SECURITY["plain"]
+        socket.plain_username = user.encode()
+        socket.plain_password = password.encode()
+
+
+class Secure(argparse.Action):
+    """Keeps the values of an option for every socket."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        SECURITY[self.dest] = values
+
+
+def open_socket(context, kind, heartbeat=None, identity=None, linger=0, inside=False):
     """A socket without high-water marks, as every xMsg peer sets them.
 
     `heartbeat` is the interval in milliseconds; libzmq then also takes it as the time within which it
@@ -55,6 +87,7 @@ def open_socket(context, kind, heartbeat=None, identity=None, linger=0):
     socket.setsockopt(zmq.LINGER, linger)
     if heartbeat:
         socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat)
+    secure(socket, inside)
     if identity is not None:
         socket.setsockopt(zmq.IDENTITY, identity)
     return socket
@@ -63,6 +96,12 @@ def open_socket(context, kind, heartbeat=None, identity=None, linger=0):
 def add_arguments(parser, timeout):
     """The options that every peer has."""
     parser.add_argument("--heartbeat", type=int, metavar="MS", help="send ZMTP heartbeats at this interval")
+    parser.add_argument("--curve-server", dest="curve-server", action=Secure, nargs=1, metavar="SECRET",
+                        help="be a CURVE server with this secret key, which lets everybody in")
+    parser.add_argument("--curve-client", dest="curve-client", action=Secure, nargs=2, metavar=("SERVER", "SECRET"),
+                        help="use CURVE towards the server of this public key, with this secret key")
+    parser.add_argument("--plain", dest="plain", action=Secure, nargs=2, metavar=("USER", "PASSWORD"),
+                        help="use PLAIN")
     parser.add_argument("--timeout", type=float, default=timeout, metavar="SECONDS",
                         help=f"give up, with status 1, after this time (default {timeout:g})")
 

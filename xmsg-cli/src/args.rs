@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use xmsg_core::{
-    Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Setup, SetupBuilder, Topic,
+    Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security, Setup, SetupBuilder,
+    Topic,
 };
 
 use crate::commands::{demo, discover, ping, publish, register, registrar, reply, request, subscribe};
@@ -93,6 +94,7 @@ impl RegistrarOptions {
     /// A client that is not connected yet.
     pub(crate) fn client(&self) -> xmsg_core::Result<Registrar> {
         Registrar::builder(self.registrar.clone())
+            .security(Security::from_environment()?)
             .registration_timeout(self.registrar_timeout)
             .discovery_timeout(self.registrar_timeout)
             .build()

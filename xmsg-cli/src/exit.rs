@@ -16,6 +16,7 @@ pub(crate) enum Exit {
     Failed = 1,
     Usage = 2,
     NoConnection = 3,
+    NotAllowed = 4,
     TimedOut = 27,
     Interrupted = 130,
 }
@@ -88,6 +89,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<xmsg_core::Error>().or(at_registrar).map(xmsg_core::Error::kind) {
         // Only connecting and subscribing wait for an answer of the proxy.
         Some(ErrorKind::Refused | ErrorKind::Timeout) => Exit::NoConnection,
+        Some(ErrorKind::NotAllowed) => Exit::NotAllowed,
         Some(ErrorKind::InvalidTopic | ErrorKind::InvalidAddress | ErrorKind::InvalidOption) => Exit::Usage,
         _ => Exit::Failed,
     }

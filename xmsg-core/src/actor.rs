@@ -389,7 +389,9 @@ impl ActorBuilder {
             name: self.name,
             id: ActorId::random(),
             proxy,
-            registrations: Registrar::new(registrar.clone()),
+            registrations: Registrar::builder(registrar.clone())
+                .security(setup.security().clone())
+                .build()?,
             registrar,
             pool: Pool::new(setup.clone()),
             setup,

@@ -162,15 +162,18 @@ impl Connection {
             let check = async {
                 tokio::select! {
                     result = self.check_connection(&publisher) => result,
-                    // Only for the reason: the sockets go on trying, and so does the check.
-                    () = note_failures(&mut events, &mut reason) => std::future::pending().await,
+                    // The sockets go on trying, and so does the check, unless nobody wants us.
+                    why = note_failures(&mut events, &mut reason) => Err(self.not_allowed(why)),
                 }
             };
             let Ok(result) = tokio::time::timeout(timeout, check).await else {
                 publisher.close(Duration::ZERO).await;
                 return Err(self.no_proxy(timeout, reason));
             };
-            result?;
+            if let Err(error) = result {
+                publisher.close(Duration::ZERO).await;
+                return Err(error);
+            }
         }
         setup.connected().await;
         Ok(publisher)
@@ -256,6 +259,14 @@ impl Connection {
         Ok(())
     }
 
+    fn not_allowed(&self, why: String) -> Error {
+        let what = format!(
+            "the proxy at {} does not let us in: check the security mechanism, the keys, or name and password, on both sides",
+            self.inner.address
+        );
+        Error::new(ErrorKind::NotAllowed, what).with_source(why)
+    }
+
     fn no_proxy(&self, timeout: Duration, reason: Option<String>) -> Error {
         let address = &self.inner.address;
         let kind = if reason.is_some() { ErrorKind::Refused } else { ErrorKind::Timeout };
@@ -279,13 +290,17 @@ fn check_intervals() -> impl Iterator<Item = Duration> {
     std::iter::successors(Some(FIRST_CHECK_INTERVAL), |interval| Some((*interval * 2).min(CHECK_INTERVAL)))
 }
 
-async fn note_failures(events: &mut SocketEvents, reason: &mut Option<String>) {
+/// Notes why there is no connection. Ends when the other side does not want us, and says why.
+async fn note_failures(events: &mut SocketEvents, reason: &mut Option<String>) -> String {
     use crate::socket::SocketEvent::{ConnectFailed, Disconnected};
     while let Some(event) = events.next().await {
-        if let ConnectFailed { reason: why, .. } | Disconnected { reason: why, .. } = event {
-            *reason = Some(why);
+        match event {
+            ConnectFailed { kind: ErrorKind::NotAllowed, reason: why, .. } => return why,
+            ConnectFailed { reason: why, .. } | Disconnected { reason: why, .. } => *reason = Some(why),
+            _ => {}
         }
     }
+    std::future::pending().await
 }
 
 fn endpoint(text: &str) -> Result<Endpoint> {

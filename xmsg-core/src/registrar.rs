@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use crate::registration::{Action, OwnerType, Query, Registration, Reply, Request, SUCCESS};
+use crate::security::Security;
 use crate::socket::{Endpoint, Requester, SocketOptions};
 use crate::zmtp::Limits;
 use crate::{Error, ErrorKind, RegistrarAddress, Result};
@@ -76,6 +77,12 @@ impl RegistrarBuilder {
     /// How often registrations are made again. Default [`RENEWAL_INTERVAL`]; `None`: never.
     pub fn renewal_interval(self, interval: Option<Duration>) -> Self {
         Self { renewal_interval: interval, ..self }
+    }
+
+    /// The security mechanism, and our part in it.
+    pub fn security(mut self, security: Security) -> Self {
+        self.socket.security = security;
+        self
     }
 
     /// Options of the connection.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::security::Security;
 use crate::socket::SocketOptions;
 use crate::{Error, ErrorKind, Result};
 
@@ -77,9 +78,16 @@ impl Setup {
     /// A builder that starts with the defaults and what the environment says:
     ///
     /// `XMSG_CONNECTION_TIMEOUT`, `XMSG_SUBSCRIPTION_TIMEOUT`, `XMSG_POST_CONNECTION_SLEEP`, `XMSG_POST_SUBSCRIPTION_SLEEP`
-    /// (milliseconds), `XMSG_NO_CHECK_CONNECTION`, `XMSG_NO_CHECK_SUBSCRIPTION` (set: no check).
+    /// (milliseconds), `XMSG_NO_CHECK_CONNECTION`, `XMSG_NO_CHECK_SUBSCRIPTION` (set: no check), and what
+    /// [`Security::from_environment`] reads.
     pub fn builder() -> SetupBuilder {
         SetupBuilder::from_environment(|name| std::env::var(name).ok())
+    }
+
+    /// The security mechanism, before the hooks.
+    #[must_use]
+    pub fn security(&self) -> &Security {
+        &self.socket.security
     }
 
     /// How long the check of a connection may take.
@@ -175,6 +183,12 @@ impl SetupBuilder {
         millis("XMSG_POST_SUBSCRIPTION_SLEEP", &mut setup.post_subscription_sleep);
         setup.check_connection = variable("XMSG_NO_CHECK_CONNECTION").is_none();
         setup.check_subscription = variable("XMSG_NO_CHECK_SUBSCRIPTION").is_none();
+        match Security::from_variables(&variable) {
+            Ok(security) => setup.socket.security = security,
+            Err(wrong) => {
+                error.get_or_insert(wrong);
+            }
+        }
         builder.error = error;
         builder
     }
@@ -182,6 +196,12 @@ impl SetupBuilder {
     /// Options of every socket of the connection.
     pub fn socket(mut self, options: SocketOptions) -> Self {
         self.setup.socket = options;
+        self
+    }
+
+    /// The security mechanism, and our part in it.
+    pub fn security(mut self, security: Security) -> Self {
+        self.setup.socket.security = security;
         self
     }
 

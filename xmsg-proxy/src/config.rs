@@ -1,9 +1,12 @@
 //! What a proxy can be told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use xmsg_core::socket::{HighWaterMark, TcpOptions};
 use xmsg_core::zmtp::Limits;
+
+use crate::security::{Authority, Mechanism};
 
 /// What happens to a message for a subscriber whose queue is at its high-water mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +57,7 @@ pub enum Upstream {
 }
 
 /// Options of the data plane and its limits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// What happens at a subscriber's mark. Default: [`Policy::DropNewest`].
     pub policy: Policy,
@@ -71,6 +74,10 @@ pub struct Config {
     pub heartbeat_interval: Option<Duration>,
     /// How long it has to answer. Default 30 s.
     pub heartbeat_timeout: Duration,
+    /// How all three ports are secured. Default: not at all.
+    pub security: Mechanism,
+    /// Who is let in, and what they may do. Default: everybody everything, on ports without security.
+    pub authority: Arc<Authority>,
     /// What one peer may send.
     pub limits: Limits,
     /// Options of the transport.
@@ -87,6 +94,8 @@ impl Default for Config {
             handshakes: 4096,
             heartbeat_interval: Some(Duration::from_secs(30)),
             heartbeat_timeout: Duration::from_secs(30),
+            security: Mechanism::default(),
+            authority: Arc::default(),
             limits: Limits::default(),
             tcp: TcpOptions::default(),
         }

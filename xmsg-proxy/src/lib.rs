@@ -21,6 +21,7 @@ mod config;
 mod controller;
 mod proxy;
 pub mod registrar;
+pub mod security;
 pub mod switch;
 
 pub use config::{Config, Policy, Upstream};

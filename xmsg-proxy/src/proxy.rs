@@ -1,5 +1,6 @@
 //! A proxy put together: three ports, the switch, the controller.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
 use crate::CONTROL_TOPIC;
 use crate::config::{Config, Policy, Upstream};
 use crate::controller::Controller;
+use crate::security::{Authority, Mechanism, Rules};
 use crate::switch::{PublisherStats, Side, SubscriberStats, Switch, Totals};
 
 /// How often a free block of three ports is looked for.
@@ -51,6 +53,13 @@ impl Builder {
         self
     }
 
+    /// How the ports are secured, and who may do what there.
+    pub fn security(mut self, mechanism: Mechanism, rules: Rules) -> Self {
+        self.config.security = mechanism;
+        self.config.authority = Arc::new(Authority::new(rules));
+        self
+    }
+
     /// What one peer may send.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.config.limits = limits;
@@ -70,6 +79,7 @@ pub struct Proxy {
     switch: Switch,
     router: Router,
     controller: JoinHandle<()>,
+    authority: Arc<Authority>,
 }
 
 impl Drop for Proxy {
@@ -94,8 +104,10 @@ impl Proxy {
             receive_high_water_mark: 64 << 10,
             limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
             tcp: config.tcp.clone(),
+            security: config.security.security(&config.authority),
             ..SocketOptions::default()
         });
+        let authority = config.authority.clone();
         let (address, publishers, subscribers) = bind(address, &config, &router).await?;
         let switch = Switch::start(config);
 
@@ -119,13 +131,19 @@ impl Proxy {
         let controller = tokio::spawn(controller.run());
         switch.listen(publishers, Side::Publishers);
         switch.listen(subscribers, Side::Subscribers);
-        Ok(Self { address, switch, router, controller })
+        Ok(Self { address, switch, router, controller, authority })
     }
 
     /// Where it listens: host and publisher port.
     #[must_use]
     pub fn address(&self) -> &ProxyAddress {
         &self.address
+    }
+
+    /// Puts other rules in force, without ending a connection that they still allow.
+    pub async fn replace_rules(&self, rules: Rules) {
+        self.authority.replace(rules);
+        self.switch.enforce().await;
     }
 
     /// Messages since the start.

@@ -15,7 +15,7 @@ use super::outbox::Outbox;
 use super::session::{Batch, Ended, Handler, Session};
 use super::transport::{Listener, Stream};
 use super::{Endpoint, SocketOptions};
-use crate::zmtp::{Engine, Peer, SocketType, Version};
+use crate::zmtp::{Engine, Peer, Principal, SocketType, Version};
 use crate::{Error, ErrorKind, Result};
 
 /// Events that wait for a slow observer; older ones are lost to it.
@@ -45,6 +45,8 @@ pub enum SocketEvent {
     ConnectFailed {
         /// Its other end.
         peer: String,
+        /// What kind of failure: [`NotAllowed`](ErrorKind::NotAllowed) when the other side does not want us.
+        kind: ErrorKind,
         /// Why.
         reason: String,
         /// Until the next attempt.
@@ -87,6 +89,8 @@ pub(crate) struct LinkState {
     pub(crate) version: Option<Version>,
     /// What the peer of a publisher wants.
     pub(crate) wanted: BTreeSet<Bytes>,
+    /// Who the peer has proved to be.
+    pub(crate) principal: Option<Principal>,
 }
 
 impl Link {
@@ -311,16 +315,19 @@ impl Hub {
                         lost.extend(wanted);
                         None
                     }
-                    Ok(Err(error)) => Some(with_cause(&error)),
-                    Err(_) => Some("no answer within the time limit for connecting".to_owned()),
+                    Ok(Err(error)) => Some((error.kind(), with_cause(&error))),
+                    Err(_) => Some((
+                        ErrorKind::Timeout,
+                        "no answer within the time limit for connecting".to_owned(),
+                    )),
                 };
                 if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
                     return;
                 }
                 let pause = backoff.next();
-                if let Some(reason) = reason {
+                if let Some((kind, reason)) = reason {
                     tracing::debug!(peer, reason, ?pause, "cannot connect");
-                    self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), reason, pause });
+                    self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), kind, reason, pause });
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -338,7 +345,11 @@ impl Hub {
         let stream = Stream::connect(endpoint, &self.options.tcp).await?;
         let mut session = self.session(stream);
         let peer = session.handshake().await.map_err(|ended| {
-            Error::new(ErrorKind::Protocol, format!("no handshake with {endpoint}: {ended}"))
+            let kind = match &ended {
+                Ended::Violation(violation) if violation.is_refusal() => ErrorKind::NotAllowed,
+                _ => ErrorKind::Protocol,
+            };
+            Error::new(kind, format!("no handshake with {endpoint}: {ended}"))
         })?;
         Ok((session, peer))
     }
@@ -403,10 +414,17 @@ impl Hub {
             _ => peer.identity.clone(),
         };
         if matches!(self.socket_type, SocketType::Router | SocketType::Rep) {
-            // The newcomer takes over the identity: its owner may have lost its old connection unnoticed.
-            if let Some(old) = lock(&self.routes).insert(identity.clone(), link.clone()) {
+            link.state().principal.clone_from(&peer.principal);
+            let mut routes = lock(&self.routes);
+            // The newcomer takes over the identity: its owner may have lost its old connection unnoticed. Where
+            // peers prove who they are, somebody else may not.
+            if let Some(old) = routes.get(&identity) {
+                if old.state().principal != peer.principal {
+                    return Ended::ByUs("somebody else has this identity");
+                }
                 old.stop.cancel();
             }
+            routes.insert(identity.clone(), link.clone());
         }
         {
             let subscriptions = lock(&self.subscriptions);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::hub::{Owner, SocketEvents};
 use super::outbox::Refused;
 use super::{Endpoint, Multipart, SocketOptions};
-use crate::zmtp::SocketType;
+use crate::zmtp::{Principal, SocketType};
 use crate::{Error, ErrorKind, Result};
 
 /// The way back to whoever sent a request: its connection, and the addresses that devices in between have noted.
@@ -93,6 +93,12 @@ impl Replier {
             Refused::Full => Error::new(ErrorKind::Full, "whoever asked does not read the replies"),
             Refused::Closed => Error::new(ErrorKind::Refused, "whoever asked is gone"),
         })
+    }
+
+    /// Who has asked, as proved by its credentials; `None` without security, or when the peer is gone.
+    #[must_use]
+    pub fn principal(&self, path: &ReturnPath) -> Option<Principal> {
+        self.hub.route(&path.link).and_then(|link| link.state().principal.clone())
     }
 
     /// Bytes of replies that wait to be written, of all peers.

@@ -76,6 +76,20 @@ impl Violation {
     }
 }
 
+impl Violation {
+    /// Whether the two sides do not trust one another: another mechanism, other keys, credentials that are not good.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::MechanismMismatch { .. }
+                | Self::RefusedByPeer(_)
+                | Self::NotAuthentic(_)
+                | Self::NotAdmitted
+        )
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

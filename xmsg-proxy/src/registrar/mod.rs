@@ -35,6 +35,7 @@ use xmsg_core::socket::{Endpoint, HighWaterMark, Replier, SocketOptions, TcpOpti
 use xmsg_core::zmtp::Limits;
 use xmsg_core::{Error, ErrorKind, RegistrarAddress, Result};
 
+use crate::security::{Authority, Mechanism};
 use journal::{Entry, Journal};
 use service::{Counters, Service};
 use store::Store;
@@ -50,6 +51,10 @@ pub struct Config {
     pub ttl: Option<Duration>,
     /// How many registrations are kept. More are refused. Default 4,000,000.
     pub registrations: usize,
+    /// How the port is secured. Default: not at all.
+    pub security: Mechanism,
+    /// Who is let in, and who may register. Default: everybody, on a port without security.
+    pub authority: Arc<Authority>,
     /// What one peer may send. Default: messages up to 16 MiB; of a request's data, only 4 KiB are looked at.
     pub limits: Limits,
     /// Options of the transport.
@@ -62,6 +67,8 @@ impl Default for Config {
             snapshot: None,
             ttl: None,
             registrations: 4_000_000,
+            security: Mechanism::default(),
+            authority: Arc::default(),
             limits: Limits { message_size: 16 << 20, ..Limits::default() },
             tcp: TcpOptions::default(),
         }
@@ -161,13 +168,16 @@ impl Registrar {
             send_high_water_mark: HighWaterMark::bytes(1 << 20),
             limits: config.limits,
             tcp: config.tcp,
+            security: config.security.security(&config.authority),
             ..SocketOptions::default()
         });
         let address = listen(address, &replier).await?;
         let counters = Arc::new(Counters::default());
         let stop = CancellationToken::new();
         let sender = Bytes::from(format!("{}:registrar", address.host()));
-        let service = Service::new(sender, replier.clone(), store, journal, counters.clone(), stop.clone());
+        let named = !matches!(config.security, Mechanism::Null);
+        let service = Service::new(sender, replier.clone(), store, journal, counters.clone(), stop.clone())
+            .with_authority(config.authority, named);
         let service = Some(tokio::spawn(service.run()));
         Ok(Self { address, counters, stop, replier, service })
     }

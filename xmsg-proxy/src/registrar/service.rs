@@ -17,6 +17,7 @@ use xmsg_core::{Error, ErrorKind, Result};
 
 use super::journal::{Entry, Journal};
 use super::store::{Refused, Store};
+use crate::security::Authority;
 
 /// Bytes of a frame of a request that are looked at; more is refused. Small enough for a reply to be queued in one piece.
 const DATA_MAX: usize = 4 << 10;
@@ -67,6 +68,9 @@ type Commit = JoinHandle<(Journal, Result<()>)>;
 pub(super) struct Service {
     sender: Bytes,
     replier: Replier,
+    /// Who may register; and whether all peers have proved who they are.
+    authority: Arc<Authority>,
+    named: bool,
     store: Store,
     durable: bool,
     /// `None` while it is with the blocking thread that writes.
@@ -92,6 +96,8 @@ impl Service {
         Self {
             sender,
             replier,
+            authority: Arc::default(),
+            named: false,
             store,
             durable: journal.is_some(),
             journal,
@@ -102,6 +108,11 @@ impl Service {
             started: Instant::now(),
             stop,
         }
+    }
+
+    /// Lets only those change something who may.
+    pub(super) fn with_authority(self, authority: Arc<Authority>, named: bool) -> Self {
+        Self { authority, named, ..self }
     }
 
     /// Works until it is told to stop, and ends with nothing left to write.
@@ -142,7 +153,7 @@ impl Service {
     }
 
     fn handle(&mut self, path: ReturnPath, frames: &Multipart) {
-        let (reply, effect) = self.reply_to(frames.frames());
+        let (reply, effect) = self.reply_to(&path, frames.frames());
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         if let Err(status) = &reply.outcome {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -169,7 +180,7 @@ impl Service {
     }
 
     /// The reply, and what is to be written before it is sent.
-    fn reply_to(&mut self, frames: &[Bytes]) -> (Reply, Effect) {
+    fn reply_to(&mut self, path: &ReturnPath, frames: &[Bytes]) -> (Reply, Effect) {
         let long = frames.iter().map(Bytes::len).max().unwrap_or_default() > DATA_MAX;
         if long && let [name, sender, _] = frames {
             // What is known to be too long is not read; the action may still be told.
@@ -186,9 +197,23 @@ impl Service {
             Ok(request) => request,
             Err(reply) => return (reply, Effect::None),
         };
+        if changes(request.action) && !self.may_register(path) {
+            let outcome = Err("not allowed: you may ask, but not register or remove".to_owned());
+            return (request.reply(&self.sender, outcome), Effect::None);
+        }
         let mut effect = Effect::None;
         let outcome = self.carry_out(&request, &mut effect);
         (request.reply(&self.sender, outcome), effect)
+    }
+
+    /// Without security everybody may, as the rules say for those without credentials.
+    fn may_register(&self, path: &ReturnPath) -> bool {
+        let principal = self.replier.principal(path);
+        // Who has gone meanwhile is nobody any more.
+        if self.named && principal.is_none() {
+            return false;
+        }
+        self.authority.rights(principal.as_ref()).is_some_and(|rights| rights.register)
     }
 
     fn carry_out(&mut self, request: &Request, effect: &mut Effect) -> Result<Vec<Bytes>, String> {

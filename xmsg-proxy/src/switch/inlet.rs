@@ -14,6 +14,7 @@ use xmsg_core::zmtp::{Command, Span, Version};
 use super::peers::{Gate, Publisher, Subscriber};
 use super::table::Table;
 use crate::config::{Config, Policy};
+use crate::security::Rights;
 
 /// Topics whose subscribers an inlet remembers, at most; then it starts over.
 const TOPICS: usize = 16 << 10;
@@ -65,10 +66,15 @@ struct Cache {
     found: Vec<u32>,
     topic_bytes: usize,
     members: usize,
+    /// What the publisher may send; `None`: everything.
+    rights: Option<Arc<Rights>>,
 }
 
+/// The number of the set of topics that the publisher may not send.
+const DENIED: usize = usize::MAX;
+
 impl Cache {
-    fn refresh(&mut self, table: &Table) {
+    fn refresh(&mut self, table: &Table, publisher: &Publisher) {
         let epoch = table.epoch();
         let small = self.topics.len() < TOPICS && self.topic_bytes < TOPIC_BYTES && self.members < MEMBERS;
         if self.epoch == Some(epoch) && small {
@@ -81,6 +87,12 @@ impl Cache {
         self.slots.clear();
         self.slot_numbers.clear();
         self.longest_prefix = table.routes().longest_prefix();
+        // Nothing, if it is not to be here any more.
+        let rights = publisher.grant.rights().unwrap_or_default();
+        self.rights = (!rights.publishes_all()).then_some(rights);
+        if let Some(rights) = &self.rights {
+            self.longest_prefix = self.longest_prefix.max(rights.longest_publish());
+        }
         self.epoch = Some(epoch);
     }
 
@@ -89,9 +101,12 @@ impl Cache {
         if let Some(set) = self.topics.get(topic) {
             return *set;
         }
+        let allowed = self.rights.as_ref().is_none_or(|rights| rights.may_publish(topic));
         let routes = table.routes();
         routes.find(topic, &mut self.found);
-        let set = if let Some(set) = self.set_numbers.get(&self.found[..]) {
+        let set = if !allowed {
+            DENIED
+        } else if let Some(set) = self.set_numbers.get(&self.found[..]) {
             *set
         } else {
             let slots = self.found.iter().filter_map(|id| {
@@ -185,7 +200,7 @@ impl Inlet {
     }
 
     fn match_batch(&mut self, wire: &[u8], spans: &[Span]) {
-        self.cache.refresh(&self.table);
+        self.cache.refresh(&self.table, &self.publisher);
         let longest = self.cache.longest_prefix;
         let mut run = Run { first: 0, end: 0 };
         let mut last: Option<(&[u8], usize)> = None;
@@ -196,22 +211,28 @@ impl Inlet {
                 Some((known, _)) if known == topic => {}
                 _ => {
                     let set = self.cache.set(topic, &self.table);
-                    if let Some((_, before)) = last.filter(|(_, before)| *before != set) {
+                    if let Some((topic, before)) = last.filter(|(_, before)| *before != set) {
                         run.end = number;
-                        self.assign(before, run);
+                        self.assign(before, run, topic);
                         run.first = number;
                     }
                     last = Some((topic, set));
                 }
             }
         }
-        if let Some((_, set)) = last {
+        if let Some((topic, set)) = last {
             run.end = spans.len();
-            self.assign(set, run);
+            self.assign(set, run, topic);
         }
     }
 
-    fn assign(&mut self, set: usize, run: Run) {
+    /// `topic` is that of the run's last message.
+    fn assign(&mut self, set: usize, run: Run, topic: &[u8]) {
+        if set == DENIED {
+            let count = (run.end - run.first) as u64;
+            self.publisher.grant.deny(&self.publisher.peer, "publish", topic, count);
+            return;
+        }
         let slots = &self.cache.sets[set];
         if slots.is_empty() {
             self.gate.unmatched.fetch_add((run.end - run.first) as u64, Ordering::Relaxed);

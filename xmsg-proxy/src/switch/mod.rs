@@ -24,6 +24,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use xmsg_core::security::Security;
 use xmsg_core::socket::outbox::{Ledger, Outbox};
 use xmsg_core::socket::session::Session;
 use xmsg_core::socket::transport::{Listener, Stream};
@@ -32,7 +33,7 @@ use xmsg_core::zmtp::{self, Engine, SocketType};
 
 use crate::config::{Config, Policy};
 use inlet::Inlet;
-use peers::{Gate, Publisher, Subscriber};
+use peers::{Gate, Grant, Publisher, Subscriber};
 pub use peers::{PublisherStats, SubscriberStats};
 use table::{Change, Table, TableTask};
 
@@ -80,6 +81,8 @@ pub struct Totals {
     pub unmatched: u64,
     /// Connections that were refused in the handshake.
     pub refused: u64,
+    /// Messages and subscriptions that the peer's rights did not allow.
+    pub denied: u64,
 }
 
 /// The switch: a cheap handle; its tasks end with [`stop`](Self::stop).
@@ -145,6 +148,13 @@ impl Switch {
                 publisher.stalled.store(true, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Has everybody keep to the rules that are in force now: whoever may not be here any more is cut off, and subscriptions
+    /// that are not allowed any more are taken away.
+    pub async fn enforce(&self) {
+        self.inner.gate.cut_strangers();
+        self.inner.table.change(Change::Enforce).await;
     }
 
     /// Waits until somebody is subscribed to this prefix.
@@ -234,8 +244,10 @@ impl Switch {
     async fn serve(self, stream: Stream, peer: String, side: Side, permit: OwnedSemaphorePermit) {
         let stop = self.inner.stop.clone();
         let refuse = self.inner.refuse.clone();
-        let engine = Engine::new(self.engine_options(side), Instant::now());
-        let mut session = Session::new(stream, engine);
+        let Config { security, authority, .. } = &self.inner.config;
+        let security = if side.is_internal() { Security::Null } else { security.security(authority) };
+        let engine = Engine::with_mechanism(self.engine_options(side), security.mechanism(), Instant::now());
+        let mut session = Session::new(stream, engine).with_authenticator(security.authenticator());
         let found = tokio::select! {
             biased;
             () = refuse.cancelled() => return,
@@ -250,10 +262,16 @@ impl Switch {
         };
         drop(permit);
         tracing::debug!(peer, ?side, version = ?found.version, "connected");
+        let grant = match side {
+            Side::Answers | Side::Requests => Grant::internal(),
+            Side::Publishers | Side::Subscribers => Grant::new(authority, found.principal),
+        };
         let ended = match side {
-            Side::Subscribers | Side::Requests => self.serve_subscriber(session, &peer, side, stop).await,
+            Side::Subscribers | Side::Requests => {
+                self.serve_subscriber(session, &peer, grant, side, stop).await
+            }
             Side::Publishers | Side::Answers => {
-                self.serve_publisher(session, &peer, found.version, side, stop).await
+                self.serve_publisher(session, &peer, found.version, grant, side, stop).await
             }
         };
         tracing::debug!(peer, ?side, reason = ended, "disconnected");
@@ -264,11 +282,12 @@ impl Switch {
         session: Session,
         peer: &str,
         version: zmtp::Version,
+        grant: Grant,
         side: Side,
         stop: CancellationToken,
     ) -> String {
         let inner = &self.inner;
-        let publisher = Arc::new(Publisher::new(self.id(), peer, version));
+        let publisher = Arc::new(Publisher::new(self.id(), peer, version, grant));
         let mut inlet = Inlet::new(&publisher, &inner.table, &inner.ledger, &inner.gate, &inner.config);
         if side.is_internal() {
             inlet = inlet.with_priority();
@@ -295,6 +314,7 @@ impl Switch {
         &self,
         session: Session,
         peer: &str,
+        grant: Grant,
         side: Side,
         stop: CancellationToken,
     ) -> String {
@@ -306,7 +326,7 @@ impl Switch {
             _ => (config.high_water_mark, config.policy),
         };
         let outbox = Outbox::with_ledger(mark, inner.ledger.clone());
-        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, policy));
+        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, policy, grant));
         if !side.is_internal() {
             inner.gate.add_subscriber(&subscriber);
         }
@@ -317,6 +337,7 @@ impl Switch {
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => "stopped".to_owned(),
+            () = subscriber.cut.cancelled() => "cut off".to_owned(),
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended.to_string(),
         };
         subscriber.outbox.close();
@@ -352,7 +373,7 @@ impl Switch {
 }
 
 impl Publisher {
-    fn new(id: u32, peer: &str, version: zmtp::Version) -> Self {
+    fn new(id: u32, peer: &str, version: zmtp::Version, grant: Grant) -> Self {
         let outbox = Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX));
         Self {
             id,
@@ -363,6 +384,7 @@ impl Publisher {
             received: peers::Counter::default(),
             stalled: AtomicBool::new(false),
             cut: CancellationToken::new(),
+            grant,
         }
     }
 

@@ -9,13 +9,89 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::socket::Amount;
 use xmsg_core::socket::outbox::Outbox;
-use xmsg_core::zmtp::Version;
+use xmsg_core::zmtp::{Principal, Version};
 
 use super::Totals;
 use crate::config::Policy;
+use crate::security::{Authority, Rights};
 
 /// Drops of one subscriber are logged at most this often.
 const DROP_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Who a peer is, and what it may do under the rules in force.
+#[derive(Debug)]
+pub(super) struct Grant {
+    /// `None`: the proxy's own.
+    authority: Option<Arc<Authority>>,
+    principal: Option<Principal>,
+    known: Mutex<(u64, Option<Arc<Rights>>)>,
+    denied: AtomicU64,
+    log: Mutex<Option<Instant>>,
+}
+
+impl Grant {
+    /// Of a peer that came with these credentials, or with none.
+    pub(super) fn new(authority: &Arc<Authority>, principal: Option<Principal>) -> Self {
+        let generation = authority.generation();
+        let rights = authority.rights(principal.as_ref());
+        Self {
+            authority: Some(authority.clone()),
+            principal,
+            known: Mutex::new((generation, rights)),
+            denied: AtomicU64::new(0),
+            log: Mutex::default(),
+        }
+    }
+
+    /// Of the proxy itself.
+    pub(super) fn internal() -> Self {
+        Self {
+            authority: None,
+            principal: None,
+            known: Mutex::new((0, Some(Arc::new(Rights::all())))),
+            denied: AtomicU64::new(0),
+            log: Mutex::default(),
+        }
+    }
+
+    /// What it may do now; `None`: it is not to be here any more.
+    pub(super) fn rights(&self) -> Option<Arc<Rights>> {
+        let mut known = lock(&self.known);
+        if let Some(authority) = &self.authority {
+            let generation = authority.generation();
+            if known.0 != generation {
+                *known = (generation, authority.rights(self.principal.as_ref()));
+            }
+        }
+        known.1.clone()
+    }
+
+    /// Counts what it wanted and may not, and says so in the log now and then.
+    pub(super) fn deny(&self, peer: &str, what: &str, topic: &[u8], count: u64) {
+        let denied = self.denied.fetch_add(count, Ordering::Relaxed) + count;
+        let mut log = lock(&self.log);
+        if log.is_some_and(|last| last.elapsed() < DROP_LOG_INTERVAL) {
+            return;
+        }
+        *log = Some(Instant::now());
+        tracing::warn!(
+            peer,
+            principal = self.principal(),
+            topic = %topic.escape_ascii(),
+            denied_in_all = denied,
+            "not allowed to {what}: see its rights in the configuration"
+        );
+    }
+
+    pub(super) fn denied(&self) -> u64 {
+        self.denied.load(Ordering::Relaxed)
+    }
+
+    /// Who it has proved to be.
+    pub(super) fn principal(&self) -> Option<String> {
+        self.principal.as_ref().map(ToString::to_string)
+    }
+}
 
 /// A count that one task raises and others read.
 #[derive(Debug, Default)]
@@ -49,14 +125,18 @@ pub(super) struct Publisher {
     pub(super) stalled: AtomicBool,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
+    pub(super) grant: Grant,
 }
 
 /// A connected subscriber.
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub(super) id: u32,
-    peer: Box<str>,
+    pub(super) peer: Box<str>,
     pub(super) outbox: Outbox,
+    pub(super) grant: Grant,
+    /// Ends its connection.
+    pub(super) cut: CancellationToken,
     /// What happens at the mark of the outbox.
     pub(super) policy: Policy,
     since: Instant,
@@ -66,8 +146,10 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) fn new(id: u32, peer: &str, outbox: Outbox, policy: Policy) -> Self {
+    pub(super) fn new(id: u32, peer: &str, outbox: Outbox, policy: Policy, grant: Grant) -> Self {
         Self {
+            grant,
+            cut: CancellationToken::new(),
             id,
             peer: peer.into(),
             outbox,
@@ -109,6 +191,10 @@ pub struct PublisherStats {
     pub connected_for: Duration,
     /// What came from it.
     pub received: Amount,
+    /// Who it has proved to be.
+    pub principal: Option<String>,
+    /// Messages that it was not allowed to publish.
+    pub denied: u64,
 }
 
 /// A snapshot of one subscriber.
@@ -126,6 +212,10 @@ pub struct SubscriberStats {
     pub queued: Amount,
     /// What was not queued because it was at its mark.
     pub dropped: Amount,
+    /// Who it has proved to be.
+    pub principal: Option<String>,
+    /// Subscriptions that it was not allowed to make, or to keep.
+    pub denied: u64,
 }
 
 /// Everybody who is connected, and the counts of those who left.
@@ -156,6 +246,7 @@ impl Gate {
         let mut gone = lock(&self.gone);
         if publishers.remove(&publisher.id).is_some() {
             gone.received += publisher.received.amount();
+            gone.denied += publisher.grant.denied();
         }
     }
 
@@ -170,6 +261,7 @@ impl Gate {
             self.subscriber_count.fetch_sub(1, Ordering::Relaxed);
             gone.delivered += subscriber.outbox.written();
             gone.dropped += subscriber.dropped.amount();
+            gone.denied += subscriber.grant.denied();
             gone.undelivered += undelivered;
             if undelivered > 0 {
                 tracing::info!(peer = %subscriber.peer, undelivered, "a subscriber left messages behind");
@@ -191,6 +283,20 @@ impl Gate {
     pub(super) fn cut_publishers(&self) {
         for publisher in lock(&self.publishers).values() {
             publisher.cut.cancel();
+        }
+    }
+
+    /// Ends the connections of those who are not let in any more.
+    pub(super) fn cut_strangers(&self) {
+        let publishers = lock(&self.publishers);
+        let publishers = publishers.values().map(|peer| (&peer.grant, &peer.peer, &peer.cut));
+        let subscribers = lock(&self.subscribers);
+        let subscribers = subscribers.values().map(|peer| (&peer.grant, &peer.peer, &peer.cut));
+        for (grant, peer, cut) in publishers.chain(subscribers) {
+            if grant.rights().is_none() && !cut.is_cancelled() {
+                tracing::warn!(%peer, principal = grant.principal(), "not allowed here any more: cut off");
+                cut.cancel();
+            }
         }
     }
 
@@ -224,10 +330,12 @@ impl Gate {
         totals.refused = self.refused.load(Ordering::Relaxed);
         for publisher in publishers.values() {
             totals.received += publisher.received.amount();
+            totals.denied += publisher.grant.denied();
         }
         for subscriber in subscribers.values() {
             totals.delivered += subscriber.outbox.written();
             totals.dropped += subscriber.dropped.amount();
+            totals.denied += subscriber.grant.denied();
         }
         totals
     }
@@ -239,6 +347,8 @@ impl Gate {
                 peer: publisher.peer.to_string(),
                 connected_for: publisher.since.elapsed(),
                 received: publisher.received.amount(),
+                principal: publisher.grant.principal(),
+                denied: publisher.grant.denied(),
             })
             .collect()
     }
@@ -253,6 +363,8 @@ impl Gate {
                 delivered: subscriber.outbox.written(),
                 queued: subscriber.outbox.queued(),
                 dropped: subscriber.dropped.amount(),
+                principal: subscriber.grant.principal(),
+                denied: subscriber.grant.denied(),
             })
             .collect()
     }

@@ -32,6 +32,8 @@ pub(super) enum Change {
     SubscriberGone(u32),
     PublisherJoined(Arc<Publisher>),
     PublisherGone(u32),
+    /// Other rules are in force.
+    Enforce,
     /// Answered with all publishers once everything before it is applied.
     Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
 }
@@ -200,6 +202,7 @@ impl TableTask {
                 self.tell(&tidings);
                 match next {
                     Some(Change::SubscriberGone(id)) => self.forget(id).await,
+                    Some(Change::Enforce) => self.enforce().await,
                     Some(Change::PublisherJoined(publisher)) => self.welcome(publisher),
                     Some(Change::PublisherGone(id)) => drop(self.publishers.remove(&id)),
                     Some(Change::Synchronize(answer)) => {
@@ -262,6 +265,35 @@ impl TableTask {
         self.publishers.insert(publisher.id, publisher);
     }
 
+    /// Takes away the subscriptions that are not allowed any more, and has inlets ask for their rights anew.
+    async fn enforce(&mut self) {
+        {
+            let _routes = self.table.routes_mut();
+            self.table.advance();
+        }
+        let subscribers: Vec<_> = self.table.routes().subscribers.values().cloned().collect();
+        for subscriber in subscribers {
+            let rights = subscriber.grant.rights().unwrap_or_default();
+            let own: Vec<NodeId> = self.nodes.get(&subscriber.id).into_iter().flatten().copied().collect();
+            for part in own.chunks(FORGET) {
+                let mut tidings = Tidings::new();
+                {
+                    let mut routes = self.table.routes_mut();
+                    for node in part {
+                        let prefix = Bytes::from(routes.trie.prefix(*node));
+                        if !rights.may_subscribe(&prefix) {
+                            subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
+                            cancel(&mut routes, &mut self.nodes, &subscriber, &prefix, &mut tidings);
+                        }
+                    }
+                    self.table.advance();
+                }
+                self.tell(&tidings);
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
     /// Takes away all that a subscriber wanted, a part at a time, so that others get their turn.
     async fn forget(&mut self, id: u32) {
         self.table.routes_mut().subscribers.remove(&id);
@@ -293,6 +325,10 @@ fn subscribe(
     prefix: Bytes,
     tidings: &mut Tidings,
 ) -> bool {
+    if !subscriber.grant.rights().is_some_and(|rights| rights.may_subscribe(&prefix)) {
+        subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
+        return false;
+    }
     let inserted = routes.trie.insert(&prefix, subscriber.id);
     if inserted.is_first {
         tidings.push((true, prefix));

@@ -1,0 +1,318 @@
+//! Security: who gets in, what they may do there, and that libzmq's CURVE and PLAIN speak with ours, on every port and in both
+//! directions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use xmsg_core::security::{KeyPair, Password, PublicKey, Security};
+use xmsg_core::socket::{Dealer, Endpoint, SocketOptions};
+use xmsg_core::{
+    Connection, ErrorKind, Message, OwnerType, ProxyAddress, Query, Registrar, Registration, Setup, Topic,
+};
+use xmsg_proxy::Proxy;
+use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules, hash_password};
+use xmsg_tests::peer::Peer;
+use xmsg_tests::{PATIENCE, next, proxy, topic, within};
+
+fn keys() -> KeyPair {
+    KeyPair::generate().unwrap()
+}
+
+fn rights(publish: &[&'static str], subscribe: &[&'static str]) -> Arc<Rights> {
+    let prefixes =
+        |list: &[&'static str]| list.iter().map(|prefix| Bytes::from_static(prefix.as_bytes())).collect();
+    Arc::new(Rights { publish: prefixes(publish), subscribe: prefixes(subscribe), register: false })
+}
+
+fn allow(clients: &[(&KeyPair, Arc<Rights>)]) -> Rules {
+    let keys: HashMap<PublicKey, Arc<Rights>> =
+        clients.iter().map(|(keys, rights)| (*keys.public(), rights.clone())).collect();
+    Rules { keys, ..Rules::default() }
+}
+
+fn curve(keys: &KeyPair, server: &KeyPair) -> Security {
+    Security::CurveClient { keys: keys.clone(), server: *server.public() }
+}
+
+fn setup(security: Security) -> Setup {
+    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+    setup.security(security).build().unwrap()
+}
+
+fn connect(proxy: &Proxy, security: Security) -> Connection {
+    Connection::with_setup(proxy.address().clone(), setup(security))
+}
+
+async fn curve_proxy(server: &KeyPair, rules: Rules) -> Proxy {
+    proxy().security(Mechanism::Curve(server.clone()), rules).start().await.unwrap()
+}
+
+fn open_rules() -> Rules {
+    Rules { other_keys: Some(Arc::new(Rights::all())), ..Rules::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_every_size_pass_an_encrypted_proxy() {
+    let server = keys();
+    let proxy = curve_proxy(&server, open_rules()).await;
+    let (publisher, subscriber) =
+        (connect(&proxy, curve(&keys(), &server)), connect(&proxy, curve(&keys(), &server)));
+    let mut messages = within("the checks", subscriber.subscribe([topic("a")])).await.unwrap();
+    let sizes = [0, 1, 100, 254, 255, 256, 8191, 8192, 70_000, 3_000_000];
+    let sending = async {
+        for round in 0..20 {
+            for size in sizes {
+                let data = Bytes::from(vec![round; size]);
+                let message = Message::with_mime(topic("a:b"), "binary/bytes", data);
+                publisher.publish(&message).await.unwrap();
+            }
+        }
+    };
+    let receiving = async {
+        for round in 0..20 {
+            for size in sizes {
+                let message = next(&mut messages).await;
+                assert_eq!(message.data().len(), size);
+                assert!(message.data().iter().all(|byte| *byte == round));
+            }
+        }
+    };
+    futures::join!(sending, receiving);
+    assert_eq!(proxy.totals().dropped.messages, 0);
+    assert!(proxy.subscribers()[0].principal.as_ref().unwrap().starts_with("key "));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libzmq_clients_pass_our_encrypted_proxy() {
+    let (server, client) = (keys(), keys());
+    let proxy = curve_proxy(&server, allow(&[(&client, Arc::new(Rights::all()))])).await;
+    let port = proxy.address().publish_port().to_string();
+    let (public, secret) = (server.public().to_string(), client.secret().expose_text());
+    let security = ["--curve-client", &public, &secret];
+    let with = |arguments: &[&'static str]| {
+        let arguments = arguments.iter().map(|text| (*text).to_owned());
+        let own = ["--port".to_owned(), port.clone()].into_iter().chain(security.map(str::to_owned));
+        own.chain(arguments).collect::<Vec<String>>()
+    };
+    let start = |script: &str, arguments: &[&'static str]| {
+        let arguments = with(arguments);
+        Peer::python(script, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+
+    for language in ["java", "cpp", "python"] {
+        let mut control = start("control.py", &["--heartbeat", "200", "--language", language]);
+        for word in ["connected", "replied", "subscribed", "echo"] {
+            control.expect(word).await;
+        }
+        control.finish().await;
+    }
+
+    let mut subscriber = start("subscriber.py", &["--topic", "t:", "--count", "20000", "--heartbeat", "100"]);
+    subscriber.expect("ready").await;
+    let mut publisher =
+        start("publisher.py", &["--topic", "t:a", "--count", "20000", "--size", "300", "--wait-subscriber"]);
+    publisher.expect("sent").await;
+    assert_eq!(subscriber.expect("received").await, ["20000", "disorder", "0"]);
+    publisher.finish().await;
+    subscriber.finish().await;
+
+    // From theirs to ours.
+    let ours = connect(&proxy, curve(&client, &server));
+    let mut messages = within("the checks", ours.subscribe([topic("u")])).await.unwrap();
+    let publisher = start("publisher.py", &["--topic", "u", "--count", "10", "--wait-subscriber"]);
+    for _ in 0..10 {
+        next(&mut messages).await;
+    }
+    publisher.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_clients_pass_libzmqs_encrypted_proxy() {
+    let server = keys();
+    let secret = server.secret().expose_text();
+    let mut old = Peer::python("old_proxy.py", &["--curve-server", &secret]);
+    let port: u16 = old.expect("listening").await[0].parse().unwrap();
+    let address = ProxyAddress::new("127.0.0.1", port).unwrap();
+    let connection = || Connection::with_setup(address.clone(), setup(curve(&keys(), &server)));
+    let (publisher, subscriber) = (connection(), connection());
+    let mut messages = within("the checks", subscriber.subscribe([topic("a:b"), topic("c")])).await.unwrap();
+    for number in 0..1000 {
+        publisher.publish(&Message::of(topic("a:b:c"), number)).await.unwrap();
+    }
+    for number in 0..1000 {
+        assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);
+    }
+    assert_eq!(publisher.close(Duration::from_secs(30)).await, 0);
+    old.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_registrar_lets_in_and_lets_register_whom_it_should() {
+    let (server, owner, guest) = (keys(), keys(), keys());
+    let mut rules = allow(&[(&owner, Arc::new(Rights::all())), (&guest, rights(&[], &[]))]);
+    rules.passwords = Passwords::default();
+    let config = xmsg_proxy::registrar::Config {
+        security: Mechanism::Curve(server.clone()),
+        authority: Arc::new(Authority::new(rules)),
+        ..xmsg_proxy::registrar::Config::default()
+    };
+    let registrar =
+        xmsg_proxy::registrar::Registrar::bind("127.0.0.1:0").config(config).start().await.unwrap();
+    let client =
+        |security| Registrar::builder(registrar.address().clone()).security(security).build().unwrap();
+    let record = Registration::new(OwnerType::Publisher, "me", &topic("a:b:c"), &"10.0.0.1".parse().unwrap());
+    let (owner_client, guest_client) = (client(curve(&owner, &server)), client(curve(&guest, &server)));
+    within("a registration", owner_client.register(&record)).await.unwrap();
+    let error = within("a refusal", guest_client.register(&record)).await.unwrap_err();
+    assert!(error.to_string().contains("not allowed"), "{error}");
+    let found = within("an answer", guest_client.find(&Query::topic(OwnerType::Publisher, &topic("a"))))
+        .await
+        .unwrap();
+    assert_eq!(found.len(), 1);
+    let error = within("a refusal", guest_client.deregister(&record)).await.unwrap_err();
+    assert!(error.to_string().contains("not allowed"), "{error}");
+    within("a removal", owner_client.deregister(&record)).await.unwrap();
+
+    // The same from libzmq, with a key that may register.
+    let port = registrar.address().port().to_string();
+    let (public, secret) = (server.public().to_string(), owner.secret().expose_text());
+    let arguments = ["--port", &port, "--curve-client", &public, &secret];
+    let mut libzmq = Peer::python("registrar_client.py", &arguments);
+    libzmq.expect("registered").await;
+    libzmq.expect("found").await;
+    libzmq.expect("refused").await;
+    libzmq.expect("served").await;
+    libzmq.expect("removed").await;
+    libzmq.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_told_at_once() {
+    let (server, known) = (keys(), keys());
+    let proxy = curve_proxy(&server, allow(&[(&known, Arc::new(Rights::all()))])).await;
+    let strangers = [
+        ("no security", Security::Null),
+        ("an unknown key", curve(&keys(), &server)),
+        ("another server key", curve(&known, &keys())),
+        ("PLAIN", Security::PlainClient { user: "a".into(), password: Password::new("b").unwrap() }),
+    ];
+    for (who, security) in strangers {
+        // PATIENCE is the time limit of the check: an answer within it means that nobody waited for it.
+        let error = within(who, connect(&proxy, security).connect()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotAllowed, "{who}: {error:?}");
+    }
+    assert!(proxy.totals().refused >= 4);
+    within("a good key", connect(&proxy, curve(&known, &server)).connect()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_and_passwords() {
+    let line = format!("alice:{}", *hash_password("sesame").unwrap());
+    let rules = Rules {
+        passwords: Passwords::parse(&line).unwrap(),
+        other_users: Some(Arc::new(Rights::all())),
+        ..Rules::default()
+    };
+    let proxy = proxy().security(Mechanism::Plain, rules).start().await.unwrap();
+    let plain = |user: &str, password: &str| Security::PlainClient {
+        user: user.into(),
+        password: Password::new(password).unwrap(),
+    };
+    let alice = connect(&proxy, plain("alice", "sesame"));
+    let mut messages = within("the checks", alice.subscribe([topic("a")])).await.unwrap();
+    for (user, password) in [("alice", "sesam"), ("bob", "sesame"), ("", "")] {
+        let error = within("a refusal", connect(&proxy, plain(user, password)).connect()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotAllowed, "{user}");
+    }
+    let port = proxy.address().publish_port().to_string();
+    let arguments =
+        ["--port", &port, "--plain", "alice", "sesame", "--topic", "a", "--count", "5", "--wait-subscriber"];
+    let publisher = Peer::python("publisher.py", &arguments);
+    for _ in 0..5 {
+        next(&mut messages).await;
+    }
+    publisher.finish().await;
+    assert_eq!(proxy.subscribers()[0].principal.as_deref(), Some("user \"alice\""));
+}
+
+/// Publishes to both topics and returns which of them arrives first.
+async fn first_of(
+    publisher: &Connection,
+    topics: [&str; 2],
+    messages: &mut xmsg_core::Subscription,
+) -> Topic {
+    for text in topics {
+        publisher.publish(&Message::of(topic(text), 1)).await.unwrap();
+    }
+    next(messages).await.topic().clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rights_are_kept_and_change_without_a_reconnection() {
+    let (server, writer, reader) = (keys(), keys(), keys());
+    let everything = Arc::new(Rights::all());
+    let proxy =
+        curve_proxy(&server, allow(&[(&writer, rights(&["b:"], &[])), (&reader, everything.clone())])).await;
+    let publisher = connect(&proxy, curve(&writer, &server));
+    let subscriber = connect(&proxy, curve(&reader, &server));
+    let mut messages = within("the checks", subscriber.subscribe([topic("a"), topic("b")])).await.unwrap();
+    within("a connection", publisher.connect()).await.unwrap();
+
+    assert_eq!(first_of(&publisher, ["a:1", "b:1"], &mut messages).await, topic("b:1"), "a is not allowed");
+    assert_eq!(proxy.totals().denied, 1);
+    let setup =
+        Setup::builder().subscription_timeout(Duration::from_millis(300)).connection_timeout(PATIENCE);
+    let setup = setup.security(curve(&writer, &server)).build().unwrap();
+    let nosy = Connection::with_setup(proxy.address().clone(), setup);
+    let error = within("a refusal", nosy.subscribe([topic("b")])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "a subscription that is not allowed is never confirmed");
+
+    // More rights, on the connections that are there.
+    let events = publisher.events().await.unwrap();
+    proxy.replace_rules(allow(&[(&writer, rights(&["a:"], &[])), (&reader, everything)])).await;
+    assert_eq!(first_of(&publisher, ["b:2", "a:2"], &mut messages).await, topic("a:2"), "b is not any more");
+
+    // Fewer: subscriptions that are not allowed any more get nothing.
+    proxy
+        .replace_rules(allow(&[(&writer, rights(&["a:", "b:"], &[])), (&reader, rights(&[], &["b"]))]))
+        .await;
+    assert_eq!(first_of(&publisher, ["a:3", "b:3"], &mut messages).await, topic("b:3"));
+    assert!(publisher.is_connected());
+    drop(events);
+
+    // None: whoever is not let in any more is cut off.
+    let mut events = subscriber.events().await.unwrap();
+    proxy.replace_rules(allow(&[(&writer, rights(&["a:"], &[]))])).await;
+    let event = within("the end of the connection", events.next()).await;
+    assert!(matches!(event, Some(xmsg_core::socket::SocketEvent::Disconnected { .. })), "{event:?}");
+    assert!(publisher.is_connected());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_identity_cannot_be_stolen_with_another_key() {
+    let (server, owner, thief) = (keys(), keys(), keys());
+    let everything = Arc::new(Rights::all());
+    let proxy = curve_proxy(&server, allow(&[(&owner, everything.clone()), (&thief, everything)])).await;
+    let control = Endpoint::tcp("127.0.0.1", proxy.address().control_port());
+    let dealer = |keys: &KeyPair| {
+        let identity = Bytes::from_static(b"412300001");
+        let security = curve(keys, &server);
+        Dealer::connect(control.clone(), SocketOptions { identity, security, ..SocketOptions::default() })
+    };
+    let mut ours = dealer(&owner);
+    within("a connection", ours.connected()).await;
+    let theirs = dealer(&thief);
+    within("a refused connection", theirs.connected()).await;
+    let asking = connect(&proxy, curve(&owner, &server));
+    within("a connection", asking.connect()).await.unwrap();
+    let request = Message::from_frames(
+        Bytes::from_static(b"xmsg:control"),
+        Bytes::from_static(b"pub"),
+        Bytes::from_static(b"412300001"),
+    );
+    asking.publish(&request).await.unwrap();
+    let answer = within("the answer", ours.recv()).await.unwrap();
+    assert_eq!(answer.frames(), ["pub"]);
+}

@@ -1,0 +1,100 @@
+//! The password file: a line `name:hash` for each user, with hashes of Argon2id as `xmsg passwd` writes them.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use argon2::Argon2;
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use xmsg_core::{Error, ErrorKind, Result};
+use zeroize::Zeroizing;
+
+/// Memory that checking one password may take at most, KiB: a file is not to take the machine down.
+const MEMORY_MAX_KIB: u32 = 1 << 20;
+
+/// Users and the hashes of their passwords.
+#[derive(Clone, Default)]
+pub struct Passwords(HashMap<String, String>);
+
+impl std::fmt::Debug for Passwords {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Passwords {
+    /// Reads the lines of a password file. Empty lines, and those that start with `#`, are comments.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut users = HashMap::new();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            // What is wrong with a line is told without showing it.
+            let wrong = |what: &str| {
+                let what = format!("line {}: {what}; write it with `xmsg passwd`", number + 1);
+                Error::new(ErrorKind::InvalidOption, what)
+            };
+            let (name, hash) = line.split_once(':').ok_or_else(|| wrong("not `name:hash`"))?;
+            let parsed = PasswordHash::new(hash).map_err(|_| wrong("not a hash"))?;
+            let parameters = argon2::Params::try_from(&parsed).map_err(|_| wrong("not a hash of Argon2"))?;
+            if parameters.m_cost() > MEMORY_MAX_KIB {
+                return Err(wrong("checking it would take more than 1 GiB of memory"));
+            }
+            if name.is_empty() || name.len() > 255 {
+                return Err(wrong("a name has 1 to 255 bytes"));
+            }
+            if users.insert(name.to_owned(), hash.to_owned()).is_some() {
+                return Err(wrong("this name has a line already"));
+            }
+        }
+        Ok(Self(users))
+    }
+
+    /// Whether there is such a user.
+    #[must_use]
+    pub fn knows(&self, user: &str) -> bool {
+        self.0.contains_key(user)
+    }
+
+    /// Whether this is the user's password. Slow on purpose, also for a user who does not exist.
+    pub(super) fn verify(&self, user: &[u8], password: &[u8]) -> bool {
+        static NOBODY: LazyLock<String> =
+            LazyLock::new(|| hash_password("nobody").map_or_else(|_| String::new(), |hash| hash.to_string()));
+        let known = std::str::from_utf8(user).ok().and_then(|user| self.0.get(user));
+        let hash = known.unwrap_or(&NOBODY);
+        let right = PasswordHash::new(hash)
+            .is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok());
+        right && known.is_some()
+    }
+}
+
+/// The hash of a password, for its line in the file.
+pub fn hash_password(password: &str) -> Result<Zeroizing<String>> {
+    Argon2::default().hash_password(password.as_bytes()).map(|hash| Zeroizing::new(hash.to_string())).map_err(
+        |error| Error::new(ErrorKind::InvalidOption, format!("the password can't be hashed: {error}")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_lines_are_told_by_number_and_not_shown() {
+        let good = format!("# users\n\nalice:{}\n", *hash_password("sesame").unwrap());
+        assert!(Passwords::parse(&good).unwrap().knows("alice"));
+        let double = format!("{good}{}", good.lines().last().unwrap());
+        for wrong in ["alice", "alice:sesame", ":$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2g", &double]
+        {
+            let error = Passwords::parse(wrong).unwrap_err().to_string();
+            assert!(error.starts_with("line ") && !error.contains("sesame"), "{error}");
+        }
+    }
+
+    #[test]
+    fn hashes_are_salted() {
+        assert_ne!(hash_password("a").unwrap(), hash_password("a").unwrap());
+    }
+}
