@@ -1,5 +1,6 @@
 //! The command line: commands, options that several of them have, and how values are read.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -8,7 +9,7 @@ use xmsg_core::{
     Topic,
 };
 
-use crate::commands::{demo, discover, ping, publish, register, registrar, reply, request, subscribe};
+use crate::commands::{demo, discover, keys, ping, publish, register, registrar, reply, request, subscribe};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -16,6 +17,7 @@ Exit codes:
   1    failed while running
   2    usage: an option, a topic or an address that cannot be used
   3    cannot connect to the proxy or the registrar
+  4    not allowed: keys, or name and password, are not good
   27   timed out
   130  interrupted
 
@@ -28,6 +30,9 @@ pub(crate) struct Cli {
     /// Say on standard error what is done; twice: debug messages of the library, too
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
+
+    #[command(flatten)]
+    pub(crate) security: SecurityOptions,
 
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -46,6 +51,8 @@ pub(crate) enum Command {
     Deregister(Box<register::RemovalArguments>),
     Find(Box<discover::FindArguments>),
     List(discover::ListArguments),
+    Keygen(keys::Keygen),
+    Passwd(keys::Passwd),
 }
 
 /// Which proxy to connect to, and how long that may take.
@@ -64,16 +71,61 @@ pub(crate) struct ConnectOptions {
 impl ConnectOptions {
     /// A connection that is not opened yet.
     pub(crate) fn connection(&self) -> xmsg_core::Result<Connection> {
-        Ok(Connection::with_setup(self.proxy.clone(), self.setup().build()?))
+        Ok(Connection::with_setup(self.proxy.clone(), self.setup()?.build()?))
     }
 
     /// The setup of a connection, to be completed.
-    pub(crate) fn setup(&self) -> SetupBuilder {
-        let setup = Setup::builder();
-        match self.connect_timeout {
+    pub(crate) fn setup(&self) -> xmsg_core::Result<SetupBuilder> {
+        let setup = Setup::builder().security(SecurityOptions::security()?);
+        Ok(match self.connect_timeout {
             Some(time) => setup.connection_timeout(time).subscription_timeout(time),
             None => setup,
-        }
+        })
+    }
+}
+
+/// How to be let in. The same for everything that a command connects to.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Security")]
+pub(crate) struct SecurityOptions {
+    /// CURVE: the public key of the proxy, or of the registrar
+    #[arg(long, value_name = "KEY", env = "XMSG_SERVER_KEY", global = true)]
+    server_key: Option<String>,
+
+    /// CURVE: the file with our keys, from `xmsg keygen` [default: keys made up for this once]
+    #[arg(long, value_name = "FILE", env = "XMSG_KEY_FILE", global = true)]
+    key_file: Option<String>,
+
+    /// PLAIN: our name
+    #[arg(long, value_name = "NAME", env = "XMSG_USER", global = true)]
+    user: Option<String>,
+
+    /// PLAIN: the file with our password
+    #[arg(long, value_name = "FILE", env = "XMSG_PASSWORD_FILE", global = true)]
+    password_file: Option<String>,
+}
+
+/// What was given on the command line; set once, at the start.
+static SECURITY: OnceLock<SecurityOptions> = OnceLock::new();
+
+impl SecurityOptions {
+    /// Makes these the options of all connections.
+    pub(crate) fn apply(self) {
+        SECURITY.get_or_init(|| self);
+    }
+
+    fn security() -> xmsg_core::Result<Security> {
+        let Some(options) = SECURITY.get() else { return Ok(Security::Null) };
+        Security::from_variables(|name| {
+            let value = match name {
+                "XMSG_SERVER_KEY" => &options.server_key,
+                "XMSG_KEY_FILE" => &options.key_file,
+                "XMSG_USER" => &options.user,
+                "XMSG_PASSWORD_FILE" => &options.password_file,
+                _ => return None,
+            };
+            value.clone().filter(|value| !value.is_empty())
+        })
     }
 }
 
@@ -94,7 +146,7 @@ impl RegistrarOptions {
     /// A client that is not connected yet.
     pub(crate) fn client(&self) -> xmsg_core::Result<Registrar> {
         Registrar::builder(self.registrar.clone())
-            .security(Security::from_environment()?)
+            .security(SecurityOptions::security()?)
             .registration_timeout(self.registrar_timeout)
             .discovery_timeout(self.registrar_timeout)
             .build()

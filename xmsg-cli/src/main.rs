@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::usage(&error).into(),
     };
     start_tracing(cli.verbose);
+    cli.security.clone().apply();
     run(cli).unwrap_or_else(|error| exit::report(&error)).into()
 }
 
@@ -64,6 +65,8 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Deregister(arguments) => commands::register::deregister(*arguments, verbose).await,
             Command::Find(arguments) => commands::discover::find(*arguments).await,
             Command::List(arguments) => commands::discover::list(arguments).await,
+            Command::Keygen(arguments) => commands::keys::keygen(&arguments),
+            Command::Passwd(arguments) => commands::keys::passwd(&arguments),
         }
     });
     // Commands have closed what matters; nothing that is still under way may delay the end.

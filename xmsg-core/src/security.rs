@@ -119,7 +119,8 @@ impl Security {
         Self::from_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    /// The same with other variables: those of a command line, or of a test.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let named = |name: &str, error: &Error| {
             Error::new(error.kind(), format!("{name} in the environment: {error}"))
         };

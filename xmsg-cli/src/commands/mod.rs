@@ -2,6 +2,7 @@
 
 pub(crate) mod demo;
 pub(crate) mod discover;
+pub(crate) mod keys;
 pub(crate) mod ping;
 pub(crate) mod publish;
 pub(crate) mod register;

@@ -47,7 +47,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut pinger = Pinger {
         proxy: arguments.connect.proxy.clone(),
         // To be answered is what this is about, whatever the environment says.
-        setup: arguments.connect.setup().check_connection(true).check_subscription(true).build()?,
+        setup: arguments.connect.setup()?.check_connection(true).check_subscription(true).build()?,
         output: Output::stdout()?,
         sent: 0,
         lost: 0,

@@ -65,7 +65,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
     let ready = Arc::new(OnceLock::new());
     let subscribed = ready.clone();
-    let setup = arguments.connect.setup().after_subscribe(move || {
+    let setup = arguments.connect.setup()?.after_subscribe(move || {
         // The only subscription is that to replies.
         subscribed.get_or_init(Instant::now);
     });

@@ -4,6 +4,7 @@
 //! holder may do. Rules can be replaced while everything runs.
 
 mod passwords;
+pub mod settings;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

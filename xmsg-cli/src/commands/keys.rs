@@ -1,0 +1,138 @@
+//! `xmsg keygen` and `xmsg passwd`: what the security of a proxy is made of.
+
+use std::fs::OpenOptions;
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use xmsg_core::security::{KeyPair, Password, read_key_file, read_secret};
+use xmsg_proxy::security::{Passwords, hash_password};
+use zeroize::Zeroizing;
+
+use crate::exit::{Exit, Usage};
+use crate::output::{Output, note};
+
+/// Make a pair of CURVE keys
+///
+/// The secret key goes into FILE, which only you can read; the public key is printed: give it to the other side.
+#[derive(Debug, Args)]
+pub(crate) struct Keygen {
+    /// The file to write; it must not exist. Without it, both keys are printed
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Print the public key of a file that exists
+    #[arg(long, requires = "file")]
+    show: bool,
+}
+
+/// Set the password of a PLAIN user
+///
+/// Reads the password from standard input: its first line. FILE is made if need be, for you alone to read; it holds Argon2 hashes.
+#[derive(Debug, Args)]
+pub(crate) struct Passwd {
+    /// The password file of the proxy
+    file: PathBuf,
+
+    /// The user's name: 1 to 255 bytes, without `:`
+    user: String,
+
+    /// Take the user out of the file
+    #[arg(long)]
+    delete: bool,
+}
+
+pub(crate) fn keygen(arguments: &Keygen) -> anyhow::Result<Exit> {
+    if let (true, Some(file)) = (arguments.show, &arguments.file) {
+        say(&format!("{}\n", read_key_file(file)?.public()))?;
+        return Ok(Exit::Done);
+    }
+    let keys = KeyPair::generate()?;
+    let secret = keys.secret().expose_text();
+    let Some(file) = &arguments.file else {
+        say(&Zeroizing::new(format!("public-key = \"{}\"\nsecret-key = \"{}\"\n", keys.public(), *secret)))?;
+        return Ok(Exit::Done);
+    };
+    let text = Zeroizing::new(format!(
+        "# xmsg CURVE keys. Keep this file to yourself; the public key may be known.\n\
+         public-key = \"{}\"\nsecret-key = \"{}\"\n",
+        keys.public(),
+        *secret
+    ));
+    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
+    let out = out.as_mut().map_err(|error| anyhow::anyhow!("{}: {error}", unwritable(file)))?;
+    out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).with_context(|| unwritable(file))?;
+    note(format_args!("the secret key is in {}; the public key:", file.display()));
+    say(&format!("{}\n", keys.public()))?;
+    Ok(Exit::Done)
+}
+
+pub(crate) fn passwd(arguments: &Passwd) -> anyhow::Result<Exit> {
+    let Passwd { file, user, delete } = arguments;
+    if user.is_empty() || user.len() > 255 || user.contains([':', '\n', '#']) {
+        bail!(Usage("a user's name has 1 to 255 bytes, and neither `:` nor `#`".to_owned()));
+    }
+    let before = if file.exists() { read_secret(file)? } else { Zeroizing::new(String::new()) };
+    Passwords::parse(&before).with_context(|| file.display().to_string())?;
+    let is_theirs = |line: &str| line.trim().split_once(':').is_some_and(|(name, _)| name == user);
+    let known = before.lines().any(is_theirs);
+    let mut text = Zeroizing::new(String::new());
+    for line in before.lines().filter(|line| !is_theirs(line)) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    if *delete {
+        if !known {
+            bail!("there is no user {user:?} in {}", file.display());
+        }
+    } else {
+        let password = read_password()?;
+        let hash = hash_password(password.expose())?;
+        for part in [user, ":", &hash, "\n"] {
+            text.push_str(part);
+        }
+    }
+    // Whoever reads the file finds the old one or the new one. A temporary file is its owner's alone.
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut out = tempfile::NamedTempFile::new_in(folder).with_context(|| unwritable(file))?;
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.as_file().sync_all())
+        .with_context(|| unwritable(file))?;
+    out.persist(file).with_context(|| unwritable(file))?;
+    let done = match (*delete, known) {
+        (true, _) => "deleted",
+        (false, true) => "changed",
+        (false, false) => "added",
+    };
+    note(format_args!("user {user:?} {done}; SIGHUP makes a running proxy read {}", file.display()));
+    Ok(Exit::Done)
+}
+
+fn read_password() -> anyhow::Result<Password> {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        note(format_args!("type the password (it will be seen), or pipe it in:"));
+    }
+    let mut line = Zeroizing::new(String::new());
+    // More than a password can be is not read.
+    io::BufRead::read_line(&mut stdin.lock().take(4096), &mut line).context("cannot read the password")?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        bail!(Usage(
+            "no password on standard input: `printf %s PASSWORD | xmsg passwd FILE USER`".to_owned()
+        ));
+    }
+    Ok(Password::new(password)?)
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut output = Output::stdout()?;
+    output.write(text.as_bytes())?;
+    output.flush()
+}
+
+fn unwritable(file: &Path) -> String {
+    format!("cannot write {}", file.display())
+}
