@@ -386,10 +386,10 @@ impl ActorBuilder {
         };
         let stop = CancellationToken::new();
         let inner = Inner {
+            registrations: Registrar::builder(registrar.clone()).sender(&self.name).build()?,
             name: self.name,
             id: ActorId::random(),
             proxy,
-            registrations: Registrar::new(registrar.clone()),
             registrar,
             pool: Pool::new(setup.clone()),
             setup,
