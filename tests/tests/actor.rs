@@ -315,8 +315,21 @@ async fn actors_find_each_other_through_the_registrar() {
         (found[0].name.as_str(), found[0].description(), found[0].topic().unwrap()),
         ("daq", "the power supply", power.clone())
     );
+    // The other questions, each with one that it does not find.
+    let topic = |topic| Query::topic(OwnerType::Publisher, topic);
+    assert_eq!(subscriber.discover_exact(&topic(&power)).await.unwrap(), found);
+    assert_eq!(subscriber.discover_exact(&query).await.unwrap(), []);
+    let parts = |types| Query::parts(OwnerType::Publisher, "*", "*", types);
+    let host = proxy.address().host();
+    assert_eq!(subscriber.discover_filtered(&parts("float").host(host)).await.unwrap(), found);
+    assert_eq!(subscriber.discover_filtered(&parts("double")).await.unwrap(), []);
+    assert_eq!(subscriber.discover_all(OwnerType::Publisher).await.unwrap(), found);
+    assert_eq!(subscriber.discover_all(OwnerType::Subscriber).await.unwrap(), []);
+
     publisher.deregister(OwnerType::Publisher, &power).await.unwrap();
     assert_eq!(subscriber.discover(&query).await.unwrap(), []);
     publisher.close(LINGER).await;
+    let error = publisher.discover_all(OwnerType::Publisher).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
     subscriber.close(LINGER).await;
 }
