@@ -89,7 +89,7 @@ impl Service {
         counters: Arc<Counters>,
         stop: CancellationToken,
     ) -> Self {
-        Self {
+        let service = Self {
             sender,
             replier,
             store,
@@ -101,7 +101,10 @@ impl Service {
             counters,
             started: Instant::now(),
             stop,
-        }
+        };
+        // What was read from the snapshot counts from the start.
+        service.count();
+        service
     }
 
     /// Works until it is told to stop, and ends with nothing left to write.
@@ -109,7 +112,6 @@ impl Service {
         // However it ends, the token says so.
         let _ended = self.stop.clone().drop_guard();
         let mut turn = 0;
-        self.count();
         loop {
             let room =
                 self.gathering.replies.len() < BATCH_REQUESTS && self.gathering.entries.len() < BATCH_BYTES;
