@@ -140,7 +140,7 @@ async fn found_registrations_are_those_of_the_reply() {
 }
 
 /// Java `xMsgTest`: `registerPublisher`, `registerSubscriber`, `removePublisher`, `removeSubscriber`, `findPublishers`,
-/// `findSubscribers`. The sender is the name of the actor, the address that of its proxy.
+/// `findSubscribers`, `filter…`, `all…`. The sender is the name of the actor, the address that of its proxy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_actor_asks_in_its_own_name() {
     let double = Double::start().await;
@@ -166,6 +166,20 @@ async fn an_actor_asks_in_its_own_name() {
             double.exchange(actor.discover(&query), &success("", &[ada(owner).encode()])).await;
         assert_eq!(result.unwrap(), [ada(owner)]);
         assert_eq!(request, [Action::Find(owner).name().as_bytes(), b"ada", data(&query).as_ref()]);
+
+        let parts = Query::parts(owner, "music", "*", "*");
+        let (request, result) = double.exchange(actor.discover_filtered(&parts), &success("", &[])).await;
+        assert_eq!(result.unwrap(), []);
+        assert_eq!(request, [Action::Filter(owner).name().as_bytes(), b"ada", data(&parts).as_ref()]);
+
+        let (request, result) = double.exchange(actor.discover_exact(&query), &success("", &[])).await;
+        assert_eq!(result.unwrap(), []);
+        assert_eq!(request, [Action::Exact(owner).name().as_bytes(), b"ada", data(&query).as_ref()]);
+
+        let (request, result) = double.exchange(actor.discover_all(owner), &success("", &[])).await;
+        assert_eq!(result.unwrap(), []);
+        let any = data(&Query::any(owner));
+        assert_eq!(request, [Action::All(owner).name().as_bytes(), b"ada", any.as_ref()]);
     }
 }
 

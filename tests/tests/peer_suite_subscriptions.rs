@@ -81,6 +81,29 @@ async fn a_subscription_receives_all_messages_of_eight_publishers() {
     all_arrive(8, 20_000, 4).await;
 }
 
+/// Java `SubscriptionsTest.multiTopicSubscriptionReceivesAllMessages`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_to_several_topics_receives_all_messages_of_both_in_order() {
+    let proxy = proxy().start().await.unwrap();
+    let (subscriber, publisher) = (actor("subscriber", &proxy).await, actor("publisher", &proxy).await);
+    let topics = [topic("odd"), topic("even")];
+    let mut messages = subscriber.subscribe(topics.clone()).await.unwrap();
+    let sending = tokio::spawn(async move {
+        for number in 0..10_000 {
+            let topic_of = &topics[usize::from(number % 2 == 0)];
+            publisher.publish(Message::of(topic_of.clone(), number)).await.unwrap();
+            publisher.publish(Message::of(topic("neither"), number)).await.unwrap();
+        }
+        assert_eq!(publisher.close(LINGER).await, 0);
+    });
+    for number in 0..10_000 {
+        let message = within("a message", messages.next()).await.unwrap().unwrap();
+        assert_eq!(*message.topic(), if number % 2 == 0 { "even" } else { "odd" });
+        assert_eq!(message.value::<i32>().unwrap(), number);
+    }
+    within("the publisher", sending).await.unwrap();
+}
+
 /// Java `SubscriptionsTest.unsuscribeStopsThread`, C++ `UnsubscribeStopsThread`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_unsubscribing_no_handler_runs() {
