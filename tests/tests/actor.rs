@@ -140,6 +140,34 @@ async fn late_replies_are_counted_and_dropped() {
     .await;
 }
 
+/// Dropping the future of a request gives it up: its answer is late, and the next request gets its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_dropped_gives_up_its_place() {
+    let proxy = proxy().start().await.unwrap();
+    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let mut requests = service.subscribe([topic("ask")]).await.unwrap();
+    for round in 0..20_u64 {
+        let dropped = {
+            let mut asking =
+                Box::pin(client.request(Message::of(topic("ask"), round.cast_signed()), PATIENCE));
+            // It was sent, and waits for its answer.
+            tokio::select! {
+                answer = &mut asking => panic!("nobody answered: {answer:?}"),
+                request = within("the request", requests.next()) => request.unwrap().unwrap(),
+            }
+        };
+        let answering = async {
+            let request = within("the next request", requests.next()).await.unwrap().unwrap();
+            service.publish(dropped.reply_with("late").unwrap().unwrap()).await.unwrap();
+            service.publish(request.reply_with("in time").unwrap().unwrap()).await.unwrap();
+        };
+        let asking = client.request(Message::of(topic("ask"), round.cast_signed()), PATIENCE);
+        let (answer, ()) = futures::join!(asking, answering);
+        assert_eq!(answer.unwrap().value::<String>().unwrap(), "in time");
+        assert_eq!(client.late_replies(), round + 1);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_fails_or_panics_does_not_end_the_subscription() {
     let proxy = proxy().start().await.unwrap();
@@ -159,6 +187,52 @@ async fn a_handler_that_fails_or_panics_does_not_end_the_subscription() {
     }
     let answer = client.request(Message::of(topic("moody"), 7), PATIENCE).await.unwrap();
     assert_eq!(answer.value::<i32>().unwrap(), 7);
+}
+
+/// Log lines, for a test to read.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// On one thread, whose log this test has for itself.
+#[tokio::test]
+async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let proxy = proxy().start().await.unwrap();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let handler = |message: Message| async move {
+        assert!(message.value::<i32>()? != 0, "this panic belongs to the test");
+        message.value::<String>().map(drop)
+    };
+    let handle = service.subscribe_with([topic("moody")], 1, handler).await.unwrap();
+    client.publish(Message::of(topic("moody:panic"), 0)).await.unwrap();
+    client.publish(Message::of(topic("moody:failure"), 1)).await.unwrap();
+    let lines = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    within("both log lines", async {
+        while !lines().contains("a handler failed") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    within("the end", handle.unsubscribe()).await;
+    let line = |what: &str| lines().lines().find(|line| line.contains(what)).map(str::to_owned);
+    let (panicked, failed) = (line("a handler panicked").unwrap(), line("a handler failed").unwrap());
+    assert!(panicked.contains("ERROR") && panicked.contains("topic=moody:panic"), "{panicked}");
+    assert!(failed.contains("WARN") && failed.contains("topic=moody:failure"), "{failed}");
+    assert!(failed.contains("text/string"), "the error is there, too: {failed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -315,8 +389,21 @@ async fn actors_find_each_other_through_the_registrar() {
         (found[0].name.as_str(), found[0].description(), found[0].topic().unwrap()),
         ("daq", "the power supply", power.clone())
     );
+    // The other questions, each with one that it does not find.
+    let topic = |topic| Query::topic(OwnerType::Publisher, topic);
+    assert_eq!(subscriber.discover_exact(&topic(&power)).await.unwrap(), found);
+    assert_eq!(subscriber.discover_exact(&query).await.unwrap(), []);
+    let parts = |types| Query::parts(OwnerType::Publisher, "*", "*", types);
+    let host = proxy.address().host();
+    assert_eq!(subscriber.discover_filtered(&parts("float").host(host)).await.unwrap(), found);
+    assert_eq!(subscriber.discover_filtered(&parts("double")).await.unwrap(), []);
+    assert_eq!(subscriber.discover_all(OwnerType::Publisher).await.unwrap(), found);
+    assert_eq!(subscriber.discover_all(OwnerType::Subscriber).await.unwrap(), []);
+
     publisher.deregister(OwnerType::Publisher, &power).await.unwrap();
     assert_eq!(subscriber.discover(&query).await.unwrap(), []);
     publisher.close(LINGER).await;
+    let error = publisher.discover_all(OwnerType::Publisher).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
     subscriber.close(LINGER).await;
 }

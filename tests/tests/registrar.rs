@@ -265,6 +265,19 @@ async fn a_restart_loses_nothing_and_clients_go_on() {
     within("the end", again.stop(PATIENCE)).await;
 }
 
+/// On one thread: nothing that was spawned has run when `start` returns.
+#[tokio::test]
+async fn what_was_read_from_the_snapshot_is_counted_from_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let registrar = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap();
+    let client = client(registrar.address());
+    client.register(&registration(OwnerType::Subscriber, "a", "x:y")).await.unwrap();
+    within("the end", registrar.stop(PATIENCE)).await;
+    let again = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap();
+    assert_eq!((again.counts().publishers, again.counts().subscribers), (0, 1));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_renewed_is_forgotten() {
     start_tracing();

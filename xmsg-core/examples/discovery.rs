@@ -20,6 +20,8 @@ async fn main() -> xmsg_core::Result<()> {
         println!("{} publishes {topic} through {proxy}: {}", found.name, found.description());
     }
 
+    println!("publishers in all: {}", actor.discover_all(OwnerType::Publisher).await?.len());
+
     actor.deregister(OwnerType::Publisher, &topic).await?;
     println!("left after that: {}", actor.discover(&query).await?.len());
     actor.close(Duration::from_secs(1)).await;

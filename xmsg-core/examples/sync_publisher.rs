@@ -26,7 +26,7 @@ async fn main() -> Result<()> {
     let client = Actor::new("client").await?;
     for value in [2.0, 9.0, -1.0] {
         let question = Message::of(topic.clone(), value);
-        let answer = client.request(question, Duration::from_secs(1)).await?; // an error after a second
+        let answer = client.request(question, Duration::from_secs(10)).await?; // an error after ten seconds
         if answer.meta()?.status == Some(Status::Error) {
             println!("{value}: {}", answer.value::<String>()?);
         } else {

@@ -266,10 +266,45 @@ impl Actor {
         self.inner.registrations.deregister(&self.registration(owner, topic)).await
     }
 
-    /// Asks the default registrar who publishes to the topic of the query, or subscribes to it.
+    /// Asks the default registrar whom a subscriber of the query's topic would hear: publishers whose topic starts with it. Or who
+    /// would hear a message of it: subscribers whose topic it starts with. The parts of a query are compared by
+    /// [`discover_filtered`](Self::discover_filtered).
     pub async fn discover(&self, query: &Query) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.find(query).await
+    }
+
+    /// Asks the default registrar for those whose topic has the parts asked for, and whose host and port are those asked for.
+    ///
+    /// ```no_run
+    /// # async fn run(actor: xmsg_core::Actor) -> xmsg_core::Result<()> {
+    /// use xmsg_core::{OwnerType, Query, Topic};
+    ///
+    /// // Every subject `oslo`, in whatever domain, published through proxies of that host.
+    /// let query = Query::parts(OwnerType::Publisher, "*", "oslo", "*").host("10.0.0.7");
+    /// let of_oslo = actor.discover_filtered(&query).await?;
+    ///
+    /// let query = Query::topic(OwnerType::Publisher, &Topic::new("weather", "oslo")?);
+    /// let below_it_too = actor.discover(&query).await?;
+    /// let just_this_topic = actor.discover_exact(&query).await?;
+    /// let everybody = actor.discover_all(OwnerType::Publisher).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn discover_filtered(&self, query: &Query) -> Result<Vec<Registration>> {
+        self.check_open()?;
+        self.inner.registrations.filter(query).await
+    }
+
+    /// Asks the default registrar for those of exactly the query's topic.
+    pub async fn discover_exact(&self, query: &Query) -> Result<Vec<Registration>> {
+        self.check_open()?;
+        self.inner.registrations.exact(query).await
+    }
+
+    /// Asks the default registrar for all publishers, or all subscribers.
+    pub async fn discover_all(&self, owner: OwnerType) -> Result<Vec<Registration>> {
+        self.check_open()?;
+        self.inner.registrations.all(owner).await
     }
 
     fn registration(&self, owner: OwnerType, topic: &Topic) -> Registration {
@@ -386,12 +421,13 @@ impl ActorBuilder {
         };
         let stop = CancellationToken::new();
         let inner = Inner {
+            registrations: Registrar::builder(registrar.clone())
+                .sender(&self.name)
+                .security(setup.security().clone())
+                .build()?,
             name: self.name,
             id: ActorId::random(),
             proxy,
-            registrations: Registrar::builder(registrar.clone())
-                .security(setup.security().clone())
-                .build()?,
             registrar,
             pool: Pool::new(setup.clone()),
             setup,

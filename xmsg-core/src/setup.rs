@@ -309,6 +309,62 @@ mod tests {
     }
 
     #[test]
+    fn every_variable_has_its_effect() {
+        let nothing = SetupBuilder::from_environment(|_| None).build().unwrap();
+        assert_eq!(
+            (nothing.connection_timeout, nothing.subscription_timeout),
+            (CHECK_TIMEOUT, CHECK_TIMEOUT)
+        );
+        assert!(nothing.post_connection_sleep.is_zero() && nothing.post_subscription_sleep.is_zero());
+        assert!(nothing.check_connection && nothing.check_subscription);
+
+        let variable = |name: &str| {
+            let text = match name {
+                "XMSG_CONNECTION_TIMEOUT" => "1",
+                "XMSG_SUBSCRIPTION_TIMEOUT" => "2",
+                "XMSG_POST_CONNECTION_SLEEP" => "3",
+                "XMSG_POST_SUBSCRIPTION_SLEEP" => " 4 ",
+                "XMSG_NO_CHECK_CONNECTION" | "XMSG_NO_CHECK_SUBSCRIPTION" => "yes",
+                other => panic!("{other} is not in the contract"),
+            };
+            Some(text.to_owned())
+        };
+        let all = SetupBuilder::from_environment(variable).build().unwrap();
+        let times = [
+            all.connection_timeout,
+            all.subscription_timeout,
+            all.post_connection_sleep,
+            all.post_subscription_sleep,
+        ];
+        assert_eq!(times, [1, 2, 3, 4].map(Duration::from_millis));
+        assert!(!all.check_connection && !all.check_subscription);
+
+        // What the program says comes first.
+        let said = SetupBuilder::from_environment(variable).connection_timeout(CHECK_TIMEOUT);
+        assert_eq!(said.check_connection(true).build().unwrap().connection_timeout, CHECK_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_are_made_before_the_hooks() {
+        let called = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let start = tokio::time::Instant::now();
+        let note = || {
+            let called = called.clone();
+            move || called.lock().unwrap().push(start.elapsed().as_millis())
+        };
+        let variable = |name: &str| match name {
+            "XMSG_POST_CONNECTION_SLEEP" => Some("300".to_owned()),
+            "XMSG_POST_SUBSCRIPTION_SLEEP" => Some("40".to_owned()),
+            _ => None,
+        };
+        let builder = SetupBuilder::from_environment(variable);
+        let setup = builder.after_connect(note()).after_subscribe(note()).build().unwrap();
+        setup.connected().await;
+        setup.subscribed().await;
+        assert_eq!(*called.lock().unwrap(), [300, 340]);
+    }
+
+    #[test]
     fn nonsense_is_told() {
         let bad =
             SetupBuilder::from_environment(|name| (name == "XMSG_CONNECTION_TIMEOUT").then(|| "soon".into()));

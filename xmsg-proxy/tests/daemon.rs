@@ -55,6 +55,24 @@ async fn two_signals_at_once_count_as_one() {
     assert!(daemon.end().await.success());
 }
 
+/// Section 6 of the protocol: `XMSG_PROXY_DEBUG`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_are_logged_if_the_environment_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    for (variable, expected) in [("XMSG_PROXY_DEBUG=1", true), ("OTHER=1", false)] {
+        let script = format!("unset RUST_LOG; export {variable}; exec \"$0\" --port 0 2>\"$1\"");
+        let mut daemon = Daemon::start("sh", &["-c", &script, PROXY, log.to_str().unwrap()]);
+        let line = daemon.line().await;
+        let address = line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+        connect(&address).connect().await.unwrap();
+        daemon.signal("TERM").await;
+        assert!(daemon.end().await.success());
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert_eq!(log.contains("switch: connected peer=\"127.0.0.1:"), expected, "{variable}: {log}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_delivers_what_is_queued() {
     const MESSAGES: i32 = 20_000;

@@ -95,6 +95,25 @@ async fn kill_9_loses_nothing_that_was_acknowledged() {
     assert!(daemon.end().await.success());
 }
 
+/// Section 6 of the protocol: `XMSG_REGISTRAR_DEBUG`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_requests_are_logged_if_the_environment_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    for (variable, expected) in [("XMSG_REGISTRAR_DEBUG=1", true), ("OTHER=1", false)] {
+        let script = format!("unset RUST_LOG; export {variable}; exec \"$0\" --port 0 2>\"$1\"");
+        let mut daemon = Daemon::start("sh", &["-c", &script, REGISTRAR, log.to_str().unwrap()]);
+        let line = daemon.line().await;
+        let address = line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+        let everywhere = xmsg_core::Query::any(OwnerType::Publisher);
+        client(&address).find(&everywhere).await.unwrap_err();
+        daemon.signal("TERM").await;
+        assert!(daemon.end().await.success());
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert_eq!(log.contains("refused action=findPublisher"), expected, "{variable}: {log}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_file_is_kept_aside_and_the_rest_is_used() {
     let folder = tempfile::tempdir().unwrap();

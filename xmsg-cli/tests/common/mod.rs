@@ -112,20 +112,21 @@ impl Running {
         running
     }
 
-    /// Waits until it has said this on standard error.
-    pub async fn said(&mut self, text: &str) {
+    /// Waits until it has said this on standard error. Returns the line.
+    pub async fn said(&mut self, text: &str) -> String {
         let name = self.name.clone();
         let said = async {
             loop {
                 let line = self.notes.recv().await;
                 let line = line.unwrap_or_else(|| panic!("{name} ended without {text:?}: {}", self.stderr));
-                self.stderr += &(line + "\n");
+                self.stderr += &line;
+                self.stderr.push('\n');
                 if self.stderr.contains(text) {
-                    return;
+                    return line;
                 }
             }
         };
-        within(&format!("{name}: {text}"), said).await;
+        within(&format!("{name}: {text}"), said).await
     }
 
     /// Writes to its standard input, which stays open.

@@ -93,7 +93,7 @@ impl Service {
         counters: Arc<Counters>,
         stop: CancellationToken,
     ) -> Self {
-        Self {
+        let service = Self {
             sender,
             replier,
             authority: Arc::default(),
@@ -107,7 +107,10 @@ impl Service {
             counters,
             started: Instant::now(),
             stop,
-        }
+        };
+        // What was read from the snapshot counts from the start.
+        service.count();
+        service
     }
 
     /// Lets only those change something who may.
@@ -120,7 +123,6 @@ impl Service {
         // However it ends, the token says so.
         let _ended = self.stop.clone().drop_guard();
         let mut turn = 0;
-        self.count();
         loop {
             let room =
                 self.gathering.replies.len() < BATCH_REQUESTS && self.gathering.entries.len() < BATCH_BYTES;

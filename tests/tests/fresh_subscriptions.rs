@@ -1,0 +1,178 @@
+//! No slow joiner, however busy the proxy is: what is published right after `subscribe` has returned is never missed.
+//! (Without load: `a_confirmed_subscription_misses_nothing` in `forwarding.rs`.)
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use xmsg_core::socket::HighWaterMark;
+use xmsg_core::{Connection, ErrorKind, Message, Setup, Subscription};
+use xmsg_proxy::{Config, Policy, Proxy};
+use xmsg_tests::raw::Raw;
+use xmsg_tests::{PATIENCE, connect, next, start_tracing, topic, within};
+
+const LINGER: Duration = Duration::from_secs(60);
+const PUBLISHERS: usize = 2;
+const SUBSCRIBERS: usize = 2;
+const QUEUE: usize = 1 << 20;
+
+/// Publishers that send as fast as the proxy takes it.
+#[derive(Debug, Default)]
+struct Load {
+    stop: AtomicBool,
+    /// How often a publisher had to wait for room.
+    waits: AtomicU64,
+    /// Messages that came back.
+    received: AtomicU64,
+}
+
+impl Load {
+    /// Publishes until it is told to stop, then says how many messages that were. Their number is in the topic.
+    async fn publish(self: Arc<Self>, connection: Connection, publisher: usize) -> u64 {
+        let data = Bytes::from(vec![7; 16 << 10]);
+        let message = |word: &str| {
+            Message::with_mime(topic(&format!("load:{publisher}:{word}")), "binary/bytes", data.clone())
+        };
+        let mut number = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            let message = message(&number.to_string());
+            match connection.try_publish(&message) {
+                Err(error) if error.kind() == ErrorKind::Full => {
+                    self.waits.fetch_add(1, Ordering::Relaxed);
+                    connection.publish(&message).await.unwrap();
+                }
+                result => result.unwrap(),
+            }
+            number += 1;
+            tokio::task::consume_budget().await;
+        }
+        connection.publish(&message("end")).await.unwrap();
+        number
+    }
+
+    /// Receives until every publisher has said that it was all, without a gap.
+    async fn receive_all(self: Arc<Self>, mut messages: Subscription) -> Vec<u64> {
+        let mut expected = vec![0; PUBLISHERS];
+        let mut ended = 0;
+        while ended < PUBLISHERS {
+            let message = next(&mut messages).await;
+            let name = message.topic().to_str().unwrap();
+            let (publisher, word) = name["load:".len()..].split_once(':').unwrap();
+            let due: &mut u64 = &mut expected[publisher.parse::<usize>().unwrap()];
+            if word == "end" {
+                ended += 1;
+            } else {
+                assert_eq!(word, due.to_string());
+                *due += 1;
+                self.received.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        expected
+    }
+
+    /// Receives whatever comes, until the subscription ends.
+    async fn receive_some(self: Arc<Self>, mut messages: Subscription) {
+        while messages.next().await.is_some() {
+            self.received.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn publishers(load: &Arc<Load>, proxy: &Proxy) -> (Vec<Connection>, Vec<JoinHandle<u64>>) {
+    let setup = Setup::builder().send_high_water_mark(QUEUE).connection_timeout(PATIENCE).build().unwrap();
+    let mut connections = Vec::new();
+    let mut tasks = Vec::new();
+    for publisher in 0..PUBLISHERS {
+        let connection = Connection::with_setup(proxy.address().clone(), setup.clone());
+        connection.connect().await.unwrap();
+        tasks.push(tokio::spawn(load.clone().publish(connection.clone(), publisher)));
+        connections.push(connection);
+    }
+    (connections, tasks)
+}
+
+/// So many subscriptions, one after the other, and for each of them the message that is published right after. `pressure` counts what
+/// tells that the proxy has more to do than it can.
+async fn nothing_is_missed(
+    rounds: usize,
+    proxy: &Proxy,
+    load: &Load,
+    loaded: &[Connection],
+    pressure: impl Fn() -> u64,
+) {
+    let idle = connect(proxy);
+    idle.connect().await.unwrap();
+    within("pressure", async {
+        while pressure() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let before = (pressure(), load.received.load(Ordering::Relaxed));
+    for round in 0..rounds {
+        let name = topic(&format!("fresh:{round}:"));
+        let mut messages = connect(proxy).subscribe([name.clone()]).await.unwrap();
+        // By one that has nothing else to do, or by one that is part of the load, with a full queue before it.
+        let publisher = if round % 4 == 0 { &loaded[round / 4 % PUBLISHERS] } else { &idle };
+        publisher.publish(&Message::of(name, "fresh")).await.unwrap();
+        assert_eq!(next(&mut messages).await.value::<String>().unwrap(), "fresh");
+    }
+    // It was so all the time.
+    let after = (pressure(), load.received.load(Ordering::Relaxed));
+    assert!(after.0 > before.0 + 100 && after.1 > before.1 + rounds as u64, "{before:?} {after:?}");
+    load.stop.store(true, Ordering::Relaxed);
+}
+
+async fn proxy(policy: Policy) -> Proxy {
+    start_tracing();
+    let config = Config { policy, high_water_mark: HighWaterMark::bytes(QUEUE), ..Config::default() };
+    Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_confirmed_subscription_misses_nothing_while_publishers_wait_for_slow_subscribers() {
+    let proxy = proxy(Policy::Block).await;
+    let load = Arc::new(Load::default());
+    let mut receiving = Vec::new();
+    for _ in 0..SUBSCRIBERS {
+        let messages = connect(&proxy).subscribe([topic("load:")]).await.unwrap();
+        receiving.push(tokio::spawn(load.clone().receive_all(messages)));
+    }
+    let (connections, sending) = publishers(&load, &proxy).await;
+    nothing_is_missed(1000, &proxy, &load, &connections, || load.waits.load(Ordering::Relaxed)).await;
+
+    let mut sent = Vec::new();
+    for task in sending {
+        sent.push(within("a publisher", task).await.unwrap());
+    }
+    for task in receiving {
+        assert_eq!(within("a subscriber", task).await.unwrap(), sent);
+    }
+    assert_eq!(proxy.totals().dropped.messages, 0);
+    for connection in connections {
+        assert_eq!(within("close", connection.close(LINGER)).await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_confirmed_subscription_misses_nothing_while_the_proxy_drops_for_slow_subscribers() {
+    let proxy = proxy(Policy::DropNewest).await;
+    let load = Arc::new(Load::default());
+    // One that reads nothing at all.
+    let mut stalled = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+    stalled.send_message(&[b"\x01load:"]).await;
+    let messages = connect(&proxy).subscribe([topic("load:")]).await.unwrap();
+    let receiving = tokio::spawn(load.clone().receive_some(messages));
+    let (connections, sending) = publishers(&load, &proxy).await;
+    nothing_is_missed(300, &proxy, &load, &connections, || proxy.totals().dropped.messages).await;
+
+    for task in sending {
+        within("a publisher", task).await.unwrap();
+    }
+    for connection in connections {
+        assert_eq!(within("close", connection.close(LINGER)).await, 0);
+    }
+    receiving.abort();
+}
