@@ -57,7 +57,9 @@ async fn passwords_are_set_and_let_in() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let set = async |user: &str, password: &str| {
-        common::xmsg_with_input(&["passwd", &path("passwords"), user], password.as_bytes()).await
+        let mut running = Running::start(&["passwd", &path("passwords"), user]);
+        running.type_in(password.as_bytes()).await;
+        running.end().await
     };
     set("alice", "open sesame\n").await.done();
     set("bob", "secret").await.done();
