@@ -46,7 +46,13 @@ async fn metrics(admin: &str) -> BTreeMap<String, f64> {
         "{}",
         response.head
     );
-    samples(&response.body)
+    let found = samples(&response.body);
+    let documented = include_str!("../../docs/operations.md");
+    for series in found.keys() {
+        let name = series.split('{').next().unwrap();
+        assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/operations.md");
+    }
+    found
 }
 
 async fn json(admin: &str, path: &str) -> Value {

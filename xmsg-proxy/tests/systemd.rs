@@ -135,3 +135,35 @@ async fn sockets_that_do_not_fit_are_refused() {
         assert!(error.contains(says), "{names}: {error}");
     }
 }
+
+/// The units that come with the daemons name sockets as they know them.
+#[test]
+fn the_units_fit_the_daemons() {
+    let unit = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/systemd").join(name);
+        std::fs::read_to_string(path).unwrap()
+    };
+    for (file, name, ports) in [
+        ("xmsg-proxy.socket", "proxy", &["7771", "7772", "7773"][..]),
+        ("xmsg-proxy-admin.socket", "admin", &["7775"]),
+        ("xmsg-registrar.socket", "registrar", &["8888"]),
+    ] {
+        let text = unit(file);
+        let values = |key: &str| -> Vec<String> {
+            text.lines()
+                .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+                .map(str::to_owned)
+                .collect()
+        };
+        assert_eq!(values("FileDescriptorName"), [name], "{file}");
+        let addresses: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        assert_eq!(values("ListenStream"), addresses, "{file}");
+    }
+    for daemon in ["xmsg-proxy", "xmsg-registrar"] {
+        let text = unit(&format!("{daemon}.service"));
+        assert!(
+            text.contains(&format!("\nExecStart=/usr/local/bin/{daemon} --config /etc/xmsg/{daemon}.toml\n"))
+        );
+        assert!(text.contains("\nType=notify\n") && text.contains("\nRestartPreventExitStatus=2\n"));
+    }
+}
