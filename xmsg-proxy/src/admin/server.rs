@@ -112,3 +112,31 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Time passes as soon as everybody waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_get_on_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(run(listener, Router::new(), stop.clone()));
+        for sent in ["", "GET / HTTP/1.1\r\nHost: a\r\nSlow", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+            let started = Instant::now();
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(sent.as_bytes()).await.unwrap();
+            // After an answer, the connection waits for another request.
+            client.read_to_end(&mut Vec::new()).await.unwrap();
+            let waited = started.elapsed();
+            assert!((HEADER_TIMEOUT..HEADER_TIMEOUT * 2).contains(&waited), "{sent:?}: {waited:?}");
+        }
+        stop.cancel();
+        server.await.unwrap();
+    }
+}
