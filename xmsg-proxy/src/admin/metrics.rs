@@ -106,7 +106,7 @@ impl Collector for Snapshot {
         out.encoder
             .encode_descriptor(&name("build"), "The program that runs.", None, MetricType::Info)?
             .encode_info(&version)?;
-        let ready = "1 while it accepts connections, 0 while it starts or stops.";
+        let ready = "1 while it accepts connections, 0 once it was told to stop.";
         out.gauge(&name("ready"), ready, None, u64::from(self.is_ready))?;
         if let Some(proxy) = &self.proxy {
             proxy.encode(&mut out)?;

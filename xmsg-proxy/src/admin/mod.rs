@@ -3,7 +3,7 @@
 //! | path | |
 //! |---|---|
 //! | `/healthz` | 200 while the runtime that moves messages gets its turn |
-//! | `/readyz` | 200 while it accepts connections, 503 while it starts or stops |
+//! | `/readyz` | 200 while it accepts connections, 503 once it was told to stop |
 //! | `/metrics` | counts, for Prometheus |
 //! | `/varz` | version, uptime, settings, totals; JSON |
 //! | `/connz` | every publisher and subscriber; JSON; `limit`, `offset`, `sort`, `kind` |
