@@ -11,8 +11,8 @@ use xmsg_proxy::security::settings::{Client, MechanismName, Settings};
 
 /// A proxy with this section in its configuration.
 async fn proxy(folder: &std::path::Path, settings: &Settings) -> (Proxy, String) {
-    let (mechanism, rules) = settings.load(folder).unwrap();
-    let proxy = Proxy::bind("127.0.0.1:0").security(mechanism, rules).start().await.unwrap();
+    let (mechanism, rules) = settings.load(folder).expect("good settings");
+    let proxy = Proxy::bind("127.0.0.1:0").security(mechanism, rules).start().await.expect("free ports");
     let address = proxy.address().to_string();
     (proxy, address)
 }
@@ -24,8 +24,8 @@ async fn keys_are_made_and_let_in() {
     let mut public = Vec::new();
     for name in ["proxy.key", "client.key"] {
         let made = xmsg(&["keygen", &path(name)]).await.text();
-        let mode = std::fs::metadata(path(name)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        let permissions = std::fs::metadata(path(name)).unwrap().permissions();
+        assert_eq!(permissions.mode() & 0o777, 0o600);
         let key = made.trim().to_owned();
         assert_eq!(read_key_file(path(name).as_ref()).unwrap().public().to_string(), key);
         assert_eq!(xmsg(&["keygen", "--show", &path(name)]).await.text(), made);
@@ -81,7 +81,8 @@ async fn passwords_are_set_and_let_in() {
     std::fs::set_permissions(path("password"), std::fs::Permissions::from_mode(0o600)).unwrap();
     let password_file = path("password");
     let publish = ["pub", "a", "1", "--proxy", &address, "--connect-timeout", "60s"];
-    let as_user = |user: &'static str| [&publish[..], &["--user", user, "--password-file", &password_file]].concat();
+    let as_user =
+        |user: &'static str| [&publish[..], &["--user", user, "--password-file", &password_file]].concat();
     xmsg(&as_user("alice")).await.done();
     xmsg(&as_user("bob")).await.failed(4, "does not let us in");
     xmsg(&[&publish[..], &["--user", "alice"]].concat()).await.failed(2, "XMSG_PASSWORD_FILE");

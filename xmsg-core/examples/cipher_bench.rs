@@ -23,10 +23,7 @@ fn ciphers() -> Result<[Cipher; 2], Box<dyn std::error::Error>> {
     #[derive(Debug)]
     struct Anybody;
     impl xmsg_core::security::Authenticator for Anybody {
-        fn authenticate(
-            &self,
-            _: xmsg_core::security::Credentials,
-        ) -> futures::future::BoxFuture<'_, bool> {
+        fn authenticate(&self, _: xmsg_core::security::Credentials) -> futures::future::BoxFuture<'_, bool> {
             Box::pin(std::future::ready(true))
         }
     }
@@ -62,7 +59,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for size in std::env::args().skip(1) {
         let size: usize = size.parse()?;
         let mut wire = BytesMut::new();
-        encode_message(&mut wire, &[Bytes::from(vec![b't'; 20]), vec![b'm'; 20].into(), vec![7; size].into()]);
+        encode_message(
+            &mut wire,
+            &[Bytes::from(vec![b't'; 20]), vec![b'm'; 20].into(), vec![7; size].into()],
+        );
         let rounds = (VOLUME / (BATCH * wire.len())).max(1);
         let (mut boxed, mut plain) = (BytesMut::new(), BytesMut::new());
         let started = Instant::now();

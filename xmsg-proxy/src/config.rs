@@ -56,6 +56,34 @@ pub enum Upstream {
     All,
 }
 
+impl Upstream {
+    /// The name in a settings file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Subscribed => "subscribed",
+            Self::All => "all",
+        }
+    }
+}
+
+impl std::str::FromStr for Upstream {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::Subscribed, Self::All]
+            .into_iter()
+            .find(|upstream| upstream.name() == name)
+            .ok_or_else(|| format!("unknown upstream {name:?}: subscribed or all"))
+    }
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Options of the data plane and its limits.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -1,7 +1,8 @@
 //! A proxy put together: three ports, the switch, the controller.
 
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -68,7 +69,41 @@ impl Builder {
 
     /// Binds the three ports and goes to work, on the present tokio runtime.
     pub async fn start(self) -> Result<Proxy> {
-        Proxy::start(&self.address, self.config).await
+        let router = router(&self.config);
+        let (address, publishers, subscribers) = bind(&self.address, &self.config, &router).await?;
+        Proxy::start(address, self.config, publishers, subscribers, router).await
+    }
+
+    /// Goes to work on sockets that listen already, instead of binding its address: those of a service manager. They have to
+    /// be at three ports in a row of one address; their order does not matter.
+    pub async fn start_on(self, mut sockets: [TcpListener; 3]) -> Result<Proxy> {
+        let unusable = |error| {
+            Error::new(ErrorKind::Io, "cannot use the listening sockets that were handed over")
+                .with_source(error)
+        };
+        let mut addresses = Vec::new();
+        for socket in &sockets {
+            addresses.push(socket.local_addr().map_err(unusable)?);
+        }
+        addresses.sort_unstable();
+        sockets.sort_by_key(|socket| socket.local_addr().map_or(0, |address| address.port()));
+        let (ip, port) = (addresses[0].ip(), addresses[0].port());
+        let address = ProxyAddress::new(ip.to_string(), port)?;
+        let wanted = [port, address.subscribe_port(), address.control_port()];
+        if addresses.iter().zip(wanted).any(|(found, port)| *found != SocketAddr::new(ip, port)) {
+            return Err(Error::new(
+                ErrorKind::InvalidAddress,
+                format!(
+                    "the listening sockets that were handed over are not at three ports in a row: {addresses:?}"
+                ),
+            ));
+        }
+        let router = router(&self.config);
+        let [publishers, subscribers, control] = sockets;
+        let adopt = |socket| Listener::adopt(socket, self.config.tcp.clone());
+        let (publishers, subscribers) = (adopt(publishers)?, adopt(subscribers)?);
+        router.listen(adopt(control)?);
+        Proxy::start(address, self.config, publishers, subscribers, router).await
     }
 }
 
@@ -77,9 +112,55 @@ impl Builder {
 pub struct Proxy {
     address: ProxyAddress,
     switch: Switch,
-    router: Router,
+    router: Arc<Router>,
     controller: JoinHandle<()>,
     authority: Arc<Authority>,
+}
+
+/// Watches a proxy from any thread: it reads counts and changes nothing. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    switch: Switch,
+    /// Whoever watches does not keep the socket open.
+    router: Weak<Router>,
+}
+
+impl Monitor {
+    /// Messages since the start.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.switch.totals()
+    }
+
+    /// Every connected publisher.
+    #[must_use]
+    pub fn publishers(&self) -> Vec<PublisherStats> {
+        self.switch.publishers()
+    }
+
+    /// Every connected subscriber.
+    #[must_use]
+    pub fn subscribers(&self) -> Vec<SubscriberStats> {
+        self.switch.subscribers()
+    }
+
+    /// How many control sockets are connected.
+    #[must_use]
+    pub fn control_connections(&self) -> usize {
+        self.router.upgrade().map_or(0, |router| router.peers())
+    }
+
+    /// How many subscriptions there are: pairs of subscriber and prefix.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        self.switch.subscriptions()
+    }
+
+    /// Calls `found` with every prefix that somebody subscribed to, and the number of its subscribers; in no particular
+    /// order. It never keeps the switch waiting for long: while it looks, subscriptions may come and go.
+    pub fn prefixes(&self, found: impl FnMut(Vec<u8>, usize)) {
+        self.switch.prefixes(found);
+    }
 }
 
 impl Drop for Proxy {
@@ -95,20 +176,14 @@ impl Proxy {
         Builder { address: address.into(), config: Config::default() }
     }
 
-    async fn start(address: &str, config: Config) -> Result<Self> {
-        let router = Router::new(SocketOptions {
-            heartbeat_interval: config.heartbeat_interval,
-            heartbeat_timeout: config.heartbeat_timeout,
-            // Answers are a few bytes each.
-            send_high_water_mark: HighWaterMark::bytes(64 << 10),
-            receive_high_water_mark: 64 << 10,
-            limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
-            tcp: config.tcp.clone(),
-            security: config.security.security(&config.authority),
-            ..SocketOptions::default()
-        });
+    async fn start(
+        address: ProxyAddress,
+        config: Config,
+        publishers: Listener,
+        subscribers: Listener,
+        router: Router,
+    ) -> Result<Self> {
         let authority = config.authority.clone();
-        let (address, publishers, subscribers) = bind(address, &config, &router).await?;
         let switch = Switch::start(config);
 
         // The control plane comes first, so that no request is ever missed.
@@ -131,7 +206,7 @@ impl Proxy {
         let controller = tokio::spawn(controller.run());
         switch.listen(publishers, Side::Publishers);
         switch.listen(subscribers, Side::Subscribers);
-        Ok(Self { address, switch, router, controller, authority })
+        Ok(Self { address, switch, router: Arc::new(router), controller, authority })
     }
 
     /// Where it listens: host and publisher port.
@@ -143,7 +218,18 @@ impl Proxy {
     /// Puts other rules in force, without ending a connection that they still allow.
     pub async fn replace_rules(&self, rules: Rules) {
         self.authority.replace(rules);
+        self.enforce_rules().await;
+    }
+
+    /// Has everybody keep to the rules of the [`Authority`] as they are now.
+    pub async fn enforce_rules(&self) {
         self.switch.enforce().await;
+    }
+
+    /// A handle to watch it with, which may outlive it.
+    #[must_use]
+    pub fn monitor(&self) -> Monitor {
+        Monitor { switch: self.switch.clone(), router: Arc::downgrade(&self.router) }
     }
 
     /// Messages since the start.
@@ -178,6 +264,21 @@ impl Proxy {
         self.router.close(Duration::from_millis(100)).await;
         totals
     }
+}
+
+/// The control socket, not bound yet.
+fn router(config: &Config) -> Router {
+    Router::new(SocketOptions {
+        heartbeat_interval: config.heartbeat_interval,
+        heartbeat_timeout: config.heartbeat_timeout,
+        // Answers are a few bytes each.
+        send_high_water_mark: HighWaterMark::bytes(64 << 10),
+        receive_high_water_mark: 64 << 10,
+        limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
+        tcp: config.tcp.clone(),
+        security: config.security.security(&config.authority),
+        ..SocketOptions::default()
+    })
 }
 
 /// Binds the three ports. With port 0 it looks for three free ones in a row.

@@ -189,10 +189,14 @@ impl Hub {
 
     /// Binds and accepts from then on. Returns the endpoint with its actual port.
     pub(crate) async fn bind(self: &Arc<Self>, endpoint: &Endpoint) -> Result<Endpoint> {
-        let listener = Listener::bind(endpoint, self.options.tcp.clone()).await?;
+        Ok(self.listen(Listener::bind(endpoint, self.options.tcp.clone()).await?))
+    }
+
+    /// Accepts from this listener from then on. Returns its endpoint.
+    pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
         self.tasks.spawn(self.clone().accept(listener));
-        Ok(endpoint)
+        endpoint
     }
 
     /// Whether there is a connection.

@@ -221,6 +221,29 @@ impl Listener {
         Ok(Self { endpoint, accepting, options })
     }
 
+    /// Takes over a TCP socket that listens already: one that a service manager bound for us.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use xmsg_core::socket::{TcpOptions, transport::Listener};
+    /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let port = socket.local_addr()?.port();
+    /// let listener = Listener::adopt(socket, TcpOptions::default())?;
+    /// assert_eq!(listener.endpoint().to_string(), format!("tcp://127.0.0.1:{port}"));
+    /// # Ok(()) }
+    /// ```
+    pub fn adopt(socket: std::net::TcpListener, options: TcpOptions) -> Result<Self> {
+        let failed = |error| Error::io("cannot use the listening socket that was handed over", error);
+        if !SockRef::from(&socket).is_listener().map_err(failed)? {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen")));
+        }
+        let address = socket.local_addr().map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let listener = TcpListener::from_std(socket).map_err(failed)?;
+        let endpoint = Endpoint::tcp(address.ip().to_string(), address.port());
+        Ok(Self { endpoint, accepting: Accepting::Tcp(listener), options })
+    }
+
     /// The endpoint that it is bound to, with the port that the system chose for port 0.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {

@@ -191,6 +191,12 @@ impl Switch {
         self.inner.table.subscriptions()
     }
 
+    /// Calls `found` with every prefix that somebody subscribed to, and the number of its subscribers; in no particular
+    /// order.
+    pub fn prefixes(&self, found: impl FnMut(Vec<u8>, usize)) {
+        self.inner.table.prefixes(found);
+    }
+
     /// Stops in order: accepts nobody any more; takes leave of the publishers and reads what they had already sent;
     /// writes what is queued; takes leave of the subscribers. After `linger` it stops as it is.
     pub async fn stop(&self, linger: Duration) -> Totals {

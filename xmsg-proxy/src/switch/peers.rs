@@ -185,6 +185,8 @@ impl Subscriber {
 /// A snapshot of one publisher.
 #[derive(Clone, Debug)]
 pub struct PublisherStats {
+    /// Its number: no other connection of this proxy has had it, or will.
+    pub id: u32,
     /// Its address.
     pub peer: String,
     /// How long it has been connected.
@@ -200,6 +202,8 @@ pub struct PublisherStats {
 /// A snapshot of one subscriber.
 #[derive(Clone, Debug)]
 pub struct SubscriberStats {
+    /// Its number: no other connection of this proxy has had it, or will.
+    pub id: u32,
     /// Its address.
     pub peer: String,
     /// How long it has been connected.
@@ -341,9 +345,11 @@ impl Gate {
     }
 
     pub(super) fn publishers(&self) -> Vec<PublisherStats> {
-        lock(&self.publishers)
-            .values()
+        let publishers: Vec<_> = lock(&self.publishers).values().cloned().collect();
+        publishers
+            .iter()
             .map(|publisher| PublisherStats {
+                id: publisher.id,
                 peer: publisher.peer.to_string(),
                 connected_for: publisher.since.elapsed(),
                 received: publisher.received.amount(),
@@ -354,9 +360,12 @@ impl Gate {
     }
 
     pub(super) fn subscribers(&self) -> Vec<SubscriberStats> {
-        lock(&self.subscribers)
-            .values()
+        // Whoever connects meanwhile need not wait for the counting.
+        let subscribers: Vec<_> = lock(&self.subscribers).values().cloned().collect();
+        subscribers
+            .iter()
             .map(|subscriber| SubscriberStats {
+                id: subscriber.id,
                 peer: subscriber.peer.to_string(),
                 connected_for: subscriber.since.elapsed(),
                 subscriptions: subscriber.subscriptions.load(Ordering::Relaxed),

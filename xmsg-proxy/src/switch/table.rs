@@ -24,6 +24,9 @@ const BATCH: usize = 256;
 /// Subscriptions of a subscriber that left that are taken away under one lock.
 const FORGET: usize = 1024;
 
+/// Places of the trie that are looked at under one lock when all of it is listed.
+const LISTED: usize = 1024;
+
 /// Something that happened to a connection.
 #[derive(Debug)]
 pub(super) enum Change {
@@ -130,6 +133,22 @@ impl Table {
 
     pub(super) fn subscriptions(&self) -> usize {
         self.routes().trie.len()
+    }
+
+    /// Calls `found` with every prefix and its number of subscribers. The lock is let go of between parts, so that inlets and
+    /// changes get their turn.
+    pub(super) fn prefixes(&self, mut found: impl FnMut(Vec<u8>, usize)) {
+        let mut part = Vec::new();
+        for start in (0..).step_by(LISTED) {
+            {
+                let routes = self.routes();
+                if start >= routes.trie.places() {
+                    return;
+                }
+                part.extend(routes.trie.prefixes_within(start..start + LISTED));
+            }
+            part.drain(..).for_each(|(prefix, subscribers)| found(prefix, subscribers));
+        }
     }
 
     pub(super) async fn change(&self, change: Change) {
