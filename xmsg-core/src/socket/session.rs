@@ -5,14 +5,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
 use super::buffer::{ReceiveBuffer, Slab};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
 use super::transport::{ReadHalf, Stream};
 use crate::security::Authenticator;
-use crate::zmtp::curve::{Cipher, Opener};
+use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
 use crate::zmtp::{Engine, Event, Peer, Span, Violation};
 
 /// After so many bytes without a pause a reader lets others have the processor.
@@ -171,7 +171,7 @@ impl Session {
             Some(Cipher { sealer, opener }) => {
                 // What came after the handshake is in boxes already.
                 let boxed = std::mem::take(&mut self.buffer);
-                (Some(sealer), Some(Opening { opener, boxed }))
+                (Some(sealer), Some(Opening { opener: Some(opener), boxed }))
             }
         };
         let mut reader = Reader { engine: self.engine, buffer: self.buffer, opening };
@@ -214,23 +214,50 @@ struct Reader {
 /// Boxes that came in, on their way to clear text.
 #[derive(Debug)]
 struct Opening {
-    opener: Opener,
+    /// `None` only while another thread has it.
+    opener: Option<Opener>,
     boxed: ReceiveBuffer,
 }
 
 impl Opening {
     /// Opens boxes until the slab of `plain` is full. Returns whether it stopped for that reason.
-    fn open(&mut self, plain: &mut ReceiveBuffer) -> Result<bool, Violation> {
+    async fn open(&mut self, plain: &mut ReceiveBuffer) -> Result<bool, Ended> {
         let mut opened = 0;
-        while let Some(len) = self.opener.frame_len(&self.boxed.input)? {
+        while let Some(opener) = &mut self.opener {
+            let Some(len) = opener.frame_len(&self.boxed.input)? else { break };
             if opened > 0 && !plain.fits(len) {
                 return Ok(true);
             }
             plain.reserve(len);
-            self.opener.open(&mut self.boxed.input, &mut plain.input)?;
+            if len < LONG_FRAME {
+                opener.open(&mut self.boxed.input, &mut plain.input)?;
+            } else {
+                self.open_apart(plain).await?;
+            }
             opened += len;
         }
         Ok(false)
+    }
+
+    /// Opens one long frame in a thread of its own: others are not to wait for it.
+    async fn open_apart(&mut self, plain: &mut ReceiveBuffer) -> Result<(), Ended> {
+        let Some(mut opener) = self.opener.take() else { return Ok(()) };
+        let mut boxed = std::mem::take(&mut self.boxed.input);
+        let task = tokio::task::spawn_blocking(move || {
+            let mut frame = BytesMut::new();
+            let result = opener.open(&mut boxed, &mut frame);
+            (opener, boxed, frame, result)
+        });
+        let (opener, boxed, frame, result) =
+            task.await.map_err(|_| Ended::ByUs("the thread that opens its frames ended"))?;
+        (self.opener, self.boxed.input) = (Some(opener), boxed);
+        result?;
+        plain.input.extend_from_slice(&frame);
+        Ok(())
+    }
+
+    fn missing(&self) -> usize {
+        self.opener.as_ref().map_or(0, |opener| opener.missing(&self.boxed.input))
     }
 }
 
@@ -253,7 +280,7 @@ impl Reader {
         loop {
             let more_boxes = match &mut self.opening {
                 None => false,
-                Some(opening) => opening.open(&mut self.buffer)?,
+                Some(opening) => opening.open(&mut self.buffer).await?,
             };
             let slab = self.buffer.slab();
             while let Some(event) = self.engine.poll_event(&mut self.buffer.input)? {
@@ -285,9 +312,9 @@ impl Reader {
                     let missing = self.engine.missing(&self.buffer.input);
                     (&mut self.buffer, missing)
                 }
-                Some(Opening { opener, boxed }) => {
-                    let missing = opener.missing(&boxed.input);
-                    (boxed, missing)
+                Some(opening) => {
+                    let missing = opening.missing();
+                    (&mut opening.boxed, missing)
                 }
             };
             let len = loop {
