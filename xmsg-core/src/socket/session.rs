@@ -17,6 +17,13 @@ const FAIR_SHARE: usize = 256 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
+/// The present time as tokio has it: the same clock as its timers, which a test may stop and set. What is compared with a
+/// timer has to come from here.
+#[must_use]
+pub fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 /// Why a connection ended.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -126,7 +133,7 @@ impl Session {
             }
             match event {
                 Some(Event::Ready(peer)) => {
-                    self.engine.handle_received(Instant::now());
+                    self.engine.handle_received(now());
                     return Ok(peer);
                 }
                 Some(_) => {}
@@ -232,7 +239,7 @@ impl Reader {
                     biased;
                     len = self.buffer.read(stream, missing) => break len?,
                     () = &mut alarm => {
-                        self.engine.handle_timeout(Instant::now())?;
+                        self.engine.handle_timeout(now())?;
                         if let Some(bytes) = self.engine.poll_transmit() {
                             owe(outbox, &bytes)?;
                         }
@@ -243,7 +250,7 @@ impl Reader {
                 return Err(Ended::ByPeer);
             }
             since_pause += len;
-            self.engine.handle_received(Instant::now());
+            self.engine.handle_received(now());
         }
     }
 }

@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::socket::outbox::{Ledger, Outbox};
-use xmsg_core::socket::session::Session;
+use xmsg_core::socket::session::{Session, now};
 use xmsg_core::socket::transport::{Listener, Stream};
 use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{self, Engine, SocketType};
@@ -234,7 +234,7 @@ impl Switch {
     async fn serve(self, stream: Stream, peer: String, side: Side, permit: OwnedSemaphorePermit) {
         let stop = self.inner.stop.clone();
         let refuse = self.inner.refuse.clone();
-        let engine = Engine::new(self.engine_options(side), Instant::now());
+        let engine = Engine::new(self.engine_options(side), now());
         let mut session = Session::new(stream, engine);
         let found = tokio::select! {
             biased;
