@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -155,10 +156,12 @@ impl Session {
         let (mut read, mut write) = self.stream.split();
         let mut reader = Reader { engine: self.engine, buffer: self.buffer };
         let mut writer = Writer::new(outbox);
-        let reading = reader.run(&mut read, outbox, handler);
+        let leaving = AtomicBool::new(false);
+        let reading = reader.run(&mut read, outbox, handler, &leaving);
         let mut reading = std::pin::pin!(reading);
         let writing = async {
             writer.run(&mut write).await?;
+            leaving.store(true, Ordering::Relaxed);
             write.shutdown().await
         };
         let writing = std::pin::pin!(writing);
@@ -189,8 +192,15 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(&mut self, stream: &mut ReadHalf<'_>, outbox: &Outbox, handler: &mut impl Handler) -> Ended {
-        match self.try_run(stream, outbox, handler).await {
+    /// Once `leaving` is set we have said all that we will ever say, so the peer can't be asked whether it lives.
+    async fn run(
+        &mut self,
+        stream: &mut ReadHalf<'_>,
+        outbox: &Outbox,
+        handler: &mut impl Handler,
+        leaving: &AtomicBool,
+    ) -> Ended {
+        match self.try_run(stream, outbox, handler, leaving).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
@@ -201,6 +211,7 @@ impl Reader {
         stream: &mut ReadHalf<'_>,
         outbox: &Outbox,
         handler: &mut impl Handler,
+        leaving: &AtomicBool,
     ) -> Result<std::convert::Infallible, Ended> {
         let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut since_pause = 0;
@@ -228,7 +239,8 @@ impl Reader {
             }
             let missing = self.engine.missing(&self.buffer.input);
             let len = loop {
-                let Some(due) = self.engine.poll_timeout() else {
+                let due = self.engine.poll_timeout().filter(|_| !leaving.load(Ordering::Relaxed));
+                let Some(due) = due else {
                     break self.buffer.read(stream, missing).await?;
                 };
                 // The alarm rings early rather than being set anew for every read.
@@ -239,6 +251,9 @@ impl Reader {
                     biased;
                     len = self.buffer.read(stream, missing) => break len?,
                     () = &mut alarm => {
+                        if leaving.load(Ordering::Relaxed) {
+                            continue;
+                        }
                         self.engine.handle_timeout(now())?;
                         if let Some(bytes) = self.engine.poll_transmit() {
                             owe(outbox, &bytes)?;
