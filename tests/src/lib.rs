@@ -3,6 +3,7 @@
 pub mod peer;
 pub mod process;
 pub mod raw;
+pub mod simulation;
 
 use std::time::Duration;
 
