@@ -19,6 +19,8 @@
 
 mod config;
 mod controller;
+#[doc(hidden)]
+pub mod fuzzing;
 mod proxy;
 pub mod registrar;
 pub mod switch;

@@ -45,7 +45,7 @@ pub(super) struct Counters {
 
 /// What a request has done to the store.
 #[derive(Debug)]
-enum Effect {
+pub(super) enum Effect {
     /// It only asked.
     None,
     /// What it wanted is so already, although perhaps not yet on the disk.
@@ -169,7 +169,7 @@ impl Service {
     }
 
     /// The reply, and what is to be written before it is sent.
-    fn reply_to(&mut self, frames: &[Bytes]) -> (Reply, Effect) {
+    pub(super) fn reply_to(&mut self, frames: &[Bytes]) -> (Reply, Effect) {
         let long = frames.iter().map(Bytes::len).max().unwrap_or_default() > DATA_MAX;
         if long && let [name, sender, _] = frames {
             // What is known to be too long is not read; the action may still be told.
