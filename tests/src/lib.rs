@@ -4,6 +4,7 @@ pub mod http;
 pub mod peer;
 pub mod process;
 pub mod raw;
+pub mod simulation;
 
 use std::time::Duration;
 

@@ -24,6 +24,8 @@
 pub mod admin;
 mod config;
 mod controller;
+#[doc(hidden)]
+pub mod fuzzing;
 mod proxy;
 pub mod registrar;
 pub mod security;

@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::inbox::Inbox;
 use super::outbox::Outbox;
-use super::session::{Batch, Ended, Handler, Session};
+use super::session::{Batch, Ended, Handler, Session, now};
 use super::transport::{Listener, Stream};
 use super::{Endpoint, SocketOptions};
 use crate::zmtp::{Engine, Peer, Principal, SocketType, Version};
@@ -495,7 +496,7 @@ impl Hub {
     fn session(&self, stream: Stream) -> Session {
         let security = &self.options.security;
         let options = self.options.engine(self.socket_type);
-        let engine = Engine::with_mechanism(options, security.mechanism(), Instant::now());
+        let engine = Engine::with_mechanism(options, security.mechanism(), now());
         Session::new(stream, engine).with_authenticator(security.authenticator())
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -19,6 +20,13 @@ use crate::zmtp::{Engine, Event, Peer, Span, Violation};
 const FAIR_SHARE: usize = 256 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The present time as tokio has it: the same clock as its timers, which a test may stop and set. What is compared with a
+/// timer has to come from here.
+#[must_use]
+pub fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -137,7 +145,7 @@ impl Session {
             }
             match event {
                 Some(Event::Ready(peer)) => {
-                    self.engine.handle_received(Instant::now());
+                    self.engine.handle_received(now());
                     return Ok(peer);
                 }
                 Some(Event::Credentials(credentials)) => {
@@ -176,10 +184,12 @@ impl Session {
         };
         let mut reader = Reader { engine: self.engine, buffer: self.buffer, opening };
         let mut writer = Writer::new(outbox).sealed(sealer);
-        let reading = reader.run(&mut read, outbox, handler);
+        let leaving = AtomicBool::new(false);
+        let reading = reader.run(&mut read, outbox, handler, &leaving);
         let mut reading = std::pin::pin!(reading);
         let writing = async {
             writer.run(&mut write).await?;
+            leaving.store(true, Ordering::Relaxed);
             write.shutdown().await
         };
         let writing = std::pin::pin!(writing);
@@ -262,8 +272,15 @@ impl Opening {
 }
 
 impl Reader {
-    async fn run(&mut self, stream: &mut ReadHalf<'_>, outbox: &Outbox, handler: &mut impl Handler) -> Ended {
-        match self.try_run(stream, outbox, handler).await {
+    /// Once `leaving` is set we have said all that we will ever say, so the peer can't be asked whether it lives.
+    async fn run(
+        &mut self,
+        stream: &mut ReadHalf<'_>,
+        outbox: &Outbox,
+        handler: &mut impl Handler,
+        leaving: &AtomicBool,
+    ) -> Ended {
+        match self.try_run(stream, outbox, handler, leaving).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
@@ -274,6 +291,7 @@ impl Reader {
         stream: &mut ReadHalf<'_>,
         outbox: &Outbox,
         handler: &mut impl Handler,
+        leaving: &AtomicBool,
     ) -> Result<std::convert::Infallible, Ended> {
         let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut since_pause = 0;
@@ -318,7 +336,8 @@ impl Reader {
                 }
             };
             let len = loop {
-                let Some(due) = self.engine.poll_timeout() else {
+                let due = self.engine.poll_timeout().filter(|_| !leaving.load(Ordering::Relaxed));
+                let Some(due) = due else {
                     break buffer.read(stream, missing).await?;
                 };
                 // The alarm rings early rather than being set anew for every read.
@@ -329,7 +348,10 @@ impl Reader {
                     biased;
                     len = buffer.read(stream, missing) => break len?,
                     () = &mut alarm => {
-                        self.engine.handle_timeout(Instant::now())?;
+                        if leaving.load(Ordering::Relaxed) {
+                            continue;
+                        }
+                        self.engine.handle_timeout(now())?;
                         if let Some(bytes) = self.engine.poll_transmit() {
                             owe(outbox, &bytes)?;
                         }
@@ -340,7 +362,7 @@ impl Reader {
                 return Err(Ended::ByPeer);
             }
             since_pause += len;
-            self.engine.handle_received(Instant::now());
+            self.engine.handle_received(now());
         }
     }
 }

@@ -265,6 +265,39 @@ impl Registrar {
     }
 }
 
+pub(crate) mod fuzzing {
+    //! See [`crate::fuzzing`].
+
+    use super::{Arc, Bytes, CancellationToken, Duration, Replier, Service, SocketOptions, Store};
+
+    /// A registrar without a port.
+    #[derive(Debug)]
+    pub struct Registrar(Service);
+
+    impl Default for Registrar {
+        fn default() -> Self {
+            let replier = Replier::new(SocketOptions::default());
+            let store = Store::new(64, Some(Duration::from_secs(60)));
+            let stop = CancellationToken::new();
+            Self(Service::new(
+                Bytes::from_static(b"fuzz:registrar"),
+                replier,
+                store,
+                None,
+                Arc::default(),
+                stop,
+            ))
+        }
+    }
+
+    impl Registrar {
+        /// The frames of its reply.
+        pub fn answer(&mut self, frames: &[Bytes]) -> Vec<Bytes> {
+            self.0.reply_to(frames, true).0.into_frames()
+        }
+    }
+}
+
 /// Fills the store from its files.
 fn load(path: &std::path::Path, mut store: Store) -> Result<(Store, Journal)> {
     let mut lost = 0;

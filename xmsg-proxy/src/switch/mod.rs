@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::security::Security;
 use xmsg_core::socket::outbox::{Ledger, Outbox};
-use xmsg_core::socket::session::Session;
+use xmsg_core::socket::session::{Session, now};
 use xmsg_core::socket::transport::{Listener, Stream};
 use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{self, Engine, SocketType};
@@ -252,7 +252,7 @@ impl Switch {
         let refuse = self.inner.refuse.clone();
         let Config { security, authority, .. } = &self.inner.config;
         let security = if side.is_internal() { Security::Null } else { security.security(authority) };
-        let engine = Engine::with_mechanism(self.engine_options(side), security.mechanism(), Instant::now());
+        let engine = Engine::with_mechanism(self.engine_options(side), security.mechanism(), now());
         let mut session = Session::new(stream, engine).with_authenticator(security.authenticator());
         let found = tokio::select! {
             biased;

@@ -3,7 +3,7 @@
 //! Connections send [`Change`]s over a bounded channel. The task applies many at once, then raises the *epoch*: inlets
 //! notice and forget what they had looked up. After that it tells the publishers what is newly wanted, or no longer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -94,7 +94,7 @@ impl Table {
             changes: receiver,
             upstream,
             nodes: HashMap::new(),
-            publishers: HashMap::new(),
+            publishers: BTreeMap::new(),
             snapshots: HashMap::new(),
         };
         (table, task)
@@ -172,7 +172,8 @@ pub(super) struct TableTask {
     upstream: Upstream,
     /// Where each subscriber's subscriptions live.
     nodes: HashMap<u32, HashSet<NodeId>>,
-    publishers: HashMap<u32, Arc<Publisher>>,
+    /// In a fixed order, so that a simulation can repeat what it did.
+    publishers: BTreeMap<u32, Arc<Publisher>>,
     /// All that is wanted, encoded for new publishers of each version, until something changes.
     snapshots: HashMap<Version, Bytes>,
 }
@@ -317,7 +318,9 @@ impl TableTask {
     async fn forget(&mut self, id: u32) {
         self.table.routes_mut().subscribers.remove(&id);
         let Some(own) = self.nodes.remove(&id) else { return };
-        let own: Vec<NodeId> = own.into_iter().collect();
+        let mut own: Vec<NodeId> = own.into_iter().collect();
+        // For the same reason.
+        own.sort_unstable();
         for part in own.chunks(FORGET) {
             let mut tidings = Tidings::new();
             {

@@ -1,0 +1,341 @@
+//! What is fuzzed: one function for each way in which bytes of strangers reach us. Each takes any bytes and panics when
+//! something that has to hold does not. `tests/tests/fuzz_regressions.rs` runs the same functions on all that is kept.
+//!
+//! | function | its input |
+//! |---|---|
+//! | [`greeting`] | what a peer sends first |
+//! | [`codec`] | frames, in pieces |
+//! | [`engine`] | two bytes that say which engine and in which pieces, then what a peer sends |
+//! | [`control`] | messages to the control topic, as on the wire |
+//! | [`registrar`] | requests to one registrar, as on the wire |
+//! | [`message`] | xMsg messages, as on the wire |
+
+pub mod seeds;
+
+use bytes::{Bytes, BytesMut};
+use xmsg_core::data::{Data, Payload, mime};
+use xmsg_core::registration::{Registration, Reply, Request};
+use xmsg_core::socket::Multipart;
+use xmsg_core::zmtp::{
+    Engine, Event, Frames, GREETING_LEN, Greeting, Header, Limits, Options, Peer, Scanner, SocketType, Span,
+    Stop, Violation, encode_message, encoded_len, whole_messages_within,
+};
+use xmsg_core::{ConnectionId, Message, Meta, Topic};
+
+/// A way in.
+pub type Target = fn(&[u8]);
+
+/// All of them, by name. What is added here also needs a file in `fuzz_targets` and an entry in `Cargo.toml`.
+pub const TARGETS: [(&str, Target); 6] = [
+    ("greeting", greeting),
+    ("codec", codec),
+    ("engine", engine),
+    ("control", control),
+    ("registrar", registrar),
+    ("message", message),
+];
+
+/// Small ones, so that short inputs reach them.
+fn limits() -> Limits {
+    Limits {
+        message_size: 4096,
+        frames: 8,
+        command_size: 512,
+        subscription_len: 32,
+        subscriptions: 16,
+        ..Limits::default()
+    }
+}
+
+/// A greeting is read or refused, and an engine is of the same opinion.
+pub fn greeting(data: &[u8]) {
+    let mut engine = Engine::new(Options::new(SocketType::Xsub), std::time::Instant::now());
+    let mut input = BytesMut::from(data);
+    let verdict = engine.poll_event(&mut input);
+    let Some(bytes) = data.first_chunk::<GREETING_LEN>() else {
+        // A ZMTP 2.0 peer needs fewer bytes.
+        let version_2 = data.get(10).is_some_and(|major| (1..3).contains(major));
+        assert!(version_2 || !matches!(verdict, Ok(Some(_))), "ready after {} bytes", data.len());
+        return;
+    };
+    match Greeting::read(bytes) {
+        Ok(greeting) => {
+            assert!(greeting.mechanism.len() <= 20 && !greeting.mechanism.contains(&0));
+            if matches!(verdict, Ok(Some(_))) && greeting.major >= 3 {
+                assert_eq!(greeting.mechanism, b"NULL");
+            }
+        }
+        Err(_) if bytes[10] >= 3 => assert!(verdict.is_err()),
+        Err(_) => {}
+    }
+}
+
+/// In whatever pieces frames come, the scanner finds the same, and it is what a plain reading of the headers finds. What it finds
+/// can be taken apart and put together again.
+pub fn codec(data: &[u8]) {
+    let Some((&[pattern, cut], stream)) = data.split_first_chunk::<2>() else { return };
+    let whole = scan(stream, usize::MAX);
+    assert_eq!(whole, scan(stream, usize::from(pattern) + 1), "in pieces of {}", u16::from(pattern) + 1);
+    for message in &whole.0 {
+        let frames: Vec<Bytes> = Frames::of(message.clone()).collect();
+        let mut again = BytesMut::new();
+        encode_message(&mut again, &frames);
+        assert_eq!(again.len(), encoded_len(&frames));
+        assert_eq!(Frames::of(again.freeze()).collect::<Vec<_>>(), frames);
+    }
+    // What a peer can have got whole when a connection broke after so many bytes.
+    let messages = whole.0.concat();
+    let len = usize::from(cut) * messages.len() / 255;
+    let (mut count, mut boundary) = (0, 0);
+    for message in &whole.0 {
+        if boundary + message.len() > len {
+            break;
+        }
+        boundary += message.len();
+        count += 1;
+    }
+    assert_eq!(whole_messages_within([&messages[..]], len), (count, boundary));
+}
+
+/// Messages, bodies of commands, and how it ended.
+type Scanned = (Vec<Bytes>, Vec<Bytes>, Option<Violation>);
+
+fn scan(stream: &[u8], piece: usize) -> Scanned {
+    let mut scanner = Scanner::new(&limits());
+    let mut input = BytesMut::new();
+    let (mut messages, mut commands) = (Vec::new(), Vec::new());
+    for bytes in stream.chunks(piece.min(stream.len().max(1))) {
+        input.extend_from_slice(bytes);
+        loop {
+            let mut spans = Vec::new();
+            match scanner.scan(&input, &mut spans) {
+                Err(violation) => return (messages, commands, Some(violation)),
+                Ok(_) if !spans.is_empty() => {
+                    let wire = input.split_to(spans[spans.len() - 1].end).freeze();
+                    messages.extend(parts(&wire, &spans));
+                }
+                Ok(Stop::Incomplete) => break,
+                Ok(Stop::Command { frame, body }) => {
+                    commands.push(Bytes::copy_from_slice(&input[body]));
+                    let behind = input.split_off(frame.end);
+                    input.truncate(frame.start);
+                    input.unsplit(behind);
+                }
+            }
+        }
+        let missing = scanner.missing(&input);
+        assert!(missing == 0 || Header::read(&input).is_ok(), "it waits behind a bad header");
+    }
+    (messages, commands, None)
+}
+
+/// The messages that spans say there are; they have to be what they say.
+fn parts(wire: &Bytes, spans: &[Span]) -> Vec<Bytes> {
+    let mut end = 0;
+    let parts = spans.iter().map(|span| {
+        assert_eq!(span.start, end, "spans lie end to end");
+        end = span.end;
+        let message = wire.slice(span.start..span.end);
+        let frames: Vec<Bytes> = Frames::of(message.clone()).collect();
+        assert_eq!(frames.len(), span.frames);
+        assert_eq!(frames[0], span.first(wire));
+        let limits = limits();
+        assert!(message.len() <= limits.message_size && frames.len() <= limits.frames);
+        message
+    });
+    let parts = parts.collect();
+    assert_eq!(end, wire.len(), "the last span ends where the bytes end");
+    parts
+}
+
+const TYPES: [SocketType; 11] = [
+    SocketType::Pair,
+    SocketType::Pub,
+    SocketType::Sub,
+    SocketType::Req,
+    SocketType::Rep,
+    SocketType::Dealer,
+    SocketType::Router,
+    SocketType::Pull,
+    SocketType::Push,
+    SocketType::Xpub,
+    SocketType::Xsub,
+];
+
+/// Whatever a peer sends, before or after the handshake, in whatever pieces: an engine answers, hands on, and refuses the same.
+pub fn engine(data: &[u8]) {
+    let Some((&[kind, pattern], stream)) = data.split_first_chunk::<2>() else { return };
+    let ours = TYPES[usize::from(kind) % TYPES.len()];
+    // The upper half starts behind a good handshake of ZMTP 3.1 or, with long pieces, of 3.0.
+    let version_3_0 = kind >= 192;
+    let stream = if kind >= 128 {
+        [&seeds::handshake(fitting(ours), !version_3_0)[..], stream].concat()
+    } else {
+        stream.to_vec()
+    };
+    let piece = usize::from(pattern) + 1;
+    let (whole, pieces) = (drive(ours, &stream, usize::MAX), drive(ours, &stream, piece));
+    assert_eq!(whole, pieces, "in pieces of {piece}");
+}
+
+fn fitting(ours: SocketType) -> SocketType {
+    // Every type has one that fits it.
+    TYPES.into_iter().find(|theirs| ours.fits(*theirs)).unwrap_or(ours)
+}
+
+/// What came out of an engine.
+#[derive(Debug, Default, PartialEq)]
+struct Heard {
+    peer: Option<Peer>,
+    messages: Vec<Bytes>,
+    subscriptions: Vec<(bool, Bytes)>,
+    answers: Vec<u8>,
+    violation: Option<Violation>,
+}
+
+fn drive(ours: SocketType, stream: &[u8], piece: usize) -> Heard {
+    let start = std::time::Instant::now();
+    let options = Options { limits: limits(), ..Options::new(ours) };
+    let mut engine = Engine::new(options, start);
+    let (mut heard, mut input) = (Heard::default(), BytesMut::new());
+    for bytes in stream.chunks(piece.min(stream.len().max(1))) {
+        input.extend_from_slice(bytes);
+        engine.handle_received(start);
+        loop {
+            let event = engine.poll_event(&mut input);
+            while let Some(bytes) = engine.poll_transmit() {
+                heard.answers.extend_from_slice(&bytes);
+            }
+            match event {
+                Err(violation) => {
+                    heard.violation = Some(violation);
+                    return heard;
+                }
+                Ok(None) => break,
+                Ok(Some(Event::Ready(peer))) => {
+                    assert!(ours.fits(peer.socket_type) && heard.peer.is_none());
+                    heard.peer = Some(peer);
+                }
+                Ok(Some(Event::Messages(wire))) => {
+                    assert!(heard.peer.is_some() && !ours.takes_subscriptions());
+                    heard.messages.extend(parts(&wire, engine.spans()));
+                }
+                Ok(Some(Event::Subscribe(prefix))) => heard.subscriptions.push((true, prefix)),
+                Ok(Some(Event::Cancel(prefix))) => heard.subscriptions.push((false, prefix)),
+            }
+        }
+        let limits = limits();
+        assert!(input.len() <= limits.message_size.max(limits.command_size) + 9, "it hoards {}", input.len());
+        // Asking about time must not disturb.
+        let due = engine.poll_timeout();
+        assert!(due.is_none_or(|due| due >= start));
+    }
+    assert!(heard.subscriptions.is_empty() || ours.takes_subscriptions());
+    assert!(heard.subscriptions.iter().all(|(_, prefix)| prefix.len() <= limits().subscription_len));
+    heard
+}
+
+/// The messages in a stream of bytes; what does not parse ends it.
+fn messages(data: &[u8]) -> Vec<Multipart> {
+    let mut spans = Vec::new();
+    let wire = Bytes::copy_from_slice(data);
+    let scanned = Scanner::new(&Limits::default()).scan(&wire, &mut spans);
+    drop(scanned);
+    spans.iter().map(|span| Frames::of(wire.slice(span.start..span.end)).collect()).collect()
+}
+
+/// A control request is known or ignored.
+pub fn control(data: &[u8]) {
+    for message in messages(data) {
+        let known = xmsg_proxy::fuzzing::is_control_request(&message);
+        assert!(!known || message.frames().len() == 3);
+        if let [_, kind, argument] = message.frames()
+            && kind == "pub"
+        {
+            assert_eq!(known, (1..=255).contains(&argument.len()));
+        }
+    }
+}
+
+/// Every request gets a reply that can be read, and what it gives out can be read, too; what is no request is not carried out.
+pub fn registrar(data: &[u8]) {
+    let mut registrar = xmsg_proxy::fuzzing::Registrar::default();
+    for message in messages(data) {
+        let frames = message.frames();
+        let reply = registrar.answer(frames);
+        let reply =
+            Reply::read(&reply).unwrap_or_else(|error| panic!("a reply that nobody can read: {error}"));
+        for registration in reply.outcome.iter().flatten() {
+            let found = Registration::decode(registration);
+            assert!(found.is_ok(), "it gives out what nobody can read: {found:?}");
+        }
+        let Ok(request) = Request::read(frames, &Bytes::new()) else {
+            assert!(reply.outcome.is_err(), "it carries out what nobody can read");
+            continue;
+        };
+        assert!(frames.len() == 3 && request.action.name().as_bytes() == frames[0]);
+    }
+}
+
+/// Frames of an xMsg message are read or refused; what is read is written back as it was, as far as it means something.
+pub fn message(data: &[u8]) {
+    for message in messages(data) {
+        let Some([topic, meta, data]) = message.into_array() else { continue };
+        read_topic(&topic);
+        let known = Meta::decode(&meta).inspect(|known| {
+            assert_eq!(Meta::decode(&known.encode()).as_ref().ok(), Some(known), "metadata");
+            assert_eq!(known.encoded_len(), known.encode().len());
+        });
+        let message = Message::from_frames(topic, meta, data.clone());
+        if let Ok(known) = &known {
+            assert_eq!(message.mime_type().ok(), Some(&known.data_type[..]));
+        }
+        let _ = format!("{message:?}");
+        let _ = (message.reply(), message.reply_with(1));
+        let mut request = message.clone();
+        if request.set_reply_to(&Topic::wrap("ret:a:1")).is_ok() {
+            assert!(request.reply_to().is_ok_and(|to| to.is_some_and(|to| to == "ret:a:1")));
+            assert!(request.clear_reply_to().is_ok());
+            assert!(request.reply_to().is_ok_and(|to| to.is_none()));
+        }
+        for mime_type in [message.mime_type().unwrap_or_default(), mime::NATIVE].into_iter().chain(KINDS) {
+            read_data(mime_type, &data);
+        }
+        let _ = (message.value::<Vec<String>>(), message.value::<i64>());
+        if let Ok(payload) = Payload::decode(&data) {
+            let again = Payload::decode(&payload.encode());
+            assert_eq!(again.map(|again| again.encode()).ok(), Some(payload.encode()), "a payload");
+        }
+    }
+}
+
+const KINDS: [&str; 6] =
+    [mime::SINT32, mime::STRING, mime::BYTES, mime::ARRAY_SFIXED32, "binary/array-string", "binary/double"];
+
+fn read_topic(bytes: &Bytes) {
+    let topic = Topic::wrap(bytes.clone());
+    assert_eq!(topic.as_bytes(), bytes);
+    let _ = (topic.domain(), topic.subject(), topic.types(), topic.to_string(), format!("{topic:?}"));
+    assert!(!bytes.starts_with(b"a:") || Topic::wrap("a").is_parent(&topic));
+    if let Ok(text) = str::from_utf8(bytes)
+        && let Ok(topic) = text.parse::<Topic>()
+    {
+        // A `*` ends it; what is left is taken as it is.
+        let again = topic.to_str().ok().and_then(|text| text.parse::<Topic>().ok());
+        assert_eq!(again, Some(topic.clone()));
+        assert!(topic.is_parent(&topic));
+    }
+    if let Ok(id) = ConnectionId::try_from(&bytes[..]) {
+        assert_eq!(id.as_bytes(), bytes);
+    }
+}
+
+fn read_data(mime_type: &str, frame: &Bytes) {
+    if let Ok(data) = Data::decode(mime_type, frame) {
+        // By its bytes: NaN is not equal to itself.
+        let again = Data::decode(data.mime_type(), &data.encode());
+        assert_eq!(again.map(|again| again.encode()).ok(), Some(data.encode()), "{mime_type}");
+        let native = Data::decode(mime::NATIVE, &data.encode_native());
+        assert_eq!(native.map(|native| native.encode()).ok(), Some(data.encode()), "native {mime_type}");
+    }
+}
