@@ -3,6 +3,8 @@
 //! It holds encoded messages: short ones copied behind one another, long ones as slices of the memory that they came
 //! in. What the writer has taken and not yet written still counts, so the high-water mark is a bound on memory.
 
+mod backlog;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::ops::{Add, AddAssign, Sub, SubAssign};
@@ -15,6 +17,8 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::zmtp::{encode_frame, encode_frame_header, encoded_len, whole_messages_within};
+use backlog::Backlog;
+pub use backlog::{APART, Keep, Taken};
 
 /// Frames from this length on are queued as they are instead of being copied.
 const SHARE_MIN: usize = 8 << 10;
@@ -142,6 +146,17 @@ struct Chunk {
     /// Whether a message ends where this chunk ends.
     ends_message: bool,
     lease: Option<Arc<Lease>>,
+    keep: Keep,
+    /// Grows from chunk to chunk, with gaps.
+    number: u64,
+}
+
+impl Chunk {
+    /// Copied bytes, which stay until they are written.
+    fn copied(bytes: Bytes, messages: usize) -> Self {
+        let charge = bytes.len();
+        Self { bytes, messages, charge, ends_message: true, lease: None, keep: Keep::Always, number: 0 }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -151,6 +166,7 @@ struct State {
     /// Copied messages behind the last chunk: whole ones.
     tail: BytesMut,
     tail_messages: usize,
+    backlog: Backlog,
     urgent: BytesMut,
     /// Somebody waits for what is queued to be written.
     watched: bool,
@@ -168,7 +184,12 @@ struct State {
 impl State {
     fn push_chunk(&mut self, chunk: Chunk) {
         self.flush_tail();
-        self.chunks.push_back(chunk);
+        self.append(chunk);
+    }
+
+    fn append(&mut self, chunk: Chunk) {
+        let number = self.backlog.next_number();
+        self.chunks.push_back(Chunk { number, ..chunk });
     }
 
     fn flush_tail(&mut self) {
@@ -177,8 +198,7 @@ impl State {
         }
         let bytes = self.tail.split().freeze();
         let messages = std::mem::take(&mut self.tail_messages);
-        let charge = bytes.len();
-        self.chunks.push_back(Chunk { bytes, messages, charge, ends_message: true, lease: None });
+        self.append(Chunk { keep: self.backlog.keep, ..Chunk::copied(bytes, messages) });
     }
 
     fn has_messages(&self) -> bool {
@@ -310,13 +330,7 @@ impl Outbox {
         let charge = bytes.len();
         let state = guard.state_mut();
         state.queued += Amount::new(1, charge);
-        state.push_chunk(Chunk {
-            bytes: bytes.clone(),
-            messages: 1,
-            charge,
-            ends_message: true,
-            lease: None,
-        });
+        state.push_chunk(Chunk::copied(bytes.clone(), 1));
         if let Some(ledger) = &self.ledger {
             ledger.0.fetch_add(charge, Ordering::Relaxed);
         }
@@ -324,7 +338,8 @@ impl Outbox {
         true
     }
 
-    /// Waits until everything that was queued so far has been written, or the queue was closed.
+    /// Waits until everything that was queued so far has been written, or the queue was closed. For queues whose
+    /// messages all [stay](Keep::Always).
     pub async fn flushed(&self) {
         let target = {
             let state = self.state();
@@ -400,6 +415,7 @@ impl Outbox {
         state.chunks.clear();
         state.tail.clear();
         state.tail_messages = 0;
+        state.backlog = Backlog::default();
         state.urgent.clear();
         std::mem::take(&mut state.queued)
     }
@@ -473,8 +489,11 @@ impl OutboxGuard<'_> {
     pub fn push_slice(&mut self, bytes: Bytes, messages: usize, lease: &Arc<Lease>) {
         let state = self.state_mut();
         let carried = match state.chunks.back_mut() {
+            // What may go separately is charged separately.
             Some(last)
-                if state.tail.is_empty() && last.lease.as_ref().is_some_and(|l| Arc::ptr_eq(l, lease)) =>
+                if state.tail.is_empty()
+                    && last.keep == state.backlog.keep
+                    && last.lease.as_ref().is_some_and(|l| Arc::ptr_eq(l, lease)) =>
             {
                 std::mem::take(&mut last.charge)
             }
@@ -482,8 +501,8 @@ impl OutboxGuard<'_> {
         };
         let charge = carried.max(lease.bytes);
         state.queued += Amount::new(messages, charge - carried);
-        let chunk = Chunk { bytes, messages, charge, ends_message: true, lease: Some(lease.clone()) };
-        state.push_chunk(chunk);
+        let (keep, lease) = (state.backlog.keep, Some(lease.clone()));
+        state.push_chunk(Chunk { charge, lease, keep, ..Chunk::copied(bytes, messages) });
         self.pushed = true;
     }
 
@@ -499,18 +518,10 @@ impl OutboxGuard<'_> {
             let before = state.tail_messages;
             encode_frame_header(&mut state.tail, frame.len(), more);
             let bytes = state.tail.split().freeze();
-            let charge = bytes.len();
             state.tail_messages = 0;
-            state.chunks.push_back(Chunk {
-                bytes,
-                messages: before,
-                charge,
-                ends_message: false,
-                lease: None,
-            });
-            let (bytes, charge) = (frame.clone(), frame.len());
+            state.append(Chunk { ends_message: false, ..Chunk::copied(bytes, before) });
             let messages = usize::from(!more);
-            state.chunks.push_back(Chunk { bytes, messages, charge, ends_message: !more, lease: None });
+            state.append(Chunk { ends_message: !more, ..Chunk::copied(frame.clone(), messages) });
         }
         let last_is_copied = frames.last().is_none_or(|frame| frame.len() < SHARE_MIN);
         state.tail_messages += usize::from(last_is_copied);
@@ -585,7 +596,7 @@ impl<'a> Writer<'a> {
                 // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
                 let (mut len, mut whole) = (0, false);
                 while len < WRITE_MAX || !whole {
-                    let Some(chunk) = state.chunks.pop_front() else { break };
+                    let Some(chunk) = state.next_chunk(len) else { break };
                     len += chunk.bytes.len();
                     whole = chunk.ends_message;
                     self.chunks.push_back(chunk);
