@@ -19,13 +19,15 @@
 
 mod config;
 mod controller;
+mod policy;
 mod proxy;
 pub mod registrar;
 pub mod switch;
 
-pub use config::{Config, Policy, Upstream};
+pub use config::{Config, Upstream};
+pub use policy::{Policy, TopicPolicy};
 pub use proxy::{Builder, Proxy};
-pub use switch::{PublisherStats, SubscriberStats, Totals};
+pub use switch::{Drops, PublisherStats, SubscriberStats, Totals};
 
 /// What every topic of a control request starts with.
 pub const CONTROL_TOPIC: &[u8] = b"xmsg:control";

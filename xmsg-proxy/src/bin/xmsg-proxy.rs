@@ -10,7 +10,7 @@ use clap::Parser;
 use daemon::{StopSignals, is_loopback, parse_seconds, say, start_tracing};
 use xmsg_core::socket::HighWaterMark;
 use xmsg_proxy::registrar::{self, Registrar};
-use xmsg_proxy::{Config, Policy, Proxy, Upstream};
+use xmsg_proxy::{Config, Policy, Proxy, TopicPolicy, Upstream};
 
 /// Forwards messages from publishers to subscribers, and answers control requests.
 ///
@@ -26,10 +26,15 @@ struct Arguments {
     #[arg(long, short, default_value_t = xmsg_core::address::DEFAULT_PROXY_PORT, env = "XMSG_PROXY_PORT", value_parser = parse_port)]
     port: u16,
 
-    /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them, `block` makes
-    /// publishers wait
+    /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them; `drop-oldest` drops
+    /// those that wait longest instead; `conflate` keeps the newest of each topic; `block` makes publishers wait;
+    /// `disconnect` cuts the subscriber off
     #[arg(long, value_name = "POLICY", default_value_t, env = "XMSG_PROXY_SLOW_SUBSCRIBER")]
     slow_subscriber: Policy,
+
+    /// The same for topics that start with PREFIX; may be given several times, the longest prefix counts
+    #[arg(long, value_name = "PREFIX=POLICY")]
+    slow_subscriber_for: Vec<TopicPolicy>,
 
     /// Memory for what waits for one subscriber, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
@@ -97,6 +102,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mib = |count: u32| count as usize * (1 << 20);
     let mut config = Config {
         policy: arguments.slow_subscriber,
+        policies: arguments.slow_subscriber_for.clone(),
         high_water_mark: HighWaterMark {
             bytes: mib(arguments.high_water_mark),
             messages: arguments.high_water_mark_messages.map_or(usize::MAX, |count| count as usize),
@@ -110,13 +116,16 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         if arguments.host.contains(':') { format!("[{}]", arguments.host) } else { arguments.host.clone() };
     let proxy = Proxy::bind(format!("{host}:{}", arguments.port)).config(config).start().await?;
     let address = proxy.address();
+    let mut slow_subscribers = arguments.slow_subscriber.to_string();
+    for own in &arguments.slow_subscriber_for {
+        slow_subscribers = format!("{slow_subscribers}, {own}");
+    }
     say(format_args!(
-        "xmsg-proxy {} at {address}: publishers {}, subscribers {}, control {}; slow subscribers: {}",
+        "xmsg-proxy {} at {address}: publishers {}, subscribers {}, control {}; slow subscribers: {slow_subscribers}",
         env!("CARGO_PKG_VERSION"),
         address.publish_port(),
         address.subscribe_port(),
         address.control_port(),
-        arguments.slow_subscriber,
     ));
     let registrar = match arguments.registrar {
         None => None,
