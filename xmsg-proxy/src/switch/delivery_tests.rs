@@ -278,3 +278,27 @@ proptest! {
         prop_assert!(outcome.is_cut_off || outcome.pushed.len() >= outcome.received.len());
     }
 }
+
+/// What lies in one slab is charged once, or for what it is: not with a slab for every run.
+#[test]
+fn topics_in_turn_cost_no_more_than_they_are() {
+    let mark = HighWaterMark::bytes(1 << 30);
+    let policies =
+        Policies::new(Rule { policy: Policy::Block, mark }, &[TopicPolicy::new("b", Policy::DropOldest)]);
+    let ledger = Arc::<Ledger>::default();
+    let subscriber = Subscriber::new(1, "peer", Outbox::with_ledger(mark, ledger.clone()), None);
+    let delivery = Delivery { ledger: ledger.clone(), gate: Arc::default(), ceiling: usize::MAX };
+    let mut wire = bytes::BytesMut::new();
+    for number in 0..10 {
+        encode_message(&mut wire, &[["a", "b"][number % 2].as_bytes(), &[0; 2000]]);
+    }
+    let wire = wire.freeze();
+    let mut spans = Vec::new();
+    Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
+    let cut = Cut { wire: &wire, spans: &spans, lease: OnceLock::new(), slab_size: wire.len() };
+    let mut runs = cut.divide(&[Run { first: 0, end: 10, rule: 0 }], &policies);
+    assert_eq!(runs.len(), 10);
+    delivery.deliver(&subscriber, &mut runs, &cut, &policies);
+    let queued = subscriber.outbox.queued().bytes as usize;
+    assert!(queued <= 2 * wire.len() + 10 * APART, "{queued} bytes for {}", wire.len());
+}

@@ -147,10 +147,9 @@ impl State {
         if front.number >= backlog.round {
             backlog.round = backlog.chunks + 1;
         }
-        // The writer puts back what it could not write.
-        backlog.first = backlog.first.min(front.number);
         let left = backlog.portion - backlog.taken;
-        let whole = Amount::new(front.messages, front.bytes.len());
+        let memory = if front.lease.is_none() { front.charge } else { front.bytes.len() };
+        let whole = Amount::new(front.messages, memory);
         if whole.messages <= left.messages && whole.bytes <= left.bytes {
             backlog.taken += whole;
             return self.chunks.pop_front();
@@ -163,11 +162,7 @@ impl State {
             part = Amount::new(1, message_len(&front.bytes));
         }
         backlog.taken += part;
-        if part == whole { self.chunks.pop_front() } else { Some(front.cut(part)) }
-    }
-
-    fn position(&self, number: u64) -> usize {
-        self.chunks.partition_point(|chunk| chunk.number < number)
+        if part.messages == whole.messages { self.chunks.pop_front() } else { Some(front.cut(part)) }
     }
 
     /// Messages queued from here on are kept apart from those that are kept otherwise, in memory of their own.
@@ -195,7 +190,12 @@ impl State {
     /// their memory was copied.
     fn evict(&mut self, need: Amount, limit: HighWaterMark) -> (Amount, usize) {
         let (mut evicted, mut copied) = (Amount::default(), 0);
-        let mut at = self.position(self.backlog.first);
+        let first = self.backlog.first;
+        let mut at = match self.chunks.front() {
+            // The writer put it back.
+            Some(front) if front.number < first && front.keep != Keep::Always => 0,
+            _ => self.chunks.partition_point(|chunk| chunk.number < first),
+        };
         loop {
             let short = self.shortage(need, limit);
             if short == Amount::default() {
@@ -272,7 +272,7 @@ impl State {
         let mut at = 0;
         let found = index.entries.find_entry(index.hasher.hash_one(topic), |entry| {
             at = chunks.partition_point(|chunk| chunk.number < entry.number);
-            let chunk = chunks.get(at).filter(|chunk| chunk.number == entry.number && !chunk.is_empty());
+            let chunk = chunks.get(at).filter(|chunk| chunk.number == entry.number);
             entry.number >= round && chunk.is_some_and(|chunk| topic_of(&chunk.bytes) == topic)
         });
         let Ok(found) = found else { return Default::default() };
@@ -489,3 +489,7 @@ fn at_least(bytes: &[u8], wanted: Amount) -> Option<Amount> {
     }
     Some(part)
 }
+
+#[cfg(test)]
+#[path = "backlog_tests.rs"]
+mod tests;
