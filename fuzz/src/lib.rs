@@ -9,6 +9,9 @@
 //! | [`control`] | messages to the control topic, as on the wire |
 //! | [`registrar`] | requests to one registrar, as on the wire |
 //! | [`message`] | xMsg messages, as on the wire |
+//! | [`curve`] | what is changed of a good CURVE session, and what is added to it |
+//! | [`plain`] | what a peer sends to a PLAIN server |
+//! | [`settings`] | a settings file, or a password file |
 
 pub mod seeds;
 
@@ -16,9 +19,11 @@ use bytes::{Bytes, BytesMut};
 use xmsg_core::data::{Data, Payload, mime};
 use xmsg_core::registration::{Registration, Reply, Request};
 use xmsg_core::socket::Multipart;
+use xmsg_core::zmtp::curve::{CurveClient, CurveServer, Entropy, KeyPair, SecretKey};
 use xmsg_core::zmtp::{
-    Engine, Event, Frames, GREETING_LEN, Greeting, Header, Limits, Options, Peer, Scanner, SocketType, Span,
-    Stop, Violation, encode_message, encoded_len, whole_messages_within,
+    Credentials, Engine, Event, Frames, GREETING_LEN, Greeting, Header, Limits, Mechanism, Options, Peer,
+    PlainServer, Principal, Scanner, SocketType, Span, Stop, Violation, encode_message, encoded_len,
+    whole_messages_within,
 };
 use xmsg_core::{ConnectionId, Message, Meta, Topic};
 
@@ -26,13 +31,16 @@ use xmsg_core::{ConnectionId, Message, Meta, Topic};
 pub type Target = fn(&[u8]);
 
 /// All of them, by name. What is added here also needs a file in `fuzz_targets` and an entry in `Cargo.toml`.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("greeting", greeting),
     ("codec", codec),
     ("engine", engine),
     ("control", control),
     ("registrar", registrar),
     ("message", message),
+    ("curve", curve),
+    ("plain", plain),
+    ("settings", settings),
 ];
 
 /// Small ones, so that short inputs reach them.
@@ -222,6 +230,7 @@ fn drive(ours: SocketType, stream: &[u8], piece: usize) -> Heard {
                 }
                 Ok(Some(Event::Subscribe(prefix))) => heard.subscriptions.push((true, prefix)),
                 Ok(Some(Event::Cancel(prefix))) => heard.subscriptions.push((false, prefix)),
+                Ok(Some(Event::Credentials(_))) => unreachable!("NULL shows none"),
             }
         }
         let limits = limits();
@@ -338,4 +347,126 @@ fn read_data(mime_type: &str, frame: &Bytes) {
         let native = Data::decode(mime::NATIVE, &data.encode_native());
         assert_eq!(native.map(|native| native.encode()).ok(), Some(data.encode()), "native {mime_type}");
     }
+}
+
+fn keys(seed: u8) -> KeyPair {
+    SecretKey::from_bytes([seed; 32]).into()
+}
+
+fn entropy(seed: u8) -> Entropy {
+    Entropy { transient: SecretKey::from_bytes([seed; 32]), nonce: [seed; 16], cookie: [seed; 96].into() }
+}
+
+fn secured(socket_type: SocketType, mechanism: impl Mechanism + 'static) -> Engine {
+    let options = Options { limits: limits(), ..Options::new(socket_type) };
+    Engine::with_mechanism(options, Box::new(mechanism), std::time::Instant::now())
+}
+
+/// Changes to a good session: how many there are, where they are, and what is added (exclusive or) there; then bytes that follow the
+/// session. Whoever is let in is who it was, and no box is opened that was not made with the keys.
+pub fn curve(data: &[u8]) {
+    let Some((&count, rest)) = data.split_first() else { return };
+    let (edits, added) = rest.split_at((usize::from(count % 8) * 3).min(rest.len()));
+    let changed = |at: usize, byte: u8| {
+        let edits = edits
+            .as_chunks::<3>()
+            .0
+            .iter()
+            .filter(|[a, b, _]| usize::from(u16::from_be_bytes([*a, *b])) == at);
+        edits.fold(byte, |byte, [_, _, bits]| byte ^ bits)
+    };
+    let mut client = secured(SocketType::Pub, CurveClient::new(keys(1), *keys(2).public(), entropy(3)));
+    let mut server = secured(SocketType::Xsub, CurveServer::new(keys(2), entropy(4)));
+    let (mut to_server, mut to_client, mut sent, mut entered) = (BytesMut::new(), BytesMut::new(), 0, None);
+    loop {
+        let before = sent;
+        while let Some(bytes) = client.poll_transmit() {
+            to_server.extend(bytes.iter().enumerate().map(|(index, byte)| changed(sent + index, *byte)));
+            sent += bytes.len();
+        }
+        loop {
+            match server.poll_event(&mut to_server) {
+                Ok(Some(Event::Credentials(credentials))) => {
+                    assert_eq!(credentials, Credentials::Key(*keys(1).public()));
+                    assert!(server.judge(true).is_ok());
+                }
+                Ok(Some(Event::Ready(peer))) => {
+                    assert_eq!(peer.principal, Some(Principal::Key(*keys(1).public())));
+                    entered = Some(peer);
+                    break;
+                }
+                Ok(Some(event)) => unreachable!("{event:?} before the handshake is done"),
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+        while let Some(bytes) = server.poll_transmit() {
+            to_client.extend_from_slice(&bytes);
+        }
+        // What an honest server sends is never wrong; with a changed greeting it may be of another version.
+        while let Ok(Some(event)) = client.poll_event(&mut to_client) {
+            assert!(matches!(event, Event::Ready(_)));
+        }
+        if entered.is_some() || sent == before && to_client.is_empty() {
+            break;
+        }
+    }
+    let Some(cipher) = server.take_cipher().filter(|_| entered.is_some()) else { return };
+    let (mut opener, mut boxed) = (cipher.opener, to_server);
+    boxed.extend_from_slice(added);
+    assert!(!matches!(opener.open(&mut boxed, &mut BytesMut::new()), Ok(true)), "a forged box was opened");
+    // What the client does send is opened, whatever its flags and its length.
+    if let Some(mut cipher) = client.take_cipher() {
+        let flags = added.first().map_or(0, |flags| flags & 1);
+        let (mut boxed, mut frames) = (BytesMut::new(), BytesMut::new());
+        cipher.sealer.seal(flags, added, &mut boxed);
+        if entered.is_some_and(|_| opener.open(&mut boxed, &mut frames) == Ok(true)) {
+            let header = Header::read(&frames).ok().flatten().expect("a whole frame");
+            assert_eq!((&frames[header.len..], header.has_more()), (added, flags == 1));
+        }
+    }
+}
+
+/// A PLAIN server hands out credentials before anything else, once, and goes on only if they are good.
+pub fn plain(data: &[u8]) {
+    let Some((&mode, stream)) = data.split_first() else { return };
+    let stream =
+        if mode & 2 == 0 { stream.to_vec() } else { [&seeds::greeting(3, 1, "PLAIN")[..], stream].concat() };
+    let mut engine = secured(SocketType::Xsub, PlainServer::default());
+    let (mut input, mut asked) = (BytesMut::from(&stream[..]), 0);
+    loop {
+        match engine.poll_event(&mut input) {
+            Ok(Some(Event::Credentials(credentials))) => {
+                assert!(matches!(credentials, Credentials::Password { .. }));
+                asked += 1;
+                let waiting = input.len();
+                assert!(matches!(engine.poll_event(&mut input), Ok(None)) && input.len() == waiting);
+                if engine.judge(mode & 1 == 1).is_err() {
+                    assert_eq!(mode & 1, 0);
+                    return;
+                }
+            }
+            Ok(Some(Event::Ready(peer))) => assert!(asked == 1 && mode & 1 == 1 && peer.principal.is_some()),
+            Ok(Some(_)) => assert_eq!(asked, 1),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    assert!(asked <= 1);
+}
+
+/// A settings file is read or refused; what is read can be written, and reads back to the same.
+pub fn settings(data: &[u8]) {
+    use xmsg_proxy::settings::{ProxySettings, RegistrarSettings, Settings, parse, print};
+
+    fn file<S: Settings + std::fmt::Debug>(text: &str) {
+        let Ok(settings) = parse::<S>(text, "file") else { return };
+        let _ = settings.check();
+        let printed = print(&settings).expect("settings can be written");
+        assert_eq!(parse::<S>(&printed, "printed").expect("and read"), settings);
+    }
+
+    let text = String::from_utf8_lossy(data);
+    file::<ProxySettings>(&text);
+    file::<RegistrarSettings>(&text);
+    let _ = xmsg_proxy::security::Passwords::parse(&text);
 }

@@ -22,7 +22,7 @@ pub fn handshake(socket_type: SocketType, latest: bool) -> Vec<u8> {
     bytes.to_vec()
 }
 
-fn greeting(major: u8, minor: u8, mechanism: &str) -> Vec<u8> {
+pub(crate) fn greeting(major: u8, minor: u8, mechanism: &str) -> Vec<u8> {
     let mut bytes = [0; 64];
     bytes[..10].copy_from_slice(b"\xff\0\0\0\0\0\0\0\x01\x7f");
     (bytes[10], bytes[11]) = (major, minor);
@@ -55,6 +55,9 @@ fn ping() -> Command {
 pub fn of(target: &str) -> Vec<Seed> {
     match target {
         "greeting" => greetings(),
+        "curve" => curves(),
+        "plain" => plains(),
+        "settings" => settings(),
         "codec" => {
             codec().into_iter().map(|(name, bytes)| (name, [&[6, 100], &bytes[..]].concat())).collect()
         }
@@ -206,4 +209,57 @@ fn messages() -> Vec<Seed> {
         wire(&[&["::", "", ""], &["*:a:\u{e9}", "\u{1}", "\u{2}"], &["a:b:c:d;e", "", ""]]),
     ));
     seeds
+}
+
+fn curves() -> Vec<Seed> {
+    vec![
+        ("good", vec![0]),
+        (
+            "good-with-traffic",
+            [&[0][..], b"\0\x2f\x07MESSAGE\0\0\0\0\0\0\0\x03 and more that is no box"].concat(),
+        ),
+        ("hello-key", vec![1, 0, 150, 1]),
+        ("hello-box", vec![1, 0, 190, 0x80]),
+        ("initiate-cookie", vec![1, 1, 40, 1]),
+        ("initiate-box", vec![1, 1, 180, 1]),
+        ("minor-version", vec![1, 0, 11, 1]),
+        ("padding", vec![2, 0, 80, 255, 0, 81, 255]),
+        ("giant-box", [&[0, 2][..], &(1_u64 << 45).to_be_bytes()].concat()),
+    ]
+}
+
+fn plains() -> Vec<Seed> {
+    let hello = b"\x04\x0a\x05HELLO\x01a\x01b";
+    let initiate = b"\x04\x1b\x08INITIATE\x0bSocket-Type\0\0\0\x03PUB";
+    vec![
+        ("good", [&[3][..], hello, initiate].concat()),
+        ("refused", [&[2][..], hello, initiate].concat()),
+        ("no-password", [&[3][..], b"\x04\x08\x05HELLO\x01a"].concat()),
+        ("initiate-first", [&[3][..], initiate].concat()),
+        ("twice", [&[3][..], hello, hello].concat()),
+        ("traffic", [&[3][..], hello, initiate, &wire(&[&[&b"topic"[..], b"data"]])].concat()),
+        ("null", [&[1][..], &handshake(SocketType::Pub, true)].concat()),
+    ]
+}
+
+fn settings() -> Vec<Seed> {
+    vec![
+        ("proxy", include_bytes!("../../docs/xmsg-proxy.toml").to_vec()),
+        ("registrar", include_bytes!("../../docs/xmsg-registrar.toml").to_vec()),
+        ("small", b"port = 0\nlinger_s = 0.25\n[log]\nfilter = \"debug\"\n".to_vec()),
+        (
+            "security",
+            b"[security]\nmechanism = \"curve\"\nkey_file = \"k\"\n[[security.client]]\npublish = [\"a:\"]\n"
+                .to_vec(),
+        ),
+        (
+            "policy",
+            b"[[policy]]\nprefix = \"a\"\nslow_subscriber = \"conflate\"\nhigh_water_mark_mib = 1\n".to_vec(),
+        ),
+        (
+            "password",
+            b"# users\nalice:$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA\n".to_vec(),
+        ),
+        ("wrong", b"prot = 1\n[".to_vec()),
+    ]
 }

@@ -100,12 +100,6 @@ impl Daemon {
         within("a line", self.lines.next_line()).await.expect("UTF-8").expect("it runs")
     }
 
-    /// The number of its process.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id().expect("it runs")
-    }
-
     /// Sends it a signal, such as `TERM`.
     pub async fn signal(&self, name: &str) {
         let pid = self.pid();

@@ -123,9 +123,19 @@ async fn a_publisher_that_is_closing_gives_the_proxy_all_its_linger() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_queues_together_stay_near_the_ceiling() {
+    all_queues_stay_near_the_ceiling_under(Policy::DropNewest).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_queues_together_stay_near_the_ceiling_when_the_oldest_go() {
+    all_queues_stay_near_the_ceiling_under(Policy::DropOldest).await;
+}
+
+async fn all_queues_stay_near_the_ceiling_under(policy: Policy) {
     const CEILING: usize = 16 << 20;
     const SUBSCRIBERS: usize = 12;
     let config = Config {
+        policy,
         high_water_mark: HighWaterMark::bytes(8 << 20),
         queue_ceiling: CEILING,
         ..Config::default()

@@ -6,45 +6,8 @@ use std::time::Duration;
 use xmsg_core::socket::{HighWaterMark, TcpOptions};
 use xmsg_core::zmtp::Limits;
 
+use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism};
-
-/// What happens to a message for a subscriber whose queue is at its high-water mark.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
-    /// The message is dropped, for this subscriber, and counted.
-    #[default]
-    DropNewest,
-    /// Publishers of messages that match wait, and so, through TCP, do their senders: nothing is lost.
-    Block,
-}
-
-impl Policy {
-    /// The name on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::DropNewest => "drop-newest",
-            Self::Block => "block",
-        }
-    }
-}
-
-impl std::str::FromStr for Policy {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        [Self::DropNewest, Self::Block]
-            .into_iter()
-            .find(|policy| policy.name() == name)
-            .ok_or_else(|| format!("unknown policy {name:?}: drop-newest or block"))
-    }
-}
-
-impl std::fmt::Display for Policy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What publishers are told to send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +52,8 @@ impl std::fmt::Display for Upstream {
 pub struct Config {
     /// What happens at a subscriber's mark. Default: [`Policy::DropNewest`].
     pub policy: Policy,
+    /// … for messages whose topic starts with one of these prefixes. Default: none.
+    pub policies: Vec<TopicPolicy>,
     /// What may be queued for one subscriber. Default 256 MiB, any number of messages.
     pub high_water_mark: HighWaterMark,
     /// Bytes that all queues together may hold. Above it, subscribers with more than an equal share are treated as if at
@@ -116,6 +81,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             policy: Policy::default(),
+            policies: Vec::new(),
             high_water_mark: HighWaterMark::bytes(256 << 20),
             queue_ceiling: 1 << 30,
             upstream: Upstream::default(),

@@ -26,6 +26,7 @@ mod config;
 mod controller;
 #[doc(hidden)]
 pub mod fuzzing;
+mod policy;
 mod proxy;
 pub mod registrar;
 pub mod security;
@@ -33,9 +34,10 @@ pub mod security;
 pub mod settings;
 pub mod switch;
 
-pub use config::{Config, Policy, Upstream};
+pub use config::{Config, Upstream};
+pub use policy::{Policy, TopicPolicy};
 pub use proxy::{Builder, Monitor, Proxy};
-pub use switch::{PublisherStats, SubscriberStats, Totals};
+pub use switch::{Drops, PublisherStats, SubscriberStats, Totals};
 
 /// What every topic of a control request starts with.
 pub const CONTROL_TOPIC: &[u8] = b"xmsg:control";

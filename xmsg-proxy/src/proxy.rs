@@ -12,8 +12,9 @@ use xmsg_core::zmtp::Limits;
 use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
 
 use crate::CONTROL_TOPIC;
-use crate::config::{Config, Policy, Upstream};
+use crate::config::{Config, Upstream};
 use crate::controller::Controller;
+use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism, Rules};
 use crate::switch::{PublisherStats, Side, SubscriberStats, Switch, Totals};
 
@@ -39,6 +40,12 @@ impl Builder {
     /// What happens to messages for a subscriber at its high-water mark.
     pub fn slow_subscriber(mut self, policy: Policy) -> Self {
         self.config.policy = policy;
+        self
+    }
+
+    /// The same for messages whose topic starts with this prefix. The longest prefix counts.
+    pub fn slow_subscriber_for(mut self, prefix: impl Into<Vec<u8>>, policy: Policy) -> Self {
+        self.config.policies.push(TopicPolicy::new(prefix, policy));
         self
     }
 
@@ -254,6 +261,13 @@ impl Proxy {
     #[must_use]
     pub fn subscriptions(&self) -> usize {
         self.switch.subscriptions()
+    }
+
+    /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody is
+    /// disconnected for it. What is read from publishers after it returns is treated in the new way; what is queued
+    /// already, in the old one.
+    pub async fn set_policies(&self, policy: Policy, policies: &[TopicPolicy]) {
+        self.switch.set_policies(policy, policies).await;
     }
 
     /// Stops in order, within about `linger`: accepts nobody any more, reads what publishers had already sent, delivers what is

@@ -111,7 +111,7 @@ async fn the_counts_agree_with_the_traffic() {
         ("xmsg_proxy_received_bytes_total", f64::from(matched + unmatched)),
         ("xmsg_proxy_delivered_bytes_total", f64::from(matched)),
         ("xmsg_proxy_messages_unmatched_total", 300.0),
-        ("xmsg_proxy_messages_dropped_total{reason=\"high_water_mark\"}", 0.0),
+        ("xmsg_proxy_messages_dropped_total{reason=\"drop_newest\"}", 0.0),
         ("xmsg_proxy_messages_dropped_total{reason=\"left\"}", 0.0),
         ("xmsg_proxy_connections{side=\"publisher\"}", 1.0),
         ("xmsg_proxy_connections{side=\"subscriber\"}", 1.0),
@@ -173,10 +173,10 @@ async fn drops_are_counted_by_reason_and_subscriber() {
     let connz = json(&admin, "/connz?kind=subscriber&sort=drops").await;
     let row = &connz["connections"][0];
     let found = metrics(&admin).await;
-    let dropped = found["xmsg_proxy_messages_dropped_total{reason=\"high_water_mark\"}"];
+    let dropped = found["xmsg_proxy_messages_dropped_total{reason=\"drop_newest\"}"];
     assert!(dropped > 0.0 && dropped < MESSAGES as f64, "{dropped}");
     assert_eq!(row["dropped"]["messages"].as_f64(), Some(dropped));
-    assert!(found["xmsg_proxy_dropped_bytes_total{reason=\"high_water_mark\"}"] > dropped * 65536.0);
+    assert!(found["xmsg_proxy_dropped_bytes_total{reason=\"drop_newest\"}"] > dropped * 65536.0);
     let series = format!("{{subscriber=\"{}\",peer=\"{}\"}}", row["id"], row["peer"].as_str().unwrap());
     assert_eq!(found[&format!("xmsg_proxy_subscriber_messages_dropped_total{series}")], dropped);
     assert!(found[&format!("xmsg_proxy_subscriber_queue_bytes{series}")] > 65536.0);

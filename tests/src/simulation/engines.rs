@@ -141,6 +141,8 @@ impl End {
                     }
                 }
                 Ok(Some(Event::Subscribe(prefix))) => self.heard.push(Word::Subscription(true, prefix)),
+                // NULL shows none.
+                Ok(Some(Event::Credentials(credentials))) => unreachable!("{credentials:?}"),
                 Ok(Some(Event::Cancel(prefix))) => self.heard.push(Word::Subscription(false, prefix)),
                 Err(violation) => {
                     self.ended = Some((now, violation));

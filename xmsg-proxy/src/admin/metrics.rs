@@ -17,7 +17,7 @@ use xmsg_core::socket::Amount;
 use super::State;
 use super::process::{Process, unix_s};
 use crate::registrar::Counts;
-use crate::switch::{SubscriberStats, Totals};
+use crate::switch::{Drops, SubscriberStats, Totals};
 
 /// What [`encode`] returns.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -120,7 +120,20 @@ impl Collector for Snapshot {
 
 impl ProxySnapshot {
     fn encode(&self, out: &mut Families<'_>) -> Result<(), fmt::Error> {
-        let Totals { received, delivered, dropped, undelivered, unmatched, refused, denied } = self.totals;
+        let Totals {
+            received,
+            delivered,
+            // The sum of `drops`.
+            dropped: _,
+            drops,
+            waits,
+            waited,
+            disconnected,
+            undelivered,
+            unmatched,
+            refused,
+            denied,
+        } = self.totals;
         out.counter("xmsg_proxy_messages_received", "Messages from publishers.", None, received.messages)?;
         out.counter(
             "xmsg_proxy_received",
@@ -133,19 +146,27 @@ impl ProxySnapshot {
         out.counter("xmsg_proxy_delivered", "Bytes of those messages.", BYTES, delivered.bytes)?;
         out.counters(
             "xmsg_proxy_messages_dropped",
-            "Messages that a subscriber did not get: its queue was full (high_water_mark), or it left before (left).",
+            "Messages that a subscriber did not get: by policy, or because it left before (left).",
             None,
-            [
-                ([("reason", "high_water_mark".to_owned())], dropped.messages),
-                ([("reason", "left".to_owned())], undelivered),
-            ],
+            reasons(drops, |amount| amount.messages).chain([([("reason", "left".to_owned())], undelivered)]),
         )?;
         out.counters(
             "xmsg_proxy_dropped",
             "Bytes of the messages that were dropped because a queue was full.",
             BYTES,
-            [([("reason", "high_water_mark".to_owned())], dropped.bytes)],
+            reasons(drops, |amount| amount.bytes),
         )?;
+        let waits_help = "How often a publisher had to wait for a subscriber (block).";
+        out.counter("xmsg_proxy_publisher_waits", waits_help, None, waits)?;
+        let encoder = out.encoder.encode_descriptor(
+            "xmsg_proxy_publisher_wait",
+            "How long publishers waited for subscribers.",
+            SECONDS,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(waited.as_secs_f64()).encode(encoder)?;
+        let help = "Subscribers that were cut off because they were too slow.";
+        out.counter("xmsg_proxy_subscribers_disconnected", help, None, disconnected)?;
         let unmatched_help = "Received messages that nobody had subscribed to.";
         out.counter("xmsg_proxy_messages_unmatched", unmatched_help, None, unmatched)?;
         out.counter("xmsg_proxy_handshakes_refused", "Connections without a handshake.", None, refused)?;
@@ -186,6 +207,17 @@ impl ProxySnapshot {
         let help = "Subscribers that have no time series of their own.";
         out.gauge("xmsg_proxy_subscribers_without_series", help, None, without)
     }
+}
+
+/// What was dropped, by the policy that chose it.
+fn reasons(
+    drops: Drops,
+    value: fn(Amount) -> u64,
+) -> impl Iterator<Item = ([(&'static str, String); 1], u64)> {
+    let Drops { newest, oldest, conflated } = drops;
+    [("drop_newest", newest), ("drop_oldest", oldest), ("conflate", conflated)]
+        .into_iter()
+        .map(move |(reason, amount)| ([("reason", reason.to_owned())], value(amount)))
 }
 
 fn encode_registrar(counts: &Counts, connections: usize, out: &mut Families<'_>) -> Result<(), fmt::Error> {

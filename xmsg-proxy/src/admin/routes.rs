@@ -18,7 +18,7 @@ use xmsg_core::socket::Amount;
 
 use super::process::{Process, unix_s};
 use super::{Phase, State, metrics};
-use crate::switch::{PublisherStats, SubscriberStats};
+use crate::switch::{Drops, PublisherStats, SubscriberStats};
 
 /// The runtime that moves messages counts as stuck when a task does not get its turn for so long.
 const STUCK: Duration = Duration::from_secs(10);
@@ -166,6 +166,11 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "received": Sum::from(totals.received),
             "delivered": Sum::from(totals.delivered),
             "dropped": Sum::from(totals.dropped),
+            "drops": DropRow::from(totals.drops),
+            "publisher_waits": totals.waits,
+            "publisher_wait_s": totals.waited.as_secs_f64(),
+            "subscribers_disconnected": totals.disconnected,
+            "denied": totals.denied,
             "undelivered_messages": totals.undelivered,
             "unmatched_messages": totals.unmatched,
             "handshakes_refused": totals.refused,
@@ -233,6 +238,10 @@ struct Row {
     connected_s: f64,
     messages: u64,
     bytes: u64,
+    /// Who it has proved to be.
+    principal: Option<String>,
+    /// What it wanted to publish, or to subscribe to, and may not.
+    denied: u64,
     #[serde(flatten)]
     subscriber: Option<SubscriberPart>,
 }
@@ -242,7 +251,26 @@ struct Row {
 struct SubscriberPart {
     subscriptions: usize,
     queued: Sum,
+    high_water_mark: Sum,
+    policy: String,
     dropped: Sum,
+    drops: DropRow,
+    publisher_waits: u64,
+    publisher_wait_s: f64,
+}
+
+/// What was dropped, by the policy that chose it.
+#[derive(Serialize)]
+struct DropRow {
+    newest: Sum,
+    oldest: Sum,
+    conflated: Sum,
+}
+
+impl From<Drops> for DropRow {
+    fn from(drops: Drops) -> Self {
+        Self { newest: drops.newest.into(), oldest: drops.oldest.into(), conflated: drops.conflated.into() }
+    }
 }
 
 impl From<PublisherStats> for Row {
@@ -254,6 +282,8 @@ impl From<PublisherStats> for Row {
             connected_s: stats.connected_for.as_secs_f64(),
             messages: stats.received.messages,
             bytes: stats.received.bytes,
+            principal: stats.principal,
+            denied: stats.denied,
             subscriber: None,
         }
     }
@@ -268,10 +298,20 @@ impl From<SubscriberStats> for Row {
             connected_s: stats.connected_for.as_secs_f64(),
             messages: stats.delivered.messages,
             bytes: stats.delivered.bytes,
+            principal: stats.principal,
+            denied: stats.denied,
             subscriber: Some(SubscriberPart {
                 subscriptions: stats.subscriptions,
                 queued: stats.queued.into(),
+                high_water_mark: Sum {
+                    messages: stats.high_water_mark.messages as u64,
+                    bytes: stats.high_water_mark.bytes as u64,
+                },
+                policy: stats.policy.to_string(),
                 dropped: stats.dropped.into(),
+                drops: stats.drops.into(),
+                publisher_waits: stats.waits,
+                publisher_wait_s: stats.waited.as_secs_f64(),
             }),
         }
     }

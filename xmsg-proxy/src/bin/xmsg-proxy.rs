@@ -12,8 +12,8 @@ use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping}
 use tokio::runtime::{Builder, Runtime};
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::registrar::{self, Registrar};
-use xmsg_proxy::settings::{self, Count, Host, Named, ProxyPort, ProxySettings};
-use xmsg_proxy::{Config, Policy, Proxy, Upstream};
+use xmsg_proxy::settings::{self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings};
+use xmsg_proxy::{Config, Policy, Proxy, TopicPolicy, Upstream};
 
 /// Forwards messages from publishers to subscribers, and answers control requests.
 ///
@@ -29,10 +29,15 @@ struct Arguments {
     #[arg(long, short, env = "XMSG_PROXY_PORT")]
     port: Option<ProxyPort>,
 
-    /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them, `block` makes
-    /// publishers wait [default: drop-newest]
+    /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them; `drop-oldest` drops
+    /// those that wait longest instead; `conflate` keeps the newest of each topic; `block` makes publishers wait;
+    /// `disconnect` cuts the subscriber off [default: drop-newest]
     #[arg(long, value_name = "POLICY", env = "XMSG_PROXY_SLOW_SUBSCRIBER")]
     slow_subscriber: Option<Named<Policy>>,
+
+    /// The same for topics that start with PREFIX; may be given several times, the longest prefix counts
+    #[arg(long, value_name = "PREFIX=POLICY")]
+    slow_subscriber_for: Vec<TopicPolicy>,
 
     /// Memory for what waits for one subscriber, in MiB [default: 256]
     #[arg(long, value_name = "MIB", env = "XMSG_PROXY_HIGH_WATER_MARK")]
@@ -101,6 +106,7 @@ impl Program for Arguments {
         set(&mut settings.host, self.host.clone());
         set(&mut settings.port, self.port);
         set(&mut settings.slow_subscriber, self.slow_subscriber);
+        settings.policies.extend(self.slow_subscriber_for.iter().map(PolicySection::from));
         set(&mut settings.high_water_mark_mib, self.high_water_mark);
         set(&mut settings.high_water_mark_messages, self.high_water_mark_messages);
         set(&mut settings.queue_ceiling_mib, self.queue_ceiling);
@@ -137,13 +143,16 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         Err(_) => builder.start().await?,
     };
     let address = proxy.address().clone();
+    let mut slow_subscribers = settings.slow_subscriber.0.to_string();
+    for own in settings.config().policies {
+        slow_subscribers = format!("{slow_subscribers}, {own}");
+    }
     say(format_args!(
-        "xmsg-proxy {} at {address}: publishers {}, subscribers {}, control {}; slow subscribers: {}; security: {name}",
+        "xmsg-proxy {} at {address}: publishers {}, subscribers {}, control {}; slow subscribers: {slow_subscribers}; security: {name}",
         env!("CARGO_PKG_VERSION"),
         address.publish_port(),
         address.subscribe_port(),
         address.control_port(),
-        settings.slow_subscriber.0,
     ));
     let registrar = start_registrar(&mut daemon).await?;
     if let Some(registrar) = &registrar {
@@ -162,6 +171,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
                 Asked::Reload => {
                     daemon.reload().await;
                     proxy.enforce_rules().await;
+                    let now = daemon.settings.config();
+                    proxy.set_policies(now.policy, &now.policies).await;
                 }
                 Asked::Stop => break,
             },

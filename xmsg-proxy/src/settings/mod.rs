@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use file::{Change, SettingsError, absolute, merge, parse, print, read};
-pub use proxy::{Heartbeat, LimitSettings, ProxySettings, RegistrarSection, Tcp};
+pub use proxy::{Heartbeat, LimitSettings, PolicySection, ProxySettings, RegistrarSection, Tcp};
 pub use registrar::RegistrarSettings;
 pub use values::{COUNT_MAX, Count, Host, HostPort, MIB_MAX, Named, ProxyPort, Seconds};
 
@@ -261,7 +261,8 @@ mod tests {
             ("[log]\nformat = \"xml\"", 2, "text or json"),
             ("port = 1\nport = 2", 2, "duplicate key"),
             ("port = ", 1, ""),
-            ("[[policy]]\nprefix = \"a\"", 1, "there is no setting \"policy\""),
+            ("[[policy]]\nprefix = \"a\"", 1, "missing field `slow_subscriber`"),
+            ("[[policy]]\nprefix = \"a\"\nslow_subscriber = \"fast\"", 3, "drop-newest"),
         ] {
             let error = error::<ProxySettings>(text);
             assert!(
@@ -313,8 +314,8 @@ mod tests {
                 assert!(found.is_some(), "{key}");
             }
         }
-        let with_all = "linger_s = 1\n[log]\nfilter = \"\"\n[admin]\ntoken_file = \"\"\n\
-                        [security]\npassword_file = \"\"\n[[security.client]]";
+        let with_all = "linger_s = 1\nslow_subscriber = \"\"\n[log]\nfilter = \"\"\n[admin]\ntoken_file = \"\"\n\
+                        [security]\npassword_file = \"\"\n[[security.client]]\n[[policy]]";
         check::<ProxySettings>(with_all);
         check::<RegistrarSettings>(with_all);
     }

@@ -13,7 +13,8 @@ use super::values::resolve;
 use super::{
     Admin, COUNT_MAX, Count, Host, Log, MIB_MAX, Named, ProxyPort, Seconds, Settings, SettingsError, admin_at,
 };
-use crate::config::{Config, Policy, Upstream};
+use crate::config::{Config, Upstream};
+use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Mechanism, settings as security};
 
 /// The port of the HTTP server, unless told otherwise: behind the four that the proxy and its data may use.
@@ -33,6 +34,9 @@ pub struct ProxySettings {
     pub linger_s: Seconds,
     /// What happens at a subscriber's mark.
     pub slow_subscriber: Named<Policy>,
+    /// The same for topics that start with a prefix.
+    #[serde(rename = "policy", skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicySection>,
     /// Memory for what waits for one subscriber.
     pub high_water_mark_mib: Count<1, MIB_MAX>,
     /// Messages that may wait for one subscriber; 0: any number.
@@ -68,6 +72,7 @@ impl Default for ProxySettings {
             threads: Count::of::<1>(),
             linger_s: Seconds::of(5),
             slow_subscriber: Named::default(),
+            policies: Vec::new(),
             high_water_mark_mib: Count::of::<256>(),
             high_water_mark_messages: Count::of::<0>(),
             queue_ceiling_mib: Count::of::<1024>(),
@@ -80,6 +85,39 @@ impl Default for ProxySettings {
             security: security::Settings::default(),
             admin: Admin::at(ADMIN_PORT),
             log: Log::default(),
+        }
+    }
+}
+
+/// `[[policy]]`: what happens at a subscriber's mark to messages whose topic starts with a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicySection {
+    /// What the topics start with.
+    pub prefix: String,
+    /// What happens.
+    pub slow_subscriber: Named<Policy>,
+    /// The mark, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high_water_mark_mib: Option<Count<1, MIB_MAX>>,
+}
+
+impl From<&TopicPolicy> for PolicySection {
+    fn from(policy: &TopicPolicy) -> Self {
+        Self {
+            // A command line is text.
+            prefix: String::from_utf8_lossy(&policy.prefix).into_owned(),
+            slow_subscriber: Named(policy.policy),
+            high_water_mark_mib: None,
+        }
+    }
+}
+
+impl PolicySection {
+    fn policy(&self) -> TopicPolicy {
+        TopicPolicy {
+            high_water_mark: self.high_water_mark_mib.map(|mark| HighWaterMark::bytes(mark.mib())),
+            ..TopicPolicy::new(self.prefix.as_bytes(), self.slow_subscriber.0)
         }
     }
 }
@@ -173,8 +211,15 @@ impl Default for RegistrarSection {
 }
 
 impl Settings for ProxySettings {
-    const RELOADABLE: &'static [&'static str] =
-        &["admin.token_file", "linger_s", "log.filter", "security.client", "security.password_file"];
+    const RELOADABLE: &'static [&'static str] = &[
+        "admin.token_file",
+        "linger_s",
+        "log.filter",
+        "policy",
+        "security.client",
+        "security.password_file",
+        "slow_subscriber",
+    ];
 
     fn resolve(&mut self, folder: &Path) {
         resolve(&mut self.admin.token_file, folder);
@@ -221,6 +266,7 @@ impl ProxySettings {
     pub fn config(&self) -> Config {
         Config {
             policy: self.slow_subscriber.0,
+            policies: self.policies.iter().map(PolicySection::policy).collect(),
             high_water_mark: HighWaterMark {
                 bytes: self.high_water_mark_mib.mib(),
                 messages: match self.high_water_mark_messages.get() {

@@ -12,6 +12,7 @@
 //! Messages are never taken apart: a run of messages for the same subscribers is one slice of the memory that they were
 //! read into.
 
+mod delivery;
 mod inlet;
 mod peers;
 mod table;
@@ -31,10 +32,11 @@ use xmsg_core::socket::transport::{Listener, Stream};
 use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{self, Engine, SocketType};
 
-use crate::config::{Config, Policy};
+use crate::config::Config;
+use crate::policy::{Policies, Policy, Rule, TopicPolicy};
 use inlet::Inlet;
+pub use peers::{Drops, PublisherStats, SubscriberStats};
 use peers::{Gate, Grant, Publisher, Subscriber};
-pub use peers::{PublisherStats, SubscriberStats};
 use table::{Change, Table, TableTask};
 
 /// Subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
@@ -73,8 +75,16 @@ pub struct Totals {
     pub received: Amount,
     /// Written to subscribers, each counted on its own.
     pub delivered: Amount,
-    /// Not queued, because the subscriber was at its mark.
+    /// Dropped, because a subscriber was too slow.
     pub dropped: Amount,
+    /// The same, by which ones were chosen.
+    pub drops: Drops,
+    /// How often a publisher had to wait for a subscriber.
+    pub waits: u64,
+    /// How long publishers waited for subscribers.
+    pub waited: Duration,
+    /// Subscribers that were cut off because they were too slow.
+    pub disconnected: u64,
     /// Messages that were queued and not written when their subscriber went away.
     pub undelivered: u64,
     /// Received messages that nobody had subscribed to.
@@ -111,7 +121,8 @@ impl Switch {
     #[must_use]
     pub fn start(config: Config) -> Self {
         let stop = CancellationToken::new();
-        let (table, task) = Table::new(config.upstream);
+        let default = Rule { policy: config.policy, mark: config.high_water_mark };
+        let (table, task) = Table::new(config.upstream, Policies::new(default, &config.policies));
         let inner = Arc::new(Inner {
             table,
             ledger: Arc::default(),
@@ -162,6 +173,18 @@ impl Switch {
         self.inner.table.subscribed(prefix).await;
     }
 
+    /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody is
+    /// disconnected for it. What is read from publishers after it returns is treated in the new way; what is queued
+    /// already, in the old one.
+    pub async fn set_policies(&self, policy: Policy, policies: &[TopicPolicy]) {
+        let inner = &self.inner;
+        let default = Rule { policy, mark: inner.config.high_water_mark };
+        inner.table.change(Change::Policies(Arc::new(Policies::new(default, policies)))).await;
+        inner.table.synchronize().await;
+        // A publisher that waits need perhaps not wait any more.
+        inner.gate.reconsider();
+    }
+
     /// Ends all tasks without waiting for them.
     pub fn abort(&self) {
         self.inner.stop.cancel();
@@ -182,7 +205,8 @@ impl Switch {
     /// Every connected subscriber.
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
-        self.inner.gate.subscribers()
+        let default = self.inner.table.routes().policies().default_rule();
+        self.inner.gate.subscribers(default)
     }
 
     /// Distinct subscriptions: pairs of subscriber and prefix.
@@ -308,6 +332,7 @@ impl Switch {
             biased;
             () = stop.cancelled() => "stopped".to_owned(),
             () = publisher.cut.cancelled() => "cut off".to_owned(),
+            () = publisher.grant.revoked.cancelled() => "not allowed any more".to_owned(),
             ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended.to_string(),
         };
         publisher.outbox.close();
@@ -327,12 +352,11 @@ impl Switch {
         let inner = &self.inner;
         let config = &inner.config;
         // Requests that are dropped in a flood are asked again; nobody is to wait because of them.
-        let (mark, policy) = match side {
-            Side::Requests => (HighWaterMark::bytes(REQUESTS_MARK), Policy::DropNewest),
-            _ => (config.high_water_mark, config.policy),
-        };
+        let rule = (side == Side::Requests)
+            .then_some(Rule { policy: Policy::DropNewest, mark: HighWaterMark::bytes(REQUESTS_MARK) });
+        let mark = rule.map_or(config.high_water_mark, |rule| rule.mark);
         let outbox = Outbox::with_ledger(mark, inner.ledger.clone());
-        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, policy, grant));
+        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, rule, grant));
         if !side.is_internal() {
             inner.gate.add_subscriber(&subscriber);
         }
@@ -343,7 +367,8 @@ impl Switch {
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => "stopped".to_owned(),
-            () = subscriber.cut.cancelled() => "cut off".to_owned(),
+            () = subscriber.cut.cancelled() => "too slow: cut off".to_owned(),
+            () = subscriber.grant.revoked.cancelled() => "not allowed any more".to_owned(),
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended.to_string(),
         };
         subscriber.outbox.close();

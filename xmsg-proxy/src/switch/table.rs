@@ -16,6 +16,7 @@ use xmsg_core::zmtp::Version;
 use super::peers::{Publisher, Subscriber};
 use crate::CONTROL_TOPIC;
 use crate::config::Upstream;
+use crate::policy::Policies;
 
 /// Changes that wait to be applied; whoever sends more waits.
 const CHANGES: usize = 1024;
@@ -37,6 +38,7 @@ pub(super) enum Change {
     PublisherGone(u32),
     /// Other rules are in force.
     Enforce,
+    Policies(Arc<Policies>),
     /// Answered with all publishers once everything before it is applied.
     Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
 }
@@ -50,10 +52,11 @@ pub(super) struct Table {
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Routes {
     trie: Trie<u32>,
     subscribers: HashMap<u32, Arc<Subscriber>>,
+    policies: Arc<Policies>,
 }
 
 impl Routes {
@@ -75,16 +78,21 @@ impl Routes {
         self.trie.longest_prefix()
     }
 
+    pub(super) fn policies(&self) -> &Arc<Policies> {
+        &self.policies
+    }
+
     pub(super) fn subscriber(&self, id: u32) -> Option<&Arc<Subscriber>> {
         self.subscribers.get(&id)
     }
 }
 
 impl Table {
-    pub(super) fn new(upstream: Upstream) -> (Arc<Self>, TableTask) {
+    pub(super) fn new(upstream: Upstream, policies: Policies) -> (Arc<Self>, TableTask) {
         let (changes, receiver) = mpsc::channel(CHANGES);
+        let routes = Routes { trie: Trie::new(), subscribers: HashMap::new(), policies: Arc::new(policies) };
         let table = Arc::new(Self {
-            routes: RwLock::default(),
+            routes: RwLock::new(routes),
             epoch: AtomicU64::new(0),
             changes,
             changed: Notify::new(),
@@ -100,7 +108,7 @@ impl Table {
         (table, task)
     }
 
-    /// Changes whenever subscriptions do. What was read from the table under one epoch holds until it changes.
+    /// Changes whenever subscriptions or policies do. What was read from the table under one epoch holds until it changes.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -208,6 +216,10 @@ impl TableTask {
                             Change::Cancel(subscriber, prefix) => {
                                 differs |=
                                     cancel(&mut routes, &mut self.nodes, &subscriber, &prefix, &mut tidings);
+                            }
+                            Change::Policies(policies) => {
+                                routes.policies = policies;
+                                differs = true;
                             }
                             other => {
                                 next = Some(other);

@@ -88,7 +88,7 @@ impl<'a> Writer<'a> {
                 // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
                 let (mut len, mut whole) = (0, false);
                 while len < WRITE_MAX || !whole {
-                    let Some(chunk) = state.chunks.pop_front() else { break };
+                    let Some(chunk) = state.next_chunk(len) else { break };
                     len += chunk.bytes.len();
                     whole = chunk.ends_message;
                     self.chunks.push_back(chunk);
