@@ -46,9 +46,9 @@ pub const TARGETS: [(&str, Target); 9] = [
 /// Small ones, so that short inputs reach them.
 fn limits() -> Limits {
     Limits {
-        message_size: 4096,
+        message_size: 640,
         frames: 8,
-        command_size: 512,
+        command_size: 128,
         subscription_len: 32,
         subscriptions: 16,
         ..Limits::default()

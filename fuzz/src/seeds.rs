@@ -95,6 +95,7 @@ fn codec() -> Vec<Seed> {
         ("command-between", between.to_vec()),
         ("many-frames", wire(&[&["f"; 9]])),
         ("too-long", b"\x02\0\0\x20\0\0\0\0\0".to_vec()),
+        ("too-long-together", wire(&[&vec!["x".repeat(200); 4][..]])),
         ("reserved", b"\x08\x01x".to_vec()),
         ("command-more", b"\x05\x01x".to_vec()),
     ]
