@@ -325,6 +325,7 @@ mod tests {
                 "XMSG_POST_CONNECTION_SLEEP" => "3",
                 "XMSG_POST_SUBSCRIPTION_SLEEP" => " 4 ",
                 "XMSG_NO_CHECK_CONNECTION" | "XMSG_NO_CHECK_SUBSCRIPTION" => "yes",
+                "XMSG_SERVER_KEY" | "XMSG_KEY_FILE" | "XMSG_USER" => return None,
                 other => panic!("{other} is not in the contract"),
             };
             Some(text.to_owned())
