@@ -119,6 +119,7 @@ async fn restarts() {
     let publisher = Connection::with_setup(address.clone(), patient());
     let subscriber = Connection::with_setup(address, patient());
     let mut messages = within("the checks", subscriber.subscribe([topic("a")])).await.expect("a proxy");
+    within("a connection", publisher.connect()).await.expect("a proxy");
     let mut times = Vec::new();
     for number in 0..RESTARTS {
         daemon.signal("TERM").await;
