@@ -83,12 +83,13 @@ pub enum WriteHalf<'a> {
 }
 
 impl Stream {
-    /// Connects once, without a time limit of its own.
-    pub async fn connect(endpoint: &Endpoint, options: &TcpOptions) -> Result<Self> {
+    /// Connects once. `limit` is what the caller has in mind for connection and handshake: each address behind a name gets an
+    /// equal share of it, and so does the handshake.
+    pub async fn connect(endpoint: &Endpoint, options: &TcpOptions, limit: Duration) -> Result<Self> {
         let failed = |error| Error::io(format!("cannot connect to {endpoint}"), error);
         match endpoint {
             Endpoint::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
+                let stream = connect_tcp(host, *port, limit).await.map_err(failed)?;
                 options.apply(&stream);
                 Ok(Self::Tcp(stream))
             }
@@ -293,6 +294,22 @@ impl Drop for Listener {
             }
         }
     }
+}
+
+/// Tries the addresses of the name in turn: always in the order in which the system gives them, so that all connections to a
+/// proxy meet at the same one.
+async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+    let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        last = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
+        };
+    }
+    Err(last)
 }
 
 async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
