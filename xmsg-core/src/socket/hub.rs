@@ -501,7 +501,9 @@ impl Hub {
         let security = &self.options.security;
         let options = self.options.engine(self.socket_type);
         let engine = Engine::with_mechanism(options, security.mechanism(), now());
-        Session::new(stream, engine).with_authenticator(security.authenticator())
+        Session::new(stream, engine)
+            .with_authenticator(security.authenticator())
+            .watched(self.options.heartbeat_interval, self.options.heartbeat_timeout)
     }
 
     fn tell(&self, event: SocketEvent) {

@@ -14,6 +14,9 @@ pub struct TcpOptions {
     /// Ask after a silent peer from this time on (`SO_KEEPALIVE`), so that one that vanished is noticed.
     /// Default 60 s; `None`: never.
     pub keepalive: Option<Duration>,
+    /// How long it has to answer then; it is asked three times. Default 60 s. The kernel counts whole seconds, so 3 s is the
+    /// least.
+    pub keepalive_timeout: Duration,
     /// Bytes of the kernel's send buffer; `None`: the system decides.
     pub send_buffer: Option<usize>,
     /// Bytes of the kernel's receive buffer; `None`: the system decides.
@@ -22,7 +25,12 @@ pub struct TcpOptions {
 
 impl Default for TcpOptions {
     fn default() -> Self {
-        Self { keepalive: Some(Duration::from_secs(60)), send_buffer: None, receive_buffer: None }
+        Self {
+            keepalive: Some(Duration::from_secs(60)),
+            keepalive_timeout: Duration::from_secs(60),
+            send_buffer: None,
+            receive_buffer: None,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
 use tokio::sync::mpsc;
 
+use super::vanished::Route;
 use super::{Endpoint, TcpOptions};
 use crate::{Error, ErrorKind, Result};
 
@@ -104,6 +105,13 @@ impl Stream {
         }
     }
 
+    /// Both ends of a TCP connection.
+    #[must_use]
+    pub fn route(&self) -> Option<Route> {
+        let Self::Tcp(stream) = self else { return None };
+        Some(Route { local: stream.local_addr().ok()?, peer: stream.peer_addr().ok()? })
+    }
+
     /// Both directions, to be used at the same time.
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
         match self {
@@ -158,7 +166,12 @@ impl TcpOptions {
         let socket = SockRef::from(stream);
         let mut result = socket.set_tcp_nodelay(true);
         if let Some(idle) = self.keepalive {
-            let keepalive = TcpKeepalive::new().with_time(idle).with_interval(idle / 3).with_retries(3);
+            // The kernel takes whole seconds, and 0 for an error.
+            let second = Duration::from_secs(1);
+            let keepalive = TcpKeepalive::new()
+                .with_time(idle.max(second))
+                .with_interval((self.keepalive_timeout / 3).max(second))
+                .with_retries(3);
             result = result.and(socket.set_tcp_keepalive(&keepalive));
         }
         if let Some(bytes) = self.send_buffer {
