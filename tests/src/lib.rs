@@ -1,6 +1,7 @@
 //! The harness of the end-to-end tests: one helper for each boundary.
 
 pub mod http;
+pub mod netns;
 pub mod peer;
 pub mod process;
 pub mod raw;

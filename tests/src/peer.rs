@@ -62,7 +62,7 @@ impl Peer {
 
     fn start(mut interpreter: Command, script: &str, arguments: &[&str]) -> Self {
         let mut child = interpreter
-            .arg(tests().join("peers").join(script))
+            .arg(self::script(script))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -89,6 +89,11 @@ impl Peer {
         let status = within("the end of a script", self.child.wait()).await.expect("it ran");
         assert!(status.success(), "{} failed: {status}", self.name);
     }
+}
+
+/// A script of `tests/peers`.
+pub(crate) fn script(name: &str) -> PathBuf {
+    tests().join("peers").join(name)
 }
 
 /// The folder of the tests.

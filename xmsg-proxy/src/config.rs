@@ -63,7 +63,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// Connections per port whose handshake is under way; more wait to be accepted. Default 4096.
     pub handshakes: usize,
-    /// Ask after a peer (ZMTP 3.1) that was silent for so long. Default 30 s.
+    /// Ask after a peer that was silent for so long: publishers and control sockets with heartbeats (ZMTP 3.1), and the hosts of
+    /// all by TCP keepalive. Default 30 s; `None`: no heartbeats, and keepalive as `tcp` says.
     pub heartbeat_interval: Option<Duration>,
     /// How long it has to answer. Default 30 s.
     pub heartbeat_timeout: Duration,
@@ -75,6 +76,18 @@ pub struct Config {
     pub limits: Limits,
     /// Options of the transport.
     pub tcp: TcpOptions,
+}
+
+impl Config {
+    /// The transport of accepted connections: an idle peer whose host is gone is noticed as soon as heartbeats would notice it.
+    pub(crate) fn accepted_tcp(&self) -> TcpOptions {
+        let mut tcp = self.tcp.clone();
+        if let (Some(keepalive), Some(interval)) = (&mut tcp.keepalive, self.heartbeat_interval) {
+            *keepalive = interval.min(*keepalive);
+            tcp.keepalive_timeout = self.heartbeat_timeout.min(tcp.keepalive_timeout);
+        }
+        tcp
+    }
 }
 
 impl Default for Config {

@@ -107,7 +107,7 @@ impl Builder {
         }
         let router = router(&self.config);
         let [publishers, subscribers, control] = sockets;
-        let adopt = |socket| Listener::adopt(socket, self.config.tcp.clone());
+        let adopt = |socket| Listener::adopt(socket, self.config.accepted_tcp());
         let (publishers, subscribers) = (adopt(publishers)?, adopt(subscribers)?);
         router.listen(adopt(control)?);
         Proxy::start(address, self.config, publishers, subscribers, router).await
@@ -289,7 +289,7 @@ fn router(config: &Config) -> Router {
         send_high_water_mark: HighWaterMark::bytes(64 << 10),
         receive_high_water_mark: 64 << 10,
         limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
-        tcp: config.tcp.clone(),
+        tcp: config.accepted_tcp(),
         security: config.security.security(&config.authority),
         ..SocketOptions::default()
     })
@@ -303,11 +303,11 @@ async fn bind(address: &str, config: &Config, router: &Router) -> Result<(ProxyA
             None => {
                 let wanted: ProxyAddress = address.parse()?;
                 let endpoint = Endpoint::tcp(wanted.host(), wanted.publish_port());
-                (Listener::bind(&endpoint, config.tcp.clone()).await?, wanted)
+                (Listener::bind(&endpoint, config.accepted_tcp()).await?, wanted)
             }
             Some(host) => {
                 let host = host.trim_start_matches('[').trim_end_matches(']');
-                let first = Listener::bind(&Endpoint::tcp(host, 0), config.tcp.clone()).await?;
+                let first = Listener::bind(&Endpoint::tcp(host, 0), config.accepted_tcp()).await?;
                 let Endpoint::Tcp { port, .. } = *first.endpoint() else { continue };
                 if port > LAST_PORT {
                     continue;
@@ -317,7 +317,7 @@ async fn bind(address: &str, config: &Config, router: &Router) -> Result<(ProxyA
         };
         let rest = async {
             let endpoint = |port| Endpoint::tcp(wanted.host(), port);
-            let second = Listener::bind(&endpoint(wanted.subscribe_port()), config.tcp.clone()).await?;
+            let second = Listener::bind(&endpoint(wanted.subscribe_port()), config.accepted_tcp()).await?;
             router.bind(&endpoint(wanted.control_port())).await?;
             Ok::<_, Error>(second)
         };

@@ -359,7 +359,7 @@ impl Connection {
         let target = self.ledger.books().switch.clone();
         let switch = match &target {
             Some((_, _, endpoints)) => {
-                Stream::connect(&endpoints[self.client], &TcpOptions::default()).await.ok()
+                Stream::connect(&endpoints[self.client], &TcpOptions::default(), Duration::MAX).await.ok()
             }
             None => None,
         };

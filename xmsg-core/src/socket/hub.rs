@@ -309,6 +309,7 @@ impl Hub {
         let mut lost: Option<(Instant, BTreeSet<Bytes>)> = None;
         let work = async {
             loop {
+                let begun = Instant::now();
                 let attempt = self.open(&endpoint);
                 let reason = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
                     Ok(Ok((session, found))) => {
@@ -329,8 +330,11 @@ impl Hub {
                 if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
                     return;
                 }
-                let pause = backoff.next();
+                let mut pause = backoff.next();
                 if let Some((kind, reason)) = reason {
+                    // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
+                    let least = pause.min(self.options.reconnect_min);
+                    pause = pause.saturating_sub(begun.elapsed()).max(least);
                     tracing::debug!(peer, reason, ?pause, "cannot connect");
                     self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), kind, reason, pause });
                 }
@@ -347,7 +351,7 @@ impl Hub {
     }
 
     async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Peer)> {
-        let stream = Stream::connect(endpoint, &self.options.tcp).await?;
+        let stream = Stream::connect(endpoint, &self.options.tcp, self.options.connect_timeout).await?;
         let mut session = self.session(stream);
         let peer = session.handshake().await.map_err(|ended| {
             let kind = match &ended {
@@ -497,7 +501,9 @@ impl Hub {
         let security = &self.options.security;
         let options = self.options.engine(self.socket_type);
         let engine = Engine::with_mechanism(options, security.mechanism(), now());
-        Session::new(stream, engine).with_authenticator(security.authenticator())
+        Session::new(stream, engine)
+            .with_authenticator(security.authenticator())
+            .watched(self.options.heartbeat_interval, self.options.heartbeat_timeout)
     }
 
     fn tell(&self, event: SocketEvent) {

@@ -31,6 +31,7 @@ mod router;
 pub mod session;
 mod subscriber;
 pub mod transport;
+pub mod vanished;
 
 pub use dealer::Dealer;
 pub use endpoint::Endpoint;

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use super::buffer::{ReceiveBuffer, Slab};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
 use super::transport::{ReadHalf, Stream};
+use super::vanished::vanished;
 use crate::security::Authenticator;
 use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
 use crate::zmtp::{Engine, Event, Peer, Span, Violation};
@@ -40,6 +41,8 @@ pub enum Ended {
     Violation(Violation),
     /// The peer makes us answer and does not read the answers.
     Unread,
+    /// The host of the peer acknowledged nothing for the time limit of heartbeats.
+    Vanished,
     /// We closed it, for this reason.
     ByUs(&'static str),
 }
@@ -51,6 +54,7 @@ impl fmt::Display for Ended {
             Self::Io(error) => write!(f, "{error}"),
             Self::Violation(violation) => write!(f, "{violation}"),
             Self::Unread => f.write_str("the peer does not read the answers that it asks for"),
+            Self::Vanished => f.write_str("the peer's host does not answer any more"),
             Self::ByUs(why) => f.write_str(why),
         }
     }
@@ -101,13 +105,23 @@ pub struct Session {
     engine: Engine,
     buffer: ReceiveBuffer,
     authenticator: Option<Arc<dyn Authenticator>>,
+    /// How soon it is to be noticed that the peer's host is gone: the interval and the time limit of heartbeats.
+    watched: Option<(Duration, Duration)>,
 }
 
 impl Session {
     /// A session on this stream.
     #[must_use]
     pub fn new(stream: Stream, engine: Engine) -> Self {
-        Self { stream, engine, buffer: ReceiveBuffer::default(), authenticator: None }
+        Self { stream, engine, buffer: ReceiveBuffer::default(), authenticator: None, watched: None }
+    }
+
+    /// Has a host that vanishes with data on its way to it noticed within `interval` and `timeout`, even if its peer need not
+    /// answer heartbeats. Without an interval nothing is watched.
+    #[must_use]
+    pub fn watched(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
+        self.watched = interval.map(|interval| (interval, timeout));
+        self
     }
 
     /// Who judges the credentials of the peer. Without one, none are good.
@@ -172,7 +186,17 @@ impl Session {
     /// Reads for `handler` and writes from `outbox` until either direction ends. An outbox that is closed and
     /// empty ends it well: the peer is told by the end of our stream, and what it had already sent is still
     /// read, for at most `farewell`, so that it loses nothing.
-    pub async fn run(mut self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
+    pub async fn run(self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
+        let route = self.watched.and_then(|_| self.stream.route());
+        let (interval, timeout) = self.watched.unwrap_or_default();
+        tokio::select! {
+            biased;
+            ended = self.drive(outbox, handler, farewell) => ended,
+            () = vanished(route, interval, timeout) => Ended::Vanished,
+        }
+    }
+
+    async fn drive(mut self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
         let (mut read, mut write) = self.stream.split();
         let (sealer, opening) = match self.engine.take_cipher() {
             None => (None, None),

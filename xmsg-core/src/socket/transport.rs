@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
 use tokio::sync::mpsc;
 
+use super::vanished::Route;
 use super::{Endpoint, TcpOptions};
 use crate::{Error, ErrorKind, Result};
 
@@ -83,12 +84,13 @@ pub enum WriteHalf<'a> {
 }
 
 impl Stream {
-    /// Connects once, without a time limit of its own.
-    pub async fn connect(endpoint: &Endpoint, options: &TcpOptions) -> Result<Self> {
+    /// Connects once. `limit` is what the caller has in mind for connection and handshake: each address behind a name gets an
+    /// equal share of it, and so does the handshake.
+    pub async fn connect(endpoint: &Endpoint, options: &TcpOptions, limit: Duration) -> Result<Self> {
         let failed = |error| Error::io(format!("cannot connect to {endpoint}"), error);
         match endpoint {
             Endpoint::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
+                let stream = connect_tcp(host, *port, limit).await.map_err(failed)?;
                 options.apply(&stream);
                 Ok(Self::Tcp(stream))
             }
@@ -101,6 +103,13 @@ impl Stream {
                 Ok(Self::Inproc(Pipe::new(ours)))
             }
         }
+    }
+
+    /// Both ends of a TCP connection.
+    #[must_use]
+    pub fn route(&self) -> Option<Route> {
+        let Self::Tcp(stream) = self else { return None };
+        Some(Route { local: stream.local_addr().ok()?, peer: stream.peer_addr().ok()? })
     }
 
     /// Both directions, to be used at the same time.
@@ -157,7 +166,12 @@ impl TcpOptions {
         let socket = SockRef::from(stream);
         let mut result = socket.set_tcp_nodelay(true);
         if let Some(idle) = self.keepalive {
-            let keepalive = TcpKeepalive::new().with_time(idle).with_interval(idle / 3).with_retries(3);
+            // The kernel takes whole seconds, and 0 for an error.
+            let second = Duration::from_secs(1);
+            let keepalive = TcpKeepalive::new()
+                .with_time(idle.max(second))
+                .with_interval((self.keepalive_timeout / 3).max(second))
+                .with_retries(3);
             result = result.and(socket.set_tcp_keepalive(&keepalive));
         }
         if let Some(bytes) = self.send_buffer {
@@ -293,6 +307,22 @@ impl Drop for Listener {
             }
         }
     }
+}
+
+/// Tries the addresses of the name in turn: always in the order in which the system gives them, so that all connections to a
+/// proxy meet at the same one.
+async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+    let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        last = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
+        };
+    }
+    Err(last)
 }
 
 async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {

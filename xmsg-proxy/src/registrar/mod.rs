@@ -32,6 +32,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::registration::Registration;
+use xmsg_core::setup::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions};
 use xmsg_core::zmtp::Limits;
@@ -213,6 +214,9 @@ impl Registrar {
         let replier = Replier::new(SocketOptions {
             // One reply; REQ peers wait for it before they ask again.
             send_high_water_mark: HighWaterMark::bytes(1 << 20),
+            // Those who vanish are not to keep their connections.
+            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
+            heartbeat_timeout: HEARTBEAT_TIMEOUT,
             limits: config.limits,
             tcp: config.tcp,
             security: config.security.security(&config.authority),

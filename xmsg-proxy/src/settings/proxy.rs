@@ -153,7 +153,7 @@ impl Default for LimitSettings {
     }
 }
 
-/// `[heartbeat]`: asking after publishers and control sockets that are silent.
+/// `[heartbeat]`: asking after publishers and control sockets that are silent, and after the hosts of subscribers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Heartbeat {
@@ -291,6 +291,7 @@ impl ProxySettings {
                 keepalive: self.tcp.keepalive_s.unless_zero(),
                 send_buffer: buffer(self.tcp.send_buffer_kib),
                 receive_buffer: buffer(self.tcp.receive_buffer_kib),
+                ..TcpOptions::default()
             },
             // Their files were not read: whoever has done that adds them.
             security: Mechanism::default(),

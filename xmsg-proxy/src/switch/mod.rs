@@ -274,10 +274,12 @@ impl Switch {
     async fn serve(self, stream: Stream, peer: String, side: Side, permit: OwnedSemaphorePermit) {
         let stop = self.inner.stop.clone();
         let refuse = self.inner.refuse.clone();
-        let Config { security, authority, .. } = &self.inner.config;
+        let Config { security, authority, heartbeat_interval, heartbeat_timeout, .. } = &self.inner.config;
         let security = if side.is_internal() { Security::Null } else { security.security(authority) };
         let engine = Engine::with_mechanism(self.engine_options(side), security.mechanism(), now());
-        let mut session = Session::new(stream, engine).with_authenticator(security.authenticator());
+        let mut session = Session::new(stream, engine)
+            .with_authenticator(security.authenticator())
+            .watched(*heartbeat_interval, *heartbeat_timeout);
         let found = tokio::select! {
             biased;
             () = refuse.cancelled() => return,
@@ -381,7 +383,7 @@ impl Switch {
         let config = &self.inner.config;
         let mut limits = config.limits.clone();
         // A subscriber that is busy, or paused, reads nothing and so answers no heartbeat: that it is slow is for the policy to
-        // judge. A host that is gone is noticed by TCP.
+        // judge. A host that is gone is noticed by keepalive, or, with data on its way to it, by the session's watch.
         let (socket_type, heartbeat_interval) = match side {
             Side::Publishers | Side::Answers => (SocketType::Xsub, config.heartbeat_interval),
             Side::Subscribers | Side::Requests => (SocketType::Xpub, None),
