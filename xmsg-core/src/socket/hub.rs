@@ -23,6 +23,9 @@ use crate::{Error, ErrorKind, Result};
 const EVENTS: usize = 64;
 /// How long a reconnected publisher waits at most for the subscriptions that it knew before.
 const RESUBSCRIBE_GRACE: Duration = Duration::from_secs(1);
+/// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, the publisher takes it that
+/// everything is wanted.
+const WANTED_MAX: usize = 100_000;
 /// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 
@@ -90,6 +93,8 @@ pub(crate) struct LinkState {
     pub(crate) version: Option<Version>,
     /// What the peer of a publisher wants.
     pub(crate) wanted: BTreeSet<Bytes>,
+    /// … and more than is kept.
+    pub(crate) wants_more: bool,
     /// Who the peer has proved to be.
     pub(crate) principal: Option<Principal>,
 }
@@ -103,7 +108,7 @@ impl Link {
     pub(crate) fn wants(&self, topic: &[u8]) -> bool {
         let state = self.state();
         // Every prefix of the topic that is subscribed sorts at or before it.
-        (0..=topic.len()).any(|len| state.wanted.contains(&topic[..len]))
+        state.wants_more || (0..=topic.len()).any(|len| state.wanted.contains(&topic[..len]))
     }
 }
 
@@ -315,7 +320,11 @@ impl Hub {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
-                        let wanted = std::mem::take(&mut link.state().wanted);
+                        let wanted = {
+                            let mut state = link.state();
+                            state.wants_more = false;
+                            std::mem::take(&mut state.wanted)
+                        };
                         // If the last connection was too short to settle, what was wanted before it still counts.
                         let (_, lost) = lost.get_or_insert_with(|| (Instant::now(), BTreeSet::new()));
                         lost.extend(wanted);
@@ -531,10 +540,13 @@ impl Handler for LinkHandler<'_> {
         {
             let mut state = self.link.state();
             if subscribe {
-                if state.wanted.len() >= self.hub.options.limits.subscriptions {
+                if self.link.connecting && state.wanted.len() >= WANTED_MAX {
+                    state.wants_more = true;
+                } else if state.wanted.len() >= self.hub.options.limits.subscriptions {
                     return Err(Ended::ByUs("too many subscriptions"));
+                } else {
+                    state.wanted.insert(prefix);
                 }
-                state.wanted.insert(prefix);
             } else {
                 state.wanted.remove(&prefix);
             }
