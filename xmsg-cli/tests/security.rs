@@ -79,7 +79,8 @@ async fn passwords_are_set_and_let_in() {
     std::fs::set_permissions(path("password"), std::fs::Permissions::from_mode(0o600)).unwrap();
     let password_file = path("password");
     let publish = ["pub", "a", "1", "--proxy", &address, "--connect-timeout", "60s"];
-    let as_user = |user: &'static str| [&publish[..], &["--user", user, "--password-file", &password_file]].concat();
+    let as_user =
+        |user: &'static str| [&publish[..], &["--user", user, "--password-file", &password_file]].concat();
     xmsg(&as_user("alice")).await.done();
     xmsg(&as_user("bob")).await.failed(4, "does not let us in");
     xmsg(&[&publish[..], &["--user", "alice"]].concat()).await.failed(2, "XMSG_PASSWORD_FILE");

@@ -96,6 +96,7 @@ impl Proxy {
     }
 
     async fn start(address: &str, config: Config) -> Result<Self> {
+        let admission = config.admission();
         let router = Router::new(SocketOptions {
             heartbeat_interval: config.heartbeat_interval,
             heartbeat_timeout: config.heartbeat_timeout,
@@ -104,12 +105,13 @@ impl Proxy {
             receive_high_water_mark: 64 << 10,
             limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
             tcp: config.tcp.clone(),
+            admission: admission.clone(),
             security: config.security.security(&config.authority),
             ..SocketOptions::default()
         });
         let authority = config.authority.clone();
         let (address, publishers, subscribers) = bind(address, &config, &router).await?;
-        let switch = Switch::start(config);
+        let switch = Switch::start_with(config, admission);
 
         // The control plane comes first, so that no request is ever missed.
         let name = uuid::Uuid::new_v4();

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admission::Permit;
 use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::session::{Batch, Ended, Handler, Session};
@@ -361,13 +362,15 @@ impl Hub {
                 () = self.stop.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
-            self.tasks.spawn(self.clone().serve(stream, peer));
+            let Some(permit) = self.options.admission.admit(stream.address(), &peer) else { continue };
+            self.tasks.spawn(self.clone().serve(stream, peer, permit));
         }
     }
 
     /// One accepted connection.
-    async fn serve(self: Arc<Self>, stream: Stream, peer: String) {
-        let mut session = self.session(stream);
+    async fn serve(self: Arc<Self>, stream: Stream, peer: String, mut permit: Permit) {
+        let authenticator = permit.in_turn(self.options.security.authenticator());
+        let mut session = self.session(stream).with_authenticator(authenticator);
         let found = tokio::select! {
             biased;
             () = self.stop.cancelled() => return,
@@ -379,6 +382,7 @@ impl Hub {
                 }
             },
         };
+        permit.established();
         let link = self.add_link(false);
         let mut lost = None;
         tokio::select! {

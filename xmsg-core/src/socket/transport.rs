@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -100,6 +101,15 @@ impl Stream {
                 listener.ok_or_else(refused)?.send(theirs).await.map_err(|_| refused())?;
                 Ok(Self::Inproc(Pipe::new(ours)))
             }
+        }
+    }
+
+    /// The address of the peer, if it came over a network.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip()),
+            Self::Unix(_) | Self::Inproc(_) => None,
         }
     }
 

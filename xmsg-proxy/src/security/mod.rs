@@ -15,6 +15,7 @@ use futures::future::BoxFuture;
 pub use passwords::{Passwords, hash_password};
 use tokio::sync::Semaphore;
 use xmsg_core::security::{Authenticator, Credentials, KeyPair, Principal, PublicKey, Security};
+use xmsg_core::socket::throttle::Throttle;
 
 use crate::CONTROL_TOPIC;
 
@@ -118,6 +119,7 @@ pub struct Authority {
     rules: RwLock<Arc<Rules>>,
     generation: AtomicU64,
     checks: Semaphore,
+    refusals: Throttle,
 }
 
 impl Default for Authority {
@@ -134,6 +136,7 @@ impl Authority {
             rules: RwLock::new(Arc::new(rules)),
             generation: AtomicU64::new(0),
             checks: Semaphore::new(PASSWORD_CHECKS),
+            refusals: Throttle::default(),
         }
     }
 
@@ -180,8 +183,8 @@ impl Authority {
         };
         if known {
             tracing::debug!(%principal, "let in");
-        } else {
-            tracing::info!(%principal, "not let in: unknown, or a wrong password");
+        } else if let Some(unlogged) = self.refusals.pass() {
+            tracing::info!(%principal, unlogged, "not let in: unknown, or a wrong password");
         }
         known
     }

@@ -21,14 +21,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::security::Security;
+use xmsg_core::socket::admission::Permit;
 use xmsg_core::socket::outbox::{Ledger, Outbox};
 use xmsg_core::socket::session::Session;
+use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Listener, Stream};
-use xmsg_core::socket::{Amount, HighWaterMark};
+use xmsg_core::socket::{Admission, Amount, HighWaterMark};
 use xmsg_core::zmtp::{self, Engine, SocketType};
 
 use crate::config::{Config, Policy};
@@ -79,7 +80,7 @@ pub struct Totals {
     pub undelivered: u64,
     /// Received messages that nobody had subscribed to.
     pub unmatched: u64,
-    /// Connections that were refused in the handshake.
+    /// Connections that were refused: in the handshake, or because there were too many.
     pub refused: u64,
     /// Messages and subscriptions that the peer's rights did not allow.
     pub denied: u64,
@@ -94,6 +95,9 @@ pub struct Switch {
 #[derive(Debug)]
 struct Inner {
     config: Config,
+    admission: Admission,
+    /// Refused connections in the log.
+    refusals: Throttle,
     table: Arc<Table>,
     ledger: Arc<Ledger>,
     gate: Arc<Gate>,
@@ -110,6 +114,12 @@ impl Switch {
     /// Starts a switch without connections on the present runtime.
     #[must_use]
     pub fn start(config: Config) -> Self {
+        let admission = config.admission();
+        Self::start_with(config, admission)
+    }
+
+    /// The same, with connections counted together with those of other ports.
+    pub(crate) fn start_with(config: Config, admission: Admission) -> Self {
         let stop = CancellationToken::new();
         let (table, task) = Table::new(config.upstream);
         let inner = Arc::new(Inner {
@@ -122,6 +132,8 @@ impl Switch {
             publishers: TaskTracker::new(),
             stop,
             config,
+            admission,
+            refusals: Throttle::default(),
         });
         inner.tasks.spawn(run_table(task, inner.stop.clone()));
         Self { inner }
@@ -170,7 +182,9 @@ impl Switch {
     /// Everything since the start.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.inner.gate.totals()
+        let mut totals = self.inner.gate.totals();
+        totals.refused += self.inner.admission.refused();
+        totals
     }
 
     /// Every connected publisher.
@@ -220,19 +234,18 @@ impl Switch {
     }
 
     async fn accept(self, mut listener: Listener, side: Side) {
-        let handshakes = Arc::new(Semaphore::new(self.inner.config.handshakes));
         loop {
-            let next = async {
-                let permit = handshakes.clone().acquire_owned().await.ok()?;
-                Some((listener.accept().await, permit))
-            };
-            let next = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 biased;
                 () = self.inner.refuse.cancelled() => return,
-                next = next => next,
+                next = listener.accept() => next,
             };
-            // The semaphore is never closed.
-            let Some(((stream, peer), permit)) = next else { return };
+            let permit = if side.is_internal() {
+                None
+            } else {
+                let Some(permit) = self.inner.admission.admit(stream.address(), &peer) else { continue };
+                Some(permit)
+            };
             let serve = self.clone().serve(stream, peer, side, permit);
             match side {
                 Side::Publishers => drop(self.inner.publishers.spawn(serve)),
@@ -241,13 +254,17 @@ impl Switch {
         }
     }
 
-    async fn serve(self, stream: Stream, peer: String, side: Side, permit: OwnedSemaphorePermit) {
+    async fn serve(self, stream: Stream, peer: String, side: Side, mut permit: Option<Permit>) {
         let stop = self.inner.stop.clone();
         let refuse = self.inner.refuse.clone();
         let Config { security, authority, .. } = &self.inner.config;
         let security = if side.is_internal() { Security::Null } else { security.security(authority) };
         let engine = Engine::with_mechanism(self.engine_options(side), security.mechanism(), Instant::now());
-        let mut session = Session::new(stream, engine).with_authenticator(security.authenticator());
+        let authenticator = match &permit {
+            None => security.authenticator(),
+            Some(permit) => permit.in_turn(security.authenticator()),
+        };
+        let mut session = Session::new(stream, engine).with_authenticator(authenticator);
         let found = tokio::select! {
             biased;
             () = refuse.cancelled() => return,
@@ -255,12 +272,16 @@ impl Switch {
                 Ok(found) => found,
                 Err(ended) => {
                     self.inner.gate.refused();
-                    tracing::info!(peer, ?side, reason = %ended, "connection refused");
+                    if let Some(unlogged) = self.inner.refusals.pass() {
+                        tracing::info!(peer, ?side, reason = %ended, unlogged, "connection refused");
+                    }
                     return;
                 }
             },
         };
-        drop(permit);
+        if let Some(permit) = &mut permit {
+            permit.established();
+        }
         tracing::debug!(peer, ?side, version = ?found.version, "connected");
         let grant = match side {
             Side::Answers | Side::Requests => Grant::internal(),
