@@ -409,21 +409,25 @@ impl Hub {
         link: &Arc<Link>,
         lost: &mut Option<(Instant, BTreeSet<Bytes>)>,
     ) -> Ended {
-        let identity = match (self.socket_type, peer.identity.is_empty()) {
-            // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte. To a REP socket
-            // identities mean nothing: there every peer gets one.
-            (SocketType::Router, true) | (SocketType::Rep, _) => {
+        let (version, principal) = (peer.version, peer.principal.clone());
+        let identity = match (self.socket_type, peer.identity.first()) {
+            // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that
+            // does, or it could take over somebody else's. To a REP socket identities mean nothing: there every peer gets a name.
+            (SocketType::Router, None | Some(0)) | (SocketType::Rep, _) => {
                 Bytes::from([&[0][..], &(link.id as u32).to_be_bytes()].concat())
             }
-            _ => peer.identity.clone(),
+            // A copy: it must not keep alive all that came with it.
+            _ => Bytes::copy_from_slice(&peer.identity),
         };
+        // What else it announced is not kept.
+        drop(peer);
         if matches!(self.socket_type, SocketType::Router | SocketType::Rep) {
-            link.state().principal.clone_from(&peer.principal);
+            link.state().principal.clone_from(&principal);
             let mut routes = lock(&self.routes);
             // The newcomer takes over the identity: its owner may have lost its old connection unnoticed. Where
             // peers prove who they are, somebody else may not.
             if let Some(old) = routes.get(&identity) {
-                if old.state().principal != peer.principal {
+                if old.state().principal != principal {
                     return Ended::ByUs("somebody else has this identity");
                 }
                 old.stop.cancel();
@@ -436,14 +440,14 @@ impl Hub {
             link.outbox.clear_urgent();
             let mut bytes = BytesMut::new();
             for prefix in subscriptions.keys() {
-                peer.version.write_subscription(&mut bytes, true, prefix);
+                version.write_subscription(&mut bytes, true, prefix);
             }
             if !bytes.is_empty() {
                 link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
             }
-            link.state().version = Some(peer.version);
+            link.state().version = Some(version);
         }
-        tracing::debug!(peer = name, socket = %self.socket_type, version = ?peer.version, "connected");
+        tracing::debug!(peer = name, socket = %self.socket_type, ?version, "connected");
         self.tell(SocketEvent::Connected { peer: name.to_owned() });
         self.changed.notify_waiters();
 

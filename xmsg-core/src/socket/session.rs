@@ -138,6 +138,8 @@ impl Session {
             match event {
                 Some(Event::Ready(peer)) => {
                     self.engine.handle_received(Instant::now());
+                    // A handshake may be much longer than anything that follows.
+                    self.buffer.release();
                     return Ok(peer);
                 }
                 Some(Event::Credentials(credentials)) => {
@@ -235,6 +237,16 @@ impl Opening {
 }
 
 impl Reader {
+    /// Gives up memory that only a busy connection needs.
+    fn release(&mut self) {
+        let boxed = self.opening.as_mut().map(|opening| &mut opening.boxed);
+        for buffer in [Some(&mut self.buffer), boxed].into_iter().flatten() {
+            if buffer.input.is_empty() {
+                buffer.release();
+            }
+        }
+    }
+
     async fn run(&mut self, stream: &mut ReadHalf<'_>, outbox: &Outbox, handler: &mut impl Handler) -> Ended {
         match self.try_run(stream, outbox, handler).await {
             Ok(never) => match never {},
@@ -280,17 +292,17 @@ impl Reader {
                 since_pause += self.buffer.slab().size;
                 continue;
             }
-            let (buffer, missing) = match &mut self.opening {
-                None => {
-                    let missing = self.engine.missing(&self.buffer.input);
-                    (&mut self.buffer, missing)
-                }
-                Some(Opening { opener, boxed }) => {
-                    let missing = opener.missing(&boxed.input);
-                    (boxed, missing)
-                }
-            };
             let len = loop {
+                let (buffer, missing) = match &mut self.opening {
+                    None => {
+                        let missing = self.engine.missing(&self.buffer.input);
+                        (&mut self.buffer, missing)
+                    }
+                    Some(Opening { opener, boxed }) => {
+                        let missing = opener.missing(&boxed.input);
+                        (boxed, missing)
+                    }
+                };
                 let Some(due) = self.engine.poll_timeout() else {
                     break buffer.read(stream, missing).await?;
                 };
@@ -306,6 +318,8 @@ impl Reader {
                         if let Some(bytes) = self.engine.poll_transmit() {
                             owe(outbox, &bytes)?;
                         }
+                        // The peer was silent for a while: it need not keep what it had use for.
+                        self.release();
                     }
                 }
             };

@@ -282,17 +282,19 @@ impl Switch {
         if let Some(permit) = &mut permit {
             permit.established();
         }
-        tracing::debug!(peer, ?side, version = ?found.version, "connected");
+        // What else it announced is dropped here, and not when the connection ends.
+        let (version, principal) = essentials(found);
+        tracing::debug!(peer, ?side, ?version, "connected");
         let grant = match side {
             Side::Answers | Side::Requests => Grant::internal(),
-            Side::Publishers | Side::Subscribers => Grant::new(authority, found.principal),
+            Side::Publishers | Side::Subscribers => Grant::new(authority, principal),
         };
         let ended = match side {
             Side::Subscribers | Side::Requests => {
                 self.serve_subscriber(session, &peer, grant, side, stop).await
             }
             Side::Publishers | Side::Answers => {
-                self.serve_publisher(session, &peer, found.version, grant, side, stop).await
+                self.serve_publisher(session, &peer, version, grant, side, stop).await
             }
         };
         tracing::debug!(peer, ?side, reason = ended, "disconnected");
@@ -427,6 +429,10 @@ impl Publisher {
         }
         self.stalled.load(Ordering::Relaxed)
     }
+}
+
+fn essentials(peer: Peer) -> (zmtp::Version, Option<zmtp::Principal>) {
+    (peer.version, peer.principal)
 }
 
 /// The table lives until the last connection has told it that it is gone.
