@@ -90,8 +90,17 @@ pub(crate) struct LinkState {
     pub(crate) version: Option<Version>,
     /// What the peer of a publisher wants.
     pub(crate) wanted: BTreeSet<Bytes>,
+    /// … and how many bytes that is.
+    wanted_bytes: usize,
     /// Who the peer has proved to be.
     pub(crate) principal: Option<Principal>,
+}
+
+impl LinkState {
+    fn forget_wanted(&mut self) -> BTreeSet<Bytes> {
+        self.wanted_bytes = 0;
+        std::mem::take(&mut self.wanted)
+    }
 }
 
 impl Link {
@@ -310,7 +319,7 @@ impl Hub {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
-                        let wanted = std::mem::take(&mut link.state().wanted);
+                        let wanted = link.state().forget_wanted();
                         // If the last connection was too short to settle, what was wanted before it still counts.
                         let (_, lost) = lost.get_or_insert_with(|| (Instant::now(), BTreeSet::new()));
                         lost.extend(wanted);
@@ -528,12 +537,18 @@ impl Handler for LinkHandler<'_> {
         {
             let mut state = self.link.state();
             if subscribe {
-                if state.wanted.len() >= self.hub.options.limits.subscriptions {
+                let limits = &self.hub.options.limits;
+                let len = prefix.len();
+                if state.wanted.len() >= limits.subscriptions
+                    || state.wanted_bytes + len > limits.subscription_bytes
+                {
                     return Err(Ended::ByUs("too many subscriptions"));
                 }
-                state.wanted.insert(prefix);
-            } else {
-                state.wanted.remove(&prefix);
+                if state.wanted.insert(prefix) {
+                    state.wanted_bytes += len;
+                }
+            } else if state.wanted.remove(&prefix) {
+                state.wanted_bytes -= prefix.len();
             }
         }
         self.hub.changed.notify_waiters();

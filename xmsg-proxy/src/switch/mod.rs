@@ -356,7 +356,7 @@ impl Switch {
         if inner.refuse.is_cancelled() {
             subscriber.outbox.close();
         }
-        let mut handler = table::Subscriptions::new(&inner.table, &subscriber, config.limits.subscriptions);
+        let mut handler = table::Subscriptions::new(&inner.table, &subscriber, &config.limits);
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => "stopped".to_owned(),

@@ -142,6 +142,8 @@ pub(super) struct Subscriber {
     since: Instant,
     dropped: Counter,
     pub(super) subscriptions: AtomicUsize,
+    /// Bytes of their prefixes.
+    pub(super) subscription_bytes: AtomicUsize,
     drop_log: Mutex<Option<(Instant, u64)>>,
 }
 
@@ -157,6 +159,7 @@ impl Subscriber {
             since: Instant::now(),
             dropped: Counter::default(),
             subscriptions: AtomicUsize::new(0),
+            subscription_bytes: AtomicUsize::new(0),
             drop_log: Mutex::default(),
         }
     }

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::trie::{NodeId, Trie};
-use xmsg_core::zmtp::Version;
+use xmsg_core::zmtp::{Limits, Version};
 
 use super::peers::{Publisher, Subscriber};
 use crate::CONTROL_TOPIC;
@@ -329,6 +329,7 @@ fn subscribe(
         subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
         return false;
     }
+    let len = prefix.len();
     let inserted = routes.trie.insert(&prefix, subscriber.id);
     if inserted.is_first {
         tidings.push((true, prefix));
@@ -337,6 +338,7 @@ fn subscribe(
         nodes.entry(subscriber.id).or_default().insert(inserted.node);
         routes.subscribers.entry(subscriber.id).or_insert_with(|| subscriber.clone());
         subscriber.subscriptions.fetch_add(1, Ordering::Relaxed);
+        subscriber.subscription_bytes.fetch_add(len, Ordering::Relaxed);
     }
     inserted.is_new
 }
@@ -356,6 +358,7 @@ fn cancel(
         tidings.push((false, prefix.clone()));
     }
     subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
+    subscriber.subscription_bytes.fetch_sub(prefix.len(), Ordering::Relaxed);
     true
 }
 
@@ -364,13 +367,17 @@ pub(super) struct Subscriptions<'a> {
     table: &'a Table,
     subscriber: &'a Arc<Subscriber>,
     limit: usize,
+    bytes_limit: usize,
     /// How often it subscribed since its subscriptions were last counted, and their number then.
     asked: usize,
+    /// The same in bytes.
+    asked_bytes: usize,
 }
 
 impl<'a> Subscriptions<'a> {
-    pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limit: usize) -> Self {
-        Self { table, subscriber, limit, asked: 0 }
+    pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &Limits) -> Self {
+        let (limit, bytes_limit) = (limits.subscriptions, limits.subscription_bytes);
+        Self { table, subscriber, limit, bytes_limit, asked: 0, asked_bytes: 0 }
     }
 }
 
@@ -387,11 +394,13 @@ impl Handler for Subscriptions<'_> {
             return Ok(());
         }
         self.asked += 1;
-        if self.asked > self.limit {
+        self.asked_bytes += prefix.len();
+        if self.asked > self.limit || self.asked_bytes > self.bytes_limit {
             // Some may have been for the same prefix: only the table knows.
             self.table.synchronize().await;
             self.asked = subscriber.subscriptions.load(Ordering::Relaxed) + 1;
-            if self.asked > self.limit {
+            self.asked_bytes = subscriber.subscription_bytes.load(Ordering::Relaxed) + prefix.len();
+            if self.asked > self.limit || self.asked_bytes > self.bytes_limit {
                 return Err(Ended::ByUs("too many subscriptions"));
             }
         }
