@@ -17,7 +17,7 @@ mod peers;
 mod table;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -30,7 +30,7 @@ use xmsg_core::socket::session::Session;
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Listener, Stream};
 use xmsg_core::socket::{Admission, Amount, HighWaterMark};
-use xmsg_core::zmtp::{self, Engine, SocketType};
+use xmsg_core::zmtp::{self, Engine, Peer, SocketType};
 
 use crate::config::{Config, Policy};
 use inlet::Inlet;
@@ -38,8 +38,8 @@ use peers::{Gate, Grant, Publisher, Subscriber};
 pub use peers::{PublisherStats, SubscriberStats};
 use table::{Change, Table, TableTask};
 
-/// Subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
-const UPSTREAM_MAX: usize = 256 << 20;
+/// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
+const UPSTREAM_MAX: usize = 64 << 20;
 /// Control requests that wait for the controller, bytes.
 const REQUESTS_MARK: usize = 4 << 20;
 /// The share of the linger that publishers get to take leave; the rest is for subscribers.
@@ -403,6 +403,7 @@ impl Publisher {
             peer: peer.into(),
             version,
             outbox,
+            upstream_max: AtomicUsize::new(UPSTREAM_MAX),
             since: Instant::now(),
             received: peers::Counter::default(),
             stalled: AtomicBool::new(false),
@@ -411,9 +412,17 @@ impl Publisher {
         }
     }
 
-    /// Sends it subscriptions. One that lets too many pile up is cut off.
+    /// Sends it all subscriptions there are, however many, and that to control requests last.
+    fn welcome(&self, subscriptions: &[Bytes], control: &Bytes) {
+        for part in subscriptions.iter().filter(|part| !part.is_empty()).chain([control]) {
+            self.outbox.push_shared(part, usize::MAX);
+        }
+        self.upstream_max.fetch_add(self.outbox.queued().bytes as usize, Ordering::Relaxed);
+    }
+
+    /// Sends it changes of subscriptions. One that lets too many pile up is cut off.
     fn send(&self, subscriptions: &Bytes) {
-        if !self.outbox.push_shared(subscriptions, UPSTREAM_MAX)
+        if !self.outbox.push_shared(subscriptions, self.upstream_max.load(Ordering::Relaxed))
             && !self.cut.is_cancelled()
             && !self.outbox.is_closed()
         {

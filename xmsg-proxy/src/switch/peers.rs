@@ -119,6 +119,8 @@ pub(super) struct Publisher {
     pub(super) version: Version,
     /// Subscriptions on their way to it.
     pub(super) outbox: Outbox,
+    /// How many bytes of them may wait.
+    pub(super) upstream_max: AtomicUsize,
     pub(super) since: Instant,
     pub(super) received: Counter,
     /// It did not read its subscriptions in time.

@@ -24,6 +24,11 @@ const BATCH: usize = 256;
 /// Subscriptions of a subscriber that left that are taken away under one lock.
 const FORGET: usize = 1024;
 
+/// Changes that a snapshot takes in any case, bytes.
+const SNAPSHOT_MIN: usize = 64 << 10;
+/// Pieces of a snapshot; then the changes are put together.
+const SNAPSHOT_PARTS: usize = 64;
+
 /// Something that happened to a connection.
 #[derive(Debug)]
 pub(super) enum Change {
@@ -154,8 +159,49 @@ pub(super) struct TableTask {
     /// Where each subscriber's subscriptions live.
     nodes: HashMap<u32, HashSet<NodeId>>,
     publishers: HashMap<u32, Arc<Publisher>>,
-    /// All that is wanted, encoded for new publishers of each version, until something changes.
-    snapshots: HashMap<Version, Bytes>,
+    /// All that is wanted, encoded for new publishers of each version.
+    snapshots: HashMap<Version, Snapshot>,
+}
+
+/// What publishers that join are told. It is made anew only once more has changed than there was: publishers that join and do not
+/// read share its memory, however much changes between them.
+#[derive(Debug)]
+struct Snapshot {
+    /// What was wanted at first, and the changes since.
+    parts: Vec<Bytes>,
+    /// The last of the changes, not yet a part.
+    recent: BytesMut,
+    /// Bytes of all changes.
+    changes: usize,
+}
+
+impl Snapshot {
+    fn new(wanted: Bytes) -> Self {
+        Self { parts: vec![wanted], recent: BytesMut::new(), changes: 0 }
+    }
+
+    /// Adds changes; `false`: it is time for a new one.
+    fn note(&mut self, changes: &[u8]) -> bool {
+        self.changes += changes.len();
+        self.recent.extend_from_slice(changes);
+        self.changes <= self.parts[0].len().max(SNAPSHOT_MIN)
+    }
+
+    /// All of it, in this order.
+    fn parts(&mut self) -> &[Bytes] {
+        if !self.recent.is_empty() {
+            self.parts.push(Bytes::copy_from_slice(&self.recent));
+            self.recent.clear();
+        }
+        if self.parts.len() > SNAPSHOT_PARTS {
+            let changes = self.parts.drain(1..).fold(BytesMut::new(), |mut all, part| {
+                all.extend_from_slice(&part);
+                all
+            });
+            self.parts.push(changes.freeze());
+        }
+        &self.parts
+    }
 }
 
 /// A prefix that somebody newly wants (`true`), or that nobody wants any more.
@@ -225,7 +271,6 @@ impl TableTask {
         if tidings.is_empty() {
             return;
         }
-        self.snapshots.clear();
         if self.upstream == Upstream::All {
             return;
         }
@@ -241,6 +286,8 @@ impl TableTask {
             });
             publisher.send(bytes);
         }
+        self.snapshots
+            .retain(|version, snapshot| encoded.get(version).is_some_and(|changes| snapshot.note(changes)));
     }
 
     /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
@@ -258,10 +305,11 @@ impl TableTask {
                     }
                 }
             }
-            version.write_subscription(&mut bytes, true, &Bytes::from_static(CONTROL_TOPIC));
-            bytes.freeze()
+            Snapshot::new(bytes.freeze())
         });
-        publisher.send(snapshot);
+        let mut control = BytesMut::new();
+        version.write_subscription(&mut control, true, &Bytes::from_static(CONTROL_TOPIC));
+        publisher.welcome(snapshot.parts(), &control.freeze());
         self.publishers.insert(publisher.id, publisher);
     }
 
@@ -406,5 +454,25 @@ impl Handler for Subscriptions<'_> {
         }
         self.table.change(Change::Subscribe(subscriber, prefix)).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_what_there_was_and_all_changes_in_order() {
+        let mut snapshot = Snapshot::new(Bytes::from_static(b"first"));
+        let mut expected = b"first".to_vec();
+        for round in 0..3 * SNAPSHOT_PARTS as u8 {
+            for change in [round, round + 1] {
+                assert!(snapshot.note(&[change]));
+                expected.push(change);
+            }
+            assert_eq!(snapshot.parts().concat(), expected);
+            assert!(snapshot.parts().len() <= SNAPSHOT_PARTS + 1);
+        }
+        assert!(!snapshot.note(&vec![0; SNAPSHOT_MIN]), "more has changed than there was");
     }
 }
