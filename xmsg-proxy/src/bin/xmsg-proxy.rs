@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use daemon::{StopSignals, is_loopback, parse_seconds, say, start_tracing};
+use daemon::{StopSignals, descriptors_for_connections, is_loopback, parse_seconds, say, start_tracing};
 use xmsg_core::socket::HighWaterMark;
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::{Config, Policy, Proxy, Upstream};
@@ -105,6 +105,10 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         upstream: if arguments.upstream_all { Upstream::All } else { Upstream::Subscribed },
         ..Config::default()
     };
+    let descriptors = descriptors_for_connections();
+    // So many that a registrar in the same process never runs out of them.
+    let registrar_share = if arguments.registrar.is_some() { descriptors / 4 } else { 0 };
+    config.connections = config.connections.min(descriptors - registrar_share);
     config.limits.message_size = mib(arguments.max_message_size);
     let host =
         if arguments.host.contains(':') { format!("[{}]", arguments.host) } else { arguments.host.clone() };
@@ -122,7 +126,8 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => None,
         Some(port) => {
             let snapshot = arguments.registrar_snapshot.clone();
-            let config = registrar::Config { snapshot, ..registrar::Config::default() };
+            let mut config = registrar::Config { snapshot, ..registrar::Config::default() };
+            config.connections = config.connections.min(registrar_share);
             let registrar = Registrar::bind(format!("{host}:{port}")).config(config).start().await?;
             say(format_args!("xmsg-registrar at {}", registrar.address()));
             Some(registrar)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use daemon::{StopSignals, is_loopback, parse_seconds, say, start_tracing};
+use daemon::{StopSignals, descriptors_for_connections, is_loopback, parse_seconds, say, start_tracing};
 use xmsg_proxy::registrar::{Config, Registrar};
 
 /// Keeps who publishes and who subscribes, and where, and answers questions about it.
@@ -67,11 +67,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .snapshot
         .as_ref()
         .map_or("in memory only".to_owned(), |path| format!("in {}", path.display()));
+    let limits = Config::default();
     let config = Config {
+        connections: limits.connections.min(descriptors_for_connections()),
         snapshot: arguments.snapshot,
         ttl: arguments.ttl,
         registrations: arguments.max_registrations as usize,
-        ..Config::default()
+        ..limits
     };
     let host =
         if arguments.host.contains(':') { format!("[{}]", arguments.host) } else { arguments.host.clone() };

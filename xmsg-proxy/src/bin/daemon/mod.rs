@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::FutureExt;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Signals that come so soon after the first one belong to it: whoever sends one to a process and to its group sends two.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
+
+/// Descriptors that a daemon keeps for itself: its files, its listeners, and whatever else it opens.
+const OWN_DESCRIPTORS: usize = 24;
 
 /// SIGINT and SIGTERM, noticed from here on.
 pub(crate) struct StopSignals {
@@ -40,6 +44,22 @@ impl StopSignals {
         let _ = self.terminate.recv().now_or_never();
         self.first().await;
     }
+}
+
+/// Raises the limit of open descriptors as far as this user may, and returns how many of them there are for connections. What is
+/// usual, 1024, is soon used up: every connection takes one.
+pub(crate) fn descriptors_for_connections() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        Err(error) => {
+            tracing::info!(%error, "the limit of open descriptors stays as it is");
+            limit.current
+        }
+    };
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    limit.saturating_sub(OWN_DESCRIPTORS).max(1)
 }
 
 /// A line on standard output. Nobody has to listen there.
