@@ -1,5 +1,6 @@
 //! The harness of the end-to-end tests: one helper for each boundary.
 
+pub mod hostile;
 pub mod peer;
 pub mod process;
 pub mod raw;

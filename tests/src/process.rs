@@ -1,12 +1,19 @@
 //! Child processes: the daemons and commands as a user starts them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::within;
+
+/// A program of this project, in the folder that `tests/run` has it built to.
+#[must_use]
+pub fn built(name: &str) -> PathBuf {
+    let folder = std::env::var_os("XMSG_BIN_DIR").expect("XMSG_BIN_DIR: run the tests with ./tests/run");
+    PathBuf::from(folder).join(name)
+}
 
 /// A daemon that says on standard output when it is ready. It is killed when dropped.
 #[derive(Debug)]
@@ -19,10 +26,17 @@ impl Daemon {
     /// Starts it.
     #[must_use]
     pub fn start(program: impl AsRef<Path>, arguments: &[&str]) -> Self {
+        Self::start_logging(program, arguments, Stdio::inherit())
+    }
+
+    /// The same, with its standard error going somewhere else.
+    #[must_use]
+    pub fn start_logging(program: impl AsRef<Path>, arguments: &[&str], log: Stdio) -> Self {
         let mut child = Command::new(program.as_ref())
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .expect("the program starts");
@@ -35,9 +49,15 @@ impl Daemon {
         within("a line", self.lines.next_line()).await.expect("UTF-8").expect("it runs")
     }
 
+    /// Its process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     /// Sends it a signal, such as `TERM`.
     pub async fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it runs");
+        let pid = self.pid();
         let kill = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status();
         assert!(within("kill", kill).await.expect("sh").success());
     }
