@@ -1,9 +1,12 @@
 //! The harness of the end-to-end tests: one helper for each boundary.
 
 pub mod hostile;
+pub mod http;
+pub mod netns;
 pub mod peer;
 pub mod process;
 pub mod raw;
+pub mod simulation;
 
 use std::time::Duration;
 

@@ -8,6 +8,28 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::within;
 
+/// The Python that has what the scripts need.
+#[must_use]
+pub fn python() -> PathBuf {
+    let python =
+        std::env::var_os("XMSG_TEST_PYTHON").map_or_else(|| tests().join(".venv/bin/python"), PathBuf::from);
+    assert!(
+        python.exists(),
+        "there is no {}: run the tests with ./tests/run, which sets up Python with pyzmq",
+        python.display()
+    );
+    python
+}
+
+/// Starts a program with listening sockets of these names (`a:b:c`) from descriptor 3 on, as systemd does. Those named
+/// `proxy` are at ports in a row.
+#[must_use]
+pub fn socket_activated(names: &str, program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(python());
+    command.arg(tests().join("peers/systemd.py")).args([names, program]).args(arguments);
+    command
+}
+
 /// A running script of `tests/peers`. It is killed when dropped.
 #[derive(Debug)]
 pub struct Peer {
@@ -20,14 +42,7 @@ impl Peer {
     /// Starts a Python script with these arguments.
     #[must_use]
     pub fn python(script: &str, arguments: &[&str]) -> Self {
-        let python = std::env::var_os("XMSG_TEST_PYTHON")
-            .map_or_else(|| tests().join(".venv/bin/python"), PathBuf::from);
-        assert!(
-            python.exists(),
-            "there is no {}: run the tests with ./tests/run, which sets up Python with pyzmq",
-            python.display()
-        );
-        Self::start(Command::new(python), script, arguments)
+        Self::start(Command::new(python()), script, arguments)
     }
 
     /// Starts a Java program with these arguments, from its source.
@@ -47,7 +62,7 @@ impl Peer {
 
     fn start(mut interpreter: Command, script: &str, arguments: &[&str]) -> Self {
         let mut child = interpreter
-            .arg(tests().join("peers").join(script))
+            .arg(self::script(script))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -74,6 +89,11 @@ impl Peer {
         let status = within("the end of a script", self.child.wait()).await.expect("it ran");
         assert!(status.success(), "{} failed: {status}", self.name);
     }
+}
+
+/// A script of `tests/peers`.
+pub(crate) fn script(name: &str) -> PathBuf {
+    tests().join("peers").join(name)
 }
 
 /// The folder of the tests.

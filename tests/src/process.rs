@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::Notify;
 
 use crate::within;
 
@@ -20,39 +22,97 @@ pub fn built(name: &str) -> PathBuf {
 pub struct Daemon {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    log: Option<Arc<Log>>,
+}
+
+/// What a daemon has written to standard error so far.
+#[derive(Debug, Default)]
+struct Log {
+    lines: Mutex<Vec<String>>,
+    written: Notify,
 }
 
 impl Daemon {
     /// Starts it.
     #[must_use]
     pub fn start(program: impl AsRef<Path>, arguments: &[&str]) -> Self {
-        Self::start_logging(program, arguments, Stdio::inherit())
+        let mut command = Command::new(program.as_ref());
+        command.args(arguments);
+        Self::spawn(command)
     }
 
     /// The same, with its standard error going somewhere else.
     #[must_use]
     pub fn start_logging(program: impl AsRef<Path>, arguments: &[&str], log: Stdio) -> Self {
-        let mut child = Command::new(program.as_ref())
-            .args(arguments)
+        let mut command = Command::new(program.as_ref());
+        command.args(arguments).stderr(log);
+        Self::spawn(command)
+    }
+
+    /// Starts it with standard error being read, for [`logged`](Self::logged).
+    #[must_use]
+    pub fn start_logged(mut command: Command) -> Self {
+        command.stderr(Stdio::piped());
+        let mut daemon = Self::spawn(command);
+        let stderr = daemon.child.stderr.take().expect("standard error is piped");
+        let log = Arc::<Log>::default();
+        daemon.log = Some(log.clone());
+        // It ends with the daemon.
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                log.lines.lock().expect("nobody panics with it").push(line);
+                log.written.notify_waiters();
+            }
+        });
+        daemon
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .expect("the program starts");
         let stdout = child.stdout.take().expect("standard output is piped");
-        Self { child, lines: BufReader::new(stdout).lines() }
+        Self { child, lines: BufReader::new(stdout).lines(), log: None }
+    }
+
+    /// The first line of its log that contains all of these; waits for it.
+    pub async fn logged(&self, words: &[&str]) -> String {
+        let log = self.log.as_ref().expect("it was started with its log");
+        let found = async {
+            loop {
+                let mut written = std::pin::pin!(log.written.notified());
+                written.as_mut().enable();
+                let found =
+                    self.log_lines().into_iter().find(|line| words.iter().all(|word| line.contains(word)));
+                if let Some(line) = found {
+                    return line;
+                }
+                written.await;
+            }
+        };
+        within(&format!("a log line with {words:?}"), found).await
+    }
+
+    /// What it has logged so far.
+    #[must_use]
+    pub fn log_lines(&self) -> Vec<String> {
+        let log = self.log.as_ref().expect("it was started with its log");
+        log.lines.lock().expect("nobody panics with it").clone()
+    }
+
+    /// The number of its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     /// The next line of its standard output.
     pub async fn line(&mut self) -> String {
         within("a line", self.lines.next_line()).await.expect("UTF-8").expect("it runs")
-    }
-
-    /// Its process number.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id().expect("it runs")
     }
 
     /// Sends it a signal, such as `TERM`.
@@ -71,6 +131,12 @@ impl Daemon {
 /// Runs a command to its end.
 pub async fn run(program: impl AsRef<Path>, arguments: &[&str]) -> Output {
     let mut command = Command::new(program.as_ref());
-    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    command.args(arguments);
+    finish(command).await
+}
+
+/// Runs a command that is set up already to its end.
+pub async fn finish(mut command: Command) -> Output {
+    command.stdin(Stdio::null()).kill_on_drop(true);
     within("a command", command.output()).await.expect("the program starts")
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use xmsg_core::socket::{Publisher, SocketOptions, Subscriber};
+use xmsg_core::socket::{Endpoint, Publisher, SocketOptions, Subscriber};
 use xmsg_core::{Message, Topic};
 use xmsg_proxy::Upstream;
 use xmsg_tests::{connect, next, proxy, topic, within};
@@ -224,4 +224,24 @@ async fn a_connection_to_nobody_says_where_nobody_is() {
     let error = connection.publish(&Message::of(topic("a"), 1)).await.unwrap_err();
     assert_eq!(error.kind(), xmsg_core::ErrorKind::Refused);
     assert!(error.to_string().contains(&address.to_string()), "{error}");
+}
+
+/// A proxy may have more subscriptions than a publisher keeps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publisher_need_not_keep_all_subscriptions_of_its_proxy() {
+    const MANY: usize = 120_000;
+    let proxy = proxy().start().await.unwrap();
+    let socket = Subscriber::new(SocketOptions::default());
+    for number in 0..MANY {
+        socket.subscribe(format!("many:{number}"));
+    }
+    socket.connect(Endpoint::tcp("127.0.0.1", proxy.address().subscribe_port()));
+    let connection = connect(&proxy);
+    let mut messages = within("the checks", connection.subscribe([topic("a")])).await.unwrap();
+    let mut events = connection.events().await.unwrap();
+    // More of them than are kept have reached the publisher once it takes it that everything is wanted.
+    within("the subscriptions", connection.wait_for_subscriber(&topic("nobody"))).await.unwrap();
+    connection.publish(&Message::of(topic("a"), 1)).await.unwrap();
+    next(&mut messages).await;
+    assert!(futures::FutureExt::now_or_never(events.next()).is_none(), "it stayed connected");
 }

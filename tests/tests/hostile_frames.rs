@@ -164,15 +164,18 @@ async fn dribbled_messages_do_not_pin_memory() {
 async fn a_ping_is_answered_with_its_context() {
     let scene = Scene::daemon(&[]).await;
     for (port, socket_type) in scene.doors() {
-        let mut peer = Raw::handshake(port, socket_type).await;
-        peer.send(&raw::ping()).await;
-        loop {
-            let (flags, body) = peer.next_frame().await.expect("the connection goes on");
-            if flags & 4 != 0 && body.starts_with(b"\x04PONG") {
-                assert_eq!(body, &b"\x04PONGare you there?"[..]);
-                break;
+        let asked = async {
+            let mut peer = Raw::handshake(port, socket_type).await;
+            peer.send(&raw::ping()).await;
+            loop {
+                let (flags, body) = peer.next_frame().await.expect("the connection goes on");
+                if flags & 4 != 0 && body.starts_with(b"\x04PONG") {
+                    assert_eq!(body, &b"\x04PONGare you there?"[..]);
+                    break;
+                }
             }
-        }
+        };
+        scene.under(asked).await;
     }
     scene.finish("a PING", 40).await;
 }

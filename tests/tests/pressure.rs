@@ -5,7 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use xmsg_core::socket::session::{self, Session};
+use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, SocketOptions, TcpOptions};
+use xmsg_core::zmtp::{Engine, Options, SocketType};
 use xmsg_core::{Connection, Message, Setup};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::raw::{self, Raw};
@@ -93,11 +96,46 @@ async fn closing_a_publisher_waits_until_a_blocked_proxy_has_read_everything() {
     assert_eq!(within("close", closing).await.unwrap(), 0);
 }
 
+/// Who has said its last word can't ask any more whether the other side lives: heartbeats must not cut off what is under way. Found
+/// by simulation.
+#[tokio::test(start_paused = true)]
+async fn a_publisher_that_is_closing_gives_the_proxy_all_its_linger() {
+    const HEARTBEAT: Duration = Duration::from_secs(1);
+    let endpoint = Endpoint::Inproc("closing".into());
+    let mut listener = Listener::bind(&endpoint, TcpOptions::default()).await.unwrap();
+    let publisher = Publisher::new(SocketOptions {
+        heartbeat_interval: Some(HEARTBEAT),
+        heartbeat_timeout: HEARTBEAT,
+        ..SocketOptions::default()
+    });
+    publisher.connect(endpoint);
+    let (stream, _) = listener.accept().await;
+    let mut proxy = Session::new(stream, Engine::new(Options::new(SocketType::Xsub), session::now()));
+    proxy.handshake().await.unwrap();
+    publisher.publish(["data"]).await.unwrap();
+    let closing = tokio::spawn(async move { publisher.close(LINGER).await });
+    // A proxy that is blocked, reads nothing, and says nothing. The clock of this test stands still but for this.
+    tokio::time::sleep(HEARTBEAT * 10).await;
+    assert!(!closing.is_finished(), "it gave up");
+    drop(proxy);
+    assert_eq!(closing.await.unwrap(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_queues_together_stay_near_the_ceiling() {
+    all_queues_stay_near_the_ceiling_under(Policy::DropNewest).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_queues_together_stay_near_the_ceiling_when_the_oldest_go() {
+    all_queues_stay_near_the_ceiling_under(Policy::DropOldest).await;
+}
+
+async fn all_queues_stay_near_the_ceiling_under(policy: Policy) {
     const CEILING: usize = 16 << 20;
     const SUBSCRIBERS: usize = 12;
     let config = Config {
+        policy,
         high_water_mark: HighWaterMark::bytes(8 << 20),
         queue_ceiling: CEILING,
         ..Config::default()

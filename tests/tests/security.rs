@@ -103,14 +103,15 @@ async fn libzmq_clients_pass_our_encrypted_proxy() {
 
     // The others give up after a second, which is not long on a loaded machine.
     for language in ["python"] {
-        let mut control = start("control.py", &["--heartbeat", "200", "--language", language]);
+        let mut control = start("control.py", &["--heartbeat", "2000", "--language", language]);
         for word in ["connected", "replied", "subscribed", "echo"] {
             control.expect(word).await;
         }
         control.finish().await;
     }
 
-    let mut subscriber = start("subscriber.py", &["--topic", "t:", "--count", "20000", "--heartbeat", "100"]);
+    let mut subscriber =
+        start("subscriber.py", &["--topic", "t:", "--count", "20000", "--heartbeat", "2000"]);
     subscriber.expect("ready").await;
     let mut publisher =
         start("publisher.py", &["--topic", "t:a", "--count", "20000", "--size", "300", "--wait-subscriber"]);

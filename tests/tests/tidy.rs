@@ -70,13 +70,26 @@ fn the_engine_knows_no_xmsg_and_sockets_know_no_messages() {
 
 #[test]
 fn the_switch_knows_no_controller() {
-    nowhere(&["xmsg-proxy/src/switch"], &["controller", "crate::proxy"]);
+    nowhere(
+        &["xmsg-proxy/src/switch"],
+        &["controller", "crate::proxy", "crate::registrar", "crate::admin", "crate::settings"],
+    );
+}
+
+#[test]
+fn settings_know_neither_the_environment_nor_the_runtime() {
+    nowhere(&["xmsg-proxy/src/settings"], &["tokio", "std::env", "std::process", "clap"]);
 }
 
 #[test]
 fn only_binaries_exit_or_set_up_tracing() {
-    let libraries =
-        ["xmsg-core/src", "xmsg-proxy/src/switch", "xmsg-proxy/src/proxy.rs", "xmsg-proxy/src/controller.rs"];
+    let libraries = [
+        "xmsg-core/src",
+        "xmsg-proxy/src/switch",
+        "xmsg-proxy/src/proxy.rs",
+        "xmsg-proxy/src/controller.rs",
+        "xmsg-proxy/src/admin",
+    ];
     nowhere(
         &libraries,
         &["process::exit", "tracing_subscriber", "std::env::args", "tokio::signal", "println!", "eprintln!"],

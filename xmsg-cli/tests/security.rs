@@ -11,8 +11,8 @@ use xmsg_proxy::security::settings::{Client, MechanismName, Settings};
 
 /// A proxy with this section in its configuration.
 async fn proxy(folder: &std::path::Path, settings: &Settings) -> (Proxy, String) {
-    let (mechanism, rules) = settings.load(folder).unwrap();
-    let proxy = Proxy::bind("127.0.0.1:0").security(mechanism, rules).start().await.unwrap();
+    let (mechanism, rules) = settings.load(folder).expect("good settings");
+    let proxy = Proxy::bind("127.0.0.1:0").security(mechanism, rules).start().await.expect("free ports");
     let address = proxy.address().to_string();
     (proxy, address)
 }
@@ -24,8 +24,8 @@ async fn keys_are_made_and_let_in() {
     let mut public = Vec::new();
     for name in ["proxy.key", "client.key"] {
         let made = xmsg(&["keygen", &path(name)]).await.text();
-        let mode = std::fs::metadata(path(name)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        let permissions = std::fs::metadata(path(name)).unwrap().permissions();
+        assert_eq!(permissions.mode() & 0o777, 0o600);
         let key = made.trim().to_owned();
         assert_eq!(read_key_file(path(name).as_ref()).unwrap().public().to_string(), key);
         assert_eq!(xmsg(&["keygen", "--show", &path(name)]).await.text(), made);
@@ -57,7 +57,9 @@ async fn passwords_are_set_and_let_in() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let set = async |user: &str, password: &str| {
-        common::xmsg_with_input(&["passwd", &path("passwords"), user], password.as_bytes()).await
+        let mut running = Running::start(&["passwd", &path("passwords"), user]);
+        running.type_in(password.as_bytes()).await;
+        running.end().await
     };
     set("alice", "open sesame\n").await.done();
     set("bob", "secret").await.done();

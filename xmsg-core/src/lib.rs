@@ -41,3 +41,8 @@ pub use topic::Topic;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/guide.md")]
 struct Guide;
+
+/// The code of the page on security, too.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/security.md")]
+struct SecurityPage;

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::registration::{Action, OwnerType, Query, Registration, Reply, Request, SUCCESS};
 use crate::security::Security;
+use crate::setup::with_heartbeats;
 use crate::socket::{Endpoint, Requester, SocketOptions};
 use crate::zmtp::Limits;
 use crate::{Error, ErrorKind, RegistrarAddress, Result};
@@ -159,7 +160,7 @@ impl Registrar {
             registration_timeout: REGISTRATION_TIMEOUT,
             discovery_timeout: DISCOVERY_TIMEOUT,
             renewal_interval: Some(RENEWAL_INTERVAL),
-            socket: SocketOptions { limits, ..SocketOptions::default() },
+            socket: SocketOptions { limits, ..with_heartbeats() },
         }
     }
 

@@ -13,6 +13,12 @@ pub const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a check may take in all.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A connection that was silent for so long is asked after. Asking costs a few bytes, so it is done often.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the other side has to answer then. It is the larger part of the half-minute in which a proxy that vanished is
+/// noticed, because giving up one that is merely busy (a Java proxy that collects garbage, a machine that swaps) may cost messages.
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
+
 type SocketHook = Arc<dyn Fn(&mut SocketOptions) + Send + Sync>;
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
@@ -59,7 +65,7 @@ impl Default for Setup {
     /// The documented defaults, without looking at the environment.
     fn default() -> Self {
         Self {
-            socket: SocketOptions::default(),
+            socket: with_heartbeats(),
             check_connection: true,
             check_subscription: true,
             connection_timeout: CHECK_TIMEOUT,
@@ -140,6 +146,15 @@ impl Setup {
     }
 }
 
+/// The options of sockets that belong to a connection or a registrar's client.
+pub(crate) fn with_heartbeats() -> SocketOptions {
+    SocketOptions {
+        heartbeat_interval: Some(HEARTBEAT_INTERVAL),
+        heartbeat_timeout: HEARTBEAT_TIMEOUT,
+        ..SocketOptions::default()
+    }
+}
+
 fn hooked(options: &SocketOptions, hook: Option<&SocketHook>) -> SocketOptions {
     let mut options = options.clone();
     if let Some(hook) = hook {
@@ -193,7 +208,8 @@ impl SetupBuilder {
         builder
     }
 
-    /// Options of every socket of the connection.
+    /// Options of every socket of the connection, all of them: what is not set is as in [`SocketOptions::default`], which has no
+    /// heartbeats.
     pub fn socket(mut self, options: SocketOptions) -> Self {
         self.setup.socket = options;
         self
@@ -211,9 +227,18 @@ impl SetupBuilder {
         self
     }
 
-    /// Ask after a proxy that was silent for so long.
-    pub fn heartbeat(mut self, interval: Duration) -> Self {
-        self.setup.socket.heartbeat_interval = Some(interval);
+    /// Ask after a proxy (ZMTP 3.1) that was silent for so long; `None`: never. Default [`HEARTBEAT_INTERVAL`], 10 s.
+    ///
+    /// A proxy of ours that makes a publisher wait says so every second. A foreign one that stops reading altogether answers
+    /// nothing: if it may do so for longer than the interval and the time limit, set longer ones, or none.
+    pub fn heartbeat_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.setup.socket.heartbeat_interval = interval.into();
+        self
+    }
+
+    /// How long the proxy has to answer. Default [`HEARTBEAT_TIMEOUT`], 20 s.
+    pub fn heartbeat_timeout(mut self, time: Duration) -> Self {
+        self.setup.socket.heartbeat_timeout = time;
         self
     }
 
@@ -284,6 +309,7 @@ impl SetupBuilder {
             (!self.setup.connection_timeout.is_zero(), "the time limit of the connection check is 0"),
             (!self.setup.subscription_timeout.is_zero(), "the time limit of the subscription check is 0"),
             (socket.heartbeat_interval.is_none_or(|time| !time.is_zero()), "the heartbeat interval is 0"),
+            (!socket.heartbeat_timeout.is_zero(), "the time limit of heartbeats is 0"),
         ];
         match checks.iter().find(|(fine, _)| !fine) {
             Some((_, what)) => Err(Error::new(ErrorKind::InvalidOption, *what)),
@@ -325,6 +351,8 @@ mod tests {
                 "XMSG_POST_CONNECTION_SLEEP" => "3",
                 "XMSG_POST_SUBSCRIPTION_SLEEP" => " 4 ",
                 "XMSG_NO_CHECK_CONNECTION" | "XMSG_NO_CHECK_SUBSCRIPTION" => "yes",
+                // Those of security have tests of their own.
+                "XMSG_SERVER_KEY" | "XMSG_KEY_FILE" | "XMSG_USER" | "XMSG_PASSWORD_FILE" => return None,
                 other => panic!("{other} is not in the contract"),
             };
             Some(text.to_owned())
@@ -371,6 +399,26 @@ mod tests {
         assert!(bad.build().unwrap_err().to_string().contains("XMSG_CONNECTION_TIMEOUT=\"soon\""));
         let error = Setup::builder().send_high_water_mark(0).build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    }
+
+    #[test]
+    fn heartbeats_are_on_unless_told_otherwise() {
+        let heartbeats = |options: SocketOptions| (options.heartbeat_interval, options.heartbeat_timeout);
+        let on = (Some(HEARTBEAT_INTERVAL), HEARTBEAT_TIMEOUT);
+        assert_eq!(heartbeats(Setup::default().connecting()), on);
+        assert_eq!(heartbeats(Setup::builder().build().unwrap().subscribing()), on);
+        let second = Duration::from_secs(1);
+        let set = Setup::builder().heartbeat_interval(second).heartbeat_timeout(second * 2).build().unwrap();
+        assert_eq!(heartbeats(set.connecting()), (Some(second), second * 2));
+        let off = Setup::builder().heartbeat_interval(None).build().unwrap();
+        assert_eq!(heartbeats(off.connecting()).0, None);
+        assert_eq!(heartbeats(SocketOptions::default()).0, None, "sockets of one's own have none");
+        for builder in [
+            Setup::builder().heartbeat_interval(Duration::ZERO),
+            Setup::builder().heartbeat_timeout(Duration::ZERO),
+        ] {
+            assert_eq!(builder.build().unwrap_err().kind(), ErrorKind::InvalidOption);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! subscriber can name its subscriptions by [`NodeId`] instead of keeping their text a second time.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use smallvec::SmallVec;
 
@@ -181,7 +182,20 @@ impl<K: Copy + Ord> Trie<K> {
 
     /// Every prefix that has a key, with its number of keys; in no particular order.
     pub fn prefixes(&self) -> impl Iterator<Item = (Vec<u8>, usize)> + '_ {
-        (0..self.nodes.len()).filter_map(|index| {
+        self.prefixes_within(0..self.nodes.len())
+    }
+
+    /// How many places for nodes there are: the bound of the ranges for [`prefixes_within`](Self::prefixes_within).
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The [`prefixes`](Self::prefixes) at a range of places, so that a large trie can be looked through a part at a
+    /// time. A prefix keeps its place for as long as it has a key: one that is there all the while is met just once.
+    pub fn prefixes_within(&self, places: Range<usize>) -> impl Iterator<Item = (Vec<u8>, usize)> + '_ {
+        let end = places.end.min(self.nodes.len());
+        (places.start.min(end)..end).filter_map(|index| {
             let keys = self.nodes[index].keys.len();
             (keys > 0).then(|| (self.prefix(NodeId(index as u32)), keys))
         })
@@ -349,9 +363,16 @@ mod tests {
                 expected.sort_unstable();
                 prop_assert_eq!(found(&trie, topic.as_bytes()), expected);
             }
-            for (prefix, _) in trie.prefixes() {
-                prop_assert!(model.iter().any(|(p, _)| p.as_bytes() == prefix));
-            }
+            let listed: BTreeSet<Vec<u8>> = trie.prefixes().map(|(prefix, _)| prefix).collect();
+            let prefixes: BTreeSet<Vec<u8>> = model.iter().map(|(p, _)| p.as_bytes().to_vec()).collect();
+            prop_assert_eq!(&listed, &prefixes);
+            let parts: Vec<Vec<u8>> = (0..trie.places())
+                .step_by(2)
+                .flat_map(|start| trie.prefixes_within(start..start + 2))
+                .map(|(prefix, _)| prefix)
+                .collect();
+            prop_assert_eq!(parts.len(), prefixes.len(), "each once");
+            prop_assert_eq!(parts.into_iter().collect::<BTreeSet<_>>(), prefixes);
         }
     }
 }

@@ -6,45 +6,8 @@ use std::time::Duration;
 use xmsg_core::socket::{Admission, AdmissionLimits, HighWaterMark, TcpOptions};
 use xmsg_core::zmtp::Limits;
 
+use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism};
-
-/// What happens to a message for a subscriber whose queue is at its high-water mark.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
-    /// The message is dropped, for this subscriber, and counted.
-    #[default]
-    DropNewest,
-    /// Publishers of messages that match wait, and so, through TCP, do their senders: nothing is lost.
-    Block,
-}
-
-impl Policy {
-    /// The name on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::DropNewest => "drop-newest",
-            Self::Block => "block",
-        }
-    }
-}
-
-impl std::str::FromStr for Policy {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        [Self::DropNewest, Self::Block]
-            .into_iter()
-            .find(|policy| policy.name() == name)
-            .ok_or_else(|| format!("unknown policy {name:?}: drop-newest or block"))
-    }
-}
-
-impl std::fmt::Display for Policy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What publishers are told to send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,11 +19,41 @@ pub enum Upstream {
     All,
 }
 
+impl Upstream {
+    /// The name in a settings file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Subscribed => "subscribed",
+            Self::All => "all",
+        }
+    }
+}
+
+impl std::str::FromStr for Upstream {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::Subscribed, Self::All]
+            .into_iter()
+            .find(|upstream| upstream.name() == name)
+            .ok_or_else(|| format!("unknown upstream {name:?}: subscribed or all"))
+    }
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Options of the data plane and its limits.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// What happens at a subscriber's mark. Default: [`Policy::DropNewest`].
     pub policy: Policy,
+    /// … for messages whose topic starts with one of these prefixes. Default: none.
+    pub policies: Vec<TopicPolicy>,
     /// What may be queued for one subscriber. Default 256 MiB, any number of messages.
     pub high_water_mark: HighWaterMark,
     /// Bytes that all queues together may hold. Above it, subscribers with more than an equal share are treated as if at
@@ -74,7 +67,8 @@ pub struct Config {
     pub handshakes: usize,
     /// … with one address. Default 256.
     pub handshakes_per_address: usize,
-    /// Ask after a peer (ZMTP 3.1) that was silent for so long. Default 30 s.
+    /// Ask after a peer that was silent for so long: publishers and control sockets with heartbeats (ZMTP 3.1), and the hosts of
+    /// all by TCP keepalive. Default 30 s; `None`: no heartbeats, and keepalive as `tcp` says.
     pub heartbeat_interval: Option<Duration>,
     /// How long it has to answer. Default 30 s.
     pub heartbeat_timeout: Duration,
@@ -88,11 +82,24 @@ pub struct Config {
     pub tcp: TcpOptions,
 }
 
+impl Config {
+    /// The transport of accepted connections: an idle peer whose host is gone is noticed as soon as heartbeats would notice it.
+    pub(crate) fn accepted_tcp(&self) -> TcpOptions {
+        let mut tcp = self.tcp.clone();
+        if let (Some(keepalive), Some(interval)) = (&mut tcp.keepalive, self.heartbeat_interval) {
+            *keepalive = interval.min(*keepalive);
+            tcp.keepalive_timeout = self.heartbeat_timeout.min(tcp.keepalive_timeout);
+        }
+        tcp
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let admission = AdmissionLimits::default();
         Self {
             policy: Policy::default(),
+            policies: Vec::new(),
             high_water_mark: HighWaterMark::bytes(256 << 20),
             queue_ceiling: 1 << 30,
             upstream: Upstream::default(),

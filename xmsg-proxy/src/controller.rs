@@ -51,6 +51,10 @@ fn is_identity(id: &[u8]) -> bool {
     (1..=IDENTITY_MAX).contains(&id.len())
 }
 
+pub(crate) fn is_request(message: &Multipart) -> bool {
+    Request::read(message).is_some()
+}
+
 /// Answers control requests until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Controller {

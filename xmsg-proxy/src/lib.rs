@@ -14,19 +14,30 @@
 //!
 //! The [data plane](switch) forwards; the control plane attaches to it as an ordinary publisher and subscriber, so that a slow
 //! answer can't stall a message.
+//!
+//! With the feature `daemon` (on by default) there is also what only the daemons need: their settings and the HTTP server.
+//! Nothing of it starts by itself.
 
 #![warn(missing_docs)]
 
+#[cfg(feature = "daemon")]
+pub mod admin;
 mod config;
 mod controller;
+#[doc(hidden)]
+pub mod fuzzing;
+mod policy;
 mod proxy;
 pub mod registrar;
 pub mod security;
+#[cfg(feature = "daemon")]
+pub mod settings;
 pub mod switch;
 
-pub use config::{Config, Policy, Upstream};
-pub use proxy::{Builder, Proxy};
-pub use switch::{PublisherStats, SubscriberStats, Totals};
+pub use config::{Config, Upstream};
+pub use policy::{Policy, TopicPolicy};
+pub use proxy::{Builder, Monitor, Proxy};
+pub use switch::{Drops, PublisherStats, SubscriberStats, Totals};
 
 /// What every topic of a control request starts with.
 pub const CONTROL_TOPIC: &[u8] = b"xmsg:control";

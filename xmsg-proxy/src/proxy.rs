@@ -1,18 +1,20 @@
 //! A proxy put together: three ports, the switch, the controller.
 
-use std::sync::Arc;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber};
+use xmsg_core::socket::{Admission, Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber};
 use xmsg_core::zmtp::Limits;
 use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
 
 use crate::CONTROL_TOPIC;
-use crate::config::{Config, Policy, Upstream};
+use crate::config::{Config, Upstream};
 use crate::controller::Controller;
+use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism, Rules};
 use crate::switch::{PublisherStats, Side, SubscriberStats, Switch, Totals};
 
@@ -38,6 +40,12 @@ impl Builder {
     /// What happens to messages for a subscriber at its high-water mark.
     pub fn slow_subscriber(mut self, policy: Policy) -> Self {
         self.config.policy = policy;
+        self
+    }
+
+    /// The same for messages whose topic starts with this prefix. The longest prefix counts.
+    pub fn slow_subscriber_for(mut self, prefix: impl Into<Vec<u8>>, policy: Policy) -> Self {
+        self.config.policies.push(TopicPolicy::new(prefix, policy));
         self
     }
 
@@ -68,7 +76,43 @@ impl Builder {
 
     /// Binds the three ports and goes to work, on the present tokio runtime.
     pub async fn start(self) -> Result<Proxy> {
-        Proxy::start(&self.address, self.config).await
+        let admission = self.config.admission();
+        let router = router(&self.config, &admission);
+        let (address, publishers, subscribers) = bind(&self.address, &self.config, &router).await?;
+        Proxy::start(address, self.config, publishers, subscribers, router, admission).await
+    }
+
+    /// Goes to work on sockets that listen already, instead of binding its address: those of a service manager. They have to
+    /// be at three ports in a row of one address; their order does not matter.
+    pub async fn start_on(self, mut sockets: [TcpListener; 3]) -> Result<Proxy> {
+        let unusable = |error| {
+            Error::new(ErrorKind::Io, "cannot use the listening sockets that were handed over")
+                .with_source(error)
+        };
+        let mut addresses = Vec::new();
+        for socket in &sockets {
+            addresses.push(socket.local_addr().map_err(unusable)?);
+        }
+        addresses.sort_unstable();
+        sockets.sort_by_key(|socket| socket.local_addr().map_or(0, |address| address.port()));
+        let (ip, port) = (addresses[0].ip(), addresses[0].port());
+        let address = ProxyAddress::new(ip.to_string(), port)?;
+        let wanted = [port, address.subscribe_port(), address.control_port()];
+        if addresses.iter().zip(wanted).any(|(found, port)| *found != SocketAddr::new(ip, port)) {
+            return Err(Error::new(
+                ErrorKind::InvalidAddress,
+                format!(
+                    "the listening sockets that were handed over are not at three ports in a row: {addresses:?}"
+                ),
+            ));
+        }
+        let admission = self.config.admission();
+        let router = router(&self.config, &admission);
+        let [publishers, subscribers, control] = sockets;
+        let adopt = |socket| Listener::adopt(socket, self.config.accepted_tcp());
+        let (publishers, subscribers) = (adopt(publishers)?, adopt(subscribers)?);
+        router.listen(adopt(control)?);
+        Proxy::start(address, self.config, publishers, subscribers, router, admission).await
     }
 }
 
@@ -77,9 +121,55 @@ impl Builder {
 pub struct Proxy {
     address: ProxyAddress,
     switch: Switch,
-    router: Router,
+    router: Arc<Router>,
     controller: JoinHandle<()>,
     authority: Arc<Authority>,
+}
+
+/// Watches a proxy from any thread: it reads counts and changes nothing. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    switch: Switch,
+    /// Whoever watches does not keep the socket open.
+    router: Weak<Router>,
+}
+
+impl Monitor {
+    /// Messages since the start.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.switch.totals()
+    }
+
+    /// Every connected publisher.
+    #[must_use]
+    pub fn publishers(&self) -> Vec<PublisherStats> {
+        self.switch.publishers()
+    }
+
+    /// Every connected subscriber.
+    #[must_use]
+    pub fn subscribers(&self) -> Vec<SubscriberStats> {
+        self.switch.subscribers()
+    }
+
+    /// How many control sockets are connected.
+    #[must_use]
+    pub fn control_connections(&self) -> usize {
+        self.router.upgrade().map_or(0, |router| router.peers())
+    }
+
+    /// How many subscriptions there are: pairs of subscriber and prefix.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        self.switch.subscriptions()
+    }
+
+    /// Calls `found` with every prefix that somebody subscribed to, and the number of its subscribers; in no particular
+    /// order. It never keeps the switch waiting for long: while it looks, subscriptions may come and go.
+    pub fn prefixes(&self, found: impl FnMut(Vec<u8>, usize)) {
+        self.switch.prefixes(found);
+    }
 }
 
 impl Drop for Proxy {
@@ -95,22 +185,15 @@ impl Proxy {
         Builder { address: address.into(), config: Config::default() }
     }
 
-    async fn start(address: &str, config: Config) -> Result<Self> {
-        let admission = config.admission();
-        let router = Router::new(SocketOptions {
-            heartbeat_interval: config.heartbeat_interval,
-            heartbeat_timeout: config.heartbeat_timeout,
-            // Answers are a few bytes each.
-            send_high_water_mark: HighWaterMark::bytes(64 << 10),
-            receive_high_water_mark: 64 << 10,
-            limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
-            tcp: config.tcp.clone(),
-            admission: admission.clone(),
-            security: config.security.security(&config.authority),
-            ..SocketOptions::default()
-        });
+    async fn start(
+        address: ProxyAddress,
+        config: Config,
+        publishers: Listener,
+        subscribers: Listener,
+        router: Router,
+        admission: Admission,
+    ) -> Result<Self> {
         let authority = config.authority.clone();
-        let (address, publishers, subscribers) = bind(address, &config, &router).await?;
         let switch = Switch::start_with(config, admission);
 
         // The control plane comes first, so that no request is ever missed.
@@ -133,7 +216,7 @@ impl Proxy {
         let controller = tokio::spawn(controller.run());
         switch.listen(publishers, Side::Publishers);
         switch.listen(subscribers, Side::Subscribers);
-        Ok(Self { address, switch, router, controller, authority })
+        Ok(Self { address, switch, router: Arc::new(router), controller, authority })
     }
 
     /// Where it listens: host and publisher port.
@@ -145,7 +228,18 @@ impl Proxy {
     /// Puts other rules in force, without ending a connection that they still allow.
     pub async fn replace_rules(&self, rules: Rules) {
         self.authority.replace(rules);
+        self.enforce_rules().await;
+    }
+
+    /// Has everybody keep to the rules of the [`Authority`] as they are now.
+    pub async fn enforce_rules(&self) {
         self.switch.enforce().await;
+    }
+
+    /// A handle to watch it with, which may outlive it.
+    #[must_use]
+    pub fn monitor(&self) -> Monitor {
+        Monitor { switch: self.switch.clone(), router: Arc::downgrade(&self.router) }
     }
 
     /// Messages since the start.
@@ -172,6 +266,13 @@ impl Proxy {
         self.switch.subscriptions()
     }
 
+    /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody is
+    /// disconnected for it. What is read from publishers after it returns is treated in the new way; what is queued
+    /// already, in the old one.
+    pub async fn set_policies(&self, policy: Policy, policies: &[TopicPolicy]) {
+        self.switch.set_policies(policy, policies).await;
+    }
+
     /// Stops in order, within about `linger`: accepts nobody any more, reads what publishers had already sent, delivers what is
     /// queued. Returns all counts.
     pub async fn stop(self, linger: Duration) -> Totals {
@@ -182,6 +283,22 @@ impl Proxy {
     }
 }
 
+/// The control socket, not bound yet.
+fn router(config: &Config, admission: &Admission) -> Router {
+    Router::new(SocketOptions {
+        heartbeat_interval: config.heartbeat_interval,
+        heartbeat_timeout: config.heartbeat_timeout,
+        // Answers are a few bytes each.
+        send_high_water_mark: HighWaterMark::bytes(64 << 10),
+        receive_high_water_mark: 64 << 10,
+        limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
+        tcp: config.accepted_tcp(),
+        admission: admission.clone(),
+        security: config.security.security(&config.authority),
+        ..SocketOptions::default()
+    })
+}
+
 /// Binds the three ports. With port 0 it looks for three free ones in a row.
 async fn bind(address: &str, config: &Config, router: &Router) -> Result<(ProxyAddress, Listener, Listener)> {
     let any = address.strip_suffix(":0");
@@ -190,11 +307,11 @@ async fn bind(address: &str, config: &Config, router: &Router) -> Result<(ProxyA
             None => {
                 let wanted: ProxyAddress = address.parse()?;
                 let endpoint = Endpoint::tcp(wanted.host(), wanted.publish_port());
-                (Listener::bind(&endpoint, config.tcp.clone()).await?, wanted)
+                (Listener::bind(&endpoint, config.accepted_tcp()).await?, wanted)
             }
             Some(host) => {
                 let host = host.trim_start_matches('[').trim_end_matches(']');
-                let first = Listener::bind(&Endpoint::tcp(host, 0), config.tcp.clone()).await?;
+                let first = Listener::bind(&Endpoint::tcp(host, 0), config.accepted_tcp()).await?;
                 let Endpoint::Tcp { port, .. } = *first.endpoint() else { continue };
                 if port > LAST_PORT {
                     continue;
@@ -204,7 +321,7 @@ async fn bind(address: &str, config: &Config, router: &Router) -> Result<(ProxyA
         };
         let rest = async {
             let endpoint = |port| Endpoint::tcp(wanted.host(), port);
-            let second = Listener::bind(&endpoint(wanted.subscribe_port()), config.tcp.clone()).await?;
+            let second = Listener::bind(&endpoint(wanted.subscribe_port()), config.accepted_tcp()).await?;
             router.bind(&endpoint(wanted.control_port())).await?;
             Ok::<_, Error>(second)
         };

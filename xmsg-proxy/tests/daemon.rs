@@ -42,6 +42,19 @@ async fn it_says_where_it_listens_and_what_it_did() {
     assert!(daemon.end().await.success());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_takes_a_policy_for_each_prefix_and_says_so() {
+    let arguments = ["--port", "0", "--slow-subscriber", "drop-oldest"];
+    let own = ["--slow-subscriber-for", "level:=conflate", "--slow-subscriber-for", "a=b=disconnect"];
+    let mut daemon = Daemon::start(PROXY, &[&arguments[..], &own].concat());
+    let line = daemon.line().await;
+    assert!(line.contains("slow subscribers: drop-oldest, level:=conflate, a=b=disconnect;"), "{line}");
+    for own in ["level:=drop", "level:", "=="] {
+        let output = run(PROXY, &["--port", "0", "--slow-subscriber-for", own]).await;
+        assert_eq!(output.status.code(), Some(2), "{own}");
+    }
+}
+
 /// Who signals a process and its group signals it twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_signals_at_once_count_as_one() {

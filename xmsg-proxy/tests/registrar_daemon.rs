@@ -138,7 +138,7 @@ async fn what_cannot_be_is_said() {
         (&["--port", "0", "--snapshot", &missing], 1, "/does/not/exist"),
         (&["--port", "70000"], 2, "65535"),
         (&["--host", "a b"], 2, "host"),
-        (&["--ttl", "0"], 2, "above 0"),
+        (&["--ttl=-1"], 2, "seconds"),
         (&["--what"], 2, "--what"),
     ] {
         let output = run(REGISTRAR, arguments).await;

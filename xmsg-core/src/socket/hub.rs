@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Permit;
 use super::inbox::Inbox;
 use super::outbox::Outbox;
-use super::session::{Batch, Ended, Handler, Session};
+use super::session::{Batch, Ended, Handler, Session, now};
 use super::transport::{Listener, Stream};
 use super::{Endpoint, SocketOptions};
 use crate::zmtp::{Engine, Peer, Principal, SocketType, Version};
@@ -23,6 +24,9 @@ use crate::{Error, ErrorKind, Result};
 const EVENTS: usize = 64;
 /// How long a reconnected publisher waits at most for the subscriptions that it knew before.
 const RESUBSCRIBE_GRACE: Duration = Duration::from_secs(1);
+/// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, the publisher takes it that
+/// everything is wanted.
+const WANTED_MAX: usize = 100_000;
 /// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 
@@ -92,6 +96,8 @@ pub(crate) struct LinkState {
     pub(crate) wanted: BTreeSet<Bytes>,
     /// … and how many bytes that is.
     wanted_bytes: usize,
+    /// … and more than is kept.
+    pub(crate) wants_more: bool,
     /// Who the peer has proved to be.
     pub(crate) principal: Option<Principal>,
 }
@@ -99,6 +105,7 @@ pub(crate) struct LinkState {
 impl LinkState {
     fn forget_wanted(&mut self) -> BTreeSet<Bytes> {
         self.wanted_bytes = 0;
+        self.wants_more = false;
         std::mem::take(&mut self.wanted)
     }
 }
@@ -112,7 +119,7 @@ impl Link {
     pub(crate) fn wants(&self, topic: &[u8]) -> bool {
         let state = self.state();
         // Every prefix of the topic that is subscribed sorts at or before it.
-        (0..=topic.len()).any(|len| state.wanted.contains(&topic[..len]))
+        state.wants_more || (0..=topic.len()).any(|len| state.wanted.contains(&topic[..len]))
     }
 }
 
@@ -199,10 +206,14 @@ impl Hub {
 
     /// Binds and accepts from then on. Returns the endpoint with its actual port.
     pub(crate) async fn bind(self: &Arc<Self>, endpoint: &Endpoint) -> Result<Endpoint> {
-        let listener = Listener::bind(endpoint, self.options.tcp.clone()).await?;
+        Ok(self.listen(Listener::bind(endpoint, self.options.tcp.clone()).await?))
+    }
+
+    /// Accepts from this listener from then on. Returns its endpoint.
+    pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
         self.tasks.spawn(self.clone().accept(listener));
-        Ok(endpoint)
+        endpoint
     }
 
     /// Whether there is a connection.
@@ -314,6 +325,7 @@ impl Hub {
         let mut lost: Option<(Instant, BTreeSet<Bytes>)> = None;
         let work = async {
             loop {
+                let begun = Instant::now();
                 let attempt = self.open(&endpoint);
                 let reason = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
                     Ok(Ok((session, found))) => {
@@ -334,8 +346,11 @@ impl Hub {
                 if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
                     return;
                 }
-                let pause = backoff.next();
+                let mut pause = backoff.next();
                 if let Some((kind, reason)) = reason {
+                    // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
+                    let least = pause.min(self.options.reconnect_min);
+                    pause = pause.saturating_sub(begun.elapsed()).max(least);
                     tracing::debug!(peer, reason, ?pause, "cannot connect");
                     self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), kind, reason, pause });
                 }
@@ -352,7 +367,7 @@ impl Hub {
     }
 
     async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Peer)> {
-        let stream = Stream::connect(endpoint, &self.options.tcp).await?;
+        let stream = Stream::connect(endpoint, &self.options.tcp, self.options.connect_timeout).await?;
         let mut session = self.session(stream);
         let peer = session.handshake().await.map_err(|ended| {
             let kind = match &ended {
@@ -508,8 +523,10 @@ impl Hub {
     fn session(&self, stream: Stream) -> Session {
         let security = &self.options.security;
         let options = self.options.engine(self.socket_type);
-        let engine = Engine::with_mechanism(options, security.mechanism(), Instant::now());
-        Session::new(stream, engine).with_authenticator(security.authenticator())
+        let engine = Engine::with_mechanism(options, security.mechanism(), now());
+        Session::new(stream, engine)
+            .with_authenticator(security.authenticator())
+            .watched(self.options.heartbeat_interval, self.options.heartbeat_timeout)
     }
 
     fn tell(&self, event: SocketEvent) {
@@ -539,12 +556,13 @@ impl Handler for LinkHandler<'_> {
             if subscribe {
                 let limits = &self.hub.options.limits;
                 let len = prefix.len();
-                if state.wanted.len() >= limits.subscriptions
+                if self.link.connecting && state.wanted.len() >= WANTED_MAX {
+                    state.wants_more = true;
+                } else if state.wanted.len() >= limits.subscriptions
                     || state.wanted_bytes + len > limits.subscription_bytes
                 {
                     return Err(Ended::ByUs("too many subscriptions"));
-                }
-                if state.wanted.insert(prefix) {
+                } else if state.wanted.insert(prefix) {
                     state.wanted_bytes += len;
                 }
             } else if state.wanted.remove(&prefix) {

@@ -33,6 +33,7 @@ pub mod session;
 mod subscriber;
 pub mod throttle;
 pub mod transport;
+pub mod vanished;
 
 pub use admission::{Admission, AdmissionLimits};
 pub use dealer::Dealer;

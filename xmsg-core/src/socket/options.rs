@@ -15,6 +15,9 @@ pub struct TcpOptions {
     /// Ask after a silent peer from this time on (`SO_KEEPALIVE`), so that one that vanished is noticed.
     /// Default 60 s; `None`: never.
     pub keepalive: Option<Duration>,
+    /// How long it has to answer then; it is asked three times. Default 60 s. The kernel counts whole seconds, so 3 s is the
+    /// least.
+    pub keepalive_timeout: Duration,
     /// Bytes of the kernel's send buffer; `None`: the system decides.
     pub send_buffer: Option<usize>,
     /// Bytes of the kernel's receive buffer; `None`: the system decides.
@@ -23,7 +26,12 @@ pub struct TcpOptions {
 
 impl Default for TcpOptions {
     fn default() -> Self {
-        Self { keepalive: Some(Duration::from_secs(60)), send_buffer: None, receive_buffer: None }
+        Self {
+            keepalive: Some(Duration::from_secs(60)),
+            keepalive_timeout: Duration::from_secs(60),
+            send_buffer: None,
+            receive_buffer: None,
+        }
     }
 }
 
@@ -45,13 +53,15 @@ pub struct SocketOptions {
     pub receive_high_water_mark: usize,
     /// How long a dropped socket goes on trying to send what it accepted. Default 5 s.
     pub linger: Duration,
-    /// How long one attempt to connect may take, with its handshake. Default 10 s.
+    /// How long one attempt to connect may take, with its handshake. A name is looked up for each attempt; when it has several
+    /// addresses, they are tried in turn, each for an equal share of this time; the handshake has a share, too. Default 10 s.
     pub connect_timeout: Duration,
     /// The first pause before a connection is tried again; it doubles each time. Default 100 ms.
     pub reconnect_min: Duration,
     /// The longest such pause. Default 5 s.
     pub reconnect_max: Duration,
-    /// Ask after a peer (ZMTP 3.1) that was silent for so long. Default: never.
+    /// Ask after a peer (ZMTP 3.1) that was silent for so long. Default: never; a [`Setup`](crate::Setup) has a default of its
+    /// own.
     pub heartbeat_interval: Option<Duration>,
     /// How long it has to answer then. Default 30 s.
     pub heartbeat_timeout: Duration,

@@ -3,6 +3,7 @@
 //! It holds encoded messages: short ones copied behind one another, long ones as slices of the memory that they came
 //! in. What the writer has taken and not yet written still counts, so the high-water mark is a bound on memory.
 
+mod backlog;
 mod writer;
 
 use std::collections::VecDeque;
@@ -14,6 +15,8 @@ use std::task::Waker;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
+use backlog::Backlog;
+pub use backlog::{APART, Keep, Taken};
 pub use writer::Writer;
 
 use crate::zmtp::{encode_frame, encode_frame_header, encoded_len};
@@ -140,6 +143,17 @@ struct Chunk {
     /// Whether a message ends where this chunk ends.
     ends_message: bool,
     lease: Option<Arc<Lease>>,
+    keep: Keep,
+    /// Grows from chunk to chunk, with gaps.
+    number: u64,
+}
+
+impl Chunk {
+    /// Copied bytes, which stay until they are written.
+    fn copied(bytes: Bytes, messages: usize) -> Self {
+        let charge = bytes.len();
+        Self { bytes, messages, charge, ends_message: true, lease: None, keep: Keep::Always, number: 0 }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -149,6 +163,7 @@ struct State {
     /// Copied messages behind the last chunk: whole ones.
     tail: BytesMut,
     tail_messages: usize,
+    backlog: Backlog,
     urgent: BytesMut,
     /// Somebody waits for what is queued to be written.
     watched: bool,
@@ -166,7 +181,12 @@ struct State {
 impl State {
     fn push_chunk(&mut self, chunk: Chunk) {
         self.flush_tail();
-        self.chunks.push_back(chunk);
+        self.append(chunk);
+    }
+
+    fn append(&mut self, chunk: Chunk) {
+        let number = self.backlog.next_number();
+        self.chunks.push_back(Chunk { number, ..chunk });
     }
 
     fn flush_tail(&mut self) {
@@ -175,8 +195,7 @@ impl State {
         }
         let bytes = self.tail.split().freeze();
         let messages = std::mem::take(&mut self.tail_messages);
-        let charge = bytes.len();
-        self.chunks.push_back(Chunk { bytes, messages, charge, ends_message: true, lease: None });
+        self.append(Chunk { keep: self.backlog.keep, ..Chunk::copied(bytes, messages) });
     }
 
     fn has_messages(&self) -> bool {
@@ -309,13 +328,7 @@ impl Outbox {
         let charge = bytes.len() + size_of::<Chunk>();
         let state = guard.state_mut();
         state.queued += Amount::new(1, charge);
-        state.push_chunk(Chunk {
-            bytes: bytes.clone(),
-            messages: 1,
-            charge,
-            ends_message: true,
-            lease: None,
-        });
+        state.push_chunk(Chunk::copied(bytes.clone(), 1));
         if let Some(ledger) = &self.ledger {
             ledger.0.fetch_add(charge, Ordering::Relaxed);
         }
@@ -323,7 +336,8 @@ impl Outbox {
         true
     }
 
-    /// Waits until everything that was queued so far has been written, or the queue was closed.
+    /// Waits until everything that was queued so far has been written, or the queue was closed. For queues whose
+    /// messages all [stay](Keep::Always).
     pub async fn flushed(&self) {
         let target = {
             let state = self.state();
@@ -399,6 +413,7 @@ impl Outbox {
         state.chunks.clear();
         state.tail.clear();
         state.tail_messages = 0;
+        state.backlog = Backlog::default();
         state.urgent.clear();
         std::mem::take(&mut state.queued)
     }
@@ -472,8 +487,11 @@ impl OutboxGuard<'_> {
     pub fn push_slice(&mut self, bytes: Bytes, messages: usize, lease: &Arc<Lease>) {
         let state = self.state_mut();
         let carried = match state.chunks.back_mut() {
+            // What may go separately is charged separately.
             Some(last)
-                if state.tail.is_empty() && last.lease.as_ref().is_some_and(|l| Arc::ptr_eq(l, lease)) =>
+                if state.tail.is_empty()
+                    && last.keep == state.backlog.keep
+                    && last.lease.as_ref().is_some_and(|l| Arc::ptr_eq(l, lease)) =>
             {
                 std::mem::take(&mut last.charge)
             }
@@ -481,8 +499,8 @@ impl OutboxGuard<'_> {
         };
         let charge = carried.max(lease.bytes);
         state.queued += Amount::new(messages, charge - carried);
-        let chunk = Chunk { bytes, messages, charge, ends_message: true, lease: Some(lease.clone()) };
-        state.push_chunk(chunk);
+        let (keep, lease) = (state.backlog.keep, Some(lease.clone()));
+        state.push_chunk(Chunk { charge, lease, keep, ..Chunk::copied(bytes, messages) });
         self.pushed = true;
     }
 
@@ -498,18 +516,10 @@ impl OutboxGuard<'_> {
             let before = state.tail_messages;
             encode_frame_header(&mut state.tail, frame.len(), more);
             let bytes = state.tail.split().freeze();
-            let charge = bytes.len();
             state.tail_messages = 0;
-            state.chunks.push_back(Chunk {
-                bytes,
-                messages: before,
-                charge,
-                ends_message: false,
-                lease: None,
-            });
-            let (bytes, charge) = (frame.clone(), frame.len());
+            state.append(Chunk { ends_message: false, ..Chunk::copied(bytes, before) });
             let messages = usize::from(!more);
-            state.chunks.push_back(Chunk { bytes, messages, charge, ends_message: !more, lease: None });
+            state.append(Chunk { ends_message: !more, ..Chunk::copied(frame.clone(), messages) });
         }
         let last_is_copied = frames.last().is_none_or(|frame| frame.len() < SHARE_MIN);
         state.tail_messages += usize::from(last_is_copied);

@@ -255,6 +255,8 @@ fn a_held_queue_writes_urgent_bytes_only() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     /// Through any number of broken connections every message arrives whole exactly once and in order, and the
     /// books balance.
     #[test]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::hub::{Owner, SocketEvents};
 use super::outbox::Refused;
+use super::transport::Listener;
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::zmtp::{Principal, SocketType};
 use crate::{Error, ErrorKind, Result};
@@ -64,6 +65,11 @@ impl Replier {
     /// Lets peers connect. Returns the endpoint with its actual port.
     pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
         self.hub.bind(endpoint).await
+    }
+
+    /// Lets peers connect to a listener that is bound already. Returns its endpoint.
+    pub fn listen(&self, listener: Listener) -> Endpoint {
+        self.hub.listen(listener)
     }
 
     /// The next request, and the way back; `None` once the socket is closed. A message without an envelope is no request, and

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::hub::{Owner, SocketEvents};
 use super::outbox::Refused;
+use super::transport::Listener;
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
 use crate::{Error, ErrorKind, Result};
@@ -42,6 +43,11 @@ impl Router {
     /// Lets peers connect. Returns the endpoint with its actual port.
     pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
         self.hub.bind(endpoint).await
+    }
+
+    /// Lets peers connect to a listener that is bound already. Returns its endpoint.
+    pub fn listen(&self, listener: Listener) -> Endpoint {
+        self.hub.listen(listener)
     }
 
     /// Hands the message to the peer of this identity without waiting. An error of kind

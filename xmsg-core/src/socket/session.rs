@@ -3,22 +3,31 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 
 use super::buffer::{ReceiveBuffer, Slab};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
 use super::transport::{ReadHalf, Stream};
+use super::vanished::vanished;
 use crate::security::Authenticator;
-use crate::zmtp::curve::{Cipher, Opener};
+use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
 use crate::zmtp::{Engine, Event, Peer, Span, Violation};
 
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The present time as tokio has it: the same clock as its timers, which a test may stop and set. What is compared with a
+/// timer has to come from here.
+#[must_use]
+pub fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -32,6 +41,8 @@ pub enum Ended {
     Violation(Violation),
     /// The peer makes us answer and does not read the answers.
     Unread,
+    /// The host of the peer acknowledged nothing for the time limit of heartbeats.
+    Vanished,
     /// We closed it, for this reason.
     ByUs(&'static str),
 }
@@ -43,6 +54,7 @@ impl fmt::Display for Ended {
             Self::Io(error) => write!(f, "{error}"),
             Self::Violation(violation) => write!(f, "{violation}"),
             Self::Unread => f.write_str("the peer does not read the answers that it asks for"),
+            Self::Vanished => f.write_str("the peer's host does not answer any more"),
             Self::ByUs(why) => f.write_str(why),
         }
     }
@@ -93,13 +105,23 @@ pub struct Session {
     engine: Engine,
     buffer: ReceiveBuffer,
     authenticator: Option<Arc<dyn Authenticator>>,
+    /// How soon it is to be noticed that the peer's host is gone: the interval and the time limit of heartbeats.
+    watched: Option<(Duration, Duration)>,
 }
 
 impl Session {
     /// A session on this stream.
     #[must_use]
     pub fn new(stream: Stream, engine: Engine) -> Self {
-        Self { stream, engine, buffer: ReceiveBuffer::default(), authenticator: None }
+        Self { stream, engine, buffer: ReceiveBuffer::default(), authenticator: None, watched: None }
+    }
+
+    /// Has a host that vanishes with data on its way to it noticed within `interval` and `timeout`, even if its peer need not
+    /// answer heartbeats. Without an interval nothing is watched.
+    #[must_use]
+    pub fn watched(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
+        self.watched = interval.map(|interval| (interval, timeout));
+        self
     }
 
     /// Who judges the credentials of the peer. Without one, none are good.
@@ -137,7 +159,7 @@ impl Session {
             }
             match event {
                 Some(Event::Ready(peer)) => {
-                    self.engine.handle_received(Instant::now());
+                    self.engine.handle_received(now());
                     // A handshake may be much longer than anything that follows.
                     self.buffer.release();
                     return Ok(peer);
@@ -166,22 +188,34 @@ impl Session {
     /// Reads for `handler` and writes from `outbox` until either direction ends. An outbox that is closed and
     /// empty ends it well: the peer is told by the end of our stream, and what it had already sent is still
     /// read, for at most `farewell`, so that it loses nothing.
-    pub async fn run(mut self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
+    pub async fn run(self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
+        let route = self.watched.and_then(|_| self.stream.route());
+        let (interval, timeout) = self.watched.unwrap_or_default();
+        tokio::select! {
+            biased;
+            ended = self.drive(outbox, handler, farewell) => ended,
+            () = vanished(route, interval, timeout) => Ended::Vanished,
+        }
+    }
+
+    async fn drive(mut self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
         let (mut read, mut write) = self.stream.split();
         let (sealer, opening) = match self.engine.take_cipher() {
             None => (None, None),
             Some(Cipher { sealer, opener }) => {
                 // What came after the handshake is in boxes already.
                 let boxed = std::mem::take(&mut self.buffer);
-                (Some(sealer), Some(Opening { opener, boxed }))
+                (Some(sealer), Some(Opening { opener: Some(opener), boxed }))
             }
         };
         let mut reader = Reader { engine: self.engine, buffer: self.buffer, opening };
         let mut writer = Writer::new(outbox).sealed(sealer);
-        let reading = reader.run(&mut read, outbox, handler);
+        let leaving = AtomicBool::new(false);
+        let reading = reader.run(&mut read, outbox, handler, &leaving);
         let mut reading = std::pin::pin!(reading);
         let writing = async {
             writer.run(&mut write).await?;
+            leaving.store(true, Ordering::Relaxed);
             write.shutdown().await
         };
         let writing = std::pin::pin!(writing);
@@ -216,23 +250,50 @@ struct Reader {
 /// Boxes that came in, on their way to clear text.
 #[derive(Debug)]
 struct Opening {
-    opener: Opener,
+    /// `None` only while another thread has it.
+    opener: Option<Opener>,
     boxed: ReceiveBuffer,
 }
 
 impl Opening {
     /// Opens boxes until the slab of `plain` is full. Returns whether it stopped for that reason.
-    fn open(&mut self, plain: &mut ReceiveBuffer) -> Result<bool, Violation> {
+    async fn open(&mut self, plain: &mut ReceiveBuffer) -> Result<bool, Ended> {
         let mut opened = 0;
-        while let Some(len) = self.opener.frame_len(&self.boxed.input)? {
+        while let Some(opener) = &mut self.opener {
+            let Some(len) = opener.frame_len(&self.boxed.input)? else { break };
             if opened > 0 && !plain.fits(len) {
                 return Ok(true);
             }
             plain.reserve(len);
-            self.opener.open(&mut self.boxed.input, &mut plain.input)?;
+            if len < LONG_FRAME {
+                opener.open(&mut self.boxed.input, &mut plain.input)?;
+            } else {
+                self.open_apart(plain).await?;
+            }
             opened += len;
         }
         Ok(false)
+    }
+
+    /// Opens one long frame in a thread of its own: others are not to wait for it.
+    async fn open_apart(&mut self, plain: &mut ReceiveBuffer) -> Result<(), Ended> {
+        let Some(mut opener) = self.opener.take() else { return Ok(()) };
+        let mut boxed = std::mem::take(&mut self.boxed.input);
+        let task = tokio::task::spawn_blocking(move || {
+            let mut frame = BytesMut::new();
+            let result = opener.open(&mut boxed, &mut frame);
+            (opener, boxed, frame, result)
+        });
+        let (opener, boxed, frame, result) =
+            task.await.map_err(|_| Ended::ByUs("the thread that opens its frames ended"))?;
+        (self.opener, self.boxed.input) = (Some(opener), boxed);
+        result?;
+        plain.input.extend_from_slice(&frame);
+        Ok(())
+    }
+
+    fn missing(&self) -> usize {
+        self.opener.as_ref().map_or(0, |opener| opener.missing(&self.boxed.input))
     }
 }
 
@@ -247,8 +308,15 @@ impl Reader {
         }
     }
 
-    async fn run(&mut self, stream: &mut ReadHalf<'_>, outbox: &Outbox, handler: &mut impl Handler) -> Ended {
-        match self.try_run(stream, outbox, handler).await {
+    /// Once `leaving` is set we have said all that we will ever say, so the peer can't be asked whether it lives.
+    async fn run(
+        &mut self,
+        stream: &mut ReadHalf<'_>,
+        outbox: &Outbox,
+        handler: &mut impl Handler,
+        leaving: &AtomicBool,
+    ) -> Ended {
+        match self.try_run(stream, outbox, handler, leaving).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
@@ -259,13 +327,14 @@ impl Reader {
         stream: &mut ReadHalf<'_>,
         outbox: &Outbox,
         handler: &mut impl Handler,
+        leaving: &AtomicBool,
     ) -> Result<std::convert::Infallible, Ended> {
         let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut since_pause = 0;
         loop {
             let more_boxes = match &mut self.opening {
                 None => false,
-                Some(opening) => opening.open(&mut self.buffer)?,
+                Some(opening) => opening.open(&mut self.buffer).await?,
             };
             let slab = self.buffer.slab();
             while let Some(event) = self.engine.poll_event(&mut self.buffer.input)? {
@@ -298,12 +367,13 @@ impl Reader {
                         let missing = self.engine.missing(&self.buffer.input);
                         (&mut self.buffer, missing)
                     }
-                    Some(Opening { opener, boxed }) => {
-                        let missing = opener.missing(&boxed.input);
-                        (boxed, missing)
+                    Some(opening) => {
+                        let missing = opening.missing();
+                        (&mut opening.boxed, missing)
                     }
                 };
-                let Some(due) = self.engine.poll_timeout() else {
+                let due = self.engine.poll_timeout().filter(|_| !leaving.load(Ordering::Relaxed));
+                let Some(due) = due else {
                     break buffer.read(stream, missing).await?;
                 };
                 // The alarm rings early rather than being set anew for every read.
@@ -314,7 +384,10 @@ impl Reader {
                     biased;
                     len = buffer.read(stream, missing) => break len?,
                     () = &mut alarm => {
-                        self.engine.handle_timeout(Instant::now())?;
+                        if leaving.load(Ordering::Relaxed) {
+                            continue;
+                        }
+                        self.engine.handle_timeout(now())?;
                         if let Some(bytes) = self.engine.poll_transmit() {
                             owe(outbox, &bytes)?;
                         }
@@ -327,7 +400,7 @@ impl Reader {
                 return Err(Ended::ByPeer);
             }
             since_pause += len;
-            self.engine.handle_received(Instant::now());
+            self.engine.handle_received(now());
         }
     }
 }

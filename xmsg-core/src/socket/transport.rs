@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
 use tokio::sync::mpsc;
 
+use super::vanished::Route;
 use super::{Endpoint, TcpOptions};
 use crate::{Error, ErrorKind, Result};
 
@@ -84,12 +85,13 @@ pub enum WriteHalf<'a> {
 }
 
 impl Stream {
-    /// Connects once, without a time limit of its own.
-    pub async fn connect(endpoint: &Endpoint, options: &TcpOptions) -> Result<Self> {
+    /// Connects once. `limit` is what the caller has in mind for connection and handshake: each address behind a name gets an
+    /// equal share of it, and so does the handshake.
+    pub async fn connect(endpoint: &Endpoint, options: &TcpOptions, limit: Duration) -> Result<Self> {
         let failed = |error| Error::io(format!("cannot connect to {endpoint}"), error);
         match endpoint {
             Endpoint::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
+                let stream = connect_tcp(host, *port, limit).await.map_err(failed)?;
                 options.apply(&stream);
                 Ok(Self::Tcp(stream))
             }
@@ -107,10 +109,14 @@ impl Stream {
     /// The address of the peer, if it came over a network.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip()),
-            Self::Unix(_) | Self::Inproc(_) => None,
-        }
+        self.route().map(|route| route.peer.ip())
+    }
+
+    /// Both ends of a TCP connection.
+    #[must_use]
+    pub fn route(&self) -> Option<Route> {
+        let Self::Tcp(stream) = self else { return None };
+        Some(Route { local: stream.local_addr().ok()?, peer: stream.peer_addr().ok()? })
     }
 
     /// Both directions, to be used at the same time.
@@ -167,7 +173,12 @@ impl TcpOptions {
         let socket = SockRef::from(stream);
         let mut result = socket.set_tcp_nodelay(true);
         if let Some(idle) = self.keepalive {
-            let keepalive = TcpKeepalive::new().with_time(idle).with_interval(idle / 3).with_retries(3);
+            // The kernel takes whole seconds, and 0 for an error.
+            let second = Duration::from_secs(1);
+            let keepalive = TcpKeepalive::new()
+                .with_time(idle.max(second))
+                .with_interval((self.keepalive_timeout / 3).max(second))
+                .with_retries(3);
             result = result.and(socket.set_tcp_keepalive(&keepalive));
         }
         if let Some(bytes) = self.send_buffer {
@@ -231,6 +242,29 @@ impl Listener {
         Ok(Self { endpoint, accepting, options })
     }
 
+    /// Takes over a TCP socket that listens already: one that a service manager bound for us.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use xmsg_core::socket::{TcpOptions, transport::Listener};
+    /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let port = socket.local_addr()?.port();
+    /// let listener = Listener::adopt(socket, TcpOptions::default())?;
+    /// assert_eq!(listener.endpoint().to_string(), format!("tcp://127.0.0.1:{port}"));
+    /// # Ok(()) }
+    /// ```
+    pub fn adopt(socket: std::net::TcpListener, options: TcpOptions) -> Result<Self> {
+        let failed = |error| Error::io("cannot use the listening socket that was handed over", error);
+        if !SockRef::from(&socket).is_listener().map_err(failed)? {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen")));
+        }
+        let address = socket.local_addr().map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let listener = TcpListener::from_std(socket).map_err(failed)?;
+        let endpoint = Endpoint::tcp(address.ip().to_string(), address.port());
+        Ok(Self { endpoint, accepting: Accepting::Tcp(listener), options })
+    }
+
     /// The endpoint that it is bound to, with the port that the system chose for port 0.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
@@ -280,6 +314,22 @@ impl Drop for Listener {
             }
         }
     }
+}
+
+/// Tries the addresses of the name in turn: always in the order in which the system gives them, so that all connections to a
+/// proxy meet at the same one.
+async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+    let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        last = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
+        };
+    }
+    Err(last)
 }
 
 async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {

@@ -1,151 +1,197 @@
-//! The proxy daemon: arguments, tracing, signals, run.
+//! The proxy daemon: arguments, settings, signals, run.
 
 mod daemon;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use daemon::{StopSignals, descriptors_for_connections, is_loopback, parse_seconds, say, start_tracing};
-use xmsg_core::socket::HighWaterMark;
+use daemon::arguments::Switchable;
+use daemon::{
+    Asked, Common, Daemon, Program, Signals, descriptors_for_connections, ready, say, set, stopping,
+};
+use tokio::runtime::{Builder, Runtime};
+use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::registrar::{self, Registrar};
-use xmsg_proxy::{Config, Policy, Proxy, Upstream};
+use xmsg_proxy::settings::{self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings};
+use xmsg_proxy::{Config, Policy, Proxy, TopicPolicy, Upstream};
 
 /// Forwards messages from publishers to subscribers, and answers control requests.
 ///
 /// Publishers connect to PORT, subscribers to PORT+1, control sockets to PORT+2.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "xmsg-proxy", version)]
 struct Arguments {
-    /// Address or name of the interface to listen on; 0.0.0.0 for all of them
-    #[arg(long, default_value = "127.0.0.1", env = "XMSG_PROXY_HOST", value_parser = parse_host)]
-    host: String,
+    /// Address or name of the interface to listen on; 0.0.0.0 for all of them [default: 127.0.0.1]
+    #[arg(long, env = "XMSG_PROXY_HOST")]
+    host: Option<Host>,
 
-    /// Publisher port, 1 to 65533; the next two are used, too. 0: any three free ones
-    #[arg(long, short, default_value_t = xmsg_core::address::DEFAULT_PROXY_PORT, env = "XMSG_PROXY_PORT", value_parser = parse_port)]
-    port: u16,
+    /// Publisher port, 1 to 65533; the next two are used, too. 0: any three free ones [default: 7771]
+    #[arg(long, short, env = "XMSG_PROXY_PORT")]
+    port: Option<ProxyPort>,
 
-    /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them, `block` makes
-    /// publishers wait
-    #[arg(long, value_name = "POLICY", default_value_t, env = "XMSG_PROXY_SLOW_SUBSCRIBER")]
-    slow_subscriber: Policy,
+    /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them; `drop-oldest` drops
+    /// those that wait longest instead; `conflate` keeps the newest of each topic; `block` makes publishers wait;
+    /// `disconnect` cuts the subscriber off [default: drop-newest]
+    #[arg(long, value_name = "POLICY", env = "XMSG_PROXY_SLOW_SUBSCRIBER")]
+    slow_subscriber: Option<Named<Policy>>,
 
-    /// Memory for what waits for one subscriber, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
-    high_water_mark: u32,
+    /// The same for topics that start with PREFIX; may be given several times, the longest prefix counts
+    #[arg(long, value_name = "PREFIX=POLICY")]
+    slow_subscriber_for: Vec<TopicPolicy>,
 
-    /// Messages that may wait for one subscriber [default: any number]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
-    high_water_mark_messages: Option<u64>,
+    /// Memory for what waits for one subscriber, in MiB [default: 256]
+    #[arg(long, value_name = "MIB", env = "XMSG_PROXY_HIGH_WATER_MARK")]
+    high_water_mark: Option<Count<1, { settings::MIB_MAX }>>,
 
-    /// Memory for what waits for all subscribers together, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
-    queue_ceiling: u32,
+    /// Messages that may wait for one subscriber; 0: any number [default: 0]
+    #[arg(long, value_name = "COUNT", env = "XMSG_PROXY_HIGH_WATER_MARK_MESSAGES")]
+    high_water_mark_messages: Option<Count<0, { settings::COUNT_MAX }>>,
 
-    /// The largest message, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    max_message_size: u32,
+    /// Memory for what waits for all subscribers together, in MiB [default: 1024]
+    #[arg(long, value_name = "MIB", env = "XMSG_PROXY_QUEUE_CEILING")]
+    queue_ceiling: Option<Count<1, { settings::MIB_MAX }>>,
+
+    /// The largest message, in MiB [default: 64]
+    #[arg(long, value_name = "MIB", env = "XMSG_PROXY_MAX_MESSAGE_SIZE")]
+    max_message_size: Option<Count<1, 1024>>,
 
     /// Have publishers send everything, not just what somebody subscribed to
-    #[arg(long)]
-    upstream_all: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "XMSG_PROXY_UPSTREAM_ALL")]
+    upstream_all: Option<bool>,
 
-    /// Run a registrar on the same host, too, on this port; 0: any free one
-    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "8888")]
-    registrar: Option<u16>,
+    /// Run a registrar on the same host, too, on this port [default: 8888]; 0: any free one; `off`: don't
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "on", env = "XMSG_PROXY_REGISTRAR")]
+    registrar: Option<Switchable<u16>>,
 
     /// Keep what is registered in this file, so that a restart loses nothing
-    #[arg(long, value_name = "FILE", requires = "registrar")]
-    registrar_snapshot: Option<std::path::PathBuf>,
+    #[arg(long, value_name = "FILE", env = "XMSG_PROXY_REGISTRAR_SNAPSHOT")]
+    registrar_snapshot: Option<PathBuf>,
 
-    /// Seconds to go on delivering after SIGINT or SIGTERM
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = parse_seconds)]
-    linger: f64,
+    /// Threads that move messages; 0: one for each core [default: 1]
+    #[arg(long, value_name = "COUNT", env = "XMSG_PROXY_THREADS")]
+    threads: Option<Count<0, 1024>>,
 
-    /// Threads that move messages; 0: one for each core
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    threads: usize,
-
-    /// Log every connection (the same as `XMSG_PROXY_DEBUG=1`; `RUST_LOG` says it in detail)
-    #[arg(long, short)]
-    verbose: bool,
+    #[command(flatten)]
+    common: Common,
 }
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    start_tracing(arguments.verbose || std::env::var_os("XMSG_PROXY_DEBUG").is_some());
-    let runtime = match arguments.threads {
-        1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-        0 => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
-        count => tokio::runtime::Builder::new_multi_thread().worker_threads(count).enable_all().build(),
-    };
-    let result =
-        runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(run(&arguments)));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xmsg-proxy: {error:#}");
-            ExitCode::FAILURE
+impl Program for Arguments {
+    type Settings = ProxySettings;
+
+    const NAME: &'static str = "xmsg-proxy";
+
+    const COMMON_ENV: [(&'static str, &'static str); 5] = [
+        ("config", "XMSG_PROXY_CONFIG"),
+        ("linger", "XMSG_PROXY_LINGER"),
+        ("admin", "XMSG_PROXY_ADMIN"),
+        ("admin_token_file", "XMSG_PROXY_ADMIN_TOKEN_FILE"),
+        ("log_format", "XMSG_PROXY_LOG_FORMAT"),
+    ];
+
+    const SOCKETS: &'static [(&'static str, usize)] = &[("proxy", 3), ("registrar", 1), ("admin", 1)];
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn overlay(&self, settings: &mut ProxySettings) {
+        let ProxySettings { admin, log, linger_s, registrar, .. } = settings;
+        self.common.overlay(log, admin, linger_s, "XMSG_PROXY_DEBUG");
+        if let Some(choice) = &self.registrar {
+            choice.clone().apply(&mut registrar.enabled, &mut registrar.port);
         }
+        if let Some(path) = &self.registrar_snapshot {
+            registrar.snapshot = Some(settings::absolute(path));
+        }
+        set(&mut settings.host, self.host.clone());
+        set(&mut settings.port, self.port);
+        set(&mut settings.slow_subscriber, self.slow_subscriber);
+        settings.policies.extend(self.slow_subscriber_for.iter().map(PolicySection::from));
+        set(&mut settings.high_water_mark_mib, self.high_water_mark);
+        set(&mut settings.high_water_mark_messages, self.high_water_mark_messages);
+        set(&mut settings.queue_ceiling_mib, self.queue_ceiling);
+        set(&mut settings.max_message_size_mib, self.max_message_size);
+        let upstream = |all| Named(if all { Upstream::All } else { Upstream::Subscribed });
+        set(&mut settings.upstream, self.upstream_all.map(upstream));
+        set(&mut settings.threads, self.threads);
     }
 }
 
-async fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let mut signals = StopSignals::listen()?;
+fn main() -> ExitCode {
+    daemon::main::<Arguments>(runtime, run)
+}
 
-    let mib = |count: u32| count as usize * (1 << 20);
-    let mut config = Config {
-        policy: arguments.slow_subscriber,
-        high_water_mark: HighWaterMark {
-            bytes: mib(arguments.high_water_mark),
-            messages: arguments.high_water_mark_messages.map_or(usize::MAX, |count| count as usize),
-        },
-        queue_ceiling: mib(arguments.queue_ceiling),
-        upstream: if arguments.upstream_all { Upstream::All } else { Upstream::Subscribed },
-        ..Config::default()
-    };
+fn runtime(settings: &ProxySettings) -> std::io::Result<Runtime> {
+    match settings.threads.get() {
+        1 => Builder::new_current_thread().enable_all().build(),
+        0 => Builder::new_multi_thread().enable_all().build(),
+        count => Builder::new_multi_thread().worker_threads(count).enable_all().build(),
+    }
+}
+
+async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+
+    let settings = daemon.settings.clone();
+    let host = &settings.host;
+    let (security, authority) = daemon.security();
+    let name = security.name();
+    let mut config = Config { security, authority, ..settings.config() };
     let descriptors = descriptors_for_connections();
     // So many that a registrar in the same process never runs out of them.
-    let registrar_share = if arguments.registrar.is_some() { descriptors / 4 } else { 0 };
-    config.connections = config.connections.min(descriptors - registrar_share);
-    config.limits.message_size = mib(arguments.max_message_size);
-    let host =
-        if arguments.host.contains(':') { format!("[{}]", arguments.host) } else { arguments.host.clone() };
-    let proxy = Proxy::bind(format!("{host}:{}", arguments.port)).config(config).start().await?;
-    let address = proxy.address();
+    let for_registrar = descriptors / 4;
+    config.connections = config.connections.min(descriptors - for_registrar);
+    let builder = Proxy::bind(host.with_port(settings.port.get())).config(config);
+    let proxy = match <[_; 3]>::try_from(daemon.sockets.take("proxy")) {
+        Ok(sockets) => builder.start_on(sockets).await?,
+        Err(_) => builder.start().await?,
+    };
+    let address = proxy.address().clone();
+    let mut slow_subscribers = settings.slow_subscriber.0.to_string();
+    for own in settings.config().policies {
+        slow_subscribers = format!("{slow_subscribers}, {own}");
+    }
     say(format_args!(
-        "xmsg-proxy {} at {address}: publishers {}, subscribers {}, control {}; slow subscribers: {}",
+        "xmsg-proxy {} at {address}: publishers {}, subscribers {}, control {}; slow subscribers: {slow_subscribers}; security: {name}",
         env!("CARGO_PKG_VERSION"),
         address.publish_port(),
         address.subscribe_port(),
         address.control_port(),
-        arguments.slow_subscriber,
     ));
-    let registrar = match arguments.registrar {
-        None => None,
-        Some(port) => {
-            let snapshot = arguments.registrar_snapshot.clone();
-            let mut config = registrar::Config { snapshot, ..registrar::Config::default() };
-            config.connections = config.connections.min(registrar_share);
-            let registrar = Registrar::bind(format!("{host}:{port}")).config(config).start().await?;
-            say(format_args!("xmsg-registrar at {}", registrar.address()));
-            Some(registrar)
-        }
-    };
-    if !is_loopback(&arguments.host) {
-        tracing::warn!(
-            host = arguments.host,
-            "open to the network: whoever reaches these ports can publish and subscribe"
-        );
+    let registrar = start_registrar(&mut daemon, for_registrar).await?;
+    if let Some(registrar) = &registrar {
+        say(format_args!("xmsg-registrar at {}", registrar.address()));
     }
+    daemon.start_admin(Sources {
+        proxy: Some(proxy.monitor()),
+        registrar: registrar.as_ref().map(Registrar::monitor),
+    })?;
+    daemon.warn_if_open(address.host(), "whoever reaches these ports can publish and subscribe");
+    let _watchdog = ready(&format!("forwarding at {address}"));
 
-    tokio::select! {
-        () = signals.first() => {}
-        () = ended(registrar.as_ref()) => anyhow::bail!("the registrar can't go on: see the log"),
+    loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Reload => {
+                    daemon.reload().await;
+                    proxy.enforce_rules().await;
+                    let now = daemon.settings.config();
+                    proxy.set_policies(now.policy, &now.policies).await;
+                }
+                Asked::Stop => break,
+            },
+            () = ended(registrar.as_ref()) => anyhow::bail!("the registrar can't go on: see the log"),
+        }
     }
-    tracing::info!(linger_s = arguments.linger, "stopping: delivering what is queued");
-    let linger = Duration::from_secs_f64(arguments.linger);
+    let linger = daemon.linger();
+    let admin = daemon.take_admin();
+    if let Some(admin) = &admin {
+        admin.set_phase(Phase::Draining);
+    }
+    stopping("delivering what is queued");
+    tracing::info!(linger_s = linger.as_secs_f64(), "stopping: delivering what is queued");
     let stop = async {
         let registrar = async {
             if let Some(registrar) = registrar {
@@ -159,11 +205,34 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         totals = &mut stop => totals,
         () = signals.second() => anyhow::bail!("stopped at once by a second signal: queued messages are lost"),
     };
+    if let Some(admin) = admin {
+        admin.stop().await;
+    }
     say(format_args!(
         "xmsg-proxy stopped: received {}, delivered {}, dropped {}, undelivered {}",
         totals.received.messages, totals.delivered.messages, totals.dropped.messages, totals.undelivered,
     ));
     Ok(())
+}
+
+/// The registrar in this process, if there is to be one.
+async fn start_registrar(
+    daemon: &mut Daemon<Arguments>,
+    connections: usize,
+) -> anyhow::Result<Option<Registrar>> {
+    let ProxySettings { host, registrar, .. } = &daemon.settings;
+    let (security, authority) = daemon.security();
+    let snapshot = registrar.snapshot.clone();
+    let limits = registrar::Config::default();
+    let connections = limits.connections.min(connections);
+    let config = registrar::Config { snapshot, security, authority, connections, ..limits };
+    let builder = Registrar::bind(host.with_port(registrar.port)).config(config);
+    let started = match daemon.sockets.take("registrar").pop() {
+        Some(socket) => builder.start_on(socket).await,
+        None if registrar.enabled => builder.start().await,
+        None => return Ok(None),
+    };
+    started.map(Some).context("the registrar can't start")
 }
 
 /// When a registrar ends without being told to; never, if there is none.
@@ -172,17 +241,4 @@ async fn ended(registrar: Option<&Registrar>) {
         Some(registrar) => registrar.ended().await,
         None => std::future::pending().await,
     }
-}
-
-fn parse_port(text: &str) -> Result<u16, String> {
-    match text.parse::<u16>() {
-        Ok(port @ 0..=xmsg_core::address::MAX_PROXY_PORT) => Ok(port),
-        Ok(port) => Err(format!("{port} leaves no room for three ports: the highest is 65533")),
-        Err(_) => Err("not a port: 1 to 65533, or 0 for any".to_owned()),
-    }
-}
-
-fn parse_host(text: &str) -> Result<String, String> {
-    let host = text.trim_start_matches('[').trim_end_matches(']');
-    xmsg_core::ProxyAddress::new(host, 1).map(|_| host.to_owned()).map_err(|error| error.to_string())
 }

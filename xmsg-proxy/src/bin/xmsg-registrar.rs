@@ -1,124 +1,139 @@
-//! The registrar daemon: arguments, tracing, signals, run.
+//! The registrar daemon: arguments, settings, signals, run.
 
 mod daemon;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::Context;
 use clap::Parser;
-use daemon::{StopSignals, descriptors_for_connections, is_loopback, parse_seconds, say, start_tracing};
+use daemon::{
+    Asked, Common, Daemon, Program, Signals, descriptors_for_connections, ready, say, set, stopping,
+};
+use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::registrar::{Config, Registrar};
+use xmsg_proxy::settings::{self, Count, Host, RegistrarSettings, Seconds};
 
 /// Keeps who publishes and who subscribes, and where, and answers questions about it.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "xmsg-registrar", version)]
 struct Arguments {
-    /// Address or name of the interface to listen on; 0.0.0.0 for all of them
-    #[arg(long, default_value = "127.0.0.1", env = "XMSG_REGISTRAR_HOST", value_parser = parse_host)]
-    host: String,
+    /// Address or name of the interface to listen on; 0.0.0.0 for all of them [default: 127.0.0.1]
+    #[arg(long, env = "XMSG_REGISTRAR_HOST")]
+    host: Option<Host>,
 
-    /// Port, 1 to 65535; 0: any free one
-    #[arg(long, short, default_value_t = xmsg_core::address::DEFAULT_REGISTRAR_PORT, env = "XMSG_REGISTRAR_PORT")]
-    port: u16,
+    /// Port, 1 to 65535; 0: any free one [default: 8888]
+    #[arg(long, short, env = "XMSG_REGISTRAR_PORT")]
+    port: Option<u16>,
 
     /// Keep registrations in this file, so that a restart loses none; FILE.journal and FILE.lock lie beside it
     #[arg(long, value_name = "FILE", env = "XMSG_REGISTRAR_SNAPSHOT")]
     snapshot: Option<PathBuf>,
 
-    /// Forget registrations that were not made again for so many seconds [default: never]. Clients of this project renew
-    /// theirs every 20 seconds, others don't
-    #[arg(long, value_name = "SECONDS", value_parser = parse_ttl)]
-    ttl: Option<Duration>,
+    /// Forget registrations that were not made again for so many seconds; 0: never [default: 0]. Clients of this project
+    /// renew theirs every 20 seconds, others don't
+    #[arg(long, value_name = "SECONDS", env = "XMSG_REGISTRAR_TTL")]
+    ttl: Option<Seconds>,
 
-    /// Registrations to keep at most
-    #[arg(long, value_name = "COUNT", default_value_t = 4_000_000, value_parser = clap::value_parser!(u32).range(1..))]
-    max_registrations: u32,
+    /// Registrations to keep at most [default: 4000000]
+    #[arg(long, value_name = "COUNT", env = "XMSG_REGISTRAR_MAX_REGISTRATIONS")]
+    max_registrations: Option<Count<1, 4_294_967_295>>,
 
-    /// Seconds to go on answering after SIGINT or SIGTERM
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = parse_seconds)]
-    linger: f64,
+    #[command(flatten)]
+    common: Common,
+}
 
-    /// Log every request that is refused (the same as `XMSG_REGISTRAR_DEBUG=1`; `RUST_LOG` says it in detail)
-    #[arg(long, short)]
-    verbose: bool,
+impl Program for Arguments {
+    type Settings = RegistrarSettings;
+
+    const NAME: &'static str = "xmsg-registrar";
+
+    const COMMON_ENV: [(&'static str, &'static str); 5] = [
+        ("config", "XMSG_REGISTRAR_CONFIG"),
+        ("linger", "XMSG_REGISTRAR_LINGER"),
+        ("admin", "XMSG_REGISTRAR_ADMIN"),
+        ("admin_token_file", "XMSG_REGISTRAR_ADMIN_TOKEN_FILE"),
+        ("log_format", "XMSG_REGISTRAR_LOG_FORMAT"),
+    ];
+
+    const SOCKETS: &'static [(&'static str, usize)] = &[("registrar", 1), ("admin", 1)];
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn overlay(&self, settings: &mut RegistrarSettings) {
+        let RegistrarSettings { admin, log, linger_s, .. } = settings;
+        self.common.overlay(log, admin, linger_s, "XMSG_REGISTRAR_DEBUG");
+        if let Some(path) = &self.snapshot {
+            settings.snapshot = Some(settings::absolute(path));
+        }
+        set(&mut settings.host, self.host.clone());
+        set(&mut settings.port, self.port);
+        set(&mut settings.ttl_s, self.ttl);
+        set(&mut settings.max_registrations, self.max_registrations);
+    }
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    start_tracing(arguments.verbose || std::env::var_os("XMSG_REGISTRAR_DEBUG").is_some());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result =
-        runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(run(arguments)));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("xmsg-registrar: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    daemon::main::<Arguments>(|_| tokio::runtime::Builder::new_current_thread().enable_all().build(), run)
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut signals = StopSignals::listen()?;
+async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
 
-    let kept = arguments
+    let settings = daemon.settings.clone();
+    let kept = settings
         .snapshot
         .as_ref()
         .map_or("in memory only".to_owned(), |path| format!("in {}", path.display()));
-    let limits = Config::default();
-    let config = Config {
-        connections: limits.connections.min(descriptors_for_connections()),
-        snapshot: arguments.snapshot,
-        ttl: arguments.ttl,
-        registrations: arguments.max_registrations as usize,
-        ..limits
+    let (security, authority) = daemon.security();
+    let name = security.name();
+    let mut config = Config { security, authority, ..settings.config() };
+    config.connections = config.connections.min(descriptors_for_connections());
+    let builder = Registrar::bind(settings.host.with_port(settings.port)).config(config);
+    let registrar = match daemon.sockets.take("registrar").pop() {
+        Some(socket) => builder.start_on(socket).await?,
+        None => builder.start().await?,
     };
-    let host =
-        if arguments.host.contains(':') { format!("[{}]", arguments.host) } else { arguments.host.clone() };
-    let registrar = Registrar::bind(format!("{host}:{}", arguments.port)).config(config).start().await?;
-    let counts = registrar.counts();
+    let (counts, address) = (registrar.counts(), registrar.address().clone());
     say(format_args!(
-        "xmsg-registrar {} at {}: {} publishers, {} subscribers; kept {kept}",
+        "xmsg-registrar {} at {address}: {} publishers, {} subscribers; kept {kept}; security: {name}",
         env!("CARGO_PKG_VERSION"),
-        registrar.address(),
         counts.publishers,
         counts.subscribers,
     ));
-    if !is_loopback(&arguments.host) {
-        tracing::warn!(
-            host = arguments.host,
-            "open to the network: whoever reaches this port can register and remove anybody"
-        );
-    }
+    daemon.start_admin(Sources { registrar: Some(registrar.monitor()), ..Sources::default() })?;
+    daemon.warn_if_open(address.host(), "whoever reaches this port can register and remove anybody");
+    let _watchdog = ready(&format!("answering at {address}"));
 
-    tokio::select! {
-        () = signals.first() => {}
-        () = registrar.ended() => anyhow::bail!("it can't go on: see the log"),
+    loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Reload => daemon.reload().await,
+                Asked::Stop => break,
+            },
+            () = registrar.ended() => anyhow::bail!("it can't go on: see the log"),
+        }
     }
-    tracing::info!(linger_s = arguments.linger, "stopping: answering what was asked");
-    let stop = registrar.stop(Duration::from_secs_f64(arguments.linger));
+    let linger = daemon.linger();
+    let admin = daemon.take_admin();
+    if let Some(admin) = &admin {
+        admin.set_phase(Phase::Draining);
+    }
+    stopping("answering what was asked");
+    tracing::info!(linger_s = linger.as_secs_f64(), "stopping: answering what was asked");
+    let stop = registrar.stop(linger);
     tokio::pin!(stop);
     let counts = tokio::select! {
         counts = &mut stop => counts,
         () = signals.second() => anyhow::bail!("stopped at once by a second signal"),
     };
+    if let Some(admin) = admin {
+        admin.stop().await;
+    }
     say(format_args!(
         "xmsg-registrar stopped: publishers {}, subscribers {}, requests {}, refused {}, expired {}",
         counts.publishers, counts.subscribers, counts.requests, counts.refused, counts.expired,
     ));
     Ok(())
-}
-
-fn parse_host(text: &str) -> Result<String, String> {
-    let host = text.trim_start_matches('[').trim_end_matches(']');
-    xmsg_core::RegistrarAddress::new(host, 1).map(|_| host.to_owned()).map_err(|error| error.to_string())
-}
-
-fn parse_ttl(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.001..1e9).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("not a number of seconds above 0".to_owned()),
-    }
 }

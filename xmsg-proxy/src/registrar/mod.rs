@@ -22,15 +22,18 @@ pub mod journal;
 mod service;
 pub mod store;
 
+use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::registration::Registration;
+use xmsg_core::setup::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
+use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
     Admission, AdmissionLimits, Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions,
 };
@@ -115,7 +118,36 @@ impl Builder {
 
     /// Reads the snapshot, binds the port and goes to work, on the present tokio runtime.
     pub async fn start(self) -> Result<Registrar> {
-        Registrar::start(&self.address, self.config).await
+        Registrar::start(self.config, async |replier| listen(&self.address, replier).await).await
+    }
+
+    /// The same on a socket that listens already, instead of binding its address: that of a service manager.
+    pub async fn start_on(self, socket: TcpListener) -> Result<Registrar> {
+        let tcp = self.config.tcp.clone();
+        let adopt = async |replier: &Replier| located(replier.listen(Listener::adopt(socket, tcp)?));
+        Registrar::start(self.config, adopt).await
+    }
+}
+
+/// Watches a registrar from any thread: it reads counts and changes nothing. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    counters: Arc<Counters>,
+    /// Whoever watches does not keep the socket open.
+    replier: Weak<Replier>,
+}
+
+impl Monitor {
+    /// How many registrations there are, and what was done since the start.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counters.counts()
+    }
+
+    /// How many clients are connected.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.replier.upgrade().map_or(0, |replier| replier.peers())
     }
 }
 
@@ -134,13 +166,26 @@ pub struct Counts {
     pub expired: u64,
 }
 
+impl Counters {
+    fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            publishers: read(&self.publishers),
+            subscribers: read(&self.subscribers),
+            requests: read(&self.requests),
+            refused: read(&self.refused),
+            expired: read(&self.expired),
+        }
+    }
+}
+
 /// A registrar at work. It stops with [`stop`](Self::stop); dropping it stops it at once.
 #[derive(Debug)]
 pub struct Registrar {
     address: RegistrarAddress,
     counters: Arc<Counters>,
     stop: CancellationToken,
-    replier: Replier,
+    replier: Arc<Replier>,
     service: Option<JoinHandle<()>>,
 }
 
@@ -158,7 +203,10 @@ impl Registrar {
         Builder { address: address.into(), config: Config::default() }
     }
 
-    async fn start(address: &str, config: Config) -> Result<Self> {
+    async fn start(
+        config: Config,
+        listen: impl AsyncFnOnce(&Replier) -> Result<RegistrarAddress>,
+    ) -> Result<Self> {
         let mut store = Store::new(config.registrations, config.ttl);
         let mut journal = match config.snapshot {
             None => None,
@@ -178,6 +226,9 @@ impl Registrar {
         let replier = Replier::new(SocketOptions {
             // One reply; REQ peers wait for it before they ask again.
             send_high_water_mark: HighWaterMark::bytes(1 << 20),
+            // Those who vanish are not to keep their connections.
+            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
+            heartbeat_timeout: HEARTBEAT_TIMEOUT,
             limits: config.limits,
             admission: Admission::new(AdmissionLimits {
                 connections: config.connections,
@@ -188,7 +239,7 @@ impl Registrar {
             security: config.security.security(&config.authority),
             ..SocketOptions::default()
         });
-        let address = listen(address, &replier).await?;
+        let address = listen(&replier).await?;
         let counters = Arc::new(Counters::default());
         let stop = CancellationToken::new();
         let sender = Bytes::from(format!("{}:registrar", address.host()));
@@ -196,7 +247,7 @@ impl Registrar {
         let service = Service::new(sender, replier.clone(), store, journal, counters.clone(), stop.clone())
             .with_authority(config.authority, named);
         let service = Some(tokio::spawn(service.run()));
-        Ok(Self { address, counters, stop, replier, service })
+        Ok(Self { address, counters, stop, replier: Arc::new(replier), service })
     }
 
     /// Where it listens.
@@ -208,14 +259,13 @@ impl Registrar {
     /// How many registrations there are, and what was done since the start.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
-            publishers: read(&self.counters.publishers),
-            subscribers: read(&self.counters.subscribers),
-            requests: read(&self.counters.requests),
-            refused: read(&self.counters.refused),
-            expired: read(&self.counters.expired),
-        }
+        self.counters.counts()
+    }
+
+    /// A handle to watch it with, which may outlive it.
+    #[must_use]
+    pub fn monitor(&self) -> Monitor {
+        Monitor { counters: self.counters.clone(), replier: Arc::downgrade(&self.replier) }
     }
 
     /// Waits until it has ended without being told to: when its journal was lost. The log says why.
@@ -233,6 +283,39 @@ impl Registrar {
         }
         self.replier.close(linger).await;
         self.counts()
+    }
+}
+
+pub(crate) mod fuzzing {
+    //! See [`crate::fuzzing`].
+
+    use super::{Arc, Bytes, CancellationToken, Duration, Replier, Service, SocketOptions, Store};
+
+    /// A registrar without a port.
+    #[derive(Debug)]
+    pub struct Registrar(Service);
+
+    impl Default for Registrar {
+        fn default() -> Self {
+            let replier = Replier::new(SocketOptions::default());
+            let store = Store::new(64, Some(Duration::from_secs(60)));
+            let stop = CancellationToken::new();
+            Self(Service::new(
+                Bytes::from_static(b"fuzz:registrar"),
+                replier,
+                store,
+                None,
+                Arc::default(),
+                stop,
+            ))
+        }
+    }
+
+    impl Registrar {
+        /// The frames of its reply.
+        pub fn answer(&mut self, frames: &[Bytes]) -> Vec<Bytes> {
+            self.0.reply_to(frames, true).0.into_frames()
+        }
     }
 }
 
@@ -265,17 +348,22 @@ fn load(path: &std::path::Path, mut store: Store) -> Result<(Store, Journal)> {
 }
 
 async fn listen(address: &str, replier: &Replier) -> Result<RegistrarAddress> {
-    let (host, endpoint) = if let Some(host) = address.strip_suffix(":0") {
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        // The port is made up: only the host is checked.
-        RegistrarAddress::new(&host, 1)?;
-        (host.clone(), Endpoint::tcp(host, 0))
-    } else {
+    let Some(host) = address.strip_suffix(":0") else {
         let wanted: RegistrarAddress = address.parse()?;
-        (wanted.host().to_owned(), Endpoint::tcp(wanted.host(), wanted.port()))
+        replier.bind(&Endpoint::tcp(wanted.host(), wanted.port())).await?;
+        return Ok(wanted);
     };
-    match replier.bind(&endpoint).await? {
-        Endpoint::Tcp { port, .. } => RegistrarAddress::new(host, port),
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    // The port is made up: only the host is checked.
+    RegistrarAddress::new(host, 1)?;
+    let bound = located(replier.bind(&Endpoint::tcp(host, 0)).await?)?;
+    RegistrarAddress::new(host, bound.port())
+}
+
+/// The address of a listener.
+fn located(endpoint: Endpoint) -> Result<RegistrarAddress> {
+    match endpoint {
+        Endpoint::Tcp { host, port } => RegistrarAddress::new(host, port),
         other => Err(Error::new(ErrorKind::InvalidAddress, format!("{other} is not a TCP endpoint"))),
     }
 }

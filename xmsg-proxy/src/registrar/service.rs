@@ -46,7 +46,7 @@ pub(super) struct Counters {
 
 /// What a request has done to the store.
 #[derive(Debug)]
-enum Effect {
+pub(super) enum Effect {
     /// It only asked.
     None,
     /// What it wanted is so already, although perhaps not yet on the disk.
@@ -155,7 +155,7 @@ impl Service {
     }
 
     fn handle(&mut self, path: ReturnPath, frames: &Multipart) {
-        let (reply, effect) = self.reply_to(&path, frames.frames());
+        let (reply, effect) = self.reply_to(frames.frames(), self.may_register(&path));
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         if let Err(status) = &reply.outcome {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -182,7 +182,7 @@ impl Service {
     }
 
     /// The reply, and what is to be written before it is sent.
-    fn reply_to(&mut self, path: &ReturnPath, frames: &[Bytes]) -> (Reply, Effect) {
+    pub(super) fn reply_to(&mut self, frames: &[Bytes], may_change: bool) -> (Reply, Effect) {
         let long = frames.iter().map(Bytes::len).max().unwrap_or_default() > DATA_MAX;
         if long && let [name, sender, _] = frames {
             // What is known to be too long is not read; the action may still be told.
@@ -199,7 +199,7 @@ impl Service {
             Ok(request) => request,
             Err(reply) => return (reply, Effect::None),
         };
-        if changes(request.action) && !self.may_register(path) {
+        if changes(request.action) && !may_change {
             let outcome = Err("not allowed: you may ask, but not register or remove".to_owned());
             return (request.reply(&self.sender, outcome), Effect::None);
         }

@@ -4,6 +4,7 @@
 //! holder may do. Rules can be replaced while everything runs.
 
 mod passwords;
+#[cfg(feature = "daemon")]
 pub mod settings;
 
 use std::collections::HashMap;
@@ -75,7 +76,7 @@ fn starts_with_any(topic: &[u8], prefixes: &[Bytes]) -> bool {
 }
 
 /// Who is let in, with which rights.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// Whoever comes without credentials, to ports without security. Default: everything.
     pub anonymous: Arc<Rights>,
@@ -228,7 +229,7 @@ impl Authenticator for Authority {
 }
 
 /// How the ports are secured.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Mechanism {
     /// Not at all.
     #[default]
@@ -240,6 +241,16 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Null => "NULL",
+            Self::Plain => "PLAIN",
+            Self::Curve(_) => "CURVE",
+        }
+    }
+
     /// The option of a socket that clients connect to.
     #[must_use]
     pub fn security(&self, authority: &Arc<Authority>) -> Security {

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 const MEMORY_MAX_KIB: u32 = 1 << 20;
 
 /// Users and the hashes of their passwords.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Passwords(HashMap<String, String>);
 
 impl std::fmt::Debug for Passwords {

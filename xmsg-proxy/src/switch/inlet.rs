@@ -2,18 +2,20 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
-use xmsg_core::socket::outbox::{Lease, Ledger, OutboxGuard, URGENT_MAX};
+use xmsg_core::socket::Amount;
+use xmsg_core::socket::outbox::{Lease, Ledger, URGENT_MAX};
 use xmsg_core::socket::session::{Batch, Ended, Handler};
-use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{Command, Span, Version};
 
-use super::peers::{Gate, Publisher, Subscriber};
+use super::delivery::{Cut, Delivery, Run};
+use super::peers::{Drops, Gate, Publisher, Subscriber};
 use super::table::Table;
-use crate::config::{Config, Policy};
+use crate::config::Config;
+use crate::policy::Policies;
 use crate::security::Rights;
 
 /// Topics whose subscribers an inlet remembers, at most; then it starts over.
@@ -22,26 +24,11 @@ const TOPICS: usize = 16 << 10;
 const TOPIC_BYTES: usize = 4 << 20;
 /// Members of all target sets that an inlet remembers, at most.
 const MEMBERS: usize = 1 << 20;
-/// Runs below this many bytes are copied: cheaper than a slice, and a few bytes do not keep a slab alive.
-const COPY_BELOW: usize = 1 << 10;
-/// … and those below this share of their slab, for the same reason.
-const SLAB_SHARE: usize = 16;
-/// Marks of fewer slabs than this are kept to the byte, by copying.
-const EXACT_BELOW_SLABS: usize = 16;
-/// A subscriber may always hold this much of the ceiling.
-const SHARE_MIN: usize = 64 << 10;
 /// Answers to control requests that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
 /// asking.
 const ANSWERS_MAX: usize = URGENT_MAX / 2;
 /// How often a publisher that is made to wait hears from us, so that its heartbeats do not give us up.
 const BLOCKED_PING: Duration = Duration::from_secs(1);
-
-/// Consecutive messages of a batch for the same subscribers, by number: `first` up to, not including, `end`.
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    first: usize,
-    end: usize,
-}
 
 /// A subscriber as this inlet knows it, with what the present batch has for it.
 #[derive(Debug)]
@@ -50,16 +37,26 @@ struct Slot {
     runs: Vec<Run>,
 }
 
+/// Who gets a message, and what happens if it can't be queued.
+#[derive(Debug)]
+struct TargetSet {
+    slots: Box<[usize]>,
+    /// Number of the rule.
+    rule: u32,
+}
+
 /// What was looked up in the table, good for one epoch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Cache {
     epoch: Option<u64>,
-    /// No subscription is longer: of a topic, no more than this matters.
+    policies: Arc<Policies>,
+    /// No subscription is longer, and no prefix with a policy of its own: of a topic, no more than this matters.
     longest_prefix: usize,
     /// Topic → number of a target set.
     topics: HashMap<Box<[u8]>, usize>,
-    /// Target sets: slots. Equal sets have one number, so that comparing them is comparing numbers.
-    sets: Vec<Box<[usize]>>,
+    /// Equal sets under the same rule have one number, so that comparing them is comparing numbers.
+    sets: Vec<TargetSet>,
+    /// … by their subscribers and, last, the rule.
     set_numbers: HashMap<Box<[u32]>, usize>,
     slots: Vec<Slot>,
     slot_numbers: HashMap<u32, usize>,
@@ -74,6 +71,23 @@ struct Cache {
 const DENIED: usize = usize::MAX;
 
 impl Cache {
+    fn new(table: &Table) -> Self {
+        Self {
+            epoch: None,
+            policies: table.routes().policies().clone(),
+            longest_prefix: 0,
+            topics: HashMap::new(),
+            sets: Vec::new(),
+            set_numbers: HashMap::new(),
+            slots: Vec::new(),
+            slot_numbers: HashMap::new(),
+            found: Vec::new(),
+            topic_bytes: 0,
+            members: 0,
+            rights: None,
+        }
+    }
+
     fn refresh(&mut self, table: &Table, publisher: &Publisher) {
         let epoch = table.epoch();
         let small = self.topics.len() < TOPICS && self.topic_bytes < TOPIC_BYTES && self.members < MEMBERS;
@@ -86,7 +100,9 @@ impl Cache {
         self.set_numbers.clear();
         self.slots.clear();
         self.slot_numbers.clear();
-        self.longest_prefix = table.routes().longest_prefix();
+        let routes = table.routes();
+        self.policies = routes.policies().clone();
+        self.longest_prefix = routes.longest_prefix().max(self.policies.longest_prefix());
         // Nothing, if it is not to be here any more.
         let rights = publisher.grant.rights().unwrap_or_default();
         self.rights = (!rights.publishes_all()).then_some(rights);
@@ -104,12 +120,15 @@ impl Cache {
         let allowed = self.rights.as_ref().is_none_or(|rights| rights.may_publish(topic));
         let routes = table.routes();
         routes.find(topic, &mut self.found);
+        let members = self.found.len();
+        let rule = self.policies.of(topic);
+        self.found.push(rule);
         let set = if !allowed {
             DENIED
         } else if let Some(set) = self.set_numbers.get(&self.found[..]) {
             *set
         } else {
-            let slots = self.found.iter().filter_map(|id| {
+            let slots = self.found[..members].iter().filter_map(|id| {
                 if let Some(slot) = self.slot_numbers.get(id) {
                     return Some(*slot);
                 }
@@ -118,8 +137,9 @@ impl Cache {
                 self.slot_numbers.insert(*id, self.slots.len() - 1);
                 Some(self.slots.len() - 1)
             });
-            self.sets.push(slots.collect());
-            self.members += self.found.len();
+            let slots = slots.collect();
+            self.sets.push(TargetSet { slots, rule });
+            self.members += members;
             self.set_numbers.insert(self.found.as_slice().into(), self.sets.len() - 1);
             self.sets.len() - 1
         };
@@ -134,9 +154,7 @@ impl Cache {
 pub(super) struct Inlet {
     publisher: Arc<Publisher>,
     table: Arc<Table>,
-    ledger: Arc<Ledger>,
-    gate: Arc<Gate>,
-    ceiling: usize,
+    delivery: Delivery,
     /// Messages go ahead of what is queued.
     priority: bool,
     cache: Cache,
@@ -144,33 +162,6 @@ pub(super) struct Inlet {
     touched: Vec<usize>,
     /// The slab that the last batch with slices lay in.
     lease: Option<(u64, Weak<Lease>)>,
-}
-
-/// One batch, ready to be cut.
-struct Cut<'a> {
-    wire: &'a Bytes,
-    spans: &'a [Span],
-    /// Made when the first slice is queued.
-    lease: OnceLock<Arc<Lease>>,
-    slab_size: usize,
-}
-
-impl Cut<'_> {
-    fn start(&self, run: Run) -> usize {
-        self.spans[run.first].start
-    }
-
-    fn len(&self, run: Run) -> usize {
-        self.spans[run.end - 1].end - self.start(run)
-    }
-
-    /// How many messages of the run fit into this room.
-    fn fitting(&self, run: Run, room: Amount) -> usize {
-        let start = self.start(run);
-        let by_bytes =
-            self.spans[run.first..run.end].partition_point(|span| (span.end - start) as u64 <= room.bytes);
-        by_bytes.min(usize::try_from(room.messages).unwrap_or(usize::MAX))
-    }
 }
 
 impl Inlet {
@@ -184,11 +175,9 @@ impl Inlet {
         Self {
             publisher: publisher.clone(),
             table: table.clone(),
-            ledger: ledger.clone(),
-            gate: gate.clone(),
-            ceiling: config.queue_ceiling,
+            delivery: Delivery { ledger: ledger.clone(), gate: gate.clone(), ceiling: config.queue_ceiling },
             priority: false,
-            cache: Cache::default(),
+            cache: Cache::new(table),
             touched: Vec::new(),
             lease: None,
         }
@@ -202,7 +191,7 @@ impl Inlet {
     fn match_batch(&mut self, wire: &[u8], spans: &[Span]) {
         self.cache.refresh(&self.table, &self.publisher);
         let longest = self.cache.longest_prefix;
-        let mut run = Run { first: 0, end: 0 };
+        let mut run = Run { first: 0, end: 0, rule: 0 };
         let mut last: Option<(&[u8], usize)> = None;
         for (number, span) in spans.iter().enumerate() {
             let topic = span.first(wire);
@@ -229,13 +218,13 @@ impl Inlet {
     /// `topic` is that of the run's last message.
     fn assign(&mut self, set: usize, run: Run, topic: &[u8]) {
         if set == DENIED {
-            let count = (run.end - run.first) as u64;
-            self.publisher.grant.deny(&self.publisher.peer, "publish", topic, count);
+            self.publisher.grant.deny(&self.publisher.peer, "publish", topic, run.count() as u64);
             return;
         }
-        let slots = &self.cache.sets[set];
+        let TargetSet { slots, rule } = &self.cache.sets[set];
+        let run = Run { rule: *rule, ..run };
         if slots.is_empty() {
-            self.gate.unmatched.fetch_add((run.end - run.first) as u64, Ordering::Relaxed);
+            self.delivery.gate.unmatched.fetch_add(run.count() as u64, Ordering::Relaxed);
         }
         for &slot in slots {
             let runs = &mut self.cache.slots[slot].runs;
@@ -244,104 +233,37 @@ impl Inlet {
                     self.touched.push(slot);
                     runs.push(run);
                 }
-                Some(last) if last.end == run.first => last.end = run.end,
+                Some(last) if last.end == run.first && last.rule == run.rule => last.end = run.end,
                 Some(_) => runs.push(run),
             }
         }
     }
 
-    /// How much more this subscriber takes.
-    fn room(&self, queue: &OutboxGuard<'_>, mark: HighWaterMark) -> Amount {
-        let room = queue.room(mark);
-        if self.ledger.bytes() > self.ceiling {
-            let share = (self.ceiling / self.gate.subscriber_count().max(1)).max(SHARE_MIN);
-            if queue.queued().bytes as usize > share {
-                return Amount::default();
-            }
-        }
-        // A message above the mark may go when nothing else is queued.
-        if queue.queued().messages == 0 { Amount { bytes: u64::MAX, ..room } } else { room }
-    }
-
-    /// Queues the slot's runs, as far as there is room; with `block`, says whether something is left.
-    fn deliver(&self, slot: &Slot, left: &mut Vec<Run>, cut: &Cut<'_>) {
-        let subscriber = &slot.subscriber;
-        let (mut dropped, mut dropped_bytes) = (0, 0);
-        let mut queue = subscriber.outbox.lock();
-        let mut done = 0;
-        while let Some(&run) = left.get(done) {
-            done += 1;
-            if queue.is_closed() {
-                // It is leaving: there is nobody to deliver to.
-                continue;
-            }
-            let room = self.room(&queue, subscriber.outbox.mark());
-            let (count, len) = (run.end - run.first, cut.len(run));
-            if count as u64 <= room.messages && len as u64 <= room.bytes {
-                self.push(&mut queue, subscriber.outbox.mark(), run, cut);
-                continue;
-            }
-            let mut fitting = cut.fitting(run, room);
-            if fitting == 0 && queue.queued().messages == 0 {
-                fitting = 1;
-            }
-            let rest = Run { first: run.first + fitting, ..run };
-            if fitting > 0 {
-                self.push(&mut queue, subscriber.outbox.mark(), Run { end: rest.first, ..run }, cut);
-            }
-            if rest.first == rest.end {
-                continue;
-            }
-            match subscriber.policy {
-                Policy::DropNewest => {
-                    dropped += rest.end - rest.first;
-                    dropped_bytes += cut.len(rest);
-                }
-                Policy::Block => {
-                    queue.wait_for_room();
-                    done -= 1;
-                    left[done] = rest;
-                    break;
-                }
-            }
-        }
-        left.drain(..done);
-        drop(queue);
-        if dropped > 0 {
-            subscriber.count_dropped(dropped, dropped_bytes);
-        }
-    }
-
-    fn push(&self, queue: &mut OutboxGuard<'_>, mark: HighWaterMark, run: Run, cut: &Cut<'_>) {
-        let (start, len, count) = (cut.start(run), cut.len(run), run.end - run.first);
-        let range = start..start + len;
-        let small = len < COPY_BELOW || len < cut.slab_size / SLAB_SHARE;
-        let exact = mark.bytes < EXACT_BELOW_SLABS * cut.slab_size && len < cut.slab_size / 2;
-        if small || exact {
-            queue.push_copy(&cut.wire[range], count);
-        } else {
-            let lease = cut.lease.get_or_init(|| Lease::new(&self.ledger, cut.slab_size));
-            queue.push_slice(cut.wire.slice(range), count, lease);
-        }
-    }
-
     /// Waits until the subscriber has taken what is left for it.
-    async fn wait(&self, slot: &Slot, left: &mut Vec<Run>, cut: &Cut<'_>) {
+    async fn wait(&self, subscriber: &Subscriber, left: &mut Vec<Run>, cut: &Cut<'_>) {
+        let mut policies = self.cache.policies.clone();
+        subscriber.count_wait();
         while !left.is_empty() {
-            let room = slot.subscriber.outbox.wait_for_room(|queue| {
-                let first = Run { end: left[0].first + 1, ..left[0] };
-                cut.fitting(first, self.room(queue, slot.subscriber.outbox.mark())) == 0
-                    && queue.queued().messages > 0
-            });
-            if tokio::time::timeout(BLOCKED_PING, room).await.is_err()
-                && self.publisher.version >= Version::V3_1
-            {
-                let mut ping = BytesMut::new();
-                Command::Ping { ttl: Duration::ZERO, context: Bytes::new() }.write(&mut ping);
-                // If it does not even read this much, it will not miss it.
-                let _ = self.publisher.outbox.push_urgent(&ping, URGENT_MAX);
+            let since = Instant::now();
+            let rule = subscriber.rule(&policies, left[0].rule);
+            let room =
+                subscriber.outbox.wait_for_room(|queue| self.delivery.is_full(queue, rule, left[0], cut));
+            if tokio::time::timeout(BLOCKED_PING, room).await.is_err() {
+                if self.publisher.version >= Version::V3_1 {
+                    let mut ping = BytesMut::new();
+                    Command::Ping { ttl: Duration::ZERO, context: Bytes::new() }.write(&mut ping);
+                    // If it does not even read this much, it will not miss it.
+                    let _ = self.publisher.outbox.push_urgent(&ping, URGENT_MAX);
+                }
+                subscriber.log_slowness();
             }
-            self.deliver(slot, left, cut);
+            subscriber.count_waited(since.elapsed());
+            let present = self.table.routes().policies().clone();
+            if !Arc::ptr_eq(&present, &policies) {
+                policies = present;
+                *left = cut.divide(left, &policies);
+            }
+            self.delivery.deliver(subscriber, left, cut, &policies);
         }
     }
 
@@ -351,7 +273,8 @@ impl Inlet {
             for run in slot.runs.drain(..) {
                 let range = spans[run.first].start..spans[run.end - 1].end;
                 if !slot.subscriber.outbox.push_urgent(&wire[range.clone()], ANSWERS_MAX) {
-                    slot.subscriber.count_dropped(run.end - run.first, range.len());
+                    let newest = Amount::new(run.count(), range.len());
+                    slot.subscriber.count_dropped(Drops { newest, ..Drops::default() });
                 }
             }
         }
@@ -382,7 +305,8 @@ impl Handler for Inlet {
         let mut waiting = Vec::new();
         for slot in touched.drain(..) {
             let mut runs = std::mem::take(&mut self.cache.slots[slot].runs);
-            self.deliver(&self.cache.slots[slot], &mut runs, &cut);
+            let subscriber = &self.cache.slots[slot].subscriber;
+            self.delivery.deliver(subscriber, &mut runs, &cut, &self.cache.policies);
             if runs.is_empty() {
                 // The allocation serves the next batch.
                 self.cache.slots[slot].runs = runs;
@@ -392,7 +316,7 @@ impl Handler for Inlet {
         }
         self.touched = touched;
         for (slot, mut runs) in waiting {
-            self.wait(&self.cache.slots[slot], &mut runs, &cut).await;
+            self.wait(&self.cache.slots[slot].subscriber, &mut runs, &cut).await;
         }
         if let Some(lease) = cut.lease.get() {
             self.lease = Some((slab.serial, Arc::downgrade(lease)));

@@ -12,6 +12,7 @@
 //! Messages are never taken apart: a run of messages for the same subscribers is one slice of the memory that they were
 //! read into.
 
+mod delivery;
 mod inlet;
 mod peers;
 mod table;
@@ -26,16 +27,17 @@ use tokio_util::task::TaskTracker;
 use xmsg_core::security::Security;
 use xmsg_core::socket::admission::Permit;
 use xmsg_core::socket::outbox::{Ledger, Outbox};
-use xmsg_core::socket::session::Session;
+use xmsg_core::socket::session::{Session, now};
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Listener, Stream};
 use xmsg_core::socket::{Admission, Amount, HighWaterMark};
 use xmsg_core::zmtp::{self, Engine, Peer, SocketType};
 
-use crate::config::{Config, Policy};
+use crate::config::Config;
+use crate::policy::{Policies, Policy, Rule, TopicPolicy};
 use inlet::Inlet;
+pub use peers::{Drops, PublisherStats, SubscriberStats};
 use peers::{Gate, Grant, Publisher, Subscriber};
-pub use peers::{PublisherStats, SubscriberStats};
 use table::{Change, Table, TableTask};
 
 /// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
@@ -74,8 +76,16 @@ pub struct Totals {
     pub received: Amount,
     /// Written to subscribers, each counted on its own.
     pub delivered: Amount,
-    /// Not queued, because the subscriber was at its mark.
+    /// Dropped, because a subscriber was too slow.
     pub dropped: Amount,
+    /// The same, by which ones were chosen.
+    pub drops: Drops,
+    /// How often a publisher had to wait for a subscriber.
+    pub waits: u64,
+    /// How long publishers waited for subscribers.
+    pub waited: Duration,
+    /// Subscribers that were cut off because they were too slow.
+    pub disconnected: u64,
     /// Messages that were queued and not written when their subscriber went away.
     pub undelivered: u64,
     /// Received messages that nobody had subscribed to.
@@ -121,7 +131,8 @@ impl Switch {
     /// The same, with connections counted together with those of other ports.
     pub(crate) fn start_with(config: Config, admission: Admission) -> Self {
         let stop = CancellationToken::new();
-        let (table, task) = Table::new(config.upstream);
+        let default = Rule { policy: config.policy, mark: config.high_water_mark };
+        let (table, task) = Table::new(config.upstream, Policies::new(default, &config.policies));
         let inner = Arc::new(Inner {
             table,
             ledger: Arc::default(),
@@ -174,6 +185,18 @@ impl Switch {
         self.inner.table.subscribed(prefix).await;
     }
 
+    /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody is
+    /// disconnected for it. What is read from publishers after it returns is treated in the new way; what is queued
+    /// already, in the old one.
+    pub async fn set_policies(&self, policy: Policy, policies: &[TopicPolicy]) {
+        let inner = &self.inner;
+        let default = Rule { policy, mark: inner.config.high_water_mark };
+        inner.table.change(Change::Policies(Arc::new(Policies::new(default, policies)))).await;
+        inner.table.synchronize().await;
+        // A publisher that waits need perhaps not wait any more.
+        inner.gate.reconsider();
+    }
+
     /// Ends all tasks without waiting for them.
     pub fn abort(&self) {
         self.inner.stop.cancel();
@@ -196,13 +219,20 @@ impl Switch {
     /// Every connected subscriber.
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
-        self.inner.gate.subscribers()
+        let default = self.inner.table.routes().policies().default_rule();
+        self.inner.gate.subscribers(default)
     }
 
     /// Distinct subscriptions: pairs of subscriber and prefix.
     #[must_use]
     pub fn subscriptions(&self) -> usize {
         self.inner.table.subscriptions()
+    }
+
+    /// Calls `found` with every prefix that somebody subscribed to, and the number of its subscribers; in no particular
+    /// order.
+    pub fn prefixes(&self, found: impl FnMut(Vec<u8>, usize)) {
+        self.inner.table.prefixes(found);
     }
 
     /// Stops in order: accepts nobody any more; takes leave of the publishers and reads what they had already sent;
@@ -257,14 +287,16 @@ impl Switch {
     async fn serve(self, stream: Stream, peer: String, side: Side, mut permit: Option<Permit>) {
         let stop = self.inner.stop.clone();
         let refuse = self.inner.refuse.clone();
-        let Config { security, authority, .. } = &self.inner.config;
+        let Config { security, authority, heartbeat_interval, heartbeat_timeout, .. } = &self.inner.config;
         let security = if side.is_internal() { Security::Null } else { security.security(authority) };
-        let engine = Engine::with_mechanism(self.engine_options(side), security.mechanism(), Instant::now());
+        let engine = Engine::with_mechanism(self.engine_options(side), security.mechanism(), now());
         let authenticator = match &permit {
             None => security.authenticator(),
             Some(permit) => permit.in_turn(security.authenticator()),
         };
-        let mut session = Session::new(stream, engine).with_authenticator(authenticator);
+        let mut session = Session::new(stream, engine)
+            .with_authenticator(authenticator)
+            .watched(*heartbeat_interval, *heartbeat_timeout);
         let found = tokio::select! {
             biased;
             () = refuse.cancelled() => return,
@@ -325,6 +357,7 @@ impl Switch {
             biased;
             () = stop.cancelled() => "stopped".to_owned(),
             () = publisher.cut.cancelled() => "cut off".to_owned(),
+            () = publisher.grant.revoked.cancelled() => "not allowed any more".to_owned(),
             ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended.to_string(),
         };
         publisher.outbox.close();
@@ -344,12 +377,11 @@ impl Switch {
         let inner = &self.inner;
         let config = &inner.config;
         // Requests that are dropped in a flood are asked again; nobody is to wait because of them.
-        let (mark, policy) = match side {
-            Side::Requests => (HighWaterMark::bytes(REQUESTS_MARK), Policy::DropNewest),
-            _ => (config.high_water_mark, config.policy),
-        };
+        let rule = (side == Side::Requests)
+            .then_some(Rule { policy: Policy::DropNewest, mark: HighWaterMark::bytes(REQUESTS_MARK) });
+        let mark = rule.map_or(config.high_water_mark, |rule| rule.mark);
         let outbox = Outbox::with_ledger(mark, inner.ledger.clone());
-        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, policy, grant));
+        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, rule, grant));
         if !side.is_internal() {
             inner.gate.add_subscriber(&subscriber);
         }
@@ -360,7 +392,8 @@ impl Switch {
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => "stopped".to_owned(),
-            () = subscriber.cut.cancelled() => "cut off".to_owned(),
+            () = subscriber.cut.cancelled() => "too slow: cut off".to_owned(),
+            () = subscriber.grant.revoked.cancelled() => "not allowed any more".to_owned(),
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended.to_string(),
         };
         subscriber.outbox.close();
@@ -373,7 +406,7 @@ impl Switch {
         let config = &self.inner.config;
         let mut limits = config.limits.clone();
         // A subscriber that is busy, or paused, reads nothing and so answers no heartbeat: that it is slow is for the policy to
-        // judge. A host that is gone is noticed by TCP.
+        // judge. A host that is gone is noticed by keepalive, or, with data on its way to it, by the session's watch.
         let (socket_type, heartbeat_interval) = match side {
             Side::Publishers | Side::Answers => (SocketType::Xsub, config.heartbeat_interval),
             Side::Subscribers | Side::Requests => (SocketType::Xpub, None),

@@ -1,22 +1,24 @@
 //! The connections of the switch, and what is counted of them.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::socket::Amount;
 use xmsg_core::socket::outbox::Outbox;
+
+use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{Principal, Version};
 
 use super::Totals;
-use crate::config::Policy;
+use crate::policy::{Policies, Policy, Rule};
 use crate::security::{Authority, Rights};
 
-/// Drops of one subscriber are logged at most this often.
-const DROP_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// What comes of one subscriber's slowness is logged at most this often.
+const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Who a peer is, and what it may do under the rules in force.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(super) struct Grant {
     known: Mutex<(u64, Option<Arc<Rights>>)>,
     denied: AtomicU64,
     log: Mutex<Option<Instant>>,
+    /// It is not to be here any more: ends its connection.
+    pub(super) revoked: CancellationToken,
 }
 
 impl Grant {
@@ -40,6 +44,7 @@ impl Grant {
             known: Mutex::new((generation, rights)),
             denied: AtomicU64::new(0),
             log: Mutex::default(),
+            revoked: CancellationToken::new(),
         }
     }
 
@@ -51,6 +56,7 @@ impl Grant {
             known: Mutex::new((0, Some(Arc::new(Rights::all())))),
             denied: AtomicU64::new(0),
             log: Mutex::default(),
+            revoked: CancellationToken::new(),
         }
     }
 
@@ -70,7 +76,7 @@ impl Grant {
     pub(super) fn deny(&self, peer: &str, what: &str, topic: &[u8], count: u64) {
         let denied = self.denied.fetch_add(count, Ordering::Relaxed) + count;
         let mut log = lock(&self.log);
-        if log.is_some_and(|last| last.elapsed() < DROP_LOG_INTERVAL) {
+        if log.is_some_and(|last| last.elapsed() < SLOW_LOG_INTERVAL) {
             return;
         }
         *log = Some(Instant::now());
@@ -137,59 +143,176 @@ pub(super) struct Subscriber {
     pub(super) peer: Box<str>,
     pub(super) outbox: Outbox,
     pub(super) grant: Grant,
-    /// Ends its connection.
-    pub(super) cut: CancellationToken,
-    /// What happens at the mark of the outbox.
-    pub(super) policy: Policy,
+    /// What goes for it whatever the topic.
+    rule: Option<Rule>,
     since: Instant,
-    dropped: Counter,
+    newest: Counter,
+    oldest: Counter,
+    conflated: Counter,
+    waits: AtomicU64,
+    waited_us: AtomicU64,
     pub(super) subscriptions: AtomicUsize,
     /// Bytes of their prefixes.
     pub(super) subscription_bytes: AtomicUsize,
-    drop_log: Mutex<Option<(Instant, u64)>>,
+    /// When its slowness was last logged, and what had been dropped then.
+    slow_log: Mutex<Option<(Instant, Drops)>>,
+    /// Ends its connection.
+    pub(super) cut: CancellationToken,
 }
 
 impl Subscriber {
-    pub(super) fn new(id: u32, peer: &str, outbox: Outbox, policy: Policy, grant: Grant) -> Self {
+    pub(super) fn new(id: u32, peer: &str, outbox: Outbox, rule: Option<Rule>, grant: Grant) -> Self {
         Self {
-            grant,
-            cut: CancellationToken::new(),
             id,
             peer: peer.into(),
             outbox,
-            policy,
+            grant,
+            rule,
             since: Instant::now(),
-            dropped: Counter::default(),
+            newest: Counter::default(),
+            oldest: Counter::default(),
+            conflated: Counter::default(),
+            waits: AtomicU64::new(0),
+            waited_us: AtomicU64::new(0),
             subscriptions: AtomicUsize::new(0),
             subscription_bytes: AtomicUsize::new(0),
-            drop_log: Mutex::default(),
+            slow_log: Mutex::default(),
+            cut: CancellationToken::new(),
         }
     }
 
-    /// Counts messages that were not queued, and says so in the log now and then.
-    pub(super) fn count_dropped(&self, messages: usize, bytes: usize) {
-        self.dropped.add(messages, bytes);
-        let mut log = lock(&self.drop_log);
-        if log.is_some_and(|(last, _)| last.elapsed() < DROP_LOG_INTERVAL) {
+    /// The rule for messages to it that policies give this number.
+    pub(super) fn rule(&self, policies: &Policies, number: u32) -> Rule {
+        self.rule.unwrap_or_else(|| policies.rule(number))
+    }
+
+    /// Counts messages that were dropped, and says so in the log now and then.
+    pub(super) fn count_dropped(&self, drops: Drops) {
+        for (counter, amount) in
+            [(&self.newest, drops.newest), (&self.oldest, drops.oldest), (&self.conflated, drops.conflated)]
+        {
+            if amount.messages > 0 {
+                counter.add(amount.messages as usize, amount.bytes as usize);
+            }
+        }
+        self.log_slowness();
+    }
+
+    fn add_to(&self, totals: &mut Totals) {
+        totals.delivered += self.outbox.written();
+        totals.dropped += self.drops().total();
+        totals.drops += self.drops();
+        totals.denied += self.grant.denied();
+        totals.waits += self.waits.load(Ordering::Relaxed);
+        totals.waited += self.waited();
+    }
+
+    pub(super) fn drops(&self) -> Drops {
+        Drops {
+            newest: self.newest.amount(),
+            oldest: self.oldest.amount(),
+            conflated: self.conflated.amount(),
+        }
+    }
+
+    /// Counts that a publisher has to wait for it.
+    pub(super) fn count_wait(&self) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts for how long.
+    pub(super) fn count_waited(&self, time: Duration) {
+        self.waited_us.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    fn waited(&self) -> Duration {
+        Duration::from_micros(self.waited_us.load(Ordering::Relaxed))
+    }
+
+    /// Says in the log that it is slow, and what came of it since the last time; now and then.
+    pub(super) fn log_slowness(&self) {
+        let mut log = lock(&self.slow_log);
+        if log.is_some_and(|(last, _)| last.elapsed() < SLOW_LOG_INTERVAL) {
             return;
         }
-        let total = self.dropped.amount().messages;
-        let before = log.replace((Instant::now(), total)).map_or(0, |(_, count)| count);
+        let drops = self.drops();
+        let (_, before) = log.replace((Instant::now(), drops)).unwrap_or((Instant::now(), Drops::default()));
+        drop(log);
+        let queued = self.outbox.queued();
+        let dropped = drops.total().messages - before.total().messages;
+        if dropped == 0 {
+            tracing::warn!(
+                peer = %self.peer,
+                waits = self.waits.load(Ordering::Relaxed),
+                queued_messages = queued.messages,
+                queued_bytes = queued.bytes,
+                "slow subscriber: publishers wait for it (block). Make it read faster, or choose another --slow-subscriber"
+            );
+            return;
+        }
+        tracing::warn!(
+            peer = %self.peer,
+            dropped,
+            newest = drops.newest.messages - before.newest.messages,
+            oldest = drops.oldest.messages - before.oldest.messages,
+            conflated = drops.conflated.messages - before.conflated.messages,
+            dropped_in_all = drops.total().messages,
+            queued_messages = queued.messages,
+            queued_bytes = queued.bytes,
+            "slow subscriber: messages for it are dropped. Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
+        );
+    }
+
+    /// Ends its connection, because it is too slow.
+    pub(super) fn cut_off(&self) {
+        if self.cut.is_cancelled() {
+            return;
+        }
         let queued = self.outbox.queued();
         tracing::warn!(
             peer = %self.peer,
-            dropped = total - before,
-            dropped_in_all = total,
             queued_messages = queued.messages,
             queued_bytes = queued.bytes,
-            "slow subscriber: messages for it are dropped (policy drop-newest)"
+            "slow subscriber: it is cut off (disconnect). Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
         );
+        self.cut.cancel();
+        self.outbox.close();
+    }
+}
+
+/// Messages that were dropped because a subscriber was too slow, by which ones were chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// Those that came when it was at its mark (`drop-newest`, and the last ones before `disconnect`; under the other
+    /// policies when nothing that waited could go for them).
+    pub newest: Amount,
+    /// Those that had waited longest (`drop-oldest`, and `conflate` when there are too many topics).
+    pub oldest: Amount,
+    /// Those of which there was a newer one of the same topic (`conflate`).
+    pub conflated: Amount,
+}
+
+impl Drops {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> Amount {
+        self.newest + self.oldest + self.conflated
+    }
+}
+
+impl AddAssign for Drops {
+    fn add_assign(&mut self, other: Self) {
+        self.newest += other.newest;
+        self.oldest += other.oldest;
+        self.conflated += other.conflated;
     }
 }
 
 /// A snapshot of one publisher.
 #[derive(Clone, Debug)]
 pub struct PublisherStats {
+    /// Its number: no other connection of this proxy has had it, or will.
+    pub id: u32,
     /// Its address.
     pub peer: String,
     /// How long it has been connected.
@@ -205,6 +328,8 @@ pub struct PublisherStats {
 /// A snapshot of one subscriber.
 #[derive(Clone, Debug)]
 pub struct SubscriberStats {
+    /// Its number: no other connection of this proxy has had it, or will.
+    pub id: u32,
     /// Its address.
     pub peer: String,
     /// How long it has been connected.
@@ -215,8 +340,18 @@ pub struct SubscriberStats {
     pub delivered: Amount,
     /// What waits for it; `bytes` is memory.
     pub queued: Amount,
-    /// What was not queued because it was at its mark.
+    /// How much may wait.
+    pub high_water_mark: HighWaterMark,
+    /// What happens then, to messages whose topic has no policy of its own.
+    pub policy: Policy,
+    /// What was dropped because it was too slow.
     pub dropped: Amount,
+    /// The same, by which messages were chosen.
+    pub drops: Drops,
+    /// How often a publisher had to wait for it.
+    pub waits: u64,
+    /// How long publishers waited for it.
+    pub waited: Duration,
     /// Who it has proved to be.
     pub principal: Option<String>,
     /// Subscriptions that it was not allowed to make, or to keep.
@@ -264,12 +399,12 @@ impl Gate {
                 return;
             }
             self.subscriber_count.fetch_sub(1, Ordering::Relaxed);
-            gone.delivered += subscriber.outbox.written();
-            gone.dropped += subscriber.dropped.amount();
-            gone.denied += subscriber.grant.denied();
+            subscriber.add_to(&mut gone);
             gone.undelivered += undelivered;
-            if undelivered > 0 {
-                tracing::info!(peer = %subscriber.peer, undelivered, "a subscriber left messages behind");
+            gone.disconnected += u64::from(subscriber.cut.is_cancelled());
+            let dropped = subscriber.drops().total().messages;
+            if undelivered + dropped > 0 {
+                tracing::info!(peer = %subscriber.peer, undelivered, dropped, "a subscriber left: not all messages reached it");
             }
         }
         self.left.notify_waiters();
@@ -294,13 +429,13 @@ impl Gate {
     /// Ends the connections of those who are not let in any more.
     pub(super) fn cut_strangers(&self) {
         let publishers = lock(&self.publishers);
-        let publishers = publishers.values().map(|peer| (&peer.grant, &peer.peer, &peer.cut));
+        let publishers = publishers.values().map(|peer| (&peer.grant, &peer.peer));
         let subscribers = lock(&self.subscribers);
-        let subscribers = subscribers.values().map(|peer| (&peer.grant, &peer.peer, &peer.cut));
-        for (grant, peer, cut) in publishers.chain(subscribers) {
-            if grant.rights().is_none() && !cut.is_cancelled() {
+        let subscribers = subscribers.values().map(|peer| (&peer.grant, &peer.peer));
+        for (grant, peer) in publishers.chain(subscribers) {
+            if grant.rights().is_none() && !grant.revoked.is_cancelled() {
                 tracing::warn!(%peer, principal = grant.principal(), "not allowed here any more: cut off");
-                cut.cancel();
+                grant.revoked.cancel();
             }
         }
     }
@@ -338,17 +473,17 @@ impl Gate {
             totals.denied += publisher.grant.denied();
         }
         for subscriber in subscribers.values() {
-            totals.delivered += subscriber.outbox.written();
-            totals.dropped += subscriber.dropped.amount();
-            totals.denied += subscriber.grant.denied();
+            subscriber.add_to(&mut totals);
         }
         totals
     }
 
     pub(super) fn publishers(&self) -> Vec<PublisherStats> {
-        lock(&self.publishers)
-            .values()
+        let publishers: Vec<_> = lock(&self.publishers).values().cloned().collect();
+        publishers
+            .iter()
             .map(|publisher| PublisherStats {
+                id: publisher.id,
                 peer: publisher.peer.to_string(),
                 connected_for: publisher.since.elapsed(),
                 received: publisher.received.amount(),
@@ -358,16 +493,31 @@ impl Gate {
             .collect()
     }
 
-    pub(super) fn subscribers(&self) -> Vec<SubscriberStats> {
-        lock(&self.subscribers)
-            .values()
+    /// Has publishers that wait for a subscriber look again whether they must.
+    pub(super) fn reconsider(&self) {
+        for subscriber in lock(&self.subscribers).values() {
+            subscriber.outbox.reconsider();
+        }
+    }
+
+    pub(super) fn subscribers(&self, default: Rule) -> Vec<SubscriberStats> {
+        // Whoever connects meanwhile need not wait for the counting.
+        let subscribers: Vec<_> = lock(&self.subscribers).values().cloned().collect();
+        subscribers
+            .iter()
             .map(|subscriber| SubscriberStats {
+                id: subscriber.id,
                 peer: subscriber.peer.to_string(),
                 connected_for: subscriber.since.elapsed(),
                 subscriptions: subscriber.subscriptions.load(Ordering::Relaxed),
                 delivered: subscriber.outbox.written(),
                 queued: subscriber.outbox.queued(),
-                dropped: subscriber.dropped.amount(),
+                high_water_mark: default.mark,
+                policy: default.policy,
+                dropped: subscriber.drops().total(),
+                drops: subscriber.drops(),
+                waits: subscriber.waits.load(Ordering::Relaxed),
+                waited: subscriber.waited(),
                 principal: subscriber.grant.principal(),
                 denied: subscriber.grant.denied(),
             })

@@ -3,7 +3,7 @@
 //! Connections send [`Change`]s over a bounded channel. The task applies many at once, then raises the *epoch*: inlets
 //! notice and forget what they had looked up. After that it tells the publishers what is newly wanted, or no longer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -16,6 +16,7 @@ use xmsg_core::zmtp::{Limits, Version};
 use super::peers::{Publisher, Subscriber};
 use crate::CONTROL_TOPIC;
 use crate::config::Upstream;
+use crate::policy::Policies;
 
 /// Changes that wait to be applied; whoever sends more waits.
 const CHANGES: usize = 1024;
@@ -28,6 +29,8 @@ const FORGET: usize = 1024;
 const SNAPSHOT_MIN: usize = 64 << 10;
 /// Pieces of a snapshot; then the changes are put together.
 const SNAPSHOT_PARTS: usize = 64;
+/// Places of the trie that are looked at under one lock when all of it is listed.
+const LISTED: usize = 1024;
 
 /// Something that happened to a connection.
 #[derive(Debug)]
@@ -39,6 +42,7 @@ pub(super) enum Change {
     PublisherGone(u32),
     /// Other rules are in force.
     Enforce,
+    Policies(Arc<Policies>),
     /// Answered with all publishers once everything before it is applied.
     Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
 }
@@ -52,10 +56,11 @@ pub(super) struct Table {
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Routes {
     trie: Trie<u32>,
     subscribers: HashMap<u32, Arc<Subscriber>>,
+    policies: Arc<Policies>,
 }
 
 impl Routes {
@@ -77,16 +82,21 @@ impl Routes {
         self.trie.longest_prefix()
     }
 
+    pub(super) fn policies(&self) -> &Arc<Policies> {
+        &self.policies
+    }
+
     pub(super) fn subscriber(&self, id: u32) -> Option<&Arc<Subscriber>> {
         self.subscribers.get(&id)
     }
 }
 
 impl Table {
-    pub(super) fn new(upstream: Upstream) -> (Arc<Self>, TableTask) {
+    pub(super) fn new(upstream: Upstream, policies: Policies) -> (Arc<Self>, TableTask) {
         let (changes, receiver) = mpsc::channel(CHANGES);
+        let routes = Routes { trie: Trie::new(), subscribers: HashMap::new(), policies: Arc::new(policies) };
         let table = Arc::new(Self {
-            routes: RwLock::default(),
+            routes: RwLock::new(routes),
             epoch: AtomicU64::new(0),
             changes,
             changed: Notify::new(),
@@ -96,13 +106,13 @@ impl Table {
             changes: receiver,
             upstream,
             nodes: HashMap::new(),
-            publishers: HashMap::new(),
+            publishers: BTreeMap::new(),
             snapshots: HashMap::new(),
         };
         (table, task)
     }
 
-    /// Changes whenever subscriptions do. What was read from the table under one epoch holds until it changes.
+    /// Changes whenever subscriptions or policies do. What was read from the table under one epoch holds until it changes.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -137,6 +147,22 @@ impl Table {
         self.routes().trie.len()
     }
 
+    /// Calls `found` with every prefix and its number of subscribers. The lock is let go of between parts, so that inlets and
+    /// changes get their turn.
+    pub(super) fn prefixes(&self, mut found: impl FnMut(Vec<u8>, usize)) {
+        let mut part = Vec::new();
+        for start in (0..).step_by(LISTED) {
+            {
+                let routes = self.routes();
+                if start >= routes.trie.places() {
+                    return;
+                }
+                part.extend(routes.trie.prefixes_within(start..start + LISTED));
+            }
+            part.drain(..).for_each(|(prefix, subscribers)| found(prefix, subscribers));
+        }
+    }
+
     pub(super) async fn change(&self, change: Change) {
         // It fails only after the switch has stopped; then there is nothing left to change.
         let _ = self.changes.send(change).await;
@@ -158,7 +184,8 @@ pub(super) struct TableTask {
     upstream: Upstream,
     /// Where each subscriber's subscriptions live.
     nodes: HashMap<u32, HashSet<NodeId>>,
-    publishers: HashMap<u32, Arc<Publisher>>,
+    /// In a fixed order, so that a simulation can repeat what it did.
+    publishers: BTreeMap<u32, Arc<Publisher>>,
     /// All that is wanted, encoded for new publishers of each version.
     snapshots: HashMap<Version, Snapshot>,
 }
@@ -234,6 +261,10 @@ impl TableTask {
                             Change::Cancel(subscriber, prefix) => {
                                 differs |=
                                     cancel(&mut routes, &mut self.nodes, &subscriber, &prefix, &mut tidings);
+                            }
+                            Change::Policies(policies) => {
+                                routes.policies = policies;
+                                differs = true;
                             }
                             other => {
                                 next = Some(other);
@@ -346,7 +377,9 @@ impl TableTask {
     async fn forget(&mut self, id: u32) {
         self.table.routes_mut().subscribers.remove(&id);
         let Some(own) = self.nodes.remove(&id) else { return };
-        let own: Vec<NodeId> = own.into_iter().collect();
+        let mut own: Vec<NodeId> = own.into_iter().collect();
+        // For the same reason.
+        own.sort_unstable();
         for part in own.chunks(FORGET) {
             let mut tidings = Tidings::new();
             {

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::task::Poll;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{Amount, Chunk, Outbox};
-use crate::zmtp::curve::Sealer;
+use crate::zmtp::curve::{LONG_FRAME, Sealer};
 use crate::zmtp::{Header, whole_messages_within};
 
 /// Slices handed to the system in one write.
@@ -88,7 +88,7 @@ impl<'a> Writer<'a> {
                 // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
                 let (mut len, mut whole) = (0, false);
                 while len < WRITE_MAX || !whole {
-                    let Some(chunk) = state.chunks.pop_front() else { break };
+                    let Some(chunk) = state.next_chunk(len) else { break };
                     len += chunk.bytes.len();
                     whole = chunk.ends_message;
                     self.chunks.push_back(chunk);
@@ -136,7 +136,9 @@ impl<'a> Writer<'a> {
     /// Seals the next frames and writes them to their end.
     async fn write_sealed(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let Some(sealing) = &mut self.sealing else { return Ok(()) };
-        sealing.seal(&self.chunks, self.offset, self.urgent_waits);
+        if let Some(long) = sealing.seal(&self.chunks, self.offset, self.urgent_waits) {
+            sealing.seal_long(long).await?;
+        }
         while let Some(sealing) = self.sealing.as_mut().filter(|sealing| !sealing.sealed.is_empty()) {
             let written = stream.write(&sealing.sealed).await?;
             if written == 0 {
@@ -232,10 +234,20 @@ impl Drop for Writer<'_> {
     }
 }
 
+/// A frame that takes long to seal.
+#[derive(Debug)]
+struct LongFrame {
+    flags: u8,
+    body: Bytes,
+    /// With its header in clear text.
+    len: usize,
+}
+
 /// Frames on their way from the queue, in clear text, to the stream, in boxes.
 #[derive(Debug)]
 struct Sealing {
-    sealer: Sealer,
+    /// `None` only while another thread has it.
+    sealer: Option<Sealer>,
     /// What is sealed and not yet written.
     sealed: BytesMut,
     /// Bytes of `sealed` that were written already.
@@ -246,13 +258,14 @@ struct Sealing {
 
 impl Sealing {
     fn new(sealer: Sealer) -> Self {
-        Self { sealer, sealed: BytesMut::new(), written: 0, frames: VecDeque::new() }
+        Self { sealer: Some(sealer), sealed: BytesMut::new(), written: 0, frames: VecDeque::new() }
     }
 
     /// Seals the frames from `offset` in the first chunk on: about [`SEAL_MAX`] bytes, or, if something urgent waits,
-    /// to the end of the first message.
-    fn seal(&mut self, chunks: &VecDeque<Chunk>, offset: usize, one_message: bool) {
+    /// to the end of the first message. If a long frame comes first, it is returned instead.
+    fn seal(&mut self, chunks: &VecDeque<Chunk>, offset: usize, one_message: bool) -> Option<LongFrame> {
         self.written = 0;
+        let sealer = self.sealer.as_mut()?;
         let (mut index, mut at) = (0, offset);
         while self.sealed.len() < SEAL_MAX {
             let Some(chunk) = chunks.get(index) else { break };
@@ -263,20 +276,42 @@ impl Sealing {
             // Chunks end at the end of a frame, or of its header: the body is then a chunk of its own.
             let Ok(Some(header)) = Header::read(&chunk.bytes[at..]) else { break };
             let (start, len) = (at + header.len, header.body_len as usize);
-            let body = if start == chunk.bytes.len() && len > 0 {
-                (index, at) = (index + 1, len);
-                chunks.get(index).and_then(|chunk| chunk.bytes.get(..len))
+            let (chunk, start) = if start == chunk.bytes.len() && len > 0 {
+                index += 1;
+                (chunks.get(index)?, 0)
             } else {
-                at = start + len;
-                chunk.bytes.get(start..at)
+                (chunk, start)
             };
-            let Some(body) = body else { break };
-            self.sealer.seal(header.flags, body, &mut self.sealed);
+            at = start + len;
+            if len >= LONG_FRAME {
+                if !self.sealed.is_empty() {
+                    break;
+                }
+                let body = (at <= chunk.bytes.len()).then(|| chunk.bytes.slice(start..at))?;
+                return Some(LongFrame { flags: header.flags, body, len: header.len + len });
+            }
+            sealer.seal(header.flags, chunk.bytes.get(start..at)?, &mut self.sealed);
             self.frames.push_back((self.sealed.len(), header.len + len));
             if one_message && !header.has_more() {
                 break;
             }
         }
+        None
+    }
+
+    /// Seals one long frame in a thread of its own: others are not to wait for it.
+    async fn seal_long(&mut self, frame: LongFrame) -> io::Result<()> {
+        let Some(mut sealer) = self.sealer.take() else { return Ok(()) };
+        let LongFrame { flags, body, len } = frame;
+        let task = tokio::task::spawn_blocking(move || {
+            let mut out = BytesMut::new();
+            sealer.seal(flags, &body, &mut out);
+            (sealer, out)
+        });
+        let (sealer, out) = task.await.map_err(io::Error::other)?;
+        (self.sealer, self.sealed) = (Some(sealer), out);
+        self.frames.push_back((self.sealed.len(), len));
+        Ok(())
     }
 
     /// Seals whole commands that are written at once.
@@ -285,7 +320,9 @@ impl Sealing {
         while let Ok(Some(header)) = Header::read(rest) {
             let end = header.len + header.body_len as usize;
             let Some(body) = rest.get(header.len..end) else { break };
-            self.sealer.seal(header.flags, body, &mut sealed);
+            if let Some(sealer) = &mut self.sealer {
+                sealer.seal(header.flags, body, &mut sealed);
+            }
             rest = &rest[end..];
         }
         sealed

@@ -17,6 +17,8 @@ const NAME: &[u8; 8] = b"\x07MESSAGE";
 const COUNTER_LEN: usize = 8;
 /// Bytes in front of the ciphertext in the body of a MESSAGE.
 const ENVELOPE_LEN: usize = NAME.len() + COUNTER_LEN + TAG_LEN;
+/// Frames from this many bytes on take long enough (a millisecond and more) to be opened and sealed apart from whoever serves others, too.
+pub const LONG_FRAME: usize = 512 << 10;
 /// Bytes that the body of a MESSAGE is longer than the body of the frame in it.
 const OVERHEAD: usize = ENVELOPE_LEN + 1;
 /// The flags inside the box.

@@ -16,7 +16,7 @@ mod key;
 mod nacl;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-pub use cipher::{Cipher, Opener, Sealer};
+pub use cipher::{Cipher, LONG_FRAME, Opener, Sealer};
 pub use key::{KEY_LEN, KeyPair, PublicKey, SecretKey};
 use nacl::{BoxKey, NONCE_LEN, TAG_LEN};
 use subtle::ConstantTimeEq;

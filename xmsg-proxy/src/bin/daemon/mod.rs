@@ -1,48 +1,162 @@
-//! What the daemons share: when to stop, what they say, and options that both have.
+//! What the daemons share: from the command line to settings, when to stop and when to read them again, and what they say.
+
+pub(crate) mod arguments;
+mod log;
+mod reload;
+mod signals;
+mod systemd;
 
 use std::io::Write;
-use std::time::Duration;
+use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
-use futures::FutureExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::runtime::Runtime;
+use xmsg_proxy::admin::{Admin, Sources};
+use xmsg_proxy::security::{Authority, Mechanism};
+use xmsg_proxy::settings::{self, Host, Reloadable, Settings, SettingsError};
 
-/// Signals that come so soon after the first one belong to it: whoever sends one to a process and to its group sends two.
-const SAME_SIGNAL: Duration = Duration::from_secs(1);
+pub(crate) use arguments::{Common, Program, set};
+pub(crate) use signals::{Asked, Signals};
+pub(crate) use systemd::{Sockets, ready, stopping};
 
-/// Descriptors that a daemon keeps for itself: its files, its listeners, and whatever else it opens.
-const OWN_DESCRIPTORS: usize = 24;
+/// Descriptors that a daemon keeps for itself: its files, its listeners, its HTTP server (64 connections), and some more.
+const OWN_DESCRIPTORS: usize = 96;
 
-/// SIGINT and SIGTERM, noticed from here on.
-pub(crate) struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
+/// A program that has its settings, and can go to work.
+pub(crate) struct Daemon<P: Program> {
+    program: P,
+    pub(crate) settings: P::Settings,
+    reloadable: Reloadable,
+    /// The rules in force.
+    authority: Arc<Authority>,
+    log: log::Filter,
+    /// Sockets that a service manager has handed over.
+    pub(crate) sockets: Sockets,
+    admin: Option<Admin>,
 }
 
-impl StopSignals {
-    /// To be called before anything that takes time: a signal during the start must not kill the process half-way.
-    pub(crate) fn listen() -> anyhow::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
-            terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
-        })
+/// The whole of a daemon: reads what it is told, and runs it.
+pub(crate) fn main<P: Program>(
+    runtime: impl FnOnce(&P::Settings) -> std::io::Result<Runtime>,
+    run: impl AsyncFnOnce(Daemon<P>) -> anyhow::Result<()>,
+) -> ExitCode {
+    let program = P::from_command_line();
+    let daemon = match prepare(program) {
+        Ok(Some(daemon)) => daemon,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error}", P::NAME);
+            return ExitCode::from(2);
+        }
+    };
+    let result = runtime(&daemon.settings)
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(daemon)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error:#}", P::NAME);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads and checks everything; `None` if that was all that was wanted.
+fn prepare<P: Program>(program: P) -> Result<Option<Daemon<P>>, SettingsError> {
+    let (settings, reloadable) = load(&program)?;
+    if program.common().print_config {
+        // One `write`, without a line's end of its own.
+        let _ = write!(std::io::stdout(), "{}", settings::print(&settings)?);
+        return Ok(None);
+    }
+    if program.common().check_config {
+        check_folder(&settings)?;
+        say(format_args!("{}: the configuration is good", P::NAME));
+        return Ok(None);
+    }
+    // While there is one thread: it changes the environment.
+    let sockets = Sockets::from_environment(P::SOCKETS)?;
+    let log = log::start(settings.log());
+    let authority = Arc::new(Authority::new(reloadable.rules.clone()));
+    Ok(Some(Daemon { program, settings, reloadable, authority, log, sockets, admin: None }))
+}
+
+/// The settings, from all that they come from, and what the files hold that they refer to.
+fn load<P: Program>(program: &P) -> Result<(P::Settings, Reloadable), SettingsError> {
+    let mut settings = match &program.common().config {
+        Some(path) => settings::read(path)?,
+        None => P::Settings::default(),
+    };
+    program.overlay(&mut settings);
+    settings.check()?;
+    let reloadable = settings.reloadable()?;
+    Ok((settings, reloadable))
+}
+
+/// A snapshot need not be there yet, but its folder must.
+fn check_folder(settings: &impl Settings) -> Result<(), SettingsError> {
+    let Some(folder) = settings.snapshot().and_then(|snapshot| snapshot.parent()) else { return Ok(()) };
+    if folder.is_dir() {
+        return Ok(());
+    }
+    Err(SettingsError::new(format!(
+        "the folder {} for the registrar's snapshot is not there: make it",
+        folder.display()
+    )))
+}
+
+impl<P: Program> Daemon<P> {
+    /// How the ports are secured, and by whose word.
+    pub(crate) fn security(&self) -> (Mechanism, Arc<Authority>) {
+        (self.reloadable.mechanism.clone(), self.authority.clone())
     }
 
-    /// Waits for a signal to stop.
-    pub(crate) async fn first(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+    /// Says so if whoever reaches this host may do as they like.
+    pub(crate) fn warn_if_open(&self, host: &str, what: &str) {
+        let is_loopback = host.parse::<Host>().is_ok_and(|host| host.is_loopback());
+        match self.reloadable.mechanism {
+            _ if is_loopback => {}
+            Mechanism::Null => tracing::warn!(host, "open to the network, without security: {what}"),
+            Mechanism::Plain => {
+                tracing::warn!(
+                    host,
+                    "open to the network with PLAIN: passwords and messages can be read on the way"
+                );
+            }
+            Mechanism::Curve(_) => {}
         }
     }
 
-    /// Waits for another one, which means: at once.
-    pub(crate) async fn second(&mut self) {
-        tokio::time::sleep(SAME_SIGNAL).await;
-        let _ = self.interrupt.recv().now_or_never();
-        let _ = self.terminate.recv().now_or_never();
-        self.first().await;
+    /// How long stopping may take.
+    pub(crate) fn linger(&self) -> std::time::Duration {
+        self.reloadable.linger
+    }
+
+    /// Starts the HTTP server, if there is to be one, and says where it is.
+    pub(crate) fn start_admin(&mut self, sources: Sources) -> anyhow::Result<()> {
+        let listen = &self.settings.admin().listen;
+        let socket = match self.sockets.take("admin").pop() {
+            Some(socket) => socket,
+            None if !self.settings.admin().enabled => return Ok(()),
+            None => std::net::TcpListener::bind((listen.host.as_str(), listen.port))
+                .with_context(|| format!("cannot bind {listen} for HTTP (--admin)"))?,
+        };
+        let token = self.reloadable.admin_token.clone();
+        let admin = Admin::start(socket, P::NAME, sources, token, self.config())?;
+        say(format_args!("HTTP at http://{}", admin.address()));
+        self.admin = Some(admin);
+        Ok(())
+    }
+
+    /// Takes the HTTP server, to be told what happens and ended at last.
+    pub(crate) fn take_admin(&mut self) -> Option<Admin> {
+        self.admin.take()
+    }
+
+    fn config(&self) -> serde_json::Value {
+        serde_json::to_value(&self.settings).unwrap_or_default()
     }
 }
 
@@ -65,29 +179,4 @@ pub(crate) fn descriptors_for_connections() -> usize {
 /// A line on standard output. Nobody has to listen there.
 pub(crate) fn say(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-/// Logs on standard error: what `RUST_LOG` says, else everything with `verbose`, else what matters.
-pub(crate) fn start_tracing(verbose: bool) {
-    let default = if verbose { "debug" } else { "info" };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
-}
-
-/// The value of an option in seconds.
-pub(crate) fn parse_seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..1e6).contains(&seconds) => Ok(seconds),
-        _ => Err("not a number of seconds from 0 to 1000000".to_owned()),
-    }
-}
-
-/// Whether only this machine reaches what listens there.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }

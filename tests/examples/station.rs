@@ -1,0 +1,105 @@
+//! What the tests with network namespaces start inside them: a proxy, a publisher, or a subscriber.
+//!
+//! ```text
+//! station proxy HOST:PORT INTERVAL TIMEOUT            says `listening`, then what it logs
+//! station sub   HOST:PORT INTERVAL TIMEOUT [BYTES]    says `subscribed`, then a line for each message: its number
+//! station pub   HOST:PORT INTERVAL TIMEOUT            publishes for each line `COUNT BYTES` on standard input, and says
+//!                                                     `published` and how many in all
+//! ```
+//!
+//! Publisher and subscriber say `connected` and `disconnected REASON`, too. Times are those of heartbeats, in
+//! milliseconds; `-`: the defaults. `BYTES`: what a subscriber holds that nobody reads.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use xmsg_core::socket::{SocketEvent, SocketEvents};
+use xmsg_core::{Connection, Message, Setup, SetupBuilder};
+use xmsg_proxy::{Config, Policy, Proxy};
+use xmsg_tests::{PATIENCE, topic};
+
+const TOPIC: &str = "data";
+const LINGER: Duration = Duration::from_secs(30);
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [role, address, interval, timeout, rest @ ..] = &arguments[..] else { panic!("see the source") };
+    let heartbeats = (interval != "-").then(|| (millis(interval), millis(timeout)));
+    match role.as_str() {
+        "proxy" => proxy(address, heartbeats).await,
+        "pub" => {
+            publish(Connection::with_setup(address.parse().unwrap(), setup(heartbeats).build().unwrap()))
+                .await;
+        }
+        "sub" => {
+            let mut setup = setup(heartbeats);
+            if let Some(bytes) = rest.first() {
+                let bytes = bytes.parse().unwrap();
+                setup = setup.before_subscribe(move |socket| socket.receive_high_water_mark = bytes);
+            }
+            subscribe(&Connection::with_setup(address.parse().unwrap(), setup.build().unwrap())).await;
+        }
+        other => panic!("{other}?"),
+    }
+}
+
+fn millis(text: &str) -> Duration {
+    Duration::from_millis(text.parse().unwrap())
+}
+
+fn setup(heartbeats: Option<(Duration, Duration)>) -> SetupBuilder {
+    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+    match heartbeats {
+        None => setup,
+        Some((interval, timeout)) => setup.heartbeat_interval(interval).heartbeat_timeout(timeout),
+    }
+}
+
+async fn proxy(address: &str, heartbeats: Option<(Duration, Duration)>) {
+    tracing_subscriber::fmt().with_ansi(false).with_env_filter("xmsg_proxy=debug").init();
+    let mut config = Config { policy: Policy::Block, ..Config::default() };
+    if let Some((interval, timeout)) = heartbeats {
+        (config.heartbeat_interval, config.heartbeat_timeout) = (Some(interval), timeout);
+    }
+    let proxy = Proxy::bind(address).config(config).start().await.unwrap();
+    println!("listening {}", proxy.address());
+    std::future::pending::<()>().await;
+}
+
+async fn publish(connection: Connection) {
+    tokio::spawn(report(connection.events().await.unwrap()));
+    println!("ready");
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    let mut number = 0_i32;
+    while let Some(line) = lines.next_line().await.unwrap() {
+        let (count, bytes) = line.split_once(' ').unwrap();
+        let (count, bytes): (i32, usize) = (count.parse().unwrap(), bytes.parse().unwrap());
+        for _ in 0..count {
+            connection.publish(&Message::of(topic(TOPIC), vec![number; bytes / 4])).await.unwrap();
+            number += 1;
+        }
+        println!("published {number}");
+    }
+    println!("closed, {} not sent", connection.close(LINGER).await);
+}
+
+async fn subscribe(connection: &Connection) {
+    let mut messages = connection.subscribe([topic(TOPIC)]).await.unwrap();
+    tokio::spawn(report(messages.events()));
+    println!("subscribed");
+    while let Some(message) = messages.next().await {
+        println!("{}", message.unwrap().value::<Vec<i32>>().unwrap()[0]);
+    }
+}
+
+async fn report(mut events: SocketEvents) {
+    while let Some(event) = events.next().await {
+        match event {
+            SocketEvent::Connected { .. } => println!("connected"),
+            SocketEvent::Disconnected { reason, .. } => println!("disconnected {reason}"),
+            SocketEvent::ConnectFailed { reason, .. } => println!("failed {reason}"),
+            _ => {}
+        }
+    }
+}

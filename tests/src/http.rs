@@ -1,0 +1,122 @@
+//! HTTP as a monitoring system speaks it, and what it reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::within;
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// The status: 200 when all is well.
+    pub status: u16,
+    /// The status line and the headers, in lower case.
+    pub head: String,
+    /// The rest.
+    pub body: String,
+}
+
+/// Asks `address` (`127.0.0.1:7775`) for a path.
+pub async fn get(address: &str, path: &str) -> Response {
+    get_with(address, path, "").await
+}
+
+/// The same with further headers, each with its line end.
+pub async fn get_with(address: &str, path: &str, headers: &str) -> Response {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n");
+    ask(address, request.as_bytes()).await.expect("an answer")
+}
+
+/// Sends these bytes, and reads to the end; `None` if nothing came back.
+pub async fn ask(address: &str, request: &[u8]) -> Option<Response> {
+    let mut stream = within("connect", TcpStream::connect(address)).await.expect("somebody listens");
+    // A server that has seen enough need not read the rest.
+    let _ = within("send", stream.write_all(request)).await;
+    let mut answer = Vec::new();
+    let _ = within("the answer", stream.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8(answer).expect("UTF-8");
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Response { status, head: head.to_lowercase(), body: body.to_owned() })
+}
+
+/// The samples of a page in the `OpenMetrics` text format, by name and labels as they stand there. Panics unless it keeps to
+/// the format.
+#[must_use]
+pub fn samples(page: &str) -> BTreeMap<String, f64> {
+    let text = page.strip_suffix("# EOF\n").expect("the page is complete");
+    let mut samples = BTreeMap::new();
+    let mut known = BTreeSet::new();
+    // Name, type, whether there is help and was a sample.
+    let (mut family, mut kind, mut has_help, mut has_unit) = ("", "", false, None);
+    for line in text.lines() {
+        if let Some(comment) = line.strip_prefix("# ") {
+            let [word, name, rest] = comment.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+                panic!("a word, a name and more: {line}")
+            };
+            assert!(is_name(name), "{line}");
+            if name != family {
+                assert!(known.insert(name), "each family comes once: {line}");
+                (family, kind, has_help, has_unit) = (name, "", false, None);
+            }
+            match word {
+                "HELP" => {
+                    assert!(!has_help && kind.is_empty() && rest.ends_with('.'), "{line}");
+                    has_help = true;
+                }
+                "TYPE" => {
+                    assert!(has_help && ["counter", "gauge", "info"].contains(&rest), "{line}");
+                    kind = rest;
+                }
+                "UNIT" => {
+                    assert!(!kind.is_empty() && name.ends_with(&format!("_{rest}")), "{line}");
+                    has_unit = Some(rest);
+                }
+                _ => panic!("an unknown comment: {line}"),
+            }
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').expect("a series and its value");
+        let value: f64 = value.parse().expect("a number");
+        let name = series.split('{').next().unwrap_or_default();
+        let suffix = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            "gauge" => "",
+            _ => panic!("a sample without a type: {line}"),
+        };
+        assert_eq!(name, format!("{family}{suffix}"), "a sample of its family");
+        assert!(has_unit.is_some() || !name.contains("_bytes"), "bytes are a unit: {line}");
+        assert!(value.is_finite() && value >= 0.0, "{line}");
+        if let Some(labels) = series.strip_prefix(name).filter(|labels| !labels.is_empty()) {
+            check_labels(labels);
+        }
+        assert!(samples.insert(series.to_owned(), value).is_none(), "each series comes once: {line}");
+    }
+    samples
+}
+
+fn check_labels(text: &str) {
+    let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).expect("braces");
+    let mut names = BTreeSet::new();
+    let mut rest = inner;
+    while !rest.is_empty() {
+        let (name, value) = rest.split_once("=\"").expect("a label and its value");
+        assert!(is_name(name) && !name.contains(':') && names.insert(name), "{text}");
+        let mut escaped = false;
+        let end = value.find(|c| {
+            let ends = c == '"' && !escaped;
+            escaped = c == '\\' && !escaped;
+            ends
+        });
+        rest = &value[end.expect("a closing quote") + 1..];
+        rest = rest.strip_prefix(',').unwrap_or(rest);
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
+}

@@ -1,0 +1,499 @@
+//! Deterministic simulation: publishers, a switch and subscribers on one thread, in virtual time, over a network that does to
+//! their connections what a seed says. The same seed does the same again.
+//!
+//! What may be lost, and nothing else:
+//!
+//! 1. bytes that a client or the switch has written into a connection that is cut before they come out (ZeroMQ has no
+//!    acknowledgements); a message that was written in part counts as not written;
+//! 2. what was in a switch that was killed, or in its connections;
+//! 3. for a subscriber: what is published while it has no connection, and what waits for it in the switch when its connection ends.
+//!
+//! What has to hold always is in [`check`].
+
+mod check;
+pub mod engines;
+pub mod net;
+pub mod seeds;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use xmsg_core::socket::transport::Listener;
+use xmsg_core::socket::{
+    Endpoint, HighWaterMark, Multipart, Publisher, SocketOptions, Subscriber, TcpOptions,
+};
+use xmsg_proxy::switch::{Side, Switch};
+use xmsg_proxy::{Config, Policy, Upstream};
+
+use net::{Happened, Id, Ledger, Line, Quality, some_time};
+
+/// No simulation takes longer, in virtual time.
+const BOUND: Duration = Duration::from_secs(3600);
+/// How long the last words take at most, once the network is good.
+const LINGER: Duration = Duration::from_secs(600);
+/// How long a switch gets that is told to stop.
+const STOP: Duration = Duration::from_secs(20);
+/// The topics; a subscriber wants one prefix for good, and others now and then.
+const TOPICS: [&str; 5] = ["a", "a:b", "a:b:c", "b", "c:d"];
+const PREFIXES: [&str; 7] = ["", "a", "a:b", "a:b:c", "b", "c", "c:"];
+/// The topic of the last message of every publisher.
+const END: &str = "end";
+
+/// A message as this publisher sends it.
+fn message((publisher, number): Id, topic: &str, len: usize) -> Multipart {
+    let id = [&publisher.to_be_bytes()[..], &number.to_be_bytes()].concat();
+    Multipart::from([Bytes::copy_from_slice(topic.as_bytes()), id.into(), body((publisher, number), len)])
+}
+
+/// Bytes that no other message has at the same place.
+fn body((publisher, number): Id, len: usize) -> Bytes {
+    let mut rng = Rng::with_seed(u64::from(publisher) << 32 | u64::from(number));
+    let mut bytes = vec![0; len];
+    rng.fill(&mut bytes);
+    bytes.into()
+}
+
+/// A message that a publisher's socket has accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Accepted {
+    topic: &'static str,
+    len: usize,
+}
+
+/// What happens to the switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is stopped in order.
+    Stop,
+    /// It is killed.
+    Kill,
+}
+
+/// A switch that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ended {
+    /// It had time enough to stop in order.
+    orderly: bool,
+}
+
+/// What is to be compared.
+#[derive(Debug)]
+struct Outcome {
+    accepted: Vec<Vec<Accepted>>,
+    received: Vec<Vec<(Id, Accepted)>>,
+    /// The prefix that each subscriber wanted for good.
+    wanted: Vec<&'static str>,
+    /// Publishers' clients come first in the books.
+    publishers: usize,
+    /// By number of the switch; the last one was stopped after everything had arrived.
+    ended: Vec<Ended>,
+}
+
+struct World {
+    rng: Rng,
+    ledger: Ledger,
+    name: String,
+    config: Config,
+    switch: Switch,
+    /// What each client is.
+    sides: Vec<Side>,
+    generation: usize,
+    ended: Vec<Ended>,
+}
+
+/// Runs one seed on the present runtime, whose clock has to be paused. Returns what happened, and what was wrong with it.
+pub async fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+    // Pauses between attempts to connect come from here.
+    fastrand::seed(seed);
+    let ledger = Ledger::new();
+    let result = match tokio::time::timeout(BOUND, simulate(seed, ledger.clone())).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("it hangs: not at its end after {BOUND:?} of virtual time")),
+    };
+    let trace = std::mem::take(&mut ledger.books().trace);
+    (trace, result)
+}
+
+async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let mut rng = Rng::with_seed(seed);
+    let tasks = TaskTracker::new();
+    let stop = CancellationToken::new();
+    // The same seed may run on two threads at once.
+    let name = format!("simulation-{}-{seed}", RUNS.fetch_add(1, Ordering::Relaxed));
+    let config = config(&mut rng);
+    let (publishers, subscribers) = (rng.usize(1..4), rng.usize(1..4));
+    let sides = [vec![Side::Publishers; publishers], vec![Side::Subscribers; subscribers]].concat();
+    let switch = Switch::start(config.clone());
+    let mut world = World {
+        rng: rng.fork(),
+        ledger: ledger.clone(),
+        name,
+        config,
+        switch,
+        sides,
+        generation: 0,
+        ended: Vec::new(),
+    };
+    world.listen().await;
+
+    // One line in three is a good one: its client is innocent, and nothing of what happens to others may harm it.
+    let tiny = rng.u8(..5) == 0;
+    let line = |rng: &mut Rng, client: usize| {
+        let good = rng.u8(..3) == 0;
+        let quality = Quality {
+            refusals: if good { 0 } else { rng.u8(..40) },
+            cuts: if good { 0 } else { rng.u8(..100) },
+            stalls: if good { 0 } else { rng.u8(..60) },
+            grain: if tiny { rng.usize(1..64) } else { 1 << rng.u32(9..17) },
+            delays: if rng.bool() { 0 } else { rng.u8(..30) },
+        };
+        Line { client, quality, rng: rng.fork(), ledger: ledger.clone() }
+    };
+    let mut sockets = Vec::new();
+    for client in 0..publishers {
+        let endpoint = Endpoint::Inproc(format!("{}-line-{client}", world.name));
+        line(&mut rng, client).open(&endpoint, &tasks, &stop).await;
+        let socket = Publisher::new(options(&mut rng));
+        socket.connect(endpoint);
+        sockets.push(socket);
+    }
+    let mut receiving = Vec::new();
+    let mut wanted = Vec::new();
+    for client in publishers..publishers + subscribers {
+        let endpoint = Endpoint::Inproc(format!("{}-line-{client}", world.name));
+        line(&mut rng, client).open(&endpoint, &tasks, &stop).await;
+        let prefix = *rng.choice(&PREFIXES).expect("there are some");
+        wanted.push(prefix);
+        let socket = Subscriber::new(options(&mut rng));
+        socket.subscribe(prefix);
+        socket.subscribe(END);
+        socket.connect(endpoint);
+        receiving.push(Receiving::start(
+            socket,
+            prefix,
+            publishers,
+            client as u64,
+            rng.fork(),
+            ledger.clone(),
+        ));
+    }
+    let mut sending = Vec::new();
+    for (number, socket) in sockets.iter().enumerate() {
+        sending.push(tokio::spawn(send(number as u16, socket.clone(), rng.fork(), tiny, ledger.clone())));
+    }
+
+    world.misfortunes().await?;
+    let mut accepted = Vec::new();
+    for task in sending {
+        accepted.push(task.await.map_err(|error| format!("a publisher failed: {error}"))??);
+    }
+    ledger.note("healed", 0, 0);
+    ledger.healed.cancel();
+    let mut expected = 0;
+    for receiving in &mut receiving {
+        expected += receiving.settle().await;
+    }
+    world.all_connected(publishers, subscribers, expected).await?;
+
+    // Nothing is in the way any more: these arrive, or somebody's subscription was lost.
+    for (number, socket) in sockets.iter().enumerate() {
+        let id = (number as u16, accepted[number].len() as u32);
+        socket.publish(message(id, END, 8)).await.map_err(|error| format!("the last message: {error}"))?;
+        accepted[number].push(Accepted { topic: END, len: 8 });
+    }
+    for socket in sockets {
+        let unsent = socket.close(LINGER).await;
+        if unsent > 0 {
+            return Err(format!("a publisher could not send {unsent} messages over a good network"));
+        }
+    }
+    let mut received = Vec::new();
+    for (number, receiving) in receiving.into_iter().enumerate() {
+        received.push(receiving.end(number).await?);
+    }
+    world.all_gone().await?;
+    world.stop(Fate::Stop).await?;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    let outcome = Outcome { accepted, received, wanted, publishers, ended: world.ended };
+    check::check(&outcome, &ledger.books())
+}
+
+fn config(rng: &mut Rng) -> Config {
+    let heartbeat = rng.bool().then(|| Duration::from_millis(rng.u64(200..5000)));
+    Config {
+        policy: Policy::Block,
+        high_water_mark: HighWaterMark {
+            bytes: 1 << rng.u32(9..20),
+            messages: if rng.bool() { usize::MAX } else { rng.usize(1..50) },
+        },
+        queue_ceiling: 1 << rng.u32(12..24),
+        upstream: if rng.u8(..4) == 0 { Upstream::All } else { Upstream::Subscribed },
+        handshakes: rng.usize(3..20),
+        heartbeat_interval: heartbeat,
+        heartbeat_timeout: Duration::from_millis(rng.u64(200..5000)),
+        ..Config::default()
+    }
+}
+
+fn options(rng: &mut Rng) -> SocketOptions {
+    let heartbeat = (rng.u8(..3) == 0).then(|| Duration::from_millis(rng.u64(200..5000)));
+    SocketOptions {
+        send_high_water_mark: HighWaterMark {
+            bytes: 1 << rng.u32(8..20),
+            messages: if rng.bool() { usize::MAX } else { rng.usize(1..50) },
+        },
+        receive_high_water_mark: 1 << rng.u32(6..20),
+        connect_timeout: Duration::from_millis(rng.u64(1000..10_000)),
+        reconnect_max: Duration::from_millis(rng.u64(100..5000)),
+        heartbeat_interval: heartbeat,
+        heartbeat_timeout: Duration::from_millis(rng.u64(200..5000)),
+        ..SocketOptions::default()
+    }
+}
+
+impl World {
+    async fn listen(&mut self) {
+        let mut endpoints = Vec::new();
+        for (client, side) in self.sides.iter().enumerate() {
+            let endpoint = Endpoint::Inproc(format!("{}-switch-{}-{client}", self.name, self.generation));
+            let listener = Listener::bind(&endpoint, TcpOptions::default()).await.expect("a new name");
+            self.switch.listen(listener, *side);
+            endpoints.push(endpoint);
+        }
+        self.ledger.books().switch = Some((self.generation, self.switch.clone(), endpoints));
+        self.ledger.note("switch", self.generation as u64, 0);
+    }
+
+    /// Stops and starts the switch, or does not.
+    async fn misfortunes(&mut self) -> Result<(), String> {
+        for _ in 0..[0, 0, 0, 1, 1, 2][self.rng.usize(..6)] {
+            tokio::time::sleep(some_time(&mut self.rng, 2..14)).await;
+            let fate = if self.rng.u8(..3) == 0 { Fate::Kill } else { Fate::Stop };
+            self.stop(fate).await?;
+            tokio::time::sleep(some_time(&mut self.rng, 1..14)).await;
+            self.generation += 1;
+            self.switch = Switch::start(self.config.clone());
+            self.listen().await;
+        }
+        Ok(())
+    }
+
+    async fn stop(&mut self, fate: Fate) -> Result<(), String> {
+        self.ledger.note(if fate == Fate::Kill { "kill" } else { "stop" }, self.generation as u64, 0);
+        if fate == Fate::Kill {
+            self.switch.abort();
+            // Before anybody else runs, so that nothing that comes now counts as having been there in time.
+            self.ledger.books().switch = None;
+            self.ended.push(Ended { orderly: false });
+            return Ok(());
+        }
+        let since = tokio::time::Instant::now();
+        let totals = self.switch.stop(STOP).await;
+        let took = since.elapsed();
+        self.ledger.books().switch = None;
+        self.ledger.note("stopped", self.generation as u64, took.as_millis() as u64);
+        if took > STOP + Duration::from_secs(1) {
+            return Err(format!("the switch took {took:?} to stop; it had {STOP:?}"));
+        }
+        if totals.dropped.messages > 0 {
+            return Err(format!("under `block`, {} messages were dropped", totals.dropped.messages));
+        }
+        // Publishers get 70 % of the time to take leave.
+        self.ended.push(Ended { orderly: took < STOP.mul_f64(0.7) });
+        Ok(())
+    }
+
+    /// Waits until everybody is connected and has subscribed to everything.
+    async fn all_connected(
+        &self,
+        publishers: usize,
+        subscribers: usize,
+        expected: usize,
+    ) -> Result<(), String> {
+        // Who has lost a connection makes a new one within this time, and then it counts beside the old one.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let since = tokio::time::Instant::now();
+        loop {
+            let there = (
+                self.switch.publishers().len(),
+                self.switch.subscribers().len(),
+                self.switch.subscriptions(),
+            );
+            // Old connections that have still something in them would give it out after what comes next.
+            let open = self.ledger.books().records.iter().filter(|record| record.open).count();
+            if there == (publishers, subscribers, expected) && open == publishers + subscribers {
+                break;
+            }
+            if since.elapsed() > LINGER {
+                return Err(format!(
+                    "over a good network, publishers, subscribers and subscriptions are {there:?} after {LINGER:?}; expected: {:?}",
+                    (publishers, subscribers, expected)
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.switch.settled().await;
+        Ok(())
+    }
+
+    /// Waits until the switch has forgotten everybody.
+    async fn all_gone(&self) -> Result<(), String> {
+        let since = tokio::time::Instant::now();
+        loop {
+            let switch = &self.switch;
+            let left = (switch.publishers().len(), switch.subscribers().len(), switch.subscriptions());
+            if left == (0, 0, 0) {
+                return Ok(());
+            }
+            if since.elapsed() > LINGER {
+                return Err(format!(
+                    "publishers, subscribers, subscriptions that nobody has any more: {left:?}"
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Publishes as the seed says, and returns what was accepted.
+async fn send(
+    publisher: u16,
+    socket: Publisher,
+    mut rng: Rng,
+    tiny: bool,
+    ledger: Ledger,
+) -> Result<Vec<Accepted>, String> {
+    let mut accepted = Vec::new();
+    let haste = rng.u32(0..9);
+    let count = rng.u32(1..if tiny { 30 } else { 60 });
+    for number in 0..count {
+        let topic = *rng.choice(&TOPICS).expect("there are some");
+        let len = match rng.u8(..100) {
+            _ if tiny => rng.usize(..40),
+            ..70 => rng.usize(..100),
+            70..92 => rng.usize(..3000),
+            92..99 => rng.usize(8000..9000),
+            _ => rng.usize(60_000..100_000),
+        };
+        let message = message((publisher, number), topic, len);
+        socket.publish(message).await.map_err(|error| format!("publisher {publisher}: {error}"))?;
+        accepted.push(Accepted { topic, len });
+        ledger.note("accepted message", publisher.into(), number.into());
+        if rng.u32(..8) < haste {
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << haste))).await;
+        }
+    }
+    Ok(accepted)
+}
+
+/// A subscriber at work.
+struct Receiving {
+    task: JoinHandle<Result<Vec<(Id, Accepted)>, String>>,
+    churn: JoinHandle<usize>,
+    calm: Arc<tokio::sync::Notify>,
+    close: CancellationToken,
+}
+
+impl Receiving {
+    fn start(
+        mut socket: Subscriber,
+        prefix: &'static str,
+        publishers: usize,
+        number: u64,
+        mut rng: Rng,
+        ledger: Ledger,
+    ) -> Self {
+        let (calm, close) = (Arc::new(tokio::sync::Notify::new()), CancellationToken::new());
+        let (orders, mut asked) = tokio::sync::mpsc::channel::<(bool, &'static str)>(1);
+        let churn = tokio::spawn({
+            let (mut rng, calm) = (rng.fork(), calm.clone());
+            async move {
+                let mut more = BTreeSet::new();
+                let times = rng.u32(..6);
+                let work = async {
+                    for _ in 0..times {
+                        tokio::time::sleep(some_time(&mut rng, 2..13)).await;
+                        let other = *rng.choice(&PREFIXES).expect("there are some");
+                        if other == prefix {
+                            continue;
+                        }
+                        let subscribe = more.insert(other);
+                        if !subscribe {
+                            more.remove(other);
+                        }
+                        let _ = orders.send((subscribe, other)).await;
+                    }
+                };
+                work.await;
+                calm.notified().await;
+                // Its own, the last one, and these.
+                2 + more.len()
+            }
+        });
+        let closing = close.clone();
+        let task = tokio::spawn(async move {
+            let slowness = rng.u32(..8);
+            let mut received = Vec::new();
+            let mut ends = 0;
+            let mut open = true;
+            loop {
+                let next = tokio::select! {
+                    biased;
+                    () = closing.cancelled(), if ends == publishers => break,
+                    order = asked.recv(), if open => {
+                        match order {
+                            Some((true, prefix)) => socket.subscribe(prefix),
+                            Some((false, prefix)) => socket.unsubscribe(prefix),
+                            None => open = false,
+                        }
+                        continue;
+                    }
+                    next = socket.recv() => next,
+                };
+                let Some(message) = next else { return Err("the subscriber is closed".to_owned()) };
+                let id = net::id(message.frames());
+                let id = id.ok_or_else(|| format!("a message that nobody sent: {message:?}"))?;
+                let (topic, data) = (&message.frames()[0], &message.frames()[2]);
+                if *data != body(id, data.len()) {
+                    return Err(format!("message {id:?} was altered on its way"));
+                }
+                let known = TOPICS.into_iter().chain([END]).find(|known| known.as_bytes() == topic);
+                let topic = known.ok_or_else(|| format!("message {id:?} came with topic {topic:?}"))?;
+                ends += usize::from(topic == END);
+                ledger.note("received", number << 16 | u64::from(id.0), id.1.into());
+                received.push((id, Accepted { topic, len: data.len() }));
+                if rng.u32(..10) < slowness {
+                    tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << slowness))).await;
+                }
+            }
+            socket.close().await;
+            Ok(received)
+        });
+        Self { task, churn, calm, close }
+    }
+
+    /// Waits until it changes its subscriptions no more; returns how many it has.
+    async fn settle(&mut self) -> usize {
+        self.calm.notify_one();
+        (&mut self.churn).await.expect("it only subscribes")
+    }
+
+    /// Waits for the last message of every publisher, and closes.
+    async fn end(mut self, number: usize) -> Result<Vec<(Id, Accepted)>, String> {
+        self.close.cancel();
+        match tokio::time::timeout(LINGER, &mut self.task).await {
+            Ok(result) => result.map_err(|error| format!("subscriber {number} failed: {error}"))?,
+            Err(_) => Err(format!("subscriber {number} never got the last message of every publisher")),
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! The network of a simulation: every client has a *line* of its own to the switch, and the line does to its connections what
+//! the seed says. A line also keeps the books: what was written into it, what it handed on, and so what was lost in it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use fastrand::Rng;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use xmsg_core::socket::transport::{Listener, ReadHalf, Stream, WriteHalf};
+use xmsg_core::socket::{Endpoint, TcpOptions};
+use xmsg_core::zmtp::{GREETING_LEN, Header};
+use xmsg_proxy::switch::Switch;
+
+/// Any time up to so many milliseconds, of which the logarithm to the base of two is in `order`: short ones are as likely as long ones.
+pub(super) fn some_time(rng: &mut Rng, order: std::ops::Range<u32>) -> Duration {
+    let most = 1 << rng.u32(order);
+    Duration::from_millis(rng.u64(1..=most))
+}
+
+/// A message: its publisher and its number there, from 0.
+pub type Id = (u16, u32);
+
+/// Where a message went by.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// Which message; `None`: not one of ours, which is a failure.
+    pub id: Option<Id>,
+    /// How many bytes had gone by at its end.
+    pub end: u64,
+    /// When, since the start of the simulation.
+    pub at: Duration,
+    /// Its number among all that came out anywhere, in this order; 0: it did not come out.
+    pub order: u64,
+}
+
+/// One direction of a connection.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// Messages that were written into the line, whole.
+    pub taken: Vec<Seen>,
+    /// How many of these came out at the other end, whole. `at` of these is when they came out.
+    pub passed: usize,
+    /// The line saw the end of the stream, and had handed on everything before it.
+    pub ended_well: bool,
+    passed_bytes: u64,
+    read: u64,
+    greeting_left: usize,
+    unparsed: BytesMut,
+    garbage: bool,
+}
+
+impl Flow {
+    fn new() -> Self {
+        Self { greeting_left: GREETING_LEN, ..Self::default() }
+    }
+
+    /// The messages that came out.
+    #[must_use]
+    pub fn out(&self) -> &[Seen] {
+        &self.taken[..self.passed]
+    }
+
+    fn take(&mut self, bytes: &[u8], at: Duration) {
+        self.read += bytes.len() as u64;
+        self.unparsed.extend_from_slice(bytes);
+        let greeting = self.greeting_left.min(self.unparsed.len());
+        self.greeting_left -= greeting;
+        self.unparsed.advance(greeting);
+        while !self.garbage {
+            match message_at_front(&self.unparsed) {
+                Front::Incomplete => break,
+                Front::Garbage => {
+                    self.garbage = true;
+                    self.taken.push(Seen { id: None, end: self.read, at, order: 0 });
+                }
+                Front::Command(len) => self.unparsed.advance(len),
+                Front::Message(len, id) => {
+                    self.unparsed.advance(len);
+                    self.taken.push(Seen { id, end: self.read - self.unparsed.len() as u64, at, order: 0 });
+                }
+            }
+        }
+    }
+
+    fn pass(&mut self, len: usize, at: Duration, order: &mut u64) {
+        self.passed_bytes += len as u64;
+        while let Some(next) = self.taken.get_mut(self.passed).filter(|next| next.end <= self.passed_bytes) {
+            *order += 1;
+            (next.at, next.order) = (at, *order);
+            self.passed += 1;
+        }
+    }
+}
+
+enum Front {
+    Incomplete,
+    Garbage,
+    Command(usize),
+    Message(usize, Option<Id>),
+}
+
+fn message_at_front(bytes: &[u8]) -> Front {
+    let mut end = 0;
+    let mut frames: Vec<&[u8]> = Vec::new();
+    loop {
+        let header = match bytes.get(end..).map(Header::read) {
+            Some(Ok(Some(header))) => header,
+            Some(Err(_)) => return Front::Garbage,
+            _ => return Front::Incomplete,
+        };
+        let body = end + header.len;
+        end = body + header.body_len as usize;
+        let Some(body) = bytes.get(body..end) else { return Front::Incomplete };
+        if header.is_command() {
+            // Nobody here puts commands between the frames of a message.
+            return if frames.is_empty() { Front::Command(end) } else { Front::Garbage };
+        }
+        frames.push(body);
+        if !header.has_more() {
+            return Front::Message(end, id(&frames));
+        }
+    }
+}
+
+/// Who wrote this message; `None`: it is none of ours, or not whole.
+#[must_use]
+pub fn id<F: AsRef<[u8]>>(frames: &[F]) -> Option<Id> {
+    let [_, id, _] = frames else { return None };
+    let (publisher, number) = id.as_ref().split_first_chunk::<2>()?;
+    Some((u16::from_be_bytes(*publisher), u32::from_be_bytes(number.try_into().ok()?)))
+}
+
+/// One connection through a line.
+#[derive(Debug)]
+pub struct Record {
+    /// Whose line it is.
+    pub client: usize,
+    /// The switch at the other end, by number; `None`: there was none.
+    pub generation: Option<usize>,
+    /// From the client.
+    pub up: Flow,
+    /// To the client.
+    pub down: Flow,
+    /// It is still there.
+    pub open: bool,
+    /// From this number on (see [`Seen::order`]) what came out of it came out when the switch had done with everything that this
+    /// publisher's older connections had brought. Before, the two may overtake each other: a switch does not know that they
+    /// are of one publisher.
+    pub alone_from: Option<u64>,
+    /// When its first message came out.
+    first_out: Option<Duration>,
+}
+
+/// Something that happened: when, what, and two numbers that tell more.
+pub type Happened = (Duration, &'static str, u64, u64);
+
+/// What is known of the whole simulation.
+#[derive(Debug, Default)]
+pub struct Books {
+    /// Every connection, in the order in which they were made.
+    pub records: Vec<Record>,
+    /// What happened, in order: the same seed has to bring the same.
+    pub trace: Vec<Happened>,
+    order: u64,
+    /// The present switch, its number, and how each client reaches it.
+    pub switch: Option<(usize, Switch, Vec<Endpoint>)>,
+}
+
+impl Books {
+    fn pass(&mut self, number: usize, way: Way, len: usize, now: Duration) {
+        let record = &mut self.records[number];
+        way.flow(record).pass(len, now, &mut self.order);
+        if record.alone_from.is_some() || record.up.passed == 0 {
+            return;
+        }
+        // As soon as the clock has moved on, the switch has noticed this connection.
+        let noticed = *record.first_out.get_or_insert(now) < now;
+        if let Some((_, switch, endpoints)) = self.switch.as_ref().filter(|_| noticed) {
+            let name = endpoints[record.client].to_string();
+            if switch.publishers().iter().filter(|publisher| publisher.peer == name).count() == 1 {
+                record.alone_from = Some(self.order + 1);
+            }
+        }
+    }
+}
+
+/// The books, for everybody.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    books: Arc<Mutex<Books>>,
+    start: tokio::time::Instant,
+    /// From then on the network is a good one.
+    pub healed: CancellationToken,
+}
+
+impl Ledger {
+    /// Empty books.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { books: Arc::default(), start: tokio::time::Instant::now(), healed: CancellationToken::new() }
+    }
+
+    /// The books. No task waits while it holds them.
+    pub fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time since the start.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Notes something.
+    pub fn note(&self, what: &'static str, a: u64, b: u64) {
+        let now = self.now();
+        self.books().trace.push((now, what, a, b));
+    }
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How bad a line is, until the network has healed.
+#[derive(Clone, Debug)]
+pub struct Quality {
+    /// Of 100 connections, so many come to nothing.
+    pub refusals: u8,
+    /// Of 100 connections, so many are cut.
+    pub cuts: u8,
+    /// Of 100 connections, so many stop for a while in one direction.
+    pub stalls: u8,
+    /// Bytes that go through in one piece, at most.
+    pub grain: usize,
+    /// Of 100 pieces, so many are late.
+    pub delays: u8,
+}
+
+/// A client's way to the switch.
+#[derive(Debug)]
+pub struct Line {
+    /// The number of the client.
+    pub client: usize,
+    /// How bad it is.
+    pub quality: Quality,
+    /// Where chance comes from.
+    pub rng: Rng,
+    /// The books.
+    pub ledger: Ledger,
+}
+
+impl Line {
+    /// Binds this endpoint for the client and works until `stop`.
+    pub async fn open(mut self, endpoint: &Endpoint, tasks: &TaskTracker, stop: &CancellationToken) {
+        let mut listener = Listener::bind(endpoint, TcpOptions::default()).await.expect("a new name");
+        let (tracker, stop) = (tasks.clone(), stop.clone());
+        tasks.spawn(async move {
+            loop {
+                let stream = tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return,
+                    (stream, _) = listener.accept() => stream,
+                };
+                let connection = self.connection();
+                tracker.spawn(connection.run(stream, stop.clone()));
+            }
+        });
+    }
+
+    fn connection(&mut self) -> Connection {
+        let rng = &mut self.rng;
+        let [refuse, cut, stall] = [self.quality.refusals, self.quality.cuts, self.quality.stalls]
+            .map(|percent| rng.u8(..100) < percent);
+        // Early in the handshake, late in the traffic, or anywhere between.
+        let at = |rng: &mut Rng| {
+            let most = 1_u64 << rng.u32(3..18);
+            rng.u64(0..most)
+        };
+        let mut ways = [(None, None); 2];
+        if cut {
+            ways[rng.usize(..2)].0 = Some(at(rng));
+        }
+        if stall {
+            let time = some_time(rng, 4..15);
+            ways[rng.usize(..2)].1 = Some((at(rng), time));
+        }
+        let pieces = |rng: &mut Rng, (cut, stall)| Pieces {
+            grain: self.quality.grain,
+            delays: self.quality.delays,
+            cut,
+            stall,
+            rng: rng.fork(),
+            waiting: BytesMut::new(),
+        };
+        let up = pieces(rng, ways[0]);
+        let down = pieces(rng, ways[1]);
+        let mut books = self.ledger.books();
+        let number = books.records.len();
+        books.records.push(Record {
+            client: self.client,
+            generation: None,
+            up: Flow::new(),
+            down: Flow::new(),
+            open: true,
+            alone_from: None,
+            first_out: None,
+        });
+        drop(books);
+        self.ledger.note("accepted", self.client as u64, number as u64);
+        let pause = some_time(rng, 1..14);
+        let refuse = refuse.then_some(if rng.bool() { pause } else { Duration::ZERO });
+        Connection { number, client: self.client, refuse, up, down, ledger: self.ledger.clone() }
+    }
+}
+
+struct Connection {
+    number: usize,
+    client: usize,
+    /// It leads nowhere, and ends after this time.
+    refuse: Option<Duration>,
+    up: Pieces,
+    down: Pieces,
+    ledger: Ledger,
+}
+
+/// One direction: how the bytes go through.
+struct Pieces {
+    grain: usize,
+    delays: u8,
+    cut: Option<u64>,
+    stall: Option<(u64, Duration)>,
+    rng: Rng,
+    /// Read and not yet handed on.
+    waiting: BytesMut,
+}
+
+/// Why a connection ended before both directions had come to their end.
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    Cut,
+    Broken,
+}
+
+impl Connection {
+    async fn run(mut self, mut client: Stream, stop: CancellationToken) {
+        let healed = self.ledger.healed.is_cancelled();
+        if let Some(pause) = self.refuse.filter(|_| !healed) {
+            tokio::time::sleep(pause).await;
+            self.end("refused", 0);
+            return;
+        }
+        let target = self.ledger.books().switch.clone();
+        let switch = match &target {
+            Some((_, _, endpoints)) => {
+                Stream::connect(&endpoints[self.client], &TcpOptions::default(), Duration::MAX).await.ok()
+            }
+            None => None,
+        };
+        let (Some((generation, ..)), Some(mut switch)) = (target, switch) else {
+            self.end("nobody there", 0);
+            return;
+        };
+        self.ledger.books().records[self.number].generation = Some(generation);
+        let (mut client_read, mut client_write) = client.split();
+        let (mut switch_read, mut switch_write) = switch.split();
+        let (ledger, number) = (&self.ledger, self.number);
+        let lost = {
+            let up = self.up.pump(&mut client_read, &mut switch_write, ledger, number, Way::Up);
+            let down = self.down.pump(&mut switch_read, &mut client_write, ledger, number, Way::Down);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => Some(Lost::Cut),
+                ended = futures::future::try_join(up, down) => ended.err(),
+            }
+        };
+        // What the ends had written counts as written, although nobody will ever read it.
+        drain(&mut client_read, ledger, number, Way::Up).await;
+        drain(&mut switch_read, ledger, number, Way::Down).await;
+        let what = match lost {
+            None => "closed",
+            Some(Lost::Cut) => "cut",
+            Some(Lost::Broken) => "broken",
+        };
+        let bytes = ledger.books().records[number].up.passed_bytes;
+        self.end(what, bytes);
+    }
+
+    fn end(&self, what: &'static str, bytes: u64) {
+        self.ledger.books().records[self.number].open = false;
+        self.ledger.note(what, self.number as u64, bytes);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Up,
+    Down,
+}
+
+impl Way {
+    fn flow(self, record: &mut Record) -> &mut Flow {
+        match self {
+            Self::Up => &mut record.up,
+            Self::Down => &mut record.down,
+        }
+    }
+}
+
+impl Pieces {
+    async fn pump(
+        &mut self,
+        from: &mut ReadHalf<'_>,
+        to: &mut WriteHalf<'_>,
+        ledger: &Ledger,
+        number: usize,
+        way: Way,
+    ) -> Result<(), Lost> {
+        let (mut read, mut passed) = (0_u64, 0_u64);
+        let mut buffer = vec![0; self.grain];
+        loop {
+            if self.waiting.is_empty() {
+                if let Some((_, time)) = self.stall.filter(|(at, _)| read >= *at) {
+                    self.stall = None;
+                    ledger.note("stalled", number as u64, read);
+                    let _ = tokio::time::timeout(time, ledger.healed.cancelled()).await;
+                }
+                let most = self.rng.usize(1..=self.grain);
+                let len = from.read(&mut buffer[..most]).await.map_err(|_| Lost::Broken)?;
+                if len == 0 {
+                    way.flow(&mut ledger.books().records[number]).ended_well = true;
+                    let _ = to.shutdown().await;
+                    return Ok(());
+                }
+                let now = ledger.now();
+                way.flow(&mut ledger.books().records[number]).take(&buffer[..len], now);
+                read += len as u64;
+                self.waiting.extend_from_slice(&buffer[..len]);
+            }
+            if self.rng.u8(..100) < self.delays && !ledger.healed.is_cancelled() {
+                tokio::time::sleep(Duration::from_micros(self.rng.u64(1..20_000))).await;
+            }
+            let mut len = self.rng.usize(1..=self.waiting.len());
+            let cut = self.cut.filter(|_| !ledger.healed.is_cancelled());
+            if let Some(cut) = cut {
+                len = len.min((cut - passed) as usize);
+                if len == 0 {
+                    return Err(Lost::Cut);
+                }
+            }
+            let written = to.write(&self.waiting[..len]).await.map_err(|_| Lost::Broken)?;
+            let now = ledger.now();
+            ledger.books().pass(number, way, written, now);
+            ledger.note(
+                match way {
+                    Way::Up => "up",
+                    Way::Down => "down",
+                },
+                number as u64,
+                written as u64,
+            );
+            passed += written as u64;
+            self.waiting.advance(written);
+        }
+    }
+}
+
+/// Reads what is there, without letting anybody else run.
+async fn drain(from: &mut ReadHalf<'_>, ledger: &Ledger, number: usize, way: Way) {
+    let mut buffer = [0; 4096];
+    loop {
+        let mut buf = ReadBuf::new(&mut buffer);
+        // Outside the runtime's budget, which would make it look empty.
+        let poll = tokio::task::unconstrained(std::future::poll_fn(|cx| {
+            Poll::Ready(std::pin::Pin::new(&mut *from).poll_read(cx, &mut buf))
+        }));
+        match poll.await {
+            Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                let now = ledger.now();
+                way.flow(&mut ledger.books().records[number]).take(buf.filled(), now);
+            }
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Each policy with a subscriber that stops reading, and a healthy one beside it that loses nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, SocketOptions, Subscriber, TcpOptions};
+use xmsg_proxy::{Config, Policy, Proxy, SubscriberStats, TopicPolicy};
+use xmsg_tests::raw::Raw;
+use xmsg_tests::{start_tracing, within};
+
+const MARK: usize = 512 << 10;
+const DATA_LEN: usize = 16 << 10;
+
+/// A subscriber that reads when the test does.
+struct Slow {
+    raw: Raw,
+    peer: String,
+}
+
+impl Slow {
+    async fn start(proxy: &Proxy, publisher: &Publisher, prefix: &str) -> Self {
+        let mut raw = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+        let peer = raw.stream.local_addr().unwrap().to_string();
+        raw.send_message(&[format!("\x01{prefix}")]).await;
+        // The publisher learns of the second when the first is in place.
+        raw.send_message(&[format!("\x01{peer}")]).await;
+        within("its subscription", publisher.wait_for_subscriber(peer.as_bytes())).await;
+        Self { raw, peer }
+    }
+
+    fn stats(&self, proxy: &Proxy) -> Option<SubscriberStats> {
+        proxy.subscribers().into_iter().find(|stats| stats.peer == self.peer)
+    }
+
+    fn present(&self, proxy: &Proxy) -> SubscriberStats {
+        self.stats(proxy).expect("it is still connected")
+    }
+
+    /// Everything that was not dropped, once nothing more is published: topics and numbers.
+    async fn read_all(&mut self, proxy: &Proxy, published: u64) -> Vec<(Bytes, u32)> {
+        let mut messages = Vec::new();
+        while (messages.len() as u64) < published - self.present(proxy).dropped.messages {
+            let (flags, topic) = self.raw.next_frame().await.expect("the connection goes on");
+            assert_eq!(flags & 5, 1, "a topic, and more behind it");
+            let (flags, data) = self.raw.next_frame().await.expect("whole messages");
+            assert_eq!((flags & 5, data.len()), (0, DATA_LEN));
+            messages.push((topic, number(&data)));
+        }
+        assert!(messages.is_sorted_by_key(|(_, number)| *number), "in order");
+        messages
+    }
+}
+
+fn number(data: &[u8]) -> u32 {
+    u32::from_be_bytes(data[..4].try_into().unwrap())
+}
+
+struct Scene {
+    proxy: Proxy,
+    publisher: Publisher,
+    healthy: Subscriber,
+    published: Vec<(Bytes, u32)>,
+}
+
+impl Scene {
+    async fn start(config: Config) -> Self {
+        start_tracing();
+        let tcp = TcpOptions { send_buffer: Some(64 << 10), ..TcpOptions::default() };
+        let config = Config { tcp, ..config };
+        let proxy = Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
+        let publisher = Publisher::new(SocketOptions::default());
+        publisher.connect(Endpoint::tcp("127.0.0.1", proxy.address().publish_port()));
+        let healthy = Subscriber::new(SocketOptions::default());
+        // Not to everything: the publisher is asked for other subscriptions, too.
+        for prefix in ["t", "other", "healthy"] {
+            healthy.subscribe(prefix);
+        }
+        healthy.connect(Endpoint::tcp("127.0.0.1", proxy.address().subscribe_port()));
+        within("the healthy one", publisher.wait_for_subscriber(b"healthy")).await;
+        Self { proxy, publisher, healthy, published: Vec::new() }
+    }
+
+    async fn slow(&self, prefix: &str) -> Slow {
+        Slow::start(&self.proxy, &self.publisher, prefix).await
+    }
+
+    /// A message, which the healthy one receives at once.
+    async fn publish(&mut self, topic: &str) {
+        let number = self.published.len() as u32;
+        let (topic, mut data) = (Bytes::copy_from_slice(topic.as_bytes()), vec![0; DATA_LEN]);
+        data[..4].copy_from_slice(&number.to_be_bytes());
+        self.publisher.publish([topic.clone(), data.into()]).await.unwrap();
+        let received = within("a message for the healthy one", self.healthy.recv()).await.unwrap();
+        assert_eq!(received.frames()[0], topic);
+        assert_eq!(self::number(&received.frames()[1]), number);
+        self.published.push((topic, number));
+    }
+
+    async fn publish_until(&mut self, topics: &[&str], is_enough: impl Fn(&Proxy) -> bool) {
+        while !is_enough(&self.proxy) {
+            for topic in topics {
+                self.publish(topic).await;
+            }
+        }
+    }
+}
+
+fn config(policy: Policy) -> Config {
+    Config { policy, high_water_mark: HighWaterMark::bytes(MARK), ..Config::default() }
+}
+
+fn newest(messages: &[(Bytes, u32)]) -> BTreeMap<Bytes, u32> {
+    messages.iter().cloned().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drop_newest_keeps_what_waits() {
+    let mut scene = Scene::start(config(Policy::DropNewest)).await;
+    let mut slow = scene.slow("t").await;
+    scene.publish_until(&["t"], |proxy| slow.present(proxy).drops.newest.messages >= 100).await;
+    let stats = slow.present(&scene.proxy);
+    assert_eq!(stats.dropped, stats.drops.newest);
+    assert!(stats.queued.bytes <= MARK as u64, "{stats:?}");
+    assert_eq!((stats.policy, stats.high_water_mark), (Policy::DropNewest, HighWaterMark::bytes(MARK)));
+    let published = scene.published.len() as u64;
+    let received = slow.read_all(&scene.proxy, published).await;
+    assert_ne!(received.last(), scene.published.last());
+    assert_eq!(scene.proxy.totals().drops, stats.drops, "the healthy one lost nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drop_oldest_ends_with_the_newest() {
+    let mut scene = Scene::start(config(Policy::DropOldest)).await;
+    let mut slow = scene.slow("t").await;
+    scene.publish_until(&["t"], |proxy| slow.present(proxy).drops.oldest.messages >= 100).await;
+    let stats = slow.present(&scene.proxy);
+    assert_eq!(stats.dropped, stats.drops.oldest);
+    assert!(stats.queued.bytes <= MARK as u64, "{stats:?}");
+    let published = scene.published.len() as u64;
+    let received = slow.read_all(&scene.proxy, published).await;
+    // Half of the mark at least was left for the newest.
+    let last = MARK / 2 / DATA_LEN;
+    assert_eq!(received[received.len() - last..], scene.published[scene.published.len() - last..]);
+    assert_eq!(scene.proxy.totals().drops, stats.drops, "the healthy one lost nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conflate_begins_long_before_a_large_mark_and_ends_with_the_newest_of_each_topic() {
+    let mut scene = Scene::start(Config { policy: Policy::Conflate, ..Config::default() }).await;
+    let mut slow = scene.slow("t").await;
+    let topics = ["t:a", "t:b", "t:c"];
+    scene.publish_until(&topics, |proxy| slow.present(proxy).drops.conflated.messages >= 300).await;
+    let stats = slow.present(&scene.proxy);
+    assert_eq!(stats.dropped, stats.drops.conflated);
+    assert!(stats.queued.bytes <= 2 << 20, "{stats:?}");
+    let published = scene.published.len() as u64;
+    let received = slow.read_all(&scene.proxy, published).await;
+    assert_eq!(newest(&received), newest(&scene.published));
+    assert_eq!(scene.proxy.totals().drops, stats.drops, "the healthy one lost nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn block_makes_the_publisher_wait_and_loses_nothing() {
+    const MESSAGES: u64 = 2000;
+    let mut scene = Scene::start(config(Policy::Block)).await;
+    let mut slow = scene.slow("t").await;
+    // The healthy one waits, too, but no longer than for the slow one.
+    let publishing = async {
+        for _ in 0..MESSAGES {
+            scene.publish("t").await;
+        }
+        scene
+    };
+    let publishing = tokio::spawn(publishing);
+    let mut received = Vec::new();
+    while received.len() as u64 != MESSAGES {
+        let (flags, data) = slow.raw.next_frame().await.expect("the connection goes on");
+        if flags & 5 == 0 {
+            received.push(number(&data));
+        }
+    }
+    let scene = within("the publisher", publishing).await.unwrap();
+    assert_eq!(received, (0..MESSAGES as u32).collect::<Vec<_>>());
+    assert_eq!(scene.proxy.totals().dropped.messages, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disconnect_cuts_the_slow_one_off_and_counts_what_it_leaves() {
+    let mut scene = Scene::start(config(Policy::Disconnect)).await;
+    let mut slow = scene.slow("t").await;
+    scene.publish_until(&["t"], |proxy| proxy.totals().disconnected == 1).await;
+    assert!(slow.stats(&scene.proxy).is_none());
+    let totals = scene.proxy.totals();
+    assert!(totals.undelivered > 0, "{totals:?}");
+    assert_eq!(totals.drops.newest.messages, 1, "the one that did not fit: {totals:?}");
+    slow.raw.closed().await;
+    // The healthy one stays.
+    scene.publish("t").await;
+    assert_eq!(scene.proxy.totals().disconnected, 1);
+
+    // It may come back.
+    let again = scene.slow("t").await;
+    scene.publish("t").await;
+    assert_eq!(again.present(&scene.proxy).dropped.messages, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_longest_prefix_of_the_topic_decides() {
+    let policies = vec![
+        TopicPolicy::new("t:old", Policy::DropOldest),
+        TopicPolicy::new("t", Policy::Disconnect),
+        TopicPolicy::new("t:level:", Policy::Conflate),
+    ];
+    let mut scene = Scene::start(Config { policies, ..config(Policy::DropNewest) }).await;
+    let old = scene.slow("t:o").await;
+    let level = scene.slow("t:lev").await;
+    let other = scene.slow("other").await;
+    let cut_off = scene.slow("t:x").await;
+    let topics = ["t:older", "t:level:1", "t:level:2", "other", "t:x"];
+    let is_enough = |proxy: &Proxy| {
+        old.present(proxy).drops.oldest.messages >= 20
+            && level.present(proxy).drops.conflated.messages >= 20
+            && other.present(proxy).drops.newest.messages >= 20
+            && cut_off.stats(proxy).is_none()
+    };
+    scene.publish_until(&topics, is_enough).await;
+    for slow in [&old, &level, &other] {
+        let stats = slow.present(&scene.proxy);
+        let kinds = [stats.drops.oldest, stats.drops.conflated, stats.drops.newest];
+        assert_eq!(kinds.iter().filter(|amount| amount.messages > 0).count(), 1, "{stats:?}");
+    }
+    assert_eq!(scene.proxy.totals().disconnected, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_of_one_subscriber_keep_to_their_own_policies() {
+    let policies = vec![TopicPolicy::new("t:level", Policy::Conflate)];
+    let mut scene = Scene::start(Config { policies, ..config(Policy::DropNewest) }).await;
+    let mut slow = scene.slow("t").await;
+    let is_enough = |proxy: &Proxy| {
+        let drops = slow.present(proxy).drops;
+        drops.newest.messages >= 50 && drops.conflated.messages >= 50
+    };
+    scene.publish_until(&["t:level", "t:log"], is_enough).await;
+    let stats = slow.present(&scene.proxy);
+    assert!(stats.queued.bytes <= MARK as u64, "{stats:?}");
+    let published = scene.published.len() as u64;
+    let received = slow.read_all(&scene.proxy, published).await;
+    let drops = slow.present(&scene.proxy).drops;
+    let logged = received.iter().filter(|(topic, _)| topic == "t:log").count() as u64;
+    let published = scene.published.iter().filter(|(topic, _)| topic == "t:log").count() as u64;
+    // Some of the newest may be levels: when all that waits are log messages, nothing can go for them.
+    assert!(logged >= published - drops.newest.messages, "none was dropped that had been queued");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_are_replaced_without_dropping_anyone() {
+    let mut scene = Scene::start(config(Policy::Block)).await;
+    let mut slow = scene.slow("").await;
+    // The publisher is stuck in the slow one. The healthy one does not want these.
+    let stuck = async {
+        while slow.present(&scene.proxy).waits == 0 {
+            scene.publisher.publish([Bytes::from_static(b"stuck"), vec![0; DATA_LEN].into()]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the publisher to be stuck", stuck).await;
+    assert_eq!(slow.present(&scene.proxy).dropped.messages, 0);
+
+    within("the change", scene.proxy.set_policies(Policy::DropNewest, &[])).await;
+    // It comes after all that the proxy had not read.
+    scene.publish("t").await;
+    scene.publish_until(&["t"], |proxy| slow.present(proxy).drops.newest.messages >= 20).await;
+    assert!(slow.present(&scene.proxy).waited > Duration::ZERO);
+
+    within(
+        "the change",
+        scene.proxy.set_policies(Policy::Block, &[TopicPolicy::new("t", Policy::DropOldest)]),
+    )
+    .await;
+    let newest = slow.present(&scene.proxy).drops.newest;
+    // What was queued before may not go: newer messages find no room until something was read, so read something.
+    let is_enough = |stats: &SubscriberStats| stats.drops.oldest.messages >= 20;
+    while !is_enough(&slow.present(&scene.proxy)) {
+        if slow.present(&scene.proxy).drops.newest.messages > newest.messages + 20 {
+            slow.raw.next_frame().await.expect("the connection goes on");
+        }
+        scene.publish("t").await;
+    }
+    assert_eq!(slow.present(&scene.proxy).policy, Policy::Block);
+    assert_eq!(scene.proxy.totals().disconnected, 0);
+    assert_eq!(scene.proxy.subscribers().len(), 2);
+}

@@ -1,0 +1,50 @@
+//! Deterministic simulation, by seeds: see `xmsg_tests::simulation`.
+
+use xmsg_tests::simulation::net::Happened;
+use xmsg_tests::simulation::{self, engines, seeds};
+
+/// One seed of the whole: publishers, switch, subscribers.
+fn network(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+    seeds::catching(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.expect("a runtime").block_on(simulation::run(seed))
+    })
+}
+
+#[test]
+fn clients_and_switch_keep_their_promises() {
+    if seeds::only().is_some() {
+        xmsg_tests::start_tracing();
+    }
+    seeds::all("clients_and_switch_keep_their_promises", |seed| {
+        let (trace, result) = network(seed);
+        if seeds::only().is_some() {
+            for (at, what, a, b) in trace {
+                println!("{:>14.6} {what} {a} {b}", at.as_secs_f64());
+            }
+        }
+        result
+    });
+}
+
+#[test]
+fn engines_keep_their_promises() {
+    seeds::all("engines_keep_their_promises", |seed| seeds::catching(|| engines::run(seed)).1);
+}
+
+/// A seed that does something else the second time is of no use.
+#[test]
+fn a_seed_repeats_itself() {
+    for seed in 0..200 {
+        for run in [network, |seed| engines::run(seed)] {
+            let (first, _) = run(seed);
+            let (second, _) = run(seed);
+            let differs = first.iter().zip(&second).position(|(a, b)| a != b);
+            if let Some(at) = differs {
+                panic!("seed {seed}, event {at}: {:?} became {:?}", first[at], second[at]);
+            }
+            assert_eq!(first.len(), second.len(), "seed {seed} went on for longer once");
+            assert!(first.len() > 5, "seed {seed} does next to nothing");
+        }
+    }
+}

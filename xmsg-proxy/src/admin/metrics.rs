@@ -1,0 +1,314 @@
+//! `/metrics`: everything that is counted, in the `OpenMetrics` text format, which Prometheus reads.
+//!
+//! Nothing is counted here. What the parts count anyway is read when somebody asks, so that metrics cost the data plane
+//! nothing.
+
+use std::cmp::Reverse;
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+use xmsg_core::socket::Amount;
+
+use super::State;
+use super::process::{Process, unix_s};
+use crate::registrar::Counts;
+use crate::switch::{Drops, SubscriberStats, Totals};
+
+/// What [`encode`] returns.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Subscribers with time series of their own: those with the longest queues. Every one that ever connects costs whoever
+/// stores the series.
+pub(super) const SUBSCRIBER_SERIES: usize = 100;
+
+const BYTES: Option<&Unit> = Some(&Unit::Bytes);
+const SECONDS: Option<&Unit> = Some(&Unit::Seconds);
+
+/// Reads all counts, and writes them.
+pub(super) fn encode(state: &State) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Snapshot::take(state)));
+    let mut text = String::with_capacity(8 << 10);
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+/// All counts at one time.
+#[derive(Debug)]
+struct Snapshot {
+    /// What names start with: `xmsg_proxy`.
+    prefix: String,
+    is_ready: bool,
+    started_unix_s: f64,
+    process: Process,
+    proxy: Option<ProxySnapshot>,
+    registrar: Option<(Counts, usize)>,
+}
+
+#[derive(Debug)]
+struct ProxySnapshot {
+    totals: Totals,
+    publishers: usize,
+    subscribers: usize,
+    control: usize,
+    subscriptions: usize,
+    queued: Amount,
+    /// Those with series of their own.
+    detailed: Vec<SubscriberStats>,
+}
+
+impl Snapshot {
+    fn take(state: &State) -> Self {
+        let proxy = state.proxy.as_ref().map(|proxy| {
+            let mut detailed = proxy.subscribers();
+            let (subscribers, queued) = (detailed.len(), queued(&detailed));
+            detailed.sort_by_key(|one| (Reverse(one.queued.bytes), Reverse(one.dropped.messages), one.id));
+            detailed.truncate(SUBSCRIBER_SERIES);
+            ProxySnapshot {
+                totals: proxy.totals(),
+                publishers: proxy.publishers().len(),
+                subscribers,
+                control: proxy.control_connections(),
+                subscriptions: proxy.subscriptions(),
+                queued,
+                detailed,
+            }
+        });
+        Self {
+            prefix: state.name.replace('-', "_"),
+            is_ready: state.is_ready(),
+            started_unix_s: unix_s(state.started_at),
+            process: Process::look(),
+            proxy,
+            registrar: state
+                .registrar
+                .as_ref()
+                .map(|registrar| (registrar.counts(), registrar.connections())),
+        }
+    }
+}
+
+/// What waits for all of them.
+pub(super) fn queued(subscribers: &[SubscriberStats]) -> Amount {
+    subscribers.iter().fold(Amount::default(), |sum, one| sum + one.queued)
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut out = Families { encoder };
+        let name = |rest: &str| format!("{}_{rest}", self.prefix);
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        out.encoder
+            .encode_descriptor(&name("build"), "The program that runs.", None, MetricType::Info)?
+            .encode_info(&version)?;
+        let ready = "1 while it accepts connections, 0 once it was told to stop.";
+        out.gauge(&name("ready"), ready, None, u64::from(self.is_ready))?;
+        if let Some(proxy) = &self.proxy {
+            proxy.encode(&mut out)?;
+        }
+        if let Some((counts, connections)) = &self.registrar {
+            encode_registrar(counts, *connections, &mut out)?;
+        }
+        self.process.encode(self.started_unix_s, &mut out)
+    }
+}
+
+impl ProxySnapshot {
+    fn encode(&self, out: &mut Families<'_>) -> Result<(), fmt::Error> {
+        let Totals {
+            received,
+            delivered,
+            // The sum of `drops`.
+            dropped: _,
+            drops,
+            waits,
+            waited,
+            disconnected,
+            undelivered,
+            unmatched,
+            refused,
+            denied,
+        } = self.totals;
+        out.counter("xmsg_proxy_messages_received", "Messages from publishers.", None, received.messages)?;
+        out.counter(
+            "xmsg_proxy_received",
+            "Bytes from publishers, with their framing.",
+            BYTES,
+            received.bytes,
+        )?;
+        let delivered_help = "Messages written to subscribers, each counted on its own.";
+        out.counter("xmsg_proxy_messages_delivered", delivered_help, None, delivered.messages)?;
+        out.counter("xmsg_proxy_delivered", "Bytes of those messages.", BYTES, delivered.bytes)?;
+        out.counters(
+            "xmsg_proxy_messages_dropped",
+            "Messages that a subscriber did not get: by policy, or because it left before (left).",
+            None,
+            reasons(drops, |amount| amount.messages).chain([([("reason", "left".to_owned())], undelivered)]),
+        )?;
+        out.counters(
+            "xmsg_proxy_dropped",
+            "Bytes of the messages that were dropped because a queue was full.",
+            BYTES,
+            reasons(drops, |amount| amount.bytes),
+        )?;
+        let waits_help = "How often a publisher had to wait for a subscriber (block).";
+        out.counter("xmsg_proxy_publisher_waits", waits_help, None, waits)?;
+        let encoder = out.encoder.encode_descriptor(
+            "xmsg_proxy_publisher_wait",
+            "How long publishers waited for subscribers.",
+            SECONDS,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(waited.as_secs_f64()).encode(encoder)?;
+        let help = "Subscribers that were cut off because they were too slow.";
+        out.counter("xmsg_proxy_subscribers_disconnected", help, None, disconnected)?;
+        let unmatched_help = "Received messages that nobody had subscribed to.";
+        out.counter("xmsg_proxy_messages_unmatched", unmatched_help, None, unmatched)?;
+        out.counter("xmsg_proxy_handshakes_refused", "Connections without a handshake.", None, refused)?;
+        let denied_help = "Messages and subscriptions that the peer has no right to.";
+        out.counter("xmsg_proxy_denied", denied_help, None, denied)?;
+        let connections =
+            [("publisher", self.publishers), ("subscriber", self.subscribers), ("control", self.control)];
+        out.gauges(
+            "xmsg_proxy_connections",
+            "Open connections.",
+            None,
+            connections.map(|(side, count)| ([("side", side.to_owned())], count as u64)),
+        )?;
+        let subscriptions_help = "Pairs of a subscriber and a prefix.";
+        out.gauge("xmsg_proxy_subscriptions", subscriptions_help, None, self.subscriptions as u64)?;
+        out.gauge("xmsg_proxy_queue_messages", "Messages that wait for all.", None, self.queued.messages)?;
+        out.gauge("xmsg_proxy_queue", "Memory of what waits for all.", BYTES, self.queued.bytes)?;
+
+        let each = |value: fn(&SubscriberStats) -> u64| {
+            self.detailed.iter().map(move |one| {
+                ([("subscriber", one.id.to_string()), ("peer", one.peer.clone())], value(one))
+            })
+        };
+        let whose = "for the subscribers with the longest queues";
+        let help = |what: &str| format!("{what}, {whose}.");
+        let queue = |one: &SubscriberStats| one.queued.bytes;
+        out.gauges("xmsg_proxy_subscriber_queue", &help("Memory of what waits"), BYTES, each(queue))?;
+        let waiting = |one: &SubscriberStats| one.queued.messages;
+        let name = "xmsg_proxy_subscriber_queue_messages";
+        out.gauges(name, &help("Messages that wait"), None, each(waiting))?;
+        let delivered = |one: &SubscriberStats| one.delivered.messages;
+        let name = "xmsg_proxy_subscriber_messages_delivered";
+        out.counters(name, &help("Messages written"), None, each(delivered))?;
+        let dropped = |one: &SubscriberStats| one.dropped.messages;
+        let name = "xmsg_proxy_subscriber_messages_dropped";
+        out.counters(name, &help("Messages dropped"), None, each(dropped))?;
+        let without = (self.subscribers - self.detailed.len()) as u64;
+        let help = "Subscribers that have no time series of their own.";
+        out.gauge("xmsg_proxy_subscribers_without_series", help, None, without)
+    }
+}
+
+/// What was dropped, by the policy that chose it.
+fn reasons(
+    drops: Drops,
+    value: fn(Amount) -> u64,
+) -> impl Iterator<Item = ([(&'static str, String); 1], u64)> {
+    let Drops { newest, oldest, conflated } = drops;
+    [("drop_newest", newest), ("drop_oldest", oldest), ("conflate", conflated)]
+        .into_iter()
+        .map(move |(reason, amount)| ([("reason", reason.to_owned())], value(amount)))
+}
+
+fn encode_registrar(counts: &Counts, connections: usize, out: &mut Families<'_>) -> Result<(), fmt::Error> {
+    let owners = [("publisher", counts.publishers), ("subscriber", counts.subscribers)];
+    out.gauges(
+        "xmsg_registrar_registrations",
+        "What is registered.",
+        None,
+        owners.map(|(owner, count)| ([("owner", owner.to_owned())], count)),
+    )?;
+    out.counter("xmsg_registrar_requests", "Requests that were answered.", None, counts.requests)?;
+    let help = "Requests that were answered with an error.";
+    out.counter("xmsg_registrar_requests_refused", help, None, counts.refused)?;
+    let help = "Registrations that were not made again in time.";
+    out.counter("xmsg_registrar_registrations_expired", help, None, counts.expired)?;
+    out.gauge("xmsg_registrar_connections", "Open connections.", None, connections as u64)
+}
+
+impl Process {
+    /// Under the names that all exporters use.
+    fn encode(&self, started_unix_s: f64, out: &mut Families<'_>) -> Result<(), fmt::Error> {
+        if let Some(cpu_s) = self.cpu_s {
+            let help = "Processor time, user and system.";
+            let encoder = out.encoder.encode_descriptor("process_cpu", help, SECONDS, MetricType::Counter)?;
+            ConstCounter::new(cpu_s).encode(encoder)?;
+        }
+        let help = "When the process started, since 1970.";
+        let encoder =
+            out.encoder.encode_descriptor("process_start_time", help, SECONDS, MetricType::Gauge)?;
+        ConstGauge::new(started_unix_s).encode(encoder)?;
+        for (name, help, unit, value) in [
+            ("process_resident_memory", "Memory in use.", BYTES, self.resident_bytes),
+            ("process_virtual_memory", "Address space in use.", BYTES, self.virtual_bytes),
+            ("process_open_fds", "Open file descriptors.", None, self.open_fds),
+            ("process_max_fds", "File descriptors that may be open.", None, self.max_fds),
+        ] {
+            if let Some(value) = value {
+                out.gauge(name, help, unit, value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes families of metrics.
+#[derive(Debug)]
+struct Families<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+impl Families<'_> {
+    fn counter(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> Result<(), fmt::Error> {
+        let counter = ConstCounter::new(value);
+        counter.encode(self.encoder.encode_descriptor(name, help, unit, MetricType::Counter)?)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> Result<(), fmt::Error> {
+        let gauge = ConstGauge::new(value);
+        gauge.encode(self.encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?)
+    }
+
+    fn counters<const LABELS: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        values: impl IntoIterator<Item = ([(&'static str, String); LABELS], u64)>,
+    ) -> Result<(), fmt::Error> {
+        let family = self.encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
+        each(family, values, |value, encoder| ConstCounter::new(value).encode(encoder))
+    }
+
+    fn gauges<const LABELS: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        values: impl IntoIterator<Item = ([(&'static str, String); LABELS], u64)>,
+    ) -> Result<(), fmt::Error> {
+        let family = self.encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        each(family, values, |value, encoder| ConstGauge::new(value).encode(encoder))
+    }
+}
+
+fn each<const LABELS: usize>(
+    mut family: MetricEncoder<'_>,
+    values: impl IntoIterator<Item = ([(&'static str, String); LABELS], u64)>,
+    encode: fn(u64, MetricEncoder<'_>) -> Result<(), fmt::Error>,
+) -> Result<(), fmt::Error> {
+    for (labels, value) in values {
+        encode(value, family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}

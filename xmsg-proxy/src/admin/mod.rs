@@ -1,0 +1,191 @@
+//! HTTP for whoever runs a daemon: is it alive, is it ready, what does it do?
+//!
+//! | path | |
+//! |---|---|
+//! | `/healthz` | 200 while the runtime that moves messages gets its turn |
+//! | `/readyz` | 200 while it accepts connections, 503 once it was told to stop |
+//! | `/metrics` | counts, for Prometheus |
+//! | `/varz` | version, uptime, settings, totals; JSON |
+//! | `/connz` | every publisher and subscriber; JSON; `limit`, `offset`, `sort`, `kind` |
+//! | `/subsz` | subscribed prefixes; JSON; `limit`, `prefix` |
+//!
+//! The server has a thread of its own: neither a slow client nor a long list takes time from the data plane, which does not
+//! know of it. It reads counts through a [`Monitor`], and takes no lock for longer than it takes to read one.
+
+mod metrics;
+mod process;
+mod routes;
+mod server;
+mod token;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Instant, SystemTime};
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use xmsg_core::{Error, ErrorKind, Result};
+
+pub use token::Token;
+
+use crate::{Monitor, registrar};
+
+/// What there is to watch.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// A proxy.
+    pub proxy: Option<Monitor>,
+    /// A registrar.
+    pub registrar: Option<registrar::Monitor>,
+}
+
+/// Where in its life a daemon is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// It accepts connections.
+    Ready,
+    /// It was told to stop, and delivers what it has.
+    Draining,
+}
+
+/// The HTTP server at work. It ends with [`stop`](Self::stop), or when it is dropped.
+#[derive(Debug)]
+pub struct Admin {
+    address: SocketAddr,
+    state: Arc<State>,
+    stop: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What requests are answered from.
+#[derive(Debug)]
+struct State {
+    /// The name of the daemon.
+    name: &'static str,
+    proxy: Option<Monitor>,
+    registrar: Option<registrar::Monitor>,
+    phase: AtomicU8,
+    token: RwLock<Option<Token>>,
+    /// The settings, as JSON.
+    config: RwLock<Arc<serde_json::Value>>,
+    started: Instant,
+    started_at: SystemTime,
+    /// The runtime that moves messages.
+    runtime: Handle,
+}
+
+impl State {
+    fn is_ready(&self) -> bool {
+        self.phase() == Phase::Ready
+    }
+
+    fn phase(&self) -> Phase {
+        if self.phase.load(Ordering::Relaxed) == Phase::Ready as u8 { Phase::Ready } else { Phase::Draining }
+    }
+
+    fn token(&self) -> Option<Token> {
+        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn config(&self) -> Arc<serde_json::Value> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Admin {
+    /// Serves on this socket, on a thread of its own; to be called on the runtime that moves messages. `name` is that of the
+    /// daemon, `config` its settings.
+    ///
+    /// An error of kind [`Refused`](ErrorKind::Refused) says that others than this machine can reach the socket, and that there
+    /// is no token.
+    pub fn start(
+        socket: TcpListener,
+        name: &'static str,
+        sources: Sources,
+        token: Option<Token>,
+        config: serde_json::Value,
+    ) -> Result<Self> {
+        let failed = |error| Error::new(ErrorKind::Io, "cannot serve HTTP").with_source(error);
+        let address = socket.local_addr().map_err(failed)?;
+        permitted(address, token.as_ref())?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let state = Arc::new(State {
+            name,
+            proxy: sources.proxy,
+            registrar: sources.registrar,
+            phase: AtomicU8::new(Phase::Ready as u8),
+            token: RwLock::new(token),
+            config: RwLock::new(Arc::new(config)),
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            runtime: Handle::current(),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let listener = {
+            let _entered = runtime.enter();
+            tokio::net::TcpListener::from_std(socket).map_err(failed)?
+        };
+        let stop = CancellationToken::new();
+        let serve = server::run(listener, routes::router(state.clone()), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("xmsg-admin".to_owned())
+            .spawn(move || runtime.block_on(serve))
+            .map_err(failed)?;
+        Ok(Self { address, state, stop, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Says where in its life the daemon is.
+    pub fn set_phase(&self, phase: Phase) {
+        self.state.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Requests have to bring this token from now on. Refused like in [`start`](Self::start).
+    pub fn set_token(&self, token: Option<Token>) -> Result<()> {
+        permitted(self.address, token.as_ref())?;
+        *self.state.token.write().unwrap_or_else(PoisonError::into_inner) = token;
+        Ok(())
+    }
+
+    /// The settings are these now.
+    pub fn set_config(&self, config: serde_json::Value) {
+        *self.state.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// Ends it with all its connections, and waits for that.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            // A panic of it has been reported where it happened.
+            let _ = tokio::task::spawn_blocking(|| thread.join()).await;
+        }
+    }
+}
+
+/// Others may ask only with a token.
+fn permitted(address: SocketAddr, token: Option<&Token>) -> Result<()> {
+    if token.is_some() || address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Refused,
+        format!(
+            "HTTP at {address} can be reached by others, and there is no token: name a file with one, or listen on the \
+             loopback"
+        ),
+    ))
+}

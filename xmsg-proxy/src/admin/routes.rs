@@ -1,0 +1,436 @@
+//! What the paths answer, and who gets an answer.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Query, Request, State as Shared};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use xmsg_core::socket::Amount;
+
+use super::process::{Process, unix_s};
+use super::{Phase, State, metrics};
+use crate::switch::{Drops, PublisherStats, SubscriberStats};
+
+/// The runtime that moves messages counts as stuck when a task does not get its turn for so long.
+const STUCK: Duration = Duration::from_secs(10);
+/// Entries of a list, unless asked for more.
+const LIMIT_DEFAULT: usize = 100;
+/// Entries of a list at most.
+const LIMIT_MAX: usize = 10_000;
+/// Paths that probes ask for, which can't know a token. They tell nothing else.
+const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+
+const INDEX: &str = "/healthz\n/readyz\n/metrics\n/varz\n";
+const PROXY_INDEX: &str = "/connz?limit=&offset=&sort=&kind=\n/subsz?limit=&prefix=\n";
+
+type Answer = Result<Response, (StatusCode, String)>;
+
+pub(super) fn router(state: Arc<State>) -> Router {
+    let mut router = Router::new()
+        .route("/", get(index))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(prometheus))
+        .route("/varz", get(varz));
+    if state.proxy.is_some() {
+        router = router.route("/connz", get(connz)).route("/subsz", get(subsz));
+    }
+    router.layer(from_fn_with_state(state.clone(), guard)).with_state(state)
+}
+
+/// Turns away whoever has no business here.
+async fn guard(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let refusal = match state.token() {
+        Some(_) if OPEN.contains(&request.uri().path()) => None,
+        Some(token) if bearer(request.headers()).is_some_and(|candidate| token.is(candidate)) => None,
+        Some(_) => {
+            let text = "send the token: Authorization: Bearer TOKEN\n";
+            Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], text).into_response())
+        }
+        // A page in a browser on this machine could ask under a name of its own that leads here (DNS rebinding).
+        None if is_local_name(request.uri(), request.headers()) => None,
+        None => Some((StatusCode::FORBIDDEN, "ask for localhost, or for an IP address\n").into_response()),
+    };
+    let mut response = match refusal {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The token that a request brings.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+}
+
+/// Whether the request is for `localhost` or an IP address. Without any name it does not come from a browser.
+fn is_local_name(uri: &Uri, headers: &HeaderMap) -> bool {
+    let named = |text: &str| {
+        let host = match text.strip_prefix('[') {
+            Some(rest) => rest.split(']').next().unwrap_or_default(),
+            None => text.split(':').next().unwrap_or_default(),
+        };
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok()
+    };
+    uri.host().is_none_or(named)
+        && headers.get_all(header::HOST).iter().all(|host| host.to_str().is_ok_and(named))
+}
+
+async fn index(Shared(state): Shared<Arc<State>>) -> String {
+    format!(
+        "{} {}\n\n{INDEX}{}",
+        state.name,
+        env!("CARGO_PKG_VERSION"),
+        match state.proxy {
+            Some(_) => PROXY_INDEX,
+            None => "",
+        }
+    )
+}
+
+/// Asks the runtime that moves messages for a turn.
+async fn healthz(Shared(state): Shared<Arc<State>>) -> Answer {
+    let mut turn = state.runtime.spawn(async {});
+    match tokio::time::timeout(STUCK, &mut turn).await {
+        Ok(Ok(())) => Ok("ok\n".into_response()),
+        Ok(Err(_)) => Err((StatusCode::SERVICE_UNAVAILABLE, "the runtime has ended\n".to_owned())),
+        Err(_) => {
+            turn.abort();
+            Err((
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("the runtime is stuck: no turn within {STUCK:?}\n"),
+            ))
+        }
+    }
+}
+
+async fn readyz(Shared(state): Shared<Arc<State>>) -> Answer {
+    match state.phase() {
+        Phase::Ready => Ok("ready\n".into_response()),
+        Phase::Draining => Err((StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned())),
+    }
+}
+
+async fn prometheus(Shared(state): Shared<Arc<State>>) -> Answer {
+    match metrics::encode(&state) {
+        Ok(text) => Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()),
+        Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))),
+    }
+}
+
+#[derive(Serialize)]
+struct Sum {
+    messages: u64,
+    bytes: u64,
+}
+
+impl From<Amount> for Sum {
+    fn from(Amount { messages, bytes }: Amount) -> Self {
+        Self { messages, bytes }
+    }
+}
+
+async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
+    let process = Process::look();
+    let mut found = json!({
+        "name": state.name,
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "phase": match state.phase() {
+            Phase::Ready => "ready",
+            Phase::Draining => "draining",
+        },
+        "started_unix_s": unix_s(state.started_at),
+        "uptime_s": state.started.elapsed().as_secs_f64(),
+        "cpu_s": process.cpu_s,
+        "resident_memory_bytes": process.resident_bytes,
+        "open_fds": process.open_fds,
+        "config": *state.config(),
+    });
+    if let Some(proxy) = &state.proxy {
+        let (totals, subscribers) = (proxy.totals(), proxy.subscribers());
+        found["proxy"] = json!({
+            "received": Sum::from(totals.received),
+            "delivered": Sum::from(totals.delivered),
+            "dropped": Sum::from(totals.dropped),
+            "drops": DropRow::from(totals.drops),
+            "publisher_waits": totals.waits,
+            "publisher_wait_s": totals.waited.as_secs_f64(),
+            "subscribers_disconnected": totals.disconnected,
+            "denied": totals.denied,
+            "undelivered_messages": totals.undelivered,
+            "unmatched_messages": totals.unmatched,
+            "handshakes_refused": totals.refused,
+            "publishers": proxy.publishers().len(),
+            "subscribers": subscribers.len(),
+            "control_connections": proxy.control_connections(),
+            "subscriptions": proxy.subscriptions(),
+            "queue": Sum::from(metrics::queued(&subscribers)),
+        });
+    }
+    if let Some(registrar) = &state.registrar {
+        let counts = registrar.counts();
+        found["registrar"] = json!({
+            "publishers": counts.publishers,
+            "subscribers": counts.subscribers,
+            "requests": counts.requests,
+            "refused": counts.refused,
+            "expired": counts.expired,
+            "connections": registrar.connections(),
+        });
+    }
+    Json(found)
+}
+
+/// Whom to list, and in what order.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConnzQuery {
+    limit: Option<usize>,
+    #[serde(default)]
+    offset: usize,
+    #[serde(default)]
+    sort: Sort,
+    kind: Option<Kind>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Sort {
+    #[default]
+    Id,
+    Peer,
+    /// The longest first; so with those that follow.
+    Connected,
+    Messages,
+    Bytes,
+    Queue,
+    Drops,
+    Subscriptions,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Publisher,
+    Subscriber,
+}
+
+/// One connection. Messages and bytes are those that came from a publisher, or went to a subscriber.
+#[derive(Serialize)]
+struct Row {
+    kind: Kind,
+    id: u32,
+    peer: String,
+    connected_s: f64,
+    messages: u64,
+    bytes: u64,
+    /// Who it has proved to be.
+    principal: Option<String>,
+    /// What it wanted to publish, or to subscribe to, and may not.
+    denied: u64,
+    #[serde(flatten)]
+    subscriber: Option<SubscriberPart>,
+}
+
+/// What only a subscriber has.
+#[derive(Serialize)]
+struct SubscriberPart {
+    subscriptions: usize,
+    queued: Sum,
+    high_water_mark: Sum,
+    policy: String,
+    dropped: Sum,
+    drops: DropRow,
+    publisher_waits: u64,
+    publisher_wait_s: f64,
+}
+
+/// What was dropped, by the policy that chose it.
+#[derive(Serialize)]
+struct DropRow {
+    newest: Sum,
+    oldest: Sum,
+    conflated: Sum,
+}
+
+impl From<Drops> for DropRow {
+    fn from(drops: Drops) -> Self {
+        Self { newest: drops.newest.into(), oldest: drops.oldest.into(), conflated: drops.conflated.into() }
+    }
+}
+
+impl From<PublisherStats> for Row {
+    fn from(stats: PublisherStats) -> Self {
+        Self {
+            kind: Kind::Publisher,
+            id: stats.id,
+            peer: stats.peer,
+            connected_s: stats.connected_for.as_secs_f64(),
+            messages: stats.received.messages,
+            bytes: stats.received.bytes,
+            principal: stats.principal,
+            denied: stats.denied,
+            subscriber: None,
+        }
+    }
+}
+
+impl From<SubscriberStats> for Row {
+    fn from(stats: SubscriberStats) -> Self {
+        Self {
+            kind: Kind::Subscriber,
+            id: stats.id,
+            peer: stats.peer,
+            connected_s: stats.connected_for.as_secs_f64(),
+            messages: stats.delivered.messages,
+            bytes: stats.delivered.bytes,
+            principal: stats.principal,
+            denied: stats.denied,
+            subscriber: Some(SubscriberPart {
+                subscriptions: stats.subscriptions,
+                queued: stats.queued.into(),
+                high_water_mark: Sum {
+                    messages: stats.high_water_mark.messages as u64,
+                    bytes: stats.high_water_mark.bytes as u64,
+                },
+                policy: stats.policy.to_string(),
+                dropped: stats.dropped.into(),
+                drops: stats.drops.into(),
+                publisher_waits: stats.waits,
+                publisher_wait_s: stats.waited.as_secs_f64(),
+            }),
+        }
+    }
+}
+
+impl Sort {
+    fn apply(self, rows: &mut [Row]) {
+        let part = |row: &Row, value: fn(&SubscriberPart) -> u64| row.subscriber.as_ref().map(value);
+        rows.sort_by_key(|row| row.id);
+        match self {
+            Self::Id => {}
+            Self::Peer => rows.sort_by(|a, b| a.peer.cmp(&b.peer)),
+            Self::Connected => rows.sort_by(|a, b| b.connected_s.total_cmp(&a.connected_s)),
+            Self::Messages => rows.sort_by_key(|row| Reverse(row.messages)),
+            Self::Bytes => rows.sort_by_key(|row| Reverse(row.bytes)),
+            Self::Queue => rows.sort_by_key(|row| Reverse(part(row, |own| own.queued.bytes))),
+            Self::Drops => rows.sort_by_key(|row| Reverse(part(row, |own| own.dropped.messages))),
+            Self::Subscriptions => rows.sort_by_key(|row| Reverse(part(row, |own| own.subscriptions as u64))),
+        }
+    }
+}
+
+/// The number of entries that a request may have.
+fn limit(asked: Option<usize>) -> Result<usize, (StatusCode, String)> {
+    match asked {
+        None => Ok(LIMIT_DEFAULT),
+        Some(limit) if limit <= LIMIT_MAX => Ok(limit),
+        Some(_) => Err((StatusCode::BAD_REQUEST, format!("the limit is at most {LIMIT_MAX}\n"))),
+    }
+}
+
+async fn connz(Shared(state): Shared<Arc<State>>, Query(query): Query<ConnzQuery>) -> Answer {
+    let limit = limit(query.limit)?;
+    let proxy = state.proxy.as_ref().ok_or((StatusCode::NOT_FOUND, String::new()))?;
+    let mut rows: Vec<Row> = Vec::new();
+    if query.kind != Some(Kind::Subscriber) {
+        rows.extend(proxy.publishers().into_iter().map(Row::from));
+    }
+    if query.kind != Some(Kind::Publisher) {
+        rows.extend(proxy.subscribers().into_iter().map(Row::from));
+    }
+    let total = rows.len();
+    query.sort.apply(&mut rows);
+    let rows: Vec<Row> = rows.into_iter().skip(query.offset).take(limit).collect();
+    let found = json!({ "total": total, "offset": query.offset, "limit": limit, "connections": rows });
+    Ok(Json(found).into_response())
+}
+
+/// Which prefixes to list.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SubszQuery {
+    limit: Option<usize>,
+    /// What they start with.
+    #[serde(default)]
+    prefix: String,
+}
+
+/// Those with the most subscribers first. Bytes that are no UTF-8 are shown as `\xff`.
+async fn subsz(Shared(state): Shared<Arc<State>>, Query(query): Query<SubszQuery>) -> Answer {
+    let limit = limit(query.limit)?;
+    let proxy = state.proxy.as_ref().ok_or((StatusCode::NOT_FOUND, String::new()))?;
+    let (mut total, mut subscriptions) = (0_u64, 0_u64);
+    let mut first: BTreeSet<(Reverse<usize>, Vec<u8>)> = BTreeSet::new();
+    proxy.prefixes(|prefix, subscribers| {
+        if prefix.starts_with(query.prefix.as_bytes()) {
+            total += 1;
+            subscriptions += subscribers as u64;
+            first.insert((Reverse(subscribers), prefix));
+            if first.len() > limit {
+                first.pop_last();
+            }
+        }
+    });
+    let shown = |prefix: Vec<u8>| {
+        String::from_utf8(prefix).unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string())
+    };
+    let prefixes: Vec<_> = first
+        .into_iter()
+        .map(|(Reverse(subscribers), prefix)| json!({ "prefix": shown(prefix), "subscribers": subscribers }))
+        .collect();
+    let found =
+        json!({ "total": total, "subscriptions": subscriptions, "limit": limit, "prefixes": prefixes });
+    Ok(Json(found).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_cannot_be_rebound_are_local() {
+        let is_local = |host: &str| {
+            let headers = [(header::HOST, HeaderValue::from_str(host).unwrap())].into_iter().collect();
+            is_local_name(&Uri::from_static("/"), &headers)
+        };
+        for host in
+            ["localhost", "LOCALHOST:7775", "127.0.0.1", "127.0.0.1:1", "[::1]:7775", "[::1]", "192.0.2.1:80"]
+        {
+            assert!(is_local(host), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example:7775", "", "127.0.0.1.evil.example", "[evil]:1"]
+        {
+            assert!(!is_local(host), "{host}");
+        }
+        assert!(is_local_name(&Uri::from_static("/"), &HeaderMap::new()));
+        assert!(!is_local_name(&Uri::from_static("http://evil.example/"), &HeaderMap::new()));
+    }
+
+    #[test]
+    fn the_scheme_of_a_token_is_read_in_any_case() {
+        let token = |value: &'static str| {
+            let headers: HeaderMap =
+                [(header::AUTHORIZATION, HeaderValue::from_static(value))].into_iter().collect();
+            bearer(&headers).map(<[u8]>::to_vec)
+        };
+        assert_eq!(token("bEARER abc"), Some(b"abc".to_vec()));
+        for other in ["Basic abc", "Bearer", "abc", ""] {
+            assert_eq!(token(other), None, "{other}");
+        }
+    }
+}

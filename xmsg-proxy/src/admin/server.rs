@@ -1,0 +1,142 @@
+//! The connections of the HTTP server: few, short-lived, and none of them worth waiting for.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{self, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// Connections at a time. Above it, the oldest one that is not being answered gives way to a new one.
+pub(super) const CONNECTIONS: usize = 64;
+/// How long a request may take to arrive, and a connection may be silent between two.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a request's line and headers.
+const HEADER_MAX: usize = 16 << 10;
+/// Headers of a request.
+const HEADERS: usize = 64;
+/// How long to wait when no connection can be accepted: the process may be out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An open connection.
+#[derive(Debug)]
+struct Open {
+    /// It is served by this task.
+    task: task::Id,
+    shared: Arc<Connection>,
+}
+
+impl Open {
+    fn is_busy(&self) -> bool {
+        self.shared.is_busy.load(Ordering::Relaxed)
+    }
+}
+
+/// What the server and the task of a connection both know.
+#[derive(Debug, Default)]
+struct Connection {
+    /// An answer is being worked out. While it is only written, a client that does not read must not count as busy.
+    is_busy: AtomicBool,
+    cut: CancellationToken,
+}
+
+/// Serves until it is told to stop.
+pub(super) async fn run(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    // The oldest first.
+    let mut open: VecDeque<Open> = VecDeque::new();
+    loop {
+        let is_full = open.len() >= CONNECTIONS;
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(ended) = tasks.join_next_with_id() => {
+                // A panic ends one connection, and has been reported.
+                let ended = ended.map_or_else(|error| error.id(), |(task, ())| task);
+                open.retain(|one| one.task != ended);
+                continue;
+            }
+            accepted = listener.accept(), if !is_full || open.iter().any(|one| !one.is_busy()) => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "HTTP: cannot accept a connection; trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if is_full
+            && let Some(idle) = open.iter().position(|one| !one.is_busy())
+            && let Some(oldest) = open.remove(idle)
+        {
+            oldest.shared.cut.cancel();
+        }
+        let shared = Arc::new(Connection::default());
+        let task = tasks.spawn(serve(stream, router.clone(), shared.clone())).id();
+        open.push_back(Open { task, shared });
+    }
+    tasks.shutdown().await;
+}
+
+async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|request| {
+        shared.is_busy.store(true, Ordering::Relaxed);
+        let response = router.call(request);
+        async {
+            let response = response.await;
+            shared.is_busy.store(false, Ordering::Relaxed);
+            response
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_MAX)
+        .max_headers(HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        () = shared.cut.cancelled() => {}
+        result = connection => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "HTTP: a connection has failed");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Time passes as soon as everybody waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_get_on_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(run(listener, Router::new(), stop.clone()));
+        for sent in ["", "GET / HTTP/1.1\r\nHost: a\r\nSlow", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+            let started = Instant::now();
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(sent.as_bytes()).await.unwrap();
+            // After an answer, the connection waits for another request.
+            client.read_to_end(&mut Vec::new()).await.unwrap();
+            let waited = started.elapsed();
+            assert!((HEADER_TIMEOUT..HEADER_TIMEOUT * 2).contains(&waited), "{sent:?}: {waited:?}");
+        }
+        stop.cancel();
+        server.await.unwrap();
+    }
+}

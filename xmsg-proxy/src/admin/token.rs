@@ -1,0 +1,85 @@
+//! The secret that whoever asks the HTTP server has to know.
+
+use std::path::Path;
+
+use subtle::ConstantTimeEq;
+
+/// A shorter one could be guessed.
+const LEN_MIN: usize = 16;
+/// A longer one would not fit into a header.
+const LEN_MAX: usize = 1024;
+
+/// A bearer token. It is never shown, and compared in constant time.
+#[derive(Clone)]
+pub struct Token(Box<[u8]>);
+
+impl Token {
+    /// Takes a token of 16 to 1024 visible ASCII characters. The error says what is wrong, without showing it.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let text = text.as_bytes();
+        if !(LEN_MIN..=LEN_MAX).contains(&text.len()) || !text.iter().all(u8::is_ascii_graphic) {
+            return Err(format!(
+                "a token has {LEN_MIN} to {LEN_MAX} visible ASCII characters, without spaces"
+            ));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// Reads a token from the first line of a file.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot read the token file {}: {error}", path.display()))?;
+        Self::new(text.lines().next().unwrap_or_default().trim()).map_err(|error| {
+            format!(
+                "the token file {} can't be used: {error}; make one with: head -c 32 /dev/urandom | base64",
+                path.display()
+            )
+        })
+    }
+
+    /// Whether this is it. How long that takes tells at most whether the length is right.
+    pub(super) fn is(&self, candidate: &[u8]) -> bool {
+        self.0.ct_eq(candidate).into()
+    }
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.is(&other.0)
+    }
+}
+
+impl Eq for Token {}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_long_enough_and_not_shown() {
+        let token = Token::new("0123456789abcdef").unwrap();
+        assert!(token.is(b"0123456789abcdef"));
+        assert!(!token.is(b"0123456789abcdeF") && !token.is(b"0123456789abcde") && !token.is(b""));
+        assert!(!format!("{token:?}").contains("0123"));
+        for bad in ["", "0123456789abcde", "0123456789 abcdef", "0123456789äbcdef", &"x".repeat(1025)] {
+            let error = Token::new(bad).unwrap_err();
+            assert!(bad.is_empty() || !error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_holds_one_in_its_first_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "0123456789abcdef \r\nsecond line").unwrap();
+        assert!(Token::read(file.path()).unwrap().is(b"0123456789abcdef"));
+        std::fs::write(&file, "\n0123456789abcdef").unwrap();
+        assert!(Token::read(file.path()).unwrap_err().contains("16 to 1024"));
+        assert!(Token::read(Path::new("/does/not/exist")).unwrap_err().contains("/does/not/exist"));
+    }
+}

@@ -1,0 +1,139 @@
+//! Options that both daemons have, and how all of them go over the file.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, CommandFactory, FromArgMatches};
+use xmsg_proxy::settings::{self, Admin, HostPort, Log, LogFormat, Named, Seconds, Settings};
+
+/// The command line of a daemon.
+pub(crate) trait Program: CommandFactory + FromArgMatches + Clone + Send + 'static {
+    /// What it is told in the end.
+    type Settings: Settings;
+
+    /// Its name.
+    const NAME: &'static str;
+
+    /// The variables of the environment that stand for common options: of the option, and of the environment.
+    const COMMON_ENV: [(&'static str, &'static str); 5];
+
+    /// The names of sockets that may be handed over, and how many there are of each.
+    const SOCKETS: &'static [(&'static str, usize)];
+
+    /// The options that both daemons have.
+    fn common(&self) -> &Common;
+
+    /// Puts the options, and the environment, over the settings.
+    fn overlay(&self, settings: &mut Self::Settings);
+
+    /// Reads the command line; on a mistake, says so and exits.
+    fn from_command_line() -> Self {
+        let mut command = Self::command();
+        for (option, variable) in Self::COMMON_ENV {
+            command = command.mut_arg(option, |option| option.env(variable));
+        }
+        let matches = command.get_matches_mut();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+}
+
+/// The options that both daemons have.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Common {
+    /// Read settings from this TOML file. The environment goes over it, and options over both; SIGHUP reads it again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Check all settings and the files that they name, and start nothing
+    #[arg(long)]
+    pub(crate) check_config: bool,
+
+    /// Print all settings as a file, and start nothing
+    #[arg(long, conflicts_with = "check_config")]
+    pub(crate) print_config: bool,
+
+    /// Seconds to go on working after SIGINT or SIGTERM [default: 5]
+    #[arg(long, value_name = "SECONDS")]
+    linger: Option<Seconds>,
+
+    /// Serve HTTP: health, metrics, connections. Beyond the loopback it needs a token; port 0: any free one; `off`: don't
+    #[arg(long, value_name = "[ADDRESS:]PORT", num_args = 0..=1, default_missing_value = "on")]
+    admin: Option<Switchable<HostPort>>,
+
+    /// Answer HTTP requests only with the token in the first line of this file
+    #[arg(long, value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+
+    /// What log lines look like: `text` or `json` [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<Named<LogFormat>>,
+
+    /// What to log, such as `warn` or `info,xmsg_proxy::switch=debug`; over `RUST_LOG` [default: info]
+    #[arg(long, value_name = "FILTER")]
+    log_filter: Option<String>,
+
+    /// Log every connection: the same as `--log-filter debug`
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+impl Common {
+    /// Puts these options over the settings. `debug` is the variable that turns on verbose logging.
+    pub(crate) fn overlay(&self, log: &mut Log, admin: &mut Admin, linger: &mut Seconds, debug: &str) {
+        set(linger, self.linger);
+        set(&mut log.format, self.log_format);
+        if std::env::var_os(debug).is_some() {
+            "debug".clone_into(&mut log.filter);
+        }
+        // Empty means unset, as everywhere where this variable is read.
+        if let Some(filter) = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty()) {
+            log.filter = filter;
+        }
+        if self.verbose {
+            "debug".clone_into(&mut log.filter);
+        }
+        set(&mut log.filter, self.log_filter.clone());
+        if let Some(choice) = &self.admin {
+            choice.clone().apply(&mut admin.enabled, &mut admin.listen);
+        }
+        if let Some(path) = &self.admin_token_file {
+            admin.token_file = Some(settings::absolute(path));
+        }
+    }
+}
+
+/// Puts an option over a setting, if it was given.
+pub(crate) fn set<T>(setting: &mut T, option: Option<T>) {
+    if let Some(option) = option {
+        *setting = option;
+    }
+}
+
+/// Something that is switched on, with or without saying how, or off.
+#[derive(Clone, Debug)]
+pub(crate) enum Switchable<T> {
+    On,
+    Off,
+    With(T),
+}
+
+impl<T> Switchable<T> {
+    pub(crate) fn apply(self, enabled: &mut bool, value: &mut T) {
+        *enabled = !matches!(self, Self::Off);
+        if let Self::With(with) = self {
+            *value = with;
+        }
+    }
+}
+
+impl<T: FromStr<Err: ToString>> FromStr for Switchable<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => text.parse().map(Self::With).map_err(|error: T::Err| error.to_string()),
+        }
+    }
+}

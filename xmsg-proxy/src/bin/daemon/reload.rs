@@ -1,0 +1,78 @@
+//! SIGHUP: what can be changed is taken over from the file, what needs a restart is named.
+
+use xmsg_proxy::settings::{self, Change, Reloadable, SettingsError};
+
+use super::{Daemon, Program, load, systemd};
+
+impl<P: Program> Daemon<P> {
+    /// Reads the settings again. If they are no good, everything stays as it is.
+    pub(crate) async fn reload(&mut self) {
+        systemd::reloading();
+        if self.program.common().config.is_none() {
+            tracing::info!("SIGHUP: there is no configuration file (--config) to read again");
+        }
+        let program = self.program.clone();
+        // Files may be slow, and messages are not to wait.
+        let loaded = tokio::task::spawn_blocking(move || load(&program)).await;
+        let loaded = loaded.unwrap_or_else(|error| Err(SettingsError::new(error.to_string())));
+        match loaded.and_then(|(new, reloadable)| {
+            settings::merge(&self.settings, &new).map(|(merged, changes)| (merged, changes, reloadable))
+        }) {
+            Ok((merged, changes, reloadable)) => {
+                self.take_over(reloadable);
+                self.settings = merged;
+                report(&changes);
+                if let Some(admin) = &self.admin {
+                    admin.set_config(self.config());
+                }
+            }
+            Err(error) => tracing::error!("not reloaded, everything stays as it was: {error}"),
+        }
+        systemd::reloaded();
+    }
+
+    /// Changes what differs. A part that can be reloaded has its lines here, its field in [`Reloadable`], and its keys in
+    /// `Settings::RELOADABLE`.
+    fn take_over(&mut self, new: Reloadable) {
+        let Reloadable { log_filter, linger, admin_token, mechanism, rules } = new;
+        if mechanism != self.reloadable.mechanism {
+            tracing::warn!("the security mechanism, or our keys, have changed: that needs a restart");
+        }
+        if rules != self.reloadable.rules {
+            self.authority.replace(rules.clone());
+            self.reloadable.rules = rules;
+            tracing::info!("who may do what has changed");
+        }
+        if log_filter != self.reloadable.log_filter {
+            self.log.set(&log_filter);
+            self.reloadable.log_filter = log_filter;
+        }
+        // It counts from when the daemon is told to stop.
+        self.reloadable.linger = linger;
+        if admin_token != self.reloadable.admin_token {
+            let set = self.admin.as_ref().map_or(Ok(()), |admin| admin.set_token(admin_token.clone()));
+            match set {
+                Ok(()) => {
+                    tracing::info!(
+                        has_token = admin_token.is_some(),
+                        "the token of the HTTP server has changed"
+                    );
+                    self.reloadable.admin_token = admin_token;
+                }
+                Err(error) => tracing::error!("the token of the HTTP server stays as it was: {error}"),
+            }
+        }
+    }
+}
+
+fn report(changes: &[Change]) {
+    for Change { key, old, new, is_reloadable } in changes {
+        if *is_reloadable {
+            tracing::info!(setting = key, old, new, "taken over");
+        } else {
+            tracing::warn!(setting = key, old, new, "needs a restart; until then it stays as it was");
+        }
+    }
+    let taken_over = changes.iter().filter(|change| change.is_reloadable).count();
+    tracing::info!(taken_over, needs_restart = changes.len() - taken_over, "configuration reloaded");
+}

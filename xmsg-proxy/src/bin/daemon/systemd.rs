@@ -1,0 +1,108 @@
+//! The service manager: it is told what happens, and may hand over sockets that listen already. Without one, nothing of this
+//! does anything.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use listenfd::ListenFd;
+use sd_notify::NotifyState;
+use tokio::task::JoinHandle;
+use xmsg_proxy::settings::SettingsError;
+
+/// Sockets that were handed over, by name (`FileDescriptorName=`).
+#[derive(Debug, Default)]
+pub(crate) struct Sockets(Vec<(String, TcpListener)>);
+
+impl Sockets {
+    /// Takes them from the environment. `known` says how many there may be of each name.
+    pub(crate) fn from_environment(known: &[(&str, usize)]) -> Result<Self, SettingsError> {
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let mut found = ListenFd::from_env();
+        let mut names = names.split(':');
+        let mut sockets = Vec::new();
+        for at in 0..found.len() {
+            let name = names.next().unwrap_or_default();
+            if !known.iter().any(|(known, _)| *known == name) {
+                let known: Vec<_> = known.iter().map(|(name, count)| format!("{name} ({count})")).collect();
+                return Err(SettingsError::new(format!(
+                    "a socket named {name:?} was handed over; there are {}: set FileDescriptorName= in its unit",
+                    known.join(", ")
+                )));
+            }
+            match found.take_tcp_listener(at) {
+                Ok(Some(socket)) => sockets.push((name.to_owned(), socket)),
+                Ok(None) => {}
+                Err(error) => {
+                    return Err(SettingsError::new(format!("the socket {name:?} can't be used: {error}")));
+                }
+            }
+        }
+        for (name, count) in known {
+            let handed = sockets.iter().filter(|(found, _)| found == name).count();
+            if handed != 0 && handed != *count {
+                return Err(SettingsError::new(format!(
+                    "{handed} sockets named {name:?} were handed over, and {count} are needed: one ListenStream= for each"
+                )));
+            }
+        }
+        Ok(Self(sockets))
+    }
+
+    /// Takes those of this name: none, or as many as were announced.
+    pub(crate) fn take(&mut self, name: &str) -> Vec<TcpListener> {
+        let (taken, rest) = std::mem::take(&mut self.0).into_iter().partition(|(found, _)| found == name);
+        self.0 = rest;
+        let taken: Vec<(String, TcpListener)> = taken;
+        taken.into_iter().map(|(_, socket)| socket).collect()
+    }
+}
+
+/// At work. What is returned goes on saying so, if the service manager wants to hear it.
+pub(crate) fn ready(status: &str) -> Watchdog {
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
+    Watchdog(sd_notify::watchdog_enabled().map(|limit| tokio::spawn(ping(limit / 2))))
+}
+
+/// Reading the settings again. The time says to which request this belongs.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "no monotonic time"),
+    }
+}
+
+/// The settings are read.
+pub(crate) fn reloaded() {
+    notify(&[NotifyState::Ready]);
+}
+
+/// Told to stop.
+pub(crate) fn stopping(status: &str) {
+    notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager could not be told");
+    }
+}
+
+/// Tells the service manager that the runtime that moves messages gets its turn, for as long as this is not dropped.
+#[derive(Debug)]
+pub(crate) struct Watchdog(Option<JoinHandle<()>>);
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+async fn ping(interval: Duration) {
+    let mut turns = tokio::time::interval(interval.max(Duration::from_millis(1)));
+    loop {
+        turns.tick().await;
+        notify(&[NotifyState::Watchdog]);
+    }
+}

@@ -1,0 +1,11 @@
+//! What fuzzing gets at beyond the public interface, of which this is no part.
+
+use xmsg_core::socket::Multipart;
+
+pub use crate::registrar::fuzzing::Registrar;
+
+/// Whether the controller knows this as a request.
+#[must_use]
+pub fn is_control_request(message: &Multipart) -> bool {
+    crate::controller::is_request(message)
+}

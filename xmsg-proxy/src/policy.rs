@@ -1,0 +1,191 @@
+//! What happens to messages for a subscriber that does not read fast enough.
+
+use std::fmt;
+use std::str::FromStr;
+
+use xmsg_core::socket::HighWaterMark;
+use xmsg_core::trie::Trie;
+
+/// What happens to a message for a subscriber whose queue is at its high-water mark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// The message is dropped, for this subscriber, and counted.
+    #[default]
+    DropNewest,
+    /// The oldest messages that wait are dropped to make room for it, and counted.
+    DropOldest,
+    /// Of what waits, only the newest message of each topic is kept: the others are dropped, and counted. It begins at
+    /// 1 MiB, or at the mark if that is lower. If the mark is reached all the same, the oldest go.
+    Conflate,
+    /// Publishers of messages that match wait, and so, through TCP, do their senders: nothing is lost.
+    Block,
+    /// The subscriber is cut off; what was queued for it counts as undelivered.
+    Disconnect,
+}
+
+impl Policy {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::DropNewest, Self::DropOldest, Self::Conflate, Self::Block, Self::Disconnect];
+
+    /// The name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DropNewest => "drop-newest",
+            Self::DropOldest => "drop-oldest",
+            Self::Conflate => "conflate",
+            Self::Block => "block",
+            Self::Disconnect => "disconnect",
+        }
+    }
+}
+
+impl FromStr for Policy {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("unknown policy {name:?}: one of {names}")
+        })
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The policy for messages whose topic starts with a prefix. The longest prefix counts; of two equal ones, the later.
+///
+/// ```
+/// use xmsg_proxy::{Policy, TopicPolicy};
+/// let levels: TopicPolicy = "level:=conflate".parse()?;
+/// assert_eq!(levels, TopicPolicy::new("level:", Policy::Conflate));
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicPolicy {
+    /// What the topics start with.
+    pub prefix: Vec<u8>,
+    /// What happens at the mark.
+    pub policy: Policy,
+    /// The mark: what may wait for the subscriber, of whatever topics, before the policy applies to a message of these.
+    /// Default: that of all.
+    pub high_water_mark: Option<HighWaterMark>,
+}
+
+impl TopicPolicy {
+    /// A policy at the mark of all.
+    #[must_use]
+    pub fn new(prefix: impl Into<Vec<u8>>, policy: Policy) -> Self {
+        Self { prefix: prefix.into(), policy, high_water_mark: None }
+    }
+}
+
+impl FromStr for TopicPolicy {
+    type Err = String;
+
+    /// `PREFIX=POLICY`. The prefix may contain more of `=`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (prefix, policy) = text.rsplit_once('=').ok_or("PREFIX=POLICY is expected")?;
+        Ok(Self::new(prefix, policy.parse()?))
+    }
+}
+
+impl fmt::Display for TopicPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.prefix.escape_ascii(), self.policy)
+    }
+}
+
+/// A policy and the mark at which it applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub(crate) policy: Policy,
+    pub(crate) mark: HighWaterMark,
+}
+
+/// Which rule goes for a topic.
+#[derive(Debug)]
+pub(crate) struct Policies {
+    /// The first one goes for all topics without one of their own.
+    rules: Vec<Rule>,
+    prefixes: Trie<u32>,
+}
+
+impl Policies {
+    pub(crate) fn new(default: Rule, policies: &[TopicPolicy]) -> Self {
+        let mut all = Self { rules: vec![default], prefixes: Trie::new() };
+        for own in policies {
+            all.prefixes.insert(&own.prefix, all.rules.len() as u32);
+            all.rules.push(Rule { policy: own.policy, mark: own.high_water_mark.unwrap_or(default.mark) });
+        }
+        all
+    }
+
+    /// The number of the rule for this topic.
+    pub(crate) fn of(&self, topic: &[u8]) -> u32 {
+        let mut rule = 0;
+        // The longest prefix comes last, and so does the last rule for it.
+        self.prefixes.find(topic, |rules| rule = rules.last().copied().unwrap_or(rule));
+        rule
+    }
+
+    /// The rule of this number, one of [`of`](Self::of).
+    pub(crate) fn rule(&self, number: u32) -> Rule {
+        self.rules.get(number as usize).copied().unwrap_or(self.rules[0])
+    }
+
+    pub(crate) fn default_rule(&self) -> Rule {
+        self.rules[0]
+    }
+
+    /// Of a topic, no more than this matters.
+    pub(crate) fn longest_prefix(&self) -> usize {
+        self.prefixes.longest_prefix()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for policy in Policy::ALL {
+            assert_eq!(policy.name().parse(), Ok(policy));
+        }
+        let unknown = "drop".parse::<Policy>().unwrap_err();
+        assert!(unknown.ends_with("drop-newest, drop-oldest, conflate, block, disconnect"), "{unknown}");
+    }
+
+    #[test]
+    fn a_prefix_may_contain_what_separates_it() {
+        assert_eq!("a=b=block".parse(), Ok(TopicPolicy::new("a=b", Policy::Block)));
+        assert_eq!("=block".parse(), Ok(TopicPolicy::new("", Policy::Block)));
+        assert!("block".parse::<TopicPolicy>().is_err());
+        assert!("a=".parse::<TopicPolicy>().is_err());
+    }
+
+    #[test]
+    fn the_longest_prefix_counts_and_of_equal_ones_the_later() {
+        let mark = HighWaterMark::bytes(1);
+        let own = HighWaterMark::bytes(2);
+        let policies = Policies::new(
+            Rule { policy: Policy::DropNewest, mark },
+            &[
+                TopicPolicy::new("data:raw", Policy::Block),
+                TopicPolicy { high_water_mark: Some(own), ..TopicPolicy::new("data:", Policy::Conflate) },
+                TopicPolicy::new("data:raw", Policy::Disconnect),
+            ],
+        );
+        let rule = |topic: &str| policies.rule(policies.of(topic.as_bytes()));
+        assert_eq!(rule("dat"), Rule { policy: Policy::DropNewest, mark });
+        assert_eq!(rule("data:"), Rule { policy: Policy::Conflate, mark: own });
+        assert_eq!(rule("data:ra"), Rule { policy: Policy::Conflate, mark: own });
+        assert_eq!(rule("data:raw:1"), Rule { policy: Policy::Disconnect, mark });
+    }
+}

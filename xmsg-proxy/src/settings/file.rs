@@ -1,0 +1,134 @@
+//! Settings as TOML: read, written, and compared.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::Settings;
+
+/// Why settings can't be used: where, what, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingsError(String);
+
+impl SettingsError {
+    /// An error that says this.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+/// Reads a file. What it does not mention has its default.
+pub fn read<S: Settings>(path: &Path) -> Result<S, SettingsError> {
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        SettingsError::new(format!("cannot read the configuration file {}: {error}", path.display()))
+    })?;
+    let mut settings: S = parse(&text, &path.display().to_string())?;
+    settings.resolve(path.parent().unwrap_or(Path::new("")));
+    Ok(settings)
+}
+
+/// Takes settings from the text of a file of this name.
+pub fn parse<S: Settings>(text: &str, file: &str) -> Result<S, SettingsError> {
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        SettingsError::new(format!("{file}, line {line}: {}", explain(error.message())))
+    })
+}
+
+/// Settings as the text of a file, complete: reading it gives the same settings.
+pub fn print<S: Settings>(settings: &S) -> Result<String, SettingsError> {
+    toml::to_string(settings)
+        .map_err(|error| SettingsError::new(format!("the configuration can't be written as TOML: {error}")))
+}
+
+/// A setting that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The key, with its section: `log.filter`.
+    pub key: String,
+    /// What it was; empty if it was not there.
+    pub old: String,
+    /// What it is to be; empty if it is not to be there.
+    pub new: String,
+    /// It can be taken over while the daemon runs.
+    pub is_reloadable: bool,
+}
+
+/// Compares settings. Returns what differs, and the settings to go on with: those of `new` that can be changed while the
+/// daemon runs, and the others as they were.
+pub fn merge<S: Settings>(old: &S, new: &S) -> Result<(S, Vec<Change>), SettingsError> {
+    let table = |settings| {
+        toml::Table::try_from(settings)
+            .map_err(|error| SettingsError::new(format!("the configuration can't be compared: {error}")))
+    };
+    let (mut merged, new) = (table(old)?, table(new)?);
+    let mut changes = Vec::new();
+    take_over(&mut merged, &new, "", S::RELOADABLE, &mut changes);
+    let settings = merged
+        .try_into()
+        .map_err(|error| SettingsError::new(format!("the configuration can't be taken over: {error}")))?;
+    Ok((settings, changes))
+}
+
+fn take_over(
+    old: &mut toml::Table,
+    new: &toml::Table,
+    section: &str,
+    reloadable: &[&str],
+    changes: &mut Vec<Change>,
+) {
+    let mut names: Vec<String> = old.keys().chain(new.keys()).cloned().collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let key = if section.is_empty() { name.clone() } else { format!("{section}.{name}") };
+        match (old.get_mut(&name), new.get(&name)) {
+            (Some(toml::Value::Table(old)), Some(toml::Value::Table(new))) => {
+                take_over(old, new, &key, reloadable, changes);
+            }
+            (before, after) if before.as_deref() == after => {}
+            (before, after) => {
+                let shown = |value: Option<&toml::Value>| value.map_or(String::new(), ToString::to_string);
+                let is_reloadable = reloadable.contains(&key.as_str());
+                changes.push(Change { key, old: shown(before.as_deref()), new: shown(after), is_reloadable });
+                if is_reloadable {
+                    match after {
+                        Some(value) => drop(old.insert(name, value.clone())),
+                        None => drop(old.remove(&name)),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// In the words of whoever wrote the file, and with what to do.
+fn explain(message: &str) -> String {
+    let unknown = message
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split_once('`'))
+        .map(|(name, rest)| (name, rest.split('`').skip(1).step_by(2).collect::<Vec<_>>()));
+    if let Some((name, known)) = unknown {
+        return format!(
+            "there is no setting {name:?} in this section: correct it or take it out; there are {}",
+            known.join(", ")
+        );
+    }
+    let plain = message.trim_end().replace('\n', ", ");
+    ["i64", "u16"].iter().fold(plain, |text, kind| {
+        text.replace(&format!("expected {kind}"), "expected a whole number in its range")
+    })
+}
+
+/// The absolute path of a file that somebody named on the command line.
+#[must_use]
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

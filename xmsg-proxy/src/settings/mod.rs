@@ -1,0 +1,322 @@
+//! The settings of the daemons, as they stand in a file. Reading is pure: text in, checked values or an error out. Defaults
+//! come first, then the file; the binaries put the environment and flags over them.
+//!
+//! ```
+//! use xmsg_proxy::settings::{self, ProxySettings};
+//! let settings: ProxySettings = settings::parse("port = 9000\n[log]\nformat = \"json\"", "xmsg-proxy.toml")?;
+//! assert_eq!(settings.port.get(), 9000);
+//! let error = settings::parse::<ProxySettings>("linger_s = 1\nprot = 1", "xmsg-proxy.toml").unwrap_err();
+//! assert!(error.to_string().starts_with("xmsg-proxy.toml, line 2: there is no setting \"prot\""));
+//! # Ok::<(), settings::SettingsError>(())
+//! ```
+
+mod file;
+mod proxy;
+mod registrar;
+mod values;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub use file::{Change, SettingsError, absolute, merge, parse, print, read};
+pub use proxy::{Heartbeat, LimitSettings, PolicySection, ProxySettings, RegistrarSection, Tcp};
+pub use registrar::RegistrarSettings;
+pub use values::{COUNT_MAX, Count, Host, HostPort, MIB_MAX, Named, ProxyPort, Seconds};
+
+use crate::admin::Token;
+use crate::security::{Mechanism, Rules, settings as security};
+
+/// What the settings of both daemons have in common.
+pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + 'static {
+    /// The keys that SIGHUP takes over. Everything else needs a restart, and is reported then.
+    const RELOADABLE: &'static [&'static str];
+
+    /// Makes paths absolute: those in a file count from its folder.
+    fn resolve(&mut self, folder: &Path);
+
+    /// Whether the settings make sense together.
+    fn check(&self) -> Result<(), SettingsError>;
+
+    /// How and what to log.
+    fn log(&self) -> &Log;
+
+    /// The HTTP server.
+    fn admin(&self) -> &Admin;
+
+    /// How the ports are secured, and who may do what.
+    fn security(&self) -> &security::Settings;
+
+    /// How long stopping may take.
+    fn linger(&self) -> Duration;
+
+    /// The file that registrations are kept in.
+    fn snapshot(&self) -> Option<&Path>;
+
+    /// Reads the files that the settings refer to, and puts together what can change while the daemon runs.
+    fn reloadable(&self) -> Result<Reloadable, SettingsError> {
+        let token = match &self.admin().token_file {
+            None => None,
+            Some(path) => Some(Token::read(path).map_err(SettingsError::new)?),
+        };
+        // Paths are absolute by now.
+        let loaded = self.security().load(Path::new("/"));
+        let (mechanism, rules) = loaded.map_err(|error| SettingsError::new(error.to_string()))?;
+        Ok(Reloadable {
+            log_filter: self.log().filter.clone(),
+            linger: self.linger(),
+            admin_token: token,
+            mechanism,
+            rules,
+        })
+    }
+}
+
+/// What SIGHUP can change: compared with what was there before, part by part. The keys that lead here are in
+/// [`Settings::RELOADABLE`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reloadable {
+    /// What is logged.
+    pub log_filter: String,
+    /// How long stopping may take.
+    pub linger: Duration,
+    /// What whoever asks the HTTP server has to know. The file may have changed although its name has not.
+    pub admin_token: Option<Token>,
+    /// How the ports are secured. Needs a restart; it is here because its file is read with the others.
+    pub mechanism: Mechanism,
+    /// Who is let in, and what they may do.
+    pub rules: Rules,
+}
+
+/// `[log]`: how and what to log, on standard error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Lines for people, or JSON.
+    pub format: Named<LogFormat>,
+    /// What is logged, as in `RUST_LOG`.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: Named(LogFormat::Text), filter: "info".to_owned() }
+    }
+}
+
+impl Log {
+    fn check(&self) -> Result<(), SettingsError> {
+        tracing_subscriber::EnvFilter::try_new(&self.filter).map(drop).map_err(|error| {
+            SettingsError::new(format!(
+                "the log filter {:?} (log.filter, RUST_LOG, --log-filter) can't be read: {error}; give a level, or \
+                 module=level with commas between",
+                self.filter
+            ))
+        })
+    }
+}
+
+/// What log lines look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("unknown log format {name:?}: text or json")),
+        }
+    }
+}
+
+impl std::fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+/// `[admin]`: the HTTP server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Admin {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Where it listens.
+    pub listen: HostPort,
+    /// The file with the token that whoever asks has to send.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Reads an [`Admin`] whose port is this one unless the file says another.
+fn admin_at<'de, D: Deserializer<'de>, const PORT: u16>(deserializer: D) -> Result<Admin, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Section {
+        enabled: bool,
+        listen: Option<HostPort>,
+        token_file: Option<PathBuf>,
+    }
+
+    let Section { enabled, listen, token_file } = Section::deserialize(deserializer)?;
+    Ok(Admin { enabled, listen: listen.unwrap_or_else(|| HostPort::loopback(PORT)), token_file })
+}
+
+impl Admin {
+    fn at(port: u16) -> Self {
+        Self { enabled: false, listen: HostPort::loopback(port), token_file: None }
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        if self.enabled && self.token_file.is_none() && !self.listen.host.is_loopback() {
+            return Err(SettingsError::new(format!(
+                "the HTTP server is to listen at {}, which others can reach, without a token: name a file with one \
+                 (admin.token_file, --admin-token-file), or let it listen on the loopback",
+                self.listen
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error<S: Settings + std::fmt::Debug>(text: &str) -> String {
+        let checked = parse::<S>(text, "FILE").and_then(|settings| settings.check().map(|()| settings));
+        checked.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(parse::<ProxySettings>("", "FILE").unwrap(), ProxySettings::default());
+        assert_eq!(parse::<RegistrarSettings>("", "FILE").unwrap(), RegistrarSettings::default());
+        assert_eq!(
+            format!("{:?}", ProxySettings::default().config()),
+            format!("{:?}", crate::Config::default())
+        );
+        assert_eq!(
+            format!("{:?}", RegistrarSettings::default().config()),
+            format!("{:?}", crate::registrar::Config::default())
+        );
+    }
+
+    #[test]
+    fn what_is_printed_reads_back_to_the_same() {
+        let text = "host = \"::1\"\nport = 0\nlinger_s = 0.25\nslow_subscriber = \"block\"\n\
+                    high_water_mark_messages = 7\nupstream = \"all\"\n\
+                    [admin]\nlisten = \"0.0.0.0:0\"\ntoken_file = \"/a/b\"\n\
+                    [registrar]\nenabled = true\nsnapshot = \"/c\"\n\
+                    [log]\nfilter = \"a=\\\"b\\\"\"\nformat = \"json\"\n[heartbeat]\ninterval_s = 0";
+        let settings: ProxySettings = parse(text, "FILE").unwrap();
+        assert_ne!(settings, ProxySettings::default());
+        assert_eq!(parse::<ProxySettings>(&print(&settings).unwrap(), "FILE").unwrap(), settings);
+        assert_eq!(settings.config().heartbeat_interval, None);
+        assert_eq!(settings.config().high_water_mark.messages, 7);
+        let settings: RegistrarSettings = parse("ttl_s = 60\nsnapshot = \"/x\"", "FILE").unwrap();
+        assert_eq!(parse::<RegistrarSettings>(&print(&settings).unwrap(), "FILE").unwrap(), settings);
+    }
+
+    /// The commented examples say what the defaults are: with every comment sign taken away in front of a setting, too.
+    #[test]
+    fn the_examples_show_the_defaults() {
+        fn example<S: Settings + std::fmt::Debug>(text: &str) {
+            assert_eq!(parse::<S>(text, "example").unwrap(), S::default());
+            let printed: toml::Table = toml::from_str(&print(&S::default()).unwrap()).unwrap();
+            let shown: toml::Table = toml::from_str(text).unwrap();
+            assert_eq!(printed, shown, "every setting is in the example");
+            let all: String =
+                text.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line).to_owned() + "\n").collect();
+            parse::<S>(&all, "example").unwrap();
+        }
+        example::<ProxySettings>(include_str!("../../../docs/xmsg-proxy.toml"));
+        example::<RegistrarSettings>(include_str!("../../../docs/xmsg-registrar.toml"));
+    }
+
+    #[test]
+    fn errors_say_where_and_what() {
+        for (text, line, says) in [
+            ("prot = 1", 1, "there is no setting \"prot\" in this section"),
+            ("port = 1\n\n[log]\nlevel = 1", 4, "there are format, filter"),
+            ("[admin]\nenabled = true\nlisten = \"here\"", 3, "ADDRESS:PORT"),
+            ("port = 65534", 1, "three ports"),
+            ("port = \"x\"", 1, "expected a whole number"),
+            ("host = \"a b\"", 1, "host"),
+            ("\nlinger_s = -1", 2, "seconds"),
+            ("high_water_mark_mib = 0", 1, "0 is not from 1 to"),
+            ("slow_subscriber = \"fast\"", 1, "drop-newest"),
+            ("[log]\nformat = \"xml\"", 2, "text or json"),
+            ("port = 1\nport = 2", 2, "duplicate key"),
+            ("port = ", 1, ""),
+            ("[[policy]]\nprefix = \"a\"", 1, "missing field `slow_subscriber`"),
+            ("[[policy]]\nprefix = \"a\"\nslow_subscriber = \"fast\"", 3, "drop-newest"),
+        ] {
+            let error = error::<ProxySettings>(text);
+            assert!(
+                error.starts_with(&format!("FILE, line {line}: ")) && error.contains(says),
+                "{text:?}: {error}"
+            );
+        }
+        assert!(error::<RegistrarSettings>("ttl_s = \"x\"").contains("a number of seconds"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_together_is_said() {
+        for (text, says) in [
+            ("[admin]\nenabled = true\nlisten = \"0.0.0.0:1\"", "--admin-token-file"),
+            ("[log]\nfilter = \"a=b=c\"", "log filter"),
+            ("[registrar]\nsnapshot = \"/x\"", "registrar.snapshot"),
+        ] {
+            let error = error::<ProxySettings>(text);
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_reload_takes_over_what_it_can_and_names_the_rest() {
+        let old: ProxySettings = parse("port = 1\nlinger_s = 1", "FILE").unwrap();
+        let text = "port = 2\nlinger_s = 2\n[admin]\ntoken_file = \"/t\"\n[log]\nformat = \"json\"\nfilter = \"debug\"";
+        let new: ProxySettings = parse(text, "FILE").unwrap();
+        let (merged, changes) = merge(&old, &new).unwrap();
+        let keys = |reloadable| -> Vec<&str> {
+            changes.iter().filter(|c| c.is_reloadable == reloadable).map(|c| c.key.as_str()).collect()
+        };
+        assert_eq!(keys(true), ["admin.token_file", "linger_s", "log.filter"]);
+        assert_eq!(keys(false), ["log.format", "port"]);
+        assert_eq!((merged.port.get(), merged.linger_s.get()), (1, Duration::from_secs(2)));
+        assert_eq!(merged.log.filter, "debug");
+        assert_eq!(merged.log.format, old.log.format);
+        assert_eq!(merge(&merged, &old).unwrap().0, old, "and back");
+        assert_eq!(merge(&old, &old).unwrap(), (old.clone(), Vec::new()));
+    }
+
+    #[test]
+    fn every_reloadable_key_exists() {
+        fn check<S: Settings>(with_all: &str) {
+            let printed: toml::Table = toml::from_str(with_all).unwrap();
+            for key in S::RELOADABLE {
+                let found = key
+                    .split('.')
+                    .try_fold(toml::Value::Table(printed.clone()), |value, name| value.get(name).cloned());
+                assert!(found.is_some(), "{key}");
+            }
+        }
+        let with_all = "linger_s = 1\nslow_subscriber = \"\"\n[log]\nfilter = \"\"\n[admin]\ntoken_file = \"\"\n\
+                        [security]\npassword_file = \"\"\n[[security.client]]\n[[policy]]";
+        check::<ProxySettings>(with_all);
+        check::<RegistrarSettings>(with_all);
+    }
+}

@@ -1,0 +1,317 @@
+//! The settings of the proxy.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use xmsg_core::address::DEFAULT_REGISTRAR_PORT;
+use xmsg_core::socket::{HighWaterMark, TcpOptions};
+use xmsg_core::zmtp;
+
+use super::values::resolve;
+use super::{
+    Admin, COUNT_MAX, Count, Host, Log, MIB_MAX, Named, ProxyPort, Seconds, Settings, SettingsError, admin_at,
+};
+use crate::config::{Config, Upstream};
+use crate::policy::{Policy, TopicPolicy};
+use crate::security::{Mechanism, settings as security};
+
+/// The port of the HTTP server, unless told otherwise: behind the four that the proxy and its data may use.
+const ADMIN_PORT: u16 = 7775;
+
+/// The settings of `xmsg-proxy`. The names and defaults are those of `docs/xmsg-proxy.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProxySettings {
+    /// Interface to listen on.
+    pub host: Host,
+    /// Publisher port.
+    pub port: ProxyPort,
+    /// Threads that move messages; 0: one for each core.
+    pub threads: Count<0, 1024>,
+    /// How long to go on delivering after SIGINT or SIGTERM.
+    pub linger_s: Seconds,
+    /// What happens at a subscriber's mark.
+    pub slow_subscriber: Named<Policy>,
+    /// The same for topics that start with a prefix.
+    #[serde(rename = "policy", skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicySection>,
+    /// Memory for what waits for one subscriber.
+    pub high_water_mark_mib: Count<1, MIB_MAX>,
+    /// Messages that may wait for one subscriber; 0: any number.
+    pub high_water_mark_messages: Count<0, COUNT_MAX>,
+    /// Memory for what waits for all subscribers together.
+    pub queue_ceiling_mib: Count<1, MIB_MAX>,
+    /// The largest message.
+    pub max_message_size_mib: Count<1, 1024>,
+    /// What publishers are told to send.
+    pub upstream: Named<Upstream>,
+    /// Other limits.
+    pub limits: LimitSettings,
+    /// Asking after silent publishers.
+    pub heartbeat: Heartbeat,
+    /// Options of TCP connections.
+    pub tcp: Tcp,
+    /// The registrar in the same process.
+    pub registrar: RegistrarSection,
+    /// How the ports are secured, and who may do what.
+    pub security: security::Settings,
+    /// The HTTP server.
+    #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT>")]
+    pub admin: Admin,
+    /// The log.
+    pub log: Log,
+}
+
+impl Default for ProxySettings {
+    fn default() -> Self {
+        Self {
+            host: Host::default(),
+            port: ProxyPort::default(),
+            threads: Count::of::<1>(),
+            linger_s: Seconds::of(5),
+            slow_subscriber: Named::default(),
+            policies: Vec::new(),
+            high_water_mark_mib: Count::of::<256>(),
+            high_water_mark_messages: Count::of::<0>(),
+            queue_ceiling_mib: Count::of::<1024>(),
+            max_message_size_mib: Count::of::<64>(),
+            upstream: Named::default(),
+            limits: LimitSettings::default(),
+            heartbeat: Heartbeat::default(),
+            tcp: Tcp::default(),
+            registrar: RegistrarSection::default(),
+            security: security::Settings::default(),
+            admin: Admin::at(ADMIN_PORT),
+            log: Log::default(),
+        }
+    }
+}
+
+/// `[[policy]]`: what happens at a subscriber's mark to messages whose topic starts with a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicySection {
+    /// What the topics start with.
+    pub prefix: String,
+    /// What happens.
+    pub slow_subscriber: Named<Policy>,
+    /// The mark, if it is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high_water_mark_mib: Option<Count<1, MIB_MAX>>,
+}
+
+impl From<&TopicPolicy> for PolicySection {
+    fn from(policy: &TopicPolicy) -> Self {
+        Self {
+            // A command line is text.
+            prefix: String::from_utf8_lossy(&policy.prefix).into_owned(),
+            slow_subscriber: Named(policy.policy),
+            high_water_mark_mib: None,
+        }
+    }
+}
+
+impl PolicySection {
+    fn policy(&self) -> TopicPolicy {
+        TopicPolicy {
+            high_water_mark: self.high_water_mark_mib.map(|mark| HighWaterMark::bytes(mark.mib())),
+            ..TopicPolicy::new(self.prefix.as_bytes(), self.slow_subscriber.0)
+        }
+    }
+}
+
+/// `[limits]`: what one peer may send, and how many at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitSettings {
+    /// Frames of a message.
+    pub message_frames: Count<1, 1_000_000>,
+    /// Bytes of a command of the protocol.
+    pub command_kib: Count<1, 1024>,
+    /// Bytes of the prefix of a subscription.
+    pub subscription_bytes: Count<1, 65_536>,
+    /// Subscriptions of a peer.
+    pub subscriptions: Count<1, 1_000_000_000>,
+    /// How long a handshake may take.
+    pub handshake_timeout_s: Seconds,
+    /// Bytes of all prefixes that a peer subscribes to.
+    pub subscriptions_mib: Count<1, MIB_MAX>,
+    /// Connections at a time.
+    pub connections: Count<1, 1_000_000_000>,
+    /// Handshakes under way at a time.
+    pub handshakes: Count<1, 1_000_000>,
+    /// … with one address.
+    pub handshakes_per_address: Count<1, 1_000_000>,
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self {
+            message_frames: Count::of::<1024>(),
+            command_kib: Count::of::<64>(),
+            subscription_bytes: Count::of::<4096>(),
+            subscriptions: Count::of::<1_000_000>(),
+            handshake_timeout_s: Seconds::of(10),
+            subscriptions_mib: Count::of::<256>(),
+            connections: Count::of::<100_000>(),
+            handshakes: Count::of::<4096>(),
+            handshakes_per_address: Count::of::<256>(),
+        }
+    }
+}
+
+/// `[heartbeat]`: asking after publishers and control sockets that are silent, and after the hosts of subscribers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Heartbeat {
+    /// After how much silence; 0: never.
+    pub interval_s: Seconds,
+    /// How long they have to answer.
+    pub timeout_s: Seconds,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self { interval_s: Seconds::of(30), timeout_s: Seconds::of(30) }
+    }
+}
+
+/// `[tcp]`: options of connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tcp {
+    /// Ask after a silent host after so long; 0: never.
+    pub keepalive_s: Seconds,
+    /// The kernel's send buffer; 0: the system decides.
+    pub send_buffer_kib: Count<0, 1_048_576>,
+    /// The kernel's receive buffer; 0: the system decides.
+    pub receive_buffer_kib: Count<0, 1_048_576>,
+}
+
+impl Default for Tcp {
+    fn default() -> Self {
+        Self {
+            keepalive_s: Seconds::of(60),
+            send_buffer_kib: Count::of::<0>(),
+            receive_buffer_kib: Count::of::<0>(),
+        }
+    }
+}
+
+/// `[registrar]`: a registrar in the same process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistrarSection {
+    /// Whether there is one.
+    pub enabled: bool,
+    /// Its port on the same host; 0: any free one.
+    pub port: u16,
+    /// The file that registrations are kept in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<PathBuf>,
+}
+
+impl Default for RegistrarSection {
+    fn default() -> Self {
+        Self { enabled: false, port: DEFAULT_REGISTRAR_PORT, snapshot: None }
+    }
+}
+
+impl Settings for ProxySettings {
+    const RELOADABLE: &'static [&'static str] = &[
+        "admin.token_file",
+        "linger_s",
+        "log.filter",
+        "policy",
+        "security.client",
+        "security.password_file",
+        "slow_subscriber",
+    ];
+
+    fn resolve(&mut self, folder: &Path) {
+        resolve(&mut self.admin.token_file, folder);
+        resolve(&mut self.security.key_file, folder);
+        resolve(&mut self.security.password_file, folder);
+        resolve(&mut self.registrar.snapshot, folder);
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        if self.registrar.snapshot.is_some() && !self.registrar.enabled {
+            return Err(SettingsError::new(
+                "registrar.snapshot (--registrar-snapshot) has a file but there is no registrar: enable it \
+                 (registrar.enabled, --registrar), or take the file out",
+            ));
+        }
+        self.admin.check()?;
+        self.log.check()
+    }
+
+    fn log(&self) -> &Log {
+        &self.log
+    }
+
+    fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
+    fn security(&self) -> &security::Settings {
+        &self.security
+    }
+
+    fn linger(&self) -> Duration {
+        self.linger_s.get()
+    }
+
+    fn snapshot(&self) -> Option<&Path> {
+        self.registrar.snapshot.as_deref()
+    }
+}
+
+impl ProxySettings {
+    /// What the proxy is told, but for its security: see [`Reloadable`](super::Reloadable).
+    #[must_use]
+    pub fn config(&self) -> Config {
+        Config {
+            policy: self.slow_subscriber.0,
+            policies: self.policies.iter().map(PolicySection::policy).collect(),
+            high_water_mark: HighWaterMark {
+                bytes: self.high_water_mark_mib.mib(),
+                messages: match self.high_water_mark_messages.get() {
+                    0 => usize::MAX,
+                    count => count,
+                },
+            },
+            queue_ceiling: self.queue_ceiling_mib.mib(),
+            upstream: self.upstream.0,
+            connections: self.limits.connections.get(),
+            handshakes: self.limits.handshakes.get(),
+            handshakes_per_address: self.limits.handshakes_per_address.get(),
+            heartbeat_interval: self.heartbeat.interval_s.unless_zero(),
+            heartbeat_timeout: self.heartbeat.timeout_s.get(),
+            limits: zmtp::Limits {
+                message_size: self.max_message_size_mib.mib(),
+                frames: self.limits.message_frames.get(),
+                command_size: self.limits.command_kib.kib(),
+                subscription_len: self.limits.subscription_bytes.get(),
+                subscriptions: self.limits.subscriptions.get(),
+                subscription_bytes: self.limits.subscriptions_mib.mib(),
+                handshake_timeout: self.limits.handshake_timeout_s.get(),
+            },
+            tcp: TcpOptions {
+                keepalive: self.tcp.keepalive_s.unless_zero(),
+                send_buffer: buffer(self.tcp.send_buffer_kib),
+                receive_buffer: buffer(self.tcp.receive_buffer_kib),
+                ..TcpOptions::default()
+            },
+            // Their files were not read: whoever has done that adds them.
+            security: Mechanism::default(),
+            authority: Arc::default(),
+        }
+    }
+}
+
+fn buffer(kib: Count<0, 1_048_576>) -> Option<usize> {
+    (kib.get() > 0).then(|| kib.kib())
+}

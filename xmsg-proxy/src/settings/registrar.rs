@@ -1,0 +1,107 @@
+//! The settings of the registrar.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use xmsg_core::address::DEFAULT_REGISTRAR_PORT;
+
+use super::values::resolve;
+use super::{Admin, Count, Host, Log, Seconds, Settings, SettingsError, admin_at};
+use crate::registrar::Config;
+use crate::security::settings as security;
+
+/// The port of the HTTP server, unless told otherwise.
+const ADMIN_PORT: u16 = 8889;
+
+/// The settings of `xmsg-registrar`. The names and defaults are those of `docs/xmsg-registrar.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistrarSettings {
+    /// Interface to listen on.
+    pub host: Host,
+    /// Port; 0: any free one.
+    pub port: u16,
+    /// The file that registrations are kept in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<PathBuf>,
+    /// How long a registration lasts that is not made again; 0: for ever.
+    pub ttl_s: Seconds,
+    /// Registrations to keep at most.
+    pub max_registrations: Count<1, 4_294_967_295>,
+    /// How long to go on answering after SIGINT or SIGTERM.
+    pub linger_s: Seconds,
+    /// How the ports are secured, and who may do what.
+    pub security: security::Settings,
+    /// The HTTP server.
+    #[serde(deserialize_with = "admin_at::<_, ADMIN_PORT>")]
+    pub admin: Admin,
+    /// The log.
+    pub log: Log,
+}
+
+impl Default for RegistrarSettings {
+    fn default() -> Self {
+        Self {
+            host: Host::default(),
+            port: DEFAULT_REGISTRAR_PORT,
+            snapshot: None,
+            ttl_s: Seconds::of(0),
+            max_registrations: Count::of::<4_000_000>(),
+            linger_s: Seconds::of(5),
+            security: security::Settings::default(),
+            admin: Admin::at(ADMIN_PORT),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Settings for RegistrarSettings {
+    const RELOADABLE: &'static [&'static str] =
+        &["admin.token_file", "linger_s", "log.filter", "security.client", "security.password_file"];
+
+    fn resolve(&mut self, folder: &Path) {
+        resolve(&mut self.admin.token_file, folder);
+        resolve(&mut self.security.key_file, folder);
+        resolve(&mut self.security.password_file, folder);
+        resolve(&mut self.snapshot, folder);
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        self.admin.check()?;
+        self.log.check()
+    }
+
+    fn log(&self) -> &Log {
+        &self.log
+    }
+
+    fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
+    fn security(&self) -> &security::Settings {
+        &self.security
+    }
+
+    fn linger(&self) -> Duration {
+        self.linger_s.get()
+    }
+
+    fn snapshot(&self) -> Option<&Path> {
+        self.snapshot.as_deref()
+    }
+}
+
+impl RegistrarSettings {
+    /// What the registrar is told, but for its security: see [`Reloadable`](super::Reloadable).
+    #[must_use]
+    pub fn config(&self) -> Config {
+        Config {
+            snapshot: self.snapshot.clone(),
+            ttl: self.ttl_s.unless_zero(),
+            registrations: self.max_registrations.get(),
+            ..Config::default()
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! The values of settings: each is checked where it is read, and then known to be good. One type serves the file (through
+//! serde) and the command line (through [`FromStr`]).
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{self, Unexpected};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use xmsg_core::address::{DEFAULT_PROXY_PORT, MAX_PROXY_PORT};
+
+/// Memory that a setting may name, in MiB: 16 TiB.
+pub const MIB_MAX: u64 = 1 << 24;
+/// What a count may be in a file.
+pub const COUNT_MAX: u64 = i64::MAX as u64;
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count<const MIN: u64, const MAX: u64>(u64);
+
+impl<const MIN: u64, const MAX: u64> Count<MIN, MAX> {
+    /// This number, which has to be within the bounds: checked when the program is built.
+    #[must_use]
+    pub const fn of<const VALUE: u64>() -> Self {
+        const { assert!(MIN <= VALUE && VALUE <= MAX) };
+        Self(VALUE)
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> usize {
+        self.0 as usize
+    }
+
+    /// So many times 1024 × 1024.
+    #[must_use]
+    pub fn mib(self) -> usize {
+        self.get() << 20
+    }
+
+    /// So many times 1024.
+    #[must_use]
+    pub fn kib(self) -> usize {
+        self.get() << 10
+    }
+
+    fn checked(value: i128) -> Result<Self, String> {
+        match u64::try_from(value) {
+            Ok(value) if (MIN..=MAX).contains(&value) => Ok(Self(value)),
+            _ => Err(format!("{value} is not from {MIN} to {MAX}")),
+        }
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> FromStr for Count<MIN, MAX> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let value = text.parse().map_err(|_| format!("not a whole number from {MIN} to {MAX}"))?;
+        Self::checked(value)
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> Serialize for Count<MIN, MAX> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::checked(i64::deserialize(deserializer)?.into()).map_err(de::Error::custom)
+    }
+}
+
+/// A length of time, written as a number of seconds with or without a fraction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seconds(Duration);
+
+impl Seconds {
+    /// So many whole seconds.
+    #[must_use]
+    pub const fn of(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// The length of time.
+    #[must_use]
+    pub fn get(self) -> Duration {
+        self.0
+    }
+
+    /// The length of time; `None` for 0, which stands for never.
+    #[must_use]
+    pub fn unless_zero(self) -> Option<Duration> {
+        (!self.0.is_zero()).then_some(self.0)
+    }
+
+    fn checked(seconds: f64) -> Result<Self, String> {
+        if (0.0..1e6).contains(&seconds) {
+            return Ok(Self(Duration::from_secs_f64(seconds)));
+        }
+        Err("not a number of seconds from 0 to 1000000".to_owned())
+    }
+}
+
+impl FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::checked(text.parse().unwrap_or(f64::NAN))
+    }
+}
+
+impl Serialize for Seconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.0.as_secs_f64())
+    }
+}
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::checked(deserializer.deserialize_any(Number)?).map_err(de::Error::custom)
+    }
+}
+
+/// A number with or without a fraction.
+struct Number;
+
+impl de::Visitor<'_> for Number {
+    type Value = f64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number of seconds")
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<f64, E> {
+        Ok(value)
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<f64, E> {
+        Ok(value as f64)
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<f64, E> {
+        Ok(value as f64)
+    }
+}
+
+/// The first port of a proxy: 0 for any three free ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct ProxyPort(u16);
+
+impl ProxyPort {
+    /// The port.
+    #[must_use]
+    pub fn get(self) -> u16 {
+        self.0
+    }
+}
+
+impl Default for ProxyPort {
+    fn default() -> Self {
+        Self(DEFAULT_PROXY_PORT)
+    }
+}
+
+impl TryFrom<i64> for ProxyPort {
+    type Error = String;
+
+    fn try_from(port: i64) -> Result<Self, String> {
+        match u16::try_from(port) {
+            Ok(port @ 0..=MAX_PROXY_PORT) => Ok(Self(port)),
+            Ok(port) => {
+                Err(format!("{port} leaves no room for three ports: the highest is {MAX_PROXY_PORT}"))
+            }
+            Err(_) => Err(format!("not a port: 1 to {MAX_PROXY_PORT}, or 0 for any")),
+        }
+    }
+}
+
+impl FromStr for ProxyPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().unwrap_or(-1_i64).try_into()
+    }
+}
+
+/// A name or an address of an interface, without brackets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Host(String);
+
+impl Host {
+    /// The name or address.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// With a port, as `host:port`.
+    #[must_use]
+    pub fn with_port(&self, port: u16) -> String {
+        if self.0.contains(':') { format!("[{}]:{port}", self.0) } else { format!("{}:{port}", self.0) }
+    }
+
+    /// Whether only this machine reaches what listens there.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        self.0 == "localhost" || self.0.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self("127.0.0.1".to_owned())
+    }
+}
+
+impl FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let host = text.trim_start_matches('[').trim_end_matches(']');
+        xmsg_core::ProxyAddress::new(host, 1).map_err(|error| error.to_string())?;
+        Ok(Self(host.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Host {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// `host:port`, or a port of the loopback alone. Port 0: any free one.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HostPort {
+    /// The host.
+    pub host: Host,
+    /// The port.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// A port of the loopback.
+    #[must_use]
+    pub fn loopback(port: u16) -> Self {
+        Self { host: Host::default(), port }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.host.with_port(self.port))
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (host, port) = match text.rsplit_once(':') {
+            None => (None, text),
+            Some((host, port)) => (Some(host), port),
+        };
+        let port = port.parse().map_err(|_| {
+            format!(
+                "{text:?} is not an address: give ADDRESS:PORT, or a port of the loopback; port 0 to 65535"
+            )
+        })?;
+        Ok(Self { host: host.map_or(Ok(Host::default()), str::parse)?, port })
+    }
+}
+
+impl TryFrom<String> for HostPort {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl Serialize for HostPort {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A choice that is written by its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Named<T>(pub T);
+
+impl<T: FromStr> FromStr for Named<T> {
+    type Err = T::Err;
+
+    fn from_str(name: &str) -> Result<Self, T::Err> {
+        name.parse().map(Self)
+    }
+}
+
+impl<T: fmt::Display> Serialize for Named<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name<T>(PhantomData<T>);
+
+        impl<T: FromStr<Err: fmt::Display>> de::Visitor<'_> for Name<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name in quotes")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<T, E> {
+                name.parse().map_err(E::custom)
+            }
+
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<T, E> {
+                Err(E::invalid_type(Unexpected::Bool(value), &self))
+            }
+        }
+        deserializer.deserialize_str(Name(PhantomData)).map(Named)
+    }
+}
+
+/// Makes a path absolute: one in a file counts from the folder of that file, so that it means the same from everywhere.
+pub(super) fn resolve(path: &mut Option<PathBuf>, folder: &Path) {
+    if let Some(path) = path {
+        let joined = folder.join(&*path);
+        *path = std::path::absolute(&joined).unwrap_or(joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_have_bounds() {
+        assert_eq!("7".parse::<Count<1, 7>>(), Ok(Count::of::<7>()));
+        for bad in ["0", "8", "-1", "x", "", "1.5"] {
+            let error = bad.parse::<Count<1, 7>>().unwrap_err();
+            assert!(error.contains("from 1 to 7"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn seconds_may_have_a_fraction() {
+        assert_eq!("0.25".parse::<Seconds>().unwrap().get(), Duration::from_millis(250));
+        assert_eq!(Seconds::of(0).unless_zero(), None);
+        for bad in ["-1", "x", "", "NaN", "inf", "1e9"] {
+            assert!(bad.parse::<Seconds>().unwrap_err().contains("seconds"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_default_to_the_loopback() {
+        for (text, shown) in [
+            ("7775", "127.0.0.1:7775"),
+            ("0.0.0.0:0", "0.0.0.0:0"),
+            ("[::1]:80", "[::1]:80"),
+            ("localhost:1", "localhost:1"),
+        ] {
+            assert_eq!(text.parse::<HostPort>().unwrap().to_string(), shown);
+        }
+        for bad in ["", "x", ":80", "a b:80", "h:", "h:70000"] {
+            assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+        assert!("::1".parse::<Host>().unwrap().is_loopback());
+        assert!(!"0.0.0.0".parse::<Host>().unwrap().is_loopback());
+    }
+}

@@ -1,0 +1,282 @@
+//! Queues what an inlet has for one subscriber, as far as there is room; at the mark, its policy decides.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use xmsg_core::socket::outbox::{APART, Keep, Lease, Ledger, OutboxGuard};
+use xmsg_core::socket::{Amount, HighWaterMark};
+use xmsg_core::zmtp::Span;
+
+use super::peers::{Drops, Gate, Subscriber};
+use crate::policy::{Policies, Policy, Rule};
+
+/// Runs below this many bytes are copied: cheaper than a slice, and a few bytes do not keep a slab alive.
+const COPY_BELOW: usize = 1 << 10;
+/// … and those below this share of their slab, for the same reason.
+const SLAB_SHARE: usize = 16;
+/// Marks of fewer slabs than this are kept to the byte, by copying.
+const EXACT_BELOW_SLABS: usize = 16;
+/// A subscriber may always hold this much of the ceiling.
+const SHARE_MIN: usize = 64 << 10;
+/// A subscriber for which so much waits lags: `conflate` begins. Less is what a burst leaves for a moment.
+const LAG: usize = 1 << 20;
+
+/// Consecutive messages of a batch for the same subscribers under the same rule, by number: `first` up to, not including,
+/// `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) first: usize,
+    pub(super) end: usize,
+    /// Number of the rule.
+    pub(super) rule: u32,
+}
+
+impl Run {
+    pub(super) fn count(self) -> usize {
+        self.end - self.first
+    }
+}
+
+/// One batch, ready to be cut.
+#[derive(Debug)]
+pub(super) struct Cut<'a> {
+    pub(super) wire: &'a Bytes,
+    pub(super) spans: &'a [Span],
+    /// Made when the first slice is queued.
+    pub(super) lease: OnceLock<Arc<Lease>>,
+    pub(super) slab_size: usize,
+}
+
+impl Cut<'_> {
+    fn start(&self, run: Run) -> usize {
+        self.spans[run.first].start
+    }
+
+    fn len(&self, run: Run) -> usize {
+        if run.first == run.end { 0 } else { self.spans[run.end - 1].end - self.start(run) }
+    }
+
+    fn amount(&self, run: Run) -> Amount {
+        Amount::new(run.count(), self.len(run))
+    }
+
+    /// How many messages at the front of the run fit into this room.
+    fn fitting(&self, run: Run, room: Amount) -> usize {
+        let start = self.start(run);
+        let by_bytes =
+            self.spans[run.first..run.end].partition_point(|span| (span.end - start) as u64 <= room.bytes);
+        by_bytes.min(usize::try_from(room.messages).unwrap_or(usize::MAX))
+    }
+
+    /// How many messages at the end of the run fit into this room.
+    fn fitting_last(&self, run: Run, room: Amount) -> usize {
+        let end = self.start(run) + self.len(run);
+        let older =
+            self.spans[run.first..run.end].partition_point(|span| (end - span.start) as u64 > room.bytes);
+        (run.count() - older).min(usize::try_from(room.messages).unwrap_or(usize::MAX))
+    }
+
+    /// The same messages, by the rules of these policies.
+    pub(super) fn divide(&self, runs: &[Run], policies: &Policies) -> Vec<Run> {
+        let mut divided: Vec<Run> = Vec::new();
+        for first in runs.iter().flat_map(|run| run.first..run.end) {
+            let rule = policies.of(self.spans[first].first(self.wire));
+            match divided.last_mut() {
+                Some(last) if last.end == first && last.rule == rule => last.end += 1,
+                _ => divided.push(Run { first, end: first + 1, rule }),
+            }
+        }
+        divided
+    }
+}
+
+/// What goes for all subscribers.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) gate: Arc<Gate>,
+    /// Bytes of all queues together.
+    pub(super) ceiling: usize,
+}
+
+impl Delivery {
+    /// The mark that counts at present for this subscriber.
+    fn limit(&self, queue: &OutboxGuard<'_>, mark: HighWaterMark) -> HighWaterMark {
+        if self.ledger.bytes() > self.ceiling {
+            let share = (self.ceiling / self.gate.subscriber_count().max(1)).max(SHARE_MIN);
+            if queue.queued().bytes as usize > share {
+                return HighWaterMark { bytes: mark.bytes.min(share), ..mark };
+            }
+        }
+        mark
+    }
+
+    /// Whether nothing of these runs fits for now.
+    pub(super) fn is_full(&self, queue: &OutboxGuard<'_>, rule: Rule, run: Run, cut: &Cut<'_>) -> bool {
+        let first = Run { end: run.first + 1, ..run };
+        let room = queue.room(self.limit(queue, rule.mark));
+        // A message above the mark may go when nothing else is queued.
+        cut.fitting(first, room) == 0 && queue.queued().messages > 0
+    }
+
+    /// Queues the runs, as far as there is room; with `block`, leaves what has to wait.
+    pub(super) fn deliver(
+        &self,
+        subscriber: &Subscriber,
+        left: &mut Vec<Run>,
+        cut: &Cut<'_>,
+        policies: &Policies,
+    ) {
+        let mut drops = Drops::default();
+        let mut queue = subscriber.outbox.lock();
+        let (mut done, mut too_slow) = (0, false);
+        while let Some(&run) = left.get(done) {
+            done += 1;
+            if queue.is_closed() {
+                // It is leaving: there is nobody to deliver to.
+                continue;
+            }
+            let rule = subscriber.rule(policies, run.rule);
+            let mut limit = self.limit(&queue, rule.mark);
+            if queue.keep() != keep(rule.policy) {
+                limit.bytes = limit.bytes.saturating_sub(APART);
+            }
+            match rule.policy {
+                Policy::Conflate => {
+                    self.conflate(&mut queue, rule, limit, run, cut, &mut drops);
+                    continue;
+                }
+                _ if fits(cut.amount(run), queue.room(limit)) => {
+                    self.push(&mut queue, rule, run, cut);
+                    continue;
+                }
+                Policy::DropOldest => {
+                    self.drop_oldest(&mut queue, rule, limit, run, cut, &mut drops);
+                    continue;
+                }
+                Policy::DropNewest | Policy::Block | Policy::Disconnect => {}
+            }
+            let mut fitting = cut.fitting(run, queue.room(limit));
+            if fitting == 0 && queue.queued().messages == 0 {
+                fitting = 1;
+            }
+            let rest = Run { first: run.first + fitting, ..run };
+            if fitting > 0 {
+                self.push(&mut queue, rule, Run { end: rest.first, ..run }, cut);
+            }
+            if rest.first == rest.end {
+                continue;
+            }
+            match rule.policy {
+                Policy::Block => {
+                    queue.wait_for_room();
+                    done -= 1;
+                    left[done] = rest;
+                    break;
+                }
+                Policy::Disconnect => {
+                    let others = left[done..].iter().map(|run| cut.amount(*run));
+                    drops.newest += others.fold(cut.amount(rest), |sum, amount| sum + amount);
+                    done = left.len();
+                    too_slow = true;
+                }
+                _ => drops.newest += cut.amount(rest),
+            }
+        }
+        left.drain(..done);
+        drop(queue);
+        if drops != Drops::default() {
+            subscriber.count_dropped(drops);
+        }
+        if too_slow {
+            subscriber.cut_off();
+        }
+    }
+
+    fn drop_oldest(
+        &self,
+        queue: &mut OutboxGuard<'_>,
+        rule: Rule,
+        limit: HighWaterMark,
+        run: Run,
+        cut: &Cut<'_>,
+        drops: &mut Drops,
+    ) {
+        drops.oldest += queue.make_room(cut.amount(run), limit);
+        let mut fitting = cut.fitting_last(run, queue.room(limit));
+        if fitting == 0 && queue.queued().messages == 0 {
+            fitting = 1;
+        }
+        let rest = Run { first: run.end - fitting, ..run };
+        let gone = cut.amount(Run { end: rest.first, ..run });
+        if fitting > 0 {
+            drops.oldest += gone;
+            self.push(queue, rule, rest, cut);
+        } else {
+            // Nothing that waits may go, or all of it is on its way.
+            drops.newest += gone;
+        }
+    }
+
+    fn conflate(
+        &self,
+        queue: &mut OutboxGuard<'_>,
+        rule: Rule,
+        limit: HighWaterMark,
+        run: Run,
+        cut: &Cut<'_>,
+        drops: &mut Drops,
+    ) {
+        if !queue.is_conflated() {
+            let lag = HighWaterMark { bytes: limit.bytes.min(LAG), ..limit };
+            if fits(cut.amount(run), queue.room(lag)) {
+                self.push(queue, rule, run, cut);
+                return;
+            }
+            drops.conflated += queue.conflate();
+        }
+        for span in &cut.spans[run.first..run.end] {
+            let message = &cut.wire[span.start..span.end];
+            let taken = queue.push_newest(message, limit);
+            drops.conflated += taken.outdated;
+            drops.oldest += taken.evicted;
+            if !taken.accepted {
+                drops.newest += Amount::new(1, message.len());
+            }
+        }
+    }
+
+    fn push(&self, queue: &mut OutboxGuard<'_>, rule: Rule, run: Run, cut: &Cut<'_>) {
+        let (start, len, count) = (cut.start(run), cut.len(run), run.count());
+        let range = start..start + len;
+        let keep = keep(rule.policy);
+        // Slices that are kept in different ways are charged one by one; copies, for what they are.
+        let alternates = queue.keep() != keep;
+        queue.set_keep(keep, rule.mark);
+        let small = len < COPY_BELOW || len < cut.slab_size / SLAB_SHARE;
+        let exact = rule.mark.bytes < EXACT_BELOW_SLABS * cut.slab_size && len < cut.slab_size / 2;
+        if small || exact || alternates {
+            queue.push_copy(&cut.wire[range], count);
+        } else {
+            let lease = cut.lease.get_or_init(|| Lease::new(&self.ledger, cut.slab_size));
+            queue.push_slice(cut.wire.slice(range), count, lease);
+        }
+    }
+}
+
+fn fits(amount: Amount, room: Amount) -> bool {
+    amount.messages <= room.messages && amount.bytes <= room.bytes
+}
+
+/// What may become of messages while they wait.
+fn keep(policy: Policy) -> Keep {
+    match policy {
+        Policy::DropNewest | Policy::Block | Policy::Disconnect => Keep::Always,
+        Policy::DropOldest => Keep::WhileRoom,
+        Policy::Conflate => Keep::Newest,
+    }
+}
+
+#[cfg(test)]
+#[path = "delivery_tests.rs"]
+mod tests;

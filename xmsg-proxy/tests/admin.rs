@@ -1,0 +1,474 @@
+//! What the daemons say over HTTP, to whom, and that nobody who asks can hold up messages.
+
+#![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
+#![allow(clippy::float_cmp, reason = "counts are whole numbers, which are exact")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use xmsg_core::zmtp::Command as ZmtpCommand;
+use xmsg_core::{
+    Connection, Message, OwnerType, ProxyAddress, Registrar, RegistrarAddress, Registration, Topic,
+};
+use xmsg_tests::http::{ask, get, get_with, samples};
+use xmsg_tests::process::Daemon;
+use xmsg_tests::raw::{Raw, command};
+use xmsg_tests::{PATIENCE, next, patient, topic, within};
+
+const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
+const REGISTRAR: &str = env!("CARGO_BIN_EXE_xmsg-registrar");
+
+/// Starts a proxy, and reads where it and its HTTP server are.
+async fn start(arguments: &[&str]) -> (Daemon, ProxyAddress, String) {
+    let mut command = Command::new(PROXY);
+    command.args(["--port", "0", "--admin", "127.0.0.1:0"]).args(arguments).env_remove("RUST_LOG");
+    let mut daemon = Daemon::start_logged(command);
+    let line = daemon.line().await;
+    let proxy = line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+    let admin = served(&mut daemon).await;
+    (daemon, proxy, admin)
+}
+
+/// Where it serves HTTP, from its next line.
+async fn served(daemon: &mut Daemon) -> String {
+    daemon.line().await.strip_prefix("HTTP at http://").unwrap().to_owned()
+}
+
+async fn metrics(admin: &str) -> BTreeMap<String, f64> {
+    let response = get(admin, "/metrics").await;
+    assert_eq!(response.status, 200);
+    assert!(
+        response.head.contains("content-type: application/openmetrics-text; version=1.0.0"),
+        "{}",
+        response.head
+    );
+    let found = samples(&response.body);
+    let documented = include_str!("../../docs/operations.md");
+    for series in found.keys() {
+        let name = series.split('{').next().unwrap();
+        assert!(documented.contains(&format!("`{name}`")), "{name} is not in docs/operations.md");
+    }
+    found
+}
+
+async fn json(admin: &str, path: &str) -> Value {
+    let response = get(admin, path).await;
+    assert_eq!(response.status, 200, "{path}: {}", response.body);
+    assert!(response.head.contains("content-type: application/json"), "{}", response.head);
+    serde_json::from_str(&response.body).unwrap()
+}
+
+/// Asks again until the answer is as it has to become.
+async fn until<T>(what: &str, ask: impl AsyncFn() -> T, good: impl Fn(&T) -> bool) -> T {
+    within(what, async {
+        loop {
+            let answer = ask().await;
+            if good(&answer) {
+                return answer;
+            }
+        }
+    })
+    .await
+}
+
+/// A subscriber that the switch knows.
+async fn subscriber(proxy: &ProxyAddress, admin: &str, prefix: &'static str) -> Raw {
+    let mut subscriber = Raw::handshake(proxy.subscribe_port(), "SUB").await;
+    subscriber.send(&command(&ZmtpCommand::Subscribe(prefix.into()))).await;
+    let path = format!("/subsz?prefix={prefix}");
+    until("the subscription", async || json(admin, &path).await, |found| found["total"] == 1).await;
+    subscriber
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_counts_agree_with_the_traffic() {
+    let (_daemon, proxy, admin) = start(&[]).await;
+    let mut subscriber = subscriber(&proxy, &admin, "a").await;
+    let mut publisher = Raw::handshake(proxy.publish_port(), "PUB").await;
+    for _ in 0..300 {
+        publisher.send_message(&[&b"a:1"[..], b"meta", b"data"]).await;
+        publisher.send_message(&[&b"b"[..], b"", b"x"]).await;
+    }
+    for _ in 0..900 {
+        subscriber.next_frame().await.unwrap();
+    }
+    // 3, 4 and 4 bytes; 1, 0 and 1. A frame's header has two bytes.
+    let (matched, unmatched) = (300 * (3 + 4 + 4 + 6), 300 * (1 + 1 + 6));
+    let found = until(
+        "all of it is counted",
+        async || metrics(&admin).await,
+        |found| {
+            found["xmsg_proxy_messages_delivered_total"] == 300.0
+                && found["xmsg_proxy_messages_received_total"] == 600.0
+        },
+    )
+    .await;
+    for (name, value) in [
+        ("xmsg_proxy_received_bytes_total", f64::from(matched + unmatched)),
+        ("xmsg_proxy_delivered_bytes_total", f64::from(matched)),
+        ("xmsg_proxy_messages_unmatched_total", 300.0),
+        ("xmsg_proxy_messages_dropped_total{reason=\"drop_newest\"}", 0.0),
+        ("xmsg_proxy_messages_dropped_total{reason=\"left\"}", 0.0),
+        ("xmsg_proxy_connections{side=\"publisher\"}", 1.0),
+        ("xmsg_proxy_connections{side=\"subscriber\"}", 1.0),
+        ("xmsg_proxy_connections{side=\"control\"}", 0.0),
+        // The proxy itself has one, to control requests.
+        ("xmsg_proxy_subscriptions", 2.0),
+        ("xmsg_proxy_subscribers_without_series", 0.0),
+        ("xmsg_proxy_ready", 1.0),
+        (concat!("xmsg_proxy_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
+    ] {
+        assert_eq!(found.get(name), Some(&value), "{name} in {found:#?}");
+    }
+    assert!(found["process_resident_memory_bytes"] > 1e6 && found["process_open_fds"] > 5.0);
+    assert!(found["process_start_time_seconds"] > 1.6e9 && found.contains_key("process_cpu_seconds_total"));
+
+    let connz = json(&admin, "/connz?sort=messages").await;
+    assert_eq!((&connz["total"], connz["connections"].as_array().unwrap().len()), (&2.into(), 2));
+    let (first, second) = (&connz["connections"][0], &connz["connections"][1]);
+    assert_eq!(
+        (&first["kind"], &first["messages"]),
+        (&"publisher".into(), &600.into()),
+        "most messages first"
+    );
+    assert_eq!((&second["kind"], &second["bytes"]), (&"subscriber".into(), &matched.into()));
+    assert_eq!((&second["subscriptions"], &second["dropped"]["messages"]), (&1.into(), &0.into()));
+    assert!(
+        second["peer"].as_str().unwrap().starts_with("127.0.0.1:")
+            && second["connected_s"].as_f64() > Some(0.0)
+    );
+    assert_ne!(first["id"], second["id"]);
+    let page = json(&admin, "/connz?sort=messages&offset=1&limit=1").await;
+    assert_eq!(page["connections"].as_array().unwrap().len(), 1);
+    assert_eq!(page["connections"][0]["id"], second["id"]);
+    let page = json(&admin, "/connz?kind=publisher").await;
+    assert_eq!((&page["total"], &page["connections"][0]["id"]), (&1.into(), &first["id"]));
+    assert_eq!(json(&admin, "/connz?limit=0").await["connections"], Value::Array(Vec::new()));
+
+    let varz = json(&admin, "/varz").await;
+    assert_eq!(varz["proxy"]["received"]["messages"], 600);
+    assert_eq!(varz["config"]["admin"]["listen"], "127.0.0.1:0");
+    assert_eq!(varz["phase"], "ready");
+    assert!(varz["uptime_s"].as_f64() > Some(0.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drops_are_counted_by_reason_and_subscriber() {
+    const MESSAGES: u64 = 1000;
+    let (_daemon, proxy, admin) = start(&["--high-water-mark", "1"]).await;
+    let slow = subscriber(&proxy, &admin, "a").await;
+    let mut publisher = Raw::handshake(proxy.publish_port(), "PUB").await;
+    let data = vec![0; 64 << 10];
+    for _ in 0..MESSAGES {
+        publisher.send_message(&[&b"a"[..], &data]).await;
+    }
+    let received = "xmsg_proxy_messages_received_total";
+    let all = |found: &BTreeMap<String, f64>| found[received] == MESSAGES as f64;
+    until("all is received", async || metrics(&admin).await, all).await;
+    // Nothing moves any more: the subscriber reads nothing.
+    let connz = json(&admin, "/connz?kind=subscriber&sort=drops").await;
+    let row = &connz["connections"][0];
+    let found = metrics(&admin).await;
+    let dropped = found["xmsg_proxy_messages_dropped_total{reason=\"drop_newest\"}"];
+    assert!(dropped > 0.0 && dropped < MESSAGES as f64, "{dropped}");
+    assert_eq!(row["dropped"]["messages"].as_f64(), Some(dropped));
+    assert!(found["xmsg_proxy_dropped_bytes_total{reason=\"drop_newest\"}"] > dropped * 65536.0);
+    let series = format!("{{subscriber=\"{}\",peer=\"{}\"}}", row["id"], row["peer"].as_str().unwrap());
+    assert_eq!(found[&format!("xmsg_proxy_subscriber_messages_dropped_total{series}")], dropped);
+    assert!(found[&format!("xmsg_proxy_subscriber_queue_bytes{series}")] > 65536.0);
+    assert!(found["xmsg_proxy_queue_bytes"] < f64::from(4 << 20));
+
+    drop(slow);
+    let gone = "xmsg_proxy_connections{side=\"subscriber\"}";
+    let found = until("it is gone", async || metrics(&admin).await, |found| found[gone] == 0.0).await;
+    let left = found["xmsg_proxy_messages_dropped_total{reason=\"left\"}"];
+    assert!(left > 0.0);
+    assert_eq!(
+        found["xmsg_proxy_messages_delivered_total"] + dropped + left,
+        MESSAGES as f64,
+        "none is missing"
+    );
+    assert!(
+        !found.contains_key(&format!("xmsg_proxy_subscriber_queue_bytes{series}")),
+        "its series has ended"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriptions_are_listed_the_most_wanted_first() {
+    let (_daemon, proxy, admin) = start(&[]).await;
+    let mut subscribers = Vec::new();
+    for number in 0..3 {
+        let mut one = Raw::handshake(proxy.subscribe_port(), "SUB").await;
+        for prefix in [&b"all"[..], format!("own:{number}").as_bytes(), b"\xff\"\n"] {
+            one.send(&command(&ZmtpCommand::Subscribe(prefix.to_vec().into()))).await;
+        }
+        subscribers.push(one);
+    }
+    let found =
+        until("all are there", async || json(&admin, "/subsz").await, |found| found["subscriptions"] == 10)
+            .await;
+    assert_eq!(found["total"], 6, "with that of the proxy itself");
+    let prefixes = |found: &Value| -> Vec<(String, u64)> {
+        let shown =
+            |one: &Value| (one["prefix"].as_str().unwrap().to_owned(), one["subscribers"].as_u64().unwrap());
+        found["prefixes"].as_array().unwrap().iter().map(shown).collect()
+    };
+    assert_eq!(prefixes(&found)[..2], [("all".to_owned(), 3), ("\\xff\\\"\\n".to_owned(), 3)]);
+    let own = json(&admin, "/subsz?prefix=own&limit=2").await;
+    assert_eq!(prefixes(&own), [("own:0".to_owned(), 1), ("own:1".to_owned(), 1)]);
+    assert_eq!((&own["total"], &own["limit"]), (&3.into(), &2.into()));
+}
+
+/// However many there are, the number of time series has a bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_some_subscribers_have_series_of_their_own() {
+    let (_daemon, proxy, admin) = start(&[]).await;
+    let mut subscribers = Vec::new();
+    for _ in 0..120 {
+        subscribers.push(Raw::handshake(proxy.subscribe_port(), "SUB").await);
+    }
+    let count = "xmsg_proxy_connections{side=\"subscriber\"}";
+    let found = until("all are there", async || metrics(&admin).await, |found| found[count] == 120.0).await;
+    for family in ["queue_bytes", "queue_messages", "messages_delivered_total", "messages_dropped_total"] {
+        let prefix = format!("xmsg_proxy_subscriber_{family}{{");
+        assert_eq!(found.keys().filter(|name| name.starts_with(&prefix)).count(), 100);
+    }
+    assert_eq!(found["xmsg_proxy_subscribers_without_series"], 20.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_need_the_token_and_it_can_be_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = ("first-0123456789abcdef", "second-0123456789abcdef");
+    let token = folder.path().join("token");
+    std::fs::write(&token, format!("{first}\n")).unwrap();
+    let config = folder.path().join("proxy.toml");
+    let text = "port = 0\n[log]\nfilter = \"trace\"\n[admin]\nenabled = true\nlisten = \"0.0.0.0:0\"\n";
+    std::fs::write(&config, format!("{text}token_file = \"token\"\n")).unwrap();
+    let mut command = Command::new(PROXY);
+    command.arg("--config").arg(&config).env_remove("RUST_LOG");
+    let mut daemon = Daemon::start_logged(command);
+    daemon.line().await;
+    let admin = served(&mut daemon).await.replace("0.0.0.0", "127.0.0.1");
+
+    let with = async |token: &str| {
+        let response = get_with(&admin, "/metrics", &format!("Authorization: Bearer {token}\r\n")).await;
+        response.status
+    };
+    for path in ["/metrics", "/varz", "/connz", "/subsz", "/", "/nowhere"] {
+        let response = get(&admin, path).await;
+        assert_eq!(response.status, 401, "{path}");
+        assert!(response.head.contains("www-authenticate: bearer"), "{}", response.head);
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(get(&admin, path).await.status, 200, "{path}");
+    }
+    assert_eq!((with(first).await, with(second).await, with("").await), (200, 401, 401));
+    assert_eq!(get_with(&admin, "/metrics", &format!("Authorization: Basic {first}\r\n")).await.status, 401);
+    assert_eq!(
+        get_with(&admin, "/metrics", &format!("Authorization: bearer {first}x\r\n")).await.status,
+        401
+    );
+
+    std::fs::write(&token, second).unwrap();
+    daemon.signal("HUP").await;
+    daemon.logged(&["the token of the HTTP server has changed"]).await;
+    assert_eq!((with(first).await, with(second).await), (401, 200));
+
+    // Without one, others could ask.
+    std::fs::write(&config, text).unwrap();
+    daemon.signal("HUP").await;
+    daemon.logged(&["not reloaded", "without a token"]).await;
+    assert_eq!((with("").await, with(second).await), (401, 200));
+
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+    let log = daemon.log_lines().join("\n");
+    assert!(!log.contains(first) && !log.contains(second), "it is not logged");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_it_stops_it_is_alive_but_not_ready() {
+    let (mut daemon, proxy, admin) = start(&["--linger", "60"]).await;
+    assert_eq!(get(&admin, "/readyz").await.body, "ready\n");
+    // Somebody who does not take leave, so that stopping takes a while.
+    let silent = Raw::handshake(proxy.publish_port(), "PUB").await;
+    daemon.signal("TERM").await;
+    let draining =
+        until("it drains", async || get(&admin, "/readyz").await, |found| found.status == 503).await;
+    assert_eq!(draining.body, "draining\n");
+    assert_eq!(get(&admin, "/healthz").await.status, 200);
+    assert_eq!(metrics(&admin).await["xmsg_proxy_ready"], 0.0);
+    assert_eq!(json(&admin, "/varz").await["phase"], "draining");
+    drop(silent);
+    assert!(daemon.line().await.starts_with("xmsg-proxy stopped"));
+    assert!(daemon.end().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_ends_nothing_but_its_own_connection() {
+    let (daemon, _, admin) = start(&[]).await;
+    let long = "x".repeat(100_000);
+    let headers = "A: b\r\n".repeat(1000);
+    let host = format!("Host: {admin}\r\nConnection: close\r\n");
+    for (request, statuses) in [
+        (b"\0\xff\x01\x02\r\n\r\n".to_vec(), &[400][..]),
+        (xmsg_tests::raw::greeting(3, 1).to_vec(), &[400]),
+        (b"GET / HTTP/9.9\r\n\r\n".to_vec(), &[400, 505]),
+        (format!("GET /{long} HTTP/1.1\r\n{host}\r\n").into_bytes(), &[400, 414, 431]),
+        (format!("GET / HTTP/1.1\r\n{host}A: {long}\r\n\r\n").into_bytes(), &[400, 431]),
+        (format!("GET / HTTP/1.1\r\n{host}{headers}\r\n").into_bytes(), &[400, 431]),
+        (format!("POST /varz HTTP/1.1\r\n{host}Content-Length: 99999999999\r\n\r\nx").into_bytes(), &[405]),
+        (format!("DELETE /connz HTTP/1.1\r\n{host}\r\n").into_bytes(), &[405]),
+        (format!("GET /../../etc/passwd HTTP/1.1\r\n{host}\r\n").into_bytes(), &[404]),
+        (format!("GET /connz?limit=-1 HTTP/1.1\r\n{host}\r\n").into_bytes(), &[400]),
+        (format!("GET /connz?limit=10001 HTTP/1.1\r\n{host}\r\n").into_bytes(), &[400]),
+        (format!("GET /connz?offset=18446744073709551615 HTTP/1.1\r\n{host}\r\n").into_bytes(), &[200]),
+        (format!("GET /connz?nothing=1 HTTP/1.1\r\n{host}\r\n").into_bytes(), &[400]),
+        (format!("GET /subsz?limit=0 HTTP/1.1\r\n{host}\r\n").into_bytes(), &[200]),
+        (b"GET /varz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n".to_vec(), &[403]),
+        (
+            b"GET http://evil.example/varz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_vec(),
+            &[403],
+        ),
+        (b"GET /varz HTTP/1.0\r\n\r\n".to_vec(), &[200]),
+        (format!("HEAD /metrics HTTP/1.1\r\n{host}\r\n").into_bytes(), &[200]),
+    ] {
+        let shown = String::from_utf8_lossy(&request[..request.len().min(60)]).into_owned();
+        // A connection that is cut while we still send gives no answer.
+        if let Some(response) = ask(&admin, &request).await {
+            assert!(statuses.contains(&response.status), "{shown:?}: {}", response.head);
+        } else {
+            assert!(request.len() > 16 << 10, "{shown:?}: no answer");
+        }
+        assert_eq!(get(&admin, "/healthz").await.status, 200, "after {shown:?}");
+    }
+    assert!(daemon.log_lines().is_empty(), "nothing of this is worth a line: {:?}", daemon.log_lines());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_idle_connections_hold_up_nobody() {
+    const MESSAGES: i32 = 20_000;
+    let (_daemon, proxy, admin) = start(&["--slow-subscriber", "block"]).await;
+    let connect = || Connection::with_setup(proxy.clone(), patient());
+    let (publisher, subscriber) = (connect(), connect());
+    let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
+    let idle = async {
+        let mut open = std::collections::VecDeque::new();
+        for number in 0..1000 {
+            let mut stream = within("connect", TcpStream::connect(&admin)).await.unwrap();
+            // Some say nothing, some stop in the middle, some ask again and again and read nothing.
+            let started = match number % 3 {
+                0 => String::new(),
+                1 => "GET /metrics HTTP/1.1\r\nHost: ".to_owned(),
+                _ => format!("GET /metrics HTTP/1.1\r\nHost: {admin}\r\n\r\n").repeat(100),
+            };
+            // It may have been cut off already.
+            let _ = stream.write_all(started.as_bytes()).await;
+            open.push_back(stream);
+            // This process may have few descriptors.
+            if open.len() > 500 {
+                open.pop_front();
+            }
+            if number % 100 == 0 {
+                assert_eq!(get(&admin, "/healthz").await.status, 200, "after {number}");
+            }
+        }
+        open
+    };
+    let traffic = async {
+        for number in 0..MESSAGES {
+            publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+            if number % 100 == 99 {
+                for number in number - 99..=number {
+                    assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);
+                }
+            }
+        }
+    };
+    let (open, ()) = tokio::join!(idle, traffic);
+    let found = metrics(&admin).await;
+    assert!(found["xmsg_proxy_messages_received_total"] >= f64::from(MESSAGES));
+    assert!(found["process_open_fds"] < 150.0, "few are held: {}", found["process_open_fds"]);
+    assert!(open.len() >= 500);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_registrar_says_how_it_is() {
+    let mut command = Command::new(REGISTRAR);
+    command.args(["--port", "0", "--admin", "0"]).env_remove("RUST_LOG");
+    let mut daemon = Daemon::start_logged(command);
+    let line = daemon.line().await;
+    let address: RegistrarAddress =
+        line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+    let admin = served(&mut daemon).await;
+    let client =
+        Registrar::builder(address).registration_timeout(PATIENCE).renewal_interval(None).build().unwrap();
+    let topic = Topic::new("a", "b").unwrap();
+    for (owner, name) in
+        [(OwnerType::Publisher, "p"), (OwnerType::Publisher, "q"), (OwnerType::Subscriber, "s")]
+    {
+        let registration = Registration::new(owner, name, &topic, &ProxyAddress::default());
+        client.register(&registration).await.unwrap();
+    }
+    let found = metrics(&admin).await;
+    for (name, value) in [
+        ("xmsg_registrar_registrations{owner=\"publisher\"}", 2.0),
+        ("xmsg_registrar_registrations{owner=\"subscriber\"}", 1.0),
+        ("xmsg_registrar_requests_total", 3.0),
+        ("xmsg_registrar_requests_refused_total", 0.0),
+        (concat!("xmsg_registrar_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
+        ("xmsg_registrar_ready", 1.0),
+    ] {
+        assert_eq!(found.get(name), Some(&value), "{name} in {found:#?}");
+    }
+    assert!(found["xmsg_registrar_connections"] >= 1.0);
+    assert_eq!(json(&admin, "/varz").await["registrar"]["publishers"], 2);
+    assert_eq!(get(&admin, "/healthz").await.status, 200);
+    assert_eq!(get(&admin, "/readyz").await.status, 200);
+    assert_eq!(get(&admin, "/connz").await.status, 404, "that is for proxies");
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+}
+
+/// The server answers on its own when the runtime that moves messages does not get on.
+#[test]
+fn a_stuck_runtime_is_not_healthy() {
+    use xmsg_proxy::admin::{Admin, Sources};
+    let build = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stuck = build();
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = stuck
+        .block_on(async { Admin::start(socket, "test", Sources::default(), None, Value::Null).unwrap() });
+    let address = admin.address().to_string();
+    // From here on nobody drives the runtime.
+    let asking = build();
+    let response = asking.block_on(get(&address, "/healthz"));
+    assert_eq!(response.status, 503);
+    assert!(response.body.contains("stuck"), "{}", response.body);
+    assert_eq!(asking.block_on(get(&address, "/readyz")).status, 200);
+    let served = stuck.block_on(async {
+        let address = address.clone();
+        let asked = tokio::spawn(async move { get(&address, "/healthz").await.status });
+        asked.await.unwrap()
+    });
+    assert_eq!(served, 200);
+    stuck.block_on(admin.stop());
+    assert!(std::net::TcpStream::connect(&address).is_err(), "it has ended");
+}
+
+/// A port that is taken is named, as are those of messages.
+#[tokio::test]
+async fn a_taken_port_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = xmsg_tests::process::run(Path::new(PROXY), &["--port", "0", "--admin", &address]).await;
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains(&address) && error.contains("--admin") && error.contains("in use"), "{error}");
+}

@@ -1,0 +1,289 @@
+//! Where settings come from, what is said of bad ones, and what SIGHUP takes over.
+
+#![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use tokio::process::Command;
+use xmsg_core::security::{KeyPair, Security};
+use xmsg_core::socket::SocketEvent;
+use xmsg_core::{Connection, ErrorKind, Setup};
+use xmsg_tests::process::{Daemon, finish, run};
+use xmsg_tests::{http, patient, within};
+
+const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
+const REGISTRAR: &str = env!("CARGO_BIN_EXE_xmsg-registrar");
+
+/// A file with this text.
+fn file(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+fn output(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// The settings that a proxy would have.
+async fn printed(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let mut command = Command::new(PROXY);
+    command.arg("--print-config").args(arguments).envs(environment.iter().copied()).env_remove("RUST_LOG");
+    for (name, value) in environment {
+        command.env(name, value);
+    }
+    let (code, text, error) = output(&finish(command).await);
+    assert_eq!(code, Some(0), "{error}");
+    text
+}
+
+#[tokio::test]
+async fn flags_go_over_the_environment_and_both_over_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = file(
+        folder.path(),
+        "a.toml",
+        "port = 1001\nlinger_s = 1\nupstream = \"all\"\n[log]\nfilter = \"error\"",
+    );
+    let from = async |arguments: &[&str], environment: &[(&str, &str)], key: &str| {
+        let text = printed(&[&["--config", &config], arguments].concat(), environment).await;
+        text.lines().find(|line| line.starts_with(key)).map(str::to_owned)
+    };
+    let port = [("XMSG_PROXY_PORT", "1002")];
+    assert_eq!(from(&[], &[], "port").await.unwrap(), "port = 1001");
+    assert_eq!(from(&[], &port, "port").await.unwrap(), "port = 1002");
+    assert_eq!(from(&["--port", "1003"], &port, "port").await.unwrap(), "port = 1003");
+    assert_eq!(from(&["--upstream-all=false"], &[], "upstream").await.unwrap(), "upstream = \"subscribed\"");
+
+    let (debug, rust_log) = (("XMSG_PROXY_DEBUG", "1"), ("RUST_LOG", "warn"));
+    for (arguments, environment, filter) in [
+        (&[][..], &[][..], "error"),
+        (&[], &[debug], "debug"),
+        (&[], &[debug, rust_log], "warn"),
+        (&[], &[("RUST_LOG", "")], "error"),
+        (&["--verbose"], &[rust_log], "debug"),
+        (&["--verbose", "--log-filter", "trace"], &[rust_log], "trace"),
+    ] {
+        let found = from(arguments, environment, "filter").await;
+        assert_eq!(found.unwrap(), format!("filter = \"{filter}\""), "{arguments:?} {environment:?}");
+    }
+}
+
+/// Whatever a flag says can stand in the file: what is printed with it reads back to the same.
+#[tokio::test]
+async fn every_flag_has_its_place_in_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let defaults = printed(&[], &[]).await;
+    for flags in [
+        &["--host", "::1"][..],
+        &["--port", "0"],
+        &["--slow-subscriber", "block"],
+        &["--high-water-mark", "1"],
+        &["--high-water-mark-messages", "9"],
+        &["--queue-ceiling", "9"],
+        &["--max-message-size", "9"],
+        &["--upstream-all"],
+        &["--registrar"],
+        &["--registrar", "9"],
+        &["--registrar", "--registrar-snapshot", "relative"],
+        &["--threads", "0"],
+        &["--linger", "0.125"],
+        &["--admin"],
+        &["--admin", "localhost:0"],
+        &["--admin", "9"],
+        &["--log-format", "json"],
+        &["--log-filter", "info,xmsg_proxy::switch=debug"],
+        &["--verbose"],
+    ] {
+        let first = printed(flags, &[]).await;
+        assert_ne!(first, defaults, "{flags:?}");
+        let path = file(folder.path(), "printed.toml", &first);
+        assert_eq!(printed(&["--config", &path], &[]).await, first, "{flags:?}");
+    }
+    let off = printed(&["--registrar", "off", "--admin", "off"], &[]).await;
+    assert_eq!(off, defaults);
+}
+
+#[tokio::test]
+async fn a_configuration_is_checked_without_starting_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    // Its port is taken, which only matters to those who bind it.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let token = file(folder.path(), "token", "0123456789abcdef\n");
+    let text = format!(
+        "port = {port}\n[admin]\nenabled = true\nlisten = \"0.0.0.0:{port}\"\ntoken_file = \"token\""
+    );
+    let good = file(folder.path(), "good.toml", &text);
+    let (code, said, error) = output(&run(PROXY, &["--config", &good, "--check-config"]).await);
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    assert!(said.contains("good"), "{said}");
+
+    std::fs::write(&token, "short").unwrap();
+    let missing = folder.path().join("missing.toml").display().to_string();
+    let unknown = file(folder.path(), "unknown.toml", "# one\nport = 1\n\n[log]\nlevel = \"x\"\n");
+    let broken = file(folder.path(), "broken.toml", "port 1");
+    let snapshot =
+        file(folder.path(), "snapshot.toml", "[registrar]\nenabled = true\nsnapshot = \"no/folder/x\"");
+    for (arguments, says) in [
+        (&["--config", &good][..], &["token", "16 to 1024"][..]),
+        (&["--config", &missing], &["missing.toml", "No such file"]),
+        (&["--config", &unknown], &["unknown.toml, line 5", "\"level\"", "take it out", "filter"]),
+        (&["--config", &broken], &["broken.toml, line 1"]),
+        (&["--config", &snapshot], &["no/folder", "make it"]),
+        (&["--admin", "0.0.0.0:0"], &["without a token", "--admin-token-file"]),
+        (&["--admin-token-file", &missing], &["missing.toml"]),
+        (&["--log-filter", "a=b=c"], &["a=b=c", "RUST_LOG"]),
+        (&["--registrar-snapshot", "/x"], &["--registrar"]),
+    ] {
+        let (code, said, error) = output(&run(PROXY, &[arguments, &["--check-config"]].concat()).await);
+        assert_eq!((code, said.as_str()), (Some(2), ""), "{arguments:?}: {error}");
+        assert!(says.iter().all(|word| error.contains(word)), "{arguments:?}: {error}");
+        // What is no good does not start, either; but for the folder, which is looked for when it is wanted.
+        if !error.contains("make it") {
+            assert_eq!(run(PROXY, arguments).await.status.code(), Some(2), "{arguments:?}");
+        }
+    }
+    let (code, _, error) = output(&run(REGISTRAR, &["--config", &good, "--check-config"]).await);
+    assert_eq!(code, Some(2), "{error}");
+}
+
+/// A daemon with this configuration, and the address of its HTTP server.
+async fn start(config: &Path, arguments: &[&str]) -> (Daemon, xmsg_core::ProxyAddress, String) {
+    let mut command = Command::new(PROXY);
+    command.arg("--config").arg(config).args(arguments).env_remove("RUST_LOG");
+    let mut daemon = Daemon::start_logged(command);
+    let line = daemon.line().await;
+    let proxy = line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+    let line = daemon.line().await;
+    (daemon, proxy, line.strip_prefix("HTTP at http://").unwrap().to_owned())
+}
+
+fn config(folder: &Path, text: &str) -> PathBuf {
+    let mut all = "port = 0\n".to_owned();
+    let _ = write!(all, "{text}");
+    if !text.contains("[admin]") {
+        all.push_str("\n[admin]\nenabled = true\nlisten = \"127.0.0.1:0\"\n");
+    }
+    PathBuf::from(file(folder, "proxy.toml", &all))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sighup_takes_over_what_it_can_and_names_the_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path(), "linger_s = 30\n[log]\nfilter = \"info\"");
+    let (mut daemon, proxy, admin) = start(&path, &["--threads", "2"]).await;
+
+    config(folder.path(), "linger_s = 0\nhost = \"::1\"\nthreads = 4\n[log]\nfilter = \"debug\"");
+    daemon.signal("HUP").await;
+    let reloaded = daemon.logged(&["configuration reloaded"]).await;
+    assert!(reloaded.contains("taken_over=2") && reloaded.contains("needs_restart=1"), "{reloaded}");
+    daemon.logged(&["taken over", "setting=\"linger_s\"", "30.0", "0.0"]).await;
+    daemon.logged(&["needs a restart", "setting=\"host\"", "::1"]).await;
+    assert!(
+        !daemon.log_lines().iter().any(|line| line.contains("\"threads\"")),
+        "the flag still goes over it"
+    );
+
+    // Now that everything is logged, so is a connection; and those from before are still there.
+    let connection = Connection::with_setup(proxy, patient());
+    connection.connect().await.unwrap();
+    daemon.logged(&["DEBUG", "connected", "Publishers"]).await;
+    let varz: serde_json::Value = serde_json::from_str(&http::get(&admin, "/varz").await.body).unwrap();
+    assert_eq!(varz["config"]["linger_s"], 0.0);
+    assert_eq!(varz["config"]["host"], "127.0.0.1");
+
+    config(folder.path(), "linger_s = 7\nlinger = 8");
+    daemon.signal("HUP").await;
+    daemon.logged(&["not reloaded", "proxy.toml, line 3", "\"linger\""]).await;
+    let varz: serde_json::Value = serde_json::from_str(&http::get(&admin, "/varz").await.body).unwrap();
+    assert_eq!(varz["config"]["linger_s"], 0.0, "nothing of it was taken over");
+    assert!(connection.is_connected());
+
+    // With the linger of 30 s that it was started with it would wait for the publisher to take leave.
+    let _silent = xmsg_tests::raw::Raw::handshake(connection.address().publish_port(), "PUB").await;
+    daemon.signal("TERM").await;
+    daemon.logged(&["stopping", "linger_s=0.0"]).await;
+    assert!(daemon.end().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_file_sighup_changes_nothing() {
+    let mut command = Command::new(REGISTRAR);
+    command.args(["--port", "0"]).env_remove("RUST_LOG");
+    let mut daemon = Daemon::start_logged(command);
+    daemon.line().await;
+    daemon.signal("HUP").await;
+    daemon.logged(&["no configuration file"]).await;
+    daemon.logged(&["configuration reloaded", "taken_over=0", "needs_restart=0"]).await;
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_can_be_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = config(folder.path(), "[log]\nformat = \"json\"");
+    let (mut daemon, ..) = start(&path, &[]).await;
+    daemon.signal("TERM").await;
+    let line = daemon.logged(&["stopping"]).await;
+    assert!(daemon.end().await.success());
+    let entry: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(entry["level"], "INFO");
+    assert_eq!(entry["message"], "stopping: delivering what is queued");
+    assert_eq!(entry["linger_s"], 5.0);
+    assert!(entry["timestamp"].is_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sighup_takes_over_keys_and_rights() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let (server, first, second) =
+        (KeyPair::generate().unwrap(), KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let key_file =
+        file(folder.path(), "key", &format!("secret-key = \"{}\"", *server.secret().expose_text()));
+    std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let allowing = |clients: &[&KeyPair]| {
+        let mut text = "[security]\nmechanism = \"curve\"\nkey_file = \"key\"\n".to_owned();
+        for client in clients {
+            write!(text, "[[security.client]]\nkey = '{}'\npublish = [\"a\"]\n", client.public()).unwrap();
+        }
+        text
+    };
+    let path = config(folder.path(), &allowing(&[&first]));
+    let (mut daemon, proxy, _) = start(&path, &[]).await;
+    let connection = |keys: &KeyPair| {
+        let security = Security::CurveClient { keys: keys.clone(), server: *server.public() };
+        let setup = Setup::builder().connection_timeout(xmsg_tests::PATIENCE).security(security);
+        Connection::with_setup(proxy.clone(), setup.build().unwrap())
+    };
+    let stays = connection(&first);
+    within("a connection", stays.connect()).await.unwrap();
+    let error = within("a refusal", connection(&second).connect()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotAllowed);
+
+    config(folder.path(), &allowing(&[&first, &second]));
+    daemon.signal("HUP").await;
+    daemon.logged(&["who may do what has changed"]).await;
+    within("a connection", connection(&second).connect()).await.unwrap();
+    assert!(stays.is_connected());
+
+    let mut events = stays.events().await.unwrap();
+    config(folder.path(), &allowing(&[&second]));
+    daemon.signal("HUP").await;
+    daemon.logged(&["not allowed here any more"]).await;
+    assert!(matches!(within("its end", events.next()).await, Some(SocketEvent::Disconnected { .. })));
+
+    std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    daemon.signal("HUP").await;
+    daemon.logged(&["not reloaded", "chmod 600"]).await;
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+    let (code, _, error) = output(&run(PROXY, &["--config", path.to_str().unwrap(), "--check-config"]).await);
+    assert!(code == Some(2) && error.contains("chmod 600"), "{error}");
+}
