@@ -1,5 +1,6 @@
 //! The harness of the end-to-end tests: one helper for each boundary.
 
+pub mod hostile;
 pub mod http;
 pub mod netns;
 pub mod peer;

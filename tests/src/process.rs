@@ -1,6 +1,6 @@
 //! Child processes: the daemons and commands as a user starts them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -9,6 +9,13 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::Notify;
 
 use crate::within;
+
+/// A program of this project, in the folder that `tests/run` has it built to.
+#[must_use]
+pub fn built(name: &str) -> PathBuf {
+    let folder = std::env::var_os("XMSG_BIN_DIR").expect("XMSG_BIN_DIR: run the tests with ./tests/run");
+    PathBuf::from(folder).join(name)
+}
 
 /// A daemon that says on standard output when it is ready. It is killed when dropped.
 #[derive(Debug)]
@@ -31,6 +38,14 @@ impl Daemon {
     pub fn start(program: impl AsRef<Path>, arguments: &[&str]) -> Self {
         let mut command = Command::new(program.as_ref());
         command.args(arguments);
+        Self::spawn(command)
+    }
+
+    /// The same, with its standard error going somewhere else.
+    #[must_use]
+    pub fn start_logging(program: impl AsRef<Path>, arguments: &[&str], log: Stdio) -> Self {
+        let mut command = Command::new(program.as_ref());
+        command.args(arguments).stderr(log);
         Self::spawn(command)
     }
 

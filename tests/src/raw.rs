@@ -1,10 +1,11 @@
 //! A peer that writes bytes as it likes: for what no well-behaved library would send.
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use xmsg_core::zmtp::{Command, Frames, encode_message};
 
 use crate::within;
@@ -18,11 +19,20 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Connects and says nothing.
+    /// Connects and says nothing. Each connection comes from another address than the one before: of an address that closes
+    /// thousands of connections, the system soon has no port left, and none for whoever wants to listen there.
     pub async fn connect(port: u16) -> Self {
-        let stream =
-            within("connect", TcpStream::connect(("127.0.0.1", port))).await.expect("somebody listens");
-        Self { stream, received: BytesMut::new() }
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        let host = 16 + NEXT.fetch_add(1, Ordering::Relaxed) % 128;
+        Self::connect_from(host, port).await.expect("somebody listens")
+    }
+
+    /// The same from this address of the loopback, `127.0.0.HOST`. `None`: it was reset at once.
+    pub async fn connect_from(host: u8, port: u16) -> Option<Self> {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(([127, 0, 0, host], 0).into()).expect("the loopback has many addresses");
+        let stream = within("connect", socket.connect(([127, 0, 0, 1], port).into())).await.ok()?;
+        Some(Self { stream, received: BytesMut::new() })
     }
 
     /// Connects and goes through the handshake as a socket of this type, ZMTP 3.1.
@@ -43,6 +53,11 @@ impl Raw {
     /// Writes bytes.
     pub async fn send(&mut self, bytes: &[u8]) {
         within("send", self.stream.write_all(bytes)).await.expect("the other side reads");
+    }
+
+    /// Writes bytes; `false`: the connection has ended.
+    pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
+        within("send", self.stream.write_all(bytes)).await.is_ok()
     }
 
     /// Writes a message.
@@ -69,6 +84,12 @@ impl Raw {
     /// Waits until the other side has closed the connection.
     pub async fn closed(&mut self) {
         while self.next_frame().await.is_some() {}
+    }
+
+    /// Waits until the other side has read all that was sent: it has answered a PING. Other frames are passed over.
+    pub async fn is_read(&mut self) {
+        self.send(&ping()).await;
+        while !self.next_frame().await.expect("it stays connected").1.starts_with(b"\x04PONG") {}
     }
 
     /// Passes over bytes that are no frames.

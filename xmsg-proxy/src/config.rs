@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use xmsg_core::socket::{HighWaterMark, TcpOptions};
+use xmsg_core::socket::{Admission, AdmissionLimits, HighWaterMark, TcpOptions};
 use xmsg_core::zmtp::Limits;
 
 use crate::policy::{Policy, TopicPolicy};
@@ -61,8 +61,12 @@ pub struct Config {
     pub queue_ceiling: usize,
     /// What publishers are told to send. Default: [`Upstream::Subscribed`].
     pub upstream: Upstream,
-    /// Connections per port whose handshake is under way; more wait to be accepted. Default 4096.
+    /// Connections to all three ports. More are closed at once, as with the next two. Default 100,000.
+    pub connections: usize,
+    /// Connections whose handshake is under way. Default 4096.
     pub handshakes: usize,
+    /// … with one address. Default 256.
+    pub handshakes_per_address: usize,
     /// Ask after a peer that was silent for so long: publishers and control sockets with heartbeats (ZMTP 3.1), and the hosts of
     /// all by TCP keepalive. Default 30 s; `None`: no heartbeats, and keepalive as `tcp` says.
     pub heartbeat_interval: Option<Duration>,
@@ -92,13 +96,16 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
+        let admission = AdmissionLimits::default();
         Self {
             policy: Policy::default(),
             policies: Vec::new(),
             high_water_mark: HighWaterMark::bytes(256 << 20),
             queue_ceiling: 1 << 30,
             upstream: Upstream::default(),
-            handshakes: 4096,
+            connections: admission.connections,
+            handshakes: admission.handshakes,
+            handshakes_per_address: admission.handshakes_per_address,
             heartbeat_interval: Some(Duration::from_secs(30)),
             heartbeat_timeout: Duration::from_secs(30),
             security: Mechanism::default(),
@@ -106,5 +113,13 @@ impl Default for Config {
             limits: Limits::default(),
             tcp: TcpOptions::default(),
         }
+    }
+}
+
+impl Config {
+    /// What counts the connections to a proxy with these options.
+    pub(crate) fn admission(&self) -> Admission {
+        let Self { connections, handshakes, handshakes_per_address, .. } = *self;
+        Admission::new(AdmissionLimits { connections, handshakes, handshakes_per_address })
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber};
+use xmsg_core::socket::{Admission, Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber};
 use xmsg_core::zmtp::Limits;
 use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
 
@@ -76,9 +76,10 @@ impl Builder {
 
     /// Binds the three ports and goes to work, on the present tokio runtime.
     pub async fn start(self) -> Result<Proxy> {
-        let router = router(&self.config);
+        let admission = self.config.admission();
+        let router = router(&self.config, &admission);
         let (address, publishers, subscribers) = bind(&self.address, &self.config, &router).await?;
-        Proxy::start(address, self.config, publishers, subscribers, router).await
+        Proxy::start(address, self.config, publishers, subscribers, router, admission).await
     }
 
     /// Goes to work on sockets that listen already, instead of binding its address: those of a service manager. They have to
@@ -105,12 +106,13 @@ impl Builder {
                 ),
             ));
         }
-        let router = router(&self.config);
+        let admission = self.config.admission();
+        let router = router(&self.config, &admission);
         let [publishers, subscribers, control] = sockets;
         let adopt = |socket| Listener::adopt(socket, self.config.accepted_tcp());
         let (publishers, subscribers) = (adopt(publishers)?, adopt(subscribers)?);
         router.listen(adopt(control)?);
-        Proxy::start(address, self.config, publishers, subscribers, router).await
+        Proxy::start(address, self.config, publishers, subscribers, router, admission).await
     }
 }
 
@@ -189,9 +191,10 @@ impl Proxy {
         publishers: Listener,
         subscribers: Listener,
         router: Router,
+        admission: Admission,
     ) -> Result<Self> {
         let authority = config.authority.clone();
-        let switch = Switch::start(config);
+        let switch = Switch::start_with(config, admission);
 
         // The control plane comes first, so that no request is ever missed.
         let name = uuid::Uuid::new_v4();
@@ -281,7 +284,7 @@ impl Proxy {
 }
 
 /// The control socket, not bound yet.
-fn router(config: &Config) -> Router {
+fn router(config: &Config, admission: &Admission) -> Router {
     Router::new(SocketOptions {
         heartbeat_interval: config.heartbeat_interval,
         heartbeat_timeout: config.heartbeat_timeout,
@@ -290,6 +293,7 @@ fn router(config: &Config) -> Router {
         receive_high_water_mark: 64 << 10,
         limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
         tcp: config.accepted_tcp(),
+        admission: admission.clone(),
         security: config.security.security(&config.authority),
         ..SocketOptions::default()
     })

@@ -64,6 +64,16 @@ impl ReceiveBuffer {
         Ok(len)
     }
 
+    /// Gives up all memory that is not in use: what was large may stay idle for long now.
+    pub fn release(&mut self) {
+        self.spare.clear();
+        self.slab_len = SLAB_MIN;
+        if self.slab.size > SLAB_MIN {
+            self.renew(SLAB_MIN.max(self.input.len()));
+            self.spare.clear();
+        }
+    }
+
     /// Whether so many bytes find room in the slab as it is.
     #[must_use]
     pub fn fits(&self, len: usize) -> bool {
@@ -154,6 +164,21 @@ mod tests {
             }
         }
         assert!(slabs.len() < 32, "{} places in memory for 512 slabs", slabs.len());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_used_is_given_up() {
+        let data = vec![7; 8 << 20];
+        let mut stream = &data[..];
+        let mut buffer = ReceiveBuffer::default();
+        while buffer.read(&mut stream, 0).await.unwrap() > 0 {
+            let len = buffer.input.len();
+            drop(buffer.input.split_to(len.saturating_sub(3)));
+        }
+        assert!(buffer.input.capacity() > SLAB_MIN);
+        buffer.release();
+        assert_eq!(buffer.input, [7; 3][..]);
+        assert!(buffer.input.capacity() <= SLAB_MIN && buffer.spare.is_empty());
     }
 
     #[tokio::test]

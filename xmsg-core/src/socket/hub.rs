@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admission::Permit;
 use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::session::{Batch, Ended, Handler, Session, now};
@@ -93,10 +94,20 @@ pub(crate) struct LinkState {
     pub(crate) version: Option<Version>,
     /// What the peer of a publisher wants.
     pub(crate) wanted: BTreeSet<Bytes>,
+    /// … and how many bytes that is.
+    wanted_bytes: usize,
     /// … and more than is kept.
     pub(crate) wants_more: bool,
     /// Who the peer has proved to be.
     pub(crate) principal: Option<Principal>,
+}
+
+impl LinkState {
+    fn forget_wanted(&mut self) -> BTreeSet<Bytes> {
+        self.wanted_bytes = 0;
+        self.wants_more = false;
+        std::mem::take(&mut self.wanted)
+    }
 }
 
 impl Link {
@@ -320,11 +331,7 @@ impl Hub {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
-                        let wanted = {
-                            let mut state = link.state();
-                            state.wants_more = false;
-                            std::mem::take(&mut state.wanted)
-                        };
+                        let wanted = link.state().forget_wanted();
                         // If the last connection was too short to settle, what was wanted before it still counts.
                         let (_, lost) = lost.get_or_insert_with(|| (Instant::now(), BTreeSet::new()));
                         lost.extend(wanted);
@@ -379,13 +386,15 @@ impl Hub {
                 () = self.stop.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
-            self.tasks.spawn(self.clone().serve(stream, peer));
+            let Some(permit) = self.options.admission.admit(stream.address(), &peer) else { continue };
+            self.tasks.spawn(self.clone().serve(stream, peer, permit));
         }
     }
 
     /// One accepted connection.
-    async fn serve(self: Arc<Self>, stream: Stream, peer: String) {
-        let mut session = self.session(stream);
+    async fn serve(self: Arc<Self>, stream: Stream, peer: String, mut permit: Permit) {
+        let authenticator = permit.in_turn(self.options.security.authenticator());
+        let mut session = self.session(stream).with_authenticator(authenticator);
         let found = tokio::select! {
             biased;
             () = self.stop.cancelled() => return,
@@ -397,6 +406,7 @@ impl Hub {
                 }
             },
         };
+        permit.established();
         let link = self.add_link(false);
         let mut lost = None;
         tokio::select! {
@@ -423,21 +433,25 @@ impl Hub {
         link: &Arc<Link>,
         lost: &mut Option<(Instant, BTreeSet<Bytes>)>,
     ) -> Ended {
-        let identity = match (self.socket_type, peer.identity.is_empty()) {
-            // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte. To a REP socket
-            // identities mean nothing: there every peer gets one.
-            (SocketType::Router, true) | (SocketType::Rep, _) => {
+        let (version, principal) = (peer.version, peer.principal.clone());
+        let identity = match (self.socket_type, peer.identity.first()) {
+            // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that
+            // does, or it could take over somebody else's. To a REP socket identities mean nothing: there every peer gets a name.
+            (SocketType::Router, None | Some(0)) | (SocketType::Rep, _) => {
                 Bytes::from([&[0][..], &(link.id as u32).to_be_bytes()].concat())
             }
-            _ => peer.identity.clone(),
+            // A copy: it must not keep alive all that came with it.
+            _ => Bytes::copy_from_slice(&peer.identity),
         };
+        // What else it announced is not kept.
+        drop(peer);
         if matches!(self.socket_type, SocketType::Router | SocketType::Rep) {
-            link.state().principal.clone_from(&peer.principal);
+            link.state().principal.clone_from(&principal);
             let mut routes = lock(&self.routes);
             // The newcomer takes over the identity: its owner may have lost its old connection unnoticed. Where
             // peers prove who they are, somebody else may not.
             if let Some(old) = routes.get(&identity) {
-                if old.state().principal != peer.principal {
+                if old.state().principal != principal {
                     return Ended::ByUs("somebody else has this identity");
                 }
                 old.stop.cancel();
@@ -450,14 +464,14 @@ impl Hub {
             link.outbox.clear_urgent();
             let mut bytes = BytesMut::new();
             for prefix in subscriptions.keys() {
-                peer.version.write_subscription(&mut bytes, true, prefix);
+                version.write_subscription(&mut bytes, true, prefix);
             }
             if !bytes.is_empty() {
                 link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
             }
-            link.state().version = Some(peer.version);
+            link.state().version = Some(version);
         }
-        tracing::debug!(peer = name, socket = %self.socket_type, version = ?peer.version, "connected");
+        tracing::debug!(peer = name, socket = %self.socket_type, ?version, "connected");
         self.tell(SocketEvent::Connected { peer: name.to_owned() });
         self.changed.notify_waiters();
 
@@ -540,15 +554,19 @@ impl Handler for LinkHandler<'_> {
         {
             let mut state = self.link.state();
             if subscribe {
+                let limits = &self.hub.options.limits;
+                let len = prefix.len();
                 if self.link.connecting && state.wanted.len() >= WANTED_MAX {
                     state.wants_more = true;
-                } else if state.wanted.len() >= self.hub.options.limits.subscriptions {
+                } else if state.wanted.len() >= limits.subscriptions
+                    || state.wanted_bytes + len > limits.subscription_bytes
+                {
                     return Err(Ended::ByUs("too many subscriptions"));
-                } else {
-                    state.wanted.insert(prefix);
+                } else if state.wanted.insert(prefix) {
+                    state.wanted_bytes += len;
                 }
-            } else {
-                state.wanted.remove(&prefix);
+            } else if state.wanted.remove(&prefix) {
+                state.wanted_bytes -= prefix.len();
             }
         }
         self.hub.changed.notify_waiters();

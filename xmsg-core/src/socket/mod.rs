@@ -16,6 +16,7 @@
 //! Sockets that bind and connect are one kind of thing inside: a hub with one *link* for every connection, each
 //! link with its [outbox](outbox::Outbox) and the task that owns it.
 
+pub mod admission;
 pub mod buffer;
 mod dealer;
 mod endpoint;
@@ -30,9 +31,11 @@ mod request;
 mod router;
 pub mod session;
 mod subscriber;
+pub mod throttle;
 pub mod transport;
 pub mod vanished;
 
+pub use admission::{Admission, AdmissionLimits};
 pub use dealer::Dealer;
 pub use endpoint::Endpoint;
 pub use hub::{SocketEvent, SocketEvents};

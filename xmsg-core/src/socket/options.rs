@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::admission::Admission;
 use super::outbox::HighWaterMark;
 use crate::security::Security;
 use crate::zmtp::{self, Limits, SocketType};
@@ -71,6 +72,9 @@ pub struct SocketOptions {
     pub security: Security,
     /// What a peer may send.
     pub limits: Limits,
+    /// How many connections a bound socket lets in. Clones of the options share it. Default: see
+    /// [`AdmissionLimits`](super::AdmissionLimits).
+    pub admission: Admission,
     /// Options of the transport.
     pub tcp: TcpOptions,
 }
@@ -90,6 +94,7 @@ impl Default for SocketOptions {
             filter: false,
             security: Security::Null,
             limits: Limits::default(),
+            admission: Admission::default(),
             tcp: TcpOptions::default(),
         }
     }

@@ -324,7 +324,8 @@ impl Outbox {
         if guard.is_closed() || guard.queued().bytes + bytes.len() as u64 > limit as u64 {
             return false;
         }
-        let charge = bytes.len();
+        // The bytes may be few, and the entry in the queue is its own.
+        let charge = bytes.len() + size_of::<Chunk>();
         let state = guard.state_mut();
         state.queued += Amount::new(1, charge);
         state.push_chunk(Chunk::copied(bytes.clone(), 1));

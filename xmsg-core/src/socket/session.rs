@@ -160,6 +160,8 @@ impl Session {
             match event {
                 Some(Event::Ready(peer)) => {
                     self.engine.handle_received(now());
+                    // A handshake may be much longer than anything that follows.
+                    self.buffer.release();
                     return Ok(peer);
                 }
                 Some(Event::Credentials(credentials)) => {
@@ -296,6 +298,16 @@ impl Opening {
 }
 
 impl Reader {
+    /// Gives up memory that only a busy connection needs.
+    fn release(&mut self) {
+        let boxed = self.opening.as_mut().map(|opening| &mut opening.boxed);
+        for buffer in [Some(&mut self.buffer), boxed].into_iter().flatten() {
+            if buffer.input.is_empty() {
+                buffer.release();
+            }
+        }
+    }
+
     /// Once `leaving` is set we have said all that we will ever say, so the peer can't be asked whether it lives.
     async fn run(
         &mut self,
@@ -349,17 +361,17 @@ impl Reader {
                 since_pause += self.buffer.slab().size;
                 continue;
             }
-            let (buffer, missing) = match &mut self.opening {
-                None => {
-                    let missing = self.engine.missing(&self.buffer.input);
-                    (&mut self.buffer, missing)
-                }
-                Some(opening) => {
-                    let missing = opening.missing();
-                    (&mut opening.boxed, missing)
-                }
-            };
             let len = loop {
+                let (buffer, missing) = match &mut self.opening {
+                    None => {
+                        let missing = self.engine.missing(&self.buffer.input);
+                        (&mut self.buffer, missing)
+                    }
+                    Some(opening) => {
+                        let missing = opening.missing();
+                        (&mut opening.boxed, missing)
+                    }
+                };
                 let due = self.engine.poll_timeout().filter(|_| !leaving.load(Ordering::Relaxed));
                 let Some(due) = due else {
                     break buffer.read(stream, missing).await?;
@@ -379,6 +391,8 @@ impl Reader {
                         if let Some(bytes) = self.engine.poll_transmit() {
                             owe(outbox, &bytes)?;
                         }
+                        // The peer was silent for a while: it need not keep what it had use for.
+                        self.release();
                     }
                 }
             };

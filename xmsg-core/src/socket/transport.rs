@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -103,6 +104,12 @@ impl Stream {
                 Ok(Self::Inproc(Pipe::new(ours)))
             }
         }
+    }
+
+    /// The address of the peer, if it came over a network.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.route().map(|route| route.peer.ip())
     }
 
     /// Both ends of a TCP connection.

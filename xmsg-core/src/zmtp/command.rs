@@ -10,6 +10,9 @@ use super::frame::encode_command;
 /// The longest context of a PING that is echoed (RFC 37, "Connection Heartbeating").
 const PING_CONTEXT_MAX: usize = 16;
 
+/// Properties in one handshake. Each takes many times the memory of the six bytes that announce it.
+const PROPERTIES_MAX: usize = 128;
+
 /// A command, as it stands in the body of a command frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -132,6 +135,14 @@ impl Properties {
             if len > body.len() {
                 return Err(MALFORMED);
             }
+            if properties.len() == PROPERTIES_MAX {
+                let (size, limit) = (PROPERTIES_MAX as u64 + 1, PROPERTIES_MAX as u64);
+                return Err(Violation::TooLarge {
+                    what: "number of properties in the handshake",
+                    size,
+                    limit,
+                });
+            }
             properties.push((name, body.split_to(len)));
         }
         Ok(Self(properties))
@@ -195,6 +206,13 @@ mod tests {
         ] {
             assert_eq!(Command::read(body_of(&command)), Ok(command));
         }
+    }
+
+    #[test]
+    fn properties_are_counted() {
+        let body = |count| Bytes::from([&b"\x05READY"[..], &b"\x01x\0\0\0\0".repeat(count)].concat());
+        assert!(Command::read(body(PROPERTIES_MAX)).is_ok());
+        assert!(matches!(Command::read(body(PROPERTIES_MAX + 1)), Err(Violation::TooLarge { .. })));
     }
 
     #[test]

@@ -324,8 +324,8 @@ impl Engine {
             if self.judging {
                 return Ok(None);
             }
-            if let Some(properties) = self.mechanism.peer_properties() {
-                let peer = self.check_peer(version, properties.clone())?;
+            if let Some(properties) = self.mechanism.take_properties() {
+                let peer = self.check_peer(version, properties)?;
                 return Ok(Some(self.ready(peer)));
             }
             let Some(header) = Header::read(input)? else { return Ok(None) };

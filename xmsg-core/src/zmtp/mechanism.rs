@@ -12,7 +12,7 @@ use super::{Command, Properties, Violation};
 ///
 /// The engine sends what [`poll_command`](Self::poll_command) returns and hands every command of the peer to
 /// [`handle_command`](Self::handle_command). A server that now has [`credentials`](Self::credentials) waits until they
-/// were judged. Traffic begins once [`peer_properties`](Self::peer_properties) is there and nothing is left to send.
+/// were judged. Traffic begins once [`take_properties`](Self::take_properties) has some and nothing is left to send.
 pub trait Mechanism: fmt::Debug + Send {
     /// The name in the greeting: at most 20 bytes of upper-case ASCII.
     fn name(&self) -> &'static str;
@@ -37,8 +37,9 @@ pub trait Mechanism: fmt::Debug + Send {
     /// The peer is let in.
     fn admit(&mut self) {}
 
-    /// What the peer announced, once its side of the handshake is complete.
-    fn peer_properties(&self) -> Option<&Properties>;
+    /// What the peer announced, once its side of the handshake is complete. They are handed out once: nothing of them stays here for
+    /// as long as the connection lasts.
+    fn take_properties(&mut self) -> Option<Properties>;
 
     /// What boxes the traffic, once the handshake is complete; `None`: it goes in clear text.
     fn take_cipher(&mut self) -> Option<Cipher> {
@@ -124,7 +125,7 @@ impl Mechanism for Null {
         }
     }
 
-    fn peer_properties(&self) -> Option<&Properties> {
-        self.peer.as_ref()
+    fn take_properties(&mut self) -> Option<Properties> {
+        self.peer.take()
     }
 }

@@ -20,6 +20,8 @@ pub struct Limits {
     pub subscription_len: usize,
     /// Subscriptions of one peer. Default 1,000,000.
     pub subscriptions: usize,
+    /// Bytes of all prefixes that one peer subscribes to. Default 256 MiB.
+    pub subscription_bytes: usize,
     /// How long the handshake may take, from the first byte of the connection. Default 10 s.
     pub handshake_timeout: Duration,
 }
@@ -32,6 +34,7 @@ impl Default for Limits {
             command_size: 64 << 10,
             subscription_len: 4096,
             subscriptions: 1_000_000,
+            subscription_bytes: 256 << 20,
             handshake_timeout: Duration::from_secs(10),
         }
     }

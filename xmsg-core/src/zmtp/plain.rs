@@ -70,8 +70,8 @@ impl Mechanism for PlainClient {
         }
     }
 
-    fn peer_properties(&self) -> Option<&Properties> {
-        self.peer.as_ref()
+    fn take_properties(&mut self) -> Option<Properties> {
+        self.peer.take()
     }
 }
 
@@ -156,7 +156,7 @@ impl Mechanism for PlainServer {
         }
     }
 
-    fn peer_properties(&self) -> Option<&Properties> {
-        self.peer.as_ref().filter(|_| self.step == Step::Done)
+    fn take_properties(&mut self) -> Option<Properties> {
+        self.peer.take_if(|_| self.step == Step::Done)
     }
 }

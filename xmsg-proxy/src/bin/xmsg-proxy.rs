@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use daemon::arguments::Switchable;
-use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
+use daemon::{
+    Asked, Common, Daemon, Program, Signals, descriptors_for_connections, ready, say, set, stopping,
+};
 use tokio::runtime::{Builder, Runtime};
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::registrar::{self, Registrar};
@@ -136,7 +138,11 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let host = &settings.host;
     let (security, authority) = daemon.security();
     let name = security.name();
-    let config = Config { security, authority, ..settings.config() };
+    let mut config = Config { security, authority, ..settings.config() };
+    let descriptors = descriptors_for_connections();
+    // So many that a registrar in the same process never runs out of them.
+    let for_registrar = descriptors / 4;
+    config.connections = config.connections.min(descriptors - for_registrar);
     let builder = Proxy::bind(host.with_port(settings.port.get())).config(config);
     let proxy = match <[_; 3]>::try_from(daemon.sockets.take("proxy")) {
         Ok(sockets) => builder.start_on(sockets).await?,
@@ -154,7 +160,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         address.subscribe_port(),
         address.control_port(),
     ));
-    let registrar = start_registrar(&mut daemon).await?;
+    let registrar = start_registrar(&mut daemon, for_registrar).await?;
     if let Some(registrar) = &registrar {
         say(format_args!("xmsg-registrar at {}", registrar.address()));
     }
@@ -210,11 +216,16 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
 }
 
 /// The registrar in this process, if there is to be one.
-async fn start_registrar(daemon: &mut Daemon<Arguments>) -> anyhow::Result<Option<Registrar>> {
+async fn start_registrar(
+    daemon: &mut Daemon<Arguments>,
+    connections: usize,
+) -> anyhow::Result<Option<Registrar>> {
     let ProxySettings { host, registrar, .. } = &daemon.settings;
     let (security, authority) = daemon.security();
     let snapshot = registrar.snapshot.clone();
-    let config = registrar::Config { snapshot, security, authority, ..registrar::Config::default() };
+    let limits = registrar::Config::default();
+    let connections = limits.connections.min(connections);
+    let config = registrar::Config { snapshot, security, authority, connections, ..limits };
     let builder = Registrar::bind(host.with_port(registrar.port)).config(config);
     let started = match daemon.sockets.take("registrar").pop() {
         Some(socket) => builder.start_on(socket).await,

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
+use daemon::{
+    Asked, Common, Daemon, Program, Signals, descriptors_for_connections, ready, say, set, stopping,
+};
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::registrar::{Config, Registrar};
 use xmsg_proxy::settings::{self, Count, Host, RegistrarSettings, Seconds};
@@ -86,7 +88,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         .map_or("in memory only".to_owned(), |path| format!("in {}", path.display()));
     let (security, authority) = daemon.security();
     let name = security.name();
-    let config = Config { security, authority, ..settings.config() };
+    let mut config = Config { security, authority, ..settings.config() };
+    config.connections = config.connections.min(descriptors_for_connections());
     let builder = Registrar::bind(settings.host.with_port(settings.port)).config(config);
     let registrar = match daemon.sockets.take("registrar").pop() {
         Some(socket) => builder.start_on(socket).await?,

@@ -34,7 +34,9 @@ use tokio_util::sync::CancellationToken;
 use xmsg_core::registration::Registration;
 use xmsg_core::setup::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions};
+use xmsg_core::socket::{
+    Admission, AdmissionLimits, Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions,
+};
 use xmsg_core::zmtp::Limits;
 use xmsg_core::{Error, ErrorKind, RegistrarAddress, Result};
 
@@ -58,6 +60,12 @@ pub struct Config {
     pub security: Mechanism,
     /// Who is let in, and who may register. Default: everybody, on a port without security.
     pub authority: Arc<Authority>,
+    /// Connections. More are closed at once, as with the next two. Default 100,000.
+    pub connections: usize,
+    /// Connections whose handshake is under way. Default 4096.
+    pub handshakes: usize,
+    /// … with one address. Default 256.
+    pub handshakes_per_address: usize,
     /// What one peer may send. Default: messages up to 16 MiB; of a request's data, only 4 KiB are looked at.
     pub limits: Limits,
     /// Options of the transport.
@@ -66,12 +74,16 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
+        let admission = AdmissionLimits::default();
         Self {
             snapshot: None,
             ttl: None,
             registrations: 4_000_000,
             security: Mechanism::default(),
             authority: Arc::default(),
+            connections: admission.connections,
+            handshakes: admission.handshakes,
+            handshakes_per_address: admission.handshakes_per_address,
             limits: Limits { message_size: 16 << 20, ..Limits::default() },
             tcp: TcpOptions::default(),
         }
@@ -218,6 +230,11 @@ impl Registrar {
             heartbeat_interval: Some(HEARTBEAT_INTERVAL),
             heartbeat_timeout: HEARTBEAT_TIMEOUT,
             limits: config.limits,
+            admission: Admission::new(AdmissionLimits {
+                connections: config.connections,
+                handshakes: config.handshakes,
+                handshakes_per_address: config.handshakes_per_address,
+            }),
             tcp: config.tcp,
             security: config.security.security(&config.authority),
             ..SocketOptions::default()

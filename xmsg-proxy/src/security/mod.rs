@@ -9,18 +9,23 @@ pub mod settings;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use argon2::Block;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 pub use passwords::{Passwords, hash_password};
 use tokio::sync::Semaphore;
 use xmsg_core::security::{Authenticator, Credentials, KeyPair, Principal, PublicKey, Security};
+use xmsg_core::socket::throttle::Throttle;
 
 use crate::CONTROL_TOPIC;
 
 /// Passwords that are checked at the same time: each check takes a thread, and memory on purpose.
 const PASSWORD_CHECKS: usize = 2;
+
+/// Memory that is kept for the next check, blocks of 1 KiB: what a hash with the usual parameters takes, and some more.
+const MEMORY_KEPT: usize = 64 << 10;
 
 /// What somebody may do. Topics are given by prefixes; the empty one stands for all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,12 +118,31 @@ impl Rules {
     }
 }
 
+/// Memory of checks that are done. Allocating it anew in whichever thread does the next one would leave a piece in every thread.
+#[derive(Default)]
+struct Memory(Mutex<Vec<Vec<Block>>>);
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // What is in it was made from passwords.
+        f.write_str("Memory(…)")
+    }
+}
+
+impl Memory {
+    fn pool(&self) -> MutexGuard<'_, Vec<Vec<Block>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The rules in force.
 #[derive(Debug)]
 pub struct Authority {
     rules: RwLock<Arc<Rules>>,
     generation: AtomicU64,
-    checks: Semaphore,
+    checks: Arc<Semaphore>,
+    memory: Arc<Memory>,
+    refusals: Throttle,
 }
 
 impl Default for Authority {
@@ -134,7 +158,9 @@ impl Authority {
         Self {
             rules: RwLock::new(Arc::new(rules)),
             generation: AtomicU64::new(0),
-            checks: Semaphore::new(PASSWORD_CHECKS),
+            checks: Arc::new(Semaphore::new(PASSWORD_CHECKS)),
+            memory: Arc::default(),
+            refusals: Throttle::default(),
         }
     }
 
@@ -167,10 +193,18 @@ impl Authority {
             Credentials::Key(_) => rules.rights(Some(&principal)).is_some(),
             Credentials::Password { user, password } => {
                 // It is never closed.
-                let Ok(_permit) = self.checks.acquire().await else { return false };
+                let Ok(permit) = self.checks.clone().acquire_owned().await else { return false };
+                let spare = self.memory.clone();
                 let task = tokio::task::spawn_blocking(move || {
+                    // It goes on even if the peer is not waited for any more.
+                    let _permit = permit;
+                    let mut memory = spare.pool().pop().unwrap_or_default();
                     // The slow part comes first, so that an unknown name takes as long as a wrong password.
-                    rules.passwords.verify(&user, &password)
+                    let right = rules.passwords.verify(&user, &password, &mut memory);
+                    if memory.len() <= MEMORY_KEPT {
+                        spare.pool().push(memory);
+                    }
+                    right
                         && rules
                             .rights(Some(&Principal::User(String::from_utf8_lossy(&user).into())))
                             .is_some()
@@ -181,8 +215,8 @@ impl Authority {
         };
         if known {
             tracing::debug!(%principal, "let in");
-        } else {
-            tracing::info!(%principal, "not let in: unknown, or a wrong password");
+        } else if let Some(unlogged) = self.refusals.pass() {
+            tracing::info!(%principal, unlogged, "not let in: unknown, or a wrong password");
         }
         known
     }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use argon2::Argon2;
-use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use argon2::password_hash::PasswordHasher;
+use argon2::password_hash::phc::{Output, PasswordHash};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use xmsg_core::{Error, ErrorKind, Result};
 use zeroize::Zeroizing;
 
@@ -38,7 +38,7 @@ impl Passwords {
             };
             let (name, hash) = line.split_once(':').ok_or_else(|| wrong("not `name:hash`"))?;
             let parsed = PasswordHash::new(hash).map_err(|_| wrong("not a hash"))?;
-            let parameters = argon2::Params::try_from(&parsed).map_err(|_| wrong("not a hash of Argon2"))?;
+            let parameters = Params::try_from(&parsed).map_err(|_| wrong("not a hash of Argon2"))?;
             if parameters.m_cost() > MEMORY_MAX_KIB {
                 return Err(wrong("checking it would take more than 1 GiB of memory"));
             }
@@ -58,16 +58,34 @@ impl Passwords {
         self.0.contains_key(user)
     }
 
-    /// Whether this is the user's password. Slow on purpose, also for a user who does not exist.
-    pub(super) fn verify(&self, user: &[u8], password: &[u8]) -> bool {
+    /// Whether this is the user's password. Slow on purpose, also for a user who does not exist. `memory` grows to what the check
+    /// takes, and can serve the next one.
+    pub(super) fn verify(&self, user: &[u8], password: &[u8], memory: &mut Vec<Block>) -> bool {
         static NOBODY: LazyLock<String> =
             LazyLock::new(|| hash_password("nobody").map_or_else(|_| String::new(), |hash| hash.to_string()));
         let known = std::str::from_utf8(user).ok().and_then(|user| self.0.get(user));
         let hash = known.unwrap_or(&NOBODY);
-        let right = PasswordHash::new(hash)
-            .is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok());
-        right && known.is_some()
+        matches(hash, password, memory).unwrap_or(false) && known.is_some()
     }
+}
+
+/// Whether this is the hash of the password; `None`: it is not a hash.
+fn matches(hash: &str, password: &[u8], memory: &mut Vec<Block>) -> Option<bool> {
+    let hash = PasswordHash::new(hash).ok()?;
+    let (salt, expected) = (hash.salt.as_ref()?, hash.hash.as_ref()?);
+    let algorithm = Algorithm::try_from(hash.algorithm.as_str()).ok()?;
+    let version = hash.version.map_or(Ok(Version::default()), Version::try_from).ok()?;
+    let params = Params::try_from(&hash).ok()?;
+    if memory.len() < params.block_count() {
+        memory.resize(params.block_count(), Block::new());
+    }
+    let mut found = [0; Output::MAX_LENGTH];
+    let found = found.get_mut(..expected.len())?;
+    Argon2::new(algorithm, version, params)
+        .hash_password_into_with_memory(password, salt, found, memory)
+        .ok()?;
+    // The comparison takes the same time wherever they differ.
+    Some(Output::new(found).ok()? == *expected)
 }
 
 /// The hash of a password, for its line in the file.
@@ -91,6 +109,23 @@ mod tests {
             let error = Passwords::parse(wrong).unwrap_err().to_string();
             assert!(error.starts_with("line ") && !error.contains("sesame"), "{error}");
         }
+    }
+
+    #[test]
+    fn memory_serves_one_check_after_another() {
+        let memory = &mut Vec::new();
+        let line =
+            format!("alice:{}\nbob:{}", *hash_password("sesame").unwrap(), *hash_password("other").unwrap());
+        let passwords = Passwords::parse(&line).unwrap();
+        for _ in 0..2 {
+            assert!(passwords.verify(b"alice", b"sesame", memory));
+            assert!(!passwords.verify(b"alice", b"other", memory));
+            assert!(passwords.verify(b"bob", b"other", memory));
+            assert!(!passwords.verify(b"nobody", b"nobody", memory), "nobody has a password");
+        }
+        let small = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA";
+        assert_eq!(matches(small, b"x", memory), Some(false));
+        assert_eq!(matches("$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ", b"x", memory), None, "no hash");
     }
 
     #[test]

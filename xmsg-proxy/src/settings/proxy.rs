@@ -136,8 +136,14 @@ pub struct LimitSettings {
     pub subscriptions: Count<1, 1_000_000_000>,
     /// How long a handshake may take.
     pub handshake_timeout_s: Seconds,
-    /// Handshakes under way at a time, for each port.
+    /// Bytes of all prefixes that a peer subscribes to.
+    pub subscriptions_mib: Count<1, MIB_MAX>,
+    /// Connections at a time.
+    pub connections: Count<1, 1_000_000_000>,
+    /// Handshakes under way at a time.
     pub handshakes: Count<1, 1_000_000>,
+    /// … with one address.
+    pub handshakes_per_address: Count<1, 1_000_000>,
 }
 
 impl Default for LimitSettings {
@@ -148,7 +154,10 @@ impl Default for LimitSettings {
             subscription_bytes: Count::of::<4096>(),
             subscriptions: Count::of::<1_000_000>(),
             handshake_timeout_s: Seconds::of(10),
+            subscriptions_mib: Count::of::<256>(),
+            connections: Count::of::<100_000>(),
             handshakes: Count::of::<4096>(),
+            handshakes_per_address: Count::of::<256>(),
         }
     }
 }
@@ -276,7 +285,9 @@ impl ProxySettings {
             },
             queue_ceiling: self.queue_ceiling_mib.mib(),
             upstream: self.upstream.0,
+            connections: self.limits.connections.get(),
             handshakes: self.limits.handshakes.get(),
+            handshakes_per_address: self.limits.handshakes_per_address.get(),
             heartbeat_interval: self.heartbeat.interval_s.unless_zero(),
             heartbeat_timeout: self.heartbeat.timeout_s.get(),
             limits: zmtp::Limits {
@@ -285,6 +296,7 @@ impl ProxySettings {
                 command_size: self.limits.command_kib.kib(),
                 subscription_len: self.limits.subscription_bytes.get(),
                 subscriptions: self.limits.subscriptions.get(),
+                subscription_bytes: self.limits.subscriptions_mib.mib(),
                 handshake_timeout: self.limits.handshake_timeout_s.get(),
             },
             tcp: TcpOptions {

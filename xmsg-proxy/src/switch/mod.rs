@@ -18,19 +18,20 @@ mod peers;
 mod table;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::security::Security;
+use xmsg_core::socket::admission::Permit;
 use xmsg_core::socket::outbox::{Ledger, Outbox};
 use xmsg_core::socket::session::{Session, now};
+use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Listener, Stream};
-use xmsg_core::socket::{Amount, HighWaterMark};
-use xmsg_core::zmtp::{self, Engine, SocketType};
+use xmsg_core::socket::{Admission, Amount, HighWaterMark};
+use xmsg_core::zmtp::{self, Engine, Peer, SocketType};
 
 use crate::config::Config;
 use crate::policy::{Policies, Policy, Rule, TopicPolicy};
@@ -39,8 +40,8 @@ pub use peers::{Drops, PublisherStats, SubscriberStats};
 use peers::{Gate, Grant, Publisher, Subscriber};
 use table::{Change, Table, TableTask};
 
-/// Subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
-const UPSTREAM_MAX: usize = 256 << 20;
+/// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
+const UPSTREAM_MAX: usize = 64 << 20;
 /// Control requests that wait for the controller, bytes.
 const REQUESTS_MARK: usize = 4 << 20;
 /// The share of the linger that publishers get to take leave; the rest is for subscribers.
@@ -89,7 +90,7 @@ pub struct Totals {
     pub undelivered: u64,
     /// Received messages that nobody had subscribed to.
     pub unmatched: u64,
-    /// Connections that were refused in the handshake.
+    /// Connections that were refused: in the handshake, or because there were too many.
     pub refused: u64,
     /// Messages and subscriptions that the peer's rights did not allow.
     pub denied: u64,
@@ -104,6 +105,9 @@ pub struct Switch {
 #[derive(Debug)]
 struct Inner {
     config: Config,
+    admission: Admission,
+    /// Refused connections in the log.
+    refusals: Throttle,
     table: Arc<Table>,
     ledger: Arc<Ledger>,
     gate: Arc<Gate>,
@@ -120,6 +124,12 @@ impl Switch {
     /// Starts a switch without connections on the present runtime.
     #[must_use]
     pub fn start(config: Config) -> Self {
+        let admission = config.admission();
+        Self::start_with(config, admission)
+    }
+
+    /// The same, with connections counted together with those of other ports.
+    pub(crate) fn start_with(config: Config, admission: Admission) -> Self {
         let stop = CancellationToken::new();
         let default = Rule { policy: config.policy, mark: config.high_water_mark };
         let (table, task) = Table::new(config.upstream, Policies::new(default, &config.policies));
@@ -133,6 +143,8 @@ impl Switch {
             publishers: TaskTracker::new(),
             stop,
             config,
+            admission,
+            refusals: Throttle::default(),
         });
         inner.tasks.spawn(run_table(task, inner.stop.clone()));
         Self { inner }
@@ -193,7 +205,9 @@ impl Switch {
     /// Everything since the start.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.inner.gate.totals()
+        let mut totals = self.inner.gate.totals();
+        totals.refused += self.inner.admission.refused();
+        totals
     }
 
     /// Every connected publisher.
@@ -250,19 +264,18 @@ impl Switch {
     }
 
     async fn accept(self, mut listener: Listener, side: Side) {
-        let handshakes = Arc::new(Semaphore::new(self.inner.config.handshakes));
         loop {
-            let next = async {
-                let permit = handshakes.clone().acquire_owned().await.ok()?;
-                Some((listener.accept().await, permit))
-            };
-            let next = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 biased;
                 () = self.inner.refuse.cancelled() => return,
-                next = next => next,
+                next = listener.accept() => next,
             };
-            // The semaphore is never closed.
-            let Some(((stream, peer), permit)) = next else { return };
+            let permit = if side.is_internal() {
+                None
+            } else {
+                let Some(permit) = self.inner.admission.admit(stream.address(), &peer) else { continue };
+                Some(permit)
+            };
             let serve = self.clone().serve(stream, peer, side, permit);
             match side {
                 Side::Publishers => drop(self.inner.publishers.spawn(serve)),
@@ -271,14 +284,18 @@ impl Switch {
         }
     }
 
-    async fn serve(self, stream: Stream, peer: String, side: Side, permit: OwnedSemaphorePermit) {
+    async fn serve(self, stream: Stream, peer: String, side: Side, mut permit: Option<Permit>) {
         let stop = self.inner.stop.clone();
         let refuse = self.inner.refuse.clone();
         let Config { security, authority, heartbeat_interval, heartbeat_timeout, .. } = &self.inner.config;
         let security = if side.is_internal() { Security::Null } else { security.security(authority) };
         let engine = Engine::with_mechanism(self.engine_options(side), security.mechanism(), now());
+        let authenticator = match &permit {
+            None => security.authenticator(),
+            Some(permit) => permit.in_turn(security.authenticator()),
+        };
         let mut session = Session::new(stream, engine)
-            .with_authenticator(security.authenticator())
+            .with_authenticator(authenticator)
             .watched(*heartbeat_interval, *heartbeat_timeout);
         let found = tokio::select! {
             biased;
@@ -287,23 +304,29 @@ impl Switch {
                 Ok(found) => found,
                 Err(ended) => {
                     self.inner.gate.refused();
-                    tracing::info!(peer, ?side, reason = %ended, "connection refused");
+                    if let Some(unlogged) = self.inner.refusals.pass() {
+                        tracing::info!(peer, ?side, reason = %ended, unlogged, "connection refused");
+                    }
                     return;
                 }
             },
         };
-        drop(permit);
-        tracing::debug!(peer, ?side, version = ?found.version, "connected");
+        if let Some(permit) = &mut permit {
+            permit.established();
+        }
+        // What else it announced is dropped here, and not when the connection ends.
+        let (version, principal) = essentials(found);
+        tracing::debug!(peer, ?side, ?version, "connected");
         let grant = match side {
             Side::Answers | Side::Requests => Grant::internal(),
-            Side::Publishers | Side::Subscribers => Grant::new(authority, found.principal),
+            Side::Publishers | Side::Subscribers => Grant::new(authority, principal),
         };
         let ended = match side {
             Side::Subscribers | Side::Requests => {
                 self.serve_subscriber(session, &peer, grant, side, stop).await
             }
             Side::Publishers | Side::Answers => {
-                self.serve_publisher(session, &peer, found.version, grant, side, stop).await
+                self.serve_publisher(session, &peer, version, grant, side, stop).await
             }
         };
         tracing::debug!(peer, ?side, reason = ended, "disconnected");
@@ -365,7 +388,7 @@ impl Switch {
         if inner.refuse.is_cancelled() {
             subscriber.outbox.close();
         }
-        let mut handler = table::Subscriptions::new(&inner.table, &subscriber, config.limits.subscriptions);
+        let mut handler = table::Subscriptions::new(&inner.table, &subscriber, &config.limits);
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => "stopped".to_owned(),
@@ -413,6 +436,7 @@ impl Publisher {
             peer: peer.into(),
             version,
             outbox,
+            upstream_max: AtomicUsize::new(UPSTREAM_MAX),
             since: Instant::now(),
             received: peers::Counter::default(),
             stalled: AtomicBool::new(false),
@@ -421,9 +445,17 @@ impl Publisher {
         }
     }
 
-    /// Sends it subscriptions. One that lets too many pile up is cut off.
+    /// Sends it all subscriptions there are, however many, and that to control requests last.
+    fn welcome(&self, subscriptions: &[Bytes], control: &Bytes) {
+        for part in subscriptions.iter().filter(|part| !part.is_empty()).chain([control]) {
+            self.outbox.push_shared(part, usize::MAX);
+        }
+        self.upstream_max.fetch_add(self.outbox.queued().bytes as usize, Ordering::Relaxed);
+    }
+
+    /// Sends it changes of subscriptions. One that lets too many pile up is cut off.
     fn send(&self, subscriptions: &Bytes) {
-        if !self.outbox.push_shared(subscriptions, UPSTREAM_MAX)
+        if !self.outbox.push_shared(subscriptions, self.upstream_max.load(Ordering::Relaxed))
             && !self.cut.is_cancelled()
             && !self.outbox.is_closed()
         {
@@ -439,6 +471,10 @@ impl Publisher {
         }
         self.stalled.load(Ordering::Relaxed)
     }
+}
+
+fn essentials(peer: Peer) -> (zmtp::Version, Option<zmtp::Principal>) {
+    (peer.version, peer.principal)
 }
 
 /// The table lives until the last connection has told it that it is gone.

@@ -125,6 +125,8 @@ pub(super) struct Publisher {
     pub(super) version: Version,
     /// Subscriptions on their way to it.
     pub(super) outbox: Outbox,
+    /// How many bytes of them may wait.
+    pub(super) upstream_max: AtomicUsize,
     pub(super) since: Instant,
     pub(super) received: Counter,
     /// It did not read its subscriptions in time.
@@ -150,6 +152,8 @@ pub(super) struct Subscriber {
     waits: AtomicU64,
     waited_us: AtomicU64,
     pub(super) subscriptions: AtomicUsize,
+    /// Bytes of their prefixes.
+    pub(super) subscription_bytes: AtomicUsize,
     /// When its slowness was last logged, and what had been dropped then.
     slow_log: Mutex<Option<(Instant, Drops)>>,
     /// Ends its connection.
@@ -171,6 +175,7 @@ impl Subscriber {
             waits: AtomicU64::new(0),
             waited_us: AtomicU64::new(0),
             subscriptions: AtomicUsize::new(0),
+            subscription_bytes: AtomicUsize::new(0),
             slow_log: Mutex::default(),
             cut: CancellationToken::new(),
         }

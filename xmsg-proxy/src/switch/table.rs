@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
 use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::trie::{NodeId, Trie};
-use xmsg_core::zmtp::Version;
+use xmsg_core::zmtp::{Limits, Version};
 
 use super::peers::{Publisher, Subscriber};
 use crate::CONTROL_TOPIC;
@@ -25,6 +25,10 @@ const BATCH: usize = 256;
 /// Subscriptions of a subscriber that left that are taken away under one lock.
 const FORGET: usize = 1024;
 
+/// Changes that a snapshot takes in any case, bytes.
+const SNAPSHOT_MIN: usize = 64 << 10;
+/// Pieces of a snapshot; then the changes are put together.
+const SNAPSHOT_PARTS: usize = 64;
 /// Places of the trie that are looked at under one lock when all of it is listed.
 const LISTED: usize = 1024;
 
@@ -182,8 +186,49 @@ pub(super) struct TableTask {
     nodes: HashMap<u32, HashSet<NodeId>>,
     /// In a fixed order, so that a simulation can repeat what it did.
     publishers: BTreeMap<u32, Arc<Publisher>>,
-    /// All that is wanted, encoded for new publishers of each version, until something changes.
-    snapshots: HashMap<Version, Bytes>,
+    /// All that is wanted, encoded for new publishers of each version.
+    snapshots: HashMap<Version, Snapshot>,
+}
+
+/// What publishers that join are told. It is made anew only once more has changed than there was: publishers that join and do not
+/// read share its memory, however much changes between them.
+#[derive(Debug)]
+struct Snapshot {
+    /// What was wanted at first, and the changes since.
+    parts: Vec<Bytes>,
+    /// The last of the changes, not yet a part.
+    recent: BytesMut,
+    /// Bytes of all changes.
+    changes: usize,
+}
+
+impl Snapshot {
+    fn new(wanted: Bytes) -> Self {
+        Self { parts: vec![wanted], recent: BytesMut::new(), changes: 0 }
+    }
+
+    /// Adds changes; `false`: it is time for a new one.
+    fn note(&mut self, changes: &[u8]) -> bool {
+        self.changes += changes.len();
+        self.recent.extend_from_slice(changes);
+        self.changes <= self.parts[0].len().max(SNAPSHOT_MIN)
+    }
+
+    /// All of it, in this order.
+    fn parts(&mut self) -> &[Bytes] {
+        if !self.recent.is_empty() {
+            self.parts.push(Bytes::copy_from_slice(&self.recent));
+            self.recent.clear();
+        }
+        if self.parts.len() > SNAPSHOT_PARTS {
+            let changes = self.parts.drain(1..).fold(BytesMut::new(), |mut all, part| {
+                all.extend_from_slice(&part);
+                all
+            });
+            self.parts.push(changes.freeze());
+        }
+        &self.parts
+    }
 }
 
 /// A prefix that somebody newly wants (`true`), or that nobody wants any more.
@@ -257,7 +302,6 @@ impl TableTask {
         if tidings.is_empty() {
             return;
         }
-        self.snapshots.clear();
         if self.upstream == Upstream::All {
             return;
         }
@@ -273,6 +317,8 @@ impl TableTask {
             });
             publisher.send(bytes);
         }
+        self.snapshots
+            .retain(|version, snapshot| encoded.get(version).is_some_and(|changes| snapshot.note(changes)));
     }
 
     /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
@@ -290,10 +336,11 @@ impl TableTask {
                     }
                 }
             }
-            version.write_subscription(&mut bytes, true, &Bytes::from_static(CONTROL_TOPIC));
-            bytes.freeze()
+            Snapshot::new(bytes.freeze())
         });
-        publisher.send(snapshot);
+        let mut control = BytesMut::new();
+        version.write_subscription(&mut control, true, &Bytes::from_static(CONTROL_TOPIC));
+        publisher.welcome(snapshot.parts(), &control.freeze());
         self.publishers.insert(publisher.id, publisher);
     }
 
@@ -363,6 +410,7 @@ fn subscribe(
         subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
         return false;
     }
+    let len = prefix.len();
     let inserted = routes.trie.insert(&prefix, subscriber.id);
     if inserted.is_first {
         tidings.push((true, prefix));
@@ -371,6 +419,7 @@ fn subscribe(
         nodes.entry(subscriber.id).or_default().insert(inserted.node);
         routes.subscribers.entry(subscriber.id).or_insert_with(|| subscriber.clone());
         subscriber.subscriptions.fetch_add(1, Ordering::Relaxed);
+        subscriber.subscription_bytes.fetch_add(len, Ordering::Relaxed);
     }
     inserted.is_new
 }
@@ -390,6 +439,7 @@ fn cancel(
         tidings.push((false, prefix.clone()));
     }
     subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
+    subscriber.subscription_bytes.fetch_sub(prefix.len(), Ordering::Relaxed);
     true
 }
 
@@ -398,13 +448,17 @@ pub(super) struct Subscriptions<'a> {
     table: &'a Table,
     subscriber: &'a Arc<Subscriber>,
     limit: usize,
+    bytes_limit: usize,
     /// How often it subscribed since its subscriptions were last counted, and their number then.
     asked: usize,
+    /// The same in bytes.
+    asked_bytes: usize,
 }
 
 impl<'a> Subscriptions<'a> {
-    pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limit: usize) -> Self {
-        Self { table, subscriber, limit, asked: 0 }
+    pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &Limits) -> Self {
+        let (limit, bytes_limit) = (limits.subscriptions, limits.subscription_bytes);
+        Self { table, subscriber, limit, bytes_limit, asked: 0, asked_bytes: 0 }
     }
 }
 
@@ -421,15 +475,37 @@ impl Handler for Subscriptions<'_> {
             return Ok(());
         }
         self.asked += 1;
-        if self.asked > self.limit {
+        self.asked_bytes += prefix.len();
+        if self.asked > self.limit || self.asked_bytes > self.bytes_limit {
             // Some may have been for the same prefix: only the table knows.
             self.table.synchronize().await;
             self.asked = subscriber.subscriptions.load(Ordering::Relaxed) + 1;
-            if self.asked > self.limit {
+            self.asked_bytes = subscriber.subscription_bytes.load(Ordering::Relaxed) + prefix.len();
+            if self.asked > self.limit || self.asked_bytes > self.bytes_limit {
                 return Err(Ended::ByUs("too many subscriptions"));
             }
         }
         self.table.change(Change::Subscribe(subscriber, prefix)).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_what_there_was_and_all_changes_in_order() {
+        let mut snapshot = Snapshot::new(Bytes::from_static(b"first"));
+        let mut expected = b"first".to_vec();
+        for round in 0..3 * SNAPSHOT_PARTS as u8 {
+            for change in [round, round + 1] {
+                assert!(snapshot.note(&[change]));
+                expected.push(change);
+            }
+            assert_eq!(snapshot.parts().concat(), expected);
+            assert!(snapshot.parts().len() <= SNAPSHOT_PARTS + 1);
+        }
+        assert!(!snapshot.note(&vec![0; SNAPSHOT_MIN]), "more has changed than there was");
     }
 }

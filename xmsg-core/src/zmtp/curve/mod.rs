@@ -220,9 +220,9 @@ impl Mechanism for CurveClient {
         }
     }
 
-    fn peer_properties(&self) -> Option<&Properties> {
-        match &self.step {
-            ClientStep::Done(_, properties) => Some(properties),
+    fn take_properties(&mut self) -> Option<Properties> {
+        match &mut self.step {
+            ClientStep::Done(_, properties) => Some(std::mem::take(properties)),
             _ => None,
         }
     }
@@ -397,9 +397,9 @@ impl Mechanism for CurveServer {
         };
     }
 
-    fn peer_properties(&self) -> Option<&Properties> {
-        match &self.step {
-            ServerStep::Done(_, properties) => Some(properties),
+    fn take_properties(&mut self) -> Option<Properties> {
+        match &mut self.step {
+            ServerStep::Done(_, properties) => Some(std::mem::take(properties)),
             _ => None,
         }
     }

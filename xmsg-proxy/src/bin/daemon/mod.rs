@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use xmsg_proxy::admin::{Admin, Sources};
 use xmsg_proxy::security::{Authority, Mechanism};
@@ -19,6 +20,9 @@ use xmsg_proxy::settings::{self, Host, Reloadable, Settings, SettingsError};
 pub(crate) use arguments::{Common, Program, set};
 pub(crate) use signals::{Asked, Signals};
 pub(crate) use systemd::{Sockets, ready, stopping};
+
+/// Descriptors that a daemon keeps for itself: its files, its listeners, its HTTP server (64 connections), and some more.
+const OWN_DESCRIPTORS: usize = 96;
 
 /// A program that has its settings, and can go to work.
 pub(crate) struct Daemon<P: Program> {
@@ -154,6 +158,22 @@ impl<P: Program> Daemon<P> {
     fn config(&self) -> serde_json::Value {
         serde_json::to_value(&self.settings).unwrap_or_default()
     }
+}
+
+/// Raises the limit of open descriptors as far as this user may, and returns how many of them there are for connections. What is
+/// usual, 1024, is soon used up: every connection takes one.
+pub(crate) fn descriptors_for_connections() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        Err(error) => {
+            tracing::info!(%error, "the limit of open descriptors stays as it is");
+            limit.current
+        }
+    };
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    limit.saturating_sub(OWN_DESCRIPTORS).max(1)
 }
 
 /// A line on standard output. Nobody has to listen there.

@@ -1,0 +1,205 @@
+//! Attacks on the control plane, and with it: stolen identities, repeated requests, replies that nobody asked for, peers that
+//! never take leave.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use xmsg_core::{Actor, Message, Setup};
+use xmsg_tests::hostile::Scene;
+use xmsg_tests::process::{Daemon, built};
+use xmsg_tests::raw::{self, Raw};
+use xmsg_tests::{PATIENCE, topic, within};
+
+fn patient() -> Setup {
+    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+    setup.build().expect("the options make sense")
+}
+
+/// Control requests are ordinary messages: whoever subscribes to them sees the identities. Without security a thief may
+/// take each of them over; its owner comes back and asks again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn identities_that_are_stolen_from_requests_keep_nobody_out() {
+    let scene = Scene::daemon(&[]).await;
+    let mut spy = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+    spy.send_message(&["\x01xmsg:control"]).await;
+    spy.is_read().await;
+    let control = scene.address.control_port();
+    let stealing = tokio::spawn(async move {
+        let (mut stolen, mut loot) = (std::collections::BTreeSet::new(), Vec::new());
+        while let Some((flags, body)) = spy.next_frame().await {
+            let is_identity = flags & 5 == 0 && body.len() == 9 && body.iter().all(u8::is_ascii_digit);
+            if is_identity && stolen.insert(body.clone()) {
+                loot.push(Raw::handshake_with(control, "DEALER", &body).await);
+            }
+        }
+    });
+    let round = async |_| within("a connection", scene.connection().connect()).await.unwrap();
+    scene.under_rounds(3000, round).await;
+    stealing.abort();
+    let _ = stealing.await;
+    scene.finish("stolen identities", 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_the_proxy_gives_cannot_be_taken() {
+    let scene = Scene::daemon(&[]).await;
+    let port = scene.address.control_port();
+    let mut nameless = Raw::handshake(port, "DEALER").await;
+    nameless.is_read().await;
+    scene
+        .under(async {
+            for number in 0..50_u32 {
+                let name = [&[0][..], &number.to_be_bytes()].concat();
+                let mut thief = Raw::handshake_with(port, "DEALER", &name).await;
+                thief.is_read().await;
+            }
+        })
+        .await;
+    nameless.is_read().await;
+    drop(nameless);
+    scene.finish("names of nameless peers", 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_identities_and_thousands_with_the_same() {
+    let scene = Scene::daemon(&[]).await;
+    let port = scene.address.control_port();
+    let dial = |number: u32| async move {
+        let identity =
+            if number.is_multiple_of(2) { "the same".to_owned() } else { format!("{number:0255}") };
+        let mut hello = [&raw::greeting(3, 1)[..], &raw::ready("DEALER", identity.as_bytes())].concat();
+        hello.extend_from_slice(&raw::message(&["what", "for"]));
+        let mut peer = Raw::connect(port).await;
+        let _ = peer.try_send(&hello).await;
+        peer
+    };
+    let all = futures::stream::iter(0..2000).map(dial).buffer_unordered(32);
+    let peers = scene.under(all.collect::<Vec<_>>()).await;
+    drop(peers);
+    // One byte more than an identity may have.
+    let attack = async {
+        let mut peer = Raw::connect(port).await;
+        peer.send(&raw::greeting(3, 1)).await;
+        peer.send(&raw::ready("DEALER", &[b'9'; 256])).await;
+        peer.closed().await;
+    };
+    scene.under(attack).await;
+    scene.finish("2000 identities", 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn repeated_control_requests_keep_nobody_out() {
+    let scene = Scene::daemon(&[]).await;
+    let address = &scene.address;
+    let mut deaf = Raw::handshake_with(address.control_port(), "DEALER", b"412345678").await;
+    deaf.is_read().await;
+    let mut attacker = Raw::handshake(address.publish_port(), "PUB").await;
+    // Answers for somebody who does not read, for nobody, and for the innocents, who did not ask.
+    let requests = [
+        raw::message(&["xmsg:control:con", "pub", "412345678"]),
+        raw::message(&["xmsg:control", "rep", "412345678"]),
+        raw::message(&["xmsg:control", "pub", "nobody"]),
+        raw::message(&["xmsg:control:sub", "sub", "innocent"]),
+        raw::message(&["xmsg:control:sub", "sub", ""]),
+        raw::message(&["xmsg:control"]),
+        raw::message(&["xmsg:control", "pub"]),
+        raw::message(&["xmsg:control", "pub", "1", "2"]),
+    ];
+    let flood = requests.concat().repeat(500);
+    let round = async |number: u64| {
+        attacker.send(&flood).await;
+        if number.is_multiple_of(50) {
+            within("an innocent connection", scene.connection().connect()).await.unwrap();
+        }
+    };
+    scene.under_rounds(2000, round).await;
+    drop((deaf, attacker));
+    scene.finish("repeated control requests", 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_to_the_control_port_and_the_registrar_mean_nothing() {
+    let scene = Scene::daemon(&[]).await;
+    let mut dealer = Raw::handshake_with(scene.address.control_port(), "DEALER", b"412345679").await;
+    let mut requester = Raw::handshake(scene.registrar, "REQ").await;
+    let flood = [
+        raw::message(&["pub"]),
+        raw::message(&["412345678", "pub"]),
+        raw::message(&["", "success", "", ""]),
+        raw::message(&["", "allPublisher", "me"]),
+        raw::message(&["", "findPublisher", "me", "\u{1}"]),
+        raw::message(&[vec![0; 30_000]]),
+    ];
+    let flood = flood.concat().repeat(20);
+    let round = async |_| {
+        dealer.send(&flood).await;
+        // The replies are not read: at last the registrar reads no more, or cuts us off.
+        let sending = tokio::time::timeout(Duration::from_millis(50), requester.try_send(&flood));
+        let _ = sending.await;
+    };
+    scene.under_rounds(3000, round).await;
+    drop((dealer, requester));
+    scene.finish("messages to the control port and the registrar", 80).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replies_that_nobody_asked_for_disturb_no_request() {
+    let scene = Scene::daemon(&[]).await;
+    let actor = |name: &'static str| {
+        let builder = Actor::builder(name).proxy(scene.address.clone()).setup(patient());
+        async move { builder.build().await.unwrap() }
+    };
+    let (asking, answering) = (actor("asking").await, actor("answering").await);
+    let serve = answering
+        .subscribe_with([topic("question")], 4, |request: Message| async move { request.reply_with(42) });
+    let _serving = serve.await.unwrap();
+    let ask = async || {
+        let question = Message::of(topic("question"), 1);
+        let reply = within("a reply", asking.request(question, PATIENCE)).await.unwrap();
+        assert_eq!(reply.value::<i32>().unwrap(), 42);
+    };
+    ask().await;
+    let mut attacker = Raw::handshake(scene.address.publish_port(), "PUB").await;
+    let own = format!("ret:{}", asking.id());
+    let mut round = 0;
+    let flood = async |_| {
+        round += 1;
+        let unasked = (0..200).flat_map(|number| {
+            // The digit is not ours, or sooner or later it would be right.
+            let guess = format!("{own}:5{:06}", (round * 200 + number) % 1_000_000);
+            let mut bytes = raw::message(&[guess.as_str(), "not metadata", "data"]);
+            bytes.extend_from_slice(&raw::message(&[own.as_str()]));
+            bytes.extend_from_slice(&raw::message(&[own.as_str(), "sub"]));
+            bytes.extend_from_slice(&raw::message(&[own.as_str(), ":4", "\u{1}", "more"]));
+            bytes
+        });
+        attacker.send(&unasked.collect::<Vec<u8>>()).await;
+        ask().await;
+    };
+    scene.under_rounds(2000, flood).await;
+    assert!(asking.late_replies() > 0, "they came");
+    drop(attacker);
+    answering.close(Duration::from_secs(30)).await;
+    asking.close(Duration::from_secs(30)).await;
+    scene.finish("replies that nobody asked for", 60).await;
+}
+
+/// Peers that neither read nor close when the proxy takes leave of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_that_never_close_do_not_keep_the_proxy_from_stopping() {
+    let mut daemon = Daemon::start(built("xmsg-proxy"), &["--port", "0", "--linger", "1"]);
+    let line = daemon.line().await;
+    let port = line.split("publishers ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    let port: u16 = port.parse().unwrap();
+    let mut deaf = Raw::handshake(port + 1, "SUB").await;
+    deaf.send_message(&["\x01data"]).await;
+    deaf.is_read().await;
+    let mut publisher = Raw::handshake(port, "PUB").await;
+    let _dealer = Raw::handshake(port + 2, "DEALER").await;
+    let _silent = Raw::connect(port).await;
+    for _ in 0..50 {
+        publisher.send_message(&[&b"data"[..], b"meta", &vec![0; 1 << 20]]).await;
+    }
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+}

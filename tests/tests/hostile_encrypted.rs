@@ -1,0 +1,247 @@
+//! Attacks on ports with security: what does not open, what was recorded before, and floods of work.
+
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use tokio::io::AsyncReadExt;
+use xmsg_core::Connection;
+use xmsg_core::security::{KeyPair, Password, Security};
+use xmsg_core::zmtp::curve::Cipher;
+use xmsg_core::zmtp::{Engine, Event, Options, SocketType};
+use xmsg_proxy::security::hash_password;
+use xmsg_tests::hostile::Scene;
+use xmsg_tests::raw::{self, Raw};
+use xmsg_tests::{topic, within};
+
+/// A proxy with CURVE that lets in every key, and its key.
+async fn encrypted() -> (Scene, KeyPair) {
+    let (server, innocent) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let secret = format!("curve={}", *server.secret().expose_text());
+    let security = Security::CurveClient { keys: innocent, server: *server.public() };
+    let scene = Scene::start(env!("CARGO_BIN_EXE_limited-proxy"), &[&secret], security).await;
+    (scene, server)
+}
+
+/// What a client has sent in its handshake.
+struct Recorded {
+    /// Greeting, HELLO, INITIATE: each as it was written.
+    sent: Vec<Bytes>,
+    cipher: Cipher,
+}
+
+/// Goes through a good handshake and writes down what it says.
+async fn record(raw: &mut Raw, socket_type: SocketType, security: &Security) -> Recorded {
+    let mut engine = Engine::with_mechanism(Options::new(socket_type), security.mechanism(), Instant::now());
+    let (mut sent, mut input) = (Vec::new(), BytesMut::new());
+    loop {
+        let event = engine.poll_event(&mut input).expect("the server is well-behaved");
+        while let Some(bytes) = engine.poll_transmit() {
+            raw.send(&bytes).await;
+            sent.push(bytes);
+        }
+        match event {
+            Some(Event::Ready(_)) => {
+                return Recorded { sent, cipher: engine.take_cipher().expect("it is encrypted") };
+            }
+            Some(_) => {}
+            None => {
+                let count = within("the server", raw.stream.read_buf(&mut input)).await.expect("the server");
+                assert!(count > 0, "the server has closed the connection");
+            }
+        }
+    }
+}
+
+fn client(server: &KeyPair) -> Security {
+    Security::CurveClient { keys: KeyPair::generate().unwrap(), server: *server.public() }
+}
+
+fn greeting(mechanism: &[u8]) -> [u8; 64] {
+    let mut greeting = raw::greeting(3, 1);
+    greeting[12..32].fill(0);
+    greeting[12..12 + mechanism.len()].copy_from_slice(mechanism);
+    greeting
+}
+
+/// Boxes of these frames: flags and body.
+fn boxes(cipher: &mut Cipher, frames: &[(u8, &[u8])]) -> BytesMut {
+    let mut out = BytesMut::new();
+    for (flags, body) in frames {
+        cipher.sealer.seal(*flags, body, &mut out);
+    }
+    out
+}
+
+const MESSAGE: [(u8, &[u8]); 3] = [(1, b"again"), (1, b"meta"), (0, b"data")];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_open_nothing_end_that_connection_alone() {
+    let (scene, server) = encrypted().await;
+    let mut random = vec![0; 4000];
+    fastrand::Rng::with_seed(7).fill(&mut random);
+    let hello = [&b"\x04\xc8\x05HELLO\x01\0"[..], &random[..192]].concat();
+    let giant = [&[6, 0, 0, 1, 0, 0, 0, 0, 0][..], &random].concat();
+    for (port, _) in scene.doors() {
+        for bytes in [&random[..], &hello, &giant, &raw::ready("PUB", b""), &raw::message(&["innocent"])] {
+            let attack = async {
+                let mut peer = Raw::connect(port).await;
+                peer.send(&greeting(b"CURVE")).await;
+                while peer.try_send(bytes).await {}
+            };
+            scene.under(attack).await;
+        }
+        // The same after a good handshake.
+        for bytes in [&random[..], &giant, &raw::message(&["innocent", "meta", "data"]), &raw::ping()] {
+            let attack = async {
+                let mut peer = Raw::connect(port).await;
+                let socket_type = scene.doors().iter().find(|door| door.0 == port).expect("a door").1;
+                let socket_type = SocketType::from_name(socket_type.as_bytes()).expect("a type");
+                record(&mut peer, socket_type, &client(&server)).await;
+                while peer.try_send(bytes).await {}
+            };
+            scene.under(attack).await;
+        }
+    }
+    scene.finish("bytes that open nothing", 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_recorded_cannot_be_played_again() {
+    let (scene, server) = encrypted().await;
+    let port = scene.address.publish_port();
+    let mut messages =
+        within("a subscription", scene.connection().subscribe([topic("again")])).await.unwrap();
+    let mut peer = Raw::connect(port).await;
+    let mut good = record(&mut peer, SocketType::Pub, &client(&server)).await;
+    let message = boxes(&mut good.cipher, &MESSAGE);
+    peer.send(&message).await;
+    assert_eq!(within("the message", messages.next()).await.unwrap().unwrap().data(), "data");
+    // A box on the same connection, in whole or in part.
+    scene
+        .under(async {
+            peer.send(&message).await;
+            peer.closed().await;
+        })
+        .await;
+    // The handshake, on another connection; and the box behind it.
+    let session = good.sent.concat();
+    let all = [&session[..], &message].concat();
+    for bytes in [&session[..], &all] {
+        for (port, _) in scene.doors() {
+            let attack = async {
+                let mut peer = Raw::connect(port).await;
+                let _ = peer.try_send(bytes).await;
+                peer.closed().await;
+            };
+            scene.under(attack).await;
+        }
+    }
+    // The box behind another good handshake; boxes in another order.
+    for order in [vec![0], vec![2, 1], vec![1, 1]] {
+        let attack = async {
+            let mut peer = Raw::connect(port).await;
+            let mut fresh = record(&mut peer, SocketType::Pub, &client(&server)).await;
+            let own = [(); 3].map(|()| boxes(&mut fresh.cipher, &[(4, b"\x01X")]));
+            for number in order {
+                let _ = peer.try_send(if number == 0 { &message } else { &own[number] }).await;
+            }
+            peer.closed().await;
+        };
+        scene.under(attack).await;
+    }
+    assert!(
+        futures::poll!(std::pin::pin!(messages.next())).is_pending(),
+        "one message was sent, and one came"
+    );
+    drop(messages);
+    scene.finish("recorded handshakes and boxes", 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mutations_of_an_encrypted_session() {
+    let (scene, server) = encrypted().await;
+    let port = scene.address.publish_port();
+    let mut peer = Raw::connect(port).await;
+    let good = record(&mut peer, SocketType::Pub, &client(&server)).await;
+    drop(peer);
+    // The INITIATE belongs to another connection in any case: what is changed before it counts.
+    let session = good.sent.concat();
+    let mutants = (0..session.len()).flat_map(|at| {
+        let mut changed = session.clone();
+        changed[at] ^= 1;
+        [changed, session[..at].to_vec()]
+    });
+    let play = |mutant: Vec<u8>| async move {
+        let mut peer = Raw::connect(port).await;
+        let _ = peer.try_send(&mutant).await;
+        let _ = tokio::io::AsyncWriteExt::shutdown(&mut peer.stream).await;
+        peer.closed().await;
+    };
+    let all = futures::stream::iter(mutants).map(play).buffer_unordered(32);
+    scene.under(all.collect::<Vec<()>>()).await;
+    scene.finish("mutations of an encrypted session", 40).await;
+}
+
+/// Every HELLO costs the server two multiplications on the curve, and the client none: it may say the same one again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_handshakes_starve_nobody() {
+    let (scene, server) = encrypted().await;
+    let doors = scene.doors();
+    let mut peer = Raw::connect(doors[0].0).await;
+    let good = record(&mut peer, SocketType::Pub, &client(&server)).await;
+    drop(peer);
+    let session = &good.sent.concat();
+    let flood = async |_| {
+        let play = |number: usize| async move {
+            if let Some(mut peer) = Raw::connect_from(2, doors[number % 4].0).await {
+                let _ = peer.try_send(session).await;
+                peer.closed().await;
+            }
+        };
+        futures::stream::iter(0..500).map(play).buffer_unordered(64).collect::<Vec<()>>().await;
+        within("an innocent", scene.connection().connect()).await.unwrap();
+    };
+    scene.under_rounds(3000, flood).await;
+    scene.finish("floods of CURVE handshakes", 40).await;
+}
+
+/// Checking a password takes tens of milliseconds and 19 MiB on purpose.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_passwords_starve_nobody() {
+    let line = format!("plain=innocent:{}", *hash_password("sesame").unwrap());
+    let password = |text: &str| Password::new(text).unwrap();
+    let security = Security::PlainClient { user: "innocent".into(), password: password("sesame") };
+    let scene = Scene::start(env!("CARGO_BIN_EXE_limited-proxy"), &[&line], security).await;
+    let doors = scene.doors();
+    let guess = |name: &str| {
+        let body = [b"\x05HELLO", &[name.len() as u8][..], name.as_bytes(), b"\x05wrong"].concat();
+        [&greeting(b"PLAIN")[..], &[4, body.len() as u8], &body].concat()
+    };
+    let guesses = &[guess("innocent"), guess("somebody")];
+    // As many as may be in the handshake at a time, from one address, again and again.
+    let attacker = |number: usize| async move {
+        loop {
+            if let Some(mut peer) = Raw::connect_from(2, doors[number % 4].0).await {
+                let _ = peer.try_send(&guesses[number % 2]).await;
+                let _ = peer.stream.read_to_end(&mut Vec::new()).await;
+            }
+        }
+    };
+    let attack = futures::future::join_all((0..300).map(attacker));
+    let innocents = async {
+        for _ in 0..5 {
+            let innocent: Connection = scene.connection();
+            within("an innocent", innocent.connect()).await.unwrap();
+        }
+    };
+    scene
+        .under(async {
+            tokio::select! {
+                _ = attack => {}
+                () = innocents => {}
+            }
+        })
+        .await;
+    scene.finish("floods of passwords", 100).await;
+}

@@ -1,0 +1,235 @@
+//! Attacks with frames: lengths, flags, commands, messages without end.
+
+use xmsg_tests::hostile::Scene;
+use xmsg_tests::raw::{self, Raw};
+use xmsg_tests::{topic, within};
+
+/// What an attacker on any port is sent away for; `bytes` are sent over and over again.
+async fn is_sent_away_for(scene: &Scene, bytes: &[u8]) {
+    for (port, socket_type) in scene.doors() {
+        let attack = async {
+            let mut attacker = Raw::handshake(port, socket_type).await;
+            while attacker.try_send(bytes).await {}
+            attacker.closed().await;
+        };
+        scene.under(attack).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn giant_lengths_end_that_connection_alone() {
+    let scene = Scene::daemon(&[]).await;
+    is_sent_away_for(&scene, &[2, 0, 0, 32, 0, 0, 0, 0, 0]).await;
+    is_sent_away_for(&scene, &[2, 255, 255, 255, 255, 255, 255, 255, 255]).await;
+    is_sent_away_for(&scene, &[6, 127, 255, 255, 255, 255, 255, 255, 255]).await;
+    is_sent_away_for(&scene, &[3, 0, 0, 0, 0, 255, 255, 255, 255]).await;
+    scene.finish("giant lengths", 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reserved_flag_bits_end_that_connection_alone() {
+    let scene = Scene::daemon(&[]).await;
+    for flags in [0x80, 0x40, 0x08, 0x05, 0x07, 0xff] {
+        is_sent_away_for(&scene, &[flags, 0]).await;
+    }
+    scene.finish("reserved flag bits", 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endless_multipart_messages_end_that_connection_alone() {
+    let scene = Scene::daemon(&["--max-message-size", "8"]).await;
+    // Frames without number, and frames that are together too much.
+    is_sent_away_for(&scene, &[1, 0].repeat(100)).await;
+    let large = [&[3, 0, 0, 0, 0, 0, 1, 0, 0][..], &vec![b'x'; 1 << 16]].concat();
+    is_sent_away_for(&scene, &large).await;
+    scene.finish("endless multipart messages (8 MiB allowed)", 80).await;
+}
+
+/// What one connection can make the proxy hold: the largest message, and room for it to grow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_messages_that_are_never_finished_take_twice_their_size() {
+    const CONNECTIONS: u64 = 16;
+    let scene = Scene::daemon(&["--max-message-size", "4"]).await;
+    let port = scene.address.publish_port();
+    let len = (4 << 20) - 100_u64;
+    let message = [&[2][..], &len.to_be_bytes(), &vec![b'x'; len as usize - 1]].concat();
+    let attackers = scene
+        .under(async {
+            let mut attackers = Vec::new();
+            for _ in 0..CONNECTIONS {
+                let mut attacker = Raw::handshake(port, "PUB").await;
+                attacker.send(&message).await;
+                attackers.push(attacker);
+            }
+            attackers
+        })
+        .await;
+    drop(attackers);
+    scene.finish("16 unfinished messages of 4 MiB", 40 + CONNECTIONS * 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endless_small_frames_take_no_memory() {
+    let scene = Scene::daemon(&[]).await;
+    let mut attackers = Vec::new();
+    for (port, socket_type) in scene.doors() {
+        attackers.push(Raw::handshake(port, socket_type).await);
+    }
+    let flood = raw::message(&[""]).repeat(10_000);
+    let round = async |_| {
+        for attacker in &mut attackers {
+            attacker.send(&flood).await;
+        }
+    };
+    scene.under_rounds(3000, round).await;
+    drop(attackers);
+    scene.finish("endless small frames", 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_commands_are_ignored_however_many() {
+    let scene = Scene::daemon(&[]).await;
+    let mut attackers = Vec::new();
+    for (port, socket_type) in scene.doors() {
+        attackers.push(Raw::handshake(port, socket_type).await);
+    }
+    let flood = [&b"\x04\x09\x08WHATEVER"[..], b"\x04\x09\x04PONGwhat", &raw::ready("STREAM", b"")].concat();
+    let flood = flood.repeat(3000);
+    let round = async |_| {
+        for attacker in &mut attackers {
+            attacker.send(&flood).await;
+        }
+    };
+    scene.under_rounds(2000, round).await;
+    // They are still welcome.
+    for attacker in &mut attackers {
+        attacker.is_read().await;
+    }
+    drop(attackers);
+    scene.finish("unknown commands", 60).await;
+}
+
+/// Taking a command out from between two frames moves the first one: a few bytes must not cause much moving.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_within_a_message_end_that_connection_alone() {
+    let scene = Scene::daemon(&[]).await;
+    let first = [&[3, 0, 0, 0, 0, 0, 0, 64, 0][..], &vec![b'x'; 16 << 10]].concat();
+    let commands = b"\x04\x02\x01X".repeat(10_000);
+    for (port, socket_type) in scene.doors() {
+        let attack = async {
+            let mut attacker = Raw::handshake(port, socket_type).await;
+            attacker.send(&first).await;
+            while attacker.try_send(&commands).await {}
+        };
+        scene.under(attack).await;
+    }
+    scene.finish("commands within a message", 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_pings_and_never_reads_is_sent_away() {
+    let scene = Scene::daemon(&[]).await;
+    is_sent_away_for(&scene, &raw::ping().repeat(1000)).await;
+    scene.finish("PINGs without reading the PONGs", 40).await;
+}
+
+/// Messages of a few bytes, each in a read of its own, for somebody who does not read: none may keep much memory alive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dribbled_messages_do_not_pin_memory() {
+    let scene = Scene::daemon(&["--high-water-mark", "8"]).await;
+    let mut deaf = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+    deaf.send_message(&["\x01dribble"]).await;
+    deaf.is_read().await;
+    // When this is confirmed, so is that.
+    drop(within("a subscription", scene.connection().subscribe([topic("dribble")])).await.unwrap());
+    let mut publisher = Raw::handshake(scene.address.publish_port(), "PUB").await;
+    // Large messages make for large slabs; what comes after them is small.
+    let large = raw::message(&[&b"other"[..], &vec![0; 1 << 20]]).repeat(4);
+    let small = [1, 900, 1100, 5000, 9000].map(|len| raw::message(&[&b"dribble"[..], &vec![0; len]]));
+    let round = async |number: u64| {
+        if number.is_multiple_of(100) {
+            publisher.send(&large).await;
+        }
+        for message in &small {
+            publisher.send(message).await;
+            publisher.is_read().await;
+        }
+    };
+    scene.under_rounds(5000, round).await;
+    drop((deaf, publisher));
+    scene.finish("dribbled messages (8 MiB for a subscriber)", 50).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ping_is_answered_with_its_context() {
+    let scene = Scene::daemon(&[]).await;
+    for (port, socket_type) in scene.doors() {
+        let asked = async {
+            let mut peer = Raw::handshake(port, socket_type).await;
+            peer.send(&raw::ping()).await;
+            loop {
+                let (flags, body) = peer.next_frame().await.expect("the connection goes on");
+                if flags & 4 != 0 && body.starts_with(b"\x04PONG") {
+                    assert_eq!(body, &b"\x04PONGare you there?"[..]);
+                    break;
+                }
+            }
+        };
+        scene.under(asked).await;
+    }
+    scene.finish("a PING", 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_type_that_does_not_fit_is_told_so() {
+    let scene = Scene::daemon(&[]).await;
+    for (port, socket_type) in [
+        (scene.address.publish_port(), "STREAM"),
+        (scene.address.publish_port(), "SUB"),
+        (scene.address.subscribe_port(), "STREAM"),
+        (scene.address.subscribe_port(), "PUSH"),
+        (scene.address.control_port(), "STREAM"),
+        (scene.address.control_port(), ""),
+        (scene.registrar, "STREAM"),
+        (scene.registrar, "PUB"),
+    ] {
+        let attack = async {
+            let mut peer = Raw::connect(port).await;
+            peer.send(&raw::greeting(3, 1)).await;
+            peer.send(&raw::ready(socket_type, b"")).await;
+            peer.skip(64).await;
+            let mut told = false;
+            while let Some((_, body)) = peer.next_frame().await {
+                told |= body.starts_with(b"\x05ERROR");
+            }
+            assert!(told, "{socket_type:?} on {port}");
+        };
+        scene.under(attack).await;
+    }
+    scene.finish("socket types that do not fit", 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_protocols_mechanisms_and_old_zeromq_are_sent_away() {
+    let scene = Scene::daemon(&[]).await;
+    let mut encrypted = raw::greeting(3, 1);
+    encrypted[12..17].copy_from_slice(b"CURVE");
+    let hellos = [
+        &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+        b"\x16\x03\x01\x02\x00",
+        b"\x01\x00",
+        &[0; 100],
+        &encrypted,
+    ];
+    for hello in hellos {
+        for (port, _) in scene.doors() {
+            let attack = async {
+                let mut peer = Raw::connect(port).await;
+                peer.send(hello).await;
+                peer.closed().await;
+            };
+            scene.under(attack).await;
+        }
+    }
+    scene.finish("other protocols", 40).await;
+}

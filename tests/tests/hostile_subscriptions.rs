@@ -1,0 +1,295 @@
+//! Attacks with subscriptions: storms, masses, peers that do not read what they asked for.
+
+use std::time::Duration;
+
+use xmsg_core::Message;
+use xmsg_core::security::Security;
+use xmsg_core::socket::HighWaterMark;
+use xmsg_proxy::Policy;
+use xmsg_tests::hostile::Scene;
+use xmsg_tests::raw::{self, Raw};
+use xmsg_tests::{connect, next, proxy, topic, within};
+
+/// A proxy with these limits.
+async fn limited(limits: &[&str]) -> Scene {
+    Scene::start(env!("CARGO_BIN_EXE_limited-proxy"), limits, Security::Null).await
+}
+
+/// Subscriptions (or, with a zero byte, their cancelling) to many topics.
+fn many(sign: char, count: usize, mut topic: impl FnMut(usize) -> String) -> Vec<u8> {
+    (0..count).flat_map(|number| raw::message(&[format!("{sign}{}", topic(number))])).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn storms_of_subscribing_and_unsubscribing() {
+    let scene = Scene::daemon(&[]).await;
+    let mut peers = Vec::new();
+    for _ in 0..4 {
+        peers.push(Raw::handshake(scene.address.subscribe_port(), "SUB").await);
+    }
+    let name = |number: usize| format!("storm:{number}");
+    let once = [many('\x01', 500, name), many('\0', 500, name)].concat();
+    let same = [raw::message(&["\x01innocent"]), raw::message(&["\0innocent"])].concat().repeat(500);
+    let round = async |number: u64| {
+        for peer in &mut peers {
+            peer.send(if number.is_multiple_of(2) { &once } else { &same }).await;
+            peer.is_read().await;
+        }
+    };
+    scene.under_rounds(3000, round).await;
+    drop(peers);
+    scene.finish("storms of subscriptions", 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_thousand_subscriptions_of_a_peer_that_leaves() {
+    let scene = Scene::daemon(&[]).await;
+    let attack = async {
+        let mut peer = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+        for part in 0..30 {
+            peer.send(&many('\x01', 10_000, |number| format!("mass:{}", part * 10_000 + number))).await;
+        }
+        peer.is_read().await;
+        peer
+    };
+    let peer = scene.under(attack).await;
+    // Matching goes on as before, and so it does while they are taken away.
+    scene.under(async {}).await;
+    scene.under(async { peer.reset() }).await;
+    scene.attackers_are_gone().await;
+    // A fresh subscription waits for all changes before it.
+    drop(within("a subscription", scene.connection().subscribe([topic("fresh")])).await.unwrap());
+    scene.finish("300,000 subscriptions of a peer that leaves", 100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_subscription_made_a_million_times_is_one() {
+    let scene = Scene::daemon(&[]).await;
+    let mut peer = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+    let same = raw::message(&["\x01again"]).repeat(50_000);
+    let nothing = raw::message(&["\0nothing"]).repeat(50_000);
+    scene
+        .under(async {
+            for _ in 0..10 {
+                peer.send(&same).await;
+                peer.send(&nothing).await;
+            }
+            peer.is_read().await;
+        })
+        .await;
+    drop(peer);
+    scene.finish("one subscription made 500,000 times", 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_and_too_long_subscriptions_end_that_connection_alone() {
+    let scene = limited(&["subscriptions=1000", "subscription_bytes=100000"]).await;
+    let number = many('\x01', 1001, |number| format!("many:{number}"));
+    let bytes = many('\x01', 26, |number| format!("{number:04000}"));
+    let one = many('\x01', 1, |_| "x".repeat(4097));
+    let command = [&b"\x06\0\0\0\0\0\0\x10\x0b\x09SUBSCRIBE"[..], &[b'x'; 4097]].concat();
+    for attack in [number, bytes, one, command] {
+        let attack = async {
+            let mut peer = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+            let _ = peer.try_send(&attack).await;
+            peer.closed().await;
+        };
+        scene.under(attack).await;
+    }
+    // Within the limits, again and again: what was taken back does not count.
+    let mut peer = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+    for round in 0..5 {
+        let name = |number: usize| format!("{round}:{number:0900}");
+        peer.send(&many('\x01', 100, name)).await;
+        peer.send(&many('\0', 100, name)).await;
+    }
+    peer.is_read().await;
+    drop(peer);
+    scene.finish("too many subscriptions, too many bytes of them", 40).await;
+}
+
+/// Publishers that never read what is subscribed to, while that changes: they share the memory of what waits for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deaf_publishers_with_many_subscriptions_share_their_memory() {
+    // Sixteen megabytes, more than a connection holds: for each of the deaf they would be too much.
+    const SUBSCRIPTIONS: usize = 4_000;
+    const DEAF: usize = 25;
+    let scene = Scene::daemon(&[]).await;
+    let mut subscriber = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+    subscriber.send(&many('\x01', SUBSCRIPTIONS, |number| format!("large:{number:04000}"))).await;
+    subscriber.is_read().await;
+    let deaf = scene
+        .under(async {
+            let mut deaf = Vec::new();
+            for number in 0..DEAF {
+                deaf.push(Raw::handshake(scene.address.publish_port(), "PUB").await);
+                // Something changes, so that the next one is told something else.
+                subscriber.send_message(&[format!("\x01change:{number}")]).await;
+                subscriber.is_read().await;
+                drop(
+                    within("a subscription", scene.connection().subscribe([topic("settled")])).await.unwrap(),
+                );
+            }
+            deaf
+        })
+        .await;
+    // A publisher that reads is told all of it, the control topic last.
+    let mut reader = Raw::handshake(scene.address.publish_port(), "PUB").await;
+    let mut told = 0;
+    loop {
+        let (_, body) = reader.next_frame().await.expect("subscriptions");
+        if body == "\x09SUBSCRIBExmsg:control" {
+            break;
+        }
+        told += usize::from(
+            body.starts_with(b"\x09SUBSCRIBElarge:") || body.starts_with(b"\x09SUBSCRIBEchange:"),
+        );
+    }
+    assert_eq!(told, SUBSCRIPTIONS + DEAF);
+    drop((deaf, reader, subscriber));
+    scene.finish("25 deaf publishers, 16 MB of subscriptions", 100).await;
+}
+
+/// Subscriptions that are more than a publisher may leave unread do not keep new publishers out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_subscriptions_that_no_queue_would_take_them_keep_nobody_out() {
+    let scene = Scene::daemon(&[]).await;
+    let mut subscriber = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+    for part in 0..20 {
+        let name = |number: usize| format!("{:04000}", part * 1000 + number);
+        subscriber.send(&many('\x01', 1000, name)).await;
+    }
+    subscriber.is_read().await;
+    scene.under(async { within("a publisher", scene.connection().connect()).await.unwrap() }).await;
+    drop(subscriber);
+    scene.finish("80 MB of subscriptions", 300).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscribers_that_never_read_keep_to_their_marks() {
+    const DEAF: u64 = 4;
+    let scene = Scene::daemon(&["--high-water-mark", "8"]).await;
+    let mut deaf = Vec::new();
+    for _ in 0..DEAF {
+        let mut peer = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+        peer.send_message(&["\x01data"]).await;
+        peer.is_read().await;
+        deaf.push(peer);
+    }
+    drop(within("a subscription", scene.connection().subscribe([topic("data")])).await.unwrap());
+    let publisher = scene.connection();
+    let data = vec![0; 100_000];
+    let round = async |_| {
+        for _ in 0..20 {
+            let message = Message::with_mime(topic("data"), "binary/bytes", data.clone());
+            within("publishing", publisher.publish(&message)).await.unwrap();
+        }
+    };
+    scene.under_rounds(3000, round).await;
+    within("the publisher", publisher.close(Duration::from_secs(60))).await;
+    drop(deaf);
+    scene.finish("4 subscribers that never read (8 MiB each)", 40 + DEAF * 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_that_never_reads_loses_its_own_messages_and_they_are_counted() {
+    const MESSAGES: i32 = 400;
+    let mark = HighWaterMark::bytes(1 << 20);
+    let proxy = proxy().slow_subscriber(Policy::DropNewest).high_water_mark(mark).start().await.unwrap();
+    let mut stalled = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+    stalled.send_message(&[b"\x01data"]).await;
+    let publisher = connect(&proxy);
+    publisher.wait_for_subscriber(&topic("data")).await.unwrap();
+    let mut healthy = connect(&proxy).subscribe([topic("data")]).await.unwrap();
+    for number in 0..MESSAGES {
+        let mut data = vec![0; 64 << 10];
+        data[..4].copy_from_slice(&number.to_le_bytes());
+        publisher.publish(&Message::with_mime(topic("data"), "binary/bytes", data)).await.unwrap();
+        // Reading along keeps the healthy one below its mark.
+        assert_eq!(next(&mut healthy).await.data()[..4], number.to_le_bytes());
+    }
+    let dropped = proxy.totals().dropped.messages;
+    let stats = proxy.subscribers();
+    let slow = stats.iter().find(|s| s.dropped.messages > 0).expect("the slow one is shown");
+    assert_eq!(slow.dropped.messages, dropped);
+    assert!(slow.queued.bytes <= 2 << 20, "the queue is bounded: {:?}", slow.queued);
+    let accounted = slow.delivered.messages + slow.queued.messages + slow.dropped.messages;
+    assert_eq!(accounted, MESSAGES as u64, "every message is accounted for: {slow:?}");
+
+    // What it then reads are whole messages.
+    let mut whole = 0;
+    while whole < slow.delivered.messages + slow.queued.messages {
+        let (flags, body) = stalled.next_frame().await.expect("whole messages");
+        // The answer to the other subscriber's check came by, too.
+        if flags & 5 == 0 && body != "sub" {
+            assert_eq!(body.len(), 64 << 10);
+            whole += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_block_a_slow_subscriber_slows_its_publisher_and_loses_nothing() {
+    const MESSAGES: i32 = 300;
+    let mark = HighWaterMark::bytes(1 << 20);
+    let proxy = proxy().slow_subscriber(Policy::Block).high_water_mark(mark).start().await.unwrap();
+    let innocent = connect(&proxy);
+    let mut undisturbed = innocent.subscribe([topic("innocent")]).await.unwrap();
+    let mut slow = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+    slow.send_message(&[b"\x01data"]).await;
+    let publisher = connect(&proxy);
+    publisher.wait_for_subscriber(&topic("data")).await.unwrap();
+    let sending = tokio::spawn(async move {
+        for number in 0..MESSAGES {
+            let mut data = vec![0; 100 << 10];
+            data[..4].copy_from_slice(&number.to_le_bytes());
+            publisher.publish(&Message::with_mime(topic("data"), "binary/bytes", data)).await.unwrap();
+        }
+        publisher.close(Duration::from_secs(60)).await
+    });
+    for number in 0..100 {
+        innocent.publish(&Message::of(topic("innocent"), number)).await.unwrap();
+        assert_eq!(next(&mut undisturbed).await.value::<i32>().unwrap(), number);
+    }
+    let mut expected = 0_i32;
+    while expected < MESSAGES {
+        let (flags, body) = slow.next_frame().await.expect("the connection goes on");
+        if flags & 5 == 0 {
+            assert_eq!(body[..4], expected.to_le_bytes());
+            expected += 1;
+        }
+    }
+    assert_eq!(within("the publisher", sending).await.unwrap(), 0);
+    assert_eq!(proxy.totals().dropped.messages, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_in_messages_are_kept_to_the_message() {
+    const MARK: usize = 5;
+    let mark = HighWaterMark { bytes: 64 << 20, messages: MARK };
+    let proxy = proxy().slow_subscriber(Policy::DropNewest).high_water_mark(mark).start().await.unwrap();
+    let mut stalled = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+    stalled.send_message(&[b"\x01data"]).await;
+    let publisher = connect(&proxy);
+    publisher.wait_for_subscriber(&topic("data")).await.unwrap();
+    for _ in 0..200 {
+        publisher
+            .publish(&Message::with_mime(topic("data"), "binary/bytes", vec![0; 1 << 20]))
+            .await
+            .unwrap();
+    }
+    publisher.close(Duration::from_secs(60)).await;
+    within("the drops", async {
+        loop {
+            let slow = proxy.subscribers().into_iter().find(|s| s.dropped.messages > 0);
+            if let Some(slow) = slow {
+                assert!(slow.queued.messages <= MARK as u64, "{slow:?}");
+                if slow.delivered.messages + slow.queued.messages + slow.dropped.messages == 200 {
+                    return;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
