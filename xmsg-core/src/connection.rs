@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OnceCell;
 
 use crate::control::{CONTROL_TOPIC, Request};
+use crate::security::Security;
 use crate::setup::CHECK_INTERVAL;
 use crate::socket::{
     Amount, Dealer, Endpoint, Multipart, Publisher, SocketEvents, SocketOptions, Subscriber,
@@ -246,9 +247,13 @@ impl Connection {
             };
             let left = timeout.saturating_sub(started.elapsed());
             tokio::time::timeout(left, check).await.unwrap_or_else(|_| {
+                let rights = match self.inner.setup.security() {
+                    Security::Null => "",
+                    _ => "; do our rights there allow it",
+                };
                 let what = format!(
                     "the proxy at {} did not confirm the subscription to {topic} within {} ms: is it an xMsg proxy, and is its \
-                     subscriber port {} reachable?",
+                     subscriber port {} reachable{rights}?",
                     self.inner.address,
                     timeout.as_millis(),
                     self.inner.address.subscribe_port(),

@@ -8,7 +8,7 @@
 //! 2. what was in a switch that was killed, or in its connections;
 //! 3. for a subscriber: what is published while it has no connection, and what waits for it in the switch when its connection ends.
 //!
-//! What has to hold always is in [`check`].
+//! What has to hold always is in `check.rs`.
 
 mod check;
 pub mod engines;
