@@ -138,7 +138,7 @@ async fn the_counts_agree_with_the_traffic() {
     assert_eq!((&second["kind"], &second["bytes"]), (&"subscriber".into(), &matched.into()));
     assert_eq!((&second["subscriptions"], &second["dropped"]["messages"]), (&1.into(), &0.into()));
     assert!(
-        second["peer"].as_str().unwrap().starts_with("127.0.0.1:")
+        second["peer"].as_str().unwrap().starts_with("127.0.0.")
             && second["connected_s"].as_f64() > Some(0.0)
     );
     assert_ne!(first["id"], second["id"]);

@@ -169,7 +169,12 @@ impl ProxySnapshot {
         out.counter("xmsg_proxy_subscribers_disconnected", help, None, disconnected)?;
         let unmatched_help = "Received messages that nobody had subscribed to.";
         out.counter("xmsg_proxy_messages_unmatched", unmatched_help, None, unmatched)?;
-        out.counter("xmsg_proxy_handshakes_refused", "Connections without a handshake.", None, refused)?;
+        out.counter(
+            "xmsg_proxy_handshakes_refused",
+            "Connections that got no handshake, or were too many.",
+            None,
+            refused,
+        )?;
         let denied_help = "Messages and subscriptions that the peer has no right to.";
         out.counter("xmsg_proxy_denied", denied_help, None, denied)?;
         let connections =
