@@ -64,6 +64,7 @@ impl<'a> PrefixHasher<'a> {
     }
 
     /// The hash of the first `len` bytes, which the topic must have. No smaller `len` may come afterwards.
+    #[inline]
     pub(super) fn hash(&mut self, len: usize) -> Hash {
         while len - self.words * WORD >= WORD {
             self.value = self.with(word(self.rest, WORD));
@@ -78,6 +79,7 @@ impl<'a> PrefixHasher<'a> {
     }
 
     /// The value with one coefficient more.
+    #[inline]
     fn with(&self, word: u64) -> u64 {
         let product = u128::from(self.value) * u128::from(self.key.point) + u128::from(word);
         let sum = (product as u64 & PRIME) + (product >> 61) as u64;
@@ -86,6 +88,7 @@ impl<'a> PrefixHasher<'a> {
 }
 
 /// The first `len` bytes, at most seven, as a number.
+#[inline]
 fn word(bytes: &[u8], len: usize) -> u64 {
     if let Some(eight) = bytes.first_chunk::<8>() {
         return u64::from_le_bytes(*eight) & ((1 << (8 * len)) - 1);

@@ -241,7 +241,11 @@ impl Group {
     /// A bit for each place with this hash. Compilers make a few instructions of it, none of them a jump.
     #[inline]
     fn same(&self, hash: Hash) -> u32 {
-        (0..GROUP).fold(0, |same, at| same | u32::from(self.hashes[at] == hash.get()) << at)
+        let mut bits = [0; GROUP];
+        for (at, bit) in bits.iter_mut().enumerate() {
+            *bit = if self.hashes[at] == hash.get() { 1 << at } else { 0 };
+        }
+        bits.iter().sum()
     }
 
     fn push(&mut self, slot: Slot) {

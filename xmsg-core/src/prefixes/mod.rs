@@ -11,7 +11,6 @@
 mod hash;
 mod index;
 
-use std::collections::BTreeMap;
 use std::mem;
 use std::ops::Range;
 
@@ -45,8 +44,8 @@ pub struct PrefixTable<K> {
     heads: Index,
     /// Lengths of prefixes without a head.
     short: Head,
-    /// How many prefixes there are of each length, so that the longest is known.
-    lengths: BTreeMap<usize, usize>,
+    /// The lengths that prefixes have, ascending, and how many have it.
+    lengths: Vec<(usize, usize)>,
     pairs: usize,
 }
 
@@ -116,7 +115,7 @@ impl<K: Copy + Ord> PrefixTable<K> {
             index: Index::default(),
             heads: Index::default(),
             short: Head::default(),
-            lengths: BTreeMap::new(),
+            lengths: Vec::new(),
             pairs: 0,
         }
     }
@@ -136,7 +135,7 @@ impl<K: Copy + Ord> PrefixTable<K> {
     /// Bytes of the longest prefix; 0 when there is none.
     #[must_use]
     pub fn longest_prefix(&self) -> usize {
-        self.lengths.last_key_value().map_or(0, |(len, _)| *len)
+        self.lengths.last().map_or(0, |(len, _)| *len)
     }
 
     /// Adds a pair. A pair is there once, however often it is added.
@@ -154,7 +153,10 @@ impl<K: Copy + Ord> PrefixTable<K> {
         let place = self.entries.add(entry);
         self.index.insert(self.hash(prefix), place);
         self.add_heads(prefix);
-        *self.lengths.entry(prefix.len()).or_default() += 1;
+        match self.length(prefix.len()) {
+            Ok(at) => self.lengths[at].1 += 1,
+            Err(at) => self.lengths.insert(at, (prefix.len(), 1)),
+        }
         self.pairs += 1;
         Inserted { prefix: PrefixId(place), is_new: true, is_first: true }
     }
@@ -180,10 +182,10 @@ impl<K: Copy + Ord> PrefixTable<K> {
         let prefix = self.entries.remove(place).prefix.into_vec();
         self.index.remove(self.hash(&prefix), place);
         self.remove_heads(&prefix);
-        if let Some(count) = self.lengths.get_mut(&prefix.len()) {
-            *count -= 1;
-            if *count == 0 {
-                self.lengths.remove(&prefix.len());
+        if let Ok(at) = self.length(prefix.len()) {
+            self.lengths[at].1 -= 1;
+            if self.lengths[at].1 == 0 {
+                self.lengths.remove(at);
             }
         }
         Some(prefix)
@@ -199,6 +201,16 @@ impl<K: Copy + Ord> PrefixTable<K> {
     /// prefixes comes several times.
     pub fn find(&self, topic: &[u8], mut found: impl FnMut(&[K])) {
         let mut hasher = PrefixHasher::new(self.key, topic);
+        // No more look-ups than heads would take.
+        if self.lengths.len() <= topic.len() / STEP + 1 {
+            for (len, _) in &self.lengths {
+                let Some(prefix) = topic.get(..*len) else { return };
+                if let Some(place) = self.place(hasher.hash(*len), prefix) {
+                    found(&self.entries.get(place).keys);
+                }
+            }
+            return;
+        }
         let (mut head, mut start) = (self.short, 0);
         loop {
             let mut lengths = head.lengths;
@@ -242,6 +254,11 @@ impl<K: Copy + Ord> PrefixTable<K> {
 
     fn hash(&self, prefix: &[u8]) -> Hash {
         PrefixHasher::new(self.key, prefix).hash(prefix.len())
+    }
+
+    /// Where this length is, or would come.
+    fn length(&self, len: usize) -> Result<usize, usize> {
+        self.lengths.binary_search_by_key(&len, |(len, _)| *len)
     }
 
     /// Where this prefix is.
