@@ -415,6 +415,29 @@ mod tests {
         keys
     }
 
+    /// What is to be found.
+    fn matching(model: &BTreeSet<(String, u32)>, topic: &str) -> Vec<u32> {
+        let pairs = model.iter().filter(|(prefix, _)| topic.starts_with(prefix));
+        let mut keys: Vec<u32> = pairs.map(|(_, key)| *key).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn the_shortest_prefix_comes_first() {
+        let topic: Vec<u8> = (0..=255).collect();
+        let mut table = PrefixTable::new();
+        for step in [64, 1] {
+            for len in (0..=topic.len()).rev().step_by(step) {
+                table.insert(&topic[..len], len);
+            }
+            let mut keys = Vec::new();
+            table.find(&topic, |found| keys.extend_from_slice(found));
+            assert_eq!(keys.len(), topic.len() / step + 1);
+            assert!(keys.is_sorted());
+        }
+    }
+
     #[test]
     fn matches_by_byte_prefix() {
         let mut table = PrefixTable::new();
@@ -450,11 +473,11 @@ mod tests {
     }
 
     proptest! {
-        /// The table agrees with a plain set of pairs through any sequence of changes.
+        /// The table agrees with a plain set of pairs through any sequence of changes, with few lengths and with many.
         #[test]
         fn agrees_with_a_set(
-            changes in prop::collection::vec((any::<bool>(), "[ab]{0,5}", 0_u32..4), 0..120),
-            topic in "[ab]{0,7}",
+            changes in prop::collection::vec((any::<bool>(), "(abababab){0,3}[ab]{0,5}", 0_u32..4), 0..120),
+            topics in prop::collection::vec("(abababab){0,3}[ab]{0,9}", 1..2 * TOGETHER),
         ) {
             let mut table = PrefixTable::new();
             let mut model = BTreeSet::new();
@@ -473,10 +496,15 @@ mod tests {
                 prop_assert_eq!(table.len(), model.len());
                 let longest = model.iter().map(|(p, _)| p.len()).max().unwrap_or(0);
                 prop_assert_eq!(table.longest_prefix(), longest);
-                let mut expected: Vec<u32> =
-                    model.iter().filter(|(p, _)| topic.starts_with(&**p)).map(|(_, k)| *k).collect();
-                expected.sort_unstable();
-                prop_assert_eq!(found(&table, topic.as_bytes()), expected);
+                prop_assert_eq!(found(&table, topics[0].as_bytes()), matching(&model, &topics[0]));
+            }
+            let bytes: Vec<&[u8]> = topics.iter().map(String::as_bytes).collect();
+            let mut each = vec![Vec::new(); topics.len()];
+            table.find_each(&bytes, |topic, keys| each[topic].extend_from_slice(keys));
+            for (topic, mut keys) in topics.iter().zip(each) {
+                keys.sort_unstable();
+                prop_assert_eq!(&keys, &found(&table, topic.as_bytes()));
+                prop_assert_eq!(keys, matching(&model, topic));
             }
             let listed: BTreeSet<Vec<u8>> = table.prefixes().map(|(prefix, _)| prefix.to_vec()).collect();
             let prefixes: BTreeSet<Vec<u8>> = model.iter().map(|(p, _)| p.as_bytes().to_vec()).collect();
