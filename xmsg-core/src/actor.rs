@@ -16,8 +16,8 @@ use crate::pool::{Pool, PooledConnection};
 use crate::registration::{OwnerType, Query, Registration};
 use crate::request::Replies;
 use crate::{
-    ActorId, Connection, Error, ErrorKind, Message, ProxyAddress, Registrar, RegistrarAddress, Result, Setup,
-    Subscription, Topic,
+    ActorId, Connection, Error, ErrorKind, Message, Messages, ProxyAddress, Registrar, RegistrarAddress,
+    Result, Setup, Subscription, Topic,
 };
 
 /// How long [`Actor::close`] waits for handlers that are at work.
@@ -475,13 +475,26 @@ impl ActorSubscription {
     pub async fn next(&mut self) -> Option<Result<Message>> {
         futures::StreamExt::next(self).await
     }
+
+    /// The next messages, all that came in together, as [`Subscription::next_batch`] gives them; `None` once the actor is closed.
+    /// Dropping the future loses nothing.
+    pub async fn next_batch(&mut self) -> Option<Messages> {
+        std::future::poll_fn(|cx| {
+            if self.stopped.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            self.messages.poll_next_batch(cx)
+        })
+        .await
+    }
 }
 
 impl futures::Stream for ActorSubscription {
     type Item = Result<Message>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.stopped.as_mut().poll(cx).is_ready() {
+        // Once for a batch: what came in with the last message is given out with it.
+        if !self.messages.is_in_batch() && self.stopped.as_mut().poll(cx).is_ready() {
             return Poll::Ready(None);
         }
         Pin::new(&mut self.messages).poll_next(cx)

@@ -62,6 +62,11 @@ impl Message {
         [self.topic.into_bytes(), self.meta, self.data]
     }
 
+    /// The same, and the message is kept.
+    pub(crate) fn frames(&self) -> [&Bytes; 3] {
+        [self.topic.bytes(), &self.meta, &self.data]
+    }
+
     /// The length of the three frames together, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {

@@ -85,6 +85,7 @@ impl<'a> Writer<'a> {
             let mut state = self.outbox.state();
             if state.has_messages() {
                 state.flush_tail();
+                state.in_a_row = 0;
                 // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
                 let (mut len, mut whole) = (0, false);
                 while len < WRITE_MAX || !whole {
