@@ -40,6 +40,12 @@ impl Messages {
         Self { wire, at: 0 }
     }
 
+    /// Lends out what is left, and takes nothing.
+    #[must_use]
+    pub fn iter(&self) -> Iter<'_> {
+        Iter { wire: &self.wire, at: self.at }
+    }
+
     /// Whether all of them were taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -76,7 +82,7 @@ impl<'a> IntoIterator for &'a Messages {
     type IntoIter = Iter<'a>;
 
     fn into_iter(self) -> Iter<'a> {
-        Iter { wire: &self.wire, at: self.at }
+        self.iter()
     }
 }
 
@@ -241,7 +247,7 @@ mod tests {
     #[test]
     fn what_was_lent_can_be_kept() {
         let messages = Messages::of(texts(&[&["a", "meta", "data"]]));
-        let lent = (&messages).into_iter().next().unwrap().unwrap();
+        let lent = messages.iter().next().unwrap().unwrap();
         assert_eq!((lent.topic(), lent.data(), lent.size()), (&b"a"[..], &b"data"[..], 9));
         let kept = lent.to_message();
         assert_eq!(kept.data().as_ptr(), lent.data().as_ptr());
@@ -270,7 +276,7 @@ mod tests {
         #[test]
         fn bytes_that_are_no_messages_end_the_batch(bytes: Vec<u8>) {
             let batch = Messages::of(bytes.into());
-            let lent = (&batch).into_iter().filter_map(Result::ok).map(|m| m.to_message().into_frames()).collect::<Vec<_>>();
+            let lent = batch.iter().filter_map(Result::ok).map(|m| m.to_message().into_frames()).collect::<Vec<_>>();
             let taken = batch.filter_map(Result::ok).map(Message::into_frames).collect::<Vec<_>>();
             prop_assert_eq!(lent, taken);
         }
