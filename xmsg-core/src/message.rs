@@ -139,7 +139,9 @@ impl Message {
     /// Makes the message one that awaits no answer; the rest of the metadata stays as it is. Costs nothing
     /// when it is one already.
     pub fn clear_reply_to(&mut self) -> Result<()> {
-        self.meta = meta::with_reply_to(&self.meta, None)?;
+        if meta::reply_to(&self.meta)?.is_some() {
+            self.meta = meta::with_reply_to(&self.meta, None)?;
+        }
         Ok(())
     }
 
