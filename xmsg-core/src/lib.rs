@@ -13,6 +13,7 @@ pub mod id;
 pub mod message;
 pub mod meta;
 pub mod pool;
+pub mod prefixes;
 pub mod registrar;
 pub mod registration;
 mod request;
@@ -20,7 +21,6 @@ pub mod security;
 pub mod setup;
 pub mod socket;
 pub mod topic;
-pub mod trie;
 pub mod zmtp;
 
 pub use actor::{Actor, ActorBuilder, ActorSubscription, IntoReply, SubscriptionHandle};
