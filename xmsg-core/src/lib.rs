@@ -4,6 +4,7 @@
 
 pub mod actor;
 pub mod address;
+pub mod batch;
 pub mod connection;
 pub mod control;
 pub mod data;
@@ -24,6 +25,7 @@ pub mod zmtp;
 
 pub use actor::{Actor, ActorBuilder, ActorSubscription, IntoReply, SubscriptionHandle};
 pub use address::{ProxyAddress, RegistrarAddress};
+pub use batch::{MessageRef, Messages};
 pub use connection::{Connection, Subscription};
 pub use data::{Data, FromData, IntoData};
 pub use error::{Error, ErrorKind, Result};
