@@ -1,7 +1,6 @@
 //! Results as pictures: SVG, drawn by `plotters`.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use plotters::backend::SVGBackend;
 use plotters::chart::{ChartBuilder, SeriesLabelPosition};
@@ -13,7 +12,7 @@ use plotters::series::LineSeries;
 use plotters::style::{Color, IntoFont, RGBColor, TRANSPARENT, WHITE};
 
 use super::histogram::Times;
-use super::report::{time, whole};
+use super::report::whole;
 
 const SIZE: (u32, u32) = (960, 540);
 const FONT: &str = "sans-serif";
@@ -55,14 +54,20 @@ pub(super) fn percentiles(title: &str, what: &str, curves: &[Curve<'_>]) -> anyh
     let x_ticks: Vec<f64> =
         [1.0, 2.0, 4.0].into_iter().chain((1..=9).map(|nines| 10_f64.powi(nines))).collect();
     let x = 1.0..most.max(10.0);
-    let chart = Chart { title, x_name: "percentile", y_name: what, markers: false };
+    let chart = Chart {
+        title,
+        x_name: "percentile",
+        y_name: what,
+        markers: false,
+        legend: SeriesLabelPosition::UpperLeft,
+    };
     let y = log_range(&lines, |point| point.1);
     let y_ticks = log_ticks(&y);
     chart.draw(
         x.log_scale().with_key_points(x_ticks),
         y.log_scale().with_key_points(y_ticks),
         &|x| percentile(*x),
-        &|y| time(Duration::from_secs_f64(*y)),
+        &|y| tick(*y),
         &lines,
     )
 }
@@ -72,7 +77,13 @@ pub(super) fn over_time(title: &str, what: &str, lines: &[Line]) -> anyhow::Resu
     let points = || lines.iter().flat_map(|line| &line.points);
     let seconds = points().map(|point| point.0).fold(0.0, f64::max);
     let most = points().map(|point| point.1).fold(0.0, f64::max);
-    let chart = Chart { title, x_name: "seconds", y_name: what, markers: false };
+    let chart = Chart {
+        title,
+        x_name: "seconds",
+        y_name: what,
+        markers: false,
+        legend: SeriesLabelPosition::LowerLeft,
+    };
     let y = 0.0..if most > 0.0 { most * 1.1 } else { 1.0 };
     chart.draw(
         0.0..if seconds > 0.0 { seconds } else { 1.0 },
@@ -87,12 +98,13 @@ pub(super) fn over_time(title: &str, what: &str, lines: &[Line]) -> anyhow::Resu
 pub(super) fn times_by_count(title: &str, what: &str, lines: &[Line]) -> anyhow::Result<String> {
     let (x, y) = (log_range(lines, |point| point.0), log_range(lines, |point| point.1));
     let (x_ticks, y_ticks) = (log_ticks(&x), log_ticks(&y));
-    let chart = Chart { title, x_name: what, y_name: "time", markers: true };
+    let chart =
+        Chart { title, x_name: what, y_name: "time", markers: true, legend: SeriesLabelPosition::UpperLeft };
     chart.draw(
         x.log_scale().with_key_points(x_ticks),
         y.log_scale().with_key_points(y_ticks),
         &|x| quantity(*x),
-        &|y| time(Duration::from_secs_f64(*y)),
+        &|y| tick(*y),
         lines,
     )
 }
@@ -117,6 +129,17 @@ fn percentile(x: f64) -> String {
     let nines = whole(x.log10()) as usize;
     let digits = if x < 100.0 { 0 } else { nines - 2 };
     format!("{:.digits$} %", 100.0 * (1.0 - 1.0 / x))
+}
+
+/// `20 µs`, `1 ms`.
+fn tick(seconds: f64) -> String {
+    let (value, unit) = match seconds {
+        seconds if seconds < 0.999e-6 => (seconds * 1e9, "ns"),
+        seconds if seconds < 0.999e-3 => (seconds * 1e6, "µs"),
+        seconds if seconds < 0.999 => (seconds * 1e3, "ms"),
+        seconds => (seconds, "s"),
+    };
+    format!("{} {unit}", (value * 100.0).round() / 100.0)
 }
 
 /// `1.5M`, `200k`, `7`.
@@ -161,6 +184,8 @@ struct Chart<'a> {
     y_name: &'a str,
     /// A dot at each point.
     markers: bool,
+    /// Where lines rarely are.
+    legend: SeriesLabelPosition,
 }
 
 impl Chart<'_> {
@@ -213,7 +238,7 @@ impl Chart<'_> {
             }
             chart
                 .configure_series_labels()
-                .position(SeriesLabelPosition::UpperLeft)
+                .position(self.legend.clone())
                 .margin(12)
                 .legend_area_size(28)
                 .background_style(WHITE.mix(0.8))
@@ -228,6 +253,8 @@ impl Chart<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -247,6 +274,11 @@ mod tests {
 
     #[test]
     fn quantities_are_short() {
+        for (seconds, text) in
+            [(2e-9, "2 ns"), (1e-6, "1 µs"), (5e-4, "500 µs"), (1e-3, "1 ms"), (20.0, "20 s")]
+        {
+            assert_eq!(tick(seconds), text);
+        }
         for (value, text) in [(0.0, "0"), (7.0, "7"), (1500.0, "1.5k"), (2e5, "200k"), (1.25e6, "1.25M")] {
             assert_eq!(quantity(value), text);
         }
