@@ -78,14 +78,16 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
 
 /// Logs of the library go to standard error, and only if asked for: `-v`, `-vv` or `RUST_LOG`.
 fn start_tracing(verbose: u8) {
-    let from_environment = std::env::var_os("RUST_LOG").is_some();
+    let environment = std::env::var("RUST_LOG").ok();
     let level = match verbose {
-        0 if !from_environment => return,
+        0 if environment.is_none() => return,
         0 | 1 => "info",
         2 => "debug",
         _ => "trace",
     };
-    let filter = if from_environment { EnvFilter::from_default_env() } else { EnvFilter::new(level) };
+    // Without the spaces that people put behind commas: tracing-subscriber 0.3 reads such a directive wrongly, or panics.
+    let directives = environment.map(|filter| filter.split(',').map(str::trim).collect::<Vec<_>>().join(","));
+    let filter = EnvFilter::new(directives.as_deref().unwrap_or(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

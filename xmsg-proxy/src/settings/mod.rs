@@ -65,7 +65,7 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned +
         let loaded = self.security().load(Path::new("/"));
         let (mechanism, rules) = loaded.map_err(|error| SettingsError::new(error.to_string()))?;
         Ok(Reloadable {
-            log_filter: self.log().filter.clone(),
+            log_filter: self.log().directives(),
             linger: self.linger(),
             admin_token: token,
             mechanism,
@@ -107,8 +107,15 @@ impl Default for Log {
 }
 
 impl Log {
+    /// The filter with nothing but its directives and the commas between them: tracing-subscriber 0.3 reads a directive wrongly, or panics,
+    /// when there is a space in front of it.
+    #[must_use]
+    pub fn directives(&self) -> String {
+        self.filter.split(',').map(str::trim).collect::<Vec<_>>().join(",")
+    }
+
     fn check(&self) -> Result<(), SettingsError> {
-        tracing_subscriber::EnvFilter::try_new(&self.filter).map(drop).map_err(|error| {
+        tracing_subscriber::EnvFilter::try_new(self.directives()).map(drop).map_err(|error| {
             SettingsError::new(format!(
                 "the log filter {:?} (log.filter, RUST_LOG, --log-filter) can't be read: {error}; give a level, or \
                  module=level with commas between",
@@ -283,6 +290,13 @@ mod tests {
             let error = error::<ProxySettings>(text);
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn spaces_around_the_directives_of_a_log_filter_mean_nothing() {
+        let log = Log { filter: " info, xmsg_core=debug ,\tw\u{fc}st[\u{fc}]=warn".into(), ..Log::default() };
+        assert_eq!(log.directives(), "info,xmsg_core=debug,w\u{fc}st[\u{fc}]=warn");
+        log.check().unwrap();
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub(crate) struct Filter(reload::Handle<EnvFilter, Registry>);
 
 /// Starts to log. The filter has been checked.
 pub(crate) fn start(log: &Log) -> Filter {
-    let (filter, handle) = reload::Layer::new(EnvFilter::new(&log.filter));
+    let (filter, handle) = reload::Layer::new(EnvFilter::new(log.directives()));
     let lines = match log.format.0 {
         LogFormat::Text => {
             fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).boxed()
