@@ -281,7 +281,8 @@ mod tests {
     }
 
     #[test]
-    fn topics_have_twenty_bytes() {
+    fn topics_have_twenty_bytes_and_metadata_fourteen() {
+        assert_eq!(Meta::new("binary/bytes").encode().len(), 14);
         let topics = Topics::new(&Topic::wrap("bench"), 3);
         let names: Vec<Topic> = topics.iter().collect();
         assert_eq!(names.len(), 3);
