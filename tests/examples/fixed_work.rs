@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use xmsg_core::prefixes::PrefixTable;
 use xmsg_core::socket::HighWaterMark;
-use xmsg_core::socket::outbox::{Ledger, Lease, Outbox};
+use xmsg_core::socket::outbox::{Lease, Ledger, Outbox};
 use xmsg_core::zmtp::{Engine, Event, Limits, Options, Scanner, SocketType, encode_message};
 use xmsg_core::{Message, Messages, Meta, Topic};
 
@@ -115,8 +115,8 @@ fn scan() {
 
 /// The engine of a proxy: from bytes to batches of messages.
 fn codec() {
-    let [mut publisher, mut proxy] =
-        [SocketType::Pub, SocketType::Xsub].map(|kind| Engine::new(Options::new(kind), std::time::Instant::now()));
+    let [mut publisher, mut proxy] = [SocketType::Pub, SocketType::Xsub]
+        .map(|kind| Engine::new(Options::new(kind), std::time::Instant::now()));
     let (mut to_proxy, mut to_publisher, mut ready) = (BytesMut::new(), BytesMut::new(), 0);
     while ready < 2 {
         while let Some(bytes) = publisher.poll_transmit() {
