@@ -43,7 +43,7 @@ fn assert_percentiles(times: &Value, count: u64) {
 
 /// Checks that a file is an SVG with these texts in it: tags are closed in order, and references are known.
 fn assert_svg(path: &Path, texts: &[&str]) {
-    let svg = std::fs::read_to_string(path).unwrap();
+    let svg = std::fs::read_to_string(path).expect("the plot is there");
     let mut open = Vec::new();
     let mut rest = svg.as_str();
     while let Some(start) = rest.find('<') {
@@ -59,7 +59,7 @@ fn assert_svg(path: &Path, texts: &[&str]) {
         if let Some(name) = tag.strip_prefix('/') {
             assert_eq!(open.pop(), Some(name), "{tag}");
         } else if !tag.ends_with('/') {
-            open.push(tag.split_whitespace().next().unwrap());
+            open.push(tag.split_whitespace().next().expect("a tag has a name"));
         }
         rest = after;
     }

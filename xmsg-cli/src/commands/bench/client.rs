@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
-use xmsg_core::{Connection, ErrorKind, Message, Meta, Subscription, Topic};
+use xmsg_core::{Connection, ErrorKind, Message, Messages, Meta, Subscription, Topic};
 
 /// Bytes that each message starts with: [`Header`].
 pub(super) const HEADER_LEN: usize = 16;
@@ -216,17 +216,17 @@ impl Receiver {
         Self { subscription }
     }
 
-    /// A message that is there already.
-    pub(super) async fn try_next(&mut self) -> Option<anyhow::Result<Message>> {
-        match futures::poll!(pin!(self.subscription.next())) {
+    /// The messages that are there already, if any.
+    pub(super) async fn try_next(&mut self) -> Option<anyhow::Result<Messages>> {
+        match futures::poll!(pin!(self.subscription.next_batch())) {
             Poll::Ready(next) => Some(taken(next)),
             Poll::Pending => None,
         }
     }
 
-    /// The next message. Dropping the future loses nothing.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Message> {
-        taken(self.subscription.next().await)
+    /// The next messages, at least one. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Messages> {
+        taken(self.subscription.next_batch().await)
     }
 
     pub(super) async fn close(self) {
@@ -234,8 +234,8 @@ impl Receiver {
     }
 }
 
-fn taken(next: Option<xmsg_core::Result<Message>>) -> anyhow::Result<Message> {
-    Ok(next.context("the subscription has ended")??)
+fn taken(next: Option<Messages>) -> anyhow::Result<Messages> {
+    next.context("the subscription has ended")
 }
 
 #[cfg(test)]

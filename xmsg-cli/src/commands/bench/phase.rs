@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
+use xmsg_core::Messages;
 
 use super::check::{Check, Counts};
 use super::client::{Clock, Header, Receiver, Sender};
@@ -316,15 +317,15 @@ impl Intake {
     /// Takes messages until all that were sent have come, or no more do.
     async fn run(mut self, mut sent: watch::Receiver<Option<u64>>) -> anyhow::Result<Received> {
         let mut total = None;
-        let mut turn = 0_u64;
+        let mut turn = 0;
         loop {
-            turn += 1;
-            if turn.is_multiple_of(TURN) {
+            if turn >= TURN {
+                turn = 0;
                 self.note();
                 tokio::task::yield_now().await;
             }
-            if let Some(message) = self.receiver.try_next().await {
-                self.take(message?.data());
+            if let Some(messages) = self.receiver.try_next().await {
+                turn += self.take_all(&messages?)?;
                 continue;
             }
             // All that was there has been taken: the last of it came about now.
@@ -334,7 +335,7 @@ impl Intake {
             }
             tokio::select! {
                 biased;
-                message = self.receiver.next() => self.take(message?.data()),
+                messages = self.receiver.next() => turn += self.take_all(&messages?)?,
                 known = sent.wait_for(Option::is_some), if total.is_none() => {
                     total = *known.map_err(|_| anyhow!("the bench has ended"))?;
                 }
@@ -345,6 +346,16 @@ impl Intake {
         let Self { receiver, number, check, delays, .. } = self;
         let time = self.last.duration_since(self.started);
         Ok(Received { receiver, number, counts: check.counts(), time, delays })
+    }
+
+    /// Returns how many there were.
+    fn take_all(&mut self, messages: &Messages) -> anyhow::Result<u64> {
+        let mut count = 0;
+        for message in messages {
+            self.take(message?.data());
+            count += 1;
+        }
+        Ok(count)
     }
 
     fn take(&mut self, data: &[u8]) {

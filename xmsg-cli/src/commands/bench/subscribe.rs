@@ -154,7 +154,7 @@ async fn confirm(
         loop {
             publisher.publish(&probe).await?;
             match tokio::time::timeout(interval, receiver.next()).await {
-                Ok(message) => break drop(message?),
+                Ok(messages) => break drop(messages?),
                 Err(_) => interval = (interval * 2).min(longest),
             }
         }
