@@ -85,9 +85,10 @@ fn start_tracing(verbose: u8) {
         2 => "debug",
         _ => "trace",
     };
-    // Without the spaces that people put behind commas: tracing-subscriber 0.3 reads such a directive wrongly, or panics.
+    // Spaces and regular expressions are not for tracing-subscriber 0.3: with a space in front it reads a directive wrongly, or panics, and a
+    // short expression can take minutes to compile.
     let directives = environment.map(|filter| filter.split(',').map(str::trim).collect::<Vec<_>>().join(","));
-    let filter = EnvFilter::new(directives.as_deref().unwrap_or(level));
+    let filter = EnvFilter::builder().with_regex(false).parse_lossy(directives.as_deref().unwrap_or(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
