@@ -31,7 +31,6 @@ impl Live {
                 rate(rates.published_per_second),
                 rate(rates.delivered_per_second)
             ));
-            bar.tick();
         }
     }
 
@@ -42,7 +41,6 @@ impl Live {
                 Some(total) => format!("{} of {}", grouped(count), grouped(total)),
                 None => grouped(count),
             });
-            bar.tick();
         }
     }
 }

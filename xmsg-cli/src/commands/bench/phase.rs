@@ -281,7 +281,7 @@ impl Phase<'_> {
                 }
             }
         }
-        timeline.add(started.elapsed(), sum(&publisher_counters), sum(&receiver_counters));
+        timeline.finish(started.elapsed(), sum(&publisher_counters), sum(&receiver_counters));
         published.sort_by_key(|publisher| publisher.number);
         received.sort_by_key(|subscriber| subscriber.number);
         let mut delays = Times::fine();

@@ -58,6 +58,16 @@ impl Timeline {
         }
     }
 
+    /// The last point. What is left over of an interval joins the one before: alone, its rate would say little.
+    pub(super) fn finish(&mut self, time: Duration, published: u64, delivered: u64) {
+        if let [_, .., last] = self.points[..]
+            && time.saturating_sub(last.time) < self.interval / 2
+        {
+            self.points.pop();
+        }
+        self.points.push(Point { time, published, delivered });
+    }
+
     pub(super) fn rates(&self) -> impl Iterator<Item = Rates> {
         self.points.windows(2).map(|pair| {
             let [from, to] = [pair[0], pair[1]];
@@ -100,6 +110,19 @@ mod tests {
         assert_eq!(rates[0], expected);
         let expected = Rates { seconds: 0.2, published_per_second: 0.0, delivered_per_second: 100.0 };
         assert_eq!(rates[1], expected);
+    }
+
+    #[test]
+    fn the_end_is_no_interval_of_its_own() {
+        let mut timeline = Timeline::new(millis(100));
+        timeline.add(millis(100), 10, 10);
+        timeline.finish(millis(101), 11, 11);
+        assert_eq!(timeline.rates().count(), 1);
+        timeline.finish(millis(190), 20, 20);
+        assert_eq!(timeline.rates().count(), 2);
+        let mut short = Timeline::new(millis(100));
+        short.finish(millis(1), 1, 1);
+        assert_eq!(short.rates().count(), 1);
     }
 
     #[test]
