@@ -47,10 +47,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start: the system gives no threads")?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = cli.command.threads() {
+        runtime.worker_threads(threads.get());
+    }
+    let runtime = runtime.enable_all().build().context("cannot start: the system gives no threads")?;
     let verbose = cli.verbose > 0;
     let exit = runtime.block_on(async {
         match cli.command {
@@ -59,6 +60,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Req(arguments) => commands::request::run(*arguments, verbose).await,
             Command::Reply(arguments) => commands::reply::run(*arguments, verbose).await,
             Command::Ping(arguments) => commands::ping::run(arguments).await,
+            Command::Bench(arguments) => commands::bench::run(*arguments).await,
             Command::Demo(arguments) => commands::demo::run(arguments).await,
             Command::Registrar(arguments) => commands::registrar::run(arguments).await,
             Command::Register(arguments) => commands::register::register(*arguments, verbose).await,
