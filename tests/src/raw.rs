@@ -32,6 +32,8 @@ impl Raw {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, host], 0).into()).expect("the loopback has many addresses");
         let stream = within("connect", socket.connect(([127, 0, 0, 1], port).into())).await.ok()?;
+        // Each step of a handshake is a packet of its own: none is to wait for the one before to be acknowledged.
+        stream.set_nodelay(true).expect("TCP_NODELAY");
         Some(Self { stream, received: BytesMut::new() })
     }
 
