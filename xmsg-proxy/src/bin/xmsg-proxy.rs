@@ -175,10 +175,17 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         tokio::select! {
             asked = signals.next() => match asked {
                 Asked::Reload => {
+                    let (_, authority) = daemon.security();
+                    let (generation, before) = (authority.generation(), daemon.settings.config());
                     daemon.reload().await;
-                    proxy.enforce_rules().await;
+                    // Either has every inlet look up all topics anew.
+                    if authority.generation() != generation {
+                        proxy.enforce_rules().await;
+                    }
                     let now = daemon.settings.config();
-                    proxy.set_policies(now.policy, &now.policies).await;
+                    if (now.policy, &now.policies) != (before.policy, &before.policies) {
+                        proxy.set_policies(now.policy, &now.policies).await;
+                    }
                 }
                 Asked::Stop => break,
             },

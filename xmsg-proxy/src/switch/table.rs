@@ -353,19 +353,25 @@ impl TableTask {
         let subscribers: Vec<_> = self.table.routes().subscribers.values().cloned().collect();
         for subscriber in subscribers {
             let rights = subscriber.grant.rights().unwrap_or_default();
+            if rights.may_subscribe(b"") {
+                continue;
+            }
             let own: Vec<PrefixId> = self.own.get(&subscriber.id).into_iter().flatten().copied().collect();
             for part in own.chunks(FORGET) {
                 let mut tidings = Tidings::new();
                 {
                     let mut routes = self.table.routes_mut();
+                    let mut differs = false;
                     for id in part {
                         let prefix = Bytes::copy_from_slice(routes.prefixes.prefix(*id));
                         if !rights.may_subscribe(&prefix) {
                             subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
-                            cancel(&mut routes, &mut self.own, &subscriber, &prefix, &mut tidings);
+                            differs |= cancel(&mut routes, &mut self.own, &subscriber, &prefix, &mut tidings);
                         }
                     }
-                    self.table.advance();
+                    if differs {
+                        self.table.advance();
+                    }
                 }
                 self.tell(&tidings);
                 tokio::task::yield_now().await;
