@@ -146,14 +146,14 @@ fn codec() {
 /// Into messages of one's own.
 fn decode() {
     let messages = Messages::of(wire().freeze());
-    let found = measured(|| messages.map(black_box).filter(Result::is_ok).count());
+    let found = measured(|| messages.map(black_box).flatten().count());
     println!("{found}");
 }
 
 /// Into messages that are looked at.
 fn lend() {
     let messages = Messages::of(wire().freeze());
-    let found = measured(|| messages.iter().map(black_box).filter(Result::is_ok).count());
+    let found = measured(|| messages.iter().map(black_box).flatten().count());
     println!("{found}");
 }
 

@@ -124,7 +124,9 @@ impl Shard {
         // A quarter stays free: few groups are full.
         let groups = (slots.len() * 4).div_ceil(GROUP * 3).max(1).next_power_of_two();
         let mut shard = Self { groups: vec![Group::default(); groups].into(), len: 0 };
-        slots.iter().for_each(|slot| shard.place(*slot));
+        for slot in slots {
+            shard.place(*slot);
+        }
         shard
     }
 
@@ -207,8 +209,8 @@ impl Shard {
             let group = &self.groups[next];
             was_full = group.is_full();
             let came_by = (0..group.len()).find(|at| {
-                let home = group.hashes[*at] as usize & mask;
-                next.wrapping_sub(home) & mask >= next.wrapping_sub(hole) & mask
+                let origin = group.hashes[*at] as usize & mask;
+                next.wrapping_sub(origin) & mask >= next.wrapping_sub(hole) & mask
             });
             if let Some((at, slot)) = came_by.and_then(|at| Some((at, group.slot(at)?))) {
                 self.groups[next].take(at);
