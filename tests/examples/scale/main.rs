@@ -31,7 +31,7 @@ const CONNECTIONS: usize = 10_000;
 const SUBSCRIBERS: usize = 10;
 const RESTARTS: i64 = 5;
 /// Messages that arrive while one rate is measured.
-const DELIVERED: usize = 4_000_000;
+const DELIVERED: usize = 20_000_000;
 /// Descriptors that are for something else.
 const SPARE: usize = 100;
 

@@ -16,14 +16,17 @@ const HOT: usize = 3_000;
 const LOOKUPS: usize = 2_000_000;
 /// Topics that are looked for together.
 const TOGETHER: usize = 64;
-const MESSAGES: usize = 1_000_000;
+const MESSAGES: usize = 4_000_000;
 
-/// Shapes of subscriptions: 20 bytes each, or three names of many lengths.
-const SHAPES: [(&str, fn(usize) -> Vec<String>); 2] = [("one length", channels), ("many lengths", names)];
+/// So many prefixes.
+type Shape = fn(usize) -> Vec<String>;
+
+/// 20 bytes each, or three names of many lengths.
+const SHAPES: [(&str, Shape); 2] = [("one length", channels), ("many lengths", names)];
 
 /// `det:7:channel000123`: all of one length.
 fn channels(count: usize) -> Vec<String> {
-    (0..count).map(|number| channel(number)).collect()
+    (0..count).map(channel).collect()
 }
 
 fn channel(number: usize) -> String {
@@ -86,7 +89,9 @@ pub(crate) fn alone() -> Vec<Line> {
             let times = [&all[..], few].map(|topics| {
                 let one = time(|| {
                     let mut found = 0;
-                    topics.iter().for_each(|topic| table.find(topic, |keys| found += keys.len()));
+                    for topic in topics {
+                        table.find(topic, |keys| found += keys.len());
+                    }
                     found
                 });
                 let together = time(|| {

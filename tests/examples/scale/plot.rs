@@ -85,7 +85,7 @@ fn range(values: impl Iterator<Item = f64> + Clone) -> Range<f64> {
         let decade = value.log10().floor() as i32;
         (decade - 1..=decade + 1).flat_map(|decade| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(decade)))
     };
-    let below = steps(min).filter(|step| *step <= min * 1.001).last().unwrap_or(min);
+    let below = steps(min).rfind(|step| *step <= min * 1.001).unwrap_or(min);
     let above = steps(max).find(|step| *step >= max * 0.999).unwrap_or(max);
     if below < above { below..above } else { below / 2.0..above * 2.0 }
 }

@@ -116,7 +116,7 @@ impl Traffic {
         while self.tally.bytes.load(Ordering::Relaxed) < delivered * size {
             within("what was published", self.tally.arrived.notified()).await;
         }
-        let (took, processor) = (started.elapsed(), self.proxy.processor_time() - before);
+        let (took, processor) = (started.elapsed(), self.proxy.processor_time().saturating_sub(before));
         for publisher in publishing {
             self.publishers.push(publisher.await.expect("it does not panic"));
         }
