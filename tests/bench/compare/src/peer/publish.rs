@@ -22,30 +22,34 @@ pub(super) fn run<S: Stack>(plan: Plan, phases: &watch::Receiver<Phase>, threads
         let connected = try_join_all((0..plan.clients).map(|_| S::publisher(&plan)));
         let mut publishers = connected.await.context("a publisher could not connect")?;
         println!("ready");
-        let published = match publishers.pop() {
-            Some(only) if publishers.is_empty() => publish(only, 0, plan, phases.clone()).await?,
+        // The publishers stay: what they have accepted goes on its way until the process is told to stop.
+        let (published, _publishers) = match publishers.pop() {
+            Some(only) if publishers.is_empty() => {
+                let (published, publisher) = publish(only, 0, plan, phases.clone()).await?;
+                (published, vec![publisher])
+            }
             last => {
                 let tasks = publishers.into_iter().chain(last).enumerate().map(|(index, publisher)| {
                     tokio::spawn(publish(publisher, index as u16, plan.clone(), phases.clone()))
                 });
-                let counts = try_join_all(tasks).await.context("a publisher panicked")?;
-                counts.into_iter().sum::<Result<u64>>()?
+                let results = try_join_all(tasks).await.context("a publisher panicked")?;
+                let (counts, publishers): (Vec<u64>, Vec<_>) = results.into_iter().collect::<Result<_>>()?;
+                (counts.iter().sum(), publishers)
             }
         };
         println!("published {published}");
-        // What was accepted goes on its way until the process is told to stop.
         std::future::pending::<()>().await;
         Ok(())
     })
 }
 
-/// Returns how many measured messages were sent.
-async fn publish(
-    mut publisher: impl Publisher,
+/// Returns how many measured messages were sent, and the publisher.
+async fn publish<P: Publisher>(
+    mut publisher: P,
     index: u16,
     plan: Plan,
     mut phases: watch::Receiver<Phase>,
-) -> Result<u64> {
+) -> Result<(u64, P)> {
     let template = vec![b'x'; plan.size];
     let draft = |kind, sequence, due_ns| Draft {
         header: Header { kind, publisher: index, sequence, due_ns },
@@ -80,7 +84,7 @@ async fn publish(
         publisher.send(plan.topic_of(sent), &draft).await.context("a publisher failed")?;
         sent += 1;
     }
-    Ok(sent.saturating_sub(plan.warm_up))
+    Ok((sent.saturating_sub(plan.warm_up), publisher))
 }
 
 /// Sleeps on this thread: timers of the runtime have milliseconds. Returns the time at which the message is due.
