@@ -97,7 +97,7 @@ fn legend(area: &Area<'_>, stacks: &[&str]) -> Drawn {
         let square = Rectangle::new([(left, 36), (left + 12, 48)], color(stacks, stack).filled());
         area.draw(&square)?;
         area.draw(&Text::new((*stack).to_owned(), (left + 18, 36), ("sans-serif", 14).into_font()))?;
-        left += 50 + 8 * stack.len() as i32;
+        left += 120;
     }
     Ok(())
 }

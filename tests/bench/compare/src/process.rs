@@ -30,7 +30,7 @@ impl Process {
         let errors = if show_errors { Stdio::inherit() } else { Stdio::null() };
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
         let mut child =
-            command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+            command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let stdin = child.stdin.take().context("stdin was asked for")?;
         let stdout = child.stdout.take().context("stdout was asked for")?;
         let (send, lines) = channel();

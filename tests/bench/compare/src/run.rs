@@ -16,7 +16,7 @@ use crate::stacks::{Programs, Ready, Stack};
 /// For how long clients may connect and subscribe; 100,000 subscriptions take some of them a while.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// For how long a subscription may travel to the publishers.
-const IN_FORCE_LIMIT: Duration = Duration::from_secs(30);
+const IN_FORCE_LIMIT: Duration = Duration::from_secs(15);
 /// If nothing comes for so long after the last message was published, the rest is lost.
 const SILENCE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(10);
@@ -143,9 +143,8 @@ fn measure(
     publishers.tell("go")?;
     // A publisher looks at the clock between messages; one that has to wait longer than this is stuck.
     let limit = Duration::from_millis(publishing.limit_ms) + CONNECT_LIMIT;
-    let published = publishers.expect("published", limit);
-    run.published = match published {
-        Ok(published) => published.parse().context("a count was expected")?,
+    run.published = match publishers.expect("published", limit) {
+        Ok(count) => count.parse().context("a count was expected")?,
         Err(error) => {
             run.delivered = status(&mut subscribers).map_or(0, |(_, received)| received);
             return Err(error);
@@ -159,11 +158,9 @@ fn measure(
     if server.is_running() {
         let cpu = [publishers.cpu()?, server.cpu()?, subscribers.cpu()?];
         let messages = (run.published + publishing.warm_up * case.publishers as u64) as f64;
-        let [publisher, server_cpu, subscriber] =
-            [0, 1, 2].map(|part| cpu[part].saturating_sub(before[part]).as_secs_f64() * 1e6 / messages);
-        run.cpu_us = publisher + server_cpu + subscriber;
-        (run.publisher_cpu_us, run.server_cpu_us, run.subscriber_cpu_us) =
-            (publisher, server_cpu, subscriber);
+        let used = |part: usize| cpu[part].saturating_sub(before[part]).as_secs_f64() * 1e6 / messages;
+        (run.publisher_cpu_us, run.server_cpu_us, run.subscriber_cpu_us) = (used(0), used(1), used(2));
+        run.cpu_us = used(0) + used(1) + used(2);
         run.server_mib = server.peak_memory_mib()?;
     } else {
         run.failure = Some("the server ended under load".into());

@@ -23,10 +23,10 @@ pub(super) fn run<S: Stack>(plan: Plan, phases: &watch::Receiver<Phase>, threads
         let mut publishers = connected.await.context("a publisher could not connect")?;
         println!("ready");
         // The publishers stay: what they have accepted goes on its way until the process is told to stop.
-        let (published, _publishers) = match publishers.pop() {
+        let (total, _publishers) = match publishers.pop() {
             Some(only) if publishers.is_empty() => {
-                let (published, publisher) = publish(only, 0, plan, phases.clone()).await?;
-                (published, vec![publisher])
+                let (count, publisher) = publish(only, 0, plan, phases.clone()).await?;
+                (count, vec![publisher])
             }
             last => {
                 let tasks = publishers.into_iter().chain(last).enumerate().map(|(index, publisher)| {
@@ -37,7 +37,7 @@ pub(super) fn run<S: Stack>(plan: Plan, phases: &watch::Receiver<Phase>, threads
                 (counts.iter().sum(), publishers)
             }
         };
-        println!("published {published}");
+        println!("published {total}");
         std::future::pending::<()>().await;
         Ok(())
     })
@@ -73,7 +73,8 @@ async fn publish<P: Publisher>(
     }
     let mut sent = 0;
     while sent < plan.warm_up + plan.count {
-        let due = if plan.rate > 0 { wait_until_due(start + sent * 1_000_000_000 / plan.rate) } else { 0 };
+        let after = (sent * 1_000_000_000).checked_div(plan.rate);
+        let due = after.map_or(0, |after| wait_until_due(start + after));
         if sent % check == 0 && now_ns() > end {
             break;
         }
