@@ -82,6 +82,9 @@ struct Options {
     /// Run all tokio clients on this runtime instead of the one on which each does best
     #[arg(long, value_enum)]
     threads: Option<Threads>,
+    /// The same for the proxies of zeromq, omq-tokio and raw TCP
+    #[arg(long, value_enum)]
+    proxy_threads: Option<Threads>,
     #[arg(long, value_name = "FILE", hide = true, default_value = "target/libzmq-peer")]
     libzmq_peer: PathBuf,
     #[arg(long, value_name = "FILE", hide = true, default_value = "nats-server")]
@@ -123,6 +126,7 @@ fn compare(options: &Options) -> Result<()> {
         xmsg_proxy: options.xmsg_proxy.clone(),
         folder: folder.path().to_owned(),
         threads: options.threads,
+        proxy_threads: options.proxy_threads,
     };
 
     let (started, mut runs, mut given_up) = (Instant::now(), Vec::new(), Vec::new());

@@ -34,8 +34,10 @@ pub struct Programs {
     pub xmsg_proxy: PathBuf,
     /// For settings files.
     pub folder: PathBuf,
-    /// Instead of the runtime on which a stack does best.
+    /// Instead of the runtime on which the clients of a stack do best.
     pub threads: Option<Threads>,
+    /// Instead of the runtime on which its proxy does best.
+    pub proxy_threads: Option<Threads>,
 }
 
 /// How one knows that a server takes connections.
@@ -70,8 +72,8 @@ impl Stack {
         Ok(match self {
             Self::Libzmq => (command(&programs.libzmq_peer, &["proxy", "--port", &port]), Ready::Line),
             Self::Zeromq | Self::Omq | Self::Raw => {
-                let mut command = Command::new(&programs.compare);
-                command.args(["peer", self.peer_name(), "proxy", "--port", &port]);
+                let mut command = self.peer(programs, programs.proxy_threads);
+                command.args(["proxy", "--port", &port]);
                 (command, Ready::Line)
             }
             Self::Nats => {
@@ -96,17 +98,22 @@ impl Stack {
 
     /// The process with publishers (`pub`) or subscribers (`sub`).
     pub fn clients(self, programs: &Programs, role: &str, plan: &Plan) -> Command {
-        let mut command = if self == Self::Libzmq {
-            command(&programs.libzmq_peer, &[role])
-        } else {
-            let mut command = command(&programs.compare, &["peer"]);
-            if let Some(threads) = programs.threads {
-                command.arg("--threads").arg(format!("{threads:?}").to_lowercase());
-            }
-            command.args([self.peer_name(), role]);
-            command
+        let mut command = match self {
+            Self::Libzmq => Command::new(&programs.libzmq_peer),
+            _ => self.peer(programs, programs.threads),
         };
+        command.arg(role);
         command.args(plan.to_args());
+        command
+    }
+
+    /// This program as a process of this stack.
+    fn peer(self, programs: &Programs, threads: Option<Threads>) -> Command {
+        let mut command = command(&programs.compare, &["peer"]);
+        if let Some(threads) = threads {
+            command.arg("--threads").arg(format!("{threads:?}").to_lowercase());
+        }
+        command.arg(self.peer_name());
         command
     }
 

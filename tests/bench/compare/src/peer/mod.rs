@@ -41,6 +41,8 @@ trait Stack: 'static {
     type Subscriber: Subscriber;
     /// On which runtime its clients deliver more: measured, see the README.
     const THREADS: Threads;
+    /// The same of its proxy.
+    const PROXY_THREADS: Threads = Threads::Many;
 
     /// Connects a publisher.
     fn publisher(plan: &Plan) -> impl Future<Output = Result<Self::Publisher>> + Send;
@@ -92,7 +94,7 @@ fn read_payload(payload: &[u8]) -> Result<(usize, Header)> {
     }
 }
 
-/// The runtime of a process with clients.
+/// The runtime of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Threads {
     /// tokio's `current_thread`.
@@ -132,7 +134,8 @@ pub fn run(kind: PeerKind, role: Role, threads: Option<Threads>) -> ! {
 
 /// The clients live on a thread of their own; this one reads commands.
 fn run_stack<S: Stack>(role: Role, threads: Option<Threads>) -> ! {
-    let threads = threads.unwrap_or(S::THREADS);
+    let best = if matches!(role, Role::Proxy(_)) { S::PROXY_THREADS } else { S::THREADS };
+    let threads = threads.unwrap_or(best);
     let (phase, phases) = watch::channel(Phase::Connected);
     let tally = match &role {
         Role::Sub(plan) => Some(Arc::new(subscribe::Tally::new(plan))),
@@ -143,7 +146,7 @@ fn run_stack<S: Stack>(role: Role, threads: Option<Threads>) -> ! {
         let result = match (role, counted) {
             (Role::Pub(plan), _) => publish::run::<S>(plan, &phases, threads),
             (Role::Sub(plan), Some(tally)) => subscribe::run::<S>(&plan, &tally, threads),
-            (Role::Sub(plan) | Role::Proxy(plan), _) => runtime(Threads::Many)
+            (Role::Sub(plan) | Role::Proxy(plan), _) => runtime(threads)
                 .and_then(|runtime| runtime.block_on(S::proxy(plan.port, || println!("ready")))),
         };
         if let Err(error) = result {

@@ -2,9 +2,12 @@
 //!
 //! `xpub_nodrop` makes a publisher wait at the high-water mark, as the authors' own benchmark has it; without it messages are dropped.
 
+use std::sync::LazyLock;
+
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use omq_tokio::{Context, Error, Message, Options, Socket, SocketType};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::{Draft, Stack, Threads, read_payload};
 use crate::plan::{Header, Interest, METADATA, Plan};
@@ -54,9 +57,14 @@ impl Stack for Omq {
     }
 }
 
-/// On the runtime that calls; it could have threads of its own ([`Context::new`]).
+/// With one thread its tasks share ours; else they have a thread of their own, as in the examples of the crate.
 fn socket(kind: SocketType) -> Socket {
-    Context::current().socket(kind, Options { xpub_nodrop: true, ..Options::default() })
+    static OWN: LazyLock<Context> = LazyLock::new(Context::new);
+    let options = Options { xpub_nodrop: true, ..Options::default() };
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => Context::current().socket(kind, options),
+        _ => OWN.socket(kind, options),
+    }
 }
 
 impl super::Publisher for Publisher {
