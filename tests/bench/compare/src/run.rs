@@ -32,7 +32,7 @@ pub struct Run {
     /// Deliveries there should have been.
     pub expected: u64,
     pub delivered: u64,
-    /// Deliveries a second, all subscribers together, from the first to the last.
+    /// Deliveries a second, all subscribers together, from when the first was published to when the last was received.
     pub rate: f64,
     pub lost: u64,
     /// Messages that came after a later one of their publisher.
@@ -62,9 +62,10 @@ pub struct Latency {
 #[derive(Debug, Deserialize)]
 struct Report {
     received: u64,
-    /// Those that the span is the time of.
+    /// Those that had come by `last_ns`.
     timed: u64,
-    span_ns: u64,
+    /// When the last one came; if some were lost, a few more may have come after it.
+    last_ns: u64,
     disorder: u64,
 }
 
@@ -143,8 +144,9 @@ fn measure(
     publishers.tell("go")?;
     // A publisher looks at the clock between messages; one that has to wait longer than this is stuck.
     let limit = Duration::from_millis(publishing.limit_ms) + CONNECT_LIMIT;
-    run.published = match publishers.expect("published", limit) {
-        Ok(count) => count.parse().context("a count was expected")?,
+    let measured_from: u64;
+    (run.published, measured_from) = match publishers.expect("published", limit) {
+        Ok(answer) => two_numbers(&answer)?,
         Err(error) => {
             run.delivered = status(&mut subscribers).map_or(0, |(_, received)| received);
             return Err(error);
@@ -171,7 +173,9 @@ fn measure(
     run.delivered = report.received;
     run.lost = run.expected.saturating_sub(report.received);
     run.disorder = report.disorder;
-    run.rate = if report.span_ns > 0 { (report.timed - 1) as f64 / report.span_ns as f64 * 1e9 } else { 0.0 };
+    // Not from when the first was received: clients that buffer before they hand out would look fast.
+    let nanos = report.last_ns.saturating_sub(measured_from);
+    run.rate = if nanos > 0 { report.timed as f64 * 1e9 / nanos as f64 } else { 0.0 };
     if case.is_latency() {
         run.latency = Some(read_latencies(&fs::read(&latencies)?)?);
     }
@@ -183,8 +187,12 @@ fn measure(
 fn status(subscribers: &mut Process) -> Result<(u64, u64)> {
     subscribers.tell("status")?;
     let answer = subscribers.expect("status", CONNECT_LIMIT)?;
-    let (pairs, received) = answer.split_once(' ').context("two numbers were expected")?;
-    Ok((pairs.parse()?, received.parse()?))
+    two_numbers(&answer)
+}
+
+fn two_numbers(answer: &str) -> Result<(u64, u64)> {
+    let (first, second) = answer.split_once(' ').context("two numbers were expected")?;
+    Ok((first.parse()?, second.parse()?))
 }
 
 /// Returns when all has come, or nothing has come for a while. False: it took too long.

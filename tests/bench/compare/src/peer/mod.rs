@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | | all | `ready`: connected, or listening |
 //! | `probe` | publishers | none: they send a probe every 10 ms |
-//! | `go` | publishers | `published N`, once everything was accepted or the time is up |
+//! | `go` | publishers | `published N T`, once everything was accepted or the time is up: measured messages, and when the first was sent |
 //! | `status` | subscribers | `status P N`: pairs of publisher and subscriber between which a probe came; measured messages |
 //! | `stop`, or the end of input | all | `result {…}` from subscribers; the process ends |
 

@@ -36,7 +36,7 @@ enum Streams {
 impl Stack for Nats {
     type Publisher = Publisher;
     type Subscriber = Subscriptions;
-    const THREADS: Threads = Threads::Many;
+    const THREADS: Threads = Threads::One;
 
     async fn publisher(plan: &Plan) -> Result<Publisher> {
         let client = connect(plan).await?;

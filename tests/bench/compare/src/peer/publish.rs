@@ -23,33 +23,31 @@ pub(super) fn run<S: Stack>(plan: Plan, phases: &watch::Receiver<Phase>, threads
         let mut publishers = connected.await.context("a publisher could not connect")?;
         println!("ready");
         // The publishers stay: what they have accepted goes on its way until the process is told to stop.
-        let (total, _publishers) = match publishers.pop() {
-            Some(only) if publishers.is_empty() => {
-                let (count, publisher) = publish(only, 0, plan, phases.clone()).await?;
-                (count, vec![publisher])
-            }
+        let results = match publishers.pop() {
+            Some(only) if publishers.is_empty() => vec![publish(only, 0, plan, phases.clone()).await?],
             last => {
                 let tasks = publishers.into_iter().chain(last).enumerate().map(|(index, publisher)| {
                     tokio::spawn(publish(publisher, index as u16, plan.clone(), phases.clone()))
                 });
                 let results = try_join_all(tasks).await.context("a publisher panicked")?;
-                let (counts, publishers): (Vec<u64>, Vec<_>) = results.into_iter().collect::<Result<_>>()?;
-                (counts.iter().sum(), publishers)
+                results.into_iter().collect::<Result<Vec<_>>>()?
             }
         };
-        println!("published {total}");
+        let total: u64 = results.iter().map(|(count, ..)| count).sum();
+        let measured_from = results.iter().map(|(_, from, _)| *from).min().unwrap_or(u64::MAX);
+        println!("published {total} {measured_from}");
         std::future::pending::<()>().await;
         Ok(())
     })
 }
 
-/// Returns how many measured messages were sent, and the publisher.
+/// Returns how many measured messages were sent, when the first one was, and the publisher.
 async fn publish<P: Publisher>(
     mut publisher: P,
     index: u16,
     plan: Plan,
     mut phases: watch::Receiver<Phase>,
-) -> Result<(u64, P)> {
+) -> Result<(u64, u64, P)> {
     let template = vec![b'x'; plan.size];
     let draft = |kind, sequence, due_ns| Draft {
         header: Header { kind, publisher: index, sequence, due_ns },
@@ -71,12 +69,15 @@ async fn publish<P: Publisher>(
     if plan.rate > 0 {
         set_timerslack(1)?;
     }
-    let mut sent = 0;
+    let (mut sent, mut measured_from) = (0, u64::MAX);
     while sent < plan.warm_up + plan.count {
         let after = (sent * 1_000_000_000).checked_div(plan.rate);
         let due = after.map_or(0, |after| wait_until_due(start + after));
         if sent % check == 0 && now_ns() > end {
             break;
+        }
+        if sent == plan.warm_up {
+            measured_from = now_ns();
         }
         let draft = match sent.checked_sub(plan.warm_up) {
             Some(sequence) => draft(Kind::Measured, sequence, due),
@@ -85,7 +86,7 @@ async fn publish<P: Publisher>(
         publisher.send(plan.topic_of(sent), &draft).await.context("a publisher failed")?;
         sent += 1;
     }
-    Ok((sent.saturating_sub(plan.warm_up), publisher))
+    Ok((sent.saturating_sub(plan.warm_up), measured_from, publisher))
 }
 
 /// Sleeps on this thread: timers of the runtime have milliseconds. Returns the time at which the message is due.

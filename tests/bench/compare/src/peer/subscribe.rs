@@ -65,7 +65,6 @@ struct Line {
     received: AtomicU64,
     /// Messages that came after a later one of the same publisher.
     disorder: AtomicU64,
-    first_ns: AtomicU64,
     /// The clock is read for every 16th message, for the first few, and for the last one.
     last_ns: AtomicU64,
     /// Messages by then.
@@ -105,11 +104,7 @@ impl Tally {
             latencies.lock().expect("nothing panics with it").push(now_ns().saturating_sub(header.due_ns));
         }
         if received < 64 || received.is_multiple_of(16) || received == self.target {
-            let now = now_ns();
-            if received == 1 {
-                line.first_ns.store(now, Relaxed);
-            }
-            line.last_ns.store(now, Relaxed);
+            line.last_ns.store(now_ns(), Relaxed);
             line.at_last.store(received, Relaxed);
         }
     }
@@ -127,13 +122,11 @@ impl Tally {
             let bytes: Vec<u8> = latencies.iter().flat_map(|latency| latency.to_le_bytes()).collect();
             fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
         }
-        let heard = || self.lines.iter().filter(|line| line.received.load(Relaxed) > 0);
-        let first = heard().map(|line| line.first_ns.load(Relaxed)).min().unwrap_or(0);
-        let last = heard().map(|line| line.last_ns.load(Relaxed)).max().unwrap_or(0);
+        let last = self.lines.iter().map(|line| line.last_ns.load(Relaxed)).max().unwrap_or(0);
         Ok(serde_json::json!({
             "received": self.sum(|line| &line.received),
             "timed": self.sum(|line| &line.at_last),
-            "span_ns": last - first,
+            "last_ns": last,
             "disorder": self.sum(|line| &line.disorder),
         })
         .to_string())

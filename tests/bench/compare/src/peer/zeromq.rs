@@ -21,7 +21,7 @@ impl Stack for Zeromq {
     type Publisher = Publisher;
     type Subscriber = SubSocket;
     /// With one thread a publisher that does not pause keeps the task from running that sends.
-    const THREADS: Threads = Threads::Many;
+    const THREADS: Threads = Threads::One;
 
     async fn publisher(plan: &Plan) -> Result<Publisher> {
         let mut socket = PubSocket::new();
