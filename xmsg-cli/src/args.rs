@@ -1,5 +1,6 @@
 //! The command line: commands, options that several of them have, and how values are read.
 
+use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use xmsg_core::{
     Topic,
 };
 
-use crate::commands::{demo, discover, keys, ping, publish, register, registrar, reply, request, subscribe};
+use crate::commands::{
+    bench, demo, discover, keys, ping, publish, register, registrar, reply, request, subscribe,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -45,6 +48,7 @@ pub(crate) enum Command {
     Req(Box<request::Arguments>),
     Reply(Box<reply::Arguments>),
     Ping(ping::Arguments),
+    Bench(Box<bench::Arguments>),
     Demo(demo::Arguments),
     Registrar(registrar::Arguments),
     Register(Box<register::Arguments>),
@@ -53,6 +57,16 @@ pub(crate) enum Command {
     List(discover::ListArguments),
     Keygen(keys::Keygen),
     Passwd(keys::Passwd),
+}
+
+impl Command {
+    /// How many threads it wants, if not one for each core.
+    pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
+        match self {
+            Self::Bench(arguments) => arguments.threads(),
+            _ => None,
+        }
+    }
 }
 
 /// Which proxy to connect to, and how long that may take.

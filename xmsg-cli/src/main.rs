@@ -47,10 +47,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start: the system gives no threads")?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = cli.command.threads() {
+        runtime.worker_threads(threads.get());
+    }
+    let runtime = runtime.enable_all().build().context("cannot start: the system gives no threads")?;
     let verbose = cli.verbose > 0;
     let exit = runtime.block_on(async {
         match cli.command {
@@ -59,6 +60,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Req(arguments) => commands::request::run(*arguments, verbose).await,
             Command::Reply(arguments) => commands::reply::run(*arguments, verbose).await,
             Command::Ping(arguments) => commands::ping::run(arguments).await,
+            Command::Bench(arguments) => commands::bench::run(*arguments).await,
             Command::Demo(arguments) => commands::demo::run(arguments).await,
             Command::Registrar(arguments) => commands::registrar::run(arguments).await,
             Command::Register(arguments) => commands::register::register(*arguments, verbose).await,
@@ -76,14 +78,17 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
 
 /// Logs of the library go to standard error, and only if asked for: `-v`, `-vv` or `RUST_LOG`.
 fn start_tracing(verbose: u8) {
-    let from_environment = std::env::var_os("RUST_LOG").is_some();
+    let environment = std::env::var("RUST_LOG").ok();
     let level = match verbose {
-        0 if !from_environment => return,
+        0 if environment.is_none() => return,
         0 | 1 => "info",
         2 => "debug",
         _ => "trace",
     };
-    let filter = if from_environment { EnvFilter::from_default_env() } else { EnvFilter::new(level) };
+    // Spaces and regular expressions are not for tracing-subscriber 0.3: with a space in front it reads a directive wrongly, or panics, and a
+    // short expression can take minutes to compile.
+    let directives = environment.map(|filter| filter.split(',').map(str::trim).collect::<Vec<_>>().join(","));
+    let filter = EnvFilter::builder().with_regex(false).parse_lossy(directives.as_deref().unwrap_or(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

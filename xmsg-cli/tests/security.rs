@@ -45,6 +45,10 @@ async fn keys_are_made_and_let_in() {
     subscriber.said("subscribed").await;
     xmsg(&[&["pub", "a", "hello"], &known[..]].concat()).await.done();
     assert!(subscriber.end().await.text().contains("hello"));
+    for mode in [&["throughput", "-n", "100"][..], &["latency", "-d", "100ms"], &["sync", "-n", "10"]] {
+        let words = [&["bench"], mode, &["--warmup", "0", "--patience", "50s", "--fail-on-loss"], &known[..]];
+        xmsg(&words.concat()).await.done();
+    }
 
     xmsg(&[&["pub", "a", "hello"], &security[..]].concat()).await.failed(4, "does not let us in");
     xmsg(&["pub", "a", "hello", "--proxy", &address]).await.failed(4, "CURVE");

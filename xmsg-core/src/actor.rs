@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use crate::pool::{Pool, PooledConnection};
 use crate::registration::{OwnerType, Query, Registration};
 use crate::request::Replies;
 use crate::{
-    ActorId, Connection, Error, ErrorKind, Message, ProxyAddress, Registrar, RegistrarAddress, Result, Setup,
-    Subscription, Topic,
+    ActorId, Connection, Error, ErrorKind, Message, Messages, ProxyAddress, Registrar, RegistrarAddress,
+    Result, Setup, Subscription, Topic,
 };
 
 /// How long [`Actor::close`] waits for handlers that are at work.
@@ -55,6 +55,8 @@ struct Inner {
     pool: Pool,
     /// What the actor itself publishes goes through one connection for each proxy, so that it stays in order.
     connections: Mutex<HashMap<ProxyAddress, Arc<OnceCell<Connection>>>>,
+    /// The one to the default proxy, once it is open: what most messages go through.
+    connection: OnceLock<Connection>,
     replies: Mutex<HashMap<ProxyAddress, Arc<OnceCell<Arc<Replies>>>>>,
     subscriptions: Mutex<HashSet<SubscriptionKey>>,
     /// Ends subscriptions.
@@ -132,8 +134,9 @@ impl Actor {
 
     /// Publishes through the default proxy. Returns when the message was accepted, in the order of the calls; waits while the
     /// connection is full. A reply topic is taken off: for that there is [`request`](Self::request).
-    pub async fn publish(&self, message: Message) -> Result<()> {
-        self.publish_to(&self.inner.proxy, message).await
+    pub async fn publish(&self, mut message: Message) -> Result<()> {
+        message.clear_reply_to()?;
+        self.own_connection().await?.publish(&message).await
     }
 
     /// The same through another proxy.
@@ -338,7 +341,11 @@ impl Actor {
     /// The connection through which the actor itself publishes, opened and checked once.
     async fn shared_connection(&self, address: &ProxyAddress) -> Result<Connection> {
         self.check_open()?;
-        let cell = lock(&self.inner.connections).entry(address.clone()).or_default().clone();
+        let open = lock(&self.inner.connections).get(address).cloned();
+        let cell = match open {
+            Some(cell) => cell,
+            None => lock(&self.inner.connections).entry(address.clone()).or_default().clone(),
+        };
         let connection = cell
             .get_or_try_init(|| async {
                 let connection = Connection::with_setup(address.clone(), self.inner.setup.clone());
@@ -346,6 +353,16 @@ impl Actor {
             })
             .await?;
         Ok(connection.clone())
+    }
+
+    /// The same with the default proxy, looked up once.
+    async fn own_connection(&self) -> Result<&Connection> {
+        self.check_open()?;
+        if let Some(connection) = self.inner.connection.get() {
+            return Ok(connection);
+        }
+        let connection = self.shared_connection(&self.inner.proxy).await?;
+        Ok(self.inner.connection.get_or_init(|| connection))
     }
 
     /// The replies that come through this proxy: subscribed to once.
@@ -432,6 +449,7 @@ impl ActorBuilder {
             pool: Pool::new(setup.clone()),
             setup,
             connections: Mutex::default(),
+            connection: OnceLock::new(),
             replies: Mutex::default(),
             subscriptions: Mutex::default(),
             stop,
@@ -475,13 +493,26 @@ impl ActorSubscription {
     pub async fn next(&mut self) -> Option<Result<Message>> {
         futures::StreamExt::next(self).await
     }
+
+    /// The next messages, all that came in together, as [`Subscription::next_batch`] gives them; `None` once the actor is closed.
+    /// Dropping the future loses nothing.
+    pub async fn next_batch(&mut self) -> Option<Messages> {
+        std::future::poll_fn(|cx| {
+            if self.stopped.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            self.messages.poll_next_batch(cx)
+        })
+        .await
+    }
 }
 
 impl futures::Stream for ActorSubscription {
     type Item = Result<Message>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.stopped.as_mut().poll(cx).is_ready() {
+        // Once for a batch: what came in with the last message is given out with it.
+        if !self.messages.is_in_batch() && self.stopped.as_mut().poll(cx).is_ready() {
             return Poll::Ready(None);
         }
         Pin::new(&mut self.messages).poll_next(cx)

@@ -1,10 +1,12 @@
 //! A connection to one proxy: publishing, subscribing and control sockets, opened as they are needed.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use crate::control::{CONTROL_TOPIC, Request};
@@ -13,7 +15,7 @@ use crate::setup::CHECK_INTERVAL;
 use crate::socket::{
     Amount, Dealer, Endpoint, Multipart, Publisher, SocketEvents, SocketOptions, Subscriber,
 };
-use crate::{ConnectionId, Error, ErrorKind, Message, ProxyAddress, Result, Setup, Topic};
+use crate::{ConnectionId, Error, ErrorKind, Message, Messages, ProxyAddress, Result, Setup, Topic};
 
 /// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
 const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(2);
@@ -81,7 +83,12 @@ impl Connection {
     /// Returns when the message was accepted; waits while the connection is at its high-water mark, and never drops.
     /// Dropping the future has the message accepted whole or not at all.
     pub async fn publish(&self, message: &Message) -> Result<()> {
-        self.publisher().await?.publish(message.clone().into_frames()).await
+        // Asked first, because nearly always it is there, and a future for it would cost more than the message.
+        let publisher = match self.inner.publisher.get() {
+            Some(publisher) => publisher,
+            None => self.publisher().await?,
+        };
+        publisher.publish_frames(&message.frames()).await
     }
 
     /// The same without waiting for room: fails with [`Full`](ErrorKind::Full).
@@ -91,7 +98,7 @@ impl Connection {
             let what = format!("the connection to {} is not open: call `connect` first", self.inner.address);
             return Err(Error::new(ErrorKind::Closed, what));
         };
-        publisher.try_publish(message.clone().into_frames())
+        publisher.try_publish_frames(&message.frames())
     }
 
     /// Subscribes to topics and all that start with them. Returns once the proxy has confirmed all of them: nothing that is
@@ -103,7 +110,7 @@ impl Connection {
         }
         let setup = &self.inner.setup;
         let mut socket = Subscriber::new(setup.subscribing());
-        let mut early = Vec::new();
+        let mut early = VecDeque::new();
         for topic in &topics {
             socket.subscribe(topic.clone().into_bytes());
         }
@@ -112,8 +119,7 @@ impl Connection {
             self.check_subscription(&mut socket, &topics, &mut early).await?;
         }
         setup.subscribed().await;
-        early.reverse();
-        Ok(Subscription { socket, early })
+        Ok(Subscription { socket, early, batch: Messages::default() })
     }
 
     /// Waits until somebody has subscribed to messages with this topic, as far as the proxy says so; the connection is opened if need
@@ -183,7 +189,7 @@ impl Connection {
     /// Asks until the answer comes: at once when the proxy says that it listens for control requests, and every 100 ms.
     async fn check_connection(&self, publisher: &Publisher) -> Result<()> {
         let Inner { id, address, setup, .. } = &*self.inner;
-        let identity = bytes::Bytes::copy_from_slice(id.as_bytes());
+        let identity = Bytes::copy_from_slice(id.as_bytes());
         let options = SocketOptions { identity, ..setup.connecting() };
         let mut control = Dealer::connect(endpoint(&address.control_endpoint())?, options);
         let request = Request::Publisher(*id);
@@ -212,7 +218,7 @@ impl Connection {
         &self,
         socket: &mut Subscriber,
         topics: &[Topic],
-        early: &mut Vec<Multipart>,
+        early: &mut VecDeque<Bytes>,
     ) -> Result<()> {
         let timeout = self.inner.setup.subscription_timeout();
         let publisher = self.publisher().await?;
@@ -226,12 +232,15 @@ impl Connection {
                 for interval in check_intervals() {
                     publisher.publish(request.message()).await?;
                     let answered = async {
-                        while let Some(message) = socket.recv().await {
-                            if request.is_answered_by(&message) {
-                                return;
+                        while let Some(batch) = socket.recv_batch().await {
+                            early_bytes += batch.len();
+                            early.push_back(batch.clone());
+                            let mut rest = batch;
+                            while let Some(message) = Multipart::take(&mut rest) {
+                                if request.is_answered_by(&message) {
+                                    return;
+                                }
                             }
-                            early_bytes += message.frames().iter().map(bytes::Bytes::len).sum::<usize>();
-                            early.push(message);
                             // So much has come that there is no doubt that the subscription is live.
                             if early_bytes > limit {
                                 return;
@@ -317,8 +326,10 @@ fn endpoint(text: &str) -> Result<Endpoint> {
 #[derive(Debug)]
 pub struct Subscription {
     socket: Subscriber,
-    /// What came before the subscription was confirmed, last first.
-    early: Vec<Multipart>,
+    /// What came before the subscription was confirmed.
+    early: VecDeque<Bytes>,
+    /// What is left of the messages that came in last.
+    batch: Messages,
 }
 
 impl Subscription {
@@ -326,7 +337,28 @@ impl Subscription {
     /// answers to control requests (two frames) are passed over. `None` once the subscription is closed.
     /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<Result<Message>> {
-        std::future::poll_fn(|cx| self.poll_next_message(cx)).await
+        match self.batch.next() {
+            None => std::future::poll_fn(|cx| self.poll_next_message(cx)).await,
+            message => message,
+        }
+    }
+
+    /// The next messages, all that came in together: one if they come one by one, hundreds if they are many and small. It waits for the
+    /// first of them only. `None` once the subscription is closed. Dropping the future loses nothing.
+    pub async fn next_batch(&mut self) -> Option<Messages> {
+        std::future::poll_fn(|cx| self.poll_next_batch(cx)).await
+    }
+
+    /// [`next_batch`](Self::next_batch) for hand-written futures.
+    pub fn poll_next_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Messages>> {
+        let batch = std::mem::take(&mut self.batch);
+        if !batch.is_empty() {
+            return Poll::Ready(Some(batch));
+        }
+        if let Some(batch) = self.early.pop_front() {
+            return Poll::Ready(Some(Messages::of(batch)));
+        }
+        self.socket.poll_recv_batch(cx).map(|batch| batch.map(Messages::of))
     }
 
     /// What happens to its connection from now on.
@@ -340,31 +372,21 @@ impl Subscription {
         self.socket.close().await;
     }
 
+    /// Whether messages of the last batch are left.
+    pub(crate) fn is_in_batch(&self) -> bool {
+        !self.batch.is_empty()
+    }
+
     fn poll_next_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message>>> {
         loop {
-            let message = match self.early.pop() {
-                Some(message) => message,
-                None => match self.socket.poll_recv(cx) {
-                    Poll::Ready(Some(message)) => message,
-                    Poll::Ready(None) => return Poll::Ready(None),
-                    Poll::Pending => return Poll::Pending,
-                },
-            };
-            let frames = message.frames().len();
-            if frames == 2 {
-                continue;
+            if let Some(message) = self.batch.next() {
+                return Poll::Ready(Some(message));
             }
-            let topic = message.frames()[0].clone();
-            return Poll::Ready(Some(match message.into_array() {
-                Some([topic, metadata, data]) => Ok(Message::from_frames(topic, metadata, data)),
-                None => Err(Error::new(
-                    ErrorKind::InvalidMessage,
-                    format!(
-                        "a message of {frames} frames to {}: xMsg messages have three",
-                        Topic::wrap(topic)
-                    ),
-                )),
-            }));
+            match self.poll_next_batch(cx) {
+                Poll::Ready(Some(batch)) => self.batch = batch,
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
         }
     }
 }

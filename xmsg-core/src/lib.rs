@@ -4,6 +4,7 @@
 
 pub mod actor;
 pub mod address;
+pub mod batch;
 pub mod connection;
 pub mod control;
 pub mod data;
@@ -12,6 +13,7 @@ pub mod id;
 pub mod message;
 pub mod meta;
 pub mod pool;
+pub mod prefixes;
 pub mod registrar;
 pub mod registration;
 mod request;
@@ -19,11 +21,11 @@ pub mod security;
 pub mod setup;
 pub mod socket;
 pub mod topic;
-pub mod trie;
 pub mod zmtp;
 
 pub use actor::{Actor, ActorBuilder, ActorSubscription, IntoReply, SubscriptionHandle};
 pub use address::{ProxyAddress, RegistrarAddress};
+pub use batch::{MessageRef, Messages};
 pub use connection::{Connection, Subscription};
 pub use data::{Data, FromData, IntoData};
 pub use error::{Error, ErrorKind, Result};

@@ -62,6 +62,11 @@ impl Message {
         [self.topic.into_bytes(), self.meta, self.data]
     }
 
+    /// The same, and the message is kept.
+    pub(crate) fn frames(&self) -> [&Bytes; 3] {
+        [self.topic.bytes(), &self.meta, &self.data]
+    }
+
     /// The length of the three frames together, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -134,7 +139,9 @@ impl Message {
     /// Makes the message one that awaits no answer; the rest of the metadata stays as it is. Costs nothing
     /// when it is one already.
     pub fn clear_reply_to(&mut self) -> Result<()> {
-        self.meta = meta::with_reply_to(&self.meta, None)?;
+        if meta::reply_to(&self.meta)?.is_some() {
+            self.meta = meta::with_reply_to(&self.meta, None)?;
+        }
         Ok(())
     }
 

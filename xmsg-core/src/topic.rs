@@ -98,6 +98,10 @@ impl Topic {
         &self.0
     }
 
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.0
+    }
+
     /// The topic as it is on the wire, without a copy.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use xmsg_core::prefixes::PrefixTable;
 use xmsg_core::socket::HighWaterMark;
-use xmsg_core::trie::Trie;
 
 /// What happens to a message for a subscriber whose queue is at its high-water mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,12 +113,12 @@ pub(crate) struct Rule {
 pub(crate) struct Policies {
     /// The first one goes for all topics without one of their own.
     rules: Vec<Rule>,
-    prefixes: Trie<u32>,
+    prefixes: PrefixTable<u32>,
 }
 
 impl Policies {
     pub(crate) fn new(default: Rule, policies: &[TopicPolicy]) -> Self {
-        let mut all = Self { rules: vec![default], prefixes: Trie::new() };
+        let mut all = Self { rules: vec![default], prefixes: PrefixTable::new() };
         for own in policies {
             all.prefixes.insert(&own.prefix, all.rules.len() as u32);
             all.rules.push(Rule { policy: own.policy, mark: own.high_water_mark.unwrap_or(default.mark) });

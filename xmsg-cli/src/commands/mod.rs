@@ -1,5 +1,6 @@
 //! One module for each command: its options, and what it does.
 
+pub(crate) mod bench;
 pub(crate) mod demo;
 pub(crate) mod discover;
 pub(crate) mod keys;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// A slab's first size: what an idle connection holds.
@@ -14,6 +14,9 @@ const SLAB_MAX: usize = 128 << 10;
 const SLAB_LARGE: usize = 2 << 20;
 /// Slabs that a connection keeps to use again.
 const SPARE: usize = 8;
+/// Of a message that lacks this much, no more is read than it lacks, and [`READ_MIN`]: what came of the next one has to be moved to
+/// another slab, and should not be much.
+const LARGE: usize = 256 << 10;
 /// A slab with less room than this is given up rather than read into.
 const READ_MIN: usize = 2 << 10;
 
@@ -57,7 +60,8 @@ impl ReceiveBuffer {
     pub async fn read(&mut self, stream: &mut (impl AsyncRead + Unpin), missing: usize) -> io::Result<usize> {
         self.make_room(missing);
         let room = self.input.capacity() - self.input.len();
-        let len = stream.read_buf(&mut self.input).await?;
+        let limit = if missing < LARGE { room } else { room.min(missing + READ_MIN) };
+        let len = stream.read_buf(&mut (&mut self.input).limit(limit)).await?;
         if len == room && self.slab_len < SLAB_MAX {
             self.slab_len = (self.slab_len * 4).min(SLAB_MAX);
         }
@@ -125,15 +129,13 @@ impl ReceiveBuffer {
 
     /// A slab of at least this size of which no slice is left.
     fn recycle(&mut self, size: usize) -> Option<BytesMut> {
-        for _ in 0..self.spare.len() {
-            let mut slab = self.spare.pop_front()?;
+        // The last one first: it may still be in the processor's caches.
+        let free = (0..self.spare.len()).rev().find(|index| {
+            let slab = &mut self.spare[*index];
             slab.clear();
-            if slab.try_reclaim(size) {
-                return Some(slab);
-            }
-            self.spare.push_back(slab);
-        }
-        None
+            slab.try_reclaim(size)
+        })?;
+        self.spare.remove(free)
     }
 }
 

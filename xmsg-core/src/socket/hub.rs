@@ -308,9 +308,10 @@ impl Hub {
     }
 
     fn add_link(&self, connecting: bool) -> Arc<Link> {
+        let mark = self.options.send_high_water_mark;
         let link = Arc::new(Link {
             id: self.next_link.fetch_add(1, Ordering::Relaxed),
-            outbox: Outbox::new(self.options.send_high_water_mark),
+            outbox: if connecting { Outbox::recycling(mark) } else { Outbox::new(mark) },
             connecting,
             state: Mutex::default(),
             stop: self.stop.child_token(),

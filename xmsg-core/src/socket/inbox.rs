@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::task::coop;
 
 use super::Multipart;
 
@@ -21,10 +22,25 @@ struct State {
     batches: VecDeque<Batch>,
     /// Bytes queued, or handed to the receiver and not yet taken apart.
     bytes: usize,
+    /// … and those of the batch that the receiver took last.
+    handed: usize,
     /// Whoever waits for a message.
     receivers: Vec<Waker>,
     crowded: bool,
     closed: bool,
+}
+
+impl State {
+    /// `None` when nothing more will come; else the receiver is woken when it does.
+    fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<Option<T>> {
+        if self.closed {
+            return Poll::Ready(None);
+        }
+        if !self.receivers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.receivers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
 }
 
 /// The queue. A reader that finds it full waits, and so, through TCP, does the peer.
@@ -78,22 +94,37 @@ impl Inbox {
             if batch.wire.is_empty() || message.is_none() {
                 state.batches.pop_front();
             }
-            state.bytes -= if message.is_none() { before } else { used };
-            if state.crowded && state.bytes <= self.limit / 2 {
-                state.crowded = false;
-                self.room.notify_waiters();
-            }
+            self.release(&mut state, if message.is_none() { before } else { used });
             if message.is_some() {
                 return Poll::Ready(message);
             }
         }
-        if state.closed {
-            return Poll::Ready(None);
+        state.wait(cx)
+    }
+
+    /// The next messages, all that lie together; `None` once the queue is closed and empty. Until the next call they count as queued.
+    pub(crate) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        // Whoever never runs out of messages lets others have their turn all the same.
+        let turn = ready!(coop::poll_proceed(cx));
+        let mut state = self.state();
+        let handed = std::mem::take(&mut state.handed);
+        self.release(&mut state, handed);
+        match state.batches.pop_front() {
+            Some(batch) => {
+                state.handed = batch.wire.len();
+                turn.made_progress();
+                Poll::Ready(Some(batch.wire))
+            }
+            None => state.wait(cx),
         }
-        if !state.receivers.iter().any(|waker| waker.will_wake(cx.waker())) {
-            state.receivers.push(cx.waker().clone());
+    }
+
+    fn release(&self, state: &mut State, bytes: usize) {
+        state.bytes -= bytes;
+        if state.crowded && state.bytes <= self.limit / 2 {
+            state.crowded = false;
+            self.room.notify_waiters();
         }
-        Poll::Pending
     }
 
     /// Takes no more messages; what is there can still be received.
@@ -135,6 +166,23 @@ mod tests {
         second.await;
         inbox.close();
         assert_eq!(next().await.unwrap().1, Multipart::from(["cc"]));
+        assert_eq!(next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_batch_counts_until_the_next_one_is_asked_for() {
+        let inbox = Inbox::new(8);
+        let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
+        let nobody = Bytes::new();
+        inbox.push(&nobody, wire(&["aa", "bb"])).await;
+        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"])));
+        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
+        assert_eq!(next().await, Some(wire(&["aa", "bb"])));
+        assert!(futures::poll!(&mut second).is_pending(), "they are being taken apart");
+        assert!(futures::poll!(std::pin::pin!(next())).is_pending());
+        second.await;
+        assert_eq!(next().await, Some(wire(&["cc"])));
+        inbox.close();
         assert_eq!(next().await, None);
     }
 }

@@ -1,9 +1,9 @@
 //! A message as ZeroMQ knows it: one or more frames.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
 
-use crate::zmtp::{Frames, Header};
+use crate::zmtp::Header;
 
 /// The frames of a message. Cheap to clone: the frames are shared.
 ///
@@ -26,22 +26,32 @@ impl Multipart {
     /// The same as an array, if there are just so many frames.
     #[must_use]
     pub fn into_array<const N: usize>(self) -> Option<[Bytes; N]> {
-        self.0.into_vec().try_into().ok()
+        let mut frames = self.0.into_iter();
+        if frames.len() != N {
+            return None;
+        }
+        // As many as were counted, so none of them is made up.
+        Some(std::array::from_fn(|_| frames.next().unwrap_or_default()))
     }
 
-    /// Takes the message at the front of `wire`, bytes of whole messages as the engine hands them out.
+    /// Takes the message at the front of `wire`, bytes of whole messages as the engine hands them out. Bytes that are none are thrown away.
     pub(crate) fn take(wire: &mut Bytes) -> Option<Self> {
-        let mut end = 0;
-        loop {
-            let header = Header::read(wire.get(end..)?).ok().flatten()?;
-            end += header.len + header.body_len as usize;
+        let (mut frames, mut at) = (SmallVec::new(), 0);
+        while let Ok(Some(header)) = Header::read(&wire[at..]) {
+            let start = at + header.len;
+            let end = start + header.body_len as usize;
             if end > wire.len() {
-                return None;
+                break;
             }
+            frames.push(wire.slice(start..end));
+            at = end;
             if !header.has_more() {
-                return Some(Self(Frames::of(wire.split_to(end)).collect()));
+                wire.advance(at);
+                return Some(Self(frames));
             }
         }
+        wire.clear();
+        None
     }
 }
 

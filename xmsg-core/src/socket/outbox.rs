@@ -6,6 +6,7 @@
 mod backlog;
 mod writer;
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +26,14 @@ use crate::zmtp::{encode_frame, encode_frame_header, encoded_len};
 const SHARE_MIN: usize = 8 << 10;
 /// Copied messages lie in chunks of about this size.
 const TAIL_LEN: usize = 64 << 10;
+/// Room in a chunk for the message that goes past its length.
+const TAIL_SLACK: usize = 2 * SHARE_MIN;
+/// Written chunks whose memory is used again, while the processor's caches still hold it.
+const SPARE: usize = 4;
+/// Bytes that are taken in a row before whoever sends lets the writer have its turn. Two things would suffer if it were much more: a
+/// loop of `push(…).await` would keep the writer of a single-threaded runtime from writing until the queue is full, and what it then writes
+/// would have left the processor's caches.
+const TURN: usize = 64 << 10;
 /// Answers of the protocol (PONG) that wait to be written, bytes. A peer that makes us owe more does not read.
 pub const URGENT_MAX: usize = 64 << 10;
 
@@ -125,6 +134,11 @@ impl Drop for Lease {
     }
 }
 
+/// A frame of a message, owned or borrowed.
+pub trait Frame: Borrow<Bytes> + AsRef<[u8]> {}
+
+impl<T: Borrow<Bytes> + AsRef<[u8]>> Frame for T {}
+
 /// Why a message was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -163,6 +177,8 @@ struct State {
     /// Copied messages behind the last chunk: whole ones.
     tail: BytesMut,
     tail_messages: usize,
+    /// Written chunks, to be filled again; `None`: they are given up.
+    spare: Option<Vec<BytesMut>>,
     backlog: Backlog,
     urgent: BytesMut,
     /// Somebody waits for what is queued to be written.
@@ -171,6 +187,8 @@ struct State {
     queued: Amount,
     written: Amount,
     writer: Option<Waker>,
+    /// Bytes that were pushed since the writer had its turn.
+    in_a_row: usize,
     /// Somebody waits for room.
     crowded: bool,
     /// The writer is to leave the messages where they are.
@@ -193,9 +211,43 @@ impl State {
         if self.tail.is_empty() {
             return;
         }
-        let bytes = self.tail.split().freeze();
+        let bytes = match &mut self.spare {
+            Some(spare) if self.tail.len() >= TAIL_LEN / 2 => {
+                let next = spare.pop().unwrap_or_else(|| BytesMut::with_capacity(TAIL_LEN + TAIL_SLACK));
+                std::mem::replace(&mut self.tail, next)
+            }
+            _ => self.tail.split(),
+        };
+        let bytes = bytes.freeze();
         let messages = std::mem::take(&mut self.tail_messages);
         self.append(Chunk { keep: self.backlog.keep, ..Chunk::copied(bytes, messages) });
+    }
+
+    /// Encodes a message of so many bytes at the end of the queue.
+    fn push_frames(&mut self, frames: &[impl Frame], len: usize) {
+        let count = frames.len();
+        for (index, frame) in frames.iter().map(Borrow::borrow).enumerate() {
+            let more = index + 1 < count;
+            if frame.len() < SHARE_MIN {
+                encode_frame(&mut self.tail, frame, more);
+                continue;
+            }
+            // The header goes with what was copied before it, and that chunk ends inside the message.
+            let before = self.tail_messages;
+            encode_frame_header(&mut self.tail, frame.len(), more);
+            let bytes = self.tail.split().freeze();
+            self.tail_messages = 0;
+            self.append(Chunk { ends_message: false, ..Chunk::copied(bytes, before) });
+            let messages = usize::from(!more);
+            self.append(Chunk { ends_message: !more, ..Chunk::copied(frame.clone(), messages) });
+        }
+        let last_is_copied = frames.last().is_none_or(|frame| frame.borrow().len() < SHARE_MIN);
+        self.tail_messages += usize::from(last_is_copied);
+        self.queued += Amount::new(1, len);
+        self.in_a_row += len;
+        if self.tail.len() > TAIL_LEN {
+            self.flush_tail();
+        }
     }
 
     fn has_messages(&self) -> bool {
@@ -236,6 +288,14 @@ impl Outbox {
         Self { ledger: Some(ledger), ..Self::new(mark) }
     }
 
+    /// The same for a busy connection, of which there are few: it keeps the memory of four chunks, 80 KiB each, to use again.
+    #[must_use]
+    pub fn recycling(mark: HighWaterMark) -> Self {
+        let outbox = Self::new(mark);
+        outbox.state().spare = Some(Vec::new());
+        outbox
+    }
+
     /// The high-water mark.
     #[must_use]
     pub fn mark(&self) -> HighWaterMark {
@@ -253,24 +313,15 @@ impl Outbox {
     }
 
     /// Takes a message, or says why not. Frames of 8 KiB or more are queued without a copy.
-    pub fn try_push(&self, frames: &[Bytes]) -> Result<(), Refused> {
-        let len = encoded_len(frames);
-        let mut guard = self.lock();
-        if guard.is_closed() {
-            return Err(Refused::Closed);
-        }
-        if guard.room(self.mark).bytes < len as u64 && guard.queued().bytes > 0
-            || guard.room(self.mark).messages == 0
-        {
-            guard.state_mut().crowded = true;
-            return Err(Refused::Full);
-        }
-        guard.push_frames(frames, len);
-        Ok(())
+    pub fn try_push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
+        self.lock().try_push_frames(frames)
     }
 
     /// Takes a message, waiting for room. Dropping the future takes nothing.
-    pub async fn push(&self, frames: &[Bytes]) -> Result<(), Refused> {
+    pub async fn push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
+        if self.lock().take_turn() {
+            tokio::task::yield_now().await;
+        }
         loop {
             match self.try_push(frames) {
                 Err(Refused::Full) => {}
@@ -283,6 +334,18 @@ impl Outbox {
                 Err(Refused::Full) => room.await,
                 done => return done,
             }
+        }
+    }
+
+    /// What [`push`](Self::push) does if it need not wait; `None` if it has to.
+    pub fn push_now(&self, frames: &[impl Frame]) -> Option<Result<(), Refused>> {
+        let mut guard = self.lock();
+        if guard.state().in_a_row >= TURN {
+            return None;
+        }
+        match guard.try_push_frames(frames) {
+            Err(Refused::Full) => None,
+            done => Some(done),
         }
     }
 
@@ -504,33 +567,33 @@ impl OutboxGuard<'_> {
         self.pushed = true;
     }
 
-    fn push_frames(&mut self, frames: &[Bytes], len: usize) {
+    /// Whether so much was pushed in a row that the writer is to have its turn, which begins the count anew.
+    fn take_turn(&mut self) -> bool {
         let state = self.state_mut();
-        for (index, frame) in frames.iter().enumerate() {
-            let more = index + 1 < frames.len();
-            if frame.len() < SHARE_MIN {
-                encode_frame(&mut state.tail, frame, more);
-                continue;
-            }
-            // The header goes with what was copied before it, and that chunk ends inside the message.
-            let before = state.tail_messages;
-            encode_frame_header(&mut state.tail, frame.len(), more);
-            let bytes = state.tail.split().freeze();
-            state.tail_messages = 0;
-            state.append(Chunk { ends_message: false, ..Chunk::copied(bytes, before) });
-            let messages = usize::from(!more);
-            state.append(Chunk { ends_message: !more, ..Chunk::copied(frame.clone(), messages) });
+        let is_over = state.in_a_row >= TURN;
+        if is_over {
+            state.in_a_row = 0;
         }
-        let last_is_copied = frames.last().is_none_or(|frame| frame.len() < SHARE_MIN);
-        state.tail_messages += usize::from(last_is_copied);
-        state.queued += Amount::new(1, len);
-        if state.tail.len() > TAIL_LEN {
-            state.flush_tail();
+        is_over
+    }
+
+    fn try_push_frames(&mut self, frames: &[impl Frame]) -> Result<(), Refused> {
+        let (len, mark) = (encoded_len(frames), self.outbox.mark);
+        let state = self.state_mut();
+        if state.closed {
+            return Err(Refused::Closed);
         }
+        let Amount { messages, bytes } = state.queued;
+        if bytes > 0 && bytes + len as u64 > mark.bytes as u64 || messages >= mark.messages as u64 {
+            state.crowded = true;
+            return Err(Refused::Full);
+        }
+        state.push_frames(frames, len);
         if let Some(ledger) = &self.outbox.ledger {
             ledger.0.fetch_add(len, Ordering::Relaxed);
         }
         self.pushed = true;
+        Ok(())
     }
 }
 

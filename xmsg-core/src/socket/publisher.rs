@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::hub::{Link, Owner, SocketEvents};
-use super::outbox::Refused;
+use super::outbox::{Frame, Refused};
 use super::{Amount, Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
 use crate::{Error, ErrorKind, Result};
@@ -57,9 +56,17 @@ impl Publisher {
     /// Returns when every connection has accepted the message, in the order of the calls; waits while one is at
     /// its high-water mark. Dropping the future before that may have given the message to some connections, to each whole.
     pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
-        let message = message.into();
-        for link in self.targets(message.frames())? {
-            link.outbox.push(message.frames()).await.or_else(|refused| accepted_elsewhere(&link, refused))?;
+        self.publish_frames(message.into().frames()).await
+    }
+
+    /// The same with frames that the caller keeps: short ones are copied where they are to be sent from.
+    pub async fn publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
+        let topic = self.check(frames)?;
+        if let Some(done) = self.publish_now(topic, frames) {
+            return done;
+        }
+        for link in self.targets(topic) {
+            link.outbox.push(frames).await.or_else(|refused| accepted_elsewhere(&link, refused))?;
         }
         Ok(())
     }
@@ -67,15 +74,16 @@ impl Publisher {
     /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, and then
     /// none of them got the message.
     pub fn try_publish(&self, message: impl Into<Multipart>) -> Result<()> {
-        let message = message.into();
-        let targets = self.targets(message.frames())?;
+        self.try_publish_frames(message.into().frames())
+    }
+
+    /// The same with frames that the caller keeps.
+    pub fn try_publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
+        let targets = self.targets(self.check(frames)?);
         if let [link] = &targets[..] {
-            return link
-                .outbox
-                .try_push(message.frames())
-                .or_else(|refused| accepted_elsewhere(link, refused));
+            return link.outbox.try_push(frames).or_else(|refused| accepted_elsewhere(link, refused));
         }
-        let len = crate::zmtp::encoded_len(message.frames()) as u64;
+        let len = crate::zmtp::encoded_len(frames) as u64;
         if targets.iter().any(|link| {
             let guard = link.outbox.lock();
             let room = guard.room(link.outbox.mark());
@@ -84,7 +92,7 @@ impl Publisher {
             return Err(full());
         }
         for link in targets {
-            link.outbox.try_push(message.frames()).or_else(|refused| accepted_elsewhere(&link, refused))?;
+            link.outbox.try_push(frames).or_else(|refused| accepted_elsewhere(&link, refused))?;
         }
         Ok(())
     }
@@ -140,9 +148,9 @@ impl Publisher {
         self.hub.close(linger).await
     }
 
-    /// The links that the message goes to, if it can be sent at all: a peer would cut the connection for a message that is too large,
-    /// and again after every reconnection.
-    fn targets(&self, frames: &[Bytes]) -> Result<Targets> {
+    /// The topic of the message, if it can be sent at all: a peer would cut the connection for a message that is too large, and again
+    /// after every reconnection.
+    fn check<'a>(&self, frames: &'a [impl Frame]) -> Result<&'a [u8]> {
         let Some(topic) = frames.first() else {
             return Err(Error::new(ErrorKind::InvalidMessage, "a message needs at least one frame"));
         };
@@ -156,13 +164,28 @@ impl Publisher {
             );
             return Err(Error::new(ErrorKind::InvalidMessage, what));
         }
-        let hub = &self.hub;
-        let links = hub.links();
-        Ok(links
-            .iter()
-            .filter(|link| link.connecting && !hub.options.filter || link.wants(topic))
-            .cloned()
-            .collect())
+        Ok(topic.as_ref())
+    }
+
+    /// Whether a message of this topic goes to this link.
+    fn goes_to(&self, link: &Link, topic: &[u8]) -> bool {
+        link.connecting && !self.hub.options.filter || link.wants(topic)
+    }
+
+    /// The links that a message of this topic goes to.
+    fn targets(&self, topic: &[u8]) -> Targets {
+        self.hub.links().iter().filter(|link| self.goes_to(link, topic)).cloned().collect()
+    }
+
+    /// Publishes over the only link, as nearly always there is just one and it has room; `None` if it is otherwise.
+    fn publish_now(&self, topic: &[u8], frames: &[impl Frame]) -> Option<Result<()>> {
+        let links = self.hub.links();
+        let [link] = &links[..] else { return None };
+        if !self.goes_to(link, topic) {
+            return Some(Ok(()));
+        }
+        let done = link.outbox.push_now(frames)?;
+        Some(done.or_else(|refused| accepted_elsewhere(link, refused)))
     }
 }
 

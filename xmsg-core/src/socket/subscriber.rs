@@ -18,13 +18,15 @@ use crate::zmtp::SocketType;
 #[derive(Debug)]
 pub struct Subscriber {
     hub: Owner,
+    /// What is left of the batch that was taken last.
+    batch: Bytes,
 }
 
 impl Subscriber {
     /// A subscriber without connections or subscriptions.
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
-        Self { hub: Owner::new(SocketType::Sub, options) }
+        Self { hub: Owner::new(SocketType::Sub, options), batch: Bytes::new() }
     }
 
     /// Connects in the background, again whenever the connection is lost, and subscribes again then.
@@ -55,7 +57,32 @@ impl Subscriber {
 
     /// [`recv`](Self::recv) for hand-written futures.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
-        self.hub.inbox.poll_next(cx).map(|next| next.map(|(_, message)| message))
+        loop {
+            if let Some(message) = Multipart::take(&mut self.batch) {
+                return Poll::Ready(Some(message));
+            }
+            match self.poll_recv_batch(cx) {
+                Poll::Ready(Some(batch)) => self.batch = batch,
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// The next messages that came in together, one or more, as they were on the wire: for [`Frames`](crate::zmtp::Frames), or to be passed
+    /// on as they are. `None` once the socket is closed and everything received was taken. Dropping the future loses nothing.
+    pub async fn recv_batch(&mut self) -> Option<Bytes> {
+        std::future::poll_fn(|cx| self.poll_recv_batch(cx)).await
+    }
+
+    /// [`recv_batch`](Self::recv_batch) for hand-written futures.
+    pub fn poll_recv_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if !self.batch.is_empty() {
+            return Poll::Ready(Some(std::mem::take(&mut self.batch)));
+        }
+        // A slab is used again when nobody holds a part of it.
+        self.batch = Bytes::new();
+        self.hub.inbox.poll_batch(cx)
     }
 
     /// Waits until there is a connection, and the subscriptions are on their way.

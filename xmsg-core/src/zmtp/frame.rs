@@ -22,7 +22,16 @@ pub struct Header {
 
 impl Header {
     /// Reads the header at the front of `bytes`; `None` while it is not complete.
+    #[inline]
     pub fn read(bytes: &[u8]) -> Result<Option<Self>, Violation> {
+        // What nearly all headers are: the short ones of messages.
+        if let [flags @ (0 | MORE), len, ..] = *bytes {
+            return Ok(Some(Self { flags, body_len: u64::from(len), len: 2 }));
+        }
+        Self::read_other(bytes)
+    }
+
+    fn read_other(bytes: &[u8]) -> Result<Option<Self>, Violation> {
         let Some(&flags) = bytes.first() else { return Ok(None) };
         if flags & RESERVED != 0 || flags & (COMMAND | MORE) == COMMAND | MORE {
             return Err(Violation::InvalidFlags(flags));

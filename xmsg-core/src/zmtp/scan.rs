@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::frame::Header;
+use super::frame::{Header, MORE};
 use super::{Limits, Violation};
 
 /// Where one whole message lies in the bytes that were scanned.
@@ -79,6 +79,13 @@ impl Scanner {
     pub fn scan(&mut self, bytes: &[u8], spans: &mut Vec<Span>) -> Result<Stop, Violation> {
         let mut start = 0;
         let stop = loop {
+            if self.next == start
+                && let Some(span) = self.short_message(bytes, start)
+            {
+                spans.push(span);
+                (start, self.next) = (span.end, span.end);
+                continue;
+            }
             let header = match bytes.get(self.next..).map(Header::read) {
                 Some(Ok(Some(header))) => header,
                 Some(Err(violation)) if spans.is_empty() => return Err(violation),
@@ -124,6 +131,23 @@ impl Scanner {
         self.next -= start;
         self.first.0 = self.first.0.saturating_sub(start);
         Ok(stop)
+    }
+
+    /// The message at `start`, if it is whole, of short frames, and within the limits: nearly always. Otherwise the long way round will
+    /// tell what is the matter.
+    fn short_message(&self, bytes: &[u8], start: usize) -> Option<Span> {
+        let (mut at, mut frames) = (start, 0);
+        loop {
+            let [flags @ (0 | MORE), len, ..] = *bytes.get(at..)? else { return None };
+            at += 2 + usize::from(len);
+            frames += 1;
+            if flags == 0 {
+                break;
+            }
+        }
+        let is_good = at <= bytes.len() && frames <= self.frames_max && at - start <= self.message_size;
+        let first_len = usize::from(bytes[start + 1]);
+        is_good.then_some(Span { start, end: at, first_start: start + 2, first_len, frames })
     }
 
     /// Bytes that the unfinished message is known to need beyond `have`, as far as its headers tell.

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
+use tracing_subscriber::EnvFilter;
 
 pub use file::{Change, SettingsError, absolute, merge, parse, print, read};
 pub use proxy::{Heartbeat, LimitSettings, PolicySection, ProxySettings, RegistrarSection, Tcp};
@@ -107,15 +108,24 @@ impl Default for Log {
 }
 
 impl Log {
-    fn check(&self) -> Result<(), SettingsError> {
-        tracing_subscriber::EnvFilter::try_new(&self.filter).map(drop).map_err(|error| {
-            SettingsError::new(format!(
-                "the log filter {:?} (log.filter, RUST_LOG, --log-filter) can't be read: {error}; give a level, or \
-                 module=level with commas between",
-                self.filter
-            ))
-        })
+    /// The filter, to be given to `tracing-subscriber`.
+    pub fn env_filter(&self) -> Result<EnvFilter, SettingsError> {
+        env_filter(&self.filter)
     }
+}
+
+/// A log filter from text such as `info,xmsg_core=debug`, as in `RUST_LOG`.
+///
+/// Spaces around directives are taken away: tracing-subscriber 0.3 reads a directive with one in front of it wrongly, or panics. Values of
+/// fields are text and no regular expressions, of which a short one can take minutes to compile.
+pub fn env_filter(text: &str) -> Result<EnvFilter, SettingsError> {
+    let directives = text.split(',').map(str::trim).collect::<Vec<_>>().join(",");
+    EnvFilter::builder().with_regex(false).parse(directives).map_err(|error| {
+        SettingsError::new(format!(
+            "the log filter {text:?} (log.filter, RUST_LOG, --log-filter) can't be read: {error}; give a level, or module=level with \
+             commas between"
+        ))
+    })
 }
 
 /// What log lines look like.
@@ -283,6 +293,14 @@ mod tests {
             let error = error::<ProxySettings>(text);
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn spaces_around_the_directives_of_a_log_filter_mean_nothing() {
+        let text = " info, xmsg_core=debug ,\tw\u{fc}st[\u{fc}]=warn";
+        let [spaced, plain] =
+            [text, &text.replace([' ', '\t'], "")].map(|text| env_filter(text).unwrap().to_string());
+        assert_eq!(spaced, plain);
     }
 
     #[test]

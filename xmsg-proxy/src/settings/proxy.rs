@@ -245,7 +245,7 @@ impl Settings for ProxySettings {
             ));
         }
         self.admin.check()?;
-        self.log.check()
+        self.log.env_filter().map(drop)
     }
 
     fn log(&self) -> &Log {

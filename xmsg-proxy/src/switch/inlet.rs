@@ -13,7 +13,7 @@ use xmsg_core::zmtp::{Command, Span, Version};
 
 use super::delivery::{Cut, Delivery, Run};
 use super::peers::{Drops, Gate, Publisher, Subscriber};
-use super::table::Table;
+use super::table::{Routes, Table};
 use crate::config::Config;
 use crate::policy::Policies;
 use crate::security::Rights;
@@ -24,6 +24,8 @@ const TOPICS: usize = 16 << 10;
 const TOPIC_BYTES: usize = 4 << 20;
 /// Members of all target sets that an inlet remembers, at most.
 const MEMBERS: usize = 1 << 20;
+/// Messages among which topics are looked up together.
+const AHEAD: usize = 64;
 /// Answers to control requests that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
 /// asking.
 const ANSWERS_MAX: usize = URGENT_MAX / 2;
@@ -112,40 +114,78 @@ impl Cache {
         self.epoch = Some(epoch);
     }
 
-    /// The number of the set of subscribers of this topic.
-    fn set(&mut self, topic: &[u8], table: &Table) -> usize {
+    /// What matters of the topic of this message.
+    fn topic<'a>(&self, wire: &'a [u8], span: &Span) -> &'a [u8] {
+        let topic = span.first(wire);
+        &topic[..topic.len().min(self.longest_prefix)]
+    }
+
+    /// The number of the set of subscribers of the first message's topic. If it is not known, it is looked up together with others that
+    /// come next, which costs little more.
+    fn set(&mut self, wire: &[u8], spans: &[Span], table: &Table) -> usize {
+        let topic = self.topic(wire, &spans[0]);
         if let Some(set) = self.topics.get(topic) {
             return *set;
         }
-        let allowed = self.rights.as_ref().is_none_or(|rights| rights.may_publish(topic));
-        let routes = table.routes();
-        routes.find(topic, &mut self.found);
+        let mut unknown = Vec::new();
+        for span in &spans[..spans.len().min(AHEAD)] {
+            let topic = self.topic(wire, span);
+            if unknown.last() != Some(&topic) && !self.topics.contains_key(topic) {
+                unknown.push(topic);
+            }
+        }
+        self.look_up(&unknown, &table.routes());
+        // It is there now.
+        self.topics.get(topic).copied().unwrap_or(DENIED)
+    }
+
+    fn look_up(&mut self, topics: &[&[u8]], routes: &Routes) {
+        let found = routes.find_each(topics);
+        let mut found = &found[..];
+        for (number, topic) in topics.iter().enumerate() {
+            let members = found.iter().take_while(|(topic, _)| *topic == number).count();
+            let (own, others) = found.split_at(members);
+            found = others;
+            if self.topics.contains_key(*topic) {
+                continue;
+            }
+            let set = if self.rights.as_ref().is_none_or(|rights| rights.may_publish(topic)) {
+                self.target_set(
+                    own.iter().map(|(_, subscriber)| *subscriber),
+                    self.policies.of(topic),
+                    routes,
+                )
+            } else {
+                DENIED
+            };
+            self.topics.insert((*topic).into(), set);
+            self.topic_bytes += topic.len();
+        }
+    }
+
+    /// The number of this set.
+    fn target_set(&mut self, members: impl Iterator<Item = u32>, rule: u32, routes: &Routes) -> usize {
+        self.found.clear();
+        self.found.extend(members);
         let members = self.found.len();
-        let rule = self.policies.of(topic);
         self.found.push(rule);
-        let set = if !allowed {
-            DENIED
-        } else if let Some(set) = self.set_numbers.get(&self.found[..]) {
-            *set
-        } else {
-            let slots = self.found[..members].iter().filter_map(|id| {
-                if let Some(slot) = self.slot_numbers.get(id) {
-                    return Some(*slot);
-                }
-                let subscriber = routes.subscriber(*id)?.clone();
-                self.slots.push(Slot { subscriber, runs: Vec::new() });
-                self.slot_numbers.insert(*id, self.slots.len() - 1);
-                Some(self.slots.len() - 1)
-            });
-            let slots = slots.collect();
-            self.sets.push(TargetSet { slots, rule });
-            self.members += members;
-            self.set_numbers.insert(self.found.as_slice().into(), self.sets.len() - 1);
-            self.sets.len() - 1
-        };
-        self.topics.insert(topic.into(), set);
-        self.topic_bytes += topic.len();
-        set
+        if let Some(set) = self.set_numbers.get(&self.found[..]) {
+            return *set;
+        }
+        let slots = self.found[..members].iter().filter_map(|id| {
+            if let Some(slot) = self.slot_numbers.get(id) {
+                return Some(*slot);
+            }
+            let subscriber = routes.subscriber(*id)?.clone();
+            self.slots.push(Slot { subscriber, runs: Vec::new() });
+            self.slot_numbers.insert(*id, self.slots.len() - 1);
+            Some(self.slots.len() - 1)
+        });
+        let slots = slots.collect();
+        self.sets.push(TargetSet { slots, rule });
+        self.members += members;
+        self.set_numbers.insert(self.found.as_slice().into(), self.sets.len() - 1);
+        self.sets.len() - 1
     }
 }
 
@@ -190,16 +230,14 @@ impl Inlet {
 
     fn match_batch(&mut self, wire: &[u8], spans: &[Span]) {
         self.cache.refresh(&self.table, &self.publisher);
-        let longest = self.cache.longest_prefix;
         let mut run = Run { first: 0, end: 0, rule: 0 };
         let mut last: Option<(&[u8], usize)> = None;
         for (number, span) in spans.iter().enumerate() {
-            let topic = span.first(wire);
-            let topic = &topic[..topic.len().min(longest)];
+            let topic = self.cache.topic(wire, span);
             match last {
                 Some((known, _)) if known == topic => {}
                 _ => {
-                    let set = self.cache.set(topic, &self.table);
+                    let set = self.cache.set(wire, &spans[number..], &self.table);
                     if let Some((topic, before)) = last.filter(|(_, before)| *before != set) {
                         run.end = number;
                         self.assign(before, run, topic);

@@ -1,4 +1,4 @@
-//! Who subscribed to what: one trie, changed by one task, read by every inlet.
+//! Who subscribed to what: one table of prefixes, changed by one task, read by every inlet.
 //!
 //! Connections send [`Change`]s over a bounded channel. The task applies many at once, then raises the *epoch*: inlets
 //! notice and forget what they had looked up. After that it tells the publishers what is newly wanted, or no longer.
@@ -9,8 +9,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, mpsc, oneshot};
+use xmsg_core::prefixes::{PrefixId, PrefixTable};
 use xmsg_core::socket::session::{Batch, Ended, Handler};
-use xmsg_core::trie::{NodeId, Trie};
 use xmsg_core::zmtp::{Limits, Version};
 
 use super::peers::{Publisher, Subscriber};
@@ -29,7 +29,7 @@ const FORGET: usize = 1024;
 const SNAPSHOT_MIN: usize = 64 << 10;
 /// Pieces of a snapshot; then the changes are put together.
 const SNAPSHOT_PARTS: usize = 64;
-/// Places of the trie that are looked at under one lock when all of it is listed.
+/// Places of the table that are looked at under one lock when all of it is listed.
 const LISTED: usize = 1024;
 
 /// Something that happened to a connection.
@@ -58,28 +58,28 @@ pub(super) struct Table {
 
 #[derive(Debug)]
 pub(super) struct Routes {
-    trie: Trie<u32>,
+    prefixes: PrefixTable<u32>,
     subscribers: HashMap<u32, Arc<Subscriber>>,
     policies: Arc<Policies>,
 }
 
 impl Routes {
-    /// The subscribers of this topic, each once, in a fixed order.
-    pub(super) fn find(&self, topic: &[u8], found: &mut Vec<u32>) {
-        found.clear();
-        let mut sources = 0;
-        self.trie.find(topic, |keys| {
-            found.extend_from_slice(keys);
-            sources += 1;
+    /// The subscribers of these topics, each with the number of the topic, once and in a fixed order.
+    pub(super) fn find_each(&self, topics: &[&[u8]]) -> Vec<(usize, u32)> {
+        let mut found = Vec::new();
+        self.prefixes.find_each(topics, |topic, subscribers| {
+            found.extend(subscribers.iter().map(|subscriber| (topic, *subscriber)));
         });
-        if sources > 1 {
+        // Unless they come from one prefix for each topic.
+        if !found.is_sorted_by(|one, next| one < next) {
             found.sort_unstable();
             found.dedup();
         }
+        found
     }
 
     pub(super) fn longest_prefix(&self) -> usize {
-        self.trie.longest_prefix()
+        self.prefixes.longest_prefix()
     }
 
     pub(super) fn policies(&self) -> &Arc<Policies> {
@@ -94,7 +94,11 @@ impl Routes {
 impl Table {
     pub(super) fn new(upstream: Upstream, policies: Policies) -> (Arc<Self>, TableTask) {
         let (changes, receiver) = mpsc::channel(CHANGES);
-        let routes = Routes { trie: Trie::new(), subscribers: HashMap::new(), policies: Arc::new(policies) };
+        let routes = Routes {
+            prefixes: PrefixTable::new(),
+            subscribers: HashMap::new(),
+            policies: Arc::new(policies),
+        };
         let table = Arc::new(Self {
             routes: RwLock::new(routes),
             epoch: AtomicU64::new(0),
@@ -105,7 +109,7 @@ impl Table {
             table: table.clone(),
             changes: receiver,
             upstream,
-            nodes: HashMap::new(),
+            own: HashMap::new(),
             publishers: BTreeMap::new(),
             snapshots: HashMap::new(),
         };
@@ -136,7 +140,7 @@ impl Table {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if self.routes().trie.node(prefix).is_some() {
+            if self.routes().prefixes.id(prefix).is_some() {
                 return;
             }
             changed.await;
@@ -144,7 +148,7 @@ impl Table {
     }
 
     pub(super) fn subscriptions(&self) -> usize {
-        self.routes().trie.len()
+        self.routes().prefixes.len()
     }
 
     /// Calls `found` with every prefix and its number of subscribers. The lock is let go of between parts, so that inlets and
@@ -154,10 +158,11 @@ impl Table {
         for start in (0..).step_by(LISTED) {
             {
                 let routes = self.routes();
-                if start >= routes.trie.places() {
+                if start >= routes.prefixes.places() {
                     return;
                 }
-                part.extend(routes.trie.prefixes_within(start..start + LISTED));
+                let some = routes.prefixes.prefixes_within(start..start + LISTED);
+                part.extend(some.map(|(prefix, subscribers)| (prefix.to_vec(), subscribers)));
             }
             part.drain(..).for_each(|(prefix, subscribers)| found(prefix, subscribers));
         }
@@ -182,8 +187,8 @@ pub(super) struct TableTask {
     table: Arc<Table>,
     changes: mpsc::Receiver<Change>,
     upstream: Upstream,
-    /// Where each subscriber's subscriptions live.
-    nodes: HashMap<u32, HashSet<NodeId>>,
+    /// Each subscriber's subscriptions.
+    own: HashMap<u32, HashSet<PrefixId>>,
     /// In a fixed order, so that a simulation can repeat what it did.
     publishers: BTreeMap<u32, Arc<Publisher>>,
     /// All that is wanted, encoded for new publishers of each version.
@@ -250,17 +255,12 @@ impl TableTask {
                     for change in changes.by_ref() {
                         match change {
                             Change::Subscribe(subscriber, prefix) => {
-                                differs |= subscribe(
-                                    &mut routes,
-                                    &mut self.nodes,
-                                    &subscriber,
-                                    prefix,
-                                    &mut tidings,
-                                );
+                                differs |=
+                                    subscribe(&mut routes, &mut self.own, &subscriber, prefix, &mut tidings);
                             }
                             Change::Cancel(subscriber, prefix) => {
                                 differs |=
-                                    cancel(&mut routes, &mut self.nodes, &subscriber, &prefix, &mut tidings);
+                                    cancel(&mut routes, &mut self.own, &subscriber, &prefix, &mut tidings);
                             }
                             Change::Policies(policies) => {
                                 routes.policies = policies;
@@ -330,9 +330,9 @@ impl TableTask {
             if upstream == Upstream::All {
                 version.write_subscription(&mut bytes, true, &Bytes::new());
             } else {
-                for (prefix, _) in table.routes().trie.prefixes() {
+                for (prefix, _) in table.routes().prefixes.prefixes() {
                     if prefix != CONTROL_TOPIC {
-                        version.write_subscription(&mut bytes, true, &prefix.into());
+                        version.write_subscription(&mut bytes, true, &Bytes::copy_from_slice(prefix));
                     }
                 }
             }
@@ -353,16 +353,16 @@ impl TableTask {
         let subscribers: Vec<_> = self.table.routes().subscribers.values().cloned().collect();
         for subscriber in subscribers {
             let rights = subscriber.grant.rights().unwrap_or_default();
-            let own: Vec<NodeId> = self.nodes.get(&subscriber.id).into_iter().flatten().copied().collect();
+            let own: Vec<PrefixId> = self.own.get(&subscriber.id).into_iter().flatten().copied().collect();
             for part in own.chunks(FORGET) {
                 let mut tidings = Tidings::new();
                 {
                     let mut routes = self.table.routes_mut();
-                    for node in part {
-                        let prefix = Bytes::from(routes.trie.prefix(*node));
+                    for id in part {
+                        let prefix = Bytes::copy_from_slice(routes.prefixes.prefix(*id));
                         if !rights.may_subscribe(&prefix) {
                             subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
-                            cancel(&mut routes, &mut self.nodes, &subscriber, &prefix, &mut tidings);
+                            cancel(&mut routes, &mut self.own, &subscriber, &prefix, &mut tidings);
                         }
                     }
                     self.table.advance();
@@ -376,16 +376,16 @@ impl TableTask {
     /// Takes away all that a subscriber wanted, a part at a time, so that others get their turn.
     async fn forget(&mut self, id: u32) {
         self.table.routes_mut().subscribers.remove(&id);
-        let Some(own) = self.nodes.remove(&id) else { return };
-        let mut own: Vec<NodeId> = own.into_iter().collect();
+        let Some(own) = self.own.remove(&id) else { return };
+        let mut own: Vec<PrefixId> = own.into_iter().collect();
         // For the same reason.
         own.sort_unstable();
         for part in own.chunks(FORGET) {
             let mut tidings = Tidings::new();
             {
                 let mut routes = self.table.routes_mut();
-                for node in part {
-                    if let Some(prefix) = routes.trie.remove(*node, id) {
+                for prefix in part {
+                    if let Some(prefix) = routes.prefixes.remove(*prefix, id) {
                         tidings.push((false, prefix.into()));
                     }
                 }
@@ -397,11 +397,11 @@ impl TableTask {
     }
 }
 
-type Nodes = HashMap<u32, HashSet<NodeId>>;
+type Own = HashMap<u32, HashSet<PrefixId>>;
 
 fn subscribe(
     routes: &mut Routes,
-    nodes: &mut Nodes,
+    own: &mut Own,
     subscriber: &Arc<Subscriber>,
     prefix: Bytes,
     tidings: &mut Tidings,
@@ -411,12 +411,12 @@ fn subscribe(
         return false;
     }
     let len = prefix.len();
-    let inserted = routes.trie.insert(&prefix, subscriber.id);
+    let inserted = routes.prefixes.insert(&prefix, subscriber.id);
     if inserted.is_first {
         tidings.push((true, prefix));
     }
     if inserted.is_new {
-        nodes.entry(subscriber.id).or_default().insert(inserted.node);
+        own.entry(subscriber.id).or_default().insert(inserted.prefix);
         routes.subscribers.entry(subscriber.id).or_insert_with(|| subscriber.clone());
         subscriber.subscriptions.fetch_add(1, Ordering::Relaxed);
         subscriber.subscription_bytes.fetch_add(len, Ordering::Relaxed);
@@ -426,16 +426,16 @@ fn subscribe(
 
 fn cancel(
     routes: &mut Routes,
-    nodes: &mut Nodes,
+    own: &mut Own,
     subscriber: &Subscriber,
     prefix: &Bytes,
     tidings: &mut Tidings,
 ) -> bool {
-    let Some(node) = routes.trie.node(prefix) else { return false };
-    if !nodes.get_mut(&subscriber.id).is_some_and(|own| own.remove(&node)) {
+    let Some(id) = routes.prefixes.id(prefix) else { return false };
+    if !own.get_mut(&subscriber.id).is_some_and(|own| own.remove(&id)) {
         return false;
     }
-    if routes.trie.remove(node, subscriber.id).is_some() {
+    if routes.prefixes.remove(id, subscriber.id).is_some() {
         tidings.push((false, prefix.clone()));
     }
     subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);

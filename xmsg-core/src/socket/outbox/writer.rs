@@ -5,9 +5,10 @@ use std::io::{self, IoSlice};
 use std::task::Poll;
 
 use bytes::{Buf, Bytes, BytesMut};
+use smallvec::SmallVec;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::{Amount, Chunk, Outbox};
+use super::{Amount, Chunk, Outbox, SPARE, TAIL_LEN};
 use crate::zmtp::curve::{LONG_FRAME, Sealer};
 use crate::zmtp::{Header, whole_messages_within};
 
@@ -85,6 +86,7 @@ impl<'a> Writer<'a> {
             let mut state = self.outbox.state();
             if state.has_messages() {
                 state.flush_tail();
+                state.in_a_row = 0;
                 // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
                 let (mut len, mut whole) = (0, false);
                 while len < WRITE_MAX || !whole {
@@ -154,6 +156,7 @@ impl<'a> Writer<'a> {
 
     fn advance(&mut self, written: usize) {
         let (mut done, mut copied) = (Amount::default(), 0);
+        let mut used: SmallVec<[Bytes; SPARE]> = SmallVec::new();
         let mut left = written;
         while let Some(chunk) = self.chunks.front() {
             let rest = chunk.bytes.len() - self.offset;
@@ -171,11 +174,21 @@ impl<'a> Writer<'a> {
                 for chunk in self.begun.drain(..) {
                     done += Amount::new(chunk.messages, chunk.charge);
                     copied += if chunk.lease.is_none() { chunk.charge } else { 0 };
+                    if chunk.lease.is_none() && chunk.bytes.len() >= TAIL_LEN / 2 && used.len() < SPARE {
+                        used.push(chunk.bytes);
+                    }
                 }
             }
         }
         self.outbox.strike_out(copied);
         let mut state = self.outbox.state();
+        if let Some(spare) = &mut state.spare {
+            let full = used.into_iter().filter_map(|bytes| bytes.try_into_mut().ok());
+            for mut chunk in full.take(SPARE - spare.len()).filter(|chunk| chunk.capacity() >= TAIL_LEN) {
+                chunk.clear();
+                spare.push(chunk);
+            }
+        }
         state.queued -= done;
         state.written += Amount { messages: done.messages, bytes: written as u64 };
         self.urgent_waits = !state.urgent.is_empty();

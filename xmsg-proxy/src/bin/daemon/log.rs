@@ -5,14 +5,14 @@ use std::io::IsTerminal;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
-use xmsg_proxy::settings::{Log, LogFormat};
+use xmsg_proxy::settings::{Log, LogFormat, env_filter};
 
 /// What is logged, to be changed while the daemon runs.
 pub(crate) struct Filter(reload::Handle<EnvFilter, Registry>);
 
 /// Starts to log. The filter has been checked.
 pub(crate) fn start(log: &Log) -> Filter {
-    let (filter, handle) = reload::Layer::new(EnvFilter::new(&log.filter));
+    let (filter, handle) = reload::Layer::new(log.env_filter().unwrap_or_default());
     let lines = match log.format.0 {
         LogFormat::Text => {
             fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).boxed()
@@ -26,7 +26,7 @@ pub(crate) fn start(log: &Log) -> Filter {
 impl Filter {
     /// Logs what this filter, which has been checked, lets through from now on.
     pub(crate) fn set(&self, filter: &str) {
-        if let Err(error) = self.0.reload(EnvFilter::new(filter)) {
+        if let Err(error) = self.0.reload(env_filter(filter).unwrap_or_default()) {
             tracing::error!(%error, "the log filter can't be changed");
         }
     }

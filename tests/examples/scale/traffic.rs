@@ -1,0 +1,155 @@
+//! Clients that cost next to nothing, so that the proxy is what is measured: they write messages that are encoded already, and count bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
+use xmsg_core::Connection;
+use xmsg_core::zmtp::Version;
+use xmsg_tests::raw::{Raw, message};
+use xmsg_tests::{patient, topic, within};
+
+use crate::process::ProxyProcess;
+
+/// What a publisher writes at a time.
+const PIECE: usize = 64 << 10;
+/// What a receiver reads at a time.
+const READ: usize = 16 << 10;
+
+/// What was delivered to all subscribers together.
+#[derive(Debug, Default)]
+struct Tally {
+    bytes: AtomicUsize,
+    arrived: Notify,
+}
+
+/// A proxy with publishers and subscribers that wait for messages.
+#[derive(Debug)]
+pub(crate) struct Traffic {
+    pub(crate) proxy: ProxyProcess,
+    publishers: Vec<OwnedWriteHalf>,
+    tally: Arc<Tally>,
+}
+
+/// What it took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cost {
+    /// Messages delivered in a second.
+    pub(crate) rate: f64,
+    /// Processor time of the proxy for a message delivered, ns.
+    pub(crate) processor: f64,
+}
+
+/// A message of three frames with 14 bytes of metadata and 64 of data.
+pub(crate) fn encoded(topic: &str) -> Vec<u8> {
+    message(&[topic.as_bytes(), &[7; 14], &[8; 64]])
+}
+
+impl Traffic {
+    pub(crate) async fn new() -> Self {
+        let proxy = ProxyProcess::start("0").await;
+        Self { proxy, publishers: Vec::new(), tally: Arc::default() }
+    }
+
+    pub(crate) async fn publishers(&mut self, count: usize) {
+        for _ in 0..count {
+            let mut raw = Raw::handshake(self.proxy.address.publish_port(), "PUB").await;
+            raw.is_read().await;
+            let (read, write) = raw.stream.into_split();
+            tokio::spawn(receive(read, |_| {}));
+            self.publishers.push(write);
+        }
+    }
+
+    /// A subscriber for these prefixes. They are in force after [`settle`](Self::settle).
+    pub(crate) async fn subscriber(&self, prefixes: impl Iterator<Item = String>) {
+        let mut raw = Raw::handshake(self.proxy.address.subscribe_port(), "SUB").await;
+        let mut wire = BytesMut::new();
+        for prefix in prefixes {
+            Version::V3_1.write_subscription(&mut wire, true, &Bytes::from(prefix));
+            if wire.len() >= PIECE {
+                raw.send(&wire.split()).await;
+            }
+        }
+        raw.send(&wire).await;
+        raw.is_read().await;
+        let tally = self.tally.clone();
+        let (read, write) = raw.stream.into_split();
+        tokio::spawn(async move {
+            receive(read, |bytes| {
+                tally.bytes.fetch_add(bytes, Ordering::Relaxed);
+                tally.arrived.notify_one();
+            })
+            .await;
+            drop(write);
+        });
+    }
+
+    /// Waits until all subscriptions are in the table: whatever was read before is, once another one is confirmed.
+    pub(crate) async fn settle(&self) {
+        let connection = Connection::with_setup(self.proxy.address.clone(), patient());
+        within("the checks", connection.subscribe([topic("last")])).await.expect("a proxy");
+    }
+
+    /// Has each publisher write `messages` of those that are encoded here, one after another, beginning anew at the end, and waits until
+    /// each of them has arrived `copies` times. All are equally long.
+    pub(crate) async fn run(
+        &mut self,
+        encoded: &Arc<Vec<u8>>,
+        size: usize,
+        messages: usize,
+        copies: usize,
+    ) -> Cost {
+        let delivered = messages * self.publishers.len() * copies;
+        self.tally.bytes.store(0, Ordering::Relaxed);
+        let (before, started) = (self.proxy.processor_time(), Instant::now());
+        let publishing: Vec<_> = self
+            .publishers
+            .drain(..)
+            .map(|publisher| tokio::spawn(publish(publisher, encoded.clone(), messages * size)))
+            .collect();
+        while self.tally.bytes.load(Ordering::Relaxed) < delivered * size {
+            within("what was published", self.tally.arrived.notified()).await;
+        }
+        let (took, processor) = (started.elapsed(), self.proxy.processor_time() - before);
+        for publisher in publishing {
+            self.publishers.push(publisher.await.expect("it does not panic"));
+        }
+        assert_eq!(self.tally.bytes.load(Ordering::Relaxed), delivered * size, "each just once");
+        let each = |time: Duration| time.as_nanos() as f64 / delivered as f64;
+        Cost { rate: 1e9 / each(took), processor: each(processor) }
+    }
+}
+
+async fn publish(mut publisher: OwnedWriteHalf, encoded: Arc<Vec<u8>>, bytes: usize) -> OwnedWriteHalf {
+    let (mut left, mut at) = (bytes, 0);
+    while left > 0 {
+        let piece = &encoded[at..encoded.len().min(at + PIECE.min(left))];
+        publisher.write_all(piece).await.expect("the proxy reads");
+        left -= piece.len();
+        at = (at + piece.len()) % encoded.len();
+    }
+    publisher
+}
+
+/// Reads until the connection ends.
+async fn receive(stream: OwnedReadHalf, mut received: impl FnMut(usize)) {
+    while stream.readable().await.is_ok() {
+        match try_read(stream.as_ref()) {
+            Ok(0) => return,
+            Ok(bytes) => received(bytes),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// With a buffer that belongs to no task: there are thousands of them.
+fn try_read(stream: &TcpStream) -> std::io::Result<usize> {
+    stream.try_read(&mut [0; READ])
+}

@@ -1,0 +1,80 @@
+//! `xmsg bench connect`: how fast connections are made.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::options::CommonOptions;
+use super::plot::{self, Curve};
+use super::report::Report;
+use super::setup::set_up;
+use super::target::Target;
+use crate::output::counted;
+use crate::signals::Interrupt;
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg bench connect
+  xmsg bench connect --count 10000 --concurrency 64 --connect-timeout 10s";
+
+/// How long it takes to connect, with the check that the proxy answers
+///
+/// Each connection is made from nothing: publishing port, control port, and the answer to a control request. It is closed
+/// at once.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// How many connections
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    count: u64,
+
+    /// So many are made at the same time
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    concurrency: u16,
+
+    #[command(flatten)]
+    pub(super) common: CommonOptions,
+}
+
+impl Arguments {
+    pub(super) fn title(&self) -> String {
+        format!("{}, {} at a time", counted(self.count, "connection"), self.concurrency)
+    }
+}
+
+pub(super) async fn run(
+    arguments: &Arguments,
+    target: &Target,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<Report> {
+    let made = set_up(
+        "connections",
+        arguments.count,
+        arguments.concurrency,
+        interrupt,
+        async |_| {
+            let connection = target.connection();
+            connection.connect().await?;
+            Ok(connection)
+        },
+        async |connection| {
+            connection.close(Duration::ZERO).await;
+        },
+    );
+    let made = made.await?;
+    let plot = arguments.common.report.plot.is_some().then(|| {
+        let curves = [Curve { name: "connections".to_owned(), times: &made.times }];
+        plot::percentiles(&format!("Connecting: {}", arguments.title()), "time to connect", &curves)
+    });
+    Ok(Report {
+        mode: "connect",
+        settings: json!({ "count": arguments.count, "concurrency": arguments.concurrency }),
+        result: made.json("connections"),
+        text: made.text("connections"),
+        plot: plot.transpose()?,
+        interrupted: made.interrupted,
+        lost: 0,
+        failed: made.failure("connection"),
+    })
+}

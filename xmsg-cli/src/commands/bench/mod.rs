@@ -1,0 +1,293 @@
+//! `xmsg bench`: how fast a proxy is, and whether it loses anything.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`throughput`], [`latency`], [`connect`], [`subscribe`], [`sync`] | the modes: options, what is done, what is told |
+//! | [`options`], [`target`] | what all modes have: options, and the proxy that is measured |
+//! | [`client`] | publishers and subscribers: the only place that publishes and takes messages |
+//! | [`phase`] | publishers and subscribers at work together, until everything has arrived |
+//! | [`setup`] | something that is set up over and over, and the time that takes |
+//! | [`pacer`] | a publisher that keeps to a timetable |
+//! | [`check`] | sequence numbers: what is missing, late, or there twice |
+//! | [`histogram`], [`timeline`] | times with their percentiles; rates over time |
+//! | [`report`], [`plot`], [`live`] | tables, SVG, and a line on a terminal |
+
+mod check;
+mod client;
+mod connect;
+mod histogram;
+mod latency;
+mod live;
+mod options;
+mod pacer;
+mod phase;
+mod plot;
+mod report;
+mod setup;
+mod subscribe;
+mod sync;
+mod target;
+mod throughput;
+mod timeline;
+
+use std::fmt;
+use std::fs::Permissions;
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+
+use crate::exit::Exit;
+use crate::output::{Output, counted};
+use crate::signals::Interrupt;
+
+use client::{Receiver, Sender};
+use options::CommonOptions;
+use report::Report;
+use target::Target;
+
+/// How long publishers go on sending at the end; by then everything was sent, or given up.
+const LINGER: Duration = Duration::from_millis(100);
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg bench --embedded                                  throughput, one to one, with a proxy of its own
+  xmsg bench -p 8 -s 8 --size 1KiB                       eight publishers, eight subscribers
+  xmsg bench latency --rate 1000,10000,100000            percentiles at fixed rates
+  xmsg bench latency --rate 10000 --json --plot latency.svg
+  xmsg bench connect --count 1000 --concurrency 16       connections, each with its check
+  xmsg bench subscribe --on-one-connection 1000,100000   until a great many subscriptions are confirmed
+  xmsg bench sync --in-flight 8                          synchronous publishing
+
+Lost messages are told and are no failure, unless --fail-on-loss is given: then the exit code is 1.
+Ctrl-C ends a bench early; what was measured is told, and the exit code is 130.";
+
+/// Measure a proxy: throughput, latency, how fast connections and subscriptions are made
+///
+/// Without a mode, and with the options of one, it measures throughput. Clients are tasks of this process. Results go to
+/// standard output, as a table or, with --json, as one JSON document.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+// A group has the name of its struct, and that of the mode within has the same.
+#[group(skip)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    mode: Option<Mode>,
+
+    #[command(flatten)]
+    throughput: throughput::Arguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Mode {
+    Throughput(Box<throughput::Arguments>),
+    Latency(Box<latency::Arguments>),
+    Connect(Box<connect::Arguments>),
+    Subscribe(Box<subscribe::Arguments>),
+    Sync(Box<sync::Arguments>),
+}
+
+impl Arguments {
+    /// How many threads the runtime should have, if that was said.
+    pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
+        self.common().target.threads
+    }
+
+    fn common(&self) -> &CommonOptions {
+        match &self.mode {
+            None => &self.throughput.common,
+            Some(Mode::Throughput(arguments)) => &arguments.common,
+            Some(Mode::Latency(arguments)) => &arguments.common,
+            Some(Mode::Connect(arguments)) => &arguments.common,
+            Some(Mode::Subscribe(arguments)) => &arguments.common,
+            Some(Mode::Sync(arguments)) => &arguments.common,
+        }
+    }
+
+    fn title(&self) -> String {
+        match &self.mode {
+            None => self.throughput.title(),
+            Some(Mode::Throughput(arguments)) => arguments.title(),
+            Some(Mode::Latency(arguments)) => arguments.title(),
+            Some(Mode::Connect(arguments)) => arguments.title(),
+            Some(Mode::Subscribe(arguments)) => arguments.title(),
+            Some(Mode::Sync(arguments)) => arguments.title(),
+        }
+    }
+
+    async fn measure(&self, target: &Target, interrupt: &mut Interrupt) -> anyhow::Result<Report> {
+        match &self.mode {
+            None => throughput::run(&self.throughput, target, interrupt).await,
+            Some(Mode::Throughput(arguments)) => throughput::run(arguments, target, interrupt).await,
+            Some(Mode::Latency(arguments)) => latency::run(arguments, target, interrupt).await,
+            Some(Mode::Connect(arguments)) => connect::run(arguments, target, interrupt).await,
+            Some(Mode::Subscribe(arguments)) => subscribe::run(arguments, target, interrupt).await,
+            Some(Mode::Sync(arguments)) => sync::run(arguments, target, interrupt).await,
+        }
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let options = &arguments.common().report;
+    // Before the work: a file that cannot be written is told at once.
+    let plot_file = options.plot.as_deref().map(PlotFile::create).transpose()?;
+    let target = Target::open(arguments.common()).await?;
+    let report = match arguments.measure(&target, &mut interrupt).await {
+        Err(error) if error.is::<Interrupted>() => return Ok(Exit::Interrupted),
+        report => report?,
+    };
+
+    let mut output = Output::stdout()?;
+    let written = if options.json {
+        writeln!(output.buffer(), "{:#}", document(&report, &target))
+    } else {
+        let embedded = if target.is_embedded() { "an embedded proxy" } else { "the proxy" };
+        let (mode, title, address) = (report.mode, arguments.title(), target.address());
+        let stopped = if report.interrupted { "stopped early\n" } else { "" };
+        let text = &report.text;
+        writeln!(output.buffer(), "{mode}: {title}, through {embedded} at {address}\n\n{text}{stopped}")
+    };
+    // To write to memory cannot fail.
+    drop(written);
+    if let (Some(file), Some(svg)) = (plot_file, &report.plot) {
+        file.write(svg)?;
+    }
+    output.flush()?;
+    target.close().await;
+
+    if report.interrupted {
+        return Ok(Exit::Interrupted);
+    }
+    if let Some(failed) = report.failed {
+        bail!(failed);
+    }
+    if options.fail_on_loss && report.lost > 0 {
+        bail!(
+            "{} lost: the proxy drops for slow subscribers unless its policy is `block`, and its log says for whom",
+            counted(report.lost, "message")
+        );
+    }
+    Ok(Exit::Done)
+}
+
+/// What `--json` writes. Fields are added, never renamed: docs/operations.md lists them.
+fn document(report: &Report, target: &Target) -> Value {
+    json!({
+        "mode": report.mode,
+        "version": env!("CARGO_PKG_VERSION"),
+        "proxy": target.address().to_string(),
+        "embedded": target.is_embedded(),
+        "threads": tokio::runtime::Handle::current().metrics().num_workers(),
+        "interrupted": report.interrupted,
+        "settings": report.settings,
+        "result": report.result,
+    })
+}
+
+/// Closes the clients of a bench that is over.
+async fn close(senders: Vec<Sender>, receivers: Vec<Receiver>) {
+    futures::future::join_all(senders.into_iter().map(|sender| sender.close(LINGER))).await;
+    futures::future::join_all(receivers.into_iter().map(Receiver::close)).await;
+}
+
+/// Ctrl-C while there was nothing to tell yet.
+#[derive(Debug)]
+struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// The result of what comes before measuring.
+async fn unless_interrupted<T>(
+    interrupt: &mut Interrupt,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::select! {
+        result = work => result,
+        () = interrupt.wait() => Err(Interrupted.into()),
+    }
+}
+
+/// A file that appears, or is replaced, when it is complete.
+#[derive(Debug)]
+struct PlotFile {
+    path: PathBuf,
+    file: NamedTempFile,
+}
+
+impl PlotFile {
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let what = || format!("cannot write {}", path.display());
+        if path.is_dir() {
+            return Err(anyhow::anyhow!("it is a folder")).with_context(what);
+        }
+        // What any new file gets, instead of nobody else's business.
+        let permissions = Permissions::from_mode(0o666);
+        let file = tempfile::Builder::new()
+            .prefix(".xmsg-bench-")
+            .permissions(permissions)
+            .tempfile_in(folder)
+            .with_context(what)?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn write(mut self, svg: &str) -> anyhow::Result<()> {
+        let what = || format!("cannot write {}", self.path.display());
+        self.file.write_all(svg.as_bytes()).with_context(what)?;
+        self.file.persist(&self.path).map_err(|error| error.error).with_context(what)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Arguments of a mode.
+    pub(super) fn parse<A: Args>(words: &[&str]) -> A {
+        let command = A::augment_args(clap::Command::new("bench"));
+        A::from_arg_matches(&command.get_matches_from(words)).unwrap()
+    }
+
+    #[test]
+    fn without_a_mode_it_is_throughput() {
+        let arguments = parse::<Arguments>(&["bench", "--size", "1KiB", "--threads", "3"]);
+        assert!(arguments.mode.is_none());
+        assert_eq!(arguments.threads(), NonZeroUsize::new(3));
+        assert!(arguments.title().contains("1,024 bytes"), "{}", arguments.title());
+        let arguments = parse::<Arguments>(&["bench", "latency", "--threads", "2"]);
+        assert!(matches!(arguments.mode, Some(Mode::Latency(_))));
+        assert_eq!(arguments.threads(), NonZeroUsize::new(2));
+    }
+
+    #[test]
+    fn a_plot_replaces_the_one_before_when_it_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.svg");
+        std::fs::write(&path, "old").unwrap();
+        let file = PlotFile::create(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        file.write("new").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        drop(PlotFile::create(&path).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(PlotFile::create(&folder.path().join("none/a.svg")).is_err());
+        assert!(PlotFile::create(folder.path()).is_err());
+    }
+}

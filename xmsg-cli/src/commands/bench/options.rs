@@ -1,0 +1,128 @@
+//! Options that several modes have, and how their values are read.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use xmsg_core::Topic;
+use xmsg_proxy::Policy;
+
+use super::client::HEADER_LEN;
+use crate::args::{ConnectOptions, parse_duration};
+
+/// The longest data: with its other frames it stays below what a proxy takes.
+const SIZE_MAX: u64 = 32 << 20;
+
+/// What is measured, and how it is told: the same for all modes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CommonOptions {
+    #[command(flatten)]
+    pub(super) report: ReportOptions,
+
+    #[command(flatten)]
+    pub(super) target: TargetOptions,
+
+    #[command(flatten)]
+    pub(super) connect: ConnectOptions,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Report")]
+pub(super) struct ReportOptions {
+    /// Write the results as one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Draw the results into this file, as SVG
+    #[arg(long, value_name = "FILE.svg")]
+    pub(super) plot: Option<PathBuf>,
+
+    /// End with exit code 1 if a message was lost
+    #[arg(long)]
+    pub(super) fail_on_loss: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "What is measured")]
+pub(super) struct TargetOptions {
+    /// Start a proxy in this process and measure that, instead of the one at --proxy
+    #[arg(long)]
+    pub(super) embedded: bool,
+
+    /// What the embedded proxy does when a subscriber is too slow: drop-newest, drop-oldest, conflate, block, disconnect
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::Block, requires = "embedded")]
+    pub(super) slow_subscriber: Policy,
+
+    /// Threads that the clients share, and the embedded proxy with them [default: one for each core]
+    #[arg(long, value_name = "COUNT")]
+    pub(super) threads: Option<NonZeroUsize>,
+
+    /// Topics are below this one, in a branch that is new for each run
+    #[arg(long, value_name = "TOPIC", default_value = "bench")]
+    pub(super) topic: Topic,
+}
+
+/// How much is published.
+#[derive(Debug, clap::Args)]
+pub(super) struct LoadOptions {
+    /// Bytes of data in each message, such as 100, 1KiB or 1MB; 16 at least
+    #[arg(long, value_name = "SIZE", default_value = "100", value_parser = parse_size)]
+    pub(super) size: usize,
+
+    /// Publish for so long before anything is counted; 0: not at all
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    pub(super) warmup: Duration,
+
+    /// At the end, a message that has not come so long after the one before it is lost
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = parse_duration)]
+    pub(super) patience: Duration,
+}
+
+/// Bytes: `100`, `1KiB`, `64k`, `1MB`. As in other such tools, `K` and `M` alone are 1024 and 1024².
+fn parse_size(text: &str) -> Result<usize, String> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1000,
+        "mb" => 1_000_000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        _ => return Err(format!("the unit `{unit}` is not one of B, kB, KiB, MB, MiB")),
+    };
+    let size = number.trim_end().parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    let size = size.ok_or_else(|| "not a size: expected bytes, such as 100 or 64KiB".to_owned())?;
+    if size < HEADER_LEN as u64 {
+        return Err(format!("publisher, sequence number and time take {HEADER_LEN} bytes of each message"));
+    }
+    if size > SIZE_MAX {
+        return Err(format!("more than {} MiB", SIZE_MAX >> 20));
+    }
+    Ok(size as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, size) in [
+            ("100", 100),
+            ("16", 16),
+            ("1KiB", 1024),
+            ("64k", 65536),
+            ("1MB", 1_000_000),
+            ("2 kB", 2000),
+            ("32MiB", 32 << 20),
+            ("20b", 20),
+        ] {
+            assert_eq!(parse_size(text), Ok(size), "{text}");
+        }
+        for text in
+            ["", "15", "1GiB", "-1", "33MiB", "k", "1.5k", "99999999999999999999", "99999999999999999M"]
+        {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! `xmsg bench subscribe`: how fast subscriptions are made, and confirmed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::{Value, json};
+use xmsg_core::{Connection, Error, ErrorKind, Message, Topic};
+
+use super::client::{Receiver, Topics};
+use super::live::Live;
+use super::options::CommonOptions;
+use super::plot::{self, Curve, Line};
+use super::report::{Report, Table, per_second, rate, time};
+use super::setup::set_up;
+use super::target::Target;
+use super::unless_interrupted;
+use crate::args::parse_duration;
+use crate::output::{counted, grouped};
+use crate::signals::Interrupt;
+
+/// Pauses between two questions whether a subscription is there already: the first, and the longest.
+const PROBE_INTERVALS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(16)];
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg bench subscribe --count 1000 --concurrency 16
+  xmsg bench subscribe --on-one-connection 1000,10000,100000,1000000 --plot subscriptions.svg";
+
+/// How long it takes to subscribe, until the proxy has confirmed it
+///
+/// Each subscription has a connection of its own, made from nothing, and is ended at once. With --on-one-connection, one
+/// connection subscribes to many topics; the time is that until a message to the last of them arrives.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// How many subscriptions
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    count: u64,
+
+    /// So many are made at the same time
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    concurrency: u16,
+
+    /// Subscribe to so many topics on one connection; several numbers are measured one after another
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', conflicts_with_all = ["count", "concurrency"],
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    on_one_connection: Vec<u32>,
+
+    /// How long all subscriptions of one connection may take
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration,
+          requires = "on_one_connection")]
+    timeout: Duration,
+
+    #[command(flatten)]
+    pub(super) common: CommonOptions,
+}
+
+impl Arguments {
+    pub(super) fn title(&self) -> String {
+        if self.on_one_connection.is_empty() {
+            return format!("{}, {} at a time", counted(self.count, "subscription"), self.concurrency);
+        }
+        let counts: Vec<String> =
+            self.on_one_connection.iter().map(|count| grouped((*count).into())).collect();
+        format!("{} subscriptions on one connection", counts.join(", then "))
+    }
+}
+
+pub(super) async fn run(
+    arguments: &Arguments,
+    target: &Target,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<Report> {
+    if arguments.on_one_connection.is_empty() {
+        each_its_connection(arguments, target, interrupt).await
+    } else {
+        on_one_connection(arguments, target, interrupt).await
+    }
+}
+
+async fn each_its_connection(
+    arguments: &Arguments,
+    target: &Target,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<Report> {
+    // What confirmation needs is there before, and shared.
+    let connection = target.connection();
+    unless_interrupted(interrupt, async { Ok(connection.connect().await?) }).await?;
+    let topics = Topics::new(&arguments.common.target.topic, 1);
+    let base = topics.all();
+    let up = async |number| connection.subscribe([Topic::wrap(format!("{base}{number}"))]).await;
+    let down = async |subscription| Receiver::new(subscription).close().await;
+    let made = set_up("subscriptions", arguments.count, arguments.concurrency, interrupt, up, down).await?;
+    connection.close(Duration::ZERO).await;
+    let plot = arguments.common.report.plot.is_some().then(|| {
+        let curves = [Curve { name: "subscriptions".to_owned(), times: &made.times }];
+        plot::percentiles(&format!("Subscribing: {}", arguments.title()), "time to confirmation", &curves)
+    });
+    Ok(Report {
+        mode: "subscribe",
+        settings: json!({ "count": arguments.count, "concurrency": arguments.concurrency }),
+        result: made.json("subscriptions"),
+        text: made.text("subscriptions"),
+        plot: plot.transpose()?,
+        interrupted: made.interrupted,
+        lost: 0,
+        failed: made.failure("subscription"),
+    })
+}
+
+async fn on_one_connection(
+    arguments: &Arguments,
+    target: &Target,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<Report> {
+    let publisher = target.connection();
+    unless_interrupted(interrupt, async { Ok(publisher.connect().await?) }).await?;
+    let live = Live::new("subscriptions");
+    let mut results: Vec<(u32, Duration)> = Vec::new();
+    let mut interrupted = false;
+    for count in &arguments.on_one_connection {
+        live.done(results.iter().map(|(count, _)| u64::from(*count)).sum(), None);
+        let topics = Topics::new(&arguments.common.target.topic, *count as usize);
+        tokio::select! {
+            time = confirm(target, &publisher, &topics, arguments.timeout) => results.push((*count, time?)),
+            () = interrupt.wait() => {
+                interrupted = true;
+                break;
+            }
+        }
+    }
+    drop(live);
+    publisher.close(Duration::ZERO).await;
+    report(arguments, &results, interrupted)
+}
+
+/// How long it takes until all are there. They arrive in order, so the last one tells; if each were confirmed by itself, it
+/// would be its round trip that is measured.
+async fn confirm(
+    target: &Target,
+    publisher: &Connection,
+    topics: &Topics,
+    timeout: Duration,
+) -> anyhow::Result<Duration> {
+    let last = topics.iter().last().context("no topics")?;
+    let names: Vec<Topic> = topics.iter().collect();
+    let connection = target.unchecked_connection();
+    let probe = Message::of(last, "probe");
+    let started = Instant::now();
+    let subscribing = async {
+        let mut receiver = Receiver::new(connection.subscribe(names).await?);
+        let [mut interval, longest] = PROBE_INTERVALS;
+        loop {
+            publisher.publish(&probe).await?;
+            match tokio::time::timeout(interval, receiver.next()).await {
+                Ok(messages) => break drop(messages?),
+                Err(_) => interval = (interval * 2).min(longest),
+            }
+        }
+        let time = started.elapsed();
+        receiver.close().await;
+        anyhow::Ok(time)
+    };
+    tokio::time::timeout(timeout, subscribing).await.unwrap_or_else(|_| {
+        let what = format!(
+            "the proxy at {} did not confirm {} within {} s: do its limits, and our rights, allow so many? Give it more \
+             time with --timeout",
+            target.address(),
+            counted(topics.iter().count() as u64, "subscription"),
+            timeout.as_secs_f64()
+        );
+        Err(Error::new(ErrorKind::Timeout, what).into())
+    })
+}
+
+fn report(arguments: &Arguments, results: &[(u32, Duration)], interrupted: bool) -> anyhow::Result<Report> {
+    let mut table = Table::new(&["subscriptions", "confirmed after", "per second"]);
+    for (count, after) in results {
+        let count = u64::from(*count);
+        table.row(vec![grouped(count), time(*after), rate(per_second(count, *after))]);
+    }
+    let plot = arguments.common.report.plot.is_some().then(|| {
+        let points = results.iter().map(|(count, time)| (f64::from(*count), time.as_secs_f64())).collect();
+        let line = Line { name: "until the last one is confirmed".to_owned(), points };
+        plot::times_by_count("Subscriptions on one connection", "subscriptions", &[line])
+    });
+    let results: Value = results
+        .iter()
+        .map(|(count, time)| {
+            json!({
+                "subscriptions": count,
+                "seconds": time.as_secs_f64(),
+                "subscriptions_per_second": per_second((*count).into(), *time),
+            })
+        })
+        .collect();
+    Ok(Report {
+        mode: "subscribe",
+        settings: json!({ "on_one_connection": arguments.on_one_connection }),
+        result: json!({ "on_one_connection": results }),
+        text: table.text(),
+        plot: plot.transpose()?,
+        interrupted,
+        lost: 0,
+        failed: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_on_one_connection_are_a_list() {
+        let words = ["bench", "--on-one-connection", "1000,100000"];
+        let arguments = super::super::tests::parse::<Arguments>(&words);
+        assert_eq!(arguments.title(), "1,000, then 100,000 subscriptions on one connection");
+        let report = report(&arguments, &[(1000, Duration::from_millis(10))], true).unwrap();
+        assert!(report.text.contains("10.0 ms") && report.text.contains("100,000"), "{}", report.text);
+        assert_eq!(report.result["on_one_connection"][0]["subscriptions"], 1000);
+    }
+}

@@ -1,0 +1,107 @@
+//! The proxy that is measured, and connections to it.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use xmsg_core::socket::HighWaterMark;
+use xmsg_core::{Connection, ProxyAddress, Security, Setup};
+use xmsg_proxy::Proxy;
+
+use super::client::{Receiver, Topics};
+use super::options::CommonOptions;
+use crate::exit::Usage;
+
+/// What a publisher's connection accepts before it has to wait. Small, so that what counts as published is on its way.
+const SEND_MARK: usize = 4 << 20;
+/// The mark of an embedded proxy: what waits for one subscriber.
+const PROXY_MARK: usize = 4 << 20;
+/// Connections that are made at the same time, where making them is not what is measured.
+const CONNECTING: usize = 16;
+
+#[derive(Debug)]
+pub(super) struct Target {
+    address: ProxyAddress,
+    setup: Setup,
+    /// For subscriptions that are not to be confirmed one by one.
+    unchecked: Setup,
+    embedded: Option<Proxy>,
+}
+
+impl Target {
+    pub(super) async fn open(options: &CommonOptions) -> anyhow::Result<Self> {
+        // What is confirmed is what this is about, whatever the environment says.
+        let setup = || -> xmsg_core::Result<_> {
+            Ok(options.connect.setup()?.check_connection(true).send_high_water_mark(SEND_MARK))
+        };
+        let unchecked = setup()?.check_subscription(false).build()?;
+        let setup = setup()?.check_subscription(true).build()?;
+        let mut target = Self { address: options.connect.proxy.clone(), setup, unchecked, embedded: None };
+        if options.target.embedded {
+            if !matches!(target.setup.security(), Security::Null) {
+                let what =
+                    "an embedded proxy has no security: leave out the keys, or the name, or --embedded";
+                return Err(Usage(what.to_owned()).into());
+            }
+            let proxy = Proxy::bind("127.0.0.1:0")
+                .slow_subscriber(options.target.slow_subscriber)
+                .high_water_mark(HighWaterMark::bytes(PROXY_MARK))
+                .start()
+                .await
+                .context("cannot start a proxy")?;
+            target.address = proxy.address().clone();
+            target.embedded = Some(proxy);
+        }
+        Ok(target)
+    }
+
+    pub(super) fn address(&self) -> &ProxyAddress {
+        &self.address
+    }
+
+    pub(super) fn is_embedded(&self) -> bool {
+        self.embedded.is_some()
+    }
+
+    pub(super) fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// A connection that is not opened yet.
+    pub(super) fn connection(&self) -> Connection {
+        Connection::with_setup(self.address.clone(), self.setup.clone())
+    }
+
+    /// One whose subscriptions are not confirmed.
+    pub(super) fn unchecked_connection(&self) -> Connection {
+        Connection::with_setup(self.address.clone(), self.unchecked.clone())
+    }
+
+    /// So many open connections.
+    pub(super) async fn connections(&self, count: usize) -> anyhow::Result<Vec<Connection>> {
+        let connect = |_| async {
+            let connection = self.connection();
+            connection.connect().await?;
+            anyhow::Ok(connection)
+        };
+        stream::iter(0..count).map(connect).buffer_unordered(CONNECTING).try_collect().await
+    }
+
+    /// So many subscribers, each with a connection of its own, that are confirmed to get all topics.
+    pub(super) async fn receivers(&self, count: usize, topics: &Topics) -> anyhow::Result<Vec<Receiver>> {
+        // They share what confirmation needs.
+        let connection = self.connection();
+        connection.connect().await?;
+        let subscribe = |_| async { anyhow::Ok(Receiver::new(connection.subscribe([topics.all()]).await?)) };
+        let receivers =
+            stream::iter(0..count).map(subscribe).buffer_unordered(CONNECTING).try_collect().await?;
+        connection.close(Duration::ZERO).await;
+        Ok(receivers)
+    }
+
+    pub(super) async fn close(self) {
+        if let Some(proxy) = self.embedded {
+            proxy.stop(Duration::from_secs(1)).await;
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Counts over time, and the rates between them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::report::per_second;
+
+/// Points that are kept. Before there are more, every second one goes: a run of any length has its curve.
+const POINTS_MAX: usize = 600;
+
+/// How much was published and delivered at points in time.
+#[derive(Clone, Debug)]
+pub(super) struct Timeline {
+    points: Vec<Point>,
+    interval: Duration,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Point {
+    time: Duration,
+    published: u64,
+    delivered: u64,
+}
+
+/// What happened on average from one point to the next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Rates {
+    /// The end of that time, from the start.
+    pub(super) seconds: f64,
+    pub(super) published_per_second: f64,
+    pub(super) delivered_per_second: f64,
+}
+
+impl Timeline {
+    /// Points that come sooner than `interval` after the one before replace it.
+    pub(super) fn new(interval: Duration) -> Self {
+        Self { points: vec![Point::default()], interval }
+    }
+
+    pub(super) fn add(&mut self, time: Duration, published: u64, delivered: u64) {
+        if self.points.len() >= POINTS_MAX {
+            let mut number = 0;
+            self.points.retain(|_| {
+                number += 1;
+                number % 2 == 1
+            });
+            self.interval *= 2;
+        }
+        let point = Point { time, published, delivered };
+        // Ticks come a little early or late.
+        match self.points[..] {
+            [.., before, ref last] if last.time.saturating_sub(before.time) < self.interval * 3 / 4 => {
+                let last = self.points.len() - 1;
+                self.points[last] = point;
+            }
+            _ => self.points.push(point),
+        }
+    }
+
+    /// The last point. What is left over of an interval joins the one before: alone, its rate would say little.
+    pub(super) fn finish(&mut self, time: Duration, published: u64, delivered: u64) {
+        if let [_, .., last] = self.points[..]
+            && time.saturating_sub(last.time) < self.interval / 2
+        {
+            self.points.pop();
+        }
+        self.points.push(Point { time, published, delivered });
+    }
+
+    pub(super) fn rates(&self) -> impl Iterator<Item = Rates> {
+        self.points.windows(2).map(|pair| {
+            let [from, to] = [pair[0], pair[1]];
+            let time = to.time.saturating_sub(from.time);
+            Rates {
+                seconds: to.time.as_secs_f64(),
+                published_per_second: per_second(to.published - from.published, time),
+                delivered_per_second: per_second(to.delivered - from.delivered, time),
+            }
+        })
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let json = |rates: Rates| {
+            json!({
+                "seconds": rates.seconds,
+                "published_messages_per_second": rates.published_per_second,
+                "delivered_messages_per_second": rates.delivered_per_second,
+            })
+        };
+        self.rates().map(json).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn millis(number: u64) -> Duration {
+        Duration::from_millis(number)
+    }
+
+    #[test]
+    fn rates_lie_between_points() {
+        let mut timeline = Timeline::new(millis(100));
+        timeline.add(millis(100), 10, 5);
+        timeline.add(millis(200), 10, 15);
+        let rates: Vec<Rates> = timeline.rates().collect();
+        let expected = Rates { seconds: 0.1, published_per_second: 100.0, delivered_per_second: 50.0 };
+        assert_eq!(rates[0], expected);
+        let expected = Rates { seconds: 0.2, published_per_second: 0.0, delivered_per_second: 100.0 };
+        assert_eq!(rates[1], expected);
+    }
+
+    #[test]
+    fn the_end_is_no_interval_of_its_own() {
+        let mut timeline = Timeline::new(millis(100));
+        timeline.add(millis(100), 10, 10);
+        timeline.finish(millis(101), 11, 11);
+        assert_eq!(timeline.rates().count(), 1);
+        timeline.finish(millis(190), 20, 20);
+        assert_eq!(timeline.rates().count(), 2);
+        let mut short = Timeline::new(millis(100));
+        short.finish(millis(1), 1, 1);
+        assert_eq!(short.rates().count(), 1);
+    }
+
+    #[test]
+    fn a_long_run_keeps_its_whole_curve() {
+        let mut timeline = Timeline::new(millis(100));
+        for number in 1..=100_000 {
+            timeline.add(millis(100 * number), number, number);
+        }
+        let rates: Vec<Rates> = timeline.rates().collect();
+        assert!((POINTS_MAX / 3..POINTS_MAX).contains(&rates.len()), "{}", rates.len());
+        assert!((rates.last().unwrap().seconds - 10_000.0).abs() < 1e-6);
+        assert!(rates.iter().all(|rates| (rates.published_per_second - 10.0).abs() < 1e-6));
+    }
+}

@@ -1,0 +1,311 @@
+//! A hash table from hashes to numbers that grows and shrinks by a shard at a time, so that nobody ever waits for all of it to be
+//! arranged anew (linear hashing). What the numbers mean, and whether it is the right one, the caller knows.
+
+use std::mem;
+
+use super::hash::Hash;
+
+/// Numbers for each shard, on average; one that is yet to be divided in this round has up to twice as many.
+const SHARE: usize = 512;
+/// Bits of the hash that choose the group in a shard; the others choose the shard.
+const GROUP_BITS: u32 = 12;
+/// Numbers of a group.
+const GROUP: usize = 8;
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    shards: Vec<Shard>,
+    len: usize,
+}
+
+/// A group is a line of the cache. Hashes that belong into it lie here or, if it is full, in those behind it.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+struct Group {
+    /// From the front; then zeros, which are no hashes.
+    hashes: [u32; GROUP],
+    numbers: [u32; GROUP],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    hash: Hash,
+    number: u32,
+}
+
+impl Index {
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The number of this hash that `is` the one sought.
+    #[inline]
+    pub(super) fn find(&self, hash: Hash, is: impl FnMut(u32) -> bool) -> Option<u32> {
+        self.shards.get(shard_of(hash, self.shards.len()))?.find(hash, is)
+    }
+
+    /// A number of this hash.
+    pub(super) fn get_mut(&mut self, hash: Hash) -> Option<&mut u32> {
+        let shards = self.shards.len();
+        self.shards.get_mut(shard_of(hash, shards))?.get_mut(hash)
+    }
+
+    pub(super) fn insert(&mut self, hash: Hash, number: u32) {
+        if self.len >= self.shards.len() * SHARE {
+            self.divide();
+        }
+        self.len += 1;
+        let shard = shard_of(hash, self.shards.len());
+        self.shards[shard].insert(Slot { hash, number });
+    }
+
+    /// Does nothing when it is not there.
+    pub(super) fn remove(&mut self, hash: Hash, number: u32) {
+        let shard = shard_of(hash, self.shards.len());
+        if !self.shards.get_mut(shard).is_some_and(|shard| shard.remove(hash, number)) {
+            return;
+        }
+        self.len -= 1;
+        // Far from where it would be divided again.
+        if self.len < self.shards.len() * SHARE / 4 {
+            self.unite();
+        }
+    }
+
+    /// Makes one shard more, and gives it its part of the shard that it comes from.
+    fn divide(&mut self) {
+        let new = self.shards.len();
+        self.shards.push(Shard::default());
+        if new > 0 {
+            let old = mem::take(&mut self.shards[parent(new)]);
+            let (leave, stay): (Vec<_>, Vec<_>) =
+                old.slots().partition(|slot| shard_of(slot.hash, new + 1) == new);
+            self.shards[parent(new)] = Shard::of(&stay);
+            self.shards[new] = Shard::of(&leave);
+        }
+    }
+
+    /// Takes the last shard back into the one that it came from.
+    fn unite(&mut self) {
+        if self.shards.len() > 1
+            && let Some(last) = self.shards.pop()
+        {
+            let parent = parent(self.shards.len());
+            let all: Vec<_> = self.shards[parent].slots().chain(last.slots()).collect();
+            self.shards[parent] = Shard::of(&all);
+        }
+    }
+}
+
+/// Where this hash belongs when there are so many shards.
+fn shard_of(hash: Hash, shards: usize) -> usize {
+    let bits = (hash.get() >> GROUP_BITS) as usize;
+    let round = shards.next_power_of_two();
+    let shard = bits & (round - 1);
+    // It may be yet to be made in this round.
+    if shard < shards { shard } else { shard & (round / 2).wrapping_sub(1) }
+}
+
+/// The shard that was divided to make this one.
+fn parent(shard: usize) -> usize {
+    shard & !(1 << shard.ilog2())
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    /// A power of two, or none.
+    groups: Box<[Group]>,
+    len: usize,
+}
+
+impl Shard {
+    fn of(slots: &[Slot]) -> Self {
+        // A quarter stays free: few groups are full.
+        let groups = (slots.len() * 4).div_ceil(GROUP * 3).max(1).next_power_of_two();
+        let mut shard = Self { groups: vec![Group::default(); groups].into(), len: 0 };
+        slots.iter().for_each(|slot| shard.place(*slot));
+        shard
+    }
+
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.groups.iter().flat_map(|group| (0..group.len()).filter_map(|at| group.slot(at)))
+    }
+
+    #[inline]
+    fn find(&self, hash: Hash, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
+        let mask = self.groups.len().checked_sub(1)?;
+        let mut at = hash.get() as usize & mask;
+        loop {
+            let group = &self.groups[at];
+            let mut same = group.same(hash);
+            while same != 0 {
+                let number = group.numbers[same.trailing_zeros() as usize % GROUP];
+                if is(number) {
+                    return Some(number);
+                }
+                same &= same - 1;
+            }
+            if !group.is_full() {
+                return None;
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    fn get_mut(&mut self, hash: Hash) -> Option<&mut u32> {
+        let (group, at) = self.locate(hash, |_| true)?;
+        Some(&mut self.groups[group].numbers[at])
+    }
+
+    /// The group, and the place in it.
+    fn locate(&self, hash: Hash, is: impl Fn(u32) -> bool) -> Option<(usize, usize)> {
+        let mask = self.groups.len().checked_sub(1)?;
+        let mut number = hash.get() as usize & mask;
+        loop {
+            let group = &self.groups[number];
+            let found = (0..group.len()).find(|at| group.hashes[*at] == hash.get() && is(group.numbers[*at]));
+            if let Some(at) = found {
+                return Some((number, at));
+            }
+            if !group.is_full() {
+                return None;
+            }
+            number = (number + 1) & mask;
+        }
+    }
+
+    fn insert(&mut self, slot: Slot) {
+        if (self.len + 1) * 4 > self.groups.len() * GROUP * 3 {
+            let slots: Vec<_> = self.slots().chain([slot]).collect();
+            *self = Self::of(&slots);
+        } else {
+            self.place(slot);
+        }
+    }
+
+    fn place(&mut self, slot: Slot) {
+        let mask = self.groups.len() - 1;
+        let mut at = slot.hash.get() as usize & mask;
+        while self.groups[at].is_full() {
+            at = (at + 1) & mask;
+        }
+        self.groups[at].push(slot);
+        self.len += 1;
+    }
+
+    /// `false`: it was not there.
+    fn remove(&mut self, hash: Hash, number: u32) -> bool {
+        let Some((mut hole, at)) = self.locate(hash, |other| other == number) else { return false };
+        let mask = self.groups.len() - 1;
+        let mut was_full = self.groups[hole].is_full();
+        self.groups[hole].take(at);
+        // What lies farther behind because this one was full moves up.
+        let mut next = hole;
+        while was_full {
+            next = (next + 1) & mask;
+            let group = &self.groups[next];
+            was_full = group.is_full();
+            let came_by = (0..group.len()).find(|at| {
+                let home = group.hashes[*at] as usize & mask;
+                next.wrapping_sub(home) & mask >= next.wrapping_sub(hole) & mask
+            });
+            if let Some((at, slot)) = came_by.and_then(|at| Some((at, group.slot(at)?))) {
+                self.groups[next].take(at);
+                self.groups[hole].push(slot);
+                hole = next;
+            }
+        }
+        self.len -= 1;
+        if self.groups.len() > 1 && self.len * 8 < self.groups.len() * GROUP {
+            let slots: Vec<_> = self.slots().collect();
+            *self = Self::of(&slots);
+        }
+        true
+    }
+}
+
+impl Group {
+    fn len(&self) -> usize {
+        self.hashes.iter().take_while(|hash| **hash != 0).count()
+    }
+
+    fn is_full(&self) -> bool {
+        self.hashes[GROUP - 1] != 0
+    }
+
+    fn slot(&self, at: usize) -> Option<Slot> {
+        Some(Slot { hash: Hash::new(self.hashes[at])?, number: self.numbers[at] })
+    }
+
+    /// A bit for each place with this hash. Compilers make a few instructions of it, none of them a jump.
+    #[inline]
+    fn same(&self, hash: Hash) -> u32 {
+        let mut bits = [0; GROUP];
+        for (at, bit) in bits.iter_mut().enumerate() {
+            *bit = if self.hashes[at] == hash.get() { 1 << at } else { 0 };
+        }
+        bits.iter().sum()
+    }
+
+    fn push(&mut self, slot: Slot) {
+        let len = self.len();
+        self.hashes[len] = slot.hash.get();
+        self.numbers[len] = slot.number;
+    }
+
+    /// Removes what is there; the last one takes its place.
+    fn take(&mut self, at: usize) {
+        let last = self.len() - 1;
+        self.hashes[at] = self.hashes[last];
+        self.numbers[at] = self.numbers[last];
+        self.hashes[last] = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn listed(index: &Index) -> BTreeSet<(u32, u32)> {
+        index.shards.iter().flat_map(Shard::slots).map(|slot| (slot.hash.get(), slot.number)).collect()
+    }
+
+    /// Hashes that are random, and hashes of which many are equal or next to one another.
+    #[test]
+    fn agrees_with_a_set_while_it_grows_and_shrinks() {
+        let mut random = fastrand::Rng::with_seed(1);
+        for bits in [32, 16, 10, 3] {
+            let (mut index, mut model) = (Index::default(), BTreeSet::new());
+            for phase in [9, 9, 1, 5, 1, 0] {
+                for _ in 0..6_000 / phase.max(1) {
+                    let hash = Hash::of(random.u64(..) >> (64 - bits) << 32);
+                    if random.u32(0..10) < phase {
+                        let number = random.u32(..);
+                        index.insert(hash, number);
+                        model.insert((hash.get(), number));
+                    } else if let Some(&(hash, number)) =
+                        model.range((hash.get(), 0)..).next().or(model.first())
+                    {
+                        index.remove(Hash::new(hash).unwrap(), number);
+                        model.remove(&(hash, number));
+                    }
+                }
+                assert_eq!(listed(&index), model);
+                assert_eq!(index.len, model.len());
+                for (hash, number) in &model {
+                    let hash = Hash::new(*hash).unwrap();
+                    assert_eq!(index.find(hash, |other| other == *number), Some(*number));
+                }
+                let absent = Hash::of(random.u64(..));
+                assert_eq!(index.find(absent, |_| false), None);
+            }
+            for (hash, number) in mem::take(&mut model) {
+                index.remove(Hash::new(hash).unwrap(), number);
+            }
+            assert_eq!((index.len, index.shards.len(), index.shards[0].groups.len()), (0, 1, 1));
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! Who subscribed to a prefix of this topic? Hash tables of whole prefixes.
+//!
+//! Which lengths of a topic to look for, its *heads* say, its first 8, 16, 24 … bytes: for each head that a prefix has, a table knows what
+//! lengths such prefixes have that are shorter than the next head. So a topic costs a look-up for each of its heads, as long as there are prefixes
+//! with that head, and one for each length that comes into question. However many prefixes there are, this does not become more; heads
+//! are few, and stay in the cache; what is found lies in two places that are not. (A trie is as good for a few thousand prefixes. Among a million,
+//! a topic walks through ten nodes, each known only from the one before, and most of them not in a cache.)
+//!
+//! Prefixes lie in an arena, so that a subscriber can name its subscriptions by [`PrefixId`] instead of keeping their text a second time.
+
+mod hash;
+mod index;
+
+use std::mem;
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use self::hash::{Hash, Key, PrefixHasher};
+use self::index::Index;
+
+/// A prefix that has a key. It stays valid until its last key is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PrefixId(u32);
+
+/// A set of (prefix, key) pairs that finds all keys whose prefix starts a topic. Keys are small and ordered:
+/// the number of a subscriber.
+///
+/// ```
+/// let mut table = xmsg_core::prefixes::PrefixTable::new();
+/// table.insert(b"data:power", 1_u32);
+/// table.insert(b"", 2);
+/// let mut found = Vec::new();
+/// table.find(b"data:power:watts", |keys| found.extend_from_slice(keys));
+/// assert_eq!(found, [2, 1]);
+/// ```
+#[derive(Debug)]
+pub struct PrefixTable<K> {
+    key: Key,
+    entries: Arena<Entry<K>>,
+    /// Where in the arena is the prefix of this hash?
+    index: Index,
+    /// The [`Head`] of this hash, of all lengths. Two that have the same share it, which costs but a look-up in vain.
+    heads: Index,
+    /// Lengths of prefixes without a head.
+    short: Head,
+    /// The lengths that prefixes have, ascending, and how many have it.
+    lengths: Vec<(usize, usize)>,
+    pairs: usize,
+}
+
+/// Topics that are looked for together: as many as memory serves at a time, and some more.
+const TOGETHER: usize = 32;
+/// Bytes from one head to the next.
+const STEP: usize = 8;
+
+/// What is known of the prefixes that start with some `STEP * n` bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Head {
+    /// A bit for each length from `STEP * n` to the next head. It stays until the head goes: then it costs look-ups in vain at worst.
+    lengths: u8,
+    /// How many prefixes. It stops at the most that it can be, and then the head stays.
+    prefixes: u32,
+}
+
+impl Head {
+    const PREFIXES_MAX: u32 = (1 << 24) - 1;
+
+    fn from_number(number: u32) -> Self {
+        Self { lengths: number as u8, prefixes: number >> 8 }
+    }
+
+    fn number(self) -> u32 {
+        self.prefixes << 8 | u32::from(self.lengths)
+    }
+}
+
+/// What an insertion changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inserted {
+    /// Names the prefix.
+    pub prefix: PrefixId,
+    /// The pair was not there before.
+    pub is_new: bool,
+    /// The prefix had no key before: 0 → 1.
+    pub is_first: bool,
+}
+
+/// A prefix with its keys; without keys, a place that is free. It fills a line of the cache.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Entry<K> {
+    prefix: SmallVec<[u8; 32]>,
+    /// Sorted.
+    keys: SmallVec<[K; 4]>,
+}
+
+impl<K: Copy> Default for Entry<K> {
+    fn default() -> Self {
+        Self { prefix: SmallVec::new(), keys: SmallVec::new() }
+    }
+}
+
+impl<K: Copy + Ord> Default for PrefixTable<K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K: Copy + Ord> PrefixTable<K> {
+    /// An empty table.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            key: Key::random(),
+            entries: Arena::new(),
+            index: Index::default(),
+            heads: Index::default(),
+            short: Head::default(),
+            lengths: Vec::new(),
+            pairs: 0,
+        }
+    }
+
+    /// How many (prefix, key) pairs there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pairs
+    }
+
+    /// Whether there is no pair.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pairs == 0
+    }
+
+    /// Bytes of the longest prefix; 0 when there is none.
+    #[must_use]
+    pub fn longest_prefix(&self) -> usize {
+        self.lengths.last().map_or(0, |(len, _)| *len)
+    }
+
+    /// Adds a pair. A pair is there once, however often it is added.
+    pub fn insert(&mut self, prefix: &[u8], key: K) -> Inserted {
+        let id = self.id(prefix);
+        if let Some((prefix, entry)) = id.and_then(|id| Some((id, self.entries.get_mut(id.0)?))) {
+            let at = entry.keys.binary_search(&key);
+            if let Err(at) = at {
+                entry.keys.insert(at, key);
+                self.pairs += 1;
+            }
+            return Inserted { prefix, is_new: at.is_err(), is_first: false };
+        }
+        let entry = Entry { prefix: SmallVec::from_slice(prefix), keys: SmallVec::from_slice(&[key]) };
+        let place = self.entries.add(entry);
+        self.index.insert(self.hash(prefix), place);
+        self.add_heads(prefix);
+        match self.length(prefix.len()) {
+            Ok(at) => self.lengths[at].1 += 1,
+            Err(at) => self.lengths.insert(at, (prefix.len(), 1)),
+        }
+        self.pairs += 1;
+        Inserted { prefix: PrefixId(place), is_new: true, is_first: true }
+    }
+
+    /// The id of this prefix, if it has a key.
+    #[must_use]
+    pub fn id(&self, prefix: &[u8]) -> Option<PrefixId> {
+        self.place(self.hash(prefix), prefix).map(PrefixId)
+    }
+
+    /// Removes a pair; returns the prefix when that was its last key: 1 → 0.
+    ///
+    /// Does nothing when the pair is not there.
+    pub fn remove(&mut self, prefix: PrefixId, key: K) -> Option<Vec<u8>> {
+        let place = prefix.0;
+        let keys = &mut self.entries.get_mut(place)?.keys;
+        let at = keys.binary_search(&key).ok()?;
+        keys.remove(at);
+        self.pairs -= 1;
+        if !keys.is_empty() {
+            return None;
+        }
+        let prefix = self.entries.remove(place).prefix.into_vec();
+        self.index.remove(self.hash(&prefix), place);
+        self.remove_heads(&prefix);
+        if let Ok(at) = self.length(prefix.len()) {
+            self.lengths[at].1 -= 1;
+            if self.lengths[at].1 == 0 {
+                self.lengths.remove(at);
+            }
+        }
+        Some(prefix)
+    }
+
+    /// The prefix of this id.
+    #[must_use]
+    pub fn prefix(&self, id: PrefixId) -> &[u8] {
+        &self.entries.get(id.0).prefix
+    }
+
+    /// Calls `found` with the keys of every prefix of `topic`, shortest prefix first. A key that has several
+    /// prefixes comes several times.
+    pub fn find(&self, topic: &[u8], mut found: impl FnMut(&[K])) {
+        self.candidates(topic, |hash, prefix| {
+            if let Some(place) = self.place(hash, prefix) {
+                found(&self.entries.get(place).keys);
+            }
+        });
+    }
+
+    /// [`find`](Self::find) for several topics, told apart by their number. Among many prefixes, that takes a third of the time: what one
+    /// topic waits for comes from memory together with what the others wait for.
+    pub fn find_each(&self, topics: &[&[u8]], mut found: impl FnMut(usize, &[K])) {
+        struct Candidate<'a> {
+            topic: usize,
+            prefix: &'a [u8],
+            hash: Hash,
+            place: u32,
+        }
+        let mut candidates: SmallVec<[Candidate<'_>; TOGETHER]> = SmallVec::new();
+        for (part, topics) in topics.chunks(TOGETHER).enumerate() {
+            for (number, topic) in topics.iter().enumerate() {
+                let topic_number = part * TOGETHER + number;
+                self.candidates(topic, |hash, prefix| {
+                    candidates.push(Candidate { topic: topic_number, prefix, hash, place: 0 });
+                });
+            }
+            // One step for all, then the next one: no step needs what another one of its kind finds.
+            candidates.retain(|candidate| {
+                self.index.find(candidate.hash, |_| true).is_some_and(|place| {
+                    candidate.place = place;
+                    true
+                })
+            });
+            for Candidate { topic, prefix, hash, place } in candidates.drain(..) {
+                let entry = self.entries.get(place);
+                if entry.prefix[..] == *prefix {
+                    found(topic, &entry.keys);
+                } else if let Some(place) = self.place(hash, prefix) {
+                    found(topic, &self.entries.get(place).keys);
+                }
+            }
+        }
+    }
+
+    /// Calls `candidate` with the prefixes of a topic that may be in the table, shortest first.
+    #[inline]
+    fn candidates<'a>(&self, topic: &'a [u8], mut candidate: impl FnMut(Hash, &'a [u8])) {
+        let mut hasher = PrefixHasher::new(self.key, topic);
+        // No more look-ups than heads would take.
+        if self.lengths.len() <= topic.len() / STEP + 1 {
+            for (len, _) in &self.lengths {
+                let Some(prefix) = topic.get(..*len) else { return };
+                candidate(hasher.hash(*len), prefix);
+            }
+            return;
+        }
+        let (mut head, mut start) = (self.short, 0);
+        loop {
+            let mut lengths = head.lengths;
+            while lengths != 0 {
+                let len = start + lengths.trailing_zeros() as usize;
+                let Some(prefix) = topic.get(..len) else { return };
+                candidate(hasher.hash(len), prefix);
+                lengths &= lengths - 1;
+            }
+            start += STEP;
+            if start > topic.len() {
+                return;
+            }
+            let Some(number) = self.heads.find(hasher.hash(start), |_| true) else { return };
+            head = Head::from_number(number);
+        }
+    }
+
+    /// Every prefix that has a key, with its number of keys; in no particular order.
+    pub fn prefixes(&self) -> impl Iterator<Item = (&[u8], usize)> {
+        self.prefixes_within(0..self.places())
+    }
+
+    /// How many places for prefixes there are: the bound of the ranges for [`prefixes_within`](Self::prefixes_within).
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.entries.places()
+    }
+
+    /// The [`prefixes`](Self::prefixes) at a range of places, so that a large table can be looked through a part at a
+    /// time. A prefix keeps its place for as long as it has a key: one that is there all the while is met just once.
+    pub fn prefixes_within(&self, places: Range<usize>) -> impl Iterator<Item = (&[u8], usize)> {
+        let end = places.end.min(self.places());
+        (places.start.min(end)..end).filter_map(|place| {
+            let entry = self.entries.get(place as u32);
+            (!entry.keys.is_empty()).then(|| (&entry.prefix[..], entry.keys.len()))
+        })
+    }
+
+    fn hash(&self, prefix: &[u8]) -> Hash {
+        PrefixHasher::new(self.key, prefix).hash(prefix.len())
+    }
+
+    /// Where this length is, or would come.
+    fn length(&self, len: usize) -> Result<usize, usize> {
+        self.lengths.binary_search_by_key(&len, |(len, _)| *len)
+    }
+
+    /// Where this prefix is.
+    fn place(&self, hash: Hash, prefix: &[u8]) -> Option<u32> {
+        self.index.find(hash, |place| self.entries.get(place).prefix[..] == *prefix)
+    }
+
+    fn add_heads(&mut self, prefix: &[u8]) {
+        let mut hasher = PrefixHasher::new(self.key, prefix);
+        let last = 1 << (prefix.len() % STEP);
+        if prefix.len() < STEP {
+            self.short.lengths |= last;
+            self.short.prefixes += 1;
+        }
+        for len in (STEP..=prefix.len()).step_by(STEP) {
+            let own = if len + STEP > prefix.len() { last } else { 0 };
+            let hash = hasher.hash(len);
+            if let Some(number) = self.heads.get_mut(hash) {
+                let mut head = Head::from_number(*number);
+                head.prefixes = Head::PREFIXES_MAX.min(head.prefixes + 1);
+                head.lengths |= own;
+                *number = head.number();
+            } else {
+                self.heads.insert(hash, Head { lengths: own, prefixes: 1 }.number());
+            }
+        }
+    }
+
+    fn remove_heads(&mut self, prefix: &[u8]) {
+        let mut hasher = PrefixHasher::new(self.key, prefix);
+        if prefix.len() < STEP {
+            self.short.prefixes -= 1;
+            if self.short.prefixes == 0 {
+                self.short.lengths = 0;
+            }
+        }
+        for len in (STEP..=prefix.len()).step_by(STEP) {
+            let hash = hasher.hash(len);
+            let Some(number) = self.heads.get_mut(hash) else { return };
+            let mut head = Head::from_number(*number);
+            if head.prefixes == 1 {
+                let number = *number;
+                self.heads.remove(hash, number);
+            } else if head.prefixes < Head::PREFIXES_MAX {
+                head.prefixes -= 1;
+                *number = head.number();
+            }
+        }
+    }
+}
+
+/// Entries of a chunk.
+const CHUNK: usize = 1024;
+
+/// Numbered places. They lie in chunks that stay where they are: growing moves no more than the first of them, while it is not yet full.
+#[derive(Debug)]
+struct Arena<T> {
+    chunks: Vec<Vec<T>>,
+    free: Vec<u32>,
+}
+
+impl<T: Default> Arena<T> {
+    fn new() -> Self {
+        Self { chunks: Vec::new(), free: Vec::new() }
+    }
+
+    fn places(&self) -> usize {
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+    }
+
+    fn get(&self, place: u32) -> &T {
+        &self.chunks[place as usize / CHUNK][place as usize % CHUNK]
+    }
+
+    fn get_mut(&mut self, place: u32) -> Option<&mut T> {
+        self.chunks.get_mut(place as usize / CHUNK)?.get_mut(place as usize % CHUNK)
+    }
+
+    fn add(&mut self, value: T) -> u32 {
+        if let Some(place) = self.free.pop() {
+            self.chunks[place as usize / CHUNK][place as usize % CHUNK] = value;
+            return place;
+        }
+        let place = self.places();
+        if place.is_multiple_of(CHUNK) {
+            self.chunks.push(if place == 0 { Vec::new() } else { Vec::with_capacity(CHUNK) });
+        }
+        self.chunks[place / CHUNK].push(value);
+        place as u32
+    }
+
+    /// Takes out what is at a place that there is.
+    fn remove(&mut self, place: u32) -> T {
+        self.free.push(place);
+        mem::take(&mut self.chunks[place as usize / CHUNK][place as usize % CHUNK])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn found(table: &PrefixTable<u32>, topic: &[u8]) -> Vec<u32> {
+        let mut keys = Vec::new();
+        table.find(topic, |found| keys.extend_from_slice(found));
+        keys.sort_unstable();
+        keys
+    }
+
+    /// What is to be found.
+    fn matching(model: &BTreeSet<(String, u32)>, topic: &str) -> Vec<u32> {
+        let pairs = model.iter().filter(|(prefix, _)| topic.starts_with(prefix));
+        let mut keys: Vec<u32> = pairs.map(|(_, key)| *key).collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    #[test]
+    fn the_shortest_prefix_comes_first() {
+        let topic: Vec<u8> = (0..=255).collect();
+        let mut table = PrefixTable::new();
+        for step in [64, 1] {
+            for len in (0..=topic.len()).rev().step_by(step) {
+                table.insert(&topic[..len], len);
+            }
+            let mut keys = Vec::new();
+            table.find(&topic, |found| keys.extend_from_slice(found));
+            assert_eq!(keys.len(), topic.len() / step + 1);
+            assert!(keys.is_sorted());
+        }
+    }
+
+    #[test]
+    fn matches_by_byte_prefix() {
+        let mut table = PrefixTable::new();
+        table.insert(b"A:B", 1);
+        for topic in [&b"A:B"[..], b"A:B:L", b"A:BC"] {
+            assert_eq!(found(&table, topic), [1]);
+        }
+        assert_eq!(found(&table, b"A:"), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn the_empty_prefix_matches_everything() {
+        let mut table = PrefixTable::new();
+        table.insert(b"", 7);
+        assert_eq!(found(&table, b""), [7]);
+        assert_eq!(found(&table, &[0xff, 0]), [7]);
+        assert_eq!(table.longest_prefix(), 0);
+    }
+
+    #[test]
+    fn tells_first_and_last() {
+        let mut table = PrefixTable::new();
+        let first = table.insert(b"abc", 1);
+        assert!(first.is_new && first.is_first);
+        assert!(!table.insert(b"abc", 1).is_new);
+        assert!(!table.insert(b"abc", 2).is_first);
+        assert_eq!(table.remove(first.prefix, 1), None);
+        assert_eq!(table.remove(first.prefix, 1), None, "a second time changes nothing");
+        assert_eq!(table.remove(first.prefix, 2), Some(b"abc".to_vec()));
+        assert!(table.is_empty());
+        assert_eq!(table.places(), table.entries.free.len(), "nothing is left");
+        assert!(table.lengths.is_empty() && table.index.is_empty() && table.heads.is_empty());
+    }
+
+    proptest! {
+        /// The table agrees with a plain set of pairs through any sequence of changes, with few lengths and with many.
+        #[test]
+        fn agrees_with_a_set(
+            changes in prop::collection::vec((any::<bool>(), "(abababab){0,3}[ab]{0,5}", 0_u32..4), 0..120),
+            topics in prop::collection::vec("(abababab){0,3}[ab]{0,9}", 1..2 * TOGETHER),
+        ) {
+            let mut table = PrefixTable::new();
+            let mut model = BTreeSet::new();
+            for (add, prefix, key) in changes {
+                let others = |model: &BTreeSet<(String, u32)>| model.iter().any(|(p, _)| *p == prefix);
+                if add {
+                    let inserted = table.insert(prefix.as_bytes(), key);
+                    prop_assert_eq!(inserted.is_first, !others(&model));
+                    prop_assert_eq!(inserted.is_new, model.insert((prefix.clone(), key)));
+                    prop_assert_eq!(table.prefix(inserted.prefix), prefix.as_bytes());
+                } else {
+                    let removed = table.id(prefix.as_bytes()).and_then(|id| table.remove(id, key));
+                    let was = model.remove(&(prefix.clone(), key));
+                    prop_assert_eq!(removed.is_some(), was && !others(&model));
+                }
+                prop_assert_eq!(table.len(), model.len());
+                let longest = model.iter().map(|(p, _)| p.len()).max().unwrap_or(0);
+                prop_assert_eq!(table.longest_prefix(), longest);
+                prop_assert_eq!(found(&table, topics[0].as_bytes()), matching(&model, &topics[0]));
+            }
+            let bytes: Vec<&[u8]> = topics.iter().map(String::as_bytes).collect();
+            let mut each = vec![Vec::new(); topics.len()];
+            table.find_each(&bytes, |topic, keys| each[topic].extend_from_slice(keys));
+            for (topic, mut keys) in topics.iter().zip(each) {
+                keys.sort_unstable();
+                prop_assert_eq!(&keys, &found(&table, topic.as_bytes()));
+                prop_assert_eq!(keys, matching(&model, topic));
+            }
+            let listed: BTreeSet<Vec<u8>> = table.prefixes().map(|(prefix, _)| prefix.to_vec()).collect();
+            let prefixes: BTreeSet<Vec<u8>> = model.iter().map(|(p, _)| p.as_bytes().to_vec()).collect();
+            prop_assert_eq!(&listed, &prefixes);
+            let parts: Vec<Vec<u8>> = (0..table.places())
+                .step_by(2)
+                .flat_map(|start| table.prefixes_within(start..start + 2))
+                .map(|(prefix, _)| prefix.to_vec())
+                .collect();
+            prop_assert_eq!(parts.len(), prefixes.len(), "each once");
+            prop_assert_eq!(parts.into_iter().collect::<BTreeSet<_>>(), prefixes);
+        }
+    }
+}
