@@ -42,7 +42,7 @@ trait Stack: 'static {
     /// On which runtime its clients deliver more: measured, see the README.
     const THREADS: Threads;
     /// The same of its proxy.
-    const PROXY_THREADS: Threads = Threads::Many;
+    const PROXY_THREADS: Threads = Threads::One;
 
     /// Connects a publisher.
     fn publisher(plan: &Plan) -> impl Future<Output = Result<Self::Publisher>> + Send;

@@ -36,7 +36,7 @@ enum Streams {
 impl Stack for Nats {
     type Publisher = Publisher;
     type Subscriber = Subscriptions;
-    const THREADS: Threads = Threads::One;
+    const THREADS: Threads = Threads::Many;
 
     async fn publisher(plan: &Plan) -> Result<Publisher> {
         let client = connect(plan).await?;

@@ -17,7 +17,7 @@ pub(super) struct Publisher {
 impl Stack for Xmsg {
     type Publisher = Publisher;
     type Subscriber = Subscription;
-    const THREADS: Threads = Threads::One;
+    const THREADS: Threads = Threads::Many;
 
     async fn publisher(plan: &Plan) -> Result<Publisher> {
         let connection = Connection::new(address(plan)?);
