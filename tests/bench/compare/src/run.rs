@@ -17,8 +17,10 @@ use crate::stacks::{Programs, Ready, Stack};
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// For how long a subscription may travel to the publishers.
 const IN_FORCE_LIMIT: Duration = Duration::from_secs(15);
-/// If nothing comes for so long after the last message was published, the rest is lost.
+/// If nothing comes for so long after the last message was published, and nobody works, the rest is lost.
 const SILENCE: Duration = Duration::from_secs(1);
+/// Processor time in [`SILENCE`] above which somebody works: clients may read for seconds before they hand out a first message.
+const WORK: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(10);
 
 /// What one run came to.
@@ -153,7 +155,8 @@ fn measure(
         }
     };
     run.expected = run.published * case.copies();
-    if !await_deliveries(&mut subscribers, run.expected, Duration::from_secs_f64(5.0 + 8.0 * seconds))? {
+    let limit = Duration::from_secs_f64(5.0 + 8.0 * seconds);
+    if !await_deliveries(&mut subscribers, [&server, &publishers], run.expected, limit)? {
         run.failure = Some("time was up before all was delivered: some of it was still under way".into());
     }
 
@@ -196,16 +199,31 @@ fn two_numbers(answer: &str) -> Result<(u64, u64)> {
 }
 
 /// Returns when all has come, or nothing has come for a while. False: it took too long.
-fn await_deliveries(subscribers: &mut Process, expected: u64, limit: Duration) -> Result<bool> {
+fn await_deliveries(
+    subscribers: &mut Process,
+    others: [&Process; 2],
+    expected: u64,
+    limit: Duration,
+) -> Result<bool> {
     let end = Instant::now() + limit;
-    let (mut known, mut since) = (0, Instant::now());
+    // One that has ended works no more.
+    let cpu = |subscribers: &Process| -> Duration {
+        others.into_iter().chain([subscribers]).filter_map(|process| process.cpu().ok()).sum()
+    };
+    let (mut known, mut since, mut cpu_then) = (0, Instant::now(), cpu(subscribers));
     loop {
         let (_, received) = status(subscribers)?;
-        if received != known {
-            (known, since) = (received, Instant::now());
-        }
-        if received >= expected || since.elapsed() > SILENCE {
+        if received >= expected {
             return Ok(true);
+        }
+        if received != known {
+            (known, since, cpu_then) = (received, Instant::now(), cpu(subscribers));
+        } else if since.elapsed() > SILENCE {
+            let cpu_now = cpu(subscribers);
+            if cpu_now.saturating_sub(cpu_then) < WORK {
+                return Ok(true);
+            }
+            (since, cpu_then) = (Instant::now(), cpu_now);
         }
         if Instant::now() > end {
             return Ok(false);

@@ -20,9 +20,8 @@ pub(super) struct Publisher {
 impl Stack for Zeromq {
     type Publisher = Publisher;
     type Subscriber = SubSocket;
-    /// It loses more with one thread, where a publisher that does not pause keeps the task from running that sends; and yet delivers
-    /// more a second.
-    const THREADS: Threads = Threads::One;
+    /// With one thread a publisher that does not pause keeps the task from running that sends: nearly everything is lost.
+    const THREADS: Threads = Threads::Many;
 
     async fn publisher(plan: &Plan) -> Result<Publisher> {
         let mut socket = PubSocket::new();
