@@ -16,8 +16,15 @@ use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules, hash_
 use xmsg_tests::peer::Peer;
 use xmsg_tests::{PATIENCE, next, proxy, topic, within};
 
+/// Keys that foreign peers take on their command line: Python would read one that begins with a hyphen as an option.
 fn keys() -> KeyPair {
-    KeyPair::generate().unwrap()
+    loop {
+        let keys = KeyPair::generate().unwrap();
+        let texts = [keys.public().to_string(), keys.secret().expose_text().to_string()];
+        if texts.iter().all(|text| !text.starts_with('-')) {
+            return keys;
+        }
+    }
 }
 
 fn rights(publish: &[&'static str], subscribe: &[&'static str]) -> Arc<Rights> {

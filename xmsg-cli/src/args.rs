@@ -103,7 +103,8 @@ impl ConnectOptions {
 #[command(next_help_heading = "Security")]
 pub(crate) struct SecurityOptions {
     /// CURVE: the public key of the proxy, or of the registrar
-    #[arg(long, value_name = "KEY", env = "XMSG_SERVER_KEY", global = true)]
+    // A key may begin with a hyphen.
+    #[arg(long, value_name = "KEY", env = "XMSG_SERVER_KEY", global = true, allow_hyphen_values = true)]
     server_key: Option<String>,
 
     /// CURVE: the file with our keys, from `xmsg keygen` [default: keys made up for this once]
@@ -221,6 +222,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_key_may_begin_with_a_hyphen() {
+        let key = format!("-{}", "x".repeat(39));
+        for arguments in [["xmsg", "--server-key", &key, "ping"], ["xmsg", "ping", "--server-key", &key]] {
+            let cli = Cli::try_parse_from(arguments).unwrap();
+            assert_eq!(cli.security.server_key.as_deref(), Some(&*key));
+        }
     }
 
     #[test]
