@@ -146,14 +146,14 @@ fn codec() {
 /// Into messages of one's own.
 fn decode() {
     let messages = Messages::of(wire().freeze());
-    let found = measured(|| messages.filter(|message| black_box(message).is_ok()).count());
+    let found = measured(|| messages.flatten().map(black_box).count());
     println!("{found}");
 }
 
 /// Into messages that are looked at.
 fn lend() {
     let messages = Messages::of(wire().freeze());
-    let found = measured(|| messages.iter().filter(|message| black_box(message).is_ok()).count());
+    let found = measured(|| messages.iter().flatten().map(black_box).count());
     println!("{found}");
 }
 

@@ -1,0 +1,198 @@
+//! The processes of one stack: publishers, subscribers, and the proxy between them.
+//!
+//! A stack says how its clients connect, send and receive ([`Stack`]); everything else is here, the same for all of them. All publishers
+//! of a case are in one process, all subscribers in another, each client with a connection of its own.
+//!
+//! The process is told what to do by lines on stdin and answers by lines on stdout:
+//!
+//! | line | to | answer |
+//! |---|---|---|
+//! | | all | `ready`: connected, or listening |
+//! | `probe` | publishers | none: they send a probe every 10 ms |
+//! | `go` | publishers | `published N T`, once everything was accepted or the time is up: measured messages, and when the first was sent |
+//! | `status` | subscribers | `status P N`: pairs of publisher and subscriber between which a probe came; measured messages |
+//! | `stop`, or the end of input | all | `result {…}` from subscribers; the process ends |
+
+mod nats;
+mod omq;
+mod publish;
+mod raw;
+mod subscribe;
+mod xmsg;
+mod zeromq;
+
+use std::future::Future;
+use std::io::BufRead;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Result, bail};
+use bytes::Bytes;
+use clap::{Subcommand, ValueEnum};
+use nix::time::{ClockId, clock_gettime};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::plan::{Header, Plan};
+
+/// A way to publish and subscribe: what differs between stacks.
+trait Stack: 'static {
+    type Publisher: Publisher;
+    type Subscriber: Subscriber;
+    /// On which runtime its clients deliver more: measured, see the README.
+    const THREADS: Threads;
+    /// The same of its proxy.
+    const PROXY_THREADS: Threads = Threads::One;
+
+    /// Connects a publisher.
+    fn publisher(plan: &Plan) -> impl Future<Output = Result<Self::Publisher>> + Send;
+    /// Connects subscriber number `index` and subscribes.
+    fn subscriber(plan: &Plan, index: usize) -> impl Future<Output = Result<Self::Subscriber>> + Send;
+    /// Runs a proxy; `listening` is called when it takes connections. Not for stacks that have a server of their own.
+    fn proxy(port: u16, listening: impl FnOnce()) -> impl Future<Output = Result<()>> {
+        let _ = (port, listening);
+        async { bail!("this stack has a server of its own") }
+    }
+}
+
+trait Publisher: Send + 'static {
+    /// Hands over one message. Returns when the client has accepted it.
+    fn send(&mut self, topic: usize, draft: &Draft<'_>) -> impl Future<Output = Result<()>> + Send;
+}
+
+trait Subscriber: Send + 'static {
+    /// The next message: the length of its payload, and the header in it.
+    fn receive(&mut self) -> impl Future<Output = Result<(usize, Header)>> + Send;
+}
+
+/// A payload that is still to be put into memory that the stack can own.
+struct Draft<'a> {
+    header: Header,
+    template: &'a [u8],
+}
+
+impl Draft<'_> {
+    fn payload(&self) -> Bytes {
+        self.payload_after(&[])
+    }
+
+    /// The payload behind something else, written at once.
+    fn payload_after(&self, front: &[u8]) -> Bytes {
+        let mut bytes = Vec::with_capacity(front.len() + self.template.len());
+        bytes.extend_from_slice(front);
+        bytes.extend_from_slice(&self.header.to_bytes());
+        bytes.extend_from_slice(&self.template[Header::LEN..]);
+        bytes.into()
+    }
+}
+
+/// The length and the header of a payload that came.
+fn read_payload(payload: &[u8]) -> Result<(usize, Header)> {
+    match Header::of(payload) {
+        Some(header) => Ok((payload.len(), header)),
+        None => bail!("a message came that none of our publishers has sent"),
+    }
+}
+
+/// The runtime of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Threads {
+    /// tokio's `current_thread`.
+    One,
+    /// tokio's default: a worker for each core.
+    Many,
+}
+
+/// Which stack, among those whose clients are in this program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PeerKind {
+    Zeromq,
+    Omq,
+    Nats,
+    Xmsg,
+    Raw,
+}
+
+/// What the process is.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Role {
+    Pub(Plan),
+    Sub(Plan),
+    Proxy(Plan),
+}
+
+/// Runs a process of a stack until it is told to stop. Does not return.
+pub fn run(kind: PeerKind, role: Role, threads: Option<Threads>) -> ! {
+    match kind {
+        PeerKind::Zeromq => run_stack::<zeromq::Zeromq>(role, threads),
+        PeerKind::Omq => run_stack::<omq::Omq>(role, threads),
+        PeerKind::Nats => run_stack::<nats::Nats>(role, threads),
+        PeerKind::Xmsg => run_stack::<xmsg::Xmsg>(role, threads),
+        PeerKind::Raw => run_stack::<raw::Raw>(role, threads),
+    }
+}
+
+/// The clients live on a thread of their own; this one reads commands.
+fn run_stack<S: Stack>(role: Role, threads: Option<Threads>) -> ! {
+    let best = if matches!(role, Role::Proxy(_)) { S::PROXY_THREADS } else { S::THREADS };
+    let threads = threads.unwrap_or(best);
+    let (phase, phases) = watch::channel(Phase::Connected);
+    let tally = match &role {
+        Role::Sub(plan) => Some(Arc::new(subscribe::Tally::new(plan))),
+        Role::Pub(_) | Role::Proxy(_) => None,
+    };
+    let counted = tally.clone();
+    thread::spawn(move || {
+        let result = match (role, counted) {
+            (Role::Pub(plan), _) => publish::run::<S>(plan, &phases, threads),
+            (Role::Sub(plan), Some(tally)) => subscribe::run::<S>(&plan, &tally, threads),
+            (Role::Sub(plan) | Role::Proxy(plan), _) => runtime(threads)
+                .and_then(|runtime| runtime.block_on(S::proxy(plan.port, || println!("ready")))),
+        };
+        if let Err(error) = result {
+            eprintln!("{error:#}");
+            std::process::exit(1);
+        }
+    });
+    for line in std::io::stdin().lock().lines() {
+        match (line.as_deref(), &tally) {
+            (Ok("probe"), _) => _ = phase.send(Phase::Probing),
+            (Ok("go"), _) => _ = phase.send(Phase::Go),
+            (Ok("status"), Some(tally)) => println!("{}", tally.status()),
+            (Ok("stop"), Some(tally)) => match tally.finish() {
+                Ok(result) => {
+                    println!("result {result}");
+                    break;
+                }
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    std::process::exit(1);
+                }
+            },
+            _ => break,
+        }
+    }
+    std::process::exit(0);
+}
+
+/// How far publishers may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Connected,
+    Probing,
+    Go,
+}
+
+fn runtime(threads: Threads) -> Result<Runtime> {
+    let mut builder = match threads {
+        Threads::One => tokio::runtime::Builder::new_current_thread(),
+        Threads::Many => tokio::runtime::Builder::new_multi_thread(),
+    };
+    Ok(builder.enable_all().build()?)
+}
+
+/// Nanoseconds of the clock that all processes of the machine share.
+fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the monotonic clock is always there");
+    now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned()
+}

@@ -1,0 +1,138 @@
+//! The process of subscribers, and what it counts.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+
+use super::{Stack, Subscriber, Threads, now_ns, runtime};
+use crate::plan::{Header, Kind, Plan};
+
+/// Publishers that a subscriber can tell apart.
+pub(super) const MAX_PUBLISHERS: usize = 64;
+
+pub(super) fn run<S: Stack>(plan: &Plan, tally: &Arc<Tally>, threads: Threads) -> Result<()> {
+    ensure!(plan.publishers <= MAX_PUBLISHERS, "there are at most {MAX_PUBLISHERS} publishers");
+    runtime(threads)?.block_on(async {
+        let connected = try_join_all((0..plan.clients).map(|index| S::subscriber(plan, index)));
+        let mut subscribers = connected.await.context("a subscriber could not connect")?;
+        println!("ready");
+        let size = plan.size;
+        match subscribers.pop() {
+            Some(only) if subscribers.is_empty() => receive(only, 0, size, tally.clone()).await,
+            last => {
+                let tasks =
+                    subscribers.into_iter().chain(last).enumerate().map(|(index, subscriber)| {
+                        tokio::spawn(receive(subscriber, index, size, tally.clone()))
+                    });
+                let results = try_join_all(tasks).await.context("a subscriber panicked")?;
+                results.into_iter().collect()
+            }
+        }
+    })
+}
+
+async fn receive(
+    mut subscriber: impl Subscriber,
+    index: usize,
+    size: usize,
+    tally: Arc<Tally>,
+) -> Result<()> {
+    let mut next = [0; MAX_PUBLISHERS];
+    loop {
+        let (length, header) = subscriber.receive().await.context("a subscriber failed")?;
+        ensure!(length == size, "a payload of {length} bytes came instead of {size}");
+        tally.note(index, header, &mut next);
+    }
+}
+
+/// What has come so far. Each subscriber writes a line of its own; the thread that reads commands adds them up.
+#[derive(Debug)]
+pub(super) struct Tally {
+    lines: Vec<Line>,
+    target: u64,
+    latencies: Option<(PathBuf, Mutex<Vec<u64>>)>,
+}
+
+/// One subscriber's, apart from the others in memory.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Line {
+    /// Publishers of which a probe came, as bits.
+    seen: AtomicU64,
+    received: AtomicU64,
+    /// Messages that came after a later one of the same publisher.
+    disorder: AtomicU64,
+    /// The clock is read for every 16th message, for the first few, and for the last one.
+    last_ns: AtomicU64,
+    /// Messages by then.
+    at_last: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn new(plan: &Plan) -> Self {
+        let room = plan.count as usize;
+        Self {
+            lines: (0..plan.clients).map(|_| Line::default()).collect(),
+            target: plan.count,
+            latencies: plan.latencies.clone().map(|file| (file, Mutex::new(Vec::with_capacity(room)))),
+        }
+    }
+
+    /// `next`: the sequence number that is expected of each publisher.
+    fn note(&self, subscriber: usize, header: Header, next: &mut [u64; MAX_PUBLISHERS]) {
+        let line = &self.lines[subscriber];
+        let publisher = usize::from(header.publisher) % MAX_PUBLISHERS;
+        match header.kind {
+            Kind::WarmUp => return,
+            Kind::Probe => {
+                line.seen.store(line.seen.load(Relaxed) | 1 << publisher, Relaxed);
+                return;
+            }
+            Kind::Measured => {}
+        }
+        if header.sequence < next[publisher] {
+            line.disorder.store(line.disorder.load(Relaxed) + 1, Relaxed);
+        }
+        next[publisher] = header.sequence + 1;
+        // One writer: a load and a store do, and cost no more than those of a plain number.
+        let received = line.received.load(Relaxed) + 1;
+        line.received.store(received, Relaxed);
+        if let Some((_, latencies)) = &self.latencies {
+            latencies.lock().expect("nothing panics with it").push(now_ns().saturating_sub(header.due_ns));
+        }
+        if received < 64 || received.is_multiple_of(16) || received == self.target {
+            line.last_ns.store(now_ns(), Relaxed);
+            line.at_last.store(received, Relaxed);
+        }
+    }
+
+    /// The answer to `status`.
+    pub(super) fn status(&self) -> String {
+        let pairs: u32 = self.lines.iter().map(|line| line.seen.load(Relaxed).count_ones()).sum();
+        format!("status {pairs} {}", self.sum(|line| &line.received))
+    }
+
+    /// Leaves the latencies where they are wanted. Returns the answer to `stop`.
+    pub(super) fn finish(&self) -> Result<String> {
+        if let Some((file, latencies)) = &self.latencies {
+            let latencies = latencies.lock().expect("nothing panics with it");
+            let bytes: Vec<u8> = latencies.iter().flat_map(|latency| latency.to_le_bytes()).collect();
+            fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        let last = self.lines.iter().map(|line| line.last_ns.load(Relaxed)).max().unwrap_or(0);
+        Ok(serde_json::json!({
+            "received": self.sum(|line| &line.received),
+            "timed": self.sum(|line| &line.at_last),
+            "last_ns": last,
+            "disorder": self.sum(|line| &line.disorder),
+        })
+        .to_string())
+    }
+
+    fn sum(&self, field: impl Fn(&Line) -> &AtomicU64) -> u64 {
+        self.lines.iter().map(|line| field(line).load(Relaxed)).sum()
+    }
+}
