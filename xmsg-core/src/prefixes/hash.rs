@@ -9,6 +9,8 @@ use std::num::NonZeroU32;
 
 /// 2⁶¹ − 1, a prime modulo which one reduces by adding.
 const PRIME: u64 = (1 << 61) - 1;
+/// An odd number with bits set here and there: of the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Bytes of a coefficient: as many as are less than the prime.
 const WORD: usize = 7;
 
@@ -19,6 +21,12 @@ pub(super) struct Hash(NonZeroU32);
 impl Hash {
     pub(super) fn new(hash: u32) -> Option<Self> {
         NonZeroU32::new(hash).map(Self)
+    }
+
+    /// Of a value modulo the prime. Multiplied once, values that are alike would come out alike with some factors.
+    #[inline]
+    fn spread(value: u64, key: Key) -> Self {
+        Self::of(fold(fold(value, key.factor), SPREAD))
     }
 
     /// From the upper half.
@@ -74,8 +82,7 @@ impl<'a> PrefixHasher<'a> {
         let tail = len - self.words * WORD;
         // A bit behind the last byte, so that zeros there make a difference, too.
         let value = self.with(word(self.rest, tail) | 1 << (8 * tail));
-        let product = u128::from(value) * u128::from(self.key.factor);
-        Hash::of((product ^ (product >> 64)) as u64)
+        Hash::spread(value, self.key)
     }
 
     /// The value with one coefficient more.
@@ -85,6 +92,13 @@ impl<'a> PrefixHasher<'a> {
         let sum = (product as u64 & PRIME) + (product >> 61) as u64;
         if sum < PRIME { sum } else { sum - PRIME }
     }
+}
+
+/// Both halves of the product, on top of one another.
+#[inline]
+fn fold(left: u64, right: u64) -> u64 {
+    let product = u128::from(left) * u128::from(right);
+    (product ^ (product >> 64)) as u64
 }
 
 /// The first `len` bytes, at most seven, as a number.
@@ -115,8 +129,7 @@ mod tests {
                 mark + word.iter().rev().fold(0_u128, |word, byte| word << 8 | u128::from(*byte));
             (value * u128::from(key.point) + coefficient) % u128::from(PRIME)
         });
-        let product = value * u128::from(key.factor);
-        Hash::of((product ^ (product >> 64)) as u64)
+        Hash::spread(value as u64, key)
     }
 
     #[test]
@@ -150,8 +163,9 @@ mod tests {
 
     #[test]
     fn alike_prefixes_are_spread() {
-        let key = Key::random();
-        for stem in ["", "det:", "detector:channel:"] {
+        for (key, stem) in
+            (0..30).flat_map(|_| ["", "det:", "detector:channel:"].map(|stem| (Key::random(), stem)))
+        {
             let places: HashSet<u32> = (0..4096)
                 .map(|number| format!("{stem}{number:04}"))
                 .map(|prefix| PrefixHasher::new(key, prefix.as_bytes()).hash(prefix.len()).get() & 0xfff)
