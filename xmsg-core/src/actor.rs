@@ -341,10 +341,12 @@ impl Actor {
     /// The connection through which the actor itself publishes, opened and checked once.
     async fn shared_connection(&self, address: &ProxyAddress) -> Result<Connection> {
         self.check_open()?;
-        let open = lock(&self.inner.connections).get(address).cloned();
-        let cell = match open {
-            Some(cell) => cell,
-            None => lock(&self.inner.connections).entry(address.clone()).or_default().clone(),
+        let cell = {
+            let mut connections = lock(&self.inner.connections);
+            match connections.get(address) {
+                Some(cell) => cell.clone(),
+                None => connections.entry(address.clone()).or_default().clone(),
+            }
         };
         let connection = cell
             .get_or_try_init(|| async {

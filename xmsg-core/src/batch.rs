@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::zmtp::Header;
+use crate::zmtp::walk_message;
 use crate::{Error, ErrorKind, Message, Meta, Result, Topic, meta};
 
 /// Messages that came in with one read, or what is left of them: an iterator, in their order.
@@ -169,25 +169,18 @@ impl Found {
         loop {
             let mut ranges = [0..0, 0..0, 0..0];
             let mut frames = 0;
-            loop {
-                let rest = wire.get(*at..).unwrap_or_default();
-                let header = Header::read(rest).ok().flatten();
-                let Some(header) =
-                    header.filter(|header| header.body_len <= (rest.len() - header.len) as u64)
-                else {
-                    *at = wire.len();
-                    return None;
-                };
-                let start = *at + header.len;
-                *at = start + header.body_len as usize;
+            let rest = wire.get(*at..).unwrap_or_default();
+            let len = walk_message(rest, |frame| {
                 if let Some(range) = ranges.get_mut(frames) {
-                    *range = start..*at;
+                    *range = *at + frame.start..*at + frame.end;
                 }
                 frames += 1;
-                if !header.has_more() {
-                    break;
-                }
-            }
+            });
+            let Some(len) = len else {
+                *at = wire.len();
+                return None;
+            };
+            *at += len;
             match frames {
                 2 => {}
                 3 => return Some(Self::Message(ranges)),

@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
 
-use crate::zmtp::Header;
+use crate::zmtp::walk_message;
 
 /// The frames of a message. Cheap to clone: the frames are shared.
 ///
@@ -36,22 +36,13 @@ impl Multipart {
 
     /// Takes the message at the front of `wire`, bytes of whole messages as the engine hands them out. Bytes that are none are thrown away.
     pub(crate) fn take(wire: &mut Bytes) -> Option<Self> {
-        let (mut frames, mut at) = (SmallVec::new(), 0);
-        while let Ok(Some(header)) = Header::read(&wire[at..]) {
-            let start = at + header.len;
-            let end = start + header.body_len as usize;
-            if end > wire.len() {
-                break;
-            }
-            frames.push(wire.slice(start..end));
-            at = end;
-            if !header.has_more() {
-                wire.advance(at);
-                return Some(Self(frames));
-            }
-        }
-        wire.clear();
-        None
+        let mut frames = SmallVec::new();
+        let Some(end) = walk_message(wire, |frame| frames.push(wire.slice(frame))) else {
+            wire.clear();
+            return None;
+        };
+        wire.advance(end);
+        Some(Self(frames))
     }
 }
 

@@ -77,11 +77,12 @@ impl Subscriber {
 
     /// [`recv_batch`](Self::recv_batch) for hand-written futures.
     pub fn poll_recv_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if !self.batch.is_empty() {
-            return Poll::Ready(Some(std::mem::take(&mut self.batch)));
+        // Taken also if it is empty: a slab is used again when nobody holds a part of it.
+        let batch = std::mem::take(&mut self.batch);
+        if !batch.is_empty() {
+            return Poll::Ready(Some(batch));
         }
-        // A slab is used again when nobody holds a part of it.
-        self.batch = Bytes::new();
+        drop(batch);
         self.hub.inbox.poll_batch(cx)
     }
 

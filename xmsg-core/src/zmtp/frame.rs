@@ -1,5 +1,7 @@
 //! Frames: headers read and written, messages encoded and taken apart (RFC 37, "Framing").
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::Violation;
@@ -107,6 +109,26 @@ pub fn encoded_len<F: AsRef<[u8]>>(frames: &[F]) -> usize {
 pub(super) fn encode_command(out: &mut BytesMut, body: &[u8]) {
     encode_header(out, COMMAND, body.len());
     out.put_slice(body);
+}
+
+/// Goes over the message at the front of `wire` and tells `frame` where each body lies. Returns where the message ends, or `None` if it is not
+/// whole: then `frame` was told of those before the one that is cut off.
+#[inline]
+pub(crate) fn walk_message(wire: &[u8], mut frame: impl FnMut(Range<usize>)) -> Option<usize> {
+    let mut end = 0;
+    loop {
+        let rest = wire.get(end..)?;
+        let header = Header::read(rest).ok().flatten()?;
+        if header.body_len > (rest.len() - header.len) as u64 {
+            return None;
+        }
+        let start = end + header.len;
+        end = start + header.body_len as usize;
+        frame(start..end);
+        if !header.has_more() {
+            return Some(end);
+        }
+    }
 }
 
 /// The frames of one whole message, sharing its memory.

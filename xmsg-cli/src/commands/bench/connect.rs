@@ -6,7 +6,6 @@ use clap::Args;
 use serde_json::json;
 
 use super::options::CommonOptions;
-use super::plot::{self, Curve};
 use super::report::Report;
 use super::setup::set_up;
 use super::target::Target;
@@ -62,19 +61,8 @@ pub(super) async fn run(
             connection.close(Duration::ZERO).await;
         },
     );
-    let made = made.await?;
-    let plot = arguments.common.report.plot.is_some().then(|| {
-        let curves = [Curve { name: "connections".to_owned(), times: &made.times }];
-        plot::percentiles(&format!("Connecting: {}", arguments.title()), "time to connect", &curves)
-    });
-    Ok(Report {
-        mode: "connect",
-        settings: json!({ "count": arguments.count, "concurrency": arguments.concurrency }),
-        result: made.json("connections"),
-        text: made.text("connections"),
-        plot: plot.transpose()?,
-        interrupted: made.interrupted,
-        lost: 0,
-        failed: made.failure("connection"),
-    })
+    let title = format!("Connecting: {}", arguments.title());
+    let plot = arguments.common.report.plot.is_some().then_some([&*title, "time to connect"]);
+    let settings = json!({ "count": arguments.count, "concurrency": arguments.concurrency });
+    made.await?.report("connect", "connection", settings, plot)
 }

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::histogram::Times;
 use super::live::Live;
-use super::report::{Table, per_second, rate, time};
+use super::plot::{self, Curve};
+use super::report::{Report, Table, per_second, rate, time};
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
 
@@ -15,10 +16,10 @@ use crate::signals::Interrupt;
 #[derive(Debug)]
 pub(super) struct SetUp {
     /// How long each took.
-    pub(super) times: Times,
+    times: Times,
     /// For all of them.
-    pub(super) time: Duration,
-    pub(super) interrupted: bool,
+    time: Duration,
+    interrupted: bool,
     failed: u64,
     /// Why the last one failed that did.
     reason: Option<xmsg_core::Error>,
@@ -77,8 +78,32 @@ impl SetUp {
         per_second(self.times.count(), self.time)
     }
 
+    /// The report of a mode that sets up these things; `plot` has its title and what the times are, if one is wanted.
+    pub(super) fn report(
+        &self,
+        mode: &'static str,
+        noun: &str,
+        settings: Value,
+        plot: Option<[&str; 2]>,
+    ) -> anyhow::Result<Report> {
+        let name = format!("{noun}s");
+        let plot = plot.map(|[title, what]| {
+            plot::percentiles(title, what, &[Curve { name: name.clone(), times: &self.times }])
+        });
+        Ok(Report {
+            mode,
+            settings,
+            result: self.json(&name),
+            text: self.text(&name),
+            plot: plot.transpose()?,
+            interrupted: self.interrupted,
+            lost: 0,
+            failed: self.failure(noun),
+        })
+    }
+
     /// For people; `name` is the plural.
-    pub(super) fn text(&self, name: &str) -> String {
+    fn text(&self, name: &str) -> String {
         let columns = self.times.columns();
         let mut headings = vec!["", "made", "per second"];
         headings.extend(columns.iter().map(|(heading, _)| *heading));
@@ -90,7 +115,7 @@ impl SetUp {
     }
 
     /// For programs.
-    pub(super) fn json(&self, name: &str) -> Value {
+    fn json(&self, name: &str) -> Value {
         json!({
             name: self.times.count(),
             "failed": self.failed,
@@ -101,7 +126,7 @@ impl SetUp {
     }
 
     /// What to end with if some failed.
-    pub(super) fn failure(&self, noun: &str) -> Option<String> {
+    fn failure(&self, noun: &str) -> Option<String> {
         let reason = self.reason.as_ref()?;
         Some(format!("{} failed, the last one because: {reason}", counted(self.failed, noun)))
     }

@@ -10,7 +10,7 @@ use xmsg_core::{Connection, Error, ErrorKind, Message, Topic};
 use super::client::{Receiver, Topics};
 use super::live::Live;
 use super::options::CommonOptions;
-use super::plot::{self, Curve, Line};
+use super::plot::{self, Line};
 use super::report::{Report, Table, per_second, rate, time};
 use super::setup::set_up;
 use super::target::Target;
@@ -93,20 +93,10 @@ async fn each_its_connection(
     let down = async |subscription| Receiver::new(subscription).close().await;
     let made = set_up("subscriptions", arguments.count, arguments.concurrency, interrupt, up, down).await?;
     connection.close(Duration::ZERO).await;
-    let plot = arguments.common.report.plot.is_some().then(|| {
-        let curves = [Curve { name: "subscriptions".to_owned(), times: &made.times }];
-        plot::percentiles(&format!("Subscribing: {}", arguments.title()), "time to confirmation", &curves)
-    });
-    Ok(Report {
-        mode: "subscribe",
-        settings: json!({ "count": arguments.count, "concurrency": arguments.concurrency }),
-        result: made.json("subscriptions"),
-        text: made.text("subscriptions"),
-        plot: plot.transpose()?,
-        interrupted: made.interrupted,
-        lost: 0,
-        failed: made.failure("subscription"),
-    })
+    let title = format!("Subscribing: {}", arguments.title());
+    let plot = arguments.common.report.plot.is_some().then_some([&*title, "time to confirmation"]);
+    let settings = json!({ "count": arguments.count, "concurrency": arguments.concurrency });
+    made.report("subscribe", "subscription", settings, plot)
 }
 
 async fn on_one_connection(
