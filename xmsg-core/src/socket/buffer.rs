@@ -14,8 +14,8 @@ const SLAB_MAX: usize = 128 << 10;
 const SLAB_LARGE: usize = 2 << 20;
 /// Slabs that a connection keeps to use again.
 const SPARE: usize = 8;
-/// Of a message that lacks this much, no more is read than it lacks, and [`READ_MIN`]: what came of the next one has to be moved to
-/// another slab, and should not be much.
+/// Of a message of this length, no more is read than it lacks, and [`READ_MIN`]: what came of the next one has to be moved to another
+/// slab, and should not be much.
 const LARGE: usize = 256 << 10;
 /// A slab with less room than this is given up rather than read into.
 const READ_MIN: usize = 2 << 10;
@@ -60,7 +60,8 @@ impl ReceiveBuffer {
     pub async fn read(&mut self, stream: &mut (impl AsyncRead + Unpin), missing: usize) -> io::Result<usize> {
         self.make_room(missing);
         let room = self.input.capacity() - self.input.len();
-        let limit = if missing < LARGE { room } else { room.min(missing + READ_MIN) };
+        let is_large = missing > 0 && self.input.len().saturating_add(missing) >= LARGE;
+        let limit = if is_large { room.min(missing.saturating_add(READ_MIN)) } else { room };
         let len = stream.read_buf(&mut (&mut self.input).limit(limit)).await?;
         if len == room && self.slab_len < SLAB_MAX {
             self.slab_len = (self.slab_len * 4).min(SLAB_MAX);
