@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use xmsg_core::socket::HighWaterMark;
+use xmsg_core::zmtp::Limits;
 use xmsg_core::{Connection, ErrorKind, Message, Setup, Subscription};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::raw::Raw;
@@ -175,4 +176,37 @@ async fn a_confirmed_subscription_misses_nothing_while_the_proxy_drops_for_slow_
         assert_eq!(within("close", connection.close(LINGER)).await, 0);
     }
     receiving.abort();
+}
+
+/// All of them are asked after, within time limits that are meant for one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_to_very_many_topics_is_confirmed() {
+    const TOPICS: i32 = 30_000;
+    let proxy = Proxy::bind("127.0.0.1:0").start().await.unwrap();
+    let (subscriber, publisher) = (connect(&proxy), connect(&proxy));
+    let topics = (0..TOPICS).map(|number| topic(&format!("many:{number:05}")));
+    let mut messages = within("the subscription", subscriber.subscribe(topics)).await.unwrap();
+    assert!(proxy.subscriptions() >= TOPICS as usize);
+    // The last one asked after is not the last one there is.
+    for number in [0, TOPICS / 2, TOPICS - 1] {
+        let topic = topic(&format!("many:{number:05}"));
+        publisher.publish(&Message::of(topic.clone(), number)).await.unwrap();
+        assert_eq!(next(&mut messages).await.topic(), &topic);
+    }
+}
+
+/// Who asks after many, one of which is never confirmed, is told which one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_topic_that_is_not_confirmed_is_named() {
+    let limits = Limits { subscription_len: 8 << 10, ..Limits::default() };
+    let config = Config { limits, ..Config::default() };
+    let proxy = Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
+    let setup = Setup::builder().subscription_timeout(Duration::from_secs(5)).build().unwrap();
+    let connection = Connection::with_setup(proxy.address().clone(), setup);
+    // Longer than a proxy of ours confirms.
+    let long = "x".repeat(5 << 10);
+    let topics = (0..1000).map(|number| topic(&format!("many:{number}"))).chain([topic(&long)]);
+    let error = within("the answer", connection.subscribe(topics)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.to_string().contains(&long), "{error}");
 }

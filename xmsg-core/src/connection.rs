@@ -4,17 +4,16 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
-use crate::control::{CONTROL_TOPIC, Request};
+use crate::control::{CONTROL_TOPIC, Request, Unconfirmed};
 use crate::security::Security;
 use crate::setup::CHECK_INTERVAL;
-use crate::socket::{
-    Amount, Dealer, Endpoint, Multipart, Publisher, SocketEvents, SocketOptions, Subscriber,
-};
+use crate::socket::{Amount, Dealer, Endpoint, Publisher, SocketEvents, SocketOptions, Subscriber};
 use crate::{ConnectionId, Error, ErrorKind, Message, Messages, ProxyAddress, Result, Setup, Topic};
 
 /// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
@@ -214,6 +213,7 @@ impl Connection {
         Ok(())
     }
 
+    /// Asks after the topics until all are confirmed. The time limit is for each confirmation, from the one before.
     async fn check_subscription(
         &self,
         socket: &mut Subscriber,
@@ -222,55 +222,57 @@ impl Connection {
     ) -> Result<()> {
         let timeout = self.inner.setup.subscription_timeout();
         let publisher = self.publisher().await?;
-        let started = Instant::now();
         let (mut early_bytes, limit) = (0, self.inner.setup.subscribing().receive_high_water_mark);
-        for topic in topics {
-            let request = Request::Subscription(topic.clone());
-            let check = async {
-                // An answer that is published before our subscription arrives does not reach us.
-                socket.connected().await;
-                for interval in check_intervals() {
+        let mut unconfirmed = Unconfirmed::new(topics);
+        let mut deadline = Instant::now() + timeout;
+        // An answer that is published before our subscription arrives does not reach us.
+        let _ = tokio::time::timeout_at(deadline, socket.connected()).await;
+        let (mut intervals, mut repeat_at) = (check_intervals(), Instant::now());
+        while let Some(topic) = unconfirmed.first() {
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(self.not_confirmed(topic, timeout));
+            }
+            let repeat = now >= repeat_at;
+            if repeat {
+                repeat_at = now + intervals.next().unwrap_or(CHECK_INTERVAL);
+            }
+            let ask = async {
+                for request in unconfirmed.ask(repeat) {
                     publisher.publish(request.message()).await?;
-                    let answered = async {
-                        while let Some(batch) = socket.recv_batch().await {
-                            early_bytes += batch.len();
-                            early.push_back(batch.clone());
-                            let mut rest = batch;
-                            while let Some(message) = Multipart::take(&mut rest) {
-                                if request.is_answered_by(&message) {
-                                    return;
-                                }
-                            }
-                            // So much has come that there is no doubt that the subscription is live.
-                            if early_bytes > limit {
-                                return;
-                            }
-                        }
-                        std::future::pending::<()>().await;
-                    };
-                    if tokio::time::timeout(interval, answered).await.is_ok() {
-                        break;
-                    }
                 }
-                Ok(())
+                Ok(socket.recv_batch().await)
             };
-            let left = timeout.saturating_sub(started.elapsed());
-            tokio::time::timeout(left, check).await.unwrap_or_else(|_| {
-                let rights = match self.inner.setup.security() {
-                    Security::Null => "",
-                    _ => "; do our rights there allow it",
-                };
-                let what = format!(
-                    "the proxy at {} did not confirm the subscription to {topic} within {} ms: is it an xMsg proxy, and is its \
-                     subscriber port {} reachable{rights}?",
-                    self.inner.address,
-                    timeout.as_millis(),
-                    self.inner.address.subscribe_port(),
-                );
-                Err(Error::new(ErrorKind::Timeout, what))
-            })?;
+            let Ok(batch) = tokio::time::timeout_at(repeat_at.min(deadline), ask).await else { continue };
+            let Some(batch) = batch? else {
+                return Err(Error::new(ErrorKind::Closed, "the connection was closed while it subscribed"));
+            };
+            early_bytes += batch.len();
+            early.push_back(batch.clone());
+            if unconfirmed.confirm(batch) {
+                deadline = Instant::now() + timeout;
+            }
+            if early_bytes > limit {
+                // So much has come that there is no doubt that the subscription is live.
+                break;
+            }
         }
         Ok(())
+    }
+
+    fn not_confirmed(&self, topic: &Topic, timeout: Duration) -> Error {
+        let rights = match self.inner.setup.security() {
+            Security::Null => "",
+            _ => "; do our rights there allow it",
+        };
+        let what = format!(
+            "the proxy at {} did not confirm the subscription to {topic} within {} ms: is it an xMsg proxy, and is its subscriber \
+             port {} reachable{rights}?",
+            self.inner.address,
+            timeout.as_millis(),
+            self.inner.address.subscribe_port(),
+        );
+        Error::new(ErrorKind::Timeout, what)
     }
 
     fn not_allowed(&self, why: String) -> Error {

@@ -1,5 +1,8 @@
 //! Control requests and answers, as values (section 2 of the xMsg protocol).
 
+use std::collections::BTreeMap;
+use std::iter::Peekable;
+
 use bytes::Bytes;
 
 use crate::socket::Multipart;
@@ -11,6 +14,11 @@ pub const CONTROL_TOPIC: &str = "xmsg:control";
 const CONNECTION_CHECK: &str = "xmsg:control:con";
 /// The topic of a subscription check.
 const SUBSCRIPTION_CHECK: &str = "xmsg:control:sub";
+
+/// Topics that are asked after at the same time, at most: a proxy owes nobody many answers.
+const ASKED_MAX: usize = 256;
+/// … and their bytes.
+const ASKED_BYTES: usize = 16 << 10;
 
 /// What a connection asks of its proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +51,56 @@ impl Request {
     }
 }
 
+/// Topics whose subscription is yet to be confirmed.
+#[derive(Debug)]
+pub(crate) struct Unconfirmed<'a> {
+    rest: Peekable<std::slice::Iter<'a, Topic>>,
+    asked: BTreeMap<&'a [u8], &'a Topic>,
+    /// Bytes of those.
+    bytes: usize,
+}
+
+impl<'a> Unconfirmed<'a> {
+    pub(crate) fn new(topics: &'a [Topic]) -> Self {
+        Self { rest: topics.iter().peekable(), asked: BTreeMap::new(), bytes: 0 }
+    }
+
+    /// One of them, while there are any.
+    pub(crate) fn first(&mut self) -> Option<&'a Topic> {
+        self.asked.values().next().or_else(|| self.rest.peek()).copied()
+    }
+
+    /// What to ask now: as many more as may be asked after at the same time and, if they are to be repeated, all that wait for an answer.
+    pub(crate) fn ask(&mut self, repeat: bool) -> Vec<Request> {
+        let mut now: Vec<&Topic> = if repeat { self.asked.values().copied().collect() } else { Vec::new() };
+        while self.asked.len() < ASKED_MAX
+            && let Some(topic) = self
+                .rest
+                .next_if(|topic| self.asked.is_empty() || self.bytes + topic.as_bytes().len() <= ASKED_BYTES)
+        {
+            if self.asked.insert(topic.as_bytes(), topic).is_none() {
+                self.bytes += topic.as_bytes().len();
+                now.push(topic);
+            }
+        }
+        now.into_iter().cloned().map(Request::Subscription).collect()
+    }
+
+    /// Looks for answers among these messages. Returns whether there was one.
+    pub(crate) fn confirm(&mut self, mut messages: Bytes) -> bool {
+        let before = self.asked.len();
+        while let Some(message) = Multipart::take(&mut messages) {
+            if let [topic, kind] = message.frames()
+                && kind == "sub"
+                && self.asked.remove(&topic[..]).is_some()
+            {
+                self.bytes -= topic.len();
+            }
+        }
+        self.asked.len() < before
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +117,40 @@ mod tests {
         assert_eq!(request.message(), Multipart::from(["xmsg:control:sub", "sub", "a:b"]));
         assert!(request.is_answered_by(&Multipart::from(["a:b", "sub"])));
         assert!(!request.is_answered_by(&Multipart::from(["a:bc", "sub"])));
+    }
+    #[test]
+    fn topics_are_asked_after_some_at_a_time_until_all_are_confirmed() {
+        let topics: Vec<_> = (0..1000).map(|number| Topic::wrap(format!("t:{number}"))).collect();
+        let mut unconfirmed = Unconfirmed::new(&topics);
+        let (mut confirmed, mut rounds) = (0, 0);
+        while unconfirmed.first().is_some() {
+            let asked = unconfirmed.ask(false);
+            assert!(asked.len() <= ASKED_MAX);
+            assert!(unconfirmed.ask(false).is_empty(), "the others have to wait");
+            assert_eq!(unconfirmed.ask(true).len(), asked.len(), "those that wait are asked after again");
+            let mut answers = bytes::BytesMut::new();
+            for request in &asked {
+                let Request::Subscription(topic) = request else { panic!("{request:?}") };
+                crate::zmtp::encode_message(&mut answers, &[topic.as_bytes(), b"sub"]);
+                crate::zmtp::encode_message(&mut answers, &[topic.as_bytes(), b"sub", b"data"]);
+                confirmed += 1;
+            }
+            let answers = answers.freeze();
+            assert!(unconfirmed.confirm(answers.clone()));
+            assert!(!unconfirmed.confirm(answers), "twice is no news");
+            rounds += 1;
+        }
+        assert_eq!((confirmed, rounds), (1000, 4));
+    }
+
+    #[test]
+    fn long_topics_are_asked_after_one_by_one_and_equal_ones_once() {
+        let long = ["a", "b"].map(|letter| Topic::wrap(letter.repeat(ASKED_BYTES + 1)));
+        let mut unconfirmed = Unconfirmed::new(&long);
+        assert_eq!(unconfirmed.ask(false), [Request::Subscription(long[0].clone())]);
+        let equal = [Topic::wrap("a"), Topic::wrap("a")];
+        let mut unconfirmed = Unconfirmed::new(&equal);
+        assert_eq!(unconfirmed.ask(false).len(), 1);
+        assert_eq!(unconfirmed.first(), Some(&equal[0]));
     }
 }

@@ -102,7 +102,7 @@ impl Setup {
         self.connection_timeout
     }
 
-    /// How long the check of a subscription may take.
+    /// How long the check of a subscription may take; with several topics, from one confirmation to the next.
     #[must_use]
     pub fn subscription_timeout(&self) -> Duration {
         self.subscription_timeout

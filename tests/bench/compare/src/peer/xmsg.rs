@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use xmsg_core::{Connection, Message, ProxyAddress, Setup, Subscription, Topic};
+use xmsg_core::{Connection, Message, ProxyAddress, Subscription, Topic};
 
 use super::{Draft, Stack, Threads, read_payload};
 use crate::plan::{Header, Interest, METADATA, Plan};
@@ -26,18 +26,12 @@ impl Stack for Xmsg {
     }
 
     async fn subscriber(plan: &Plan, index: usize) -> Result<Subscription> {
-        let mut topics = match plan.interest {
+        let topics = match plan.interest {
             Interest::All => vec![Topic::of_domain("bench")?],
             Interest::Own => vec![topics(plan).swap_remove(index)],
             Interest::Every => topics(plan),
         };
-        let mut setup = Setup::builder();
-        if topics.len() > 1000 {
-            // Each topic is asked after by itself. Nobody else asks: our probes tell when the last one is in force.
-            setup = setup.check_subscription(false);
-            topics.shrink_to_fit();
-        }
-        Ok(Connection::with_setup(address(plan)?, setup.build()?).subscribe(topics).await?)
+        Ok(Connection::new(address(plan)?).subscribe(topics).await?)
     }
 }
 
