@@ -4,7 +4,7 @@ use std::io;
 use std::task::Poll;
 
 use proptest::prelude::*;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::*;
 use crate::zmtp::curve::{Opener, Sealer};
@@ -105,6 +105,118 @@ fn a_full_queue_says_so_and_room_wakes_whoever_waits() {
         result.unwrap();
         assert_eq!(numbers(&stream.taken), [0, 1, 2, 3]);
     });
+}
+
+/// Pushes messages of so many bytes until `enough` says so.
+async fn push_until(outbox: &Outbox, len: usize, enough: impl Fn() -> bool) -> u64 {
+    let mut pushed = 0;
+    while !enough() {
+        outbox.push(&message(0, len)).await.unwrap();
+        pushed += 1;
+    }
+    pushed
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_sends_runs_ahead_of_the_writer_by_little() {
+    for len in [100, 10_000, 1 << 20, 4 << 20] {
+        let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+        // Takes its bytes as slowly as a writer can.
+        let (mut write, mut read) = tokio::io::duplex(64 << 10);
+        let mut writer = Writer::new(&outbox);
+        let sending = async {
+            let pushed = push_until(&outbox, len, || {
+                let most = AHEAD.max(2 * len) + len + TURN + 100;
+                assert!(outbox.queued().bytes <= most as u64, "{len}: {:?}", outbox.queued());
+                outbox.written().bytes > 16 << 20
+            });
+            let pushed = pushed.await;
+            outbox.close();
+            pushed
+        };
+        let mut sink = tokio::io::sink();
+        let reading = tokio::io::copy(&mut read, &mut sink);
+        let writing = async {
+            writer.run(&mut write).await.unwrap();
+            drop(write);
+        };
+        let (pushed, (), read) = tokio::join!(sending, writing, reading);
+        assert_eq!(outbox.written(), Amount { messages: pushed, bytes: read.unwrap() });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_nobody_writes_a_queue_fills_to_its_mark_after_one_pause() {
+    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+    let fill = async || {
+        let begun = tokio::time::Instant::now();
+        push_until(&outbox, 100_000, || outbox.queued().bytes > 63 << 20).await;
+        begun.elapsed()
+    };
+    let once = CATCH_UP..2 * CATCH_UP;
+    assert!(once.contains(&fill().await));
+    // Once it has caught up, the writer is waited for again.
+    let mut stream = Brittle { limit: 62 << 20, piece: 1 << 20, taken: vec![] };
+    Writer::new(&outbox).run(&mut stream).await.unwrap_err();
+    assert!(once.contains(&fill().await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_the_writer_go_on_in_their_order_and_not_all_at_once() {
+    let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(64 << 20)));
+    let piece = [Bytes::from(vec![0; 1 << 20])];
+    while !outbox.lock().is_far_ahead() {
+        outbox.try_push(&piece).unwrap();
+    }
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let wait = |number: usize| {
+        let (outbox, order, piece) = (outbox.clone(), order.clone(), piece.clone());
+        tokio::spawn(async move {
+            outbox.catch_up().await;
+            order.lock().unwrap().push(number);
+            for _ in 0..3 {
+                outbox.try_push(&piece).unwrap();
+            }
+        })
+    };
+    let waiting: Vec<_> = (0..6).map(wait).collect();
+    tokio::task::yield_now().await;
+    assert!(order.lock().unwrap().is_empty());
+    waiting[2].abort();
+    let (mut write, mut read) = tokio::io::duplex(1 << 20);
+    let mut writer = Writer::new(&outbox);
+    let reading = async {
+        let mut sink = tokio::io::sink();
+        let mut most = 0;
+        for _ in 0..64 {
+            let mut some = (&mut read).take(256 << 10);
+            tokio::io::copy(&mut some, &mut sink).await.unwrap();
+            tokio::task::yield_now().await;
+            most = most.max(outbox.queued().bytes);
+        }
+        most
+    };
+    let most = tokio::select! {
+        _ = writer.run(&mut write) => panic!("it was not closed"),
+        most = reading => most,
+    };
+    assert_eq!(*order.lock().unwrap(), [0, 1, 3, 4, 5]);
+    assert!(most < 12 << 20, "{most}: all at once would be 20 MiB");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_queue_has_nobody_wait_for_its_writer() {
+    let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(64 << 20)));
+    while !outbox.lock().is_far_ahead() {
+        outbox.try_push(&message(0, 1 << 20)).unwrap();
+    }
+    let mut waiting = std::pin::pin!(outbox.catch_up());
+    assert!(futures::poll!(&mut waiting).is_pending());
+    let begun = tokio::time::Instant::now();
+    outbox.close();
+    waiting.await;
+    outbox.catch_up().await;
+    assert!(begun.elapsed().is_zero());
 }
 
 #[test]

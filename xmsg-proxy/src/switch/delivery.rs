@@ -119,17 +119,18 @@ impl Delivery {
         cut.fitting(first, room) == 0 && queue.queued().messages > 0
     }
 
-    /// Queues the runs, as far as there is room; with `block`, leaves what has to wait.
+    /// Queues the runs, as far as there is room; with `block`, leaves what has to wait. Returns whether the subscriber, which is to lose
+    /// nothing, had better be given time to catch up.
     pub(super) fn deliver(
         &self,
         subscriber: &Subscriber,
         left: &mut Vec<Run>,
         cut: &Cut<'_>,
         policies: &Policies,
-    ) {
+    ) -> bool {
         let mut drops = Drops::default();
         let mut queue = subscriber.outbox.lock();
-        let (mut done, mut too_slow) = (0, false);
+        let (mut done, mut too_slow, mut blocks) = (0, false, false);
         while let Some(&run) = left.get(done) {
             done += 1;
             if queue.is_closed() {
@@ -137,6 +138,7 @@ impl Delivery {
                 continue;
             }
             let rule = subscriber.rule(policies, run.rule);
+            blocks |= rule.policy == Policy::Block;
             let mut limit = self.limit(&queue, rule.mark);
             if queue.keep() != keep(rule.policy) {
                 limit.bytes = limit.bytes.saturating_sub(APART);
@@ -184,6 +186,7 @@ impl Delivery {
             }
         }
         left.drain(..done);
+        let is_behind = blocks && queue.is_far_ahead();
         drop(queue);
         if drops != Drops::default() {
             subscriber.count_dropped(drops);
@@ -191,6 +194,7 @@ impl Delivery {
         if too_slow {
             subscriber.cut_off();
         }
+        is_behind
     }
 
     fn drop_oldest(

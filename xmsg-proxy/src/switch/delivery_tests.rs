@@ -304,3 +304,29 @@ fn topics_in_turn_cost_no_more_than_they_are() {
     let queued = subscriber.outbox.queued().bytes as usize;
     assert!(queued <= 2 * wire.len() + 10 * APART, "{queued} bytes for {}", wire.len());
 }
+
+#[test]
+fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_mark() {
+    let mark = HighWaterMark::bytes(256 << 20);
+    let mut wire = bytes::BytesMut::new();
+    for _ in 0..10 {
+        encode_message(&mut wire, &[&b"t"[..], &vec![0; 100_000]]);
+    }
+    let wire = wire.freeze();
+    let mut spans = Vec::new();
+    Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
+    for policy in
+        [Policy::Block, Policy::DropNewest, Policy::DropOldest, Policy::Conflate, Policy::Disconnect]
+    {
+        let subscriber = Subscriber::new(1, "peer", Outbox::new(mark), None, Grant::internal());
+        let policies = Policies::new(Rule { policy, mark }, &[]);
+        let delivery = Delivery { ledger: Arc::default(), gate: Arc::default(), ceiling: usize::MAX };
+        let deliver = || {
+            let cut = Cut { wire: &wire, spans: &spans, lease: OnceLock::new(), slab_size: wire.len() };
+            let mut runs = cut.divide(&[Run { first: 0, end: spans.len(), rule: 0 }], &policies);
+            delivery.deliver(&subscriber, &mut runs, &cut, &policies)
+        };
+        assert!(!deliver(), "a little is no reason to wait");
+        assert_eq!((0..10).any(|_| deliver()), policy == Policy::Block, "{policy:?}");
+    }
+}

@@ -340,11 +340,13 @@ impl Handler for Inlet {
         }
         let cut = Cut { wire: &wire, spans, lease: self.lease(slab.serial), slab_size: slab.size };
         let mut touched = std::mem::take(&mut self.touched);
-        let mut waiting = Vec::new();
+        let (mut waiting, mut behind) = (Vec::new(), Vec::new());
         for slot in touched.drain(..) {
             let mut runs = std::mem::take(&mut self.cache.slots[slot].runs);
             let subscriber = &self.cache.slots[slot].subscriber;
-            self.delivery.deliver(subscriber, &mut runs, &cut, &self.cache.policies);
+            if self.delivery.deliver(subscriber, &mut runs, &cut, &self.cache.policies) && runs.is_empty() {
+                behind.push(slot);
+            }
             if runs.is_empty() {
                 // The allocation serves the next batch.
                 self.cache.slots[slot].runs = runs;
@@ -355,6 +357,13 @@ impl Handler for Inlet {
         self.touched = touched;
         for (slot, mut runs) in waiting {
             self.wait(&self.cache.slots[slot].subscriber, &mut runs, &cut).await;
+        }
+        for slot in behind {
+            let subscriber = &self.cache.slots[slot].subscriber;
+            subscriber.count_wait();
+            let since = Instant::now();
+            subscriber.outbox.catch_up().await;
+            subscriber.count_waited(since.elapsed());
         }
         if let Some(lease) = cut.lease.get() {
             self.lease = Some((slab.serial, Arc::downgrade(lease)));

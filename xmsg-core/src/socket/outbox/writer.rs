@@ -194,13 +194,22 @@ impl<'a> Writer<'a> {
         self.urgent_waits = !state.urgent.is_empty();
         let roomy = state.queued.bytes <= self.outbox.low_water.bytes
             && state.queued.messages <= self.outbox.low_water.messages;
-        let wake = (state.crowded && roomy, std::mem::take(&mut state.watched));
+        let has_room = state.crowded && roomy;
+        let is_watched = std::mem::take(&mut state.watched);
         state.crowded &= !roomy;
+        state.stalled &= !state.has_caught_up();
+        if state.queued.bytes == 0 {
+            state.longest = 0;
+        }
+        let somebody_waits = !state.ahead.is_empty();
         drop(state);
-        if wake.0 {
+        if has_room {
             self.outbox.room.notify_waiters();
         }
-        if wake.1 {
+        if somebody_waits {
+            self.outbox.give_turn();
+        }
+        if is_watched {
             self.outbox.progress.notify_waiters();
         }
     }
