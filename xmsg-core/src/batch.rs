@@ -169,18 +169,14 @@ impl Found {
         loop {
             let mut ranges = [0..0, 0..0, 0..0];
             let mut frames = 0;
-            let rest = wire.get(*at..).unwrap_or_default();
-            let len = walk_message(rest, |frame| {
+            let end = walk_message(wire, *at, |frame| {
                 if let Some(range) = ranges.get_mut(frames) {
-                    *range = *at + frame.start..*at + frame.end;
+                    *range = frame;
                 }
                 frames += 1;
             });
-            let Some(len) = len else {
-                *at = wire.len();
-                return None;
-            };
-            *at += len;
+            *at = end.unwrap_or(wire.len());
+            end?;
             match frames {
                 2 => {}
                 3 => return Some(Self::Message(ranges)),

@@ -37,7 +37,7 @@ impl Multipart {
     /// Takes the message at the front of `wire`, bytes of whole messages as the engine hands them out. Bytes that are none are thrown away.
     pub(crate) fn take(wire: &mut Bytes) -> Option<Self> {
         let mut frames = SmallVec::new();
-        let Some(end) = walk_message(wire, |frame| frames.push(wire.slice(frame))) else {
+        let Some(end) = walk_message(wire, 0, |frame| frames.push(wire.slice(frame))) else {
             wire.clear();
             return None;
         };

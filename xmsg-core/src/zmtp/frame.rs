@@ -111,22 +111,22 @@ pub(super) fn encode_command(out: &mut BytesMut, body: &[u8]) {
     out.put_slice(body);
 }
 
-/// Goes over the message at the front of `wire` and tells `frame` where each body lies. Returns where the message ends, or `None` if it is not
-/// whole: then `frame` was told of those before the one that is cut off.
+/// Goes over the message that begins at `start` and tells `frame` where each body lies. Returns where the message ends, or `None` if it is
+/// not whole: then `frame` was told of those before the one that is cut off.
 #[inline]
-pub(crate) fn walk_message(wire: &[u8], mut frame: impl FnMut(Range<usize>)) -> Option<usize> {
-    let mut end = 0;
+pub(crate) fn walk_message(wire: &[u8], start: usize, mut frame: impl FnMut(Range<usize>)) -> Option<usize> {
+    let mut at = start;
     loop {
-        let rest = wire.get(end..)?;
+        let rest = wire.get(at..).unwrap_or_default();
         let header = Header::read(rest).ok().flatten()?;
         if header.body_len > (rest.len() - header.len) as u64 {
             return None;
         }
-        let start = end + header.len;
-        end = start + header.body_len as usize;
-        frame(start..end);
+        let body = at + header.len;
+        at = body + header.body_len as usize;
+        frame(body..at);
         if !header.has_more() {
-            return Some(end);
+            return Some(at);
         }
     }
 }
