@@ -19,8 +19,8 @@ use super::vanished::Route;
 use super::{Endpoint, TcpOptions};
 use crate::{Error, ErrorKind, Result};
 
-/// Bytes that an `inproc://` pipe holds in each direction.
-const INPROC_PIPE_LEN: usize = 64 << 10;
+/// Bytes that an `inproc://` pipe holds in each direction, at most. A large message changes hands once for each time that it is full.
+const INPROC_PIPE_LEN: usize = 1 << 20;
 /// Connections to an `inproc://` endpoint that wait to be accepted.
 const INPROC_BACKLOG: usize = 128;
 /// Connections that the kernel holds until they are accepted.

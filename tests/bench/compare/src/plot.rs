@@ -112,6 +112,7 @@ fn panel(area: &Area<'_>, caption: &str, bars: &[Bar<'_>], base: Option<f64>, st
 
     let mut chart = ChartBuilder::on(area)
         .margin(12)
+        .margin_right(60) // for what the last label has more than its place
         .caption(caption, ("sans-serif", 16))
         .x_label_area_size(30)
         .y_label_area_size(70)
