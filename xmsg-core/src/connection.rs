@@ -19,6 +19,9 @@ use crate::{ConnectionId, Error, ErrorKind, Message, Messages, ProxyAddress, Res
 /// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
 const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(2);
 
+/// What may come before all topics of a subscription are confirmed, bytes, or the mark of received messages, if that is more.
+const EARLY_MAX: usize = 64 << 20;
+
 /// A connection to a proxy. Clones share it.
 ///
 /// The publishing socket is opened, and checked with the proxy, by the first call that needs it. It stays connected by itself:
@@ -247,17 +250,34 @@ impl Connection {
             let Some(batch) = batch? else {
                 return Err(Error::new(ErrorKind::Closed, "the connection was closed while it subscribed"));
             };
-            early_bytes += batch.len();
-            early.push_back(batch.clone());
-            if unconfirmed.confirm(batch) {
+            let confirmed = unconfirmed.confirm(batch.clone());
+            if confirmed.some {
                 deadline = Instant::now() + timeout;
             }
+            if confirmed.only_answers {
+                continue;
+            }
+            early_bytes += batch.len();
+            early.push_back(batch.clone());
+            if early_bytes > EARLY_MAX.max(limit) {
+                return Err(self.too_much(unconfirmed.first(), early_bytes));
+            }
             if early_bytes > limit {
-                // So much has come that there is no doubt that the subscription is live.
-                break;
+                // For topics of which so much has come, there is no doubt.
+                unconfirmed.concede(batch);
             }
         }
         Ok(())
+    }
+
+    fn too_much(&self, topic: Option<&Topic>, bytes: usize) -> Error {
+        let topic = topic.map(ToString::to_string).unwrap_or_default();
+        let what = format!(
+            "{bytes} bytes of messages came from the proxy at {} before it confirmed the subscription to {topic}: subscribe to busy topics \
+             apart from others",
+            self.inner.address
+        );
+        Error::new(ErrorKind::Full, what)
     }
 
     fn not_confirmed(&self, topic: &Topic, timeout: Duration) -> Error {

@@ -18,7 +18,7 @@ const SUBSCRIPTION_CHECK: &str = "xmsg:control:sub";
 /// Topics that are asked after at the same time, at most: a proxy owes nobody many answers.
 const ASKED_MAX: usize = 256;
 /// … and their bytes.
-const ASKED_BYTES: usize = 16 << 10;
+const ASKED_BYTES: usize = 8 << 10;
 
 /// What a connection asks of its proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,19 +86,43 @@ impl<'a> Unconfirmed<'a> {
         now.into_iter().cloned().map(Request::Subscription).collect()
     }
 
-    /// Looks for answers among these messages. Returns whether there was one.
-    pub(crate) fn confirm(&mut self, mut messages: Bytes) -> bool {
+    /// Looks for answers among these messages.
+    pub(crate) fn confirm(&mut self, mut messages: Bytes) -> Confirmed {
         let before = self.asked.len();
+        let mut only_answers = true;
         while let Some(message) = Multipart::take(&mut messages) {
-            if let [topic, kind] = message.frames()
-                && kind == "sub"
-                && self.asked.remove(&topic[..]).is_some()
-            {
-                self.bytes -= topic.len();
+            match message.frames() {
+                [topic, kind] if kind == "sub" => self.settle(topic),
+                _ => only_answers = false,
             }
         }
-        self.asked.len() < before
+        Confirmed { some: self.asked.len() < before, only_answers }
     }
+
+    /// Takes it for granted that a topic is subscribed to when a message has come for it.
+    pub(crate) fn concede(&mut self, mut messages: Bytes) {
+        while let Some(message) = Multipart::take(&mut messages) {
+            let [topic, ..] = message.frames() else { continue };
+            for len in 0..=topic.len() {
+                self.settle(&topic[..len]);
+            }
+        }
+    }
+
+    fn settle(&mut self, topic: &[u8]) {
+        if self.asked.remove(topic).is_some() {
+            self.bytes -= topic.len();
+        }
+    }
+}
+
+/// What was found among messages that came while topics were asked after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Confirmed {
+    /// An answer that was waited for.
+    pub(crate) some: bool,
+    /// Nothing but answers, of whomever: none of it is for the subscriber.
+    pub(crate) only_answers: bool,
 }
 
 #[cfg(test)]
@@ -136,8 +160,8 @@ mod tests {
                 confirmed += 1;
             }
             let answers = answers.freeze();
-            assert!(unconfirmed.confirm(answers.clone()));
-            assert!(!unconfirmed.confirm(answers), "twice is no news");
+            assert_eq!(unconfirmed.confirm(answers.clone()), Confirmed { some: true, only_answers: false });
+            assert!(!unconfirmed.confirm(answers).some, "twice is no news");
             rounds += 1;
         }
         assert_eq!((confirmed, rounds), (1000, 4));
@@ -148,9 +172,24 @@ mod tests {
         let long = ["a", "b"].map(|letter| Topic::wrap(letter.repeat(ASKED_BYTES + 1)));
         let mut unconfirmed = Unconfirmed::new(&long);
         assert_eq!(unconfirmed.ask(false), [Request::Subscription(long[0].clone())]);
+        let mut messages = bytes::BytesMut::new();
+        crate::zmtp::encode_message(&mut messages, &["b", "sub"]);
+        let messages = messages.freeze();
+        assert_eq!(unconfirmed.confirm(messages), Confirmed { some: false, only_answers: true });
         let equal = [Topic::wrap("a"), Topic::wrap("a")];
         let mut unconfirmed = Unconfirmed::new(&equal);
         assert_eq!(unconfirmed.ask(false).len(), 1);
         assert_eq!(unconfirmed.first(), Some(&equal[0]));
+    }
+
+    #[test]
+    fn a_message_concedes_the_topics_that_it_starts_with() {
+        let topics = ["a", "a:b", "a:c", ""].map(Topic::wrap);
+        let mut unconfirmed = Unconfirmed::new(&topics);
+        assert_eq!(unconfirmed.ask(false).len(), 4);
+        let mut messages = bytes::BytesMut::new();
+        crate::zmtp::encode_message(&mut messages, &["a:b:x", "meta", "data"]);
+        unconfirmed.concede(messages.freeze());
+        assert_eq!(unconfirmed.ask(true), [Request::Subscription(topics[2].clone())]);
     }
 }

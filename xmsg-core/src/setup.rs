@@ -10,7 +10,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// How often an unanswered check is repeated (section 2 of the xMsg protocol).
 pub const CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a check may take in all.
+/// How long a check may take; of a subscription to several topics, from one confirmation to the next.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection that was silent for so long is asked after. Asking costs a few bytes, so it is done often.
@@ -260,7 +260,7 @@ impl SetupBuilder {
         self
     }
 
-    /// How long the check of a subscription may take. Default 1000 ms.
+    /// How long the check of a subscription may take; with several topics, from one confirmation to the next. Default 1000 ms.
     pub fn subscription_timeout(mut self, time: Duration) -> Self {
         self.setup.subscription_timeout = time;
         self

@@ -4,6 +4,7 @@
 //! in. What the writer has taken and not yet written still counts, so the high-water mark is a bound on memory.
 
 mod backlog;
+mod pace;
 mod writer;
 
 use std::borrow::Borrow;
@@ -12,13 +13,13 @@ use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use backlog::Backlog;
 pub use backlog::{APART, Keep, Taken};
+use pace::Pace;
 pub use writer::Writer;
 
 use crate::zmtp::{encode_frame, encode_frame_header, encoded_len};
@@ -35,11 +36,6 @@ const SPARE: usize = 4;
 /// loop of `push(…).await` would keep the writer of a single-threaded runtime from writing until the queue is full, and what it then writes
 /// would have left the processor's caches.
 const TURN: usize = 64 << 10;
-/// Whoever sends and is further ahead of the writer than this, bytes, or than two of its messages, had better wait for it: what waits for
-/// long leaves the processor's caches, and memory that is always fresh has to be had from the system.
-const AHEAD: usize = 4 << 20;
-/// … but not for a writer that in this time does not write a quarter of it. A peer that pauses is what the high-water mark is for.
-const CATCH_UP: Duration = Duration::from_millis(10);
 /// Answers of the protocol (PONG) that wait to be written, bytes. A peer that makes us owe more does not read.
 pub const URGENT_MAX: usize = 64 << 10;
 
@@ -197,12 +193,7 @@ struct State {
     in_a_row: usize,
     /// Somebody waits for room.
     crowded: bool,
-    /// Those who wait for the writer to catch up, in the order in which they came.
-    ahead: VecDeque<oneshot::Sender<()>>,
-    /// The writer did not catch up in time, and has not since.
-    stalled: bool,
-    /// The longest piece that was queued since the queue was empty, bytes.
-    longest: usize,
+    pace: Pace,
     /// The writer is to leave the messages where they are.
     held: bool,
     closed: bool,
@@ -256,25 +247,11 @@ impl State {
         let last_is_copied = frames.last().is_none_or(|frame| frame.borrow().len() < SHARE_MIN);
         self.tail_messages += usize::from(last_is_copied);
         self.queued += Amount::new(1, len);
-        self.longest = self.longest.max(len);
+        self.pace.queued(len);
         self.in_a_row += len;
         if self.tail.len() > TAIL_LEN {
             self.flush_tail();
         }
-    }
-
-    /// Bytes that may wait before whoever sends is far ahead of the writer.
-    fn ahead_max(&self) -> u64 {
-        AHEAD.max(2 * self.longest) as u64
-    }
-
-    fn is_far_ahead(&self) -> bool {
-        self.queued.bytes > self.ahead_max() && !self.stalled && !self.held
-    }
-
-    fn has_caught_up(&self) -> bool {
-        let most = self.ahead_max();
-        self.queued.bytes <= most - most / 4
     }
 
     fn has_messages(&self) -> bool {
@@ -347,10 +324,9 @@ impl Outbox {
     /// Takes a message, waiting for room. Dropping the future takes nothing.
     pub async fn push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
         if self.lock().take_turn() {
-            let is_far_ahead = self.lock().is_far_ahead();
-            if is_far_ahead {
-                self.catch_up().await;
-            } else {
+            // Accepted connections may be many, and one is not to wait for each of them in turn.
+            let may_wait = self.state().spare.is_some();
+            if !may_wait || !self.catch_up().await {
                 tokio::task::yield_now().await;
             }
         }
@@ -365,44 +341,6 @@ impl Outbox {
             match self.try_push(frames) {
                 Err(Refused::Full) => room.await,
                 done => return done,
-            }
-        }
-    }
-
-    /// Waits until the writer has caught up, in the order of the calls, or writes too little for that.
-    pub async fn catch_up(&self) {
-        let (turn, mut is_due) = oneshot::channel();
-        let mut written = {
-            let mut state = self.state();
-            if !state.is_far_ahead() || state.closed {
-                return;
-            }
-            state.ahead.push_back(turn);
-            state.written.bytes
-        };
-        while tokio::time::timeout(CATCH_UP, &mut is_due).await.is_err() {
-            let mut state = self.state();
-            let pace = state.written.bytes - written;
-            written += pace;
-            state.stalled |= pace < state.ahead_max() / 4;
-            if state.stalled {
-                break;
-            }
-        }
-        // One after another, or all who wait would go on at once.
-        self.give_turn();
-    }
-
-    /// Lets the one that has waited longest for the writer go on, if it need not wait any more.
-    fn give_turn(&self) {
-        loop {
-            let turn = {
-                let mut state = self.state();
-                if state.has_caught_up() || state.stalled { state.ahead.pop_front() } else { None }
-            };
-            // It may have given up waiting.
-            if turn.is_none_or(|turn| turn.send(()).is_ok()) {
-                return;
             }
         }
     }
@@ -502,10 +440,8 @@ impl Outbox {
 
     /// Takes no more messages; the writer ends once it has written what is there.
     pub fn close(&self) {
-        self.change(|state| {
-            state.closed = true;
-            state.ahead.clear();
-        });
+        self.change(|state| state.closed = true);
+        drop(self.state().pace.take_waiting());
         self.room.notify_waiters();
         self.progress.notify_waiters();
     }
@@ -621,7 +557,7 @@ impl OutboxGuard<'_> {
         state.tail.extend_from_slice(bytes);
         state.tail_messages += messages;
         state.queued += Amount::new(messages, bytes.len());
-        state.longest = state.longest.max(bytes.len());
+        state.pace.queued(bytes.len());
         self.pushed = true;
     }
 
@@ -642,7 +578,7 @@ impl OutboxGuard<'_> {
         };
         let charge = carried.max(lease.bytes);
         state.queued += Amount::new(messages, charge - carried);
-        state.longest = state.longest.max(bytes.len());
+        state.pace.queued(charge);
         let (keep, lease) = (state.backlog.keep, Some(lease.clone()));
         state.push_chunk(Chunk { charge, lease, keep, ..Chunk::copied(bytes, messages) });
         self.pushed = true;

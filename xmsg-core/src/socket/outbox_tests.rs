@@ -6,6 +6,7 @@ use std::task::Poll;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
+use super::pace::{AHEAD, CATCH_UP};
 use super::*;
 use crate::zmtp::curve::{Opener, Sealer};
 use crate::zmtp::{Frames, encode_message};
@@ -120,7 +121,7 @@ async fn push_until(outbox: &Outbox, len: usize, enough: impl Fn() -> bool) -> u
 #[tokio::test(start_paused = true)]
 async fn whoever_sends_runs_ahead_of_the_writer_by_little() {
     for len in [100, 10_000, 1 << 20, 4 << 20] {
-        let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+        let outbox = Outbox::recycling(HighWaterMark::bytes(64 << 20));
         // Takes its bytes as slowly as a writer can.
         let (mut write, mut read) = tokio::io::duplex(64 << 10);
         let mut writer = Writer::new(&outbox);
@@ -147,7 +148,7 @@ async fn whoever_sends_runs_ahead_of_the_writer_by_little() {
 
 #[tokio::test(start_paused = true)]
 async fn while_nobody_writes_a_queue_fills_to_its_mark_after_one_pause() {
-    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+    let outbox = Outbox::recycling(HighWaterMark::bytes(64 << 20));
     let fill = async || {
         let begun = tokio::time::Instant::now();
         push_until(&outbox, 100_000, || outbox.queued().bytes > 63 << 20).await;
@@ -202,6 +203,23 @@ async fn those_who_wait_for_the_writer_go_on_in_their_order_and_not_all_at_once(
     };
     assert_eq!(*order.lock().unwrap(), [0, 1, 3, 4, 5]);
     assert!(most < 12 << 20, "{most}: all at once would be 20 MiB");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_give_up_waiting_for_the_writer_leave_nothing_behind() {
+    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+    while !outbox.lock().is_far_ahead() {
+        outbox.try_push(&message(0, 1 << 20)).unwrap();
+    }
+    for _ in 0..1000 {
+        let mut waiting = std::pin::pin!(outbox.catch_up());
+        assert!(futures::poll!(&mut waiting).is_pending());
+    }
+    assert_eq!(outbox.state().pace.take_waiting().len(), 1);
+    let begun = tokio::time::Instant::now();
+    assert!(outbox.catch_up().await);
+    assert!((CATCH_UP..2 * CATCH_UP).contains(&begun.elapsed()));
+    assert!(!outbox.catch_up().await, "not again at once");
 }
 
 #[tokio::test(start_paused = true)]

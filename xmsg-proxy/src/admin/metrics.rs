@@ -156,7 +156,7 @@ impl ProxySnapshot {
             BYTES,
             reasons(drops, |amount| amount.bytes),
         )?;
-        let waits_help = "How often a publisher had to wait for a subscriber (block).";
+        let waits_help = "How often a publisher had to wait for a subscriber (block): at its mark, or for moments, to let it catch up.";
         out.counter("xmsg_proxy_publisher_waits", waits_help, None, waits)?;
         let encoder = out.encoder.encode_descriptor(
             "xmsg_proxy_publisher_wait",

@@ -358,12 +358,18 @@ impl Handler for Inlet {
         for (slot, mut runs) in waiting {
             self.wait(&self.cache.slots[slot].subscriber, &mut runs, &cut).await;
         }
-        for slot in behind {
-            let subscriber = &self.cache.slots[slot].subscriber;
-            subscriber.count_wait();
+        if !behind.is_empty() {
             let since = Instant::now();
-            subscriber.outbox.catch_up().await;
-            subscriber.count_waited(since.elapsed());
+            // All at the same time: together they take no longer than one.
+            let slots = &self.cache.slots;
+            let waits = behind.into_iter().map(|slot| async move {
+                let subscriber = &slots[slot].subscriber;
+                if subscriber.outbox.catch_up().await {
+                    subscriber.count_wait();
+                    subscriber.count_waited(since.elapsed());
+                }
+            });
+            futures::future::join_all(waits).await;
         }
         if let Some(lease) = cut.lease.get() {
             self.lease = Some((slab.serial, Arc::downgrade(lease)));

@@ -197,11 +197,7 @@ impl<'a> Writer<'a> {
         let has_room = state.crowded && roomy;
         let is_watched = std::mem::take(&mut state.watched);
         state.crowded &= !roomy;
-        state.stalled &= !state.has_caught_up();
-        if state.queued.bytes == 0 {
-            state.longest = 0;
-        }
-        let somebody_waits = !state.ahead.is_empty();
+        let somebody_waits = state.keep_pace(written);
         drop(state);
         if has_room {
             self.outbox.room.notify_waiters();
