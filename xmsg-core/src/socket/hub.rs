@@ -17,15 +17,15 @@ use super::outbox::Outbox;
 use super::session::{Batch, Ended, Handler, Session, now};
 use super::transport::{Listener, Stream};
 use super::{Endpoint, SocketOptions};
-use crate::zmtp::{Engine, Peer, Principal, SocketType, Version};
+use crate::zmtp::{self, Engine, Limits, Peer, Principal, SocketType, Version};
 use crate::{Error, ErrorKind, Result};
 
 /// Events that wait for a slow observer; older ones are lost to it.
 const EVENTS: usize = 64;
 /// How long a reconnected publisher waits at most for the subscriptions that it knew before.
 const RESUBSCRIBE_GRACE: Duration = Duration::from_secs(1);
-/// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, the publisher takes it that
-/// everything is wanted.
+/// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
+/// prefixes, the publisher takes it that everything is wanted.
 const WANTED_MAX: usize = 100_000;
 /// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
@@ -369,7 +369,10 @@ impl Hub {
 
     async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Peer)> {
         let stream = Stream::connect(endpoint, &self.options.tcp, self.options.connect_timeout).await?;
-        let mut session = self.session(stream);
+        let mut limits = self.options.limits.clone();
+        // What others subscribe to at a proxy is no reason to leave it.
+        limits.subscription_len = limits.subscription_len.max(limits.command_size);
+        let mut session = self.session(stream, limits);
         let peer = session.handshake().await.map_err(|ended| {
             let kind = match &ended {
                 Ended::Violation(violation) if violation.is_refusal() => ErrorKind::NotAllowed,
@@ -395,7 +398,7 @@ impl Hub {
     /// One accepted connection.
     async fn serve(self: Arc<Self>, stream: Stream, peer: String, mut permit: Permit) {
         let authenticator = permit.in_turn(self.options.security.authenticator());
-        let mut session = self.session(stream).with_authenticator(authenticator);
+        let mut session = self.session(stream, self.options.limits.clone()).with_authenticator(authenticator);
         let found = tokio::select! {
             biased;
             () = self.stop.cancelled() => return,
@@ -521,9 +524,9 @@ impl Hub {
         let _ = tokio::time::timeout(RESUBSCRIBE_GRACE, back).await;
     }
 
-    fn session(&self, stream: Stream) -> Session {
+    fn session(&self, stream: Stream, limits: Limits) -> Session {
         let security = &self.options.security;
-        let options = self.options.engine(self.socket_type);
+        let options = zmtp::Options { limits, ..self.options.engine(self.socket_type) };
         let engine = Engine::with_mechanism(options, security.mechanism(), now());
         Session::new(stream, engine)
             .with_authenticator(security.authenticator())
@@ -557,7 +560,8 @@ impl Handler for LinkHandler<'_> {
             if subscribe {
                 let limits = &self.hub.options.limits;
                 let len = prefix.len();
-                if self.link.connecting && state.wanted.len() >= WANTED_MAX {
+                if self.link.connecting && (state.wanted.len() >= WANTED_MAX || len > limits.subscription_len)
+                {
                     state.wants_more = true;
                 } else if state.wanted.len() >= limits.subscriptions
                     || state.wanted_bytes + len > limits.subscription_bytes
