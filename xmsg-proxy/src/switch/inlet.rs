@@ -24,6 +24,9 @@ const TOPICS: usize = 16 << 10;
 const TOPIC_BYTES: usize = 4 << 20;
 /// Members of all target sets that an inlet remembers, at most.
 const MEMBERS: usize = 1 << 20;
+/// Publishers of shorter messages, on average, bytes, are not made to wait for a subscriber to catch up: being woken costs them more than
+/// short queues save. Measured: 0.13 instead of 0.09 µs for a message of 100 bytes.
+const CATCH_UP_FROM: usize = 512;
 /// Messages among which topics are looked up together.
 const AHEAD: usize = 64;
 /// Answers to control requests that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
@@ -358,7 +361,7 @@ impl Handler for Inlet {
         for (slot, mut runs) in waiting {
             self.wait(&self.cache.slots[slot].subscriber, &mut runs, &cut).await;
         }
-        if !behind.is_empty() {
+        if !behind.is_empty() && wire.len() >= CATCH_UP_FROM * spans.len() {
             let since = Instant::now();
             // All at the same time: together they take no longer than one.
             let slots = &self.cache.slots;
