@@ -315,9 +315,7 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
     let wire = wire.freeze();
     let mut spans = Vec::new();
     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
-    for policy in
-        [Policy::Block, Policy::DropNewest, Policy::DropOldest, Policy::Conflate, Policy::Disconnect]
-    {
+    for policy in Policy::ALL {
         let subscriber = Subscriber::new(1, "peer", Outbox::new(mark), None, Grant::internal());
         let policies = Policies::new(Rule { policy, mark }, &[]);
         let delivery = Delivery { ledger: Arc::default(), gate: Arc::default(), ceiling: usize::MAX };

@@ -343,16 +343,18 @@ impl Handler for Inlet {
         }
         let cut = Cut { wire: &wire, spans, lease: self.lease(slab.serial), slab_size: slab.size };
         let mut touched = std::mem::take(&mut self.touched);
+        let are_long = wire.len() >= CATCH_UP_FROM * spans.len();
         let (mut waiting, mut behind) = (Vec::new(), Vec::new());
         for slot in touched.drain(..) {
             let mut runs = std::mem::take(&mut self.cache.slots[slot].runs);
             let subscriber = &self.cache.slots[slot].subscriber;
-            if self.delivery.deliver(subscriber, &mut runs, &cut, &self.cache.policies) && runs.is_empty() {
-                behind.push(slot);
-            }
+            let is_behind = self.delivery.deliver(subscriber, &mut runs, &cut, &self.cache.policies);
             if runs.is_empty() {
                 // The allocation serves the next batch.
                 self.cache.slots[slot].runs = runs;
+                if is_behind && are_long {
+                    behind.push(slot);
+                }
             } else {
                 waiting.push((slot, runs));
             }
@@ -361,7 +363,7 @@ impl Handler for Inlet {
         for (slot, mut runs) in waiting {
             self.wait(&self.cache.slots[slot].subscriber, &mut runs, &cut).await;
         }
-        if !behind.is_empty() && wire.len() >= CATCH_UP_FROM * spans.len() {
+        if !behind.is_empty() {
             let since = Instant::now();
             // All at the same time: together they take no longer than one.
             let slots = &self.cache.slots;
