@@ -441,7 +441,9 @@ impl Outbox {
     /// Takes no more messages; the writer ends once it has written what is there.
     pub fn close(&self) {
         self.change(|state| state.closed = true);
-        drop(self.state().pace.take_waiting());
+        // Whoever waits is woken when the lock is free again.
+        let waiting = self.state().pace.take_waiting();
+        drop(waiting);
         self.room.notify_waiters();
         self.progress.notify_waiters();
     }
