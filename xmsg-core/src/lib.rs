@@ -8,6 +8,7 @@ pub mod batch;
 pub mod connection;
 pub mod control;
 pub mod data;
+pub mod deadline;
 pub mod error;
 pub mod id;
 pub mod message;
