@@ -64,6 +64,16 @@ pub enum SocketEvent {
 pub struct SocketEvents(broadcast::Receiver<SocketEvent>);
 
 impl SocketEvents {
+    /// A channel for events, to be observed with [`of`](Self::of).
+    pub(crate) fn channel() -> broadcast::Sender<SocketEvent> {
+        broadcast::channel(EVENTS).0
+    }
+
+    /// The events of this channel from now on.
+    pub(crate) fn of(channel: &broadcast::Sender<SocketEvent>) -> Self {
+        Self(channel.subscribe())
+    }
+
     /// The next event; `None` when the socket is gone.
     pub async fn next(&mut self) -> Option<SocketEvent> {
         loop {
@@ -129,7 +139,16 @@ pub(crate) struct Owner(Arc<Hub>);
 
 impl Owner {
     pub(crate) fn new(socket_type: SocketType, options: SocketOptions) -> Self {
-        Self(Hub::new(socket_type, options))
+        Self(Hub::new(socket_type, options, None))
+    }
+
+    /// The same, with its events told to this channel, too.
+    pub(crate) fn with_parent(
+        socket_type: SocketType,
+        options: SocketOptions,
+        parent: broadcast::Sender<SocketEvent>,
+    ) -> Self {
+        Self(Hub::new(socket_type, options, Some(parent)))
     }
 }
 
@@ -162,12 +181,18 @@ pub(crate) struct Hub {
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
     events: broadcast::Sender<SocketEvent>,
+    /// The channel of what the socket is a part of.
+    parent: Option<broadcast::Sender<SocketEvent>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Hub {
-    fn new(socket_type: SocketType, options: SocketOptions) -> Arc<Self> {
+    fn new(
+        socket_type: SocketType,
+        options: SocketOptions,
+        parent: Option<broadcast::Sender<SocketEvent>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             socket_type,
             inbox: Inbox::new(options.receive_high_water_mark),
@@ -176,7 +201,8 @@ impl Hub {
             subscriptions: Mutex::default(),
             routes: Mutex::default(),
             changed: Notify::new(),
-            events: broadcast::channel(EVENTS).0,
+            events: SocketEvents::channel(),
+            parent,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             options,
@@ -288,6 +314,16 @@ impl Hub {
         links.iter().map(|link| link.outbox.queued().messages as usize).sum()
     }
 
+    /// Ends every task at once, in the background. What was accepted is not sent; what was received can still be taken.
+    pub(crate) fn abort(&self) {
+        self.tasks.close();
+        for link in self.links().iter() {
+            link.outbox.close();
+        }
+        self.inbox.close();
+        self.stop.cancel();
+    }
+
     /// Closes in the background, for a socket that was dropped.
     fn close_detached(self: &Arc<Self>) {
         if self.tasks.is_closed() {
@@ -332,6 +368,7 @@ impl Hub {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
+                        link.outbox.note_break();
                         let wanted = link.state().forget_wanted();
                         // If the last connection was too short to settle, what was wanted before it still counts.
                         let (_, lost) = lost.get_or_insert_with(|| (Instant::now(), BTreeSet::new()));
@@ -535,6 +572,9 @@ impl Hub {
 
     fn tell(&self, event: SocketEvent) {
         // Nobody has to listen.
+        if let Some(parent) = &self.parent {
+            let _ = parent.send(event.clone());
+        }
         let _ = self.events.send(event);
     }
 }

@@ -47,3 +47,4 @@ pub use reply::{Replier, ReturnPath};
 pub use request::Requester;
 pub use router::Router;
 pub use subscriber::Subscriber;
+pub(crate) use subscriber::Unreceived;

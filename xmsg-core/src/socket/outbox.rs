@@ -188,6 +188,8 @@ struct State {
     /// All that is queued or in the writer's hands; `bytes` is memory.
     queued: Amount,
     written: Amount,
+    /// Messages that were written when a connection broke last.
+    broken_at: u64,
     writer: Option<Waker>,
     /// Bytes that were pushed since the writer had its turn.
     in_a_row: usize,
@@ -476,6 +478,25 @@ impl Outbox {
     #[must_use]
     pub fn written(&self) -> Amount {
         self.state().written
+    }
+
+    /// Messages that were taken since the beginning.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        let state = self.state();
+        state.written.messages + state.queued.messages
+    }
+
+    /// Takes note that a connection broke: what was written to it may not have arrived.
+    pub fn note_break(&self) {
+        let mut state = self.state();
+        state.broken_at = state.written.messages;
+    }
+
+    /// How many messages had been written when a connection broke last.
+    #[must_use]
+    pub fn broken_at(&self) -> u64 {
+        self.state().broken_at
     }
 
     /// Empties the queue and says how much there was.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
+use tokio::sync::broadcast;
 
-use super::hub::{Link, Owner, SocketEvents};
+use super::hub::{Link, Owner, SocketEvent, SocketEvents};
 use super::outbox::{Frame, Refused};
 use super::{Amount, Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
@@ -41,6 +42,11 @@ impl Publisher {
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
         Self { hub: Arc::new(Owner::new(SocketType::Pub, options)) }
+    }
+
+    /// A publisher whose events are told to this channel, too.
+    pub(crate) fn with_parent(options: SocketOptions, parent: broadcast::Sender<SocketEvent>) -> Self {
+        Self { hub: Arc::new(Owner::with_parent(SocketType::Pub, options, parent)) }
     }
 
     /// Connects in the background, again whenever the connection is lost.
@@ -134,6 +140,26 @@ impl Publisher {
     #[must_use]
     pub fn queued(&self) -> Amount {
         self.hub.links().iter().fold(Amount::default(), |sum, link| sum + link.outbox.queued())
+    }
+
+    /// Messages that were accepted since the beginning, by a publisher with one connection.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.hub.links().iter().map(|link| link.outbox.accepted()).sum()
+    }
+
+    /// Messages of them that were written, or given up.
+    pub(crate) fn written(&self) -> u64 {
+        self.hub.links().iter().map(|link| link.outbox.written().messages).sum()
+    }
+
+    /// How many messages had been written when the last connection that broke did so.
+    pub(crate) fn broken_at(&self) -> u64 {
+        self.hub.links().iter().map(|link| link.outbox.broken_at()).sum()
+    }
+
+    /// Ends at once, in the background: what was accepted is not sent.
+    pub(crate) fn abort(&self) {
+        self.hub.abort();
     }
 
     /// What happens to the connections from now on.
