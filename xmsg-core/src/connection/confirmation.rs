@@ -127,10 +127,10 @@ impl Confirmations {
         publisher: &Publisher,
         target: &Target,
     ) -> Result<()> {
-        let control = match slot {
-            Some(control) => control,
-            none => none.insert(Control::connect(target)?),
-        };
+        if slot.is_none() {
+            *slot = Some(Control::connect(target)?);
+        }
+        let Some(control) = slot else { return Ok(()) };
         // The answer goes to the control socket: without it there is nobody to answer.
         control.socket.connected().await;
         let goal = publisher.accepted();
