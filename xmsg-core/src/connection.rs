@@ -295,7 +295,7 @@ impl Connection {
         Error::new(ErrorKind::Timeout, what)
     }
 
-    fn not_allowed(&self, why: String) -> Error {
+    fn not_allowed(&self, why: Error) -> Error {
         let what = format!(
             "the proxy at {} does not let us in: check the security mechanism, the keys, or name and password, on both sides",
             self.inner.address
@@ -303,9 +303,13 @@ impl Connection {
         Error::new(ErrorKind::NotAllowed, what).with_source(why)
     }
 
-    fn no_proxy(&self, timeout: Duration, reason: Option<String>) -> Error {
+    fn no_proxy(&self, timeout: Duration, reason: Option<Error>) -> Error {
         let address = &self.inner.address;
-        let kind = if reason.is_some() { ErrorKind::Refused } else { ErrorKind::Timeout };
+        let kind = match reason.as_ref().map(Error::kind) {
+            None => ErrorKind::Timeout,
+            Some(kind @ (ErrorKind::UnknownHost | ErrorKind::WrongPort | ErrorKind::NoResources)) => kind,
+            Some(_) => ErrorKind::Refused,
+        };
         let what = format!(
             "no answer from a proxy at {address} within {} ms: is it running there, with ports {} to {} reachable?",
             timeout.as_millis(),
@@ -327,12 +331,12 @@ fn check_intervals() -> impl Iterator<Item = Duration> {
 }
 
 /// Notes why there is no connection. Ends when the other side does not want us, and says why.
-async fn note_failures(events: &mut SocketEvents, reason: &mut Option<String>) -> String {
+async fn note_failures(events: &mut SocketEvents, reason: &mut Option<Error>) -> Error {
     use crate::socket::SocketEvent::{ConnectFailed, Disconnected};
     while let Some(event) = events.next().await {
         match event {
-            ConnectFailed { kind: ErrorKind::NotAllowed, reason: why, .. } => return why,
-            ConnectFailed { reason: why, .. } | Disconnected { reason: why, .. } => *reason = Some(why),
+            ConnectFailed { error, .. } if error.kind() == ErrorKind::NotAllowed => return error,
+            ConnectFailed { error, .. } | Disconnected { error, .. } => *reason = Some(error),
             _ => {}
         }
     }
