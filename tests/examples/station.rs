@@ -97,8 +97,8 @@ async fn report(mut events: SocketEvents) {
     while let Some(event) = events.next().await {
         match event {
             SocketEvent::Connected { .. } => println!("connected"),
-            SocketEvent::Disconnected { reason, .. } => println!("disconnected {reason}"),
-            SocketEvent::ConnectFailed { reason, .. } => println!("failed {reason}"),
+            SocketEvent::Disconnected { error, .. } => println!("disconnected {error:?}"),
+            SocketEvent::ConnectFailed { error, .. } => println!("failed {error:?}"),
             _ => {}
         }
     }

@@ -1,5 +1,6 @@
 //! Standard output, through a large buffer, and notes on standard error.
 
+use std::error::Error as _;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
@@ -93,8 +94,9 @@ pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddre
     let mut lost = false;
     while let Some(event) = events.next().await {
         match event {
-            SocketEvent::Disconnected { reason, .. } => {
+            SocketEvent::Disconnected { error, .. } => {
                 lost = true;
+                let reason = error.source().map(ToString::to_string).unwrap_or_default();
                 note(format_args!("the connection to {proxy} was lost ({reason}): trying to connect again"));
             }
             SocketEvent::Connected { .. } if std::mem::take(&mut lost) => {

@@ -92,31 +92,31 @@ impl Error {
 
     /// An operating-system error, with the kind that its cause has.
     pub(crate) fn io(context: impl Into<String>, source: io::Error) -> Self {
-        Self::new(kind_of(&source), context).with_source(source)
+        Self::new(Self::kind_of(&source), context).with_source(source)
     }
-}
 
-/// The kind of an error of the operating system.
-fn kind_of(error: &io::Error) -> ErrorKind {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused
-        | io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable => ErrorKind::Refused,
-        io::ErrorKind::TimedOut => ErrorKind::Timeout,
-        io::ErrorKind::PermissionDenied => ErrorKind::NotAllowed,
-        io::ErrorKind::OutOfMemory => ErrorKind::NoResources,
-        _ if is_used_up(error) => ErrorKind::NoResources,
-        _ => ErrorKind::Io,
+    /// The kind of an error of the operating system.
+    pub(crate) fn kind_of(error: &io::Error) -> ErrorKind {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable => ErrorKind::Refused,
+            io::ErrorKind::TimedOut => ErrorKind::Timeout,
+            io::ErrorKind::PermissionDenied => ErrorKind::NotAllowed,
+            io::ErrorKind::OutOfMemory => ErrorKind::NoResources,
+            _ if Self::is_used_up(error) => ErrorKind::NoResources,
+            _ => ErrorKind::Io,
+        }
     }
-}
 
-/// Whether the system has no more descriptors or buffers. The standard library has no kinds for these.
-fn is_used_up(error: &io::Error) -> bool {
-    /// The same numbers on every Unix.
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    const ENOBUFS: i32 = if cfg!(target_os = "linux") { 105 } else { 55 };
-    matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOBUFS))
+    /// Whether the system has no more descriptors or buffers. The standard library has no kinds for these.
+    pub(crate) fn is_used_up(error: &io::Error) -> bool {
+        /// The same numbers on every Unix.
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        const ENOBUFS: i32 = if cfg!(target_os = "linux") { 105 } else { 55 };
+        matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOBUFS))
+    }
 }
 
 struct WithCauses<'a>(&'a Error);

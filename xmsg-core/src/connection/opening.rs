@@ -10,7 +10,7 @@ use super::{Target, endpoint};
 use crate::control::{CONTROL_TOPIC, Request};
 use crate::options::CHECK_INTERVAL;
 use crate::socket::{Dealer, Publisher, SocketEvent, SocketEvents, SocketOptions};
-use crate::{ConnectionId, Error, ErrorKind, Result};
+use crate::{ConnectionId, Error, ErrorKind, ProxyAddress, Result};
 
 /// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
 pub(super) const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(2);
@@ -110,20 +110,13 @@ pub(super) fn check_intervals() -> impl Iterator<Item = Duration> {
     std::iter::successors(Some(FIRST_CHECK_INTERVAL), |interval| Some((*interval * 2).min(CHECK_INTERVAL)))
 }
 
-/// Why there is no connection.
-struct Failure {
-    kind: ErrorKind,
-    reason: String,
-}
-
 /// Notes why there is no connection. Ends when the other side does not want us, and says why.
-async fn note_failures(events: &mut SocketEvents, failure: &mut Option<Failure>) -> String {
+async fn note_failures(events: &mut SocketEvents, failure: &mut Option<Error>) -> Error {
     while let Some(event) = events.next().await {
         match event {
-            SocketEvent::ConnectFailed { kind: ErrorKind::NotAllowed, reason, .. } => return reason,
-            SocketEvent::ConnectFailed { kind, reason, .. } => *failure = Some(Failure { kind, reason }),
-            SocketEvent::Disconnected { reason, .. } => {
-                *failure = Some(Failure { kind: ErrorKind::Refused, reason });
+            SocketEvent::ConnectFailed { error, .. } if error.kind() == ErrorKind::NotAllowed => return error,
+            SocketEvent::ConnectFailed { error, .. } | SocketEvent::Disconnected { error, .. } => {
+                *failure = Some(error);
             }
             _ => {}
         }
@@ -131,7 +124,7 @@ async fn note_failures(events: &mut SocketEvents, failure: &mut Option<Failure>)
     std::future::pending().await
 }
 
-fn not_allowed(target: &Target, why: String) -> Error {
+fn not_allowed(target: &Target, why: Error) -> Error {
     let what = format!(
         "the proxy at {} does not let us in: check the security mechanism, the keys, or name and password, on both sides",
         target.address
@@ -139,15 +132,28 @@ fn not_allowed(target: &Target, why: String) -> Error {
     Error::new(ErrorKind::NotAllowed, what).with_source(why)
 }
 
-fn no_proxy(target: &Target, timeout: Duration, failure: Option<Failure>) -> Error {
+fn no_proxy(target: &Target, timeout: Duration, failure: Option<Error>) -> Error {
     let address = &target.address;
-    let what = format!(
-        "no answer from a proxy at {address} within {timeout:?}: is it running there, with ports {} to {} reachable?",
-        address.publish_port(),
-        address.control_port(),
-    );
+    let kind = match failure.as_ref().map(Error::kind) {
+        None => ErrorKind::Timeout,
+        Some(kind @ (ErrorKind::UnknownHost | ErrorKind::WrongPort | ErrorKind::NoResources)) => kind,
+        Some(_) => ErrorKind::Refused,
+    };
+    let hint = match kind {
+        ErrorKind::UnknownHost => "is the name of the host right?".to_owned(),
+        ErrorKind::WrongPort => {
+            format!("give the port for publishers, the lowest of the proxy's three, default {}", ProxyAddress::DEFAULT_PORT)
+        }
+        ErrorKind::NoResources => "this process has no file descriptors left: raise its limit (ulimit -n)".to_owned(),
+        _ => format!(
+            "is it running there, with ports {} to {} reachable?",
+            address.publish_port(),
+            address.control_port()
+        ),
+    };
+    let error = Error::new(kind, format!("no answer from a proxy at {address} within {timeout:?}: {hint}"));
     match failure {
-        Some(Failure { kind, reason }) => Error::new(kind, what).with_source(reason),
-        None => Error::new(ErrorKind::Timeout, what),
+        Some(failure) => error.with_source(failure),
+        None => error,
     }
 }

@@ -31,7 +31,7 @@ const WANTED_MAX: usize = 100_000;
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 
 /// What happened to a socket's connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SocketEvent {
     /// A connection is there, handshake done.
@@ -43,17 +43,19 @@ pub enum SocketEvent {
     Disconnected {
         /// Its other end.
         peer: String,
-        /// Why.
-        reason: String,
+        /// Why, with a kind and what it came from: [`Closed`](ErrorKind::Closed) when either side closed it.
+        error: Error,
     },
     /// A connection could not be made; it will be tried again after the pause.
     ConnectFailed {
         /// Its other end.
         peer: String,
-        /// What kind of failure: [`NotAllowed`](ErrorKind::NotAllowed) when the other side does not want us.
-        kind: ErrorKind,
-        /// Why.
-        reason: String,
+        /// Why, with what it came from. Its kind is the cause: [`Refused`](ErrorKind::Refused) when nobody listens there,
+        /// [`UnknownHost`](ErrorKind::UnknownHost), [`WrongPort`](ErrorKind::WrongPort) when something else listens there,
+        /// [`NotAllowed`](ErrorKind::NotAllowed) when the other side does not want us,
+        /// [`NoResources`](ErrorKind::NoResources) when the system has no descriptor left,
+        /// [`Timeout`](ErrorKind::Timeout) when nothing answers, …
+        error: Error,
         /// Until the next attempt.
         pause: Duration,
     },
@@ -364,7 +366,7 @@ impl Hub {
             loop {
                 let begun = Instant::now();
                 let attempt = self.open(&endpoint);
-                let reason = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
+                let failure = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
@@ -375,22 +377,22 @@ impl Hub {
                         lost.extend(wanted);
                         None
                     }
-                    Ok(Err(error)) => Some((error.kind(), with_cause(&error))),
-                    Err(_) => Some((
+                    Ok(Err(error)) => Some(error),
+                    Err(_) => Some(Error::new(
                         ErrorKind::Timeout,
-                        "no answer within the time limit for connecting".to_owned(),
+                        format!("no answer from {peer} within the time limit for connecting"),
                     )),
                 };
                 if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
                     return;
                 }
                 let mut pause = backoff.next();
-                if let Some((kind, reason)) = reason {
+                if let Some(error) = failure {
                     // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
                     let least = pause.min(self.options.reconnect_min);
                     pause = pause.saturating_sub(begun.elapsed()).max(least);
-                    tracing::debug!(peer, reason, ?pause, "cannot connect");
-                    self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), kind, reason, pause });
+                    tracing::debug!(peer, reason = %error.with_causes(), ?pause, "cannot connect");
+                    self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), error, pause });
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -410,13 +412,7 @@ impl Hub {
         // What others subscribe to at a proxy is no reason to leave it.
         limits.subscription_len = limits.subscription_len.max(limits.command_size);
         let mut session = self.session(stream, limits);
-        let peer = session.handshake().await.map_err(|ended| {
-            let kind = match &ended {
-                Ended::Violation(violation) if violation.is_refusal() => ErrorKind::NotAllowed,
-                _ => ErrorKind::Protocol,
-            };
-            Error::new(kind, format!("no handshake with {endpoint}: {ended}"))
-        })?;
+        let peer = session.handshake().await.map_err(|ended| ended.while_connecting(endpoint))?;
         Ok((session, peer))
     }
 
@@ -453,7 +449,7 @@ impl Hub {
         tokio::select! {
             biased;
             () = link.stop.cancelled() => {}
-            _ = self.run(&peer, session, found, &link, &mut lost) => {}
+            () = self.run(&peer, session, found, &link, &mut lost) => {}
         }
         // Whoever waits for room here waits in vain.
         link.outbox.close();
@@ -473,7 +469,7 @@ impl Hub {
         peer: Peer,
         link: &Arc<Link>,
         lost: &mut Option<(Instant, BTreeSet<Bytes>)>,
-    ) -> Ended {
+    ) {
         let (version, principal) = (peer.version, peer.principal.clone());
         let identity = match (self.socket_type, peer.identity.first()) {
             // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that
@@ -493,7 +489,8 @@ impl Hub {
             // peers prove who they are, somebody else may not.
             if let Some(old) = routes.get(&identity) {
                 if old.state().principal != principal {
-                    return Ended::ByUs("somebody else has this identity");
+                    tracing::debug!(peer = name, "somebody else has this identity");
+                    return;
                 }
                 old.stop.cancel();
             }
@@ -539,8 +536,8 @@ impl Hub {
         link.outbox.hold(false);
         link.state().version = None;
         tracing::debug!(peer = name, socket = %self.socket_type, reason = %ended, "disconnected");
-        self.tell(SocketEvent::Disconnected { peer: name.to_owned(), reason: ended.to_string() });
-        ended
+        let error = ended.while_connected(&name);
+        self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
     }
 
     /// After a reconnection: waits until subscribers had time to come back, too, so that what they would miss is not
@@ -640,14 +637,6 @@ impl Backoff {
         let pause = self.next;
         self.next = (pause * 2).min(self.max);
         pause.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-}
-
-/// The error and what the system said, in one line.
-fn with_cause(error: &Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 

@@ -107,10 +107,8 @@ impl Requester {
         let Inner { endpoint, .. } = &*self.inner;
         let what = format!("no reply from {endpoint} within {} ms: {hint}", timeout.as_millis());
         match failure {
-            Some(Failure { connected: false, reason }) => {
-                Error::new(ErrorKind::Refused, what).with_source(reason)
-            }
-            Some(Failure { reason, .. }) => Error::new(ErrorKind::Timeout, what).with_source(reason),
+            Some(Failure { connected: false, error }) => Error::new(error.kind(), what).with_source(error),
+            Some(Failure { error, .. }) => Error::new(ErrorKind::Timeout, what).with_source(error),
             None => Error::new(ErrorKind::Timeout, what),
         }
     }
@@ -120,7 +118,7 @@ impl Requester {
 #[derive(Debug)]
 struct Failure {
     connected: bool,
-    reason: String,
+    error: Error,
 }
 
 /// A connection, or one in the making.
@@ -156,12 +154,12 @@ impl Live {
                     }
                 }
                 event = self.events.next() => match event? {
-                    SocketEvent::Disconnected { reason, .. } => {
-                        *failure = Some(Failure { connected: true, reason });
+                    SocketEvent::Disconnected { error, .. } => {
+                        *failure = Some(Failure { connected: true, error });
                         return None;
                     }
-                    SocketEvent::ConnectFailed { reason, .. } => {
-                        *failure = Some(Failure { connected: false, reason });
+                    SocketEvent::ConnectFailed { error, .. } => {
+                        *failure = Some(Failure { connected: false, error });
                     }
                     SocketEvent::Connected { .. } => *failure = None,
                 }

@@ -16,6 +16,7 @@ use super::vanished::vanished;
 use crate::security::Authenticator;
 use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
 use crate::zmtp::{Engine, Event, Peer, Span, Violation};
+use crate::{Error, ErrorKind};
 
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
@@ -60,7 +61,59 @@ impl fmt::Display for Ended {
     }
 }
 
+/// The texts say all that there is below.
 impl std::error::Error for Ended {}
+
+impl Ended {
+    /// That no connection came about for this reason.
+    pub(crate) fn while_connecting(self, to: &impl fmt::Display) -> Error {
+        let (kind, hint) = match &self {
+            Self::Violation(violation) if violation.is_wrong_socket() => {
+                (ErrorKind::WrongPort, ": something else listens there; check host and port")
+            }
+            Self::Violation(violation) if violation.is_refusal() => (
+                ErrorKind::NotAllowed,
+                ": check the security mechanism, the keys, or name and password, on both sides",
+            ),
+            // A program without ZeroMQ closes, too; so does a ZeroMQ socket that has no room, or is about to end.
+            Self::ByPeer => (ErrorKind::Refused, ": is it a ZeroMQ socket, and does it let in one more?"),
+            Self::Io(error)
+                if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
+            {
+                (ErrorKind::Refused, ": is it a ZeroMQ socket, and does it let in one more?")
+            }
+            _ => (self.kind(), ""),
+        };
+        self.into_error(kind, format!("no handshake with {to}{hint}"))
+    }
+
+    /// That a connection which was there ended for this reason.
+    pub(crate) fn while_connected(self, to: &impl fmt::Display) -> Error {
+        let kind = self.kind();
+        self.into_error(kind, format!("the connection to {to} has ended"))
+    }
+
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::ByPeer | Self::ByUs(_) => ErrorKind::Closed,
+            Self::Io(error) => Error::kind_of(error),
+            Self::Violation(Violation::HandshakeTimeout | Violation::HeartbeatTimeout) | Self::Vanished => {
+                ErrorKind::Timeout
+            }
+            Self::Violation(violation) if violation.is_refusal() => ErrorKind::NotAllowed,
+            Self::Violation(_) | Self::Unread => ErrorKind::Protocol,
+        }
+    }
+
+    fn into_error(self, kind: ErrorKind, what: String) -> Error {
+        let error = Error::new(kind, what);
+        match self {
+            Self::Io(cause) => error.with_source(cause),
+            Self::Violation(cause) => error.with_source(cause),
+            other => error.with_source(other),
+        }
+    }
+}
 
 impl From<io::Error> for Ended {
     fn from(error: io::Error) -> Self {

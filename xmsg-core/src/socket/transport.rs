@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -88,10 +88,11 @@ impl Stream {
     /// Connects once. `limit` is what the caller has in mind for connection and handshake: each address behind a name gets an
     /// equal share of it, and so does the handshake.
     pub async fn connect(endpoint: &Endpoint, options: &TcpOptions, limit: Duration) -> Result<Self> {
-        let failed = |error| Error::io(format!("cannot connect to {endpoint}"), error);
+        let failed = |error| connect_error(endpoint, error);
         match endpoint {
             Endpoint::Tcp { host, port } => {
-                let stream = connect_tcp(host, *port, limit).await.map_err(failed)?;
+                let addresses = look_up(endpoint, host, *port).await?;
+                let stream = connect_tcp(addresses, limit).await.map_err(failed)?;
                 options.apply(&stream);
                 Ok(Self::Tcp(stream))
             }
@@ -213,7 +214,10 @@ impl Listener {
     pub async fn bind(endpoint: &Endpoint, options: TcpOptions) -> Result<Self> {
         let failed = |error: io::Error| bind_error(endpoint, error);
         let accepting = match endpoint {
-            Endpoint::Tcp { host, port } => Accepting::Tcp(bind_tcp(host, *port).await.map_err(failed)?),
+            Endpoint::Tcp { host, port } => {
+                let host = if host == "*" { "0.0.0.0" } else { host };
+                Accepting::Tcp(bind_tcp(look_up(endpoint, host, *port).await?).map_err(failed)?)
+            }
             Endpoint::Ipc(path) => {
                 let is_socket =
                     std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
@@ -316,10 +320,32 @@ impl Drop for Listener {
     }
 }
 
+/// The addresses behind a name: at least one.
+async fn look_up(endpoint: &Endpoint, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let error = match tokio::net::lookup_host((host, port)).await {
+        Ok(addresses) => {
+            let addresses: Vec<_> = addresses.collect();
+            if !addresses.is_empty() {
+                return Ok(addresses);
+            }
+            io::Error::new(io::ErrorKind::NotFound, "the name has no address")
+        }
+        Err(error) => error,
+    };
+    // Without descriptors the files and servers that know the name can't be asked, and the system says that nobody knows it.
+    let error = std::fs::File::open("/dev/null").err().filter(Error::is_used_up).unwrap_or(error);
+    if Error::is_used_up(&error) {
+        return Err(connect_error(endpoint, error));
+    }
+    let what = format!(
+        "cannot find an address for the host {host:?} of {endpoint}: is its name right, and known here?"
+    );
+    Err(Error::new(ErrorKind::UnknownHost, what).with_source(error))
+}
+
 /// Tries the addresses of the name in turn: always in the order in which the system gives them, so that all connections to a
 /// proxy meet at the same one.
-async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
-    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+async fn connect_tcp(addresses: Vec<SocketAddr>, limit: Duration) -> io::Result<TcpStream> {
     let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
@@ -332,10 +358,32 @@ async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpSt
     Err(last)
 }
 
-async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
-    let host = if host == "*" { "0.0.0.0" } else { host };
-    let mut last = None;
-    for address in tokio::net::lookup_host((host, port)).await? {
+fn connect_error(endpoint: &Endpoint, error: io::Error) -> Error {
+    let (kind, hint) = match (error.kind(), endpoint) {
+        (io::ErrorKind::ConnectionRefused, _) => (ErrorKind::Refused, ": nobody listens there"),
+        (io::ErrorKind::NotFound, Endpoint::Ipc(_)) => (ErrorKind::Refused, ": there is no such socket"),
+        (io::ErrorKind::PermissionDenied, Endpoint::Ipc(_)) => {
+            (ErrorKind::NotAllowed, ": no permission to write to that socket")
+        }
+        // Nobody connects from a certain port, so it is not the address that is wrong.
+        (io::ErrorKind::AddrNotAvailable, Endpoint::Tcp { host, port: 1.. })
+            if host.parse::<Ipv4Addr>().is_ok() =>
+        {
+            (ErrorKind::NoResources, ": no local port is left for one more connection")
+        }
+        _ if Error::is_used_up(&error) => (ErrorKind::NoResources, NO_DESCRIPTOR),
+        _ => (Error::kind_of(&error), ""),
+    };
+    Error::new(kind, format!("cannot connect to {endpoint}{hint}")).with_source(error)
+}
+
+/// What to do when descriptors run out.
+const NO_DESCRIPTOR: &str =
+    ": no file descriptor is left; close what is not needed, or raise the limit (`ulimit -n`)";
+
+fn bind_tcp(addresses: Vec<SocketAddr>) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
         let domain = socket2::Domain::for_address(address);
         let bound =
             socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), None).and_then(|socket| {
@@ -346,22 +394,27 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
             });
         match bound {
             Ok(listener) => return Ok(listener),
-            Err(error) => last = Some(error),
+            Err(error) => last = error,
         }
     }
-    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
+    Err(last)
 }
 
 fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => ": it is in use; choose another one, or stop the process that holds it",
-        io::ErrorKind::PermissionDenied => {
-            ": no permission; choose a port above 1023, or a path you may write"
+    let (kind, hint) = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            (ErrorKind::Io, ": it is in use; choose another one, or stop the process that holds it")
         }
-        io::ErrorKind::AddrNotAvailable => ": no interface of this machine has that address",
-        _ => "",
+        io::ErrorKind::PermissionDenied => {
+            (ErrorKind::NotAllowed, ": no permission; choose a port above 1023, or a path you may write")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            (ErrorKind::InvalidAddress, ": no interface of this machine has that address")
+        }
+        _ if Error::is_used_up(&error) => (ErrorKind::NoResources, NO_DESCRIPTOR),
+        _ => (Error::kind_of(&error), ""),
     };
-    Error::new(ErrorKind::Io, format!("cannot bind {endpoint}{hint}")).with_source(error)
+    Error::new(kind, format!("cannot bind {endpoint}{hint}")).with_source(error)
 }
 
 type Registry = HashMap<String, mpsc::Sender<DuplexStream>>;
