@@ -7,10 +7,11 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{Target, endpoint};
+use crate::address::DEFAULT_PROXY_PORT;
 use crate::control::{CONTROL_TOPIC, Request};
 use crate::options::CHECK_INTERVAL;
 use crate::socket::{Dealer, Publisher, SocketEvent, SocketEvents, SocketOptions};
-use crate::{ConnectionId, Error, ErrorKind, ProxyAddress, Result};
+use crate::{ConnectionId, Error, ErrorKind, Result};
 
 /// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
 pub(super) const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(2);
@@ -142,7 +143,7 @@ fn no_proxy(target: &Target, timeout: Duration, failure: Option<Error>) -> Error
     let hint = match kind {
         ErrorKind::UnknownHost => "is the name of the host right?".to_owned(),
         ErrorKind::WrongPort => {
-            format!("give the port for publishers, the lowest of the proxy's three, default {}", ProxyAddress::DEFAULT_PORT)
+            format!("give the port for publishers, the lowest of the proxy's three, default {}", DEFAULT_PROXY_PORT)
         }
         ErrorKind::NoResources => "this process has no file descriptors left: raise its limit (ulimit -n)".to_owned(),
         _ => format!(

@@ -360,6 +360,7 @@ impl Hub {
 
     async fn keep_connected(self: Arc<Self>, endpoint: Endpoint, link: Arc<Link>) {
         let peer = endpoint.to_string();
+        let _end = LinkEnd { hub: &self, link: &link };
         let mut backoff = Backoff::new(&self.options);
         let mut lost: Option<(Instant, BTreeSet<Bytes>)> = None;
         let work = async {
@@ -402,8 +403,6 @@ impl Hub {
             () = self.stop.cancelled() => {}
             () = work => {}
         }
-        link.state().version = None;
-        link.stop.cancel();
     }
 
     async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Peer)> {
@@ -573,6 +572,23 @@ impl Hub {
             let _ = parent.send(event.clone());
         }
         let _ = self.events.send(event);
+    }
+}
+
+/// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another
+/// runtime gets an error then, and does not fill a queue that nobody empties.
+struct LinkEnd<'a> {
+    hub: &'a Hub,
+    link: &'a Link,
+}
+
+impl Drop for LinkEnd<'_> {
+    fn drop(&mut self) {
+        self.link.outbox.close();
+        self.link.state().version = None;
+        self.link.stop.cancel();
+        self.hub.inbox.close();
+        self.hub.changed.notify_waiters();
     }
 }
 
