@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::pool::{Pool, PooledConnection};
 use crate::registration::{OwnerType, Query, Registration};
 use crate::request::Replies;
+use crate::topic::{IntoTopic, IntoTopics};
 use crate::{
     ActorId, Connection, Error, ErrorKind, Message, Messages, ProxyAddress, Registrar, RegistrarAddress,
     Result, Setup, Subscription, Topic,
@@ -28,12 +29,11 @@ const HANDLERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
 /// use std::time::Duration;
-/// use xmsg_core::{Actor, Message, Topic};
+/// use xmsg_core::{Actor, Message};
 ///
 /// let actor = Actor::new("reporter").await?; // addresses from the environment, else localhost
-/// let topic = Topic::new("report", "sports")?;
-/// let mut reports = actor.subscribe([topic.clone()]).await?;
-/// actor.publish(Message::of(topic, "3:1")).await?;
+/// let mut reports = actor.subscribe("report:sports").await?;
+/// actor.publish(&Message::of("report:sports", "3:1")?).await?;
 /// if let Some(report) = reports.next().await {
 ///     println!("{}", report?.value::<String>()?);
 /// }
@@ -134,24 +134,24 @@ impl Actor {
 
     /// Publishes through the default proxy. Returns when the message was accepted, in the order of the calls; waits while the
     /// connection is full. A reply topic is taken off: for that there is [`request`](Self::request).
-    pub async fn publish(&self, mut message: Message) -> Result<()> {
-        message.clear_reply_to()?;
+    pub async fn publish(&self, message: &Message) -> Result<()> {
+        let message = message.without_reply_to()?;
         self.own_connection().await?.publish(&message).await
     }
 
     /// The same through another proxy.
-    pub async fn publish_to(&self, address: &ProxyAddress, mut message: Message) -> Result<()> {
-        message.clear_reply_to()?;
+    pub async fn publish_to(&self, address: &ProxyAddress, message: &Message) -> Result<()> {
+        let message = message.without_reply_to()?;
         self.shared_connection(address).await?.publish(&message).await
     }
 
     /// Publishes through the default proxy and waits for the answer, for at most `timeout`. Dropping the future gives up.
-    pub async fn request(&self, message: Message, timeout: Duration) -> Result<Message> {
+    pub async fn request(&self, message: &Message, timeout: Duration) -> Result<Message> {
         self.request_to(&self.inner.proxy, message, timeout).await
     }
 
     /// [`request`](Self::request), by its name in other languages.
-    pub async fn sync_publish(&self, message: Message, timeout: Duration) -> Result<Message> {
+    pub async fn sync_publish(&self, message: &Message, timeout: Duration) -> Result<Message> {
         self.request(message, timeout).await
     }
 
@@ -159,9 +159,10 @@ impl Actor {
     pub async fn request_to(
         &self,
         address: &ProxyAddress,
-        mut message: Message,
+        message: &Message,
         timeout: Duration,
     ) -> Result<Message> {
+        let mut message = message.clone();
         let replies = self.replies(address).await?;
         let mut expected = replies.expect();
         message.set_reply_to(expected.topic())?;
@@ -187,9 +188,19 @@ impl Actor {
         listeners.values().filter_map(|cell| cell.get()).map(|replies| replies.late()).sum()
     }
 
-    /// Subscribes through the default proxy. Returns once the proxy has confirmed it. Fails when the actor is already subscribed to just these
+    /// Subscribes through the default proxy, to one topic or to several. Returns once the proxy has confirmed it. Fails when the actor is already subscribed to just these
     /// topics there.
-    pub async fn subscribe(&self, topics: impl IntoIterator<Item = Topic>) -> Result<ActorSubscription> {
+    ///
+    /// ```no_run
+    /// # async fn run(actor: xmsg_core::Actor) -> xmsg_core::Result<()> {
+    /// use xmsg_core::Topic;
+    ///
+    /// let sports = actor.subscribe("report:sports").await?;
+    /// let both = actor.subscribe(["report:sports", "report:weather"]).await?;
+    /// let everything = actor.subscribe(Topic::everything()).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn subscribe(&self, topics: impl IntoTopics) -> Result<ActorSubscription> {
         self.subscribe_to(&self.inner.proxy, topics).await
     }
 
@@ -197,10 +208,10 @@ impl Actor {
     pub async fn subscribe_to(
         &self,
         address: &ProxyAddress,
-        topics: impl IntoIterator<Item = Topic>,
+        topics: impl IntoTopics,
     ) -> Result<ActorSubscription> {
         self.check_open()?;
-        let topics: BTreeSet<Topic> = topics.into_iter().collect();
+        let topics: BTreeSet<Topic> = topics.into_topics()?.into_iter().collect();
         let key = (address.clone(), topics.clone());
         if !lock(&self.inner.subscriptions).insert(key.clone()) {
             let names: Vec<_> = topics.iter().map(ToString::to_string).collect();
@@ -212,7 +223,7 @@ impl Actor {
         }
         let entry = Entry { actor: self.inner.clone(), key };
         let connection = self.shared_connection(address).await?;
-        let messages = connection.subscribe(topics).await?;
+        let messages = connection.subscribe(Vec::from_iter(topics)).await?;
         let stopped = Box::pin(self.inner.stop.clone().cancelled_owned());
         Ok(ActorSubscription { messages, stopped, _entry: entry })
     }
@@ -221,7 +232,7 @@ impl Actor {
     /// returns, if it is a reply, is published. A handler that fails or panics is logged with the topic, and the next message is handled.
     pub async fn subscribe_with<H, F>(
         &self,
-        topics: impl IntoIterator<Item = Topic>,
+        topics: impl IntoTopics,
         concurrency: usize,
         handler: H,
     ) -> Result<SubscriptionHandle>
@@ -237,7 +248,7 @@ impl Actor {
     pub async fn subscribe_with_to<H, F>(
         &self,
         address: &ProxyAddress,
-        topics: impl IntoIterator<Item = Topic>,
+        topics: impl IntoTopics,
         concurrency: usize,
         handler: H,
     ) -> Result<SubscriptionHandle>
@@ -255,18 +266,17 @@ impl Actor {
 
     /// Makes known at the default registrar that the actor publishes, or subscribes to, this topic through its default proxy. It is
     /// renewed until [`deregister`](Self::deregister) or the end of the actor.
-    pub async fn register(&self, owner: OwnerType, topic: &Topic, description: &str) -> Result<()> {
+    pub async fn register(&self, owner: OwnerType, topic: impl IntoTopic, description: &str) -> Result<()> {
         self.check_open()?;
-        self.inner
-            .registrations
-            .register(&self.registration(owner, topic).with_description(description))
-            .await
+        let registration = self.registration(owner, &topic.into_topic()?).with_description(description);
+        self.inner.registrations.register(&registration).await
     }
 
     /// Takes that back.
-    pub async fn deregister(&self, owner: OwnerType, topic: &Topic) -> Result<()> {
+    pub async fn deregister(&self, owner: OwnerType, topic: impl IntoTopic) -> Result<()> {
         self.check_open()?;
-        self.inner.registrations.deregister(&self.registration(owner, topic)).await
+        let registration = self.registration(owner, &topic.into_topic()?);
+        self.inner.registrations.deregister(&registration).await
     }
 
     /// Asks the default registrar whom a subscriber of the query's topic would hear: publishers whose topic starts with it. Or who
@@ -375,7 +385,7 @@ impl Actor {
             .get_or_try_init(|| async {
                 let connection = self.shared_connection(address).await?;
                 let replies = Replies::new(self.inner.id);
-                let subscription = connection.subscribe([replies.subscription().clone()]).await?;
+                let subscription = connection.subscribe(replies.subscription()).await?;
                 let (listening, stop) =
                     (replies.clone().listen(subscription), self.inner.stop_replies.clone());
                 self.inner.listeners.spawn(async move {

@@ -14,6 +14,7 @@ use crate::control::{CONTROL_TOPIC, Request, Unconfirmed};
 use crate::security::Security;
 use crate::setup::CHECK_INTERVAL;
 use crate::socket::{Amount, Dealer, Endpoint, Publisher, SocketEvents, SocketOptions, Subscriber};
+use crate::topic::{IntoTopic, IntoTopics};
 use crate::{ConnectionId, Error, ErrorKind, Message, Messages, ProxyAddress, Result, Setup, Topic};
 
 /// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
@@ -29,11 +30,10 @@ const EARLY_MAX: usize = 64 << 20;
 ///
 /// ```no_run
 /// # async fn run() -> xmsg_core::Result<()> {
-/// use xmsg_core::{Connection, Message, Topic};
+/// use xmsg_core::{Connection, Message};
 /// let connection = Connection::new("10.0.0.7".parse()?);
-/// let topic = Topic::new("report", "sports")?;
-/// let mut reports = connection.subscribe([topic.clone()]).await?;
-/// connection.publish(&Message::of(topic, "3:1")).await?;
+/// let mut reports = connection.subscribe("report:sports").await?;
+/// connection.publish(&Message::of("report:sports", "3:1")?).await?;
 /// println!("{:?}", reports.next().await);
 /// # Ok(()) }
 /// ```
@@ -105,8 +105,8 @@ impl Connection {
 
     /// Subscribes to topics and all that start with them. Returns once the proxy has confirmed all of them: nothing that is
     /// published from then on is missed.
-    pub async fn subscribe(&self, topics: impl IntoIterator<Item = Topic>) -> Result<Subscription> {
-        let topics: Vec<Topic> = topics.into_iter().collect();
+    pub async fn subscribe(&self, topics: impl IntoTopics) -> Result<Subscription> {
+        let topics = topics.into_topics()?;
         if topics.is_empty() {
             return Err(Error::new(ErrorKind::InvalidTopic, "a subscription needs at least one topic"));
         }
@@ -126,7 +126,8 @@ impl Connection {
 
     /// Waits until somebody has subscribed to messages with this topic, as far as the proxy says so; the connection is opened if need
     /// be.
-    pub async fn wait_for_subscriber(&self, topic: &Topic) -> Result<()> {
+    pub async fn wait_for_subscriber(&self, topic: impl IntoTopic) -> Result<()> {
+        let topic = topic.into_topic()?;
         self.publisher().await?.wait_for_subscriber(topic.as_bytes()).await;
         Ok(())
     }

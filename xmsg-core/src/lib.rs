@@ -37,7 +37,7 @@ pub use registrar::Registrar;
 pub use registration::{OwnerType, Query, Registration};
 pub use security::Security;
 pub use setup::{Setup, SetupBuilder};
-pub use topic::Topic;
+pub use topic::{IntoTopic, IntoTopics, Topic};
 
 /// The code of the guide, as tests.
 #[cfg(doctest)]

@@ -25,12 +25,12 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 ///
 /// ```no_run
 /// # async fn run() -> xmsg_core::Result<()> {
-/// use xmsg_core::{Message, Setup, Topic, pool::Pool};
+/// use xmsg_core::{Message, Setup, pool::Pool};
 /// let pool = Pool::new(Setup::default());
 /// let proxy = "10.0.0.7".parse()?;
 /// pool.cache_connection(&proxy).await?; // the next `take` is quick
 /// let connection = pool.take(&proxy).await?;
-/// connection.publish(&Message::of(Topic::new("report", "sports")?, "3:1")).await?;
+/// connection.publish(&Message::of("report:sports", "3:1")?).await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
