@@ -181,8 +181,10 @@ fn registrars() -> Vec<Seed> {
 
 fn messages() -> Vec<Seed> {
     let topic = || Topic::wrap("data:power:volts");
-    let of = |value: Data| wire(&[&Message::of(topic(), value).into_frames()[..]]);
-    let mut request = Message::of(topic(), 3.0);
+    // A topic that is wrapped already can be used.
+    let message = |value: Data| Message::of(topic(), value).expect("a topic");
+    let of = |value: Data| wire(&[&message(value).into_frames()[..]]);
+    let mut request = message(3.0.into());
     // There is metadata that can be read: we have just written it.
     let _ = request.set_reply_to(&Topic::wrap("ret:0a1b2c3d:4000007"));
     let payload = Payload { items: vec![("run".into(), 17.into()), ("gain".into(), 2.5.into())] };

@@ -76,7 +76,7 @@ async fn publish(connection: Connection) {
         let (count, bytes) = line.split_once(' ').unwrap();
         let (count, bytes): (i32, usize) = (count.parse().unwrap(), bytes.parse().unwrap());
         for _ in 0..count {
-            connection.publish(&Message::of(topic(TOPIC), vec![number; bytes / 4])).await.unwrap();
+            connection.publish(&Message::of(TOPIC, vec![number; bytes / 4]).unwrap()).await.unwrap();
             number += 1;
         }
         println!("published {number}");

@@ -51,7 +51,10 @@ impl Traffic {
                 let mut sent = 0_u64;
                 while !stop.load(Ordering::Relaxed) {
                     for _ in 0..20 {
-                        publisher.publish(&Message::of(topic("innocent"), sent.cast_signed())).await.unwrap();
+                        publisher
+                            .publish(&Message::of(topic("innocent"), sent.cast_signed()).unwrap())
+                            .await
+                            .unwrap();
                         sent += 1;
                     }
                     let seen = received.wait_for(|received| received + WINDOW > sent);

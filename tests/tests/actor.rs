@@ -22,7 +22,7 @@ async fn what_one_actor_publishes_another_receives() {
     let (alice, bob) = (actor(&proxy).await, actor(&proxy).await);
     let mut messages = alice.subscribe([topic("greet:")]).await.unwrap();
     for number in 0..1000 {
-        bob.publish(Message::of(topic("greet:alice"), number)).await.unwrap();
+        bob.publish(&Message::of(topic("greet:alice"), number).unwrap()).await.unwrap();
     }
     for number in 0..1000 {
         let message = within("a message", messages.next()).await.unwrap().unwrap();
@@ -36,9 +36,9 @@ async fn publishing_takes_the_reply_topic_off() {
     let proxy = proxy().start().await.unwrap();
     let actor = actor(&proxy).await;
     let mut messages = actor.subscribe([topic("a")]).await.unwrap();
-    let mut message = Message::of(topic("a"), 1);
+    let mut message = Message::of(topic("a"), 1).unwrap();
     message.set_reply_to(&topic("ret:x:4000001")).unwrap();
-    actor.publish(message).await.unwrap();
+    actor.publish(&message).await.unwrap();
     let received = within("the message", messages.next()).await.unwrap().unwrap();
     assert_eq!(received.reply_to().unwrap(), None);
 }
@@ -66,13 +66,15 @@ async fn a_request_is_answered_by_a_handler() {
         })
         .await
         .unwrap();
-    let answer = client.request(Message::of(topic("square"), 3.0), PATIENCE).await.unwrap();
+    let answer = client.request(&Message::of(topic("square"), 3.0).unwrap(), PATIENCE).await.unwrap();
     assert!((answer.value::<f64>().unwrap() - 9.0).abs() < f64::EPSILON);
     assert_eq!(answer.reply_to().unwrap(), None);
     assert!(answer.topic().to_string().starts_with(&format!("ret:{}:4", client.id())));
     within("the end of the service", handle.unsubscribe()).await;
-    let error =
-        client.request(Message::of(topic("square"), 3.0), Duration::from_millis(50)).await.unwrap_err();
+    let error = client
+        .request(&Message::of(topic("square"), 3.0).unwrap(), Duration::from_millis(50))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(error.to_string().contains("square"), "{error}");
 }
@@ -109,8 +111,12 @@ async fn ten_thousand_requests_in_flight_are_all_answered_and_none_mixed_up() {
             tokio::spawn(async move {
                 let requests = (0..REQUESTS).map(|number| {
                     let value = task * REQUESTS + number;
-                    let asking = client.request(Message::of(topic("double"), value), PATIENCE);
-                    async move { assert_eq!(asking.await.unwrap().value::<i64>().unwrap(), value * 2) }
+                    let question = Message::of("double", value).unwrap();
+                    let client = &client;
+                    async move {
+                        let answer = client.request(&question, PATIENCE).await.unwrap();
+                        assert_eq!(answer.value::<i64>().unwrap(), value * 2);
+                    }
                 });
                 futures::future::join_all(requests).await;
             })
@@ -127,11 +133,12 @@ async fn late_replies_are_counted_and_dropped() {
     let proxy = proxy().start().await.unwrap();
     let (service, client) = (actor(&proxy).await, actor(&proxy).await);
     let mut requests = service.subscribe([topic("slow")]).await.unwrap();
-    let gave_up = client.request(Message::of(topic("slow"), 1), Duration::from_millis(20));
+    let question = Message::of("slow", 1).unwrap();
+    let gave_up = client.request(&question, Duration::from_millis(20));
     assert_eq!(gave_up.await.unwrap_err().kind(), ErrorKind::Timeout);
     // The request arrives, and is answered too late.
     let request = within("the request", requests.next()).await.unwrap().unwrap();
-    service.publish(request.reply_with(1).unwrap().unwrap()).await.unwrap();
+    service.publish(&request.reply_with(1).unwrap().unwrap()).await.unwrap();
     within("the late reply", async {
         while client.late_replies() == 0 {
             tokio::task::yield_now().await;
@@ -141,15 +148,53 @@ async fn late_replies_are_counted_and_dropped() {
 }
 
 /// Dropping the future of a request gives it up: its answer is late, and the next request gets its own.
+/// One topic or many, as text or as topics, owned or borrowed; the message is borrowed everywhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_can_be_text_and_messages_are_borrowed() {
+    let proxy = proxy().start().await.unwrap();
+    let actor = actor(&proxy).await;
+    let text = actor.subscribe("a:text").await.unwrap();
+    let several = actor.subscribe(["a:text".to_owned(), "a:topic".to_owned()]).await.unwrap();
+    let borrowed = actor.subscribe_to(actor.proxy(), &[topic("a:topic")]).await.unwrap();
+    let everything = actor.subscribe(Topic::everything()).await.unwrap();
+    for (text, number) in [("a:text", 1), ("a:topic", 2)] {
+        let message = Message::of(text, number).unwrap();
+        actor.publish(&message).await.unwrap();
+        actor.publish_to(actor.proxy(), &message).await.unwrap();
+    }
+    for (mut messages, numbers) in [
+        (text, vec![1, 1]),
+        (several, vec![1, 1, 2, 2]),
+        (borrowed, vec![2, 2]),
+        (everything, vec![1, 1, 2, 2]),
+    ] {
+        for number in numbers {
+            let message = loop {
+                let message = within("a message", messages.next()).await.unwrap().unwrap();
+                // Everything is everything: requests to the proxy, too.
+                if message.topic().domain() != "xmsg" {
+                    break message;
+                }
+            };
+            assert_eq!(message.value::<i32>().unwrap(), number);
+        }
+    }
+    for refused in ["", ":a", "*", "*:a"] {
+        let error = actor.subscribe(["a", refused]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidTopic);
+        assert!(error.to_string().contains(&format!("`{refused}`")), "{error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_dropped_gives_up_its_place() {
     let proxy = proxy().start().await.unwrap();
     let (service, client) = (actor(&proxy).await, actor(&proxy).await);
     let mut requests = service.subscribe([topic("ask")]).await.unwrap();
     for round in 0..20_u64 {
+        let question = Message::of("ask", round.cast_signed()).unwrap();
         let dropped = {
-            let mut asking =
-                Box::pin(client.request(Message::of(topic("ask"), round.cast_signed()), PATIENCE));
+            let mut asking = Box::pin(client.request(&question, PATIENCE));
             // It was sent, and waits for its answer.
             tokio::select! {
                 answer = &mut asking => panic!("nobody answered: {answer:?}"),
@@ -158,10 +203,10 @@ async fn a_request_that_is_dropped_gives_up_its_place() {
         };
         let answering = async {
             let request = within("the next request", requests.next()).await.unwrap().unwrap();
-            service.publish(dropped.reply_with("late").unwrap().unwrap()).await.unwrap();
-            service.publish(request.reply_with("in time").unwrap().unwrap()).await.unwrap();
+            service.publish(&dropped.reply_with("late").unwrap().unwrap()).await.unwrap();
+            service.publish(&request.reply_with("in time").unwrap().unwrap()).await.unwrap();
         };
-        let asking = client.request(Message::of(topic("ask"), round.cast_signed()), PATIENCE);
+        let asking = client.request(&question, PATIENCE);
         let (answer, ()) = futures::join!(asking, answering);
         assert_eq!(answer.unwrap().value::<String>().unwrap(), "in time");
         assert_eq!(client.late_replies(), round + 1);
@@ -183,9 +228,9 @@ async fn a_handler_that_fails_or_panics_does_not_end_the_subscription() {
         .await
         .unwrap();
     for bad in [0, 1, 0] {
-        client.publish(Message::of(topic("moody"), bad)).await.unwrap();
+        client.publish(&Message::of(topic("moody"), bad).unwrap()).await.unwrap();
     }
-    let answer = client.request(Message::of(topic("moody"), 7), PATIENCE).await.unwrap();
+    let answer = client.request(&Message::of(topic("moody"), 7).unwrap(), PATIENCE).await.unwrap();
     assert_eq!(answer.value::<i32>().unwrap(), 7);
 }
 
@@ -218,8 +263,8 @@ async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
         message.value::<String>().map(drop)
     };
     let handle = service.subscribe_with([topic("moody")], 1, handler).await.unwrap();
-    client.publish(Message::of(topic("moody:panic"), 0)).await.unwrap();
-    client.publish(Message::of(topic("moody:failure"), 1)).await.unwrap();
+    client.publish(&Message::of(topic("moody:panic"), 0).unwrap()).await.unwrap();
+    client.publish(&Message::of(topic("moody:failure"), 1).unwrap()).await.unwrap();
     let lines = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     within("both log lines", async {
         while !lines().contains("a handler failed") {
@@ -251,7 +296,7 @@ async fn with_a_concurrency_of_one_messages_are_handled_in_order() {
         .await
         .unwrap();
     for number in 0..500 {
-        actor.publish(Message::of(topic("a"), number)).await.unwrap();
+        actor.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
     }
     for number in 0..500 {
         assert_eq!(within("a message", handled.recv()).await, Some(number));
@@ -280,7 +325,7 @@ async fn concurrency_is_bounded() {
         .await
         .unwrap();
     for number in 0..30 {
-        actor.publish(Message::of(topic("a"), number)).await.unwrap();
+        actor.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
     }
     within("thirty in threes", async {
         while most.load(Ordering::SeqCst) < 3 || now.load(Ordering::SeqCst) > 0 {
@@ -303,7 +348,7 @@ async fn sixty_four_tasks_never_share_a_pooled_connection() {
                 for _ in 0..10 {
                     let connection = pool.take(&address).await.unwrap();
                     assert!(in_use.lock().unwrap().insert(connection.id()), "it is shared");
-                    connection.publish(&Message::of(topic("pool"), 1)).await.unwrap();
+                    connection.publish(&Message::of(topic("pool"), 1).unwrap()).await.unwrap();
                     tokio::task::yield_now().await;
                     in_use.lock().unwrap().remove(&connection.id());
                 }
@@ -350,21 +395,24 @@ async fn closing_never_hangs_and_says_what_was_not_sent() {
     let _handle = actor.subscribe_with([topic("b")], 1, |_| async {}).await.unwrap();
     let waiting = {
         let actor = actor.clone();
-        tokio::spawn(async move { actor.request(Message::of(topic("nobody"), 1), PATIENCE).await })
+        tokio::spawn(async move { actor.request(&Message::of(topic("nobody"), 1).unwrap(), PATIENCE).await })
     };
     let mut events = guard.events().await.unwrap();
     proxy.stop(LINGER).await;
     within("the loss of the connection", events.next()).await;
     for number in 0..5 {
-        guard.publish(&Message::of(topic("a"), number)).await.unwrap();
+        guard.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
     }
     let unsent = within("close", actor.close(Duration::from_millis(200))).await;
     assert!(unsent >= 5, "{unsent}");
     assert!(within("the end of the subscription", messages.next()).await.is_none());
-    let error = guard.publish(&Message::of(topic("a"), 1)).await.unwrap_err();
+    let error = guard.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
     drop(guard);
-    assert_eq!(actor.publish(Message::of(topic("a"), 1)).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        actor.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
     waiting.abort();
 }
 

@@ -65,7 +65,7 @@ fn a_small_message_costs_no_allocation_from_publisher_to_subscriber() {
         runtime.block_on(async {
             let publishing = async {
                 for _ in 0..MESSAGES {
-                    actor.publish(message.clone()).await.unwrap();
+                    actor.publish(&message).await.unwrap();
                 }
             };
             let receiving = async {

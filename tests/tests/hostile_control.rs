@@ -154,8 +154,8 @@ async fn replies_that_nobody_asked_for_disturb_no_request() {
         .subscribe_with([topic("question")], 4, |request: Message| async move { request.reply_with(42) });
     let _serving = serve.await.unwrap();
     let ask = async || {
-        let question = Message::of(topic("question"), 1);
-        let reply = within("a reply", asking.request(question, PATIENCE)).await.unwrap();
+        let question = Message::of(topic("question"), 1).unwrap();
+        let reply = within("a reply", asking.request(&question, PATIENCE)).await.unwrap();
         assert_eq!(reply.value::<i32>().unwrap(), 42);
     };
     ask().await;

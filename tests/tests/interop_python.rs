@@ -112,7 +112,7 @@ async fn our_connection_works_through_libzmqs_proxy() {
     let subscriber = xmsg_core::Connection::with_setup(address, patient());
     let mut messages = within("the checks", subscriber.subscribe([topic("a:b"), topic("c")])).await.unwrap();
     for number in 0..1000 {
-        publisher.publish(&Message::of(topic("a:b:c"), number)).await.unwrap();
+        publisher.publish(&Message::of(topic("a:b:c"), number).unwrap()).await.unwrap();
     }
     for number in 0..1000 {
         assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);

@@ -46,7 +46,7 @@ async fn connections_that_were_given_back_are_taken_again() {
     // They work as they did before.
     let mut messages = connect(&second).subscribe([topic("a")]).await.unwrap();
     for connection in &after[1..] {
-        connection.publish(&Message::of(topic("a"), 1)).await.unwrap();
+        connection.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap();
         assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), 1);
     }
     assert_eq!(within("close", pool.close(LINGER)).await, 0);

@@ -55,7 +55,7 @@ async fn all_arrive(publishers: i32, count: i32, concurrency: usize) {
         tasks.push(tokio::spawn(async move {
             let topic = Topic::new("numbers", publisher.to_string()).unwrap();
             for number in publisher * each..(publisher + 1) * each {
-                actor.publish(Message::of(topic.clone(), number)).await.unwrap();
+                actor.publish(&Message::of(topic.clone(), number).unwrap()).await.unwrap();
             }
             assert_eq!(actor.close(LINGER).await, 0);
         }));
@@ -91,8 +91,8 @@ async fn a_subscription_to_several_topics_receives_all_messages_of_both_in_order
     let sending = tokio::spawn(async move {
         for number in 0..10_000 {
             let topic_of = &topics[usize::from(number % 2 == 0)];
-            publisher.publish(Message::of(topic_of.clone(), number)).await.unwrap();
-            publisher.publish(Message::of(topic("neither"), number)).await.unwrap();
+            publisher.publish(&Message::of(topic_of.clone(), number).unwrap()).await.unwrap();
+            publisher.publish(&Message::of(topic("neither"), number).unwrap()).await.unwrap();
         }
         assert_eq!(publisher.close(LINGER).await, 0);
     });
@@ -120,7 +120,7 @@ async fn after_unsubscribing_no_handler_runs() {
         })
         .await
         .unwrap();
-    actor.publish(Message::of(topic("a"), 1)).await.unwrap();
+    actor.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap();
     within("the first message", async {
         while handled.load(Ordering::SeqCst) == 0 {
             tokio::task::yield_now().await;
@@ -132,7 +132,7 @@ async fn after_unsubscribing_no_handler_runs() {
     assert_eq!(Arc::strong_count(&handled), 1);
     // And the topics can be subscribed to again.
     let mut again = actor.subscribe([topic("a")]).await.unwrap();
-    actor.publish(Message::of(topic("a"), 2)).await.unwrap();
+    actor.publish(&Message::of(topic("a"), 2).unwrap()).await.unwrap();
     let message = within("the second message", again.next()).await.unwrap().unwrap();
     assert_eq!((message.value::<i32>().unwrap(), handled.load(Ordering::SeqCst)), (2, 1));
 }

@@ -19,7 +19,8 @@ async fn actor(name: &str, proxy: &Proxy) -> Actor {
 /// Asks for each of these numbers in turn, and gets each of them back.
 async fn ask(actor: &Actor, topic: &Topic, numbers: std::ops::Range<i32>) {
     for number in numbers {
-        let answer = actor.sync_publish(Message::of(topic.clone(), number), PATIENCE).await.unwrap();
+        let answer =
+            actor.sync_publish(&Message::of(topic.clone(), number).unwrap(), PATIENCE).await.unwrap();
         assert_eq!(answer.value::<i32>().unwrap(), number);
     }
 }
@@ -78,8 +79,10 @@ async fn a_request_times_out_and_its_late_response_is_not_taken_for_another() {
         })
         .await
         .unwrap();
-    let error =
-        client.sync_publish(Message::of(topic("slow"), 1), Duration::from_millis(50)).await.unwrap_err();
+    let error = client
+        .sync_publish(&Message::of(topic("slow"), 1).unwrap(), Duration::from_millis(50))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     within("the request", received.acquire()).await.unwrap().forget();
     // Both are answered, in their order.
@@ -123,7 +126,8 @@ async fn services_of_several_proxies_are_found_and_asked() {
             let proxy = ProxyAddress::new(&service.host, service.port.try_into().unwrap()).unwrap();
             let (client, topic) = (client.clone(), service.topic().unwrap());
             requests.push(tokio::spawn(async move {
-                let answer = client.request_to(&proxy, Message::of(topic, number), PATIENCE).await.unwrap();
+                let answer =
+                    client.request_to(&proxy, &Message::of(topic, number).unwrap(), PATIENCE).await.unwrap();
                 assert_eq!(answer.value::<i32>().unwrap(), number);
             }));
         }

@@ -51,7 +51,7 @@ async fn a_subscriber_that_pauses_for_longer_than_the_heartbeats_loses_nothing_u
     let mut messages = subscriber.subscribe([topic("data")]).await.unwrap();
     let publisher = connect(&proxy);
     for number in 0..MESSAGES {
-        publisher.publish(&Message::of(topic("data"), vec![number; 8 << 10])).await.unwrap();
+        publisher.publish(&Message::of(topic("data"), vec![number; 8 << 10]).unwrap()).await.unwrap();
     }
     // The pause is what is tested.
     tokio::time::sleep(HEARTBEAT * 10).await;
@@ -79,7 +79,7 @@ async fn closing_a_publisher_waits_until_a_blocked_proxy_has_read_everything() {
     // As much as the proxy and the kernels take.
     let mut sent = 0_i32;
     while publisher.queued().messages < 32 {
-        publisher.publish(&Message::of(topic("data"), vec![sent; 1 << 10])).await.unwrap();
+        publisher.publish(&Message::of(topic("data"), vec![sent; 1 << 10]).unwrap()).await.unwrap();
         sent += 1;
         tokio::task::yield_now().await;
     }
@@ -151,7 +151,7 @@ async fn all_queues_stay_near_the_ceiling_under(policy: Policy) {
         let (publisher, name) = (connect(&proxy), topic(&format!("t{number:02}")));
         publisher.wait_for_subscriber(&name).await.unwrap();
         for _ in 0..4000 {
-            publisher.publish(&Message::of(name.clone(), vec![7_i32; 1 << 10])).await.unwrap();
+            publisher.publish(&Message::of(name.clone(), vec![7_i32; 1 << 10]).unwrap()).await.unwrap();
         }
         assert_eq!(publisher.close(LINGER).await, 0);
     }

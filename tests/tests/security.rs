@@ -148,7 +148,7 @@ async fn our_clients_pass_libzmqs_encrypted_proxy() {
     let (publisher, subscriber) = (connection(), connection());
     let mut messages = within("the checks", subscriber.subscribe([topic("a:b"), topic("c")])).await.unwrap();
     for number in 0..1000 {
-        publisher.publish(&Message::of(topic("a:b:c"), number)).await.unwrap();
+        publisher.publish(&Message::of(topic("a:b:c"), number).unwrap()).await.unwrap();
     }
     for number in 0..1000 {
         assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);
@@ -259,7 +259,7 @@ async fn first_of(
     messages: &mut xmsg_core::Subscription,
 ) -> Topic {
     for text in topics {
-        publisher.publish(&Message::of(topic(text), 1)).await.unwrap();
+        publisher.publish(&Message::of(topic(text), 1).unwrap()).await.unwrap();
     }
     next(messages).await.topic().clone()
 }

@@ -171,15 +171,13 @@ impl RegistrarOptions {
 /// A topic to subscribe to. The empty one is everything; a `:` at the end stays, so that `a:b:` is what is below `a:b`.
 pub(crate) fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
     if text.is_empty() {
-        return Ok(Topic::wrap(""));
+        return Ok(Topic::everything());
     }
     if text == "*" || text.starts_with("*:") {
         let what = "the domain of a topic can't be `*`: name one, or subscribe to '' for everything";
         return Err(Error::new(ErrorKind::InvalidTopic, what));
     }
-    let topic: Topic = text.parse()?;
-    let below = text.strip_suffix(':').is_some_and(|parent| topic == parent);
-    Ok(if below { Topic::wrap(text.to_owned()) } else { topic })
+    text.parse()
 }
 
 /// `500ms`, `10s`, `2m`, `1h`, with decimals if need be; a bare number is seconds.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use xmsg_core::meta::Status;
-use xmsg_core::{Actor, Message, Result, Topic};
+use xmsg_core::{Actor, Message, Result};
 
 /// The answer to a request; none to a message that asks for none.
 fn root(request: &Message) -> Result<Option<Message>> {
@@ -18,15 +18,13 @@ fn root(request: &Message) -> Result<Option<Message>> {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let topic = Topic::new("math", "root")?;
-
     let server = Actor::new("server").await?;
-    let service = server.subscribe_with([topic.clone()], 8, |request| async move { root(&request) }).await?;
+    let service = server.subscribe_with("math:root", 8, |request| async move { root(&request) }).await?;
 
     let client = Actor::new("client").await?;
     for value in [2.0, 9.0, -1.0] {
-        let question = Message::of(topic.clone(), value);
-        let answer = client.request(question, Duration::from_secs(10)).await?; // an error after ten seconds
+        let question = Message::of("math:root", value)?;
+        let answer = client.request(&question, Duration::from_secs(10)).await?; // an error after ten seconds
         if answer.meta()?.status == Some(Status::Error) {
             println!("{value}: {}", answer.value::<String>()?);
         } else {

@@ -183,7 +183,7 @@ impl Data {
 /// ```
 /// use bytes::Bytes;
 /// use xmsg_core::data::{FromData, IntoData};
-/// use xmsg_core::{Message, Result, Topic};
+/// use xmsg_core::{Message, Result};
 ///
 /// #[derive(Debug, PartialEq)]
 /// struct Png(Bytes);
@@ -201,7 +201,7 @@ impl Data {
 ///     }
 /// }
 ///
-/// let message = Message::of(Topic::of_domain("picture")?, Png("\u{89}PNG".into()));
+/// let message = Message::of("picture", Png("\u{89}PNG".into()))?;
 /// assert_eq!(message.value::<Png>()?, Png("\u{89}PNG".into()));
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```

@@ -42,7 +42,7 @@ pub use registrar::Registrar;
 pub use registration::{OwnerType, Query, Registration};
 pub use security::Security;
 pub use subscription::Subscription;
-pub use topic::{IntoTopics, Topic};
+pub use topic::{IntoTopic, IntoTopics, Topic};
 pub use unfinished::Unfinished;
 
 /// The code of the guide, as tests.

@@ -1,5 +1,6 @@
 //! Messages: topic, metadata and data, as three frames.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use crate::data::{FromData, IntoData};
 use crate::error::Result;
 use crate::meta::{self, Meta};
-use crate::topic::Topic;
+use crate::topic::{IntoTopic, Topic};
 
 /// A message: a [`Topic`], [`Meta`]data and data. Cloning is cheap: the frames are shared.
 ///
@@ -16,9 +17,9 @@ use crate::topic::Topic;
 /// with [`ErrorKind::InvalidMessage`](crate::ErrorKind::InvalidMessage).
 ///
 /// ```
-/// use xmsg_core::{Message, Topic};
+/// use xmsg_core::Message;
 ///
-/// let message = Message::of(Topic::new("report", "sports")?, "3:1");
+/// let message = Message::of("report:sports", "3:1")?;
 /// assert_eq!(message.mime_type()?, "text/string");
 /// assert_eq!(message.value::<String>()?, "3:1");
 ///
@@ -34,10 +35,22 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message with this value; its type gives the mime type.
-    pub fn of(topic: Topic, value: impl IntoData) -> Self {
+    /// A message with this value, whose type gives the mime type, about a topic: a [`Topic`] or text.
+    /// [`ErrorKind::InvalidTopic`](crate::ErrorKind::InvalidTopic) when the text is no topic.
+    ///
+    /// ```
+    /// use xmsg_core::{Message, Topic};
+    ///
+    /// let topic = Topic::new("report", "sports")?;
+    /// for message in [Message::of("report:sports", 17)?, Message::of(&topic, 17)?] {
+    ///     assert_eq!(*message.topic(), topic);
+    ///     assert_eq!(message.value::<i32>()?, 17);
+    /// }
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn of(topic: impl IntoTopic, value: impl IntoData) -> Result<Self> {
         let (mime_type, data) = value.into_data();
-        Self::with_mime(topic, mime_type, data)
+        Ok(Self::with_mime(topic.into_topic()?, mime_type, data))
     }
 
     /// A message with these bytes as data; the metadata says only their mime type.
@@ -100,9 +113,9 @@ impl Message {
     /// Changes the metadata in place.
     ///
     /// ```
-    /// use xmsg_core::{Message, Topic};
+    /// use xmsg_core::Message;
     ///
-    /// let mut message = Message::of(Topic::of_domain("report")?, 17);
+    /// let mut message = Message::of("report", 17)?;
     /// message.edit_meta(|meta| meta.author = Some("reporter".into()))?;
     /// assert_eq!(message.meta()?.author.as_deref(), Some("reporter"));
     /// # Ok::<(), xmsg_core::Error>(())
@@ -145,6 +158,16 @@ impl Message {
         Ok(())
     }
 
+    /// The message as one that awaits no answer: itself, when it is one already.
+    pub(crate) fn without_reply_to(&self) -> Result<Cow<'_, Self>> {
+        if meta::reply_to(&self.meta)?.is_none() {
+            return Ok(Cow::Borrowed(self));
+        }
+        let mut message = self.clone();
+        message.clear_reply_to()?;
+        Ok(Cow::Owned(message))
+    }
+
     /// The answer to this request that sends its own data back, with all of its metadata but the reply topic;
     /// `None` when the message is not a request.
     pub fn reply(&self) -> Result<Option<Self>> {
@@ -159,7 +182,7 @@ impl Message {
     /// ```
     /// use xmsg_core::{Message, Topic};
     ///
-    /// let mut request = Message::of(Topic::new("math", "square")?, 3.0);
+    /// let mut request = Message::of("math:square", 3.0)?;
     /// assert!(request.reply_with(9.0)?.is_none());
     ///
     /// request.set_reply_to(&Topic::wrap("ret:0a1b2c3d:4000007"))?;
@@ -169,7 +192,7 @@ impl Message {
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
     pub fn reply_with(&self, value: impl IntoData) -> Result<Option<Self>> {
-        Ok(self.reply_to()?.map(|topic| Self::of(topic, value)))
+        self.reply_to()?.map(|topic| Self::of(topic, value)).transpose()
     }
 }
 
@@ -201,7 +224,7 @@ mod tests {
     }
 
     fn request() -> Message {
-        let mut message = Message::of(topic(), 3.0);
+        let mut message = Message::of(topic(), 3.0).unwrap();
         message.set_reply_to(&Topic::wrap(REPLY_TO)).unwrap();
         message
     }
@@ -209,12 +232,12 @@ mod tests {
     #[test]
     fn values_get_the_mime_types_of_the_quick_constructor_of_java() {
         let cases = [
-            (Message::of(topic(), 7), mime::SFIXED32, "1d07000000"),
-            (Message::of(topic(), 7_i64), mime::SFIXED64, "210700000000000000"),
-            (Message::of(topic(), "zoë"), mime::STRING, "3a047a6fc3ab"),
-            (Message::of(topic(), vec![0_u8, 255]), mime::BYTES, "00ff"),
-            (Message::of(topic(), vec![1, -2]), mime::ARRAY_SFIXED32, "5d010000005dfeffffff"),
-            (Message::of(topic(), Data::Sint32(-300)), mime::SINT32, "08d704"),
+            (Message::of(topic(), 7).unwrap(), mime::SFIXED32, "1d07000000"),
+            (Message::of(topic(), 7_i64).unwrap(), mime::SFIXED64, "210700000000000000"),
+            (Message::of(topic(), "zoë").unwrap(), mime::STRING, "3a047a6fc3ab"),
+            (Message::of(topic(), vec![0_u8, 255]).unwrap(), mime::BYTES, "00ff"),
+            (Message::of(topic(), vec![1, -2]).unwrap(), mime::ARRAY_SFIXED32, "5d010000005dfeffffff"),
+            (Message::of(topic(), Data::Sint32(-300)).unwrap(), mime::SINT32, "08d704"),
         ];
         for (message, mime_type, data) in cases {
             assert_eq!(message.mime_type().unwrap(), mime_type);
@@ -225,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_typed_message_shares_its_metadata_with_all_others() {
-        let metas = [1, 2].map(|value| Message::of(topic(), value).into_frames()[1].as_ptr());
+        let metas = [1, 2].map(|value| Message::of(topic(), value).unwrap().into_frames()[1].as_ptr());
         assert_eq!(metas[0], metas[1]);
     }
 

@@ -383,7 +383,7 @@ async fn a_thousand_idle_connections_hold_up_nobody() {
     };
     let traffic = async {
         for number in 0..MESSAGES {
-            publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+            publisher.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
             if number % 100 == 99 {
                 for number in number - 99..=number {
                     assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);

@@ -31,7 +31,7 @@ async fn it_says_where_it_listens_and_what_it_did() {
     let (mut daemon, address) = start("0").await;
     let (publisher, subscriber) = (connect(&address), connect(&address));
     let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
-    publisher.publish(&Message::of(topic("a"), 1)).await.unwrap();
+    publisher.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap();
     next(&mut messages).await;
     daemon.signal("TERM").await;
     let totals = daemon.line().await;
@@ -93,7 +93,7 @@ async fn sigterm_delivers_what_is_queued() {
     let (publisher, subscriber) = (connect(&address), connect(&address));
     let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
     for number in 0..MESSAGES {
-        publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+        publisher.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
     }
     assert_eq!(publisher.close(LINGER).await, 0);
     daemon.signal("TERM").await;
@@ -117,13 +117,13 @@ async fn after_a_kill_clients_go_on_and_the_publisher_sends_what_it_holds() {
             while !stop.load(Ordering::Relaxed) {
                 for _ in 0..500 {
                     number += 1;
-                    publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+                    publisher.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             // The old proxy is dead by now: this one is for the new one.
             number += 1;
-            publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+            publisher.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
             number
         })
     };

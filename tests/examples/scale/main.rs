@@ -70,7 +70,7 @@ async fn restarts() {
         let down = Instant::now();
         daemon = ProxyProcess::start(&port).await.daemon;
         let up = Instant::now();
-        publisher.publish(&Message::of(topic("a"), number)).await.expect("it is accepted");
+        publisher.publish(&Message::of("a", number).expect("a topic")).await.expect("it is accepted");
         let message = within("the message", messages.next()).await.expect("open").expect("three frames");
         assert_eq!(message.value::<i64>().expect("a number"), number);
         times.push((up.elapsed(), up - down));

@@ -13,7 +13,7 @@ use clap::Args;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use xmsg_core::socket::HighWaterMark;
-use xmsg_core::{Connection, ErrorKind, Message, Meta, ProxyAddress, Setup, Subscription, Topic};
+use xmsg_core::{Connection, ErrorKind, Message, Meta, ProxyAddress, Setup, Subscription};
 use xmsg_proxy::{Policy, Proxy};
 
 use crate::args::{parse_duration, parse_rate};
@@ -218,7 +218,7 @@ impl Demo {
         let mut subscribers = JoinSet::new();
         for _ in 0..arguments.subscribers {
             let connection = connection();
-            let subscription = connection.subscribe([Topic::wrap("demo:")]).await?;
+            let subscription = connection.subscribe("demo:").await?;
             let check = Check::new(arguments.publishers.into(), counters.clone());
             subscribers.spawn(receive(subscription, check, sent_known.clone()));
         }
@@ -468,7 +468,7 @@ mod tests {
     use super::*;
 
     fn message(number: u64) -> Message {
-        Message::of(Topic::wrap("demo:1"), format!("{number:012} x").into_bytes())
+        Message::of("demo:1", format!("{number:012} x").into_bytes()).unwrap()
     }
 
     fn counts(numbers: &[u64], sent: u64) -> (u64, u64, u64) {
@@ -496,7 +496,7 @@ mod tests {
         let counters = Arc::new(Counters::default());
         let mut check = Check::new(2, counters);
         for (topic, data) in [("demo:2", "000000000000"), ("demo:1", "hello"), ("demo:x", "000000000000")] {
-            check.take(&Message::of(Topic::wrap(topic), data.as_bytes().to_vec()));
+            check.take(&Message::of(topic, data.as_bytes().to_vec()).unwrap());
         }
         assert_eq!(check.delivered, 0);
     }

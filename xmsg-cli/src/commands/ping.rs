@@ -117,9 +117,9 @@ impl Pinger {
         let handshake = started.elapsed();
 
         let topic = Topic::wrap(format!("xmsg:ping:{}", uuid::Uuid::new_v4()));
-        let mut subscription = connection.subscribe([topic.clone()]).await?;
+        let mut subscription = connection.subscribe(&topic).await?;
         let started = Instant::now();
-        connection.publish(&Message::of(topic, "ping")).await?;
+        connection.publish(&Message::of(topic, "ping")?).await?;
         let limit = self.setup.subscription_timeout();
         let back = tokio::time::timeout(limit, subscription.next()).await;
         let round_trip = started.elapsed();

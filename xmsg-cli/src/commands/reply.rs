@@ -148,7 +148,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             Answer::Echo
         };
         connection.connect().await?;
-        let subscription = connection.subscribe(topics.iter().cloned()).await?;
+        let subscription = connection.subscribe(&topics).await?;
         let notes = note_connection(subscription.events(), &proxy);
         if verbose {
             note(format_args!("ready: subscribed to {} at {proxy}", topics_text(&topics)));

@@ -122,7 +122,7 @@ impl Asker {
         for number in 1..=self.count {
             let message = dish.message(&self.recipe, number)?.clone();
             let mut started = Instant::now();
-            match self.actor.request(message, self.timeout).await {
+            match self.actor.request(&message, self.timeout).await {
                 Ok(reply) => {
                     // To connect is no part of the round trip.
                     started = self.ready.get().map_or(started, |ready| started.max(*ready));

@@ -469,7 +469,7 @@ impl Actor {
             return Err(Error::new(ErrorKind::Timeout, what));
         };
         let answer = answer?;
-        match answer.failure() {
+        match reply::failure(&answer) {
             None => Ok(answer),
             Some(failure) => {
                 let what = format!("the service at {} failed: {failure}", message.topic());

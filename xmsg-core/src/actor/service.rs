@@ -363,7 +363,7 @@ where
 
 /// The answer that tells whoever asked that it failed; `None` if nobody awaits one.
 fn error_reply(request: &Message, error: &HandlerError) -> Option<Message> {
-    request.error_reply(error.to_string()).ok().flatten()
+    super::reply::error_reply(request, &error.to_string()).ok().flatten()
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

@@ -89,7 +89,7 @@ async fn each_its_connection(
     unless_interrupted(interrupt, async { Ok(connection.connect().await?) }).await?;
     let topics = Topics::new(&arguments.common.target.topic, 1);
     let base = topics.all();
-    let up = async |number| connection.subscribe([Topic::wrap(format!("{base}{number}"))]).await;
+    let up = async |number| connection.subscribe(Topic::wrap(format!("{base}{number}"))).await;
     let down = async |subscription| Receiver::new(subscription).close().await;
     let made = set_up("subscriptions", arguments.count, arguments.concurrency, interrupt, up, down).await?;
     connection.close(Duration::ZERO).await;
@@ -136,7 +136,7 @@ async fn confirm(
     let last = topics.iter().last().context("no topics")?;
     let names: Vec<Topic> = topics.iter().collect();
     let connection = target.unchecked_connection();
-    let probe = Message::of(last, "probe");
+    let probe = Message::of(last, "probe")?;
     let started = Instant::now();
     let subscribing = async {
         let mut receiver = Receiver::new(connection.subscribe(names).await?);

@@ -79,12 +79,11 @@ pub(super) async fn run(
     let starting = async {
         let (requester, replier) = (actor("bench-requester").await?, actor("bench-replier").await?);
         // In order, with one handler: what it does takes no time.
-        let service = replier.subscribe_with([topic.clone()], 1, async |request: Message| {
-            request.reply_with(request.data().to_vec())
-        });
+        let service = replier
+            .subscribe_with(&topic, 1, async |request: Message| request.reply_with(request.data().to_vec()));
         let service = service.await?;
         // The first request opens what requests need.
-        requester.request(Message::of(topic.clone(), "first"), target.setup().subscription_timeout()).await?;
+        requester.request(&Message::of(&topic, "first")?, target.setup().subscription_timeout()).await?;
         anyhow::Ok((requester, replier, service))
     };
     let (requester, replier, _service) = unless_interrupted(interrupt, starting).await?;
@@ -194,8 +193,8 @@ impl Load {
             if matches!(self.end, End::Time(time) if before - started >= time) {
                 break;
             }
-            let request = Message::of(self.topic.clone(), self.data.clone());
-            match self.requester.request(request, self.timeout).await {
+            let request = Message::of(&self.topic, self.data.clone())?;
+            match self.requester.request(&request, self.timeout).await {
                 Ok(_) => times.record(before.elapsed()),
                 Err(error) if error.kind() == ErrorKind::Timeout => {
                     unanswered += 1;

@@ -92,7 +92,7 @@ impl Target {
         // They share what confirmation needs.
         let connection = self.connection();
         connection.connect().await?;
-        let subscribe = |_| async { anyhow::Ok(Receiver::new(connection.subscribe([topics.all()]).await?)) };
+        let subscribe = |_| async { anyhow::Ok(Receiver::new(connection.subscribe(topics.all()).await?)) };
         let receivers =
             stream::iter(0..count).map(subscribe).buffer_unordered(CONNECTING).try_collect().await?;
         connection.close(Duration::ZERO).await;
