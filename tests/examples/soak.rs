@@ -251,12 +251,12 @@ async fn left_behind(pid: u32, alone: Sample) -> Option<String> {
 
 impl World {
     fn connection(&self) -> Connection {
-        Connection::with_setup(self.proxy.clone(), patient())
+        Connection::with_options(self.proxy.clone(), patient()).unwrap()
     }
 
     async fn actor(&self) -> Actor {
-        let builder = Actor::builder("soak").proxy(self.proxy.clone()).setup(patient());
-        builder.build().await.expect("an actor")
+        let builder = Actor::builder("soak").proxy(self.proxy.clone()).options(patient());
+        builder.build().expect("an actor")
     }
 
     /// Does something again and again until it is to stop; counts what was done, and errors.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use xmsg_core::socket::{SocketEvent, SocketEvents};
-use xmsg_core::{Connection, Message, Setup, SetupBuilder};
+use xmsg_core::{Connection, Message, ConnectOptions, ConnectOptions};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::{PATIENCE, topic};
 
@@ -29,7 +29,7 @@ async fn main() {
     match role.as_str() {
         "proxy" => proxy(address, heartbeats).await,
         "pub" => {
-            publish(Connection::with_setup(address.parse().unwrap(), setup(heartbeats).build().unwrap()))
+            publish(Connection::with_options(address.parse().unwrap(), setup(heartbeats).build().unwrap()).unwrap())
                 .await;
         }
         "sub" => {
@@ -38,7 +38,7 @@ async fn main() {
                 let bytes = bytes.parse().unwrap();
                 setup = setup.before_subscribe(move |socket| socket.receive_high_water_mark = bytes);
             }
-            subscribe(&Connection::with_setup(address.parse().unwrap(), setup.build().unwrap())).await;
+            subscribe(&Connection::with_options(address.parse().unwrap(), setup.build().unwrap()).unwrap()).await;
         }
         other => panic!("{other}?"),
     }
@@ -48,8 +48,8 @@ fn millis(text: &str) -> Duration {
     Duration::from_millis(text.parse().unwrap())
 }
 
-fn setup(heartbeats: Option<(Duration, Duration)>) -> SetupBuilder {
-    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+fn setup(heartbeats: Option<(Duration, Duration)>) -> ConnectOptions {
+    let setup = ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
     match heartbeats {
         None => setup,
         Some((interval, timeout)) => setup.heartbeat_interval(interval).heartbeat_timeout(timeout),

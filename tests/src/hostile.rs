@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use xmsg_core::security::Security;
-use xmsg_core::{Connection, Message, ProxyAddress, Setup};
+use xmsg_core::{Connection, Message, ProxyAddress, ConnectOptions};
 
 use crate::process::{Daemon, built};
 use crate::{PATIENCE, next, topic, within};
@@ -39,7 +39,7 @@ pub struct Traffic {
 
 impl Traffic {
     async fn start(address: &ProxyAddress, security: &Security) -> Self {
-        let connection = || Connection::with_setup(address.clone(), setup(security));
+        let connection = || Connection::with_options(address.clone(), setup(security)).unwrap();
         let (publisher, subscriber) = (connection(), connection());
         let mut messages = within("the innocents", subscriber.subscribe([topic("innocent")])).await.unwrap();
         within("the innocents", publisher.connect()).await.unwrap();
@@ -102,8 +102,8 @@ impl Traffic {
     }
 }
 
-fn setup(security: &Security) -> Setup {
-    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+fn setup(security: &Security) -> ConnectOptions {
+    let setup = ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
     setup.security(security.clone()).build().expect("the options make sense")
 }
 
@@ -213,7 +213,7 @@ impl Scene {
     /// Another innocent.
     #[must_use]
     pub fn connection(&self) -> Connection {
-        Connection::with_setup(self.address.clone(), setup(&self.security))
+        Connection::with_options(self.address.clone(), setup(&self.security)).unwrap()
     }
 
     /// Runs an attack to its end. The traffic goes on meanwhile, at a rate that is not much lower than before.

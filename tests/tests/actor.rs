@@ -13,7 +13,7 @@ use xmsg_tests::{PATIENCE, patient, proxy, topic, within};
 const LINGER: Duration = Duration::from_secs(30);
 
 async fn actor(proxy: &Proxy) -> Actor {
-    Actor::builder("tester").proxy(proxy.address().clone()).setup(patient()).build().await.unwrap()
+    Actor::builder("tester").proxy(proxy.address().clone()).options(patient()).build().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -424,7 +424,7 @@ async fn actors_find_each_other_through_the_registrar() {
         Actor::builder(name)
             .proxy(proxy.address().clone())
             .registrar(registrar.address().clone())
-            .setup(patient())
+            .options(patient())
             .build()
     };
     let (publisher, subscriber) = (build("daq").await.unwrap(), build("monitor").await.unwrap());

@@ -37,8 +37,8 @@ fn a_small_message_costs_no_allocation_from_publisher_to_subscriber() {
     let (proxy, connection, actor) = runtime.block_on(async {
         let proxy = proxy().start().await.unwrap();
         let connection = connect(&proxy);
-        let actor = Actor::builder("counter").proxy(proxy.address().clone()).setup(patient());
-        let actor = actor.build().await.unwrap();
+        let actor = Actor::builder("counter").proxy(proxy.address().clone()).options(patient());
+        let actor = actor.build().unwrap();
         (proxy, connection, actor)
     });
     let topic = Topic::with_types("count", "allocations", "here").unwrap();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use xmsg_core::socket::HighWaterMark;
 use xmsg_core::zmtp::Limits;
-use xmsg_core::{Connection, ErrorKind, Message, Setup, Subscription};
+use xmsg_core::{Connection, ErrorKind, Message, ConnectOptions, Subscription};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, connect, next, start_tracing, topic, within};
@@ -82,11 +82,11 @@ impl Load {
 }
 
 async fn publishers(load: &Arc<Load>, proxy: &Proxy) -> (Vec<Connection>, Vec<JoinHandle<u64>>) {
-    let setup = Setup::builder().send_high_water_mark(QUEUE).connection_timeout(PATIENCE).build().unwrap();
+    let setup = ConnectOptions::new().high_water_mark(QUEUE).connection_timeout(PATIENCE).build().unwrap();
     let mut connections = Vec::new();
     let mut tasks = Vec::new();
     for publisher in 0..PUBLISHERS {
-        let connection = Connection::with_setup(proxy.address().clone(), setup.clone());
+        let connection = Connection::with_options(proxy.address().clone(), setup.clone()).unwrap();
         connection.connect().await.unwrap();
         tasks.push(tokio::spawn(load.clone().publish(connection.clone(), publisher)));
         connections.push(connection);
@@ -201,8 +201,8 @@ async fn the_topic_that_is_not_confirmed_is_named() {
     let limits = Limits { subscription_len: 8 << 10, ..Limits::default() };
     let config = Config { limits, ..Config::default() };
     let proxy = Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
-    let setup = Setup::builder().subscription_timeout(Duration::from_secs(5)).build().unwrap();
-    let connection = Connection::with_setup(proxy.address().clone(), setup);
+    let setup = ConnectOptions::new().subscription_timeout(Duration::from_secs(5)).build().unwrap();
+    let connection = Connection::with_options(proxy.address().clone(), setup).unwrap();
     // Longer than a proxy of ours confirms.
     let long = "x".repeat(5 << 10);
     let topics = (0..1000).map(|number| format!("many:{number}")).chain([long.clone()]);

@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use xmsg_core::{Actor, Message, Setup};
+use xmsg_core::{Actor, Message, ConnectOptions};
 use xmsg_tests::hostile::Scene;
 use xmsg_tests::process::{Daemon, built};
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{PATIENCE, topic, within};
 
-fn patient() -> Setup {
-    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+fn patient() -> ConnectOptions {
+    let setup = ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
     setup.build().expect("the options make sense")
 }
 
@@ -146,8 +146,8 @@ async fn messages_to_the_control_port_and_the_registrar_mean_nothing() {
 async fn replies_that_nobody_asked_for_disturb_no_request() {
     let scene = Scene::daemon(&[]).await;
     let actor = |name: &'static str| {
-        let builder = Actor::builder(name).proxy(scene.address.clone()).setup(patient());
-        async move { builder.build().await.unwrap() }
+        let builder = Actor::builder(name).proxy(scene.address.clone()).options(patient());
+        async move { builder.build().unwrap() }
     };
     let (asking, answering) = (actor("asking").await, actor("answering").await);
     let serve = answering

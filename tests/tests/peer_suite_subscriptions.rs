@@ -13,7 +13,7 @@ use xmsg_tests::{patient, proxy, topic, within};
 const LINGER: Duration = Duration::from_secs(30);
 
 async fn actor(name: &str, proxy: &Proxy) -> Actor {
-    Actor::builder(name).proxy(proxy.address().clone()).setup(patient()).build().await.unwrap()
+    Actor::builder(name).proxy(proxy.address().clone()).options(patient()).build().unwrap()
 }
 
 /// Counts and sums what it is given, and tells when all have come.

@@ -13,7 +13,7 @@ use xmsg_tests::{PATIENCE, patient, proxy, topic, within};
 const LINGER: Duration = Duration::from_secs(30);
 
 async fn actor(name: &str, proxy: &Proxy) -> Actor {
-    Actor::builder(name).proxy(proxy.address().clone()).setup(patient()).build().await.unwrap()
+    Actor::builder(name).proxy(proxy.address().clone()).options(patient()).build().unwrap()
 }
 
 /// Asks for each of these numbers in turn, and gets each of them back.
@@ -101,7 +101,7 @@ async fn services_of_several_proxies_are_found_and_asked() {
         let service = Actor::builder(name)
             .proxy(proxy.address().clone())
             .registrar(registrar.address().clone())
-            .setup(patient())
+            .options(patient())
             .build()
             .await
             .unwrap();
@@ -113,7 +113,7 @@ async fn services_of_several_proxies_are_found_and_asked() {
     }
     let client = Actor::builder("client")
         .registrar(registrar.address().clone())
-        .setup(patient())
+        .options(patient())
         .build()
         .await
         .unwrap();

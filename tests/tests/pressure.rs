@@ -9,7 +9,7 @@ use xmsg_core::socket::session::{self, Session};
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, SocketOptions, TcpOptions};
 use xmsg_core::zmtp::{Engine, Options, SocketType};
-use xmsg_core::{Connection, Message, Setup};
+use xmsg_core::{Connection, Message, ConnectOptions};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{connect, next, patient, proxy, topic, within};
@@ -46,8 +46,8 @@ async fn a_subscriber_that_pauses_for_longer_than_the_heartbeats_loses_nothing_u
         ..Config::default()
     };
     let proxy = proxy().config(config).start().await.unwrap();
-    let setup = Setup::builder().before_subscribe(|socket| socket.receive_high_water_mark = 64 << 10);
-    let subscriber = Connection::with_setup(proxy.address().clone(), setup.build().unwrap());
+    let setup = ConnectOptions::new().before_subscribe(|socket, _| socket.receive_high_water_mark = 64 << 10);
+    let subscriber = Connection::with_options(proxy.address().clone(), setup.build().unwrap()).unwrap();
     let mut messages = subscriber.subscribe([topic("data")]).await.unwrap();
     let publisher = connect(&proxy);
     for number in 0..MESSAGES {
@@ -171,7 +171,7 @@ async fn a_flood_of_control_requests_keeps_nobody_out() {
     for _ in 0..10 {
         flood.send(&requests).await;
     }
-    let innocent = Connection::with_setup(proxy.address().clone(), patient());
+    let innocent = Connection::with_options(proxy.address().clone(), patient()).unwrap();
     within("an innocent connection", innocent.connect()).await.unwrap();
     within("its subscription", innocent.subscribe([topic("innocent")])).await.unwrap();
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use xmsg_core::security::{KeyPair, Password, PublicKey, Security};
 use xmsg_core::socket::{Dealer, Endpoint, SocketOptions};
 use xmsg_core::{
-    Connection, ErrorKind, Message, OwnerType, ProxyAddress, Query, Registrar, Registration, Setup, Topic,
+    Connection, ErrorKind, Message, OwnerType, ProxyAddress, Query, Registrar, Registration, ConnectOptions, Topic,
 };
 use xmsg_proxy::Proxy;
 use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules, hash_password};
@@ -43,13 +43,13 @@ fn curve(keys: &KeyPair, server: &KeyPair) -> Security {
     Security::CurveClient { keys: keys.clone(), server: *server.public() }
 }
 
-fn setup(security: Security) -> Setup {
-    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+fn setup(security: Security) -> ConnectOptions {
+    let setup = ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
     setup.security(security).build().unwrap()
 }
 
 fn connect(proxy: &Proxy, security: Security) -> Connection {
-    Connection::with_setup(proxy.address().clone(), setup(security))
+    Connection::with_options(proxy.address().clone(), setup(security)).unwrap()
 }
 
 async fn curve_proxy(server: &KeyPair, rules: Rules) -> Proxy {
@@ -144,7 +144,7 @@ async fn our_clients_pass_libzmqs_encrypted_proxy() {
     let mut old = Peer::python("old_proxy.py", &["--curve-server", &secret]);
     let port: u16 = old.expect("listening").await[0].parse().unwrap();
     let address = ProxyAddress::new("127.0.0.1", port).unwrap();
-    let connection = || Connection::with_setup(address.clone(), setup(curve(&keys(), &server)));
+    let connection = || Connection::with_options(address.clone(), setup(curve(&keys(), &server))).unwrap();
     let (publisher, subscriber) = (connection(), connection());
     let mut messages = within("the checks", subscriber.subscribe([topic("a:b"), topic("c")])).await.unwrap();
     for number in 0..1000 {
@@ -278,9 +278,9 @@ async fn rights_are_kept_and_change_without_a_reconnection() {
     assert_eq!(first_of(&publisher, ["a:1", "b:1"], &mut messages).await, topic("b:1"), "a is not allowed");
     assert_eq!(proxy.totals().denied, 1);
     let setup =
-        Setup::builder().subscription_timeout(Duration::from_millis(300)).connection_timeout(PATIENCE);
+        ConnectOptions::new().subscription_timeout(Duration::from_millis(300)).connection_timeout(PATIENCE);
     let setup = setup.security(curve(&writer, &server)).build().unwrap();
-    let nosy = Connection::with_setup(proxy.address().clone(), setup);
+    let nosy = Connection::with_options(proxy.address().clone(), setup).unwrap();
     let error = within("a refusal", nosy.subscribe([topic("b")])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "a subscription that is not allowed is never confirmed");
 

@@ -7,7 +7,7 @@ use xmsg_core::{Actor, OwnerType, Query, Topic};
 
 #[tokio::main]
 async fn main() -> xmsg_core::Result<()> {
-    let actor = Actor::new("thermometer").await?;
+    let actor = Actor::connect("thermometer").await?;
     let topic = "weather:oslo:temperature";
 
     actor.register(OwnerType::Publisher, topic, "degrees Celsius").await?;

@@ -15,14 +15,14 @@ fn twice(number: &Message) -> Result<Message> {
 #[tokio::main]
 async fn main() -> Result<()> {
     // From the end to the beginning: whoever publishes finds its subscriber there.
-    let sink = Actor::new("sink").await?;
+    let sink = Actor::connect("sink").await?;
     let mut results = sink.subscribe("pipeline:doubled").await?;
 
-    let double = Actor::new("double").await?;
+    let double = Actor::connect("double").await?;
     let handler = |number: Message| async move { twice(&number) };
     double.subscribe_with("pipeline:numbers", 1, handler).await?; // one at a time, in order
 
-    let source = Actor::new("source").await?;
+    let source = Actor::connect("source").await?;
     for number in 1..=COUNT {
         source.publish(&Message::of("pipeline:numbers", number)?).await?;
         println!("source: {number}");

@@ -6,7 +6,7 @@ use xmsg_core::{Actor, Message};
 
 #[tokio::main]
 async fn main() -> xmsg_core::Result<()> {
-    let actor = Actor::new("thermometer").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
+    let actor = Actor::connect("thermometer").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
     let topic = "weather:oslo:temperature";
 
     for reading in 1..=10 {

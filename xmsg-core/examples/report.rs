@@ -6,7 +6,7 @@ use xmsg_core::{Actor, Message};
 
 #[tokio::main]
 async fn main() -> xmsg_core::Result<()> {
-    let actor = Actor::new("reporter").await?; // addresses from the environment, else localhost
+    let actor = Actor::connect("reporter").await?; // addresses from the environment, else localhost
 
     let mut reports = actor.subscribe("report:sports").await?; // back once the proxy has confirmed it
     actor.publish(&Message::of("report:sports", "3:1")?).await?; // waits when the connection is full; never drops

@@ -6,7 +6,7 @@ use xmsg_core::Actor;
 
 #[tokio::main]
 async fn main() -> xmsg_core::Result<()> {
-    let actor = Actor::new("display").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
+    let actor = Actor::connect("display").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
 
     let mut readings = actor.subscribe("weather").await?; // back once the proxy has confirmed it
     println!("subscribed to weather; Ctrl-C ends it");

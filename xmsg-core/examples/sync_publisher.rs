@@ -18,10 +18,10 @@ fn root(request: &Message) -> Result<Option<Message>> {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let server = Actor::new("server").await?;
+    let server = Actor::connect("server").await?;
     let service = server.subscribe_with("math:root", 8, |request| async move { root(&request) }).await?;
 
-    let client = Actor::new("client").await?;
+    let client = Actor::connect("client").await?;
     for value in [2.0, 9.0, -1.0] {
         let question = Message::of("math:root", value)?;
         let answer = client.request(&question, Duration::from_secs(10)).await?; // an error after ten seconds

@@ -14,7 +14,6 @@ use std::ops::{Add, AddAssign};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-#[must_use = "it says whether anything was lost"]
 pub struct Unfinished {
     /// Messages that were accepted and not written to the proxy.
     pub unsent: u64,

@@ -23,7 +23,7 @@ async fn start(port: &str) -> (Daemon, ProxyAddress) {
 }
 
 fn connect(address: &ProxyAddress) -> Connection {
-    Connection::with_setup(address.clone(), patient())
+    Connection::with_options(address.clone(), patient()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -100,7 +100,7 @@ async fn the_proxy_takes_sockets_that_listen_already() {
     let registrar: RegistrarAddress = address(&daemon.line().await).parse().unwrap();
     let admin = address(&daemon.line().await).strip_prefix("http://").unwrap().to_owned();
 
-    let connect = || Connection::with_setup(proxy.clone(), patient());
+    let connect = || Connection::with_options(proxy.clone(), patient()).unwrap();
     let (publisher, subscriber) = (connect(), connect());
     let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
     publisher.publish(&Message::of(topic("a"), 7).unwrap()).await.unwrap();

@@ -156,20 +156,17 @@ impl Actor {
     /// Publishes through the default proxy. Returns when the message was accepted, in the order of the calls; waits while the
     /// connection is full, and never drops. A reply topic is taken off: for that there is [`request`](Self::request).
     pub async fn publish(&self, message: &Message) -> Result<()> {
-        publish_through(&self.inner.connection, message).await
+        self.inner.connection.publish(&*message.without_reply_to()?).await
     }
 
     /// Publishes a message through another proxy, as [`publish`](Self::publish) does through the default one.
     pub async fn publish_to(&self, address: &ProxyAddress, message: &Message) -> Result<()> {
-        publish_through(&self.connection_to(address)?, message).await
+        self.connection_to(address)?.publish(&*message.without_reply_to()?).await
     }
 
     /// Publishes through the default proxy without waiting for room, as [`Connection::try_publish`] does. A reply topic is taken off.
     pub fn try_publish(&self, message: &Message) -> Result<()> {
-        match without_reply_to(message)? {
-            None => self.inner.connection.try_publish(message),
-            Some(message) => self.inner.connection.try_publish(&message),
-        }
+        self.inner.connection.try_publish(&*message.without_reply_to()?)
     }
 
     /// Returns once its proxies have everything that was published before the call, as [`Connection::flush`] does for one.
@@ -503,23 +500,6 @@ impl Actor {
     fn all_replies(&self) -> Vec<Arc<Replies>> {
         lock(&self.inner.replies).values().filter_map(|shared| shared.get().cloned()).collect()
     }
-}
-
-async fn publish_through(connection: &Connection, message: &Message) -> Result<()> {
-    match without_reply_to(message)? {
-        None => connection.publish(message).await,
-        Some(message) => connection.publish(&message).await,
-    }
-}
-
-/// The message without its reply topic; `None` if it has none.
-fn without_reply_to(message: &Message) -> Result<Option<Message>> {
-    if message.reply_to()?.is_none() {
-        return Ok(None);
-    }
-    let mut message = message.clone();
-    message.clear_reply_to()?;
-    Ok(Some(message))
 }
 
 fn closed() -> Error {
