@@ -493,6 +493,6 @@ async fn requests(world: World) {
             },
         )
         .await;
-    handle.unsubscribe().await;
+    handle.close(PATIENCE).await;
     service.close(PATIENCE).await;
 }

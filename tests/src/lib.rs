@@ -10,7 +10,7 @@ pub mod simulation;
 
 use std::time::Duration;
 
-use xmsg_core::{Connection, Message, ConnectOptions, Subscription, Topic};
+use xmsg_core::{ConnectOptions, Connection, Message, Subscription, Topic};
 use xmsg_proxy::{Builder, Policy, Proxy};
 
 /// No step of a test takes longer, however loaded the machine is.
@@ -36,11 +36,10 @@ pub fn connect(proxy: &Proxy) -> Connection {
     Connection::with_options(proxy.address().clone(), patient()).unwrap()
 }
 
-/// A setup for loaded machines.
+/// Options for loaded machines.
 #[must_use]
 pub fn patient() -> ConnectOptions {
-    let setup = ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE).build();
-    setup.expect("the options make sense")
+    ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE)
 }
 
 /// A topic that is taken as it is.

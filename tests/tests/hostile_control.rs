@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use xmsg_core::{Actor, Message, ConnectOptions};
+use xmsg_core::{Actor, ConnectOptions, Message};
 use xmsg_tests::hostile::Scene;
 use xmsg_tests::process::{Daemon, built};
 use xmsg_tests::raw::{self, Raw};
@@ -12,7 +12,7 @@ use xmsg_tests::{PATIENCE, topic, within};
 
 fn patient() -> ConnectOptions {
     let setup = ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
-    setup.build().expect("the options make sense")
+    setup
 }
 
 /// Control requests are ordinary messages: whoever subscribes to them sees the identities. Without security a thief may

@@ -117,6 +117,6 @@ async fn our_connection_works_through_libzmqs_proxy() {
     for number in 0..1000 {
         assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);
     }
-    assert_eq!(publisher.close(Duration::from_secs(30)).await, 0);
+    assert!(publisher.close(Duration::from_secs(30)).await.is_nothing());
     old.finish().await;
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use xmsg_core::address::{DEFAULT_PROXY_PORT, DEFAULT_REGISTRAR_PORT};
-use xmsg_core::{Actor, ErrorKind, ProxyAddress, RegistrarAddress, ConnectOptions};
+use xmsg_core::{Actor, ConnectOptions, ErrorKind, ProxyAddress, RegistrarAddress};
 use xmsg_tests::{proxy, topic};
 
 /// Python `test_RegAddress_empty_constructor`, `…_only_with_hostname`, `…_with_all_parameters`.
@@ -75,24 +75,22 @@ async fn hooks_run_in_their_order_for_a_real_connection() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let note = |what: &'static str| {
         let order = order.clone();
-        move || order.lock().unwrap().push(what)
+        move |_: &ProxyAddress| order.lock().unwrap().push(what)
     };
     let (before_connect, before_subscribe) = (note("before connecting"), note("before subscribing"));
     let setup = ConnectOptions::new()
         .connection_timeout(Duration::from_secs(60))
         .subscription_timeout(Duration::from_secs(60))
-        .before_connect(move |socket| {
+        .before_connect(move |socket, address| {
             socket.send_high_water_mark.bytes = 1 << 20;
-            before_connect();
+            before_connect(address);
         })
         .after_connect(note("after connecting"))
-        .before_subscribe(move |socket| {
+        .before_subscribe(move |socket, address| {
             assert_eq!(socket.send_high_water_mark.bytes, 1 << 20, "the other hook came first");
-            before_subscribe();
+            before_subscribe(address);
         })
-        .after_subscribe(note("after subscribing"))
-        .build()
-        .unwrap();
+        .after_subscribe(note("after subscribing"));
     let connection = xmsg_core::Connection::with_options(proxy.address().clone(), setup).unwrap();
     connection.connect().await.unwrap();
     let connected = std::mem::take(&mut *order.lock().unwrap());
@@ -107,7 +105,7 @@ async fn hooks_run_in_their_order_for_a_real_connection() {
     // Without a check nobody is asked, and nobody need be there.
     let address = proxy.address().clone();
     proxy.stop(Duration::from_secs(30)).await;
-    let unchecked = ConnectOptions::new().check_connection(false).check_subscription(false).build().unwrap();
+    let unchecked = ConnectOptions::new().check_connection(false).check_subscription(false);
     let connection = xmsg_core::Connection::with_options(address, unchecked).unwrap();
     connection.connect().await.unwrap();
     let _messages = connection.subscribe([topic("a")]).await.unwrap();

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use xmsg_core::options::CHECK_TIMEOUT;
-use xmsg_core::{
-    Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security, Topic,
-};
+use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security, Topic};
 
 use crate::commands::{
     bench, demo, discover, keys, ping, publish, register, registrar, reply, request, subscribe,

@@ -33,7 +33,7 @@ async fn main() -> Result<()> {
     }
 
     client.close(Duration::from_secs(1)).await;
-    service.unsubscribe().await; // waits for handlers that are at work
+    service.drain(Duration::from_secs(5)).await; // what was received is answered
     server.close(Duration::from_secs(1)).await;
     Ok(())
 }

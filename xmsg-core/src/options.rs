@@ -85,7 +85,9 @@ impl ConnectOptions {
     /// | `XMSG_SERVER_KEY`, `XMSG_KEY_FILE`, `XMSG_USER`, `XMSG_PASSWORD_FILE` | [`security`](Self::security), as [`Security::from_environment`] reads them |
     #[must_use]
     pub fn new() -> Self {
-        Self::with_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty() || is_flag(name)))
+        Self::with_variables(|name| {
+            std::env::var(name).ok().filter(|value| !value.is_empty() || is_flag(name))
+        })
     }
 
     /// The defaults alone, whatever the environment says.
@@ -123,7 +125,11 @@ impl ConnectOptions {
         millis("XMSG_CONNECTION_TIMEOUT", "connection_timeout", &mut options.connection_timeout);
         millis("XMSG_SUBSCRIPTION_TIMEOUT", "subscription_timeout", &mut options.subscription_timeout);
         millis("XMSG_POST_CONNECTION_SLEEP", "post_connection_sleep", &mut options.post_connection_sleep);
-        millis("XMSG_POST_SUBSCRIPTION_SLEEP", "post_subscription_sleep", &mut options.post_subscription_sleep);
+        millis(
+            "XMSG_POST_SUBSCRIPTION_SLEEP",
+            "post_subscription_sleep",
+            &mut options.post_subscription_sleep,
+        );
         match Security::from_variables(&variable) {
             Ok(security) => options.socket.security = security,
             Err(error) => wrong.push(("security", error)),
@@ -266,7 +272,10 @@ impl ConnectOptions {
         }
         let socket = &self.socket;
         let checks = [
-            (socket.send_high_water_mark.bytes > 0, "the high-water mark for sending is 0: nothing could be sent"),
+            (
+                socket.send_high_water_mark.bytes > 0,
+                "the high-water mark for sending is 0: nothing could be sent",
+            ),
             (
                 socket.receive_high_water_mark > 0,
                 "the high-water mark for receiving is 0: nothing could be received",
@@ -372,7 +381,10 @@ mod tests {
     fn every_variable_has_its_effect_and_an_option_that_is_set_goes_before_it() {
         let nothing = ConnectOptions::without_environment();
         nothing.check().unwrap();
-        assert_eq!((nothing.connection_timeout, nothing.subscription_timeout), (CHECK_TIMEOUT, CHECK_TIMEOUT));
+        assert_eq!(
+            (nothing.connection_timeout, nothing.subscription_timeout),
+            (CHECK_TIMEOUT, CHECK_TIMEOUT)
+        );
         assert!(nothing.post_connection_sleep.is_zero() && nothing.post_subscription_sleep.is_zero());
         assert!(nothing.check_connection && nothing.check_subscription);
 
@@ -400,7 +412,8 @@ mod tests {
         assert_eq!(times, [1, 2, 3, 4].map(Duration::from_millis));
         assert!(!all.check_connection && !all.check_subscription);
 
-        let set = ConnectOptions::with_variables(variable).connection_timeout(CHECK_TIMEOUT).check_connection(true);
+        let set =
+            ConnectOptions::with_variables(variable).connection_timeout(CHECK_TIMEOUT).check_connection(true);
         assert_eq!(set.connection_timeout, CHECK_TIMEOUT);
         assert!(set.check_connection && !set.check_subscription);
     }
@@ -413,9 +426,16 @@ mod tests {
             "XMSG_CONNECTION_TIMEOUT" => Some("250".to_owned()),
             _ => None,
         };
-        let keys = || Security::anonymous("rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7".parse().unwrap()).unwrap();
-        let one = ConnectOptions::with_variables(variable).security(keys()).high_water_mark(1).linger(Duration::ZERO);
-        let other = ConnectOptions::with_variables(variable).linger(Duration::ZERO).high_water_mark(1).security(keys());
+        let keys =
+            || Security::anonymous("rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7".parse().unwrap()).unwrap();
+        let one = ConnectOptions::with_variables(variable)
+            .security(keys())
+            .high_water_mark(1)
+            .linger(Duration::ZERO);
+        let other = ConnectOptions::with_variables(variable)
+            .linger(Duration::ZERO)
+            .high_water_mark(1)
+            .security(keys());
         for options in [one, other] {
             let socket = options.connecting(&address());
             assert!(matches!(socket.security, Security::CurveClient { .. }));

@@ -119,7 +119,8 @@ impl Pool {
                 }
                 None => {
                     let options = self.inner.options.clone();
-                    let connection = Connection::with_events(address.clone(), options, SocketEvents::channel());
+                    let connection =
+                        Connection::with_events(address.clone(), options, SocketEvents::channel());
                     connection.connect().await?;
                     connection
                 }

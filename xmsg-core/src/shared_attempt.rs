@@ -116,7 +116,8 @@ mod tests {
             }
         };
         let mut first = Box::pin(shared.get_or_make(make));
-        let mut second = Box::pin(shared.get_or_make(|| async { unreachable!("the first one's attempt serves") }));
+        let mut second =
+            Box::pin(shared.get_or_make(|| async { unreachable!("the first one's attempt serves") }));
         assert!(futures::poll!(&mut first).is_pending() && futures::poll!(&mut second).is_pending());
         drop(first);
         assert_eq!(Arc::strong_count(&guard), 2, "somebody still waits");

@@ -9,7 +9,7 @@ use std::process::Output;
 use tokio::process::Command;
 use xmsg_core::security::{KeyPair, Security};
 use xmsg_core::socket::SocketEvent;
-use xmsg_core::{Connection, ErrorKind, ConnectOptions};
+use xmsg_core::{ConnectOptions, Connection, ErrorKind};
 use xmsg_tests::process::{Daemon, finish, run};
 use xmsg_tests::{http, patient, within};
 
@@ -260,7 +260,7 @@ async fn sighup_takes_over_keys_and_rights() {
     let connection = |keys: &KeyPair| {
         let security = Security::CurveClient { keys: keys.clone(), server: *server.public() };
         let setup = ConnectOptions::new().connection_timeout(xmsg_tests::PATIENCE).security(security);
-        Connection::with_options(proxy.clone(), setup.build().unwrap()).unwrap()
+        Connection::with_options(proxy.clone(), setup).unwrap()
     };
     let stays = connection(&first);
     within("a connection", stays.connect()).await.unwrap();
@@ -273,7 +273,7 @@ async fn sighup_takes_over_keys_and_rights() {
     within("a connection", connection(&second).connect()).await.unwrap();
     assert!(stays.is_connected());
 
-    let mut events = stays.events().await.unwrap();
+    let mut events = stays.events();
     config(folder.path(), &allowing(&[&second]));
     daemon.signal("HUP").await;
     daemon.logged(&["not allowed here any more"]).await;

@@ -106,7 +106,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             job.publish(&connection).await
         };
         // On the way, too, so that it is known of few messages only whether they arrived, should the connection break.
-        let noting = async { tokio::join!(note_connection(events, proxy), confirm_now_and_then(&connection)).0 };
+        let noting =
+            async { tokio::join!(note_connection(events, proxy), confirm_now_and_then(&connection)).0 };
         or_noting(publishing, noting).await
     };
     let result = tokio::select! {

@@ -26,7 +26,7 @@ use crate::request::Replies;
 use crate::shared_attempt::SharedAttempt;
 use crate::socket::{SocketEvent, SocketEvents};
 use crate::subscription::Waiting;
-use crate::topic::IntoTopics;
+use crate::topic::{IntoTopic, IntoTopics};
 use crate::{
     ActorId, ConnectOptions, Connection, Error, ErrorKind, Message, ProxyAddress, Registrar,
     RegistrarAddress, Result, Subscription, Topic, Unfinished,
@@ -234,7 +234,11 @@ impl Actor {
     }
 
     /// Subscribes through another proxy, as [`subscribe`](Self::subscribe) does through the default one.
-    pub async fn subscribe_to(&self, address: &ProxyAddress, topics: impl IntoTopics) -> Result<Subscription> {
+    pub async fn subscribe_to(
+        &self,
+        address: &ProxyAddress,
+        topics: impl IntoTopics,
+    ) -> Result<Subscription> {
         self.subscribe_through(&self.connection_to(address)?, topics).await
     }
 
@@ -274,18 +278,18 @@ impl Actor {
 
     /// Makes known at the default registrar that the actor publishes, or subscribes to, this topic through its default proxy. It is
     /// renewed until [`deregister`](Self::deregister) or the end of the actor.
-    pub async fn register(&self, owner: OwnerType, topic: &Topic, description: &str) -> Result<()> {
+    pub async fn register(&self, owner: OwnerType, topic: impl IntoTopic, description: &str) -> Result<()> {
         self.check_open()?;
         self.inner
             .registrations
-            .register(&self.registration(owner, topic).with_description(description))
+            .register(&self.registration(owner, &topic.into_topic()?).with_description(description))
             .await
     }
 
     /// Takes a registration back.
-    pub async fn deregister(&self, owner: OwnerType, topic: &Topic) -> Result<()> {
+    pub async fn deregister(&self, owner: OwnerType, topic: impl IntoTopic) -> Result<()> {
         self.check_open()?;
-        self.inner.registrations.deregister(&self.registration(owner, topic)).await
+        self.inner.registrations.deregister(&self.registration(owner, &topic.into_topic()?)).await
     }
 
     /// Asks the default registrar whom a subscriber of the query's topic would hear: publishers whose topic starts with it. Or who
@@ -390,11 +394,8 @@ impl Actor {
             return Ok(connection.share());
         }
         self.check_open()?;
-        let connection = Connection::with_events(
-            address.clone(),
-            self.inner.options.clone(),
-            self.inner.events.clone(),
-        );
+        let connection =
+            Connection::with_events(address.clone(), self.inner.options.clone(), self.inner.events.clone());
         connections.insert(address.clone(), connection.share());
         Ok(connection)
     }

@@ -178,7 +178,11 @@ where
     F: Future<Output: IntoReply> + Send + 'static,
 {
     /// Runs it as one of these tasks, until it is ended or `stop` is cancelled.
-    pub(super) fn start(self, tasks: &TaskTracker, stop: CancellationToken) -> (Arc<Shared>, SubscriptionHandle) {
+    pub(super) fn start(
+        self,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> (Arc<Shared>, SubscriptionHandle) {
         let shared = Arc::new(Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             waiting: self.subscription.waiting(),
@@ -268,8 +272,12 @@ where
 }
 
 /// Handles up to `concurrency` messages at the same time, each in a task of its own.
-async fn side_by_side<H, F>(running: &mut Running, work: Arc<Work<H>>, concurrency: usize, tasks: &TaskTracker)
-where
+async fn side_by_side<H, F>(
+    running: &mut Running,
+    work: Arc<Work<H>>,
+    concurrency: usize,
+    tasks: &TaskTracker,
+) where
     H: Fn(Message) -> F + Send + Sync + 'static,
     F: Future<Output: IntoReply> + Send + 'static,
 {

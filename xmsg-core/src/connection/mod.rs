@@ -214,7 +214,8 @@ impl Connection {
             return Err(Error::new(ErrorKind::InvalidTopic, "a subscription needs at least one topic"));
         }
         let Target { address, options, .. } = &*self.inner.target;
-        let mut socket = Subscriber::with_parent(options.subscribing(address), self.inner.target.events.clone());
+        let mut socket =
+            Subscriber::with_parent(options.subscribing(address), self.inner.target.events.clone());
         let mut early = VecDeque::new();
         for topic in &topics {
             socket.subscribe(topic.clone().into_bytes());
@@ -285,7 +286,8 @@ impl Connection {
         publisher.close(end.left()).await;
         inner.confirmations.forget_control().await;
         let unsent = inner.confirmations.unsent(publisher);
-        let unconfirmed = if confirms { inner.confirmations.unconfirmed(publisher).saturating_sub(unsent) } else { 0 };
+        let unconfirmed =
+            if confirms { inner.confirmations.unconfirmed(publisher).saturating_sub(unsent) } else { 0 };
         Unfinished { unsent, unconfirmed, ..Unfinished::default() }
     }
 
@@ -349,7 +351,9 @@ impl Connection {
                 }
                 Ok(socket.recv_batch().await)
             };
-            let Ok(batch) = tokio::time::timeout_at(repeat_at.min(end.instant()), ask).await else { continue };
+            let Ok(batch) = tokio::time::timeout_at(repeat_at.min(end.instant()), ask).await else {
+                continue;
+            };
             let Some(batch) = batch? else {
                 return Err(Error::new(ErrorKind::Closed, "the connection was closed while it subscribed"));
             };

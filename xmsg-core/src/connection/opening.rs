@@ -80,7 +80,8 @@ async fn check(target: &Target, publisher: &Publisher) -> Result<()> {
     let request = Request::Publisher(target.id);
     // The answer goes to our control socket: without it there is nobody to answer.
     control.connected().await;
-    let _ = tokio::time::timeout(CHECK_INTERVAL, publisher.wait_for_subscriber(CONTROL_TOPIC.as_bytes())).await;
+    let _ =
+        tokio::time::timeout(CHECK_INTERVAL, publisher.wait_for_subscriber(CONTROL_TOPIC.as_bytes())).await;
     for interval in check_intervals() {
         publisher.publish(request.message()).await?;
         let answered = async {
@@ -115,7 +116,9 @@ pub(super) fn check_intervals() -> impl Iterator<Item = Duration> {
 async fn note_failures(events: &mut SocketEvents, failure: &mut Option<Error>) -> Error {
     while let Some(event) = events.next().await {
         match event {
-            SocketEvent::ConnectFailed { error, .. } if error.kind() == ErrorKind::NotAllowed => return error,
+            SocketEvent::ConnectFailed { error, .. } if error.kind() == ErrorKind::NotAllowed => {
+                return error;
+            }
             SocketEvent::ConnectFailed { error, .. } | SocketEvent::Disconnected { error, .. } => {
                 *failure = Some(error);
             }
@@ -143,9 +146,14 @@ fn no_proxy(target: &Target, timeout: Duration, failure: Option<Error>) -> Error
     let hint = match kind {
         ErrorKind::UnknownHost => "is the name of the host right?".to_owned(),
         ErrorKind::WrongPort => {
-            format!("give the port for publishers, the lowest of the proxy's three, default {}", DEFAULT_PROXY_PORT)
+            format!(
+                "give the port for publishers, the lowest of the proxy's three, default {}",
+                DEFAULT_PROXY_PORT
+            )
         }
-        ErrorKind::NoResources => "this process has no file descriptors left: raise its limit (ulimit -n)".to_owned(),
+        ErrorKind::NoResources => {
+            "this process has no file descriptors left: raise its limit (ulimit -n)".to_owned()
+        }
         _ => format!(
             "is it running there, with ports {} to {} reachable?",
             address.publish_port(),

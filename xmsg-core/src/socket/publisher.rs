@@ -219,7 +219,10 @@ impl Publisher {
 fn accepted_elsewhere(link: &Link, refused: Refused) -> Result<()> {
     match refused {
         Refused::Full => Err(full()),
-        Refused::Closed if link.connecting => Err(Error::new(ErrorKind::Closed, "the publisher is closed, or the runtime that it connected in has ended")),
+        Refused::Closed if link.connecting => Err(Error::new(
+            ErrorKind::Closed,
+            "the publisher is closed, or the runtime that it connected in has ended",
+        )),
         Refused::Closed => Ok(()),
     }
 }

@@ -31,8 +31,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::registration::Registration;
 use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
+use xmsg_core::registration::Registration;
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
     Admission, AdmissionLimits, Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions,
