@@ -8,18 +8,18 @@ use std::time::Duration;
 use tokio::sync::{Barrier, Semaphore};
 use xmsg_core::{Actor, ErrorKind, Message, OwnerType, Pool, Query, Topic};
 use xmsg_proxy::Proxy;
-use xmsg_tests::{PATIENCE, patient, proxy, topic, within};
+use xmsg_tests::{PATIENCE, next, patient, proxy, topic, within};
 
 const LINGER: Duration = Duration::from_secs(30);
 
-async fn actor(proxy: &Proxy) -> Actor {
+fn actor(proxy: &Proxy) -> Actor {
     Actor::builder("tester").proxy(proxy.address().clone()).options(patient()).build().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_actor_publishes_another_receives() {
     let proxy = proxy().start().await.unwrap();
-    let (alice, bob) = (actor(&proxy).await, actor(&proxy).await);
+    let (alice, bob) = (actor(&proxy), actor(&proxy));
     let mut messages = alice.subscribe([topic("greet:")]).await.unwrap();
     for number in 0..1000 {
         bob.publish(&Message::of(topic("greet:alice"), number).unwrap()).await.unwrap();
@@ -34,7 +34,7 @@ async fn what_one_actor_publishes_another_receives() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishing_takes_the_reply_topic_off() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
+    let actor = actor(&proxy);
     let mut messages = actor.subscribe([topic("a")]).await.unwrap();
     let mut message = Message::of(topic("a"), 1).unwrap();
     message.set_reply_to(&topic("ret:x:4000001")).unwrap();
@@ -44,21 +44,24 @@ async fn publishing_takes_the_reply_topic_off() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_topics_cannot_be_subscribed_to_twice() {
+async fn the_same_topics_may_be_subscribed_to_twice() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
-    let first = actor.subscribe([topic("a"), topic("b")]).await.unwrap();
-    let error = actor.subscribe([topic("b"), topic("a")]).await.unwrap_err();
-    assert!(error.to_string().contains("already subscribed to a, b"), "{error}");
-    actor.subscribe([topic("a")]).await.unwrap();
-    drop(first);
-    actor.subscribe([topic("b"), topic("a")]).await.unwrap();
+    let actor = actor(&proxy);
+    let mut both = [actor.subscribe(["a", "b"]).await.unwrap(), actor.subscribe(["b", "a"]).await.unwrap()];
+    for number in 0..100 {
+        actor.publish(&Message::of("b", number).unwrap()).await.unwrap();
+    }
+    for messages in &mut both {
+        for number in 0..100 {
+            assert_eq!(next(messages).await.value::<i32>().unwrap(), number);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_is_answered_by_a_handler() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let handle = service
         .subscribe_with([topic("square")], 8, |request: Message| async move {
             let value: f64 = request.value()?;
@@ -84,7 +87,7 @@ async fn ten_thousand_requests_in_flight_are_all_answered_and_none_mixed_up() {
     const TASKS: i64 = 100;
     const REQUESTS: i64 = 100;
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     // Nobody is answered before all have asked.
     let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
     let _handle = service
@@ -131,7 +134,7 @@ async fn ten_thousand_requests_in_flight_are_all_answered_and_none_mixed_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_replies_are_counted_and_dropped() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let mut requests = service.subscribe([topic("slow")]).await.unwrap();
     let question = Message::of("slow", 1).unwrap();
     let gave_up = client.request(&question, Duration::from_millis(20));
@@ -152,7 +155,7 @@ async fn late_replies_are_counted_and_dropped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_can_be_text_and_messages_are_borrowed() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
+    let actor = actor(&proxy);
     let text = actor.subscribe("a:text").await.unwrap();
     let several = actor.subscribe(["a:text".to_owned(), "a:topic".to_owned()]).await.unwrap();
     let borrowed = actor.subscribe_to(actor.proxy(), &[topic("a:topic")]).await.unwrap();
@@ -189,7 +192,7 @@ async fn topics_can_be_text_and_messages_are_borrowed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_dropped_gives_up_its_place() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let mut requests = service.subscribe([topic("ask")]).await.unwrap();
     for round in 0..20_u64 {
         let question = Message::of("ask", round.cast_signed()).unwrap();
@@ -216,7 +219,7 @@ async fn a_request_that_is_dropped_gives_up_its_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_fails_or_panics_does_not_end_the_subscription() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let _handle = service
         .subscribe_with([topic("moody")], 1, |request: Message| async move {
             match request.value::<i32>()? {
@@ -257,7 +260,7 @@ async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let proxy = proxy().start().await.unwrap();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let handler = |message: Message| async move {
         assert!(message.value::<i32>()? != 0, "this panic belongs to the test");
         message.value::<String>().map(drop)
@@ -283,7 +286,7 @@ async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_concurrency_of_one_messages_are_handled_in_order() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
+    let actor = actor(&proxy);
     let (sender, mut handled) = tokio::sync::mpsc::channel(1000);
     let _handle = actor
         .subscribe_with([topic("a")], 1, move |message: Message| {
@@ -306,7 +309,7 @@ async fn with_a_concurrency_of_one_messages_are_handled_in_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrency_is_bounded() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
+    let actor = actor(&proxy);
     let (now, most, barrier) =
         (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(3)));
     let _handle = actor
@@ -389,7 +392,7 @@ async fn a_pooled_connection_is_used_again_and_a_broken_one_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_never_hangs_and_says_what_was_not_sent() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
+    let actor = actor(&proxy);
     let guard = actor.connection(proxy.address()).await.unwrap();
     let mut messages = actor.subscribe([topic("a")]).await.unwrap();
     let _handle = actor.subscribe_with([topic("b")], 1, |_| async {}).await.unwrap();

@@ -86,18 +86,25 @@ mod tests {
     #[tokio::test]
     async fn those_who_wait_share_one_attempt_and_its_failure_and_the_next_begins_anew() {
         let (shared, attempts) = (SharedAttempt::<u32>::default(), Arc::new(AtomicUsize::new(0)));
+        let go = Arc::new(Notify::new());
         let make = |fails: bool| {
-            let attempts = attempts.clone();
+            let (attempts, go) = (attempts.clone(), go.clone());
             move || async move {
                 attempts.fetch_add(1, Ordering::Relaxed);
-                tokio::task::yield_now().await;
+                go.notified().await;
                 if fails { Err(Error::new(ErrorKind::Refused, "nobody there")) } else { Ok(7) }
             }
         };
-        let failed = join_all((0..20).map(|_| shared.get_or_make(make(true)))).await;
+        let mut failed = std::pin::pin!(join_all((0..20).map(|_| shared.get_or_make(make(true)))));
+        assert!(futures::poll!(&mut failed).is_pending());
+        go.notify_one();
+        let failed = failed.await;
         assert!(failed.iter().all(|result| result.as_ref().unwrap_err().kind() == ErrorKind::Refused));
         assert_eq!(attempts.load(Ordering::Relaxed), 1);
-        let made = join_all((0..20).map(|_| shared.get_or_make(make(false)))).await;
+        let mut made = std::pin::pin!(join_all((0..20).map(|_| shared.get_or_make(make(false)))));
+        assert!(futures::poll!(&mut made).is_pending());
+        go.notify_one();
+        let made = made.await;
         assert!(made.iter().all(|result| **result.as_ref().unwrap() == 7));
         assert_eq!(attempts.load(Ordering::Relaxed), 2);
         assert_eq!(shared.get(), Some(&7));

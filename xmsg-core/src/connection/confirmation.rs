@@ -64,6 +64,13 @@ struct Control {
 }
 
 impl Confirmations {
+    /// Begins with a socket that was opened and checked: what it has accepted so far are control requests.
+    pub(super) fn begin(&self, publisher: &Publisher) {
+        let requests = publisher.accepted();
+        let confirmed = Mark { messages: requests, requests };
+        *self.known() = Known { confirmed, requests, last_request_at: requests, ..Known::default() };
+    }
+
     /// Messages of the user that were accepted and not confirmed.
     pub(super) fn unconfirmed(&self, publisher: &Publisher) -> u64 {
         let accepted = publisher.accepted();

@@ -60,6 +60,7 @@ struct Target {
     address: ProxyAddress,
     options: ConnectOptions,
     events: broadcast::Sender<SocketEvent>,
+    confirmations: Confirmations,
 }
 
 #[derive(Debug)]
@@ -69,7 +70,6 @@ struct Inner {
     gate: Gate,
     /// Those who publish before the socket is open do so in the order of their calls.
     turn: tokio::sync::Mutex<()>,
-    confirmations: Confirmations,
     closing: CancellationToken,
     /// Set by a `close` that found no open socket: one that is opened all the same is to be thrown away.
     abandoned: CancellationToken,
@@ -99,13 +99,18 @@ impl Connection {
         options: ConnectOptions,
         events: broadcast::Sender<SocketEvent>,
     ) -> Self {
-        let target = Target { id: ConnectionId::random(), address, options, events };
+        let target = Target {
+            id: ConnectionId::random(),
+            address,
+            options,
+            events,
+            confirmations: Confirmations::default(),
+        };
         let inner = Inner {
             target: Arc::new(target),
             publisher: SharedAttempt::default(),
             gate: Gate::default(),
             turn: tokio::sync::Mutex::default(),
-            confirmations: Confirmations::default(),
             closing: CancellationToken::new(),
             abandoned: CancellationToken::new(),
         };
@@ -173,7 +178,7 @@ impl Connection {
     /// there was no answer in time; the messages are still being sent.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let Some(publisher) = self.inner.publisher.get() else { return Ok(()) };
-        let confirming = self.inner.confirmations.confirm(publisher, &self.inner.target);
+        let confirming = self.inner.target.confirmations.confirm(publisher, &self.inner.target);
         let doubtful = match tokio::time::timeout(timeout, confirming).await {
             Ok(doubtful) => doubtful?,
             Err(_) => {
@@ -199,7 +204,10 @@ impl Connection {
     /// written and not yet [flushed](Self::flush), and those that were written to a connection that broke before they were.
     #[must_use]
     pub fn unconfirmed(&self) -> u64 {
-        self.inner.publisher.get().map_or(0, |publisher| self.inner.confirmations.unconfirmed(publisher))
+        self.inner
+            .publisher
+            .get()
+            .map_or(0, |publisher| self.inner.target.confirmations.unconfirmed(publisher))
     }
 
     /// Subscribes to topics and all that start with them. Returns once the proxy has confirmed all of them: nothing that is
@@ -280,14 +288,17 @@ impl Connection {
         let Some(publisher) = inner.publisher.get() else { return Unfinished::default() };
         let confirms = inner.target.options.checks_connection();
         if confirms {
-            let confirmed = inner.confirmations.confirm_all(publisher, &inner.target);
+            let confirmed = inner.target.confirmations.confirm_all(publisher, &inner.target);
             let _ = end.limit(confirmed).await;
         }
         publisher.close(end.left()).await;
-        inner.confirmations.forget_control().await;
-        let unsent = inner.confirmations.unsent(publisher);
-        let unconfirmed =
-            if confirms { inner.confirmations.unconfirmed(publisher).saturating_sub(unsent) } else { 0 };
+        inner.target.confirmations.forget_control().await;
+        let unsent = inner.target.confirmations.unsent(publisher);
+        let unconfirmed = if confirms {
+            inner.target.confirmations.unconfirmed(publisher).saturating_sub(unsent)
+        } else {
+            0
+        };
         Unfinished { unsent, unconfirmed, ..Unfinished::default() }
     }
 
@@ -347,7 +358,7 @@ impl Connection {
             }
             let ask = async {
                 for request in unconfirmed.ask(repeat) {
-                    self.inner.confirmations.ask(publisher, &request).await?;
+                    self.inner.target.confirmations.ask(publisher, &request).await?;
                 }
                 Ok(socket.recv_batch().await)
             };
@@ -417,14 +428,14 @@ impl Marker {
         let Some(inner) = self.0.upgrade() else { return false };
         let Some(publisher) = inner.publisher.get() else { return false };
         let request = crate::control::Request::Subscription(topic.clone());
-        inner.confirmations.ask(publisher, &request).await.is_ok()
+        inner.target.confirmations.ask(publisher, &request).await.is_ok()
     }
 
     /// Publishes a message to this topic, which travels behind everything that was published before.
     pub(crate) async fn send(&self, topic: &Topic) -> bool {
         let Some(inner) = self.0.upgrade() else { return false };
         let Some(publisher) = inner.publisher.get() else { return false };
-        inner.confirmations.send_marker(publisher, topic).await.is_ok()
+        inner.target.confirmations.send_marker(publisher, topic).await.is_ok()
     }
 }
 

@@ -53,6 +53,7 @@ async fn try_open(target: &Target) -> Result<Publisher> {
         }
     }
     options.connected(address).await;
+    target.confirmations.begin(&publisher);
     unchecked.keep();
     Ok(publisher)
 }
