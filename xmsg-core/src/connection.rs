@@ -114,7 +114,7 @@ impl Connection {
         let mut socket = Subscriber::new(setup.subscribing());
         let mut early = VecDeque::new();
         for topic in &topics {
-            socket.subscribe(topic.clone().into_bytes());
+            socket.subscribe(topic.clone().into_bytes())?;
         }
         socket.connect(endpoint(&self.inner.address.subscribe_endpoint())?);
         if setup.checks_subscription() {
@@ -146,6 +146,13 @@ impl Connection {
     #[must_use]
     pub fn queued(&self) -> Amount {
         self.inner.publisher.get().map_or_else(Amount::default, Publisher::queued)
+    }
+
+    /// Messages that were accepted and dropped again, because the proxy does not take them: see
+    /// [`SocketEvent::MessageDropped`](crate::socket::SocketEvent::MessageDropped).
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.inner.publisher.get().map_or(0, Publisher::dropped)
     }
 
     /// Takes no more messages, and sends what was accepted for at most `linger`. Returns how many messages were not sent.
@@ -230,6 +237,9 @@ impl Connection {
         let mut deadline = Instant::now() + timeout;
         // An answer that is published before our subscription arrives does not reach us.
         let _ = tokio::time::timeout_at(deadline, socket.connected()).await;
+        if let Some(error) = socket.refused() {
+            return Err(error);
+        }
         let (mut intervals, mut repeat_at) = (check_intervals(), Instant::now());
         while let Some(topic) = unconfirmed.first() {
             let now = Instant::now();

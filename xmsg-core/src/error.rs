@@ -25,6 +25,8 @@ pub enum ErrorKind {
     InvalidMessage,
     /// An option with a value that makes no sense.
     InvalidOption,
+    /// Larger than a limit allows: it was not accepted, and will not be.
+    TooLarge,
     /// There is no room now: the queue is at its high-water mark.
     Full,
     /// The socket, connection or subscription was closed.
