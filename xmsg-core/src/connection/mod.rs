@@ -226,7 +226,7 @@ impl Connection {
             Subscriber::with_parent(options.subscribing(address), self.inner.target.events.clone());
         let mut early = VecDeque::new();
         for topic in &topics {
-            socket.subscribe(topic.clone().into_bytes());
+            socket.subscribe(topic.clone().into_bytes())?;
         }
         socket.connect(endpoint(&address.subscribe_endpoint())?);
         if options.checks_subscription() {
@@ -269,6 +269,13 @@ impl Connection {
     #[must_use]
     pub fn queued(&self) -> Amount {
         self.inner.publisher.get().map_or_else(Amount::default, Publisher::queued)
+    }
+
+    /// Messages that were accepted and dropped again, because the proxy does not take them: see
+    /// [`SocketEvent::MessageDropped`].
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.inner.publisher.get().map_or(0, Publisher::dropped)
     }
 
     /// Takes no more messages, sends what was accepted and has the proxy confirm it, all within `limit`. Returns what is left:
@@ -346,6 +353,9 @@ impl Connection {
         let mut end = Deadline::after(timeout);
         // An answer that is published before our subscription arrives does not reach us.
         let _ = end.limit(socket.connected()).await;
+        if let Some(error) = socket.refused() {
+            return Err(error);
+        }
         let (mut intervals, mut repeat_at) = (check_intervals(), Instant::now());
         while let Some(topic) = unconfirmed.first() {
             let now = Instant::now();

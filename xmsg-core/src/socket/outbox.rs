@@ -4,6 +4,7 @@
 //! in. What the writer has taken and not yet written still counts, so the high-water mark is a bound on memory.
 
 mod backlog;
+mod fit;
 mod pace;
 mod writer;
 
@@ -19,10 +20,11 @@ use tokio::sync::Notify;
 
 use backlog::Backlog;
 pub use backlog::{APART, Keep, Taken};
+pub use fit::Discarded;
 use pace::Pace;
 pub use writer::Writer;
 
-use crate::zmtp::{encode_frame, encode_frame_header, encoded_len};
+use crate::zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
 
 /// Frames from this length on are queued as they are instead of being copied.
 const SHARE_MIN: usize = 8 << 10;
@@ -144,6 +146,8 @@ impl<T: Borrow<Bytes> + AsRef<[u8]>> Frame for T {}
 /// Why a message was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
+    /// It has no frames, or is above the [limits](Outbox::limits) of the queue: it will never be taken.
+    Unfit,
     /// The queue is at its high-water mark.
     Full,
     /// The queue was closed.
@@ -190,6 +194,11 @@ struct State {
     written: Amount,
     /// Messages that were written when a connection broke last.
     broken_at: u64,
+    /// What was accepted and [thrown out](Outbox::limit) again; `bytes` are those of the messages.
+    discarded: Amount,
+    /// No message that is queued is larger.
+    limits: MessageLimits,
+    cut: fit::Cut,
     writer: Option<Waker>,
     /// Bytes that were pushed since the writer had its turn.
     in_a_row: usize,
@@ -414,13 +423,13 @@ impl Outbox {
     pub async fn flushed(&self) {
         let target = {
             let state = self.state();
-            state.written.messages + state.queued.messages
+            state.passed() + state.queued.messages
         };
         loop {
             let mut progress = std::pin::pin!(self.progress.notified());
             {
                 let mut state = self.state();
-                if state.written.messages >= target || state.closed {
+                if state.passed() >= target || state.closed {
                     return;
                 }
                 state.watched = true;
@@ -484,13 +493,20 @@ impl Outbox {
     #[must_use]
     pub fn accepted(&self) -> u64 {
         let state = self.state();
-        state.written.messages + state.queued.messages
+        state.written.messages + state.queued.messages + state.discarded.messages
+    }
+
+    /// Messages that were written or thrown out since the beginning.
+    #[must_use]
+    pub fn gone(&self) -> u64 {
+        let state = self.state();
+        state.written.messages + state.discarded.messages
     }
 
     /// Takes note that a connection broke: what was written to it may not have arrived.
     pub fn note_break(&self) {
         let mut state = self.state();
-        state.broken_at = state.written.messages;
+        state.broken_at = state.written.messages + state.discarded.messages;
     }
 
     /// How many messages had been written when a connection broke last.
@@ -620,6 +636,9 @@ impl OutboxGuard<'_> {
     fn try_push_frames(&mut self, frames: &[impl Frame]) -> Result<(), Refused> {
         let (len, mark) = (encoded_len(frames), self.outbox.mark);
         let state = self.state_mut();
+        if !state.limits.allow(len, frames.len()) {
+            return Err(Refused::Unfit);
+        }
         if state.closed {
             return Err(Refused::Closed);
         }

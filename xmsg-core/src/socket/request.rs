@@ -8,9 +8,10 @@ use futures::FutureExt;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::hub::{Link, Owner, SocketEvent, SocketEvents};
+use super::hub::{LastEnd, Link, Owner, SocketEvent, SocketEvents};
+use super::outbox::Refused;
 use super::{Endpoint, Multipart, SocketOptions};
-use crate::zmtp::SocketType;
+use crate::zmtp::{Limited, MessageLimits, SocketType, Violation};
 use crate::{Error, ErrorKind, Result};
 
 /// The longest pause before a request is sent again over a new connection.
@@ -35,9 +36,26 @@ struct Inner {
     turn: Semaphore,
     /// The connection, while nobody has it. Whoever has the turn takes it, and gives it back if it is clean.
     idle: Mutex<Option<Live>>,
+    /// What the peer takes, as it told last.
+    limits: Mutex<MessageLimits>,
 }
 
 impl Inner {
+    /// The connection that nobody has, or a new one, which takes what the peer has told last that it takes.
+    fn live(&self) -> Live {
+        let idle = self.idle().take();
+        idle.unwrap_or_else(|| {
+            let live = Live::connect(self);
+            let known = *self.limits();
+            drop(live.link.outbox.limit(known));
+            live
+        })
+    }
+
+    fn limits(&self) -> MutexGuard<'_, MessageLimits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn idle(&self) -> MutexGuard<'_, Option<Live>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,7 +67,8 @@ impl Requester {
     pub fn new(endpoint: Endpoint, options: SocketOptions) -> Self {
         // A connection that is given up has nothing more to say.
         let options = SocketOptions { linger: Duration::ZERO, ..options };
-        let inner = Inner { endpoint, options, turn: Semaphore::new(1), idle: Mutex::default() };
+        let limits = Mutex::new(options.send_limits());
+        let inner = Inner { endpoint, options, turn: Semaphore::new(1), idle: Mutex::default(), limits };
         Self { inner: Arc::new(inner) }
     }
 
@@ -57,6 +76,11 @@ impl Requester {
     /// included. An error of kind [`Timeout`](ErrorKind::Timeout) says that there was no reply in time,
     /// [`Refused`](ErrorKind::Refused) that there was no connection either, [`Closed`](ErrorKind::Closed) that the requester
     /// was closed.
+    ///
+    /// What is too large is not sent again: [`TooLarge`](ErrorKind::TooLarge) says that the request is above our limits or those that the peer
+    /// has told; that a peer that has told none ended the connection twice in the middle of it; or that the reply is above our limits.
+    /// A reply that breaks the protocol is one of kind [`Protocol`](ErrorKind::Protocol). After either kind of reply the request may
+    /// have been carried out.
     pub async fn request(&self, message: impl Into<Multipart>, timeout: Duration) -> Result<Multipart> {
         let deadline = Instant::now() + timeout;
         let inner = &*self.inner;
@@ -65,18 +89,35 @@ impl Requester {
             Ok(Err(_)) => return Err(Error::new(ErrorKind::Closed, "the requester is closed")),
             Err(_) => return Err(self.no_reply(timeout, "other requests are waiting before this one", None)),
         };
+        let message = message.into();
+        if message.frames().is_empty() {
+            return Err(Error::new(ErrorKind::InvalidMessage, "a request needs at least one frame"));
+        }
         let mut envelope = vec![Bytes::new()];
-        envelope.extend_from_slice(message.into().frames());
+        envelope.extend_from_slice(message.frames());
         let mut failure = None;
+        let mut cuts = 0;
         let mut pause = inner.options.reconnect_min.min(RESEND_PAUSE_MAX);
         let exchange = async {
             loop {
                 // Held here, not in `inner`: dropping this future drops the connection.
-                let idle = inner.idle().take();
-                let mut live = idle.unwrap_or_else(|| Live::connect(inner));
-                if let Some(reply) = live.exchange(&envelope, &mut failure).await {
-                    *inner.idle() = Some(live);
-                    return reply;
+                let mut live = inner.live();
+                let done = live.exchange(&envelope, &mut failure).await;
+                *inner.limits() = live.link.outbox.limits();
+                match done {
+                    Ok(reply) => {
+                        *inner.idle() = Some(live);
+                        return Ok(reply);
+                    }
+                    Err(Unanswered::Refused(error)) => {
+                        // Nothing was sent, so that the connection is clean.
+                        *inner.idle() = Some(live);
+                        return Err(error);
+                    }
+                    Err(Unanswered::Unreadable(violation)) => return Err(self.unreadable(violation)),
+                    Err(Unanswered::CutOff) if cuts > 0 => return Err(self.cut_off(&envelope)),
+                    Err(Unanswered::CutOff) => cuts += 1,
+                    Err(Unanswered::Broken) => {}
                 }
                 drop(live);
                 tokio::time::sleep(pause).await;
@@ -85,7 +126,7 @@ impl Requester {
         };
         let reply = tokio::time::timeout_at(deadline, exchange).await;
         drop(turn);
-        reply.map_err(|_| self.no_reply(timeout, "is it running there?", failure))
+        reply.unwrap_or_else(|_| Err(self.no_reply(timeout, "is it running there?", failure)))
     }
 
     /// Where the requests go.
@@ -101,6 +142,26 @@ impl Requester {
         if let Some(live) = idle {
             live.hub.close(Duration::ZERO).await;
         }
+    }
+
+    fn cut_off(&self, request: &[Bytes]) -> Error {
+        let size = crate::zmtp::encoded_len(request);
+        let what = format!(
+            "{} has ended the connection twice in the middle of a request of {size} bytes: is it above a limit there?",
+            self.inner.endpoint
+        );
+        Error::new(ErrorKind::TooLarge, what)
+    }
+
+    fn unreadable(&self, violation: Violation) -> Error {
+        let (kind, what) = match &violation {
+            Violation::TooLarge { what: Limited::Message | Limited::Frames | Limited::Box, .. } => {
+                (ErrorKind::TooLarge, "is larger than this socket takes")
+            }
+            _ => (ErrorKind::Protocol, "breaks the protocol"),
+        };
+        let what = format!("the reply from {} {what}: {violation}", self.inner.endpoint);
+        Error::new(kind, what).with_source(violation)
     }
 
     fn no_reply(&self, timeout: Duration, hint: &str, failure: Option<Failure>) -> Error {
@@ -137,35 +198,64 @@ impl Live {
         Self { hub, link, events }
     }
 
-    /// Sends the request and waits for the reply; `None` when the connection broke.
-    async fn exchange(&mut self, request: &[Bytes], failure: &mut Option<Failure>) -> Option<Multipart> {
+    /// Sends the request and waits for the reply.
+    async fn exchange(
+        &mut self,
+        request: &[Bytes],
+        failure: &mut Option<Failure>,
+    ) -> Result<Multipart, Unanswered> {
         // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
         while self.events.next().now_or_never().flatten().is_some() {}
         while receive(&self.hub).now_or_never().flatten().is_some() {}
-        self.link.outbox.push(request).await.ok()?;
+        self.link.outbox.push(request).await.map_err(|refused| match refused {
+            Refused::Unfit => Unanswered::Refused(self.hub.unfit(&self.link, request)),
+            Refused::Full | Refused::Closed => Unanswered::Broken,
+        })?;
         loop {
             tokio::select! {
                 biased;
                 message = receive(&self.hub) => {
-                    let frames = message?;
+                    let frames = message.ok_or(Unanswered::Broken)?;
                     // Anything without the envelope is no reply: RFC 28 has it discarded.
                     if let [first, reply @ ..] = frames.frames() && first.is_empty() {
-                        return Some(reply.iter().cloned().collect());
+                        return Ok(reply.iter().cloned().collect());
                     }
                 }
-                event = self.events.next() => match event? {
+                event = self.events.next() => match event.ok_or(Unanswered::Broken)? {
                     SocketEvent::Disconnected { error, .. } => {
                         *failure = Some(Failure { connected: true, error });
-                        return None;
+                        return Err(match std::mem::take(&mut self.link.state().last_end) {
+                            LastEnd::Violation(violation) => Unanswered::Unreadable(violation),
+                            LastEnd::CutOff => Unanswered::CutOff,
+                            LastEnd::Otherwise => Unanswered::Broken,
+                        });
                     }
                     SocketEvent::ConnectFailed { error, .. } => {
                         *failure = Some(Failure { connected: false, error });
                     }
                     SocketEvent::Connected { .. } => *failure = None,
+                    // The peer has told just now that it takes less.
+                    SocketEvent::MessageDropped { .. } => {
+                        return Err(Unanswered::Refused(self.hub.unfit(&self.link, request)));
+                    }
+                    SocketEvent::SubscriptionRefused { .. } => {}
                 }
             }
         }
     }
+}
+
+/// Why there is no reply.
+#[derive(Debug)]
+enum Unanswered {
+    /// The request was not sent, and is not to be.
+    Refused(Error),
+    /// What came is nothing that we take. The request may have been carried out.
+    Unreadable(Violation),
+    /// The peer ended the connection in the middle of the request.
+    CutOff,
+    /// The connection ended, in some other way.
+    Broken,
 }
 
 async fn receive(hub: &Owner) -> Option<Multipart> {

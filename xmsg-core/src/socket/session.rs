@@ -48,6 +48,19 @@ pub enum Ended {
     ByUs(&'static str),
 }
 
+impl Ended {
+    /// Whether it was the peer that ended the connection: not the network, and not we.
+    #[must_use]
+    pub fn is_by_peer(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        match self {
+            Self::ByPeer | Self::Violation(Violation::RefusedByPeer(_)) => true,
+            Self::Io(error) => matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset),
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -10,8 +10,8 @@ use tokio::sync::broadcast;
 
 use super::hub::{Hub, Owner, SocketEvent, SocketEvents};
 use super::{Endpoint, Multipart, SocketOptions};
-use crate::Result;
 use crate::zmtp::SocketType;
+use crate::{Error, Result};
 
 /// A subscribing socket; a [`Stream`](futures::Stream) of messages. Dropping it closes it.
 ///
@@ -46,14 +46,24 @@ impl Subscriber {
         self.hub.bind(endpoint).await
     }
 
-    /// Asks for messages whose first frame starts with `prefix`; the empty prefix asks for all.
-    pub fn subscribe(&self, prefix: impl Into<Bytes>) {
-        self.hub.subscribe(&prefix.into(), true);
+    /// Asks for messages whose first frame starts with `prefix`; the empty prefix asks for all. An error of kind
+    /// [`TooLarge`](crate::ErrorKind::TooLarge) says that the prefix is too long, or that there are too many: for this socket
+    /// ([`SocketOptions::limits`]), or for a peer, as it has told. Of a peer that connects later, that is told as an
+    /// [event](Self::events).
+    pub fn subscribe(&self, prefix: impl Into<Bytes>) -> Result<()> {
+        self.hub.subscribe(&prefix.into(), true)
+    }
+
+    /// Why a peer that is connected does not take one of the subscriptions, if that is so.
+    #[must_use]
+    pub fn refused(&self) -> Option<Error> {
+        self.hub.refused_subscription()
     }
 
     /// Takes a subscription back. What is on its way still arrives.
     pub fn unsubscribe(&self, prefix: impl Into<Bytes>) {
-        self.hub.subscribe(&prefix.into(), false);
+        // Less is never too much.
+        let _ = self.hub.subscribe(&prefix.into(), false);
     }
 
     /// The next message; `None` once the socket is closed and everything received was taken. Dropping the

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::Violation;
 use super::frame::encode_command;
+use super::{Limited, Violation};
 
 /// The longest context of a PING that is echoed (RFC 37, "Connection Heartbeating").
 const PING_CONTEXT_MAX: usize = 16;
@@ -137,11 +137,7 @@ impl Properties {
             }
             if properties.len() == PROPERTIES_MAX {
                 let (size, limit) = (PROPERTIES_MAX as u64 + 1, PROPERTIES_MAX as u64);
-                return Err(Violation::TooLarge {
-                    what: "number of properties in the handshake",
-                    size,
-                    limit,
-                });
+                return Err(Violation::TooLarge { what: Limited::Properties, size, limit });
             }
             properties.push((name, body.split_to(len)));
         }

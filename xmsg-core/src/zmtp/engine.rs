@@ -8,8 +8,8 @@ use super::curve::Cipher;
 use super::frame::{Header, encode_command};
 use super::greeting::{self, GREETING_LEN, Greeting, REVISION_2_0, SIGNATURE_LEN};
 use super::{
-    Command, Credentials, Mechanism, Options, Principal, Properties, Scanner, SocketType, Span, Stop,
-    Violation, encode_message,
+    Command, Credentials, Limited, Mechanism, Options, PeerLimits, Principal, Properties, Scanner, SocketType,
+    Span, Stop, Violation, encode_message,
 };
 
 /// Commands may stand between the frames of a message (libzmq sends heartbeats so). Taking one out moves the
@@ -58,6 +58,8 @@ pub struct Peer {
     pub identity: Bytes,
     /// All that a ZMTP 3 peer announced.
     pub properties: Properties,
+    /// What of that are limits on what we may send.
+    pub limits: PeerLimits,
     /// Who it proved to be, to a server of PLAIN or CURVE.
     pub principal: Option<Principal>,
 }
@@ -334,11 +336,8 @@ impl Engine {
             }
             let limit = self.options.limits.command_size;
             if header.body_len > limit as u64 {
-                return Err(Violation::TooLarge {
-                    what: "handshake command",
-                    size: header.body_len,
-                    limit: limit as u64,
-                });
+                let (size, limit) = (header.body_len, limit as u64);
+                return Err(Violation::TooLarge { what: Limited::Handshake, size, limit });
             }
             let len = header.len + header.body_len as usize;
             if input.len() < len {
@@ -375,7 +374,8 @@ impl Engine {
             return Err(Violation::SocketTypeMismatch { theirs, ours: ours.name() });
         };
         let properties = Properties::default();
-        let peer = Peer { version: Version::V2_0, socket_type, identity, properties, principal: None };
+        let limits = PeerLimits::default();
+        let peer = Peer { version: Version::V2_0, socket_type, identity, properties, limits, principal: None };
         Ok(Some(self.ready(peer)))
     }
 
@@ -455,6 +455,7 @@ impl Engine {
         if self.options.socket_type.announces_identity() {
             ours.push("Identity", self.options.identity.clone());
         }
+        self.options.limits.tell(self.options.socket_type, &mut ours);
         while let Some(body) = self.mechanism.poll_command(&ours) {
             encode_command(&mut self.outgoing, &body);
         }
@@ -469,13 +470,11 @@ impl Engine {
         };
         let identity = properties.find("Identity").cloned().unwrap_or_default();
         if identity.len() > IDENTITY_MAX {
-            return Err(Violation::TooLarge {
-                what: "identity",
-                size: identity.len() as u64,
-                limit: IDENTITY_MAX as u64,
-            });
+            let (size, limit) = (identity.len() as u64, IDENTITY_MAX as u64);
+            return Err(Violation::TooLarge { what: Limited::Identity, size, limit });
         }
-        Ok(Peer { version, socket_type, identity, properties, principal: self.principal.clone() })
+        let limits = PeerLimits::read(&properties);
+        Ok(Peer { version, socket_type, identity, properties, limits, principal: self.principal.clone() })
     }
 
     fn ready(&mut self, peer: Peer) -> Event {
@@ -496,7 +495,8 @@ impl Engine {
 fn check_subscription(event: Event, limit: usize) -> Result<Event, Violation> {
     match &event {
         Event::Subscribe(prefix) | Event::Cancel(prefix) if prefix.len() > limit => {
-            Err(Violation::TooLarge { what: "subscription", size: prefix.len() as u64, limit: limit as u64 })
+            let (size, limit) = (prefix.len() as u64, limit as u64);
+            Err(Violation::TooLarge { what: Limited::Subscription, size, limit })
         }
         _ => Ok(event),
     }
