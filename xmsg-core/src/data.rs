@@ -9,6 +9,8 @@
 //! * `binary/native` is a `Data` message of which the mime type doesn't say what is in it; several fields may
 //!   be.
 
+#[cfg(feature = "serde")]
+mod json;
 mod values;
 
 use std::mem::take;
@@ -17,6 +19,8 @@ use bytes::Bytes;
 use prost::Message as _;
 use prost::encoding::{self, WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
+#[cfg(feature = "serde")]
+pub use self::json::Json;
 pub use self::values::{ArrayElement, FromData, IntoData, ReadArrayElement, ToData, expect_mime_type};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -60,6 +64,8 @@ pub mod mime {
     pub const JAVA: &str = "binary/java";
     /// An object of a C++ actor, of use to C++ actors only.
     pub const CPP: &str = "binary/cpp";
+    /// JSON, which is none of xMsg's own kinds.
+    pub const JSON: &str = "application/json";
     /// An object of a Python actor, of use to Python actors only.
     pub const PYTHON: &str = "binary/python";
 

@@ -27,6 +27,8 @@ pub use actor::{Actor, ActorBuilder, ActorSubscription, IntoReply, SubscriptionH
 pub use address::{ProxyAddress, RegistrarAddress};
 pub use batch::{MessageRef, Messages};
 pub use connection::{Connection, Subscription};
+#[cfg(feature = "serde")]
+pub use data::Json;
 pub use data::{Data, FromData, IntoData};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{ActorId, ConnectionId};
