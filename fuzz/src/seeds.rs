@@ -199,7 +199,7 @@ fn messages() -> Vec<Seed> {
         ("many-bytes", Data::BytesArray(vec![Bytes::from_static(b"ab"), Bytes::new()])),
     ];
     let mut seeds: Vec<Seed> = values.into_iter().map(|(name, value)| (name, of(value))).collect();
-    let (_, data) = Data::from(5).into_data();
+    let data = Data::from(5).encode();
     let native = Message::with_mime(topic(), "binary/native", data);
     seeds.push(("request", wire(&[&request.into_frames()[..]])));
     seeds.push((

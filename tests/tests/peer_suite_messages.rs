@@ -58,8 +58,8 @@ fn a_type_of_ones_own_reads_back() {
     struct Point(u8, u8);
 
     impl IntoData for Point {
-        fn into_data(self) -> (&'static str, Bytes) {
-            ("binary/x-point", vec![self.0, self.1].into())
+        fn into_data(self) -> xmsg_core::Result<(&'static str, Bytes)> {
+            Ok(("binary/x-point", vec![self.0, self.1].into()))
         }
     }
 

@@ -31,6 +31,8 @@ pub use actor::{Actor, ActorBuilder, HandlerError, IntoReply, SubscriptionHandle
 pub use address::{ProxyAddress, RegistrarAddress};
 pub use batch::{MessageRef, Messages};
 pub use connection::Connection;
+#[cfg(feature = "serde")]
+pub use data::Json;
 pub use data::{Data, FromData, IntoData};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{ActorId, ConnectionId};

@@ -36,7 +36,8 @@ pub struct Message {
 
 impl Message {
     /// A message with this value, whose type gives the mime type, about a topic: a [`Topic`] or text.
-    /// [`ErrorKind::InvalidTopic`](crate::ErrorKind::InvalidTopic) when the text is no topic.
+    /// [`ErrorKind::InvalidTopic`](crate::ErrorKind::InvalidTopic) when the text is no topic, and
+    /// [`ErrorKind::InvalidMessage`](crate::ErrorKind::InvalidMessage) when the value can't be sent.
     ///
     /// ```
     /// use xmsg_core::{Message, Topic};
@@ -49,7 +50,7 @@ impl Message {
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
     pub fn of(topic: impl IntoTopic, value: impl IntoData) -> Result<Self> {
-        let (mime_type, data) = value.into_data();
+        let (mime_type, data) = value.into_data()?;
         Ok(Self::with_mime(topic.into_topic()?, mime_type, data))
     }
 

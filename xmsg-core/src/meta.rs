@@ -285,6 +285,7 @@ pub(crate) fn frame_of(mime_type: &str) -> Bytes {
         mime::ARRAY_STRING,
         mime::ARRAY_BYTES,
         mime::NATIVE,
+        mime::JSON,
     )
 }
 
@@ -513,7 +514,7 @@ mod tests {
 
     #[test]
     fn ready_made_frames_are_what_encoding_gives() {
-        for mime_type in mime::ALL.into_iter().chain([mime::NATIVE, "image/png"]) {
+        for mime_type in mime::ALL.into_iter().chain([mime::NATIVE, mime::JSON, "image/png"]) {
             assert_eq!(frame_of(mime_type), Meta::new(mime_type).encode());
         }
     }

@@ -127,7 +127,8 @@ impl Subscription {
         for topic in &self.topics {
             self.socket.unsubscribe(topic.clone().into_bytes());
         }
-        self.socket.subscribe(topic.clone().into_bytes());
+        // It is short enough for every limit.
+        let _ = self.socket.subscribe(topic.clone().into_bytes());
         let confirmed = Arc::new(Notify::new());
         let sending = send_marker(self.marker.clone(), topic.clone(), confirmed.clone());
         self.draining = Some(Draining { topic, confirmed, sending: Some(Box::pin(sending)) });

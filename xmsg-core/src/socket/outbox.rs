@@ -493,20 +493,19 @@ impl Outbox {
     #[must_use]
     pub fn accepted(&self) -> u64 {
         let state = self.state();
-        state.written.messages + state.queued.messages + state.discarded.messages
+        state.passed() + state.queued.messages
     }
 
     /// Messages that were written or thrown out since the beginning.
     #[must_use]
     pub fn gone(&self) -> u64 {
-        let state = self.state();
-        state.written.messages + state.discarded.messages
+        self.state().passed()
     }
 
     /// Takes note that a connection broke: what was written to it may not have arrived.
     pub fn note_break(&self) {
         let mut state = self.state();
-        state.broken_at = state.written.messages + state.discarded.messages;
+        state.broken_at = state.passed();
     }
 
     /// How many messages had been written when a connection broke last.
