@@ -204,7 +204,7 @@ impl Proxy {
         switch.listen(Listener::bind(&requests_endpoint, tcp()).await?, Side::Requests);
         switch.listen(Listener::bind(&answers_endpoint, tcp()).await?, Side::Answers);
         let requests = Subscriber::new(SocketOptions::default());
-        requests.subscribe(CONTROL_TOPIC);
+        requests.subscribe(CONTROL_TOPIC)?;
         requests.connect(requests_endpoint);
         let answers = Publisher::new(SocketOptions::default());
         answers.connect(answers_endpoint);

@@ -452,7 +452,7 @@ impl Receiving {
                     () = closing.cancelled(), if ends == publishers => break,
                     order = asked.recv(), if open => {
                         match order {
-                            Some((true, prefix)) => socket.subscribe(prefix),
+                            Some((true, prefix)) => socket.subscribe(prefix).unwrap(),
                             Some((false, prefix)) => socket.unsubscribe(prefix),
                             None => open = false,
                         }

@@ -540,7 +540,6 @@ impl Hub {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
-                        link.outbox.note_break();
                         let wanted = link.state().forget_wanted();
                         // If the last connection was too short to settle, what was wanted before it still counts.
                         let (_, lost) = lost.get_or_insert_with(|| (Instant::now(), BTreeSet::new()));
@@ -716,6 +715,9 @@ impl Hub {
             (state.version, state.last_end) = (None, last_end);
         }
         tracing::debug!(peer = name, socket = %self.socket_type, reason = %ended, "disconnected");
+        if !matches!(ended, Ended::Drained) {
+            link.outbox.note_break();
+        }
         if !link.connecting {
             self.options.violations.note(name, self.socket_type, &ended);
         }
@@ -734,7 +736,11 @@ impl Hub {
             } else {
                 (format!("{} frames", gone.frames), limits.frames)
             };
-            self.note_dropped(name, gone, format!("the peer takes no {what}: it has told a limit of {limit}"));
+            self.note_dropped(
+                name,
+                gone,
+                format!("the peer takes no {what}: it has told a limit of {limit}"),
+            );
         }
     }
 
@@ -751,7 +757,8 @@ impl Hub {
             return LastEnd::Otherwise;
         }
         if let Some(gone) = link.outbox.cut_off() {
-            let reason = "the peer has ended the connection twice in the middle of it: is it above a limit there?";
+            let reason =
+                "the peer has ended the connection twice in the middle of it: is it above a limit there?";
             self.note_dropped(name, gone, reason.to_owned());
         }
         LastEnd::CutOff

@@ -77,7 +77,10 @@ impl Publisher {
             return done;
         }
         for link in self.targets(topic, frames)? {
-            link.outbox.push(frames).await.or_else(|refused| self.accepted_elsewhere(&link, refused, frames))?;
+            link.outbox
+                .push(frames)
+                .await
+                .or_else(|refused| self.accepted_elsewhere(&link, refused, frames))?;
         }
         Ok(())
     }

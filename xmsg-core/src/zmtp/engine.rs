@@ -7,9 +7,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::curve::Cipher;
 use super::frame::{Header, encode_command};
 use super::greeting::{self, GREETING_LEN, Greeting, REVISION_2_0, SIGNATURE_LEN};
+use super::told::DRAIN_PROPERTY;
 use super::{
-    Command, Credentials, Limited, Mechanism, Options, PeerLimits, Principal, Properties, Scanner, SocketType,
-    Span, Stop, Violation, encode_message,
+    Command, Credentials, Limited, Mechanism, Options, PeerLimits, Principal, Properties, Scanner,
+    SocketType, Span, Stop, Violation, encode_message,
 };
 
 /// Commands may stand between the frames of a message (libzmq sends heartbeats so). Taking one out moves the
@@ -60,6 +61,8 @@ pub struct Peer {
     pub properties: Properties,
     /// What of that are limits on what we may send.
     pub limits: PeerLimits,
+    /// Whether it understands [`Command::Drain`].
+    pub drains: bool,
     /// Who it proved to be, to a server of PLAIN or CURVE.
     pub principal: Option<Principal>,
 }
@@ -77,6 +80,10 @@ pub enum Event {
     Subscribe(Bytes),
     /// … and no longer.
     Cancel(Bytes),
+    /// The peer is about to stop: it wants nothing more, and the end of our direction.
+    Drain,
+    /// The peer has read everything that we sent before the end of our direction.
+    Drained,
 }
 
 #[derive(Debug)]
@@ -375,7 +382,8 @@ impl Engine {
         };
         let properties = Properties::default();
         let limits = PeerLimits::default();
-        let peer = Peer { version: Version::V2_0, socket_type, identity, properties, limits, principal: None };
+        let (version, drains) = (Version::V2_0, false);
+        let peer = Peer { version, socket_type, identity, properties, limits, drains, principal: None };
         Ok(Some(self.ready(peer)))
     }
 
@@ -441,7 +449,13 @@ impl Engine {
                 return Ok(None);
             }
             Command::Error(reason) => return Err(Violation::RefusedByPeer(reason)),
-            Command::Pong { .. } | Command::Ready(_) | Command::Unknown(_) => return Ok(None),
+            Command::Drain if self.options.socket_type.drains() => return Ok(Some(Event::Drain)),
+            Command::Drained if self.options.socket_type.drains() => return Ok(Some(Event::Drained)),
+            Command::Drain
+            | Command::Drained
+            | Command::Pong { .. }
+            | Command::Ready(_)
+            | Command::Unknown(_) => return Ok(None),
         };
         if !self.options.socket_type.takes_subscriptions() {
             return Ok(None);
@@ -456,6 +470,9 @@ impl Engine {
             ours.push("Identity", self.options.identity.clone());
         }
         self.options.limits.tell(self.options.socket_type, &mut ours);
+        if self.options.socket_type.drains() {
+            ours.push(DRAIN_PROPERTY, "1");
+        }
         while let Some(body) = self.mechanism.poll_command(&ours) {
             encode_command(&mut self.outgoing, &body);
         }
@@ -474,7 +491,16 @@ impl Engine {
             return Err(Violation::TooLarge { what: Limited::Identity, size, limit });
         }
         let limits = PeerLimits::read(&properties);
-        Ok(Peer { version, socket_type, identity, properties, limits, principal: self.principal.clone() })
+        let drains = properties.find(DRAIN_PROPERTY).is_some_and(|value| value == "1");
+        Ok(Peer {
+            version,
+            socket_type,
+            identity,
+            properties,
+            limits,
+            drains,
+            principal: self.principal.clone(),
+        })
     }
 
     fn ready(&mut self, peer: Peer) -> Event {

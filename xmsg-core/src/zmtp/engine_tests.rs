@@ -41,6 +41,8 @@ enum Seen {
     Message(Vec<Vec<u8>>),
     Subscribe(Vec<u8>),
     Cancel(Vec<u8>),
+    Drain,
+    Drained,
 }
 
 fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Seen>, Violation> {
@@ -50,6 +52,8 @@ fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> 
         while let Some(event) = engine.poll_event(&mut input)? {
             match event {
                 Event::Credentials(_) => engine.judge(true)?,
+                Event::Drain => seen.push(Seen::Drain),
+                Event::Drained => seen.push(Seen::Drained),
                 Event::Ready(peer) => seen.push(Seen::Ready(peer.version, peer.socket_type)),
                 Event::Subscribe(prefix) => seen.push(Seen::Subscribe(prefix.to_vec())),
                 Event::Cancel(prefix) => seen.push(Seen::Cancel(prefix.to_vec())),
@@ -386,4 +390,20 @@ proptest! {
         let cut = feed(&mut engine(SocketType::Sub), wire.chunks(piece));
         prop_assert_eq!(whole, cut);
     }
+}
+
+#[test]
+fn a_sender_is_asked_to_finish_and_told_that_all_was_read_and_a_receiver_is_not() {
+    let mut commands = BytesMut::new();
+    Command::Drain.write(&mut commands);
+    Command::Drained.write(&mut commands);
+    let mut publisher = engine(SocketType::Pub);
+    let seen = feed(&mut publisher, [&session(1, "XSUB", &commands)[..]]).unwrap();
+    assert_eq!(seen[1..], [Seen::Drain, Seen::Drained]);
+    let told: Vec<u8> = std::iter::from_fn(|| publisher.poll_transmit()).flatten().collect();
+    assert!(told.windows(7).any(|part| part == b"X-Drain"), "it has told that it understands this");
+
+    let mut receiver = engine(SocketType::Sub);
+    let seen = feed(&mut receiver, [&session(1, "XPUB", &commands)[..]]).unwrap();
+    assert_eq!(seen.len(), 1, "it is not meant for a receiver");
 }

@@ -8,6 +8,8 @@
 //! | `X-Max-Subscriptions` | subscriptions | how many |
 //! | `X-Max-Subscriptions-Size` | subscriptions | bytes of all prefixes together |
 //!
+//! One more, `X-Drain`, tells that a sender understands the command by which its peer asks it to finish.
+//!
 //! Values are decimal numbers in ASCII. RFC 37 reserves such names for extensions, and has peers ignore those that they don't know.
 //! All of them together stay below 256 bytes: older versions of libzmq have room for no more in a handshake of CURVE.
 
@@ -18,6 +20,9 @@ const FRAMES: &str = "X-Max-Frames";
 const SUBSCRIPTION_SIZE: &str = "X-Max-Subscription-Size";
 const SUBSCRIPTIONS: &str = "X-Max-Subscriptions";
 const SUBSCRIPTIONS_SIZE: &str = "X-Max-Subscriptions-Size";
+
+/// Told by sockets that understand [`Command::Drain`](super::Command::Drain), with the value 1.
+pub(super) const DRAIN_PROPERTY: &str = "X-Drain";
 
 /// What a peer takes, as far as it has told: foreign peers tell nothing, and what is no number from 1 on counts as not told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +72,8 @@ fn number(value: &[u8]) -> Option<usize> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let digit = |number: usize, digit: &u8| number.saturating_mul(10).saturating_add(usize::from(digit - b'0'));
+    let digit =
+        |number: usize, digit: &u8| number.saturating_mul(10).saturating_add(usize::from(digit - b'0'));
     Some(value.iter().fold(0, digit)).filter(|limit| *limit > 0)
 }
 
@@ -79,7 +85,8 @@ mod tests {
 
     #[test]
     fn what_is_told_reads_back() {
-        let limits = Limits { message_size: 1 << 20, frames: 7, subscriptions: usize::MAX, ..Limits::default() };
+        let limits =
+            Limits { message_size: 1 << 20, frames: 7, subscriptions: usize::MAX, ..Limits::default() };
         let mut properties = Properties::default();
         limits.tell(SocketType::Xsub, &mut properties);
         let told = PeerLimits { message_size: Some(1 << 20), frames: Some(7), ..PeerLimits::default() };

@@ -10,7 +10,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{Amount, Chunk, Outbox, SPARE, TAIL_LEN};
 use crate::zmtp::curve::{LONG_FRAME, Sealer};
-use crate::zmtp::{Header, whole_messages_within};
+use crate::zmtp::{Command, Header, whole_messages_within};
 
 /// Slices handed to the system in one write.
 const SLICES: usize = 64;
@@ -77,6 +77,20 @@ impl<'a> Writer<'a> {
                     self.write_some(stream).await?;
                 }
             }
+        }
+    }
+
+    /// Writes a command that belongs to no queue.
+    pub(in crate::socket) async fn write_command(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        command: &Command,
+    ) -> io::Result<()> {
+        let mut bytes = BytesMut::new();
+        command.write(&mut bytes);
+        match &mut self.sealing {
+            None => stream.write_all(&bytes).await,
+            Some(sealing) => stream.write_all(&sealing.seal_apart(&bytes)).await,
         }
     }
 
