@@ -173,8 +173,8 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
         let prefix = *rng.choice(&PREFIXES).expect("there are some");
         wanted.push(prefix);
         let socket = Subscriber::new(options(&mut rng));
-        socket.subscribe(prefix);
-        socket.subscribe(END);
+        socket.subscribe(prefix).unwrap();
+        socket.subscribe(END).unwrap();
         socket.connect(endpoint);
         receiving.push(Receiving::start(
             socket,
