@@ -128,6 +128,40 @@ impl Message {
         Ok(())
     }
 
+    /// The value of a header, without decoding the rest of the metadata.
+    ///
+    /// ```
+    /// use xmsg_core::Message;
+    ///
+    /// let message = Message::of("report", 17)?.with_header("trace", "0af7")?;
+    /// assert_eq!(message.header("trace")?, Some("0af7"));
+    /// assert_eq!(message.header("tenant")?, None);
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn header(&self, key: &str) -> Result<Option<&str>> {
+        meta::header(&self.meta, key)
+    }
+
+    /// The same message with this header: a text by name, beside the fixed fields of the metadata. Peers in other
+    /// languages ignore it, and keep it in what they forward. [`ErrorKind::InvalidMessage`](crate::ErrorKind) when
+    /// there would be more than [`Headers`](crate::meta::Headers) may be.
+    pub fn with_header(mut self, key: &str, value: &str) -> Result<Self> {
+        self.set_header(key, value)?;
+        Ok(self)
+    }
+
+    /// Sets a header, as [`with_header`](Self::with_header) does; the rest of the metadata stays as it is.
+    pub fn set_header(&mut self, key: &str, value: &str) -> Result<()> {
+        self.meta = meta::with_header(&self.meta, key, Some(value))?;
+        Ok(())
+    }
+
+    /// Takes a header out, if it is there; the rest of the metadata stays as it is.
+    pub fn remove_header(&mut self, key: &str) -> Result<()> {
+        self.meta = meta::with_header(&self.meta, key, None)?;
+        Ok(())
+    }
+
     /// The mime type of the data, without decoding the rest of the metadata.
     pub fn mime_type(&self) -> Result<&str> {
         meta::data_type(&self.meta)
@@ -278,6 +312,23 @@ mod tests {
         let meta = echo.meta().unwrap();
         assert_eq!((meta.status, meta.reply_to.as_deref()), (Some(Status::Warning), None));
         assert_eq!(meta.unknown_fields(), unknown);
+    }
+
+    #[test]
+    fn headers_go_with_an_echo_and_not_with_an_answer_of_its_own() {
+        let mut request = request().with_header("trace", "1").unwrap().with_header("trace", "2").unwrap();
+        request.set_header("tenant", "north").unwrap();
+        assert_eq!(request.reply_to().unwrap().unwrap(), REPLY_TO);
+
+        let echo = request.reply().unwrap().unwrap();
+        assert_eq!(echo.header("trace").unwrap(), Some("2"));
+        assert_eq!(echo.meta().unwrap().headers.len(), 2);
+        assert_eq!(request.reply_with(9.0).unwrap().unwrap().header("trace").unwrap(), None);
+
+        request.remove_header("trace").unwrap();
+        assert_eq!(request.header("trace").unwrap(), None);
+        assert_eq!(request.header("tenant").unwrap(), Some("north"));
+        assert_eq!(request.with_header("", "x").unwrap_err().kind(), ErrorKind::InvalidMessage);
     }
 
     #[test]

@@ -4,12 +4,16 @@
 //! `prost` would drop them, so that the fields are read one by one here, and the functions at the end work on
 //! encoded metadata without decoding the rest of it.
 
+mod headers;
+
 use bytes::Bytes;
 use prost::encoding::{
     DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint,
     key_len, skip_field,
 };
 
+pub use self::headers::{Headers, Iter as HeadersIter};
+pub(crate) use self::headers::{find as header, replace as with_header};
 use crate::data::mime;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -67,6 +71,8 @@ pub struct Meta {
     pub reply_to: Option<String>,
     /// 17: the byte order of the data; absent means big.
     pub byte_order: Option<ByteOrder>,
+    /// 100: texts by name, an extension of xMsg that other peers ignore and keep.
+    pub headers: Headers,
     unknown: Bytes,
 }
 
@@ -134,6 +140,7 @@ impl Meta {
             data_type_description: None,
             reply_to: None,
             byte_order: None,
+            headers: Headers::new(),
             unknown: Bytes::new(),
         }
     }
@@ -141,7 +148,8 @@ impl Meta {
     /// Reads the metadata frame of a message.
     ///
     /// A known field with the wire type of another counts as unknown, as in the other implementations.
-    /// [`ErrorKind::InvalidMessage`] when it isn't protobuf, a text is not UTF-8, or `dataType` is missing.
+    /// [`ErrorKind::InvalidMessage`] when it isn't protobuf, a text is not UTF-8, `dataType` is missing, or there are
+    /// more [headers](Headers) than may be.
     pub fn decode(frame: &Bytes) -> Result<Self> {
         let mut meta = Self::new("");
         let mut data_type = None;
@@ -165,6 +173,9 @@ impl Meta {
                 (15, Some(Value::Text(v))) => meta.data_type_description = Some(text(15, v)?),
                 (REPLY_TO, Some(Value::Text(v))) => meta.reply_to = Some(text(REPLY_TO, v)?),
                 (17, Some(Value::Varint(v))) => meta.byte_order = Some((v as i32).into()),
+                _ if let Some((key, value)) = headers::of_field(&field) => {
+                    meta.headers.insert(key, value)?;
+                }
                 _ => unknown.extend_from_slice(field.raw),
             }
         }
@@ -173,14 +184,15 @@ impl Meta {
         Ok(meta)
     }
 
-    /// The metadata as a frame: known fields in the order of their numbers, then the unknown ones as they
-    /// came.
+    /// The metadata as a frame: known fields in the order of their numbers, the headers last and in the order of
+    /// their keys, then the unknown ones as they came.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut frame = Vec::with_capacity(self.encoded_len());
         for (number, value) in self.present() {
             value.encode(number, &mut frame);
         }
+        self.headers.encode(&mut frame);
         frame.extend_from_slice(&self.unknown);
         frame.into()
     }
@@ -188,7 +200,9 @@ impl Meta {
     /// The length of the frame, in bytes.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
-        self.present().map(|(number, value)| value.encoded_len(number)).sum::<usize>() + self.unknown.len()
+        self.present().map(|(number, value)| value.encoded_len(number)).sum::<usize>()
+            + self.headers.encoded_len()
+            + self.unknown.len()
     }
 
     /// The fields that this version doesn't know, encoded, in the order in which they came.
@@ -484,6 +498,7 @@ mod tests {
             data_type_description: Some("a line".into()),
             reply_to: Some("ret:0a1b2c3d:4000007".into()),
             byte_order: Some(ByteOrder::Little),
+            headers: Headers::new(),
             unknown: Bytes::new(),
         }
     }
@@ -592,6 +607,7 @@ mod tests {
                 data_type_description: type_text,
                 reply_to,
                 byte_order: byte_order.map(Into::into),
+                headers: Headers::new(),
                 unknown: Bytes::new(),
             }
         })

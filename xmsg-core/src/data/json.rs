@@ -190,7 +190,9 @@ mod tests {
             prop_assert_eq!(Order { price: order.price, ..read }, order.clone());
             let again = Message::of("orders", Json(order.clone())).unwrap();
             prop_assert_eq!(again.data(), message.data());
-            let borrowed = Message::of("orders", &Json(&order)).unwrap();
+            let json = Json(&order);
+            let borrowed = Message::of("orders", &json).unwrap();
+            prop_assert_eq!(json, Json(&order));
             prop_assert_eq!(borrowed.data(), message.data());
         }
     }

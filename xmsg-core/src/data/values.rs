@@ -714,6 +714,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::needless_borrows_for_generic_args, reason = "to borrow is what is tested")]
     fn references_slices_and_arrays_are_sent_as_what_they_are_of() {
         let numbers = vec![1, -2];
         for other in
