@@ -17,6 +17,7 @@ pub(crate) use self::headers::{find as header, replace as with_header};
 use crate::data::mime;
 use crate::error::{Error, ErrorKind, Result};
 
+const STATUS: u32 = 4;
 const DATA_TYPE: u32 = 14;
 const REPLY_TO: u32 = 16;
 
@@ -160,7 +161,7 @@ impl Meta {
                 (1, Some(Value::Text(v))) => meta.version = Some(text(1, v)?),
                 (2, Some(Value::Text(v))) => meta.description = Some(text(2, v)?),
                 (3, Some(Value::Text(v))) => meta.author = Some(text(3, v)?),
-                (4, Some(Value::Varint(v))) => meta.status = Some((v as i32).into()),
+                (STATUS, Some(Value::Varint(v))) => meta.status = Some((v as i32).into()),
                 (5, Some(Value::Fixed32(v))) => meta.severity_id = Some(v.cast_signed()),
                 (6, Some(Value::Text(v))) => meta.sender = Some(text(6, v)?),
                 (7, Some(Value::Text(v))) => meta.sender_state = Some(text(7, v)?),
@@ -223,7 +224,7 @@ impl Meta {
             (1, text(self.version.as_ref())),
             (2, text(self.description.as_ref())),
             (3, text(self.author.as_ref())),
-            (4, number(self.status)),
+            (STATUS, number(self.status)),
             (5, self.severity_id.map(|id| Value::Fixed32(id.cast_unsigned()))),
             (6, text(self.sender.as_ref())),
             (7, text(self.sender_state.as_ref())),
@@ -307,6 +308,17 @@ pub(crate) fn frame_of(mime_type: &str) -> Bytes {
 pub(crate) fn data_type(frame: &[u8]) -> Result<&str> {
     let value = last_text(frame, DATA_TYPE)?.ok_or_else(no_data_type)?;
     str::from_utf8(value).map_err(|error| not_utf8(DATA_TYPE).with_source(error))
+}
+
+/// The status in a metadata frame, without decoding the rest; the whole frame is checked.
+pub(crate) fn status(frame: &[u8]) -> Result<Option<Status>> {
+    let mut last = None;
+    for field in fields(frame) {
+        if let Field { number: STATUS, value: Some(Value::Varint(value)), .. } = field? {
+            last = Some((value as i32).into());
+        }
+    }
+    Ok(last)
 }
 
 /// The reply topic in a metadata frame, without a copy and without decoding the rest.
@@ -620,6 +632,7 @@ mod tests {
             prop_assert_eq!(frame.len(), meta.encoded_len());
             prop_assert_eq!(data_type(&frame).unwrap(), &meta.data_type);
             prop_assert_eq!(reply_to(&frame).unwrap(), meta.reply_to.clone().map(Bytes::from));
+            prop_assert_eq!(status(&frame).unwrap(), meta.status);
             prop_assert_eq!(Meta::decode(&frame).unwrap(), meta);
         }
 

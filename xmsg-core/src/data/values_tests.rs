@@ -1,3 +1,5 @@
+//! Values of all types, sent and read back.
+
 use proptest::prelude::*;
 
 use super::*;
