@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use xmsg_core::data::{Data, IntoData, Payload};
+use xmsg_core::data::{Data, Payload};
 use xmsg_core::registration::{Action, OwnerType, Query, Registration, Request};
 use xmsg_core::zmtp::{Command, Properties, SocketType, Version, encode_frame, encode_message};
 use xmsg_core::{Message, ProxyAddress, Topic};

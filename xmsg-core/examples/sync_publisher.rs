@@ -2,18 +2,16 @@
 
 use std::time::Duration;
 
-use xmsg_core::meta::Status;
 use xmsg_core::{Actor, Message, Result};
 
 /// The answer to a request; none to a message that asks for none.
 fn root(request: &Message) -> Result<Option<Message>> {
     let value: f64 = request.value()?;
     if value >= 0.0 {
-        return request.reply_with(value.sqrt());
+        request.reply_with(value.sqrt())
+    } else {
+        request.error_reply("the number is negative")
     }
-    let Some(mut reply) = request.reply_with("the number is negative")? else { return Ok(None) };
-    reply.edit_meta(|meta| meta.status = Some(Status::Error))?;
-    Ok(Some(reply))
 }
 
 #[tokio::main]
@@ -25,10 +23,9 @@ async fn main() -> Result<()> {
     for value in [2.0, 9.0, -1.0] {
         let question = Message::of("math:root", value)?;
         let answer = client.request(&question, Duration::from_secs(10)).await?; // an error after ten seconds
-        if answer.meta()?.status == Some(Status::Error) {
-            println!("{value}: {}", answer.value::<String>()?);
-        } else {
-            println!("{value}: {}", answer.value::<f64>()?);
+        match answer.error_text()? {
+            Some(reason) => println!("{value}: {reason}"),
+            None => println!("{value}: {}", answer.value::<f64>()?),
         }
     }
 

@@ -188,10 +188,13 @@ mod tests {
             // The shortest digits of a number may be read as its neighbour, one in the last bit.
             prop_assert!((read.price.unwrap_or(0.0) - order.price.unwrap_or(0.0)).abs() <= 1e-6);
             prop_assert_eq!(Order { price: order.price, ..read }, order.clone());
-            let again = Message::of("orders", Json(order.clone())).unwrap();
+            let again = Message::of("orders", Json(&order)).unwrap();
             prop_assert_eq!(again.data(), message.data());
-            let borrowed = Message::of("orders", &Json(&order)).unwrap();
+            let json = Json(order);
+            let borrowed = Message::of("orders", &json).unwrap();
             prop_assert_eq!(borrowed.data(), message.data());
+            let owned = Message::of("orders", json).unwrap();
+            prop_assert_eq!(owned.data(), message.data());
         }
     }
 }
