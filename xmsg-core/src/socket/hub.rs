@@ -274,8 +274,7 @@ impl Hub {
             link.outbox.close();
         }
         self.inbox.close();
-        let sends = !matches!(self.socket_type, SocketType::Sub | SocketType::Req);
-        if sends
+        if self.sends()
             && links.iter().any(|link| link.outbox.queued().messages > 0 || link.state().version.is_some())
         {
             let flushed = async {
@@ -290,10 +289,19 @@ impl Hub {
         links.iter().map(|link| link.outbox.queued().messages as usize).sum()
     }
 
+    /// Whether it has something to say that is worth waiting for.
+    fn sends(&self) -> bool {
+        !matches!(self.socket_type, SocketType::Sub | SocketType::Req)
+    }
+
     /// Closes in the background, for a socket that was dropped.
     fn close_detached(self: &Arc<Self>) {
         if self.tasks.is_closed() {
             return;
+        }
+        if !self.sends() || self.options.linger.is_zero() {
+            // Right now: nothing more is written, not even what a connection that is just being made would write.
+            self.stop.cancel();
         }
         let hub = self.clone();
         // Without a runtime there is nobody left who could send: the tasks went with it.

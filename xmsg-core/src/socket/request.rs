@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::hub::{Link, Owner, SocketEvent, SocketEvents};
 use super::{Endpoint, Multipart, SocketOptions};
+use crate::deadline::Deadline;
 use crate::zmtp::SocketType;
 use crate::{Error, ErrorKind, Result};
 
@@ -19,9 +20,10 @@ const RESEND_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A socket that sends requests to one REP or ROUTER peer, one after another, and hands out their replies.
 /// Clones share it: requests of several tasks queue, first come, first served.
 ///
-/// A request that times out, or whose future is dropped, takes its connection with it, so that a late reply can't be
-/// taken for that of the next request, which finds a new connection. A connection that breaks before the reply is made anew, and
-/// the request is sent again while there is time: it may be carried out twice, so let it be one that does no harm then.
+/// A request that times out, or whose future is dropped, takes its connection with it: what was not written by then never will
+/// be, and a late reply can't be taken for that of the next request, which finds a new connection. A connection that breaks
+/// before the reply is made anew, and the request is sent again while there is time: it may be carried out twice, so let it be one
+/// that does no harm then.
 #[derive(Clone, Debug)]
 pub struct Requester {
     inner: Arc<Inner>,
@@ -35,6 +37,7 @@ struct Inner {
     turn: Semaphore,
     /// The connection, while nobody has it. Whoever has the turn takes it, and gives it back if it is clean.
     idle: Mutex<Option<Live>>,
+    closed: CancellationToken,
 }
 
 impl Inner {
@@ -43,49 +46,99 @@ impl Inner {
     }
 }
 
+/// A request that got no reply.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) error: Error,
+    /// Whether it was written to a connection, and may have been carried out. If not, it never will be.
+    pub(crate) sent: bool,
+}
+
 impl Requester {
     /// A requester that connects with its first request.
     #[must_use]
     pub fn new(endpoint: Endpoint, options: SocketOptions) -> Self {
         // A connection that is given up has nothing more to say.
         let options = SocketOptions { linger: Duration::ZERO, ..options };
-        let inner = Inner { endpoint, options, turn: Semaphore::new(1), idle: Mutex::default() };
+        let (turn, closed) = (Semaphore::new(1), CancellationToken::new());
+        let inner = Inner { endpoint, options, turn, idle: Mutex::default(), closed };
         Self { inner: Arc::new(inner) }
     }
 
     /// Sends a request and returns its reply. `timeout` counts from the call: waiting for one's turn and connecting
-    /// included. An error of kind [`Timeout`](ErrorKind::Timeout) says that there was no reply in time,
-    /// [`Refused`](ErrorKind::Refused) that there was no connection either, [`Closed`](ErrorKind::Closed) that the requester
-    /// was closed.
+    /// included; [`Duration::MAX`] stands for ever. An error of kind [`Timeout`](ErrorKind::Timeout) says that there was no reply
+    /// in time, [`Closed`](ErrorKind::Closed) that the requester was closed. If there was no connection either, the kind says
+    /// why: [`Refused`](ErrorKind::Refused), [`UnknownHost`](ErrorKind::UnknownHost), …. What does not pass with time is
+    /// returned at once: [`NotAllowed`](ErrorKind::NotAllowed) and [`WrongPort`](ErrorKind::WrongPort).
     pub async fn request(&self, message: impl Into<Multipart>, timeout: Duration) -> Result<Multipart> {
-        let deadline = Instant::now() + timeout;
+        self.try_request(&message.into(), timeout).await.map_err(|unanswered| unanswered.error)
+    }
+
+    /// The same for whoever has to know whether a request without a reply may have been carried out.
+    pub(crate) async fn try_request(
+        &self,
+        message: &Multipart,
+        timeout: Duration,
+    ) -> Result<Multipart, Unanswered> {
+        let deadline = Deadline::after(timeout);
         let inner = &*self.inner;
-        let turn = match tokio::time::timeout_at(deadline, inner.turn.acquire()).await {
+        let _turn = match deadline.limit(inner.turn.acquire()).await {
             Ok(Ok(turn)) => turn,
-            Ok(Err(_)) => return Err(Error::new(ErrorKind::Closed, "the requester is closed")),
-            Err(_) => return Err(self.no_reply(timeout, "other requests are waiting before this one", None)),
+            Ok(Err(_)) => return Err(Unanswered { error: closed(), sent: false }),
+            Err(_) => {
+                let hint = "other requests are waiting before this one";
+                return Err(Unanswered { error: self.no_reply(timeout, hint, None), sent: false });
+            }
         };
         let mut envelope = vec![Bytes::new()];
-        envelope.extend_from_slice(message.into().frames());
-        let mut failure = None;
-        let mut pause = inner.options.reconnect_min.min(RESEND_PAUSE_MAX);
+        envelope.extend_from_slice(message.frames());
+        // Held here, not in `inner`: dropping this future drops the connection.
+        let mut live: Option<Live> = None;
+        let (mut failure, mut sent) = (None, false);
         let exchange = async {
+            let mut pause = inner.options.reconnect_min.min(RESEND_PAUSE_MAX);
             loop {
-                // Held here, not in `inner`: dropping this future drops the connection.
                 let idle = inner.idle().take();
-                let mut live = idle.unwrap_or_else(|| Live::connect(inner));
-                if let Some(reply) = live.exchange(&envelope, &mut failure).await {
-                    *inner.idle() = Some(live);
-                    return reply;
+                let current = live.insert(idle.unwrap_or_else(|| Live::connect(inner)));
+                match current.exchange(&envelope, &mut failure).await {
+                    Outcome::Reply(reply) => return Ok(reply),
+                    Outcome::Hopeless(error) => {
+                        let what = format!("no request can be made at {}", inner.endpoint);
+                        return Err(Some(Error::new(error.kind(), what).with_source(error)));
+                    }
+                    Outcome::Broken => {}
                 }
-                drop(live);
+                sent |= current.give_up().await;
+                live = None;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RESEND_PAUSE_MAX);
             }
         };
-        let reply = tokio::time::timeout_at(deadline, exchange).await;
-        drop(turn);
-        reply.map_err(|_| self.no_reply(timeout, "is it running there?", failure))
+        let result = tokio::select! {
+            biased;
+            () = inner.closed.cancelled() => Err(Some(closed())),
+            result = deadline.limit(exchange) => result.unwrap_or(Err(None)),
+        };
+        match result {
+            Ok(reply) => {
+                *inner.idle() = live;
+                if inner.closed.is_cancelled() {
+                    // `close` may have looked before.
+                    inner.idle().take();
+                }
+                Ok(reply)
+            }
+            Err(error) => {
+                if let Some(mut live) = live {
+                    sent |= live.give_up().await;
+                }
+                let hint = if sent { "it was sent" } else { "is it running there?" };
+                Err(Unanswered {
+                    error: error.unwrap_or_else(|| self.no_reply(timeout, hint, failure)),
+                    sent,
+                })
+            }
+        }
     }
 
     /// Where the requests go.
@@ -94,8 +147,9 @@ impl Requester {
         &self.inner.endpoint
     }
 
-    /// Ends the connection; requests that wait for their turn fail.
+    /// Ends the connection. Requests that are under way or wait for their turn fail at once.
     pub async fn close(&self) {
+        self.inner.closed.cancel();
         self.inner.turn.close();
         let idle = self.inner.idle().take();
         if let Some(live) = idle {
@@ -114,11 +168,25 @@ impl Requester {
     }
 }
 
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the requester is closed")
+}
+
 /// What last went wrong with the connection.
 #[derive(Debug)]
 struct Failure {
     connected: bool,
     error: Error,
+}
+
+/// How it went with one request on one connection.
+#[derive(Debug)]
+enum Outcome {
+    Reply(Multipart),
+    /// The connection broke: another one may do.
+    Broken,
+    /// No other connection would do better.
+    Hopeless(Error),
 }
 
 /// A connection, or one in the making.
@@ -127,6 +195,8 @@ struct Live {
     hub: Owner,
     link: Arc<Link>,
     events: SocketEvents,
+    /// Whether it was given a request that has no reply yet.
+    asked: bool,
 }
 
 impl Live {
@@ -134,37 +204,51 @@ impl Live {
         let hub = Owner::new(SocketType::Req, inner.options.clone());
         let events = hub.events();
         let link = hub.connect(inner.endpoint.clone());
-        Self { hub, link, events }
+        Self { hub, link, events, asked: false }
     }
 
-    /// Sends the request and waits for the reply; `None` when the connection broke.
-    async fn exchange(&mut self, request: &[Bytes], failure: &mut Option<Failure>) -> Option<Multipart> {
+    /// Sends the request and waits for the reply.
+    async fn exchange(&mut self, request: &[Bytes], failure: &mut Option<Failure>) -> Outcome {
         // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
         while self.events.next().now_or_never().flatten().is_some() {}
         while receive(&self.hub).now_or_never().flatten().is_some() {}
-        self.link.outbox.push(request).await.ok()?;
+        if self.link.outbox.push(request).await.is_err() {
+            return Outcome::Broken;
+        }
+        self.asked = true;
         loop {
             tokio::select! {
                 biased;
                 message = receive(&self.hub) => {
-                    let frames = message?;
+                    let Some(frames) = message else { return Outcome::Broken };
                     // Anything without the envelope is no reply: RFC 28 has it discarded.
                     if let [first, reply @ ..] = frames.frames() && first.is_empty() {
-                        return Some(reply.iter().cloned().collect());
+                        self.asked = false;
+                        return Outcome::Reply(reply.iter().cloned().collect());
                     }
                 }
-                event = self.events.next() => match event? {
-                    SocketEvent::Disconnected { error, .. } => {
-                        *failure = Some(Failure { connected: true, error });
-                        return None;
-                    }
-                    SocketEvent::ConnectFailed { error, .. } => {
+                event = self.events.next() => match event {
+                    Some(SocketEvent::ConnectFailed { error, .. }) => {
+                        if matches!(error.kind(), ErrorKind::NotAllowed | ErrorKind::WrongPort) {
+                            return Outcome::Hopeless(error);
+                        }
                         *failure = Some(Failure { connected: false, error });
                     }
-                    SocketEvent::Connected { .. } => *failure = None,
+                    Some(SocketEvent::Connected { .. }) => *failure = None,
+                    Some(SocketEvent::Disconnected { error, .. }) => {
+                        *failure = Some(Failure { connected: true, error });
+                        return Outcome::Broken;
+                    }
+                    None => return Outcome::Broken,
                 }
             }
         }
+    }
+
+    /// Ends the connection. Returns whether the request was written to it: if not, it never will be.
+    async fn give_up(&mut self) -> bool {
+        let unsent = self.hub.close(Duration::ZERO).await;
+        self.asked && unsent == 0
     }
 }
 
@@ -271,6 +355,70 @@ mod tests {
         assert!(error.to_string().contains(&requester.endpoint().to_string()), "{error}");
         requester.close().await;
         assert_eq!(requester.request(["x"], PATIENCE).await.unwrap_err().kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn the_longest_and_the_shortest_time_limit_are_fine() {
+        let (replier, requester) = pair().await;
+        let error = requester.request(["at once"], Duration::ZERO).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        // A clock has its ticks, so the first one may have arrived.
+        let echo = async {
+            loop {
+                let (path, request) = next(&replier).await;
+                let _ = replier.try_reply(&path, request);
+            }
+        };
+        tokio::select! {
+            () = echo => {}
+            reply = requester.request(["x"], Duration::MAX) => assert_eq!(reply.unwrap(), Multipart::from(["x"])),
+        }
+    }
+
+    #[tokio::test]
+    async fn closing_ends_a_request_that_is_under_way_and_those_behind_it() {
+        let (replier, requester) = pair().await;
+        let one = requester.request(["one"], PATIENCE);
+        let two = requester.request(["two"], Duration::MAX);
+        let close = async {
+            next(&replier).await;
+            requester.close().await;
+        };
+        let (one, two, ()) = futures::join!(one, two, close);
+        assert_eq!(one.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(two.unwrap_err().kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn an_error_knows_whether_the_request_was_sent() {
+        let (replier, requester) = pair().await;
+        let request = Multipart::from(["x"]);
+        let time = Duration::from_millis(300);
+        let sent = async |requester: &Requester| {
+            let unanswered = requester.try_request(&request, time).await.unwrap_err();
+            (unanswered.error.kind(), unanswered.sent)
+        };
+        assert_eq!(sent(&requester).await, (ErrorKind::Timeout, true));
+        replier.close(Duration::ZERO).await;
+        assert_eq!(sent(&requester).await, (ErrorKind::Refused, false));
+        // It is there as far as the kernel is concerned, and no more.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let requester = Requester::new(Endpoint::tcp("127.0.0.1", port), SocketOptions::default());
+        assert_eq!(sent(&requester).await, (ErrorKind::Timeout, false));
+        // Its time passes while it waits for its turn.
+        let (first, second) = futures::join!(sent(&requester), sent(&requester));
+        assert_eq!((first, second), ((ErrorKind::Timeout, false), (ErrorKind::Timeout, false)));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_pass_with_time_is_returned_at_once() {
+        let publisher = crate::socket::Publisher::new(SocketOptions::default());
+        let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let requester = Requester::new(endpoint, SocketOptions::default());
+        let error = requester.request(["x"], Duration::MAX).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WrongPort);
+        assert!(format!("{error:?}").contains("PUB"), "{error:?}");
     }
 
     #[tokio::test]
