@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::control::{CONTROL_TOPIC, Request, Unconfirmed};
+use crate::deadline::Deadline;
 use crate::security::Security;
 use crate::setup::CHECK_INTERVAL;
 use crate::socket::{Amount, Dealer, Endpoint, Publisher, SocketEvents, SocketOptions, Subscriber};
@@ -227,7 +228,7 @@ impl Connection {
         let publisher = self.publisher().await?;
         let (mut early_bytes, limit) = (0, self.inner.setup.subscribing().receive_high_water_mark);
         let mut unconfirmed = Unconfirmed::new(topics);
-        let mut deadline = Instant::now() + timeout;
+        let mut deadline = Deadline::after(timeout).instant();
         // An answer that is published before our subscription arrives does not reach us.
         let _ = tokio::time::timeout_at(deadline, socket.connected()).await;
         let (mut intervals, mut repeat_at) = (check_intervals(), Instant::now());
@@ -238,7 +239,7 @@ impl Connection {
             }
             let repeat = now >= repeat_at;
             if repeat {
-                repeat_at = now + intervals.next().unwrap_or(CHECK_INTERVAL);
+                repeat_at = Deadline::since(now, intervals.next().unwrap_or(CHECK_INTERVAL)).instant();
             }
             let ask = async {
                 for request in unconfirmed.ask(repeat) {
@@ -252,7 +253,7 @@ impl Connection {
             };
             let confirmed = unconfirmed.confirm(batch.clone());
             if confirmed.some {
-                deadline = Instant::now() + timeout;
+                deadline = Deadline::after(timeout).instant();
             }
             if confirmed.only_answers {
                 continue;

@@ -393,12 +393,18 @@ mod tests {
     async fn an_error_knows_whether_the_request_was_sent() {
         let (replier, requester) = pair().await;
         let request = Multipart::from(["x"]);
-        let time = Duration::from_millis(300);
-        let sent = async |requester: &Requester| {
+        let sent_within = async |requester: &Requester, time| {
             let unanswered = requester.try_request(&request, time).await.unwrap_err();
             (unanswered.error.kind(), unanswered.sent)
         };
-        assert_eq!(sent(&requester).await, (ErrorKind::Timeout, true));
+        let (sent, ()) = futures::join!(sent_within(&requester, PATIENCE), async {
+            next(&replier).await;
+            // From here on the clock goes from one deadline to the next.
+            tokio::time::pause();
+        });
+        tokio::time::resume();
+        assert_eq!(sent, (ErrorKind::Timeout, true));
+        let sent = async |requester| sent_within(requester, Duration::from_millis(300)).await;
         replier.close(Duration::ZERO).await;
         assert_eq!(sent(&requester).await, (ErrorKind::Refused, false));
         // It is there as far as the kernel is concerned, and no more.
