@@ -467,11 +467,11 @@ impl Actor {
             return Err(Error::new(ErrorKind::Timeout, what));
         };
         let answer = answer?;
-        match reply::failure(&answer) {
+        match answer.error_text().ok().flatten() {
             None => Ok(answer),
-            Some(failure) => {
-                let what = format!("the service at {} failed: {failure}", message.topic());
-                Err(Error::new(ErrorKind::Remote, what).with_source(failure))
+            Some(text) => {
+                let what = format!("the service at {} failed: {text}", message.topic());
+                Err(Error::new(ErrorKind::Remote, what))
             }
         }
     }

@@ -37,19 +37,3 @@ impl<R: IntoReply, E: Into<HandlerError> + Send + 'static> IntoReply for Result<
         self.map_err(Into::into)?.into_reply()
     }
 }
-
-pub(super) fn error_reply(request: &Message, text: &str) -> crate::Result<Option<Message>> {
-    let Some(mut reply) = request.reply_with(text)? else { return Ok(None) };
-    reply.edit_meta(|meta| {
-        meta.status = Some(crate::meta::Status::Error);
-        meta.description = Some(text.to_owned());
-    })?;
-    Ok(Some(reply))
-}
-
-pub(super) fn failure(answer: &Message) -> Option<String> {
-    let meta = answer.meta().ok()?;
-    (meta.status == Some(crate::meta::Status::Error)).then(|| {
-        answer.value::<String>().ok().or(meta.description).unwrap_or_else(|| "it gave no reason".to_owned())
-    })
-}

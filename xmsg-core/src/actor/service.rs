@@ -371,7 +371,7 @@ where
 
 /// The answer that tells whoever asked that it failed; `None` if nobody awaits one.
 fn error_reply(request: &Message, error: &HandlerError) -> Option<Message> {
-    super::reply::error_reply(request, &error.to_string()).ok().flatten()
+    request.error_reply(error).ok().flatten()
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

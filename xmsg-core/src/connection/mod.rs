@@ -364,7 +364,7 @@ impl Connection {
             }
             let repeat = now >= repeat_at;
             if repeat {
-                repeat_at = now + intervals.next().unwrap_or(CHECK_INTERVAL);
+                repeat_at = Deadline::since(now, intervals.next().unwrap_or(CHECK_INTERVAL)).instant();
             }
             let ask = async {
                 for request in unconfirmed.ask(repeat) {

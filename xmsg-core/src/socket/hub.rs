@@ -31,6 +31,8 @@ const RESUBSCRIBE_GRACE: Duration = Duration::from_secs(1);
 /// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
 /// prefixes, the publisher takes it that everything is wanted.
 const WANTED_MAX: usize = 100_000;
+/// Between two attempts to connect there is at least this pause, or nothing else would be done.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 
@@ -468,8 +470,7 @@ impl Hub {
             link.outbox.close();
         }
         self.inbox.close();
-        let sends = !matches!(self.socket_type, SocketType::Sub | SocketType::Req);
-        if sends
+        if self.sends()
             && links.iter().any(|link| link.outbox.queued().messages > 0 || link.state().version.is_some())
         {
             let flushed = async {
@@ -494,10 +495,19 @@ impl Hub {
         self.stop.cancel();
     }
 
+    /// Whether it has something to say that is worth waiting for.
+    fn sends(&self) -> bool {
+        !matches!(self.socket_type, SocketType::Sub | SocketType::Req)
+    }
+
     /// Closes in the background, for a socket that was dropped.
     fn close_detached(self: &Arc<Self>) {
         if self.tasks.is_closed() {
             return;
+        }
+        if !self.sends() || self.options.linger.is_zero() {
+            // Right now: nothing more is written, not even what a connection that is just being made would write.
+            self.stop.cancel();
         }
         let hub = self.clone();
         // Without a runtime there is nobody left who could send: the tasks went with it.
@@ -558,7 +568,7 @@ impl Hub {
                 let mut pause = backoff.next();
                 if let Some(error) = failure {
                     // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
-                    let least = pause.min(self.options.reconnect_min);
+                    let least = pause.min(backoff.min);
                     pause = pause.saturating_sub(begun.elapsed()).max(least);
                     tracing::debug!(peer, reason = %error.with_causes(), ?pause, "cannot connect");
                     self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), error, pause });
@@ -768,7 +778,7 @@ impl Hub {
     /// sent before. They retry within about as long as the connection was away.
     async fn settle(&self, link: &Link, since: Instant, wanted: &BTreeSet<Bytes>) {
         let away = since.elapsed();
-        tokio::time::sleep(away.clamp(self.options.reconnect_min, self.options.reconnect_max)).await;
+        tokio::time::sleep(away.min(self.options.reconnect_max).max(self.options.reconnect_min)).await;
         let back = async {
             loop {
                 let mut changed = std::pin::pin!(self.changed.notified());
@@ -885,7 +895,8 @@ struct Backoff {
 
 impl Backoff {
     fn new(options: &SocketOptions) -> Self {
-        Self { min: options.reconnect_min, max: options.reconnect_max, next: options.reconnect_min }
+        let min = options.reconnect_min.max(PAUSE_MIN);
+        Self { min, max: options.reconnect_max.max(min), next: min }
     }
 
     fn reset(&mut self) {
@@ -894,8 +905,8 @@ impl Backoff {
 
     fn next(&mut self) -> Duration {
         let pause = self.next;
-        self.next = (pause * 2).min(self.max);
-        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+        self.next = pause.saturating_mul(2).min(self.max);
+        pause - (pause / 2).mul_f64(fastrand::f64())
     }
 }
 
@@ -916,5 +927,21 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.next() <= Duration::from_millis(100));
+    }
+
+    #[test]
+    fn no_pause_is_too_long_or_too_short() {
+        for reconnect_min in [Duration::MAX, Duration::ZERO] {
+            for reconnect_max in [Duration::MAX, Duration::ZERO] {
+                let options = SocketOptions { reconnect_min, reconnect_max, ..SocketOptions::default() };
+                let mut backoff = Backoff::new(&options);
+                for _ in 0..3 {
+                    assert!(
+                        (PAUSE_MIN / 2..=reconnect_min.max(reconnect_max).max(PAUSE_MIN))
+                            .contains(&backoff.next())
+                    );
+                }
+            }
+        }
     }
 }

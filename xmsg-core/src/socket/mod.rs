@@ -47,6 +47,7 @@ pub use outbox::{Amount, HighWaterMark};
 pub use publisher::Publisher;
 pub use reply::{Replier, ReturnPath};
 pub use request::Requester;
+pub(crate) use request::Unanswered;
 pub use router::Router;
 pub use subscriber::Subscriber;
 pub(crate) use subscriber::Unreceived;

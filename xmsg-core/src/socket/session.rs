@@ -202,7 +202,7 @@ impl Session {
     /// answer heartbeats. Without an interval nothing is watched.
     #[must_use]
     pub fn watched(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
-        self.watched = interval.map(|interval| (interval, timeout));
+        self.watched = interval.filter(|interval| !interval.is_zero()).map(|interval| (interval, timeout));
         self
     }
 

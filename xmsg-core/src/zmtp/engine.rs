@@ -10,7 +10,7 @@ use super::greeting::{self, GREETING_LEN, Greeting, REVISION_2_0, SIGNATURE_LEN}
 use super::told::DRAIN_PROPERTY;
 use super::{
     Command, Credentials, Limited, Mechanism, Options, PeerLimits, Principal, Properties, Scanner,
-    SocketType, Span, Stop, Violation, encode_message,
+    SocketType, Span, Stop, Violation, encode_message, later,
 };
 
 /// Commands may stand between the frames of a message (libzmq sends heartbeats so). Taking one out moves the
@@ -154,7 +154,9 @@ impl Engine {
 
     /// The same with another security mechanism.
     #[must_use]
-    pub fn with_mechanism(options: Options, mechanism: Box<dyn Mechanism>, now: Instant) -> Self {
+    pub fn with_mechanism(mut options: Options, mechanism: Box<dyn Mechanism>, now: Instant) -> Self {
+        // Without any pause nothing but heartbeats would be sent.
+        options.heartbeat_interval = options.heartbeat_interval.filter(|interval| !interval.is_zero());
         Self {
             mechanism,
             principal: None,
@@ -166,7 +168,7 @@ impl Engine {
             subscriptions: (Bytes::new(), 0),
             bytes_in: 0,
             bytes_moved: 0,
-            handshake_deadline: now + options.limits.handshake_timeout,
+            handshake_deadline: later(now, options.limits.handshake_timeout),
             last_heard: now,
             ping_sent: None,
             peer_ttl: None,
@@ -248,10 +250,10 @@ impl Engine {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let Phase::Traffic { version } = self.phase else { return Some(self.handshake_deadline) };
-        let silence = self.peer_ttl.map(|ttl| self.last_heard + ttl);
+        let silence = self.peer_ttl.map(|ttl| later(self.last_heard, ttl));
         let heartbeat = match (self.options.heartbeat_interval, self.ping_sent) {
-            (Some(_), Some(sent)) => Some(sent + self.options.heartbeat_timeout),
-            (Some(interval), None) if version >= Version::V3_1 => Some(self.last_heard + interval),
+            (Some(_), Some(sent)) => Some(later(sent, self.options.heartbeat_timeout)),
+            (Some(interval), None) if version >= Version::V3_1 => Some(later(self.last_heard, interval)),
             _ => None,
         };
         match (silence, heartbeat) {
@@ -268,7 +270,7 @@ impl Engine {
         if !matches!(self.phase, Phase::Traffic { .. }) {
             return Err(Violation::HandshakeTimeout);
         }
-        if self.peer_ttl.is_some_and(|ttl| now >= self.last_heard + ttl) || self.ping_sent.is_some() {
+        if self.peer_ttl.is_some_and(|ttl| now >= later(self.last_heard, ttl)) || self.ping_sent.is_some() {
             return Err(Violation::HeartbeatTimeout);
         }
         // A time to live would bind us to go on pinging: libzmq ends the connection when nothing follows in time,

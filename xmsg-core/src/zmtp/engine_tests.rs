@@ -340,6 +340,42 @@ fn silence_is_asked_after_and_then_ends_the_connection() {
 }
 
 #[test]
+fn no_time_limit_is_too_long_or_too_short() {
+    let start = Instant::now();
+    let later = start + Duration::from_secs(1 << 31);
+    for (interval, timeout) in [(Duration::MAX, Duration::MAX), (Duration::ZERO, Duration::ZERO)] {
+        let mut options = Options::new(SocketType::Sub);
+        options.heartbeat_interval = Some(interval);
+        options.heartbeat_timeout = timeout;
+        options.limits.handshake_timeout = Duration::MAX;
+        let mut engine = Engine::new(options, start);
+        assert_eq!(engine.handle_timeout(later), Ok(()), "in the handshake");
+        feed(&mut engine, [&session(1, "PUB", b"")[..]]).unwrap();
+        while engine.poll_transmit().is_some() {}
+        engine.handle_received(start);
+        assert_eq!(engine.handle_timeout(later), Ok(()));
+        assert_eq!(engine.poll_transmit(), None, "no time at all stands for never, as a very long one does");
+    }
+    // The answer to a heartbeat may take for ever, too.
+    let mut options = Options::new(SocketType::Sub);
+    options.heartbeat_interval = Some(Duration::from_secs(1));
+    options.heartbeat_timeout = Duration::MAX;
+    let mut engine = Engine::new(options, start);
+    feed(&mut engine, [&session(1, "PUB", b"")[..]]).unwrap();
+    engine.handle_received(start);
+    engine.handle_timeout(start + Duration::from_secs(1)).unwrap();
+    assert_eq!(engine.handle_timeout(later), Ok(()));
+    let mut engine = Engine::new(
+        Options {
+            limits: Limits { handshake_timeout: Duration::ZERO, ..Limits::default() },
+            ..Options::new(SocketType::Sub)
+        },
+        start,
+    );
+    assert_eq!(engine.handle_timeout(start), Err(Violation::HandshakeTimeout));
+}
+
+#[test]
 fn peers_below_3_1_get_no_heartbeats() {
     let mut options = Options::new(SocketType::Sub);
     options.heartbeat_interval = Some(Duration::from_secs(1));

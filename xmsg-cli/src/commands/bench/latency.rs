@@ -142,7 +142,7 @@ async fn phase(
     let phase = Phase {
         name,
         number: *number,
-        limit: Some(timetable.time + GRACE),
+        limit: Some(timetable.time.saturating_add(GRACE)),
         patience: arguments.load.patience,
         clock,
         times: Times::fine,

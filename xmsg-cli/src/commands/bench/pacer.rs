@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
+use xmsg_core::deadline::later;
 use xmsg_core::{ConnectOptions, Connection, ProxyAddress};
 
 use super::LINGER;
@@ -159,7 +160,7 @@ async fn publish(sender: &mut Sender, part: Part, timetable: Timetable) -> anyho
     let mut sequence = 0;
     let mut last = start;
     while sequence < share && !signal.is_stopped() {
-        let due = start + timetable.due(number, sequence);
+        let due = later(start, timetable.due(number, sequence));
         let now = Instant::now();
         if due > now {
             wait(due, now, sender, &mut signal).await;
