@@ -385,7 +385,7 @@ async fn storms(world: World) {
                 async move {
                     socket.connected().await;
                     for number in 0..5000 {
-                        socket.subscribe(format!("storm:{turn}:{number}"));
+                        socket.subscribe(format!("storm:{turn}:{number}")).unwrap();
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
                     // Half are taken back, the others go with the connection.
