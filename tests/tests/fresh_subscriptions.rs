@@ -201,7 +201,9 @@ async fn the_topic_that_is_not_confirmed_is_named() {
     let limits = Limits { subscription_len: 8 << 10, ..Limits::default() };
     let config = Config { limits, ..Config::default() };
     let proxy = Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
-    let setup = ConnectOptions::new().subscription_timeout(Duration::from_secs(5));
+    let setup = ConnectOptions::new()
+        .subscription_timeout(Duration::from_secs(5))
+        .before_subscribe(|socket, _| socket.limits.subscription_len = 8 << 10);
     let connection = Connection::with_options(proxy.address().clone(), setup).unwrap();
     // Longer than a proxy of ours confirms.
     let long = "x".repeat(5 << 10);

@@ -149,7 +149,7 @@ async fn unix_sockets_and_pipes_in_memory_carry_the_same() {
     let ipc = Endpoint::Ipc(folder.path().join("xmsg.sock"));
     for endpoint in [ipc, Endpoint::Inproc("carry".into())] {
         let mut subscriber = Subscriber::new(SocketOptions::default());
-        subscriber.subscribe("");
+        subscriber.subscribe("").unwrap();
         let endpoint = subscriber.bind(&endpoint).await.unwrap();
         let publisher = Publisher::new(SocketOptions::default());
         publisher.connect(endpoint.clone());

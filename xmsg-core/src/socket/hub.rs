@@ -404,7 +404,13 @@ impl Hub {
         }
         // Under the lock, so that a connection that comes up now either finds it in the set or is told here.
         for link in self.links().iter() {
-            if let Some(version) = link.state().version {
+            let (version, limits) = {
+                let state = link.state();
+                (state.version, state.limits)
+            };
+            // It was not told of a prefix that is too long for it, and does not take the cancelling either.
+            let is_known = subscribe || limits.subscription_len.is_none_or(|most| prefix.len() <= most);
+            if let Some(version) = version.filter(|_| is_known) {
                 let mut bytes = BytesMut::new();
                 version.write_subscription(&mut bytes, subscribe, prefix);
                 link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);

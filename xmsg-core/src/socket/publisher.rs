@@ -24,7 +24,7 @@ use crate::{Error, ErrorKind, Result};
 /// let publisher = Publisher::new(SocketOptions::default());
 /// let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse()?).await?;
 /// let mut subscriber = Subscriber::new(SocketOptions::default());
-/// subscriber.subscribe("greet");
+/// subscriber.subscribe("greet")?;
 /// subscriber.connect(endpoint);
 /// publisher.wait_for_subscriber(b"greet").await;
 /// publisher.publish(["greeting", "hello"]).await?;
