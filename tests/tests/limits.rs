@@ -66,7 +66,7 @@ async fn a_message_above_the_limit_of_the_proxy_is_refused_and_the_rest_arrives(
             publisher.try_publish(&of_size("q:poison", size)).unwrap_err().kind(),
             ErrorKind::TooLarge
         );
-        publisher.publish(&Message::of(topic("q"), number)).await.unwrap();
+        publisher.publish(&Message::of(topic("q"), number).unwrap()).await.unwrap();
     }
     // The largest one that the proxy takes.
     let overhead = encoded_len(&of_size("q:large", MIB).into_frames()) - MIB;
@@ -100,10 +100,10 @@ async fn a_proxy_that_comes_back_with_a_smaller_limit_does_not_stop_what_waits()
     let address = proxy.address().clone();
     let publisher = connect(&proxy);
     let mut messages = connect(&proxy).subscribe([topic("q")]).await.unwrap();
-    publisher.publish(&Message::of(topic("q"), 0)).await.unwrap();
+    publisher.publish(&Message::of(topic("q"), 0).unwrap()).await.unwrap();
     next(&mut messages).await;
     proxy.stop(LINGER).await;
-    let mut events = publisher.events().await.unwrap();
+    let mut events = publisher.events();
     // Between and behind others, and one after the other.
     for (name, size) in
         [("q:a", 10), ("q:big", 2 * MIB), ("q:bigger", 3 * MIB), ("q:b", 10), ("q:big", 2 * MIB), ("q:c", 10)]
@@ -193,17 +193,17 @@ async fn libzmqs_limit_of_a_message_does_not_stop_what_is_behind_it() {
     let mut foreign = Peer::python("old_proxy.py", &["--max-message-size", "1000000"]);
     let port: u16 = foreign.expect("listening").await[0].parse().unwrap();
     let address = ProxyAddress::new("127.0.0.1", port).unwrap();
-    let connection = || Connection::with_setup(address.clone(), patient());
+    let connection = || Connection::with_options(address.clone(), patient()).unwrap();
     let (publisher, subscriber) = (connection(), connection());
     let mut messages = within("a subscription", subscriber.subscribe([topic("q")])).await.unwrap();
-    let mut events = publisher.events().await.unwrap();
+    let mut events = publisher.events();
     publisher.publish(&of_size("q:poison", 60 * MIB)).await.unwrap();
     let (dropped, _) = next_dropped(&mut events).await;
     assert_eq!(dropped, "q:poison");
     // libzmq publishes to nobody until it knows its subscribers again: the first ones may be lost.
     let sending = async {
         for number in 0_i32.. {
-            publisher.publish(&Message::of(topic("q"), number)).await.unwrap();
+            publisher.publish(&Message::of(topic("q"), number).unwrap()).await.unwrap();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -517,7 +517,7 @@ async fn subscriptions_above_a_limit_are_refused_and_the_others_stay() {
     subscriber.subscribe("a").unwrap();
     subscriber.unsubscribe("y".repeat(101));
     subscriber.subscribe("c").unwrap();
-    connection.publish(&Message::of(topic("b"), 1)).await.unwrap();
+    connection.publish(&Message::of(topic("b"), 1).unwrap()).await.unwrap();
     assert_eq!(within("a message", subscriber.recv()).await.unwrap().frames()[0], "b");
     assert_eq!(proxy.totals().violations.total(), 0);
 }
@@ -584,7 +584,7 @@ async fn a_registrar_says_when_an_answer_is_longer_than_the_client_takes() {
     let client = |limits| {
         let builder = xmsg_core::Registrar::builder(registrar.address().clone());
         builder
-            .socket(taking(limits))
+            .socket(|socket| socket.limits = limits.clone())
             .registration_timeout(PATIENCE)
             .discovery_timeout(PATIENCE)
             .build()
