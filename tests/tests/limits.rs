@@ -581,7 +581,7 @@ async fn connections_that_end_for_a_violation_are_counted_by_reason_on_every_por
 async fn a_registrar_says_when_an_answer_is_longer_than_the_client_takes() {
     use xmsg_core::registration::{OwnerType, Registration};
     let registrar = Registrar::bind("127.0.0.1:0").start().await.unwrap();
-    let client = |limits| {
+    let client = |limits: Limits| {
         let builder = xmsg_core::Registrar::builder(registrar.address().clone());
         builder
             .socket(|socket| socket.limits = limits.clone())

@@ -145,6 +145,12 @@ impl SubscriptionHandle {
         self.end(limit).await
     }
 
+    /// Messages that were received and are not yet handled, those at work included: how far the handler is behind.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.shared.unhandled(None)
+    }
+
     /// Whether it has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
