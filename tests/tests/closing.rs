@@ -95,7 +95,9 @@ async fn draining_an_actor_answers_every_request_that_was_received() {
         let requests: Vec<_> = (0..REQUESTS)
             .map(|number| {
                 let client = client.clone();
-                tokio::spawn(async move { client.request(&Message::of("work", number).unwrap(), PATIENCE).await })
+                tokio::spawn(
+                    async move { client.request(&Message::of("work", number).unwrap(), PATIENCE).await },
+                )
             })
             .collect();
         until("all requests", || handle.pending() == REQUESTS).await;
@@ -332,7 +334,8 @@ async fn those_who_find_no_proxy_wait_for_one_time_limit_together() {
     // And a request has a limit of its own.
     let options = ConnectOptions::new().connection_timeout(PATIENCE);
     let actor = Actor::builder("a").proxy(format!("127.0.0.1:{port}")).options(options).build().unwrap();
-    let asking = actor.request(&Message::of("a", 1).unwrap(), Duration::from_millis(100));
+    let message = Message::of("a", 1).unwrap();
+    let asking = actor.request(&message, Duration::from_millis(100));
     let error = within("the time limit", asking).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert_eq!(actor.close(Duration::ZERO).await, Unfinished::default());

@@ -44,7 +44,7 @@ async fn handlers_end_with_the_last_clone_of_their_actor() {
         gone("the handler", &weak).await;
     }
     within("the connections", async {
-        while proxy.publishers() + proxy.subscribers() > 0 {
+        while !proxy.publishers().is_empty() || !proxy.subscribers().is_empty() {
             tokio::task::yield_now().await;
         }
     })
@@ -116,7 +116,8 @@ async fn a_request_fails_with_the_error_of_its_handler() {
 /// A connection belongs to the runtime that it was made in: when that has ended, using it is an error, and not an `Ok` into nothing.
 #[test]
 fn after_the_end_of_its_runtime_a_connection_fails() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (servers, first, second) = (runtime(), runtime(), runtime());
     let proxy = servers.block_on(proxy().start()).unwrap();
     let (actor, connection) = first.block_on(async {

@@ -449,7 +449,7 @@ impl Actor {
         message: &Message,
         timeout: Duration,
     ) -> Result<Message> {
-        self.check_open()?;
+        // A handler may ask while its actor closes, so it is the connection, and the replies, that say when it is too late.
         let ask = async {
             let replies = self.replies(connection).await?;
             let mut expected = replies.expect().ok_or_else(closed)?;

@@ -14,6 +14,8 @@ use crate::options::CHECK_INTERVAL;
 use crate::socket::{Dealer, Multipart, Publisher};
 use crate::{ConnectionId, Meta, Result, Topic, data::mime};
 
+/// Control requests whose places are known, in the order of messages.
+const PLACES_MAX: usize = 1024;
 /// The longest pause between two requests for the same confirmation.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -29,14 +31,15 @@ pub(super) struct Confirmations {
     control: tokio::sync::Mutex<Option<Control>>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Known {
     /// The proxy has all messages up to this one, unless they are counted as doubtful.
     confirmed: Mark,
     /// Control requests that were accepted.
     requests: u64,
-    /// The place of the last of them, or a later one.
-    last_request_at: u64,
+    /// The places of those that are not confirmed, or later ones. Of more than [`PLACES_MAX`] the oldest are forgotten, and then
+    /// counted as messages of the user.
+    places: VecDeque<u64>,
     /// Messages that were written to connections that broke before they were confirmed.
     doubtful: u64,
     /// … and those of them that were reported by a flush.
@@ -68,13 +71,13 @@ impl Confirmations {
     pub(super) fn begin(&self, publisher: &Publisher) {
         let requests = publisher.accepted();
         let confirmed = Mark { messages: requests, requests };
-        *self.known() = Known { confirmed, requests, last_request_at: requests, ..Known::default() };
+        *self.known() = Known { confirmed, requests, ..Known::default() };
     }
 
     /// Messages of the user that were accepted and not confirmed.
     pub(super) fn unconfirmed(&self, publisher: &Publisher) -> u64 {
         let accepted = publisher.accepted();
-        let known = *self.known();
+        let known = self.known();
         let requests = known.requests - known.confirmed.requests;
         accepted.saturating_sub(known.confirmed.messages).saturating_sub(requests) + known.doubtful
     }
@@ -82,7 +85,7 @@ impl Confirmations {
     /// Messages of the user that were accepted and not written. Of control requests at most the last one waits: another one is
     /// made only when that has been written.
     pub(super) fn unsent(&self, publisher: &Publisher) -> u64 {
-        let waits = self.known().last_request_at > publisher.written();
+        let waits = self.known().places.back().is_some_and(|place| *place > publisher.written());
         publisher.queued().messages.saturating_sub(u64::from(waits))
     }
 
@@ -182,7 +185,10 @@ impl Confirmations {
         let accepted = publisher.accepted();
         let mut known = self.known();
         known.requests += 1;
-        known.last_request_at = accepted;
+        if known.places.len() == PLACES_MAX {
+            known.places.pop_front();
+        }
+        known.places.push_back(accepted);
         Ok(())
     }
 
@@ -195,9 +201,14 @@ impl Confirmations {
             return;
         }
         let of_user = (mark.messages - confirmed.messages) - (mark.requests - confirmed.requests);
-        let on_broken = broken_at.min(mark.messages).saturating_sub(confirmed.messages);
+        let broken_at = broken_at.min(mark.messages);
+        let requests = known.places.iter().filter(|place| **place <= broken_at).count() as u64;
+        let on_broken = broken_at.saturating_sub(confirmed.messages).saturating_sub(requests);
         known.doubtful += on_broken.min(of_user);
         known.confirmed = mark;
+        while known.places.front().is_some_and(|place| *place <= mark.messages) {
+            known.places.pop_front();
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
