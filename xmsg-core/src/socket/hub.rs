@@ -15,7 +15,7 @@ use super::admission::Permit;
 use super::inbox::Inbox;
 use super::outbox::Outbox;
 use super::session::{Batch, Ended, Handler, Session, now};
-use super::transport::{Listener, Stream};
+use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, SocketOptions};
 use crate::zmtp::{self, Engine, Limits, Peer, Principal, SocketType, Version};
 use crate::{Error, ErrorKind, Result};
@@ -161,6 +161,8 @@ pub(crate) struct Hub {
     next_link: AtomicU64,
     /// What a subscriber wants, and how often it said so.
     subscriptions: Mutex<BTreeMap<Bytes, usize>>,
+    /// What it listens to.
+    listeners: Mutex<Vec<Closer>>,
     /// The links of a router by identity; those of a replier by a name of ours.
     routes: Mutex<HashMap<Bytes, Arc<Link>>>,
     /// Whether links, or what their peers want, changed.
@@ -178,6 +180,7 @@ impl Hub {
             links: Mutex::default(),
             next_link: AtomicU64::new(1),
             subscriptions: Mutex::default(),
+            listeners: Mutex::default(),
             routes: Mutex::default(),
             changed: Notify::new(),
             events: broadcast::channel(EVENTS).0,
@@ -216,6 +219,7 @@ impl Hub {
     /// Accepts from this listener from then on. Returns its endpoint.
     pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
+        lock(&self.listeners).push(listener.closer());
         self.tasks.spawn(self.clone().accept(listener));
         endpoint
     }
@@ -265,11 +269,19 @@ impl Hub {
         }
     }
 
+    /// Accepts nobody any more, and frees what it was bound to before it returns.
+    pub(crate) fn unbind(&self) {
+        for listener in lock(&self.listeners).drain(..) {
+            listener.close();
+        }
+    }
+
     /// Takes no more messages, writes what was accepted for at most `linger`, and ends every task.
     /// Returns how many messages were not sent.
     pub(crate) async fn close(&self, linger: Duration) -> usize {
         // Whoever drops this future half-way gives up: nothing of the socket stays behind.
         let _stop = self.stop.clone().drop_guard();
+        self.unbind();
         self.tasks.close();
         let links: Vec<_> = self.links().iter().cloned().collect();
         for link in &links {
@@ -296,8 +308,9 @@ impl Hub {
         !matches!(self.socket_type, SocketType::Sub | SocketType::Req)
     }
 
-    /// Closes in the background, for a socket that was dropped.
+    /// Closes in the background, for a socket that was dropped; what it was bound to is free at once.
     fn close_detached(self: &Arc<Self>) {
+        self.unbind();
         if self.tasks.is_closed() {
             return;
         }

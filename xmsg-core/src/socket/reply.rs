@@ -72,6 +72,11 @@ impl Replier {
         self.hub.listen(listener)
     }
 
+    /// Lets no more peers connect. What it was bound to is free when this returns; connections stay.
+    pub fn unbind(&self) {
+        self.hub.unbind();
+    }
+
     /// The next request, and the way back; `None` once the socket is closed. A message without an envelope is no request, and
     /// is passed over. Dropping the future loses nothing.
     pub async fn recv(&self) -> Option<(ReturnPath, Multipart)> {

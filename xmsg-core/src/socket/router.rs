@@ -50,6 +50,11 @@ impl Router {
         self.hub.listen(listener)
     }
 
+    /// Lets no more peers connect. What it was bound to is free when this returns; connections stay.
+    pub fn unbind(&self) {
+        self.hub.unbind();
+    }
+
     /// Hands the message to the peer of this identity without waiting. An error of kind
     /// [`Refused`](ErrorKind::Refused) says that nobody has that identity, [`Full`](ErrorKind::Full) that this peer
     /// does not read.
