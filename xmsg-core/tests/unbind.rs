@@ -8,8 +8,8 @@ use xmsg_core::socket::{Endpoint, Publisher, Replier, Router, SocketOptions, Sub
 const ROUNDS: usize = 50;
 
 fn runtimes() -> [Runtime; 2] {
-    let current = Builder::new_current_thread().enable_all().build().unwrap();
-    let several = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let several = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     [current, several]
 }
 

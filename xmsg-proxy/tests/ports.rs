@@ -11,8 +11,8 @@ use xmsg_proxy::registrar::Registrar;
 const ROUNDS: usize = 50;
 
 fn runtimes() -> [Runtime; 2] {
-    let current = Builder::new_current_thread().enable_all().build().unwrap();
-    let several = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let several = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     [current, several]
 }
 
@@ -22,7 +22,7 @@ async fn proxy(at: &str) -> Proxy {
 
 /// Clients that are connected to all three ports, and stay.
 async fn clients(address: &ProxyAddress) -> (Publisher, Subscriber, Dealer) {
-    let endpoint = |text: String| text.parse::<Endpoint>().unwrap();
+    let endpoint = |text: String| text.parse::<Endpoint>().expect("an endpoint");
     // They are not to come back to the next proxy in the middle of the test.
     let options = || SocketOptions { reconnect_min: Duration::from_secs(60), ..SocketOptions::default() };
     let (publisher, subscriber) = (Publisher::new(options()), Subscriber::new(options()));

@@ -620,7 +620,7 @@ impl Backoff {
     fn next(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.max);
-        pause - (pause / 2).mul_f64(fastrand::f64())
+        pause.saturating_sub((pause / 2).mul_f64(fastrand::f64()))
     }
 }
 

@@ -68,6 +68,7 @@ impl Replier {
     }
 
     /// Lets peers connect to a listener that is bound already. Returns its endpoint.
+    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
     pub fn listen(&self, listener: Listener) -> Endpoint {
         self.hub.listen(listener)
     }
