@@ -65,7 +65,7 @@ fn throughput(endpoint: &Endpoint, size: usize) -> Result<f64> {
     let receiving = std::thread::spawn(move || {
         self::runtime().block_on(async {
             let mut subscriber = Subscriber::new(SocketOptions::default());
-            subscriber.subscribe("bench");
+            subscriber.subscribe("bench").unwrap();
             subscriber.connect(endpoint);
             subscriber.recv().await;
             let started = Instant::now();

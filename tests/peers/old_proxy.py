@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A reference proxy on libzmq, built like the Java, C++ and Python ones, for our actors to work through.
 
-    old_proxy.py [--port P] [--timeout SECONDS]
+    old_proxy.py [--port P] [--max-message-size BYTES] [--timeout SECONDS]
 
 Prints `listening P` once it accepts connections on P (XSUB), P+1 (XPUB) and P+2 (ROUTER with handover),
 where P is free unless given. It runs until its standard input closes, or for --timeout seconds, and then
@@ -13,6 +13,8 @@ and answers, as the real proxies do, messages of exactly three frames: topic, re
     pub ID      ROUTER to ID: pub
     rep ID      ROUTER to ID: rep
     sub TOPIC   published: TOPIC, sub
+
+With --max-message-size it ends the connection of whoever sends a longer frame, and does not say why.
 
 It has their weaknesses, too: the answer to `sub` may come a little before every publisher knows of the
 subscription.
@@ -31,12 +33,13 @@ import peer
 HIGHEST_PORT = 65533  # P+2 must exist, too
 
 
-def bind(context, port):
+def bind(context, port, max_message_size):
     """The three sockets, bound to P, P+1 and P+2; `port` 0 finds three free ones."""
     for _ in range(100):
         sockets = [peer.open_socket(context, kind) for kind in (zmq.XSUB, zmq.XPUB, zmq.ROUTER)]
         xsub, xpub, router = sockets
         router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        xsub.setsockopt(zmq.MAXMSGSIZE, max_message_size)
         try:
             xsub.bind(f"tcp://{peer.HOST}:{port or '*'}")
             pub_port = int(xsub.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
@@ -71,11 +74,13 @@ def answer_control(requests, answers, router):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0, help="pub port (default: any three free ports in a row)")
+    parser.add_argument("--max-message-size", type=int, default=-1, metavar="BYTES",
+                        help="bytes of the longest frame from a publisher (default: any)")
     peer.add_arguments(parser, timeout=120)
     args = parser.parse_args()
 
     context = zmq.Context()
-    port, xsub, xpub, router = bind(context, args.port)
+    port, xsub, xpub, router = bind(context, args.port, args.max_message_size)
     requests = peer.open_socket(context, zmq.SUB, inside=True)
     requests.connect(f"tcp://{peer.HOST}:{port + 1}")
     requests.subscribe(b"xmsg:control")

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
-use xmsg_core::zmtp::{Command, Frames, encode_message};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use xmsg_core::zmtp::{Command, Frames, Header, encode_message};
 
 use crate::within;
 
@@ -50,6 +50,46 @@ impl Raw {
         raw.skip(64).await;
         assert!(raw.next_frame().await.is_some_and(|(flags, _)| flags & 4 != 0), "READY");
         raw
+    }
+
+    /// Waits for a peer that connects to this listener, and goes through the handshake as a socket of this type, ZMTP 3.1. As a foreign
+    /// socket it announces nothing but its type.
+    pub async fn accept(listener: &TcpListener, socket_type: &str) -> Self {
+        let (stream, _) = within("a peer", listener.accept()).await.expect("it listens");
+        let mut raw = Self { stream, received: BytesMut::new() };
+        raw.send(&greeting(3, 1)).await;
+        raw.send(&ready(socket_type, b"")).await;
+        raw.skip(64).await;
+        assert!(raw.next_frame().await.is_some_and(|(flags, _)| flags & 4 != 0), "READY");
+        raw
+    }
+
+    /// The frames of the next message; commands are passed over. `None` when the connection has ended, or a frame of more than `most` bytes
+    /// has been announced: whoever drops the connection then does what libzmq does.
+    pub async fn next_message(&mut self, most: u64) -> Option<Vec<Bytes>> {
+        let mut frames = Vec::new();
+        loop {
+            let header = loop {
+                if let Some(header) = Header::read(&self.received).expect("a header") {
+                    break header;
+                }
+                match within("a header", self.stream.read_buf(&mut self.received)).await {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => return None,
+                }
+            };
+            if header.body_len > most {
+                return None;
+            }
+            let (_, body) = self.next_frame().await?;
+            if header.is_command() {
+                continue;
+            }
+            frames.push(body);
+            if !header.has_more() {
+                return Some(frames);
+            }
+        }
     }
 
     /// Writes bytes.

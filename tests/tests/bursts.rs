@@ -15,7 +15,7 @@ async fn burst(count: u32) -> u64 {
     let proxy = Proxy::bind("127.0.0.1:0").start().await.unwrap();
     let endpoint = |text: String| text.parse::<Endpoint>().unwrap();
     let mut subscriber = Subscriber::new(SocketOptions::default());
-    subscriber.subscribe("burst");
+    subscriber.subscribe("burst").unwrap();
     subscriber.connect(endpoint(proxy.address().subscribe_endpoint()));
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(endpoint(proxy.address().publish_endpoint()));

@@ -51,7 +51,7 @@ async fn each_kind_of_request_is_answered_as_the_contract_says() {
     assert_eq!(answer, frames(&[b"rep"]));
 
     let mut subscriber = Subscriber::new(SocketOptions::default());
-    subscriber.subscribe("some:topic");
+    subscriber.subscribe("some:topic").unwrap();
     subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
     within("the subscription", publisher.wait_for_subscriber(b"some:topic")).await;
     publisher.publish(frames(&[b"xmsg:control:sub", b"sub", b"some:topic"])).await.unwrap();
@@ -112,7 +112,7 @@ async fn control_requests_are_ordinary_messages_too() {
     let proxy = proxy().start().await.unwrap();
     let publisher = publisher(&proxy).await;
     let mut subscriber = Subscriber::new(SocketOptions::default());
-    subscriber.subscribe("xmsg:");
+    subscriber.subscribe("xmsg:").unwrap();
     subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
     within("the subscription", publisher.wait_for_subscriber(b"xmsg:")).await;
     let request = frames(&[b"xmsg:control", b"pub", b"412300005"]);

@@ -144,7 +144,7 @@ async fn found_registrations_are_those_of_the_reply() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_actor_asks_in_its_own_name() {
     let double = Double::start().await;
-    let actor = Actor::builder("ada").proxy(proxy()).registrar(double.address.clone()).build().await.unwrap();
+    let actor = Actor::builder("ada").proxy(proxy()).registrar(double.address.clone()).build().unwrap();
     for owner in OwnerType::ALL {
         let topic = trio();
         let register = actor.register(owner, &topic, "plays the piano");

@@ -74,7 +74,7 @@ impl Scene {
         let healthy = Subscriber::new(SocketOptions::default());
         // Not to everything: the publisher is asked for other subscriptions, too.
         for prefix in ["t", "other", "healthy"] {
-            healthy.subscribe(prefix);
+            healthy.subscribe(prefix).unwrap();
         }
         healthy.connect(Endpoint::tcp("127.0.0.1", proxy.address().subscribe_port()));
         within("the healthy one", publisher.wait_for_subscriber(b"healthy")).await;

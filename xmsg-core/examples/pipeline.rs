@@ -3,34 +3,28 @@
 
 use std::time::Duration;
 
-use xmsg_core::{Actor, Message, Result, Topic};
+use xmsg_core::{Actor, Message, Result};
 
 const COUNT: i32 = 5;
 
 /// What a handler returns is published, wherever its topic says.
-fn twice(number: &Message, to: Topic) -> Result<Message> {
-    Ok(Message::of(to, 2 * number.value::<i32>()?))
+fn twice(number: &Message) -> Result<Message> {
+    Message::of("pipeline:doubled", 2 * number.value::<i32>()?)
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let numbers = Topic::new("pipeline", "numbers")?;
-    let doubled = Topic::new("pipeline", "doubled")?;
-
     // From the end to the beginning: whoever publishes finds its subscriber there.
-    let sink = Actor::new("sink").await?;
-    let mut results = sink.subscribe([doubled.clone()]).await?;
+    let sink = Actor::connect("sink").await?;
+    let mut results = sink.subscribe("pipeline:doubled").await?;
 
-    let double = Actor::new("double").await?;
-    let handler = move |number: Message| {
-        let to = doubled.clone();
-        async move { twice(&number, to) }
-    };
-    double.subscribe_with([numbers.clone()], 1, handler).await?; // one at a time, in order
+    let double = Actor::connect("double").await?;
+    let handler = |number: Message| async move { twice(&number) };
+    double.subscribe_with("pipeline:numbers", 1, handler).await?; // one at a time, in order
 
-    let source = Actor::new("source").await?;
+    let source = Actor::connect("source").await?;
     for number in 1..=COUNT {
-        source.publish(Message::of(numbers.clone(), number)).await?;
+        source.publish(&Message::of("pipeline:numbers", number)?).await?;
         println!("source: {number}");
     }
 

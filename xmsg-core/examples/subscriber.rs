@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use xmsg_core::{Actor, Topic};
+use xmsg_core::Actor;
 
 #[tokio::main]
 async fn main() -> xmsg_core::Result<()> {
-    let actor = Actor::new("display").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
-    let topic = Topic::of_domain("weather")?;
+    let actor = Actor::connect("display").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
 
-    let mut readings = actor.subscribe([topic.clone()]).await?; // back once the proxy has confirmed it
-    println!("subscribed to {topic}; Ctrl-C ends it");
+    let mut readings = actor.subscribe("weather").await?; // back once the proxy has confirmed it
+    println!("subscribed to weather; Ctrl-C ends it");
 
     loop {
         let reading = tokio::select! {

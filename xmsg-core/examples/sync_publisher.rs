@@ -2,40 +2,35 @@
 
 use std::time::Duration;
 
-use xmsg_core::meta::Status;
-use xmsg_core::{Actor, Message, Result, Topic};
+use xmsg_core::{Actor, Message, Result};
 
 /// The answer to a request; none to a message that asks for none.
 fn root(request: &Message) -> Result<Option<Message>> {
     let value: f64 = request.value()?;
     if value >= 0.0 {
-        return request.reply_with(value.sqrt());
+        request.reply_with(value.sqrt())
+    } else {
+        request.error_reply("the number is negative")
     }
-    let Some(mut reply) = request.reply_with("the number is negative")? else { return Ok(None) };
-    reply.edit_meta(|meta| meta.status = Some(Status::Error))?;
-    Ok(Some(reply))
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let topic = Topic::new("math", "root")?;
+    let server = Actor::connect("server").await?;
+    let service = server.subscribe_with("math:root", 8, |request| async move { root(&request) }).await?;
 
-    let server = Actor::new("server").await?;
-    let service = server.subscribe_with([topic.clone()], 8, |request| async move { root(&request) }).await?;
-
-    let client = Actor::new("client").await?;
+    let client = Actor::connect("client").await?;
     for value in [2.0, 9.0, -1.0] {
-        let question = Message::of(topic.clone(), value);
-        let answer = client.request(question, Duration::from_secs(10)).await?; // an error after ten seconds
-        if answer.meta()?.status == Some(Status::Error) {
-            println!("{value}: {}", answer.value::<String>()?);
-        } else {
-            println!("{value}: {}", answer.value::<f64>()?);
+        let question = Message::of("math:root", value)?;
+        let answer = client.request(&question, Duration::from_secs(10)).await?; // an error after ten seconds
+        match answer.error_text()? {
+            Some(reason) => println!("{value}: {reason}"),
+            None => println!("{value}: {}", answer.value::<f64>()?),
         }
     }
 
     client.close(Duration::from_secs(1)).await;
-    service.unsubscribe().await; // waits for handlers that are at work
+    service.drain(Duration::from_secs(5)).await; // what was received is answered
     server.close(Duration::from_secs(1)).await;
     Ok(())
 }

@@ -161,6 +161,28 @@ macro_rules! text_form {
             }
         }
 
+        impl From<&$address> for $address {
+            fn from(address: &$address) -> Self {
+                address.clone()
+            }
+        }
+
+        impl TryFrom<String> for $address {
+            type Error = Error;
+
+            fn try_from(address: String) -> Result<Self> {
+                address.parse()
+            }
+        }
+
+        impl TryFrom<&String> for $address {
+            type Error = Error;
+
+            fn try_from(address: &String) -> Result<Self> {
+                address.parse()
+            }
+        }
+
         impl TryFrom<&str> for $address {
             type Error = Error;
 

@@ -136,6 +136,11 @@ impl<'a> MessageRef<'a> {
         Meta::decode(&self.wire.slice_ref(self.meta))
     }
 
+    /// The value of a header, without decoding the rest of the metadata.
+    pub fn header(&self, key: &str) -> Result<Option<&'a str>> {
+        meta::header(self.meta, key)
+    }
+
     /// The mime type of the data, without decoding the rest of the metadata.
     pub fn mime_type(&self) -> Result<&'a str> {
         meta::data_type(self.meta)

@@ -13,32 +13,39 @@ pub mod error;
 pub mod id;
 pub mod message;
 pub mod meta;
+pub mod options;
 pub mod pool;
 pub mod prefixes;
 pub mod registrar;
 pub mod registration;
 mod request;
 pub mod security;
-pub mod setup;
+mod shared_attempt;
 pub mod socket;
+mod subscription;
 pub mod topic;
+mod unfinished;
 pub mod zmtp;
 
-pub use actor::{Actor, ActorBuilder, ActorSubscription, IntoReply, SubscriptionHandle};
+pub use actor::{Actor, ActorBuilder, HandlerError, IntoReply, SubscriptionHandle};
 pub use address::{ProxyAddress, RegistrarAddress};
 pub use batch::{MessageRef, Messages};
-pub use connection::{Connection, Subscription};
+pub use connection::Connection;
+#[cfg(feature = "serde")]
+pub use data::Json;
 pub use data::{Data, FromData, IntoData};
 pub use error::{Error, ErrorKind, Result};
 pub use id::{ActorId, ConnectionId};
 pub use message::Message;
 pub use meta::Meta;
+pub use options::ConnectOptions;
 pub use pool::{Pool, PooledConnection};
 pub use registrar::Registrar;
 pub use registration::{OwnerType, Query, Registration};
 pub use security::Security;
-pub use setup::{Setup, SetupBuilder};
-pub use topic::Topic;
+pub use subscription::Subscription;
+pub use topic::{IntoTopic, IntoTopics, Topic};
+pub use unfinished::Unfinished;
 
 /// The code of the guide, as tests.
 #[cfg(doctest)]

@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
+use crate::options::with_heartbeats;
 use crate::registration::{Action, OwnerType, Query, Registration, Reply, Request, SUCCESS};
 use crate::security::Security;
-use crate::setup::with_heartbeats;
 use crate::socket::{Endpoint, Requester, SocketOptions, Unanswered};
 use crate::zmtp::Limits;
 use crate::{Error, ErrorKind, RegistrarAddress, Result};

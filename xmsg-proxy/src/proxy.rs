@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{Admission, Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber};
+use xmsg_core::socket::{
+    Admission, Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber, Violations,
+};
 use xmsg_core::zmtp::Limits;
 use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
 
@@ -76,10 +78,11 @@ impl Builder {
 
     /// Binds the three ports and goes to work, on the present tokio runtime.
     pub async fn start(self) -> Result<Proxy> {
-        let admission = self.config.admission();
-        let router = router(&self.config, &admission);
+        let (admission, violations) = (self.config.admission(), Violations::default());
+        let router = router(&self.config, &admission, &violations);
         let (address, publishers, subscribers) = bind(&self.address, &self.config, &router).await?;
-        Proxy::start(address, self.config, publishers, subscribers, router, admission).await
+        let switch = Switch::start_with(self.config, admission, violations);
+        Proxy::start(address, switch, publishers, subscribers, router).await
     }
 
     /// Goes to work on sockets that listen already, instead of binding its address: those of a service manager. They have to
@@ -106,13 +109,14 @@ impl Builder {
                 ),
             ));
         }
-        let admission = self.config.admission();
-        let router = router(&self.config, &admission);
+        let (admission, violations) = (self.config.admission(), Violations::default());
+        let router = router(&self.config, &admission, &violations);
         let [publishers, subscribers, control] = sockets;
         let adopt = |socket| Listener::adopt(socket, self.config.accepted_tcp());
         let (publishers, subscribers) = (adopt(publishers)?, adopt(subscribers)?);
         router.listen(adopt(control)?);
-        Proxy::start(address, self.config, publishers, subscribers, router, admission).await
+        let switch = Switch::start_with(self.config, admission, violations);
+        Proxy::start(address, switch, publishers, subscribers, router).await
     }
 }
 
@@ -189,14 +193,12 @@ impl Proxy {
 
     async fn start(
         address: ProxyAddress,
-        config: Config,
+        switch: Switch,
         publishers: Listener,
         subscribers: Listener,
         router: Router,
-        admission: Admission,
     ) -> Result<Self> {
-        let authority = config.authority.clone();
-        let switch = Switch::start_with(config, admission);
+        let authority = switch.authority().clone();
 
         // The control plane comes first, so that no request is ever missed.
         let name = uuid::Uuid::new_v4();
@@ -206,7 +208,7 @@ impl Proxy {
         switch.listen(Listener::bind(&requests_endpoint, tcp()).await?, Side::Requests);
         switch.listen(Listener::bind(&answers_endpoint, tcp()).await?, Side::Answers);
         let requests = Subscriber::new(SocketOptions::default());
-        requests.subscribe(CONTROL_TOPIC);
+        requests.subscribe(CONTROL_TOPIC)?;
         requests.connect(requests_endpoint);
         let answers = Publisher::new(SocketOptions::default());
         answers.connect(answers_endpoint);
@@ -286,7 +288,7 @@ impl Proxy {
 }
 
 /// The control socket, not bound yet.
-fn router(config: &Config, admission: &Admission) -> Router {
+fn router(config: &Config, admission: &Admission, violations: &Violations) -> Router {
     Router::new(SocketOptions {
         heartbeat_interval: config.heartbeat_interval,
         heartbeat_timeout: config.heartbeat_timeout,
@@ -296,6 +298,7 @@ fn router(config: &Config, admission: &Admission) -> Router {
         limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
         tcp: config.accepted_tcp(),
         admission: admission.clone(),
+        violations: violations.clone(),
         security: config.security.security(&config.authority),
         ..SocketOptions::default()
     })

@@ -173,8 +173,8 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
         let prefix = *rng.choice(&PREFIXES).expect("there are some");
         wanted.push(prefix);
         let socket = Subscriber::new(options(&mut rng));
-        socket.subscribe(prefix);
-        socket.subscribe(END);
+        socket.subscribe(prefix).expect("a few short prefixes");
+        socket.subscribe(END).expect("a few short prefixes");
         socket.connect(endpoint);
         receiving.push(Receiving::start(
             socket,
@@ -452,7 +452,7 @@ impl Receiving {
                     () = closing.cancelled(), if ends == publishers => break,
                     order = asked.recv(), if open => {
                         match order {
-                            Some((true, prefix)) => socket.subscribe(prefix),
+                            Some((true, prefix)) => socket.subscribe(prefix).expect("a few short prefixes"),
                             Some((false, prefix)) => socket.unsubscribe(prefix),
                             None => open = false,
                         }

@@ -28,11 +28,22 @@ impl Dealer {
         Self { hub, link }
     }
 
-    /// Returns when the message was accepted; waits while the connection is at its high-water mark.
+    /// Returns when the message was accepted; waits while the connection is at its high-water mark. One without frames
+    /// ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our limits or those that the peer has told
+    /// ([`TooLarge`](ErrorKind::TooLarge)), is refused at once.
     pub async fn send(&self, message: impl Into<Multipart>) -> Result<()> {
-        self.link.outbox.push(message.into().frames()).await.map_err(|refused| match refused {
+        let message = message.into();
+        self.link.outbox.push(message.frames()).await.map_err(|refused| match refused {
+            Refused::Unfit => self.hub.unfit(&self.link, message.frames()),
             Refused::Full | Refused::Closed => Error::new(ErrorKind::Closed, "the dealer is closed"),
         })
+    }
+
+    /// Messages that were accepted and dropped again, because the peer does not take them. Each was told as a
+    /// [`MessageDropped`](super::SocketEvent::MessageDropped).
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.hub.dropped()
     }
 
     /// The next message; `None` once the socket is closed. Dropping the future loses nothing.

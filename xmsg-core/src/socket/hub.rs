@@ -13,11 +13,15 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::Permit;
 use super::inbox::Inbox;
-use super::outbox::Outbox;
+use super::outbox::{Discarded, Frame, Outbox};
+use super::refusal::{Whose, unfit, unfit_subscription};
 use super::session::{Batch, Ended, Handler, Session, now};
+use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, SocketOptions};
-use crate::zmtp::{self, Engine, Limits, Peer, Principal, SocketType, Version};
+use crate::zmtp::{
+    self, Blame, Engine, Limited, Limits, Peer, PeerLimits, Principal, SocketType, Version, Violation,
+};
 use crate::{Error, ErrorKind, Result};
 
 /// Events that wait for a slow observer; older ones are lost to it.
@@ -48,6 +52,26 @@ pub enum SocketEvent {
         /// Why, with a kind and what it came from: [`Closed`](ErrorKind::Closed) when either side closed it.
         error: Error,
     },
+    /// A message that had been accepted was dropped, because its peer does not take it. What is behind it goes on.
+    MessageDropped {
+        /// The peer.
+        peer: String,
+        /// The first frame of the message, its topic; of a long one, the first 255 bytes.
+        topic: Bytes,
+        /// Bytes on the wire, with all frames and their headers.
+        size: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A subscription was not made, because the peer has told that it does not take it: nothing comes from there for it.
+    SubscriptionRefused {
+        /// The peer.
+        peer: String,
+        /// What was to be subscribed to.
+        prefix: Bytes,
+        /// Why.
+        reason: String,
+    },
     /// A connection could not be made; it will be tried again after the pause.
     ConnectFailed {
         /// Its other end.
@@ -68,6 +92,16 @@ pub enum SocketEvent {
 pub struct SocketEvents(broadcast::Receiver<SocketEvent>);
 
 impl SocketEvents {
+    /// A channel for events, to be observed with [`of`](Self::of).
+    pub(crate) fn channel() -> broadcast::Sender<SocketEvent> {
+        broadcast::channel(EVENTS).0
+    }
+
+    /// The events of this channel from now on.
+    pub(crate) fn of(channel: &broadcast::Sender<SocketEvent>) -> Self {
+        Self(channel.subscribe())
+    }
+
     /// The next event; `None` when the socket is gone.
     pub async fn next(&mut self) -> Option<SocketEvent> {
         loop {
@@ -104,6 +138,91 @@ pub(crate) struct LinkState {
     pub(crate) wants_more: bool,
     /// Who the peer has proved to be.
     pub(crate) principal: Option<Principal>,
+    /// What the peer calls itself: its address.
+    name: Arc<str>,
+    /// What the peer takes; after its connection has ended, what it told last.
+    pub(crate) limits: PeerLimits,
+    /// How the last connection ended.
+    pub(crate) last_end: LastEnd,
+    /// The first subscription that the peer does not take, if there is one.
+    refused: Option<NotTaken>,
+}
+
+/// How a connection ended, as far as it matters to whoever has sent something over it.
+#[derive(Debug, Default)]
+pub(crate) enum LastEnd {
+    /// In no such way.
+    #[default]
+    Otherwise,
+    /// The peer, which has told no limits, ended it after it had got a part of a message.
+    CutOff,
+    /// The peer broke a rule.
+    Violation(Violation),
+}
+
+/// A subscription above a limit.
+#[derive(Clone, Copy, Debug)]
+struct NotTaken {
+    what: Limited,
+    limit: usize,
+    whose: Whose,
+}
+
+impl NotTaken {
+    fn error(self) -> Error {
+        unfit_subscription(self.what, self.limit, self.whose)
+    }
+}
+
+/// What may be subscribed to.
+#[derive(Clone, Copy, Debug)]
+struct SubscriptionLimits {
+    len: usize,
+    count: usize,
+    bytes: usize,
+    whose: Whose,
+}
+
+impl SubscriptionLimits {
+    fn ours(limits: &Limits) -> Self {
+        Self {
+            len: limits.subscription_len,
+            count: limits.subscriptions,
+            bytes: limits.subscription_bytes,
+            whose: Whose::Ours,
+        }
+    }
+
+    fn theirs(limits: &PeerLimits) -> Self {
+        let any = usize::MAX;
+        Self {
+            len: limits.subscription_len.unwrap_or(any),
+            count: limits.subscriptions.unwrap_or(any),
+            bytes: limits.subscription_bytes.unwrap_or(any),
+            whose: Whose::Theirs,
+        }
+    }
+
+    /// Whether a prefix of this length may come, with which there are so many, of so many bytes together.
+    fn check(self, len: usize, count: usize, bytes: usize) -> Result<(), NotTaken> {
+        let above = [
+            (Limited::Subscription, len, self.len),
+            (Limited::Subscriptions, count, self.count),
+            (Limited::SubscriptionBytes, bytes, self.bytes),
+        ];
+        match above.into_iter().find(|(_, size, limit)| size > limit) {
+            Some((what, _, limit)) => Err(NotTaken { what, limit, whose: self.whose }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a subscriber wants, and how often it said so.
+#[derive(Debug, Default)]
+struct Subscriptions {
+    counts: BTreeMap<Bytes, usize>,
+    /// Of all prefixes.
+    bytes: usize,
 }
 
 impl LinkState {
@@ -133,7 +252,16 @@ pub(crate) struct Owner(Arc<Hub>);
 
 impl Owner {
     pub(crate) fn new(socket_type: SocketType, options: SocketOptions) -> Self {
-        Self(Hub::new(socket_type, options))
+        Self(Hub::new(socket_type, options, None))
+    }
+
+    /// The same, with its events told to this channel, too.
+    pub(crate) fn with_parent(
+        socket_type: SocketType,
+        options: SocketOptions,
+        parent: broadcast::Sender<SocketEvent>,
+    ) -> Self {
+        Self(Hub::new(socket_type, options, Some(parent)))
     }
 }
 
@@ -159,8 +287,7 @@ pub(crate) struct Hub {
     pub(crate) inbox: Inbox,
     links: Mutex<Vec<Arc<Link>>>,
     next_link: AtomicU64,
-    /// What a subscriber wants, and how often it said so.
-    subscriptions: Mutex<BTreeMap<Bytes, usize>>,
+    subscriptions: Mutex<Subscriptions>,
     /// What it listens to.
     listeners: Mutex<Vec<Closer>>,
     /// The links of a router by identity; those of a replier by a name of ours.
@@ -168,12 +295,22 @@ pub(crate) struct Hub {
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
     events: broadcast::Sender<SocketEvent>,
+    /// The channel of what the socket is a part of.
+    parent: Option<broadcast::Sender<SocketEvent>>,
+    /// Messages that were accepted and dropped again.
+    dropped: AtomicU64,
+    /// … in the log.
+    drop_log: Throttle,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Hub {
-    fn new(socket_type: SocketType, options: SocketOptions) -> Arc<Self> {
+    fn new(
+        socket_type: SocketType,
+        options: SocketOptions,
+        parent: Option<broadcast::Sender<SocketEvent>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             socket_type,
             inbox: Inbox::new(options.receive_high_water_mark),
@@ -183,7 +320,10 @@ impl Hub {
             listeners: Mutex::default(),
             routes: Mutex::default(),
             changed: Notify::new(),
-            events: broadcast::channel(EVENTS).0,
+            events: SocketEvents::channel(),
+            parent,
+            dropped: AtomicU64::new(0),
+            drop_log: Throttle::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             options,
@@ -241,32 +381,92 @@ impl Hub {
         }
     }
 
-    /// Adds to what a subscriber wants (or takes away from it) and tells every peer.
-    pub(crate) fn subscribe(&self, prefix: &Bytes, subscribe: bool) {
+    /// Adds to what a subscriber wants (or takes away from it) and tells every peer. Fails when that is more than we, or a peer, take; then
+    /// nothing has changed.
+    pub(crate) fn subscribe(&self, prefix: &Bytes, subscribe: bool) -> Result<()> {
         let mut subscriptions = lock(&self.subscriptions);
-        let count = subscriptions.entry(prefix.clone()).or_default();
-        let tell = if subscribe {
-            *count += 1;
-            *count == 1
-        } else {
-            let was = *count;
-            *count = was.saturating_sub(1);
-            if *count == 0 {
-                subscriptions.remove(prefix);
+        let count = subscriptions.counts.get(prefix).copied().unwrap_or_default();
+        match (subscribe, count) {
+            (true, 0) => {
+                self.may_subscribe(prefix.len(), &subscriptions).map_err(NotTaken::error)?;
+                subscriptions.counts.insert(prefix.clone(), 1);
+                subscriptions.bytes += prefix.len();
             }
-            was == 1
-        };
-        if !tell {
-            return;
+            (true, _) => {
+                subscriptions.counts.insert(prefix.clone(), count + 1);
+                return Ok(());
+            }
+            (false, 0) => return Ok(()),
+            (false, 1) => {
+                subscriptions.counts.remove(prefix);
+                subscriptions.bytes -= prefix.len();
+            }
+            (false, _) => {
+                subscriptions.counts.insert(prefix.clone(), count - 1);
+                return Ok(());
+            }
         }
         // Under the lock, so that a connection that comes up now either finds it in the set or is told here.
         for link in self.links().iter() {
-            if let Some(version) = link.state().version {
+            let (version, limits) = {
+                let state = link.state();
+                (state.version, state.limits)
+            };
+            // It was not told of a prefix that is too long for it, and does not take the cancelling either.
+            let is_known = subscribe || limits.subscription_len.is_none_or(|most| prefix.len() <= most);
+            if let Some(version) = version.filter(|_| is_known) {
                 let mut bytes = BytesMut::new();
                 version.write_subscription(&mut bytes, subscribe, prefix);
                 link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
             }
         }
+        Ok(())
+    }
+
+    /// Whether a prefix of this length may be added.
+    fn may_subscribe(&self, len: usize, subscriptions: &Subscriptions) -> Result<(), NotTaken> {
+        let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + len);
+        SubscriptionLimits::ours(&self.options.limits).check(len, count, bytes)?;
+        for link in self.links().iter() {
+            SubscriptionLimits::theirs(&link.state().limits).check(len, count, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Why a peer does not take one of the subscriptions, if that is so.
+    pub(crate) fn refused_subscription(&self) -> Option<Error> {
+        self.links().iter().find_map(|link| link.state().refused).map(NotTaken::error)
+    }
+
+    /// Messages that were accepted and dropped again, because their peer does not take them.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// The error for a message that the queue of this link does not take.
+    pub(crate) fn unfit(&self, link: &Link, frames: &[impl Frame]) -> Error {
+        unfit(frames, link.outbox.limits(), self.options.send_limits())
+    }
+
+    /// Drops a message for one of several peers, which does not take it.
+    pub(crate) fn drop_for(&self, link: &Link, frames: &[impl Frame]) {
+        let reason = self.unfit(link, frames).to_string();
+        let topic = frames.first().map(|frame| frame.as_ref()).unwrap_or_default();
+        let topic = Bytes::copy_from_slice(&topic[..topic.len().min(255)]);
+        let gone = Discarded { topic, size: zmtp::encoded_len(frames), frames: frames.len() };
+        let name = link.state().name.clone();
+        self.note_dropped(&name, gone, reason);
+    }
+
+    /// Counts a message that was dropped, tells it and writes it into the log.
+    fn note_dropped(&self, peer: &str, gone: Discarded, reason: String) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        if let Some(unlogged) = self.drop_log.pass() {
+            let topic = gone.topic.escape_ascii();
+            tracing::warn!(peer, %topic, size = gone.size, frames = gone.frames, reason, unlogged, "message dropped");
+        }
+        let Discarded { topic, size, .. } = gone;
+        self.tell(SocketEvent::MessageDropped { peer: peer.to_owned(), topic, size, reason });
     }
 
     /// Accepts nobody any more, and frees what it was bound to before it returns.
@@ -303,6 +503,16 @@ impl Hub {
         links.iter().map(|link| link.outbox.queued().messages as usize).sum()
     }
 
+    /// Ends every task at once, in the background. What was accepted is not sent; what was received can still be taken.
+    pub(crate) fn abort(&self) {
+        self.tasks.close();
+        for link in self.links().iter() {
+            link.outbox.close();
+        }
+        self.inbox.close();
+        self.stop.cancel();
+    }
+
     /// Whether it has something to say that is worth waiting for.
     fn sends(&self) -> bool {
         !matches!(self.socket_type, SocketType::Sub | SocketType::Req)
@@ -336,7 +546,8 @@ impl Hub {
         let mark = self.options.send_high_water_mark;
         let link = Arc::new(Link {
             id: self.next_link.fetch_add(1, Ordering::Relaxed),
-            outbox: if connecting { Outbox::recycling(mark) } else { Outbox::new(mark) },
+            outbox: if connecting { Outbox::recycling(mark) } else { Outbox::new(mark) }
+                .with_limits(self.options.send_limits()),
             connecting,
             state: Mutex::default(),
             stop: self.stop.child_token(),
@@ -347,6 +558,7 @@ impl Hub {
 
     async fn keep_connected(self: Arc<Self>, endpoint: Endpoint, link: Arc<Link>) {
         let peer = endpoint.to_string();
+        let _end = LinkEnd { hub: &self, link: &link };
         let mut backoff = Backoff::new(&self.options);
         let mut lost: Option<(Instant, BTreeSet<Bytes>)> = None;
         let work = async {
@@ -388,8 +600,6 @@ impl Hub {
             () = self.stop.cancelled() => {}
             () = work => {}
         }
-        link.state().version = None;
-        link.stop.cancel();
     }
 
     async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Peer)> {
@@ -424,7 +634,9 @@ impl Hub {
             result = session.handshake() => match result {
                 Ok(found) => found,
                 Err(ended) => {
-                    tracing::debug!(peer, reason = %ended, "handshake failed");
+                    if self.options.violations.note(&peer, self.socket_type, &ended).is_none() {
+                        tracing::debug!(peer, reason = %ended, "handshake failed");
+                    }
                     return;
                 }
             },
@@ -456,7 +668,7 @@ impl Hub {
         link: &Arc<Link>,
         lost: &mut Option<(Instant, BTreeSet<Bytes>)>,
     ) {
-        let (version, principal) = (peer.version, peer.principal.clone());
+        let (version, principal, limits) = (peer.version, peer.principal.clone(), peer.limits);
         let identity = match (self.socket_type, peer.identity.first()) {
             // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that
             // does, or it could take over somebody else's. To a REP socket identities mean nothing: there every peer gets a name.
@@ -482,21 +694,27 @@ impl Hub {
             }
             routes.insert(identity.clone(), link.clone());
         }
-        {
+        self.fit(name, link, &limits);
+        let refused = {
             let subscriptions = lock(&self.subscriptions);
             // What was meant for an earlier connection.
             link.outbox.clear_urgent();
-            let mut bytes = BytesMut::new();
-            for prefix in subscriptions.keys() {
-                version.write_subscription(&mut bytes, true, prefix);
-            }
+            let (bytes, refused) = subscriptions.for_peer(version, &limits);
             if !bytes.is_empty() {
                 link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
             }
-            link.state().version = Some(version);
-        }
+            let mut state = link.state();
+            (state.version, state.limits) = (Some(version), limits);
+            state.refused = refused.first().map(|(_, why)| *why);
+            refused
+        };
         tracing::debug!(peer = name, socket = %self.socket_type, ?version, "connected");
         self.tell(SocketEvent::Connected { peer: name.to_owned() });
+        for (prefix, why) in refused {
+            let reason = why.error().to_string();
+            tracing::warn!(peer = name, prefix = %prefix.escape_ascii(), reason, "subscription refused");
+            self.tell(SocketEvent::SubscriptionRefused { peer: name.to_owned(), prefix, reason });
+        }
         self.changed.notify_waiters();
 
         let mut handler = LinkHandler { hub: self, link, identity };
@@ -520,10 +738,59 @@ impl Hub {
             }
         };
         link.outbox.hold(false);
-        link.state().version = None;
+        let last_end = self.judge(name, link, &limits, &ended);
+        {
+            let mut state = link.state();
+            (state.version, state.last_end) = (None, last_end);
+        }
         tracing::debug!(peer = name, socket = %self.socket_type, reason = %ended, "disconnected");
+        if !matches!(ended, Ended::Drained) {
+            link.outbox.note_break();
+        }
+        if !link.connecting {
+            self.options.violations.note(name, self.socket_type, &ended);
+        }
         let error = ended.while_connected(&name);
         self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
+    }
+
+    /// Has the link take what its new peer takes. What had been accepted before, and is more than that, would have the peer end the
+    /// connection again and again.
+    fn fit(&self, name: &str, link: &Link, limits: &PeerLimits) {
+        link.state().name = name.into();
+        let limits = self.options.send_limits().within(limits);
+        for gone in link.outbox.limit(limits) {
+            let (what, limit) = if gone.size > limits.size {
+                (format!("{} bytes", gone.size), limits.size)
+            } else {
+                (format!("{} frames", gone.frames), limits.frames)
+            };
+            self.note_dropped(
+                name,
+                gone,
+                format!("the peer takes no {what}: it has told a limit of {limit}"),
+            );
+        }
+    }
+
+    /// What the end of a connection says about the message that was being sent. A peer that does not tell its limits, as foreign ones don't,
+    /// ends the connection in the middle of a message that is too large for it: if it does so twice in the same one, that one is dropped.
+    fn judge(&self, name: &str, link: &Link, limits: &PeerLimits, ended: &Ended) -> LastEnd {
+        if let Ended::Violation(violation) = ended
+            && violation.blame() == Blame::PeerMisbehaved
+        {
+            return LastEnd::Violation(violation.clone());
+        }
+        // If it has told them, it gets nothing that is above them, and the reason is another one.
+        if !ended.is_by_peer() || !link.outbox.is_cut() || limits.message_size.is_some() {
+            return LastEnd::Otherwise;
+        }
+        if let Some(gone) = link.outbox.cut_off() {
+            let reason =
+                "the peer has ended the connection twice in the middle of it: is it above a limit there?";
+            self.note_dropped(name, gone, reason.to_owned());
+        }
+        LastEnd::CutOff
     }
 
     /// After a reconnection: waits until subscribers had time to come back, too, so that what they would miss is not
@@ -555,7 +822,27 @@ impl Hub {
 
     fn tell(&self, event: SocketEvent) {
         // Nobody has to listen.
+        if let Some(parent) = &self.parent {
+            let _ = parent.send(event.clone());
+        }
         let _ = self.events.send(event);
+    }
+}
+
+/// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another
+/// runtime gets an error then, and does not fill a queue that nobody empties.
+struct LinkEnd<'a> {
+    hub: &'a Hub,
+    link: &'a Link,
+}
+
+impl Drop for LinkEnd<'_> {
+    fn drop(&mut self) {
+        self.link.outbox.close();
+        self.link.state().version = None;
+        self.link.stop.cancel();
+        self.hub.inbox.close();
+        self.hub.changed.notify_waiters();
     }
 }
 
@@ -586,7 +873,7 @@ impl Handler for LinkHandler<'_> {
                 } else if state.wanted.len() >= limits.subscriptions
                     || state.wanted_bytes + len > limits.subscription_bytes
                 {
-                    return Err(Ended::ByUs("too many subscriptions"));
+                    return Err(limits.too_many(state.wanted.len() + 1, state.wanted_bytes + len).into());
                 } else if state.wanted.insert(prefix) {
                     state.wanted_bytes += len;
                 }
@@ -596,6 +883,24 @@ impl Handler for LinkHandler<'_> {
         }
         self.hub.changed.notify_waiters();
         Ok(())
+    }
+}
+
+impl Subscriptions {
+    /// What a new peer is told, and what of it that is more than the peer takes.
+    fn for_peer(&self, version: Version, limits: &PeerLimits) -> (BytesMut, Vec<(Bytes, NotTaken)>) {
+        let limits = SubscriptionLimits::theirs(limits);
+        let (mut out, mut refused) = (BytesMut::new(), Vec::new());
+        let (mut count, mut bytes) = (0, 0);
+        for prefix in self.counts.keys() {
+            if let Err(why) = limits.check(prefix.len(), count + 1, bytes + prefix.len()) {
+                refused.push((prefix.clone(), why));
+                continue;
+            }
+            (count, bytes) = (count + 1, bytes + prefix.len());
+            version.write_subscription(&mut out, true, prefix);
+        }
+        (out, refused)
     }
 }
 

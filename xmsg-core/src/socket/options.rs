@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use super::admission::Admission;
 use super::outbox::HighWaterMark;
+use super::violations::Violations;
 use crate::security::Security;
-use crate::zmtp::{self, Limits, SocketType};
+use crate::zmtp::{self, Limits, MessageLimits, SocketType};
 
 /// Options of the TCP connections beneath a socket. `TCP_NODELAY` is always on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,9 +73,14 @@ pub struct SocketOptions {
     pub security: Security,
     /// What a peer may send.
     pub limits: Limits,
+    /// The largest message that is sent. One above this, or above what the peer has told that it takes, is refused at once. Default
+    /// (`None`): as large as `limits` lets a peer send.
+    pub send_limits: Option<MessageLimits>,
     /// How many connections a bound socket lets in. Clones of the options share it. Default: see
     /// [`AdmissionLimits`](super::AdmissionLimits).
     pub admission: Admission,
+    /// What counts the connections of a bound socket that were ended because the peer broke a rule. Clones of the options share it.
+    pub violations: Violations,
     /// Options of the transport.
     pub tcp: TcpOptions,
 }
@@ -94,13 +100,20 @@ impl Default for SocketOptions {
             filter: false,
             security: Security::Null,
             limits: Limits::default(),
+            send_limits: None,
             admission: Admission::default(),
+            violations: Violations::default(),
             tcp: TcpOptions::default(),
         }
     }
 }
 
 impl SocketOptions {
+    /// The largest message that is sent to a peer that has told no limits.
+    pub(crate) fn send_limits(&self) -> MessageLimits {
+        self.send_limits.unwrap_or_else(|| MessageLimits::from(&self.limits))
+    }
+
     /// What the engine of one connection is told.
     pub(crate) fn engine(&self, socket_type: SocketType) -> zmtp::Options {
         zmtp::Options {

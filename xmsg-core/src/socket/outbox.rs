@@ -4,6 +4,7 @@
 //! in. What the writer has taken and not yet written still counts, so the high-water mark is a bound on memory.
 
 mod backlog;
+mod fit;
 mod pace;
 mod writer;
 
@@ -19,10 +20,11 @@ use tokio::sync::Notify;
 
 use backlog::Backlog;
 pub use backlog::{APART, Keep, Taken};
+pub use fit::Discarded;
 use pace::Pace;
 pub use writer::Writer;
 
-use crate::zmtp::{encode_frame, encode_frame_header, encoded_len};
+use crate::zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
 
 /// Frames from this length on are queued as they are instead of being copied.
 const SHARE_MIN: usize = 8 << 10;
@@ -144,6 +146,8 @@ impl<T: Borrow<Bytes> + AsRef<[u8]>> Frame for T {}
 /// Why a message was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
+    /// It has no frames, or is above the [limits](Outbox::limits) of the queue: it will never be taken.
+    Unfit,
     /// The queue is at its high-water mark.
     Full,
     /// The queue was closed.
@@ -188,6 +192,13 @@ struct State {
     /// All that is queued or in the writer's hands; `bytes` is memory.
     queued: Amount,
     written: Amount,
+    /// Messages that were written when a connection broke last.
+    broken_at: u64,
+    /// What was accepted and [thrown out](Outbox::limit) again; `bytes` are those of the messages.
+    discarded: Amount,
+    /// No message that is queued is larger.
+    limits: MessageLimits,
+    cut: fit::Cut,
     writer: Option<Waker>,
     /// Bytes that were pushed since the writer had its turn.
     in_a_row: usize,
@@ -412,13 +423,13 @@ impl Outbox {
     pub async fn flushed(&self) {
         let target = {
             let state = self.state();
-            state.written.messages + state.queued.messages
+            state.passed() + state.queued.messages
         };
         loop {
             let mut progress = std::pin::pin!(self.progress.notified());
             {
                 let mut state = self.state();
-                if state.written.messages >= target || state.closed {
+                if state.passed() >= target || state.closed {
                     return;
                 }
                 state.watched = true;
@@ -476,6 +487,31 @@ impl Outbox {
     #[must_use]
     pub fn written(&self) -> Amount {
         self.state().written
+    }
+
+    /// Messages that were taken since the beginning.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        let state = self.state();
+        state.passed() + state.queued.messages
+    }
+
+    /// Messages that were written or thrown out since the beginning.
+    #[must_use]
+    pub fn gone(&self) -> u64 {
+        self.state().passed()
+    }
+
+    /// Takes note that a connection broke: what was written to it may not have arrived.
+    pub fn note_break(&self) {
+        let mut state = self.state();
+        state.broken_at = state.passed();
+    }
+
+    /// How many messages had been written when a connection broke last.
+    #[must_use]
+    pub fn broken_at(&self) -> u64 {
+        self.state().broken_at
     }
 
     /// Empties the queue and says how much there was.
@@ -599,6 +635,9 @@ impl OutboxGuard<'_> {
     fn try_push_frames(&mut self, frames: &[impl Frame]) -> Result<(), Refused> {
         let (len, mark) = (encoded_len(frames), self.outbox.mark);
         let state = self.state_mut();
+        if !state.limits.allow(len, frames.len()) {
+            return Err(Refused::Unfit);
+        }
         if state.closed {
             return Err(Refused::Closed);
         }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
+use tokio::sync::broadcast;
 
-use super::hub::{Link, Owner, SocketEvents};
+use super::hub::{Link, Owner, SocketEvent, SocketEvents};
 use super::outbox::{Frame, Refused};
+use super::refusal::unfit;
 use super::{Amount, Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
 use crate::{Error, ErrorKind, Result};
@@ -22,7 +24,7 @@ use crate::{Error, ErrorKind, Result};
 /// let publisher = Publisher::new(SocketOptions::default());
 /// let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse()?).await?;
 /// let mut subscriber = Subscriber::new(SocketOptions::default());
-/// subscriber.subscribe("greet");
+/// subscriber.subscribe("greet")?;
 /// subscriber.connect(endpoint);
 /// publisher.wait_for_subscriber(b"greet").await;
 /// publisher.publish(["greeting", "hello"]).await?;
@@ -43,6 +45,11 @@ impl Publisher {
         Self { hub: Arc::new(Owner::new(SocketType::Pub, options)) }
     }
 
+    /// A publisher whose events are told to this channel, too.
+    pub(crate) fn with_parent(options: SocketOptions, parent: broadcast::Sender<SocketEvent>) -> Self {
+        Self { hub: Arc::new(Owner::with_parent(SocketType::Pub, options, parent)) }
+    }
+
     /// Connects in the background, again whenever the connection is lost.
     pub fn connect(&self, endpoint: Endpoint) {
         self.hub.connect(endpoint);
@@ -55,6 +62,10 @@ impl Publisher {
 
     /// Returns when every connection has accepted the message, in the order of the calls; waits while one is at
     /// its high-water mark. Dropping the future before that may have given the message to some connections, to each whole.
+    ///
+    /// A message without frames ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our limits or those that a peer that we connect to has
+    /// told ([`TooLarge`](ErrorKind::TooLarge)), is refused at once. A peer that has connected to us and takes less does not get it, which is
+    /// [counted](Self::dropped) and told as an [event](Self::events).
     pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.publish_frames(message.into().frames()).await
     }
@@ -65,8 +76,11 @@ impl Publisher {
         if let Some(done) = self.publish_now(topic, frames) {
             return done;
         }
-        for link in self.targets(topic) {
-            link.outbox.push(frames).await.or_else(|refused| accepted_elsewhere(&link, refused))?;
+        for link in self.targets(topic, frames)? {
+            link.outbox
+                .push(frames)
+                .await
+                .or_else(|refused| self.accepted_elsewhere(&link, refused, frames))?;
         }
         Ok(())
     }
@@ -79,9 +93,10 @@ impl Publisher {
 
     /// The same with frames that the caller keeps.
     pub fn try_publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
-        let targets = self.targets(self.check(frames)?);
+        let targets = self.targets(self.check(frames)?, frames)?;
         if let [link] = &targets[..] {
-            return link.outbox.try_push(frames).or_else(|refused| accepted_elsewhere(link, refused));
+            let pushed = link.outbox.try_push(frames);
+            return pushed.or_else(|refused| self.accepted_elsewhere(link, refused, frames));
         }
         let len = crate::zmtp::encoded_len(frames) as u64;
         if targets.iter().any(|link| {
@@ -92,7 +107,8 @@ impl Publisher {
             return Err(full());
         }
         for link in targets {
-            link.outbox.try_push(frames).or_else(|refused| accepted_elsewhere(&link, refused))?;
+            let pushed = link.outbox.try_push(frames);
+            pushed.or_else(|refused| self.accepted_elsewhere(&link, refused, frames))?;
         }
         Ok(())
     }
@@ -136,6 +152,26 @@ impl Publisher {
         self.hub.links().iter().fold(Amount::default(), |sum, link| sum + link.outbox.queued())
     }
 
+    /// Messages that were accepted since the beginning, by a publisher with one connection.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.hub.links().iter().map(|link| link.outbox.accepted()).sum()
+    }
+
+    /// Messages of them that were written, or given up.
+    pub(crate) fn written(&self) -> u64 {
+        self.hub.links().iter().map(|link| link.outbox.gone()).sum()
+    }
+
+    /// How many messages had been written when the last connection that broke did so.
+    pub(crate) fn broken_at(&self) -> u64 {
+        self.hub.links().iter().map(|link| link.outbox.broken_at()).sum()
+    }
+
+    /// Ends at once, in the background: what was accepted is not sent.
+    pub(crate) fn abort(&self) {
+        self.hub.abort();
+    }
+
     /// What happens to the connections from now on.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
@@ -148,23 +184,20 @@ impl Publisher {
         self.hub.close(linger).await
     }
 
-    /// The topic of the message, if it can be sent at all: a peer would cut the connection for a message that is too large, and again
-    /// after every reconnection.
+    /// Messages that were accepted and dropped again, because a peer does not take them. Each was told as a
+    /// [`MessageDropped`](super::SocketEvent::MessageDropped).
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.hub.dropped()
+    }
+
+    /// The topic of the message, if it can be sent at all, whoever the peer is.
     fn check<'a>(&self, frames: &'a [impl Frame]) -> Result<&'a [u8]> {
-        let Some(topic) = frames.first() else {
-            return Err(Error::new(ErrorKind::InvalidMessage, "a message needs at least one frame"));
-        };
-        let (len, limits) = (crate::zmtp::encoded_len(frames), &self.hub.options.limits);
-        if len > limits.message_size || frames.len() > limits.frames {
-            let what = format!(
-                "a message of {len} bytes in {} frames is above the limit of {} bytes and {} frames: split it",
-                frames.len(),
-                limits.message_size,
-                limits.frames
-            );
-            return Err(Error::new(ErrorKind::InvalidMessage, what));
+        let limits = self.hub.options.send_limits();
+        match frames.first() {
+            Some(topic) if limits.allow(crate::zmtp::encoded_len(frames), frames.len()) => Ok(topic.as_ref()),
+            _ => Err(unfit(frames, limits, limits)),
         }
-        Ok(topic.as_ref())
     }
 
     /// Whether a message of this topic goes to this link.
@@ -172,9 +205,18 @@ impl Publisher {
         link.connecting && !self.hub.options.filter || link.wants(topic)
     }
 
-    /// The links that a message of this topic goes to.
-    fn targets(&self, topic: &[u8]) -> Targets {
-        self.hub.links().iter().filter(|link| self.goes_to(link, topic)).cloned().collect()
+    /// The links that this message goes to. Fails, and none of them is to get it, if it is above the limit of a peer that we connect to.
+    fn targets(&self, topic: &[u8], frames: &[impl Frame]) -> Result<Targets> {
+        let links = self.hub.links();
+        let targets: Targets = links.iter().filter(|link| self.goes_to(link, topic)).cloned().collect();
+        if targets.len() > 1 {
+            let size = crate::zmtp::encoded_len(frames);
+            let takes = |link: &Link| !link.connecting || link.outbox.limits().allow(size, frames.len());
+            if let Some(link) = targets.iter().find(|link| !takes(link)) {
+                return Err(self.hub.unfit(link, frames));
+            }
+        }
+        Ok(targets)
     }
 
     /// Publishes over the only link, as nearly always there is just one and it has room; `None` if it is otherwise.
@@ -185,16 +227,25 @@ impl Publisher {
             return Some(Ok(()));
         }
         let done = link.outbox.push_now(frames)?;
-        Some(done.or_else(|refused| accepted_elsewhere(link, refused)))
+        Some(done.or_else(|refused| self.accepted_elsewhere(link, refused, frames)))
     }
-}
 
-/// A connection that ended since its link was chosen is no subscriber any more; that is no failure of the others.
-fn accepted_elsewhere(link: &Link, refused: Refused) -> Result<()> {
-    match refused {
-        Refused::Full => Err(full()),
-        Refused::Closed if link.connecting => Err(Error::new(ErrorKind::Closed, "the publisher is closed")),
-        Refused::Closed => Ok(()),
+    /// A connection that ended since its link was chosen is no subscriber any more, and one that connected to us may not take all
+    /// messages; that is no failure of the others.
+    fn accepted_elsewhere(&self, link: &Link, refused: Refused, frames: &[impl Frame]) -> Result<()> {
+        match refused {
+            Refused::Full => Err(full()),
+            Refused::Unfit if link.connecting => Err(self.hub.unfit(link, frames)),
+            Refused::Unfit => {
+                self.hub.drop_for(link, frames);
+                Ok(())
+            }
+            Refused::Closed if link.connecting => Err(Error::new(
+                ErrorKind::Closed,
+                "the publisher is closed, or the runtime that it connected in has ended",
+            )),
+            Refused::Closed => Ok(()),
+        }
     }
 }
 

@@ -94,14 +94,20 @@ impl Replier {
     }
 
     /// Sends a reply without waiting. An error of kind [`Refused`](ErrorKind::Refused) says that the peer is gone,
-    /// [`Full`](ErrorKind::Full) that it does not read.
+    /// [`Full`](ErrorKind::Full) that it does not read, [`TooLarge`](ErrorKind::TooLarge) that the reply is above our limits or those that this
+    /// peer has told: whoever asked waits for another one, which says so. A reply without frames is [invalid](ErrorKind::InvalidMessage).
     pub fn try_reply(&self, path: &ReturnPath, reply: impl Into<Multipart>) -> Result<()> {
         let Some(link) = self.hub.route(&path.link) else {
             return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
         };
+        let reply = reply.into();
+        if reply.frames().is_empty() {
+            return Err(Error::new(ErrorKind::InvalidMessage, "a reply needs at least one frame"));
+        }
         let mut message = path.envelope.clone();
-        message.extend_from_slice(reply.into().frames());
+        message.extend_from_slice(reply.frames());
         link.outbox.try_push(&message).map_err(|refused| match refused {
+            Refused::Unfit => self.hub.unfit(&link, &message),
             Refused::Full => Error::new(ErrorKind::Full, "whoever asked does not read the replies"),
             Refused::Closed => Error::new(ErrorKind::Refused, "whoever asked is gone"),
         })

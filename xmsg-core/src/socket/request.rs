@@ -8,10 +8,11 @@ use futures::FutureExt;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::hub::{Link, Owner, SocketEvent, SocketEvents};
+use super::hub::{LastEnd, Link, Owner, SocketEvent, SocketEvents};
+use super::outbox::Refused;
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::deadline::Deadline;
-use crate::zmtp::SocketType;
+use crate::zmtp::{Limited, MessageLimits, SocketType, Violation};
 use crate::{Error, ErrorKind, Result};
 
 /// The longest pause before a request is sent again over a new connection.
@@ -37,10 +38,27 @@ struct Inner {
     turn: Semaphore,
     /// The connection, while nobody has it. Whoever has the turn takes it, and gives it back if it is clean.
     idle: Mutex<Option<Live>>,
+    /// What the peer takes, as it told last.
+    limits: Mutex<MessageLimits>,
     closed: CancellationToken,
 }
 
 impl Inner {
+    /// The connection that nobody has, or a new one, which takes what the peer has told last that it takes.
+    fn live(&self) -> Live {
+        let idle = self.idle().take();
+        idle.unwrap_or_else(|| {
+            let live = Live::connect(self);
+            let known = *self.limits();
+            drop(live.link.outbox.limit(known));
+            live
+        })
+    }
+
+    fn limits(&self) -> MutexGuard<'_, MessageLimits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn idle(&self) -> MutexGuard<'_, Option<Live>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -60,8 +78,9 @@ impl Requester {
     pub fn new(endpoint: Endpoint, options: SocketOptions) -> Self {
         // A connection that is given up has nothing more to say.
         let options = SocketOptions { linger: Duration::ZERO, ..options };
+        let limits = Mutex::new(options.send_limits());
         let (turn, closed) = (Semaphore::new(1), CancellationToken::new());
-        let inner = Inner { endpoint, options, turn, idle: Mutex::default(), closed };
+        let inner = Inner { endpoint, options, turn, idle: Mutex::default(), limits, closed };
         Self { inner: Arc::new(inner) }
     }
 
@@ -70,6 +89,11 @@ impl Requester {
     /// in time, [`Closed`](ErrorKind::Closed) that the requester was closed. If there was no connection either, the kind says
     /// why: [`Refused`](ErrorKind::Refused), [`UnknownHost`](ErrorKind::UnknownHost), …. What does not pass with time is
     /// returned at once: [`NotAllowed`](ErrorKind::NotAllowed) and [`WrongPort`](ErrorKind::WrongPort).
+    ///
+    /// What is too large is not sent again: [`TooLarge`](ErrorKind::TooLarge) says that the request is above our limits or those that the
+    /// peer has told; that a peer that has told none ended the connection twice in the middle of it; or that the reply is above our
+    /// limits. A reply that breaks the protocol is an error of kind [`Protocol`](ErrorKind::Protocol). After either kind of reply the
+    /// request may have been carried out.
     pub async fn request(&self, message: impl Into<Multipart>, timeout: Duration) -> Result<Multipart> {
         self.try_request(&message.into(), timeout).await.map_err(|unanswered| unanswered.error)
     }
@@ -82,6 +106,10 @@ impl Requester {
     ) -> Result<Multipart, Unanswered> {
         let deadline = Deadline::after(timeout);
         let inner = &*self.inner;
+        if message.frames().is_empty() {
+            let error = Error::new(ErrorKind::InvalidMessage, "a request needs at least one frame");
+            return Err(Unanswered { error, sent: false });
+        }
         let _turn = match deadline.limit(inner.turn.acquire()).await {
             Ok(Ok(turn)) => turn,
             Ok(Err(_)) => return Err(Unanswered { error: closed(), sent: false }),
@@ -96,12 +124,21 @@ impl Requester {
         let mut live: Option<Live> = None;
         let (mut failure, mut sent) = (None, false);
         let exchange = async {
+            let mut cuts = 0;
             let mut pause = inner.options.reconnect_min.min(RESEND_PAUSE_MAX);
             loop {
-                let idle = inner.idle().take();
-                let current = live.insert(idle.unwrap_or_else(|| Live::connect(inner)));
-                match current.exchange(&envelope, &mut failure).await {
+                let current = live.insert(inner.live());
+                let outcome = current.exchange(&envelope, &mut failure).await;
+                *inner.limits() = current.link.outbox.limits();
+                match outcome {
                     Outcome::Reply(reply) => return Ok(reply),
+                    Outcome::Refused(error) => return Err(Some(error)),
+                    Outcome::Unreadable(violation) => {
+                        sent = true;
+                        return Err(Some(self.unreadable(violation)));
+                    }
+                    Outcome::CutOff if cuts > 0 => return Err(Some(self.cut_off(&envelope))),
+                    Outcome::CutOff => cuts += 1,
                     Outcome::Hopeless(error) => {
                         let what = format!("no request can be made at {}", inner.endpoint);
                         return Err(Some(Error::new(error.kind(), what).with_source(error)));
@@ -157,6 +194,26 @@ impl Requester {
         }
     }
 
+    fn cut_off(&self, request: &[Bytes]) -> Error {
+        let size = crate::zmtp::encoded_len(request);
+        let what = format!(
+            "{} has ended the connection twice in the middle of a request of {size} bytes: is it above a limit there?",
+            self.inner.endpoint
+        );
+        Error::new(ErrorKind::TooLarge, what)
+    }
+
+    fn unreadable(&self, violation: Violation) -> Error {
+        let (kind, what) = match &violation {
+            Violation::TooLarge { what: Limited::Message | Limited::Frames | Limited::Box, .. } => {
+                (ErrorKind::TooLarge, "is larger than this socket takes")
+            }
+            _ => (ErrorKind::Protocol, "breaks the protocol"),
+        };
+        let what = format!("the reply from {} {what}: {violation}", self.inner.endpoint);
+        Error::new(kind, what).with_source(violation)
+    }
+
     fn no_reply(&self, timeout: Duration, hint: &str, failure: Option<Failure>) -> Error {
         let Inner { endpoint, .. } = &*self.inner;
         let what = format!("no reply from {endpoint} within {} ms: {hint}", timeout.as_millis());
@@ -183,7 +240,13 @@ struct Failure {
 #[derive(Debug)]
 enum Outcome {
     Reply(Multipart),
-    /// The connection broke: another one may do.
+    /// The request was not sent, and is not to be.
+    Refused(Error),
+    /// What came is nothing that we take. The request may have been carried out.
+    Unreadable(Violation),
+    /// The peer ended the connection in the middle of the request.
+    CutOff,
+    /// The connection broke in some other way: another one may do.
     Broken,
     /// No other connection would do better.
     Hopeless(Error),
@@ -212,8 +275,10 @@ impl Live {
         // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
         while self.events.next().now_or_never().flatten().is_some() {}
         while receive(&self.hub).now_or_never().flatten().is_some() {}
-        if self.link.outbox.push(request).await.is_err() {
-            return Outcome::Broken;
+        match self.link.outbox.push(request).await {
+            Ok(()) => {}
+            Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request)),
+            Err(Refused::Full | Refused::Closed) => return Outcome::Broken,
         }
         self.asked = true;
         loop {
@@ -237,8 +302,18 @@ impl Live {
                     Some(SocketEvent::Connected { .. }) => *failure = None,
                     Some(SocketEvent::Disconnected { error, .. }) => {
                         *failure = Some(Failure { connected: true, error });
-                        return Outcome::Broken;
+                        return match std::mem::take(&mut self.link.state().last_end) {
+                            LastEnd::Violation(violation) => Outcome::Unreadable(violation),
+                            LastEnd::CutOff => Outcome::CutOff,
+                            LastEnd::Otherwise => Outcome::Broken,
+                        };
                     }
+                    // The peer has told just now that it takes less.
+                    Some(SocketEvent::MessageDropped { .. }) => {
+                        self.asked = false;
+                        return Outcome::Refused(self.hub.unfit(&self.link, request));
+                    }
+                    Some(SocketEvent::SubscriptionRefused { .. }) => {}
                     None => return Outcome::Broken,
                 }
             }

@@ -58,13 +58,16 @@ impl Router {
 
     /// Hands the message to the peer of this identity without waiting. An error of kind
     /// [`Refused`](ErrorKind::Refused) says that nobody has that identity, [`Full`](ErrorKind::Full) that this peer
-    /// does not read.
+    /// does not read, [`TooLarge`](ErrorKind::TooLarge) that the message is above our limits or those that this peer has told,
+    /// [`InvalidMessage`](ErrorKind::InvalidMessage) that it has no frames.
     pub fn try_send(&self, identity: &[u8], message: impl Into<Multipart>) -> Result<()> {
         let shown = || identity.escape_ascii();
         let Some(link) = self.hub.route(identity) else {
             return Err(Error::new(ErrorKind::Refused, format!("no peer has the identity \"{}\"", shown())));
         };
-        link.outbox.try_push(message.into().frames()).map_err(|refused| match refused {
+        let message = message.into();
+        link.outbox.try_push(message.frames()).map_err(|refused| match refused {
+            Refused::Unfit => self.hub.unfit(&link, message.frames()),
             Refused::Full => {
                 Error::new(ErrorKind::Full, format!("the peer \"{}\" is at its high-water mark", shown()))
             }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
 
 use super::buffer::{ReceiveBuffer, Slab};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
@@ -15,13 +16,16 @@ use super::transport::{ReadHalf, Stream};
 use super::vanished::vanished;
 use crate::security::Authenticator;
 use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
-use crate::zmtp::{Engine, Event, Peer, Span, Violation};
+use crate::zmtp::{Command, Engine, Event, Peer, Span, Violation};
 use crate::{Error, ErrorKind};
 
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long a peer that has asked us to finish may take to read what we had sent.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The present time as tokio has it: the same clock as its timers, which a test may stop and set. What is compared with a
 /// timer has to come from here.
@@ -36,6 +40,8 @@ pub fn now() -> Instant {
 pub enum Ended {
     /// The peer closed it.
     ByPeer,
+    /// The peer closed it, and has said that it read everything that was written to it.
+    Drained,
     /// The transport failed.
     Io(io::Error),
     /// The peer broke the protocol, did not fit, or fell silent.
@@ -48,10 +54,24 @@ pub enum Ended {
     ByUs(&'static str),
 }
 
+impl Ended {
+    /// Whether it was the peer that ended the connection: not the network, and not we.
+    #[must_use]
+    pub fn is_by_peer(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        match self {
+            Self::ByPeer | Self::Violation(Violation::RefusedByPeer(_)) => true,
+            Self::Io(error) => matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset),
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ByPeer => f.write_str("closed by the peer"),
+            Self::Drained => f.write_str("closed by the peer, which has read everything"),
             Self::Io(error) => write!(f, "{error}"),
             Self::Violation(violation) => write!(f, "{violation}"),
             Self::Unread => f.write_str("the peer does not read the answers that it asks for"),
@@ -95,7 +115,7 @@ impl Ended {
 
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::ByPeer | Self::ByUs(_) => ErrorKind::Closed,
+            Self::ByPeer | Self::Drained | Self::ByUs(_) => ErrorKind::Closed,
             Self::Io(error) => Error::kind_of(error),
             Self::Violation(Violation::HandshakeTimeout | Violation::HeartbeatTimeout) | Self::Vanished => {
                 ErrorKind::Timeout
@@ -160,13 +180,22 @@ pub struct Session {
     authenticator: Option<Arc<dyn Authenticator>>,
     /// How soon it is to be noticed that the peer's host is gone: the interval and the time limit of heartbeats.
     watched: Option<(Duration, Duration)>,
+    /// Whether the peer understands that we ask it to finish.
+    peer_drains: bool,
 }
 
 impl Session {
     /// A session on this stream.
     #[must_use]
     pub fn new(stream: Stream, engine: Engine) -> Self {
-        Self { stream, engine, buffer: ReceiveBuffer::default(), authenticator: None, watched: None }
+        Self {
+            stream,
+            engine,
+            buffer: ReceiveBuffer::default(),
+            authenticator: None,
+            watched: None,
+            peer_drains: false,
+        }
     }
 
     /// Has a host that vanishes with data on its way to it noticed within `interval` and `timeout`, even if its peer need not
@@ -212,6 +241,7 @@ impl Session {
             }
             match event {
                 Some(Event::Ready(peer)) => {
+                    self.peer_drains = peer.drains;
                     self.engine.handle_received(now());
                     // A handshake may be much longer than anything that follows.
                     self.buffer.release();
@@ -261,43 +291,78 @@ impl Session {
                 (Some(sealer), Some(Opening { opener: Some(opener), boxed }))
             }
         };
-        let mut reader = Reader { engine: self.engine, buffer: self.buffer, opening };
+        let drain = Notify::new();
+        let mut reader =
+            Reader { engine: self.engine, buffer: self.buffer, opening, drain: &drain, is_drained: false };
         let mut writer = Writer::new(outbox).sealed(sealer);
         let leaving = AtomicBool::new(false);
-        let reading = reader.run(&mut read, outbox, handler, &leaving);
-        let mut reading = std::pin::pin!(reading);
-        let writing = async {
-            writer.run(&mut write).await?;
-            leaving.store(true, Ordering::Relaxed);
-            write.shutdown().await
+        let (ended, is_whole) = {
+            let mut reading = std::pin::pin!(reader.run(&mut read, outbox, handler, &leaving));
+            let writing = async {
+                // A message that is written in part is put back: the next connection sends it whole.
+                let asked_to_finish = tokio::select! {
+                    biased;
+                    () = drain.notified() => true,
+                    written = writer.run(&mut write) => {
+                        written?;
+                        false
+                    }
+                };
+                leaving.store(true, Ordering::Relaxed);
+                if self.peer_drains {
+                    writer.write_command(&mut write, &Command::Drain).await?;
+                } else {
+                    write.shutdown().await?;
+                }
+                Ok(asked_to_finish)
+            };
+            let writing = std::pin::pin!(writing);
+            match futures::future::select(writing, &mut reading).await {
+                futures::future::Either::Left((Ok(asked_to_finish), _)) => {
+                    // Reading on until the peer closes, too, lets everything that is under way arrive.
+                    let farewell = if asked_to_finish { farewell.min(DRAIN_PATIENCE) } else { farewell };
+                    match tokio::time::timeout(farewell, reading).await {
+                        Ok(Ended::ByPeer) => (Ended::ByUs("closed"), true),
+                        Ok(ended) => (ended, false),
+                        Err(_) => (Ended::ByUs("closed"), false),
+                    }
+                }
+                futures::future::Either::Left((Err(error), reading)) => {
+                    // What the peer sent before it closed counts, even if it no longer reads.
+                    match tokio::time::timeout(farewell, reading).await {
+                        Ok(Ended::ByPeer) | Err(_) => (Ended::Io(error), false),
+                        Ok(ended) => (ended, false),
+                    }
+                }
+                futures::future::Either::Right((ended, _)) => {
+                    let is_whole = matches!(ended, Ended::ByPeer);
+                    (ended, is_whole)
+                }
+            }
         };
-        let writing = std::pin::pin!(writing);
-        match futures::future::select(writing, &mut reading).await {
-            futures::future::Either::Left((Ok(()), _)) => {
-                // Reading on until the peer closes, too, lets everything that is under way arrive.
-                match tokio::time::timeout(farewell, reading).await {
-                    Ok(Ended::ByPeer) | Err(_) => Ended::ByUs("closed"),
-                    Ok(ended) => ended,
-                }
-            }
-            futures::future::Either::Left((Err(error), reading)) => {
-                // What the peer sent before it closed counts, even if it no longer reads.
-                match tokio::time::timeout(farewell, reading).await {
-                    Ok(Ended::ByPeer) | Err(_) => Ended::Io(error),
-                    Ok(ended) => ended,
-                }
-            }
-            futures::future::Either::Right((ended, _)) => ended,
+        if self.peer_drains && is_whole {
+            // The peer has closed its direction, and all that it sent has been read.
+            let answer = async {
+                writer.write_command(&mut write, &Command::Drained).await?;
+                write.shutdown().await
+            };
+            // A peer that does not wait for it gets none.
+            let _ = tokio::time::timeout(FAREWELL, answer).await;
         }
+        ended
     }
 }
 
 #[derive(Debug)]
-struct Reader {
+struct Reader<'a> {
     engine: Engine,
     /// Frames in clear text.
     buffer: ReceiveBuffer,
     opening: Option<Opening>,
+    /// Told when the peer asks us to finish.
+    drain: &'a Notify,
+    /// The peer has read everything.
+    is_drained: bool,
 }
 
 /// Boxes that came in, on their way to clear text.
@@ -350,7 +415,7 @@ impl Opening {
     }
 }
 
-impl Reader {
+impl Reader<'_> {
     /// Gives up memory that only a busy connection needs.
     fn release(&mut self) {
         let boxed = self.opening.as_mut().map(|opening| &mut opening.boxed);
@@ -397,6 +462,8 @@ impl Reader {
                     }
                     Event::Subscribe(prefix) => handler.subscription(true, prefix).await?,
                     Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
+                    Event::Drain => self.drain.notify_one(),
+                    Event::Drained => self.is_drained = true,
                     Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
@@ -450,7 +517,7 @@ impl Reader {
                 }
             };
             if len == 0 {
-                return Err(Ended::ByPeer);
+                return Err(if self.is_drained { Ended::Drained } else { Ended::ByPeer });
             }
             since_pause += len;
             self.engine.handle_received(now());

@@ -1,15 +1,17 @@
 //! SUB: receives what its subscriptions match.
 
 use std::pin::Pin;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::broadcast;
 
-use super::hub::{Owner, SocketEvents};
+use super::hub::{Hub, Owner, SocketEvent, SocketEvents};
 use super::{Endpoint, Multipart, SocketOptions};
-use crate::Result;
 use crate::zmtp::SocketType;
+use crate::{Error, Result};
 
 /// A subscribing socket; a [`Stream`](futures::Stream) of messages. Dropping it closes it.
 ///
@@ -29,6 +31,11 @@ impl Subscriber {
         Self { hub: Owner::new(SocketType::Sub, options), batch: Bytes::new() }
     }
 
+    /// A subscriber whose events are told to this channel, too.
+    pub(crate) fn with_parent(options: SocketOptions, parent: broadcast::Sender<SocketEvent>) -> Self {
+        Self { hub: Owner::with_parent(SocketType::Sub, options, parent), batch: Bytes::new() }
+    }
+
     /// Connects in the background, again whenever the connection is lost, and subscribes again then.
     pub fn connect(&self, endpoint: Endpoint) {
         self.hub.connect(endpoint);
@@ -39,14 +46,24 @@ impl Subscriber {
         self.hub.bind(endpoint).await
     }
 
-    /// Asks for messages whose first frame starts with `prefix`; the empty prefix asks for all.
-    pub fn subscribe(&self, prefix: impl Into<Bytes>) {
-        self.hub.subscribe(&prefix.into(), true);
+    /// Asks for messages whose first frame starts with `prefix`; the empty prefix asks for all. An error of kind
+    /// [`TooLarge`](crate::ErrorKind::TooLarge) says that the prefix is too long, or that there are too many: for this socket
+    /// ([`SocketOptions::limits`]), or for a peer, as it has told. Of a peer that connects later, that is told as an
+    /// [event](Self::events).
+    pub fn subscribe(&self, prefix: impl Into<Bytes>) -> Result<()> {
+        self.hub.subscribe(&prefix.into(), true)
+    }
+
+    /// Why a peer that is connected does not take one of the subscriptions, if that is so.
+    #[must_use]
+    pub fn refused(&self) -> Option<Error> {
+        self.hub.refused_subscription()
     }
 
     /// Takes a subscription back. What is on its way still arrives.
     pub fn unsubscribe(&self, prefix: impl Into<Bytes>) {
-        self.hub.subscribe(&prefix.into(), false);
+        // Less is never too much.
+        let _ = self.hub.subscribe(&prefix.into(), false);
     }
 
     /// The next message; `None` once the socket is closed and everything received was taken. Dropping the
@@ -97,9 +114,58 @@ impl Subscriber {
         self.hub.events()
     }
 
+    /// Whether there is a connection at this moment.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.hub.is_connected()
+    }
+
+    /// Ends every connection, in the background. What was received can still be taken.
+    pub(crate) fn stop(&self) {
+        self.hub.abort();
+    }
+
+    /// Puts batches that were taken back to the front, in their order.
+    pub(crate) fn put_back(&self, batches: impl DoubleEndedIterator<Item = Bytes>) {
+        self.hub.inbox.put_back(batches);
+    }
+
+    /// A view of what waits to be received, for as long as the socket exists.
+    pub(crate) fn unreceived(&self) -> Unreceived {
+        Unreceived(Arc::downgrade(&self.hub))
+    }
+
     /// Ends every connection.
     pub async fn close(&self) {
         self.hub.close(Duration::ZERO).await;
+    }
+}
+
+/// A view of what waits in a subscriber to be received.
+#[derive(Clone, Debug)]
+pub(crate) struct Unreceived(Weak<Hub>);
+
+impl Unreceived {
+    /// Whole messages, as they were on the wire; none when the socket is gone.
+    pub(crate) fn batches(&self) -> Vec<Bytes> {
+        self.0.upgrade().map(|hub| hub.inbox.waiting()).unwrap_or_default()
+    }
+
+    /// Has the socket receive nothing more.
+    pub(crate) fn stop(&self) {
+        if let Some(hub) = self.0.upgrade() {
+            hub.abort();
+        }
+    }
+
+    /// Whether the socket is still there.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// What happens to the connections of the socket from now on; `None` when it is gone.
+    pub(crate) fn events(&self) -> Option<SocketEvents> {
+        self.0.upgrade().map(|hub| hub.events())
     }
 }
 

@@ -1,11 +1,11 @@
-//! Commands: READY, ERROR, SUBSCRIBE, CANCEL, PING, PONG (RFC 37).
+//! Commands: READY, ERROR, SUBSCRIBE, CANCEL, PING, PONG (RFC 37); X-DRAIN and X-DRAINED, extensions of ours.
 
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::Violation;
 use super::frame::encode_command;
+use super::{Limited, Violation};
 
 /// The longest context of a PING that is echoed (RFC 37, "Connection Heartbeating").
 const PING_CONTEXT_MAX: usize = 16;
@@ -36,6 +36,11 @@ pub enum Command {
         /// The context of the PING.
         context: Bytes,
     },
+    /// "I am about to stop: send nothing more, and close your direction." An extension of ours, for peers that have told that they
+    /// understand it.
+    Drain,
+    /// "I have read all that you sent before you closed your direction." The answer to the end that [`Drain`](Self::Drain) asked for.
+    Drained,
     /// A command that this engine does not know: to be ignored.
     Unknown(Bytes),
 }
@@ -62,6 +67,8 @@ impl Command {
                 Self::Ping { ttl: Duration::from_millis(deciseconds * 100), context: body }
             }
             b"PONG" => Self::Pong { context: body },
+            b"X-DRAIN" => Self::Drain,
+            b"X-DRAINED" => Self::Drained,
             _ => Self::Unknown(name),
         })
     }
@@ -100,6 +107,8 @@ impl Command {
                 put_short(&mut body, b"PONG");
                 body.put_slice(context);
             }
+            Self::Drain => put_short(&mut body, b"X-DRAIN"),
+            Self::Drained => put_short(&mut body, b"X-DRAINED"),
             Self::Unknown(name) => put_short(&mut body, &name[..name.len().min(255)]),
         }
         body.freeze()
@@ -137,11 +146,7 @@ impl Properties {
             }
             if properties.len() == PROPERTIES_MAX {
                 let (size, limit) = (PROPERTIES_MAX as u64 + 1, PROPERTIES_MAX as u64);
-                return Err(Violation::TooLarge {
-                    what: "number of properties in the handshake",
-                    size,
-                    limit,
-                });
+                return Err(Violation::TooLarge { what: Limited::Properties, size, limit });
             }
             properties.push((name, body.split_to(len)));
         }

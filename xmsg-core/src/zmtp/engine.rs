@@ -7,9 +7,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::curve::Cipher;
 use super::frame::{Header, encode_command};
 use super::greeting::{self, GREETING_LEN, Greeting, REVISION_2_0, SIGNATURE_LEN};
+use super::told::DRAIN_PROPERTY;
 use super::{
-    Command, Credentials, Mechanism, Options, Principal, Properties, Scanner, SocketType, Span, Stop,
-    Violation, encode_message, later,
+    Command, Credentials, Limited, Mechanism, Options, PeerLimits, Principal, Properties, Scanner,
+    SocketType, Span, Stop, Violation, encode_message, later,
 };
 
 /// Commands may stand between the frames of a message (libzmq sends heartbeats so). Taking one out moves the
@@ -58,6 +59,10 @@ pub struct Peer {
     pub identity: Bytes,
     /// All that a ZMTP 3 peer announced.
     pub properties: Properties,
+    /// What of that are limits on what we may send.
+    pub limits: PeerLimits,
+    /// Whether it understands [`Command::Drain`].
+    pub drains: bool,
     /// Who it proved to be, to a server of PLAIN or CURVE.
     pub principal: Option<Principal>,
 }
@@ -75,6 +80,10 @@ pub enum Event {
     Subscribe(Bytes),
     /// … and no longer.
     Cancel(Bytes),
+    /// The peer is about to stop: it wants nothing more, and the end of our direction.
+    Drain,
+    /// The peer has read everything that we sent before the end of our direction.
+    Drained,
 }
 
 #[derive(Debug)]
@@ -336,11 +345,8 @@ impl Engine {
             }
             let limit = self.options.limits.command_size;
             if header.body_len > limit as u64 {
-                return Err(Violation::TooLarge {
-                    what: "handshake command",
-                    size: header.body_len,
-                    limit: limit as u64,
-                });
+                let (size, limit) = (header.body_len, limit as u64);
+                return Err(Violation::TooLarge { what: Limited::Handshake, size, limit });
             }
             let len = header.len + header.body_len as usize;
             if input.len() < len {
@@ -377,7 +383,9 @@ impl Engine {
             return Err(Violation::SocketTypeMismatch { theirs, ours: ours.name() });
         };
         let properties = Properties::default();
-        let peer = Peer { version: Version::V2_0, socket_type, identity, properties, principal: None };
+        let limits = PeerLimits::default();
+        let (version, drains) = (Version::V2_0, false);
+        let peer = Peer { version, socket_type, identity, properties, limits, drains, principal: None };
         Ok(Some(self.ready(peer)))
     }
 
@@ -443,7 +451,13 @@ impl Engine {
                 return Ok(None);
             }
             Command::Error(reason) => return Err(Violation::RefusedByPeer(reason)),
-            Command::Pong { .. } | Command::Ready(_) | Command::Unknown(_) => return Ok(None),
+            Command::Drain if self.options.socket_type.drains() => return Ok(Some(Event::Drain)),
+            Command::Drained if self.options.socket_type.drains() => return Ok(Some(Event::Drained)),
+            Command::Drain
+            | Command::Drained
+            | Command::Pong { .. }
+            | Command::Ready(_)
+            | Command::Unknown(_) => return Ok(None),
         };
         if !self.options.socket_type.takes_subscriptions() {
             return Ok(None);
@@ -456,6 +470,10 @@ impl Engine {
         ours.push("Socket-Type", self.options.socket_type.name());
         if self.options.socket_type.announces_identity() {
             ours.push("Identity", self.options.identity.clone());
+        }
+        self.options.limits.tell(self.options.socket_type, &mut ours);
+        if self.options.socket_type.drains() {
+            ours.push(DRAIN_PROPERTY, "1");
         }
         while let Some(body) = self.mechanism.poll_command(&ours) {
             encode_command(&mut self.outgoing, &body);
@@ -471,13 +489,20 @@ impl Engine {
         };
         let identity = properties.find("Identity").cloned().unwrap_or_default();
         if identity.len() > IDENTITY_MAX {
-            return Err(Violation::TooLarge {
-                what: "identity",
-                size: identity.len() as u64,
-                limit: IDENTITY_MAX as u64,
-            });
+            let (size, limit) = (identity.len() as u64, IDENTITY_MAX as u64);
+            return Err(Violation::TooLarge { what: Limited::Identity, size, limit });
         }
-        Ok(Peer { version, socket_type, identity, properties, principal: self.principal.clone() })
+        let limits = PeerLimits::read(&properties);
+        let drains = properties.find(DRAIN_PROPERTY).is_some_and(|value| value == "1");
+        Ok(Peer {
+            version,
+            socket_type,
+            identity,
+            properties,
+            limits,
+            drains,
+            principal: self.principal.clone(),
+        })
     }
 
     fn ready(&mut self, peer: Peer) -> Event {
@@ -498,7 +523,8 @@ impl Engine {
 fn check_subscription(event: Event, limit: usize) -> Result<Event, Violation> {
     match &event {
         Event::Subscribe(prefix) | Event::Cancel(prefix) if prefix.len() > limit => {
-            Err(Violation::TooLarge { what: "subscription", size: prefix.len() as u64, limit: limit as u64 })
+            let (size, limit) = (prefix.len() as u64, limit as u64);
+            Err(Violation::TooLarge { what: Limited::Subscription, size, limit })
         }
         _ => Ok(event),
     }

@@ -41,6 +41,8 @@ enum Seen {
     Message(Vec<Vec<u8>>),
     Subscribe(Vec<u8>),
     Cancel(Vec<u8>),
+    Drain,
+    Drained,
 }
 
 fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Seen>, Violation> {
@@ -50,6 +52,8 @@ fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> 
         while let Some(event) = engine.poll_event(&mut input)? {
             match event {
                 Event::Credentials(_) => engine.judge(true)?,
+                Event::Drain => seen.push(Seen::Drain),
+                Event::Drained => seen.push(Seen::Drained),
                 Event::Ready(peer) => seen.push(Seen::Ready(peer.version, peer.socket_type)),
                 Event::Subscribe(prefix) => seen.push(Seen::Subscribe(prefix.to_vec())),
                 Event::Cancel(prefix) => seen.push(Seen::Cancel(prefix.to_vec())),
@@ -209,6 +213,88 @@ fn a_zmtp_2_0_peer_with_a_wrong_type_is_refused() {
     assert!(matches!(result, Err(Violation::SocketTypeMismatch { .. })), "{result:?}");
 }
 
+/// A READY command of a socket of this type with one more property.
+fn ready_with(socket_type: &str, name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut frame = ready(socket_type);
+    frame.push(name.len() as u8);
+    frame.extend_from_slice(name);
+    frame.extend_from_slice(&(value.len() as u32).to_be_bytes());
+    frame.extend_from_slice(value);
+    frame[1] = (frame.len() - 2) as u8;
+    frame
+}
+
+/// What an engine of this type learns from a peer with this READY.
+fn told(socket_type: SocketType, ready: &[u8]) -> PeerLimits {
+    let mut engine = engine(socket_type);
+    let mut input = BytesMut::from(&[&greeting(1, b"NULL"), ready].concat()[..]);
+    let Ok(Some(Event::Ready(peer))) = engine.poll_event(&mut input) else { panic!("no handshake") };
+    peer.limits
+}
+
+#[test]
+fn a_peer_tells_its_limits_and_a_foreign_one_none() {
+    let nothing = PeerLimits::default();
+    assert_eq!(told(SocketType::Pub, &ready("XSUB")), nothing);
+    let one = ready_with("XSUB", b"x-max-message-size", b"1048576");
+    assert_eq!(told(SocketType::Pub, &one), PeerLimits { message_size: Some(1 << 20), ..nothing });
+    for malformed in [&b""[..], b"0", b"-5", b"many", &[0, 0, 0, 1]] {
+        assert_eq!(told(SocketType::Pub, &ready_with("XSUB", b"X-Max-Frames", malformed)), nothing);
+    }
+    assert_eq!(told(SocketType::Pub, &ready_with("XSUB", b"X-Whatever", b"1")), nothing);
+}
+
+#[test]
+fn both_ends_learn_the_limits_of_the_other() {
+    let limits = Limits { message_size: 5000, frames: 5, subscription_len: 77, ..Limits::default() };
+    for security in ["NULL", "PLAIN"] {
+        let options = |socket_type| Options { limits: limits.clone(), ..Options::new(socket_type) };
+        let mechanism = |server| -> Box<dyn Mechanism> {
+            match (security, server) {
+                ("NULL", _) => Box::new(crate::zmtp::Null::default()),
+                (_, true) => Box::new(crate::zmtp::PlainServer::default()),
+                (_, false) => Box::new(crate::zmtp::PlainClient::new(b"me", b"secret")),
+            }
+        };
+        let now = Instant::now();
+        let mut ends = [(SocketType::Pub, false), (SocketType::Xsub, true)].map(|(socket_type, server)| {
+            (Engine::with_mechanism(options(socket_type), mechanism(server), now), BytesMut::new(), None)
+        });
+        while ends.iter().any(|(_, _, told)| told.is_none()) {
+            for number in 0..2 {
+                while let Some(bytes) = ends[number].0.poll_transmit() {
+                    ends[1 - number].1.extend_from_slice(&bytes);
+                }
+                let (engine, input, told) = &mut ends[number];
+                match engine.poll_event(input).unwrap() {
+                    Some(Event::Ready(peer)) => *told = Some(peer.limits),
+                    Some(Event::Credentials(_)) => engine.judge(true).unwrap(),
+                    _ => {}
+                }
+            }
+        }
+        let expected = PeerLimits { message_size: Some(5000), frames: Some(5), ..PeerLimits::default() };
+        assert_eq!(ends[0].2, Some(expected), "{security}: the publisher learns what may be published");
+        let Limits { subscriptions, subscription_bytes, .. } = limits;
+        let expected = PeerLimits {
+            subscription_len: Some(77),
+            subscriptions: Some(subscriptions),
+            subscription_bytes: Some(subscription_bytes),
+            ..PeerLimits::default()
+        };
+        assert_eq!(ends[1].2, Some(expected), "{security}: the other one, what may be subscribed to");
+    }
+}
+
+#[test]
+fn a_zmtp_2_0_peer_is_told_nothing_and_tells_nothing() {
+    let wire = [&b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x02\0\x03old"[..], &message(&[b"\x01t"])].concat();
+    let mut engine = engine(SocketType::Xpub);
+    let event = engine.poll_event(&mut BytesMut::from(&wire[..]));
+    let Ok(Some(Event::Ready(peer))) = event else { panic!("{event:?}") };
+    assert_eq!(peer.limits, PeerLimits::default());
+}
+
 #[test]
 fn long_subscriptions_are_refused() {
     let mut options = Options::new(SocketType::Xpub);
@@ -340,4 +426,20 @@ proptest! {
         let cut = feed(&mut engine(SocketType::Sub), wire.chunks(piece));
         prop_assert_eq!(whole, cut);
     }
+}
+
+#[test]
+fn a_sender_is_asked_to_finish_and_told_that_all_was_read_and_a_receiver_is_not() {
+    let mut commands = BytesMut::new();
+    Command::Drain.write(&mut commands);
+    Command::Drained.write(&mut commands);
+    let mut publisher = engine(SocketType::Pub);
+    let seen = feed(&mut publisher, [&session(1, "XSUB", &commands)[..]]).unwrap();
+    assert_eq!(seen[1..], [Seen::Drain, Seen::Drained]);
+    let told: Vec<u8> = std::iter::from_fn(|| publisher.poll_transmit()).flatten().collect();
+    assert!(told.windows(7).any(|part| part == b"X-Drain"), "it has told that it understands this");
+
+    let mut receiver = engine(SocketType::Sub);
+    let seen = feed(&mut receiver, [&session(1, "XPUB", &commands)[..]]).unwrap();
+    assert_eq!(seen.len(), 1, "it is not meant for a receiver");
 }

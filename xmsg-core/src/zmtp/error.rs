@@ -13,6 +13,50 @@ pub enum Blame {
     Silence,
 }
 
+/// What a peer may send only so much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Limited {
+    /// Bytes of a message.
+    Message,
+    /// Frames of a message.
+    Frames,
+    /// Bytes of a frame in a box of CURVE.
+    Box,
+    /// Bytes of a command.
+    Command,
+    /// Bytes of a command of the handshake.
+    Handshake,
+    /// Bytes of an identity.
+    Identity,
+    /// Properties in the handshake.
+    Properties,
+    /// Bytes of one subscription's prefix.
+    Subscription,
+    /// Subscriptions of one peer.
+    Subscriptions,
+    /// Bytes of all prefixes that one peer subscribes to.
+    SubscriptionBytes,
+}
+
+impl Limited {
+    /// What has too much of which unit.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Message => ("a message", "bytes"),
+            Self::Frames => ("a message", "frames"),
+            Self::Box => ("a CURVE message", "bytes"),
+            Self::Command => ("a command", "bytes"),
+            Self::Handshake => ("a command of the handshake", "bytes"),
+            Self::Identity => ("an identity", "bytes"),
+            Self::Properties => ("the handshake", "properties"),
+            Self::Subscription => ("a subscription", "bytes"),
+            Self::Subscriptions => ("a peer", "subscriptions"),
+            Self::SubscriptionBytes => ("all subscriptions of a peer", "bytes"),
+        }
+    }
+}
+
 /// The reason for which the engine ends a connection. It ends that connection and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -42,7 +86,7 @@ pub enum Violation {
     /// A message, command or property above its limit.
     TooLarge {
         /// What was too large.
-        what: &'static str,
+        what: Limited,
         /// The size that was announced or reached, bytes or frames.
         size: u64,
         /// The limit, in the same unit.
@@ -118,7 +162,8 @@ impl fmt::Display for Violation {
             Self::Malformed(what) => write!(f, "malformed {what}"),
             Self::InvalidFlags(flags) => write!(f, "invalid frame flags {flags:#04x}"),
             Self::TooLarge { what, size, limit } => {
-                write!(f, "{what} of {size} exceeds the limit of {limit}")
+                let (what, unit) = what.words();
+                write!(f, "{what} with {size} {unit}: the limit is {limit}")
             }
             Self::RefusedByPeer(reason) => write!(f, "the peer refused the connection: {reason:?}"),
             Self::NotAuthentic(what) => f.write_str(what),

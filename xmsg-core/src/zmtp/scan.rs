@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::frame::{Header, MORE};
-use super::{Limits, Violation};
+use super::{Limited, Limits, Violation};
 
 /// Where one whole message lies in the bytes that were scanned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,12 +93,12 @@ impl Scanner {
             };
             let body = self.next + header.len;
             let checked = if header.is_command() {
-                within("command", header.body_len, self.command_size)
+                within(Limited::Command, header.body_len, self.command_size)
             } else if self.frames >= self.frames_max {
-                within("number of frames in a message", self.frames as u64 + 1, self.frames_max)
+                within(Limited::Frames, self.frames as u64 + 1, self.frames_max)
             } else {
                 let before = (body - start) as u64;
-                within("message", before.saturating_add(header.body_len), self.message_size)
+                within(Limited::Message, before.saturating_add(header.body_len), self.message_size)
             };
             if let Err(violation) = checked {
                 if spans.is_empty() {
@@ -164,7 +164,7 @@ impl Scanner {
     }
 }
 
-fn within(what: &'static str, size: u64, limit: usize) -> Result<(), Violation> {
+fn within(what: Limited, size: u64, limit: usize) -> Result<(), Violation> {
     let limit = limit as u64;
     if size > limit { Err(Violation::TooLarge { what, size, limit }) } else { Ok(()) }
 }

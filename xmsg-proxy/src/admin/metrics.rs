@@ -12,7 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
-use xmsg_core::socket::Amount;
+use xmsg_core::socket::{Amount, ViolationCounts};
 
 use super::State;
 use super::process::{Process, unix_s};
@@ -133,6 +133,7 @@ impl ProxySnapshot {
             unmatched,
             refused,
             denied,
+            violations,
         } = self.totals;
         out.counter("xmsg_proxy_messages_received", "Messages from publishers.", None, received.messages)?;
         out.counter(
@@ -146,9 +147,12 @@ impl ProxySnapshot {
         out.counter("xmsg_proxy_delivered", "Bytes of those messages.", BYTES, delivered.bytes)?;
         out.counters(
             "xmsg_proxy_messages_dropped",
-            "Messages that a subscriber did not get: by policy, or because it left before (left).",
+            "Messages that a subscriber did not get: by policy, because they are above its limit (too_large), or because it left before (left).",
             None,
-            reasons(drops, |amount| amount.messages).chain([([("reason", "left".to_owned())], undelivered)]),
+            reasons(drops, |amount| amount.messages).chain([
+                ([("reason", "too_large".to_owned())], drops.too_large.messages),
+                ([("reason", "left".to_owned())], undelivered),
+            ]),
         )?;
         out.counters(
             "xmsg_proxy_dropped",
@@ -175,6 +179,7 @@ impl ProxySnapshot {
             None,
             refused,
         )?;
+        encode_violations("xmsg_proxy_violations", violations, out)?;
         let denied_help = "Messages and subscriptions that the peer has no right to.";
         out.counter("xmsg_proxy_denied", denied_help, None, denied)?;
         let connections =
@@ -219,10 +224,17 @@ fn reasons(
     drops: Drops,
     value: fn(Amount) -> u64,
 ) -> impl Iterator<Item = ([(&'static str, String); 1], u64)> {
-    let Drops { newest, oldest, conflated } = drops;
+    let Drops { newest, oldest, conflated, too_large: _ } = drops;
     [("drop_newest", newest), ("drop_oldest", oldest), ("conflate", conflated)]
         .into_iter()
         .map(move |(reason, amount)| ([("reason", reason.to_owned())], value(amount)))
+}
+
+/// For each reason, also those that there were none of yet: an alarm needs something to start from.
+fn encode_violations(name: &str, counts: ViolationCounts, out: &mut Families<'_>) -> Result<(), fmt::Error> {
+    let help = "Connections that were ended because the peer broke a rule or a limit.";
+    let values = counts.iter().map(|(reason, count)| ([("reason", reason.to_string())], count));
+    out.counters(name, help, None, values)
 }
 
 fn encode_registrar(counts: &Counts, connections: usize, out: &mut Families<'_>) -> Result<(), fmt::Error> {
@@ -236,6 +248,7 @@ fn encode_registrar(counts: &Counts, connections: usize, out: &mut Families<'_>)
     out.counter("xmsg_registrar_requests", "Requests that were answered.", None, counts.requests)?;
     let help = "Requests that were answered with an error.";
     out.counter("xmsg_registrar_requests_refused", help, None, counts.refused)?;
+    encode_violations("xmsg_registrar_violations", counts.violations, out)?;
     let help = "Registrations that were not made again in time.";
     out.counter("xmsg_registrar_registrations_expired", help, None, counts.expired)?;
     out.gauge("xmsg_registrar_connections", "Open connections.", None, connections as u64)

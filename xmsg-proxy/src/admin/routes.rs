@@ -14,7 +14,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use xmsg_core::socket::Amount;
+use xmsg_core::socket::{Amount, ViolationCounts};
 
 use super::process::{Process, unix_s};
 use super::{Phase, State, metrics};
@@ -143,6 +143,15 @@ impl From<Amount> for Sum {
     }
 }
 
+/// All reasons for which connections are ended, and how many were.
+fn by_reason(counts: ViolationCounts) -> serde_json::Value {
+    counts
+        .iter()
+        .map(|(reason, count)| (reason.to_string(), count.into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
 async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
     let process = Process::look();
     let mut found = json!({
@@ -171,6 +180,7 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "publisher_wait_s": totals.waited.as_secs_f64(),
             "subscribers_disconnected": totals.disconnected,
             "denied": totals.denied,
+            "violations": by_reason(totals.violations),
             "undelivered_messages": totals.undelivered,
             "unmatched_messages": totals.unmatched,
             "handshakes_refused": totals.refused,
@@ -189,6 +199,7 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "requests": counts.requests,
             "refused": counts.refused,
             "expired": counts.expired,
+            "violations": by_reason(counts.violations),
             "connections": registrar.connections(),
         });
     }
@@ -259,17 +270,24 @@ struct SubscriberPart {
     publisher_wait_s: f64,
 }
 
-/// What was dropped, by the policy that chose it.
+/// What was dropped, by the policy that chose it, or because the subscriber does not take it.
 #[derive(Serialize)]
 struct DropRow {
     newest: Sum,
     oldest: Sum,
     conflated: Sum,
+    too_large: Sum,
 }
 
 impl From<Drops> for DropRow {
     fn from(drops: Drops) -> Self {
-        Self { newest: drops.newest.into(), oldest: drops.oldest.into(), conflated: drops.conflated.into() }
+        let Drops { newest, oldest, conflated, too_large } = drops;
+        Self {
+            newest: newest.into(),
+            oldest: oldest.into(),
+            conflated: conflated.into(),
+            too_large: too_large.into(),
+        }
     }
 }
 

@@ -31,18 +31,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::registration::Registration;
-use xmsg_core::setup::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
-    Admission, AdmissionLimits, Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions,
+    Admission, AdmissionLimits, Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions, ViolationCounts,
 };
-use xmsg_core::zmtp::Limits;
+use xmsg_core::zmtp::{Limits, MessageLimits};
 use xmsg_core::{Error, ErrorKind, RegistrarAddress, Result};
 
 use crate::security::{Authority, Mechanism};
 use journal::{Entry, Journal};
-use service::{Counters, Service};
+use service::{Counters, REPLY_FRAMES, REPLY_SIZE, Service};
 use store::Store;
 
 /// What a registrar can be told.
@@ -164,6 +164,8 @@ pub struct Counts {
     pub refused: u64,
     /// Registrations that were not renewed in time.
     pub expired: u64,
+    /// Connections that were ended because the peer broke a rule or a limit.
+    pub violations: ViolationCounts,
 }
 
 impl Counters {
@@ -175,6 +177,7 @@ impl Counters {
             requests: read(&self.requests),
             refused: read(&self.refused),
             expired: read(&self.expired),
+            violations: self.violations.counts(),
         }
     }
 }
@@ -225,6 +228,7 @@ impl Registrar {
             journal = Some(service::compact(damaged, &store).await?);
         }
 
+        let counters = Arc::new(Counters::default());
         let replier = Replier::new(SocketOptions {
             // One reply; REQ peers wait for it before they ask again.
             send_high_water_mark: HighWaterMark::bytes(1 << 20),
@@ -232,6 +236,9 @@ impl Registrar {
             heartbeat_interval: Some(HEARTBEAT_INTERVAL),
             heartbeat_timeout: HEARTBEAT_TIMEOUT,
             limits: config.limits,
+            // Answers are much longer than questions.
+            send_limits: Some(MessageLimits { size: REPLY_SIZE, frames: REPLY_FRAMES }),
+            violations: counters.violations.clone(),
             admission: Admission::new(AdmissionLimits {
                 connections: config.connections,
                 handshakes: config.handshakes,
@@ -242,7 +249,6 @@ impl Registrar {
             ..SocketOptions::default()
         });
         let address = listen(&replier).await?;
-        let counters = Arc::new(Counters::default());
         let stop = CancellationToken::new();
         let sender = Bytes::from(format!("{}:registrar", address.host()));
         let named = !matches!(config.security, Mechanism::Null);

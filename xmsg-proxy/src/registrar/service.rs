@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::deadline::Deadline;
 use xmsg_core::registration::{Action, Argument, OwnerType, Reply, Request};
-use xmsg_core::socket::{Multipart, Replier, ReturnPath};
+use xmsg_core::socket::{Multipart, Replier, ReturnPath, Violations};
 use xmsg_core::{Error, ErrorKind, Result};
 
 use super::journal::{Entry, Journal};
@@ -28,6 +28,10 @@ const BATCH_REQUESTS: usize = 4096;
 const BATCH_BYTES: usize = 4 << 20;
 /// Bytes of one reply. A question with a longer answer is refused: it is to be narrowed down.
 const REPLY_MAX: usize = 256 << 20;
+/// … with its other frames, and the addresses of devices on the way back.
+pub(super) const REPLY_SIZE: usize = REPLY_MAX + (64 << 10);
+/// Frames of one reply: those of a registration in one of them are a few bytes at least.
+pub(super) const REPLY_FRAMES: usize = 1 << 24;
 /// Bytes of replies that wait to be written, of all peers. Above it, long answers are refused.
 const REPLIES_MAX: u64 = 512 << 20;
 /// From so many bytes on an answer counts as long.
@@ -43,6 +47,7 @@ pub(super) struct Counters {
     pub(super) requests: AtomicU64,
     pub(super) refused: AtomicU64,
     pub(super) expired: AtomicU64,
+    pub(super) violations: Violations,
 }
 
 /// What a request has done to the store.
@@ -273,7 +278,17 @@ impl Service {
     }
 
     fn send(&self, path: &ReturnPath, reply: Reply) {
-        if let Err(error) = self.replier.try_reply(path, reply.into_frames()) {
+        let (action, sender) = (reply.action.clone(), reply.sender.clone());
+        let found = reply.outcome.as_ref().map_or(0, Vec::len);
+        let mut sent = self.replier.try_reply(path, reply.into_frames());
+        if let Err(error) = &sent
+            && error.kind() == ErrorKind::TooLarge
+        {
+            // Whoever asked is not to wait in vain.
+            let outcome = Err(format!("too many: {found} registrations, and {error}; ask for less"));
+            sent = self.replier.try_reply(path, Reply { action, sender, outcome }.into_frames());
+        }
+        if let Err(error) = sent {
             tracing::debug!(%error, "a reply was not sent");
         }
     }

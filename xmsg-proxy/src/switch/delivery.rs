@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use xmsg_core::socket::outbox::{APART, Keep, Lease, Ledger, OutboxGuard};
 use xmsg_core::socket::{Amount, HighWaterMark};
-use xmsg_core::zmtp::Span;
+use xmsg_core::zmtp::{MessageLimits, Span};
 
 use super::peers::{Drops, Gate, Subscriber};
 use crate::policy::{Policies, Policy, Rule};
@@ -128,6 +128,9 @@ impl Delivery {
         cut: &Cut<'_>,
         policies: &Policies,
     ) -> bool {
+        if let Some(limits) = subscriber.takes {
+            leave_out(subscriber, limits, left, cut);
+        }
         let mut drops = Drops::default();
         let mut queue = subscriber.outbox.lock();
         let (mut done, mut too_slow, mut blocks) = (0, false, false);
@@ -265,6 +268,35 @@ impl Delivery {
             let lease = cut.lease.get_or_init(|| Lease::new(&self.ledger, cut.slab_size));
             queue.push_slice(cut.wire.slice(range), count, lease);
         }
+    }
+}
+
+/// Takes those messages out of the runs that the subscriber does not take: it would end the connection, and lose what waits for it.
+fn leave_out(subscriber: &Subscriber, limits: MessageLimits, left: &mut Vec<Run>, cut: &Cut<'_>) {
+    let goes = |span: &Span| limits.allow(span.end - span.start, span.frames);
+    let (mut gone, mut topic) = (Amount::default(), None);
+    let mut fitting: Vec<Run> = Vec::with_capacity(left.len());
+    for run in left.iter() {
+        let mut first = run.first;
+        for number in run.first..run.end {
+            let span = &cut.spans[number];
+            if goes(span) {
+                continue;
+            }
+            gone += Amount::new(1, span.end - span.start);
+            topic = Some(span.first(cut.wire));
+            if first < number {
+                fitting.push(Run { first, end: number, ..*run });
+            }
+            first = number + 1;
+        }
+        if first < run.end {
+            fitting.push(Run { first, ..*run });
+        }
+    }
+    if let Some(topic) = topic {
+        *left = fitting;
+        subscriber.count_too_large(gone, topic);
     }
 }
 

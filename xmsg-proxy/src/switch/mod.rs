@@ -27,14 +27,15 @@ use tokio_util::task::TaskTracker;
 use xmsg_core::security::Security;
 use xmsg_core::socket::admission::Permit;
 use xmsg_core::socket::outbox::{Ledger, Outbox};
-use xmsg_core::socket::session::{Session, now};
+use xmsg_core::socket::session::{Ended, Session, now};
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Closer, Listener, Stream};
-use xmsg_core::socket::{Admission, Amount, HighWaterMark};
-use xmsg_core::zmtp::{self, Engine, Peer, SocketType};
+use xmsg_core::socket::{Admission, Amount, HighWaterMark, ViolationCounts, Violations};
+use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
 use crate::config::Config;
 use crate::policy::{Policies, Policy, Rule, TopicPolicy};
+use crate::security::Authority;
 use inlet::Inlet;
 pub use peers::{Drops, PublisherStats, SubscriberStats};
 use peers::{Gate, Grant, Publisher, Subscriber};
@@ -67,6 +68,15 @@ impl Side {
     fn is_internal(self) -> bool {
         matches!(self, Self::Answers | Self::Requests)
     }
+
+    /// How it is called in the log.
+    fn port(self) -> &'static str {
+        match self {
+            Self::Publishers => "publishers",
+            Self::Subscribers => "subscribers",
+            Self::Answers | Self::Requests => "internal",
+        }
+    }
 }
 
 /// Messages since the start.
@@ -94,6 +104,8 @@ pub struct Totals {
     pub refused: u64,
     /// Messages and subscriptions that the peer's rights did not allow.
     pub denied: u64,
+    /// Connections, to any port, that were ended because the peer broke a rule or a limit.
+    pub violations: ViolationCounts,
 }
 
 /// The switch: a cheap handle; its tasks end with [`stop`](Self::stop).
@@ -106,6 +118,7 @@ pub struct Switch {
 struct Inner {
     config: Config,
     admission: Admission,
+    violations: Violations,
     /// Refused connections in the log.
     refusals: Throttle,
     table: Arc<Table>,
@@ -138,11 +151,11 @@ impl Switch {
     #[must_use]
     pub fn start(config: Config) -> Self {
         let admission = config.admission();
-        Self::start_with(config, admission)
+        Self::start_with(config, admission, Violations::default())
     }
 
-    /// The same, with connections counted together with those of other ports.
-    pub(crate) fn start_with(config: Config, admission: Admission) -> Self {
+    /// The same, with connections, and why they were ended, counted together with those of other ports.
+    pub(crate) fn start_with(config: Config, admission: Admission, violations: Violations) -> Self {
         let stop = CancellationToken::new();
         let default = Rule { policy: config.policy, mark: config.high_water_mark };
         let (table, task) = Table::new(config.upstream, Policies::new(default, &config.policies));
@@ -158,10 +171,16 @@ impl Switch {
             stop,
             config,
             admission,
+            violations,
             refusals: Throttle::default(),
         });
         inner.tasks.spawn(run_table(task, inner.stop.clone()));
         Self { inner }
+    }
+
+    /// Who is let in, and what they may do.
+    pub(crate) fn authority(&self) -> &Arc<Authority> {
+        &self.inner.config.authority
     }
 
     /// Accepts connections from this listener until the switch stops.
@@ -223,6 +242,7 @@ impl Switch {
     pub fn totals(&self) -> Totals {
         let mut totals = self.inner.gate.totals();
         totals.refused += self.inner.admission.refused();
+        totals.violations = self.inner.violations.counts();
         totals
     }
 
@@ -321,7 +341,9 @@ impl Switch {
                 Ok(found) => found,
                 Err(ended) => {
                     self.inner.gate.refused();
-                    if let Some(unlogged) = self.inner.refusals.pass() {
+                    if self.inner.violations.note(&peer, side.port(), &ended).is_none()
+                        && let Some(unlogged) = self.inner.refusals.pass()
+                    {
                         tracing::info!(peer, ?side, reason = %ended, unlogged, "connection refused");
                     }
                     return;
@@ -332,7 +354,7 @@ impl Switch {
             permit.established();
         }
         // What else it announced is dropped here, and not when the connection ends.
-        let (version, principal) = essentials(found);
+        let (version, principal, limits) = essentials(found);
         tracing::debug!(peer, ?side, ?version, "connected");
         let grant = match side {
             Side::Answers | Side::Requests => Grant::internal(),
@@ -340,13 +362,15 @@ impl Switch {
         };
         let ended = match side {
             Side::Subscribers | Side::Requests => {
-                self.serve_subscriber(session, &peer, grant, side, stop).await
+                self.serve_subscriber(session, &peer, limits, grant, side, stop).await
             }
             Side::Publishers | Side::Answers => {
                 self.serve_publisher(session, &peer, version, grant, side, stop).await
             }
         };
-        tracing::debug!(peer, ?side, reason = ended, "disconnected");
+        if self.inner.violations.note(&peer, side.port(), &ended).is_none() {
+            tracing::debug!(peer, ?side, reason = %ended, "disconnected");
+        }
     }
 
     async fn serve_publisher(
@@ -357,7 +381,7 @@ impl Switch {
         grant: Grant,
         side: Side,
         stop: CancellationToken,
-    ) -> String {
+    ) -> Ended {
         let inner = &self.inner;
         let publisher = Arc::new(Publisher::new(self.id(), peer, version, grant));
         let mut inlet = Inlet::new(&publisher, &inner.table, &inner.ledger, &inner.gate, &inner.config);
@@ -372,10 +396,10 @@ impl Switch {
         }
         let ended = tokio::select! {
             biased;
-            () = stop.cancelled() => "stopped".to_owned(),
-            () = publisher.cut.cancelled() => "cut off".to_owned(),
-            () = publisher.grant.revoked.cancelled() => "not allowed any more".to_owned(),
-            ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended.to_string(),
+            () = stop.cancelled() => Ended::ByUs("stopped"),
+            () = publisher.cut.cancelled() => Ended::ByUs("cut off"),
+            () = publisher.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
+            ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended,
         };
         publisher.outbox.close();
         inner.gate.remove_publisher(&publisher);
@@ -387,10 +411,11 @@ impl Switch {
         &self,
         session: Session,
         peer: &str,
+        limits: PeerLimits,
         grant: Grant,
         side: Side,
         stop: CancellationToken,
-    ) -> String {
+    ) -> Ended {
         let inner = &self.inner;
         let config = &inner.config;
         // Requests that are dropped in a flood are asked again; nobody is to wait because of them.
@@ -398,7 +423,10 @@ impl Switch {
             .then_some(Rule { policy: Policy::DropNewest, mark: HighWaterMark::bytes(REQUESTS_MARK) });
         let mark = rule.map_or(config.high_water_mark, |rule| rule.mark);
         let outbox = Outbox::with_ledger(mark, inner.ledger.clone());
-        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, rule, grant));
+        // Whatever is forwarded is within our own limits: only one that takes less has to be looked after.
+        let ours = MessageLimits::from(&config.limits);
+        let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
+        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, rule, grant).taking(takes));
         if !side.is_internal() {
             inner.gate.add_subscriber(&subscriber);
         }
@@ -408,10 +436,10 @@ impl Switch {
         let mut handler = table::Subscriptions::new(&inner.table, &subscriber, &config.limits);
         let ended = tokio::select! {
             biased;
-            () = stop.cancelled() => "stopped".to_owned(),
-            () = subscriber.cut.cancelled() => "too slow: cut off".to_owned(),
-            () = subscriber.grant.revoked.cancelled() => "not allowed any more".to_owned(),
-            ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended.to_string(),
+            () = stop.cancelled() => Ended::ByUs("stopped"),
+            () = subscriber.cut.cancelled() => Ended::ByUs("too slow: cut off"),
+            () = subscriber.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
+            ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended,
         };
         subscriber.outbox.close();
         inner.table.change(Change::SubscriberGone(subscriber.id)).await;
@@ -490,8 +518,8 @@ impl Publisher {
     }
 }
 
-fn essentials(peer: Peer) -> (zmtp::Version, Option<zmtp::Principal>) {
-    (peer.version, peer.principal)
+fn essentials(peer: Peer) -> (zmtp::Version, Option<zmtp::Principal>, PeerLimits) {
+    (peer.version, peer.principal, peer.limits)
 }
 
 /// The table lives until the last connection has told it that it is gone.

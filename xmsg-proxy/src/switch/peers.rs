@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use xmsg_core::socket::outbox::Outbox;
 
 use xmsg_core::socket::{Amount, HighWaterMark};
-use xmsg_core::zmtp::{Principal, Version};
+use xmsg_core::zmtp::{MessageLimits, Principal, Version};
 
 use super::Totals;
 use crate::policy::{Policies, Policy, Rule};
@@ -19,6 +19,8 @@ use crate::security::{Authority, Rights};
 
 /// What comes of one subscriber's slowness is logged at most this often.
 const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Bytes of a topic that are shown in the log.
+const TOPIC_SHOWN: usize = 255;
 
 /// Who a peer is, and what it may do under the rules in force.
 #[derive(Debug)]
@@ -145,10 +147,13 @@ pub(super) struct Subscriber {
     pub(super) grant: Grant,
     /// What goes for it whatever the topic.
     rule: Option<Rule>,
+    /// The largest message that it takes, if that is less than what the proxy takes.
+    pub(super) takes: Option<MessageLimits>,
     since: Instant,
     newest: Counter,
     oldest: Counter,
     conflated: Counter,
+    too_large: Counter,
     waits: AtomicU64,
     waited_us: AtomicU64,
     pub(super) subscriptions: AtomicUsize,
@@ -156,6 +161,8 @@ pub(super) struct Subscriber {
     pub(super) subscription_bytes: AtomicUsize,
     /// When its slowness was last logged, and what had been dropped then.
     slow_log: Mutex<Option<(Instant, Drops)>>,
+    /// When it was last logged that it does not take a message.
+    large_log: Mutex<Option<Instant>>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
 }
@@ -168,17 +175,25 @@ impl Subscriber {
             outbox,
             grant,
             rule,
+            takes: None,
             since: Instant::now(),
             newest: Counter::default(),
             oldest: Counter::default(),
             conflated: Counter::default(),
+            too_large: Counter::default(),
             waits: AtomicU64::new(0),
             waited_us: AtomicU64::new(0),
             subscriptions: AtomicUsize::new(0),
             subscription_bytes: AtomicUsize::new(0),
             slow_log: Mutex::default(),
+            large_log: Mutex::default(),
             cut: CancellationToken::new(),
         }
+    }
+
+    /// The same, which takes no larger messages.
+    pub(super) fn taking(self, takes: Option<MessageLimits>) -> Self {
+        Self { takes, ..self }
     }
 
     /// The rule for messages to it that policies give this number.
@@ -198,6 +213,27 @@ impl Subscriber {
         self.log_slowness();
     }
 
+    /// Counts messages that it is not sent, because it has told that it does not take them, and says so in the log now and then, with the topic
+    /// of the last one.
+    pub(super) fn count_too_large(&self, amount: Amount, topic: &[u8]) {
+        self.too_large.add(amount.messages as usize, amount.bytes as usize);
+        let mut log = lock(&self.large_log);
+        if log.is_some_and(|last| last.elapsed() < SLOW_LOG_INTERVAL) {
+            return;
+        }
+        *log = Some(Instant::now());
+        drop(log);
+        let MessageLimits { size, frames } = self.takes.unwrap_or_default();
+        tracing::warn!(
+            peer = %self.peer,
+            topic = %topic[..topic.len().min(TOPIC_SHOWN)].escape_ascii(),
+            too_large_in_all = self.drops().too_large.messages,
+            limit_bytes = size,
+            limit_frames = frames,
+            "messages above a subscriber's limit are not sent to it. Raise its limit, or lower --max-message-size"
+        );
+    }
+
     fn add_to(&self, totals: &mut Totals) {
         totals.delivered += self.outbox.written();
         totals.dropped += self.drops().total();
@@ -212,6 +248,7 @@ impl Subscriber {
             newest: self.newest.amount(),
             oldest: self.oldest.amount(),
             conflated: self.conflated.amount(),
+            too_large: self.too_large.amount(),
         }
     }
 
@@ -239,7 +276,7 @@ impl Subscriber {
         let (_, before) = log.replace((Instant::now(), drops)).unwrap_or((Instant::now(), Drops::default()));
         drop(log);
         let queued = self.outbox.queued();
-        let dropped = drops.total().messages - before.total().messages;
+        let dropped = drops.slow().messages - before.slow().messages;
         if dropped == 0 {
             tracing::warn!(
                 peer = %self.peer,
@@ -256,7 +293,7 @@ impl Subscriber {
             newest = drops.newest.messages - before.newest.messages,
             oldest = drops.oldest.messages - before.oldest.messages,
             conflated = drops.conflated.messages - before.conflated.messages,
-            dropped_in_all = drops.total().messages,
+            dropped_in_all = drops.slow().messages,
             queued_messages = queued.messages,
             queued_bytes = queued.bytes,
             "slow subscriber: messages for it are dropped. Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
@@ -280,7 +317,7 @@ impl Subscriber {
     }
 }
 
-/// Messages that were dropped because a subscriber was too slow, by which ones were chosen.
+/// Messages that a subscriber was not sent: because it was too slow, by which ones were chosen, or because it does not take them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drops {
     /// Those that came when it was at its mark (`drop-newest`, and the last ones before `disconnect`; under the other
@@ -290,12 +327,20 @@ pub struct Drops {
     pub oldest: Amount,
     /// Those of which there was a newer one of the same topic (`conflate`).
     pub conflated: Amount,
+    /// Those above the limits that the subscriber has told.
+    pub too_large: Amount,
 }
 
 impl Drops {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> Amount {
+        self.slow() + self.too_large
+    }
+
+    /// Those for which it was too slow.
+    #[must_use]
+    pub fn slow(&self) -> Amount {
         self.newest + self.oldest + self.conflated
     }
 }
@@ -305,6 +350,7 @@ impl AddAssign for Drops {
         self.newest += other.newest;
         self.oldest += other.oldest;
         self.conflated += other.conflated;
+        self.too_large += other.too_large;
     }
 }
 

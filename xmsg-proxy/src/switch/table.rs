@@ -453,8 +453,7 @@ fn cancel(
 pub(super) struct Subscriptions<'a> {
     table: &'a Table,
     subscriber: &'a Arc<Subscriber>,
-    limit: usize,
-    bytes_limit: usize,
+    limits: &'a Limits,
     /// How often it subscribed since its subscriptions were last counted, and their number then.
     asked: usize,
     /// The same in bytes.
@@ -462,9 +461,12 @@ pub(super) struct Subscriptions<'a> {
 }
 
 impl<'a> Subscriptions<'a> {
-    pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &Limits) -> Self {
-        let (limit, bytes_limit) = (limits.subscriptions, limits.subscription_bytes);
-        Self { table, subscriber, limit, bytes_limit, asked: 0, asked_bytes: 0 }
+    pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
+        Self { table, subscriber, limits, asked: 0, asked_bytes: 0 }
+    }
+
+    fn is_too_much(&self) -> bool {
+        self.asked > self.limits.subscriptions || self.asked_bytes > self.limits.subscription_bytes
     }
 }
 
@@ -482,13 +484,13 @@ impl Handler for Subscriptions<'_> {
         }
         self.asked += 1;
         self.asked_bytes += prefix.len();
-        if self.asked > self.limit || self.asked_bytes > self.bytes_limit {
+        if self.is_too_much() {
             // Some may have been for the same prefix: only the table knows.
             self.table.synchronize().await;
             self.asked = subscriber.subscriptions.load(Ordering::Relaxed) + 1;
             self.asked_bytes = subscriber.subscription_bytes.load(Ordering::Relaxed) + prefix.len();
-            if self.asked > self.limit || self.asked_bytes > self.bytes_limit {
-                return Err(Ended::ByUs("too many subscriptions"));
+            if self.is_too_much() {
+                return Err(self.limits.too_many(self.asked, self.asked_bytes).into());
             }
         }
         self.table.change(Change::Subscribe(subscriber, prefix)).await;

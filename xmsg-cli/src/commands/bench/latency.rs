@@ -87,8 +87,8 @@ pub(super) async fn run(
         let receivers = target.receivers(arguments.subscribers.into(), &topics).await?;
         let mut pacers = Vec::new();
         for _ in 0..arguments.publishers {
-            let (address, setup) = (target.address().clone(), target.setup().clone());
-            pacers.push(Pacer::start(address, setup, topics.clone(), arguments.load.size).await?);
+            let (address, options) = (target.address().clone(), target.options().clone());
+            pacers.push(Pacer::start(address, options, topics.clone(), arguments.load.size).await?);
         }
         anyhow::Ok((pacers, receivers))
     };

@@ -10,7 +10,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{Amount, Chunk, Outbox, SPARE, TAIL_LEN};
 use crate::zmtp::curve::{LONG_FRAME, Sealer};
-use crate::zmtp::{Header, whole_messages_within};
+use crate::zmtp::{Command, Header, whole_messages_within};
 
 /// Slices handed to the system in one write.
 const SLICES: usize = 64;
@@ -77,6 +77,20 @@ impl<'a> Writer<'a> {
                     self.write_some(stream).await?;
                 }
             }
+        }
+    }
+
+    /// Writes a command that belongs to no queue.
+    pub(in crate::socket) async fn write_command(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        command: &Command,
+    ) -> io::Result<()> {
+        let mut bytes = BytesMut::new();
+        command.write(&mut bytes);
+        match &mut self.sealing {
+            None => stream.write_all(&bytes).await,
+            Some(sealing) => stream.write_all(&sealing.seal_apart(&bytes)).await,
         }
     }
 
@@ -214,9 +228,12 @@ impl<'a> Writer<'a> {
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
         let begun = self.begun.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+        let written = begun + self.offset;
         let mut chunks: VecDeque<Chunk> = self.begun.drain(..).chain(self.chunks.drain(..)).collect();
         let (mut messages, mut boundary) =
-            whole_messages_within(chunks.iter().map(|chunk| &chunk.bytes[..]), begun + self.offset);
+            whole_messages_within(chunks.iter().map(|chunk| &chunk.bytes[..]), written);
+        // A box of which a part was written counts, too.
+        let is_inside = written > boundary || self.sealing.as_ref().is_some_and(Sealing::is_inside);
         // What the peer may have received whole leaves the queue, the rest goes back to its front.
         let (mut whole, mut copied) = (Amount::new(messages, 0), 0);
         while boundary > 0 {
@@ -245,6 +262,7 @@ impl Drop for Writer<'_> {
         let mut state = self.outbox.state();
         state.queued -= whole;
         state.written.messages += whole.messages;
+        state.note_end(is_inside);
         state.urgent.clear();
         state.writer = None;
         chunks.append(&mut state.chunks);
@@ -270,19 +288,21 @@ struct Sealing {
     sealed: BytesMut,
     /// Bytes of `sealed` that were written already.
     written: usize,
+    /// … and where the last box of which all was written ends.
+    whole: usize,
     /// For each sealed frame: where its box ends, counted from the first one, and its length in clear text.
     frames: VecDeque<(usize, usize)>,
 }
 
 impl Sealing {
     fn new(sealer: Sealer) -> Self {
-        Self { sealer: Some(sealer), sealed: BytesMut::new(), written: 0, frames: VecDeque::new() }
+        Self { sealer: Some(sealer), sealed: BytesMut::new(), written: 0, whole: 0, frames: VecDeque::new() }
     }
 
     /// Seals the frames from `offset` in the first chunk on: about [`SEAL_MAX`] bytes, or, if something urgent waits,
     /// to the end of the first message. If a long frame comes first, it is returned instead.
     fn seal(&mut self, chunks: &VecDeque<Chunk>, offset: usize, one_message: bool) -> Option<LongFrame> {
-        self.written = 0;
+        (self.written, self.whole) = (0, 0);
         let sealer = self.sealer.as_mut()?;
         let (mut index, mut at) = (0, offset);
         while self.sealed.len() < SEAL_MAX {
@@ -346,12 +366,18 @@ impl Sealing {
         sealed
     }
 
+    /// Whether a part of a box was written, and not all of it.
+    fn is_inside(&self) -> bool {
+        !self.frames.is_empty() && self.written > self.whole
+    }
+
     /// Notes that so many sealed bytes were written. Returns how many bytes of clear text are now with the peer.
     fn advance(&mut self, written: usize) -> usize {
         self.written += written;
         self.sealed.advance(written);
         let mut plain = 0;
-        while let Some((_, len)) = self.frames.front().filter(|(end, _)| *end <= self.written) {
+        while let Some((end, len)) = self.frames.front().filter(|(end, _)| *end <= self.written) {
+            self.whole = *end;
             plain += len;
             self.frames.pop_front();
         }

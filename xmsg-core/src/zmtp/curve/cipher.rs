@@ -11,7 +11,7 @@ use bytes::{Buf, BufMut, BytesMut};
 
 use super::nacl::{StreamKey, TAG_LEN};
 use crate::zmtp::frame::{COMMAND, LONG, MORE};
-use crate::zmtp::{Header, Violation};
+use crate::zmtp::{Header, Limited, Violation};
 
 const NAME: &[u8; 8] = b"\x07MESSAGE";
 const COUNTER_LEN: usize = 8;
@@ -110,7 +110,7 @@ impl Opener {
         let Some(header) = Header::read(boxed)? else { return Ok(None) };
         let limit = (self.frame_max + OVERHEAD) as u64;
         if header.body_len > limit {
-            return Err(Violation::TooLarge { what: "CURVE message", size: header.body_len, limit });
+            return Err(Violation::TooLarge { what: Limited::Box, size: header.body_len, limit });
         }
         if header.body_len < OVERHEAD as u64 || header.has_more() {
             return Err(Violation::Malformed("CURVE message"));
