@@ -27,7 +27,7 @@ fn options(time: Duration) -> SocketOptions {
 }
 
 fn any_port() -> Endpoint {
-    "tcp://127.0.0.1:0".parse().unwrap()
+    Endpoint::tcp("127.0.0.1", 0)
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {

@@ -17,7 +17,7 @@ use super::outbox::{Discarded, Frame, Outbox};
 use super::refusal::{Whose, unfit, unfit_subscription};
 use super::session::{Batch, Ended, Handler, Session, now};
 use super::throttle::Throttle;
-use super::transport::{Listener, Stream};
+use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, SocketOptions};
 use crate::zmtp::{
     self, Blame, Engine, Limited, Limits, Peer, PeerLimits, Principal, SocketType, Version, Violation,
@@ -288,6 +288,8 @@ pub(crate) struct Hub {
     links: Mutex<Vec<Arc<Link>>>,
     next_link: AtomicU64,
     subscriptions: Mutex<Subscriptions>,
+    /// What it listens to.
+    listeners: Mutex<Vec<Closer>>,
     /// The links of a router by identity; those of a replier by a name of ours.
     routes: Mutex<HashMap<Bytes, Arc<Link>>>,
     /// Whether links, or what their peers want, changed.
@@ -315,6 +317,7 @@ impl Hub {
             links: Mutex::default(),
             next_link: AtomicU64::new(1),
             subscriptions: Mutex::default(),
+            listeners: Mutex::default(),
             routes: Mutex::default(),
             changed: Notify::new(),
             events: SocketEvents::channel(),
@@ -356,6 +359,7 @@ impl Hub {
     /// Accepts from this listener from then on. Returns its endpoint.
     pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
+        lock(&self.listeners).push(listener.closer());
         self.tasks.spawn(self.clone().accept(listener));
         endpoint
     }
@@ -465,11 +469,19 @@ impl Hub {
         self.tell(SocketEvent::MessageDropped { peer: peer.to_owned(), topic, size, reason });
     }
 
+    /// Accepts nobody any more, and frees what it was bound to before it returns.
+    pub(crate) fn unbind(&self) {
+        for listener in lock(&self.listeners).drain(..) {
+            listener.close();
+        }
+    }
+
     /// Takes no more messages, writes what was accepted for at most `linger`, and ends every task.
     /// Returns how many messages were not sent.
     pub(crate) async fn close(&self, linger: Duration) -> usize {
         // Whoever drops this future half-way gives up: nothing of the socket stays behind.
         let _stop = self.stop.clone().drop_guard();
+        self.unbind();
         self.tasks.close();
         let links: Vec<_> = self.links().iter().cloned().collect();
         for link in &links {
@@ -506,8 +518,9 @@ impl Hub {
         !matches!(self.socket_type, SocketType::Sub | SocketType::Req)
     }
 
-    /// Closes in the background, for a socket that was dropped.
+    /// Closes in the background, for a socket that was dropped; what it was bound to is free at once.
     fn close_detached(self: &Arc<Self>) {
+        self.unbind();
         if self.tasks.is_closed() {
             return;
         }
@@ -912,7 +925,7 @@ impl Backoff {
     fn next(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.max);
-        pause - (pause / 2).mul_f64(fastrand::f64())
+        pause.saturating_sub((pause / 2).mul_f64(fastrand::f64()))
     }
 }
 

@@ -46,8 +46,14 @@ impl Router {
     }
 
     /// Lets peers connect to a listener that is bound already. Returns its endpoint.
+    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
     pub fn listen(&self, listener: Listener) -> Endpoint {
         self.hub.listen(listener)
+    }
+
+    /// Lets no more peers connect. What it was bound to is free when this returns; connections stay.
+    pub fn unbind(&self) {
+        self.hub.unbind();
     }
 
     /// Hands the message to the peer of this identity without waiting. An error of kind

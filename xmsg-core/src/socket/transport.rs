@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -194,12 +194,28 @@ impl TcpOptions {
     }
 }
 
-/// A bound endpoint.
+/// A bound endpoint. Dropping it frees the endpoint.
 #[derive(Debug)]
 pub struct Listener {
     endpoint: Endpoint,
-    accepting: Accepting,
+    accepting: Shared,
     options: TcpOptions,
+}
+
+/// `None` once it is closed.
+type Shared = Arc<Mutex<Option<Accepting>>>;
+
+/// Closes a [`Listener`] that belongs to somebody else, such as the task that accepts.
+#[derive(Clone, Debug)]
+pub struct Closer(Shared);
+
+impl Closer {
+    /// Frees the endpoint before it returns: it can be bound again. Nobody is accepted any more, and
+    /// [`accept`](Listener::accept) never returns.
+    pub fn close(&self) {
+        let accepting = lock(&self.0).take();
+        drop(accepting);
+    }
 }
 
 #[derive(Debug)]
@@ -243,7 +259,11 @@ impl Listener {
             }
             _ => endpoint.clone(),
         };
-        Ok(Self { endpoint, accepting, options })
+        Ok(Self::new(endpoint, accepting, options))
+    }
+
+    fn new(endpoint: Endpoint, accepting: Accepting, options: TcpOptions) -> Self {
+        Self { endpoint, accepting: Arc::new(Mutex::new(Some(accepting))), options }
     }
 
     /// Takes over a TCP socket that listens already: one that a service manager bound for us.
@@ -266,7 +286,7 @@ impl Listener {
         socket.set_nonblocking(true).map_err(failed)?;
         let listener = TcpListener::from_std(socket).map_err(failed)?;
         let endpoint = Endpoint::tcp(address.ip().to_string(), address.port());
-        Ok(Self { endpoint, accepting: Accepting::Tcp(listener), options })
+        Ok(Self::new(endpoint, Accepting::Tcp(listener), options))
     }
 
     /// The endpoint that it is bound to, with the port that the system chose for port 0.
@@ -275,28 +295,29 @@ impl Listener {
         &self.endpoint
     }
 
+    /// What closes it from elsewhere.
+    #[must_use]
+    pub fn closer(&self) -> Closer {
+        Closer(self.accepting.clone())
+    }
+
     /// The next connection and a name for its peer. When descriptors run out it waits and tries again: the
     /// error never reaches the caller, and no processor time is spent on it.
     pub async fn accept(&mut self) -> (Stream, String) {
         let mut pause = Duration::from_millis(10);
         loop {
-            let error = match &mut self.accepting {
-                Accepting::Tcp(listener) => match listener.accept().await {
-                    Ok((stream, peer)) => {
-                        self.options.apply(&stream);
-                        return (Stream::Tcp(stream), peer.to_string());
+            let accepted = std::future::poll_fn(|cx| match &mut *lock(&self.accepting) {
+                Some(accepting) => accepting.poll_accept(cx),
+                None => Poll::Pending,
+            });
+            let error = match accepted.await {
+                Ok((stream, peer)) => {
+                    if let Stream::Tcp(stream) = &stream {
+                        self.options.apply(stream);
                     }
-                    Err(error) => error,
-                },
-                Accepting::Unix(listener, path) => match listener.accept().await {
-                    Ok((stream, _)) => return (Stream::Unix(stream), path.display().to_string()),
-                    Err(error) => error,
-                },
-                Accepting::Inproc(receiver, name) => match receiver.recv().await {
-                    Some(stream) => return (Stream::Inproc(Pipe::new(stream)), format!("inproc://{name}")),
-                    // Only dropping the listener takes its sender out of the registry.
-                    None => std::future::pending().await,
-                },
+                    return (stream, peer);
+                }
+                Err(error) => error,
             };
             tracing::warn!(endpoint = %self.endpoint, %error, ?pause, "cannot accept a connection; trying again");
             tokio::time::sleep(pause).await;
@@ -305,15 +326,41 @@ impl Listener {
     }
 }
 
+impl Accepting {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, String)>> {
+        match self {
+            Self::Tcp(listener) => {
+                listener.poll_accept(cx).map_ok(|(stream, peer)| (Stream::Tcp(stream), peer.to_string()))
+            }
+            Self::Unix(listener, path) => listener
+                .poll_accept(cx)
+                .map_ok(|(stream, _)| (Stream::Unix(stream), path.display().to_string())),
+            Self::Inproc(receiver, name) => match receiver.poll_recv(cx) {
+                Poll::Ready(Some(stream)) => {
+                    Poll::Ready(Ok((Stream::Inproc(Pipe::new(stream)), format!("inproc://{name}"))))
+                }
+                // Only dropping it takes its sender out of the registry.
+                Poll::Ready(None) | Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
-        match &self.accepting {
-            Accepting::Tcp(_) => {}
-            Accepting::Unix(_, path) => {
+        self.closer().close();
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        match self {
+            Self::Tcp(_) => {}
+            Self::Unix(_, path) => {
                 // Somebody may have taken it away already; then there is nothing left to do.
                 let _ = std::fs::remove_file(path);
             }
-            Accepting::Inproc(_, name) => {
+            Self::Inproc(_, name) => {
                 inproc().remove(name);
             }
         }
@@ -420,7 +467,11 @@ fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
 type Registry = HashMap<String, mpsc::Sender<DuplexStream>>;
 
 /// The `inproc://` endpoints of this process.
-fn inproc() -> std::sync::MutexGuard<'static, Registry> {
+fn inproc() -> MutexGuard<'static, Registry> {
     static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
-    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&REGISTRY)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

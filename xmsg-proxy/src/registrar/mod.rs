@@ -182,7 +182,8 @@ impl Counters {
     }
 }
 
-/// A registrar at work. It stops with [`stop`](Self::stop); dropping it stops it at once.
+/// A registrar at work. It stops with [`stop`](Self::stop), which writes what is not on the disk yet. Dropping it stops it at once:
+/// its port is free when that returns.
 #[derive(Debug)]
 pub struct Registrar {
     address: RegistrarAddress,
@@ -197,6 +198,7 @@ impl Drop for Registrar {
         if let Some(service) = &self.service {
             service.abort();
         }
+        self.replier.unbind();
     }
 }
 

@@ -17,8 +17,8 @@ mod inlet;
 mod peers;
 mod table;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ use xmsg_core::socket::admission::Permit;
 use xmsg_core::socket::outbox::{Ledger, Outbox};
 use xmsg_core::socket::session::{Ended, Session, now};
 use xmsg_core::socket::throttle::Throttle;
-use xmsg_core::socket::transport::{Listener, Stream};
+use xmsg_core::socket::transport::{Closer, Listener, Stream};
 use xmsg_core::socket::{Admission, Amount, HighWaterMark, ViolationCounts, Violations};
 use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
@@ -125,12 +125,25 @@ struct Inner {
     ledger: Arc<Ledger>,
     gate: Arc<Gate>,
     next_id: AtomicU32,
+    listeners: Mutex<Vec<Closer>>,
     /// Ends accepting.
     refuse: CancellationToken,
     /// Ends everything.
     stop: CancellationToken,
     tasks: TaskTracker,
     publishers: TaskTracker,
+}
+
+impl Inner {
+    fn listeners(&self) -> MutexGuard<'_, Vec<Closer>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unbind(&self) {
+        for listener in self.listeners().drain(..) {
+            listener.close();
+        }
+    }
 }
 
 impl Switch {
@@ -151,6 +164,7 @@ impl Switch {
             ledger: Arc::default(),
             gate: Arc::default(),
             next_id: AtomicU32::new(1),
+            listeners: Mutex::default(),
             refuse: stop.child_token(),
             tasks: TaskTracker::new(),
             publishers: TaskTracker::new(),
@@ -171,6 +185,7 @@ impl Switch {
 
     /// Accepts connections from this listener until the switch stops.
     pub fn listen(&self, listener: Listener, side: Side) {
+        self.inner.listeners().push(listener.closer());
         self.inner.tasks.spawn(self.clone().accept(listener, side));
     }
 
@@ -216,9 +231,10 @@ impl Switch {
         inner.gate.reconsider();
     }
 
-    /// Ends all tasks without waiting for them.
+    /// Ends all tasks without waiting for them. What it listened to is free when this returns.
     pub fn abort(&self) {
         self.inner.stop.cancel();
+        self.inner.unbind();
     }
 
     /// Everything since the start.
@@ -260,6 +276,7 @@ impl Switch {
     pub async fn stop(&self, linger: Duration) -> Totals {
         let inner = &self.inner;
         inner.refuse.cancel();
+        inner.unbind();
         let orderly = async {
             inner.publishers.close();
             inner.gate.close_publishers();
