@@ -235,6 +235,6 @@ impl Control {
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

@@ -179,17 +179,15 @@ impl Connection {
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let Some(publisher) = self.inner.publisher.get() else { return Ok(()) };
         let confirming = self.inner.target.confirmations.confirm(publisher, &self.inner.target);
-        let doubtful = match tokio::time::timeout(timeout, confirming).await {
-            Ok(doubtful) => doubtful?,
-            Err(_) => {
-                let what = format!(
-                    "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}: they are still being sent",
-                    self.address(),
-                    self.unconfirmed(),
-                );
-                return Err(Error::new(ErrorKind::Timeout, what));
-            }
+        let Ok(doubtful) = tokio::time::timeout(timeout, confirming).await else {
+            let what = format!(
+                "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}: they are still being sent",
+                self.address(),
+                self.unconfirmed(),
+            );
+            return Err(Error::new(ErrorKind::Timeout, what));
         };
+        let doubtful = doubtful?;
         if doubtful == 0 {
             return Ok(());
         }
