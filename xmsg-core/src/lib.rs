@@ -27,6 +27,10 @@ pub mod topic;
 mod unfinished;
 pub mod zmtp;
 
+/// Crates whose types stand in signatures of this one.
+#[doc(no_inline)]
+pub use {bytes, futures, zeroize};
+
 pub use actor::{Actor, ActorBuilder, HandlerError, IntoReply, SubscriptionHandle};
 pub use address::{ProxyAddress, RegistrarAddress};
 pub use batch::{MessageRef, Messages};

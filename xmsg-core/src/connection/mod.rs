@@ -178,7 +178,14 @@ impl Connection {
     /// there was no answer in time; the messages are still being sent.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let Some(publisher) = self.inner.publisher.get() else { return Ok(()) };
-        let confirming = self.inner.target.confirmations.confirm(publisher, &self.inner.target);
+        // Closing asks for itself, and must not have to wait for this.
+        let confirming = async {
+            tokio::select! {
+                biased;
+                () = self.inner.closing.cancelled() => Err(self.closed()),
+                doubtful = self.inner.target.confirmations.confirm(publisher, &self.inner.target) => doubtful,
+            }
+        };
         let Ok(doubtful) = tokio::time::timeout(timeout, confirming).await else {
             let what = format!(
                 "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}: they are still being sent",
