@@ -5,6 +5,8 @@
 pub mod actor;
 pub mod address;
 pub mod batch;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 pub mod connection;
 pub mod control;
 pub mod data;
