@@ -1,5 +1,6 @@
 //! The line against a list that does the same in the plainest way; and what is built on it.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Wake};
@@ -47,6 +48,8 @@ enum Step {
     /// The one at this part of the line.
     Wait(f64),
     Leave(f64),
+    TakeFirst,
+    TakeAll,
     Call(usize),
     CallAll,
 }
@@ -57,36 +60,71 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => Just(Step::Join),
         5 => place.clone().prop_map(Step::Wait),
         5 => place.prop_map(Step::Leave),
+        2 => Just(Step::TakeFirst),
         2 => (0_usize..5).prop_map(Step::Call),
-        1 => Just(Step::CallAll),
+        1 => prop::sample::select(vec![Step::CallAll, Step::CallAll, Step::CallAll, Step::TakeAll]),
     ];
     prop::collection::vec(step, 0..400)
+}
+
+/// Whoever has no place any more can't do anything with it.
+fn gone(line: &mut Line<u32>, place: &Place) -> Result<(), TestCaseError> {
+    prop_assert!(!line.contains(place) && !line.is_first(place));
+    prop_assert!(!line.wait(place, Waker::noop()));
+    prop_assert!(!line.leave(place));
+    Ok(())
 }
 
 proptest! {
     #[test]
     fn it_does_what_a_plain_list_does(steps in steps()) {
         let bells = Bells::default();
-        let mut line = Line::default();
+        let mut line = Line::<u32>::default();
+        let (mut wants, mut wanted) = (1000, HashMap::new());
         // Places, and whether each waits to be woken.
         let mut list: Vec<(Place, bool)> = Vec::new();
         for step in steps {
             let at = |part: f64, len: usize| (part * (len - 1) as f64).round() as usize;
             match step {
-                Step::Join => list.push((line.join(), false)),
+                Step::Join => {
+                    let place = line.join(wants);
+                    wanted.insert(place.0, wants);
+                    wants += 1;
+                    list.push((place, false));
+                }
                 Step::Wait(_) | Step::Leave(_) if list.is_empty() => {}
                 Step::Wait(part) => {
                     let at = at(part, list.len());
                     let (place, waits) = &mut list[at];
-                    line.wait(place, &bells.waker(place.0));
+                    prop_assert!(line.wait(place, &bells.waker(place.0)));
                     *waits = true;
                 }
                 Step::Leave(part) => {
                     let at = at(part, list.len());
                     let (place, _) = list.remove(at);
                     prop_assert_eq!(line.leave(&place), at == 0);
-                    prop_assert!(!line.leave(&place), "it has left already");
-                    line.wait(&place, &bells.waker(place.0));
+                    gone(&mut line, &place)?;
+                }
+                Step::TakeFirst => {
+                    let wants = line.first().copied();
+                    let taken = line.take_first();
+                    prop_assert_eq!(taken.as_ref().map(|(wants, _)| *wants), wants);
+                    let first = if list.is_empty() { None } else { Some(list.remove(0)) };
+                    prop_assert_eq!(wants, first.as_ref().map(|(place, _)| wanted[&place.0]));
+                    let mut calls = Calls::default();
+                    calls.extend(taken.and_then(|(_, waker)| waker));
+                    let called = first.iter().filter(|(_, waits)| *waits).map(|(place, _)| place.0);
+                    prop_assert_eq!(bells.of(calls), called.collect::<Vec<_>>());
+                    if let Some((place, _)) = first {
+                        gone(&mut line, &place)?;
+                    }
+                }
+                Step::TakeAll => {
+                    let called = list.iter().filter(|(_, waits)| *waits).map(|(place, _)| place.0);
+                    prop_assert_eq!(bells.of(line.take_all()), called.collect::<Vec<_>>());
+                    for (place, _) in list.drain(..) {
+                        gone(&mut line, &place)?;
+                    }
                 }
                 Step::Call(at_most) => {
                     let first_waits = list.first().is_some_and(|(_, waits)| *waits);
@@ -110,6 +148,7 @@ proptest! {
             }
             prop_assert_eq!((line.len(), line.is_empty()), (list.len(), list.is_empty()));
             for (at, (place, _)) in list.iter().enumerate() {
+                prop_assert!(line.contains(place));
                 prop_assert_eq!(line.is_first(place), at == 0);
             }
             prop_assert!(line.entries.len() <= 2 * (list.len() + LITTER), "what left is cleared away");
@@ -118,11 +157,11 @@ proptest! {
 }
 
 #[test]
-fn a_place_of_its_own_line_is_never_taken_for_another_one() {
+fn a_place_that_was_left_is_never_taken_for_another_one() {
     let mut line = Line::default();
-    let gone = line.join();
+    let gone = line.join(());
     line.leave(&gone);
-    let present = line.join();
+    let present = line.join(());
     assert_ne!(gone, present);
     assert!(!line.is_first(&gone));
     assert!(line.is_first(&present));
@@ -134,10 +173,10 @@ fn a_place_of_its_own_line_is_never_taken_for_another_one() {
 #[test]
 fn those_who_come_and_go_behind_a_patient_one_leave_nothing_behind() {
     let mut line = Line::default();
-    let patient = line.join();
-    let mut last = line.join();
+    let patient = line.join(());
+    let mut last = line.join(());
     for _ in 0..100_000 {
-        let next = line.join();
+        let next = line.join(());
         line.leave(&last);
         last = next;
         assert!(line.entries.len() <= 2 * (2 + LITTER));
@@ -163,7 +202,7 @@ fn a_long_line_is_left_quickly_from_everywhere() {
     let begun = Instant::now();
     for order in orders {
         let mut line = Line::default();
-        let places: Vec<Place> = (0..COUNT).map(|_| line.join()).collect();
+        let places: Vec<Place> = (0..COUNT).map(|_| line.join(())).collect();
         for place in &places {
             line.wait(place, waker);
         }
@@ -190,7 +229,7 @@ struct Turn<'a> {
 
 impl Turns {
     async fn take(&self) -> Turn<'_> {
-        let turn = Turn { turns: self, place: self.0.lock().unwrap().join() };
+        let turn = Turn { turns: self, place: self.0.lock().unwrap().join(()) };
         std::future::poll_fn(|cx| {
             let mut line = self.0.lock().unwrap();
             if line.is_first(&turn.place) {
@@ -258,7 +297,7 @@ fn nobody_is_called_who_is_awake() {
     let bells = Bells::default();
     let mut line = Line::default();
     assert!(line.call(3).is_empty());
-    let [first, second, third] = [(); 3].map(|()| line.join());
+    let [first, second, third] = [(); 3].map(|()| line.join(()));
     line.wait(&second, &bells.waker(1));
     line.wait(&third, &bells.waker(2));
     assert!(line.call(3).is_empty(), "the first is awake: it will see for itself");

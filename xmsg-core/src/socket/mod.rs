@@ -22,7 +22,6 @@ mod dealer;
 mod endpoint;
 mod hub;
 mod inbox;
-#[cfg_attr(not(test), expect(dead_code, reason = "the queue of what is sent will be its first user"))]
 pub(crate) mod line;
 mod multipart;
 mod options;

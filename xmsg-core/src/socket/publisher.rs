@@ -6,7 +6,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::hub::{Link, Owner, SocketEvents};
-use super::outbox::{Frame, Refused};
+use super::outbox::{self, Begun, Frame, Refused, Sending};
 use super::{Amount, Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
 use crate::{Error, ErrorKind, Result};
@@ -34,7 +34,21 @@ pub struct Publisher {
     hub: Arc<Owner>,
 }
 
-type Targets = SmallVec<[Arc<Link>; 4]>;
+/// What is left to be done for the links at which a message has to wait, or its sender has to.
+#[derive(Debug, Default)]
+struct Unfinished(SmallVec<[Sending<Arc<Link>>; 1]>);
+
+impl Unfinished {
+    /// Waits until every link has the message.
+    async fn finish(self) -> Result<()> {
+        // The message has its place at each of them already.
+        for sending in self.0 {
+            let connecting = sending.target().connecting;
+            sending.finish().await.or_else(|refused| accepted_elsewhere(connecting, refused))?;
+        }
+        Ok(())
+    }
+}
 
 impl Publisher {
     /// A publisher without connections.
@@ -53,46 +67,46 @@ impl Publisher {
         self.hub.bind(endpoint).await
     }
 
-    /// Returns when every connection has accepted the message, in the order of the calls; waits while one is at
-    /// its high-water mark. Dropping the future before that may have given the message to some connections, to each whole.
+    /// Returns when every connection has accepted the message; waits while one is at its high-water mark. Messages
+    /// are accepted in the order of the calls, by every connection in the same one: that in which the
+    /// futures were first polled. Dropping the future withdraws the message from those connections that have not
+    /// accepted it yet; the others have it whole.
     pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.publish_frames(message.into().frames()).await
     }
 
     /// The same with frames that the caller keeps: short ones are copied where they are to be sent from.
     pub async fn publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
-        let topic = self.check(frames)?;
-        if let Some(done) = self.publish_now(topic, frames) {
-            return done;
+        match self.begin(frames) {
+            (done, unfinished) if unfinished.0.is_empty() => done,
+            (done, unfinished) => {
+                done?;
+                unfinished.finish().await
+            }
         }
-        for link in self.targets(topic) {
-            link.outbox.push(frames).await.or_else(|refused| accepted_elsewhere(&link, refused))?;
-        }
-        Ok(())
     }
 
-    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, and then
-    /// none of them got the message.
+    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, or others
+    /// wait for it, and then none of them got the message.
     pub fn try_publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.try_publish_frames(message.into().frames())
     }
 
     /// The same with frames that the caller keeps.
     pub fn try_publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
-        let targets = self.targets(self.check(frames)?);
-        if let [link] = &targets[..] {
-            return link.outbox.try_push(frames).or_else(|refused| accepted_elsewhere(link, refused));
+        let topic = self.check(frames)?;
+        // Nobody else takes the room while this is locked.
+        let links = self.hub.links();
+        let targets = || links.iter().filter(|link| self.goes_to(link, topic));
+        if links.len() > 1 {
+            let len = crate::zmtp::encoded_len(frames);
+            if targets().any(|link| link.outbox.lock().is_full(len)) {
+                return Err(full());
+            }
         }
-        let len = crate::zmtp::encoded_len(frames) as u64;
-        if targets.iter().any(|link| {
-            let guard = link.outbox.lock();
-            let room = guard.room(link.outbox.mark());
-            room.messages == 0 || room.bytes < len && guard.queued().bytes > 0
-        }) {
-            return Err(full());
-        }
-        for link in targets {
-            link.outbox.try_push(frames).or_else(|refused| accepted_elsewhere(&link, refused))?;
+        for link in targets() {
+            let pushed = link.outbox.try_push(frames);
+            pushed.or_else(|refused| accepted_elsewhere(link.connecting, refused))?;
         }
         Ok(())
     }
@@ -100,9 +114,14 @@ impl Publisher {
     /// The same as a [`Sink`](futures::Sink): sending waits while a connection is at its high-water mark. Flushing waits for the last
     /// message to be accepted; [`close`](Self::close) for all of them to be written.
     pub fn sink(&self) -> impl futures::Sink<Multipart, Error = Error> + Send + use<> {
-        futures::sink::unfold(self.clone(), |publisher, message: Multipart| async move {
-            publisher.publish(message).await?;
-            Ok(publisher)
+        futures::sink::unfold(self.clone(), |publisher, message: Multipart| {
+            // Now, and not when the sink is polled the next time: another call may come before that.
+            let (done, unfinished) = publisher.begin(message.frames());
+            async move {
+                done?;
+                unfinished.finish().await?;
+                Ok(publisher)
+            }
         })
     }
 
@@ -172,28 +191,36 @@ impl Publisher {
         link.connecting && !self.hub.options.filter || link.wants(topic)
     }
 
-    /// The links that a message of this topic goes to.
-    fn targets(&self, topic: &[u8]) -> Targets {
-        self.hub.links().iter().filter(|link| self.goes_to(link, topic)).cloned().collect()
-    }
-
-    /// Publishes over the only link, as nearly always there is just one and it has room; `None` if it is otherwise.
-    fn publish_now(&self, topic: &[u8], frames: &[impl Frame]) -> Option<Result<()>> {
+    /// Publishes as far as that can be done at once. The message then has its place among others at every link.
+    #[inline]
+    fn begin(&self, frames: &[impl Frame]) -> (Result<()>, Unfinished) {
+        let topic = match self.check(frames) {
+            Ok(topic) => topic,
+            Err(error) => return (Err(error), Unfinished::default()),
+        };
+        // Whoever drops it may wake others: that is not to happen while the links are locked.
+        let (mut result, mut unfinished) = (Ok(()), Unfinished::default());
+        // All links at once: two messages are to have the same order at each of them.
         let links = self.hub.links();
-        let [link] = &links[..] else { return None };
-        if !self.goes_to(link, topic) {
-            return Some(Ok(()));
+        for link in links.iter().filter(|link| self.goes_to(link, topic)) {
+            match outbox::begin(link, frames) {
+                Begun::Done(Ok(())) => {}
+                Begun::Done(Err(refused)) => {
+                    result = result.and(accepted_elsewhere(link.connecting, refused));
+                }
+                Begun::Open(sending) => unfinished.0.push(sending),
+            }
         }
-        let done = link.outbox.push_now(frames)?;
-        Some(done.or_else(|refused| accepted_elsewhere(link, refused)))
+        drop(links);
+        (result, unfinished)
     }
 }
 
 /// A connection that ended since its link was chosen is no subscriber any more; that is no failure of the others.
-fn accepted_elsewhere(link: &Link, refused: Refused) -> Result<()> {
+fn accepted_elsewhere(connecting: bool, refused: Refused) -> Result<()> {
     match refused {
         Refused::Full => Err(full()),
-        Refused::Closed if link.connecting => Err(Error::new(ErrorKind::Closed, "the publisher is closed")),
+        Refused::Closed if connecting => Err(Error::new(ErrorKind::Closed, "the publisher is closed")),
         Refused::Closed => Ok(()),
     }
 }
