@@ -77,13 +77,11 @@ impl Publisher {
 
     /// The same with frames that the caller keeps: short ones are copied where they are to be sent from.
     pub async fn publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
-        match self.begin(frames) {
-            (done, unfinished) if unfinished.0.is_empty() => done,
-            (done, unfinished) => {
-                done?;
-                unfinished.finish().await
-            }
+        let topic = self.check(frames)?;
+        if let Some(done) = self.publish_now(topic, frames) {
+            return done;
         }
+        self.begin(topic, frames)?.finish().await
     }
 
     /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, or others
@@ -116,10 +114,10 @@ impl Publisher {
     pub fn sink(&self) -> impl futures::Sink<Multipart, Error = Error> + Send + use<> {
         futures::sink::unfold(self.clone(), |publisher, message: Multipart| {
             // Now, and not when the sink is polled the next time: another call may come before that.
-            let (done, unfinished) = publisher.begin(message.frames());
+            let frames = message.frames();
+            let begun = publisher.check(frames).and_then(|topic| publisher.begin(topic, frames));
             async move {
-                done?;
-                unfinished.finish().await?;
+                begun?.finish().await?;
                 Ok(publisher)
             }
         })
@@ -191,28 +189,32 @@ impl Publisher {
         link.connecting && !self.hub.options.filter || link.wants(topic)
     }
 
+    /// Publishes over the only link, as nearly always there is just one and it has room; `None` if it is otherwise.
+    fn publish_now(&self, topic: &[u8], frames: &[impl Frame]) -> Option<Result<()>> {
+        let links = self.hub.links();
+        let [link] = &links[..] else { return None };
+        if !self.goes_to(link, topic) {
+            return Some(Ok(()));
+        }
+        let done = link.outbox.push_now(frames)?;
+        Some(done.or_else(|refused| accepted_elsewhere(link.connecting, refused)))
+    }
+
     /// Publishes as far as that can be done at once. The message then has its place among others at every link.
-    #[inline]
-    fn begin(&self, frames: &[impl Frame]) -> (Result<()>, Unfinished) {
-        let topic = match self.check(frames) {
-            Ok(topic) => topic,
-            Err(error) => return (Err(error), Unfinished::default()),
-        };
-        // Whoever drops it may wake others: that is not to happen while the links are locked.
-        let (mut result, mut unfinished) = (Ok(()), Unfinished::default());
-        // All links at once: two messages are to have the same order at each of them.
+    fn begin(&self, topic: &[u8], frames: &[impl Frame]) -> Result<Unfinished> {
+        // Declared before the lock, so that it is dropped after it: dropping it may wake others.
+        let mut unfinished = Unfinished::default();
+        // All links under one lock: two messages are to have the same order at each of them.
         let links = self.hub.links();
         for link in links.iter().filter(|link| self.goes_to(link, topic)) {
             match outbox::begin(link, frames) {
-                Begun::Done(Ok(())) => {}
-                Begun::Done(Err(refused)) => {
-                    result = result.and(accepted_elsewhere(link.connecting, refused));
+                Begun::Done(done) => {
+                    done.or_else(|refused| accepted_elsewhere(link.connecting, refused))?;
                 }
                 Begun::Open(sending) => unfinished.0.push(sending),
             }
         }
-        drop(links);
-        (result, unfinished)
+        Ok(unfinished)
     }
 }
 

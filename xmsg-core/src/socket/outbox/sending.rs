@@ -23,9 +23,9 @@ use crate::zmtp::encoded_len;
 /// The frames of a message that waits for room.
 pub(super) type Waiting = SmallVec<[Bytes; 3]>;
 
-/// Bytes that are taken out of the line at a time, under the queue's lock. The writer, which writes as much at a
-/// time, comes back for the rest.
-const SERVED: usize = WRITE_MAX;
+/// Bytes and messages that are taken out of the line at a time, under the queue's lock. The writer comes back for
+/// the rest when it has written some more.
+const SERVED: (usize, usize) = (WRITE_MAX, 1024);
 
 /// What became of a message at once.
 #[derive(Debug)]
@@ -114,6 +114,18 @@ impl Outbox {
         }
     }
 
+    /// What [`push`](Self::push) does if nobody has to wait or pause; `None` if somebody has to.
+    pub(crate) fn push_now(&self, frames: &[impl Frame]) -> Option<Result<(), Refused>> {
+        let mut guard = self.lock();
+        if guard.state().in_a_row >= TURN {
+            return None;
+        }
+        match guard.try_push_frames(frames) {
+            Err(Refused::Full) => None,
+            done => Some(done),
+        }
+    }
+
     /// Lets the writer have its turn.
     async fn pause(&self) {
         // Accepted connections may be many, and one is not to wait for each of them in turn.
@@ -125,8 +137,9 @@ impl Outbox {
 
     /// Takes in what waits in line, as far as there is room. Whoever sent it is to be woken; the writer is not.
     pub(super) fn serve(&self, state: &mut State) -> Calls {
-        let (mut calls, mut served) = (Calls::default(), 0);
-        while served < SERVED
+        let (mut calls, mut served) = (Calls::default(), (0, 0));
+        while served.0 < SERVED.0
+            && served.1 < SERVED.1
             && !state.closed
             && let Some(frames) = state.line.first()
         {
@@ -137,7 +150,7 @@ impl Outbox {
             let Some((frames, waker)) = state.line.take_first() else { break };
             state.push_frames(&frames, len);
             self.enter(len);
-            served += len;
+            served = (served.0 + len, served.1 + 1);
             calls.extend(waker);
         }
         calls
