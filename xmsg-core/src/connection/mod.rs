@@ -143,7 +143,10 @@ impl Connection {
     }
 
     /// Publishes a message. Returns when it was accepted, in the order of the calls; waits while the connection is at its
-    /// high-water mark, and never drops. Dropping the future before it is done gives the message up as a whole.
+    /// high-water mark, and never drops. The order of the calls is that in which their futures are first polled.
+    ///
+    /// Dropping the future withdraws a message that still waits for room; one that was accepted is sent, also if the future was just
+    /// pausing for the sake of others. A message is accepted whole or not at all.
     pub async fn publish(&self, message: &Message) -> Result<()> {
         match self.inner.publisher.get() {
             Some(publisher) if self.inner.gate.is_open_and_free() => {

@@ -233,6 +233,12 @@ impl LinkState {
     }
 }
 
+impl AsRef<Outbox> for Link {
+    fn as_ref(&self) -> &Outbox {
+        &self.outbox
+    }
+}
+
 impl Link {
     pub(crate) fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
