@@ -14,7 +14,7 @@ use xmsg_core::socket::transport::{Listener, Stream};
 use xmsg_core::socket::{
     Dealer, Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber, TcpOptions,
 };
-use xmsg_core::{Connection, ErrorKind, Message, Setup, Subscription};
+use xmsg_core::{ConnectOptions, Connection, ErrorKind, Message, Subscription};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{PATIENCE, connect, next, proxy, topic, within};
 
@@ -26,7 +26,7 @@ const LINGER: Duration = Duration::from_secs(60);
 
 /// A message of about 1 KiB with this number.
 fn message(number: i32) -> Message {
-    Message::of(topic("order"), vec![number; 256])
+    Message::of("order", vec![number; 256]).unwrap()
 }
 
 /// A connection that is full soon, or one with the default mark; and what it publishes, as somebody receives it.
@@ -34,10 +34,10 @@ async fn connected(proxy: &Proxy, mark: Option<usize>) -> (Connection, Subscript
     let publisher = match mark {
         None => connect(proxy),
         Some(mark) => {
-            let setup = Setup::builder()
+            let options = ConnectOptions::new()
                 .connection_timeout(PATIENCE)
-                .before_connect(move |socket| socket.send_high_water_mark = HighWaterMark::bytes(mark));
-            Connection::with_setup(proxy.address().clone(), setup.build().unwrap())
+                .before_connect(move |socket, _| socket.send_high_water_mark = HighWaterMark::bytes(mark));
+            Connection::with_options(proxy.address(), options).unwrap()
         }
     };
     let received = connect(proxy).subscribe([topic("order")]).await.unwrap();
@@ -234,7 +234,7 @@ async fn a_publish_that_waits_ends_with_its_publisher() {
 async fn what_is_fed_to_a_sink_comes_before_what_is_published_later() {
     let mut receiver = Subscriber::new(SocketOptions::default());
     let endpoint = receiver.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
-    receiver.subscribe("");
+    receiver.subscribe("").unwrap();
     let mark = HighWaterMark { bytes: 1 << 20, messages: 3 };
     let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
     publisher.connect(endpoint);
@@ -266,8 +266,8 @@ async fn every_connection_of_a_publisher_gets_the_same_order() {
     for subscriber in 0..SUBSCRIBERS {
         let options = SocketOptions { receive_high_water_mark: MARK, ..SocketOptions::default() };
         let mut socket = Subscriber::new(options);
-        socket.subscribe(format!("here {subscriber}"));
-        socket.subscribe("all");
+        socket.subscribe(format!("here {subscriber}")).unwrap();
+        socket.subscribe("all").unwrap();
         socket.connect(endpoint.clone());
         within("the subscription", publisher.wait_for_subscriber(format!("here {subscriber}").as_bytes()))
             .await;
