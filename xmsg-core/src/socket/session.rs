@@ -88,6 +88,12 @@ impl Ended {
     /// That no connection came about for this reason.
     pub(crate) fn while_connecting(self, to: &impl fmt::Display) -> Error {
         let (kind, hint) = match &self {
+            Self::Violation(Violation::SocketTypeMismatch { theirs, .. }) => match theirs.as_str() {
+                "XSUB" | "SUB" => (ErrorKind::WrongPort, ": that is a port for publishers; check the port"),
+                "XPUB" | "PUB" => (ErrorKind::WrongPort, ": that is a port for subscribers; check the port"),
+                "ROUTER" | "REP" => (ErrorKind::WrongPort, ": that is a port for requests; check the port"),
+                _ => (ErrorKind::WrongPort, ": something else listens there; check host and port"),
+            },
             Self::Violation(violation) if violation.is_wrong_socket() => {
                 (ErrorKind::WrongPort, ": something else listens there; check host and port")
             }
