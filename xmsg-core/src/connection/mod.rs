@@ -18,7 +18,7 @@ use crate::control::Unconfirmed;
 use crate::deadline::Deadline;
 use crate::options::CHECK_INTERVAL;
 use crate::shared_attempt::SharedAttempt;
-use crate::socket::{Amount, Endpoint, Publisher, SocketEvent, SocketEvents, Subscriber};
+use crate::socket::{Amount, Publisher, SocketEvent, SocketEvents, Subscriber};
 use crate::topic::IntoTopics;
 use crate::unfinished::Unfinished;
 use crate::{
@@ -228,7 +228,8 @@ impl Connection {
         for topic in &topics {
             socket.subscribe(topic.clone().into_bytes())?;
         }
-        socket.connect(endpoint(&address.subscribe_endpoint())?);
+        let [_, endpoint, _] = options.endpoints_of(address)?;
+        socket.connect(endpoint);
         if options.checks_subscription() {
             let closing = self.inner.closing.clone();
             tokio::select! {
@@ -482,8 +483,4 @@ impl Drop for Waiting<'_> {
 
 pub(crate) fn invalid_address(error: impl fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidAddress, error.to_string())
-}
-
-fn endpoint(text: &str) -> Result<Endpoint> {
-    text.parse()
 }

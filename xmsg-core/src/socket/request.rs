@@ -313,7 +313,7 @@ impl Live {
                         self.asked = false;
                         return Outcome::Refused(self.hub.unfit(&self.link, request));
                     }
-                    Some(SocketEvent::SubscriptionRefused { .. }) => {}
+                    Some(SocketEvent::SubscriptionRefused { .. } | SocketEvent::DroppedByPeer { .. }) => {}
                     None => return Outcome::Broken,
                 }
             }
