@@ -486,11 +486,14 @@ impl Actor {
                 let replies = Replies::new(id);
                 let subscription = connection.subscribe(replies.subscription()).await?;
                 let listening = replies.clone().listen(subscription);
+                let listened_to = replies.clone();
                 listeners.spawn(async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = listening => {}
                     }
+                    // The actor may have been closed while it subscribed: whoever asks then must not wait for an answer.
+                    listened_to.close();
                 });
                 Ok(replies)
             }

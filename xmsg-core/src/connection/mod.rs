@@ -73,6 +73,8 @@ struct Inner {
     closing: CancellationToken,
     /// Set by a `close` that found no open socket: one that is opened all the same is to be thrown away.
     abandoned: CancellationToken,
+    /// The publishing socket is closed: nothing more can be confirmed, and nobody waits for it.
+    ended: CancellationToken,
 }
 
 impl Connection {
@@ -113,6 +115,7 @@ impl Connection {
             turn: tokio::sync::Mutex::default(),
             closing: CancellationToken::new(),
             abandoned: CancellationToken::new(),
+            ended: CancellationToken::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -175,10 +178,17 @@ impl Connection {
     /// The proof is the answer to a control request, which travels behind the messages; proxies of other implementations give
     /// it, too. [`Unconfirmed`](ErrorKind::Unconfirmed) says that a connection broke after messages had been written to it and
     /// before they were confirmed: up to so many of them may be lost. They are reported once. [`Timeout`](ErrorKind::Timeout):
-    /// there was no answer in time; the messages are still being sent.
+    /// there was no answer in time; the messages are still being sent. [`Closed`](ErrorKind::Closed): the connection was closed
+    /// meanwhile.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let Some(publisher) = self.inner.publisher.get() else { return Ok(()) };
-        let confirming = self.inner.target.confirmations.confirm(publisher, &self.inner.target);
+        let confirming = async {
+            tokio::select! {
+                biased;
+                () = self.inner.ended.cancelled() => Err(self.closed()),
+                doubtful = self.inner.target.confirmations.confirm(publisher, &self.inner.target) => doubtful,
+            }
+        };
         let doubtful = match tokio::time::timeout(timeout, confirming).await {
             Ok(doubtful) => doubtful?,
             Err(_) => {
@@ -297,9 +307,19 @@ impl Connection {
         let confirms = inner.target.options.checks_connection();
         if confirms {
             let confirmed = inner.target.confirmations.confirm_all(publisher, &inner.target);
-            let _ = end.limit(confirmed).await;
+            // Another call that has less time may end the connection first.
+            tokio::select! {
+                biased;
+                () = inner.ended.cancelled() => {}
+                _ = end.limit(confirmed) => {}
+            }
         }
-        publisher.close(end.left()).await;
+        {
+            // Also when this is given up half-way, which ends the socket.
+            let _ended = inner.ended.clone().drop_guard();
+            publisher.close(end.left()).await;
+        }
+        // Whoever had it has been told, and lets go.
         inner.target.confirmations.forget_control().await;
         let unsent = inner.target.confirmations.unsent(publisher);
         let unconfirmed = if confirms {
