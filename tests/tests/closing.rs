@@ -362,32 +362,42 @@ async fn the_first_messages_go_out_in_the_order_of_their_calls() {
     }
 }
 
-/// A flush that waits for a proxy that is gone holds up no `close`, and ends with it; and what is closed is closed at once.
+/// A flush that waits for a proxy that is gone holds up no `close`, whether anybody polls it or not, and ends with it; and what is
+/// closed is closed at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_that_waits_does_not_hold_up_closing() {
     let proxy = proxy().start().await.unwrap();
-    let connection = Arc::new(connect(&proxy));
-    connection.publish(&Message::of("a", 0).unwrap()).await.unwrap();
-    connection.flush(PATIENCE).await.unwrap();
-    let mut events = connection.events();
-    proxy.stop(PATIENCE).await;
-    within("the loss", events.next()).await;
-    for number in 0..3 {
-        connection.publish(&Message::of("a", number).unwrap()).await.unwrap();
+    let connections = [connect(&proxy), connect(&proxy)];
+    for connection in &connections {
+        connection.publish(&Message::of("a", 0).unwrap()).await.unwrap();
+        connection.flush(PATIENCE).await.unwrap();
     }
-    let mut flushing = std::pin::pin!(connection.flush(Duration::MAX));
-    assert!(futures::poll!(&mut flushing).is_pending());
-    let mut patient = std::pin::pin!(connection.close(Duration::MAX));
-    assert!(futures::poll!(&mut patient).is_pending());
-    // These have the lock on confirmations, or wait for it, and go on only when they are polled.
-    let (left, flushed, told) = within("the end of all three", async {
-        tokio::join!(connection.close(Duration::from_millis(50)), flushing, patient)
-    })
-    .await;
-    assert_eq!((left.unsent, left.unconfirmed), (3, 0), "{left}");
-    assert_eq!(flushed.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(told, left);
-    assert_eq!(within("closing again", connection.close(Duration::MAX)).await, left);
+    let mut events = connections.each_ref().map(Connection::events);
+    proxy.stop(PATIENCE).await;
+    for events in &mut events {
+        within("the loss", events.next()).await;
+    }
+    for (connection, polled) in connections.iter().zip([true, false]) {
+        for number in 0..3 {
+            connection.publish(&Message::of("a", number).unwrap()).await.unwrap();
+        }
+        let mut flushing = std::pin::pin!(connection.flush(Duration::MAX));
+        assert!(futures::poll!(&mut flushing).is_pending());
+        let mut patient = std::pin::pin!(connection.close(Duration::MAX));
+        assert!(futures::poll!(&mut patient).is_pending());
+        let closing = connection.close(Duration::from_millis(50));
+        let left = if polled {
+            let all = async { tokio::join!(closing, flushing, patient) };
+            let (left, flushed, told) = within("the end of all three", all).await;
+            assert_eq!(flushed.unwrap_err().kind(), ErrorKind::Closed);
+            assert_eq!(told, left);
+            left
+        } else {
+            within("the end", closing).await
+        };
+        assert_eq!((left.unsent, left.unconfirmed), (3, 0), "{left}");
+        assert_eq!(within("closing again", connection.close(Duration::MAX)).await, left);
+    }
 }
 
 /// A result of a handler that can't be made into a reply.

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,8 +55,7 @@ pub(super) struct Shared {
     stop: CancellationToken,
     drain: CancellationToken,
     ended: CancellationToken,
-    /// Everything that runs for it.
-    tasks: OnceLock<AbortHandle>,
+    /// Ends everything that runs for it, at its next `await`. The end of the actor does so, too.
     give_up: CancellationToken,
 }
 
@@ -101,9 +99,6 @@ impl Shared {
     fn give_up(&self) {
         self.stop();
         self.give_up.cancel();
-        if let Some(tasks) = self.tasks.get() {
-            tasks.abort();
-        }
     }
 
     /// Whether it has ended, with nothing left.
@@ -211,11 +206,11 @@ where
     H: Fn(Message) -> F + Send + Sync + 'static,
     F: Future<Output: IntoReply> + Send + 'static,
 {
-    /// Runs it as one of these tasks, until it is ended or `stop` is cancelled.
+    /// Runs it as one of these tasks, until it is ended or `actor_gone` is cancelled.
     pub(super) fn start(
         self,
         tasks: &TaskTracker,
-        stop: CancellationToken,
+        actor_gone: &CancellationToken,
     ) -> (Arc<Shared>, SubscriptionHandle) {
         let shared = Arc::new(Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -227,15 +222,20 @@ where
             at_work: AtomicU64::new(0),
             work_done: Notify::new(),
             stopping: AtomicBool::new(false),
-            stop,
+            stop: actor_gone.child_token(),
             drain: CancellationToken::new(),
             ended: CancellationToken::new(),
-            tasks: OnceLock::new(),
-            give_up: CancellationToken::new(),
+            give_up: actor_gone.child_token(),
         });
-        let task = tasks.spawn(WITHIN.scope(shared.id, self.run(shared.clone(), tasks.clone())));
-        // Nobody else sets it.
-        let _ = shared.tasks.set(task.abort_handle());
+        let (running, tracker) = (shared.clone(), tasks.clone());
+        tasks.spawn(WITHIN.scope(shared.id, async move {
+            let give_up = running.give_up.clone();
+            tokio::select! {
+                biased;
+                () = give_up.cancelled() => {}
+                () = self.run(running, tracker) => {}
+            }
+        }));
         (shared.clone(), SubscriptionHandle { shared })
     }
 

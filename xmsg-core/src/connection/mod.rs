@@ -185,9 +185,11 @@ impl Connection {
         let confirming = async {
             tokio::select! {
                 biased;
-                () = self.inner.ended.cancelled() => Err(self.closed()),
-                doubtful = self.inner.target.confirmations.confirm(publisher, &self.inner.target) => doubtful,
+                () = self.inner.ended.cancelled() => {}
+                doubtful = self.inner.target.confirmations.confirm(publisher, &self.inner.target) => return doubtful,
             }
+            self.inner.target.confirmations.forget_control();
+            Err(self.closed())
         };
         let doubtful = match tokio::time::timeout(timeout, confirming).await {
             Ok(doubtful) => doubtful?,
@@ -319,8 +321,7 @@ impl Connection {
             let _ended = inner.ended.clone().drop_guard();
             publisher.close(end.left()).await;
         }
-        // Whoever had it has been told, and lets go.
-        inner.target.confirmations.forget_control().await;
+        inner.target.confirmations.forget_control();
         let unsent = inner.target.confirmations.unsent(publisher);
         let unconfirmed = if confirms {
             inner.target.confirmations.unconfirmed(publisher).saturating_sub(unsent)
