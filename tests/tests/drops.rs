@@ -30,12 +30,10 @@ fn tight() -> ConnectOptions {
 async fn dropped(events: &mut SocketEvents) -> (u64, u64) {
     within("an event", async {
         loop {
-            match events.next().await.expect("the socket is there") {
-                SocketEvent::DroppedByPeer { reason, messages, total, .. } => {
-                    assert_eq!(reason, DropReason::TooSlow);
-                    return (messages, total);
-                }
-                _ => {}
+            let event = events.next().await.expect("the socket is there");
+            if let SocketEvent::DroppedByPeer { reason, messages, total, .. } = event {
+                assert_eq!(reason, DropReason::TooSlow);
+                return (messages, total);
             }
         }
     })
@@ -146,12 +144,10 @@ async fn messages_above_the_limit_of_a_subscriber_are_told_with_the_reason() {
     publish(&connect(&proxy), "t", 0..1).await;
     within("the event", async {
         loop {
-            match events.next().await.expect("the socket is there") {
-                SocketEvent::DroppedByPeer { reason, messages, total, .. } => {
-                    assert_eq!((reason, messages, total), (DropReason::TooLarge, 1, 1));
-                    return;
-                }
-                _ => {}
+            let event = events.next().await.expect("the socket is there");
+            if let SocketEvent::DroppedByPeer { reason, messages, total, .. } = event {
+                assert_eq!((reason, messages, total), (DropReason::TooLarge, 1, 1));
+                return;
             }
         }
     })
@@ -201,7 +197,7 @@ async fn a_gap_is_told_by_its_two_ends() {
     };
     let _second = within("its ports", async {
         loop {
-            match Proxy::bind(&address.to_string()).start().await {
+            match Proxy::bind(address.to_string()).start().await {
                 Ok(proxy) => return proxy,
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
