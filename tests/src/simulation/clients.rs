@@ -124,6 +124,8 @@ async fn answer(switch: Switch, mut requests: Subscriber, answers: Publisher, ro
 #[derive(Default)]
 struct Published {
     accepted: Vec<Id>,
+    /// Of calls that were given up: accepted as a whole, or not at all.
+    open: Vec<Id>,
     /// What of it was proved to have arrived by a flush: so many of the first, but for so many of them.
     flushed: (usize, u64),
     /// Reported as in doubt by flushes.
@@ -268,8 +270,7 @@ async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Publi
         let (id, message) = message(number, rng);
         let patience = if rng.u8(..4) == 0 { some_time(rng, 0..8) } else { PATIENCE };
         match tokio::time::timeout(patience, connection.publish(&message)).await {
-            // Given up as a whole.
-            Err(_) => {}
+            Err(_) => books().open.push(id),
             Ok(Ok(())) => {
                 books().accepted.push(id);
                 ledger.note("accepted message", 0, number.into());
@@ -332,17 +333,26 @@ fn check_published(
     if let Some(failed) = &published.failed {
         return Err(failed.clone());
     }
-    let (accepted, written) = (&published.accepted, written(ledger));
-    let sent = accepted.len() as u64 - (left.unsent + dropped).min(accepted.len() as u64);
-    if written != accepted[..sent as usize] {
-        return Err(format!(
-            "{} messages were accepted, {left:?} and {dropped} dropped; written: {written:?}",
-            accepted.len()
-        ));
+    let (Published { accepted, open, .. }, written) = (published, written(ledger));
+    let what = || format!("accepted: {accepted:?}, perhaps {open:?}; {left:?}, {dropped} dropped; written: {written:?}");
+    let is_known = |id: &Id| accepted.contains(id) || open.contains(id);
+    if !written.is_sorted_by(|a, b| a < b) || !written.iter().all(is_known) {
+        return Err(format!("not what was accepted, or not in order: {}", what()));
+    }
+    let lost: Vec<_> = accepted.iter().filter(|id| !written.contains(id)).collect();
+    if dropped == 0 && lost.first().is_some_and(|first| written.last().is_some_and(|last| *first < last)) {
+        return Err(format!("left out: {}", what()));
+    }
+    if lost.len() as u64 > left.unsent + dropped {
+        return Err(format!("{} lost in silence: {}", lost.len(), what()));
+    }
+    let possible = lost.len() + open.iter().filter(|id| !written.contains(id)).count();
+    if left.unsent > possible as u64 {
+        return Err(format!("more unsent than there can be: {}", what()));
     }
     let out = out(ledger, PUBLISH).len() as u64;
-    if out + left.unconfirmed < sent {
-        return Err(format!("{sent} messages were sent, {out} came out, and {left:?}"));
+    if out + left.unconfirmed < written.len() as u64 {
+        return Err(format!("{out} came out: {}", what()));
     }
     Ok(())
 }
