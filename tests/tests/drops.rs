@@ -192,7 +192,8 @@ async fn a_gap_is_told_by_its_two_ends() {
     let subscription = subscriber.subscribe("t").await.unwrap();
     let mut events = subscription.events();
     first.stop(PATIENCE).await;
-    let SocketEvent::Disconnected { peer: lost, .. } = within("the loss", events.next()).await.unwrap() else {
+    let SocketEvent::Disconnected { peer: lost, .. } = within("the loss", events.next()).await.unwrap()
+    else {
         panic!("not the loss of the connection");
     };
     let _second = within("its ports", async {

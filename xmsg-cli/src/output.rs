@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::Context;
-use xmsg_core::ProxyAddress;
 use tokio::time::Instant;
+use xmsg_core::ProxyAddress;
 use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
 
 /// Bytes that are collected before they are written.

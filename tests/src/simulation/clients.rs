@@ -334,7 +334,9 @@ fn check_published(
         return Err(failed.clone());
     }
     let (Published { accepted, open, .. }, written) = (published, written(ledger));
-    let what = || format!("accepted: {accepted:?}, perhaps {open:?}; {left:?}, {dropped} dropped; written: {written:?}");
+    let what = || {
+        format!("accepted: {accepted:?}, perhaps {open:?}; {left:?}, {dropped} dropped; written: {written:?}")
+    };
     let is_known = |id: &Id| accepted.contains(id) || open.contains(id);
     if !written.is_sorted_by(|a, b| a < b) || !written.iter().all(is_known) {
         return Err(format!("not what was accepted, or not in order: {}", what()));

@@ -20,7 +20,8 @@ use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, SocketOptions};
 use crate::zmtp::{
-    self, Blame, DroppedCounts, Engine, Limited, Limits, Peer, PeerLimits, Principal, SocketType, Version, Violation,
+    self, Blame, DroppedCounts, Engine, Limited, Limits, Peer, PeerLimits, Principal, SocketType, Version,
+    Violation,
 };
 use crate::{Error, ErrorKind, Result};
 

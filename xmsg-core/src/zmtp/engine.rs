@@ -9,8 +9,8 @@ use super::frame::{Header, encode_command};
 use super::greeting::{self, GREETING_LEN, Greeting, REVISION_2_0, SIGNATURE_LEN};
 use super::told::{DRAIN_PROPERTY, DROPPED_PROPERTY};
 use super::{
-    Command, Credentials, DroppedCounts, Limited, Mechanism, Options, PeerLimits, Principal, Properties, Scanner,
-    SocketType, Span, Stop, Violation, encode_message, later,
+    Command, Credentials, DroppedCounts, Limited, Mechanism, Options, PeerLimits, Principal, Properties,
+    Scanner, SocketType, Span, Stop, Violation, encode_message, later,
 };
 
 /// Commands may stand between the frames of a message (libzmq sends heartbeats so). Taking one out moves the
