@@ -59,7 +59,7 @@ fn engines_keep_their_promises() {
 #[test]
 fn a_seed_repeats_itself() {
     for seed in 0..200 {
-        for run in [network, |seed| engines::run(seed)] {
+        for run in [network, closing, |seed| engines::run(seed)] {
             let (first, _) = run(seed);
             let (second, _) = run(seed);
             let differs = first.iter().zip(&second).position(|(a, b)| a != b);

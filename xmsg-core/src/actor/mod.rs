@@ -495,6 +495,7 @@ impl Actor {
                 let listened_to = replies.clone();
                 listeners.spawn(async move {
                     tokio::select! {
+                        biased;
                         () = stop.cancelled() => {}
                         () = listening => {}
                     }

@@ -42,6 +42,7 @@ async fn try_open(target: &Target) -> Result<Publisher> {
         let mut failure = None;
         let check = async {
             tokio::select! {
+                biased;
                 result = check(target, &publisher) => result,
                 // The sockets go on trying, and so does the check, unless nobody wants us.
                 why = note_failures(&mut failures, &mut failure) => Err(not_allowed(target, why)),
