@@ -73,17 +73,16 @@ async fn what_is_received_and_what_is_told_are_all_that_was_published() {
         let (mut events, mut of_connection) = (subscription.events(), subscriber.events());
         let publisher = connect(&proxy);
         publish(&publisher, "t", 0..MESSAGES).await;
-        // It is told at once, though it has read nothing for a while.
-        let (news, mut total) = dropped(&mut events).await;
-        assert_eq!(news, total, "{policy:?}");
-        assert_eq!(dropped(&mut of_connection).await, (news, total), "the connection tells of it, too");
-        let mut sum = news;
-
         let reading = async {
             let received = read_all(&mut subscription).await;
             (received, subscription)
         };
         let reading = tokio::spawn(reading);
+        // It is told as soon as it reads on.
+        let (news, mut total) = dropped(&mut events).await;
+        assert_eq!(news, total, "{policy:?}");
+        assert_eq!(dropped(&mut of_connection).await, (news, total), "the connection tells of it, too");
+        let mut sum = news;
         let lost = || proxy.subscribers().iter().map(|subscriber| subscriber.dropped.messages).sum::<u64>();
         within("room", async {
             while proxy.subscribers().iter().any(|subscriber| subscriber.queued.messages > 0) {

@@ -69,7 +69,8 @@ pub enum SocketEvent {
         reason: String,
     },
     /// The peer, a proxy, has dropped messages that this socket had subscribed to. Our proxy tells so at once for the first, and then
-    /// at most every 100 ms; proxies of other implementations never do. The last count comes while the connection lasts.
+    /// at most every 100 ms, up to the last one; proxies of other implementations never do. It travels ahead of what waits in the proxy,
+    /// but behind what is on its way: a subscriber that takes nothing hears of it when it reads on.
     DroppedByPeer {
         /// The peer.
         peer: String,
