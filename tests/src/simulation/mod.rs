@@ -13,6 +13,7 @@
 //! What has to hold always is in `check.rs`.
 
 mod check;
+pub mod clients;
 pub mod engines;
 pub mod net;
 pub mod seeds;

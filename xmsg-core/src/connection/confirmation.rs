@@ -126,9 +126,11 @@ impl Confirmations {
         }
     }
 
-    /// Gives up the control socket.
-    pub(super) async fn forget_control(&self) {
-        *self.control.lock().await = None;
+    /// Gives up the control socket, unless somebody is confirming. Nobody waits for them: they may not be polled for a long time.
+    pub(super) fn forget_control(&self) {
+        if let Ok(mut control) = self.control.try_lock() {
+            *control = None;
+        }
     }
 
     async fn confirm_through(

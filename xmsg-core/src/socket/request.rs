@@ -323,7 +323,7 @@ impl Live {
                         self.asked = false;
                         return Outcome::Refused(self.hub.unfit(&self.link, request));
                     }
-                    Some(SocketEvent::SubscriptionRefused { .. }) => {}
+                    Some(SocketEvent::SubscriptionRefused { .. } | SocketEvent::DroppedByPeer { .. }) => {}
                     None => return Outcome::Broken,
                 }
             }

@@ -16,7 +16,7 @@ use super::transport::{ReadHalf, Stream};
 use super::vanished::vanished;
 use crate::security::Authenticator;
 use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
-use crate::zmtp::{Command, Engine, Event, Peer, Span, Violation};
+use crate::zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 use crate::{Error, ErrorKind};
 
 /// After so many bytes without a pause a reader lets others have the processor.
@@ -175,6 +175,11 @@ pub trait Handler: Send {
         subscribe: bool,
         prefix: Bytes,
     ) -> impl Future<Output = Result<(), Ended>> + Send;
+
+    /// The peer of a SUB socket has dropped messages for us: so many in all since the connection began.
+    fn dropped(&mut self, counts: DroppedCounts) {
+        let _ = counts;
+    }
 }
 
 /// An open connection, before or after its handshake.
@@ -470,6 +475,7 @@ impl Reader<'_> {
                     Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
                     Event::Drain => self.drain.notify_one(),
                     Event::Drained => self.is_drained = true,
+                    Event::Dropped(counts) => handler.dropped(counts),
                     Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
