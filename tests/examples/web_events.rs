@@ -27,7 +27,7 @@ use xmsg_core::{Actor, Message};
 /// Messages that are kept for browsers that are behind.
 const BACKLOG: usize = 256;
 /// How long the end may take.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A text rather than a `Message`, which would keep the memory of its neighbours alive.
 type News = Arc<str>;
@@ -75,7 +75,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .with_state(sender.downgrade());
     println!("http://{}/", listener.local_addr()?);
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = axum::serve(listener, app).with_graceful_shutdown(async { drop(stopped.await) });
+    let serving = axum::serve(listener, app).with_graceful_shutdown(async {
+        let _ = stopped.await;
+    });
     let serving = tokio::spawn(serving.into_future());
 
     loop {
