@@ -100,6 +100,11 @@ pub use unfinished::Unfinished;
 #[doc = include_str!("../../docs/guide.md")]
 struct Guide;
 
+/// The code of the front page of the project, too.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 /// The code of the page on security, too.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/security.md")]
