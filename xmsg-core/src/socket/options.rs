@@ -61,8 +61,8 @@ pub struct SocketOptions {
     pub reconnect_min: Duration,
     /// The longest such pause; `reconnect_min`, if that is longer. Default 5 s.
     pub reconnect_max: Duration,
-    /// Ask after a peer (ZMTP 3.1) that was silent for so long; `None` or no time at all: never. Default: never; a [`Setup`](crate::Setup) has a default of its
-    /// own.
+    /// Ask after a peer (ZMTP 3.1) that was silent for so long; `None` or no time at all: never. Default: never;
+    /// [`ConnectOptions`](crate::ConnectOptions) have a default of their own.
     pub heartbeat_interval: Option<Duration>,
     /// How long it has to answer then. Default 30 s.
     pub heartbeat_timeout: Duration,
