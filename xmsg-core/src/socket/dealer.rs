@@ -28,9 +28,9 @@ impl Dealer {
         Self { hub, link }
     }
 
-    /// Returns when the message was accepted; waits while the connection is at its high-water mark. Messages are
-    /// accepted in the order of the calls: that in which the futures were first polled. Dropping the future has the
-    /// message accepted whole or not at all.
+    /// Returns when the message was accepted; waits while the connection is at its high-water mark. Messages
+    /// are accepted in the order of the calls: that in which the futures were first polled. Dropping the
+    /// future has the message accepted whole or not at all.
     pub async fn send(&self, message: impl Into<Multipart>) -> Result<()> {
         self.link.outbox.push(message.into().frames()).await.map_err(|refused| match refused {
             Refused::Full | Refused::Closed => Error::new(ErrorKind::Closed, "the dealer is closed"),

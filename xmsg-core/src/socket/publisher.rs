@@ -40,9 +40,9 @@ struct Unfinished(SmallVec<[Sending<Arc<Link>>; 1]>);
 
 impl Unfinished {
     /// Waits until every link has the message.
-    async fn finish(self) -> Result<()> {
+    async fn finish(&mut self) -> Result<()> {
         // The message has its place at each of them already.
-        for sending in self.0 {
+        for sending in &mut self.0 {
             let connecting = sending.target().connecting;
             sending.finish().await.or_else(|refused| accepted_elsewhere(connecting, refused))?;
         }
@@ -67,10 +67,10 @@ impl Publisher {
         self.hub.bind(endpoint).await
     }
 
-    /// Returns when every connection has accepted the message; waits while one is at its high-water mark. Messages
-    /// are accepted in the order of the calls, by every connection in the same one: that in which the
-    /// futures were first polled. Dropping the future withdraws the message from those connections that have not
-    /// accepted it yet; the others have it whole.
+    /// Returns when every connection has accepted the message; waits while one is at its high-water mark.
+    /// Messages are accepted in the order of the calls, by every connection in the same one: that in which
+    /// the futures were first polled. Dropping the future withdraws the message from those connections that
+    /// have not accepted it yet; the others have it whole.
     pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.publish_frames(message.into().frames()).await
     }
@@ -81,11 +81,12 @@ impl Publisher {
         if let Some(done) = self.publish_now(topic, frames) {
             return done;
         }
-        self.begin(topic, frames)?.finish().await
+        let mut unfinished = self.begin(topic, frames)?;
+        unfinished.finish().await
     }
 
-    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, or others
-    /// wait for it, and then none of them got the message.
+    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, or
+    /// others wait for it, and then none of them got the message.
     pub fn try_publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.try_publish_frames(message.into().frames())
     }
@@ -200,7 +201,8 @@ impl Publisher {
         Some(done.or_else(|refused| accepted_elsewhere(link.connecting, refused)))
     }
 
-    /// Publishes as far as that can be done at once. The message then has its place among others at every link.
+    /// Publishes as far as that can be done at once. The message then has its place among others at every
+    /// link.
     fn begin(&self, topic: &[u8], frames: &[impl Frame]) -> Result<Unfinished> {
         // Declared before the lock, so that it is dropped after it: dropping it may wake others.
         let mut unfinished = Unfinished::default();
