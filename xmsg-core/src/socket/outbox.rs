@@ -246,6 +246,7 @@ impl State {
     }
 
     /// Encodes a message of so many bytes at the end of the queue.
+    #[inline]
     fn push_frames(&mut self, frames: &[impl Frame], len: usize) {
         let count = frames.len();
         for (index, frame) in frames.iter().map(Borrow::borrow).enumerate() {
@@ -350,8 +351,8 @@ impl Outbox {
         OutboxGuard { outbox: self, state: Some(self.state()), pushed: false }
     }
 
-    /// Takes a message, or says why not. While others [wait](Self::push) for room, there is none for this one, even if
-    /// it would fit. Frames of 8 KiB or more are queued without a copy.
+    /// Takes a message, or says why not. While others [wait](Self::push) for room, there is none for this
+    /// one, even if it would fit. Frames of 8 KiB or more are queued without a copy.
     pub fn try_push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
         self.lock().try_push_frames(frames)
     }
