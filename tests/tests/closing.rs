@@ -416,8 +416,8 @@ async fn a_panic_in_making_the_reply_is_one_of_the_handler() {
         let (service, client) = (actor(&proxy), actor(&proxy));
         let handle = service.subscribe_with("work", concurrency, |_| async { Spoilt }).await.unwrap();
         for _ in 0..3 {
-            let asking = client.request(&Message::of("work", 1).unwrap(), PATIENCE);
-            let error = within("an answer", asking).await.unwrap_err();
+            let request = Message::of("work", 1).unwrap();
+            let error = within("an answer", client.request(&request, PATIENCE)).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Remote);
             assert!(error.to_string().contains("panicked"), "{error}");
         }
