@@ -201,8 +201,10 @@ async fn the_topic_that_is_not_confirmed_is_named() {
     let limits = Limits { subscription_len: 8 << 10, ..Limits::default() };
     let config = Config { limits, ..Config::default() };
     let proxy = Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
-    let setup = Setup::builder().subscription_timeout(Duration::from_secs(5)).build().unwrap();
-    let connection = Connection::with_setup(proxy.address().clone(), setup);
+    let setup = Setup::builder()
+        .subscription_timeout(Duration::from_secs(5))
+        .before_subscribe(|socket| socket.limits.subscription_len = 8 << 10);
+    let connection = Connection::with_setup(proxy.address().clone(), setup.build().unwrap());
     // Longer than a proxy of ours confirms.
     let long = "x".repeat(5 << 10);
     let topics = (0..1000).map(|number| topic(&format!("many:{number}"))).chain([topic(&long)]);

@@ -97,6 +97,10 @@ pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddre
                 lost = true;
                 note(format_args!("the connection to {proxy} was lost ({reason}): trying to connect again"));
             }
+            SocketEvent::MessageDropped { topic, size, reason, .. } => {
+                let topic = topic.escape_ascii();
+                note(format_args!("a message to {topic} with {size} bytes was dropped: {reason}"));
+            }
             SocketEvent::Connected { .. } if std::mem::take(&mut lost) => {
                 note(format_args!("connected to {proxy} again"));
             }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::Outcome;
 use super::net::{Books, Id, Record, Seen};
+use super::{Accepted, Outcome};
 
 macro_rules! ensure {
     ($condition:expr, $($what:tt)*) => {
@@ -46,22 +46,56 @@ fn whole(books: &Books) -> Result<(), String> {
     Ok(())
 }
 
-/// Every message that was accepted is written whole once, in order, over all connections together.
+/// Every message that was accepted is written whole once, in order, over all connections together; or else it was dropped, which was told, for
+/// a reason.
 fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Result<(), String> {
+    // What no switch has had as its limit, nobody can know to be too large.
+    let smallest = outcome.limits.iter().copied().min().unwrap_or_default();
     for (publisher, accepted) in outcome.accepted.iter().enumerate() {
         let written: Vec<Id> =
             connections(books, publisher).flat_map(|record| ids(&record.up.taken)).collect();
-        let expected: Vec<Id> = (0..accepted.len() as u32).map(|number| (publisher as u16, number)).collect();
+        let ours = written.iter().all(|id| usize::from(id.0) == publisher && (id.1 as usize) < accepted.len());
         ensure!(
-            written == expected,
+            ours && written.is_sorted_by(|one, next| one.1 < next.1),
             "publisher {publisher} accepted {} messages and wrote {written:?}",
-            expected.len()
+            accepted.len()
+        );
+        let written: BTreeSet<u32> = written.iter().map(|id| id.1).collect();
+        let missing: Vec<&Accepted> = (0_u32..)
+            .zip(accepted)
+            .filter(|(number, _)| !written.contains(number))
+            .map(|(_, message)| message)
+            .collect();
+        let told = &outcome.dropped[publisher];
+        let told: Vec<(&[u8], usize)> = told.iter().map(|(topic, size)| (&topic[..], *size)).collect();
+        let are_told =
+            missing.iter().map(|message| (message.topic.as_bytes(), message.size())).eq(told.iter().copied());
+        ensure!(are_told, "publisher {publisher} did not write {missing:?}, and told that it dropped {told:?}");
+        if outcome.foreign {
+            // Two connections ended in the middle of it.
+            let broken = connections(books, publisher).filter(|record| !record.up.ended_well).count();
+            ensure!(
+                broken >= 2 * missing.len().min(1),
+                "publisher {publisher} dropped {missing:?} after {broken} broken connections"
+            );
+        } else {
+            let fits = missing.iter().find(|message| message.size() <= smallest);
+            ensure!(fits.is_none(), "publisher {publisher} dropped {fits:?}; the smallest limit was {smallest}");
+        }
+        let fits = outcome.refused[publisher].iter().find(|size| **size <= smallest);
+        ensure!(
+            fits.is_none(),
+            "publisher {publisher} refused {fits:?} bytes; the smallest limit was {smallest}"
+        );
+        ensure!(
+            !outcome.foreign || outcome.refused[publisher].is_empty(),
+            "publisher {publisher} refused something without having been told a limit"
         );
     }
     Ok(())
 }
 
-fn unaltered(number: usize, received: &[(Id, super::Accepted)], outcome: &Outcome) -> Result<(), String> {
+fn unaltered(number: usize, received: &[(Id, Accepted)], outcome: &Outcome) -> Result<(), String> {
     for (id, message) in received {
         let sent = outcome.accepted[usize::from(id.0)].get(id.1 as usize);
         ensure!(
@@ -129,7 +163,11 @@ fn what_comes_in_goes_out(
 ) -> Result<(), String> {
     let Some(generation) = to.generation else { return Ok(()) };
     let prefix = outcome.wanted[number];
-    let wants = |id: &Id| outcome.accepted[usize::from(id.0)][id.1 as usize].topic.starts_with(prefix);
+    let accepted = |id: &Id| &outcome.accepted[usize::from(id.0)][id.1 as usize];
+    let wants =
+        |id: &Id| accepted(id).topic.starts_with(prefix) && accepted(id).size() <= outcome.takes[number];
+    // For one that is too large the switch ends the connection, and does not see what is behind it.
+    let is_taken = |id: &Id| accepted(id).size() <= outcome.limits[generation];
     let written: BTreeSet<Id> = ids(&to.down.taken).filter(wants).collect();
     let subscribed =
         to.down.taken.iter().find(|seen| seen.id.as_ref().is_some_and(wants)).map(|seen| seen.at);
@@ -139,8 +177,14 @@ fn what_comes_in_goes_out(
         .iter()
         .filter(|from| from.client < outcome.publishers && from.generation == Some(generation))
     {
-        let came: Vec<(Id, Duration)> =
-            from.up.out().iter().filter_map(|seen| seen.id.filter(wants).map(|id| (id, seen.at))).collect();
+        let came: Vec<(Id, Duration)> = from
+            .up
+            .out()
+            .iter()
+            .filter_map(|seen| seen.id.map(|id| (id, seen.at)))
+            .take_while(|(id, _)| is_taken(id))
+            .filter(|(id, _)| wants(id))
+            .collect();
         let first = came.iter().position(|(id, _)| written.contains(id));
         let last = came.iter().rposition(|(id, _)| written.contains(id));
         if let (Some(first), Some(last)) = (first, last) {

@@ -192,6 +192,8 @@ struct State {
     /// All that is queued or in the writer's hands; `bytes` is memory.
     queued: Amount,
     written: Amount,
+    /// Bytes of boxes that are written in part.
+    of_boxes: u64,
     /// What was accepted and [thrown out](Outbox::limit) again; `bytes` are those of the messages.
     discarded: Amount,
     /// No message that is queued is larger.
@@ -435,6 +437,14 @@ impl Outbox {
             }
             progress.await;
         }
+    }
+
+    /// Whether something urgent waits, for the end of a message, and how much of all that was to be written the stream has taken: a number
+    /// that grows as long as it takes anything.
+    #[must_use]
+    pub fn urgent_waits_behind(&self) -> (bool, u64) {
+        let state = self.state();
+        (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
     }
 
     /// Forgets what is urgent: it was meant for a connection that has ended.
