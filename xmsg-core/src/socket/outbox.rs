@@ -198,6 +198,8 @@ struct State {
     written: Amount,
     /// Messages that were written when a connection broke last.
     broken_at: u64,
+    /// Bytes of boxes that are written in part.
+    of_boxes: u64,
     /// What was accepted and [thrown out](Outbox::limit) again; `bytes` are those of the messages.
     discarded: Amount,
     /// No message that is queued is larger.
@@ -424,6 +426,14 @@ impl Outbox {
             }
             progress.await;
         }
+    }
+
+    /// Whether something urgent waits, for the end of a message, and how much of all that was to be written the stream has taken: a number
+    /// that grows as long as it takes anything.
+    #[must_use]
+    pub fn urgent_waits_behind(&self) -> (bool, u64) {
+        let state = self.state();
+        (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
     }
 
     /// Forgets what is urgent: it was meant for a connection that has ended.

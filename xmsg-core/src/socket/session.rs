@@ -460,6 +460,7 @@ impl Reader<'_> {
     ) -> Result<std::convert::Infallible, Ended> {
         let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut since_pause = 0;
+        let mut taken = 0;
         loop {
             let more_boxes = match &mut self.opening {
                 None => false,
@@ -517,6 +518,12 @@ impl Reader<'_> {
                     len = buffer.read(stream, missing) => break len?,
                     () = &mut alarm => {
                         if leaving.load(Ordering::Relaxed) {
+                            continue;
+                        }
+                        // A question that waits behind a long message has not been asked yet. As long as the peer takes that, it lives.
+                        let (waits, bytes) = outbox.urgent_waits_behind();
+                        if std::mem::replace(&mut taken, bytes) != bytes && waits {
+                            self.engine.handle_received(now());
                             continue;
                         }
                         self.engine.handle_timeout(now())?;
