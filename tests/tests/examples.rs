@@ -82,7 +82,10 @@ async fn subscriber_prints_what_publisher_publishes() {
 async fn sync_publisher_gets_roots_and_one_refusal() {
     let proxy = proxy().start().await.unwrap();
     let lines = Example::start("sync_publisher", &proxy, None).finish().await;
-    assert_eq!(lines, ["2: 1.4142135623730951", "9: 3", "-1: the service at math:root failed: the number is negative"]);
+    assert_eq!(
+        lines,
+        ["2: 1.4142135623730951", "9: 3", "-1: the service at math:root failed: the number is negative"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
