@@ -14,6 +14,8 @@ enum Mode {
     Pass,
     /// It is taken, and goes nowhere.
     Swallow,
+    /// It is passed on until messages of this topic come.
+    SwallowTopic(&'static str),
 }
 
 /// Three ports in a row that lead to those of a proxy.
@@ -54,6 +56,11 @@ impl Relay {
     /// From now on, what publishers send is taken and goes nowhere, until the connections are [cut](Self::cut).
     pub fn swallow(&self) {
         self.mode.send_replace(Mode::Swallow);
+    }
+
+    /// From now on, what publishers send is taken and goes nowhere as soon as a message of this topic, of one letter, comes.
+    pub fn swallow_from(&self, topic: &'static str) {
+        self.mode.send_replace(Mode::SwallowTopic(topic));
     }
 
     /// Ends all connections of now, and passes on again what comes over later ones.
@@ -101,11 +108,20 @@ async fn pass(client: TcpStream, server: TcpStream, mode: Option<Arc<watch::Send
     let (mut from_server, mut to_server) = server.into_split();
     let up = async {
         let mut buffer = vec![0; 64 << 10];
+        let mut swallows = false;
         loop {
             match from_client.read(&mut buffer).await {
                 Ok(0) | Err(_) => break,
                 Ok(len) => {
-                    let swallows = mode.as_ref().is_some_and(|mode| *mode.borrow() == Mode::Swallow);
+                    swallows = match mode.as_ref().map(|mode| *mode.borrow()) {
+                        None | Some(Mode::Pass) => false,
+                        Some(Mode::Swallow) => true,
+                        Some(Mode::SwallowTopic(topic)) => {
+                            // The header of a first frame: more frames follow, and its length.
+                            let first = [&[1, topic.len() as u8], topic.as_bytes()].concat();
+                            swallows || buffer[..len].windows(first.len()).any(|part| part == first)
+                        }
+                    };
                     if !swallows && to_server.write_all(&buffer[..len]).await.is_err() {
                         break;
                     }

@@ -129,7 +129,7 @@ async fn closing_counts_what_was_received_and_not_handled_and_tells_it_again() {
                     let handled = handled.clone();
                     async move {
                         if message.value::<u64>().unwrap() >= 94 {
-                            std::future::pending().await
+                            std::future::pending::<()>().await;
                         }
                         handled.fetch_add(1, Ordering::Relaxed);
                     }
@@ -162,7 +162,7 @@ async fn a_stream_still_gives_out_what_was_received_and_closing_counts_it() {
         assert_eq!(message.unwrap().value::<u64>().unwrap(), taken);
         taken += 1;
     }
-    assert!(left.unhandled <= taken - 1, "{left} of {taken}");
+    assert!(left.unhandled < taken, "{left} of {taken}");
 }
 
 /// A stream can be drained, too: it gives out all that was passed on, and ends.

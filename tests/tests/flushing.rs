@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use xmsg_core::socket::SocketEvent;
 use xmsg_core::{ConnectOptions, Connection, ErrorKind, Message};
+use xmsg_tests::peer::Peer;
+use xmsg_tests::process::{built, finish};
 use xmsg_tests::relay::Relay;
 use xmsg_tests::{PATIENCE, connect, next, patient, proxy, within};
 
@@ -113,4 +115,45 @@ async fn after_a_graceful_stop_of_the_proxy_nothing_is_in_doubt() {
         connection.flush(PATIENCE).await.unwrap();
         assert!(connection.close(PATIENCE).await.is_nothing());
     }
+}
+
+/// A proxy of another implementation answers control requests, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_proxy_confirms_as_well() {
+    let mut foreign = Peer::python("old_proxy.py", &[]);
+    let port = foreign.expect("listening").await[0].clone();
+    let connection = Connection::with_options(format!("127.0.0.1:{port}"), patient()).unwrap();
+    let mut messages = connection.subscribe("a").await.unwrap();
+    for _ in 0..5 {
+        publish(&connection, 0..100).await;
+        connection.flush(PATIENCE).await.unwrap();
+        assert_eq!(connection.unconfirmed(), 0);
+        for number in 0..100 {
+            assert_eq!(next(&mut messages).await.value::<u64>().unwrap(), number);
+        }
+    }
+    publish(&connection, 0..100).await;
+    assert!(connection.close(PATIENCE).await.is_nothing());
+    foreign.finish().await;
+}
+
+/// `xmsg pub` ends with 0 only if everything was confirmed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_says_how_many_messages_may_be_lost() {
+    let proxy = proxy().start().await.unwrap();
+    let relay = Relay::start(proxy.address()).await;
+    let address = relay.address().to_string();
+    let command = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(built("xmsg"));
+        command.args(["pub", "a", "x", "--proxy", &address, "--linger", "1"]).args(arguments);
+        finish(command).await
+    };
+    let done = within("the command", command(&["-n", "600"])).await;
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    // The proxy is there, and nothing of the topic reaches it.
+    relay.swallow_from("a");
+    let lost = within("the command", command(&["-n", "600"])).await;
+    assert_eq!(lost.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&lost.stderr);
+    assert!(said.contains("up to 600 of 600 messages may be lost"), "{said}");
 }

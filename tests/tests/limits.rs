@@ -35,9 +35,9 @@ fn of_size(name: &str, bytes: usize) -> Message {
 async fn next_dropped(events: &mut SocketEvents) -> (Bytes, usize) {
     within("a message to be dropped", async {
         loop {
-            match events.next().await.expect("the socket is open") {
-                SocketEvent::MessageDropped { topic, size, .. } => return (topic, size),
-                _ => {}
+            let event = events.next().await.expect("the socket is open");
+            if let SocketEvent::MessageDropped { topic, size, .. } = event {
+                return (topic, size);
             }
         }
     })
@@ -543,7 +543,7 @@ async fn connections_that_end_for_a_violation_are_counted_by_reason_on_every_por
         (address.control_port(), "DEALER", announced(65 << 10), Reason::MessageTooLarge),
         (address.control_port(), "DEALER", five, Reason::TooManyFrames),
         (registrar.address().port(), "REQ", announced(17 << 20), Reason::MessageTooLarge),
-        (registrar.address().port(), "REQ", raw::message(&[""; 1025]), Reason::TooManyFrames),
+        (registrar.address().port(), "REQ", raw::message(&vec![""; 1025]), Reason::TooManyFrames),
     ];
     for (port, socket_type, attack, reason) in ports {
         let count = || {

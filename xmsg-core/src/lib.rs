@@ -53,6 +53,8 @@
 pub mod actor;
 pub mod address;
 pub mod batch;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 pub mod connection;
 pub mod control;
 pub mod data;
@@ -74,6 +76,10 @@ mod subscription;
 pub mod topic;
 mod unfinished;
 pub mod zmtp;
+
+/// Crates whose types stand in signatures of this one.
+#[doc(no_inline)]
+pub use {bytes, futures, zeroize};
 
 pub use actor::{Actor, ActorBuilder, HandlerError, IntoReply, SubscriptionHandle};
 pub use address::{ProxyAddress, RegistrarAddress};

@@ -108,6 +108,12 @@ impl Actor {
         Self::builder(name).connect().await
     }
 
+    /// Connects to its default proxy, unless it is connected.
+    #[cfg(feature = "blocking")]
+    pub(crate) async fn connected(&self) -> Result<()> {
+        self.inner.connection.connect().await
+    }
+
     /// An actor with other addresses or options.
     pub fn builder(name: impl Into<String>) -> ActorBuilder {
         ActorBuilder::new(name.into())

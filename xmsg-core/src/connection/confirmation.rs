@@ -181,7 +181,7 @@ impl Confirmations {
 
     /// Publishes a message that is not the user's; the caller holds `asking`.
     async fn accept(&self, publisher: &Publisher, message: impl Into<Multipart>) -> Result<()> {
-        publisher.publish(message).await?;
+        publisher.publish_promptly(message).await?;
         let accepted = publisher.accepted();
         let mut known = self.known();
         known.requests += 1;
@@ -235,6 +235,6 @@ impl Control {
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

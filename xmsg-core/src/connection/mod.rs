@@ -143,7 +143,10 @@ impl Connection {
     }
 
     /// Publishes a message. Returns when it was accepted, in the order of the calls; waits while the connection is at its
-    /// high-water mark, and never drops. Dropping the future before it is done gives the message up as a whole.
+    /// high-water mark, and never drops. The order of the calls is that in which their futures are first polled.
+    ///
+    /// Dropping the future withdraws a message that still waits for room; one that was accepted is sent, also if the future was just
+    /// pausing for the sake of others. A message is accepted whole or not at all.
     pub async fn publish(&self, message: &Message) -> Result<()> {
         match self.inner.publisher.get() {
             Some(publisher) if self.inner.gate.is_open_and_free() => {
@@ -178,18 +181,23 @@ impl Connection {
     /// there was no answer in time; the messages are still being sent.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let Some(publisher) = self.inner.publisher.get() else { return Ok(()) };
-        let confirming = self.inner.target.confirmations.confirm(publisher, &self.inner.target);
-        let doubtful = match tokio::time::timeout(timeout, confirming).await {
-            Ok(doubtful) => doubtful?,
-            Err(_) => {
-                let what = format!(
-                    "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}: they are still being sent",
-                    self.address(),
-                    self.unconfirmed(),
-                );
-                return Err(Error::new(ErrorKind::Timeout, what));
+        // Closing asks for itself, and must not have to wait for this.
+        let confirming = async {
+            tokio::select! {
+                biased;
+                () = self.inner.closing.cancelled() => Err(self.closed()),
+                doubtful = self.inner.target.confirmations.confirm(publisher, &self.inner.target) => doubtful,
             }
         };
+        let Ok(doubtful) = tokio::time::timeout(timeout, confirming).await else {
+            let what = format!(
+                "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}: they are still being sent",
+                self.address(),
+                self.unconfirmed(),
+            );
+            return Err(Error::new(ErrorKind::Timeout, what));
+        };
+        let doubtful = doubtful?;
         if doubtful == 0 {
             return Ok(());
         }

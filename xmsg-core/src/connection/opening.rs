@@ -148,8 +148,7 @@ fn no_proxy(target: &Target, timeout: Duration, failure: Option<Error>) -> Error
         ErrorKind::UnknownHost => "is the name of the host right?".to_owned(),
         ErrorKind::WrongPort => {
             format!(
-                "give the port for publishers, the lowest of the proxy's three, default {}",
-                DEFAULT_PROXY_PORT
+                "give the port for publishers, the lowest of the proxy's three, default {DEFAULT_PROXY_PORT}"
             )
         }
         ErrorKind::NoResources => {

@@ -28,9 +28,10 @@ impl Dealer {
         Self { hub, link }
     }
 
-    /// Returns when the message was accepted; waits while the connection is at its high-water mark. One without frames
-    /// ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our limits or those that the peer has told
-    /// ([`TooLarge`](ErrorKind::TooLarge)), is refused at once.
+    /// Returns when the message was accepted; waits while the connection is at its high-water mark. Messages are
+    /// accepted in the order of the calls: that in which the futures were first polled. Dropping the future has the
+    /// message accepted whole or not at all. One without frames ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our
+    /// limits or those that the peer has told ([`TooLarge`](ErrorKind::TooLarge)), is refused at once.
     pub async fn send(&self, message: impl Into<Multipart>) -> Result<()> {
         let message = message.into();
         self.link.outbox.push(message.frames()).await.map_err(|refused| match refused {

@@ -233,6 +233,12 @@ impl LinkState {
     }
 }
 
+impl AsRef<Outbox> for Link {
+    fn as_ref(&self) -> &Outbox {
+        &self.outbox
+    }
+}
+
 impl Link {
     pub(crate) fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -451,7 +457,7 @@ impl Hub {
     /// Drops a message for one of several peers, which does not take it.
     pub(crate) fn drop_for(&self, link: &Link, frames: &[impl Frame]) {
         let reason = self.unfit(link, frames).to_string();
-        let topic = frames.first().map(|frame| frame.as_ref()).unwrap_or_default();
+        let topic = frames.first().map(AsRef::as_ref).unwrap_or_default();
         let topic = Bytes::copy_from_slice(&topic[..topic.len().min(255)]);
         let gone = Discarded { topic, size: zmtp::encoded_len(frames), frames: frames.len() };
         let name = link.state().name.clone();

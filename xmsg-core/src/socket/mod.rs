@@ -22,6 +22,7 @@ mod dealer;
 mod endpoint;
 mod hub;
 mod inbox;
+pub(crate) mod line;
 mod multipart;
 mod options;
 pub mod outbox;

@@ -132,7 +132,11 @@ impl Requester {
                 *inner.limits() = current.link.outbox.limits();
                 match outcome {
                     Outcome::Reply(reply) => return Ok(reply),
-                    Outcome::Refused(error) => return Err(Some(error)),
+                    Outcome::Refused(error) => {
+                        // Nothing was sent, so that the connection is clean.
+                        *inner.idle() = live.take();
+                        return Err(Some(error));
+                    }
                     Outcome::Unreadable(violation) => {
                         sent = true;
                         return Err(Some(self.unreadable(violation)));
