@@ -43,6 +43,7 @@
 //! | choose how connections are made | [`ConnectOptions`], [`Security`] |
 //! | have a connection of one's own | [`Connection`], [`Pool`] |
 //! | find others | [`Registrar`], [`Query`], [`Registration`] |
+//! | write a program without an async runtime | `blocking`, with the feature of that name |
 //! | use ZeroMQ sockets without xMsg | [`socket`]: [`Publisher`](socket::Publisher), [`Subscriber`](socket::Subscriber), [`Requester`](socket::Requester), … |
 //! | speak ZMTP without I/O | [`zmtp`] |
 //!
