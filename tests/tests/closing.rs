@@ -361,3 +361,101 @@ async fn the_first_messages_go_out_in_the_order_of_their_calls() {
         }
     }
 }
+
+/// A flush that waits for a proxy that is gone holds up no `close`, whether anybody polls it or not, and ends with it; and what is
+/// closed is closed at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flush_that_waits_does_not_hold_up_closing() {
+    let proxy = proxy().start().await.unwrap();
+    let connections = [connect(&proxy), connect(&proxy)];
+    for connection in &connections {
+        connection.publish(&Message::of("a", 0).unwrap()).await.unwrap();
+        connection.flush(PATIENCE).await.unwrap();
+    }
+    let mut events = connections.each_ref().map(Connection::events);
+    proxy.stop(PATIENCE).await;
+    for events in &mut events {
+        within("the loss", events.next()).await;
+    }
+    for (connection, polled) in connections.iter().zip([true, false]) {
+        for number in 0..3 {
+            connection.publish(&Message::of("a", number).unwrap()).await.unwrap();
+        }
+        let mut flushing = std::pin::pin!(connection.flush(Duration::MAX));
+        assert!(futures::poll!(&mut flushing).is_pending());
+        let mut patient = std::pin::pin!(connection.close(Duration::MAX));
+        assert!(futures::poll!(&mut patient).is_pending());
+        let closing = connection.close(Duration::from_millis(50));
+        let left = if polled {
+            let all = async { tokio::join!(closing, flushing, patient) };
+            let (left, flushed, told) = within("the end of all three", all).await;
+            assert_eq!(flushed.unwrap_err().kind(), ErrorKind::Closed);
+            assert_eq!(told, left);
+            left
+        } else {
+            within("the end", closing).await
+        };
+        assert_eq!((left.unsent, left.unconfirmed), (3, 0), "{left}");
+        assert_eq!(within("closing again", connection.close(Duration::MAX)).await, left);
+    }
+}
+
+/// A result of a handler that can't be made into a reply.
+struct Spoilt;
+
+impl xmsg_core::IntoReply for Spoilt {
+    fn into_reply(self) -> Result<Option<Message>, xmsg_core::HandlerError> {
+        panic!("this is no reply")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_in_making_the_reply_is_one_of_the_handler() {
+    for concurrency in [1, 4] {
+        let proxy = proxy().start().await.unwrap();
+        let (service, client) = (actor(&proxy), actor(&proxy));
+        let handle = service.subscribe_with("work", concurrency, |_| async { Spoilt }).await.unwrap();
+        for _ in 0..3 {
+            let request = Message::of("work", 1).unwrap();
+            let error = within("an answer", client.request(&request, PATIENCE)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Remote);
+            assert!(error.to_string().contains("panicked"), "{error}");
+        }
+        let left = handle.drain(PATIENCE).await;
+        assert!(left.is_nothing(), "{left}");
+    }
+}
+
+/// A handler that can't be stopped at its work may finish it later; what `close` has told stays as it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_close_has_told_stays_true_when_a_handler_finishes_late() {
+    for concurrency in [1, 4] {
+        let proxy = proxy().start().await.unwrap();
+        let actor = actor(&proxy);
+        let (started, finished) = (Arc::new(Notify::new()), Arc::new(AtomicU64::new(0)));
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let gone = Arc::new(std::sync::Mutex::new(gone));
+        let handle = actor
+            .subscribe_with("work", concurrency, {
+                let (started, finished) = (started.clone(), finished.clone());
+                move |_| {
+                    let (started, finished, gone) = (started.clone(), finished.clone(), gone.clone());
+                    async move {
+                        started.notify_one();
+                        tokio::task::block_in_place(|| gone.lock().unwrap().recv().unwrap_err());
+                        finished.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            })
+            .await
+            .unwrap();
+        publish(&proxy, "work", 1).await;
+        within("the handler", started.notified()).await;
+        let left = handle.close(Duration::from_millis(20)).await;
+        assert_eq!(left.unhandled, 1);
+        drop(go);
+        until("its end", || finished.load(Ordering::Relaxed) == 1 && handle.is_closed()).await;
+        assert_eq!(handle.close(PATIENCE).await, left);
+        assert_eq!(actor.close(PATIENCE).await.unhandled, 1);
+    }
+}

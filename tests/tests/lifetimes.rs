@@ -51,6 +51,36 @@ async fn handlers_end_with_the_last_clone_of_their_actor() {
     .await;
 }
 
+/// … also those that would never come to an end by themselves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_that_hang_end_with_the_last_clone_of_their_actor() {
+    let proxy = proxy().start().await.unwrap();
+    for concurrency in [1, 4] {
+        let held = Arc::new(());
+        let weak = Arc::downgrade(&held);
+        let started = Arc::new(tokio::sync::Notify::new());
+        let actor = actor(&proxy);
+        let _handle = actor
+            .subscribe_with("a", concurrency, {
+                let started = started.clone();
+                move |_| {
+                    let (started, held) = (started.clone(), held.clone());
+                    async move {
+                        started.notify_one();
+                        std::future::pending::<()>().await;
+                        drop(held);
+                    }
+                }
+            })
+            .await
+            .unwrap();
+        actor.publish(&Message::of("a", 1).unwrap()).await.unwrap();
+        within("the handler", started.notified()).await;
+        drop(actor);
+        gone("the handler", &weak).await;
+    }
+}
+
 /// A subscription that somebody reads goes on without its actor.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_outlives_the_actor_that_made_it() {

@@ -344,7 +344,7 @@ impl Actor {
     /// Until they are done, handlers may publish and make requests.
     ///
     /// Returns what is left. Subscriptions that somebody reads end, too: what they had received can still be taken, and is
-    /// counted as not handled. Calling it again, also after a call that was given up, returns the same counts. A handler may
+    /// counted as not handled, but for what is left of the messages that came in together and that they are giving out. Calling it again, also after a call that was given up, returns the same counts. A handler may
     /// close its own actor; its own subscription is then not waited for.
     pub async fn close(&self, limit: Duration) -> Unfinished {
         self.end(limit, false).await
@@ -443,7 +443,7 @@ impl Actor {
         let service = Service { subscription, connection: connection.share(), concurrency, handler };
         let mut services = lock(&self.inner.services);
         self.check_open()?;
-        let (shared, handle) = service.start(&self.inner.handlers, self.inner.stop_services.child_token());
+        let (shared, handle) = service.start(&self.inner.handlers, &self.inner.stop_services);
         services.retain(|service| !service.is_over());
         services.push(shared);
         Ok(handle)
@@ -492,11 +492,15 @@ impl Actor {
                 let replies = Replies::new(id);
                 let subscription = connection.subscribe(replies.subscription()).await?;
                 let listening = replies.clone().listen(subscription);
+                let listened_to = replies.clone();
                 listeners.spawn(async move {
                     tokio::select! {
+                        biased;
                         () = stop.cancelled() => {}
                         () = listening => {}
                     }
+                    // The actor may have been closed while it subscribed: whoever asks then must not wait for an answer.
+                    listened_to.close();
                 });
                 Ok(replies)
             }

@@ -82,11 +82,12 @@ impl Confirmations {
         accepted.saturating_sub(known.confirmed.messages).saturating_sub(requests) + known.doubtful
     }
 
-    /// Messages of the user that were accepted and not written. Of control requests at most the last one waits: another one is
-    /// made only when that has been written.
+    /// Messages of the user that were accepted and not written. Several control requests may wait: whoever made one may have given
+    /// up, and others ask anew.
     pub(super) fn unsent(&self, publisher: &Publisher) -> u64 {
-        let waits = self.known().places.back().is_some_and(|place| *place > publisher.written());
-        publisher.queued().messages.saturating_sub(u64::from(waits))
+        let (queued, written) = (publisher.queued().messages, publisher.written());
+        let requests = self.known().places.iter().rev().take_while(|place| **place > written).count();
+        queued.saturating_sub(requests as u64)
     }
 
     /// Publishes a control request.
@@ -126,9 +127,11 @@ impl Confirmations {
         }
     }
 
-    /// Gives up the control socket.
-    pub(super) async fn forget_control(&self) {
-        *self.control.lock().await = None;
+    /// Gives up the control socket, unless somebody is confirming. Nobody waits for them: they may not be polled for a long time.
+    pub(super) fn forget_control(&self) {
+        if let Ok(mut control) = self.control.try_lock() {
+            *control = None;
+        }
     }
 
     async fn confirm_through(

@@ -18,7 +18,7 @@ use crate::control::Unconfirmed;
 use crate::deadline::Deadline;
 use crate::options::CHECK_INTERVAL;
 use crate::shared_attempt::SharedAttempt;
-use crate::socket::{Amount, Endpoint, Publisher, SocketEvent, SocketEvents, Subscriber};
+use crate::socket::{Amount, Publisher, SocketEvent, SocketEvents, Subscriber};
 use crate::topic::IntoTopics;
 use crate::unfinished::Unfinished;
 use crate::{
@@ -73,6 +73,8 @@ struct Inner {
     closing: CancellationToken,
     /// Set by a `close` that found no open socket: one that is opened all the same is to be thrown away.
     abandoned: CancellationToken,
+    /// The publishing socket is closed: nothing more can be confirmed, and nobody waits for it.
+    ended: CancellationToken,
 }
 
 impl Connection {
@@ -113,6 +115,7 @@ impl Connection {
             turn: tokio::sync::Mutex::default(),
             closing: CancellationToken::new(),
             abandoned: CancellationToken::new(),
+            ended: CancellationToken::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -178,7 +181,8 @@ impl Connection {
     /// The proof is the answer to a control request, which travels behind the messages; proxies of other implementations give
     /// it, too. [`Unconfirmed`](ErrorKind::Unconfirmed) says that a connection broke after messages had been written to it and
     /// before they were confirmed: up to so many of them may be lost. They are reported once. [`Timeout`](ErrorKind::Timeout):
-    /// there was no answer in time; the messages are still being sent.
+    /// there was no answer in time; the messages are still being sent. [`Closed`](ErrorKind::Closed): the connection was closed
+    /// meanwhile.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let Some(publisher) = self.inner.publisher.get() else { return Ok(()) };
         // Closing asks for itself, and must not have to wait for this.
@@ -236,7 +240,8 @@ impl Connection {
         for topic in &topics {
             socket.subscribe(topic.clone().into_bytes())?;
         }
-        socket.connect(endpoint(&address.subscribe_endpoint())?);
+        let [_, endpoint, _] = options.endpoints_of(address)?;
+        socket.connect(endpoint);
         if options.checks_subscription() {
             let closing = self.inner.closing.clone();
             tokio::select! {
@@ -304,10 +309,19 @@ impl Connection {
         let confirms = inner.target.options.checks_connection();
         if confirms {
             let confirmed = inner.target.confirmations.confirm_all(publisher, &inner.target);
-            let _ = end.limit(confirmed).await;
+            // Another call that has less time may end the connection first.
+            tokio::select! {
+                biased;
+                () = inner.ended.cancelled() => {}
+                _ = end.limit(confirmed) => {}
+            }
         }
-        publisher.close(end.left()).await;
-        inner.target.confirmations.forget_control().await;
+        {
+            // Also when this is given up half-way, which ends the socket.
+            let _ended = inner.ended.clone().drop_guard();
+            publisher.close(end.left()).await;
+        }
+        inner.target.confirmations.forget_control();
         let unsent = inner.target.confirmations.unsent(publisher);
         let unconfirmed = if confirms {
             inner.target.confirmations.unconfirmed(publisher).saturating_sub(unsent)
@@ -490,8 +504,4 @@ impl Drop for Waiting<'_> {
 
 pub(crate) fn invalid_address(error: impl fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidAddress, error.to_string())
-}
-
-fn endpoint(text: &str) -> Result<Endpoint> {
-    text.parse()
 }

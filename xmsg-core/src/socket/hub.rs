@@ -20,7 +20,8 @@ use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, SocketOptions};
 use crate::zmtp::{
-    self, Blame, Engine, Limited, Limits, Peer, PeerLimits, Principal, SocketType, Version, Violation,
+    self, Blame, DroppedCounts, Engine, Limited, Limits, Peer, PeerLimits, Principal, SocketType, Version,
+    Violation,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -40,12 +41,16 @@ const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SocketEvent {
-    /// A connection is there, handshake done.
+    /// A connection is there, handshake done. When it is one that had been lost, the subscriptions of the socket are on their way over
+    /// it: the gap that [`Disconnected`](Self::Disconnected) began ends as soon as the peer has taken them.
     Connected {
         /// Its other end.
         peer: String,
     },
-    /// A connection ended.
+    /// A connection ended. For a subscription this begins a **gap**: messages that were on their way, and those that are published
+    /// from now until shortly after the next [`Connected`](Self::Connected) of the same peer, may be missed, and nobody
+    /// counts them. For what is published, nothing is missed: it waits for the next connection, and
+    /// [`flush`](crate::Connection::flush) says what of it is in doubt.
     Disconnected {
         /// Its other end.
         peer: String,
@@ -62,6 +67,19 @@ pub enum SocketEvent {
         size: usize,
         /// Why.
         reason: String,
+    },
+    /// The peer, a proxy, has dropped messages that this socket had subscribed to. Our proxy tells so at once for the first, and then
+    /// at most every 100 ms, up to the last one; proxies of other implementations never do. It travels ahead of what waits in the proxy,
+    /// but behind what is on its way: a subscriber that takes nothing hears of it when it reads on.
+    DroppedByPeer {
+        /// The peer.
+        peer: String,
+        /// Why.
+        reason: DropReason,
+        /// Messages that were dropped for this reason since the last such event of this peer.
+        messages: u64,
+        /// Messages that the peer has dropped for this reason in all, over all connections of this socket to it.
+        total: u64,
     },
     /// A subscription was not made, because the peer has told that it does not take it: nothing comes from there for it.
     SubscriptionRefused {
@@ -85,6 +103,16 @@ pub enum SocketEvent {
         /// Until the next attempt.
         pause: Duration,
     },
+}
+
+/// Why a proxy has dropped messages for a subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// The subscriber did not take them in time, and by the policy of the proxy messages are dropped then.
+    TooSlow,
+    /// They are above the limits of the subscriber, which it has told.
+    TooLarge,
 }
 
 /// The [`SocketEvent`]s of one socket from now on. Whoever falls more than 64 events behind misses the oldest.
@@ -146,6 +174,8 @@ pub(crate) struct LinkState {
     pub(crate) last_end: LastEnd,
     /// The first subscription that the peer does not take, if there is one.
     refused: Option<NotTaken>,
+    /// What the peer has dropped for us: over this connection, and over all.
+    drops: (DroppedCounts, DroppedCounts),
 }
 
 /// How a connection ended, as far as it matters to whoever has sent something over it.
@@ -711,6 +741,7 @@ impl Hub {
             }
             let mut state = link.state();
             (state.version, state.limits) = (Some(version), limits);
+            state.drops.0 = DroppedCounts::default();
             state.refused = refused.first().map(|(_, why)| *why);
             refused
         };
@@ -889,6 +920,31 @@ impl Handler for LinkHandler<'_> {
         }
         self.hub.changed.notify_waiters();
         Ok(())
+    }
+
+    fn dropped(&mut self, counts: DroppedCounts) {
+        let (peer, news, total) = {
+            let mut state = self.link.state();
+            let (before, total) = &mut state.drops;
+            // A count that goes back is none.
+            let news = DroppedCounts {
+                too_slow: counts.too_slow.saturating_sub(before.too_slow),
+                too_large: counts.too_large.saturating_sub(before.too_large),
+            };
+            before.too_slow = before.too_slow.max(counts.too_slow);
+            before.too_large = before.too_large.max(counts.too_large);
+            total.too_slow = total.too_slow.saturating_add(news.too_slow);
+            total.too_large = total.too_large.saturating_add(news.too_large);
+            (state.name.clone(), news, state.drops.1)
+        };
+        for (reason, messages, total) in [
+            (DropReason::TooSlow, news.too_slow, total.too_slow),
+            (DropReason::TooLarge, news.too_large, total.too_large),
+        ] {
+            if messages > 0 {
+                self.hub.tell(SocketEvent::DroppedByPeer { peer: peer.to_string(), reason, messages, total });
+            }
+        }
     }
 }
 

@@ -41,7 +41,7 @@ pub mod violations;
 pub use admission::{Admission, AdmissionLimits};
 pub use dealer::Dealer;
 pub use endpoint::Endpoint;
-pub use hub::{SocketEvent, SocketEvents};
+pub use hub::{DropReason, SocketEvent, SocketEvents};
 pub use multipart::Multipart;
 pub use options::{SocketOptions, TcpOptions};
 pub use outbox::{Amount, HighWaterMark};

@@ -16,7 +16,7 @@ use super::transport::{ReadHalf, Stream};
 use super::vanished::vanished;
 use crate::security::Authenticator;
 use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
-use crate::zmtp::{Command, Engine, Event, Peer, Span, Violation};
+use crate::zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 use crate::{Error, ErrorKind};
 
 /// After so many bytes without a pause a reader lets others have the processor.
@@ -88,6 +88,12 @@ impl Ended {
     /// That no connection came about for this reason.
     pub(crate) fn while_connecting(self, to: &impl fmt::Display) -> Error {
         let (kind, hint) = match &self {
+            Self::Violation(Violation::SocketTypeMismatch { theirs, .. }) => match theirs.as_str() {
+                "XSUB" | "SUB" => (ErrorKind::WrongPort, ": that is a port for publishers; check the port"),
+                "XPUB" | "PUB" => (ErrorKind::WrongPort, ": that is a port for subscribers; check the port"),
+                "ROUTER" | "REP" => (ErrorKind::WrongPort, ": that is a port for requests; check the port"),
+                _ => (ErrorKind::WrongPort, ": something else listens there; check host and port"),
+            },
             Self::Violation(violation) if violation.is_wrong_socket() => {
                 (ErrorKind::WrongPort, ": something else listens there; check host and port")
             }
@@ -169,6 +175,11 @@ pub trait Handler: Send {
         subscribe: bool,
         prefix: Bytes,
     ) -> impl Future<Output = Result<(), Ended>> + Send;
+
+    /// The peer of a SUB socket has dropped messages for us: so many in all since the connection began.
+    fn dropped(&mut self, counts: DroppedCounts) {
+        let _ = counts;
+    }
 }
 
 /// An open connection, before or after its handshake.
@@ -449,6 +460,7 @@ impl Reader<'_> {
     ) -> Result<std::convert::Infallible, Ended> {
         let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut since_pause = 0;
+        let mut taken = 0;
         loop {
             let more_boxes = match &mut self.opening {
                 None => false,
@@ -464,6 +476,7 @@ impl Reader<'_> {
                     Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
                     Event::Drain => self.drain.notify_one(),
                     Event::Drained => self.is_drained = true,
+                    Event::Dropped(counts) => handler.dropped(counts),
                     Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
@@ -505,6 +518,12 @@ impl Reader<'_> {
                     len = buffer.read(stream, missing) => break len?,
                     () = &mut alarm => {
                         if leaving.load(Ordering::Relaxed) {
+                            continue;
+                        }
+                        // A question that waits behind a long message has not been asked yet. As long as the peer takes that, it lives.
+                        let (waits, bytes) = outbox.urgent_waits_behind();
+                        if std::mem::replace(&mut taken, bytes) != bytes && waits {
+                            self.engine.handle_received(now());
                             continue;
                         }
                         self.engine.handle_timeout(now())?;

@@ -163,6 +163,8 @@ impl<'a> Writer<'a> {
             let plain = sealing.advance(written);
             if plain > 0 {
                 self.advance(plain);
+            } else {
+                self.outbox.state().of_boxes += written as u64;
             }
         }
         Ok(())
