@@ -29,7 +29,8 @@ fn message(number: i32) -> Message {
     Message::of("order", vec![number; 256]).unwrap()
 }
 
-/// A connection that is full soon, or one with the default mark; and what it publishes, as somebody receives it.
+/// A connection that is full soon, or one with the default mark; and what it publishes, as somebody receives
+/// it.
 async fn connected(proxy: &Proxy, mark: Option<usize>) -> (Connection, Subscription) {
     let publisher = match mark {
         None => connect(proxy),
@@ -47,8 +48,8 @@ async fn connected(proxy: &Proxy, mark: Option<usize>) -> (Connection, Subscript
 }
 
 /// The numbers of the next so many messages.
-async fn numbers(received: &mut Subscription, count: usize) -> Vec<i32> {
-    let mut numbers = Vec::with_capacity(count);
+async fn numbers(received: &mut Subscription, count: i32) -> Vec<i32> {
+    let mut numbers = Vec::new();
     for _ in 0..count {
         numbers.push(next(received).await.value::<Vec<i32>>().unwrap()[0]);
     }
@@ -100,7 +101,7 @@ fn two_publishes_that_wait_at_the_same_time_keep_the_order_of_the_calls() {
             let (a, b) = if pair % 2 == 0 { (first, second) } else { (second, first) };
             outcome(a).await.unwrap();
             outcome(b).await.unwrap();
-            assert!(numbers(&mut received, count as usize + 2).await.into_iter().eq(0..count + 2));
+            assert!(numbers(&mut received, count + 2).await.into_iter().eq(0..count + 2));
         }
     });
 }
@@ -119,7 +120,7 @@ fn a_publish_that_finds_room_does_not_overtake_one_that_waits() {
             }
             publisher.publish(&messages[1]).await.unwrap();
             outcome(first).await.unwrap();
-            assert!(numbers(&mut received, count as usize + 2).await.into_iter().eq(0..count + 2));
+            assert!(numbers(&mut received, count + 2).await.into_iter().eq(0..count + 2));
         }
     });
 }
@@ -136,12 +137,12 @@ fn futures_that_one_task_polls_together_publish_in_their_order() {
             let all = || messages.iter().map(|message| publisher.publish(message));
 
             let sending = futures::future::join_all(all());
-            let (sent, arrived) = futures::join!(sending, numbers(&mut received, COUNT as usize));
+            let (sent, arrived) = futures::join!(sending, numbers(&mut received, COUNT));
             assert!(sent.iter().all(Result::is_ok));
             assert!(arrived.into_iter().eq(0..COUNT), "join_all, mark {mark:?}");
 
             let sending = all().collect::<FuturesUnordered<_>>().collect::<Vec<_>>();
-            let (sent, arrived) = futures::join!(sending, numbers(&mut received, COUNT as usize));
+            let (sent, arrived) = futures::join!(sending, numbers(&mut received, COUNT));
             assert!(sent.iter().all(Result::is_ok));
             assert!(arrived.into_iter().eq(0..COUNT), "FuturesUnordered, mark {mark:?}");
         }
@@ -252,8 +253,8 @@ async fn what_is_fed_to_a_sink_comes_before_what_is_published_later() {
     }
 }
 
-/// Several subscribers of a bound publisher, slow and fast ones, while several tasks publish and give up: all get the same
-/// messages in the same order.
+/// Several subscribers of a bound publisher, slow and fast ones, while several tasks publish and give up: all
+/// get the same messages in the same order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_connection_of_a_publisher_gets_the_same_order() {
     const SUBSCRIBERS: usize = 4;

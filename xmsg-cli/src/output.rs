@@ -116,6 +116,10 @@ pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddre
                 let reason = error.source().map(ToString::to_string).unwrap_or_default();
                 note(format_args!("the connection to {proxy} was lost ({reason}): trying to connect again"));
             }
+            SocketEvent::MessageDropped { topic, size, reason, .. } => {
+                let topic = topic.escape_ascii();
+                note(format_args!("a message to {topic} with {size} bytes was dropped: {reason}"));
+            }
             SocketEvent::Connected { .. } if std::mem::take(&mut lost) => {
                 note(format_args!("connected to {proxy} again"));
             }

@@ -46,8 +46,8 @@ fn whole(books: &Books) -> Result<(), String> {
     Ok(())
 }
 
-/// Every message that was accepted is written whole once, in the order of the calls, over all connections together; of those
-/// that nobody waited for, some; of those that were refused, none.
+/// Every message that was accepted is written whole once, in the order of the calls, over all connections
+/// together; of those that nobody waited for, some; of those that were refused, none.
 fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Result<(), String> {
     for (publisher, sent) in outcome.sent.iter().enumerate() {
         let written: Vec<Id> =

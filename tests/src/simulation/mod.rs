@@ -8,7 +8,8 @@
 //! 2. what was in a switch that was killed, or in its connections;
 //! 3. for a subscriber: what is published while it has no connection, and what waits for it in the switch when its connection ends.
 //!
-//! A call that was given up has sent its message whole or not at all; all others keep the order in which they were made.
+//! A call that was given up has sent its message whole or not at all; all others keep the order in which they
+//! were made.
 //!
 //! What has to hold always is in `check.rs`.
 

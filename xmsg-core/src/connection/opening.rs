@@ -149,11 +149,12 @@ fn no_proxy(target: &Target, timeout: Duration, failure: Option<Error>) -> Error
     };
     let hint = match kind {
         ErrorKind::UnknownHost => "is the name of the host right?".to_owned(),
-        ErrorKind::WrongPort => {
-            format!(
+        ErrorKind::WrongPort => match failure.as_ref().and_then(|failure| address.meant(failure)) {
+            Some(meant) => format!("that is another port of a proxy; is {meant} meant?"),
+            None => format!(
                 "give the port for publishers, the lowest of the proxy's three, default {DEFAULT_PROXY_PORT}"
-            )
-        }
+            ),
+        },
         ErrorKind::NoResources => {
             "this process has no file descriptors left: raise its limit (ulimit -n)".to_owned()
         }

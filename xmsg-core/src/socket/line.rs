@@ -7,9 +7,9 @@
 //! the line is not [empty](Line::is_empty), even if what they want is there: nobody overtakes anybody. What
 //! happens between is one of two things:
 //!
-//! - Those in line are *served*: each has left with the line what it wants, the owner [takes](Line::take_first)
-//!   one after another as it can, and a future that [waits](Line::wait) in vain is done. Nobody depends on
-//!   others being polled, and so this is the better way where it can be had.
+//! - Those in line are *served*: each has left with the line what it wants, the owner
+//!   [takes](Line::take_first) one after another as it can, and a future that [waits](Line::wait) in vain is
+//!   done. Nobody depends on others being polled, and so this is the better way where it can be had.
 //! - They *go on* by themselves: a future that finds itself [first](Line::is_first), and what it waits for
 //!   there, does its work and leaves; whoever is first then is [called](Line::call), since it may have missed
 //!   what was meant for it. It follows that a future that is neither polled nor dropped holds up all who came
@@ -59,7 +59,8 @@ struct Guest<T> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Place(u64);
 
-/// Who is to be woken, in the order of the line; once no lock is held, since wakers run code that is not ours.
+/// Who is to be woken, in the order of the line; once no lock is held, since wakers run code that is not
+/// ours.
 #[derive(Debug, Default)]
 #[must_use = "they are asleep, and nobody else will wake them"]
 pub(crate) struct Calls(SmallVec<[Waker; 4]>);
@@ -159,8 +160,8 @@ impl<T> Line<T> {
         Calls(entries.into_iter().filter_map(|entry| entry.guest?.waker).collect())
     }
 
-    /// Gives up this place, which may be anywhere in the line. Returns whether it was the first, so that another
-    /// one is now. Whoever has no place any more leaves none.
+    /// Gives up this place, which may be anywhere in the line. Returns whether it was the first, so that
+    /// another one is now. Whoever has no place any more leaves none.
     pub(crate) fn leave(&mut self, place: &Place) -> bool {
         let Some(at) = self.find(place) else { return false };
         self.entries[at].guest = None;
@@ -169,9 +170,10 @@ impl<T> Line<T> {
         at == 0
     }
 
-    /// The first, if it waits, and with it those who wait on the next places, `at_most` places in all, counting
-    /// those that were left but not cleared away yet. Whoever is awake is not called: it will see for itself.
-    /// With `at_most` 1 everybody is called by the one before; with more, a few tasks go on in one go.
+    /// The first, if it waits, and with it those who wait on the next places, `at_most` places in all,
+    /// counting those that were left but not cleared away yet. Whoever is awake is not called: it will see
+    /// for itself. With `at_most` 1 everybody is called by the one before; with more, a few tasks go on in
+    /// one go.
     #[allow(dead_code, reason = "for those who go on by themselves")]
     pub(crate) fn call(&mut self, at_most: usize) -> Calls {
         if self

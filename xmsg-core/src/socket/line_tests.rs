@@ -7,6 +7,7 @@ use std::task::{Poll, Wake};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use proptest::sample::Index;
 
 use super::*;
 
@@ -45,9 +46,9 @@ impl Bells {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Join,
-    /// The one at this part of the line.
-    Wait(f64),
-    Leave(f64),
+    /// The one at this place of the line.
+    Wait(Index),
+    Leave(Index),
     TakeFirst,
     TakeAll,
     Call(usize),
@@ -55,7 +56,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let place = prop_oneof![2 => Just(0.0), 1 => Just(1.0), 3 => 0.0..1.0];
+    let place = any::<Index>();
     let step = prop_oneof![
         6 => Just(Step::Join),
         5 => place.clone().prop_map(Step::Wait),
@@ -84,7 +85,6 @@ proptest! {
         // Places, and whether each waits to be woken.
         let mut list: Vec<(Place, bool)> = Vec::new();
         for step in steps {
-            let at = |part: f64, len: usize| (part * (len - 1) as f64).round() as usize;
             match step {
                 Step::Join => {
                     let place = line.join(wants);
@@ -93,14 +93,14 @@ proptest! {
                     list.push((place, false));
                 }
                 Step::Wait(_) | Step::Leave(_) if list.is_empty() => {}
-                Step::Wait(part) => {
-                    let at = at(part, list.len());
+                Step::Wait(at) => {
+                    let at = at.index(list.len());
                     let (place, waits) = &mut list[at];
                     prop_assert!(line.wait(place, &bells.waker(place.0)));
                     *waits = true;
                 }
-                Step::Leave(part) => {
-                    let at = at(part, list.len());
+                Step::Leave(at) => {
+                    let at = at.index(list.len());
                     let (place, _) = list.remove(at);
                     prop_assert_eq!(line.leave(&place), at == 0);
                     gone(&mut line, &place)?;

@@ -198,6 +198,8 @@ struct State {
     written: Amount,
     /// Messages that were written when a connection broke last.
     broken_at: u64,
+    /// Bytes of boxes that are written in part.
+    of_boxes: u64,
     /// What was accepted and [thrown out](Outbox::limit) again; `bytes` are those of the messages.
     discarded: Amount,
     /// No message that is queued is larger.
@@ -246,6 +248,7 @@ impl State {
     }
 
     /// Encodes a message of so many bytes at the end of the queue.
+    #[inline]
     fn push_frames(&mut self, frames: &[impl Frame], len: usize) {
         let count = frames.len();
         for (index, frame) in frames.iter().map(Borrow::borrow).enumerate() {
@@ -350,8 +353,8 @@ impl Outbox {
         OutboxGuard { outbox: self, state: Some(self.state()), pushed: false }
     }
 
-    /// Takes a message, or says why not. While others [wait](Self::push) for room, there is none for this one, even if
-    /// it would fit. Frames of 8 KiB or more are queued without a copy.
+    /// Takes a message, or says why not. While others [wait](Self::push) for room, there is none for this
+    /// one, even if it would fit. Frames of 8 KiB or more are queued without a copy.
     pub fn try_push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
         self.lock().try_push_frames(frames)
     }
@@ -423,6 +426,14 @@ impl Outbox {
             }
             progress.await;
         }
+    }
+
+    /// Whether something urgent waits, for the end of a message, and how much of all that was to be written the stream has taken: a number
+    /// that grows as long as it takes anything.
+    #[must_use]
+    pub fn urgent_waits_behind(&self) -> (bool, u64) {
+        let state = self.state();
+        (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
     }
 
     /// Forgets what is urgent: it was meant for a connection that has ended.

@@ -42,11 +42,11 @@ struct Unfinished(SmallVec<[Sending<Arc<Link>>; 1]>);
 
 impl Unfinished {
     /// Waits until every link has the message, and whoever sends may go on.
-    async fn finish(self, publisher: &Publisher, frames: &[impl Frame]) -> Result<()> {
+    async fn finish(&mut self, publisher: &Publisher, frames: &[impl Frame]) -> Result<()> {
         // The message has its place at each of them already.
-        for sending in self.0 {
-            let link = sending.target();
-            sending.finish().await.or_else(|refused| publisher.accepted_elsewhere(&link, refused, frames))?;
+        for sending in &mut self.0 {
+            let done = sending.finish().await;
+            done.or_else(|refused| publisher.accepted_elsewhere(&sending.target(), refused, frames))?;
         }
         Ok(())
     }
@@ -92,11 +92,12 @@ impl Publisher {
         if let Some(done) = self.publish_now(topic, frames) {
             return done;
         }
-        self.begin(topic, frames)?.finish(self, frames).await
+        let mut unfinished = self.begin(topic, frames)?;
+        unfinished.finish(self, frames).await
     }
 
-    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, or others
-    /// wait for it, and then none of them got the message.
+    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, or
+    /// others wait for it, and then none of them got the message.
     pub fn try_publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.try_publish_frames(message.into().frames())
     }
@@ -253,7 +254,8 @@ impl Publisher {
         Some(done.or_else(|refused| self.accepted_elsewhere(link, refused, frames)))
     }
 
-    /// Publishes as far as that can be done at once. The message then has its place among others at every link.
+    /// Publishes as far as that can be done at once. The message then has its place among others at every
+    /// link.
     fn begin(&self, topic: &[u8], frames: &[impl Frame]) -> Result<Unfinished> {
         // Declared before the lock, so that it is dropped after it: dropping it may wake others.
         let mut unfinished = Unfinished::default();

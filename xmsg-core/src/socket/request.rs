@@ -59,6 +59,14 @@ impl Inner {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn put_back(&self, live: Live) {
+        *self.idle() = Some(live);
+        if self.closed.is_cancelled() {
+            // `close` may have looked before.
+            self.idle().take();
+        }
+    }
+
     fn idle(&self) -> MutexGuard<'_, Option<Live>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,19 +168,17 @@ impl Requester {
             () = inner.closed.cancelled() => Err(Some(closed())),
             result = deadline.limit(exchange) => result.unwrap_or(Err(None)),
         };
-        match result {
-            Ok(reply) => {
-                *inner.idle() = live;
-                if inner.closed.is_cancelled() {
-                    // `close` may have looked before.
-                    inner.idle().take();
-                }
-                Ok(reply)
+        if let Some(mut live) = live {
+            if live.asked {
+                sent |= live.give_up().await;
+            } else {
+                // It is as good as before.
+                inner.put_back(live);
             }
+        }
+        match result {
+            Ok(reply) => Ok(reply),
             Err(error) => {
-                if let Some(mut live) = live {
-                    sent |= live.give_up().await;
-                }
                 let hint = if sent { "it was sent" } else { "is it running there?" };
                 Err(Unanswered {
                     error: error.unwrap_or_else(|| self.no_reply(timeout, hint, failure)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 
@@ -88,6 +88,12 @@ impl Ended {
     /// That no connection came about for this reason.
     pub(crate) fn while_connecting(self, to: &impl fmt::Display) -> Error {
         let (kind, hint) = match &self {
+            Self::Violation(Violation::SocketTypeMismatch { theirs, .. }) => match theirs.as_str() {
+                "XSUB" | "SUB" => (ErrorKind::WrongPort, ": that is a port for publishers; check the port"),
+                "XPUB" | "PUB" => (ErrorKind::WrongPort, ": that is a port for subscribers; check the port"),
+                "ROUTER" | "REP" => (ErrorKind::WrongPort, ": that is a port for requests; check the port"),
+                _ => (ErrorKind::WrongPort, ": something else listens there; check host and port"),
+            },
             Self::Violation(violation) if violation.is_wrong_socket() => {
                 (ErrorKind::WrongPort, ": something else listens there; check host and port")
             }
@@ -402,16 +408,16 @@ impl Opening {
     async fn open_apart(&mut self, plain: &mut ReceiveBuffer) -> Result<(), Ended> {
         let Some(mut opener) = self.opener.take() else { return Ok(()) };
         let mut boxed = std::mem::take(&mut self.boxed.input);
+        // There is room for the frame in it already.
+        let mut frames = std::mem::take(&mut plain.input);
         let task = tokio::task::spawn_blocking(move || {
-            let mut frame = BytesMut::new();
-            let result = opener.open(&mut boxed, &mut frame);
-            (opener, boxed, frame, result)
+            let result = opener.open(&mut boxed, &mut frames);
+            (opener, boxed, frames, result)
         });
-        let (opener, boxed, frame, result) =
+        let (opener, boxed, frames, result) =
             task.await.map_err(|_| Ended::ByUs("the thread that opens its frames ended"))?;
-        (self.opener, self.boxed.input) = (Some(opener), boxed);
+        (self.opener, self.boxed.input, plain.input) = (Some(opener), boxed, frames);
         result?;
-        plain.input.extend_from_slice(&frame);
         Ok(())
     }
 
@@ -454,6 +460,7 @@ impl Reader<'_> {
     ) -> Result<std::convert::Infallible, Ended> {
         let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut since_pause = 0;
+        let mut taken = 0;
         loop {
             let more_boxes = match &mut self.opening {
                 None => false,
@@ -511,6 +518,12 @@ impl Reader<'_> {
                     len = buffer.read(stream, missing) => break len?,
                     () = &mut alarm => {
                         if leaving.load(Ordering::Relaxed) {
+                            continue;
+                        }
+                        // A question that waits behind a long message has not been asked yet. As long as the peer takes that, it lives.
+                        let (waits, bytes) = outbox.urgent_waits_behind();
+                        if std::mem::replace(&mut taken, bytes) != bytes && waits {
+                            self.engine.handle_received(now());
                             continue;
                         }
                         self.engine.handle_timeout(now())?;

@@ -459,8 +459,7 @@ fn a_subscriber_hears_of_drops_and_nobody_else_does() {
     let told: Vec<u8> = std::iter::from_fn(|| subscriber.poll_transmit()).flatten().collect();
     assert!(told.windows(9).any(|part| part == b"X-Dropped"), "it has told that it understands this");
 
-    for (ours, theirs) in [(SocketType::Pub, "XSUB"), (SocketType::Xpub, "SUB"), (SocketType::Xsub, "PUB")]
-    {
+    for (ours, theirs) in [(SocketType::Pub, "XSUB"), (SocketType::Xpub, "SUB"), (SocketType::Xsub, "PUB")] {
         let mut other = engine(ours);
         let seen = feed(&mut other, [&session(1, theirs, &commands)[..]]).unwrap();
         assert_eq!(seen.len(), 1, "{ours}: it is meant for subscribers");

@@ -1,16 +1,16 @@
 //! Whoever sends and has to wait, for room or for the writer.
 //!
-//! A message that finds no room waits in line, and whoever makes room takes it into the queue: the writer, or a
-//! message before it that was withdrawn. The order of the messages is so that of the first polls of their
+//! A message that finds no room waits in line, and whoever makes room takes it into the queue: the writer, or
+//! a message before it that was withdrawn. The order of the messages is so that of the first polls of their
 //! futures, and no message depends on a future being polled again: one that is kept and not polled holds up
 //! nobody, and neither does a long line of tasks that would have to run one after another.
 //!
-//! Whoever has sent much in a row pauses once its message is in the queue. If it paused before, all others would
-//! have to wait behind it, although there is room, or would overtake it.
+//! Whoever has sent much in a row pauses once its message is in the queue. If it paused before, all others
+//! would have to wait behind it, although there is room, or would overtake it.
 
 use std::borrow::Borrow;
 use std::ops::Deref;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -23,8 +23,8 @@ use crate::zmtp::encoded_len;
 /// The frames of a message that waits for room.
 pub(super) type Waiting = SmallVec<[Bytes; 3]>;
 
-/// Bytes and messages that are taken out of the line at a time, under the queue's lock. The writer comes back for
-/// the rest when it has written some more.
+/// Bytes and messages that are taken out of the line at a time, under the queue's lock. The writer comes back
+/// for the rest when it has written some more.
 const SERVED: (usize, usize) = (WRITE_MAX, 1024);
 
 /// What became of a message at once.
@@ -81,26 +81,28 @@ impl<O: Deref<Target: AsRef<Outbox>>> Sending<O> {
     }
 
     /// Waits until whoever sends may go on: the message is in the queue, or was refused.
-    pub(crate) async fn finish(mut self) -> Result<(), Refused> {
-        let Some(place) = &self.place else {
+    pub(crate) async fn finish(&mut self) -> Result<(), Refused> {
+        if self.place.is_none() {
             self.outbox.as_ref().pause().await;
             return Ok(());
-        };
-        let outbox = self.outbox.as_ref();
-        let taken = std::future::poll_fn(|cx| {
-            let mut state = outbox.state();
-            if !state.line.wait(place, cx.waker()) {
-                let unfit = state.forget_unfit(place);
-                Poll::Ready(if unfit { Err(Refused::Unfit) } else { Ok(()) })
-            } else if state.closed {
-                Poll::Ready(Err(Refused::Closed))
-            } else {
-                Poll::Pending
-            }
-        });
-        taken.await?;
+        }
+        std::future::poll_fn(|cx| self.poll_taken(cx)).await
+    }
+
+    fn poll_taken(&mut self, cx: &Context<'_>) -> Poll<Result<(), Refused>> {
+        let Some(place) = &self.place else { return Poll::Ready(Ok(())) };
+        let mut state = self.outbox.as_ref().state();
+        if state.line.wait(place, cx.waker()) {
+            return if state.closed { Poll::Ready(Err(Refused::Closed)) } else { Poll::Pending };
+        }
+        let unfit = state.forget_unfit(place);
+        drop(state);
+        if unfit {
+            self.place = None;
+            return Poll::Ready(Err(Refused::Unfit));
+        }
         self.place = None;
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -113,14 +115,15 @@ impl<O: Deref<Target: AsRef<Outbox>>> Drop for Sending<O> {
 }
 
 impl Outbox {
-    /// Takes a message, waiting for room. Those who wait are served in the order in which their futures were first
-    /// polled, and newcomers wait behind them. Dropping the future withdraws the message, unless the queue has
-    /// taken it by then: it is taken whole or not at all.
+    /// Takes a message, waiting for room. Those who wait are served in the order in which their futures were
+    /// first polled, and newcomers wait behind them. Dropping the future withdraws the message, unless the
+    /// queue has taken it by then: it is taken whole or not at all.
     pub async fn push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
-        match begin(&self, frames) {
-            Begun::Done(done) => done,
-            Begun::Open(sending) => sending.finish().await,
-        }
+        let mut sending = match begin(&self, frames) {
+            Begun::Done(done) => return done,
+            Begun::Open(sending) => sending,
+        };
+        sending.finish().await
     }
 
     /// What [`push`](Self::push) does if nobody has to wait or pause; `None` if somebody has to.
@@ -144,8 +147,14 @@ impl Outbox {
         }
     }
 
-    /// Takes in what waits in line, as far as there is room. Whoever sent it is to be woken; the writer is not.
+    /// Takes in what waits in line, as far as there is room. Whoever sent it is to be woken; the writer is
+    /// not.
     pub(super) fn serve(&self, state: &mut State) -> Calls {
+        if state.line.is_empty() { Calls::default() } else { self.serve_some(state) }
+    }
+
+    #[cold]
+    fn serve_some(&self, state: &mut State) -> Calls {
         let (mut calls, mut served) = (Calls::default(), (0, 0));
         while served.0 < SERVED.0
             && served.1 < SERVED.1

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt, poll};
 use proptest::prelude::*;
+use proptest::sample::Index;
 
 use super::super::tests::{Brittle, message, numbers};
 use super::super::{HighWaterMark, Writer};
@@ -32,7 +33,7 @@ fn fill(outbox: &Outbox, mut number: u32, len: usize) -> u32 {
 }
 
 /// Writes some of the queue, and breaks off as a connection does.
-async fn write(outbox: &Outbox, bytes: usize, arrived: &mut Vec<u32>) {
+fn write(outbox: &Outbox, bytes: usize, arrived: &mut Vec<u32>) {
     let mut stream = Brittle { limit: bytes, piece: 100, taken: vec![] };
     let run = Writer::new(outbox).run(&mut stream).now_or_never();
     assert!(run.is_none_or(|ended| ended.is_err()), "the queue is open");
@@ -85,10 +86,10 @@ fn a_later_call_that_finds_room_does_not_overtake_one_that_waits() {
             let mut first = push(&outbox, next, 20);
             assert!(poll!(&mut first).is_pending());
             let mut arrived = Vec::new();
-            write(&outbox, 100, &mut arrived).await;
+            write(&outbox, 100, &mut arrived);
             assert_eq!(outbox.push(&message(next + 1, 20)).await, Ok(()));
             assert_eq!(first.await, Ok(()));
-            write(&outbox, 1000, &mut arrived).await;
+            write(&outbox, 1000, &mut arrived);
             assert_eq!(arrived, (0..next + 2).collect::<Vec<_>>());
         }
     });
@@ -152,7 +153,7 @@ fn whoever_gives_up_frees_its_place_wherever_it_stands() {
                     if gone >> at & 1 == 1 {
                         *push = None;
                     } else if !at_once {
-                        write(&outbox, 30, &mut arrived).await;
+                        write(&outbox, 30, &mut arrived);
                     }
                 }
                 assert!(outbox.state().line.len() <= WAITING as usize - gone.count_ones() as usize);
@@ -195,7 +196,8 @@ fn whoever_is_dropped_lets_shorter_ones_behind_it_pass() {
     });
 }
 
-/// A future that is kept and not polled, as in `select!` with a branch that sends itself, must not stop everything.
+/// A future that is kept and not polled, as in `select!` with a branch that sends itself, must not stop
+/// everything.
 #[test]
 fn one_that_is_not_polled_holds_up_nobody() {
     both_runtimes(async || {
@@ -238,7 +240,7 @@ fn a_queue_that_is_closed_refuses_all_that_wait_and_none_that_it_took() {
             assert!(poll!(push).is_pending());
         }
         let mut arrived = Vec::new();
-        write(&outbox, 100, &mut arrived).await;
+        write(&outbox, 100, &mut arrived);
         outbox.close();
         arrived.extend(write_all(&outbox).await);
         let taken = arrived.len() - next as usize;
@@ -309,8 +311,8 @@ fn an_emptied_queue_takes_what_waits() {
     });
 }
 
-/// Tasks that send, wait and are ended at any moment, while a writer works: what each has sent comes in its order, what it
-/// was told is taken comes, and nothing comes twice.
+/// Tasks that send, wait and are ended at any moment, while a writer works: what each has sent comes in its
+/// order, what it was told is taken comes, and nothing comes twice.
 #[test]
 fn many_tasks_keep_their_order_although_some_are_ended() {
     const TASKS: u32 = 40;
@@ -372,9 +374,9 @@ enum Step {
     /// A call with a message of so many bytes, polled once.
     Begin(usize),
     Try(usize),
-    /// The waiting one at this part of the list is polled or dropped.
-    Poll(f64),
-    Drop(f64),
+    /// The waiting one at this place of the list is polled or dropped.
+    Poll(Index),
+    Drop(Index),
     /// A connection that takes so many bytes.
     Write(usize),
 }
@@ -384,8 +386,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => len().prop_map(Step::Begin),
         2 => len().prop_map(Step::Try),
-        3 => (0.0..1.0).prop_map(Step::Poll),
-        2 => (0.0..1.0).prop_map(Step::Drop),
+        3 => any::<Index>().prop_map(Step::Poll),
+        2 => any::<Index>().prop_map(Step::Drop),
         3 => (1_usize..600).prop_map(Step::Write),
         1 => (600_usize..20_000).prop_map(Step::Write),
     ];
@@ -409,7 +411,6 @@ proptest! {
             let (mut taken, mut open) = (BTreeSet::new(), BTreeSet::new());
             let mut arrived = Vec::new();
             for step in steps {
-                let at = |part: f64, len: usize| (part * len as f64) as usize;
                 match step {
                     Step::Begin(len) => {
                         let mut call = push(&outbox, number, len);
@@ -431,15 +432,15 @@ proptest! {
                         number += 1;
                     }
                     Step::Poll(_) | Step::Drop(_) if waiting.is_empty() => {}
-                    Step::Poll(part) => {
-                        let at = at(part, waiting.len());
+                    Step::Poll(at) => {
+                        let at = at.index(waiting.len());
                         if let Poll::Ready(done) = poll!(&mut waiting[at].1) {
                             prop_assert_eq!(done, Ok(()));
                             taken.insert(waiting.remove(at).0);
                         }
                     }
-                    Step::Drop(part) => {
-                        let at = at(part, waiting.len());
+                    Step::Drop(at) => {
+                        let at = at.index(waiting.len());
                         let before = outbox.state().line.len();
                         let (number, call) = waiting.remove(at);
                         drop(call);
@@ -448,7 +449,7 @@ proptest! {
                             open.insert(number);
                         }
                     }
-                    Step::Write(bytes) => write(&outbox, bytes, &mut arrived).await,
+                    Step::Write(bytes) => write(&outbox, bytes, &mut arrived),
                 }
                 let state = outbox.state();
                 prop_assert!(state.line.is_empty() || state.queued.messages > 0, "somebody waits for nothing");
@@ -456,7 +457,7 @@ proptest! {
                 prop_assert!(state.queued.messages <= 1 || state.queued.bytes <= bytes as u64);
             }
             while !waiting.is_empty() {
-                write(&outbox, usize::MAX, &mut arrived).await;
+                write(&outbox, usize::MAX, &mut arrived);
                 let (number, call) = waiting.remove(0);
                 prop_assert_eq!(call.await, Ok(()));
                 taken.insert(number);
