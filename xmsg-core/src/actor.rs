@@ -501,7 +501,7 @@ pub struct ActorSubscription {
 
 impl ActorSubscription {
     /// The next message, or an error for one that has not the three frames of xMsg; `None` once the actor is closed. Dropping the
-    /// future loses nothing.
+    /// future loses nothing. A message can be kept, as one of [`Subscription::next`].
     pub async fn next(&mut self) -> Option<Result<Message>> {
         futures::StreamExt::next(self).await
     }

@@ -10,10 +10,13 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::batch::Kept;
 use crate::control::{CONTROL_TOPIC, Request, Unconfirmed};
 use crate::security::Security;
 use crate::setup::CHECK_INTERVAL;
-use crate::socket::{Amount, Dealer, Endpoint, Publisher, SocketEvents, SocketOptions, Subscriber};
+use crate::socket::{
+    Amount, Dealer, Endpoint, Publisher, SHARE_MAX, SocketEvents, SocketOptions, Subscriber,
+};
 use crate::topic::{IntoTopic, IntoTopics};
 use crate::{ConnectionId, Error, ErrorKind, Message, Messages, ProxyAddress, Result, Setup, Topic};
 
@@ -121,7 +124,7 @@ impl Connection {
             self.check_subscription(&mut socket, &topics, &mut early).await?;
         }
         setup.subscribed().await;
-        Ok(Subscription { socket, early, batch: Messages::default() })
+        Ok(Subscription { socket, early, batch: Messages::default(), kept: Kept::default() })
     }
 
     /// Waits until somebody has subscribed to messages with this topic, as far as the proxy says so; the connection is opened if need
@@ -353,12 +356,17 @@ pub struct Subscription {
     early: VecDeque<Bytes>,
     /// What is left of the messages that came in last.
     batch: Messages,
+    /// What those that were given out one by one hold.
+    kept: Kept,
 }
 
 impl Subscription {
     /// The next message. A message that has not the three frames of xMsg is an error, and the next one can be asked for;
     /// answers to control requests (two frames) are passed over. `None` once the subscription is closed.
     /// Dropping the future loses nothing.
+    ///
+    /// A message can be kept: it holds 16 times its own size or 1 KiB of memory at most, whatever is more. Only of messages that
+    /// come when little is being kept, some hold more, 2 MiB in all for a subscription and what one read brought.
     pub async fn next(&mut self) -> Option<Result<Message>> {
         match self.batch.next() {
             None => std::future::poll_fn(|cx| self.poll_next_message(cx)).await,
@@ -368,6 +376,8 @@ impl Subscription {
 
     /// The next messages, all that came in together: one if they come one by one, hundreds if they are many and small. It waits for the
     /// first of them only. `None` once the subscription is closed. Dropping the future loses nothing.
+    ///
+    /// They share the memory that they came in, so that one that is kept holds all of it: see [`Messages`].
     pub async fn next_batch(&mut self) -> Option<Messages> {
         std::future::poll_fn(|cx| self.poll_next_batch(cx)).await
     }
@@ -378,10 +388,7 @@ impl Subscription {
         if !batch.is_empty() {
             return Poll::Ready(Some(batch));
         }
-        if let Some(batch) = self.early.pop_front() {
-            return Poll::Ready(Some(Messages::of(batch)));
-        }
-        self.socket.poll_recv_batch(cx).map(|batch| batch.map(Messages::of))
+        self.poll_wire(cx).map(|batch| batch.map(|(wire, _)| Messages::of(wire)))
     }
 
     /// What happens to its connection from now on.
@@ -400,13 +407,24 @@ impl Subscription {
         !self.batch.is_empty()
     }
 
+    /// The next messages as they are on the wire, and how much memory a slice of them keeps alive, at most.
+    fn poll_wire(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
+        match self.early.pop_front() {
+            Some(wire) => {
+                let memory = wire.len() * SHARE_MAX;
+                Poll::Ready(Some((wire, memory)))
+            }
+            None => self.socket.poll_batch(cx),
+        }
+    }
+
     fn poll_next_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message>>> {
         loop {
             if let Some(message) = self.batch.next() {
                 return Poll::Ready(Some(message));
             }
-            match self.poll_next_batch(cx) {
-                Poll::Ready(Some(batch)) => self.batch = batch,
+            match self.poll_wire(cx) {
+                Poll::Ready(Some((wire, memory))) => self.batch = Messages::to_keep(wire, memory, &self.kept),
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => return Poll::Pending,
             }

@@ -15,6 +15,8 @@ use super::Multipart;
 struct Batch {
     from: Bytes,
     wire: Bytes,
+    /// How much memory a slice of `wire` keeps alive.
+    memory: usize,
 }
 
 #[derive(Debug, Default)]
@@ -60,8 +62,8 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues whole messages, waiting while the queue is above its mark.
-    pub(crate) async fn push(&self, from: &Bytes, wire: Bytes) {
+    /// Queues whole messages, which lie in so many bytes of memory, waiting while the queue is above its mark.
+    pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, memory: usize) {
         loop {
             let mut room = std::pin::pin!(self.room.notified());
             {
@@ -71,7 +73,7 @@ impl Inbox {
                 }
                 if state.bytes < self.limit {
                     state.bytes += wire.len();
-                    state.batches.push_back(Batch { from: from.clone(), wire });
+                    state.batches.push_back(Batch { from: from.clone(), wire, memory });
                     let receivers = std::mem::take(&mut state.receivers);
                     drop(state);
                     receivers.into_iter().for_each(Waker::wake);
@@ -102,8 +104,9 @@ impl Inbox {
         state.wait(cx)
     }
 
-    /// The next messages, all that lie together; `None` once the queue is closed and empty. Until the next call they count as queued.
-    pub(crate) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// The next messages, all that lie together, and how much memory they lie in; `None` once the queue is closed and empty. Until the
+    /// next call they count as queued.
+    pub(crate) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
         // Whoever never runs out of messages lets others have their turn all the same.
         let turn = ready!(coop::poll_proceed(cx));
         let mut state = self.state();
@@ -113,7 +116,7 @@ impl Inbox {
             Some(batch) => {
                 state.handed = batch.wire.len();
                 turn.made_progress();
-                Poll::Ready(Some(batch.wire))
+                Poll::Ready(Some((batch.wire, batch.memory)))
             }
             None => state.wait(cx),
         }
@@ -157,8 +160,8 @@ mod tests {
         let inbox = Inbox::new(8);
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
-        inbox.push(&nobody, wire(&["aa", "bb"])).await;
-        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"])));
+        inbox.push(&nobody, wire(&["aa", "bb"]), 8).await;
+        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"]), 4));
         assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
         for expected in ["aa", "bb"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
@@ -174,14 +177,14 @@ mod tests {
         let inbox = Inbox::new(8);
         let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
         let nobody = Bytes::new();
-        inbox.push(&nobody, wire(&["aa", "bb"])).await;
-        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"])));
+        inbox.push(&nobody, wire(&["aa", "bb"]), 8).await;
+        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"]), 4));
         assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
-        assert_eq!(next().await, Some(wire(&["aa", "bb"])));
+        assert_eq!(next().await, Some((wire(&["aa", "bb"]), 8)));
         assert!(futures::poll!(&mut second).is_pending(), "they are being taken apart");
         assert!(futures::poll!(std::pin::pin!(next())).is_pending());
         second.await;
-        assert_eq!(next().await, Some(wire(&["cc"])));
+        assert_eq!(next().await, Some((wire(&["cc"]), 4)));
         inbox.close();
         assert_eq!(next().await, None);
     }

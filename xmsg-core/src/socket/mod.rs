@@ -38,6 +38,7 @@ pub mod vanished;
 pub use admission::{Admission, AdmissionLimits};
 pub use dealer::Dealer;
 pub use endpoint::Endpoint;
+pub(crate) use hub::SHARE_MAX;
 pub use hub::{SocketEvent, SocketEvents};
 pub use multipart::Multipart;
 pub use options::{SocketOptions, TcpOptions};
