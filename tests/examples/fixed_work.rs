@@ -21,12 +21,13 @@ const COUNT: usize = 10_000;
 /// Bytes that come in with one read.
 const READ: usize = 64 << 10;
 
-const WORK: [(&str, fn()); 10] = [
+const WORK: [(&str, fn()); 11] = [
     ("publish", publish),
     ("encode", encode),
     ("scan", scan),
     ("codec", codec),
     ("decode", decode),
+    ("detach", detach),
     ("lend", lend),
     ("metadata", metadata),
     ("forward", forward),
@@ -147,6 +148,13 @@ fn codec() {
 fn decode() {
     let messages = Messages::of(wire().freeze());
     let found = measured(|| messages.flatten().map(black_box).count());
+    println!("{found}");
+}
+
+/// Into messages that own their memory.
+fn detach() {
+    let messages = Messages::of(wire().freeze());
+    let found = measured(|| messages.detached().flatten().map(black_box).count());
     println!("{found}");
 }
 

@@ -1,10 +1,11 @@
-//! What a small message costs in allocations, all the way from publisher to subscriber: next to none.
+//! What a small message costs in allocations, all the way from publisher to subscriber, next to none; and what one that is kept
+//! costs in memory.
 //!
 //! Everything runs on one thread, so that the count of that thread is the count of the whole path.
 
 use allocation_counter::measure;
 use bytes::Bytes;
-use xmsg_core::{Actor, Message, Topic};
+use xmsg_core::{Actor, Message, Result, Subscription, Topic};
 use xmsg_tests::{PATIENCE, connect, patient, proxy};
 
 /// Messages that are counted, after as many that are not: by then buffers have their size.
@@ -86,4 +87,91 @@ fn a_small_message_costs_no_allocation_from_publisher_to_subscriber() {
         assert!(connection.close(PATIENCE).await.is_nothing());
         proxy.stop(PATIENCE).await;
     });
+}
+
+/// Of the messages that come in, every one of these is kept: the others that came with it are dropped.
+const KEEP_EVERY: usize = 500;
+/// Messages that are kept.
+const KEPT: usize = 1_000;
+/// What the documentation of `next` says that a kept message may hold, bytes …
+const HOLD_EACH: usize = 1 << 10;
+/// … and how much more the messages of a subscription may hold in all: 2 MiB and what one read brought, for which a slab has 128 KiB.
+const HOLD_MORE: usize = (2 << 20) + (128 << 10);
+/// What is in use by queues on the way meanwhile, and was not before.
+const ON_THE_WAY: usize = 512 << 10;
+
+/// How much more memory is in use after some messages were kept, bytes. Some were received before, so that buffers have their size.
+fn memory_of_kept(
+    subscription: &mut Subscription,
+    runtime: &tokio::runtime::Runtime,
+    publish: impl AsyncFn(),
+) -> usize {
+    let mut receive = |kept: &mut Vec<Message>, count: usize| {
+        runtime.block_on(async {
+            let receiving = async {
+                for number in 0..count {
+                    let message = subscription.next().await.unwrap().unwrap();
+                    if number % KEEP_EVERY == 0 && kept.len() < kept.capacity() {
+                        kept.push(message);
+                    }
+                }
+            };
+            let publishing = async {
+                for _ in 0..count {
+                    publish().await;
+                }
+            };
+            tokio::join!(publishing, receiving);
+        });
+    };
+    let mut kept = Vec::with_capacity(KEPT);
+    receive(&mut Vec::new(), 10 * KEEP_EVERY);
+    let held = measure(|| receive(&mut kept, KEPT * KEEP_EVERY)).bytes_current;
+    assert_eq!(kept.len(), KEPT);
+    usize::try_from(held).unwrap_or_default()
+}
+
+/// 28 bytes each, of which one in five hundred is kept: they don't keep the slabs that they came in.
+#[test]
+fn kept_messages_hold_little_more_than_themselves() {
+    let runtime = runtime();
+    let (proxy, connection) = runtime.block_on(async {
+        let proxy = proxy().start().await.unwrap();
+        let connection = connect(&proxy);
+        (proxy, connection)
+    });
+    let message = Message::from_frames("keep:it".into(), "some metadata".into(), "28 bytes".into());
+    assert_eq!(message.size(), 28);
+    let mut subscription = runtime.block_on(connection.subscribe("keep")).unwrap();
+    let held =
+        memory_of_kept(&mut subscription, &runtime, async || connection.publish(&message).await.unwrap());
+    println!("{KEPT} messages of {} bytes hold {held} bytes", message.size());
+    assert!(held <= KEPT * HOLD_EACH + HOLD_MORE + ON_THE_WAY, "{held} bytes");
+    runtime.block_on(async {
+        drop(subscription);
+        connection.close(PATIENCE).await;
+        proxy.stop(PATIENCE).await;
+    });
+}
+
+/// What is kept of a batch can be given memory of its own, all of it or one by one.
+#[test]
+fn messages_of_a_batch_can_be_detached() {
+    let message = message(&Topic::wrap("a:b"));
+    let mut wire = bytes::BytesMut::new();
+    for _ in 0..1000 {
+        xmsg_core::zmtp::encode_message(&mut wire, &message.clone().into_frames());
+    }
+    let batch = || xmsg_core::Messages::of(Bytes::copy_from_slice(&wire));
+    let mut kept: Vec<Message> = Vec::with_capacity(1000);
+    let all = measure(|| kept.extend(batch().detached().map(Result::unwrap).step_by(10))).bytes_current;
+    kept.clear();
+    let one_by_one = measure(|| {
+        kept.extend(batch().iter().step_by(10).map(|message| message.unwrap().to_message().detach()));
+    });
+    // Each with the few words that count who shares it.
+    for held in [all, one_by_one.bytes_current] {
+        assert!(held <= 100 * (message.size() as i64 + 64), "{held} bytes");
+    }
+    assert!(kept.iter().all(|kept| kept.data() == message.data()));
 }

@@ -2,16 +2,28 @@
 
 use std::iter::FusedIterator;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
 use crate::zmtp::walk_message;
 use crate::{Error, ErrorKind, Message, Meta, Result, Topic, meta};
 
+/// What the batches of one subscription may hold that were taken apart by `next`, bytes, before small messages of further ones
+/// are copied: enough for whoever works on many at a time, and never copied for whoever drops them soon.
+const KEPT_MAX: usize = 2 << 20;
+/// A message is small beside the memory that it came in if that is more than so many times as large.
+const SMALL: usize = 16;
+/// Memory that any message may hold, bytes.
+const LITTLE: usize = 1 << 10;
+
 /// Messages that came in with one read, or what is left of them: an iterator, in their order.
 ///
-/// As an iterator it gives [`Message`]s, which share the memory that they came in. By reference it lends them out as
-/// [`MessageRef`]s, which is cheaper still where a message is looked at and not kept: no reference is counted.
+/// As an iterator it gives [`Message`]s, which share the memory that they came in: one that is kept holds all of it, up to
+/// 128 KiB, or 2 MiB where messages are long. [`detached`](Self::detached) gives messages that can be kept. By reference it
+/// lends them out as [`MessageRef`]s, which is cheaper still where a message is looked at and not kept: no reference is
+/// counted.
 ///
 /// A message that has not the three frames of xMsg is an error in its place; answers to control requests (two frames) are passed
 /// over.
@@ -31,13 +43,44 @@ pub struct Messages {
     wire: Bytes,
     /// Where the next message starts.
     at: usize,
+    /// Messages that are shorter get memory of their own.
+    detach_below: usize,
 }
 
 impl Messages {
     /// The messages in these bytes, as they are on the wire. Bytes behind the last whole message are not looked at.
     #[must_use]
     pub fn of(wire: Bytes) -> Self {
-        Self { wire, at: 0 }
+        Self { wire, at: 0, detach_below: 0 }
+    }
+
+    /// The same as messages that can be kept: they hold no more than [`SMALL`] times their size or [`LITTLE`] each, whatever is more,
+    /// but for [`KEPT_MAX`] in all. `memory` is what a slice of `wire` keeps alive, in bytes.
+    pub(crate) fn to_keep(wire: Bytes, memory: usize, kept: &Kept) -> Self {
+        if memory <= LITTLE {
+            return Self::of(wire);
+        }
+        let detach_below = if kept.is_much() { memory / SMALL } else { 0 };
+        Self { wire: kept.count(wire, memory), at: 0, detach_below }
+    }
+
+    /// What is left, as messages that own their memory. Each of them is copied: one that is only looked at is better borrowed.
+    ///
+    /// ```
+    /// use xmsg_core::{Message, Messages, Result};
+    ///
+    /// fn keep(batch: Messages, all: &mut Vec<Message>) -> Result<()> {
+    ///     for message in batch.detached() {
+    ///         all.push(message?);
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # keep(Messages::default(), &mut Vec::new())?;
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn detached(self) -> Self {
+        Self { detach_below: usize::MAX, ..self }
     }
 
     /// Lends out what is left, and takes nothing.
@@ -67,7 +110,9 @@ impl Iterator for Messages {
             let frame = |range| self.wire.slice(range);
             match found {
                 Found::Message([topic, meta, data]) => {
-                    Ok(Message::from_frames(frame(topic), frame(meta), frame(data)))
+                    let len = data.end - topic.start;
+                    let message = Message::from_frames(frame(topic), frame(meta), frame(data));
+                    Ok(if len < self.detach_below { message.detach() } else { message })
                 }
                 Found::Other { topic, frames } => Err(not_three(&self.wire[topic], frames)),
             }
@@ -164,7 +209,7 @@ impl<'a> MessageRef<'a> {
         self.topic.len() + self.meta.len() + self.data.len()
     }
 
-    /// The message, to be kept. It shares the memory of the batch.
+    /// The message. It shares the memory of the batch: [`Message::detach`] gives it its own.
     #[must_use]
     pub fn to_message(&self) -> Message {
         let [topic, meta, data] = [self.topic, self.meta, self.data].map(|frame| self.wire.slice_ref(frame));
@@ -203,6 +248,44 @@ impl Found {
                 }
             }
         }
+    }
+}
+
+/// Counts the memory that messages hold which were given out one by one, of one subscription.
+///
+/// As long as it is little, which it is for whoever drops a message before long, they share the memory that they came in. If it
+/// grows, messages are being kept, and further ones that are small beside that memory are copied.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Kept(Arc<AtomicUsize>);
+
+impl Kept {
+    fn is_much(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > KEPT_MAX
+    }
+
+    /// The same bytes, whose memory counts until the last slice of them is dropped.
+    fn count(&self, wire: Bytes, memory: usize) -> Bytes {
+        self.0.fetch_add(memory, Ordering::Relaxed);
+        Bytes::from_owner(Counted { wire, memory, kept: self.clone() })
+    }
+}
+
+/// A batch, and what it counts for.
+struct Counted {
+    wire: Bytes,
+    memory: usize,
+    kept: Kept,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.wire
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.kept.0.fetch_sub(self.memory, Ordering::Relaxed);
     }
 }
 
@@ -269,11 +352,48 @@ mod tests {
         assert!(wire.try_into_mut().is_ok(), "the only one left");
     }
 
+    #[test]
+    fn messages_are_copied_once_much_is_kept_and_no_longer_when_it_was_dropped() {
+        const MEMORY: usize = 128 << 10;
+        let kept = Kept::default();
+        let batch = || {
+            Messages::to_keep(
+                texts(&[&["a", "meta", "small"], &["b", "meta", &"x".repeat(9000)]]),
+                MEMORY,
+                &kept,
+            )
+        };
+        // A message keeps its batch only if it lies in its memory.
+        let copies = |messages: &[Message]| messages.len() * MEMORY - kept.0.load(Ordering::Relaxed);
+        let mut all = Vec::new();
+        for _ in 0..100 {
+            all.push(batch().next().unwrap().unwrap());
+        }
+        assert_eq!(copies(&all), (100 - KEPT_MAX / MEMORY - 1) * MEMORY);
+        // What is not small beside its memory shares it all the same.
+        all.push(batch().nth(1).unwrap().unwrap());
+        assert_eq!(copies(&all), (100 - KEPT_MAX / MEMORY - 1) * MEMORY);
+        all.clear();
+        all.push(batch().next().unwrap().unwrap());
+        assert_eq!(copies(&all), 0);
+        drop(all);
+        assert_eq!(kept.0.load(Ordering::Relaxed), 0);
+    }
+
     proptest! {
         #[test]
         fn messages_come_out_as_they_went_in(
             messages in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 3), 0..9),
         ) {
+            let (much, little) = (Kept(Arc::new(AtomicUsize::new(KEPT_MAX + 1))), Kept::default());
+            for kept in [&much, &little] {
+                for memory in [0, 100, 10_000, usize::MAX >> 2] {
+                    let batch = Messages::to_keep(wire(&messages), memory, kept);
+                    let frames: Vec<_> = batch.map(|m| m.unwrap().into_frames().map(Vec::from).to_vec()).collect();
+                    prop_assert_eq!(&frames, &messages);
+                }
+            }
+            prop_assert_eq!((much.0.load(Ordering::Relaxed), little.0.load(Ordering::Relaxed)), (KEPT_MAX + 1, 0));
             let batch = Messages::of(wire(&messages));
             let lent: Vec<_> = batch.into_iter().map(|m| m.unwrap().into_frames().map(Vec::from).to_vec()).collect();
             prop_assert_eq!(lent, messages);
@@ -283,8 +403,11 @@ mod tests {
         fn bytes_that_are_no_messages_end_the_batch(bytes: Vec<u8>) {
             let batch = Messages::of(bytes.into());
             let lent = batch.iter().filter_map(Result::ok).map(|m| m.to_message().into_frames()).collect::<Vec<_>>();
+            let detached = Messages::of(batch.wire.clone()).detached();
+            let detached = detached.filter_map(Result::ok).map(Message::into_frames).collect::<Vec<_>>();
             let taken = batch.filter_map(Result::ok).map(Message::into_frames).collect::<Vec<_>>();
-            prop_assert_eq!(lent, taken);
+            prop_assert_eq!(&lent, &taken);
+            prop_assert_eq!(lent, detached);
         }
     }
 }

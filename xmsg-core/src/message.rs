@@ -27,7 +27,8 @@ use crate::topic::{IntoTopic, Topic};
 /// assert!(error.to_string().contains("`text/string`, expected `binary/double`"));
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
-#[derive(Clone)]
+/// Two messages are equal when their frames are, byte for byte.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Message {
     topic: Topic,
     meta: Bytes,
@@ -79,6 +80,40 @@ impl Message {
     /// The same, and the message is kept.
     pub(crate) fn frames(&self) -> [&Bytes; 3] {
         [self.topic.bytes(), &self.meta, &self.data]
+    }
+
+    /// The same message in memory of its own, just as much as it needs.
+    ///
+    /// Messages that came in share memory with others. One from [`next`](crate::Subscription::next) can simply be kept; one from
+    /// `next_batch` holds the memory of the whole batch, and is detached by this call, which copies it.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use xmsg_core::{Message, Messages};
+    ///
+    /// /// The latest message of each topic.
+    /// fn note(latest: &mut HashMap<Vec<u8>, Message>, batch: &Messages) -> xmsg_core::Result<()> {
+    ///     for message in batch {
+    ///         let message = message?;
+    ///         latest.insert(message.topic().to_vec(), message.to_message().detach());
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # note(&mut HashMap::new(), &Messages::default())?;
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn detach(self) -> Self {
+        let [topic, meta, data] = self.frames();
+        let mut frames = Vec::with_capacity(self.size());
+        for frame in [topic, meta, data] {
+            frames.extend_from_slice(frame);
+        }
+        let (meta_at, data_at) = (topic.len(), topic.len() + meta.len());
+        let mut topic = Bytes::from(frames);
+        let data = topic.split_off(data_at);
+        let meta = topic.split_off(meta_at);
+        Self::from_frames(topic, meta, data)
     }
 
     /// The length of the three frames together, in bytes.
@@ -276,8 +311,33 @@ impl Message {
     }
 }
 
+/// The frames: topic, metadata, data.
+///
+/// ```
+/// use bytes::Bytes;
+/// use xmsg_core::Message;
+///
+/// let message = Message::of("report:sports", "3:1")?;
+/// let frames: [Bytes; 3] = message.clone().into();
+/// assert_eq!(Message::from(frames), message);
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+impl From<Message> for [Bytes; 3] {
+    fn from(message: Message) -> Self {
+        message.into_frames()
+    }
+}
+
+/// The message that these frames are: topic, metadata, data. Nothing is checked.
+impl From<[Bytes; 3]> for Message {
+    fn from([topic, meta, data]: [Bytes; 3]) -> Self {
+        Self::from_frames(topic, meta, data)
+    }
+}
+
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What is in it can be long, and secret.
         let mut message = f.debug_struct("Message");
         message.field("topic", &self.topic);
         match self.meta() {
@@ -430,6 +490,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_of_a_message_is_short() {
+        let mut message = Message::of("math:square", "secret").unwrap().with_header("trace", "1").unwrap();
+        message.edit_meta(|meta| meta.status = Some(Status::Error)).unwrap();
+        let shown = r#"Message { topic: Topic("math:square"), meta: Meta { status: Error, data_type: "text/string", "#;
+        assert_eq!(format!("{message:?}"), format!(r#"{shown}headers: {{"trace": "1"}} }}, data_len: 8 }}"#));
+    }
+
+    #[test]
     fn damaged_metadata_is_found_when_it_is_read() {
         let mut message = Message::from_frames("t".into(), "\u{7f}".into(), "data".into());
         let results = [
@@ -448,6 +516,8 @@ mod tests {
         fn frames_come_out_as_they_went_in(frames: [Vec<u8>; 3]) {
             let [topic, meta, data] = frames.clone().map(Bytes::from);
             let message = Message::from_frames(topic, meta, data);
+            let detached = message.clone().detach();
+            prop_assert_eq!(detached.into_frames(), message.clone().into_frames());
             prop_assert_eq!(message.size(), frames.iter().map(Vec::len).sum::<usize>());
             prop_assert_eq!(message.into_frames().map(Vec::from), frames);
         }

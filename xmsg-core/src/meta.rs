@@ -6,6 +6,8 @@
 
 mod headers;
 
+use std::fmt;
+
 use bytes::Bytes;
 use prost::encoding::{
     DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint,
@@ -38,7 +40,7 @@ const REPLY_TO: u32 = 16;
 /// assert_eq!(read.severity_id, None);
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Meta {
     /// 1: the version of the data.
     pub version: Option<String>,
@@ -193,7 +195,9 @@ impl Meta {
         for (number, value) in self.present() {
             value.encode(number, &mut frame);
         }
-        self.headers.encode(&mut frame);
+        if !self.headers.is_empty() {
+            self.headers.encode(&mut frame);
+        }
         frame.extend_from_slice(&self.unknown);
         frame.into()
     }
@@ -202,7 +206,7 @@ impl Meta {
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         self.present().map(|(number, value)| value.encoded_len(number)).sum::<usize>()
-            + self.headers.encoded_len()
+            + if self.headers.is_empty() { 0 } else { self.headers.encoded_len() }
             + self.unknown.len()
     }
 
@@ -239,6 +243,43 @@ impl Meta {
             (17, number(self.byte_order)),
         ];
         all.into_iter().filter_map(|(number, value)| Some((number, value?)))
+    }
+}
+
+/// What is present.
+impl fmt::Debug for Meta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn present<'a, T: fmt::Debug>(value: &'a Option<T>) -> Option<&'a dyn fmt::Debug> {
+            value.as_ref().map(|value| value as _)
+        }
+        let unknown_len = (!self.unknown.is_empty()).then(|| self.unknown.len());
+        let fields = [
+            ("version", present(&self.version)),
+            ("description", present(&self.description)),
+            ("author", present(&self.author)),
+            ("status", present(&self.status)),
+            ("severity_id", present(&self.severity_id)),
+            ("sender", present(&self.sender)),
+            ("sender_state", present(&self.sender_state)),
+            ("communication_id", present(&self.communication_id)),
+            ("composition", present(&self.composition)),
+            ("execution_time", present(&self.execution_time)),
+            ("action", present(&self.action)),
+            ("control", present(&self.control)),
+            ("data_type", Some(&self.data_type)),
+            ("data_type_description", present(&self.data_type_description)),
+            ("reply_to", present(&self.reply_to)),
+            ("byte_order", present(&self.byte_order)),
+            ("headers", (!self.headers.is_empty()).then_some(&self.headers as _)),
+            ("unknown_len", present(&unknown_len)),
+        ];
+        let mut meta = f.debug_struct("Meta");
+        for (name, value) in fields {
+            if let Some(value) = value {
+                meta.field(name, value);
+            }
+        }
+        meta.finish()
     }
 }
 

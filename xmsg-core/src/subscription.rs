@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
+use crate::batch::Kept;
 use crate::connection::Marker;
 use crate::deadline::Deadline;
 use crate::options::CHECK_INTERVAL;
@@ -32,6 +33,8 @@ pub struct Subscription {
     socket: Subscriber,
     /// What is left of the messages that came in last.
     batch: Messages,
+    /// What messages that were given out one by one hold.
+    kept: Kept,
     topics: Vec<Topic>,
     marker: Marker,
     draining: Option<Draining>,
@@ -60,7 +63,15 @@ struct Draining {
 
 impl Subscription {
     pub(crate) fn new(socket: Subscriber, topics: Vec<Topic>, marker: Marker) -> Self {
-        Self { socket, batch: Messages::default(), topics, marker, draining: None, stopped: false }
+        Self {
+            socket,
+            batch: Messages::default(),
+            kept: Kept::default(),
+            topics,
+            marker,
+            draining: None,
+            stopped: false,
+        }
     }
 
     /// The topics that it was made with.
@@ -72,6 +83,9 @@ impl Subscription {
     /// The next message. A message that has not the three frames of xMsg is an error, and the next one can be asked for;
     /// answers to control requests (two frames) are passed over. `None` once the subscription is closed or drained.
     /// Dropping the future loses nothing.
+    ///
+    /// A message can be kept: it holds 16 times its own size or 1 KiB of memory at most, whatever is more. Only of messages that
+    /// come when little is being kept, some hold more, 2 MiB in all for a subscription and what one read brought.
     pub async fn next(&mut self) -> Option<Result<Message>> {
         match self.batch.next() {
             None => std::future::poll_fn(|cx| self.poll_next_message(cx)).await,
@@ -92,7 +106,7 @@ impl Subscription {
             return Poll::Ready(Some(batch));
         }
         if self.draining.is_some() {
-            return self.poll_drain(cx);
+            return self.poll_drain(cx).map(|batch| batch.map(|(wire, _)| Messages::of(wire)));
         }
         self.socket.poll_recv_batch(cx).map(|batch| batch.map(Messages::of))
     }
@@ -163,24 +177,25 @@ impl Subscription {
             if let Some(message) = self.batch.next() {
                 return Poll::Ready(Some(message));
             }
-            match self.poll_next_batch(cx) {
-                Poll::Ready(Some(batch)) => self.batch = batch,
+            let next = if self.draining.is_some() { self.poll_drain(cx) } else { self.socket.poll_batch(cx) };
+            match next {
+                Poll::Ready(Some((wire, memory))) => self.batch = Messages::to_keep(wire, memory, &self.kept),
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => return Poll::Pending,
             }
         }
     }
 
-    /// The next messages before the marker.
-    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Option<Messages>> {
+    /// The next messages before the marker, and how much memory a slice of them keeps alive, in bytes.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
         loop {
             let Some(draining) = &mut self.draining else { return Poll::Ready(None) };
             if draining.sending.as_mut().is_some_and(|sending| sending.as_mut().poll(cx).is_ready()) {
                 draining.sending = None;
             }
             let given_up = draining.sending.is_none() || !self.socket.is_connected();
-            match self.socket.poll_recv_batch(cx) {
-                Poll::Ready(Some(batch)) => {
+            match self.socket.poll_batch(cx) {
+                Poll::Ready(Some((batch, memory))) => {
                     let (messages, found) = before_marker(&batch, draining.topic.as_bytes());
                     match found {
                         Some(Found::Answer) => draining.confirmed.notify_one(),
@@ -188,7 +203,7 @@ impl Subscription {
                         None => {}
                     }
                     if !messages.is_empty() {
-                        return Poll::Ready(Some(Messages::of(messages)));
+                        return Poll::Ready(Some((messages, memory)));
                     }
                 }
                 Poll::Ready(None) => return Poll::Ready(None),

@@ -187,6 +187,14 @@ impl TryFrom<&str> for Topic {
     }
 }
 
+impl TryFrom<&String> for Topic {
+    type Error = Error;
+
+    fn try_from(text: &String) -> Result<Self> {
+        text.into_topic()
+    }
+}
+
 impl TryFrom<String> for Topic {
     type Error = Error;
 
@@ -379,6 +387,30 @@ impl PartialEq<str> for Topic {
 impl PartialEq<&str> for Topic {
     fn eq(&self, other: &&str) -> bool {
         self == *other
+    }
+}
+
+impl PartialEq<String> for Topic {
+    fn eq(&self, other: &String) -> bool {
+        self == other.as_str()
+    }
+}
+
+impl PartialEq<Topic> for str {
+    fn eq(&self, other: &Topic) -> bool {
+        other == self
+    }
+}
+
+impl PartialEq<Topic> for &str {
+    fn eq(&self, other: &Topic) -> bool {
+        other == *self
+    }
+}
+
+impl PartialEq<Topic> for String {
+    fn eq(&self, other: &Topic) -> bool {
+        other == self.as_str()
     }
 }
 
@@ -597,6 +629,25 @@ mod tests {
         assert_eq!(topic.to_string(), "a\u{fffd}:\u{fffd}");
         assert_eq!(format!("{topic:?}"), r#"Topic("a\xff:\xfe")"#);
         assert_eq!(topic.into_bytes(), &b"a\xff:\xfe"[..]);
+    }
+
+    #[test]
+    fn topics_come_from_text_and_compare_with_it() {
+        let text = "rock:metal".to_owned();
+        let topics: [Result<Topic>; 4] = [
+            text.parse(),
+            Topic::try_from(text.as_str()),
+            Topic::try_from(&text),
+            Topic::try_from(text.clone()),
+        ];
+        for topic in topics.map(Result::unwrap) {
+            assert_eq!(topic, text);
+            assert_eq!(topic, "rock:metal");
+            assert_eq!(text, topic);
+            assert_eq!("rock:metal", topic);
+            assert_eq!(*"rock:metal", topic);
+        }
+        assert_eq!(Topic::try_from("").unwrap_err().kind(), ErrorKind::InvalidTopic);
     }
 
     #[test]

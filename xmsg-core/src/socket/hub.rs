@@ -32,6 +32,8 @@ const RESUBSCRIBE_GRACE: Duration = Duration::from_secs(1);
 const WANTED_MAX: usize = 100_000;
 /// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
+/// What came in with one read shares its slab only if that is at most so many times as large.
+pub(crate) const SHARE_MAX: usize = 16;
 
 /// A socket's hold on its hub: letting go closes it.
 #[derive(Debug)]
@@ -643,9 +645,13 @@ struct LinkHandler<'a> {
 impl Handler for LinkHandler<'_> {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
         // A few bytes must not keep a large slab alive while they wait.
-        let small = batch.wire.len() * 16 < batch.slab.size;
-        let wire = if small { Bytes::copy_from_slice(&batch.wire) } else { batch.wire };
-        self.hub.inbox.push(&self.identity, wire).await;
+        let small = batch.wire.len() * SHARE_MAX < batch.slab.size;
+        let (wire, memory) = if small {
+            (Bytes::copy_from_slice(&batch.wire), batch.wire.len())
+        } else {
+            (batch.wire, batch.slab.size)
+        };
+        self.hub.inbox.push(&self.identity, wire, memory).await;
         Ok(())
     }
 

@@ -8,13 +8,15 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::coop;
 
-use super::Multipart;
+use super::{Multipart, SHARE_MAX};
 
 /// Whole messages of one peer, one after another as they came.
 #[derive(Debug)]
 struct Batch {
     from: Bytes,
     wire: Bytes,
+    /// How much memory a slice of `wire` keeps alive.
+    memory: usize,
 }
 
 #[derive(Debug, Default)]
@@ -63,14 +65,15 @@ impl Inbox {
     /// Queues whole messages, and waits while the queue is at its mark. They are queued before the waiting, not after it: what was
     /// read from a connection is then found in the queue, also when the reader is ended while it waits. The bound is the mark
     /// and what each connection has read last.
-    pub(crate) async fn push(&self, from: &Bytes, wire: Bytes) {
+    /// `memory` is how much a slice of `wire` keeps alive, in bytes.
+    pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, memory: usize) {
         {
             let mut state = self.state();
             if state.closed {
                 return;
             }
             state.bytes += wire.len();
-            state.batches.push_back(Batch { from: from.clone(), wire });
+            state.batches.push_back(Batch { from: from.clone(), wire, memory });
             let (is_full, receivers) = (state.bytes >= self.limit, std::mem::take(&mut state.receivers));
             drop(state);
             receivers.into_iter().for_each(Waker::wake);
@@ -97,7 +100,9 @@ impl Inbox {
         let mut state = self.state();
         for wire in batches.rev() {
             state.bytes += wire.len();
-            state.batches.push_front(Batch { from: Bytes::new(), wire });
+            // At most: what came in with one read shares its slab only if that is not much larger.
+            let memory = wire.len().saturating_mul(SHARE_MAX);
+            state.batches.push_front(Batch { from: Bytes::new(), wire, memory });
         }
     }
 
@@ -124,8 +129,9 @@ impl Inbox {
         state.wait(cx)
     }
 
-    /// The next messages, all that lie together; `None` once the queue is closed and empty. Until the next call they count as queued.
-    pub(crate) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    /// The next messages, all that lie together, and how much memory they lie in; `None` once the queue is closed and empty. Until the
+    /// next call they count as queued.
+    pub(crate) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
         // Whoever never runs out of messages lets others have their turn all the same.
         let turn = ready!(coop::poll_proceed(cx));
         let mut state = self.state();
@@ -135,7 +141,7 @@ impl Inbox {
             Some(batch) => {
                 state.handed = batch.wire.len();
                 turn.made_progress();
-                Poll::Ready(Some(batch.wire))
+                Poll::Ready(Some((batch.wire, batch.memory)))
             }
             None => state.wait(cx),
         }
@@ -179,13 +185,13 @@ mod tests {
         let inbox = Inbox::new(8);
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
-        let mut first = std::pin::pin!(inbox.push(&nobody, wire(&["aa", "bb"])));
+        let mut first = std::pin::pin!(inbox.push(&nobody, wire(&["aa", "bb"]), 8));
         assert!(futures::poll!(&mut first).is_pending(), "8 of 8 bytes are taken");
         for expected in ["aa", "bb"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
         }
         first.await;
-        inbox.push(&nobody, wire(&["cc"])).await;
+        inbox.push(&nobody, wire(&["cc"]), 4).await;
         inbox.close();
         assert_eq!(next().await.unwrap().1, Multipart::from(["cc"]));
         assert_eq!(next().await, None);
@@ -196,7 +202,7 @@ mod tests {
         let inbox = Inbox::new(4);
         let nobody = Bytes::new();
         {
-            let mut push = std::pin::pin!(inbox.push(&nobody, wire(&["aa"])));
+            let mut push = std::pin::pin!(inbox.push(&nobody, wire(&["aa"]), 4));
             assert!(futures::poll!(&mut push).is_pending());
         }
         inbox.close();
@@ -209,15 +215,15 @@ mod tests {
         let inbox = Inbox::new(8);
         let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
         let nobody = Bytes::new();
-        let mut first = std::pin::pin!(inbox.push(&nobody, wire(&["aa", "bb"])));
+        let mut first = std::pin::pin!(inbox.push(&nobody, wire(&["aa", "bb"]), 8));
         assert!(futures::poll!(&mut first).is_pending(), "8 of 8 bytes are taken");
-        assert_eq!(next().await, Some(wire(&["aa", "bb"])));
+        assert_eq!(next().await, Some((wire(&["aa", "bb"]), 8)));
         assert!(futures::poll!(&mut first).is_pending(), "they are being taken apart");
         assert!(futures::poll!(std::pin::pin!(next())).is_pending());
         first.await;
-        inbox.push(&nobody, wire(&["cc"])).await;
+        inbox.push(&nobody, wire(&["cc"]), 4).await;
         assert_eq!(inbox.waiting(), [wire(&["cc"])]);
-        assert_eq!(next().await, Some(wire(&["cc"])));
+        assert_eq!(next().await, Some((wire(&["cc"]), 4)));
         inbox.close();
         assert_eq!(next().await, None);
     }

@@ -45,6 +45,7 @@ pub use admission::{Admission, AdmissionLimits};
 pub use dealer::Dealer;
 pub use endpoint::Endpoint;
 pub use events::{DropReason, SocketEvent, SocketEvents};
+pub(crate) use hub::SHARE_MAX;
 pub use multipart::Multipart;
 pub use options::{SocketOptions, TcpOptions};
 pub use outbox::{Amount, HighWaterMark};

@@ -101,7 +101,17 @@ impl Subscriber {
             return Poll::Ready(Some(batch));
         }
         drop(batch);
-        self.hub.inbox.poll_batch(cx)
+        self.hub.inbox.poll_batch(cx).map(|batch| batch.map(|(wire, _)| wire))
+    }
+
+    /// The same, and how much memory a slice of them keeps alive, at most.
+    pub(crate) fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
+        if self.batch.is_empty() {
+            // A slab is used again when nobody holds a part of it.
+            self.batch = Bytes::new();
+            return self.hub.inbox.poll_batch(cx);
+        }
+        Poll::Ready(Some((std::mem::take(&mut self.batch), usize::MAX)))
     }
 
     /// Waits until there is a connection, and the subscriptions are on their way.
