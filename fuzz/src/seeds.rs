@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use xmsg_core::data::{Data, IntoData, Payload};
+use xmsg_core::data::{Data, Payload};
 use xmsg_core::registration::{Action, OwnerType, Query, Registration, Request};
 use xmsg_core::zmtp::{Command, Properties, SocketType, Version, encode_frame, encode_message};
 use xmsg_core::{Message, ProxyAddress, Topic};
@@ -181,8 +181,10 @@ fn registrars() -> Vec<Seed> {
 
 fn messages() -> Vec<Seed> {
     let topic = || Topic::wrap("data:power:volts");
-    let of = |value: Data| wire(&[&Message::of(topic(), value).into_frames()[..]]);
-    let mut request = Message::of(topic(), 3.0);
+    // A topic that is wrapped already can be used.
+    let message = |value: Data| Message::of(topic(), value).expect("a topic");
+    let of = |value: Data| wire(&[&message(value).into_frames()[..]]);
+    let mut request = message(3.0.into());
     // There is metadata that can be read: we have just written it.
     let _ = request.set_reply_to(&Topic::wrap("ret:0a1b2c3d:4000007"));
     let payload = Payload { items: vec![("run".into(), 17.into()), ("gain".into(), 2.5.into())] };
@@ -197,7 +199,7 @@ fn messages() -> Vec<Seed> {
         ("many-bytes", Data::BytesArray(vec![Bytes::from_static(b"ab"), Bytes::new()])),
     ];
     let mut seeds: Vec<Seed> = values.into_iter().map(|(name, value)| (name, of(value))).collect();
-    let (_, data) = Data::from(5).into_data();
+    let data = Data::from(5).encode();
     let native = Message::with_mime(topic(), "binary/native", data);
     seeds.push(("request", wire(&[&request.into_frames()[..]])));
     seeds.push((

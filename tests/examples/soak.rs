@@ -251,12 +251,12 @@ async fn left_behind(pid: u32, alone: Sample) -> Option<String> {
 
 impl World {
     fn connection(&self) -> Connection {
-        Connection::with_setup(self.proxy.clone(), patient())
+        Connection::with_options(self.proxy.clone(), patient()).unwrap()
     }
 
-    async fn actor(&self) -> Actor {
-        let builder = Actor::builder("soak").proxy(self.proxy.clone()).setup(patient());
-        builder.build().await.expect("an actor")
+    fn actor(&self) -> Actor {
+        let builder = Actor::builder("soak").proxy(self.proxy.clone()).options(patient());
+        builder.build().expect("an actor")
     }
 
     /// Does something again and again until it is to stop; counts what was done, and errors.
@@ -288,7 +288,8 @@ async fn innocent(world: World, stop: CancellationToken) -> Result<u64, String> 
     while !stop.is_cancelled() {
         ticks.tick().await;
         for _ in 0..10 {
-            publisher.publish(&Message::of(topic("innocent"), number)).await.map_err(text)?;
+            let message = Message::of("innocent", number).map_err(text)?;
+            publisher.publish(&message).await.map_err(text)?;
             number += 1;
         }
         for expected in number - 10..number {
@@ -314,7 +315,7 @@ async fn load(world: World) {
             |counts| &counts.load,
             || async {
                 for number in 0..100 {
-                    let message = Message::of(topic(&format!("load:{}", number % 10)), data.clone());
+                    let message = Message::of(topic(&format!("load:{}", number % 10)), data.clone())?;
                     publisher.publish(&message).await?;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -337,7 +338,7 @@ async fn publishers(world: World, number: usize) {
                 async move {
                     publisher.connect().await?;
                     for _ in 0..100 {
-                        let message = Message::of(topic(&format!("load:{number}")), vec![7_i32; 300]);
+                        let message = Message::of(topic(&format!("load:{number}")), vec![7_i32; 300])?;
                         publisher.publish(&message).await?;
                     }
                     if polite {
@@ -471,7 +472,7 @@ async fn registrations(world: World) {
 
 /// Synchronous publishing: a service that stays, and clients that come and go.
 async fn requests(world: World) {
-    let service = world.actor().await;
+    let service = world.actor();
     let handle = service
         .subscribe_with([topic("square")], 8, |request: Message| async move {
             let value: f64 = request.value()?;
@@ -483,15 +484,15 @@ async fn requests(world: World) {
         .again(
             |counts| &counts.requests,
             || async {
-                let client = world.actor().await;
+                let client = world.actor();
                 for _ in 0..20 {
-                    client.request(Message::of(topic("square"), 3.0), PATIENCE).await?;
+                    client.request(&Message::of(topic("square"), 3.0)?, PATIENCE).await?;
                 }
                 client.close(PATIENCE).await;
                 Ok(20)
             },
         )
         .await;
-    handle.unsubscribe().await;
+    handle.close(PATIENCE).await;
     service.close(PATIENCE).await;
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use xmsg_core::socket::{SocketEvent, SocketEvents};
-use xmsg_core::{Connection, Message, Setup, SetupBuilder};
+use xmsg_core::{ConnectOptions, Connection, Message};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::{PATIENCE, topic};
 
@@ -29,16 +29,15 @@ async fn main() {
     match role.as_str() {
         "proxy" => proxy(address, heartbeats).await,
         "pub" => {
-            publish(Connection::with_setup(address.parse().unwrap(), setup(heartbeats).build().unwrap()))
-                .await;
+            publish(Connection::with_options(address, setup(heartbeats)).unwrap()).await;
         }
         "sub" => {
             let mut setup = setup(heartbeats);
             if let Some(bytes) = rest.first() {
                 let bytes = bytes.parse().unwrap();
-                setup = setup.before_subscribe(move |socket| socket.receive_high_water_mark = bytes);
+                setup = setup.before_subscribe(move |socket, _| socket.receive_high_water_mark = bytes);
             }
-            subscribe(&Connection::with_setup(address.parse().unwrap(), setup.build().unwrap())).await;
+            subscribe(&Connection::with_options(address, setup).unwrap()).await;
         }
         other => panic!("{other}?"),
     }
@@ -48,8 +47,8 @@ fn millis(text: &str) -> Duration {
     Duration::from_millis(text.parse().unwrap())
 }
 
-fn setup(heartbeats: Option<(Duration, Duration)>) -> SetupBuilder {
-    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+fn setup(heartbeats: Option<(Duration, Duration)>) -> ConnectOptions {
+    let setup = ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
     match heartbeats {
         None => setup,
         Some((interval, timeout)) => setup.heartbeat_interval(interval).heartbeat_timeout(timeout),
@@ -68,7 +67,7 @@ async fn proxy(address: &str, heartbeats: Option<(Duration, Duration)>) {
 }
 
 async fn publish(connection: Connection) {
-    tokio::spawn(report(connection.events().await.unwrap()));
+    tokio::spawn(report(connection.events()));
     println!("ready");
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     let mut number = 0_i32;
@@ -76,7 +75,7 @@ async fn publish(connection: Connection) {
         let (count, bytes) = line.split_once(' ').unwrap();
         let (count, bytes): (i32, usize) = (count.parse().unwrap(), bytes.parse().unwrap());
         for _ in 0..count {
-            connection.publish(&Message::of(topic(TOPIC), vec![number; bytes / 4])).await.unwrap();
+            connection.publish(&Message::of(TOPIC, vec![number; bytes / 4]).unwrap()).await.unwrap();
             number += 1;
         }
         println!("published {number}");
@@ -97,8 +96,8 @@ async fn report(mut events: SocketEvents) {
     while let Some(event) = events.next().await {
         match event {
             SocketEvent::Connected { .. } => println!("connected"),
-            SocketEvent::Disconnected { reason, .. } => println!("disconnected {reason}"),
-            SocketEvent::ConnectFailed { reason, .. } => println!("failed {reason}"),
+            SocketEvent::Disconnected { error, .. } => println!("disconnected {error:?}"),
+            SocketEvent::ConnectFailed { error, .. } => println!("failed {error:?}"),
             _ => {}
         }
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use xmsg_core::security::Security;
-use xmsg_core::{Connection, Message, ProxyAddress, Setup};
+use xmsg_core::{ConnectOptions, Connection, Message, ProxyAddress};
 
 use crate::process::{Daemon, built};
 use crate::{PATIENCE, next, topic, within};
@@ -39,7 +39,7 @@ pub struct Traffic {
 
 impl Traffic {
     async fn start(address: &ProxyAddress, security: &Security) -> Self {
-        let connection = || Connection::with_setup(address.clone(), setup(security));
+        let connection = || Connection::with_options(address.clone(), setup(security)).unwrap();
         let (publisher, subscriber) = (connection(), connection());
         let mut messages = within("the innocents", subscriber.subscribe([topic("innocent")])).await.unwrap();
         within("the innocents", publisher.connect()).await.unwrap();
@@ -51,14 +51,18 @@ impl Traffic {
                 let mut sent = 0_u64;
                 while !stop.load(Ordering::Relaxed) {
                     for _ in 0..20 {
-                        publisher.publish(&Message::of(topic("innocent"), sent.cast_signed())).await.unwrap();
+                        publisher
+                            .publish(&Message::of(topic("innocent"), sent.cast_signed()).unwrap())
+                            .await
+                            .unwrap();
                         sent += 1;
                     }
                     let seen = received.wait_for(|received| received + WINDOW > sent);
                     drop(seen.await.expect("somebody receives"));
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                assert_eq!(publisher.close(PATIENCE).await, 0, "everything was written");
+                let left = publisher.close(PATIENCE).await;
+                assert!(left.is_nothing(), "{left}");
                 sent
             })
         };
@@ -99,9 +103,9 @@ impl Traffic {
     }
 }
 
-fn setup(security: &Security) -> Setup {
-    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
-    setup.security(security.clone()).build().expect("the options make sense")
+fn setup(security: &Security) -> ConnectOptions {
+    let setup = ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
+    setup.security(security.clone())
 }
 
 /// What a process takes.
@@ -210,7 +214,7 @@ impl Scene {
     /// Another innocent.
     #[must_use]
     pub fn connection(&self) -> Connection {
-        Connection::with_setup(self.address.clone(), setup(&self.security))
+        Connection::with_options(self.address.clone(), setup(&self.security)).unwrap()
     }
 
     /// Runs an attack to its end. The traffic goes on meanwhile, at a rate that is not much lower than before.

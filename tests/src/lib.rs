@@ -6,11 +6,12 @@ pub mod netns;
 pub mod peer;
 pub mod process;
 pub mod raw;
+pub mod relay;
 pub mod simulation;
 
 use std::time::Duration;
 
-use xmsg_core::{Connection, Message, Setup, Subscription, Topic};
+use xmsg_core::{ConnectOptions, Connection, Message, Subscription, Topic};
 use xmsg_proxy::{Builder, Policy, Proxy};
 
 /// No step of a test takes longer, however loaded the machine is.
@@ -33,14 +34,13 @@ pub fn proxy() -> Builder {
 /// A connection to this proxy, with more patience than its default.
 #[must_use]
 pub fn connect(proxy: &Proxy) -> Connection {
-    Connection::with_setup(proxy.address().clone(), patient())
+    Connection::with_options(proxy.address().clone(), patient()).unwrap()
 }
 
-/// A setup for loaded machines.
+/// Options for loaded machines.
 #[must_use]
-pub fn patient() -> Setup {
-    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE).build();
-    setup.expect("the options make sense")
+pub fn patient() -> ConnectOptions {
+    ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE)
 }
 
 /// A topic that is taken as it is.

@@ -8,57 +8,60 @@ use std::time::Duration;
 use tokio::sync::{Barrier, Semaphore};
 use xmsg_core::{Actor, ErrorKind, Message, OwnerType, Pool, Query, Topic};
 use xmsg_proxy::Proxy;
-use xmsg_tests::{PATIENCE, patient, proxy, topic, within};
+use xmsg_tests::{PATIENCE, next, patient, proxy, topic, within};
 
 const LINGER: Duration = Duration::from_secs(30);
 
-async fn actor(proxy: &Proxy) -> Actor {
-    Actor::builder("tester").proxy(proxy.address().clone()).setup(patient()).build().await.unwrap()
+fn actor(proxy: &Proxy) -> Actor {
+    Actor::builder("tester").proxy(proxy.address().clone()).options(patient()).build().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_actor_publishes_another_receives() {
     let proxy = proxy().start().await.unwrap();
-    let (alice, bob) = (actor(&proxy).await, actor(&proxy).await);
+    let (alice, bob) = (actor(&proxy), actor(&proxy));
     let mut messages = alice.subscribe([topic("greet:")]).await.unwrap();
     for number in 0..1000 {
-        bob.publish(Message::of(topic("greet:alice"), number)).await.unwrap();
+        bob.publish(&Message::of(topic("greet:alice"), number).unwrap()).await.unwrap();
     }
     for number in 0..1000 {
         let message = within("a message", messages.next()).await.unwrap().unwrap();
         assert_eq!(message.value::<i32>().unwrap(), number);
     }
-    assert_eq!(bob.close(LINGER).await + alice.close(LINGER).await, 0);
+    assert!((bob.close(LINGER).await + alice.close(LINGER).await).is_nothing());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishing_takes_the_reply_topic_off() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
+    let actor = actor(&proxy);
     let mut messages = actor.subscribe([topic("a")]).await.unwrap();
-    let mut message = Message::of(topic("a"), 1);
+    let mut message = Message::of(topic("a"), 1).unwrap();
     message.set_reply_to(&topic("ret:x:4000001")).unwrap();
-    actor.publish(message).await.unwrap();
+    actor.publish(&message).await.unwrap();
     let received = within("the message", messages.next()).await.unwrap().unwrap();
     assert_eq!(received.reply_to().unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_topics_cannot_be_subscribed_to_twice() {
+async fn the_same_topics_may_be_subscribed_to_twice() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
-    let first = actor.subscribe([topic("a"), topic("b")]).await.unwrap();
-    let error = actor.subscribe([topic("b"), topic("a")]).await.unwrap_err();
-    assert!(error.to_string().contains("already subscribed to a, b"), "{error}");
-    actor.subscribe([topic("a")]).await.unwrap();
-    drop(first);
-    actor.subscribe([topic("b"), topic("a")]).await.unwrap();
+    let actor = actor(&proxy);
+    let mut both = [actor.subscribe(["a", "b"]).await.unwrap(), actor.subscribe(["b", "a"]).await.unwrap()];
+    for number in 0..100 {
+        actor.publish(&Message::of("b", number).unwrap()).await.unwrap();
+    }
+    for messages in &mut both {
+        for number in 0..100 {
+            assert_eq!(next(messages).await.value::<i32>().unwrap(), number);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_is_answered_by_a_handler() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let handle = service
         .subscribe_with([topic("square")], 8, |request: Message| async move {
             let value: f64 = request.value()?;
@@ -66,13 +69,15 @@ async fn a_request_is_answered_by_a_handler() {
         })
         .await
         .unwrap();
-    let answer = client.request(Message::of(topic("square"), 3.0), PATIENCE).await.unwrap();
+    let answer = client.request(&Message::of(topic("square"), 3.0).unwrap(), PATIENCE).await.unwrap();
     assert!((answer.value::<f64>().unwrap() - 9.0).abs() < f64::EPSILON);
     assert_eq!(answer.reply_to().unwrap(), None);
     assert!(answer.topic().to_string().starts_with(&format!("ret:{}:4", client.id())));
-    within("the end of the service", handle.unsubscribe()).await;
-    let error =
-        client.request(Message::of(topic("square"), 3.0), Duration::from_millis(50)).await.unwrap_err();
+    within("the end of the service", handle.close(PATIENCE)).await;
+    let error = client
+        .request(&Message::of(topic("square"), 3.0).unwrap(), Duration::from_millis(50))
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(error.to_string().contains("square"), "{error}");
 }
@@ -82,7 +87,7 @@ async fn ten_thousand_requests_in_flight_are_all_answered_and_none_mixed_up() {
     const TASKS: i64 = 100;
     const REQUESTS: i64 = 100;
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     // Nobody is answered before all have asked.
     let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
     let _handle = service
@@ -109,8 +114,12 @@ async fn ten_thousand_requests_in_flight_are_all_answered_and_none_mixed_up() {
             tokio::spawn(async move {
                 let requests = (0..REQUESTS).map(|number| {
                     let value = task * REQUESTS + number;
-                    let asking = client.request(Message::of(topic("double"), value), PATIENCE);
-                    async move { assert_eq!(asking.await.unwrap().value::<i64>().unwrap(), value * 2) }
+                    let question = Message::of("double", value).unwrap();
+                    let client = &client;
+                    async move {
+                        let answer = client.request(&question, PATIENCE).await.unwrap();
+                        assert_eq!(answer.value::<i64>().unwrap(), value * 2);
+                    }
                 });
                 futures::future::join_all(requests).await;
             })
@@ -125,13 +134,14 @@ async fn ten_thousand_requests_in_flight_are_all_answered_and_none_mixed_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_replies_are_counted_and_dropped() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let mut requests = service.subscribe([topic("slow")]).await.unwrap();
-    let gave_up = client.request(Message::of(topic("slow"), 1), Duration::from_millis(20));
+    let question = Message::of("slow", 1).unwrap();
+    let gave_up = client.request(&question, Duration::from_millis(20));
     assert_eq!(gave_up.await.unwrap_err().kind(), ErrorKind::Timeout);
     // The request arrives, and is answered too late.
     let request = within("the request", requests.next()).await.unwrap().unwrap();
-    service.publish(request.reply_with(1).unwrap().unwrap()).await.unwrap();
+    service.publish(&request.reply_with(1).unwrap().unwrap()).await.unwrap();
     within("the late reply", async {
         while client.late_replies() == 0 {
             tokio::task::yield_now().await;
@@ -141,15 +151,53 @@ async fn late_replies_are_counted_and_dropped() {
 }
 
 /// Dropping the future of a request gives it up: its answer is late, and the next request gets its own.
+/// One topic or many, as text or as topics, owned or borrowed; the message is borrowed everywhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_can_be_text_and_messages_are_borrowed() {
+    let proxy = proxy().start().await.unwrap();
+    let actor = actor(&proxy);
+    let text = actor.subscribe("a:text").await.unwrap();
+    let several = actor.subscribe(["a:text".to_owned(), "a:topic".to_owned()]).await.unwrap();
+    let borrowed = actor.subscribe_to(actor.proxy(), &[topic("a:topic")]).await.unwrap();
+    let everything = actor.subscribe(Topic::everything()).await.unwrap();
+    for (text, number) in [("a:text", 1), ("a:topic", 2)] {
+        let message = Message::of(text, number).unwrap();
+        actor.publish(&message).await.unwrap();
+        actor.publish_to(actor.proxy(), &message).await.unwrap();
+    }
+    for (mut messages, numbers) in [
+        (text, vec![1, 1]),
+        (several, vec![1, 1, 2, 2]),
+        (borrowed, vec![2, 2]),
+        (everything, vec![1, 1, 2, 2]),
+    ] {
+        for number in numbers {
+            let message = loop {
+                let message = within("a message", messages.next()).await.unwrap().unwrap();
+                // Everything is everything: requests to the proxy, too.
+                if message.topic().domain() != "xmsg" {
+                    break message;
+                }
+            };
+            assert_eq!(message.value::<i32>().unwrap(), number);
+        }
+    }
+    for refused in ["", ":a", "*", "*:a"] {
+        let error = actor.subscribe(["a", refused]).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidTopic);
+        assert!(error.to_string().contains(&format!("`{refused}`")), "{error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_dropped_gives_up_its_place() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let mut requests = service.subscribe([topic("ask")]).await.unwrap();
     for round in 0..20_u64 {
+        let question = Message::of("ask", round.cast_signed()).unwrap();
         let dropped = {
-            let mut asking =
-                Box::pin(client.request(Message::of(topic("ask"), round.cast_signed()), PATIENCE));
+            let mut asking = Box::pin(client.request(&question, PATIENCE));
             // It was sent, and waits for its answer.
             tokio::select! {
                 answer = &mut asking => panic!("nobody answered: {answer:?}"),
@@ -158,10 +206,10 @@ async fn a_request_that_is_dropped_gives_up_its_place() {
         };
         let answering = async {
             let request = within("the next request", requests.next()).await.unwrap().unwrap();
-            service.publish(dropped.reply_with("late").unwrap().unwrap()).await.unwrap();
-            service.publish(request.reply_with("in time").unwrap().unwrap()).await.unwrap();
+            service.publish(&dropped.reply_with("late").unwrap().unwrap()).await.unwrap();
+            service.publish(&request.reply_with("in time").unwrap().unwrap()).await.unwrap();
         };
-        let asking = client.request(Message::of(topic("ask"), round.cast_signed()), PATIENCE);
+        let asking = client.request(&question, PATIENCE);
         let (answer, ()) = futures::join!(asking, answering);
         assert_eq!(answer.unwrap().value::<String>().unwrap(), "in time");
         assert_eq!(client.late_replies(), round + 1);
@@ -171,7 +219,7 @@ async fn a_request_that_is_dropped_gives_up_its_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_fails_or_panics_does_not_end_the_subscription() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let _handle = service
         .subscribe_with([topic("moody")], 1, |request: Message| async move {
             match request.value::<i32>()? {
@@ -183,9 +231,9 @@ async fn a_handler_that_fails_or_panics_does_not_end_the_subscription() {
         .await
         .unwrap();
     for bad in [0, 1, 0] {
-        client.publish(Message::of(topic("moody"), bad)).await.unwrap();
+        client.publish(&Message::of(topic("moody"), bad).unwrap()).await.unwrap();
     }
-    let answer = client.request(Message::of(topic("moody"), 7), PATIENCE).await.unwrap();
+    let answer = client.request(&Message::of(topic("moody"), 7).unwrap(), PATIENCE).await.unwrap();
     assert_eq!(answer.value::<i32>().unwrap(), 7);
 }
 
@@ -212,14 +260,14 @@ async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let proxy = proxy().start().await.unwrap();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let (service, client) = (actor(&proxy).await, actor(&proxy).await);
+    let (service, client) = (actor(&proxy), actor(&proxy));
     let handler = |message: Message| async move {
         assert!(message.value::<i32>()? != 0, "this panic belongs to the test");
         message.value::<String>().map(drop)
     };
     let handle = service.subscribe_with([topic("moody")], 1, handler).await.unwrap();
-    client.publish(Message::of(topic("moody:panic"), 0)).await.unwrap();
-    client.publish(Message::of(topic("moody:failure"), 1)).await.unwrap();
+    client.publish(&Message::of(topic("moody:panic"), 0).unwrap()).await.unwrap();
+    client.publish(&Message::of(topic("moody:failure"), 1).unwrap()).await.unwrap();
     let lines = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     within("both log lines", async {
         while !lines().contains("a handler failed") {
@@ -227,7 +275,7 @@ async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
         }
     })
     .await;
-    within("the end", handle.unsubscribe()).await;
+    within("the end", handle.close(PATIENCE)).await;
     let line = |what: &str| lines().lines().find(|line| line.contains(what)).map(str::to_owned);
     let (panicked, failed) = (line("a handler panicked").unwrap(), line("a handler failed").unwrap());
     assert!(panicked.contains("ERROR") && panicked.contains("topic=moody:panic"), "{panicked}");
@@ -238,7 +286,7 @@ async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_concurrency_of_one_messages_are_handled_in_order() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
+    let actor = actor(&proxy);
     let (sender, mut handled) = tokio::sync::mpsc::channel(1000);
     let _handle = actor
         .subscribe_with([topic("a")], 1, move |message: Message| {
@@ -251,7 +299,7 @@ async fn with_a_concurrency_of_one_messages_are_handled_in_order() {
         .await
         .unwrap();
     for number in 0..500 {
-        actor.publish(Message::of(topic("a"), number)).await.unwrap();
+        actor.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
     }
     for number in 0..500 {
         assert_eq!(within("a message", handled.recv()).await, Some(number));
@@ -261,7 +309,7 @@ async fn with_a_concurrency_of_one_messages_are_handled_in_order() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrency_is_bounded() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
+    let actor = actor(&proxy);
     let (now, most, barrier) =
         (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(3)));
     let _handle = actor
@@ -280,7 +328,7 @@ async fn concurrency_is_bounded() {
         .await
         .unwrap();
     for number in 0..30 {
-        actor.publish(Message::of(topic("a"), number)).await.unwrap();
+        actor.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
     }
     within("thirty in threes", async {
         while most.load(Ordering::SeqCst) < 3 || now.load(Ordering::SeqCst) > 0 {
@@ -294,7 +342,7 @@ async fn concurrency_is_bounded() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_tasks_never_share_a_pooled_connection() {
     let proxy = proxy().start().await.unwrap();
-    let pool = Pool::with_limits(patient(), 8, Duration::from_secs(60));
+    let pool = Pool::with_limits(patient(), 8, Duration::from_secs(60)).unwrap();
     let in_use = Arc::new(std::sync::Mutex::new(HashSet::new()));
     let tasks: Vec<_> = (0..64)
         .map(|_| {
@@ -303,7 +351,7 @@ async fn sixty_four_tasks_never_share_a_pooled_connection() {
                 for _ in 0..10 {
                     let connection = pool.take(&address).await.unwrap();
                     assert!(in_use.lock().unwrap().insert(connection.id()), "it is shared");
-                    connection.publish(&Message::of(topic("pool"), 1)).await.unwrap();
+                    connection.publish(&Message::of(topic("pool"), 1).unwrap()).await.unwrap();
                     tokio::task::yield_now().await;
                     in_use.lock().unwrap().remove(&connection.id());
                 }
@@ -314,7 +362,7 @@ async fn sixty_four_tasks_never_share_a_pooled_connection() {
         within("a task", task).await.unwrap();
     }
     assert!((1..=8).contains(&pool.idle(proxy.address())), "{} are idle", pool.idle(proxy.address()));
-    assert_eq!(within("close", pool.close(LINGER)).await, 0);
+    assert!(within("close", pool.close(LINGER)).await.is_nothing());
     assert_eq!(pool.take(proxy.address()).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
@@ -322,7 +370,7 @@ async fn sixty_four_tasks_never_share_a_pooled_connection() {
 async fn a_pooled_connection_is_used_again_and_a_broken_one_is_not() {
     let proxy = proxy().start().await.unwrap();
     let address = proxy.address().clone();
-    let pool = Pool::new(patient());
+    let pool = Pool::new(patient()).unwrap();
     pool.cache_connection(&address).await.unwrap();
     let id = pool.take(&address).await.unwrap().id();
     let connection = pool.take(&address).await.unwrap();
@@ -344,27 +392,30 @@ async fn a_pooled_connection_is_used_again_and_a_broken_one_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_never_hangs_and_says_what_was_not_sent() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor(&proxy).await;
+    let actor = actor(&proxy);
     let guard = actor.connection(proxy.address()).await.unwrap();
     let mut messages = actor.subscribe([topic("a")]).await.unwrap();
     let _handle = actor.subscribe_with([topic("b")], 1, |_| async {}).await.unwrap();
     let waiting = {
         let actor = actor.clone();
-        tokio::spawn(async move { actor.request(Message::of(topic("nobody"), 1), PATIENCE).await })
+        tokio::spawn(async move { actor.request(&Message::of(topic("nobody"), 1).unwrap(), PATIENCE).await })
     };
-    let mut events = guard.events().await.unwrap();
+    let mut events = guard.events();
     proxy.stop(LINGER).await;
     within("the loss of the connection", events.next()).await;
     for number in 0..5 {
-        guard.publish(&Message::of(topic("a"), number)).await.unwrap();
+        guard.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
     }
     let unsent = within("close", actor.close(Duration::from_millis(200))).await;
-    assert!(unsent >= 5, "{unsent}");
+    assert!(unsent.unsent >= 5, "{unsent}");
     assert!(within("the end of the subscription", messages.next()).await.is_none());
-    let error = guard.publish(&Message::of(topic("a"), 1)).await.unwrap_err();
+    let error = guard.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
     drop(guard);
-    assert_eq!(actor.publish(Message::of(topic("a"), 1)).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(
+        actor.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
     waiting.abort();
 }
 
@@ -376,10 +427,10 @@ async fn actors_find_each_other_through_the_registrar() {
         Actor::builder(name)
             .proxy(proxy.address().clone())
             .registrar(registrar.address().clone())
-            .setup(patient())
+            .options(patient())
             .build()
     };
-    let (publisher, subscriber) = (build("daq").await.unwrap(), build("monitor").await.unwrap());
+    let (publisher, subscriber) = (build("daq").unwrap(), build("monitor").unwrap());
     let power = Topic::with_types("data", "power", "float").unwrap();
     publisher.register(OwnerType::Publisher, &power, "the power supply").await.unwrap();
     let query = Query::topic(OwnerType::Publisher, &Topic::of_domain("data").unwrap());

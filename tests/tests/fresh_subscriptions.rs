@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use xmsg_core::socket::HighWaterMark;
 use xmsg_core::zmtp::Limits;
-use xmsg_core::{Connection, ErrorKind, Message, Setup, Subscription};
+use xmsg_core::{ConnectOptions, Connection, ErrorKind, Message, Subscription};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, connect, next, start_tracing, topic, within};
@@ -31,7 +31,7 @@ struct Load {
 
 impl Load {
     /// Publishes until it is told to stop, then says how many messages that were. Their number is in the topic.
-    async fn publish(self: Arc<Self>, connection: Connection, publisher: usize) -> u64 {
+    async fn publish(self: Arc<Self>, connection: Arc<Connection>, publisher: usize) -> u64 {
         let data = Bytes::from(vec![7; 16 << 10]);
         let message = |word: &str| {
             Message::with_mime(topic(&format!("load:{publisher}:{word}")), "binary/bytes", data.clone())
@@ -81,12 +81,12 @@ impl Load {
     }
 }
 
-async fn publishers(load: &Arc<Load>, proxy: &Proxy) -> (Vec<Connection>, Vec<JoinHandle<u64>>) {
-    let setup = Setup::builder().send_high_water_mark(QUEUE).connection_timeout(PATIENCE).build().unwrap();
+async fn publishers(load: &Arc<Load>, proxy: &Proxy) -> (Vec<Arc<Connection>>, Vec<JoinHandle<u64>>) {
+    let setup = ConnectOptions::new().high_water_mark(QUEUE).connection_timeout(PATIENCE);
     let mut connections = Vec::new();
     let mut tasks = Vec::new();
     for publisher in 0..PUBLISHERS {
-        let connection = Connection::with_setup(proxy.address().clone(), setup.clone());
+        let connection = Arc::new(Connection::with_options(proxy.address().clone(), setup.clone()).unwrap());
         connection.connect().await.unwrap();
         tasks.push(tokio::spawn(load.clone().publish(connection.clone(), publisher)));
         connections.push(connection);
@@ -100,7 +100,7 @@ async fn nothing_is_missed(
     rounds: usize,
     proxy: &Proxy,
     load: &Load,
-    loaded: &[Connection],
+    loaded: &[Arc<Connection>],
     pressure: impl Fn() -> u64,
 ) {
     let idle = connect(proxy);
@@ -116,8 +116,8 @@ async fn nothing_is_missed(
         let name = topic(&format!("fresh:{round}:"));
         let mut messages = connect(proxy).subscribe([name.clone()]).await.unwrap();
         // By one that has nothing else to do, or by one that is part of the load, with a full queue before it.
-        let publisher = if round % 4 == 0 { &loaded[round / 4 % PUBLISHERS] } else { &idle };
-        publisher.publish(&Message::of(name, "fresh")).await.unwrap();
+        let publisher = if round % 4 == 0 { &*loaded[round / 4 % PUBLISHERS] } else { &idle };
+        publisher.publish(&Message::of(name, "fresh").unwrap()).await.unwrap();
         assert_eq!(next(&mut messages).await.value::<String>().unwrap(), "fresh");
     }
     // It was so all the time.
@@ -153,7 +153,7 @@ async fn a_confirmed_subscription_misses_nothing_while_publishers_wait_for_slow_
     }
     assert_eq!(proxy.totals().dropped.messages, 0);
     for connection in connections {
-        assert_eq!(within("close", connection.close(LINGER)).await, 0);
+        assert!(within("close", connection.close(LINGER)).await.is_nothing());
     }
 }
 
@@ -173,7 +173,7 @@ async fn a_confirmed_subscription_misses_nothing_while_the_proxy_drops_for_slow_
         within("a publisher", task).await.unwrap();
     }
     for connection in connections {
-        assert_eq!(within("close", connection.close(LINGER)).await, 0);
+        assert!(within("close", connection.close(LINGER)).await.is_nothing());
     }
     receiving.abort();
 }
@@ -184,13 +184,13 @@ async fn a_subscription_to_very_many_topics_is_confirmed() {
     const TOPICS: i32 = 30_000;
     let proxy = Proxy::bind("127.0.0.1:0").start().await.unwrap();
     let (subscriber, publisher) = (connect(&proxy), connect(&proxy));
-    let topics = (0..TOPICS).map(|number| topic(&format!("many:{number:05}")));
+    let topics: Vec<String> = (0..TOPICS).map(|number| format!("many:{number:05}")).collect();
     let mut messages = within("the subscription", subscriber.subscribe(topics)).await.unwrap();
     assert!(proxy.subscriptions() >= TOPICS as usize);
     // The last one asked after is not the last one there is.
     for number in [0, TOPICS / 2, TOPICS - 1] {
         let topic = topic(&format!("many:{number:05}"));
-        publisher.publish(&Message::of(topic.clone(), number)).await.unwrap();
+        publisher.publish(&Message::of(topic.clone(), number).unwrap()).await.unwrap();
         assert_eq!(next(&mut messages).await.topic(), &topic);
     }
 }
@@ -201,14 +201,14 @@ async fn the_topic_that_is_not_confirmed_is_named() {
     let limits = Limits { subscription_len: 8 << 10, ..Limits::default() };
     let config = Config { limits, ..Config::default() };
     let proxy = Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
-    let setup = Setup::builder()
+    let setup = ConnectOptions::new()
         .subscription_timeout(Duration::from_secs(5))
-        .before_subscribe(|socket| socket.limits.subscription_len = 8 << 10);
-    let connection = Connection::with_setup(proxy.address().clone(), setup.build().unwrap());
+        .before_subscribe(|socket, _| socket.limits.subscription_len = 8 << 10);
+    let connection = Connection::with_options(proxy.address().clone(), setup).unwrap();
     // Longer than a proxy of ours confirms.
     let long = "x".repeat(5 << 10);
-    let topics = (0..1000).map(|number| topic(&format!("many:{number}"))).chain([topic(&long)]);
-    let error = within("the answer", connection.subscribe(topics)).await.unwrap_err();
+    let topics = (0..1000).map(|number| format!("many:{number}")).chain([long.clone()]);
+    let error = within("the answer", connection.subscribe(topics.collect::<Vec<_>>())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(error.to_string().contains(&long), "{error}");
 }

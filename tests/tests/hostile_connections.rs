@@ -128,7 +128,7 @@ async fn two_subscribers_with_one_identity_are_both_served() {
             }
             // The answer to their check comes when both subscriptions are live.
             drop(within("a subscription", scene.connection().subscribe([topic("twins")])).await.unwrap());
-            publisher.publish(&Message::of(topic("twins:x"), 1)).await.unwrap();
+            publisher.publish(&Message::of(topic("twins:x"), 1).unwrap()).await.unwrap();
             for mut twin in twins {
                 loop {
                     let (_, body) = twin.next_frame().await.expect("it stays connected");

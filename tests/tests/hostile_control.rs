@@ -4,15 +4,14 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use xmsg_core::{Actor, Message, Setup};
+use xmsg_core::{Actor, ConnectOptions, Message};
 use xmsg_tests::hostile::Scene;
 use xmsg_tests::process::{Daemon, built};
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{PATIENCE, topic, within};
 
-fn patient() -> Setup {
-    let setup = Setup::builder().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
-    setup.build().expect("the options make sense")
+fn patient() -> ConnectOptions {
+    ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE)
 }
 
 /// Control requests are ordinary messages: whoever subscribes to them sees the identities. Without security a thief may
@@ -146,16 +145,16 @@ async fn messages_to_the_control_port_and_the_registrar_mean_nothing() {
 async fn replies_that_nobody_asked_for_disturb_no_request() {
     let scene = Scene::daemon(&[]).await;
     let actor = |name: &'static str| {
-        let builder = Actor::builder(name).proxy(scene.address.clone()).setup(patient());
-        async move { builder.build().await.unwrap() }
+        let builder = Actor::builder(name).proxy(scene.address.clone()).options(patient());
+        async move { builder.build().unwrap() }
     };
     let (asking, answering) = (actor("asking").await, actor("answering").await);
     let serve = answering
         .subscribe_with([topic("question")], 4, |request: Message| async move { request.reply_with(42) });
     let _serving = serve.await.unwrap();
     let ask = async || {
-        let question = Message::of(topic("question"), 1);
-        let reply = within("a reply", asking.request(question, PATIENCE)).await.unwrap();
+        let question = Message::of(topic("question"), 1).unwrap();
+        let reply = within("a reply", asking.request(&question, PATIENCE)).await.unwrap();
         assert_eq!(reply.value::<i32>().unwrap(), 42);
     };
     ask().await;

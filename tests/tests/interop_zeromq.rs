@@ -45,7 +45,7 @@ async fn our_publisher_reaches_its_subscriber() {
     subscriber.subscribe("rs").await.unwrap();
     publisher.wait_for_subscriber(&topic("rs")).await.unwrap();
     for number in 0..1000 {
-        publisher.publish(&Message::of(topic("rs:x"), number)).await.unwrap();
+        publisher.publish(&Message::of(topic("rs:x"), number).unwrap()).await.unwrap();
     }
     for number in 0..1000 {
         let received = within("a message", subscriber.recv()).await.unwrap();

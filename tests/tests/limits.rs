@@ -39,9 +39,9 @@ fn of_size(name: &str, bytes: usize) -> Message {
 async fn next_dropped(events: &mut SocketEvents) -> (Bytes, usize) {
     within("a message to be dropped", async {
         loop {
-            match events.next().await.expect("the socket is open") {
-                SocketEvent::MessageDropped { topic, size, .. } => return (topic, size),
-                _ => {}
+            let event = events.next().await.expect("the socket is open");
+            if let SocketEvent::MessageDropped { topic, size, .. } = event {
+                return (topic, size);
             }
         }
     })
@@ -66,8 +66,11 @@ async fn a_message_above_the_limit_of_the_proxy_is_refused_and_the_rest_arrives(
         let error = publisher.publish(&of_size("q:poison", size)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         assert!(error.to_string().contains(&MIB.to_string()), "{error}");
-        assert_eq!(publisher.try_publish(&of_size("q:poison", size)).unwrap_err().kind(), ErrorKind::TooLarge);
-        publisher.publish(&Message::of(topic("q"), number)).await.unwrap();
+        assert_eq!(
+            publisher.try_publish(&of_size("q:poison", size)).unwrap_err().kind(),
+            ErrorKind::TooLarge
+        );
+        publisher.publish(&Message::of(topic("q"), number).unwrap()).await.unwrap();
     }
     // The largest one that the proxy takes.
     let overhead = encoded_len(&of_size("q:large", MIB).into_frames()) - MIB;
@@ -101,12 +104,14 @@ async fn a_proxy_that_comes_back_with_a_smaller_limit_does_not_stop_what_waits()
     let address = proxy.address().clone();
     let publisher = connect(&proxy);
     let mut messages = connect(&proxy).subscribe([topic("q")]).await.unwrap();
-    publisher.publish(&Message::of(topic("q"), 0)).await.unwrap();
+    publisher.publish(&Message::of(topic("q"), 0).unwrap()).await.unwrap();
     next(&mut messages).await;
     proxy.stop(LINGER).await;
-    let mut events = publisher.events().await.unwrap();
+    let mut events = publisher.events();
     // Between and behind others, and one after the other.
-    for (name, size) in [("q:a", 10), ("q:big", 2 * MIB), ("q:bigger", 3 * MIB), ("q:b", 10), ("q:big", 2 * MIB), ("q:c", 10)] {
+    for (name, size) in
+        [("q:a", 10), ("q:big", 2 * MIB), ("q:bigger", 3 * MIB), ("q:b", 10), ("q:big", 2 * MIB), ("q:c", 10)]
+    {
         publisher.publish(&of_size(name, size)).await.unwrap();
     }
 
@@ -192,17 +197,17 @@ async fn libzmqs_limit_of_a_message_does_not_stop_what_is_behind_it() {
     let mut foreign = Peer::python("old_proxy.py", &["--max-message-size", "1000000"]);
     let port: u16 = foreign.expect("listening").await[0].parse().unwrap();
     let address = ProxyAddress::new("127.0.0.1", port).unwrap();
-    let connection = || Connection::with_setup(address.clone(), patient());
+    let connection = || Connection::with_options(address.clone(), patient()).unwrap();
     let (publisher, subscriber) = (connection(), connection());
     let mut messages = within("a subscription", subscriber.subscribe([topic("q")])).await.unwrap();
-    let mut events = publisher.events().await.unwrap();
+    let mut events = publisher.events();
     publisher.publish(&of_size("q:poison", 60 * MIB)).await.unwrap();
     let (dropped, _) = next_dropped(&mut events).await;
     assert_eq!(dropped, "q:poison");
     // libzmq publishes to nobody until it knows its subscribers again: the first ones may be lost.
     let sending = async {
         for number in 0_i32.. {
-            publisher.publish(&Message::of(topic("q"), number)).await.unwrap();
+            publisher.publish(&Message::of(topic("q"), number).unwrap()).await.unwrap();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -218,7 +223,8 @@ async fn libzmqs_limit_of_a_message_does_not_stop_what_is_behind_it() {
 async fn every_socket_refuses_what_is_above_its_own_limits_and_goes_on() {
     let router = Router::new(taking(limited(MIB)));
     let endpoint = router.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let mut dealer = Dealer::connect(endpoint, SocketOptions { identity: "me".into(), ..taking(limited(MIB)) });
+    let mut dealer =
+        Dealer::connect(endpoint, SocketOptions { identity: "me".into(), ..taking(limited(MIB)) });
     let publisher = Publisher::new(taking(limited(MIB)));
     let large = || Multipart::from([vec![0_u8; MIB]]);
     let many = || Multipart::from(vec![Bytes::new(); 1025]);
@@ -306,7 +312,8 @@ async fn a_dealer_and_a_router_refuse_what_the_other_one_does_not_take() {
 async fn a_request_that_is_too_large_is_not_sent_and_the_next_one_is() {
     let (replier, requester) = pair(taking(limited(MIB)), SocketOptions::default()).await;
     let too_large = async || {
-        let error = within("a refusal", requester.request([vec![0_u8; 2 * MIB]], PATIENCE)).await.unwrap_err();
+        let error =
+            within("a refusal", requester.request([vec![0_u8; 2 * MIB]], PATIENCE)).await.unwrap_err();
         assert!(error.kind() == ErrorKind::TooLarge && error.to_string().contains("1048576"), "{error}");
     };
     let small = async || {
@@ -514,7 +521,7 @@ async fn subscriptions_above_a_limit_are_refused_and_the_others_stay() {
     subscriber.subscribe("a").unwrap();
     subscriber.unsubscribe("y".repeat(101));
     subscriber.subscribe("c").unwrap();
-    connection.publish(&Message::of(topic("b"), 1)).await.unwrap();
+    connection.publish(&Message::of(topic("b"), 1).unwrap()).await.unwrap();
     assert_eq!(within("a message", subscriber.recv()).await.unwrap().frames()[0], "b");
     assert_eq!(proxy.totals().violations.total(), 0);
 }
@@ -540,12 +547,16 @@ async fn connections_that_end_for_a_violation_are_counted_by_reason_on_every_por
         (address.control_port(), "DEALER", announced(65 << 10), Reason::MessageTooLarge),
         (address.control_port(), "DEALER", five, Reason::TooManyFrames),
         (registrar.address().port(), "REQ", announced(17 << 20), Reason::MessageTooLarge),
-        (registrar.address().port(), "REQ", raw::message(&[""; 1025]), Reason::TooManyFrames),
+        (registrar.address().port(), "REQ", raw::message(&vec![""; 1025]), Reason::TooManyFrames),
     ];
     for (port, socket_type, attack, reason) in ports {
         let count = || {
             let at_proxy = proxy.totals().violations.of(reason);
-            if port == registrar.address().port() { registrar.counts().violations.of(reason) } else { at_proxy }
+            if port == registrar.address().port() {
+                registrar.counts().violations.of(reason)
+            } else {
+                at_proxy
+            }
         };
         let before = count();
         let mut attacker = Raw::connect(port).await;
@@ -574,18 +585,31 @@ async fn connections_that_end_for_a_violation_are_counted_by_reason_on_every_por
 async fn a_registrar_says_when_an_answer_is_longer_than_the_client_takes() {
     use xmsg_core::registration::{OwnerType, Registration};
     let registrar = Registrar::bind("127.0.0.1:0").start().await.unwrap();
-    let client = |limits| {
+    let client = |limits: Limits| {
         let builder = xmsg_core::Registrar::builder(registrar.address().clone());
-        builder.socket(taking(limits)).registration_timeout(PATIENCE).discovery_timeout(PATIENCE).build().unwrap()
+        builder
+            .socket(|socket| socket.limits = limits.clone())
+            .registration_timeout(PATIENCE)
+            .discovery_timeout(PATIENCE)
+            .build()
+            .unwrap()
     };
     let all = client(Limits::default());
     for number in 0..100 {
         let name = format!("actor:{number}");
-        let record = Registration::new(OwnerType::Publisher, name, &topic(&format!("t:{number}")), &ProxyAddress::default());
+        let record = Registration::new(
+            OwnerType::Publisher,
+            name,
+            &topic(&format!("t:{number}")),
+            &ProxyAddress::default(),
+        );
         all.register(&record).await.unwrap();
     }
     let error = client(limited(1000)).all(OwnerType::Publisher).await.unwrap_err();
-    assert!(error.to_string().contains("100 registrations") && error.to_string().contains("1000 bytes"), "{error}");
+    assert!(
+        error.to_string().contains("100 registrations") && error.to_string().contains("1000 bytes"),
+        "{error}"
+    );
     assert_eq!(all.all(OwnerType::Publisher).await.unwrap().len(), 100);
     registrar.stop(LINGER).await;
 }

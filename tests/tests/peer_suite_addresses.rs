@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use xmsg_core::address::{DEFAULT_PROXY_PORT, DEFAULT_REGISTRAR_PORT};
-use xmsg_core::{Actor, ErrorKind, ProxyAddress, RegistrarAddress, Setup};
+use xmsg_core::{Actor, ConnectOptions, ErrorKind, ProxyAddress, RegistrarAddress};
 use xmsg_tests::{proxy, topic};
 
 /// Python `test_RegAddress_empty_constructor`, `…_only_with_hostname`, `…_with_all_parameters`.
@@ -62,7 +62,7 @@ fn ipv6_addresses_are_hosts_too() {
 /// Java `xMsgSetupTest.defaultValues`, `customValues`; the size of the pool of threads has no counterpart.
 #[tokio::test]
 async fn an_actor_has_the_addresses_that_it_was_given() {
-    let actor = Actor::builder("a").proxy("10.1.2.3").registrar("10.1.2.4:99").build().await.unwrap();
+    let actor = Actor::builder("a").proxy("10.1.2.3").registrar("10.1.2.4:99").build().unwrap();
     assert_eq!(*actor.proxy(), ProxyAddress::new("10.1.2.3", 7771).unwrap());
     assert_eq!(*actor.registrar(), RegistrarAddress::new("10.1.2.4", 99).unwrap());
     assert_eq!(actor.name(), "a");
@@ -75,25 +75,23 @@ async fn hooks_run_in_their_order_for_a_real_connection() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let note = |what: &'static str| {
         let order = order.clone();
-        move || order.lock().unwrap().push(what)
+        move |_: &ProxyAddress| order.lock().unwrap().push(what)
     };
     let (before_connect, before_subscribe) = (note("before connecting"), note("before subscribing"));
-    let setup = Setup::builder()
+    let setup = ConnectOptions::new()
         .connection_timeout(Duration::from_secs(60))
         .subscription_timeout(Duration::from_secs(60))
-        .before_connect(move |socket| {
+        .before_connect(move |socket, address| {
             socket.send_high_water_mark.bytes = 1 << 20;
-            before_connect();
+            before_connect(address);
         })
         .after_connect(note("after connecting"))
-        .before_subscribe(move |socket| {
+        .before_subscribe(move |socket, address| {
             assert_eq!(socket.send_high_water_mark.bytes, 1 << 20, "the other hook came first");
-            before_subscribe();
+            before_subscribe(address);
         })
-        .after_subscribe(note("after subscribing"))
-        .build()
-        .unwrap();
-    let connection = xmsg_core::Connection::with_setup(proxy.address().clone(), setup);
+        .after_subscribe(note("after subscribing"));
+    let connection = xmsg_core::Connection::with_options(proxy.address().clone(), setup).unwrap();
     connection.connect().await.unwrap();
     let connected = std::mem::take(&mut *order.lock().unwrap());
     assert_eq!(connected.first(), Some(&"before connecting"));
@@ -107,8 +105,8 @@ async fn hooks_run_in_their_order_for_a_real_connection() {
     // Without a check nobody is asked, and nobody need be there.
     let address = proxy.address().clone();
     proxy.stop(Duration::from_secs(30)).await;
-    let unchecked = Setup::builder().check_connection(false).check_subscription(false).build().unwrap();
-    let connection = xmsg_core::Connection::with_setup(address, unchecked);
+    let unchecked = ConnectOptions::new().check_connection(false).check_subscription(false);
+    let connection = xmsg_core::Connection::with_options(address, unchecked).unwrap();
     connection.connect().await.unwrap();
     let _messages = connection.subscribe([topic("a")]).await.unwrap();
 }

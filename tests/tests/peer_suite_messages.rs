@@ -19,7 +19,7 @@ fn reads_back<T>(value: T, mime_type: &str)
 where
     T: IntoData + FromData + Into<Data> + Clone + PartialEq + std::fmt::Debug,
 {
-    let message = Message::of(letter(), value.clone());
+    let message = Message::of(letter(), value.clone()).unwrap();
     assert_eq!(message.mime_type().unwrap(), mime_type);
     assert_eq!(message.value::<T>().unwrap(), value);
     assert_eq!(message.value::<Data>().unwrap(), value.into());
@@ -58,8 +58,8 @@ fn a_type_of_ones_own_reads_back() {
     struct Point(u8, u8);
 
     impl IntoData for Point {
-        fn into_data(self) -> (&'static str, Bytes) {
-            ("binary/x-point", vec![self.0, self.1].into())
+        fn into_data(self) -> xmsg_core::Result<(&'static str, Bytes)> {
+            Ok(("binary/x-point", vec![self.0, self.1].into()))
         }
     }
 
@@ -70,10 +70,10 @@ fn a_type_of_ones_own_reads_back() {
         }
     }
 
-    let message = Message::of(letter(), Point(3, 4));
+    let message = Message::of(letter(), Point(3, 4)).unwrap();
     assert_eq!((message.mime_type().unwrap(), message.data().as_ref()), ("binary/x-point", &[3, 4][..]));
     assert_eq!(message.value::<Point>().unwrap(), Point(3, 4));
-    let other = Message::of(letter(), 3).value::<Point>().unwrap_err();
+    let other = Message::of(letter(), 3).unwrap().value::<Point>().unwrap_err();
     assert_eq!(other.kind(), ErrorKind::InvalidMessage);
 }
 
@@ -147,8 +147,8 @@ fn a_copy_has_the_same_frames() {
 /// C++ `SwapMessages`.
 #[test]
 fn messages_can_be_swapped() {
-    let mut first = Message::of(topic("first"), 1);
-    let mut second = Message::of(topic("second"), "two");
+    let mut first = Message::of(topic("first"), 1).unwrap();
+    let mut second = Message::of(topic("second"), "two").unwrap();
     std::mem::swap(&mut first, &mut second);
     assert_eq!((first.topic().to_string(), first.value().unwrap()), ("second".into(), "two".to_owned()));
     assert_eq!((second.topic().to_string(), second.value().unwrap()), ("first".into(), 1));
@@ -166,7 +166,7 @@ fn a_data_object_travels_as_protobuf() {
 /// Python `test_serialize`: three frames.
 #[test]
 fn a_message_is_topic_metadata_and_data() {
-    let [topic, meta, data] = Message::of(letter(), "hi").into_frames();
+    let [topic, meta, data] = Message::of(letter(), "hi").unwrap().into_frames();
     assert_eq!(topic, "letter");
     assert_eq!(Meta::decode(&meta).unwrap(), Meta::new(mime::STRING));
     assert_eq!(data, "\u{3a}\u{2}hi");
@@ -175,7 +175,7 @@ fn a_message_is_topic_metadata_and_data() {
 /// Python `test_set_metadata`, `test_get_metadata_set_by_set_function`, `test_get_metadata_set_by_default`.
 #[test]
 fn metadata_is_there_from_the_start_and_can_be_replaced() {
-    let message = Message::of(letter(), 1);
+    let message = Message::of(letter(), 1).unwrap();
     assert_eq!(message.meta().unwrap(), Meta::new(mime::SFIXED32));
     let mut meta = Meta::new(mime::SFIXED32);
     meta.author = Some("me".into());

@@ -123,7 +123,7 @@ async fn every_action_does_what_the_table_says() {
     assert!(client.all(Subscriber).await.unwrap().is_empty());
 
     let any = client.find(&Query::any(Publisher)).await.unwrap_err();
-    assert_eq!(any.kind(), ErrorKind::InvalidMessage);
+    assert_eq!(any.kind(), ErrorKind::Remote);
     assert!(any.to_string().contains("domain"), "{any}");
 }
 
@@ -237,7 +237,7 @@ async fn our_client_recovers_from_a_silent_libzmq_registrar() {
         .unwrap();
     let mine = registration(OwnerType::Publisher, "n", "a:b");
     let error = impatient.register(&mine).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(error.kind(), ErrorKind::Unconfirmed, "as it is: it was carried out");
     assert_eq!(impatient.all(OwnerType::Publisher).await.unwrap(), [mine]);
     assert_eq!(peer.expect("request").await, ["registerPublisher"]);
     assert_eq!(peer.expect("request").await, ["allPublisher"]);

@@ -49,7 +49,7 @@ fn nowhere(paths: &[&str], words: &[&str]) {
 
 #[test]
 fn the_pure_modules_know_no_runtime_no_clock_and_no_io() {
-    let pure = ["zmtp", "prefixes", "topic.rs", "meta.rs", "data.rs", "message.rs"]
+    let pure = ["zmtp", "prefixes", "topic.rs", "meta", "meta.rs", "data", "data.rs", "message.rs"]
         .map(|m| format!("xmsg-core/src/{m}"));
     let more = ["xmsg-core/src/registration.rs", "xmsg-proxy/src/registrar/store.rs"];
     let pure: Vec<&str> = pure.iter().map(String::as_str).chain(more).collect();
@@ -99,6 +99,35 @@ fn only_binaries_exit_or_set_up_tracing() {
 #[test]
 fn channels_are_bounded() {
     nowhere(&["xmsg-core/src", "xmsg-proxy/src", "xmsg-cli/src"], &["unbounded"]);
+}
+
+#[test]
+fn deadlines_come_from_the_helper_that_saturates() {
+    // A time that somebody chose may be `Duration::MAX`, which no clock can be moved by. A constant can be judged where it is.
+    let times = ["now()", "now", "deadline", "started", "since", "begun", "sent", "last_heard"];
+    let is_constant = |term: &str| {
+        let name: String = term.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        term.starts_with("Duration::from_") || (!name.is_empty() && name == name.to_uppercase())
+    };
+    for path in ["xmsg-core/src", "xmsg-proxy/src", "xmsg-cli/src"] {
+        for (file, text) in sources(path) {
+            let has_times = text.contains("Instant") || text.contains("Duration");
+            if !has_times || file.ends_with("_tests.rs") || file.ends_with("zmtp/later.rs") {
+                continue;
+            }
+            for line in lines_with(&text, &[" + "]) {
+                for (at, _) in line.match_indices(" + ") {
+                    let (left, right) = (&line[..at], &line[at + 3..]);
+                    let is_time = times.iter().any(|time| {
+                        left.strip_suffix(time).is_some_and(|before| {
+                            !before.ends_with(|c: char| c.is_alphanumeric() || c == '_')
+                        })
+                    });
+                    assert!(!is_time || is_constant(right), "in {file}: {line}: use `xmsg_core::deadline`");
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -5,10 +5,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use xmsg_core::{
-    Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security, Setup, SetupBuilder,
-    Topic,
-};
+use xmsg_core::options::CHECK_TIMEOUT;
+use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security, Topic};
 
 use crate::commands::{
     bench, demo, discover, keys, ping, publish, register, registrar, reply, request, subscribe,
@@ -85,16 +83,21 @@ pub(crate) struct ConnectOptions {
 impl ConnectOptions {
     /// A connection that is not opened yet.
     pub(crate) fn connection(&self) -> xmsg_core::Result<Connection> {
-        Ok(Connection::with_setup(self.proxy.clone(), self.setup()?.build()?))
+        Connection::with_options(self.proxy.clone(), self.options()?)
     }
 
-    /// The setup of a connection, to be completed.
-    pub(crate) fn setup(&self) -> xmsg_core::Result<SetupBuilder> {
-        let setup = Setup::builder().security(SecurityOptions::security()?);
+    /// The options of a connection, to be completed.
+    pub(crate) fn options(&self) -> xmsg_core::Result<xmsg_core::ConnectOptions> {
+        let options = xmsg_core::ConnectOptions::new().security(SecurityOptions::security()?);
         Ok(match self.connect_timeout {
-            Some(time) => setup.connection_timeout(time).subscription_timeout(time),
-            None => setup,
+            Some(time) => options.connection_timeout(time).subscription_timeout(time),
+            None => options,
         })
+    }
+
+    /// How long the proxy may take to answer.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.connect_timeout.unwrap_or(CHECK_TIMEOUT)
     }
 }
 
@@ -129,7 +132,7 @@ impl SecurityOptions {
         SECURITY.get_or_init(|| self);
     }
 
-    fn security() -> xmsg_core::Result<Security> {
+    pub(crate) fn security() -> xmsg_core::Result<Security> {
         let Some(options) = SECURITY.get() else { return Ok(Security::Null) };
         Security::from_variables(|name| {
             let value = match name {
@@ -171,15 +174,13 @@ impl RegistrarOptions {
 /// A topic to subscribe to. The empty one is everything; a `:` at the end stays, so that `a:b:` is what is below `a:b`.
 pub(crate) fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
     if text.is_empty() {
-        return Ok(Topic::wrap(""));
+        return Ok(Topic::everything());
     }
     if text == "*" || text.starts_with("*:") {
         let what = "the domain of a topic can't be `*`: name one, or subscribe to '' for everything";
         return Err(Error::new(ErrorKind::InvalidTopic, what));
     }
-    let topic: Topic = text.parse()?;
-    let below = text.strip_suffix(':').is_some_and(|parent| topic == parent);
-    Ok(if below { Topic::wrap(text.to_owned()) } else { topic })
+    text.parse()
 }
 
 /// `500ms`, `10s`, `2m`, `1h`, with decimals if need be; a bare number is seconds.

@@ -88,7 +88,13 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     let at_registrar = error.downcast_ref::<AtRegistrar>().map(|error| &error.0);
     match error.downcast_ref::<xmsg_core::Error>().or(at_registrar).map(xmsg_core::Error::kind) {
         // Only connecting and subscribing wait for an answer of the proxy.
-        Some(ErrorKind::Refused | ErrorKind::Timeout) => Exit::NoConnection,
+        Some(
+            ErrorKind::Refused
+            | ErrorKind::Timeout
+            | ErrorKind::UnknownHost
+            | ErrorKind::WrongPort
+            | ErrorKind::NotConnected,
+        ) => Exit::NoConnection,
         Some(ErrorKind::NotAllowed) => Exit::NotAllowed,
         Some(ErrorKind::InvalidTopic | ErrorKind::InvalidAddress | ErrorKind::InvalidOption) => Exit::Usage,
         _ => Exit::Failed,
@@ -137,6 +143,8 @@ mod tests {
         let of = |kind| exit_of(&Error::new(kind, "x").into());
         assert_eq!(of(ErrorKind::Refused), Exit::NoConnection);
         assert_eq!(of(ErrorKind::Timeout), Exit::NoConnection);
+        assert_eq!(of(ErrorKind::UnknownHost), Exit::NoConnection);
+        assert_eq!(of(ErrorKind::NoResources), Exit::Failed);
         assert_eq!(of(ErrorKind::InvalidTopic), Exit::Usage);
         assert_eq!(of(ErrorKind::Closed), Exit::Failed);
         assert_eq!(exit_of(&Usage("x".into()).into()), Exit::Usage);

@@ -141,7 +141,13 @@ pub(crate) fn json(meta: &Meta) -> Map<String, Value> {
             }),
         ),
     ];
-    fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+    let mut json: Map<_, _> =
+        fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+    if !meta.headers.is_empty() {
+        let headers = meta.headers.iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
+        json.insert("headers".to_owned(), Value::Object(headers));
+    }
+    json
 }
 
 fn number<T: FromStr>(key: &str, value: &str) -> Result<T, String> {
@@ -185,6 +191,8 @@ mod tests {
         }
         let json = json(&meta);
         assert_eq!(json.len(), texts.len());
+        meta.headers.insert("trace", "0af7").unwrap();
+        assert_eq!(super::json(&meta)["headers"], serde_json::json!({ "trace": "0af7" }));
         for (key, value) in texts {
             assert_eq!(json[key].as_str().map_or_else(|| json[key].to_string(), str::to_owned), value);
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use xmsg_core::deadline::Deadline;
 
 /// Whoever is later than this is not made up for: after a pause there is no burst.
 const LAG_MAX: Duration = Duration::from_millis(500);
@@ -28,7 +29,8 @@ impl Pace {
     }
 
     fn next_due(&mut self, now: Instant) -> Instant {
-        let mut due = self.start + Duration::from_secs_f64(self.count as f64 / self.rate);
+        let since = Duration::try_from_secs_f64(self.count as f64 / self.rate).unwrap_or(Duration::MAX);
+        let mut due = Deadline::since(self.start, since).instant();
         if due + LAG_MAX < now {
             (self.start, self.count, due) = (now, 0, now);
         }

@@ -155,7 +155,7 @@ mod tests {
     }
 
     fn bytes(data: &[u8]) -> Message {
-        Message::of(topic(), data.to_vec())
+        Message::of(topic(), data.to_vec()).unwrap()
     }
 
     fn in_json(message: &Message) -> Value {
@@ -189,17 +189,17 @@ mod tests {
 
     #[test]
     fn values_are_shown_as_such() {
-        assert_eq!(shown(&Message::of(topic(), 2.5)), "a:b 2.5\n");
-        assert_eq!(shown(&Message::of(topic(), "zoë")), "a:b zoë\n");
-        assert_eq!(shown(&Message::of(topic(), "\u{1b}[2J")), "a:b \\u{1b}[2J\n");
-        assert_eq!(shown(&Message::of(topic(), vec![1, 2])), "a:b [1, 2]\n");
+        assert_eq!(shown(&Message::of(topic(), 2.5).unwrap()), "a:b 2.5\n");
+        assert_eq!(shown(&Message::of(topic(), "zoë").unwrap()), "a:b zoë\n");
+        assert_eq!(shown(&Message::of(topic(), "\u{1b}[2J").unwrap()), "a:b \\u{1b}[2J\n");
+        assert_eq!(shown(&Message::of(topic(), vec![1, 2]).unwrap()), "a:b [1, 2]\n");
         // Data that is none of what the mime type says is shown as it is.
         assert_eq!(shown(&Message::with_mime(topic(), mime::DOUBLE, "hello")), "a:b hello\n");
     }
 
     #[test]
     fn a_topic_does_no_harm_to_a_terminal() {
-        assert_eq!(shown(&Message::of(Topic::wrap("a\u{1b}"), 1)), "a\\u{1b} 1\n");
+        assert_eq!(shown(&Message::of(Topic::wrap("a\u{1b}"), 1).unwrap()), "a\\u{1b} 1\n");
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
 
         let binary = in_json(&bytes(b"\xff"));
         assert_eq!((&binary["data"], &binary["encoding"]), (&"/w==".into(), &"base64".into()));
-        assert_eq!(in_json(&Message::of(topic(), vec![1.5]))["value"], serde_json::json!([1.5]));
+        assert_eq!(in_json(&Message::of(topic(), vec![1.5]).unwrap())["value"], serde_json::json!([1.5]));
     }
 
     proptest! {

@@ -137,7 +137,10 @@ async fn one_line_that_is_too_large_is_named_and_the_others_arrive() {
     for large in [1 << 20, 8 << 20] {
         let (arrived, said) = with_a_large_line(proxy(), large, &["-l"]).await;
         assert_eq!(arrived, b"one\ntwo\nfour");
-        assert!(said.contains("line 3 was not published to t: ") && said.contains("limit of 1048576 bytes"), "{said}");
+        assert!(
+            said.contains("line 3 was not published to t: ") && said.contains("limit of 1048576 bytes"),
+            "{said}"
+        );
     }
     let (arrived, said) = with_a_large_line(proxy(), 2 << 20, &["-0"]).await;
     assert_eq!(arrived, b"onetwofour");

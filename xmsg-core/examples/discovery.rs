@@ -7,10 +7,10 @@ use xmsg_core::{Actor, OwnerType, Query, Topic};
 
 #[tokio::main]
 async fn main() -> xmsg_core::Result<()> {
-    let actor = Actor::new("thermometer").await?;
-    let topic = Topic::with_types("weather", "oslo", "temperature")?;
+    let actor = Actor::connect("thermometer").await?;
+    let topic = "weather:oslo:temperature";
 
-    actor.register(OwnerType::Publisher, &topic, "degrees Celsius").await?;
+    actor.register(OwnerType::Publisher, topic, "degrees Celsius").await?;
     println!("registered {} at {}", actor.name(), actor.registrar());
 
     // Who publishes what a subscriber of `weather` would receive?
@@ -22,8 +22,8 @@ async fn main() -> xmsg_core::Result<()> {
 
     println!("publishers in all: {}", actor.discover_all(OwnerType::Publisher).await?.len());
 
-    actor.deregister(OwnerType::Publisher, &topic).await?;
+    actor.deregister(OwnerType::Publisher, topic).await?;
     println!("left after that: {}", actor.discover(&query).await?.len());
-    actor.close(Duration::from_secs(1)).await;
+    actor.drain(Duration::from_secs(1)).await;
     Ok(())
 }

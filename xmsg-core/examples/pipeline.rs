@@ -1,47 +1,39 @@
-//! Three actors in a row: a source of numbers, one that doubles them, a sink that prints them.
-//! Needs a proxy: `cargo run --bin xmsg-proxy`.
+//! Three stages: a source of numbers, one that doubles them, a sink that prints them. Ended from the first to the last, they lose
+//! nothing. Needs a proxy: `cargo run --bin xmsg-proxy`.
 
 use std::time::Duration;
 
-use xmsg_core::{Actor, Message, Result, Topic};
+use xmsg_core::{Actor, Message, Result};
 
-const COUNT: i32 = 5;
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// What a handler returns is published, wherever its topic says.
-fn twice(number: &Message, to: Topic) -> Result<Message> {
-    Ok(Message::of(to, 2 * number.value::<i32>()?))
+fn twice(number: &Message) -> Result<Message> {
+    Message::of("pipeline:doubled", 2 * number.value::<i32>()?)
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let numbers = Topic::new("pipeline", "numbers")?;
-    let doubled = Topic::new("pipeline", "doubled")?;
+    // From the last to the first: whoever publishes finds its subscriber there.
+    let sink = Actor::connect("sink").await?;
+    let mut results = sink.subscribe("pipeline:doubled").await?;
 
-    // From the end to the beginning: whoever publishes finds its subscriber there.
-    let sink = Actor::new("sink").await?;
-    let mut results = sink.subscribe([doubled.clone()]).await?;
+    let double = Actor::connect("double").await?;
+    let handler = |number: Message| async move { twice(&number) };
+    double.subscribe_with("pipeline:numbers", 1, handler).await?; // one at a time, in order
 
-    let double = Actor::new("double").await?;
-    let handler = move |number: Message| {
-        let to = doubled.clone();
-        async move { twice(&number, to) }
-    };
-    double.subscribe_with([numbers.clone()], 1, handler).await?; // one at a time, in order
-
-    let source = Actor::new("source").await?;
-    for number in 1..=COUNT {
-        source.publish(Message::of(numbers.clone(), number)).await?;
+    let source = Actor::connect("source").await?;
+    for number in 1..=5 {
+        source.publish(&Message::of("pipeline:numbers", number)?).await?;
         println!("source: {number}");
     }
 
-    for _ in 0..COUNT {
-        let Some(result) = results.next().await else { break };
+    println!("source: {}", source.drain(LIMIT).await); // the proxy has all numbers
+    println!("double: {}", double.drain(LIMIT).await); // all of them are doubled, and the proxy has the results
+    results.drain(); // the results that are on their way, and then the end
+    while let Some(result) = results.next().await {
         println!("sink: {}", result?.value::<i32>()?);
     }
-
-    for actor in [source, double, sink] {
-        let unsent = actor.close(Duration::from_secs(5)).await;
-        println!("{}: closed, {unsent} not sent", actor.name());
-    }
+    println!("sink: {}", sink.drain(LIMIT).await);
     Ok(())
 }

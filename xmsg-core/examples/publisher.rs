@@ -2,21 +2,20 @@
 
 use std::time::Duration;
 
-use xmsg_core::{Actor, Message, Topic};
+use xmsg_core::{Actor, Message};
 
 #[tokio::main]
 async fn main() -> xmsg_core::Result<()> {
-    let actor = Actor::new("thermometer").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
-    let topic = Topic::with_types("weather", "oslo", "temperature")?;
+    let actor = Actor::connect("thermometer").await?; // the proxy of XMSG_PROXY, else 127.0.0.1:7771
+    let topic = "weather:oslo:temperature";
 
     for reading in 1..=10 {
         let temperature = 4.0 + f64::from(reading) / 10.0;
-        actor.publish(Message::of(topic.clone(), temperature)).await?; // back once it was accepted
+        actor.publish(&Message::of(topic, temperature)?).await?; // back once it was accepted
         println!("published {topic} {temperature}");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 
-    let unsent = actor.close(Duration::from_secs(5)).await; // sends what it had accepted
-    println!("closed, {unsent} not sent");
+    println!("{}", actor.drain(Duration::from_secs(5)).await); // what the proxy is not known to have
     Ok(())
 }

@@ -2,40 +2,32 @@
 
 use std::time::Duration;
 
-use xmsg_core::meta::Status;
-use xmsg_core::{Actor, Message, Result, Topic};
+use xmsg_core::{Actor, ErrorKind, HandlerError, Message};
 
-/// The answer to a request; none to a message that asks for none.
-fn root(request: &Message) -> Result<Option<Message>> {
+/// The answer to a request; none to a message that asks for none. An error goes back to whoever asked.
+fn root(request: &Message) -> Result<Option<Message>, HandlerError> {
     let value: f64 = request.value()?;
-    if value >= 0.0 {
-        return request.reply_with(value.sqrt());
+    if value < 0.0 {
+        return Err("the number is negative".into());
     }
-    let Some(mut reply) = request.reply_with("the number is negative")? else { return Ok(None) };
-    reply.edit_meta(|meta| meta.status = Some(Status::Error))?;
-    Ok(Some(reply))
+    Ok(request.reply_with(value.sqrt())?)
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    let topic = Topic::new("math", "root")?;
+async fn main() -> xmsg_core::Result<()> {
+    let server = Actor::connect("server").await?;
+    server.subscribe_with("math:root", 8, |request| async move { root(&request) }).await?;
 
-    let server = Actor::new("server").await?;
-    let service = server.subscribe_with([topic.clone()], 8, |request| async move { root(&request) }).await?;
-
-    let client = Actor::new("client").await?;
+    let client = Actor::connect("client").await?;
     for value in [2.0, 9.0, -1.0] {
-        let question = Message::of(topic.clone(), value);
-        let answer = client.request(question, Duration::from_secs(10)).await?; // an error after ten seconds
-        if answer.meta()?.status == Some(Status::Error) {
-            println!("{value}: {}", answer.value::<String>()?);
-        } else {
-            println!("{value}: {}", answer.value::<f64>()?);
+        match client.request(&Message::of("math:root", value)?, Duration::from_secs(10)).await {
+            Ok(answer) => println!("{value}: {}", answer.value::<f64>()?),
+            Err(error) if error.kind() == ErrorKind::Remote => println!("{value}: {error}"), // it failed, and says why
+            Err(error) => return Err(error), // `Timeout`: nobody answered
         }
     }
 
-    client.close(Duration::from_secs(1)).await;
-    service.unsubscribe().await; // waits for handlers that are at work
-    server.close(Duration::from_secs(1)).await;
+    client.drain(Duration::from_secs(5)).await;
+    server.drain(Duration::from_secs(5)).await; // what was received is answered
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! Addresses of proxies and registrars: a host and a port, checked when they are made.
 
+use std::error::Error as _;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::zmtp::Violation;
 
 /// The pub port of a proxy, unless told otherwise.
 pub const DEFAULT_PROXY_PORT: u16 = 7771;
@@ -75,6 +77,22 @@ impl ProxyAddress {
     #[must_use]
     pub fn control_port(&self) -> u16 {
         self.port + 2
+    }
+
+    /// The proxy that is meant, if the error of a connection to this one says that another of its three ports was found: with
+    /// the address of a subscriber's or control port, one comes out at a port that is one or two off.
+    pub(crate) fn meant(&self, error: &Error) -> Option<Self> {
+        let mut cause = error.source();
+        let (theirs, ours) = loop {
+            match cause?.downcast_ref() {
+                Some(Violation::SocketTypeMismatch { theirs, ours }) => break (theirs.as_str(), *ours),
+                _ => cause = cause?.source(),
+            }
+        };
+        let wanted = ["PUB", "SUB", "DEALER"].into_iter().position(|kind| kind == ours)?;
+        let found = ["XSUB", "XPUB", "ROUTER"].into_iter().position(|kind| kind == theirs)?;
+        let port = (usize::from(self.port) + wanted).checked_sub(found)?;
+        Self::new(self.host(), u16::try_from(port).ok()?).ok()
     }
 
     /// Where publishers connect, as `tcp://host:port`.
@@ -158,6 +176,28 @@ macro_rules! text_form {
             fn from_str(address: &str) -> Result<Self> {
                 let (host, port) = split(address)?;
                 Self::new(host, port.unwrap_or($default_port))
+            }
+        }
+
+        impl From<&$address> for $address {
+            fn from(address: &$address) -> Self {
+                address.clone()
+            }
+        }
+
+        impl TryFrom<String> for $address {
+            type Error = Error;
+
+            fn try_from(address: String) -> Result<Self> {
+                address.parse()
+            }
+        }
+
+        impl TryFrom<&String> for $address {
+            type Error = Error;
+
+            fn try_from(address: &String) -> Result<Self> {
+                address.parse()
             }
         }
 
@@ -347,6 +387,25 @@ mod tests {
         }
         assert!("a:65535".parse::<RegistrarAddress>().is_ok());
         assert!("a:0".parse::<RegistrarAddress>().unwrap_err().to_string().contains("can't be 0"));
+    }
+
+    #[test]
+    fn another_port_of_a_proxy_tells_which_one_is_meant() {
+        let meant = |text: &str, ours, theirs: &str| {
+            let found = Violation::SocketTypeMismatch { theirs: theirs.into(), ours };
+            let inner = Error::new(ErrorKind::WrongPort, "no handshake").with_source(found);
+            let error = Error::new(ErrorKind::WrongPort, "no proxy").with_source(inner);
+            proxy(text).meant(&error).map(|proxy| proxy.to_string())
+        };
+        // Whoever gives the port for subscribers comes out there with the publishing socket, and so on.
+        assert_eq!(meant("h:7772", "PUB", "XPUB").unwrap(), "h:7771");
+        assert_eq!(meant("h:7773", "PUB", "ROUTER").unwrap(), "h:7771");
+        assert_eq!(meant("h:7770", "SUB", "XSUB").unwrap(), "h:7771");
+        assert_eq!(meant("h:7770", "DEALER", "XPUB").unwrap(), "h:7771");
+        assert_eq!(meant("h:7769", "DEALER", "XSUB").unwrap(), "h:7771");
+        assert_eq!(meant("h:1", "PUB", "ROUTER"), None);
+        assert_eq!(meant("h:7772", "PUB", "PULL"), None);
+        assert_eq!(proxy("h:7772").meant(&Error::new(ErrorKind::Refused, "x").with_source("y")), None);
     }
 
     proptest! {

@@ -46,6 +46,11 @@ impl Messages {
         Iter { wire: &self.wire, at: self.at }
     }
 
+    /// The bytes that they lie in, and where the first that is left starts.
+    pub(crate) fn place(&self) -> (&Bytes, usize) {
+        (&self.wire, self.at)
+    }
+
     /// Whether all of them were taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -93,6 +98,13 @@ pub struct Iter<'a> {
     at: usize,
 }
 
+impl Iter<'_> {
+    /// Where the next message starts.
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
+}
+
 impl<'a> Iterator for Iter<'a> {
     type Item = Result<MessageRef<'a>>;
 
@@ -134,6 +146,11 @@ impl<'a> MessageRef<'a> {
     /// The metadata, decoded at each call.
     pub fn meta(&self) -> Result<Meta> {
         Meta::decode(&self.wire.slice_ref(self.meta))
+    }
+
+    /// The value of a header, without decoding the rest of the metadata.
+    pub fn header(&self, key: &str) -> Result<Option<&'a str>> {
+        meta::header(self.meta, key)
     }
 
     /// The mime type of the data, without decoding the rest of the metadata.

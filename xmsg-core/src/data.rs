@@ -9,12 +9,19 @@
 //! * `binary/native` is a `Data` message of which the mime type doesn't say what is in it; several fields may
 //!   be.
 
+#[cfg(feature = "serde")]
+mod json;
+mod values;
+
 use std::mem::take;
 
 use bytes::Bytes;
 use prost::Message as _;
 use prost::encoding::{self, WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
+#[cfg(feature = "serde")]
+pub use self::json::Json;
+pub use self::values::{ArrayElement, FromData, IntoData, ReadArrayElement, ToData, expect_mime_type};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The mime types that xMsg gives a meaning.
@@ -57,6 +64,8 @@ pub mod mime {
     pub const JAVA: &str = "binary/java";
     /// An object of a C++ actor, of use to C++ actors only.
     pub const CPP: &str = "binary/cpp";
+    /// JSON, which is none of xMsg's own kinds.
+    pub const JSON: &str = "application/json";
     /// An object of a Python actor, of use to Python actors only.
     pub const PYTHON: &str = "binary/python";
 
@@ -172,140 +181,6 @@ impl Data {
             ))
         })?;
         decode_number(number, frame)
-    }
-}
-
-/// A value that can become the data of a message. Implement it for a type of your own to give it a mime type.
-///
-/// An `i32` is sent as `binary/sfixed32` and an `i64` as `binary/sfixed64`, as from Java and C++. Bytes are
-/// sent as they are.
-///
-/// ```
-/// use bytes::Bytes;
-/// use xmsg_core::data::{FromData, IntoData};
-/// use xmsg_core::{Message, Result, Topic};
-///
-/// #[derive(Debug, PartialEq)]
-/// struct Png(Bytes);
-///
-/// impl IntoData for Png {
-///     fn into_data(self) -> (&'static str, Bytes) {
-///         ("image/png", self.0)
-///     }
-/// }
-///
-/// impl FromData for Png {
-///     fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self> {
-///         xmsg_core::data::expect_mime_type(mime_type, &["image/png"])?;
-///         Ok(Self(frame.clone()))
-///     }
-/// }
-///
-/// let message = Message::of(Topic::of_domain("picture")?, Png("\u{89}PNG".into()));
-/// assert_eq!(message.value::<Png>()?, Png("\u{89}PNG".into()));
-/// # Ok::<(), xmsg_core::Error>(())
-/// ```
-pub trait IntoData {
-    /// The mime type of the value, and its data frame.
-    fn into_data(self) -> (&'static str, Bytes);
-}
-
-/// A value that can be read from the data of a message, of one or more mime types.
-///
-/// An `i32` is read from `binary/sfixed32` and `binary/sint32`, an `i64` likewise, arrays too. From
-/// `binary/native` a value is read when its field is set, whatever other fields are.
-pub trait FromData: Sized {
-    /// Reads the data frame. [`ErrorKind::InvalidMessage`], with what was found and what was expected, when
-    /// the mime type is another ([`expect_mime_type`]) or the frame can't be read.
-    fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self>;
-}
-
-/// An error that names both, when the mime type of a message is none of those expected.
-pub fn expect_mime_type(found: &str, expected: &[&str]) -> Result<()> {
-    if expected.contains(&found) { Ok(()) } else { Err(unexpected(found, expected)) }
-}
-
-/// Conversions between a Rust type and the kinds of `Data` it is: the first is sent, all can be read.
-macro_rules! values {
-    ($($type:ty: $sent:ident = $number:literal $(, $other:ident = $other_number:literal)?;)+) => {$(
-        impl From<$type> for Data {
-            fn from(value: $type) -> Self {
-                Self::$sent(value)
-            }
-        }
-
-        impl IntoData for $type {
-            fn into_data(self) -> (&'static str, Bytes) {
-                Data::$sent(self).into_data()
-            }
-        }
-
-        impl FromData for $type {
-            fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self> {
-                let numbers = &[$number $(, $other_number)?];
-                match pick(numbers, mime_type, frame)? {
-                    Data::$sent(value) $(| Data::$other(value))? => Ok(value),
-                    other => Err(unexpected(other.mime_type(), &names(numbers))),
-                }
-            }
-        }
-    )+};
-}
-
-values! {
-    i32: Sfixed32 = 3, Sint32 = 1;
-    i64: Sfixed64 = 4, Sint64 = 2;
-    f32: Float = 5;
-    f64: Double = 6;
-    String: String = 7;
-    Bytes: Bytes = 8;
-    Vec<i32>: Sfixed32Array = 11, Sint32Array = 9;
-    Vec<i64>: Sfixed64Array = 12, Sint64Array = 10;
-    Vec<f32>: FloatArray = 13;
-    Vec<f64>: DoubleArray = 14;
-    Vec<String>: StringArray = 15;
-    Vec<Bytes>: BytesArray = 16;
-}
-
-impl IntoData for Data {
-    fn into_data(self) -> (&'static str, Bytes) {
-        (self.mime_type(), self.encode())
-    }
-}
-
-impl FromData for Data {
-    fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self> {
-        Self::decode(mime_type, frame)
-    }
-}
-
-impl From<&str> for Data {
-    fn from(value: &str) -> Self {
-        Self::String(value.into())
-    }
-}
-
-impl IntoData for &str {
-    fn into_data(self) -> (&'static str, Bytes) {
-        (mime::STRING, length_delimited(7, self.as_bytes()))
-    }
-}
-
-impl From<Vec<u8>> for Data {
-    fn from(value: Vec<u8>) -> Self {
-        Self::Bytes(value.into())
-    }
-}
-
-impl IntoData for Vec<u8> {
-    fn into_data(self) -> (&'static str, Bytes) {
-        (mime::BYTES, self.into())
-    }
-}
-
-impl FromData for Vec<u8> {
-    fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self> {
-        Bytes::from_data(mime_type, frame).map(Into::into)
     }
 }
 
@@ -507,11 +382,6 @@ fn pick(numbers: &[u32], mime_type: &str, frame: &Bytes) -> Result<Data> {
     }
     match number_of(mime_type) {
         Some(number) if numbers.contains(&number) => decode_number(number, frame),
-        // What C++ sends as an array of 64-bit integers; when it is empty, nothing tells it from the other.
-        Some(11) if numbers.contains(&12) => match decode_number(11, frame)? {
-            Data::Sfixed32Array(values) if values.is_empty() => Ok(Data::Sfixed64Array(Vec::new())),
-            other => Ok(other),
-        },
         _ => Err(unexpected(mime_type, &names(numbers))),
     }
 }
@@ -522,6 +392,7 @@ fn decode_number(number: u32, frame: &Bytes) -> Result<Data> {
         return Ok(Data::Bytes(frame.clone()));
     }
     let mut wire = Wire::decode_frame(frame)?;
+    // C++ gives an array of 64-bit integers the mime type of one of 32-bit integers.
     let from_cpp = number == 11 && !wire.has(11) && wire.has(12);
     wire.take(if from_cpp { 12 } else { number }).ok_or_else(|| no_value(&[name(number)]))
 }
@@ -592,35 +463,6 @@ mod tests {
         let wrapped = Data::Bytes("abc".into()).encode_native();
         assert_eq!(Data::decode(mime::BYTES, &wrapped).unwrap(), Data::Bytes(wrapped.clone()));
         assert_eq!(Vec::<u8>::from_data(mime::NATIVE, &wrapped).unwrap(), b"abc");
-        assert_eq!(vec![1_u8, 2].into_data(), (mime::BYTES, Bytes::from_static(&[1, 2])));
-    }
-
-    #[test]
-    fn integers_are_read_from_both_encodings() {
-        for data in [Data::Sint32(-7), Data::Sfixed32(-7)] {
-            assert_eq!(i32::from_data(data.mime_type(), &data.encode()).unwrap(), -7);
-        }
-        for data in [Data::Sint64Array(vec![7]), Data::Sfixed64Array(vec![7])] {
-            assert_eq!(Vec::<i64>::from_data(data.mime_type(), &data.encode()).unwrap(), [7]);
-        }
-        assert_invalid(
-            i64::from_data(mime::SFIXED32, &Data::from(7).encode()),
-            &["`binary/sfixed32`", "`binary/sfixed64` or `binary/sint64`"],
-        );
-    }
-
-    #[test]
-    fn the_mime_type_that_cpp_gives_64_bit_arrays_is_accepted() {
-        let sent = Data::Sfixed64Array(vec![1, -2]);
-        let from_cpp = sent.encode();
-        assert_eq!(Data::decode(mime::ARRAY_SFIXED32, &from_cpp).unwrap(), sent);
-        assert_eq!(Vec::<i64>::from_data(mime::ARRAY_SFIXED32, &from_cpp).unwrap(), [1, -2]);
-        assert_invalid(Vec::<i32>::from_data(mime::ARRAY_SFIXED32, &from_cpp), &["array-sfixed64"]);
-
-        let narrow = Data::Sfixed32Array(vec![1]).encode();
-        assert_invalid(Vec::<i64>::from_data(mime::ARRAY_SFIXED32, &narrow), &["`binary/array-sfixed32`"]);
-        assert!(Vec::<i64>::from_data(mime::ARRAY_SFIXED32, &Bytes::new()).unwrap().is_empty());
-        assert!(Vec::<i32>::from_data(mime::ARRAY_SFIXED32, &Bytes::new()).unwrap().is_empty());
     }
 
     #[test]
@@ -696,7 +538,7 @@ mod tests {
         fn any_bytes_are_read_or_refused(number in 0..17_usize, bytes: Vec<u8>) {
             let mime_type = mime::ALL.get(number).copied().unwrap_or(mime::NATIVE);
             let bytes = Bytes::from(bytes);
-            let _ = (Data::decode(mime_type, &bytes), Vec::<i64>::from_data(mime_type, &bytes));
+            let _ = Data::decode(mime_type, &bytes);
             let _ = Payload::decode(&bytes);
         }
     }

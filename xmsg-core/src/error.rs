@@ -1,6 +1,9 @@
 //! The error of the library: what was being done, to whom, why it failed, and whose fault it is.
 
+use std::error::Error as StdError;
 use std::fmt;
+use std::io;
+use std::sync::Arc;
 
 /// `Result` with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -13,10 +16,16 @@ pub enum ErrorKind {
     Timeout,
     /// The other side is not there, or does not want us.
     Refused,
+    /// No address was found for the name of the host.
+    UnknownHost,
+    /// Something else listens there than what was expected: another port of the proxy, or no ZeroMQ socket at all.
+    WrongPort,
     /// The other side does not accept our credentials, or we may not do this.
     NotAllowed,
     /// The peer broke the protocol, or speaks one that does not fit.
     Protocol,
+    /// The other side got the request, and answered that it failed.
+    Remote,
     /// A topic that the rules of xMsg do not allow.
     InvalidTopic,
     /// An address, host or port that cannot be used.
@@ -29,33 +38,39 @@ pub enum ErrorKind {
     TooLarge,
     /// There is no room now: the queue is at its high-water mark.
     Full,
+    /// There is no connection at this moment, or there was none yet.
+    NotConnected,
+    /// It was sent, but nobody confirmed that it arrived.
+    Unconfirmed,
     /// The socket, connection or subscription was closed.
     Closed,
+    /// A blocking call where none may be made: within an async runtime.
+    WouldBlock,
+    /// The system has no more of something that was needed: file descriptors, ports, memory.
+    NoResources,
     /// The operating system refused.
     Io,
 }
 
 /// An error of the library. `Display` says what failed, where, and what can be done about it;
-/// [`source`](std::error::Error::source) is what the layer below said.
+/// [`source`](StdError::source) is what the layer below said. Clones share both.
+#[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
-    context: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync + 'static>>,
+    context: Arc<str>,
+    source: Option<Arc<dyn StdError + Send + Sync + 'static>>,
 }
 
 impl Error {
     /// An error of this kind; `context` says what failed, on what, and what to do.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self { kind, context: context.into().into(), source: None }
     }
 
     /// The same error with what caused it.
     #[must_use]
-    pub fn with_source(
-        mut self,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync + 'static>>,
-    ) -> Self {
-        self.source = Some(source.into());
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync + 'static>>) -> Self {
+        self.source = Some(source.into().into());
         self
     }
 
@@ -65,14 +80,58 @@ impl Error {
         self.kind
     }
 
-    /// An operating-system error; a refused connection keeps its kind.
-    pub(crate) fn io(context: impl Into<String>, source: std::io::Error) -> Self {
-        let kind = match source.kind() {
-            std::io::ErrorKind::ConnectionRefused => ErrorKind::Refused,
-            std::io::ErrorKind::TimedOut => ErrorKind::Timeout,
+    /// The error and what it came from, step by step, in one line: for logs, and for people.
+    ///
+    /// ```
+    /// use xmsg_core::{Error, ErrorKind};
+    /// let error = Error::new(ErrorKind::Refused, "no answer from 10.0.0.7").with_source("connection refused");
+    /// assert_eq!(error.with_causes().to_string(), "no answer from 10.0.0.7: connection refused");
+    /// ```
+    #[must_use]
+    pub fn with_causes(&self) -> impl fmt::Display + '_ {
+        WithCauses(self)
+    }
+
+    /// An operating-system error, with the kind that its cause has.
+    pub(crate) fn io(context: impl Into<String>, source: io::Error) -> Self {
+        Self::new(Self::kind_of(&source), context).with_source(source)
+    }
+
+    /// The kind of an error of the operating system.
+    pub(crate) fn kind_of(error: &io::Error) -> ErrorKind {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable => ErrorKind::Refused,
+            io::ErrorKind::TimedOut => ErrorKind::Timeout,
+            io::ErrorKind::PermissionDenied => ErrorKind::NotAllowed,
+            io::ErrorKind::OutOfMemory => ErrorKind::NoResources,
+            _ if Self::is_used_up(error) => ErrorKind::NoResources,
             _ => ErrorKind::Io,
-        };
-        Self::new(kind, context).with_source(source)
+        }
+    }
+
+    /// Whether the system has no more descriptors or buffers. The standard library has no kinds for these.
+    pub(crate) fn is_used_up(error: &io::Error) -> bool {
+        /// The same numbers on every Unix.
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        const ENOBUFS: i32 = if cfg!(target_os = "linux") { 105 } else { 55 };
+        matches!(error.raw_os_error(), Some(ENFILE | EMFILE | ENOBUFS))
+    }
+}
+
+struct WithCauses<'a>(&'a Error);
+
+impl fmt::Display for WithCauses<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -84,16 +143,38 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.kind, self.context)?;
-        match &self.source {
-            Some(source) => write!(f, ": {source}"),
-            None => Ok(()),
-        }
+        write!(f, "{:?}: {}", self.kind, self.with_causes())
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_share_what_the_error_came_from() {
+        let cause = io::Error::from_raw_os_error(24);
+        let error = Error::io("cannot connect", cause);
+        let clone = error.clone();
+        assert_eq!(clone.kind(), ErrorKind::NoResources);
+        let source = |error: &Error| std::ptr::from_ref(error.source().unwrap()).cast::<u8>();
+        assert_eq!(source(&error), source(&clone));
+        let found = clone.source().unwrap().downcast_ref::<io::Error>().unwrap();
+        assert_eq!(found.raw_os_error(), Some(24));
+    }
+
+    #[test]
+    fn every_step_down_is_shown() {
+        let inner = Error::new(ErrorKind::Io, "inside").with_source("deep down");
+        let outer = Error::new(ErrorKind::Refused, "outside").with_source(inner);
+        assert_eq!(outer.with_causes().to_string(), "outside: inside: deep down");
+        assert_eq!(format!("{outer:?}"), "Refused: outside: inside: deep down");
+        assert_eq!(outer.to_string(), "outside");
     }
 }

@@ -1,13 +1,14 @@
 //! Messages: topic, metadata and data, as three frames.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
 
-use crate::data::{FromData, IntoData};
+use crate::data::{FromData, IntoData, mime};
 use crate::error::Result;
-use crate::meta::{self, Meta};
-use crate::topic::Topic;
+use crate::meta::{self, Meta, Status};
+use crate::topic::{IntoTopic, Topic};
 
 /// A message: a [`Topic`], [`Meta`]data and data. Cloning is cheap: the frames are shared.
 ///
@@ -16,9 +17,9 @@ use crate::topic::Topic;
 /// with [`ErrorKind::InvalidMessage`](crate::ErrorKind::InvalidMessage).
 ///
 /// ```
-/// use xmsg_core::{Message, Topic};
+/// use xmsg_core::Message;
 ///
-/// let message = Message::of(Topic::new("report", "sports")?, "3:1");
+/// let message = Message::of("report:sports", "3:1")?;
 /// assert_eq!(message.mime_type()?, "text/string");
 /// assert_eq!(message.value::<String>()?, "3:1");
 ///
@@ -34,10 +35,23 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message with this value; its type gives the mime type.
-    pub fn of(topic: Topic, value: impl IntoData) -> Self {
-        let (mime_type, data) = value.into_data();
-        Self::with_mime(topic, mime_type, data)
+    /// A message with this value, whose type gives the mime type, about a topic: a [`Topic`] or text.
+    /// [`ErrorKind::InvalidTopic`](crate::ErrorKind::InvalidTopic) when the text is no topic, and
+    /// [`ErrorKind::InvalidMessage`](crate::ErrorKind::InvalidMessage) when the value can't be sent.
+    ///
+    /// ```
+    /// use xmsg_core::{Message, Topic};
+    ///
+    /// let topic = Topic::new("report", "sports")?;
+    /// for message in [Message::of("report:sports", 17)?, Message::of(&topic, 17)?] {
+    ///     assert_eq!(*message.topic(), topic);
+    ///     assert_eq!(message.value::<i32>()?, 17);
+    /// }
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn of(topic: impl IntoTopic, value: impl IntoData) -> Result<Self> {
+        let (mime_type, data) = value.into_data()?;
+        Ok(Self::with_mime(topic.into_topic()?, mime_type, data))
     }
 
     /// A message with these bytes as data; the metadata says only their mime type.
@@ -100,9 +114,9 @@ impl Message {
     /// Changes the metadata in place.
     ///
     /// ```
-    /// use xmsg_core::{Message, Topic};
+    /// use xmsg_core::Message;
     ///
-    /// let mut message = Message::of(Topic::of_domain("report")?, 17);
+    /// let mut message = Message::of("report", 17)?;
     /// message.edit_meta(|meta| meta.author = Some("reporter".into()))?;
     /// assert_eq!(message.meta()?.author.as_deref(), Some("reporter"));
     /// # Ok::<(), xmsg_core::Error>(())
@@ -111,6 +125,40 @@ impl Message {
         let mut meta = self.meta()?;
         edit(&mut meta);
         self.meta = meta.encode();
+        Ok(())
+    }
+
+    /// The value of a header, without decoding the rest of the metadata.
+    ///
+    /// ```
+    /// use xmsg_core::Message;
+    ///
+    /// let message = Message::of("report", 17)?.with_header("trace", "0af7")?;
+    /// assert_eq!(message.header("trace")?, Some("0af7"));
+    /// assert_eq!(message.header("tenant")?, None);
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn header(&self, key: &str) -> Result<Option<&str>> {
+        meta::header(&self.meta, key)
+    }
+
+    /// The same message with this header: a text by name, beside the fixed fields of the metadata. Peers in other
+    /// languages ignore it, and keep it in what they forward. [`ErrorKind::InvalidMessage`](crate::ErrorKind) when
+    /// there would be more than [`Headers`](crate::meta::Headers) may be.
+    pub fn with_header(mut self, key: &str, value: &str) -> Result<Self> {
+        self.set_header(key, value)?;
+        Ok(self)
+    }
+
+    /// Sets a header, as [`with_header`](Self::with_header) does; the rest of the metadata stays as it is.
+    pub fn set_header(&mut self, key: &str, value: &str) -> Result<()> {
+        self.meta = meta::with_header(&self.meta, key, Some(value))?;
+        Ok(())
+    }
+
+    /// Takes a header out, if it is there; the rest of the metadata stays as it is.
+    pub fn remove_header(&mut self, key: &str) -> Result<()> {
+        self.meta = meta::with_header(&self.meta, key, None)?;
         Ok(())
     }
 
@@ -145,6 +193,16 @@ impl Message {
         Ok(())
     }
 
+    /// The message as one that awaits no answer: itself, when it is one already.
+    pub(crate) fn without_reply_to(&self) -> Result<Cow<'_, Self>> {
+        if meta::reply_to(&self.meta)?.is_none() {
+            return Ok(Cow::Borrowed(self));
+        }
+        let mut message = self.clone();
+        message.clear_reply_to()?;
+        Ok(Cow::Owned(message))
+    }
+
     /// The answer to this request that sends its own data back, with all of its metadata but the reply topic;
     /// `None` when the message is not a request.
     pub fn reply(&self) -> Result<Option<Self>> {
@@ -159,7 +217,7 @@ impl Message {
     /// ```
     /// use xmsg_core::{Message, Topic};
     ///
-    /// let mut request = Message::of(Topic::new("math", "square")?, 3.0);
+    /// let mut request = Message::of("math:square", 3.0)?;
     /// assert!(request.reply_with(9.0)?.is_none());
     ///
     /// request.set_reply_to(&Topic::wrap("ret:0a1b2c3d:4000007"))?;
@@ -169,7 +227,52 @@ impl Message {
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
     pub fn reply_with(&self, value: impl IntoData) -> Result<Option<Self>> {
-        Ok(self.reply_to()?.map(|topic| Self::of(topic, value)))
+        self.reply_to()?.map(|topic| Self::of(topic, value)).transpose()
+    }
+
+    /// The answer to this request that says that it failed, and why: its metadata has the status *error* and the text
+    /// as description, and the text is also its data, as `text/string`, so that peers in any language can show it.
+    /// `None` when the message is not a request.
+    ///
+    /// ```
+    /// use xmsg_core::{Message, Topic};
+    /// use xmsg_core::meta::Status;
+    ///
+    /// let mut request = Message::of("math:root", -1.0)?;
+    /// request.set_reply_to(&Topic::wrap("ret:0a1b2c3d:4000007"))?;
+    ///
+    /// let reply = request.error_reply("the number is negative")?.expect("a request");
+    /// assert_eq!(reply.meta()?.status, Some(Status::Error));
+    /// assert_eq!(reply.error_text()?.as_deref(), Some("the number is negative"));
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn error_reply(&self, text: impl fmt::Display) -> Result<Option<Self>> {
+        let Some(topic) = self.reply_to()? else { return Ok(None) };
+        let text = text.to_string();
+        let (mime_type, data) = (&text).into_data()?;
+        let mut meta = Meta::new(mime_type);
+        meta.status = Some(Status::Error);
+        meta.description = Some(text);
+        Ok(Some(Self::new(topic, &meta, data)))
+    }
+
+    /// Why whoever sent this failed, if the status in its metadata is *error*: the data, if it is a text, else the
+    /// description, which may be empty. `None` with any other status.
+    ///
+    /// ```
+    /// use xmsg_core::Message;
+    ///
+    /// assert_eq!(Message::of("math:root", "not an error")?.error_text()?, None);
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn error_text(&self) -> Result<Option<String>> {
+        if meta::status(&self.meta)? != Some(Status::Error) {
+            return Ok(None);
+        }
+        let meta = self.meta()?;
+        let text = if meta.data_type == mime::STRING { self.value().ok() } else { None };
+        let text = text.filter(|text: &String| !text.is_empty()).or(meta.description);
+        Ok(Some(text.unwrap_or_default()))
     }
 }
 
@@ -190,9 +293,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::data::{Data, mime};
+    use crate::data::Data;
     use crate::error::ErrorKind;
-    use crate::meta::Status;
 
     const REPLY_TO: &str = "ret:0a1b2c3d:1000007";
 
@@ -201,7 +303,7 @@ mod tests {
     }
 
     fn request() -> Message {
-        let mut message = Message::of(topic(), 3.0);
+        let mut message = Message::of(topic(), 3.0).unwrap();
         message.set_reply_to(&Topic::wrap(REPLY_TO)).unwrap();
         message
     }
@@ -209,12 +311,12 @@ mod tests {
     #[test]
     fn values_get_the_mime_types_of_the_quick_constructor_of_java() {
         let cases = [
-            (Message::of(topic(), 7), mime::SFIXED32, "1d07000000"),
-            (Message::of(topic(), 7_i64), mime::SFIXED64, "210700000000000000"),
-            (Message::of(topic(), "zoë"), mime::STRING, "3a047a6fc3ab"),
-            (Message::of(topic(), vec![0_u8, 255]), mime::BYTES, "00ff"),
-            (Message::of(topic(), vec![1, -2]), mime::ARRAY_SFIXED32, "5d010000005dfeffffff"),
-            (Message::of(topic(), Data::Sint32(-300)), mime::SINT32, "08d704"),
+            (Message::of(topic(), 7).unwrap(), mime::SFIXED32, "1d07000000"),
+            (Message::of(topic(), 7_i64).unwrap(), mime::SFIXED64, "210700000000000000"),
+            (Message::of(topic(), "zoë").unwrap(), mime::STRING, "3a047a6fc3ab"),
+            (Message::of(topic(), vec![0_u8, 255]).unwrap(), mime::BYTES, "00ff"),
+            (Message::of(topic(), vec![1, -2]).unwrap(), mime::ARRAY_SFIXED32, "5d010000005dfeffffff"),
+            (Message::of(topic(), Data::Sint32(-300)).unwrap(), mime::SINT32, "08d704"),
         ];
         for (message, mime_type, data) in cases {
             assert_eq!(message.mime_type().unwrap(), mime_type);
@@ -225,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_typed_message_shares_its_metadata_with_all_others() {
-        let metas = [1, 2].map(|value| Message::of(topic(), value).into_frames()[1].as_ptr());
+        let metas = [1, 2].map(|value| Message::of(topic(), value).unwrap().into_frames()[1].as_ptr());
         assert_eq!(metas[0], metas[1]);
     }
 
@@ -254,6 +356,59 @@ mod tests {
         let meta = echo.meta().unwrap();
         assert_eq!((meta.status, meta.reply_to.as_deref()), (Some(Status::Warning), None));
         assert_eq!(meta.unknown_fields(), unknown);
+    }
+
+    #[test]
+    fn a_failure_is_told_as_status_text_and_description() {
+        let reply = request().error_reply("the number is negative").unwrap().unwrap();
+        assert_eq!(*reply.topic(), REPLY_TO);
+        assert_eq!(reply.reply_to().unwrap(), None);
+        let meta = reply.meta().unwrap();
+        assert_eq!(
+            (meta.status, meta.description.as_deref()),
+            (Some(Status::Error), Some("the number is negative"))
+        );
+        assert_eq!(reply.value::<String>().unwrap(), "the number is negative");
+        assert_eq!(reply.error_text().unwrap().unwrap(), "the number is negative");
+        assert!(Message::of(topic(), 1).unwrap().error_reply("nobody asked").unwrap().is_none());
+    }
+
+    #[test]
+    fn the_text_of_a_failure_is_found_wherever_a_peer_puts_it() {
+        let failure = |data_type: &str, description: Option<&str>, data: Bytes| {
+            let mut meta = Meta::new(data_type);
+            meta.status = Some(Status::Error);
+            meta.description = description.map(str::to_owned);
+            Message::new(topic(), &meta, data).error_text().unwrap()
+        };
+        let text = Data::from("as data").encode();
+        assert_eq!(failure(mime::STRING, Some("described"), text.clone()).unwrap(), "as data");
+        assert_eq!(failure(mime::STRING, Some("described"), "damaged".into()).unwrap(), "described");
+        assert_eq!(failure(mime::STRING, Some("described"), Data::from("").encode()).unwrap(), "described");
+        assert_eq!(failure(mime::JAVA, Some("described"), text).unwrap(), "described");
+        assert_eq!(failure(mime::BYTES, None, "x".into()).unwrap(), "");
+        for status in [None, Some(Status::Info), Some(Status::Warning), Some(Status::Unknown(9))] {
+            let mut meta = Meta::new(mime::STRING);
+            meta.status = status;
+            assert_eq!(Message::new(topic(), &meta, "x").error_text().unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn headers_go_with_an_echo_and_not_with_an_answer_of_its_own() {
+        let mut request = request().with_header("trace", "1").unwrap().with_header("trace", "2").unwrap();
+        request.set_header("tenant", "north").unwrap();
+        assert_eq!(request.reply_to().unwrap().unwrap(), REPLY_TO);
+
+        let echo = request.reply().unwrap().unwrap();
+        assert_eq!(echo.header("trace").unwrap(), Some("2"));
+        assert_eq!(echo.meta().unwrap().headers.len(), 2);
+        assert_eq!(request.reply_with(9.0).unwrap().unwrap().header("trace").unwrap(), None);
+
+        request.remove_header("trace").unwrap();
+        assert_eq!(request.header("trace").unwrap(), None);
+        assert_eq!(request.header("tenant").unwrap(), Some("north"));
+        assert_eq!(request.with_header("", "x").unwrap_err().kind(), ErrorKind::InvalidMessage);
     }
 
     #[test]

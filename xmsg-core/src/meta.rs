@@ -4,15 +4,20 @@
 //! `prost` would drop them, so that the fields are read one by one here, and the functions at the end work on
 //! encoded metadata without decoding the rest of it.
 
+mod headers;
+
 use bytes::Bytes;
 use prost::encoding::{
     DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint,
     key_len, skip_field,
 };
 
+pub use self::headers::{Headers, Iter as HeadersIter};
+pub(crate) use self::headers::{find as header, replace as with_header};
 use crate::data::mime;
 use crate::error::{Error, ErrorKind, Result};
 
+const STATUS: u32 = 4;
 const DATA_TYPE: u32 = 14;
 const REPLY_TO: u32 = 16;
 
@@ -67,6 +72,8 @@ pub struct Meta {
     pub reply_to: Option<String>,
     /// 17: the byte order of the data; absent means big.
     pub byte_order: Option<ByteOrder>,
+    /// 100: texts by name, an extension of xMsg that other peers ignore and keep.
+    pub headers: Headers,
     unknown: Bytes,
 }
 
@@ -134,6 +141,7 @@ impl Meta {
             data_type_description: None,
             reply_to: None,
             byte_order: None,
+            headers: Headers::new(),
             unknown: Bytes::new(),
         }
     }
@@ -141,7 +149,8 @@ impl Meta {
     /// Reads the metadata frame of a message.
     ///
     /// A known field with the wire type of another counts as unknown, as in the other implementations.
-    /// [`ErrorKind::InvalidMessage`] when it isn't protobuf, a text is not UTF-8, or `dataType` is missing.
+    /// [`ErrorKind::InvalidMessage`] when it isn't protobuf, a text is not UTF-8, `dataType` is missing, or there are
+    /// more [headers](Headers) than may be.
     pub fn decode(frame: &Bytes) -> Result<Self> {
         let mut meta = Self::new("");
         let mut data_type = None;
@@ -152,7 +161,7 @@ impl Meta {
                 (1, Some(Value::Text(v))) => meta.version = Some(text(1, v)?),
                 (2, Some(Value::Text(v))) => meta.description = Some(text(2, v)?),
                 (3, Some(Value::Text(v))) => meta.author = Some(text(3, v)?),
-                (4, Some(Value::Varint(v))) => meta.status = Some((v as i32).into()),
+                (STATUS, Some(Value::Varint(v))) => meta.status = Some((v as i32).into()),
                 (5, Some(Value::Fixed32(v))) => meta.severity_id = Some(v.cast_signed()),
                 (6, Some(Value::Text(v))) => meta.sender = Some(text(6, v)?),
                 (7, Some(Value::Text(v))) => meta.sender_state = Some(text(7, v)?),
@@ -165,6 +174,9 @@ impl Meta {
                 (15, Some(Value::Text(v))) => meta.data_type_description = Some(text(15, v)?),
                 (REPLY_TO, Some(Value::Text(v))) => meta.reply_to = Some(text(REPLY_TO, v)?),
                 (17, Some(Value::Varint(v))) => meta.byte_order = Some((v as i32).into()),
+                _ if let Some((key, value)) = headers::of_field(&field) => {
+                    meta.headers.insert(key, value)?;
+                }
                 _ => unknown.extend_from_slice(field.raw),
             }
         }
@@ -173,14 +185,15 @@ impl Meta {
         Ok(meta)
     }
 
-    /// The metadata as a frame: known fields in the order of their numbers, then the unknown ones as they
-    /// came.
+    /// The metadata as a frame: known fields in the order of their numbers, the headers last and in the order of
+    /// their keys, then the unknown ones as they came.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut frame = Vec::with_capacity(self.encoded_len());
         for (number, value) in self.present() {
             value.encode(number, &mut frame);
         }
+        self.headers.encode(&mut frame);
         frame.extend_from_slice(&self.unknown);
         frame.into()
     }
@@ -188,7 +201,9 @@ impl Meta {
     /// The length of the frame, in bytes.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
-        self.present().map(|(number, value)| value.encoded_len(number)).sum::<usize>() + self.unknown.len()
+        self.present().map(|(number, value)| value.encoded_len(number)).sum::<usize>()
+            + self.headers.encoded_len()
+            + self.unknown.len()
     }
 
     /// The fields that this version doesn't know, encoded, in the order in which they came.
@@ -209,7 +224,7 @@ impl Meta {
             (1, text(self.version.as_ref())),
             (2, text(self.description.as_ref())),
             (3, text(self.author.as_ref())),
-            (4, number(self.status)),
+            (STATUS, number(self.status)),
             (5, self.severity_id.map(|id| Value::Fixed32(id.cast_unsigned()))),
             (6, text(self.sender.as_ref())),
             (7, text(self.sender_state.as_ref())),
@@ -285,6 +300,7 @@ pub(crate) fn frame_of(mime_type: &str) -> Bytes {
         mime::ARRAY_STRING,
         mime::ARRAY_BYTES,
         mime::NATIVE,
+        mime::JSON,
     )
 }
 
@@ -292,6 +308,17 @@ pub(crate) fn frame_of(mime_type: &str) -> Bytes {
 pub(crate) fn data_type(frame: &[u8]) -> Result<&str> {
     let value = last_text(frame, DATA_TYPE)?.ok_or_else(no_data_type)?;
     str::from_utf8(value).map_err(|error| not_utf8(DATA_TYPE).with_source(error))
+}
+
+/// The status in a metadata frame, without decoding the rest; the whole frame is checked.
+pub(crate) fn status(frame: &[u8]) -> Result<Option<Status>> {
+    let mut last = None;
+    for field in fields(frame) {
+        if let Field { number: STATUS, value: Some(Value::Varint(value)), .. } = field? {
+            last = Some((value as i32).into());
+        }
+    }
+    Ok(last)
 }
 
 /// The reply topic in a metadata frame, without a copy and without decoding the rest.
@@ -483,6 +510,7 @@ mod tests {
             data_type_description: Some("a line".into()),
             reply_to: Some("ret:0a1b2c3d:4000007".into()),
             byte_order: Some(ByteOrder::Little),
+            headers: Headers::new(),
             unknown: Bytes::new(),
         }
     }
@@ -513,7 +541,7 @@ mod tests {
 
     #[test]
     fn ready_made_frames_are_what_encoding_gives() {
-        for mime_type in mime::ALL.into_iter().chain([mime::NATIVE, "image/png"]) {
+        for mime_type in mime::ALL.into_iter().chain([mime::NATIVE, mime::JSON, "image/png"]) {
             assert_eq!(frame_of(mime_type), Meta::new(mime_type).encode());
         }
     }
@@ -591,6 +619,7 @@ mod tests {
                 data_type_description: type_text,
                 reply_to,
                 byte_order: byte_order.map(Into::into),
+                headers: Headers::new(),
                 unknown: Bytes::new(),
             }
         })
@@ -603,6 +632,7 @@ mod tests {
             prop_assert_eq!(frame.len(), meta.encoded_len());
             prop_assert_eq!(data_type(&frame).unwrap(), &meta.data_type);
             prop_assert_eq!(reply_to(&frame).unwrap(), meta.reply_to.clone().map(Bytes::from));
+            prop_assert_eq!(status(&frame).unwrap(), meta.status);
             prop_assert_eq!(Meta::decode(&frame).unwrap(), meta);
         }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,9 @@ use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::{Connection, Error, ErrorKind, ProxyAddress, Result, Setup};
+use crate::deadline::Deadline;
+use crate::socket::SocketEvents;
+use crate::{ConnectOptions, Connection, Error, ErrorKind, ProxyAddress, Result, Unfinished};
 
 /// Idle connections kept for one proxy.
 pub const MAX_IDLE: usize = 16;
@@ -25,12 +27,12 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 ///
 /// ```no_run
 /// # async fn run() -> xmsg_core::Result<()> {
-/// use xmsg_core::{Message, Setup, Topic, pool::Pool};
-/// let pool = Pool::new(Setup::default());
+/// use xmsg_core::{ConnectOptions, Message, Pool};
+/// let pool = Pool::new(ConnectOptions::new())?;
 /// let proxy = "10.0.0.7".parse()?;
 /// pool.cache_connection(&proxy).await?; // the next `take` is quick
 /// let connection = pool.take(&proxy).await?;
-/// connection.publish(&Message::of(Topic::new("report", "sports")?, "3:1")).await?;
+/// connection.publish(&Message::of("report:sports", "3:1")?).await?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
@@ -40,13 +42,15 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Inner {
-    setup: Setup,
+    options: ConnectOptions,
     max_idle: usize,
     idle_timeout: Duration,
     state: Mutex<State>,
     next_ticket: AtomicU64,
-    /// Messages that connections closed in the background could not send.
-    unsent: AtomicUsize,
+    /// What connections that were closed in the background could not do.
+    unfinished: Mutex<Unfinished>,
+    /// What was left when the pool was closed.
+    closed_with: Mutex<Vec<Connection>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -67,23 +71,33 @@ impl Drop for Inner {
 }
 
 impl Pool {
-    /// An empty pool whose connections are set up like this; 16 idle ones are kept for a proxy, for five minutes.
-    #[must_use]
-    pub fn new(setup: Setup) -> Self {
-        Self::with_limits(setup, MAX_IDLE, IDLE_TIMEOUT)
+    /// An empty pool whose connections have these options; 16 idle ones are kept for a proxy, for five minutes.
+    /// [`InvalidOption`](ErrorKind::InvalidOption) when an option makes no sense.
+    pub fn new(options: ConnectOptions) -> Result<Self> {
+        Self::with_limits(options, MAX_IDLE, IDLE_TIMEOUT)
     }
 
-    /// The same with limits of its own.
-    #[must_use]
-    pub fn with_limits(setup: Setup, max_idle: usize, idle_timeout: Duration) -> Self {
+    /// An empty pool that keeps up to `max_idle` idle connections for a proxy, each for `idle_timeout`.
+    pub fn with_limits(options: ConnectOptions, max_idle: usize, idle_timeout: Duration) -> Result<Self> {
+        options.check()?;
+        Ok(Self::of(options, max_idle, idle_timeout))
+    }
+
+    /// A pool with options that were checked.
+    pub(crate) fn with_checked(options: ConnectOptions) -> Self {
+        Self::of(options, MAX_IDLE, IDLE_TIMEOUT)
+    }
+
+    fn of(options: ConnectOptions, max_idle: usize, idle_timeout: Duration) -> Self {
         Self {
             inner: Arc::new(Inner {
-                setup,
+                options,
                 max_idle,
                 idle_timeout,
                 state: Mutex::default(),
                 next_ticket: AtomicU64::new(0),
-                unsent: AtomicUsize::new(0),
+                unfinished: Mutex::default(),
+                closed_with: Mutex::default(),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),
@@ -104,13 +118,15 @@ impl Pool {
                     continue;
                 }
                 None => {
-                    let connection = Connection::with_setup(address.clone(), self.inner.setup.clone());
+                    let options = self.inner.options.clone();
+                    let connection =
+                        Connection::with_events(address.clone(), options, SocketEvents::channel());
                     connection.connect().await?;
                     connection
                 }
             };
             let ticket = self.inner.next_ticket.fetch_add(1, Ordering::Relaxed);
-            self.inner.open_state()?.taken.insert(ticket, connection.clone());
+            self.inner.open_state()?.taken.insert(ticket, connection.share());
             return Ok(PooledConnection { pool: self.clone(), connection, ticket });
         }
     }
@@ -126,22 +142,27 @@ impl Pool {
         self.inner.state().idle.get(address).map_or(0, Vec::len)
     }
 
-    /// Closes every connection, also those that are taken; they send what they accepted for at most `linger`. Returns how many
-    /// messages were not sent, by these or by connections that were discarded before.
-    pub async fn close(&self, linger: Duration) -> usize {
-        let connections: Vec<Connection> = {
+    /// Closes every connection within `limit`, also those that are taken, as [`Connection::close`] does. Returns what is left, of these
+    /// and of connections that were discarded before. Calling it again returns the same counts.
+    pub async fn close(&self, limit: Duration) -> Unfinished {
+        {
             let mut state = self.inner.state();
             state.closed = true;
             let idle =
                 std::mem::take(&mut state.idle).into_values().flatten().map(|(connection, _)| connection);
-            idle.chain(std::mem::take(&mut state.taken).into_values()).collect()
-        };
-        let closing = connections.iter().map(|connection| connection.close(linger));
-        let unsent: usize = join_all(closing).await.into_iter().sum();
+            // Kept, so that a call that was given up is no loss: the next one tells the same.
+            lock(&self.inner.closed_with).extend(idle.chain(std::mem::take(&mut state.taken).into_values()));
+        }
+        let deadline = Deadline::after(limit);
+        let connections: Vec<_> = lock(&self.inner.closed_with).iter().map(Connection::share).collect();
+        let closing = connections.iter().map(|connection| connection.close(limit));
+        let left: Unfinished = join_all(closing).await.into_iter().sum();
         self.inner.stop.cancel();
         self.inner.tasks.close();
-        self.inner.tasks.wait().await;
-        unsent + self.inner.unsent.swap(0, Ordering::Relaxed)
+        if deadline.limit(self.inner.tasks.wait()).await.is_err() {
+            tracing::warn!("connections that were given back broken are still closing");
+        }
+        left + *lock(&self.inner.unfinished)
     }
 
     fn give_back(&self, ticket: u64, connection: &Connection) {
@@ -152,7 +173,7 @@ impl Pool {
         }
         let idle = state.idle.entry(connection.address().clone()).or_default();
         if connection.is_connected() && idle.len() < self.inner.max_idle {
-            idle.push((connection.clone(), Instant::now()));
+            idle.push((connection.share(), Instant::now()));
             if !std::mem::replace(&mut state.reaper_runs, true) {
                 let reaper =
                     reap(Arc::downgrade(&self.inner), self.inner.stop.clone(), self.inner.idle_timeout);
@@ -160,14 +181,14 @@ impl Pool {
             }
         } else {
             drop(state);
-            self.inner.discard(connection.clone());
+            self.inner.discard(connection.share());
         }
     }
 }
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn open_state(&self) -> Result<MutexGuard<'_, State>> {
@@ -183,10 +204,10 @@ impl Inner {
     fn discard(self: &Arc<Self>, connection: Connection) {
         let pool = self.clone();
         spawn(&self.tasks, async move {
-            let unsent = connection.close(pool.setup.linger()).await;
-            pool.unsent.fetch_add(unsent, Ordering::Relaxed);
-            if unsent > 0 {
-                tracing::warn!(proxy = %connection.address(), unsent, "a connection of the pool could not send everything");
+            let left = connection.close(pool.options.linger_time()).await;
+            *lock(&pool.unfinished) += left;
+            if !left.is_nothing() {
+                tracing::warn!(proxy = %connection.address(), %left, "a connection of the pool was closed with work left");
             }
         });
     }
@@ -218,7 +239,17 @@ fn spawn(tasks: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
     }
 }
 
-/// A [`Connection`] from a pool; dropping it gives it back.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A [`Connection`] from a pool; dropping it gives it back. It can't be cloned, so that nobody else has it:
+///
+/// ```compile_fail,E0308
+/// fn keep(pooled: &xmsg_core::PooledConnection) -> xmsg_core::Connection {
+///     (**pooled).clone()
+/// }
+/// ```
 #[derive(Debug)]
 pub struct PooledConnection {
     pool: Pool,

@@ -7,10 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
+use crate::options::with_heartbeats;
 use crate::registration::{Action, OwnerType, Query, Registration, Reply, Request, SUCCESS};
 use crate::security::Security;
-use crate::setup::with_heartbeats;
-use crate::socket::{Endpoint, Requester, SocketOptions};
+use crate::socket::{Endpoint, Requester, SocketOptions, Unanswered};
 use crate::zmtp::Limits;
 use crate::{Error, ErrorKind, RegistrarAddress, Result};
 
@@ -21,14 +21,17 @@ pub const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often registrations are made again, unless told otherwise. A registrar that forgets what is not renewed should wait for
 /// three times as long, at least.
 pub const RENEWAL_INTERVAL: Duration = Duration::from_secs(20);
-/// A request is given up after this time at the latest, so that the sum of two times fits a clock.
-const LONGEST: Duration = Duration::from_secs(86400);
 
 /// A registrar, as its clients see it. Clones share one connection, which is made with the first request, and made anew
 /// when it breaks. A request that times out never stands in the way of the next one.
 ///
 /// What was registered is registered again from time to time, for as long as there is a clone: a registrar that forgets what is
 /// not renewed keeps it, and one that was started anew learns of it. [`deregister`](Self::deregister) ends that.
+///
+/// A call that fails leaves nothing behind: what it asked for is neither under way nor done later. Only when the registrar got
+/// the request and did not answer in time, nobody knows whether it carries it out, which an error of kind
+/// [`Unconfirmed`](ErrorKind::Unconfirmed) says. That the registrar said no is [`Remote`](ErrorKind::Remote); that there is none
+/// has the kind of its cause, such as [`Refused`](ErrorKind::Refused).
 ///
 /// ```no_run
 /// # async fn run() -> xmsg_core::Result<()> {
@@ -56,6 +59,7 @@ pub struct RegistrarBuilder {
     registration_timeout: Duration,
     discovery_timeout: Duration,
     renewal_interval: Option<Duration>,
+    security: Option<Security>,
     socket: SocketOptions,
 }
 
@@ -67,12 +71,12 @@ impl RegistrarBuilder {
 
     /// How long a registration may take. Default [`REGISTRATION_TIMEOUT`].
     pub fn registration_timeout(self, timeout: Duration) -> Self {
-        Self { registration_timeout: timeout.min(LONGEST), ..self }
+        Self { registration_timeout: timeout, ..self }
     }
 
     /// How long an answer to a question may take. Default [`DISCOVERY_TIMEOUT`].
     pub fn discovery_timeout(self, timeout: Duration) -> Self {
-        Self { discovery_timeout: timeout.min(LONGEST), ..self }
+        Self { discovery_timeout: timeout, ..self }
     }
 
     /// How often registrations are made again. Default [`RENEWAL_INTERVAL`]; `None`: never.
@@ -80,15 +84,24 @@ impl RegistrarBuilder {
         Self { renewal_interval: interval, ..self }
     }
 
-    /// The security mechanism, and our part in it.
-    pub fn security(mut self, security: Security) -> Self {
-        self.socket.security = security;
-        self
+    /// The security mechanism, and our part in it, whatever else is set.
+    pub fn security(self, security: Security) -> Self {
+        Self { security: Some(security), ..self }
     }
 
-    /// Options of the connection.
-    pub fn socket(self, socket: SocketOptions) -> Self {
-        Self { socket, ..self }
+    /// Changes options of the connection: those that are not touched stay as they are.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use xmsg_core::{Registrar, RegistrarAddress};
+    /// let registrar = Registrar::builder(RegistrarAddress::default())
+    ///     .socket(|socket| socket.heartbeat_interval = Some(Duration::from_secs(5)))
+    ///     .build()?;
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn socket(mut self, change: impl FnOnce(&mut SocketOptions)) -> Self {
+        change(&mut self.socket);
+        self
     }
 
     /// A client that connects with its first request. [`ErrorKind::InvalidOption`] when the renewal interval is 0.
@@ -102,7 +115,8 @@ impl RegistrarBuilder {
 
     fn unchecked(self) -> Registrar {
         let endpoint = Endpoint::tcp(self.address.host(), self.address.port());
-        let requester = Requester::new(endpoint, self.socket);
+        let security = self.security.unwrap_or_else(|| self.socket.security.clone());
+        let requester = Requester::new(endpoint, SocketOptions { security, ..self.socket });
         Registrar {
             inner: Arc::new(Inner {
                 address: self.address,
@@ -133,6 +147,7 @@ struct Inner {
 struct Renewals {
     registrations: HashSet<Registration>,
     task: Option<JoinHandle<()>>,
+    closed: bool,
 }
 
 impl Drop for Renewals {
@@ -160,6 +175,7 @@ impl Registrar {
             registration_timeout: REGISTRATION_TIMEOUT,
             discovery_timeout: DISCOVERY_TIMEOUT,
             renewal_interval: Some(RENEWAL_INTERVAL),
+            security: None,
             socket: SocketOptions { limits, ..with_heartbeats() },
         }
     }
@@ -170,15 +186,12 @@ impl Registrar {
         &self.inner.address
     }
 
-    /// Registers an actor. The same registration twice is one.
+    /// Registers an actor, and goes on doing so from time to time. The same registration twice is one. After an error it is not
+    /// done later; what was registered before stays registered.
     pub async fn register(&self, registration: &Registration) -> Result<()> {
-        let renewed = self.inner.clone().renew(registration);
-        let result = self.inner.register(registration).await;
-        // An unanswered request may have been carried out, and one that was refused was not.
-        if renewed && result.as_ref().is_err_and(|error| error.kind() == ErrorKind::InvalidMessage) {
-            self.inner.renewals().registrations.remove(registration);
-        }
-        result
+        self.inner.register(registration).await?;
+        self.inner.clone().renew(registration);
+        Ok(())
     }
 
     /// Takes back every registration with the topic, name and host of this one. It succeeds if there is none.
@@ -190,15 +203,13 @@ impl Registrar {
                 || other.host != registration.host
                 || other.topic().ok().as_ref() != Some(&topic)
         });
-        let request = Request::remove(self.inner.sender.clone(), registration.clone());
-        self.inner.ask(&request, self.inner.registration_timeout).await.map(drop)
+        self.inner.change(&Request::remove(self.inner.sender.clone(), registration.clone())).await
     }
 
     /// Takes back every registration of a host, of publishers and of subscribers, whoever made it.
     pub async fn remove_all(&self, host: &str) -> Result<()> {
         self.inner.renewals().registrations.retain(|other| other.host != host);
-        let request = Request::remove_all(self.inner.sender.clone(), host);
-        self.inner.ask(&request, self.inner.registration_timeout).await.map(drop)
+        self.inner.change(&Request::remove_all(self.inner.sender.clone(), host)).await
     }
 
     /// Publishers whose topic starts with the one asked for: whom a subscriber of it would hear. Or subscribers whose topic
@@ -226,6 +237,7 @@ impl Registrar {
     pub async fn close(&self) {
         let task = {
             let mut renewals = self.inner.renewals();
+            renewals.closed = true;
             renewals.registrations.clear();
             renewals.task.take()
         };
@@ -243,7 +255,8 @@ impl Registrar {
         query: &Query,
     ) -> Result<Vec<Registration>> {
         let request = Request::discover(self.inner.sender.clone(), action, query);
-        let frames = self.inner.ask(&request, self.inner.discovery_timeout).await?;
+        let answer = self.inner.ask(&request, self.inner.discovery_timeout).await;
+        let frames = answer.map_err(|Failed { error, .. }| error)?;
         frames.iter().map(Registration::decode).collect()
     }
 }
@@ -256,35 +269,58 @@ impl Inner {
     async fn register(&self, registration: &Registration) -> Result<()> {
         // What no registrar can keep needs no registrar to say so; that of Java would not survive it.
         registration.topic()?;
-        let request = Request::register(self.sender.clone(), registration.clone());
-        self.ask(&request, self.registration_timeout).await.map(drop)
+        self.change(&Request::register(self.sender.clone(), registration.clone())).await
     }
 
-    async fn ask(&self, request: &Request, timeout: Duration) -> Result<Vec<Bytes>> {
-        let asked = || format!("{} at the registrar {}", request.action, self.address);
-        let reply = self.requester.request(request.frames(), timeout).await.map_err(|error| {
-            let kind = error.kind();
-            Error::new(kind, format!("{} failed: is a registrar running there?", asked())).with_source(error)
-        })?;
-        let reply = Reply::read(reply.frames())?;
-        reply.outcome.map_err(|status| {
-            Error::new(
-                ErrorKind::InvalidMessage,
-                format!("{} was refused: it said `{status}` instead of `{SUCCESS}`", asked()),
-            )
+    /// Has the registrar change something.
+    async fn change(&self, request: &Request) -> Result<()> {
+        self.ask(request, self.registration_timeout).await.map(drop).map_err(|Failed { error, in_doubt }| {
+            if !in_doubt {
+                return error;
+            }
+            let what = format!(
+                "the registrar {} got the request `{}` and did not answer: it may have carried it out, or may do so yet",
+                self.address, request.action,
+            );
+            Error::new(ErrorKind::Unconfirmed, what).with_source(error)
         })
     }
 
-    /// Has the registration made again from now on. Returns whether it was not before.
-    fn renew(self: Arc<Self>, registration: &Registration) -> bool {
-        let Some(interval) = self.renewal_interval else { return false };
+    async fn ask(&self, request: &Request, timeout: Duration) -> Result<Vec<Bytes>, Failed> {
+        let asked = || format!("{} at the registrar {}", request.action, self.address);
+        let frames = request.frames().into();
+        let reply =
+            self.requester.try_request(&frames, timeout).await.map_err(|Unanswered { error, sent }| {
+                let what = format!("{} failed: is a registrar running there?", asked());
+                Failed { error: Error::new(error.kind(), what).with_source(error), in_doubt: sent }
+            })?;
+        let reply = Reply::read(reply.frames()).map_err(|error| Failed { error, in_doubt: true })?;
+        reply.outcome.map_err(|status| {
+            let what = format!("{} was refused: it said `{status}` instead of `{SUCCESS}`", asked());
+            Failed { error: Error::new(ErrorKind::Remote, what), in_doubt: false }
+        })
+    }
+
+    /// Has the registration made again from now on.
+    fn renew(self: Arc<Self>, registration: &Registration) {
+        let Some(interval) = self.renewal_interval else { return };
         let mut renewals = self.renewals();
-        let new = renewals.registrations.insert(registration.clone());
+        if renewals.closed {
+            return;
+        }
+        renewals.registrations.insert(registration.clone());
         if renewals.task.as_ref().is_none_or(JoinHandle::is_finished) {
             renewals.task = Some(tokio::spawn(keep(Arc::downgrade(&self), interval)));
         }
-        new
     }
+}
+
+/// A request that was not answered with success.
+#[derive(Debug)]
+struct Failed {
+    error: Error,
+    /// Whether it may have been carried out all the same.
+    in_doubt: bool,
 }
 
 /// Makes the registrations of a client again, until the client is gone.
@@ -300,9 +336,12 @@ async fn keep(client: Weak<Inner>, interval: Duration) {
                 continue;
             }
             if let Err(error) = inner.register(&registration).await {
-                // The next round tries again, and there is no use in asking for the others now.
-                tracing::warn!(%error, name = registration.name, "a registration was not renewed");
-                break;
+                // The next round tries again.
+                tracing::warn!(error = %error.with_causes(), name = registration.name, "a registration was not renewed");
+                if error.kind() != ErrorKind::Remote {
+                    // Whoever does not answer is not asked for the others now.
+                    break;
+                }
             }
         }
     }
@@ -310,46 +349,103 @@ async fn keep(client: Weak<Inner>, interval: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use socket2::{Domain, Socket, Type};
+
     use super::*;
-    use crate::socket::Replier;
+    use crate::registration::Argument;
+    use crate::socket::transport::Listener;
+    use crate::socket::{Replier, TcpOptions};
     use crate::{ProxyAddress, Topic};
+
+    fn registration(name: &str) -> Registration {
+        let topic = Topic::new("a", "b").unwrap();
+        Registration::new(OwnerType::Subscriber, name, &topic, &ProxyAddress::default())
+    }
+
+    /// A client that renews often.
+    fn client(port: u16) -> RegistrarBuilder {
+        Registrar::builder(RegistrarAddress::new("127.0.0.1", port).unwrap())
+            .renewal_interval(Some(Duration::from_millis(20)))
+    }
+
+    /// The next request, which is answered with success.
+    async fn answer(replier: &Replier) -> Request {
+        let (path, request) = replier.recv().await.unwrap();
+        let request = Request::read(request.frames(), &Bytes::from("r")).unwrap();
+        let reply = request.reply(&Bytes::from("r"), Ok(Vec::new()));
+        replier.try_reply(&path, reply.into_frames()).unwrap();
+        request
+    }
+
+    /// Registers another actor and lets it be renewed several times. The names of all for whom something was asked meanwhile.
+    async fn asked_from_now_on(client: &Registrar, replier: &Replier) -> BTreeSet<String> {
+        let other = registration("other");
+        let (registered, names) = futures::join!(client.register(&other), async {
+            let mut names = BTreeSet::new();
+            let mut renewed = 0;
+            while renewed < 4 {
+                let Argument::Registration(registration) = answer(replier).await.argument else { continue };
+                renewed += usize::from(registration.name == "other");
+                names.insert(registration.name);
+            }
+            names
+        });
+        registered.unwrap();
+        names
+    }
+
+    #[tokio::test]
+    async fn a_registration_that_failed_is_not_made_later() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+        let with_limit = |time| client(port).registration_timeout(time).build().unwrap();
+        let failed = async |client: &Registrar| client.register(&registration("failed")).await.unwrap_err();
+        let only_other = BTreeSet::from(["other".to_owned()]);
+
+        let client = with_limit(Duration::from_millis(300));
+        assert_eq!(failed(&client).await.kind(), ErrorKind::Refused, "nobody listens");
+        socket.listen(8).unwrap();
+        assert_eq!(failed(&client).await.kind(), ErrorKind::Timeout, "nobody shakes hands");
+        let replier = Replier::new(SocketOptions::default());
+        replier.listen(Listener::adopt(socket.into(), TcpOptions::default()).unwrap());
+        assert_eq!(asked_from_now_on(&client, &replier).await, only_other);
+        client.close().await;
+
+        let client = with_limit(Duration::from_secs(60));
+        let (error, ()) = futures::join!(failed(&client), async {
+            replier.recv().await.unwrap();
+            // From here on the clock goes from one deadline to the next.
+            tokio::time::pause();
+        });
+        tokio::time::resume();
+        assert_eq!(error.kind(), ErrorKind::Unconfirmed, "nobody answers");
+        assert!(error.to_string().contains("may have carried it out"), "{error}");
+        assert_eq!(asked_from_now_on(&client, &replier).await, only_other);
+        client.close().await;
+    }
 
     #[tokio::test]
     async fn what_was_registered_is_registered_again_until_it_is_taken_back() {
         let replier = Replier::new(SocketOptions::default());
         let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
         let Endpoint::Tcp { port, .. } = endpoint else { unreachable!() };
-        let client = Registrar::builder(RegistrarAddress::new("127.0.0.1", port).unwrap())
-            .renewal_interval(Some(Duration::from_millis(20)))
-            .build()
-            .unwrap();
-        let topic = Topic::new("a", "b").unwrap();
-        let registration = Registration::new(OwnerType::Subscriber, "n", &topic, &ProxyAddress::default());
-        let answer = async |count: usize, name: &str| {
+        let client = client(port).build().unwrap();
+        let registration = registration("n");
+        let answers = async |count: usize, name: &str| {
             for _ in 0..count {
-                let (path, request) = replier.recv().await.unwrap();
-                let request = Request::read(request.frames(), &Bytes::from("r")).unwrap();
-                assert_eq!(request.action.name(), name);
-                let reply = request.reply(&Bytes::from("r"), Ok(Vec::new()));
-                replier.try_reply(&path, reply.into_frames()).unwrap();
+                assert_eq!(answer(&replier).await.action.name(), name);
             }
         };
         let (registered, ()) =
-            futures::join!(client.register(&registration), answer(4, "registerSubscriber"));
+            futures::join!(client.register(&registration), answers(4, "registerSubscriber"));
         registered.unwrap();
         // One may be under way.
         let taken_back = client.deregister(&registration);
-        let answers = async {
-            loop {
-                let (path, request) = replier.recv().await.unwrap();
-                let request = Request::read(request.frames(), &Bytes::from("r")).unwrap();
-                let reply = request.reply(&Bytes::from("r"), Ok(Vec::new()));
-                replier.try_reply(&path, reply.into_frames()).unwrap();
-                if request.action == Action::Remove(OwnerType::Subscriber) {
-                    return;
-                }
-            }
-        };
+        let answers =
+            async { while answer(&replier).await.action != Action::Remove(OwnerType::Subscriber) {} };
         let (taken_back, ()) = futures::join!(taken_back, answers);
         taken_back.unwrap();
         assert!(client.inner.renewals().registrations.is_empty());

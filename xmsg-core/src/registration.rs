@@ -142,7 +142,7 @@ impl Registration {
     /// [`ErrorKind::InvalidTopic`] when the domain is empty or `*`.
     pub fn topic(&self) -> Result<Topic> {
         // Peers may put `:` into a part: what counts is the whole.
-        format!("{}:{}:{}", self.domain, self.subject(), self.types()).parse()
+        Topic::of_parts(&format!("{}:{}:{}", self.domain, self.subject(), self.types()))
     }
 
     /// The fields that this version doesn't know, encoded, in the order in which they came.

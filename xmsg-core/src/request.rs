@@ -14,8 +14,15 @@ use crate::{ActorId, Message, Subscription, Topic};
 #[derive(Debug)]
 pub(crate) struct Replies {
     topics: ReplyTopics,
-    waiting: Mutex<HashMap<Bytes, oneshot::Sender<Message>>>,
+    waiting: Mutex<Waiting>,
     late: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: HashMap<Bytes, oneshot::Sender<Message>>,
+    /// How many were waiting when the actor was closed; `None` before that.
+    given_up: Option<u64>,
 }
 
 impl Replies {
@@ -33,11 +40,15 @@ impl Replies {
         self.late.load(Ordering::Relaxed)
     }
 
-    /// A place for the answer to one request. Dropping it gives the place up.
-    pub(crate) fn expect(self: &Arc<Self>) -> Expected {
+    /// A place for the answer to one request. Dropping it gives the place up. `None` when no answers come any more.
+    pub(crate) fn expect(self: &Arc<Self>) -> Option<Expected> {
         let (sender, receiver) = oneshot::channel();
         let topic = {
             let mut waiting = self.waiting();
+            if waiting.given_up.is_some() {
+                return None;
+            }
+            let waiting = &mut waiting.requests;
             // With a million requests in flight serials come round: then the next free one is taken.
             let mut topic = self.topics.next_topic();
             while waiting.contains_key(topic.as_bytes()) {
@@ -46,14 +57,27 @@ impl Replies {
             waiting.insert(topic.clone().into_bytes(), sender);
             topic
         };
-        Expected { replies: self.clone(), topic, receiver }
+        Some(Expected { replies: self.clone(), topic, receiver })
+    }
+
+    /// Gives up those who wait, at once. Returns how many there were; called again, the same number.
+    pub(crate) fn close(&self) -> u64 {
+        let (given_up, requests) = {
+            let mut waiting = self.waiting();
+            let waiting = &mut *waiting;
+            let count = waiting.requests.len() as u64;
+            (*waiting.given_up.get_or_insert(count), std::mem::take(&mut waiting.requests))
+        };
+        // Whoever waits is woken when the lock is free again.
+        drop(requests);
+        given_up
     }
 
     /// Hands answers to whoever waits for them, for as long as the subscription lives.
     pub(crate) async fn listen(self: Arc<Self>, mut subscription: Subscription) {
         while let Some(reply) = subscription.next().await {
             let Ok(reply) = reply else { continue };
-            let sender = self.waiting().remove(reply.topic().as_bytes());
+            let sender = self.waiting().requests.remove(reply.topic().as_bytes());
             // The receiver goes with its place, but it may go at this very moment.
             if sender.is_none_or(|sender| sender.send(reply).is_err()) {
                 let late = self.late.fetch_add(1, Ordering::Relaxed) + 1;
@@ -62,7 +86,7 @@ impl Replies {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<Bytes, oneshot::Sender<Message>>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -89,7 +113,7 @@ impl Expected {
 
 impl Drop for Expected {
     fn drop(&mut self) {
-        self.replies.waiting().remove(self.topic.as_bytes());
+        self.replies.waiting().requests.remove(self.topic.as_bytes());
     }
 }
 
@@ -100,12 +124,23 @@ mod tests {
     #[test]
     fn a_dropped_request_frees_its_place() {
         let replies = Replies::new(ActorId::random());
-        let first = replies.expect();
-        let second = replies.expect();
+        let first = replies.expect().unwrap();
+        let second = replies.expect().unwrap();
         assert_ne!(first.topic(), second.topic());
         drop(first);
-        assert_eq!(replies.waiting().len(), 1);
+        assert_eq!(replies.waiting().requests.len(), 1);
         drop(second);
-        assert!(replies.waiting().is_empty());
+        assert!(replies.waiting().requests.is_empty());
+    }
+
+    #[tokio::test]
+    async fn closing_ends_the_waiting_and_counts_it_once() {
+        let replies = Replies::new(ActorId::random());
+        let mut first = replies.expect().unwrap();
+        let _second = replies.expect().unwrap();
+        assert_eq!(replies.close(), 2);
+        assert!(first.answer().await.is_none());
+        assert!(replies.expect().is_none());
+        assert_eq!(replies.close(), 2);
     }
 }

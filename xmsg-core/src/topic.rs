@@ -26,6 +26,10 @@ const SEPARATOR: char = ':';
 /// * types may hold several parts, separated by `:`; a part `*` ends the topic there; empty parts are left
 ///   out.
 ///
+/// Text, parsed or given to a call that takes a topic ([`IntoTopic`]), is taken byte by byte, a `:` at its end
+/// included, except that a part `*` ends the topic there, too. The domain can't be empty or `*` either: to
+/// receive everything has to be said, with [`everything`](Self::everything).
+///
 /// ```
 /// use xmsg_core::Topic;
 ///
@@ -37,6 +41,7 @@ const SEPARATOR: char = ':';
 /// let parsed: Topic = "rock:*:lars".parse()?;
 /// assert_eq!(parsed, "rock");
 /// assert_eq!(parsed.subject(), "*");
+/// assert_eq!("rock:metal:".parse::<Topic>()?, "rock:metal:"); // a subscription to what is below `rock:metal`
 /// # Ok::<(), xmsg_core::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,7 +67,7 @@ impl Topic {
         types: impl AsRef<str>,
     ) -> Result<Self> {
         let (domain, subject, types) = (domain.as_ref(), subject.as_ref(), types.as_ref());
-        check_domain(domain)?;
+        check_domain(domain, domain)?;
         check_subject(subject)?;
 
         let mut topic = String::with_capacity(domain.len() + subject.len() + types.len() + 2);
@@ -90,6 +95,20 @@ impl Topic {
     /// ```
     pub fn wrap(topic: impl Into<Bytes>) -> Self {
         Self(topic.into())
+    }
+
+    /// What every topic starts with, nothing at all: a subscription to it receives every message, and also the
+    /// requests that clients make to the proxy, whose topics start with `xmsg:control`.
+    ///
+    /// ```
+    /// use xmsg_core::Topic;
+    ///
+    /// assert!(Topic::everything().is_parent(&Topic::new("rock", "metal")?));
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn everything() -> Self {
+        Self(Bytes::new())
     }
 
     /// The topic as it is on the wire.
@@ -139,6 +158,14 @@ impl Topic {
         other.0.starts_with(&self.0)
     }
 
+    /// The topic of parts that were joined by `:`, by the rules for parts.
+    pub(crate) fn of_parts(joined: &str) -> Result<Self> {
+        let mut parts = joined.splitn(3, SEPARATOR);
+        let mut part = || parts.next();
+        let domain = part().unwrap_or_default();
+        Self::with_types(domain, part().unwrap_or(ANY), part().unwrap_or(ANY))
+    }
+
     fn parts(&self) -> impl Iterator<Item = &[u8]> {
         self.0.splitn(3, |byte| *byte == SEPARATOR as u8)
     }
@@ -147,19 +174,180 @@ impl Topic {
 impl FromStr for Topic {
     type Err = Error;
 
-    fn from_str(topic: &str) -> Result<Self> {
-        let mut parts = topic.splitn(3, SEPARATOR);
-        let mut part = || parts.next();
-        let domain = part().unwrap_or_default();
-        Self::with_types(domain, part().unwrap_or(ANY), part().unwrap_or(ANY))
+    fn from_str(text: &str) -> Result<Self> {
+        text.into_topic()
     }
 }
 
 impl TryFrom<&str> for Topic {
     type Error = Error;
 
-    fn try_from(topic: &str) -> Result<Self> {
-        topic.parse()
+    fn try_from(text: &str) -> Result<Self> {
+        text.into_topic()
+    }
+}
+
+impl TryFrom<String> for Topic {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.into_topic()
+    }
+}
+
+/// What can be used as a topic: a [`Topic`], or text, owned or borrowed.
+///
+/// Text is taken byte by byte, except that a part `*` ends the topic there, and that its domain can't be empty
+/// or `*`. Bytes that break these rules are a topic only when they are [wrapped](Topic::wrap).
+///
+/// Implement it for a type of your own, such as an `enum` of the topics of an application.
+///
+/// ```
+/// use xmsg_core::topic::IntoTopic;
+/// use xmsg_core::{Message, Result, Topic};
+///
+/// enum Channel {
+///     Sports,
+///     Weather { town: String },
+/// }
+///
+/// impl IntoTopic for Channel {
+///     fn into_topic(self) -> Result<Topic> {
+///         match self {
+///             Self::Sports => Topic::new("report", "sports"),
+///             Self::Weather { town } => Topic::with_types("report", "weather", town),
+///         }
+///     }
+/// }
+///
+/// assert_eq!(*Message::of(Channel::Sports, "3:1")?.topic(), "report:sports");
+/// assert_eq!(*Message::of("report:sports", "3:1")?.topic(), "report:sports");
+/// let oslo = Channel::Weather { town: "oslo".into() };
+/// assert_eq!(*Message::of(oslo, 4.5)?.topic(), "report:weather:oslo");
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no topic",
+    note = "a topic is a `Topic`, or text; several go into an array, a slice or a `Vec`"
+)]
+pub trait IntoTopic {
+    /// The topic. [`ErrorKind::InvalidTopic`], with the text in the error, when it breaks the rules.
+    fn into_topic(self) -> Result<Topic>;
+}
+
+impl IntoTopic for Topic {
+    fn into_topic(self) -> Result<Topic> {
+        Ok(self)
+    }
+}
+
+impl IntoTopic for &Topic {
+    fn into_topic(self) -> Result<Topic> {
+        Ok(self.clone())
+    }
+}
+
+impl IntoTopic for String {
+    fn into_topic(mut self) -> Result<Topic> {
+        self.truncate(end_of_topic(&self)?);
+        Ok(Topic::wrap(self))
+    }
+}
+
+impl IntoTopic for &str {
+    fn into_topic(self) -> Result<Topic> {
+        let topic = &self[..end_of_topic(self)?];
+        Ok(Topic::wrap(Bytes::copy_from_slice(topic.as_bytes())))
+    }
+}
+
+impl IntoTopic for Cow<'_, str> {
+    fn into_topic(self) -> Result<Topic> {
+        match self {
+            Cow::Borrowed(text) => text.into_topic(),
+            Cow::Owned(text) => text.into_topic(),
+        }
+    }
+}
+
+/// References to text that is borrowed otherwise, which lists of texts are full of.
+macro_rules! borrowed_texts {
+    ($($text:ty),+) => {$(
+        impl IntoTopic for $text {
+            fn into_topic(self) -> Result<Topic> {
+                let text: &str = self;
+                text.into_topic()
+            }
+        }
+    )+};
+}
+
+borrowed_texts!(&String, &&str, &&String, &Cow<'_, str>);
+
+/// What can be subscribed to: one topic, or an array, a slice or a vector of them, each as [`IntoTopic`] has it.
+///
+/// ```
+/// use xmsg_core::topic::IntoTopics;
+/// use xmsg_core::{ErrorKind, Topic};
+///
+/// let oslo = Topic::new("weather", "oslo")?;
+/// assert_eq!("weather:oslo".into_topics()?, [oslo.clone()]);
+/// assert_eq!((&oslo).into_topics()?, [oslo.clone()]);
+/// assert_eq!(["weather:oslo", "report:"].into_topics()?, [oslo, Topic::wrap("report:")]);
+///
+/// let error = vec!["weather".to_owned(), "*:oslo".to_owned()].into_topics().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidTopic);
+/// assert!(error.to_string().contains("`*:oslo`"));
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+pub trait IntoTopics {
+    /// The topics, in their order. [`ErrorKind::InvalidTopic`], with its text in the error, when one of them
+    /// breaks the rules.
+    fn into_topics(self) -> Result<Vec<Topic>>;
+}
+
+impl<T: IntoTopic> IntoTopics for T {
+    fn into_topics(self) -> Result<Vec<Topic>> {
+        Ok(vec![self.into_topic()?])
+    }
+}
+
+impl<T: IntoTopic> IntoTopics for Vec<T> {
+    fn into_topics(self) -> Result<Vec<Topic>> {
+        self.into_iter().map(IntoTopic::into_topic).collect()
+    }
+}
+
+impl<T: IntoTopic, const N: usize> IntoTopics for [T; N] {
+    fn into_topics(self) -> Result<Vec<Topic>> {
+        self.into_iter().map(IntoTopic::into_topic).collect()
+    }
+}
+
+impl<'a, T> IntoTopics for &'a [T]
+where
+    &'a T: IntoTopic,
+{
+    fn into_topics(self) -> Result<Vec<Topic>> {
+        self.iter().map(IntoTopic::into_topic).collect()
+    }
+}
+
+impl<'a, T> IntoTopics for &'a Vec<T>
+where
+    &'a T: IntoTopic,
+{
+    fn into_topics(self) -> Result<Vec<Topic>> {
+        self.as_slice().into_topics()
+    }
+}
+
+impl<'a, T, const N: usize> IntoTopics for &'a [T; N]
+where
+    &'a T: IntoTopic,
+{
+    fn into_topics(self) -> Result<Vec<Topic>> {
+        self.as_slice().into_topics()
     }
 }
 
@@ -206,13 +394,29 @@ impl fmt::Debug for Topic {
     }
 }
 
-fn check_domain(domain: &str) -> Result<()> {
+/// Where the topic in this text ends: at a part `*`, or with the text. An error when its domain is not allowed.
+fn end_of_topic(text: &str) -> Result<usize> {
+    let mut parts = text.split(SEPARATOR);
+    let domain = parts.next().unwrap_or_default();
+    check_domain(domain, text)?;
+    let mut end = domain.len();
+    for part in parts {
+        if part == ANY {
+            break;
+        }
+        end += SEPARATOR.len_utf8() + part.len();
+    }
+    Ok(end)
+}
+
+fn check_domain(domain: &str, topic: &str) -> Result<()> {
     match domain {
-        "" => Err(invalid("the topic has no domain: give its first part a name".into())),
-        ANY => Err(invalid(
-            "the domain of a topic can't be `*`: name one, or wrap an empty topic to receive everything"
-                .into(),
-        )),
+        "" => Err(invalid(format!(
+            "the topic `{topic}` has no domain: give its first part a name; only a subscription to everything has none"
+        ))),
+        ANY => Err(invalid(format!(
+            "the domain of a topic can't be `*`, as in `{topic}`: name one; only a subscription to everything has none"
+        ))),
         _ if domain.contains(SEPARATOR) => Err(invalid(format!(
             "the domain `{domain}` contains `:`: pass its parts one by one, or parse the whole as a topic"
         ))),
@@ -265,7 +469,78 @@ mod tests {
         ];
         for ((domain, subject, types), expected) in cases {
             assert_eq!(Topic::with_types(domain, subject, types).unwrap(), expected);
-            assert_eq!(topic(&format!("{domain}:{subject}:{types}")), expected);
+            assert_eq!(Topic::of_parts(&format!("{domain}:{subject}:{types}")).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn text_is_taken_byte_by_byte_up_to_a_part_that_is_any() {
+        let cases = [
+            ("rock", "rock"),
+            ("rock:", "rock:"),
+            ("rock:metal:", "rock:metal:"),
+            ("rock::lars:", "rock::lars:"),
+            ("rock:*", "rock"),
+            ("rock:*:lars", "rock"),
+            ("rock:metal:m*:*:x", "rock:metal:m*"),
+            ("zoë:ü", "zoë:ü"),
+        ];
+        for (text, expected) in cases {
+            let owned = text.to_owned();
+            assert_eq!(topic(text), expected);
+            assert_eq!(owned.clone().into_topic().unwrap(), expected);
+            assert_eq!((&owned).into_topic().unwrap(), expected);
+            assert_eq!(Cow::from(text).into_topic().unwrap(), expected);
+            assert_eq!(Cow::<str>::from(owned).into_topic().unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn one_topic_or_many_can_be_subscribed_to_owned_or_borrowed() {
+        let a = topic("a");
+        let (topics, texts) = (vec![a.clone(), topic("b")], vec!["a".to_owned(), "b".to_owned()]);
+        for one in [
+            "a".into_topics(),
+            (&"a").into_topics(),
+            "a".to_owned().into_topics(),
+            (&"a".to_owned()).into_topics(),
+            Cow::from("a").into_topics(),
+            a.clone().into_topics(),
+            (&a).into_topics(),
+            [&a].into_topics(),
+        ] {
+            assert_eq!(one.unwrap(), topics[..1]);
+        }
+        for many in [
+            ["a", "b"].into_topics(),
+            (&["a", "b"]).into_topics(),
+            ["a", "b"].as_slice().into_topics(),
+            vec!["a", "b"].into_topics(),
+            (&vec!["a", "b"]).into_topics(),
+            (&texts).into_topics(),
+            texts.as_slice().into_topics(),
+            texts.into_topics(),
+            [&topics[0], &topics[1]].into_topics(),
+            [topic("a"), topic("b")].into_topics(),
+            topics.as_slice().into_topics(),
+            (&topics).into_topics(),
+            topics.iter().collect::<Vec<_>>().into_topics(),
+            topics.clone().into_topics(),
+        ] {
+            assert_eq!(many.unwrap(), topics);
+        }
+        assert!([""; 0].into_topics().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_error_names_the_topic_that_is_not_allowed() {
+        for (topics, named) in
+            [(["a", ""], "``"), (["*", "a"], "`*`"), (["a", ":b"], "`:b`"), (["a", "*:b"], "`*:b`")]
+        {
+            let error = topics.into_topics().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidTopic);
+            assert!(error.to_string().contains(named), "{error}");
+            assert!(error.to_string().contains("everything"), "{error}");
         }
     }
 
@@ -273,7 +548,7 @@ mod tests {
     fn parts_that_are_not_allowed_are_refused_with_advice() {
         let cases = [
             (Topic::of_domain(""), "no domain"),
-            (Topic::of_domain("*"), "wrap an empty topic"),
+            (Topic::of_domain("*"), "can't be `*`"),
             (Topic::of_domain("rock:metal"), "one by one"),
             (Topic::new("rock", "metal:metallica"), "as types"),
             ("".parse(), "no domain"),
@@ -347,7 +622,10 @@ mod tests {
         #[test]
         fn parsing_is_idempotent(text in "[a-c*:]{0,12}") {
             if let Ok(topic) = text.parse::<Topic>() {
-                prop_assert_eq!(topic.to_string().parse::<Topic>().unwrap(), topic);
+                prop_assert!(text.as_bytes().starts_with(topic.as_bytes()));
+                prop_assert_eq!(topic.to_string().parse::<Topic>().unwrap(), topic.clone());
+                let of_parts = Topic::of_parts(&text).unwrap();
+                prop_assert_eq!(topic.domain(), of_parts.domain());
             }
         }
 

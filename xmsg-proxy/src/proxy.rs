@@ -120,7 +120,8 @@ impl Builder {
     }
 }
 
-/// A proxy at work. It stops with [`stop`](Self::stop); dropping it stops it at once.
+/// A proxy at work. It stops with [`stop`](Self::stop), which delivers what is queued. Dropping it stops it at once: its ports are free
+/// when that returns, and what was queued is lost.
 #[derive(Debug)]
 pub struct Proxy {
     address: ProxyAddress,
@@ -180,6 +181,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.controller.abort();
         self.switch.abort();
+        self.router.unbind();
     }
 }
 

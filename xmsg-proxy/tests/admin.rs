@@ -398,7 +398,7 @@ async fn garbage_ends_nothing_but_its_own_connection() {
 async fn a_thousand_idle_connections_hold_up_nobody() {
     const MESSAGES: i32 = 20_000;
     let (_daemon, proxy, admin) = start(&["--slow-subscriber", "block"]).await;
-    let connect = || Connection::with_setup(proxy.clone(), patient());
+    let connect = || Connection::with_options(proxy.clone(), patient()).unwrap();
     let (publisher, subscriber) = (connect(), connect());
     let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
     let idle = async {
@@ -426,7 +426,7 @@ async fn a_thousand_idle_connections_hold_up_nobody() {
     };
     let traffic = async {
         for number in 0..MESSAGES {
-            publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+            publisher.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
             if number % 100 == 99 {
                 for number in number - 99..=number {
                     assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);

@@ -23,7 +23,7 @@ async fn start(port: &str) -> (Daemon, ProxyAddress) {
 }
 
 fn connect(address: &ProxyAddress) -> Connection {
-    Connection::with_setup(address.clone(), patient())
+    Connection::with_options(address.clone(), patient()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,7 +31,7 @@ async fn it_says_where_it_listens_and_what_it_did() {
     let (mut daemon, address) = start("0").await;
     let (publisher, subscriber) = (connect(&address), connect(&address));
     let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
-    publisher.publish(&Message::of(topic("a"), 1)).await.unwrap();
+    publisher.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap();
     next(&mut messages).await;
     daemon.signal("TERM").await;
     let totals = daemon.line().await;
@@ -93,9 +93,9 @@ async fn sigterm_delivers_what_is_queued() {
     let (publisher, subscriber) = (connect(&address), connect(&address));
     let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
     for number in 0..MESSAGES {
-        publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+        publisher.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
     }
-    assert_eq!(publisher.close(LINGER).await, 0);
+    assert!(publisher.close(LINGER).await.is_nothing());
     daemon.signal("TERM").await;
     for number in 0..MESSAGES {
         assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);
@@ -107,7 +107,7 @@ async fn sigterm_delivers_what_is_queued() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_kill_clients_go_on_and_the_publisher_sends_what_it_holds() {
     let (mut daemon, address) = start("0").await;
-    let (publisher, subscriber) = (connect(&address), connect(&address));
+    let (publisher, subscriber) = (Arc::new(connect(&address)), connect(&address));
     let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let sending = {
@@ -117,13 +117,13 @@ async fn after_a_kill_clients_go_on_and_the_publisher_sends_what_it_holds() {
             while !stop.load(Ordering::Relaxed) {
                 for _ in 0..500 {
                     number += 1;
-                    publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+                    publisher.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             // The old proxy is dead by now: this one is for the new one.
             number += 1;
-            publisher.publish(&Message::of(topic("a"), number)).await.unwrap();
+            publisher.publish(&Message::of(topic("a"), number).unwrap()).await.unwrap();
             number
         })
     };
@@ -135,15 +135,18 @@ async fn after_a_kill_clients_go_on_and_the_publisher_sends_what_it_holds() {
     let (_daemon, _) = start(&address.publish_port().to_string()).await;
     stop.store(true, Ordering::Relaxed);
     let sent = within("the publisher", sending).await.unwrap();
-    assert_eq!(publisher.close(LINGER).await, 0);
-    let (mut last, mut gaps) = (1000, 0);
+    let left = publisher.close(LINGER).await;
+    assert_eq!(left.unsent, 0);
+    let (mut last, mut gaps, mut missing) = (1000, 0, 0);
     while last < sent {
         let number: i64 = next(&mut messages).await.value().unwrap();
         assert!(number > last, "in order, none twice: {number} after {last}");
         gaps += i64::from(number != last + 1);
+        missing += u64::try_from(number - last - 1).unwrap();
         last = number;
     }
     assert!(gaps <= 1, "one gap, where the proxy died, and not {gaps}");
+    assert!(missing <= left.unconfirmed, "{missing} are missing, and {left}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

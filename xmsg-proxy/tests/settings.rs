@@ -9,7 +9,7 @@ use std::process::Output;
 use tokio::process::Command;
 use xmsg_core::security::{KeyPair, Security};
 use xmsg_core::socket::SocketEvent;
-use xmsg_core::{Connection, ErrorKind, Setup};
+use xmsg_core::{ConnectOptions, Connection, ErrorKind};
 use xmsg_tests::process::{Daemon, finish, run};
 use xmsg_tests::{http, patient, within};
 
@@ -189,7 +189,7 @@ async fn sighup_takes_over_what_it_can_and_names_the_rest() {
     );
 
     // Now that everything is logged, so is a connection; and those from before are still there.
-    let connection = Connection::with_setup(proxy, patient());
+    let connection = Connection::with_options(proxy, patient()).unwrap();
     connection.connect().await.unwrap();
     daemon.logged(&["DEBUG", "connected", "Publishers"]).await;
     let varz: serde_json::Value = serde_json::from_str(&http::get(&admin, "/varz").await.body).unwrap();
@@ -259,8 +259,8 @@ async fn sighup_takes_over_keys_and_rights() {
     let (mut daemon, proxy, _) = start(&path, &[]).await;
     let connection = |keys: &KeyPair| {
         let security = Security::CurveClient { keys: keys.clone(), server: *server.public() };
-        let setup = Setup::builder().connection_timeout(xmsg_tests::PATIENCE).security(security);
-        Connection::with_setup(proxy.clone(), setup.build().unwrap())
+        let setup = ConnectOptions::new().connection_timeout(xmsg_tests::PATIENCE).security(security);
+        Connection::with_options(proxy.clone(), setup).unwrap()
     };
     let stays = connection(&first);
     within("a connection", stays.connect()).await.unwrap();
@@ -273,7 +273,7 @@ async fn sighup_takes_over_keys_and_rights() {
     within("a connection", connection(&second).connect()).await.unwrap();
     assert!(stays.is_connected());
 
-    let mut events = stays.events().await.unwrap();
+    let mut events = stays.events();
     config(folder.path(), &allowing(&[&second]));
     daemon.signal("HUP").await;
     daemon.logged(&["not allowed here any more"]).await;

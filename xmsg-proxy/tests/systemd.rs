@@ -100,10 +100,10 @@ async fn the_proxy_takes_sockets_that_listen_already() {
     let registrar: RegistrarAddress = address(&daemon.line().await).parse().unwrap();
     let admin = address(&daemon.line().await).strip_prefix("http://").unwrap().to_owned();
 
-    let connect = || Connection::with_setup(proxy.clone(), patient());
+    let connect = || Connection::with_options(proxy.clone(), patient()).unwrap();
     let (publisher, subscriber) = (connect(), connect());
     let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
-    publisher.publish(&Message::of(topic("a"), 7)).await.unwrap();
+    publisher.publish(&Message::of(topic("a"), 7).unwrap()).await.unwrap();
     assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), 7);
     ask(&registrar).await;
     assert_eq!(http::get(&admin, "/readyz").await.status, 200);

@@ -59,8 +59,8 @@ async fn connections() {
 async fn restarts() {
     let ProxyProcess { mut daemon, address } = ProxyProcess::start("0").await;
     let port = address.publish_port().to_string();
-    let publisher = Connection::with_setup(address.clone(), patient());
-    let subscriber = Connection::with_setup(address, patient());
+    let publisher = Connection::with_options(address.clone(), patient()).unwrap();
+    let subscriber = Connection::with_options(address, patient()).unwrap();
     let mut messages = within("the checks", subscriber.subscribe([topic("a")])).await.expect("a proxy");
     within("a connection", publisher.connect()).await.expect("a proxy");
     let mut times = Vec::new();
@@ -70,7 +70,7 @@ async fn restarts() {
         let down = Instant::now();
         daemon = ProxyProcess::start(&port).await.daemon;
         let up = Instant::now();
-        publisher.publish(&Message::of(topic("a"), number)).await.expect("it is accepted");
+        publisher.publish(&Message::of("a", number).expect("a topic")).await.expect("it is accepted");
         let message = within("the message", messages.next()).await.expect("open").expect("three frames");
         assert_eq!(message.value::<i64>().expect("a number"), number);
         times.push((up.elapsed(), up - down));

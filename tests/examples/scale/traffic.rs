@@ -92,7 +92,7 @@ impl Traffic {
 
     /// Waits until all subscriptions are in the table: whatever was read before is, once another one is confirmed.
     pub(crate) async fn settle(&self) {
-        let connection = Connection::with_setup(self.proxy.address.clone(), patient());
+        let connection = Connection::with_options(self.proxy.address.clone(), patient()).unwrap();
         within("the checks", connection.subscribe([topic("last")])).await.expect("a proxy");
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::net::{Books, Id, Record, Seen};
-use super::{Accepted, Outcome};
+use super::{Outcome, Received, Told};
 
 macro_rules! ensure {
     ($condition:expr, $($what:tt)*) => {
@@ -46,61 +46,32 @@ fn whole(books: &Books) -> Result<(), String> {
     Ok(())
 }
 
-/// Every message that was accepted is written whole once, in order, over all connections together; or else it was dropped, which was told, for
-/// a reason.
+/// Every message that was accepted is written whole once, in the order of the calls, over all connections
+/// together; of those that nobody waited for, some; of those that were refused, none.
 fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Result<(), String> {
-    // What no switch has had as its limit, nobody can know to be too large.
-    let smallest = outcome.limits.iter().copied().min().unwrap_or_default();
-    for (publisher, accepted) in outcome.accepted.iter().enumerate() {
+    for (publisher, sent) in outcome.sent.iter().enumerate() {
         let written: Vec<Id> =
             connections(books, publisher).flat_map(|record| ids(&record.up.taken)).collect();
-        let ours = written.iter().all(|id| usize::from(id.0) == publisher && (id.1 as usize) < accepted.len());
+        let expected = sent.iter().enumerate().filter(|(number, sent)| match sent.told {
+            Told::Accepted => true,
+            Told::Refused => false,
+            Told::Open => written.contains(&(publisher as u16, *number as u32)),
+        });
+        let expected: Vec<Id> = expected.map(|(number, _)| (publisher as u16, number as u32)).collect();
         ensure!(
-            ours && written.is_sorted_by(|one, next| one.1 < next.1),
-            "publisher {publisher} accepted {} messages and wrote {written:?}",
-            accepted.len()
-        );
-        let written: BTreeSet<u32> = written.iter().map(|id| id.1).collect();
-        let missing: Vec<&Accepted> = (0_u32..)
-            .zip(accepted)
-            .filter(|(number, _)| !written.contains(number))
-            .map(|(_, message)| message)
-            .collect();
-        let told = &outcome.dropped[publisher];
-        let told: Vec<(&[u8], usize)> = told.iter().map(|(topic, size)| (&topic[..], *size)).collect();
-        let are_told =
-            missing.iter().map(|message| (message.topic.as_bytes(), message.size())).eq(told.iter().copied());
-        ensure!(are_told, "publisher {publisher} did not write {missing:?}, and told that it dropped {told:?}");
-        if outcome.foreign {
-            // Two connections ended in the middle of it.
-            let broken = connections(books, publisher).filter(|record| !record.up.ended_well).count();
-            ensure!(
-                broken >= 2 * missing.len().min(1),
-                "publisher {publisher} dropped {missing:?} after {broken} broken connections"
-            );
-        } else {
-            let fits = missing.iter().find(|message| message.size() <= smallest);
-            ensure!(fits.is_none(), "publisher {publisher} dropped {fits:?}; the smallest limit was {smallest}");
-        }
-        let fits = outcome.refused[publisher].iter().find(|size| **size <= smallest);
-        ensure!(
-            fits.is_none(),
-            "publisher {publisher} refused {fits:?} bytes; the smallest limit was {smallest}"
-        );
-        ensure!(
-            !outcome.foreign || outcome.refused[publisher].is_empty(),
-            "publisher {publisher} refused something without having been told a limit"
+            written == expected,
+            "publisher {publisher} wrote {written:?}, and should have written {expected:?}"
         );
     }
     Ok(())
 }
 
-fn unaltered(number: usize, received: &[(Id, Accepted)], outcome: &Outcome) -> Result<(), String> {
-    for (id, message) in received {
-        let sent = outcome.accepted[usize::from(id.0)].get(id.1 as usize);
+fn unaltered(number: usize, received: &[Received], outcome: &Outcome) -> Result<(), String> {
+    for received in received {
+        let sent = outcome.sent[usize::from(received.id.0)].get(received.id.1 as usize);
         ensure!(
-            sent == Some(message),
-            "subscriber {number} received {id:?} as {message:?}; it was sent as {sent:?}"
+            sent.is_some_and(|sent| (sent.topic, sent.len) == (received.topic, received.len)),
+            "subscriber {number} got {received:?}; it was sent as {sent:?}"
         );
     }
     Ok(())
@@ -110,7 +81,7 @@ fn unaltered(number: usize, received: &[(Id, Accepted)], outcome: &Outcome) -> R
 fn what_comes_out_is_received(number: usize, outcome: &Outcome, books: &Books) -> Result<(), String> {
     let came: Vec<Id> =
         connections(books, outcome.publishers + number).flat_map(|record| ids(record.down.out())).collect();
-    let received: Vec<Id> = outcome.received[number].iter().map(|(id, _)| *id).collect();
+    let received: Vec<Id> = outcome.received[number].iter().map(|received| received.id).collect();
     ensure!(came == received, "for subscriber {number} came {came:?}, and it received {received:?}");
     Ok(())
 }
@@ -130,7 +101,7 @@ fn order(number: usize, outcome: &Outcome, books: &Books) -> Result<(), String> 
     let mut seen = BTreeSet::new();
     let mut latest: BTreeMap<u16, (u64, usize)> = BTreeMap::new();
     let mut latest_over: BTreeMap<usize, u64> = BTreeMap::new();
-    for (id, _) in &outcome.received[number] {
+    for Received { id, .. } in &outcome.received[number] {
         ensure!(seen.insert(id), "subscriber {number} received {id:?} twice");
         let Some(&(order, over)) = arrivals.get(id) else {
             return Err(format!("subscriber {number} received {id:?}, which never came to the switch"));
@@ -163,11 +134,7 @@ fn what_comes_in_goes_out(
 ) -> Result<(), String> {
     let Some(generation) = to.generation else { return Ok(()) };
     let prefix = outcome.wanted[number];
-    let accepted = |id: &Id| &outcome.accepted[usize::from(id.0)][id.1 as usize];
-    let wants =
-        |id: &Id| accepted(id).topic.starts_with(prefix) && accepted(id).size() <= outcome.takes[number];
-    // For one that is too large the switch ends the connection, and does not see what is behind it.
-    let is_taken = |id: &Id| accepted(id).size() <= outcome.limits[generation];
+    let wants = |id: &Id| outcome.sent[usize::from(id.0)][id.1 as usize].topic.starts_with(prefix);
     let written: BTreeSet<Id> = ids(&to.down.taken).filter(wants).collect();
     let subscribed =
         to.down.taken.iter().find(|seen| seen.id.as_ref().is_some_and(wants)).map(|seen| seen.at);
@@ -177,14 +144,8 @@ fn what_comes_in_goes_out(
         .iter()
         .filter(|from| from.client < outcome.publishers && from.generation == Some(generation))
     {
-        let came: Vec<(Id, Duration)> = from
-            .up
-            .out()
-            .iter()
-            .filter_map(|seen| seen.id.map(|id| (id, seen.at)))
-            .take_while(|(id, _)| is_taken(id))
-            .filter(|(id, _)| wants(id))
-            .collect();
+        let came: Vec<(Id, Duration)> =
+            from.up.out().iter().filter_map(|seen| seen.id.filter(wants).map(|id| (id, seen.at))).collect();
         let first = came.iter().position(|(id, _)| written.contains(id));
         let last = came.iter().rposition(|(id, _)| written.contains(id));
         if let (Some(first), Some(last)) = (first, last) {

@@ -6,14 +6,15 @@
 //! 1. bytes that a client or the switch has written into a connection that is cut before they come out (ZeroMQ has no
 //!    acknowledgements); a message that was written in part counts as not written;
 //! 2. what was in a switch that was killed, or in its connections;
-//! 3. for a subscriber: what is published while it has no connection, and what waits for it in the switch when its connection ends;
-//! 4. a message that is too large for the switch, or for the subscriber. A publisher refuses it if it knows; if it learns so later, it drops
-//!    it, counts it and tells it. From a switch that does not tell its limits, it learns so by the second connection that ends in the
-//!    middle of the same message, and what it had sent behind that is lost with the connection.
+//! 3. for a subscriber: what is published while it has no connection, and what waits for it in the switch when its connection ends.
+//!
+//! A call that was given up has sent its message whole or not at all; all others keep the order in which they
+//! were made.
 //!
 //! What has to hold always is in `check.rs`.
 
 mod check;
+pub mod clients;
 pub mod engines;
 pub mod net;
 pub mod seeds;
@@ -21,6 +22,7 @@ pub mod seeds;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,13 +30,11 @@ use fastrand::Rng;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use xmsg_core::socket::transport::Listener;
 use xmsg_core::ErrorKind;
+use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
-    Endpoint, HighWaterMark, Multipart, Publisher, Reason, SocketEvent, SocketEvents, SocketOptions, Subscriber,
-    TcpOptions,
+    Endpoint, HighWaterMark, Multipart, Publisher, SocketOptions, Subscriber, TcpOptions,
 };
-use xmsg_core::zmtp::{Limits, encoded_len};
 use xmsg_proxy::switch::{Side, Switch};
 use xmsg_proxy::{Config, Policy, Upstream};
 
@@ -44,8 +44,6 @@ use net::{Happened, Id, Ledger, Line, Quality, some_time};
 const BOUND: Duration = Duration::from_secs(3600);
 /// How long the last words take at most, once the network is good.
 const LINGER: Duration = Duration::from_secs(600);
-/// Everything is as it is to be so many times in a row, every 50 ms; then it stays so.
-const CALM: u32 = 20;
 /// How long a switch gets that is told to stop.
 const STOP: Duration = Duration::from_secs(20);
 /// The topics; a subscriber wants one prefix for good, and others now and then.
@@ -53,8 +51,6 @@ const TOPICS: [&str; 5] = ["a", "a:b", "a:b:c", "b", "c:d"];
 const PREFIXES: [&str; 7] = ["", "a", "a:b", "a:b:c", "b", "c", "c:"];
 /// The topic of the last message of every publisher.
 const END: &str = "end";
-/// Every message may have so many bytes: the last one of a publisher has fewer.
-const LIMIT_MIN: usize = 64;
 
 /// A message as this publisher sends it.
 fn message((publisher, number): Id, topic: &str, len: usize) -> Multipart {
@@ -70,26 +66,23 @@ fn body((publisher, number): Id, len: usize) -> Bytes {
     bytes.into()
 }
 
-/// A message that a publisher's socket has accepted.
+/// A message that was to be published.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Accepted {
+struct Sent {
     topic: &'static str,
     len: usize,
+    told: Told,
 }
 
-impl Accepted {
-    /// Bytes on the wire.
-    fn size(&self) -> usize {
-        encoded_len(&[self.topic.as_bytes(), &[0; 6], &vec![0; self.len]])
-    }
-}
-
-/// What a publisher's socket did.
-#[derive(Debug, Default)]
-struct Published {
-    accepted: Vec<Accepted>,
-    /// Bytes on the wire of those that it refused.
-    refused: Vec<usize>,
+/// What the socket has said of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// It was accepted.
+    Accepted,
+    /// It was refused: no trace of it is to be seen.
+    Refused,
+    /// Nothing, since whoever asked has given up: it was accepted whole, or not at all.
+    Open,
 }
 
 /// What happens to the switch.
@@ -108,26 +101,26 @@ struct Ended {
     orderly: bool,
 }
 
+/// What a subscriber has received.
+#[derive(Debug)]
+struct Received {
+    id: Id,
+    topic: &'static str,
+    len: usize,
+}
+
 /// What is to be compared.
 #[derive(Debug)]
 struct Outcome {
-    accepted: Vec<Vec<Accepted>>,
-    received: Vec<Vec<(Id, Accepted)>>,
+    /// Of each publisher, in the order of the calls.
+    sent: Vec<Vec<Sent>>,
+    received: Vec<Vec<Received>>,
     /// The prefix that each subscriber wanted for good.
     wanted: Vec<&'static str>,
     /// Publishers' clients come first in the books.
     publishers: usize,
     /// By number of the switch; the last one was stopped after everything had arrived.
     ended: Vec<Ended>,
-    /// By number of the switch: the largest message that it takes. It tells that, unless it looks like a foreign one.
-    limits: Vec<usize>,
-    foreign: bool,
-    /// The largest message that each subscriber takes.
-    takes: Vec<usize>,
-    /// Of each publisher: bytes of the messages that it refused.
-    refused: Vec<Vec<usize>>,
-    /// … and topics and bytes of those that it told to have dropped.
-    dropped: Vec<Vec<(Bytes, usize)>>,
 }
 
 struct World {
@@ -140,8 +133,6 @@ struct World {
     sides: Vec<Side>,
     generation: usize,
     ended: Vec<Ended>,
-    limits: Vec<usize>,
-    foreign: bool,
 }
 
 /// Runs one seed on the present runtime, whose clock has to be paused. Returns what happened, and what was wrong with it.
@@ -168,7 +159,6 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     let (publishers, subscribers) = (rng.usize(1..4), rng.usize(1..4));
     let sides = [vec![Side::Publishers; publishers], vec![Side::Subscribers; subscribers]].concat();
     let switch = Switch::start(config.clone());
-    let foreign = rng.u8(..4) == 0;
     let mut world = World {
         rng: rng.fork(),
         ledger: ledger.clone(),
@@ -178,14 +168,12 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
         sides,
         generation: 0,
         ended: Vec::new(),
-        limits: Vec::new(),
-        foreign,
     };
     world.listen().await;
 
     // One line in three is a good one: its client is innocent, and nothing of what happens to others may harm it.
     let tiny = rng.u8(..5) == 0;
-    let line = |rng: &mut Rng, client: usize, foreign: bool| {
+    let line = |rng: &mut Rng, client: usize| {
         let good = rng.u8(..3) == 0;
         let quality = Quality {
             refusals: if good { 0 } else { rng.u8(..40) },
@@ -194,29 +182,24 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
             grain: if tiny { rng.usize(1..64) } else { 1 << rng.u32(9..17) },
             delays: if rng.bool() { 0 } else { rng.u8(..30) },
         };
-        Line { client, quality, foreign, rng: rng.fork(), ledger: ledger.clone() }
+        Line { client, quality, rng: rng.fork(), ledger: ledger.clone() }
     };
     let mut sockets = Vec::new();
-    let mut dropping = Vec::new();
     for client in 0..publishers {
         let endpoint = Endpoint::Inproc(format!("{}-line-{client}", world.name));
-        line(&mut rng, client, foreign).open(&endpoint, &tasks, &stop).await;
+        line(&mut rng, client).open(&endpoint, &tasks, &stop).await;
         let socket = Publisher::new(options(&mut rng));
-        dropping.push(tokio::spawn(note_dropped(socket.events(), client as u64, ledger.clone())));
         socket.connect(endpoint);
         sockets.push(socket);
     }
     let mut receiving = Vec::new();
-    let (mut wanted, mut takes) = (Vec::new(), Vec::new());
+    let mut wanted = Vec::new();
     for client in publishers..publishers + subscribers {
         let endpoint = Endpoint::Inproc(format!("{}-line-{client}", world.name));
-        line(&mut rng, client, false).open(&endpoint, &tasks, &stop).await;
+        line(&mut rng, client).open(&endpoint, &tasks, &stop).await;
         let prefix = *rng.choice(&PREFIXES).expect("there are some");
         wanted.push(prefix);
-        let mut options = options(&mut rng);
-        options.limits.message_size = message_limit(&mut rng);
-        takes.push(options.limits.message_size);
-        let socket = Subscriber::new(options);
+        let socket = Subscriber::new(options(&mut rng));
         socket.subscribe(prefix).expect("a few short prefixes");
         socket.subscribe(END).expect("a few short prefixes");
         socket.connect(endpoint);
@@ -235,11 +218,9 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     }
 
     world.misfortunes().await?;
-    let (mut accepted, mut refused) = (Vec::new(), Vec::new());
+    let mut sent = Vec::new();
     for task in sending {
-        let published = task.await.map_err(|error| format!("a publisher failed: {error}"))??;
-        accepted.push(published.accepted);
-        refused.push(published.refused);
+        sent.push(task.await.map_err(|error| format!("a publisher failed: {error}"))??);
     }
     ledger.note("healed", 0, 0);
     ledger.healed.cancel();
@@ -247,27 +228,19 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     for receiving in &mut receiving {
         expected += receiving.settle().await;
     }
-    world.all_connected(&sockets, subscribers, expected).await?;
+    world.all_connected(publishers, subscribers, expected).await?;
 
     // Nothing is in the way any more: these arrive, or somebody's subscription was lost.
     for (number, socket) in sockets.iter().enumerate() {
-        let id = (number as u16, accepted[number].len() as u32);
+        let id = (number as u16, sent[number].len() as u32);
         socket.publish(message(id, END, 8)).await.map_err(|error| format!("the last message: {error}"))?;
-        accepted[number].push(Accepted { topic: END, len: 8 });
+        sent[number].push(Sent { topic: END, len: 8, told: Told::Accepted });
     }
-    let mut dropped = Vec::new();
-    for (socket, told) in sockets.into_iter().zip(dropping) {
+    for socket in sockets {
         let unsent = socket.close(LINGER).await;
         if unsent > 0 {
             return Err(format!("a publisher could not send {unsent} messages over a good network"));
         }
-        let counted = socket.dropped();
-        drop(socket);
-        let told = told.await.map_err(|error| format!("nobody noted what was dropped: {error}"))?;
-        if told.len() as u64 != counted {
-            return Err(format!("a publisher has told that it dropped {told:?}, and counted {counted}"));
-        }
-        dropped.push(told);
     }
     let mut received = Vec::new();
     for (number, receiving) in receiving.into_iter().enumerate() {
@@ -278,20 +251,8 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     stop.cancel();
     tasks.close();
     tasks.wait().await;
-    let World { ended, limits, .. } = world;
-    let outcome =
-        Outcome { accepted, received, wanted, publishers, ended, limits, foreign, takes, refused, dropped };
+    let outcome = Outcome { sent, received, wanted, publishers, ended: world.ended };
     check::check(&outcome, &ledger.books())
-}
-
-/// Bytes of the largest message that is taken somewhere.
-fn message_limit(rng: &mut Rng) -> usize {
-    match rng.u8(..8) {
-        0 => rng.usize(LIMIT_MIN..1000),
-        1 => rng.usize(1000..9000),
-        2 => rng.usize(9000..100_000),
-        _ => 64 << 20,
-    }
 }
 
 fn config(rng: &mut Rng) -> Config {
@@ -307,15 +268,12 @@ fn config(rng: &mut Rng) -> Config {
         handshakes: rng.usize(3..20),
         heartbeat_interval: heartbeat,
         heartbeat_timeout: Duration::from_millis(rng.u64(200..5000)),
-        limits: Limits { message_size: message_limit(rng), ..Limits::default() },
         ..Config::default()
     }
 }
 
 fn options(rng: &mut Rng) -> SocketOptions {
     let heartbeat = (rng.u8(..3) == 0).then(|| Duration::from_millis(rng.u64(200..5000)));
-    // In a short pipe, a connection ends in the middle of a message; in a long one, behind many.
-    let send_buffer = (rng.u8(..4) == 0).then(|| 1 << rng.u32(9..16));
     SocketOptions {
         send_high_water_mark: HighWaterMark {
             bytes: 1 << rng.u32(8..20),
@@ -326,21 +284,8 @@ fn options(rng: &mut Rng) -> SocketOptions {
         reconnect_max: Duration::from_millis(rng.u64(100..5000)),
         heartbeat_interval: heartbeat,
         heartbeat_timeout: Duration::from_millis(rng.u64(200..5000)),
-        tcp: TcpOptions { send_buffer, ..TcpOptions::default() },
         ..SocketOptions::default()
     }
-}
-
-/// Topics and bytes of the messages that a socket drops, until it is gone.
-async fn note_dropped(mut events: SocketEvents, client: u64, ledger: Ledger) -> Vec<(Bytes, usize)> {
-    let mut dropped = Vec::new();
-    while let Some(event) = events.next().await {
-        if let SocketEvent::MessageDropped { topic, size, .. } = event {
-            ledger.note("dropped", client, size as u64);
-            dropped.push((topic, size));
-        }
-    }
-    dropped
 }
 
 impl World {
@@ -352,7 +297,6 @@ impl World {
             self.switch.listen(listener, *side);
             endpoints.push(endpoint);
         }
-        self.limits.push(self.config.limits.message_size);
         self.ledger.books().switch = Some((self.generation, self.switch.clone(), endpoints));
         self.ledger.note("switch", self.generation as u64, 0);
     }
@@ -365,7 +309,6 @@ impl World {
             self.stop(fate).await?;
             tokio::time::sleep(some_time(&mut self.rng, 1..14)).await;
             self.generation += 1;
-            self.config.limits.message_size = message_limit(&mut self.rng);
             self.switch = Switch::start(self.config.clone());
             self.listen().await;
         }
@@ -389,12 +332,8 @@ impl World {
         if took > STOP + Duration::from_secs(1) {
             return Err(format!("the switch took {took:?} to stop; it had {STOP:?}"));
         }
-        if totals.drops.slow().messages > 0 {
-            return Err(format!("under `block`, {} messages were dropped", totals.drops.slow().messages));
-        }
-        let too_large = totals.violations.of(Reason::MessageTooLarge);
-        if !self.foreign && too_large > 0 {
-            return Err(format!("{too_large} connections ended for a message that publishers know is too large"));
+        if totals.dropped.messages > 0 {
+            return Err(format!("under `block`, {} messages were dropped", totals.dropped.messages));
         }
         // Publishers get 70 % of the time to take leave.
         self.ended.push(Ended { orderly: took < STOP.mul_f64(0.7) });
@@ -404,15 +343,13 @@ impl World {
     /// Waits until everybody is connected and has subscribed to everything.
     async fn all_connected(
         &self,
-        sockets: &[Publisher],
+        publishers: usize,
         subscribers: usize,
         expected: usize,
     ) -> Result<(), String> {
-        let publishers = sockets.len();
         // Who has lost a connection makes a new one within this time, and then it counts beside the old one.
         tokio::time::sleep(Duration::from_secs(10)).await;
         let since = tokio::time::Instant::now();
-        let mut calm = 0;
         loop {
             let there = (
                 self.switch.publishers().len(),
@@ -421,12 +358,7 @@ impl World {
             );
             // Old connections that have still something in them would give it out after what comes next.
             let open = self.ledger.books().records.iter().filter(|record| record.open).count();
-            // What waits may be a message for which a switch that tells no limits ends the connection, with all that is behind it.
-            let waits = sockets.iter().any(|socket| socket.queued().messages > 0);
-            let is_calm =
-                there == (publishers, subscribers, expected) && open == publishers + subscribers && !waits;
-            calm = if is_calm { calm + 1 } else { 0 };
-            if calm == CALM {
+            if there == (publishers, subscribers, expected) && open == publishers + subscribers {
                 break;
             }
             if since.elapsed() > LINGER {
@@ -460,50 +392,82 @@ impl World {
     }
 }
 
-/// Publishes as the seed says, and returns what was accepted.
+/// Publishes as the seed says, and returns what became of it, in the order of the calls.
 async fn send(
     publisher: u16,
     socket: Publisher,
     mut rng: Rng,
     tiny: bool,
     ledger: Ledger,
-) -> Result<Published, String> {
-    let mut published = Published::default();
+) -> Result<Vec<Sent>, String> {
+    let mut sent = Vec::new();
     let haste = rng.u32(0..9);
-    let count = rng.u32(1..if tiny { 30 } else { 60 });
-    for _ in 0..count {
-        let topic = *rng.choice(&TOPICS).expect("there are some");
-        let len = match rng.u8(..100) {
-            _ if tiny => rng.usize(..40),
-            ..70 => rng.usize(..100),
-            70..92 => rng.usize(..3000),
-            92..99 => rng.usize(8000..9000),
-            _ => rng.usize(60_000..100_000),
-        };
-        let number = published.accepted.len() as u32;
-        let message = message((publisher, number), topic, len);
-        let size = encoded_len(message.frames());
-        match socket.publish(message).await {
-            Ok(()) => {
-                published.accepted.push(Accepted { topic, len });
-                ledger.note("accepted message", publisher.into(), number.into());
+    let together = rng.u8(0..4);
+    let count = rng.usize(1..if tiny { 30 } else { 60 });
+    while sent.len() < count {
+        // As many calls as there are futures; most of the time that is one.
+        let calls = if rng.u8(..8) < together { rng.usize(2..12) } else { 1 };
+        let mut waiting = Vec::new();
+        for _ in 0..calls {
+            let topic = *rng.choice(&TOPICS).expect("there are some");
+            let len = match rng.u8(..100) {
+                _ if tiny => rng.usize(..40),
+                ..70 => rng.usize(..100),
+                70..92 => rng.usize(..3000),
+                92..99 => rng.usize(8000..9000),
+                _ => rng.usize(60_000..100_000),
+            };
+            let number = sent.len();
+            let message = message((publisher, number as u32), topic, len);
+            let told = if calls > 1 && rng.u8(..4) == 0 {
+                match socket.try_publish(message) {
+                    Ok(()) => Told::Accepted,
+                    Err(error) if error.kind() == ErrorKind::Full => Told::Refused,
+                    Err(error) => return Err(format!("publisher {publisher}: {error}")),
+                }
+            } else {
+                let mut call = Box::pin(socket.publish(message));
+                match futures::poll!(&mut call) {
+                    Poll::Ready(done) => accepted(publisher, done)?,
+                    Poll::Pending => {
+                        waiting.push((number, call));
+                        Told::Open
+                    }
+                }
+            };
+            ledger.note("publish", publisher.into(), number as u64);
+            sent.push(Sent { topic, len, told });
+        }
+        if calls > 1 {
+            rng.shuffle(&mut waiting);
+        }
+        for (number, call) in waiting {
+            let patience = match rng.u8(..6) {
+                0 if calls > 1 => Duration::ZERO,
+                1 if calls > 1 => Duration::from_millis(rng.u64(0..200)),
+                _ => BOUND,
+            };
+            if patience.is_zero() {
+                drop(call);
+            } else if let Ok(done) = tokio::time::timeout(patience, call).await {
+                sent[number].told = accepted(publisher, done)?;
             }
-            Err(error) if error.kind() == ErrorKind::TooLarge => {
-                published.refused.push(size);
-                ledger.note("refused message", publisher.into(), size as u64);
-            }
-            Err(error) => return Err(format!("publisher {publisher}: {error}")),
+            ledger.note("waited", publisher.into(), number as u64);
         }
         if rng.u32(..8) < haste {
             tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << haste))).await;
         }
     }
-    Ok(published)
+    Ok(sent)
+}
+
+fn accepted(publisher: u16, done: xmsg_core::Result<()>) -> Result<Told, String> {
+    done.map(|()| Told::Accepted).map_err(|error| format!("publisher {publisher}: {error}"))
 }
 
 /// A subscriber at work.
 struct Receiving {
-    task: JoinHandle<Result<Vec<(Id, Accepted)>, String>>,
+    task: JoinHandle<Result<Vec<Received>, String>>,
     churn: JoinHandle<usize>,
     calm: Arc<tokio::sync::Notify>,
     close: CancellationToken,
@@ -576,7 +540,7 @@ impl Receiving {
                 let topic = known.ok_or_else(|| format!("message {id:?} came with topic {topic:?}"))?;
                 ends += usize::from(topic == END);
                 ledger.note("received", number << 16 | u64::from(id.0), id.1.into());
-                received.push((id, Accepted { topic, len: data.len() }));
+                received.push(Received { id, topic, len: data.len() });
                 if rng.u32(..10) < slowness {
                     tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << slowness))).await;
                 }
@@ -594,7 +558,7 @@ impl Receiving {
     }
 
     /// Waits for the last message of every publisher, and closes.
-    async fn end(mut self, number: usize) -> Result<Vec<(Id, Accepted)>, String> {
+    async fn end(mut self, number: usize) -> Result<Vec<Received>, String> {
         self.close.cancel();
         match tokio::time::timeout(LINGER, &mut self.task).await {
             Ok(result) => result.map_err(|error| format!("subscriber {number} failed: {error}"))?,

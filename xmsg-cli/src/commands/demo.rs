@@ -13,7 +13,7 @@ use clap::Args;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use xmsg_core::socket::HighWaterMark;
-use xmsg_core::{Connection, ErrorKind, Message, Meta, ProxyAddress, Setup, Subscription, Topic};
+use xmsg_core::{Connection, ErrorKind, Message, Meta, ProxyAddress, Subscription};
 use xmsg_proxy::{Policy, Proxy};
 
 use crate::args::{parse_duration, parse_rate};
@@ -206,19 +206,18 @@ struct Totals {
 
 impl Demo {
     async fn start(arguments: &Arguments, address: &ProxyAddress) -> anyhow::Result<Self> {
-        let setup = Setup::builder()
-            .send_high_water_mark(HIGH_WATER_MARK)
-            .before_subscribe(|socket| socket.receive_high_water_mark = HIGH_WATER_MARK)
+        let options = xmsg_core::ConnectOptions::new()
+            .high_water_mark(HIGH_WATER_MARK)
+            .before_subscribe(|socket, _| socket.receive_high_water_mark = HIGH_WATER_MARK)
             .connection_timeout(Duration::from_secs(10))
-            .subscription_timeout(Duration::from_secs(10))
-            .build()?;
-        let connection = || Connection::with_setup(address.clone(), setup.clone());
+            .subscription_timeout(Duration::from_secs(10));
+        let connection = || Connection::with_options(address.clone(), options.clone());
         let counters = Arc::new(Counters::default());
         let (sent, sent_known) = watch::channel(None);
         let mut subscribers = JoinSet::new();
         for _ in 0..arguments.subscribers {
-            let connection = connection();
-            let subscription = connection.subscribe([Topic::wrap("demo:")]).await?;
+            let connection = connection()?;
+            let subscription = connection.subscribe("demo:").await?;
             let check = Check::new(arguments.publishers.into(), counters.clone());
             subscribers.spawn(receive(subscription, check, sent_known.clone()));
         }
@@ -226,7 +225,7 @@ impl Demo {
         let (stop, stopped) = watch::channel(false);
         let mut connections = Vec::new();
         for _ in 0..arguments.publishers {
-            let connection = connection();
+            let connection = connection()?;
             connection.connect().await?;
             connections.push(connection);
         }
@@ -468,7 +467,7 @@ mod tests {
     use super::*;
 
     fn message(number: u64) -> Message {
-        Message::of(Topic::wrap("demo:1"), format!("{number:012} x").into_bytes())
+        Message::of("demo:1", format!("{number:012} x").into_bytes()).unwrap()
     }
 
     fn counts(numbers: &[u64], sent: u64) -> (u64, u64, u64) {
@@ -496,7 +495,7 @@ mod tests {
         let counters = Arc::new(Counters::default());
         let mut check = Check::new(2, counters);
         for (topic, data) in [("demo:2", "000000000000"), ("demo:1", "hello"), ("demo:x", "000000000000")] {
-            check.take(&Message::of(Topic::wrap(topic), data.as_bytes().to_vec()));
+            check.take(&Message::of(topic, data.as_bytes().to_vec()).unwrap());
         }
         assert_eq!(check.delivered, 0);
     }

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Setup, Topic};
+use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Topic};
 
 use crate::args::{ConnectOptions, parse_duration};
 use crate::exit::Exit;
@@ -47,7 +47,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut pinger = Pinger {
         proxy: arguments.connect.proxy.clone(),
         // To be answered is what this is about, whatever the environment says.
-        setup: arguments.connect.setup()?.check_connection(true).check_subscription(true).build()?,
+        options: arguments.connect.options()?.check_connection(true).check_subscription(true),
+        timeout: arguments.connect.timeout(),
         output: Output::stdout()?,
         sent: 0,
         lost: 0,
@@ -69,7 +70,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 #[derive(Debug)]
 struct Pinger {
     proxy: ProxyAddress,
-    setup: Setup,
+    options: xmsg_core::ConnectOptions,
+    timeout: Duration,
     output: Output,
     sent: u64,
     lost: u64,
@@ -111,16 +113,16 @@ impl Pinger {
 
     /// How long it took to connect, and a message to come back.
     async fn ping(&self) -> xmsg_core::Result<(Duration, Duration)> {
-        let connection = Connection::with_setup(self.proxy.clone(), self.setup.clone());
+        let connection = Connection::with_options(self.proxy.clone(), self.options.clone())?;
         let started = Instant::now();
         connection.connect().await?;
         let handshake = started.elapsed();
 
         let topic = Topic::wrap(format!("xmsg:ping:{}", uuid::Uuid::new_v4()));
-        let mut subscription = connection.subscribe([topic.clone()]).await?;
+        let mut subscription = connection.subscribe(&topic).await?;
         let started = Instant::now();
-        connection.publish(&Message::of(topic, "ping")).await?;
-        let limit = self.setup.subscription_timeout();
+        connection.publish(&Message::of(topic, "ping")?).await?;
+        let limit = self.timeout;
         let back = tokio::time::timeout(limit, subscription.next()).await;
         let round_trip = started.elapsed();
         match back {
@@ -136,7 +138,8 @@ impl Pinger {
             }
         }
         subscription.close().await;
-        connection.close(Duration::ZERO).await;
+        // What it published has come back.
+        let _ = connection.close(Duration::ZERO).await;
         Ok((handshake, round_trip))
     }
 

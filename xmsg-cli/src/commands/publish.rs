@@ -20,6 +20,8 @@ use crate::source::{Source, Split};
 const TURN: u64 = 256;
 /// A run that takes no longer needs no progress bar.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
+/// How often the proxy is asked whether it has what was published.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,7 +95,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
     let publishing = async {
         connection.connect().await?;
-        let events = connection.events().await?;
+        let events = connection.events();
         let publishing = async {
             if arguments.wait_sub {
                 if verbose {
@@ -103,7 +105,10 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             }
             job.publish(&connection).await
         };
-        or_noting(publishing, note_connection(events, proxy)).await
+        // On the way, too, so that it is known of few messages only whether they arrived, should the connection break.
+        let noting =
+            async { tokio::join!(note_connection(events, proxy), confirm_now_and_then(&connection)).0 };
+        or_noting(publishing, noting).await
     };
     let result = tokio::select! {
         result = publishing => result.map(|()| Exit::Done),
@@ -112,32 +117,50 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     job.progress.clear();
 
     // What was accepted is sent, also after an error or an interrupt; a second interrupt ends that, too.
-    let unsent = tokio::select! {
-        unsent = connection.close(arguments.linger) => unsent as u64,
+    let left = tokio::select! {
+        left = connection.close(arguments.linger) => left,
         () = interrupt.wait() => {
             note(format_args!("interrupted: {} not sent", counted(connection.queued().messages, "message")));
             return Ok(Exit::Interrupted);
         }
     };
     let exit = result?;
-    if unsent > 0 {
+    let published = counted(job.sent, "message");
+    if left.unsent > 0 {
         bail!(
-            "{} of {} could not be sent to {proxy} within {} s: see whether the proxy runs, or give it more time with \
-             --linger",
-            unsent,
-            counted(job.sent, "message"),
+            "{} of {published} could not be sent to {proxy} within {} s: see whether the proxy runs, or give it more time \
+             with --linger",
+            left.unsent,
             arguments.linger.as_secs_f64(),
+        );
+    }
+    if left.unconfirmed > 0 {
+        bail!(
+            "up to {} of {published} may be lost: {proxy} did not confirm them, or the connection broke before it did",
+            left.unconfirmed
         );
     }
     let lost = job.refused + connection.dropped();
     if lost > 0 && exit == Exit::Done {
-        bail!("{} refused", if lost == 1 { "1 message was".to_owned() } else { format!("{} messages were", grouped(lost)) });
+        bail!(
+            "{} refused",
+            if lost == 1 { "1 message was".to_owned() } else { format!("{} messages were", grouped(lost)) }
+        );
     }
     if verbose {
         let messages = counted(job.sent, "message");
         note(format_args!("published {messages} ({}) to {}", counted(job.bytes, "byte"), arguments.topic));
     }
     Ok(exit)
+}
+
+/// Has the proxy confirm what was published, once a second. It does not end.
+async fn confirm_now_and_then(connection: &Connection) {
+    loop {
+        tokio::time::sleep(CONFIRM_INTERVAL).await;
+        // What could not be confirmed stays counted, and is told at the end.
+        let _ = connection.flush(Duration::MAX).await;
+    }
 }
 
 /// What is to be published, and how far that has come.
@@ -230,7 +253,7 @@ impl Job {
 
     /// The number of the next message, from 1.
     fn number(&self) -> u64 {
-        self.sent + self.refused + 1
+        1 + self.refused + self.sent
     }
 
     /// Says which message is too large, and has the others published all the same. Any other error ends the run.

@@ -148,7 +148,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             Answer::Echo
         };
         connection.connect().await?;
-        let subscription = connection.subscribe(topics.iter().cloned()).await?;
+        let subscription = connection.subscribe(&topics).await?;
         let notes = note_connection(subscription.events(), &proxy);
         if verbose {
             note(format_args!("ready: subscribed to {} at {proxy}", topics_text(&topics)));
@@ -169,8 +169,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     };
     // Commands that are at work are killed before we end.
     working.shutdown().await;
-    let unsent = tokio::select! {
-        unsent = connection.close(linger) => unsent,
+    let left = tokio::select! {
+        left = connection.close(linger) => left,
         () = interrupt.wait() => return Ok(Exit::Interrupted),
     };
     if verbose {
@@ -182,8 +182,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         ));
     }
     let exit = result?;
-    if unsent > 0 {
-        bail!("{} could not be sent to {proxy}: does the proxy run?", counted(unsent as u64, "message"));
+    if !left.is_nothing() {
+        bail!("{left}, by {proxy}: does the proxy run?");
     }
     if exit == Exit::Done && counts.answered < counts.requests {
         let requests = counted(counts.requests, "request");

@@ -65,7 +65,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
     let ready = Arc::new(OnceLock::new());
     let subscribed = ready.clone();
-    let setup = arguments.connect.setup()?.after_subscribe(move || {
+    let options = arguments.connect.options()?.after_subscribe(move |_| {
         // The only subscription is that to replies.
         subscribed.get_or_init(Instant::now);
     });
@@ -73,9 +73,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         .proxy(arguments.connect.proxy.clone())
         // It is not asked; what the environment says of it does not matter.
         .registrar(RegistrarAddress::default())
-        .setup(setup.build()?)
-        .build()
-        .await?;
+        .options(options)
+        .build()?;
 
     // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
     let asker = Asker {
@@ -95,7 +94,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         () = reader_gone() => return Ok(Exit::Done),
     };
     // What is not sent by now is a request that nobody waits for any more.
-    actor.close(Duration::ZERO).await;
+    let _ = actor.close(Duration::ZERO).await;
     result
 }
 
@@ -122,7 +121,7 @@ impl Asker {
         for number in 1..=self.count {
             let message = dish.message(&self.recipe, number)?.clone();
             let mut started = Instant::now();
-            match self.actor.request(message, self.timeout).await {
+            match self.actor.request(&message, self.timeout).await {
                 Ok(reply) => {
                     // To connect is no part of the round trip.
                     started = self.ready.get().map_or(started, |ready| started.max(*ready));

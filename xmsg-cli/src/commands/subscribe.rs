@@ -90,7 +90,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let topics = arguments.topics;
 
     let subscription = tokio::select! {
-        subscription = connection.subscribe(topics.iter().cloned()) => subscription?,
+        subscription = connection.subscribe(&topics) => subscription?,
         () = interrupt.wait() => return Ok(Exit::Interrupted),
     };
     if verbose {
@@ -369,7 +369,7 @@ mod tests {
     fn a_report_has_a_row_for_each_topic_and_bounds_them() {
         let mut report = Report::new();
         for n in 0..TOPICS_MAX + 5 {
-            report.count(&Message::of(Topic::wrap(format!("t:{n:04}")), vec![0_u8; 10]));
+            report.count(&Message::of(Topic::wrap(format!("t:{n:04}")), vec![0_u8; 10]).unwrap());
         }
         let mut out = Vec::new();
         report.write(&mut out);

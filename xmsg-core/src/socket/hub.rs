@@ -1,6 +1,6 @@
 //! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,20 +12,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Permit;
+use super::events::{DropReason, SocketEvent, SocketEvents};
 use super::inbox::Inbox;
+use super::link::{LastEnd, Link, NotTaken, SubscriptionLimits, Subscriptions};
 use super::outbox::{Discarded, Frame, Outbox};
-use super::refusal::{Whose, unfit, unfit_subscription};
+use super::reconnect::Backoff;
+use super::refusal::unfit;
 use super::session::{Batch, Ended, Handler, Session, now};
 use super::throttle::Throttle;
-use super::transport::{Listener, Stream};
+use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, SocketOptions};
-use crate::zmtp::{
-    self, Blame, Engine, Limited, Limits, Peer, PeerLimits, Principal, SocketType, Version, Violation,
-};
+use crate::zmtp::{self, Blame, DroppedCounts, Engine, Limits, Peer, PeerLimits, SocketType};
 use crate::{Error, ErrorKind, Result};
 
-/// Events that wait for a slow observer; older ones are lost to it.
-const EVENTS: usize = 64;
 /// How long a reconnected publisher waits at most for the subscriptions that it knew before.
 const RESUBSCRIBE_GRACE: Duration = Duration::from_secs(1);
 /// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
@@ -34,211 +33,22 @@ const WANTED_MAX: usize = 100_000;
 /// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 
-/// What happened to a socket's connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SocketEvent {
-    /// A connection is there, handshake done.
-    Connected {
-        /// Its other end.
-        peer: String,
-    },
-    /// A connection ended.
-    Disconnected {
-        /// Its other end.
-        peer: String,
-        /// Why.
-        reason: String,
-    },
-    /// A message that had been accepted was dropped, because its peer does not take it. What is behind it goes on.
-    MessageDropped {
-        /// The peer.
-        peer: String,
-        /// The first frame of the message, its topic; of a long one, the first 255 bytes.
-        topic: Bytes,
-        /// Bytes on the wire, with all frames and their headers.
-        size: usize,
-        /// Why.
-        reason: String,
-    },
-    /// A subscription was not made, because the peer has told that it does not take it: nothing comes from there for it.
-    SubscriptionRefused {
-        /// The peer.
-        peer: String,
-        /// What was to be subscribed to.
-        prefix: Bytes,
-        /// Why.
-        reason: String,
-    },
-    /// A connection could not be made; it will be tried again after the pause.
-    ConnectFailed {
-        /// Its other end.
-        peer: String,
-        /// What kind of failure: [`NotAllowed`](ErrorKind::NotAllowed) when the other side does not want us.
-        kind: ErrorKind,
-        /// Why.
-        reason: String,
-        /// Until the next attempt.
-        pause: Duration,
-    },
-}
-
-/// The [`SocketEvent`]s of one socket from now on. Whoever falls more than 64 events behind misses the oldest.
-#[derive(Debug)]
-pub struct SocketEvents(broadcast::Receiver<SocketEvent>);
-
-impl SocketEvents {
-    /// The next event; `None` when the socket is gone.
-    pub async fn next(&mut self) -> Option<SocketEvent> {
-        loop {
-            match self.0.recv().await {
-                Ok(event) => return Some(event),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    }
-}
-
-/// One connection, or the place of one that is being made anew.
-#[derive(Debug)]
-pub(crate) struct Link {
-    id: u64,
-    pub(crate) outbox: Outbox,
-    /// Connecting links outlive their connections.
-    pub(crate) connecting: bool,
-    pub(crate) state: Mutex<LinkState>,
-    /// Ends the connection and, with it, an accepted link.
-    stop: CancellationToken,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct LinkState {
-    /// The version of the peer, while there is one.
-    pub(crate) version: Option<Version>,
-    /// What the peer of a publisher wants.
-    pub(crate) wanted: BTreeSet<Bytes>,
-    /// … and how many bytes that is.
-    wanted_bytes: usize,
-    /// … and more than is kept.
-    pub(crate) wants_more: bool,
-    /// Who the peer has proved to be.
-    pub(crate) principal: Option<Principal>,
-    /// What the peer calls itself: its address.
-    name: Arc<str>,
-    /// What the peer takes; after its connection has ended, what it told last.
-    pub(crate) limits: PeerLimits,
-    /// How the last connection ended.
-    pub(crate) last_end: LastEnd,
-    /// The first subscription that the peer does not take, if there is one.
-    refused: Option<NotTaken>,
-}
-
-/// How a connection ended, as far as it matters to whoever has sent something over it.
-#[derive(Debug, Default)]
-pub(crate) enum LastEnd {
-    /// In no such way.
-    #[default]
-    Otherwise,
-    /// The peer, which has told no limits, ended it after it had got a part of a message.
-    CutOff,
-    /// The peer broke a rule.
-    Violation(Violation),
-}
-
-/// A subscription above a limit.
-#[derive(Clone, Copy, Debug)]
-struct NotTaken {
-    what: Limited,
-    limit: usize,
-    whose: Whose,
-}
-
-impl NotTaken {
-    fn error(self) -> Error {
-        unfit_subscription(self.what, self.limit, self.whose)
-    }
-}
-
-/// What may be subscribed to.
-#[derive(Clone, Copy, Debug)]
-struct SubscriptionLimits {
-    len: usize,
-    count: usize,
-    bytes: usize,
-    whose: Whose,
-}
-
-impl SubscriptionLimits {
-    fn ours(limits: &Limits) -> Self {
-        Self {
-            len: limits.subscription_len,
-            count: limits.subscriptions,
-            bytes: limits.subscription_bytes,
-            whose: Whose::Ours,
-        }
-    }
-
-    fn theirs(limits: &PeerLimits) -> Self {
-        let any = usize::MAX;
-        Self {
-            len: limits.subscription_len.unwrap_or(any),
-            count: limits.subscriptions.unwrap_or(any),
-            bytes: limits.subscription_bytes.unwrap_or(any),
-            whose: Whose::Theirs,
-        }
-    }
-
-    /// Whether a prefix of this length may come, with which there are so many, of so many bytes together.
-    fn check(self, len: usize, count: usize, bytes: usize) -> Result<(), NotTaken> {
-        let above = [
-            (Limited::Subscription, len, self.len),
-            (Limited::Subscriptions, count, self.count),
-            (Limited::SubscriptionBytes, bytes, self.bytes),
-        ];
-        match above.into_iter().find(|(_, size, limit)| size > limit) {
-            Some((what, _, limit)) => Err(NotTaken { what, limit, whose: self.whose }),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What a subscriber wants, and how often it said so.
-#[derive(Debug, Default)]
-struct Subscriptions {
-    counts: BTreeMap<Bytes, usize>,
-    /// Of all prefixes.
-    bytes: usize,
-}
-
-impl LinkState {
-    fn forget_wanted(&mut self) -> BTreeSet<Bytes> {
-        self.wanted_bytes = 0;
-        self.wants_more = false;
-        std::mem::take(&mut self.wanted)
-    }
-}
-
-impl Link {
-    pub(crate) fn state(&self) -> MutexGuard<'_, LinkState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the peer of a publisher wants this topic.
-    pub(crate) fn wants(&self, topic: &[u8]) -> bool {
-        let state = self.state();
-        // Every prefix of the topic that is subscribed sorts at or before it.
-        state.wants_more || (0..=topic.len()).any(|len| state.wanted.contains(&topic[..len]))
-    }
-}
-
 /// A socket's hold on its hub: letting go closes it.
 #[derive(Debug)]
 pub(crate) struct Owner(Arc<Hub>);
 
 impl Owner {
     pub(crate) fn new(socket_type: SocketType, options: SocketOptions) -> Self {
-        Self(Hub::new(socket_type, options))
+        Self(Hub::new(socket_type, options, None))
+    }
+
+    /// The same, with its events told to this channel, too.
+    pub(crate) fn with_parent(
+        socket_type: SocketType,
+        options: SocketOptions,
+        parent: broadcast::Sender<SocketEvent>,
+    ) -> Self {
+        Self(Hub::new(socket_type, options, Some(parent)))
     }
 }
 
@@ -265,11 +75,15 @@ pub(crate) struct Hub {
     links: Mutex<Vec<Arc<Link>>>,
     next_link: AtomicU64,
     subscriptions: Mutex<Subscriptions>,
+    /// What it listens to.
+    listeners: Mutex<Vec<Closer>>,
     /// The links of a router by identity; those of a replier by a name of ours.
     routes: Mutex<HashMap<Bytes, Arc<Link>>>,
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
     events: broadcast::Sender<SocketEvent>,
+    /// The channel of what the socket is a part of.
+    parent: Option<broadcast::Sender<SocketEvent>>,
     /// Messages that were accepted and dropped again.
     dropped: AtomicU64,
     /// … in the log.
@@ -279,16 +93,22 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    fn new(socket_type: SocketType, options: SocketOptions) -> Arc<Self> {
+    fn new(
+        socket_type: SocketType,
+        options: SocketOptions,
+        parent: Option<broadcast::Sender<SocketEvent>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             socket_type,
             inbox: Inbox::new(options.receive_high_water_mark),
             links: Mutex::default(),
             next_link: AtomicU64::new(1),
             subscriptions: Mutex::default(),
+            listeners: Mutex::default(),
             routes: Mutex::default(),
             changed: Notify::new(),
-            events: broadcast::channel(EVENTS).0,
+            events: SocketEvents::channel(),
+            parent,
             dropped: AtomicU64::new(0),
             drop_log: Throttle::default(),
             stop: CancellationToken::new(),
@@ -298,7 +118,7 @@ impl Hub {
     }
 
     pub(crate) fn events(&self) -> SocketEvents {
-        SocketEvents(self.events.subscribe())
+        SocketEvents::of(&self.events)
     }
 
     /// The links there are now.
@@ -326,6 +146,7 @@ impl Hub {
     /// Accepts from this listener from then on. Returns its endpoint.
     pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
+        lock(&self.listeners).push(listener.closer());
         self.tasks.spawn(self.clone().accept(listener));
         endpoint
     }
@@ -417,7 +238,7 @@ impl Hub {
     /// Drops a message for one of several peers, which does not take it.
     pub(crate) fn drop_for(&self, link: &Link, frames: &[impl Frame]) {
         let reason = self.unfit(link, frames).to_string();
-        let topic = frames.first().map(|frame| frame.as_ref()).unwrap_or_default();
+        let topic = frames.first().map(AsRef::as_ref).unwrap_or_default();
         let topic = Bytes::copy_from_slice(&topic[..topic.len().min(255)]);
         let gone = Discarded { topic, size: zmtp::encoded_len(frames), frames: frames.len() };
         let name = link.state().name.clone();
@@ -435,19 +256,26 @@ impl Hub {
         self.tell(SocketEvent::MessageDropped { peer: peer.to_owned(), topic, size, reason });
     }
 
+    /// Accepts nobody any more, and frees what it was bound to before it returns.
+    pub(crate) fn unbind(&self) {
+        for listener in lock(&self.listeners).drain(..) {
+            listener.close();
+        }
+    }
+
     /// Takes no more messages, writes what was accepted for at most `linger`, and ends every task.
     /// Returns how many messages were not sent.
     pub(crate) async fn close(&self, linger: Duration) -> usize {
         // Whoever drops this future half-way gives up: nothing of the socket stays behind.
         let _stop = self.stop.clone().drop_guard();
+        self.unbind();
         self.tasks.close();
         let links: Vec<_> = self.links().iter().cloned().collect();
         for link in &links {
             link.outbox.close();
         }
         self.inbox.close();
-        let sends = !matches!(self.socket_type, SocketType::Sub | SocketType::Req);
-        if sends
+        if self.sends()
             && links.iter().any(|link| link.outbox.queued().messages > 0 || link.state().version.is_some())
         {
             let flushed = async {
@@ -462,10 +290,30 @@ impl Hub {
         links.iter().map(|link| link.outbox.queued().messages as usize).sum()
     }
 
-    /// Closes in the background, for a socket that was dropped.
+    /// Ends every task at once, in the background. What was accepted is not sent; what was received can still be taken.
+    pub(crate) fn abort(&self) {
+        self.tasks.close();
+        for link in self.links().iter() {
+            link.outbox.close();
+        }
+        self.inbox.close();
+        self.stop.cancel();
+    }
+
+    /// Whether it has something to say that is worth waiting for.
+    fn sends(&self) -> bool {
+        !matches!(self.socket_type, SocketType::Sub | SocketType::Req)
+    }
+
+    /// Closes in the background, for a socket that was dropped; what it was bound to is free at once.
     fn close_detached(self: &Arc<Self>) {
+        self.unbind();
         if self.tasks.is_closed() {
             return;
+        }
+        if !self.sends() || self.options.linger.is_zero() {
+            // Right now: nothing more is written, not even what a connection that is just being made would write.
+            self.stop.cancel();
         }
         let hub = self.clone();
         // Without a runtime there is nobody left who could send: the tasks went with it.
@@ -497,13 +345,14 @@ impl Hub {
 
     async fn keep_connected(self: Arc<Self>, endpoint: Endpoint, link: Arc<Link>) {
         let peer = endpoint.to_string();
+        let _end = LinkEnd { hub: &self, link: &link };
         let mut backoff = Backoff::new(&self.options);
         let mut lost: Option<(Instant, BTreeSet<Bytes>)> = None;
         let work = async {
             loop {
                 let begun = Instant::now();
                 let attempt = self.open(&endpoint);
-                let reason = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
+                let failure = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
@@ -513,22 +362,22 @@ impl Hub {
                         lost.extend(wanted);
                         None
                     }
-                    Ok(Err(error)) => Some((error.kind(), with_cause(&error))),
-                    Err(_) => Some((
+                    Ok(Err(error)) => Some(error),
+                    Err(_) => Some(Error::new(
                         ErrorKind::Timeout,
-                        "no answer within the time limit for connecting".to_owned(),
+                        format!("no answer from {peer} within the time limit for connecting"),
                     )),
                 };
                 if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
                     return;
                 }
                 let mut pause = backoff.next();
-                if let Some((kind, reason)) = reason {
+                if let Some(error) = failure {
                     // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
-                    let least = pause.min(self.options.reconnect_min);
+                    let least = pause.min(backoff.min);
                     pause = pause.saturating_sub(begun.elapsed()).max(least);
-                    tracing::debug!(peer, reason, ?pause, "cannot connect");
-                    self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), kind, reason, pause });
+                    tracing::debug!(peer, reason = %error.with_causes(), ?pause, "cannot connect");
+                    self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), error, pause });
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -538,8 +387,6 @@ impl Hub {
             () = self.stop.cancelled() => {}
             () = work => {}
         }
-        link.state().version = None;
-        link.stop.cancel();
     }
 
     async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Peer)> {
@@ -548,13 +395,7 @@ impl Hub {
         // What others subscribe to at a proxy is no reason to leave it.
         limits.subscription_len = limits.subscription_len.max(limits.command_size);
         let mut session = self.session(stream, limits);
-        let peer = session.handshake().await.map_err(|ended| {
-            let kind = match &ended {
-                Ended::Violation(violation) if violation.is_refusal() => ErrorKind::NotAllowed,
-                _ => ErrorKind::Protocol,
-            };
-            Error::new(kind, format!("no handshake with {endpoint}: {ended}"))
-        })?;
+        let peer = session.handshake().await.map_err(|ended| ended.while_connecting(endpoint))?;
         Ok((session, peer))
     }
 
@@ -593,9 +434,7 @@ impl Hub {
         tokio::select! {
             biased;
             () = link.stop.cancelled() => {}
-            ended = self.run(&peer, session, found, &link, &mut lost) => {
-                self.options.violations.note(&peer, self.socket_type, &ended);
-            }
+            () = self.run(&peer, session, found, &link, &mut lost) => {}
         }
         // Whoever waits for room here waits in vain.
         link.outbox.close();
@@ -615,7 +454,7 @@ impl Hub {
         peer: Peer,
         link: &Arc<Link>,
         lost: &mut Option<(Instant, BTreeSet<Bytes>)>,
-    ) -> Ended {
+    ) {
         let (version, principal, limits) = (peer.version, peer.principal.clone(), peer.limits);
         let identity = match (self.socket_type, peer.identity.first()) {
             // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that
@@ -635,7 +474,8 @@ impl Hub {
             // peers prove who they are, somebody else may not.
             if let Some(old) = routes.get(&identity) {
                 if old.state().principal != principal {
-                    return Ended::ByUs("somebody else has this identity");
+                    tracing::debug!(peer = name, "somebody else has this identity");
+                    return;
                 }
                 old.stop.cancel();
             }
@@ -652,6 +492,7 @@ impl Hub {
             }
             let mut state = link.state();
             (state.version, state.limits) = (Some(version), limits);
+            state.drops.0 = DroppedCounts::default();
             state.refused = refused.first().map(|(_, why)| *why);
             refused
         };
@@ -691,8 +532,14 @@ impl Hub {
             (state.version, state.last_end) = (None, last_end);
         }
         tracing::debug!(peer = name, socket = %self.socket_type, reason = %ended, "disconnected");
-        self.tell(SocketEvent::Disconnected { peer: name.to_owned(), reason: ended.to_string() });
-        ended
+        if !matches!(ended, Ended::Drained) {
+            link.outbox.note_break();
+        }
+        if !link.connecting {
+            self.options.violations.note(name, self.socket_type, &ended);
+        }
+        let error = ended.while_connected(&name);
+        self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
     }
 
     /// Has the link take what its new peer takes. What had been accepted before, and is more than that, would have the peer end the
@@ -706,7 +553,11 @@ impl Hub {
             } else {
                 (format!("{} frames", gone.frames), limits.frames)
             };
-            self.note_dropped(name, gone, format!("the peer takes no {what}: it has told a limit of {limit}"));
+            self.note_dropped(
+                name,
+                gone,
+                format!("the peer takes no {what}: it has told a limit of {limit}"),
+            );
         }
     }
 
@@ -723,7 +574,8 @@ impl Hub {
             return LastEnd::Otherwise;
         }
         if let Some(gone) = link.outbox.cut_off() {
-            let reason = "the peer has ended the connection twice in the middle of it: is it above a limit there?";
+            let reason =
+                "the peer has ended the connection twice in the middle of it: is it above a limit there?";
             self.note_dropped(name, gone, reason.to_owned());
         }
         LastEnd::CutOff
@@ -733,7 +585,7 @@ impl Hub {
     /// sent before. They retry within about as long as the connection was away.
     async fn settle(&self, link: &Link, since: Instant, wanted: &BTreeSet<Bytes>) {
         let away = since.elapsed();
-        tokio::time::sleep(away.clamp(self.options.reconnect_min, self.options.reconnect_max)).await;
+        tokio::time::sleep(away.min(self.options.reconnect_max).max(self.options.reconnect_min)).await;
         let back = async {
             loop {
                 let mut changed = std::pin::pin!(self.changed.notified());
@@ -758,7 +610,27 @@ impl Hub {
 
     fn tell(&self, event: SocketEvent) {
         // Nobody has to listen.
+        if let Some(parent) = &self.parent {
+            let _ = parent.send(event.clone());
+        }
         let _ = self.events.send(event);
+    }
+}
+
+/// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another
+/// runtime gets an error then, and does not fill a queue that nobody empties.
+struct LinkEnd<'a> {
+    hub: &'a Hub,
+    link: &'a Link,
+}
+
+impl Drop for LinkEnd<'_> {
+    fn drop(&mut self) {
+        self.link.outbox.close();
+        self.link.state().version = None;
+        self.link.stop.cancel();
+        self.hub.inbox.close();
+        self.hub.changed.notify_waiters();
     }
 }
 
@@ -800,74 +672,33 @@ impl Handler for LinkHandler<'_> {
         self.hub.changed.notify_waiters();
         Ok(())
     }
-}
 
-impl Subscriptions {
-    /// What a new peer is told, and what of it that is more than the peer takes.
-    fn for_peer(&self, version: Version, limits: &PeerLimits) -> (BytesMut, Vec<(Bytes, NotTaken)>) {
-        let limits = SubscriptionLimits::theirs(limits);
-        let (mut out, mut refused) = (BytesMut::new(), Vec::new());
-        let (mut count, mut bytes) = (0, 0);
-        for prefix in self.counts.keys() {
-            if let Err(why) = limits.check(prefix.len(), count + 1, bytes + prefix.len()) {
-                refused.push((prefix.clone(), why));
-                continue;
+    fn dropped(&mut self, counts: DroppedCounts) {
+        let (peer, news, total) = {
+            let mut state = self.link.state();
+            let (before, total) = &mut state.drops;
+            // A count that goes back is none.
+            let news = DroppedCounts {
+                too_slow: counts.too_slow.saturating_sub(before.too_slow),
+                too_large: counts.too_large.saturating_sub(before.too_large),
+            };
+            before.too_slow = before.too_slow.max(counts.too_slow);
+            before.too_large = before.too_large.max(counts.too_large);
+            total.too_slow = total.too_slow.saturating_add(news.too_slow);
+            total.too_large = total.too_large.saturating_add(news.too_large);
+            (state.name.clone(), news, state.drops.1)
+        };
+        for (reason, messages, total) in [
+            (DropReason::TooSlow, news.too_slow, total.too_slow),
+            (DropReason::TooLarge, news.too_large, total.too_large),
+        ] {
+            if messages > 0 {
+                self.hub.tell(SocketEvent::DroppedByPeer { peer: peer.to_string(), reason, messages, total });
             }
-            (count, bytes) = (count + 1, bytes + prefix.len());
-            version.write_subscription(&mut out, true, prefix);
         }
-        (out, refused)
-    }
-}
-
-/// Pauses between attempts: doubling, each cut by up to half at random, so that peers do not come in step.
-#[derive(Debug)]
-struct Backoff {
-    min: Duration,
-    max: Duration,
-    next: Duration,
-}
-
-impl Backoff {
-    fn new(options: &SocketOptions) -> Self {
-        Self { min: options.reconnect_min, max: options.reconnect_max, next: options.reconnect_min }
-    }
-
-    fn reset(&mut self) {
-        self.next = self.min;
-    }
-
-    fn next(&mut self) -> Duration {
-        let pause = self.next;
-        self.next = (pause * 2).min(self.max);
-        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-}
-
-/// The error and what the system said, in one line.
-fn with_cause(error: &Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_double_up_to_the_longest_and_start_over() {
-        let mut backoff = Backoff::new(&SocketOptions::default());
-        for expected in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
-            let pause = backoff.next().as_millis();
-            assert!((expected / 2..=expected).contains(&pause), "{pause} ms instead of {expected}");
-        }
-        backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(100));
-    }
 }

@@ -60,21 +60,29 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues whole messages, waiting while the queue is above its mark.
+    /// Queues whole messages, and waits while the queue is at its mark. They are queued before the waiting, not after it: what was
+    /// read from a connection is then found in the queue, also when the reader is ended while it waits. The bound is the mark
+    /// and what each connection has read last.
     pub(crate) async fn push(&self, from: &Bytes, wire: Bytes) {
+        {
+            let mut state = self.state();
+            if state.closed {
+                return;
+            }
+            state.bytes += wire.len();
+            state.batches.push_back(Batch { from: from.clone(), wire });
+            let (is_full, receivers) = (state.bytes >= self.limit, std::mem::take(&mut state.receivers));
+            drop(state);
+            receivers.into_iter().for_each(Waker::wake);
+            if !is_full {
+                return;
+            }
+        }
         loop {
             let mut room = std::pin::pin!(self.room.notified());
             {
                 let mut state = self.state();
-                if state.closed {
-                    return;
-                }
-                if state.bytes < self.limit {
-                    state.bytes += wire.len();
-                    state.batches.push_back(Batch { from: from.clone(), wire });
-                    let receivers = std::mem::take(&mut state.receivers);
-                    drop(state);
-                    receivers.into_iter().for_each(Waker::wake);
+                if state.closed || state.bytes < self.limit {
                     return;
                 }
                 state.crowded = true;
@@ -82,6 +90,20 @@ impl Inbox {
             }
             room.await;
         }
+    }
+
+    /// Puts batches that were taken back to the front, in their order.
+    pub(crate) fn put_back(&self, batches: impl DoubleEndedIterator<Item = Bytes>) {
+        let mut state = self.state();
+        for wire in batches.rev() {
+            state.bytes += wire.len();
+            state.batches.push_front(Batch { from: Bytes::new(), wire });
+        }
+    }
+
+    /// What waits to be received, as it was on the wire.
+    pub(crate) fn waiting(&self) -> Vec<Bytes> {
+        self.state().batches.iter().map(|batch| batch.wire.clone()).collect()
     }
 
     /// The next message and the identity of its sender; `None` once the queue is closed and empty.
@@ -157,16 +179,29 @@ mod tests {
         let inbox = Inbox::new(8);
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
-        inbox.push(&nobody, wire(&["aa", "bb"])).await;
-        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"])));
-        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
+        let mut first = std::pin::pin!(inbox.push(&nobody, wire(&["aa", "bb"])));
+        assert!(futures::poll!(&mut first).is_pending(), "8 of 8 bytes are taken");
         for expected in ["aa", "bb"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
         }
-        second.await;
+        first.await;
+        inbox.push(&nobody, wire(&["cc"])).await;
         inbox.close();
         assert_eq!(next().await.unwrap().1, Multipart::from(["cc"]));
         assert_eq!(next().await, None);
+    }
+
+    #[tokio::test]
+    async fn what_was_read_is_in_the_queue_when_its_reader_is_ended() {
+        let inbox = Inbox::new(4);
+        let nobody = Bytes::new();
+        {
+            let mut push = std::pin::pin!(inbox.push(&nobody, wire(&["aa"])));
+            assert!(futures::poll!(&mut push).is_pending());
+        }
+        inbox.close();
+        let next = std::future::poll_fn(|cx| inbox.poll_next(cx)).await;
+        assert_eq!(next.unwrap().1, Multipart::from(["aa"]));
     }
 
     #[tokio::test]
@@ -174,13 +209,14 @@ mod tests {
         let inbox = Inbox::new(8);
         let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
         let nobody = Bytes::new();
-        inbox.push(&nobody, wire(&["aa", "bb"])).await;
-        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"])));
-        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
+        let mut first = std::pin::pin!(inbox.push(&nobody, wire(&["aa", "bb"])));
+        assert!(futures::poll!(&mut first).is_pending(), "8 of 8 bytes are taken");
         assert_eq!(next().await, Some(wire(&["aa", "bb"])));
-        assert!(futures::poll!(&mut second).is_pending(), "they are being taken apart");
+        assert!(futures::poll!(&mut first).is_pending(), "they are being taken apart");
         assert!(futures::poll!(std::pin::pin!(next())).is_pending());
-        second.await;
+        first.await;
+        inbox.push(&nobody, wire(&["cc"])).await;
+        assert_eq!(inbox.waiting(), [wire(&["cc"])]);
         assert_eq!(next().await, Some(wire(&["cc"])));
         inbox.close();
         assert_eq!(next().await, None);

@@ -57,12 +57,12 @@ pub struct SocketOptions {
     /// How long one attempt to connect may take, with its handshake. A name is looked up for each attempt; when it has several
     /// addresses, they are tried in turn, each for an equal share of this time; the handshake has a share, too. Default 10 s.
     pub connect_timeout: Duration,
-    /// The first pause before a connection is tried again; it doubles each time. Default 100 ms.
+    /// The first pause before a connection is tried again; it doubles each time. At least 1 ms. Default 100 ms.
     pub reconnect_min: Duration,
-    /// The longest such pause. Default 5 s.
+    /// The longest such pause; `reconnect_min`, if that is longer. Default 5 s.
     pub reconnect_max: Duration,
-    /// Ask after a peer (ZMTP 3.1) that was silent for so long. Default: never; a [`Setup`](crate::Setup) has a default of its
-    /// own.
+    /// Ask after a peer (ZMTP 3.1) that was silent for so long; `None` or no time at all: never. Default: never;
+    /// [`ConnectOptions`](crate::ConnectOptions) have a default of their own.
     pub heartbeat_interval: Option<Duration>,
     /// How long it has to answer then. Default 30 s.
     pub heartbeat_timeout: Duration,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::hub::{Owner, SocketEvents};
+use super::events::SocketEvents;
+use super::hub::Owner;
 use super::outbox::Refused;
 use super::transport::Listener;
 use super::{Endpoint, Multipart, SocketOptions};
@@ -68,8 +69,14 @@ impl Replier {
     }
 
     /// Lets peers connect to a listener that is bound already. Returns its endpoint.
+    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
     pub fn listen(&self, listener: Listener) -> Endpoint {
         self.hub.listen(listener)
+    }
+
+    /// Lets no more peers connect. What it was bound to is free when this returns; connections stay.
+    pub fn unbind(&self) {
+        self.hub.unbind();
     }
 
     /// The next request, and the way back; `None` once the socket is closed. A message without an envelope is no request, and

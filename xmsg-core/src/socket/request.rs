@@ -6,11 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::hub::{LastEnd, Link, Owner, SocketEvent, SocketEvents};
+use super::events::{SocketEvent, SocketEvents};
+use super::hub::Owner;
+use super::link::{LastEnd, Link};
 use super::outbox::Refused;
 use super::{Endpoint, Multipart, SocketOptions};
+use crate::deadline::Deadline;
 use crate::zmtp::{Limited, MessageLimits, SocketType, Violation};
 use crate::{Error, ErrorKind, Result};
 
@@ -20,9 +23,10 @@ const RESEND_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A socket that sends requests to one REP or ROUTER peer, one after another, and hands out their replies.
 /// Clones share it: requests of several tasks queue, first come, first served.
 ///
-/// A request that times out, or whose future is dropped, takes its connection with it, so that a late reply can't be
-/// taken for that of the next request, which finds a new connection. A connection that breaks before the reply is made anew, and
-/// the request is sent again while there is time: it may be carried out twice, so let it be one that does no harm then.
+/// A request that times out, or whose future is dropped, takes its connection with it: what was not written by then never will
+/// be, and a late reply can't be taken for that of the next request, which finds a new connection. A connection that breaks
+/// before the reply is made anew, and the request is sent again while there is time: it may be carried out twice, so let it be one
+/// that does no harm then.
 #[derive(Clone, Debug)]
 pub struct Requester {
     inner: Arc<Inner>,
@@ -38,6 +42,7 @@ struct Inner {
     idle: Mutex<Option<Live>>,
     /// What the peer takes, as it told last.
     limits: Mutex<MessageLimits>,
+    closed: CancellationToken,
 }
 
 impl Inner {
@@ -56,9 +61,25 @@ impl Inner {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn put_back(&self, live: Live) {
+        *self.idle() = Some(live);
+        if self.closed.is_cancelled() {
+            // `close` may have looked before.
+            self.idle().take();
+        }
+    }
+
     fn idle(&self) -> MutexGuard<'_, Option<Live>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A request that got no reply.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) error: Error,
+    /// Whether it was written to a connection, and may have been carried out. If not, it never will be.
+    pub(crate) sent: bool,
 }
 
 impl Requester {
@@ -68,65 +89,105 @@ impl Requester {
         // A connection that is given up has nothing more to say.
         let options = SocketOptions { linger: Duration::ZERO, ..options };
         let limits = Mutex::new(options.send_limits());
-        let inner = Inner { endpoint, options, turn: Semaphore::new(1), idle: Mutex::default(), limits };
+        let (turn, closed) = (Semaphore::new(1), CancellationToken::new());
+        let inner = Inner { endpoint, options, turn, idle: Mutex::default(), limits, closed };
         Self { inner: Arc::new(inner) }
     }
 
     /// Sends a request and returns its reply. `timeout` counts from the call: waiting for one's turn and connecting
-    /// included. An error of kind [`Timeout`](ErrorKind::Timeout) says that there was no reply in time,
-    /// [`Refused`](ErrorKind::Refused) that there was no connection either, [`Closed`](ErrorKind::Closed) that the requester
-    /// was closed.
+    /// included; [`Duration::MAX`] stands for ever. An error of kind [`Timeout`](ErrorKind::Timeout) says that there was no reply
+    /// in time, [`Closed`](ErrorKind::Closed) that the requester was closed. If there was no connection either, the kind says
+    /// why: [`Refused`](ErrorKind::Refused), [`UnknownHost`](ErrorKind::UnknownHost), …. What does not pass with time is
+    /// returned at once: [`NotAllowed`](ErrorKind::NotAllowed) and [`WrongPort`](ErrorKind::WrongPort).
     ///
-    /// What is too large is not sent again: [`TooLarge`](ErrorKind::TooLarge) says that the request is above our limits or those that the peer
-    /// has told; that a peer that has told none ended the connection twice in the middle of it; or that the reply is above our limits.
-    /// A reply that breaks the protocol is one of kind [`Protocol`](ErrorKind::Protocol). After either kind of reply the request may
-    /// have been carried out.
+    /// What is too large is not sent again: [`TooLarge`](ErrorKind::TooLarge) says that the request is above our limits or those that the
+    /// peer has told; that a peer that has told none ended the connection twice in the middle of it; or that the reply is above our
+    /// limits. A reply that breaks the protocol is an error of kind [`Protocol`](ErrorKind::Protocol). After either kind of reply the
+    /// request may have been carried out.
     pub async fn request(&self, message: impl Into<Multipart>, timeout: Duration) -> Result<Multipart> {
-        let deadline = Instant::now() + timeout;
+        self.try_request(&message.into(), timeout).await.map_err(|unanswered| unanswered.error)
+    }
+
+    /// The same for whoever has to know whether a request without a reply may have been carried out.
+    pub(crate) async fn try_request(
+        &self,
+        message: &Multipart,
+        timeout: Duration,
+    ) -> Result<Multipart, Unanswered> {
+        let deadline = Deadline::after(timeout);
         let inner = &*self.inner;
-        let turn = match tokio::time::timeout_at(deadline, inner.turn.acquire()).await {
-            Ok(Ok(turn)) => turn,
-            Ok(Err(_)) => return Err(Error::new(ErrorKind::Closed, "the requester is closed")),
-            Err(_) => return Err(self.no_reply(timeout, "other requests are waiting before this one", None)),
-        };
-        let message = message.into();
         if message.frames().is_empty() {
-            return Err(Error::new(ErrorKind::InvalidMessage, "a request needs at least one frame"));
+            let error = Error::new(ErrorKind::InvalidMessage, "a request needs at least one frame");
+            return Err(Unanswered { error, sent: false });
         }
+        let _turn = match deadline.limit(inner.turn.acquire()).await {
+            Ok(Ok(turn)) => turn,
+            Ok(Err(_)) => return Err(Unanswered { error: closed(), sent: false }),
+            Err(_) => {
+                let hint = "other requests are waiting before this one";
+                return Err(Unanswered { error: self.no_reply(timeout, hint, None), sent: false });
+            }
+        };
         let mut envelope = vec![Bytes::new()];
         envelope.extend_from_slice(message.frames());
-        let mut failure = None;
-        let mut cuts = 0;
-        let mut pause = inner.options.reconnect_min.min(RESEND_PAUSE_MAX);
+        // Held here, not in `inner`: dropping this future drops the connection.
+        let mut live: Option<Live> = None;
+        let (mut failure, mut sent) = (None, false);
         let exchange = async {
+            let mut cuts = 0;
+            let mut pause = inner.options.reconnect_min.min(RESEND_PAUSE_MAX);
             loop {
-                // Held here, not in `inner`: dropping this future drops the connection.
-                let mut live = inner.live();
-                let done = live.exchange(&envelope, &mut failure).await;
-                *inner.limits() = live.link.outbox.limits();
-                match done {
-                    Ok(reply) => {
-                        *inner.idle() = Some(live);
-                        return Ok(reply);
-                    }
-                    Err(Unanswered::Refused(error)) => {
+                let current = live.insert(inner.live());
+                let outcome = current.exchange(&envelope, &mut failure).await;
+                *inner.limits() = current.link.outbox.limits();
+                match outcome {
+                    Outcome::Reply(reply) => return Ok(reply),
+                    Outcome::Refused(error) => {
                         // Nothing was sent, so that the connection is clean.
-                        *inner.idle() = Some(live);
-                        return Err(error);
+                        *inner.idle() = live.take();
+                        return Err(Some(error));
                     }
-                    Err(Unanswered::Unreadable(violation)) => return Err(self.unreadable(violation)),
-                    Err(Unanswered::CutOff) if cuts > 0 => return Err(self.cut_off(&envelope)),
-                    Err(Unanswered::CutOff) => cuts += 1,
-                    Err(Unanswered::Broken) => {}
+                    Outcome::Unreadable(violation) => {
+                        sent = true;
+                        return Err(Some(self.unreadable(violation)));
+                    }
+                    Outcome::CutOff if cuts > 0 => return Err(Some(self.cut_off(&envelope))),
+                    Outcome::CutOff => cuts += 1,
+                    Outcome::Hopeless(error) => {
+                        let what = format!("no request can be made at {}", inner.endpoint);
+                        return Err(Some(Error::new(error.kind(), what).with_source(error)));
+                    }
+                    Outcome::Broken => {}
                 }
-                drop(live);
+                sent |= current.give_up().await;
+                live = None;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RESEND_PAUSE_MAX);
             }
         };
-        let reply = tokio::time::timeout_at(deadline, exchange).await;
-        drop(turn);
-        reply.unwrap_or_else(|_| Err(self.no_reply(timeout, "is it running there?", failure)))
+        let result = tokio::select! {
+            biased;
+            () = inner.closed.cancelled() => Err(Some(closed())),
+            result = deadline.limit(exchange) => result.unwrap_or(Err(None)),
+        };
+        if let Some(mut live) = live {
+            if live.asked {
+                sent |= live.give_up().await;
+            } else {
+                // It is as good as before.
+                inner.put_back(live);
+            }
+        }
+        match result {
+            Ok(reply) => Ok(reply),
+            Err(error) => {
+                let hint = if sent { "it was sent" } else { "is it running there?" };
+                Err(Unanswered {
+                    error: error.unwrap_or_else(|| self.no_reply(timeout, hint, failure)),
+                    sent,
+                })
+            }
+        }
     }
 
     /// Where the requests go.
@@ -135,8 +196,9 @@ impl Requester {
         &self.inner.endpoint
     }
 
-    /// Ends the connection; requests that wait for their turn fail.
+    /// Ends the connection. Requests that are under way or wait for their turn fail at once.
     pub async fn close(&self) {
+        self.inner.closed.cancel();
         self.inner.turn.close();
         let idle = self.inner.idle().take();
         if let Some(live) = idle {
@@ -168,20 +230,38 @@ impl Requester {
         let Inner { endpoint, .. } = &*self.inner;
         let what = format!("no reply from {endpoint} within {} ms: {hint}", timeout.as_millis());
         match failure {
-            Some(Failure { connected: false, reason }) => {
-                Error::new(ErrorKind::Refused, what).with_source(reason)
-            }
-            Some(Failure { reason, .. }) => Error::new(ErrorKind::Timeout, what).with_source(reason),
+            Some(Failure { connected: false, error }) => Error::new(error.kind(), what).with_source(error),
+            Some(Failure { error, .. }) => Error::new(ErrorKind::Timeout, what).with_source(error),
             None => Error::new(ErrorKind::Timeout, what),
         }
     }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the requester is closed")
 }
 
 /// What last went wrong with the connection.
 #[derive(Debug)]
 struct Failure {
     connected: bool,
-    reason: String,
+    error: Error,
+}
+
+/// How it went with one request on one connection.
+#[derive(Debug)]
+enum Outcome {
+    Reply(Multipart),
+    /// The request was not sent, and is not to be.
+    Refused(Error),
+    /// What came is nothing that we take. The request may have been carried out.
+    Unreadable(Violation),
+    /// The peer ended the connection in the middle of the request.
+    CutOff,
+    /// The connection broke in some other way: another one may do.
+    Broken,
+    /// No other connection would do better.
+    Hopeless(Error),
 }
 
 /// A connection, or one in the making.
@@ -190,6 +270,8 @@ struct Live {
     hub: Owner,
     link: Arc<Link>,
     events: SocketEvents,
+    /// Whether it was given a request that has no reply yet.
+    asked: bool,
 }
 
 impl Live {
@@ -197,67 +279,64 @@ impl Live {
         let hub = Owner::new(SocketType::Req, inner.options.clone());
         let events = hub.events();
         let link = hub.connect(inner.endpoint.clone());
-        Self { hub, link, events }
+        Self { hub, link, events, asked: false }
     }
 
     /// Sends the request and waits for the reply.
-    async fn exchange(
-        &mut self,
-        request: &[Bytes],
-        failure: &mut Option<Failure>,
-    ) -> Result<Multipart, Unanswered> {
+    async fn exchange(&mut self, request: &[Bytes], failure: &mut Option<Failure>) -> Outcome {
         // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
         while self.events.next().now_or_never().flatten().is_some() {}
         while receive(&self.hub).now_or_never().flatten().is_some() {}
-        self.link.outbox.push(request).await.map_err(|refused| match refused {
-            Refused::Unfit => Unanswered::Refused(self.hub.unfit(&self.link, request)),
-            Refused::Full | Refused::Closed => Unanswered::Broken,
-        })?;
+        match self.link.outbox.push(request).await {
+            Ok(()) => {}
+            Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request)),
+            Err(Refused::Full | Refused::Closed) => return Outcome::Broken,
+        }
+        self.asked = true;
         loop {
             tokio::select! {
                 biased;
                 message = receive(&self.hub) => {
-                    let frames = message.ok_or(Unanswered::Broken)?;
+                    let Some(frames) = message else { return Outcome::Broken };
                     // Anything without the envelope is no reply: RFC 28 has it discarded.
                     if let [first, reply @ ..] = frames.frames() && first.is_empty() {
-                        return Ok(reply.iter().cloned().collect());
+                        self.asked = false;
+                        return Outcome::Reply(reply.iter().cloned().collect());
                     }
                 }
-                event = self.events.next() => match event.ok_or(Unanswered::Broken)? {
-                    SocketEvent::Disconnected { reason, .. } => {
-                        *failure = Some(Failure { connected: true, reason });
-                        return Err(match std::mem::take(&mut self.link.state().last_end) {
-                            LastEnd::Violation(violation) => Unanswered::Unreadable(violation),
-                            LastEnd::CutOff => Unanswered::CutOff,
-                            LastEnd::Otherwise => Unanswered::Broken,
-                        });
+                event = self.events.next() => match event {
+                    Some(SocketEvent::ConnectFailed { error, .. }) => {
+                        if matches!(error.kind(), ErrorKind::NotAllowed | ErrorKind::WrongPort) {
+                            return Outcome::Hopeless(error);
+                        }
+                        *failure = Some(Failure { connected: false, error });
                     }
-                    SocketEvent::ConnectFailed { reason, .. } => {
-                        *failure = Some(Failure { connected: false, reason });
+                    Some(SocketEvent::Connected { .. }) => *failure = None,
+                    Some(SocketEvent::Disconnected { error, .. }) => {
+                        *failure = Some(Failure { connected: true, error });
+                        return match std::mem::take(&mut self.link.state().last_end) {
+                            LastEnd::Violation(violation) => Outcome::Unreadable(violation),
+                            LastEnd::CutOff => Outcome::CutOff,
+                            LastEnd::Otherwise => Outcome::Broken,
+                        };
                     }
-                    SocketEvent::Connected { .. } => *failure = None,
                     // The peer has told just now that it takes less.
-                    SocketEvent::MessageDropped { .. } => {
-                        return Err(Unanswered::Refused(self.hub.unfit(&self.link, request)));
+                    Some(SocketEvent::MessageDropped { .. }) => {
+                        self.asked = false;
+                        return Outcome::Refused(self.hub.unfit(&self.link, request));
                     }
-                    SocketEvent::SubscriptionRefused { .. } => {}
+                    Some(SocketEvent::SubscriptionRefused { .. } | SocketEvent::DroppedByPeer { .. }) => {}
+                    None => return Outcome::Broken,
                 }
             }
         }
     }
-}
 
-/// Why there is no reply.
-#[derive(Debug)]
-enum Unanswered {
-    /// The request was not sent, and is not to be.
-    Refused(Error),
-    /// What came is nothing that we take. The request may have been carried out.
-    Unreadable(Violation),
-    /// The peer ended the connection in the middle of the request.
-    CutOff,
-    /// The connection ended, in some other way.
-    Broken,
+    /// Ends the connection. Returns whether the request was written to it: if not, it never will be.
+    async fn give_up(&mut self) -> bool {
+        let unsent = self.hub.close(Duration::ZERO).await;
+        self.asked && unsent == 0
+    }
 }
 
 async fn receive(hub: &Owner) -> Option<Multipart> {
@@ -363,6 +442,76 @@ mod tests {
         assert!(error.to_string().contains(&requester.endpoint().to_string()), "{error}");
         requester.close().await;
         assert_eq!(requester.request(["x"], PATIENCE).await.unwrap_err().kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn the_longest_and_the_shortest_time_limit_are_fine() {
+        let (replier, requester) = pair().await;
+        let error = requester.request(["at once"], Duration::ZERO).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        // A clock has its ticks, so the first one may have arrived.
+        let echo = async {
+            loop {
+                let (path, request) = next(&replier).await;
+                let _ = replier.try_reply(&path, request);
+            }
+        };
+        tokio::select! {
+            () = echo => {}
+            reply = requester.request(["x"], Duration::MAX) => assert_eq!(reply.unwrap(), Multipart::from(["x"])),
+        }
+    }
+
+    #[tokio::test]
+    async fn closing_ends_a_request_that_is_under_way_and_those_behind_it() {
+        let (replier, requester) = pair().await;
+        let one = requester.request(["one"], PATIENCE);
+        let two = requester.request(["two"], Duration::MAX);
+        let close = async {
+            next(&replier).await;
+            requester.close().await;
+        };
+        let (one, two, ()) = futures::join!(one, two, close);
+        assert_eq!(one.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(two.unwrap_err().kind(), ErrorKind::Closed);
+    }
+
+    #[tokio::test]
+    async fn an_error_knows_whether_the_request_was_sent() {
+        let (replier, requester) = pair().await;
+        let request = Multipart::from(["x"]);
+        let sent_within = async |requester: &Requester, time| {
+            let unanswered = requester.try_request(&request, time).await.unwrap_err();
+            (unanswered.error.kind(), unanswered.sent)
+        };
+        let (sent, ()) = futures::join!(sent_within(&requester, PATIENCE), async {
+            next(&replier).await;
+            // From here on the clock goes from one deadline to the next.
+            tokio::time::pause();
+        });
+        tokio::time::resume();
+        assert_eq!(sent, (ErrorKind::Timeout, true));
+        let sent = async |requester| sent_within(requester, Duration::from_millis(300)).await;
+        replier.close(Duration::ZERO).await;
+        assert_eq!(sent(&requester).await, (ErrorKind::Refused, false));
+        // It is there as far as the kernel is concerned, and no more.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let requester = Requester::new(Endpoint::tcp("127.0.0.1", port), SocketOptions::default());
+        assert_eq!(sent(&requester).await, (ErrorKind::Timeout, false));
+        // Its time passes while it waits for its turn.
+        let (first, second) = futures::join!(sent(&requester), sent(&requester));
+        assert_eq!((first, second), ((ErrorKind::Timeout, false), (ErrorKind::Timeout, false)));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_pass_with_time_is_returned_at_once() {
+        let publisher = crate::socket::Publisher::new(SocketOptions::default());
+        let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let requester = Requester::new(endpoint, SocketOptions::default());
+        let error = requester.request(["x"], Duration::MAX).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WrongPort);
+        assert!(format!("{error:?}").contains("PUB"), "{error:?}");
     }
 
     #[tokio::test]

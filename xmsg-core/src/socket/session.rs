@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
 
 use super::buffer::{ReceiveBuffer, Slab};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
@@ -15,12 +16,16 @@ use super::transport::{ReadHalf, Stream};
 use super::vanished::vanished;
 use crate::security::Authenticator;
 use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
-use crate::zmtp::{Engine, Event, Peer, Span, Violation};
+use crate::zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
+use crate::{Error, ErrorKind};
 
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long a peer that has asked us to finish may take to read what we had sent.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The present time as tokio has it: the same clock as its timers, which a test may stop and set. What is compared with a
 /// timer has to come from here.
@@ -35,6 +40,8 @@ pub fn now() -> Instant {
 pub enum Ended {
     /// The peer closed it.
     ByPeer,
+    /// The peer closed it, and has said that it read everything that was written to it.
+    Drained,
     /// The transport failed.
     Io(io::Error),
     /// The peer broke the protocol, did not fit, or fell silent.
@@ -64,6 +71,7 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ByPeer => f.write_str("closed by the peer"),
+            Self::Drained => f.write_str("closed by the peer, which has read everything"),
             Self::Io(error) => write!(f, "{error}"),
             Self::Violation(violation) => write!(f, "{violation}"),
             Self::Unread => f.write_str("the peer does not read the answers that it asks for"),
@@ -73,7 +81,65 @@ impl fmt::Display for Ended {
     }
 }
 
+/// The texts say all that there is below.
 impl std::error::Error for Ended {}
+
+impl Ended {
+    /// That no connection came about for this reason.
+    pub(crate) fn while_connecting(self, to: &impl fmt::Display) -> Error {
+        let (kind, hint) = match &self {
+            Self::Violation(Violation::SocketTypeMismatch { theirs, .. }) => match theirs.as_str() {
+                "XSUB" | "SUB" => (ErrorKind::WrongPort, ": that is a port for publishers; check the port"),
+                "XPUB" | "PUB" => (ErrorKind::WrongPort, ": that is a port for subscribers; check the port"),
+                "ROUTER" | "REP" => (ErrorKind::WrongPort, ": that is a port for requests; check the port"),
+                _ => (ErrorKind::WrongPort, ": something else listens there; check host and port"),
+            },
+            Self::Violation(violation) if violation.is_wrong_socket() => {
+                (ErrorKind::WrongPort, ": something else listens there; check host and port")
+            }
+            Self::Violation(violation) if violation.is_refusal() => (
+                ErrorKind::NotAllowed,
+                ": check the security mechanism, the keys, or name and password, on both sides",
+            ),
+            // A program without ZeroMQ closes, too; so does a ZeroMQ socket that has no room, or is about to end.
+            Self::ByPeer => (ErrorKind::Refused, ": is it a ZeroMQ socket, and does it let in one more?"),
+            Self::Io(error)
+                if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
+            {
+                (ErrorKind::Refused, ": is it a ZeroMQ socket, and does it let in one more?")
+            }
+            _ => (self.kind(), ""),
+        };
+        self.into_error(kind, format!("no handshake with {to}{hint}"))
+    }
+
+    /// That a connection which was there ended for this reason.
+    pub(crate) fn while_connected(self, to: &impl fmt::Display) -> Error {
+        let kind = self.kind();
+        self.into_error(kind, format!("the connection to {to} has ended"))
+    }
+
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::ByPeer | Self::Drained | Self::ByUs(_) => ErrorKind::Closed,
+            Self::Io(error) => Error::kind_of(error),
+            Self::Violation(Violation::HandshakeTimeout | Violation::HeartbeatTimeout) | Self::Vanished => {
+                ErrorKind::Timeout
+            }
+            Self::Violation(violation) if violation.is_refusal() => ErrorKind::NotAllowed,
+            Self::Violation(_) | Self::Unread => ErrorKind::Protocol,
+        }
+    }
+
+    fn into_error(self, kind: ErrorKind, what: String) -> Error {
+        let error = Error::new(kind, what);
+        match self {
+            Self::Io(cause) => error.with_source(cause),
+            Self::Violation(cause) => error.with_source(cause),
+            other => error.with_source(other),
+        }
+    }
+}
 
 impl From<io::Error> for Ended {
     fn from(error: io::Error) -> Self {
@@ -109,6 +175,11 @@ pub trait Handler: Send {
         subscribe: bool,
         prefix: Bytes,
     ) -> impl Future<Output = Result<(), Ended>> + Send;
+
+    /// The peer of a SUB socket has dropped messages for us: so many in all since the connection began.
+    fn dropped(&mut self, counts: DroppedCounts) {
+        let _ = counts;
+    }
 }
 
 /// An open connection, before or after its handshake.
@@ -120,20 +191,29 @@ pub struct Session {
     authenticator: Option<Arc<dyn Authenticator>>,
     /// How soon it is to be noticed that the peer's host is gone: the interval and the time limit of heartbeats.
     watched: Option<(Duration, Duration)>,
+    /// Whether the peer understands that we ask it to finish.
+    peer_drains: bool,
 }
 
 impl Session {
     /// A session on this stream.
     #[must_use]
     pub fn new(stream: Stream, engine: Engine) -> Self {
-        Self { stream, engine, buffer: ReceiveBuffer::default(), authenticator: None, watched: None }
+        Self {
+            stream,
+            engine,
+            buffer: ReceiveBuffer::default(),
+            authenticator: None,
+            watched: None,
+            peer_drains: false,
+        }
     }
 
     /// Has a host that vanishes with data on its way to it noticed within `interval` and `timeout`, even if its peer need not
     /// answer heartbeats. Without an interval nothing is watched.
     #[must_use]
     pub fn watched(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
-        self.watched = interval.map(|interval| (interval, timeout));
+        self.watched = interval.filter(|interval| !interval.is_zero()).map(|interval| (interval, timeout));
         self
     }
 
@@ -172,6 +252,7 @@ impl Session {
             }
             match event {
                 Some(Event::Ready(peer)) => {
+                    self.peer_drains = peer.drains;
                     self.engine.handle_received(now());
                     // A handshake may be much longer than anything that follows.
                     self.buffer.release();
@@ -221,43 +302,78 @@ impl Session {
                 (Some(sealer), Some(Opening { opener: Some(opener), boxed }))
             }
         };
-        let mut reader = Reader { engine: self.engine, buffer: self.buffer, opening };
+        let drain = Notify::new();
+        let mut reader =
+            Reader { engine: self.engine, buffer: self.buffer, opening, drain: &drain, is_drained: false };
         let mut writer = Writer::new(outbox).sealed(sealer);
         let leaving = AtomicBool::new(false);
-        let reading = reader.run(&mut read, outbox, handler, &leaving);
-        let mut reading = std::pin::pin!(reading);
-        let writing = async {
-            writer.run(&mut write).await?;
-            leaving.store(true, Ordering::Relaxed);
-            write.shutdown().await
+        let (ended, is_whole) = {
+            let mut reading = std::pin::pin!(reader.run(&mut read, outbox, handler, &leaving));
+            let writing = async {
+                // A message that is written in part is put back: the next connection sends it whole.
+                let asked_to_finish = tokio::select! {
+                    biased;
+                    () = drain.notified() => true,
+                    written = writer.run(&mut write) => {
+                        written?;
+                        false
+                    }
+                };
+                leaving.store(true, Ordering::Relaxed);
+                if self.peer_drains {
+                    writer.write_command(&mut write, &Command::Drain).await?;
+                } else {
+                    write.shutdown().await?;
+                }
+                Ok(asked_to_finish)
+            };
+            let writing = std::pin::pin!(writing);
+            match futures::future::select(writing, &mut reading).await {
+                futures::future::Either::Left((Ok(asked_to_finish), _)) => {
+                    // Reading on until the peer closes, too, lets everything that is under way arrive.
+                    let farewell = if asked_to_finish { farewell.min(DRAIN_PATIENCE) } else { farewell };
+                    match tokio::time::timeout(farewell, reading).await {
+                        Ok(Ended::ByPeer) => (Ended::ByUs("closed"), true),
+                        Ok(ended) => (ended, false),
+                        Err(_) => (Ended::ByUs("closed"), false),
+                    }
+                }
+                futures::future::Either::Left((Err(error), reading)) => {
+                    // What the peer sent before it closed counts, even if it no longer reads.
+                    match tokio::time::timeout(farewell, reading).await {
+                        Ok(Ended::ByPeer) | Err(_) => (Ended::Io(error), false),
+                        Ok(ended) => (ended, false),
+                    }
+                }
+                futures::future::Either::Right((ended, _)) => {
+                    let is_whole = matches!(ended, Ended::ByPeer);
+                    (ended, is_whole)
+                }
+            }
         };
-        let writing = std::pin::pin!(writing);
-        match futures::future::select(writing, &mut reading).await {
-            futures::future::Either::Left((Ok(()), _)) => {
-                // Reading on until the peer closes, too, lets everything that is under way arrive.
-                match tokio::time::timeout(farewell, reading).await {
-                    Ok(Ended::ByPeer) | Err(_) => Ended::ByUs("closed"),
-                    Ok(ended) => ended,
-                }
-            }
-            futures::future::Either::Left((Err(error), reading)) => {
-                // What the peer sent before it closed counts, even if it no longer reads.
-                match tokio::time::timeout(farewell, reading).await {
-                    Ok(Ended::ByPeer) | Err(_) => Ended::Io(error),
-                    Ok(ended) => ended,
-                }
-            }
-            futures::future::Either::Right((ended, _)) => ended,
+        if self.peer_drains && is_whole {
+            // The peer has closed its direction, and all that it sent has been read.
+            let answer = async {
+                writer.write_command(&mut write, &Command::Drained).await?;
+                write.shutdown().await
+            };
+            // A peer that does not wait for it gets none.
+            let _ = tokio::time::timeout(FAREWELL, answer).await;
         }
+        ended
     }
 }
 
 #[derive(Debug)]
-struct Reader {
+struct Reader<'a> {
     engine: Engine,
     /// Frames in clear text.
     buffer: ReceiveBuffer,
     opening: Option<Opening>,
+    /// Told when the peer asks us to finish.
+    drain: &'a Notify,
+    /// The peer has read everything.
+    is_drained: bool,
 }
 
 /// Boxes that came in, on their way to clear text.
@@ -292,16 +408,16 @@ impl Opening {
     async fn open_apart(&mut self, plain: &mut ReceiveBuffer) -> Result<(), Ended> {
         let Some(mut opener) = self.opener.take() else { return Ok(()) };
         let mut boxed = std::mem::take(&mut self.boxed.input);
+        // There is room for the frame in it already.
+        let mut frames = std::mem::take(&mut plain.input);
         let task = tokio::task::spawn_blocking(move || {
-            let mut frame = BytesMut::new();
-            let result = opener.open(&mut boxed, &mut frame);
-            (opener, boxed, frame, result)
+            let result = opener.open(&mut boxed, &mut frames);
+            (opener, boxed, frames, result)
         });
-        let (opener, boxed, frame, result) =
+        let (opener, boxed, frames, result) =
             task.await.map_err(|_| Ended::ByUs("the thread that opens its frames ended"))?;
-        (self.opener, self.boxed.input) = (Some(opener), boxed);
+        (self.opener, self.boxed.input, plain.input) = (Some(opener), boxed, frames);
         result?;
-        plain.input.extend_from_slice(&frame);
         Ok(())
     }
 
@@ -310,7 +426,7 @@ impl Opening {
     }
 }
 
-impl Reader {
+impl Reader<'_> {
     /// Gives up memory that only a busy connection needs.
     fn release(&mut self) {
         let boxed = self.opening.as_mut().map(|opening| &mut opening.boxed);
@@ -358,6 +474,9 @@ impl Reader {
                     }
                     Event::Subscribe(prefix) => handler.subscription(true, prefix).await?,
                     Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
+                    Event::Drain => self.drain.notify_one(),
+                    Event::Drained => self.is_drained = true,
+                    Event::Dropped(counts) => handler.dropped(counts),
                     Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
@@ -417,7 +536,7 @@ impl Reader {
                 }
             };
             if len == 0 {
-                return Err(Ended::ByPeer);
+                return Err(if self.is_drained { Ended::Drained } else { Ended::ByPeer });
             }
             since_pause += len;
             self.engine.handle_received(now());

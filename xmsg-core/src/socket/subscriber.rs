@@ -1,12 +1,15 @@
 //! SUB: receives what its subscriptions match.
 
 use std::pin::Pin;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::broadcast;
 
-use super::hub::{Owner, SocketEvents};
+use super::events::{SocketEvent, SocketEvents};
+use super::hub::{Hub, Owner};
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
 use crate::{Error, Result};
@@ -27,6 +30,11 @@ impl Subscriber {
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
         Self { hub: Owner::new(SocketType::Sub, options), batch: Bytes::new() }
+    }
+
+    /// A subscriber whose events are told to this channel, too.
+    pub(crate) fn with_parent(options: SocketOptions, parent: broadcast::Sender<SocketEvent>) -> Self {
+        Self { hub: Owner::with_parent(SocketType::Sub, options, parent), batch: Bytes::new() }
     }
 
     /// Connects in the background, again whenever the connection is lost, and subscribes again then.
@@ -107,9 +115,58 @@ impl Subscriber {
         self.hub.events()
     }
 
+    /// Whether there is a connection at this moment.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.hub.is_connected()
+    }
+
+    /// Ends every connection, in the background. What was received can still be taken.
+    pub(crate) fn stop(&self) {
+        self.hub.abort();
+    }
+
+    /// Puts batches that were taken back to the front, in their order.
+    pub(crate) fn put_back(&self, batches: impl DoubleEndedIterator<Item = Bytes>) {
+        self.hub.inbox.put_back(batches);
+    }
+
+    /// A view of what waits to be received, for as long as the socket exists.
+    pub(crate) fn unreceived(&self) -> Unreceived {
+        Unreceived(Arc::downgrade(&self.hub))
+    }
+
     /// Ends every connection.
     pub async fn close(&self) {
         self.hub.close(Duration::ZERO).await;
+    }
+}
+
+/// A view of what waits in a subscriber to be received.
+#[derive(Clone, Debug)]
+pub(crate) struct Unreceived(Weak<Hub>);
+
+impl Unreceived {
+    /// Whole messages, as they were on the wire; none when the socket is gone.
+    pub(crate) fn batches(&self) -> Vec<Bytes> {
+        self.0.upgrade().map(|hub| hub.inbox.waiting()).unwrap_or_default()
+    }
+
+    /// Has the socket receive nothing more.
+    pub(crate) fn stop(&self) {
+        if let Some(hub) = self.0.upgrade() {
+            hub.abort();
+        }
+    }
+
+    /// Whether the socket is still there.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// What happens to the connections of the socket from now on; `None` when it is gone.
+    pub(crate) fn events(&self) -> Option<SocketEvents> {
+        self.0.upgrade().map(|hub| hub.events())
     }
 }
 

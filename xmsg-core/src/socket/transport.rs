@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -88,10 +88,11 @@ impl Stream {
     /// Connects once. `limit` is what the caller has in mind for connection and handshake: each address behind a name gets an
     /// equal share of it, and so does the handshake.
     pub async fn connect(endpoint: &Endpoint, options: &TcpOptions, limit: Duration) -> Result<Self> {
-        let failed = |error| Error::io(format!("cannot connect to {endpoint}"), error);
+        let failed = |error| connect_error(endpoint, error);
         match endpoint {
             Endpoint::Tcp { host, port } => {
-                let stream = connect_tcp(host, *port, limit).await.map_err(failed)?;
+                let addresses = look_up(endpoint, host, *port).await?;
+                let stream = connect_tcp(addresses, limit).await.map_err(failed)?;
                 options.apply(&stream);
                 Ok(Self::Tcp(stream))
             }
@@ -193,12 +194,28 @@ impl TcpOptions {
     }
 }
 
-/// A bound endpoint.
+/// A bound endpoint. Dropping it frees the endpoint.
 #[derive(Debug)]
 pub struct Listener {
     endpoint: Endpoint,
-    accepting: Accepting,
+    accepting: Shared,
     options: TcpOptions,
+}
+
+/// `None` once it is closed.
+type Shared = Arc<Mutex<Option<Accepting>>>;
+
+/// Closes a [`Listener`] that belongs to somebody else, such as the task that accepts.
+#[derive(Clone, Debug)]
+pub struct Closer(Shared);
+
+impl Closer {
+    /// Frees the endpoint before it returns: it can be bound again. Nobody is accepted any more, and
+    /// [`accept`](Listener::accept) never returns.
+    pub fn close(&self) {
+        let accepting = lock(&self.0).take();
+        drop(accepting);
+    }
 }
 
 #[derive(Debug)]
@@ -213,7 +230,10 @@ impl Listener {
     pub async fn bind(endpoint: &Endpoint, options: TcpOptions) -> Result<Self> {
         let failed = |error: io::Error| bind_error(endpoint, error);
         let accepting = match endpoint {
-            Endpoint::Tcp { host, port } => Accepting::Tcp(bind_tcp(host, *port).await.map_err(failed)?),
+            Endpoint::Tcp { host, port } => {
+                let host = if host == "*" { "0.0.0.0" } else { host };
+                Accepting::Tcp(bind_tcp(look_up(endpoint, host, *port).await?).map_err(failed)?)
+            }
             Endpoint::Ipc(path) => {
                 let is_socket =
                     std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
@@ -239,7 +259,11 @@ impl Listener {
             }
             _ => endpoint.clone(),
         };
-        Ok(Self { endpoint, accepting, options })
+        Ok(Self::new(endpoint, accepting, options))
+    }
+
+    fn new(endpoint: Endpoint, accepting: Accepting, options: TcpOptions) -> Self {
+        Self { endpoint, accepting: Arc::new(Mutex::new(Some(accepting))), options }
     }
 
     /// Takes over a TCP socket that listens already: one that a service manager bound for us.
@@ -262,7 +286,7 @@ impl Listener {
         socket.set_nonblocking(true).map_err(failed)?;
         let listener = TcpListener::from_std(socket).map_err(failed)?;
         let endpoint = Endpoint::tcp(address.ip().to_string(), address.port());
-        Ok(Self { endpoint, accepting: Accepting::Tcp(listener), options })
+        Ok(Self::new(endpoint, Accepting::Tcp(listener), options))
     }
 
     /// The endpoint that it is bound to, with the port that the system chose for port 0.
@@ -271,28 +295,29 @@ impl Listener {
         &self.endpoint
     }
 
+    /// What closes it from elsewhere.
+    #[must_use]
+    pub fn closer(&self) -> Closer {
+        Closer(self.accepting.clone())
+    }
+
     /// The next connection and a name for its peer. When descriptors run out it waits and tries again: the
     /// error never reaches the caller, and no processor time is spent on it.
     pub async fn accept(&mut self) -> (Stream, String) {
         let mut pause = Duration::from_millis(10);
         loop {
-            let error = match &mut self.accepting {
-                Accepting::Tcp(listener) => match listener.accept().await {
-                    Ok((stream, peer)) => {
-                        self.options.apply(&stream);
-                        return (Stream::Tcp(stream), peer.to_string());
+            let accepted = std::future::poll_fn(|cx| match &mut *lock(&self.accepting) {
+                Some(accepting) => accepting.poll_accept(cx),
+                None => Poll::Pending,
+            });
+            let error = match accepted.await {
+                Ok((stream, peer)) => {
+                    if let Stream::Tcp(stream) = &stream {
+                        self.options.apply(stream);
                     }
-                    Err(error) => error,
-                },
-                Accepting::Unix(listener, path) => match listener.accept().await {
-                    Ok((stream, _)) => return (Stream::Unix(stream), path.display().to_string()),
-                    Err(error) => error,
-                },
-                Accepting::Inproc(receiver, name) => match receiver.recv().await {
-                    Some(stream) => return (Stream::Inproc(Pipe::new(stream)), format!("inproc://{name}")),
-                    // Only dropping the listener takes its sender out of the registry.
-                    None => std::future::pending().await,
-                },
+                    return (stream, peer);
+                }
+                Err(error) => error,
             };
             tracing::warn!(endpoint = %self.endpoint, %error, ?pause, "cannot accept a connection; trying again");
             tokio::time::sleep(pause).await;
@@ -301,25 +326,73 @@ impl Listener {
     }
 }
 
+impl Accepting {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, String)>> {
+        match self {
+            Self::Tcp(listener) => {
+                listener.poll_accept(cx).map_ok(|(stream, peer)| (Stream::Tcp(stream), peer.to_string()))
+            }
+            Self::Unix(listener, path) => listener
+                .poll_accept(cx)
+                .map_ok(|(stream, _)| (Stream::Unix(stream), path.display().to_string())),
+            Self::Inproc(receiver, name) => match receiver.poll_recv(cx) {
+                Poll::Ready(Some(stream)) => {
+                    Poll::Ready(Ok((Stream::Inproc(Pipe::new(stream)), format!("inproc://{name}"))))
+                }
+                // Only dropping it takes its sender out of the registry.
+                Poll::Ready(None) | Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
-        match &self.accepting {
-            Accepting::Tcp(_) => {}
-            Accepting::Unix(_, path) => {
+        self.closer().close();
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        match self {
+            Self::Tcp(_) => {}
+            Self::Unix(_, path) => {
                 // Somebody may have taken it away already; then there is nothing left to do.
                 let _ = std::fs::remove_file(path);
             }
-            Accepting::Inproc(_, name) => {
+            Self::Inproc(_, name) => {
                 inproc().remove(name);
             }
         }
     }
 }
 
+/// The addresses behind a name: at least one.
+async fn look_up(endpoint: &Endpoint, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let error = match tokio::net::lookup_host((host, port)).await {
+        Ok(addresses) => {
+            let addresses: Vec<_> = addresses.collect();
+            if !addresses.is_empty() {
+                return Ok(addresses);
+            }
+            io::Error::new(io::ErrorKind::NotFound, "the name has no address")
+        }
+        Err(error) => error,
+    };
+    // Without descriptors the files and servers that know the name can't be asked, and the system says that nobody knows it.
+    let error = std::fs::File::open("/dev/null").err().filter(Error::is_used_up).unwrap_or(error);
+    if Error::is_used_up(&error) {
+        return Err(connect_error(endpoint, error));
+    }
+    let what = format!(
+        "cannot find an address for the host {host:?} of {endpoint}: is its name right, and known here?"
+    );
+    Err(Error::new(ErrorKind::UnknownHost, what).with_source(error))
+}
+
 /// Tries the addresses of the name in turn: always in the order in which the system gives them, so that all connections to a
 /// proxy meet at the same one.
-async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
-    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+async fn connect_tcp(addresses: Vec<SocketAddr>, limit: Duration) -> io::Result<TcpStream> {
     let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
@@ -332,10 +405,32 @@ async fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpSt
     Err(last)
 }
 
-async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
-    let host = if host == "*" { "0.0.0.0" } else { host };
-    let mut last = None;
-    for address in tokio::net::lookup_host((host, port)).await? {
+fn connect_error(endpoint: &Endpoint, error: io::Error) -> Error {
+    let (kind, hint) = match (error.kind(), endpoint) {
+        (io::ErrorKind::ConnectionRefused, _) => (ErrorKind::Refused, ": nobody listens there"),
+        (io::ErrorKind::NotFound, Endpoint::Ipc(_)) => (ErrorKind::Refused, ": there is no such socket"),
+        (io::ErrorKind::PermissionDenied, Endpoint::Ipc(_)) => {
+            (ErrorKind::NotAllowed, ": no permission to write to that socket")
+        }
+        // Nobody connects from a certain port, so it is not the address that is wrong.
+        (io::ErrorKind::AddrNotAvailable, Endpoint::Tcp { host, port: 1.. })
+            if host.parse::<Ipv4Addr>().is_ok() =>
+        {
+            (ErrorKind::NoResources, ": no local port is left for one more connection")
+        }
+        _ if Error::is_used_up(&error) => (ErrorKind::NoResources, NO_DESCRIPTOR),
+        _ => (Error::kind_of(&error), ""),
+    };
+    Error::new(kind, format!("cannot connect to {endpoint}{hint}")).with_source(error)
+}
+
+/// What to do when descriptors run out.
+const NO_DESCRIPTOR: &str =
+    ": no file descriptor is left; close what is not needed, or raise the limit (`ulimit -n`)";
+
+fn bind_tcp(addresses: Vec<SocketAddr>) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
         let domain = socket2::Domain::for_address(address);
         let bound =
             socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), None).and_then(|socket| {
@@ -346,28 +441,37 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
             });
         match bound {
             Ok(listener) => return Ok(listener),
-            Err(error) => last = Some(error),
+            Err(error) => last = error,
         }
     }
-    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
+    Err(last)
 }
 
 fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => ": it is in use; choose another one, or stop the process that holds it",
-        io::ErrorKind::PermissionDenied => {
-            ": no permission; choose a port above 1023, or a path you may write"
+    let (kind, hint) = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            (ErrorKind::Io, ": it is in use; choose another one, or stop the process that holds it")
         }
-        io::ErrorKind::AddrNotAvailable => ": no interface of this machine has that address",
-        _ => "",
+        io::ErrorKind::PermissionDenied => {
+            (ErrorKind::NotAllowed, ": no permission; choose a port above 1023, or a path you may write")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            (ErrorKind::InvalidAddress, ": no interface of this machine has that address")
+        }
+        _ if Error::is_used_up(&error) => (ErrorKind::NoResources, NO_DESCRIPTOR),
+        _ => (Error::kind_of(&error), ""),
     };
-    Error::new(ErrorKind::Io, format!("cannot bind {endpoint}{hint}")).with_source(error)
+    Error::new(kind, format!("cannot bind {endpoint}{hint}")).with_source(error)
 }
 
 type Registry = HashMap<String, mpsc::Sender<DuplexStream>>;
 
 /// The `inproc://` endpoints of this process.
-fn inproc() -> std::sync::MutexGuard<'static, Registry> {
+fn inproc() -> MutexGuard<'static, Registry> {
     static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
-    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&REGISTRY)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::deadline::Deadline;
+
 /// So many questions in vain are no accident: of packets that are lost one by one, 1 in 20, three in a row are rare, and
 /// with them all the answers to the copies.
 const UNANSWERED_MIN: u8 = 3;
@@ -65,7 +67,7 @@ impl Watch {
             // It answered, and what is unanswered now is something else.
             *since = now;
         }
-        let left = (*since + self.timeout).saturating_duration_since(now);
+        let left = Deadline::since(*since, self.timeout).instant().saturating_duration_since(now);
         match (left.is_zero(), sample.unanswered >= UNANSWERED_MIN) {
             (true, true) => Verdict::Gone,
             (true, false) => Verdict::Wait(RECHECK.min(self.interval)),

@@ -7,9 +7,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::curve::Cipher;
 use super::frame::{Header, encode_command};
 use super::greeting::{self, GREETING_LEN, Greeting, REVISION_2_0, SIGNATURE_LEN};
+use super::told::{DRAIN_PROPERTY, DROPPED_PROPERTY};
 use super::{
-    Command, Credentials, Limited, Mechanism, Options, PeerLimits, Principal, Properties, Scanner, SocketType,
-    Span, Stop, Violation, encode_message,
+    Command, Credentials, DroppedCounts, Limited, Mechanism, Options, PeerLimits, Principal, Properties,
+    Scanner, SocketType, Span, Stop, Violation, encode_message, later,
 };
 
 /// Commands may stand between the frames of a message (libzmq sends heartbeats so). Taking one out moves the
@@ -60,6 +61,10 @@ pub struct Peer {
     pub properties: Properties,
     /// What of that are limits on what we may send.
     pub limits: PeerLimits,
+    /// Whether it understands [`Command::Drain`].
+    pub drains: bool,
+    /// Whether it understands [`Command::Dropped`].
+    pub hears_of_drops: bool,
     /// Who it proved to be, to a server of PLAIN or CURVE.
     pub principal: Option<Principal>,
 }
@@ -77,6 +82,12 @@ pub enum Event {
     Subscribe(Bytes),
     /// … and no longer.
     Cancel(Bytes),
+    /// The peer is about to stop: it wants nothing more, and the end of our direction.
+    Drain,
+    /// The peer has read everything that we sent before the end of our direction.
+    Drained,
+    /// The peer of a SUB socket has dropped messages for us: how many in all since the connection began.
+    Dropped(DroppedCounts),
 }
 
 #[derive(Debug)]
@@ -147,7 +158,9 @@ impl Engine {
 
     /// The same with another security mechanism.
     #[must_use]
-    pub fn with_mechanism(options: Options, mechanism: Box<dyn Mechanism>, now: Instant) -> Self {
+    pub fn with_mechanism(mut options: Options, mechanism: Box<dyn Mechanism>, now: Instant) -> Self {
+        // Without any pause nothing but heartbeats would be sent.
+        options.heartbeat_interval = options.heartbeat_interval.filter(|interval| !interval.is_zero());
         Self {
             mechanism,
             principal: None,
@@ -159,7 +172,7 @@ impl Engine {
             subscriptions: (Bytes::new(), 0),
             bytes_in: 0,
             bytes_moved: 0,
-            handshake_deadline: now + options.limits.handshake_timeout,
+            handshake_deadline: later(now, options.limits.handshake_timeout),
             last_heard: now,
             ping_sent: None,
             peer_ttl: None,
@@ -241,10 +254,10 @@ impl Engine {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let Phase::Traffic { version } = self.phase else { return Some(self.handshake_deadline) };
-        let silence = self.peer_ttl.map(|ttl| self.last_heard + ttl);
+        let silence = self.peer_ttl.map(|ttl| later(self.last_heard, ttl));
         let heartbeat = match (self.options.heartbeat_interval, self.ping_sent) {
-            (Some(_), Some(sent)) => Some(sent + self.options.heartbeat_timeout),
-            (Some(interval), None) if version >= Version::V3_1 => Some(self.last_heard + interval),
+            (Some(_), Some(sent)) => Some(later(sent, self.options.heartbeat_timeout)),
+            (Some(interval), None) if version >= Version::V3_1 => Some(later(self.last_heard, interval)),
             _ => None,
         };
         match (silence, heartbeat) {
@@ -261,7 +274,7 @@ impl Engine {
         if !matches!(self.phase, Phase::Traffic { .. }) {
             return Err(Violation::HandshakeTimeout);
         }
-        if self.peer_ttl.is_some_and(|ttl| now >= self.last_heard + ttl) || self.ping_sent.is_some() {
+        if self.peer_ttl.is_some_and(|ttl| now >= later(self.last_heard, ttl)) || self.ping_sent.is_some() {
             return Err(Violation::HeartbeatTimeout);
         }
         // A time to live would bind us to go on pinging: libzmq ends the connection when nothing follows in time,
@@ -373,9 +386,16 @@ impl Engine {
                 SocketType::from_code(code).map_or_else(|| format!("type {code}"), |t| t.to_string());
             return Err(Violation::SocketTypeMismatch { theirs, ours: ours.name() });
         };
-        let properties = Properties::default();
-        let limits = PeerLimits::default();
-        let peer = Peer { version: Version::V2_0, socket_type, identity, properties, limits, principal: None };
+        let peer = Peer {
+            version: Version::V2_0,
+            socket_type,
+            identity,
+            properties: Properties::default(),
+            limits: PeerLimits::default(),
+            drains: false,
+            hears_of_drops: false,
+            principal: None,
+        };
         Ok(Some(self.ready(peer)))
     }
 
@@ -441,7 +461,17 @@ impl Engine {
                 return Ok(None);
             }
             Command::Error(reason) => return Err(Violation::RefusedByPeer(reason)),
-            Command::Pong { .. } | Command::Ready(_) | Command::Unknown(_) => return Ok(None),
+            Command::Drain if self.options.socket_type.drains() => return Ok(Some(Event::Drain)),
+            Command::Drained if self.options.socket_type.drains() => return Ok(Some(Event::Drained)),
+            Command::Dropped(counts) if self.options.socket_type.hears_of_drops() => {
+                return Ok(Some(Event::Dropped(counts)));
+            }
+            Command::Drain
+            | Command::Drained
+            | Command::Dropped(_)
+            | Command::Pong { .. }
+            | Command::Ready(_)
+            | Command::Unknown(_) => return Ok(None),
         };
         if !self.options.socket_type.takes_subscriptions() {
             return Ok(None);
@@ -456,6 +486,12 @@ impl Engine {
             ours.push("Identity", self.options.identity.clone());
         }
         self.options.limits.tell(self.options.socket_type, &mut ours);
+        if self.options.socket_type.drains() {
+            ours.push(DRAIN_PROPERTY, "1");
+        }
+        if self.options.socket_type.hears_of_drops() {
+            ours.push(DROPPED_PROPERTY, "1");
+        }
         while let Some(body) = self.mechanism.poll_command(&ours) {
             encode_command(&mut self.outgoing, &body);
         }
@@ -474,7 +510,18 @@ impl Engine {
             return Err(Violation::TooLarge { what: Limited::Identity, size, limit });
         }
         let limits = PeerLimits::read(&properties);
-        Ok(Peer { version, socket_type, identity, properties, limits, principal: self.principal.clone() })
+        let understands = |name| properties.find(name).is_some_and(|value| value == "1");
+        let (drains, hears_of_drops) = (understands(DRAIN_PROPERTY), understands(DROPPED_PROPERTY));
+        Ok(Peer {
+            version,
+            socket_type,
+            identity,
+            properties,
+            limits,
+            drains,
+            hears_of_drops,
+            principal: self.principal.clone(),
+        })
     }
 
     fn ready(&mut self, peer: Peer) -> Event {

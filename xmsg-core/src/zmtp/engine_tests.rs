@@ -41,6 +41,9 @@ enum Seen {
     Message(Vec<Vec<u8>>),
     Subscribe(Vec<u8>),
     Cancel(Vec<u8>),
+    Drain,
+    Drained,
+    Dropped(DroppedCounts),
 }
 
 fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Seen>, Violation> {
@@ -50,6 +53,9 @@ fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> 
         while let Some(event) = engine.poll_event(&mut input)? {
             match event {
                 Event::Credentials(_) => engine.judge(true)?,
+                Event::Drain => seen.push(Seen::Drain),
+                Event::Drained => seen.push(Seen::Drained),
+                Event::Dropped(counts) => seen.push(Seen::Dropped(counts)),
                 Event::Ready(peer) => seen.push(Seen::Ready(peer.version, peer.socket_type)),
                 Event::Subscribe(prefix) => seen.push(Seen::Subscribe(prefix.to_vec())),
                 Event::Cancel(prefix) => seen.push(Seen::Cancel(prefix.to_vec())),
@@ -336,6 +342,42 @@ fn silence_is_asked_after_and_then_ends_the_connection() {
 }
 
 #[test]
+fn no_time_limit_is_too_long_or_too_short() {
+    let start = Instant::now();
+    let later = start + Duration::from_secs(1 << 31);
+    for (interval, timeout) in [(Duration::MAX, Duration::MAX), (Duration::ZERO, Duration::ZERO)] {
+        let mut options = Options::new(SocketType::Sub);
+        options.heartbeat_interval = Some(interval);
+        options.heartbeat_timeout = timeout;
+        options.limits.handshake_timeout = Duration::MAX;
+        let mut engine = Engine::new(options, start);
+        assert_eq!(engine.handle_timeout(later), Ok(()), "in the handshake");
+        feed(&mut engine, [&session(1, "PUB", b"")[..]]).unwrap();
+        while engine.poll_transmit().is_some() {}
+        engine.handle_received(start);
+        assert_eq!(engine.handle_timeout(later), Ok(()));
+        assert_eq!(engine.poll_transmit(), None, "no time at all stands for never, as a very long one does");
+    }
+    // The answer to a heartbeat may take for ever, too.
+    let mut options = Options::new(SocketType::Sub);
+    options.heartbeat_interval = Some(Duration::from_secs(1));
+    options.heartbeat_timeout = Duration::MAX;
+    let mut engine = Engine::new(options, start);
+    feed(&mut engine, [&session(1, "PUB", b"")[..]]).unwrap();
+    engine.handle_received(start);
+    engine.handle_timeout(start + Duration::from_secs(1)).unwrap();
+    assert_eq!(engine.handle_timeout(later), Ok(()));
+    let mut engine = Engine::new(
+        Options {
+            limits: Limits { handshake_timeout: Duration::ZERO, ..Limits::default() },
+            ..Options::new(SocketType::Sub)
+        },
+        start,
+    );
+    assert_eq!(engine.handle_timeout(start), Err(Violation::HandshakeTimeout));
+}
+
+#[test]
 fn peers_below_3_1_get_no_heartbeats() {
     let mut options = Options::new(SocketType::Sub);
     options.heartbeat_interval = Some(Duration::from_secs(1));
@@ -386,4 +428,46 @@ proptest! {
         let cut = feed(&mut engine(SocketType::Sub), wire.chunks(piece));
         prop_assert_eq!(whole, cut);
     }
+}
+
+#[test]
+fn a_sender_is_asked_to_finish_and_told_that_all_was_read_and_a_receiver_is_not() {
+    let mut commands = BytesMut::new();
+    Command::Drain.write(&mut commands);
+    Command::Drained.write(&mut commands);
+    let mut publisher = engine(SocketType::Pub);
+    let seen = feed(&mut publisher, [&session(1, "XSUB", &commands)[..]]).unwrap();
+    assert_eq!(seen[1..], [Seen::Drain, Seen::Drained]);
+    let told: Vec<u8> = std::iter::from_fn(|| publisher.poll_transmit()).flatten().collect();
+    assert!(told.windows(7).any(|part| part == b"X-Drain"), "it has told that it understands this");
+
+    let mut receiver = engine(SocketType::Sub);
+    let seen = feed(&mut receiver, [&session(1, "XPUB", &commands)[..]]).unwrap();
+    assert_eq!(seen.len(), 1, "it is not meant for a receiver");
+}
+
+#[test]
+fn a_subscriber_hears_of_drops_and_nobody_else_does() {
+    let counts = DroppedCounts { too_slow: 3, too_large: 1 << 40 };
+    let mut commands = BytesMut::new();
+    Command::Dropped(counts).write(&mut commands);
+    assert_eq!(&commands[..12], b"\x04\x1a\x09X-DROPPED");
+    assert_eq!(commands[12..], [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 1, 0, 0, 0, 0, 0]);
+    let mut subscriber = engine(SocketType::Sub);
+    let seen = feed(&mut subscriber, [&session(1, "XPUB", &commands)[..]]).unwrap();
+    assert_eq!(seen[1..], [Seen::Dropped(counts)]);
+    let told: Vec<u8> = std::iter::from_fn(|| subscriber.poll_transmit()).flatten().collect();
+    assert!(told.windows(9).any(|part| part == b"X-Dropped"), "it has told that it understands this");
+
+    for (ours, theirs) in [(SocketType::Pub, "XSUB"), (SocketType::Xpub, "SUB"), (SocketType::Xsub, "PUB")] {
+        let mut other = engine(ours);
+        let seen = feed(&mut other, [&session(1, theirs, &commands)[..]]).unwrap();
+        assert_eq!(seen.len(), 1, "{ours}: it is meant for subscribers");
+        let told: Vec<u8> = std::iter::from_fn(|| other.poll_transmit()).flatten().collect();
+        assert!(!told.windows(9).any(|part| part == b"X-Dropped"), "{ours}");
+    }
+
+    let short = [&b"\x04\x11\x09X-DROPPED"[..], &[0; 7]].concat();
+    let mut subscriber = engine(SocketType::Sub);
+    assert!(feed(&mut subscriber, [&session(1, "XPUB", &short)[..]]).is_err());
 }

@@ -124,15 +124,27 @@ impl Violation {
     /// Whether the two sides do not trust one another: another mechanism, other keys, credentials that are not good.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::MechanismMismatch { .. }
-                | Self::RefusedByPeer(_)
-                | Self::NotAuthentic(_)
-                | Self::NotAdmitted
-        )
+        match self {
+            Self::RefusedByPeer(_) => !self.is_wrong_socket(),
+            Self::MechanismMismatch { .. } | Self::NotAuthentic(_) | Self::NotAdmitted => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the peer is something else than what was expected: no ZeroMQ socket, or one of a type that does not fit ours. Where
+    /// there is security, the server finds that out, and says so in its ERROR command: ours in these words.
+    #[must_use]
+    pub fn is_wrong_socket(&self) -> bool {
+        match self {
+            Self::NotZmtp | Self::SocketTypeMismatch { .. } => true,
+            Self::RefusedByPeer(reason) => reason.contains(DOES_NOT_FIT),
+            _ => false,
+        }
     }
 }
+
+/// In the words for a socket type that does not fit.
+const DOES_NOT_FIT: &str = "socket cannot talk to this";
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -145,7 +157,7 @@ impl fmt::Display for Violation {
                 write!(f, "the peer wants security mechanism {theirs:?}, this port speaks {ours}")
             }
             Self::SocketTypeMismatch { theirs, ours } => {
-                write!(f, "a {theirs:?} socket cannot talk to this {ours} socket")
+                write!(f, "a {theirs:?} {DOES_NOT_FIT} {ours} socket")
             }
             Self::Malformed(what) => write!(f, "malformed {what}"),
             Self::InvalidFlags(flags) => write!(f, "invalid frame flags {flags:#04x}"),
@@ -165,3 +177,18 @@ impl fmt::Display for Violation {
 }
 
 impl std::error::Error for Violation {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_finds_a_wrong_socket_is_understood() {
+        let found = Violation::SocketTypeMismatch { theirs: "SUB".into(), ours: "XSUB" };
+        let told = Violation::RefusedByPeer(found.to_string());
+        assert!(found.is_wrong_socket() && told.is_wrong_socket());
+        assert!(!found.is_refusal() && !told.is_refusal());
+        let refused = Violation::RefusedByPeer(Violation::NotAdmitted.to_string());
+        assert!(refused.is_refusal() && !refused.is_wrong_socket());
+    }
+}

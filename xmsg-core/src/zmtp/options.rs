@@ -116,7 +116,7 @@ pub struct Options {
     pub socket_type: SocketType,
     /// Our identity, announced by DEALER, REQ and ROUTER sockets. At most 255 bytes; empty: none.
     pub identity: Bytes,
-    /// Send a PING when nothing was heard for this long. `None`: never. Peers below ZMTP 3.1 get none.
+    /// Send a PING when nothing was heard for this long. `None` or no time at all: never. Peers below ZMTP 3.1 get none.
     pub heartbeat_interval: Option<Duration>,
     /// End the connection when nothing was heard for this long although a PING was sent.
     pub heartbeat_timeout: Duration,

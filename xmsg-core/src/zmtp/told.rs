@@ -8,6 +8,9 @@
 //! | `X-Max-Subscriptions` | subscriptions | how many |
 //! | `X-Max-Subscriptions-Size` | subscriptions | bytes of all prefixes together |
 //!
+//! Two more tell, with the value 1, that a socket understands a command of ours: `X-Drain`, told by publishers, the one by which a
+//! peer asks it to finish; `X-Dropped`, told by subscribers, the one by which a peer says how many messages it has dropped for it.
+//!
 //! Values are decimal numbers in ASCII. RFC 37 reserves such names for extensions, and has peers ignore those that they don't know.
 //! All of them together stay below 256 bytes: older versions of libzmq have room for no more in a handshake of CURVE.
 
@@ -18,6 +21,11 @@ const FRAMES: &str = "X-Max-Frames";
 const SUBSCRIPTION_SIZE: &str = "X-Max-Subscription-Size";
 const SUBSCRIPTIONS: &str = "X-Max-Subscriptions";
 const SUBSCRIPTIONS_SIZE: &str = "X-Max-Subscriptions-Size";
+
+/// Told by sockets that understand [`Command::Drain`](super::Command::Drain), with the value 1.
+pub(super) const DRAIN_PROPERTY: &str = "X-Drain";
+/// Told by sockets that understand [`Command::Dropped`](super::Command::Dropped), with the value 1.
+pub(super) const DROPPED_PROPERTY: &str = "X-Dropped";
 
 /// What a peer takes, as far as it has told: foreign peers tell nothing, and what is no number from 1 on counts as not told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +75,8 @@ fn number(value: &[u8]) -> Option<usize> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let digit = |number: usize, digit: &u8| number.saturating_mul(10).saturating_add(usize::from(digit - b'0'));
+    let digit =
+        |number: usize, digit: &u8| number.saturating_mul(10).saturating_add(usize::from(digit - b'0'));
     Some(value.iter().fold(0, digit)).filter(|limit| *limit > 0)
 }
 
@@ -79,7 +88,8 @@ mod tests {
 
     #[test]
     fn what_is_told_reads_back() {
-        let limits = Limits { message_size: 1 << 20, frames: 7, subscriptions: usize::MAX, ..Limits::default() };
+        let limits =
+            Limits { message_size: 1 << 20, frames: 7, subscriptions: usize::MAX, ..Limits::default() };
         let mut properties = Properties::default();
         limits.tell(SocketType::Xsub, &mut properties);
         let told = PeerLimits { message_size: Some(1 << 20), frames: Some(7), ..PeerLimits::default() };
@@ -112,7 +122,7 @@ mod tests {
 
     #[test]
     fn old_peers_have_room_for_what_is_told() {
-        for socket_type in [SocketType::Xsub, SocketType::Xpub, SocketType::Dealer] {
+        for socket_type in [SocketType::Sub, SocketType::Xsub, SocketType::Xpub, SocketType::Dealer] {
             let mut properties = Properties::default();
             properties.push("Socket-Type", socket_type.name());
             if socket_type.announces_identity() {
@@ -128,6 +138,8 @@ mod tests {
                 ..Limits::default()
             };
             limits.tell(socket_type, &mut properties);
+            properties.push(DRAIN_PROPERTY, "1");
+            properties.push(DROPPED_PROPERTY, "1");
             let mut bytes = BytesMut::new();
             properties.write(&mut bytes);
             assert!(bytes.len() < 256, "{socket_type}: {} bytes", bytes.len());

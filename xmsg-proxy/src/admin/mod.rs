@@ -26,6 +26,8 @@ use std::time::{Instant, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
+use xmsg_core::socket::TcpOptions;
+use xmsg_core::socket::transport::{Closer, Listener};
 use xmsg_core::{Error, ErrorKind, Result};
 
 pub use token::Token;
@@ -51,12 +53,13 @@ pub enum Phase {
     Draining,
 }
 
-/// The HTTP server at work. It ends with [`stop`](Self::stop), or when it is dropped.
+/// The HTTP server at work. It ends with [`stop`](Self::stop), or when it is dropped; its port is free when either returns.
 #[derive(Debug)]
 pub struct Admin {
     address: SocketAddr,
     state: Arc<State>,
     stop: CancellationToken,
+    closer: Closer,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -98,6 +101,7 @@ impl State {
 impl Drop for Admin {
     fn drop(&mut self) {
         self.stop.cancel();
+        self.closer.close();
     }
 }
 
@@ -117,7 +121,6 @@ impl Admin {
         let failed = |error| Error::new(ErrorKind::Io, "cannot serve HTTP").with_source(error);
         let address = socket.local_addr().map_err(failed)?;
         permitted(address, token.as_ref())?;
-        socket.set_nonblocking(true).map_err(failed)?;
         let state = Arc::new(State {
             name,
             proxy: sources.proxy,
@@ -132,15 +135,16 @@ impl Admin {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let listener = {
             let _entered = runtime.enter();
-            tokio::net::TcpListener::from_std(socket).map_err(failed)?
+            Listener::adopt(socket, TcpOptions::default())?
         };
+        let closer = listener.closer();
         let stop = CancellationToken::new();
         let serve = server::run(listener, routes::router(state.clone()), stop.clone());
         let thread = std::thread::Builder::new()
             .name("xmsg-admin".to_owned())
             .spawn(move || runtime.block_on(serve))
             .map_err(failed)?;
-        Ok(Self { address, state, stop, thread: Some(thread) })
+        Ok(Self { address, state, stop, closer, thread: Some(thread) })
     }
 
     /// Where it listens.

@@ -145,7 +145,11 @@ impl From<Amount> for Sum {
 
 /// All reasons for which connections are ended, and how many were.
 fn by_reason(counts: ViolationCounts) -> serde_json::Value {
-    counts.iter().map(|(reason, count)| (reason.to_string(), count.into())).collect::<serde_json::Map<_, _>>().into()
+    counts
+        .iter()
+        .map(|(reason, count)| (reason.to_string(), count.into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {

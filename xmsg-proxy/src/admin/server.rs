@@ -10,9 +10,10 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
+use xmsg_core::socket::transport::{Listener, Stream};
 
 /// Connections at a time. Above it, the oldest one that is not being answered gives way to a new one.
 pub(super) const CONNECTIONS: usize = 64;
@@ -22,8 +23,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const HEADER_MAX: usize = 16 << 10;
 /// Headers of a request.
 const HEADERS: usize = 64;
-/// How long to wait when no connection can be accepted: the process may be out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An open connection.
 #[derive(Debug)]
@@ -48,7 +47,7 @@ struct Connection {
 }
 
 /// Serves until it is told to stop.
-pub(super) async fn run(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub(super) async fn run(mut listener: Listener, router: Router, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     // The oldest first.
     let mut open: VecDeque<Open> = VecDeque::new();
@@ -65,14 +64,8 @@ pub(super) async fn run(listener: TcpListener, router: Router, stop: Cancellatio
             }
             accepted = listener.accept(), if !is_full || open.iter().any(|one| !one.is_busy()) => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "HTTP: cannot accept a connection; trying again");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+        // It listens to nothing else.
+        let (Stream::Tcp(stream), _) = accepted else { continue };
         if is_full
             && let Some(idle) = open.iter().position(|one| !one.is_busy())
             && let Some(oldest) = open.remove(idle)
@@ -117,14 +110,16 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::Instant;
+    use xmsg_core::socket::TcpOptions;
 
     use super::*;
 
     /// Time passes as soon as everybody waits.
     #[tokio::test(start_paused = true)]
     async fn a_request_that_does_not_get_on_is_given_up() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = Listener::adopt(socket, TcpOptions::default()).unwrap();
         let stop = CancellationToken::new();
         let server = tokio::spawn(run(listener, Router::new(), stop.clone()));
         for sent in ["", "GET / HTTP/1.1\r\nHost: a\r\nSlow", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {

@@ -31,8 +31,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::registration::Registration;
-use xmsg_core::setup::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
     Admission, AdmissionLimits, Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions, ViolationCounts,
@@ -182,7 +182,8 @@ impl Counters {
     }
 }
 
-/// A registrar at work. It stops with [`stop`](Self::stop); dropping it stops it at once.
+/// A registrar at work. It stops with [`stop`](Self::stop), which writes what is not on the disk yet. Dropping it stops it at once:
+/// its port is free when that returns.
 #[derive(Debug)]
 pub struct Registrar {
     address: RegistrarAddress,
@@ -197,6 +198,7 @@ impl Drop for Registrar {
         if let Some(service) = &self.service {
             service.abort();
         }
+        self.replier.unbind();
     }
 }
 

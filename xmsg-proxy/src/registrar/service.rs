@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use xmsg_core::deadline::Deadline;
 use xmsg_core::registration::{Action, Argument, OwnerType, Reply, Request};
 use xmsg_core::socket::{Multipart, Replier, ReturnPath, Violations};
 use xmsg_core::{Error, ErrorKind, Result};
@@ -131,7 +132,7 @@ impl Service {
         loop {
             let room =
                 self.gathering.replies.len() < BATCH_REQUESTS && self.gathering.entries.len() < BATCH_BYTES;
-            let expiry = self.store.next_expiry().map(|due| self.started + due);
+            let expiry = self.store.next_expiry().map(|due| Deadline::since(self.started, due));
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
@@ -388,9 +389,9 @@ async fn committed(
     }
 }
 
-async fn at(time: Option<Instant>) {
+async fn at(time: Option<Deadline>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time).await,
+        Some(time) => time.passed().await,
         None => std::future::pending::<()>().await,
     }
 }

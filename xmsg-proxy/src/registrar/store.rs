@@ -109,7 +109,7 @@ impl Store {
         let full = self.len() >= self.limit;
         let due = self.ttl.map(|ttl| {
             self.next_serial += 1;
-            (now + ttl, self.next_serial)
+            (now.saturating_add(ttl), self.next_serial)
         });
         let of = Owner { name: registration.name.as_str().into(), host: registration.host.as_str().into() };
         let frame = registration.encode();

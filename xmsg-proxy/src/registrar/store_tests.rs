@@ -15,6 +15,15 @@ fn registration(name: &str, host: &str, port: u16, parts: [&str; 3]) -> Registra
     registration
 }
 
+#[test]
+fn a_registration_may_be_kept_for_ever() {
+    let mut store = Store::new(8, Some(Duration::MAX));
+    let now = Duration::from_secs(1);
+    store.register(OwnerType::Publisher, &registration("n", "h", 7771, ["a", "b", "c"]), now).unwrap();
+    assert_eq!(store.next_expiry(), Some(Duration::MAX));
+    assert_eq!(store.len(), 1);
+}
+
 #[derive(Debug, Default)]
 struct Model(Vec<(OwnerType, Registration)>);
 

@@ -17,8 +17,8 @@ mod inlet;
 mod peers;
 mod table;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ use xmsg_core::socket::admission::Permit;
 use xmsg_core::socket::outbox::{Ledger, Outbox};
 use xmsg_core::socket::session::{Ended, Session, now};
 use xmsg_core::socket::throttle::Throttle;
-use xmsg_core::socket::transport::{Listener, Stream};
+use xmsg_core::socket::transport::{Closer, Listener, Stream};
 use xmsg_core::socket::{Admission, Amount, HighWaterMark, ViolationCounts, Violations};
 use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
@@ -127,12 +127,25 @@ struct Inner {
     ledger: Arc<Ledger>,
     gate: Arc<Gate>,
     next_id: AtomicU32,
+    listeners: Mutex<Vec<Closer>>,
     /// Ends accepting.
     refuse: CancellationToken,
     /// Ends everything.
     stop: CancellationToken,
     tasks: TaskTracker,
     publishers: TaskTracker,
+}
+
+impl Inner {
+    fn listeners(&self) -> MutexGuard<'_, Vec<Closer>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unbind(&self) {
+        for listener in self.listeners().drain(..) {
+            listener.close();
+        }
+    }
 }
 
 impl Switch {
@@ -153,6 +166,7 @@ impl Switch {
             ledger: Arc::default(),
             gate: Arc::default(),
             next_id: AtomicU32::new(1),
+            listeners: Mutex::default(),
             refuse: stop.child_token(),
             tasks: TaskTracker::new(),
             publishers: TaskTracker::new(),
@@ -173,6 +187,7 @@ impl Switch {
 
     /// Accepts connections from this listener until the switch stops.
     pub fn listen(&self, listener: Listener, side: Side) {
+        self.inner.listeners().push(listener.closer());
         self.inner.tasks.spawn(self.clone().accept(listener, side));
     }
 
@@ -218,9 +233,10 @@ impl Switch {
         inner.gate.reconsider();
     }
 
-    /// Ends all tasks without waiting for them.
+    /// Ends all tasks without waiting for them. What it listened to is free when this returns.
     pub fn abort(&self) {
         self.inner.stop.cancel();
+        self.inner.unbind();
     }
 
     /// Everything since the start.
@@ -262,6 +278,7 @@ impl Switch {
     pub async fn stop(&self, linger: Duration) -> Totals {
         let inner = &self.inner;
         inner.refuse.cancel();
+        inner.unbind();
         let orderly = async {
             inner.publishers.close();
             inner.gate.close_publishers();
@@ -346,6 +363,7 @@ impl Switch {
             permit.established();
         }
         // What else it announced is dropped here, and not when the connection ends.
+        let hears_of_drops = found.hears_of_drops && !side.is_internal();
         let (version, principal, limits) = essentials(found);
         tracing::debug!(peer, ?side, ?version, "connected");
         let grant = match side {
@@ -354,7 +372,7 @@ impl Switch {
         };
         let ended = match side {
             Side::Subscribers | Side::Requests => {
-                self.serve_subscriber(session, &peer, limits, grant, side, stop).await
+                self.serve_subscriber(session, &peer, (limits, hears_of_drops), grant, side, stop).await
             }
             Side::Publishers | Side::Answers => {
                 self.serve_publisher(session, &peer, version, grant, side, stop).await
@@ -403,7 +421,7 @@ impl Switch {
         &self,
         session: Session,
         peer: &str,
-        limits: PeerLimits,
+        (limits, hears_of_drops): (PeerLimits, bool),
         grant: Grant,
         side: Side,
         stop: CancellationToken,
@@ -418,7 +436,8 @@ impl Switch {
         // Whatever is forwarded is within our own limits: only one that takes less has to be looked after.
         let ours = MessageLimits::from(&config.limits);
         let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
-        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, rule, grant).taking(takes));
+        let subscriber = Subscriber::new(self.id(), peer, outbox, rule, grant);
+        let subscriber = Arc::new(subscriber.taking(takes).telling(hears_of_drops));
         if !side.is_internal() {
             inner.gate.add_subscriber(&subscriber);
         }
@@ -431,6 +450,7 @@ impl Switch {
             () = stop.cancelled() => Ended::ByUs("stopped"),
             () = subscriber.cut.cancelled() => Ended::ByUs("too slow: cut off"),
             () = subscriber.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
+            never = subscriber.keep_telling() => match never {},
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended,
         };
         subscriber.outbox.close();

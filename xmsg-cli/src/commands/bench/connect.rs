@@ -53,12 +53,13 @@ pub(super) async fn run(
         arguments.concurrency,
         interrupt,
         async |_| {
-            let connection = target.connection();
+            let connection = target.connection()?;
             connection.connect().await?;
             Ok(connection)
         },
         async |connection| {
-            connection.close(Duration::ZERO).await;
+            // Nothing was published through it.
+            let _ = connection.close(Duration::ZERO).await;
         },
     );
     let title = format!("Connecting: {}", arguments.title());

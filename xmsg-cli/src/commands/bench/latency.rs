@@ -87,8 +87,8 @@ pub(super) async fn run(
         let receivers = target.receivers(arguments.subscribers.into(), &topics).await?;
         let mut pacers = Vec::new();
         for _ in 0..arguments.publishers {
-            let (address, setup) = (target.address().clone(), target.setup().clone());
-            pacers.push(Pacer::start(address, setup, topics.clone(), arguments.load.size).await?);
+            let (address, options) = (target.address().clone(), target.options().clone());
+            pacers.push(Pacer::start(address, options, topics.clone(), arguments.load.size).await?);
         }
         anyhow::Ok((pacers, receivers))
     };
@@ -142,7 +142,7 @@ async fn phase(
     let phase = Phase {
         name,
         number: *number,
-        limit: Some(timetable.time + GRACE),
+        limit: Some(timetable.time.saturating_add(GRACE)),
         patience: arguments.load.patience,
         clock,
         times: Times::fine,

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
-use xmsg_core::{Connection, ProxyAddress, Setup};
+use xmsg_core::deadline::later;
+use xmsg_core::{ConnectOptions, Connection, ProxyAddress};
 
 use super::LINGER;
 use super::client::{Header, Sender, Topics};
@@ -91,7 +92,7 @@ impl Pacer {
     /// Starts the thread, and waits until it is connected. It ends when this is dropped.
     pub(super) async fn start(
         address: ProxyAddress,
-        setup: Setup,
+        options: ConnectOptions,
         topics: Topics,
         size: usize,
     ) -> anyhow::Result<Self> {
@@ -106,10 +107,18 @@ impl Pacer {
             // Where it is not allowed, messages are a little late, and that is told.
             let _ = rustix::thread::set_current_timer_slack(Some(TIMER_SLACK));
             runtime.block_on(async {
-                let connection = Connection::with_setup(address, setup);
-                let result = connection.connect().await;
-                let good = result.is_ok();
-                if ready.send(result).is_ok() && good {
+                let connected = async {
+                    let connection = Connection::with_options(address, options)?;
+                    connection.connect().await.map(|()| connection)
+                };
+                let (connection, result) = match connected.await {
+                    Ok(connection) => (Some(connection), Ok(())),
+                    Err(error) => (None, Err(error)),
+                };
+                // Whoever waited may have gone.
+                if ready.send(result).is_ok()
+                    && let Some(connection) = connection
+                {
                     serve(Sender::new(connection, topics, size), inbox).await;
                 }
             });
@@ -151,7 +160,7 @@ async fn publish(sender: &mut Sender, part: Part, timetable: Timetable) -> anyho
     let mut sequence = 0;
     let mut last = start;
     while sequence < share && !signal.is_stopped() {
-        let due = start + timetable.due(number, sequence);
+        let due = later(start, timetable.due(number, sequence));
         let now = Instant::now();
         if due > now {
             wait(due, now, sender, &mut signal).await;

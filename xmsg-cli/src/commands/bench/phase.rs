@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use xmsg_core::Messages;
+use xmsg_core::deadline::Deadline;
 
 use super::check::{Check, Counts};
 use super::client::{Clock, Header, Receiver, Sender};
@@ -248,7 +249,7 @@ impl Phase<'_> {
         let sum = |counters: &[Arc<Counter>]| counters.iter().map(|counter| counter.load()).sum();
         let limit = async {
             match self.limit {
-                Some(limit) => tokio::time::sleep_until((started + limit).into()).await,
+                Some(limit) => Deadline::since(started.into(), limit).passed().await,
                 None => std::future::pending().await,
             }
         };

@@ -85,14 +85,15 @@ async fn each_its_connection(
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<Report> {
     // What confirmation needs is there before, and shared.
-    let connection = target.connection();
+    let connection = target.connection()?;
     unless_interrupted(interrupt, async { Ok(connection.connect().await?) }).await?;
     let topics = Topics::new(&arguments.common.target.topic, 1);
     let base = topics.all();
-    let up = async |number| connection.subscribe([Topic::wrap(format!("{base}{number}"))]).await;
+    let up = async |number| connection.subscribe(Topic::wrap(format!("{base}{number}"))).await;
     let down = async |subscription| Receiver::new(subscription).close().await;
     let made = set_up("subscriptions", arguments.count, arguments.concurrency, interrupt, up, down).await?;
-    connection.close(Duration::ZERO).await;
+    // Nothing was published through it.
+    let _ = connection.close(Duration::ZERO).await;
     let title = format!("Subscribing: {}", arguments.title());
     let plot = arguments.common.report.plot.is_some().then_some([&*title, "time to confirmation"]);
     let settings = json!({ "count": arguments.count, "concurrency": arguments.concurrency });
@@ -104,7 +105,7 @@ async fn on_one_connection(
     target: &Target,
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<Report> {
-    let publisher = target.connection();
+    let publisher = target.connection()?;
     unless_interrupted(interrupt, async { Ok(publisher.connect().await?) }).await?;
     let live = Live::new("subscriptions");
     let mut results: Vec<(u32, Duration)> = Vec::new();
@@ -121,7 +122,8 @@ async fn on_one_connection(
         }
     }
     drop(live);
-    publisher.close(Duration::ZERO).await;
+    // Its probes have done what they were for.
+    let _ = publisher.close(Duration::ZERO).await;
     report(arguments, &results, interrupted)
 }
 
@@ -135,8 +137,8 @@ async fn confirm(
 ) -> anyhow::Result<Duration> {
     let last = topics.iter().last().context("no topics")?;
     let names: Vec<Topic> = topics.iter().collect();
-    let connection = target.unchecked_connection();
-    let probe = Message::of(last, "probe");
+    let connection = target.unchecked_connection()?;
+    let probe = Message::of(last, "probe")?;
     let started = Instant::now();
     let subscribing = async {
         let mut receiver = Receiver::new(connection.subscribe(names).await?);

@@ -73,18 +73,16 @@ pub(super) async fn run(
 ) -> anyhow::Result<Report> {
     let topics = Topics::new(&arguments.common.target.topic, 1);
     let topic = topics.iter().next().context("no topic")?;
-    let actor = async |name: &str| {
-        Actor::builder(name).proxy(target.address().clone()).setup(target.setup().clone()).build().await
-    };
+    let actor =
+        |name| Actor::builder(name).proxy(target.address().clone()).options(target.options().clone()).build();
     let starting = async {
-        let (requester, replier) = (actor("bench-requester").await?, actor("bench-replier").await?);
+        let (requester, replier) = (actor("bench-requester")?, actor("bench-replier")?);
         // In order, with one handler: what it does takes no time.
-        let service = replier.subscribe_with([topic.clone()], 1, async |request: Message| {
-            request.reply_with(request.data().to_vec())
-        });
+        let service = replier
+            .subscribe_with(&topic, 1, async |request: Message| request.reply_with(request.data().to_vec()));
         let service = service.await?;
         // The first request opens what requests need.
-        requester.request(Message::of(topic.clone(), "first"), target.setup().subscription_timeout()).await?;
+        requester.request(&Message::of(&topic, "first")?, target.timeout()).await?;
         anyhow::Ok((requester, replier, service))
     };
     let (requester, replier, _service) = unless_interrupted(interrupt, starting).await?;
@@ -104,8 +102,9 @@ pub(super) async fn run(
         load.end = arguments.messages.map_or(End::Time(arguments.duration), End::Count);
         asked = load.run("synchronous publishing", arguments.in_flight, interrupt).await?;
     }
-    requester.close(LINGER).await;
-    replier.close(LINGER).await;
+    // What was asked and answered is counted already.
+    let _ = requester.close(LINGER).await;
+    let _ = replier.close(LINGER).await;
     report(arguments, &asked)
 }
 
@@ -194,8 +193,8 @@ impl Load {
             if matches!(self.end, End::Time(time) if before - started >= time) {
                 break;
             }
-            let request = Message::of(self.topic.clone(), self.data.clone());
-            match self.requester.request(request, self.timeout).await {
+            let request = Message::of(&self.topic, self.data.clone())?;
+            match self.requester.request(&request, self.timeout).await {
                 Ok(_) => times.record(before.elapsed()),
                 Err(error) if error.kind() == ErrorKind::Timeout => {
                     unanswered += 1;

@@ -5,11 +5,12 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use xmsg_core::socket::HighWaterMark;
-use xmsg_core::{Connection, ProxyAddress, Security, Setup};
+use xmsg_core::{ConnectOptions, Connection, ProxyAddress, Security};
 use xmsg_proxy::Proxy;
 
 use super::client::{Receiver, Topics};
 use super::options::CommonOptions;
+use crate::args::SecurityOptions;
 use crate::exit::Usage;
 
 /// What a publisher's connection accepts before it has to wait. Small, so that what counts as published is on its way.
@@ -22,23 +23,26 @@ const CONNECTING: usize = 16;
 #[derive(Debug)]
 pub(super) struct Target {
     address: ProxyAddress,
-    setup: Setup,
+    options: ConnectOptions,
     /// For subscriptions that are not to be confirmed one by one.
-    unchecked: Setup,
+    unchecked: ConnectOptions,
+    timeout: Duration,
     embedded: Option<Proxy>,
 }
 
 impl Target {
     pub(super) async fn open(options: &CommonOptions) -> anyhow::Result<Self> {
         // What is confirmed is what this is about, whatever the environment says.
-        let setup = || -> xmsg_core::Result<_> {
-            Ok(options.connect.setup()?.check_connection(true).send_high_water_mark(SEND_MARK))
+        let connecting = options.connect.options()?.check_connection(true).high_water_mark(SEND_MARK);
+        let mut target = Self {
+            address: options.connect.proxy.clone(),
+            unchecked: connecting.clone().check_subscription(false),
+            options: connecting.check_subscription(true),
+            timeout: options.connect.timeout(),
+            embedded: None,
         };
-        let unchecked = setup()?.check_subscription(false).build()?;
-        let setup = setup()?.check_subscription(true).build()?;
-        let mut target = Self { address: options.connect.proxy.clone(), setup, unchecked, embedded: None };
         if options.target.embedded {
-            if !matches!(target.setup.security(), Security::Null) {
+            if !matches!(SecurityOptions::security()?, Security::Null) {
                 let what =
                     "an embedded proxy has no security: leave out the keys, or the name, or --embedded";
                 return Err(Usage(what.to_owned()).into());
@@ -63,24 +67,29 @@ impl Target {
         self.embedded.is_some()
     }
 
-    pub(super) fn setup(&self) -> &Setup {
-        &self.setup
+    pub(super) fn options(&self) -> &ConnectOptions {
+        &self.options
+    }
+
+    /// How long the proxy may take to answer.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// A connection that is not opened yet.
-    pub(super) fn connection(&self) -> Connection {
-        Connection::with_setup(self.address.clone(), self.setup.clone())
+    pub(super) fn connection(&self) -> xmsg_core::Result<Connection> {
+        Connection::with_options(self.address.clone(), self.options.clone())
     }
 
     /// One whose subscriptions are not confirmed.
-    pub(super) fn unchecked_connection(&self) -> Connection {
-        Connection::with_setup(self.address.clone(), self.unchecked.clone())
+    pub(super) fn unchecked_connection(&self) -> xmsg_core::Result<Connection> {
+        Connection::with_options(self.address.clone(), self.unchecked.clone())
     }
 
     /// So many open connections.
     pub(super) async fn connections(&self, count: usize) -> anyhow::Result<Vec<Connection>> {
         let connect = |_| async {
-            let connection = self.connection();
+            let connection = self.connection()?;
             connection.connect().await?;
             anyhow::Ok(connection)
         };
@@ -90,12 +99,13 @@ impl Target {
     /// So many subscribers, each with a connection of its own, that are confirmed to get all topics.
     pub(super) async fn receivers(&self, count: usize, topics: &Topics) -> anyhow::Result<Vec<Receiver>> {
         // They share what confirmation needs.
-        let connection = self.connection();
+        let connection = self.connection()?;
         connection.connect().await?;
-        let subscribe = |_| async { anyhow::Ok(Receiver::new(connection.subscribe([topics.all()]).await?)) };
+        let subscribe = |_| async { anyhow::Ok(Receiver::new(connection.subscribe(topics.all()).await?)) };
         let receivers =
             stream::iter(0..count).map(subscribe).buffer_unordered(CONNECTING).try_collect().await?;
-        connection.close(Duration::ZERO).await;
+        // Nothing was published through it.
+        let _ = connection.close(Duration::ZERO).await;
         Ok(receivers)
     }
 

@@ -60,7 +60,8 @@ fn write(outbox: &Outbox, limit: usize, encrypted: bool) -> Vec<u8> {
         let [client, _] = crate::zmtp::curve::connected_for_tests();
         client.sealer
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut writer = Writer::new(outbox).sealed(sealer);
         let writing = writer.run(&mut stream);

@@ -1,0 +1,484 @@
+//! Subscriptions with a handler: the task that runs it, and how it is ended.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::reply::IntoReply;
+use crate::deadline::Deadline;
+use crate::socket::SocketEvents;
+use crate::subscription::Waiting;
+use crate::{Connection, Message, MessageRef, Messages, Subscription, Unfinished};
+
+/// Messages that a handler is given in a row before others get their turn.
+const TURN: usize = 64;
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+tokio::task_local! {
+    /// The service in whose handler this is.
+    static WITHIN: u64;
+}
+
+/// The service in whose handler the caller runs.
+pub(super) fn own() -> Option<u64> {
+    WITHIN.try_with(|id| *id).ok()
+}
+
+/// What the task of a service shares with those who end it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    id: u64,
+    /// Messages that wait in the socket.
+    waiting: Waiting,
+    taken: Mutex<Taken>,
+    /// Where, in the batch that is [taken](Taken::wire), the first message starts that is not yet handled.
+    at: AtomicUsize,
+    /// Messages that were given to handlers side by side, or are to be, and are not yet handled.
+    in_hand: AtomicU64,
+    /// What was returned when the service was made to end at a deadline: it is returned again.
+    told: OnceLock<u64>,
+    /// Handlers that are at work in tasks of their own.
+    at_work: AtomicU64,
+    work_done: Notify,
+    /// Whether no more messages are to be handled.
+    stopping: AtomicBool,
+    stop: CancellationToken,
+    drain: CancellationToken,
+    ended: CancellationToken,
+    /// Ends everything that runs for it, at its next `await`. The end of the actor does so, too.
+    give_up: CancellationToken,
+}
+
+/// What was taken from the socket. It is locked while messages are taken, so that none is between the two when they are counted.
+#[derive(Debug, Default)]
+struct Taken {
+    /// The batch whose messages are handled one by one, in the task that took it. They are counted when somebody asks.
+    wire: Bytes,
+    /// The service has ended: what waited in the socket then.
+    left: Option<u64>,
+}
+
+impl Shared {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Messages of the batch that is taken which are not yet handled.
+    fn in_batch(&self, taken: &Taken) -> u64 {
+        let at = self.at.load(Ordering::Acquire);
+        taken.wire.get(at..).map_or(0, |_| Messages::of(taken.wire.slice(at..)).iter().count() as u64)
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Has no more messages received or handled. Handlers that are at work finish.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.waiting.stop();
+        self.stop.cancel();
+    }
+
+    /// Has what was received handled, and then ends.
+    pub(super) fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Ends handlers that are at work, at their next `await`.
+    fn give_up(&self) {
+        self.stop();
+        self.give_up.cancel();
+    }
+
+    /// The number of messages that it has not handled, if it has ended.
+    pub(super) fn left_behind(&self) -> Option<u64> {
+        let is_over = self.ended.is_cancelled();
+        is_over.then(|| self.told.get().copied().unwrap_or_else(|| self.unhandled(None)))
+    }
+
+    /// Waits until the service has ended; if the caller is one of its handlers, until the others are done.
+    pub(super) async fn ended(&self, own: Option<u64>) {
+        if own != Some(self.id) {
+            return self.ended.cancelled().await;
+        }
+        loop {
+            let mut done = std::pin::pin!(self.work_done.notified());
+            done.as_mut().enable();
+            if self.at_work.load(Ordering::Acquire) <= 1 {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    /// Waits for the end until `deadline`, and does not let it last longer. Returns the number of messages that were not handled. A
+    /// handler that is stopped at its work may still come to its next `await`: what was returned first counts.
+    pub(super) async fn ended_by(&self, deadline: Deadline, own: Option<u64>) -> u64 {
+        let in_time = deadline.limit(self.ended(own)).await.is_ok();
+        if own == Some(self.id) {
+            return self.unhandled(own);
+        }
+        if in_time {
+            return self.left_behind().unwrap_or_else(|| self.unhandled(own));
+        }
+        self.give_up();
+        *self.told.get_or_init(|| self.unhandled(own))
+    }
+
+    /// Messages that were received and not handled; `own` is the service whose handler asks: its message is being handled.
+    fn unhandled(&self, own: Option<u64>) -> u64 {
+        let taken = self.taken();
+        let waiting = taken.left.unwrap_or_else(|| self.waiting.count());
+        let in_hand = self.in_batch(&taken) + self.in_hand.load(Ordering::Acquire);
+        waiting + in_hand.saturating_sub(u64::from(own == Some(self.id)))
+    }
+}
+
+/// A running [`subscribe_with`](crate::Actor::subscribe_with). Dropping the handle leaves it running.
+#[derive(Clone, Debug)]
+pub struct SubscriptionHandle {
+    shared: Arc<Shared>,
+}
+
+impl SubscriptionHandle {
+    /// Takes the subscription back, has everything handled that had been sent to it by then, and ends, within `limit`. A request
+    /// that the proxy had passed on is answered.
+    ///
+    /// Returns what is left: messages that were received and not handled in time, those included whose handler was stopped at
+    /// its work. Called in one of its own handlers, it waits for the others only.
+    pub async fn drain(&self, limit: Duration) -> Unfinished {
+        self.shared.drain();
+        self.end(limit).await
+    }
+
+    /// Ends the subscription: nothing more is handled; handlers that are at work may finish within `limit`. Returns what is left:
+    /// messages that were received and not handled.
+    pub async fn close(&self, limit: Duration) -> Unfinished {
+        self.shared.stop();
+        self.end(limit).await
+    }
+
+    /// Messages that were received and are not yet handled, those at work included: how far the handler is behind.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.shared.unhandled(None)
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.ended.is_cancelled()
+    }
+
+    /// What happens to its connection from now on; `None` when it has ended.
+    #[must_use]
+    pub fn events(&self) -> Option<SocketEvents> {
+        self.shared.waiting.events()
+    }
+
+    async fn end(&self, limit: Duration) -> Unfinished {
+        let unhandled = self.shared.ended_by(Deadline::after(limit), own()).await;
+        Unfinished { unhandled, ..Unfinished::default() }
+    }
+}
+
+/// A subscription with a handler, before it runs.
+pub(super) struct Service<H> {
+    pub(super) subscription: Subscription,
+    /// Replies go through it.
+    pub(super) connection: Connection,
+    pub(super) concurrency: usize,
+    pub(super) handler: H,
+}
+
+impl<H, F> Service<H>
+where
+    H: Fn(Message) -> F + Send + Sync + 'static,
+    F: Future<Output: IntoReply> + Send + 'static,
+{
+    /// Runs it as one of these tasks, until it is ended or `actor_gone` is cancelled.
+    pub(super) fn start(
+        self,
+        tasks: &TaskTracker,
+        actor_gone: &CancellationToken,
+    ) -> (Arc<Shared>, SubscriptionHandle) {
+        let shared = Arc::new(Shared {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            waiting: self.subscription.waiting(),
+            taken: Mutex::default(),
+            at: AtomicUsize::new(0),
+            in_hand: AtomicU64::new(0),
+            told: OnceLock::new(),
+            at_work: AtomicU64::new(0),
+            work_done: Notify::new(),
+            stopping: AtomicBool::new(false),
+            stop: actor_gone.child_token(),
+            drain: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            give_up: actor_gone.child_token(),
+        });
+        let (running, tracker) = (shared.clone(), tasks.clone());
+        tasks.spawn(WITHIN.scope(shared.id, async move {
+            let give_up = running.give_up.clone();
+            tokio::select! {
+                biased;
+                () = give_up.cancelled() => {}
+                () = self.run(running, tracker) => {}
+            }
+        }));
+        (shared.clone(), SubscriptionHandle { shared })
+    }
+
+    async fn run(self, shared: Arc<Shared>, tasks: TaskTracker) {
+        let Self { subscription, connection, concurrency, handler } = self;
+        let mut running = Running { subscription, shared: shared.clone() };
+        let work = Work { handler, connection, shared: shared.clone() };
+        if concurrency <= 1 {
+            one_by_one(&mut running, &work).await;
+        } else {
+            side_by_side(&mut running, Arc::new(work), concurrency, &tasks).await;
+        }
+    }
+}
+
+/// The receiving side of a service. However the task ends, what is left is counted.
+struct Running {
+    subscription: Subscription,
+    shared: Arc<Shared>,
+}
+
+impl Running {
+    /// The next messages, counted by `count` as taken; `None` at the end.
+    async fn next_batch(&mut self, count: impl Fn(&Shared, &mut Taken, &Messages)) -> Option<Messages> {
+        let mut draining = false;
+        loop {
+            let Self { subscription, shared } = self;
+            tokio::select! {
+                biased;
+                () = shared.stop.cancelled() => return None,
+                () = shared.drain.cancelled(), if !draining => {
+                    draining = true;
+                    subscription.drain();
+                }
+                batch = std::future::poll_fn(|cx| take(subscription, shared, &count, cx)) => return batch,
+            }
+        }
+    }
+}
+
+fn take(
+    subscription: &mut Subscription,
+    shared: &Shared,
+    count: &impl Fn(&Shared, &mut Taken, &Messages),
+    cx: &mut Context<'_>,
+) -> Poll<Option<Messages>> {
+    let mut taken = shared.taken();
+    let batch = subscription.poll_next_batch(cx);
+    if let Poll::Ready(Some(batch)) = &batch {
+        count(shared, &mut taken, batch);
+    }
+    batch
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.subscription.stop();
+        {
+            let mut taken = self.shared.taken();
+            taken.left = Some(self.shared.waiting.count());
+            // The memory of messages that nobody will handle is not kept for the sake of their number.
+            self.shared.in_hand.fetch_add(self.shared.in_batch(&taken), Ordering::AcqRel);
+            taken.wire = Bytes::new();
+        }
+        self.shared.ended.cancel();
+    }
+}
+
+/// Handles messages in their order, in the task that receives them.
+async fn one_by_one<H, F>(running: &mut Running, work: &Work<H>)
+where
+    H: Fn(Message) -> F + Send + Sync + 'static,
+    F: Future<Output: IntoReply> + Send + 'static,
+{
+    let shared = &work.shared;
+    let count = |shared: &Shared, taken: &mut Taken, batch: &Messages| {
+        let (wire, at) = batch.place();
+        taken.wire = wire.clone();
+        shared.at.store(at, Ordering::Release);
+    };
+    while let Some(batch) = running.next_batch(count).await {
+        let mut messages = batch.iter();
+        let mut turn = 0;
+        loop {
+            // Those that are left stay counted.
+            if shared.stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            let Some(message) = messages.next() else { break };
+            match message {
+                Ok(message) => work.answer(message.to_message(), &Lent(message)).await,
+                Err(error) => not_a_message(&error),
+            }
+            // Nobody else writes it.
+            shared.at.store(messages.at(), Ordering::Release);
+            turn += 1;
+            if turn == TURN {
+                turn = 0;
+                tokio::task::coop::consume_budget().await;
+            }
+        }
+        shared.taken().wire = Bytes::new();
+    }
+}
+
+/// Handles up to `concurrency` messages at the same time, each in a task of its own.
+async fn side_by_side<H, F>(
+    running: &mut Running,
+    work: Arc<Work<H>>,
+    concurrency: usize,
+    tasks: &TaskTracker,
+) where
+    H: Fn(Message) -> F + Send + Sync + 'static,
+    F: Future<Output: IntoReply> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
+    let shared = work.shared.clone();
+    let count = |shared: &Shared, _: &mut Taken, batch: &Messages| {
+        shared.in_hand.fetch_add(batch.iter().count() as u64, Ordering::AcqRel);
+    };
+    'receiving: while let Some(batch) = running.next_batch(count).await {
+        for message in batch {
+            let place = tokio::select! {
+                biased;
+                () = shared.stop.cancelled() => break 'receiving,
+                place = places.clone().acquire_owned() => place,
+            };
+            // It is never closed.
+            let Ok(place) = place else { break 'receiving };
+            tasks.spawn(WITHIN.scope(shared.id, handle_apart(work.clone(), message, place)));
+        }
+    }
+    running.subscription.stop();
+    // All places are free when all work is done.
+    let _ = places.acquire_many(concurrency.min(u32::MAX as usize) as u32).await;
+}
+
+async fn handle_apart<H, F>(work: Arc<Work<H>>, message: crate::Result<Message>, _place: OwnedSemaphorePermit)
+where
+    H: Fn(Message) -> F + Send + Sync + 'static,
+    F: Future<Output: IntoReply> + Send + 'static,
+{
+    work.shared.at_work.fetch_add(1, Ordering::AcqRel);
+    let done = AtWork(&work.shared);
+    tokio::select! {
+        biased;
+        () = work.shared.give_up.cancelled() => {}
+        () = work.handle(message) => {}
+    }
+    drop(done);
+}
+
+struct AtWork<'a>(&'a Shared);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.at_work.fetch_sub(1, Ordering::AcqRel);
+        self.0.work_done.notify_waiters();
+    }
+}
+
+/// What is done with each message.
+struct Work<H> {
+    handler: H,
+    connection: Connection,
+    shared: Arc<Shared>,
+}
+
+impl<H, F> Work<H>
+where
+    H: Fn(Message) -> F + Send + Sync + 'static,
+    F: Future<Output: IntoReply> + Send + 'static,
+{
+    /// Handles a message to its end. If this is dropped, the message stays counted as not handled.
+    async fn handle(&self, message: crate::Result<Message>) {
+        match message {
+            Ok(message) => self.answer(message.clone(), &message).await,
+            Err(error) => not_a_message(&error),
+        }
+        self.shared.in_hand.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// `request` is the same message, for when the handler has used it up and there is something to say about it.
+    async fn answer(&self, message: Message, request: &impl Request) {
+        // Everything of the handler's runs inside: its closure, its future, and what becomes of the result, so that a panic in
+        // any of them is one of the handler.
+        let handling = async {
+            let result = (self.handler)(message).await.into_reply();
+            result.map_err(|error| error.to_string())
+        };
+        let reply = match AssertUnwindSafe(handling).catch_unwind().await {
+            Ok(Ok(None)) => return,
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) => {
+                let request = request.message();
+                tracing::warn!(topic = %request.topic(), error, "a handler failed");
+                error_reply(&request, error)
+            }
+            Err(panic) => {
+                let (request, panic) = (request.message(), panic_text(&*panic));
+                tracing::error!(topic = %request.topic(), panic, "a handler panicked");
+                error_reply(&request, format!("the handler panicked: {panic}"))
+            }
+        };
+        if let Some(reply) = reply
+            && let Err(error) = self.connection.publish(&reply).await
+        {
+            tracing::warn!(topic = %request.message().topic(), %error, "a reply was not sent");
+        }
+    }
+}
+
+/// The message that is being handled, once more.
+trait Request: Send + Sync {
+    fn message(&self) -> Message;
+}
+
+impl Request for Message {
+    fn message(&self) -> Message {
+        self.clone()
+    }
+}
+
+/// A message of a batch that outlives the handling: no reference is counted before it is needed.
+struct Lent<'a>(MessageRef<'a>);
+
+impl Request for Lent<'_> {
+    fn message(&self) -> Message {
+        self.0.to_message()
+    }
+}
+
+fn not_a_message(error: &crate::Error) {
+    tracing::warn!(%error, "not a message of xMsg: passed over");
+}
+
+/// The answer that tells whoever asked that it failed; `None` if nobody awaits one.
+fn error_reply(request: &Message, error: String) -> Option<Message> {
+    request.error_reply(error).ok().flatten()
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a text")
+}

@@ -1,0 +1,200 @@
+//! JSON as data, with the feature `serde`.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{FromData, IntoData, ToData, mime, unexpected};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Message;
+use crate::topic::IntoTopic;
+
+/// A value that is sent as JSON, with the mime type `application/json`, and read from it. It goes wherever a value
+/// goes: into [`Message::of`], [`Message::reply_with`], and out of [`Message::value`]. Needs the feature `serde`.
+///
+/// A mime type with parameters (`application/json; charset=utf-8`) or one that ends in `+json` is read, too.
+///
+/// ```
+/// use serde::{Deserialize, Serialize};
+/// use xmsg_core::{Json, Message};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Order {
+///     article: String,
+///     count: u32,
+/// }
+///
+/// let order = Order { article: "rope".into(), count: 2 };
+/// let message = Message::of("orders:new", Json(&order))?;
+/// assert_eq!(message.mime_type()?, "application/json");
+/// assert_eq!(message.data(), r#"{"article":"rope","count":2}"#);
+///
+/// let Json(read) = message.value::<Json<Order>>()?; // or `message.json::<Order>()`
+/// assert_eq!(read.article, "rope");
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Json<T>(pub T);
+
+impl<T: Serialize> ToData for Json<T> {
+    fn to_data(&self) -> Result<(&'static str, Bytes)> {
+        let frame = serde_json::to_vec(&self.0).map_err(|error| {
+            let what = format!("a value of the type `{}` is nothing that JSON can hold", type_name::<T>());
+            Error::new(ErrorKind::InvalidMessage, what).with_source(error)
+        })?;
+        Ok((mime::JSON, frame.into()))
+    }
+}
+
+impl<T: Serialize> IntoData for Json<T> {
+    fn into_data(self) -> Result<(&'static str, Bytes)> {
+        self.to_data()
+    }
+}
+
+impl<T: DeserializeOwned> FromData for Json<T> {
+    fn from_data(mime_type: &str, frame: &Bytes) -> Result<Self> {
+        read(mime_type, frame).map(Self)
+    }
+}
+
+impl Message {
+    /// A message whose data is this value as JSON, with the mime type `application/json`. Needs the feature `serde`.
+    ///
+    /// [`ErrorKind::InvalidTopic`] when the text is no topic, and [`ErrorKind::InvalidMessage`], with the reason as
+    /// its source, when JSON can't hold the value, such as a map whose keys are no texts.
+    ///
+    /// ```
+    /// use xmsg_core::Message;
+    ///
+    /// let message = Message::of_json("orders:new", &["rope", "anchor"])?;
+    /// assert_eq!(message.data(), r#"["rope","anchor"]"#);
+    /// assert_eq!(message.json::<Vec<String>>()?, ["rope", "anchor"]);
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn of_json<T: Serialize + ?Sized>(topic: impl IntoTopic, value: &T) -> Result<Self> {
+        Self::of(topic, Json(value))
+    }
+
+    /// The data, which is JSON, as a Rust value; texts in it may be borrowed. Needs the feature `serde`.
+    ///
+    /// [`ErrorKind::InvalidMessage`] when the mime type is not that of JSON, or, with the reason and the place as its
+    /// source, when the data is another value than was asked for, or no JSON.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use std::error::Error;
+    /// use xmsg_core::{Message, Topic};
+    ///
+    /// let stock = Message::with_mime(Topic::new("stock", "all")?, "application/json", r#"{"rope": 7}"#);
+    /// assert_eq!(stock.json::<HashMap<&str, u32>>()?["rope"], 7);
+    ///
+    /// let error = stock.json::<Vec<u32>>().unwrap_err();
+    /// assert!(error.source().expect("a reason").to_string().contains("line 1 column 0"));
+    /// # Ok::<(), xmsg_core::Error>(())
+    /// ```
+    pub fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
+        read(self.mime_type()?, self.data())
+    }
+}
+
+fn read<'a, T: Deserialize<'a>>(mime_type: &str, frame: &'a Bytes) -> Result<T> {
+    if !is_json(mime_type) {
+        return Err(unexpected(mime_type, &[mime::JSON]));
+    }
+    serde_json::from_slice(frame).map_err(|error| {
+        let what = if error.is_data() { "other JSON than" } else { "no JSON for" };
+        let what = format!("the data of the message is {what} a value of the type `{}`", type_name::<T>());
+        Error::new(ErrorKind::InvalidMessage, what).with_source(error)
+    })
+}
+
+/// Whether a mime type says JSON: names and suffixes of RFC 6839 and 8259, whatever case they are in.
+fn is_json(mime_type: &str) -> bool {
+    let name = mime_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    name == mime::JSON || (name.contains('/') && name.ends_with("+json"))
+}
+
+fn type_name<T: ?Sized>() -> &'static str {
+    std::any::type_name::<T>()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::error::Error as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::topic::Topic;
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Order {
+        article: String,
+        count: u64,
+        price: Option<f64>,
+        notes: BTreeMap<String, Vec<bool>>,
+    }
+
+    fn message(mime_type: &str, data: &'static str) -> Message {
+        Message::with_mime(Topic::wrap("a"), mime_type, data)
+    }
+
+    #[test]
+    fn every_mime_type_of_json_is_read_and_no_other() {
+        for mime_type in ["application/json", "Application/JSON; charset=utf-8", "application/geo+json"] {
+            assert_eq!(message(mime_type, " [1, 2]\n").json::<[u8; 2]>().unwrap(), [1, 2]);
+        }
+        for mime_type in ["text/string", "application/jsonl", "+json", ""] {
+            let error = message(mime_type, "[1, 2]").json::<[u8; 2]>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidMessage);
+            assert!(error.to_string().contains("expected `application/json`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn errors_say_what_was_expected_and_where_it_failed() {
+        for (data, what, reason) in [
+            (r#"{"article": 7}"#, "other JSON than", "line 1 column 13"),
+            (r#"{"article""#, "no JSON for", "EOF"),
+            ("", "no JSON for", "EOF"),
+        ] {
+            let error = message(mime::JSON, data).json::<Order>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidMessage);
+            assert!(error.to_string().contains(what) && error.to_string().contains("Order"), "{error}");
+            let source = error.source().unwrap().to_string();
+            assert!(source.contains(reason), "{source}");
+        }
+        let no_texts = BTreeMap::from([((1, 2), 3)]);
+        let error = Message::of_json("a", &no_texts).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidMessage);
+        assert!(error.source().unwrap().to_string().contains("key must be a string"));
+        assert_eq!(Message::of_json("*", &1).unwrap_err().kind(), ErrorKind::InvalidTopic);
+    }
+
+    proptest! {
+        #[test]
+        fn values_read_back(
+            article: String,
+            count: u64,
+            price in prop::option::of(-1e9..1e9_f64),
+            notes: BTreeMap<String, Vec<bool>>,
+        ) {
+            let order = Order { article, count, price, notes };
+            let message = Message::of_json("orders", &order).unwrap();
+            prop_assert_eq!(message.mime_type().unwrap(), "application/json");
+            let read = message.json::<Order>().unwrap();
+            // The shortest digits of a number may be read as its neighbour, one in the last bit.
+            prop_assert!((read.price.unwrap_or(0.0) - order.price.unwrap_or(0.0)).abs() <= 1e-6);
+            prop_assert_eq!(Order { price: order.price, ..read }, order.clone());
+            let again = Message::of("orders", Json(&order)).unwrap();
+            prop_assert_eq!(again.data(), message.data());
+            let json = Json(order);
+            let borrowed = Message::of("orders", &json).unwrap();
+            prop_assert_eq!(borrowed.data(), message.data());
+            let owned = Message::of("orders", json).unwrap();
+            prop_assert_eq!(owned.data(), message.data());
+        }
+    }
+}

@@ -1,0 +1,546 @@
+//! How connections are made: security, queues, heartbeats, checks, time limits, hooks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::security::Security;
+use crate::socket::{Endpoint, SocketOptions};
+use crate::{Error, ErrorKind, ProxyAddress, Result};
+
+/// How often an unanswered check is repeated (section 2 of the xMsg protocol).
+pub const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a check may take; of a subscription to several topics, from one confirmation to the next.
+pub const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection that was silent for so long is asked whether it lives. Asking costs a few bytes, so it is done often.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the other side has to answer then. It is the larger part of the half-minute in which a proxy that vanished is
+/// noticed, because giving up one that is merely busy (a Java proxy that collects garbage, a machine that swaps) may cost messages.
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
+
+type SocketHook = Arc<dyn Fn(&mut SocketOptions, &ProxyAddress) + Send + Sync>;
+type Hook = Arc<dyn Fn(&ProxyAddress) + Send + Sync>;
+
+/// Options of [connections](crate::Connection), and of the [actors](crate::Actor) and [pools](crate::Pool) that make them.
+///
+/// Every option has a documented default. What the program sets goes before what the environment says, and that before the
+/// default; the order in which options are set makes no difference. The environment is read once, by [`new`](Self::new).
+/// Values that make no sense are reported by [`check`](Self::check), and by whatever is built with the options.
+///
+/// ```
+/// use std::time::Duration;
+/// use xmsg_core::{Actor, ConnectOptions};
+/// let options = ConnectOptions::new()
+///     .high_water_mark(16 << 20)
+///     .heartbeat_interval(Duration::from_secs(5))
+///     .connection_timeout(Duration::from_secs(3));
+/// let actor = Actor::builder("daq").proxy("10.0.0.7").options(options).build()?;
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct ConnectOptions {
+    socket: SocketOptions,
+    check_connection: bool,
+    check_subscription: bool,
+    connection_timeout: Duration,
+    subscription_timeout: Duration,
+    post_connection_sleep: Duration,
+    post_subscription_sleep: Duration,
+    before_connect: Option<SocketHook>,
+    after_connect: Option<Hook>,
+    before_subscribe: Option<SocketHook>,
+    after_subscribe: Option<Hook>,
+    /// In place of those of the address.
+    endpoints: Option<Arc<[Endpoint; 3]>>,
+    /// What is wrong with the environment, by the option that it is about: setting the option makes it irrelevant.
+    wrong: Vec<(&'static str, Error)>,
+}
+
+impl fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectOptions")
+            .field("socket", &self.socket)
+            .field("check_connection", &self.check_connection)
+            .field("check_subscription", &self.check_subscription)
+            .field("connection_timeout", &self.connection_timeout)
+            .field("subscription_timeout", &self.subscription_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ConnectOptions {
+    /// The defaults, and what the environment says:
+    ///
+    /// | variable | option |
+    /// |---|---|
+    /// | `XMSG_CONNECTION_TIMEOUT` (milliseconds) | [`connection_timeout`](Self::connection_timeout) |
+    /// | `XMSG_SUBSCRIPTION_TIMEOUT` (milliseconds) | [`subscription_timeout`](Self::subscription_timeout) |
+    /// | `XMSG_POST_CONNECTION_SLEEP`, `XMSG_POST_SUBSCRIPTION_SLEEP` (milliseconds) | a pause after each connection or subscription; default none |
+    /// | `XMSG_NO_CHECK_CONNECTION`, `XMSG_NO_CHECK_SUBSCRIPTION` (set at all) | [`check_connection`](Self::check_connection), [`check_subscription`](Self::check_subscription) |
+    /// | `XMSG_SERVER_KEY`, `XMSG_KEY_FILE`, `XMSG_USER`, `XMSG_PASSWORD_FILE` | [`security`](Self::security), as [`Security::from_environment`] reads them |
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_variables(|name| {
+            std::env::var(name).ok().filter(|value| !value.is_empty() || is_flag(name))
+        })
+    }
+
+    /// The defaults alone, whatever the environment says.
+    #[must_use]
+    pub fn without_environment() -> Self {
+        Self::with_variables(|_| None)
+    }
+
+    fn with_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let mut options = Self {
+            socket: with_heartbeats(),
+            check_connection: variable("XMSG_NO_CHECK_CONNECTION").is_none(),
+            check_subscription: variable("XMSG_NO_CHECK_SUBSCRIPTION").is_none(),
+            connection_timeout: CHECK_TIMEOUT,
+            subscription_timeout: CHECK_TIMEOUT,
+            post_connection_sleep: Duration::ZERO,
+            post_subscription_sleep: Duration::ZERO,
+            before_connect: None,
+            after_connect: None,
+            before_subscribe: None,
+            after_subscribe: None,
+            endpoints: None,
+            wrong: Vec::new(),
+        };
+        let mut wrong = Vec::new();
+        let mut millis = |name: &'static str, option: &'static str, value: &mut Duration| {
+            let Some(text) = variable(name) else { return };
+            match text.trim().parse() {
+                Ok(ms) => *value = Duration::from_millis(ms),
+                Err(error) => {
+                    let what = format!("{name}={text:?} in the environment is not a number of milliseconds");
+                    wrong.push((option, Error::new(ErrorKind::InvalidOption, what).with_source(error)));
+                }
+            }
+        };
+        millis("XMSG_CONNECTION_TIMEOUT", "connection_timeout", &mut options.connection_timeout);
+        millis("XMSG_SUBSCRIPTION_TIMEOUT", "subscription_timeout", &mut options.subscription_timeout);
+        millis("XMSG_POST_CONNECTION_SLEEP", "post_connection_sleep", &mut options.post_connection_sleep);
+        millis(
+            "XMSG_POST_SUBSCRIPTION_SLEEP",
+            "post_subscription_sleep",
+            &mut options.post_subscription_sleep,
+        );
+        match Security::from_variables(&variable) {
+            Ok(security) => options.socket.security = security,
+            Err(error) => wrong.push(("security", error)),
+        }
+        options.wrong = wrong;
+        options
+    }
+
+    /// Takes note that the program has set an option, so that what the environment says of it does not matter.
+    fn set(mut self, option: &'static str) -> Self {
+        self.wrong.retain(|(about, _)| *about != option);
+        self
+    }
+
+    /// The security mechanism, and our part in it. Default: none (NULL). Keys that differ from proxy to proxy can be set by
+    /// [`before_connect`](Self::before_connect), which is told the address.
+    #[must_use]
+    pub fn security(mut self, security: Security) -> Self {
+        self.socket.security = security;
+        self.set("security")
+    }
+
+    /// Bytes that a connection accepts before a publisher has to wait. Default 64 MiB.
+    #[must_use]
+    pub fn high_water_mark(mut self, bytes: usize) -> Self {
+        self.socket.send_high_water_mark.bytes = bytes;
+        self
+    }
+
+    /// Bytes of received messages that wait for the subscriber. Above it nothing more is read from the proxy, whose policy
+    /// decides what happens then. Default 16 MiB.
+    #[must_use]
+    pub fn receive_high_water_mark(mut self, bytes: usize) -> Self {
+        self.socket.receive_high_water_mark = bytes;
+        self
+    }
+
+    /// The largest message that is sent or received, bytes with frame headers. Default 64 MiB. A proxy of ours may announce a
+    /// smaller limit, which then holds for sending.
+    #[must_use]
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.socket.limits.message_size = bytes;
+        self
+    }
+
+    /// How long a connection that is dropped goes on sending what it accepted. Default 5 s.
+    #[must_use]
+    pub fn linger(mut self, time: Duration) -> Self {
+        self.socket.linger = time;
+        self
+    }
+
+    /// A proxy (ZMTP 3.1) that was silent for so long is asked whether it lives; `None`: never. Default
+    /// [`HEARTBEAT_INTERVAL`], 10 s.
+    ///
+    /// A proxy of ours that makes a publisher wait says so every second. A foreign one that stops reading altogether answers
+    /// nothing: if it may do so for longer than the interval and the time limit, set longer ones, or none.
+    #[must_use]
+    pub fn heartbeat_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.socket.heartbeat_interval = interval.into();
+        self
+    }
+
+    /// How long the proxy has to answer then. Default [`HEARTBEAT_TIMEOUT`], 20 s.
+    #[must_use]
+    pub fn heartbeat_timeout(mut self, time: Duration) -> Self {
+        self.socket.heartbeat_timeout = time;
+        self
+    }
+
+    /// Whether a new connection is checked with the proxy, by the control request of xMsg. Default yes. Without the checks
+    /// nothing can be [flushed](crate::Connection::flush): a peer that is no xMsg proxy does not answer.
+    #[must_use]
+    pub fn check_connection(mut self, check: bool) -> Self {
+        self.check_connection = check;
+        self
+    }
+
+    /// Whether a new subscription is checked with the proxy. Default yes.
+    #[must_use]
+    pub fn check_subscription(mut self, check: bool) -> Self {
+        self.check_subscription = check;
+        self
+    }
+
+    /// How long making a connection may take, its check included. Default 1000 ms.
+    #[must_use]
+    pub fn connection_timeout(mut self, time: Duration) -> Self {
+        self.connection_timeout = time;
+        self.set("connection_timeout")
+    }
+
+    /// How long the check of a subscription may take; with several topics, from one confirmation to the next. Default 1000 ms.
+    #[must_use]
+    pub fn subscription_timeout(mut self, time: Duration) -> Self {
+        self.subscription_timeout = time;
+        self.set("subscription_timeout")
+    }
+
+    /// Called with the options of every socket, and the proxy that it is for, before the socket connects: for what has no
+    /// option here, or differs from proxy to proxy.
+    #[must_use]
+    pub fn before_connect(
+        mut self,
+        hook: impl Fn(&mut SocketOptions, &ProxyAddress) + Send + Sync + 'static,
+    ) -> Self {
+        self.before_connect = Some(Arc::new(hook));
+        self
+    }
+
+    /// Has the sockets connect to these endpoints, whatever the address is: where publishers, subscribers and control sockets
+    /// connect. For simulations, which have a network of their own.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn endpoints(mut self, endpoints: [Endpoint; 3]) -> Self {
+        self.endpoints = Some(Arc::new(endpoints));
+        self
+    }
+
+    /// Called after a connection to this proxy was made and checked.
+    #[must_use]
+    pub fn after_connect(mut self, hook: impl Fn(&ProxyAddress) + Send + Sync + 'static) -> Self {
+        self.after_connect = Some(Arc::new(hook));
+        self
+    }
+
+    /// Called with the options of a subscribing socket, after [`before_connect`](Self::before_connect) and before the socket
+    /// connects and subscribes.
+    #[must_use]
+    pub fn before_subscribe(
+        mut self,
+        hook: impl Fn(&mut SocketOptions, &ProxyAddress) + Send + Sync + 'static,
+    ) -> Self {
+        self.before_subscribe = Some(Arc::new(hook));
+        self
+    }
+
+    /// Called after a subscription at this proxy was made and checked.
+    #[must_use]
+    pub fn after_subscribe(mut self, hook: impl Fn(&ProxyAddress) + Send + Sync + 'static) -> Self {
+        self.after_subscribe = Some(Arc::new(hook));
+        self
+    }
+
+    /// Whether every option makes sense: [`InvalidOption`](ErrorKind::InvalidOption) names the first that does not.
+    pub fn check(&self) -> Result<()> {
+        if let Some((_, error)) = self.wrong.first() {
+            return Err(error.clone());
+        }
+        let socket = &self.socket;
+        let checks = [
+            (
+                socket.send_high_water_mark.bytes > 0,
+                "the high-water mark for sending is 0: nothing could be sent",
+            ),
+            (
+                socket.receive_high_water_mark > 0,
+                "the high-water mark for receiving is 0: nothing could be received",
+            ),
+            (socket.limits.message_size > 0, "the limit of the message size is 0: nothing could be sent"),
+            (!self.connection_timeout.is_zero(), "the time limit of the connection check is 0"),
+            (!self.subscription_timeout.is_zero(), "the time limit of the subscription check is 0"),
+            (socket.heartbeat_interval.is_none_or(|time| !time.is_zero()), "the heartbeat interval is 0"),
+            (!socket.heartbeat_timeout.is_zero(), "the time limit of heartbeats is 0"),
+        ];
+        match checks.iter().find(|(fine, _)| !fine) {
+            Some((_, what)) => Err(Error::new(ErrorKind::InvalidOption, *what)),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn mechanism(&self) -> &Security {
+        &self.socket.security
+    }
+
+    /// Where publishers, subscribers and control sockets connect.
+    pub(crate) fn endpoints_of(&self, address: &ProxyAddress) -> Result<[Endpoint; 3]> {
+        match &self.endpoints {
+            Some(endpoints) => Ok((**endpoints).clone()),
+            None => Ok([
+                address.publish_endpoint().parse()?,
+                address.subscribe_endpoint().parse()?,
+                address.control_endpoint().parse()?,
+            ]),
+        }
+    }
+
+    pub(crate) fn connection_limit(&self) -> Duration {
+        self.connection_timeout
+    }
+
+    pub(crate) fn subscription_limit(&self) -> Duration {
+        self.subscription_timeout
+    }
+
+    /// How long a connection that is given up goes on sending what it accepted.
+    pub(crate) fn linger_time(&self) -> Duration {
+        self.socket.linger
+    }
+
+    pub(crate) fn checks_connection(&self) -> bool {
+        self.check_connection
+    }
+
+    pub(crate) fn checks_subscription(&self) -> bool {
+        self.check_subscription
+    }
+
+    /// Options of a publishing or control socket, after the *before connecting* hook.
+    pub(crate) fn connecting(&self, address: &ProxyAddress) -> SocketOptions {
+        hooked(self.socket.clone(), self.before_connect.as_ref(), address)
+    }
+
+    /// Options of a subscribing socket, after the *before subscribing* hook.
+    pub(crate) fn subscribing(&self, address: &ProxyAddress) -> SocketOptions {
+        hooked(self.connecting(address), self.before_subscribe.as_ref(), address)
+    }
+
+    pub(crate) async fn connected(&self, address: &ProxyAddress) {
+        pause(self.post_connection_sleep).await;
+        if let Some(hook) = &self.after_connect {
+            hook(address);
+        }
+    }
+
+    pub(crate) async fn subscribed(&self, address: &ProxyAddress) {
+        pause(self.post_subscription_sleep).await;
+        if let Some(hook) = &self.after_subscribe {
+            hook(address);
+        }
+    }
+}
+
+/// Whether a variable counts as set although it is empty.
+fn is_flag(name: &str) -> bool {
+    name.starts_with("XMSG_NO_CHECK_")
+}
+
+/// The options of sockets that belong to a connection or a registrar's client.
+pub(crate) fn with_heartbeats() -> SocketOptions {
+    SocketOptions {
+        heartbeat_interval: Some(HEARTBEAT_INTERVAL),
+        heartbeat_timeout: HEARTBEAT_TIMEOUT,
+        ..SocketOptions::default()
+    }
+}
+
+fn hooked(mut options: SocketOptions, hook: Option<&SocketHook>, address: &ProxyAddress) -> SocketOptions {
+    if let Some(hook) = hook {
+        hook(&mut options, address);
+    }
+    options
+}
+
+async fn pause(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address() -> ProxyAddress {
+        ProxyAddress::default()
+    }
+
+    #[test]
+    fn every_variable_has_its_effect_and_an_option_that_is_set_goes_before_it() {
+        let nothing = ConnectOptions::without_environment();
+        nothing.check().unwrap();
+        assert_eq!(
+            (nothing.connection_timeout, nothing.subscription_timeout),
+            (CHECK_TIMEOUT, CHECK_TIMEOUT)
+        );
+        assert!(nothing.post_connection_sleep.is_zero() && nothing.post_subscription_sleep.is_zero());
+        assert!(nothing.check_connection && nothing.check_subscription);
+
+        let variable = |name: &str| {
+            let text = match name {
+                "XMSG_CONNECTION_TIMEOUT" => "1",
+                "XMSG_SUBSCRIPTION_TIMEOUT" => "2",
+                "XMSG_POST_CONNECTION_SLEEP" => "3",
+                "XMSG_POST_SUBSCRIPTION_SLEEP" => " 4 ",
+                "XMSG_NO_CHECK_CONNECTION" | "XMSG_NO_CHECK_SUBSCRIPTION" => "",
+                // Those of security have tests of their own.
+                "XMSG_SERVER_KEY" | "XMSG_KEY_FILE" | "XMSG_USER" | "XMSG_PASSWORD_FILE" => return None,
+                other => panic!("{other} is not in the contract"),
+            };
+            Some(text.to_owned())
+        };
+        let all = ConnectOptions::with_variables(variable);
+        all.check().unwrap();
+        let times = [
+            all.connection_timeout,
+            all.subscription_timeout,
+            all.post_connection_sleep,
+            all.post_subscription_sleep,
+        ];
+        assert_eq!(times, [1, 2, 3, 4].map(Duration::from_millis));
+        assert!(!all.check_connection && !all.check_subscription);
+
+        let set =
+            ConnectOptions::with_variables(variable).connection_timeout(CHECK_TIMEOUT).check_connection(true);
+        assert_eq!(set.connection_timeout, CHECK_TIMEOUT);
+        assert!(set.check_connection && !set.check_subscription);
+    }
+
+    /// Options do not undo each other, in whatever order they are set, nor what the environment says of others.
+    #[test]
+    fn the_order_of_options_makes_no_difference() {
+        let variable = |name: &str| match name {
+            "XMSG_USER" => Some("alice".to_owned()),
+            "XMSG_CONNECTION_TIMEOUT" => Some("250".to_owned()),
+            _ => None,
+        };
+        let keys =
+            || Security::anonymous("rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7".parse().unwrap()).unwrap();
+        let one = ConnectOptions::with_variables(variable)
+            .security(keys())
+            .high_water_mark(1)
+            .linger(Duration::ZERO);
+        let other = ConnectOptions::with_variables(variable)
+            .linger(Duration::ZERO)
+            .high_water_mark(1)
+            .security(keys());
+        for options in [one, other] {
+            let socket = options.connecting(&address());
+            assert!(matches!(socket.security, Security::CurveClient { .. }));
+            assert_eq!((socket.send_high_water_mark.bytes, socket.linger), (1, Duration::ZERO));
+            assert_eq!(socket.heartbeat_interval, Some(HEARTBEAT_INTERVAL), "what was not set is as it was");
+            assert_eq!(options.connection_timeout, Duration::from_millis(250));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_environment_is_told_unless_the_option_is_set() {
+        let variable = |name: &str| match name {
+            "XMSG_CONNECTION_TIMEOUT" => Some("soon".to_owned()),
+            "XMSG_SERVER_KEY" => Some("no key".to_owned()),
+            _ => None,
+        };
+        let wrong = ConnectOptions::with_variables(variable);
+        assert!(wrong.check().unwrap_err().to_string().contains("XMSG_CONNECTION_TIMEOUT=\"soon\""));
+        let wrong = wrong.connection_timeout(CHECK_TIMEOUT);
+        assert!(wrong.check().unwrap_err().to_string().contains("XMSG_SERVER_KEY"));
+        wrong.security(Security::Null).check().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_are_made_before_the_hooks() {
+        let called = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let start = tokio::time::Instant::now();
+        let note = || {
+            let called = called.clone();
+            move |_: &ProxyAddress| called.lock().unwrap().push(start.elapsed().as_millis())
+        };
+        let variable = |name: &str| match name {
+            "XMSG_POST_CONNECTION_SLEEP" => Some("300".to_owned()),
+            "XMSG_POST_SUBSCRIPTION_SLEEP" => Some("40".to_owned()),
+            _ => None,
+        };
+        let options = ConnectOptions::with_variables(variable).after_connect(note()).after_subscribe(note());
+        options.connected(&address()).await;
+        options.subscribed(&address()).await;
+        assert_eq!(*called.lock().unwrap(), [300, 340]);
+    }
+
+    #[test]
+    fn heartbeats_are_on_unless_told_otherwise() {
+        let heartbeats = |options: SocketOptions| (options.heartbeat_interval, options.heartbeat_timeout);
+        let on = (Some(HEARTBEAT_INTERVAL), HEARTBEAT_TIMEOUT);
+        assert_eq!(heartbeats(ConnectOptions::without_environment().subscribing(&address())), on);
+        let second = Duration::from_secs(1);
+        let set = ConnectOptions::new().heartbeat_interval(second).heartbeat_timeout(second * 2);
+        assert_eq!(heartbeats(set.connecting(&address())), (Some(second), second * 2));
+        let off = ConnectOptions::new().heartbeat_interval(None);
+        assert_eq!(heartbeats(off.connecting(&address())).0, None);
+        assert_eq!(heartbeats(SocketOptions::default()).0, None, "sockets of one's own have none");
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_told() {
+        for options in [
+            ConnectOptions::new().heartbeat_interval(Duration::ZERO),
+            ConnectOptions::new().heartbeat_timeout(Duration::ZERO),
+            ConnectOptions::new().high_water_mark(0),
+            ConnectOptions::new().receive_high_water_mark(0),
+            ConnectOptions::new().max_message_size(0),
+            ConnectOptions::new().connection_timeout(Duration::ZERO),
+            ConnectOptions::new().subscription_timeout(Duration::ZERO),
+        ] {
+            assert_eq!(options.check().unwrap_err().kind(), ErrorKind::InvalidOption);
+        }
+    }
+
+    #[test]
+    fn hooks_change_the_options_of_their_sockets_and_are_told_the_address() {
+        let options = ConnectOptions::new()
+            .before_connect(|socket, address| {
+                socket.linger = Duration::from_secs(u64::from(address.publish_port()));
+            })
+            .before_subscribe(|socket, _| socket.receive_high_water_mark = 77);
+        let linger = Duration::from_secs(7771);
+        assert_eq!(options.connecting(&address()).linger, linger);
+        assert_ne!(options.connecting(&address()).receive_high_water_mark, 77);
+        assert_eq!(options.subscribing(&address()).receive_high_water_mark, 77);
+        assert_eq!(options.subscribing(&address()).linger, linger);
+    }
+}

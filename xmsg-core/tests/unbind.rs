@@ -1,0 +1,65 @@
+//! Where a socket that is gone was bound, the next one can bind, on every transport.
+
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use xmsg_core::socket::{Endpoint, Publisher, Replier, Router, SocketOptions, Subscriber};
+
+const ROUNDS: usize = 50;
+
+fn runtimes() -> [Runtime; 2] {
+    let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let several = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    [current, several]
+}
+
+#[test]
+fn an_endpoint_is_free_when_its_socket_was_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let endpoints = [
+        "tcp://127.0.0.1:0".to_owned(),
+        format!("ipc://{}/s", folder.path().display()),
+        "inproc://free".to_owned(),
+    ];
+    for (runtime, endpoint) in
+        runtimes().iter().flat_map(|runtime| endpoints.iter().map(move |e| (runtime, e)))
+    {
+        runtime.block_on(async {
+            let options = SocketOptions::default;
+            let mut endpoint: Endpoint = endpoint.parse().unwrap();
+            for _ in 0..ROUNDS {
+                let publisher = Publisher::new(options());
+                endpoint = publisher.bind(&endpoint).await.unwrap();
+                // A connection does not hold it, even while its socket goes on.
+                let subscriber = Subscriber::new(SocketOptions { reconnect_min: Duration::MAX, ..options() });
+                subscriber.connect(endpoint.clone());
+                subscriber.connected().await;
+                drop(publisher);
+                let router = Router::new(options());
+                router.bind(&endpoint).await.unwrap();
+                router.unbind();
+                let replier = Replier::new(options());
+                replier.bind(&endpoint).await.unwrap();
+                drop(replier);
+            }
+        });
+    }
+}
+
+#[test]
+fn an_endpoint_is_free_when_its_socket_was_closed_however_long_that_takes() {
+    for runtime in runtimes() {
+        runtime.block_on(async {
+            let publisher = Publisher::new(SocketOptions::default());
+            let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+            // It connects and is never read from.
+            let Endpoint::Tcp { port, .. } = endpoint else { unreachable!() };
+            let _deaf = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let mut closing = std::pin::pin!(publisher.close(Duration::MAX));
+            // It has begun, and need not be done.
+            let _ = futures::poll!(&mut closing);
+            let next = Publisher::new(SocketOptions::default());
+            next.bind(&endpoint).await.unwrap();
+        });
+    }
+}
