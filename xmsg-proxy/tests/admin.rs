@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
@@ -154,6 +155,48 @@ async fn the_counts_agree_with_the_traffic() {
     assert_eq!(varz["config"]["admin"]["listen"], "127.0.0.1:0");
     assert_eq!(varz["phase"], "ready");
     assert!(varz["uptime_s"].as_f64() > Some(0.0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_cut_off_for_a_violation_is_logged_and_counted_by_reason() {
+    const OTHERS: usize = 20;
+    let (daemon, proxy, admin) = start(&["--max-message-size", "1"]).await;
+    // A frame of 2 MiB.
+    let announced = [&[2][..], &(2_u64 << 20).to_be_bytes()].concat();
+    let mut attacker = Raw::handshake(proxy.publish_port(), "PUB").await;
+    let peer = attacker.stream.local_addr().unwrap().to_string();
+    let began = Instant::now();
+    attacker.send(&announced).await;
+    attacker.closed().await;
+    let line = daemon.logged(&["WARN", "connection ended", &peer, "publishers", "message_too_large"]).await;
+    assert!(line.contains("limit=1048576") && line.contains("2097152"), "{line}");
+    for _ in 0..OTHERS {
+        let mut attacker = Raw::handshake(proxy.publish_port(), "PUB").await;
+        attacker.send(&announced).await;
+        attacker.closed().await;
+    }
+    let mut subscriber = Raw::handshake(proxy.subscribe_port(), "SUB").await;
+    subscriber.send(&command(&ZmtpCommand::Subscribe(vec![b'x'; 5000].into()))).await;
+    subscriber.closed().await;
+    daemon.logged(&["WARN", "subscribers", "subscription_too_long", "limit=4096"]).await;
+    let mut stranger = Raw::connect(proxy.control_port()).await;
+    stranger.send(b"GET / HTTP/1.1\r\n\r\n").await;
+    stranger.closed().await;
+    daemon.logged(&["WARN", "ROUTER", "not_zmtp"]).await;
+
+    let too_large = "xmsg_proxy_violations_total{reason=\"message_too_large\"}";
+    let all = OTHERS as f64 + 1.0;
+    let found =
+        until("all are counted", async || metrics(&admin).await, |found| found[too_large] == all).await;
+    for (reason, count) in [("subscription_too_long", 1.0), ("not_zmtp", 1.0), ("too_many_frames", 0.0)] {
+        assert_eq!(found[&format!("xmsg_proxy_violations_total{{reason=\"{reason}\"}}")], count);
+    }
+    let varz = json(&admin, "/varz").await;
+    assert_eq!(varz["proxy"]["violations"]["message_too_large"].as_f64(), Some(all));
+    // Three lines in ten seconds.
+    let lines = daemon.log_lines().iter().filter(|line| line.contains("message_too_large")).count();
+    let most = 3 * (began.elapsed().as_secs() as usize / 10 + 1);
+    assert!(lines <= most, "{lines} lines, {most} at most");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

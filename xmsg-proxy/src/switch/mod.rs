@@ -47,6 +47,8 @@ const UPSTREAM_MAX: usize = 64 << 20;
 const REQUESTS_MARK: usize = 4 << 20;
 /// The share of the linger that publishers get to take leave; the rest is for subscribers.
 const PUBLISHERS_SHARE: f64 = 0.7;
+/// How long a publisher gets to finish its handshake when the switch stops.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 /// How long a publisher that does not read may hold up the confirmation of a subscription.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -334,9 +336,16 @@ impl Switch {
         let mut session = Session::new(stream, engine)
             .with_authenticator(authenticator)
             .watched(*heartbeat_interval, *heartbeat_timeout);
+        // A publisher may have sent messages before we have read the end of its side of the handshake.
+        let grace = if side == Side::Publishers { HANDSHAKE_GRACE } else { Duration::ZERO };
+        let refused = async {
+            refuse.cancelled().await;
+            tokio::time::sleep(grace).await;
+        };
         let found = tokio::select! {
             biased;
-            () = refuse.cancelled() => return,
+            () = stop.cancelled() => return,
+            () = refused => return,
             result = session.handshake() => match result {
                 Ok(found) => found,
                 Err(ended) => {
