@@ -459,3 +459,32 @@ async fn what_close_has_told_stays_true_when_a_handler_finishes_late() {
         assert_eq!(actor.close(PATIENCE).await.unhandled, 1);
     }
 }
+
+/// What a subscription that has ended left behind is counted once, and is not kept for its own sake.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_earlier_subscriptions_left_behind_is_counted_with_the_rest() {
+    let proxy = proxy().start().await.unwrap();
+    let actor = actor(&proxy);
+    let held = Arc::new(());
+    for round in 1..=5 {
+        let handle = actor
+            .subscribe_with("work", 1, {
+                let held = held.clone();
+                move |_| {
+                    let held = held.clone();
+                    async move {
+                        std::future::pending::<()>().await;
+                        drop(held);
+                    }
+                }
+            })
+            .await
+            .unwrap();
+        publish(&proxy, "work", 3).await;
+        until("the messages", || handle.pending() == 3).await;
+        assert_eq!(handle.close(Duration::ZERO).await.unhandled, 3, "round {round}");
+        until("its end", || Arc::strong_count(&held) == 1).await;
+    }
+    assert_eq!(actor.close(PATIENCE).await.unhandled, 15);
+    assert_eq!(actor.drain(PATIENCE).await.unhandled, 15);
+}

@@ -174,7 +174,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     let publishing = async {
         let (mut when, mut what) = (of_publisher.fork(), of_publisher.fork());
         let closing = async {
-            tokio::time::sleep(some_time(&mut when, 2..16)).await;
+            tokio::time::sleep(some_time(&mut when, 2..14)).await;
             let ending = async |limit| connection.close(limit).await;
             end("the connection", &mut when, ending, &ledger).await
         };
@@ -192,7 +192,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
             generation += 1;
             proxy = Proxy::start(&name, generation as usize, &config, &ledger).await;
         }
-        tokio::time::sleep(some_time(&mut of_world, 2..16)).await;
+        tokio::time::sleep(some_time(&mut of_world, 2..14)).await;
         ledger.note("healed", 0, 0);
         ledger.healed.cancel();
         proxy
@@ -393,7 +393,7 @@ async fn serve(actor: &Actor, rng: &mut Rng, ledger: &Ledger) -> Result<Served, 
     let whole = when.bool();
     let drains = when.bool();
     let ending = async {
-        tokio::time::sleep(some_time(&mut when, 2..16)).await;
+        tokio::time::sleep(some_time(&mut when, 2..14)).await;
     };
     let subscribing = actor.subscribe_with(prefix, concurrency, handler);
     let handle = tokio::select! {

@@ -253,7 +253,7 @@ impl Job {
 
     /// The number of the next message, from 1.
     fn number(&self) -> u64 {
-        self.sent + self.refused + 1
+        1 + self.refused + self.sent
     }
 
     /// Says which message is too large, and has the others published all the same. Any other error ends the run.

@@ -74,7 +74,7 @@ struct Inner {
     /// Subscriptions that somebody reads.
     subscriptions: Mutex<Vec<Waiting>>,
     /// Subscriptions with a handler.
-    services: Mutex<Vec<Arc<service::Shared>>>,
+    services: Mutex<Services>,
     events: broadcast::Sender<SocketEvent>,
     closed: AtomicBool,
     /// Ends handlers when the last clone of the actor goes.
@@ -83,6 +83,28 @@ struct Inner {
     stop_replies: CancellationToken,
     handlers: TaskTracker,
     listeners: TaskTracker,
+}
+
+/// Subscriptions with a handler.
+#[derive(Default)]
+struct Services {
+    running: Vec<Arc<service::Shared>>,
+    /// What those that have ended, and are forgotten, left unhandled.
+    left: u64,
+}
+
+impl Services {
+    fn add(&mut self, service: Arc<service::Shared>) {
+        let left = &mut self.left;
+        self.running.retain(|service| match service.left_behind() {
+            None => true,
+            Some(unhandled) => {
+                *left += unhandled;
+                false
+            }
+        });
+        self.running.push(service);
+    }
 }
 
 impl Drop for Inner {
@@ -364,12 +386,16 @@ impl Actor {
         for subscription in lock(&inner.subscriptions).iter() {
             subscription.stop();
         }
-        let services = lock(&inner.services).clone();
+        let (services, left_before) = {
+            let services = lock(&inner.services);
+            (services.running.clone(), services.left)
+        };
         for service in &services {
             if drains && own != Some(service.id()) { service.drain() } else { service.stop() }
         }
         let handled = join_all(services.iter().map(|service| service.ended_by(deadline, own))).await;
-        let mut left = Unfinished { unhandled: handled.into_iter().sum(), ..Unfinished::default() };
+        let unhandled = left_before + handled.into_iter().sum::<u64>();
+        let mut left = Unfinished { unhandled, ..Unfinished::default() };
         left.unhandled += lock(&inner.subscriptions).iter().map(Waiting::count).sum::<u64>();
         left.unanswered = self.all_replies().iter().map(|replies| replies.close()).sum();
         inner.stop_replies.cancel();
@@ -444,8 +470,7 @@ impl Actor {
         let mut services = lock(&self.inner.services);
         self.check_open()?;
         let (shared, handle) = service.start(&self.inner.handlers, &self.inner.stop_services);
-        services.retain(|service| !service.is_over());
-        services.push(shared);
+        services.add(shared);
         Ok(handle)
     }
 

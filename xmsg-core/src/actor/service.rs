@@ -101,9 +101,10 @@ impl Shared {
         self.give_up.cancel();
     }
 
-    /// Whether it has ended, with nothing left.
-    pub(super) fn is_over(&self) -> bool {
-        self.ended.is_cancelled() && self.unhandled(None) == 0
+    /// The number of messages that it has not handled, if it has ended.
+    pub(super) fn left_behind(&self) -> Option<u64> {
+        let is_over = self.ended.is_cancelled();
+        is_over.then(|| self.told.get().copied().unwrap_or_else(|| self.unhandled(None)))
     }
 
     /// Waits until the service has ended; if the caller is one of its handlers, until the others are done.
@@ -129,7 +130,7 @@ impl Shared {
             return self.unhandled(own);
         }
         if in_time {
-            return self.told.get().copied().unwrap_or_else(|| self.unhandled(own));
+            return self.left_behind().unwrap_or_else(|| self.unhandled(own));
         }
         self.give_up();
         *self.told.get_or_init(|| self.unhandled(own))

@@ -67,11 +67,14 @@ struct Control {
 }
 
 impl Confirmations {
-    /// Begins with a socket that was opened and checked: what it has accepted so far are control requests.
+    /// Begins with a socket that was opened and checked: what it has accepted so far are control requests. Some of them may still
+    /// wait, if the connection broke meanwhile.
     pub(super) fn begin(&self, publisher: &Publisher) {
         let requests = publisher.accepted();
         let confirmed = Mark { messages: requests, requests };
-        *self.known() = Known { confirmed, requests, ..Known::default() };
+        let waiting = publisher.written().max(requests.saturating_sub(PLACES_MAX as u64));
+        let places = (waiting + 1..=requests).collect();
+        *self.known() = Known { confirmed, requests, places, ..Known::default() };
     }
 
     /// Messages of the user that were accepted and not confirmed.
@@ -205,7 +208,8 @@ impl Confirmations {
         }
         let of_user = (mark.messages - confirmed.messages) - (mark.requests - confirmed.requests);
         let broken_at = broken_at.min(mark.messages);
-        let requests = known.places.iter().filter(|place| **place <= broken_at).count() as u64;
+        let is_new = |place: &&u64| **place > confirmed.messages && **place <= broken_at;
+        let requests = known.places.iter().filter(is_new).count() as u64;
         let on_broken = broken_at.saturating_sub(confirmed.messages).saturating_sub(requests);
         known.doubtful += on_broken.min(of_user);
         known.confirmed = mark;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::hub::{Link, Owner, SocketEvents};
+use super::events::SocketEvents;
+use super::hub::Owner;
+use super::link::Link;
 use super::outbox::Refused;
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;

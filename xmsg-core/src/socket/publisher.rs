@@ -6,7 +6,9 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::sync::broadcast;
 
-use super::hub::{Link, Owner, SocketEvent, SocketEvents};
+use super::events::{SocketEvent, SocketEvents};
+use super::hub::Owner;
+use super::link::Link;
 use super::outbox::{self, Begun, Frame, Refused, Sending};
 use super::refusal::unfit;
 use super::{Amount, Endpoint, Multipart, SocketOptions};

@@ -8,7 +8,9 @@ use futures::FutureExt;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::hub::{LastEnd, Link, Owner, SocketEvent, SocketEvents};
+use super::events::{SocketEvent, SocketEvents};
+use super::hub::Owner;
+use super::link::{LastEnd, Link};
 use super::outbox::Refused;
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::deadline::Deadline;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 
@@ -408,16 +408,16 @@ impl Opening {
     async fn open_apart(&mut self, plain: &mut ReceiveBuffer) -> Result<(), Ended> {
         let Some(mut opener) = self.opener.take() else { return Ok(()) };
         let mut boxed = std::mem::take(&mut self.boxed.input);
+        // There is room for the frame in it already.
+        let mut frames = std::mem::take(&mut plain.input);
         let task = tokio::task::spawn_blocking(move || {
-            let mut frame = BytesMut::new();
-            let result = opener.open(&mut boxed, &mut frame);
-            (opener, boxed, frame, result)
+            let result = opener.open(&mut boxed, &mut frames);
+            (opener, boxed, frames, result)
         });
-        let (opener, boxed, frame, result) =
+        let (opener, boxed, frames, result) =
             task.await.map_err(|_| Ended::ByUs("the thread that opens its frames ended"))?;
-        (self.opener, self.boxed.input) = (Some(opener), boxed);
+        (self.opener, self.boxed.input, plain.input) = (Some(opener), boxed, frames);
         result?;
-        plain.input.extend_from_slice(&frame);
         Ok(())
     }
 

@@ -342,8 +342,8 @@ impl Sealing {
     async fn seal_long(&mut self, frame: LongFrame) -> io::Result<()> {
         let Some(mut sealer) = self.sealer.take() else { return Ok(()) };
         let LongFrame { flags, body, len } = frame;
+        let mut out = std::mem::take(&mut self.sealed);
         let task = tokio::task::spawn_blocking(move || {
-            let mut out = BytesMut::new();
             sealer.seal(flags, &body, &mut out);
             (sealer, out)
         });
