@@ -40,7 +40,7 @@ events.addEventListener('missed', event => add(event.data + ' missed'));
 </script>";
 
 /// The weak sender lets browsers join, and does not keep the others waiting when the news have ended.
-async fn events(State(news): State<broadcast::WeakSender<News>>) -> Response {
+fn events(news: &broadcast::WeakSender<News>) -> Response {
     let Some(sender) = news.upgrade() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the news have ended\n").into_response();
     };
@@ -71,7 +71,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (sender, _) = broadcast::channel::<News>(BACKLOG);
     let app = Router::new()
         .route("/", get(|| async { Html(PAGE) }))
-        .route("/events", get(events))
+        .route("/events", get(|State(news): State<broadcast::WeakSender<News>>| async move { events(&news) }))
         .with_state(sender.downgrade());
     println!("http://{}/", listener.local_addr()?);
     let (stop, stopped) = oneshot::channel::<()>();
