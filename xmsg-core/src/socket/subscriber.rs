@@ -103,9 +103,10 @@ impl Subscriber {
         self.hub.inbox.poll_batch(cx)
     }
 
-    /// Waits until there is a connection, and the subscriptions are on their way.
-    pub async fn connected(&self) {
-        self.hub.connected().await;
+    /// Waits until there is a connection, and the subscriptions are on their way. [`Closed`](crate::ErrorKind::Closed) if the
+    /// subscriber is closed before.
+    pub async fn connected(&self) -> Result<()> {
+        self.hub.connected().await
     }
 
     /// What happens to the connections from now on.
