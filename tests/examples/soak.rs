@@ -254,7 +254,7 @@ impl World {
         Connection::with_options(self.proxy.clone(), patient()).unwrap()
     }
 
-    async fn actor(&self) -> Actor {
+    fn actor(&self) -> Actor {
         let builder = Actor::builder("soak").proxy(self.proxy.clone()).options(patient());
         builder.build().expect("an actor")
     }
@@ -472,7 +472,7 @@ async fn registrations(world: World) {
 
 /// Synchronous publishing: a service that stays, and clients that come and go.
 async fn requests(world: World) {
-    let service = world.actor().await;
+    let service = world.actor();
     let handle = service
         .subscribe_with([topic("square")], 8, |request: Message| async move {
             let value: f64 = request.value()?;
@@ -484,7 +484,7 @@ async fn requests(world: World) {
         .again(
             |counts| &counts.requests,
             || async {
-                let client = world.actor().await;
+                let client = world.actor();
                 for _ in 0..20 {
                     client.request(&Message::of(topic("square"), 3.0)?, PATIENCE).await?;
                 }

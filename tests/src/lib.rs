@@ -6,6 +6,7 @@ pub mod netns;
 pub mod peer;
 pub mod process;
 pub mod raw;
+pub mod relay;
 pub mod simulation;
 
 use std::time::Duration;

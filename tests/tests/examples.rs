@@ -68,7 +68,7 @@ async fn subscriber_prints_what_publisher_publishes() {
     let mut subscriber = Example::start("subscriber", &proxy, None);
     assert_eq!(subscriber.line().await.unwrap(), "subscribed to weather; Ctrl-C ends it");
     let published = Example::start("publisher", &proxy, None).finish().await;
-    assert_eq!((published.len(), published[10].as_str()), (11, "closed, 0 not sent"));
+    assert_eq!((published.len(), published[10].as_str()), (11, "nothing is left"));
     for line in &published[..10] {
         assert_eq!(subscriber.line().await.as_deref(), line.strip_prefix("published "));
     }
@@ -82,7 +82,10 @@ async fn subscriber_prints_what_publisher_publishes() {
 async fn sync_publisher_gets_roots_and_one_refusal() {
     let proxy = proxy().start().await.unwrap();
     let lines = Example::start("sync_publisher", &proxy, None).finish().await;
-    assert_eq!(lines, ["2: 1.4142135623730951", "9: 3", "-1: the number is negative"]);
+    assert_eq!(
+        lines,
+        ["2: 1.4142135623730951", "9: 3", "-1: the service at math:root failed: the number is negative"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,8 +93,9 @@ async fn pipeline_doubles_numbers_in_order() {
     let proxy = proxy().start().await.unwrap();
     let lines = Example::start("pipeline", &proxy, None).finish().await;
     let of = |name: &str| -> Vec<_> { lines.iter().filter_map(|line| line.strip_prefix(name)).collect() };
-    assert_eq!(of("source: "), ["1", "2", "3", "4", "5", "closed, 0 not sent"]);
-    assert_eq!(of("sink: "), ["2", "4", "6", "8", "10", "closed, 0 not sent"]);
+    assert_eq!(of("source: "), ["1", "2", "3", "4", "5", "nothing is left"]);
+    assert_eq!(of("double: "), ["nothing is left"]);
+    assert_eq!(of("sink: "), ["2", "4", "6", "8", "10", "nothing is left"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

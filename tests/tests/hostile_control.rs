@@ -11,8 +11,7 @@ use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{PATIENCE, topic, within};
 
 fn patient() -> ConnectOptions {
-    let setup = ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE);
-    setup
+    ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE)
 }
 
 /// Control requests are ordinary messages: whoever subscribes to them sees the identities. Without security a thief may

@@ -1,12 +1,16 @@
 //! What is above a limit is refused at once, named, and harms nothing that comes behind it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use xmsg_core::security::{AllowKeys, KeyPair, Security};
+use xmsg_core::socket::transport::{Listener, Stream};
 use xmsg_core::socket::{
     Dealer, Endpoint, Multipart, Publisher, Reason, Replier, Requester, Router, SocketEvent, SocketEvents,
-    SocketOptions, Subscriber,
+    SocketOptions, Subscriber, TcpOptions,
 };
 use xmsg_core::zmtp::{Limits, MessageLimits, encoded_len};
 use xmsg_core::{Connection, ErrorKind, Message, ProxyAddress};
@@ -35,9 +39,9 @@ fn of_size(name: &str, bytes: usize) -> Message {
 async fn next_dropped(events: &mut SocketEvents) -> (Bytes, usize) {
     within("a message to be dropped", async {
         loop {
-            match events.next().await.expect("the socket is open") {
-                SocketEvent::MessageDropped { topic, size, .. } => return (topic, size),
-                _ => {}
+            let event = events.next().await.expect("the socket is open");
+            if let SocketEvent::MessageDropped { topic, size, .. } = event {
+                return (topic, size);
             }
         }
     })
@@ -543,7 +547,7 @@ async fn connections_that_end_for_a_violation_are_counted_by_reason_on_every_por
         (address.control_port(), "DEALER", announced(65 << 10), Reason::MessageTooLarge),
         (address.control_port(), "DEALER", five, Reason::TooManyFrames),
         (registrar.address().port(), "REQ", announced(17 << 20), Reason::MessageTooLarge),
-        (registrar.address().port(), "REQ", raw::message(&[""; 1025]), Reason::TooManyFrames),
+        (registrar.address().port(), "REQ", raw::message(&vec![""; 1025]), Reason::TooManyFrames),
     ];
     for (port, socket_type, attack, reason) in ports {
         let count = || {
@@ -608,4 +612,61 @@ async fn a_registrar_says_when_an_answer_is_longer_than_the_client_takes() {
     );
     assert_eq!(all.all(OwnerType::Publisher).await.unwrap().len(), 100);
     registrar.stop(LINGER).await;
+}
+
+/// A peer that takes a long message slowly lives, although it can't be asked before the end of the message.
+#[tokio::test(start_paused = true)]
+async fn heartbeats_do_not_end_a_connection_in_the_middle_of_a_long_message() {
+    for encrypted in [false, true] {
+        let security = if encrypted { curve() } else { (Security::Null, Security::Null) };
+        let endpoint = Endpoint::Inproc(format!("a-long-message-{encrypted}"));
+        let mut slow = Listener::bind(&endpoint, TcpOptions::default()).await.unwrap();
+        let behind = Endpoint::Inproc(format!("behind-a-long-message-{encrypted}"));
+        let router = Router::new(SocketOptions { security: security.0, ..SocketOptions::default() });
+        router.bind(&behind).await.unwrap();
+        let dealer = Dealer::connect(
+            endpoint,
+            SocketOptions {
+                heartbeat_interval: Some(Duration::from_millis(100)),
+                heartbeat_timeout: Duration::from_millis(200),
+                security: security.1,
+                tcp: TcpOptions { send_buffer: Some(4096), ..TcpOptions::default() },
+                ..SocketOptions::default()
+            },
+        );
+        let mut events = dealer.events();
+        dealer.send([vec![7; MIB]]).await.unwrap();
+        let (mut from, _) = slow.accept().await;
+        // 400 kB a second: some 2.6 s, and nothing comes back.
+        tokio::spawn(async move {
+            let mut to = Stream::connect(&behind, &TcpOptions::default(), PATIENCE).await.unwrap();
+            let ((mut from_read, mut from_write), (mut to_read, mut to_write)) = (from.split(), to.split());
+            let up = async {
+                let mut piece = vec![0; 4096];
+                loop {
+                    let len = from_read.read(&mut piece).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    if len == 0 || to_write.write_all(&piece[..len]).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            futures::join!(up, async { drop(tokio::io::copy(&mut to_read, &mut from_write).await) });
+        });
+        let (_, message) = within("the long message", router.recv()).await.unwrap();
+        assert_eq!(message.frames()[0].len(), MIB);
+        let mut seen = Vec::new();
+        while let Some(Some(event)) = futures::FutureExt::now_or_never(events.next()) {
+            seen.push(event);
+        }
+        assert!(matches!(&seen[..], [SocketEvent::Connected { .. }]), "{seen:?}");
+    }
+}
+
+/// A server and its client.
+fn curve() -> (Security, Security) {
+    let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let (public, allowed) = (*server.public(), AllowKeys::new([*client.public()]));
+    let client = Security::CurveClient { keys: client, server: public };
+    (Security::CurveServer { keys: server, authenticator: Arc::new(allowed) }, client)
 }

@@ -12,7 +12,7 @@ use xmsg_tests::{PATIENCE, patient, proxy, topic, within};
 
 const LINGER: Duration = Duration::from_secs(30);
 
-async fn actor(name: &str, proxy: &Proxy) -> Actor {
+fn actor(name: &str, proxy: &Proxy) -> Actor {
     Actor::builder(name).proxy(proxy.address().clone()).options(patient()).build().unwrap()
 }
 
@@ -36,7 +36,7 @@ impl Tally {
 /// Numbers 0 to `count` from several publishers at once all reach one handler.
 async fn all_arrive(publishers: i32, count: i32, concurrency: usize) {
     let proxy = proxy().start().await.unwrap();
-    let subscriber = actor("subscriber", &proxy).await;
+    let subscriber = actor("subscriber", &proxy);
     let tally = Arc::new(Tally::default());
     let handle = subscriber
         .subscribe_with([topic("numbers")], concurrency, {
@@ -51,7 +51,7 @@ async fn all_arrive(publishers: i32, count: i32, concurrency: usize) {
     let each = count / publishers;
     let mut tasks = Vec::new();
     for publisher in 0..publishers {
-        let actor = actor("publisher", &proxy).await;
+        let actor = actor("publisher", &proxy);
         tasks.push(tokio::spawn(async move {
             let topic = Topic::new("numbers", publisher.to_string()).unwrap();
             for number in publisher * each..(publisher + 1) * each {
@@ -85,7 +85,7 @@ async fn a_subscription_receives_all_messages_of_eight_publishers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_to_several_topics_receives_all_messages_of_both_in_order() {
     let proxy = proxy().start().await.unwrap();
-    let (subscriber, publisher) = (actor("subscriber", &proxy).await, actor("publisher", &proxy).await);
+    let (subscriber, publisher) = (actor("subscriber", &proxy), actor("publisher", &proxy));
     let topics = [topic("odd"), topic("even")];
     let mut messages = subscriber.subscribe(topics.clone()).await.unwrap();
     let sending = tokio::spawn(async move {
@@ -108,7 +108,7 @@ async fn a_subscription_to_several_topics_receives_all_messages_of_both_in_order
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_unsubscribing_no_handler_runs() {
     let proxy = proxy().start().await.unwrap();
-    let actor = actor("both", &proxy).await;
+    let actor = actor("both", &proxy);
     let handled = Arc::new(AtomicUsize::new(0));
     let handle = actor
         .subscribe_with([topic("a")], 1, {

@@ -12,7 +12,7 @@ use xmsg_tests::{PATIENCE, patient, proxy, topic, within};
 
 const LINGER: Duration = Duration::from_secs(30);
 
-async fn actor(name: &str, proxy: &Proxy) -> Actor {
+fn actor(name: &str, proxy: &Proxy) -> Actor {
     Actor::builder(name).proxy(proxy.address().clone()).options(patient()).build().unwrap()
 }
 
@@ -29,7 +29,7 @@ async fn ask(actor: &Actor, topic: &Topic, numbers: std::ops::Range<i32>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_request_in_turn_gets_its_own_response() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor("service", &proxy).await, actor("client", &proxy).await);
+    let (service, client) = (actor("service", &proxy), actor("client", &proxy));
     let echo = |request: Message| async move { request.reply_with(request.value::<i32>()?) };
     let _handle = service.subscribe_with([topic("echo")], 1, echo).await.unwrap();
     ask(&client, &topic("echo"), 0..100).await;
@@ -40,14 +40,14 @@ async fn every_request_in_turn_gets_its_own_response() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_request_of_four_publishers_gets_its_own_response() {
     let proxy = proxy().start().await.unwrap();
-    let service = actor("service", &proxy).await;
+    let service = actor("service", &proxy);
     let _handle = service
         .subscribe_with([topic("echo")], 4, |request: Message| async move { request.reply() })
         .await
         .unwrap();
     let mut tasks = Vec::new();
     for publisher in 0..4 {
-        let client = actor("client", &proxy).await;
+        let client = actor("client", &proxy);
         tasks.push(tokio::spawn(async move {
             let topic = Topic::new("echo", publisher.to_string()).unwrap();
             ask(&client, &topic, publisher * 250..(publisher + 1) * 250).await;
@@ -63,7 +63,7 @@ async fn every_request_of_four_publishers_gets_its_own_response() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_times_out_and_its_late_response_is_not_taken_for_another() {
     let proxy = proxy().start().await.unwrap();
-    let (service, client) = (actor("service", &proxy).await, actor("client", &proxy).await);
+    let (service, client) = (actor("service", &proxy), actor("client", &proxy));
     let (received, go) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let _handle = service
         .subscribe_with([topic("slow")], 1, {

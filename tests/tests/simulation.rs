@@ -1,14 +1,29 @@
 //! Deterministic simulation, by seeds: see `xmsg_tests::simulation`.
 
 use xmsg_tests::simulation::net::Happened;
-use xmsg_tests::simulation::{self, engines, seeds};
+use xmsg_tests::simulation::{self, clients, engines, seeds};
 
 /// One seed of the whole: publishers, switch, subscribers.
 fn network(seed: u64) -> (Vec<Happened>, Result<(), String>) {
-    seeds::catching(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-        runtime.expect("a runtime").block_on(simulation::run(seed))
-    })
+    seeds::catching(|| runtime().block_on(simulation::run(seed)))
+}
+
+/// One seed of a connection and an actor that are closed and drained.
+fn closing(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+    seeds::catching(|| runtime().block_on(clients::run(seed)))
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime")
+}
+
+fn print(trace: Vec<Happened>) {
+    if seeds::only().is_some() {
+        for (at, what, a, b) in trace {
+            println!("{:>14.6} {what} {a} {b}", at.as_secs_f64());
+        }
+    }
 }
 
 #[test]
@@ -18,11 +33,19 @@ fn clients_and_switch_keep_their_promises() {
     }
     seeds::all("clients_and_switch_keep_their_promises", |seed| {
         let (trace, result) = network(seed);
-        if seeds::only().is_some() {
-            for (at, what, a, b) in trace {
-                println!("{:>14.6} {what} {a} {b}", at.as_secs_f64());
-            }
-        }
+        print(trace);
+        result
+    });
+}
+
+#[test]
+fn what_is_closed_or_drained_loses_nothing_in_silence() {
+    if seeds::only().is_some() {
+        xmsg_tests::start_tracing();
+    }
+    seeds::all("what_is_closed_or_drained_loses_nothing_in_silence", |seed| {
+        let (trace, result) = closing(seed);
+        print(trace);
         result
     });
 }
@@ -36,7 +59,7 @@ fn engines_keep_their_promises() {
 #[test]
 fn a_seed_repeats_itself() {
     for seed in 0..200 {
-        for run in [network, |seed| engines::run(seed)] {
+        for run in [network, closing, |seed| engines::run(seed)] {
             let (first, _) = run(seed);
             let (second, _) = run(seed);
             let differs = first.iter().zip(&second).position(|(a, b)| a != b);

@@ -8,8 +8,9 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::time::Instant;
 use xmsg_core::ProxyAddress;
-use xmsg_core::socket::{SocketEvent, SocketEvents};
+use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
 
 /// Bytes that are collected before they are written.
 const BUFFER_LEN: usize = 256 << 10;
@@ -89,15 +90,35 @@ pub(crate) fn note(text: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "xmsg: {text}");
 }
 
-/// Tells when the connection to the proxy is lost and when it is back; never returns.
+/// Notes of messages that the proxy dropped appear at most this often.
+const DROPS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tells when the connection to the proxy is lost and when it is back, and what the proxy dropped; never returns.
 pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddress) {
     let mut lost = false;
-    while let Some(event) = events.next().await {
+    let mut drops = DropNotes::default();
+    loop {
+        let event = match drops.due() {
+            None => events.next().await,
+            Some(due) => match tokio::time::timeout_at(due, events.next()).await {
+                Ok(event) => event,
+                Err(_) => {
+                    drops.note();
+                    continue;
+                }
+            },
+        };
+        let Some(event) = event else { break };
         match event {
+            SocketEvent::DroppedByPeer { reason, total, .. } => drops.add(reason, total),
             SocketEvent::Disconnected { error, .. } => {
                 lost = true;
                 let reason = error.source().map(ToString::to_string).unwrap_or_default();
                 note(format_args!("the connection to {proxy} was lost ({reason}): trying to connect again"));
+            }
+            SocketEvent::MessageDropped { topic, size, reason, .. } => {
+                let topic = topic.escape_ascii();
+                note(format_args!("a message to {topic} with {size} bytes was dropped: {reason}"));
             }
             SocketEvent::Connected { .. } if std::mem::take(&mut lost) => {
                 note(format_args!("connected to {proxy} again"));
@@ -105,7 +126,52 @@ pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddre
             _ => {}
         }
     }
+    drop(drops);
     std::future::pending::<()>().await;
+}
+
+/// What the proxy has dropped for us, and what of it was noted. Totals, as events may be missed.
+#[derive(Debug, Default)]
+struct DropNotes {
+    /// Because we were too slow, and because they were too large.
+    total: [u64; 2],
+    noted: [u64; 2],
+    last: Option<Instant>,
+}
+
+impl DropNotes {
+    fn add(&mut self, reason: DropReason, total: u64) {
+        match reason {
+            DropReason::TooLarge => self.total[1] = total,
+            _ => self.total[0] = total,
+        }
+    }
+
+    /// When the next note is to appear, if there is something to note.
+    fn due(&self) -> Option<Instant> {
+        let is_new = self.total != self.noted;
+        is_new.then(|| self.last.map_or_else(Instant::now, |last| last + DROPS_INTERVAL))
+    }
+
+    fn note(&mut self) {
+        let [slow, large] = [0, 1].map(|reason| self.total[reason].saturating_sub(self.noted[reason]));
+        for (count, why) in [(slow, "this subscriber is too slow"), (large, "they are above its limits")] {
+            if count > 0 {
+                let verb = if count == 1 { "was" } else { "were" };
+                note(format_args!("{} {verb} dropped by the proxy: {why}", counted(count, "message")));
+            }
+        }
+        (self.noted, self.last) = (self.total, Some(Instant::now()));
+    }
+}
+
+impl Drop for DropNotes {
+    /// Whoever ends before the next note is due hears of the rest, too.
+    fn drop(&mut self) {
+        if self.total != self.noted {
+            self.note();
+        }
+    }
 }
 
 /// The result of `work`; meanwhile `notes` is run, which never ends.

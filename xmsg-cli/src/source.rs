@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
+use xmsg_core::{Error, ErrorKind};
 
 /// Bytes that are asked for in one read.
 const READ_LEN: usize = 256 << 10;
@@ -86,7 +87,10 @@ impl Source {
         std::thread::Builder::new()
             .name("input".to_owned())
             .spawn(move || {
-                let send = |block| sender.blocking_send(Ok(block)).is_ok();
+                let send = |block: xmsg_core::Result<Bytes>| {
+                    let named = |error| anyhow::Error::from(error).context(format!("cannot publish {name}"));
+                    sender.blocking_send(block.map_err(named)).is_ok()
+                };
                 if let Err(error) = read_blocks(input, split, limit, send) {
                     let _ = sender.blocking_send(Err(error.context(format!("cannot publish {name}"))));
                 }
@@ -95,7 +99,8 @@ impl Source {
         Ok(Self { split, blocks, block: None })
     }
 
-    /// The next message. `None` at the end of the input.
+    /// The next message. `None` at the end of the input. After an error of kind [`TooLarge`](ErrorKind::TooLarge), which stands for one message,
+    /// it goes on.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
         let mut block = match self.block.take() {
             Some(block) => block,
@@ -115,10 +120,12 @@ fn read_blocks(
     mut input: impl Read,
     split: Split,
     limit: usize,
-    mut send: impl FnMut(Bytes) -> bool,
+    mut send: impl FnMut(xmsg_core::Result<Bytes>) -> bool,
 ) -> anyhow::Result<()> {
     let mut buffer = vec![0; READ_LEN];
     let mut pending = BytesMut::new();
+    // The rest of a message that is too long is passed over.
+    let mut passing_over = false;
     loop {
         let len = match input.read(&mut buffer) {
             Ok(len) => len,
@@ -128,11 +135,16 @@ fn read_blocks(
         if len == 0 {
             break;
         }
-        let read = &buffer[..len];
+        let mut read = &buffer[..len];
+        if passing_over {
+            let end = read.iter().position(|byte| Some(*byte) == split.delimiter());
+            let Some(end) = end else { continue };
+            (read, passing_over) = (&read[end + 1..], false);
+        }
         let end = split.delimiter().and_then(|delimiter| read.iter().rposition(|byte| *byte == delimiter));
         if let Some(end) = end {
             pending.extend_from_slice(&read[..=end]);
-            if !send(pending.split().freeze()) {
+            if !send(Ok(pending.split().freeze())) {
                 return Ok(());
             }
             pending.extend_from_slice(&read[end + 1..]);
@@ -140,22 +152,27 @@ fn read_blocks(
             pending.extend_from_slice(read);
         }
         if pending.len() > limit {
-            bail!(too_long(limit));
+            pending = BytesMut::new();
+            passing_over = true;
+            if !send(Err(too_long(limit))) || split == Split::Whole {
+                return Ok(());
+            }
         }
     }
     // Of no input, the whole is an empty message, and there are no lines.
-    if split == Split::Whole || !pending.is_empty() {
-        send(pending.freeze());
+    if !passing_over && (split == Split::Whole || !pending.is_empty()) {
+        send(Ok(pending.freeze()));
     }
     Ok(())
 }
 
 /// What is said about a message that is longer than `limit`.
-pub(crate) fn too_long(limit: usize) -> String {
-    format!(
+pub(crate) fn too_long(limit: usize) -> Error {
+    let what = format!(
         "a message is longer than {limit} bytes, the most that fits into a message of 64 MiB with its topic and \
          metadata: split it (`xmsg pub -l` publishes lines)"
-    )
+    );
+    Error::new(ErrorKind::TooLarge, what)
 }
 
 #[cfg(test)]
@@ -181,8 +198,9 @@ mod tests {
     }
 
     fn messages(data: &[u8], sizes: &[usize], split: Split, limit: usize) -> anyhow::Result<Vec<Bytes>> {
-        let mut messages = Vec::new();
-        read_blocks(Pieces(data, sizes.iter()), split, limit, |mut block| {
+        let (mut messages, mut too_long) = (Vec::new(), None);
+        read_blocks(Pieces(data, sizes.iter()), split, limit, |block| {
+            let Ok(mut block) = block.map_err(|error| too_long = Some(error)) else { return false };
             loop {
                 messages.push(split.take(&mut block));
                 if block.is_empty() {
@@ -190,7 +208,7 @@ mod tests {
                 }
             }
         })?;
-        Ok(messages)
+        too_long.map_or(Ok(messages), |error| Err(error.into()))
     }
 
     fn all(data: &str, split: Split) -> Vec<Bytes> {
@@ -222,6 +240,24 @@ mod tests {
         let error = messages(&[b'x'; 101], &[], KEEP, 100).unwrap_err();
         assert!(error.to_string().contains("longer than 100 bytes"), "{error}");
         assert!(messages(&[b'x'; 101], &[7; 20], Split::Whole, 100).is_err());
+    }
+
+    #[test]
+    fn what_is_behind_a_line_that_is_too_long_is_read() {
+        let data = ["one\n", &"x".repeat(500), "\ntwo\n", &"y".repeat(130)].concat();
+        for size in [1, 7, 50, 97] {
+            let (mut short, mut too_long) = (Vec::new(), 0);
+            let sizes = [size; 1000];
+            read_blocks(Pieces(data.as_bytes(), sizes.iter()), KEEP, 100, |block| {
+                match block {
+                    Ok(block) => short.extend_from_slice(&block),
+                    Err(error) => too_long += u32::from(error.kind() == ErrorKind::TooLarge),
+                }
+                true
+            })
+            .unwrap();
+            assert_eq!((&short[..], too_long), (&b"one\ntwo\n"[..], 2), "in pieces of {size}");
+        }
     }
 
     #[tokio::test]

@@ -131,3 +131,28 @@ async fn no_arguments_show_the_help() {
     assert!(xmsg(&["--help"]).await.text().contains("Exit codes:"));
     assert!(xmsg(&["--version"]).await.text().starts_with("xmsg "));
 }
+
+/// A subscriber whose output nobody reads is too slow, and says what the proxy had to drop for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_that_is_too_slow_says_so() {
+    let config = xmsg_proxy::Config {
+        high_water_mark: xmsg_core::socket::HighWaterMark::bytes(64 << 10),
+        ..xmsg_proxy::Config::default()
+    };
+    let proxy = xmsg_proxy::Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
+    let address = proxy.address().to_string();
+    let (mut slow, mut stdout) = Running::start_unread(&["-v", "sub", "a", "--raw", "--proxy", &address]);
+    slow.said("subscribed").await;
+    let dropped =
+        || proxy.subscribers().iter().map(|subscriber| subscriber.dropped.messages).sum::<u64>() > 0;
+    while !dropped() {
+        publish(&address, &["a", "{{Random 1000000}}", "--template", "--count", "40"], b"").await;
+    }
+    // It hears of it when it reads on.
+    let reading = tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await });
+    let note = slow.said("dropped by the proxy: this subscriber is too slow").await;
+    assert!(note.starts_with("xmsg: ") && note.contains(" message"), "{note}");
+    slow.signal("INT");
+    slow.end().await;
+    reading.await.unwrap().unwrap();
+}

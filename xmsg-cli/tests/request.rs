@@ -180,7 +180,7 @@ async fn when_nobody_answers_time_runs_out() {
     let (_proxy, address) = proxy().await;
     let arguments = ["req", "a", "x", "--timeout", "100ms", "-n", "2", "--proxy", &address];
     let ended = xmsg(&arguments).await;
-    assert!(ended.stderr.contains("no answer to the request to a within 100 ms"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no answer to the request to a within 100ms"), "{}", ended.stderr);
     ended.failed(27, "timed out: 2 of 2 requests got no reply");
 }
 

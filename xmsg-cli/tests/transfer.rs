@@ -113,6 +113,44 @@ async fn what_is_longer_than_a_message_can_be_is_refused() {
     }
 }
 
+/// What is said of a line that is too large, and which of the others arrive.
+async fn with_a_large_line(proxy: xmsg_proxy::Builder, large: usize, unit: &[&str]) -> (Vec<u8>, String) {
+    let proxy = proxy.start().await.unwrap();
+    let address = proxy.address().to_string();
+    let subscriber = Running::subscribe(&address, &["t", "--raw", "-n", "3"]).await;
+    let separator: &[u8] = if unit == ["-0"] { b"\0" } else { b"\n" };
+    let input = [&b"one"[..], b"two", &vec![b'x'; large], b"four"].join(separator);
+    let mut publisher = Running::start(&[&["pub", "t", "--proxy", &address], unit].concat());
+    let mut stdin = publisher.stdin.take().unwrap();
+    within("input", tokio::io::AsyncWriteExt::write_all(&mut stdin, &input)).await.unwrap();
+    drop(stdin);
+    let ended = publisher.end().await;
+    let stderr = ended.stderr.clone();
+    ended.failed(1, "1 message was refused");
+    (subscriber.end().await.done(), stderr)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_line_that_is_too_large_is_named_and_the_others_arrive() {
+    let limits = xmsg_core::zmtp::Limits { message_size: 1 << 20, ..Default::default() };
+    let proxy = || xmsg_proxy::Proxy::bind("127.0.0.1:0").limits(limits.clone());
+    for large in [1 << 20, 8 << 20] {
+        let (arrived, said) = with_a_large_line(proxy(), large, &["-l"]).await;
+        assert_eq!(arrived, b"one\ntwo\nfour");
+        assert!(
+            said.contains("line 3 was not published to t: ") && said.contains("limit of 1048576 bytes"),
+            "{said}"
+        );
+    }
+    let (arrived, said) = with_a_large_line(proxy(), 2 << 20, &["-0"]).await;
+    assert_eq!(arrived, b"onetwofour");
+    assert!(said.contains("message 3 was not published to t: "), "{said}");
+    // Longer than any message can be: not even all of it is read into memory.
+    let (arrived, said) = with_a_large_line(xmsg_proxy::Proxy::bind("127.0.0.1:0"), 70 << 20, &["-l"]).await;
+    assert_eq!(arrived, b"one\ntwo\nfour");
+    assert!(said.contains("line 3 was not published to t: ") && said.contains("is longer than"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_pipe_ends_quietly() {
     let (_proxy, address) = proxy().await;

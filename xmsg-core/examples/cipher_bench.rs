@@ -1,8 +1,8 @@
 //! What the cipher of an encrypted proxy costs: microseconds to open the three boxes of a message and to seal them again, for each size of
-//! data given.
+//! data given. The fastest of many rounds counts: whatever else the machine does can only add to it.
 //!
 //! ```sh
-//! cargo run --release --example cipher_bench -- 100 1024 65536
+//! cargo run --release --example cipher_bench -- 20 100 1024 65536
 //! ```
 
 use std::hint::black_box;
@@ -13,8 +13,10 @@ use xmsg_core::security::{KeyPair, Security};
 use xmsg_core::zmtp::curve::Cipher;
 use xmsg_core::zmtp::{Engine, Event, Header, Options, SocketType, encode_message};
 
-/// Bytes that go through for each measurement.
-const VOLUME: usize = 256 << 20;
+/// Rounds of each measurement.
+const ROUNDS: usize = 400;
+/// Bytes that go through in a round, or else one message: about a millisecond.
+const ROUND: usize = 1 << 20;
 /// Messages sealed before they are opened.
 const BATCH: usize = 64;
 
@@ -63,23 +65,29 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             &mut wire,
             &[Bytes::from(vec![b't'; 20]), vec![b'm'; 20].into(), vec![7; size].into()],
         );
-        let rounds = (VOLUME / (BATCH * wire.len())).max(1);
+        // What is sealed stays in the caches, as it does in a proxy.
+        let batch = (ROUND / 8 / wire.len()).clamp(1, BATCH);
+        let batches = (ROUND / (batch * wire.len())).clamp(1, 100);
         let (mut boxed, mut plain) = (BytesMut::new(), BytesMut::new());
-        let started = Instant::now();
-        for _ in 0..rounds {
-            for _ in 0..BATCH {
-                let mut at = 0;
-                while let Some(header) = Header::read(&wire[at..])? {
-                    let end = at + header.len + header.body_len as usize;
-                    client.sealer.seal(header.flags, &wire[at + header.len..end], &mut boxed);
-                    at = end;
+        let mut fastest = f64::INFINITY;
+        for _ in 0..ROUNDS {
+            let started = Instant::now();
+            for _ in 0..batches {
+                for _ in 0..batch {
+                    let mut at = 0;
+                    while let Some(header) = Header::read(&wire[at..])? {
+                        let end = at + header.len + header.body_len as usize;
+                        client.sealer.seal(header.flags, &wire[at + header.len..end], &mut boxed);
+                        at = end;
+                    }
                 }
+                while server.opener.open(&mut boxed, &mut plain)? {}
+                black_box(&plain);
+                plain.clear();
             }
-            while server.opener.open(&mut boxed, &mut plain)? {}
-            black_box(&plain);
-            plain.clear();
+            fastest = fastest.min(started.elapsed().as_secs_f64() / (batches * batch) as f64);
         }
-        println!("{:.3}", started.elapsed().as_secs_f64() * 1e6 / (rounds * BATCH) as f64);
+        println!("{:.3}", fastest * 1e6);
     }
     Ok(())
 }

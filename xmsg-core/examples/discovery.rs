@@ -24,6 +24,6 @@ async fn main() -> xmsg_core::Result<()> {
 
     actor.deregister(OwnerType::Publisher, topic).await?;
     println!("left after that: {}", actor.discover(&query).await?.len());
-    actor.close(Duration::from_secs(1)).await;
+    actor.drain(Duration::from_secs(1)).await;
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Three actors in a row: a source of numbers, one that doubles them, a sink that prints them.
-//! Needs a proxy: `cargo run --bin xmsg-proxy`.
+//! Three stages: a source of numbers, one that doubles them, a sink that prints them. Ended from the first to the last, they lose
+//! nothing. Needs a proxy: `cargo run --bin xmsg-proxy`.
 
 use std::time::Duration;
 
 use xmsg_core::{Actor, Message, Result};
 
-const COUNT: i32 = 5;
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// What a handler returns is published, wherever its topic says.
 fn twice(number: &Message) -> Result<Message> {
@@ -14,7 +14,7 @@ fn twice(number: &Message) -> Result<Message> {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // From the end to the beginning: whoever publishes finds its subscriber there.
+    // From the last to the first: whoever publishes finds its subscriber there.
     let sink = Actor::connect("sink").await?;
     let mut results = sink.subscribe("pipeline:doubled").await?;
 
@@ -23,19 +23,17 @@ async fn main() -> Result<()> {
     double.subscribe_with("pipeline:numbers", 1, handler).await?; // one at a time, in order
 
     let source = Actor::connect("source").await?;
-    for number in 1..=COUNT {
+    for number in 1..=5 {
         source.publish(&Message::of("pipeline:numbers", number)?).await?;
         println!("source: {number}");
     }
 
-    for _ in 0..COUNT {
-        let Some(result) = results.next().await else { break };
+    println!("source: {}", source.drain(LIMIT).await); // the proxy has all numbers
+    println!("double: {}", double.drain(LIMIT).await); // all of them are doubled, and the proxy has the results
+    results.drain(); // the results that are on their way, and then the end
+    while let Some(result) = results.next().await {
         println!("sink: {}", result?.value::<i32>()?);
     }
-
-    for actor in [source, double, sink] {
-        let unsent = actor.close(Duration::from_secs(5)).await;
-        println!("{}: closed, {unsent} not sent", actor.name());
-    }
+    println!("sink: {}", sink.drain(LIMIT).await);
     Ok(())
 }

@@ -16,7 +16,6 @@ async fn main() -> xmsg_core::Result<()> {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 
-    let unsent = actor.close(Duration::from_secs(5)).await; // sends what it had accepted
-    println!("closed, {unsent} not sent");
+    println!("{}", actor.drain(Duration::from_secs(5)).await); // what the proxy is not known to have
     Ok(())
 }

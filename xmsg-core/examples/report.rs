@@ -7,13 +7,14 @@ use xmsg_core::{Actor, Message};
 #[tokio::main]
 async fn main() -> xmsg_core::Result<()> {
     let actor = Actor::connect("reporter").await?; // addresses from the environment, else localhost
-
     let mut reports = actor.subscribe("report:sports").await?; // back once the proxy has confirmed it
-    actor.publish(&Message::of("report:sports", "3:1")?).await?; // waits when the connection is full; never drops
+    actor.publish(&Message::of("report:sports", "3:1")?).await?; // accepted: in order, never dropped
+    actor.flush(Duration::from_secs(1)).await?; // the proxy has it
 
     if let Some(report) = reports.next().await {
         println!("{}", report?.value::<String>()?);
     }
-    actor.close(Duration::from_secs(5)).await; // flushes; returns how many messages were not sent
+    let left = actor.drain(Duration::from_secs(5)).await; // a graceful end
+    assert!(left.is_nothing(), "{left}");
     Ok(())
 }

@@ -2,35 +2,32 @@
 
 use std::time::Duration;
 
-use xmsg_core::{Actor, Message, Result};
+use xmsg_core::{Actor, ErrorKind, HandlerError, Message};
 
-/// The answer to a request; none to a message that asks for none.
-fn root(request: &Message) -> Result<Option<Message>> {
+/// The answer to a request; none to a message that asks for none. An error goes back to whoever asked.
+fn root(request: &Message) -> Result<Option<Message>, HandlerError> {
     let value: f64 = request.value()?;
-    if value >= 0.0 {
-        request.reply_with(value.sqrt())
-    } else {
-        request.error_reply("the number is negative")
+    if value < 0.0 {
+        return Err("the number is negative".into());
     }
+    Ok(request.reply_with(value.sqrt())?)
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> xmsg_core::Result<()> {
     let server = Actor::connect("server").await?;
-    let service = server.subscribe_with("math:root", 8, |request| async move { root(&request) }).await?;
+    server.subscribe_with("math:root", 8, |request| async move { root(&request) }).await?;
 
     let client = Actor::connect("client").await?;
     for value in [2.0, 9.0, -1.0] {
-        let question = Message::of("math:root", value)?;
-        let answer = client.request(&question, Duration::from_secs(10)).await?; // an error after ten seconds
-        match answer.error_text()? {
-            Some(reason) => println!("{value}: {reason}"),
-            None => println!("{value}: {}", answer.value::<f64>()?),
+        match client.request(&Message::of("math:root", value)?, Duration::from_secs(10)).await {
+            Ok(answer) => println!("{value}: {}", answer.value::<f64>()?),
+            Err(error) if error.kind() == ErrorKind::Remote => println!("{value}: {error}"), // it failed, and says why
+            Err(error) => return Err(error), // `Timeout`: nobody answered
         }
     }
 
-    client.close(Duration::from_secs(1)).await;
-    service.drain(Duration::from_secs(5)).await; // what was received is answered
-    server.close(Duration::from_secs(1)).await;
+    client.drain(Duration::from_secs(5)).await;
+    server.drain(Duration::from_secs(5)).await; // what was received is answered
     Ok(())
 }

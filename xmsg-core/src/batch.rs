@@ -46,6 +46,11 @@ impl Messages {
         Iter { wire: &self.wire, at: self.at }
     }
 
+    /// The bytes that they lie in, and where the first that is left starts.
+    pub(crate) fn place(&self) -> (&Bytes, usize) {
+        (&self.wire, self.at)
+    }
+
     /// Whether all of them were taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -91,6 +96,13 @@ impl<'a> IntoIterator for &'a Messages {
 pub struct Iter<'a> {
     wire: &'a Bytes,
     at: usize,
+}
+
+impl Iter<'_> {
+    /// Where the next message starts.
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
 }
 
 impl<'a> Iterator for Iter<'a> {

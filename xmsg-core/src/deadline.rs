@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-use tokio::time::error::Elapsed;
+pub use tokio::time::Instant;
+pub use tokio::time::error::Elapsed;
 
 pub use crate::zmtp::later;
 

@@ -44,6 +44,8 @@ pub enum ErrorKind {
     Unconfirmed,
     /// The socket, connection or subscription was closed.
     Closed,
+    /// A blocking call where none may be made: within an async runtime.
+    WouldBlock,
     /// The system has no more of something that was needed: file descriptors, ports, memory.
     NoResources,
     /// The operating system refused.

@@ -1,10 +1,61 @@
 //! Async publish/subscribe messaging that speaks xMsg and ZeroMQ.
+//!
+//! An [`Actor`] publishes messages by topic, subscribes to topics, asks and answers, through a proxy: `xmsg-proxy`, or that of any other
+//! implementation of xMsg. Nothing is lost in silence: queues are bounded, publishers wait, and [`drain`](Actor::drain) returns what is
+//! left.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use xmsg_core::{Actor, Message};
+//!
+//! #[tokio::main]
+//! async fn main() -> xmsg_core::Result<()> {
+//!     let actor = Actor::connect("reporter").await?; // addresses from the environment, else localhost
+//!     let mut reports = actor.subscribe("report:sports").await?; // back once the proxy has confirmed it
+//!     actor.publish(&Message::of("report:sports", "3:1")?).await?; // accepted: in order, never dropped
+//!     actor.flush(Duration::from_secs(1)).await?; // the proxy has it
+//!     if let Some(report) = reports.next().await {
+//!         println!("{}", report?.value::<String>()?);
+//!     }
+//!     let left = actor.drain(Duration::from_secs(5)).await;
+//!     assert!(left.is_nothing(), "{left}");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! What needs no proxy runs as it stands:
+//!
+//! ```
+//! use xmsg_core::{Message, Topic};
+//!
+//! let message = Message::of("weather:oslo:temperature", 4.5)?.with_header("station", "17")?;
+//! assert!(Topic::new("weather", "oslo")?.is_parent(message.topic())); // a subscription is a prefix
+//! assert_eq!(message.value::<f64>()?, 4.5);
+//! # Ok::<(), xmsg_core::Error>(())
+//! ```
+//!
+//! | to | there is |
+//! |---|---|
+//! | publish, subscribe, serve, ask | [`Actor`], [`ActorBuilder`]; [`Subscription`], [`SubscriptionHandle`] |
+//! | write and read messages | [`Message`], [`Topic`], [`Meta`]; values: [`IntoData`], [`FromData`], [`Data`]; many at a time: [`Messages`] |
+//! | know what is left, and what went wrong | [`Unfinished`], [`Error`], [`ErrorKind`], [`socket::SocketEvents`] |
+//! | choose how connections are made | [`ConnectOptions`], [`Security`] |
+//! | have a connection of one's own | [`Connection`], [`Pool`] |
+//! | find others | [`Registrar`], [`Query`], [`Registration`] |
+//! | write a program without an async runtime | `blocking`, with the feature of that name |
+//! | use ZeroMQ sockets without xMsg | [`socket`]: [`Publisher`](socket::Publisher), [`Subscriber`](socket::Subscriber), [`Requester`](socket::Requester), … |
+//! | speak ZMTP without I/O | [`zmtp`] |
+//!
+//! The feature `serde` adds JSON: `Message::of_json`, `Message::json`, `Json`. The guide is `docs/guide.md`.
 
 #![warn(missing_docs)]
 
 pub mod actor;
 pub mod address;
 pub mod batch;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 pub mod connection;
 pub mod control;
 pub mod data;
@@ -26,6 +77,10 @@ mod subscription;
 pub mod topic;
 mod unfinished;
 pub mod zmtp;
+
+/// Crates whose types stand in signatures of this one.
+#[doc(no_inline)]
+pub use {bytes, futures, zeroize};
 
 pub use actor::{Actor, ActorBuilder, HandlerError, IntoReply, SubscriptionHandle};
 pub use address::{ProxyAddress, RegistrarAddress};
@@ -51,6 +106,11 @@ pub use unfinished::Unfinished;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/guide.md")]
 struct Guide;
+
+/// The code of the front page of the project, too.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
 
 /// The code of the page on security, too.
 #[cfg(doctest)]

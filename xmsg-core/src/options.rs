@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::security::Security;
-use crate::socket::SocketOptions;
+use crate::socket::{Endpoint, SocketOptions};
 use crate::{Error, ErrorKind, ProxyAddress, Result};
 
 /// How often an unanswered check is repeated (section 2 of the xMsg protocol).
@@ -51,6 +51,8 @@ pub struct ConnectOptions {
     after_connect: Option<Hook>,
     before_subscribe: Option<SocketHook>,
     after_subscribe: Option<Hook>,
+    /// In place of those of the address.
+    endpoints: Option<Arc<[Endpoint; 3]>>,
     /// What is wrong with the environment, by the option that it is about: setting the option makes it irrelevant.
     wrong: Vec<(&'static str, Error)>,
 }
@@ -109,6 +111,7 @@ impl ConnectOptions {
             after_connect: None,
             before_subscribe: None,
             after_subscribe: None,
+            endpoints: None,
             wrong: Vec::new(),
         };
         let mut wrong = Vec::new();
@@ -240,6 +243,15 @@ impl ConnectOptions {
         self
     }
 
+    /// Has the sockets connect to these endpoints, whatever the address is: where publishers, subscribers and control sockets
+    /// connect. For simulations, which have a network of their own.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn endpoints(mut self, endpoints: [Endpoint; 3]) -> Self {
+        self.endpoints = Some(Arc::new(endpoints));
+        self
+    }
+
     /// Called after a connection to this proxy was made and checked.
     #[must_use]
     pub fn after_connect(mut self, hook: impl Fn(&ProxyAddress) + Send + Sync + 'static) -> Self {
@@ -294,6 +306,18 @@ impl ConnectOptions {
 
     pub(crate) fn mechanism(&self) -> &Security {
         &self.socket.security
+    }
+
+    /// Where publishers, subscribers and control sockets connect.
+    pub(crate) fn endpoints_of(&self, address: &ProxyAddress) -> Result<[Endpoint; 3]> {
+        match &self.endpoints {
+            Some(endpoints) => Ok((**endpoints).clone()),
+            None => Ok([
+                address.publish_endpoint().parse()?,
+                address.subscribe_endpoint().parse()?,
+                address.control_endpoint().parse()?,
+            ]),
+        }
     }
 
     pub(crate) fn connection_limit(&self) -> Duration {

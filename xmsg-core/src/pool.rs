@@ -243,7 +243,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A [`Connection`] from a pool; dropping it gives it back. It can't be cloned, so that nobody else has it.
+/// A [`Connection`] from a pool; dropping it gives it back. It can't be cloned, so that nobody else has it:
+///
+/// ```compile_fail,E0308
+/// fn keep(pooled: &xmsg_core::PooledConnection) -> xmsg_core::Connection {
+///     (**pooled).clone()
+/// }
+/// ```
 #[derive(Debug)]
 pub struct PooledConnection {
     pool: Pool,

@@ -101,11 +101,11 @@ mod tests {
         let failed = failed.await;
         assert!(failed.iter().all(|result| result.as_ref().unwrap_err().kind() == ErrorKind::Refused));
         assert_eq!(attempts.load(Ordering::Relaxed), 1);
-        let mut made = std::pin::pin!(join_all((0..20).map(|_| shared.get_or_make(make(false)))));
-        assert!(futures::poll!(&mut made).is_pending());
+        let mut values = std::pin::pin!(join_all((0..20).map(|_| shared.get_or_make(make(false)))));
+        assert!(futures::poll!(&mut values).is_pending());
         go.notify_one();
-        let made = made.await;
-        assert!(made.iter().all(|result| **result.as_ref().unwrap() == 7));
+        let values = values.await;
+        assert!(values.iter().all(|result| **result.as_ref().unwrap() == 7));
         assert_eq!(attempts.load(Ordering::Relaxed), 2);
         assert_eq!(shared.get(), Some(&7));
     }
@@ -117,8 +117,8 @@ mod tests {
         let make = || {
             let (go, guard) = (go.clone(), guard.clone());
             async move {
-                let _guard = guard;
                 go.notified().await;
+                drop(guard);
                 Ok(1)
             }
         };

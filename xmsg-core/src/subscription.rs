@@ -248,7 +248,7 @@ async fn send_marker(marker: Marker, topic: Topic, confirmed: Arc<Notify>) {
         // A proxy whose queue is full may have dropped it, and a connection may have broken.
         let answer = async {
             if is_confirmed {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             } else {
                 confirmed.notified().await;
             }

@@ -7,7 +7,8 @@ use std::ops::{Add, AddAssign};
 ///
 /// ```
 /// use xmsg_core::Unfinished;
-/// let left = Unfinished { unsent: 2, unhandled: 1, ..Unfinished::default() };
+/// let mut left = Unfinished::default();
+/// (left.unsent, left.unhandled) = (2, 1);
 /// assert!(!left.is_nothing());
 /// assert_eq!(left.to_string(), "2 messages not sent, 1 received message not handled");
 /// assert_eq!(Unfinished::default().to_string(), "nothing is left");

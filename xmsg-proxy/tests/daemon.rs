@@ -135,15 +135,18 @@ async fn after_a_kill_clients_go_on_and_the_publisher_sends_what_it_holds() {
     let (_daemon, _) = start(&address.publish_port().to_string()).await;
     stop.store(true, Ordering::Relaxed);
     let sent = within("the publisher", sending).await.unwrap();
-    assert!(publisher.close(LINGER).await.is_nothing());
-    let (mut last, mut gaps) = (1000, 0);
+    let left = publisher.close(LINGER).await;
+    assert_eq!(left.unsent, 0);
+    let (mut last, mut gaps, mut missing) = (1000, 0, 0);
     while last < sent {
         let number: i64 = next(&mut messages).await.value().unwrap();
         assert!(number > last, "in order, none twice: {number} after {last}");
         gaps += i64::from(number != last + 1);
+        missing += u64::try_from(number - last - 1).unwrap();
         last = number;
     }
     assert!(gaps <= 1, "one gap, where the proxy died, and not {gaps}");
+    assert!(missing <= left.unconfirmed, "{missing} are missing, and {left}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,9 +8,13 @@
 //! 2. what was in a switch that was killed, or in its connections;
 //! 3. for a subscriber: what is published while it has no connection, and what waits for it in the switch when its connection ends.
 //!
+//! A call that was given up has sent its message whole or not at all; all others keep the order in which they
+//! were made.
+//!
 //! What has to hold always is in `check.rs`.
 
 mod check;
+pub mod clients;
 pub mod engines;
 pub mod net;
 pub mod seeds;
@@ -18,6 +22,7 @@ pub mod seeds;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +30,7 @@ use fastrand::Rng;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use xmsg_core::ErrorKind;
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
     Endpoint, HighWaterMark, Multipart, Publisher, SocketOptions, Subscriber, TcpOptions,
@@ -60,11 +66,23 @@ fn body((publisher, number): Id, len: usize) -> Bytes {
     bytes.into()
 }
 
-/// A message that a publisher's socket has accepted.
+/// A message that was to be published.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Accepted {
+struct Sent {
     topic: &'static str,
     len: usize,
+    told: Told,
+}
+
+/// What the socket has said of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// It was accepted.
+    Accepted,
+    /// It was refused: no trace of it is to be seen.
+    Refused,
+    /// Nothing, since whoever asked has given up: it was accepted whole, or not at all.
+    Open,
 }
 
 /// What happens to the switch.
@@ -83,11 +101,20 @@ struct Ended {
     orderly: bool,
 }
 
+/// What a subscriber has received.
+#[derive(Debug)]
+struct Received {
+    id: Id,
+    topic: &'static str,
+    len: usize,
+}
+
 /// What is to be compared.
 #[derive(Debug)]
 struct Outcome {
-    accepted: Vec<Vec<Accepted>>,
-    received: Vec<Vec<(Id, Accepted)>>,
+    /// Of each publisher, in the order of the calls.
+    sent: Vec<Vec<Sent>>,
+    received: Vec<Vec<Received>>,
     /// The prefix that each subscriber wanted for good.
     wanted: Vec<&'static str>,
     /// Publishers' clients come first in the books.
@@ -191,9 +218,9 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     }
 
     world.misfortunes().await?;
-    let mut accepted = Vec::new();
+    let mut sent = Vec::new();
     for task in sending {
-        accepted.push(task.await.map_err(|error| format!("a publisher failed: {error}"))??);
+        sent.push(task.await.map_err(|error| format!("a publisher failed: {error}"))??);
     }
     ledger.note("healed", 0, 0);
     ledger.healed.cancel();
@@ -205,9 +232,9 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
 
     // Nothing is in the way any more: these arrive, or somebody's subscription was lost.
     for (number, socket) in sockets.iter().enumerate() {
-        let id = (number as u16, accepted[number].len() as u32);
+        let id = (number as u16, sent[number].len() as u32);
         socket.publish(message(id, END, 8)).await.map_err(|error| format!("the last message: {error}"))?;
-        accepted[number].push(Accepted { topic: END, len: 8 });
+        sent[number].push(Sent { topic: END, len: 8, told: Told::Accepted });
     }
     for socket in sockets {
         let unsent = socket.close(LINGER).await;
@@ -224,7 +251,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     stop.cancel();
     tasks.close();
     tasks.wait().await;
-    let outcome = Outcome { accepted, received, wanted, publishers, ended: world.ended };
+    let outcome = Outcome { sent, received, wanted, publishers, ended: world.ended };
     check::check(&outcome, &ledger.books())
 }
 
@@ -365,40 +392,82 @@ impl World {
     }
 }
 
-/// Publishes as the seed says, and returns what was accepted.
+/// Publishes as the seed says, and returns what became of it, in the order of the calls.
 async fn send(
     publisher: u16,
     socket: Publisher,
     mut rng: Rng,
     tiny: bool,
     ledger: Ledger,
-) -> Result<Vec<Accepted>, String> {
-    let mut accepted = Vec::new();
+) -> Result<Vec<Sent>, String> {
+    let mut sent = Vec::new();
     let haste = rng.u32(0..9);
-    let count = rng.u32(1..if tiny { 30 } else { 60 });
-    for number in 0..count {
-        let topic = *rng.choice(&TOPICS).expect("there are some");
-        let len = match rng.u8(..100) {
-            _ if tiny => rng.usize(..40),
-            ..70 => rng.usize(..100),
-            70..92 => rng.usize(..3000),
-            92..99 => rng.usize(8000..9000),
-            _ => rng.usize(60_000..100_000),
-        };
-        let message = message((publisher, number), topic, len);
-        socket.publish(message).await.map_err(|error| format!("publisher {publisher}: {error}"))?;
-        accepted.push(Accepted { topic, len });
-        ledger.note("accepted message", publisher.into(), number.into());
+    let together = rng.u8(0..4);
+    let count = rng.usize(1..if tiny { 30 } else { 60 });
+    while sent.len() < count {
+        // As many calls as there are futures; most of the time that is one.
+        let calls = if rng.u8(..8) < together { rng.usize(2..12) } else { 1 };
+        let mut waiting = Vec::new();
+        for _ in 0..calls {
+            let topic = *rng.choice(&TOPICS).expect("there are some");
+            let len = match rng.u8(..100) {
+                _ if tiny => rng.usize(..40),
+                ..70 => rng.usize(..100),
+                70..92 => rng.usize(..3000),
+                92..99 => rng.usize(8000..9000),
+                _ => rng.usize(60_000..100_000),
+            };
+            let number = sent.len();
+            let message = message((publisher, number as u32), topic, len);
+            let told = if calls > 1 && rng.u8(..4) == 0 {
+                match socket.try_publish(message) {
+                    Ok(()) => Told::Accepted,
+                    Err(error) if error.kind() == ErrorKind::Full => Told::Refused,
+                    Err(error) => return Err(format!("publisher {publisher}: {error}")),
+                }
+            } else {
+                let mut call = Box::pin(socket.publish(message));
+                match futures::poll!(&mut call) {
+                    Poll::Ready(done) => accepted(publisher, done)?,
+                    Poll::Pending => {
+                        waiting.push((number, call));
+                        Told::Open
+                    }
+                }
+            };
+            ledger.note("publish", publisher.into(), number as u64);
+            sent.push(Sent { topic, len, told });
+        }
+        if calls > 1 {
+            rng.shuffle(&mut waiting);
+        }
+        for (number, call) in waiting {
+            let patience = match rng.u8(..6) {
+                0 if calls > 1 => Duration::ZERO,
+                1 if calls > 1 => Duration::from_millis(rng.u64(0..200)),
+                _ => BOUND,
+            };
+            if patience.is_zero() {
+                drop(call);
+            } else if let Ok(done) = tokio::time::timeout(patience, call).await {
+                sent[number].told = accepted(publisher, done)?;
+            }
+            ledger.note("waited", publisher.into(), number as u64);
+        }
         if rng.u32(..8) < haste {
             tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << haste))).await;
         }
     }
-    Ok(accepted)
+    Ok(sent)
+}
+
+fn accepted(publisher: u16, done: xmsg_core::Result<()>) -> Result<Told, String> {
+    done.map(|()| Told::Accepted).map_err(|error| format!("publisher {publisher}: {error}"))
 }
 
 /// A subscriber at work.
 struct Receiving {
-    task: JoinHandle<Result<Vec<(Id, Accepted)>, String>>,
+    task: JoinHandle<Result<Vec<Received>, String>>,
     churn: JoinHandle<usize>,
     calm: Arc<tokio::sync::Notify>,
     close: CancellationToken,
@@ -471,7 +540,7 @@ impl Receiving {
                 let topic = known.ok_or_else(|| format!("message {id:?} came with topic {topic:?}"))?;
                 ends += usize::from(topic == END);
                 ledger.note("received", number << 16 | u64::from(id.0), id.1.into());
-                received.push((id, Accepted { topic, len: data.len() }));
+                received.push(Received { id, topic, len: data.len() });
                 if rng.u32(..10) < slowness {
                     tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << slowness))).await;
                 }
@@ -489,7 +558,7 @@ impl Receiving {
     }
 
     /// Waits for the last message of every publisher, and closes.
-    async fn end(mut self, number: usize) -> Result<Vec<(Id, Accepted)>, String> {
+    async fn end(mut self, number: usize) -> Result<Vec<Received>, String> {
         self.close.cancel();
         match tokio::time::timeout(LINGER, &mut self.task).await {
             Ok(result) => result.map_err(|error| format!("subscriber {number} failed: {error}"))?,

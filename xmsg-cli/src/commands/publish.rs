@@ -3,10 +3,10 @@
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use xmsg_core::{Connection, Topic};
+use xmsg_core::{Connection, ErrorKind, Topic};
 
 use crate::args::{ConnectOptions, parse_duration, parse_rate};
 use crate::exit::Exit;
@@ -140,6 +140,13 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             left.unconfirmed
         );
     }
+    let lost = job.refused + connection.dropped();
+    if lost > 0 && exit == Exit::Done {
+        bail!(
+            "{} refused",
+            if lost == 1 { "1 message was".to_owned() } else { format!("{} messages were", grouped(lost)) }
+        );
+    }
     if verbose {
         let messages = counted(job.sent, "message");
         note(format_args!("published {messages} ({}) to {}", counted(job.bytes, "byte"), arguments.topic));
@@ -166,6 +173,11 @@ struct Job {
     progress: Progress,
     sent: u64,
     bytes: u64,
+    /// Messages that are too large.
+    refused: u64,
+    /// What a message is, and where it goes: for words about one that is refused.
+    unit: &'static str,
+    topic: Topic,
 }
 
 impl Job {
@@ -186,6 +198,9 @@ impl Job {
             progress: Progress::new(arguments),
             sent: 0,
             bytes: 0,
+            refused: 0,
+            unit: if arguments.lines { "line" } else { "message" },
+            topic: arguments.topic.clone(),
         }
         .paced(arguments.rate))
     }
@@ -195,15 +210,38 @@ impl Job {
     }
 
     async fn publish(&mut self, connection: &Connection) -> anyhow::Result<()> {
-        while let Some(data) = self.source.next().await? {
-            let mut dish = self.recipe.prepare(data).with_context(|| format!("message {}", self.sent + 1))?;
+        loop {
+            let mut dish = match self.source.next().await {
+                Ok(None) => return Ok(()),
+                Ok(Some(data)) => match self.recipe.prepare(data) {
+                    Ok(dish) => dish,
+                    Err(error) => {
+                        self.refuse(error.context(format!("message {}", self.number())))?;
+                        continue;
+                    }
+                },
+                Err(error) => {
+                    self.refuse(error)?;
+                    continue;
+                }
+            };
             for _ in 0..self.count {
                 if let Some(pace) = &mut self.pace {
                     pace.wait().await;
                 }
-                let message = dish.message(&self.recipe, self.sent + 1)?;
-                self.bytes += message.data().len() as u64;
-                connection.publish(message).await?;
+                let message = match dish.message(&self.recipe, self.number()) {
+                    Ok(message) => message,
+                    Err(error) => {
+                        self.refuse(error)?;
+                        break;
+                    }
+                };
+                let len = message.data().len() as u64;
+                if let Err(error) = connection.publish(message).await {
+                    self.refuse(error.into())?;
+                    break;
+                }
+                self.bytes += len;
                 self.sent += 1;
                 self.progress.update(self.sent, self.bytes);
                 if self.sent.is_multiple_of(TURN) {
@@ -211,6 +249,21 @@ impl Job {
                 }
             }
         }
+    }
+
+    /// The number of the next message, from 1.
+    fn number(&self) -> u64 {
+        1 + self.refused + self.sent
+    }
+
+    /// Says which message is too large, and has the others published all the same. Any other error ends the run.
+    fn refuse(&mut self, error: anyhow::Error) -> anyhow::Result<()> {
+        let kind = error.downcast_ref::<xmsg_core::Error>().map(xmsg_core::Error::kind);
+        if kind != Some(ErrorKind::TooLarge) {
+            return Err(error);
+        }
+        note(format_args!("{} {} was not published to {}: {error:#}", self.unit, self.number(), self.topic));
+        self.refused += 1;
         Ok(())
     }
 }

@@ -74,7 +74,7 @@ struct Inner {
     /// Subscriptions that somebody reads.
     subscriptions: Mutex<Vec<Waiting>>,
     /// Subscriptions with a handler.
-    services: Mutex<Vec<Arc<service::Shared>>>,
+    services: Mutex<Services>,
     events: broadcast::Sender<SocketEvent>,
     closed: AtomicBool,
     /// Ends handlers when the last clone of the actor goes.
@@ -83,6 +83,28 @@ struct Inner {
     stop_replies: CancellationToken,
     handlers: TaskTracker,
     listeners: TaskTracker,
+}
+
+/// Subscriptions with a handler.
+#[derive(Default)]
+struct Services {
+    running: Vec<Arc<service::Shared>>,
+    /// What those that have ended, and are forgotten, left unhandled.
+    left: u64,
+}
+
+impl Services {
+    fn add(&mut self, service: Arc<service::Shared>) {
+        let left = &mut self.left;
+        self.running.retain(|service| match service.left_behind() {
+            None => true,
+            Some(unhandled) => {
+                *left += unhandled;
+                false
+            }
+        });
+        self.running.push(service);
+    }
 }
 
 impl Drop for Inner {
@@ -106,6 +128,12 @@ impl Actor {
     /// answers there.
     pub async fn connect(name: impl Into<String>) -> Result<Self> {
         Self::builder(name).connect().await
+    }
+
+    /// Connects to its default proxy, unless it is connected.
+    #[cfg(feature = "blocking")]
+    pub(crate) async fn connected(&self) -> Result<()> {
+        self.inner.connection.connect().await
     }
 
     /// An actor with other addresses or options.
@@ -338,7 +366,7 @@ impl Actor {
     /// Until they are done, handlers may publish and make requests.
     ///
     /// Returns what is left. Subscriptions that somebody reads end, too: what they had received can still be taken, and is
-    /// counted as not handled. Calling it again, also after a call that was given up, returns the same counts. A handler may
+    /// counted as not handled, but for what is left of the messages that came in together and that they are giving out. Calling it again, also after a call that was given up, returns the same counts. A handler may
     /// close its own actor; its own subscription is then not waited for.
     pub async fn close(&self, limit: Duration) -> Unfinished {
         self.end(limit, false).await
@@ -358,12 +386,16 @@ impl Actor {
         for subscription in lock(&inner.subscriptions).iter() {
             subscription.stop();
         }
-        let services = lock(&inner.services).clone();
+        let (services, left_before) = {
+            let services = lock(&inner.services);
+            (services.running.clone(), services.left)
+        };
         for service in &services {
             if drains && own != Some(service.id()) { service.drain() } else { service.stop() }
         }
         let handled = join_all(services.iter().map(|service| service.ended_by(deadline, own))).await;
-        let mut left = Unfinished { unhandled: handled.into_iter().sum(), ..Unfinished::default() };
+        let unhandled = left_before + handled.into_iter().sum::<u64>();
+        let mut left = Unfinished { unhandled, ..Unfinished::default() };
         left.unhandled += lock(&inner.subscriptions).iter().map(Waiting::count).sum::<u64>();
         left.unanswered = self.all_replies().iter().map(|replies| replies.close()).sum();
         inner.stop_replies.cancel();
@@ -437,9 +469,8 @@ impl Actor {
         let service = Service { subscription, connection: connection.share(), concurrency, handler };
         let mut services = lock(&self.inner.services);
         self.check_open()?;
-        let (shared, handle) = service.start(&self.inner.handlers, self.inner.stop_services.child_token());
-        services.retain(|service| !service.is_over());
-        services.push(shared);
+        let (shared, handle) = service.start(&self.inner.handlers, &self.inner.stop_services);
+        services.add(shared);
         Ok(handle)
     }
 
@@ -449,7 +480,7 @@ impl Actor {
         message: &Message,
         timeout: Duration,
     ) -> Result<Message> {
-        self.check_open()?;
+        // A handler may ask while its actor closes, so it is the connection, and the replies, that say when it is too late.
         let ask = async {
             let replies = self.replies(connection).await?;
             let mut expected = replies.expect().ok_or_else(closed)?;
@@ -486,11 +517,15 @@ impl Actor {
                 let replies = Replies::new(id);
                 let subscription = connection.subscribe(replies.subscription()).await?;
                 let listening = replies.clone().listen(subscription);
+                let listened_to = replies.clone();
                 listeners.spawn(async move {
                     tokio::select! {
+                        biased;
                         () = stop.cancelled() => {}
                         () = listening => {}
                     }
+                    // The actor may have been closed while it subscribed: whoever asks then must not wait for an answer.
+                    listened_to.close();
                 });
                 Ok(replies)
             }

@@ -2,21 +2,22 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::reply::{HandlerError, IntoReply};
+use super::reply::IntoReply;
 use crate::deadline::Deadline;
 use crate::socket::SocketEvents;
 use crate::subscription::Waiting;
-use crate::{Connection, Message, Subscription, Unfinished};
+use crate::{Connection, Message, MessageRef, Messages, Subscription, Unfinished};
 
 /// Messages that a handler is given in a row before others get their turn.
 const TURN: usize = 64;
@@ -39,10 +40,13 @@ pub(super) struct Shared {
     id: u64,
     /// Messages that wait in the socket.
     waiting: Waiting,
-    /// What waited there when the service ended.
-    left: AtomicU64,
-    /// Messages that were taken from the socket and are not yet handled.
+    taken: Mutex<Taken>,
+    /// Where, in the batch that is [taken](Taken::wire), the first message starts that is not yet handled.
+    at: AtomicUsize,
+    /// Messages that were given to handlers side by side, or are to be, and are not yet handled.
     in_hand: AtomicU64,
+    /// What was returned when the service was made to end at a deadline: it is returned again.
+    told: OnceLock<u64>,
     /// Handlers that are at work in tasks of their own.
     at_work: AtomicU64,
     work_done: Notify,
@@ -51,12 +55,30 @@ pub(super) struct Shared {
     stop: CancellationToken,
     drain: CancellationToken,
     ended: CancellationToken,
-    /// Everything that runs for it.
-    tasks: OnceLock<AbortHandle>,
+    /// Ends everything that runs for it, at its next `await`. The end of the actor does so, too.
     give_up: CancellationToken,
 }
 
+/// What was taken from the socket. It is locked while messages are taken, so that none is between the two when they are counted.
+#[derive(Debug, Default)]
+struct Taken {
+    /// The batch whose messages are handled one by one, in the task that took it. They are counted when somebody asks.
+    wire: Bytes,
+    /// The service has ended: what waited in the socket then.
+    left: Option<u64>,
+}
+
 impl Shared {
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Messages of the batch that is taken which are not yet handled.
+    fn in_batch(&self, taken: &Taken) -> u64 {
+        let at = self.at.load(Ordering::Acquire);
+        taken.wire.get(at..).map_or(0, |_| Messages::of(taken.wire.slice(at..)).iter().count() as u64)
+    }
+
     pub(super) fn id(&self) -> u64 {
         self.id
     }
@@ -77,14 +99,12 @@ impl Shared {
     fn give_up(&self) {
         self.stop();
         self.give_up.cancel();
-        if let Some(tasks) = self.tasks.get() {
-            tasks.abort();
-        }
     }
 
-    /// Whether it has ended, with nothing left.
-    pub(super) fn is_over(&self) -> bool {
-        self.ended.is_cancelled() && self.unhandled(None) == 0
+    /// The number of messages that it has not handled, if it has ended.
+    pub(super) fn left_behind(&self) -> Option<u64> {
+        let is_over = self.ended.is_cancelled();
+        is_over.then(|| self.told.get().copied().unwrap_or_else(|| self.unhandled(None)))
     }
 
     /// Waits until the service has ended; if the caller is one of its handlers, until the others are done.
@@ -102,21 +122,25 @@ impl Shared {
         }
     }
 
-    /// Waits for the end until `deadline`, and does not let it last longer. Returns the number of messages that were not handled.
+    /// Waits for the end until `deadline`, and does not let it last longer. Returns the number of messages that were not handled. A
+    /// handler that is stopped at its work may still come to its next `await`: what was returned first counts.
     pub(super) async fn ended_by(&self, deadline: Deadline, own: Option<u64>) -> u64 {
         let in_time = deadline.limit(self.ended(own)).await.is_ok();
-        if own != Some(self.id) && !in_time {
-            self.give_up();
+        if own == Some(self.id) {
+            return self.unhandled(own);
         }
-        self.unhandled(own)
+        if in_time {
+            return self.left_behind().unwrap_or_else(|| self.unhandled(own));
+        }
+        self.give_up();
+        *self.told.get_or_init(|| self.unhandled(own))
     }
 
     /// Messages that were received and not handled; `own` is the service whose handler asks: its message is being handled.
     fn unhandled(&self, own: Option<u64>) -> u64 {
-        // What waits in the socket is counted by its end, which comes before the socket goes.
-        let waiting = self.waiting.count();
-        let waiting = if self.ended.is_cancelled() { self.left.load(Ordering::Acquire) } else { waiting };
-        let in_hand = self.in_hand.load(Ordering::Acquire);
+        let taken = self.taken();
+        let waiting = taken.left.unwrap_or_else(|| self.waiting.count());
+        let in_hand = self.in_batch(&taken) + self.in_hand.load(Ordering::Acquire);
         waiting + in_hand.saturating_sub(u64::from(own == Some(self.id)))
     }
 }
@@ -143,6 +167,12 @@ impl SubscriptionHandle {
     pub async fn close(&self, limit: Duration) -> Unfinished {
         self.shared.stop();
         self.end(limit).await
+    }
+
+    /// Messages that were received and are not yet handled, those at work included: how far the handler is behind.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.shared.unhandled(None)
     }
 
     /// Whether it has ended.
@@ -177,29 +207,36 @@ where
     H: Fn(Message) -> F + Send + Sync + 'static,
     F: Future<Output: IntoReply> + Send + 'static,
 {
-    /// Runs it as one of these tasks, until it is ended or `stop` is cancelled.
+    /// Runs it as one of these tasks, until it is ended or `actor_gone` is cancelled.
     pub(super) fn start(
         self,
         tasks: &TaskTracker,
-        stop: CancellationToken,
+        actor_gone: &CancellationToken,
     ) -> (Arc<Shared>, SubscriptionHandle) {
         let shared = Arc::new(Shared {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             waiting: self.subscription.waiting(),
-            left: AtomicU64::new(0),
+            taken: Mutex::default(),
+            at: AtomicUsize::new(0),
             in_hand: AtomicU64::new(0),
+            told: OnceLock::new(),
             at_work: AtomicU64::new(0),
             work_done: Notify::new(),
             stopping: AtomicBool::new(false),
-            stop,
+            stop: actor_gone.child_token(),
             drain: CancellationToken::new(),
             ended: CancellationToken::new(),
-            tasks: OnceLock::new(),
-            give_up: CancellationToken::new(),
+            give_up: actor_gone.child_token(),
         });
-        let task = tasks.spawn(WITHIN.scope(shared.id, self.run(shared.clone(), tasks.clone())));
-        // Nobody else sets it.
-        let _ = shared.tasks.set(task.abort_handle());
+        let (running, tracker) = (shared.clone(), tasks.clone());
+        tasks.spawn(WITHIN.scope(shared.id, async move {
+            let give_up = running.give_up.clone();
+            tokio::select! {
+                biased;
+                () = give_up.cancelled() => {}
+                () = self.run(running, tracker) => {}
+            }
+        }));
         (shared.clone(), SubscriptionHandle { shared })
     }
 
@@ -222,31 +259,48 @@ struct Running {
 }
 
 impl Running {
-    /// The next messages; `None` at the end.
-    async fn next_batch(&mut self) -> Option<crate::Messages> {
+    /// The next messages, counted by `count` as taken; `None` at the end.
+    async fn next_batch(&mut self, count: impl Fn(&Shared, &mut Taken, &Messages)) -> Option<Messages> {
         let mut draining = false;
         loop {
-            let batch = tokio::select! {
+            let Self { subscription, shared } = self;
+            tokio::select! {
                 biased;
-                () = self.shared.stop.cancelled() => None,
-                () = self.shared.drain.cancelled(), if !draining => {
+                () = shared.stop.cancelled() => return None,
+                () = shared.drain.cancelled(), if !draining => {
                     draining = true;
-                    self.subscription.drain();
-                    continue;
+                    subscription.drain();
                 }
-                batch = self.subscription.next_batch() => batch,
-            };
-            let count = batch.as_ref().map_or(0, |batch| batch.iter().count());
-            self.shared.in_hand.fetch_add(count as u64, Ordering::AcqRel);
-            return batch;
+                batch = std::future::poll_fn(|cx| take(subscription, shared, &count, cx)) => return batch,
+            }
         }
     }
+}
+
+fn take(
+    subscription: &mut Subscription,
+    shared: &Shared,
+    count: &impl Fn(&Shared, &mut Taken, &Messages),
+    cx: &mut Context<'_>,
+) -> Poll<Option<Messages>> {
+    let mut taken = shared.taken();
+    let batch = subscription.poll_next_batch(cx);
+    if let Poll::Ready(Some(batch)) = &batch {
+        count(shared, &mut taken, batch);
+    }
+    batch
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.subscription.stop();
-        self.shared.left.store(self.shared.waiting.count(), Ordering::Release);
+        {
+            let mut taken = self.shared.taken();
+            taken.left = Some(self.shared.waiting.count());
+            // The memory of messages that nobody will handle is not kept for the sake of their number.
+            self.shared.in_hand.fetch_add(self.shared.in_batch(&taken), Ordering::AcqRel);
+            taken.wire = Bytes::new();
+        }
         self.shared.ended.cancel();
     }
 }
@@ -257,17 +311,34 @@ where
     H: Fn(Message) -> F + Send + Sync + 'static,
     F: Future<Output: IntoReply> + Send + 'static,
 {
-    while let Some(batch) = running.next_batch().await {
-        for (index, message) in batch.enumerate() {
+    let shared = &work.shared;
+    let count = |shared: &Shared, taken: &mut Taken, batch: &Messages| {
+        let (wire, at) = batch.place();
+        taken.wire = wire.clone();
+        shared.at.store(at, Ordering::Release);
+    };
+    while let Some(batch) = running.next_batch(count).await {
+        let mut messages = batch.iter();
+        let mut turn = 0;
+        loop {
             // Those that are left stay counted.
-            if work.shared.stopping.load(Ordering::Relaxed) {
+            if shared.stopping.load(Ordering::Relaxed) {
                 return;
             }
-            work.handle(message).await;
-            if index % TURN == TURN - 1 {
+            let Some(message) = messages.next() else { break };
+            match message {
+                Ok(message) => work.answer(message.to_message(), &Lent(message)).await,
+                Err(error) => not_a_message(&error),
+            }
+            // Nobody else writes it.
+            shared.at.store(messages.at(), Ordering::Release);
+            turn += 1;
+            if turn == TURN {
+                turn = 0;
                 tokio::task::coop::consume_budget().await;
             }
         }
+        shared.taken().wire = Bytes::new();
     }
 }
 
@@ -283,7 +354,10 @@ async fn side_by_side<H, F>(
 {
     let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
     let shared = work.shared.clone();
-    'receiving: while let Some(batch) = running.next_batch().await {
+    let count = |shared: &Shared, _: &mut Taken, batch: &Messages| {
+        shared.in_hand.fetch_add(batch.iter().count() as u64, Ordering::AcqRel);
+    };
+    'receiving: while let Some(batch) = running.next_batch(count).await {
         for message in batch {
             let place = tokio::select! {
                 biased;
@@ -339,38 +413,68 @@ where
     /// Handles a message to its end. If this is dropped, the message stays counted as not handled.
     async fn handle(&self, message: crate::Result<Message>) {
         match message {
-            Ok(message) => self.answer(message).await,
-            Err(error) => tracing::warn!(%error, "not a message of xMsg: passed over"),
+            Ok(message) => self.answer(message.clone(), &message).await,
+            Err(error) => not_a_message(&error),
         }
         self.shared.in_hand.fetch_sub(1, Ordering::AcqRel);
     }
 
-    async fn answer(&self, message: Message) {
-        let request = message.clone();
-        // The closure runs inside, so that its panic is one of the handler, too.
-        let handling = AssertUnwindSafe(async { (self.handler)(message).await }).catch_unwind().await;
-        let reply = match handling.map(IntoReply::into_reply) {
+    /// `request` is the same message, for when the handler has used it up and there is something to say about it.
+    async fn answer(&self, message: Message, request: &impl Request) {
+        // Everything of the handler's runs inside: its closure, its future, and what becomes of the result, so that a panic in
+        // any of them is one of the handler.
+        let handling = async {
+            let result = (self.handler)(message).await.into_reply();
+            result.map_err(|error| error.to_string())
+        };
+        let reply = match AssertUnwindSafe(handling).catch_unwind().await {
+            Ok(Ok(None)) => return,
             Ok(Ok(reply)) => reply,
             Ok(Err(error)) => {
-                tracing::warn!(topic = %request.topic(), %error, "a handler failed");
-                error_reply(&request, &error)
+                let request = request.message();
+                tracing::warn!(topic = %request.topic(), error, "a handler failed");
+                error_reply(&request, error)
             }
             Err(panic) => {
-                let panic = panic_text(&*panic);
+                let (request, panic) = (request.message(), panic_text(&*panic));
                 tracing::error!(topic = %request.topic(), panic, "a handler panicked");
-                error_reply(&request, &format!("the handler panicked: {panic}").into())
+                error_reply(&request, format!("the handler panicked: {panic}"))
             }
         };
         if let Some(reply) = reply
             && let Err(error) = self.connection.publish(&reply).await
         {
-            tracing::warn!(topic = %request.topic(), %error, "a reply was not sent");
+            tracing::warn!(topic = %request.message().topic(), %error, "a reply was not sent");
         }
     }
 }
 
+/// The message that is being handled, once more.
+trait Request: Send + Sync {
+    fn message(&self) -> Message;
+}
+
+impl Request for Message {
+    fn message(&self) -> Message {
+        self.clone()
+    }
+}
+
+/// A message of a batch that outlives the handling: no reference is counted before it is needed.
+struct Lent<'a>(MessageRef<'a>);
+
+impl Request for Lent<'_> {
+    fn message(&self) -> Message {
+        self.0.to_message()
+    }
+}
+
+fn not_a_message(error: &crate::Error) {
+    tracing::warn!(%error, "not a message of xMsg: passed over");
+}
+
 /// The answer that tells whoever asked that it failed; `None` if nobody awaits one.
-fn error_reply(request: &Message, error: &HandlerError) -> Option<Message> {
+fn error_reply(request: &Message, error: String) -> Option<Message> {
     request.error_reply(error).ok().flatten()
 }
 

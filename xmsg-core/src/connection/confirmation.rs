@@ -14,6 +14,8 @@ use crate::options::CHECK_INTERVAL;
 use crate::socket::{Dealer, Multipart, Publisher};
 use crate::{ConnectionId, Meta, Result, Topic, data::mime};
 
+/// Control requests whose places are known, in the order of messages.
+const PLACES_MAX: usize = 1024;
 /// The longest pause between two requests for the same confirmation.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -29,14 +31,15 @@ pub(super) struct Confirmations {
     control: tokio::sync::Mutex<Option<Control>>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Known {
     /// The proxy has all messages up to this one, unless they are counted as doubtful.
     confirmed: Mark,
     /// Control requests that were accepted.
     requests: u64,
-    /// The place of the last of them, or a later one.
-    last_request_at: u64,
+    /// The places of those that are not confirmed, or later ones. Of more than [`PLACES_MAX`] the oldest are forgotten, and then
+    /// counted as messages of the user.
+    places: VecDeque<u64>,
     /// Messages that were written to connections that broke before they were confirmed.
     doubtful: u64,
     /// … and those of them that were reported by a flush.
@@ -64,26 +67,30 @@ struct Control {
 }
 
 impl Confirmations {
-    /// Begins with a socket that was opened and checked: what it has accepted so far are control requests.
+    /// Begins with a socket that was opened and checked: what it has accepted so far are control requests. Some of them may still
+    /// wait, if the connection broke meanwhile.
     pub(super) fn begin(&self, publisher: &Publisher) {
         let requests = publisher.accepted();
         let confirmed = Mark { messages: requests, requests };
-        *self.known() = Known { confirmed, requests, last_request_at: requests, ..Known::default() };
+        let waiting = publisher.written().max(requests.saturating_sub(PLACES_MAX as u64));
+        let places = (waiting + 1..=requests).collect();
+        *self.known() = Known { confirmed, requests, places, ..Known::default() };
     }
 
     /// Messages of the user that were accepted and not confirmed.
     pub(super) fn unconfirmed(&self, publisher: &Publisher) -> u64 {
         let accepted = publisher.accepted();
-        let known = *self.known();
+        let known = self.known();
         let requests = known.requests - known.confirmed.requests;
         accepted.saturating_sub(known.confirmed.messages).saturating_sub(requests) + known.doubtful
     }
 
-    /// Messages of the user that were accepted and not written. Of control requests at most the last one waits: another one is
-    /// made only when that has been written.
+    /// Messages of the user that were accepted and not written. Several control requests may wait: whoever made one may have given
+    /// up, and others ask anew.
     pub(super) fn unsent(&self, publisher: &Publisher) -> u64 {
-        let waits = self.known().last_request_at > publisher.written();
-        publisher.queued().messages.saturating_sub(u64::from(waits))
+        let (queued, written) = (publisher.queued().messages, publisher.written());
+        let requests = self.known().places.iter().rev().take_while(|place| **place > written).count();
+        queued.saturating_sub(requests as u64)
     }
 
     /// Publishes a control request.
@@ -123,9 +130,11 @@ impl Confirmations {
         }
     }
 
-    /// Gives up the control socket.
-    pub(super) async fn forget_control(&self) {
-        *self.control.lock().await = None;
+    /// Gives up the control socket, unless somebody is confirming. Nobody waits for them: they may not be polled for a long time.
+    pub(super) fn forget_control(&self) {
+        if let Ok(mut control) = self.control.try_lock() {
+            *control = None;
+        }
     }
 
     async fn confirm_through(
@@ -178,11 +187,14 @@ impl Confirmations {
 
     /// Publishes a message that is not the user's; the caller holds `asking`.
     async fn accept(&self, publisher: &Publisher, message: impl Into<Multipart>) -> Result<()> {
-        publisher.publish(message).await?;
+        publisher.publish_promptly(message).await?;
         let accepted = publisher.accepted();
         let mut known = self.known();
         known.requests += 1;
-        known.last_request_at = accepted;
+        if known.places.len() == PLACES_MAX {
+            known.places.pop_front();
+        }
+        known.places.push_back(accepted);
         Ok(())
     }
 
@@ -195,9 +207,15 @@ impl Confirmations {
             return;
         }
         let of_user = (mark.messages - confirmed.messages) - (mark.requests - confirmed.requests);
-        let on_broken = broken_at.min(mark.messages).saturating_sub(confirmed.messages);
+        let broken_at = broken_at.min(mark.messages);
+        let is_new = |place: &&u64| **place > confirmed.messages && **place <= broken_at;
+        let requests = known.places.iter().filter(is_new).count() as u64;
+        let on_broken = broken_at.saturating_sub(confirmed.messages).saturating_sub(requests);
         known.doubtful += on_broken.min(of_user);
         known.confirmed = mark;
+        while known.places.front().is_some_and(|place| *place <= mark.messages) {
+            known.places.pop_front();
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -224,6 +242,6 @@ impl Control {
                 return;
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }

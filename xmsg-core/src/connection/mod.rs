@@ -18,7 +18,7 @@ use crate::control::Unconfirmed;
 use crate::deadline::Deadline;
 use crate::options::CHECK_INTERVAL;
 use crate::shared_attempt::SharedAttempt;
-use crate::socket::{Amount, Endpoint, Publisher, SocketEvent, SocketEvents, Subscriber};
+use crate::socket::{Amount, Publisher, SocketEvent, SocketEvents, Subscriber};
 use crate::topic::IntoTopics;
 use crate::unfinished::Unfinished;
 use crate::{
@@ -73,6 +73,8 @@ struct Inner {
     closing: CancellationToken,
     /// Set by a `close` that found no open socket: one that is opened all the same is to be thrown away.
     abandoned: CancellationToken,
+    /// The publishing socket is closed: nothing more can be confirmed, and nobody waits for it.
+    ended: CancellationToken,
 }
 
 impl Connection {
@@ -113,6 +115,7 @@ impl Connection {
             turn: tokio::sync::Mutex::default(),
             closing: CancellationToken::new(),
             abandoned: CancellationToken::new(),
+            ended: CancellationToken::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -143,7 +146,10 @@ impl Connection {
     }
 
     /// Publishes a message. Returns when it was accepted, in the order of the calls; waits while the connection is at its
-    /// high-water mark, and never drops. Dropping the future before it is done gives the message up as a whole.
+    /// high-water mark, and never drops. The order of the calls is that in which their futures are first polled.
+    ///
+    /// Dropping the future withdraws a message that still waits for room; one that was accepted is sent, also if the future was just
+    /// pausing for the sake of others. A message is accepted whole or not at all.
     pub async fn publish(&self, message: &Message) -> Result<()> {
         match self.inner.publisher.get() {
             Some(publisher) if self.inner.gate.is_open_and_free() => {
@@ -175,21 +181,27 @@ impl Connection {
     /// The proof is the answer to a control request, which travels behind the messages; proxies of other implementations give
     /// it, too. [`Unconfirmed`](ErrorKind::Unconfirmed) says that a connection broke after messages had been written to it and
     /// before they were confirmed: up to so many of them may be lost. They are reported once. [`Timeout`](ErrorKind::Timeout):
-    /// there was no answer in time; the messages are still being sent.
+    /// there was no answer in time; the messages are still being sent. [`Closed`](ErrorKind::Closed): the connection was closed
+    /// meanwhile.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let Some(publisher) = self.inner.publisher.get() else { return Ok(()) };
-        let confirming = self.inner.target.confirmations.confirm(publisher, &self.inner.target);
-        let doubtful = match tokio::time::timeout(timeout, confirming).await {
-            Ok(doubtful) => doubtful?,
-            Err(_) => {
-                let what = format!(
-                    "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}: they are still being sent",
-                    self.address(),
-                    self.unconfirmed(),
-                );
-                return Err(Error::new(ErrorKind::Timeout, what));
+        // Closing asks for itself, and must not have to wait for this.
+        let confirming = async {
+            tokio::select! {
+                biased;
+                () = self.inner.closing.cancelled() => Err(self.closed()),
+                doubtful = self.inner.target.confirmations.confirm(publisher, &self.inner.target) => doubtful,
             }
         };
+        let Ok(doubtful) = tokio::time::timeout(timeout, confirming).await else {
+            let what = format!(
+                "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}: they are still being sent",
+                self.address(),
+                self.unconfirmed(),
+            );
+            return Err(Error::new(ErrorKind::Timeout, what));
+        };
+        let doubtful = doubtful?;
         if doubtful == 0 {
             return Ok(());
         }
@@ -228,7 +240,8 @@ impl Connection {
         for topic in &topics {
             socket.subscribe(topic.clone().into_bytes())?;
         }
-        socket.connect(endpoint(&address.subscribe_endpoint())?);
+        let [_, endpoint, _] = options.endpoints_of(address)?;
+        socket.connect(endpoint);
         if options.checks_subscription() {
             let closing = self.inner.closing.clone();
             tokio::select! {
@@ -296,10 +309,19 @@ impl Connection {
         let confirms = inner.target.options.checks_connection();
         if confirms {
             let confirmed = inner.target.confirmations.confirm_all(publisher, &inner.target);
-            let _ = end.limit(confirmed).await;
+            // Another call that has less time may end the connection first.
+            tokio::select! {
+                biased;
+                () = inner.ended.cancelled() => {}
+                _ = end.limit(confirmed) => {}
+            }
         }
-        publisher.close(end.left()).await;
-        inner.target.confirmations.forget_control().await;
+        {
+            // Also when this is given up half-way, which ends the socket.
+            let _ended = inner.ended.clone().drop_guard();
+            publisher.close(end.left()).await;
+        }
+        inner.target.confirmations.forget_control();
         let unsent = inner.target.confirmations.unsent(publisher);
         let unconfirmed = if confirms {
             inner.target.confirmations.unconfirmed(publisher).saturating_sub(unsent)
@@ -482,8 +504,4 @@ impl Drop for Waiting<'_> {
 
 pub(crate) fn invalid_address(error: impl fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidAddress, error.to_string())
-}
-
-fn endpoint(text: &str) -> Result<Endpoint> {
-    text.parse()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{Target, endpoint};
+use super::Target;
 use crate::address::DEFAULT_PROXY_PORT;
 use crate::control::{CONTROL_TOPIC, Request};
 use crate::options::CHECK_INTERVAL;
@@ -36,11 +36,13 @@ async fn try_open(target: &Target) -> Result<Publisher> {
     // Whatever ends this before the socket is handed over ends the socket.
     let unchecked = Unchecked(Some(publisher.clone()));
     let mut failures = publisher.events();
-    publisher.connect(endpoint(&address.publish_endpoint())?);
+    let [endpoint, _, _] = options.endpoints_of(address)?;
+    publisher.connect(endpoint);
     if options.checks_connection() {
         let mut failure = None;
         let check = async {
             tokio::select! {
+                biased;
                 result = check(target, &publisher) => result,
                 // The sockets go on trying, and so does the check, unless nobody wants us.
                 why = note_failures(&mut failures, &mut failure) => Err(not_allowed(target, why)),
@@ -104,7 +106,8 @@ async fn check(target: &Target, publisher: &Publisher) -> Result<()> {
 pub(super) fn control_socket(target: &Target, id: ConnectionId) -> Result<Dealer> {
     let identity = Bytes::copy_from_slice(id.as_bytes());
     let options = SocketOptions { identity, ..target.options.connecting(&target.address) };
-    Ok(Dealer::connect(endpoint(&target.address.control_endpoint())?, options))
+    let [_, _, endpoint] = target.options.endpoints_of(&target.address)?;
+    Ok(Dealer::connect(endpoint, options))
 }
 
 /// For how long an answer is waited for before the question is repeated: other implementations wait for 100 ms every time; the first

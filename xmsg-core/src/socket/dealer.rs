@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::hub::{Link, Owner, SocketEvents};
+use super::events::SocketEvents;
+use super::hub::Owner;
+use super::link::Link;
 use super::outbox::Refused;
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
@@ -28,9 +30,10 @@ impl Dealer {
         Self { hub, link }
     }
 
-    /// Returns when the message was accepted; waits while the connection is at its high-water mark. One without frames
-    /// ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our limits or those that the peer has told
-    /// ([`TooLarge`](ErrorKind::TooLarge)), is refused at once.
+    /// Returns when the message was accepted; waits while the connection is at its high-water mark. Messages are
+    /// accepted in the order of the calls: that in which the futures were first polled. Dropping the future has the
+    /// message accepted whole or not at all. One without frames ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our
+    /// limits or those that the peer has told ([`TooLarge`](ErrorKind::TooLarge)), is refused at once.
     pub async fn send(&self, message: impl Into<Multipart>) -> Result<()> {
         let message = message.into();
         self.link.outbox.push(message.frames()).await.map_err(|refused| match refused {

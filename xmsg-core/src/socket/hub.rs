@@ -1,6 +1,6 @@
 //! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,239 +12,26 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Permit;
+use super::events::{DropReason, SocketEvent, SocketEvents};
 use super::inbox::Inbox;
+use super::link::{LastEnd, Link, NotTaken, SubscriptionLimits, Subscriptions};
 use super::outbox::{Discarded, Frame, Outbox};
-use super::refusal::{Whose, unfit, unfit_subscription};
+use super::reconnect::Backoff;
+use super::refusal::unfit;
 use super::session::{Batch, Ended, Handler, Session, now};
 use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, SocketOptions};
-use crate::zmtp::{
-    self, Blame, Engine, Limited, Limits, Peer, PeerLimits, Principal, SocketType, Version, Violation,
-};
+use crate::zmtp::{self, Blame, DroppedCounts, Engine, Limits, Peer, PeerLimits, SocketType};
 use crate::{Error, ErrorKind, Result};
 
-/// Events that wait for a slow observer; older ones are lost to it.
-const EVENTS: usize = 64;
 /// How long a reconnected publisher waits at most for the subscriptions that it knew before.
 const RESUBSCRIBE_GRACE: Duration = Duration::from_secs(1);
 /// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
 /// prefixes, the publisher takes it that everything is wanted.
 const WANTED_MAX: usize = 100_000;
-/// Between two attempts to connect there is at least this pause, or nothing else would be done.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
-
-/// What happened to a socket's connections.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum SocketEvent {
-    /// A connection is there, handshake done.
-    Connected {
-        /// Its other end.
-        peer: String,
-    },
-    /// A connection ended.
-    Disconnected {
-        /// Its other end.
-        peer: String,
-        /// Why, with a kind and what it came from: [`Closed`](ErrorKind::Closed) when either side closed it.
-        error: Error,
-    },
-    /// A message that had been accepted was dropped, because its peer does not take it. What is behind it goes on.
-    MessageDropped {
-        /// The peer.
-        peer: String,
-        /// The first frame of the message, its topic; of a long one, the first 255 bytes.
-        topic: Bytes,
-        /// Bytes on the wire, with all frames and their headers.
-        size: usize,
-        /// Why.
-        reason: String,
-    },
-    /// A subscription was not made, because the peer has told that it does not take it: nothing comes from there for it.
-    SubscriptionRefused {
-        /// The peer.
-        peer: String,
-        /// What was to be subscribed to.
-        prefix: Bytes,
-        /// Why.
-        reason: String,
-    },
-    /// A connection could not be made; it will be tried again after the pause.
-    ConnectFailed {
-        /// Its other end.
-        peer: String,
-        /// Why, with what it came from. Its kind is the cause: [`Refused`](ErrorKind::Refused) when nobody listens there,
-        /// [`UnknownHost`](ErrorKind::UnknownHost), [`WrongPort`](ErrorKind::WrongPort) when something else listens there,
-        /// [`NotAllowed`](ErrorKind::NotAllowed) when the other side does not want us,
-        /// [`NoResources`](ErrorKind::NoResources) when the system has no descriptor left,
-        /// [`Timeout`](ErrorKind::Timeout) when nothing answers, …
-        error: Error,
-        /// Until the next attempt.
-        pause: Duration,
-    },
-}
-
-/// The [`SocketEvent`]s of one socket from now on. Whoever falls more than 64 events behind misses the oldest.
-#[derive(Debug)]
-pub struct SocketEvents(broadcast::Receiver<SocketEvent>);
-
-impl SocketEvents {
-    /// A channel for events, to be observed with [`of`](Self::of).
-    pub(crate) fn channel() -> broadcast::Sender<SocketEvent> {
-        broadcast::channel(EVENTS).0
-    }
-
-    /// The events of this channel from now on.
-    pub(crate) fn of(channel: &broadcast::Sender<SocketEvent>) -> Self {
-        Self(channel.subscribe())
-    }
-
-    /// The next event; `None` when the socket is gone.
-    pub async fn next(&mut self) -> Option<SocketEvent> {
-        loop {
-            match self.0.recv().await {
-                Ok(event) => return Some(event),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    }
-}
-
-/// One connection, or the place of one that is being made anew.
-#[derive(Debug)]
-pub(crate) struct Link {
-    id: u64,
-    pub(crate) outbox: Outbox,
-    /// Connecting links outlive their connections.
-    pub(crate) connecting: bool,
-    pub(crate) state: Mutex<LinkState>,
-    /// Ends the connection and, with it, an accepted link.
-    stop: CancellationToken,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct LinkState {
-    /// The version of the peer, while there is one.
-    pub(crate) version: Option<Version>,
-    /// What the peer of a publisher wants.
-    pub(crate) wanted: BTreeSet<Bytes>,
-    /// … and how many bytes that is.
-    wanted_bytes: usize,
-    /// … and more than is kept.
-    pub(crate) wants_more: bool,
-    /// Who the peer has proved to be.
-    pub(crate) principal: Option<Principal>,
-    /// What the peer calls itself: its address.
-    name: Arc<str>,
-    /// What the peer takes; after its connection has ended, what it told last.
-    pub(crate) limits: PeerLimits,
-    /// How the last connection ended.
-    pub(crate) last_end: LastEnd,
-    /// The first subscription that the peer does not take, if there is one.
-    refused: Option<NotTaken>,
-}
-
-/// How a connection ended, as far as it matters to whoever has sent something over it.
-#[derive(Debug, Default)]
-pub(crate) enum LastEnd {
-    /// In no such way.
-    #[default]
-    Otherwise,
-    /// The peer, which has told no limits, ended it after it had got a part of a message.
-    CutOff,
-    /// The peer broke a rule.
-    Violation(Violation),
-}
-
-/// A subscription above a limit.
-#[derive(Clone, Copy, Debug)]
-struct NotTaken {
-    what: Limited,
-    limit: usize,
-    whose: Whose,
-}
-
-impl NotTaken {
-    fn error(self) -> Error {
-        unfit_subscription(self.what, self.limit, self.whose)
-    }
-}
-
-/// What may be subscribed to.
-#[derive(Clone, Copy, Debug)]
-struct SubscriptionLimits {
-    len: usize,
-    count: usize,
-    bytes: usize,
-    whose: Whose,
-}
-
-impl SubscriptionLimits {
-    fn ours(limits: &Limits) -> Self {
-        Self {
-            len: limits.subscription_len,
-            count: limits.subscriptions,
-            bytes: limits.subscription_bytes,
-            whose: Whose::Ours,
-        }
-    }
-
-    fn theirs(limits: &PeerLimits) -> Self {
-        let any = usize::MAX;
-        Self {
-            len: limits.subscription_len.unwrap_or(any),
-            count: limits.subscriptions.unwrap_or(any),
-            bytes: limits.subscription_bytes.unwrap_or(any),
-            whose: Whose::Theirs,
-        }
-    }
-
-    /// Whether a prefix of this length may come, with which there are so many, of so many bytes together.
-    fn check(self, len: usize, count: usize, bytes: usize) -> Result<(), NotTaken> {
-        let above = [
-            (Limited::Subscription, len, self.len),
-            (Limited::Subscriptions, count, self.count),
-            (Limited::SubscriptionBytes, bytes, self.bytes),
-        ];
-        match above.into_iter().find(|(_, size, limit)| size > limit) {
-            Some((what, _, limit)) => Err(NotTaken { what, limit, whose: self.whose }),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What a subscriber wants, and how often it said so.
-#[derive(Debug, Default)]
-struct Subscriptions {
-    counts: BTreeMap<Bytes, usize>,
-    /// Of all prefixes.
-    bytes: usize,
-}
-
-impl LinkState {
-    fn forget_wanted(&mut self) -> BTreeSet<Bytes> {
-        self.wanted_bytes = 0;
-        self.wants_more = false;
-        std::mem::take(&mut self.wanted)
-    }
-}
-
-impl Link {
-    pub(crate) fn state(&self) -> MutexGuard<'_, LinkState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the peer of a publisher wants this topic.
-    pub(crate) fn wants(&self, topic: &[u8]) -> bool {
-        let state = self.state();
-        // Every prefix of the topic that is subscribed sorts at or before it.
-        state.wants_more || (0..=topic.len()).any(|len| state.wanted.contains(&topic[..len]))
-    }
-}
 
 /// A socket's hold on its hub: letting go closes it.
 #[derive(Debug)]
@@ -331,7 +118,7 @@ impl Hub {
     }
 
     pub(crate) fn events(&self) -> SocketEvents {
-        SocketEvents(self.events.subscribe())
+        SocketEvents::of(&self.events)
     }
 
     /// The links there are now.
@@ -460,7 +247,7 @@ impl Hub {
     /// Drops a message for one of several peers, which does not take it.
     pub(crate) fn drop_for(&self, link: &Link, frames: &[impl Frame]) {
         let reason = self.unfit(link, frames).to_string();
-        let topic = frames.first().map(|frame| frame.as_ref()).unwrap_or_default();
+        let topic = frames.first().map(AsRef::as_ref).unwrap_or_default();
         let topic = Bytes::copy_from_slice(&topic[..topic.len().min(255)]);
         let gone = Discarded { topic, size: zmtp::encoded_len(frames), frames: frames.len() };
         let name = link.state().name.clone();
@@ -716,6 +503,7 @@ impl Hub {
             }
             let mut state = link.state();
             (state.version, state.limits) = (Some(version), limits);
+            state.drops.0 = DroppedCounts::default();
             state.refused = refused.first().map(|(_, why)| *why);
             refused
         };
@@ -895,83 +683,33 @@ impl Handler for LinkHandler<'_> {
         self.hub.changed.notify_waiters();
         Ok(())
     }
-}
 
-impl Subscriptions {
-    /// What a new peer is told, and what of it that is more than the peer takes.
-    fn for_peer(&self, version: Version, limits: &PeerLimits) -> (BytesMut, Vec<(Bytes, NotTaken)>) {
-        let limits = SubscriptionLimits::theirs(limits);
-        let (mut out, mut refused) = (BytesMut::new(), Vec::new());
-        let (mut count, mut bytes) = (0, 0);
-        for prefix in self.counts.keys() {
-            if let Err(why) = limits.check(prefix.len(), count + 1, bytes + prefix.len()) {
-                refused.push((prefix.clone(), why));
-                continue;
+    fn dropped(&mut self, counts: DroppedCounts) {
+        let (peer, news, total) = {
+            let mut state = self.link.state();
+            let (before, total) = &mut state.drops;
+            // A count that goes back is none.
+            let news = DroppedCounts {
+                too_slow: counts.too_slow.saturating_sub(before.too_slow),
+                too_large: counts.too_large.saturating_sub(before.too_large),
+            };
+            before.too_slow = before.too_slow.max(counts.too_slow);
+            before.too_large = before.too_large.max(counts.too_large);
+            total.too_slow = total.too_slow.saturating_add(news.too_slow);
+            total.too_large = total.too_large.saturating_add(news.too_large);
+            (state.name.clone(), news, state.drops.1)
+        };
+        for (reason, messages, total) in [
+            (DropReason::TooSlow, news.too_slow, total.too_slow),
+            (DropReason::TooLarge, news.too_large, total.too_large),
+        ] {
+            if messages > 0 {
+                self.hub.tell(SocketEvent::DroppedByPeer { peer: peer.to_string(), reason, messages, total });
             }
-            (count, bytes) = (count + 1, bytes + prefix.len());
-            version.write_subscription(&mut out, true, prefix);
         }
-        (out, refused)
-    }
-}
-
-/// Pauses between attempts: doubling, each cut by up to half at random, so that peers do not come in step.
-#[derive(Debug)]
-struct Backoff {
-    min: Duration,
-    max: Duration,
-    next: Duration,
-}
-
-impl Backoff {
-    fn new(options: &SocketOptions) -> Self {
-        let min = options.reconnect_min.max(PAUSE_MIN);
-        Self { min, max: options.reconnect_max.max(min), next: min }
-    }
-
-    fn reset(&mut self) {
-        self.next = self.min;
-    }
-
-    fn next(&mut self) -> Duration {
-        let pause = self.next;
-        self.next = pause.saturating_mul(2).min(self.max);
-        pause.saturating_sub((pause / 2).mul_f64(fastrand::f64()))
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_double_up_to_the_longest_and_start_over() {
-        let mut backoff = Backoff::new(&SocketOptions::default());
-        for expected in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
-            let pause = backoff.next().as_millis();
-            assert!((expected / 2..=expected).contains(&pause), "{pause} ms instead of {expected}");
-        }
-        backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(100));
-    }
-
-    #[test]
-    fn no_pause_is_too_long_or_too_short() {
-        for reconnect_min in [Duration::MAX, Duration::ZERO] {
-            for reconnect_max in [Duration::MAX, Duration::ZERO] {
-                let options = SocketOptions { reconnect_min, reconnect_max, ..SocketOptions::default() };
-                let mut backoff = Backoff::new(&options);
-                for _ in 0..3 {
-                    assert!(
-                        (PAUSE_MIN / 2..=reconnect_min.max(reconnect_max).max(PAUSE_MIN))
-                            .contains(&backoff.next())
-                    );
-                }
-            }
-        }
-    }
 }

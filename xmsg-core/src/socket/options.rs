@@ -19,7 +19,7 @@ pub struct TcpOptions {
     /// How long it has to answer then; it is asked three times. Default 60 s. The kernel counts whole seconds, so 3 s is the
     /// least.
     pub keepalive_timeout: Duration,
-    /// Bytes of the kernel's send buffer; `None`: the system decides.
+    /// Bytes of the kernel's send buffer, or what an `inproc://` pipe holds in each direction; `None`: the system decides, 1 MiB for a pipe.
     pub send_buffer: Option<usize>,
     /// Bytes of the kernel's receive buffer; `None`: the system decides.
     pub receive_buffer: Option<usize>,
@@ -61,8 +61,8 @@ pub struct SocketOptions {
     pub reconnect_min: Duration,
     /// The longest such pause; `reconnect_min`, if that is longer. Default 5 s.
     pub reconnect_max: Duration,
-    /// Ask after a peer (ZMTP 3.1) that was silent for so long; `None` or no time at all: never. Default: never; a [`Setup`](crate::Setup) has a default of its
-    /// own.
+    /// Ask after a peer (ZMTP 3.1) that was silent for so long; `None` or no time at all: never. Default: never;
+    /// [`ConnectOptions`](crate::ConnectOptions) have a default of their own.
     pub heartbeat_interval: Option<Duration>,
     /// How long it has to answer then. Default 30 s.
     pub heartbeat_timeout: Duration,

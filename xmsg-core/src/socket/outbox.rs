@@ -6,6 +6,7 @@
 mod backlog;
 mod fit;
 mod pace;
+mod sending;
 mod writer;
 
 use std::borrow::Borrow;
@@ -22,8 +23,11 @@ use backlog::Backlog;
 pub use backlog::{APART, Keep, Taken};
 pub use fit::Discarded;
 use pace::Pace;
+use sending::Waiting;
+pub(crate) use sending::{Begun, Sending, begin};
 pub use writer::Writer;
 
+use super::line::{Calls, Line, Place};
 use crate::zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
 
 /// Frames from this length on are queued as they are instead of being copied.
@@ -194,6 +198,8 @@ struct State {
     written: Amount,
     /// Messages that were written when a connection broke last.
     broken_at: u64,
+    /// Bytes of boxes that are written in part.
+    of_boxes: u64,
     /// What was accepted and [thrown out](Outbox::limit) again; `bytes` are those of the messages.
     discarded: Amount,
     /// No message that is queued is larger.
@@ -202,7 +208,11 @@ struct State {
     writer: Option<Waker>,
     /// Bytes that were pushed since the writer had its turn.
     in_a_row: usize,
-    /// Somebody waits for room.
+    /// What waits for room, in the order in which it is to be queued. Others have no room meanwhile.
+    line: Line<Waiting>,
+    /// Those who were taken out of the line because a smaller limit became known, and have yet to find out.
+    unfit: Vec<Place>,
+    /// Somebody else waits for room.
     crowded: bool,
     pace: Pace,
     /// The writer is to leave the messages where they are.
@@ -238,6 +248,7 @@ impl State {
     }
 
     /// Encodes a message of so many bytes at the end of the queue.
+    #[inline]
     fn push_frames(&mut self, frames: &[impl Frame], len: usize) {
         let count = frames.len();
         for (index, frame) in frames.iter().map(Borrow::borrow).enumerate() {
@@ -265,10 +276,25 @@ impl State {
         }
     }
 
+    /// Whether a message of so many bytes fits. One above the mark goes alone.
+    fn has_room(&self, len: usize, mark: HighWaterMark) -> bool {
+        let Amount { messages, bytes } = self.queued;
+        (bytes == 0 || bytes + len as u64 <= mark.bytes as u64) && messages < mark.messages as u64
+    }
+
     fn has_messages(&self) -> bool {
         let is_empty = self.chunks.is_empty() && self.tail.is_empty();
         !self.held && !is_empty
     }
+}
+
+/// Who is to be told that there is room.
+#[derive(Debug, Default)]
+struct Room {
+    /// Their messages were taken.
+    served: Calls,
+    /// Others wait, who will see for themselves.
+    crowded: bool,
 }
 
 /// The queue. Senders push from any task; one writer at a time drains it.
@@ -327,45 +353,10 @@ impl Outbox {
         OutboxGuard { outbox: self, state: Some(self.state()), pushed: false }
     }
 
-    /// Takes a message, or says why not. Frames of 8 KiB or more are queued without a copy.
+    /// Takes a message, or says why not. While others [wait](Self::push) for room, there is none for this
+    /// one, even if it would fit. Frames of 8 KiB or more are queued without a copy.
     pub fn try_push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
         self.lock().try_push_frames(frames)
-    }
-
-    /// Takes a message, waiting for room. Dropping the future takes nothing.
-    pub async fn push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
-        if self.lock().take_turn() {
-            // Accepted connections may be many, and one is not to wait for each of them in turn.
-            let may_wait = self.state().spare.is_some();
-            if !may_wait || !self.catch_up().await {
-                tokio::task::yield_now().await;
-            }
-        }
-        loop {
-            match self.try_push(frames) {
-                Err(Refused::Full) => {}
-                done => return done,
-            }
-            let mut room = std::pin::pin!(self.room.notified());
-            room.as_mut().enable();
-            // Room may have come before we listened for it.
-            match self.try_push(frames) {
-                Err(Refused::Full) => room.await,
-                done => return done,
-            }
-        }
-    }
-
-    /// What [`push`](Self::push) does if it need not wait; `None` if it has to.
-    pub fn push_now(&self, frames: &[impl Frame]) -> Option<Result<(), Refused>> {
-        let mut guard = self.lock();
-        if guard.state().in_a_row >= TURN {
-            return None;
-        }
-        match guard.try_push_frames(frames) {
-            Err(Refused::Full) => None,
-            done => Some(done),
-        }
     }
 
     /// Waits until there may be room, or the queue was closed. `still_full` is asked once the wait is armed.
@@ -411,9 +402,7 @@ impl Outbox {
         let state = guard.state_mut();
         state.queued += Amount::new(1, charge);
         state.push_chunk(Chunk::copied(bytes.clone(), 1));
-        if let Some(ledger) = &self.ledger {
-            ledger.0.fetch_add(charge, Ordering::Relaxed);
-        }
+        self.enter(charge);
         guard.pushed = true;
         true
     }
@@ -439,6 +428,14 @@ impl Outbox {
         }
     }
 
+    /// Whether something urgent waits, for the end of a message, and how much of all that was to be written the stream has taken: a number
+    /// that grows as long as it takes anything.
+    #[must_use]
+    pub fn urgent_waits_behind(&self) -> (bool, u64) {
+        let state = self.state();
+        (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
+    }
+
     /// Forgets what is urgent: it was meant for a connection that has ended.
     pub fn clear_urgent(&self) {
         self.state().urgent.clear();
@@ -452,9 +449,12 @@ impl Outbox {
     /// Takes no more messages; the writer ends once it has written what is there.
     pub fn close(&self) {
         self.change(|state| state.closed = true);
-        // Whoever waits is woken when the lock is free again.
-        let waiting = self.state().pace.take_waiting();
-        drop(waiting);
+        let (refused, behind) = {
+            let mut state = self.state();
+            (state.line.call_all(), state.pace.take_waiting())
+        };
+        refused.wake();
+        behind.wake();
         self.room.notify_waiters();
         self.progress.notify_waiters();
     }
@@ -516,7 +516,18 @@ impl Outbox {
 
     /// Empties the queue and says how much there was.
     pub fn clear(&self) -> Amount {
-        let mut state = self.state();
+        let (queued, room) = {
+            let mut guard = self.lock();
+            let queued = self.take_off(guard.state_mut());
+            let room = self.made_room(guard.state_mut());
+            guard.pushed = true;
+            (queued, room)
+        };
+        self.tell(room);
+        queued
+    }
+
+    fn take_off(&self, state: &mut State) -> Amount {
         let copied = state.chunks.iter().filter(|c| c.lease.is_none()).map(|c| c.charge).sum::<usize>()
             + state.tail.len();
         self.strike_out(copied);
@@ -526,6 +537,31 @@ impl Outbox {
         state.backlog = Backlog::default();
         state.urgent.clear();
         std::mem::take(&mut state.queued)
+    }
+
+    /// Gives the room that there is now to those who wait for it, if it is worth their while. They are to be
+    /// [told](Self::tell).
+    fn made_room(&self, state: &mut State) -> Room {
+        let Amount { messages, bytes } = state.queued;
+        if bytes > self.low_water.bytes || messages > self.low_water.messages {
+            return Room::default();
+        }
+        let crowded = std::mem::take(&mut state.crowded);
+        Room { served: self.serve(state), crowded }
+    }
+
+    /// Wakes whoever waited for room; once the lock is free.
+    fn tell(&self, room: Room) {
+        room.served.wake();
+        if room.crowded {
+            self.room.notify_waiters();
+        }
+    }
+
+    fn enter(&self, copied: usize) {
+        if let Some(ledger) = &self.ledger {
+            ledger.0.fetch_add(copied, Ordering::Relaxed);
+        }
     }
 
     fn strike_out(&self, copied: usize) {
@@ -566,6 +602,13 @@ impl OutboxGuard<'_> {
         self.state().queued
     }
 
+    /// Whether a message of so many bytes would be refused for want of room.
+    #[must_use]
+    pub(crate) fn is_full(&self, len: usize) -> bool {
+        let state = self.state();
+        !state.closed && (!state.line.is_empty() || !state.has_room(len, self.outbox.mark))
+    }
+
     /// How much more a queue with this mark takes.
     #[must_use]
     pub fn room(&self, mark: HighWaterMark) -> Amount {
@@ -585,9 +628,7 @@ impl OutboxGuard<'_> {
 
     /// Copies whole messages to the end of the queue.
     pub fn push_copy(&mut self, bytes: &[u8], messages: usize) {
-        if let Some(ledger) = &self.outbox.ledger {
-            ledger.0.fetch_add(bytes.len(), Ordering::Relaxed);
-        }
+        self.outbox.enter(bytes.len());
         let state = self.state_mut();
         if state.tail.len() + bytes.len() > TAIL_LEN {
             state.flush_tail();
@@ -622,16 +663,6 @@ impl OutboxGuard<'_> {
         self.pushed = true;
     }
 
-    /// Whether so much was pushed in a row that the writer is to have its turn, which begins the count anew.
-    fn take_turn(&mut self) -> bool {
-        let state = self.state_mut();
-        let is_over = state.in_a_row >= TURN;
-        if is_over {
-            state.in_a_row = 0;
-        }
-        is_over
-    }
-
     fn try_push_frames(&mut self, frames: &[impl Frame]) -> Result<(), Refused> {
         let (len, mark) = (encoded_len(frames), self.outbox.mark);
         let state = self.state_mut();
@@ -641,15 +672,11 @@ impl OutboxGuard<'_> {
         if state.closed {
             return Err(Refused::Closed);
         }
-        let Amount { messages, bytes } = state.queued;
-        if bytes > 0 && bytes + len as u64 > mark.bytes as u64 || messages >= mark.messages as u64 {
-            state.crowded = true;
+        if !state.line.is_empty() || !state.has_room(len, mark) {
             return Err(Refused::Full);
         }
         state.push_frames(frames, len);
-        if let Some(ledger) = &self.outbox.ledger {
-            ledger.0.fetch_add(len, Ordering::Relaxed);
-        }
+        self.outbox.enter(len);
         self.pushed = true;
         Ok(())
     }

@@ -6,8 +6,10 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::sync::broadcast;
 
-use super::hub::{Link, Owner, SocketEvent, SocketEvents};
-use super::outbox::{Frame, Refused};
+use super::events::{SocketEvent, SocketEvents};
+use super::hub::Owner;
+use super::link::Link;
+use super::outbox::{self, Begun, Frame, Refused, Sending};
 use super::refusal::unfit;
 use super::{Amount, Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
@@ -36,7 +38,21 @@ pub struct Publisher {
     hub: Arc<Owner>,
 }
 
-type Targets = SmallVec<[Arc<Link>; 4]>;
+/// What is left to be done for the links at which a message has to wait, or its sender has to.
+#[derive(Debug, Default)]
+struct Unfinished(SmallVec<[Sending<Arc<Link>>; 1]>);
+
+impl Unfinished {
+    /// Waits until every link has the message, and whoever sends may go on.
+    async fn finish(&mut self, publisher: &Publisher, frames: &[impl Frame]) -> Result<()> {
+        // The message has its place at each of them already.
+        for sending in &mut self.0 {
+            let done = sending.finish().await;
+            done.or_else(|refused| publisher.accepted_elsewhere(&sending.target(), refused, frames))?;
+        }
+        Ok(())
+    }
+}
 
 impl Publisher {
     /// A publisher without connections.
@@ -60,12 +76,14 @@ impl Publisher {
         self.hub.bind(endpoint).await
     }
 
-    /// Returns when every connection has accepted the message, in the order of the calls; waits while one is at
-    /// its high-water mark. Dropping the future before that may have given the message to some connections, to each whole.
+    /// Returns when every connection has accepted the message; waits while one is at its high-water mark. Messages
+    /// are accepted in the order of the calls, by every connection in the same one: that in which the
+    /// futures were first polled. Dropping the future withdraws the message from those connections that have not
+    /// accepted it yet; the others have it whole.
     ///
-    /// A message without frames ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our limits or those that a peer that we connect to has
-    /// told ([`TooLarge`](ErrorKind::TooLarge)), is refused at once. A peer that has connected to us and takes less does not get it, which is
-    /// [counted](Self::dropped) and told as an [event](Self::events).
+    /// A message without frames ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our limits or those that a peer that we
+    /// connect to has told ([`TooLarge`](ErrorKind::TooLarge)), is refused at once. A peer that has connected to us and takes less
+    /// does not get it, which is [counted](Self::dropped) and told as an [event](Self::events).
     pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.publish_frames(message.into().frames()).await
     }
@@ -76,49 +94,57 @@ impl Publisher {
         if let Some(done) = self.publish_now(topic, frames) {
             return done;
         }
-        for link in self.targets(topic, frames)? {
-            link.outbox
-                .push(frames)
-                .await
-                .or_else(|refused| self.accepted_elsewhere(&link, refused, frames))?;
-        }
-        Ok(())
+        let mut unfinished = self.begin(topic, frames)?;
+        unfinished.finish(self, frames).await
     }
 
-    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, and then
-    /// none of them got the message.
+    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection has no room, or
+    /// others wait for it, and then none of them got the message.
     pub fn try_publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.try_publish_frames(message.into().frames())
     }
 
     /// The same with frames that the caller keeps.
     pub fn try_publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
-        let targets = self.targets(self.check(frames)?, frames)?;
-        if let [link] = &targets[..] {
-            let pushed = link.outbox.try_push(frames);
-            return pushed.or_else(|refused| self.accepted_elsewhere(link, refused, frames));
+        let topic = self.check(frames)?;
+        // Nobody else takes the room while this is locked.
+        let links = self.hub.links();
+        let targets = || links.iter().filter(|link| self.goes_to(link, topic));
+        if links.len() > 1 {
+            self.all_take(targets(), frames)?;
+            let len = crate::zmtp::encoded_len(frames);
+            if targets().any(|link| link.outbox.lock().is_full(len)) {
+                return Err(full());
+            }
         }
-        let len = crate::zmtp::encoded_len(frames) as u64;
-        if targets.iter().any(|link| {
-            let guard = link.outbox.lock();
-            let room = guard.room(link.outbox.mark());
-            room.messages == 0 || room.bytes < len && guard.queued().bytes > 0
-        }) {
-            return Err(full());
-        }
-        for link in targets {
+        for link in targets() {
             let pushed = link.outbox.try_push(frames);
-            pushed.or_else(|refused| self.accepted_elsewhere(&link, refused, frames))?;
+            pushed.or_else(|refused| self.accepted_elsewhere(link, refused, frames))?;
         }
         Ok(())
+    }
+
+    /// Publishes without the pause that whoever publishes much makes now and then: once the message was accepted, nothing more
+    /// is waited for, so that dropping the future tells whether it was.
+    pub(crate) async fn publish_promptly(&self, message: impl Into<Multipart>) -> Result<()> {
+        let message = message.into();
+        let frames = message.frames();
+        let mut begun = self.begin(self.check(frames)?, frames)?;
+        begun.0.retain(|sending| sending.waits());
+        begun.finish(self, frames).await
     }
 
     /// The same as a [`Sink`](futures::Sink): sending waits while a connection is at its high-water mark. Flushing waits for the last
     /// message to be accepted; [`close`](Self::close) for all of them to be written.
     pub fn sink(&self) -> impl futures::Sink<Multipart, Error = Error> + Send + use<> {
-        futures::sink::unfold(self.clone(), |publisher, message: Multipart| async move {
-            publisher.publish(message).await?;
-            Ok(publisher)
+        futures::sink::unfold(self.clone(), |publisher, message: Multipart| {
+            // Now, and not when the sink is polled the next time: another call may come before that.
+            let frames = message.frames();
+            let begun = publisher.check(frames).and_then(|topic| publisher.begin(topic, frames));
+            async move {
+                begun?.finish(&publisher, message.frames()).await?;
+                Ok(publisher)
+            }
         })
     }
 
@@ -198,18 +224,18 @@ impl Publisher {
         link.connecting && !self.hub.options.filter || link.wants(topic)
     }
 
-    /// The links that this message goes to. Fails, and none of them is to get it, if it is above the limit of a peer that we connect to.
-    fn targets(&self, topic: &[u8], frames: &[impl Frame]) -> Result<Targets> {
-        let links = self.hub.links();
-        let targets: Targets = links.iter().filter(|link| self.goes_to(link, topic)).cloned().collect();
-        if targets.len() > 1 {
-            let size = crate::zmtp::encoded_len(frames);
-            let takes = |link: &Link| !link.connecting || link.outbox.limits().allow(size, frames.len());
-            if let Some(link) = targets.iter().find(|link| !takes(link)) {
-                return Err(self.hub.unfit(link, frames));
-            }
+    /// Fails if the message is above the limit of a peer that we connect to: then none of them is to get it.
+    fn all_take<'a>(
+        &self,
+        mut links: impl Iterator<Item = &'a Arc<Link>>,
+        frames: &[impl Frame],
+    ) -> Result<()> {
+        let size = crate::zmtp::encoded_len(frames);
+        let takes = |link: &Link| !link.connecting || link.outbox.limits().allow(size, frames.len());
+        match links.find(|link| !takes(link)) {
+            Some(link) => Err(self.hub.unfit(link, frames)),
+            None => Ok(()),
         }
-        Ok(targets)
     }
 
     /// Publishes over the only link, as nearly always there is just one and it has room; `None` if it is otherwise.
@@ -221,6 +247,27 @@ impl Publisher {
         }
         let done = link.outbox.push_now(frames)?;
         Some(done.or_else(|refused| self.accepted_elsewhere(link, refused, frames)))
+    }
+
+    /// Publishes as far as that can be done at once. The message then has its place among others at every
+    /// link.
+    fn begin(&self, topic: &[u8], frames: &[impl Frame]) -> Result<Unfinished> {
+        // Declared before the lock, so that it is dropped after it: dropping it may wake others.
+        let mut unfinished = Unfinished::default();
+        // All links under one lock: two messages are to have the same order at each of them.
+        let links = self.hub.links();
+        if links.len() > 1 {
+            self.all_take(links.iter().filter(|link| self.goes_to(link, topic)), frames)?;
+        }
+        for link in links.iter().filter(|link| self.goes_to(link, topic)) {
+            match outbox::begin(link, frames) {
+                Begun::Done(done) => {
+                    done.or_else(|refused| self.accepted_elsewhere(link, refused, frames))?;
+                }
+                Begun::Open(sending) => unfinished.0.push(sending),
+            }
+        }
+        Ok(unfinished)
     }
 
     /// A connection that ended since its link was chosen is no subscriber any more, and one that connected to us may not take all

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::hub::{Owner, SocketEvents};
+use super::events::SocketEvents;
+use super::hub::Owner;
 use super::outbox::Refused;
 use super::transport::Listener;
 use super::{Endpoint, Multipart, SocketOptions};

@@ -8,7 +8,9 @@ use futures::FutureExt;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::hub::{LastEnd, Link, Owner, SocketEvent, SocketEvents};
+use super::events::{SocketEvent, SocketEvents};
+use super::hub::Owner;
+use super::link::{LastEnd, Link};
 use super::outbox::Refused;
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::deadline::Deadline;
@@ -140,7 +142,11 @@ impl Requester {
                 *inner.limits() = current.link.outbox.limits();
                 match outcome {
                     Outcome::Reply(reply) => return Ok(reply),
-                    Outcome::Refused(error) => return Err(Some(error)),
+                    Outcome::Refused(error) => {
+                        // Nothing was sent, so that the connection is clean.
+                        *inner.idle() = live.take();
+                        return Err(Some(error));
+                    }
                     Outcome::Unreadable(violation) => {
                         sent = true;
                         return Err(Some(self.unreadable(violation)));
@@ -319,7 +325,7 @@ impl Live {
                         self.asked = false;
                         return Outcome::Refused(self.hub.unfit(&self.link, request));
                     }
-                    Some(SocketEvent::SubscriptionRefused { .. }) => {}
+                    Some(SocketEvent::SubscriptionRefused { .. } | SocketEvent::DroppedByPeer { .. }) => {}
                     None => return Outcome::Broken,
                 }
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 
@@ -16,7 +16,7 @@ use super::transport::{ReadHalf, Stream};
 use super::vanished::vanished;
 use crate::security::Authenticator;
 use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
-use crate::zmtp::{Command, Engine, Event, Peer, Span, Violation};
+use crate::zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 use crate::{Error, ErrorKind};
 
 /// After so many bytes without a pause a reader lets others have the processor.
@@ -175,6 +175,11 @@ pub trait Handler: Send {
         subscribe: bool,
         prefix: Bytes,
     ) -> impl Future<Output = Result<(), Ended>> + Send;
+
+    /// The peer of a SUB socket has dropped messages for us: so many in all since the connection began.
+    fn dropped(&mut self, counts: DroppedCounts) {
+        let _ = counts;
+    }
 }
 
 /// An open connection, before or after its handshake.
@@ -403,16 +408,16 @@ impl Opening {
     async fn open_apart(&mut self, plain: &mut ReceiveBuffer) -> Result<(), Ended> {
         let Some(mut opener) = self.opener.take() else { return Ok(()) };
         let mut boxed = std::mem::take(&mut self.boxed.input);
+        // There is room for the frame in it already.
+        let mut frames = std::mem::take(&mut plain.input);
         let task = tokio::task::spawn_blocking(move || {
-            let mut frame = BytesMut::new();
-            let result = opener.open(&mut boxed, &mut frame);
-            (opener, boxed, frame, result)
+            let result = opener.open(&mut boxed, &mut frames);
+            (opener, boxed, frames, result)
         });
-        let (opener, boxed, frame, result) =
+        let (opener, boxed, frames, result) =
             task.await.map_err(|_| Ended::ByUs("the thread that opens its frames ended"))?;
-        (self.opener, self.boxed.input) = (Some(opener), boxed);
+        (self.opener, self.boxed.input, plain.input) = (Some(opener), boxed, frames);
         result?;
-        plain.input.extend_from_slice(&frame);
         Ok(())
     }
 
@@ -455,6 +460,7 @@ impl Reader<'_> {
     ) -> Result<std::convert::Infallible, Ended> {
         let mut alarm = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut since_pause = 0;
+        let mut taken = 0;
         loop {
             let more_boxes = match &mut self.opening {
                 None => false,
@@ -470,6 +476,7 @@ impl Reader<'_> {
                     Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
                     Event::Drain => self.drain.notify_one(),
                     Event::Drained => self.is_drained = true,
+                    Event::Dropped(counts) => handler.dropped(counts),
                     Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
@@ -511,6 +518,12 @@ impl Reader<'_> {
                     len = buffer.read(stream, missing) => break len?,
                     () = &mut alarm => {
                         if leaving.load(Ordering::Relaxed) {
+                            continue;
+                        }
+                        // A question that waits behind a long message has not been asked yet. As long as the peer takes that, it lives.
+                        let (waits, bytes) = outbox.urgent_waits_behind();
+                        if std::mem::replace(&mut taken, bytes) != bytes && waits {
+                            self.engine.handle_received(now());
                             continue;
                         }
                         self.engine.handle_timeout(now())?;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::broadcast;
 
-use super::hub::{Hub, Owner, SocketEvent, SocketEvents};
+use super::events::{SocketEvent, SocketEvents};
+use super::hub::{Hub, Owner};
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
 use crate::{Error, Result};

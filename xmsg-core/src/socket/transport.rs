@@ -19,7 +19,7 @@ use super::vanished::Route;
 use super::{Endpoint, TcpOptions};
 use crate::{Error, ErrorKind, Result};
 
-/// Bytes that an `inproc://` pipe holds in each direction, at most. A large message changes hands once for each time that it is full.
+/// Bytes that an `inproc://` pipe holds in each direction, at most, unless the options say otherwise. A large message changes hands once for each time that it is full.
 const INPROC_PIPE_LEN: usize = 1 << 20;
 /// Connections to an `inproc://` endpoint that wait to be accepted.
 const INPROC_BACKLOG: usize = 128;
@@ -100,7 +100,7 @@ impl Stream {
             Endpoint::Inproc(name) => {
                 let listener = inproc().get(name).cloned();
                 let refused = || failed(io::ErrorKind::ConnectionRefused.into());
-                let (ours, theirs) = tokio::io::duplex(INPROC_PIPE_LEN);
+                let (ours, theirs) = tokio::io::duplex(options.send_buffer.unwrap_or(INPROC_PIPE_LEN));
                 listener.ok_or_else(refused)?.send(theirs).await.map_err(|_| refused())?;
                 Ok(Self::Inproc(Pipe::new(ours)))
             }

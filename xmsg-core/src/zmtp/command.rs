@@ -1,4 +1,5 @@
-//! Commands: READY, ERROR, SUBSCRIBE, CANCEL, PING, PONG (RFC 37); X-DRAIN and X-DRAINED, extensions of ours.
+//! Commands: READY, ERROR, SUBSCRIBE, CANCEL, PING, PONG (RFC 37); X-DRAIN, X-DRAINED and X-DROPPED,
+//! extensions of ours.
 
 use std::time::Duration;
 
@@ -41,6 +42,9 @@ pub enum Command {
     Drain,
     /// "I have read all that you sent before you closed your direction." The answer to the end that [`Drain`](Self::Drain) asked for.
     Drained,
+    /// "So many messages that you subscribed to were not sent to you since you connected." An extension of ours, for peers that have told
+    /// that they understand it.
+    Dropped(DroppedCounts),
     /// A command that this engine does not know: to be ignored.
     Unknown(Bytes),
 }
@@ -69,6 +73,7 @@ impl Command {
             b"PONG" => Self::Pong { context: body },
             b"X-DRAIN" => Self::Drain,
             b"X-DRAINED" => Self::Drained,
+            b"X-DROPPED" => Self::Dropped(DroppedCounts::read(&body)?),
             _ => Self::Unknown(name),
         })
     }
@@ -109,9 +114,32 @@ impl Command {
             }
             Self::Drain => put_short(&mut body, b"X-DRAIN"),
             Self::Drained => put_short(&mut body, b"X-DRAINED"),
+            Self::Dropped(counts) => {
+                put_short(&mut body, b"X-DROPPED");
+                body.put_u64(counts.too_slow);
+                body.put_u64(counts.too_large);
+            }
             Self::Unknown(name) => put_short(&mut body, &name[..name.len().min(255)]),
         }
         body.freeze()
+    }
+}
+
+/// Messages that a sender has dropped for one subscriber, since the connection began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DroppedCounts {
+    /// Because the subscriber did not read them in time.
+    pub too_slow: u64,
+    /// Because they were above the limits that the subscriber has told.
+    pub too_large: u64,
+}
+
+impl DroppedCounts {
+    /// Two numbers of eight bytes; what a later version may add behind them is passed over.
+    fn read(body: &[u8]) -> Result<Self, Violation> {
+        let number = |at: usize| Some(u64::from_be_bytes(body.get(at..at + 8)?.try_into().ok()?));
+        let counts = number(0).zip(number(8)).map(|(too_slow, too_large)| Self { too_slow, too_large });
+        counts.ok_or(Violation::Malformed("X-DROPPED command"))
     }
 }
 
@@ -208,6 +236,9 @@ mod tests {
                 context: Bytes::from_static(b"0123456789abcdef"),
             },
             Command::Pong { context: Bytes::from_static(b"x") },
+            Command::Drain,
+            Command::Drained,
+            Command::Dropped(DroppedCounts { too_slow: u64::MAX, too_large: 1 }),
         ] {
             assert_eq!(Command::read(body_of(&command)), Ok(command));
         }

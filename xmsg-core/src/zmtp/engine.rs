@@ -7,10 +7,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::curve::Cipher;
 use super::frame::{Header, encode_command};
 use super::greeting::{self, GREETING_LEN, Greeting, REVISION_2_0, SIGNATURE_LEN};
-use super::told::DRAIN_PROPERTY;
+use super::told::{DRAIN_PROPERTY, DROPPED_PROPERTY};
 use super::{
-    Command, Credentials, Limited, Mechanism, Options, PeerLimits, Principal, Properties, Scanner,
-    SocketType, Span, Stop, Violation, encode_message, later,
+    Command, Credentials, DroppedCounts, Limited, Mechanism, Options, PeerLimits, Principal, Properties,
+    Scanner, SocketType, Span, Stop, Violation, encode_message, later,
 };
 
 /// Commands may stand between the frames of a message (libzmq sends heartbeats so). Taking one out moves the
@@ -63,6 +63,8 @@ pub struct Peer {
     pub limits: PeerLimits,
     /// Whether it understands [`Command::Drain`].
     pub drains: bool,
+    /// Whether it understands [`Command::Dropped`].
+    pub hears_of_drops: bool,
     /// Who it proved to be, to a server of PLAIN or CURVE.
     pub principal: Option<Principal>,
 }
@@ -84,6 +86,8 @@ pub enum Event {
     Drain,
     /// The peer has read everything that we sent before the end of our direction.
     Drained,
+    /// The peer of a SUB socket has dropped messages for us: how many in all since the connection began.
+    Dropped(DroppedCounts),
 }
 
 #[derive(Debug)]
@@ -382,10 +386,16 @@ impl Engine {
                 SocketType::from_code(code).map_or_else(|| format!("type {code}"), |t| t.to_string());
             return Err(Violation::SocketTypeMismatch { theirs, ours: ours.name() });
         };
-        let properties = Properties::default();
-        let limits = PeerLimits::default();
-        let (version, drains) = (Version::V2_0, false);
-        let peer = Peer { version, socket_type, identity, properties, limits, drains, principal: None };
+        let peer = Peer {
+            version: Version::V2_0,
+            socket_type,
+            identity,
+            properties: Properties::default(),
+            limits: PeerLimits::default(),
+            drains: false,
+            hears_of_drops: false,
+            principal: None,
+        };
         Ok(Some(self.ready(peer)))
     }
 
@@ -453,8 +463,12 @@ impl Engine {
             Command::Error(reason) => return Err(Violation::RefusedByPeer(reason)),
             Command::Drain if self.options.socket_type.drains() => return Ok(Some(Event::Drain)),
             Command::Drained if self.options.socket_type.drains() => return Ok(Some(Event::Drained)),
+            Command::Dropped(counts) if self.options.socket_type.hears_of_drops() => {
+                return Ok(Some(Event::Dropped(counts)));
+            }
             Command::Drain
             | Command::Drained
+            | Command::Dropped(_)
             | Command::Pong { .. }
             | Command::Ready(_)
             | Command::Unknown(_) => return Ok(None),
@@ -475,6 +489,9 @@ impl Engine {
         if self.options.socket_type.drains() {
             ours.push(DRAIN_PROPERTY, "1");
         }
+        if self.options.socket_type.hears_of_drops() {
+            ours.push(DROPPED_PROPERTY, "1");
+        }
         while let Some(body) = self.mechanism.poll_command(&ours) {
             encode_command(&mut self.outgoing, &body);
         }
@@ -493,7 +510,8 @@ impl Engine {
             return Err(Violation::TooLarge { what: Limited::Identity, size, limit });
         }
         let limits = PeerLimits::read(&properties);
-        let drains = properties.find(DRAIN_PROPERTY).is_some_and(|value| value == "1");
+        let understands = |name| properties.find(name).is_some_and(|value| value == "1");
+        let (drains, hears_of_drops) = (understands(DRAIN_PROPERTY), understands(DROPPED_PROPERTY));
         Ok(Peer {
             version,
             socket_type,
@@ -501,6 +519,7 @@ impl Engine {
             properties,
             limits,
             drains,
+            hears_of_drops,
             principal: self.principal.clone(),
         })
     }

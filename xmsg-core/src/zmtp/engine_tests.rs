@@ -43,6 +43,7 @@ enum Seen {
     Cancel(Vec<u8>),
     Drain,
     Drained,
+    Dropped(DroppedCounts),
 }
 
 fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Seen>, Violation> {
@@ -54,6 +55,7 @@ fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> 
                 Event::Credentials(_) => engine.judge(true)?,
                 Event::Drain => seen.push(Seen::Drain),
                 Event::Drained => seen.push(Seen::Drained),
+                Event::Dropped(counts) => seen.push(Seen::Dropped(counts)),
                 Event::Ready(peer) => seen.push(Seen::Ready(peer.version, peer.socket_type)),
                 Event::Subscribe(prefix) => seen.push(Seen::Subscribe(prefix.to_vec())),
                 Event::Cancel(prefix) => seen.push(Seen::Cancel(prefix.to_vec())),
@@ -442,4 +444,30 @@ fn a_sender_is_asked_to_finish_and_told_that_all_was_read_and_a_receiver_is_not(
     let mut receiver = engine(SocketType::Sub);
     let seen = feed(&mut receiver, [&session(1, "XPUB", &commands)[..]]).unwrap();
     assert_eq!(seen.len(), 1, "it is not meant for a receiver");
+}
+
+#[test]
+fn a_subscriber_hears_of_drops_and_nobody_else_does() {
+    let counts = DroppedCounts { too_slow: 3, too_large: 1 << 40 };
+    let mut commands = BytesMut::new();
+    Command::Dropped(counts).write(&mut commands);
+    assert_eq!(&commands[..12], b"\x04\x1a\x09X-DROPPED");
+    assert_eq!(commands[12..], [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 1, 0, 0, 0, 0, 0]);
+    let mut subscriber = engine(SocketType::Sub);
+    let seen = feed(&mut subscriber, [&session(1, "XPUB", &commands)[..]]).unwrap();
+    assert_eq!(seen[1..], [Seen::Dropped(counts)]);
+    let told: Vec<u8> = std::iter::from_fn(|| subscriber.poll_transmit()).flatten().collect();
+    assert!(told.windows(9).any(|part| part == b"X-Dropped"), "it has told that it understands this");
+
+    for (ours, theirs) in [(SocketType::Pub, "XSUB"), (SocketType::Xpub, "SUB"), (SocketType::Xsub, "PUB")] {
+        let mut other = engine(ours);
+        let seen = feed(&mut other, [&session(1, theirs, &commands)[..]]).unwrap();
+        assert_eq!(seen.len(), 1, "{ours}: it is meant for subscribers");
+        let told: Vec<u8> = std::iter::from_fn(|| other.poll_transmit()).flatten().collect();
+        assert!(!told.windows(9).any(|part| part == b"X-Dropped"), "{ours}");
+    }
+
+    let short = [&b"\x04\x11\x09X-DROPPED"[..], &[0; 7]].concat();
+    let mut subscriber = engine(SocketType::Sub);
+    assert!(feed(&mut subscriber, [&session(1, "XPUB", &short)[..]]).is_err());
 }

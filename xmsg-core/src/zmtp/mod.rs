@@ -33,7 +33,7 @@ mod scan;
 mod socket_type;
 mod told;
 
-pub use command::{Command, Properties};
+pub use command::{Command, DroppedCounts, Properties};
 pub use engine::{Engine, Event, Peer, Version};
 pub use error::{Blame, Limited, Violation};
 pub use frame::{Frames, Header, encode_frame, encode_message, encoded_len, whole_messages_within};

@@ -100,6 +100,12 @@ impl SocketType {
         matches!(self, Self::Pub)
     }
 
+    /// Whether a socket of this type understands that its peer tells how many messages it has dropped for it.
+    #[must_use]
+    pub fn hears_of_drops(self) -> bool {
+        matches!(self, Self::Sub)
+    }
+
     /// Whether a socket of this type announces its identity (RFC 28).
     #[must_use]
     pub fn announces_identity(self) -> bool {

@@ -8,7 +8,8 @@
 //! | `X-Max-Subscriptions` | subscriptions | how many |
 //! | `X-Max-Subscriptions-Size` | subscriptions | bytes of all prefixes together |
 //!
-//! One more, `X-Drain`, tells that a sender understands the command by which its peer asks it to finish.
+//! Two more tell, with the value 1, that a socket understands a command of ours: `X-Drain`, told by publishers, the one by which a
+//! peer asks it to finish; `X-Dropped`, told by subscribers, the one by which a peer says how many messages it has dropped for it.
 //!
 //! Values are decimal numbers in ASCII. RFC 37 reserves such names for extensions, and has peers ignore those that they don't know.
 //! All of them together stay below 256 bytes: older versions of libzmq have room for no more in a handshake of CURVE.
@@ -23,6 +24,8 @@ const SUBSCRIPTIONS_SIZE: &str = "X-Max-Subscriptions-Size";
 
 /// Told by sockets that understand [`Command::Drain`](super::Command::Drain), with the value 1.
 pub(super) const DRAIN_PROPERTY: &str = "X-Drain";
+/// Told by sockets that understand [`Command::Dropped`](super::Command::Dropped), with the value 1.
+pub(super) const DROPPED_PROPERTY: &str = "X-Dropped";
 
 /// What a peer takes, as far as it has told: foreign peers tell nothing, and what is no number from 1 on counts as not told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,7 +122,7 @@ mod tests {
 
     #[test]
     fn old_peers_have_room_for_what_is_told() {
-        for socket_type in [SocketType::Xsub, SocketType::Xpub, SocketType::Dealer] {
+        for socket_type in [SocketType::Sub, SocketType::Xsub, SocketType::Xpub, SocketType::Dealer] {
             let mut properties = Properties::default();
             properties.push("Socket-Type", socket_type.name());
             if socket_type.announces_identity() {
@@ -135,6 +138,8 @@ mod tests {
                 ..Limits::default()
             };
             limits.tell(socket_type, &mut properties);
+            properties.push(DRAIN_PROPERTY, "1");
+            properties.push(DROPPED_PROPERTY, "1");
             let mut bytes = BytesMut::new();
             properties.write(&mut bytes);
             assert!(bytes.len() < 256, "{socket_type}: {} bytes", bytes.len());

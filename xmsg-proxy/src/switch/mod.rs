@@ -354,6 +354,7 @@ impl Switch {
             permit.established();
         }
         // What else it announced is dropped here, and not when the connection ends.
+        let hears_of_drops = found.hears_of_drops && !side.is_internal();
         let (version, principal, limits) = essentials(found);
         tracing::debug!(peer, ?side, ?version, "connected");
         let grant = match side {
@@ -362,7 +363,7 @@ impl Switch {
         };
         let ended = match side {
             Side::Subscribers | Side::Requests => {
-                self.serve_subscriber(session, &peer, limits, grant, side, stop).await
+                self.serve_subscriber(session, &peer, (limits, hears_of_drops), grant, side, stop).await
             }
             Side::Publishers | Side::Answers => {
                 self.serve_publisher(session, &peer, version, grant, side, stop).await
@@ -411,7 +412,7 @@ impl Switch {
         &self,
         session: Session,
         peer: &str,
-        limits: PeerLimits,
+        (limits, hears_of_drops): (PeerLimits, bool),
         grant: Grant,
         side: Side,
         stop: CancellationToken,
@@ -426,7 +427,8 @@ impl Switch {
         // Whatever is forwarded is within our own limits: only one that takes less has to be looked after.
         let ours = MessageLimits::from(&config.limits);
         let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
-        let subscriber = Arc::new(Subscriber::new(self.id(), peer, outbox, rule, grant).taking(takes));
+        let subscriber = Subscriber::new(self.id(), peer, outbox, rule, grant);
+        let subscriber = Arc::new(subscriber.taking(takes).telling(hears_of_drops));
         if !side.is_internal() {
             inner.gate.add_subscriber(&subscriber);
         }
@@ -439,6 +441,7 @@ impl Switch {
             () = stop.cancelled() => Ended::ByUs("stopped"),
             () = subscriber.cut.cancelled() => Ended::ByUs("too slow: cut off"),
             () = subscriber.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
+            never = subscriber.keep_telling() => match never {},
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended,
         };
         subscriber.outbox.close();

@@ -1,17 +1,19 @@
 //! The connections of the switch, and what is counted of them.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::socket::outbox::Outbox;
 
 use xmsg_core::socket::{Amount, HighWaterMark};
-use xmsg_core::zmtp::{MessageLimits, Principal, Version};
+use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits, Principal, Version};
 
 use super::Totals;
 use crate::policy::{Policies, Policy, Rule};
@@ -19,6 +21,10 @@ use crate::security::{Authority, Rights};
 
 /// What comes of one subscriber's slowness is logged at most this often.
 const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// A subscriber that understands it is told at most this often what was dropped for it.
+const TELL_INTERVAL: Duration = Duration::from_millis(100);
+/// Bytes of such counts that may wait to be written, together with the protocol's other answers: two counts and a little more.
+const TELL_MAX: usize = 64;
 /// Bytes of a topic that are shown in the log.
 const TOPIC_SHOWN: usize = 255;
 
@@ -163,6 +169,8 @@ pub(super) struct Subscriber {
     slow_log: Mutex<Option<(Instant, Drops)>>,
     /// When it was last logged that it does not take a message.
     large_log: Mutex<Option<Instant>>,
+    /// `None`: it does not understand what it would be told of drops.
+    telling: Option<Telling>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
 }
@@ -187,6 +195,7 @@ impl Subscriber {
             subscription_bytes: AtomicUsize::new(0),
             slow_log: Mutex::default(),
             large_log: Mutex::default(),
+            telling: None,
             cut: CancellationToken::new(),
         }
     }
@@ -194,6 +203,48 @@ impl Subscriber {
     /// The same, which takes no larger messages.
     pub(super) fn taking(self, takes: Option<MessageLimits>) -> Self {
         Self { takes, ..self }
+    }
+
+    /// The same, to be told what was dropped for it if it understands that.
+    pub(super) fn telling(self, understands: bool) -> Self {
+        Self { telling: understands.then(Telling::default), ..self }
+    }
+
+    /// Tells it for ever what was dropped for it: at once, and then at most once in each interval.
+    pub(super) async fn keep_telling(&self) -> Infallible {
+        let Some(telling) = &self.telling else { return std::future::pending().await };
+        loop {
+            telling.news.notified().await;
+            // While it does not read, what it was told last still waits: the next count takes all of them in.
+            while !self.tell_drops() {
+                tokio::time::sleep(TELL_INTERVAL).await;
+            }
+            tokio::time::sleep(TELL_INTERVAL).await;
+        }
+    }
+
+    /// Tells it what was dropped for it, if that is new. `false`: too much waits already.
+    fn tell_drops(&self) -> bool {
+        let Some(telling) = &self.telling else { return true };
+        let mut told = lock(&telling.told);
+        let drops = self.drops();
+        let counts = DroppedCounts { too_slow: drops.slow().messages, too_large: drops.too_large.messages };
+        if counts == *told {
+            return true;
+        }
+        let mut bytes = BytesMut::new();
+        Command::Dropped(counts).write(&mut bytes);
+        let is_queued = self.outbox.push_urgent(&bytes, TELL_MAX);
+        if is_queued {
+            *told = counts;
+        }
+        is_queued
+    }
+
+    fn note_news(&self) {
+        if let Some(telling) = &self.telling {
+            telling.news.notify_one();
+        }
     }
 
     /// The rule for messages to it that policies give this number.
@@ -210,6 +261,7 @@ impl Subscriber {
                 counter.add(amount.messages as usize, amount.bytes as usize);
             }
         }
+        self.note_news();
         self.log_slowness();
     }
 
@@ -217,6 +269,7 @@ impl Subscriber {
     /// of the last one.
     pub(super) fn count_too_large(&self, amount: Amount, topic: &[u8]) {
         self.too_large.add(amount.messages as usize, amount.bytes as usize);
+        self.note_news();
         let mut log = lock(&self.large_log);
         if log.is_some_and(|last| last.elapsed() < SLOW_LOG_INTERVAL) {
             return;
@@ -315,6 +368,15 @@ impl Subscriber {
         self.cut.cancel();
         self.outbox.close();
     }
+}
+
+/// What a subscriber is told of drops.
+#[derive(Debug, Default)]
+struct Telling {
+    /// There may be new ones.
+    news: Notify,
+    /// What it was told last.
+    told: Mutex<DroppedCounts>,
 }
 
 /// Messages that a subscriber was not sent: because it was too slow, by which ones were chosen, or because it does not take them.
@@ -493,6 +555,8 @@ impl Gate {
 
     pub(super) fn close_subscribers(&self) {
         for subscriber in lock(&self.subscribers).values() {
+            // The last count goes out, too; one that does not read will not miss it.
+            subscriber.tell_drops();
             subscriber.outbox.close();
         }
     }

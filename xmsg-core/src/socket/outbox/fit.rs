@@ -177,6 +177,13 @@ impl Outbox {
             return;
         }
         self.strike_out(copied);
+        let room = {
+            let mut guard = self.lock();
+            let room = self.made_room(guard.state_mut());
+            guard.pushed = true;
+            room
+        };
+        self.tell(room);
         self.reconsider();
         self.progress.notify_waiters();
     }

@@ -4,13 +4,13 @@
 //! sooner if queues stay short. This is no bound, which the high-water mark is: nobody waits for longer than [`CATCH_UP`], and a writer
 //! that has not caught up by then is not waited for again for a while. So a peer that pauses, or is slow, has all of its queue.
 
-use std::collections::VecDeque;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Outbox, State};
+use crate::socket::line::{Calls, Line, Place};
 
 /// Whoever sends and is further ahead of the writer than this, bytes, or than two of its messages, had better wait.
 pub(super) const AHEAD: usize = 4 << 20;
@@ -22,7 +22,7 @@ const LAPSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// Those who wait, in the order in which they came.
-    waiting: VecDeque<oneshot::Sender<()>>,
+    waiting: Line,
     /// Until then nobody is to wait.
     lapse: Option<Instant>,
     /// What the longest of the messages, or runs of messages, that were queued lately is charged for, bytes.
@@ -52,8 +52,9 @@ impl Pace {
         !self.waiting.is_empty()
     }
 
-    pub(super) fn take_waiting(&mut self) -> VecDeque<oneshot::Sender<()>> {
-        std::mem::take(&mut self.waiting)
+    /// Has everybody go on.
+    pub(super) fn take_waiting(&mut self) -> Calls {
+        self.waiting.take_all()
     }
 }
 
@@ -89,49 +90,54 @@ impl Outbox {
             // Nobody would tell the time.
             return false;
         }
-        let (turn, mut is_due) = oneshot::channel();
-        {
+        let turn = {
             let mut state = self.state();
             if !state.is_far_ahead() {
                 return false;
             }
-            while state.pace.waiting.front().is_some_and(oneshot::Sender::is_closed) {
-                state.pace.waiting.pop_front();
-            }
-            state.pace.waiting.push_back(turn);
-        }
-        let in_time = tokio::time::timeout(CATCH_UP, &mut is_due).await.is_ok();
-        is_due.close();
-        if !in_time {
+            Turn { outbox: self, place: state.pace.waiting.join(()) }
+        };
+        let is_due = std::future::poll_fn(|cx| {
+            let waits = self.state().pace.waiting.wait(&turn.place, cx.waker());
+            if waits { Poll::Pending } else { Poll::Ready(()) }
+        });
+        if tokio::time::timeout(CATCH_UP, is_due).await.is_err() {
             let waiting = {
                 let mut state = self.state();
                 if state.has_caught_up() {
-                    VecDeque::new()
+                    Calls::default()
                 } else {
                     state.pace.lapse = Some(Instant::now() + LAPSE);
                     state.pace.take_waiting()
                 }
             };
             // They need not find that out for themselves.
-            for turn in waiting {
-                let _ = turn.send(());
-            }
+            waiting.wake();
         }
-        self.give_turn();
         true
     }
 
     /// Lets the one that has waited longest go on, if the writer has caught up.
     pub(super) fn give_turn(&self) {
-        loop {
-            let turn = {
-                let mut state = self.state();
-                if state.has_caught_up() { state.pace.waiting.pop_front() } else { None }
-            };
-            // It may have given up waiting.
-            if turn.is_none_or(|turn| turn.send(()).is_ok()) {
-                return;
-            }
+        let waker = {
+            let mut state = self.state();
+            if state.has_caught_up() { state.pace.waiting.take_first() } else { None }
+        };
+        if let Some(((), Some(waker))) = waker {
+            waker.wake();
         }
+    }
+}
+
+/// One of those who wait for the writer. Whether it goes on or gives up, the next one may have its turn.
+struct Turn<'a> {
+    outbox: &'a Outbox,
+    place: Place,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.outbox.state().pace.waiting.leave(&self.place);
+        self.outbox.give_turn();
     }
 }

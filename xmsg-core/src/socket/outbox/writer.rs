@@ -15,7 +15,7 @@ use crate::zmtp::{Command, Header, whole_messages_within};
 /// Slices handed to the system in one write.
 const SLICES: usize = 64;
 /// Bytes handed to the system in one write, so that urgent answers get their turn.
-const WRITE_MAX: usize = 1 << 20;
+pub(super) const WRITE_MAX: usize = 1 << 20;
 /// Bytes that are sealed before they are written; a longer frame is sealed in one piece.
 const SEAL_MAX: usize = 64 << 10;
 
@@ -163,6 +163,8 @@ impl<'a> Writer<'a> {
             let plain = sealing.advance(written);
             if plain > 0 {
                 self.advance(plain);
+            } else {
+                self.outbox.state().of_boxes += written as u64;
             }
         }
         Ok(())
@@ -206,16 +208,11 @@ impl<'a> Writer<'a> {
         state.queued -= done;
         state.written += Amount { messages: done.messages, bytes: written as u64 };
         self.urgent_waits = !state.urgent.is_empty();
-        let roomy = state.queued.bytes <= self.outbox.low_water.bytes
-            && state.queued.messages <= self.outbox.low_water.messages;
-        let has_room = state.crowded && roomy;
+        let room = self.outbox.made_room(&mut state);
         let is_watched = std::mem::take(&mut state.watched);
-        state.crowded &= !roomy;
         let somebody_waits = state.keep_pace(written);
         drop(state);
-        if has_room {
-            self.outbox.room.notify_waiters();
-        }
+        self.outbox.tell(room);
         if somebody_waits {
             self.outbox.give_turn();
         }
@@ -267,6 +264,10 @@ impl Drop for Writer<'_> {
         state.writer = None;
         chunks.append(&mut state.chunks);
         state.chunks = chunks;
+        // The next writer may be long in coming.
+        let room = self.outbox.made_room(&mut state);
+        drop(state);
+        self.outbox.tell(room);
     }
 }
 
@@ -341,8 +342,8 @@ impl Sealing {
     async fn seal_long(&mut self, frame: LongFrame) -> io::Result<()> {
         let Some(mut sealer) = self.sealer.take() else { return Ok(()) };
         let LongFrame { flags, body, len } = frame;
+        let mut out = std::mem::take(&mut self.sealed);
         let task = tokio::task::spawn_blocking(move || {
-            let mut out = BytesMut::new();
             sealer.seal(flags, &body, &mut out);
             (sealer, out)
         });

@@ -7,9 +7,11 @@
 //! [`Opener`] turns it into the frames that a NULL connection would carry, [`Sealer`] the other way round: whatever lies
 //! between them, the engine, the switch, the queues, need not know.
 
+use std::ops::Range;
+
 use bytes::{Buf, BufMut, BytesMut};
 
-use super::nacl::{StreamKey, TAG_LEN};
+use super::nacl::{StreamKey, TAG_LEN, pieces};
 use crate::zmtp::frame::{COMMAND, LONG, MORE};
 use crate::zmtp::{Header, Limited, Violation};
 
@@ -17,8 +19,9 @@ const NAME: &[u8; 8] = b"\x07MESSAGE";
 const COUNTER_LEN: usize = 8;
 /// Bytes in front of the ciphertext in the body of a MESSAGE.
 const ENVELOPE_LEN: usize = NAME.len() + COUNTER_LEN + TAG_LEN;
-/// Frames from this many bytes on take long enough (a millisecond and more) to be opened and sealed apart from whoever serves others, too.
-pub const LONG_FRAME: usize = 512 << 10;
+/// Frames from this many bytes on are opened and sealed apart from whoever serves others, too: each takes 1.2 ms with SSE2, 0.6 ms
+/// with AVX2, 0.4 ms with AVX-512.
+pub const LONG_FRAME: usize = 1 << 20;
 /// Bytes that the body of a MESSAGE is longer than the body of the frame in it.
 const OVERHEAD: usize = ENVELOPE_LEN + 1;
 /// The flags inside the box.
@@ -72,10 +75,17 @@ impl Sealer {
         let boxed_at = out.len();
         let more = if flags & MORE == 0 { 0 } else { BOXED_MORE };
         let command = if flags & COMMAND == 0 { 0 } else { BOXED_COMMAND };
-        out.put_u8(more | command);
-        out.put_slice(body);
-        let tag = self.key.seal(self.counter, &mut out[boxed_at..]);
-        out[tag_at..boxed_at].copy_from_slice(&tag);
+        let mut making = self.key.start(self.counter);
+        // The flags, and then the body, are one text.
+        for Range { start, end } in pieces(1 + body.len()) {
+            let piece_at = out.len();
+            if start == 0 {
+                out.put_u8(more | command);
+            }
+            out.put_slice(&body[start.saturating_sub(1)..end - 1]);
+            making.encrypt(&mut out[piece_at..]);
+        }
+        out[tag_at..boxed_at].copy_from_slice(&making.tag());
     }
 }
 
@@ -160,9 +170,14 @@ impl Opener {
         let start = frames.len();
         frames.reserve(header_len + body_len);
         frames.put_bytes(0, header_len - 1);
-        frames.put_slice(ciphertext);
         let flags_at = start + header_len - 1;
-        if !self.key.open(counter, tag, &mut frames[flags_at..]) {
+        let mut making = self.key.start(counter);
+        for piece in pieces(ciphertext.len()) {
+            let piece_at = frames.len();
+            frames.put_slice(&ciphertext[piece]);
+            making.decrypt(&mut frames[piece_at..]);
+        }
+        if !making.has_tag(tag) {
             frames.truncate(start);
             return Err(Violation::NotAuthentic("a CURVE message does not open"));
         }

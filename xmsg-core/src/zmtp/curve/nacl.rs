@@ -1,23 +1,28 @@
 //! `crypto_box` of `NaCl` put together from its parts: X25519, `HSalsa20`, Salsa20, Poly1305.
 //!
-//! A box is the tag (16 bytes), then the ciphertext. The parts come from well-kept crates; put together here
-//! because all boxes of a connection's traffic share the first 16 bytes of their nonce, so that the step from `XSalsa20` to
-//! Salsa20 need be done once for each connection ([`StreamKey`]) and not for each frame.
+//! A box is the tag (16 bytes), then the ciphertext. Put together here because all boxes of a connection's traffic share the first 16
+//! bytes of their nonce and number the rest, so that the step from `XSalsa20` to Salsa20 is done once for each connection
+//! ([`StreamKey`]) and not for each frame, and the first block of the key stream is computed for several frames at a time.
 
-use poly1305::Poly1305;
-use poly1305::universal_hash::KeyInit;
-use salsa20::Salsa20;
+use std::ops::Range;
+
+use fearless_simd::{Level, Simd, dispatch};
 use salsa20::cipher::consts::U10;
-use salsa20::cipher::{KeyIvInit, StreamCipher};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::key::{KEY_LEN, PublicKey, SecretKey};
+use super::poly1305::{self, Poly1305};
+use super::salsa20::{BLOCK_LEN, Salsa20};
 
 /// Bytes that a box is longer than what is in it.
-pub(super) const TAG_LEN: usize = 16;
+pub(super) const TAG_LEN: usize = poly1305::TAG_LEN;
 /// Bytes of a nonce.
 pub(super) const NONCE_LEN: usize = 24;
+/// Bytes of a box that are made at a time: they are still in the processor's first cache when the tag is computed of them.
+const PIECE: usize = 8 << 10;
+/// Bytes that the first block of the key stream encrypts; those before it are the key of the tag.
+const FIRST: usize = BLOCK_LEN - poly1305::KEY_LEN;
 
 /// What two key pairs share.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -33,25 +38,32 @@ impl BoxKey {
 
     /// Boxes `plain`.
     pub(super) fn seal(&self, nonce: &[u8; NONCE_LEN], plain: &[u8]) -> Vec<u8> {
-        let (stream, rest) = self.split(nonce);
-        let mut boxed = vec![0; TAG_LEN + plain.len()];
+        let (mut stream, rest) = self.split(nonce);
+        let mut boxed = [&[0; TAG_LEN], plain].concat();
         let (tag, body) = boxed.split_at_mut(TAG_LEN);
-        body.copy_from_slice(plain);
-        tag.copy_from_slice(&stream.seal(rest, body));
+        let mut making = stream.start(rest);
+        for piece in pieces(body.len()) {
+            making.encrypt(&mut body[piece]);
+        }
+        tag.copy_from_slice(&making.tag());
         boxed
     }
 
     /// Opens a box; `None` if it was not made with this key and nonce.
     pub(super) fn open(&self, nonce: &[u8; NONCE_LEN], boxed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        let (stream, rest) = self.split(nonce);
+        let (mut stream, rest) = self.split(nonce);
         let (tag, body) = boxed.split_first_chunk::<TAG_LEN>()?;
         let mut plain = Zeroizing::new(body.to_vec());
-        stream.open(rest, tag, &mut plain).then_some(plain)
+        let mut making = stream.start(rest);
+        for piece in pieces(plain.len()) {
+            making.decrypt(&mut plain[piece]);
+        }
+        making.has_tag(tag).then_some(plain)
     }
 
     /// The key of all boxes whose nonce starts with this.
     pub(super) fn stream(&self, prefix: &[u8; 16]) -> StreamKey {
-        StreamKey(hsalsa20(&self.0, prefix))
+        StreamKey::new(&hsalsa20(&self.0, prefix), Level::new())
     }
 
     fn split(&self, nonce: &[u8; NONCE_LEN]) -> (StreamKey, u64) {
@@ -63,35 +75,98 @@ impl BoxKey {
     }
 }
 
-/// The key of boxes that differ in the last 8 bytes of their nonce only.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub(super) struct StreamKey([u8; KEY_LEN]);
+/// The key of boxes that differ in the last 8 bytes of their nonce only, a number.
+pub(super) struct StreamKey {
+    salsa20: Salsa20,
+    /// What the processor can do.
+    level: Level,
+    /// The first blocks of the key stream for some nonces in a row.
+    ahead: Zeroizing<Vec<[u8; BLOCK_LEN]>>,
+    /// The first of these nonces.
+    ahead_from: u64,
+}
 
 impl StreamKey {
-    /// Encrypts in place. Returns the tag.
-    pub(super) fn seal(&self, nonce: u64, body: &mut [u8]) -> [u8; TAG_LEN] {
-        let (mut cipher, authenticator) = self.start(nonce);
-        cipher.apply_keystream(body);
-        authenticator.compute_unpadded(body).into()
+    fn new(key: &[u8; KEY_LEN], level: Level) -> Self {
+        Self { salsa20: Salsa20::new(key), level, ahead: Zeroizing::default(), ahead_from: 0 }
     }
 
-    /// Checks the tag and then decrypts in place; `false`, and nothing is changed, if the tag is wrong.
-    pub(super) fn open(&self, nonce: u64, tag: &[u8; TAG_LEN], body: &mut [u8]) -> bool {
-        let (mut cipher, authenticator) = self.start(nonce);
-        let expected: [u8; TAG_LEN] = authenticator.compute_unpadded(body).into();
-        let genuine: bool = expected.ct_eq(tag).into();
-        if genuine {
-            cipher.apply_keystream(body);
+    /// Begins a box with this nonce, to be sealed or to be opened.
+    #[inline]
+    pub(super) fn start(&mut self, nonce: u64) -> Making<'_> {
+        if nonce.wrapping_sub(self.ahead_from) >= self.ahead.len() as u64 {
+            self.salsa20.first_blocks(self.level, nonce, &mut self.ahead);
+            self.ahead_from = nonce;
         }
-        genuine
+        // It has just been seen to that the block of this nonce is there.
+        let block = &self.ahead[nonce.wrapping_sub(self.ahead_from) as usize];
+        let (tag_key, first) = block.split_first_chunk().expect("a block is longer than the key of a tag");
+        Making {
+            salsa20: &self.salsa20,
+            level: self.level,
+            nonce,
+            block: 1,
+            first,
+            tag: Poly1305::new(tag_key),
+        }
+    }
+}
+
+/// In which pieces a box is made: all but the last of them end where a block of the key stream ends.
+pub(super) fn pieces(len: usize) -> impl Iterator<Item = Range<usize>> {
+    let end_of_first = (FIRST + PIECE).min(len);
+    let others = (end_of_first..len).step_by(PIECE).map(move |start| start..(start + PIECE).min(len));
+    std::iter::once(0..end_of_first).chain(others)
+}
+
+/// A box in the making, in [`pieces`] and in their order.
+pub(super) struct Making<'a> {
+    salsa20: &'a Salsa20,
+    level: Level,
+    nonce: u64,
+    /// The number of the next block of the key stream.
+    block: u64,
+    /// What is left of the first block.
+    first: &'a [u8],
+    tag: Poly1305,
+}
+
+impl Making<'_> {
+    /// Encrypts the next piece in place.
+    pub(super) fn encrypt(&mut self, piece: &mut [u8]) {
+        dispatch!(self.level, simd => {
+            self.apply(simd, piece);
+            self.tag.update(simd, piece);
+        });
     }
 
-    /// The first 32 bytes of the key stream are the key of the tag.
-    fn start(&self, nonce: u64) -> (Salsa20, Poly1305) {
-        let mut cipher = Salsa20::new(&self.0.into(), &nonce.to_be_bytes().into());
-        let mut key = Zeroizing::new([0; 32]);
-        cipher.apply_keystream(&mut *key);
-        (cipher, Poly1305::new(&(*key).into()))
+    /// Decrypts the next piece in place. Nothing of it may be used before the tag is known to be right.
+    pub(super) fn decrypt(&mut self, piece: &mut [u8]) {
+        dispatch!(self.level, simd => {
+            self.tag.update(simd, piece);
+            self.apply(simd, piece);
+        });
+    }
+
+    #[inline(always)]
+    fn apply<S: Simd>(&mut self, simd: S, piece: &mut [u8]) {
+        let (first, rest) = piece.split_at_mut(self.first.len().min(piece.len()));
+        for (byte, key) in first.iter_mut().zip(std::mem::take(&mut self.first)) {
+            *byte ^= key;
+        }
+        self.salsa20.apply(simd, self.nonce, self.block, rest);
+        self.block += (rest.len() / BLOCK_LEN) as u64;
+    }
+
+    /// The tag of all pieces.
+    pub(super) fn tag(self) -> [u8; TAG_LEN] {
+        self.tag.tag()
+    }
+
+    /// Whether this is the tag of all pieces.
+    #[must_use]
+    pub(super) fn has_tag(self, tag: &[u8; TAG_LEN]) -> bool {
+        self.tag().ct_eq(tag).into()
     }
 }
 
@@ -101,6 +176,11 @@ fn hsalsa20(key: &[u8; KEY_LEN], input: &[u8; 16]) -> [u8; KEY_LEN] {
 
 #[cfg(test)]
 mod tests {
+    use ::poly1305::universal_hash::KeyInit;
+    use ::salsa20::cipher::{KeyIvInit, StreamCipher};
+    use proptest::prelude::*;
+
+    use super::super::salsa20::levels;
     use super::*;
 
     fn bytes<const N: usize>(text: &str) -> [u8; N] {
@@ -125,6 +205,65 @@ mod tests {
         assert_eq!(*opened.unwrap(), plain);
     }
 
+    /// The example of "Cryptography in `NaCl`" (Bernstein, 2009).
+    #[test]
+    fn box_of_nacl() {
+        let key = BoxKey(bytes("1b27556473e985d462cd51197a9a46c76009549eac6474f206c4ee0844f68389"));
+        let nonce = bytes("69696ee955b62b73cd62bda875fc73d68219e0036b7a0b37");
+        let plain = "be075fc53c81f2d5cf141316ebeb0c7b5228c52a4c62cbd44b66849b64244ffce5ecbaaf33bd751a1ac728d45e6c6129\
+                     6cdc3c01233561f41db66cce314adb310e3be8250c46f06dceea3a7fa1348057e2f6556ad6b1318a024a838f21af1fde\
+                     048977eb48f59ffd4924ca1c60902e52f0a089bc76897040e082f937763848645e0705";
+        let expected = "f3ffc7703f9400e52a7dfb4b3d3305d98e993b9f48681273c29650ba32fc76ce48332ea7164d96a4476fb8c531a1186a\
+                        c0dfc17c98dce87b4da7f011ec48c97271d2c20f9b928fe2270d6fb863d51738b48eeee314a7cc8ab932164548e526ae\
+                        90224368517acfeabd6bb3732bc0e9da99832b61ca01b6de56244a9e88d5f9b37973f622a43d14a6599b1f654cb45a74\
+                        e355a5";
+        let plain = hex::decode(plain).unwrap();
+        let boxed = key.seal(&nonce, &plain);
+        assert_eq!(hex::encode(&boxed), expected);
+        assert_eq!(*key.open(&nonce, &boxed).unwrap(), plain);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Boxes of every length, with nonces that go on, skip and return, are those of the crates `salsa20` and `poly1305`.
+        #[test]
+        fn boxes_as_of_the_crates(
+            key: [u8; KEY_LEN],
+            first in prop_oneof![any::<u64>(), u64::MAX - 5..=u64::MAX],
+            boxes in prop::collection::vec((0..40_u64, prop_oneof![0..600_usize, 8000..18_000_usize]), 1..6),
+        ) {
+            for level in levels() {
+                let (mut sealing, mut opening) = (StreamKey::new(&key, level), StreamKey::new(&key, level));
+                for &(skipped, len) in &boxes {
+                    let nonce = first.wrapping_add(skipped);
+                    let plain: Vec<u8> = (0..len).map(|index| (index % 251) as u8).collect();
+
+                    let mut cipher = ::salsa20::Salsa20::new(&key.into(), &nonce.to_be_bytes().into());
+                    let (mut tag_key, mut expected) = ([0; KEY_LEN], plain.clone());
+                    cipher.apply_keystream(&mut tag_key);
+                    cipher.apply_keystream(&mut expected);
+                    let tag: [u8; TAG_LEN] =
+                        ::poly1305::Poly1305::new(&tag_key.into()).compute_unpadded(&expected).into();
+
+                    let (mut boxed, mut making) = (plain.clone(), sealing.start(nonce));
+                    for piece in pieces(len) {
+                        making.encrypt(&mut boxed[piece]);
+                    }
+                    prop_assert!(boxed == expected, "{:?}, {} bytes", level, len);
+                    prop_assert_eq!(making.tag(), tag);
+
+                    let mut making = opening.start(nonce);
+                    for piece in pieces(len) {
+                        making.decrypt(&mut boxed[piece]);
+                    }
+                    prop_assert!(making.has_tag(&tag));
+                    prop_assert!(boxed == plain);
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_changed_box_does_not_open() {
         let (ours, theirs) = (SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]));
@@ -137,6 +276,15 @@ mod tests {
         }
         assert!(key.open(&[4; NONCE_LEN], &boxed).is_none());
         assert!(key.open(&[3; NONCE_LEN], &boxed[..10]).is_none());
+    }
+
+    /// They would not reach a crate that depends on this one, which would then be slower than what is measured here
+    /// (`tests/bench/dependent.py`).
+    #[test]
+    fn no_flags_of_the_workspace_choose_the_cipher() {
+        let settings = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cargo/config.toml");
+        let settings = std::fs::read_to_string(settings).unwrap_or_default();
+        assert!(!settings.contains("--cfg") && !settings.contains("target-"), "{settings}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ impl Stack for Xmsg {
     const THREADS: Threads = Threads::Many;
 
     async fn publisher(plan: &Plan) -> Result<Publisher> {
-        let connection = Connection::new(address(plan)?);
+        let connection = Connection::new(address(plan)?)?;
         connection.connect().await?;
         Ok(Publisher { connection, topics: topics(plan) })
     }
@@ -31,7 +31,7 @@ impl Stack for Xmsg {
             Interest::Own => vec![topics(plan).swap_remove(index)],
             Interest::Every => topics(plan),
         };
-        Ok(Connection::new(address(plan)?).subscribe(topics).await?)
+        Ok(Connection::new(address(plan)?)?.subscribe(topics).await?)
     }
 }
 

@@ -1,0 +1,138 @@
+//! A relay between clients and a proxy, which can lose what it was given, as a half-open connection does.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use xmsg_core::ProxyAddress;
+
+/// What the relay does with what publishers send. The other ports are passed on in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Pass,
+    /// It is taken, and goes nowhere.
+    Swallow,
+    /// It is passed on until messages of this topic come.
+    SwallowTopic(&'static str),
+}
+
+/// Three ports in a row that lead to those of a proxy.
+#[derive(Debug)]
+pub struct Relay {
+    address: ProxyAddress,
+    mode: Arc<watch::Sender<Mode>>,
+    cut: Arc<watch::Sender<u32>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Relay {
+    /// A relay to this proxy.
+    ///
+    /// # Panics
+    ///
+    /// If no three ports in a row are free.
+    pub async fn start(proxy: &ProxyAddress) -> Self {
+        let (port, listeners) = three_ports().await;
+        let address = ProxyAddress::new("127.0.0.1", port).expect("a port in the middle of the range");
+        let targets = [proxy.publish_port(), proxy.subscribe_port(), proxy.control_port()];
+        let mode = Arc::new(watch::Sender::new(Mode::Pass));
+        let cut = Arc::new(watch::Sender::new(0));
+        let mut tasks = JoinSet::new();
+        for (index, (listener, target)) in listeners.into_iter().zip(targets).enumerate() {
+            let mode = (index == 0).then(|| mode.clone());
+            tasks.spawn(accept(listener, target, mode, cut.clone()));
+        }
+        Self { address, mode, cut, _tasks: tasks }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> &ProxyAddress {
+        &self.address
+    }
+
+    /// From now on, what publishers send is taken and goes nowhere, until the connections are [cut](Self::cut).
+    pub fn swallow(&self) {
+        self.mode.send_replace(Mode::Swallow);
+    }
+
+    /// From now on, what publishers send is taken and goes nowhere as soon as a message of this topic, of one letter, comes.
+    pub fn swallow_from(&self, topic: &'static str) {
+        self.mode.send_replace(Mode::SwallowTopic(topic));
+    }
+
+    /// Ends all connections of now, and passes on again what comes over later ones.
+    pub fn cut(&self) {
+        self.mode.send_replace(Mode::Pass);
+        self.cut.send_modify(|cuts| *cuts += 1);
+    }
+}
+
+async fn three_ports() -> (u16, [TcpListener; 3]) {
+    for _ in 0..1000 {
+        let first = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = first.local_addr().expect("it is bound").port();
+        let Some(last) = port.checked_add(2) else { continue };
+        let (second, third) =
+            (TcpListener::bind(("127.0.0.1", port + 1)), TcpListener::bind(("127.0.0.1", last)));
+        if let (Ok(second), Ok(third)) = tokio::join!(second, third) {
+            return (port, [first, second, third]);
+        }
+    }
+    panic!("no three ports in a row are free");
+}
+
+async fn accept(
+    listener: TcpListener,
+    target: u16,
+    mode: Option<Arc<watch::Sender<Mode>>>,
+    cut: Arc<watch::Sender<u32>>,
+) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        let (mode, mut cut) = (mode.clone(), cut.subscribe());
+        connections.spawn(async move {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
+            tokio::select! {
+                _ = cut.changed() => {}
+                () = pass(client, server, mode) => {}
+            }
+        });
+    }
+}
+
+async fn pass(client: TcpStream, server: TcpStream, mode: Option<Arc<watch::Sender<Mode>>>) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let up = async {
+        let mut buffer = vec![0; 64 << 10];
+        let mut swallows = false;
+        loop {
+            match from_client.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(len) => {
+                    swallows = match mode.as_ref().map(|mode| *mode.borrow()) {
+                        None | Some(Mode::Pass) => false,
+                        Some(Mode::Swallow) => true,
+                        Some(Mode::SwallowTopic(topic)) => {
+                            // The header of a first frame: more frames follow, and its length.
+                            let first = [&[1, topic.len() as u8], topic.as_bytes()].concat();
+                            swallows || buffer[..len].windows(first.len()).any(|part| part == first)
+                        }
+                    };
+                    if !swallows && to_server.write_all(&buffer[..len]).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        let _ = to_server.shutdown().await;
+    };
+    let down = async {
+        let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+        let _ = to_client.shutdown().await;
+    };
+    tokio::join!(up, down);
+}

@@ -1,0 +1,456 @@
+//! Connections and actors over the simulated network: a connection that publishes, an actor whose handler receives, and a switch with
+//! a controller, as a proxy has it. At some point, which the seed chooses, they are closed or drained, now and then by a call that is
+//! given up and made again.
+//!
+//! What has to hold, whatever the network does:
+//!
+//! 1. what was accepted was written to the network once, in order, or is counted as *unsent*;
+//! 2. what of that did not come out at the other end is counted as *unconfirmed*, or was reported by a flush;
+//! 3. what a handler was given, and what is counted as *unhandled*, came out of the network, and nothing twice; after a `drain` that had
+//!    the time it needs, it is all that came out;
+//! 4. every call returns by its deadline, and tells the same when it is made again.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use xmsg_core::socket::transport::Listener;
+use xmsg_core::socket::{Endpoint, Publisher, Router, SocketOptions, Subscriber, TcpOptions};
+use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message, Unfinished};
+use xmsg_proxy::Config;
+use xmsg_proxy::switch::{Side, Switch};
+
+use super::net::{self, Happened, Id, Ledger, Line, Quality, some_time};
+use super::{BOUND, PREFIXES, STOP, TOPICS, body, config, options};
+
+/// The lines: of the connection, and of the actor.
+const PUBLISH: usize = 0;
+const CONTROL: usize = 1;
+const ACTOR: usize = 2;
+const RECEIVE: usize = 3;
+const ACTOR_CONTROL: usize = 4;
+const LINES: usize = 5;
+/// How much later than its deadline a call may return: it has been told, and takes leave.
+const LATE: Duration = Duration::from_secs(2);
+/// Longer than the network is bad.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// Runs one seed on the present runtime, whose clock has to be paused. Returns what happened, and what was wrong with it.
+pub async fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+    fastrand::seed(seed);
+    let ledger = Ledger::new();
+    let result = match tokio::time::timeout(BOUND, simulate(seed, ledger.clone())).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("it hangs: not at its end after {BOUND:?} of virtual time")),
+    };
+    let trace = std::mem::take(&mut ledger.books().trace);
+    (trace, result)
+}
+
+/// A switch and what answers control requests.
+struct Proxy {
+    switch: Switch,
+    router: Router,
+    _controller: JoinSet<()>,
+}
+
+impl Proxy {
+    async fn start(name: &str, generation: usize, config: &Config, ledger: &Ledger) -> Self {
+        let endpoint = |what: &str| Endpoint::Inproc(format!("{name}-{what}-{generation}"));
+        let listener = async |endpoint: &Endpoint| {
+            Listener::bind(endpoint, TcpOptions::default()).await.expect("a new name")
+        };
+        let switch = Switch::start(config.clone());
+        let (requests_at, answers_at) = (endpoint("requests"), endpoint("answers"));
+        switch.listen(listener(&requests_at).await, Side::Requests);
+        switch.listen(listener(&answers_at).await, Side::Answers);
+        let requests = Subscriber::new(SocketOptions::default());
+        requests.subscribe("xmsg:control").expect("a short prefix");
+        requests.connect(requests_at);
+        let answers = Publisher::new(SocketOptions::default());
+        answers.connect(answers_at);
+        switch.subscribed(b"xmsg:control").await;
+        let router = Router::new(SocketOptions::default());
+        let endpoints: Vec<_> = (0..LINES).map(|line| endpoint(&format!("line-{line}"))).collect();
+        for (line, side) in
+            [(PUBLISH, Side::Publishers), (ACTOR, Side::Publishers), (RECEIVE, Side::Subscribers)]
+        {
+            switch.listen(listener(&endpoints[line]).await, side);
+        }
+        for line in [CONTROL, ACTOR_CONTROL] {
+            router.listen(listener(&endpoints[line]).await);
+        }
+        let mut controller = JoinSet::new();
+        controller.spawn(answer(switch.clone(), requests, answers, router.clone()));
+        ledger.books().switch = Some((generation, switch.clone(), endpoints));
+        Self { switch, router, _controller: controller }
+    }
+
+    async fn end(self, kill: bool, ledger: &Ledger) {
+        if kill {
+            self.switch.abort();
+            ledger.books().switch = None;
+        } else {
+            self.switch.stop(STOP).await;
+            ledger.books().switch = None;
+        }
+        self.router.close(Duration::ZERO).await;
+    }
+}
+
+/// Answers control requests, as a proxy does.
+async fn answer(switch: Switch, mut requests: Subscriber, answers: Publisher, router: Router) {
+    while let Some(request) = requests.recv().await {
+        let [_, kind, argument] = request.frames() else { continue };
+        match &kind[..] {
+            // Whoever is not there asks again.
+            b"pub" => drop(router.try_send(argument, [Bytes::from_static(b"pub")])),
+            b"sub" => {
+                switch.settled().await;
+                let _ = answers.publish([argument.clone(), Bytes::from_static(b"sub")]).await;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What the connection did.
+#[derive(Default)]
+struct Published {
+    accepted: Vec<Id>,
+    /// Of calls that were given up: accepted as a whole, or not at all.
+    open: Vec<Id>,
+    /// What of it was proved to have arrived by a flush: so many of the first, but for so many of them.
+    flushed: (usize, u64),
+    /// Reported as in doubt by flushes.
+    doubtful: u64,
+    failed: Option<String>,
+}
+
+async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let mut rng = Rng::with_seed(seed);
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let name = format!("clients-{}-{seed}", RUNS.fetch_add(1, Ordering::Relaxed));
+    let config = config(&mut rng);
+    let mut proxy = Proxy::start(&name, 0, &config, &ledger).await;
+    let lines: Vec<_> = (0..LINES).map(|line| Endpoint::Inproc(format!("{name}-line-{line}"))).collect();
+    let good = rng.u8(..3) == 0;
+    for (client, endpoint) in lines.iter().enumerate() {
+        let quality = Quality {
+            refusals: if good { 0 } else { rng.u8(..40) },
+            cuts: if good { 0 } else { rng.u8(..100) },
+            stalls: if good { 0 } else { rng.u8(..60) },
+            grain: 1 << rng.u32(9..17),
+            delays: if rng.bool() { 0 } else { rng.u8(..30) },
+        };
+        let line = Line { client, quality, rng: rng.fork(), ledger: ledger.clone() };
+        line.open(endpoint, &tasks, &stop).await;
+    }
+    let made = |rng: &mut Rng, lines: [usize; 3]| {
+        let socket = options(rng);
+        ConnectOptions::without_environment()
+            .connection_timeout(PATIENCE)
+            .subscription_timeout(PATIENCE)
+            .before_connect(move |mine, _| {
+                *mine = SocketOptions { identity: mine.identity.clone(), ..socket.clone() };
+            })
+            .endpoints(lines.map(|line| Endpoint::Inproc(format!("{name}-line-{line}"))))
+    };
+    let options = made(&mut rng, [PUBLISH, RECEIVE, CONTROL]);
+    let connection = Connection::with_options("127.0.0.1", options).map_err(|error| error.to_string())?;
+    let options = made(&mut rng, [ACTOR, RECEIVE, ACTOR_CONTROL]);
+    let actor = Actor::builder("actor").proxy("127.0.0.1").options(options).build();
+    let actor = actor.map_err(|error| error.to_string())?;
+
+    let published = Mutex::new(Published::default());
+    let (mut of_publisher, mut of_service, mut of_world) = (rng.fork(), rng.fork(), rng.fork());
+    let publishing = async {
+        let (mut when, mut what) = (of_publisher.fork(), of_publisher.fork());
+        let closing = async {
+            tokio::time::sleep(some_time(&mut when, 2..14)).await;
+            let ending = async |limit| connection.close(limit).await;
+            end("the connection", &mut when, ending, &ledger).await
+        };
+        tokio::join!(closing, publish(&connection, &mut what, &published, &ledger)).0
+    };
+    let serving = serve(&actor, &mut of_service, &ledger);
+    let misfortunes = async {
+        let mut generation = 0;
+        for _ in 0..[0, 0, 0, 1, 1, 2][of_world.usize(..6)] {
+            tokio::time::sleep(some_time(&mut of_world, 2..14)).await;
+            let kill = of_world.u8(..3) == 0;
+            ledger.note(if kill { "kill" } else { "stop" }, generation, 0);
+            proxy.end(kill, &ledger).await;
+            tokio::time::sleep(some_time(&mut of_world, 1..14)).await;
+            generation += 1;
+            proxy = Proxy::start(&name, generation as usize, &config, &ledger).await;
+        }
+        tokio::time::sleep(some_time(&mut of_world, 2..14)).await;
+        ledger.note("healed", 0, 0);
+        ledger.healed.cancel();
+        proxy
+    };
+    let (closed, served, proxy) = tokio::join!(publishing, serving, misfortunes);
+    let (closed, served) = (closed?, served?);
+    let dropped = connection.dropped();
+    drop((connection, actor));
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    proxy.end(true, &ledger).await;
+
+    let published = published.into_inner().unwrap_or_else(PoisonError::into_inner);
+    check_published(&published, closed, dropped, &ledger)?;
+    check_served(&served, &ledger)
+}
+
+/// Ends something: by one call, or by several of which some are given up. Each that returns does so in time, and all tell the same.
+async fn end(
+    what: &str,
+    rng: &mut Rng,
+    ending: impl AsyncFn(Duration) -> Unfinished,
+    ledger: &Ledger,
+) -> Result<(Unfinished, bool), String> {
+    for _ in 0..[0, 0, 1, 3][rng.usize(..4)] {
+        let (limit, patience) = (some_time(rng, 1..15), some_time(rng, 0..13));
+        ledger.note("a call that is given up", limit.as_millis() as u64, patience.as_millis() as u64);
+        if let Ok(left) = tokio::time::timeout(patience, ending(limit)).await {
+            return again(what, rng, ending, left, false, ledger).await;
+        }
+    }
+    let limit = if rng.u8(..4) == 0 { PATIENCE } else { some_time(rng, 1..15) };
+    ledger.note("ending", limit.as_millis() as u64, 0);
+    let since = Instant::now();
+    let left = ending(limit).await;
+    let took = since.elapsed();
+    ledger.note("ended", took.as_millis() as u64, 0);
+    if took > limit + LATE {
+        return Err(format!("{what} took {took:?} to end; it had {limit:?}"));
+    }
+    again(what, rng, ending, left, took < limit, ledger).await
+}
+
+async fn again(
+    what: &str,
+    rng: &mut Rng,
+    ending: impl AsyncFn(Duration) -> Unfinished,
+    left: Unfinished,
+    in_time: bool,
+    ledger: &Ledger,
+) -> Result<(Unfinished, bool), String> {
+    tokio::time::sleep(some_time(rng, 0..12)).await;
+    let told = ending(some_time(rng, 0..12)).await;
+    ledger.note("told again", told.unsent, told.unconfirmed);
+    if told != left {
+        return Err(format!("{what} left {left:?}, and the next call told {told:?}"));
+    }
+    Ok((left, in_time))
+}
+
+fn message(number: u32, rng: &mut Rng) -> (Id, Message) {
+    let id = (0_u16, number);
+    let topic = *rng.choice(&TOPICS).expect("there are some");
+    let meta = [&id.0.to_be_bytes()[..], &id.1.to_be_bytes()].concat();
+    let len = if rng.u8(..10) == 0 { rng.usize(..9000) } else { rng.usize(..200) };
+    (id, Message::from_frames(Bytes::from_static(topic.as_bytes()), meta.into(), body(id, len)))
+}
+
+/// Publishes until the connection is closed, or enough is published; some calls are given up, and now and then there is a flush.
+async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Published>, ledger: &Ledger) {
+    let books = || published.lock().unwrap_or_else(PoisonError::into_inner);
+    let haste = rng.u32(0..9);
+    for number in 0..rng.u32(1..60) {
+        let (id, message) = message(number, rng);
+        let patience = if rng.u8(..4) == 0 { some_time(rng, 0..8) } else { PATIENCE };
+        match tokio::time::timeout(patience, connection.publish(&message)).await {
+            Err(_) => books().open.push(id),
+            Ok(Ok(())) => {
+                books().accepted.push(id);
+                ledger.note("accepted message", 0, number.into());
+            }
+            Ok(Err(error)) if error.kind() == ErrorKind::Closed => return,
+            Ok(Err(error)) => return books().failed = Some(format!("publish: {error}")),
+        }
+        if rng.u8(..12) == 0 {
+            let count = books().accepted.len();
+            let flushed = connection.flush(some_time(rng, 1..13)).await;
+            let mut books = books();
+            match flushed {
+                Ok(()) => books.flushed = (count, books.doubtful),
+                Err(error) if error.kind() == ErrorKind::Unconfirmed => {
+                    let text = error.to_string();
+                    let number = text.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).next();
+                    let Some(number) = number else { return books.failed = Some(text) };
+                    books.doubtful += number;
+                    books.flushed = (count, books.doubtful);
+                }
+                Err(error) if error.kind() == ErrorKind::Timeout => {}
+                Err(error) if error.kind() == ErrorKind::Closed => return,
+                Err(error) => return books.failed = Some(format!("flush: {error}")),
+            }
+            let (flushed, doubtful) = books.flushed;
+            let out = out(ledger, PUBLISH).len() as u64;
+            if out + doubtful < flushed as u64 {
+                return books.failed = Some(format!(
+                    "of {flushed} messages that were flushed, {out} came out, and {doubtful} were reported"
+                ));
+            }
+        }
+        if rng.u32(..8) < haste {
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << haste))).await;
+        }
+    }
+}
+
+/// Messages of the user that came out of this line, in order.
+fn out(ledger: &Ledger, line: usize) -> Vec<Id> {
+    let books = ledger.books();
+    let records = books.records.iter().filter(|record| record.client == line);
+    let seen = records.flat_map(|record| if line == RECEIVE { record.down.out() } else { record.up.out() });
+    seen.filter_map(|seen| seen.id).collect()
+}
+
+/// Messages of the user that were written into the line of the connection, in order.
+fn written(ledger: &Ledger) -> Vec<Id> {
+    let books = ledger.books();
+    let records = books.records.iter().filter(|record| record.client == PUBLISH);
+    records.flat_map(|record| &record.up.taken).filter_map(|seen| seen.id).collect()
+}
+
+fn check_published(
+    published: &Published,
+    (left, _): (Unfinished, bool),
+    dropped: u64,
+    ledger: &Ledger,
+) -> Result<(), String> {
+    if let Some(failed) = &published.failed {
+        return Err(failed.clone());
+    }
+    let (Published { accepted, open, .. }, written) = (published, written(ledger));
+    let what = || {
+        format!("accepted: {accepted:?}, perhaps {open:?}; {left:?}, {dropped} dropped; written: {written:?}")
+    };
+    let is_known = |id: &Id| accepted.contains(id) || open.contains(id);
+    if !written.is_sorted_by(|a, b| a < b) || !written.iter().all(is_known) {
+        return Err(format!("not what was accepted, or not in order: {}", what()));
+    }
+    let lost: Vec<_> = accepted.iter().filter(|id| !written.contains(id)).collect();
+    if dropped == 0 && lost.first().is_some_and(|first| written.last().is_some_and(|last| *first < last)) {
+        return Err(format!("left out: {}", what()));
+    }
+    if lost.len() as u64 > left.unsent + dropped {
+        return Err(format!("{} lost in silence: {}", lost.len(), what()));
+    }
+    let possible = lost.len() + open.iter().filter(|id| !written.contains(id)).count();
+    if left.unsent > possible as u64 {
+        return Err(format!("more unsent than there can be: {}", what()));
+    }
+    let out = out(ledger, PUBLISH).len() as u64;
+    if out + left.unconfirmed < written.len() as u64 {
+        return Err(format!("{out} came out: {}", what()));
+    }
+    Ok(())
+}
+
+/// What the actor did.
+struct Served {
+    /// `None`: it was ended before it had subscribed.
+    left: Option<Unfinished>,
+    handled: Vec<Id>,
+    /// All that came was to be handled, and there was time for it.
+    all: bool,
+}
+
+/// Subscribes with a handler, and ends it.
+async fn serve(actor: &Actor, rng: &mut Rng, ledger: &Ledger) -> Result<Served, String> {
+    let handled = Arc::new(Mutex::new(Vec::new()));
+    let concurrency = if rng.bool() { 1 } else { rng.usize(2..6) };
+    let slowness = rng.u32(..8);
+    let turns = Arc::new(AtomicU64::new(rng.u64(..)));
+    let handler = {
+        let handled = handled.clone();
+        move |message: Message| {
+            let (handled, turn) = (handled.clone(), turns.fetch_add(1, Ordering::Relaxed));
+            async move {
+                let mut rng = Rng::with_seed(turn);
+                if rng.u32(..10) < slowness {
+                    tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << slowness))).await;
+                }
+                let id = net::id(&message.into_frames());
+                handled.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+            }
+        }
+    };
+    let prefix = *rng.choice(&PREFIXES[1..]).expect("there are some");
+    let mut when = rng.fork();
+    let whole = when.bool();
+    let drains = when.bool();
+    let ending = async {
+        tokio::time::sleep(some_time(&mut when, 2..14)).await;
+    };
+    let subscribing = actor.subscribe_with(prefix, concurrency, handler);
+    let handle = tokio::select! {
+        biased;
+        handle = async {
+            let handle = subscribing.await;
+            ending.await;
+            handle
+        } => Some(handle.map_err(|error| format!("the subscription: {error}"))?),
+        () = tokio::time::sleep(PATIENCE) => None,
+    };
+    let (left, in_time) = match &handle {
+        Some(handle) if !whole => {
+            let ended = end(
+                "the subscription",
+                &mut when,
+                async |limit| if drains { handle.drain(limit).await } else { handle.close(limit).await },
+                ledger,
+            );
+            let ended = ended.await?;
+            actor.close(LATE).await;
+            ended
+        }
+        _ => {
+            let ending =
+                async |limit| if drains { actor.drain(limit).await } else { actor.close(limit).await };
+            end("the actor", &mut when, ending, ledger).await?
+        }
+    };
+    let handled = handled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let handled: Option<Vec<Id>> = handled.into_iter().collect();
+    let handled = handled.ok_or("a handler was given a message that nobody sent")?;
+    Ok(Served { left: handle.is_some().then_some(left), handled, all: drains && in_time })
+}
+
+fn check_served(served: &Served, ledger: &Ledger) -> Result<(), String> {
+    let Some(left) = served.left else { return Ok(()) };
+    let (came, handled) = (out(ledger, RECEIVE), &served.handled);
+    let mut ids: Vec<_> = handled.clone();
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.len() != handled.len() {
+        return Err(format!("a message was handled twice: {handled:?}"));
+    }
+    if let Some(foreign) = handled.iter().find(|id| !came.contains(id)) {
+        return Err(format!("{foreign:?} was handled, and never came"));
+    }
+    let known = handled.len() as u64 + left.unhandled;
+    if known > came.len() as u64 {
+        return Err(format!("{} messages came; {} were handled, and {left:?}", came.len(), handled.len()));
+    }
+    if served.all && known < came.len() as u64 {
+        return Err(format!(
+            "it was drained: {} messages came, {} were handled, and {left:?}",
+            came.len(),
+            handled.len()
+        ));
+    }
+    Ok(())
+}

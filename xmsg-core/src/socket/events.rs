@@ -1,0 +1,116 @@
+//! What happens to the connections of a socket, told to whoever observes it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::broadcast;
+
+use crate::Error;
+
+/// Events that wait for a slow observer; older ones are lost to it.
+const EVENTS: usize = 64;
+
+/// What happened to a socket's connections.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SocketEvent {
+    /// A connection is there, handshake done. When it is one that had been lost, the subscriptions of the socket are on their way over
+    /// it: the gap that [`Disconnected`](Self::Disconnected) began ends as soon as the peer has taken them.
+    Connected {
+        /// Its other end.
+        peer: String,
+    },
+    /// A connection ended. For a subscription this begins a **gap**: messages that were on their way, and those that are published
+    /// from now until shortly after the next [`Connected`](Self::Connected) of the same peer, may be missed, and nobody
+    /// counts them. For what is published, nothing is missed: it waits for the next connection, and
+    /// [`flush`](crate::Connection::flush) says what of it is in doubt.
+    Disconnected {
+        /// Its other end.
+        peer: String,
+        /// Why, with a kind and what it came from: [`Closed`](crate::ErrorKind::Closed) when either side closed it.
+        error: Error,
+    },
+    /// A message that had been accepted was dropped, because its peer does not take it. What is behind it goes on.
+    MessageDropped {
+        /// The peer.
+        peer: String,
+        /// The first frame of the message, its topic; of a long one, the first 255 bytes.
+        topic: Bytes,
+        /// Bytes on the wire, with all frames and their headers.
+        size: usize,
+        /// Why.
+        reason: String,
+    },
+    /// The peer, a proxy, has dropped messages that this socket had subscribed to. Our proxy tells so at once for the first, and then
+    /// at most every 100 ms, up to the last one; proxies of other implementations never do. It travels ahead of what waits in the proxy,
+    /// but behind what is on its way: a subscriber that takes nothing hears of it when it reads on.
+    DroppedByPeer {
+        /// The peer.
+        peer: String,
+        /// Why.
+        reason: DropReason,
+        /// Messages that were dropped for this reason since the last such event of this peer.
+        messages: u64,
+        /// Messages that the peer has dropped for this reason in all, over all connections of this socket to it.
+        total: u64,
+    },
+    /// A subscription was not made, because the peer has told that it does not take it: nothing comes from there for it.
+    SubscriptionRefused {
+        /// The peer.
+        peer: String,
+        /// What was to be subscribed to.
+        prefix: Bytes,
+        /// Why.
+        reason: String,
+    },
+    /// A connection could not be made; it will be tried again after the pause.
+    ConnectFailed {
+        /// Its other end.
+        peer: String,
+        /// Why, with what it came from. Its kind is the cause: [`Refused`](crate::ErrorKind::Refused) when nobody listens there,
+        /// [`UnknownHost`](crate::ErrorKind::UnknownHost), [`WrongPort`](crate::ErrorKind::WrongPort) when something else listens there,
+        /// [`NotAllowed`](crate::ErrorKind::NotAllowed) when the other side does not want us,
+        /// [`NoResources`](crate::ErrorKind::NoResources) when the system has no descriptor left,
+        /// [`Timeout`](crate::ErrorKind::Timeout) when nothing answers, …
+        error: Error,
+        /// Until the next attempt.
+        pause: Duration,
+    },
+}
+
+/// Why a proxy has dropped messages for a subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// The subscriber did not take them in time, and by the policy of the proxy messages are dropped then.
+    TooSlow,
+    /// They are above the limits of the subscriber, which it has told.
+    TooLarge,
+}
+
+/// The [`SocketEvent`]s of one socket from now on. Whoever falls more than 64 events behind misses the oldest.
+#[derive(Debug)]
+pub struct SocketEvents(broadcast::Receiver<SocketEvent>);
+
+impl SocketEvents {
+    /// A channel for events, to be observed with [`of`](Self::of).
+    pub(crate) fn channel() -> broadcast::Sender<SocketEvent> {
+        broadcast::channel(EVENTS).0
+    }
+
+    /// The events of this channel from now on.
+    pub(crate) fn of(channel: &broadcast::Sender<SocketEvent>) -> Self {
+        Self(channel.subscribe())
+    }
+
+    /// The next event; `None` when the socket is gone.
+    pub async fn next(&mut self) -> Option<SocketEvent> {
+        loop {
+            match self.0.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! One connection of a socket, or the place of one that is being made anew: its send queue, and what its peer wants and takes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use tokio_util::sync::CancellationToken;
+
+use super::outbox::Outbox;
+use super::refusal::{Whose, unfit_subscription};
+use crate::zmtp::{DroppedCounts, Limited, Limits, PeerLimits, Principal, Version, Violation};
+use crate::{Error, Result};
+
+/// One connection, or the place of one that is being made anew.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(super) id: u64,
+    pub(crate) outbox: Outbox,
+    /// Connecting links outlive their connections.
+    pub(crate) connecting: bool,
+    pub(crate) state: Mutex<LinkState>,
+    /// Ends the connection and, with it, an accepted link.
+    pub(super) stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct LinkState {
+    /// The version of the peer, while there is one.
+    pub(crate) version: Option<Version>,
+    /// What the peer of a publisher wants.
+    pub(crate) wanted: BTreeSet<Bytes>,
+    /// … and how many bytes that is.
+    pub(super) wanted_bytes: usize,
+    /// … and more than is kept.
+    pub(crate) wants_more: bool,
+    /// Who the peer has proved to be.
+    pub(crate) principal: Option<Principal>,
+    /// What the peer calls itself: its address.
+    pub(super) name: Arc<str>,
+    /// What the peer takes; after its connection has ended, what it told last.
+    pub(crate) limits: PeerLimits,
+    /// How the last connection ended.
+    pub(crate) last_end: LastEnd,
+    /// The first subscription that the peer does not take, if there is one.
+    pub(super) refused: Option<NotTaken>,
+    /// What the peer has dropped for us: over this connection, and over all.
+    pub(super) drops: (DroppedCounts, DroppedCounts),
+}
+
+/// How a connection ended, as far as it matters to whoever has sent something over it.
+#[derive(Debug, Default)]
+pub(crate) enum LastEnd {
+    /// In no such way.
+    #[default]
+    Otherwise,
+    /// The peer, which has told no limits, ended it after it had got a part of a message.
+    CutOff,
+    /// The peer broke a rule.
+    Violation(Violation),
+}
+
+/// A subscription above a limit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NotTaken {
+    what: Limited,
+    limit: usize,
+    whose: Whose,
+}
+
+impl NotTaken {
+    pub(super) fn error(self) -> Error {
+        unfit_subscription(self.what, self.limit, self.whose)
+    }
+}
+
+/// What may be subscribed to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SubscriptionLimits {
+    len: usize,
+    count: usize,
+    bytes: usize,
+    whose: Whose,
+}
+
+impl SubscriptionLimits {
+    pub(super) fn ours(limits: &Limits) -> Self {
+        Self {
+            len: limits.subscription_len,
+            count: limits.subscriptions,
+            bytes: limits.subscription_bytes,
+            whose: Whose::Ours,
+        }
+    }
+
+    pub(super) fn theirs(limits: &PeerLimits) -> Self {
+        let any = usize::MAX;
+        Self {
+            len: limits.subscription_len.unwrap_or(any),
+            count: limits.subscriptions.unwrap_or(any),
+            bytes: limits.subscription_bytes.unwrap_or(any),
+            whose: Whose::Theirs,
+        }
+    }
+
+    /// Whether a prefix of this length may come, with which there are so many, of so many bytes together.
+    pub(super) fn check(self, len: usize, count: usize, bytes: usize) -> Result<(), NotTaken> {
+        let above = [
+            (Limited::Subscription, len, self.len),
+            (Limited::Subscriptions, count, self.count),
+            (Limited::SubscriptionBytes, bytes, self.bytes),
+        ];
+        match above.into_iter().find(|(_, size, limit)| size > limit) {
+            Some((what, _, limit)) => Err(NotTaken { what, limit, whose: self.whose }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a subscriber wants, and how often it said so.
+#[derive(Debug, Default)]
+pub(super) struct Subscriptions {
+    pub(super) counts: BTreeMap<Bytes, usize>,
+    /// Of all prefixes.
+    pub(super) bytes: usize,
+}
+
+impl Subscriptions {
+    /// What a new peer is told, and what of it that is more than the peer takes.
+    pub(super) fn for_peer(
+        &self,
+        version: Version,
+        limits: &PeerLimits,
+    ) -> (BytesMut, Vec<(Bytes, NotTaken)>) {
+        let limits = SubscriptionLimits::theirs(limits);
+        let (mut out, mut refused) = (BytesMut::new(), Vec::new());
+        let (mut count, mut bytes) = (0, 0);
+        for prefix in self.counts.keys() {
+            if let Err(why) = limits.check(prefix.len(), count + 1, bytes + prefix.len()) {
+                refused.push((prefix.clone(), why));
+                continue;
+            }
+            (count, bytes) = (count + 1, bytes + prefix.len());
+            version.write_subscription(&mut out, true, prefix);
+        }
+        (out, refused)
+    }
+}
+
+impl LinkState {
+    pub(super) fn forget_wanted(&mut self) -> BTreeSet<Bytes> {
+        self.wanted_bytes = 0;
+        self.wants_more = false;
+        std::mem::take(&mut self.wanted)
+    }
+}
+
+impl AsRef<Outbox> for Link {
+    fn as_ref(&self) -> &Outbox {
+        &self.outbox
+    }
+}
+
+impl Link {
+    pub(crate) fn state(&self) -> MutexGuard<'_, LinkState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the peer of a publisher wants this topic.
+    pub(crate) fn wants(&self, topic: &[u8]) -> bool {
+        let state = self.state();
+        // Every prefix of the topic that is subscribed sorts at or before it.
+        state.wants_more || (0..=topic.len()).any(|len| state.wanted.contains(&topic[..len]))
+    }
+}
