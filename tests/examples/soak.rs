@@ -384,7 +384,7 @@ async fn storms(world: World) {
                 let socket = Subscriber::new(SocketOptions::default());
                 socket.connect(endpoint.clone());
                 async move {
-                    socket.connected().await;
+                    socket.connected().await.unwrap();
                     for number in 0..5000 {
                         socket.subscribe(format!("storm:{turn}:{number}")).unwrap();
                     }

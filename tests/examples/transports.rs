@@ -76,7 +76,7 @@ fn throughput(endpoint: &Endpoint, size: usize) -> Result<f64> {
         })
     });
     runtime.block_on(async {
-        publisher.wait_for_subscriber(b"bench").await;
+        publisher.wait_for_subscriber(b"bench").await.unwrap();
         let frames = ["bench:subject:type01".into(), vec![b'm'; 20], vec![b'd'; size]].map(Bytes::from);
         for _ in 0..count {
             publisher.publish_frames(&frames).await?;

@@ -19,7 +19,7 @@ async fn burst(count: u32) -> u64 {
     subscriber.connect(endpoint(proxy.address().subscribe_endpoint()));
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(endpoint(proxy.address().publish_endpoint()));
-    within("the subscription", publisher.wait_for_subscriber(b"burst")).await;
+    within("the subscription", publisher.wait_for_subscriber(b"burst")).await.unwrap();
     let sending = tokio::spawn(async move {
         for number in 0..count {
             let frames = [Bytes::from_static(b"burst"), Bytes::copy_from_slice(&number.to_be_bytes())];

@@ -8,7 +8,7 @@ use xmsg_tests::{proxy, within};
 async fn publisher(proxy: &Proxy) -> Publisher {
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(proxy.address().publish_endpoint().parse().unwrap());
-    within("the control subscription", publisher.wait_for_subscriber(b"xmsg:control")).await;
+    within("the control subscription", publisher.wait_for_subscriber(b"xmsg:control")).await.unwrap();
     publisher
 }
 
@@ -53,7 +53,7 @@ async fn each_kind_of_request_is_answered_as_the_contract_says() {
     let mut subscriber = Subscriber::new(SocketOptions::default());
     subscriber.subscribe("some:topic").unwrap();
     subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
-    within("the subscription", publisher.wait_for_subscriber(b"some:topic")).await;
+    within("the subscription", publisher.wait_for_subscriber(b"some:topic")).await.unwrap();
     publisher.publish(frames(&[b"xmsg:control:sub", b"sub", b"some:topic"])).await.unwrap();
     assert_eq!(within("the answer", subscriber.recv()).await.unwrap(), frames(&[b"some:topic", b"sub"]));
 }
@@ -114,7 +114,7 @@ async fn control_requests_are_ordinary_messages_too() {
     let mut subscriber = Subscriber::new(SocketOptions::default());
     subscriber.subscribe("xmsg:").unwrap();
     subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
-    within("the subscription", publisher.wait_for_subscriber(b"xmsg:")).await;
+    within("the subscription", publisher.wait_for_subscriber(b"xmsg:")).await.unwrap();
     let request = frames(&[b"xmsg:control", b"pub", b"412300005"]);
     publisher.publish(request.clone()).await.unwrap();
     assert_eq!(within("the request", subscriber.recv()).await.unwrap(), request);

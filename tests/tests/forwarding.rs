@@ -111,7 +111,7 @@ async fn frames_may_be_empty_and_topics_binary() {
     socket.connect(proxy.address().subscribe_endpoint().parse().unwrap());
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(proxy.address().publish_endpoint().parse().unwrap());
-    within("the subscription", publisher.wait_for_subscriber(b"\x00\xff")).await;
+    within("the subscription", publisher.wait_for_subscriber(b"\x00\xff")).await.unwrap();
     for message in [
         vec![Bytes::new(), Bytes::new(), Bytes::new()],
         vec![Bytes::from_static(b"\x00\xff\x00"), Bytes::new(), Bytes::from_static(b"\x01\x00")],
@@ -180,7 +180,7 @@ async fn publishers_are_told_what_is_wanted_and_no_longer() {
     let proxy = proxy().start().await.unwrap();
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(proxy.address().publish_endpoint().parse().unwrap());
-    within("control", publisher.wait_for_subscriber(b"xmsg:control")).await;
+    within("control", publisher.wait_for_subscriber(b"xmsg:control")).await.unwrap();
     assert!(!publisher.has_subscriber(b"news"));
     let messages = connect(&proxy).subscribe([topic("news")]).await.unwrap();
     assert!(publisher.has_subscriber(b"news:today"), "confirmed means told to every publisher");
@@ -198,7 +198,7 @@ async fn upstream_all_asks_publishers_for_everything() {
     let proxy = proxy().upstream(Upstream::All).start().await.unwrap();
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(proxy.address().publish_endpoint().parse().unwrap());
-    within("a subscription to everything", publisher.wait_for_subscriber(b"whatever")).await;
+    within("a subscription to everything", publisher.wait_for_subscriber(b"whatever")).await.unwrap();
     let mut messages = connect(&proxy).subscribe([topic("y")]).await.unwrap();
     publisher.publish(["y", "meta", "data"]).await.unwrap();
     assert_eq!(next(&mut messages).await.data(), "data");

@@ -294,7 +294,7 @@ async fn a_dealer_and_a_router_refuse_what_the_other_one_does_not_take() {
     let large = SocketOptions { send_limits: Some(MessageLimits::from(&Limits::default())), ..options };
     let mut dealer = Dealer::connect(endpoint, large);
     let mut events = dealer.events();
-    dealer.connected().await;
+    dealer.connected().await.unwrap();
     is_connected(&mut events).await;
     let message = |size: usize| Multipart::from([vec![0_u8; size]]);
     let error = dealer.send(message(MIB)).await.unwrap_err();
@@ -414,7 +414,7 @@ async fn a_subscriber_that_takes_less_does_not_hinder_the_others() {
         subscriber
     };
     let mut small = subscriber(limited(MIB));
-    within("a subscription", publisher.wait_for_subscriber(b"")).await;
+    within("a subscription", publisher.wait_for_subscriber(b"")).await.unwrap();
     let large = || Multipart::from([Bytes::from_static(b"large"), vec![0; 2 * MIB].into()]);
     // It is the only one.
     publisher.publish(large()).await.unwrap();
@@ -464,7 +464,7 @@ async fn a_subscriber_of_the_proxy_that_takes_less_is_sent_the_rest() {
         while proxy.subscriptions() < 3 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        publisher.wait_for_subscriber(b"q").await;
+        publisher.wait_for_subscriber(b"q").await.unwrap();
     })
     .await;
     for number in 0..30_u8 {

@@ -25,7 +25,7 @@ impl Slow {
         raw.send_message(&[format!("\x01{prefix}")]).await;
         // The publisher learns of the second when the first is in place.
         raw.send_message(&[format!("\x01{peer}")]).await;
-        within("its subscription", publisher.wait_for_subscriber(peer.as_bytes())).await;
+        within("its subscription", publisher.wait_for_subscriber(peer.as_bytes())).await.unwrap();
         Self { raw, peer }
     }
 
@@ -77,7 +77,7 @@ impl Scene {
             healthy.subscribe(prefix).unwrap();
         }
         healthy.connect(Endpoint::tcp("127.0.0.1", proxy.address().subscribe_port()));
-        within("the healthy one", publisher.wait_for_subscriber(b"healthy")).await;
+        within("the healthy one", publisher.wait_for_subscriber(b"healthy")).await.unwrap();
         Self { proxy, publisher, healthy, published: Vec::new() }
     }
 

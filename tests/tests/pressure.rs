@@ -24,7 +24,7 @@ async fn a_stalled_subscriber_that_leaves_lets_a_bound_publisher_go_on() {
     let Endpoint::Tcp { port, .. } = endpoint else { panic!("it is TCP") };
     let mut stalled = Raw::handshake(port, "SUB").await;
     stalled.send_message(&[b"\x01"]).await;
-    within("the subscription", publisher.wait_for_subscriber(b"x")).await;
+    within("the subscription", publisher.wait_for_subscriber(b"x")).await.unwrap();
     let message = [Bytes::from_static(b"x"), Bytes::from(vec![0; 16 << 10])];
     while publisher.try_publish(message.clone()).is_ok() {
         tokio::task::yield_now().await;
@@ -192,10 +192,10 @@ async fn a_second_short_break_does_not_make_a_publisher_forget_its_subscribers()
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(Endpoint::tcp("127.0.0.1", listener.local_addr().unwrap().port()));
     let first = accept(&listener, &["data", "xmsg:control"]).await;
-    within("the subscription", publisher.wait_for_subscriber(b"data")).await;
+    within("the subscription", publisher.wait_for_subscriber(b"data")).await.unwrap();
     drop(first);
     let second = accept(&listener, &["xmsg:control"]).await;
-    within("the second connection", publisher.wait_for_subscriber(b"xmsg:control")).await;
+    within("the second connection", publisher.wait_for_subscriber(b"xmsg:control")).await.unwrap();
     drop(second);
     publisher.publish(["data", "precious"]).await.unwrap();
     let connected = std::time::Instant::now();

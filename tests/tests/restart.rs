@@ -153,7 +153,7 @@ async fn unix_sockets_and_pipes_in_memory_carry_the_same() {
         let endpoint = subscriber.bind(&endpoint).await.unwrap();
         let publisher = Publisher::new(SocketOptions::default());
         publisher.connect(endpoint.clone());
-        within("the subscription", publisher.wait_for_subscriber(b"")).await;
+        within("the subscription", publisher.wait_for_subscriber(b"")).await.unwrap();
         for number in 0..5000_u32 {
             publisher.publish([number.to_be_bytes().to_vec(), vec![7; 1000]]).await.unwrap();
         }

@@ -168,7 +168,7 @@ async fn a_connection_that_ends_says_why() {
     let endpoint = router.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     let dealer = Dealer::connect(endpoint, SocketOptions::default());
     let mut events = dealer.events();
-    dealer.connected().await;
+    dealer.connected().await.unwrap();
     router.close(Duration::ZERO).await;
     let ended = async {
         loop {

@@ -41,7 +41,7 @@ async fn sockets_work_with_the_longest_and_with_no_times() {
         let mut subscriber = Subscriber::new(options(time));
         subscriber.connect(publisher.bind(&any_port()).await.unwrap());
         subscriber.subscribe("t").unwrap();
-        soon(publisher.wait_for_subscriber(b"t")).await;
+        soon(publisher.wait_for_subscriber(b"t")).await.unwrap();
         publisher.publish(["t", "hello"]).await.unwrap();
         assert_eq!(soon(subscriber.recv()).await.unwrap(), Multipart::from(["t", "hello"]));
 
@@ -100,7 +100,7 @@ async fn the_shortest_pause_may_be_longer_than_the_longest() {
     subscriber.subscribe("t").unwrap();
     let publisher = Publisher::new(options);
     publisher.connect(endpoint.clone());
-    soon(publisher.wait_for_subscriber(b"t")).await;
+    soon(publisher.wait_for_subscriber(b"t")).await.unwrap();
     subscriber.close().await;
     let mut subscriber = Subscriber::new(SocketOptions::default());
     subscriber.bind(&endpoint).await.unwrap();

@@ -29,9 +29,9 @@ async fn clients(address: &ProxyAddress) -> (Publisher, Subscriber, Dealer) {
     publisher.connect(endpoint(address.publish_endpoint()));
     subscriber.connect(endpoint(address.subscribe_endpoint()));
     let control = Dealer::connect(endpoint(address.control_endpoint()), options());
-    subscriber.connected().await;
-    control.connected().await;
-    publisher.wait_for_subscriber(b"xmsg:control").await;
+    subscriber.connected().await.expect("a connection");
+    control.connected().await.expect("a connection");
+    publisher.wait_for_subscriber(b"xmsg:control").await.expect("a connection");
     (publisher, subscriber, control)
 }
 

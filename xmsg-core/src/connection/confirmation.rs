@@ -148,7 +148,7 @@ impl Confirmations {
         }
         let Some(control) = slot else { return Ok(()) };
         // The answer goes to the control socket: without it there is nobody to answer.
-        control.socket.connected().await;
+        control.socket.connected().await?;
         let goal = publisher.accepted();
         // To a socket that has just connected the first answer may be lost: the proxy may come to know of it a little later.
         let mut interval = if control.is_new { FIRST_CHECK_INTERVAL } else { CHECK_INTERVAL };

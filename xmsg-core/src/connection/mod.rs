@@ -262,7 +262,7 @@ impl Connection {
         tokio::select! {
             biased;
             () = self.inner.closing.cancelled() => Err(self.closed()),
-            () = publisher.wait_for_subscriber(topic.as_bytes()) => Ok(()),
+            result = publisher.wait_for_subscriber(topic.as_bytes()) => result,
         }
     }
 

@@ -82,7 +82,7 @@ async fn check(target: &Target, publisher: &Publisher) -> Result<()> {
     let mut control = control_socket(target, target.id)?;
     let request = Request::Publisher(target.id);
     // The answer goes to our control socket: without it there is nobody to answer.
-    control.connected().await;
+    control.connected().await?;
     let _ =
         tokio::time::timeout(CHECK_INTERVAL, publisher.wait_for_subscriber(CONTROL_TOPIC.as_bytes())).await;
     for interval in check_intervals() {

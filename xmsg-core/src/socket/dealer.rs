@@ -60,9 +60,9 @@ impl Dealer {
         self.hub.events()
     }
 
-    /// Waits until there is a connection.
-    pub async fn connected(&self) {
-        self.hub.connected().await;
+    /// Waits until there is a connection. [`Closed`](ErrorKind::Closed) if the dealer is closed before.
+    pub async fn connected(&self) -> Result<()> {
+        self.hub.connected().await
     }
 
     /// Sends what was accepted, for at most `linger`. Returns how many messages were not sent.

@@ -159,12 +159,21 @@ impl Hub {
     }
 
     /// Waits until there is a connection.
-    pub(crate) async fn connected(&self) {
+    pub(crate) async fn connected(&self) -> Result<()> {
+        self.wait_until(|| self.is_connected()).await
+    }
+
+    /// Waits until this holds, which may change whenever a link does. [`Closed`](ErrorKind::Closed) if the socket is closed before:
+    /// then nothing changes any more.
+    pub(crate) async fn wait_until(&self, holds: impl Fn() -> bool) -> Result<()> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if self.is_connected() {
-                return;
+            if holds() {
+                return Ok(());
+            }
+            if self.tasks.is_closed() {
+                return Err(Error::new(ErrorKind::Closed, "the socket is closed"));
             }
             changed.await;
         }
@@ -272,6 +281,7 @@ impl Hub {
         let _stop = self.stop.clone().drop_guard();
         self.unbind();
         self.tasks.close();
+        self.changed.notify_waiters();
         let links: Vec<_> = self.links().iter().cloned().collect();
         for link in &links {
             link.outbox.close();
@@ -295,6 +305,7 @@ impl Hub {
     /// Ends every task at once, in the background. What was accepted is not sent; what was received can still be taken.
     pub(crate) fn abort(&self) {
         self.tasks.close();
+        self.changed.notify_waiters();
         for link in self.links().iter() {
             link.outbox.close();
         }

@@ -28,7 +28,7 @@ use crate::{Error, ErrorKind, Result};
 /// let mut subscriber = Subscriber::new(SocketOptions::default());
 /// subscriber.subscribe("greet")?;
 /// subscriber.connect(endpoint);
-/// publisher.wait_for_subscriber(b"greet").await;
+/// publisher.wait_for_subscriber(b"greet").await?;
 /// publisher.publish(["greeting", "hello"]).await?;
 /// assert_eq!(subscriber.recv().await.unwrap().frames()[1], "hello");
 /// # Ok(()) }
@@ -148,16 +148,9 @@ impl Publisher {
         })
     }
 
-    /// Waits until some peer wants messages with this topic.
-    pub async fn wait_for_subscriber(&self, topic: &[u8]) {
-        loop {
-            let mut changed = std::pin::pin!(self.hub.changed.notified());
-            changed.as_mut().enable();
-            if self.has_subscriber(topic) {
-                return;
-            }
-            changed.await;
-        }
+    /// Waits until some peer wants messages with this topic. [`Closed`](ErrorKind::Closed) if the publisher is closed before.
+    pub async fn wait_for_subscriber(&self, topic: &[u8]) -> Result<()> {
+        self.hub.wait_until(|| self.has_subscriber(topic)).await
     }
 
     /// Whether some peer wants messages with this topic.

@@ -114,9 +114,10 @@ impl Subscriber {
         Poll::Ready(Some((std::mem::take(&mut self.batch), usize::MAX)))
     }
 
-    /// Waits until there is a connection, and the subscriptions are on their way.
-    pub async fn connected(&self) {
-        self.hub.connected().await;
+    /// Waits until there is a connection, and the subscriptions are on their way. [`Closed`](crate::ErrorKind::Closed) if the
+    /// subscriber is closed before.
+    pub async fn connected(&self) -> Result<()> {
+        self.hub.connected().await
     }
 
     /// What happens to the connections from now on.

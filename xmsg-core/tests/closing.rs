@@ -1,9 +1,10 @@
-//! Where a socket that is gone was bound, the next one can bind, on every transport.
+//! A socket that is closed leaves nobody waiting, and where it was bound the next one can bind, on every transport.
 
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use xmsg_core::socket::{Endpoint, Publisher, Replier, Router, SocketOptions, Subscriber};
+use xmsg_core::ErrorKind;
+use xmsg_core::socket::{Dealer, Endpoint, Publisher, Replier, Router, SocketOptions, Subscriber};
 
 const ROUNDS: usize = 50;
 
@@ -33,7 +34,7 @@ fn an_endpoint_is_free_when_its_socket_was_dropped() {
                 // A connection does not hold it, even while its socket goes on.
                 let subscriber = Subscriber::new(SocketOptions { reconnect_min: Duration::MAX, ..options() });
                 subscriber.connect(endpoint.clone());
-                subscriber.connected().await;
+                subscriber.connected().await.unwrap();
                 drop(publisher);
                 let router = Router::new(options());
                 router.bind(&endpoint).await.unwrap();
@@ -62,4 +63,35 @@ fn an_endpoint_is_free_when_its_socket_was_closed_however_long_that_takes() {
             next.bind(&endpoint).await.unwrap();
         });
     }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_peer_ends_with_the_socket() {
+    // Nobody is there, and nobody will be.
+    let nobody = Endpoint::tcp("127.0.0.1", 1);
+    let options = SocketOptions::default;
+    let dealer = Dealer::connect(nobody.clone(), options());
+    let subscriber = Subscriber::new(options());
+    subscriber.connect(nobody.clone());
+    let publisher = Publisher::new(options());
+    publisher.connect(nobody);
+    let waiting = async {
+        let wanted = publisher.wait_for_subscriber(b"t");
+        let (dealer, subscriber, publisher) =
+            futures::join!(dealer.connected(), subscriber.connected(), wanted);
+        [dealer, subscriber, publisher]
+    };
+    let closing = async {
+        futures::join!(dealer.close(Duration::MAX), subscriber.close(), publisher.close(Duration::MAX))
+    };
+    let both = async { futures::join!(waiting, closing) };
+    let (results, _) = tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
+    for result in results {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Closed);
+    }
+    assert_eq!(
+        dealer.connected().await.unwrap_err().kind(),
+        ErrorKind::Closed,
+        "and whoever comes later, too"
+    );
 }
