@@ -271,7 +271,8 @@ async fn every_connection_of_a_publisher_gets_the_same_order() {
         socket.subscribe("all").unwrap();
         socket.connect(endpoint.clone());
         within("the subscription", publisher.wait_for_subscriber(format!("here {subscriber}").as_bytes()))
-            .await;
+            .await
+            .unwrap();
         receiving.push(tokio::spawn(async move {
             let mut received = Vec::new();
             loop {

@@ -318,9 +318,9 @@ async fn an_identity_cannot_be_stolen_with_another_key() {
         Dealer::connect(control.clone(), SocketOptions { identity, security, ..SocketOptions::default() })
     };
     let mut ours = dealer(&owner);
-    within("a connection", ours.connected()).await;
+    within("a connection", ours.connected()).await.unwrap();
     let theirs = dealer(&thief);
-    within("a refused connection", theirs.connected()).await;
+    within("a refused connection", theirs.connected()).await.unwrap();
     let asking = connect(&proxy, curve(&owner, &server));
     within("a connection", asking.connect()).await.unwrap();
     let request = Message::from_frames(

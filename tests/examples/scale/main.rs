@@ -48,7 +48,7 @@ async fn connections() {
     for _ in 0..CONNECTIONS / 100 {
         let some: Vec<_> = (0..100).map(|_| subscriber(&proxy.address)).collect();
         for socket in &some {
-            within("a connection", socket.connected()).await;
+            within("a connection", socket.connected()).await.expect("the socket is open");
         }
         held.extend(some);
     }
