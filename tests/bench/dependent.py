@@ -3,9 +3,10 @@
 
     tests/bench/dependent.py
 
-Builds the example cipher_bench here, and once more as the program of a crate in a temporary folder, which sees neither the
-settings nor the build profile of this workspace. Prints the microseconds for a message on both sides, and ends with 1 if the crate
-outside takes more than 1.5 times as long. Needs the crates that a build of the workspace has downloaded.
+Builds the example cipher_bench here, and once more as the program of a crate in a temporary folder, which sees
+neither the settings nor the build profile of this workspace. Prints the microseconds for a message on both sides,
+and ends with 1 if the crate outside takes more than 1.5 times as long. Needs the crates that a build of the
+workspace has downloaded.
 """
 
 import os

@@ -153,6 +153,14 @@ fn every_allowed_lint_has_its_reason() {
     }
 }
 
+/// Flags would not reach a crate that depends on ours, which would then have slower ciphers than what is measured here
+/// (`tests/bench/dependent.py`).
+#[test]
+fn no_flags_of_the_workspace_choose_code() {
+    let settings = std::fs::read_to_string(root().join(".cargo/config.toml")).unwrap_or_default();
+    assert!(!settings.contains("rustflags"), "{settings}");
+}
+
 #[test]
 fn files_stay_readable() {
     for path in ["xmsg-core/src", "xmsg-proxy/src", "xmsg-cli/src"] {

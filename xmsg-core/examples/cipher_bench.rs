@@ -1,5 +1,6 @@
-//! What the cipher of an encrypted proxy costs: microseconds to open the three boxes of a message and to seal them again, for each size of
-//! data given. The fastest of many rounds counts: whatever else the machine does can only add to it.
+//! What the cipher of an encrypted proxy costs: microseconds to open the three boxes of a message and to seal
+//! them again, for each size of data given. The fastest of many rounds counts: whatever else the machine does
+//! can only add to it.
 //!
 //! ```sh
 //! cargo run --release --example cipher_bench -- 20 100 1024 65536

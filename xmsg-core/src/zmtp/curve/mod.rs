@@ -11,10 +11,7 @@
 //!
 //! Transient keys live as long as the connection: who later steals a long-term key can't read what was recorded.
 
-#![allow(
-    clippy::inline_always,
-    reason = "code for AVX2 is what is inlined into a function for it; a call would leave it behind"
-)]
+#![allow(clippy::inline_always, reason = "code for AVX2 is what is inlined into a function for it")]
 
 mod cipher;
 mod key;

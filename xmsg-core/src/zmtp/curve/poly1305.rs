@@ -1,11 +1,12 @@
 //! Poly1305, for many short messages and for long ones, each with a key of its own.
 //!
-//! A message is a polynomial over the numbers modulo 2¹³⁰ − 5, evaluated at a secret point r. Numbers are in three limbs of 44, 44
-//! and 42 bits, whose products fit into 128 bits. With AVX2 or AVX-512, long messages are worked through in lanes, four or eight: each takes
-//! every fourth or eighth block, at r⁴ or r⁸, with numbers in five limbs of 26 bits, whose products fit into the 64 bits of a lane.
+//! A message is a polynomial over the numbers modulo 2¹³⁰ − 5, evaluated at a secret point r. Numbers are in
+//! three limbs of 44, 44 and 42 bits, whose products fit into 128 bits. With AVX2 or AVX-512, long messages
+//! are worked through in lanes, four or eight: each takes every fourth or eighth block, at r⁴ or r⁸, with
+//! numbers in five limbs of 26 bits, whose products fit into the 64 bits of a lane.
 //!
-//! The crate `poly1305` takes 0.6 to 1.3 µs for each new key where there is AVX2, because it prepares for long messages; here a frame is a
-//! key. A dependent crate cannot tell it to use its other implementation.
+//! The crate `poly1305` takes 0.6 to 1.3 µs for each new key where there is AVX2, because it prepares for
+//! long messages; here a frame is a key. A dependent crate cannot tell it to use its other implementation.
 //!
 //! Nothing here branches on a secret or uses one as an index.
 
@@ -36,7 +37,7 @@ type Narrow<T> = [T; 5];
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(super) struct Poly1305 {
     r: Wide,
-    /// 20 · r[1] and 20 · r[2]: what is carried out of the top, 2¹³² and up, comes back at the bottom times 4 · 5.
+    /// 20 · r[1] and 20 · r[2]: what is carried out of the top, 2¹³² and up, comes back at the bottom times 20.
     r_folded: [u64; 2],
     /// The polynomial so far.
     sum: Wide,
@@ -77,7 +78,8 @@ impl Poly1305 {
         self.times_r([sum[0] + block[0], sum[1] + block[1], sum[2] + block[2] + top])
     }
 
-    /// The limbs of `x` have at most 46 bits, those of r 44, those of `r_folded` 49: a sum of three products has at most 97.
+    /// The limbs of `x` have at most 46 bits, those of r 44, those of `r_folded` 49: a sum of three products
+    /// has at most 97.
     #[inline(always)]
     fn times_r(&self, x: Wide) -> Wide {
         let (r, folded) = (self.r, self.r_folded);
@@ -157,7 +159,8 @@ impl Poly1305 {
         }
         high += middle >> 44;
         middle &= BITS_44;
-        // Now below 2¹³⁰. If it is 2¹³⁰ − 5 or more, adding 5 carries out of the top, and what remains is the result.
+        // Now below 2¹³⁰. If it is 2¹³⁰ − 5 or more, adding 5 carries out of the top, and what remains is the
+        // result.
         let low_less = low + 5;
         let middle_less = middle + (low_less >> 44);
         let high_less = high + (middle_less >> 44);
@@ -283,7 +286,8 @@ fn fold<S: Lanes>(x: &Narrow<S::u64s>) -> Narrow<S::u64s> {
     folded
 }
 
-/// Multiplies each lane. The limbs of `x` have at most 28 bits, those of `by` 27, of `folded` 30: a sum of five products has at most 61.
+/// Multiplies each lane. The limbs of `x` have at most 28 bits, those of `by` 27, of `folded` 30: a sum of
+/// five products has at most 61.
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 #[inline(always)]
 fn multiply<S: Lanes>(
@@ -334,7 +338,8 @@ mod tests {
         hex::decode(text).unwrap().try_into().unwrap()
     }
 
-    /// RFC 8439, section 2.5.2 and appendix A.3, numbers 4 to 11: sums that come close to 2¹³⁰ − 5 from both sides.
+    /// RFC 8439, section 2.5.2 and appendix A.3, numbers 4 to 11: sums that come close to 2¹³⁰ − 5 from both
+    /// sides.
     #[test]
     fn vectors_of_the_rfc() {
         const ONE: &str = "0100000000000000";

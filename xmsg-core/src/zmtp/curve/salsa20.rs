@@ -1,8 +1,9 @@
 //! Salsa20, as many blocks at a time as the processor has lanes.
 //!
-//! Each lane of a vector holds a word of another block, so that the rounds need no shuffles; only the finished blocks are put into
-//! their order. The crate `salsa20` computes one block after the other, at 1.4 ns a byte; this takes 0.67 with SSE2, which every
-//! x86-64 has, 0.33 with AVX2 and 0.19 with AVX-512. Which of them the processor has is seen when the program runs.
+//! Each lane of a vector holds a word of another block, so that the rounds need no shuffles; only the
+//! finished blocks are put into their order. The crate `salsa20` computes one block after the other, at 1.4
+//! ns a byte; this takes 0.67 with SSE2, which every x86-64 has, 0.33 with AVX2 and 0.19 with AVX-512. Which
+//! of them the processor has is seen when the program runs.
 //!
 //! Nothing here branches on a secret or uses one as an index.
 
@@ -17,7 +18,8 @@ pub(super) const BLOCK_LEN: usize = 64;
 /// "expand 32-byte k", which stands on the diagonal of a block before the rounds.
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
-/// A key, as the words of a block before the rounds. The words of the nonce and of the block's number are still zero.
+/// A key, as the words of a block before the rounds. The words of the nonce and of the block's number are
+/// still zero.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(super) struct Salsa20([u32; 16]);
 
@@ -35,7 +37,8 @@ impl Salsa20 {
         Self(words)
     }
 
-    /// Fills `blocks` with the first block of the key stream for this nonce and for the next ones, as many as come at a time.
+    /// Fills `blocks` with the first block of the key stream for this nonce and for the next ones, as many as
+    /// come at a time.
     pub(super) fn first_blocks(&self, level: Level, nonce: u64, blocks: &mut Vec<[u8; BLOCK_LEN]>) {
         dispatch!(level, simd => self.first_blocks_with(simd, nonce, blocks));
     }
@@ -94,8 +97,9 @@ impl Salsa20 {
         for (word, input) in words.iter_mut().zip(input) {
             *word += input;
         }
-        // Word w of the block in lane l stands at w · lanes + l and belongs at l · 16 + w. Each time the first half is shuffled
-        // into the second one like a deck of cards, all binary digits of a place move up by one, the first one to the end.
+        // Word w of the block in lane l stands at w · lanes + l and belongs at l · 16 + w. Each time the
+        // first half is shuffled into the second one like a deck of cards, all binary digits of a place move
+        // up by one, the first one to the end.
         for _ in 0..4 {
             let deck = words;
             for index in 0..8 {
