@@ -100,13 +100,13 @@ pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddre
     loop {
         let event = match drops.due() {
             None => events.next().await,
-            Some(due) => match tokio::time::timeout_at(due, events.next()).await {
-                Ok(event) => event,
-                Err(_) => {
+            Some(due) => {
+                let Ok(event) = tokio::time::timeout_at(due, events.next()).await else {
                     drops.note();
                     continue;
-                }
-            },
+                };
+                event
+            }
         };
         let Some(event) = event else { break };
         match event {

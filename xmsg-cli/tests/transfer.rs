@@ -115,14 +115,16 @@ async fn what_is_longer_than_a_message_can_be_is_refused() {
 
 /// What is said of a line that is too large, and which of the others arrive.
 async fn with_a_large_line(proxy: xmsg_proxy::Builder, large: usize, unit: &[&str]) -> (Vec<u8>, String) {
-    let proxy = proxy.start().await.unwrap();
+    let proxy = proxy.start().await.expect("the ports are free");
     let address = proxy.address().to_string();
     let subscriber = Running::subscribe(&address, &["t", "--raw", "-n", "3"]).await;
     let separator: &[u8] = if unit == ["-0"] { b"\0" } else { b"\n" };
     let input = [&b"one"[..], b"two", &vec![b'x'; large], b"four"].join(separator);
     let mut publisher = Running::start(&[&["pub", "t", "--proxy", &address], unit].concat());
-    let mut stdin = publisher.stdin.take().unwrap();
-    within("input", tokio::io::AsyncWriteExt::write_all(&mut stdin, &input)).await.unwrap();
+    let mut stdin = publisher.stdin.take().expect("it is piped");
+    within("input", tokio::io::AsyncWriteExt::write_all(&mut stdin, &input))
+        .await
+        .expect("it reads to the end");
     drop(stdin);
     let ended = publisher.end().await;
     let stderr = ended.stderr.clone();

@@ -175,8 +175,8 @@ impl Actor {
 
     /// Subscribes; returns once the proxy has confirmed it. See [`crate::Actor::subscribe`].
     pub fn subscribe(&self, topics: impl IntoTopics) -> Result<Subscription> {
-        let subscription = self.wait(self.inner.actor.subscribe(topics))?;
-        Ok(Subscription { subscription, owner: Owner::Actor(self.inner.clone()), misused: false })
+        let messages = self.wait(self.inner.actor.subscribe(topics))?;
+        Ok(Subscription { messages, owner: Owner::Actor(self.inner.clone()), misused: false })
     }
 
     /// Subscribes with an async handler, which the background thread runs. See [`crate::Actor::subscribe_with`].
@@ -320,8 +320,8 @@ impl Connection {
 
     /// Subscribes; returns once the proxy has confirmed it. See [`crate::Connection::subscribe`].
     pub fn subscribe(&self, topics: impl IntoTopics) -> Result<Subscription> {
-        let subscription = self.wait(self.inner.connection.subscribe(topics))?;
-        Ok(Subscription { subscription, owner: Owner::Connection(self.inner.clone()), misused: false })
+        let messages = self.wait(self.inner.connection.subscribe(topics))?;
+        Ok(Subscription { messages, owner: Owner::Connection(self.inner.clone()), misused: false })
     }
 
     /// Whether it is open and connected at this moment.
@@ -357,7 +357,7 @@ impl Owner {
 
 /// Messages of the topics that were subscribed to: an [`Iterator`] that waits for each of them. Dropping it unsubscribes.
 pub struct Subscription {
-    subscription: crate::Subscription,
+    messages: crate::Subscription,
     owner: Owner,
     /// It was used where it can't be, which was told.
     misused: bool,
@@ -365,7 +365,7 @@ pub struct Subscription {
 
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.subscription.fmt(f)
+        self.messages.fmt(f)
     }
 }
 
@@ -373,7 +373,7 @@ impl Subscription {
     /// The next message, if one comes within `timeout`: [`Timeout`](ErrorKind::Timeout) says that none did. `None` once the
     /// subscription has ended.
     pub fn next_within(&mut self, timeout: Duration) -> Option<Result<Message>> {
-        let next = self.owner.background().wait(Deadline::after(timeout).limit(self.subscription.next()));
+        let next = self.owner.background().wait(Deadline::after(timeout).limit(self.messages.next()));
         match next {
             Ok(Ok(message)) => message,
             Ok(Err(_)) => {
@@ -386,12 +386,12 @@ impl Subscription {
 
     /// The next messages, all that came in together. See [`crate::Subscription::next_batch`].
     pub fn next_batch(&mut self) -> Result<Option<Messages>> {
-        self.owner.background().wait(self.subscription.next_batch())
+        self.owner.background().wait(self.messages.next_batch())
     }
 
     /// Ends it behind the last message that the proxy had sent. See [`crate::Subscription::drain`].
     pub fn drain(&mut self) {
-        self.subscription.drain();
+        self.messages.drain();
     }
 }
 
@@ -399,7 +399,7 @@ impl Iterator for Subscription {
     type Item = Result<Message>;
 
     fn next(&mut self) -> Option<Result<Message>> {
-        match self.owner.background().wait(self.subscription.next()) {
+        match self.owner.background().wait(self.messages.next()) {
             Ok(message) => message,
             // Told once: a loop over the messages has to end.
             Err(error) => (!std::mem::replace(&mut self.misused, true)).then_some(Err(error)),

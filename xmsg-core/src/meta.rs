@@ -249,29 +249,29 @@ impl Meta {
 /// What is present.
 impl fmt::Debug for Meta {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fn present<'a, T: fmt::Debug>(value: &'a Option<T>) -> Option<&'a dyn fmt::Debug> {
-            value.as_ref().map(|value| value as _)
+        fn present<T: fmt::Debug>(value: Option<&T>) -> Option<&dyn fmt::Debug> {
+            value.map(|value| value as _)
         }
         let unknown_len = (!self.unknown.is_empty()).then(|| self.unknown.len());
         let fields = [
-            ("version", present(&self.version)),
-            ("description", present(&self.description)),
-            ("author", present(&self.author)),
-            ("status", present(&self.status)),
-            ("severity_id", present(&self.severity_id)),
-            ("sender", present(&self.sender)),
-            ("sender_state", present(&self.sender_state)),
-            ("communication_id", present(&self.communication_id)),
-            ("composition", present(&self.composition)),
-            ("execution_time", present(&self.execution_time)),
-            ("action", present(&self.action)),
-            ("control", present(&self.control)),
+            ("version", present(self.version.as_ref())),
+            ("description", present(self.description.as_ref())),
+            ("author", present(self.author.as_ref())),
+            ("status", present(self.status.as_ref())),
+            ("severity_id", present(self.severity_id.as_ref())),
+            ("sender", present(self.sender.as_ref())),
+            ("sender_state", present(self.sender_state.as_ref())),
+            ("communication_id", present(self.communication_id.as_ref())),
+            ("composition", present(self.composition.as_ref())),
+            ("execution_time", present(self.execution_time.as_ref())),
+            ("action", present(self.action.as_ref())),
+            ("control", present(self.control.as_ref())),
             ("data_type", Some(&self.data_type)),
-            ("data_type_description", present(&self.data_type_description)),
-            ("reply_to", present(&self.reply_to)),
-            ("byte_order", present(&self.byte_order)),
+            ("data_type_description", present(self.data_type_description.as_ref())),
+            ("reply_to", present(self.reply_to.as_ref())),
+            ("byte_order", present(self.byte_order.as_ref())),
             ("headers", (!self.headers.is_empty()).then_some(&self.headers as _)),
-            ("unknown_len", present(&unknown_len)),
+            ("unknown_len", present(unknown_len.as_ref())),
         ];
         let mut meta = f.debug_struct("Meta");
         for (name, value) in fields {

@@ -286,7 +286,7 @@ async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Publi
                 Ok(()) => books.flushed = (count, books.doubtful),
                 Err(error) if error.kind() == ErrorKind::Unconfirmed => {
                     let text = error.to_string();
-                    let number = text.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).next();
+                    let number = text.split_whitespace().find_map(|word| word.parse::<u64>().ok());
                     let Some(number) = number else { return books.failed = Some(text) };
                     books.doubtful += number;
                     books.flushed = (count, books.doubtful);
@@ -370,21 +370,21 @@ struct Served {
 
 /// Subscribes with a handler, and ends it.
 async fn serve(actor: &Actor, rng: &mut Rng, ledger: &Ledger) -> Result<Served, String> {
-    let handled = Arc::new(Mutex::new(Vec::new()));
+    let ids = Arc::new(Mutex::new(Vec::new()));
     let concurrency = if rng.bool() { 1 } else { rng.usize(2..6) };
     let slowness = rng.u32(..8);
     let turns = Arc::new(AtomicU64::new(rng.u64(..)));
     let handler = {
-        let handled = handled.clone();
+        let ids = ids.clone();
         move |message: Message| {
-            let (handled, turn) = (handled.clone(), turns.fetch_add(1, Ordering::Relaxed));
+            let (ids, turn) = (ids.clone(), turns.fetch_add(1, Ordering::Relaxed));
             async move {
                 let mut rng = Rng::with_seed(turn);
                 if rng.u32(..10) < slowness {
                     tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << slowness))).await;
                 }
                 let id = net::id(&message.into_frames());
-                handled.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+                ids.lock().unwrap_or_else(PoisonError::into_inner).push(id);
             }
         }
     };
@@ -423,10 +423,10 @@ async fn serve(actor: &Actor, rng: &mut Rng, ledger: &Ledger) -> Result<Served, 
             end("the actor", &mut when, ending, ledger).await?
         }
     };
-    let handled = handled.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let handled: Option<Vec<Id>> = handled.into_iter().collect();
-    let handled = handled.ok_or("a handler was given a message that nobody sent")?;
-    Ok(Served { left: handle.is_some().then_some(left), handled, all: drains && in_time })
+    let ids = ids.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let ids: Option<Vec<Id>> = ids.into_iter().collect();
+    let ids = ids.ok_or("a handler was given a message that nobody sent")?;
+    Ok(Served { left: handle.is_some().then_some(left), handled: ids, all: drains && in_time })
 }
 
 fn check_served(served: &Served, ledger: &Ledger) -> Result<(), String> {
