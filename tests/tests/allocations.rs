@@ -171,7 +171,7 @@ fn messages_of_a_batch_can_be_detached() {
     });
     // Each with the few words that count who shares it.
     for held in [all, one_by_one.bytes_current] {
-        assert!(held <= 100 * (message.size() as i64 + 64), "{held} bytes");
+        assert!(held <= 100 * (i64::try_from(message.size()).unwrap() + 64), "{held} bytes");
     }
     assert!(kept.iter().all(|kept| kept.data() == message.data()));
 }

@@ -162,10 +162,10 @@ async fn a_foreign_subscriber_gets_nothing_new() {
     let publisher = connect(&proxy);
     within("its subscription", publisher.wait_for_subscriber(&xmsg_tests::topic("t"))).await.unwrap();
     let lost = || proxy.subscribers().iter().map(|subscriber| subscriber.dropped.messages).sum::<u64>();
-    let mut published = 0;
+    let mut count = 0;
     while lost() == 0 {
-        publish(&publisher, "t", published..published + 100).await;
-        published += 100;
+        publish(&publisher, "t", count..count + 100).await;
+        count += 100;
     }
     foreign.send(&ping()).await;
     let mut received = 0;
@@ -176,7 +176,7 @@ async fn a_foreign_subscriber_gets_nothing_new() {
         } else if flags & 1 == 0 {
             received += 1;
         }
-        if received + lost() == published {
+        if received + lost() == count {
             return;
         }
     }
