@@ -169,7 +169,7 @@ async fn who_is_cut_off_for_a_violation_is_logged_and_counted_by_reason() {
     attacker.send(&announced).await;
     attacker.closed().await;
     let line = daemon.logged(&["WARN", "connection ended", &peer, "publishers", "message_too_large"]).await;
-    assert!(line.contains("limit=1048576") && line.contains("2097152"), "{line}");
+    assert!(line.contains("limit=1048576") && line.contains("2097161 bytes"), "{line}");
     for _ in 0..OTHERS {
         let mut attacker = Raw::handshake(proxy.publish_port(), "PUB").await;
         attacker.send(&announced).await;

@@ -33,6 +33,15 @@ struct State {
 }
 
 impl State {
+    /// Queues a batch. Returns who is to be woken when the lock is free.
+    fn put(&mut self, batch: Option<Batch>) -> Vec<Waker> {
+        if let Some(batch) = batch {
+            self.bytes += batch.wire.len();
+            self.batches.push_back(batch);
+        }
+        std::mem::take(&mut self.receivers)
+    }
+
     /// `None` when nothing more will come; else the receiver is woken when it does.
     fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<Option<T>> {
         if self.closed {
@@ -42,6 +51,21 @@ impl State {
             self.receivers.push(cx.waker().clone());
         }
         Poll::Pending
+    }
+}
+
+/// A batch that waits for room. Dropped, it is queued all the same.
+struct Held<'a> {
+    inbox: &'a Inbox,
+    batch: Option<Batch>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.batch.is_some() {
+            let receivers = self.inbox.state().put(self.batch.take());
+            receivers.into_iter().for_each(Waker::wake);
+        }
     }
 }
 
@@ -62,30 +86,23 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues whole messages, and waits while the queue is at its mark. They are queued before the waiting, not after it: what was
-    /// read from a connection is then found in the queue, also when the reader is ended while it waits. The bound is the mark
-    /// and what each connection has read last.
-    /// `memory` is how much a slice of `wire` keeps alive, in bytes.
+    /// Queues whole messages, waiting while the queue is at its mark. `memory` is how much a slice of `wire` keeps alive, in bytes.
+    ///
+    /// A reader that is ended while it waits leaves what it had read in the queue, so that nothing that was received is lost unseen:
+    /// the bound is the mark, and what each connection has read last.
     pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, memory: usize) {
-        {
-            let mut state = self.state();
-            if state.closed {
-                return;
-            }
-            state.bytes += wire.len();
-            state.batches.push_back(Batch { from: from.clone(), wire, memory });
-            let (is_full, receivers) = (state.bytes >= self.limit, std::mem::take(&mut state.receivers));
-            drop(state);
-            receivers.into_iter().for_each(Waker::wake);
-            if !is_full {
-                return;
-            }
+        if self.state().closed {
+            return;
         }
+        let mut held = Held { inbox: self, batch: Some(Batch { from: from.clone(), wire, memory }) };
         loop {
             let mut room = std::pin::pin!(self.room.notified());
             {
                 let mut state = self.state();
                 if state.closed || state.bytes < self.limit {
+                    let receivers = state.put(held.batch.take());
+                    drop(state);
+                    receivers.into_iter().for_each(Waker::wake);
                     return;
                 }
                 state.crowded = true;
@@ -185,13 +202,13 @@ mod tests {
         let inbox = Inbox::new(8);
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
-        let mut first = std::pin::pin!(inbox.push(&nobody, wire(&["aa", "bb"]), 8));
-        assert!(futures::poll!(&mut first).is_pending(), "8 of 8 bytes are taken");
+        inbox.push(&nobody, wire(&["aa", "bb"]), 8).await;
+        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"]), 4));
+        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
         for expected in ["aa", "bb"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
         }
-        first.await;
-        inbox.push(&nobody, wire(&["cc"]), 4).await;
+        second.await;
         inbox.close();
         assert_eq!(next().await.unwrap().1, Multipart::from(["cc"]));
         assert_eq!(next().await, None);
@@ -200,14 +217,21 @@ mod tests {
     #[tokio::test]
     async fn what_was_read_is_in_the_queue_when_its_reader_is_ended() {
         let inbox = Inbox::new(4);
+        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
+        inbox.push(&nobody, wire(&["aa"]), 4).await;
         {
-            let mut push = std::pin::pin!(inbox.push(&nobody, wire(&["aa"]), 4));
+            let mut push = std::pin::pin!(inbox.push(&nobody, wire(&["bb"]), 4));
             assert!(futures::poll!(&mut push).is_pending());
+            inbox.close();
         }
-        inbox.close();
-        let next = std::future::poll_fn(|cx| inbox.poll_next(cx)).await;
-        assert_eq!(next.unwrap().1, Multipart::from(["aa"]));
+        assert_eq!(inbox.waiting(), [wire(&["aa"]), wire(&["bb"])]);
+        // What comes after the end is not kept.
+        inbox.push(&nobody, wire(&["cc"]), 4).await;
+        for expected in ["aa", "bb"] {
+            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
+        }
+        assert_eq!(next().await, None);
     }
 
     #[tokio::test]
@@ -215,14 +239,13 @@ mod tests {
         let inbox = Inbox::new(8);
         let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
         let nobody = Bytes::new();
-        let mut first = std::pin::pin!(inbox.push(&nobody, wire(&["aa", "bb"]), 8));
-        assert!(futures::poll!(&mut first).is_pending(), "8 of 8 bytes are taken");
+        inbox.push(&nobody, wire(&["aa", "bb"]), 8).await;
+        let mut second = std::pin::pin!(inbox.push(&nobody, wire(&["cc"]), 4));
+        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
         assert_eq!(next().await, Some((wire(&["aa", "bb"]), 8)));
-        assert!(futures::poll!(&mut first).is_pending(), "they are being taken apart");
+        assert!(futures::poll!(&mut second).is_pending(), "they are being taken apart");
         assert!(futures::poll!(std::pin::pin!(next())).is_pending());
-        first.await;
-        inbox.push(&nobody, wire(&["cc"]), 4).await;
-        assert_eq!(inbox.waiting(), [wire(&["cc"])]);
+        second.await;
         assert_eq!(next().await, Some((wire(&["cc"]), 4)));
         inbox.close();
         assert_eq!(next().await, None);
