@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::net::{Books, Id, Record, Seen};
-use super::{Outcome, Received, Told};
+use super::{Outcome, Received, Sent, Told};
 
 macro_rules! ensure {
     ($condition:expr, $($what:tt)*) => {
@@ -46,24 +48,79 @@ fn whole(books: &Books) -> Result<(), String> {
     Ok(())
 }
 
-/// Every message that was accepted is written whole once, in the order of the calls, over all connections
-/// together; of those that nobody waited for, some; of those that were refused, none.
+/// Every message that was accepted is written whole once, in the order of the calls, over all connections together; or else
+/// it was dropped because of its size, which was told. Of those that nobody waited for, some are written or dropped;
+/// of those that were refused, none.
 fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Result<(), String> {
+    // What no switch has had as its limit, nobody can know to be too large.
+    let smallest = outcome.limits.iter().copied().min().unwrap_or_default();
     for (publisher, sent) in outcome.sent.iter().enumerate() {
         let written: Vec<Id> =
             connections(books, publisher).flat_map(|record| ids(&record.up.taken)).collect();
-        let expected = sent.iter().enumerate().filter(|(number, sent)| match sent.told {
-            Told::Accepted => true,
-            Told::Refused => false,
-            Told::Open => written.contains(&(publisher as u16, *number as u32)),
-        });
-        let expected: Vec<Id> = expected.map(|(number, _)| (publisher as u16, number as u32)).collect();
+        let may_be_written = |id: &Id| {
+            usize::from(id.0) == publisher
+                && sent
+                    .get(id.1 as usize)
+                    .is_some_and(|sent| matches!(sent.told, Told::Accepted | Told::Open))
+        };
         ensure!(
-            written == expected,
-            "publisher {publisher} wrote {written:?}, and should have written {expected:?}"
+            written.iter().all(may_be_written) && written.is_sorted_by(|one, next| one.1 < next.1),
+            "publisher {publisher} wrote {written:?}, and should have written, in order, of {sent:?}"
+        );
+        let written: BTreeSet<usize> = written.iter().map(|id| id.1 as usize).collect();
+        let missing: Vec<&Sent> = sent
+            .iter()
+            .enumerate()
+            .filter(|(number, sent)| {
+                matches!(sent.told, Told::Accepted | Told::Open) && !written.contains(number)
+            })
+            .map(|(_, sent)| sent)
+            .collect();
+        let dropped = &outcome.dropped[publisher];
+        ensure!(
+            are_told(&missing, dropped),
+            "publisher {publisher} did not write {missing:?}, and told that it dropped {dropped:?}"
+        );
+        if outcome.foreign {
+            // Two connections ended in the middle of it.
+            let broken = connections(books, publisher).filter(|record| !record.up.ended_well).count();
+            ensure!(
+                dropped.is_empty() || broken >= 2,
+                "publisher {publisher} dropped {dropped:?} after {broken} broken connections"
+            );
+        } else {
+            let fits = dropped.iter().find(|(_, size)| *size <= smallest);
+            ensure!(
+                fits.is_none(),
+                "publisher {publisher} dropped {fits:?}; the smallest limit was {smallest}"
+            );
+        }
+        let refused = || sent.iter().filter(|sent| sent.told == Told::TooLarge);
+        let fits = refused().find(|sent| sent.size <= smallest);
+        ensure!(fits.is_none(), "publisher {publisher} refused {fits:?}; the smallest limit was {smallest}");
+        ensure!(
+            !outcome.foreign || refused().next().is_none(),
+            "publisher {publisher} refused something as too large without having been told a limit"
         );
     }
     Ok(())
+}
+
+/// Whether what was told as dropped are these messages, in this order. Those that nobody waited for may be among them or not.
+fn are_told(missing: &[&Sent], dropped: &[(Bytes, usize)]) -> bool {
+    // How many of the dropped ones the messages so far can account for: several numbers, where messages look alike.
+    let mut counts = BTreeSet::from([0]);
+    for sent in missing {
+        let is_next = |count: &&usize| {
+            dropped.get(**count).is_some_and(|(topic, size)| topic == sent.topic && *size == sent.size)
+        };
+        let with_it: BTreeSet<usize> = counts.iter().filter(is_next).map(|count| count + 1).collect();
+        match sent.told {
+            Told::Open => counts.extend(with_it),
+            _ => counts = with_it,
+        }
+    }
+    counts.contains(&dropped.len())
 }
 
 fn unaltered(number: usize, received: &[Received], outcome: &Outcome) -> Result<(), String> {
@@ -134,7 +191,10 @@ fn what_comes_in_goes_out(
 ) -> Result<(), String> {
     let Some(generation) = to.generation else { return Ok(()) };
     let prefix = outcome.wanted[number];
-    let wants = |id: &Id| outcome.sent[usize::from(id.0)][id.1 as usize].topic.starts_with(prefix);
+    let sent = |id: &Id| &outcome.sent[usize::from(id.0)][id.1 as usize];
+    let wants = |id: &Id| sent(id).topic.starts_with(prefix) && sent(id).size <= outcome.takes[number];
+    // For one that is too large the switch ends the connection, and does not see what is behind it.
+    let is_taken = |id: &Id| sent(id).size <= outcome.limits[generation];
     let written: BTreeSet<Id> = ids(&to.down.taken).filter(wants).collect();
     let subscribed =
         to.down.taken.iter().find(|seen| seen.id.as_ref().is_some_and(wants)).map(|seen| seen.at);
@@ -144,8 +204,14 @@ fn what_comes_in_goes_out(
         .iter()
         .filter(|from| from.client < outcome.publishers && from.generation == Some(generation))
     {
-        let came: Vec<(Id, Duration)> =
-            from.up.out().iter().filter_map(|seen| seen.id.filter(wants).map(|id| (id, seen.at))).collect();
+        let came: Vec<(Id, Duration)> = from
+            .up
+            .out()
+            .iter()
+            .filter_map(|seen| seen.id.map(|id| (id, seen.at)))
+            .take_while(|(id, _)| is_taken(id))
+            .filter(|(id, _)| wants(id))
+            .collect();
         let first = came.iter().position(|(id, _)| written.contains(id));
         let last = came.iter().rposition(|(id, _)| written.contains(id));
         if let (Some(first), Some(last)) = (first, last) {

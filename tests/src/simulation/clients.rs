@@ -150,7 +150,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
             grain: 1 << rng.u32(9..17),
             delays: if rng.bool() { 0 } else { rng.u8(..30) },
         };
-        let line = Line { client, quality, rng: rng.fork(), ledger: ledger.clone() };
+        let line = Line { client, quality, foreign: false, rng: rng.fork(), ledger: ledger.clone() };
         line.open(endpoint, &tasks, &stop).await;
     }
     let made = |rng: &mut Rng, lines: [usize; 3]| {

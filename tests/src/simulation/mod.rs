@@ -6,10 +6,15 @@
 //! 1. bytes that a client or the switch has written into a connection that is cut before they come out (ZeroMQ has no
 //!    acknowledgements); a message that was written in part counts as not written;
 //! 2. what was in a switch that was killed, or in its connections;
-//! 3. for a subscriber: what is published while it has no connection, and what waits for it in the switch when its connection ends.
+//! 3. for a subscriber: what is published while it has no connection, and what waits for it in the switch when its connection ends;
+//! 4. a message that is too large for the switch, or for the subscriber. A publisher refuses it if it knows, also while it
+//!    waits for room; if the publisher learns so after it has accepted the message, it drops it, counts it and tells it.
+//!    From a switch that does not tell its limits, it learns so by the second connection that ends in the middle of
+//!    the same message, and what it had sent behind that is lost with the connection.
 //!
-//! A call that was given up has sent its message whole or not at all; all others keep the order in which they
-//! were made.
+//! A call that was given up has sent its message whole or not at all, or its message was accepted and dropped because of its
+//! size, which is told as of any other; all others keep the order in which they were made. A message that was refused is
+//! never sent.
 //!
 //! What has to hold always is in `check.rs`.
 
@@ -33,8 +38,10 @@ use tokio_util::task::TaskTracker;
 use xmsg_core::ErrorKind;
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
-    Endpoint, HighWaterMark, Multipart, Publisher, SocketOptions, Subscriber, TcpOptions,
+    Endpoint, HighWaterMark, Multipart, Publisher, Reason, SocketEvent, SocketEvents, SocketOptions,
+    Subscriber, TcpOptions,
 };
+use xmsg_core::zmtp::encoded_len;
 use xmsg_proxy::switch::{Side, Switch};
 use xmsg_proxy::{Config, Policy, Upstream};
 
@@ -44,6 +51,8 @@ use net::{Happened, Id, Ledger, Line, Quality, some_time};
 const BOUND: Duration = Duration::from_secs(3600);
 /// How long the last words take at most, once the network is good.
 const LINGER: Duration = Duration::from_secs(600);
+/// Everything is as it is to be so many times in a row, every 50 ms; then it stays so.
+const CALM: u32 = 20;
 /// How long a switch gets that is told to stop.
 const STOP: Duration = Duration::from_secs(20);
 /// The topics; a subscriber wants one prefix for good, and others now and then.
@@ -51,6 +60,8 @@ const TOPICS: [&str; 5] = ["a", "a:b", "a:b:c", "b", "c:d"];
 const PREFIXES: [&str; 7] = ["", "a", "a:b", "a:b:c", "b", "c", "c:"];
 /// The topic of the last message of every publisher.
 const END: &str = "end";
+/// Every message may have so many bytes: the last one of a publisher has fewer.
+const LIMIT_MIN: usize = 64;
 
 /// A message as this publisher sends it.
 fn message((publisher, number): Id, topic: &str, len: usize) -> Multipart {
@@ -71,6 +82,8 @@ fn body((publisher, number): Id, len: usize) -> Bytes {
 struct Sent {
     topic: &'static str,
     len: usize,
+    /// Bytes on the wire.
+    size: usize,
     told: Told,
 }
 
@@ -79,8 +92,10 @@ struct Sent {
 enum Told {
     /// It was accepted.
     Accepted,
-    /// It was refused: no trace of it is to be seen.
+    /// It was refused for want of room: no trace of it is to be seen.
     Refused,
+    /// It was refused as too large: no trace of it is to be seen either.
+    TooLarge,
     /// Nothing, since whoever asked has given up: it was accepted whole, or not at all.
     Open,
 }
@@ -121,6 +136,13 @@ struct Outcome {
     publishers: usize,
     /// By number of the switch; the last one was stopped after everything had arrived.
     ended: Vec<Ended>,
+    /// By number of the switch: the largest message that it takes. It tells that, unless it looks like a foreign one.
+    limits: Vec<usize>,
+    foreign: bool,
+    /// The largest message that each subscriber takes.
+    takes: Vec<usize>,
+    /// Of each publisher: topics and bytes of the messages that it told to have dropped.
+    dropped: Vec<Vec<(Bytes, usize)>>,
 }
 
 struct World {
@@ -133,6 +155,8 @@ struct World {
     sides: Vec<Side>,
     generation: usize,
     ended: Vec<Ended>,
+    limits: Vec<usize>,
+    foreign: bool,
 }
 
 /// Runs one seed on the present runtime, whose clock has to be paused. Returns what happened, and what was wrong with it.
@@ -155,10 +179,12 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     let stop = CancellationToken::new();
     // The same seed may run on two threads at once.
     let name = format!("simulation-{}-{seed}", RUNS.fetch_add(1, Ordering::Relaxed));
-    let config = config(&mut rng);
+    let mut config = config(&mut rng);
+    config.limits.message_size = message_limit(&mut rng);
     let (publishers, subscribers) = (rng.usize(1..4), rng.usize(1..4));
     let sides = [vec![Side::Publishers; publishers], vec![Side::Subscribers; subscribers]].concat();
     let switch = Switch::start(config.clone());
+    let foreign = rng.u8(..4) == 0;
     let mut world = World {
         rng: rng.fork(),
         ledger: ledger.clone(),
@@ -168,12 +194,14 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
         sides,
         generation: 0,
         ended: Vec::new(),
+        limits: Vec::new(),
+        foreign,
     };
     world.listen().await;
 
     // One line in three is a good one: its client is innocent, and nothing of what happens to others may harm it.
     let tiny = rng.u8(..5) == 0;
-    let line = |rng: &mut Rng, client: usize| {
+    let line = |rng: &mut Rng, client: usize, foreign: bool| {
         let good = rng.u8(..3) == 0;
         let quality = Quality {
             refusals: if good { 0 } else { rng.u8(..40) },
@@ -182,24 +210,29 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
             grain: if tiny { rng.usize(1..64) } else { 1 << rng.u32(9..17) },
             delays: if rng.bool() { 0 } else { rng.u8(..30) },
         };
-        Line { client, quality, rng: rng.fork(), ledger: ledger.clone() }
+        Line { client, quality, foreign, rng: rng.fork(), ledger: ledger.clone() }
     };
     let mut sockets = Vec::new();
+    let mut dropping = Vec::new();
     for client in 0..publishers {
         let endpoint = Endpoint::Inproc(format!("{}-line-{client}", world.name));
-        line(&mut rng, client).open(&endpoint, &tasks, &stop).await;
+        line(&mut rng, client, foreign).open(&endpoint, &tasks, &stop).await;
         let socket = Publisher::new(options(&mut rng));
+        dropping.push(tokio::spawn(note_dropped(socket.events(), client as u64, ledger.clone())));
         socket.connect(endpoint);
         sockets.push(socket);
     }
     let mut receiving = Vec::new();
-    let mut wanted = Vec::new();
+    let (mut wanted, mut takes) = (Vec::new(), Vec::new());
     for client in publishers..publishers + subscribers {
         let endpoint = Endpoint::Inproc(format!("{}-line-{client}", world.name));
-        line(&mut rng, client).open(&endpoint, &tasks, &stop).await;
+        line(&mut rng, client, false).open(&endpoint, &tasks, &stop).await;
         let prefix = *rng.choice(&PREFIXES).expect("there are some");
         wanted.push(prefix);
-        let socket = Subscriber::new(options(&mut rng));
+        let mut options = options(&mut rng);
+        options.limits.message_size = message_limit(&mut rng);
+        takes.push(options.limits.message_size);
+        let socket = Subscriber::new(options);
         socket.subscribe(prefix).expect("a few short prefixes");
         socket.subscribe(END).expect("a few short prefixes");
         socket.connect(endpoint);
@@ -228,19 +261,29 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     for receiving in &mut receiving {
         expected += receiving.settle().await;
     }
-    world.all_connected(publishers, subscribers, expected).await?;
+    world.all_connected(&sockets, subscribers, expected).await?;
 
     // Nothing is in the way any more: these arrive, or somebody's subscription was lost.
     for (number, socket) in sockets.iter().enumerate() {
         let id = (number as u16, sent[number].len() as u32);
-        socket.publish(message(id, END, 8)).await.map_err(|error| format!("the last message: {error}"))?;
-        sent[number].push(Sent { topic: END, len: 8, told: Told::Accepted });
+        let message = message(id, END, 8);
+        let size = encoded_len(message.frames());
+        socket.publish(message).await.map_err(|error| format!("the last message: {error}"))?;
+        sent[number].push(Sent { topic: END, len: 8, size, told: Told::Accepted });
     }
-    for socket in sockets {
+    let mut dropped = Vec::new();
+    for (socket, told) in sockets.into_iter().zip(dropping) {
         let unsent = socket.close(LINGER).await;
         if unsent > 0 {
             return Err(format!("a publisher could not send {unsent} messages over a good network"));
         }
+        let counted = socket.dropped();
+        drop(socket);
+        let told = told.await.map_err(|error| format!("nobody noted what was dropped: {error}"))?;
+        if told.len() as u64 != counted {
+            return Err(format!("a publisher has told that it dropped {told:?}, and counted {counted}"));
+        }
+        dropped.push(told);
     }
     let mut received = Vec::new();
     for (number, receiving) in receiving.into_iter().enumerate() {
@@ -251,8 +294,19 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     stop.cancel();
     tasks.close();
     tasks.wait().await;
-    let outcome = Outcome { sent, received, wanted, publishers, ended: world.ended };
+    let World { ended, limits, .. } = world;
+    let outcome = Outcome { sent, received, wanted, publishers, ended, limits, foreign, takes, dropped };
     check::check(&outcome, &ledger.books())
+}
+
+/// Bytes of the largest message that is taken somewhere.
+fn message_limit(rng: &mut Rng) -> usize {
+    match rng.u8(..8) {
+        0 => rng.usize(LIMIT_MIN..1000),
+        1 => rng.usize(1000..9000),
+        2 => rng.usize(9000..100_000),
+        _ => 64 << 20,
+    }
 }
 
 fn config(rng: &mut Rng) -> Config {
@@ -274,6 +328,8 @@ fn config(rng: &mut Rng) -> Config {
 
 fn options(rng: &mut Rng) -> SocketOptions {
     let heartbeat = (rng.u8(..3) == 0).then(|| Duration::from_millis(rng.u64(200..5000)));
+    // In a short pipe, a connection ends in the middle of a message; in a long one, behind many.
+    let send_buffer = (rng.u8(..4) == 0).then(|| 1 << rng.u32(9..16));
     SocketOptions {
         send_high_water_mark: HighWaterMark {
             bytes: 1 << rng.u32(8..20),
@@ -284,8 +340,21 @@ fn options(rng: &mut Rng) -> SocketOptions {
         reconnect_max: Duration::from_millis(rng.u64(100..5000)),
         heartbeat_interval: heartbeat,
         heartbeat_timeout: Duration::from_millis(rng.u64(200..5000)),
+        tcp: TcpOptions { send_buffer, ..TcpOptions::default() },
         ..SocketOptions::default()
     }
+}
+
+/// Topics and bytes of the messages that a socket drops, until it is gone.
+async fn note_dropped(mut events: SocketEvents, client: u64, ledger: Ledger) -> Vec<(Bytes, usize)> {
+    let mut dropped = Vec::new();
+    while let Some(event) = events.next().await {
+        if let SocketEvent::MessageDropped { topic, size, .. } = event {
+            ledger.note("dropped", client, size as u64);
+            dropped.push((topic, size));
+        }
+    }
+    dropped
 }
 
 impl World {
@@ -297,6 +366,7 @@ impl World {
             self.switch.listen(listener, *side);
             endpoints.push(endpoint);
         }
+        self.limits.push(self.config.limits.message_size);
         self.ledger.books().switch = Some((self.generation, self.switch.clone(), endpoints));
         self.ledger.note("switch", self.generation as u64, 0);
     }
@@ -309,6 +379,7 @@ impl World {
             self.stop(fate).await?;
             tokio::time::sleep(some_time(&mut self.rng, 1..14)).await;
             self.generation += 1;
+            self.config.limits.message_size = message_limit(&mut self.rng);
             self.switch = Switch::start(self.config.clone());
             self.listen().await;
         }
@@ -332,8 +403,14 @@ impl World {
         if took > STOP + Duration::from_secs(1) {
             return Err(format!("the switch took {took:?} to stop; it had {STOP:?}"));
         }
-        if totals.dropped.messages > 0 {
-            return Err(format!("under `block`, {} messages were dropped", totals.dropped.messages));
+        if totals.drops.slow().messages > 0 {
+            return Err(format!("under `block`, {} messages were dropped", totals.drops.slow().messages));
+        }
+        let too_large = totals.violations.of(Reason::MessageTooLarge);
+        if !self.foreign && too_large > 0 {
+            return Err(format!(
+                "{too_large} connections ended for a message that publishers know is too large"
+            ));
         }
         // Publishers get 70 % of the time to take leave.
         self.ended.push(Ended { orderly: took < STOP.mul_f64(0.7) });
@@ -343,13 +420,15 @@ impl World {
     /// Waits until everybody is connected and has subscribed to everything.
     async fn all_connected(
         &self,
-        publishers: usize,
+        sockets: &[Publisher],
         subscribers: usize,
         expected: usize,
     ) -> Result<(), String> {
+        let publishers = sockets.len();
         // Who has lost a connection makes a new one within this time, and then it counts beside the old one.
         tokio::time::sleep(Duration::from_secs(10)).await;
         let since = tokio::time::Instant::now();
+        let mut calm = 0;
         loop {
             let there = (
                 self.switch.publishers().len(),
@@ -358,7 +437,12 @@ impl World {
             );
             // Old connections that have still something in them would give it out after what comes next.
             let open = self.ledger.books().records.iter().filter(|record| record.open).count();
-            if there == (publishers, subscribers, expected) && open == publishers + subscribers {
+            // What waits may be a message for which a switch that tells no limits ends the connection, with all that is behind it.
+            let waits = sockets.iter().any(|socket| socket.queued().messages > 0);
+            let is_calm =
+                there == (publishers, subscribers, expected) && open == publishers + subscribers && !waits;
+            calm = if is_calm { calm + 1 } else { 0 };
+            if calm == CALM {
                 break;
             }
             if since.elapsed() > LINGER {
@@ -419,24 +503,25 @@ async fn send(
             };
             let number = sent.len();
             let message = message((publisher, number as u32), topic, len);
+            let size = encoded_len(message.frames());
             let told = if calls > 1 && rng.u8(..4) == 0 {
                 match socket.try_publish(message) {
-                    Ok(()) => Told::Accepted,
                     Err(error) if error.kind() == ErrorKind::Full => Told::Refused,
-                    Err(error) => return Err(format!("publisher {publisher}: {error}")),
+                    done => told(publisher, done)?,
                 }
             } else {
                 let mut call = Box::pin(socket.publish(message));
                 match futures::poll!(&mut call) {
-                    Poll::Ready(done) => accepted(publisher, done)?,
+                    Poll::Ready(done) => told(publisher, done)?,
                     Poll::Pending => {
                         waiting.push((number, call));
                         Told::Open
                     }
                 }
             };
-            ledger.note("publish", publisher.into(), number as u64);
-            sent.push(Sent { topic, len, told });
+            let what = if told == Told::TooLarge { "refused" } else { "publish" };
+            ledger.note(what, publisher.into(), number as u64);
+            sent.push(Sent { topic, len, size, told });
         }
         if calls > 1 {
             rng.shuffle(&mut waiting);
@@ -450,9 +535,10 @@ async fn send(
             if patience.is_zero() {
                 drop(call);
             } else if let Ok(done) = tokio::time::timeout(patience, call).await {
-                sent[number].told = accepted(publisher, done)?;
+                sent[number].told = told(publisher, done)?;
             }
-            ledger.note("waited", publisher.into(), number as u64);
+            let what = if sent[number].told == Told::TooLarge { "refused in line" } else { "waited" };
+            ledger.note(what, publisher.into(), number as u64);
         }
         if rng.u32(..8) < haste {
             tokio::time::sleep(Duration::from_millis(rng.u64(0..1 << haste))).await;
@@ -461,8 +547,12 @@ async fn send(
     Ok(sent)
 }
 
-fn accepted(publisher: u16, done: xmsg_core::Result<()>) -> Result<Told, String> {
-    done.map(|()| Told::Accepted).map_err(|error| format!("publisher {publisher}: {error}"))
+fn told(publisher: u16, done: xmsg_core::Result<()>) -> Result<Told, String> {
+    match done {
+        Ok(()) => Ok(Told::Accepted),
+        Err(error) if error.kind() == ErrorKind::TooLarge => Ok(Told::TooLarge),
+        Err(error) => Err(format!("publisher {publisher}: {error}")),
+    }
 }
 
 /// A subscriber at work.

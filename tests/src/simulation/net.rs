@@ -250,6 +250,8 @@ pub struct Line {
     pub client: usize,
     /// How bad it is.
     pub quality: Quality,
+    /// The switch looks like a foreign one to the client: it does not tell its limits.
+    pub foreign: bool,
     /// Where chance comes from.
     pub rng: Rng,
     /// The books.
@@ -298,9 +300,10 @@ impl Line {
             stall,
             rng: rng.fork(),
             waiting: BytesMut::new(),
+            hide: None,
         };
         let up = pieces(rng, ways[0]);
-        let down = pieces(rng, ways[1]);
+        let down = Pieces { hide: self.foreign.then_some(0), ..pieces(rng, ways[1]) };
         let mut books = self.ledger.books();
         let number = books.records.len();
         books.records.push(Record {
@@ -339,7 +342,14 @@ struct Pieces {
     rng: Rng,
     /// Read and not yet handed on.
     waiting: BytesMut,
+    /// If limits are not to be told: how many bytes of the name of such a property the last ones are.
+    hide: Option<usize>,
 }
+
+/// What the names of properties that tell limits begin with.
+const TOLD: &[u8] = b"X-Max-";
+/// They stand among so many bytes at the beginning of a connection.
+const HANDSHAKE_LEN: u64 = 512;
 
 /// Why a connection ended before both directions had come to their end.
 #[derive(Clone, Copy, Debug)]
@@ -414,6 +424,17 @@ impl Way {
 }
 
 impl Pieces {
+    /// Makes names of properties that tell limits such as nobody knows.
+    fn hide(&mut self, bytes: &mut [u8]) {
+        let Some(known) = &mut self.hide else { return };
+        for byte in bytes {
+            *known = if *byte == TOLD[*known] { *known + 1 } else { usize::from(*byte == TOLD[0]) };
+            if *known == TOLD.len() {
+                (*byte, *known) = (b'_', 0);
+            }
+        }
+    }
+
     async fn pump(
         &mut self,
         from: &mut ReadHalf<'_>,
@@ -437,6 +458,9 @@ impl Pieces {
                     way.flow(&mut ledger.books().records[number]).ended_well = true;
                     let _ = to.shutdown().await;
                     return Ok(());
+                }
+                if read < HANDSHAKE_LEN {
+                    self.hide(&mut buffer[..len]);
                 }
                 let now = ledger.now();
                 way.flow(&mut ledger.books().records[number]).take(&buffer[..len], now);
