@@ -213,8 +213,9 @@ impl Closer {
     /// Frees the endpoint before it returns: it can be bound again. Nobody is accepted any more, and
     /// [`accept`](Listener::accept) never returns.
     pub fn close(&self) {
-        let accepting = lock(&self.0).take();
-        drop(accepting);
+        // It is dropped under the lock: whoever closes at the same time returns only once the endpoint is free, too.
+        let mut accepting = lock(&self.0);
+        drop(accepting.take());
     }
 }
 
@@ -474,4 +475,33 @@ fn inproc() -> MutexGuard<'static, Registry> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn the_endpoint_is_free_for_whichever_of_two_closers_returns_first() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        let _inside = runtime.enter();
+        for _ in 0..2_000 {
+            let any = Endpoint::tcp("127.0.0.1", 0);
+            let listener = runtime.block_on(Listener::bind(&any, TcpOptions::default())).expect("a port");
+            let Endpoint::Tcp { port, .. } = *listener.endpoint() else { unreachable!("it is bound to TCP") };
+            let closer = listener.closer();
+            let start = Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    drop(listener);
+                });
+                start.wait();
+                closer.close();
+                std::net::TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+            });
+        }
+    }
 }
