@@ -521,6 +521,7 @@ async fn subscriptions_above_a_limit_are_refused_and_the_others_stay() {
     subscriber.subscribe("a").unwrap();
     subscriber.unsubscribe("y".repeat(101));
     subscriber.subscribe("c").unwrap();
+    within("the subscription", connection.wait_for_subscriber(&topic("b"))).await.unwrap();
     connection.publish(&Message::of(topic("b"), 1).unwrap()).await.unwrap();
     assert_eq!(within("a message", subscriber.recv()).await.unwrap().frames()[0], "b");
     assert_eq!(proxy.totals().violations.total(), 0);
