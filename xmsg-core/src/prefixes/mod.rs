@@ -11,6 +11,7 @@
 mod hash;
 mod index;
 
+use std::collections::HashMap;
 use std::mem;
 use std::ops::Range;
 
@@ -19,7 +20,7 @@ use smallvec::SmallVec;
 use self::hash::{Hash, Key, PrefixHasher};
 use self::index::Index;
 
-/// A prefix that has a key. It stays valid until its last key is removed.
+/// A prefix that has a key or is held. It stays valid until the last of these is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PrefixId(u32);
 
@@ -47,6 +48,9 @@ pub struct PrefixTable<K> {
     /// The lengths that prefixes have, ascending, and how many have it.
     lengths: Vec<(usize, usize)>,
     pairs: usize,
+    /// How often the prefixes at these places are held.
+    held: HashMap<u32, u32>,
+    holds: usize,
 }
 
 /// Topics that are looked for together: as many as memory serves at a time, and some more.
@@ -82,17 +86,25 @@ pub struct Inserted {
     pub prefix: PrefixId,
     /// The pair was not there before.
     pub is_new: bool,
-    /// The prefix had no key before: 0 → 1.
+    /// The prefix was not there before: 0 → 1.
     pub is_first: bool,
 }
 
-/// A prefix with its keys; without keys, a place that is free. It fills a line of the cache.
+/// A prefix with its keys; without keys, one that is held, or a place that is free. It fills a line of the cache.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct Entry<K> {
     prefix: SmallVec<[u8; 32]>,
     /// Sorted.
     keys: SmallVec<[K; 4]>,
+}
+
+impl PrefixId {
+    /// The place that [`prefixes_within`](PrefixTable::prefixes_within) goes by.
+    #[must_use]
+    pub fn place(self) -> usize {
+        self.0 as usize
+    }
 }
 
 impl<K: Copy> Default for Entry<K> {
@@ -119,19 +131,21 @@ impl<K: Copy + Ord> PrefixTable<K> {
             short: Head::default(),
             lengths: Vec::new(),
             pairs: 0,
+            held: HashMap::new(),
+            holds: 0,
         }
     }
 
-    /// How many (prefix, key) pairs there are.
+    /// How many (prefix, key) pairs there are, and how often prefixes are held.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.pairs
+        self.pairs + self.holds
     }
 
-    /// Whether there is no pair.
+    /// Whether there is no pair, and nothing held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.pairs == 0
+        self.len() == 0
     }
 
     /// Bytes of the longest prefix; 0 when there is none.
@@ -151,34 +165,87 @@ impl<K: Copy + Ord> PrefixTable<K> {
             }
             return Inserted { prefix, is_new: at.is_err(), is_first: false };
         }
-        let entry = Entry { prefix: SmallVec::from_slice(prefix), keys: SmallVec::from_slice(&[key]) };
-        let place = self.entries.add(entry);
+        self.pairs += 1;
+        let keys = SmallVec::from_slice(&[key]);
+        Inserted { prefix: PrefixId(self.add(prefix, keys)), is_new: true, is_first: true }
+    }
+
+    /// Keeps a prefix in the table without a key, once more: nobody finds it by a topic, but it has an id, and is listed.
+    /// [`release`](Self::release) takes that back.
+    ///
+    /// ```
+    /// let mut table = xmsg_core::prefixes::PrefixTable::<u32>::new();
+    /// let held = table.hold(b"data:power");
+    /// assert!(held.is_first);
+    /// table.find(b"data:power:watts", |keys| assert!(keys.is_empty()));
+    /// assert_eq!(table.release(held.prefix), Some(b"data:power".to_vec()));
+    /// ```
+    pub fn hold(&mut self, prefix: &[u8]) -> Inserted {
+        let id = self.id(prefix);
+        let is_first = id.is_none();
+        let id = id.unwrap_or_else(|| PrefixId(self.add(prefix, SmallVec::new())));
+        *self.held.entry(id.0).or_default() += 1;
+        self.holds += 1;
+        Inserted { prefix: id, is_new: true, is_first }
+    }
+
+    /// Takes back what [`hold`](Self::hold) did once; returns the prefix when nothing keeps it any more: 1 → 0.
+    ///
+    /// Does nothing when the prefix is not held.
+    pub fn release(&mut self, prefix: PrefixId) -> Option<Vec<u8>> {
+        let held = self.held.get_mut(&prefix.0)?;
+        *held -= 1;
+        if *held == 0 {
+            self.held.remove(&prefix.0);
+        }
+        self.holds -= 1;
+        self.drop_unused(prefix)
+    }
+
+    /// Takes in a prefix that was not there.
+    fn add(&mut self, prefix: &[u8], keys: SmallVec<[K; 4]>) -> u32 {
+        let place = self.entries.add(Entry { prefix: SmallVec::from_slice(prefix), keys });
         self.index.insert(self.hash(prefix), place);
         self.add_heads(prefix);
         match self.length(prefix.len()) {
             Ok(at) => self.lengths[at].1 += 1,
             Err(at) => self.lengths.insert(at, (prefix.len(), 1)),
         }
-        self.pairs += 1;
-        Inserted { prefix: PrefixId(place), is_new: true, is_first: true }
+        place
     }
 
-    /// The id of this prefix, if it has a key.
+    /// The id of this prefix, if it has a key or is held.
     #[must_use]
     pub fn id(&self, prefix: &[u8]) -> Option<PrefixId> {
         self.place(self.hash(prefix), prefix).map(PrefixId)
     }
 
-    /// Removes a pair; returns the prefix when that was its last key: 1 → 0.
+    /// Whether this pair is there.
+    #[must_use]
+    pub fn contains(&self, prefix: PrefixId, key: K) -> bool {
+        self.entries.get(prefix.0).keys.binary_search(&key).is_ok()
+    }
+
+    /// Removes a pair; returns the prefix when nothing else keeps it: 1 → 0.
     ///
     /// Does nothing when the pair is not there.
     pub fn remove(&mut self, prefix: PrefixId, key: K) -> Option<Vec<u8>> {
-        let place = prefix.0;
-        let keys = &mut self.entries.get_mut(place)?.keys;
+        let keys = &mut self.entries.get_mut(prefix.0)?.keys;
         let at = keys.binary_search(&key).ok()?;
         keys.remove(at);
         self.pairs -= 1;
-        if !keys.is_empty() {
+        self.drop_unused(prefix)
+    }
+
+    /// Whether something is at this place.
+    fn is_used(&self, place: u32) -> bool {
+        !self.entries.get(place).keys.is_empty() || self.held.contains_key(&place)
+    }
+
+    /// Removes a prefix that has neither keys nor holds.
+    fn drop_unused(&mut self, prefix: PrefixId) -> Option<Vec<u8>> {
+        let place = prefix.0;
+        if self.is_used(place) {
             return None;
         }
         let prefix = self.entries.remove(place).prefix.into_vec();
@@ -274,7 +341,7 @@ impl<K: Copy + Ord> PrefixTable<K> {
         }
     }
 
-    /// Every prefix that has a key, with its number of keys; in no particular order.
+    /// Every prefix that is there, with how many keys and holds it has; in no particular order.
     pub fn prefixes(&self) -> impl Iterator<Item = (&[u8], usize)> {
         self.prefixes_within(0..self.places())
     }
@@ -286,12 +353,16 @@ impl<K: Copy + Ord> PrefixTable<K> {
     }
 
     /// The [`prefixes`](Self::prefixes) at a range of places, so that a large table can be looked through a part at a
-    /// time. A prefix keeps its place for as long as it has a key: one that is there all the while is met just once.
+    /// time. A prefix keeps its place for as long as it is there, and is then met just once.
     pub fn prefixes_within(&self, places: Range<usize>) -> impl Iterator<Item = (&[u8], usize)> {
         let end = places.end.min(self.places());
         (places.start.min(end)..end).filter_map(|place| {
-            let entry = self.entries.get(place as u32);
-            (!entry.keys.is_empty()).then(|| (&entry.prefix[..], entry.keys.len()))
+            let place = place as u32;
+            let entry = self.entries.get(place);
+            self.is_used(place).then(|| {
+                let held = self.held.get(&place).map_or(0, |held| *held as usize);
+                (&entry.prefix[..], entry.keys.len() + held)
+            })
         })
     }
 
@@ -415,9 +486,12 @@ mod tests {
         keys
     }
 
+    /// Stands for a prefix that is held.
+    const HOLD: u32 = 4;
+
     /// What is to be found.
     fn matching(model: &BTreeSet<(String, u32)>, topic: &str) -> Vec<u32> {
-        let pairs = model.iter().filter(|(prefix, _)| topic.starts_with(prefix));
+        let pairs = model.iter().filter(|(prefix, key)| *key != HOLD && topic.starts_with(prefix));
         let mut keys: Vec<u32> = pairs.map(|(_, key)| *key).collect();
         keys.sort_unstable();
         keys
@@ -476,7 +550,7 @@ mod tests {
         /// The table agrees with a plain set of pairs through any sequence of changes, with few lengths and with many.
         #[test]
         fn agrees_with_a_set(
-            changes in prop::collection::vec((any::<bool>(), "(abababab){0,3}[ab]{0,5}", 0_u32..4), 0..120),
+            changes in prop::collection::vec((any::<bool>(), "(abababab){0,3}[ab]{0,5}", 0_u32..5), 0..120),
             topics in prop::collection::vec("(abababab){0,3}[ab]{0,9}", 1..2 * TOGETHER),
         ) {
             let mut table = PrefixTable::new();
@@ -484,12 +558,18 @@ mod tests {
             for (add, prefix, key) in changes {
                 let others = |model: &BTreeSet<(String, u32)>| model.iter().any(|(p, _)| *p == prefix);
                 if add {
-                    let inserted = table.insert(prefix.as_bytes(), key);
+                    if key == HOLD && model.contains(&(prefix.clone(), HOLD)) {
+                        continue;
+                    }
+                    let bytes = prefix.as_bytes();
+                    let inserted = if key == HOLD { table.hold(bytes) } else { table.insert(bytes, key) };
                     prop_assert_eq!(inserted.is_first, !others(&model));
                     prop_assert_eq!(inserted.is_new, model.insert((prefix.clone(), key)));
                     prop_assert_eq!(table.prefix(inserted.prefix), prefix.as_bytes());
                 } else {
-                    let removed = table.id(prefix.as_bytes()).and_then(|id| table.remove(id, key));
+                    let removed = table.id(prefix.as_bytes()).and_then(|id| {
+                        if key == HOLD { table.release(id) } else { table.remove(id, key) }
+                    });
                     let was = model.remove(&(prefix.clone(), key));
                     prop_assert_eq!(removed.is_some(), was && !others(&model));
                 }

@@ -29,6 +29,8 @@ const MEMBERS: usize = 1 << 20;
 const CATCH_UP_FROM: usize = 512;
 /// Messages among which topics are looked up together.
 const AHEAD: usize = 64;
+/// Subscribers of topics that are looked up, and of messages that are given to them, before others get the processor.
+const FAIR_SHARE: usize = 32 << 10;
 /// Answers to control requests that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
 /// asking.
 const ANSWERS_MAX: usize = URGENT_MAX / 2;
@@ -70,6 +72,8 @@ struct Cache {
     members: usize,
     /// What the publisher may send; `None`: everything.
     rights: Option<Arc<Rights>>,
+    /// Subscribers that were found, and given something, since others last had the processor.
+    work: usize,
 }
 
 /// The number of the set of topics that the publisher may not send.
@@ -90,6 +94,7 @@ impl Cache {
             topic_bytes: 0,
             members: 0,
             rights: None,
+            work: 0,
         }
     }
 
@@ -130,20 +135,22 @@ impl Cache {
         if let Some(set) = self.topics.get(topic) {
             return *set;
         }
+        let routes = table.routes();
         let mut unknown = Vec::new();
-        for span in &spans[..spans.len().min(AHEAD)] {
+        for span in &spans[..spans.len().min(routes.together(AHEAD))] {
             let topic = self.topic(wire, span);
             if unknown.last() != Some(&topic) && !self.topics.contains_key(topic) {
                 unknown.push(topic);
             }
         }
-        self.look_up(&unknown, &table.routes());
+        self.look_up(&unknown, &routes);
         // It is there now.
         self.topics.get(topic).copied().unwrap_or(DENIED)
     }
 
     fn look_up(&mut self, topics: &[&[u8]], routes: &Routes) {
         let found = routes.find_each(topics);
+        self.work += found.len();
         let mut found = &found[..];
         for (number, topic) in topics.iter().enumerate() {
             let members = found.iter().take_while(|(topic, _)| *topic == number).count();
@@ -231,7 +238,7 @@ impl Inlet {
         Self { priority: true, ..self }
     }
 
-    fn match_batch(&mut self, wire: &[u8], spans: &[Span]) {
+    async fn match_batch(&mut self, wire: &[u8], spans: &[Span]) {
         self.cache.refresh(&self.table, &self.publisher);
         let mut run = Run { first: 0, end: 0, rule: 0 };
         let mut last: Option<(&[u8], usize)> = None;
@@ -240,6 +247,10 @@ impl Inlet {
             match last {
                 Some((known, _)) if known == topic => {}
                 _ => {
+                    if self.cache.work > FAIR_SHARE {
+                        self.cache.work = 0;
+                        tokio::task::yield_now().await;
+                    }
                     let set = self.cache.set(wire, &spans[number..], &self.table);
                     if let Some((topic, before)) = last.filter(|(_, before)| *before != set) {
                         run.end = number;
@@ -267,6 +278,7 @@ impl Inlet {
         if slots.is_empty() {
             self.delivery.gate.unmatched.fetch_add(run.count() as u64, Ordering::Relaxed);
         }
+        self.cache.work += slots.len();
         for &slot in slots {
             let runs = &mut self.cache.slots[slot].runs;
             match runs.last_mut() {
@@ -336,7 +348,7 @@ impl Handler for Inlet {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
         let Batch { wire, spans, slab } = batch;
         self.publisher.received.add(spans.len(), wire.len());
-        self.match_batch(&wire, spans);
+        self.match_batch(&wire, spans).await;
         if self.priority {
             self.deliver_ahead(&wire, spans);
             return Ok(());

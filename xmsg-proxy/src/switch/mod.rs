@@ -43,6 +43,8 @@ use table::{Change, Table, TableTask};
 
 /// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
 const UPSTREAM_MAX: usize = 64 << 20;
+/// What the queue needs for each part of the subscriptions that a new publisher is told, bytes, at most.
+const PART_EXTRA: usize = 256;
 /// Control requests that wait for the controller, bytes.
 const REQUESTS_MARK: usize = 4 << 20;
 /// The share of the linger that publishers get to take leave; the rest is for subscribers.
@@ -502,12 +504,11 @@ impl Publisher {
         }
     }
 
-    /// Sends it all subscriptions there are, however many, and that to control requests last.
-    fn welcome(&self, subscriptions: &[Bytes], control: &Bytes) {
-        for part in subscriptions.iter().filter(|part| !part.is_empty()).chain([control]) {
-            self.outbox.push_shared(part, usize::MAX);
+    /// Sends it a part of all subscriptions there are, however many.
+    fn welcome(&self, subscriptions: &Bytes) {
+        if !subscriptions.is_empty() && self.outbox.push_shared(subscriptions, usize::MAX) {
+            self.upstream_max.fetch_add(subscriptions.len() + PART_EXTRA, Ordering::Relaxed);
         }
-        self.upstream_max.fetch_add(self.outbox.queued().bytes as usize, Ordering::Relaxed);
     }
 
     /// Sends it changes of subscriptions. One that lets too many pile up is cut off.
@@ -516,9 +517,14 @@ impl Publisher {
             && !self.cut.is_cancelled()
             && !self.outbox.is_closed()
         {
-            tracing::warn!(peer = %self.peer, "a publisher does not read its subscriptions: it is cut off");
-            self.cut.cancel();
+            self.cut_off();
         }
+    }
+
+    /// Ends its connection, because it does not read its subscriptions.
+    fn cut_off(&self) {
+        tracing::warn!(peer = %self.peer, "a publisher does not read its subscriptions: it is cut off");
+        self.cut.cancel();
     }
 
     /// Whether it once held up a confirmation, and has not read what it was sent since.

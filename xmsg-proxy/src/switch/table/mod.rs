@@ -1,0 +1,228 @@
+//! Who subscribed to what: one table of prefixes, changed by one task, read by every inlet.
+//!
+//! Connections send [`Change`]s over a bounded channel. The [task](task) applies many at once, then raises the *epoch*: inlets
+//! notice and forget what they had looked up. After that it tells the publishers what is newly wanted, or no longer.
+
+mod own;
+mod snapshot;
+mod sorted;
+mod task;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, oneshot};
+use xmsg_core::prefixes::PrefixTable;
+use xmsg_core::socket::session::{Batch, Ended, Handler};
+use xmsg_core::zmtp::Limits;
+
+pub(super) use self::task::TableTask;
+use super::peers::{Publisher, Subscriber};
+use crate::config::Upstream;
+use crate::policy::Policies;
+
+/// Changes that wait to be applied; whoever sends more waits.
+const CHANGES: usize = 1024;
+/// Pairs of topic and subscriber, and look-ups, that go into looking up several topics together, about.
+const PAIRS: usize = 64 << 10;
+/// Places of the table that are looked at under one lock when all of it is listed.
+const LISTED: usize = 1024;
+
+/// Something that happened to a connection.
+#[derive(Debug)]
+pub(super) enum Change {
+    Subscribe(Arc<Subscriber>, Bytes),
+    Cancel(Arc<Subscriber>, Bytes),
+    SubscriberGone(u32),
+    PublisherJoined(Arc<Publisher>),
+    PublisherGone(u32),
+    /// Other rules are in force.
+    Enforce,
+    Policies(Arc<Policies>),
+    /// Answered with all publishers once everything before it is applied.
+    Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
+}
+
+/// What inlets see.
+#[derive(Debug)]
+pub(super) struct Table {
+    routes: RwLock<Routes>,
+    epoch: AtomicU64,
+    changes: mpsc::Sender<Change>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+pub(super) struct Routes {
+    prefixes: PrefixTable<u32>,
+    subscribers: HashMap<u32, Arc<Subscriber>>,
+    policies: Arc<Policies>,
+}
+
+impl Routes {
+    /// The subscribers of these topics, each with the number of the topic, once and in a fixed order.
+    pub(super) fn find_each(&self, topics: &[&[u8]]) -> Vec<(usize, u32)> {
+        let mut found = Vec::new();
+        self.prefixes.find_each(topics, |topic, subscribers| {
+            found.extend(subscribers.iter().map(|subscriber| (topic, *subscriber)));
+        });
+        // Unless they come from one prefix for each topic. A subscriber can be found twice while its subscriptions change.
+        if !found.is_sorted_by(|one, next| one < next) {
+            found.sort_unstable();
+            found.dedup();
+        }
+        found
+    }
+
+    /// How many topics are to be looked up together: what they find is bounded by the number of subscribers.
+    pub(super) fn together(&self, most: usize) -> usize {
+        let each = self.subscribers.len() + self.longest_prefix();
+        (PAIRS / each.max(1)).clamp(1, most)
+    }
+
+    pub(super) fn longest_prefix(&self) -> usize {
+        self.prefixes.longest_prefix()
+    }
+
+    pub(super) fn policies(&self) -> &Arc<Policies> {
+        &self.policies
+    }
+
+    pub(super) fn subscriber(&self, id: u32) -> Option<&Arc<Subscriber>> {
+        self.subscribers.get(&id)
+    }
+}
+
+impl Table {
+    pub(super) fn new(upstream: Upstream, policies: Policies) -> (Arc<Self>, TableTask) {
+        let (changes, receiver) = mpsc::channel(CHANGES);
+        let routes = Routes {
+            prefixes: PrefixTable::new(),
+            subscribers: HashMap::new(),
+            policies: Arc::new(policies),
+        };
+        let table = Arc::new(Self {
+            routes: RwLock::new(routes),
+            epoch: AtomicU64::new(0),
+            changes,
+            changed: Notify::new(),
+        });
+        let task = TableTask::new(table.clone(), receiver, upstream);
+        (table, task)
+    }
+
+    /// Changes whenever subscriptions or policies do. What was read from the table under one epoch holds until it changes.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(super) fn routes(&self) -> RwLockReadGuard<'_, Routes> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes inlets forget what they looked up. Called under the lock for writing.
+    fn advance(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    fn routes_mut(&self) -> RwLockWriteGuard<'_, Routes> {
+        self.routes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until somebody is subscribed to just this prefix.
+    pub(super) async fn subscribed(&self, prefix: &[u8]) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.routes().prefixes.id(prefix).is_some() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    pub(super) fn subscriptions(&self) -> usize {
+        self.routes().prefixes.len()
+    }
+
+    /// Calls `found` with every prefix and its number of subscribers. The lock is let go of between parts, so that inlets and
+    /// changes get their turn.
+    pub(super) fn prefixes(&self, mut found: impl FnMut(Vec<u8>, usize)) {
+        let mut part = Vec::new();
+        for start in (0..).step_by(LISTED) {
+            {
+                let routes = self.routes();
+                if start >= routes.prefixes.places() {
+                    return;
+                }
+                let some = routes.prefixes.prefixes_within(start..start + LISTED);
+                part.extend(some.map(|(prefix, subscribers)| (prefix.to_vec(), subscribers)));
+            }
+            part.drain(..).for_each(|(prefix, subscribers)| found(prefix, subscribers));
+        }
+    }
+
+    pub(super) async fn change(&self, change: Change) {
+        // It fails only after the switch has stopped; then there is nothing left to change.
+        let _ = self.changes.send(change).await;
+    }
+
+    /// Waits until everything that was sent before is applied; returns the publishers.
+    pub(super) async fn synchronize(&self) -> Vec<Arc<Publisher>> {
+        let (sender, receiver) = oneshot::channel();
+        self.change(Change::Synchronize(sender)).await;
+        receiver.await.unwrap_or_default()
+    }
+}
+
+/// What a subscriber says.
+pub(super) struct Subscriptions<'a> {
+    table: &'a Table,
+    subscriber: &'a Arc<Subscriber>,
+    limits: &'a Limits,
+    /// How often it subscribed since its subscriptions were last counted, and their number then.
+    asked: usize,
+    /// The same in bytes.
+    asked_bytes: usize,
+}
+
+impl<'a> Subscriptions<'a> {
+    pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
+        Self { table, subscriber, limits, asked: 0, asked_bytes: 0 }
+    }
+
+    fn is_too_much(&self) -> bool {
+        self.asked > self.limits.subscriptions || self.asked_bytes > self.limits.subscription_bytes
+    }
+}
+
+impl Handler for Subscriptions<'_> {
+    async fn messages(&mut self, _: Batch<'_>) -> Result<(), Ended> {
+        // The engine of an XPUB hands out subscriptions only.
+        Ok(())
+    }
+
+    async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
+        let subscriber = self.subscriber.clone();
+        if !subscribe {
+            self.table.change(Change::Cancel(subscriber, prefix)).await;
+            return Ok(());
+        }
+        self.asked += 1;
+        self.asked_bytes += prefix.len();
+        if self.is_too_much() {
+            // Some may have been for the same prefix: only the table knows.
+            self.table.synchronize().await;
+            self.asked = subscriber.subscriptions.load(Ordering::Relaxed) + 1;
+            self.asked_bytes = subscriber.subscription_bytes.load(Ordering::Relaxed) + prefix.len();
+            if self.is_too_much() {
+                return Err(self.limits.too_many(self.asked, self.asked_bytes).into());
+            }
+        }
+        self.table.change(Change::Subscribe(subscriber, prefix)).await;
+        Ok(())
+    }
+}

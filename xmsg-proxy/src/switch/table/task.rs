@@ -1,0 +1,489 @@
+//! The task that owns the table.
+//!
+//! What takes long is a job: it is done in slices, one for each job in turn, and changes go between. So nobody who joins, subscribes
+//! or asks for a confirmation waits for others that leave with a million subscriptions.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use xmsg_core::prefixes::PrefixId;
+use xmsg_core::zmtp::Version;
+
+use super::own::{Gone, Own, Seat, Subscribed};
+use super::snapshot::Snapshot;
+use super::{Change, Routes, Table};
+use crate::CONTROL_TOPIC;
+use crate::config::Upstream;
+use crate::switch::peers::{Publisher, Subscriber};
+
+/// Changes applied under one lock.
+const BATCH: usize = 256;
+/// Prefixes of a job that are changed under one lock.
+const SLICE: usize = 512;
+/// Parts of a snapshot that are made for a publisher in one slice.
+const PARTS: usize = 2;
+/// Parts that are made already, and only sent.
+const PARTS_SENT: usize = 64;
+/// Bytes that may wait for a publisher before what subscribers leave behind is told it: what is told in between is not to wait for long.
+const BACKLOG: u64 = 128 << 10;
+/// How soon to look again whether publishers have read that.
+const PACE: Duration = Duration::from_millis(1);
+/// Who has not read it after so long is not waited for any more.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes of parts that are out of date which publishers may hold in any case; above it, as much as is up to date.
+const OUTDATED_MIN: usize = 16 << 20;
+
+/// The task's state.
+#[derive(Debug)]
+pub(in crate::switch) struct TableTask {
+    table: Arc<Table>,
+    changes: mpsc::Receiver<Change>,
+    upstream: Upstream,
+    /// Each subscriber's subscriptions.
+    own: HashMap<u32, Own>,
+    /// In a fixed order, so that a simulation can repeat what it did.
+    publishers: BTreeMap<u32, Arc<Publisher>>,
+    /// All that is wanted, encoded for new publishers of each version.
+    snapshots: HashMap<Version, Snapshot>,
+    jobs: Jobs,
+}
+
+/// What is done in slices.
+#[derive(Debug, Default)]
+struct Jobs {
+    /// Subscribers of which prefixes change their side.
+    sorting: VecDeque<u32>,
+    /// What subscribers that have gone left behind.
+    leaving: VecDeque<(u32, Own)>,
+    /// Publishers that are being told all that is wanted.
+    joining: VecDeque<Joining>,
+    /// Subscribers of which it is yet to be checked what they may subscribe to.
+    enforcing: VecDeque<Enforcing>,
+    /// Answers that wait until the last of them is checked.
+    waiting: Vec<oneshot::Sender<Vec<Arc<Publisher>>>>,
+    /// Since when publishers have not read what they were told.
+    behind_since: Option<Instant>,
+}
+
+impl Jobs {
+    fn is_empty(&self) -> bool {
+        self.sorting.is_empty()
+            && self.leaving.is_empty()
+            && self.joining.is_empty()
+            && self.enforcing.is_empty()
+    }
+}
+
+/// A publisher that is being told, and the part that comes next.
+#[derive(Debug)]
+struct Joining {
+    publisher: Arc<Publisher>,
+    next: usize,
+}
+
+/// A subscriber, and the last of its subscriptions that was checked.
+#[derive(Debug)]
+struct Enforcing {
+    subscriber: Arc<Subscriber>,
+    checked: Option<Vec<u8>>,
+}
+
+/// A prefix that somebody newly wants, or that nobody wants any more.
+#[derive(Debug)]
+struct Tiding {
+    subscribe: bool,
+    prefix: Bytes,
+    id: PrefixId,
+}
+
+/// All that is to be told, in this order.
+type Tidings = Vec<Tiding>;
+
+fn cancelled(gone: impl IntoIterator<Item = Gone>) -> impl Iterator<Item = Tiding> {
+    gone.into_iter().map(|(id, prefix)| Tiding { subscribe: false, prefix: prefix.into(), id })
+}
+
+impl TableTask {
+    pub(super) fn new(table: Arc<Table>, changes: mpsc::Receiver<Change>, upstream: Upstream) -> Self {
+        Self {
+            table,
+            changes,
+            upstream,
+            own: HashMap::new(),
+            publishers: BTreeMap::new(),
+            snapshots: HashMap::new(),
+            jobs: Jobs::default(),
+        }
+    }
+
+    /// Applies changes for as long as there is a table.
+    pub(in crate::switch) async fn run(&mut self) {
+        let mut changes = Vec::with_capacity(BATCH);
+        let mut pause = None;
+        loop {
+            let received = match pause.take() {
+                _ if self.jobs.is_empty() => Some(self.changes.recv_many(&mut changes, BATCH).await),
+                None => self.changes.recv_many(&mut changes, BATCH).now_or_never(),
+                Some(pause) => {
+                    tokio::time::timeout(pause, self.changes.recv_many(&mut changes, BATCH)).await.ok()
+                }
+            };
+            if received == Some(0) {
+                return;
+            }
+            self.apply(&mut changes);
+            if !self.jobs.is_empty() {
+                pause = self.work();
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Lets everybody go who waits for an answer.
+    pub(in crate::switch) fn drain(&mut self) {
+        self.changes.close();
+        while self.changes.try_recv().is_ok() {}
+    }
+
+    fn apply(&mut self, changes: &mut Vec<Change>) {
+        let mut changes = changes.drain(..).peekable();
+        while changes.peek().is_some() {
+            // A publisher that joins must be told what is in the table at that very place in the sequence.
+            let mut tidings = Tidings::new();
+            let mut next = None;
+            {
+                let table = self.table.clone();
+                let mut routes = table.routes_mut();
+                let mut differs = false;
+                for change in changes.by_ref() {
+                    match change {
+                        Change::Subscribe(subscriber, prefix) => {
+                            differs |= self.subscribe(&mut routes, &subscriber, prefix, &mut tidings);
+                        }
+                        Change::Cancel(subscriber, prefix) => {
+                            differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut tidings);
+                        }
+                        Change::Policies(policies) => {
+                            routes.policies = policies;
+                            differs = true;
+                        }
+                        other => {
+                            next = Some(other);
+                            break;
+                        }
+                    }
+                }
+                if differs {
+                    table.advance();
+                }
+            }
+            self.tell(&tidings);
+            match next {
+                Some(Change::SubscriberGone(id)) => self.forget(id),
+                Some(Change::Enforce) => self.enforce(),
+                Some(Change::PublisherJoined(publisher)) => self.welcome(publisher),
+                Some(Change::PublisherGone(id)) => {
+                    self.publishers.remove(&id);
+                    self.jobs.joining.retain(|joining| joining.publisher.id != id);
+                }
+                Some(Change::Synchronize(answer)) if self.jobs.enforcing.is_empty() => {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(self.publishers.values().cloned().collect());
+                }
+                Some(Change::Synchronize(answer)) => self.jobs.waiting.push(answer),
+                _ => {}
+            }
+        }
+    }
+
+    /// Does a slice of each kind of job. Returns how long to wait for changes before the next one, if not at all.
+    fn work(&mut self) -> Option<Duration> {
+        self.sort_some();
+        self.enforce_some();
+        self.welcome_some();
+        if self.jobs.leaving.is_empty() {
+            return None;
+        }
+        if self.publishers_are_behind() {
+            let others = !(self.jobs.sorting.is_empty()
+                && self.jobs.enforcing.is_empty()
+                && self.jobs.joining.is_empty());
+            return (!others).then_some(PACE);
+        }
+        self.forget_some();
+        None
+    }
+
+    fn sort_some(&mut self) {
+        let Some(id) = self.jobs.sorting.pop_front() else { return };
+        let Some(own) = self.own.get_mut(&id) else { return };
+        let mut gone = Vec::new();
+        {
+            let mut routes = self.table.routes_mut();
+            own.step(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE, &mut gone);
+            if !gone.is_empty() {
+                self.table.advance();
+            }
+        }
+        own.is_queued = own.has_work();
+        if own.is_queued {
+            self.jobs.sorting.push_back(id);
+        }
+        self.tell(&cancelled(gone).collect::<Tidings>());
+    }
+
+    /// Takes away all that a subscriber wanted.
+    fn forget(&mut self, id: u32) {
+        {
+            let mut routes = self.table.routes_mut();
+            // Whoever looks a topic up from now on does not find it, however long its prefixes stay.
+            routes.subscribers.remove(&id);
+            self.table.advance();
+        }
+        if let Some(own) = self.own.remove(&id) {
+            self.jobs.leaving.push_back((id, own));
+        }
+    }
+
+    fn forget_some(&mut self) {
+        let Some((id, mut own)) = self.jobs.leaving.pop_front() else { return };
+        let mut gone = Vec::new();
+        let mut routes = self.table.routes_mut();
+        let is_left = own.forget(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE, &mut gone);
+        drop(routes);
+        if is_left {
+            self.jobs.leaving.push_back((id, own));
+        }
+        self.tell(&cancelled(gone).collect::<Tidings>());
+    }
+
+    /// Whether a publisher that reads has yet to read much of what it was told.
+    fn publishers_are_behind(&mut self) -> bool {
+        let behind = |publisher: &&Arc<Publisher>| {
+            publisher.outbox.queued().bytes > BACKLOG
+                && !publisher.is_stalled()
+                && !publisher.outbox.is_closed()
+        };
+        if !self.publishers.values().any(|publisher| behind(&publisher)) {
+            self.jobs.behind_since = None;
+            return false;
+        }
+        let since = *self.jobs.behind_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < PATIENCE {
+            return true;
+        }
+        for publisher in self.publishers.values().filter(behind) {
+            tracing::info!(peer = %publisher.peer, "a publisher does not read its subscriptions: not waited for any more");
+            publisher.stalled.store(true, Ordering::Relaxed);
+        }
+        self.jobs.behind_since = None;
+        false
+    }
+
+    /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers.
+    fn enforce(&mut self) {
+        let subscribers: Vec<_> = {
+            let routes = self.table.routes_mut();
+            self.table.advance();
+            routes.subscribers.values().cloned().collect()
+        };
+        for subscriber in subscribers {
+            if !subscriber.grant.rights().unwrap_or_default().may_subscribe(b"") {
+                self.jobs.enforcing.push_back(Enforcing { subscriber, checked: None });
+            }
+        }
+    }
+
+    /// Takes away subscriptions that are not allowed any more.
+    fn enforce_some(&mut self) {
+        let Some(Enforcing { subscriber, mut checked }) = self.jobs.enforcing.pop_front() else { return };
+        let rights = subscriber.grant.rights().unwrap_or_default();
+        let mut tidings = Tidings::new();
+        let mut is_left = true;
+        {
+            let table = self.table.clone();
+            let mut routes = table.routes_mut();
+            let mut differs = false;
+            for _ in 0..SLICE {
+                let own = self.own.get(&subscriber.id);
+                let Some(id) = own.and_then(|own| own.next(&routes.prefixes, checked.as_deref())) else {
+                    is_left = false;
+                    break;
+                };
+                let prefix = Bytes::copy_from_slice(routes.prefixes.prefix(id));
+                if !rights.may_subscribe(&prefix) {
+                    subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
+                    differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut tidings);
+                }
+                checked = Some(prefix.into());
+            }
+            if differs {
+                table.advance();
+            }
+        }
+        if is_left {
+            self.jobs.enforcing.push_back(Enforcing { subscriber, checked });
+        }
+        self.tell(&tidings);
+        if self.jobs.enforcing.is_empty() {
+            for answer in self.jobs.waiting.drain(..) {
+                let _ = answer.send(self.publishers.values().cloned().collect());
+            }
+        }
+    }
+
+    fn tell(&mut self, tidings: &[Tiding]) {
+        if tidings.is_empty() {
+            return;
+        }
+        for part in tidings.iter().map(|tiding| Snapshot::part_of(tiding.id)) {
+            self.snapshots.values_mut().for_each(|snapshot| snapshot.outdate(part));
+        }
+        if self.upstream == Upstream::All {
+            return;
+        }
+        // Encoded once for each version; the bytes are shared.
+        let mut encoded: HashMap<Version, Bytes> = HashMap::new();
+        for publisher in self.publishers.values() {
+            let bytes =
+                encoded.entry(publisher.version).or_insert_with(|| encode(publisher.version, tidings.iter()));
+            publisher.send(bytes);
+        }
+        for Joining { publisher, next } in &self.jobs.joining {
+            // Of the others it hears with the parts that are to come.
+            let told = tidings.iter().filter(|tiding| Snapshot::part_of(tiding.id) < *next);
+            let bytes = encode(publisher.version, told);
+            if !bytes.is_empty() {
+                publisher.send(&bytes);
+            }
+        }
+    }
+
+    /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
+    /// knows all the rest.
+    fn welcome(&mut self, publisher: Arc<Publisher>) {
+        self.jobs.joining.push_back(Joining { publisher, next: 0 });
+        // Little is told at once.
+        self.welcome_some();
+    }
+
+    fn welcome_some(&mut self) {
+        let Some(mut joining) = self.jobs.joining.pop_front() else { return };
+        let version = joining.publisher.version;
+        let snapshot = self.snapshots.entry(version).or_insert_with(|| Snapshot::new(version));
+        let is_told = if self.upstream == Upstream::All {
+            let mut all = BytesMut::new();
+            version.write_subscription(&mut all, true, &Bytes::new());
+            joining.publisher.welcome(&all.freeze());
+            true
+        } else {
+            let routes = self.table.routes();
+            let (mut made, mut sent) = (0, 0);
+            let parts = Snapshot::len(&routes.prefixes);
+            while joining.next < parts && made < PARTS && sent < PARTS_SENT {
+                made += usize::from(!snapshot.is_encoded(joining.next));
+                sent += 1;
+                joining.publisher.welcome(&snapshot.part(&routes.prefixes, joining.next));
+                joining.next += 1;
+            }
+            joining.next >= parts
+        };
+        if is_told {
+            let mut control = BytesMut::new();
+            version.write_subscription(&mut control, true, &Bytes::from_static(CONTROL_TOPIC));
+            joining.publisher.welcome(&control.freeze());
+            self.publishers.insert(joining.publisher.id, joining.publisher);
+        } else {
+            self.jobs.joining.push_back(joining);
+        }
+        self.bound_outdated();
+    }
+
+    /// Cuts publishers off that hold much which is out of date by not reading it.
+    fn bound_outdated(&mut self) {
+        let is_too_much = |snapshot: &Snapshot| snapshot.outdated() > OUTDATED_MIN.max(snapshot.present());
+        if !self.snapshots.values().any(is_too_much) {
+            return;
+        }
+        let slowest = self.publishers.values().filter(|publisher| !publisher.cut.is_cancelled());
+        if let Some(publisher) = slowest.max_by_key(|publisher| publisher.outbox.queued().bytes) {
+            publisher.cut_off();
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        routes: &mut Routes,
+        subscriber: &Arc<Subscriber>,
+        prefix: Bytes,
+        tidings: &mut Tidings,
+    ) -> bool {
+        if !subscriber.grant.rights().is_some_and(|rights| rights.may_subscribe(&prefix)) {
+            subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
+            return false;
+        }
+        let own = self.own.entry(subscriber.id).or_default();
+        let mut seat = Seat { table: &mut routes.prefixes, number: subscriber.id };
+        let Subscribed { is_new, first, differs } = own.subscribe(&mut seat, &prefix);
+        if is_new {
+            routes.subscribers.entry(subscriber.id).or_insert_with(|| subscriber.clone());
+            subscriber.subscriptions.fetch_add(1, Ordering::Relaxed);
+            subscriber.subscription_bytes.fetch_add(prefix.len(), Ordering::Relaxed);
+        }
+        if let Some(id) = first {
+            tidings.push(Tiding { subscribe: true, prefix, id });
+        }
+        self.sort(routes, subscriber.id, tidings) | differs
+    }
+
+    fn cancel(
+        &mut self,
+        routes: &mut Routes,
+        subscriber: &Subscriber,
+        prefix: &Bytes,
+        tidings: &mut Tidings,
+    ) -> bool {
+        let Some(own) = self.own.get_mut(&subscriber.id) else { return false };
+        let mut seat = Seat { table: &mut routes.prefixes, number: subscriber.id };
+        let mut gone = Vec::new();
+        if !own.cancel(&mut seat, prefix, &mut gone) {
+            return false;
+        }
+        tidings.extend(cancelled(gone));
+        subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
+        subscriber.subscription_bytes.fetch_sub(prefix.len(), Ordering::Relaxed);
+        self.sort(routes, subscriber.id, tidings);
+        true
+    }
+
+    /// Moves what has to change its side: a little at once, and more in slices. Returns whether topics find others than before.
+    fn sort(&mut self, routes: &mut Routes, id: u32, tidings: &mut Tidings) -> bool {
+        let Some(own) = self.own.get_mut(&id) else { return false };
+        if !own.has_work() || own.is_queued {
+            return false;
+        }
+        let mut gone = Vec::new();
+        own.step(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE / 8, &mut gone);
+        own.is_queued = own.has_work();
+        if own.is_queued {
+            self.jobs.sorting.push_back(id);
+        }
+        let differs = !gone.is_empty();
+        tidings.extend(cancelled(gone));
+        differs
+    }
+}
+
+fn encode<'a>(version: Version, tidings: impl Iterator<Item = &'a Tiding>) -> Bytes {
+    let mut bytes = BytesMut::new();
+    for Tiding { subscribe, prefix, .. } in tidings {
+        version.write_subscription(&mut bytes, *subscribe, prefix);
+    }
+    bytes.freeze()
+}
