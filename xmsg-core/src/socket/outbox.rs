@@ -401,7 +401,7 @@ impl Outbox {
         let charge = bytes.len() + size_of::<Chunk>();
         let state = guard.state_mut();
         state.queued += Amount::new(1, charge);
-        state.push_chunk(Chunk::copied(bytes.clone(), 1));
+        state.push_chunk(Chunk { charge, ..Chunk::copied(bytes.clone(), 1) });
         self.enter(charge);
         guard.pushed = true;
         true

@@ -282,6 +282,27 @@ fn slices_of_one_slab_are_charged_once_and_leave_the_ledger() {
     assert_eq!((outbox.queued(), ledger.bytes()), (Amount::default(), 0));
 }
 
+/// However the bytes came in: what was written leaves nothing behind on the books.
+#[test]
+fn shared_bytes_leave_the_ledger_when_they_are_written() {
+    let ledger = Arc::new(Ledger::default());
+    let outbox = Outbox::with_ledger(HighWaterMark::bytes(1 << 20), ledger.clone());
+    let shared = Bytes::from_static(b"shared");
+    for piece in [1, 4, 1000] {
+        for _ in 0..10 {
+            assert!(outbox.push_shared(&shared, 1 << 20));
+        }
+        assert!(outbox.queued().bytes as usize > 10 * shared.len() && ledger.bytes() > 0);
+        let mut stream = Brittle { limit: 1 << 20, piece, taken: vec![] };
+        let mut writer = Writer::new(&outbox);
+        let written = async {
+            tokio::select! { biased; _ = writer.run(&mut stream) => {}, () = outbox.flushed() => {} }
+        };
+        block_on(written);
+        assert_eq!((outbox.queued(), ledger.bytes()), (Amount::default(), 0));
+    }
+}
+
 #[test]
 fn urgent_bytes_go_first_but_never_into_a_message() {
     let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
