@@ -62,6 +62,80 @@ async fn three_hundred_thousand_subscriptions_of_a_peer_that_leaves() {
     scene.finish("300,000 subscriptions of a peer that leaves", 100).await;
 }
 
+/// Forgetting is done in slices: who joins, subscribes and asks meanwhile does not wait for the end of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_until_those_who_left_are_forgotten() {
+    const PEERS: usize = 4;
+    const EACH: usize = 100_000;
+    let proxy = proxy().start().await.unwrap();
+    // Somebody has to be told of all that nobody wants any more.
+    let publisher = connect(&proxy);
+    publisher.connect().await.unwrap();
+    let mut peers = Vec::new();
+    for number in 0..PEERS {
+        let mut peer = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+        peer.send(&many('\x01', EACH, |topic| format!("mass:{number}:{topic}"))).await;
+        peer.is_read().await;
+        peers.push(peer);
+    }
+    let monitor = proxy.monitor();
+    let mut own = within("a subscription", connect(&proxy).subscribe([topic("own")])).await.unwrap();
+    assert!(monitor.subscriptions() > PEERS * EACH);
+    drop(peers);
+    within("the end of the connections", async {
+        while monitor.subscribers().len() > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for round in 0..5 {
+        let name = topic(&format!("fresh:{round}"));
+        let mut fresh = within("a subscription", connect(&proxy).subscribe([name.clone()])).await.unwrap();
+        let left = monitor.subscriptions();
+        assert!(left > EACH, "round {round}: it waited until all but {left} were forgotten");
+        for name in [name, topic("own")] {
+            publisher.publish(&Message::of(name, round).unwrap()).await.unwrap();
+        }
+        assert_eq!(next(&mut fresh).await.value::<i32>().unwrap(), round);
+        assert_eq!(next(&mut own).await.value::<i32>().unwrap(), round);
+    }
+    within("the end", async {
+        while monitor.subscriptions() > 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+/// A topic costs what its subscribers cost, not what all of their prefixes do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prefixes_that_lie_in_one_another() {
+    let scene = Scene::daemon(&[]).await;
+    let attack = async {
+        let nested = many('\x01', 1000, |len| "n".repeat(len + 1));
+        let mut peers = Vec::new();
+        for _ in 0..200 {
+            let mut peer = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+            peer.send(&nested).await;
+            peers.push(peer);
+        }
+        for peer in &mut peers {
+            peer.is_read().await;
+        }
+        // Topics that differ, so that each has to be looked up.
+        let stem = "n".repeat(1000);
+        let mut publisher = Raw::handshake(scene.address.publish_port(), "PUB").await;
+        for round in 0..10 {
+            let messages = (0..64).map(|number| raw::message(&[&format!("{stem}{round}:{number}"), "", ""]));
+            publisher.send(&messages.collect::<Vec<_>>().concat()).await;
+        }
+        publisher.is_read().await;
+        peers
+    };
+    drop(scene.under(attack).await);
+    scene.finish("prefixes that lie in one another", 80).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_subscription_made_a_million_times_is_one() {
     let scene = Scene::daemon(&[]).await;
