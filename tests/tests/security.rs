@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use xmsg_core::security::{KeyPair, Password, PublicKey, Security};
-use xmsg_core::socket::{Dealer, Endpoint, SocketOptions};
+use xmsg_core::socket::{Dealer, Endpoint, SocketOptions, Subscriber};
 use xmsg_core::{
     ConnectOptions, Connection, ErrorKind, Message, OwnerType, ProxyAddress, Query, Registrar, Registration,
     Topic,
@@ -317,10 +318,13 @@ async fn an_identity_cannot_be_stolen_with_another_key() {
         let security = curve(keys, &server);
         Dealer::connect(control.clone(), SocketOptions { identity, security, ..SocketOptions::default() })
     };
+    // Before its owner comes, and again when it is there.
+    let mut theirs = dealer(&thief);
+    within("a connection", theirs.connected()).await.unwrap();
     let mut ours = dealer(&owner);
     within("a connection", ours.connected()).await.unwrap();
-    let theirs = dealer(&thief);
-    within("a refused connection", theirs.connected()).await.unwrap();
+    let late = dealer(&thief);
+    within("a connection", late.connected()).await.unwrap();
     let asking = connect(&proxy, curve(&owner, &server));
     within("a connection", asking.connect()).await.unwrap();
     let request = Message::from_frames(
@@ -331,4 +335,43 @@ async fn an_identity_cannot_be_stolen_with_another_key() {
     asking.publish(&request).await.unwrap();
     let answer = within("the answer", ours.recv()).await.unwrap();
     assert_eq!(answer.frames(), ["pub"]);
+    assert!(theirs.recv().now_or_never().is_none(), "it is not for somebody with another key");
+}
+
+/// Whoever may not subscribe to a topic can't have the proxy publish to it either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_confirmation_goes_to_nobody_but_who_may_have_asked_for_it() {
+    let (server, low, other, owner) = (keys(), keys(), keys(), keys());
+    let rules = allow(&[
+        (&low, rights(&["low:"], &["low:"])),
+        (&other, rights(&["daq:"], &["daq:"])),
+        (&owner, Arc::new(Rights::all())),
+    ]);
+    let proxy = curve_proxy(&server, rules).await;
+    let options = SocketOptions { security: curve(&owner, &server), ..SocketOptions::default() };
+    let mut alarms = Subscriber::new(options);
+    alarms.subscribe("daq:").unwrap();
+    alarms.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    let ask = |topic: &'static [u8]| {
+        Message::from_frames(
+            Bytes::from_static(b"xmsg:control:con"),
+            Bytes::from_static(b"sub"),
+            Bytes::from_static(topic),
+        )
+    };
+    // One may not subscribe to it; the other may, but is somebody else than who is subscribed.
+    for keys in [&low, &other] {
+        let asking = connect(&proxy, curve(keys, &server));
+        within("a connection", asking.connect()).await.unwrap();
+        for _ in 0..100 {
+            asking.publish(&ask(b"daq:alarm")).await.unwrap();
+        }
+        within("its end", asking.close(PATIENCE)).await;
+    }
+    assert_eq!(proxy.totals().denied, 100);
+    let asking = connect(&proxy, curve(&owner, &server));
+    within("a connection", asking.connect()).await.unwrap();
+    asking.publish(&ask(b"daq:mine")).await.unwrap();
+    let first = within("a confirmation", alarms.recv()).await.unwrap();
+    assert_eq!(first.frames(), ["daq:mine", "sub"], "nobody else's came before");
 }

@@ -12,8 +12,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The [data plane](switch) forwards; the control plane attaches to it as an ordinary publisher and subscriber, so that a slow
-//! answer can't stall a message.
+//! The [data plane](switch) forwards, and hands control requests to the [control plane](control), so that a slow answer can't stall a
+//! message.
 //!
 //! With the feature `daemon` (on by default) there is also what only the daemons need: their settings and the HTTP server.
 //! Nothing of it starts by itself.
@@ -23,7 +23,7 @@
 #[cfg(feature = "daemon")]
 pub mod admin;
 mod config;
-mod controller;
+pub mod control;
 #[doc(hidden)]
 pub mod fuzzing;
 mod policy;

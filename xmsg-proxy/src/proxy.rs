@@ -1,21 +1,19 @@
 //! A proxy put together: three ports, the switch, the controller.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
-    Admission, Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber, Violations,
+    Admission, Endpoint, HighWaterMark, IdentityScope, Router, SocketOptions, Violations,
 };
 use xmsg_core::zmtp::Limits;
 use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
 
-use crate::CONTROL_TOPIC;
 use crate::config::{Config, Upstream};
-use crate::controller::Controller;
+use crate::control::Controller;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism, Rules};
 use crate::switch::{PublisherStats, Side, SubscriberStats, Switch, Totals};
@@ -82,11 +80,12 @@ impl Builder {
         let router = router(&self.config, &admission, &violations);
         let (address, publishers, subscribers) = bind(&self.address, &self.config, &router).await?;
         let switch = Switch::start_with(self.config, admission, violations);
-        Proxy::start(address, switch, publishers, subscribers, router).await
+        Ok(Proxy::start(address, switch, publishers, subscribers, router))
     }
 
     /// Goes to work on sockets that listen already, instead of binding its address: those of a service manager. They have to
     /// be at three ports in a row of one address; their order does not matter.
+    #[allow(clippy::unused_async, reason = "it has to be called in a runtime, as `start` does")]
     pub async fn start_on(self, mut sockets: [TcpListener; 3]) -> Result<Proxy> {
         let unusable = |error| {
             Error::new(ErrorKind::Io, "cannot use the listening sockets that were handed over")
@@ -116,7 +115,7 @@ impl Builder {
         let (publishers, subscribers) = (adopt(publishers)?, adopt(subscribers)?);
         router.listen(adopt(control)?);
         let switch = Switch::start_with(self.config, admission, violations);
-        Proxy::start(address, switch, publishers, subscribers, router).await
+        Ok(Proxy::start(address, switch, publishers, subscribers, router))
     }
 }
 
@@ -191,36 +190,21 @@ impl Proxy {
         Builder { address: address.into(), config: Config::default() }
     }
 
-    async fn start(
+    fn start(
         address: ProxyAddress,
         switch: Switch,
         publishers: Listener,
         subscribers: Listener,
         router: Router,
-    ) -> Result<Self> {
+    ) -> Self {
         let authority = switch.authority().clone();
 
         // The control plane comes first, so that no request is ever missed.
-        let name = uuid::Uuid::new_v4();
-        let requests_endpoint = Endpoint::Inproc(format!("xmsg-proxy-{name}.sub"));
-        let answers_endpoint = Endpoint::Inproc(format!("xmsg-proxy-{name}.pub"));
-        let tcp = xmsg_core::socket::TcpOptions::default;
-        switch.listen(Listener::bind(&requests_endpoint, tcp()).await?, Side::Requests);
-        switch.listen(Listener::bind(&answers_endpoint, tcp()).await?, Side::Answers);
-        let requests = Subscriber::new(SocketOptions::default());
-        requests.subscribe(CONTROL_TOPIC)?;
-        requests.connect(requests_endpoint);
-        let answers = Publisher::new(SocketOptions::default());
-        answers.connect(answers_endpoint);
-        switch.subscribed(CONTROL_TOPIC).await;
-
-        let ignored = AtomicU64::new(0);
-        let controller =
-            Controller { switch: switch.clone(), requests, answers, router: router.clone(), ignored };
+        let controller = Controller::new(switch.clone(), router.clone());
         let controller = tokio::spawn(controller.run());
         switch.listen(publishers, Side::Publishers);
         switch.listen(subscribers, Side::Subscribers);
-        Ok(Self { address, switch, router: Arc::new(router), controller, authority })
+        Self { address, switch, router: Arc::new(router), controller, authority }
     }
 
     /// Where it listens: host and publisher port.
@@ -300,6 +284,7 @@ fn router(config: &Config, admission: &Admission, violations: &Violations) -> Ro
         admission: admission.clone(),
         violations: violations.clone(),
         security: config.security.security(&config.authority),
+        identity_scope: IdentityScope::Principal,
         ..SocketOptions::default()
     })
 }

@@ -21,9 +21,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{Endpoint, Publisher, Router, SocketOptions, Subscriber, TcpOptions};
+use xmsg_core::socket::{Endpoint, Router, SocketOptions, TcpOptions};
 use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message, Unfinished};
 use xmsg_proxy::Config;
+use xmsg_proxy::control::Controller;
 use xmsg_proxy::switch::{Side, Switch};
 
 use super::net::{self, Happened, Id, Ledger, Line, Quality, some_time};
@@ -67,15 +68,6 @@ impl Proxy {
             Listener::bind(endpoint, TcpOptions::default()).await.expect("a new name")
         };
         let switch = Switch::start(config.clone());
-        let (requests_at, answers_at) = (endpoint("requests"), endpoint("answers"));
-        switch.listen(listener(&requests_at).await, Side::Requests);
-        switch.listen(listener(&answers_at).await, Side::Answers);
-        let requests = Subscriber::new(SocketOptions::default());
-        requests.subscribe("xmsg:control").expect("a short prefix");
-        requests.connect(requests_at);
-        let answers = Publisher::new(SocketOptions::default());
-        answers.connect(answers_at);
-        switch.subscribed(b"xmsg:control").await;
         let router = Router::new(SocketOptions::default());
         let endpoints: Vec<_> = (0..LINES).map(|line| endpoint(&format!("line-{line}"))).collect();
         for (line, side) in
@@ -87,7 +79,7 @@ impl Proxy {
             router.listen(listener(&endpoints[line]).await);
         }
         let mut controller = JoinSet::new();
-        controller.spawn(answer(switch.clone(), requests, answers, router.clone()));
+        controller.spawn(Controller::new(switch.clone(), router.clone()).run());
         ledger.books().switch = Some((generation, switch.clone(), endpoints));
         Self { switch, router, _controller: controller }
     }
@@ -101,22 +93,6 @@ impl Proxy {
             ledger.books().switch = None;
         }
         self.router.close(Duration::ZERO).await;
-    }
-}
-
-/// Answers control requests, as a proxy does.
-async fn answer(switch: Switch, mut requests: Subscriber, answers: Publisher, router: Router) {
-    while let Some(request) = requests.recv().await {
-        let [_, kind, argument] = request.frames() else { continue };
-        match &kind[..] {
-            // Whoever is not there asks again.
-            b"pub" => drop(router.try_send(argument, [Bytes::from_static(b"pub")])),
-            b"sub" => {
-                switch.settled().await;
-                let _ = answers.publish([argument.clone(), Bytes::from_static(b"sub")]).await;
-            }
-            _ => {}
-        }
     }
 }
 

@@ -21,7 +21,8 @@ use super::refusal::unfit;
 use super::session::{Batch, Ended, Handler, Session, now};
 use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
-use super::{Endpoint, SocketOptions};
+use super::{Endpoint, IdentityScope, SocketOptions};
+use crate::security::Principal;
 use crate::zmtp::{self, Blame, DroppedCounts, Engine, Limits, Peer, PeerLimits, SocketType};
 use crate::{Error, ErrorKind, Result};
 
@@ -34,6 +35,9 @@ const WANTED_MAX: usize = 100_000;
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 /// What came in with one read shares its slab only if that is at most so many times as large.
 pub(crate) const SHARE_MAX: usize = 16;
+
+/// Whom an identity belongs to, where that matters, and the identity.
+type RouteKey = (Option<Principal>, Bytes);
 
 /// A socket's hold on its hub: letting go closes it.
 #[derive(Debug)]
@@ -80,7 +84,7 @@ pub(crate) struct Hub {
     /// What it listens to.
     listeners: Mutex<Vec<Closer>>,
     /// The links of a router by identity; those of a replier by a name of ours.
-    routes: Mutex<HashMap<Bytes, Arc<Link>>>,
+    routes: Mutex<HashMap<RouteKey, Arc<Link>>>,
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
     events: broadcast::Sender<SocketEvent>,
@@ -129,8 +133,17 @@ impl Hub {
     }
 
     /// The link of a router's peer.
-    pub(crate) fn route(&self, identity: &[u8]) -> Option<Arc<Link>> {
-        lock(&self.routes).get(identity).cloned()
+    pub(crate) fn route(&self, identity: &[u8], principal: Option<&Principal>) -> Option<Arc<Link>> {
+        lock(&self.routes).get(&self.route_key(identity, principal)).cloned()
+    }
+
+    /// What a peer with this identity is found by.
+    fn route_key(&self, identity: &[u8], principal: Option<&Principal>) -> RouteKey {
+        let principal = match self.options.identity_scope {
+            IdentityScope::Socket => None,
+            IdentityScope::Principal => principal.cloned(),
+        };
+        (principal, Bytes::copy_from_slice(identity))
     }
 
     /// Connects now and again whenever the connection is lost. Returns at once.
@@ -485,14 +498,15 @@ impl Hub {
             let mut routes = lock(&self.routes);
             // The newcomer takes over the identity: its owner may have lost its old connection unnoticed. Where
             // peers prove who they are, somebody else may not.
-            if let Some(old) = routes.get(&identity) {
+            let key = self.route_key(&identity, principal.as_ref());
+            if let Some(old) = routes.get(&key) {
                 if old.state().principal != principal {
                     tracing::debug!(peer = name, "somebody else has this identity");
                     return;
                 }
                 old.stop.cancel();
             }
-            routes.insert(identity.clone(), link.clone());
+            routes.insert(key, link.clone());
         }
         self.fit(name, link, &limits);
         let refused = {

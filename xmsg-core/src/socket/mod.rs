@@ -47,7 +47,7 @@ pub use endpoint::Endpoint;
 pub use events::{DropReason, SocketEvent, SocketEvents};
 pub(crate) use hub::SHARE_MAX;
 pub use multipart::Multipart;
-pub use options::{SocketOptions, TcpOptions};
+pub use options::{IdentityScope, SocketOptions, TcpOptions};
 pub use outbox::{Amount, HighWaterMark};
 pub use publisher::Publisher;
 pub use reply::{Replier, ReturnPath};

@@ -47,6 +47,8 @@ impl Default for TcpOptions {
 pub struct SocketOptions {
     /// The identity that DEALER sockets announce: at most 255 bytes. Default: none.
     pub identity: Bytes,
+    /// Among whom identities of a ROUTER's peers are told apart. Default: among all.
+    pub identity_scope: IdentityScope,
     /// How much is held for one connection until it is written. A sender waits above it. Default 64 MiB, any
     /// number of messages. A single message may always go.
     pub send_high_water_mark: HighWaterMark,
@@ -85,10 +87,23 @@ pub struct SocketOptions {
     pub tcp: TcpOptions,
 }
 
+/// Among whom an identity names one peer of a ROUTER.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IdentityScope {
+    /// Among all peers of the socket. Whoever has proved to be somebody else than the holder of an identity can't have it.
+    #[default]
+    Socket,
+    /// Among the peers that have proved to be the same: nobody can take an identity away from others, not even before they come.
+    /// Such a peer is reached with [`Router::try_send_to`](super::Router::try_send_to).
+    Principal,
+}
+
 impl Default for SocketOptions {
     fn default() -> Self {
         Self {
             identity: Bytes::new(),
+            identity_scope: IdentityScope::default(),
             send_high_water_mark: HighWaterMark::bytes(64 << 20),
             receive_high_water_mark: 16 << 20,
             linger: Duration::from_secs(5),

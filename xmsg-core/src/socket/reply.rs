@@ -98,7 +98,7 @@ impl Replier {
     /// [`Full`](ErrorKind::Full) that it does not read, [`TooLarge`](ErrorKind::TooLarge) that the reply is above our limits or those that this
     /// peer has told: whoever asked waits for another one, which says so. A reply without frames is [invalid](ErrorKind::InvalidMessage).
     pub fn try_reply(&self, path: &ReturnPath, reply: impl Into<Multipart>) -> Result<()> {
-        let Some(link) = self.hub.route(&path.link) else {
+        let Some(link) = self.hub.route(&path.link, None) else {
             return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
         };
         let reply = reply.into();
@@ -117,7 +117,7 @@ impl Replier {
     /// Who has asked, as proved by its credentials; `None` without security, or when the peer is gone.
     #[must_use]
     pub fn principal(&self, path: &ReturnPath) -> Option<Principal> {
-        self.hub.route(&path.link).and_then(|link| link.state().principal.clone())
+        self.hub.route(&path.link, None).and_then(|link| link.state().principal.clone())
     }
 
     /// Bytes of replies that wait to be written, of all peers.

@@ -10,6 +10,7 @@ use super::hub::Owner;
 use super::outbox::Refused;
 use super::transport::Listener;
 use super::{Endpoint, Multipart, SocketOptions};
+use crate::security::Principal;
 use crate::zmtp::SocketType;
 use crate::{Error, ErrorKind, Result};
 
@@ -62,8 +63,19 @@ impl Router {
     /// does not read, [`TooLarge`](ErrorKind::TooLarge) that the message is above our limits or those that this peer has told,
     /// [`InvalidMessage`](ErrorKind::InvalidMessage) that it has no frames.
     pub fn try_send(&self, identity: &[u8], message: impl Into<Multipart>) -> Result<()> {
+        self.try_send_to(identity, None, message)
+    }
+
+    /// The same to the peer that has this identity and, where identities are told apart
+    /// [by who has them](super::IdentityScope::Principal), has proved to be this one.
+    pub fn try_send_to(
+        &self,
+        identity: &[u8],
+        principal: Option<&Principal>,
+        message: impl Into<Multipart>,
+    ) -> Result<()> {
         let shown = || identity.escape_ascii();
-        let Some(link) = self.hub.route(identity) else {
+        let Some(link) = self.hub.route(identity, principal) else {
             return Err(Error::new(ErrorKind::Refused, format!("no peer has the identity \"{}\"", shown())));
         };
         let message = message.into();

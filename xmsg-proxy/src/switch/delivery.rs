@@ -140,7 +140,7 @@ impl Delivery {
                 // It is leaving: there is nobody to deliver to.
                 continue;
             }
-            let rule = subscriber.rule(policies, run.rule);
+            let rule = policies.rule(run.rule);
             blocks |= rule.policy == Policy::Block;
             let mut limit = self.limit(&queue, rule.mark);
             if queue.keep() != keep(rule.policy) {

@@ -113,7 +113,7 @@ struct Outcome {
 fn carry_out(plan: &Plan) -> Outcome {
     let ledger = Arc::<Ledger>::default();
     let outbox = Outbox::with_ledger(plan.mark, ledger.clone());
-    let subscriber = Subscriber::new(1, "peer", outbox, None, Grant::internal());
+    let subscriber = Subscriber::new(1, "peer", outbox, Grant::new(&Arc::default(), None));
     let own: Vec<_> = plan.own.map(|policy| TopicPolicy::new("t3", policy)).into_iter().collect();
     let policies = Policies::new(Rule { policy: plan.policy, mark: plan.mark }, &own);
     let delivery = Delivery { ledger: ledger.clone(), gate: Arc::default(), ceiling: usize::MAX };
@@ -287,8 +287,12 @@ fn topics_in_turn_cost_no_more_than_they_are() {
     let policies =
         Policies::new(Rule { policy: Policy::Block, mark }, &[TopicPolicy::new("b", Policy::DropOldest)]);
     let ledger = Arc::<Ledger>::default();
-    let subscriber =
-        Subscriber::new(1, "peer", Outbox::with_ledger(mark, ledger.clone()), None, Grant::internal());
+    let subscriber = Subscriber::new(
+        1,
+        "peer",
+        Outbox::with_ledger(mark, ledger.clone()),
+        Grant::new(&Arc::default(), None),
+    );
     let delivery = Delivery { ledger: ledger.clone(), gate: Arc::default(), ceiling: usize::MAX };
     let mut wire = bytes::BytesMut::new();
     for number in 0..10 {
@@ -316,7 +320,7 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
     let mut spans = Vec::new();
     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
     for policy in Policy::ALL {
-        let subscriber = Subscriber::new(1, "peer", Outbox::new(mark), None, Grant::internal());
+        let subscriber = Subscriber::new(1, "peer", Outbox::new(mark), Grant::new(&Arc::default(), None));
         let policies = Policies::new(Rule { policy, mark }, &[]);
         let delivery = Delivery { ledger: Arc::default(), gate: Arc::default(), ceiling: usize::MAX };
         let deliver = || {

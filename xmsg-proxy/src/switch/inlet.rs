@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
-use xmsg_core::socket::Amount;
 use xmsg_core::socket::outbox::{Lease, Ledger, URGENT_MAX};
 use xmsg_core::socket::session::{Batch, Ended, Handler};
-use xmsg_core::zmtp::{Command, Span, Version};
+use xmsg_core::zmtp::{Command, Frames, Span, Version};
 
 use super::delivery::{Cut, Delivery, Run};
-use super::peers::{Drops, Gate, Publisher, Subscriber};
+use super::peers::{Gate, Publisher, Subscriber};
+use super::requests::Asking;
 use super::table::{Routes, Table};
+use crate::CONTROL_TOPIC;
 use crate::config::Config;
 use crate::policy::Policies;
 use crate::security::Rights;
@@ -31,9 +32,6 @@ const CATCH_UP_FROM: usize = 512;
 const AHEAD: usize = 64;
 /// Subscribers of topics that are looked up, and of messages that are given to them, before others get the processor.
 const FAIR_SHARE: usize = 32 << 10;
-/// Answers to control requests that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
-/// asking.
-const ANSWERS_MAX: usize = URGENT_MAX / 2;
 /// How often a publisher that is made to wait hears from us, so that its heartbeats do not give us up.
 const BLOCKED_PING: Duration = Duration::from_secs(1);
 
@@ -50,6 +48,8 @@ struct TargetSet {
     slots: Box<[usize]>,
     /// Number of the rule.
     rule: u32,
+    /// Messages with these topics ask the proxy for something.
+    is_control: bool,
 }
 
 /// What was looked up in the table, good for one epoch.
@@ -63,7 +63,7 @@ struct Cache {
     topics: HashMap<Box<[u8]>, usize>,
     /// Equal sets under the same rule have one number, so that comparing them is comparing numbers.
     sets: Vec<TargetSet>,
-    /// … by their subscribers and, last, the rule.
+    /// … by their subscribers and, last, the rule and whether they are for control requests.
     set_numbers: HashMap<Box<[u32]>, usize>,
     slots: Vec<Slot>,
     slot_numbers: HashMap<u32, usize>,
@@ -112,7 +112,8 @@ impl Cache {
         self.slot_numbers.clear();
         let routes = table.routes();
         self.policies = routes.policies().clone();
-        self.longest_prefix = routes.longest_prefix().max(self.policies.longest_prefix());
+        self.longest_prefix =
+            routes.longest_prefix().max(self.policies.longest_prefix()).max(CONTROL_TOPIC.len());
         // Nothing, if it is not to be here any more.
         let rights = publisher.grant.rights().unwrap_or_default();
         self.rights = (!rights.publishes_all()).then_some(rights);
@@ -163,6 +164,7 @@ impl Cache {
                 self.target_set(
                     own.iter().map(|(_, subscriber)| *subscriber),
                     self.policies.of(topic),
+                    topic.starts_with(CONTROL_TOPIC),
                     routes,
                 )
             } else {
@@ -174,11 +176,17 @@ impl Cache {
     }
 
     /// The number of this set.
-    fn target_set(&mut self, members: impl Iterator<Item = u32>, rule: u32, routes: &Routes) -> usize {
+    fn target_set(
+        &mut self,
+        members: impl Iterator<Item = u32>,
+        rule: u32,
+        is_control: bool,
+        routes: &Routes,
+    ) -> usize {
         self.found.clear();
         self.found.extend(members);
         let members = self.found.len();
-        self.found.push(rule);
+        self.found.extend([rule, u32::from(is_control)]);
         if let Some(set) = self.set_numbers.get(&self.found[..]) {
             return *set;
         }
@@ -192,7 +200,7 @@ impl Cache {
             Some(self.slots.len() - 1)
         });
         let slots = slots.collect();
-        self.sets.push(TargetSet { slots, rule });
+        self.sets.push(TargetSet { slots, rule, is_control });
         self.members += members;
         self.set_numbers.insert(self.found.as_slice().into(), self.sets.len() - 1);
         self.sets.len() - 1
@@ -205,8 +213,9 @@ pub(super) struct Inlet {
     publisher: Arc<Publisher>,
     table: Arc<Table>,
     delivery: Delivery,
-    /// Messages go ahead of what is queued.
-    priority: bool,
+    asking: Asking,
+    /// Control requests of the present batch.
+    requests: Vec<Run>,
     cache: Cache,
     /// Slots that the present batch has something for.
     touched: Vec<usize>,
@@ -220,22 +229,19 @@ impl Inlet {
         table: &Arc<Table>,
         ledger: &Arc<Ledger>,
         gate: &Arc<Gate>,
+        asking: Asking,
         config: &Config,
     ) -> Self {
         Self {
             publisher: publisher.clone(),
             table: table.clone(),
             delivery: Delivery { ledger: ledger.clone(), gate: gate.clone(), ceiling: config.queue_ceiling },
-            priority: false,
+            asking,
+            requests: Vec::new(),
             cache: Cache::new(table),
             touched: Vec::new(),
             lease: None,
         }
-    }
-
-    /// Makes its messages go ahead of all others.
-    pub(super) fn with_priority(self) -> Self {
-        Self { priority: true, ..self }
     }
 
     async fn match_batch(&mut self, wire: &[u8], spans: &[Span]) {
@@ -273,9 +279,11 @@ impl Inlet {
             self.publisher.grant.deny(&self.publisher.peer, "publish", topic, run.count() as u64);
             return;
         }
-        let TargetSet { slots, rule } = &self.cache.sets[set];
+        let TargetSet { slots, rule, is_control } = &self.cache.sets[set];
         let run = Run { rule: *rule, ..run };
-        if slots.is_empty() {
+        if *is_control {
+            self.requests.push(run);
+        } else if slots.is_empty() {
             self.delivery.gate.unmatched.fetch_add(run.count() as u64, Ordering::Relaxed);
         }
         self.cache.work += slots.len();
@@ -298,7 +306,7 @@ impl Inlet {
         subscriber.count_wait();
         while !left.is_empty() {
             let since = Instant::now();
-            let rule = subscriber.rule(&policies, left[0].rule);
+            let rule = policies.rule(left[0].rule);
             let room =
                 subscriber.outbox.wait_for_room(|queue| self.delivery.is_full(queue, rule, left[0], cut));
             if tokio::time::timeout(BLOCKED_PING, room).await.is_err() {
@@ -320,16 +328,17 @@ impl Inlet {
         }
     }
 
-    fn deliver_ahead(&mut self, wire: &Bytes, spans: &[Span]) {
-        for slot in self.touched.drain(..) {
-            let slot = &mut self.cache.slots[slot];
-            for run in slot.runs.drain(..) {
-                let range = spans[run.first].start..spans[run.end - 1].end;
-                if !slot.subscriber.outbox.push_urgent(&wire[range.clone()], ANSWERS_MAX) {
-                    let newest = Amount::new(run.count(), range.len());
-                    slot.subscriber.count_dropped(Drops { newest, ..Drops::default() });
-                }
+    /// Passes the control requests of the batch on. Whoever asks too fast waits.
+    async fn ask(&mut self, wire: &Bytes, spans: &[Span]) {
+        let mut wait = Duration::ZERO;
+        for run in self.requests.drain(..) {
+            for span in &spans[run.first..run.end] {
+                let frames = Frames::of(wire.slice(span.start..span.end));
+                wait = wait.max(self.asking.ask(&self.publisher, frames));
             }
+        }
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -347,11 +356,13 @@ impl Inlet {
 impl Handler for Inlet {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
         let Batch { wire, spans, slab } = batch;
-        self.publisher.received.add(spans.len(), wire.len());
         self.match_batch(&wire, spans).await;
-        if self.priority {
-            self.deliver_ahead(&wire, spans);
-            return Ok(());
+        let requests = self.requests.iter().map(|run| run.count()).sum::<usize>();
+        if requests < spans.len() {
+            self.publisher.received.add(spans.len() - requests, wire.len());
+        }
+        if requests > 0 {
+            self.ask(&wire, spans).await;
         }
         let cut = Cut { wire: &wire, spans, lease: self.lease(slab.serial), slab_size: slab.size };
         let mut touched = std::mem::take(&mut self.touched);

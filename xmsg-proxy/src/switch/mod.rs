@@ -15,18 +15,20 @@
 mod delivery;
 mod inlet;
 mod peers;
+mod requests;
 mod table;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use xmsg_core::security::Security;
+use xmsg_core::security::Principal;
 use xmsg_core::socket::admission::Permit;
-use xmsg_core::socket::outbox::{Ledger, Outbox};
+use xmsg_core::socket::outbox::{Ledger, Outbox, URGENT_MAX};
 use xmsg_core::socket::session::{Ended, Session, now};
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Closer, Listener, Stream};
@@ -34,19 +36,23 @@ use xmsg_core::socket::{Admission, Amount, HighWaterMark, ViolationCounts, Viola
 use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
 use crate::config::Config;
+use crate::control::Request;
 use crate::policy::{Policies, Policy, Rule, TopicPolicy};
 use crate::security::Authority;
 use inlet::Inlet;
 pub use peers::{Drops, PublisherStats, SubscriberStats};
 use peers::{Gate, Grant, Publisher, Subscriber};
+use requests::Asking;
+pub use requests::{ControlRequests, Requester};
 use table::{Change, Table, TableTask};
 
 /// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
 const UPSTREAM_MAX: usize = 64 << 20;
 /// What the queue needs for each part of the subscriptions that a new publisher is told, bytes, at most.
 const PART_EXTRA: usize = 256;
-/// Control requests that wait for the controller, bytes.
-const REQUESTS_MARK: usize = 4 << 20;
+/// Confirmations of subscriptions that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
+/// asking.
+const CONFIRMATIONS_MAX: usize = URGENT_MAX / 2;
 /// The share of the linger that publishers get to take leave; the rest is for subscribers.
 const PUBLISHERS_SHARE: f64 = 0.7;
 /// How long a publisher gets to finish its handshake when the switch stops.
@@ -61,24 +67,14 @@ pub enum Side {
     Publishers,
     /// Subscribers connect here: we are their XPUB.
     Subscribers,
-    /// The proxy's own publisher: its messages, answers to control requests, go ahead of all others. Not counted.
-    Answers,
-    /// The proxy's own subscriber to control requests. Not counted.
-    Requests,
 }
 
 impl Side {
-    /// Whether the proxy itself is at the other end.
-    fn is_internal(self) -> bool {
-        matches!(self, Self::Answers | Self::Requests)
-    }
-
     /// How it is called in the log.
     fn port(self) -> &'static str {
         match self {
             Self::Publishers => "publishers",
             Self::Subscribers => "subscribers",
-            Self::Answers | Self::Requests => "internal",
         }
     }
 }
@@ -129,6 +125,8 @@ struct Inner {
     ledger: Arc<Ledger>,
     gate: Arc<Gate>,
     next_id: AtomicU32,
+    asking: mpsc::Sender<(Requester, Option<Request>)>,
+    requests: Mutex<Option<ControlRequests>>,
     listeners: Mutex<Vec<Closer>>,
     /// Ends accepting.
     refuse: CancellationToken,
@@ -163,7 +161,10 @@ impl Switch {
         let stop = CancellationToken::new();
         let default = Rule { policy: config.policy, mark: config.high_water_mark };
         let (table, task) = Table::new(config.upstream, Policies::new(default, &config.policies));
+        let (asking, requests) = requests::channel();
         let inner = Arc::new(Inner {
+            asking,
+            requests: Mutex::new(Some(requests)),
             table,
             ledger: Arc::default(),
             gate: Arc::default(),
@@ -211,16 +212,35 @@ impl Switch {
         }
     }
 
+    /// The control requests that publishers send from now on, for whoever answers them. Only the first call gets any.
+    #[must_use]
+    pub fn control_requests(&self) -> ControlRequests {
+        let requests = self.inner.requests.lock().unwrap_or_else(PoisonError::into_inner).take();
+        requests.unwrap_or_else(|| requests::channel().1)
+    }
+
+    /// Tells subscribers of this topic that their subscription is live: all of those who have proved to be `principal`. The confirmation
+    /// goes ahead of what is queued for them, and is no message that counts.
+    pub fn confirm(&self, topic: &[u8], principal: Option<&Principal>) {
+        let mut answer = BytesMut::new();
+        zmtp::encode_message(&mut answer, &[topic, b"sub"]);
+        let routes = self.inner.table.routes();
+        for (_, number) in routes.find_each(&[topic]) {
+            let Some(subscriber) = routes.subscriber(number) else { continue };
+            if subscriber.grant.who().map(|who| &**who) == principal
+                && !subscriber.outbox.push_urgent(&answer, CONFIRMATIONS_MAX)
+            {
+                tracing::debug!(peer = %subscriber.peer, "it does not read its confirmations: one is left out");
+            }
+        }
+    }
+
     /// Has everybody keep to the rules that are in force now: whoever may not be here any more is cut off, and subscriptions
     /// that are not allowed any more are taken away.
     pub async fn enforce(&self) {
         self.inner.gate.cut_strangers();
         self.inner.table.change(Change::Enforce).await;
-    }
-
-    /// Waits until somebody is subscribed to this prefix.
-    pub async fn subscribed(&self, prefix: &[u8]) {
-        self.inner.table.subscribed(prefix).await;
+        self.inner.table.synchronize().await;
     }
 
     /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody is
@@ -311,30 +331,22 @@ impl Switch {
                 () = self.inner.refuse.cancelled() => return,
                 next = listener.accept() => next,
             };
-            let permit = if side.is_internal() {
-                None
-            } else {
-                let Some(permit) = self.inner.admission.admit(stream.address(), &peer) else { continue };
-                Some(permit)
-            };
+            let Some(permit) = self.inner.admission.admit(stream.address(), &peer) else { continue };
             let serve = self.clone().serve(stream, peer, side, permit);
             match side {
                 Side::Publishers => drop(self.inner.publishers.spawn(serve)),
-                Side::Subscribers | Side::Answers | Side::Requests => drop(self.inner.tasks.spawn(serve)),
+                Side::Subscribers => drop(self.inner.tasks.spawn(serve)),
             }
         }
     }
 
-    async fn serve(self, stream: Stream, peer: String, side: Side, mut permit: Option<Permit>) {
+    async fn serve(self, stream: Stream, peer: String, side: Side, mut permit: Permit) {
         let stop = self.inner.stop.clone();
         let refuse = self.inner.refuse.clone();
         let Config { security, authority, heartbeat_interval, heartbeat_timeout, .. } = &self.inner.config;
-        let security = if side.is_internal() { Security::Null } else { security.security(authority) };
+        let security = security.security(authority);
         let engine = Engine::with_mechanism(self.engine_options(side), security.mechanism(), now());
-        let authenticator = match &permit {
-            None => security.authenticator(),
-            Some(permit) => permit.in_turn(security.authenticator()),
-        };
+        let authenticator = permit.in_turn(security.authenticator());
         let mut session = Session::new(stream, engine)
             .with_authenticator(authenticator)
             .watched(*heartbeat_interval, *heartbeat_timeout);
@@ -361,24 +373,17 @@ impl Switch {
                 }
             },
         };
-        if let Some(permit) = &mut permit {
-            permit.established();
-        }
+        permit.established();
         // What else it announced is dropped here, and not when the connection ends.
-        let hears_of_drops = found.hears_of_drops && !side.is_internal();
+        let hears_of_drops = found.hears_of_drops;
         let (version, principal, limits) = essentials(found);
         tracing::debug!(peer, ?side, ?version, "connected");
-        let grant = match side {
-            Side::Answers | Side::Requests => Grant::internal(),
-            Side::Publishers | Side::Subscribers => Grant::new(authority, principal),
-        };
+        let grant = Grant::new(authority, principal);
         let ended = match side {
-            Side::Subscribers | Side::Requests => {
-                self.serve_subscriber(session, &peer, (limits, hears_of_drops), grant, side, stop).await
+            Side::Subscribers => {
+                self.serve_subscriber(session, &peer, (limits, hears_of_drops), grant, stop).await
             }
-            Side::Publishers | Side::Answers => {
-                self.serve_publisher(session, &peer, version, grant, side, stop).await
-            }
+            Side::Publishers => self.serve_publisher(session, &peer, version, grant, stop).await,
         };
         if self.inner.violations.note(&peer, side.port(), &ended).is_none() {
             tracing::debug!(peer, ?side, reason = %ended, "disconnected");
@@ -391,18 +396,15 @@ impl Switch {
         peer: &str,
         version: zmtp::Version,
         grant: Grant,
-        side: Side,
         stop: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
         let publisher = Arc::new(Publisher::new(self.id(), peer, version, grant));
-        let mut inlet = Inlet::new(&publisher, &inner.table, &inner.ledger, &inner.gate, &inner.config);
-        if side.is_internal() {
-            inlet = inlet.with_priority();
-        } else {
-            inner.gate.add_publisher(&publisher);
-            inner.table.change(Change::PublisherJoined(publisher.clone())).await;
-        }
+        let asking = Asking::new(inner.asking.clone());
+        let mut inlet =
+            Inlet::new(&publisher, &inner.table, &inner.ledger, &inner.gate, asking, &inner.config);
+        inner.gate.add_publisher(&publisher);
+        inner.table.change(Change::PublisherJoined(publisher.clone())).await;
         if inner.refuse.is_cancelled() {
             publisher.outbox.close();
         }
@@ -425,24 +427,17 @@ impl Switch {
         peer: &str,
         (limits, hears_of_drops): (PeerLimits, bool),
         grant: Grant,
-        side: Side,
         stop: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
         let config = &inner.config;
-        // Requests that are dropped in a flood are asked again; nobody is to wait because of them.
-        let rule = (side == Side::Requests)
-            .then_some(Rule { policy: Policy::DropNewest, mark: HighWaterMark::bytes(REQUESTS_MARK) });
-        let mark = rule.map_or(config.high_water_mark, |rule| rule.mark);
-        let outbox = Outbox::with_ledger(mark, inner.ledger.clone());
+        let outbox = Outbox::with_ledger(config.high_water_mark, inner.ledger.clone());
         // Whatever is forwarded is within our own limits: only one that takes less has to be looked after.
         let ours = MessageLimits::from(&config.limits);
         let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
-        let subscriber = Subscriber::new(self.id(), peer, outbox, rule, grant);
+        let subscriber = Subscriber::new(self.id(), peer, outbox, grant);
         let subscriber = Arc::new(subscriber.taking(takes).telling(hears_of_drops));
-        if !side.is_internal() {
-            inner.gate.add_subscriber(&subscriber);
-        }
+        inner.gate.add_subscriber(&subscriber);
         if inner.refuse.is_cancelled() {
             subscriber.outbox.close();
         }
@@ -467,8 +462,8 @@ impl Switch {
         // A subscriber that is busy, or paused, reads nothing and so answers no heartbeat: that it is slow is for the policy to
         // judge. A host that is gone is noticed by keepalive, or, with data on its way to it, by the session's watch.
         let (socket_type, heartbeat_interval) = match side {
-            Side::Publishers | Side::Answers => (SocketType::Xsub, config.heartbeat_interval),
-            Side::Subscribers | Side::Requests => (SocketType::Xpub, None),
+            Side::Publishers => (SocketType::Xsub, config.heartbeat_interval),
+            Side::Subscribers => (SocketType::Xpub, None),
         };
         if socket_type == SocketType::Xpub {
             // Subscriptions are all that comes from there.
@@ -536,7 +531,7 @@ impl Publisher {
     }
 }
 
-fn essentials(peer: Peer) -> (zmtp::Version, Option<zmtp::Principal>, PeerLimits) {
+fn essentials(peer: Peer) -> (zmtp::Version, Option<Principal>, PeerLimits) {
     (peer.version, peer.principal, peer.limits)
 }
 

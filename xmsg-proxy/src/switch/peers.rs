@@ -16,7 +16,7 @@ use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits, Principal, Version};
 
 use super::Totals;
-use crate::policy::{Policies, Policy, Rule};
+use crate::policy::{Policy, Rule};
 use crate::security::{Authority, Rights};
 
 /// What comes of one subscriber's slowness is logged at most this often.
@@ -31,9 +31,8 @@ const TOPIC_SHOWN: usize = 255;
 /// Who a peer is, and what it may do under the rules in force.
 #[derive(Debug)]
 pub(super) struct Grant {
-    /// `None`: the proxy's own.
-    authority: Option<Arc<Authority>>,
-    principal: Option<Principal>,
+    authority: Arc<Authority>,
+    principal: Option<Arc<Principal>>,
     known: Mutex<(u64, Option<Arc<Rights>>)>,
     denied: AtomicU64,
     log: Mutex<Option<Instant>>,
@@ -47,21 +46,9 @@ impl Grant {
         let generation = authority.generation();
         let rights = authority.rights(principal.as_ref());
         Self {
-            authority: Some(authority.clone()),
-            principal,
+            authority: authority.clone(),
+            principal: principal.map(Arc::new),
             known: Mutex::new((generation, rights)),
-            denied: AtomicU64::new(0),
-            log: Mutex::default(),
-            revoked: CancellationToken::new(),
-        }
-    }
-
-    /// Of the proxy itself.
-    pub(super) fn internal() -> Self {
-        Self {
-            authority: None,
-            principal: None,
-            known: Mutex::new((0, Some(Arc::new(Rights::all())))),
             denied: AtomicU64::new(0),
             log: Mutex::default(),
             revoked: CancellationToken::new(),
@@ -71,11 +58,9 @@ impl Grant {
     /// What it may do now; `None`: it is not to be here any more.
     pub(super) fn rights(&self) -> Option<Arc<Rights>> {
         let mut known = lock(&self.known);
-        if let Some(authority) = &self.authority {
-            let generation = authority.generation();
-            if known.0 != generation {
-                *known = (generation, authority.rights(self.principal.as_ref()));
-            }
+        let generation = self.authority.generation();
+        if known.0 != generation {
+            *known = (generation, self.authority.rights(self.principal.as_deref()));
         }
         known.1.clone()
     }
@@ -102,8 +87,13 @@ impl Grant {
     }
 
     /// Who it has proved to be.
+    pub(super) fn who(&self) -> Option<&Arc<Principal>> {
+        self.principal.as_ref()
+    }
+
+    /// The same, to be read.
     pub(super) fn principal(&self) -> Option<String> {
-        self.principal.as_ref().map(ToString::to_string)
+        self.principal.as_deref().map(ToString::to_string)
     }
 }
 
@@ -151,8 +141,6 @@ pub(super) struct Subscriber {
     pub(super) peer: Box<str>,
     pub(super) outbox: Outbox,
     pub(super) grant: Grant,
-    /// What goes for it whatever the topic.
-    rule: Option<Rule>,
     /// The largest message that it takes, if that is less than what the proxy takes.
     pub(super) takes: Option<MessageLimits>,
     since: Instant,
@@ -176,13 +164,12 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    pub(super) fn new(id: u32, peer: &str, outbox: Outbox, rule: Option<Rule>, grant: Grant) -> Self {
+    pub(super) fn new(id: u32, peer: &str, outbox: Outbox, grant: Grant) -> Self {
         Self {
             id,
             peer: peer.into(),
             outbox,
             grant,
-            rule,
             takes: None,
             since: Instant::now(),
             newest: Counter::default(),
@@ -245,11 +232,6 @@ impl Subscriber {
         if let Some(telling) = &self.telling {
             telling.news.notify_one();
         }
-    }
-
-    /// The rule for messages to it that policies give this number.
-    pub(super) fn rule(&self, policies: &Policies, number: u32) -> Rule {
-        self.rule.unwrap_or_else(|| policies.rule(number))
     }
 
     /// Counts messages that were dropped, and says so in the log now and then.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use xmsg_core::prefixes::PrefixTable;
 use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::zmtp::Limits;
@@ -51,7 +51,6 @@ pub(super) struct Table {
     routes: RwLock<Routes>,
     epoch: AtomicU64,
     changes: mpsc::Sender<Change>,
-    changed: Notify,
 }
 
 #[derive(Debug)]
@@ -103,12 +102,7 @@ impl Table {
             subscribers: HashMap::new(),
             policies: Arc::new(policies),
         };
-        let table = Arc::new(Self {
-            routes: RwLock::new(routes),
-            epoch: AtomicU64::new(0),
-            changes,
-            changed: Notify::new(),
-        });
+        let table = Arc::new(Self { routes: RwLock::new(routes), epoch: AtomicU64::new(0), changes });
         let task = TableTask::new(table.clone(), receiver, upstream);
         (table, task)
     }
@@ -125,23 +119,10 @@ impl Table {
     /// Makes inlets forget what they looked up. Called under the lock for writing.
     fn advance(&self) {
         self.epoch.fetch_add(1, Ordering::Release);
-        self.changed.notify_waiters();
     }
 
     fn routes_mut(&self) -> RwLockWriteGuard<'_, Routes> {
         self.routes.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until somebody is subscribed to just this prefix.
-    pub(super) async fn subscribed(&self, prefix: &[u8]) {
-        loop {
-            let mut changed = std::pin::pin!(self.changed.notified());
-            changed.as_mut().enable();
-            if self.routes().prefixes.id(prefix).is_some() {
-                return;
-            }
-            changed.await;
-        }
     }
 
     pub(super) fn subscriptions(&self) -> usize {

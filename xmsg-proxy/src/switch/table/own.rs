@@ -300,14 +300,14 @@ mod tests {
             let topic = "a".repeat(2_000);
             for len in &lengths {
                 let mut seat = Seat { table: &mut table, number: 7 };
-                assert!(own.subscribe(&mut seat, topic[..*len].as_bytes()).is_new);
+                assert!(own.subscribe(&mut seat, &topic.as_bytes()[..*len]).is_new);
                 own.step(&mut seat, 64, &mut gone);
                 assert_eq!(found(&table, &topic), [7]);
             }
             assert_eq!(table.len(), 1_000);
             for len in &lengths {
                 let mut seat = Seat { table: &mut table, number: 7 };
-                assert!(own.cancel(&mut seat, topic[..*len].as_bytes(), &mut gone));
+                assert!(own.cancel(&mut seat, &topic.as_bytes()[..*len], &mut gone));
                 own.step(&mut seat, 64, &mut gone);
             }
             assert!(found(&table, &topic).is_empty() && table.is_empty() && gone.len() == 1_000);

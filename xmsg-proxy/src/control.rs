@@ -1,0 +1,232 @@
+//! The control plane: answers the requests of connections that check whether they are connected.
+//!
+//! | request, published | answer |
+//! |---|---|
+//! | `xmsg:control…` · `pub` · *ID* | on the ROUTER, to *ID*: `pub` |
+//! | `xmsg:control…` · `sub` · *topic* | to whoever is subscribed to *topic*: *topic* · `sub` |
+//! | `xmsg:control…` · `rep` · *ID* | on the ROUTER, to *ID*: `rep` |
+//!
+//! Everything else is counted and ignored. An answer goes to nobody but connections of the same key or user as the one that asked; without
+//! security that is everybody, as in every xMsg proxy. A subscription is confirmed only to whoever may subscribe to it.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use tokio::time::Instant;
+use xmsg_core::ErrorKind;
+use xmsg_core::security::Principal;
+use xmsg_core::socket::Router;
+
+use crate::switch::{ControlRequests, Requester, Switch};
+
+/// The longest identity that a ROUTER can know (RFC 28).
+const IDENTITY_MAX: usize = 255;
+/// The longest topic that is confirmed.
+const TOPIC_MAX: usize = 4096;
+/// Requests answered between two looks at everything else.
+const BATCH: usize = 1024;
+/// Confirmations that wait; those above it are asked for again.
+const CONFIRMATIONS_MAX: usize = 16 << 10;
+/// Answers that wait for a control socket to connect: most peers ask while it is still in its handshake.
+const EARLY_MAX: usize = 4096;
+/// How long they wait. The peers' own time limit is as long.
+const EARLY_FOR: Duration = Duration::from_secs(1);
+
+/// A control request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// A publisher asks whether it is connected: its identity.
+    Publisher(Bytes),
+    /// Somebody asks whether a subscription is live: its topic.
+    Subscription(Bytes),
+    /// The third kind, which peers know and do not use: an identity.
+    Reply(Bytes),
+}
+
+impl Request {
+    /// Reads the frames of a message to the control topic.
+    pub(crate) fn read(frames: impl IntoIterator<Item = Bytes>) -> Option<Self> {
+        let mut frames = frames.into_iter().skip(1);
+        let (kind, argument) = (frames.next()?, frames.next()?);
+        if frames.next().is_some() {
+            return None;
+        }
+        match &kind[..] {
+            b"pub" => is_identity(&argument).then_some(Self::Publisher(argument)),
+            b"rep" => is_identity(&argument).then_some(Self::Reply(argument)),
+            b"sub" => (argument.len() <= TOPIC_MAX).then_some(Self::Subscription(argument)),
+            _ => None,
+        }
+    }
+}
+
+fn is_identity(id: &[u8]) -> bool {
+    (1..=IDENTITY_MAX).contains(&id.len())
+}
+
+/// Answers control requests until it is dropped.
+#[derive(Debug)]
+pub struct Controller {
+    switch: Switch,
+    requests: ControlRequests,
+    router: Router,
+    /// Confirmations that are asked for.
+    confirmations: BTreeSet<Confirmation>,
+    early: VecDeque<Early>,
+    ignored: AtomicU64,
+}
+
+/// A topic, and to whom it is confirmed.
+type Confirmation = (Option<Arc<Principal>>, Bytes);
+
+/// An answer whose receiver is not there yet.
+#[derive(Debug)]
+struct Early {
+    since: Instant,
+    principal: Option<Arc<Principal>>,
+    identity: Bytes,
+    answer: &'static [u8],
+}
+
+impl Controller {
+    /// Answers what is asked of this switch, on this router. Of a switch, only the first one gets its requests.
+    #[must_use]
+    pub fn new(switch: Switch, router: Router) -> Self {
+        Self {
+            requests: switch.control_requests(),
+            switch,
+            router,
+            confirmations: BTreeSet::new(),
+            early: VecDeque::new(),
+            ignored: AtomicU64::new(0),
+        }
+    }
+
+    /// Does so until it is dropped, or the router is closed.
+    pub async fn run(mut self) {
+        let mut arrivals = self.router.events();
+        let switch = self.switch.clone();
+        // What is asked for while it waits is for the next time.
+        let mut settling = std::pin::pin!(futures::future::OptionFuture::from(None));
+        let mut settled = BTreeSet::new();
+        loop {
+            if settled.is_empty() && !self.confirmations.is_empty() {
+                settled = std::mem::take(&mut self.confirmations);
+                settling.set(Some(switch.settled()).into());
+            }
+            let oldest = self.early.front().map(|early| early.since + EARLY_FOR);
+            tokio::select! {
+                Some(()) = settling.as_mut(), if !settled.is_empty() => {
+                    for (principal, topic) in std::mem::take(&mut settled) {
+                        self.switch.confirm(&topic, principal.as_deref());
+                    }
+                }
+                request = self.requests.recv() => {
+                    let Some((requester, request)) = request else { return };
+                    self.handle(&requester, request);
+                    for _ in 1..BATCH {
+                        match self.requests.recv().now_or_never() {
+                            Some(Some((requester, request))) => self.handle(&requester, request),
+                            _ => break,
+                        }
+                    }
+                }
+                // What peers send on their control sockets means nothing, but must not pile up.
+                message = self.router.recv() => {
+                    if message.is_none() {
+                        return;
+                    }
+                }
+                event = arrivals.next() => {
+                    if event.is_none() {
+                        return;
+                    }
+                    self.answer_early();
+                }
+                () = tokio::time::sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
+                    self.answer_early();
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, requester: &Requester, request: Option<Request>) {
+        match request {
+            Some(Request::Publisher(identity)) => self.answer(requester, identity, b"pub"),
+            Some(Request::Reply(identity)) => self.answer(requester, identity, b"rep"),
+            Some(Request::Subscription(topic)) => {
+                if self.confirmations.len() >= CONFIRMATIONS_MAX {
+                    tracing::debug!("too many subscriptions to confirm at once: it will be asked again");
+                } else if requester.may_subscribe(&topic) {
+                    self.confirmations.insert((requester.principal().cloned(), topic));
+                }
+            }
+            None => {
+                let ignored = self.ignored.fetch_add(1, Ordering::Relaxed) + 1;
+                tracing::debug!(ignored, "not a control request");
+            }
+        }
+    }
+
+    fn answer(&mut self, requester: &Requester, identity: Bytes, answer: &'static [u8]) {
+        let principal = requester.principal().cloned();
+        if !self.is_answered(principal.as_deref(), &identity, answer) && self.early.len() < EARLY_MAX {
+            self.early.push_back(Early { since: Instant::now(), principal, identity, answer });
+        }
+    }
+
+    /// Somebody has come, or time has passed.
+    fn answer_early(&mut self) {
+        let mut early = std::mem::take(&mut self.early);
+        early.retain(|Early { since, principal, identity, answer }| {
+            !self.is_answered(principal.as_deref(), identity, answer) && since.elapsed() < EARLY_FOR
+        });
+        self.early = early;
+    }
+
+    /// `false`: nobody has that identity, yet or any more.
+    fn is_answered(&self, principal: Option<&Principal>, identity: &[u8], answer: &'static [u8]) -> bool {
+        match self.router.try_send_to(identity, principal, [Bytes::from_static(answer)]) {
+            Err(error) if error.kind() == ErrorKind::Refused => return false,
+            Err(error) => tracing::debug!(%error, "a control request was not answered"),
+            Ok(()) => {}
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(frames: &[&'static [u8]]) -> Option<Request> {
+        Request::read(frames.iter().map(|frame| Bytes::from_static(frame)))
+    }
+
+    #[test]
+    fn requests_have_three_frames_and_a_known_type() {
+        assert_eq!(
+            read(&[b"xmsg:control:con", b"pub", b"412300001"]),
+            Some(Request::Publisher(Bytes::from_static(b"412300001")))
+        );
+        assert_eq!(read(&[b"xmsg:control", b"sub", b""]), Some(Request::Subscription(Bytes::new())));
+        assert_eq!(
+            read(&[b"xmsg:control", b"rep", &[0xff]]),
+            Some(Request::Reply(Bytes::from_static(&[0xff])))
+        );
+        for frames in [
+            &[&b"xmsg:control"[..]][..],
+            &[b"xmsg:control", b"pub"],
+            &[b"xmsg:control", b"pub", b"1", b"2"],
+            &[b"xmsg:control", b"PUB", b"1"],
+            &[b"xmsg:control", b"pub", b""],
+            &[b"xmsg:control", b"pub", &[b'9'; 300]],
+        ] {
+            assert_eq!(read(frames), None, "{frames:?}");
+        }
+    }
+}

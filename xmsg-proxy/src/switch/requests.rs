@@ -1,0 +1,122 @@
+//! Control requests on their way from inlets to whoever answers them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use xmsg_core::security::Principal;
+
+use super::peers::Publisher;
+use crate::control::Request;
+
+/// Requests that wait. One that comes in a flood and finds no room is asked again.
+const WAITING: usize = 4096;
+/// Confirmations of subscriptions that one connection may ask for in a second: each is sent to everybody who is subscribed.
+const CONFIRMATIONS_PER_SECOND: f64 = 5_000.0;
+/// Other requests in a second: whoever has each message confirmed asks often.
+const OTHERS_PER_SECOND: f64 = 50_000.0;
+
+/// A connection that asked.
+#[derive(Clone, Debug)]
+pub struct Requester(Arc<Publisher>);
+
+impl Requester {
+    /// Who it has proved to be.
+    #[must_use]
+    pub fn principal(&self) -> Option<&Arc<Principal>> {
+        self.0.grant.who()
+    }
+
+    /// Whether it may subscribe to this prefix. That it may not is counted, and written into the log now and then.
+    #[must_use]
+    pub fn may_subscribe(&self, prefix: &[u8]) -> bool {
+        let may = self.0.grant.rights().is_some_and(|rights| rights.may_subscribe(prefix));
+        if !may {
+            self.0.grant.deny(&self.0.peer, "have a subscription confirmed", prefix, 1);
+        }
+        may
+    }
+}
+
+/// Requests in the order in which they came; `None` for what is none.
+pub type ControlRequests = mpsc::Receiver<(Requester, Option<Request>)>;
+
+pub(super) fn channel() -> (mpsc::Sender<(Requester, Option<Request>)>, ControlRequests) {
+    mpsc::channel(WAITING)
+}
+
+/// How fast one connection may ask: by a token bucket for each kind, which holds what a second brings. Whoever asks faster is read from
+/// more slowly.
+#[derive(Debug)]
+pub(super) struct Asking {
+    sender: mpsc::Sender<(Requester, Option<Request>)>,
+    confirmations: Bucket,
+    others: Bucket,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    rate: f64,
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn new(rate: f64) -> Self {
+        Self { rate, tokens: rate, filled: Instant::now() }
+    }
+
+    /// Takes a token. Returns how long to wait, because there was none.
+    fn take(&mut self, now: Instant) -> Duration {
+        let filled = (now.duration_since(self.filled)).as_secs_f64() * self.rate;
+        self.filled = now;
+        self.tokens = (self.tokens + filled).min(self.rate) - 1.0;
+        Duration::from_secs_f64((-self.tokens / self.rate).max(0.0))
+    }
+}
+
+impl Asking {
+    pub(super) fn new(sender: mpsc::Sender<(Requester, Option<Request>)>) -> Self {
+        Self {
+            sender,
+            confirmations: Bucket::new(CONFIRMATIONS_PER_SECOND),
+            others: Bucket::new(OTHERS_PER_SECOND),
+        }
+    }
+
+    /// Passes on what the frames of a message ask for. Returns how long the connection is to wait.
+    pub(super) fn ask(
+        &mut self,
+        publisher: &Arc<Publisher>,
+        frames: impl IntoIterator<Item = Bytes>,
+    ) -> Duration {
+        // Copies: what waits is not to keep the slab that it came in.
+        let copies = frames.into_iter().map(|frame| Bytes::copy_from_slice(&frame));
+        let request = Request::read(copies);
+        let bucket = match request {
+            Some(Request::Subscription(_)) => &mut self.confirmations,
+            _ => &mut self.others,
+        };
+        let wait = bucket.take(Instant::now());
+        if self.sender.try_send((Requester(publisher.clone()), request)).is_err() {
+            tracing::debug!(peer = %publisher.peer, "too many control requests at once: it will be asked again");
+        }
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_what_a_second_brings_and_then_as_fast_as_it_fills() {
+        let mut bucket = Bucket::new(100.0);
+        let start = Instant::now();
+        assert_eq!((0..100).map(|_| bucket.take(start)).sum::<Duration>(), Duration::ZERO);
+        let wait = bucket.take(start);
+        assert!((9..=11).contains(&wait.as_millis()), "{wait:?}");
+        assert_eq!(bucket.take(start + Duration::from_secs(10)), Duration::ZERO);
+    }
+}
