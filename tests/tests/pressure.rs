@@ -122,16 +122,16 @@ async fn a_publisher_that_is_closing_gives_the_proxy_all_its_linger() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_queues_together_stay_near_the_ceiling() {
-    all_queues_stay_near_the_ceiling_under(Policy::DropNewest).await;
+async fn all_queues_together_keep_to_the_ceiling() {
+    all_queues_keep_to_the_ceiling_under(Policy::DropNewest).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_queues_together_stay_near_the_ceiling_when_the_oldest_go() {
-    all_queues_stay_near_the_ceiling_under(Policy::DropOldest).await;
+async fn all_queues_together_keep_to_the_ceiling_when_the_oldest_go() {
+    all_queues_keep_to_the_ceiling_under(Policy::DropOldest).await;
 }
 
-async fn all_queues_stay_near_the_ceiling_under(policy: Policy) {
+async fn all_queues_keep_to_the_ceiling_under(policy: Policy) {
     const CEILING: usize = 16 << 20;
     const SUBSCRIBERS: usize = 12;
     let config = Config {
@@ -140,6 +140,7 @@ async fn all_queues_stay_near_the_ceiling_under(policy: Policy) {
         queue_ceiling: CEILING,
         ..Config::default()
     };
+    let memory = config.memory.clone();
     let proxy = Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();
     let mut stalled = Vec::new();
     for number in 0..SUBSCRIBERS {
@@ -155,11 +156,8 @@ async fn all_queues_stay_near_the_ceiling_under(policy: Policy) {
         }
         assert!(publisher.close(LINGER).await.is_nothing());
     }
-    let held: u64 = proxy.subscribers().iter().map(|subscriber| subscriber.queued.bytes).sum();
-    // When the ceiling is reached each may still fill its share, and have a batch more; a batch may begin in one slab and end in
-    // the next, and is charged for both, of up to 256 KiB each.
-    let bound = 2 * CEILING + SUBSCRIBERS * (512 << 10);
-    assert!(held < bound as u64, "{} MiB", held >> 20);
+    let held = memory.queues().bytes();
+    assert!((CEILING / 3..=CEILING).contains(&held), "{} KiB", held >> 10);
     assert!(proxy.totals().dropped.messages > 0);
 }
 
@@ -168,12 +166,17 @@ async fn a_flood_of_control_requests_keeps_nobody_out() {
     let proxy = proxy().start().await.unwrap();
     let mut flood = Raw::handshake(proxy.address().publish_port(), "PUB").await;
     let requests = raw::message(&[&b"xmsg:control:sub"[..], b"sub", b"x"]).repeat(50_000);
-    for _ in 0..10 {
-        flood.send(&requests).await;
-    }
+    // It is read as fast as one connection may ask, and goes on while others come.
+    let flood = tokio::spawn(async move {
+        for _ in 0..10 {
+            flood.send(&requests).await;
+        }
+    });
     let innocent = Connection::with_options(proxy.address().clone(), patient()).unwrap();
     within("an innocent connection", innocent.connect()).await.unwrap();
     within("its subscription", innocent.subscribe([topic("innocent")])).await.unwrap();
+    assert!(!flood.is_finished());
+    flood.abort();
 }
 
 /// A proxy that comes back twice in quick succession, the first time without the subscriptions: the publisher still waits for them.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::{Admission, AdmissionLimits, HighWaterMark, TcpOptions};
 use xmsg_core::zmtp::Limits;
 
+use crate::memory;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism};
 
@@ -56,9 +58,13 @@ pub struct Config {
     pub policies: Vec<TopicPolicy>,
     /// What may be queued for one subscriber. Default 256 MiB, any number of messages.
     pub high_water_mark: HighWaterMark,
-    /// Bytes that all queues together may hold. Above it, subscribers with more than an equal share are treated as if at
-    /// their mark, and the others may still fill theirs: twice this is the bound. Default 1 GiB.
+    /// Bytes that all queues together may hold. Above half of it, subscribers with more than an equal share of the other half are treated
+    /// as if at their mark; 64 KiB each may always hold. Never more than the memory budget has beside what else is held.
+    /// Default 1 GiB.
     pub queue_ceiling: usize,
+    /// What all peers together may take of the memory: messages that have come in part, queues, subscriptions, connections. Near its
+    /// limit, whoever holds most is cut off first, and new connections are not let in. Default: [`memory::default_limit`].
+    pub memory: MemoryBudget,
     /// What publishers are told to send. Default: [`Upstream::Subscribed`].
     pub upstream: Upstream,
     /// Connections to all three ports. More are closed at once, as with the next two. Default 100,000.
@@ -102,6 +108,7 @@ impl Default for Config {
             policies: Vec::new(),
             high_water_mark: HighWaterMark::bytes(256 << 20),
             queue_ceiling: 1 << 30,
+            memory: MemoryBudget::new(memory::default_limit()),
             upstream: Upstream::default(),
             connections: admission.connections,
             handshakes: admission.handshakes,
@@ -120,6 +127,7 @@ impl Config {
     /// What counts the connections to a proxy with these options.
     pub(crate) fn admission(&self) -> Admission {
         let Self { connections, handshakes, handshakes_per_address, .. } = *self;
-        Admission::new(AdmissionLimits { connections, handshakes, handshakes_per_address })
+        let limits = AdmissionLimits { connections, handshakes, handshakes_per_address };
+        Admission::with_memory(limits, self.memory.clone())
     }
 }

@@ -26,6 +26,7 @@ mod config;
 pub mod control;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod memory;
 mod policy;
 mod proxy;
 pub mod registrar;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 
+use super::memory::{CONNECTION, Claim, MemoryBudget};
 use super::throttle::Throttle;
 use crate::security::{Authenticator, Credentials};
 
@@ -39,6 +40,7 @@ struct Inner {
     counts: Mutex<Counts>,
     refused: AtomicU64,
     log: Throttle,
+    memory: MemoryBudget,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +84,12 @@ impl Admission {
         Self(Arc::new(Inner { limits, ..Inner::default() }))
     }
 
+    /// With these limits, and no more connections than this budget has memory for.
+    #[must_use]
+    pub fn with_memory(limits: AdmissionLimits, memory: MemoryBudget) -> Self {
+        Self(Arc::new(Inner { limits, memory, ..Inner::default() }))
+    }
+
     /// Lets a new connection in; `None`: there are too many, and it is to be closed. `address` is where it comes from, if it comes
     /// over a network; `peer` names it in the log.
     #[must_use]
@@ -92,12 +100,15 @@ impl Admission {
         let mut counts = inner.counts();
         let own = address.and_then(|address| counts.addresses.get(&address)).map_or(0, |own| own.handshakes);
         let handshakes = if own == 0 { limits.handshakes.saturating_mul(2) } else { limits.handshakes };
+        let memory = inner.memory.claim_fixed(CONNECTION);
         let reason = if own >= limits.handshakes_per_address {
             "too many handshakes with this address are under way"
         } else if counts.handshakes >= handshakes {
             "too many handshakes are under way"
         } else if counts.connections >= limits.connections {
             "too many connections"
+        } else if memory.is_none() {
+            "no memory is left (see --memory-limit)"
         } else {
             counts.connections += 1;
             counts.handshakes += 1;
@@ -107,7 +118,7 @@ impl Admission {
                 own.handshakes += 1;
                 own.turn.clone()
             });
-            return Some(Permit { inner: inner.clone(), address, turn, handshaking: true });
+            return Some(Permit { inner: inner.clone(), address, turn, handshaking: true, _memory: memory });
         };
         drop(counts);
         inner.refused.fetch_add(1, Ordering::Relaxed);
@@ -131,6 +142,7 @@ pub struct Permit {
     address: Option<IpAddr>,
     turn: Option<Arc<Semaphore>>,
     handshaking: bool,
+    _memory: Option<Claim>,
 }
 
 impl Permit {

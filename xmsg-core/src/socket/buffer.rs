@@ -79,6 +79,24 @@ impl ReceiveBuffer {
         }
     }
 
+    /// Bytes of the slab that the next read will need, with so many bytes missing of the message at the front.
+    #[must_use]
+    pub fn needs(&self, missing: usize) -> usize {
+        let len = self.input.len();
+        if len == 0 && self.slab.size > SLAB_LARGE {
+            // It is not kept.
+            return SLAB_MAX;
+        }
+        let wanted = missing.min(len.max(self.slab_len)).max(READ_MIN);
+        self.slab.size.max(len + wanted)
+    }
+
+    /// Bytes of the slabs that are kept to be used again.
+    #[must_use]
+    pub fn spare(&self) -> usize {
+        self.spare.len() * self.slab_len
+    }
+
     /// Whether so many bytes find room in the slab as it is.
     #[must_use]
     pub fn fits(&self, len: usize) -> bool {
@@ -111,7 +129,26 @@ impl ReceiveBuffer {
             self.slab_len *= 2;
         }
         // Room for a good read behind what is there, or else every few bytes would have it all copied.
-        self.renew(self.slab_len.max((len + wanted.max(READ_MIN)).next_power_of_two()));
+        let needed = len + wanted.max(READ_MIN);
+        if needed > SLAB_LARGE {
+            self.extend(needed);
+        } else {
+            self.renew(self.slab_len.max(needed.next_power_of_two()));
+        }
+    }
+
+    /// Has the slab of one very large message grow to just this size: where it is, or moved by the system without being there twice.
+    fn extend(&mut self, size: usize) {
+        let mut slab = Vec::from(std::mem::take(&mut self.input));
+        slab.reserve_exact(size - slab.len());
+        let bytes = bytes::Bytes::from(slab);
+        self.input = bytes.try_into_mut().unwrap_or_else(|shared| {
+            // Nobody else has it.
+            let mut copy = BytesMut::with_capacity(size);
+            copy.extend_from_slice(&shared);
+            copy
+        });
+        self.slab = Slab { serial: self.slab.serial + 1, size: self.input.capacity() };
     }
 
     /// Goes over to a slab of at least this size, with what is there.
@@ -150,6 +187,22 @@ mod tests {
         let mut stream = &b"just a few bytes"[..];
         buffer.read(&mut stream, usize::MAX / 4).await.unwrap();
         assert!(buffer.input.capacity() <= 4 * SLAB_MIN, "{}", buffer.input.capacity());
+    }
+
+    #[tokio::test]
+    async fn a_very_large_message_takes_little_more_than_its_length() {
+        let data: Vec<u8> = (0..33_000_000_u32).map(|i| i as u8).collect();
+        let mut stream = &data[..];
+        let mut buffer = ReceiveBuffer::default();
+        while buffer.input.len() < data.len() {
+            let missing = data.len() - buffer.input.len();
+            let needs = buffer.needs(missing);
+            assert!(buffer.read(&mut stream, missing).await.unwrap() > 0);
+            assert!(buffer.slab().size <= needs.max(SLAB_LARGE), "{} > {needs}", buffer.slab().size);
+            assert_eq!(buffer.slab().size, buffer.input.capacity());
+        }
+        assert_eq!(buffer.input, data);
+        assert!(buffer.slab().size <= data.len() + READ_MIN + SLAB_LARGE, "{}", buffer.slab().size);
     }
 
     #[tokio::test]

@@ -25,6 +25,7 @@ mod hub;
 mod inbox;
 pub(crate) mod line;
 mod link;
+pub mod memory;
 mod multipart;
 mod options;
 pub mod outbox;

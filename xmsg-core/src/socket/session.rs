@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::OptionFuture;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::buffer::{ReceiveBuffer, Slab};
+use super::memory::{Claim, MemoryBudget};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
 use super::transport::{ReadHalf, Stream};
 use super::vanished::vanished;
@@ -19,6 +22,8 @@ use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
 use crate::zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 use crate::{Error, ErrorKind};
 
+/// Memory for what comes in that counts in no budget but as a part of the connection, bytes; above it, the step in which it counts.
+const UNCLAIMED: usize = 256 << 10;
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
@@ -50,6 +55,8 @@ pub enum Ended {
     Unread,
     /// The host of the peer acknowledged nothing for the time limit of heartbeats.
     Vanished,
+    /// No memory was left, and it held, or wanted, most of it.
+    OutOfMemory,
     /// We closed it, for this reason.
     ByUs(&'static str),
 }
@@ -76,6 +83,7 @@ impl fmt::Display for Ended {
             Self::Violation(violation) => write!(f, "{violation}"),
             Self::Unread => f.write_str("the peer does not read the answers that it asks for"),
             Self::Vanished => f.write_str("the peer's host does not answer any more"),
+            Self::OutOfMemory => f.write_str("no memory is left for what it sends"),
             Self::ByUs(why) => f.write_str(why),
         }
     }
@@ -127,6 +135,7 @@ impl Ended {
                 ErrorKind::Timeout
             }
             Self::Violation(violation) if violation.is_refusal() => ErrorKind::NotAllowed,
+            Self::OutOfMemory => ErrorKind::NoResources,
             Self::Violation(_) | Self::Unread => ErrorKind::Protocol,
         }
     }
@@ -193,6 +202,24 @@ pub struct Session {
     watched: Option<(Duration, Duration)>,
     /// Whether the peer understands that we ask it to finish.
     peer_drains: bool,
+    memory: Option<Memory>,
+}
+
+/// What the memory of received messages counts for.
+#[derive(Debug)]
+struct Memory {
+    claim: Claim,
+    /// Somebody else needs it.
+    end: CancellationToken,
+}
+
+impl Memory {
+    /// Sees to it that the buffers may hold what the next read needs. `false`: they may not.
+    #[inline]
+    async fn allow(&mut self, needed: usize) -> bool {
+        let needed = if needed <= UNCLAIMED { 0 } else { needed.next_multiple_of(UNCLAIMED) };
+        needed == self.claim.bytes() || self.claim.set(needed).await
+    }
 }
 
 impl Session {
@@ -206,7 +233,17 @@ impl Session {
             authenticator: None,
             watched: None,
             peer_drains: false,
+            memory: None,
         }
+    }
+
+    /// Has the memory of what comes in count in this budget. `name` is the peer's in the log.
+    #[must_use]
+    pub fn with_memory(mut self, budget: &MemoryBudget, name: &str) -> Self {
+        let end = CancellationToken::new();
+        self.memory =
+            Some(Memory { claim: budget.claim(name, "messages that have come in part", end.clone()), end });
+        self
     }
 
     /// Has a host that vanishes with data on its way to it noticed within `interval` and `timeout`, even if its peer need not
@@ -303,8 +340,14 @@ impl Session {
             }
         };
         let drain = Notify::new();
-        let mut reader =
-            Reader { engine: self.engine, buffer: self.buffer, opening, drain: &drain, is_drained: false };
+        let mut reader = Reader {
+            engine: self.engine,
+            buffer: self.buffer,
+            opening,
+            drain: &drain,
+            is_drained: false,
+            memory: self.memory,
+        };
         let mut writer = Writer::new(outbox).sealed(sealer);
         let leaving = AtomicBool::new(false);
         let (ended, is_whole) = {
@@ -374,6 +417,7 @@ struct Reader<'a> {
     drain: &'a Notify,
     /// The peer has read everything.
     is_drained: bool,
+    memory: Option<Memory>,
 }
 
 /// Boxes that came in, on their way to clear text.
@@ -494,6 +538,18 @@ impl Reader<'_> {
                 since_pause += self.buffer.slab().size;
                 continue;
             }
+            if let Some(memory) = &mut self.memory {
+                let needed = match &self.opening {
+                    None => self.buffer.needs(self.engine.missing(&self.buffer.input)) + self.buffer.spare(),
+                    Some(opening) => {
+                        let boxed = opening.boxed.needs(opening.missing()) + opening.boxed.spare();
+                        boxed + self.buffer.slab().size + self.buffer.spare()
+                    }
+                };
+                if memory.end.is_cancelled() || !memory.allow(needed).await {
+                    return Err(Ended::OutOfMemory);
+                }
+            }
             let len = loop {
                 let (buffer, missing) = match &mut self.opening {
                     None => {
@@ -506,8 +562,15 @@ impl Reader<'_> {
                     }
                 };
                 let due = self.engine.poll_timeout().filter(|_| !leaving.load(Ordering::Relaxed));
+                let end =
+                    self.memory.as_ref().filter(|memory| memory.claim.bytes() > 0).map(|memory| &memory.end);
+                let ended = OptionFuture::from(end.map(CancellationToken::cancelled));
                 let Some(due) = due else {
-                    break buffer.read(stream, missing).await?;
+                    tokio::select! {
+                        biased;
+                        len = buffer.read(stream, missing) => break len?,
+                        Some(()) = ended => return Err(Ended::OutOfMemory),
+                    }
                 };
                 // The alarm rings early rather than being set anew for every read.
                 if alarm.is_elapsed() || alarm.deadline() > due.into() {
@@ -516,6 +579,7 @@ impl Reader<'_> {
                 tokio::select! {
                     biased;
                     len = buffer.read(stream, missing) => break len?,
+                    Some(()) = ended => return Err(Ended::OutOfMemory),
                     () = &mut alarm => {
                         if leaving.load(Ordering::Relaxed) {
                             continue;

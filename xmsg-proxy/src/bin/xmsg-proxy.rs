@@ -53,6 +53,11 @@ struct Arguments {
     #[arg(long, value_name = "MIB", env = "XMSG_PROXY_QUEUE_CEILING")]
     queue_ceiling: Option<Count<1, { settings::MIB_MAX }>>,
 
+    /// Memory for all that peers send and ask for, in MiB; near it, whoever holds most is cut off; 0: half of what the
+    /// process can have [default: 0]
+    #[arg(long, value_name = "MIB", env = "XMSG_PROXY_MEMORY_LIMIT")]
+    memory_limit: Option<Count<0, { settings::MIB_MAX }>>,
+
     /// The largest message, in MiB [default: 64]
     #[arg(long, value_name = "MIB", env = "XMSG_PROXY_MAX_MESSAGE_SIZE")]
     max_message_size: Option<Count<1, 1024>>,
@@ -112,6 +117,7 @@ impl Program for Arguments {
         set(&mut settings.high_water_mark_mib, self.high_water_mark);
         set(&mut settings.high_water_mark_messages, self.high_water_mark_messages);
         set(&mut settings.queue_ceiling_mib, self.queue_ceiling);
+        set(&mut settings.memory_limit_mib, self.memory_limit);
         set(&mut settings.max_message_size_mib, self.max_message_size);
         let upstream = |all| Named(if all { Upstream::All } else { Upstream::Subscribed });
         set(&mut settings.upstream, self.upstream_all.map(upstream));
@@ -123,12 +129,19 @@ fn main() -> ExitCode {
     daemon::main::<Arguments>(runtime, run)
 }
 
+/// Threads for what blocks, at most: opening long encrypted frames, checking passwords, reading files.
+const BLOCKING_THREADS: usize = 32;
+
 fn runtime(settings: &ProxySettings) -> std::io::Result<Runtime> {
-    match settings.threads.get() {
-        1 => Builder::new_current_thread().enable_all().build(),
-        0 => Builder::new_multi_thread().enable_all().build(),
-        count => Builder::new_multi_thread().worker_threads(count).enable_all().build(),
+    let mut builder = match settings.threads.get() {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    if settings.threads.get() > 1 {
+        builder.worker_threads(settings.threads.get());
     }
+    // Each takes address space, which may be limited.
+    builder.enable_all().max_blocking_threads(BLOCKING_THREADS).build()
 }
 
 async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use xmsg_core::address::DEFAULT_REGISTRAR_PORT;
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::{HighWaterMark, TcpOptions};
 use xmsg_core::zmtp;
 
@@ -14,6 +15,7 @@ use super::{
     Admin, COUNT_MAX, Count, Host, Log, MIB_MAX, Named, ProxyPort, Seconds, Settings, SettingsError, admin_at,
 };
 use crate::config::{Config, Upstream};
+use crate::memory;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Mechanism, settings as security};
 
@@ -43,6 +45,8 @@ pub struct ProxySettings {
     pub high_water_mark_messages: Count<0, COUNT_MAX>,
     /// Memory for what waits for all subscribers together.
     pub queue_ceiling_mib: Count<1, MIB_MAX>,
+    /// Memory for all that peers send and ask for; 0: half of what the process can have.
+    pub memory_limit_mib: Count<0, MIB_MAX>,
     /// The largest message.
     pub max_message_size_mib: Count<1, 1024>,
     /// What publishers are told to send.
@@ -76,6 +80,7 @@ impl Default for ProxySettings {
             high_water_mark_mib: Count::of::<256>(),
             high_water_mark_messages: Count::of::<0>(),
             queue_ceiling_mib: Count::of::<1024>(),
+            memory_limit_mib: Count::of::<0>(),
             max_message_size_mib: Count::of::<64>(),
             upstream: Named::default(),
             limits: LimitSettings::default(),
@@ -284,6 +289,10 @@ impl ProxySettings {
                 },
             },
             queue_ceiling: self.queue_ceiling_mib.mib(),
+            memory: MemoryBudget::new(match self.memory_limit_mib.mib() {
+                0 => memory::default_limit(),
+                limit => limit,
+            }),
             upstream: self.upstream.0,
             connections: self.limits.connections.get(),
             handshakes: self.limits.handshakes.get(),

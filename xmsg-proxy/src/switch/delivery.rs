@@ -3,7 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use xmsg_core::socket::outbox::{APART, Keep, Lease, Ledger, OutboxGuard};
+use xmsg_core::socket::memory::MemoryBudget;
+use xmsg_core::socket::outbox::{APART, Keep, Lease, OutboxGuard};
 use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{MessageLimits, Span};
 
@@ -16,6 +17,8 @@ const COPY_BELOW: usize = 1 << 10;
 const SLAB_SHARE: usize = 16;
 /// Marks of fewer slabs than this are kept to the byte, by copying.
 const EXACT_BELOW_SLABS: usize = 16;
+/// What may come above half of the ceiling before that is noticed: a batch that begins in one slab and ends in the next.
+const SLACK: usize = 512 << 10;
 /// A subscriber may always hold this much of the ceiling.
 const SHARE_MIN: usize = 64 << 10;
 /// A subscriber for which so much waits lags: `conflate` begins. Less is what a burst leaves for a moment.
@@ -93,20 +96,20 @@ impl Cut<'_> {
 /// What goes for all subscribers.
 #[derive(Debug)]
 pub(super) struct Delivery {
-    pub(super) ledger: Arc<Ledger>,
+    pub(super) memory: MemoryBudget,
     pub(super) gate: Arc<Gate>,
     /// Bytes of all queues together.
     pub(super) ceiling: usize,
 }
 
 impl Delivery {
-    /// The mark that counts at present for this subscriber.
-    fn limit(&self, queue: &OutboxGuard<'_>, mark: HighWaterMark) -> HighWaterMark {
-        if self.ledger.bytes() > self.ceiling {
-            let share = (self.ceiling / self.gate.subscriber_count().max(1)).max(SHARE_MIN);
-            if queue.queued().bytes as usize > share {
-                return HighWaterMark { bytes: mark.bytes.min(share), ..mark };
-            }
+    /// The mark that counts at present.
+    fn limit(&self, mark: HighWaterMark) -> HighWaterMark {
+        let others = self.memory.claimed();
+        let half = self.ceiling.min(self.memory.limit().saturating_sub(others)) / 2;
+        if self.memory.queues().bytes() > half.saturating_sub(SLACK) {
+            let share = (half / self.gate.subscriber_count().max(1)).max(SHARE_MIN);
+            return HighWaterMark { bytes: mark.bytes.min(share), ..mark };
         }
         mark
     }
@@ -114,7 +117,7 @@ impl Delivery {
     /// Whether nothing of these runs fits for now.
     pub(super) fn is_full(&self, queue: &OutboxGuard<'_>, rule: Rule, run: Run, cut: &Cut<'_>) -> bool {
         let first = Run { end: run.first + 1, ..run };
-        let room = queue.room(self.limit(queue, rule.mark));
+        let room = queue.room(self.limit(rule.mark));
         // A message above the mark may go when nothing else is queued.
         cut.fitting(first, room) == 0 && queue.queued().messages > 0
     }
@@ -142,7 +145,7 @@ impl Delivery {
             }
             let rule = policies.rule(run.rule);
             blocks |= rule.policy == Policy::Block;
-            let mut limit = self.limit(&queue, rule.mark);
+            let mut limit = self.limit(rule.mark);
             if queue.keep() != keep(rule.policy) {
                 limit.bytes = limit.bytes.saturating_sub(APART);
             }
@@ -152,7 +155,7 @@ impl Delivery {
                     continue;
                 }
                 _ if fits(cut.amount(run), queue.room(limit)) => {
-                    self.push(&mut queue, rule, run, cut);
+                    self.push(&mut queue, rule, limit, run, cut);
                     continue;
                 }
                 Policy::DropOldest => {
@@ -167,7 +170,7 @@ impl Delivery {
             }
             let rest = Run { first: run.first + fitting, ..run };
             if fitting > 0 {
-                self.push(&mut queue, rule, Run { end: rest.first, ..run }, cut);
+                self.push(&mut queue, rule, limit, Run { end: rest.first, ..run }, cut);
             }
             if rest.first == rest.end {
                 continue;
@@ -218,7 +221,7 @@ impl Delivery {
         let gone = cut.amount(Run { end: rest.first, ..run });
         if fitting > 0 {
             drops.oldest += gone;
-            self.push(queue, rule, rest, cut);
+            self.push(queue, rule, limit, rest, cut);
         } else {
             // Nothing that waits may go, or all of it is on its way.
             drops.newest += gone;
@@ -237,7 +240,7 @@ impl Delivery {
         if !queue.is_conflated() {
             let lag = HighWaterMark { bytes: limit.bytes.min(LAG), ..limit };
             if fits(cut.amount(run), queue.room(lag)) {
-                self.push(queue, rule, run, cut);
+                self.push(queue, rule, limit, run, cut);
                 return;
             }
             drops.conflated += queue.conflate();
@@ -253,7 +256,7 @@ impl Delivery {
         }
     }
 
-    fn push(&self, queue: &mut OutboxGuard<'_>, rule: Rule, run: Run, cut: &Cut<'_>) {
+    fn push(&self, queue: &mut OutboxGuard<'_>, rule: Rule, limit: HighWaterMark, run: Run, cut: &Cut<'_>) {
         let (start, len, count) = (cut.start(run), cut.len(run), run.count());
         let range = start..start + len;
         let keep = keep(rule.policy);
@@ -261,11 +264,11 @@ impl Delivery {
         let alternates = queue.keep() != keep;
         queue.set_keep(keep, rule.mark);
         let small = len < COPY_BELOW || len < cut.slab_size / SLAB_SHARE;
-        let exact = rule.mark.bytes < EXACT_BELOW_SLABS * cut.slab_size && len < cut.slab_size / 2;
+        let exact = limit.bytes < EXACT_BELOW_SLABS * cut.slab_size && len < cut.slab_size / 2;
         if small || exact || alternates {
             queue.push_copy(&cut.wire[range], count);
         } else {
-            let lease = cut.lease.get_or_init(|| Lease::new(&self.ledger, cut.slab_size));
+            let lease = cut.lease.get_or_init(|| Lease::new(self.memory.queues(), cut.slab_size));
             queue.push_slice(cut.wire.slice(range), count, lease);
         }
     }

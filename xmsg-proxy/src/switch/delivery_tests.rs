@@ -111,12 +111,12 @@ struct Outcome {
 
 /// Carries it out and checks what goes for every policy.
 fn carry_out(plan: &Plan) -> Outcome {
-    let ledger = Arc::<Ledger>::default();
-    let outbox = Outbox::with_ledger(plan.mark, ledger.clone());
+    let memory = MemoryBudget::default();
+    let outbox = Outbox::with_ledger(plan.mark, memory.queues().clone());
     let subscriber = Subscriber::new(1, "peer", outbox, Grant::new(&Arc::default(), None));
     let own: Vec<_> = plan.own.map(|policy| TopicPolicy::new("t3", policy)).into_iter().collect();
     let policies = Policies::new(Rule { policy: plan.policy, mark: plan.mark }, &own);
-    let delivery = Delivery { ledger: ledger.clone(), gate: Arc::default(), ceiling: usize::MAX };
+    let delivery = Delivery { memory: memory.clone(), gate: Arc::default(), ceiling: usize::MAX };
     let peer = Peer::default();
     let (mut pushed, mut left_out) = (Vec::new(), 0);
     let mut largest_batch = 0;
@@ -193,7 +193,7 @@ fn carry_out(plan: &Plan) -> Outcome {
     }
     let received = peer.messages();
     assert_eq!(subscriber.outbox.queued(), Amount::default());
-    assert_eq!(ledger.bytes(), 0, "all memory is given back");
+    assert_eq!(memory.used(), 0, "all memory is given back");
     assert!(received.is_sorted_by_key(|(_, number)| *number), "in order");
     assert_eq!(received.len() + drops.total().messages as usize + left_out, pushed.len());
     Outcome { drops, pushed, received, is_cut_off }
@@ -286,14 +286,14 @@ fn topics_in_turn_cost_no_more_than_they_are() {
     let mark = HighWaterMark::bytes(1 << 30);
     let policies =
         Policies::new(Rule { policy: Policy::Block, mark }, &[TopicPolicy::new("b", Policy::DropOldest)]);
-    let ledger = Arc::<Ledger>::default();
+    let memory = MemoryBudget::default();
     let subscriber = Subscriber::new(
         1,
         "peer",
-        Outbox::with_ledger(mark, ledger.clone()),
+        Outbox::with_ledger(mark, memory.queues().clone()),
         Grant::new(&Arc::default(), None),
     );
-    let delivery = Delivery { ledger: ledger.clone(), gate: Arc::default(), ceiling: usize::MAX };
+    let delivery = Delivery { memory: memory.clone(), gate: Arc::default(), ceiling: usize::MAX };
     let mut wire = bytes::BytesMut::new();
     for number in 0..10 {
         encode_message(&mut wire, &[["a", "b"][number % 2].as_bytes(), &[0; 2000]]);
@@ -322,7 +322,8 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
     for policy in Policy::ALL {
         let subscriber = Subscriber::new(1, "peer", Outbox::new(mark), Grant::new(&Arc::default(), None));
         let policies = Policies::new(Rule { policy, mark }, &[]);
-        let delivery = Delivery { ledger: Arc::default(), gate: Arc::default(), ceiling: usize::MAX };
+        let delivery =
+            Delivery { memory: MemoryBudget::default(), gate: Arc::default(), ceiling: usize::MAX };
         let deliver = || {
             let cut = Cut { wire: &wire, spans: &spans, lease: OnceLock::new(), slab_size: wire.len() };
             let mut runs = cut.divide(&[Run { first: 0, end: spans.len(), rule: 0 }], &policies);

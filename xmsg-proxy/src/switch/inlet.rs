@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
-use xmsg_core::socket::outbox::{Lease, Ledger, URGENT_MAX};
+use xmsg_core::socket::outbox::{Lease, URGENT_MAX};
 use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::zmtp::{Command, Frames, Span, Version};
 
@@ -227,7 +227,6 @@ impl Inlet {
     pub(super) fn new(
         publisher: &Arc<Publisher>,
         table: &Arc<Table>,
-        ledger: &Arc<Ledger>,
         gate: &Arc<Gate>,
         asking: Asking,
         config: &Config,
@@ -235,7 +234,11 @@ impl Inlet {
         Self {
             publisher: publisher.clone(),
             table: table.clone(),
-            delivery: Delivery { ledger: ledger.clone(), gate: gate.clone(), ceiling: config.queue_ceiling },
+            delivery: Delivery {
+                memory: config.memory.clone(),
+                gate: gate.clone(),
+                ceiling: config.queue_ceiling,
+            },
             asking,
             requests: Vec::new(),
             cache: Cache::new(table),

@@ -28,7 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::security::Principal;
 use xmsg_core::socket::admission::Permit;
-use xmsg_core::socket::outbox::{Ledger, Outbox, URGENT_MAX};
+use xmsg_core::socket::memory::{Claim, MemoryBudget};
+use xmsg_core::socket::outbox::{Outbox, URGENT_MAX};
 use xmsg_core::socket::session::{Ended, Session, now};
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Closer, Listener, Stream};
@@ -48,6 +49,8 @@ use table::{Change, Table, TableTask};
 
 /// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
 const UPSTREAM_MAX: usize = 64 << 20;
+/// Steps in which what waits for a publisher counts in the memory budget, bytes.
+const BACKLOG_STEP: usize = 1 << 20;
 /// What the queue needs for each part of the subscriptions that a new publisher is told, bytes, at most.
 const PART_EXTRA: usize = 256;
 /// Confirmations of subscriptions that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
@@ -122,7 +125,6 @@ struct Inner {
     /// Refused connections in the log.
     refusals: Throttle,
     table: Arc<Table>,
-    ledger: Arc<Ledger>,
     gate: Arc<Gate>,
     next_id: AtomicU32,
     asking: mpsc::Sender<(Requester, Option<Request>)>,
@@ -160,13 +162,13 @@ impl Switch {
     pub(crate) fn start_with(config: Config, admission: Admission, violations: Violations) -> Self {
         let stop = CancellationToken::new();
         let default = Rule { policy: config.policy, mark: config.high_water_mark };
-        let (table, task) = Table::new(config.upstream, Policies::new(default, &config.policies));
+        let policies = Policies::new(default, &config.policies);
+        let (table, task) = Table::new(config.upstream, policies, config.memory.clone());
         let (asking, requests) = requests::channel();
         let inner = Arc::new(Inner {
             asking,
             requests: Mutex::new(Some(requests)),
             table,
-            ledger: Arc::default(),
             gate: Arc::default(),
             next_id: AtomicU32::new(1),
             listeners: Mutex::default(),
@@ -349,7 +351,8 @@ impl Switch {
         let authenticator = permit.in_turn(security.authenticator());
         let mut session = Session::new(stream, engine)
             .with_authenticator(authenticator)
-            .watched(*heartbeat_interval, *heartbeat_timeout);
+            .watched(*heartbeat_interval, *heartbeat_timeout)
+            .with_memory(&self.inner.config.memory, &peer);
         // A publisher may have sent messages before we have read the end of its side of the handshake.
         let grace = if side == Side::Publishers { HANDSHAKE_GRACE } else { Duration::ZERO };
         let refused = async {
@@ -401,8 +404,7 @@ impl Switch {
         let inner = &self.inner;
         let publisher = Arc::new(Publisher::new(self.id(), peer, version, grant));
         let asking = Asking::new(inner.asking.clone());
-        let mut inlet =
-            Inlet::new(&publisher, &inner.table, &inner.ledger, &inner.gate, asking, &inner.config);
+        let mut inlet = Inlet::new(&publisher, &inner.table, &inner.gate, asking, &inner.config);
         inner.gate.add_publisher(&publisher);
         inner.table.change(Change::PublisherJoined(publisher.clone())).await;
         if inner.refuse.is_cancelled() {
@@ -412,6 +414,7 @@ impl Switch {
             biased;
             () = stop.cancelled() => Ended::ByUs("stopped"),
             () = publisher.cut.cancelled() => Ended::ByUs("cut off"),
+            () = publisher.outsized.cancelled() => Ended::OutOfMemory,
             () = publisher.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended,
         };
@@ -431,7 +434,7 @@ impl Switch {
     ) -> Ended {
         let inner = &self.inner;
         let config = &inner.config;
-        let outbox = Outbox::with_ledger(config.high_water_mark, inner.ledger.clone());
+        let outbox = Outbox::with_ledger(config.high_water_mark, config.memory.queues().clone());
         // Whatever is forwarded is within our own limits: only one that takes less has to be looked after.
         let ours = MessageLimits::from(&config.limits);
         let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
@@ -446,6 +449,7 @@ impl Switch {
             biased;
             () = stop.cancelled() => Ended::ByUs("stopped"),
             () = subscriber.cut.cancelled() => Ended::ByUs("too slow: cut off"),
+            () = subscriber.outsized.cancelled() => Ended::OutOfMemory,
             () = subscriber.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             never = subscriber.keep_telling() => match never {},
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended,
@@ -495,7 +499,28 @@ impl Publisher {
             received: peers::Counter::default(),
             stalled: AtomicBool::new(false),
             cut: CancellationToken::new(),
+            outsized: CancellationToken::new(),
+            claim: Mutex::default(),
             grant,
+        }
+    }
+
+    /// Has what waits for it count in the memory budget, if it is much.
+    fn count_backlog(&self, memory: &MemoryBudget) {
+        let told = (self.upstream_max.load(Ordering::Relaxed) - UPSTREAM_MAX) as u64;
+        // What it was told when it came is shared, and counts once.
+        let bytes = self.outbox.queued().bytes.saturating_sub(told) as usize;
+        let bytes = if bytes < BACKLOG_STEP { 0 } else { bytes.next_multiple_of(BACKLOG_STEP) };
+        let mut claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes != claim.as_ref().map_or(0, Claim::bytes) {
+            let new = || {
+                memory.claim(
+                    &self.peer,
+                    "changes of subscriptions that it does not read",
+                    self.outsized.clone(),
+                )
+            };
+            claim.get_or_insert_with(new).force(bytes);
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use xmsg_core::socket::memory::Claim;
 use xmsg_core::socket::outbox::Outbox;
 
 use xmsg_core::socket::{Amount, HighWaterMark};
@@ -131,6 +132,9 @@ pub(super) struct Publisher {
     pub(super) stalled: AtomicBool,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
+    /// … because it holds too much memory.
+    pub(super) outsized: CancellationToken,
+    pub(super) claim: Mutex<Option<Claim>>,
     pub(super) grant: Grant,
 }
 
@@ -161,6 +165,8 @@ pub(super) struct Subscriber {
     telling: Option<Telling>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
+    /// … because it holds too much memory.
+    pub(super) outsized: CancellationToken,
 }
 
 impl Subscriber {
@@ -184,6 +190,7 @@ impl Subscriber {
             large_log: Mutex::default(),
             telling: None,
             cut: CancellationToken::new(),
+            outsized: CancellationToken::new(),
         }
     }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use xmsg_core::prefixes::PrefixTable;
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::zmtp::Limits;
 
@@ -95,7 +96,11 @@ impl Routes {
 }
 
 impl Table {
-    pub(super) fn new(upstream: Upstream, policies: Policies) -> (Arc<Self>, TableTask) {
+    pub(super) fn new(
+        upstream: Upstream,
+        policies: Policies,
+        memory: MemoryBudget,
+    ) -> (Arc<Self>, TableTask) {
         let (changes, receiver) = mpsc::channel(CHANGES);
         let routes = Routes {
             prefixes: PrefixTable::new(),
@@ -103,7 +108,7 @@ impl Table {
             policies: Arc::new(policies),
         };
         let table = Arc::new(Self { routes: RwLock::new(routes), epoch: AtomicU64::new(0), changes });
-        let task = TableTask::new(table.clone(), receiver, upstream);
+        let task = TableTask::new(table.clone(), receiver, upstream, memory);
         (table, task)
     }
 

@@ -11,6 +11,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use xmsg_core::prefixes::{PrefixId, PrefixTable};
+use xmsg_core::socket::memory::Claim;
 
 use super::sorted::Sorted;
 
@@ -26,6 +27,8 @@ pub(super) struct Own {
     work: VecDeque<Work>,
     /// Somebody is going to do that work.
     pub(super) is_queued: bool,
+    /// What they count for, until they are forgotten.
+    pub(super) claim: Option<Claim>,
 }
 
 /// What is yet to be done.

@@ -13,6 +13,7 @@ use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use xmsg_core::prefixes::PrefixId;
+use xmsg_core::socket::memory::{Claim, MemoryBudget};
 use xmsg_core::zmtp::Version;
 
 use super::own::{Gone, Own, Seat, Subscribed};
@@ -36,6 +37,10 @@ const BACKLOG: u64 = 128 << 10;
 const PACE: Duration = Duration::from_millis(1);
 /// Who has not read it after so long is not waited for any more.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What a subscription takes beside its text, bytes, about.
+const SUBSCRIPTION: usize = 150;
+/// Steps in which subscriptions count in the memory budget, bytes.
+const MEMORY_STEP: usize = 64 << 10;
 /// Bytes of parts that are out of date which publishers may hold in any case; above it, as much as is up to date.
 const OUTDATED_MIN: usize = 16 << 20;
 
@@ -52,6 +57,7 @@ pub(in crate::switch) struct TableTask {
     /// All that is wanted, encoded for new publishers of each version.
     snapshots: HashMap<Version, Snapshot>,
     jobs: Jobs,
+    memory: MemoryBudget,
 }
 
 /// What is done in slices.
@@ -110,7 +116,12 @@ fn cancelled(gone: impl IntoIterator<Item = Gone>) -> impl Iterator<Item = Tidin
 }
 
 impl TableTask {
-    pub(super) fn new(table: Arc<Table>, changes: mpsc::Receiver<Change>, upstream: Upstream) -> Self {
+    pub(super) fn new(
+        table: Arc<Table>,
+        changes: mpsc::Receiver<Change>,
+        upstream: Upstream,
+        memory: MemoryBudget,
+    ) -> Self {
         Self {
             table,
             changes,
@@ -119,6 +130,7 @@ impl TableTask {
             publishers: BTreeMap::new(),
             snapshots: HashMap::new(),
             jobs: Jobs::default(),
+            memory,
         }
     }
 
@@ -354,6 +366,7 @@ impl TableTask {
             let bytes =
                 encoded.entry(publisher.version).or_insert_with(|| encode(publisher.version, tidings.iter()));
             publisher.send(bytes);
+            publisher.count_backlog(&self.memory);
         }
         for Joining { publisher, next } in &self.jobs.joining {
             // Of the others it hears with the parts that are to come.
@@ -435,6 +448,7 @@ impl TableTask {
             routes.subscribers.entry(subscriber.id).or_insert_with(|| subscriber.clone());
             subscriber.subscriptions.fetch_add(1, Ordering::Relaxed);
             subscriber.subscription_bytes.fetch_add(prefix.len(), Ordering::Relaxed);
+            count_memory(own, subscriber, &self.memory);
         }
         if let Some(id) = first {
             tidings.push(Tiding { subscribe: true, prefix, id });
@@ -458,6 +472,7 @@ impl TableTask {
         tidings.extend(cancelled(gone));
         subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
         subscriber.subscription_bytes.fetch_sub(prefix.len(), Ordering::Relaxed);
+        count_memory(own, subscriber, &self.memory);
         self.sort(routes, subscriber.id, tidings);
         true
     }
@@ -477,6 +492,18 @@ impl TableTask {
         let differs = !gone.is_empty();
         tidings.extend(cancelled(gone));
         differs
+    }
+}
+
+/// Has a subscriber's subscriptions count in the memory budget. If there is none left, whoever holds most is ended.
+fn count_memory(own: &mut Own, subscriber: &Subscriber, memory: &MemoryBudget) {
+    let count = subscriber.subscriptions.load(Ordering::Relaxed);
+    // A short prefix lies in its entry; of a long one there may be a second copy, encoded for publishers.
+    let bytes = count * SUBSCRIPTION + 2 * subscriber.subscription_bytes.load(Ordering::Relaxed);
+    let bytes = bytes - bytes % MEMORY_STEP;
+    if bytes != own.claim.as_ref().map_or(0, Claim::bytes) {
+        let new = || memory.claim(&subscriber.peer, "subscriptions", subscriber.outsized.clone());
+        own.claim.get_or_insert_with(new).force(bytes);
     }
 }
 

@@ -1,0 +1,301 @@
+//! A bound for the memory that all peers of a process together can fill.
+//!
+//! What peers send and ask for is *claimed*: messages that have come in part, queues, subscriptions, connections. Near the limit
+//! nobody gets more before whoever holds most has lost it: the connection with the largest claim ends. So no number of peers makes
+//! the process run out of memory, and those that take little go on.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::outbox::Ledger;
+
+/// What an established connection needs, bytes, about: its task, its buffers as long as it is idle, its entries.
+pub const CONNECTION: usize = 32 << 10;
+/// How soon to look again whether a connection that was ended has given its memory back.
+const PACE: Duration = Duration::from_millis(2);
+/// How long to wait for that before the next one is ended.
+const PATIENCE: u32 = 500;
+
+/// A bound for memory, shared by its clones. [`default`](Self::default) has no limit.
+#[derive(Clone, Debug)]
+pub struct MemoryBudget(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    limit: usize,
+    /// All queues.
+    queues: Arc<Ledger>,
+    claimed: AtomicUsize,
+    /// Those that can be ended.
+    holders: Mutex<HashMap<u64, Holder>>,
+    next: AtomicU64,
+    /// Connections that were ended for their memory.
+    ended: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Holder {
+    name: Arc<str>,
+    what: &'static str,
+    bytes: usize,
+    end: CancellationToken,
+}
+
+impl Default for MemoryBudget {
+    fn default() -> Self {
+        Self::new(usize::MAX)
+    }
+}
+
+impl MemoryBudget {
+    /// At most so many bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Inner {
+            limit,
+            queues: Arc::default(),
+            claimed: AtomicUsize::new(0),
+            holders: Mutex::default(),
+            next: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+        }))
+    }
+
+    /// The limit, bytes.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.0.limit
+    }
+
+    /// What is held, bytes.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.claimed() + self.0.queues.bytes()
+    }
+
+    /// What is held beside the queues.
+    #[must_use]
+    pub fn claimed(&self) -> usize {
+        self.0.claimed.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were ended because they held most when there was no more.
+    #[must_use]
+    pub fn ended(&self) -> u64 {
+        self.0.ended.load(Ordering::Relaxed)
+    }
+
+    /// Where queues enter what they hold.
+    #[must_use]
+    pub fn queues(&self) -> &Arc<Ledger> {
+        &self.0.queues
+    }
+
+    /// Whether there is room for so much more.
+    #[must_use]
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.used().saturating_add(bytes) <= self.0.limit
+    }
+
+    /// A claim of nothing yet, of a connection that `end` ends. `name` and `what` say in the log whose, and for what.
+    #[must_use]
+    pub fn claim(&self, name: &str, what: &'static str, end: CancellationToken) -> Claim {
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        Claim {
+            budget: self.clone(),
+            id,
+            bytes: 0,
+            holder: Some(Holder { name: name.into(), what, bytes: 0, end }),
+        }
+    }
+
+    /// A claim that nobody is ended for; `None`: there is no room for it.
+    #[must_use]
+    pub fn claim_fixed(&self, bytes: usize) -> Option<Claim> {
+        if !self.has_room(bytes) {
+            return None;
+        }
+        let mut claim = Claim { budget: self.clone(), id: u64::MAX, bytes: 0, holder: None };
+        claim.count(bytes);
+        Some(claim)
+    }
+
+    /// Ends whoever holds most, unless somebody who was ended has yet to give back. `own` is the claim that wants more, and what it
+    /// holds then. Returns `false` if it is that one.
+    fn end_largest(&self, own: Option<(u64, usize)>) -> bool {
+        let mut holders = self.0.holders();
+        let leaving = holders
+            .values()
+            .filter(|holder| holder.end.is_cancelled())
+            .map(|holder| holder.bytes)
+            .sum::<usize>();
+        if self.used().saturating_sub(leaving) <= self.0.limit && leaving > 0 {
+            return true;
+        }
+        let held = |id: u64, holder: &Holder| match own {
+            Some((own, bytes)) if own == id => bytes,
+            _ => holder.bytes,
+        };
+        let there = holders.iter_mut().filter(|(_, holder)| !holder.end.is_cancelled());
+        let Some((id, largest)) = there.max_by_key(|(id, holder)| held(**id, holder)) else { return true };
+        let is_own = own.is_some_and(|(own, _)| own == *id);
+        largest.end.cancel();
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            peer = %largest.name,
+            what = largest.what,
+            bytes = largest.bytes,
+            used = self.used(),
+            limit = self.0.limit,
+            "no memory is left: the connection that holds most is ended. Raise --memory-limit, or lower what a peer may take"
+        );
+        !is_own
+    }
+}
+
+impl Inner {
+    fn holders(&self) -> MutexGuard<'_, HashMap<u64, Holder>> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Memory that somebody holds. Dropping it gives it back.
+pub struct Claim {
+    budget: MemoryBudget,
+    id: u64,
+    bytes: usize,
+    /// Until it is entered among the others.
+    holder: Option<Holder>,
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Claim {
+    /// What it holds, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Holds so much from now on. If that is more and there is no room, whoever holds most is ended, and this waits until there is room.
+    /// `false`: it is this one, or nobody gives anything back.
+    pub async fn set(&mut self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        for _ in 0..PATIENCE {
+            if more == 0 || self.budget.has_room(more) {
+                self.enter(bytes);
+                return true;
+            }
+            self.enter(self.bytes);
+            if !self.budget.end_largest(Some((self.id, bytes))) {
+                return false;
+            }
+            tokio::time::sleep(PACE).await;
+        }
+        false
+    }
+
+    /// Holds so much from now on, whether there is room or not. If there is none, whoever holds most is ended: `false` if it is this one.
+    pub fn force(&mut self, bytes: usize) -> bool {
+        let is_more = bytes > self.bytes;
+        self.enter(bytes);
+        !is_more || self.budget.has_room(0) || self.budget.end_largest(Some((self.id, bytes)))
+    }
+
+    fn enter(&mut self, bytes: usize) {
+        self.count(bytes);
+        let mut holders = self.budget.0.holders();
+        match (self.holder.take(), holders.get_mut(&self.id)) {
+            (Some(holder), _) => drop(holders.insert(self.id, Holder { bytes, ..holder })),
+            (None, Some(holder)) => holder.bytes = bytes,
+            (None, None) => {}
+        }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        let claimed = &self.budget.0.claimed;
+        if bytes >= self.bytes {
+            claimed.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+        } else {
+            claimed.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.count(0);
+        self.budget.0.holders().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(budget: &MemoryBudget, name: &str) -> (Claim, CancellationToken) {
+        let end = CancellationToken::new();
+        (budget.claim(name, "a message", end.clone()), end)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_holds_most_makes_room_for_others() {
+        let budget = MemoryBudget::new(100);
+        let (mut small, small_end) = claim(&budget, "small");
+        let (mut large, large_end) = claim(&budget, "large");
+        assert!(small.set(30).await && large.set(60).await);
+        let ended = large_end.clone();
+        let gives_back = tokio::spawn(async move {
+            ended.cancelled().await;
+            drop(large);
+        });
+        assert!(small.set(50).await);
+        gives_back.await.unwrap();
+        assert!(large_end.is_cancelled() && !small_end.is_cancelled());
+        assert_eq!((budget.used(), budget.ended()), (50, 1));
+
+        // Now it is the largest itself.
+        let (mut other, other_end) = claim(&budget, "other");
+        assert!(other.set(40).await);
+        assert!(!small.set(70).await);
+        assert!(small_end.is_cancelled() && !other_end.is_cancelled());
+        drop((small, other));
+        assert_eq!(budget.used(), 0);
+        assert!(budget.0.holders().is_empty());
+    }
+
+    #[test]
+    fn one_that_is_ended_is_enough_if_it_gives_back_enough() {
+        let budget = MemoryBudget::new(100);
+        let (mut large, large_end) = claim(&budget, "large");
+        let (mut middle, middle_end) = claim(&budget, "middle");
+        let (mut small, _) = claim(&budget, "small");
+        assert!(large.force(60) && middle.force(35));
+        for bytes in [10, 20, 30] {
+            assert!(small.force(bytes), "somebody else holds more");
+        }
+        assert!(large_end.is_cancelled() && !middle_end.is_cancelled());
+        assert_eq!(budget.ended(), 1);
+    }
+
+    #[test]
+    fn queues_count_too_and_a_fixed_claim_needs_room() {
+        let budget = MemoryBudget::new(100);
+        let lease = super::super::outbox::Lease::new(budget.queues(), 90);
+        assert!(budget.claim_fixed(20).is_none());
+        let fixed = budget.claim_fixed(10).expect("room");
+        assert_eq!(budget.used(), 100);
+        drop((lease, fixed));
+        assert_eq!(budget.used(), 0);
+    }
+}
