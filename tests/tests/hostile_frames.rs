@@ -45,9 +45,9 @@ async fn endless_multipart_messages_end_that_connection_alone() {
     scene.finish("endless multipart messages (8 MiB allowed)", 80).await;
 }
 
-/// What one connection can make the proxy hold: the largest message, and room for it to grow.
+/// What one connection can make the proxy hold: the largest message.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_messages_that_are_never_finished_take_twice_their_size() {
+async fn large_messages_that_are_never_finished_take_their_size() {
     const CONNECTIONS: u64 = 16;
     let scene = Scene::daemon(&["--max-message-size", "4"]).await;
     let port = scene.address.publish_port();
@@ -65,7 +65,29 @@ async fn large_messages_that_are_never_finished_take_twice_their_size() {
         })
         .await;
     drop(attackers);
-    scene.finish("16 unfinished messages of 4 MiB", 40 + CONNECTIONS * 8).await;
+    scene.finish("16 unfinished messages of 4 MiB", 40 + CONNECTIONS * 5).await;
+}
+
+/// Whoever holds most makes room: the process keeps to its limit, however many connections begin messages and do not finish them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfinished_messages_of_many_keep_to_the_memory_limit() {
+    const CONNECTIONS: usize = 20;
+    const SENT: usize = 15 << 20;
+    let scene = Scene::daemon(&["--memory-limit", "100"]).await;
+    let attack = async {
+        let mut peers = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut peer = Raw::handshake(scene.address.publish_port(), "PUB").await;
+            let announced = [&[2][..], &(16_u64 << 20).to_be_bytes()].concat();
+            peer.send(&announced).await;
+            // It may be the one that is ended.
+            peer.try_send(&vec![7; SENT]).await;
+            peers.push(peer);
+        }
+        peers
+    };
+    drop(scene.under(attack).await);
+    scene.finish("20 unfinished messages of 16 MiB under a limit of 100 MiB", 100 + 40).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

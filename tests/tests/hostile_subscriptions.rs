@@ -107,6 +107,26 @@ async fn nobody_waits_until_those_who_left_are_forgotten() {
     .await;
 }
 
+/// Under the limit of the process, whoever subscribes to most is cut off; the others keep what they have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriptions_of_many_keep_to_the_memory_limit() {
+    let scene = Scene::daemon(&["--memory-limit", "40"]).await;
+    let attack = async {
+        let mut peers = Vec::new();
+        for number in 0..6 {
+            let mut peer = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+            for part in 0..10 {
+                let name = |topic: usize| format!("mass:{number}:{}", part * 10_000 + topic);
+                peer.try_send(&many('\x01', 10_000, name)).await;
+            }
+            peers.push(peer);
+        }
+        peers
+    };
+    drop(scene.under(attack).await);
+    scene.finish("600,000 subscriptions under a limit of 40 MiB", 40 + 60).await;
+}
+
 /// A topic costs what its subscribers cost, not what all of their prefixes do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prefixes_that_lie_in_one_another() {

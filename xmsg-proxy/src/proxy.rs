@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
     Admission, Endpoint, HighWaterMark, IdentityScope, Router, SocketOptions, Violations,
@@ -155,6 +156,12 @@ impl Monitor {
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
         self.switch.subscribers()
+    }
+
+    /// The memory that all peers together hold, and its limit.
+    #[must_use]
+    pub fn memory(&self) -> &MemoryBudget {
+        self.switch.memory()
     }
 
     /// How many control sockets are connected.

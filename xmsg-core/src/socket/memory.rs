@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::outbox::Ledger;
+use super::throttle::Throttle;
 
 /// What an established connection needs, bytes, about: its task, its buffers as long as it is idle, its entries.
 pub const CONNECTION: usize = 32 << 10;
@@ -36,6 +37,7 @@ struct Inner {
     next: AtomicU64,
     /// Connections that were ended for their memory.
     ended: AtomicU64,
+    log: Throttle,
 }
 
 #[derive(Debug)]
@@ -63,6 +65,7 @@ impl MemoryBudget {
             holders: Mutex::default(),
             next: AtomicU64::new(0),
             ended: AtomicU64::new(0),
+            log: Throttle::default(),
         }))
     }
 
@@ -146,12 +149,14 @@ impl MemoryBudget {
         let is_own = own.is_some_and(|(own, _)| own == *id);
         largest.end.cancel();
         self.0.ended.fetch_add(1, Ordering::Relaxed);
+        let Some(unlogged) = self.0.log.pass() else { return !is_own };
         tracing::warn!(
             peer = %largest.name,
             what = largest.what,
             bytes = largest.bytes,
             used = self.used(),
             limit = self.0.limit,
+            unlogged,
             "no memory is left: the connection that holds most is ended. Raise --memory-limit, or lower what a peer may take"
         );
         !is_own

@@ -12,6 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::{Amount, ViolationCounts};
 
 use super::State;
@@ -57,6 +58,7 @@ struct ProxySnapshot {
     subscribers: usize,
     control: usize,
     subscriptions: usize,
+    memory: MemoryBudget,
     queued: Amount,
     /// Those with series of their own.
     detailed: Vec<SubscriberStats>,
@@ -75,6 +77,7 @@ impl Snapshot {
                 subscribers,
                 control: proxy.control_connections(),
                 subscriptions: proxy.subscriptions(),
+                memory: proxy.memory().clone(),
                 queued,
                 detailed,
             }
@@ -192,6 +195,13 @@ impl ProxySnapshot {
         )?;
         let subscriptions_help = "Pairs of a subscriber and a prefix.";
         out.gauge("xmsg_proxy_subscriptions", subscriptions_help, None, self.subscriptions as u64)?;
+        let memory = &self.memory;
+        let limit_help = "What all peers together may hold: see --memory-limit.";
+        out.gauge("xmsg_proxy_memory_limit", limit_help, BYTES, memory.limit() as u64)?;
+        let used_help = "What they hold: unfinished messages, queues, subscriptions, connections.";
+        out.gauge("xmsg_proxy_memory_used", used_help, BYTES, memory.used() as u64)?;
+        let ended_help = "Connections that were ended because they held most when no memory was left.";
+        out.counter("xmsg_proxy_memory_ended", ended_help, None, memory.ended())?;
         out.gauge("xmsg_proxy_queue_messages", "Messages that wait for all.", None, self.queued.messages)?;
         out.gauge("xmsg_proxy_queue", "Memory of what waits for all.", BYTES, self.queued.bytes)?;
 

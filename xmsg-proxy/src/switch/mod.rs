@@ -190,6 +190,12 @@ impl Switch {
         &self.inner.config.authority
     }
 
+    /// The memory that all peers together hold.
+    #[must_use]
+    pub fn memory(&self) -> &MemoryBudget {
+        &self.inner.config.memory
+    }
+
     /// Accepts connections from this listener until the switch stops.
     pub fn listen(&self, listener: Listener, side: Side) {
         self.inner.listeners().push(listener.closer());
