@@ -72,7 +72,7 @@ fn the_engine_knows_no_xmsg_and_sockets_know_no_messages() {
 fn the_switch_knows_no_controller() {
     nowhere(
         &["xmsg-proxy/src/switch"],
-        &["controller", "crate::proxy", "crate::registrar", "crate::admin", "crate::settings"],
+        &["crate::control", "crate::proxy", "crate::registrar", "crate::admin", "crate::settings"],
     );
 }
 
@@ -87,7 +87,7 @@ fn only_binaries_exit_or_set_up_tracing() {
         "xmsg-core/src",
         "xmsg-proxy/src/switch",
         "xmsg-proxy/src/proxy.rs",
-        "xmsg-proxy/src/controller.rs",
+        "xmsg-proxy/src/control.rs",
         "xmsg-proxy/src/admin",
     ];
     nowhere(

@@ -21,12 +21,8 @@ use xmsg_core::ErrorKind;
 use xmsg_core::security::Principal;
 use xmsg_core::socket::Router;
 
-use crate::switch::{ControlRequests, Requester, Switch};
+use crate::switch::{ControlRequests, Request, Requester, Switch};
 
-/// The longest identity that a ROUTER can know (RFC 28).
-const IDENTITY_MAX: usize = 255;
-/// The longest topic that is confirmed.
-const TOPIC_MAX: usize = 4096;
 /// Requests answered between two looks at everything else.
 const BATCH: usize = 1024;
 /// Confirmations that wait; those above it are asked for again.
@@ -35,38 +31,6 @@ const CONFIRMATIONS_MAX: usize = 16 << 10;
 const EARLY_MAX: usize = 4096;
 /// How long they wait. The peers' own time limit is as long.
 const EARLY_FOR: Duration = Duration::from_secs(1);
-
-/// A control request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// A publisher asks whether it is connected: its identity.
-    Publisher(Bytes),
-    /// Somebody asks whether a subscription is live: its topic.
-    Subscription(Bytes),
-    /// The third kind, which peers know and do not use: an identity.
-    Reply(Bytes),
-}
-
-impl Request {
-    /// Reads the frames of a message to the control topic.
-    pub(crate) fn read(frames: impl IntoIterator<Item = Bytes>) -> Option<Self> {
-        let mut frames = frames.into_iter().skip(1);
-        let (kind, argument) = (frames.next()?, frames.next()?);
-        if frames.next().is_some() {
-            return None;
-        }
-        match &kind[..] {
-            b"pub" => is_identity(&argument).then_some(Self::Publisher(argument)),
-            b"rep" => is_identity(&argument).then_some(Self::Reply(argument)),
-            b"sub" => (argument.len() <= TOPIC_MAX).then_some(Self::Subscription(argument)),
-            _ => None,
-        }
-    }
-}
-
-fn is_identity(id: &[u8]) -> bool {
-    (1..=IDENTITY_MAX).contains(&id.len())
-}
 
 /// Answers control requests until it is dropped.
 #[derive(Debug)]
@@ -196,37 +160,5 @@ impl Controller {
             Ok(()) => {}
         }
         true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(frames: &[&'static [u8]]) -> Option<Request> {
-        Request::read(frames.iter().map(|frame| Bytes::from_static(frame)))
-    }
-
-    #[test]
-    fn requests_have_three_frames_and_a_known_type() {
-        assert_eq!(
-            read(&[b"xmsg:control:con", b"pub", b"412300001"]),
-            Some(Request::Publisher(Bytes::from_static(b"412300001")))
-        );
-        assert_eq!(read(&[b"xmsg:control", b"sub", b""]), Some(Request::Subscription(Bytes::new())));
-        assert_eq!(
-            read(&[b"xmsg:control", b"rep", &[0xff]]),
-            Some(Request::Reply(Bytes::from_static(&[0xff])))
-        );
-        for frames in [
-            &[&b"xmsg:control"[..]][..],
-            &[b"xmsg:control", b"pub"],
-            &[b"xmsg:control", b"pub", b"1", b"2"],
-            &[b"xmsg:control", b"PUB", b"1"],
-            &[b"xmsg:control", b"pub", b""],
-            &[b"xmsg:control", b"pub", &[b'9'; 300]],
-        ] {
-            assert_eq!(read(frames), None, "{frames:?}");
-        }
     }
 }

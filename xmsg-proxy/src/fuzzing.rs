@@ -7,5 +7,5 @@ pub use crate::registrar::fuzzing::Registrar;
 /// Whether the controller knows this as a request.
 #[must_use]
 pub fn is_control_request(message: &Multipart) -> bool {
-    crate::control::Request::read(message.frames().iter().cloned()).is_some()
+    crate::switch::Request::read(message.frames().iter().cloned()).is_some()
 }

@@ -37,14 +37,13 @@ use xmsg_core::socket::{Admission, Amount, HighWaterMark, ViolationCounts, Viola
 use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
 use crate::config::Config;
-use crate::control::Request;
 use crate::policy::{Policies, Policy, Rule, TopicPolicy};
 use crate::security::Authority;
 use inlet::Inlet;
 pub use peers::{Drops, PublisherStats, SubscriberStats};
 use peers::{Gate, Grant, Publisher, Subscriber};
 use requests::Asking;
-pub use requests::{ControlRequests, Requester};
+pub use requests::{ControlRequests, Request, Requester};
 use table::{Change, Table, TableTask};
 
 /// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.

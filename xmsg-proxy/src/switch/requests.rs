@@ -8,14 +8,49 @@ use tokio::sync::mpsc;
 use xmsg_core::security::Principal;
 
 use super::peers::Publisher;
-use crate::control::Request;
 
+/// The longest identity that a ROUTER can know (RFC 28).
+const IDENTITY_MAX: usize = 255;
+/// The longest topic that is confirmed.
+const TOPIC_MAX: usize = 4096;
 /// Requests that wait. One that comes in a flood and finds no room is asked again.
 const WAITING: usize = 4096;
 /// Confirmations of subscriptions that one connection may ask for in a second: each is sent to everybody who is subscribed.
 const CONFIRMATIONS_PER_SECOND: f64 = 5_000.0;
 /// Other requests in a second: whoever has each message confirmed asks often.
 const OTHERS_PER_SECOND: f64 = 50_000.0;
+
+/// A control request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// A publisher asks whether it is connected: its identity.
+    Publisher(Bytes),
+    /// Somebody asks whether a subscription is live: its topic.
+    Subscription(Bytes),
+    /// The third kind, which peers know and do not use: an identity.
+    Reply(Bytes),
+}
+
+impl Request {
+    /// Reads the frames of a message to the control topic.
+    pub(crate) fn read(frames: impl IntoIterator<Item = Bytes>) -> Option<Self> {
+        let mut frames = frames.into_iter().skip(1);
+        let (kind, argument) = (frames.next()?, frames.next()?);
+        if frames.next().is_some() {
+            return None;
+        }
+        match &kind[..] {
+            b"pub" => is_identity(&argument).then_some(Self::Publisher(argument)),
+            b"rep" => is_identity(&argument).then_some(Self::Reply(argument)),
+            b"sub" => (argument.len() <= TOPIC_MAX).then_some(Self::Subscription(argument)),
+            _ => None,
+        }
+    }
+}
+
+fn is_identity(id: &[u8]) -> bool {
+    (1..=IDENTITY_MAX).contains(&id.len())
+}
 
 /// A connection that asked.
 #[derive(Clone, Debug)]
@@ -109,6 +144,33 @@ impl Asking {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(frames: &[&'static [u8]]) -> Option<Request> {
+        Request::read(frames.iter().map(|frame| Bytes::from_static(frame)))
+    }
+
+    #[test]
+    fn requests_have_three_frames_and_a_known_type() {
+        assert_eq!(
+            read(&[b"xmsg:control:con", b"pub", b"412300001"]),
+            Some(Request::Publisher(Bytes::from_static(b"412300001")))
+        );
+        assert_eq!(read(&[b"xmsg:control", b"sub", b""]), Some(Request::Subscription(Bytes::new())));
+        assert_eq!(
+            read(&[b"xmsg:control", b"rep", &[0xff]]),
+            Some(Request::Reply(Bytes::from_static(&[0xff])))
+        );
+        for frames in [
+            &[&b"xmsg:control"[..]][..],
+            &[b"xmsg:control", b"pub"],
+            &[b"xmsg:control", b"pub", b"1", b"2"],
+            &[b"xmsg:control", b"PUB", b"1"],
+            &[b"xmsg:control", b"pub", b""],
+            &[b"xmsg:control", b"pub", &[b'9'; 300]],
+        ] {
+            assert_eq!(read(frames), None, "{frames:?}");
+        }
+    }
 
     #[test]
     fn a_bucket_gives_what_a_second_brings_and_then_as_fast_as_it_fills() {
