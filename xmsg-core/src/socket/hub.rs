@@ -361,6 +361,7 @@ impl Hub {
         let _end = LinkEnd { hub: &self, link: &link };
         let mut backoff = Backoff::new(&self.options);
         let mut lost: Option<(Instant, BTreeSet<Bytes>)> = None;
+        let mut closed_before = false;
         let work = async {
             loop {
                 let begun = Instant::now();
@@ -385,7 +386,11 @@ impl Hub {
                     return;
                 }
                 let mut pause = backoff.next();
+                // One end without a word may be that of a peer that was about to stop; whoever does it again does not want us.
+                let is_closed = failure.as_ref().is_some_and(is_closed_in_handshake);
+                let is_first = is_closed && !std::mem::replace(&mut closed_before, is_closed);
                 if let Some(error) = failure {
+                    let error = if is_first { error.with_kind(ErrorKind::Refused) } else { error };
                     // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
                     let least = pause.min(backoff.min);
                     pause = pause.saturating_sub(begun.elapsed()).max(least);
@@ -628,6 +633,12 @@ impl Hub {
         }
         let _ = self.events.send(event);
     }
+}
+
+/// Whether the peer ended the handshake without a word where it may have found our keys wrong.
+fn is_closed_in_handshake(error: &Error) -> bool {
+    let violation = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    matches!(violation, Some(zmtp::Violation::ClosedByPeer(_)))
 }
 
 /// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another

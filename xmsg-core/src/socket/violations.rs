@@ -100,7 +100,7 @@ impl Reason {
             Violation::HandshakeTimeout => Self::HandshakeTimeout,
             Violation::HeartbeatTimeout => Self::HeartbeatTimeout,
             // It was the peer that ended it.
-            Violation::RefusedByPeer(_) => return None,
+            Violation::RefusedByPeer(_) | Violation::ClosedByPeer(_) => return None,
         })
     }
 }
