@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use xmsg_core::security::{Password, Security};
 use xmsg_core::{Connection, Message, ProxyAddress};
 use xmsg_tests::process::{Daemon, run};
+use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{next, patient, topic, within};
 
 const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
@@ -53,6 +55,48 @@ async fn it_takes_a_policy_for_each_prefix_and_says_so() {
         let output = run(PROXY, &["--port", "0", "--slow-subscriber-for", own]).await;
         assert_eq!(output.status.code(), Some(2), "{own}");
     }
+}
+
+/// Whoever reads the log is to find the peer, and what is wrong with it, in one line.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_log_says_who_came_to_a_wrong_port_and_who_is_not_let_in() {
+    let start = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(PROXY);
+        command.args(["--port", "0"]).args(arguments);
+        let mut daemon = Daemon::start_logged(command);
+        let line = daemon.line().await;
+        let address = line.split_whitespace().nth(3).unwrap().trim_end_matches(':').to_owned();
+        (daemon, address.parse::<ProxyAddress>().unwrap())
+    };
+    let (open, address) = start(&[]).await;
+    let [publishers, subscribers, control] =
+        [address.publish_port(), address.subscribe_port(), address.control_port()];
+    for (socket_type, came_to, port, wanted) in [
+        ("SUB", publishers, "publishers", format!("{subscribers} (subscribers)")),
+        ("PUB", subscribers, "subscribers", format!("{publishers} (publishers)")),
+        ("DEALER", publishers, "publishers", format!("{control} (control)")),
+        // Three lines for each reason in ten seconds.
+    ] {
+        let mut peer = Raw::connect(came_to).await;
+        peer.send(&raw::greeting(3, 1)).await;
+        peer.send(&raw::ready(socket_type, b"")).await;
+        let words = ["peer=\"127.0.0.1:", &format!("port={port}"), &format!("wanted={wanted:?}")];
+        open.logged(&words).await;
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let (users, config) = (folder.path().join("users"), folder.path().join("proxy.toml"));
+    std::fs::write(&users, "").unwrap();
+    std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!("[security]\nmechanism = \"plain\"\npassword_file = {users:?}\n");
+    std::fs::write(&config, text).unwrap();
+    let (closed, address) = start(&["--config", config.to_str().unwrap()]).await;
+    let security = Security::PlainClient { user: "bob".into(), password: Password::new("guess").unwrap() };
+    let stranger = Connection::with_options(address, patient().security(security)).unwrap();
+    within("a refusal", stranger.connect()).await.unwrap_err();
+    closed
+        .logged(&["peer=\"127.0.0.1:", "not let in: user \"bob\" is unknown, or the password is wrong"])
+        .await;
 }
 
 /// Who signals a process and its group signals it twice.

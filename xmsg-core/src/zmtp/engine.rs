@@ -222,7 +222,7 @@ impl Engine {
             if let Phase::Handshake { version } = self.phase {
                 encode_command(&mut self.outgoing, &self.mechanism.error(version, NOT_ADMITTED));
             }
-            return Err(Violation::NotAdmitted);
+            return Err(Violation::NotAdmitted(self.principal.take()));
         }
         self.mechanism.admit();
         self.advance_mechanism();

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::Principal;
+
 /// Whose fault it is that a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
@@ -98,8 +100,8 @@ pub enum Violation {
     ClosedByPeer(&'static str),
     /// What the peer sent was not made with the keys that it should have.
     NotAuthentic(&'static str),
-    /// Its credentials were not accepted.
-    NotAdmitted,
+    /// The credentials of this peer were not accepted.
+    NotAdmitted(Option<Principal>),
     /// The handshake was not finished in time.
     HandshakeTimeout,
     /// The peer did not answer a heartbeat in time.
@@ -114,7 +116,7 @@ impl Violation {
             Self::VersionTooOld
             | Self::MechanismMismatch { .. }
             | Self::SocketTypeMismatch { .. }
-            | Self::NotAdmitted
+            | Self::NotAdmitted(_)
             | Self::RefusedByPeer(_)
             | Self::ClosedByPeer(_) => Blame::PeerIncompatible,
             Self::HandshakeTimeout | Self::HeartbeatTimeout => Blame::Silence,
@@ -133,7 +135,7 @@ impl Violation {
                 | Self::ClosedByPeer(_)
                 | Self::MechanismMismatch { .. }
                 | Self::NotAuthentic(_)
-                | Self::NotAdmitted
+                | Self::NotAdmitted(_)
         )
     }
 
@@ -172,7 +174,11 @@ impl fmt::Display for Violation {
             },
             Self::ClosedByPeer(when) => write!(f, "the peer closed the connection when {when}"),
             Self::NotAuthentic(what) => f.write_str(what),
-            Self::NotAdmitted => f.write_str("not allowed here"),
+            Self::NotAdmitted(Some(who @ Principal::User(_))) => {
+                write!(f, "not let in: {who} is unknown, or the password is wrong")
+            }
+            Self::NotAdmitted(Some(who)) => write!(f, "not let in: {who} is unknown"),
+            Self::NotAdmitted(None) => f.write_str("not let in"),
             Self::HandshakeTimeout => f.write_str("the peer did not finish the handshake in time"),
             Self::HeartbeatTimeout => {
                 f.write_str("nothing was heard from the peer within the heartbeat time-out")

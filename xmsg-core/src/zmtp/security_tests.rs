@@ -117,7 +117,8 @@ fn curve_lets_traffic_through_in_both_directions() {
 #[test]
 fn a_client_that_is_not_let_in_is_told_so() {
     let [client, server] = join(curve_client(*keys(2).public()), curve_server(), false, unchanged);
-    assert_eq!(server.outcome, Outcome::Refused(Violation::NotAdmitted));
+    let stranger = Principal::Key(*keys(1).public());
+    assert_eq!(server.outcome, Outcome::Refused(Violation::NotAdmitted(Some(stranger))));
     assert_eq!(client.outcome, Outcome::Refused(Violation::RefusedByPeer("400".into())));
 }
 
@@ -166,7 +167,8 @@ fn plain_shows_a_name_and_a_password() {
     assert_eq!(peer.principal, Some(Principal::User("alice".into())));
     assert!(matches!(client_side.outcome, Outcome::Ready(_)));
     let [client_side, server_side] = join(client(), server(), false, unchanged);
-    assert_eq!(server_side.outcome, Outcome::Refused(Violation::NotAdmitted));
+    let alice = Principal::User("alice".into());
+    assert_eq!(server_side.outcome, Outcome::Refused(Violation::NotAdmitted(Some(alice))));
     assert_eq!(client_side.outcome, Outcome::Refused(Violation::RefusedByPeer("400".into())));
 }
 
@@ -194,7 +196,7 @@ fn a_plain_server_refuses_in_the_words_of_the_peer() {
         input.put_slice(b"\x04\x0a\x05HELLO\x01a\x01b");
         assert!(matches!(server.poll_event(&mut input), Ok(Some(Event::Credentials(_)))));
         let _greeting = std::iter::from_fn(|| server.poll_transmit()).count();
-        assert_eq!(server.judge(false), Err(Violation::NotAdmitted));
+        assert!(matches!(server.judge(false), Err(Violation::NotAdmitted(Some(_)))));
         assert_eq!(server.poll_transmit().as_deref(), Some(refusal));
     }
 }
@@ -214,5 +216,5 @@ fn nothing_is_taken_before_the_credentials_were_judged() {
     let rest = input.len();
     assert_eq!(server.poll_event(&mut input), Ok(None));
     assert_eq!(input.len(), rest, "nothing is read");
-    assert_eq!(server.judge(false), Err(Violation::NotAdmitted));
+    assert!(matches!(server.judge(false), Err(Violation::NotAdmitted(Some(_)))));
 }

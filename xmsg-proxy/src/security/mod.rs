@@ -17,7 +17,6 @@ use futures::future::BoxFuture;
 pub use passwords::{Passwords, hash_password};
 use tokio::sync::Semaphore;
 use xmsg_core::security::{Authenticator, Credentials, KeyPair, Principal, PublicKey, Security};
-use xmsg_core::socket::throttle::Throttle;
 
 use crate::CONTROL_TOPIC;
 
@@ -142,7 +141,6 @@ pub struct Authority {
     generation: AtomicU64,
     checks: Arc<Semaphore>,
     memory: Arc<Memory>,
-    refusals: Throttle,
 }
 
 impl Default for Authority {
@@ -160,7 +158,6 @@ impl Authority {
             generation: AtomicU64::new(0),
             checks: Arc::new(Semaphore::new(PASSWORD_CHECKS)),
             memory: Arc::default(),
-            refusals: Throttle::default(),
         }
     }
 
@@ -215,8 +212,6 @@ impl Authority {
         };
         if known {
             tracing::debug!(%principal, "let in");
-        } else if let Some(unlogged) = self.refusals.pass() {
-            tracing::info!(%principal, unlogged, "not let in: unknown, or a wrong password");
         }
         known
     }

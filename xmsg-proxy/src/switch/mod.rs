@@ -413,6 +413,7 @@ impl Switch {
         };
         publisher.outbox.close();
         inner.gate.remove_publisher(&publisher);
+        publisher.grant.log_rest(peer);
         inner.table.change(Change::PublisherGone(publisher.id)).await;
         ended
     }
@@ -451,11 +452,13 @@ impl Switch {
             () = subscriber.cut.cancelled() => Ended::ByUs("too slow: cut off"),
             () = subscriber.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             never = subscriber.keep_telling() => match never {},
+            never = subscriber.keep_logging() => match never {},
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended,
         };
         subscriber.outbox.close();
         inner.table.change(Change::SubscriberGone(subscriber.id)).await;
         inner.gate.remove_subscriber(&subscriber);
+        subscriber.grant.log_rest(peer);
         ended
     }
 
