@@ -22,7 +22,7 @@ use crate::style::{Style, StyleOptions};
 
 /// Messages that are written before others get their turn.
 const TURN: u64 = 256;
-/// After an interrupt, how long whoever reads our output may take for the rest.
+/// At the end, how long whoever reads our output may take for the rest.
 const HASTY_LINGER: Duration = Duration::from_secs(1);
 /// Topics that `--report` tells apart; all others are one line.
 const TOPICS_MAX: usize = 1000;
@@ -110,17 +110,22 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let receiver = Receiver { subscription, writer, count: arguments.count, show_control, stopped, verbose };
     let mut receiving = tokio::spawn(receiver.run());
     let late = if arguments.count.is_some() { Exit::TimedOut } else { Exit::Done };
-    let (exit, patience) = tokio::select! {
+    let exit = tokio::select! {
         result = &mut receiving => return result?.map(|_| Exit::Done),
-        () = interrupt.wait() => (Exit::Interrupted, HASTY_LINGER),
-        () = timeout => (late, Duration::MAX),
-        () = reader_gone() => (Exit::Done, HASTY_LINGER),
+        () = interrupt.wait() => Exit::Interrupted,
+        () = timeout => late,
+        () = reader_gone() => Exit::Done,
         () = notes => unreachable!("notes never end"),
     };
     stop.send_replace(true);
     let written = tokio::select! {
         result = &mut receiving => result??,
-        () = tokio::time::sleep(patience) => return Ok(exit),
+        () = tokio::time::sleep(HASTY_LINGER) => {
+            if exit != Exit::Interrupted {
+                note("ended while nobody reads what is written: the rest is lost");
+            }
+            return Ok(exit);
+        }
         () = interrupt.wait() => return Ok(Exit::Interrupted),
     };
     if arguments.count == Some(written) {
