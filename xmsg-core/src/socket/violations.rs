@@ -188,6 +188,12 @@ impl Violations {
         let _ = self.0.ports.set(ports);
     }
 
+    /// What [`know_ports`](Self::know_ports) has told.
+    #[must_use]
+    pub fn ports(&self) -> Option<ProxyPorts> {
+        self.0.ports.get().copied()
+    }
+
     /// Notes why the connection with this peer ended; `port` says which of ours it came to. Returns the reason, if a rule was broken.
     pub fn note(&self, peer: &str, port: impl fmt::Display, ended: &Ended) -> Option<Reason> {
         let reason = Reason::of(ended)?;

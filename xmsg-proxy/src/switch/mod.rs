@@ -30,7 +30,7 @@ use xmsg_core::socket::outbox::{Ledger, Outbox};
 use xmsg_core::socket::session::{Ended, Session, now};
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Closer, Listener, Stream};
-use xmsg_core::socket::{Admission, Amount, HighWaterMark, ViolationCounts, Violations};
+use xmsg_core::socket::{Admission, Amount, HighWaterMark, ProxyPorts, ViolationCounts, Violations};
 use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
 use crate::config::Config;
@@ -353,7 +353,13 @@ impl Switch {
                     if self.inner.violations.note(&peer, side.port(), &ended).is_none()
                         && let Some(unlogged) = self.inner.refusals.pass()
                     {
-                        tracing::info!(peer, ?side, reason = %ended, unlogged, "connection refused");
+                        // A peer that learns that our socket does not fit its own closes before it has said what that is.
+                        let ports = self.inner.violations.ports().filter(|_| ended.is_by_peer());
+                        let hint = ports.map(|ports| {
+                            let ProxyPorts { publishers, subscribers, .. } = ports;
+                            format!("publishers connect to {publishers}, subscribers to {subscribers}")
+                        });
+                        tracing::info!(peer, ?side, reason = %ended, hint, unlogged, "connection refused");
                     }
                     return;
                 }
