@@ -33,8 +33,8 @@ impl TextFormat {
     }
 }
 
-/// How much a media type is wanted, in thousandths: the most specific range of the header counts (RFC 9110, section 12.5.1).
-fn quality(accept: &str, [kind, subtype]: [&str; 2], versions: &[&str]) -> u32 {
+/// How much a media type is wanted, from 0 to 1: the most specific range of the header counts (RFC 9110, section 12.5.1).
+fn quality(accept: &str, [kind, subtype]: [&str; 2], versions: &[&str]) -> f32 {
     let ranges = accept.split(',').filter_map(|range| {
         let mut parts = range.split(';').map(str::trim);
         let (range_kind, range_subtype) = parts.next()?.split_once('/')?;
@@ -55,10 +55,11 @@ fn quality(accept: &str, [kind, subtype]: [&str; 2], versions: &[&str]) -> u32 {
         if version.is_some_and(|version| !versions.contains(&version)) {
             return None;
         }
-        Some((specificity, (quality * 1000.0) as u32))
+        Some((specificity, quality))
     });
     // Of the same type in several versions, the one that is wanted most.
-    ranges.max().map_or(0, |(_, quality)| quality)
+    let best = ranges.max_by(|(a, wanted), (b, more)| a.cmp(b).then(wanted.total_cmp(more)));
+    best.map_or(0.0, |(_, quality)| quality)
 }
 
 /// `OpenMetrics` as classic text: the type of a counter is that of its samples, which end in `_total`; there is no `info`, no unit, and

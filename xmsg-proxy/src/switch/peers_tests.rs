@@ -63,7 +63,10 @@ async fn lines_of_a_slow_subscriber_add_up_to_all_that_was_dropped() {
         }
         // It keeps up for a while: what it lost until then is told meanwhile.
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!(log.numbers("dropped"), [100, 10_000, 10_000, 4_900]);
+        // At once, and then every 10 s; which of what happens at the same moment comes first is left open.
+        let dropped = log.numbers("dropped");
+        assert_eq!((dropped.len(), dropped[0], dropped.iter().sum::<u64>()), (4, 100, 25_000), "{dropped:?}");
+        assert!(dropped[1..3].iter().all(|count| (9_900..=10_100).contains(count)), "{dropped:?}");
         subscriber.count_dropped(newest(7));
         subscriber.count_dropped(newest(8));
     };
