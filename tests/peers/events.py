@@ -10,7 +10,7 @@ P is the proxy's *pub* port. A `sub` connects to P+1 and subscribes to T; a `pub
     disconnected        a connection was lost
     refused CODE        the other side refused the credentials, with this status code of ZAP
     failed              a handshake failed without a reason, or for another one
-    message             with `sub`: a message has arrived
+    message FRAMES      with `sub`: a message of so many frames has arrived
 """
 
 import argparse
@@ -59,8 +59,7 @@ def main():
             word = EVENTS[event["event"]]
             peer.say(word, event["value"]) if word == "refused" else peer.say(word)
         while is_sub and socket.poll(0):
-            socket.recv_multipart()
-            peer.say("message")
+            peer.say("message", len(socket.recv_multipart()))
     socket.disable_monitor()
     monitor.close()
     socket.close()

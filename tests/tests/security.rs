@@ -352,7 +352,7 @@ async fn libzmq_clients_come_back_after_a_proxy_with_a_wrong_key() {
         Peer::python("events.py", &arguments)
     };
     let (mut subscriber, mut publisher) = (start("sub"), start("pub"));
-    subscriber.until("message").await;
+    subscriber.until("message 3").await;
     first.stop(Duration::ZERO).await;
     subscriber.until("disconnected").await;
     publisher.until("disconnected").await;
@@ -372,7 +372,7 @@ async fn libzmq_clients_come_back_after_a_proxy_with_a_wrong_key() {
 
     let _third = at(&right).await;
     subscriber.until("connected").await;
-    subscriber.until("message").await;
+    subscriber.until("message 3").await;
     publisher.until("connected").await;
     for peer in [subscriber, publisher] {
         peer.finish().await;

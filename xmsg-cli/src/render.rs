@@ -91,6 +91,8 @@ pub(crate) fn json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
             fields if fields.is_empty() => {}
             fields => member("meta", fields.into()),
         },
+        // A plain ZeroMQ publisher sends none.
+        Err(_) if message.size() == message.topic().as_bytes().len() + message.data().len() => {}
         Err(error) => member("metaError", error.to_string().into()),
     }
     out.push(b'}');

@@ -47,6 +47,8 @@ Examples:
 /// `a:b:` only what is below `a:b`. The empty topic is everything but control requests, which are shown for topics that
 /// start with `xmsg:control`.
 ///
+/// Messages of plain ZeroMQ publishers, topic and data in two frames, are shown, too.
+///
 /// One message a line is written: its topic, and its data if that is text, a value of one of xMsg's own types, or, of
 /// binary data, length and first bytes. --raw writes the data byte for byte: what `xmsg pub -l < FILE` published is FILE
 /// again.
@@ -90,7 +92,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let topics = arguments.topics;
 
     let subscription = tokio::select! {
-        subscription = connection.subscribe(&topics) => subscription?,
+        subscription = connection.subscribe(&topics) => subscription?.with_two_frames(),
         () = interrupt.wait() => return Ok(Exit::Interrupted),
     };
     if verbose {
@@ -202,7 +204,7 @@ impl Receiver {
         }
         if unreadable > 0 {
             let messages = counted(unreadable, "message");
-            note(format_args!("{messages} passed over, not of the three frames of xMsg: -v tells more"));
+            note(format_args!("{messages} passed over, not of two or three frames: -v tells more"));
         }
         Ok(messages)
     }

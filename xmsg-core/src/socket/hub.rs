@@ -182,7 +182,26 @@ impl Hub {
     /// Adds to what a subscriber wants (or takes away from it) and tells every peer. Fails when that is more than we, or a peer, take; then
     /// nothing has changed.
     pub(crate) fn subscribe(&self, prefix: &Bytes, subscribe: bool) -> Result<()> {
+        self.change_subscription(lock(&self.subscriptions), prefix, subscribe)
+    }
+
+    /// Subscribes to a prefix that peers are told of after all others.
+    pub(crate) fn subscribe_last(&self, prefix: &Bytes) -> Result<()> {
         let mut subscriptions = lock(&self.subscriptions);
+        subscriptions.last.insert(prefix.clone());
+        let subscribed = self.change_subscription(subscriptions, prefix, true);
+        if subscribed.is_err() {
+            lock(&self.subscriptions).last.remove(prefix);
+        }
+        subscribed
+    }
+
+    fn change_subscription(
+        &self,
+        mut subscriptions: MutexGuard<'_, Subscriptions>,
+        prefix: &Bytes,
+        subscribe: bool,
+    ) -> Result<()> {
         let count = subscriptions.counts.get(prefix).copied().unwrap_or_default();
         match (subscribe, count) {
             (true, 0) => {
@@ -197,6 +216,7 @@ impl Hub {
             (false, 0) => return Ok(()),
             (false, 1) => {
                 subscriptions.counts.remove(prefix);
+                subscriptions.last.remove(prefix);
                 subscriptions.bytes -= prefix.len();
             }
             (false, _) => {
