@@ -83,6 +83,20 @@ impl Peer {
         words.collect()
     }
 
+    /// Passes over lines until one is this.
+    pub async fn until(&mut self, wanted: &str) {
+        let what = format!("{} says {wanted:?}", self.name);
+        let lines = async {
+            while let Some(line) = self.lines.next_line().await.expect("UTF-8") {
+                if line == wanted {
+                    return;
+                }
+            }
+            panic!("{what}: it ended instead");
+        };
+        within(&what, lines).await;
+    }
+
     /// Waits for its end, which must be a success.
     pub async fn finish(mut self) {
         drop(self.child.stdin.take());

@@ -265,7 +265,7 @@ async fn running_out_of_descriptors_does_no_harm_and_ends() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daemon_closes_connections_before_descriptors_run_out() {
     let daemon = built("xmsg-proxy");
-    let script = "ulimit -n 176; exec \"$0\" --port 0 --registrar 0";
+    let script = "ulimit -n 112; exec \"$0\" --port 0 --registrar 0";
     let scene = Scene::start("sh", &["-c", script, daemon.to_str().unwrap()], Security::Null).await;
     let (port, _) = scene.doors()[0];
     let peers = scene

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use xmsg_core::{Message, ProxyAddress, data::mime};
+use xmsg_core::{Connection, Message, ProxyAddress, data::mime};
 use xmsg_proxy::{Proxy, Upstream};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::{connect, next, patient, proxy, topic, within};
@@ -108,8 +108,8 @@ async fn our_connection_works_through_libzmqs_proxy() {
     let mut old = Peer::python("old_proxy.py", &[]);
     let port: u16 = old.expect("listening").await[0].parse().unwrap();
     let address = ProxyAddress::new("127.0.0.1", port).unwrap();
-    let publisher = xmsg_core::Connection::with_options(address.clone(), patient()).unwrap();
-    let subscriber = xmsg_core::Connection::with_options(address, patient()).unwrap();
+    let publisher = Connection::with_options(address.clone(), patient()).unwrap();
+    let subscriber = Connection::with_options(address, patient()).unwrap();
     let mut messages = within("the checks", subscriber.subscribe([topic("a:b"), topic("c")])).await.unwrap();
     for number in 0..1000 {
         publisher.publish(&Message::of(topic("a:b:c"), number).unwrap()).await.unwrap();
@@ -118,5 +118,37 @@ async fn our_connection_works_through_libzmqs_proxy() {
         assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), number);
     }
     assert!(publisher.close(Duration::from_secs(30)).await.is_nothing());
+    old.finish().await;
+}
+
+/// What our clients ask of a proxy, of whichever implementation, is not for others who subscribed to the same topics: nobody told them that
+/// messages of two frames mean something.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plain_subscriber_beside_ours_receives_data_and_nothing_else() {
+    let proxy = proxy().start().await.unwrap();
+    let mut old = Peer::python("old_proxy.py", &[]);
+    let old_port: u16 = old.expect("listening").await[0].parse().unwrap();
+    let old_address = ProxyAddress::new("127.0.0.1", old_port).unwrap();
+    for address in [proxy.address().clone(), old_address] {
+        let port = address.publish_port().to_string();
+        let mut plain = Peer::python("events.py", &["--port", &port, "--socket", "sub", "--topic", "a"]);
+        plain.expect("connected").await;
+        let connection = || Connection::with_options(address.clone(), patient()).unwrap();
+        let publisher = connection();
+        // It hears what is published from here on.
+        publisher.wait_for_subscriber(&topic("a:x")).await.unwrap();
+        let mut ours = Vec::new();
+        for topics in [&["a"][..], &["a:b", "a"], &["a", "a:b:c", "c"]] {
+            let subscribed = connection();
+            ours.push((within("a subscription", subscribed.subscribe(topics)).await.unwrap(), subscribed));
+        }
+        // Ours are confirmed, so nothing is missed.
+        publisher.publish(&Message::of(topic("a:b:c"), 1).unwrap()).await.unwrap();
+        for (messages, _) in &mut ours {
+            assert_eq!(next(messages).await.value::<i32>().unwrap(), 1);
+        }
+        assert_eq!(plain.expect("message").await, ["3"], "at {address}");
+        plain.finish().await;
+    }
     old.finish().await;
 }

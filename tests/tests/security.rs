@@ -375,3 +375,70 @@ async fn a_confirmation_goes_to_nobody_but_who_may_have_asked_for_it() {
     let first = within("a confirmation", alarms.recv()).await.unwrap();
     assert_eq!(first.frames(), ["daq:mine", "sub"], "nobody else's came before");
 }
+
+/// libzmq gives up for good when a handshake ends with an ERROR command, and tries again when the connection just ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libzmq_clients_come_back_after_a_proxy_with_a_wrong_key() {
+    let (right, wrong) = (keys(), keys());
+    let client = keys();
+    let first = curve_proxy(&right, open_rules()).await;
+    let address = first.address().clone();
+    let at = async |server: &KeyPair| {
+        let builder = Proxy::bind(address.to_string());
+        builder.security(Mechanism::Curve(server.clone()), open_rules()).start().await.unwrap()
+    };
+    let port = address.publish_port().to_string();
+    let (public, secret) = (right.public().to_string(), client.secret().expose_text());
+    let start = |socket: &str| {
+        let arguments =
+            ["--port", &port, "--socket", socket, "--topic", "t", "--curve-client", &public, &secret];
+        Peer::python("events.py", &arguments)
+    };
+    let (mut subscriber, mut publisher) = (start("sub"), start("pub"));
+    subscriber.until("message 3").await;
+    first.stop(Duration::ZERO).await;
+    subscriber.until("disconnected").await;
+    publisher.until("disconnected").await;
+
+    let second = at(&wrong).await;
+    for peer in [&mut subscriber, &mut publisher] {
+        peer.until("failed").await;
+        // It has tried again already.
+        peer.until("failed").await;
+    }
+    // Ours is told, and goes on trying, too.
+    let error = within("a refusal", connect(&second, curve(&client, &right)).connect()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotAllowed);
+    let said = error.with_causes().to_string();
+    assert!(said.contains("it has another key than the server key that is set here"), "{said}");
+    second.stop(Duration::ZERO).await;
+
+    let _third = at(&right).await;
+    subscriber.until("connected").await;
+    subscriber.until("message 3").await;
+    publisher.until("connected").await;
+    for peer in [subscriber, publisher] {
+        peer.finish().await;
+    }
+}
+
+/// As with a server of libzmq, its monitors tell whose credentials are not good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn libzmq_clients_learn_that_their_credentials_are_not_good() {
+    let (server, known, stranger) = (keys(), keys(), keys());
+    let curve_proxy = curve_proxy(&server, allow(&[(&known, Arc::new(Rights::all()))])).await;
+    let plain_proxy = proxy().security(Mechanism::Plain, Rules::default()).start().await.unwrap();
+    let (public, secret) = (server.public().to_string(), stranger.secret().expose_text());
+    for (proxy, security) in [
+        (&curve_proxy, ["--curve-client", public.as_str(), secret.as_str()]),
+        (&plain_proxy, ["--plain", "alice", "guess"]),
+    ] {
+        for socket in ["sub", "pub"] {
+            let port = proxy.address().publish_port().to_string();
+            let arguments = [&["--port", &port, "--socket", socket, "--topic", "t"][..], &security].concat();
+            let mut peer = Peer::python("events.py", &arguments);
+            peer.until("refused 400").await;
+            peer.finish().await;
+        }
+    }
+}

@@ -134,15 +134,29 @@ impl SecurityOptions {
 
     pub(crate) fn security() -> xmsg_core::Result<Security> {
         let Some(options) = SECURITY.get() else { return Ok(Security::Null) };
-        Security::from_variables(|name| {
-            let value = match name {
-                "XMSG_SERVER_KEY" => &options.server_key,
-                "XMSG_KEY_FILE" => &options.key_file,
-                "XMSG_USER" => &options.user,
-                "XMSG_PASSWORD_FILE" => &options.password_file,
-                _ => return None,
-            };
+        let value = |name: &str| {
+            let (_, value) = options.find(name)?;
             value.clone().filter(|value| !value.is_empty())
+        };
+        let called = |name: &str| match options.find(name) {
+            // What the environment has may be given as an option, too: then either name is right.
+            Some((_, Some(value))) if std::env::var(name).is_ok_and(|variable| variable == *value) => {
+                format!("{name} in the environment")
+            }
+            Some((option, _)) => option.to_owned(),
+            None => name.to_owned(),
+        };
+        Security::from_options(value, called)
+    }
+
+    /// The option that goes over this environment variable, and its value.
+    fn find(&self, variable: &str) -> Option<(&'static str, &Option<String>)> {
+        Some(match variable {
+            "XMSG_SERVER_KEY" => ("--server-key", &self.server_key),
+            "XMSG_KEY_FILE" => ("--key-file", &self.key_file),
+            "XMSG_USER" => ("--user", &self.user),
+            "XMSG_PASSWORD_FILE" => ("--password-file", &self.password_file),
+            _ => return None,
         })
     }
 }

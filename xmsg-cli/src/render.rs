@@ -18,7 +18,7 @@ const PREVIEW_LEN: usize = 16;
 pub(crate) fn line(out: &mut Vec<u8>, message: &Message) {
     out.extend_from_slice(topic_text(message.topic()).as_bytes());
     let data = message.data();
-    if typed(message).is_none() && is_text(data) {
+    if typed(message).is_none() && is_text(data) && !has_line_ends(strip_newline(data)) {
         // The usual case, without a copy.
         let data = strip_newline(data);
         if !data.is_empty() {
@@ -39,16 +39,21 @@ pub(crate) fn data_line(out: &mut Vec<u8>, message: &Message) {
 }
 
 /// Data as people read it: the value, if the mime type is one that xMsg gives a meaning; else the text, if it is one,
-/// without its newline; else the length and the first bytes. A terminal is safe from what is in it.
+/// without its newline and with others escaped; else the length and the first bytes. A terminal is safe from what is in it, and so is
+/// whoever reads line by line: no message looks like two.
 pub(crate) fn data_text(message: &Message) -> String {
     if let Some(value) = typed(message) {
         let text = value::text(&value);
         let text = text.strip_suffix('\n').unwrap_or(&text);
-        return if is_text(text.as_bytes()) { text.to_owned() } else { text.escape_debug().to_string() };
+        return if is_text(text.as_bytes()) {
+            escape_line_ends(text)
+        } else {
+            text.escape_debug().to_string()
+        };
     }
     let data = message.data();
     match str::from_utf8(strip_newline(data)) {
-        Ok(text) if is_text(data) => text.to_owned(),
+        Ok(text) if is_text(data) => escape_line_ends(text),
         _ => preview(data),
     }
 }
@@ -86,15 +91,21 @@ pub(crate) fn json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
             fields if fields.is_empty() => {}
             fields => member("meta", fields.into()),
         },
+        // A plain ZeroMQ publisher sends none.
+        Err(_) if message.size() == message.topic().as_bytes().len() + message.data().len() => {}
         Err(error) => member("metaError", error.to_string().into()),
     }
     out.push(b'}');
 }
 
-/// A topic as people read it: control characters are escaped, so that a terminal is safe.
+/// A topic as people read it: control characters and line ends are escaped, so that a terminal is safe.
 pub(crate) fn topic_text(topic: &Topic) -> std::borrow::Cow<'_, str> {
     let text = String::from_utf8_lossy(topic.as_bytes());
-    if text.chars().any(char::is_control) { text.escape_debug().to_string().into() } else { text }
+    if text.chars().any(|character| character.is_control() || ends_line(character)) {
+        text.escape_debug().to_string().into()
+    } else {
+        text
+    }
 }
 
 /// Topics that are subscribed to.
@@ -122,6 +133,28 @@ fn is_text(data: &[u8]) -> bool {
     !data.iter().any(control)
         && str::from_utf8(data)
             .is_ok_and(|text| text.is_ascii() || !text.chars().any(|c| ('\u{80}'..'\u{a0}').contains(&c)))
+}
+
+/// Characters that end a line for one program or another: those of Unicode, too.
+fn ends_line(character: char) -> bool {
+    matches!(character, '\n' | '\r' | '\u{2028}' | '\u{2029}')
+}
+
+fn has_line_ends(data: &[u8]) -> bool {
+    data.iter().any(|byte| b"\n\r".contains(byte))
+        || !data.is_ascii() && str::from_utf8(data).is_ok_and(|text| text.contains(ends_line))
+}
+
+fn escape_line_ends(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if ends_line(character) {
+            escaped.extend(character.escape_default());
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
 }
 
 fn strip_newline(data: &[u8]) -> &[u8] {
@@ -170,7 +203,10 @@ mod tests {
             ("x", "a:b x\n"),
             ("x\n", "a:b x\n"),
             ("x\r\n", "a:b x\n"),
-            ("x\n\n", "a:b x\n\n"),
+            ("x\n\n", "a:b x\\n\n"),
+            ("x\nb:c y", "a:b x\\nb:c y\n"),
+            ("x\rb:c y\r\n", "a:b x\\rb:c y\n"),
+            ("x\u{2028}y\u{2029}z", "a:b x\\u{2028}y\\u{2029}z\n"),
             ("zoë", "a:b zoë\n"),
             ("", "a:b\n"),
             ("\n", "a:b\n"),
@@ -193,6 +229,7 @@ mod tests {
         assert_eq!(shown(&Message::of(topic(), "zoë").unwrap()), "a:b zoë\n");
         assert_eq!(shown(&Message::of(topic(), "\u{1b}[2J").unwrap()), "a:b \\u{1b}[2J\n");
         assert_eq!(shown(&Message::of(topic(), vec![1, 2]).unwrap()), "a:b [1, 2]\n");
+        assert_eq!(shown(&Message::of(topic(), "x\nb:c y").unwrap()), "a:b x\\nb:c y\n");
         // Data that is none of what the mime type says is shown as it is.
         assert_eq!(shown(&Message::with_mime(topic(), mime::DOUBLE, "hello")), "a:b hello\n");
     }
@@ -222,7 +259,8 @@ mod tests {
         fn any_message_is_shown(topic: Vec<u8>, meta: Vec<u8>, data: Vec<u8>) {
             let message = Message::from_frames(topic.into(), meta.into(), data.into());
             let text = shown(&message);
-            prop_assert!(!text.chars().any(|c| c.is_control() && !"\t\n\r".contains(c)), "{}", text);
+            prop_assert!(!text.chars().any(|c| c.is_control() && !"\t\n".contains(c)), "{}", text);
+            prop_assert_eq!(text.find('\n'), Some(text.len() - 1), "one line");
             in_json(&message);
         }
     }

@@ -123,6 +123,68 @@ async fn what_could_not_be_sent_is_an_error() {
     publisher.end().await.failed(1, "2 of 3 messages could not be sent");
 }
 
+/// Whoever interrupts a publisher whose proxy is away learns what it waits for, and finds the exit code of an interrupt.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_publisher_says_what_it_waits_for() {
+    let (proxy, address) = proxy().await;
+    let start = async |linger: &str| {
+        let mut publisher = Running::start(&["pub", "a", "-l", "--linger", linger, "--proxy", &address]);
+        let witness = Running::subscribe(&address, &["a", "-n", "1"]).await;
+        publisher.type_in(b"one\n").await;
+        witness.end().await.done();
+        publisher
+    };
+    let (mut patient, mut hasty) = (start("600").await, start("1").await);
+    within("the end of the proxy", proxy.stop(Duration::from_secs(5))).await;
+    for publisher in [&mut patient, &mut hasty] {
+        publisher.said("was lost").await;
+        publisher.type_in(b"two\n").await;
+    }
+    patient.signal("INT");
+    let said = patient.said("interrupted: waiting up to 600 s for").await;
+    assert!(said.contains(&address) && said.contains("interrupt again to end at once"), "{said}");
+    patient.signal("INT");
+    patient.end().await.failed(130, " not sent");
+    hasty.signal("INT");
+    hasty.end().await.failed(130, "1 of 2 messages could not be sent");
+}
+
+/// With a time limit, a reader that has stalled keeps no subscriber from ending.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_limit_holds_while_nobody_reads_the_output() {
+    let (_proxy, address) = proxy().await;
+    for how in [&["--raw"][..], &[], &["--json"], &["--format", "%p"]] {
+        let arguments = [&["-v", "sub", "a", "--timeout", "3s", "--proxy", &address], how].concat();
+        let (mut blocked, stdout) = Running::start_unread(&arguments);
+        blocked.said("subscribed").await;
+        publish(&address, &["a", "{{Random 1000000}}", "--template", "--count", "4"], b"").await;
+        let ended = blocked.end().await;
+        assert_eq!(ended.code, Some(0), "{how:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("nobody reads"), "{how:?}: {}", ended.stderr);
+        drop(stdout);
+    }
+}
+
+/// Errors about security call things what their user did.
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_name_the_option_or_the_variable_that_was_given() {
+    let key = "a".repeat(40);
+    for (arguments, code, named) in [
+        (&["--server-key", "abc"][..], 2, "--server-key: "),
+        (&["--server-key", &key, "--key-file", "/no/such/file"], 1, "--key-file: "),
+        (&["--key-file", "/no/such/file"], 2, "--key-file is given without --server-key"),
+        (&["--user", "me"], 2, "--user is given without --password-file"),
+        (&["--user", "me", "--server-key", &key], 2, "--server-key means CURVE and --user means PLAIN"),
+        (&["--user", "me", "--password-file", "/no/such/file"], 1, "--password-file: "),
+    ] {
+        let ended = xmsg(&[&["ping"], arguments].concat()).await;
+        assert!(!ended.stderr.contains("XMSG_"), "{}", ended.stderr);
+        ended.failed(code, named);
+    }
+    let with_variable = Running::start_with(&[("XMSG_SERVER_KEY", "abc")], &["ping"]).end().await;
+    with_variable.failed(2, "XMSG_SERVER_KEY in the environment: ");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_arguments_show_the_help() {
     let ended = xmsg(&[]).await;

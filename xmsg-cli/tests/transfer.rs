@@ -4,6 +4,7 @@ mod common;
 
 use common::{Running, proxy, publish, within, xmsg};
 use tokio::io::AsyncReadExt;
+use xmsg_core::socket::{Endpoint, Publisher, SocketOptions};
 
 /// How many messages, published with which arguments, from which input; and what arrives.
 type Case<'a> = (usize, &'a [&'a str], &'a [u8], &'a [u8]);
@@ -188,4 +189,25 @@ async fn help_and_version_go_into_a_closed_pipe_quietly() {
         assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     }
     assert!(xmsg(&["pub", "--help"]).await.text().contains("Examples:"));
+}
+
+/// Plain ZeroMQ publishers send topic and data, without metadata between them.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_plain_publishers_are_shown_and_confirmations_are_not() {
+    let (proxy, address) = proxy().await;
+    let everything = Running::subscribe(&address, &["", "-n", "3"]).await;
+    let json = Running::subscribe(&address, &["t", "-n", "1", "--json"]).await;
+    // It asks the proxy after `t`, which is for nobody else.
+    let raw = Running::subscribe(&address, &["t", "-n", "3", "--raw", "-l"]).await;
+    let publisher = Publisher::new(SocketOptions::default());
+    publisher.connect(Endpoint::tcp("127.0.0.1", proxy.address().publish_port()));
+    within("a subscription", publisher.wait_for_subscriber(b"t")).await.unwrap();
+    for frames in [["t:a", "hello"], ["t", "sub"], ["t:b", "\u{1b}"]] {
+        publisher.publish(frames).await.unwrap();
+    }
+    assert_eq!(everything.end().await.text(), "t:a hello\nt sub\nt:b <1 bytes: 1b>\n");
+    assert_eq!(raw.end().await.text(), "hello\nsub\n\u{1b}\n");
+    let json: serde_json::Value = serde_json::from_slice(&json.end().await.done()).unwrap();
+    assert_eq!((&json["topic"], &json["data"]), (&"t:a".into(), &"hello".into()));
+    assert_eq!((json["mime"].is_null(), json.get("metaError")), (true, None));
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
+use crate::control::is_private_answer;
 use crate::zmtp::walk_message;
 use crate::{Error, ErrorKind, Message, Meta, Result, Topic, meta};
 
@@ -25,8 +26,8 @@ const LITTLE: usize = 1 << 10;
 /// lends them out as [`MessageRef`]s, which is cheaper still where a message is looked at and not kept: no reference is
 /// counted.
 ///
-/// A message that has not the three frames of xMsg is an error in its place; answers to control requests (two frames) are passed
-/// over.
+/// A message that has not the three frames of xMsg is an error in its place; messages of two frames, as answers to control requests are,
+/// are passed over, unless they are [wanted](Self::with_two_frames).
 ///
 /// ```no_run
 /// # async fn run(mut subscription: xmsg_core::Subscription) -> xmsg_core::Result<()> {
@@ -45,13 +46,22 @@ pub struct Messages {
     at: usize,
     /// Messages that are shorter get memory of their own.
     detach_below: usize,
+    /// Messages of two frames are messages, too.
+    two_frames: bool,
 }
 
 impl Messages {
     /// The messages in these bytes, as they are on the wire. Bytes behind the last whole message are not looked at.
     #[must_use]
     pub fn of(wire: Bytes) -> Self {
-        Self { wire, at: 0, detach_below: 0 }
+        Self { wire, ..Self::default() }
+    }
+
+    /// The same, with messages of two frames, topic and data, as plain ZeroMQ publishers send them: they have empty metadata. Answers that
+    /// one of our clients has asked for are passed over all the same.
+    #[must_use]
+    pub fn with_two_frames(self) -> Self {
+        Self { two_frames: true, ..self }
     }
 
     /// The same as messages that can be kept: they hold no more than [`SMALL`] times their size or [`LITTLE`] each, whatever is more,
@@ -61,7 +71,7 @@ impl Messages {
             return Self::of(wire);
         }
         let detach_below = if kept.is_much() { memory / SMALL } else { 0 };
-        Self { wire: kept.count(wire, memory), at: 0, detach_below }
+        Self { wire: kept.count(wire, memory), detach_below, ..Self::default() }
     }
 
     /// What is left, as messages that own their memory. Each of them is copied: one that is only looked at is better borrowed.
@@ -86,7 +96,7 @@ impl Messages {
     /// Lends out what is left, and takes nothing.
     #[must_use]
     pub fn iter(&self) -> Iter<'_> {
-        Iter { wire: &self.wire, at: self.at }
+        Iter { wire: &self.wire, at: self.at, two_frames: self.two_frames }
     }
 
     /// The bytes that they lie in, and where the first that is left starts.
@@ -105,7 +115,7 @@ impl Iterator for Messages {
     type Item = Result<Message>;
 
     fn next(&mut self) -> Option<Result<Message>> {
-        let found = Found::next(&self.wire, &mut self.at);
+        let found = Found::next(&self.wire, &mut self.at, self.two_frames);
         let message = found.map(|found| {
             let frame = |range| self.wire.slice(range);
             match found {
@@ -141,6 +151,7 @@ impl<'a> IntoIterator for &'a Messages {
 pub struct Iter<'a> {
     wire: &'a Bytes,
     at: usize,
+    two_frames: bool,
 }
 
 impl Iter<'_> {
@@ -155,7 +166,7 @@ impl<'a> Iterator for Iter<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let wire = self.wire;
-        Some(match Found::next(wire, &mut self.at)? {
+        Some(match Found::next(wire, &mut self.at, self.two_frames)? {
             Found::Message([topic, meta, data]) => {
                 Ok(MessageRef { wire, topic: &wire[topic], meta: &wire[meta], data: &wire[data] })
             }
@@ -226,8 +237,9 @@ enum Found {
 }
 
 impl Found {
-    /// Goes from `at`, where a message starts, to where the next one does; passes over answers. `None` at the end.
-    fn next(wire: &[u8], at: &mut usize) -> Option<Self> {
+    /// Goes from `at`, where a message starts, to where the next one does; passes over answers, and with them over what else has two frames,
+    /// unless that is wanted. `None` at the end.
+    fn next(wire: &[u8], at: &mut usize, two_frames: bool) -> Option<Self> {
         loop {
             let mut ranges = [0..0, 0..0, 0..0];
             let mut frames = 0;
@@ -240,6 +252,13 @@ impl Found {
             *at = end.unwrap_or(wire.len());
             end?;
             match frames {
+                2 if two_frames => {
+                    let [topic, data, _] = ranges;
+                    if !is_private_answer(&wire[topic.clone()], &wire[data.clone()]) {
+                        let no_meta = topic.end..topic.end;
+                        return Some(Self::Message([topic, no_meta, data]));
+                    }
+                }
                 2 => {}
                 3 => return Some(Self::Message(ranges)),
                 _ => {
@@ -331,6 +350,27 @@ mod tests {
         assert_eq!(topics[0].as_ref().unwrap(), &Topic::wrap("a"));
         assert!(lent[1].as_ref().unwrap_err().to_string().contains("1 frames to lonely"));
         assert_eq!(topics[2].as_ref().unwrap(), &Topic::wrap("c"));
+    }
+
+    #[test]
+    fn messages_of_two_frames_have_no_metadata_where_they_are_wanted() {
+        let messages = || {
+            Messages::of(texts(&[
+                &["a", "1"],
+                &["xmsg:sub:1", "sub"],
+                &["xmsg:sub:1:a", "sub"],
+                &["ret:1:drain", "sub"],
+                &["a", "sub"],
+                &["b", "meta", "2"],
+            ]))
+        };
+        assert_eq!(messages().count(), 1);
+        let taken: Vec<_> = messages().with_two_frames().map(|m| m.unwrap().into_frames()).collect();
+        let expected = [["a", "", "1"], ["a", "", "sub"], ["b", "meta", "2"]];
+        assert_eq!(taken, expected.map(|frames| frames.map(Bytes::from)));
+        let messages = messages().with_two_frames();
+        let lent: Vec<_> = messages.iter().map(|m| m.unwrap().to_message().into_frames()).collect();
+        assert_eq!(lent, taken);
     }
 
     #[test]

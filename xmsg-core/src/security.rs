@@ -119,16 +119,29 @@ impl Security {
         Self::from_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// The same with other variables: those of a command line, or of a test.
+    /// The same with other variables, as those of a test.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
-        let named = |name: &str, error: &Error| {
-            Error::new(error.kind(), format!("{name} in the environment: {error}"))
+        let called = |name: &str| match variable(name) {
+            Some(_) => format!("{name} in the environment"),
+            None => name.to_owned(),
         };
+        Self::from_options(&variable, called)
+    }
+
+    /// The same for a program that takes them from elsewhere, as from its command line: errors call each what `called` says.
+    pub fn from_options(
+        variable: impl Fn(&str) -> Option<String>,
+        called: impl Fn(&str) -> String,
+    ) -> Result<Self> {
+        let named =
+            |name: &str, error: &Error| Error::new(error.kind(), format!("{}: {error}", called(name)));
+        let unusable = |what: String| Err(Error::new(ErrorKind::InvalidOption, what));
         match (variable("XMSG_SERVER_KEY"), variable("XMSG_KEY_FILE"), variable("XMSG_USER")) {
             (None, None, None) => Ok(Self::Null),
-            (Some(_), _, Some(_)) => Err(Error::new(
-                ErrorKind::InvalidOption,
-                "XMSG_SERVER_KEY means CURVE and XMSG_USER means PLAIN: unset one of them",
+            (Some(_), _, Some(_)) => unusable(format!(
+                "{} means CURVE and {} means PLAIN: leave one of them out",
+                called("XMSG_SERVER_KEY"),
+                called("XMSG_USER"),
             )),
             (Some(server), file, None) => {
                 let server = server.parse().map_err(|error| named("XMSG_SERVER_KEY", &error))?;
@@ -138,15 +151,19 @@ impl Security {
                 };
                 Ok(Self::CurveClient { keys, server })
             }
-            (None, Some(_), _) => Err(Error::new(
-                ErrorKind::InvalidOption,
-                "XMSG_KEY_FILE is set without XMSG_SERVER_KEY: set it to the server's public key, too",
+            (None, Some(_), _) => unusable(format!(
+                "{} is given without {}: give the server's public key, too",
+                called("XMSG_KEY_FILE"),
+                called("XMSG_SERVER_KEY"),
             )),
             (None, None, Some(user)) => {
-                let file = variable("XMSG_PASSWORD_FILE").ok_or_else(|| {
-                    let what = "XMSG_USER is set without XMSG_PASSWORD_FILE: name the file with the password";
-                    Error::new(ErrorKind::InvalidOption, what)
-                })?;
+                let Some(file) = variable("XMSG_PASSWORD_FILE") else {
+                    return unusable(format!(
+                        "{} is given without {}: name the file with the password",
+                        called("XMSG_USER"),
+                        called("XMSG_PASSWORD_FILE"),
+                    ));
+                };
                 let password = Password::read(file.as_ref()).map_err(|e| named("XMSG_PASSWORD_FILE", &e))?;
                 Ok(Self::PlainClient { user, password })
             }

@@ -40,6 +40,7 @@ pub struct Subscription {
     draining: Option<Draining>,
     /// Nothing more is received; what is queued is still given out.
     stopped: bool,
+    two_frames: bool,
 }
 
 impl fmt::Debug for Subscription {
@@ -71,7 +72,18 @@ impl Subscription {
             marker,
             draining: None,
             stopped: false,
+            two_frames: false,
         }
+    }
+
+    /// The same, which gives out messages of two frames, too, topic and data, as plain ZeroMQ publishers send them; their metadata is
+    /// empty. Without this they are passed over: clients of other implementations have the proxy answer their control requests in this form,
+    /// and those answers reach everybody who subscribed to the topic.
+    #[must_use]
+    pub fn with_two_frames(mut self) -> Self {
+        self.two_frames = true;
+        self.batch = std::mem::take(&mut self.batch).with_two_frames();
+        self
     }
 
     /// The topics that it was made with.
@@ -81,7 +93,7 @@ impl Subscription {
     }
 
     /// The next message. A message that has not the three frames of xMsg is an error, and the next one can be asked for;
-    /// answers to control requests (two frames) are passed over. `None` once the subscription is closed or drained.
+    /// messages of two frames are passed over unless they are [wanted](Self::with_two_frames). `None` once the subscription is closed or drained.
     /// Dropping the future loses nothing.
     ///
     /// A message can be kept: it holds 16 times its own size or 1 KiB of memory at most, whatever is more. Only of messages that
@@ -106,9 +118,13 @@ impl Subscription {
             return Poll::Ready(Some(batch));
         }
         if self.draining.is_some() {
-            return self.poll_drain(cx).map(|batch| batch.map(|(wire, _)| Messages::of(wire)));
+            return self.poll_drain(cx).map(|batch| batch.map(|(wire, _)| self.messages(Messages::of(wire))));
         }
-        self.socket.poll_recv_batch(cx).map(|batch| batch.map(Messages::of))
+        self.socket.poll_recv_batch(cx).map(|batch| batch.map(|wire| self.messages(Messages::of(wire))))
+    }
+
+    fn messages(&self, messages: Messages) -> Messages {
+        if self.two_frames { messages.with_two_frames() } else { messages }
     }
 
     /// What happens to its connection from now on.
@@ -179,7 +195,9 @@ impl Subscription {
             }
             let next = if self.draining.is_some() { self.poll_drain(cx) } else { self.socket.poll_batch(cx) };
             match next {
-                Poll::Ready(Some((wire, memory))) => self.batch = Messages::to_keep(wire, memory, &self.kept),
+                Poll::Ready(Some((wire, memory))) => {
+                    self.batch = self.messages(Messages::to_keep(wire, memory, &self.kept));
+                }
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => return Poll::Pending,
             }

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
-    Admission, Endpoint, HighWaterMark, IdentityScope, Router, SocketOptions, Violations,
+    Admission, Endpoint, HighWaterMark, IdentityScope, ProxyPorts, Router, SocketOptions, Violations,
 };
 use xmsg_core::zmtp::Limits;
 use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
@@ -80,6 +80,7 @@ impl Builder {
         let (admission, violations) = (self.config.admission(), Violations::default());
         let router = router(&self.config, &admission, &violations);
         let (address, publishers, subscribers) = bind(&self.address, &self.config, &router).await?;
+        violations.know_ports(ports(&address));
         let switch = Switch::start_with(self.config, admission, violations);
         Ok(Proxy::start(address, switch, publishers, subscribers, router))
     }
@@ -115,6 +116,7 @@ impl Builder {
         let adopt = |socket| Listener::adopt(socket, self.config.accepted_tcp());
         let (publishers, subscribers) = (adopt(publishers)?, adopt(subscribers)?);
         router.listen(adopt(control)?);
+        violations.know_ports(ports(&address));
         let switch = Switch::start_with(self.config, admission, violations);
         Ok(Proxy::start(address, switch, publishers, subscribers, router))
     }
@@ -275,6 +277,14 @@ impl Proxy {
         self.controller.abort();
         self.router.close(Duration::from_millis(100)).await;
         totals
+    }
+}
+
+fn ports(address: &ProxyAddress) -> ProxyPorts {
+    ProxyPorts {
+        publishers: address.publish_port(),
+        subscribers: address.subscribe_port(),
+        control: address.control_port(),
     }
 }
 

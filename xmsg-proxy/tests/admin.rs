@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 #![allow(clippy::float_cmp, reason = "counts are whole numbers, which are exact")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
@@ -83,6 +83,44 @@ async fn subscriber(proxy: &ProxyAddress, admin: &str, prefix: &'static str) -> 
     let path = format!("/subsz?prefix={prefix}");
     until("the subscription", async || json(admin, &path).await, |found| found["total"] == 1).await;
     subscriber
+}
+
+/// A collector that reads the classic format only says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let (_daemon, _proxy, admin) = start(&[]).await;
+    let classic = get_with(&admin, "/metrics", "Accept: text/plain;version=0.0.4, */*;q=0.1\r\n").await;
+    assert_eq!(classic.status, 200);
+    assert!(classic.head.contains("content-type: text/plain; version=0.0.4"), "{}", classic.head);
+    let types = "# TYPE xmsg_proxy_messages_received_total counter\nxmsg_proxy_messages_received_total 0\n";
+    assert!(classic.body.contains(types), "{}", classic.body);
+    assert!(!classic.body.contains("# EOF") && !classic.body.contains("# UNIT"), "{}", classic.body);
+    // The same series as without the header, which `metrics` has in the other format.
+    let series: BTreeSet<_> = classic
+        .body
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.rsplit_once(' '))
+        .collect();
+    let open = metrics(&admin).await;
+    assert_eq!(series.into_iter().map(|(name, _)| name).collect::<Vec<_>>(), open.keys().collect::<Vec<_>>());
+}
+
+/// An address of IPv4 in the form of IPv6 is the loopback all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mapped_loopback_needs_no_token() {
+    let mut command = Command::new(PROXY);
+    command.args(["--port", "0", "--host", "::ffff:127.0.0.1", "--admin", "[::ffff:127.0.0.1]:0"]);
+    command.env_remove("RUST_LOG");
+    let mut daemon = Daemon::start_logged(command);
+    daemon.line().await;
+    let admin = served(&mut daemon).await;
+    let port = admin.rsplit_once(':').unwrap().1;
+    assert_eq!(get(&format!("127.0.0.1:{port}"), "/healthz").await.status, 200);
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+    let log = daemon.log_lines();
+    assert!(!log.iter().any(|line| line.contains("open to the network")), "{log:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use xmsg_core::security::{Password, Security};
 use xmsg_core::{Connection, Message, ProxyAddress};
-use xmsg_tests::process::{Daemon, run};
+use xmsg_tests::process::{Daemon, finish, run};
+use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{next, patient, topic, within};
 
 const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
@@ -55,12 +57,136 @@ async fn it_takes_a_policy_for_each_prefix_and_says_so() {
     }
 }
 
+/// Whoever reads the log is to find the peer, and what is wrong with it, in one line.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_log_says_who_came_to_a_wrong_port_and_who_is_not_let_in() {
+    let start = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(PROXY);
+        command.args(["--port", "0"]).args(arguments);
+        let mut daemon = Daemon::start_logged(command);
+        let line = daemon.line().await;
+        let address = line.split_whitespace().nth(3).unwrap().trim_end_matches(':').to_owned();
+        (daemon, address.parse::<ProxyAddress>().unwrap())
+    };
+    let (open, address) = start(&[]).await;
+    let [publishers, subscribers, control] =
+        [address.publish_port(), address.subscribe_port(), address.control_port()];
+    for (socket_type, came_to, port, wanted) in [
+        ("SUB", publishers, "publishers", format!("{subscribers} (subscribers)")),
+        ("PUB", subscribers, "subscribers", format!("{publishers} (publishers)")),
+        ("DEALER", publishers, "publishers", format!("{control} (control)")),
+    ] {
+        let mut peer = Raw::connect(came_to).await;
+        peer.send(&raw::greeting(3, 1)).await;
+        peer.send(&raw::ready(socket_type, b"")).await;
+        let words = ["peer=\"127.0.0.", &format!("port={port}"), &format!("wanted={wanted:?}")];
+        open.logged(&words).await;
+    }
+
+    // A socket of libzmq finds out by itself, and closes before it has said what it is.
+    let mut peer = Raw::connect(publishers).await;
+    peer.send(&raw::greeting(3, 1)).await;
+    peer.skip(64).await;
+    drop(peer);
+    let hint = format!("publishers connect to {publishers}, subscribers to {subscribers}");
+    open.logged(&["connection refused", "peer=\"127.0.0.", &hint]).await;
+
+    let folder = tempfile::tempdir().unwrap();
+    let (users, config) = (folder.path().join("users"), folder.path().join("proxy.toml"));
+    std::fs::write(&users, "").unwrap();
+    std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!("[security]\nmechanism = \"plain\"\npassword_file = {users:?}\n");
+    std::fs::write(&config, text).unwrap();
+    let (closed, address) = start(&["--config", config.to_str().unwrap()]).await;
+    let security = Security::PlainClient { user: "bob".into(), password: Password::new("guess").unwrap() };
+    let stranger = Connection::with_options(address, patient().security(security)).unwrap();
+    within("a refusal", stranger.connect()).await.unwrap_err();
+    closed
+        .logged(&["peer=\"127.0.0.1:", "not let in: user \"bob\" is unknown, or the password is wrong"])
+        .await;
+}
+
+/// A command that starts the proxy with at most so many descriptors.
+fn with_descriptors(limit: u32, arguments: &[&str]) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\""), PROXY, "--port", "0"]);
+    command.args(arguments);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_few_descriptors_it_says_for_how_many_connections_there_is_room() {
+    let mut daemon = Daemon::start_logged(with_descriptors(64, &[]));
+    let line = daemon.line().await;
+    let address: ProxyAddress =
+        line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+    daemon.logged(&["room for 32 connections only", "descriptors=64"]).await;
+    // There is: three of a publisher with its control socket and a subscriber, and these.
+    let mut others = Vec::new();
+    for _ in 0..28 {
+        others.push(Raw::handshake(address.subscribe_port(), "SUB").await);
+    }
+    let connection = connect(&address);
+    let mut messages = within("a subscription", connection.subscribe([topic("a")])).await.unwrap();
+    connection.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap();
+    next(&mut messages).await;
+    drop(others);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_too_few_descriptors_it_does_not_start() {
+    for (limit, arguments, enough) in [(40, &[][..], "48"), (64, &["--admin", "127.0.0.1:0"], "112")] {
+        let output = finish(with_descriptors(limit, arguments)).await;
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains(&format!("the limit of open descriptors is {limit}")), "{error}");
+        assert!(error.contains(&format!("Raise it to {enough} or more")), "{error}");
+    }
+}
+
+/// A file that is read again may be one that nobody writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_stops_while_a_reload_waits_for_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (users, config) = (folder.path().join("users"), folder.path().join("proxy.toml"));
+    std::fs::write(&users, "").unwrap();
+    std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!("[security]\nmechanism = \"plain\"\npassword_file = {users:?}\n");
+    std::fs::write(&config, text).unwrap();
+    let mut daemon = Daemon::start(PROXY, &["--port", "0", "--config", config.to_str().unwrap()]);
+    daemon.line().await;
+    std::fs::remove_file(&users).unwrap();
+    let mut mkfifo = tokio::process::Command::new("mkfifo");
+    mkfifo.args(["-m", "600"]).arg(&users);
+    assert!(finish(mkfifo).await.status.success());
+    daemon.signal("HUP").await;
+    // It opens when it is opened for reading, and then says nothing.
+    let opening = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(users));
+    let silent = within("the reload", opening).await.unwrap().unwrap();
+    daemon.signal("TERM").await;
+    assert!(daemon.line().await.starts_with("xmsg-proxy stopped: "));
+    assert!(daemon.end().await.success());
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_it_is_to_print_is_written_or_it_says_so() {
+    for option in ["--print-config", "--check-config"] {
+        let mut command = tokio::process::Command::new("sh");
+        command.args(["-c", "exec \"$0\" \"$@\" > /dev/full", PROXY, option]);
+        let output = finish(command).await;
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{option}: {error}");
+        assert!(error.contains("cannot write to standard output"), "{option}: {error}");
+    }
+}
+
 /// Who signals a process and its group signals it twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_signals_at_once_count_as_one() {
     let (mut daemon, address) = start("0").await;
     // Somebody who does not take leave, so that stopping takes a while.
-    let _silent = xmsg_tests::raw::Raw::handshake(address.publish_port(), "PUB").await;
+    let _silent = Raw::handshake(address.publish_port(), "PUB").await;
     daemon.signal("TERM").await;
     daemon.signal("INT").await;
     let totals = daemon.line().await;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use xmsg_core::{Connection, ErrorKind, Topic};
+use xmsg_core::{Connection, ErrorKind, ProxyAddress, Topic, Unfinished};
 
 use crate::args::{ConnectOptions, parse_duration, parse_rate};
 use crate::exit::Exit;
@@ -22,6 +22,8 @@ const TURN: u64 = 256;
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// How often the proxy is asked whether it has what was published.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
+/// After an interrupt, how long what is left may take to be sent without a word about it.
+const UNSAID_LINGER: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -117,28 +119,33 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     job.progress.clear();
 
     // What was accepted is sent, also after an error or an interrupt; a second interrupt ends that, too.
+    let is_interrupted = matches!(result, Ok(Exit::Interrupted));
+    let says_so = async {
+        if is_interrupted {
+            tokio::time::sleep(UNSAID_LINGER).await;
+            let waiting = counted(connection.unconfirmed(), "message");
+            let linger = arguments.linger.as_secs_f64();
+            note(format_args!(
+                "interrupted: waiting up to {linger} s for {proxy} to take {waiting}; interrupt again to end at once"
+            ));
+        }
+        std::future::pending::<()>().await;
+    };
     let left = tokio::select! {
         left = connection.close(arguments.linger) => left,
+        () = says_so => unreachable!("it never ends"),
         () = interrupt.wait() => {
             note(format_args!("interrupted: {} not sent", counted(connection.queued().messages, "message")));
             return Ok(Exit::Interrupted);
         }
     };
     let exit = result?;
-    let published = counted(job.sent, "message");
-    if left.unsent > 0 {
-        bail!(
-            "{} of {published} could not be sent to {proxy} within {} s: see whether the proxy runs, or give it more time \
-             with --linger",
-            left.unsent,
-            arguments.linger.as_secs_f64(),
-        );
-    }
-    if left.unconfirmed > 0 {
-        bail!(
-            "up to {} of {published} may be lost: {proxy} did not confirm them, or the connection broke before it did",
-            left.unconfirmed
-        );
+    if let Some(words) = job.left(&left, proxy, arguments.linger) {
+        // Whoever interrupts it wants it to end, and learns what that costs.
+        if exit != Exit::Interrupted {
+            bail!(words);
+        }
+        note(words);
     }
     let lost = job.refused + connection.dropped();
     if lost > 0 && exit == Exit::Done {
@@ -249,6 +256,25 @@ impl Job {
                 }
             }
         }
+    }
+
+    /// What is not known to have arrived at the end, in words.
+    fn left(&self, left: &Unfinished, proxy: &ProxyAddress, linger: Duration) -> Option<String> {
+        let published = counted(self.sent, "message");
+        if left.unsent > 0 {
+            return Some(format!(
+                "{} of {published} could not be sent to {proxy} within {} s: see whether the proxy runs, or give it more time \
+                 with --linger",
+                left.unsent,
+                linger.as_secs_f64(),
+            ));
+        }
+        (left.unconfirmed > 0).then(|| {
+            format!(
+                "up to {} of {published} may be lost: {proxy} did not confirm them, or the connection broke before it did",
+                left.unconfirmed
+            )
+        })
     }
 
     /// The number of the next message, from 1.

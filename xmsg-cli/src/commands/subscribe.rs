@@ -22,7 +22,7 @@ use crate::style::{Style, StyleOptions};
 
 /// Messages that are written before others get their turn.
 const TURN: u64 = 256;
-/// After an interrupt, how long whoever reads our output may take for the rest.
+/// At the end, how long whoever reads our output may take for the rest.
 const HASTY_LINGER: Duration = Duration::from_secs(1);
 /// Topics that `--report` tells apart; all others are one line.
 const TOPICS_MAX: usize = 1000;
@@ -46,6 +46,8 @@ Examples:
 /// A message arrives when its topic starts with one of those given, byte by byte: `a:b` gets `a:b`, `a:b:c` and also `a:bc`;
 /// `a:b:` only what is below `a:b`. The empty topic is everything but control requests, which are shown for topics that
 /// start with `xmsg:control`.
+///
+/// Messages of plain ZeroMQ publishers, topic and data in two frames, are shown, too.
 ///
 /// One message a line is written: its topic, and its data if that is text, a value of one of xMsg's own types, or, of
 /// binary data, length and first bytes. --raw writes the data byte for byte: what `xmsg pub -l < FILE` published is FILE
@@ -90,7 +92,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let topics = arguments.topics;
 
     let subscription = tokio::select! {
-        subscription = connection.subscribe(&topics) => subscription?,
+        subscription = connection.subscribe(&topics) => subscription?.with_two_frames(),
         () = interrupt.wait() => return Ok(Exit::Interrupted),
     };
     if verbose {
@@ -110,17 +112,22 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let receiver = Receiver { subscription, writer, count: arguments.count, show_control, stopped, verbose };
     let mut receiving = tokio::spawn(receiver.run());
     let late = if arguments.count.is_some() { Exit::TimedOut } else { Exit::Done };
-    let (exit, patience) = tokio::select! {
+    let exit = tokio::select! {
         result = &mut receiving => return result?.map(|_| Exit::Done),
-        () = interrupt.wait() => (Exit::Interrupted, HASTY_LINGER),
-        () = timeout => (late, Duration::MAX),
-        () = reader_gone() => (Exit::Done, HASTY_LINGER),
+        () = interrupt.wait() => Exit::Interrupted,
+        () = timeout => late,
+        () = reader_gone() => Exit::Done,
         () = notes => unreachable!("notes never end"),
     };
     stop.send_replace(true);
     let written = tokio::select! {
         result = &mut receiving => result??,
-        () = tokio::time::sleep(patience) => return Ok(exit),
+        () = tokio::time::sleep(HASTY_LINGER) => {
+            if exit != Exit::Interrupted {
+                note("ended while nobody reads what is written: the rest is lost");
+            }
+            return Ok(exit);
+        }
         () = interrupt.wait() => return Ok(Exit::Interrupted),
     };
     if arguments.count == Some(written) {
@@ -197,7 +204,7 @@ impl Receiver {
         }
         if unreadable > 0 {
             let messages = counted(unreadable, "message");
-            note(format_args!("{messages} passed over, not of the three frames of xMsg: -v tells more"));
+            note(format_args!("{messages} passed over, not of two or three frames: -v tells more"));
         }
         Ok(messages)
     }

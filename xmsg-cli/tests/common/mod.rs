@@ -72,7 +72,12 @@ pub struct Running {
 impl Running {
     /// Starts `xmsg` with these arguments; what it writes is read at once.
     pub fn start(arguments: &[&str]) -> Self {
-        let (mut running, mut stdout) = Self::start_unread(arguments);
+        Self::start_with(&[], arguments)
+    }
+
+    /// The same with these variables in its environment.
+    pub fn start_with(variables: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let (mut running, mut stdout) = Self::spawn(variables, arguments);
         running.stdout = Some(tokio::spawn(async move {
             let mut all = Vec::new();
             stdout.read_to_end(&mut all).await.unwrap();
@@ -83,12 +88,17 @@ impl Running {
 
     /// The same, but nobody reads its standard output.
     pub fn start_unread(arguments: &[&str]) -> (Self, ChildStdout) {
+        Self::spawn(&[], arguments)
+    }
+
+    fn spawn(variables: &[(&str, &str)], arguments: &[&str]) -> (Self, ChildStdout) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xmsg"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("XMSG_") {
                 command.env_remove(name);
             }
         }
+        command.envs(variables.iter().copied());
         command.env_remove("RUST_LOG").args(arguments).kill_on_drop(true);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

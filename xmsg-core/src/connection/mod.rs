@@ -371,7 +371,10 @@ impl Connection {
         let timeout = options.subscription_limit();
         let publisher = self.publisher().await?;
         let (mut early_bytes, limit) = (0, options.subscribing(address).receive_high_water_mark);
-        let mut unconfirmed = Unconfirmed::new(topics);
+        let mut unconfirmed = match options.mechanism() {
+            crate::Security::Null => Unconfirmed::together(topics),
+            _ => Unconfirmed::each(topics),
+        };
         let mut end = Deadline::after(timeout);
         // An answer that is published before our subscription arrives does not reach us.
         let _ = end.limit(socket.connected()).await;
@@ -389,7 +392,7 @@ impl Connection {
                 repeat_at = Deadline::since(now, intervals.next().unwrap_or(CHECK_INTERVAL)).instant();
             }
             let ask = async {
-                for request in unconfirmed.ask(repeat) {
+                for request in unconfirmed.ask(repeat, |private| socket.subscribe_last(private).is_ok()) {
                     self.inner.target.confirmations.ask(publisher, &request).await?;
                 }
                 Ok(socket.recv_batch().await)
@@ -400,11 +403,15 @@ impl Connection {
             let Some(batch) = batch? else {
                 return Err(Error::new(ErrorKind::Closed, "the connection was closed while it subscribed"));
             };
-            let confirmed = unconfirmed.confirm(batch.clone());
+            let confirmed = unconfirmed.confirm(&batch);
             if confirmed.some {
                 end = Deadline::after(timeout);
             }
-            if confirmed.only_answers {
+            for private in unconfirmed.take_settled() {
+                socket.unsubscribe(private);
+            }
+            let batch = confirmed.rest;
+            if batch.is_empty() {
                 continue;
             }
             early_bytes += batch.len();
@@ -415,6 +422,9 @@ impl Connection {
             if early_bytes > limit {
                 // For topics of which so much has come, there is no doubt.
                 unconfirmed.concede(batch);
+                for private in unconfirmed.take_settled() {
+                    socket.unsubscribe(private);
+                }
             }
         }
         Ok(())

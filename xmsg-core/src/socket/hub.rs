@@ -195,7 +195,26 @@ impl Hub {
     /// Adds to what a subscriber wants (or takes away from it) and tells every peer. Fails when that is more than we, or a peer, take; then
     /// nothing has changed.
     pub(crate) fn subscribe(&self, prefix: &Bytes, subscribe: bool) -> Result<()> {
+        self.change_subscription(lock(&self.subscriptions), prefix, subscribe)
+    }
+
+    /// Subscribes to a prefix that peers are told of after all others.
+    pub(crate) fn subscribe_last(&self, prefix: &Bytes) -> Result<()> {
         let mut subscriptions = lock(&self.subscriptions);
+        subscriptions.last.insert(prefix.clone());
+        let subscribed = self.change_subscription(subscriptions, prefix, true);
+        if subscribed.is_err() {
+            lock(&self.subscriptions).last.remove(prefix);
+        }
+        subscribed
+    }
+
+    fn change_subscription(
+        &self,
+        mut subscriptions: MutexGuard<'_, Subscriptions>,
+        prefix: &Bytes,
+        subscribe: bool,
+    ) -> Result<()> {
         let count = subscriptions.counts.get(prefix).copied().unwrap_or_default();
         match (subscribe, count) {
             (true, 0) => {
@@ -210,6 +229,7 @@ impl Hub {
             (false, 0) => return Ok(()),
             (false, 1) => {
                 subscriptions.counts.remove(prefix);
+                subscriptions.last.remove(prefix);
                 subscriptions.bytes -= prefix.len();
             }
             (false, _) => {
@@ -374,6 +394,7 @@ impl Hub {
         let _end = LinkEnd { hub: &self, link: &link };
         let mut backoff = Backoff::new(&self.options);
         let mut lost: Option<(Instant, BTreeSet<Bytes>)> = None;
+        let mut closed_before = false;
         let work = async {
             loop {
                 let begun = Instant::now();
@@ -398,7 +419,11 @@ impl Hub {
                     return;
                 }
                 let mut pause = backoff.next();
+                // One end without a word may be that of a peer that was about to stop; whoever does it again does not want us.
+                let is_closed = failure.as_ref().is_some_and(is_closed_in_handshake);
+                let is_first = is_closed && !std::mem::replace(&mut closed_before, is_closed);
                 if let Some(error) = failure {
+                    let error = if is_first { error.with_kind(ErrorKind::Refused) } else { error };
                     // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
                     let least = pause.min(backoff.min);
                     pause = pause.saturating_sub(begun.elapsed()).max(least);
@@ -642,6 +667,12 @@ impl Hub {
         }
         let _ = self.events.send(event);
     }
+}
+
+/// Whether the peer ended the handshake without a word where it may have found our keys wrong.
+fn is_closed_in_handshake(error: &Error) -> bool {
+    let violation = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    matches!(violation, Some(zmtp::Violation::ClosedByPeer(_)))
 }
 
 /// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another

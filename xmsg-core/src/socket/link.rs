@@ -120,6 +120,8 @@ impl SubscriptionLimits {
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
     pub(super) counts: BTreeMap<Bytes, usize>,
+    /// Those of them that peers are told of last.
+    pub(super) last: BTreeSet<Bytes>,
     /// Of all prefixes.
     pub(super) bytes: usize,
 }
@@ -134,7 +136,8 @@ impl Subscriptions {
         let limits = SubscriptionLimits::theirs(limits);
         let (mut out, mut refused) = (BytesMut::new(), Vec::new());
         let (mut count, mut bytes) = (0, 0);
-        for prefix in self.counts.keys() {
+        let first = self.counts.keys().filter(|prefix| !self.last.contains(*prefix));
+        for prefix in first.chain(&self.last) {
             if let Err(why) = limits.check(prefix.len(), count + 1, bytes + prefix.len()) {
                 refused.push((prefix.clone(), why));
                 continue;

@@ -57,4 +57,4 @@ pub(crate) use request::Unanswered;
 pub use router::Router;
 pub use subscriber::Subscriber;
 pub(crate) use subscriber::Unreceived;
-pub use violations::{Reason, ViolationCounts, Violations};
+pub use violations::{ProxyPorts, Reason, ViolationCounts, Violations};

@@ -79,18 +79,24 @@ impl Replier {
         self.hub.unbind();
     }
 
-    /// The next request, and the way back; `None` once the socket is closed. A message without an envelope is no request, and
-    /// is passed over. Dropping the future loses nothing.
+    /// The next request, and the way back; `None` once the socket is closed. A message without an envelope, or with nothing behind
+    /// it, is no request, and is passed over. Dropping the future loses nothing.
     pub async fn recv(&self) -> Option<(ReturnPath, Multipart)> {
         loop {
             let (link, message) = std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await?;
             let frames = message.frames();
-            if let Some(end) = frames.iter().position(Bytes::is_empty) {
-                let (envelope, request) = frames.split_at(end + 1);
+            let end = frames.iter().position(Bytes::is_empty);
+            // Behind the frame that ends the envelope there has to be something: libzmq drops what has nothing there, too.
+            if let Some((envelope, request)) = end.map(|end| frames.split_at(end + 1))
+                && !request.is_empty()
+            {
                 let path = ReturnPath { link, envelope: envelope.to_vec() };
                 return Some((path, request.iter().cloned().collect()));
             }
-            tracing::debug!(frames = frames.len(), "a message without an empty frame is no request");
+            tracing::debug!(
+                frames = frames.len(),
+                "a message without an empty frame, and something behind it, is no request"
+            );
         }
     }
 

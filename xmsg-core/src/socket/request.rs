@@ -514,6 +514,23 @@ mod tests {
         assert!(format!("{error:?}").contains("PUB"), "{error:?}");
     }
 
+    /// As with libzmq's REP: an envelope alone is no request.
+    #[tokio::test]
+    async fn an_envelope_with_nothing_behind_it_is_no_request() {
+        let replier = Replier::new(SocketOptions::default());
+        let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let dealer = crate::socket::Dealer::connect(endpoint, SocketOptions::default());
+        for frames in [&["", "one"][..], &["", ""], &[""], &["way", ""], &["way", "", "two"], &["", "", ""]] {
+            dealer.send(frames.iter().map(|frame| Bytes::from(*frame)).collect::<Multipart>()).await.unwrap();
+        }
+        let mut requests = Vec::new();
+        for _ in 0..4 {
+            requests.push(replier.recv().await.unwrap().1);
+        }
+        let expected = [&["one"][..], &[""], &["two"], &["", ""]];
+        assert_eq!(requests, expected.map(|frames| frames.iter().map(|frame| Bytes::from(*frame)).collect()));
+    }
+
     #[tokio::test]
     async fn peers_with_the_same_identity_are_both_served() {
         let (replier, _) = pair().await;

@@ -261,10 +261,16 @@ impl Session {
         self
     }
 
-    /// Goes through greeting and handshake, within the time limit of the engine. A peer that is refused is told
-    /// why.
+    /// Goes through greeting and handshake, within the time limit of the engine. A peer whose credentials are not good is told so.
     pub async fn handshake(&mut self) -> Result<Peer, Ended> {
-        let result = self.try_handshake().await;
+        let mut result = self.try_handshake().await;
+        if let Err(ended) = &result
+            && ended.is_by_peer()
+            && !matches!(ended, Ended::Violation(_))
+            && let Some(violation) = self.engine.closed_by_peer()
+        {
+            result = Err(violation.into());
+        }
         if matches!(result, Err(Ended::Violation(_))) {
             let (_, mut write) = self.stream.split();
             let farewell = async {

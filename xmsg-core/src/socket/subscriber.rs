@@ -55,6 +55,11 @@ impl Subscriber {
         self.hub.subscribe(&prefix.into(), true)
     }
 
+    /// The same, and whoever connects later is told of it after all others: a peer that knows it knows those.
+    pub(crate) fn subscribe_last(&self, prefix: impl Into<Bytes>) -> Result<()> {
+        self.hub.subscribe_last(&prefix.into())
+    }
+
     /// Why a peer that is connected does not take one of the subscriptions, if that is so.
     #[must_use]
     pub fn refused(&self) -> Option<Error> {

@@ -1,8 +1,8 @@
 //! Peers that break a rule or a limit: their connections are ended, counted by reason, and logged.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::session::Ended;
@@ -96,11 +96,11 @@ impl Reason {
                 }
             },
             Violation::NotAuthentic(_) => Self::NotAuthentic,
-            Violation::NotAdmitted => Self::NotAdmitted,
+            Violation::NotAdmitted(_) => Self::NotAdmitted,
             Violation::HandshakeTimeout => Self::HandshakeTimeout,
             Violation::HeartbeatTimeout => Self::HeartbeatTimeout,
             // It was the peer that ended it.
-            Violation::RefusedByPeer(_) => return None,
+            Violation::RefusedByPeer(_) | Violation::ClosedByPeer(_) => return None,
         })
     }
 }
@@ -137,7 +137,37 @@ impl ViolationCounts {
 /// Counts the connections to bound sockets that were ended because their peer broke a rule, and writes them into the log: three lines for
 /// each reason in ten seconds, with the number of those that were left out. Clones share the counts: one is meant for all ports of a service.
 #[derive(Clone, Debug, Default)]
-pub struct Violations(Arc<[Slot; Reason::ALL.len()]>);
+pub struct Violations(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    slots: [Slot; Reason::ALL.len()],
+    ports: OnceLock<ProxyPorts>,
+}
+
+/// The ports of a proxy: whoever came to another one than it wanted is told in the log which one that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyPorts {
+    /// For publishers.
+    pub publishers: u16,
+    /// For subscribers.
+    pub subscribers: u16,
+    /// For control sockets.
+    pub control: u16,
+}
+
+impl ProxyPorts {
+    /// The port that sockets of this type are for, in words.
+    fn wanted_by(self, socket_type: &str) -> Option<String> {
+        let (whom, port) = match socket_type {
+            "PUB" | "XPUB" => ("publishers", self.publishers),
+            "SUB" | "XSUB" => ("subscribers", self.subscribers),
+            "DEALER" => ("control", self.control),
+            _ => return None,
+        };
+        Some(format!("{port} ({whom})"))
+    }
+}
 
 #[derive(Debug)]
 struct Slot {
@@ -152,10 +182,22 @@ impl Default for Slot {
 }
 
 impl Violations {
+    /// The ports of the proxy that this is for. They are told once.
+    pub fn know_ports(&self, ports: ProxyPorts) {
+        // They do not change.
+        let _ = self.0.ports.set(ports);
+    }
+
+    /// What [`know_ports`](Self::know_ports) has told.
+    #[must_use]
+    pub fn ports(&self) -> Option<ProxyPorts> {
+        self.0.ports.get().copied()
+    }
+
     /// Notes why the connection with this peer ended; `port` says which of ours it came to. Returns the reason, if a rule was broken.
     pub fn note(&self, peer: &str, port: impl fmt::Display, ended: &Ended) -> Option<Reason> {
         let reason = Reason::of(ended)?;
-        let slot = &self.0[reason as usize];
+        let slot = &self.0.slots[reason as usize];
         slot.count.fetch_add(1, Ordering::Relaxed);
         if let Some(unlogged) = slot.log.pass() {
             let name = reason.name();
@@ -163,11 +205,17 @@ impl Violations {
                 Ended::Violation(Violation::TooLarge { limit, .. }) => Some(*limit),
                 _ => None,
             };
+            let wanted = match ended {
+                Ended::Violation(Violation::SocketTypeMismatch { theirs, .. }) => {
+                    self.0.ports.get().and_then(|ports| ports.wanted_by(theirs))
+                }
+                _ => None,
+            };
             // Whoever fell silent did nothing wrong.
             if reason == Reason::HeartbeatTimeout {
                 tracing::info!(peer, %port, reason = name, unlogged, "connection ended: {ended}");
             } else {
-                tracing::warn!(peer, %port, reason = name, limit, unlogged, "connection ended: {ended}");
+                tracing::warn!(peer, %port, reason = name, limit, wanted, unlogged, "connection ended: {ended}");
             }
         }
         Some(reason)
@@ -176,7 +224,7 @@ impl Violations {
     /// How many there were.
     #[must_use]
     pub fn counts(&self) -> ViolationCounts {
-        ViolationCounts(std::array::from_fn(|index| self.0[index].count.load(Ordering::Relaxed)))
+        ViolationCounts(std::array::from_fn(|index| self.0.slots[index].count.load(Ordering::Relaxed)))
     }
 }
 

@@ -18,6 +18,8 @@ use super::{
 const MOVES_PER_BYTE: u64 = 4;
 /// … and this many bytes in any case.
 const MOVES_FREE: u64 = 1 << 20;
+/// The reason in the ERROR command for a peer whose credentials are not good: the status code of ZAP (RFC 27).
+const NOT_ADMITTED: &str = "400";
 /// The longest identity (RFC 28).
 const IDENTITY_MAX: usize = 255;
 
@@ -190,45 +192,50 @@ impl Engine {
     /// `None` when more bytes are needed. Call until `None`, then write what
     /// [`poll_transmit`](Self::poll_transmit) has, then read again.
     ///
-    /// After an error the connection is to be closed, once `poll_transmit` is written: the peer may be told why.
+    /// After an error the connection is to be closed, once `poll_transmit` is written. The peer learns no more than that, unless its
+    /// [credentials](Self::judge) were not good: a client of libzmq that gets an ERROR command never tries again, and one that is
+    /// closed does. What it needs to find the fault, our greeting and properties, it has by then.
     pub fn poll_event(&mut self, input: &mut BytesMut) -> Result<Option<Event>, Violation> {
         loop {
             let progress = match self.phase {
                 Phase::Signature => self.read_signature(input),
                 Phase::Greeting => self.read_greeting(input),
-                Phase::Handshake { version } => match self.read_handshake(input, version) {
-                    Ok(Some(event)) => return Ok(Some(event)),
-                    Ok(None) => return Ok(None),
-                    Err(violation) => Err(violation),
-                },
+                Phase::Handshake { version } => return self.read_handshake(input, version),
                 Phase::HandshakeV2 => return self.read_handshake_v2(input),
                 Phase::Traffic { .. } => return self.read_traffic(input),
             };
             match progress {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
-                Err(violation) => {
-                    self.refuse(&violation);
-                    return Err(violation);
-                }
+                Err(violation) => return Err(violation),
             }
         }
     }
 
-    /// Lets the peer in whose credentials [`poll_event`](Self::poll_event) handed out, or sends it away. The peer is
-    /// not told why.
+    /// Lets the peer in whose credentials [`poll_event`](Self::poll_event) handed out, or sends it away, with the status code of ZAP
+    /// (RFC 27) that libzmq tells its user.
     pub fn judge(&mut self, admitted: bool) -> Result<(), Violation> {
         if !std::mem::take(&mut self.judging) {
             return Ok(());
         }
         if !admitted {
-            let violation = Violation::NotAdmitted;
-            self.refuse(&violation);
-            return Err(violation);
+            if let Phase::Handshake { version } = self.phase {
+                encode_command(&mut self.outgoing, &self.mechanism.error(version, NOT_ADMITTED));
+            }
+            return Err(Violation::NotAdmitted(self.principal.take()));
         }
         self.mechanism.admit();
         self.advance_mechanism();
         Ok(())
+    }
+
+    /// What it means that the peer has closed the connection now, if it means more than that.
+    #[must_use]
+    pub fn closed_by_peer(&self) -> Option<Violation> {
+        match self.phase {
+            Phase::Handshake { .. } => self.mechanism.closed_by_peer(),
+            _ => None,
+        }
     }
 
     /// What boxes the traffic from now on, if the mechanism does; to be asked once, after [`Event::Ready`]. From then on
@@ -527,15 +534,6 @@ impl Engine {
     fn ready(&mut self, peer: Peer) -> Event {
         self.phase = Phase::Traffic { version: peer.version };
         Event::Ready(peer)
-    }
-
-    /// Tells a ZMTP 3 peer why it is sent away.
-    fn refuse(&mut self, violation: &Violation) {
-        if matches!(self.phase, Phase::Greeting | Phase::Handshake { .. })
-            && !matches!(violation, Violation::RefusedByPeer(_))
-        {
-            Command::Error(violation.to_string()).write(&mut self.outgoing);
-        }
     }
 }
 

@@ -186,7 +186,7 @@ fn unknown_commands_are_ignored() {
 }
 
 #[test]
-fn misfits_are_refused_and_told_why() {
+fn misfits_are_refused_without_a_word() {
     for (wire, blame) in [
         (session(1, "STREAM", b""), Blame::PeerIncompatible),
         (session(1, "PUSH", b""), Blame::PeerIncompatible),
@@ -203,9 +203,8 @@ fn misfits_are_refused_and_told_why() {
         let violation = feed(&mut engine, [&wire[..]]).unwrap_err();
         assert_eq!(violation.blame(), blame, "{violation}");
         let sent = std::iter::from_fn(|| engine.poll_transmit()).collect::<Vec<_>>().concat();
-        let told = sent.windows(6).any(|w| w == b"\x05ERROR");
-        let in_handshake = matches!(engine.phase, Phase::Greeting | Phase::Handshake { .. });
-        assert_eq!(told, in_handshake && !matches!(violation, Violation::RefusedByPeer(_)), "{violation}");
+        // At an ERROR command, libzmq gives up for good.
+        assert!(!sent.windows(6).any(|w| w == b"\x05ERROR"), "{violation}");
     }
 }
 

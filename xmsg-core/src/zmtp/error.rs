@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::Principal;
+
 /// Whose fault it is that a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
@@ -94,10 +96,12 @@ pub enum Violation {
     },
     /// The peer sent an ERROR command with this reason.
     RefusedByPeer(String),
+    /// The peer closed the connection during the handshake without a word, when this had happened.
+    ClosedByPeer(&'static str),
     /// What the peer sent was not made with the keys that it should have.
     NotAuthentic(&'static str),
-    /// Its credentials were not accepted.
-    NotAdmitted,
+    /// The credentials of this peer were not accepted.
+    NotAdmitted(Option<Principal>),
     /// The handshake was not finished in time.
     HandshakeTimeout,
     /// The peer did not answer a heartbeat in time.
@@ -112,8 +116,9 @@ impl Violation {
             Self::VersionTooOld
             | Self::MechanismMismatch { .. }
             | Self::SocketTypeMismatch { .. }
-            | Self::NotAdmitted
-            | Self::RefusedByPeer(_) => Blame::PeerIncompatible,
+            | Self::NotAdmitted(_)
+            | Self::RefusedByPeer(_)
+            | Self::ClosedByPeer(_) => Blame::PeerIncompatible,
             Self::HandshakeTimeout | Self::HeartbeatTimeout => Blame::Silence,
             _ => Blame::PeerMisbehaved,
         }
@@ -124,27 +129,22 @@ impl Violation {
     /// Whether the two sides do not trust one another: another mechanism, other keys, credentials that are not good.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        match self {
-            Self::RefusedByPeer(_) => !self.is_wrong_socket(),
-            Self::MechanismMismatch { .. } | Self::NotAuthentic(_) | Self::NotAdmitted => true,
-            _ => false,
-        }
+        matches!(
+            self,
+            Self::RefusedByPeer(_)
+                | Self::ClosedByPeer(_)
+                | Self::MechanismMismatch { .. }
+                | Self::NotAuthentic(_)
+                | Self::NotAdmitted(_)
+        )
     }
 
-    /// Whether the peer is something else than what was expected: no ZeroMQ socket, or one of a type that does not fit ours. Where
-    /// there is security, the server finds that out, and says so in its ERROR command: ours in these words.
+    /// Whether the peer is something else than what was expected: no ZeroMQ socket, or one of a type that does not fit ours.
     #[must_use]
     pub fn is_wrong_socket(&self) -> bool {
-        match self {
-            Self::NotZmtp | Self::SocketTypeMismatch { .. } => true,
-            Self::RefusedByPeer(reason) => reason.contains(DOES_NOT_FIT),
-            _ => false,
-        }
+        matches!(self, Self::NotZmtp | Self::SocketTypeMismatch { .. })
     }
 }
-
-/// In the words for a socket type that does not fit.
-const DOES_NOT_FIT: &str = "socket cannot talk to this";
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -157,7 +157,7 @@ impl fmt::Display for Violation {
                 write!(f, "the peer wants security mechanism {theirs:?}, this port speaks {ours}")
             }
             Self::SocketTypeMismatch { theirs, ours } => {
-                write!(f, "a {theirs:?} {DOES_NOT_FIT} {ours} socket")
+                write!(f, "a {theirs:?} socket cannot talk to this {ours} socket")
             }
             Self::Malformed(what) => write!(f, "malformed {what}"),
             Self::InvalidFlags(flags) => write!(f, "invalid frame flags {flags:#04x}"),
@@ -165,9 +165,20 @@ impl fmt::Display for Violation {
                 let (what, unit) = what.words();
                 write!(f, "{what} with {size} {unit}: the limit is {limit}")
             }
-            Self::RefusedByPeer(reason) => write!(f, "the peer refused the connection: {reason:?}"),
+            Self::RefusedByPeer(reason) => match reason.as_str() {
+                // The status codes of ZAP (RFC 27), as servers of libzmq and ours send them.
+                "300" => f.write_str("the peer lets nobody in for now (ZAP status 300)"),
+                "400" => f.write_str("the peer does not accept these credentials (ZAP status 400)"),
+                "500" => f.write_str("the peer failed to check the credentials (ZAP status 500)"),
+                _ => write!(f, "the peer refused the connection: {reason:?}"),
+            },
+            Self::ClosedByPeer(when) => write!(f, "the peer closed the connection when {when}"),
             Self::NotAuthentic(what) => f.write_str(what),
-            Self::NotAdmitted => f.write_str("not allowed here"),
+            Self::NotAdmitted(Some(who @ Principal::User(_))) => {
+                write!(f, "not let in: {who} is unknown, or the password is wrong")
+            }
+            Self::NotAdmitted(Some(who)) => write!(f, "not let in: {who} is unknown"),
+            Self::NotAdmitted(None) => f.write_str("not let in"),
             Self::HandshakeTimeout => f.write_str("the peer did not finish the handshake in time"),
             Self::HeartbeatTimeout => {
                 f.write_str("nothing was heard from the peer within the heartbeat time-out")
@@ -183,12 +194,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_finds_a_wrong_socket_is_understood() {
+    fn a_refusal_and_a_wrong_socket_are_two_things() {
         let found = Violation::SocketTypeMismatch { theirs: "SUB".into(), ours: "XSUB" };
-        let told = Violation::RefusedByPeer(found.to_string());
-        assert!(found.is_wrong_socket() && told.is_wrong_socket());
-        assert!(!found.is_refusal() && !told.is_refusal());
-        let refused = Violation::RefusedByPeer(Violation::NotAdmitted.to_string());
-        assert!(refused.is_refusal() && !refused.is_wrong_socket());
+        assert!(found.is_wrong_socket() && !found.is_refusal());
+        for refused in [Violation::RefusedByPeer("400".into()), Violation::ClosedByPeer("it got this")] {
+            assert!(refused.is_refusal() && !refused.is_wrong_socket());
+        }
+    }
+
+    #[test]
+    fn a_status_code_is_put_into_words() {
+        let words = Violation::RefusedByPeer("400".into()).to_string();
+        assert_eq!(words, "the peer does not accept these credentials (ZAP status 400)");
+        let words = Violation::RefusedByPeer("no".into()).to_string();
+        assert_eq!(words, "the peer refused the connection: \"no\"");
     }
 }

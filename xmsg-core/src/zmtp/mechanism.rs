@@ -6,7 +6,7 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use super::curve::{Cipher, PublicKey};
-use super::{Command, Properties, Violation};
+use super::{Command, Properties, Version, Violation};
 
 /// One side of a security handshake, as a pure state machine.
 ///
@@ -34,12 +34,24 @@ pub trait Mechanism: fmt::Debug + Send {
         None
     }
 
+    /// The body of the command that tells the peer that it is not let in.
+    fn error(&self, version: Version, reason: &str) -> Bytes {
+        let _ = version;
+        Command::Error(reason.to_owned()).body()
+    }
+
     /// The peer is let in.
     fn admit(&mut self) {}
 
     /// What the peer announced, once its side of the handshake is complete. They are handed out once: nothing of them stays here for
     /// as long as the connection lasts.
     fn take_properties(&mut self) -> Option<Properties>;
+
+    /// What it means that the peer has closed the connection at this point of the handshake. Servers say nothing when they find other
+    /// keys than theirs, so that is all that a client learns.
+    fn closed_by_peer(&self) -> Option<Violation> {
+        None
+    }
 
     /// What boxes the traffic, once the handshake is complete; `None`: it goes in clear text.
     fn take_cipher(&mut self) -> Option<Cipher> {

@@ -4,11 +4,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 use zeroize::Zeroizing;
 
 use super::command::{named, put_short, take_short};
-use super::{Command, Credentials, Mechanism, Properties, Violation};
+use super::{Command, Credentials, Mechanism, Properties, Version, Violation};
 
 const HELLO: &[u8] = b"HELLO";
 const WELCOME: &[u8] = b"WELCOME";
 const INITIATE: &[u8] = b"INITIATE";
+/// What libzmq has sent for ERROR since its version 4.3.0, and expects, with PLAIN: in C, `"\x05ERROR"` begins with one character, 0x5E.
+const LIBZMQ_ERROR: &[u8] = b"^RROR";
 /// The longest name and the longest password, bytes.
 pub(crate) const PLAIN_MAX: usize = 255;
 
@@ -60,6 +62,11 @@ impl Mechanism for PlainClient {
             self.welcomed = true;
             return Ok(());
         }
+        if let Some(reason) = body.strip_prefix(LIBZMQ_ERROR) {
+            let reason =
+                take_short(&mut body.slice_ref(reason)).ok_or(Violation::Malformed("ERROR command"))?;
+            return Err(Violation::RefusedByPeer(String::from_utf8_lossy(&reason).into_owned()));
+        }
         match Command::read(body)? {
             Command::Error(reason) => Err(Violation::RefusedByPeer(reason)),
             Command::Ready(properties) if self.initiated => {
@@ -68,6 +75,11 @@ impl Mechanism for PlainClient {
             }
             _ => Err(Violation::Malformed("PLAIN handshake: WELCOME or READY expected")),
         }
+    }
+
+    fn closed_by_peer(&self) -> Option<Violation> {
+        (self.hello.is_none() && !self.welcomed)
+            .then_some(Violation::ClosedByPeer("it was shown name and password: does it let anybody in?"))
     }
 
     fn take_properties(&mut self) -> Option<Properties> {
@@ -148,6 +160,16 @@ impl Mechanism for PlainServer {
 
     fn credentials(&mut self) -> Option<Credentials> {
         self.credentials.take()
+    }
+
+    fn error(&self, version: Version, reason: &str) -> Bytes {
+        if version < Version::V3_1 {
+            return Command::Error(reason.to_owned()).body();
+        }
+        // Who speaks ZMTP 3.1 is libzmq, or ours, which understands both.
+        let mut body = BytesMut::from(LIBZMQ_ERROR);
+        put_short(&mut body, reason.as_bytes());
+        body.freeze()
     }
 
     fn admit(&mut self) {

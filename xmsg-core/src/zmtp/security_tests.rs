@@ -117,15 +117,18 @@ fn curve_lets_traffic_through_in_both_directions() {
 #[test]
 fn a_client_that_is_not_let_in_is_told_so() {
     let [client, server] = join(curve_client(*keys(2).public()), curve_server(), false, unchanged);
-    assert_eq!(server.outcome, Outcome::Refused(Violation::NotAdmitted));
-    assert_eq!(client.outcome, Outcome::Refused(Violation::RefusedByPeer("not allowed here".into())));
+    let stranger = Principal::Key(*keys(1).public());
+    assert_eq!(server.outcome, Outcome::Refused(Violation::NotAdmitted(Some(stranger))));
+    assert_eq!(client.outcome, Outcome::Refused(Violation::RefusedByPeer("400".into())));
 }
 
 #[test]
 fn another_server_key_is_noticed_on_both_sides() {
     let [client, server] = join(curve_client(*keys(9).public()), curve_server(), true, unchanged);
     assert!(matches!(server.outcome, Outcome::Refused(Violation::NotAuthentic(_))), "{:?}", server.outcome);
-    assert!(matches!(client.outcome, Outcome::Refused(Violation::RefusedByPeer(_))), "{:?}", client.outcome);
+    // The server says nothing: a client of libzmq would never try again.
+    assert_eq!((client.outcome, client.input.len()), (Outcome::Waiting, 0));
+    assert!(matches!(client.engine.closed_by_peer(), Some(Violation::ClosedByPeer(_))));
 }
 
 #[test]
@@ -164,8 +167,38 @@ fn plain_shows_a_name_and_a_password() {
     assert_eq!(peer.principal, Some(Principal::User("alice".into())));
     assert!(matches!(client_side.outcome, Outcome::Ready(_)));
     let [client_side, server_side] = join(client(), server(), false, unchanged);
-    assert_eq!(server_side.outcome, Outcome::Refused(Violation::NotAdmitted));
-    assert!(matches!(client_side.outcome, Outcome::Refused(Violation::RefusedByPeer(_))));
+    let alice = Principal::User("alice".into());
+    assert_eq!(server_side.outcome, Outcome::Refused(Violation::NotAdmitted(Some(alice))));
+    assert_eq!(client_side.outcome, Outcome::Refused(Violation::RefusedByPeer("400".into())));
+}
+
+/// The bytes that a PLAIN server of libzmq 4.3.5 sent, and those of RFC 24.
+#[test]
+fn a_plain_client_understands_how_libzmq_refuses_it() {
+    for refusal in [&b"\x04\x09^RROR\x03400"[..], b"\x04\x0a\x05ERROR\x03400"] {
+        let mut client = engine(SocketType::Pub, PlainClient::new(b"a", b"b"));
+        let mut input = BytesMut::from(&b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01PLAIN"[..]);
+        input.put_bytes(0, 64 - input.len());
+        input.put_slice(refusal);
+        assert_eq!(client.poll_event(&mut input), Err(Violation::RefusedByPeer("400".into())));
+    }
+}
+
+/// What a PLAIN client of libzmq from 4.3.0 on expects, and what older ones and JeroMQ do.
+#[test]
+fn a_plain_server_refuses_in_the_words_of_the_peer() {
+    for (minor, refusal) in [(1, &b"\x04\x09^RROR\x03400"[..]), (0, b"\x04\x0a\x05ERROR\x03400")] {
+        let mut server = engine(SocketType::Xsub, PlainServer::default());
+        let mut input = BytesMut::from(&b"\xff\0\0\0\0\0\0\0\x01\x7f\x03"[..]);
+        input.put_u8(minor);
+        input.put_slice(b"PLAIN");
+        input.put_bytes(0, 64 - input.len());
+        input.put_slice(b"\x04\x0a\x05HELLO\x01a\x01b");
+        assert!(matches!(server.poll_event(&mut input), Ok(Some(Event::Credentials(_)))));
+        let _greeting = std::iter::from_fn(|| server.poll_transmit()).count();
+        assert!(matches!(server.judge(false), Err(Violation::NotAdmitted(Some(_)))));
+        assert_eq!(server.poll_transmit().as_deref(), Some(refusal));
+    }
 }
 
 #[test]
@@ -183,5 +216,5 @@ fn nothing_is_taken_before_the_credentials_were_judged() {
     let rest = input.len();
     assert_eq!(server.poll_event(&mut input), Ok(None));
     assert_eq!(input.len(), rest, "nothing is read");
-    assert_eq!(server.judge(false), Err(Violation::NotAdmitted));
+    assert!(matches!(server.judge(false), Err(Violation::NotAdmitted(Some(_)))));
 }

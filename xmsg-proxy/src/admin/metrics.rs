@@ -1,4 +1,4 @@
-//! `/metrics`: everything that is counted, in the `OpenMetrics` text format, which Prometheus reads.
+//! `/metrics`: everything that is counted, in the `OpenMetrics` text format; [`text_format`](super::text_format) has others.
 //!
 //! Nothing is counted here. What the parts count anyway is read when somebody asks, so that metrics cost the data plane
 //! nothing.
@@ -19,9 +19,6 @@ use super::State;
 use super::process::{Process, unix_s};
 use crate::registrar::Counts;
 use crate::switch::{Drops, SubscriberStats, Totals};
-
-/// What [`encode`] returns.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Subscribers with time series of their own: those with the longest queues. Every one that ever connects costs whoever
 /// stores the series.

@@ -16,6 +16,7 @@ mod metrics;
 mod process;
 mod routes;
 mod server;
+mod text_format;
 mod token;
 
 use std::net::{SocketAddr, TcpListener};
@@ -182,7 +183,7 @@ impl Admin {
 
 /// Others may ask only with a token.
 fn permitted(address: SocketAddr, token: Option<&Token>) -> Result<()> {
-    if token.is_some() || address.ip().is_loopback() {
+    if token.is_some() || address.ip().to_canonical().is_loopback() {
         return Ok(());
     }
     Err(Error::new(

@@ -17,6 +17,7 @@ use serde_json::json;
 use xmsg_core::socket::{Amount, ViolationCounts};
 
 use super::process::{Process, unix_s};
+use super::text_format::TextFormat;
 use super::{Phase, State, metrics};
 use crate::switch::{Drops, PublisherStats, SubscriberStats};
 
@@ -124,9 +125,12 @@ async fn readyz(Shared(state): Shared<Arc<State>>) -> Answer {
     }
 }
 
-async fn prometheus(Shared(state): Shared<Arc<State>>) -> Answer {
+async fn prometheus(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Answer {
+    let accept: Vec<_> =
+        headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let format = TextFormat::wanted(&accept.join(","));
     match metrics::encode(&state) {
-        Ok(text) => Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()),
+        Ok(text) => Ok(([(header::CONTENT_TYPE, format.content_type())], format.write(text)).into_response()),
         Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))),
     }
 }

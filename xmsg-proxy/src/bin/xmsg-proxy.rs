@@ -8,9 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use daemon::arguments::Switchable;
-use daemon::{
-    Asked, Common, Daemon, Program, Signals, descriptors_for_connections, ready, say, set, stopping,
-};
+use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
 use tokio::runtime::{Builder, Runtime};
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::registrar::{self, Registrar};
@@ -152,10 +150,12 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let (security, authority) = daemon.security();
     let name = security.name();
     let mut config = Config { security, authority, ..settings.config() };
-    let descriptors = descriptors_for_connections();
+    let has_registrar = settings.registrar.enabled || daemon.sockets.has("registrar");
+    let wanted = registrar::Config::default().connections;
+    let all = daemon.room_for_connections(config.connections + if has_registrar { wanted } else { 0 })?;
     // So many that a registrar in the same process never runs out of them.
-    let for_registrar = descriptors / 4;
-    config.connections = config.connections.min(descriptors - for_registrar);
+    let for_registrar = if has_registrar { wanted.min(all / 4) } else { 0 };
+    config.connections = config.connections.min(all - for_registrar);
     let builder = Proxy::bind(host.with_port(settings.port.get())).config(config);
     let proxy = match <[_; 3]>::try_from(daemon.sockets.take("proxy")) {
         Ok(sockets) => builder.start_on(sockets).await?,
@@ -190,7 +190,12 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
                 Asked::Reload => {
                     let (_, authority) = daemon.security();
                     let (generation, before) = (authority.generation(), daemon.settings.config());
-                    daemon.reload().await;
+                    // A file may let it wait for as long as it likes.
+                    tokio::select! {
+                        biased;
+                        () = daemon.reload() => {}
+                        () = signals.stop() => break,
+                    }
                     // Either has every inlet look up all topics anew.
                     if authority.generation() != generation {
                         proxy.enforce_rules().await;
@@ -244,7 +249,6 @@ async fn start_registrar(
     let (security, authority) = daemon.security();
     let snapshot = registrar.snapshot.clone();
     let limits = registrar::Config::default();
-    let connections = limits.connections.min(connections);
     let config = registrar::Config { snapshot, security, authority, connections, ..limits };
     let builder = Registrar::bind(host.with_port(registrar.port)).config(config);
     let started = match daemon.sockets.take("registrar").pop() {

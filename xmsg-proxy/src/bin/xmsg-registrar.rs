@@ -6,9 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use daemon::{
-    Asked, Common, Daemon, Program, Signals, descriptors_for_connections, ready, say, set, stopping,
-};
+use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::registrar::{Config, Registrar};
 use xmsg_proxy::settings::{self, Count, Host, RegistrarSettings, Seconds};
@@ -89,7 +87,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let (security, authority) = daemon.security();
     let name = security.name();
     let mut config = Config { security, authority, ..settings.config() };
-    config.connections = config.connections.min(descriptors_for_connections());
+    config.connections = daemon.room_for_connections(config.connections)?;
     let builder = Registrar::bind(settings.host.with_port(settings.port)).config(config);
     let registrar = match daemon.sockets.take("registrar").pop() {
         Some(socket) => builder.start_on(socket).await?,
@@ -109,7 +107,12 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                Asked::Reload => daemon.reload().await,
+                // A file may let it wait for as long as it likes.
+                Asked::Reload => tokio::select! {
+                    biased;
+                    () = daemon.reload() => {}
+                    () = signals.stop() => break,
+                },
                 Asked::Stop => break,
             },
             () = registrar.ended() => anyhow::bail!("it can't go on: see the log"),

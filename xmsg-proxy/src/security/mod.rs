@@ -17,7 +17,8 @@ use futures::future::BoxFuture;
 pub use passwords::{Passwords, hash_password};
 use tokio::sync::Semaphore;
 use xmsg_core::security::{Authenticator, Credentials, KeyPair, Principal, PublicKey, Security};
-use xmsg_core::socket::throttle::Throttle;
+
+use xmsg_core::control::asked_after;
 
 use crate::CONTROL_TOPIC;
 
@@ -51,10 +52,12 @@ impl Rights {
         starts_with_any(topic, &self.publish) || topic.starts_with(CONTROL_TOPIC)
     }
 
-    /// Whether it may subscribe to this prefix.
+    /// Whether it may subscribe to this prefix. The private topic that a client asks after goes with the one for which it stands: its
+    /// answer says that that one is live.
     #[must_use]
     pub fn may_subscribe(&self, prefix: &[u8]) -> bool {
         starts_with_any(prefix, &self.subscribe)
+            || asked_after(prefix).is_some_and(|topic| starts_with_any(topic, &self.subscribe))
     }
 
     /// Whether all topics may be published.
@@ -142,7 +145,6 @@ pub struct Authority {
     generation: AtomicU64,
     checks: Arc<Semaphore>,
     memory: Arc<Memory>,
-    refusals: Throttle,
 }
 
 impl Default for Authority {
@@ -160,7 +162,6 @@ impl Authority {
             generation: AtomicU64::new(0),
             checks: Arc::new(Semaphore::new(PASSWORD_CHECKS)),
             memory: Arc::default(),
-            refusals: Throttle::default(),
         }
     }
 
@@ -215,8 +216,6 @@ impl Authority {
         };
         if known {
             tracing::debug!(%principal, "let in");
-        } else if let Some(unlogged) = self.refusals.pass() {
-            tracing::info!(%principal, unlogged, "not let in: unknown, or a wrong password");
         }
         known
     }
@@ -284,6 +283,10 @@ mod tests {
             rights.may_subscribe(b"ret:1")
                 && !rights.may_subscribe(b"")
                 && !rights.may_subscribe(b"xmsg:control")
+                && !rights.may_subscribe(b"xmsg:sub:")
+                && !rights.may_subscribe(b"xmsg:sub:12")
+                && !rights.may_subscribe(b"xmsg:sub:12:b")
+                && rights.may_subscribe(b"xmsg:sub:12:ret:1")
         );
         assert!(Rights::all().may_subscribe(b"") && Rights::all().publishes_all());
     }

@@ -211,7 +211,9 @@ impl Host {
     /// Whether only this machine reaches what listens there.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
-        self.0 == "localhost" || self.0.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        // `::ffff:127.0.0.1` is an address of IPv4, written as one of IPv6.
+        let is_loopback = |address: std::net::IpAddr| address.to_canonical().is_loopback();
+        self.0 == "localhost" || self.0.parse().is_ok_and(is_loopback)
     }
 }
 
@@ -378,7 +380,10 @@ mod tests {
         for bad in ["", "x", ":80", "a b:80", "h:", "h:70000"] {
             assert!(bad.parse::<HostPort>().is_err(), "{bad}");
         }
-        assert!("::1".parse::<Host>().unwrap().is_loopback());
+        for host in ["::1", "::ffff:127.0.0.1", "[::ffff:127.9.9.9]", "127.9.9.9", "localhost"] {
+            assert!(host.parse::<Host>().unwrap().is_loopback(), "{host}");
+        }
+        assert!(!"::ffff:10.0.0.1".parse::<Host>().unwrap().is_loopback());
         assert!(!"0.0.0.0".parse::<Host>().unwrap().is_loopback());
     }
 }

@@ -23,7 +23,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::security::Principal;
@@ -33,7 +32,7 @@ use xmsg_core::socket::outbox::{Outbox, URGENT_MAX};
 use xmsg_core::socket::session::{Ended, Session, now};
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Closer, Listener, Stream};
-use xmsg_core::socket::{Admission, Amount, HighWaterMark, ViolationCounts, Violations};
+use xmsg_core::socket::{Admission, Amount, HighWaterMark, ProxyPorts, ViolationCounts, Violations};
 use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
 use crate::config::Config;
@@ -42,7 +41,7 @@ use crate::security::Authority;
 use inlet::Inlet;
 pub use peers::{Drops, PublisherStats, SubscriberStats};
 use peers::{Gate, Grant, Publisher, Subscriber};
-use requests::Asking;
+use requests::{Asking, RequestSender};
 pub use requests::{ControlRequests, Request, Requester};
 use table::{Change, Table, TableTask};
 
@@ -126,7 +125,7 @@ struct Inner {
     table: Arc<Table>,
     gate: Arc<Gate>,
     next_id: AtomicU32,
-    asking: mpsc::Sender<(Requester, Option<Request>)>,
+    asking: RequestSender,
     requests: Mutex<Option<ControlRequests>>,
     listeners: Mutex<Vec<Closer>>,
     /// Ends accepting.
@@ -375,7 +374,13 @@ impl Switch {
                     if self.inner.violations.note(&peer, side.port(), &ended).is_none()
                         && let Some(unlogged) = self.inner.refusals.pass()
                     {
-                        tracing::info!(peer, ?side, reason = %ended, unlogged, "connection refused");
+                        // A peer that learns that our socket does not fit its own closes before it has said what that is.
+                        let ports = self.inner.violations.ports().filter(|_| ended.is_by_peer());
+                        let hint = ports.map(|ports| {
+                            let ProxyPorts { publishers, subscribers, .. } = ports;
+                            format!("publishers connect to {publishers}, subscribers to {subscribers}")
+                        });
+                        tracing::info!(peer, ?side, reason = %ended, hint, unlogged, "connection refused");
                     }
                     return;
                 }
@@ -425,6 +430,7 @@ impl Switch {
         };
         publisher.outbox.close();
         inner.gate.remove_publisher(&publisher);
+        publisher.grant.log_rest(peer);
         inner.table.change(Change::PublisherGone(publisher.id)).await;
         ended
     }
@@ -457,11 +463,13 @@ impl Switch {
             () = subscriber.outsized.cancelled() => Ended::OutOfMemory,
             () = subscriber.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             never = subscriber.keep_telling() => match never {},
+            never = subscriber.keep_logging() => match never {},
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended,
         };
         subscriber.outbox.close();
         inner.table.change(Change::SubscriberGone(subscriber.id)).await;
         inner.gate.remove_subscriber(&subscriber);
+        subscriber.grant.log_rest(peer);
         ended
     }
 

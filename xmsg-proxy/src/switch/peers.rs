@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::socket::memory::Claim;
 use xmsg_core::socket::outbox::Outbox;
-
+use xmsg_core::socket::session::now;
 use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits, Principal, Version};
 
@@ -36,7 +36,7 @@ pub(super) struct Grant {
     principal: Option<Arc<Principal>>,
     known: Mutex<(u64, Option<Arc<Rights>>)>,
     denied: AtomicU64,
-    log: Mutex<Option<Instant>>,
+    log: Spaced<u64>,
     /// It is not to be here any more: ends its connection.
     pub(super) revoked: CancellationToken,
 }
@@ -51,7 +51,7 @@ impl Grant {
             principal: principal.map(Arc::new),
             known: Mutex::new((generation, rights)),
             denied: AtomicU64::new(0),
-            log: Mutex::default(),
+            log: Spaced::default(),
             revoked: CancellationToken::new(),
         }
     }
@@ -68,19 +68,32 @@ impl Grant {
 
     /// Counts what it wanted and may not, and says so in the log now and then.
     pub(super) fn deny(&self, peer: &str, what: &str, topic: &[u8], count: u64) {
-        let denied = self.denied.fetch_add(count, Ordering::Relaxed) + count;
-        let mut log = lock(&self.log);
-        if log.is_some_and(|last| last.elapsed() < SLOW_LOG_INTERVAL) {
-            return;
+        let in_all = self.denied.fetch_add(count, Ordering::Relaxed) + count;
+        if let Some(before) = self.log.pass(in_all) {
+            tracing::warn!(
+                peer,
+                principal = self.principal(),
+                topic = %topic[..topic.len().min(TOPIC_SHOWN)].escape_ascii(),
+                denied = in_all - before,
+                denied_in_all = in_all,
+                "not allowed to {what}: see its rights in the configuration"
+            );
         }
-        *log = Some(Instant::now());
-        tracing::warn!(
-            peer,
-            principal = self.principal(),
-            topic = %topic.escape_ascii(),
-            denied_in_all = denied,
-            "not allowed to {what}: see its rights in the configuration"
-        );
+    }
+
+    /// Says in the log, at the end of its connection, what it has not said yet.
+    pub(super) fn log_rest(&self, peer: &str) {
+        let in_all = self.denied();
+        let before = self.log.take(in_all);
+        if before < in_all {
+            tracing::warn!(
+                peer,
+                principal = self.principal(),
+                denied = in_all - before,
+                denied_in_all = in_all,
+                "not allowed, until it left: see its rights in the configuration"
+            );
+        }
     }
 
     pub(super) fn denied(&self) -> u64 {
@@ -157,10 +170,14 @@ pub(super) struct Subscriber {
     pub(super) subscriptions: AtomicUsize,
     /// Bytes of their prefixes.
     pub(super) subscription_bytes: AtomicUsize,
-    /// When its slowness was last logged, and what had been dropped then.
-    slow_log: Mutex<Option<(Instant, Drops)>>,
-    /// When it was last logged that it does not take a message.
-    large_log: Mutex<Option<Instant>>,
+    /// What had been dropped when its slowness was last logged.
+    slow_log: Spaced<Drops>,
+    /// How many messages it had not been sent when it was last logged that it does not take them.
+    large_log: Spaced<u64>,
+    /// The topic of the last such message.
+    large_topic: Mutex<Vec<u8>>,
+    /// There is something to log that has to wait.
+    unlogged: Notify,
     /// `None`: it does not understand what it would be told of drops.
     telling: Option<Telling>,
     /// Ends its connection.
@@ -186,8 +203,10 @@ impl Subscriber {
             waited_us: AtomicU64::new(0),
             subscriptions: AtomicUsize::new(0),
             subscription_bytes: AtomicUsize::new(0),
-            slow_log: Mutex::default(),
-            large_log: Mutex::default(),
+            slow_log: Spaced::default(),
+            large_log: Spaced::default(),
+            large_topic: Mutex::default(),
+            unlogged: Notify::new(),
             telling: None,
             cut: CancellationToken::new(),
             outsized: CancellationToken::new(),
@@ -259,21 +278,61 @@ impl Subscriber {
     pub(super) fn count_too_large(&self, amount: Amount, topic: &[u8]) {
         self.too_large.add(amount.messages as usize, amount.bytes as usize);
         self.note_news();
-        let mut log = lock(&self.large_log);
-        if log.is_some_and(|last| last.elapsed() < SLOW_LOG_INTERVAL) {
-            return;
+        {
+            let mut last = lock(&self.large_topic);
+            last.clear();
+            last.extend_from_slice(&topic[..topic.len().min(TOPIC_SHOWN)]);
         }
-        *log = Some(Instant::now());
-        drop(log);
+        let in_all = self.drops().too_large.messages;
+        match self.large_log.pass(in_all) {
+            Some(before) => self.write_large(in_all, before),
+            None => self.unlogged.notify_one(),
+        }
+    }
+
+    fn write_large(&self, in_all: u64, before: u64) {
         let MessageLimits { size, frames } = self.takes.unwrap_or_default();
         tracing::warn!(
             peer = %self.peer,
-            topic = %topic[..topic.len().min(TOPIC_SHOWN)].escape_ascii(),
-            too_large_in_all = self.drops().too_large.messages,
+            topic = %lock(&self.large_topic).escape_ascii(),
+            too_large = in_all - before,
+            too_large_in_all = in_all,
             limit_bytes = size,
             limit_frames = frames,
             "messages above a subscriber's limit are not sent to it. Raise its limit, or lower --max-message-size"
         );
+    }
+
+    /// Writes into the log for ever what had to wait because a line had just been written.
+    pub(super) async fn keep_logging(&self) -> Infallible {
+        loop {
+            self.unlogged.notified().await;
+            while let Some(due) = self.next_line() {
+                tokio::time::sleep_until(due.into()).await;
+                self.log_rest(false);
+            }
+        }
+    }
+
+    /// When what is not logged yet is to be, if there is anything.
+    fn next_line(&self) -> Option<Instant> {
+        let drops = self.drops();
+        let slow = self.slow_log.due(|logged| logged.slow().messages < drops.slow().messages);
+        let large = self.large_log.due(|logged| *logged < drops.too_large.messages);
+        slow.into_iter().chain(large).min()
+    }
+
+    /// Logs what is not logged yet: what is due, or, at the end of its connection, all of it.
+    fn log_rest(&self, at_the_end: bool) {
+        let drops = self.drops();
+        let take = |due: Option<Instant>| due.is_some_and(|due| at_the_end || due <= now());
+        if take(self.slow_log.due(|logged| logged.slow().messages < drops.slow().messages)) {
+            self.write_slowness(drops, self.slow_log.take(drops));
+        }
+        let in_all = drops.too_large.messages;
+        if take(self.large_log.due(|logged| *logged < in_all)) {
+            self.write_large(in_all, self.large_log.take(in_all));
+        }
     }
 
     fn add_to(&self, totals: &mut Totals) {
@@ -308,15 +367,16 @@ impl Subscriber {
         Duration::from_micros(self.waited_us.load(Ordering::Relaxed))
     }
 
-    /// Says in the log that it is slow, and what came of it since the last time; now and then.
+    /// Says in the log that it is slow, and what came of it since the last time: at once, and then every [`SLOW_LOG_INTERVAL`] at most.
     pub(super) fn log_slowness(&self) {
-        let mut log = lock(&self.slow_log);
-        if log.is_some_and(|(last, _)| last.elapsed() < SLOW_LOG_INTERVAL) {
-            return;
-        }
         let drops = self.drops();
-        let (_, before) = log.replace((Instant::now(), drops)).unwrap_or((Instant::now(), Drops::default()));
-        drop(log);
+        match self.slow_log.pass(drops) {
+            Some(before) => self.write_slowness(drops, before),
+            None => self.unlogged.notify_one(),
+        }
+    }
+
+    fn write_slowness(&self, drops: Drops, before: Drops) {
         let queued = self.outbox.queued();
         let dropped = drops.slow().messages - before.slow().messages;
         if dropped == 0 {
@@ -356,6 +416,41 @@ impl Subscriber {
         );
         self.cut.cancel();
         self.outbox.close();
+    }
+}
+
+/// Lines in the log, each with what was counted since the one before, with pauses of [`SLOW_LOG_INTERVAL`].
+#[derive(Debug)]
+struct Spaced<T>(Mutex<Option<(Instant, T)>>);
+
+impl<T> Default for Spaced<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Copy + Default> Spaced<T> {
+    /// What had been counted at the last line, if another one may be written now, with all that `counted` says.
+    fn pass(&self, counted: T) -> Option<T> {
+        let mut last = lock(&self.0);
+        if last.is_some_and(|(at, _)| now().saturating_duration_since(at) < SLOW_LOG_INTERVAL) {
+            return None;
+        }
+        Some(last.replace((now(), counted)).map_or_else(T::default, |(_, before)| before))
+    }
+
+    /// The same without regard to pauses.
+    fn take(&self, counted: T) -> T {
+        lock(&self.0).replace((now(), counted)).map_or_else(T::default, |(_, before)| before)
+    }
+
+    /// When the next line may be written, if there is something to say about what has been logged.
+    fn due(&self, is_old: impl FnOnce(&T) -> bool) -> Option<Instant> {
+        let last = lock(&self.0);
+        let (at, logged) = last
+            .as_ref()
+            .map_or_else(|| (now(), T::default()), |(at, logged)| (*at + SLOW_LOG_INTERVAL, *logged));
+        is_old(&logged).then_some(at)
     }
 }
 
@@ -492,6 +587,7 @@ impl Gate {
             let mut subscribers = lock(&self.subscribers);
             let mut gone = lock(&self.gone);
             let undelivered = subscriber.outbox.clear().messages;
+            subscriber.log_rest(true);
             if subscribers.remove(&subscriber.id).is_none() {
                 return;
             }
@@ -627,3 +723,7 @@ impl Gate {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "peers_tests.rs"]
+mod tests;

@@ -1,11 +1,13 @@
 //! Control requests on their way from inlets to whoever answers them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use xmsg_core::security::Principal;
+use xmsg_core::socket::throttle::Throttle;
 
 use super::peers::Publisher;
 
@@ -77,15 +79,47 @@ impl Requester {
 /// Requests in the order in which they came; `None` for what is none.
 pub type ControlRequests = mpsc::Receiver<(Requester, Option<Request>)>;
 
-pub(super) fn channel() -> (mpsc::Sender<(Requester, Option<Request>)>, ControlRequests) {
-    mpsc::channel(WAITING)
+/// Where inlets put control requests in.
+#[derive(Clone, Debug)]
+pub(super) struct RequestSender {
+    sender: mpsc::Sender<(Requester, Option<Request>)>,
+    lost: Arc<Lost>,
+}
+
+/// Requests that found no room.
+#[derive(Debug, Default)]
+struct Lost {
+    count: AtomicU64,
+    log: Throttle,
+}
+
+pub(super) fn channel() -> (RequestSender, ControlRequests) {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    (RequestSender { sender, lost: Arc::default() }, receiver)
+}
+
+impl RequestSender {
+    fn send(&self, publisher: &Arc<Publisher>, request: Option<Request>) {
+        if self.sender.try_send((Requester(publisher.clone()), request)).is_ok() {
+            return;
+        }
+        let lost_in_all = self.lost.count.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(unlogged) = self.lost.log.pass() {
+            tracing::warn!(
+                peer = %publisher.peer,
+                lost_in_all,
+                unlogged,
+                "control requests come faster than they can be answered: one was dropped. Clients ask again; do many connect at once?"
+            );
+        }
+    }
 }
 
 /// How fast one connection may ask: by a token bucket for each kind, which holds what a second brings. Whoever asks faster is read from
 /// more slowly.
 #[derive(Debug)]
 pub(super) struct Asking {
-    sender: mpsc::Sender<(Requester, Option<Request>)>,
+    sender: RequestSender,
     confirmations: Bucket,
     others: Bucket,
 }
@@ -112,7 +146,7 @@ impl Bucket {
 }
 
 impl Asking {
-    pub(super) fn new(sender: mpsc::Sender<(Requester, Option<Request>)>) -> Self {
+    pub(super) fn new(sender: RequestSender) -> Self {
         Self {
             sender,
             confirmations: Bucket::new(CONFIRMATIONS_PER_SECOND),
@@ -134,9 +168,7 @@ impl Asking {
             _ => &mut self.others,
         };
         let wait = bucket.take(Instant::now());
-        if self.sender.try_send((Requester(publisher.clone()), request)).is_err() {
-            tracing::debug!(peer = %publisher.peer, "too many control requests at once: it will be asked again");
-        }
+        self.sender.send(publisher, request);
         wait
     }
 }

@@ -224,6 +224,18 @@ impl Mechanism for CurveClient {
         }
     }
 
+    fn closed_by_peer(&self) -> Option<Violation> {
+        match self.step {
+            ClientStep::AwaitWelcome => Some(Violation::ClosedByPeer(
+                "it got the CURVE HELLO: it has another key than the server key that is set here",
+            )),
+            ClientStep::AwaitReady(_) => {
+                Some(Violation::ClosedByPeer("it was shown our CURVE key: does it let anybody in?"))
+            }
+            _ => None,
+        }
+    }
+
     fn take_properties(&mut self) -> Option<Properties> {
         match &mut self.step {
             ClientStep::Done(_, properties) => Some(std::mem::take(properties)),

@@ -6,11 +6,12 @@ mod reload;
 mod signals;
 mod systemd;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use xmsg_proxy::admin::{Admin, Sources};
@@ -21,8 +22,16 @@ pub(crate) use arguments::{Common, Program, set};
 pub(crate) use signals::{Asked, Signals};
 pub(crate) use systemd::{Sockets, ready, stopping};
 
-/// Descriptors that a daemon keeps for itself: its files, its listeners, its HTTP server (64 connections), and some more.
-const OWN_DESCRIPTORS: usize = 96;
+/// Descriptors that a daemon keeps for itself: its files, its listeners, and some more.
+const OWN_DESCRIPTORS: usize = 32;
+/// Those of its HTTP server: the connections that it takes.
+const HTTP_DESCRIPTORS: usize = 64;
+/// With room for fewer connections a daemon does not start: it would seem to work, and turn its clients away.
+const CONNECTIONS_MIN: usize = 16;
+/// Room for so many is not worth a line.
+const MANY_CONNECTIONS: usize = 1000;
+/// How long something that blocks a thread at the end, such as a file that nobody writes, may go on.
+const BLOCKED_MAX: Duration = Duration::from_secs(1);
 
 /// A program that has its settings, and can go to work.
 pub(crate) struct Daemon<P: Program> {
@@ -39,21 +48,24 @@ pub(crate) struct Daemon<P: Program> {
 
 /// The whole of a daemon: reads what it is told, and runs it.
 pub(crate) fn main<P: Program>(
-    runtime: impl FnOnce(&P::Settings) -> std::io::Result<Runtime>,
+    runtime: impl FnOnce(&P::Settings) -> io::Result<Runtime>,
     run: impl AsyncFnOnce(Daemon<P>) -> anyhow::Result<()>,
 ) -> ExitCode {
     let program = P::from_command_line();
     let daemon = match prepare(program) {
-        Ok(Some(daemon)) => daemon,
-        Ok(None) => return ExitCode::SUCCESS,
+        Ok(Prepared::ToWork(daemon)) => daemon,
+        Ok(Prepared::ToPrint(text)) => return print::<P>(&text),
         Err(error) => {
             eprintln!("{}: {error}", P::NAME);
             return ExitCode::from(2);
         }
     };
-    let result = runtime(&daemon.settings)
-        .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run(daemon)));
+    let result = runtime(&daemon.settings).context("cannot start the runtime").and_then(|runtime| {
+        let result = runtime.block_on(run(*daemon));
+        // What has to be finished is. A thread that still waits for a file keeps nobody.
+        runtime.shutdown_timeout(BLOCKED_MAX);
+        result
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -63,24 +75,42 @@ pub(crate) fn main<P: Program>(
     }
 }
 
-/// Reads and checks everything; `None` if that was all that was wanted.
-fn prepare<P: Program>(program: P) -> Result<Option<Daemon<P>>, SettingsError> {
+/// What a daemon is to do, once everything is read and checked.
+enum Prepared<P: Program> {
+    ToWork(Box<Daemon<P>>),
+    /// This is all that is wanted.
+    ToPrint(String),
+}
+
+fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
     let (settings, reloadable) = load(&program)?;
     if program.common().print_config {
-        // One `write`, without a line's end of its own.
-        let _ = write!(std::io::stdout(), "{}", settings::print(&settings)?);
-        return Ok(None);
+        return Ok(Prepared::ToPrint(settings::print(&settings)?));
     }
     if program.common().check_config {
         check_folder(&settings)?;
-        say(format_args!("{}: the configuration is good", P::NAME));
-        return Ok(None);
+        return Ok(Prepared::ToPrint(format!("{}: the configuration is good\n", P::NAME)));
     }
     // While there is one thread: it changes the environment.
     let sockets = Sockets::from_environment(P::SOCKETS)?;
     let log = log::start(settings.log());
     let authority = Arc::new(Authority::new(reloadable.rules.clone()));
-    Ok(Some(Daemon { program, settings, reloadable, authority, log, sockets, admin: None }))
+    let daemon = Daemon { program, settings, reloadable, authority, log, sockets, admin: None };
+    Ok(Prepared::ToWork(Box::new(daemon)))
+}
+
+/// Writes what was asked for to standard output. Whoever redirects it to a file is to know whether it is there.
+fn print<P: Program>(text: &str) -> ExitCode {
+    let mut stdout = io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: cannot write to standard output: {error}", P::NAME);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The settings, from all that they come from, and what the files hold that they refer to.
@@ -130,7 +160,7 @@ impl<P: Program> Daemon<P> {
     }
 
     /// How long stopping may take.
-    pub(crate) fn linger(&self) -> std::time::Duration {
+    pub(crate) fn linger(&self) -> Duration {
         self.reloadable.linger
     }
 
@@ -160,9 +190,34 @@ impl<P: Program> Daemon<P> {
     }
 }
 
-/// Raises the limit of open descriptors as far as this user may, and returns how many of them there are for connections. What is
-/// usual, 1024, is soon used up: every connection takes one.
-pub(crate) fn descriptors_for_connections() -> usize {
+impl<P: Program> Daemon<P> {
+    /// How many connections there is room for, of those that are `wanted`: each takes a descriptor. Fails when there are too few of
+    /// them to be of use, and says so in the log when they are few.
+    pub(crate) fn room_for_connections(&self, wanted: usize) -> anyhow::Result<usize> {
+        let http =
+            if self.settings.admin().enabled || self.sockets.has("admin") { HTTP_DESCRIPTORS } else { 0 };
+        let (limit, own) = (raise_descriptor_limit(), OWN_DESCRIPTORS + http);
+        let room = limit.saturating_sub(own);
+        if room < CONNECTIONS_MIN {
+            bail!(
+                "the limit of open descriptors is {limit}, and {own} of them are for the daemon itself: that leaves no room for \
+                 connections. Raise it to {} or more (ulimit -n, LimitNOFILE= of a unit)",
+                own + CONNECTIONS_MIN
+            );
+        }
+        if room < wanted.min(MANY_CONNECTIONS) {
+            tracing::warn!(
+                connections = room,
+                descriptors = limit,
+                "room for {room} connections only: raise the limit of open descriptors (ulimit -n, LimitNOFILE= of a unit)"
+            );
+        }
+        Ok(room.min(wanted))
+    }
+}
+
+/// Raises the limit of open descriptors as far as this user may, and returns it. What is usual, 1024, is soon used up.
+fn raise_descriptor_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
     let limit = match setrlimit(Resource::Nofile, raised) {
@@ -172,11 +227,10 @@ pub(crate) fn descriptors_for_connections() -> usize {
             limit.current
         }
     };
-    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-    limit.saturating_sub(OWN_DESCRIPTORS).max(1)
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
 /// A line on standard output. Nobody has to listen there.
 pub(crate) fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(io::stdout(), "{line}");
 }

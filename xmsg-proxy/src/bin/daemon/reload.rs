@@ -5,7 +5,8 @@ use xmsg_proxy::settings::{self, Change, Reloadable, SettingsError};
 use super::{Daemon, Program, load, systemd};
 
 impl<P: Program> Daemon<P> {
-    /// Reads the settings again. If they are no good, everything stays as it is.
+    /// Reads the settings again. If they are no good, everything stays as it is. Dropping the future gives it up as long as files
+    /// are being read.
     pub(crate) async fn reload(&mut self) {
         systemd::reloading();
         if self.program.common().config.is_none() {

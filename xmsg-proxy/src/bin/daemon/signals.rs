@@ -43,6 +43,14 @@ impl Signals {
         }
     }
 
+    /// Waits until it is to stop. What is to be read again meanwhile stays to be asked for.
+    pub(crate) async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
     /// Waits for another signal to stop, which means: at once. While the process stops, there is nothing to reload.
     pub(crate) async fn second(&mut self) {
         tokio::time::sleep(SAME_SIGNAL).await;

@@ -48,6 +48,11 @@ impl Sockets {
         Ok(Self(sockets))
     }
 
+    /// Whether there are any of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(found, _)| found == name)
+    }
+
     /// Takes those of this name: none, or as many as were announced.
     pub(crate) fn take(&mut self, name: &str) -> Vec<TcpListener> {
         let (taken, rest) = std::mem::take(&mut self.0).into_iter().partition(|(found, _)| found == name);

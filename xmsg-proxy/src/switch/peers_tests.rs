@@ -1,0 +1,98 @@
+//! What the log says of losses.
+
+use std::io;
+
+use xmsg_core::socket::outbox::Outbox;
+
+use super::*;
+
+/// What was written into the log of this thread.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        lock(&self.0).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Collects until the guard is dropped.
+    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    /// The numbers of this field, line by line.
+    fn numbers(&self, field: &str) -> Vec<u64> {
+        let text = String::from_utf8(lock(&self.0).clone()).unwrap();
+        let field = format!(" {field}=");
+        let after = |line: &str| Some(line.split_once(&field)?.1.split(' ').next()?.parse().unwrap());
+        text.lines().filter_map(after).collect()
+    }
+}
+
+fn subscriber() -> Arc<Subscriber> {
+    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    Arc::new(Subscriber::new(1, "a test", outbox, Grant::new(&Arc::default(), None)))
+}
+
+fn newest(messages: u64) -> Drops {
+    Drops { newest: Amount::new(messages as usize, messages as usize), ..Drops::default() }
+}
+
+/// Drops for 25 s and then for a moment, with a pause between.
+#[tokio::test(start_paused = true)]
+async fn lines_of_a_slow_subscriber_add_up_to_all_that_was_dropped() {
+    let (log, _guard) = Log::start();
+    let subscriber = subscriber();
+    let gate = Gate::default();
+    gate.add_subscriber(&subscriber);
+    let dropping = async {
+        for _ in 0..250 {
+            subscriber.count_dropped(newest(100));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // It keeps up for a while: what it lost until then is told meanwhile.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        // At once, and then every 10 s; which of what happens at the same moment comes first is left open.
+        let dropped = log.numbers("dropped");
+        assert_eq!((dropped.len(), dropped[0], dropped.iter().sum::<u64>()), (4, 100, 25_000), "{dropped:?}");
+        assert!(dropped[1..3].iter().all(|count| (9_900..=10_100).contains(count)), "{dropped:?}");
+        subscriber.count_dropped(newest(7));
+        subscriber.count_dropped(newest(8));
+    };
+    tokio::select! {
+        never = subscriber.keep_logging() => match never {},
+        () = dropping => {}
+    }
+    gate.remove_subscriber(&subscriber);
+    let dropped = log.numbers("dropped");
+    assert_eq!(dropped[4..], [7, 8, 25_015], "the rest, and the sum when it leaves");
+    assert_eq!(dropped[..6].iter().sum::<u64>(), 25_015);
+    assert_eq!(*log.numbers("dropped_in_all").last().unwrap(), 25_015);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lines_about_messages_that_are_too_large_or_not_allowed_add_up_too() {
+    let (log, _guard) = Log::start();
+    let subscriber = subscriber();
+    let gate = Gate::default();
+    gate.add_subscriber(&subscriber);
+    for _ in 0..10 {
+        subscriber.count_too_large(Amount::new(3, 3), b"a:b");
+        subscriber.grant.deny("a test", "publish", b"a:b", 2);
+    }
+    gate.remove_subscriber(&subscriber);
+    subscriber.grant.log_rest("a test");
+    assert_eq!(log.numbers("too_large"), [3, 27]);
+    assert_eq!(log.numbers("denied"), [2, 18]);
+}
