@@ -131,6 +131,13 @@ impl Pool {
         }
     }
 
+    /// All connections, those that are taken and those that are idle.
+    pub(crate) fn connections(&self) -> Vec<Connection> {
+        let state = self.inner.state();
+        let idle = state.idle.values().flatten().map(|(connection, _)| connection);
+        idle.chain(state.taken.values()).map(Connection::share).collect()
+    }
+
     /// Makes a connection for later.
     pub async fn cache_connection(&self, address: &ProxyAddress) -> Result<()> {
         self.take(address).await.map(drop)

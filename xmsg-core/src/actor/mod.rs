@@ -210,7 +210,8 @@ impl Actor {
         self.connections().iter().map(Connection::unconfirmed).sum()
     }
 
-    /// Whether it is connected to its default proxy at this moment.
+    /// Whether it is connected to its default proxy at this moment. After a reconnection it is so for about a second before messages
+    /// are sent again: they are held back, so that subscribers can come back first.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.inner.connection.is_connected()
@@ -383,6 +384,10 @@ impl Actor {
         let inner = &*self.inner;
         let (deadline, own) = (Deadline::after(limit), service::own());
         inner.closed.store(true, Ordering::Release);
+        let connections: Vec<_> = self.connections().into_iter().chain(inner.pool.connections()).collect();
+        for connection in &connections {
+            connection.limit_hold(limit);
+        }
         for subscription in lock(&inner.subscriptions).iter() {
             subscription.stop();
         }
@@ -393,7 +398,20 @@ impl Actor {
         for service in &services {
             if drains && own != Some(service.id()) { service.drain() } else { service.stop() }
         }
-        let handled = join_all(services.iter().map(|service| service.ended_by(deadline, own))).await;
+        let handled = {
+            let handling = join_all(services.iter().map(|service| service.ended_by(deadline, own)));
+            // Meanwhile, and not only when handlers have left time for it.
+            let confirming = async {
+                join_all(connections.iter().map(Connection::keep_confirming)).await;
+                std::future::pending().await
+            };
+            tokio::select! {
+                biased;
+                handled = handling => handled,
+                never = confirming => never,
+            }
+        };
+        drop(connections);
         let unhandled = left_before + handled.into_iter().sum::<u64>();
         let mut left = Unfinished { unhandled, ..Unfinished::default() };
         left.unhandled += lock(&inner.subscriptions).iter().map(Waiting::count).sum::<u64>();
@@ -490,12 +508,7 @@ impl Actor {
             expected.answer().await.ok_or_else(closed)
         };
         let Ok(answer) = Deadline::after(timeout).limit(ask).await else {
-            let what = format!(
-                "no answer to the request to {} within {timeout:?}: does anybody answer there, through the proxy at {}?",
-                message.topic(),
-                connection.address(),
-            );
-            return Err(Error::new(ErrorKind::Timeout, what));
+            return Err(not_answered(connection, message.topic(), timeout));
         };
         let answer = answer?;
         match answer.error_text().ok().flatten() {
@@ -536,6 +549,13 @@ impl Actor {
     fn all_replies(&self) -> Vec<Arc<Replies>> {
         lock(&self.inner.replies).values().filter_map(|shared| shared.get().cloned()).collect()
     }
+}
+
+fn not_answered(connection: &Connection, topic: &Topic, timeout: Duration) -> Error {
+    let why = connection.why_late().unwrap_or_else(|| {
+        format!("does anybody answer there, through the proxy at {}?", connection.address())
+    });
+    Error::new(ErrorKind::Timeout, format!("no answer to the request to {topic} within {timeout:?}: {why}"))
 }
 
 fn closed() -> Error {

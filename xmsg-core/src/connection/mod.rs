@@ -194,12 +194,7 @@ impl Connection {
             }
         };
         let Ok(doubtful) = tokio::time::timeout(timeout, confirming).await else {
-            let what = format!(
-                "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}: they are still being sent",
-                self.address(),
-                self.unconfirmed(),
-            );
-            return Err(Error::new(ErrorKind::Timeout, what));
+            return Err(self.not_flushed(timeout));
         };
         let doubtful = doubtful?;
         if doubtful == 0 {
@@ -272,7 +267,8 @@ impl Connection {
         SocketEvents::of(&self.inner.target.events)
     }
 
-    /// Whether the publishing socket is open and connected at this moment.
+    /// Whether the publishing socket is open and connected at this moment. After a reconnection it is so for about a second before
+    /// messages are sent again: they are held back, so that subscribers can come back first.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.inner.publisher.get().is_some_and(Publisher::is_connected)
@@ -302,6 +298,7 @@ impl Connection {
         let end = Deadline::after(limit);
         inner.gate.close();
         inner.closing.cancel();
+        self.limit_hold(limit);
         if inner.publisher.get().is_none() {
             inner.abandoned.cancel();
         }
@@ -329,6 +326,44 @@ impl Connection {
             0
         };
         Unfinished { unsent, unconfirmed, ..Unfinished::default() }
+    }
+
+    /// It will be closed within this time: not more than half of it goes by while messages are held back after a reconnection.
+    pub(crate) fn limit_hold(&self, left: Duration) {
+        if let Some(publisher) = self.inner.publisher.get() {
+            publisher.limit_hold(left);
+        }
+    }
+
+    /// Has the proxy confirm what was published, and what is still being published, for as long as it is polled: when handlers take all the
+    /// time of an end, only what they published last is in doubt.
+    pub(crate) async fn keep_confirming(&self) {
+        let inner = &*self.inner;
+        loop {
+            if let Some(publisher) =
+                inner.publisher.get().filter(|_| inner.target.options.checks_connection())
+            {
+                inner.target.confirmations.confirm_all(publisher, &inner.target).await;
+            }
+            tokio::time::sleep(CHECK_INTERVAL).await;
+        }
+    }
+
+    /// Why what was published did not arrive in time, if that is known.
+    pub(crate) fn why_late(&self) -> Option<String> {
+        let held = self.inner.publisher.get().and_then(Publisher::held_for)?;
+        let what = "after a reconnection, so that subscribers can come back first";
+        Some(format!("messages have been held back for {held:.0?} {what}"))
+    }
+
+    fn not_flushed(&self, timeout: Duration) -> Error {
+        let what = format!(
+            "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}",
+            self.address(),
+            self.unconfirmed(),
+        );
+        let why = self.why_late().unwrap_or_else(|| "they are still being sent".to_owned());
+        Error::new(ErrorKind::Timeout, format!("{what}: {why}"))
     }
 
     /// Waits for the socket together with those who called before, and publishes when they have.

@@ -15,7 +15,8 @@ const EVENTS: usize = 64;
 #[non_exhaustive]
 pub enum SocketEvent {
     /// A connection is there, handshake done. When it is one that had been lost, the subscriptions of the socket are on their way over
-    /// it: the gap that [`Disconnected`](Self::Disconnected) began ends as soon as the peer has taken them.
+    /// it: the gap that [`Disconnected`](Self::Disconnected) began ends as soon as the peer has taken them. A publisher begins to send
+    /// about a second later, or sooner if the connection was away for less, so that subscribers can come back first.
     Connected {
         /// Its other end.
         peer: String,

@@ -1,6 +1,6 @@
 //! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::Permit;
 use super::events::{DropReason, SocketEvent, SocketEvents};
+use super::hold::{HoldLimit, Lost};
 use super::inbox::Inbox;
 use super::link::{LastEnd, Link, NotTaken, SubscriptionLimits, Subscriptions};
 use super::outbox::{Discarded, Frame, Outbox};
@@ -22,11 +23,10 @@ use super::session::{Batch, Ended, Handler, Session, now};
 use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, SocketOptions};
+use crate::deadline::Deadline;
 use crate::zmtp::{self, Blame, DroppedCounts, Engine, Limits, Peer, PeerLimits, SocketType};
 use crate::{Error, ErrorKind, Result};
 
-/// How long a reconnected publisher waits at most for the subscriptions that it knew before.
-const RESUBSCRIBE_GRACE: Duration = Duration::from_secs(1);
 /// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
 /// prefixes, the publisher takes it that everything is wanted.
 const WANTED_MAX: usize = 100_000;
@@ -90,6 +90,8 @@ pub(crate) struct Hub {
     dropped: AtomicU64,
     /// … in the log.
     drop_log: Throttle,
+    /// Until when messages may be held back after a reconnection.
+    hold_limit: HoldLimit,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -113,6 +115,7 @@ impl Hub {
             parent,
             dropped: AtomicU64::new(0),
             drop_log: Throttle::default(),
+            hold_limit: HoldLimit::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             options,
@@ -274,11 +277,23 @@ impl Hub {
         }
     }
 
+    /// The socket will be closed within this time: no more than half of it may go by while messages are held back after a
+    /// reconnection.
+    pub(crate) fn limit_hold(&self, left: Duration) {
+        self.hold_limit.set(Deadline::after(left / 2).instant());
+    }
+
+    /// For how long messages have been held back after a reconnection, if they are.
+    pub(crate) fn held_for(&self) -> Option<Duration> {
+        self.links().iter().filter_map(|link| link.state().held_since).max().map(|since| since.elapsed())
+    }
+
     /// Takes no more messages, writes what was accepted for at most `linger`, and ends every task.
     /// Returns how many messages were not sent.
     pub(crate) async fn close(&self, linger: Duration) -> usize {
         // Whoever drops this future half-way gives up: nothing of the socket stays behind.
         let _stop = self.stop.clone().drop_guard();
+        self.limit_hold(linger);
         self.unbind();
         self.tasks.close();
         self.changed.notify_waiters();
@@ -360,7 +375,7 @@ impl Hub {
         let peer = endpoint.to_string();
         let _end = LinkEnd { hub: &self, link: &link };
         let mut backoff = Backoff::new(&self.options);
-        let mut lost: Option<(Instant, BTreeSet<Bytes>)> = None;
+        let mut lost = None;
         let work = async {
             loop {
                 let begun = Instant::now();
@@ -369,10 +384,7 @@ impl Hub {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
-                        let wanted = link.state().forget_wanted();
-                        // If the last connection was too short to settle, what was wanted before it still counts.
-                        let (_, lost) = lost.get_or_insert_with(|| (Instant::now(), BTreeSet::new()));
-                        lost.extend(wanted);
+                        lost = Some(Lost::again(lost.take(), link.state().forget_wanted()));
                         None
                     }
                     Ok(Err(error)) => Some(error),
@@ -458,16 +470,9 @@ impl Hub {
         self.changed.notify_waiters();
     }
 
-    /// Runs a session to its end. `lost` tells a connecting link since when it was without a connection, and
-    /// what its peer wanted then.
-    async fn run(
-        &self,
-        name: &str,
-        session: Session,
-        peer: Peer,
-        link: &Arc<Link>,
-        lost: &mut Option<(Instant, BTreeSet<Bytes>)>,
-    ) {
+    /// Runs a session to its end. `lost` tells a connecting link what it knows of the connection before this one; it is forgotten
+    /// once subscribers had time to come back.
+    async fn run(&self, name: &str, session: Session, peer: Peer, link: &Arc<Link>, lost: &mut Option<Lost>) {
         let (version, principal, limits) = (peer.version, peer.principal.clone(), peer.limits);
         let identity = match (self.socket_type, peer.identity.first()) {
             // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that
@@ -521,12 +526,14 @@ impl Hub {
         let mut handler = LinkHandler { hub: self, link, identity };
         let ended = {
             let settle = async {
-                if let Some((since, wanted)) = lost {
-                    if !wanted.is_empty() {
-                        link.outbox.hold(true);
-                        self.settle(link, *since, wanted).await;
+                if let Some(lost) = lost.as_mut().filter(|lost| lost.had_subscribers()) {
+                    link.hold();
+                    tokio::select! {
+                        biased;
+                        () = self.hold_limit.reached() => {}
+                        () = lost.settle(link, &self.options, &self.changed) => {}
                     }
-                    link.outbox.hold(false);
+                    link.release();
                 }
                 *lost = None;
                 std::future::pending().await
@@ -538,7 +545,7 @@ impl Hub {
                 ended = session.run(&link.outbox, &mut handler, Duration::MAX) => ended,
             }
         };
-        link.outbox.hold(false);
+        link.release();
         let last_end = self.judge(name, link, &limits, &ended);
         {
             let mut state = link.state();
@@ -592,24 +599,6 @@ impl Hub {
             self.note_dropped(name, gone, reason.to_owned());
         }
         LastEnd::CutOff
-    }
-
-    /// After a reconnection: waits until subscribers had time to come back, too, so that what they would miss is not
-    /// sent before. They retry within about as long as the connection was away.
-    async fn settle(&self, link: &Link, since: Instant, wanted: &BTreeSet<Bytes>) {
-        let away = since.elapsed();
-        tokio::time::sleep(away.min(self.options.reconnect_max).max(self.options.reconnect_min)).await;
-        let back = async {
-            loop {
-                let mut changed = std::pin::pin!(self.changed.notified());
-                changed.as_mut().enable();
-                if wanted.is_subset(&link.state().wanted) {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        let _ = tokio::time::timeout(RESUBSCRIBE_GRACE, back).await;
     }
 
     fn session(&self, stream: Stream, limits: Limits) -> Session {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::outbox::Outbox;
@@ -43,6 +44,8 @@ pub(crate) struct LinkState {
     pub(crate) last_end: LastEnd,
     /// The first subscription that the peer does not take, if there is one.
     pub(super) refused: Option<NotTaken>,
+    /// Since when messages are held back, after a reconnection.
+    pub(super) held_since: Option<Instant>,
     /// What the peer has dropped for us: over this connection, and over all.
     pub(super) drops: (DroppedCounts, DroppedCounts),
 }
@@ -163,6 +166,17 @@ impl AsRef<Outbox> for Link {
 impl Link {
     pub(crate) fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves messages where they are until [`release`](Self::release).
+    pub(super) fn hold(&self) {
+        self.state().held_since = Some(Instant::now());
+        self.outbox.hold(true);
+    }
+
+    pub(super) fn release(&self) {
+        self.state().held_since = None;
+        self.outbox.hold(false);
     }
 
     /// Whether the peer of a publisher wants this topic.

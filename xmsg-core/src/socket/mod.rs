@@ -21,6 +21,7 @@ pub mod buffer;
 mod dealer;
 mod endpoint;
 mod events;
+mod hold;
 mod hub;
 mod inbox;
 pub(crate) mod line;

@@ -159,7 +159,8 @@ impl Publisher {
         self.hub.links().iter().any(|link| link.wants(topic))
     }
 
-    /// Whether there is a connection at this moment.
+    /// Whether there is a connection at this moment. For about a second after a reconnection messages are held back over it, so that
+    /// subscribers can come back first ([`SocketOptions::reconnect_max`]).
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.hub.is_connected()
@@ -189,6 +190,16 @@ impl Publisher {
     /// Ends at once, in the background: what was accepted is not sent.
     pub(crate) fn abort(&self) {
         self.hub.abort();
+    }
+
+    /// It will be closed within this time: not more than half of it goes by while messages are held back.
+    pub(crate) fn limit_hold(&self, left: Duration) {
+        self.hub.limit_hold(left);
+    }
+
+    /// For how long messages have been held back after a reconnection, so that subscribers can come back first, if they are.
+    pub(crate) fn held_for(&self) -> Option<Duration> {
+        self.hub.held_for()
     }
 
     /// What happens to the connections from now on.
