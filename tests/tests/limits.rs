@@ -13,7 +13,7 @@ use xmsg_core::socket::{
     SocketOptions, Subscriber, TcpOptions,
 };
 use xmsg_core::zmtp::{Limits, MessageLimits, encoded_len};
-use xmsg_core::{Connection, ErrorKind, Message, ProxyAddress};
+use xmsg_core::{Actor, Connection, ErrorKind, HandlerError, Message, ProxyAddress};
 use xmsg_proxy::registrar::Registrar;
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_tests::peer::Peer;
@@ -129,6 +129,30 @@ async fn a_proxy_that_comes_back_with_a_smaller_limit_does_not_stop_what_waits()
     // The limit is known now, and still is when the proxy has gone again.
     proxy.stop(LINGER).await;
     assert_eq!(publisher.publish(&of_size("q", 2 * MIB)).await.unwrap_err().kind(), ErrorKind::TooLarge);
+}
+
+/// A reply that is too large fails the request; so does a reason that is too long to be told in full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_asked_learns_that_the_reply_was_too_large() {
+    let proxy = proxy().limits(limited(MIB)).start().await.unwrap();
+    let actor = || Actor::builder("large").proxy(proxy.address()).options(patient()).build().unwrap();
+    let (service, client) = (actor(), actor());
+    let handle = service
+        .subscribe_with("large", 1, |request: Message| async move {
+            if request.value::<bool>()? {
+                return Err("no ".repeat(MIB).into());
+            }
+            Ok::<_, HandlerError>(request.reply_with(vec![0_u8; 3 * MIB])?)
+        })
+        .await
+        .unwrap();
+    for (fails, why) in [(false, "is above the limit of 1048576 bytes"), (true, "no no no")] {
+        let error = client.request(&Message::of("large", fails).unwrap(), PATIENCE).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Remote);
+        assert!(error.to_string().contains(why), "{}", &error.to_string()[..100]);
+    }
+    assert_eq!(handle.failed(), 2);
+    assert!(service.drain(PATIENCE).await.is_nothing());
 }
 
 /// Hands on what a foreign proxy would take of a publisher, over connections that follow one another: `most` bytes a frame.
