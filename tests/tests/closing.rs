@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::sync::{Notify, Semaphore};
-use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message, Unfinished};
+use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message, OwnerType, Unfinished};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{PATIENCE, connect, patient, proxy, topic, within};
 
@@ -245,8 +245,21 @@ async fn a_request_that_waits_ends_when_its_actor_is_closed() {
     let left = client.close(PATIENCE).await;
     assert_eq!(left, client.close(PATIENCE).await);
     assert_eq!(left.unanswered, 1);
-    let error = within("the end of the request", waiting).await.unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Closed);
+    let asked = within("the end of the request", waiting).await.unwrap().unwrap_err();
+    let message = Message::of("a", 1).unwrap();
+    for error in [
+        asked,
+        client.publish(&message).await.unwrap_err(),
+        client.try_publish(&message).unwrap_err(),
+        client.request(&message, PATIENCE).await.unwrap_err(),
+        client.subscribe("a").await.unwrap_err(),
+        client.register(OwnerType::Publisher, "a", "").await.unwrap_err(),
+    ] {
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (ErrorKind::Closed, "the actor was closed here")
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

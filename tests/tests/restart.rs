@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use xmsg_core::socket::{Endpoint, Publisher, SocketEvent, SocketOptions, Subscriber};
-use xmsg_core::{Actor, ErrorKind, Message, ProxyAddress};
+use xmsg_core::{Actor, Connection, ErrorKind, Message, ProxyAddress};
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_tests::{PATIENCE, connect, next, patient, proxy, topic, within};
 
@@ -167,6 +167,38 @@ async fn what_is_published_while_the_proxy_is_away_arrives_later() {
     }
     assert!(publisher.close(LINGER).await.is_nothing());
     drop(proxy);
+}
+
+/// The library knows that the proxy is gone, and says so, whatever was to be done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_a_proxy_that_is_gone_is_told_so() {
+    let proxy = proxy().start().await.unwrap();
+    let soon = Duration::from_millis(300);
+    let actor = Actor::builder("left").proxy(proxy.address()).options(patient()).build().unwrap();
+    let answering = |request: Message| async move { request.reply() };
+    actor.subscribe_with("a", 1, answering).await.unwrap();
+    actor.request(&Message::of("a", 1).unwrap(), PATIENCE).await.unwrap();
+    let options = patient().subscription_timeout(soon);
+    let connection = Connection::with_options(proxy.address(), options).unwrap();
+    connection.connect().await.unwrap();
+    drop(proxy);
+    within("the loss", async {
+        while actor.is_connected() || connection.is_connected() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let message = Message::of("a", 2).unwrap();
+    actor.publish(&message).await.unwrap();
+    let flushed = actor.flush(soon).await.unwrap_err();
+    let asked = actor.request(&message, soon).await.unwrap_err();
+    assert_eq!((flushed.kind(), asked.kind()), (ErrorKind::Timeout, ErrorKind::Timeout));
+    let subscribed = connection.subscribe("b").await.unwrap_err();
+    assert_eq!(subscribed.kind(), ErrorKind::Refused);
+    for error in [flushed, asked, subscribed] {
+        assert!(error.to_string().contains("there is no connection"), "{error}");
+        assert!(error.with_causes().to_string().contains("nobody listens"), "{error:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -184,24 +184,24 @@ impl Actor {
     /// Publishes through the default proxy. Returns when the message was accepted, in the order of the calls; waits while the
     /// connection is full, and never drops. A reply topic is taken off: for that there is [`request`](Self::request).
     pub async fn publish(&self, message: &Message) -> Result<()> {
-        self.inner.connection.publish(&*message.without_reply_to()?).await
+        self.closed_here(self.inner.connection.publish(&*message.without_reply_to()?).await)
     }
 
     /// Publishes a message through another proxy, as [`publish`](Self::publish) does through the default one.
     pub async fn publish_to(&self, address: &ProxyAddress, message: &Message) -> Result<()> {
-        self.connection_to(address)?.publish(&*message.without_reply_to()?).await
+        self.closed_here(self.connection_to(address)?.publish(&*message.without_reply_to()?).await)
     }
 
     /// Publishes through the default proxy without waiting for room, as [`Connection::try_publish`] does. A reply topic is taken off.
     pub fn try_publish(&self, message: &Message) -> Result<()> {
-        self.inner.connection.try_publish(&*message.without_reply_to()?)
+        self.closed_here(self.inner.connection.try_publish(&*message.without_reply_to()?))
     }
 
     /// Returns once its proxies have everything that was published before the call, as [`Connection::flush`] does for one.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let connections = self.connections();
         let flushing = connections.iter().map(|connection| connection.flush(timeout));
-        join_all(flushing).await.into_iter().collect()
+        self.closed_here(join_all(flushing).await.into_iter().collect())
     }
 
     /// Messages that were accepted and that the proxies are not known to have; see [`Connection::unconfirmed`].
@@ -430,6 +430,14 @@ impl Actor {
         if self.inner.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
     }
 
+    /// The same result, unless it says that a connection was closed because the actor was.
+    fn closed_here<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match error.kind() {
+            ErrorKind::Closed if self.inner.closed.load(Ordering::Acquire) => closed(),
+            _ => error,
+        })
+    }
+
     fn registration(&self, owner: OwnerType, topic: &Topic) -> Registration {
         Registration::new(owner, &self.inner.name, topic, self.proxy())
     }
@@ -462,7 +470,7 @@ impl Actor {
         topics: impl IntoTopics,
     ) -> Result<Subscription> {
         self.check_open()?;
-        let subscription = connection.subscribe(topics).await?;
+        let subscription = self.closed_here(connection.subscribe(topics).await)?;
         let mut subscriptions = lock(&self.inner.subscriptions);
         // Under the lock, so that either this sees that the actor was closed, or closing sees the subscription.
         self.check_open()?;
@@ -483,7 +491,7 @@ impl Actor {
         F: Future<Output: IntoReply> + Send + 'static,
     {
         self.check_open()?;
-        let subscription = connection.subscribe(topics).await?;
+        let subscription = self.closed_here(connection.subscribe(topics).await)?;
         let service = Service { subscription, connection: connection.share(), concurrency, handler };
         let mut services = lock(&self.inner.services);
         self.check_open()?;
@@ -508,9 +516,11 @@ impl Actor {
             expected.answer().await.ok_or_else(closed)
         };
         let Ok(answer) = Deadline::after(timeout).limit(ask).await else {
-            return Err(not_answered(connection, message.topic(), timeout));
+            let what = format!("no answer to the request to {} within {timeout:?}", message.topic());
+            let hint = format!("does anybody answer there, through the proxy at {}?", connection.address());
+            return Err(connection.late(&what, &hint));
         };
-        let answer = answer?;
+        let answer = self.closed_here(answer)?;
         match answer.error_text().ok().flatten() {
             None => Ok(answer),
             Some(text) => {
@@ -551,15 +561,8 @@ impl Actor {
     }
 }
 
-fn not_answered(connection: &Connection, topic: &Topic, timeout: Duration) -> Error {
-    let why = connection.why_late().unwrap_or_else(|| {
-        format!("does anybody answer there, through the proxy at {}?", connection.address())
-    });
-    Error::new(ErrorKind::Timeout, format!("no answer to the request to {topic} within {timeout:?}: {why}"))
-}
-
 fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the actor is closed")
+    Error::new(ErrorKind::Closed, "the actor was closed here")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,8 +5,8 @@ mod opening;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,6 +61,14 @@ struct Target {
     options: ConnectOptions,
     events: broadcast::Sender<SocketEvent>,
     confirmations: Confirmations,
+    /// Why the last attempt to open the publishing socket came to nothing.
+    failure: Mutex<Option<Error>>,
+}
+
+impl Target {
+    fn failure(&self) -> MutexGuard<'_, Option<Error>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -107,6 +115,7 @@ impl Connection {
             options,
             events,
             confirmations: Confirmations::default(),
+            failure: Mutex::default(),
         };
         let inner = Inner {
             target: Arc::new(target),
@@ -349,11 +358,26 @@ impl Connection {
         }
     }
 
-    /// Why what was published did not arrive in time, if that is known.
-    pub(crate) fn why_late(&self) -> Option<String> {
-        let held = self.inner.publisher.get().and_then(Publisher::held_for)?;
-        let what = "after a reconnection, so that subscribers can come back first";
-        Some(format!("messages have been held back for {held:.0?} {what}"))
+    /// The error of a call whose time ran out before it was done, as `what` says, for a reason that is known here, or else `otherwise`.
+    pub(crate) fn late(&self, what: &str, otherwise: &str) -> Error {
+        let (publisher, address) = (self.inner.publisher.get(), self.address());
+        if let Some(held) = publisher.and_then(Publisher::held_for) {
+            let why = format!(
+                "messages have been held back for {held:.0?} after a reconnection, so that subscribers can come back first"
+            );
+            return Error::new(ErrorKind::Timeout, format!("{what}: {why}"));
+        }
+        let failure = publisher.map_or_else(|| self.inner.target.failure().clone(), Publisher::failure);
+        match failure {
+            None => Error::new(ErrorKind::Timeout, format!("{what}: {otherwise}")),
+            Some(failure) => {
+                // Once it was open, what was accepted still waits to be sent.
+                let kind =
+                    if publisher.is_some() { ErrorKind::Timeout } else { opening::kind_of(Some(&failure)) };
+                let why = format!("there is no connection to the proxy at {address}");
+                Error::new(kind, format!("{what}: {why}")).with_source(failure)
+            }
+        }
     }
 
     fn not_flushed(&self, timeout: Duration) -> Error {
@@ -362,8 +386,7 @@ impl Connection {
             self.address(),
             self.unconfirmed(),
         );
-        let why = self.why_late().unwrap_or_else(|| "they are still being sent".to_owned());
-        Error::new(ErrorKind::Timeout, format!("{what}: {why}"))
+        self.late(&what, "they are still being sent")
     }
 
     /// Waits for the socket together with those who called before, and publishes when they have.
@@ -417,7 +440,11 @@ impl Connection {
         while let Some(topic) = unconfirmed.first() {
             let now = Instant::now();
             if end.has_passed() {
-                return Err(self.not_confirmed(topic, timeout));
+                return Err(self.not_confirmed(
+                    topic,
+                    timeout,
+                    socket.failure().or_else(|| publisher.failure()),
+                ));
             }
             let repeat = now >= repeat_at;
             if repeat {
@@ -465,18 +492,21 @@ impl Connection {
         Error::new(ErrorKind::Full, what)
     }
 
-    fn not_confirmed(&self, topic: &Topic, timeout: Duration) -> Error {
+    fn not_confirmed(&self, topic: &Topic, timeout: Duration, failure: Option<Error>) -> Error {
+        let address = self.address();
+        let what =
+            format!("the proxy at {address} did not confirm the subscription to {topic} within {timeout:?}");
+        if let Some(failure) = failure {
+            let what = format!("{what}: there is no connection to it");
+            return Error::new(opening::kind_of(Some(&failure)), what).with_source(failure);
+        }
         let rights = match self.inner.target.options.mechanism() {
             crate::Security::Null => "",
             _ => "; do our rights there allow it",
         };
-        let what = format!(
-            "the proxy at {} did not confirm the subscription to {topic} within {timeout:?}: is it an xMsg proxy, and is its subscriber \
-             port {} reachable{rights}?",
-            self.address(),
-            self.address().subscribe_port(),
-        );
-        Error::new(ErrorKind::Timeout, what)
+        let port = address.subscribe_port();
+        let hint = format!("is it an xMsg proxy, and is its subscriber port {port} reachable{rights}?");
+        Error::new(ErrorKind::Timeout, format!("{what}: {hint}"))
     }
 }
 

@@ -15,10 +15,10 @@ use super::admission::Permit;
 use super::events::{DropReason, SocketEvent, SocketEvents};
 use super::hold::{HoldLimit, Lost};
 use super::inbox::Inbox;
-use super::link::{LastEnd, Link, NotTaken, SubscriptionLimits, Subscriptions};
+use super::link::{LastEnd, Link, SubscriptionLimits, Subscriptions};
 use super::outbox::{Discarded, Frame, Outbox};
 use super::reconnect::Backoff;
-use super::refusal::unfit;
+use super::refusal::{Whose, unfit};
 use super::session::{Batch, Ended, Handler, Session, now};
 use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
@@ -27,6 +27,8 @@ use crate::deadline::Deadline;
 use crate::zmtp::{self, Blame, DroppedCounts, Engine, Limits, Peer, PeerLimits, SocketType};
 use crate::{Error, ErrorKind, Result};
 
+/// A peer that takes a connection and says nothing for so long is silent.
+const SILENCE: Duration = Duration::from_millis(100);
 /// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
 /// prefixes, the publisher takes it that everything is wanted.
 const WANTED_MAX: usize = 100_000;
@@ -161,6 +163,18 @@ impl Hub {
         self.links().iter().any(|link| link.state().version.is_some())
     }
 
+    /// Why there is no connection to the peer that it connects to, if that is known.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        let links = self.links();
+        let state = links.iter().find(|link| link.connecting)?.state();
+        let is_silent = state.silent_since.is_some_and(|since| since.elapsed() > SILENCE);
+        match &state.failure {
+            _ if state.version.is_some() => None,
+            None if is_silent => Some(silent(&state.name)),
+            failure => failure.clone(),
+        }
+    }
+
     /// Waits until there is a connection.
     pub(crate) async fn connected(&self) -> Result<()> {
         self.wait_until(|| self.is_connected()).await
@@ -189,7 +203,7 @@ impl Hub {
         let count = subscriptions.counts.get(prefix).copied().unwrap_or_default();
         match (subscribe, count) {
             (true, 0) => {
-                self.may_subscribe(prefix.len(), &subscriptions).map_err(NotTaken::error)?;
+                self.may_subscribe(prefix.len(), &subscriptions)?;
                 subscriptions.counts.insert(prefix.clone(), 1);
                 subscriptions.bytes += prefix.len();
             }
@@ -225,18 +239,24 @@ impl Hub {
     }
 
     /// Whether a prefix of this length may be added.
-    fn may_subscribe(&self, len: usize, subscriptions: &Subscriptions) -> Result<(), NotTaken> {
+    fn may_subscribe(&self, len: usize, subscriptions: &Subscriptions) -> Result<()> {
         let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + len);
-        SubscriptionLimits::ours(&self.options.limits).check(len, count, bytes)?;
+        let ours = SubscriptionLimits::ours(&self.options.limits).check(len, count, bytes);
+        ours.map_err(|why| why.error(Whose::Ours))?;
         for link in self.links().iter() {
-            SubscriptionLimits::theirs(&link.state().limits).check(len, count, bytes)?;
+            let state = link.state();
+            let theirs = SubscriptionLimits::theirs(&state.limits).check(len, count, bytes);
+            theirs.map_err(|why| why.error(Whose::Theirs(&state.name)))?;
         }
         Ok(())
     }
 
     /// Why a peer does not take one of the subscriptions, if that is so.
     pub(crate) fn refused_subscription(&self) -> Option<Error> {
-        self.links().iter().find_map(|link| link.state().refused).map(NotTaken::error)
+        self.links().iter().find_map(|link| {
+            let state = link.state();
+            state.refused.map(|why| why.error(Whose::Theirs(&state.name)))
+        })
     }
 
     /// Messages that were accepted and dropped again, because their peer does not take them.
@@ -246,7 +266,8 @@ impl Hub {
 
     /// The error for a message that the queue of this link does not take.
     pub(crate) fn unfit(&self, link: &Link, frames: &[impl Frame]) -> Error {
-        unfit(frames, link.outbox.limits(), self.options.send_limits())
+        let peer = link.state().name.clone();
+        unfit(frames, link.outbox.limits(), self.options.send_limits(), &peer)
     }
 
     /// Drops a message for one of several peers, which does not take it.
@@ -373,14 +394,17 @@ impl Hub {
 
     async fn keep_connected(self: Arc<Self>, endpoint: Endpoint, link: Arc<Link>) {
         let peer = endpoint.to_string();
+        link.state().name = peer.as_str().into();
         let _end = LinkEnd { hub: &self, link: &link };
         let mut backoff = Backoff::new(&self.options);
         let mut lost = None;
         let work = async {
             loop {
                 let begun = Instant::now();
-                let attempt = self.open(&endpoint);
-                let failure = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
+                let attempt = self.open(&endpoint, &link);
+                let opened = tokio::time::timeout(self.options.connect_timeout, attempt).await;
+                let was_silent = link.state().silent_since.take().is_some();
+                let failure = match opened {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
@@ -388,6 +412,7 @@ impl Hub {
                         None
                     }
                     Ok(Err(error)) => Some(error),
+                    Err(_) if was_silent => Some(silent(&peer)),
                     Err(_) => Some(Error::new(
                         ErrorKind::Timeout,
                         format!("no answer from {peer} within the time limit for connecting"),
@@ -402,6 +427,7 @@ impl Hub {
                     let least = pause.min(backoff.min);
                     pause = pause.saturating_sub(begun.elapsed()).max(least);
                     tracing::debug!(peer, reason = %error.with_causes(), ?pause, "cannot connect");
+                    link.state().failure = Some(error.clone());
                     self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), error, pause });
                 }
                 tokio::time::sleep(pause).await;
@@ -414,12 +440,13 @@ impl Hub {
         }
     }
 
-    async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Peer)> {
+    async fn open(&self, endpoint: &Endpoint, link: &Link) -> Result<(Session, Peer)> {
         let stream = Stream::connect(endpoint, &self.options.tcp, self.options.connect_timeout).await?;
         let mut limits = self.options.limits.clone();
         // What others subscribe to at a proxy is no reason to leave it.
         limits.subscription_len = limits.subscription_len.max(limits.command_size);
         let mut session = self.session(stream, limits);
+        link.state().silent_since = Some(Instant::now());
         let peer = session.handshake().await.map_err(|ended| ended.while_connecting(endpoint))?;
         Ok((session, peer))
     }
@@ -509,7 +536,7 @@ impl Hub {
                 link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
             }
             let mut state = link.state();
-            (state.version, state.limits) = (Some(version), limits);
+            (state.version, state.limits, state.failure) = (Some(version), limits, None);
             state.drops.0 = DroppedCounts::default();
             state.refused = refused.first().map(|(_, why)| *why);
             refused
@@ -517,7 +544,7 @@ impl Hub {
         tracing::debug!(peer = name, socket = %self.socket_type, ?version, "connected");
         self.tell(SocketEvent::Connected { peer: name.to_owned() });
         for (prefix, why) in refused {
-            let reason = why.error().to_string();
+            let reason = why.error(Whose::Theirs(name)).to_string();
             tracing::warn!(peer = name, prefix = %prefix.escape_ascii(), reason, "subscription refused");
             self.tell(SocketEvent::SubscriptionRefused { peer: name.to_owned(), prefix, reason });
         }
@@ -559,6 +586,7 @@ impl Hub {
             self.options.violations.note(name, self.socket_type, &ended);
         }
         let error = ended.while_connected(&name);
+        link.state().failure = Some(error.clone());
         self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
     }
 
@@ -617,6 +645,13 @@ impl Hub {
         }
         let _ = self.events.send(event);
     }
+}
+
+fn silent(peer: &str) -> Error {
+    let what = format!(
+        "{peer} takes connections and says nothing: does something else listen there, such as HTTP, or is it suspended?"
+    );
+    Error::new(ErrorKind::Timeout, what)
 }
 
 /// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another

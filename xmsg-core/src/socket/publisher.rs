@@ -192,6 +192,11 @@ impl Publisher {
         self.hub.abort();
     }
 
+    /// Why there is no connection, if that is known; `None` while there is one.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.hub.failure()
+    }
+
     /// It will be closed within this time: not more than half of it goes by while messages are held back.
     pub(crate) fn limit_hold(&self, left: Duration) {
         self.hub.limit_hold(left);
@@ -226,7 +231,7 @@ impl Publisher {
         let limits = self.hub.options.send_limits();
         match frames.first() {
             Some(topic) if limits.allow(crate::zmtp::encoded_len(frames), frames.len()) => Ok(topic.as_ref()),
-            _ => Err(unfit(frames, limits, limits)),
+            _ => Err(unfit(frames, limits, limits, "")),
         }
     }
 

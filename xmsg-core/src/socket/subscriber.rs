@@ -61,6 +61,11 @@ impl Subscriber {
         self.hub.refused_subscription()
     }
 
+    /// Why there is no connection, if that is known; `None` while there is one.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.hub.failure()
+    }
+
     /// Takes a subscription back. What is on its way still arrives.
     pub fn unsubscribe(&self, prefix: impl Into<Bytes>) {
         // Less is never too much.
