@@ -2,7 +2,7 @@
 
 mod builder;
 mod reply;
-mod service;
+pub(crate) mod service;
 
 use std::collections::HashMap;
 use std::fmt;

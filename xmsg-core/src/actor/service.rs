@@ -30,8 +30,17 @@ tokio::task_local! {
 }
 
 /// The service in whose handler the caller runs.
-pub(super) fn own() -> Option<u64> {
+pub(crate) fn own() -> Option<u64> {
     WITHIN.try_with(|id| *id).ok()
+}
+
+/// Calls a handler of this service in another thread than that of its task.
+#[cfg(feature = "blocking")]
+pub(crate) fn within<T>(own: Option<u64>, handler: impl FnOnce() -> T) -> T {
+    match own {
+        Some(id) => WITHIN.sync_scope(id, handler),
+        None => handler(),
+    }
 }
 
 /// What the task of a service shares with those who end it.
