@@ -237,6 +237,9 @@ impl Connection {
         if topics.is_empty() {
             return Err(Error::new(ErrorKind::InvalidTopic, "a subscription needs at least one topic"));
         }
+        for topic in topics.iter().filter(|topic| topic.looks_like_a_pattern()) {
+            tracing::warn!(%topic, "there are no wildcards: this receives topics that start with it, byte by byte");
+        }
         let Target { address, options, .. } = &*self.inner.target;
         let mut socket =
             Subscriber::with_parent(options.subscribing(address), self.inner.target.events.clone());
