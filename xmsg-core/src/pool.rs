@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::deadline::Deadline;
-use crate::socket::SocketEvents;
 use crate::{ConnectOptions, Connection, Error, ErrorKind, ProxyAddress, Result, Unfinished};
 
 /// Idle connections kept for one proxy.
@@ -119,8 +118,7 @@ impl Pool {
                 }
                 None => {
                     let options = self.inner.options.clone();
-                    let connection =
-                        Connection::with_events(address.clone(), options, SocketEvents::channel());
+                    let connection = Connection::checked(address.clone(), options);
                     connection.connect().await?;
                     connection
                 }

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,7 +23,7 @@ use crate::pool::{Pool, PooledConnection};
 use crate::registration::{OwnerType, Query, Registration};
 use crate::request::Replies;
 use crate::shared_attempt::SharedAttempt;
-use crate::socket::{SocketEvent, SocketEvents};
+use crate::socket::{EventChannel, SocketEvents};
 use crate::subscription::Waiting;
 use crate::topic::{IntoTopic, IntoTopics};
 use crate::{
@@ -75,7 +74,7 @@ struct Inner {
     subscriptions: Mutex<Vec<Waiting>>,
     /// Subscriptions with a handler.
     services: Mutex<Services>,
-    events: broadcast::Sender<SocketEvent>,
+    events: EventChannel,
     closed: AtomicBool,
     /// Ends handlers when the last clone of the actor goes.
     stop_services: CancellationToken,
@@ -217,10 +216,10 @@ impl Actor {
         self.inner.connection.is_connected()
     }
 
-    /// What happens to its connections and subscriptions from now on: connected, lost, dropped by the proxy.
+    /// What happens to its connections and subscriptions from now on until it is closed: connected, lost, dropped by the proxy.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
-        SocketEvents::of(&self.inner.events)
+        self.inner.events.observe()
     }
 
     /// Publishes through the default proxy and waits for the answer. `timeout` bounds the whole call, connecting included.
@@ -423,6 +422,7 @@ impl Actor {
         let connections = self.connections();
         let closing = connections.iter().map(|connection| connection.close(deadline.left()));
         let (closed, of_pool) = tokio::join!(join_all(closing), inner.pool.close(deadline.left()));
+        inner.events.end();
         left + closed.into_iter().sum() + of_pool
     }
 

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +17,7 @@ use crate::control::Unconfirmed;
 use crate::deadline::Deadline;
 use crate::options::CHECK_INTERVAL;
 use crate::shared_attempt::SharedAttempt;
-use crate::socket::{Amount, Publisher, SocketEvent, SocketEvents, Subscriber};
+use crate::socket::{Amount, EventChannel, Publisher, SocketEvents, Subscriber};
 use crate::topic::IntoTopics;
 use crate::unfinished::Unfinished;
 use crate::{
@@ -59,7 +58,9 @@ struct Target {
     id: ConnectionId,
     address: ProxyAddress,
     options: ConnectOptions,
-    events: broadcast::Sender<SocketEvent>,
+    events: EventChannel,
+    /// Whether the events are those of this connection, and not of its actor.
+    owns_events: bool,
     confirmations: Confirmations,
     /// Why the last attempt to open the publishing socket came to nothing.
     failure: Mutex<Option<Error>>,
@@ -100,20 +101,26 @@ impl Connection {
     ) -> Result<Self> {
         options.check()?;
         let address = address.try_into().map_err(invalid_address)?;
-        Ok(Self::with_events(address, options, SocketEvents::channel()))
+        Ok(Self::checked(address, options))
     }
 
-    /// A connection with options that were checked, whose events are told to this channel.
-    pub(crate) fn with_events(
-        address: ProxyAddress,
-        options: ConnectOptions,
-        events: broadcast::Sender<SocketEvent>,
-    ) -> Self {
+    /// A connection with options that were checked.
+    pub(crate) fn checked(address: ProxyAddress, options: ConnectOptions) -> Self {
+        Self::make(address, options, EventChannel::new(), true)
+    }
+
+    /// A connection with options that were checked, whose events are told to this channel of its actor.
+    pub(crate) fn with_events(address: ProxyAddress, options: ConnectOptions, events: EventChannel) -> Self {
+        Self::make(address, options, events, false)
+    }
+
+    fn make(address: ProxyAddress, options: ConnectOptions, events: EventChannel, owns_events: bool) -> Self {
         let target = Target {
             id: ConnectionId::random(),
             address,
             options,
             events,
+            owns_events,
             confirmations: Confirmations::default(),
             failure: Mutex::default(),
         };
@@ -273,10 +280,10 @@ impl Connection {
         }
     }
 
-    /// What happens to the publishing socket, and to the subscriptions made through this connection, from now on.
+    /// What happens to the publishing socket, and to the subscriptions made through this connection, from now on until it is closed.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
-        SocketEvents::of(&self.inner.target.events)
+        self.inner.target.events.observe()
     }
 
     /// Whether the publishing socket is open and connected at this moment. After a reconnection it is so for about a second before
@@ -306,6 +313,14 @@ impl Connection {
     /// Without the [check of connections](ConnectOptions::check_connection) nobody is asked, and nothing is counted as
     /// unconfirmed.
     pub async fn close(&self, limit: Duration) -> Unfinished {
+        let left = self.end(limit).await;
+        if self.inner.target.owns_events {
+            self.inner.target.events.end();
+        }
+        left
+    }
+
+    async fn end(&self, limit: Duration) -> Unfinished {
         let inner = &*self.inner;
         let end = Deadline::after(limit);
         inner.gate.close();

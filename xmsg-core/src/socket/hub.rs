@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Permit;
-use super::events::{DropReason, SocketEvent, SocketEvents};
+use super::events::{DropReason, EventChannel, SocketEvent, SocketEvents};
 use super::hold::{HoldLimit, Lost};
 use super::inbox::Inbox;
 use super::link::{LastEnd, Link, SubscriptionLimits, Subscriptions};
@@ -47,11 +47,7 @@ impl Owner {
     }
 
     /// The same, with its events told to this channel, too.
-    pub(crate) fn with_parent(
-        socket_type: SocketType,
-        options: SocketOptions,
-        parent: broadcast::Sender<SocketEvent>,
-    ) -> Self {
+    pub(crate) fn with_parent(socket_type: SocketType, options: SocketOptions, parent: EventChannel) -> Self {
         Self(Hub::new(socket_type, options, Some(parent)))
     }
 }
@@ -85,9 +81,9 @@ pub(crate) struct Hub {
     routes: Mutex<HashMap<Bytes, Arc<Link>>>,
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
-    events: broadcast::Sender<SocketEvent>,
+    events: EventChannel,
     /// The channel of what the socket is a part of.
-    parent: Option<broadcast::Sender<SocketEvent>>,
+    parent: Option<EventChannel>,
     /// Messages that were accepted and dropped again.
     dropped: AtomicU64,
     /// … in the log.
@@ -99,11 +95,7 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    fn new(
-        socket_type: SocketType,
-        options: SocketOptions,
-        parent: Option<broadcast::Sender<SocketEvent>>,
-    ) -> Arc<Self> {
+    fn new(socket_type: SocketType, options: SocketOptions, parent: Option<EventChannel>) -> Arc<Self> {
         Arc::new(Self {
             socket_type,
             inbox: Inbox::new(options.receive_high_water_mark),
@@ -113,7 +105,7 @@ impl Hub {
             listeners: Mutex::default(),
             routes: Mutex::default(),
             changed: Notify::new(),
-            events: SocketEvents::channel(),
+            events: EventChannel::new(),
             parent,
             dropped: AtomicU64::new(0),
             drop_log: Throttle::default(),
@@ -125,7 +117,7 @@ impl Hub {
     }
 
     pub(crate) fn events(&self) -> SocketEvents {
-        SocketEvents::of(&self.events)
+        self.events.observe()
     }
 
     /// The links there are now.
@@ -335,6 +327,7 @@ impl Hub {
         }
         self.stop.cancel();
         self.tasks.wait().await;
+        self.events.end();
         links.iter().map(|link| link.outbox.queued().messages as usize).sum()
     }
 
@@ -347,6 +340,7 @@ impl Hub {
         }
         self.inbox.close();
         self.stop.cancel();
+        self.events.end();
     }
 
     /// Whether it has something to say that is worth waiting for.
@@ -579,7 +573,7 @@ impl Hub {
             (state.version, state.last_end) = (None, last_end);
         }
         tracing::debug!(peer = name, socket = %self.socket_type, reason = %ended, "disconnected");
-        if !matches!(ended, Ended::Drained) {
+        if !matches!(ended, Ended::Drained | Ended::Finished) {
             link.outbox.note_break();
         }
         if !link.connecting {
@@ -639,11 +633,10 @@ impl Hub {
     }
 
     fn tell(&self, event: SocketEvent) {
-        // Nobody has to listen.
         if let Some(parent) = &self.parent {
-            let _ = parent.send(event.clone());
+            parent.tell_folded(event.clone());
         }
-        let _ = self.events.send(event);
+        self.events.tell(event);
     }
 }
 

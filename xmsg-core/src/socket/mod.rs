@@ -45,6 +45,7 @@ pub mod violations;
 pub use admission::{Admission, AdmissionLimits};
 pub use dealer::Dealer;
 pub use endpoint::Endpoint;
+pub(crate) use events::EventChannel;
 pub use events::{DropReason, SocketEvent, SocketEvents};
 pub(crate) use hub::SHARE_MAX;
 pub use multipart::Multipart;

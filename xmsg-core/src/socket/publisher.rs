@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::sync::broadcast;
 
-use super::events::{SocketEvent, SocketEvents};
+use super::events::{EventChannel, SocketEvents};
 use super::hub::Owner;
 use super::link::Link;
 use super::outbox::{self, Begun, Frame, Refused, Sending};
@@ -62,7 +61,7 @@ impl Publisher {
     }
 
     /// A publisher whose events are told to this channel, too.
-    pub(crate) fn with_parent(options: SocketOptions, parent: broadcast::Sender<SocketEvent>) -> Self {
+    pub(crate) fn with_parent(options: SocketOptions, parent: EventChannel) -> Self {
         Self { hub: Arc::new(Owner::with_parent(SocketType::Pub, options, parent)) }
     }
 
