@@ -1,5 +1,6 @@
 //! Programs without an async runtime.
 
+use std::sync::mpsc;
 use std::time::Duration;
 
 use xmsg_core::blocking::{Actor, Connection};
@@ -10,12 +11,11 @@ use xmsg_tests::{PATIENCE, patient, proxy};
 fn a_program_without_a_runtime_publishes_subscribes_and_asks() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let proxy = runtime.block_on(proxy().start()).unwrap();
-    let actor = |name: &str| {
-        Actor::build(xmsg_core::Actor::builder(name).proxy(proxy.address()).options(patient())).unwrap()
-    };
+    let actor =
+        |name: &str| Actor::builder(name).proxy(proxy.address()).options(patient()).connect().unwrap();
     let (service, client) = (actor("service"), actor("client"));
     let handle = service
-        .subscribe_with("square", 1, |request: Message| async move {
+        .subscribe_with("square", 1, |request: Message| {
             let number: f64 = request.value()?;
             request.reply_with(number * number)
         })
@@ -67,4 +67,56 @@ fn a_dropped_connection_sends_what_it_accepted() {
     for (number, message) in (0..1000).zip(messages) {
         assert_eq!(message.unwrap().value::<i32>().unwrap(), number);
     }
+}
+
+/// The thread in the background goes on meanwhile, and so do blocking calls in a handler.
+#[test]
+fn a_handler_may_block_and_nothing_else_waits_for_it() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(proxy().start()).unwrap();
+    let actor = Actor::builder("slow").proxy(proxy.address()).options(patient()).connect().unwrap();
+    let (begun, has_begun) = mpsc::channel();
+    let (go, may_go) = mpsc::channel::<()>();
+    let may_go = std::sync::Mutex::new(may_go);
+    actor
+        .subscribe_with("slow", 1, move |_| {
+            begun.send(()).unwrap();
+            // It hangs until the end of the test.
+            let _ = may_go.lock().unwrap().recv();
+        })
+        .unwrap();
+    actor.subscribe_with("help", 1, |request: Message| request.reply_with(7)).unwrap();
+    let asking = actor.clone();
+    let asks = actor
+        .subscribe_with("ask", 4, move |request: Message| {
+            let answer = asking.request(&Message::of("help", 1)?, PATIENCE)?;
+            assert_ne!(request.value::<i32>()?, answer.value::<i32>()?, "it is seven");
+            request.reply_with(answer.value::<i32>()?)
+        })
+        .unwrap();
+    actor.publish(&Message::of("slow", 1).unwrap()).unwrap();
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    let answer = actor.request(&Message::of("ask", 1).unwrap(), PATIENCE).unwrap();
+    assert_eq!(answer.value::<i32>().unwrap(), 7);
+    let error = actor.request(&Message::of("ask", 7).unwrap(), PATIENCE).unwrap_err();
+    assert!(error.kind() == ErrorKind::Remote && error.to_string().contains("it is seven"), "{error}");
+    assert_eq!((asks.failed(), asks.pending()), (1, 0));
+    let started = std::time::Instant::now();
+    let left = actor.drain(Duration::from_secs(1)).unwrap();
+    assert!(started.elapsed() < PATIENCE / 2, "{:?}", started.elapsed());
+    assert_eq!((left.unhandled, left.unconfirmed, left.unsent), (1, 0, 0), "{left}");
+    drop(go);
+}
+
+/// A handler may end its own actor, and is not waited for.
+#[test]
+fn a_blocking_handler_may_end_its_actor() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(proxy().start()).unwrap();
+    let actor = Actor::builder("stop").proxy(proxy.address()).options(patient()).connect().unwrap();
+    let (told, left) = mpsc::channel();
+    let own = actor.clone();
+    actor.subscribe_with("stop", 1, move |_| told.send(own.drain(Duration::MAX)).unwrap()).unwrap();
+    actor.publish(&Message::of("stop", 1).unwrap()).unwrap();
+    assert!(left.recv_timeout(PATIENCE).unwrap().unwrap().is_nothing());
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use tokio::sync::{Notify, Semaphore};
-use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message, Unfinished};
+use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message, OwnerType, Unfinished};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{PATIENCE, connect, patient, proxy, topic, within};
 
@@ -149,6 +149,44 @@ async fn closing_counts_what_was_received_and_not_handled_and_tells_it_again() {
     }
 }
 
+/// A handler that hangs takes all the time, and none of the certainty about what had been published before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_published_is_confirmed_while_handlers_take_all_the_time() {
+    for (concurrency, drains) in [(1, true), (4, true), (1, false)] {
+        let proxy = proxy().start().await.unwrap();
+        let actor = actor(&proxy);
+        let begun = Arc::new(Notify::new());
+        let _handle = actor
+            .subscribe_with("work", concurrency, {
+                let begun = begun.clone();
+                move |_| {
+                    let begun = begun.clone();
+                    async move {
+                        begun.notify_one();
+                        std::future::pending::<()>().await;
+                    }
+                }
+            })
+            .await
+            .unwrap();
+        for number in 0..4 {
+            actor.publish(&Message::of("work", number).unwrap()).await.unwrap();
+        }
+        actor
+            .connection(proxy.address())
+            .await
+            .unwrap()
+            .publish(&Message::of("a", 1).unwrap())
+            .await
+            .unwrap();
+        within("the handler", begun.notified()).await;
+        let limit = Duration::from_secs(2);
+        let left = if drains { actor.drain(limit).await } else { actor.close(limit).await };
+        assert_eq!((left.unsent, left.unconfirmed), (0, 0), "{left}");
+        assert!(left.unhandled > 0, "{left}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_still_gives_out_what_was_received_and_closing_counts_it() {
     let proxy = proxy().start().await.unwrap();
@@ -207,8 +245,21 @@ async fn a_request_that_waits_ends_when_its_actor_is_closed() {
     let left = client.close(PATIENCE).await;
     assert_eq!(left, client.close(PATIENCE).await);
     assert_eq!(left.unanswered, 1);
-    let error = within("the end of the request", waiting).await.unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Closed);
+    let asked = within("the end of the request", waiting).await.unwrap().unwrap_err();
+    let message = Message::of("a", 1).unwrap();
+    for error in [
+        asked,
+        client.publish(&message).await.unwrap_err(),
+        client.try_publish(&message).unwrap_err(),
+        client.request(&message, PATIENCE).await.unwrap_err(),
+        client.subscribe("a").await.unwrap_err(),
+        client.register(OwnerType::Publisher, "a", "").await.unwrap_err(),
+    ] {
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (ErrorKind::Closed, "the actor was closed here")
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

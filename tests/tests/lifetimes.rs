@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use xmsg_core::{Actor, Connection, ErrorKind, Message};
+use xmsg_core::socket::{SocketEvent, SocketEvents};
+use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{PATIENCE, next, patient, proxy, within};
 
@@ -199,4 +200,59 @@ async fn nothing_is_handled_after_the_end() {
     publisher.publish(&Message::of("a", 2).unwrap()).await.unwrap();
     publisher.flush(PATIENCE).await.unwrap();
     assert_eq!(handled.load(Ordering::Relaxed) + left.unhandled, total);
+}
+
+/// All that is told until the stream ends.
+async fn rest(mut events: SocketEvents) -> Vec<SocketEvent> {
+    let mut told = Vec::new();
+    while let Some(event) = within("the end of the events", events.next()).await {
+        told.push(event);
+    }
+    told
+}
+
+/// Also those of an actor that is still held; and its own end is not told as a loss that the other side caused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_events_end_with_what_they_tell_of() {
+    let proxy = proxy().start().await.unwrap();
+    for drains in [true, false] {
+        let actor = actor(&proxy);
+        let events = actor.events();
+        let subscription = actor.subscribe("a").await.unwrap();
+        let of_subscription = subscription.events();
+        actor.publish(&Message::of("a", 1).unwrap()).await.unwrap();
+        let left = if drains { actor.drain(PATIENCE).await } else { actor.close(PATIENCE).await };
+        assert_eq!((left.unsent, left.unconfirmed), (0, 0));
+        let ends = rest(events).await.into_iter().filter_map(|event| match event {
+            SocketEvent::Disconnected { error, .. } => Some(error.with_causes().to_string()),
+            _ => None,
+        });
+        let ends: Vec<_> = ends.collect();
+        assert!(!ends.is_empty() && ends.iter().all(|end| end.contains("closed here")), "{ends:?}");
+        rest(of_subscription).await;
+        rest(actor.events()).await;
+        drop(subscription);
+    }
+    let connection = Connection::with_options(proxy.address(), patient()).unwrap();
+    let events = connection.events();
+    connection.connect().await.unwrap();
+    connection.close(PATIENCE).await;
+    assert!(!rest(events).await.is_empty());
+}
+
+/// Each call in vain has sockets of its own, and what they tell again and again would drown the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_a_peer_can_t_be_reached_is_told_once() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let options = ConnectOptions::new().connection_timeout(Duration::from_millis(20));
+    let actor = Actor::builder("a").proxy(&*address).options(options).build().unwrap();
+    let events = actor.events();
+    for _ in 0..50 {
+        actor.publish(&Message::of("a", 1).unwrap()).await.unwrap_err();
+    }
+    actor.close(PATIENCE).await;
+    let told = rest(events).await;
+    assert!((1..10).contains(&told.len()), "{told:?}");
 }

@@ -13,7 +13,7 @@ use xmsg_core::socket::{
     SocketOptions, Subscriber, TcpOptions,
 };
 use xmsg_core::zmtp::{Limits, MessageLimits, encoded_len};
-use xmsg_core::{Connection, ErrorKind, Message, ProxyAddress};
+use xmsg_core::{Actor, Connection, ErrorKind, HandlerError, Message, ProxyAddress};
 use xmsg_proxy::registrar::Registrar;
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_tests::peer::Peer;
@@ -65,7 +65,10 @@ async fn a_message_above_the_limit_of_the_proxy_is_refused_and_the_rest_arrives(
     for (number, size) in (0..GOOD).zip([8 * MIB, 2 * MIB, MIB].into_iter().cycle()) {
         let error = publisher.publish(&of_size("q:poison", size)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
-        assert!(error.to_string().contains(&MIB.to_string()), "{error}");
+        let (limit, address) = (format!("limit of {MIB} bytes"), proxy.address().publish_endpoint());
+        for part in [&limit, &address, "--max-message-size"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
         assert_eq!(
             publisher.try_publish(&of_size("q:poison", size)).unwrap_err().kind(),
             ErrorKind::TooLarge
@@ -129,6 +132,42 @@ async fn a_proxy_that_comes_back_with_a_smaller_limit_does_not_stop_what_waits()
     // The limit is known now, and still is when the proxy has gone again.
     proxy.stop(LINGER).await;
     assert_eq!(publisher.publish(&of_size("q", 2 * MIB)).await.unwrap_err().kind(), ErrorKind::TooLarge);
+}
+
+/// Whose limit it is, what was above it, and how it is raised.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_of_our_own_is_named_with_its_option() {
+    let proxy = proxy().start().await.unwrap();
+    let connection = Connection::with_options(proxy.address(), patient().max_message_size(1000)).unwrap();
+    let error = connection.publish(&of_size("a", 2000)).await.unwrap_err();
+    assert!(error.to_string().contains("ConnectOptions::max_message_size"), "{error}");
+    let error = connection.subscribe("t".repeat(4097)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert!(error.to_string().contains("4097 bytes is above the limit of 4096 bytes"), "{error}");
+}
+
+/// A reply that is too large fails the request; so does a reason that is too long to be told in full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_asked_learns_that_the_reply_was_too_large() {
+    let proxy = proxy().limits(limited(MIB)).start().await.unwrap();
+    let actor = || Actor::builder("large").proxy(proxy.address()).options(patient()).build().unwrap();
+    let (service, client) = (actor(), actor());
+    let handle = service
+        .subscribe_with("large", 1, |request: Message| async move {
+            if request.value::<bool>()? {
+                return Err("no ".repeat(MIB).into());
+            }
+            Ok::<_, HandlerError>(request.reply_with(vec![0_u8; 3 * MIB])?)
+        })
+        .await
+        .unwrap();
+    for (fails, why) in [(false, "is above the limit of 1048576 bytes"), (true, "no no no")] {
+        let error = client.request(&Message::of("large", fails).unwrap(), PATIENCE).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Remote);
+        assert!(error.to_string().contains(why), "{}", &error.to_string()[..100]);
+    }
+    assert_eq!(handle.failed(), 2);
+    assert!(service.drain(PATIENCE).await.is_nothing());
 }
 
 /// Hands on what a foreign proxy would take of a publisher, over connections that follow one another: `most` bytes a frame.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use xmsg_core::socket::{Endpoint, Publisher, SocketOptions, Subscriber};
-use xmsg_core::{Message, ProxyAddress};
+use xmsg_core::socket::{Endpoint, Publisher, SocketEvent, SocketOptions, Subscriber};
+use xmsg_core::{Actor, Connection, ErrorKind, Message, ProxyAddress};
 use xmsg_proxy::{Policy, Proxy};
-use xmsg_tests::{connect, next, proxy, topic, within};
+use xmsg_tests::{PATIENCE, connect, next, patient, proxy, topic, within};
 
 const LINGER: Duration = Duration::from_secs(30);
 
@@ -106,6 +106,48 @@ async fn a_drained_restart_loses_nothing() {
     }
 }
 
+/// Whoever waits in vain is told why, and whoever ends in this time loses nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_held_back_are_no_riddle() {
+    // The longer the proxy was away, the longer they are held.
+    const AWAY: Duration = Duration::from_secs(4);
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().clone();
+    let options = patient().before_connect(|socket, _| socket.reconnect_max = PATIENCE);
+    let actor = Actor::builder("held").proxy(&address).options(options).build().unwrap();
+    let mut messages = connect(&proxy).subscribe([topic("data")]).await.unwrap();
+    let _answering = actor
+        .subscribe_with("ask", 1, |request: Message| async move { request.reply_with(1_u8) })
+        .await
+        .unwrap();
+    actor.request(&Message::of("ask", 1).unwrap(), PATIENCE).await.unwrap();
+    let mut events = actor.events();
+    proxy.stop(LINGER).await;
+    tokio::time::sleep(AWAY).await;
+    actor.publish(&Message::of("data", 7).unwrap()).await.unwrap();
+    let _proxy = at(&address).await;
+    let port = format!(":{}", address.publish_port());
+    within("the reconnection", async {
+        loop {
+            match events.next().await.unwrap() {
+                SocketEvent::Connected { peer } if peer.ends_with(&port) => return,
+                _ => {}
+            }
+        }
+    })
+    .await;
+    let short = Duration::from_millis(50);
+    let flushed = actor.flush(short).await.unwrap_err();
+    let asked = actor.request(&Message::of("ask", 1).unwrap(), short).await.unwrap_err();
+    for error in [flushed, asked] {
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert!(error.to_string().contains("held back for"), "{error}");
+    }
+    let left = actor.drain(AWAY * 9 / 10).await;
+    assert!(left.is_nothing(), "{left}");
+    assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), 7);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_published_while_the_proxy_is_away_arrives_later() {
     let proxy = proxy().start().await.unwrap();
@@ -127,6 +169,38 @@ async fn what_is_published_while_the_proxy_is_away_arrives_later() {
     drop(proxy);
 }
 
+/// The library knows that the proxy is gone, and says so, whatever was to be done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_a_proxy_that_is_gone_is_told_so() {
+    let proxy = proxy().start().await.unwrap();
+    let soon = Duration::from_millis(300);
+    let actor = Actor::builder("left").proxy(proxy.address()).options(patient()).build().unwrap();
+    let answering = |request: Message| async move { request.reply() };
+    actor.subscribe_with("a", 1, answering).await.unwrap();
+    actor.request(&Message::of("a", 1).unwrap(), PATIENCE).await.unwrap();
+    let options = patient().subscription_timeout(soon);
+    let connection = Connection::with_options(proxy.address(), options).unwrap();
+    connection.connect().await.unwrap();
+    drop(proxy);
+    within("the loss", async {
+        while actor.is_connected() || connection.is_connected() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let message = Message::of("a", 2).unwrap();
+    actor.publish(&message).await.unwrap();
+    let flushed = actor.flush(soon).await.unwrap_err();
+    let asked = actor.request(&message, soon).await.unwrap_err();
+    assert_eq!((flushed.kind(), asked.kind()), (ErrorKind::Timeout, ErrorKind::Timeout));
+    let subscribed = connection.subscribe("b").await.unwrap_err();
+    assert_eq!(subscribed.kind(), ErrorKind::Refused);
+    for error in [flushed, asked, subscribed] {
+        assert!(error.to_string().contains("there is no connection"), "{error}");
+        assert!(error.with_causes().to_string().contains("nobody listens"), "{error:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_without_a_proxy_says_how_much_was_not_sent() {
     let proxy = proxy().start().await.unwrap();
@@ -140,7 +214,7 @@ async fn closing_without_a_proxy_says_how_much_was_not_sent() {
     }
     assert_eq!(publisher.close(Duration::from_millis(300)).await.unsent, 10);
     let error = publisher.publish(&Message::of(topic("data"), 1).unwrap()).await.unwrap_err();
-    assert_eq!(error.kind(), xmsg_core::ErrorKind::Closed);
+    assert_eq!(error.kind(), ErrorKind::Closed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -184,7 +258,7 @@ async fn a_connection_at_its_mark_makes_the_publisher_wait() {
             Err(error) => break error,
         }
     };
-    assert_eq!(full.kind(), xmsg_core::ErrorKind::Full);
+    assert_eq!(full.kind(), ErrorKind::Full);
     assert_eq!(accepted, 9, "1009 bytes each");
     let waiting = tokio::time::timeout(Duration::from_millis(50), publisher.publish([vec![0; 1000]])).await;
     assert!(waiting.is_err(), "it waits");

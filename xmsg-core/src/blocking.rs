@@ -1,11 +1,11 @@
 //! Actors and connections for programs without an async runtime (feature `blocking`).
 //!
-//! The names and results are those of the async types; a call returns when it is done. Each [`Actor`] and each [`Connection`] has
-//! a runtime of its own with one thread, which sends, receives, reconnects and runs handlers in the background, and ends with
-//! the last clone. Handles may be used from several threads.
+//! The names are those of the async types; a call returns when it is done. Each [`Actor`] and each [`Connection`] has a runtime of its own
+//! with one thread, which sends, receives and reconnects in the background, and ends with the last clone. Handlers are plain functions, which
+//! run in threads of their own: they may take their time, and make blocking calls. Handles may be used from several threads.
 //!
 //! A blocking call would stop the tasks of an async runtime, so within one it fails with [`ErrorKind::WouldBlock`]: use the async types
-//! there.
+//! there. That is why [`Actor::close`] and [`Actor::drain`] return a `Result`, too.
 //!
 //! ```no_run
 //! # fn main() -> xmsg_core::Result<()> {
@@ -25,18 +25,19 @@
 //! # Ok(()) }
 //! ```
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::{Handle, Runtime};
 
-use crate::actor::{ActorBuilder, IntoReply};
+use crate::actor::{self, IntoReply, service};
 use crate::deadline::Deadline;
 use crate::topic::{IntoTopic, IntoTopics};
 use crate::{
-    ConnectOptions, Error, ErrorKind, Message, Messages, OwnerType, ProxyAddress, Query, Registration,
-    Result, Unfinished,
+    ConnectOptions, Error, ErrorKind, Message, Messages, OwnerType, ProxyAddress, Query, RegistrarAddress,
+    Registration, Result, Unfinished,
 };
 
 /// How long a handle that is dropped goes on sending what it accepted; [`Actor::close`] tells what came of it.
@@ -83,7 +84,42 @@ impl Drop for Background {
     }
 }
 
+thread_local! {
+    /// Whether this thread runs a handler of ours: it belongs to a runtime, and may wait all the same.
+    static HANDLES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A handler that is called in a thread of its own for each message.
+async fn call_apart<R: IntoReply>(handler: impl FnOnce() -> R + Send + 'static) -> R {
+    let own = service::own();
+    let call = move || {
+        HANDLES.set(true);
+        let _handled = Handled;
+        service::within(own, handler)
+    };
+    match tokio::task::spawn_blocking(call).await {
+        Ok(reply) => reply,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and this with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// The end of a handler: the thread is used for other things, too.
+struct Handled;
+
+impl Drop for Handled {
+    fn drop(&mut self) {
+        HANDLES.set(false);
+    }
+}
+
 fn check_context() -> Result<()> {
+    if HANDLES.get() {
+        return Ok(());
+    }
     if Handle::try_current().is_ok() {
         let what = "a blocking call within an async runtime would stop its tasks: use the async types of xmsg_core, or `spawn_blocking`";
         return Err(Error::new(ErrorKind::WouldBlock, what));
@@ -117,22 +153,12 @@ impl fmt::Debug for Actor {
 impl Actor {
     /// An actor with the defaults, connected to its proxy, as [`crate::Actor::connect`] makes it.
     pub fn connect(name: impl Into<String>) -> Result<Self> {
-        let actor = Self::build(crate::Actor::builder(name))?;
-        actor.wait(actor.inner.actor.connected())?;
-        Ok(actor)
+        Self::builder(name).connect()
     }
 
-    /// The actor of this builder, which connects when it has something to say.
-    ///
-    /// ```
-    /// use xmsg_core::blocking::Actor;
-    /// let actor = Actor::build(xmsg_core::Actor::builder("daq").proxy("10.0.0.7"))?;
-    /// assert_eq!(actor.name(), "daq");
-    /// # Ok::<(), xmsg_core::Error>(())
-    /// ```
-    pub fn build(builder: ActorBuilder) -> Result<Self> {
-        let background = Background::start()?;
-        Ok(Self { inner: Arc::new(ActorInner { actor: builder.build()?, background }) })
+    /// An actor with other addresses or options. See [`crate::Actor::builder`].
+    pub fn builder(name: impl Into<String>) -> ActorBuilder {
+        ActorBuilder(crate::Actor::builder(name))
     }
 
     /// The async actor behind this one: for what has no call here.
@@ -179,18 +205,27 @@ impl Actor {
         Ok(Subscription { messages, owner: Owner::Actor(self.inner.clone()), misused: false })
     }
 
-    /// Subscribes with an async handler, which the background thread runs. See [`crate::Actor::subscribe_with`].
-    pub fn subscribe_with<H, F>(
+    /// Subscribes, and calls `handler` for every message, at most `concurrency` at a time, each in a thread of its own; with 1, in order. It
+    /// may take its time, and make blocking calls. See [`crate::Actor::subscribe_with`].
+    ///
+    /// A handler that is not done when the time of [`drain`](Self::drain) or [`close`](Self::close) is over is counted as unhandled, and left
+    /// to itself: a thread can't be stopped.
+    pub fn subscribe_with<H, R>(
         &self,
         topics: impl IntoTopics,
         concurrency: usize,
         handler: H,
     ) -> Result<SubscriptionHandle>
     where
-        H: Fn(Message) -> F + Send + Sync + 'static,
-        F: Future<Output: IntoReply> + Send + 'static,
+        H: Fn(Message) -> R + Send + Sync + 'static,
+        R: IntoReply,
     {
-        let handle = self.wait(self.inner.actor.subscribe_with(topics, concurrency, handler))?;
+        let handler = Arc::new(handler);
+        let apart = move |message| {
+            let handler = handler.clone();
+            call_apart(move || handler(message))
+        };
+        let handle = self.wait(self.inner.actor.subscribe_with(topics, concurrency, apart))?;
         Ok(SubscriptionHandle { handle, actor: self.inner.clone() })
     }
 
@@ -230,6 +265,50 @@ impl Actor {
     }
 }
 
+/// Builds an [`Actor`]. See [`crate::ActorBuilder`].
+///
+/// ```
+/// use xmsg_core::ConnectOptions;
+/// use xmsg_core::blocking::Actor;
+/// let options = ConnectOptions::new().high_water_mark(16 << 20);
+/// let actor = Actor::builder("daq").proxy("10.0.0.7").options(options).build()?;
+/// assert_eq!(actor.name(), "daq");
+/// # Ok::<(), xmsg_core::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "nothing is made before `build` or `connect`"]
+pub struct ActorBuilder(actor::ActorBuilder);
+
+impl ActorBuilder {
+    /// The default proxy: an address, or text such as `"10.0.0.7"`.
+    pub fn proxy<A: TryInto<ProxyAddress, Error: fmt::Display>>(self, address: A) -> Self {
+        Self(self.0.proxy(address))
+    }
+
+    /// The default registrar: an address, or text such as `"10.0.0.8"`.
+    pub fn registrar<A: TryInto<RegistrarAddress, Error: fmt::Display>>(self, address: A) -> Self {
+        Self(self.0.registrar(address))
+    }
+
+    /// Options of its connections.
+    pub fn options(self, options: ConnectOptions) -> Self {
+        Self(self.0.options(options))
+    }
+
+    /// The actor, if everything makes sense. It connects when it has something to say.
+    pub fn build(self) -> Result<Actor> {
+        let background = Background::start()?;
+        Ok(Actor { inner: Arc::new(ActorInner { actor: self.0.build()?, background }) })
+    }
+
+    /// The actor, connected to its default proxy. Its error says why no proxy answers there.
+    pub fn connect(self) -> Result<Actor> {
+        let actor = self.build()?;
+        actor.wait(actor.inner.actor.connected())?;
+        Ok(actor)
+    }
+}
+
 /// A running handler. See [`crate::SubscriptionHandle`].
 #[derive(Clone)]
 pub struct SubscriptionHandle {
@@ -247,6 +326,24 @@ impl SubscriptionHandle {
     /// Has everything handled that had been sent, and ends. See [`crate::SubscriptionHandle::drain`].
     pub fn drain(&self, limit: Duration) -> Result<Unfinished> {
         self.actor.background.wait(self.handle.drain(limit))
+    }
+
+    /// Messages that were received and are not yet handled. See [`crate::SubscriptionHandle::pending`].
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.handle.pending()
+    }
+
+    /// Messages whose handler failed, or whose reply could not be sent. See [`crate::SubscriptionHandle::failed`].
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.handle.failed()
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.handle.is_closed()
     }
 
     /// Ends it. See [`crate::SubscriptionHandle::close`].

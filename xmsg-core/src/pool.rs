@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::deadline::Deadline;
-use crate::socket::SocketEvents;
 use crate::{ConnectOptions, Connection, Error, ErrorKind, ProxyAddress, Result, Unfinished};
 
 /// Idle connections kept for one proxy.
@@ -119,8 +118,7 @@ impl Pool {
                 }
                 None => {
                     let options = self.inner.options.clone();
-                    let connection =
-                        Connection::with_events(address.clone(), options, SocketEvents::channel());
+                    let connection = Connection::checked(address.clone(), options);
                     connection.connect().await?;
                     connection
                 }
@@ -129,6 +127,13 @@ impl Pool {
             self.inner.open_state()?.taken.insert(ticket, connection.share());
             return Ok(PooledConnection { pool: self.clone(), connection, ticket });
         }
+    }
+
+    /// All connections, those that are taken and those that are idle.
+    pub(crate) fn connections(&self) -> Vec<Connection> {
+        let state = self.inner.state();
+        let idle = state.idle.values().flatten().map(|(connection, _)| connection);
+        idle.chain(state.taken.values()).map(Connection::share).collect()
     }
 
     /// Makes a connection for later.

@@ -97,6 +97,12 @@ impl Topic {
         Self(topic.into())
     }
 
+    /// Whether it has wildcards of other systems, such as `a.*.b` or `a.>`, which match nothing but themselves here.
+    pub(crate) fn looks_like_a_pattern(&self) -> bool {
+        let mut parts = self.0.split(|byte| matches!(byte, b':' | b'.'));
+        parts.any(|part| matches!(part, b"*" | b">" | b"#"))
+    }
+
     /// What every topic starts with, nothing at all: a subscription to it receives every message, and also the
     /// requests that clients make to the proxy, whose topics start with `xmsg:control`.
     ///
@@ -483,6 +489,16 @@ mod tests {
 
     fn topic(text: &str) -> Topic {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn wildcards_of_other_systems_are_recognized() {
+        for pattern in ["a.b.*", "weather.>", "a:*:b", ">", "key.#"] {
+            assert!(Topic::wrap(pattern).looks_like_a_pattern(), "{pattern}");
+        }
+        for plain in ["", "a:b:c", "a.b", "weather:", "a*:b", "n>3", "c#"] {
+            assert!(!Topic::wrap(plain).looks_like_a_pattern(), "{plain}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn nobody_there_is_an_error_and_not_a_panic() {
 
 #[test]
 fn within_an_async_runtime_a_call_fails_at_once() {
-    let actor = Actor::build(xmsg_core::Actor::builder("a").proxy("127.0.0.1:1")).unwrap();
+    let actor = Actor::builder("a").proxy("127.0.0.1:1").build().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let started = Instant::now();
     runtime.block_on(async {

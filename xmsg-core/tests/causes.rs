@@ -14,7 +14,7 @@ use xmsg_core::socket::{
 };
 use xmsg_core::zmtp::curve::KeyPair;
 use xmsg_core::zmtp::{Limits, Violation};
-use xmsg_core::{Error, ErrorKind};
+use xmsg_core::{Actor, ConnectOptions, Error, ErrorKind, Message};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -63,6 +63,42 @@ async fn nobody_listens_there() {
     for endpoint in ["ipc:///no/such/socket", "inproc://nobody"] {
         assert_eq!(cause(endpoint).await.kind(), ErrorKind::Refused, "{endpoint}");
     }
+}
+
+/// An actor of this proxy, which is found out about soon.
+fn actor(port: u16) -> Actor {
+    let options = ConnectOptions::without_environment().connection_timeout(Duration::from_millis(300));
+    Actor::builder("a").proxy(format!("127.0.0.1:{port}")).options(options).build().expect("it makes sense")
+}
+
+#[tokio::test]
+async fn every_call_says_that_nobody_listens() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let actor = actor(socket.local_addr().unwrap().as_socket().unwrap().port());
+    let message = Message::of("a", 1).unwrap();
+    for error in [
+        actor.publish(&message).await.unwrap_err(),
+        actor.subscribe("a").await.unwrap_err(),
+        actor.request(&message, PATIENCE).await.unwrap_err(),
+        // Also one that has less time than an attempt to connect.
+        actor.request(&message, Duration::from_millis(100)).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert!(error.with_causes().to_string().contains("nobody listens"), "{error:?}");
+    }
+    let error = actor.publish(&message).await.unwrap_err();
+    assert!(error.to_string().contains("nobody listens there (tried for 300ms)"), "{error}");
+}
+
+#[tokio::test]
+async fn a_peer_that_says_nothing_has_words_of_its_own() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let actor = actor(silent.local_addr().unwrap().port());
+    let error = actor.publish(&Message::of("a", 1).unwrap()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(error.to_string().contains("says nothing"), "{error}");
+    assert!(error.with_causes().to_string().contains("such as HTTP"), "{error:?}");
 }
 
 #[tokio::test]

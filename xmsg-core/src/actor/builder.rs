@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::{Actor, Inner};
 use crate::connection::invalid_address;
 use crate::pool::Pool;
-use crate::socket::SocketEvents;
+use crate::socket::EventChannel;
 use crate::{ActorId, ConnectOptions, Connection, ProxyAddress, Registrar, RegistrarAddress, Result};
 
 /// Builds an [`Actor`].
@@ -73,7 +73,7 @@ impl ActorBuilder {
         };
         let options = self.options.unwrap_or_default();
         options.check()?;
-        let events = SocketEvents::channel();
+        let events = EventChannel::new();
         let inner = Inner {
             registrations: Registrar::builder(registrar.clone())
                 .sender(&self.name)

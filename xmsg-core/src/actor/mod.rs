@@ -2,7 +2,7 @@
 
 mod builder;
 mod reply;
-mod service;
+pub(crate) mod service;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,7 +23,7 @@ use crate::pool::{Pool, PooledConnection};
 use crate::registration::{OwnerType, Query, Registration};
 use crate::request::Replies;
 use crate::shared_attempt::SharedAttempt;
-use crate::socket::{SocketEvent, SocketEvents};
+use crate::socket::{EventChannel, SocketEvents};
 use crate::subscription::Waiting;
 use crate::topic::{IntoTopic, IntoTopics};
 use crate::{
@@ -75,7 +74,7 @@ struct Inner {
     subscriptions: Mutex<Vec<Waiting>>,
     /// Subscriptions with a handler.
     services: Mutex<Services>,
-    events: broadcast::Sender<SocketEvent>,
+    events: EventChannel,
     closed: AtomicBool,
     /// Ends handlers when the last clone of the actor goes.
     stop_services: CancellationToken,
@@ -184,24 +183,24 @@ impl Actor {
     /// Publishes through the default proxy. Returns when the message was accepted, in the order of the calls; waits while the
     /// connection is full, and never drops. A reply topic is taken off: for that there is [`request`](Self::request).
     pub async fn publish(&self, message: &Message) -> Result<()> {
-        self.inner.connection.publish(&*message.without_reply_to()?).await
+        self.closed_here(self.inner.connection.publish(&*message.without_reply_to()?).await)
     }
 
     /// Publishes a message through another proxy, as [`publish`](Self::publish) does through the default one.
     pub async fn publish_to(&self, address: &ProxyAddress, message: &Message) -> Result<()> {
-        self.connection_to(address)?.publish(&*message.without_reply_to()?).await
+        self.closed_here(self.connection_to(address)?.publish(&*message.without_reply_to()?).await)
     }
 
     /// Publishes through the default proxy without waiting for room, as [`Connection::try_publish`] does. A reply topic is taken off.
     pub fn try_publish(&self, message: &Message) -> Result<()> {
-        self.inner.connection.try_publish(&*message.without_reply_to()?)
+        self.closed_here(self.inner.connection.try_publish(&*message.without_reply_to()?))
     }
 
     /// Returns once its proxies have everything that was published before the call, as [`Connection::flush`] does for one.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let connections = self.connections();
         let flushing = connections.iter().map(|connection| connection.flush(timeout));
-        join_all(flushing).await.into_iter().collect()
+        self.closed_here(join_all(flushing).await.into_iter().collect())
     }
 
     /// Messages that were accepted and that the proxies are not known to have; see [`Connection::unconfirmed`].
@@ -210,16 +209,17 @@ impl Actor {
         self.connections().iter().map(Connection::unconfirmed).sum()
     }
 
-    /// Whether it is connected to its default proxy at this moment.
+    /// Whether it is connected to its default proxy at this moment. After a reconnection it is so for about a second before messages
+    /// are sent again: they are held back, so that subscribers can come back first.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.inner.connection.is_connected()
     }
 
-    /// What happens to its connections and subscriptions from now on: connected, lost, dropped by the proxy.
+    /// What happens to its connections and subscriptions from now on until it is closed: connected, lost, dropped by the proxy.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
-        SocketEvents::of(&self.inner.events)
+        self.inner.events.observe()
     }
 
     /// Publishes through the default proxy and waits for the answer. `timeout` bounds the whole call, connecting included.
@@ -383,6 +383,10 @@ impl Actor {
         let inner = &*self.inner;
         let (deadline, own) = (Deadline::after(limit), service::own());
         inner.closed.store(true, Ordering::Release);
+        let connections: Vec<_> = self.connections().into_iter().chain(inner.pool.connections()).collect();
+        for connection in &connections {
+            connection.limit_hold(limit);
+        }
         for subscription in lock(&inner.subscriptions).iter() {
             subscription.stop();
         }
@@ -393,7 +397,20 @@ impl Actor {
         for service in &services {
             if drains && own != Some(service.id()) { service.drain() } else { service.stop() }
         }
-        let handled = join_all(services.iter().map(|service| service.ended_by(deadline, own))).await;
+        let handled = {
+            let handling = join_all(services.iter().map(|service| service.ended_by(deadline, own)));
+            // Meanwhile, and not only when handlers have left time for it.
+            let confirming = async {
+                join_all(connections.iter().map(Connection::keep_confirming)).await;
+                std::future::pending().await
+            };
+            tokio::select! {
+                biased;
+                handled = handling => handled,
+                never = confirming => never,
+            }
+        };
+        drop(connections);
         let unhandled = left_before + handled.into_iter().sum::<u64>();
         let mut left = Unfinished { unhandled, ..Unfinished::default() };
         left.unhandled += lock(&inner.subscriptions).iter().map(Waiting::count).sum::<u64>();
@@ -405,11 +422,20 @@ impl Actor {
         let connections = self.connections();
         let closing = connections.iter().map(|connection| connection.close(deadline.left()));
         let (closed, of_pool) = tokio::join!(join_all(closing), inner.pool.close(deadline.left()));
+        inner.events.end();
         left + closed.into_iter().sum() + of_pool
     }
 
     fn check_open(&self) -> Result<()> {
         if self.inner.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
+    }
+
+    /// The same result, unless it says that a connection was closed because the actor was.
+    fn closed_here<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match error.kind() {
+            ErrorKind::Closed if self.inner.closed.load(Ordering::Acquire) => closed(),
+            _ => error,
+        })
     }
 
     fn registration(&self, owner: OwnerType, topic: &Topic) -> Registration {
@@ -444,7 +470,7 @@ impl Actor {
         topics: impl IntoTopics,
     ) -> Result<Subscription> {
         self.check_open()?;
-        let subscription = connection.subscribe(topics).await?;
+        let subscription = self.closed_here(connection.subscribe(topics).await)?;
         let mut subscriptions = lock(&self.inner.subscriptions);
         // Under the lock, so that either this sees that the actor was closed, or closing sees the subscription.
         self.check_open()?;
@@ -465,7 +491,7 @@ impl Actor {
         F: Future<Output: IntoReply> + Send + 'static,
     {
         self.check_open()?;
-        let subscription = connection.subscribe(topics).await?;
+        let subscription = self.closed_here(connection.subscribe(topics).await)?;
         let service = Service { subscription, connection: connection.share(), concurrency, handler };
         let mut services = lock(&self.inner.services);
         self.check_open()?;
@@ -490,14 +516,11 @@ impl Actor {
             expected.answer().await.ok_or_else(closed)
         };
         let Ok(answer) = Deadline::after(timeout).limit(ask).await else {
-            let what = format!(
-                "no answer to the request to {} within {timeout:?}: does anybody answer there, through the proxy at {}?",
-                message.topic(),
-                connection.address(),
-            );
-            return Err(Error::new(ErrorKind::Timeout, what));
+            let what = format!("no answer to the request to {} within {timeout:?}", message.topic());
+            let hint = format!("does anybody answer there, through the proxy at {}?", connection.address());
+            return Err(connection.late(&what, &hint));
         };
-        let answer = answer?;
+        let answer = self.closed_here(answer)?;
         match answer.error_text().ok().flatten() {
             None => Ok(answer),
             Some(text) => {
@@ -539,7 +562,7 @@ impl Actor {
 }
 
 fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the actor is closed")
+    Error::new(ErrorKind::Closed, "the actor was closed here")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -17,7 +17,7 @@ use super::reply::IntoReply;
 use crate::deadline::Deadline;
 use crate::socket::SocketEvents;
 use crate::subscription::Waiting;
-use crate::{Connection, Message, MessageRef, Messages, Subscription, Unfinished};
+use crate::{Connection, ErrorKind, Message, MessageRef, Messages, Subscription, Topic, Unfinished};
 
 /// Messages that a handler is given in a row before others get their turn.
 const TURN: usize = 64;
@@ -30,8 +30,17 @@ tokio::task_local! {
 }
 
 /// The service in whose handler the caller runs.
-pub(super) fn own() -> Option<u64> {
+pub(crate) fn own() -> Option<u64> {
     WITHIN.try_with(|id| *id).ok()
+}
+
+/// Calls a handler of this service in another thread than that of its task.
+#[cfg(feature = "blocking")]
+pub(crate) fn within<T>(own: Option<u64>, handler: impl FnOnce() -> T) -> T {
+    match own {
+        Some(id) => WITHIN.sync_scope(id, handler),
+        None => handler(),
+    }
 }
 
 /// What the task of a service shares with those who end it.
@@ -45,6 +54,10 @@ pub(super) struct Shared {
     at: AtomicUsize,
     /// Messages that were given to handlers side by side, or are to be, and are not yet handled.
     in_hand: AtomicU64,
+    /// Messages whose handler failed, or whose reply could not be sent.
+    failed: AtomicU64,
+    /// What it has subscribed to, to be named.
+    topics: Vec<Topic>,
     /// What was returned when the service was made to end at a deadline: it is returned again.
     told: OnceLock<u64>,
     /// Handlers that are at work in tasks of their own.
@@ -133,7 +146,16 @@ impl Shared {
             return self.left_behind().unwrap_or_else(|| self.unhandled(own));
         }
         self.give_up();
-        *self.told.get_or_init(|| self.unhandled(own))
+        *self.told.get_or_init(|| {
+            let unhandled = self.unhandled(own);
+            let topics = self.topics.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            tracing::warn!(
+                topics,
+                unhandled,
+                "a handler did not come to its end in time, and is stopped at its next await"
+            );
+            unhandled
+        })
     }
 
     /// Messages that were received and not handled; `own` is the service whose handler asks: its message is being handled.
@@ -173,6 +195,12 @@ impl SubscriptionHandle {
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.shared.unhandled(None)
+    }
+
+    /// Messages whose handler failed or panicked, or whose reply could not be sent. Each is logged with its topic and the reason.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.shared.failed.load(Ordering::Relaxed)
     }
 
     /// Whether it has ended.
@@ -219,6 +247,8 @@ where
             taken: Mutex::default(),
             at: AtomicUsize::new(0),
             in_hand: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            topics: self.subscription.topics().to_vec(),
             told: OnceLock::new(),
             at_work: AtomicU64::new(0),
             work_done: Notify::new(),
@@ -427,24 +457,43 @@ where
             let result = (self.handler)(message).await.into_reply();
             result.map_err(|error| error.to_string())
         };
-        let reply = match AssertUnwindSafe(handling).catch_unwind().await {
+        let failure = match AssertUnwindSafe(handling).catch_unwind().await {
             Ok(Ok(None)) => return,
-            Ok(Ok(reply)) => reply,
+            Ok(Ok(Some(reply))) => match self.connection.publish(&reply).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(topic = %request.message().topic(), error = %error.with_causes(), "a reply was not sent");
+                    format!("its reply was not sent: {}", error.with_causes())
+                }
+            },
             Ok(Err(error)) => {
-                let request = request.message();
-                tracing::warn!(topic = %request.topic(), error, "a handler failed");
-                error_reply(&request, error)
+                tracing::warn!(topic = %request.message().topic(), error, "a handler failed");
+                error
             }
             Err(panic) => {
-                let (request, panic) = (request.message(), panic_text(&*panic));
-                tracing::error!(topic = %request.topic(), panic, "a handler panicked");
-                error_reply(&request, format!("the handler panicked: {panic}"))
+                let panic = panic_text(&*panic);
+                tracing::error!(topic = %request.message().topic(), panic, "a handler panicked");
+                format!("the handler panicked: {panic}")
             }
         };
-        if let Some(reply) = reply
-            && let Err(error) = self.connection.publish(&reply).await
-        {
-            tracing::warn!(topic = %request.message().topic(), %error, "a reply was not sent");
+        self.shared.failed.fetch_add(1, Ordering::Relaxed);
+        self.tell(&request.message(), failure).await;
+    }
+
+    /// Tells whoever asked that it failed; if the reason is too long for one message, as much of it as need be.
+    async fn tell(&self, request: &Message, mut failure: String) {
+        loop {
+            let Some(reply) = error_reply(request, failure.clone()) else { return };
+            let Err(error) = self.connection.publish(&reply).await else { return };
+            if error.kind() != ErrorKind::TooLarge || failure.is_empty() {
+                tracing::warn!(topic = %request.topic(), error = %error.with_causes(), "nobody could be told that a handler failed");
+                return;
+            }
+            let mut len = failure.len() / 2;
+            while !failure.is_char_boundary(len) {
+                len -= 1;
+            }
+            failure.truncate(len);
         }
     }
 }

@@ -5,12 +5,11 @@ mod opening;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +17,7 @@ use crate::control::Unconfirmed;
 use crate::deadline::Deadline;
 use crate::options::CHECK_INTERVAL;
 use crate::shared_attempt::SharedAttempt;
-use crate::socket::{Amount, Publisher, SocketEvent, SocketEvents, Subscriber};
+use crate::socket::{Amount, EventChannel, Publisher, SocketEvents, Subscriber};
 use crate::topic::IntoTopics;
 use crate::unfinished::Unfinished;
 use crate::{
@@ -59,8 +58,18 @@ struct Target {
     id: ConnectionId,
     address: ProxyAddress,
     options: ConnectOptions,
-    events: broadcast::Sender<SocketEvent>,
+    events: EventChannel,
+    /// Whether the events are those of this connection, and not of its actor.
+    owns_events: bool,
     confirmations: Confirmations,
+    /// Why the last attempt to open the publishing socket came to nothing.
+    failure: Mutex<Option<Error>>,
+}
+
+impl Target {
+    fn failure(&self) -> MutexGuard<'_, Option<Error>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -92,21 +101,28 @@ impl Connection {
     ) -> Result<Self> {
         options.check()?;
         let address = address.try_into().map_err(invalid_address)?;
-        Ok(Self::with_events(address, options, SocketEvents::channel()))
+        Ok(Self::checked(address, options))
     }
 
-    /// A connection with options that were checked, whose events are told to this channel.
-    pub(crate) fn with_events(
-        address: ProxyAddress,
-        options: ConnectOptions,
-        events: broadcast::Sender<SocketEvent>,
-    ) -> Self {
+    /// A connection with options that were checked.
+    pub(crate) fn checked(address: ProxyAddress, options: ConnectOptions) -> Self {
+        Self::make(address, options, EventChannel::new(), true)
+    }
+
+    /// A connection with options that were checked, whose events are told to this channel of its actor.
+    pub(crate) fn with_events(address: ProxyAddress, options: ConnectOptions, events: EventChannel) -> Self {
+        Self::make(address, options, events, false)
+    }
+
+    fn make(address: ProxyAddress, options: ConnectOptions, events: EventChannel, owns_events: bool) -> Self {
         let target = Target {
             id: ConnectionId::random(),
             address,
             options,
             events,
+            owns_events,
             confirmations: Confirmations::default(),
+            failure: Mutex::default(),
         };
         let inner = Inner {
             target: Arc::new(target),
@@ -194,12 +210,7 @@ impl Connection {
             }
         };
         let Ok(doubtful) = tokio::time::timeout(timeout, confirming).await else {
-            let what = format!(
-                "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}: they are still being sent",
-                self.address(),
-                self.unconfirmed(),
-            );
-            return Err(Error::new(ErrorKind::Timeout, what));
+            return Err(self.not_flushed(timeout));
         };
         let doubtful = doubtful?;
         if doubtful == 0 {
@@ -232,6 +243,9 @@ impl Connection {
         self.check_open()?;
         if topics.is_empty() {
             return Err(Error::new(ErrorKind::InvalidTopic, "a subscription needs at least one topic"));
+        }
+        for topic in topics.iter().filter(|topic| topic.looks_like_a_pattern()) {
+            tracing::warn!(%topic, "there are no wildcards: this receives topics that start with it, byte by byte");
         }
         let Target { address, options, .. } = &*self.inner.target;
         let mut socket =
@@ -266,13 +280,14 @@ impl Connection {
         }
     }
 
-    /// What happens to the publishing socket, and to the subscriptions made through this connection, from now on.
+    /// What happens to the publishing socket, and to the subscriptions made through this connection, from now on until it is closed.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
-        SocketEvents::of(&self.inner.target.events)
+        self.inner.target.events.observe()
     }
 
-    /// Whether the publishing socket is open and connected at this moment.
+    /// Whether the publishing socket is open and connected at this moment. After a reconnection it is so for about a second before
+    /// messages are sent again: they are held back, so that subscribers can come back first.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.inner.publisher.get().is_some_and(Publisher::is_connected)
@@ -298,10 +313,19 @@ impl Connection {
     /// Without the [check of connections](ConnectOptions::check_connection) nobody is asked, and nothing is counted as
     /// unconfirmed.
     pub async fn close(&self, limit: Duration) -> Unfinished {
+        let left = self.end(limit).await;
+        if self.inner.target.owns_events {
+            self.inner.target.events.end();
+        }
+        left
+    }
+
+    async fn end(&self, limit: Duration) -> Unfinished {
         let inner = &*self.inner;
         let end = Deadline::after(limit);
         inner.gate.close();
         inner.closing.cancel();
+        self.limit_hold(limit);
         if inner.publisher.get().is_none() {
             inner.abandoned.cancel();
         }
@@ -329,6 +353,58 @@ impl Connection {
             0
         };
         Unfinished { unsent, unconfirmed, ..Unfinished::default() }
+    }
+
+    /// It will be closed within this time: not more than half of it goes by while messages are held back after a reconnection.
+    pub(crate) fn limit_hold(&self, left: Duration) {
+        if let Some(publisher) = self.inner.publisher.get() {
+            publisher.limit_hold(left);
+        }
+    }
+
+    /// Has the proxy confirm what was published, and what is still being published, for as long as it is polled: when handlers take all the
+    /// time of an end, only what they published last is in doubt.
+    pub(crate) async fn keep_confirming(&self) {
+        let inner = &*self.inner;
+        loop {
+            if let Some(publisher) =
+                inner.publisher.get().filter(|_| inner.target.options.checks_connection())
+            {
+                inner.target.confirmations.confirm_all(publisher, &inner.target).await;
+            }
+            tokio::time::sleep(CHECK_INTERVAL).await;
+        }
+    }
+
+    /// The error of a call whose time ran out before it was done, as `what` says, for a reason that is known here, or else `otherwise`.
+    pub(crate) fn late(&self, what: &str, otherwise: &str) -> Error {
+        let (publisher, address) = (self.inner.publisher.get(), self.address());
+        if let Some(held) = publisher.and_then(Publisher::held_for) {
+            let why = format!(
+                "messages have been held back for {held:.0?} after a reconnection, so that subscribers can come back first"
+            );
+            return Error::new(ErrorKind::Timeout, format!("{what}: {why}"));
+        }
+        let failure = publisher.map_or_else(|| self.inner.target.failure().clone(), Publisher::failure);
+        match failure {
+            None => Error::new(ErrorKind::Timeout, format!("{what}: {otherwise}")),
+            Some(failure) => {
+                // Once it was open, what was accepted still waits to be sent.
+                let kind =
+                    if publisher.is_some() { ErrorKind::Timeout } else { opening::kind_of(Some(&failure)) };
+                let why = format!("there is no connection to the proxy at {address}");
+                Error::new(kind, format!("{what}: {why}")).with_source(failure)
+            }
+        }
+    }
+
+    fn not_flushed(&self, timeout: Duration) -> Error {
+        let what = format!(
+            "the proxy at {} did not confirm {} of the messages sent to it within {timeout:?}",
+            self.address(),
+            self.unconfirmed(),
+        );
+        self.late(&what, "they are still being sent")
     }
 
     /// Waits for the socket together with those who called before, and publishes when they have.
@@ -385,7 +461,11 @@ impl Connection {
         while let Some(topic) = unconfirmed.first() {
             let now = Instant::now();
             if end.has_passed() {
-                return Err(self.not_confirmed(topic, timeout));
+                return Err(self.not_confirmed(
+                    topic,
+                    timeout,
+                    socket.failure().or_else(|| publisher.failure()),
+                ));
             }
             let repeat = now >= repeat_at;
             if repeat {
@@ -440,18 +520,21 @@ impl Connection {
         Error::new(ErrorKind::Full, what)
     }
 
-    fn not_confirmed(&self, topic: &Topic, timeout: Duration) -> Error {
+    fn not_confirmed(&self, topic: &Topic, timeout: Duration, failure: Option<Error>) -> Error {
+        let address = self.address();
+        let what =
+            format!("the proxy at {address} did not confirm the subscription to {topic} within {timeout:?}");
+        if let Some(failure) = failure {
+            let what = format!("{what}: there is no connection to it");
+            return Error::new(opening::kind_of(Some(&failure)), what).with_source(failure);
+        }
         let rights = match self.inner.target.options.mechanism() {
             crate::Security::Null => "",
             _ => "; do our rights there allow it",
         };
-        let what = format!(
-            "the proxy at {} did not confirm the subscription to {topic} within {timeout:?}: is it an xMsg proxy, and is its subscriber \
-             port {} reachable{rights}?",
-            self.address(),
-            self.address().subscribe_port(),
-        );
-        Error::new(ErrorKind::Timeout, what)
+        let port = address.subscribe_port();
+        let hint = format!("is it an xMsg proxy, and is its subscriber port {port} reachable{rights}?");
+        Error::new(ErrorKind::Timeout, format!("{what}: {hint}"))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Opening the publishing socket of a connection, and the check of it with the proxy (section 2 of the xMsg protocol).
 
+use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,32 +29,32 @@ pub(super) async fn open(target: Arc<Target>, closing: CancellationToken) -> Res
 }
 
 pub(super) fn closed(target: &Target) -> Error {
-    Error::new(ErrorKind::Closed, format!("the connection to {} is closed", target.address))
+    Error::new(ErrorKind::Closed, format!("the connection to {} was closed here", target.address))
 }
 
 async fn try_open(target: &Target) -> Result<Publisher> {
     let Target { address, options, events, .. } = target;
     let publisher = Publisher::with_parent(options.connecting(address), events.clone());
     // Whatever ends this before the socket is handed over ends the socket.
-    let unchecked = Unchecked(Some(publisher.clone()));
+    let unchecked = Unchecked { publisher: Some(publisher.clone()), target };
     let mut failures = publisher.events();
     let [endpoint, _, _] = options.endpoints_of(address)?;
     publisher.connect(endpoint);
     if options.checks_connection() {
-        let mut failure = None;
-        let check = async {
+        let (mut control, mut failure) = (control_socket(target, target.id)?, None);
+        let checked = async {
             tokio::select! {
                 biased;
-                result = check(target, &publisher) => result,
+                result = check(target, &publisher, &mut control) => result,
                 // The sockets go on trying, and so does the check, unless nobody wants us.
                 why = note_failures(&mut failures, &mut failure) => Err(not_allowed(target, why)),
             }
         };
         let timeout = options.connection_limit();
-        match tokio::time::timeout(timeout, check).await {
-            Ok(result) => result?,
-            Err(_) => return Err(no_proxy(target, timeout, failure)),
-        }
+        let checked = tokio::time::timeout(timeout, checked).await;
+        let late =
+            |_| no_proxy(target, timeout, publisher.failure().or_else(|| control.failure()).or(failure));
+        checked.map_err(late)??;
     }
     options.connected(address).await;
     target.confirmations.begin(&publisher);
@@ -61,25 +63,29 @@ async fn try_open(target: &Target) -> Result<Publisher> {
 }
 
 /// Ends a socket that was not found good.
-struct Unchecked(Option<Publisher>);
+struct Unchecked<'a> {
+    publisher: Option<Publisher>,
+    target: &'a Target,
+}
 
-impl Unchecked {
+impl Unchecked<'_> {
     fn keep(mut self) {
-        self.0 = None;
+        self.publisher = None;
     }
 }
 
-impl Drop for Unchecked {
+impl Drop for Unchecked<'_> {
     fn drop(&mut self) {
-        if let Some(publisher) = &self.0 {
+        if let Some(publisher) = &self.publisher {
+            // Whoever gave up waiting is told what stood in the way.
+            *self.target.failure() = publisher.failure();
             publisher.abort();
         }
     }
 }
 
 /// Asks until the answer comes: at once when the proxy says that it listens for control requests, and every 100 ms.
-async fn check(target: &Target, publisher: &Publisher) -> Result<()> {
-    let mut control = control_socket(target, target.id)?;
+async fn check(target: &Target, publisher: &Publisher, control: &mut Dealer) -> Result<()> {
     let request = Request::Publisher(target.id);
     // The answer goes to our control socket: without it there is nobody to answer.
     control.connected().await?;
@@ -140,33 +146,55 @@ fn not_allowed(target: &Target, why: Error) -> Error {
     Error::new(ErrorKind::NotAllowed, what).with_source(why)
 }
 
+/// The kind of an error whose cause is that there is no connection, for this reason.
+pub(super) fn kind_of(failure: Option<&Error>) -> ErrorKind {
+    use ErrorKind::{NoResources, NotAllowed, Timeout, UnknownHost, WrongPort};
+    match failure.map(Error::kind) {
+        None => Timeout,
+        Some(kind @ (UnknownHost | WrongPort | NoResources | NotAllowed | Timeout)) => kind,
+        Some(_) => ErrorKind::Refused,
+    }
+}
+
 fn no_proxy(target: &Target, timeout: Duration, failure: Option<Error>) -> Error {
     let address = &target.address;
-    let kind = match failure.as_ref().map(Error::kind) {
-        None => ErrorKind::Timeout,
-        Some(kind @ (ErrorKind::UnknownHost | ErrorKind::WrongPort | ErrorKind::NoResources)) => kind,
-        Some(_) => ErrorKind::Refused,
-    };
-    let hint = match kind {
-        ErrorKind::UnknownHost => "is the name of the host right?".to_owned(),
+    let kind = kind_of(failure.as_ref());
+    let (found, hint) = match kind {
+        ErrorKind::UnknownHost => (": there is no such host", "is its name right?".to_owned()),
         ErrorKind::WrongPort => match failure.as_ref().and_then(|failure| address.meant(failure)) {
-            Some(meant) => format!("that is another port of a proxy; is {meant} meant?"),
-            None => format!(
-                "give the port for publishers, the lowest of the proxy's three, default {DEFAULT_PROXY_PORT}"
+            Some(meant) => (": that is another port of a proxy", format!("is {meant} meant?")),
+            None => (
+                ": something else listens there",
+                format!(
+                    "give the port for publishers, the lowest of the proxy's three, default {DEFAULT_PROXY_PORT}"
+                ),
             ),
         },
         ErrorKind::NoResources => {
-            "this process has no file descriptors left: raise its limit (ulimit -n)".to_owned()
+            ("", "this process has no file descriptors left: raise its limit (ulimit -n)".to_owned())
         }
-        _ => format!(
-            "is it running there, with ports {} to {} reachable?",
-            address.publish_port(),
-            address.control_port()
+        ErrorKind::Timeout if failure.is_some() => {
+            (": it takes connections and says nothing", "is it another program, or suspended?".to_owned())
+        }
+        _ => (
+            if failure.as_ref().is_some_and(nobody_listens) { ": nobody listens there" } else { "" },
+            format!(
+                "is it running there, with ports {} to {} reachable?",
+                address.publish_port(),
+                address.control_port()
+            ),
         ),
     };
-    let error = Error::new(kind, format!("no answer from a proxy at {address} within {timeout:?}: {hint}"));
+    let what = format!("no answer from a proxy at {address}{found} (tried for {timeout:?}): {hint}");
+    let error = Error::new(kind, what);
     match failure {
         Some(failure) => error.with_source(failure),
         None => error,
     }
+}
+
+/// Whether the system said so.
+fn nobody_listens(failure: &Error) -> bool {
+    let cause = failure.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
 }

@@ -54,6 +54,11 @@ impl Dealer {
         std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await.map(|(_, message)| message)
     }
 
+    /// Why there is no connection, if that is known; `None` while there is one.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.hub.failure()
+    }
+
     /// What happens to the connection from now on.
     #[must_use]
     pub fn events(&self) -> SocketEvents {

@@ -1,21 +1,28 @@
 //! What happens to the connections of a socket, told to whoever observes it.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::broadcast;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::Error;
+use crate::{Error, ErrorKind};
 
 /// Events that wait for a slow observer; older ones are lost to it.
 const EVENTS: usize = 64;
+/// A peer that can't be reached for the same reason is told again after so long.
+const FOLDED: Duration = Duration::from_secs(10);
 
 /// What happened to a socket's connections.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SocketEvent {
     /// A connection is there, handshake done. When it is one that had been lost, the subscriptions of the socket are on their way over
-    /// it: the gap that [`Disconnected`](Self::Disconnected) began ends as soon as the peer has taken them.
+    /// it: the gap that [`Disconnected`](Self::Disconnected) began ends as soon as the peer has taken them. A publisher begins to send
+    /// about a second later, or sooner if the connection was away for less, so that subscribers can come back first.
     Connected {
         /// Its other end.
         peer: String,
@@ -63,7 +70,8 @@ pub enum SocketEvent {
         /// Why.
         reason: String,
     },
-    /// A connection could not be made; it will be tried again after the pause.
+    /// A connection could not be made; it will be tried again after the pause. Sockets tell it for each attempt; connections and actors, which
+    /// have many, for each peer once, again when the kind of the error changes, and every 10 s.
     ConnectFailed {
         /// Its other end.
         peer: String,
@@ -88,25 +96,87 @@ pub enum DropReason {
     TooLarge,
 }
 
-/// The [`SocketEvent`]s of one socket from now on. Whoever falls more than 64 events behind misses the oldest.
+/// Where events are told: by a socket, or by all that belong to a connection or an actor. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct EventChannel {
+    sender: broadcast::Sender<SocketEvent>,
+    ended: CancellationToken,
+    /// Why a peer could not be connected to, and when that was told last.
+    failures: Arc<Mutex<HashMap<String, (ErrorKind, Instant)>>>,
+}
+
+impl EventChannel {
+    pub(crate) fn new() -> Self {
+        Self {
+            sender: broadcast::channel(EVENTS).0,
+            ended: CancellationToken::new(),
+            failures: Arc::default(),
+        }
+    }
+
+    /// The events from now on.
+    pub(crate) fn observe(&self) -> SocketEvents {
+        SocketEvents { receiver: self.sender.subscribe(), ended: self.ended.clone() }
+    }
+
+    /// Tells what happened; nobody has to listen.
+    pub(crate) fn tell(&self, event: SocketEvent) {
+        let _ = self.sender.send(event);
+    }
+
+    /// The same for what one of many sockets tells: that a peer can't be reached is not told for each attempt of each of them.
+    pub(crate) fn tell_folded(&self, event: SocketEvent) {
+        let is_news = {
+            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            match &event {
+                SocketEvent::ConnectFailed { peer, error, .. } => {
+                    let (kind, now) = (error.kind(), Instant::now());
+                    let is_news = failures
+                        .get(peer)
+                        .is_none_or(|(told, at)| *told != kind || now.duration_since(*at) >= FOLDED);
+                    if is_news {
+                        if failures.len() >= EVENTS {
+                            failures.clear();
+                        }
+                        failures.insert(peer.clone(), (kind, now));
+                    }
+                    is_news
+                }
+                SocketEvent::Connected { peer } => {
+                    failures.remove(peer);
+                    true
+                }
+                _ => true,
+            }
+        };
+        if is_news {
+            self.tell(event);
+        }
+    }
+
+    /// Ends the streams of those who observe it.
+    pub(crate) fn end(&self) {
+        self.ended.cancel();
+    }
+}
+
+/// The [`SocketEvent`]s of one socket, connection or actor from now on. Whoever falls more than 64 events behind misses the oldest.
 #[derive(Debug)]
-pub struct SocketEvents(broadcast::Receiver<SocketEvent>);
+pub struct SocketEvents {
+    receiver: broadcast::Receiver<SocketEvent>,
+    ended: CancellationToken,
+}
 
 impl SocketEvents {
-    /// A channel for events, to be observed with [`of`](Self::of).
-    pub(crate) fn channel() -> broadcast::Sender<SocketEvent> {
-        broadcast::channel(EVENTS).0
-    }
-
-    /// The events of this channel from now on.
-    pub(crate) fn of(channel: &broadcast::Sender<SocketEvent>) -> Self {
-        Self(channel.subscribe())
-    }
-
-    /// The next event; `None` when the socket is gone.
+    /// The next event; `None` when what is observed was closed, or is gone, and all that happened until then was told.
     pub async fn next(&mut self) -> Option<SocketEvent> {
         loop {
-            match self.0.recv().await {
+            let next = tokio::select! {
+                biased;
+                next = self.receiver.recv() => next,
+                () = self.ended.cancelled() => return None,
+            };
+            match next {
                 Ok(event) => return Some(event),
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return None,

@@ -1,33 +1,35 @@
 //! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Permit;
-use super::events::{DropReason, SocketEvent, SocketEvents};
+use super::events::{DropReason, EventChannel, SocketEvent, SocketEvents};
+use super::hold::{HoldLimit, Lost};
 use super::inbox::Inbox;
-use super::link::{LastEnd, Link, NotTaken, SubscriptionLimits, Subscriptions};
+use super::link::{LastEnd, Link, SubscriptionLimits, Subscriptions};
 use super::outbox::{Discarded, Frame, Outbox};
 use super::reconnect::Backoff;
-use super::refusal::unfit;
+use super::refusal::{Whose, unfit};
 use super::session::{Batch, Ended, Handler, Session, now};
 use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, IdentityScope, SocketOptions};
+use crate::deadline::Deadline;
 use crate::security::Principal;
 use crate::zmtp::{self, Blame, DroppedCounts, Engine, Limits, Peer, PeerLimits, SocketType};
 use crate::{Error, ErrorKind, Result};
 
-/// How long a reconnected publisher waits at most for the subscriptions that it knew before.
-const RESUBSCRIBE_GRACE: Duration = Duration::from_secs(1);
+/// A peer that takes a connection and says nothing for so long is silent.
+const SILENCE: Duration = Duration::from_millis(100);
 /// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
 /// prefixes, the publisher takes it that everything is wanted.
 const WANTED_MAX: usize = 100_000;
@@ -49,11 +51,7 @@ impl Owner {
     }
 
     /// The same, with its events told to this channel, too.
-    pub(crate) fn with_parent(
-        socket_type: SocketType,
-        options: SocketOptions,
-        parent: broadcast::Sender<SocketEvent>,
-    ) -> Self {
+    pub(crate) fn with_parent(socket_type: SocketType, options: SocketOptions, parent: EventChannel) -> Self {
         Self(Hub::new(socket_type, options, Some(parent)))
     }
 }
@@ -87,23 +85,21 @@ pub(crate) struct Hub {
     routes: Mutex<HashMap<RouteKey, Arc<Link>>>,
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
-    events: broadcast::Sender<SocketEvent>,
+    events: EventChannel,
     /// The channel of what the socket is a part of.
-    parent: Option<broadcast::Sender<SocketEvent>>,
+    parent: Option<EventChannel>,
     /// Messages that were accepted and dropped again.
     dropped: AtomicU64,
     /// … in the log.
     drop_log: Throttle,
+    /// Until when messages may be held back after a reconnection.
+    hold_limit: HoldLimit,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Hub {
-    fn new(
-        socket_type: SocketType,
-        options: SocketOptions,
-        parent: Option<broadcast::Sender<SocketEvent>>,
-    ) -> Arc<Self> {
+    fn new(socket_type: SocketType, options: SocketOptions, parent: Option<EventChannel>) -> Arc<Self> {
         Arc::new(Self {
             socket_type,
             inbox: Inbox::new(options.receive_high_water_mark),
@@ -113,10 +109,11 @@ impl Hub {
             listeners: Mutex::default(),
             routes: Mutex::default(),
             changed: Notify::new(),
-            events: SocketEvents::channel(),
+            events: EventChannel::new(),
             parent,
             dropped: AtomicU64::new(0),
             drop_log: Throttle::default(),
+            hold_limit: HoldLimit::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             options,
@@ -124,7 +121,7 @@ impl Hub {
     }
 
     pub(crate) fn events(&self) -> SocketEvents {
-        SocketEvents::of(&self.events)
+        self.events.observe()
     }
 
     /// The links there are now.
@@ -169,6 +166,18 @@ impl Hub {
     /// Whether there is a connection.
     pub(crate) fn is_connected(&self) -> bool {
         self.links().iter().any(|link| link.state().version.is_some())
+    }
+
+    /// Why there is no connection to the peer that it connects to, if that is known.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        let links = self.links();
+        let state = links.iter().find(|link| link.connecting)?.state();
+        let is_silent = state.silent_since.is_some_and(|since| since.elapsed() > SILENCE);
+        match &state.failure {
+            _ if state.version.is_some() => None,
+            None if is_silent => Some(silent(&state.name)),
+            failure => failure.clone(),
+        }
     }
 
     /// Waits until there is a connection.
@@ -218,7 +227,7 @@ impl Hub {
         let count = subscriptions.counts.get(prefix).copied().unwrap_or_default();
         match (subscribe, count) {
             (true, 0) => {
-                self.may_subscribe(prefix.len(), &subscriptions).map_err(NotTaken::error)?;
+                self.may_subscribe(prefix.len(), &subscriptions)?;
                 subscriptions.counts.insert(prefix.clone(), 1);
                 subscriptions.bytes += prefix.len();
             }
@@ -255,18 +264,24 @@ impl Hub {
     }
 
     /// Whether a prefix of this length may be added.
-    fn may_subscribe(&self, len: usize, subscriptions: &Subscriptions) -> Result<(), NotTaken> {
+    fn may_subscribe(&self, len: usize, subscriptions: &Subscriptions) -> Result<()> {
         let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + len);
-        SubscriptionLimits::ours(&self.options.limits).check(len, count, bytes)?;
+        let ours = SubscriptionLimits::ours(&self.options.limits).check(len, count, bytes);
+        ours.map_err(|why| why.error(Whose::Ours))?;
         for link in self.links().iter() {
-            SubscriptionLimits::theirs(&link.state().limits).check(len, count, bytes)?;
+            let state = link.state();
+            let theirs = SubscriptionLimits::theirs(&state.limits).check(len, count, bytes);
+            theirs.map_err(|why| why.error(Whose::Theirs(&state.name)))?;
         }
         Ok(())
     }
 
     /// Why a peer does not take one of the subscriptions, if that is so.
     pub(crate) fn refused_subscription(&self) -> Option<Error> {
-        self.links().iter().find_map(|link| link.state().refused).map(NotTaken::error)
+        self.links().iter().find_map(|link| {
+            let state = link.state();
+            state.refused.map(|why| why.error(Whose::Theirs(&state.name)))
+        })
     }
 
     /// Messages that were accepted and dropped again, because their peer does not take them.
@@ -276,7 +291,8 @@ impl Hub {
 
     /// The error for a message that the queue of this link does not take.
     pub(crate) fn unfit(&self, link: &Link, frames: &[impl Frame]) -> Error {
-        unfit(frames, link.outbox.limits(), self.options.send_limits())
+        let peer = link.state().name.clone();
+        unfit(frames, link.outbox.limits(), self.options.send_limits(), &peer)
     }
 
     /// Drops a message for one of several peers, which does not take it.
@@ -307,11 +323,23 @@ impl Hub {
         }
     }
 
+    /// The socket will be closed within this time: no more than half of it may go by while messages are held back after a
+    /// reconnection.
+    pub(crate) fn limit_hold(&self, left: Duration) {
+        self.hold_limit.set(Deadline::after(left / 2).instant());
+    }
+
+    /// For how long messages have been held back after a reconnection, if they are.
+    pub(crate) fn held_for(&self) -> Option<Duration> {
+        self.links().iter().filter_map(|link| link.state().held_since).max().map(|since| since.elapsed())
+    }
+
     /// Takes no more messages, writes what was accepted for at most `linger`, and ends every task.
     /// Returns how many messages were not sent.
     pub(crate) async fn close(&self, linger: Duration) -> usize {
         // Whoever drops this future half-way gives up: nothing of the socket stays behind.
         let _stop = self.stop.clone().drop_guard();
+        self.limit_hold(linger);
         self.unbind();
         self.tasks.close();
         self.changed.notify_waiters();
@@ -332,6 +360,7 @@ impl Hub {
         }
         self.stop.cancel();
         self.tasks.wait().await;
+        self.events.end();
         links.iter().map(|link| link.outbox.queued().messages as usize).sum()
     }
 
@@ -344,6 +373,7 @@ impl Hub {
         }
         self.inbox.close();
         self.stop.cancel();
+        self.events.end();
     }
 
     /// Whether it has something to say that is worth waiting for.
@@ -391,25 +421,26 @@ impl Hub {
 
     async fn keep_connected(self: Arc<Self>, endpoint: Endpoint, link: Arc<Link>) {
         let peer = endpoint.to_string();
+        link.state().name = peer.as_str().into();
         let _end = LinkEnd { hub: &self, link: &link };
         let mut backoff = Backoff::new(&self.options);
-        let mut lost: Option<(Instant, BTreeSet<Bytes>)> = None;
+        let mut lost = None;
         let mut closed_before = false;
         let work = async {
             loop {
                 let begun = Instant::now();
-                let attempt = self.open(&endpoint);
-                let failure = match tokio::time::timeout(self.options.connect_timeout, attempt).await {
+                let attempt = self.open(&endpoint, &link);
+                let opened = tokio::time::timeout(self.options.connect_timeout, attempt).await;
+                let was_silent = link.state().silent_since.take().is_some();
+                let failure = match opened {
                     Ok(Ok((session, found))) => {
                         backoff.reset();
                         self.run(&peer, session, found, &link, &mut lost).await;
-                        let wanted = link.state().forget_wanted();
-                        // If the last connection was too short to settle, what was wanted before it still counts.
-                        let (_, lost) = lost.get_or_insert_with(|| (Instant::now(), BTreeSet::new()));
-                        lost.extend(wanted);
+                        lost = Some(Lost::again(lost.take(), link.state().forget_wanted()));
                         None
                     }
                     Ok(Err(error)) => Some(error),
+                    Err(_) if was_silent => Some(silent(&peer)),
                     Err(_) => Some(Error::new(
                         ErrorKind::Timeout,
                         format!("no answer from {peer} within the time limit for connecting"),
@@ -428,6 +459,7 @@ impl Hub {
                     let least = pause.min(backoff.min);
                     pause = pause.saturating_sub(begun.elapsed()).max(least);
                     tracing::debug!(peer, reason = %error.with_causes(), ?pause, "cannot connect");
+                    link.state().failure = Some(error.clone());
                     self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), error, pause });
                 }
                 tokio::time::sleep(pause).await;
@@ -440,12 +472,13 @@ impl Hub {
         }
     }
 
-    async fn open(&self, endpoint: &Endpoint) -> Result<(Session, Peer)> {
+    async fn open(&self, endpoint: &Endpoint, link: &Link) -> Result<(Session, Peer)> {
         let stream = Stream::connect(endpoint, &self.options.tcp, self.options.connect_timeout).await?;
         let mut limits = self.options.limits.clone();
         // What others subscribe to at a proxy is no reason to leave it.
         limits.subscription_len = limits.subscription_len.max(limits.command_size);
         let mut session = self.session(stream, limits);
+        link.state().silent_since = Some(Instant::now());
         let peer = session.handshake().await.map_err(|ended| ended.while_connecting(endpoint))?;
         Ok((session, peer))
     }
@@ -496,16 +529,9 @@ impl Hub {
         self.changed.notify_waiters();
     }
 
-    /// Runs a session to its end. `lost` tells a connecting link since when it was without a connection, and
-    /// what its peer wanted then.
-    async fn run(
-        &self,
-        name: &str,
-        session: Session,
-        peer: Peer,
-        link: &Arc<Link>,
-        lost: &mut Option<(Instant, BTreeSet<Bytes>)>,
-    ) {
+    /// Runs a session to its end. `lost` tells a connecting link what it knows of the connection before this one; it is forgotten
+    /// once subscribers had time to come back.
+    async fn run(&self, name: &str, session: Session, peer: Peer, link: &Arc<Link>, lost: &mut Option<Lost>) {
         let (version, principal, limits) = (peer.version, peer.principal.clone(), peer.limits);
         let identity = match (self.socket_type, peer.identity.first()) {
             // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that
@@ -543,7 +569,7 @@ impl Hub {
                 link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
             }
             let mut state = link.state();
-            (state.version, state.limits) = (Some(version), limits);
+            (state.version, state.limits, state.failure) = (Some(version), limits, None);
             state.drops.0 = DroppedCounts::default();
             state.refused = refused.first().map(|(_, why)| *why);
             refused
@@ -551,7 +577,7 @@ impl Hub {
         tracing::debug!(peer = name, socket = %self.socket_type, ?version, "connected");
         self.tell(SocketEvent::Connected { peer: name.to_owned() });
         for (prefix, why) in refused {
-            let reason = why.error().to_string();
+            let reason = why.error(Whose::Theirs(name)).to_string();
             tracing::warn!(peer = name, prefix = %prefix.escape_ascii(), reason, "subscription refused");
             self.tell(SocketEvent::SubscriptionRefused { peer: name.to_owned(), prefix, reason });
         }
@@ -560,12 +586,14 @@ impl Hub {
         let mut handler = LinkHandler { hub: self, link, identity };
         let ended = {
             let settle = async {
-                if let Some((since, wanted)) = lost {
-                    if !wanted.is_empty() {
-                        link.outbox.hold(true);
-                        self.settle(link, *since, wanted).await;
+                if let Some(lost) = lost.as_mut().filter(|lost| lost.had_subscribers()) {
+                    link.hold();
+                    tokio::select! {
+                        biased;
+                        () = self.hold_limit.reached() => {}
+                        () = lost.settle(link, &self.options, &self.changed) => {}
                     }
-                    link.outbox.hold(false);
+                    link.release();
                 }
                 *lost = None;
                 std::future::pending().await
@@ -577,20 +605,21 @@ impl Hub {
                 ended = session.run(&link.outbox, &mut handler, Duration::MAX) => ended,
             }
         };
-        link.outbox.hold(false);
+        link.release();
         let last_end = self.judge(name, link, &limits, &ended);
         {
             let mut state = link.state();
             (state.version, state.last_end) = (None, last_end);
         }
         tracing::debug!(peer = name, socket = %self.socket_type, reason = %ended, "disconnected");
-        if !matches!(ended, Ended::Drained) {
+        if !matches!(ended, Ended::Drained | Ended::Finished) {
             link.outbox.note_break();
         }
         if !link.connecting {
             self.options.violations.note(name, self.socket_type, &ended);
         }
         let error = ended.while_connected(&name);
+        link.state().failure = Some(error.clone());
         self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
     }
 
@@ -633,24 +662,6 @@ impl Hub {
         LastEnd::CutOff
     }
 
-    /// After a reconnection: waits until subscribers had time to come back, too, so that what they would miss is not
-    /// sent before. They retry within about as long as the connection was away.
-    async fn settle(&self, link: &Link, since: Instant, wanted: &BTreeSet<Bytes>) {
-        let away = since.elapsed();
-        tokio::time::sleep(away.min(self.options.reconnect_max).max(self.options.reconnect_min)).await;
-        let back = async {
-            loop {
-                let mut changed = std::pin::pin!(self.changed.notified());
-                changed.as_mut().enable();
-                if wanted.is_subset(&link.state().wanted) {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        let _ = tokio::time::timeout(RESUBSCRIBE_GRACE, back).await;
-    }
-
     fn session(&self, stream: Stream, limits: Limits) -> Session {
         let security = &self.options.security;
         let options = zmtp::Options { limits, ..self.options.engine(self.socket_type) };
@@ -661,11 +672,10 @@ impl Hub {
     }
 
     fn tell(&self, event: SocketEvent) {
-        // Nobody has to listen.
         if let Some(parent) = &self.parent {
-            let _ = parent.send(event.clone());
+            parent.tell_folded(event.clone());
         }
-        let _ = self.events.send(event);
+        self.events.tell(event);
     }
 }
 
@@ -673,6 +683,13 @@ impl Hub {
 fn is_closed_in_handshake(error: &Error) -> bool {
     let violation = std::error::Error::source(error).and_then(|source| source.downcast_ref());
     matches!(violation, Some(zmtp::Violation::ClosedByPeer(_)))
+}
+
+fn silent(peer: &str) -> Error {
+    let what = format!(
+        "{peer} takes connections and says nothing: does something else listen there, such as HTTP, or is it suspended?"
+    );
+    Error::new(ErrorKind::Timeout, what)
 }
 
 /// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another

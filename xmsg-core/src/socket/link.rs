@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::outbox::Outbox;
@@ -37,12 +38,18 @@ pub(crate) struct LinkState {
     pub(crate) principal: Option<Principal>,
     /// What the peer calls itself: its address.
     pub(super) name: Arc<str>,
+    /// Why there is no connection, or was none when it was tried last.
+    pub(super) failure: Option<Error>,
+    /// Since when a peer that took the connection has been silent.
+    pub(super) silent_since: Option<Instant>,
     /// What the peer takes; after its connection has ended, what it told last.
     pub(crate) limits: PeerLimits,
     /// How the last connection ended.
     pub(crate) last_end: LastEnd,
     /// The first subscription that the peer does not take, if there is one.
     pub(super) refused: Option<NotTaken>,
+    /// Since when messages are held back, after a reconnection.
+    pub(super) held_since: Option<Instant>,
     /// What the peer has dropped for us: over this connection, and over all.
     pub(super) drops: (DroppedCounts, DroppedCounts),
 }
@@ -63,13 +70,14 @@ pub(crate) enum LastEnd {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NotTaken {
     what: Limited,
+    /// What there would be, bytes or number.
+    size: usize,
     limit: usize,
-    whose: Whose,
 }
 
 impl NotTaken {
-    pub(super) fn error(self) -> Error {
-        unfit_subscription(self.what, self.limit, self.whose)
+    pub(super) fn error(self, whose: Whose<'_>) -> Error {
+        unfit_subscription(self.what, self.size, self.limit, whose)
     }
 }
 
@@ -79,17 +87,11 @@ pub(super) struct SubscriptionLimits {
     len: usize,
     count: usize,
     bytes: usize,
-    whose: Whose,
 }
 
 impl SubscriptionLimits {
     pub(super) fn ours(limits: &Limits) -> Self {
-        Self {
-            len: limits.subscription_len,
-            count: limits.subscriptions,
-            bytes: limits.subscription_bytes,
-            whose: Whose::Ours,
-        }
+        Self { len: limits.subscription_len, count: limits.subscriptions, bytes: limits.subscription_bytes }
     }
 
     pub(super) fn theirs(limits: &PeerLimits) -> Self {
@@ -98,7 +100,6 @@ impl SubscriptionLimits {
             len: limits.subscription_len.unwrap_or(any),
             count: limits.subscriptions.unwrap_or(any),
             bytes: limits.subscription_bytes.unwrap_or(any),
-            whose: Whose::Theirs,
         }
     }
 
@@ -110,7 +111,7 @@ impl SubscriptionLimits {
             (Limited::SubscriptionBytes, bytes, self.bytes),
         ];
         match above.into_iter().find(|(_, size, limit)| size > limit) {
-            Some((what, _, limit)) => Err(NotTaken { what, limit, whose: self.whose }),
+            Some((what, size, limit)) => Err(NotTaken { what, size, limit }),
             None => Ok(()),
         }
     }
@@ -166,6 +167,17 @@ impl AsRef<Outbox> for Link {
 impl Link {
     pub(crate) fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves messages where they are until [`release`](Self::release).
+    pub(super) fn hold(&self) {
+        self.state().held_since = Some(Instant::now());
+        self.outbox.hold(true);
+    }
+
+    pub(super) fn release(&self) {
+        self.state().held_since = None;
+        self.outbox.hold(false);
     }
 
     /// Whether the peer of a publisher wants this topic.

@@ -61,7 +61,8 @@ pub struct SocketOptions {
     pub connect_timeout: Duration,
     /// The first pause before a connection is tried again; it doubles each time. At least 1 ms. Default 100 ms.
     pub reconnect_min: Duration,
-    /// The longest such pause; `reconnect_min`, if that is longer. Default 5 s.
+    /// The longest such pause; `reconnect_min`, if that is longer. A publisher whose connection is back holds its messages for as long
+    /// as it was away, and for this time at most, so that subscribers can come back first. Default 1 s.
     pub reconnect_max: Duration,
     /// Ask after a peer (ZMTP 3.1) that was silent for so long; `None` or no time at all: never. Default: never;
     /// [`ConnectOptions`](crate::ConnectOptions) have a default of their own.
@@ -109,7 +110,7 @@ impl Default for SocketOptions {
             linger: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(10),
             reconnect_min: Duration::from_millis(100),
-            reconnect_max: Duration::from_secs(5),
+            reconnect_max: Duration::from_secs(1),
             heartbeat_interval: None,
             heartbeat_timeout: Duration::from_secs(30),
             filter: false,

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
-use tokio::sync::broadcast;
 
-use super::events::{SocketEvent, SocketEvents};
+use super::events::{EventChannel, SocketEvents};
 use super::hub::Owner;
 use super::link::Link;
 use super::outbox::{self, Begun, Frame, Refused, Sending};
@@ -62,7 +61,7 @@ impl Publisher {
     }
 
     /// A publisher whose events are told to this channel, too.
-    pub(crate) fn with_parent(options: SocketOptions, parent: broadcast::Sender<SocketEvent>) -> Self {
+    pub(crate) fn with_parent(options: SocketOptions, parent: EventChannel) -> Self {
         Self { hub: Arc::new(Owner::with_parent(SocketType::Pub, options, parent)) }
     }
 
@@ -159,7 +158,8 @@ impl Publisher {
         self.hub.links().iter().any(|link| link.wants(topic))
     }
 
-    /// Whether there is a connection at this moment.
+    /// Whether there is a connection at this moment. For about a second after a reconnection messages are held back over it, so that
+    /// subscribers can come back first ([`SocketOptions::reconnect_max`]).
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.hub.is_connected()
@@ -191,6 +191,21 @@ impl Publisher {
         self.hub.abort();
     }
 
+    /// Why there is no connection, if that is known; `None` while there is one.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.hub.failure()
+    }
+
+    /// It will be closed within this time: not more than half of it goes by while messages are held back.
+    pub(crate) fn limit_hold(&self, left: Duration) {
+        self.hub.limit_hold(left);
+    }
+
+    /// For how long messages have been held back after a reconnection, so that subscribers can come back first, if they are.
+    pub(crate) fn held_for(&self) -> Option<Duration> {
+        self.hub.held_for()
+    }
+
     /// What happens to the connections from now on.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
@@ -215,7 +230,7 @@ impl Publisher {
         let limits = self.hub.options.send_limits();
         match frames.first() {
             Some(topic) if limits.allow(crate::zmtp::encoded_len(frames), frames.len()) => Ok(topic.as_ref()),
-            _ => Err(unfit(frames, limits, limits)),
+            _ => Err(unfit(frames, limits, limits, "")),
         }
     }
 

@@ -39,7 +39,7 @@ mod tests {
     #[test]
     fn pauses_double_up_to_the_longest_and_start_over() {
         let mut backoff = Backoff::new(&SocketOptions::default());
-        for expected in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+        for expected in [100, 200, 400, 800, 1000, 1000] {
             let pause = backoff.next().as_millis();
             assert!((expected / 2..=expected).contains(&pause), "{pause} ms instead of {expected}");
         }

@@ -6,15 +6,15 @@ use crate::{Error, ErrorKind};
 
 /// Whose limit it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Whose {
+pub(crate) enum Whose<'a> {
     /// That of the socket.
     Ours,
-    /// That of the peer, which told it.
-    Theirs,
+    /// That of this peer, which told it.
+    Theirs(&'a str),
 }
 
-/// The error for a message that is above these limits: `ours`, or those of the peer, if they are smaller.
-pub(crate) fn unfit(frames: &[impl Frame], limits: MessageLimits, ours: MessageLimits) -> Error {
+/// The error for a message that is above these limits: `ours`, or those of this peer, if they are smaller.
+pub(crate) fn unfit(frames: &[impl Frame], limits: MessageLimits, ours: MessageLimits, peer: &str) -> Error {
     if frames.is_empty() {
         return Error::new(ErrorKind::InvalidMessage, "a message needs at least one frame");
     }
@@ -25,25 +25,39 @@ pub(crate) fn unfit(frames: &[impl Frame], limits: MessageLimits, ours: MessageL
         let frames = format!("{} frames", frames.len());
         (frames, format!("{} frames", limits.frames), limits.frames == ours.frames)
     };
-    let whose = if own { Whose::Ours } else { Whose::Theirs };
-    Error::new(ErrorKind::TooLarge, above(&format!("a message of {what}"), &limit, whose))
-}
-
-/// The error for a subscription that is above a limit.
-pub(crate) fn unfit_subscription(what: Limited, limit: usize, whose: Whose) -> Error {
-    let what_limit = match what {
-        Limited::Subscription => ("a subscription to a longer prefix", format!("{limit} bytes")),
-        Limited::SubscriptionBytes => {
-            ("a subscription", format!("{limit} bytes for the prefixes of all subscriptions together"))
-        }
-        _ => ("a subscription", format!("{limit} subscriptions")),
+    let (whose, option) = match (own, size > limits.size) {
+        (true, true) => (Whose::Ours, "ConnectOptions::max_message_size, or SocketOptions::limits"),
+        (true, false) => (Whose::Ours, "SocketOptions::limits"),
+        (false, true) => (Whose::Theirs(peer), "of xmsg-proxy: --max-message-size"),
+        (false, false) => (Whose::Theirs(peer), "of xmsg-proxy: limits.message_frames"),
     };
-    Error::new(ErrorKind::TooLarge, above(what_limit.0, &what_limit.1, whose))
+    too_large(&format!("a message of {what}"), &limit, whose, option)
 }
 
-fn above(what: &str, limit: &str, whose: Whose) -> String {
-    match whose {
-        Whose::Ours => format!("{what} is above the limit of {limit} of this socket"),
-        Whose::Theirs => format!("{what} is above the limit of {limit} that the other side has told"),
-    }
+/// The error for a subscription that has more than a limit: bytes, or number.
+pub(crate) fn unfit_subscription(what: Limited, size: usize, limit: usize, whose: Whose<'_>) -> Error {
+    let (what, limit) = match what {
+        Limited::Subscription => {
+            (format!("a subscription to a prefix of {size} bytes"), format!("{limit} bytes"))
+        }
+        Limited::SubscriptionBytes => (
+            format!("a subscription with which prefixes have {size} bytes"),
+            format!("{limit} bytes for the prefixes of all subscriptions together"),
+        ),
+        _ => (format!("subscription number {size}"), format!("{limit} subscriptions")),
+    };
+    let option = match whose {
+        Whose::Ours => "SocketOptions::limits",
+        Whose::Theirs(_) => "of xmsg-proxy: the section limits of its settings",
+    };
+    too_large(&what, &limit, whose, option)
+}
+
+fn too_large(what: &str, limit: &str, whose: Whose<'_>, option: &str) -> Error {
+    let whose = match whose {
+        Whose::Ours => "of this socket".to_owned(),
+        Whose::Theirs(peer) => format!("that {peer} has told"),
+    };
+    let text = format!("{what} is above the limit of {limit} {whose} ({option})");
+    Error::new(ErrorKind::TooLarge, text)
 }

@@ -47,6 +47,8 @@ pub enum Ended {
     ByPeer,
     /// The peer closed it, and has said that it read everything that was written to it.
     Drained,
+    /// We closed it, and the peer has said that it read everything that was written to it.
+    Finished,
     /// The transport failed.
     Io(io::Error),
     /// The peer broke the protocol, did not fit, or fell silent.
@@ -79,6 +81,7 @@ impl fmt::Display for Ended {
         match self {
             Self::ByPeer => f.write_str("closed by the peer"),
             Self::Drained => f.write_str("closed by the peer, which has read everything"),
+            Self::Finished => f.write_str("closed here, and the other side has read everything"),
             Self::Io(error) => write!(f, "{error}"),
             Self::Violation(violation) => write!(f, "{violation}"),
             Self::Unread => f.write_str("the peer does not read the answers that it asks for"),
@@ -129,7 +132,7 @@ impl Ended {
 
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::ByPeer | Self::Drained | Self::ByUs(_) => ErrorKind::Closed,
+            Self::ByPeer | Self::Drained | Self::Finished | Self::ByUs(_) => ErrorKind::Closed,
             Self::Io(error) => Error::kind_of(error),
             Self::Violation(Violation::HandshakeTimeout | Violation::HeartbeatTimeout) | Self::Vanished => {
                 ErrorKind::Timeout
@@ -382,9 +385,10 @@ impl Session {
                     // Reading on until the peer closes, too, lets everything that is under way arrive.
                     let farewell = if asked_to_finish { farewell.min(DRAIN_PATIENCE) } else { farewell };
                     match tokio::time::timeout(farewell, reading).await {
-                        Ok(Ended::ByPeer) => (Ended::ByUs("closed"), true),
+                        Ok(Ended::ByPeer) => (Ended::ByUs("closed here"), true),
+                        Ok(Ended::Drained) if !asked_to_finish => (Ended::Finished, false),
                         Ok(ended) => (ended, false),
-                        Err(_) => (Ended::ByUs("closed"), false),
+                        Err(_) => (Ended::ByUs("closed here"), false),
                     }
                 }
                 futures::future::Either::Left((Err(error), reading)) => {

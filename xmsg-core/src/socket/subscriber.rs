@@ -6,9 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::broadcast;
 
-use super::events::{SocketEvent, SocketEvents};
+use super::events::{EventChannel, SocketEvents};
 use super::hub::{Hub, Owner};
 use super::{Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
@@ -33,7 +32,7 @@ impl Subscriber {
     }
 
     /// A subscriber whose events are told to this channel, too.
-    pub(crate) fn with_parent(options: SocketOptions, parent: broadcast::Sender<SocketEvent>) -> Self {
+    pub(crate) fn with_parent(options: SocketOptions, parent: EventChannel) -> Self {
         Self { hub: Owner::with_parent(SocketType::Sub, options, parent), batch: Bytes::new() }
     }
 
@@ -64,6 +63,11 @@ impl Subscriber {
     #[must_use]
     pub fn refused(&self) -> Option<Error> {
         self.hub.refused_subscription()
+    }
+
+    /// Why there is no connection, if that is known; `None` while there is one.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.hub.failure()
     }
 
     /// Takes a subscription back. What is on its way still arrives.
