@@ -17,7 +17,7 @@ use super::inbox::Inbox;
 use super::link::{LastEnd, Link, NotTaken, SubscriptionLimits, Subscriptions};
 use super::outbox::{Discarded, Frame, Outbox};
 use super::reconnect::Backoff;
-use super::refusal::unfit;
+use super::refusal::{unfit, unfit_size};
 use super::session::{Batch, Ended, Handler, Session, now};
 use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
@@ -244,6 +244,11 @@ impl Hub {
     /// The error for a message that the queue of this link does not take.
     pub(crate) fn unfit(&self, link: &Link, frames: &[impl Frame]) -> Error {
         unfit(frames, link.outbox.limits(), self.options.send_limits())
+    }
+
+    /// The same for a message of which only the size is known.
+    pub(crate) fn unfit_size(&self, link: &Link, size: usize, frames: usize) -> Error {
+        unfit_size(size, frames, link.outbox.limits(), self.options.send_limits())
     }
 
     /// Drops a message for one of several peers, which does not take it.

@@ -19,6 +19,7 @@
 pub mod admission;
 pub mod buffer;
 mod dealer;
+mod encoded;
 mod endpoint;
 mod events;
 mod hub;
@@ -43,6 +44,7 @@ pub mod violations;
 
 pub use admission::{Admission, AdmissionLimits};
 pub use dealer::Dealer;
+pub use encoded::EncodedFrames;
 pub use endpoint::Endpoint;
 pub use events::{DropReason, SocketEvent, SocketEvents};
 pub(crate) use hub::SHARE_MAX;

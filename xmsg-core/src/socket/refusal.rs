@@ -18,12 +18,15 @@ pub(crate) fn unfit(frames: &[impl Frame], limits: MessageLimits, ours: MessageL
     if frames.is_empty() {
         return Error::new(ErrorKind::InvalidMessage, "a message needs at least one frame");
     }
-    let size = encoded_len(frames);
+    unfit_size(encoded_len(frames), frames.len(), limits, ours)
+}
+
+/// The same for a message of which only the size is known.
+pub(crate) fn unfit_size(size: usize, frames: usize, limits: MessageLimits, ours: MessageLimits) -> Error {
     let (what, limit, own) = if size > limits.size {
         (format!("{size} bytes"), format!("{} bytes", limits.size), limits.size == ours.size)
     } else {
-        let frames = format!("{} frames", frames.len());
-        (frames, format!("{} frames", limits.frames), limits.frames == ours.frames)
+        (format!("{frames} frames"), format!("{} frames", limits.frames), limits.frames == ours.frames)
     };
     let whose = if own { Whose::Ours } else { Whose::Theirs };
     Error::new(ErrorKind::TooLarge, above(&format!("a message of {what}"), &limit, whose))
