@@ -47,7 +47,15 @@ struct Snapshot {
     started_unix_s: f64,
     process: Process,
     proxy: Option<ProxySnapshot>,
-    registrar: Option<(Counts, usize)>,
+    registrar: Option<RegistrarSnapshot>,
+}
+
+#[derive(Debug)]
+struct RegistrarSnapshot {
+    counts: Counts,
+    connections: usize,
+    memory_limit: usize,
+    is_writable: bool,
 }
 
 #[derive(Debug)]
@@ -85,10 +93,12 @@ impl Snapshot {
             started_unix_s: unix_s(state.started_at),
             process: Process::look(),
             proxy,
-            registrar: state
-                .registrar
-                .as_ref()
-                .map(|registrar| (registrar.counts(), registrar.connections())),
+            registrar: state.registrar.as_ref().map(|registrar| RegistrarSnapshot {
+                counts: registrar.counts(),
+                connections: registrar.connections(),
+                memory_limit: registrar.memory_limit(),
+                is_writable: registrar.is_writable(),
+            }),
         }
     }
 }
@@ -106,13 +116,13 @@ impl Collector for Snapshot {
         out.encoder
             .encode_descriptor(&name("build"), "The program that runs.", None, MetricType::Info)?
             .encode_info(&version)?;
-        let ready = "1 while it accepts connections, 0 once it was told to stop.";
+        let ready = "1 while it accepts connections and stores what is registered, else 0.";
         out.gauge(&name("ready"), ready, None, u64::from(self.is_ready))?;
         if let Some(proxy) = &self.proxy {
             proxy.encode(&mut out)?;
         }
-        if let Some((counts, connections)) = &self.registrar {
-            encode_registrar(counts, *connections, &mut out)?;
+        if let Some(registrar) = &self.registrar {
+            registrar.encode(&mut out)?;
         }
         self.process.encode(self.started_unix_s, &mut out)
     }
@@ -237,21 +247,34 @@ fn encode_violations(name: &str, counts: ViolationCounts, out: &mut Families<'_>
     out.counters(name, help, None, values)
 }
 
-fn encode_registrar(counts: &Counts, connections: usize, out: &mut Families<'_>) -> Result<(), fmt::Error> {
-    let owners = [("publisher", counts.publishers), ("subscriber", counts.subscribers)];
-    out.gauges(
-        "xmsg_registrar_registrations",
-        "What is registered.",
-        None,
-        owners.map(|(owner, count)| ([("owner", owner.to_owned())], count)),
-    )?;
-    out.counter("xmsg_registrar_requests", "Requests that were answered.", None, counts.requests)?;
-    let help = "Requests that were answered with an error.";
-    out.counter("xmsg_registrar_requests_refused", help, None, counts.refused)?;
-    encode_violations("xmsg_registrar_violations", counts.violations, out)?;
-    let help = "Registrations that were not made again in time.";
-    out.counter("xmsg_registrar_registrations_expired", help, None, counts.expired)?;
-    out.gauge("xmsg_registrar_connections", "Open connections.", None, connections as u64)
+impl RegistrarSnapshot {
+    fn encode(&self, out: &mut Families<'_>) -> Result<(), fmt::Error> {
+        let Self { counts, connections, memory_limit, is_writable } = self;
+        let owners = [("publisher", counts.publishers), ("subscriber", counts.subscribers)];
+        out.gauges(
+            "xmsg_registrar_registrations",
+            "What is registered.",
+            None,
+            owners.map(|(owner, count)| ([("owner", owner.to_owned())], count)),
+        )?;
+        let help = "Memory that the registrations take.";
+        out.gauge("xmsg_registrar_registration_memory", help, BYTES, counts.memory)?;
+        let help = "Memory that they may take.";
+        out.gauge("xmsg_registrar_registration_memory_limit", help, BYTES, *memory_limit as u64)?;
+        out.counter("xmsg_registrar_requests", "Requests that were answered.", None, counts.requests)?;
+        let help = "Requests that were answered with an error.";
+        out.counter("xmsg_registrar_requests_refused", help, None, counts.refused)?;
+        let help = "Registrations that were refused because there were too many, or too many bytes of them.";
+        out.counter("xmsg_registrar_registrations_refused", help, None, counts.full)?;
+        let help = "1 while changes can be stored, 0 while they are refused because they can't be written.";
+        out.gauge("xmsg_registrar_writable", help, None, u64::from(*is_writable))?;
+        let help = "Attempts to write changes that have failed.";
+        out.counter("xmsg_registrar_write_failures", help, None, counts.write_failures)?;
+        encode_violations("xmsg_registrar_violations", counts.violations, out)?;
+        let help = "Registrations that were not made again in time.";
+        out.counter("xmsg_registrar_registrations_expired", help, None, counts.expired)?;
+        out.gauge("xmsg_registrar_connections", "Open connections.", None, *connections as u64)
+    }
 }
 
 impl Process {

@@ -2,8 +2,8 @@
 //!
 //! | path | |
 //! |---|---|
-//! | `/healthz` | 200 while the runtime that moves messages gets its turn |
-//! | `/readyz` | 200 while it accepts connections, 503 once it was told to stop |
+//! | `/healthz` | 200 while the runtimes that move messages and answer for the registrar get their turn |
+//! | `/readyz` | 200 while it accepts connections, 503 once it was told to stop, and while what is registered can't be stored |
 //! | `/metrics` | counts, for Prometheus |
 //! | `/varz` | version, uptime, settings, totals; JSON |
 //! | `/connz` | every publisher and subscriber; JSON; `limit`, `offset`, `sort`, `kind` |
@@ -82,7 +82,12 @@ struct State {
 
 impl State {
     fn is_ready(&self) -> bool {
-        self.phase() == Phase::Ready
+        self.phase() == Phase::Ready && self.is_writable()
+    }
+
+    /// Whether what is registered can be stored.
+    fn is_writable(&self) -> bool {
+        self.registrar.as_ref().is_none_or(registrar::Monitor::is_writable)
     }
 
     fn phase(&self) -> Phase {

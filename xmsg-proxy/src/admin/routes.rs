@@ -18,6 +18,7 @@ use xmsg_core::socket::{Amount, ViolationCounts};
 
 use super::process::{Process, unix_s};
 use super::{Phase, State, metrics};
+use crate::registrar;
 use crate::switch::{Drops, PublisherStats, SubscriberStats};
 
 /// The runtime that moves messages counts as stuck when a task does not get its turn for so long.
@@ -101,26 +102,30 @@ async fn index(Shared(state): Shared<Arc<State>>) -> String {
     )
 }
 
-/// Asks the runtime that moves messages for a turn.
+/// Asks the runtimes that do the work for a turn.
 async fn healthz(Shared(state): Shared<Arc<State>>) -> Answer {
-    let mut turn = state.runtime.spawn(async {});
-    match tokio::time::timeout(STUCK, &mut turn).await {
-        Ok(Ok(())) => Ok("ok\n".into_response()),
-        Ok(Err(_)) => Err((StatusCode::SERVICE_UNAVAILABLE, "the runtime has ended\n".to_owned())),
+    let own = state.registrar.as_ref().map(registrar::Monitor::runtime);
+    let mut turns: Vec<_> =
+        [Some(&state.runtime), own].into_iter().flatten().map(|runtime| runtime.spawn(async {})).collect();
+    let unavailable = |text| (StatusCode::SERVICE_UNAVAILABLE, text);
+    match tokio::time::timeout(STUCK, futures::future::try_join_all(turns.iter_mut())).await {
+        Ok(Ok(_)) => Ok("ok\n".into_response()),
+        Ok(Err(_)) => Err(unavailable("the runtime has ended\n".to_owned())),
         Err(_) => {
-            turn.abort();
-            Err((
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("the runtime is stuck: no turn within {STUCK:?}\n"),
-            ))
+            turns.iter().for_each(tokio::task::JoinHandle::abort);
+            Err(unavailable(format!("the runtime is stuck: no turn within {STUCK:?}\n")))
         }
     }
 }
 
 async fn readyz(Shared(state): Shared<Arc<State>>) -> Answer {
+    let unavailable = |text: &str| Err((StatusCode::SERVICE_UNAVAILABLE, text.to_owned()));
     match state.phase() {
+        Phase::Draining => unavailable("draining\n"),
+        Phase::Ready if !state.is_writable() => {
+            unavailable("what is registered can't be stored, the log says why; it is tried again\n")
+        }
         Phase::Ready => Ok("ready\n".into_response()),
-        Phase::Draining => Err((StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned())),
     }
 }
 
@@ -198,6 +203,10 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "subscribers": counts.subscribers,
             "requests": counts.requests,
             "refused": counts.refused,
+            "refused_full": counts.full,
+            "registration_memory_bytes": counts.memory,
+            "write_failures": counts.write_failures,
+            "is_writable": registrar.is_writable(),
             "expired": counts.expired,
             "violations": by_reason(counts.violations),
             "connections": registrar.connections(),

@@ -231,9 +231,17 @@ async fn start_registrar(
     let (security, authority) = daemon.security();
     let snapshot = registrar.snapshot.clone();
     let limits = registrar::Config::default();
-    let connections = limits.connections.min(connections);
-    let config = registrar::Config { snapshot, security, authority, connections, ..limits };
-    let builder = Registrar::bind(host.with_port(registrar.port)).config(config);
+    let config = registrar::Config {
+        snapshot,
+        registrations: registrar.max_registrations.get(),
+        registration_memory: registrar.max_registration_memory_mib.mib(),
+        security,
+        authority,
+        connections: limits.connections.min(connections),
+        ..limits
+    };
+    // Long answers and large snapshots are not to take time from messages.
+    let builder = Registrar::bind(host.with_port(registrar.port)).config(config).on_its_own_thread();
     let started = match daemon.sockets.take("registrar").pop() {
         Some(socket) => builder.start_on(socket).await,
         None if registrar.enabled => builder.start().await,
