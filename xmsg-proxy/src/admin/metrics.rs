@@ -17,6 +17,7 @@ use xmsg_core::socket::{Amount, ViolationCounts};
 use super::State;
 use super::process::{Process, unix_s};
 use crate::registrar::Counts;
+use crate::security::LoginCounts;
 use crate::switch::{Drops, SubscriberStats, Totals};
 
 /// What [`encode`] returns.
@@ -46,6 +47,8 @@ struct Snapshot {
     is_ready: bool,
     started_unix_s: f64,
     process: Process,
+    turned_away: [(&'static str, u64); 2],
+    logins: Option<LoginCounts>,
     proxy: Option<ProxySnapshot>,
     registrar: Option<RegistrarSnapshot>,
 }
@@ -92,6 +95,8 @@ impl Snapshot {
             is_ready: state.is_ready(),
             started_unix_s: unix_s(state.started_at),
             process: Process::look(),
+            turned_away: state.turned_away.counts(),
+            logins: state.authority.as_ref().map(|authority| authority.logins()),
             proxy,
             registrar: state.registrar.as_ref().map(|registrar| RegistrarSnapshot {
                 counts: registrar.counts(),
@@ -120,6 +125,14 @@ impl Collector for Snapshot {
         out.gauge(&name("ready"), ready, None, u64::from(self.is_ready))?;
         if let Some(proxy) = &self.proxy {
             proxy.encode(&mut out)?;
+        }
+        let help = "Requests to this server that were turned away.";
+        let values = self.turned_away.map(|(reason, count)| ([("reason", reason.to_owned())], count));
+        out.counters(&name("admin_refused_requests"), help, None, values)?;
+        if let Some(counts) = self.logins {
+            let help = "Logins with a password, by what became of them.";
+            let values = logins(counts).map(|(outcome, count)| ([("outcome", outcome.to_owned())], count));
+            out.counters(&name("logins"), help, None, values)?;
         }
         if let Some(registrar) = &self.registrar {
             registrar.encode(&mut out)?;
@@ -227,6 +240,18 @@ impl ProxySnapshot {
         let help = "Subscribers that have no time series of their own.";
         out.gauge("xmsg_proxy_subscribers_without_series", help, None, without)
     }
+}
+
+/// What became of logins with a password.
+pub(super) fn logins(counts: LoginCounts) -> [(&'static str, u64); 5] {
+    let LoginCounts { admitted, recognized, refused, too_soon, too_many } = counts;
+    [
+        ("admitted", admitted),
+        ("recognized", recognized),
+        ("refused", refused),
+        ("too_soon", too_soon),
+        ("too_many", too_many),
+    ]
 }
 
 /// What was dropped, by the policy that chose it.

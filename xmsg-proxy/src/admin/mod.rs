@@ -17,6 +17,7 @@ mod process;
 mod routes;
 mod server;
 mod token;
+mod turned_away;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -32,7 +33,9 @@ use xmsg_core::{Error, ErrorKind, Result};
 
 pub use token::Token;
 
+use crate::security::Authority;
 use crate::{Monitor, registrar};
+use turned_away::TurnedAway;
 
 /// What there is to watch.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +44,8 @@ pub struct Sources {
     pub proxy: Option<Monitor>,
     /// A registrar.
     pub registrar: Option<registrar::Monitor>,
+    /// Who is let in to either.
+    pub authority: Option<Arc<Authority>>,
 }
 
 /// Where in its life a daemon is.
@@ -70,6 +75,8 @@ struct State {
     name: &'static str,
     proxy: Option<Monitor>,
     registrar: Option<registrar::Monitor>,
+    authority: Option<Arc<Authority>>,
+    turned_away: TurnedAway,
     phase: AtomicU8,
     token: RwLock<Option<Token>>,
     /// The settings, as JSON.
@@ -130,6 +137,8 @@ impl Admin {
             name,
             proxy: sources.proxy,
             registrar: sources.registrar,
+            authority: sources.authority,
+            turned_away: TurnedAway::default(),
             phase: AtomicU8::new(Phase::Ready as u8),
             token: RwLock::new(token),
             config: RwLock::new(Arc::new(config)),

@@ -1,7 +1,7 @@
 //! What the paths answer, and who gets an answer.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use serde_json::json;
 use xmsg_core::socket::{Amount, ViolationCounts};
 
 use super::process::{Process, unix_s};
+use super::server::Connection;
 use super::{Phase, State, metrics};
 use crate::registrar;
 use crate::switch::{Drops, PublisherStats, SubscriberStats};
@@ -50,10 +51,16 @@ pub(super) fn router(state: Arc<State>) -> Router {
 
 /// Turns away whoever has no business here.
 async fn guard(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let refusal = match state.token() {
         Some(_) if OPEN.contains(&request.uri().path()) => None,
         Some(token) if bearer(request.headers()).is_some_and(|candidate| token.is(candidate)) => None,
         Some(_) => {
+            if request.headers().contains_key(header::AUTHORIZATION) {
+                state.turned_away.wrong(connection.as_deref()).await;
+            } else {
+                state.turned_away.without(connection.as_deref());
+            }
             let text = "send the token: Authorization: Bearer TOKEN\n";
             Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], text).into_response())
         }
@@ -195,6 +202,10 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "subscriptions": proxy.subscriptions(),
             "queue": Sum::from(metrics::queued(&subscribers)),
         });
+    }
+    found["admin_refused_requests"] = json!(BTreeMap::from(state.turned_away.counts()));
+    if let Some(authority) = &state.authority {
+        found["logins"] = json!(BTreeMap::from(metrics::logins(authority.logins())));
     }
     if let Some(registrar) = &state.registrar {
         let counts = registrar.counts();

@@ -167,6 +167,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     daemon.start_admin(Sources {
         proxy: Some(proxy.monitor()),
         registrar: registrar.as_ref().map(Registrar::monitor),
+        ..Sources::default()
     })?;
     daemon.warn_if_open(address.host(), "whoever reaches these ports can publish and subscribe");
     let _watchdog = ready(&format!("forwarding at {address}"));

@@ -144,6 +144,7 @@ impl<P: Program> Daemon<P> {
                 .with_context(|| format!("cannot bind {listen} for HTTP (--admin)"))?,
         };
         let token = self.reloadable.admin_token.clone();
+        let sources = Sources { authority: Some(self.authority.clone()), ..sources };
         let admin = Admin::start(socket, P::NAME, sources, token, self.config())?;
         say(format_args!("HTTP at http://{}", admin.address()));
         self.admin = Some(admin);
