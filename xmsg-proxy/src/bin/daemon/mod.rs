@@ -13,6 +13,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
+use xmsg_core::text::escaped;
 use xmsg_proxy::admin::{Admin, Sources};
 use xmsg_proxy::security::{Authority, Mechanism};
 use xmsg_proxy::settings::{self, Host, Reloadable, Settings, SettingsError};
@@ -57,7 +58,7 @@ pub(crate) fn main<P: Program>(
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error:#}", P::NAME);
+            eprintln!("{}: {}", P::NAME, escaped(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
