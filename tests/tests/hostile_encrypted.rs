@@ -245,3 +245,44 @@ async fn floods_of_passwords_starve_nobody() {
         .await;
     scene.finish("floods of passwords", 100).await;
 }
+
+/// As above, from many addresses, none of which sends much.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_addresses_that_guess_passwords_lock_nobody_out() {
+    let line = format!("plain=innocent:{}", *hash_password("sesame").unwrap());
+    let password = |text: &str| Password::new(text).unwrap();
+    let security = Security::PlainClient { user: "innocent".into(), password: password("sesame") };
+    let scene = Scene::start(env!("CARGO_BIN_EXE_limited-proxy"), &[&line], security).await;
+    let doors = scene.doors();
+    let answered = std::cell::Cell::new(0);
+    let attacker = async |number: usize| {
+        let body = b"\x05HELLO\x08innocent\x05wrong";
+        let guess = [&greeting(b"PLAIN")[..], &[4, body.len() as u8], body].concat();
+        loop {
+            if let Some(mut peer) = Raw::connect_from(2 + number as u8, doors[number % 4].0).await {
+                let _ = peer.try_send(&guess).await;
+                let _ = peer.stream.read_to_end(&mut Vec::new()).await;
+                answered.set(answered.get() + 1);
+            }
+        }
+    };
+    let attack = futures::future::join_all((0..100).map(attacker));
+    let innocents = async {
+        while answered.get() < 200 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..20 {
+            let innocent: Connection = scene.connection();
+            within("an innocent", innocent.connect()).await.unwrap();
+        }
+    };
+    scene
+        .under(async {
+            tokio::select! {
+                _ = attack => {}
+                () = innocents => {}
+            }
+        })
+        .await;
+    scene.finish("a hundred addresses that guess passwords", 100).await;
+}

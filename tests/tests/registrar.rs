@@ -7,7 +7,8 @@ use bytes::Bytes;
 use xmsg_core::registration::{Action, OwnerType, Query, Registration, Reply, Request};
 use xmsg_core::socket::{Endpoint, Multipart, Requester, SocketOptions};
 use xmsg_core::{ErrorKind, ProxyAddress, RegistrarAddress, Topic};
-use xmsg_proxy::registrar::Registrar;
+use xmsg_proxy::registrar::journal::Journal;
+use xmsg_proxy::registrar::{Config, Registrar};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, start_tracing, within};
@@ -304,4 +305,134 @@ async fn what_is_not_renewed_is_forgotten() {
         }
     })
     .await;
+}
+
+/// A file with so many publishers, each of a topic of its own.
+fn snapshot_of(path: &std::path::Path, count: usize) {
+    let (mut journal, _) = Journal::open(path, drop).unwrap();
+    let record = |number| registration(OwnerType::Publisher, "n", &format!("a:s{number}")).encode();
+    journal.compact(&[(OwnerType::Publisher, (0..count).map(record).collect())], Vec::new()).unwrap();
+}
+
+/// On one thread: a long answer is put together between the turns of others.
+#[tokio::test]
+async fn a_short_answer_passes_a_long_one() {
+    const COUNT: usize = 200_000;
+    start_tracing();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    snapshot_of(&path, COUNT);
+    let registrar = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap();
+    let port = registrar.address().port();
+    let mut greedy = Raw::handshake(port, "REQ").await;
+    let mut modest = Raw::handshake(port, "REQ").await;
+    let one = registration(OwnerType::Publisher, "n", "a:s1");
+    greedy.send_message(&[&b""[..], b"allPublisher", b"me", b""]).await;
+    modest.send_message(&[&b""[..], b"exactPublisher", b"me", &one.encode()]).await;
+    let mut answer = Vec::new();
+    for _ in 0..5 {
+        answer.push(modest.next_frame().await.unwrap().1);
+    }
+    assert_eq!((&answer[3][..], &answer[4]), (&b"success"[..], &one.encode()));
+    assert_eq!(registrar.counts().requests, 1, "the long one is not done yet");
+    let mut frames = 0;
+    within("the long answer", async {
+        while greedy.next_frame().await.unwrap().0 & 1 != 0 {
+            frames += 1;
+        }
+    })
+    .await;
+    assert_eq!(frames, COUNT + 3);
+}
+
+/// What one asks for while an answer to it is being put together is answered behind that, and in its order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_gets_its_answers_in_order_and_finds_what_it_changed() {
+    const COUNT: usize = 20_000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    snapshot_of(&path, COUNT);
+    let registrar = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap();
+    let mut peer = Raw::handshake(registrar.address().port(), "DEALER").await;
+    let mine = registration(OwnerType::Publisher, "mine", "b:c").encode();
+    let requests: [(&[u8], &[u8], usize); 7] = [
+        (b"registerPublisher", &mine, 0),
+        (b"exactPublisher", &mine, 1),
+        (b"allPublisher", b"", COUNT + 1),
+        (b"removePublisherRegistration", &mine, 0),
+        (b"registerPublisher", &mine, 0),
+        (b"what", b"", 0),
+        (b"allPublisher", b"", COUNT + 1),
+    ];
+    for (action, data, _) in requests {
+        peer.send_message(&[&b""[..], action, b"me", data]).await;
+    }
+    for (action, _, found) in requests {
+        let mut frames = Vec::new();
+        loop {
+            let (flags, body) = peer.next_frame().await.unwrap();
+            frames.push(body);
+            if flags & 1 == 0 {
+                break;
+            }
+        }
+        assert_eq!((&frames[1][..], frames.len() - 4), (action, found));
+    }
+    // One that asks again and again without reading an answer is told to wait, and others are served.
+    for _ in 0..2000 {
+        peer.send_message(&[&b""[..], b"allPublisher", b"me", b""]).await;
+    }
+    let one = registration(OwnerType::Publisher, "n", "a:s1");
+    let found =
+        client(registrar.address()).exact(&Query::topic(OwnerType::Publisher, &one.topic().unwrap())).await;
+    assert_eq!(found.unwrap(), [one]);
+    within("the end", registrar.stop(Duration::ZERO)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registrations_are_limited_in_bytes() {
+    let config = Config { registration_memory: 4000, ..Config::default() };
+    let registrar = Registrar::bind("127.0.0.1:0").config(config).start().await.unwrap();
+    let client = client(registrar.address());
+    let long = registration(OwnerType::Publisher, "n", "a:b").with_description("d".repeat(3000));
+    client.register(&long).await.unwrap();
+    let another = registration(OwnerType::Publisher, "m", "a:b").with_description("d".repeat(3000));
+    let error = client.register(&another).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Remote);
+    assert!(
+        error.to_string().contains("4000 bytes") && error.to_string().contains("max_registration_memory"),
+        "{error}"
+    );
+    let counts = registrar.counts();
+    assert_eq!((counts.publishers, counts.full, counts.refused), (1, 1, 1));
+    assert!((3000..=4000).contains(&counts.memory), "{counts:?}");
+    client.register(&registration(OwnerType::Publisher, "small", "a:b")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_registrar_on_its_own_thread_is_one_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let start = async |address: &str| {
+        let builder = Registrar::bind(address).snapshot(&path).on_its_own_thread();
+        builder.start().await
+    };
+    let registrar = start("127.0.0.1:0").await.unwrap();
+    let address = registrar.address().to_string();
+    let client = client(registrar.address());
+    // It works while this thread doesn't.
+    let turn = registrar.monitor().runtime().spawn(async {});
+    while !turn.is_finished() {
+        std::hint::spin_loop();
+    }
+    client.register(&registration(OwnerType::Publisher, "n", "a:b")).await.unwrap();
+    assert_eq!(registrar.counts().publishers, 1);
+    assert!(start(&address).await.unwrap_err().to_string().contains("another registrar"));
+    within("the end", registrar.stop(PATIENCE)).await;
+
+    let again = start(&address).await.unwrap();
+    assert_eq!(names(client.all(OwnerType::Publisher).await.unwrap()), ["n"]);
+    drop(again);
+    drop(std::net::TcpListener::bind(&address).unwrap());
+    assert!(start("nowhere.invalid:1").await.is_err());
 }

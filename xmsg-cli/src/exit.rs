@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use xmsg_core::ErrorKind;
+use xmsg_core::text::escaped;
 
 use crate::output;
 
@@ -102,8 +103,9 @@ fn exit_of(error: &anyhow::Error) -> Exit {
 }
 
 fn describe(error: &anyhow::Error, exit: Exit) -> String {
-    let mut causes = error.chain();
-    let mut text = causes.next().map(ToString::to_string).unwrap_or_default();
+    // What a peer or a registrar has answered may be in any of them.
+    let mut causes = error.chain().map(|cause| escaped(&cause.to_string()).into_owned());
+    let mut text = causes.next().unwrap_or_default();
     for cause in causes {
         // What is asked at the end of a message stays at its end.
         text = match text.strip_suffix('?') {
@@ -158,6 +160,14 @@ mod tests {
         assert_eq!(report(&output.unwrap_err()), Exit::Done);
         let socket = Error::new(ErrorKind::Io, "lost").with_source(pipe());
         assert_eq!(report(&socket.into()), Exit::Failed);
+    }
+
+    #[test]
+    fn what_a_peer_answered_does_no_harm_to_a_terminal() {
+        let error =
+            Error::new(ErrorKind::Remote, "no\x1b[2J\nxmsg: all is well").with_source("\u{202e}\u{9b}");
+        let text = describe(&error.into(), Exit::Failed);
+        assert_eq!(text, r"no\u{1b}[2J\nxmsg: all is well: \u{202e}\u{9b}");
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Format strings of `xmsg sub --format`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use jiff::Timestamp;
 use xmsg_core::Message;
+use xmsg_core::text::escaped;
 
 use crate::render;
 
@@ -82,12 +84,19 @@ impl FromStr for Format {
 }
 
 impl Format {
-    /// Appends the message; topic and data are bytes as they came.
+    /// Appends the message; topic and data are bytes as they came. On a terminal, topic and mime type are escaped.
     pub(crate) fn write(&self, out: &mut Vec<u8>, message: &Message, time: Timestamp) {
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => out.extend_from_slice(text),
+                // A terminal gets what it can show; data byte for byte is what was asked for.
+                Piece::Topic if on_terminal() => {
+                    out.extend_from_slice(render::topic_text(message.topic()).as_bytes());
+                }
                 Piece::Topic => out.extend_from_slice(message.topic().as_bytes()),
+                Piece::Mime if on_terminal() => {
+                    out.extend_from_slice(escaped(message.mime_type().unwrap_or_default()).as_bytes());
+                }
                 Piece::Mime => out.extend_from_slice(message.mime_type().unwrap_or_default().as_bytes()),
                 Piece::Data => out.extend_from_slice(message.data()),
                 Piece::Value => out.extend_from_slice(render::data_text(message).as_bytes()),
@@ -99,6 +108,11 @@ impl Format {
             }
         }
     }
+}
+
+fn on_terminal() -> bool {
+    static ON_TERMINAL: LazyLock<bool> = LazyLock::new(|| std::io::stdout().is_terminal());
+    *ON_TERMINAL && !cfg!(test)
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use xmsg_core::text::{LogLine, LogWriter};
 
 use args::{Cli, Command};
 use exit::Exit;
@@ -89,9 +90,12 @@ fn start_tracing(verbose: u8) {
     // short expression can take minutes to compile.
     let directives = environment.map(|filter| filter.split(',').map(str::trim).collect::<Vec<_>>().join(","));
     let filter = EnvFilter::builder().with_regex(false).parse_lossy(directives.as_deref().unwrap_or(level));
+    let is_coloured = std::io::stderr().is_terminal() && output::colour_wanted();
+    // What peers sent may be in any of its lines.
+    let line = if is_coloured { LogLine::Coloured } else { LogLine::Plain };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && output::colour_wanted())
+        .with_writer(move || LogWriter::new(std::io::stderr(), line))
+        .with_ansi(is_coloured)
         .init();
 }

@@ -11,6 +11,7 @@ use anyhow::Context;
 use tokio::time::Instant;
 use xmsg_core::ProxyAddress;
 use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
+use xmsg_core::text::escaped;
 
 /// Bytes that are collected before they are written.
 const BUFFER_LEN: usize = 256 << 10;
@@ -87,7 +88,7 @@ pub(crate) async fn reader_gone() {
 
 /// Says something on standard error. With standard error closed there is nobody to tell.
 pub(crate) fn note(text: impl fmt::Display) {
-    let _ = writeln!(io::stderr(), "xmsg: {text}");
+    let _ = writeln!(io::stderr(), "xmsg: {}", escaped(&text.to_string()));
 }
 
 /// Notes of messages that the proxy dropped appear at most this often.

@@ -1,5 +1,6 @@
 //! What is shown of a message: a line of text, or an object of JSON.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use base64::Engine;
@@ -7,6 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
 use serde_json::Value;
 use xmsg_core::data::mime;
+use xmsg_core::text::{escaped, is_unsafe, json_escaped};
 use xmsg_core::{Data, Message, Topic};
 
 use crate::{metadata, value};
@@ -45,21 +47,28 @@ pub(crate) fn data_text(message: &Message) -> String {
     if let Some(value) = typed(message) {
         let text = value::text(&value);
         let text = text.strip_suffix('\n').unwrap_or(&text);
-        return if is_text(text.as_bytes()) {
-            escape_line_ends(text)
-        } else {
-            text.escape_debug().to_string()
-        };
+        return if is_text(text.as_bytes()) { escape_line_ends(text) } else { escaped(text).into_owned() };
     }
     let data = message.data();
     match str::from_utf8(strip_newline(data)) {
         Ok(text) if is_text(data) => escape_line_ends(text),
+        // Text, but not in the order in which it would be read.
+        Ok(text) if !text.chars().any(|c| c.is_control() && !"\t\n\r".contains(c)) => {
+            escape_line_ends(&escaped(text))
+        }
         _ => preview(data),
     }
 }
 
 /// Appends the message as one line of JSON, without a newline.
 pub(crate) fn json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
+    let mut line = Vec::new();
+    raw_json(&mut line, message, time);
+    // JSON is UTF-8.
+    out.extend_from_slice(json_escaped(&String::from_utf8_lossy(&line)).as_bytes());
+}
+
+fn raw_json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
     let mut first = true;
     let mut member = |key: &str, value: Value| {
         out.extend_from_slice(if first { b"{\"" } else { b",\"" });
@@ -98,13 +107,11 @@ pub(crate) fn json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
     out.push(b'}');
 }
 
-/// A topic as people read it: control characters and line ends are escaped, so that a terminal is safe.
-pub(crate) fn topic_text(topic: &Topic) -> std::borrow::Cow<'_, str> {
-    let text = String::from_utf8_lossy(topic.as_bytes());
-    if text.chars().any(|character| character.is_control() || ends_line(character)) {
-        text.escape_debug().to_string().into()
-    } else {
-        text
+/// A topic as people read it: what could do harm to a terminal is escaped, and what ends a line.
+pub(crate) fn topic_text(topic: &Topic) -> Cow<'_, str> {
+    match String::from_utf8_lossy(topic.as_bytes()) {
+        Cow::Borrowed(text) => escaped(text),
+        Cow::Owned(text) => escaped(&text).into_owned().into(),
     }
 }
 
@@ -126,13 +133,11 @@ fn typed(message: &Message) -> Option<Data> {
     Data::decode(mime_type, message.data()).ok()
 }
 
-/// Whether it is UTF-8 without control characters other than those of plain text.
+/// Whether it is UTF-8 without characters that could do harm to a terminal, other than those of plain text.
 fn is_text(data: &[u8]) -> bool {
     let control = |byte: &u8| *byte < b' ' && !b"\t\n\r".contains(byte) || *byte == 0x7f;
-    // U+0080 to U+009F are control characters, too.
-    !data.iter().any(control)
-        && str::from_utf8(data)
-            .is_ok_and(|text| text.is_ascii() || !text.chars().any(|c| ('\u{80}'..'\u{a0}').contains(&c)))
+    let is_safe = |text: &str| !text.chars().any(|c| !c.is_ascii() && is_unsafe(c));
+    !data.iter().any(control) && str::from_utf8(data).is_ok_and(|text| text.is_ascii() || is_safe(text))
 }
 
 /// Characters that end a line for one program or another: those of Unicode, too.
@@ -240,6 +245,26 @@ mod tests {
     }
 
     #[test]
+    fn nothing_of_a_message_does_harm_to_a_terminal() {
+        let bad = "\u{202e}x\u{2067}";
+        assert_eq!(shown(&bytes(bad.as_bytes())), "a:b \\u{202e}x\\u{2067}\n");
+        assert_eq!(shown(&Message::of(topic(), bad).unwrap()), "a:b \\u{202e}x\\u{2067}\n");
+        assert_eq!(shown(&Message::of(Topic::wrap(bad), 1).unwrap()), "\\u{202e}x\\u{2067} 1\n");
+        let bad = "\u{202e}\u{9b}\u{7f}\x1b";
+        let mut message = Message::of(Topic::wrap(bad), bad).unwrap();
+        message.edit_meta(|meta| meta.author = Some(bad.into())).unwrap();
+        let mut out = Vec::new();
+        json(&mut out, &message, Timestamp::UNIX_EPOCH);
+        let text = String::from_utf8(out).unwrap();
+        assert!(!text.chars().any(is_unsafe), "{text}");
+        let read = in_json(&message);
+        assert_eq!(
+            (&read["topic"], &read["value"], &read["meta"]["author"]),
+            (&bad.into(), &bad.into(), &bad.into())
+        );
+    }
+
+    #[test]
     fn json_says_how_the_data_is_written() {
         let mut message = bytes(b"x\n");
         message.edit_meta(|meta| meta.author = Some("me".into())).unwrap();
@@ -259,7 +284,7 @@ mod tests {
         fn any_message_is_shown(topic: Vec<u8>, meta: Vec<u8>, data: Vec<u8>) {
             let message = Message::from_frames(topic.into(), meta.into(), data.into());
             let text = shown(&message);
-            prop_assert!(!text.chars().any(|c| c.is_control() && !"\t\n".contains(c)), "{}", text);
+            prop_assert!(!text.chars().any(|c| is_unsafe(c) && !"\t\n".contains(c)), "{}", text);
             prop_assert_eq!(text.find('\n'), Some(text.len() - 1), "one line");
             in_json(&message);
         }

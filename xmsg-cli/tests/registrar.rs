@@ -238,3 +238,35 @@ async fn usage_errors_say_what_is_wrong() {
         ended.failed(2, says);
     }
 }
+
+/// Whoever can register chooses what others see in a terminal.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_registered_does_no_harm_to_a_terminal() {
+    let (running, address, _) = registrar(&[]).await;
+    let bad = "x\x1b[2J\u{7f}\u{9b}\u{202e}\t\ny";
+    let arguments = ["register", "a:b", "--name", bad, "--publisher", "--description", bad];
+    assert_eq!(ask(&address, &arguments).await, "");
+    let table = ask(&address, &["list"]).await;
+    let shown = r"x\u{1b}[2J\u{7f}\u{9b}\u{202e}\t\ny";
+    assert_eq!(table.matches(shown).count(), 2, "{table}");
+    assert!(!table.chars().any(|c| c != '\t' && c != '\n' && xmsg_core::text::is_unsafe(c)), "{table:?}");
+    let json = ask(&address, &["list", "--json"]).await;
+    assert!(!json.trim_end().chars().any(xmsg_core::text::is_unsafe), "{json:?}");
+    let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&read["name"], &read["description"]), (&bad.into(), &bad.into()));
+    interrupt(running).await;
+
+    // A registrar chooses what it says, too.
+    let replier = xmsg_core::socket::Replier::new(xmsg_core::socket::SocketOptions::default());
+    let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = endpoint.to_string().strip_prefix("tcp://").unwrap().to_owned();
+    tokio::spawn(async move {
+        while let Some((path, request)) = replier.recv().await {
+            let action = request.frames()[0].clone();
+            let reply = [action, "r:registrar".into(), format!("no{bad}").into()];
+            let _ = replier.try_reply(&path, reply.into_iter().collect::<xmsg_core::socket::Multipart>());
+        }
+    });
+    let ended = xmsg(&["list", "--registrar", &address, "--registrar-timeout", "30s"]).await;
+    assert!(ended.stderr.contains(shown) && !ended.stderr.trim_end().contains('\n'), "{}", ended.stderr);
+}

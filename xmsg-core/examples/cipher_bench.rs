@@ -26,8 +26,12 @@ fn ciphers() -> Result<[Cipher; 2], Box<dyn std::error::Error>> {
     #[derive(Debug)]
     struct Anybody;
     impl xmsg_core::security::Authenticator for Anybody {
-        fn authenticate(&self, _: xmsg_core::security::Credentials) -> futures::future::BoxFuture<'_, bool> {
-            Box::pin(std::future::ready(true))
+        fn authenticate(
+            &self,
+            _: xmsg_core::security::Credentials,
+            _: Option<std::net::IpAddr>,
+        ) -> futures::future::BoxFuture<'_, xmsg_core::security::Verdict> {
+            Box::pin(std::future::ready(xmsg_core::security::Verdict::Admitted))
         }
     }
     let keys = KeyPair::generate()?;

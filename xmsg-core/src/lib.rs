@@ -74,6 +74,7 @@ pub mod security;
 mod shared_attempt;
 pub mod socket;
 mod subscription;
+pub mod text;
 pub mod topic;
 mod unfinished;
 pub mod zmtp;

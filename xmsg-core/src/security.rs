@@ -36,6 +36,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -48,10 +49,35 @@ pub use crate::zmtp::{Credentials, Principal};
 use crate::zmtp::{Mechanism, Null, PLAIN_MAX, PlainClient, PlainServer};
 use crate::{Error, ErrorKind, Result};
 
+/// What becomes of a peer that has shown its credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is let in.
+    Admitted,
+    /// It is told that it is not: there is no use in trying again.
+    Refused,
+    /// It was not judged, because there is too much to do. Its connection ends without a word, and it may come again.
+    Busy,
+}
+
+impl From<bool> for Verdict {
+    fn from(is_good: bool) -> Self {
+        if is_good { Self::Admitted } else { Self::Refused }
+    }
+}
+
 /// Says whether a peer is let in.
 pub trait Authenticator: fmt::Debug + Send + Sync {
-    /// Judges credentials. It may take its time, within that of the handshake, but must not block the thread.
-    fn authenticate(&self, credentials: Credentials) -> BoxFuture<'_, bool>;
+    /// Judges credentials. It may take its time, within that of the handshake, but must not block the thread. `from` is the address of the
+    /// peer, if it comes over a network (IPv6: the network of 64 bits). Of one address, one is judged at a time.
+    fn authenticate(&self, credentials: Credentials, from: Option<IpAddr>) -> BoxFuture<'_, Verdict>;
+
+    /// Whether these credentials are known to be good, so that judging them takes no time. They don't wait for those that came from the
+    /// same address before.
+    fn recognizes(&self, credentials: &Credentials) -> bool {
+        let _ = credentials;
+        false
+    }
 }
 
 /// Lets in whoever holds one of these keys.
@@ -67,9 +93,12 @@ impl AllowKeys {
 }
 
 impl Authenticator for AllowKeys {
-    fn authenticate(&self, credentials: Credentials) -> BoxFuture<'_, bool> {
-        let admitted = matches!(credentials, Credentials::Key(key) if self.0.contains(&key));
-        Box::pin(std::future::ready(admitted))
+    fn authenticate(&self, credentials: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+        Box::pin(std::future::ready(self.recognizes(&credentials).into()))
+    }
+
+    fn recognizes(&self, credentials: &Credentials) -> bool {
+        matches!(credentials, Credentials::Key(key) if self.0.contains(key))
     }
 }
 

@@ -57,7 +57,11 @@ async fn metrics(admin: &str) -> BTreeMap<String, f64> {
 }
 
 async fn json(admin: &str, path: &str) -> Value {
-    let response = get(admin, path).await;
+    json_with(admin, path, "").await
+}
+
+async fn json_with(admin: &str, path: &str, headers: &str) -> Value {
+    let response = get_with(admin, path, headers).await;
     assert_eq!(response.status, 200, "{path}: {}", response.body);
     assert!(response.head.contains("content-type: application/json"), "{}", response.head);
     serde_json::from_str(&response.body).unwrap()
@@ -371,6 +375,88 @@ async fn others_need_the_token_and_it_can_be_changed() {
     assert!(daemon.end().await.success());
     let log = daemon.log_lines().join("\n");
     assert!(!log.contains(first) && !log.contains(second), "it is not logged");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guessing_the_token_is_slow_and_holds_up_nobody_who_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (token, right) = (folder.path().join("token"), "right-0123456789abcdef");
+    std::fs::write(&token, right).unwrap();
+    let (daemon, _, admin) = start(&["--admin-token-file", token.to_str().unwrap()]).await;
+    let guesses = futures::future::join_all((0..200).map(|number| {
+        let admin = &admin;
+        async move {
+            loop {
+                // More connections than there may be: whoever waits is cut off for the next one.
+                if let Ok(mut stream) = TcpStream::connect(admin).await {
+                    let request =
+                        format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer guess-{number}\r\n\r\n");
+                    let _ = stream.write_all(request.as_bytes()).await;
+                    let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut Vec::new()).await;
+                }
+            }
+        }
+    }));
+    let header = format!("Authorization: Bearer {right}\r\n");
+    let wrong = "xmsg_proxy_admin_refused_requests_total{reason=\"wrong_token\"}";
+    let ours = async {
+        // Once it goes on, and for a while.
+        let mut counted = 0.0;
+        while counted < 500.0 {
+            let response = get_with(&admin, "/metrics", &header).await;
+            assert_eq!(response.status, 200);
+            counted = samples(&response.body)[wrong];
+        }
+    };
+    let _ =
+        within("many guesses", futures::future::select(std::pin::pin!(guesses), std::pin::pin!(ours))).await;
+    daemon.logged(&["turned away", "a wrong token", "127.0.0.1"]).await;
+    let lines = daemon.log_lines().iter().filter(|line| line.contains("turned away")).count();
+    assert!(lines < 200, "{lines} lines");
+    assert!(!daemon.log_lines().iter().any(|line| line.contains("guess-") || line.contains(right)));
+
+    // Whoever is alone waits a moment for its answer, and gets it.
+    let response = get_with(&admin, "/metrics", "Authorization: Bearer another\r\n").await;
+    assert_eq!(response.status, 401);
+    assert_eq!(get(&admin, "/metrics").await.status, 401);
+    let found = samples(&get_with(&admin, "/metrics", &header).await.body);
+    assert!(found["xmsg_proxy_admin_refused_requests_total{reason=\"no_token\"}"] >= 1.0);
+    assert!(
+        json_with(&admin, "/varz", &header).await["admin_refused_requests"]["wrong_token"].as_u64()
+            >= Some(500)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logins_are_counted_by_what_became_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(folder.path().join(name), text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(folder.path().join(name), mode).unwrap();
+    };
+    file("passwords", &format!("alice:{}\n", *xmsg_proxy::security::hash_password("sesame").unwrap()));
+    file(
+        "proxy.toml",
+        "[security]\nmechanism = \"plain\"\npassword_file = \"passwords\"\n[[security.client]]\n",
+    );
+    let config = folder.path().join("proxy.toml");
+    let (daemon, proxy, admin) = start(&["--config", config.to_str().unwrap()]).await;
+    let connect = async |user: &str, password: &str| {
+        let password = xmsg_core::security::Password::new(password).unwrap();
+        let security = xmsg_core::security::Security::PlainClient { user: user.into(), password };
+        let connection = Connection::with_options(proxy.clone(), patient().security(security)).unwrap();
+        within("an answer", connection.connect()).await
+    };
+    connect("alice", "sesame").await.unwrap();
+    connect("alice", "wrong").await.unwrap_err();
+    let found = metrics(&admin).await;
+    let count = |outcome: &str| found[&format!("xmsg_proxy_logins_total{{outcome=\"{outcome}\"}}")];
+    // A connection is of two or three ports: the first is checked, or the first few, if they come together.
+    assert!(count("admitted") >= 1.0 && count("admitted") + count("recognized") >= 2.0, "{found:#?}");
+    assert!(count("refused") >= 1.0);
+    daemon.logged(&["not let in", "alice", "127.0.0.1"]).await;
+    assert!(!daemon.log_lines().iter().any(|line| line.contains("sesame") || line.contains("wrong\"")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -332,3 +332,41 @@ async fn no_permission_to_bind_is_said() {
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("no permission") && error.contains(":80"), "{error}");
 }
+
+/// A peer chooses the name that it gives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_peer_says_of_itself_forges_no_line_of_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let mode = PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&path, mode).unwrap();
+        path
+    };
+    file("passwords", &format!("alice:{}\n", *xmsg_proxy::security::hash_password("sesame").unwrap()));
+    let text =
+        "port = 0\n[security]\nmechanism = \"plain\"\npassword_file = \"passwords\"\n[[security.client]]\n";
+    let config = file("proxy.toml", text);
+    for (format, shown) in
+        [("text", r"eve\n\u{202e}\u{9b}\u{7f}forged"), ("json", r"eve\\n\\u{202e}\\u{9b}\\u{7f}forged")]
+    {
+        let mut command = tokio::process::Command::new(PROXY);
+        command.arg("--config").arg(&config).args(["--log-format", format]).env_remove("RUST_LOG");
+        let mut daemon = Daemon::start_logged(command);
+        let line = daemon.line().await;
+        let proxy: ProxyAddress =
+            line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+        let password = Password::new("guess").unwrap();
+        let user = "eve\n\u{202e}\u{9b}\u{7f}forged".to_owned();
+        let security = Security::PlainClient { user, password };
+        let options = patient().security(security);
+        let connection = Connection::with_options(proxy, options).unwrap();
+        within("an answer", connection.connect()).await.unwrap_err();
+        let line = daemon.logged(&["not let in"]).await;
+        assert!(line.contains(shown), "{line:?}");
+        for line in daemon.log_lines() {
+            assert!(!line.chars().any(xmsg_core::text::is_unsafe) && !line.starts_with("forged"), "{line:?}");
+        }
+    }
+}

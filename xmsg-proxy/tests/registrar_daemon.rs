@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::process::Command;
 use xmsg_core::{OwnerType, ProxyAddress, Registrar, RegistrarAddress, Registration, Topic};
+use xmsg_tests::http::{get, samples};
 use xmsg_tests::process::{Daemon, run};
 use xmsg_tests::{PATIENCE, within};
 
@@ -128,6 +130,104 @@ async fn a_damaged_file_is_kept_aside_and_the_rest_is_used() {
     assert_eq!(client(&address).all(OwnerType::Publisher).await.unwrap().len(), 1);
 }
 
+/// A limit of the size of files stands for a disk that is full, and can be lifted while the registrar runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_told_and_its_end_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    // Blocks of 512 bytes in some shells, of 1024 in others.
+    let script = "trap '' XFSZ; ulimit -S -f 300; exec \"$0\" --port 0 --admin 127.0.0.1:0 --snapshot \"$1\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, REGISTRAR]).arg(&path).env_remove("RUST_LOG");
+    let mut daemon = Daemon::start_logged(command);
+    let address =
+        daemon.line().await.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+    let admin = daemon.line().await.strip_prefix("HTTP at http://").unwrap().to_owned();
+    let client = client(&address);
+    let long = |number: usize| registration(number.to_string()).with_description("d".repeat(3000));
+    assert_eq!(get(&admin, "/readyz").await.status, 200);
+
+    let mut stored = Vec::new();
+    let error = loop {
+        let mine = long(stored.len());
+        match client.register(&mine).await {
+            Ok(()) => stored.push(mine),
+            Err(error) => break error,
+        }
+    };
+    assert!(stored.len() > 10);
+    assert!(error.to_string().contains("not stored") && error.to_string().contains("too large"), "{error}");
+    let names = |mut found: Vec<Registration>| {
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
+    };
+    let expected = names(stored.clone());
+    assert_eq!(
+        names(client.all(OwnerType::Publisher).await.unwrap()),
+        expected,
+        "what was refused is not there"
+    );
+    client.deregister(&stored[0]).await.unwrap_err();
+    client.remove_all("127.0.0.1").await.unwrap_err();
+    assert_eq!(names(client.all(OwnerType::Publisher).await.unwrap()), expected, "nor is anything gone");
+    // What is stored already is no change.
+    client.register(&stored[0]).await.unwrap();
+    let ready = get(&admin, "/readyz").await;
+    assert!(ready.status == 503 && ready.body.contains("stored"), "{ready:?}");
+    let found = samples(&get(&admin, "/metrics").await.body);
+    assert_eq!((found["xmsg_registrar_writable"], found["xmsg_registrar_ready"]), (0.0, 0.0));
+    assert!(found["xmsg_registrar_write_failures_total"] >= 1.0);
+    daemon.logged(&["changes can't be stored", "too large"]).await;
+
+    let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
+    let maximum = rustix::process::getrlimit(rustix::process::Resource::Fsize).maximum;
+    let unlimited = rustix::process::Rlimit { current: maximum, maximum };
+    rustix::process::prlimit(pid, rustix::process::Resource::Fsize, unlimited).unwrap();
+    daemon.logged(&["changes are stored again"]).await;
+    assert_eq!(get(&admin, "/readyz").await.status, 200);
+    stored.push(long(stored.len()));
+    client.register(stored.last().unwrap()).await.unwrap();
+    daemon.signal("KILL").await;
+    daemon.end().await;
+    let (_daemon, address, _) = start(&["--snapshot", path.to_str().unwrap()]).await;
+    let client = self::client(&address);
+    assert_eq!(names(client.all(OwnerType::Publisher).await.unwrap()), names(stored));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_costs_one_registration_and_a_cut_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let arguments = ["--snapshot", path.to_str().unwrap()];
+    let (mut daemon, address, _) = start(&arguments).await;
+    let client = client(&address);
+    for number in 0..9 {
+        client.register(&registration(format!("actor-{number}"))).await.unwrap();
+    }
+    daemon.signal("KILL").await;
+    daemon.end().await;
+    let journal = folder.path().join("snapshot.journal");
+    let mut bytes = std::fs::read(&journal).unwrap();
+    let at = bytes.windows(7).position(|name| name == b"actor-4").unwrap();
+    bytes[at] ^= 1;
+    // Half of the last one was written when the power failed.
+    bytes.truncate(bytes.len() - 9);
+    std::fs::write(&journal, bytes).unwrap();
+
+    let mut command = Command::new(REGISTRAR);
+    command.args(["--port", "0"]).args(arguments).env_remove("RUST_LOG");
+    let mut daemon = Daemon::start_logged(command);
+    let address =
+        daemon.line().await.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+    let found = self::client(&address).all(OwnerType::Publisher).await.unwrap();
+    let mut names: Vec<_> = found.into_iter().map(|registration| registration.name).collect();
+    names.sort();
+    let expected = [0, 1, 2, 3, 5, 6, 7].map(|number| format!("actor-{number}"));
+    assert_eq!(names, expected);
+    daemon.logged(&["is damaged", "snapshot.journal.corrupt-1", "1 place"]).await;
+    daemon.logged(&["was cut short"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_is_said() {
     let (_daemon, address, _) = start(&[]).await;
@@ -159,6 +259,11 @@ async fn the_proxy_runs_one_too() {
     let client = client(&address.unwrap());
     client.register(&registration("n".into())).await.unwrap();
     assert_eq!(client.all(OwnerType::Publisher).await.unwrap().len(), 1);
+    // What it does takes no time from messages: it has a thread of its own.
+    let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let names = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("comm")).unwrap());
+    let names: Vec<_> = names.collect();
+    assert!(names.iter().any(|name| name.trim() == "xmsg-registrar"), "{names:?}");
     daemon.signal("TERM").await;
     assert!(daemon.line().await.starts_with("xmsg-proxy stopped"));
     assert!(daemon.end().await.success());

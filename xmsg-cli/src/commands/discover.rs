@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal};
 
 use clap::Args;
 use serde_json::json;
+use xmsg_core::text::{escaped, json_escaped};
 use xmsg_core::{OwnerType, Query, Registration, Topic};
 
 use crate::args::RegistrarOptions;
@@ -135,7 +136,8 @@ fn show<'a>(
                 "port": registration.port,
                 "description": registration.description,
             });
-            output.buffer().extend_from_slice(format!("{line}\n").as_bytes());
+            output.buffer().extend_from_slice(json_escaped(&line.to_string()).as_bytes());
+            output.buffer().push(b'\n');
             output.written()?;
         }
         output.flush()?;
@@ -169,7 +171,7 @@ fn row(owner: OwnerType, registration: &Registration) -> [String; 5] {
         proxy,
         registration.description.clone().unwrap_or_default(),
     ]
-    .map(|cell| cell.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect())
+    .map(|cell| escaped(&cell).into_owned())
 }
 
 fn table(rows: &[[String; 5]]) -> Vec<String> {
@@ -201,7 +203,7 @@ mod tests {
             lines,
             [
                 "ROLE       TOPIC       NAME  PROXY          DESCRIPTION",
-                "publisher  rock:metal  bass  10.0.0.7:7771  plays\u{fffd}[2J",
+                "publisher  rock:metal  bass  10.0.0.7:7771  plays\\u{1b}[2J",
             ]
         );
     }

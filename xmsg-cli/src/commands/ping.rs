@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use xmsg_core::text::escaped;
 use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Topic};
 
 use crate::args::{ConnectOptions, parse_duration};
@@ -103,7 +104,8 @@ impl Pinger {
                 Err(error) if number == 1 => return Err(error.into()),
                 Err(error) => {
                     self.lost += 1;
-                    writeln!(out, "{proxy}: ping {number}: lost: {error}")
+                    let reason = escaped(&error.to_string()).into_owned();
+                    writeln!(out, "{proxy}: ping {number}: lost: {reason}")
                 }
             };
             self.output.flush()?;

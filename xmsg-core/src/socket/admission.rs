@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::memory::{CONNECTION, Claim, MemoryBudget};
 use super::throttle::Throttle;
-use crate::security::{Authenticator, Credentials};
+use crate::security::{Authenticator, Credentials, Verdict};
 
 /// The limits. A connection above one of them is closed at once; its owner may try again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,9 @@ impl Default for AdmissionLimits {
         Self { connections: 100_000, handshakes: 4096, handshakes_per_address: 256 }
     }
 }
+
+/// Credentials of one address that wait to be judged. More are not.
+const WAITING_PER_ADDRESS: usize = 16;
 
 /// Counts connections by the limits. Clones share the counts: one is meant for all ports of a service.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +57,21 @@ struct Counts {
 #[derive(Debug)]
 struct Address {
     handshakes: usize,
-    turn: Arc<Semaphore>,
+    turn: Turn,
+}
+
+/// Whose credentials are judged next, of one address.
+#[derive(Clone, Debug)]
+struct Turn {
+    now: Arc<Semaphore>,
+    /// A permit for each that may wait, and the one that is judged.
+    queue: Arc<Semaphore>,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self { now: Arc::new(Semaphore::new(1)), queue: Arc::new(Semaphore::new(WAITING_PER_ADDRESS + 1)) }
+    }
 }
 
 impl Counts {
@@ -113,7 +130,7 @@ impl Admission {
             counts.connections += 1;
             counts.handshakes += 1;
             let turn = address.map(|address| {
-                let new = || Address { handshakes: 0, turn: Arc::new(Semaphore::new(1)) };
+                let new = || Address { handshakes: 0, turn: Turn::default() };
                 let own = counts.addresses.entry(address).or_insert_with(new);
                 own.handshakes += 1;
                 own.turn.clone()
@@ -140,7 +157,7 @@ impl Admission {
 pub struct Permit {
     inner: Arc<Inner>,
     address: Option<IpAddr>,
-    turn: Option<Arc<Semaphore>>,
+    turn: Option<Turn>,
     handshaking: bool,
     _memory: Option<Claim>,
 }
@@ -154,11 +171,14 @@ impl Permit {
     }
 
     /// Judges the credentials of one connection of an address at a time: checking a password takes long on purpose, and others
-    /// are not to wait behind all that one address can send.
+    /// are not to wait behind all that one address can send. Those that are [recognized](Authenticator::recognizes) don't wait; and of those that
+    /// do, there are only so many.
     #[must_use]
     pub fn in_turn(&self, authenticator: Option<Arc<dyn Authenticator>>) -> Option<Arc<dyn Authenticator>> {
         match (authenticator, &self.turn) {
-            (Some(authenticator), Some(turn)) => Some(Arc::new(InTurn { authenticator, turn: turn.clone() })),
+            (Some(authenticator), Some(turn)) => {
+                Some(Arc::new(InTurn { authenticator, turn: turn.clone(), address: self.address }))
+            }
             (authenticator, _) => authenticator,
         }
     }
@@ -177,16 +197,25 @@ impl Drop for Permit {
 #[derive(Debug)]
 struct InTurn {
     authenticator: Arc<dyn Authenticator>,
-    turn: Arc<Semaphore>,
+    turn: Turn,
+    address: Option<IpAddr>,
 }
 
 impl Authenticator for InTurn {
-    fn authenticate(&self, credentials: Credentials) -> BoxFuture<'_, bool> {
+    fn authenticate(&self, credentials: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
         Box::pin(async move {
+            if self.authenticator.recognizes(&credentials) {
+                return self.authenticator.authenticate(credentials, self.address).await;
+            }
+            let Ok(_place) = self.turn.queue.try_acquire() else { return Verdict::Busy };
             // It is never closed.
-            let Ok(_turn) = self.turn.acquire().await else { return false };
-            self.authenticator.authenticate(credentials).await
+            let Ok(_turn) = self.turn.now.acquire().await else { return Verdict::Busy };
+            self.authenticator.authenticate(credentials, self.address).await
         })
+    }
+
+    fn recognizes(&self, credentials: &Credentials) -> bool {
+        self.authenticator.recognizes(credentials)
     }
 }
 
@@ -254,34 +283,63 @@ mod tests {
         assert!(admission.admit(None, "a pipe").is_some());
     }
 
+    #[derive(Debug)]
+    struct Never;
+    impl Authenticator for Never {
+        fn authenticate(&self, _: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// Lets in those at one address, and recognizes one user.
+    #[derive(Debug)]
+    struct At(&'static str);
+    impl Authenticator for At {
+        fn authenticate(&self, _: Credentials, from: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+            let admitted = from.is_some_and(|from| from.to_string() == self.0);
+            Box::pin(std::future::ready(admitted.into()))
+        }
+
+        fn recognizes(&self, credentials: &Credentials) -> bool {
+            matches!(credentials, Credentials::Password { user, .. } if user == "known")
+        }
+    }
+
+    fn credentials(user: &'static str) -> Credentials {
+        Credentials::Password { user: user.into(), password: Vec::new().into() }
+    }
+
     #[tokio::test]
     async fn credentials_of_one_address_are_judged_in_turn() {
-        #[derive(Debug)]
-        struct Never;
-        impl Authenticator for Never {
-            fn authenticate(&self, _: Credentials) -> BoxFuture<'_, bool> {
-                Box::pin(std::future::pending())
-            }
-        }
-        #[derive(Debug)]
-        struct Always;
-        impl Authenticator for Always {
-            fn authenticate(&self, _: Credentials) -> BoxFuture<'_, bool> {
-                Box::pin(std::future::ready(true))
-            }
-        }
-        let credentials = || Credentials::Password { user: "u".into(), password: Vec::new().into() };
         let admission = admission();
         let [first, second, other] =
             ["10.0.0.1", "10.0.0.1", "10.0.0.2"].map(|address| from(&admission, address).unwrap());
         let slow = first.in_turn(Some(Arc::new(Never))).unwrap();
-        let mut slow = slow.authenticate(credentials());
+        let mut slow = slow.authenticate(credentials("u"), None);
         assert!(futures::poll!(&mut slow).is_pending());
-        let waiting = second.in_turn(Some(Arc::new(Always))).unwrap();
-        let mut waiting = waiting.authenticate(credentials());
+        let authenticator = second.in_turn(Some(Arc::new(At("10.0.0.1")))).unwrap();
+        let mut waiting = authenticator.authenticate(credentials("u"), None);
         assert!(futures::poll!(&mut waiting).is_pending(), "it waits for the one before it");
-        assert!(other.in_turn(Some(Arc::new(Always))).unwrap().authenticate(credentials()).await);
+        let known = authenticator.authenticate(credentials("known"), None).await;
+        assert_eq!(known, Verdict::Admitted, "one that is recognized does not");
+        let other = other.in_turn(Some(Arc::new(At("10.0.0.2")))).unwrap();
+        assert_eq!(other.authenticate(credentials("u"), None).await, Verdict::Admitted);
         drop(slow);
-        assert!(waiting.await);
+        assert_eq!(waiting.await, Verdict::Admitted);
+    }
+
+    #[tokio::test]
+    async fn only_so_many_of_one_address_wait_to_be_judged() {
+        let admission = admission();
+        let permit = from(&admission, "10.0.0.1").unwrap();
+        let authenticator = permit.in_turn(Some(Arc::new(Never))).unwrap();
+        let mut waiting: Vec<_> =
+            (0..=WAITING_PER_ADDRESS).map(|_| authenticator.authenticate(credentials("u"), None)).collect();
+        for one in &mut waiting {
+            assert!(futures::poll!(one).is_pending());
+        }
+        assert_eq!(authenticator.authenticate(credentials("u"), None).await, Verdict::Busy);
+        waiting.pop();
+        assert!(futures::poll!(&mut authenticator.authenticate(credentials("u"), None)).is_pending());
     }
 }

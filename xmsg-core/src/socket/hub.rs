@@ -18,7 +18,7 @@ use super::inbox::Inbox;
 use super::link::{LastEnd, Link, SubscriptionLimits, Subscriptions};
 use super::outbox::{Discarded, Frame, Outbox};
 use super::reconnect::Backoff;
-use super::refusal::{Whose, unfit};
+use super::refusal::{Whose, unfit, unfit_size};
 use super::session::{Batch, Ended, Handler, Session, now};
 use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
@@ -293,6 +293,12 @@ impl Hub {
     pub(crate) fn unfit(&self, link: &Link, frames: &[impl Frame]) -> Error {
         let peer = link.state().name.clone();
         unfit(frames, link.outbox.limits(), self.options.send_limits(), &peer)
+    }
+
+    /// The same for a message of which only the size is known.
+    pub(crate) fn unfit_size(&self, link: &Link, size: usize, frames: usize) -> Error {
+        let peer = link.state().name.clone();
+        unfit_size(size, frames, link.outbox.limits(), self.options.send_limits(), &peer)
     }
 
     /// Drops a message for one of several peers, which does not take it.

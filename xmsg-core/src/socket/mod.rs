@@ -19,6 +19,7 @@
 pub mod admission;
 pub mod buffer;
 mod dealer;
+mod encoded;
 mod endpoint;
 mod events;
 mod hold;
@@ -45,6 +46,7 @@ pub mod violations;
 
 pub use admission::{Admission, AdmissionLimits};
 pub use dealer::Dealer;
+pub use encoded::EncodedFrames;
 pub use endpoint::Endpoint;
 pub(crate) use events::EventChannel;
 pub use events::{DropReason, SocketEvent, SocketEvents};

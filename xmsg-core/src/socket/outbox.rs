@@ -27,6 +27,7 @@ use sending::Waiting;
 pub(crate) use sending::{Begun, Sending, begin};
 pub use writer::Writer;
 
+use super::EncodedFrames;
 use super::line::{Calls, Line, Place};
 use crate::zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
 
@@ -276,6 +277,24 @@ impl State {
         }
     }
 
+    /// Puts a message of so many bytes at the end of the queue, of which the chunks of `body` are encoded already.
+    fn push_encoded(&mut self, head: &[Bytes], body: EncodedFrames, len: usize) {
+        let before = std::mem::take(&mut self.tail_messages);
+        for frame in head {
+            encode_frame(&mut self.tail, frame, true);
+        }
+        let bytes = self.tail.split().freeze();
+        self.append(Chunk { ends_message: false, ..Chunk::copied(bytes, before) });
+        let mut chunks = body.into_chunks().into_iter().peekable();
+        while let Some(bytes) = chunks.next() {
+            let is_last = chunks.peek().is_none();
+            self.append(Chunk { ends_message: is_last, ..Chunk::copied(bytes, usize::from(is_last)) });
+        }
+        self.queued += Amount::new(1, len);
+        self.pace.queued(len);
+        self.in_a_row += len;
+    }
+
     /// Whether a message of so many bytes fits. One above the mark goes alone.
     fn has_room(&self, len: usize, mark: HighWaterMark) -> bool {
         let Amount { messages, bytes } = self.queued;
@@ -357,6 +376,11 @@ impl Outbox {
     /// one, even if it would fit. Frames of 8 KiB or more are queued without a copy.
     pub fn try_push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
         self.lock().try_push_frames(frames)
+    }
+
+    /// The same for a message of which all frames but the first few are encoded already: it takes no longer than counting their chunks.
+    pub(super) fn try_push_encoded(&self, head: &[Bytes], body: EncodedFrames) -> Result<(), Refused> {
+        self.lock().try_push_encoded(head, body)
     }
 
     /// Waits until there may be room, or the queue was closed. `still_full` is asked once the wait is armed.
@@ -664,20 +688,36 @@ impl OutboxGuard<'_> {
     }
 
     fn try_push_frames(&mut self, frames: &[impl Frame]) -> Result<(), Refused> {
-        let (len, mark) = (encoded_len(frames), self.outbox.mark);
-        let state = self.state_mut();
-        if !state.limits.allow(len, frames.len()) {
+        let len = encoded_len(frames);
+        self.takes(len, frames.len())?;
+        self.state_mut().push_frames(frames, len);
+        self.outbox.enter(len);
+        self.pushed = true;
+        Ok(())
+    }
+
+    fn try_push_encoded(&mut self, head: &[Bytes], body: EncodedFrames) -> Result<(), Refused> {
+        let len = encoded_len(head) + body.encoded_len();
+        self.takes(len, head.len() + body.frames())?;
+        self.state_mut().push_encoded(head, body, len);
+        self.outbox.enter(len);
+        self.pushed = true;
+        Ok(())
+    }
+
+    /// Whether there is room for such a message now.
+    #[inline]
+    fn takes(&self, len: usize, frames: usize) -> Result<(), Refused> {
+        let state = self.state();
+        if !state.limits.allow(len, frames) {
             return Err(Refused::Unfit);
         }
         if state.closed {
             return Err(Refused::Closed);
         }
-        if !state.line.is_empty() || !state.has_room(len, mark) {
+        if !state.line.is_empty() || !state.has_room(len, self.outbox.mark) {
             return Err(Refused::Full);
         }
-        state.push_frames(frames, len);
-        self.outbox.enter(len);
-        self.pushed = true;
         Ok(())
     }
 }

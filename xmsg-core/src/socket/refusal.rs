@@ -18,12 +18,21 @@ pub(crate) fn unfit(frames: &[impl Frame], limits: MessageLimits, ours: MessageL
     if frames.is_empty() {
         return Error::new(ErrorKind::InvalidMessage, "a message needs at least one frame");
     }
-    let size = encoded_len(frames);
+    unfit_size(encoded_len(frames), frames.len(), limits, ours, peer)
+}
+
+/// The same for a message of which only the size is known.
+pub(crate) fn unfit_size(
+    size: usize,
+    frames: usize,
+    limits: MessageLimits,
+    ours: MessageLimits,
+    peer: &str,
+) -> Error {
     let (what, limit, own) = if size > limits.size {
         (format!("{size} bytes"), format!("{} bytes", limits.size), limits.size == ours.size)
     } else {
-        let frames = format!("{} frames", frames.len());
-        (frames, format!("{} frames", limits.frames), limits.frames == ours.frames)
+        (format!("{frames} frames"), format!("{} frames", limits.frames), limits.frames == ours.frames)
     };
     let (whose, option) = match (own, size > limits.size) {
         (true, true) => (Whose::Ours, "ConnectOptions::max_message_size, or SocketOptions::limits"),

@@ -9,8 +9,8 @@ use super::events::SocketEvents;
 use super::hub::Owner;
 use super::outbox::Refused;
 use super::transport::Listener;
-use super::{Endpoint, Multipart, SocketOptions};
-use crate::zmtp::{Principal, SocketType};
+use super::{EncodedFrames, Endpoint, Multipart, SocketOptions};
+use crate::zmtp::{Principal, SocketType, encoded_len};
 use crate::{Error, ErrorKind, Result};
 
 /// The way back to whoever sent a request: its connection, and the addresses that devices in between have noted.
@@ -118,6 +118,29 @@ impl Replier {
             Refused::Full => Error::new(ErrorKind::Full, "whoever asked does not read the replies"),
             Refused::Closed => Error::new(ErrorKind::Refused, "whoever asked is gone"),
         })
+    }
+
+    /// The same for a reply that was encoded bit by bit, because it is long: queueing it takes no time to speak of.
+    pub fn try_reply_encoded(&self, path: &ReturnPath, reply: EncodedFrames) -> Result<()> {
+        let Some(link) = self.hub.route(&path.link, None) else {
+            return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
+        };
+        if reply.frames() == 0 {
+            return Err(Error::new(ErrorKind::InvalidMessage, "a reply needs at least one frame"));
+        }
+        let size = encoded_len(&path.envelope) + reply.encoded_len();
+        let frames = path.envelope.len() + reply.frames();
+        link.outbox.try_push_encoded(&path.envelope, reply).map_err(|refused| match refused {
+            Refused::Unfit => self.hub.unfit_size(&link, size, frames),
+            Refused::Full => Error::new(ErrorKind::Full, "whoever asked does not read the replies"),
+            Refused::Closed => Error::new(ErrorKind::Refused, "whoever asked is gone"),
+        })
+    }
+
+    /// Whether whoever asked is still connected.
+    #[must_use]
+    pub fn is_connected(&self, path: &ReturnPath) -> bool {
+        self.hub.route(&path.link, None).is_some()
     }
 
     /// Who has asked, as proved by its credentials; `None` without security, or when the peer is gone.

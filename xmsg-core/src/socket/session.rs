@@ -17,7 +17,7 @@ use super::memory::{Claim, MemoryBudget};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
 use super::transport::{ReadHalf, Stream};
 use super::vanished::vanished;
-use crate::security::Authenticator;
+use crate::security::{Authenticator, Verdict};
 use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
 use crate::zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 use crate::{Error, ErrorKind};
@@ -305,13 +305,16 @@ impl Session {
                     return Ok(peer);
                 }
                 Some(Event::Credentials(credentials)) => {
-                    let admitted = match &self.authenticator {
-                        None => false,
-                        Some(authenticator) => before(due, authenticator.authenticate(credentials))
+                    let verdict = match &self.authenticator {
+                        None => Verdict::Refused,
+                        Some(authenticator) => before(due, authenticator.authenticate(credentials, None))
                             .await
                             .ok_or(Violation::HandshakeTimeout)?,
                     };
-                    self.engine.judge(admitted)?;
+                    if verdict == Verdict::Busy {
+                        return Err(Ended::ByUs("its credentials can't be judged now"));
+                    }
+                    self.engine.judge(verdict == Verdict::Admitted)?;
                 }
                 Some(_) => {}
                 None => match before(due, self.buffer.read(&mut read, 0)).await {

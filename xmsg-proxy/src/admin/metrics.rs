@@ -18,6 +18,7 @@ use xmsg_core::socket::{Amount, ViolationCounts};
 use super::State;
 use super::process::{Process, unix_s};
 use crate::registrar::Counts;
+use crate::security::LoginCounts;
 use crate::switch::{Drops, SubscriberStats, Totals};
 
 /// Subscribers with time series of their own: those with the longest queues. Every one that ever connects costs whoever
@@ -44,8 +45,18 @@ struct Snapshot {
     is_ready: bool,
     started_unix_s: f64,
     process: Process,
+    turned_away: [(&'static str, u64); 2],
+    logins: Option<LoginCounts>,
     proxy: Option<ProxySnapshot>,
-    registrar: Option<(Counts, usize)>,
+    registrar: Option<RegistrarSnapshot>,
+}
+
+#[derive(Debug)]
+struct RegistrarSnapshot {
+    counts: Counts,
+    connections: usize,
+    memory_limit: usize,
+    is_writable: bool,
 }
 
 #[derive(Debug)]
@@ -84,11 +95,15 @@ impl Snapshot {
             is_ready: state.is_ready(),
             started_unix_s: unix_s(state.started_at),
             process: Process::look(),
+            turned_away: state.turned_away.counts(),
+            logins: state.authority.as_ref().map(|authority| authority.logins()),
             proxy,
-            registrar: state
-                .registrar
-                .as_ref()
-                .map(|registrar| (registrar.counts(), registrar.connections())),
+            registrar: state.registrar.as_ref().map(|registrar| RegistrarSnapshot {
+                counts: registrar.counts(),
+                connections: registrar.connections(),
+                memory_limit: registrar.memory_limit(),
+                is_writable: registrar.is_writable(),
+            }),
         }
     }
 }
@@ -106,13 +121,21 @@ impl Collector for Snapshot {
         out.encoder
             .encode_descriptor(&name("build"), "The program that runs.", None, MetricType::Info)?
             .encode_info(&version)?;
-        let ready = "1 while it accepts connections, 0 once it was told to stop.";
+        let ready = "1 while it accepts connections and stores what is registered, else 0.";
         out.gauge(&name("ready"), ready, None, u64::from(self.is_ready))?;
         if let Some(proxy) = &self.proxy {
             proxy.encode(&mut out)?;
         }
-        if let Some((counts, connections)) = &self.registrar {
-            encode_registrar(counts, *connections, &mut out)?;
+        let help = "Requests to this server that were turned away.";
+        let values = self.turned_away.map(|(reason, count)| ([("reason", reason.to_owned())], count));
+        out.counters(&name("admin_refused_requests"), help, None, values)?;
+        if let Some(counts) = self.logins {
+            let help = "Logins with a password, by what became of them.";
+            let values = logins(counts).map(|(outcome, count)| ([("outcome", outcome.to_owned())], count));
+            out.counters(&name("logins"), help, None, values)?;
+        }
+        if let Some(registrar) = &self.registrar {
+            registrar.encode(&mut out)?;
         }
         self.process.encode(self.started_unix_s, &mut out)
     }
@@ -226,6 +249,18 @@ impl ProxySnapshot {
     }
 }
 
+/// What became of logins with a password.
+pub(super) fn logins(counts: LoginCounts) -> [(&'static str, u64); 5] {
+    let LoginCounts { admitted, recognized, refused, too_soon, too_many } = counts;
+    [
+        ("admitted", admitted),
+        ("recognized", recognized),
+        ("refused", refused),
+        ("too_soon", too_soon),
+        ("too_many", too_many),
+    ]
+}
+
 /// What was dropped, by the policy that chose it.
 fn reasons(
     drops: Drops,
@@ -244,21 +279,34 @@ fn encode_violations(name: &str, counts: ViolationCounts, out: &mut Families<'_>
     out.counters(name, help, None, values)
 }
 
-fn encode_registrar(counts: &Counts, connections: usize, out: &mut Families<'_>) -> Result<(), fmt::Error> {
-    let owners = [("publisher", counts.publishers), ("subscriber", counts.subscribers)];
-    out.gauges(
-        "xmsg_registrar_registrations",
-        "What is registered.",
-        None,
-        owners.map(|(owner, count)| ([("owner", owner.to_owned())], count)),
-    )?;
-    out.counter("xmsg_registrar_requests", "Requests that were answered.", None, counts.requests)?;
-    let help = "Requests that were answered with an error.";
-    out.counter("xmsg_registrar_requests_refused", help, None, counts.refused)?;
-    encode_violations("xmsg_registrar_violations", counts.violations, out)?;
-    let help = "Registrations that were not made again in time.";
-    out.counter("xmsg_registrar_registrations_expired", help, None, counts.expired)?;
-    out.gauge("xmsg_registrar_connections", "Open connections.", None, connections as u64)
+impl RegistrarSnapshot {
+    fn encode(&self, out: &mut Families<'_>) -> Result<(), fmt::Error> {
+        let Self { counts, connections, memory_limit, is_writable } = self;
+        let owners = [("publisher", counts.publishers), ("subscriber", counts.subscribers)];
+        out.gauges(
+            "xmsg_registrar_registrations",
+            "What is registered.",
+            None,
+            owners.map(|(owner, count)| ([("owner", owner.to_owned())], count)),
+        )?;
+        let help = "Memory that the registrations take.";
+        out.gauge("xmsg_registrar_registration_memory", help, BYTES, counts.memory)?;
+        let help = "Memory that they may take.";
+        out.gauge("xmsg_registrar_registration_memory_limit", help, BYTES, *memory_limit as u64)?;
+        out.counter("xmsg_registrar_requests", "Requests that were answered.", None, counts.requests)?;
+        let help = "Requests that were answered with an error.";
+        out.counter("xmsg_registrar_requests_refused", help, None, counts.refused)?;
+        let help = "Registrations that were refused because there were too many, or too many bytes of them.";
+        out.counter("xmsg_registrar_registrations_refused", help, None, counts.full)?;
+        let help = "1 while changes can be stored, 0 while they are refused because they can't be written.";
+        out.gauge("xmsg_registrar_writable", help, None, u64::from(*is_writable))?;
+        let help = "Attempts to write changes that have failed.";
+        out.counter("xmsg_registrar_write_failures", help, None, counts.write_failures)?;
+        encode_violations("xmsg_registrar_violations", counts.violations, out)?;
+        let help = "Registrations that were not made again in time.";
+        out.counter("xmsg_registrar_registrations_expired", help, None, counts.expired)?;
+        out.gauge("xmsg_registrar_connections", "Open connections.", None, *connections as u64)
+    }
 }
 
 impl Process {

@@ -2,8 +2,8 @@
 //!
 //! | path | |
 //! |---|---|
-//! | `/healthz` | 200 while the runtime that moves messages gets its turn |
-//! | `/readyz` | 200 while it accepts connections, 503 once it was told to stop |
+//! | `/healthz` | 200 while the runtimes that move messages and answer for the registrar get their turn |
+//! | `/readyz` | 200 while it accepts connections, 503 once it was told to stop, and while what is registered can't be stored |
 //! | `/metrics` | counts, for Prometheus |
 //! | `/varz` | version, uptime, settings, totals; JSON |
 //! | `/connz` | every publisher and subscriber; JSON; `limit`, `offset`, `sort`, `kind` |
@@ -18,6 +18,7 @@ mod routes;
 mod server;
 mod text_format;
 mod token;
+mod turned_away;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -33,7 +34,9 @@ use xmsg_core::{Error, ErrorKind, Result};
 
 pub use token::Token;
 
+use crate::security::Authority;
 use crate::{Monitor, registrar};
+use turned_away::TurnedAway;
 
 /// What there is to watch.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +45,8 @@ pub struct Sources {
     pub proxy: Option<Monitor>,
     /// A registrar.
     pub registrar: Option<registrar::Monitor>,
+    /// Who is let in to either.
+    pub authority: Option<Arc<Authority>>,
 }
 
 /// Where in its life a daemon is.
@@ -71,6 +76,8 @@ struct State {
     name: &'static str,
     proxy: Option<Monitor>,
     registrar: Option<registrar::Monitor>,
+    authority: Option<Arc<Authority>>,
+    turned_away: TurnedAway,
     phase: AtomicU8,
     token: RwLock<Option<Token>>,
     /// The settings, as JSON.
@@ -83,7 +90,12 @@ struct State {
 
 impl State {
     fn is_ready(&self) -> bool {
-        self.phase() == Phase::Ready
+        self.phase() == Phase::Ready && self.is_writable()
+    }
+
+    /// Whether what is registered can be stored.
+    fn is_writable(&self) -> bool {
+        self.registrar.as_ref().is_none_or(registrar::Monitor::is_writable)
     }
 
     fn phase(&self) -> Phase {
@@ -126,6 +138,8 @@ impl Admin {
             name,
             proxy: sources.proxy,
             registrar: sources.registrar,
+            authority: sources.authority,
+            turned_away: TurnedAway::default(),
             phase: AtomicU8::new(Phase::Ready as u8),
             token: RwLock::new(token),
             config: RwLock::new(Arc::new(config)),

@@ -1,7 +1,7 @@
 //! What the paths answer, and who gets an answer.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,10 @@ use serde_json::json;
 use xmsg_core::socket::{Amount, ViolationCounts};
 
 use super::process::{Process, unix_s};
+use super::server::Connection;
 use super::text_format::TextFormat;
 use super::{Phase, State, metrics};
+use crate::registrar;
 use crate::switch::{Drops, PublisherStats, SubscriberStats};
 
 /// The runtime that moves messages counts as stuck when a task does not get its turn for so long.
@@ -50,10 +52,16 @@ pub(super) fn router(state: Arc<State>) -> Router {
 
 /// Turns away whoever has no business here.
 async fn guard(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let refusal = match state.token() {
         Some(_) if OPEN.contains(&request.uri().path()) => None,
         Some(token) if bearer(request.headers()).is_some_and(|candidate| token.is(candidate)) => None,
         Some(_) => {
+            if request.headers().contains_key(header::AUTHORIZATION) {
+                state.turned_away.wrong(connection.as_deref()).await;
+            } else {
+                state.turned_away.without(connection.as_deref());
+            }
             let text = "send the token: Authorization: Bearer TOKEN\n";
             Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], text).into_response())
         }
@@ -102,26 +110,30 @@ async fn index(Shared(state): Shared<Arc<State>>) -> String {
     )
 }
 
-/// Asks the runtime that moves messages for a turn.
+/// Asks the runtimes that do the work for a turn.
 async fn healthz(Shared(state): Shared<Arc<State>>) -> Answer {
-    let mut turn = state.runtime.spawn(async {});
-    match tokio::time::timeout(STUCK, &mut turn).await {
-        Ok(Ok(())) => Ok("ok\n".into_response()),
-        Ok(Err(_)) => Err((StatusCode::SERVICE_UNAVAILABLE, "the runtime has ended\n".to_owned())),
+    let own = state.registrar.as_ref().map(registrar::Monitor::runtime);
+    let mut turns: Vec<_> =
+        [Some(&state.runtime), own].into_iter().flatten().map(|runtime| runtime.spawn(async {})).collect();
+    let unavailable = |text| (StatusCode::SERVICE_UNAVAILABLE, text);
+    match tokio::time::timeout(STUCK, futures::future::try_join_all(turns.iter_mut())).await {
+        Ok(Ok(_)) => Ok("ok\n".into_response()),
+        Ok(Err(_)) => Err(unavailable("the runtime has ended\n".to_owned())),
         Err(_) => {
-            turn.abort();
-            Err((
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("the runtime is stuck: no turn within {STUCK:?}\n"),
-            ))
+            turns.iter().for_each(tokio::task::JoinHandle::abort);
+            Err(unavailable(format!("the runtime is stuck: no turn within {STUCK:?}\n")))
         }
     }
 }
 
 async fn readyz(Shared(state): Shared<Arc<State>>) -> Answer {
+    let unavailable = |text: &str| Err((StatusCode::SERVICE_UNAVAILABLE, text.to_owned()));
     match state.phase() {
+        Phase::Draining => unavailable("draining\n"),
+        Phase::Ready if !state.is_writable() => {
+            unavailable("what is registered can't be stored, the log says why; it is tried again\n")
+        }
         Phase::Ready => Ok("ready\n".into_response()),
-        Phase::Draining => Err((StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned())),
     }
 }
 
@@ -195,6 +207,10 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "queue": Sum::from(metrics::queued(&subscribers)),
         });
     }
+    found["admin_refused_requests"] = json!(BTreeMap::from(state.turned_away.counts()));
+    if let Some(authority) = &state.authority {
+        found["logins"] = json!(BTreeMap::from(metrics::logins(authority.logins())));
+    }
     if let Some(registrar) = &state.registrar {
         let counts = registrar.counts();
         found["registrar"] = json!({
@@ -202,6 +218,10 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "subscribers": counts.subscribers,
             "requests": counts.requests,
             "refused": counts.refused,
+            "refused_full": counts.full,
+            "registration_memory_bytes": counts.memory,
+            "write_failures": counts.write_failures,
+            "is_writable": registrar.is_writable(),
             "expired": counts.expired,
             "violations": by_reason(counts.violations),
             "connections": registrar.connections(),

@@ -1,6 +1,7 @@
 //! The connections of the HTTP server: few, short-lived, and none of them worth waiting for.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use xmsg_core::socket::transport::{Listener, Stream};
 
-/// Connections at a time. Above it, the oldest one that is not being answered gives way to a new one.
+/// Connections at a time. Above it, the oldest one that has sent a wrong token, or that is not being answered, gives way to a new one.
 pub(super) const CONNECTIONS: usize = 64;
 /// How long a request may take to arrive, and a connection may be silent between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,12 +39,28 @@ impl Open {
     }
 }
 
-/// What the server and the task of a connection both know.
-#[derive(Debug, Default)]
-struct Connection {
+/// What the server and the task of a connection both know. Every request brings it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    peer: SocketAddr,
     /// An answer is being worked out. While it is only written, a client that does not read must not count as busy.
     is_busy: AtomicBool,
+    /// It has sent a wrong token.
+    is_suspect: AtomicBool,
     cut: CancellationToken,
+}
+
+impl Connection {
+    /// Whose it is.
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Notes that it has sent a wrong token: its answer waits, and it gives way to others before any of them does.
+    pub(super) fn suspect(&self) {
+        self.is_suspect.store(true, Ordering::Relaxed);
+        self.is_busy.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Serves until it is told to stop.
@@ -66,22 +83,34 @@ pub(super) async fn run(mut listener: Listener, router: Router, stop: Cancellati
         };
         // It listens to nothing else.
         let (Stream::Tcp(stream), _) = accepted else { continue };
+        let suspect = || open.iter().position(|one| one.shared.is_suspect.load(Ordering::Relaxed));
         if is_full
-            && let Some(idle) = open.iter().position(|one| !one.is_busy())
+            && let Some(idle) = suspect().or_else(|| open.iter().position(|one| !one.is_busy()))
             && let Some(oldest) = open.remove(idle)
         {
             oldest.shared.cut.cancel();
         }
-        let shared = Arc::new(Connection::default());
+        // Whoever has gone already has nothing to ask.
+        let Ok(peer) = stream.peer_addr() else { continue };
+        let shared = Arc::new(Connection {
+            peer,
+            is_busy: false.into(),
+            is_suspect: false.into(),
+            cut: CancellationToken::new(),
+        });
         let task = tasks.spawn(serve(stream, router.clone(), shared.clone())).id();
         open.push_back(Open { task, shared });
+        // Whoever has asked already is to be read before it is looked at again who gives way: a request that has come makes its connection
+        // busy, and one with a wrong token a suspect.
+        task::yield_now().await;
     }
     tasks.shutdown().await;
 }
 
 async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
     let router = TowerToHyperService::new(router);
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request: hyper::Request<_>| {
+        request.extensions_mut().insert(shared.clone());
         shared.is_busy.store(true, Ordering::Relaxed);
         let response = router.call(request);
         async {

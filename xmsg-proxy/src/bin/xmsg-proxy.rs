@@ -180,6 +180,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     daemon.start_admin(Sources {
         proxy: Some(proxy.monitor()),
         registrar: registrar.as_ref().map(Registrar::monitor),
+        ..Sources::default()
     })?;
     daemon.warn_if_open(address.host(), "whoever reaches these ports can publish and subscribe");
     let _watchdog = ready(&format!("forwarding at {address}"));
@@ -249,8 +250,17 @@ async fn start_registrar(
     let (security, authority) = daemon.security();
     let snapshot = registrar.snapshot.clone();
     let limits = registrar::Config::default();
-    let config = registrar::Config { snapshot, security, authority, connections, ..limits };
-    let builder = Registrar::bind(host.with_port(registrar.port)).config(config);
+    let config = registrar::Config {
+        snapshot,
+        registrations: registrar.max_registrations.get(),
+        registration_memory: registrar.max_registration_memory_mib.mib(),
+        security,
+        authority,
+        connections,
+        ..limits
+    };
+    // Long answers and large snapshots are not to take time from messages.
+    let builder = Registrar::bind(host.with_port(registrar.port)).config(config).on_its_own_thread();
     let started = match daemon.sockets.take("registrar").pop() {
         Some(socket) => builder.start_on(socket).await,
         None if registrar.enabled => builder.start().await,

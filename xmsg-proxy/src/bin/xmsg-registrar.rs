@@ -36,6 +36,10 @@ struct Arguments {
     #[arg(long, value_name = "COUNT", env = "XMSG_REGISTRAR_MAX_REGISTRATIONS")]
     max_registrations: Option<Count<1, 4_294_967_295>>,
 
+    /// Memory for all registrations, in MiB [default: 2048]
+    #[arg(long, value_name = "MIB", env = "XMSG_REGISTRAR_MAX_REGISTRATION_MEMORY")]
+    max_registration_memory: Option<Count<1, { settings::MIB_MAX }>>,
+
     #[command(flatten)]
     common: Common,
 }
@@ -69,6 +73,7 @@ impl Program for Arguments {
         set(&mut settings.port, self.port);
         set(&mut settings.ttl_s, self.ttl);
         set(&mut settings.max_registrations, self.max_registrations);
+        set(&mut settings.max_registration_memory_mib, self.max_registration_memory);
     }
 }
 

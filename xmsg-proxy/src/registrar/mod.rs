@@ -29,8 +29,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::registration::Registration;
 use xmsg_core::socket::transport::Listener;
@@ -56,6 +58,8 @@ pub struct Config {
     pub ttl: Option<Duration>,
     /// How many registrations are kept. More are refused. Default 4,000,000.
     pub registrations: usize,
+    /// Memory for all registrations, bytes, as [`Store::memory`] counts it. More are refused. Default 2 GiB.
+    pub registration_memory: usize,
     /// How the port is secured. Default: not at all.
     pub security: Mechanism,
     /// Who is let in, and who may register. Default: everybody, on a port without security.
@@ -79,6 +83,7 @@ impl Default for Config {
             snapshot: None,
             ttl: None,
             registrations: 4_000_000,
+            registration_memory: 2 << 30,
             security: Mechanism::default(),
             authority: Arc::default(),
             connections: admission.connections,
@@ -96,6 +101,7 @@ impl Default for Config {
 pub struct Builder {
     address: String,
     config: Config,
+    has_thread: bool,
 }
 
 impl Builder {
@@ -116,16 +122,76 @@ impl Builder {
         self
     }
 
-    /// Reads the snapshot, binds the port and goes to work, on the present tokio runtime.
+    /// Gives it a thread and a runtime of its own, so that nothing that it does takes time from what the present runtime does. Without it, it
+    /// works on the present one, and shares it in turns of less than a millisecond.
+    pub fn on_its_own_thread(self) -> Self {
+        Self { has_thread: true, ..self }
+    }
+
+    /// Reads the snapshot, binds the port and goes to work.
     pub async fn start(self) -> Result<Registrar> {
-        Registrar::start(self.config, async |replier| listen(&self.address, replier).await).await
+        let Self { address, config, has_thread } = self;
+        Registrar::start_somewhere(config, Place::Address(address), has_thread).await
     }
 
     /// The same on a socket that listens already, instead of binding its address: that of a service manager.
     pub async fn start_on(self, socket: TcpListener) -> Result<Registrar> {
-        let tcp = self.config.tcp.clone();
-        let adopt = async |replier: &Replier| located(replier.listen(Listener::adopt(socket, tcp)?));
-        Registrar::start(self.config, adopt).await
+        let Self { config, has_thread, .. } = self;
+        Registrar::start_somewhere(config, Place::Socket(socket), has_thread).await
+    }
+}
+
+/// What to listen to.
+#[derive(Debug)]
+enum Place {
+    Address(String),
+    Socket(TcpListener),
+}
+
+impl Place {
+    async fn listen(self, replier: &Replier, tcp: TcpOptions) -> Result<RegistrarAddress> {
+        match self {
+            Self::Address(address) => listen(&address, replier).await,
+            Self::Socket(socket) => located(replier.listen(Listener::adopt(socket, tcp)?)),
+        }
+    }
+}
+
+/// The thread of a registrar that has one. It ends when this is dropped.
+#[derive(Debug)]
+struct OwnThread {
+    end: DropGuard,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl OwnThread {
+    /// Starts a registrar on a thread of its own.
+    async fn start(config: Config, place: Place) -> Result<Registrar> {
+        let failed = |error| Error::new(ErrorKind::Io, "the registrar has no thread").with_source(error);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (tell, started) = oneshot::channel();
+        let end = CancellationToken::new();
+        let ended = end.clone();
+        let work = async move {
+            // Whoever does not wait any more drops it, and with it the end of this thread.
+            let _ = tell.send(Registrar::start(config, place).await);
+            ended.cancelled().await;
+        };
+        let thread = std::thread::Builder::new().name("xmsg-registrar".to_owned());
+        let thread = thread.spawn(move || runtime.block_on(work)).map_err(failed)?;
+        let own = Self { end: end.drop_guard(), thread };
+        let gone = |error| Error::new(ErrorKind::Io, "the registrar's thread has ended").with_source(error);
+        let mut registrar = started.await.map_err(gone)??;
+        registrar.thread = Some(own);
+        Ok(registrar)
+    }
+
+    /// Ends it with all that is left on it, and waits for that.
+    async fn join(self) {
+        let Self { end, thread } = self;
+        drop(end);
+        // A panic of it has been reported where it happened.
+        let _ = tokio::task::spawn_blocking(|| thread.join()).await;
     }
 }
 
@@ -135,6 +201,8 @@ pub struct Monitor {
     counters: Arc<Counters>,
     /// Whoever watches does not keep the socket open.
     replier: Weak<Replier>,
+    runtime: Handle,
+    memory_limit: usize,
 }
 
 impl Monitor {
@@ -149,6 +217,24 @@ impl Monitor {
     pub fn connections(&self) -> usize {
         self.replier.upgrade().map_or(0, |replier| replier.peers())
     }
+
+    /// Whether changes can be stored. If not, they are refused until they can be, which it finds out by itself.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        !self.counters.is_unwritable.load(Ordering::Relaxed)
+    }
+
+    /// Memory for all registrations, bytes.
+    #[must_use]
+    pub fn memory_limit(&self) -> usize {
+        self.memory_limit
+    }
+
+    /// The runtime that it works on.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
 }
 
 /// How many registrations there are, and what was done since the start.
@@ -158,10 +244,16 @@ pub struct Counts {
     pub publishers: u64,
     /// Subscribers that are registered.
     pub subscribers: u64,
+    /// Memory that the registrations take, bytes, as [`Store::memory`] counts it.
+    pub memory: u64,
     /// Requests that were answered.
     pub requests: u64,
     /// How many of those with an error.
     pub refused: u64,
+    /// Registrations that were refused because there were too many, or too many bytes of them.
+    pub full: u64,
+    /// Attempts to write changes to the disk that have failed.
+    pub write_failures: u64,
     /// Registrations that were not renewed in time.
     pub expired: u64,
     /// Connections that were ended because the peer broke a rule or a limit.
@@ -174,8 +266,11 @@ impl Counters {
         Counts {
             publishers: read(&self.publishers),
             subscribers: read(&self.subscribers),
+            memory: read(&self.memory),
             requests: read(&self.requests),
             refused: read(&self.refused),
+            full: read(&self.full),
+            write_failures: read(&self.write_failures),
             expired: read(&self.expired),
             violations: self.violations.counts(),
         }
@@ -191,6 +286,9 @@ pub struct Registrar {
     stop: CancellationToken,
     replier: Arc<Replier>,
     service: Option<JoinHandle<()>>,
+    runtime: Handle,
+    memory_limit: usize,
+    thread: Option<OwnThread>,
 }
 
 impl Drop for Registrar {
@@ -205,14 +303,16 @@ impl Drop for Registrar {
 impl Registrar {
     /// A registrar to be at `host:port`; port 0 stands for any free one.
     pub fn bind(address: impl Into<String>) -> Builder {
-        Builder { address: address.into(), config: Config::default() }
+        Builder { address: address.into(), config: Config::default(), has_thread: false }
     }
 
-    async fn start(
-        config: Config,
-        listen: impl AsyncFnOnce(&Replier) -> Result<RegistrarAddress>,
-    ) -> Result<Self> {
-        let mut store = Store::new(config.registrations, config.ttl);
+    async fn start_somewhere(config: Config, place: Place, has_thread: bool) -> Result<Self> {
+        if has_thread { OwnThread::start(config, place).await } else { Self::start(config, place).await }
+    }
+
+    async fn start(config: Config, place: Place) -> Result<Self> {
+        let memory_limit = config.registration_memory;
+        let mut store = Store::new(config.registrations, config.ttl).with_memory_limit(memory_limit);
         let mut journal = match config.snapshot {
             None => None,
             Some(path) => {
@@ -224,7 +324,7 @@ impl Registrar {
                 Some(journal)
             }
         };
-        if let Some(damaged) = journal.take_if(|journal| journal.wants_compaction()) {
+        if let Some(damaged) = journal.take_if(|journal| journal.is_broken()) {
             journal = Some(service::compact(damaged, &store).await?);
         }
 
@@ -244,18 +344,19 @@ impl Registrar {
                 handshakes: config.handshakes,
                 handshakes_per_address: config.handshakes_per_address,
             }),
-            tcp: config.tcp,
+            tcp: config.tcp.clone(),
             security: config.security.security(&config.authority),
             ..SocketOptions::default()
         });
-        let address = listen(&replier).await?;
+        let address = place.listen(&replier, config.tcp).await?;
         let stop = CancellationToken::new();
         let sender = Bytes::from(format!("{}:registrar", address.host()));
         let named = !matches!(config.security, Mechanism::Null);
         let service = Service::new(sender, replier.clone(), store, journal, counters.clone(), stop.clone())
             .with_authority(config.authority, named);
         let service = Some(tokio::spawn(service.run()));
-        Ok(Self { address, counters, stop, replier: Arc::new(replier), service })
+        let (replier, runtime) = (Arc::new(replier), Handle::current());
+        Ok(Self { address, counters, stop, replier, service, runtime, memory_limit, thread: None })
     }
 
     /// Where it listens.
@@ -273,7 +374,12 @@ impl Registrar {
     /// A handle to watch it with, which may outlive it.
     #[must_use]
     pub fn monitor(&self) -> Monitor {
-        Monitor { counters: self.counters.clone(), replier: Arc::downgrade(&self.replier) }
+        Monitor {
+            counters: self.counters.clone(),
+            replier: Arc::downgrade(&self.replier),
+            runtime: self.runtime.clone(),
+            memory_limit: self.memory_limit,
+        }
     }
 
     /// Waits until it has ended without being told to: when its journal was lost. The log says why.
@@ -290,6 +396,9 @@ impl Registrar {
             let _ = service.await;
         }
         self.replier.close(linger).await;
+        if let Some(thread) = self.thread.take() {
+            thread.join().await;
+        }
         self.counts()
     }
 }
@@ -322,7 +431,7 @@ pub(crate) mod fuzzing {
     impl Registrar {
         /// The frames of its reply.
         pub fn answer(&mut self, frames: &[Bytes]) -> Vec<Bytes> {
-            self.0.reply_to(frames, true).0.into_frames()
+            self.0.reply_to(frames).into_frames()
         }
     }
 }
@@ -345,8 +454,11 @@ fn load(path: &std::path::Path, mut store: Store) -> Result<(Store, Journal)> {
         lost += usize::from(!done);
     };
     let (journal, complaints) = Journal::open(path, &mut replay)?;
-    for complaint in complaints {
-        tracing::error!("{complaint}");
+    for damage in complaints.damage {
+        tracing::error!("{damage}");
+    }
+    if let Some(torn) = complaints.torn {
+        tracing::warn!("{torn}");
     }
     if lost > 0 {
         tracing::error!(lost, "the snapshot has entries that can't be taken: are there more than may be?");

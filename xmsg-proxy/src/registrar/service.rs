@@ -1,23 +1,27 @@
-//! The task that owns the store: takes requests, answers questions at once and changes when they are on the disk.
+//! The task that owns the store: takes requests, answers questions at once and makes changes when they are on the disk.
 //!
-//! While one batch of changes is being synced, the next one gathers: many clients share one sync. A question of a peer
-//! whose change is still under way waits with it, so that every peer gets its replies in order.
+//! While one batch of changes is being synced, the next one gathers: many clients share one sync. A change counts from when it is
+//! on the disk: what could not be written was never there for anybody. A question with a long answer is answered in slices, between which
+//! others get their turn. What a peer asks while a change or a question of its own is under way waits for that, so that every
+//! peer gets its replies in order, and finds what it changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::deadline::Deadline;
-use xmsg_core::registration::{Action, Argument, OwnerType, Reply, Request};
-use xmsg_core::socket::{Multipart, Replier, ReturnPath, Violations};
+use xmsg_core::registration::{Action, Argument, OwnerType, Registration, Reply, Request};
+use xmsg_core::socket::throttle::Throttle;
+use xmsg_core::socket::{EncodedFrames, Multipart, Replier, ReturnPath, Violations};
 use xmsg_core::{Error, ErrorKind, Result};
 
 use super::journal::{Entry, Journal};
-use super::store::{Refused, Store};
+use super::store::{Refused, Search, Store};
 use crate::security::Authority;
 
 /// Bytes of a frame of a request that are looked at; more is refused. Small enough for a reply to be queued in one piece.
@@ -32,43 +36,122 @@ const REPLY_MAX: usize = 256 << 20;
 pub(super) const REPLY_SIZE: usize = REPLY_MAX + (64 << 10);
 /// Frames of one reply: those of a registration in one of them are a few bytes at least.
 pub(super) const REPLY_FRAMES: usize = 1 << 24;
-/// Bytes of replies that wait to be written, of all peers. Above it, long answers are refused.
-const REPLIES_MAX: u64 = 512 << 20;
+/// Bytes of replies that wait to be written, of all peers, and of those that are being put together. Above it, long answers are refused.
+const REPLIES_MAX: usize = 512 << 20;
 /// From so many bytes on an answer counts as long.
 const LONG_REPLY: usize = 1 << 20;
+/// An answer that grows is compared with what waits to be written whenever it is longer by so many bytes: that is a look at every peer.
+const RECOUNT: usize = 16 << 20;
 /// Requests that are handled before other tasks get their turn.
 const TURN: u32 = 64;
+/// Topics and registrations that are looked at before others get their turn: some tenths of a millisecond.
+const SLICE: usize = 512;
+/// Requests of one peer that wait for one of its own. More are refused.
+const LATER_OF_ONE: usize = 256;
+/// … of all peers.
+const LATER_MAX: usize = 16 << 10;
+/// The pause before another attempt to write, after one has failed: ten times what that took, within these limits.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// See [`Counts`](super::Counts).
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) publishers: AtomicU64,
     pub(super) subscribers: AtomicU64,
+    pub(super) memory: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) refused: AtomicU64,
+    pub(super) full: AtomicU64,
     pub(super) expired: AtomicU64,
+    pub(super) write_failures: AtomicU64,
+    /// Changes can't be written, and are refused.
+    pub(super) is_unwritable: AtomicBool,
     pub(super) violations: Violations,
 }
 
-/// What a request has done to the store.
+/// What a request wants to be different.
 #[derive(Debug)]
-pub(super) enum Effect {
-    /// It only asked.
-    None,
-    /// What it wanted is so already, although perhaps not yet on the disk.
-    Known,
-    /// This has to be on the disk before the reply is sent.
-    Changed(Entry),
+enum Change {
+    Register(OwnerType, Registration),
+    Remove(OwnerType, Registration),
+    RemoveHost(String),
 }
 
-/// Changes on their way to the disk, and what is said when they are there.
+impl Change {
+    fn entry(&self) -> Entry {
+        match self {
+            Self::Register(owner, registration) => Entry::Register(*owner, registration.encode()),
+            Self::Remove(owner, registration) => Entry::Remove(*owner, registration.encode()),
+            Self::RemoveHost(host) => Entry::RemoveHost(host.clone().into()),
+        }
+    }
+
+    fn carry_out(&self, store: &mut Store, now: Duration) -> Result<(), Refused> {
+        match self {
+            Self::Register(owner, registration) => store.register(*owner, registration, now).map(drop),
+            Self::Remove(owner, registration) => store.remove(*owner, registration).map(drop),
+            Self::RemoveHost(host) => {
+                store.remove_host(host);
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether it would be carried out now.
+    fn check(&self, store: &Store) -> Result<(), Refused> {
+        match self {
+            Self::Register(owner, registration) => store.check(*owner, registration),
+            Self::Remove(_, registration) => Store::check_topic(registration),
+            Self::RemoveHost(_) => Ok(()),
+        }
+    }
+}
+
+/// What there is to do for a request.
+#[derive(Debug)]
+enum Task {
+    /// It can't be done: this is the answer.
+    Refuse(Reply),
+    Change(Action, Change),
+    Ask(Request),
+}
+
+/// Changes on their way to the disk.
 #[derive(Debug, Default)]
 struct Batch {
     entries: Vec<u8>,
-    replies: Vec<(ReturnPath, Reply)>,
+    changes: Vec<(ReturnPath, Action, Change)>,
 }
 
-type Commit = JoinHandle<(Journal, Result<()>)>;
+/// A question with a long answer.
+#[derive(Debug)]
+struct Answering {
+    path: ReturnPath,
+    action: Action,
+    search: Search,
+    reply: EncodedFrames,
+    /// At this length, what waits to be written is counted again.
+    recount: usize,
+}
+
+/// What is under way for a peer.
+#[derive(Debug, Default)]
+struct Pending {
+    changes: usize,
+    is_answering: bool,
+    /// What it asked for meanwhile.
+    later: VecDeque<(ReturnPath, Task)>,
+}
+
+/// The disk does not take changes.
+#[derive(Debug)]
+struct Trouble {
+    status: String,
+    retry: Deadline,
+}
+
+/// An attempt to write, and how long it took.
+type Commit = JoinHandle<(Journal, Result<()>, Duration)>;
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -83,8 +166,16 @@ pub(super) struct Service {
     journal: Option<Journal>,
     gathering: Batch,
     writing: Option<(Commit, Batch)>,
-    /// Replies of each peer that wait in a batch.
-    waiting: HashMap<Bytes, usize>,
+    trouble: Option<Trouble>,
+    write_log: Throttle,
+    expiry_log: Throttle,
+    answering: VecDeque<Answering>,
+    /// Bytes of the answers that are being put together; and those that waited to be written when that was last counted.
+    answer_bytes: usize,
+    queued_bytes: usize,
+    pending: HashMap<Bytes, Pending>,
+    /// Requests in `pending`.
+    later: usize,
     counters: Arc<Counters>,
     started: Instant,
     stop: CancellationToken,
@@ -109,7 +200,14 @@ impl Service {
             journal,
             gathering: Batch::default(),
             writing: None,
-            waiting: HashMap::new(),
+            trouble: None,
+            write_log: Throttle::default(),
+            expiry_log: Throttle::default(),
+            answering: VecDeque::new(),
+            answer_bytes: 0,
+            queued_bytes: 0,
+            pending: HashMap::new(),
+            later: 0,
             counters,
             started: Instant::now(),
             stop,
@@ -131,64 +229,63 @@ impl Service {
         let mut turn = 0;
         loop {
             let room =
-                self.gathering.replies.len() < BATCH_REQUESTS && self.gathering.entries.len() < BATCH_BYTES;
+                self.gathering.changes.len() < BATCH_REQUESTS && self.gathering.entries.len() < BATCH_BYTES;
             let expiry = self.store.next_expiry().map(|due| Deadline::since(self.started, due));
+            let retry = self.trouble.as_ref().filter(|_| self.writing.is_none()).map(|trouble| trouble.retry);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
                 done = committed(self.writing.as_mut()) => self.written(done),
-                () = at(expiry) => {
-                    let expired = self.store.expire(self.started.elapsed());
-                    tracing::info!(expired, "registrations were not renewed in time");
-                    self.counters.expired.fetch_add(expired as u64, Ordering::Relaxed);
-                    self.count();
-                }
+                () = at(retry) => self.write(),
+                () = at(expiry) => self.expire(),
                 request = self.replier.recv(), if room => {
                     let Some((path, request)) = request else { break };
                     self.handle(path, &request);
                     turn += 1;
-                    if turn >= TURN {
-                        turn = 0;
-                        tokio::task::yield_now().await;
+                    if turn < TURN {
+                        continue;
                     }
                 }
+                () = std::future::ready(()), if !self.answering.is_empty() => {}
             }
+            // Those who ask much get a slice whenever those who ask little have had their turn, and others theirs after either.
+            turn = 0;
+            self.answer_slice();
+            tokio::task::yield_now().await;
         }
         while self.writing.is_some() {
             let done = committed(self.writing.as_mut()).await;
             self.written(done);
         }
+        self.give_up("the registrar is being stopped");
+    }
+
+    fn expire(&mut self) {
+        let expired = self.store.expire_some(self.started.elapsed(), SLICE);
+        if let Some(unlogged) = self.expiry_log.pass() {
+            tracing::info!(expired, unlogged, "registrations were not renewed in time");
+        }
+        self.counters.expired.fetch_add(expired as u64, Ordering::Relaxed);
+        self.count();
     }
 
     fn handle(&mut self, path: ReturnPath, frames: &Multipart) {
-        let (reply, effect) = self.reply_to(frames.frames(), self.may_register(&path));
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        if let Err(status) = &reply.outcome {
-            self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(action = %reply.action.escape_ascii(), status, "refused");
+        let task = self.read(frames.frames(), self.may_register(&path));
+        let Some(pending) = self.pending.get_mut(path.peer()) else { return self.start(path, task) };
+        if matches!(task, Task::Change(..)) && !pending.is_answering && pending.later.is_empty() {
+            return self.start(path, task);
         }
-        let waits = match &effect {
-            Effect::None => self.waiting.contains_key(path.peer()),
-            Effect::Known => self.journal.as_ref().is_none_or(Journal::wants_compaction),
-            Effect::Changed(_) => true,
-        };
-        if !matches!(effect, Effect::None) {
-            self.count();
-        }
-        if !self.durable || !waits {
-            self.send(&path, reply);
+        if pending.later.len() < LATER_OF_ONE && self.later < LATER_MAX {
+            pending.later.push_back((path, task));
+            self.later += 1;
             return;
         }
-        if let Effect::Changed(entry) = effect {
-            entry.write(&mut self.gathering.entries);
-        }
-        *self.waiting.entry(path.peer().clone()).or_default() += 1;
-        self.gathering.replies.push((path, reply));
-        self.write();
+        let status = "too many requests wait for one before them: wait for its answer before the next one";
+        self.refuse(&path, task, status);
     }
 
-    /// The reply, and what is to be written before it is sent.
-    pub(super) fn reply_to(&mut self, frames: &[Bytes], may_change: bool) -> (Reply, Effect) {
+    /// What there is to do for a request. Nothing of it is kept that is longer than what is looked at.
+    fn read(&self, frames: &[Bytes], may_change: bool) -> Task {
         let long = frames.iter().map(Bytes::len).max().unwrap_or_default() > DATA_MAX;
         if long && let [name, sender, _] = frames {
             // What is known to be too long is not read; the action may still be told.
@@ -199,19 +296,35 @@ impl Service {
             };
             reply.outcome =
                 Err(format!("the request is too long: no frame may have more than {DATA_MAX} bytes"));
-            return (reply, Effect::None);
+            return Task::Refuse(reply);
         }
         let request = match Request::read(frames, &self.sender) {
             Ok(request) => request,
-            Err(reply) => return (reply, Effect::None),
+            Err(reply) => return Task::Refuse(reply),
         };
         if changes(request.action) && !may_change {
             let outcome = Err("not allowed: you may ask, but not register or remove".to_owned());
-            return (request.reply(&self.sender, outcome), Effect::None);
+            return Task::Refuse(request.reply(&self.sender, outcome));
         }
-        let mut effect = Effect::None;
-        let outcome = self.carry_out(&request, &mut effect);
-        (request.reply(&self.sender, outcome), effect)
+        match (request.action, request.argument) {
+            (Action::Register(owner), Argument::Registration(registration)) => {
+                Task::Change(request.action, Change::Register(owner, registration))
+            }
+            (Action::Remove(owner), Argument::Registration(registration)) => {
+                Task::Change(request.action, Change::Remove(owner, registration))
+            }
+            (Action::RemoveAll, Argument::Host(host)) => {
+                Task::Change(request.action, Change::RemoveHost(host))
+            }
+            (action, argument) => {
+                // Frames are parts of larger buffers, and this may wait.
+                let argument = match argument {
+                    Argument::Unread(_) => Argument::Unread(Bytes::new()),
+                    other => other,
+                };
+                Task::Ask(Request { action, sender: Bytes::new(), argument })
+            }
+        }
     }
 
     /// Without security everybody may, as the rules say for those without credentials.
@@ -224,133 +337,311 @@ impl Service {
         self.authority.rights(principal.as_ref()).is_some_and(|rights| rights.register)
     }
 
-    fn carry_out(&mut self, request: &Request, effect: &mut Effect) -> Result<Vec<Bytes>, String> {
+    fn start(&mut self, path: ReturnPath, task: Task) {
+        match task {
+            Task::Refuse(reply) => self.answer(&path, reply),
+            Task::Change(action, change) => self.change(path, action, change),
+            Task::Ask(request) => self.ask(path, &request),
+        }
+    }
+
+    fn refuse(&self, path: &ReturnPath, task: Task, status: &str) {
+        let reply = match task {
+            Task::Refuse(reply) => reply,
+            Task::Change(action, _) | Task::Ask(Request { action, .. }) => {
+                self.reply(action, Err(status.to_owned()))
+            }
+        };
+        self.answer(path, reply);
+    }
+
+    fn reply(&self, action: Action, outcome: Result<Vec<Bytes>, String>) -> Reply {
+        Reply { action: Bytes::from_static(action.name().as_bytes()), sender: self.sender.clone(), outcome }
+    }
+
+    fn change(&mut self, path: ReturnPath, action: Action, change: Change) {
+        let now = self.started.elapsed();
+        let is_first = self.pending.get(path.peer()).is_none_or(|pending| pending.changes == 0);
+        let done = match &change {
+            change if !self.durable => Some(change.carry_out(&mut self.store, now)),
+            // What is on the disk already is only renewed; unless something that its owner did before is still on its way.
+            Change::Register(owner, registration) if is_first => {
+                match self.store.renew(*owner, registration, now) {
+                    Ok(false) => None,
+                    renewed => Some(renewed.map(drop)),
+                }
+            }
+            _ => None,
+        };
+        let refused = match (done, &self.trouble) {
+            (Some(outcome), _) => return self.changed(&path, action, outcome),
+            (None, Some(trouble)) => Some(trouble.status.clone()),
+            (None, None) => match change.check(&self.store) {
+                Ok(()) => None,
+                Err(refused) => return self.changed(&path, action, Err(refused)),
+            },
+        };
+        if let Some(status) = refused {
+            return self.answer(&path, self.reply(action, Err(status)));
+        }
+        // Removing is written down even if there was nothing to remove: what has expired is still in the files.
+        change.entry().write(&mut self.gathering.entries);
+        self.pending.entry(path.peer().clone()).or_default().changes += 1;
+        self.gathering.changes.push((path, action, change));
+        self.write();
+    }
+
+    /// Tells what has become of a change.
+    fn changed(&mut self, path: &ReturnPath, action: Action, outcome: Result<(), Refused>) {
+        if let Err(Refused::Full(_) | Refused::Memory(_)) = outcome {
+            self.counters.full.fetch_add(1, Ordering::Relaxed);
+        }
+        self.count();
+        let outcome = outcome.map(|()| Vec::new()).map_err(|refused| refused.to_string());
+        self.answer(path, self.reply(action, outcome));
+    }
+
+    fn ask(&mut self, path: ReturnPath, request: &Request) {
+        let action = request.action;
+        let mut search = match self.search(request) {
+            Ok(search) => search,
+            Err(status) => return self.answer(&path, self.reply(action, Err(status))),
+        };
+        let mut frames = Vec::new();
+        let is_whole = self.store.advance(&mut search, SLICE, |frame| frames.push(frame.clone()));
+        let reply = self.reply(action, Ok(frames));
+        if is_whole {
+            return self.answer(&path, reply);
+        }
+        let mut frames = EncodedFrames::default();
+        reply.into_frames().into_iter().for_each(|frame| frames.push(frame));
+        self.answer_bytes += frames.encoded_len();
+        self.pending.entry(path.peer().clone()).or_default().is_answering = true;
+        self.answering.push_back(Answering { path, action, search, reply: frames, recount: LONG_REPLY });
+    }
+
+    fn search(&self, request: &Request) -> Result<Search, String> {
         let say = |refused: Refused| refused.to_string();
         match (request.action, &request.argument) {
-            (Action::Register(owner), Argument::Registration(registration)) => {
-                let new = self.store.register(owner, registration, self.started.elapsed()).map_err(say)?;
-                *effect = if new {
-                    Effect::Changed(Entry::Register(owner, registration.encode()))
-                } else {
-                    Effect::Known
-                };
-                Ok(Vec::new())
-            }
-            (Action::Remove(owner), Argument::Registration(registration)) => {
-                self.store.remove(owner, registration).map_err(say)?;
-                // Even if there was nothing to remove: what has expired is still in the files.
-                *effect = Effect::Changed(Entry::Remove(owner, registration.encode()));
-                Ok(Vec::new())
-            }
-            (Action::RemoveAll, Argument::Host(host)) => {
-                self.store.remove_host(host);
-                *effect = Effect::Changed(Entry::RemoveHost(host.clone().into()));
-                Ok(Vec::new())
-            }
             (Action::Find(owner), Argument::Registration(asked)) => {
-                self.fitting(self.store.find(owner, asked).map_err(say)?)
+                self.store.search_find(owner, asked).map_err(say)
             }
             (Action::Exact(owner), Argument::Registration(asked)) => {
-                self.fitting(self.store.exact(owner, asked).map_err(say)?)
+                self.store.search_exact(owner, asked).map_err(say)
             }
             (Action::Filter(owner), Argument::Registration(asked)) => {
-                self.fitting(self.store.filter(owner, asked))
+                Ok(self.store.search_filter(owner, asked))
             }
-            (Action::All(owner), _) => self.fitting(self.store.all(owner)),
+            (Action::All(owner), _) => {
+                let bytes = self.store.frame_bytes(owner) + 9 * self.store.count(owner);
+                if bytes > REPLY_MAX {
+                    return Err(too_long(self.store.count(owner), bytes));
+                }
+                Ok(self.store.search_all(owner))
+            }
             // `Request::read` gives every action its kind of argument.
             _ => Err("the request does not fit its action".to_owned()),
         }
     }
 
-    /// The answer, unless there is no room for it.
-    fn fitting(&self, frames: Vec<Bytes>) -> Result<Vec<Bytes>, String> {
-        let bytes: usize = frames.iter().map(|frame| frame.len() + 9).sum();
-        if bytes > REPLY_MAX {
-            return Err(format!(
-                "too many: {} registrations with {bytes} bytes, and a reply may have {REPLY_MAX}; ask for less",
-                frames.len()
-            ));
+    /// Goes on with one of the long answers.
+    fn answer_slice(&mut self) {
+        let Some(mut one) = self.answering.pop_front() else { return };
+        let before = one.reply.encoded_len();
+        let is_whole = self.store.advance(&mut one.search, SLICE, |frame| one.reply.push(frame.clone()));
+        let len = one.reply.encoded_len();
+        self.answer_bytes += len - before;
+        let refused = if self.replier.is_connected(&one.path) {
+            self.refused(&mut one)
+        } else {
+            Some("whoever asked is gone".to_owned())
+        };
+        if refused.is_none() && !is_whole {
+            self.answering.push_back(one);
+            return;
         }
-        if bytes > LONG_REPLY && self.replier.queued_bytes() + bytes as u64 > REPLIES_MAX {
-            return Err("too many long replies are still being sent: ask again later".to_owned());
+        self.answer_bytes -= len;
+        let Answering { path, action, reply, .. } = one;
+        if let Some(status) = refused {
+            self.answer(&path, self.reply(action, Err(status)));
+        } else {
+            self.counters.requests.fetch_add(1, Ordering::Relaxed);
+            let found = reply.frames();
+            let sent = self.replier.try_reply_encoded(&path, reply);
+            self.sent(&path, Some(action), found, sent);
         }
-        Ok(frames)
+        if let Some(pending) = self.pending.get_mut(path.peer()) {
+            pending.is_answering = false;
+        }
+        self.resume(path.peer());
     }
 
-    fn send(&self, path: &ReturnPath, reply: Reply) {
-        let (action, sender) = (reply.action.clone(), reply.sender.clone());
+    /// Why there is no room for an answer, if that is so.
+    fn refused(&mut self, one: &mut Answering) -> Option<String> {
+        let len = one.reply.encoded_len();
+        if len > REPLY_MAX {
+            return Some(too_long(one.reply.frames(), len));
+        }
+        if len > one.recount {
+            self.queued_bytes = self.replier.queued_bytes() as usize;
+            one.recount += RECOUNT;
+        }
+        let all = self.queued_bytes + self.answer_bytes;
+        (len > LONG_REPLY && all > REPLIES_MAX)
+            .then(|| "too many long replies are still being sent: ask again later".to_owned())
+    }
+
+    fn answer(&self, path: &ReturnPath, reply: Reply) {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        if let Err(status) = &reply.outcome {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(action = %reply.action.escape_ascii(), status, "refused");
+        }
+        let action = Action::from_name(&reply.action);
         let found = reply.outcome.as_ref().map_or(0, Vec::len);
-        let mut sent = self.replier.try_reply(path, reply.into_frames());
+        let sent = self.replier.try_reply(path, reply.into_frames());
+        self.sent(path, action, found, sent);
+    }
+
+    fn sent(&self, path: &ReturnPath, action: Option<Action>, found: usize, mut sent: Result<()>) {
         if let Err(error) = &sent
             && error.kind() == ErrorKind::TooLarge
+            && let Some(action) = action
         {
             // Whoever asked is not to wait in vain.
             let outcome = Err(format!("too many: {found} registrations, and {error}; ask for less"));
-            sent = self.replier.try_reply(path, Reply { action, sender, outcome }.into_frames());
+            sent = self.replier.try_reply(path, self.reply(action, outcome).into_frames());
         }
         if let Err(error) = sent {
             tracing::debug!(%error, "a reply was not sent");
         }
     }
 
-    /// Hands the batch to the disk, unless the one before is still there.
+    /// Hands the batch to the disk, unless the one before is still there; without one, finds out whether the disk takes changes again.
     fn write(&mut self) {
-        if self.gathering.replies.is_empty() {
+        if self.gathering.changes.is_empty() && self.trouble.is_none() {
             return;
         }
         let Some(mut journal) = self.journal.take() else { return };
         let mut batch = std::mem::take(&mut self.gathering);
         let entries = std::mem::take(&mut batch.entries);
-        let commit = if journal.wants_compaction() {
-            // What is in the store is written as a whole, the batch included.
-            let records = records(&self.store);
-            tokio::task::spawn_blocking(move || {
-                let result = journal.compact(&records);
-                (journal, result)
-            })
-        } else {
-            tokio::task::spawn_blocking(move || {
-                let result = if entries.is_empty() { Ok(()) } else { journal.append(&entries) };
-                (journal, result)
-            })
-        };
+        // What is in the store is written as a whole, and the batch behind it.
+        let records = journal.wants_compaction().then(|| records(&self.store));
+        let commit = tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            let result = match records {
+                Some(records) => journal.compact(&records, entries),
+                None if entries.is_empty() => journal.probe(),
+                None => journal.append(entries),
+            };
+            (journal, result, started.elapsed())
+        });
         self.writing = Some((commit, batch));
     }
 
-    /// Sends the replies of a batch that is on the disk, or could not be put there.
-    fn written(&mut self, done: Result<(Journal, Result<()>), tokio::task::JoinError>) {
+    /// Carries out the changes of a batch that is on the disk, and refuses those of one that could not be put there.
+    fn written(&mut self, done: Result<(Journal, Result<()>, Duration), tokio::task::JoinError>) {
         let Some((_, batch)) = self.writing.take() else { return };
-        let result = done
-            .map_err(|error| Error::new(ErrorKind::Io, "the journal was lost").with_source(error))
-            .and_then(|(journal, result)| {
+        let (result, took) = match done {
+            Ok((journal, result, took)) => {
                 self.journal = Some(journal);
-                result
-            });
-        let failure = result.err().map(|error| {
-            tracing::error!(?error, "changes are not on the disk");
-            format!("not stored: {error}")
-        });
-        for (path, mut reply) in batch.replies {
-            if let Some(count) = self.waiting.get_mut(path.peer()) {
-                *count -= 1;
-                if *count == 0 {
-                    self.waiting.remove(path.peer());
+                (result, took)
+            }
+            Err(error) => {
+                let lost = Error::new(ErrorKind::Io, "the journal was lost").with_source(error);
+                (Err(lost), Duration::ZERO)
+            }
+        };
+        let failed = result.err().map(|error| self.failed(&error, took));
+        if failed.is_none() && self.trouble.take().is_some() {
+            tracing::info!("changes are stored again");
+            self.counters.is_unwritable.store(false, Ordering::Relaxed);
+        }
+        let mut peers = Vec::new();
+        let now = self.started.elapsed();
+        let mut changes = batch.changes;
+        if failed.is_some() {
+            // What gathered meanwhile would fail, too.
+            changes.append(&mut std::mem::take(&mut self.gathering).changes);
+        }
+        for (path, action, change) in changes {
+            match &failed {
+                None => {
+                    let outcome = change.carry_out(&mut self.store, now);
+                    self.changed(&path, action, outcome);
+                }
+                Some(status) => self.answer(&path, self.reply(action, Err(status.clone()))),
+            }
+            if let Some(pending) = self.pending.get_mut(path.peer()) {
+                pending.changes -= 1;
+                if pending.changes == 0 {
+                    peers.push(path.peer().clone());
                 }
             }
-            let is_change = Action::from_name(&reply.action).is_some_and(changes);
-            if let (Some(failure), true, Ok(_)) = (&failure, is_change, &reply.outcome) {
-                reply.outcome = Err(failure.clone());
-            }
-            self.send(&path, reply);
+        }
+        for peer in peers {
+            self.resume(&peer);
         }
         if self.journal.is_none() {
-            // Nothing can be stored any more: what waits is told so, and so is what comes.
-            let lost = std::mem::take(&mut self.gathering);
+            // Nothing can be stored any more.
             self.stop.cancel();
-            tracing::error!(unanswered = lost.replies.len(), "the registrar ends: it has lost its journal");
+            tracing::error!("the registrar ends: it has lost its journal");
             return;
         }
-        self.write();
+        if self.trouble.is_none() {
+            self.write();
+        }
+    }
+
+    /// Notes that changes can't be written. Returns the status for those who wanted them.
+    fn failed(&mut self, error: &Error, took: Duration) -> String {
+        self.counters.write_failures.fetch_add(1, Ordering::Relaxed);
+        self.counters.is_unwritable.store(true, Ordering::Relaxed);
+        let reason = error.with_causes().to_string();
+        let pause = (took * 10).clamp(RETRY.0, RETRY.1);
+        if let Some(unlogged) = self.write_log.pass() {
+            tracing::error!(
+                reason,
+                retry_s = pause.as_secs_f64(),
+                unlogged,
+                "changes can't be stored, and are refused"
+            );
+        }
+        let status = format!("not stored: {reason}; it is tried again, ask again later");
+        self.trouble = Some(Trouble { status: status.clone(), retry: Deadline::after(pause) });
+        status
+    }
+
+    /// Goes on with what a peer asked for meanwhile, as far as may be.
+    fn resume(&mut self, peer: &Bytes) {
+        while let Some(pending) = self.pending.get_mut(peer) {
+            let may_go = match pending.later.front() {
+                None => break,
+                Some((_, Task::Change(..))) => !pending.is_answering,
+                Some(_) => !pending.is_answering && pending.changes == 0,
+            };
+            if !may_go {
+                return;
+            }
+            let Some((path, task)) = pending.later.pop_front() else { break };
+            self.later -= 1;
+            self.start(path, task);
+        }
+        if self.pending.get(peer).is_some_and(|pending| pending.changes == 0 && !pending.is_answering) {
+            self.pending.remove(peer);
+        }
+    }
+
+    /// Tells all who still wait for an answer that there will be none.
+    fn give_up(&mut self, status: &str) {
+        for one in std::mem::take(&mut self.answering) {
+            self.answer(&one.path, self.reply(one.action, Err(status.to_owned())));
+        }
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            for (path, task) in pending.later {
+                self.refuse(&path, task, status);
+            }
+        }
     }
 
     fn count(&self) {
@@ -360,7 +651,33 @@ impl Service {
         ] {
             counter.store(self.store.count(owner) as u64, Ordering::Relaxed);
         }
+        self.counters.memory.store(self.store.memory() as u64, Ordering::Relaxed);
     }
+
+    /// The reply to a request, at once and without a peer.
+    pub(super) fn reply_to(&mut self, frames: &[Bytes]) -> Reply {
+        match self.read(frames, true) {
+            Task::Refuse(reply) => reply,
+            Task::Change(action, change) => {
+                let outcome = change.carry_out(&mut self.store, self.started.elapsed());
+                self.reply(action, outcome.map(|()| Vec::new()).map_err(|refused| refused.to_string()))
+            }
+            Task::Ask(request) => {
+                let mut frames = Vec::new();
+                let found = self.search(&request).map(|mut search| {
+                    while !self.store.advance(&mut search, 1, |frame| frames.push(frame.clone())) {}
+                    frames
+                });
+                self.reply(request.action, found)
+            }
+        }
+    }
+}
+
+fn too_long(count: usize, bytes: usize) -> String {
+    format!(
+        "too many: {count} registrations with {bytes} bytes, and a reply may have {REPLY_MAX}; ask for less"
+    )
 }
 
 fn changes(action: Action) -> bool {
@@ -374,7 +691,7 @@ fn records(store: &Store) -> Vec<(OwnerType, Vec<Bytes>)> {
 /// Writes a snapshot of the store.
 pub(super) async fn compact(mut journal: Journal, store: &Store) -> Result<Journal> {
     let records = records(store);
-    let work = tokio::task::spawn_blocking(move || journal.compact(&records).map(|()| journal));
+    let work = tokio::task::spawn_blocking(move || journal.compact(&records, Vec::new()).map(|()| journal));
     work.await
         .map_err(|error| Error::new(ErrorKind::Io, "the snapshot was not written").with_source(error))?
 }
@@ -382,7 +699,7 @@ pub(super) async fn compact(mut journal: Journal, store: &Store) -> Result<Journ
 /// The end of the commit that is under way; never, if there is none.
 async fn committed(
     writing: Option<&mut (Commit, Batch)>,
-) -> Result<(Journal, Result<()>), tokio::task::JoinError> {
+) -> Result<(Journal, Result<()>, Duration), tokio::task::JoinError> {
     match writing {
         Some((commit, _)) => commit.await,
         None => std::future::pending().await,

@@ -11,7 +11,7 @@
 //! | filter | the smallest of: the range of the topic's known parts, the topics of the subject, types or host |
 //! | remove all of a host | the topics of the host |
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -25,6 +25,9 @@ use xmsg_core::topic::ANY;
 /// or two; more than this is a mistake, or malice.
 pub const VARIANTS_MAX: usize = 256;
 
+/// Memory that a registration takes beside its frame, topic, name and host, in round figures: its entries in maps and indexes.
+const RECORD_OVERHEAD: usize = 256;
+
 /// Why a registration was not kept, or a question not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
@@ -32,6 +35,8 @@ pub enum Refused {
     Topic(String),
     /// There are as many registrations as there may be.
     Full(usize),
+    /// They take as many bytes as they may.
+    Memory(usize),
     /// There are [`VARIANTS_MAX`] of the same topic, name and host.
     Variants,
 }
@@ -40,7 +45,15 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Topic(why) => f.write_str(why),
-            Self::Full(limit) => write!(f, "the registrar is full: it holds {limit} registrations"),
+            Self::Full(limit) => write!(
+                f,
+                "the registrar is full: it holds {limit} registrations, its limit (max_registrations)"
+            ),
+            Self::Memory(limit) => write!(
+                f,
+                "the registrar is full: this registration would take it past {limit} bytes for all of them, its limit \
+                 (max_registration_memory_mib)"
+            ),
             Self::Variants => write!(
                 f,
                 "this name and host have {VARIANTS_MAX} registrations of this topic already: remove some first"
@@ -60,6 +73,7 @@ pub struct Store {
     publishers: Table,
     subscribers: Table,
     limit: usize,
+    memory_limit: usize,
     ttl: Option<Duration>,
     next_serial: u64,
     /// With a time to live: every record, by the time when it expires.
@@ -74,10 +88,29 @@ impl Store {
             publishers: Table::default(),
             subscribers: Table::default(),
             limit,
+            memory_limit: usize::MAX,
             ttl,
             next_serial: 0,
             expiring: BTreeMap::new(),
         }
+    }
+
+    /// The same, for registrations that take no more [memory](Self::memory) together.
+    #[must_use]
+    pub fn with_memory_limit(self, bytes: usize) -> Self {
+        Self { memory_limit: bytes, ..self }
+    }
+
+    /// Bytes that all registrations take, in round figures: their frames, topics, names and hosts, and 256 bytes each.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.publishers.memory + self.subscribers.memory
+    }
+
+    /// Bytes of the frames of all publishers, or of all subscribers.
+    #[must_use]
+    pub fn frame_bytes(&self, owner: OwnerType) -> usize {
+        self.table(owner).frame_bytes
     }
 
     /// How many registrations there are.
@@ -105,37 +138,81 @@ impl Store {
         registration: &Registration,
         now: Duration,
     ) -> Result<bool, Refused> {
-        let key = key(registration)?;
-        let full = self.len() >= self.limit;
-        let due = self.ttl.map(|ttl| {
-            self.next_serial += 1;
-            (now.saturating_add(ttl), self.next_serial)
-        });
-        let of = Owner { name: registration.name.as_str().into(), host: registration.host.as_str().into() };
-        let frame = registration.encode();
-        let table = self.table_mut(owner);
-        if let Some(variant) = table.variant_mut(&key, &of, &frame) {
-            let was = std::mem::replace(&mut variant.due, due);
-            let renewed = was.and_then(|was| self.expiring.remove(&was));
-            if let (Some(due), Some(renewed)) = (due, renewed) {
-                self.expiring.insert(due, renewed);
-            }
+        let (key, of, frame) = record(registration)?;
+        if self.renew_record(owner, &key, &of, &frame, now) {
             return Ok(false);
         }
-        if full {
-            return Err(Refused::Full(self.limit));
-        }
-        let key = table.insert(&key, of.clone(), Variant { frame, port: registration.port, due })?;
+        self.room_for(owner, &key, &of, &frame)?;
+        let due = self.due(now);
+        let variant = Variant { frame, port: registration.port, due };
+        let key = self.table_mut(owner).insert(&key, of.clone(), variant);
         if let Some(due) = due {
             self.expiring.insert(due, (owner, key, of));
         }
         Ok(true)
     }
 
+    /// Renews a registration. Returns whether there is such a one.
+    pub fn renew(
+        &mut self,
+        owner: OwnerType,
+        registration: &Registration,
+        now: Duration,
+    ) -> Result<bool, Refused> {
+        let (key, of, frame) = record(registration)?;
+        Ok(self.renew_record(owner, &key, &of, &frame, now))
+    }
+
+    /// Whether a registration would be kept now.
+    pub fn check(&self, owner: OwnerType, registration: &Registration) -> Result<(), Refused> {
+        let (key, of, frame) = record(registration)?;
+        if self.table(owner).variants(&key, &of).iter().any(|variant| variant.frame == frame) {
+            return Ok(());
+        }
+        self.room_for(owner, &key, &of, &frame)
+    }
+
+    /// Whether what is to be forgotten has a topic.
+    pub fn check_topic(registration: &Registration) -> Result<(), Refused> {
+        key(registration).map(drop)
+    }
+
+    fn renew_record(&mut self, owner: OwnerType, key: &Key, of: &Owner, frame: &[u8], now: Duration) -> bool {
+        let due = self.due(now);
+        let Some(variant) = self.table_mut(owner).variant_mut(key, of, frame) else { return false };
+        let was = std::mem::replace(&mut variant.due, due);
+        let renewed = was.and_then(|was| self.expiring.remove(&was));
+        if let (Some(due), Some(renewed)) = (due, renewed) {
+            self.expiring.insert(due, renewed);
+        }
+        true
+    }
+
+    /// Whether there is room for a new record.
+    fn room_for(&self, owner: OwnerType, key: &Key, of: &Owner, frame: &[u8]) -> Result<(), Refused> {
+        if self.len() >= self.limit {
+            return Err(Refused::Full(self.limit));
+        }
+        if self.memory().saturating_add(weight(key, of, frame)) > self.memory_limit {
+            return Err(Refused::Memory(self.memory_limit));
+        }
+        if self.table(owner).variants(key, of).len() >= VARIANTS_MAX {
+            return Err(Refused::Variants);
+        }
+        Ok(())
+    }
+
+    /// When what is registered now expires.
+    fn due(&mut self, now: Duration) -> Option<Due> {
+        self.ttl.map(|ttl| {
+            self.next_serial += 1;
+            (now.saturating_add(ttl), self.next_serial)
+        })
+    }
+
     /// Forgets what has the same topic, name and host. Returns how many that were.
     pub fn remove(&mut self, owner: OwnerType, registration: &Registration) -> Result<usize, Refused> {
-        let key = key(registration)?;
-        let of = Owner { name: registration.name.as_str().into(), host: registration.host.as_str().into() };
+        let (key, of) = (key(registration)?, Owner::of(registration));
         let removed = self.table_mut(owner).remove(&key, &of);
         Ok(self.forget(&removed))
     }
@@ -152,8 +229,14 @@ impl Store {
 
     /// Forgets what was not renewed in time. Returns how many that were.
     pub fn expire(&mut self, now: Duration) -> usize {
+        self.expire_some(now, usize::MAX)
+    }
+
+    /// The same for so many at most.
+    pub fn expire_some(&mut self, now: Duration, most: usize) -> usize {
         let mut count = 0;
-        while let Some(first) = self.expiring.first_entry()
+        while count < most
+            && let Some(first) = self.expiring.first_entry()
             && first.key().0 <= now
         {
             let (due, (owner, key, of)) = first.remove_entry();
@@ -171,43 +254,100 @@ impl Store {
 
     /// Publishers whose topic starts with the one asked for, or subscribers whose topic it starts with; in its domain.
     pub fn find(&self, owner: OwnerType, asked: &Registration) -> Result<Vec<Bytes>, Refused> {
-        let key = key(asked)?;
-        let table = self.table(owner);
-        let mut frames = Vec::new();
-        match owner {
-            OwnerType::Publisher => {
-                for (_, topic) in table.below(&key) {
-                    topic.collect(&mut frames);
-                }
-            }
-            OwnerType::Subscriber => table.above(&key, |topic| topic.collect(&mut frames)),
-        }
-        Ok(frames)
+        self.search_find(owner, asked).map(|search| self.collect(search))
     }
 
     /// Those of the same topic.
     pub fn exact(&self, owner: OwnerType, asked: &Registration) -> Result<Vec<Bytes>, Refused> {
-        let key = key(asked)?;
-        let mut frames = Vec::new();
-        if let Some(topic) = self.table(owner).topics.get(&*key) {
-            topic.collect(&mut frames);
-        }
-        Ok(frames)
+        self.search_exact(owner, asked).map(|search| self.collect(search))
     }
 
     /// Those whose parts of the topic, host and port are equal to what was asked for; `*`, the host `undefined` and the
     /// port 0 are equal to any.
     #[must_use]
     pub fn filter(&self, owner: OwnerType, asked: &Registration) -> Vec<Bytes> {
-        self.table(owner).filter(&Filter::new(asked))
+        self.collect(self.search_filter(owner, asked))
     }
 
     /// All of them.
     #[must_use]
     pub fn all(&self, owner: OwnerType) -> Vec<Bytes> {
-        let table = self.table(owner);
-        let mut frames = Vec::with_capacity(table.records);
-        table.topics.values().for_each(|topic| topic.collect(&mut frames));
+        let mut frames = Vec::with_capacity(self.count(owner));
+        self.advance(&mut self.search_all(owner), usize::MAX, |frame| frames.push(frame.clone()));
+        frames
+    }
+
+    /// The same question as [`find`](Self::find), to be answered [bit by bit](Self::advance).
+    pub fn search_find(&self, owner: OwnerType, asked: &Registration) -> Result<Search, Refused> {
+        let key = key(asked)?;
+        let sources = match owner {
+            OwnerType::Publisher => {
+                // A bare domain is not the prefix of a longer one: there a `:` has to follow.
+                let is_domain = !key.contains(':');
+                let start = if is_domain { format!("{key}:") } else { key.to_string() };
+                is_domain
+                    .then_some(Source::Topic(key))
+                    .into_iter()
+                    .chain([Source::StartingWith(start)])
+                    .collect()
+            }
+            OwnerType::Subscriber => self.table(owner).above(&key).into_iter().map(Source::Topic).collect(),
+        };
+        Ok(Search::new(owner, sources))
+    }
+
+    /// The same question as [`exact`](Self::exact).
+    pub fn search_exact(&self, owner: OwnerType, asked: &Registration) -> Result<Search, Refused> {
+        Ok(Search::new(owner, [Source::Topic(key(asked)?)].into()))
+    }
+
+    /// The same question as [`filter`](Self::filter).
+    #[must_use]
+    pub fn search_filter(&self, owner: OwnerType, asked: &Registration) -> Search {
+        let filter = Filter::new(asked);
+        let sources = self.table(owner).sources(&filter);
+        Search { filter: Some(filter), ..Search::new(owner, sources) }
+    }
+
+    /// The same question as [`all`](Self::all).
+    #[must_use]
+    pub fn search_all(&self, owner: OwnerType) -> Search {
+        Search::new(owner, [Source::StartingWith(String::new())].into())
+    }
+
+    /// Goes on with a search: looks at about `work` topics and registrations, and hands out the frames of those that fit. Returns whether
+    /// that was the last of them. The store may change meanwhile: what was there all the time is found, once; what came or went may be.
+    pub fn advance(&self, search: &mut Search, mut work: usize, mut found: impl FnMut(&Bytes)) -> bool {
+        let table = self.table(search.owner);
+        while let Some(source) = search.sources.front() {
+            let (mut place, filter) = (search.place.take(), search.filter.as_ref());
+            if let Some(Place { key, owner: Some(after) }) = &place
+                && let Some(topic) = table.topics.get(key)
+                && let Some(last) = topic.walk(Some(after), filter, &mut work, &mut found)
+            {
+                search.place = Some(Place { key: key.clone(), owner: Some(last) });
+                return false;
+            }
+            for (key, topic) in table.topics_of(source, place.take().map(|place| place.key).as_ref()) {
+                let stopped = if filter.is_none_or(|filter| filter.fits(key)) {
+                    topic.walk(None, filter, &mut work, &mut found)
+                } else {
+                    None
+                };
+                work = work.saturating_sub(1);
+                if stopped.is_some() || work == 0 {
+                    search.place = Some(Place { key: key.clone(), owner: stopped });
+                    return false;
+                }
+            }
+            search.sources.pop_front();
+        }
+        true
+    }
+
+    fn collect(&self, mut search: Search) -> Vec<Bytes> {
+        let mut frames = Vec::new();
+        self.advance(&mut search, usize::MAX, |frame| frames.push(frame.clone()));
         frames
     }
 
@@ -239,6 +379,16 @@ fn key(registration: &Registration) -> Result<Key, Refused> {
     Ok(topic.to_str().map_err(|error| Refused::Topic(error.to_string()))?.into())
 }
 
+/// What a registration is kept as.
+fn record(registration: &Registration) -> Result<(Key, Owner, Bytes), Refused> {
+    Ok((key(registration)?, Owner::of(registration), registration.encode()))
+}
+
+/// Bytes that a registration takes.
+fn weight(key: &str, of: &Owner, frame: &[u8]) -> usize {
+    frame.len() + key.len() + of.name.len() + of.host.len() + RECORD_OVERHEAD
+}
+
 /// Domain, subject and types of a topic.
 fn parts(topic: &str) -> (&str, &str, &str) {
     let mut parts = topic.splitn(3, ':');
@@ -251,6 +401,12 @@ fn parts(topic: &str) -> (&str, &str, &str) {
 struct Owner {
     name: Box<str>,
     host: Box<str>,
+}
+
+impl Owner {
+    fn of(registration: &Registration) -> Self {
+        Self { name: registration.name.as_str().into(), host: registration.host.as_str().into() }
+    }
 }
 
 /// One registration.
@@ -268,9 +424,59 @@ struct Topic {
 }
 
 impl Topic {
-    fn collect(&self, frames: &mut Vec<Bytes>) {
-        frames.extend(self.owners.values().flatten().map(|variant| variant.frame.clone()));
+    /// Hands out what fits of those behind this owner. When all `work` is done, returns the last owner that was looked at.
+    fn walk(
+        &self,
+        after: Option<&Owner>,
+        filter: Option<&Filter>,
+        work: &mut usize,
+        found: &mut impl FnMut(&Bytes),
+    ) -> Option<Owner> {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        for (owner, variants) in self.owners.range((start, Bound::Unbounded)) {
+            let fitting =
+                variants.iter().filter(|variant| filter.is_none_or(|f| f.fits_owner(owner, variant)));
+            fitting.for_each(|variant| found(&variant.frame));
+            *work = work.saturating_sub(variants.len());
+            if *work == 0 {
+                return Some(owner.clone());
+            }
+        }
+        None
     }
+}
+
+/// A question that is being answered: what is still to be looked at.
+#[derive(Debug)]
+pub struct Search {
+    owner: OwnerType,
+    filter: Option<Filter>,
+    sources: VecDeque<Source>,
+    /// How far the first source was looked at.
+    place: Option<Place>,
+}
+
+impl Search {
+    fn new(owner: OwnerType, sources: VecDeque<Source>) -> Self {
+        Self { owner, filter: None, sources, place: None }
+    }
+}
+
+/// Topics to look at, in their order.
+#[derive(Debug)]
+enum Source {
+    Topic(Key),
+    StartingWith(String),
+    Subject(Box<str>),
+    Types(Box<str>),
+    Host(Box<str>),
+}
+
+/// All before this was looked at: the whole topic, or its owners up to this one.
+#[derive(Debug)]
+struct Place {
+    key: Key,
+    owner: Option<Owner>,
 }
 
 /// Publishers or subscribers.
@@ -278,6 +484,8 @@ impl Topic {
 struct Table {
     topics: BTreeMap<Key, Topic>,
     records: usize,
+    memory: usize,
+    frame_bytes: usize,
     /// How many topics a domain has.
     domains: HashMap<Box<str>, usize>,
     by_subject: Index,
@@ -291,7 +499,12 @@ impl Table {
         self.topics.get_mut(key)?.owners.get_mut(of)?.iter_mut().find(|variant| variant.frame == frame)
     }
 
-    fn insert(&mut self, key: &Key, of: Owner, variant: Variant) -> Result<Key, Refused> {
+    fn variants(&self, key: &str, of: &Owner) -> &[Variant] {
+        let of = self.topics.get(key).and_then(|topic| topic.owners.get(of));
+        of.map_or(&[], Vec::as_slice)
+    }
+
+    fn insert(&mut self, key: &Key, of: Owner, variant: Variant) -> Key {
         let known = self.topics.get_key_value(key).map(|(key, _)| key.clone());
         let key = known.unwrap_or_else(|| {
             let (domain, subject, types) = parts(key);
@@ -300,36 +513,33 @@ impl Table {
             self.by_types.insert(types, key);
             key.clone()
         });
-        let host = of.host.clone();
+        let (host, weight) = (of.host.clone(), weight(&key, &of, &variant.frame));
         let variants = self.topics.entry(key.clone()).or_default().owners.entry(of).or_default();
-        if variants.len() >= VARIANTS_MAX {
-            return Err(Refused::Variants);
-        }
         if variants.is_empty() {
             variants.reserve_exact(1);
         }
+        self.memory += weight;
+        self.frame_bytes += variant.frame.len();
         variants.push(variant);
         *self.by_host.entry(host).or_default().entry(key.clone()).or_default() += 1;
         self.records += 1;
-        Ok(key)
+        key
     }
 
     fn remove(&mut self, key: &Key, of: &Owner) -> Vec<Variant> {
         let removed = self.topics.get_mut(key).and_then(|topic| topic.owners.remove(of)).unwrap_or_default();
-        self.removed(key, &of.host, removed.len());
+        self.removed(key, of, &removed);
         removed
     }
 
     fn remove_due(&mut self, key: &Key, of: &Owner, due: Due) {
         let Some(owners) = self.topics.get_mut(key).map(|topic| &mut topic.owners) else { return };
         let Some(variants) = owners.get_mut(of) else { return };
-        let before = variants.len();
-        variants.retain(|variant| variant.due != Some(due));
-        let count = before - variants.len();
+        let gone: Vec<_> = variants.extract_if(.., |variant| variant.due == Some(due)).collect();
         if variants.is_empty() {
             owners.remove(of);
         }
-        self.removed(key, &of.host, count);
+        self.removed(key, of, &gone);
     }
 
     fn remove_host(&mut self, host: &str) -> Vec<Variant> {
@@ -337,19 +547,22 @@ impl Table {
             self.by_host.get(host).map_or_else(Vec::new, |topics| topics.keys().cloned().collect());
         let mut removed = Vec::new();
         for key in keys {
-            let Some(topic) = self.topics.get_mut(&key) else { continue };
-            let before = removed.len();
+            let Some(topic) = self.topics.get(&key) else { continue };
             let gone: Vec<Owner> =
                 topic.owners.keys().filter(|owner| &*owner.host == host).cloned().collect();
-            removed.extend(gone.iter().filter_map(|owner| topic.owners.remove(owner)).flatten());
-            self.removed(&key, host, removed.len() - before);
+            for owner in gone {
+                removed.extend(self.remove(&key, &owner));
+            }
         }
         removed
     }
 
-    /// Strikes so many registrations out of the indexes, and the topic when none is left.
-    fn removed(&mut self, key: &Key, host: &str, count: usize) {
+    /// Strikes registrations that are gone out of the indexes, and the topic when none is left.
+    fn removed(&mut self, key: &Key, of: &Owner, gone: &[Variant]) {
+        let (host, count) = (&*of.host, gone.len());
         self.records -= count;
+        self.memory -= gone.iter().map(|variant| weight(key, of, &variant.frame)).sum::<usize>();
+        self.frame_bytes -= gone.iter().map(|variant| variant.frame.len()).sum::<usize>();
         if let Some(topics) = self.by_host.get_mut(host) {
             if let Some(left) = topics.get_mut(key) {
                 *left -= count;
@@ -375,38 +588,48 @@ impl Table {
         }
     }
 
-    /// The topics of the same domain that start with this one.
-    fn below(&self, prefix: &str) -> impl Iterator<Item = (&Key, &Topic)> {
-        // A bare domain is not the prefix of a longer one: there a `:` has to follow.
-        let is_domain = !prefix.contains(':');
-        let alone = if is_domain { self.topics.get_key_value(prefix) } else { None };
-        let start = if is_domain { format!("{prefix}:") } else { prefix.to_owned() };
-        alone.into_iter().chain(self.starting_with(start))
-    }
-
-    /// The topics with these parts, whatever follows them.
-    fn with_parts(&self, known: &str) -> impl Iterator<Item = (&Key, &Topic)> {
-        self.topics.get_key_value(known).into_iter().chain(self.starting_with(format!("{known}:")))
-    }
-
-    fn starting_with(&self, start: String) -> impl Iterator<Item = (&Key, &Topic)> {
-        let range = self.topics.range::<str, _>((Bound::Included(&*start), Bound::Unbounded));
-        range.take_while(move |(key, _)| key.starts_with(&start))
+    /// The topics of a source, behind this one.
+    fn topics_of<'a>(
+        &'a self,
+        source: &'a Source,
+        after: Option<&'a Key>,
+    ) -> Box<dyn Iterator<Item = (&'a Key, &'a Topic)> + 'a> {
+        let range = (after.map_or(Bound::Unbounded, |key| Bound::Excluded(&**key)), Bound::Unbounded);
+        let listed =
+            |set: Option<&'a BTreeSet<Key>>| set.into_iter().flat_map(move |set| set.range::<str, _>(range));
+        let known = |key: &'a Key| self.topics.get(key).map(|topic| (key, topic));
+        match source {
+            Source::Topic(_) if after.is_some() => Box::new(std::iter::empty()),
+            Source::Topic(key) => Box::new(self.topics.get_key_value(key).into_iter()),
+            Source::StartingWith(start) => {
+                let from = after.map_or(Bound::Included(&**start), |key| Bound::Excluded(&**key));
+                let range = self.topics.range::<str, _>((from, Bound::Unbounded));
+                Box::new(range.take_while(move |(key, _)| key.starts_with(&**start)))
+            }
+            Source::Subject(subject) => Box::new(listed(self.by_subject.of(subject)).filter_map(known)),
+            Source::Types(types) => Box::new(listed(self.by_types.of(types)).filter_map(known)),
+            Source::Host(host) => {
+                let topics = self.by_host.get(host).into_iter();
+                let keys = topics.flat_map(move |topics| topics.range::<str, _>(range).map(|(key, _)| key));
+                Box::new(keys.filter_map(known))
+            }
+        }
     }
 
     /// The topics of the same domain that this one starts with.
-    fn above<'a>(&'a self, asked: &str, mut found: impl FnMut(&'a Topic)) {
+    fn above(&self, asked: &str) -> Vec<Key> {
         let domain_len = asked.find(':').unwrap_or(asked.len());
+        let mut found = Vec::new();
         let mut end = Bound::Included(asked);
         // The greatest key that may be a prefix either is one, or shares so much with it that a prefix is no longer than
         // that. So every lookup finds one or makes what is asked for shorter.
-        while let Some((key, topic)) = self.topics.range::<str, _>((Bound::Unbounded, end)).next_back() {
+        while let Some((key, _)) = self.topics.range::<str, _>((Bound::Unbounded, end)).next_back() {
             let common = key.bytes().zip(asked.bytes()).take_while(|(a, b)| a == b).count();
             if common < domain_len {
-                return;
+                break;
             }
             if common == key.len() {
-                found(topic);
+                found.push(key.clone());
                 end = Bound::Excluded(&asked[..common]);
             } else {
                 // The key is a sibling that sorts before: a prefix ends at or before the difference.
@@ -414,59 +637,38 @@ impl Table {
                 end = Bound::Included(&asked[..boundary]);
             }
         }
+        found
     }
 
-    fn filter(&self, filter: &Filter<'_>) -> Vec<Bytes> {
-        let mut frames = Vec::new();
-        if let (Some(domain), Some(subject), Some(types)) = (filter.domain, filter.subject, &filter.types) {
-            let key = format!("{domain}:{subject}:{types}");
-            if let Some(topic) = self.topics.get(&*key) {
-                filter.collect(&key, topic, &mut frames);
-            }
-            return frames;
+    /// Where the topics are that a filter may want.
+    fn sources(&self, filter: &Filter) -> VecDeque<Source> {
+        if let (Some(domain), Some(subject), Some(types)) = (&filter.domain, &filter.subject, &filter.types) {
+            return [Source::Topic(format!("{domain}:{subject}:{types}").into())].into();
         }
         // What is known narrows the topics down in several ways: the one with the fewest is walked.
-        let domain = filter.domain.map(|domain| self.domains.get(domain).copied().unwrap_or_default());
-        let subject = filter.subject.map(|subject| self.by_subject.of(subject));
-        let types = filter.types.as_deref().map(|types| self.by_types.of(types));
-        let host = filter.host.map(|host| self.by_host.get(host));
+        let domain =
+            filter.domain.as_ref().map(|domain| self.domains.get(domain).copied().unwrap_or_default());
         let set_len = |set: Option<&BTreeSet<Key>>| set.map_or(0, BTreeSet::len);
-        let ways = [
-            domain.map(|len| (len, Way::Domain)),
-            subject.map(|set| (set_len(set), Way::Subject)),
-            types.map(|set| (set_len(set), Way::Types)),
-            host.map(|set| (set.map_or(0, BTreeMap::len), Way::Host)),
-        ];
-        let mut look_at = |key: &Key| {
-            if let Some(topic) = self.topics.get(key) {
-                filter.collect(key, topic, &mut frames);
-            }
+        let subject = filter.subject.clone().map(|subject| (set_len(self.by_subject.of(&subject)), subject));
+        let types = filter.types.clone().map(|types| (set_len(self.by_types.of(&types)), types));
+        let host = filter.host.clone().map(|host| (self.by_host.get(&host).map_or(0, BTreeMap::len), host));
+        let within = |domain: &str| {
+            let known = match &filter.subject {
+                Some(subject) => format!("{domain}:{subject}"),
+                None => domain.to_owned(),
+            };
+            // The topic of these parts alone, and those in which others follow them.
+            VecDeque::from([Source::Topic(known.as_str().into()), Source::StartingWith(known + ":")])
         };
-        match ways.into_iter().flatten().min_by_key(|(len, _)| *len) {
-            None => self.topics.keys().for_each(look_at),
-            Some((0, _)) => {}
-            Some((_, Way::Subject)) => subject.flatten().into_iter().flatten().for_each(look_at),
-            Some((_, Way::Types)) => types.flatten().into_iter().flatten().for_each(look_at),
-            Some((_, Way::Host)) => host.flatten().into_iter().flatten().for_each(|(key, _)| look_at(key)),
-            Some((_, Way::Domain)) => {
-                let mut known = filter.domain.unwrap_or_default().to_owned();
-                if let Some(subject) = filter.subject {
-                    known = known + ":" + subject;
-                }
-                self.with_parts(&known).for_each(|(key, topic)| filter.collect(key, topic, &mut frames));
-            }
-        }
-        frames
+        let ways = [
+            domain.map(|len| (len, within(filter.domain.as_deref().unwrap_or_default()))),
+            subject.map(|(len, subject)| (len, [Source::Subject(subject)].into())),
+            types.map(|(len, types)| (len, [Source::Types(types)].into())),
+            host.map(|(len, host)| (len, [Source::Host(host)].into())),
+        ];
+        let fewest = ways.into_iter().flatten().min_by_key(|(len, _)| *len);
+        fewest.map_or_else(|| [Source::StartingWith(String::new())].into(), |(_, sources)| sources)
     }
-}
-
-/// A way to come by the topics that a filter may want.
-#[derive(Clone, Copy, Debug)]
-enum Way {
-    Domain,
-    Subject,
-    Types,
-    Host,
 }
 
 /// Topics by a part of theirs.
@@ -494,17 +696,17 @@ impl Index {
 
 /// What a filter asks for; `None` is any.
 #[derive(Debug)]
-struct Filter<'a> {
-    domain: Option<&'a str>,
-    subject: Option<&'a str>,
-    types: Option<String>,
-    host: Option<&'a str>,
+struct Filter {
+    domain: Option<Box<str>>,
+    subject: Option<Box<str>>,
+    types: Option<Box<str>>,
+    host: Option<Box<str>>,
     port: Option<i32>,
 }
 
-impl<'a> Filter<'a> {
-    fn new(asked: &'a Registration) -> Self {
-        let known = |part: &'a str| (part != ANY).then_some(part);
+impl Filter {
+    fn new(asked: &Registration) -> Self {
+        let known = |part: &str| (part != ANY).then(|| part.into());
         // As topics are built: types `a:*:b` count as `a`, and empty parts are left out.
         let types: Vec<&str> = asked
             .types()
@@ -515,24 +717,23 @@ impl<'a> Filter<'a> {
         Self {
             domain: known(&asked.domain),
             subject: known(asked.subject()),
-            types: (!types.is_empty()).then(|| types.join(":")),
-            host: (asked.host != UNDEFINED).then_some(&asked.host),
+            types: (!types.is_empty()).then(|| types.join(":").into()),
+            host: (asked.host != UNDEFINED).then(|| asked.host.as_str().into()),
             port: (asked.port != 0).then_some(asked.port),
         }
     }
 
-    fn collect(&self, key: &str, topic: &Topic, frames: &mut Vec<Bytes>) {
+    /// Whether this topic is asked for.
+    fn fits(&self, key: &str) -> bool {
         let (domain, subject, types) = parts(key);
-        let fits = |asked: Option<&str>, part: &str| asked.is_none_or(|asked| asked == part);
-        if !fits(self.domain, domain) || !fits(self.subject, subject) || !fits(self.types.as_deref(), types) {
-            return;
-        }
-        for (owner, variants) in &topic.owners {
-            if fits(self.host, &owner.host) {
-                let variants = variants.iter().filter(|v| self.port.is_none_or(|port| port == v.port));
-                frames.extend(variants.map(|variant| variant.frame.clone()));
-            }
-        }
+        let fits = |asked: &Option<Box<str>>, part: &str| asked.as_deref().is_none_or(|asked| asked == part);
+        fits(&self.domain, domain) && fits(&self.subject, subject) && fits(&self.types, types)
+    }
+
+    /// Whether this registration of such a topic is asked for.
+    fn fits_owner(&self, owner: &Owner, variant: &Variant) -> bool {
+        self.host.as_deref().is_none_or(|host| host == &*owner.host)
+            && self.port.is_none_or(|port| port == variant.port)
     }
 }
 

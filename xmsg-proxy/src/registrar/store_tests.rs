@@ -71,6 +71,13 @@ fn sorted(mut frames: Vec<Bytes>) -> Vec<Bytes> {
     frames
 }
 
+/// What a search finds when it looks at as little at a time as can be.
+fn in_steps(store: &Store, mut search: Search) -> Vec<Bytes> {
+    let mut frames = Vec::new();
+    while !store.advance(&mut search, 1, |frame| frames.push(frame.clone())) {}
+    frames
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Register(OwnerType, Registration),
@@ -143,6 +150,16 @@ proptest! {
                 Step::Ask(owner, asked) => {
                     prop_assert_eq!(sorted(store.filter(owner, &asked)), model.filter(owner, &asked));
                     prop_assert_eq!(sorted(store.all(owner)), model.select(owner, |_| true));
+                    let searches = [Ok(store.search_filter(owner, &asked)), Ok(store.search_all(owner))];
+                    let searches = searches.into_iter().chain([
+                        store.search_find(owner, &asked),
+                        store.search_exact(owner, &asked),
+                    ]);
+                    let whole = [Ok(store.filter(owner, &asked)), Ok(store.all(owner))];
+                    let whole = whole.into_iter().chain([store.find(owner, &asked), store.exact(owner, &asked)]);
+                    for (search, whole) in searches.zip(whole) {
+                        prop_assert_eq!(search.map(|search| in_steps(&store, search)), whole);
+                    }
                     let Ok(topic) = asked.topic() else {
                         prop_assert!(store.find(owner, &asked).is_err() && store.exact(owner, &asked).is_err());
                         continue;
@@ -156,10 +173,15 @@ proptest! {
             }
             prop_assert_eq!(store.len(), model.0.len());
             prop_assert_eq!(store.expiring.len(), store.len());
+            let frames = model.0.iter().map(|(_, record)| record.encode().len()).sum::<usize>();
+            let counted: usize = OwnerType::ALL.into_iter().map(|owner| store.frame_bytes(owner)).sum();
+            prop_assert_eq!(counted, frames);
+            prop_assert!(store.memory() >= frames + store.len() * RECORD_OVERHEAD);
         }
         // Nothing is left behind in an index.
         store.expire(Duration::from_secs(1));
         prop_assert!(store.is_empty() && store.expiring.is_empty());
+        prop_assert_eq!(store.memory(), 0);
         for table in [&store.publishers, &store.subscribers] {
             prop_assert!(table.topics.is_empty() && table.domains.is_empty() && table.by_host.is_empty());
             prop_assert!(table.by_subject.0.is_empty() && table.by_types.0.is_empty());
@@ -202,4 +224,45 @@ fn limits_are_kept() {
     assert_eq!(store.register(OwnerType::Publisher, &of(last), Duration::ZERO), Err(Refused::Variants));
     assert_eq!(store.remove(OwnerType::Publisher, &of(9)), Ok(VARIANTS_MAX));
     assert!(store.is_empty());
+}
+
+#[test]
+fn memory_is_limited() {
+    let of = |name: &str| registration(name, "h", 1, ["a", "b", "c"]);
+    let mut store = Store::new(usize::MAX, None);
+    store.register(OwnerType::Publisher, &of("one"), Duration::ZERO).unwrap();
+    let limit = 2 * store.memory();
+    let mut store = Store::new(usize::MAX, None).with_memory_limit(limit);
+    for name in ["one", "two"] {
+        assert_eq!(store.register(OwnerType::Publisher, &of(name), Duration::ZERO), Ok(true));
+    }
+    assert_eq!(store.register(OwnerType::Publisher, &of("two"), Duration::ZERO), Ok(false));
+    let refused = store.register(OwnerType::Subscriber, &of("six"), Duration::ZERO).unwrap_err();
+    assert_eq!(refused, Refused::Memory(limit));
+    let text = refused.to_string();
+    assert!(text.contains(&limit.to_string()) && text.contains("max_registration_memory_mib"), "{text}");
+    store.remove(OwnerType::Publisher, &of("one")).unwrap();
+    assert_eq!(store.register(OwnerType::Subscriber, &of("six"), Duration::ZERO), Ok(true));
+}
+
+#[test]
+fn a_search_goes_on_while_the_store_changes() {
+    let of =
+        |number: usize| registration(&format!("n{number}"), "h", 1, ["a", &format!("s{}", number / 7), "c"]);
+    let mut store = Store::new(usize::MAX, None);
+    for number in 0..100 {
+        store.register(OwnerType::Publisher, &of(number), Duration::ZERO).unwrap();
+    }
+    let mut search = store.search_all(OwnerType::Publisher);
+    let mut found = Vec::new();
+    // Every third one goes before the search begins, after, or behind it.
+    for number in (0..100).step_by(3) {
+        assert!(!store.advance(&mut search, 2, |frame| found.push(frame.clone())));
+        store.remove(OwnerType::Publisher, &of(number)).unwrap();
+    }
+    while !store.advance(&mut search, 2, |frame| found.push(frame.clone())) {}
+    for number in (0..100).filter(|number| number % 3 != 0) {
+        let times = found.iter().filter(|frame| **frame == of(number).encode()).count();
+        assert_eq!(times, 1, "{number}");
+    }
 }

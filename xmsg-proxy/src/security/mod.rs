@@ -3,27 +3,29 @@
 //! The [`Authority`] holds the [`Rules`]: sockets ask it whether credentials are good, the switch and the registrar what their
 //! holder may do. Rules can be replaced while everything runs.
 
+mod logins;
 mod passwords;
 #[cfg(feature = "daemon")]
 pub mod settings;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use argon2::Block;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+pub use logins::LoginCounts;
+use logins::{Checks, Counters, Failures, Proofs};
 pub use passwords::{Passwords, hash_password};
-use tokio::sync::Semaphore;
-use xmsg_core::security::{Authenticator, Credentials, KeyPair, Principal, PublicKey, Security};
-
 use xmsg_core::control::asked_after;
+use xmsg_core::security::{Authenticator, Credentials, KeyPair, Principal, PublicKey, Security, Verdict};
+use xmsg_core::socket::throttle::Throttle;
+use zeroize::Zeroizing;
 
 use crate::CONTROL_TOPIC;
-
-/// Passwords that are checked at the same time: each check takes a thread, and memory on purpose.
-const PASSWORD_CHECKS: usize = 2;
 
 /// Memory that is kept for the next check, blocks of 1 KiB: what a hash with the usual parameters takes, and some more.
 const MEMORY_KEPT: usize = 64 << 10;
@@ -119,6 +121,12 @@ impl Rules {
             Some(_) => None,
         }
     }
+
+    /// Whether a user of this name is let in, with the right password.
+    fn may_log_in(&self, user: &[u8]) -> bool {
+        let name = String::from_utf8_lossy(user).into_owned();
+        self.rights(Some(&Principal::User(name))).is_some()
+    }
 }
 
 /// Memory of checks that are done. Allocating it anew in whichever thread does the next one would leave a piece in every thread.
@@ -143,8 +151,47 @@ impl Memory {
 pub struct Authority {
     rules: RwLock<Arc<Rules>>,
     generation: AtomicU64,
-    checks: Arc<Semaphore>,
-    memory: Arc<Memory>,
+    checks: Checks,
+    logins: Arc<Logins>,
+    postponed: Throttle,
+}
+
+/// What is known of logins with passwords. It is shared with the threads that check them.
+#[derive(Debug)]
+struct Logins {
+    proofs: Proofs,
+    failures: Failures,
+    counters: Counters,
+    memory: Memory,
+}
+
+impl Logins {
+    /// Checks a password, on a thread that may take its time, and notes what came of it: whoever has it checked may be gone by then.
+    fn check(&self, rules: &Rules, user: &[u8], password: &[u8], from: Option<IpAddr>) -> bool {
+        let mut memory = self.memory.pool().pop().unwrap_or_default();
+        // The slow part comes first, so that an unknown name takes as long as a wrong password.
+        let is_right = rules.passwords.verify(user, password, &mut memory);
+        if memory.len() <= MEMORY_KEPT {
+            self.memory.pool().push(memory);
+        }
+        let who = self.failures.hash(user);
+        let line = rules.passwords.line(user).filter(|_| is_right && rules.may_log_in(user));
+        if let Some(line) = line {
+            self.proofs.remember(self.proofs.of(user, password, line), Instant::now());
+            self.failures.forgive(from, who);
+            self.counters.admitted.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.failures.note(from, who, Instant::now());
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        line.is_some()
+    }
+
+    /// Whether this login was good lately.
+    fn recognizes(&self, rules: &Rules, user: &[u8], password: &[u8]) -> bool {
+        let line = rules.passwords.line(user).filter(|_| rules.may_log_in(user));
+        line.is_some_and(|line| self.proofs.contains(&self.proofs.of(user, password, line), Instant::now()))
+    }
 }
 
 impl Default for Authority {
@@ -160,14 +207,24 @@ impl Authority {
         Self {
             rules: RwLock::new(Arc::new(rules)),
             generation: AtomicU64::new(0),
-            checks: Arc::new(Semaphore::new(PASSWORD_CHECKS)),
-            memory: Arc::default(),
+            checks: Checks::new(),
+            logins: Arc::new(Logins {
+                proofs: Proofs::new(),
+                failures: Failures::default(),
+                counters: Counters::default(),
+                memory: Memory::default(),
+            }),
+            postponed: Throttle::default(),
         }
     }
 
     /// Puts other rules in force. Whoever holds rights of the old ones is to ask again: [`generation`](Self::generation) grows.
     pub fn replace(&self, rules: Rules) {
+        let is_other = rules.passwords != self.rules().passwords;
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        if is_other {
+            self.logins.proofs.forget_all();
+        }
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -187,43 +244,74 @@ impl Authority {
         self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn judge(&self, credentials: Credentials) -> bool {
+    /// What became of logins with a password so far.
+    #[must_use]
+    pub fn logins(&self) -> LoginCounts {
+        self.logins.counters.counts()
+    }
+
+    async fn judge(&self, credentials: Credentials, from: Option<IpAddr>) -> Verdict {
         let principal = credentials.principal();
-        let rules = self.rules();
-        let known = match credentials {
-            Credentials::Key(_) => rules.rights(Some(&principal)).is_some(),
-            Credentials::Password { user, password } => {
-                // It is never closed.
-                let Ok(permit) = self.checks.clone().acquire_owned().await else { return false };
-                let spare = self.memory.clone();
-                let task = tokio::task::spawn_blocking(move || {
-                    // It goes on even if the peer is not waited for any more.
-                    let _permit = permit;
-                    let mut memory = spare.pool().pop().unwrap_or_default();
-                    // The slow part comes first, so that an unknown name takes as long as a wrong password.
-                    let right = rules.passwords.verify(&user, &password, &mut memory);
-                    if memory.len() <= MEMORY_KEPT {
-                        spare.pool().push(memory);
-                    }
-                    right
-                        && rules
-                            .rights(Some(&Principal::User(String::from_utf8_lossy(&user).into())))
-                            .is_some()
-                });
-                task.await.unwrap_or(false)
-            }
-            _ => false,
+        let verdict = match credentials {
+            Credentials::Key(_) => self.rules().rights(Some(&principal)).is_some().into(),
+            Credentials::Password { user, password } => self.log_in(user, password, from).await,
+            _ => Verdict::Refused,
         };
-        if known {
-            tracing::debug!(%principal, "let in");
+        let address = from.map(tracing::field::display);
+        match verdict {
+            Verdict::Admitted => tracing::debug!(%principal, address, "let in"),
+            // The port says so, with the reason for which it ends the connection.
+            Verdict::Refused => {}
+            Verdict::Busy => {
+                if let Some(unlogged) = self.postponed.pass() {
+                    tracing::warn!(
+                        %principal,
+                        address,
+                        unlogged,
+                        "a login was put off: too many from there have failed, or wait to be checked"
+                    );
+                }
+            }
         }
-        known
+        verdict
+    }
+
+    async fn log_in(&self, user: Bytes, password: Zeroizing<Vec<u8>>, from: Option<IpAddr>) -> Verdict {
+        let (rules, logins) = (self.rules(), self.logins.clone());
+        let counters = &self.logins.counters;
+        if logins.recognizes(&rules, &user, &password) {
+            counters.recognized.fetch_add(1, Ordering::Relaxed);
+            return Verdict::Admitted;
+        }
+        let (who, now) = (logins.failures.hash(&user), Instant::now());
+        if !logins.failures.pause(from, who, now).is_zero() {
+            counters.too_soon.fetch_add(1, Ordering::Relaxed);
+            return Verdict::Busy;
+        }
+        let is_suspect = logins.failures.has_failed(from, who, now);
+        let Some(turn) = self.checks.turn(who, is_suspect).await else {
+            counters.too_many.fetch_add(1, Ordering::Relaxed);
+            return Verdict::Busy;
+        };
+        let task = tokio::task::spawn_blocking(move || {
+            // It goes on even if the peer is not waited for any more.
+            let _turn = turn;
+            logins.check(&rules, &user, &password, from)
+        });
+        task.await.unwrap_or(false).into()
     }
 }
 
 impl Authenticator for Authority {
-    fn authenticate(&self, credentials: Credentials) -> BoxFuture<'_, bool> {
-        Box::pin(self.judge(credentials))
+    fn authenticate(&self, credentials: Credentials, from: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+        Box::pin(self.judge(credentials, from))
+    }
+
+    fn recognizes(&self, credentials: &Credentials) -> bool {
+        match credentials {
+            Credentials::Password { user, password } => self.logins.recognizes(&self.rules(), user, password),
+            other => self.rules().rights(Some(&other.principal())).is_some(),
+        }
     }
 }
 
@@ -295,10 +383,10 @@ mod tests {
     async fn keys_come_and_go() {
         let key = *KeyPair::generate().unwrap().public();
         let authority = Authority::default();
-        assert!(!authority.authenticate(Credentials::Key(key)).await);
+        assert_eq!(authority.authenticate(Credentials::Key(key), None).await, Verdict::Refused);
         let keys = HashMap::from([(key, Arc::new(rights(&["a"], &[])))]);
         authority.replace(Rules { keys, ..Rules::default() });
-        assert!(authority.authenticate(Credentials::Key(key)).await);
+        assert_eq!(authority.authenticate(Credentials::Key(key), None).await, Verdict::Admitted);
         let found = authority.rights(Some(&Principal::Key(key))).unwrap();
         assert!(found.may_publish(b"a") && !found.may_publish(b"b"));
         assert_eq!(authority.generation(), 1);
@@ -306,20 +394,87 @@ mod tests {
         assert!(authority.rights(Some(&Principal::Key(key))).is_none());
     }
 
-    #[tokio::test]
-    async fn users_need_their_password() {
+    fn users() -> Rules {
         let line = format!("alice:{}\n", *hash_password("sesame").unwrap());
         let passwords = Passwords::parse(&line).unwrap();
-        let rules = Rules { passwords, other_users: Some(Arc::new(Rights::all())), ..Rules::default() };
-        let authority = Authority::new(rules);
-        let try_in = |user: &'static str, password: &str| {
-            let password = password.as_bytes().to_vec().into();
-            authority
-                .authenticate(Credentials::Password { user: Bytes::from_static(user.as_bytes()), password })
-        };
-        assert!(try_in("alice", "sesame").await);
-        assert!(!try_in("alice", "sesam").await);
-        assert!(!try_in("bob", "sesame").await);
+        Rules { passwords, other_users: Some(Arc::new(Rights::all())), ..Rules::default() }
+    }
+
+    fn credentials(user: &'static str, password: &str) -> Credentials {
+        Credentials::Password { user: user.into(), password: password.as_bytes().to_vec().into() }
+    }
+
+    const ADDRESS: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+
+    async fn try_in(authority: &Authority, user: &'static str, password: &str) -> Verdict {
+        authority.authenticate(credentials(user, password), ADDRESS).await
+    }
+
+    #[tokio::test]
+    async fn users_need_their_password() {
+        let authority = Authority::new(users());
+        assert_eq!(try_in(&authority, "alice", "sesame").await, Verdict::Admitted);
+        assert_eq!(try_in(&authority, "alice", "sesam").await, Verdict::Refused);
+        assert_eq!(try_in(&authority, "bob", "sesame").await, Verdict::Refused);
         assert!(authority.rights(Some(&Principal::User("bob".into()))).is_none());
+        let counts = LoginCounts { admitted: 1, refused: 2, ..LoginCounts::default() };
+        assert_eq!(authority.logins(), counts);
+    }
+
+    #[tokio::test]
+    async fn a_good_login_is_recognized_until_the_passwords_change() {
+        let rules = users();
+        let authority = Authority::new(rules.clone());
+        assert!(!authority.recognizes(&credentials("alice", "sesame")));
+        for _ in 0..3 {
+            assert_eq!(try_in(&authority, "alice", "sesame").await, Verdict::Admitted);
+        }
+        assert_eq!((authority.logins().admitted, authority.logins().recognized), (1, 2));
+        assert!(!authority.recognizes(&credentials("alice", "sesam")));
+        // The same passwords, with other rights: nobody has to prove anything again, but may not be let in any more.
+        authority.replace(Rules { other_users: None, ..rules.clone() });
+        assert!(!authority.recognizes(&credentials("alice", "sesame")));
+        authority.replace(rules);
+        assert!(authority.recognizes(&credentials("alice", "sesame")));
+        // The same password with another salt.
+        authority.replace(users());
+        assert!(!authority.recognizes(&credentials("alice", "sesame")));
+    }
+
+    /// Many addresses guess, and all that they may have checked at a time is under way.
+    #[tokio::test]
+    async fn guessing_slows_down_whoever_guesses_and_nobody_else() {
+        let authority = Arc::new(Authority::new(users()));
+        for _ in 0..3 {
+            assert_eq!(try_in(&authority, "alice", "wrong").await, Verdict::Refused);
+        }
+        assert_eq!(try_in(&authority, "alice", "wrong").await, Verdict::Busy, "it has to wait");
+        assert_eq!(authority.logins().too_soon, 1);
+        let mut guesses = tokio::task::JoinSet::new();
+        for number in 0..100_u8 {
+            let authority = authority.clone();
+            let from = Some(IpAddr::from([10, 0, 0, number]));
+            authority.logins.failures.note(from, authority.logins.failures.hash(b"alice"), Instant::now());
+            guesses.spawn(async move {
+                loop {
+                    authority.authenticate(credentials("alice", "guess"), from).await;
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+        while authority.logins().too_many == 0 {
+            tokio::task::yield_now().await;
+        }
+        let before = authority.logins().refused;
+        let elsewhere = Some(IpAddr::from([10, 1, 0, 1]));
+        let verdict = authority.authenticate(credentials("alice", "sesame"), elsewhere).await;
+        assert_eq!(verdict, Verdict::Admitted);
+        let meanwhile = authority.logins().refused - before;
+        assert!(meanwhile < 10, "it waited for {meanwhile} others");
+        let checked = authority.logins();
+        let again = authority.authenticate(credentials("alice", "sesame"), ADDRESS).await;
+        assert_eq!(again, Verdict::Admitted, "also from where somebody guesses");
+        assert_eq!(authority.logins().admitted, checked.admitted);
+        guesses.shutdown().await;
     }
 }

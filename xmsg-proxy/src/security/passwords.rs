@@ -58,12 +58,17 @@ impl Passwords {
         self.0.contains_key(user)
     }
 
+    /// What the user's password is checked against.
+    pub(super) fn line(&self, user: &[u8]) -> Option<&str> {
+        std::str::from_utf8(user).ok().and_then(|user| self.0.get(user)).map(String::as_str)
+    }
+
     /// Whether this is the user's password. Slow on purpose, also for a user who does not exist. `memory` grows to what the check
     /// takes, and can serve the next one.
     pub(super) fn verify(&self, user: &[u8], password: &[u8], memory: &mut Vec<Block>) -> bool {
         static NOBODY: LazyLock<String> =
             LazyLock::new(|| hash_password("nobody").map_or_else(|_| String::new(), |hash| hash.to_string()));
-        let known = std::str::from_utf8(user).ok().and_then(|user| self.0.get(user));
+        let known = self.line(user);
         let hash = known.unwrap_or(&NOBODY);
         matches(hash, password, memory).unwrap_or(false) && known.is_some()
     }

@@ -216,11 +216,21 @@ pub struct RegistrarSection {
     /// The file that registrations are kept in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<PathBuf>,
+    /// Registrations to keep at most.
+    pub max_registrations: Count<1, 4_294_967_295>,
+    /// Memory for all registrations.
+    pub max_registration_memory_mib: Count<1, MIB_MAX>,
 }
 
 impl Default for RegistrarSection {
     fn default() -> Self {
-        Self { enabled: false, port: DEFAULT_REGISTRAR_PORT, snapshot: None }
+        Self {
+            enabled: false,
+            port: DEFAULT_REGISTRAR_PORT,
+            snapshot: None,
+            max_registrations: Count::of::<4_000_000>(),
+            max_registration_memory_mib: Count::of::<2048>(),
+        }
     }
 }
 

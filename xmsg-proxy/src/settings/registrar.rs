@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use xmsg_core::address::DEFAULT_REGISTRAR_PORT;
 
 use super::values::resolve;
-use super::{Admin, Count, Host, Log, Seconds, Settings, SettingsError, admin_at};
+use super::{Admin, Count, Host, Log, MIB_MAX, Seconds, Settings, SettingsError, admin_at};
 use crate::registrar::Config;
 use crate::security::settings as security;
 
@@ -29,6 +29,8 @@ pub struct RegistrarSettings {
     pub ttl_s: Seconds,
     /// Registrations to keep at most.
     pub max_registrations: Count<1, 4_294_967_295>,
+    /// Memory for all registrations.
+    pub max_registration_memory_mib: Count<1, MIB_MAX>,
     /// How long to go on answering after SIGINT or SIGTERM.
     pub linger_s: Seconds,
     /// How the ports are secured, and who may do what.
@@ -48,6 +50,7 @@ impl Default for RegistrarSettings {
             snapshot: None,
             ttl_s: Seconds::of(0),
             max_registrations: Count::of::<4_000_000>(),
+            max_registration_memory_mib: Count::of::<2048>(),
             linger_s: Seconds::of(5),
             security: security::Settings::default(),
             admin: Admin::at(ADMIN_PORT),
@@ -101,6 +104,7 @@ impl RegistrarSettings {
             snapshot: self.snapshot.clone(),
             ttl: self.ttl_s.unless_zero(),
             registrations: self.max_registrations.get(),
+            registration_memory: self.max_registration_memory_mib.mib(),
             ..Config::default()
         }
     }

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use xmsg_core::text::{LogLine, LogWriter};
 use xmsg_proxy::settings::{Log, LogFormat, env_filter};
 
 /// What is logged, to be changed while the daemon runs.
@@ -13,11 +14,15 @@ pub(crate) struct Filter(reload::Handle<EnvFilter, Registry>);
 /// Starts to log. The filter has been checked.
 pub(crate) fn start(log: &Log) -> Filter {
     let (filter, handle) = reload::Layer::new(log.env_filter().unwrap_or_default());
+    // What peers sent may be in any of its lines.
+    let writer = |line| move || LogWriter::new(std::io::stderr(), line);
     let lines = match log.format.0 {
         LogFormat::Text => {
-            fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).boxed()
+            let is_coloured = std::io::stderr().is_terminal();
+            let line = if is_coloured { LogLine::Coloured } else { LogLine::Plain };
+            fmt::layer().with_ansi(is_coloured).with_writer(writer(line)).boxed()
         }
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer(LogLine::Json)).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).init();
     Filter(handle)

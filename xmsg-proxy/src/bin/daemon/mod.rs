@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
+use xmsg_core::text::escaped;
 use xmsg_proxy::admin::{Admin, Sources};
 use xmsg_proxy::security::{Authority, Mechanism};
 use xmsg_proxy::settings::{self, Host, Reloadable, Settings, SettingsError};
@@ -69,7 +70,7 @@ pub(crate) fn main<P: Program>(
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {error:#}", P::NAME);
+            eprintln!("{}: {}", P::NAME, escaped(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -174,6 +175,7 @@ impl<P: Program> Daemon<P> {
                 .with_context(|| format!("cannot bind {listen} for HTTP (--admin)"))?,
         };
         let token = self.reloadable.admin_token.clone();
+        let sources = Sources { authority: Some(self.authority.clone()), ..sources };
         let admin = Admin::start(socket, P::NAME, sources, token, self.config())?;
         say(format_args!("HTTP at http://{}", admin.address()));
         self.admin = Some(admin);

@@ -1,0 +1,65 @@
+//! Those who ask the HTTP server without its token, or with a wrong one: they are counted, logged, and slowed down.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use xmsg_core::socket::throttle::Throttle;
+
+use super::server::Connection;
+
+/// How long a wrong token takes. They take it one after another, wherever they come from: that bounds how many can be tried.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// How many there were.
+#[derive(Debug)]
+pub(super) struct TurnedAway {
+    without: AtomicU64,
+    wrong: AtomicU64,
+    turn: Semaphore,
+    log: Throttle,
+}
+
+impl Default for TurnedAway {
+    fn default() -> Self {
+        Self {
+            without: AtomicU64::new(0),
+            wrong: AtomicU64::new(0),
+            turn: Semaphore::new(1),
+            log: Throttle::default(),
+        }
+    }
+}
+
+impl TurnedAway {
+    /// Notes a request without a token.
+    pub(super) fn without(&self, connection: Option<&Connection>) {
+        self.without.fetch_add(1, Ordering::Relaxed);
+        self.note(connection, "no token");
+    }
+
+    /// Notes a request with a wrong token, and has whoever sent it wait. Its connection gives way to others meanwhile.
+    pub(super) async fn wrong(&self, connection: Option<&Connection>) {
+        self.wrong.fetch_add(1, Ordering::Relaxed);
+        self.note(connection, "a wrong token");
+        if let Some(connection) = connection {
+            connection.suspect();
+        }
+        // It is never closed.
+        let _turn = self.turn.acquire().await;
+        tokio::time::sleep(PAUSE).await;
+    }
+
+    fn note(&self, connection: Option<&Connection>, what: &str) {
+        if let Some(unlogged) = self.log.pass() {
+            let peer = connection.map(|connection| tracing::field::display(connection.peer()));
+            tracing::warn!(peer, unlogged, "HTTP: a request with {what} was turned away");
+        }
+    }
+
+    /// Requests without a token, and with a wrong one.
+    pub(super) fn counts(&self) -> [(&'static str, u64); 2] {
+        [("no_token", &self.without), ("wrong_token", &self.wrong)]
+            .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+}

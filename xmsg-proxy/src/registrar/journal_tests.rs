@@ -1,0 +1,284 @@
+//! Files that are whole, cut short, damaged, of the first version, and behind links.
+
+use super::*;
+
+fn open(path: &Path) -> (Journal, Vec<Entry>, Complaints) {
+    let mut entries = Vec::new();
+    let (journal, complaints) = Journal::open(path, |entry| entries.push(entry)).unwrap();
+    (journal, entries, complaints)
+}
+
+fn frame(text: &'static str) -> Bytes {
+    Bytes::from_static(text.as_bytes())
+}
+
+fn entries() -> [Entry; 3] {
+    [
+        Entry::Register(OwnerType::Publisher, frame("one")),
+        Entry::Remove(OwnerType::Subscriber, frame("two")),
+        Entry::RemoveHost(frame("")),
+    ]
+}
+
+fn batch(entries: &[Entry]) -> Vec<u8> {
+    let mut batch = Vec::new();
+    for entry in entries {
+        entry.write(&mut batch);
+    }
+    batch
+}
+
+fn snapshot() -> [(OwnerType, Vec<Bytes>); 2] {
+    [
+        (OwnerType::Publisher, vec![frame("null")]),
+        (OwnerType::Subscriber, vec![frame("zero"), frame("naught")]),
+    ]
+}
+
+/// A snapshot with three registrations, and a journal with three changes.
+fn filled(path: &Path) -> Vec<Entry> {
+    let (mut journal, found, complaints) = open(path);
+    assert!(found.is_empty() && complaints == Complaints::default() && journal.wants_compaction());
+    journal.compact(&snapshot(), Vec::new()).unwrap();
+    assert!(!journal.wants_compaction());
+    journal.append(batch(&entries())).unwrap();
+    all()
+}
+
+fn all() -> Vec<Entry> {
+    let records = snapshot()
+        .into_iter()
+        .flat_map(|(owner, frames)| frames.into_iter().map(move |frame| Entry::Register(owner, frame)));
+    records.chain(entries()).collect()
+}
+
+/// The same files, as the first version wrote them.
+fn filled_by_the_first_version(path: &Path) -> Vec<Entry> {
+    let all = all();
+    let (records, changes) = all.split_at(3);
+    for (path, magic, count, entries) in [
+        (path.to_owned(), b"XMSGREG1", Some(3_u64), records),
+        (with_suffix(path, ".journal"), b"XMSGJRN1", None, changes),
+    ] {
+        let mut file = [&magic[..], &7_u64.to_le_bytes()].concat();
+        file.extend(count.into_iter().flat_map(u64::to_le_bytes));
+        let mut batch = batch(entries);
+        seal(&mut batch, &Salt(None));
+        file.extend(batch);
+        fs::write(path, file).unwrap();
+    }
+    all
+}
+
+fn clear(folder: &Path) {
+    for old in fs::read_dir(folder).unwrap() {
+        fs::remove_file(old.unwrap().path()).unwrap();
+    }
+}
+
+#[test]
+fn the_checksum_is_the_common_one() {
+    assert_eq!(!crc32(!0, b"123456789"), 0xcbf4_3926);
+    assert_eq!(Salt(None).checksum(b"123456789"), 0xcbf4_3926);
+    assert_ne!(Salt(Some([1; 8])).checksum(b"123456789"), Salt(Some([2; 8])).checksum(b"123456789"));
+}
+
+#[test]
+fn what_was_written_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    let all = filled(&path);
+    let (mut journal, found, complaints) = open(&path);
+    assert_eq!((found, complaints), (all, Complaints::default()));
+    assert!(Journal::open(&path, drop).unwrap_err().to_string().contains("another registrar"));
+    journal.compact(&[(OwnerType::Publisher, vec![frame("new")])], batch(&entries()[..1])).unwrap();
+    drop(journal);
+    let expected = [Entry::Register(OwnerType::Publisher, frame("new")), entries()[0].clone()];
+    assert_eq!(open(&path).1, expected);
+}
+
+#[test]
+fn files_of_the_first_version_are_read_and_written_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    let all = filled_by_the_first_version(&path);
+    let (mut journal, found, complaints) = open(&path);
+    assert_eq!((found, complaints), (all.clone(), Complaints::default()));
+    // Going on with it as it is would do, too.
+    journal.append(batch(&entries()[..1])).unwrap();
+    drop(journal);
+    let (mut journal, found, complaints) = open(&path);
+    assert_eq!((found.len(), complaints), (7, Complaints::default()));
+    assert!(journal.wants_compaction() && !journal.is_broken());
+    journal.compact(&snapshot(), Vec::new()).unwrap();
+    assert!(fs::read(&path).unwrap().starts_with(b"XMSGREG2"));
+    assert!(fs::read(with_suffix(&path, ".journal")).unwrap().starts_with(b"XMSGJRN2"));
+}
+
+#[test]
+fn a_journal_cut_short_anywhere_gives_what_is_whole_says_so_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    let all = filled(&path);
+    let whole = fs::read(with_suffix(&path, ".journal")).unwrap();
+    let header = whole.len() - batch(&entries()).len();
+    let ends: Vec<_> = (0..=3).map(|count| header + batch(&entries()[..count]).len()).collect();
+    for len in header..=whole.len() {
+        for behind in [&[][..], &[0; 100], &[PROBE; 100]] {
+            // Zeros behind half an entry may be taken for the rest of it: that is damage.
+            let torn = !ends.contains(&len) || !behind.is_empty();
+            if !ends.contains(&len) && !behind.is_empty() {
+                continue;
+            }
+            fs::write(with_suffix(&path, ".journal"), [&whole[..len], behind].concat()).unwrap();
+            let (mut journal, found, complaints) = open(&path);
+            assert_eq!((complaints.damage.len(), complaints.torn.is_some()), (0, torn), "at {len}");
+            assert_eq!(found, all[..found.len()]);
+            journal.append(batch(&entries()[..1])).unwrap();
+            drop(journal);
+            let (_, again, complaints) = open(&path);
+            assert_eq!((again.len(), complaints), (found.len() + 1, Complaints::default()));
+            assert_eq!(again.last(), Some(&entries()[0]));
+        }
+    }
+}
+
+#[test]
+fn one_damaged_byte_loses_one_entry_and_the_file_is_kept_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    for fill in [filled, filled_by_the_first_version] {
+        for file in ["r", "r.journal"] {
+            for at in 0.. {
+                clear(folder.path());
+                let all = fill(&path);
+                let damaged = folder.path().join(file);
+                let mut bytes = fs::read(&damaged).unwrap();
+                let Some(byte) = bytes.get_mut(at) else { break };
+                *byte ^= 1;
+                fs::write(&damaged, &bytes).unwrap();
+                let (mut journal, found, complaints) = open(&path);
+                assert!(found.iter().all(|entry| all.contains(entry)), "{file} {at}: {found:?}");
+                assert!(found.len() >= all.len() - 1, "{file} {at}: {found:?}");
+                // A generation is a number like another: the two don't belong together then.
+                if complaints == Complaints::default() {
+                    assert!((8..16).contains(&at) && found == all, "{file} {at}: {found:?}");
+                    assert!(journal.is_broken());
+                    continue;
+                }
+                // A length of the last entry that is too great is what a write that was cut short leaves.
+                if let Some(torn) = complaints.torn {
+                    assert!(torn.contains("cut short") && found.len() == all.len() - 1, "{torn}");
+                    continue;
+                }
+                let text = &complaints.damage[0];
+                assert!(text.contains("is damaged") && text.contains(".corrupt-1"), "{text}");
+                assert_eq!(fs::read(with_suffix(&damaged, ".corrupt-1")).unwrap(), bytes);
+                assert!(journal.is_broken() && journal.append(Vec::new()).is_err());
+                journal.compact(&[], Vec::new()).unwrap();
+                journal.append(Vec::new()).unwrap();
+                drop(journal);
+                assert_eq!(open(&path).2, Complaints::default());
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_plants_an_entry_inside_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    filled(&path);
+    let mut planted = batch(&[Entry::RemoveHost(frame("10.0.0.1"))]);
+    seal(&mut planted, &Salt(None));
+    let (mut journal, ..) = open(&path);
+    let changes = [Entry::Register(OwnerType::Publisher, planted.into()), entries()[0].clone()];
+    journal.append(batch(&changes)).unwrap();
+    drop(journal);
+    let file = with_suffix(&path, ".journal");
+    let mut bytes = fs::read(&file).unwrap();
+    // The length of the one around it.
+    let at = bytes.len() - batch(&changes).len();
+    bytes[at + 2] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let (_, found, complaints) = open(&path);
+    assert_eq!((found.len(), complaints.damage.len()), (7, 1));
+    assert_eq!(found.last(), Some(&changes[1]));
+    assert!(!found.contains(&Entry::RemoveHost(frame("10.0.0.1"))));
+}
+
+#[test]
+fn a_journal_older_than_the_snapshot_is_not_gone_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    filled(&path);
+    let old = fs::read(with_suffix(&path, ".journal")).unwrap();
+    let (mut journal, ..) = open(&path);
+    journal.compact(&[(OwnerType::Publisher, vec![frame("new")])], Vec::new()).unwrap();
+    drop(journal);
+    // As if the system had stopped between the two renames.
+    fs::write(with_suffix(&path, ".journal"), old).unwrap();
+    let (mut journal, found, complaints) = open(&path);
+    assert_eq!((found.len(), complaints, journal.is_broken()), (4, Complaints::default(), true));
+    assert!(journal.append(Vec::new()).is_err());
+}
+
+#[test]
+fn other_names_of_the_same_file_meet_at_one_lock() {
+    use std::os::unix::fs::symlink;
+
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("real")).unwrap();
+    symlink("real", at("folder")).unwrap();
+    symlink("real/r", at("file")).unwrap();
+    symlink(at("file"), at("file-of-a-file")).unwrap();
+    symlink("loop", at("loop")).unwrap();
+    // Nothing is there yet.
+    let (mut journal, ..) = open(&at("file-of-a-file"));
+    for other in ["real/r", "folder/r", "file", "folder/../real/r"] {
+        let error = Journal::open(&at(other), drop).unwrap_err().to_string();
+        assert!(error.contains("another registrar"), "{other}: {error}");
+    }
+    journal.compact(&snapshot(), Vec::new()).unwrap();
+    drop(journal);
+    assert!(fs::symlink_metadata(at("file")).unwrap().is_symlink(), "it still leads there");
+    assert_eq!(open(&at("real/r")).1.len(), 3);
+    assert!(Journal::open(&at("loop"), drop).is_err());
+}
+
+/// `/dev/full` takes nothing: what is behind a link to it can't be written.
+#[test]
+fn what_could_not_be_written_is_cut_off_and_the_journal_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    let all = filled(&path);
+    let (mut journal, ..) = open(&path);
+    let good = std::mem::replace(&mut journal.file, File::options().write(true).open("/dev/full").unwrap());
+    let error = journal.append(batch(&entries()[..1])).unwrap_err();
+    assert!(error.with_causes().to_string().contains("No space left"), "{error:?}");
+    assert!(journal.probe().is_err());
+    journal.file = good;
+    journal.broken = journal.cut().is_err();
+    journal.probe().unwrap();
+    journal.append(batch(&entries()[..1])).unwrap();
+    drop(journal);
+    let (_, found, complaints) = open(&path);
+    assert_eq!((found.len(), complaints), (all.len() + 1, Complaints::default()));
+}
+
+#[test]
+fn without_room_for_a_new_snapshot_the_journal_grows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    let all = filled(&path);
+    let (mut journal, ..) = open(&path);
+    journal.compact_at = 0;
+    assert!(journal.wants_compaction());
+    // Nothing can be written beside it.
+    fs::create_dir(with_suffix(&path, ".tmp")).unwrap();
+    journal.compact(&snapshot(), batch(&entries()[..1])).unwrap();
+    assert!(!journal.wants_compaction());
+    drop(journal);
+    assert_eq!(open(&path).1.len(), all.len() + 1);
+}

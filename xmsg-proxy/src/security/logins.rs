@@ -1,0 +1,396 @@
+//! Logins with passwords, while somebody guesses: checking one takes long on purpose, so that good ones must not wait behind bad ones.
+//!
+//! - Whoever logged in lately is recognized, and nothing is checked. What is remembered is no password but a keyed hash of it, and of the line in the
+//!   password file; the key is made up by each process.
+//! - Failures make whoever comes from that address, with that name or with many, wait longer and longer before it may try again.
+//! - Those from addresses with failures share one check at a time; the others have the second one for themselves.
+//! - Each queue is bounded. Whoever finds it full, or tries too soon, is not judged: its connection ends, and it may come again.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use blake2::Blake2bMac512;
+use blake2::digest::{KeyInit, Mac};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use zeroize::Zeroizing;
+
+/// Logins that are remembered. Above it, the oldest is forgotten.
+const PROOFS: usize = 10_000;
+/// … for so long.
+const PROOF_AGE: Duration = Duration::from_secs(3600);
+/// Failures that are remembered: pairs of an address and a name, and addresses. Above it, the oldest is forgotten.
+const FAILURES: usize = 16 << 10;
+/// … for so long after the last one.
+const FAILURE_AGE: Duration = Duration::from_secs(600);
+/// Failures of one name at one address that cost nothing but their time.
+const FREE_OF_PAIR: u32 = 3;
+/// … of all names at one address.
+const FREE_OF_ADDRESS: u32 = 20;
+/// The pause after the first failure beyond those. It doubles with each …
+const PAUSE: Duration = Duration::from_millis(500);
+/// … up to this.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Passwords that are checked at the same time: each check takes a thread, and memory on purpose.
+const CHECKS: usize = 2;
+/// Logins that wait for a check: in either lane, and with one name there.
+const WAITING: usize = 64;
+const WAITING_OF_USER: usize = 8;
+
+/// What became of logins with a password.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoginCounts {
+    /// The password was checked, and right.
+    pub admitted: u64,
+    /// It was recognized, and not checked again.
+    pub recognized: u64,
+    /// The password was checked, and wrong; or nobody has that name, or a right.
+    pub refused: u64,
+    /// It came too soon after failures, and was not checked.
+    pub too_soon: u64,
+    /// Too many waited to be checked already, and it was not.
+    pub too_many: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) admitted: AtomicU64,
+    pub(super) recognized: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) too_soon: AtomicU64,
+    pub(super) too_many: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn counts(&self) -> LoginCounts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LoginCounts {
+            admitted: read(&self.admitted),
+            recognized: read(&self.recognized),
+            refused: read(&self.refused),
+            too_soon: read(&self.too_soon),
+            too_many: read(&self.too_many),
+        }
+    }
+}
+
+/// A keyed hash of a name, a password, and the line that they were checked against.
+pub(super) type Proof = [u8; 32];
+
+/// Good logins of late.
+pub(super) struct Proofs {
+    key: Zeroizing<[u8; 32]>,
+    known: Mutex<Known>,
+}
+
+/// With when each was made; the oldest first.
+#[derive(Default)]
+struct Known {
+    made: HashMap<Proof, Instant>,
+    order: VecDeque<(Instant, Proof)>,
+}
+
+impl std::fmt::Debug for Proofs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Proofs(…)")
+    }
+}
+
+impl Proofs {
+    /// # Panics
+    ///
+    /// When the operating system has no randomness: going on without would be worse.
+    pub(super) fn new() -> Self {
+        let mut key = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *key).expect("the operating system gives randomness");
+        Self { key, known: Mutex::default() }
+    }
+
+    pub(super) fn of(&self, user: &[u8], password: &[u8], line: &str) -> Proof {
+        // A key of 32 bytes is one that this hash takes.
+        let mut mac = Blake2bMac512::new_from_slice(&*self.key).expect("the key has a good length");
+        for part in [user, password, line.as_bytes()] {
+            mac.update(&(part.len() as u64).to_le_bytes());
+            mac.update(part);
+        }
+        let found = Zeroizing::new(<[u8; 64]>::from(mac.finalize().into_bytes()));
+        found.first_chunk().copied().unwrap_or_default()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn remember(&self, proof: Proof, now: Instant) {
+        let mut known = self.known();
+        known.made.insert(proof, now);
+        known.order.push_back((now, proof));
+        // The order has an entry for each time that one was made: it is as bounded as what is made.
+        while let Some((made, oldest)) = known.order.front().copied()
+            && (known.order.len() > PROOFS || now.saturating_duration_since(made) > PROOF_AGE)
+        {
+            known.order.pop_front();
+            if known.made.get(&oldest) == Some(&made) {
+                known.made.remove(&oldest);
+            }
+        }
+    }
+
+    pub(super) fn contains(&self, proof: &Proof, now: Instant) -> bool {
+        let made = self.known().made.get(proof).copied();
+        made.is_some_and(|made| now.saturating_duration_since(made) <= PROOF_AGE)
+    }
+
+    pub(super) fn forget_all(&self) {
+        *self.known() = Known::default();
+    }
+}
+
+/// Who has failed: a name at an address, or an address with any names. Names are hashed, so that each takes as little as another.
+type Who = (Option<IpAddr>, Option<u64>);
+
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    count: u32,
+    last: Instant,
+}
+
+/// Failures of late, by whom.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    hasher: RandomState,
+    known: Mutex<HashMap<Who, Failure>>,
+}
+
+impl Failures {
+    pub(super) fn hash(&self, user: &[u8]) -> u64 {
+        self.hasher.hash_one(user)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Who, Failure>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whom a login counts for. An address that nobody has tells nothing about all that have none.
+    fn keys(from: Option<IpAddr>, user: u64) -> impl Iterator<Item = (Who, u32)> {
+        let pair = ((from, Some(user)), FREE_OF_PAIR);
+        [Some(pair), from.map(|from| ((Some(from), None), FREE_OF_ADDRESS))].into_iter().flatten()
+    }
+
+    /// How long it has to wait before it may try again.
+    pub(super) fn pause(&self, from: Option<IpAddr>, user: u64, now: Instant) -> Duration {
+        let known = self.known();
+        let left = Self::keys(from, user).filter_map(|(who, free)| {
+            let failure = known.get(&who)?;
+            let doubled = failure.count.checked_sub(free)?.min(16);
+            let pause = (PAUSE * (1 << doubled)).min(PAUSE_MAX);
+            Some(pause.saturating_sub(now.saturating_duration_since(failure.last)))
+        });
+        left.max().unwrap_or_default()
+    }
+
+    /// Whether somebody at this address, or with this name there, has failed.
+    pub(super) fn has_failed(&self, from: Option<IpAddr>, user: u64, now: Instant) -> bool {
+        let known = self.known();
+        let is_recent = |failure: &Failure| now.saturating_duration_since(failure.last) <= FAILURE_AGE;
+        Self::keys(from, user).any(|(who, _)| known.get(&who).is_some_and(is_recent))
+    }
+
+    pub(super) fn note(&self, from: Option<IpAddr>, user: u64, now: Instant) {
+        let mut known = self.known();
+        for (who, _) in Self::keys(from, user) {
+            if !known.contains_key(&who) && known.len() >= FAILURES {
+                known.retain(|_, failure| now.saturating_duration_since(failure.last) <= FAILURE_AGE);
+                // A look at each of them takes a hundredth of the check that has just failed.
+                let oldest = known.iter().min_by_key(|(_, failure)| failure.last).map(|(who, _)| *who);
+                if let Some(oldest) = oldest.filter(|_| known.len() >= FAILURES) {
+                    known.remove(&oldest);
+                }
+            }
+            let failure = known.entry(who).or_insert(Failure { count: 0, last: now });
+            let is_recent = now.saturating_duration_since(failure.last) <= FAILURE_AGE;
+            let count = if is_recent { failure.count.saturating_add(1) } else { 1 };
+            *failure = Failure { count, last: now };
+        }
+    }
+
+    /// This name is good at this address. Others there are not, for all we know.
+    pub(super) fn forgive(&self, from: Option<IpAddr>, user: u64) {
+        self.known().remove(&(from, Some(user)));
+    }
+}
+
+/// Those who wait for a check, of one kind.
+#[derive(Debug, Default)]
+struct Waiting {
+    all: usize,
+    by_user: HashMap<u64, usize>,
+}
+
+/// A place in the queue.
+struct Place<'a> {
+    waiting: &'a Mutex<Waiting>,
+    user: u64,
+}
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a Mutex<Waiting>, user: u64) -> Option<Self> {
+        let mut all = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = all.by_user.get(&user).copied().unwrap_or_default();
+        if all.all >= WAITING || own >= WAITING_OF_USER {
+            return None;
+        }
+        all.all += 1;
+        all.by_user.insert(user, own + 1);
+        Some(Self { waiting, user })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        all.all -= 1;
+        if let Some(own) = all.by_user.get_mut(&self.user) {
+            *own -= 1;
+            if *own == 0 {
+                all.by_user.remove(&self.user);
+            }
+        }
+    }
+}
+
+/// Who may check a password now.
+#[derive(Debug)]
+pub(super) struct Checks {
+    all: Arc<Semaphore>,
+    /// Those who have failed share one of them.
+    suspects: Arc<Semaphore>,
+    waiting: Mutex<Waiting>,
+    waiting_suspects: Mutex<Waiting>,
+}
+
+/// May check a password, until it is dropped.
+pub(super) type Turn = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+impl Checks {
+    pub(super) fn new() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(CHECKS)),
+            suspects: Arc::new(Semaphore::new(1)),
+            waiting: Mutex::default(),
+            waiting_suspects: Mutex::default(),
+        }
+    }
+
+    /// Waits for one's turn; `None`: too many wait already.
+    pub(super) async fn turn(&self, user: u64, is_suspect: bool) -> Option<Turn> {
+        let waiting = if is_suspect { &self.waiting_suspects } else { &self.waiting };
+        let _place = Place::take(waiting, user)?;
+        // Neither is ever closed.
+        let suspect = if is_suspect { Some(self.suspects.clone().acquire_owned().await.ok()?) } else { None };
+        Some((self.all.clone().acquire_owned().await.ok()?, suspect))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+
+    fn later(seconds: u64) -> Instant {
+        Instant::now() + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn proofs_are_of_one_login_and_one_process_and_end() {
+        let (proofs, others) = (Proofs::new(), Proofs::new());
+        let proof = proofs.of(b"alice", b"sesame", "line");
+        for other in [
+            proofs.of(b"alic", b"esesame", "line"),
+            proofs.of(b"alice", b"sesame", "another line"),
+            proofs.of(b"bob", b"sesame", "line"),
+            others.of(b"alice", b"sesame", "line"),
+        ] {
+            assert_ne!(other, proof);
+        }
+        let now = Instant::now();
+        assert!(!proofs.contains(&proof, now));
+        proofs.remember(proof, now);
+        assert!(proofs.contains(&proof, now) && !proofs.contains(&proof, later(3700)));
+        proofs.remember(proof, later(1000));
+        proofs.remember([0; 32], later(3700));
+        assert!(proofs.contains(&proof, later(3700)), "it was made anew");
+        proofs.forget_all();
+        assert!(!proofs.contains(&proof, now));
+        for number in 0..2 * PROOFS as u64 {
+            let mut proof = [0; 32];
+            proof[..8].copy_from_slice(&number.to_le_bytes());
+            proofs.remember(proof, now);
+        }
+        let known = proofs.known();
+        assert_eq!((known.made.len(), known.order.len()), (PROOFS, PROOFS));
+    }
+
+    #[test]
+    fn failures_cost_more_and_more_and_are_forgotten() {
+        let failures = Failures::default();
+        let now = Instant::now();
+        let mut pauses = Vec::new();
+        for _ in 0..14 {
+            assert_eq!(failures.has_failed(ADDRESS, 1, now), !pauses.is_empty());
+            failures.note(ADDRESS, 1, now);
+            pauses.push(failures.pause(ADDRESS, 1, now).as_millis());
+        }
+        assert_eq!(pauses[..6], [0, 0, 500, 1000, 2000, 4000]);
+        assert_eq!(pauses[13], 60_000);
+        assert!(failures.pause(ADDRESS, 2, now).is_zero() && failures.pause(None, 1, now).is_zero());
+        assert!(failures.pause(ADDRESS, 1, later(61)).is_zero());
+        assert!(!failures.has_failed(ADDRESS, 1, later(700)));
+        failures.forgive(ADDRESS, 1);
+        assert!(failures.pause(ADDRESS, 1, now).is_zero());
+        // Many names at one address.
+        for user in 100..120 {
+            failures.note(ADDRESS, user, now);
+        }
+        assert!(!failures.pause(ADDRESS, 2, now).is_zero());
+    }
+
+    #[test]
+    fn failures_take_bounded_memory() {
+        let failures = Failures::default();
+        let now = Instant::now();
+        for user in 0..FAILURES as u64 + 1000 {
+            failures.note(None, user, now + Duration::from_millis(user));
+        }
+        assert_eq!(failures.known().len(), FAILURES);
+        assert!(!failures.has_failed(None, 0, now) && failures.has_failed(None, 1001, now));
+    }
+
+    #[tokio::test]
+    async fn suspects_leave_room_for_others_and_queues_are_bounded() {
+        let checks = Checks::new();
+        let suspect = checks.turn(1, true).await.unwrap();
+        let mut waiting: Vec<_> = (0..WAITING_OF_USER).map(|_| Box::pin(checks.turn(1, true))).collect();
+        for one in &mut waiting {
+            assert!(futures::poll!(one.as_mut()).is_pending());
+        }
+        assert!(checks.turn(1, true).await.is_none(), "too many of one name");
+        let mut others: Vec<_> = (2..WAITING as u64).map(|user| Box::pin(checks.turn(user, true))).collect();
+        let mut pending = 0;
+        for one in &mut others {
+            pending += usize::from(futures::poll!(one.as_mut()).is_pending());
+        }
+        assert_eq!(pending, WAITING - WAITING_OF_USER, "too many of all");
+        // None of them is before whoever has not failed.
+        for _ in 0..3 {
+            drop(checks.turn(1, false).await.unwrap());
+        }
+        drop(suspect);
+        drop((waiting, others));
+        assert_eq!(checks.waiting_suspects.lock().unwrap().all, 0);
+    }
+}
