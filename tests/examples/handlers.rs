@@ -47,7 +47,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Messages a second, from the first publish to the last delivery.
 async fn deliver(way: Way, messages: u64) -> Result<f64, Box<dyn std::error::Error>> {
-    let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::Block).start().await?;
+    let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::BLOCK).start().await?;
     let publisher = Connection::new(proxy.address().clone())?;
     publisher.connect().await?;
     let actor = Actor::builder("measure").proxy(proxy.address()).build()?;

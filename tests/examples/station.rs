@@ -57,7 +57,7 @@ fn setup(heartbeats: Option<(Duration, Duration)>) -> ConnectOptions {
 
 async fn proxy(address: &str, heartbeats: Option<(Duration, Duration)>) {
     tracing_subscriber::fmt().with_ansi(false).with_env_filter("xmsg_proxy=debug").init();
-    let mut config = Config { policy: Policy::Block, ..Config::default() };
+    let mut config = Config { policy: Policy::BLOCK, ..Config::default() };
     if let Some((interval, timeout)) = heartbeats {
         (config.heartbeat_interval, config.heartbeat_timeout) = (Some(interval), timeout);
     }

@@ -28,7 +28,7 @@ pub async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
 /// A proxy on free ports of the loopback, which loses nothing.
 pub fn proxy() -> Builder {
     start_tracing();
-    Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::Block)
+    Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::BLOCK)
 }
 
 /// A connection to this proxy, with more patience than its default.

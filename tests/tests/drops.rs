@@ -185,7 +185,7 @@ async fn a_foreign_subscriber_gets_nothing_new() {
 /// A connection that is lost and made again begins and ends a gap; counts go on over both connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gap_is_told_by_its_two_ends() {
-    let first = proxy(Policy::Block).await;
+    let first = proxy(Policy::BLOCK).await;
     let address = first.address().clone();
     let subscriber = connect(&first);
     let subscription = subscriber.subscribe("t").await.unwrap();

@@ -135,7 +135,7 @@ async fn proxy(policy: Policy) -> Proxy {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_confirmed_subscription_misses_nothing_while_publishers_wait_for_slow_subscribers() {
-    let proxy = proxy(Policy::Block).await;
+    let proxy = proxy(Policy::BLOCK).await;
     let load = Arc::new(Load::default());
     let mut receiving = Vec::new();
     for _ in 0..SUBSCRIBERS {

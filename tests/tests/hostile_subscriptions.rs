@@ -326,7 +326,7 @@ async fn a_subscriber_that_never_reads_loses_its_own_messages_and_they_are_count
 async fn under_block_a_slow_subscriber_slows_its_publisher_and_loses_nothing() {
     const MESSAGES: i32 = 300;
     let mark = HighWaterMark::bytes(1 << 20);
-    let proxy = proxy().slow_subscriber(Policy::Block).high_water_mark(mark).start().await.unwrap();
+    let proxy = proxy().slow_subscriber(Policy::BLOCK).high_water_mark(mark).start().await.unwrap();
     let innocent = connect(&proxy);
     let mut undisturbed = innocent.subscribe([topic("innocent")]).await.unwrap();
     let mut slow = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;

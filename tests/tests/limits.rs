@@ -118,7 +118,7 @@ async fn a_proxy_that_comes_back_with_a_smaller_limit_does_not_stop_what_waits()
         publisher.publish(&of_size(name, size)).await.unwrap();
     }
 
-    let builder = Proxy::bind(address.to_string()).slow_subscriber(Policy::Block);
+    let builder = Proxy::bind(address.to_string()).slow_subscriber(Policy::BLOCK);
     let proxy = builder.limits(limited(MIB)).start().await.unwrap();
     for (name, size) in [("q:big", 2), ("q:bigger", 3), ("q:big", 2)] {
         let (topic, bytes) = next_dropped(&mut events).await;

@@ -163,7 +163,7 @@ async fn conflate_begins_long_before_a_large_mark_and_ends_with_the_newest_of_ea
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn block_makes_the_publisher_wait_and_loses_nothing() {
     const MESSAGES: u64 = 2000;
-    let mut scene = Scene::start(config(Policy::Block)).await;
+    let mut scene = Scene::start(config(Policy::BLOCK)).await;
     let mut slow = scene.slow("t").await;
     // The healthy one waits, too, but no longer than for the slow one.
     let publishing = async {
@@ -256,7 +256,7 @@ async fn topics_of_one_subscriber_keep_to_their_own_policies() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn policies_are_replaced_without_dropping_anyone() {
-    let mut scene = Scene::start(config(Policy::Block)).await;
+    let mut scene = Scene::start(config(Policy::BLOCK)).await;
     let mut slow = scene.slow("").await;
     // The publisher is stuck in the slow one. The healthy one does not want these.
     let stuck = async {
@@ -276,7 +276,7 @@ async fn policies_are_replaced_without_dropping_anyone() {
 
     within(
         "the change",
-        scene.proxy.set_policies(Policy::Block, &[TopicPolicy::new("t", Policy::DropOldest)]),
+        scene.proxy.set_policies(Policy::BLOCK, &[TopicPolicy::new("t", Policy::DropOldest)]),
     )
     .await;
     let newest = slow.present(&scene.proxy).drops.newest;
@@ -288,7 +288,7 @@ async fn policies_are_replaced_without_dropping_anyone() {
         }
         scene.publish("t").await;
     }
-    assert_eq!(slow.present(&scene.proxy).policy, Policy::Block);
+    assert_eq!(slow.present(&scene.proxy).policy, Policy::BLOCK);
     assert_eq!(scene.proxy.totals().disconnected, 0);
     assert_eq!(scene.proxy.subscribers().len(), 2);
 }

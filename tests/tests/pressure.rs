@@ -40,7 +40,7 @@ async fn a_subscriber_that_pauses_for_longer_than_the_heartbeats_loses_nothing_u
     const MESSAGES: i32 = 400;
     const HEARTBEAT: Duration = Duration::from_millis(100);
     let config = Config {
-        policy: Policy::Block,
+        policy: Policy::BLOCK,
         heartbeat_interval: Some(HEARTBEAT),
         heartbeat_timeout: HEARTBEAT,
         ..Config::default()
@@ -66,7 +66,7 @@ async fn closing_a_publisher_waits_until_a_blocked_proxy_has_read_everything() {
     let tcp =
         TcpOptions { send_buffer: Some(64 << 10), receive_buffer: Some(128 << 10), ..TcpOptions::default() };
     let config = Config {
-        policy: Policy::Block,
+        policy: Policy::BLOCK,
         high_water_mark: HighWaterMark::bytes(256 << 10),
         tcp,
         ..Config::default()

@@ -13,7 +13,7 @@ const LINGER: Duration = Duration::from_secs(30);
 
 /// A new proxy at the address of an old one.
 async fn at(address: &ProxyAddress) -> Proxy {
-    Proxy::bind(address.to_string()).slow_subscriber(Policy::Block).start().await.unwrap()
+    Proxy::bind(address.to_string()).slow_subscriber(Policy::BLOCK).start().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

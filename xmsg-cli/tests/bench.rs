@@ -72,7 +72,7 @@ fn assert_svg(path: &Path, texts: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_message_gets_to_every_subscriber() {
-    let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::Block).start().await.unwrap();
+    let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::BLOCK).start().await.unwrap();
     let address = proxy.address().to_string();
     for (publishers, subscribers, messages, more) in [
         (1, 1, 20_000, &[][..]),
@@ -289,7 +289,7 @@ async fn without_a_proxy_the_address_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_tells_what_was_measured() {
-    let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::Block).start().await.unwrap();
+    let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::BLOCK).start().await.unwrap();
     let address = proxy.address().to_string();
     for (words, count) in [
         (&["throughput", "--duration", "1h", "--warmup", "0"][..], "/delivered/messages"),

@@ -5,7 +5,7 @@
 //! use std::time::Duration;
 //! use xmsg_proxy::{Policy, Proxy};
 //!
-//! let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::Block).start().await?;
+//! let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::BLOCK).start().await?;
 //! println!("listening at {}", proxy.address());
 //! let totals = proxy.stop(Duration::from_secs(5)).await;
 //! assert_eq!(totals.undelivered, 0);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use xmsg_core::prefixes::PrefixTable;
 use xmsg_core::socket::HighWaterMark;
@@ -18,24 +19,31 @@ pub enum Policy {
     /// 1 MiB, or at the mark if that is lower. If the mark is reached all the same, the oldest go.
     Conflate,
     /// Publishers of messages that match wait, and so, through TCP, do their senders: nothing is lost.
-    Block,
+    Block {
+        /// A subscriber that takes less than 64 KiB in so much time, while publishers wait for it, is cut off as under
+        /// [`Disconnect`](Self::Disconnect); `None`: never, and then it can hold them up for ever.
+        longest: Option<Duration>,
+    },
     /// The subscriber is cut off; what was queued for it counts as undelivered.
     Disconnect,
 }
 
 impl Policy {
+    /// Publishers wait for a subscriber that takes nothing for 30 s at most.
+    pub const BLOCK: Self = Self::Block { longest: Some(Duration::from_secs(30)) };
+
     /// All of them.
     pub const ALL: [Self; 5] =
-        [Self::DropNewest, Self::DropOldest, Self::Conflate, Self::Block, Self::Disconnect];
+        [Self::DropNewest, Self::DropOldest, Self::Conflate, Self::BLOCK, Self::Disconnect];
 
-    /// The name on the command line.
+    /// The name on the command line, without what may stand behind it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::DropNewest => "drop-newest",
             Self::DropOldest => "drop-oldest",
             Self::Conflate => "conflate",
-            Self::Block => "block",
+            Self::Block { .. } => "block",
             Self::Disconnect => "disconnect",
         }
     }
@@ -44,17 +52,52 @@ impl Policy {
 impl FromStr for Policy {
     type Err = String;
 
+    /// A name, or `block:30s` with the longest wait (`ms`, `s`, `m` or `h`), or `block:forever`.
     fn from_str(name: &str) -> Result<Self, String> {
+        if let Some(longest) = name.strip_prefix("block:") {
+            return Ok(Self::Block { longest: longest_wait(longest)? });
+        }
         Self::ALL.into_iter().find(|policy| policy.name() == name).ok_or_else(|| {
             let names = Self::ALL.map(Self::name).join(", ");
-            format!("unknown policy {name:?}: one of {names}")
+            format!(
+                "unknown policy {name:?}: one of {names}, or block with the longest wait, such as block:30s"
+            )
         })
     }
 }
 
+/// `None`: for ever.
+fn longest_wait(text: &str) -> Result<Option<Duration>, String> {
+    if text == "forever" {
+        return Ok(None);
+    }
+    let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    let ms = number.parse().ok().and_then(|number: u64| number.checked_mul(unit_ms)).filter(|ms| *ms > 0);
+    let expected = || format!("{text:?} is no time to wait: one such as 500ms, 30s, 5m or 1h, or forever");
+    ms.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(expected)
+}
+
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(self.name())?;
+        match self {
+            Self::Block { longest: None } => f.write_str(":forever"),
+            Self::Block { longest: Some(longest) } if *self != Self::BLOCK => {
+                match (longest.as_secs(), longest.subsec_millis()) {
+                    (secs, 0) => write!(f, ":{secs}s"),
+                    _ => write!(f, ":{}ms", longest.as_millis()),
+                }
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -157,6 +200,7 @@ mod tests {
     fn names_are_read_back() {
         for policy in Policy::ALL {
             assert_eq!(policy.name().parse(), Ok(policy));
+            assert_eq!(policy.to_string().parse(), Ok(policy));
         }
         let unknown = "drop".parse::<Policy>().unwrap_err();
         assert!(unknown.ends_with("drop-newest, drop-oldest, conflate, block, disconnect"), "{unknown}");
@@ -164,8 +208,8 @@ mod tests {
 
     #[test]
     fn a_prefix_may_contain_what_separates_it() {
-        assert_eq!("a=b=block".parse(), Ok(TopicPolicy::new("a=b", Policy::Block)));
-        assert_eq!("=block".parse(), Ok(TopicPolicy::new("", Policy::Block)));
+        assert_eq!("a=b=block".parse(), Ok(TopicPolicy::new("a=b", Policy::BLOCK)));
+        assert_eq!("=block".parse(), Ok(TopicPolicy::new("", Policy::BLOCK)));
         assert!("block".parse::<TopicPolicy>().is_err());
         assert!("a=".parse::<TopicPolicy>().is_err());
     }
@@ -177,7 +221,7 @@ mod tests {
         let policies = Policies::new(
             Rule { policy: Policy::DropNewest, mark },
             &[
-                TopicPolicy::new("data:raw", Policy::Block),
+                TopicPolicy::new("data:raw", Policy::BLOCK),
                 TopicPolicy { high_water_mark: Some(own), ..TopicPolicy::new("data:", Policy::Conflate) },
                 TopicPolicy::new("data:raw", Policy::Disconnect),
             ],

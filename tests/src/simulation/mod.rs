@@ -312,7 +312,7 @@ fn message_limit(rng: &mut Rng) -> usize {
 fn config(rng: &mut Rng) -> Config {
     let heartbeat = rng.bool().then(|| Duration::from_millis(rng.u64(200..5000)));
     Config {
-        policy: Policy::Block,
+        policy: Policy::BLOCK,
         high_water_mark: HighWaterMark {
             bytes: 1 << rng.u32(9..20),
             messages: if rng.bool() { usize::MAX } else { rng.usize(1..50) },

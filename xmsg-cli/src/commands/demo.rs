@@ -86,7 +86,7 @@ struct Counters {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let proxy = Proxy::bind("127.0.0.1:0")
-        .slow_subscriber(Policy::Block)
+        .slow_subscriber(Policy::BLOCK)
         .high_water_mark(HighWaterMark::bytes(HIGH_WATER_MARK))
         .start()
         .await

@@ -144,7 +144,7 @@ impl Delivery {
                 continue;
             }
             let rule = policies.rule(run.rule);
-            blocks |= rule.policy == Policy::Block;
+            blocks |= matches!(rule.policy, Policy::Block { .. });
             let mut limit = self.limit(rule.mark);
             if queue.keep() != keep(rule.policy) {
                 limit.bytes = limit.bytes.saturating_sub(APART);
@@ -162,7 +162,7 @@ impl Delivery {
                     self.drop_oldest(&mut queue, rule, limit, run, cut, &mut drops);
                     continue;
                 }
-                Policy::DropNewest | Policy::Block | Policy::Disconnect => {}
+                Policy::DropNewest | Policy::Block { .. } | Policy::Disconnect => {}
             }
             let mut fitting = cut.fitting(run, queue.room(limit));
             if fitting == 0 && queue.queued().messages == 0 {
@@ -176,7 +176,7 @@ impl Delivery {
                 continue;
             }
             match rule.policy {
-                Policy::Block => {
+                Policy::Block { .. } => {
                     queue.wait_for_room();
                     done -= 1;
                     left[done] = rest;
@@ -198,7 +198,7 @@ impl Delivery {
             subscriber.count_dropped(drops);
         }
         if too_slow {
-            subscriber.cut_off();
+            subscriber.cut_off("disconnect");
         }
         is_behind
     }
@@ -310,7 +310,7 @@ fn fits(amount: Amount, room: Amount) -> bool {
 /// What may become of messages while they wait.
 fn keep(policy: Policy) -> Keep {
     match policy {
-        Policy::DropNewest | Policy::Block | Policy::Disconnect => Keep::Always,
+        Policy::DropNewest | Policy::Block { .. } | Policy::Disconnect => Keep::Always,
         Policy::DropOldest => Keep::WhileRoom,
         Policy::Conflate => Keep::Newest,
     }

@@ -246,7 +246,7 @@ proptest! {
     }
 
     #[test]
-    fn block_loses_nothing(plan in plan(&[Policy::Block], &[Policy::Block])) {
+    fn block_loses_nothing(plan in plan(&[Policy::BLOCK], &[Policy::BLOCK])) {
         let outcome = carry_out(&plan);
         prop_assert_eq!(outcome.received, outcome.pushed);
     }
@@ -261,7 +261,7 @@ proptest! {
     /// Messages of one policy do not suffer from those of another in the same queue.
     #[test]
     fn what_may_not_go_stays_whatever_comes(
-        plan in plan(&[Policy::DropOldest, Policy::Conflate, Policy::DropNewest, Policy::Block], &[Policy::Block])
+        plan in plan(&[Policy::DropOldest, Policy::Conflate, Policy::DropNewest, Policy::BLOCK], &[Policy::BLOCK])
     ) {
         let outcome = carry_out(&plan);
         let of_own = |messages: &[(Bytes, u32)]| {
@@ -285,7 +285,7 @@ proptest! {
 fn topics_in_turn_cost_no_more_than_they_are() {
     let mark = HighWaterMark::bytes(1 << 30);
     let policies =
-        Policies::new(Rule { policy: Policy::Block, mark }, &[TopicPolicy::new("b", Policy::DropOldest)]);
+        Policies::new(Rule { policy: Policy::BLOCK, mark }, &[TopicPolicy::new("b", Policy::DropOldest)]);
     let memory = MemoryBudget::default();
     let subscriber = Subscriber::new(
         1,
@@ -330,6 +330,6 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
             delivery.deliver(&subscriber, &mut runs, &cut, &policies)
         };
         assert!(!deliver(), "a little is no reason to wait");
-        assert_eq!((0..10).any(|_| deliver()), policy == Policy::Block, "{policy:?}");
+        assert_eq!((0..10).any(|_| deliver()), policy == Policy::BLOCK, "{policy:?}");
     }
 }

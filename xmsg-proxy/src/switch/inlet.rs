@@ -16,7 +16,7 @@ use super::requests::Asking;
 use super::table::{Routes, Table};
 use crate::CONTROL_TOPIC;
 use crate::config::Config;
-use crate::policy::Policies;
+use crate::policy::{Policies, Policy};
 use crate::security::Rights;
 
 /// Topics whose subscribers an inlet remembers, at most; then it starts over.
@@ -312,7 +312,16 @@ impl Inlet {
             let rule = policies.rule(left[0].rule);
             let room =
                 subscriber.outbox.wait_for_room(|queue| self.delivery.is_full(queue, rule, left[0], cut));
-            if tokio::time::timeout(BLOCKED_PING, room).await.is_err() {
+            let longest = match rule.policy {
+                Policy::Block { longest } => longest,
+                _ => None,
+            };
+            let pause = longest.map_or(BLOCKED_PING, |longest| longest.min(BLOCKED_PING));
+            let has_room = tokio::time::timeout(pause, room).await.is_ok();
+            if longest.is_some_and(|longest| subscriber.has_stalled(longest)) && !has_room {
+                subscriber.cut_off(&rule.policy.to_string());
+            }
+            if !has_room {
                 if self.publisher.version >= Version::V3_1 {
                     let mut ping = BytesMut::new();
                     Command::Ping { ttl: Duration::ZERO, context: Bytes::new() }.write(&mut ping);

@@ -16,6 +16,7 @@ mod delivery;
 mod inlet;
 mod peers;
 mod requests;
+mod stall;
 mod table;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};

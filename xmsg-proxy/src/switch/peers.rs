@@ -17,6 +17,7 @@ use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits, Principal, Version};
 
 use super::Totals;
+use super::stall::Stall;
 use crate::policy::{Policy, Rule};
 use crate::security::{Authority, Rights};
 
@@ -178,6 +179,8 @@ pub(super) struct Subscriber {
     large_topic: Mutex<Vec<u8>>,
     /// There is something to log that has to wait.
     unlogged: Notify,
+    /// Since when publishers wait for it.
+    stall: Mutex<Stall>,
     /// `None`: it does not understand what it would be told of drops.
     telling: Option<Telling>,
     /// Ends its connection.
@@ -207,6 +210,7 @@ impl Subscriber {
             large_log: Spaced::default(),
             large_topic: Mutex::default(),
             unlogged: Notify::new(),
+            stall: Mutex::default(),
             telling: None,
             cut: CancellationToken::new(),
             outsized: CancellationToken::new(),
@@ -402,8 +406,13 @@ impl Subscriber {
         );
     }
 
-    /// Ends its connection, because it is too slow.
-    pub(super) fn cut_off(&self) {
+    /// Whether publishers have waited for it for this long, while it took next to nothing. To be asked again and again while one waits.
+    pub(super) fn has_stalled(&self, longest: Duration) -> bool {
+        lock(&self.stall).lasts(now(), self.outbox.written().bytes) >= longest
+    }
+
+    /// Ends its connection, because it is too slow. `policy` is what wants it so.
+    pub(super) fn cut_off(&self, policy: &str) {
         if self.cut.is_cancelled() {
             return;
         }
@@ -412,7 +421,8 @@ impl Subscriber {
             peer = %self.peer,
             queued_messages = queued.messages,
             queued_bytes = queued.bytes,
-            "slow subscriber: it is cut off (disconnect). Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
+            policy,
+            "slow subscriber: it is cut off. Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
         );
         self.cut.cancel();
         self.outbox.close();

@@ -50,7 +50,7 @@ pub(super) struct TargetOptions {
     pub(super) embedded: bool,
 
     /// What the embedded proxy does when a subscriber is too slow: drop-newest, drop-oldest, conflate, block, disconnect
-    #[arg(long, value_name = "POLICY", default_value_t = Policy::Block, requires = "embedded")]
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::BLOCK, requires = "embedded")]
     pub(super) slow_subscriber: Policy,
 
     /// Threads that the clients share, and the embedded proxy with them [default: one for each core]
