@@ -300,7 +300,7 @@ impl Connection {
     }
 
     /// Messages that were accepted and dropped again, because the proxy does not take them: see
-    /// [`SocketEvent::MessageDropped`].
+    /// [`SocketEvent::MessageDropped`](crate::socket::SocketEvent::MessageDropped).
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.inner.publisher.get().map_or(0, Publisher::dropped)

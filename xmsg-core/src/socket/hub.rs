@@ -12,14 +12,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::admission::Permit;
-use super::events::{DropReason, EventChannel, SocketEvent, SocketEvents};
+use super::events::{EventChannel, SocketEvent, SocketEvents};
 use super::hold::{HoldLimit, Lost};
 use super::inbox::Inbox;
 use super::link::{LastEnd, Link, SubscriptionLimits, Subscriptions};
+use super::link_handler::LinkHandler;
 use super::outbox::{Discarded, Frame, Outbox};
 use super::reconnect::Backoff;
 use super::refusal::{Whose, unfit, unfit_size};
-use super::session::{Batch, Ended, Handler, Session, now};
+use super::session::{Ended, Session, now};
 use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, IdentityScope, SocketOptions};
@@ -30,9 +31,6 @@ use crate::{Error, ErrorKind, Result};
 
 /// A peer that takes a connection and says nothing for so long is silent.
 const SILENCE: Duration = Duration::from_millis(100);
-/// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
-/// prefixes, the publisher takes it that everything is wanted.
-const WANTED_MAX: usize = 100_000;
 /// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 /// What came in with one read shares its slab only if that is at most so many times as large.
@@ -677,7 +675,7 @@ impl Hub {
             .watched(self.options.heartbeat_interval, self.options.heartbeat_timeout)
     }
 
-    fn tell(&self, event: SocketEvent) {
+    pub(super) fn tell(&self, event: SocketEvent) {
         if let Some(parent) = &self.parent {
             parent.tell_folded(event.clone());
         }
@@ -712,75 +710,6 @@ impl Drop for LinkEnd<'_> {
         self.link.stop.cancel();
         self.hub.inbox.close();
         self.hub.changed.notify_waiters();
-    }
-}
-
-struct LinkHandler<'a> {
-    hub: &'a Hub,
-    link: &'a Link,
-    identity: Bytes,
-}
-
-impl Handler for LinkHandler<'_> {
-    async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
-        // A few bytes must not keep a large slab alive while they wait.
-        let small = batch.wire.len() * SHARE_MAX < batch.slab.size;
-        let (wire, memory) = if small {
-            (Bytes::copy_from_slice(&batch.wire), batch.wire.len())
-        } else {
-            (batch.wire, batch.slab.size)
-        };
-        self.hub.inbox.push(&self.identity, wire, memory).await;
-        Ok(())
-    }
-
-    async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
-        {
-            let mut state = self.link.state();
-            if subscribe {
-                let limits = &self.hub.options.limits;
-                let len = prefix.len();
-                if self.link.connecting && (state.wanted.len() >= WANTED_MAX || len > limits.subscription_len)
-                {
-                    state.wants_more = true;
-                } else if state.wanted.len() >= limits.subscriptions
-                    || state.wanted_bytes + len > limits.subscription_bytes
-                {
-                    return Err(limits.too_many(state.wanted.len() + 1, state.wanted_bytes + len).into());
-                } else if state.wanted.insert(prefix) {
-                    state.wanted_bytes += len;
-                }
-            } else if state.wanted.remove(&prefix) {
-                state.wanted_bytes -= prefix.len();
-            }
-        }
-        self.hub.changed.notify_waiters();
-        Ok(())
-    }
-
-    fn dropped(&mut self, counts: DroppedCounts) {
-        let (peer, news, total) = {
-            let mut state = self.link.state();
-            let (before, total) = &mut state.drops;
-            // A count that goes back is none.
-            let news = DroppedCounts {
-                too_slow: counts.too_slow.saturating_sub(before.too_slow),
-                too_large: counts.too_large.saturating_sub(before.too_large),
-            };
-            before.too_slow = before.too_slow.max(counts.too_slow);
-            before.too_large = before.too_large.max(counts.too_large);
-            total.too_slow = total.too_slow.saturating_add(news.too_slow);
-            total.too_large = total.too_large.saturating_add(news.too_large);
-            (state.name.clone(), news, state.drops.1)
-        };
-        for (reason, messages, total) in [
-            (DropReason::TooSlow, news.too_slow, total.too_slow),
-            (DropReason::TooLarge, news.too_large, total.too_large),
-        ] {
-            if messages > 0 {
-                self.hub.tell(SocketEvent::DroppedByPeer { peer: peer.to_string(), reason, messages, total });
-            }
-        }
     }
 }
 

@@ -27,6 +27,7 @@ mod hub;
 mod inbox;
 pub(crate) mod line;
 mod link;
+mod link_handler;
 pub mod memory;
 mod multipart;
 mod options;
