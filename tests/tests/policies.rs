@@ -185,6 +185,24 @@ async fn block_makes_the_publisher_wait_and_loses_nothing() {
     assert_eq!(scene.proxy.totals().dropped.messages, 0);
 }
 
+/// Whoever reads nothing holds publishers up for the longest wait; then they go on without it, and the others have lost nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn block_waits_no_longer_than_it_is_to() {
+    let policy = Policy::Block { longest: Some(Duration::from_millis(300)) };
+    let mut scene = Scene::start(config(policy)).await;
+    let mut slow = scene.slow("t").await;
+    // `publish` waits until the healthy one has it.
+    within("the end of the slow one", scene.publish_until(&["t"], |proxy| proxy.totals().disconnected == 1))
+        .await;
+    slow.raw.closed().await;
+    for _ in 0..10 {
+        scene.publish("t").await;
+    }
+    let totals = scene.proxy.totals();
+    assert_eq!((totals.dropped.messages, totals.disconnected), (0, 1), "{totals:?}");
+    assert!(totals.undelivered > 0 && totals.waits > 0, "{totals:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disconnect_cuts_the_slow_one_off_and_counts_what_it_leaves() {
     let mut scene = Scene::start(config(Policy::Disconnect)).await;

@@ -30,8 +30,9 @@ struct Arguments {
     port: Option<ProxyPort>,
 
     /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them; `drop-oldest` drops
-    /// those that wait longest instead; `conflate` keeps the newest of each topic; `block` makes publishers wait;
-    /// `disconnect` cuts the subscriber off [default: drop-newest]
+    /// those that wait longest instead; `conflate` keeps the newest of each topic; `block` makes publishers wait
+    /// and cuts off one that takes nothing for 30 s (`block:5m`, `block:forever`); `disconnect` cuts the subscriber off
+    /// [default: drop-newest]
     #[arg(long, value_name = "POLICY", env = "XMSG_PROXY_SLOW_SUBSCRIBER")]
     slow_subscriber: Option<Named<Policy>>,
 
