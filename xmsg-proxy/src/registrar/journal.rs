@@ -52,7 +52,7 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// Appends the body of the entry, with room for its header, to a batch. [`seal`] makes it whole.
+    /// Appends the body of the entry, with room for its header, to a batch. `seal` makes it whole.
     pub fn write(&self, batch: &mut Vec<u8>) {
         let (tag, bytes) = match self {
             Self::Register(OwnerType::Publisher, frame) => (1, frame),
