@@ -117,13 +117,19 @@ impl MemoryBudget {
         }
     }
 
+    /// A claim of nothing yet, of nobody who can be ended.
+    #[must_use]
+    pub fn claim_shared(&self) -> Claim {
+        Claim { budget: self.clone(), id: u64::MAX, bytes: 0, holder: None }
+    }
+
     /// A claim that nobody is ended for; `None`: there is no room for it.
     #[must_use]
     pub fn claim_fixed(&self, bytes: usize) -> Option<Claim> {
         if !self.has_room(bytes) {
             return None;
         }
-        let mut claim = Claim { budget: self.clone(), id: u64::MAX, bytes: 0, holder: None };
+        let mut claim = self.claim_shared();
         claim.count(bytes);
         Some(claim)
     }
@@ -211,13 +217,23 @@ impl Claim {
 
     /// Holds so much from now on, whether there is room or not. If there is none, whoever holds most is ended: `false` if it is this one.
     pub fn force(&mut self, bytes: usize) -> bool {
+        self.force_as(bytes, bytes)
+    }
+
+    /// The same for somebody who counts for `weight` bytes when the largest is sought: of what it holds, others hold a part, too.
+    pub fn force_as(&mut self, bytes: usize, weight: usize) -> bool {
         let is_more = bytes > self.bytes;
-        self.enter(bytes);
-        !is_more || self.budget.has_room(0) || self.budget.end_largest(Some((self.id, bytes)))
+        self.count(bytes);
+        self.weigh(weight);
+        !is_more || self.budget.has_room(0) || self.budget.end_largest(Some((self.id, weight)))
     }
 
     fn enter(&mut self, bytes: usize) {
         self.count(bytes);
+        self.weigh(bytes);
+    }
+
+    fn weigh(&mut self, bytes: usize) {
         let mut holders = self.budget.0.holders();
         match (self.holder.take(), holders.get_mut(&self.id)) {
             (Some(holder), _) => drop(holders.insert(self.id, Holder { bytes, ..holder })),

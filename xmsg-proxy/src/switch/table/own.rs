@@ -29,6 +29,8 @@ pub(super) struct Own {
     pub(super) is_queued: bool,
     /// What they count for, until they are forgotten.
     pub(super) claim: Option<Claim>,
+    /// What they counted for last, when whoever holds most was to be found, bytes.
+    pub(super) weight: usize,
 }
 
 /// What is yet to be done.

@@ -37,9 +37,11 @@ const BACKLOG: u64 = 128 << 10;
 const PACE: Duration = Duration::from_millis(1);
 /// Who has not read it after so long is not waited for any more.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// What a subscription takes beside its text, bytes, about.
-const SUBSCRIPTION: usize = 150;
-/// Steps in which subscriptions count in the memory budget, bytes.
+/// What a prefix takes beside its text, bytes, about.
+const PREFIX: usize = 130;
+/// What a pair of a subscriber and a prefix takes, bytes, about.
+const PAIR: usize = 24;
+/// Steps in which a subscriber's subscriptions count in the memory budget, bytes.
 const MEMORY_STEP: usize = 64 << 10;
 /// Bytes of parts that are out of date which publishers may hold in any case; above it, as much as is up to date.
 const OUTDATED_MIN: usize = 16 << 20;
@@ -58,6 +60,8 @@ pub(in crate::switch) struct TableTask {
     snapshots: HashMap<Version, Snapshot>,
     jobs: Jobs,
     memory: MemoryBudget,
+    /// Of the prefixes themselves, whoever subscribed to them.
+    prefixes: Claim,
 }
 
 /// What is done in slices.
@@ -130,6 +134,7 @@ impl TableTask {
             publishers: BTreeMap::new(),
             snapshots: HashMap::new(),
             jobs: Jobs::default(),
+            prefixes: memory.claim_shared(),
             memory,
         }
     }
@@ -354,9 +359,14 @@ impl TableTask {
         if tidings.is_empty() {
             return;
         }
-        for part in tidings.iter().map(|tiding| Snapshot::part_of(tiding.id)) {
+        let mut held = self.prefixes.bytes();
+        for Tiding { subscribe, prefix, id } in tidings {
+            let part = Snapshot::part_of(*id);
             self.snapshots.values_mut().for_each(|snapshot| snapshot.outdate(part));
+            let bytes = prefix_memory(1, prefix.len());
+            held = if *subscribe { held + bytes } else { held.saturating_sub(bytes) };
         }
+        self.prefixes.force(held);
         if self.upstream == Upstream::All {
             return;
         }
@@ -498,13 +508,18 @@ impl TableTask {
 /// Has a subscriber's subscriptions count in the memory budget. If there is none left, whoever holds most is ended.
 fn count_memory(own: &mut Own, subscriber: &Subscriber, memory: &MemoryBudget) {
     let count = subscriber.subscriptions.load(Ordering::Relaxed);
-    // A short prefix lies in its entry; of a long one there may be a second copy, encoded for publishers.
-    let bytes = count * SUBSCRIPTION + 2 * subscriber.subscription_bytes.load(Ordering::Relaxed);
-    let bytes = bytes - bytes % MEMORY_STEP;
-    if bytes != own.claim.as_ref().map_or(0, Claim::bytes) {
+    let weight = prefix_memory(count, subscriber.subscription_bytes.load(Ordering::Relaxed));
+    if weight / MEMORY_STEP != own.weight / MEMORY_STEP {
+        own.weight = weight;
         let new = || memory.claim(&subscriber.peer, "subscriptions", subscriber.outsized.clone());
-        own.claim.get_or_insert_with(new).force(bytes);
+        own.claim.get_or_insert_with(new).force_as(count * PAIR, weight);
     }
+}
+
+/// What so many prefixes of so many bytes take, about. A short one lies in its entry; of a long one there may be a second copy, encoded for
+/// publishers.
+fn prefix_memory(count: usize, bytes: usize) -> usize {
+    count * PREFIX + 2 * bytes
 }
 
 fn encode<'a>(version: Version, tidings: impl Iterator<Item = &'a Tiding>) -> Bytes {
