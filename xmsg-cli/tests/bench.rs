@@ -303,7 +303,15 @@ async fn an_interrupt_tells_what_was_measured() {
         let more = ["--json", "--proxy", &address];
         let running = Running::start(&[&["bench"], words, &more, &PATIENT].concat());
         within("the first messages", async {
-            while proxy.totals().received.messages < before + 50 {
+            // Messages, or connections: each has a number.
+            let mut first = u32::MAX;
+            loop {
+                let newest =
+                    proxy.publishers().iter().map(|publisher| publisher.id).max().unwrap_or_default();
+                first = first.min(if newest == 0 { u32::MAX } else { newest });
+                if newest > first.saturating_add(50) || proxy.totals().received.messages >= before + 50 {
+                    break;
+                }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })

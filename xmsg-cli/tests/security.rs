@@ -89,5 +89,5 @@ async fn passwords_are_set_and_let_in() {
         |user: &'static str| [&publish[..], &["--user", user, "--password-file", &password_file]].concat();
     xmsg(&as_user("alice")).await.done();
     xmsg(&as_user("bob")).await.failed(4, "does not let us in");
-    xmsg(&[&publish[..], &["--user", "alice"]].concat()).await.failed(2, "XMSG_PASSWORD_FILE");
+    xmsg(&[&publish[..], &["--user", "alice"]].concat()).await.failed(2, "--password-file");
 }

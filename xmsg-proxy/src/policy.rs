@@ -203,7 +203,29 @@ mod tests {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }
         let unknown = "drop".parse::<Policy>().unwrap_err();
-        assert!(unknown.ends_with("drop-newest, drop-oldest, conflate, block, disconnect"), "{unknown}");
+        assert!(unknown.contains("drop-newest, drop-oldest, conflate, block, disconnect"), "{unknown}");
+    }
+
+    #[test]
+    fn the_longest_wait_is_read_and_shown() {
+        let block = |longest| Policy::Block { longest };
+        for (text, longest, shown) in [
+            ("block", Some(Duration::from_secs(30)), "block"),
+            ("block:30s", Some(Duration::from_secs(30)), "block"),
+            ("block:250ms", Some(Duration::from_millis(250)), "block:250ms"),
+            ("block:5m", Some(Duration::from_secs(300)), "block:300s"),
+            ("block:1h", Some(Duration::from_secs(3600)), "block:3600s"),
+            ("block:forever", None, "block:forever"),
+        ] {
+            let policy: Policy = text.parse().unwrap();
+            assert_eq!((policy, policy.to_string()), (block(longest), shown.to_owned()));
+            assert_eq!(shown.parse(), Ok(policy));
+        }
+        for text in ["block:", "block:0s", "block:30", "block:s", "block:-1s", "block:99999999999999999999h"]
+        {
+            let error = text.parse::<Policy>().unwrap_err();
+            assert!(error.contains("30s"), "{error}");
+        }
     }
 
     #[test]
