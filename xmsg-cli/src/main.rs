@@ -8,7 +8,7 @@
 //! | [`source`] | input: a whole file, or its lines, in bounded memory |
 //! | [`recipe`], [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
 //! | [`style`], [`render`], [`mod@format`] | what is shown of a message |
-//! | [`output`] | standard output and standard error |
+//! | [`output`], [`table`] | standard output and standard error; columns |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
 
 mod args;
@@ -23,6 +23,7 @@ mod render;
 mod signals;
 mod source;
 mod style;
+mod table;
 mod template;
 mod value;
 
