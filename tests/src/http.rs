@@ -29,6 +29,14 @@ pub async fn get_with(address: &str, path: &str, headers: &str) -> Response {
     ask(address, request.as_bytes()).await.expect("an answer")
 }
 
+/// Posts nothing but the path and these headers, each with its line end.
+pub async fn post(address: &str, path: &str, headers: &str) -> Response {
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: 0\r\n{headers}\r\n"
+    );
+    ask(address, request.as_bytes()).await.expect("an answer")
+}
+
 /// Sends these bytes, and reads to the end; `None` if nothing came back.
 pub async fn ask(address: &str, request: &[u8]) -> Option<Response> {
     let mut stream = within("connect", TcpStream::connect(address)).await.expect("somebody listens");

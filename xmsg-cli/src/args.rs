@@ -9,7 +9,7 @@ use xmsg_core::options::CHECK_TIMEOUT;
 use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security, Topic};
 
 use crate::commands::{
-    bench, demo, discover, keys, ping, publish, register, registrar, reply, request, subscribe,
+    bench, connections, demo, discover, keys, ping, publish, register, registrar, reply, request, subscribe,
 };
 
 const EXIT_CODES: &str = "\
@@ -18,7 +18,7 @@ Exit codes:
   1    failed while running
   2    usage: an option, a topic or an address that cannot be used
   3    cannot connect to the proxy or the registrar
-  4    not allowed: keys, or name and password, are not good
+  4    not allowed: keys, name and password, or the token, are not good
   27   timed out
   130  interrupted
 
@@ -53,6 +53,7 @@ pub(crate) enum Command {
     Deregister(Box<register::RemovalArguments>),
     Find(Box<discover::FindArguments>),
     List(discover::ListArguments),
+    Connections(connections::Arguments),
     Keygen(keys::Keygen),
     Passwd(keys::Passwd),
 }

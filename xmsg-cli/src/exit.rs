@@ -56,6 +56,22 @@ impl std::error::Error for AtRegistrar {
     }
 }
 
+/// A request to the HTTP server of a daemon failed.
+#[derive(Debug)]
+pub(crate) struct AtAdmin(pub(crate) xmsg_core::Error);
+
+impl fmt::Display for AtAdmin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for AtAdmin {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
 /// Says what is wrong with the command line, or prints the help that was asked for.
 pub(crate) fn usage(error: &clap::Error) -> Exit {
     if !error.use_stderr() {
@@ -87,7 +103,9 @@ fn exit_of(error: &anyhow::Error) -> Exit {
         return Exit::Usage;
     }
     let at_registrar = error.downcast_ref::<AtRegistrar>().map(|error| &error.0);
-    match error.downcast_ref::<xmsg_core::Error>().or(at_registrar).map(xmsg_core::Error::kind) {
+    let at_admin = error.downcast_ref::<AtAdmin>().map(|error| &error.0);
+    let cause = error.downcast_ref::<xmsg_core::Error>().or(at_registrar).or(at_admin);
+    match cause.map(xmsg_core::Error::kind) {
         // Only connecting and subscribing wait for an answer of the proxy.
         Some(
             ErrorKind::Refused
@@ -116,6 +134,9 @@ fn describe(error: &anyhow::Error, exit: Exit) -> String {
     match exit {
         Exit::NoConnection if error.is::<AtRegistrar>() => {
             text + "\n  Start one with `xmsg registrar`, or say where it is with --registrar HOST[:PORT] or XMSG_REGISTRAR."
+        }
+        Exit::NoConnection if error.is::<AtAdmin>() => {
+            text + "\n  Start it with `xmsg-proxy --admin`, or say where it is with --admin HOST:PORT or XMSG_ADMIN."
         }
         Exit::NoConnection => {
             text + "\n  Start one with `xmsg-proxy`, or say where it is with --proxy HOST[:PORT] or XMSG_PROXY."
@@ -151,6 +172,10 @@ mod tests {
         assert_eq!(of(ErrorKind::Closed), Exit::Failed);
         assert_eq!(exit_of(&Usage("x".into()).into()), Exit::Usage);
         assert_eq!(exit_of(&anyhow::anyhow!("x")), Exit::Failed);
+        let at_admin = |kind| exit_of(&AtAdmin(Error::new(kind, "x")).into());
+        assert_eq!(at_admin(ErrorKind::Timeout), Exit::NoConnection);
+        assert_eq!(at_admin(ErrorKind::NotAllowed), Exit::NotAllowed);
+        assert_eq!(at_admin(ErrorKind::Remote), Exit::Failed);
     }
 
     #[test]

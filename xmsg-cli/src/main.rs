@@ -8,9 +8,11 @@
 //! | [`source`] | input: a whole file, or its lines, in bounded memory |
 //! | [`recipe`], [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
 //! | [`style`], [`render`], [`mod@format`] | what is shown of a message |
-//! | [`output`] | standard output and standard error |
+//! | [`output`], [`table`] | standard output and standard error; columns |
+//! | [`admin`] | the HTTP server of a daemon, and how to ask it |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
 
+mod admin;
 mod args;
 mod commands;
 mod exit;
@@ -23,6 +25,7 @@ mod render;
 mod signals;
 mod source;
 mod style;
+mod table;
 mod template;
 mod value;
 
@@ -68,6 +71,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Deregister(arguments) => commands::register::deregister(*arguments, verbose).await,
             Command::Find(arguments) => commands::discover::find(*arguments).await,
             Command::List(arguments) => commands::discover::list(arguments).await,
+            Command::Connections(arguments) => commands::connections::run(arguments).await,
             Command::Keygen(arguments) => commands::keys::keygen(&arguments),
             Command::Passwd(arguments) => commands::keys::passwd(&arguments),
         }

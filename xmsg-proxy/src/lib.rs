@@ -38,7 +38,7 @@ pub mod switch;
 pub use config::{Config, Upstream};
 pub use policy::{Policy, TopicPolicy};
 pub use proxy::{Builder, Monitor, Proxy};
-pub use switch::{Drops, PublisherStats, SubscriberStats, Totals};
+pub use switch::{Drops, Ending, PublisherStats, SubscriberStats, Totals};
 
 /// What every topic of a control request starts with.
 pub const CONTROL_TOPIC: &[u8] = b"xmsg:control";

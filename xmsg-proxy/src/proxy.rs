@@ -17,7 +17,7 @@ use crate::config::{Config, Upstream};
 use crate::control::Controller;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism, Rules};
-use crate::switch::{PublisherStats, Side, SubscriberStats, Switch, Totals};
+use crate::switch::{Ending, PublisherStats, Side, SubscriberStats, Switch, Totals};
 
 /// How often a free block of three ports is looked for.
 const PORT_ATTEMPTS: usize = 64;
@@ -133,7 +133,7 @@ pub struct Proxy {
     authority: Arc<Authority>,
 }
 
-/// Watches a proxy from any thread: it reads counts and changes nothing. Cheap to clone.
+/// Watches a proxy from any thread: it reads counts, and changes nothing but by [`end_connection`](Self::end_connection). Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Monitor {
     switch: Switch,
@@ -158,6 +158,15 @@ impl Monitor {
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStats> {
         self.switch.subscribers()
+    }
+
+    /// Ends the connection of the publisher or subscriber with this [`id`](SubscriberStats::id), also while it waits for somebody, or
+    /// somebody for it. Whoever waited for it goes on; what was queued for it is lost, and counted as undelivered. It may connect again.
+    ///
+    /// `by` says in the log who asked for it. `None`: nobody who is connected has this number.
+    #[allow(clippy::must_use_candidate, reason = "it does something")]
+    pub fn end_connection(&self, id: u32, by: &str) -> Option<Ending> {
+        self.switch.end(id, by)
     }
 
     /// The memory that all peers together hold, and its limit.

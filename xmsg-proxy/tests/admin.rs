@@ -15,7 +15,7 @@ use xmsg_core::zmtp::Command as ZmtpCommand;
 use xmsg_core::{
     Connection, Message, OwnerType, ProxyAddress, Registrar, RegistrarAddress, Registration, Topic,
 };
-use xmsg_tests::http::{ask, get, get_with, samples};
+use xmsg_tests::http::{ask, get, get_with, post, samples};
 use xmsg_tests::process::Daemon;
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{PATIENCE, next, patient, topic, within};
@@ -374,6 +374,154 @@ async fn others_need_the_token_and_it_can_be_changed() {
     assert!(daemon.end().await.success());
     let log = daemon.log_lines().join("\n");
     assert!(!log.contains(first) && !log.contains(second), "it is not logged");
+}
+
+/// A token, the file that it is in, and the header that brings it.
+fn token_file() -> (tempfile::NamedTempFile, String) {
+    let (file, token) = (tempfile::NamedTempFile::new().unwrap(), "token-0123456789abcdef");
+    std::fs::write(&file, token).unwrap();
+    (file, format!("Authorization: Bearer {token}\r\n"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_ends_a_connection_has_to_bring_the_token() {
+    let (file, right) = token_file();
+    let (daemon, proxy, admin) = start(&["--admin-token-file", file.path().to_str().unwrap()]).await;
+    let mut publisher = Raw::handshake(proxy.publish_port(), "PUB").await;
+    let peer = publisher.stream.local_addr().unwrap().to_string();
+    let connz = async || json_with(&admin, "/connz", &right).await;
+    let found = until("the publisher", connz, |found| found["total"] == 1).await;
+    let id = found["connections"][0]["id"].as_u64().unwrap();
+    let path = format!("/connections/{id}/end");
+    for headers in ["", "Authorization: Bearer token-0123456789abcdeX\r\n"] {
+        let response = post(&admin, &path, headers).await;
+        assert_eq!(response.status, 401, "{headers}");
+        assert!(response.head.contains("www-authenticate: bearer"), "{}", response.head);
+    }
+    for unknown in ["0", "4294967295", "4294967296", "-1", "abc", "%0a", "1%2f2"] {
+        let response = post(&admin, &format!("/connections/{unknown}/end"), &right).await;
+        assert_eq!(response.status, 404, "{unknown}");
+        assert!(response.body.contains("/connz lists"), "{}", response.body);
+    }
+    assert_eq!(get_with(&admin, &path, &right).await.status, 405, "to look at it ends nothing");
+    publisher.is_read().await;
+    assert!(!daemon.log_lines().iter().any(|line| line.contains("by an operator")));
+
+    let response = post(&admin, &path, &right).await;
+    assert_eq!(response.status, 200, "{}", response.body);
+    let found: Value = serde_json::from_str(&response.body).unwrap();
+    assert_eq!(found, serde_json::json!({ "id": id, "peer": peer, "side": "publisher" }));
+    publisher.closed().await;
+    let line =
+        daemon.logged(&["WARN", "ended by an operator", &peer, "publisher", "HTTP from 127.0.0.1"]).await;
+    assert!(line.contains(&format!("id={id}")), "{line}");
+    until("it is gone", connz, |found| found["total"] == 0).await;
+    assert_eq!(post(&admin, &path, &right).await.status, 404, "nobody else gets its ID");
+}
+
+/// On the loopback, whoever is on the machine may look, and no more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_token_nobody_ends_a_connection() {
+    let (_daemon, proxy, admin) = start(&[]).await;
+    let mut publisher = Raw::handshake(proxy.publish_port(), "PUB").await;
+    let found =
+        until("the publisher", async || json(&admin, "/connz").await, |found| found["total"] == 1).await;
+    let id = &found["connections"][0]["id"];
+    for path in [format!("/connections/{id}/end"), "/connections/0/end".to_owned()] {
+        for headers in ["", "Authorization: Bearer token-0123456789abcdef\r\n"] {
+            let response = post(&admin, &path, headers).await;
+            assert_eq!(response.status, 403, "{path}: {}", response.body);
+            assert!(response.body.contains("--admin-token-file"), "{}", response.body);
+        }
+    }
+    publisher.is_read().await;
+}
+
+/// A subscriber that does not read holds a publisher. Whichever of them is ended, nothing else is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_holds_a_publisher_can_be_ended_and_so_can_who_is_held() {
+    const MESSAGES: usize = 800;
+    let (file, right) = token_file();
+    let arguments = ["--slow-subscriber", "block", "--high-water-mark", "1", "--admin-token-file"];
+    let (daemon, proxy, admin) = start(&[&arguments[..], &[file.path().to_str().unwrap()]].concat()).await;
+    let connz = async |query: &str| json_with(&admin, &format!("/connz?{query}"), &right).await;
+    let wanted_by = async |count: usize| {
+        let ask = async || json_with(&admin, "/subsz?prefix=a", &right).await;
+        until("the subscription", ask, |found| found["subscriptions"] == count).await;
+    };
+    let reader = Connection::with_options(proxy.clone(), patient()).unwrap();
+    let mut messages = reader.subscribe([topic("a")]).await.unwrap();
+    let (count, mut counted) = tokio::sync::watch::channel(0);
+    // It takes what comes, all the time.
+    tokio::spawn(async move {
+        while messages.next().await.is_some() {
+            count.send_modify(|count| *count += 1);
+        }
+    });
+    let stall = async || {
+        let mut subscriber = Raw::handshake(proxy.subscribe_port(), "SUB").await;
+        subscriber.send(&command(&ZmtpCommand::Subscribe("a".into()))).await;
+        wanted_by(2).await;
+        subscriber
+    };
+    let publish = || {
+        let port = proxy.publish_port();
+        tokio::spawn(async move {
+            let mut publisher = Raw::handshake(port, "PUB").await;
+            let data = vec![0; 64 << 10];
+            for sent in 0..MESSAGES {
+                if !publisher.try_send(&xmsg_tests::raw::message(&[&b"a"[..], b"", &data])).await {
+                    return (sent, publisher);
+                }
+            }
+            (MESSAGES, publisher)
+        })
+    };
+    // The subscriber for whom publishers wait.
+    let holder = async |stalled: &Raw| {
+        let peer = stalled.stream.local_addr().unwrap().to_string();
+        daemon.logged(&["publishers wait for it", &peer]).await;
+        let found = connz("kind=subscriber").await;
+        let found = found["connections"].as_array().unwrap().iter().find(|row| row["peer"] == *peer);
+        (found.unwrap()["id"].clone(), peer)
+    };
+    let end = async |id: &Value| {
+        let response = post(&admin, &format!("/connections/{id}/end"), &right).await;
+        assert_eq!(response.status, 200, "{}", response.body);
+    };
+
+    let mut stalled = stall().await;
+    let publishing = publish();
+    let (id, peer) = holder(&stalled).await;
+    assert!(!publishing.is_finished());
+    end(&id).await;
+    stalled.closed().await;
+    daemon.logged(&["WARN", "ended by an operator", &peer, "subscriber"]).await;
+    within("all arrives", counted.wait_for(|count| *count == MESSAGES)).await.unwrap();
+    let (sent, mut publisher) = within("all is sent", publishing).await.unwrap();
+    assert_eq!(sent, MESSAGES);
+    publisher.is_read().await;
+    assert_eq!(connz("kind=subscriber").await["total"], 1, "the other one has stayed");
+
+    // The other way round: what ends is the publisher, while it is not read.
+    let mut stalled = stall().await;
+    let publishing = publish();
+    holder(&stalled).await;
+    let found = connz("kind=publisher&sort=id").await["connections"].clone();
+    // The last one that came. Clients of ours that only subscribe have a connection here, too.
+    let found = found.as_array().unwrap();
+    let waiting = found.last().unwrap();
+    end(&waiting["id"]).await;
+    let ended = within("the publisher is ended", publishing).await.unwrap();
+    assert!(ended.0 < MESSAGES);
+    daemon.logged(&["WARN", "ended by an operator", waiting["peer"].as_str().unwrap(), "publisher"]).await;
+    let ask = async || connz("kind=publisher").await;
+    until("it is gone", ask, |now| now["total"] == found.len() - 1).await;
+    publisher.is_read().await;
+    assert_eq!(connz("kind=subscriber").await["total"], 2);
+    stalled.next_frame().await.unwrap();
+    let disconnected = json_with(&admin, "/varz", &right).await["proxy"]["subscribers_disconnected"].clone();
+    assert_eq!(disconnected, 0, "nobody was cut off for being slow");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,16 +1,15 @@
 //! `xmsg find` and `xmsg list`: who publishes and who subscribes.
 
-use std::io::{self, IsTerminal};
-
 use clap::Args;
 use serde_json::json;
-use xmsg_core::text::{escaped, json_escaped};
+use xmsg_core::text::json_escaped;
 use xmsg_core::{OwnerType, Query, Registration, Topic};
 
 use crate::args::RegistrarOptions;
 use crate::exit::{AtRegistrar, Exit};
-use crate::output::{Output, counted, note};
+use crate::output::Output;
 use crate::signals::Interrupt;
+use crate::table;
 
 const COLUMNS: [&str; 5] = ["ROLE", "TOPIC", "NAME", "PROXY", "DESCRIPTION"];
 
@@ -120,13 +119,13 @@ pub(crate) async fn list(arguments: ListArguments) -> anyhow::Result<Exit> {
     show(found.iter().map(|(owner, registration)| (*owner, registration)), arguments.json)
 }
 
-/// Writes a table on a terminal; elsewhere, lines with tabs between their columns.
+/// Writes a table, or objects of JSON.
 fn show<'a>(
     found: impl Iterator<Item = (OwnerType, &'a Registration)>,
     as_json: bool,
 ) -> anyhow::Result<Exit> {
-    let mut output = Output::stdout()?;
     if as_json {
+        let mut output = Output::stdout()?;
         for (owner, registration) in found {
             let line = json!({
                 "role": owner.name(),
@@ -143,25 +142,14 @@ fn show<'a>(
         output.flush()?;
         return Ok(Exit::Done);
     }
-    let rows: Vec<[String; 5]> = found.map(|(owner, registration)| row(owner, registration)).collect();
-    let on_terminal = io::stdout().is_terminal();
-    for line in if on_terminal { table(&rows) } else { rows.iter().map(|row| row.join("\t")).collect() } {
-        output.buffer().extend_from_slice(line.as_bytes());
-        output.buffer().push(b'\n');
-        output.written()?;
-    }
-    output.flush()?;
-    if on_terminal {
-        note(counted(rows.len() as u64, "registration"));
-    }
-    Ok(Exit::Done)
+    let rows = found.map(|(owner, registration)| row(owner, registration));
+    table::write(COLUMNS, rows.collect(), "registration")
 }
 
 fn topic(registration: &Registration) -> String {
     registration.topic().map_or_else(|_| registration.domain.clone(), |topic| topic.to_string())
 }
 
-/// What peers sent may hold anything: control characters would play tricks with a terminal, tabs with columns.
 fn row(owner: OwnerType, registration: &Registration) -> [String; 5] {
     let proxy = format!("{}:{}", registration.host, registration.port);
     [
@@ -171,40 +159,4 @@ fn row(owner: OwnerType, registration: &Registration) -> [String; 5] {
         proxy,
         registration.description.clone().unwrap_or_default(),
     ]
-    .map(|cell| escaped(&cell).into_owned())
-}
-
-fn table(rows: &[[String; 5]]) -> Vec<String> {
-    let header = COLUMNS.map(str::to_owned);
-    let all = || std::iter::once(&header).chain(rows);
-    let widths: [usize; 5] =
-        std::array::from_fn(|column| all().map(|row| row[column].chars().count()).max().unwrap_or(0));
-    all()
-        .map(|row| {
-            let cells: Vec<String> =
-                row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            cells.join("  ").trim_end().to_owned()
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_stand_below_each_other() {
-        let topic = Topic::new("rock", "metal").unwrap();
-        let registration =
-            Registration::new(OwnerType::Publisher, "bass", &topic, &"10.0.0.7".parse().unwrap())
-                .with_description("plays\x1b[2J");
-        let lines = table(&[row(OwnerType::Publisher, &registration)]);
-        assert_eq!(
-            lines,
-            [
-                "ROLE       TOPIC       NAME  PROXY          DESCRIPTION",
-                "publisher  rock:metal  bass  10.0.0.7:7771  plays\\u{1b}[2J",
-            ]
-        );
-    }
 }

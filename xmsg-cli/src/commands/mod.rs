@@ -1,6 +1,7 @@
 //! One module for each command: its options, and what it does.
 
 pub(crate) mod bench;
+pub(crate) mod connections;
 pub(crate) mod demo;
 pub(crate) mod discover;
 pub(crate) mod keys;

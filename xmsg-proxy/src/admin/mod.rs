@@ -8,6 +8,7 @@
 //! | `/varz` | version, uptime, settings, totals; JSON |
 //! | `/connz` | every publisher and subscriber; JSON; `limit`, `offset`, `sort`, `kind` |
 //! | `/subsz` | subscribed prefixes; JSON; `limit`, `prefix` |
+//! | `POST /connections/{id}/end` | ends the connection of this publisher or subscriber; with the token only |
 //!
 //! The server has a thread of its own: neither a slow client nor a long list takes time from the data plane, which does not
 //! know of it. It reads counts through a [`Monitor`], and takes no lock for longer than it takes to read one.

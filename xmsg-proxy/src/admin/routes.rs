@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Query, Request, State as Shared};
+use axum::extract::{Path, Query, Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use xmsg_core::socket::{Amount, ViolationCounts};
@@ -21,7 +21,7 @@ use super::server::Connection;
 use super::text_format::TextFormat;
 use super::{Phase, State, metrics};
 use crate::registrar;
-use crate::switch::{Drops, PublisherStats, SubscriberStats};
+use crate::switch::{Drops, Ending, PublisherStats, SubscriberStats};
 
 /// The runtime that moves messages counts as stuck when a task does not get its turn for so long.
 const STUCK: Duration = Duration::from_secs(10);
@@ -33,7 +33,8 @@ const LIMIT_MAX: usize = 10_000;
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
 const INDEX: &str = "/healthz\n/readyz\n/metrics\n/varz\n";
-const PROXY_INDEX: &str = "/connz?limit=&offset=&sort=&kind=\n/subsz?limit=&prefix=\n";
+const PROXY_INDEX: &str = "/connz?limit=&offset=&sort=&kind=\n/subsz?limit=&prefix=\n\
+    POST /connections/{id}/end\n";
 
 type Answer = Result<Response, (StatusCode, String)>;
 
@@ -45,17 +46,28 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/metrics", get(prometheus))
         .route("/varz", get(varz));
     if state.proxy.is_some() {
-        router = router.route("/connz", get(connz)).route("/subsz", get(subsz));
+        router = router
+            .route("/connz", get(connz))
+            .route("/subsz", get(subsz))
+            .route("/connections/{id}/end", post(end_connection));
     }
     router.layer(from_fn_with_state(state.clone(), guard)).with_state(state)
 }
 
+/// A request has brought the token. Whoever changes something has to show this: that there is a token now does not say that there was
+/// one when the request was let in.
+#[derive(Clone, Copy, Debug)]
+struct Authorized;
+
 /// Turns away whoever has no business here.
-async fn guard(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
     let refusal = match state.token() {
         Some(_) if OPEN.contains(&request.uri().path()) => None,
-        Some(token) if bearer(request.headers()).is_some_and(|candidate| token.is(candidate)) => None,
+        Some(token) if bearer(request.headers()).is_some_and(|candidate| token.is(candidate)) => {
+            request.extensions_mut().insert(Authorized);
+            None
+        }
         Some(_) => {
             if request.headers().contains_key(header::AUTHORIZATION) {
                 state.turned_away.wrong(connection.as_deref()).await;
@@ -438,6 +450,28 @@ async fn subsz(Shared(state): Shared<Arc<State>>, Query(query): Query<SubszQuery
     let found =
         json!({ "total": total, "subscriptions": subscriptions, "limit": limit, "prefixes": prefixes });
     Ok(Json(found).into_response())
+}
+
+/// Ends one connection.
+async fn end_connection(
+    Shared(state): Shared<Arc<State>>,
+    Path(id): Path<String>,
+    authorized: Option<Extension<Authorized>>,
+    connection: Option<Extension<Arc<Connection>>>,
+) -> Answer {
+    if authorized.is_none() {
+        let text = "a connection can be ended with the token only, and there is none: name a file with one \
+                    (--admin-token-file, XMSG_PROXY_ADMIN_TOKEN_FILE, or admin.token_file in the settings file)\n";
+        return Err((StatusCode::FORBIDDEN, text.to_owned()));
+    }
+    let by =
+        connection.map_or_else(|| "HTTP".to_owned(), |Extension(one)| format!("HTTP from {}", one.peer()));
+    let ending = id.parse().ok().and_then(|id| state.proxy.as_ref()?.end_connection(id, &by));
+    let Some(Ending { id, peer, side }) = ending else {
+        let text = "no publisher or subscriber has this ID: /connz lists those who are connected\n";
+        return Err((StatusCode::NOT_FOUND, text.to_owned()));
+    };
+    Ok(Json(json!({ "id": id, "peer": peer, "side": side.peer() })).into_response())
 }
 
 #[cfg(test)]

@@ -61,6 +61,8 @@ const PUBLISHERS_SHARE: f64 = 0.7;
 const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 /// How long a publisher that does not read may hold up the confirmation of a subscription.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(100);
+/// The reason in the log of a connection that [`Switch::end`] ends.
+const BY_OPERATOR: &str = "ended by an operator";
 
 /// Which side of the switch a connection is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,26 @@ impl Side {
             Self::Subscribers => "subscribers",
         }
     }
+
+    /// What one peer on it is called.
+    #[must_use]
+    pub fn peer(self) -> &'static str {
+        match self {
+            Self::Publishers => "publisher",
+            Self::Subscribers => "subscriber",
+        }
+    }
+}
+
+/// A connection that is being ended because somebody asked for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Its number.
+    pub id: u32,
+    /// The peer's address.
+    pub peer: String,
+    /// Where it is connected.
+    pub side: Side,
 }
 
 /// Messages since the start.
@@ -290,6 +312,23 @@ impl Switch {
         self.inner.gate.subscribers(default)
     }
 
+    /// Ends the connection of the publisher or subscriber with this number, whatever it waits for; nothing else is ended. `by` says in
+    /// the log who asked for it. `None`: there is no such connection.
+    pub fn end(&self, id: u32, by: &str) -> Option<Ending> {
+        let found = self.inner.gate.find(id);
+        let (side, peer, grant) = match &found {
+            (Some(one), _) => (Side::Publishers, &one.peer, &one.grant),
+            (None, Some(one)) => (Side::Subscribers, &one.peer, &one.grant),
+            (None, None) => return None,
+        };
+        if !grant.unwanted.is_cancelled() {
+            let principal = grant.principal();
+            tracing::warn!(id, %peer, side = side.peer(), principal, by, "a connection is ended by an operator");
+            grant.unwanted.cancel();
+        }
+        Some(Ending { id, peer: peer.to_string(), side })
+    }
+
     /// Distinct subscriptions: pairs of subscriber and prefix.
     #[must_use]
     pub fn subscriptions(&self) -> usize {
@@ -427,6 +466,7 @@ impl Switch {
             () = publisher.cut.cancelled() => Ended::ByUs("cut off"),
             () = publisher.outsized.cancelled() => Ended::OutOfMemory,
             () = publisher.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
+            () = publisher.grant.unwanted.cancelled() => Ended::ByUs(BY_OPERATOR),
             ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended,
         };
         publisher.outbox.close();
@@ -463,6 +503,7 @@ impl Switch {
             () = subscriber.cut.cancelled() => Ended::ByUs("too slow: cut off"),
             () = subscriber.outsized.cancelled() => Ended::OutOfMemory,
             () = subscriber.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
+            () = subscriber.grant.unwanted.cancelled() => Ended::ByUs(BY_OPERATOR),
             never = subscriber.keep_telling() => match never {},
             never = subscriber.keep_logging() => match never {},
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended,

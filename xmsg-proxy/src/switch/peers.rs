@@ -40,6 +40,8 @@ pub(super) struct Grant {
     log: Spaced<u64>,
     /// It is not to be here any more: ends its connection.
     pub(super) revoked: CancellationToken,
+    /// … because an operator ends it.
+    pub(super) unwanted: CancellationToken,
 }
 
 impl Grant {
@@ -54,6 +56,7 @@ impl Grant {
             denied: AtomicU64::new(0),
             log: Spaced::default(),
             revoked: CancellationToken::new(),
+            unwanted: CancellationToken::new(),
         }
     }
 
@@ -627,6 +630,11 @@ impl Gate {
         for publisher in lock(&self.publishers).values() {
             publisher.cut.cancel();
         }
+    }
+
+    /// Who has this number: one of them, or nobody.
+    pub(super) fn find(&self, id: u32) -> (Option<Arc<Publisher>>, Option<Arc<Subscriber>>) {
+        (lock(&self.publishers).get(&id).cloned(), lock(&self.subscribers).get(&id).cloned())
     }
 
     /// Ends the connections of those who are not let in any more.

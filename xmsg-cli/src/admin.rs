@@ -1,0 +1,292 @@
+//! The HTTP server of a daemon: where it is, the token that it wants, and one request to it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use xmsg_core::{Error, ErrorKind, Result};
+use zeroize::Zeroizing;
+
+use crate::exit::{AtAdmin, Usage};
+
+/// Where a proxy serves HTTP unless told otherwise.
+const PORT: u16 = 7775;
+/// How long an answer may take. Wrong tokens wait for one another.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of an answer. One page of a list has ten thousand entries.
+const ANSWER_MAX: usize = 64 << 20;
+/// Characters of an answer that are shown in an error.
+const SHOWN: usize = 300;
+
+/// Which HTTP server to ask, and how to be let in.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "HTTP server")]
+pub(crate) struct AdminOptions {
+    /// Where the proxy serves HTTP: what it was told with its own --admin, or http://HOST:PORT
+    #[arg(
+        long,
+        value_name = "HOST:PORT|URL",
+        env = "XMSG_ADMIN",
+        default_value = "127.0.0.1:7775",
+        global = true
+    )]
+    admin: Address,
+
+    /// The file with its token, in the first line
+    #[arg(long, value_name = "FILE", env = "XMSG_ADMIN_TOKEN_FILE", global = true)]
+    admin_token_file: Option<PathBuf>,
+}
+
+/// Where an HTTP server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    host: String,
+    port: u16,
+    /// What stands in front of every path.
+    prefix: String,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port, prefix } = self;
+        write!(f, "http://{}{prefix}", authority(host, *port))
+    }
+}
+
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let wrong = || "not an address: expected HOST:PORT, or http://HOST:PORT".to_owned();
+        // What its own option takes, too.
+        if let Ok(port) = text.parse::<u16>() {
+            return Self::from_str(&format!("127.0.0.1:{port}"));
+        }
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+        if scheme.eq_ignore_ascii_case("https") {
+            return Err("there is no TLS here: name the plain HTTP of the proxy itself, on its own machine or through a tunnel".to_owned());
+        }
+        let is_plain = scheme.eq_ignore_ascii_case("http") && !rest.contains(['@', '?', '#']);
+        let uri: Uri = format!("http://{rest}").parse().ok().filter(|_| is_plain).ok_or_else(wrong)?;
+        let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        // A port that can't be read is none for `Uri`.
+        let port = match (uri.port_u16(), uri.authority().map_or("", |whole| whole.as_str())) {
+            (Some(port), _) => port,
+            (None, whole) if whole.rsplit(']').next().unwrap_or_default().contains(':') => {
+                return Err(wrong());
+            }
+            (None, _) => PORT,
+        };
+        if host.is_empty() || port == 0 {
+            return Err(wrong());
+        }
+        Ok(Self { host: host.to_owned(), port, prefix: uri.path().trim_end_matches('/').to_owned() })
+    }
+}
+
+/// An HTTP server that can be asked.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    address: Address,
+    token: Option<HeaderValue>,
+    token_file: Option<PathBuf>,
+}
+
+/// What it answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// What it says, to be shown in an error.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).trim().chars().take(SHOWN).collect()
+    }
+}
+
+impl AdminOptions {
+    /// Reads the token. Nothing is connected yet.
+    pub(crate) fn admin(self) -> anyhow::Result<Admin> {
+        let file = self.admin_token_file.filter(|file| !file.as_os_str().is_empty());
+        let token = file.as_deref().map(read_token).transpose()?;
+        Ok(Admin { address: self.admin, token, token_file: file })
+    }
+}
+
+fn read_token(path: &Path) -> anyhow::Result<HeaderValue> {
+    let text = std::fs::read_to_string(path)
+        .map(Zeroizing::new)
+        .map_err(|error| anyhow!("cannot read the token file {}: {error}", path.display()))?;
+    let token = text.lines().next().unwrap_or_default().trim();
+    let header = Zeroizing::new(format!("Bearer {token}"));
+    let is_good = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    let mut header = HeaderValue::from_str(&header).ok().filter(|_| is_good).ok_or_else(|| {
+        Usage(format!(
+            "the token file {} can't be used: its first line has to be the token, visible ASCII characters without spaces",
+            path.display()
+        ))
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+impl Admin {
+    /// Where it is.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Asks once. What does not let us in is an error; so is nobody who answers.
+    pub(crate) async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Answer> {
+        let answer = tokio::time::timeout(TIMEOUT, self.exchange(method, path)).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Timeout, format!("no answer from {} within {TIMEOUT:?}", self.address)))
+        });
+        let answer = answer.map_err(AtAdmin)?;
+        let refused = |text: String| AtAdmin(Error::new(ErrorKind::NotAllowed, text));
+        match (answer.status, &self.token_file) {
+            (StatusCode::UNAUTHORIZED, None) => {
+                let what = "wants its token: name the file that has it with --admin-token-file or XMSG_ADMIN_TOKEN_FILE";
+                Err(refused(format!("{} {what}", self.address)).into())
+            }
+            (StatusCode::UNAUTHORIZED, Some(file)) => Err(refused(format!(
+                "{} does not take the token in {}: compare it with the file that the proxy was given",
+                self.address,
+                file.display()
+            ))
+            .into()),
+            (StatusCode::FORBIDDEN, _) => {
+                Err(refused(format!("{} refuses it: {}", self.address, answer.text())).into())
+            }
+            _ => Ok(answer),
+        }
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<Answer> {
+        let Address { host, port, prefix } = &self.address;
+        let unusable = |error: hyper::http::Error| {
+            Error::new(ErrorKind::InvalidAddress, format!("{} can't be asked", self.address))
+                .with_source(error)
+        };
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{prefix}{path}"))
+            .header(HOST, authority(host, *port))
+            .header(CONNECTION, "close");
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, token);
+        }
+        let request = request.body(Empty::<&[u8]>::new()).map_err(unusable)?;
+        let stream = self.connect().await?;
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+            let text =
+                format!("{} gives no answer that can be read: is it the HTTP of a proxy?", self.address);
+            Error::new(ErrorKind::Remote, text).with_source(error)
+        };
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(error.into()))?;
+        let exchange = async move {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await?;
+            Ok(Answer { status, body: body.to_bytes().into() })
+        };
+        // What ends the connection shows in the answer, too.
+        let (answer, _) = futures::join!(exchange, connection);
+        answer.map_err(failed)
+    }
+
+    async fn connect(&self) -> Result<TcpStream> {
+        let Address { host, port, .. } = &self.address;
+        let unknown = |error: Option<io::Error>| {
+            let text = format!("the host of {} is not known", self.address);
+            let unknown = Error::new(ErrorKind::UnknownHost, text);
+            error.into_iter().fold(unknown, Error::with_source)
+        };
+        let found = tokio::net::lookup_host((&**host, *port)).await.map_err(|error| unknown(Some(error)))?;
+        let mut last = None;
+        for address in found {
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = Some(error),
+            }
+        }
+        let Some(error) = last else { return Err(unknown(None)) };
+        let text = format!("nobody serves HTTP at {}", self.address);
+        Err(Error::new(ErrorKind::Refused, text).with_source(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_in_every_form() {
+        for (text, shown) in [
+            ("127.0.0.1:7775", "http://127.0.0.1:7775"),
+            ("localhost", "http://localhost:7775"),
+            ("9000", "http://127.0.0.1:9000"),
+            ("[::1]:9000", "http://[::1]:9000"),
+            ("[::1]", "http://[::1]:7775"),
+            ("http://proxy.example:80/", "http://proxy.example:80"),
+            ("HTTP://proxy.example:80/xmsg/", "http://proxy.example:80/xmsg"),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), shown, "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            ":7775",
+            "a b:1",
+            "a:70000",
+            "a:0",
+            "a:x",
+            "a:",
+            "ftp://a:1",
+            "http://",
+            "u@a:1",
+            "a:1/?x",
+        ] {
+            assert!(text.parse::<Address>().unwrap_err().contains("HOST:PORT"), "{text}");
+        }
+        assert!("https://a:1".parse::<Address>().unwrap_err().contains("no TLS"));
+    }
+
+    #[test]
+    fn a_proxy_is_looked_for_where_it_serves() {
+        use clap::Parser;
+        let settings = xmsg_proxy::settings::ProxySettings::default();
+        assert_eq!(settings.admin.listen.port, PORT);
+        let cli = crate::args::Cli::try_parse_from(["xmsg", "connections"]).unwrap();
+        assert!(format!("{:?}", cli.command).contains(&format!("port: {PORT}")));
+    }
+
+    #[test]
+    fn a_token_is_never_shown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "0123456789abcdef\nmore\n").unwrap();
+        let token = read_token(file.path()).unwrap();
+        assert_eq!(token, "Bearer 0123456789abcdef");
+        assert!(!format!("{token:?}").contains("0123"));
+        for bad in ["", "\n0123456789abcdef", "0123456789 abcdef", "0123456789\u{e4}bcdef"] {
+            std::fs::write(&file, bad).unwrap();
+            let error = read_token(file.path()).unwrap_err();
+            assert!(error.is::<Usage>() && !error.to_string().contains("0123"), "{error}");
+        }
+    }
+}

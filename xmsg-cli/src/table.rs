@@ -1,0 +1,65 @@
+//! Lists of things on standard output, one a line, in columns.
+
+use std::io::{self, IsTerminal};
+
+use xmsg_core::text::escaped;
+
+use crate::exit::Exit;
+use crate::output::{Output, counted, note};
+
+/// Writes a table on a terminal, and on standard error how many there are of what one row is called; elsewhere, lines with tabs between
+/// their columns.
+pub(crate) fn write<const N: usize>(
+    columns: [&str; N],
+    rows: Vec<[String; N]>,
+    noun: &str,
+) -> anyhow::Result<Exit> {
+    let mut output = Output::stdout()?;
+    let on_terminal = io::stdout().is_terminal();
+    let count = rows.len() as u64;
+    for line in lines(columns, rows, on_terminal) {
+        output.buffer().extend_from_slice(line.as_bytes());
+        output.buffer().push(b'\n');
+        output.written()?;
+    }
+    output.flush()?;
+    if on_terminal {
+        note(counted(count, noun));
+    }
+    Ok(Exit::Done)
+}
+
+/// What peers sent may hold anything: control characters would play tricks with a terminal, tabs with columns.
+fn lines<const N: usize>(columns: [&str; N], rows: Vec<[String; N]>, as_table: bool) -> Vec<String> {
+    let rows: Vec<_> = rows.into_iter().map(|row| row.map(|cell| escaped(&cell).into_owned())).collect();
+    if !as_table {
+        return rows.iter().map(|row| row.join("\t")).collect();
+    }
+    let header = columns.map(str::to_owned);
+    let all = || std::iter::once(&header).chain(&rows);
+    let widths: [usize; N] =
+        std::array::from_fn(|column| all().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    all()
+        .map(|row| {
+            let cells: Vec<String> =
+                row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            cells.join("  ").trim_end().to_owned()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let rows = || vec![["publisher", "rock:metal", "plays\x1b[2J"].map(str::to_owned)];
+        let columns = ["ROLE", "TOPIC", "DESCRIPTION"];
+        assert_eq!(
+            lines(columns, rows(), true),
+            ["ROLE       TOPIC       DESCRIPTION", "publisher  rock:metal  plays\\u{1b}[2J"]
+        );
+        assert_eq!(lines(columns, rows(), false), ["publisher\trock:metal\tplays\\u{1b}[2J"]);
+    }
+}
