@@ -157,6 +157,8 @@ impl ProxySnapshot {
             refused,
             denied,
             violations,
+            requests,
+            requests_lost,
         } = self.totals;
         out.counter("xmsg_proxy_messages_received", "Messages from publishers.", None, received.messages)?;
         out.counter(
@@ -202,6 +204,10 @@ impl ProxySnapshot {
             None,
             refused,
         )?;
+        let requests_help = "Control requests, by which clients check their connections and subscriptions.";
+        out.counter("xmsg_proxy_control_requests", requests_help, None, requests)?;
+        let lost_help = "Control requests that came faster than they could be answered.";
+        out.counter("xmsg_proxy_control_requests_lost", lost_help, None, requests_lost)?;
         encode_violations("xmsg_proxy_violations", violations, out)?;
         let denied_help = "Messages and subscriptions that the peer has no right to.";
         out.counter("xmsg_proxy_denied", denied_help, None, denied)?;

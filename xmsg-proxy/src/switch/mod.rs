@@ -128,6 +128,10 @@ pub struct Totals {
     pub refused: u64,
     /// Messages and subscriptions that the peer's rights did not allow.
     pub denied: u64,
+    /// Control requests. They are not counted as messages.
+    pub requests: u64,
+    /// Control requests that came faster than they could be answered: whoever asked asks again.
+    pub requests_lost: u64,
     /// Connections, to any port, that were ended because the peer broke a rule or a limit.
     pub violations: ViolationCounts,
 }
@@ -296,6 +300,7 @@ impl Switch {
         let mut totals = self.inner.gate.totals();
         totals.refused += self.inner.admission.refused();
         totals.violations = self.inner.violations.counts();
+        (totals.requests, totals.requests_lost) = self.inner.asking.counts();
         totals
     }
 

@@ -83,28 +83,35 @@ pub type ControlRequests = mpsc::Receiver<(Requester, Option<Request>)>;
 #[derive(Clone, Debug)]
 pub(super) struct RequestSender {
     sender: mpsc::Sender<(Requester, Option<Request>)>,
-    lost: Arc<Lost>,
+    counts: Arc<Counts>,
 }
 
-/// Requests that found no room.
+/// Requests so far, and those that found no room.
 #[derive(Debug, Default)]
-struct Lost {
-    count: AtomicU64,
+struct Counts {
+    asked: AtomicU64,
+    lost: AtomicU64,
     log: Throttle,
 }
 
 pub(super) fn channel() -> (RequestSender, ControlRequests) {
     let (sender, receiver) = mpsc::channel(WAITING);
-    (RequestSender { sender, lost: Arc::default() }, receiver)
+    (RequestSender { sender, counts: Arc::default() }, receiver)
 }
 
 impl RequestSender {
+    /// How many came, and how many of these were lost.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.counts.asked.load(Ordering::Relaxed), self.counts.lost.load(Ordering::Relaxed))
+    }
+
     fn send(&self, publisher: &Arc<Publisher>, request: Option<Request>) {
+        self.counts.asked.fetch_add(1, Ordering::Relaxed);
         if self.sender.try_send((Requester(publisher.clone()), request)).is_ok() {
             return;
         }
-        let lost_in_all = self.lost.count.fetch_add(1, Ordering::Relaxed) + 1;
-        if let Some(unlogged) = self.lost.log.pass() {
+        let lost_in_all = self.counts.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(unlogged) = self.counts.log.pass() {
             tracing::warn!(
                 peer = %publisher.peer,
                 lost_in_all,
