@@ -90,6 +90,28 @@ async fn unfinished_messages_of_many_keep_to_the_memory_limit() {
     scene.finish("20 unfinished messages of 16 MiB under a limit of 100 MiB", 100 + 40).await;
 }
 
+/// A little of each of very many adds up, and counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_parts_of_very_many_keep_to_the_memory_limit() {
+    const CONNECTIONS: usize = 800;
+    let scene = Scene::daemon(&["--memory-limit", "60"]).await;
+    let attack = async {
+        let mut peers = Vec::new();
+        for _ in 0..CONNECTIONS {
+            // It may not be let in, or be the one that is ended.
+            let mut peer = Raw::connect(scene.address.publish_port()).await;
+            let announced = [&[2][..], &(1_u64 << 20).to_be_bytes()].concat();
+            let hello = [&raw::greeting(3, 1)[..], &raw::ready("PUB", b""), &announced].concat();
+            peer.try_send(&hello).await;
+            peer.try_send(&vec![7; 200 << 10]).await;
+            peers.push(peer);
+        }
+        peers
+    };
+    drop(scene.under(attack).await);
+    scene.finish("800 times 200 KiB of a message under a limit of 60 MiB", 60 + 40).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_small_frames_take_no_memory() {
     let scene = Scene::daemon(&[]).await;

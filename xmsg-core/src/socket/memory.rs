@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::outbox::Ledger;
 use super::throttle::Throttle;
 
-/// What an established connection needs, bytes, about: its task, its buffers as long as it is idle, its entries.
+/// What a connection needs, bytes, about: its task, its entries, and its buffers as long as little comes in.
 pub const CONNECTION: usize = 32 << 10;
 /// How soon to look again whether a connection that was ended has given its memory back.
 const PACE: Duration = Duration::from_millis(2);
@@ -123,10 +123,11 @@ impl MemoryBudget {
         Claim { budget: self.clone(), id: u64::MAX, bytes: 0, holder: None }
     }
 
-    /// A claim that nobody is ended for; `None`: there is no room for it.
+    /// A claim of so much. `None`: there is no room for it, but there will be: whoever holds most is ended.
     #[must_use]
     pub fn claim_fixed(&self, bytes: usize) -> Option<Claim> {
         if !self.has_room(bytes) {
+            self.end_largest(None);
             return None;
         }
         let mut claim = self.claim_shared();

@@ -22,8 +22,10 @@ use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
 use crate::zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 use crate::{Error, ErrorKind};
 
-/// Memory for what comes in that counts in no budget but as a part of the connection, bytes; above it, the step in which it counts.
-const UNCLAIMED: usize = 256 << 10;
+/// Memory for what comes in that counts in the budget as a part of the connection, bytes: see [`CONNECTION`](super::memory::CONNECTION).
+const UNCLAIMED: usize = 16 << 10;
+/// The step in which what is more counts, bytes.
+const CLAIM_STEP: usize = 64 << 10;
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
@@ -220,8 +222,20 @@ impl Memory {
     /// Sees to it that the buffers may hold what the next read needs. `false`: they may not.
     #[inline]
     async fn allow(&mut self, needed: usize) -> bool {
-        let needed = if needed <= UNCLAIMED { 0 } else { needed.next_multiple_of(UNCLAIMED) };
+        let needed = Self::counted(needed);
         needed == self.claim.bytes() || self.claim.set(needed).await
+    }
+
+    /// The buffers hold less.
+    fn give_back(&mut self, needed: usize) {
+        let needed = Self::counted(needed);
+        if needed < self.claim.bytes() {
+            self.claim.force(needed);
+        }
+    }
+
+    fn counted(needed: usize) -> usize {
+        if needed <= UNCLAIMED { 0 } else { needed.next_multiple_of(CLAIM_STEP) }
     }
 }
 
@@ -484,6 +498,19 @@ impl Opening {
 }
 
 impl Reader<'_> {
+    /// Bytes that the buffers hold once the next read has been made.
+    #[inline]
+    fn needed(&self) -> usize {
+        let plain = &self.buffer;
+        match &self.opening {
+            None => plain.needs(self.engine.missing(&plain.input)) + plain.spare(),
+            Some(opening) => {
+                let boxed = &opening.boxed;
+                boxed.needs(opening.missing()) + boxed.spare() + plain.slab().size + plain.spare()
+            }
+        }
+    }
+
     /// Gives up memory that only a busy connection needs.
     fn release(&mut self) {
         let boxed = self.opening.as_mut().map(|opening| &mut opening.boxed);
@@ -551,17 +578,11 @@ impl Reader<'_> {
                 since_pause += self.buffer.slab().size;
                 continue;
             }
-            if let Some(memory) = &mut self.memory {
-                let needed = match &self.opening {
-                    None => self.buffer.needs(self.engine.missing(&self.buffer.input)) + self.buffer.spare(),
-                    Some(opening) => {
-                        let boxed = opening.boxed.needs(opening.missing()) + opening.boxed.spare();
-                        boxed + self.buffer.slab().size + self.buffer.spare()
-                    }
-                };
-                if memory.end.is_cancelled() || !memory.allow(needed).await {
-                    return Err(Ended::OutOfMemory);
-                }
+            let needed = self.needed();
+            if let Some(memory) = &mut self.memory
+                && (memory.end.is_cancelled() || !memory.allow(needed).await)
+            {
+                return Err(Ended::OutOfMemory);
             }
             let len = loop {
                 let (buffer, missing) = match &mut self.opening {
@@ -609,6 +630,10 @@ impl Reader<'_> {
                         }
                         // The peer was silent for a while: it need not keep what it had use for.
                         self.release();
+                        let needed = self.needed();
+                        if let Some(memory) = &mut self.memory {
+                            memory.give_back(needed);
+                        }
                     }
                 }
             };
