@@ -2,7 +2,7 @@
 
 use xmsg_core::Message;
 use xmsg_tests::raw::{self, Raw};
-use xmsg_tests::{connect, next, proxy, topic};
+use xmsg_tests::{connect, next, proxy, topic, within};
 
 /// Signature, revision 1, socket type, empty identity: what libzmq 3.2 says (RFC 15).
 fn old_greeting(socket_type: u8) -> Vec<u8> {
@@ -43,6 +43,12 @@ async fn a_zmtp_2_0_publisher_is_received() {
 async fn a_zmtp_3_0_peer_is_sent_subscriptions_as_messages() {
     let proxy = proxy().start().await.unwrap();
     let _messages = connect(&proxy).subscribe([topic("news")]).await.unwrap();
+    within("the end of what it asked after", async {
+        while proxy.subscriptions() > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     let mut peer = Raw::connect(proxy.address().publish_port()).await;
     peer.send(&raw::greeting(3, 0)).await;
     peer.send(&raw::ready("PUB", b"")).await;

@@ -239,7 +239,7 @@ enum Found {
 impl Found {
     /// Goes from `at`, where a message starts, to where the next one does; passes over answers, and with them over what else has two frames,
     /// unless that is wanted. `None` at the end.
-    #[allow(clippy::inline_always, reason = "as for `ranges`")]
+    #[allow(clippy::inline_always, reason = "measured: a tenth faster")]
     #[inline(always)]
     fn next(wire: &[u8], at: &mut usize, two_frames: bool) -> Option<Self> {
         loop {
@@ -258,10 +258,7 @@ impl Found {
     }
 
     /// The first three frames of the message at `start`, how many there are, and where it ends.
-    #[allow(
-        clippy::inline_always,
-        reason = "measured: it is gone through for each message, and costs a tenth more otherwise"
-    )]
+    #[allow(clippy::inline_always, reason = "measured: a tenth faster")]
     #[inline(always)]
     fn ranges(wire: &[u8], start: usize) -> ([Range<usize>; 3], usize, Option<usize>) {
         let mut ranges = [0..0, 0..0, 0..0];

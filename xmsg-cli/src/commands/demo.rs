@@ -306,10 +306,21 @@ impl Publisher {
             }
             let message = Message::from_frames(topic.clone(), meta.clone(), self.frame.next());
             match self.connection.try_publish(&message) {
-                Err(error) if error.kind() == ErrorKind::Full => tokio::select! {
-                    result = self.connection.publish(&message) => result?,
-                    _ = self.stopped.wait_for(|stopped| *stopped) => break,
-                },
+                Err(error) if error.kind() == ErrorKind::Full => {
+                    let mut publishing = std::pin::pin!(self.connection.publish(&message));
+                    let published = tokio::select! {
+                        result = &mut publishing => Some(result),
+                        _ = self.stopped.wait_for(|stopped| *stopped) => None,
+                    };
+                    match published {
+                        Some(result) => result?,
+                        // Giving up at once would leave it open whether the message was taken.
+                        None => match tokio::time::timeout(LINGER, publishing).await {
+                            Ok(result) => result?,
+                            Err(_) => break,
+                        },
+                    }
+                }
                 result => result?,
             }
             sent += 1;
