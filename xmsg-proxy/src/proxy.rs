@@ -311,6 +311,7 @@ fn router(config: &Config, admission: &Admission, violations: &Violations) -> Ro
         violations: violations.clone(),
         security: config.security.security(&config.authority),
         identity_scope: IdentityScope::Principal,
+        memory: config.memory.clone(),
         ..SocketOptions::default()
     })
 }

@@ -117,25 +117,32 @@ impl Admission {
         let mut counts = inner.counts();
         let own = address.and_then(|address| counts.addresses.get(&address)).map_or(0, |own| own.handshakes);
         let handshakes = if own == 0 { limits.handshakes.saturating_mul(2) } else { limits.handshakes };
-        let memory = inner.memory.claim_fixed(CONNECTION);
-        let reason = if own >= limits.handshakes_per_address {
-            "too many handshakes with this address are under way"
+        let above = if own >= limits.handshakes_per_address {
+            Some("too many handshakes with this address are under way")
         } else if counts.handshakes >= handshakes {
-            "too many handshakes are under way"
+            Some("too many handshakes are under way")
         } else if counts.connections >= limits.connections {
-            "too many connections"
-        } else if memory.is_none() {
-            "no memory is left (see --memory-limit)"
+            Some("too many connections")
         } else {
-            counts.connections += 1;
-            counts.handshakes += 1;
-            let turn = address.map(|address| {
-                let new = || Address { handshakes: 0, turn: Turn::default() };
-                let own = counts.addresses.entry(address).or_insert_with(new);
-                own.handshakes += 1;
-                own.turn.clone()
-            });
-            return Some(Permit { inner: inner.clone(), address, turn, handshaking: true, _memory: memory });
+            None
+        };
+        let reason = match above {
+            Some(reason) => reason,
+            None => match inner.memory.claim_fixed(CONNECTION) {
+                None => "no memory is left for one more (see --memory-limit)",
+                Some(memory) => {
+                    counts.connections += 1;
+                    counts.handshakes += 1;
+                    let turn = address.map(|address| {
+                        let new = || Address { handshakes: 0, turn: Turn::default() };
+                        let own = counts.addresses.entry(address).or_insert_with(new);
+                        own.handshakes += 1;
+                        own.turn.clone()
+                    });
+                    let inner = inner.clone();
+                    return Some(Permit { inner, address, turn, handshaking: true, _memory: memory });
+                }
+            },
         };
         drop(counts);
         inner.refused.fetch_add(1, Ordering::Relaxed);
@@ -159,7 +166,7 @@ pub struct Permit {
     address: Option<IpAddr>,
     turn: Option<Turn>,
     handshaking: bool,
-    _memory: Option<Claim>,
+    _memory: Claim,
 }
 
 impl Permit {

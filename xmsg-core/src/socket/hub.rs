@@ -502,7 +502,10 @@ impl Hub {
     /// One accepted connection.
     async fn serve(self: Arc<Self>, stream: Stream, peer: String, mut permit: Permit) {
         let authenticator = permit.in_turn(self.options.security.authenticator());
-        let mut session = self.session(stream, self.options.limits.clone()).with_authenticator(authenticator);
+        let mut session = self
+            .session(stream, self.options.limits.clone())
+            .with_authenticator(authenticator)
+            .with_memory(&self.options.memory, &peer);
         let found = tokio::select! {
             biased;
             () = self.stop.cancelled() => return,

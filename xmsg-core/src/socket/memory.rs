@@ -32,6 +32,8 @@ struct Inner {
     /// All queues.
     queues: Arc<Ledger>,
     claimed: AtomicUsize,
+    /// … for which nobody is ended.
+    fixed: AtomicUsize,
     /// Those that can be ended.
     holders: Mutex<HashMap<u64, Holder>>,
     next: AtomicU64,
@@ -62,6 +64,7 @@ impl MemoryBudget {
             limit,
             queues: Arc::default(),
             claimed: AtomicUsize::new(0),
+            fixed: AtomicUsize::new(0),
             holders: Mutex::default(),
             next: AtomicU64::new(0),
             ended: AtomicU64::new(0),
@@ -113,6 +116,7 @@ impl MemoryBudget {
             budget: self.clone(),
             id,
             bytes: 0,
+            fixed: 0,
             holder: Some(Holder { name: name.into(), what, bytes: 0, end }),
         }
     }
@@ -120,17 +124,20 @@ impl MemoryBudget {
     /// A claim of nothing yet, of nobody who can be ended.
     #[must_use]
     pub fn claim_shared(&self) -> Claim {
-        Claim { budget: self.clone(), id: u64::MAX, bytes: 0, holder: None }
+        Claim { budget: self.clone(), id: u64::MAX, bytes: 0, fixed: 0, holder: None }
     }
 
-    /// A claim of so much. `None`: there is no room for it, but there will be: whoever holds most is ended.
+    /// A claim that nobody is ended for; `None`: there is no room for it. All such claims together take half of the limit at most, so that
+    /// however many connections there are, something is left for what they are there for.
     #[must_use]
     pub fn claim_fixed(&self, bytes: usize) -> Option<Claim> {
-        if !self.has_room(bytes) {
-            self.end_largest(None);
+        let fixed = self.0.fixed.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if fixed > self.0.limit / 2 || !self.has_room(bytes) {
+            self.0.fixed.fetch_sub(bytes, Ordering::Relaxed);
             return None;
         }
         let mut claim = self.claim_shared();
+        claim.fixed = bytes;
         claim.count(bytes);
         Some(claim)
     }
@@ -181,6 +188,8 @@ pub struct Claim {
     budget: MemoryBudget,
     id: u64,
     bytes: usize,
+    /// What of it counts among claims for which nobody is ended.
+    fixed: usize,
     /// Until it is entered among the others.
     holder: Option<Holder>,
 }
@@ -257,6 +266,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         self.count(0);
+        self.budget.0.fixed.fetch_sub(self.fixed, Ordering::Relaxed);
         self.budget.0.holders().remove(&self.id);
     }
 }
@@ -319,5 +329,9 @@ mod tests {
         assert_eq!(budget.used(), 100);
         drop((lease, fixed));
         assert_eq!(budget.used(), 0);
+        let half = budget.claim_fixed(50).expect("room");
+        assert!(budget.claim_fixed(1).is_none(), "the other half is for others");
+        drop(half);
+        assert!(budget.claim_fixed(50).is_some());
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::admission::Admission;
+use super::memory::MemoryBudget;
 use super::outbox::HighWaterMark;
 use super::violations::Violations;
 use crate::security::Security;
@@ -79,6 +80,9 @@ pub struct SocketOptions {
     /// The largest message that is sent. One above this, or above what the peer has told that it takes, is refused at once. Default
     /// (`None`): as large as `limits` lets a peer send.
     pub send_limits: Option<MessageLimits>,
+    /// What the messages that come in over a bound socket's connections may take of the memory until they are whole. Clones of the options share
+    /// it. Default: no limit.
+    pub memory: MemoryBudget,
     /// How many connections a bound socket lets in. Clones of the options share it. Default: see
     /// [`AdmissionLimits`](super::AdmissionLimits).
     pub admission: Admission,
@@ -105,6 +109,7 @@ impl Default for SocketOptions {
         Self {
             identity: Bytes::new(),
             identity_scope: IdentityScope::default(),
+            memory: MemoryBudget::default(),
             send_high_water_mark: HighWaterMark::bytes(64 << 20),
             receive_high_water_mark: 16 << 20,
             linger: Duration::from_secs(5),

@@ -10,6 +10,7 @@ use clap::Parser;
 use daemon::arguments::Switchable;
 use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
 use tokio::runtime::{Builder, Runtime};
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::settings::{self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings};
@@ -156,6 +157,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let all = daemon.room_for_connections(config.connections + if has_registrar { wanted } else { 0 })?;
     // So many that a registrar in the same process never runs out of them.
     let for_registrar = if has_registrar { wanted.min(all / 4) } else { 0 };
+    let memory = config.memory.clone();
     config.connections = config.connections.min(all - for_registrar);
     let builder = Proxy::bind(host.with_port(settings.port.get())).config(config);
     let proxy = match <[_; 3]>::try_from(daemon.sockets.take("proxy")) {
@@ -174,7 +176,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         address.subscribe_port(),
         address.control_port(),
     ));
-    let registrar = start_registrar(&mut daemon, for_registrar).await?;
+    let registrar = start_registrar(&mut daemon, for_registrar, memory).await?;
     if let Some(registrar) = &registrar {
         say(format_args!("xmsg-registrar at {}", registrar.address()));
     }
@@ -246,6 +248,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
 async fn start_registrar(
     daemon: &mut Daemon<Arguments>,
     connections: usize,
+    memory: MemoryBudget,
 ) -> anyhow::Result<Option<Registrar>> {
     let ProxySettings { host, registrar, .. } = &daemon.settings;
     let (security, authority) = daemon.security();
@@ -254,7 +257,9 @@ async fn start_registrar(
     let config = registrar::Config {
         snapshot,
         registrations: registrar.max_registrations.get(),
-        registration_memory: registrar.max_registration_memory_mib.mib(),
+        // Of what the process can have, half is for peers; registrations get no more than the other half leaves.
+        registration_memory: registrar.max_registration_memory_mib.mib().min(memory.limit() / 2),
+        memory,
         security,
         authority,
         connections,

@@ -35,6 +35,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::registration::Registration;
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{
     Admission, AdmissionLimits, Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions, ViolationCounts,
@@ -60,6 +61,9 @@ pub struct Config {
     pub registrations: usize,
     /// Memory for all registrations, bytes, as [`Store::memory`] counts it. More are refused. Default 2 GiB.
     pub registration_memory: usize,
+    /// What connections, and requests that have come in part, may take of the memory. At its end whoever holds most is cut off. Default:
+    /// [`memory::default_limit`](crate::memory::default_limit).
+    pub memory: MemoryBudget,
     /// How the port is secured. Default: not at all.
     pub security: Mechanism,
     /// Who is let in, and who may register. Default: everybody, on a port without security.
@@ -84,6 +88,7 @@ impl Default for Config {
             ttl: None,
             registrations: 4_000_000,
             registration_memory: 2 << 30,
+            memory: MemoryBudget::new(crate::memory::default_limit()),
             security: Mechanism::default(),
             authority: Arc::default(),
             connections: admission.connections,
@@ -339,11 +344,15 @@ impl Registrar {
             // Answers are much longer than questions.
             send_limits: Some(MessageLimits { size: REPLY_SIZE, frames: REPLY_FRAMES }),
             violations: counters.violations.clone(),
-            admission: Admission::new(AdmissionLimits {
-                connections: config.connections,
-                handshakes: config.handshakes,
-                handshakes_per_address: config.handshakes_per_address,
-            }),
+            admission: Admission::with_memory(
+                AdmissionLimits {
+                    connections: config.connections,
+                    handshakes: config.handshakes,
+                    handshakes_per_address: config.handshakes_per_address,
+                },
+                config.memory.clone(),
+            ),
+            memory: config.memory.clone(),
             tcp: config.tcp.clone(),
             security: config.security.security(&config.authority),
             ..SocketOptions::default()

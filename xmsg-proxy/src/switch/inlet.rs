@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
+use xmsg_core::socket::buffer::Slab;
 use xmsg_core::socket::outbox::{Lease, URGENT_MAX};
 use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::zmtp::{Command, Frames, Span, Version};
@@ -30,6 +31,12 @@ const MEMBERS: usize = 1 << 20;
 const CATCH_UP_FROM: usize = 512;
 /// Messages among which topics are looked up together.
 const AHEAD: usize = 64;
+/// Messages that are passed on together, at most.
+const PART: usize = 4 << 10;
+/// Runs for one subscriber that the memory is kept for from one batch to the next.
+const RUNS_KEPT: usize = 64;
+/// What queuing something for one subscriber counts for in the [`FAIR_SHARE`].
+const DELIVERY: usize = 32;
 /// Subscribers of topics that are looked up, and of messages that are given to them, before others get the processor.
 const FAIR_SHARE: usize = 32 << 10;
 /// How often a publisher that is made to wait hears from us, so that its heartbeats do not give us up.
@@ -368,35 +375,65 @@ impl Inlet {
 impl Handler for Inlet {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
         let Batch { wire, spans, slab } = batch;
-        self.match_batch(&wire, spans).await;
+        // Many short messages for subscribers in turn would need memory for each of them.
+        for part in spans.chunks(PART) {
+            self.pass_on(&wire, part, slab).await;
+        }
+        Ok(())
+    }
+
+    async fn subscription(&mut self, _: bool, _: Bytes) -> Result<(), Ended> {
+        // The engine of an XSUB hands out messages only.
+        Ok(())
+    }
+}
+
+impl Inlet {
+    /// Passes these messages on, each to its subscribers.
+    async fn pass_on(&mut self, wire: &Bytes, spans: &[Span], slab: Slab) {
+        let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return };
+        let len = last.end - first.start;
+        self.match_batch(wire, spans).await;
         let requests = self.requests.iter().map(|run| run.count()).sum::<usize>();
         if requests < spans.len() {
-            self.publisher.received.add(spans.len() - requests, wire.len());
+            self.publisher.received.add(spans.len() - requests, len);
         }
         if requests > 0 {
-            self.ask(&wire, spans).await;
+            self.ask(wire, spans).await;
         }
-        let cut = Cut { wire: &wire, spans, lease: self.lease(slab.serial), slab_size: slab.size };
+        let cut = Cut { wire, spans, lease: self.lease(slab.serial), slab_size: slab.size };
         let mut touched = std::mem::take(&mut self.touched);
-        let are_long = wire.len() >= CATCH_UP_FROM * spans.len();
+        let are_long = len >= CATCH_UP_FROM * spans.len();
         let (mut waiting, mut behind) = (Vec::new(), Vec::new());
         for slot in touched.drain(..) {
             let mut runs = std::mem::take(&mut self.cache.slots[slot].runs);
             let subscriber = &self.cache.slots[slot].subscriber;
             let is_behind = self.delivery.deliver(subscriber, &mut runs, &cut, &self.cache.policies);
+            self.cache.work += DELIVERY;
             if runs.is_empty() {
-                // The allocation serves the next batch.
-                self.cache.slots[slot].runs = runs;
+                // The allocation serves the next batch, if it is not one for a batch out of the ordinary.
+                if runs.capacity() <= RUNS_KEPT {
+                    self.cache.slots[slot].runs = runs;
+                }
                 if is_behind && are_long {
                     behind.push(slot);
                 }
             } else {
                 waiting.push((slot, runs));
             }
+            if self.cache.work > FAIR_SHARE {
+                self.cache.work = 0;
+                tokio::task::yield_now().await;
+            }
         }
         self.touched = touched;
-        for (slot, mut runs) in waiting {
-            self.wait(&self.cache.slots[slot].subscriber, &mut runs, &cut).await;
+        if !waiting.is_empty() {
+            // All at the same time: together they hold this publisher up no longer than one may.
+            let (inlet, cut) = (&*self, &cut);
+            let waits = waiting
+                .iter_mut()
+                .map(|(slot, runs)| inlet.wait(&inlet.cache.slots[*slot].subscriber, runs, cut));
+            futures::future::join_all(waits).await;
         }
         if !behind.is_empty() {
             let since = Instant::now();
@@ -414,11 +451,5 @@ impl Handler for Inlet {
         if let Some(lease) = cut.lease.get() {
             self.lease = Some((slab.serial, Arc::downgrade(lease)));
         }
-        Ok(())
-    }
-
-    async fn subscription(&mut self, _: bool, _: Bytes) -> Result<(), Ended> {
-        // The engine of an XSUB hands out messages only.
-        Ok(())
     }
 }

@@ -119,27 +119,33 @@ impl Own {
         true
     }
 
-    /// Does a part of what is left to do: at most so many prefixes change. Calls `gone` with those that nobody wants any more.
-    pub(super) fn step(&mut self, seat: &mut Seat<'_>, most: usize, gone: &mut Vec<Gone>) {
+    /// Does a part of what is left to do: at most so many prefixes change. Adds those that nobody wants any more to `gone`. Returns
+    /// whether topics may find another set of subscribers than before: a prefix that was going has gone.
+    pub(super) fn step(&mut self, seat: &mut Seat<'_>, most: usize, gone: &mut Vec<Gone>) -> bool {
         let mut left = most;
-        if most == 0 {
-            return;
+        let going = self.going.len();
+        if most > 0 {
+            self.work_off(seat, &mut left, gone);
         }
+        self.going.len() < going
+    }
+
+    fn work_off(&mut self, seat: &mut Seat<'_>, left: &mut usize, gone: &mut Vec<Gone>) {
         while let Some(work) = self.work.pop_front() {
             let rest = match work {
                 Work::Cover(prefix) => {
-                    (!self.cover_some(seat, &prefix, &mut left, gone)).then_some(Work::Cover(prefix))
+                    (!self.cover_some(seat, &prefix, left, gone)).then_some(Work::Cover(prefix))
                 }
                 Work::Uncover { prefix, next } => self
-                    .uncover_some(seat, &prefix, &next, &mut left, gone)
+                    .uncover_some(seat, &prefix, &next, left, gone)
                     .map(|next| Work::Uncover { prefix, next }),
             };
             if let Some(rest) = rest {
                 self.work.push_front(rest);
                 return;
             }
-            left = left.saturating_sub(1);
-            if left == 0 {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
                 return;
             }
         }
@@ -344,6 +350,26 @@ mod tests {
         assert_eq!(gone.len(), 1);
         assert_eq!(found(seat.table, "123"), [7]);
         assert!(found(seat.table, "x").is_empty());
+    }
+
+    /// Somebody else may hold the prefix, too, so that it stays in the table: topics find another set of subscribers all the same.
+    #[test]
+    fn it_is_told_when_a_prefix_has_gone_for_one_of_two() {
+        let (mut table, mut owns, mut gone) =
+            (PrefixTable::new(), [Own::default(), Own::default()], Vec::new());
+        for (number, own) in owns.iter_mut().enumerate() {
+            let mut seat = Seat { table: &mut table, number: number as u32 };
+            own.subscribe(&mut seat, b"p");
+            for other in 0..100 {
+                own.subscribe(&mut seat, format!("p{other:02}").as_bytes());
+            }
+        }
+        let mut seat = Seat { table: &mut table, number: 0 };
+        assert!(owns[0].cancel(&mut seat, b"p", &mut gone));
+        assert!(!owns[0].step(&mut seat, 10, &mut gone), "it stays until what it covers is active");
+        assert!(owns[0].step(&mut seat, 1_000, &mut gone));
+        assert!(gone.is_empty());
+        assert_eq!(found(&table, "p?"), [1]);
     }
 
     proptest! {

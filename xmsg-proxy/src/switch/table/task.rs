@@ -243,8 +243,7 @@ impl TableTask {
         let mut gone = Vec::new();
         {
             let mut routes = self.table.routes_mut();
-            own.step(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE, &mut gone);
-            if !gone.is_empty() {
+            if own.step(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE, &mut gone) {
                 self.table.advance();
             }
         }
@@ -494,12 +493,11 @@ impl TableTask {
             return false;
         }
         let mut gone = Vec::new();
-        own.step(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE / 8, &mut gone);
+        let differs = own.step(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE / 8, &mut gone);
         own.is_queued = own.has_work();
         if own.is_queued {
             self.jobs.sorting.push_back(id);
         }
-        let differs = !gone.is_empty();
         tidings.extend(cancelled(gone));
         differs
     }
