@@ -554,8 +554,9 @@ impl Service {
         };
         let failed = result.err().map(|error| self.failed(&error, took));
         if failed.is_none() && self.trouble.take().is_some() {
-            tracing::info!("changes are stored again");
+            // First what is asked, then what is told: whoever reads the line finds it so.
             self.counters.is_unwritable.store(false, Ordering::Relaxed);
+            tracing::info!("changes are stored again");
         }
         let mut peers = Vec::new();
         let now = self.started.elapsed();
