@@ -235,6 +235,12 @@ async fn floods_of_passwords_starve_nobody() {
             within("an innocent", innocent.connect()).await.unwrap();
         }
     };
+    innocents_get_in(&scene, attack, innocents).await;
+    scene.finish("floods of passwords", 100).await;
+}
+
+/// The innocents get to their end while the attack goes on.
+async fn innocents_get_in(scene: &Scene, attack: impl Future, innocents: impl Future<Output = ()>) {
     scene
         .under(async {
             tokio::select! {
@@ -243,7 +249,6 @@ async fn floods_of_passwords_starve_nobody() {
             }
         })
         .await;
-    scene.finish("floods of passwords", 100).await;
 }
 
 /// As above, from many addresses, none of which sends much.
@@ -276,13 +281,6 @@ async fn a_hundred_addresses_that_guess_passwords_lock_nobody_out() {
             within("an innocent", innocent.connect()).await.unwrap();
         }
     };
-    scene
-        .under(async {
-            tokio::select! {
-                _ = attack => {}
-                () = innocents => {}
-            }
-        })
-        .await;
+    innocents_get_in(&scene, attack, innocents).await;
     scene.finish("a hundred addresses that guess passwords", 100).await;
 }

@@ -11,7 +11,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,7 +40,7 @@ pub struct Controller {
     /// Confirmations that are asked for.
     confirmations: BTreeSet<Confirmation>,
     early: VecDeque<Early>,
-    ignored: AtomicU64,
+    ignored: u64,
 }
 
 /// A topic, and to whom it is confirmed.
@@ -66,7 +65,7 @@ impl Controller {
             router,
             confirmations: BTreeSet::new(),
             early: VecDeque::new(),
-            ignored: AtomicU64::new(0),
+            ignored: 0,
         }
     }
 
@@ -130,8 +129,8 @@ impl Controller {
                 }
             }
             None => {
-                let ignored = self.ignored.fetch_add(1, Ordering::Relaxed) + 1;
-                tracing::debug!(ignored, "not a control request");
+                self.ignored += 1;
+                tracing::debug!(ignored = self.ignored, "not a control request");
             }
         }
     }

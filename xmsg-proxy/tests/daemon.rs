@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,6 +27,17 @@ async fn start(port: &str) -> (Daemon, ProxyAddress) {
 
 fn connect(address: &ProxyAddress) -> Connection {
     Connection::with_options(address.clone(), patient()).unwrap()
+}
+
+/// A file for the users' passwords, of whom there are none, and settings that name it.
+fn plain_settings(folder: &Path) -> (PathBuf, PathBuf) {
+    let (users, config) = (folder.join("users"), folder.join("proxy.toml"));
+    std::fs::write(&users, "").unwrap();
+    std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let name = users.to_str().unwrap();
+    let text = format!("[security]\nmechanism = \"plain\"\npassword_file = {name:?}\n");
+    std::fs::write(&config, text).unwrap();
+    (users, config)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,11 +104,7 @@ async fn its_log_says_who_came_to_a_wrong_port_and_who_is_not_let_in() {
     open.logged(&["connection refused", "peer=\"127.0.0.", &hint]).await;
 
     let folder = tempfile::tempdir().unwrap();
-    let (users, config) = (folder.path().join("users"), folder.path().join("proxy.toml"));
-    std::fs::write(&users, "").unwrap();
-    std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let text = format!("[security]\nmechanism = \"plain\"\npassword_file = {users:?}\n");
-    std::fs::write(&config, text).unwrap();
+    let (_, config) = plain_settings(folder.path());
     let (closed, address) = start(&["--config", config.to_str().unwrap()]).await;
     let security = Security::PlainClient { user: "bob".into(), password: Password::new("guess").unwrap() };
     let stranger = Connection::with_options(address, patient().security(security)).unwrap();
@@ -148,11 +156,7 @@ async fn with_too_few_descriptors_it_does_not_start() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_stops_while_a_reload_waits_for_a_file() {
     let folder = tempfile::tempdir().unwrap();
-    let (users, config) = (folder.path().join("users"), folder.path().join("proxy.toml"));
-    std::fs::write(&users, "").unwrap();
-    std::fs::set_permissions(&users, std::fs::Permissions::from_mode(0o600)).unwrap();
-    let text = format!("[security]\nmechanism = \"plain\"\npassword_file = {users:?}\n");
-    std::fs::write(&config, text).unwrap();
+    let (users, config) = plain_settings(folder.path());
     let mut daemon = Daemon::start(PROXY, &["--port", "0", "--config", config.to_str().unwrap()]);
     daemon.line().await;
     std::fs::remove_file(&users).unwrap();

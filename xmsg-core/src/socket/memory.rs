@@ -142,9 +142,9 @@ impl MemoryBudget {
         Some(claim)
     }
 
-    /// Ends whoever holds most, unless somebody who was ended has yet to give back. `own` is the claim that wants more, and what it
-    /// holds then. Returns `false` if it is that one.
-    fn end_largest(&self, own: Option<(u64, usize)>) -> bool {
+    /// Ends whoever holds most, unless somebody who was ended has yet to give back. The claim `own` wants more, and holds `wanted` then.
+    /// Returns `false` if it is that one.
+    fn end_largest(&self, own: u64, wanted: usize) -> bool {
         let mut holders = self.0.holders();
         let leaving = holders
             .values()
@@ -154,13 +154,10 @@ impl MemoryBudget {
         if self.used().saturating_sub(leaving) <= self.0.limit && leaving > 0 {
             return true;
         }
-        let held = |id: u64, holder: &Holder| match own {
-            Some((own, bytes)) if own == id => bytes,
-            _ => holder.bytes,
-        };
+        let held = |id: u64, holder: &Holder| if id == own { wanted } else { holder.bytes };
         let there = holders.iter_mut().filter(|(_, holder)| !holder.end.is_cancelled());
         let Some((id, largest)) = there.max_by_key(|(id, holder)| held(**id, holder)) else { return true };
-        let is_own = own.is_some_and(|(own, _)| own == *id);
+        let is_own = *id == own;
         largest.end.cancel();
         self.0.ended.fetch_add(1, Ordering::Relaxed);
         let Some(unlogged) = self.0.log.pass() else { return !is_own };
@@ -217,7 +214,7 @@ impl Claim {
                 return true;
             }
             self.enter(self.bytes);
-            if !self.budget.end_largest(Some((self.id, bytes))) {
+            if !self.budget.end_largest(self.id, bytes) {
                 return false;
             }
             tokio::time::sleep(PACE).await;
@@ -235,7 +232,7 @@ impl Claim {
         let is_more = bytes > self.bytes;
         self.count(bytes);
         self.weigh(weight);
-        !is_more || self.budget.has_room(0) || self.budget.end_largest(Some((self.id, weight)))
+        !is_more || self.budget.has_room(0) || self.budget.end_largest(self.id, weight)
     }
 
     fn enter(&mut self, bytes: usize) {

@@ -519,6 +519,10 @@ impl Reader<'_> {
                 buffer.release();
             }
         }
+        let needed = self.needed();
+        if let Some(memory) = &mut self.memory {
+            memory.give_back(needed);
+        }
     }
 
     /// Once `leaving` is set we have said all that we will ever say, so the peer can't be asked whether it lives.
@@ -578,11 +582,13 @@ impl Reader<'_> {
                 since_pause += self.buffer.slab().size;
                 continue;
             }
-            let needed = self.needed();
-            if let Some(memory) = &mut self.memory
-                && (memory.end.is_cancelled() || !memory.allow(needed).await)
-            {
-                return Err(Ended::OutOfMemory);
+            if self.memory.is_some() {
+                let needed = self.needed();
+                if let Some(memory) = &mut self.memory
+                    && (memory.end.is_cancelled() || !memory.allow(needed).await)
+                {
+                    return Err(Ended::OutOfMemory);
+                }
             }
             let len = loop {
                 let (buffer, missing) = match &mut self.opening {
@@ -630,10 +636,6 @@ impl Reader<'_> {
                         }
                         // The peer was silent for a while: it need not keep what it had use for.
                         self.release();
-                        let needed = self.needed();
-                        if let Some(memory) = &mut self.memory {
-                            memory.give_back(needed);
-                        }
                     }
                 }
             };

@@ -239,19 +239,15 @@ impl TableTask {
 
     fn sort_some(&mut self) {
         let Some(id) = self.jobs.sorting.pop_front() else { return };
-        let Some(own) = self.own.get_mut(&id) else { return };
-        let mut gone = Vec::new();
+        let mut tidings = Tidings::new();
         {
-            let mut routes = self.table.routes_mut();
-            if own.step(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE, &mut gone) {
-                self.table.advance();
+            let table = self.table.clone();
+            let mut routes = table.routes_mut();
+            if self.step(&mut routes, id, SLICE, &mut tidings) {
+                table.advance();
             }
         }
-        own.is_queued = own.has_work();
-        if own.is_queued {
-            self.jobs.sorting.push_back(id);
-        }
-        self.tell(&cancelled(gone).collect::<Tidings>());
+        self.tell(&tidings);
     }
 
     /// Takes away all that a subscriber wanted.
@@ -488,12 +484,16 @@ impl TableTask {
 
     /// Moves what has to change its side: a little at once, and more in slices. Returns whether topics find others than before.
     fn sort(&mut self, routes: &mut Routes, id: u32, tidings: &mut Tidings) -> bool {
+        // What is in the queue already has its turn there.
+        let is_new = self.own.get(&id).is_some_and(|own| own.has_work() && !own.is_queued);
+        is_new && self.step(routes, id, SLICE / 8, tidings)
+    }
+
+    /// Moves at most so many prefixes of this subscriber; if there are more, it goes to the end of the queue.
+    fn step(&mut self, routes: &mut Routes, id: u32, most: usize, tidings: &mut Tidings) -> bool {
         let Some(own) = self.own.get_mut(&id) else { return false };
-        if !own.has_work() || own.is_queued {
-            return false;
-        }
         let mut gone = Vec::new();
-        let differs = own.step(&mut Seat { table: &mut routes.prefixes, number: id }, SLICE / 8, &mut gone);
+        let differs = own.step(&mut Seat { table: &mut routes.prefixes, number: id }, most, &mut gone);
         own.is_queued = own.has_work();
         if own.is_queued {
             self.jobs.sorting.push_back(id);
