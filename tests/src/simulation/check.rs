@@ -106,9 +106,10 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Resu
     Ok(())
 }
 
-/// Whether what was told as dropped are these messages, in this order. Those that nobody waited for may be among them or not.
+/// Whether the messages that a publisher told as dropped are these, in this order. A message whose call was given up may be
+/// missing among them.
 fn are_told(missing: &[&Sent], dropped: &[(Bytes, usize)]) -> bool {
-    // How many of the dropped ones the messages so far can account for: several numbers, where messages look alike.
+    // How many of the dropped messages the ones looked at so far explain. Messages that look alike allow several numbers.
     let mut counts = BTreeSet::from([0]);
     for sent in missing {
         let is_next = |count: &&usize| {
