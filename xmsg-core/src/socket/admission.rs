@@ -227,7 +227,7 @@ impl Authenticator for InTurn {
 }
 
 /// What counts as one address: with IPv6 whoever has one has 2⁶⁴ of them.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address @ IpAddr::V4(_) => address,

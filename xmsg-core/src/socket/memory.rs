@@ -1,17 +1,19 @@
 //! A bound for the memory that all peers of a process together can fill.
 //!
 //! What peers send and ask for is *claimed*: messages that have come in part, queues, subscriptions, connections. Near the limit
-//! nobody gets more before whoever holds most has lost it: the connection with the largest claim ends. So no number of peers makes
-//! the process run out of memory, and those that take little go on.
+//! nobody gets more before whoever holds most has lost it: of the address whose connections hold most together, the one with the largest
+//! claim ends. So no number of peers makes the process run out of memory, and those that take little go on.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::admission::network;
 use super::outbox::Ledger;
 use super::throttle::Throttle;
 
@@ -21,6 +23,9 @@ pub const CONNECTION: usize = 32 << 10;
 const PACE: Duration = Duration::from_millis(2);
 /// How long to wait for that before the next one is ended.
 const PATIENCE: u32 = 500;
+
+/// The number of claims of nobody who can be ended.
+const NOBODY: u64 = u64::MAX;
 
 /// A bound for memory, shared by its clones. [`default`](Self::default) has no limit.
 #[derive(Clone, Debug)]
@@ -45,9 +50,28 @@ struct Inner {
 #[derive(Debug)]
 struct Holder {
     name: Arc<str>,
+    source: Source,
     what: &'static str,
     bytes: usize,
     end: CancellationToken,
+}
+
+/// Where connections come from that count together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    /// An address, or (IPv6) a network of 64 bits.
+    Network(IpAddr),
+    /// What has no address.
+    Other(Arc<str>),
+}
+
+impl Source {
+    fn of(name: &Arc<str>) -> Self {
+        match name.parse::<SocketAddr>() {
+            Ok(address) => Self::Network(network(address.ip())),
+            Err(_) => Self::Other(name.clone()),
+        }
+    }
 }
 
 impl Default for MemoryBudget {
@@ -108,23 +132,20 @@ impl MemoryBudget {
         self.used().saturating_add(bytes) <= self.0.limit
     }
 
-    /// A claim of nothing yet, of a connection that `end` ends. `name` and `what` say in the log whose, and for what.
+    /// A claim of nothing yet, of a connection that `end` ends. `name` and `what` say in the log whose, and for what. If `name` is an address
+    /// with a port, the claims of that address count together when whoever holds most is to be found.
     #[must_use]
     pub fn claim(&self, name: &str, what: &'static str, end: CancellationToken) -> Claim {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        Claim {
-            budget: self.clone(),
-            id,
-            bytes: 0,
-            fixed: 0,
-            holder: Some(Holder { name: name.into(), what, bytes: 0, end }),
-        }
+        let name = Arc::from(name);
+        let holder = Some(Holder { source: Source::of(&name), name, what, bytes: 0, end });
+        Claim { budget: self.clone(), id, bytes: 0, fixed: 0, holder }
     }
 
     /// A claim of nothing yet, of nobody who can be ended.
     #[must_use]
     pub fn claim_shared(&self) -> Claim {
-        Claim { budget: self.clone(), id: u64::MAX, bytes: 0, fixed: 0, holder: None }
+        Claim { budget: self.clone(), id: NOBODY, bytes: 0, fixed: 0, holder: None }
     }
 
     /// A claim that nobody is ended for; `None`: there is no room for it. All such claims together take half of the limit at most, so that
@@ -155,8 +176,15 @@ impl MemoryBudget {
             return true;
         }
         let held = |id: u64, holder: &Holder| if id == own { wanted } else { holder.bytes };
+        let mut sources: HashMap<&Source, usize> = HashMap::new();
+        for (id, holder) in holders.iter().filter(|(_, holder)| !holder.end.is_cancelled()) {
+            *sources.entry(&holder.source).or_default() += held(*id, holder);
+        }
+        let most = sources.into_iter().max_by_key(|(_, bytes)| *bytes);
+        let Some(source) = most.map(|(source, _)| source.clone()) else { return true };
         let there = holders.iter_mut().filter(|(_, holder)| !holder.end.is_cancelled());
-        let Some((id, largest)) = there.max_by_key(|(id, holder)| held(**id, holder)) else { return true };
+        let theirs = there.filter(|(_, holder)| holder.source == source);
+        let Some((id, largest)) = theirs.max_by_key(|(id, holder)| held(**id, holder)) else { return true };
         let is_own = *id == own;
         largest.end.cancel();
         self.0.ended.fetch_add(1, Ordering::Relaxed);
@@ -241,6 +269,9 @@ impl Claim {
     }
 
     fn weigh(&mut self, bytes: usize) {
+        if self.id == NOBODY {
+            return;
+        }
         let mut holders = self.budget.0.holders();
         match (self.holder.take(), holders.get_mut(&self.id)) {
             (Some(holder), _) => drop(holders.insert(self.id, Holder { bytes, ..holder })),
@@ -264,7 +295,9 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.count(0);
         self.budget.0.fixed.fetch_sub(self.fixed, Ordering::Relaxed);
-        self.budget.0.holders().remove(&self.id);
+        if self.id != NOBODY {
+            self.budget.0.holders().remove(&self.id);
+        }
     }
 }
 
@@ -315,6 +348,27 @@ mod tests {
         }
         assert!(large_end.is_cancelled() && !middle_end.is_cancelled());
         assert_eq!(budget.ended(), 1);
+    }
+
+    /// Many connections of one address do not outlive a single one of another by holding less each.
+    #[test]
+    fn connections_of_one_address_count_together() {
+        let budget = MemoryBudget::new(100);
+        let (mut single, single_end) = claim(&budget, "192.0.2.1:50000");
+        assert!(single.force(30));
+        let mut many = Vec::new();
+        for port in 1..=8 {
+            let (mut one, end) = claim(&budget, &format!("192.0.2.2:{port}"));
+            // For the last one there is no room: one of them has to go.
+            assert!(one.force(10) || port == 8);
+            many.push((one, end));
+        }
+        let ended =
+            |many: &[(Claim, CancellationToken)]| many.iter().filter(|(_, end)| end.is_cancelled()).count();
+        assert_eq!((ended(&many), single_end.is_cancelled()), (1, false));
+        let networks = ["[2001:db8::1]:1", "[2001:db8::ffff:1]:2", "[2001:db8:0:1::1]:1"]
+            .map(|name| Source::of(&name.into()));
+        assert!(networks[0] == networks[1] && networks[0] != networks[2]);
     }
 
     #[test]
