@@ -12,7 +12,8 @@ use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::zmtp::{Command, Frames, Span, Version};
 
 use super::delivery::{Cut, Delivery, Run};
-use super::peers::{Gate, Publisher, Subscriber};
+use super::peers::{Gate, Subscriber};
+use super::publisher::Publisher;
 use super::requests::Asking;
 use super::table::{Routes, Table};
 use crate::CONTROL_TOPIC;

@@ -15,25 +15,26 @@
 mod delivery;
 mod inlet;
 mod peers;
+mod publisher;
 mod requests;
 mod stall;
 mod table;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::security::Principal;
 use xmsg_core::socket::admission::Permit;
-use xmsg_core::socket::memory::{Claim, MemoryBudget};
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::outbox::{Outbox, URGENT_MAX};
 use xmsg_core::socket::session::{Ended, Session, now};
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Closer, Listener, Stream};
-use xmsg_core::socket::{Admission, Amount, HighWaterMark, ProxyPorts, ViolationCounts, Violations};
+use xmsg_core::socket::{Admission, Amount, ProxyPorts, ViolationCounts, Violations};
 use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
 use crate::config::Config;
@@ -41,17 +42,12 @@ use crate::policy::{Policies, Policy, Rule, TopicPolicy};
 use crate::security::Authority;
 use inlet::Inlet;
 pub use peers::{Drops, PublisherStats, SubscriberStats};
-use peers::{Gate, Grant, Publisher, Subscriber};
+use peers::{Gate, Grant, Subscriber};
+use publisher::Publisher;
 use requests::{Asking, RequestSender};
 pub use requests::{ControlRequests, Request, Requester};
 use table::{Change, Table, TableTask};
 
-/// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
-const UPSTREAM_MAX: usize = 64 << 20;
-/// Steps in which what waits for a publisher counts in the memory budget, bytes.
-const BACKLOG_STEP: usize = 1 << 20;
-/// What the queue needs for each part of the subscriptions that a new publisher is told, bytes, at most.
-const PART_EXTRA: usize = 256;
 /// Confirmations of subscriptions that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
 /// asking.
 const CONFIRMATIONS_MAX: usize = URGENT_MAX / 2;
@@ -239,8 +235,7 @@ impl Switch {
         };
         if tokio::time::timeout(SETTLE_TIMEOUT, written).await.is_err() {
             for publisher in publishers.iter().filter(|publisher| publisher.outbox.queued().messages > 0) {
-                tracing::info!(peer = %publisher.peer, "a publisher does not read its subscriptions: not waited for any more");
-                publisher.stalled.store(true, Ordering::Relaxed);
+                publisher.holds_up(SETTLE_TIMEOUT);
             }
         }
     }
@@ -543,76 +538,6 @@ impl Switch {
 
     fn id(&self) -> u32 {
         self.inner.next_id.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-impl Publisher {
-    fn new(id: u32, peer: &str, version: zmtp::Version, grant: Grant) -> Self {
-        let outbox = Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX));
-        Self {
-            id,
-            peer: peer.into(),
-            version,
-            outbox,
-            upstream_max: AtomicUsize::new(UPSTREAM_MAX),
-            since: Instant::now(),
-            received: peers::Counter::default(),
-            stalled: AtomicBool::new(false),
-            cut: CancellationToken::new(),
-            outsized: CancellationToken::new(),
-            claim: Mutex::default(),
-            grant,
-        }
-    }
-
-    /// Has what waits for it count in the memory budget, if it is much.
-    fn count_backlog(&self, memory: &MemoryBudget) {
-        let told = (self.upstream_max.load(Ordering::Relaxed) - UPSTREAM_MAX) as u64;
-        // What it was told when it came is shared, and counts once.
-        let bytes = self.outbox.queued().bytes.saturating_sub(told) as usize;
-        let bytes = if bytes < BACKLOG_STEP { 0 } else { bytes.next_multiple_of(BACKLOG_STEP) };
-        let mut claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
-        if bytes != claim.as_ref().map_or(0, Claim::bytes) {
-            let new = || {
-                memory.claim(
-                    &self.peer,
-                    "changes of subscriptions that it does not read",
-                    self.outsized.clone(),
-                )
-            };
-            claim.get_or_insert_with(new).force(bytes);
-        }
-    }
-
-    /// Sends it a part of all subscriptions there are, however many.
-    fn welcome(&self, subscriptions: &Bytes) {
-        if !subscriptions.is_empty() && self.outbox.push_shared(subscriptions, usize::MAX) {
-            self.upstream_max.fetch_add(subscriptions.len() + PART_EXTRA, Ordering::Relaxed);
-        }
-    }
-
-    /// Sends it changes of subscriptions. One that lets too many pile up is cut off.
-    fn send(&self, subscriptions: &Bytes) {
-        if !self.outbox.push_shared(subscriptions, self.upstream_max.load(Ordering::Relaxed))
-            && !self.cut.is_cancelled()
-            && !self.outbox.is_closed()
-        {
-            self.cut_off();
-        }
-    }
-
-    /// Ends its connection, because it does not read its subscriptions.
-    fn cut_off(&self) {
-        tracing::warn!(peer = %self.peer, "a publisher does not read its subscriptions: it is cut off");
-        self.cut.cancel();
-    }
-
-    /// Whether it once held up a confirmation, and has not read what it was sent since.
-    fn is_stalled(&self) -> bool {
-        if self.outbox.queued().messages == 0 {
-            self.stalled.store(false, Ordering::Relaxed);
-        }
-        self.stalled.load(Ordering::Relaxed)
     }
 }
 

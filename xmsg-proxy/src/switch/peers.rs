@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::AddAssign;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::socket::memory::Claim;
 use xmsg_core::socket::outbox::Outbox;
 use xmsg_core::socket::session::now;
 use xmsg_core::socket::{Amount, HighWaterMark};
-use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits, Principal, Version};
+use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits, Principal};
 
 use super::Totals;
+use super::publisher::Publisher;
 use super::stall::Stall;
 use crate::policy::{Policy, Rule};
 use crate::security::{Authority, Rights};
@@ -133,28 +133,6 @@ impl Counter {
     }
 }
 
-/// A connected publisher.
-#[derive(Debug)]
-pub(super) struct Publisher {
-    pub(super) id: u32,
-    pub(super) peer: Box<str>,
-    pub(super) version: Version,
-    /// Subscriptions on their way to it.
-    pub(super) outbox: Outbox,
-    /// How many bytes of them may wait.
-    pub(super) upstream_max: AtomicUsize,
-    pub(super) since: Instant,
-    pub(super) received: Counter,
-    /// It did not read its subscriptions in time.
-    pub(super) stalled: AtomicBool,
-    /// Ends its connection.
-    pub(super) cut: CancellationToken,
-    /// … because it holds too much memory.
-    pub(super) outsized: CancellationToken,
-    pub(super) claim: Mutex<Option<Claim>>,
-    pub(super) grant: Grant,
-}
-
 /// A connected subscriber.
 #[derive(Debug)]
 pub(super) struct Subscriber {
@@ -174,6 +152,8 @@ pub(super) struct Subscriber {
     pub(super) subscriptions: AtomicUsize,
     /// Bytes of their prefixes.
     pub(super) subscription_bytes: AtomicUsize,
+    /// What it cost to have its prefixes change their side that it was not slowed down for yet.
+    pub(super) toll: AtomicUsize,
     /// What had been dropped when its slowness was last logged.
     slow_log: Spaced<Drops>,
     /// How many messages it had not been sent when it was last logged that it does not take them.
@@ -209,6 +189,7 @@ impl Subscriber {
             waited_us: AtomicU64::new(0),
             subscriptions: AtomicUsize::new(0),
             subscription_bytes: AtomicUsize::new(0),
+            toll: AtomicUsize::new(0),
             slow_log: Spaced::default(),
             large_log: Spaced::default(),
             large_topic: Mutex::default(),

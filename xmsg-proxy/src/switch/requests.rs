@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use xmsg_core::security::Principal;
 use xmsg_core::socket::throttle::Throttle;
 
-use super::peers::Publisher;
+use super::publisher::Publisher;
 
 /// The longest identity that a ROUTER can know (RFC 28).
 const IDENTITY_MAX: usize = 255;

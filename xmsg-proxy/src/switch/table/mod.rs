@@ -11,6 +11,7 @@ mod task;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +21,8 @@ use xmsg_core::socket::session::{Batch, Ended, Handler};
 use xmsg_core::zmtp::Limits;
 
 pub(super) use self::task::TableTask;
-use super::peers::{Publisher, Subscriber};
+use super::peers::Subscriber;
+use super::publisher::Publisher;
 use crate::config::Upstream;
 use crate::policy::Policies;
 
@@ -28,6 +30,13 @@ use crate::policy::Policies;
 const CHANGES: usize = 1024;
 /// Pairs of topic and subscriber, and look-ups, that go into looking up several topics together, about.
 const PAIRS: usize = 64 << 10;
+/// Bytes of changes that a subscriber may make before it waits until they are told to publishers.
+const UNPACED: usize = 8 << 10;
+/// What a change counts for beside its prefix, bytes.
+const CHANGE: usize = 16;
+/// How much it may cost in a second to have a subscriber's prefixes change their side: about 64 bytes of text each. Whoever makes more
+/// work is read from more slowly.
+const TOLL_PER_SECOND: f64 = 500_000.0;
 /// Places of the table that are looked at under one lock when all of it is listed.
 const LISTED: usize = 1024;
 
@@ -42,6 +51,8 @@ pub(super) enum Change {
     /// Other rules are in force.
     Enforce,
     Policies(Arc<Policies>),
+    /// Answered once nothing of this subscriber is left to do, and publishers have read what they were told.
+    Pace(Arc<Subscriber>, oneshot::Sender<()>),
     /// Answered with all publishers once everything before it is applied.
     Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
 }
@@ -156,6 +167,14 @@ impl Table {
         let _ = self.changes.send(change).await;
     }
 
+    /// Waits until this subscriber may make more changes.
+    async fn pace(&self, subscriber: &Arc<Subscriber>) {
+        let (sender, receiver) = oneshot::channel();
+        self.change(Change::Pace(subscriber.clone(), sender)).await;
+        // If the table has stopped, there is nothing to wait for.
+        let _ = receiver.await;
+    }
+
     /// Waits until everything that was sent before is applied; returns the publishers.
     pub(super) async fn synchronize(&self) -> Vec<Arc<Publisher>> {
         let (sender, receiver) = oneshot::channel();
@@ -173,11 +192,28 @@ pub(super) struct Subscriptions<'a> {
     asked: usize,
     /// The same in bytes.
     asked_bytes: usize,
+    /// Bytes of changes since it last waited until they were told.
+    unpaced: usize,
 }
 
 impl<'a> Subscriptions<'a> {
     pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
-        Self { table, subscriber, limits, asked: 0, asked_bytes: 0 }
+        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0 }
+    }
+
+    /// Slows a subscriber down that makes changes faster than publishers read of them, or than they can be made. Another one, which makes
+    /// few, does not wait.
+    async fn pace(&mut self, bytes: usize) {
+        self.unpaced += bytes;
+        if self.unpaced < UNPACED {
+            return;
+        }
+        self.unpaced = 0;
+        self.table.pace(self.subscriber).await;
+        let toll = self.subscriber.toll.swap(0, Ordering::Relaxed) as f64 / TOLL_PER_SECOND;
+        if toll > 0.0 {
+            tokio::time::sleep(Duration::from_secs_f64(toll)).await;
+        }
     }
 
     fn is_too_much(&self) -> bool {
@@ -193,6 +229,7 @@ impl Handler for Subscriptions<'_> {
 
     async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
         let subscriber = self.subscriber.clone();
+        self.pace(prefix.len() + CHANGE).await;
         if !subscribe {
             self.table.change(Change::Cancel(subscriber, prefix)).await;
             return Ok(());
@@ -212,3 +249,6 @@ impl Handler for Subscriptions<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@
 //! get their turn. In between, more prefixes than necessary are active, never fewer: whoever looks a topic up may find a subscriber twice
 //! for a while, and never misses it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use xmsg_core::prefixes::{PrefixId, PrefixTable};
 use xmsg_core::socket::memory::Claim;
@@ -24,7 +24,9 @@ pub(super) struct Own {
     covered: Sorted,
     /// Active ones that were taken back, and stay until what they cover is active.
     going: BTreeSet<PrefixId>,
-    work: VecDeque<Work>,
+    /// Active prefixes with something left to do, each with the place to go on from, if it is begun. One that is going goes once what it
+    /// covers is active; any other one covers the active prefixes that it starts.
+    work: BTreeMap<Box<[u8]>, Option<Box<[u8]>>>,
     /// Somebody is going to do that work.
     pub(super) is_queued: bool,
     /// What they count for, until they are forgotten.
@@ -33,13 +35,11 @@ pub(super) struct Own {
     pub(super) weight: usize,
 }
 
-/// What is yet to be done.
+/// Whether all was done that there was to do for a prefix, or where to go on.
 #[derive(Debug)]
-enum Work {
-    /// Active prefixes that this one starts become covered ones.
-    Cover(Box<[u8]>),
-    /// This one goes. What it covers becomes active; what lies before `next` is done.
-    Uncover { prefix: Box<[u8]>, next: Box<[u8]> },
+enum Done {
+    Yes,
+    Until(Option<Box<[u8]>>),
 }
 
 /// What a subscription changed.
@@ -76,7 +76,7 @@ impl Own {
             if seat.table.contains(id, seat.number) {
                 if self.going.remove(&id) {
                     // What it covered may be active by now.
-                    self.work.push_back(Work::Cover(prefix.into()));
+                    self.work.insert(prefix.into(), None);
                     return Subscribed { is_new: true, ..unchanged };
                 }
                 return unchanged;
@@ -111,43 +111,49 @@ impl Own {
         }
         if self.covers_some(seat.table, prefix) {
             self.going.insert(id);
-            self.work.push_back(Work::Uncover { prefix: prefix.into(), next: prefix.into() });
+            self.work.insert(prefix.into(), None);
         } else {
+            self.work.remove(prefix);
             self.active.remove(seat.table, prefix);
             gone.extend(seat.remove(id));
         }
         true
     }
 
-    /// Does a part of what is left to do: at most so many prefixes change. Adds those that nobody wants any more to `gone`. Returns
-    /// whether topics may find another set of subscribers than before: a prefix that was going has gone.
-    pub(super) fn step(&mut self, seat: &mut Seat<'_>, most: usize, gone: &mut Vec<Gone>) -> bool {
-        let mut left = most;
+    /// Does a part of what is left to do: as much as `left` allows, which is charged the [cost] of every prefix that changes its side. Adds those
+    /// that nobody wants any more to `gone`. Returns whether topics may find another set of subscribers than before: a prefix that was
+    /// going has gone.
+    pub(super) fn step(&mut self, seat: &mut Seat<'_>, left: &mut usize, gone: &mut Vec<Gone>) -> bool {
         let going = self.going.len();
-        if most > 0 {
-            self.work_off(seat, &mut left, gone);
+        while *left > 0
+            && let Some((prefix, next)) = self.work.pop_first()
+        {
+            match self.work_off(seat, &prefix, next.as_deref(), left, gone) {
+                Done::Yes => *left = left.saturating_sub(1),
+                Done::Until(next) => drop(self.work.insert(prefix, next)),
+            }
         }
         self.going.len() < going
     }
 
-    fn work_off(&mut self, seat: &mut Seat<'_>, left: &mut usize, gone: &mut Vec<Gone>) {
-        while let Some(work) = self.work.pop_front() {
-            let rest = match work {
-                Work::Cover(prefix) => {
-                    (!self.cover_some(seat, &prefix, left, gone)).then_some(Work::Cover(prefix))
+    /// Does what is left to do for this prefix.
+    fn work_off(
+        &mut self,
+        seat: &mut Seat<'_>,
+        prefix: &[u8],
+        next: Option<&[u8]>,
+        left: &mut usize,
+        gone: &mut Vec<Gone>,
+    ) -> Done {
+        match seat.table.id(prefix) {
+            Some(id) if self.going.contains(&id) => {
+                match self.uncover_some(seat, id, prefix, next.unwrap_or(prefix), left, gone) {
+                    None => Done::Yes,
+                    next => Done::Until(next),
                 }
-                Work::Uncover { prefix, next } => self
-                    .uncover_some(seat, &prefix, &next, left, gone)
-                    .map(|next| Work::Uncover { prefix, next }),
-            };
-            if let Some(rest) = rest {
-                self.work.push_front(rest);
-                return;
             }
-            *left = left.saturating_sub(1);
-            if *left == 0 {
-                return;
-            }
+            Some(_) if !self.cover_some(seat, prefix, left, gone) => Done::Until(None),
+            _ => Done::Yes,
         }
     }
 
@@ -193,7 +199,7 @@ impl Own {
     /// Covers what this active prefix starts, now or, if it is much, in steps.
     fn cover(&mut self, seat: &mut Seat<'_>, prefix: &[u8]) {
         if self.active.after(seat.table, prefix).is_some_and(|id| seat.table.prefix(id).starts_with(prefix)) {
-            self.work.push_back(Work::Cover(prefix.into()));
+            self.work.insert(prefix.into(), None);
         }
     }
 
@@ -205,13 +211,6 @@ impl Own {
         left: &mut usize,
         gone: &mut Vec<Gone>,
     ) -> bool {
-        let stands = seat
-            .table
-            .id(prefix)
-            .is_some_and(|id| seat.table.contains(id, seat.number) && !self.going.contains(&id));
-        if !stands {
-            return true;
-        }
         while let Some(id) = self.active.after(seat.table, prefix) {
             let text = seat.table.prefix(id);
             if !text.starts_with(prefix) {
@@ -220,9 +219,10 @@ impl Own {
             if *left == 0 {
                 return false;
             }
-            *left -= 1;
+            *left = left.saturating_sub(cost(text));
             let text = text.to_vec();
             self.active.remove(seat.table, &text);
+            self.work.remove(&text[..]);
             if !self.going.remove(&id) {
                 seat.table.hold(&text);
                 self.covered.insert(seat.table, id);
@@ -232,16 +232,16 @@ impl Own {
         true
     }
 
-    /// Returns where to go on, if it is not done.
+    /// Makes what this prefix covers active, and then takes it away, as it is going. Returns where to go on, if it is not done.
     fn uncover_some(
         &mut self,
         seat: &mut Seat<'_>,
+        going: PrefixId,
         prefix: &[u8],
         next: &[u8],
         left: &mut usize,
         gone: &mut Vec<Gone>,
     ) -> Option<Box<[u8]>> {
-        let going = seat.table.id(prefix).filter(|id| self.going.contains(id))?;
         let mut next = self.covered.from(seat.table, next);
         while let Some(id) = next {
             let text: Box<[u8]> = seat.table.prefix(id).into();
@@ -251,7 +251,7 @@ impl Own {
             if *left == 0 {
                 return Some(text);
             }
-            *left -= 1;
+            *left = left.saturating_sub(cost(&text));
             if self.cover_of(seat.table, &text).is_none() {
                 self.covered.remove(seat.table, &text);
                 seat.table.insert(&text, seat.number);
@@ -267,6 +267,11 @@ impl Own {
         gone.extend(seat.remove(going));
         None
     }
+}
+
+/// What it costs to have a prefix change its side: more if it is long.
+fn cost(prefix: &[u8]) -> usize {
+    1 + prefix.len() / 64
 }
 
 impl Seat<'_> {
@@ -312,14 +317,14 @@ mod tests {
             for len in &lengths {
                 let mut seat = Seat { table: &mut table, number: 7 };
                 assert!(own.subscribe(&mut seat, &topic.as_bytes()[..*len]).is_new);
-                own.step(&mut seat, 64, &mut gone);
+                own.step(&mut seat, &mut 64, &mut gone);
                 assert_eq!(found(&table, &topic), [7]);
             }
             assert_eq!(table.len(), 1_000);
             for len in &lengths {
                 let mut seat = Seat { table: &mut table, number: 7 };
                 assert!(own.cancel(&mut seat, &topic.as_bytes()[..*len], &mut gone));
-                own.step(&mut seat, 64, &mut gone);
+                own.step(&mut seat, &mut 64, &mut gone);
             }
             assert!(found(&table, &topic).is_empty() && table.is_empty() && gone.len() == 1_000);
         }
@@ -335,7 +340,7 @@ mod tests {
         let steps = |own: &mut Own, seat: &mut Seat<'_>, gone: &mut Vec<Gone>| {
             let mut steps = 0;
             while own.has_work() {
-                own.step(seat, 10, gone);
+                own.step(seat, &mut 10, gone);
                 steps += 1;
                 assert_eq!(found(seat.table, "123")[0], 7);
             }
@@ -352,6 +357,46 @@ mod tests {
         assert!(found(seat.table, "x").is_empty());
     }
 
+    /// However often it changes its mind before anything is done.
+    #[test]
+    fn what_is_left_to_do_is_bounded_by_the_prefixes() {
+        let (mut table, mut own, mut gone) = (PrefixTable::new(), Own::default(), Vec::new());
+        let mut seat = Seat { table: &mut table, number: 7 };
+        let long = "p".repeat(100);
+        own.subscribe(&mut seat, long.as_bytes());
+        own.subscribe(&mut seat, b"p");
+        own.step(&mut seat, &mut 1_000, &mut gone);
+        for _ in 0..1_000 {
+            assert!(own.cancel(&mut seat, b"p", &mut gone));
+            assert!(own.subscribe(&mut seat, b"p").is_new);
+            for len in 2..100 {
+                own.subscribe(&mut seat, &long.as_bytes()[..len]);
+                own.cancel(&mut seat, &long.as_bytes()[..len], &mut gone);
+            }
+            assert!(own.work.len() <= seat.table.len(), "{} of {}", own.work.len(), seat.table.len());
+        }
+        own.step(&mut seat, &mut 100_000, &mut gone);
+        assert!(!own.has_work());
+        assert_eq!((found(&table, &long), found(&table, "pq")), (vec![7], vec![7]));
+    }
+
+    #[test]
+    fn long_prefixes_take_more_of_a_step() {
+        let (mut table, mut own, mut gone) = (PrefixTable::new(), Own::default(), Vec::new());
+        let mut seat = Seat { table: &mut table, number: 7 };
+        let long = "x".repeat(4_000);
+        for number in 0..100 {
+            own.subscribe(&mut seat, format!("{number:02}{long}").as_bytes());
+        }
+        own.subscribe(&mut seat, b"");
+        let mut steps = 0;
+        while own.has_work() {
+            own.step(&mut seat, &mut 100, &mut gone);
+            steps += 1;
+        }
+        assert!((50..=102).contains(&steps), "{steps} steps of two at most");
+    }
+
     /// Somebody else may hold the prefix, too, so that it stays in the table: topics find another set of subscribers all the same.
     #[test]
     fn it_is_told_when_a_prefix_has_gone_for_one_of_two() {
@@ -366,8 +411,8 @@ mod tests {
         }
         let mut seat = Seat { table: &mut table, number: 0 };
         assert!(owns[0].cancel(&mut seat, b"p", &mut gone));
-        assert!(!owns[0].step(&mut seat, 10, &mut gone), "it stays until what it covers is active");
-        assert!(owns[0].step(&mut seat, 1_000, &mut gone));
+        assert!(!owns[0].step(&mut seat, &mut 10, &mut gone), "it stays until what it covers is active");
+        assert!(owns[0].step(&mut seat, &mut 1_000, &mut gone));
         assert!(gone.is_empty());
         assert_eq!(found(&table, "p?"), [1]);
     }
@@ -398,7 +443,7 @@ mod tests {
                     let was_there = own.cancel(&mut seat, prefix.as_bytes(), &mut gone);
                     prop_assert_eq!(was_there, model[number as usize].remove(&prefix));
                 }
-                own.step(&mut seat, steps, &mut gone);
+                own.step(&mut seat, &mut steps.clone(), &mut gone);
                 for (_, prefix) in gone {
                     prop_assert!(told.remove(&prefix));
                 }
@@ -410,7 +455,7 @@ mod tests {
             let mut gone = Vec::new();
             for (number, own) in owns.iter_mut().enumerate() {
                 while own.has_work() {
-                    own.step(&mut Seat { table: &mut table, number: number as u32 }, 1, &mut gone);
+                    own.step(&mut Seat { table: &mut table, number: number as u32 }, &mut 1, &mut gone);
                 }
             }
             for (_, prefix) in gone.drain(..) {

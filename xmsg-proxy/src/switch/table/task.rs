@@ -11,7 +11,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 use xmsg_core::prefixes::PrefixId;
 use xmsg_core::socket::memory::{Claim, MemoryBudget};
 use xmsg_core::zmtp::Version;
@@ -21,28 +20,29 @@ use super::snapshot::Snapshot;
 use super::{Change, Routes, Table};
 use crate::CONTROL_TOPIC;
 use crate::config::Upstream;
-use crate::switch::peers::{Publisher, Subscriber};
+use crate::switch::peers::Subscriber;
+use crate::switch::publisher::Publisher;
 
 /// Changes applied under one lock.
 const BATCH: usize = 256;
-/// Prefixes of a job that are changed under one lock.
+/// How much of a job is done under one lock: so many short prefixes, or fewer long ones.
 const SLICE: usize = 512;
+/// How much of what a change makes necessary is done at once. The rest is a job.
+const AT_ONCE: usize = 64;
 /// Parts of a snapshot that are made for a publisher in one slice.
 const PARTS: usize = 2;
 /// Parts that are made already, and only sent.
 const PARTS_SENT: usize = 64;
-/// Bytes that may wait for a publisher before what subscribers leave behind is told it: what is told in between is not to wait for long.
-const BACKLOG: u64 = 128 << 10;
 /// How soon to look again whether publishers have read that.
 const PACE: Duration = Duration::from_millis(1);
-/// Who has not read it after so long is not waited for any more.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// What a prefix takes beside its text, bytes, about.
 const PREFIX: usize = 130;
 /// What a pair of a subscriber and a prefix takes, bytes, about.
 const PAIR: usize = 24;
 /// Steps in which a subscriber's subscriptions count in the memory budget, bytes.
-const MEMORY_STEP: usize = 64 << 10;
+const MEMORY_STEP: usize = 4 << 10;
+/// … if they are many.
+const MEMORY_STEP_LARGE: usize = 64 << 10;
 /// Bytes of parts that are out of date which publishers may hold in any case; above it, as much as is up to date.
 const OUTDATED_MIN: usize = 16 << 20;
 
@@ -68,7 +68,7 @@ pub(in crate::switch) struct TableTask {
 #[derive(Debug, Default)]
 struct Jobs {
     /// Subscribers of which prefixes change their side.
-    sorting: VecDeque<u32>,
+    sorting: VecDeque<Arc<Subscriber>>,
     /// What subscribers that have gone left behind.
     leaving: VecDeque<(u32, Own)>,
     /// Publishers that are being told all that is wanted.
@@ -77,16 +77,18 @@ struct Jobs {
     enforcing: VecDeque<Enforcing>,
     /// Answers that wait until the last of them is checked.
     waiting: Vec<oneshot::Sender<Vec<Arc<Publisher>>>>,
-    /// Since when publishers have not read what they were told.
-    behind_since: Option<Instant>,
+    /// Subscribers that wait until they may make more changes.
+    pacing: Vec<(Arc<Subscriber>, oneshot::Sender<()>)>,
 }
 
 impl Jobs {
     fn is_empty(&self) -> bool {
-        self.sorting.is_empty()
-            && self.leaving.is_empty()
-            && self.joining.is_empty()
-            && self.enforcing.is_empty()
+        !self.has_urgent() && self.leaving.is_empty() && self.pacing.is_empty()
+    }
+
+    /// Whether there is something to do that waits for no publisher to read.
+    fn has_urgent(&self) -> bool {
+        !(self.sorting.is_empty() && self.joining.is_empty() && self.enforcing.is_empty())
     }
 }
 
@@ -178,13 +180,16 @@ impl TableTask {
                 let table = self.table.clone();
                 let mut routes = table.routes_mut();
                 let mut differs = false;
+                let mut left = SLICE;
                 for change in changes.by_ref() {
                     match change {
                         Change::Subscribe(subscriber, prefix) => {
                             differs |= self.subscribe(&mut routes, &subscriber, prefix, &mut tidings);
+                            differs |= self.sort(&mut routes, &subscriber, &mut left, &mut tidings);
                         }
                         Change::Cancel(subscriber, prefix) => {
                             differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut tidings);
+                            differs |= self.sort(&mut routes, &subscriber, &mut left, &mut tidings);
                         }
                         Change::Policies(policies) => {
                             routes.policies = policies;
@@ -214,6 +219,7 @@ impl TableTask {
                     let _ = answer.send(self.publishers.values().cloned().collect());
                 }
                 Some(Change::Synchronize(answer)) => self.jobs.waiting.push(answer),
+                Some(Change::Pace(subscriber, answer)) => self.jobs.pacing.push((subscriber, answer)),
                 _ => {}
             }
         }
@@ -224,26 +230,29 @@ impl TableTask {
         self.sort_some();
         self.enforce_some();
         self.welcome_some();
-        if self.jobs.leaving.is_empty() {
+        if self.jobs.leaving.is_empty() && self.jobs.pacing.is_empty() {
             return None;
         }
         if self.publishers_are_behind() {
-            let others = !(self.jobs.sorting.is_empty()
-                && self.jobs.enforcing.is_empty()
-                && self.jobs.joining.is_empty());
-            return (!others).then_some(PACE);
+            return (!self.jobs.has_urgent()).then_some(PACE);
+        }
+        let own = &self.own;
+        let is_done = |subscriber: &Subscriber| own.get(&subscriber.id).is_none_or(|own| !own.has_work());
+        for (_, answer) in self.jobs.pacing.extract_if(.., |(subscriber, _)| is_done(subscriber)) {
+            // Whoever waited may have gone.
+            let _ = answer.send(());
         }
         self.forget_some();
         None
     }
 
     fn sort_some(&mut self) {
-        let Some(id) = self.jobs.sorting.pop_front() else { return };
+        let Some(subscriber) = self.jobs.sorting.pop_front() else { return };
         let mut tidings = Tidings::new();
         {
             let table = self.table.clone();
             let mut routes = table.routes_mut();
-            if self.step(&mut routes, id, SLICE, &mut tidings) {
+            if self.step(&mut routes, &subscriber, &mut SLICE.clone(), &mut tidings) {
                 table.advance();
             }
         }
@@ -255,7 +264,10 @@ impl TableTask {
         {
             let mut routes = self.table.routes_mut();
             // Whoever looks a topic up from now on does not find it, however long its prefixes stay.
-            routes.subscribers.remove(&id);
+            if let Some(subscriber) = routes.subscribers.remove(&id) {
+                // What it holds is being given back: it is not to be picked as the one that holds most.
+                subscriber.outsized.cancel();
+            }
             self.table.advance();
         }
         if let Some(own) = self.own.remove(&id) {
@@ -276,26 +288,9 @@ impl TableTask {
     }
 
     /// Whether a publisher that reads has yet to read much of what it was told.
-    fn publishers_are_behind(&mut self) -> bool {
-        let behind = |publisher: &&Arc<Publisher>| {
-            publisher.outbox.queued().bytes > BACKLOG
-                && !publisher.is_stalled()
-                && !publisher.outbox.is_closed()
-        };
-        if !self.publishers.values().any(|publisher| behind(&publisher)) {
-            self.jobs.behind_since = None;
-            return false;
-        }
-        let since = *self.jobs.behind_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < PATIENCE {
-            return true;
-        }
-        for publisher in self.publishers.values().filter(behind) {
-            tracing::info!(peer = %publisher.peer, "a publisher does not read its subscriptions: not waited for any more");
-            publisher.stalled.store(true, Ordering::Relaxed);
-        }
-        self.jobs.behind_since = None;
-        false
+    fn publishers_are_behind(&self) -> bool {
+        // Each is looked at, so that the time of each runs.
+        self.publishers.values().filter(|publisher| publisher.is_behind()).count() > 0
     }
 
     /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers.
@@ -321,7 +316,7 @@ impl TableTask {
         {
             let table = self.table.clone();
             let mut routes = table.routes_mut();
-            let mut differs = false;
+            let (mut differs, mut left) = (false, SLICE);
             for _ in 0..SLICE {
                 let own = self.own.get(&subscriber.id);
                 let Some(id) = own.and_then(|own| own.next(&routes.prefixes, checked.as_deref())) else {
@@ -332,6 +327,7 @@ impl TableTask {
                 if !rights.may_subscribe(&prefix) {
                     subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
                     differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut tidings);
+                    differs |= self.sort(&mut routes, &subscriber, &mut left, &mut tidings);
                 }
                 checked = Some(prefix.into());
             }
@@ -365,21 +361,14 @@ impl TableTask {
         if self.upstream == Upstream::All {
             return;
         }
-        // Encoded once for each version; the bytes are shared.
+        // Encoded once for each version; the bytes are shared. To those that are joining, a part that is to come may say some of it again.
         let mut encoded: HashMap<Version, Bytes> = HashMap::new();
-        for publisher in self.publishers.values() {
-            let bytes =
-                encoded.entry(publisher.version).or_insert_with(|| encode(publisher.version, tidings.iter()));
+        let joining = self.jobs.joining.iter().map(|joining| &joining.publisher);
+        for publisher in self.publishers.values().chain(joining) {
+            let new = || Shared::new(encode(publisher.version, tidings), &self.memory);
+            let bytes = encoded.entry(publisher.version).or_insert_with(new);
             publisher.send(bytes);
             publisher.count_backlog(&self.memory);
-        }
-        for Joining { publisher, next } in &self.jobs.joining {
-            // Of the others it hears with the parts that are to come.
-            let told = tidings.iter().filter(|tiding| Snapshot::part_of(tiding.id) < *next);
-            let bytes = encode(publisher.version, told);
-            if !bytes.is_empty() {
-                publisher.send(&bytes);
-            }
         }
     }
 
@@ -458,7 +447,7 @@ impl TableTask {
         if let Some(id) = first {
             tidings.push(Tiding { subscribe: true, prefix, id });
         }
-        self.sort(routes, subscriber.id, tidings) | differs
+        differs
     }
 
     fn cancel(
@@ -478,25 +467,47 @@ impl TableTask {
         subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
         subscriber.subscription_bytes.fetch_sub(prefix.len(), Ordering::Relaxed);
         count_memory(own, subscriber, &self.memory);
-        self.sort(routes, subscriber.id, tidings);
         true
     }
 
-    /// Moves what has to change its side: a little at once, and more in slices. Returns whether topics find others than before.
-    fn sort(&mut self, routes: &mut Routes, id: u32, tidings: &mut Tidings) -> bool {
+    /// Moves what has to change its side: a little at once, which is taken from `left`, and more in slices. Returns whether topics find
+    /// others than before.
+    fn sort(
+        &mut self,
+        routes: &mut Routes,
+        subscriber: &Arc<Subscriber>,
+        left: &mut usize,
+        tidings: &mut Tidings,
+    ) -> bool {
         // What is in the queue already has its turn there.
-        let is_new = self.own.get(&id).is_some_and(|own| own.has_work() && !own.is_queued);
-        is_new && self.step(routes, id, SLICE / 8, tidings)
+        let is_new = self.own.get(&subscriber.id).is_some_and(|own| own.has_work() && !own.is_queued);
+        if !is_new {
+            return false;
+        }
+        let at_once = (*left).min(AT_ONCE);
+        let mut rest = at_once;
+        let differs = self.step(routes, subscriber, &mut rest, tidings);
+        *left -= at_once - rest;
+        differs
     }
 
-    /// Moves at most so many prefixes of this subscriber; if there are more, it goes to the end of the queue.
-    fn step(&mut self, routes: &mut Routes, id: u32, most: usize, tidings: &mut Tidings) -> bool {
-        let Some(own) = self.own.get_mut(&id) else { return false };
+    /// Moves prefixes of this subscriber, as many as `left` allows; if there are more, it goes to the end of the queue.
+    fn step(
+        &mut self,
+        routes: &mut Routes,
+        subscriber: &Arc<Subscriber>,
+        left: &mut usize,
+        tidings: &mut Tidings,
+    ) -> bool {
+        let Some(own) = self.own.get_mut(&subscriber.id) else { return false };
         let mut gone = Vec::new();
-        let differs = own.step(&mut Seat { table: &mut routes.prefixes, number: id }, most, &mut gone);
+        let most = *left;
+        let mut seat = Seat { table: &mut routes.prefixes, number: subscriber.id };
+        let differs = own.step(&mut seat, left, &mut gone);
+        subscriber.toll.fetch_add(most - *left, Ordering::Relaxed);
         own.is_queued = own.has_work();
         if own.is_queued {
-            self.jobs.sorting.push_back(id);
+            self.jobs.sorting.push_back(subscriber.clone());
         }
         tidings.extend(cancelled(gone));
         differs
@@ -507,7 +518,8 @@ impl TableTask {
 fn count_memory(own: &mut Own, subscriber: &Subscriber, memory: &MemoryBudget) {
     let count = subscriber.subscriptions.load(Ordering::Relaxed);
     let weight = prefix_memory(count, subscriber.subscription_bytes.load(Ordering::Relaxed));
-    if weight / MEMORY_STEP != own.weight / MEMORY_STEP {
+    let step = if weight < MEMORY_STEP_LARGE { MEMORY_STEP } else { MEMORY_STEP_LARGE };
+    if weight / step != own.weight / step {
         own.weight = weight;
         let new = || memory.claim(&subscriber.peer, "subscriptions", subscriber.outsized.clone());
         own.claim.get_or_insert_with(new).force_as(count * PAIR, weight);
@@ -520,10 +532,32 @@ fn prefix_memory(count: usize, bytes: usize) -> usize {
     count * PREFIX + 2 * bytes
 }
 
-fn encode<'a>(version: Version, tidings: impl Iterator<Item = &'a Tiding>) -> Bytes {
+fn encode(version: Version, tidings: &[Tiding]) -> Bytes {
     let mut bytes = BytesMut::new();
     for Tiding { subscribe, prefix, .. } in tidings {
         version.write_subscription(&mut bytes, *subscribe, prefix);
     }
     bytes.freeze()
+}
+
+/// What several publishers are told. It counts in the memory budget once, until the last of them has read it.
+#[derive(Debug)]
+struct Shared {
+    bytes: Bytes,
+    _claim: Claim,
+}
+
+impl Shared {
+    #[allow(clippy::new_ret_no_self, reason = "it is seen as its bytes alone")]
+    fn new(bytes: Bytes, memory: &MemoryBudget) -> Bytes {
+        let mut claim = memory.claim_shared();
+        claim.force(bytes.len());
+        Bytes::from_owner(Self { bytes, _claim: claim })
+    }
+}
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }

@@ -1,0 +1,165 @@
+//! One connected publisher, and what it is told of subscriptions.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use xmsg_core::socket::HighWaterMark;
+use xmsg_core::socket::memory::{Claim, MemoryBudget};
+use xmsg_core::socket::outbox::Outbox;
+use xmsg_core::socket::session::now;
+use xmsg_core::zmtp::Version;
+
+use super::peers::{Counter, Grant};
+
+/// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
+const UPSTREAM_MAX: usize = 64 << 20;
+/// What the queue needs for each entry, bytes, about. The text of what it is told is shared.
+const ENTRY: usize = 128;
+/// Steps in which these entries count in the memory budget, bytes.
+const BACKLOG_STEP: usize = 64 << 10;
+/// Bytes that may wait for a publisher before it is behind: what it is told next is not to wait for long.
+const BACKLOG: u64 = 128 << 10;
+/// Who is behind is waited for as long as it reads so many bytes …
+const PACE: u64 = 4 << 20;
+/// … in each such time.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// One that held others up is not waited for again before so many times as long have passed.
+const REST: u32 = 10;
+
+/// A connected publisher.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    pub(super) id: u32,
+    pub(super) peer: Box<str>,
+    pub(super) version: Version,
+    /// Subscriptions on their way to it.
+    pub(super) outbox: Outbox,
+    /// How many bytes of them may wait.
+    upstream_max: AtomicUsize,
+    pub(super) since: Instant,
+    pub(super) received: Counter,
+    reading: Mutex<Reading>,
+    /// Ends its connection.
+    pub(super) cut: CancellationToken,
+    /// … because it holds too much memory.
+    pub(super) outsized: CancellationToken,
+    claim: Mutex<Option<Claim>>,
+    pub(super) grant: Grant,
+}
+
+/// Whether it reads what it is told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reading {
+    /// Since when it is behind, and how many bytes had been written to it then.
+    behind: Option<(Instant, u64)>,
+    /// It held others up: it is not waited for until it has read everything, nor before that.
+    stalled_until: Option<Instant>,
+}
+
+impl Publisher {
+    pub(super) fn new(id: u32, peer: &str, version: Version, grant: Grant) -> Self {
+        Self {
+            id,
+            peer: peer.into(),
+            version,
+            outbox: Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX)),
+            upstream_max: AtomicUsize::new(UPSTREAM_MAX),
+            since: Instant::now(),
+            received: Counter::default(),
+            reading: Mutex::default(),
+            cut: CancellationToken::new(),
+            outsized: CancellationToken::new(),
+            claim: Mutex::default(),
+            grant,
+        }
+    }
+
+    /// Sends it a part of all subscriptions there are, however many.
+    pub(super) fn welcome(&self, subscriptions: &Bytes) {
+        if !subscriptions.is_empty() && self.outbox.push_shared(subscriptions, usize::MAX) {
+            self.upstream_max.fetch_add(subscriptions.len() + ENTRY, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends it changes of subscriptions. One that lets too many pile up is cut off.
+    pub(super) fn send(&self, subscriptions: &Bytes) {
+        if !self.outbox.push_shared(subscriptions, self.upstream_max.load(Ordering::Relaxed))
+            && !self.cut.is_cancelled()
+            && !self.outbox.is_closed()
+        {
+            self.cut_off();
+        }
+    }
+
+    /// Ends its connection, because it does not read its subscriptions.
+    pub(super) fn cut_off(&self) {
+        tracing::warn!(peer = %self.peer, "a publisher does not read its subscriptions: it is cut off");
+        self.cut.cancel();
+    }
+
+    /// Has what waits for it count in the memory budget: its entries, as others hold the text, too. When whoever holds most is to be
+    /// found, the text counts in full.
+    pub(super) fn count_backlog(&self, memory: &MemoryBudget) {
+        let queued = self.outbox.queued();
+        let bytes = queued.messages as usize * ENTRY;
+        let bytes = if bytes < BACKLOG_STEP { 0 } else { bytes.next_multiple_of(BACKLOG_STEP) };
+        let told = self.upstream_max.load(Ordering::Relaxed) - UPSTREAM_MAX;
+        // What it was told when it came is there all the same.
+        let weight = (queued.bytes as usize).saturating_sub(told) & !(BACKLOG_STEP - 1);
+        let mut claim = lock(&self.claim);
+        if bytes + weight == 0 && claim.is_none() {
+            return;
+        }
+        let new = || {
+            let what = "changes of subscriptions that it does not read";
+            memory.claim(&self.peer, what, self.outsized.clone())
+        };
+        claim.get_or_insert_with(new).force_as(bytes, bytes + weight);
+    }
+
+    /// Whether it has yet to read much of what it was told, and reads it fast enough to be waited for.
+    pub(super) fn is_behind(&self) -> bool {
+        let is_waited_for = !self.outbox.is_closed() && !self.is_stalled();
+        if self.outbox.queued().bytes <= BACKLOG || !is_waited_for {
+            lock(&self.reading).behind = None;
+            return false;
+        }
+        let written = self.outbox.written().bytes;
+        let mut reading = lock(&self.reading);
+        let (since, before) = *reading.behind.get_or_insert((now(), written));
+        if now().saturating_duration_since(since) < PATIENCE {
+            return true;
+        }
+        if written - before >= PACE {
+            reading.behind = Some((now(), written));
+            return true;
+        }
+        drop(reading);
+        self.holds_up(PATIENCE);
+        false
+    }
+
+    /// Notes that it held others up for so long by not reading: it is not waited for any more, until it has read everything, and some time
+    /// has passed.
+    pub(super) fn holds_up(&self, time: Duration) {
+        tracing::info!(peer = %self.peer, "a publisher does not read its subscriptions: not waited for any more");
+        *lock(&self.reading) = Reading { behind: None, stalled_until: Some(now() + time * REST) };
+    }
+
+    /// Whether it held others up, and is not to be waited for.
+    pub(super) fn is_stalled(&self) -> bool {
+        let mut reading = lock(&self.reading);
+        let Some(until) = reading.stalled_until else { return false };
+        if now() >= until && self.outbox.queued().messages == 0 {
+            reading.stalled_until = None;
+        }
+        reading.stalled_until.is_some()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

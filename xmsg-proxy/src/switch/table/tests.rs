@@ -1,0 +1,169 @@
+//! Subscribers that make changes faster than they can be made, or told.
+
+use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+use tokio::task::JoinHandle;
+use xmsg_core::socket::HighWaterMark;
+use xmsg_core::socket::outbox::{Outbox, Writer};
+use xmsg_core::zmtp::Version;
+
+use super::*;
+use crate::policy::{Policy, Rule};
+use crate::switch::peers::Grant;
+
+/// A table, its task, and nobody yet.
+struct Scene {
+    table: Arc<Table>,
+    memory: MemoryBudget,
+    limits: Limits,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Scene {
+    fn new() -> Self {
+        let memory = MemoryBudget::default();
+        let rule = Rule { policy: Policy::BLOCK, mark: HighWaterMark::bytes(1 << 20) };
+        let (table, mut task) = Table::new(Upstream::Subscribed, Policies::new(rule, &[]), memory.clone());
+        let task = tokio::spawn(async move { task.run().await });
+        Self { table, memory, limits: Limits::default(), task }
+    }
+
+    /// A publisher, and the end of its connection that it may read from. What it does not read waits.
+    async fn publisher(&self, id: u32) -> (Arc<Publisher>, DuplexStream) {
+        let grant = Grant::new(&Arc::default(), None);
+        let publisher = Arc::new(Publisher::new(id, "a publisher", Version::V3_1, grant));
+        let (mut near, far) = duplex(64 << 10);
+        let own = publisher.clone();
+        tokio::spawn(async move { Writer::new(&own.outbox).run(&mut near).await });
+        self.table.change(Change::PublisherJoined(publisher.clone())).await;
+        (publisher, far)
+    }
+}
+
+fn subscriber(id: u32) -> Arc<Subscriber> {
+    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    Arc::new(Subscriber::new(id, "a subscriber", outbox, Grant::new(&Arc::default(), None)))
+}
+
+/// Subscribes to long prefixes and takes that back, so many times; returns how many bytes that were.
+async fn toggle(scene: &Scene, subscriber: &Arc<Subscriber>, times: usize) -> usize {
+    let mut handler = Subscriptions::new(&scene.table, subscriber, &scene.limits);
+    let prefixes: Vec<Bytes> = (0..100).map(|number| format!("{number:04000}").into()).collect();
+    for number in 0..times {
+        let prefix = prefixes[number / 2 % prefixes.len()].clone();
+        handler.subscription(number % 2 == 0, prefix).await.expect("it is within the limits");
+    }
+    times * 4000
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_changes_goes_as_fast_as_the_slowest_publisher_that_reads() {
+    let scene = Scene::new();
+    let (publisher, mut far) = scene.publisher(1).await;
+    // 10 MB in a second.
+    let reading = tokio::spawn(async move {
+        let mut buffer = vec![0; 100 << 10];
+        loop {
+            let read = far.read(&mut buffer).await.expect("a pipe in memory");
+            tokio::time::sleep(Duration::from_secs_f64(read as f64 / 10e6)).await;
+        }
+    });
+    let since = tokio::time::Instant::now();
+    let bytes = toggle(&scene, &subscriber(1), 40_000).await;
+    let waits = publisher.outbox.queued().bytes;
+    assert!(waits < 1 << 20, "{waits} bytes wait for it");
+    assert!(!publisher.cut.is_cancelled() && !publisher.is_stalled());
+    let rate = bytes as f64 / since.elapsed().as_secs_f64();
+    assert!((5e6..12e6).contains(&rate), "{rate} bytes in a second");
+    reading.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publisher_that_does_not_read_holds_a_flood_up_for_a_second_and_others_not_at_all() {
+    let scene = Scene::new();
+    let (publisher, _far) = scene.publisher(1).await;
+    let since = tokio::time::Instant::now();
+    let (flooding, other) = (subscriber(1), subscriber(2));
+    let flood = async {
+        toggle(&scene, &flooding, 1_000).await;
+        since.elapsed()
+    };
+    let few = async {
+        let mut handler = Subscriptions::new(&scene.table, &other, &scene.limits);
+        for number in 0..100 {
+            handler.subscription(true, format!("few:{number}").into()).await.unwrap();
+            scene.table.synchronize().await;
+        }
+        since.elapsed()
+    };
+    let (flood, few) = tokio::join!(flood, few);
+    assert!((1_000..1_500).contains(&flood.as_millis()), "{flood:?}");
+    assert!(few.is_zero(), "{few:?}");
+    assert!(publisher.is_stalled());
+}
+
+/// One that reads now and then, to hold others up again and again, does so for a small part of the time.
+#[tokio::test(start_paused = true)]
+async fn a_publisher_that_held_others_up_is_not_waited_for_again_at_once() {
+    let scene = Scene::new();
+    let (publisher, mut far) = scene.publisher(1).await;
+    toggle(&scene, &subscriber(1), 1_000).await;
+    assert!(publisher.is_stalled());
+    let mut buffer = vec![0; 1 << 20];
+    while publisher.outbox.queued().messages > 0 {
+        assert!(far.read(&mut buffer).await.unwrap() > 0);
+    }
+    assert!(publisher.is_stalled(), "although it has read everything");
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert!(!publisher.is_stalled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_publishers_are_told_counts_once_however_many_they_are() {
+    const PUBLISHERS: u32 = 50;
+    let scene = Scene::new();
+    let many = subscriber(1);
+    // So that it takes a while to tell those who join.
+    let mut handler = Subscriptions::new(&scene.table, &many, &scene.limits);
+    for number in 0..20_000 {
+        handler.subscription(true, format!("{number:07}").into()).await.unwrap();
+    }
+    let before = scene.memory.used();
+    let mut deaf = Vec::new();
+    for id in 0..PUBLISHERS {
+        deaf.push(scene.publisher(id).await);
+    }
+    let bytes = toggle(&scene, &subscriber(2), 1_000).await;
+    scene.table.synchronize().await;
+    let waits: u64 = deaf.iter().map(|(publisher, _)| publisher.outbox.queued().bytes).sum();
+    assert!(waits > u64::from(PUBLISHERS) * bytes as u64 * 9 / 10, "{waits} bytes wait for all of them");
+    let held = scene.memory.used() - before;
+    assert!((bytes..2 * bytes).contains(&held), "{held} bytes are held of {bytes}");
+    drop(deaf);
+}
+
+/// A short prefix that covers 62 long ones makes much work of little that is sent.
+#[tokio::test(start_paused = true)]
+async fn whoever_makes_much_work_is_slowed_down() {
+    let scene = Scene::new();
+    let subscriber = subscriber(1);
+    let mut handler = Subscriptions::new(&scene.table, &subscriber, &scene.limits);
+    let since = tokio::time::Instant::now();
+    for number in 0..62 {
+        handler.subscription(true, format!("{number:04000}").into()).await.unwrap();
+    }
+    assert!(since.elapsed().is_zero(), "that is no work");
+    let mut moved = 0;
+    for number in 0..4_000 {
+        handler.subscription(number % 2 == 0, Bytes::from_static(b"0")).await.unwrap();
+        scene.table.synchronize().await;
+        moved += subscriber.toll.load(Ordering::Relaxed);
+    }
+    assert!(moved > 0);
+    assert!(since.elapsed() > Duration::from_secs(2), "{:?}", since.elapsed());
+}
