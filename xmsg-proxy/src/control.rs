@@ -9,7 +9,9 @@
 //! Everything else is counted and ignored. An answer goes to nobody but connections of the same key or user as the one that asked; without
 //! security that is everybody, as in every xMsg proxy. A subscription is confirmed only to whoever may subscribe to it.
 
-use std::collections::{BTreeSet, VecDeque};
+mod confirmations;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +22,15 @@ use xmsg_core::ErrorKind;
 use xmsg_core::security::Principal;
 use xmsg_core::socket::Router;
 
+use self::confirmations::{Confirmation, Confirmations};
 use crate::switch::{ControlRequests, Request, Requester, Switch};
 
 /// Requests answered between two looks at everything else.
 const BATCH: usize = 1024;
-/// Confirmations that wait; those above it are asked for again.
-const CONFIRMATIONS_MAX: usize = 16 << 10;
+/// Subscribers that are told something, between two looks at everything else.
+const RECIPIENTS: usize = 4096;
+/// What looking up whom a confirmation goes to counts for among them.
+const LOOK_UP: usize = 32;
 /// Answers that wait for a control socket to connect: most peers ask while it is still in its handshake.
 const EARLY_MAX: usize = 4096;
 /// How long they wait. The peers' own time limit is as long.
@@ -37,14 +42,13 @@ pub struct Controller {
     switch: Switch,
     requests: ControlRequests,
     router: Router,
-    /// Confirmations that are asked for.
-    confirmations: BTreeSet<Confirmation>,
+    /// Confirmations that are asked for, before what came before them is settled.
+    asked: Confirmations,
+    /// Those that wait for nothing but their turn.
+    ready: Confirmations,
     early: VecDeque<Early>,
     ignored: u64,
 }
-
-/// A topic, and to whom it is confirmed.
-type Confirmation = (Option<Arc<Principal>>, Bytes);
 
 /// An answer whose receiver is not there yet.
 #[derive(Debug)]
@@ -63,7 +67,8 @@ impl Controller {
             requests: switch.control_requests(),
             switch,
             router,
-            confirmations: BTreeSet::new(),
+            asked: Confirmations::default(),
+            ready: Confirmations::default(),
             early: VecDeque::new(),
             ignored: 0,
         }
@@ -75,18 +80,23 @@ impl Controller {
         let switch = self.switch.clone();
         // What is asked for while it waits is for the next time.
         let mut settling = std::pin::pin!(futures::future::OptionFuture::from(None));
-        let mut settled = BTreeSet::new();
+        let mut settled = Confirmations::default();
         loop {
-            if settled.is_empty() && !self.confirmations.is_empty() {
-                settled = std::mem::take(&mut self.confirmations);
+            if settled.is_empty() && !self.asked.is_empty() {
+                settled = std::mem::take(&mut self.asked);
                 settling.set(Some(switch.settled()).into());
             }
             let oldest = self.early.front().map(|early| early.since + EARLY_FOR);
             tokio::select! {
                 Some(()) = settling.as_mut(), if !settled.is_empty() => {
-                    for (principal, topic) in std::mem::take(&mut settled) {
-                        self.switch.confirm(&topic, principal.as_deref());
+                    while let Some(confirmation) = settled.pop() {
+                        let dropped = self.ready.push(confirmation);
+                        self.lose(dropped);
                     }
+                }
+                () = std::future::ready(()), if !self.ready.is_empty() => {
+                    self.confirm_some();
+                    tokio::task::yield_now().await;
                 }
                 request = self.requests.recv() => {
                     let Some((requester, request)) = request else { return };
@@ -122,16 +132,33 @@ impl Controller {
             Some(Request::Publisher(identity)) => self.answer(requester, identity, b"pub"),
             Some(Request::Reply(identity)) => self.answer(requester, identity, b"rep"),
             Some(Request::Subscription(topic)) => {
-                if self.confirmations.len() >= CONFIRMATIONS_MAX {
-                    tracing::debug!("too many subscriptions to confirm at once: it will be asked again");
-                } else if requester.may_subscribe(&topic) {
-                    self.confirmations.insert((requester.principal().cloned(), topic));
+                if requester.may_subscribe(&topic) {
+                    let dropped = self.asked.push(Confirmation { requester: requester.clone(), topic });
+                    self.lose(dropped);
                 }
             }
             None => {
                 self.ignored += 1;
                 tracing::debug!(ignored = self.ignored, "not a control request");
             }
+        }
+    }
+
+    /// Tells a few subscribers that they are subscribed.
+    fn confirm_some(&mut self) {
+        let mut told = 0;
+        while told < RECIPIENTS
+            && let Some(Confirmation { requester, topic }) = self.ready.pop()
+        {
+            let recipients = self.switch.confirm(&topic, requester.principal().map(|who| &**who));
+            requester.charge(recipients);
+            told += LOOK_UP + recipients;
+        }
+    }
+
+    fn lose(&self, confirmation: Option<Confirmation>) {
+        if let Some(Confirmation { requester, .. }) = confirmation {
+            self.switch.lose_request(&requester);
         }
     }
 

@@ -1,7 +1,7 @@
 //! How many connections are let in, so that nobody locks out the others by opening many and saying nothing.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use super::memory::{CONNECTION, Claim, MemoryBudget};
+use super::source::network;
 use super::throttle::Throttle;
 use crate::security::{Authenticator, Credentials, Verdict};
 
@@ -223,14 +224,6 @@ impl Authenticator for InTurn {
 
     fn recognizes(&self, credentials: &Credentials) -> bool {
         self.authenticator.recognizes(credentials)
-    }
-}
-
-/// What counts as one address: with IPv6 whoever has one has 2⁶⁴ of them.
-pub(super) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-        address @ IpAddr::V4(_) => address,
     }
 }
 

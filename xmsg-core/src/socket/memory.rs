@@ -6,15 +6,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::admission::network;
 use super::outbox::Ledger;
+use super::source::Source;
 use super::throttle::Throttle;
 
 /// What a connection needs, bytes, about: its task, its entries, and its buffers as long as little comes in.
@@ -54,24 +53,6 @@ struct Holder {
     what: &'static str,
     bytes: usize,
     end: CancellationToken,
-}
-
-/// Where connections come from that count together.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Source {
-    /// An address, or (IPv6) a network of 64 bits.
-    Network(IpAddr),
-    /// What has no address.
-    Other(Arc<str>),
-}
-
-impl Source {
-    fn of(name: &Arc<str>) -> Self {
-        match name.parse::<SocketAddr>() {
-            Ok(address) => Self::Network(network(address.ip())),
-            Err(_) => Self::Other(name.clone()),
-        }
-    }
 }
 
 impl Default for MemoryBudget {
@@ -366,9 +347,6 @@ mod tests {
         let ended =
             |many: &[(Claim, CancellationToken)]| many.iter().filter(|(_, end)| end.is_cancelled()).count();
         assert_eq!((ended(&many), single_end.is_cancelled()), (1, false));
-        let networks = ["[2001:db8::1]:1", "[2001:db8::ffff:1]:2", "[2001:db8:0:1::1]:1"]
-            .map(|name| Source::of(&name.into()));
-        assert!(networks[0] == networks[1] && networks[0] != networks[2]);
     }
 
     #[test]

@@ -39,6 +39,7 @@ mod reply;
 mod request;
 mod router;
 pub mod session;
+pub mod source;
 mod subscriber;
 pub mod throttle;
 pub mod transport;

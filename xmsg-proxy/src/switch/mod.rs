@@ -248,19 +248,26 @@ impl Switch {
     }
 
     /// Tells subscribers of this topic that their subscription is live: all of those who have proved to be `principal`. The confirmation
-    /// goes ahead of what is queued for them, and is no message that counts.
-    pub fn confirm(&self, topic: &[u8], principal: Option<&Principal>) {
+    /// goes ahead of what is queued for them, and is no message that counts. Returns how many they are.
+    pub fn confirm(&self, topic: &[u8], principal: Option<&Principal>) -> usize {
         let mut answer = BytesMut::new();
         zmtp::encode_message(&mut answer, &[topic, b"sub"]);
         let routes = self.inner.table.routes();
-        for (_, number) in routes.find_each(&[topic]) {
-            let Some(subscriber) = routes.subscriber(number) else { continue };
+        let found = routes.find_each(&[topic]);
+        for (_, number) in &found {
+            let Some(subscriber) = routes.subscriber(*number) else { continue };
             if subscriber.grant.who().map(|who| &**who) == principal
                 && !subscriber.outbox.push_urgent(&answer, CONFIRMATIONS_MAX)
             {
                 tracing::debug!(peer = %subscriber.peer, "it does not read its confirmations: one is left out");
             }
         }
+        found.len()
+    }
+
+    /// Counts a control request that is not answered, because too many wait already, and says so in the log now and then.
+    pub(crate) fn lose_request(&self, requester: &Requester) {
+        self.inner.asking.lose(requester);
     }
 
     /// Has everybody keep to the rules that are in force now: whoever may not be here any more is cut off, and subscriptions

@@ -1,6 +1,6 @@
 //! One connected publisher, and what it is told of subscriptions.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use xmsg_core::socket::HighWaterMark;
 use xmsg_core::socket::memory::{Claim, MemoryBudget};
 use xmsg_core::socket::outbox::Outbox;
 use xmsg_core::socket::session::now;
+use xmsg_core::socket::source::Source;
 use xmsg_core::zmtp::Version;
 
 use super::peers::{Counter, Grant};
@@ -34,6 +35,7 @@ const REST: u32 = 10;
 pub(super) struct Publisher {
     pub(super) id: u32,
     pub(super) peer: Box<str>,
+    pub(super) source: Source,
     pub(super) version: Version,
     /// Subscriptions on their way to it.
     pub(super) outbox: Outbox,
@@ -41,6 +43,8 @@ pub(super) struct Publisher {
     upstream_max: AtomicUsize,
     pub(super) since: Instant,
     pub(super) received: Counter,
+    /// Subscribers that were told of subscriptions because it asked.
+    pub(super) recipients: AtomicU64,
     reading: Mutex<Reading>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
@@ -64,11 +68,13 @@ impl Publisher {
         Self {
             id,
             peer: peer.into(),
+            source: Source::of(peer),
             version,
             outbox: Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX)),
             upstream_max: AtomicUsize::new(UPSTREAM_MAX),
             since: Instant::now(),
             received: Counter::default(),
+            recipients: AtomicU64::new(0),
             reading: Mutex::default(),
             cut: CancellationToken::new(),
             outsized: CancellationToken::new(),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use xmsg_core::security::Principal;
+use xmsg_core::socket::source::Source;
 use xmsg_core::socket::throttle::Throttle;
 
 use super::publisher::Publisher;
@@ -19,6 +20,8 @@ const TOPIC_MAX: usize = 4096;
 const WAITING: usize = 4096;
 /// Confirmations of subscriptions that one connection may ask for in a second: each is sent to everybody who is subscribed.
 const CONFIRMATIONS_PER_SECOND: f64 = 5_000.0;
+/// Subscribers that are told in a second what one connection asked for. What goes to more makes it wait before it may ask again.
+const RECIPIENTS_PER_SECOND: f64 = 50_000.0;
 /// Other requests in a second: whoever has each message confirmed asks often.
 const OTHERS_PER_SECOND: f64 = 50_000.0;
 
@@ -65,6 +68,21 @@ impl Requester {
         self.0.grant.who()
     }
 
+    /// The number of the connection.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id
+    }
+
+    /// Where it comes from.
+    pub(crate) fn source(&self) -> &Source {
+        &self.0.source
+    }
+
+    /// Has so many subscribers that were told something for it count when it asks again.
+    pub(crate) fn charge(&self, recipients: usize) {
+        self.0.recipients.fetch_add(recipients as u64, Ordering::Relaxed);
+    }
+
     /// Whether it may subscribe to this prefix. That it may not is counted, and written into the log now and then.
     #[must_use]
     pub fn may_subscribe(&self, prefix: &[u8]) -> bool {
@@ -73,6 +91,15 @@ impl Requester {
             self.0.grant.deny(&self.0.peer, "have a subscription confirmed", prefix, 1);
         }
         may
+    }
+}
+
+#[cfg(test)]
+impl Requester {
+    /// One with this number and address, for a test.
+    pub(crate) fn of_test(id: u32, peer: &str) -> Self {
+        let grant = super::peers::Grant::new(&Arc::default(), None);
+        Self(Arc::new(Publisher::new(id, peer, xmsg_core::zmtp::Version::V3_1, grant)))
     }
 }
 
@@ -107,13 +134,18 @@ impl RequestSender {
 
     fn send(&self, publisher: &Arc<Publisher>, request: Option<Request>) {
         self.counts.asked.fetch_add(1, Ordering::Relaxed);
-        if self.sender.try_send((Requester(publisher.clone()), request)).is_ok() {
-            return;
+        if let Err(unsent) = self.sender.try_send((Requester(publisher.clone()), request)) {
+            let (requester, _) = unsent.into_inner();
+            self.lose(&requester);
         }
+    }
+
+    /// Counts one that is not answered.
+    pub(super) fn lose(&self, requester: &Requester) {
         let lost_in_all = self.counts.lost.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(unlogged) = self.counts.log.pass() {
             tracing::warn!(
-                peer = %publisher.peer,
+                peer = %requester.0.peer,
                 lost_in_all,
                 unlogged,
                 "control requests come faster than they can be answered: one was dropped. Clients ask again; do many connect at once?"
@@ -128,6 +160,9 @@ impl RequestSender {
 pub(super) struct Asking {
     sender: RequestSender,
     confirmations: Bucket,
+    recipients: Bucket,
+    /// Subscribers that it has paid for.
+    paid: u64,
     others: Bucket,
 }
 
@@ -143,11 +178,11 @@ impl Bucket {
         Self { rate, tokens: rate, filled: Instant::now() }
     }
 
-    /// Takes a token. Returns how long to wait, because there was none.
-    fn take(&mut self, now: Instant) -> Duration {
+    /// Takes tokens. Returns how long to wait, because there were not so many.
+    fn take(&mut self, tokens: f64, now: Instant) -> Duration {
         let filled = (now.duration_since(self.filled)).as_secs_f64() * self.rate;
         self.filled = now;
-        self.tokens = (self.tokens + filled).min(self.rate) - 1.0;
+        self.tokens = (self.tokens + filled).min(self.rate) - tokens;
         Duration::from_secs_f64((-self.tokens / self.rate).max(0.0))
     }
 }
@@ -157,6 +192,8 @@ impl Asking {
         Self {
             sender,
             confirmations: Bucket::new(CONFIRMATIONS_PER_SECOND),
+            recipients: Bucket::new(RECIPIENTS_PER_SECOND),
+            paid: 0,
             others: Bucket::new(OTHERS_PER_SECOND),
         }
     }
@@ -170,11 +207,14 @@ impl Asking {
         // Copies: what waits is not to keep the slab that it came in.
         let copies = frames.into_iter().map(|frame| Bytes::copy_from_slice(&frame));
         let request = Request::read(copies);
-        let bucket = match request {
-            Some(Request::Subscription(_)) => &mut self.confirmations,
-            _ => &mut self.others,
+        let now = Instant::now();
+        let wait = if let Some(Request::Subscription(_)) = request {
+            let told = publisher.recipients.load(Ordering::Relaxed);
+            let recipients = told - std::mem::replace(&mut self.paid, told);
+            self.confirmations.take(1.0, now).max(self.recipients.take(recipients as f64, now))
+        } else {
+            self.others.take(1.0, now)
         };
-        let wait = bucket.take(Instant::now());
         self.sender.send(publisher, request);
         wait
     }
@@ -215,9 +255,9 @@ mod tests {
     fn a_bucket_gives_what_a_second_brings_and_then_as_fast_as_it_fills() {
         let mut bucket = Bucket::new(100.0);
         let start = Instant::now();
-        assert_eq!((0..100).map(|_| bucket.take(start)).sum::<Duration>(), Duration::ZERO);
-        let wait = bucket.take(start);
+        assert_eq!((0..100).map(|_| bucket.take(1.0, start)).sum::<Duration>(), Duration::ZERO);
+        let wait = bucket.take(1.0, start);
         assert!((9..=11).contains(&wait.as_millis()), "{wait:?}");
-        assert_eq!(bucket.take(start + Duration::from_secs(10)), Duration::ZERO);
+        assert_eq!(bucket.take(1.0, start + Duration::from_secs(10)), Duration::ZERO);
     }
 }

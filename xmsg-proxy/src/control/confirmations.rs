@@ -1,0 +1,218 @@
+//! Confirmations of subscriptions: who gets the next one.
+//!
+//! A confirmation may go to thousands of subscribers. So each address has its turn, and of each address each connection: however many
+//! some ask for, those of others come soon. What one asks for that another one waits for already is sent once.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use xmsg_core::security::Principal;
+use xmsg_core::socket::source::Source;
+
+use crate::switch::Requester;
+
+/// Memory for the confirmations that wait, bytes: of all, and of one connection.
+const BYTES: usize = 8 << 20;
+const BYTES_PER_CONNECTION: usize = 256 << 10;
+/// What one takes beside its topic, bytes, about.
+const ENTRY: usize = 256;
+
+/// What is confirmed to whom. Nobody is told who has proved to be somebody else than the one that asked.
+pub(super) type Subject = (Option<Arc<Principal>>, Bytes);
+
+/// A confirmation that somebody asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Confirmation {
+    pub(super) requester: Requester,
+    pub(super) topic: Bytes,
+}
+
+impl Confirmation {
+    pub(super) fn subject(&self) -> Subject {
+        (self.requester.principal().cloned(), self.topic.clone())
+    }
+
+    fn bytes(&self) -> usize {
+        ENTRY + self.topic.len()
+    }
+}
+
+/// Those that wait for their turn.
+#[derive(Debug, Default)]
+pub(super) struct Confirmations {
+    waiting: HashSet<Subject>,
+    /// By address, and then by connection.
+    sources: BTreeMap<Source, Group>,
+    /// Addresses in the order of their turns.
+    turns: VecDeque<Source>,
+    bytes: usize,
+}
+
+/// What connections of one address wait for.
+#[derive(Debug, Default)]
+struct Group {
+    connections: BTreeMap<u32, Line>,
+    turns: VecDeque<u32>,
+    bytes: usize,
+}
+
+/// What one connection waits for.
+#[derive(Debug, Default)]
+struct Line {
+    confirmations: VecDeque<Confirmation>,
+    bytes: usize,
+}
+
+impl Confirmations {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Adds one, if nobody has asked for the same. Returns the one that is dropped, if there is no room: the newest of the connection that
+    /// waits for too many, or of that which waits for most.
+    pub(super) fn push(&mut self, confirmation: Confirmation) -> Option<Confirmation> {
+        let subject = confirmation.subject();
+        if self.waiting.contains(&subject) {
+            return None;
+        }
+        let (source, connection) = (confirmation.requester.source().clone(), confirmation.requester.id());
+        let bytes = confirmation.bytes();
+        let group = self.sources.entry(source.clone()).or_default();
+        if group.turns.is_empty() {
+            self.turns.push_back(source.clone());
+        }
+        let line = group.connections.entry(connection).or_default();
+        if line.confirmations.is_empty() {
+            group.turns.push_back(connection);
+        }
+        line.confirmations.push_back(confirmation);
+        self.waiting.insert(subject);
+        line.bytes += bytes;
+        group.bytes += bytes;
+        self.bytes += bytes;
+        if line.bytes > BYTES_PER_CONNECTION {
+            return self.drop_newest(&source, connection);
+        }
+        if self.bytes > BYTES {
+            let (source, group) = self.sources.iter().max_by_key(|(_, group)| group.bytes)?;
+            let (connection, _) = group.connections.iter().max_by_key(|(_, line)| line.bytes)?;
+            let (source, connection) = (source.clone(), *connection);
+            return self.drop_newest(&source, connection);
+        }
+        None
+    }
+
+    fn drop_newest(&mut self, source: &Source, connection: u32) -> Option<Confirmation> {
+        let group = self.sources.get_mut(source)?;
+        let line = group.connections.get_mut(&connection)?;
+        let dropped = line.confirmations.pop_back()?;
+        line.bytes -= dropped.bytes();
+        group.bytes -= dropped.bytes();
+        self.forget(&dropped);
+        Some(dropped)
+    }
+
+    fn forget(&mut self, confirmation: &Confirmation) {
+        self.bytes -= confirmation.bytes();
+        self.waiting.remove(&confirmation.subject());
+    }
+
+    /// The next one, in turn.
+    pub(super) fn pop(&mut self) -> Option<Confirmation> {
+        while let Some(source) = self.turns.pop_front() {
+            let Some(group) = self.sources.get_mut(&source) else { continue };
+            let next = group.pop();
+            if group.turns.is_empty() {
+                self.sources.remove(&source);
+            } else {
+                self.turns.push_back(source);
+            }
+            if let Some(next) = next {
+                self.forget(&next);
+                return Some(next);
+            }
+        }
+        None
+    }
+}
+
+impl Group {
+    fn pop(&mut self) -> Option<Confirmation> {
+        while let Some(connection) = self.turns.pop_front() {
+            let Some(line) = self.connections.get_mut(&connection) else { continue };
+            let next = line.confirmations.pop_front();
+            if line.confirmations.is_empty() {
+                self.connections.remove(&connection);
+            } else {
+                self.turns.push_back(connection);
+            }
+            if let Some(next) = next {
+                if let Some(line) = self.connections.get_mut(&connection) {
+                    line.bytes -= next.bytes();
+                }
+                self.bytes -= next.bytes();
+                return Some(next);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(address: u8, connection: u32, topic: &str) -> Confirmation {
+        let requester = Requester::of_test(connection, &format!("192.0.2.{address}:50000"));
+        Confirmation { requester, topic: Bytes::copy_from_slice(topic.as_bytes()) }
+    }
+
+    #[test]
+    fn every_address_and_every_connection_has_its_turn() {
+        let mut confirmations = Confirmations::default();
+        for connection in 0..100 {
+            for number in 0..10 {
+                assert!(confirmations.push(ask(1, connection, &format!("{connection}:{number}"))).is_none());
+            }
+        }
+        assert!(confirmations.push(ask(1, 100, "of the same address")).is_none());
+        assert!(confirmations.push(ask(2, 101, "of another one")).is_none());
+        assert!(confirmations.push(ask(2, 101, "0:0")).is_none());
+        let order: Vec<_> = std::iter::from_fn(|| confirmations.pop()).collect();
+        let place = |topic: &str| {
+            let mut places = order.iter().enumerate().filter(|(_, one)| one.topic == topic);
+            let place = places.next().expect("it has its turn").0;
+            assert!(places.next().is_none(), "it comes once");
+            place
+        };
+        assert_eq!(order.len(), 1_002);
+        assert_eq!((place("of another one"), place("0:0")), (1, 0));
+        assert!(place("of the same address") < 105);
+        assert!(confirmations.is_empty() && confirmations.sources.is_empty() && confirmations.bytes == 0);
+    }
+
+    #[test]
+    fn whoever_asks_for_most_loses_what_finds_no_room() {
+        let mut confirmations = Confirmations::default();
+        let topic = |number: usize| format!("{number:04000}");
+        let dropped = (0..1_000).filter(|number| confirmations.push(ask(1, 1, &topic(*number))).is_some());
+        assert!(dropped.count() > 900, "one connection is bounded");
+        for connection in 2..100 {
+            for number in 0..50 {
+                let topic = topic(connection as usize * 1_000 + number);
+                if let Some(dropped) = confirmations.push(ask(1, connection, &topic)) {
+                    assert_eq!(dropped.requester.source(), &Source::of("192.0.2.1:1"));
+                }
+            }
+        }
+        let dropped = confirmations.push(ask(2, 100, "of another one")).expect("all of them are bounded");
+        assert_ne!(dropped.topic, "of another one");
+        assert!(confirmations.bytes <= BYTES);
+        let mut left = Vec::new();
+        while let Some(next) = confirmations.pop() {
+            left.push(next.topic);
+        }
+        assert_eq!(left[1], "of another one");
+    }
+}
