@@ -116,6 +116,36 @@ async fn repeated_control_requests_keep_nobody_out() {
     scene.finish("repeated control requests", 60).await;
 }
 
+/// Each of them goes to all of the subscribers. Whoever subscribes meanwhile does not wait for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn confirmations_of_many_topics_to_many_subscribers() {
+    let scene = Scene::daemon(&[]).await;
+    let mut subscribers = Vec::new();
+    for _ in 0..200 {
+        let mut peer = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
+        peer.send_message(&["\x01many:"]).await;
+        subscribers.push(peer);
+    }
+    for peer in &mut subscribers {
+        peer.is_read().await;
+    }
+    let mut attackers = Vec::new();
+    for number in 0..10 {
+        let mut peer = Raw::handshake(scene.address.publish_port(), "PUB").await;
+        let ask =
+            |topic: usize| raw::message(&["xmsg:control:sub", "sub", &format!("many:{number}:{topic}")]);
+        peer.send(&(0..900).flat_map(ask).collect::<Vec<_>>()).await;
+        attackers.push(peer);
+    }
+    let round = async |number: u64| {
+        let name = topic(&format!("fresh:{number}"));
+        drop(within("a subscription", scene.connection().subscribe([name])).await.unwrap());
+    };
+    scene.under_rounds(2000, round).await;
+    drop((attackers, subscribers));
+    scene.finish("confirmations of 9000 topics to 200 subscribers", 60).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_to_the_control_port_and_the_registrar_mean_nothing() {
     let scene = Scene::daemon(&[]).await;

@@ -40,7 +40,7 @@ use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType}
 use crate::config::Config;
 use crate::policy::{Policies, Policy, Rule, TopicPolicy};
 use crate::security::Authority;
-use inlet::Inlet;
+use inlet::{Caches, Inlet};
 pub use peers::{Drops, PublisherStats, SubscriberStats};
 use peers::{Gate, Grant, Subscriber};
 use publisher::Publisher;
@@ -147,6 +147,7 @@ struct Inner {
     refusals: Throttle,
     table: Arc<Table>,
     gate: Arc<Gate>,
+    caches: Arc<Caches>,
     next_id: AtomicU32,
     asking: RequestSender,
     requests: Mutex<Option<ControlRequests>>,
@@ -191,6 +192,7 @@ impl Switch {
             requests: Mutex::new(Some(requests)),
             table,
             gate: Arc::default(),
+            caches: Arc::new(Caches::new(&config.memory)),
             next_id: AtomicU32::new(1),
             listeners: Mutex::default(),
             refuse: stop.child_token(),
@@ -461,7 +463,8 @@ impl Switch {
         let inner = &self.inner;
         let publisher = Arc::new(Publisher::new(self.id(), peer, version, grant));
         let asking = Asking::new(inner.asking.clone());
-        let mut inlet = Inlet::new(&publisher, &inner.table, &inner.gate, asking, &inner.config);
+        let (table, gate, caches) = (&inner.table, &inner.gate, &inner.caches);
+        let mut inlet = Inlet::new(&publisher, table, gate, asking, caches, &inner.config);
         inner.gate.add_publisher(&publisher);
         inner.table.change(Change::PublisherJoined(publisher.clone())).await;
         if inner.refuse.is_cancelled() {

@@ -1,0 +1,352 @@
+//! What an inlet remembers of the table: who gets which topic.
+//!
+//! Whatever publishers send, all of this together keeps to a bound: while there is room each inlet remembers what it needs, and when there is
+//! none, no more than its share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hashbrown::HashMap;
+use xmsg_core::socket::memory::{Claim, MemoryBudget};
+use xmsg_core::zmtp::Span;
+
+use crate::CONTROL_TOPIC;
+use crate::policy::Policies;
+use crate::security::Rights;
+use crate::switch::delivery::Run;
+use crate::switch::peers::Subscriber;
+use crate::switch::publisher::Publisher;
+use crate::switch::table::{Routes, Table};
+
+/// What one inlet remembers at most, bytes.
+const MAX: usize = 16 << 20;
+/// What each may remember in any case, bytes: it counts as a part of its connection.
+const MIN: usize = 8 << 10;
+/// Steps in which it counts in the memory budget, bytes.
+const STEP: usize = 16 << 10;
+/// The part of the memory budget for what all inlets remember.
+const PART_OF_BUDGET: usize = 16;
+/// What a topic takes beside its text, a set beside its members, a member, and a subscriber, bytes, about.
+const TOPIC: usize = 64;
+const SET: usize = 128;
+const MEMBER: usize = 12;
+const SLOT: usize = 256;
+/// Messages among which topics are looked up together.
+const AHEAD: usize = 64;
+/// Runs for one subscriber that the memory is kept for from one batch to the next.
+const RUNS_KEPT: usize = 8;
+
+/// What the caches of all inlets hold together.
+#[derive(Debug)]
+pub(in crate::switch) struct Caches {
+    memory: MemoryBudget,
+    limit: usize,
+    inlets: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Caches {
+    pub(in crate::switch) fn new(memory: &MemoryBudget) -> Self {
+        Self {
+            memory: memory.clone(),
+            limit: memory.limit() / PART_OF_BUDGET,
+            inlets: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// How much an inlet may remember now.
+    fn allowed(&self) -> usize {
+        if self.bytes.load(Ordering::Relaxed) <= self.limit {
+            return MAX;
+        }
+        (self.limit / self.inlets.load(Ordering::Relaxed).max(1)).clamp(MIN, MAX)
+    }
+}
+
+/// What one inlet holds of that.
+#[derive(Debug)]
+struct Held {
+    caches: Arc<Caches>,
+    claim: Claim,
+    /// What counts among all caches.
+    cached: usize,
+}
+
+impl Held {
+    fn new(caches: &Arc<Caches>, publisher: &Publisher) -> Self {
+        caches.inlets.fetch_add(1, Ordering::Relaxed);
+        let what = "topics that it sends, and messages on their way";
+        let claim = caches.memory.claim(&publisher.peer, what, publisher.outsized.clone());
+        Self { caches: caches.clone(), claim, cached: 0 }
+    }
+
+    /// It remembers so much, and needs so much more for messages that are on their way.
+    fn set(&mut self, cached: usize, on_their_way: usize) {
+        let counted = |bytes: usize| if bytes <= MIN { 0 } else { bytes.next_multiple_of(STEP) };
+        let cached = counted(cached);
+        let bytes = cached + counted(on_their_way);
+        if cached != self.cached {
+            self.caches.bytes.fetch_add(cached, Ordering::Relaxed);
+            self.caches.bytes.fetch_sub(self.cached, Ordering::Relaxed);
+            self.cached = cached;
+        }
+        if bytes != self.claim.bytes() {
+            self.claim.force(bytes);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.caches.inlets.fetch_sub(1, Ordering::Relaxed);
+        self.caches.bytes.fetch_sub(self.cached, Ordering::Relaxed);
+    }
+}
+
+/// A subscriber as this inlet knows it, with what the present batch has for it.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) subscriber: Arc<Subscriber>,
+    pub(super) runs: Vec<Run>,
+}
+
+/// Who gets a message, and what happens if it can't be queued.
+#[derive(Debug)]
+pub(super) struct TargetSet {
+    pub(super) slots: Box<[usize]>,
+    /// Number of the rule.
+    pub(super) rule: u32,
+    /// Messages with these topics ask the proxy for something.
+    pub(super) is_control: bool,
+}
+
+/// What was looked up in the table, good for one epoch.
+#[derive(Debug)]
+pub(super) struct Cache {
+    epoch: Option<u64>,
+    pub(super) policies: Arc<Policies>,
+    /// No subscription is longer, and no prefix with a policy of its own: of a topic, no more than this matters.
+    longest_prefix: usize,
+    /// Topic → number of a target set.
+    topics: HashMap<Box<[u8]>, usize>,
+    /// Equal sets under the same rule have one number, so that comparing them is comparing numbers.
+    pub(super) sets: Vec<TargetSet>,
+    /// … by their subscribers and, last, the rule and whether they are for control requests.
+    set_numbers: HashMap<Box<[u32]>, usize>,
+    pub(super) slots: Vec<Slot>,
+    slot_numbers: HashMap<u32, usize>,
+    found: Vec<u32>,
+    /// What all of that takes, about.
+    bytes: usize,
+    held: Held,
+    /// What the publisher may send; `None`: everything.
+    rights: Option<Arc<Rights>>,
+    /// Subscribers that were found, and given something, since others last had the processor.
+    pub(super) work: usize,
+    /// Members of the sets that were made for the present messages, and runs for them.
+    pub(super) load: usize,
+}
+
+/// The number of the set of topics that the publisher may not send.
+pub(super) const DENIED: usize = usize::MAX;
+
+impl Cache {
+    pub(super) fn new(table: &Table, caches: &Arc<Caches>, publisher: &Publisher) -> Self {
+        Self {
+            epoch: None,
+            policies: table.routes().policies().clone(),
+            longest_prefix: 0,
+            topics: HashMap::new(),
+            sets: Vec::new(),
+            set_numbers: HashMap::new(),
+            slots: Vec::new(),
+            slot_numbers: HashMap::new(),
+            found: Vec::new(),
+            bytes: 0,
+            held: Held::new(caches, publisher),
+            rights: None,
+            work: 0,
+            load: 0,
+        }
+    }
+
+    /// Forgets everything if it may not be true any more.
+    pub(super) fn refresh(&mut self, table: &Table, publisher: &Publisher) {
+        self.load = 0;
+        let epoch = table.epoch();
+        if self.epoch == Some(epoch) {
+            return;
+        }
+        self.clear();
+        let routes = table.routes();
+        self.policies = routes.policies().clone();
+        self.longest_prefix =
+            routes.longest_prefix().max(self.policies.longest_prefix()).max(CONTROL_TOPIC.len());
+        // Nothing, if it is not to be here any more.
+        let rights = publisher.grant.rights().unwrap_or_default();
+        self.rights = (!rights.publishes_all()).then_some(rights);
+        if let Some(rights) = &self.rights {
+            self.longest_prefix = self.longest_prefix.max(rights.longest_publish());
+        }
+        self.epoch = Some(epoch);
+    }
+
+    fn clear(&mut self) {
+        if self.bytes > STEP {
+            // The memory of the tables, too.
+            self.topics = HashMap::new();
+            self.sets = Vec::new();
+            self.set_numbers = HashMap::new();
+            self.slots = Vec::new();
+            self.slot_numbers = HashMap::new();
+        } else {
+            self.topics.clear();
+            self.sets.clear();
+            self.set_numbers.clear();
+            self.slots.clear();
+            self.slot_numbers.clear();
+        }
+        self.bytes = 0;
+    }
+
+    /// Counts what the messages that are matched take until all of them are queued.
+    pub(super) fn count(&mut self) {
+        self.held.set(self.bytes, self.load * size_of::<Run>());
+    }
+
+    /// The messages are queued: keeps what may be kept. It is the only place where sets and slots, to which numbers refer, go.
+    pub(super) fn settle(&mut self) {
+        if self.bytes > MIN && self.bytes > self.held.caches.allowed() {
+            self.clear();
+        }
+        self.held.set(self.bytes, 0);
+    }
+
+    /// Keeps the allocation for the next batch, if it is not one for a batch out of the ordinary.
+    pub(super) fn keep_runs(&mut self, slot: usize, runs: Vec<Run>) {
+        if runs.capacity() <= RUNS_KEPT {
+            self.slots[slot].runs = runs;
+        }
+    }
+
+    /// What matters of the topic of this message.
+    pub(super) fn topic<'a>(&self, wire: &'a [u8], span: &Span) -> &'a [u8] {
+        let topic = span.first(wire);
+        &topic[..topic.len().min(self.longest_prefix)]
+    }
+
+    /// The number of the set of subscribers of the first message's topic. If it is not known, it is looked up together with others that
+    /// come next, which costs little more.
+    pub(super) fn set(&mut self, wire: &[u8], spans: &[Span], table: &Table) -> usize {
+        let topic = self.topic(wire, &spans[0]);
+        if let Some(set) = self.topics.get(topic) {
+            return *set;
+        }
+        let routes = table.routes();
+        let mut unknown = Vec::new();
+        for span in &spans[..spans.len().min(routes.together(AHEAD))] {
+            let topic = self.topic(wire, span);
+            if unknown.last() != Some(&topic) && !self.topics.contains_key(topic) {
+                unknown.push(topic);
+            }
+        }
+        self.look_up(&unknown, &routes);
+        // It is there now.
+        self.topics.get(topic).copied().unwrap_or(DENIED)
+    }
+
+    fn look_up(&mut self, topics: &[&[u8]], routes: &Routes) {
+        let found = routes.find_each(topics);
+        self.work += found.len();
+        let mut found = &found[..];
+        for (number, topic) in topics.iter().enumerate() {
+            let members = found.iter().take_while(|(topic, _)| *topic == number).count();
+            let (own, others) = found.split_at(members);
+            found = others;
+            if self.topics.contains_key(*topic) {
+                continue;
+            }
+            let set = if self.rights.as_ref().is_none_or(|rights| rights.may_publish(topic)) {
+                self.target_set(
+                    own.iter().map(|(_, subscriber)| *subscriber),
+                    self.policies.of(topic),
+                    topic.starts_with(CONTROL_TOPIC),
+                    routes,
+                )
+            } else {
+                DENIED
+            };
+            self.topics.insert((*topic).into(), set);
+            self.bytes += TOPIC + topic.len();
+        }
+    }
+
+    /// The number of this set.
+    fn target_set(
+        &mut self,
+        members: impl Iterator<Item = u32>,
+        rule: u32,
+        is_control: bool,
+        routes: &Routes,
+    ) -> usize {
+        self.found.clear();
+        self.found.extend(members);
+        let members = self.found.len();
+        self.found.extend([rule, u32::from(is_control)]);
+        if let Some(set) = self.set_numbers.get(&self.found[..]) {
+            return *set;
+        }
+        let slots = self.found[..members].iter().filter_map(|id| {
+            if let Some(slot) = self.slot_numbers.get(id) {
+                return Some(*slot);
+            }
+            let subscriber = routes.subscriber(*id)?.clone();
+            self.slots.push(Slot { subscriber, runs: Vec::new() });
+            self.bytes += SLOT;
+            self.slot_numbers.insert(*id, self.slots.len() - 1);
+            Some(self.slots.len() - 1)
+        });
+        let slots = slots.collect();
+        self.sets.push(TargetSet { slots, rule, is_control });
+        self.bytes += SET + MEMBER * members;
+        self.load += members;
+        self.set_numbers.insert(self.found.as_slice().into(), self.sets.len() - 1);
+        self.sets.len() - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::switch::peers::Grant;
+
+    #[test]
+    fn all_inlets_together_keep_to_a_bound_and_each_to_its_share() {
+        let memory = MemoryBudget::new(16 << 20);
+        let caches = Arc::new(Caches::new(&memory));
+        let inlet = |id: u32| {
+            let grant = Grant::new(&Arc::default(), None);
+            let publisher = Publisher::new(id, "192.0.2.1:1", xmsg_core::zmtp::Version::V3_1, grant);
+            Held::new(&caches, &publisher)
+        };
+        let mut idle = inlet(1);
+        idle.set(MIN, 0);
+        assert_eq!((caches.allowed(), memory.used()), (MAX, 0), "little is a part of the connection");
+        idle.set(1 << 20, 0);
+        assert_eq!(caches.allowed(), MAX);
+        let mut busy: Vec<_> = (2..=9).map(inlet).collect();
+        for held in &mut busy {
+            let wanted = (2 << 20).min(caches.allowed());
+            held.set(wanted, 0);
+        }
+        // One was let in before the limit was reached, and took more than there was.
+        assert!(memory.used() <= (1 << 20) + (2 << 20) + 7 * (128 << 10), "{}", memory.used());
+        drop(busy);
+        assert_eq!(memory.used(), 1 << 20);
+        idle.set(0, 1 << 20);
+        assert_eq!((caches.bytes.load(Ordering::Relaxed), memory.used()), (0, 1 << 20));
+        drop(idle);
+        assert_eq!((caches.inlets.load(Ordering::Relaxed), memory.used()), (0, 0));
+    }
+}
