@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use xmsg_core::ErrorKind;
 use xmsg_core::security::Principal;
 use xmsg_core::socket::Router;
+use xmsg_core::socket::session::now;
 
 use self::confirmations::{Confirmation, Confirmations};
 use crate::switch::{ControlRequests, Request, Requester, Switch};
@@ -86,17 +87,21 @@ impl Controller {
                 settled = std::mem::take(&mut self.asked);
                 settling.set(Some(switch.settled()).into());
             }
+            let rested = self.ready.next_ready().map(Instant::from_std);
             let oldest = self.early.front().map(|early| early.since + EARLY_FOR);
             tokio::select! {
                 Some(()) = settling.as_mut(), if !settled.is_empty() => {
-                    while let Some(confirmation) = settled.pop() {
+                    for confirmation in settled.drain() {
                         let dropped = self.ready.push(confirmation);
                         self.lose(dropped);
                     }
                 }
-                () = std::future::ready(()), if !self.ready.is_empty() => {
+                () = std::future::ready(()), if self.ready.is_ready() => {
                     self.confirm_some();
                     tokio::task::yield_now().await;
+                }
+                () = tokio::time::sleep_until(rested.unwrap_or_else(Instant::now)), if rested.is_some() => {
+                    self.confirm_some();
                 }
                 request = self.requests.recv() => {
                     let Some((requester, request)) = request else { return };
@@ -146,12 +151,15 @@ impl Controller {
 
     /// Tells a few subscribers that they are subscribed.
     fn confirm_some(&mut self) {
+        let now = now();
         let mut told = 0;
         while told < RECIPIENTS
-            && let Some(Confirmation { requester, topic }) = self.ready.pop()
+            && let Some(next) = self.ready.pop(now)
         {
-            let recipients = self.switch.confirm(&topic, requester.principal().map(|who| &**who));
-            requester.charge(recipients);
+            let Confirmation { requester, topic } = &next;
+            let recipients = self.switch.confirm(topic, requester.principal().map(|who| &**who));
+            let pause = requester.charge(recipients, now);
+            self.ready.served(&next, (!pause.is_zero()).then(|| now + pause));
             told += LOOK_UP + recipients;
         }
     }

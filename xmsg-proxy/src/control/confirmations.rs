@@ -1,10 +1,12 @@
 //! Confirmations of subscriptions: who gets the next one.
 //!
 //! A confirmation may go to thousands of subscribers. So each address has its turn, and of each address each connection: however many
-//! some ask for, those of others come soon. What one asks for that another one waits for already is sent once.
+//! some ask for, those of others come soon. A connection whose confirmations went to many pauses. What one asks for that another one waits
+//! for already is sent once.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use xmsg_core::security::Principal;
@@ -46,6 +48,8 @@ pub(super) struct Confirmations {
     sources: BTreeMap<Source, Group>,
     /// Addresses in the order of their turns.
     turns: VecDeque<Source>,
+    /// Connections that pause, and until when.
+    pausing: BTreeMap<(Instant, u32), Source>,
     bytes: usize,
 }
 
@@ -79,19 +83,19 @@ impl Confirmations {
         let (source, connection) = (confirmation.requester.source().clone(), confirmation.requester.id());
         let bytes = confirmation.bytes();
         let group = self.sources.entry(source.clone()).or_default();
-        if group.turns.is_empty() {
-            self.turns.push_back(source.clone());
-        }
+        let is_new = !group.connections.contains_key(&connection);
         let line = group.connections.entry(connection).or_default();
-        if line.confirmations.is_empty() {
-            group.turns.push_back(connection);
-        }
         line.confirmations.push_back(confirmation);
-        self.waiting.insert(subject);
         line.bytes += bytes;
         group.bytes += bytes;
         self.bytes += bytes;
-        if line.bytes > BYTES_PER_CONNECTION {
+        let is_too_much = line.bytes > BYTES_PER_CONNECTION;
+        // One that is being sent, or pauses, gets in line again afterwards.
+        if is_new {
+            self.queue(&source, connection);
+        }
+        self.waiting.insert(subject);
+        if is_too_much {
             return self.drop_newest(&source, connection);
         }
         if self.bytes > BYTES {
@@ -118,14 +122,18 @@ impl Confirmations {
         self.waiting.remove(&confirmation.subject());
     }
 
-    /// The next one, in turn.
-    pub(super) fn pop(&mut self) -> Option<Confirmation> {
+    /// The next one, in turn. Its connection has no other turn before it is [told](Self::served) that this one is done.
+    pub(super) fn pop(&mut self, now: Instant) -> Option<Confirmation> {
+        while let Some(entry) = self.pausing.first_entry()
+            && entry.key().0 <= now
+        {
+            let ((_, connection), source) = entry.remove_entry();
+            self.queue(&source, connection);
+        }
         while let Some(source) = self.turns.pop_front() {
             let Some(group) = self.sources.get_mut(&source) else { continue };
             let next = group.pop();
-            if group.turns.is_empty() {
-                self.sources.remove(&source);
-            } else {
+            if !group.turns.is_empty() {
                 self.turns.push_back(source);
             }
             if let Some(next) = next {
@@ -135,25 +143,59 @@ impl Confirmations {
         }
         None
     }
+
+    /// This one is done. Its connection has its next turn in the end of the line, or after a pause.
+    pub(super) fn served(&mut self, confirmation: &Confirmation, pause: Option<Instant>) {
+        let (source, connection) = (confirmation.requester.source(), confirmation.requester.id());
+        let Some(group) = self.sources.get_mut(source) else { return };
+        let is_done = group.connections.get(&connection).is_none_or(|line| line.confirmations.is_empty());
+        if is_done {
+            group.connections.remove(&connection);
+            if group.connections.is_empty() {
+                self.sources.remove(source);
+            }
+        } else if let Some(until) = pause {
+            self.pausing.insert((until, connection), source.clone());
+        } else {
+            self.queue(source, connection);
+        }
+    }
+
+    fn queue(&mut self, source: &Source, connection: u32) {
+        let Some(group) = self.sources.get_mut(source) else { return };
+        if group.turns.is_empty() {
+            self.turns.push_back(source.clone());
+        }
+        group.turns.push_back(connection);
+    }
+
+    /// Whether one can be sent now.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
+    /// When the next pause ends.
+    pub(super) fn next_ready(&self) -> Option<Instant> {
+        self.pausing.first_key_value().map(|((until, _), _)| *until)
+    }
+
+    /// All of them, in no particular order.
+    pub(super) fn drain(&mut self) -> Vec<Confirmation> {
+        let groups = std::mem::take(self).sources.into_values();
+        groups.flat_map(|group| group.connections.into_values()).flat_map(|line| line.confirmations).collect()
+    }
 }
 
 impl Group {
     fn pop(&mut self) -> Option<Confirmation> {
         while let Some(connection) = self.turns.pop_front() {
             let Some(line) = self.connections.get_mut(&connection) else { continue };
-            let next = line.confirmations.pop_front();
-            if line.confirmations.is_empty() {
-                self.connections.remove(&connection);
-            } else {
-                self.turns.push_back(connection);
-            }
-            if let Some(next) = next {
-                if let Some(line) = self.connections.get_mut(&connection) {
-                    line.bytes -= next.bytes();
-                }
+            if let Some(next) = line.confirmations.pop_front() {
+                line.bytes -= next.bytes();
                 self.bytes -= next.bytes();
                 return Some(next);
             }
+            self.connections.remove(&connection);
         }
         None
     }
@@ -179,7 +221,12 @@ mod tests {
         assert!(confirmations.push(ask(1, 100, "of the same address")).is_none());
         assert!(confirmations.push(ask(2, 101, "of another one")).is_none());
         assert!(confirmations.push(ask(2, 101, "0:0")).is_none());
-        let order: Vec<_> = std::iter::from_fn(|| confirmations.pop()).collect();
+        let now = Instant::now();
+        let mut order = Vec::new();
+        while let Some(next) = confirmations.pop(now) {
+            confirmations.served(&next, None);
+            order.push(next);
+        }
         let place = |topic: &str| {
             let mut places = order.iter().enumerate().filter(|(_, one)| one.topic == topic);
             let place = places.next().expect("it has its turn").0;
@@ -210,9 +257,37 @@ mod tests {
         assert_ne!(dropped.topic, "of another one");
         assert!(confirmations.bytes <= BYTES);
         let mut left = Vec::new();
-        while let Some(next) = confirmations.pop() {
+        while let Some(next) = confirmations.pop(Instant::now()) {
+            confirmations.served(&next, None);
             left.push(next.topic);
         }
         assert_eq!(left[1], "of another one");
+    }
+
+    #[test]
+    fn a_connection_that_pauses_lets_others_go_on() {
+        let mut confirmations = Confirmations::default();
+        for (connection, topic) in [(1, "a"), (1, "b"), (2, "c"), (2, "d")] {
+            confirmations.push(ask(1, connection, topic));
+        }
+        let now = Instant::now();
+        let later = now + std::time::Duration::from_secs(1);
+        let mut order = Vec::new();
+        while let Some(next) = confirmations.pop(now) {
+            let pause = (next.requester.id() == 1).then_some(later);
+            if next.topic == "a" {
+                // Meanwhile it asks for more, which changes nothing.
+                confirmations.push(ask(1, 1, "e"));
+            }
+            confirmations.served(&next, pause);
+            order.push(next.topic);
+        }
+        assert_eq!(order, ["a", "c", "d"]);
+        assert_eq!((confirmations.is_ready(), confirmations.next_ready()), (false, Some(later)));
+        let next = confirmations.pop(later).expect("the pause is over");
+        confirmations.served(&next, None);
+        assert_eq!(next.topic, "b");
+        assert_eq!(confirmations.drain().into_iter().map(|one| one.topic).collect::<Vec<_>>(), ["e"]);
+        assert!(confirmations.is_empty() && confirmations.bytes == 0);
     }
 }

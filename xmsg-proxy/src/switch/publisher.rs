@@ -1,6 +1,6 @@
 //! One connected publisher, and what it is told of subscriptions.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use xmsg_core::socket::source::Source;
 use xmsg_core::zmtp::Version;
 
 use super::peers::{Counter, Grant};
+use super::requests::Bucket;
 
 /// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
 const UPSTREAM_MAX: usize = 64 << 20;
@@ -43,8 +44,8 @@ pub(super) struct Publisher {
     upstream_max: AtomicUsize,
     pub(super) since: Instant,
     pub(super) received: Counter,
-    /// Subscribers that were told of subscriptions because it asked.
-    pub(super) recipients: AtomicU64,
+    /// Subscribers that may be told what it asks for.
+    pub(super) recipients: Mutex<Bucket>,
     reading: Mutex<Reading>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
@@ -74,7 +75,7 @@ impl Publisher {
             upstream_max: AtomicUsize::new(UPSTREAM_MAX),
             since: Instant::now(),
             received: Counter::default(),
-            recipients: AtomicU64::new(0),
+            recipients: Mutex::new(Bucket::of_recipients()),
             reading: Mutex::default(),
             cut: CancellationToken::new(),
             outsized: CancellationToken::new(),

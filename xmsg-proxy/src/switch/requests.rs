@@ -1,7 +1,7 @@
 //! Control requests on their way from inlets to whoever answers them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,8 +20,8 @@ const TOPIC_MAX: usize = 4096;
 const WAITING: usize = 4096;
 /// Confirmations of subscriptions that one connection may ask for in a second: each is sent to everybody who is subscribed.
 const CONFIRMATIONS_PER_SECOND: f64 = 5_000.0;
-/// Subscribers that are told in a second what one connection asked for. What goes to more makes it wait before it may ask again.
-const RECIPIENTS_PER_SECOND: f64 = 50_000.0;
+/// Subscribers that are told in a second what one connection asked for. What goes to more makes it wait for its next confirmation.
+const RECIPIENTS_PER_SECOND: f64 = 20_000.0;
 /// Other requests in a second: whoever has each message confirmed asks often.
 const OTHERS_PER_SECOND: f64 = 50_000.0;
 
@@ -78,9 +78,9 @@ impl Requester {
         &self.0.source
     }
 
-    /// Has so many subscribers that were told something for it count when it asks again.
-    pub(crate) fn charge(&self, recipients: usize) {
-        self.0.recipients.fetch_add(recipients as u64, Ordering::Relaxed);
+    /// So many subscribers were told what it had asked for. Returns how long it has to wait for the next time.
+    pub(crate) fn charge(&self, recipients: usize, now: Instant) -> Duration {
+        self.0.recipients.lock().unwrap_or_else(PoisonError::into_inner).take(recipients as f64, now)
     }
 
     /// Whether it may subscribe to this prefix. That it may not is counted, and written into the log now and then.
@@ -160,14 +160,11 @@ impl RequestSender {
 pub(super) struct Asking {
     sender: RequestSender,
     confirmations: Bucket,
-    recipients: Bucket,
-    /// Subscribers that it has paid for.
-    paid: u64,
     others: Bucket,
 }
 
 #[derive(Debug)]
-struct Bucket {
+pub(super) struct Bucket {
     rate: f64,
     tokens: f64,
     filled: Instant,
@@ -178,9 +175,14 @@ impl Bucket {
         Self { rate, tokens: rate, filled: Instant::now() }
     }
 
+    /// Of subscribers that may be told what one connection asks for.
+    pub(super) fn of_recipients() -> Self {
+        Self::new(RECIPIENTS_PER_SECOND)
+    }
+
     /// Takes tokens. Returns how long to wait, because there were not so many.
     fn take(&mut self, tokens: f64, now: Instant) -> Duration {
-        let filled = (now.duration_since(self.filled)).as_secs_f64() * self.rate;
+        let filled = (now.saturating_duration_since(self.filled)).as_secs_f64() * self.rate;
         self.filled = now;
         self.tokens = (self.tokens + filled).min(self.rate) - tokens;
         Duration::from_secs_f64((-self.tokens / self.rate).max(0.0))
@@ -192,8 +194,6 @@ impl Asking {
         Self {
             sender,
             confirmations: Bucket::new(CONFIRMATIONS_PER_SECOND),
-            recipients: Bucket::new(RECIPIENTS_PER_SECOND),
-            paid: 0,
             others: Bucket::new(OTHERS_PER_SECOND),
         }
     }
@@ -207,14 +207,11 @@ impl Asking {
         // Copies: what waits is not to keep the slab that it came in.
         let copies = frames.into_iter().map(|frame| Bytes::copy_from_slice(&frame));
         let request = Request::read(copies);
-        let now = Instant::now();
-        let wait = if let Some(Request::Subscription(_)) = request {
-            let told = publisher.recipients.load(Ordering::Relaxed);
-            let recipients = told - std::mem::replace(&mut self.paid, told);
-            self.confirmations.take(1.0, now).max(self.recipients.take(recipients as f64, now))
-        } else {
-            self.others.take(1.0, now)
+        let bucket = match request {
+            Some(Request::Subscription(_)) => &mut self.confirmations,
+            _ => &mut self.others,
         };
+        let wait = bucket.take(1.0, Instant::now());
         self.sender.send(publisher, request);
         wait
     }
