@@ -51,6 +51,25 @@ fn a_program_without_a_runtime_publishes_subscribes_and_asks() {
     assert!(service.drain(PATIENCE).unwrap().is_nothing());
 }
 
+/// A subscription that waits in vain says whether it could have got anything.
+#[test]
+fn waiting_for_messages_of_a_proxy_that_is_gone_is_no_timeout() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(proxy().start()).unwrap();
+    let connection = Connection::with_options(proxy.address(), patient()).unwrap();
+    let mut messages = connection.subscribe("a").unwrap();
+    runtime.block_on(async { drop(proxy) });
+    drop(runtime);
+    let mut wait = || messages.next_within(Duration::from_millis(100)).unwrap().unwrap_err();
+    // That the proxy is gone is found out about in the background.
+    let mut error = wait();
+    while error.kind() == ErrorKind::Timeout {
+        error = wait();
+    }
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert!(error.with_causes().to_string().contains("there is no connection to the proxy: "), "{error:?}");
+}
+
 /// What a handle that is dropped had accepted is sent.
 #[test]
 fn a_dropped_connection_sends_what_it_accepted() {

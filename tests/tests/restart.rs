@@ -1,5 +1,6 @@
 //! The proxy goes away and comes back; its clients go on.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use xmsg_core::socket::{Endpoint, Publisher, SocketEvent, SocketOptions, Subscriber};
 use xmsg_core::{Actor, Connection, ErrorKind, Message, ProxyAddress};
 use xmsg_proxy::{Policy, Proxy};
+use xmsg_tests::relay::Relay;
 use xmsg_tests::{PATIENCE, connect, next, patient, proxy, topic, within};
 
 const LINGER: Duration = Duration::from_secs(30);
@@ -192,12 +194,44 @@ async fn whoever_waits_for_a_proxy_that_is_gone_is_told_so() {
     actor.publish(&message).await.unwrap();
     let flushed = actor.flush(soon).await.unwrap_err();
     let asked = actor.request(&message, soon).await.unwrap_err();
-    assert_eq!((flushed.kind(), asked.kind()), (ErrorKind::Timeout, ErrorKind::Timeout));
     let subscribed = connection.subscribe("b").await.unwrap_err();
-    assert_eq!(subscribed.kind(), ErrorKind::Refused);
     for error in [flushed, asked, subscribed] {
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
         assert!(error.to_string().contains("there is no connection"), "{error}");
         assert!(error.with_causes().to_string().contains("nobody listens"), "{error:?}");
+    }
+}
+
+/// A proxy that is connected and does not answer is one thing, one that has vanished another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_proxy_that_is_connected_times_out() {
+    let proxy = proxy().start().await.unwrap();
+    let relay = Relay::start(proxy.address()).await;
+    let (short, soon) = (Duration::from_millis(300), Duration::from_secs(2));
+    let options = patient().heartbeat_interval(soon).heartbeat_timeout(soon);
+    let actor = Actor::builder("left").proxy(relay.address()).options(options).build().unwrap();
+    let message = Message::of("a", 1).unwrap();
+    let answering = |request: Message| async move { request.reply() };
+    actor.subscribe_with("a", 1, answering).await.unwrap();
+    actor.request(&message, PATIENCE).await.unwrap();
+    relay.swallow();
+    let failures = async || {
+        actor.publish(&message).await.unwrap();
+        (actor.flush(short).await.unwrap_err(), actor.request(&message, short).await.unwrap_err())
+    };
+    let (flushed, asked) = failures().await;
+    assert_eq!((flushed.kind(), asked.kind()), (ErrorKind::Timeout, ErrorKind::Timeout));
+    assert!(actor.is_connected(), "the heartbeats were too fast");
+    within("the loss", async {
+        while actor.is_connected() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let (flushed, asked) = failures().await;
+    for error in [flushed, asked] {
+        assert_eq!(error.kind(), ErrorKind::NotConnected, "{error:?}");
+        assert!(error.source().is_some(), "{error:?}");
     }
 }
 

@@ -107,17 +107,24 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     let cause = error.downcast_ref::<xmsg_core::Error>().or(at_registrar).or(at_admin);
     match cause.map(xmsg_core::Error::kind) {
         // Only connecting and subscribing wait for an answer of the proxy.
-        Some(
-            ErrorKind::Refused
-            | ErrorKind::Timeout
-            | ErrorKind::UnknownHost
-            | ErrorKind::WrongPort
-            | ErrorKind::NotConnected,
-        ) => Exit::NoConnection,
+        Some(kind) if kind == ErrorKind::Timeout || is_without_proxy(kind) => Exit::NoConnection,
         Some(ErrorKind::NotAllowed) => Exit::NotAllowed,
         Some(ErrorKind::InvalidTopic | ErrorKind::InvalidAddress | ErrorKind::InvalidOption) => Exit::Usage,
         _ => Exit::Failed,
     }
+}
+
+/// Whether there was no answer, from whoever should have given it or from a proxy that is gone.
+pub(crate) fn is_unanswered(error: &xmsg_core::Error) -> bool {
+    error.kind() == ErrorKind::Timeout || is_without_proxy(error.kind())
+}
+
+/// Whether it says that there is no connection to a proxy.
+pub(crate) fn is_without_proxy(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Refused | ErrorKind::UnknownHost | ErrorKind::WrongPort | ErrorKind::NotConnected
+    )
 }
 
 fn describe(error: &anyhow::Error, exit: Exit) -> String {

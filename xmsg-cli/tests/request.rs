@@ -125,6 +125,18 @@ async fn a_command_that_fails_gives_no_reply() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_knows_that_its_proxy_has_gone() {
+    let (proxy, address) = proxy().await;
+    let mut replier = reply(&address, &["a", "--command", "echo at work >&2; sleep 600"]).await;
+    let asker = Running::start(&["req", "a", "x", "--proxy", &address, "--timeout", "5s"]);
+    replier.said("at work").await;
+    drop(proxy);
+    asker.end().await.failed(3, "there is no connection to the proxy");
+    replier.signal("INT");
+    replier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commands_are_killed_with_all_that_they_started() {
     let (_proxy, address) = proxy().await;
     // Whoever is left has our standard error open, and then its end does not come.

@@ -467,15 +467,24 @@ impl fmt::Debug for Subscription {
 }
 
 impl Subscription {
-    /// The next message, if one comes within `timeout`: [`Timeout`](ErrorKind::Timeout) says that none did. `None` once the
-    /// subscription has ended.
+    /// The next message, if one comes within `timeout`: [`Timeout`](ErrorKind::Timeout) says that none did. If there is no connection to
+    /// the proxy either, the kind is that of the reason, such as [`Refused`](ErrorKind::Refused) or
+    /// [`NotConnected`](ErrorKind::NotConnected); the subscription is made again as soon as there is one. `None` once the subscription
+    /// has ended.
     pub fn next_within(&mut self, timeout: Duration) -> Option<Result<Message>> {
         let next = self.owner.background().wait(Deadline::after(timeout).limit(self.messages.next()));
         match next {
             Ok(Ok(message)) => message,
             Ok(Err(_)) => {
                 let what = format!("no message came within {timeout:?}");
-                Some(Err(Error::new(ErrorKind::Timeout, what)))
+                Some(Err(match self.messages.failure() {
+                    None => Error::new(ErrorKind::Timeout, what),
+                    Some(reason) => {
+                        let kind = Error::kind_without_connection(&reason);
+                        Error::new(kind, format!("{what}: there is no connection to the proxy"))
+                            .with_source(reason)
+                    }
+                }))
             }
             Err(error) => Some(Err(error)),
         }

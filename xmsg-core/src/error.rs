@@ -12,7 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Nothing answered within the time given.
+    /// Nothing answered within the time given. A call that was waiting for a peer whose connection is lost has one of the other kinds, such
+    /// as [`Refused`](Self::Refused) and [`NotConnected`](Self::NotConnected).
     Timeout,
     /// The other side is not there, or does not want us.
     Refused,
@@ -118,6 +119,18 @@ impl Error {
         }
     }
 
+    /// The kind of the error of a call whose time ran out while there was no connection, for this reason, where there had been
+    /// one. It is never [`Timeout`](ErrorKind::Timeout), which is left for a peer that is connected and does not answer.
+    pub(crate) fn kind_without_connection(reason: &Self) -> ErrorKind {
+        use ErrorKind::{NoResources, NotAllowed, NotConnected, Refused, Timeout, UnknownHost, WrongPort};
+        match reason.kind {
+            kind @ (UnknownHost | WrongPort | NoResources | NotAllowed) => kind,
+            // It has vanished, or does not answer those who connect.
+            Timeout => NotConnected,
+            _ => Refused,
+        }
+    }
+
     /// Whether the system has no more descriptors or buffers. The standard library has no kinds for these.
     pub(crate) fn is_used_up(error: &io::Error) -> bool {
         /// The same numbers on every Unix.
@@ -174,6 +187,21 @@ mod tests {
         assert_eq!(source(&error), source(&clone));
         let found = clone.source().unwrap().downcast_ref::<io::Error>().unwrap();
         assert_eq!(found.raw_os_error(), Some(24));
+    }
+
+    #[test]
+    fn without_a_connection_nothing_is_a_timeout() {
+        use ErrorKind::{Closed, Io, NoResources, NotConnected, Refused, Timeout, UnknownHost};
+        for (reason, kind) in [
+            (Closed, Refused),
+            (Refused, Refused),
+            (Io, Refused),
+            (Timeout, NotConnected),
+            (UnknownHost, UnknownHost),
+            (NoResources, NoResources),
+        ] {
+            assert_eq!(Error::kind_without_connection(&Error::new(reason, "gone")), kind, "{reason:?}");
+        }
     }
 
     #[test]

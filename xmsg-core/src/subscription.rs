@@ -183,6 +183,12 @@ impl Subscription {
         self.batch.iter().count() as u64 + self.waiting().count()
     }
 
+    /// Why there is no connection, if that is known; `None` while there is one.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn failure(&self) -> Option<crate::Error> {
+        self.socket.failure()
+    }
+
     /// Counts those of them that wait in the socket, for as long as it exists.
     pub(crate) fn waiting(&self) -> Waiting {
         Waiting(self.socket.unreceived())

@@ -267,7 +267,12 @@ async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Publi
                     books.doubtful += number;
                     books.flushed = (count, books.doubtful);
                 }
-                Err(error) if error.kind() == ErrorKind::Timeout => {}
+                // The proxy is slow, or away.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::Timeout | ErrorKind::Refused | ErrorKind::NotConnected
+                    ) => {}
                 Err(error) if error.kind() == ErrorKind::Closed => return,
                 Err(error) => return books.failed = Some(format!("flush: {error}")),
             }

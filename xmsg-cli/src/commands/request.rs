@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use xmsg_core::{Actor, ErrorKind, RegistrarAddress, Topic};
+use xmsg_core::{Actor, RegistrarAddress, Topic};
 
 use crate::args::{ConnectOptions, parse_duration};
-use crate::exit::Exit;
+use crate::exit::{Exit, is_unanswered, is_without_proxy};
 use crate::output::{Output, counted, grouped, note, reader_gone};
 use crate::recipe::{DataOptions, InputOptions, Recipe};
 use crate::signals::Interrupt;
@@ -28,7 +28,8 @@ Examples:
 /// The data of the first reply is written on a line: text, a value of one of xMsg's own types, or, of binary data, length
 /// and first bytes. Data to send is given as for `xmsg pub`: byte for byte, or with --mime as a value.
 ///
-/// Exit code 27: nobody replied in time; of several requests: to at least one of them.
+/// Exit code 27: nobody replied in time; of several requests: to at least one of them. Exit code 3: there was no proxy, or it was gone
+/// at the end.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -117,7 +118,7 @@ impl Asker {
     async fn run(mut self) -> anyhow::Result<Exit> {
         let data = self.source.next().await?.unwrap_or_default();
         let mut dish = self.recipe.prepare(data).context("the data of the request")?;
-        let mut unanswered = 0_u64;
+        let (mut unanswered, mut is_lost) = (0_u64, false);
         for number in 1..=self.count {
             let message = dish.message(&self.recipe, number)?.clone();
             let mut started = Instant::now();
@@ -126,6 +127,7 @@ impl Asker {
                     // To connect is no part of the round trip.
                     started = self.ready.get().map_or(started, |ready| started.max(*ready));
                     let time = started.elapsed();
+                    is_lost = false;
                     self.style.write(&mut self.output, &reply)?;
                     self.output.flush()?;
                     if self.verbose {
@@ -137,9 +139,10 @@ impl Asker {
                     }
                 }
                 // Without the subscription, it is the proxy that did not answer.
-                Err(error) if error.kind() == ErrorKind::Timeout && self.ready.get().is_some() => {
+                Err(error) if is_unanswered(&error) && self.ready.get().is_some() => {
                     unanswered += 1;
-                    note(error);
+                    is_lost = is_without_proxy(error.kind());
+                    note(error.with_causes());
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -151,6 +154,6 @@ impl Asker {
             let requests = counted(self.count, "request");
             note(format_args!("timed out: {} of {requests} got no reply", grouped(unanswered)));
         }
-        Ok(Exit::TimedOut)
+        Ok(if is_lost { Exit::NoConnection } else { Exit::TimedOut })
     }
 }

@@ -226,6 +226,8 @@ impl Actor {
     /// Dropping the future gives up.
     ///
     /// [`Remote`](ErrorKind::Remote) says that the service failed, and why: whoever answered did so with the status *error*.
+    /// [`Timeout`](ErrorKind::Timeout): nobody answered in time. [`Refused`](ErrorKind::Refused), [`NotConnected`](ErrorKind::NotConnected)
+    /// and others: the time was up while there was no connection to the proxy; whether the request was carried out is not known.
     /// [`Closed`](ErrorKind::Closed): the actor was closed meanwhile.
     pub async fn request(&self, message: &Message, timeout: Duration) -> Result<Message> {
         self.request_through(&self.inner.connection, message, timeout).await

@@ -197,8 +197,9 @@ impl Connection {
     /// The proof is the answer to a control request, which travels behind the messages; proxies of other implementations give
     /// it, too. [`Unconfirmed`](ErrorKind::Unconfirmed) says that a connection broke after messages had been written to it and
     /// before they were confirmed: up to so many of them may be lost. They are reported once. [`Timeout`](ErrorKind::Timeout):
-    /// there was no answer in time; the messages are still being sent. [`Closed`](ErrorKind::Closed): the connection was closed
-    /// meanwhile.
+    /// the proxy did not answer in time; the messages are still being sent. [`Refused`](ErrorKind::Refused),
+    /// [`NotConnected`](ErrorKind::NotConnected) and others: there is no connection at this moment, for the reason in `source()`; the messages
+    /// are sent when there is one again. [`Closed`](ErrorKind::Closed): the connection was closed meanwhile.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let Some(publisher) = self.inner.publisher.get() else { return Ok(()) };
         // Closing asks for itself, and must not have to wait for this.
@@ -385,15 +386,18 @@ impl Connection {
             );
             return Error::new(ErrorKind::Timeout, format!("{what}: {why}"));
         }
+        let is_lost = publisher.is_some_and(|publisher| !publisher.is_connected());
         let failure = publisher.map_or_else(|| self.inner.target.failure().clone(), Publisher::failure);
+        let without = || format!("{what}: there is no connection to the proxy at {address}");
         match failure {
+            None if is_lost => Error::new(ErrorKind::NotConnected, without()),
             None => Error::new(ErrorKind::Timeout, format!("{what}: {otherwise}")),
             Some(failure) => {
-                // Once it was open, what was accepted still waits to be sent.
-                let kind =
-                    if publisher.is_some() { ErrorKind::Timeout } else { opening::kind_of(Some(&failure)) };
-                let why = format!("there is no connection to the proxy at {address}");
-                Error::new(kind, format!("{what}: {why}")).with_source(failure)
+                let kind = match publisher {
+                    Some(_) => Error::kind_without_connection(&failure),
+                    None => opening::kind_of(Some(&failure)),
+                };
+                Error::new(kind, without()).with_source(failure)
             }
         }
     }
@@ -526,7 +530,7 @@ impl Connection {
             format!("the proxy at {address} did not confirm the subscription to {topic} within {timeout:?}");
         if let Some(failure) = failure {
             let what = format!("{what}: there is no connection to it");
-            return Error::new(opening::kind_of(Some(&failure)), what).with_source(failure);
+            return Error::new(Error::kind_without_connection(&failure), what).with_source(failure);
         }
         let rights = match self.inner.target.options.mechanism() {
             crate::Security::Null => "",

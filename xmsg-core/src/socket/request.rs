@@ -231,7 +231,9 @@ impl Requester {
         let what = format!("no reply from {endpoint} within {} ms: {hint}", timeout.as_millis());
         match failure {
             Some(Failure { connected: false, error }) => Error::new(error.kind(), what).with_source(error),
-            Some(Failure { error, .. }) => Error::new(ErrorKind::Timeout, what).with_source(error),
+            Some(Failure { error, .. }) => {
+                Error::new(Error::kind_without_connection(&error), what).with_source(error)
+            }
             None => Error::new(ErrorKind::Timeout, what),
         }
     }

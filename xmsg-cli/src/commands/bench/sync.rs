@@ -9,7 +9,7 @@ use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
 use tokio::task::JoinSet;
-use xmsg_core::{Actor, Error, ErrorKind, Message, Topic};
+use xmsg_core::{Actor, Error, Message, Topic};
 
 use super::LINGER;
 use super::client::Topics;
@@ -21,6 +21,7 @@ use super::report::{Report, Table, per_second, rate, time};
 use super::target::Target;
 use super::unless_interrupted;
 use crate::args::parse_duration;
+use crate::exit::is_unanswered;
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
 
@@ -196,7 +197,7 @@ impl Load {
             let request = Message::of(&self.topic, self.data.clone())?;
             match self.requester.request(&request, self.timeout).await {
                 Ok(_) => times.record(before.elapsed()),
-                Err(error) if error.kind() == ErrorKind::Timeout => {
+                Err(error) if is_unanswered(&error) => {
                     unanswered += 1;
                     reason = Some(error);
                 }
