@@ -339,6 +339,72 @@ async fn concurrency_is_bounded() {
     assert_eq!(most.load(Ordering::SeqCst), 3);
 }
 
+/// Two handlers that wait for each other without letting go of their threads: they run at the same time, whether their messages came
+/// together or one by one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn handlers_that_work_without_a_pause_run_side_by_side() {
+    let proxy = proxy().start().await.unwrap();
+    let (publisher, actor) = (actor(&proxy), actor(&proxy));
+    let pair = Arc::new(std::sync::Barrier::new(2));
+    let (met, mut pairs) = tokio::sync::mpsc::unbounded_channel();
+    let handler = move |_| {
+        if pair.wait().is_leader() {
+            met.send(()).unwrap();
+        }
+        async {}
+    };
+    let handle = actor.subscribe_with("work", 2, handler).await.unwrap();
+    let message = Message::of("work", 1).unwrap();
+    for round in 0..50 {
+        for number in 0..2 * round {
+            publisher.publish(&message).await.unwrap();
+            if number == 0 {
+                publisher.flush(PATIENCE).await.unwrap();
+            }
+        }
+        for _ in 0..round {
+            within("two handlers", pairs.recv()).await.unwrap();
+        }
+    }
+    assert!(handle.drain(PATIENCE).await.is_nothing());
+}
+
+/// As many are at work as there may be, and what has a place of its own waits for nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_hangs_keeps_one_place_and_no_message_but_its_own() {
+    const MESSAGES: u64 = 10_000;
+    let proxy = proxy().start().await.unwrap();
+    let (publisher, actor) = (actor(&proxy), actor(&proxy));
+    let (done, mut numbers) = tokio::sync::mpsc::unbounded_channel();
+    let handler = move |message: Message| {
+        let done = done.clone();
+        async move {
+            let number = message.value::<u64>().unwrap();
+            if number < 3 {
+                std::future::pending::<()>().await;
+            }
+            done.send(number).unwrap();
+        }
+    };
+    let handle = actor.subscribe_with("work", 4, handler).await.unwrap();
+    for number in 0..MESSAGES {
+        publisher.publish(&Message::of("work", number).unwrap()).await.unwrap();
+    }
+    // One place is left, in which they are handled in their order.
+    for number in 3..MESSAGES {
+        assert_eq!(within("the others", numbers.recv()).await, Some(number));
+    }
+    let hanging = async {
+        while handle.pending() != 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the counts", hanging).await;
+    let left = handle.close(Duration::from_millis(100)).await;
+    assert_eq!(left.unhandled, 3);
+    assert_eq!(actor.close(Duration::ZERO).await.unhandled, 3);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_tasks_never_share_a_pooled_connection() {
     let proxy = proxy().start().await.unwrap();

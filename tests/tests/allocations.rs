@@ -3,8 +3,12 @@
 //!
 //! Everything runs on one thread, so that the count of that thread is the count of the whole path.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use allocation_counter::measure;
 use bytes::Bytes;
+use tokio::sync::Notify;
 use xmsg_core::{Actor, Message, Result, Subscription, Topic};
 use xmsg_tests::{PATIENCE, connect, patient, proxy};
 
@@ -85,6 +89,43 @@ fn a_small_message_costs_no_allocation_from_publisher_to_subscriber() {
         drop(subscription);
         assert!(actor.close(PATIENCE).await.is_nothing());
         assert!(connection.close(PATIENCE).await.is_nothing());
+        proxy.stop(PATIENCE).await;
+    });
+}
+
+/// Handlers side by side are tasks that go from message to message.
+#[test]
+fn a_small_message_costs_handlers_side_by_side_no_allocation() {
+    let runtime = runtime();
+    let (done, all) = (Arc::<AtomicU64>::default(), Arc::<Notify>::default());
+    let handler = {
+        let (done, all) = (done.clone(), all.clone());
+        move |_| {
+            let number = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if number.is_multiple_of(MESSAGES) {
+                all.notify_one();
+            }
+            async {}
+        }
+    };
+    let (proxy, actor, handle) = runtime.block_on(async {
+        let proxy = proxy().start().await.unwrap();
+        let actor = Actor::builder("counter").proxy(proxy.address()).options(patient()).build().unwrap();
+        let handle = actor.subscribe_with("count", 4, handler).await.unwrap();
+        (proxy, actor, handle)
+    });
+    let message = message(&Topic::wrap("count"));
+    count("side by side", || {
+        runtime.block_on(async {
+            for _ in 0..MESSAGES {
+                actor.publish(&message).await.unwrap();
+            }
+            all.notified().await;
+        });
+    });
+    runtime.block_on(async {
+        assert!(handle.drain(PATIENCE).await.is_nothing());
+        assert!(actor.close(PATIENCE).await.is_nothing());
         proxy.stop(PATIENCE).await;
     });
 }

@@ -104,6 +104,11 @@ impl Messages {
         (&self.wire, self.at)
     }
 
+    /// Lends out the messages in these bytes from this place on, where one starts.
+    pub(crate) fn iter_at(wire: &Bytes, at: usize) -> Iter<'_> {
+        Iter { wire, at, two_frames: false }
+    }
+
     /// Whether all of them were taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,5 +1,7 @@
 //! Subscriptions with a handler: the task that runs it, and how it is ended.
 
+mod side_by_side;
+
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,10 +11,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::side_by_side::side_by_side;
 use super::reply::IntoReply;
 use crate::deadline::Deadline;
 use crate::socket::SocketEvents;
@@ -50,9 +53,10 @@ pub(super) struct Shared {
     /// Messages that wait in the socket.
     waiting: Waiting,
     taken: Mutex<Taken>,
-    /// Where, in the batch that is [taken](Taken::wire), the first message starts that is not yet handled.
+    /// Where, in the batch that is [taken](Taken::wire), the first message starts that is not yet handled, or, side by side, that no
+    /// worker has.
     at: AtomicUsize,
-    /// Messages that were given to handlers side by side, or are to be, and are not yet handled.
+    /// Messages that workers side by side have, and have not yet handled.
     in_hand: AtomicU64,
     /// Messages whose handler failed, or whose reply could not be sent.
     failed: AtomicU64,
@@ -60,8 +64,7 @@ pub(super) struct Shared {
     topics: Vec<Topic>,
     /// What was returned when the service was made to end at a deadline: it is returned again.
     told: OnceLock<u64>,
-    /// Handlers that are at work in tasks of their own.
-    at_work: AtomicU64,
+    /// A worker has left.
     work_done: Notify,
     /// Whether no more messages are to be handled.
     stopping: AtomicBool,
@@ -75,8 +78,12 @@ pub(super) struct Shared {
 /// What was taken from the socket. It is locked while messages are taken, so that none is between the two when they are counted.
 #[derive(Debug, Default)]
 struct Taken {
-    /// The batch whose messages are handled one by one, in the task that took it. They are counted when somebody asks.
+    /// The batch whose messages are being handled. They are counted when somebody asks.
     wire: Bytes,
+    /// The number of this batch.
+    batch: u64,
+    /// Tasks that handle messages side by side.
+    workers: usize,
     /// The service has ended: what waited in the socket then.
     left: Option<u64>,
 }
@@ -120,19 +127,47 @@ impl Shared {
         is_over.then(|| self.told.get().copied().unwrap_or_else(|| self.unhandled(None)))
     }
 
+    /// Takes the next message of the batch in hand. Returns where it starts.
+    fn take_one(&self, taken: &Taken) -> Option<usize> {
+        let at = self.at.load(Ordering::Relaxed);
+        let mut messages = Messages::iter_at(&taken.wire, at);
+        let found = messages.next().is_some();
+        self.at.store(messages.at(), Ordering::Release);
+        if found {
+            self.in_hand.fetch_add(1, Ordering::AcqRel);
+        }
+        found.then_some(at)
+    }
+
+    /// Waits until every message of the batch is in somebody's hands.
+    async fn all_taken(&self) {
+        self.when(|shared, taken| shared.at.load(Ordering::Acquire) >= taken.wire.len()).await;
+        self.taken().wire = Bytes::new();
+    }
+
+    /// Waits until no more than so many workers are at work.
+    async fn at_most(&self, workers: usize) {
+        self.when(|_, taken| taken.workers <= workers).await;
+    }
+
+    /// Waits until this holds, which may come to do so when a worker leaves.
+    async fn when(&self, holds: impl Fn(&Self, &Taken) -> bool) {
+        loop {
+            let mut done = std::pin::pin!(self.work_done.notified());
+            done.as_mut().enable();
+            if holds(self, &self.taken()) {
+                return;
+            }
+            done.await;
+        }
+    }
+
     /// Waits until the service has ended; if the caller is one of its handlers, until the others are done.
     pub(super) async fn ended(&self, own: Option<u64>) {
         if own != Some(self.id) {
             return self.ended.cancelled().await;
         }
-        loop {
-            let mut done = std::pin::pin!(self.work_done.notified());
-            done.as_mut().enable();
-            if self.at_work.load(Ordering::Acquire) <= 1 {
-                return;
-            }
-            done.await;
-        }
+        self.at_most(1).await;
     }
 
     /// Waits for the end until `deadline`, and does not let it last longer. Returns the number of messages that were not handled. A
@@ -250,7 +285,6 @@ where
             failed: AtomicU64::new(0),
             topics: self.subscription.topics().to_vec(),
             told: OnceLock::new(),
-            at_work: AtomicU64::new(0),
             work_done: Notify::new(),
             stopping: AtomicBool::new(false),
             stop: actor_gone.child_token(),
@@ -289,8 +323,8 @@ struct Running {
 }
 
 impl Running {
-    /// The next messages, counted by `count` as taken; `None` at the end.
-    async fn next_batch(&mut self, count: impl Fn(&Shared, &mut Taken, &Messages)) -> Option<Messages> {
+    /// The next messages, which count as taken; `None` at the end.
+    async fn next_batch(&mut self) -> Option<Messages> {
         let mut draining = false;
         loop {
             let Self { subscription, shared } = self;
@@ -301,22 +335,20 @@ impl Running {
                     draining = true;
                     subscription.drain();
                 }
-                batch = std::future::poll_fn(|cx| take(subscription, shared, &count, cx)) => return batch,
+                batch = std::future::poll_fn(|cx| take(subscription, shared, cx)) => return batch,
             }
         }
     }
 }
 
-fn take(
-    subscription: &mut Subscription,
-    shared: &Shared,
-    count: &impl Fn(&Shared, &mut Taken, &Messages),
-    cx: &mut Context<'_>,
-) -> Poll<Option<Messages>> {
+fn take(subscription: &mut Subscription, shared: &Shared, cx: &mut Context<'_>) -> Poll<Option<Messages>> {
     let mut taken = shared.taken();
     let batch = subscription.poll_next_batch(cx);
     if let Poll::Ready(Some(batch)) = &batch {
-        count(shared, &mut taken, batch);
+        let (wire, at) = batch.place();
+        taken.wire = wire.clone();
+        taken.batch += 1;
+        shared.at.store(at, Ordering::Release);
     }
     batch
 }
@@ -342,12 +374,7 @@ where
     F: Future<Output: IntoReply> + Send + 'static,
 {
     let shared = &work.shared;
-    let count = |shared: &Shared, taken: &mut Taken, batch: &Messages| {
-        let (wire, at) = batch.place();
-        taken.wire = wire.clone();
-        shared.at.store(at, Ordering::Release);
-    };
-    while let Some(batch) = running.next_batch(count).await {
+    while let Some(batch) = running.next_batch().await {
         let mut messages = batch.iter();
         let mut turn = 0;
         loop {
@@ -372,62 +399,6 @@ where
     }
 }
 
-/// Handles up to `concurrency` messages at the same time, each in a task of its own.
-async fn side_by_side<H, F>(
-    running: &mut Running,
-    work: Arc<Work<H>>,
-    concurrency: usize,
-    tasks: &TaskTracker,
-) where
-    H: Fn(Message) -> F + Send + Sync + 'static,
-    F: Future<Output: IntoReply> + Send + 'static,
-{
-    let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
-    let shared = work.shared.clone();
-    let count = |shared: &Shared, _: &mut Taken, batch: &Messages| {
-        shared.in_hand.fetch_add(batch.iter().count() as u64, Ordering::AcqRel);
-    };
-    'receiving: while let Some(batch) = running.next_batch(count).await {
-        for message in batch {
-            let place = tokio::select! {
-                biased;
-                () = shared.stop.cancelled() => break 'receiving,
-                place = places.clone().acquire_owned() => place,
-            };
-            // It is never closed.
-            let Ok(place) = place else { break 'receiving };
-            tasks.spawn(WITHIN.scope(shared.id, handle_apart(work.clone(), message, place)));
-        }
-    }
-    running.subscription.stop();
-    // All places are free when all work is done.
-    let _ = places.acquire_many(concurrency.min(u32::MAX as usize) as u32).await;
-}
-
-async fn handle_apart<H, F>(work: Arc<Work<H>>, message: crate::Result<Message>, _place: OwnedSemaphorePermit)
-where
-    H: Fn(Message) -> F + Send + Sync + 'static,
-    F: Future<Output: IntoReply> + Send + 'static,
-{
-    work.shared.at_work.fetch_add(1, Ordering::AcqRel);
-    let done = AtWork(&work.shared);
-    tokio::select! {
-        biased;
-        () = work.shared.give_up.cancelled() => {}
-        () = work.handle(message) => {}
-    }
-    drop(done);
-}
-
-struct AtWork<'a>(&'a Shared);
-
-impl Drop for AtWork<'_> {
-    fn drop(&mut self) {
-        self.0.at_work.fetch_sub(1, Ordering::AcqRel);
-        self.0.work_done.notify_waiters();
-    }
-}
-
 /// What is done with each message.
 struct Work<H> {
     handler: H,
@@ -440,15 +411,6 @@ where
     H: Fn(Message) -> F + Send + Sync + 'static,
     F: Future<Output: IntoReply> + Send + 'static,
 {
-    /// Handles a message to its end. If this is dropped, the message stays counted as not handled.
-    async fn handle(&self, message: crate::Result<Message>) {
-        match message {
-            Ok(message) => self.answer(message.clone(), &message).await,
-            Err(error) => not_a_message(&error),
-        }
-        self.shared.in_hand.fetch_sub(1, Ordering::AcqRel);
-    }
-
     /// `request` is the same message, for when the handler has used it up and there is something to say about it.
     async fn answer(&self, message: Message, request: &impl Request) {
         // Everything of the handler's runs inside: its closure, its future, and what becomes of the result, so that a panic in
@@ -501,12 +463,6 @@ where
 /// The message that is being handled, once more.
 trait Request: Send + Sync {
     fn message(&self) -> Message;
-}
-
-impl Request for Message {
-    fn message(&self) -> Message {
-        self.clone()
-    }
 }
 
 /// A message of a batch that outlives the handling: no reference is counted before it is needed.
