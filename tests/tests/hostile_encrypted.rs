@@ -16,10 +16,16 @@ use xmsg_tests::{topic, within};
 
 /// A proxy with CURVE that lets in every key, and its key.
 async fn encrypted() -> (Scene, KeyPair) {
+    encrypted_with(&[]).await
+}
+
+/// The same, with these limits.
+async fn encrypted_with(limits: &[&str]) -> (Scene, KeyPair) {
     let (server, innocent) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let secret = format!("curve={}", *server.secret().expose_text());
     let security = Security::CurveClient { keys: innocent, server: *server.public() };
-    let scene = Scene::start(env!("CARGO_BIN_EXE_limited-proxy"), &[&secret], security).await;
+    let arguments = [&[&secret[..]], limits].concat();
+    let scene = Scene::start(env!("CARGO_BIN_EXE_limited-proxy"), &arguments, security).await;
     (scene, server)
 }
 
@@ -181,6 +187,27 @@ async fn mutations_of_an_encrypted_session() {
     let all = futures::stream::iter(mutants).map(play).buffer_unordered(32);
     scene.under(all.collect::<Vec<()>>()).await;
     scene.finish("mutations of an encrypted session", 40).await;
+}
+
+/// Whoever holds most makes room: boxes and what is in them are in memory at the same time, and both count.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unfinished_messages_in_boxes_keep_to_the_memory_limit() {
+    const CONNECTIONS: usize = 7;
+    const LIMIT: u64 = 80;
+    // The limit for messages is 64 MiB. The last frame of this one never comes.
+    let frame = vec![7; 24 << 20];
+    let (scene, server) = encrypted_with(&[&format!("memory_mib={LIMIT}")]).await;
+    let port = scene.address.publish_port();
+    let begin = async || {
+        let mut peer = Raw::connect(port).await;
+        let mut session = record(&mut peer, SocketType::Pub, &client(&server)).await;
+        let boxed = boxes(&mut session.cipher, &[(1, &frame)]);
+        // It may be the one that is ended.
+        peer.try_send(&boxed).await;
+        peer
+    };
+    drop(scene.under(futures::future::join_all((0..CONNECTIONS).map(|_| begin()))).await);
+    scene.finish("7 unfinished messages of 24 MiB in boxes under a limit of 80 MiB", LIMIT + 40).await;
 }
 
 /// Every HELLO costs the server two multiplications on the curve, and the client none: it may say the same one again.

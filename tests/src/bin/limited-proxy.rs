@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xmsg_core::security::SecretKey;
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::zmtp::Limits;
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules};
@@ -25,6 +26,7 @@ async fn main() {
             "subscription_bytes" => config.limits.subscription_bytes = number(),
             "handshakes" => config.handshakes = number(),
             "handshakes_per_address" => config.handshakes_per_address = number(),
+            "memory_mib" => config.memory = MemoryBudget::new(number() << 20),
             "curve" => {
                 let keys = value.parse::<SecretKey>().expect("a secret key");
                 config.security = Mechanism::Curve(keys.into());

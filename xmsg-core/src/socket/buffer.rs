@@ -103,14 +103,46 @@ impl ReceiveBuffer {
         self.input.capacity() - self.input.len() >= len
     }
 
-    /// Sees to room for so many bytes, which are there already, somewhere else.
-    pub fn reserve(&mut self, len: usize) {
-        if !self.fits(len) {
-            if self.slab_len < SLAB_MAX {
-                self.slab_len = (self.slab_len * 4).min(SLAB_MAX);
-            }
-            self.renew(self.slab_len.max((self.input.len() + len).next_power_of_two()));
+    /// Bytes of the slab once there is [room](Self::reserve) for so many more.
+    #[must_use]
+    pub fn needs_for(&self, len: usize) -> usize {
+        let needed = self.input.len() + len;
+        if self.fits(len) {
+            self.slab.size
+        } else if needed > SLAB_LARGE {
+            needed
+        } else {
+            self.grown().max(needed.next_power_of_two())
         }
+    }
+
+    /// Sees to room for so many bytes, which are there already, somewhere else. A large slab has just that: it is not rounded up.
+    pub fn reserve(&mut self, len: usize) {
+        if self.fits(len) {
+            return;
+        }
+        let size = self.needs_for(len);
+        self.slab_len = self.grown();
+        if size > SLAB_LARGE {
+            self.extend(size);
+        } else {
+            self.renew(size);
+        }
+    }
+
+    /// The size of the next slab, when the present one was too small.
+    fn grown(&self) -> usize {
+        if self.slab_len < SLAB_MAX { (self.slab_len * 4).min(SLAB_MAX) } else { self.slab_len }
+    }
+
+    /// Gives up a very large slab that is not needed for the little that is left in it. Returns whether there was one.
+    pub fn give_up_large(&mut self) -> bool {
+        let is_large = self.slab.size > SLAB_LARGE && self.input.len() <= SLAB_MAX;
+        if is_large {
+            // What comes next may be small, or long in coming.
+            self.renew(self.slab_len.min(SLAB_MAX).max(self.input.len().next_power_of_two()));
+        }
+        is_large
     }
 
     /// Sees to room for a read. Never reserves more than twice what has already arrived, however much a peer
@@ -139,6 +171,8 @@ impl ReceiveBuffer {
 
     /// Has the slab of one very large message grow to just this size: where it is, or moved by the system without being there twice.
     fn extend(&mut self, size: usize) {
+        // They are of no use to it, and may be as large together.
+        self.spare.clear();
         let mut slab = Vec::from(std::mem::take(&mut self.input));
         slab.reserve_exact(size - slab.len());
         let bytes = bytes::Bytes::from(slab);
@@ -235,6 +269,24 @@ mod tests {
         buffer.release();
         assert_eq!(buffer.input, [7; 3][..]);
         assert!(buffer.input.capacity() <= SLAB_MIN && buffer.spare.is_empty());
+    }
+
+    #[test]
+    fn a_large_slab_has_the_room_that_was_asked_for_and_is_given_up() {
+        const LEN: usize = (33 << 20) + 5;
+        let mut buffer = ReceiveBuffer::default();
+        buffer.input.extend_from_slice(b"in front");
+        assert_eq!(buffer.needs_for(LEN), 8 + LEN);
+        buffer.reserve(LEN);
+        assert_eq!((buffer.slab().size, buffer.input.capacity()), (8 + LEN, 8 + LEN));
+        assert!(buffer.fits(LEN) && buffer.input == b"in front"[..]);
+        assert!(buffer.give_up_large());
+        assert!(buffer.slab().size <= SLAB_MAX && buffer.input == b"in front"[..]);
+        assert!(!buffer.give_up_large());
+
+        let needs = buffer.needs_for(SLAB_MAX);
+        buffer.reserve(SLAB_MAX);
+        assert_eq!((buffer.slab().size, needs), (2 * SLAB_MAX, 2 * SLAB_MAX));
     }
 
     #[tokio::test]

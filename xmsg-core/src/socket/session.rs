@@ -223,7 +223,14 @@ impl Memory {
     #[inline]
     async fn allow(&mut self, needed: usize) -> bool {
         let needed = Self::counted(needed);
-        needed == self.claim.bytes() || self.claim.set(needed).await
+        if needed == self.claim.bytes() {
+            return true;
+        }
+        tokio::select! {
+            biased;
+            () = self.end.cancelled() => false,
+            is_allowed = self.claim.set(needed) => is_allowed,
+        }
     }
 
     /// The buffers hold less.
@@ -456,23 +463,47 @@ struct Opening {
 }
 
 impl Opening {
-    /// Opens boxes until the slab of `plain` is full. Returns whether it stopped for that reason.
-    async fn open(&mut self, plain: &mut ReceiveBuffer) -> Result<bool, Ended> {
+    /// Opens boxes until the slab of `plain` is full. Returns whether it stopped for that reason. Clear text counts in the budget before
+    /// there is memory for it: a box may be as long as a message.
+    async fn open(&mut self, plain: &mut ReceiveBuffer, memory: &mut Option<Memory>) -> Result<bool, Ended> {
         let mut opened = 0;
-        while let Some(opener) = &mut self.opener {
-            let Some(len) = opener.frame_len(&self.boxed.input)? else { break };
-            if opened > 0 && !plain.fits(len) {
-                return Ok(true);
+        while let Some(len) = self.next_len()? {
+            if !plain.fits(len) {
+                if opened > 0 {
+                    return Ok(true);
+                }
+                if let Some(memory) = memory
+                    && !memory.allow(self.held() + plain.needs_for(len) + plain.spare()).await
+                {
+                    return Err(Ended::OutOfMemory);
+                }
+                plain.reserve(len);
             }
-            plain.reserve(len);
-            if len < LONG_FRAME {
-                opener.open(&mut self.boxed.input, &mut plain.input)?;
-            } else {
-                self.open_apart(plain).await?;
+            match &mut self.opener {
+                Some(opener) if len < LONG_FRAME => {
+                    opener.open(&mut self.boxed.input, &mut plain.input)?;
+                }
+                _ => self.open_apart(plain).await?,
+            }
+            // The message may have to wait for a subscriber: its box need not.
+            if self.boxed.give_up_large()
+                && let Some(memory) = memory
+            {
+                memory.give_back(self.held() + plain.slab().size + plain.spare());
             }
             opened += len;
         }
         Ok(false)
+    }
+
+    /// Bytes of the next frame, if all of its box is there.
+    fn next_len(&self) -> Result<Option<usize>, Violation> {
+        self.opener.as_ref().map_or(Ok(None), |opener| opener.frame_len(&self.boxed.input))
+    }
+
+    /// Bytes that the boxes take.
+    fn held(&self) -> usize {
+        self.boxed.slab().size + self.boxed.spare()
     }
 
     /// Opens one long frame in a thread of its own: others are not to wait for it.
@@ -552,7 +583,7 @@ impl Reader<'_> {
         loop {
             let more_boxes = match &mut self.opening {
                 None => false,
-                Some(opening) => opening.open(&mut self.buffer).await?,
+                Some(opening) => opening.open(&mut self.buffer, &mut self.memory).await?,
             };
             let slab = self.buffer.slab();
             while let Some(event) = self.engine.poll_event(&mut self.buffer.input)? {
@@ -581,6 +612,10 @@ impl Reader<'_> {
             if more_boxes {
                 since_pause += self.buffer.slab().size;
                 continue;
+            }
+            if self.opening.is_some() && self.buffer.input.is_empty() {
+                // Nothing is read into it that would have it replaced.
+                self.buffer.give_up_large();
             }
             if self.memory.is_some() {
                 let needed = self.needed();
@@ -659,3 +694,7 @@ async fn before<T>(due: Option<Instant>, future: impl Future<Output = T>) -> Opt
         None => Some(future.await),
     }
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;
