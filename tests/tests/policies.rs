@@ -1,12 +1,13 @@
 //! Each policy with a subscriber that stops reading, and a healthy one beside it that loses nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
 use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, SocketOptions, Subscriber, TcpOptions};
 use xmsg_proxy::{Config, Policy, Proxy, SubscriberStats, TopicPolicy};
-use xmsg_tests::raw::Raw;
+use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{start_tracing, within};
 
 const MARK: usize = 512 << 10;
@@ -309,4 +310,97 @@ async fn policies_are_replaced_without_dropping_anyone() {
     assert_eq!(slow.present(&scene.proxy).policy, Policy::BLOCK);
     assert_eq!(scene.proxy.totals().disconnected, 0);
     assert_eq!(scene.proxy.subscribers().len(), 2);
+}
+
+/// Publishers that send to a subscriber that holds them up, and leave in order. They keep their places, so that nothing is lost, until
+/// newcomers find no other ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishers_that_left_keep_their_places_until_newcomers_need_them() {
+    const PLACES: usize = 40;
+    // Beside the subscriber.
+    const LEFT: usize = PLACES - 1;
+    start_tracing();
+    let config = Config {
+        policy: Policy::Block { longest: None },
+        high_water_mark: HighWaterMark::bytes(MARK),
+        connections: PLACES,
+        tcp: TcpOptions { send_buffer: Some(64 << 10), ..TcpOptions::default() },
+        ..Config::default()
+    };
+    let proxy = xmsg_tests::proxy().config(config).start().await.unwrap();
+    let (publish_port, subscribe_port) = (proxy.address().publish_port(), proxy.address().subscribe_port());
+    let mut slow = Raw::handshake(subscribe_port, "SUB").await;
+    slow.send_message(&[b"\x01data"]).await;
+    within("the subscription", async {
+        while proxy.subscribers().iter().map(|stats| stats.subscriptions).sum::<usize>() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    // One message that the kernels do not take whole fills the queue. What comes then waits.
+    let message = |number: u32| {
+        let data = [&number.to_be_bytes()[..], &[7; DATA_LEN - 4]].concat();
+        raw::message(&[&b"data"[..], &data])
+    };
+    let giant = raw::message(&[&b"data"[..], &vec![7; 16 << 20]]);
+    let mut left = vec![Raw::handshake(publish_port, "PUB").await];
+    left[0].send(&giant).await;
+    within("the mark", async {
+        while proxy.subscribers()[0].queued.bytes < giant.len() as u64 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    left[0].send(&message(0)).await;
+    left[0].stream.shutdown().await.unwrap();
+    let waiting = |publishers: usize| {
+        let proxy = &proxy;
+        async move {
+            while proxy.publishers().iter().filter(|stats| stats.left_for.is_some()).count() < publishers {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    within("that it left is noticed", waiting(1)).await;
+    for number in 1..LEFT {
+        let mut publisher = Raw::handshake(publish_port, "PUB").await;
+        publisher.send(&message(number as u32)).await;
+        publisher.stream.shutdown().await.unwrap();
+        left.push(publisher);
+        within("that it left is noticed", waiting(number + 1)).await;
+    }
+    assert_eq!(proxy.publishers().len(), LEFT, "they are there until newcomers come");
+    assert_eq!(proxy.totals().crowded_out, 0);
+
+    // A new pair gets in at once.
+    let (publisher, subscriber) = (xmsg_tests::connect(&proxy), xmsg_tests::connect(&proxy));
+    let mut messages = within("a place", subscriber.subscribe(["other"])).await.unwrap();
+    within("a place", publisher.publish(&xmsg_core::Message::of("other", 7).unwrap())).await.unwrap();
+    assert_eq!(xmsg_tests::next(&mut messages).await.value::<i32>().unwrap(), 7);
+    let gone = proxy.totals().crowded_out;
+    assert!((2..=10).contains(&gone), "{gone} of them made room");
+    let kept: Vec<_> = proxy.publishers().into_iter().filter(|stats| stats.left_for.is_some()).collect();
+    assert_eq!(kept.len() as u64, LEFT as u64 - gone);
+    let youngest: Vec<_> =
+        left[gone as usize..].iter().map(|raw| raw.stream.local_addr().unwrap().to_string()).collect();
+    assert_eq!(
+        kept.into_iter().map(|stats| stats.peer).collect::<Vec<_>>(),
+        youngest,
+        "the oldest went first"
+    );
+
+    // Whatever the others sent arrives.
+    slow.skip(giant.len()).await;
+    let mut missing: BTreeSet<u32> = (gone as u32..LEFT as u32).collect();
+    while !missing.is_empty() {
+        let frames = slow.next_message(u64::MAX).await.expect("the connection goes on");
+        missing.remove(&number(&frames[1]));
+    }
+    within("the end of those that left", async {
+        while proxy.publishers().iter().any(|stats| stats.left_for.is_some()) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }

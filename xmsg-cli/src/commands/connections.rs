@@ -22,7 +22,8 @@ const PAGE: usize = 10_000;
 
 /// List the connections of a running proxy, or end one of them
 ///
-/// Of a subscriber it says what waits for it (messages, bytes), what was dropped for it, and how long publishers have waited for it.
+/// Of a subscriber it says what waits for it (messages, bytes), what was dropped for it, and how long publishers have waited for it; of a
+/// publisher, whether it has left before a slow subscriber took what it had sent.
 /// Asks the HTTP server of the proxy (xmsg-proxy --admin).
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -162,6 +163,8 @@ struct Connection {
     connected_s: f64,
     messages: u64,
     principal: Option<String>,
+    /// How long ago a publisher left whose messages a subscriber has yet to take.
+    left_s: Option<f64>,
     subscriber: Option<SubscriberPart>,
 }
 
@@ -192,6 +195,7 @@ impl Connection {
             connected_s: row["connected_s"].as_f64()?,
             messages: row["messages"].as_u64()?,
             principal: row["principal"].as_str().map(str::to_owned),
+            left_s: row["left_s"].as_f64(),
             subscriber,
         })
     }
@@ -204,6 +208,7 @@ impl Connection {
             "peer": self.peer,
             "principal": self.principal,
             "connected_s": self.connected_s,
+            "left_s": self.left_s,
             "messages": self.messages,
             "queued_messages": part.map(|part| part.queued_messages),
             "queued_bytes": part.map(|part| part.queued_bytes),
@@ -220,11 +225,15 @@ impl Connection {
             Some(principal) => format!("{} ({principal})", self.peer),
             None => self.peer.clone(),
         };
+        let connected = match self.left_s {
+            Some(left) => format!("left {} ago", time(left)),
+            None => time(self.connected_s),
+        };
         [
             self.side.clone(),
             self.id.to_string(),
             peer,
-            time(self.connected_s),
+            connected,
             grouped(self.messages),
             shown(|part| format!("{} ({})", grouped(part.queued_messages), size(part.queued_bytes))),
             shown(|part| grouped(part.dropped_messages)),
@@ -263,6 +272,11 @@ mod tests {
             "messages": 1200, "principal": null });
         let row = Connection::read(&publisher).unwrap().row();
         assert_eq!(row, ["publisher", "7", "10.0.0.9:1", "1m 33s", "1,200", "-", "-", "-"]);
+        let gone = json!({ "kind": "publisher", "id": 9, "peer": "10.0.0.9:3", "connected_s": 93.5, "left_s": 2.04,
+            "messages": 0, "principal": null });
+        let found = Connection::read(&gone).unwrap();
+        assert_eq!(found.row()[3], "left 2.0s ago");
+        assert_eq!(found.json()["left_s"], 2.04);
         let subscriber = json!({ "kind": "subscriber", "id": 8, "peer": "10.0.0.9:2", "connected_s": 90_061.0,
             "messages": 5, "principal": "zoe", "queued": { "messages": 3, "bytes": 3 << 20 },
             "dropped": { "messages": 1, "bytes": 1 }, "publisher_wait_s": 0.26 });

@@ -1,19 +1,24 @@
 //! How many connections are let in, so that nobody locks out the others by opening many and saying nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::memory::{CONNECTION, Claim, MemoryBudget};
+use super::pause::Departure;
 use super::source::network;
 use super::throttle::Throttle;
 use crate::security::{Authenticator, Credentials, Verdict};
 
-/// The limits. A connection above one of them is closed at once; its owner may try again later.
+/// The limits. A connection above one of them is closed at once; its owner may try again later. At the limit of connections, those
+/// whose peers [have left](Place) make room first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmissionLimits {
     /// Connections, those in the handshake included. Default 100,000.
@@ -52,6 +57,9 @@ struct Counts {
     connections: usize,
     handshakes: usize,
     addresses: HashMap<IpAddr, Address>,
+    /// Places of peers that have left, those that left first in front.
+    left: BTreeMap<u64, Arc<Place>>,
+    departures: u64,
 }
 
 /// An address with handshakes under way.
@@ -76,6 +84,16 @@ impl Default for Turn {
 }
 
 impl Counts {
+    /// Ends the connection of the peer that left first. Its place is free as soon as its task has had a turn: until then there may be one
+    /// connection more than the limit says. `false`: there is none.
+    fn give_away_a_place(&mut self) -> bool {
+        let Some((_, place)) = self.left.pop_first() else { return false };
+        // Under the lock of the counts: whoever sees the connection end sees this, too.
+        let _ = place.given_away.set(());
+        place.end.cancel();
+        true
+    }
+
     fn end_handshake(&mut self, address: Option<IpAddr>) {
         self.handshakes -= 1;
         if let Some(address) = address
@@ -122,7 +140,7 @@ impl Admission {
             Some("too many handshakes with this address are under way")
         } else if counts.handshakes >= handshakes {
             Some("too many handshakes are under way")
-        } else if counts.connections >= limits.connections {
+        } else if counts.connections >= limits.connections && !counts.give_away_a_place() {
             Some("too many connections")
         } else {
             None
@@ -130,7 +148,11 @@ impl Admission {
         let reason = match above {
             Some(reason) => reason,
             None => match inner.memory.claim_fixed(CONNECTION) {
-                None => "no memory is left for one more (see --memory-limit)",
+                None => {
+                    // What it held is free soon: the newcomer may come again.
+                    counts.give_away_a_place();
+                    "no memory is left for one more (see --memory-limit)"
+                }
                 Some(memory) => {
                     counts.connections += 1;
                     counts.handshakes += 1;
@@ -141,7 +163,14 @@ impl Admission {
                         own.turn.clone()
                     });
                     let inner = inner.clone();
-                    return Some(Permit { inner, address, turn, handshaking: true, _memory: memory });
+                    return Some(Permit {
+                        inner,
+                        address,
+                        turn,
+                        handshaking: true,
+                        place: None,
+                        _memory: memory,
+                    });
                 }
             },
         };
@@ -151,6 +180,12 @@ impl Admission {
             tracing::warn!(peer, reason, unlogged, "connection refused");
         }
         None
+    }
+
+    /// Ends the connection of the peer that left first. `false`: there is none.
+    #[must_use]
+    pub fn make_room(&self) -> bool {
+        self.0.counts().give_away_a_place()
     }
 
     /// Connections that were not let in.
@@ -167,10 +202,44 @@ pub struct Permit {
     address: Option<IpAddr>,
     turn: Option<Turn>,
     handshaking: bool,
+    place: Option<Arc<Place>>,
     _memory: Claim,
 }
 
+/// The place of a connection whose peer may leave before all that it sent has been passed on. Such a peer keeps its place as long as
+/// there are others: what it sent is not to be lost. When there are none, whoever left first is ended for a newcomer.
+#[derive(Debug)]
+pub struct Place {
+    inner: Weak<Inner>,
+    end: CancellationToken,
+    /// Its number among those that left, and when it did.
+    left: OnceLock<(u64, Instant)>,
+    given_away: OnceLock<()>,
+}
+
+impl Place {
+    /// How long ago the peer left; `None`: it is there, as far as is known.
+    #[must_use]
+    pub fn left_for(&self) -> Option<Duration> {
+        self.left.get().map(|(_, since)| since.elapsed())
+    }
+
+    /// Whether the connection was ended for somebody else.
+    #[must_use]
+    pub fn is_given_away(&self) -> bool {
+        self.given_away.get().is_some()
+    }
+}
+
 impl Permit {
+    /// The place of this connection, which `end` ends, for [`Session::with_departure`](super::session::Session::with_departure).
+    pub fn place(&mut self, end: CancellationToken) -> Arc<Place> {
+        let (left, given_away) = (OnceLock::new(), OnceLock::new());
+        let place = Arc::new(Place { inner: Arc::downgrade(&self.inner), end, left, given_away });
+        self.place = Some(place.clone());
+        place
+    }
+
     /// Notes that the handshake is over.
     pub fn established(&mut self) {
         if std::mem::take(&mut self.handshaking) {
@@ -192,10 +261,29 @@ impl Permit {
     }
 }
 
+/// A peer that leaves is the last one to be ended of those that have left.
+#[derive(Debug)]
+pub struct Leaving(pub Arc<Place>);
+
+impl Departure for Leaving {
+    fn left(&self) {
+        let Some(inner) = self.0.inner.upgrade() else { return };
+        let mut counts = inner.counts();
+        counts.departures += 1;
+        let number = counts.departures;
+        if self.0.left.set((number, Instant::now())).is_ok() {
+            counts.left.insert(number, self.0.clone());
+        }
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut counts = self.inner.counts();
         counts.connections -= 1;
+        if let Some((number, _)) = self.place.as_ref().and_then(|place| place.left.get()) {
+            counts.left.remove(number);
+        }
         if self.handshaking {
             counts.end_handshake(self.address);
         }
@@ -272,6 +360,40 @@ mod tests {
         assert!(from(&admission, "10.0.0.2").is_none());
         drop(permits);
         assert!(from(&admission, "10.0.0.2").is_some());
+    }
+
+    #[test]
+    fn those_that_left_make_room_for_newcomers_in_the_order_in_which_they_left() {
+        let admission = admission();
+        let mut peers: Vec<_> = (0..8)
+            .map(|_| {
+                let mut permit = from(&admission, "10.0.0.1").unwrap();
+                permit.established();
+                let end = CancellationToken::new();
+                let place = permit.place(end.clone());
+                (permit, place, end)
+            })
+            .collect();
+        assert!(from(&admission, "10.0.0.2").is_none() && !admission.make_room(), "nobody has left");
+        for number in [5, 2, 7] {
+            Leaving(peers[number].1.clone()).left();
+            Leaving(peers[number].1.clone()).left();
+        }
+        assert!(peers[5].1.left_for().is_some() && peers[6].1.left_for().is_none());
+        drop(peers.remove(5));
+        let newcomer = from(&admission, "10.0.0.2").expect("there is room now");
+        assert!(peers.iter().all(|(_, place, end)| !place.is_given_away() && !end.is_cancelled()));
+        let ended = |peers: &[(Permit, Arc<Place>, CancellationToken)]| -> Vec<usize> {
+            (0..peers.len())
+                .filter(|at| peers[*at].1.is_given_away() && peers[*at].2.is_cancelled())
+                .collect()
+        };
+        let others = [(); 2].map(|()| from(&admission, "10.0.0.2").expect("somebody makes room"));
+        assert_eq!(ended(&peers), [2, 6], "2 left before 7, which is the sixth now");
+        assert!(from(&admission, "10.0.0.3").is_none(), "nobody else has left");
+        drop((peers, newcomer, others));
+        let counts = admission.0.counts();
+        assert_eq!((counts.connections, counts.left.len()), (0, 0));
     }
 
     #[test]

@@ -492,7 +492,7 @@ impl Hub {
             let (stream, peer) = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
+                accepted = listener.accept_making_room(|| self.options.admission.make_room()) => accepted,
             };
             let Some(permit) = self.options.admission.admit(stream.address(), &peer) else { continue };
             self.tasks.spawn(self.clone().serve(stream, peer, permit));

@@ -32,6 +32,7 @@ pub mod memory;
 mod multipart;
 mod options;
 pub mod outbox;
+pub mod pause;
 mod publisher;
 mod reconnect;
 mod refusal;

@@ -15,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::buffer::{ReceiveBuffer, Slab};
 use super::memory::{Claim, MemoryBudget};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
+use super::pause::{self, Departure, DepartureWatch};
 use super::transport::{ReadHalf, Stream};
-use super::vanished::vanished;
+use super::vanished::{Route, vanished};
 use crate::security::{Authenticator, Verdict};
 use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
 use crate::zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
@@ -208,6 +209,7 @@ pub struct Session {
     /// Whether the peer understands that we ask it to finish.
     peer_drains: bool,
     memory: Option<Memory>,
+    departure: DepartureWatch,
 }
 
 /// What the memory of received messages counts for.
@@ -231,6 +233,11 @@ impl Memory {
             () = self.end.cancelled() => false,
             is_allowed = self.claim.set(needed) => is_allowed,
         }
+    }
+
+    /// What says that somebody else needs it, if it is any.
+    fn end(&self) -> Option<&CancellationToken> {
+        (self.claim.bytes() > 0).then_some(&self.end)
     }
 
     /// The buffers hold less.
@@ -258,7 +265,21 @@ impl Session {
             watched: None,
             peer_drains: false,
             memory: None,
+            departure: DepartureWatch::default(),
         }
+    }
+
+    /// Has it told when the peer leaves while nothing is read from it.
+    #[must_use]
+    pub fn with_departure(mut self, departure: Arc<dyn Departure>) -> Self {
+        self.departure = DepartureWatch(Some(departure));
+        self
+    }
+
+    /// Both ends of a TCP connection.
+    #[must_use]
+    pub fn route(&self) -> Option<Route> {
+        self.stream.route()
     }
 
     /// Has the memory of what comes in count in this budget. `name` is the peer's in the log.
@@ -380,6 +401,7 @@ impl Session {
             drain: &drain,
             is_drained: false,
             memory: self.memory,
+            departure: self.departure,
         };
         let mut writer = Writer::new(outbox).sealed(sealer);
         let leaving = AtomicBool::new(false);
@@ -452,6 +474,7 @@ struct Reader<'a> {
     /// The peer has read everything.
     is_drained: bool,
     memory: Option<Memory>,
+    departure: DepartureWatch,
 }
 
 /// Boxes that came in, on their way to clear text.
@@ -466,10 +489,10 @@ impl Opening {
     /// Opens boxes until the slab of `plain` is full. Returns whether it stopped for that reason. Clear text counts in the budget before
     /// there is memory for it: a box may be as long as a message.
     async fn open(&mut self, plain: &mut ReceiveBuffer, memory: &mut Option<Memory>) -> Result<bool, Ended> {
-        let mut opened = 0;
+        let mut done = 0;
         while let Some(len) = self.next_len()? {
             if !plain.fits(len) {
-                if opened > 0 {
+                if done > 0 {
                     return Ok(true);
                 }
                 if let Some(memory) = memory
@@ -491,7 +514,7 @@ impl Opening {
             {
                 memory.give_back(self.held() + plain.slab().size + plain.spare());
             }
-            opened += len;
+            done += len;
         }
         Ok(false)
     }
@@ -589,7 +612,9 @@ impl Reader<'_> {
             while let Some(event) = self.engine.poll_event(&mut self.buffer.input)? {
                 match event {
                     Event::Messages(wire) => {
-                        handler.messages(Batch { wire, spans: self.engine.spans(), slab }).await?;
+                        let end = self.memory.as_ref().and_then(Memory::end);
+                        let handling = handler.messages(Batch { wire, spans: self.engine.spans(), slab });
+                        pause::taken(handling, stream, end, &mut self.departure).await?;
                     }
                     Event::Subscribe(prefix) => handler.subscription(true, prefix).await?,
                     Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
@@ -637,8 +662,7 @@ impl Reader<'_> {
                     }
                 };
                 let due = self.engine.poll_timeout().filter(|_| !leaving.load(Ordering::Relaxed));
-                let end =
-                    self.memory.as_ref().filter(|memory| memory.claim.bytes() > 0).map(|memory| &memory.end);
+                let end = self.memory.as_ref().and_then(Memory::end);
                 let ended = OptionFuture::from(end.map(CancellationToken::cancelled));
                 let Some(due) = due else {
                     tokio::select! {

@@ -70,3 +70,46 @@ async fn clear_text_counts_before_there_is_memory_for_it() {
     assert_eq!((len, slab), (LEN + 9, LEN + 9), "the slab is as large as the message");
     assert!(claimed <= LEN + (1 << 20), "{claimed} bytes");
 }
+
+/// Takes nothing, ever.
+#[derive(Debug)]
+struct Stalled;
+
+impl Handler for Stalled {
+    async fn messages(&mut self, _: Batch<'_>) -> Result<(), Ended> {
+        std::future::pending().await
+    }
+
+    async fn subscription(&mut self, _: bool, _: Bytes) -> Result<(), Ended> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_message_is_not_taken_gives_its_memory_to_others() {
+    const LEN: usize = 3 << 20;
+    let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
+    let publisher = Publisher::new(SocketOptions::default());
+    publisher.connect(listener.endpoint().clone());
+    let (stream, name) = listener.accept().await;
+    let budget = MemoryBudget::new(LEN + (1 << 20));
+    let mut session =
+        Session::new(stream, Engine::new(Options::new(SocketType::Xsub), now())).with_memory(&budget, &name);
+    session.handshake().await.unwrap();
+    let outbox = Outbox::new(crate::socket::HighWaterMark::bytes(1 << 10));
+    assert!(outbox.push_urgent(b"\0\x01\x01", URGENT_MAX), "a subscription to everything");
+    let sending = async {
+        publisher.wait_for_subscriber(b"").await.unwrap();
+        publisher.publish([Bytes::from(vec![7; LEN])]).await.unwrap();
+        while budget.claimed() < LEN {
+            tokio::task::yield_now().await;
+        }
+        let mut other = budget.claim("another", "something", CancellationToken::new());
+        assert!(other.set(2 << 20).await, "the largest makes room");
+        drop(other);
+    };
+    let mut stalled = Stalled;
+    let (ended, ()) = futures::join!(session.run(&outbox, &mut stalled, FAREWELL), sending);
+    assert!(matches!(ended, Ended::OutOfMemory), "{ended}");
+    assert_eq!(budget.claimed(), 0);
+}

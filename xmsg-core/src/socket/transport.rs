@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
 use tokio::sync::mpsc;
 
@@ -133,6 +133,28 @@ impl Stream {
             }
             Self::Inproc(pipe) => (ReadHalf::Inproc(&mut pipe.read), WriteHalf::Inproc(&mut pipe.write)),
         }
+    }
+}
+
+/// That the peer has closed its direction, or that the connection is broken, whether something is left to be read or not: `READABLE` would
+/// be true all the time while something is. Of what is urgent, nobody asks the system. Elsewhere than on Linux an orderly end is
+/// seen only when it is read.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const LEFT: Interest = Interest::PRIORITY.add(Interest::ERROR);
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const LEFT: Interest = Interest::ERROR;
+
+impl ReadHalf<'_> {
+    /// Waits until the peer has closed its direction, or the connection is broken, without reading: what it sent before is still there. Of a
+    /// pipe within the process it is never found out.
+    pub(super) async fn left(&self) {
+        let ready = match self {
+            Self::Tcp(stream) => stream.ready(LEFT).await,
+            Self::Unix(stream) => stream.ready(LEFT).await,
+            Self::Inproc(_) => std::future::pending().await,
+        };
+        // It fails when the runtime ends: then nobody reads on, either.
+        drop(ready);
     }
 }
 
@@ -305,6 +327,11 @@ impl Listener {
     /// The next connection and a name for its peer. When descriptors run out it waits and tries again: the
     /// error never reaches the caller, and no processor time is spent on it.
     pub async fn accept(&mut self) -> (Stream, String) {
+        self.accept_making_room(|| false).await
+    }
+
+    /// The same; when descriptors run out, `make_room` may end a connection, and says whether it did.
+    pub async fn accept_making_room(&mut self, make_room: impl Fn() -> bool) -> (Stream, String) {
         let mut pause = Duration::from_millis(10);
         loop {
             let accepted = std::future::poll_fn(|cx| match &mut *lock(&self.accepting) {
@@ -320,6 +347,11 @@ impl Listener {
                 }
                 Err(error) => error,
             };
+            if Error::is_used_up(&error) && make_room() {
+                // Its descriptor is free once its task has had a turn.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
             tracing::warn!(endpoint = %self.endpoint, %error, ?pause, "cannot accept a connection; trying again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(1));

@@ -39,6 +39,8 @@ struct Sample {
     unanswered: u8,
     /// How long ago the last acknowledgement came.
     last_ack: Duration,
+    /// Bytes that came and that we have not read.
+    unread: u32,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -99,6 +101,12 @@ pub async fn vanished(route: Option<Route>, interval: Duration, timeout: Duratio
     }
 }
 
+/// How many bytes the peer has sent that we have not read, if the system says so.
+#[must_use]
+pub fn unread(route: Route) -> Option<u64> {
+    kernel::sample(route).ok().flatten().map(|sample| sample.unread.into())
+}
+
 #[cfg(not(target_os = "linux"))]
 mod kernel {
     pub(super) fn sample(_: super::Route) -> std::io::Result<Option<super::Sample>> {
@@ -136,6 +144,8 @@ mod kernel {
     const MESSAGE: usize = 72;
     /// Timers that run while an answer is missing: for sent data, and for the question whether there is room.
     const TIMERS: [u8; 2] = [1, 4];
+    /// Where `idiag_rqueue` is in `struct inet_diag_msg`.
+    const UNREAD: usize = 56;
     /// Where `tcpi_last_ack_recv` is in `struct tcp_info`, in milliseconds.
     const LAST_ACK: usize = 56;
     const ENOENT: i32 = 2;
@@ -204,7 +214,7 @@ mod kernel {
             if kind == INET_DIAG_INFO && len >= 4 + LAST_ACK + 4 {
                 let last_ack = Duration::from_millis(u32_at(at + 4 + LAST_ACK)?.into());
                 let unanswered = if TIMERS.contains(timer) { *retrans } else { 0 };
-                return Ok(Some(Sample { unanswered, last_ack }));
+                return Ok(Some(Sample { unanswered, last_ack, unread: u32_at(HEADER + UNREAD)? }));
             }
             // Attributes are aligned to four bytes, and none is shorter than its header.
             at += len.max(4).next_multiple_of(4);
@@ -225,7 +235,7 @@ mod tests {
     }
 
     fn sample(unanswered: u8, last_ack_ms: u64) -> Sample {
-        Sample { unanswered, last_ack: Duration::from_millis(last_ack_ms) }
+        Sample { unanswered, last_ack: Duration::from_millis(last_ack_ms), unread: 0 }
     }
 
     #[test]
@@ -288,6 +298,9 @@ mod tests {
                 let (mut ours, mut theirs) = pair(address);
                 ours.write_all(b"hello").unwrap();
                 theirs.read_exact(&mut [0; 5]).unwrap();
+                theirs.write_all(b"abc").unwrap();
+                ours.peek(&mut [0; 3]).unwrap();
+                assert_eq!(unread(route(&ours)), Some(3));
                 let found = kernel::sample(route(&ours)).unwrap().expect("it is there");
                 assert_eq!(found.unanswered, 0, "the loopback answers");
                 assert!(found.last_ack < Duration::from_secs(60), "{found:?}");

@@ -155,6 +155,7 @@ impl ProxySnapshot {
             undelivered,
             unmatched,
             refused,
+            crowded_out,
             denied,
             violations,
             requests,
@@ -196,6 +197,8 @@ impl ProxySnapshot {
         ConstCounter::new(waited.as_secs_f64()).encode(encoder)?;
         let help = "Subscribers that were cut off because they were too slow.";
         out.counter("xmsg_proxy_subscribers_disconnected", help, None, disconnected)?;
+        let help = "Publishers that had left, and whose places newcomers needed before all was passed on.";
+        out.counter("xmsg_proxy_publishers_crowded_out", help, None, crowded_out)?;
         let unmatched_help = "Received messages that nobody had subscribed to.";
         out.counter("xmsg_proxy_messages_unmatched", unmatched_help, None, unmatched)?;
         out.counter(

@@ -207,6 +207,7 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "publisher_waits": totals.waits,
             "publisher_wait_s": totals.waited.as_secs_f64(),
             "subscribers_disconnected": totals.disconnected,
+            "publishers_crowded_out": totals.crowded_out,
             "denied": totals.denied,
             "violations": by_reason(totals.violations),
             "undelivered_messages": totals.undelivered,
@@ -289,6 +290,9 @@ struct Row {
     principal: Option<String>,
     /// What it wanted to publish, or to subscribe to, and may not.
     denied: u64,
+    /// How long ago a publisher left that had sent what a slow subscriber has yet to take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_s: Option<f64>,
     #[serde(flatten)]
     subscriber: Option<SubscriberPart>,
 }
@@ -338,6 +342,7 @@ impl From<PublisherStats> for Row {
             bytes: stats.received.bytes,
             principal: stats.principal,
             denied: stats.denied,
+            left_s: stats.left_for.map(|time| time.as_secs_f64()),
             subscriber: None,
         }
     }
@@ -354,6 +359,7 @@ impl From<SubscriberStats> for Row {
             bytes: stats.delivered.bytes,
             principal: stats.principal,
             denied: stats.denied,
+            left_s: None,
             subscriber: Some(SubscriberPart {
                 subscriptions: stats.subscriptions,
                 queued: stats.queued.into(),

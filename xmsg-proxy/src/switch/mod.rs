@@ -13,6 +13,7 @@
 //! read into.
 
 mod delivery;
+mod grant;
 mod inlet;
 mod peers;
 mod publisher;
@@ -28,12 +29,13 @@ use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::security::Principal;
-use xmsg_core::socket::admission::Permit;
+use xmsg_core::socket::admission::{Leaving, Permit};
 use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::outbox::{Outbox, URGENT_MAX};
 use xmsg_core::socket::session::{Ended, Session, now};
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::transport::{Closer, Listener, Stream};
+use xmsg_core::socket::vanished::{Route, unread};
 use xmsg_core::socket::{Admission, Amount, ProxyPorts, ViolationCounts, Violations};
 use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
@@ -122,6 +124,8 @@ pub struct Totals {
     pub unmatched: u64,
     /// Connections that were refused: in the handshake, or because there were too many.
     pub refused: u64,
+    /// Publishers that had left before all that they had sent was passed on, and were ended because newcomers needed their places.
+    pub crowded_out: u64,
     /// Messages and subscriptions that the peer's rights did not allow.
     pub denied: u64,
     /// Control requests. They are not counted as messages.
@@ -145,6 +149,8 @@ struct Inner {
     violations: Violations,
     /// Refused connections in the log.
     refusals: Throttle,
+    /// Publishers in the log whose places others needed.
+    crowded_out: Throttle,
     table: Arc<Table>,
     gate: Arc<Gate>,
     caches: Arc<Caches>,
@@ -203,6 +209,7 @@ impl Switch {
             admission,
             violations,
             refusals: Throttle::default(),
+            crowded_out: Throttle::default(),
         });
         inner.tasks.spawn(run_table(task, inner.stop.clone()));
         Self { inner }
@@ -384,7 +391,7 @@ impl Switch {
             let (stream, peer) = tokio::select! {
                 biased;
                 () = self.inner.refuse.cancelled() => return,
-                next = listener.accept() => next,
+                next = listener.accept_making_room(|| self.inner.admission.make_room()) => next,
             };
             let Some(permit) = self.inner.admission.admit(stream.address(), &peer) else { continue };
             let serve = self.clone().serve(stream, peer, side, permit);
@@ -445,7 +452,12 @@ impl Switch {
             Side::Subscribers => {
                 self.serve_subscriber(session, &peer, (limits, hears_of_drops), grant, stop).await
             }
-            Side::Publishers => self.serve_publisher(session, &peer, version, grant, stop).await,
+            Side::Publishers => {
+                let cut = CancellationToken::new();
+                let publisher =
+                    Publisher::new(self.id(), &peer, version, grant, permit.place(cut.clone()), cut);
+                self.serve_publisher(session, publisher, stop).await
+            }
         };
         if self.inner.violations.note(&peer, side.port(), &ended).is_none() {
             tracing::debug!(peer, ?side, reason = %ended, "disconnected");
@@ -455,13 +467,13 @@ impl Switch {
     async fn serve_publisher(
         &self,
         session: Session,
-        peer: &str,
-        version: zmtp::Version,
-        grant: Grant,
+        publisher: Publisher,
         stop: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
-        let publisher = Arc::new(Publisher::new(self.id(), peer, version, grant));
+        let publisher = Arc::new(publisher);
+        let route = session.route();
+        let session = session.with_departure(Arc::new(Leaving(publisher.place.clone())));
         let asking = Asking::new(inner.asking.clone());
         let (table, gate, caches) = (&inner.table, &inner.gate, &inner.caches);
         let mut inlet = Inlet::new(&publisher, table, gate, asking, caches, &inner.config);
@@ -473,7 +485,7 @@ impl Switch {
         let ended = tokio::select! {
             biased;
             () = stop.cancelled() => Ended::ByUs("stopped"),
-            () = publisher.cut.cancelled() => Ended::ByUs("cut off"),
+            ended = self.cut(&publisher, route) => ended,
             () = publisher.outsized.cancelled() => Ended::OutOfMemory,
             () = publisher.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             () = publisher.grant.unwanted.cancelled() => Ended::ByUs(BY_OPERATOR),
@@ -481,9 +493,29 @@ impl Switch {
         };
         publisher.outbox.close();
         inner.gate.remove_publisher(&publisher);
-        publisher.grant.log_rest(peer);
+        publisher.grant.log_rest(&publisher.peer);
         inner.table.change(Change::PublisherGone(publisher.id)).await;
         ended
+    }
+
+    /// Waits until this publisher is cut off, and tells why. Its connection is still open then.
+    async fn cut(&self, publisher: &Publisher, route: Option<Route>) -> Ended {
+        publisher.cut.cancelled().await;
+        if !publisher.place.is_given_away() {
+            return Ended::ByUs("cut off");
+        }
+        if let Some(unlogged) = self.inner.crowded_out.pass() {
+            tracing::warn!(
+                peer = %publisher.peer,
+                principal = publisher.grant.principal(),
+                left_s = publisher.place.left_for().unwrap_or_default().as_secs_f64(),
+                unread_bytes = route.and_then(unread),
+                unlogged,
+                "a publisher has left while a subscriber held it up (block), and a newcomer needs its place: what it had sent last is lost. \
+                 Raise the limit of connections or descriptors, or find out why the subscriber is slow"
+            );
+        }
+        Ended::ByUs("it has left, and its place was needed")
     }
 
     async fn serve_subscriber(

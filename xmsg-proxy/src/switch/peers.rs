@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 use xmsg_core::socket::outbox::Outbox;
 use xmsg_core::socket::session::now;
 use xmsg_core::socket::{Amount, HighWaterMark};
-use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits, Principal};
+use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits};
 
 use super::Totals;
+pub(super) use super::grant::Grant;
 use super::publisher::Publisher;
 use super::stall::Stall;
 use crate::policy::{Policy, Rule};
-use crate::security::{Authority, Rights};
 
 /// What comes of one subscriber's slowness is logged at most this often.
 const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -28,92 +28,7 @@ const TELL_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes of such counts that may wait to be written, together with the protocol's other answers: two counts and a little more.
 const TELL_MAX: usize = 64;
 /// Bytes of a topic that are shown in the log.
-const TOPIC_SHOWN: usize = 255;
-
-/// Who a peer is, and what it may do under the rules in force.
-#[derive(Debug)]
-pub(super) struct Grant {
-    authority: Arc<Authority>,
-    principal: Option<Arc<Principal>>,
-    known: Mutex<(u64, Option<Arc<Rights>>)>,
-    denied: AtomicU64,
-    log: Spaced<u64>,
-    /// It is not to be here any more: ends its connection.
-    pub(super) revoked: CancellationToken,
-    /// … because an operator ends it.
-    pub(super) unwanted: CancellationToken,
-}
-
-impl Grant {
-    /// Of a peer that came with these credentials, or with none.
-    pub(super) fn new(authority: &Arc<Authority>, principal: Option<Principal>) -> Self {
-        let generation = authority.generation();
-        let rights = authority.rights(principal.as_ref());
-        Self {
-            authority: authority.clone(),
-            principal: principal.map(Arc::new),
-            known: Mutex::new((generation, rights)),
-            denied: AtomicU64::new(0),
-            log: Spaced::default(),
-            revoked: CancellationToken::new(),
-            unwanted: CancellationToken::new(),
-        }
-    }
-
-    /// What it may do now; `None`: it is not to be here any more.
-    pub(super) fn rights(&self) -> Option<Arc<Rights>> {
-        let mut known = lock(&self.known);
-        let generation = self.authority.generation();
-        if known.0 != generation {
-            *known = (generation, self.authority.rights(self.principal.as_deref()));
-        }
-        known.1.clone()
-    }
-
-    /// Counts what it wanted and may not, and says so in the log now and then.
-    pub(super) fn deny(&self, peer: &str, what: &str, topic: &[u8], count: u64) {
-        let in_all = self.denied.fetch_add(count, Ordering::Relaxed) + count;
-        if let Some(before) = self.log.pass(in_all) {
-            tracing::warn!(
-                peer,
-                principal = self.principal(),
-                topic = %topic[..topic.len().min(TOPIC_SHOWN)].escape_ascii(),
-                denied = in_all - before,
-                denied_in_all = in_all,
-                "not allowed to {what}: see its rights in the configuration"
-            );
-        }
-    }
-
-    /// Says in the log, at the end of its connection, what it has not said yet.
-    pub(super) fn log_rest(&self, peer: &str) {
-        let in_all = self.denied();
-        let before = self.log.take(in_all);
-        if before < in_all {
-            tracing::warn!(
-                peer,
-                principal = self.principal(),
-                denied = in_all - before,
-                denied_in_all = in_all,
-                "not allowed, until it left: see its rights in the configuration"
-            );
-        }
-    }
-
-    pub(super) fn denied(&self) -> u64 {
-        self.denied.load(Ordering::Relaxed)
-    }
-
-    /// Who it has proved to be.
-    pub(super) fn who(&self) -> Option<&Arc<Principal>> {
-        self.principal.as_ref()
-    }
-
-    /// The same, to be read.
-    pub(super) fn principal(&self) -> Option<String> {
-        self.principal.as_deref().map(ToString::to_string)
-    }
-}
+pub(super) const TOPIC_SHOWN: usize = 255;
 
 /// A count that one task raises and others read.
 #[derive(Debug, Default)]
@@ -415,7 +330,7 @@ impl Subscriber {
 
 /// Lines in the log, each with what was counted since the one before, with pauses of [`SLOW_LOG_INTERVAL`].
 #[derive(Debug)]
-struct Spaced<T>(Mutex<Option<(Instant, T)>>);
+pub(super) struct Spaced<T>(Mutex<Option<(Instant, T)>>);
 
 impl<T> Default for Spaced<T> {
     fn default() -> Self {
@@ -425,7 +340,7 @@ impl<T> Default for Spaced<T> {
 
 impl<T: Copy + Default> Spaced<T> {
     /// What had been counted at the last line, if another one may be written now, with all that `counted` says.
-    fn pass(&self, counted: T) -> Option<T> {
+    pub(super) fn pass(&self, counted: T) -> Option<T> {
         let mut last = lock(&self.0);
         if last.is_some_and(|(at, _)| now().saturating_duration_since(at) < SLOW_LOG_INTERVAL) {
             return None;
@@ -434,7 +349,7 @@ impl<T: Copy + Default> Spaced<T> {
     }
 
     /// The same without regard to pauses.
-    fn take(&self, counted: T) -> T {
+    pub(super) fn take(&self, counted: T) -> T {
         lock(&self.0).replace((now(), counted)).map_or_else(T::default, |(_, before)| before)
     }
 
@@ -509,6 +424,9 @@ pub struct PublisherStats {
     pub principal: Option<String>,
     /// Messages that it was not allowed to publish.
     pub denied: u64,
+    /// How long ago it left, if it left before all that it had sent was passed on, because a subscriber is slow (`block`). It keeps its
+    /// place until then, or until a newcomer finds no other one.
+    pub left_for: Option<Duration>,
 }
 
 /// A snapshot of one subscriber.
@@ -573,6 +491,7 @@ impl Gate {
         if publishers.remove(&publisher.id).is_some() {
             gone.received += publisher.received.amount();
             gone.denied += publisher.grant.denied();
+            gone.crowded_out += u64::from(publisher.place.is_given_away());
         }
     }
 
@@ -683,6 +602,7 @@ impl Gate {
                 received: publisher.received.amount(),
                 principal: publisher.grant.principal(),
                 denied: publisher.grant.denied(),
+                left_for: publisher.place.left_for(),
             })
             .collect()
     }
@@ -719,7 +639,7 @@ impl Gate {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

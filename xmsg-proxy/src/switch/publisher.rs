@@ -1,12 +1,13 @@
 //! One connected publisher, and what it is told of subscriptions.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::socket::HighWaterMark;
+use xmsg_core::socket::admission::Place;
 use xmsg_core::socket::memory::{Claim, MemoryBudget};
 use xmsg_core::socket::outbox::Outbox;
 use xmsg_core::socket::session::now;
@@ -53,6 +54,8 @@ pub(super) struct Publisher {
     pub(super) outsized: CancellationToken,
     claim: Mutex<Option<Claim>>,
     pub(super) grant: Grant,
+    /// Where it is noted that it has left.
+    pub(super) place: Arc<Place>,
 }
 
 /// Whether it reads what it is told.
@@ -65,7 +68,15 @@ struct Reading {
 }
 
 impl Publisher {
-    pub(super) fn new(id: u32, peer: &str, version: Version, grant: Grant) -> Self {
+    /// One that `cut` ends.
+    pub(super) fn new(
+        id: u32,
+        peer: &str,
+        version: Version,
+        grant: Grant,
+        place: Arc<Place>,
+        cut: CancellationToken,
+    ) -> Self {
         Self {
             id,
             peer: peer.into(),
@@ -77,10 +88,11 @@ impl Publisher {
             received: Counter::default(),
             recipients: Mutex::new(Bucket::of_recipients()),
             reading: Mutex::default(),
-            cut: CancellationToken::new(),
+            cut,
             outsized: CancellationToken::new(),
             claim: Mutex::default(),
             grant,
+            place,
         }
     }
 
@@ -164,6 +176,17 @@ impl Publisher {
             reading.stalled_until = None;
         }
         reading.stalled_until.is_some()
+    }
+}
+
+#[cfg(test)]
+impl Publisher {
+    /// One with this number and address, for a test.
+    pub(crate) fn of_test(id: u32, peer: &str) -> Self {
+        let cut = CancellationToken::new();
+        let mut permit = xmsg_core::socket::Admission::default().admit(None, peer).expect("there is room");
+        let grant = Grant::new(&Arc::default(), None);
+        Self::new(id, peer, Version::V3_1, grant, permit.place(cut.clone()), cut)
     }
 }
 

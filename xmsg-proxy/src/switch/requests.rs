@@ -98,8 +98,7 @@ impl Requester {
 impl Requester {
     /// One with this number and address, for a test.
     pub(crate) fn of_test(id: u32, peer: &str) -> Self {
-        let grant = super::peers::Grant::new(&Arc::default(), None);
-        Self(Arc::new(Publisher::new(id, peer, xmsg_core::zmtp::Version::V3_1, grant)))
+        Self(Arc::new(Publisher::of_test(id, peer)))
     }
 }
 

@@ -319,17 +319,12 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::switch::peers::Grant;
 
     #[test]
     fn all_inlets_together_keep_to_a_bound_and_each_to_its_share() {
         let memory = MemoryBudget::new(16 << 20);
         let caches = Arc::new(Caches::new(&memory));
-        let inlet = |id: u32| {
-            let grant = Grant::new(&Arc::default(), None);
-            let publisher = Publisher::new(id, "192.0.2.1:1", xmsg_core::zmtp::Version::V3_1, grant);
-            Held::new(&caches, &publisher)
-        };
+        let inlet = |id: u32| Held::new(&caches, &Publisher::of_test(id, "192.0.2.1:1"));
         let mut idle = inlet(1);
         idle.set(MIN, 0);
         assert_eq!((caches.allowed(), memory.used()), (MAX, 0), "little is a part of the connection");

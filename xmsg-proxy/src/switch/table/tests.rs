@@ -4,7 +4,6 @@ use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 use xmsg_core::socket::HighWaterMark;
 use xmsg_core::socket::outbox::{Outbox, Writer};
-use xmsg_core::zmtp::Version;
 
 use super::*;
 use crate::policy::{Policy, Rule};
@@ -35,8 +34,7 @@ impl Scene {
 
     /// A publisher, and the end of its connection that it may read from. What it does not read waits.
     async fn publisher(&self, id: u32) -> (Arc<Publisher>, DuplexStream) {
-        let grant = Grant::new(&Arc::default(), None);
-        let publisher = Arc::new(Publisher::new(id, "a publisher", Version::V3_1, grant));
+        let publisher = Arc::new(Publisher::of_test(id, "a publisher"));
         let (mut near, far) = duplex(64 << 10);
         let own = publisher.clone();
         tokio::spawn(async move { Writer::new(&own.outbox).run(&mut near).await });

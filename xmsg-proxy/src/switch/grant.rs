@@ -1,0 +1,95 @@
+//! Who a peer is, and what it may do.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio_util::sync::CancellationToken;
+use xmsg_core::zmtp::Principal;
+
+use super::peers::{Spaced, TOPIC_SHOWN, lock};
+use crate::security::{Authority, Rights};
+
+/// Who a peer is, and what it may do under the rules in force.
+#[derive(Debug)]
+pub(super) struct Grant {
+    authority: Arc<Authority>,
+    principal: Option<Arc<Principal>>,
+    known: Mutex<(u64, Option<Arc<Rights>>)>,
+    denied: AtomicU64,
+    log: Spaced<u64>,
+    /// It is not to be here any more: ends its connection.
+    pub(super) revoked: CancellationToken,
+    /// … because an operator ends it.
+    pub(super) unwanted: CancellationToken,
+}
+
+impl Grant {
+    /// Of a peer that came with these credentials, or with none.
+    pub(super) fn new(authority: &Arc<Authority>, principal: Option<Principal>) -> Self {
+        let generation = authority.generation();
+        let rights = authority.rights(principal.as_ref());
+        Self {
+            authority: authority.clone(),
+            principal: principal.map(Arc::new),
+            known: Mutex::new((generation, rights)),
+            denied: AtomicU64::new(0),
+            log: Spaced::default(),
+            revoked: CancellationToken::new(),
+            unwanted: CancellationToken::new(),
+        }
+    }
+
+    /// What it may do now; `None`: it is not to be here any more.
+    pub(super) fn rights(&self) -> Option<Arc<Rights>> {
+        let mut known = lock(&self.known);
+        let generation = self.authority.generation();
+        if known.0 != generation {
+            *known = (generation, self.authority.rights(self.principal.as_deref()));
+        }
+        known.1.clone()
+    }
+
+    /// Counts what it wanted and may not, and says so in the log now and then.
+    pub(super) fn deny(&self, peer: &str, what: &str, topic: &[u8], count: u64) {
+        let in_all = self.denied.fetch_add(count, Ordering::Relaxed) + count;
+        if let Some(before) = self.log.pass(in_all) {
+            tracing::warn!(
+                peer,
+                principal = self.principal(),
+                topic = %topic[..topic.len().min(TOPIC_SHOWN)].escape_ascii(),
+                denied = in_all - before,
+                denied_in_all = in_all,
+                "not allowed to {what}: see its rights in the configuration"
+            );
+        }
+    }
+
+    /// Says in the log, at the end of its connection, what it has not said yet.
+    pub(super) fn log_rest(&self, peer: &str) {
+        let in_all = self.denied();
+        let before = self.log.take(in_all);
+        if before < in_all {
+            tracing::warn!(
+                peer,
+                principal = self.principal(),
+                denied = in_all - before,
+                denied_in_all = in_all,
+                "not allowed, until it left: see its rights in the configuration"
+            );
+        }
+    }
+
+    pub(super) fn denied(&self) -> u64 {
+        self.denied.load(Ordering::Relaxed)
+    }
+
+    /// Who it has proved to be.
+    pub(super) fn who(&self) -> Option<&Arc<Principal>> {
+        self.principal.as_ref()
+    }
+
+    /// The same, to be read.
+    pub(super) fn principal(&self) -> Option<String> {
+        self.principal.as_deref().map(ToString::to_string)
+    }
+}
