@@ -37,7 +37,8 @@ pub struct ReceiveBuffer {
     pub input: BytesMut,
     slab: Slab,
     slab_len: usize,
-    spare: VecDeque<BytesMut>,
+    /// Slabs to use again, and how large they are.
+    spare: VecDeque<(usize, BytesMut)>,
 }
 
 impl Default for ReceiveBuffer {
@@ -79,9 +80,31 @@ impl ReceiveBuffer {
         }
     }
 
-    /// Bytes of the slab that the next read will need, with so many bytes missing of the message at the front.
+    /// Bytes of all slabs once the next read has been made, with so many bytes missing of the message at the front.
     #[must_use]
-    pub fn needs(&self, missing: usize) -> usize {
+    pub fn needs_in_all(&self, missing: usize) -> usize {
+        self.with_spare(self.needs(missing))
+    }
+
+    /// Bytes of all slabs once there is [room](Self::reserve) for so many more.
+    #[must_use]
+    pub fn needs_in_all_for(&self, len: usize) -> usize {
+        self.with_spare(self.needs_for(len))
+    }
+
+    /// Bytes of all slabs.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.slab.size + self.spare()
+    }
+
+    fn with_spare(&self, slab: usize) -> usize {
+        // A very large slab that grows gives up the spare ones.
+        if slab > SLAB_LARGE.max(self.slab.size) { slab } else { slab + self.spare() }
+    }
+
+    /// Bytes of the slab that the next read will need, with so many bytes missing of the message at the front.
+    fn needs(&self, missing: usize) -> usize {
         let len = self.input.len();
         if len == 0 && self.slab.size > SLAB_LARGE {
             // It is not kept.
@@ -92,9 +115,8 @@ impl ReceiveBuffer {
     }
 
     /// Bytes of the slabs that are kept to be used again.
-    #[must_use]
-    pub fn spare(&self) -> usize {
-        self.spare.len() * self.slab_len
+    fn spare(&self) -> usize {
+        self.spare.iter().map(|(size, _)| size).sum()
     }
 
     /// Whether so many bytes find room in the slab as it is.
@@ -104,8 +126,7 @@ impl ReceiveBuffer {
     }
 
     /// Bytes of the slab once there is [room](Self::reserve) for so many more.
-    #[must_use]
-    pub fn needs_for(&self, len: usize) -> usize {
+    fn needs_for(&self, len: usize) -> usize {
         let needed = self.input.len() + len;
         if self.fits(len) {
             self.slab.size
@@ -194,7 +215,7 @@ impl ReceiveBuffer {
             && self.slab.size <= SLAB_LARGE
             && self.spare.len() < SPARE
         {
-            self.spare.push_back(old);
+            self.spare.push_back((self.slab.size, old));
         }
         self.slab = Slab { serial: self.slab.serial + 1, size: self.input.capacity() };
     }
@@ -203,11 +224,11 @@ impl ReceiveBuffer {
     fn recycle(&mut self, size: usize) -> Option<BytesMut> {
         // The last one first: it may still be in the processor's caches.
         let free = (0..self.spare.len()).rev().find(|index| {
-            let slab = &mut self.spare[*index];
+            let (_, slab) = &mut self.spare[*index];
             slab.clear();
             slab.try_reclaim(size)
         })?;
-        self.spare.remove(free)
+        self.spare.remove(free).map(|(_, slab)| slab)
     }
 }
 

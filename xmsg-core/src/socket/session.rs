@@ -496,7 +496,7 @@ impl Opening {
                     return Ok(true);
                 }
                 if let Some(memory) = memory
-                    && !memory.allow(self.held() + plain.needs_for(len) + plain.spare()).await
+                    && !memory.allow(self.boxed.held() + plain.needs_in_all_for(len)).await
                 {
                     return Err(Ended::OutOfMemory);
                 }
@@ -512,7 +512,7 @@ impl Opening {
             if self.boxed.give_up_large()
                 && let Some(memory) = memory
             {
-                memory.give_back(self.held() + plain.slab().size + plain.spare());
+                memory.give_back(self.boxed.held() + plain.held());
             }
             done += len;
         }
@@ -522,11 +522,6 @@ impl Opening {
     /// Bytes of the next frame, if all of its box is there.
     fn next_len(&self) -> Result<Option<usize>, Violation> {
         self.opener.as_ref().map_or(Ok(None), |opener| opener.frame_len(&self.boxed.input))
-    }
-
-    /// Bytes that the boxes take.
-    fn held(&self) -> usize {
-        self.boxed.slab().size + self.boxed.spare()
     }
 
     /// Opens one long frame in a thread of its own: others are not to wait for it.
@@ -557,11 +552,8 @@ impl Reader<'_> {
     fn needed(&self) -> usize {
         let plain = &self.buffer;
         match &self.opening {
-            None => plain.needs(self.engine.missing(&plain.input)) + plain.spare(),
-            Some(opening) => {
-                let boxed = &opening.boxed;
-                boxed.needs(opening.missing()) + boxed.spare() + plain.slab().size + plain.spare()
-            }
+            None => plain.needs_in_all(self.engine.missing(&plain.input)),
+            Some(opening) => opening.boxed.needs_in_all(opening.missing()) + plain.held(),
         }
     }
 

@@ -87,12 +87,12 @@ impl Handler for Stalled {
 
 #[tokio::test]
 async fn a_connection_whose_message_is_not_taken_gives_its_memory_to_others() {
-    const LEN: usize = 3 << 20;
+    const LEN: usize = 12 << 20;
     let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(listener.endpoint().clone());
     let (stream, name) = listener.accept().await;
-    let budget = MemoryBudget::new(LEN + (1 << 20));
+    let budget = MemoryBudget::new(LEN + (2 << 20));
     let mut session =
         Session::new(stream, Engine::new(Options::new(SocketType::Xsub), now())).with_memory(&budget, &name);
     session.handshake().await.unwrap();
@@ -101,11 +101,14 @@ async fn a_connection_whose_message_is_not_taken_gives_its_memory_to_others() {
     let sending = async {
         publisher.wait_for_subscriber(b"").await.unwrap();
         publisher.publish([Bytes::from(vec![7; LEN])]).await.unwrap();
-        while budget.claimed() < LEN {
-            tokio::task::yield_now().await;
-        }
+        let arrives = async {
+            while budget.claimed() < LEN {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), arrives).await.expect("it arrives");
         let mut other = budget.claim("another", "something", CancellationToken::new());
-        assert!(other.set(2 << 20).await, "the largest makes room");
+        assert!(other.set(6 << 20).await, "the largest makes room");
         drop(other);
     };
     let mut stalled = Stalled;
