@@ -18,11 +18,15 @@ enum Mode {
     SwallowTopic(&'static str),
 }
 
+/// What the relay does, and whether it has swallowed anything.
+type Modes = (Arc<watch::Sender<Mode>>, Arc<watch::Sender<bool>>);
+
 /// Three ports in a row that lead to those of a proxy.
 #[derive(Debug)]
 pub struct Relay {
     address: ProxyAddress,
     mode: Arc<watch::Sender<Mode>>,
+    swallowed: Arc<watch::Sender<bool>>,
     cut: Arc<watch::Sender<u32>>,
     _tasks: JoinSet<()>,
 }
@@ -38,13 +42,14 @@ impl Relay {
         let address = ProxyAddress::new("127.0.0.1", port).expect("a port in the middle of the range");
         let targets = [proxy.publish_port(), proxy.subscribe_port(), proxy.control_port()];
         let mode = Arc::new(watch::Sender::new(Mode::Pass));
+        let swallowed = Arc::new(watch::Sender::new(false));
         let cut = Arc::new(watch::Sender::new(0));
         let mut tasks = JoinSet::new();
         for (index, (listener, target)) in listeners.into_iter().zip(targets).enumerate() {
-            let mode = (index == 0).then(|| mode.clone());
+            let mode = (index == 0).then(|| (mode.clone(), swallowed.clone()));
             tasks.spawn(accept(listener, target, mode, cut.clone()));
         }
-        Self { address, mode, cut, _tasks: tasks }
+        Self { address, mode, swallowed, cut, _tasks: tasks }
     }
 
     /// Where it listens.
@@ -61,6 +66,15 @@ impl Relay {
     /// From now on, what publishers send is taken and goes nowhere as soon as a message of this topic, of one letter, comes.
     pub fn swallow_from(&self, topic: &'static str) {
         self.mode.send_replace(Mode::SwallowTopic(topic));
+    }
+
+    /// Waits until something was swallowed. Nothing of that connection is passed on any more.
+    ///
+    /// # Panics
+    ///
+    /// Never: the relay itself tells.
+    pub async fn has_swallowed(&self) {
+        self.swallowed.subscribe().wait_for(|swallowed| *swallowed).await.expect("the sender is here");
     }
 
     /// Ends all connections of now, and passes on again what comes over later ones.
@@ -84,12 +98,7 @@ async fn three_ports() -> (u16, [TcpListener; 3]) {
     panic!("no three ports in a row are free");
 }
 
-async fn accept(
-    listener: TcpListener,
-    target: u16,
-    mode: Option<Arc<watch::Sender<Mode>>>,
-    cut: Arc<watch::Sender<u32>>,
-) {
+async fn accept(listener: TcpListener, target: u16, mode: Option<Modes>, cut: Arc<watch::Sender<u32>>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         let (mode, mut cut) = (mode.clone(), cut.subscribe());
@@ -103,7 +112,7 @@ async fn accept(
     }
 }
 
-async fn pass(client: TcpStream, server: TcpStream, mode: Option<Arc<watch::Sender<Mode>>>) {
+async fn pass(client: TcpStream, server: TcpStream, mode: Option<Modes>) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let up = async {
@@ -113,15 +122,19 @@ async fn pass(client: TcpStream, server: TcpStream, mode: Option<Arc<watch::Send
             match from_client.read(&mut buffer).await {
                 Ok(0) | Err(_) => break,
                 Ok(len) => {
-                    swallows = match mode.as_ref().map(|mode| *mode.borrow()) {
+                    // What comes behind something that was lost is lost as well.
+                    swallows |= match mode.as_ref().map(|(mode, _)| *mode.borrow()) {
                         None | Some(Mode::Pass) => false,
                         Some(Mode::Swallow) => true,
                         Some(Mode::SwallowTopic(topic)) => {
                             // The header of a first frame: more frames follow, and its length.
                             let first = [&[1, topic.len() as u8], topic.as_bytes()].concat();
-                            swallows || buffer[..len].windows(first.len()).any(|part| part == first)
+                            buffer[..len].windows(first.len()).any(|part| part == first)
                         }
                     };
+                    if let Some((_, swallowed)) = mode.as_ref().filter(|_| swallows) {
+                        swallowed.send_replace(true);
+                    }
                     if !swallows && to_server.write_all(&buffer[..len]).await.is_err() {
                         break;
                     }
