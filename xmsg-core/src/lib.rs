@@ -94,7 +94,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use id::{ActorId, ConnectionId};
 pub use message::Message;
 pub use meta::Meta;
-pub use options::ConnectOptions;
+pub use options::{ConnectOptions, Delivery};
 pub use pool::{Pool, PooledConnection};
 pub use registrar::Registrar;
 pub use registration::{OwnerType, Query, Registration};

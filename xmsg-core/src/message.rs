@@ -177,6 +177,13 @@ impl Message {
         meta::header(&self.meta, key)
     }
 
+    /// Whether it may have come before: it was sent again after its connection had broken, by a publisher whose delivery is
+    /// [at least once](crate::Delivery::AtLeastOnce).
+    #[must_use]
+    pub fn may_be_repeated(&self) -> bool {
+        matches!(self.header(meta::REPEATED), Ok(Some(_)))
+    }
+
     /// The same message with this header: a text by name, beside the fixed fields of the metadata. Peers in other
     /// languages ignore it, and keep it in what they forward. [`ErrorKind::InvalidMessage`](crate::ErrorKind) when
     /// there would be more than [`Headers`](crate::meta::Headers) may be.

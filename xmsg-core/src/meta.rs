@@ -19,6 +19,10 @@ pub(crate) use self::headers::{find as header, replace as with_header};
 use crate::data::mime;
 use crate::error::{Error, ErrorKind, Result};
 
+/// The header of a message that may have arrived already: it is sent again after its connection broke. See
+/// [`Delivery::AtLeastOnce`](crate::Delivery::AtLeastOnce).
+pub const REPEATED: &str = "repeated";
+
 const STATUS: u32 = 4;
 const DATA_TYPE: u32 = 14;
 const REPLY_TO: u32 = 16;

@@ -19,6 +19,53 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// noticed, because giving up one that is merely busy (a Java proxy that collects garbage, a machine that swaps) may cost messages.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// What becomes of messages that were written to a connection which broke before the proxy had confirmed them.
+///
+/// ```
+/// use xmsg_core::Delivery;
+/// assert_eq!("at-least-once".parse(), Ok(Delivery::AtLeastOnce));
+/// assert_eq!(Delivery::default().to_string(), "at-most-once");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// Nothing is sent twice. Up to so many messages may be lost as [`Connection::unconfirmed`](crate::Connection::unconfirmed) counts.
+    #[default]
+    AtMostOnce,
+    /// They are sent again, in their order and before all others, with the header [`REPEATED`](crate::meta::REPEATED):
+    /// [`Message::may_be_repeated`](crate::Message::may_be_repeated). Until they are confirmed, once a second or sooner, they count for the
+    /// [high-water mark](ConnectOptions::high_water_mark).
+    ///
+    /// It is the proxy that they reach at least once. What it had confirmed and not yet passed on when it was killed is lost.
+    AtLeastOnce,
+}
+
+impl Delivery {
+    const NAMES: [(&str, Self); 2] =
+        [("at-most-once", Self::AtMostOnce), ("at-least-once", Self::AtLeastOnce)];
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AtMostOnce => Self::NAMES[0].0,
+            Self::AtLeastOnce => Self::NAMES[1].0,
+        })
+    }
+}
+
+impl std::str::FromStr for Delivery {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::NAMES.into_iter().find(|(name, _)| *name == text);
+        found.map(|(_, delivery)| delivery).ok_or_else(|| {
+            let what = format!("there is no delivery {text:?}: say at-most-once or at-least-once");
+            Error::new(ErrorKind::InvalidOption, what)
+        })
+    }
+}
+
 type SocketHook = Arc<dyn Fn(&mut SocketOptions, &ProxyAddress) + Send + Sync>;
 type Hook = Arc<dyn Fn(&ProxyAddress) + Send + Sync>;
 
@@ -41,6 +88,7 @@ type Hook = Arc<dyn Fn(&ProxyAddress) + Send + Sync>;
 #[derive(Clone)]
 pub struct ConnectOptions {
     socket: SocketOptions,
+    delivery: Delivery,
     check_connection: bool,
     check_subscription: bool,
     connection_timeout: Duration,
@@ -61,6 +109,7 @@ impl fmt::Debug for ConnectOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnectOptions")
             .field("socket", &self.socket)
+            .field("delivery", &self.delivery)
             .field("check_connection", &self.check_connection)
             .field("check_subscription", &self.check_subscription)
             .field("connection_timeout", &self.connection_timeout)
@@ -84,6 +133,7 @@ impl ConnectOptions {
     /// | `XMSG_SUBSCRIPTION_TIMEOUT` (milliseconds) | [`subscription_timeout`](Self::subscription_timeout) |
     /// | `XMSG_POST_CONNECTION_SLEEP`, `XMSG_POST_SUBSCRIPTION_SLEEP` (milliseconds) | a pause after each connection or subscription; default none |
     /// | `XMSG_NO_CHECK_CONNECTION`, `XMSG_NO_CHECK_SUBSCRIPTION` (set at all) | [`check_connection`](Self::check_connection), [`check_subscription`](Self::check_subscription) |
+    /// | `XMSG_DELIVERY` (`at-most-once`, `at-least-once`) | [`delivery`](Self::delivery) |
     /// | `XMSG_SERVER_KEY`, `XMSG_KEY_FILE`, `XMSG_USER`, `XMSG_PASSWORD_FILE` | [`security`](Self::security), as [`Security::from_environment`] reads them |
     #[must_use]
     pub fn new() -> Self {
@@ -101,6 +151,7 @@ impl ConnectOptions {
     fn with_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
         let mut options = Self {
             socket: with_heartbeats(),
+            delivery: Delivery::default(),
             check_connection: variable("XMSG_NO_CHECK_CONNECTION").is_none(),
             check_subscription: variable("XMSG_NO_CHECK_SUBSCRIPTION").is_none(),
             connection_timeout: CHECK_TIMEOUT,
@@ -133,6 +184,14 @@ impl ConnectOptions {
             "post_subscription_sleep",
             &mut options.post_subscription_sleep,
         );
+        match variable("XMSG_DELIVERY").map(|text| text.trim().parse()) {
+            None => {}
+            Some(Ok(delivery)) => options.delivery = delivery,
+            Some(Err(error)) => {
+                let what = "XMSG_DELIVERY in the environment is no delivery";
+                wrong.push(("delivery", Error::new(ErrorKind::InvalidOption, what).with_source(error)));
+            }
+        }
         match Security::from_variables(&variable) {
             Ok(security) => options.socket.security = security,
             Err(error) => wrong.push(("security", error)),
@@ -153,6 +212,14 @@ impl ConnectOptions {
     pub fn security(mut self, security: Security) -> Self {
         self.socket.security = security;
         self.set("security")
+    }
+
+    /// What becomes of messages that were written to a connection which broke before the proxy had confirmed them. Default: they are not
+    /// sent again.
+    #[must_use]
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        self.set("delivery")
     }
 
     /// Bytes that a connection accepts before a publisher has to wait. Default 64 MiB.
@@ -292,6 +359,10 @@ impl ConnectOptions {
                 socket.receive_high_water_mark > 0,
                 "the high-water mark for receiving is 0: nothing could be received",
             ),
+            (
+                self.delivery == Delivery::AtMostOnce || self.check_connection,
+                "delivery at least once needs the check of connections: without it, the proxy confirms nothing",
+            ),
             (socket.limits.message_size > 0, "the limit of the message size is 0: nothing could be sent"),
             (!self.connection_timeout.is_zero(), "the time limit of the connection check is 0"),
             (!self.subscription_timeout.is_zero(), "the time limit of the subscription check is 0"),
@@ -318,6 +389,11 @@ impl ConnectOptions {
                 address.control_endpoint().parse()?,
             ]),
         }
+    }
+
+    /// Whether messages that may not have arrived are sent again.
+    pub(crate) fn repeats(&self) -> bool {
+        self.delivery == Delivery::AtLeastOnce
     }
 
     pub(crate) fn connection_limit(&self) -> Duration {
@@ -419,6 +495,7 @@ mod tests {
                 "XMSG_POST_CONNECTION_SLEEP" => "3",
                 "XMSG_POST_SUBSCRIPTION_SLEEP" => " 4 ",
                 "XMSG_NO_CHECK_CONNECTION" | "XMSG_NO_CHECK_SUBSCRIPTION" => "",
+                "XMSG_DELIVERY" => "at-most-once",
                 // Those of security have tests of their own.
                 "XMSG_SERVER_KEY" | "XMSG_KEY_FILE" | "XMSG_USER" | "XMSG_PASSWORD_FILE" => return None,
                 other => panic!("{other} is not in the contract"),
@@ -513,6 +590,21 @@ mod tests {
         let off = ConnectOptions::new().heartbeat_interval(None);
         assert_eq!(heartbeats(off.connecting(&address())).0, None);
         assert_eq!(heartbeats(SocketOptions::default()).0, None, "sockets of one's own have none");
+    }
+
+    #[test]
+    fn delivery_is_set_by_the_program_or_the_environment() {
+        let with = |text: &'static str| {
+            ConnectOptions::with_variables(move |name| (name == "XMSG_DELIVERY").then(|| text.to_owned()))
+        };
+        assert!(with("at-least-once").repeats() && !with("at-most-once").repeats());
+        assert!(!ConnectOptions::without_environment().repeats());
+        let wrong = with("exactly-once");
+        let error = wrong.check().unwrap_err();
+        assert!(error.with_causes().to_string().contains("exactly-once"), "{error:?}");
+        wrong.delivery(Delivery::AtLeastOnce).check().unwrap();
+        let unchecked = with("at-least-once").check_connection(false);
+        assert!(unchecked.check().unwrap_err().to_string().contains("needs the check"));
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //! What has to hold, whatever the network does:
 //!
 //! 1. what was accepted was written to the network once, in order, or is counted as *unsent*;
-//! 2. what of that did not come out at the other end is counted as *unconfirmed*, or was reported by a flush;
-//! 3. what a handler was given, and what is counted as *unhandled*, came out of the network, and nothing twice; after a `drain` that had
+//! 2. what of that did not come out at the other end is counted as *unconfirmed*, or was reported by a flush; if the delivery is *at least
+//!    once*, it is written again, over each connection in order, and what was flushed has come out;
+//! 3. what a handler was given, and what is counted as *unhandled*, came out of the network, and nothing twice unless it was written twice; after a `drain` that had
 //!    the time it needs, it is all that came out;
 //! 4. every call returns by its deadline, and tells the same when it is made again.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::socket::transport::Listener;
 use xmsg_core::socket::{Endpoint, Router, SocketOptions, TcpOptions};
-use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message, Unfinished};
+use xmsg_core::{Actor, ConnectOptions, Connection, Delivery, ErrorKind, Message, Unfinished};
 use xmsg_proxy::Config;
 use xmsg_proxy::control::Controller;
 use xmsg_proxy::switch::{Side, Switch};
@@ -106,6 +108,8 @@ struct Published {
     flushed: (usize, u64),
     /// Reported as in doubt by flushes.
     doubtful: u64,
+    /// What is not confirmed is sent again.
+    repeats: bool,
     failed: Option<String>,
 }
 
@@ -139,13 +143,15 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
             })
             .endpoints(lines.map(|line| Endpoint::Inproc(format!("{name}-line-{line}"))))
     };
-    let options = made(&mut rng, [PUBLISH, RECEIVE, CONTROL]);
+    let repeats = rng.u8(..3) == 0;
+    let delivery = if repeats { Delivery::AtLeastOnce } else { Delivery::AtMostOnce };
+    let options = made(&mut rng, [PUBLISH, RECEIVE, CONTROL]).delivery(delivery);
     let connection = Connection::with_options("127.0.0.1", options).map_err(|error| error.to_string())?;
     let options = made(&mut rng, [ACTOR, RECEIVE, ACTOR_CONTROL]);
     let actor = Actor::builder("actor").proxy("127.0.0.1").options(options).build();
     let actor = actor.map_err(|error| error.to_string())?;
 
-    let published = Mutex::new(Published::default());
+    let published = Mutex::new(Published { repeats, ..Published::default() });
     let (mut of_publisher, mut of_service, mut of_world) = (rng.fork(), rng.fork(), rng.fork());
     let publishing = async {
         let (mut when, mut what) = (of_publisher.fork(), of_publisher.fork());
@@ -184,7 +190,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
 
     let published = published.into_inner().unwrap_or_else(PoisonError::into_inner);
     check_published(&published, closed, dropped, &ledger)?;
-    check_served(&served, &ledger)
+    check_served(&served, repeats, &ledger)
 }
 
 /// Ends something: by one call, or by several of which some are given up. Each that returns does so in time, and all tell the same.
@@ -260,7 +266,7 @@ async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Publi
             let mut books = books();
             match flushed {
                 Ok(()) => books.flushed = (count, books.doubtful),
-                Err(error) if error.kind() == ErrorKind::Unconfirmed => {
+                Err(error) if error.kind() == ErrorKind::Unconfirmed && !books.repeats => {
                     let text = error.to_string();
                     let number = text.split_whitespace().find_map(|word| word.parse::<u64>().ok());
                     let Some(number) = number else { return books.failed = Some(text) };
@@ -277,7 +283,14 @@ async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Publi
                 Err(error) => return books.failed = Some(format!("flush: {error}")),
             }
             let (flushed, doubtful) = books.flushed;
-            let out = out(ledger, PUBLISH).len() as u64;
+            let came = out(ledger, PUBLISH);
+            if books.repeats
+                && connection.dropped() == 0
+                && let Some(lost) = books.accepted[..flushed].iter().find(|id| !came.contains(id))
+            {
+                return books.failed = Some(format!("{lost:?} was flushed and has not come out"));
+            }
+            let out = came.len() as u64;
             if out + doubtful < flushed as u64 {
                 return books.failed = Some(format!(
                     "of {flushed} messages that were flushed, {out} came out, and {doubtful} were reported"
@@ -305,6 +318,18 @@ fn written(ledger: &Ledger) -> Vec<Id> {
     records.flat_map(|record| &record.up.taken).filter_map(|seen| seen.id).collect()
 }
 
+/// What was written, without repetitions, which keep the order over each connection.
+fn once(ledger: &Ledger, written: Vec<Id>) -> Result<Vec<Id>, String> {
+    for record in ledger.books().records.iter().filter(|record| record.client == PUBLISH) {
+        let ids: Vec<_> = record.up.taken.iter().filter_map(|seen| seen.id).collect();
+        if !ids.is_sorted_by(|a, b| a < b) {
+            return Err(format!("not in order over one connection: {ids:?}"));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    Ok(written.into_iter().filter(|id| seen.insert(*id)).collect())
+}
+
 fn check_published(
     published: &Published,
     (left, _): (Unfinished, bool),
@@ -314,7 +339,10 @@ fn check_published(
     if let Some(failed) = &published.failed {
         return Err(failed.clone());
     }
-    let (Published { accepted, open, .. }, written) = (published, written(ledger));
+    let (Published { accepted, open, repeats, .. }, mut written) = (published, written(ledger));
+    if *repeats {
+        written = once(ledger, written)?;
+    }
     let what = || {
         format!("accepted: {accepted:?}, perhaps {open:?}; {left:?}, {dropped} dropped; written: {written:?}")
     };
@@ -329,11 +357,17 @@ fn check_published(
     if lost.len() as u64 > left.unsent + dropped {
         return Err(format!("{} lost in silence: {}", lost.len(), what()));
     }
-    let possible = lost.len() + open.iter().filter(|id| !written.contains(id)).count();
+    let again = if *repeats { written.len() } else { 0 };
+    let possible = again + lost.len() + open.iter().filter(|id| !written.contains(id)).count();
     if left.unsent > possible as u64 {
         return Err(format!("more unsent than there can be: {}", what()));
     }
-    let out = out(ledger, PUBLISH).len() as u64;
+    let out = if *repeats {
+        // What is to be sent again is counted as not sent.
+        out(ledger, PUBLISH).into_iter().collect::<BTreeSet<_>>().len() as u64 + left.unsent
+    } else {
+        out(ledger, PUBLISH).len() as u64
+    };
     if out + left.unconfirmed < written.len() as u64 {
         return Err(format!("{out} came out: {}", what()));
     }
@@ -410,13 +444,13 @@ async fn serve(actor: &Actor, rng: &mut Rng, ledger: &Ledger) -> Result<Served, 
     Ok(Served { left: handle.is_some().then_some(left), handled: ids, all: drains && in_time })
 }
 
-fn check_served(served: &Served, ledger: &Ledger) -> Result<(), String> {
+fn check_served(served: &Served, repeats: bool, ledger: &Ledger) -> Result<(), String> {
     let Some(left) = served.left else { return Ok(()) };
     let (came, handled) = (out(ledger, RECEIVE), &served.handled);
     let mut ids: Vec<_> = handled.clone();
     ids.sort_unstable();
     ids.dedup();
-    if ids.len() != handled.len() {
+    if ids.len() != handled.len() && !repeats {
         return Err(format!("a message was handled twice: {handled:?}"));
     }
     if let Some(foreign) = handled.iter().find(|id| !came.contains(id)) {

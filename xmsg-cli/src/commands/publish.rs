@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use xmsg_core::{Connection, ErrorKind, ProxyAddress, Topic, Unfinished};
+use xmsg_core::{Connection, Delivery, ErrorKind, ProxyAddress, Topic, Unfinished};
 
 use crate::args::{ConnectOptions, parse_duration, parse_rate};
 use crate::exit::Exit;
@@ -85,6 +85,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_duration)]
     linger: Duration,
 
+    /// Send again what the proxy has not confirmed when the connection breaks; such messages have the header `repeated`
+    #[arg(long)]
+    at_least_once: bool,
+
     #[command(flatten)]
     connect: ConnectOptions,
 }
@@ -93,7 +97,11 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let mut interrupt = Interrupt::new()?;
     let mut job = Job::new(&arguments)?;
     let proxy = &arguments.connect.proxy;
-    let connection = arguments.connect.connection()?;
+    let mut options = arguments.connect.options()?;
+    if arguments.at_least_once {
+        options = options.delivery(Delivery::AtLeastOnce);
+    }
+    let connection = Connection::with_options(proxy.clone(), options)?;
 
     let publishing = async {
         connection.connect().await?;

@@ -2,10 +2,12 @@
 //! before it over the same connection.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::Target;
 use super::opening::{FIRST_CHECK_INTERVAL, control_socket};
@@ -16,6 +18,8 @@ use crate::{ConnectionId, Meta, Result, Topic, data::mime};
 
 /// Control requests whose places are known, in the order of messages.
 const PLACES_MAX: usize = 1024;
+/// For how long messages that may have to be sent again are kept before the proxy is asked whether it has them, unless there is much of them.
+const KEPT_FOR: Duration = Duration::from_secs(1);
 /// The longest pause between two requests for the same confirmation.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -88,7 +92,7 @@ impl Confirmations {
     /// Messages of the user that were accepted and not written. Several control requests may wait: whoever made one may have given
     /// up, and others ask anew.
     pub(super) fn unsent(&self, publisher: &Publisher) -> u64 {
-        let (queued, written) = (publisher.queued().messages, publisher.written());
+        let (queued, written) = (publisher.queued().messages, publisher.written_once());
         let requests = self.known().places.iter().rev().take_while(|place| **place > written).count();
         queued.saturating_sub(requests as u64)
     }
@@ -187,7 +191,12 @@ impl Confirmations {
 
     /// Publishes a message that is not the user's; the caller holds `asking`.
     async fn accept(&self, publisher: &Publisher, message: impl Into<Multipart>) -> Result<()> {
-        publisher.publish_promptly(message).await?;
+        if publisher.retains() {
+            // There is room once something is known to have arrived, which it is not before it was asked.
+            publisher.publish_past_mark(message)?;
+        } else {
+            publisher.publish_promptly(message).await?;
+        }
         let accepted = publisher.accepted();
         let mut known = self.known();
         known.requests += 1;
@@ -198,8 +207,18 @@ impl Confirmations {
         Ok(())
     }
 
+    /// The same without taking doubtful messages as returned.
+    async fn confirm_quietly(&self, publisher: &Publisher, target: &Target) -> Result<()> {
+        let mut slot = self.control.lock().await;
+        if self.unconfirmed(publisher) > self.known().doubtful {
+            self.confirm_through(&mut slot, publisher, target).await?;
+        }
+        Ok(())
+    }
+
     /// Takes note that the proxy has everything up to this mark that was written over the present connection.
     fn note(&self, publisher: &Publisher, mark: Mark) {
+        publisher.arrived(mark.messages);
         let broken_at = publisher.broken_at();
         let mut known = self.known();
         let confirmed = known.confirmed;
@@ -220,6 +239,27 @@ impl Confirmations {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Has what is published confirmed once a second, and when it is due, until `closing` is cancelled: what is confirmed need not be kept.
+pub(super) async fn keep_confirming(
+    target: Arc<Target>,
+    publisher: Publisher,
+    due: Arc<Notify>,
+    closing: CancellationToken,
+) {
+    loop {
+        let confirming = async {
+            let _ = tokio::time::timeout(KEPT_FOR, due.notified()).await;
+            target.confirmations.confirm_quietly(&publisher, &target).await
+        };
+        tokio::select! {
+            biased;
+            () = closing.cancelled() => return,
+            // Closing is the only thing that keeps it from being confirmed at last.
+            _ = confirming => {}
+        }
     }
 }
 

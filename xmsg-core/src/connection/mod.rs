@@ -86,6 +86,12 @@ struct Inner {
     ended: CancellationToken,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
 impl Connection {
     /// A connection with the default [`ConnectOptions`], the environment included; it is not opened yet. The address is one,
     /// or text such as `"10.0.0.7"` or `"[::1]:7771"`.

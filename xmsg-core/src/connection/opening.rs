@@ -9,11 +9,12 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::Target;
+use super::confirmation::keep_confirming;
 use crate::address::DEFAULT_PROXY_PORT;
 use crate::control::{CONTROL_TOPIC, Request};
 use crate::options::CHECK_INTERVAL;
-use crate::socket::{Dealer, Publisher, SocketEvent, SocketEvents, SocketOptions};
-use crate::{ConnectionId, Error, ErrorKind, Result};
+use crate::socket::{Dealer, Publisher, Repeated, SocketEvent, SocketEvents, SocketOptions};
+use crate::{ConnectionId, Error, ErrorKind, Result, meta};
 
 /// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
 pub(super) const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(2);
@@ -24,7 +25,7 @@ pub(super) async fn open(target: Arc<Target>, closing: CancellationToken) -> Res
     tokio::select! {
         biased;
         () = closing.cancelled() => Err(closed(&target)),
-        opened = try_open(&target) => opened,
+        opened = try_open(&target, &closing) => opened,
     }
 }
 
@@ -32,14 +33,15 @@ pub(super) fn closed(target: &Target) -> Error {
     Error::new(ErrorKind::Closed, format!("the connection to {} was closed here", target.address))
 }
 
-async fn try_open(target: &Target) -> Result<Publisher> {
-    let Target { address, options, events, .. } = target;
+async fn try_open(target: &Arc<Target>, closing: &CancellationToken) -> Result<Publisher> {
+    let Target { address, options, events, .. } = &**target;
     let publisher = Publisher::with_parent(options.connecting(address), events.clone());
     // Whatever ends this before the socket is handed over ends the socket.
     let unchecked = Unchecked { publisher: Some(publisher.clone()), target };
     let mut failures = publisher.events();
     let [endpoint, _, _] = options.endpoints_of(address)?;
     publisher.connect(endpoint);
+    let due = if options.repeats() { publisher.retain(again) } else { None };
     if options.checks_connection() {
         let (mut control, mut failure) = (control_socket(target, target.id)?, None);
         let checked = async {
@@ -58,6 +60,9 @@ async fn try_open(target: &Target) -> Result<Publisher> {
     }
     options.connected(address).await;
     target.confirmations.begin(&publisher);
+    if let Some(due) = due {
+        tokio::spawn(keep_confirming(target.clone(), publisher.clone(), due, closing.clone()));
+    }
     unchecked.keep();
     Ok(publisher)
 }
@@ -82,6 +87,17 @@ impl Drop for Unchecked<'_> {
             publisher.abort();
         }
     }
+}
+
+/// A message that may have arrived, as it is sent again. Control requests are made anew by whoever waits for the answer.
+fn again(frames: &Repeated) -> Option<Repeated> {
+    let [topic, meta, data] = &frames[..] else { return Some(frames.clone()) };
+    if topic.starts_with(CONTROL_TOPIC.as_bytes()) {
+        return None;
+    }
+    // What is no metadata of xMsg, or has no room for one more header, stays as it is.
+    let meta = meta::with_header(meta, meta::REPEATED, Some("possibly")).unwrap_or_else(|_| meta.clone());
+    Some([topic.clone(), meta, data.clone()].into())
 }
 
 /// Asks until the answer comes: at once when the proxy says that it listens for control requests, and every 100 ms.
@@ -197,4 +213,31 @@ fn no_proxy(target: &Target, timeout: Duration, failure: Option<Error>) -> Error
 fn nobody_listens(failure: &Error) -> bool {
     let cause = failure.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Message, Topic};
+
+    /// An answer to a request that was sent again would be taken for that to a later one, and prove too much.
+    #[test]
+    fn what_is_sent_again_is_marked_and_requests_are_not_sent_again() {
+        let frames =
+            |message: crate::socket::Multipart| message.frames().iter().cloned().collect::<Repeated>();
+        for request in [Request::Publisher(ConnectionId::random()), Request::Subscription(Topic::wrap("a"))] {
+            assert_eq!(again(&frames(request.message())), None);
+        }
+        let message = Message::of("a:b", 7).unwrap().with_header("trace", "x").unwrap();
+        let repeated = again(&message.clone().into_frames().into_iter().collect()).unwrap();
+        let [topic, meta, data] = repeated.into_inner().unwrap();
+        let repeated = Message::from_frames(topic, meta, data);
+        assert!(repeated.may_be_repeated() && !message.may_be_repeated());
+        assert_eq!(repeated.header("trace").unwrap(), Some("x"));
+        assert_eq!((repeated.topic(), repeated.value::<i32>().unwrap()), (message.topic(), 7));
+        for odd in [&["two", "frames"][..], &["a", "\x00no metadata", "x"]] {
+            let odd: Repeated = odd.iter().map(|frame| Bytes::from_static(frame.as_bytes())).collect();
+            assert_eq!(again(&odd).unwrap(), odd);
+        }
+    }
 }

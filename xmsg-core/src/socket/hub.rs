@@ -619,7 +619,9 @@ impl Hub {
             (state.version, state.last_end) = (None, last_end);
         }
         tracing::debug!(peer = name, socket = %self.socket_type, reason = %ended, "disconnected");
-        if !matches!(ended, Ended::Drained | Ended::Finished) {
+        if matches!(ended, Ended::Drained | Ended::Finished) {
+            link.outbox.all_arrived();
+        } else {
             link.outbox.note_break();
         }
         if !link.connecting {

@@ -56,6 +56,7 @@ pub use events::{DropReason, SocketEvent, SocketEvents};
 pub(crate) use hub::SHARE_MAX;
 pub use multipart::Multipart;
 pub use options::{IdentityScope, SocketOptions, TcpOptions};
+pub(crate) use outbox::Repeated;
 pub use outbox::{Amount, HighWaterMark};
 pub use publisher::Publisher;
 pub use reply::{Replier, ReturnPath};

@@ -6,6 +6,7 @@
 mod backlog;
 mod fit;
 mod pace;
+mod retained;
 mod sending;
 mod writer;
 
@@ -23,6 +24,8 @@ use backlog::Backlog;
 pub use backlog::{APART, Keep, Taken};
 pub use fit::Discarded;
 use pace::Pace;
+use retained::Retained;
+pub(crate) use retained::{Again, Repeated};
 use sending::Waiting;
 pub(crate) use sending::{Begun, Sending, begin};
 pub use writer::Writer;
@@ -197,7 +200,9 @@ struct State {
     /// All that is queued or in the writer's hands; `bytes` is memory.
     queued: Amount,
     written: Amount,
-    /// Messages that were written when a connection broke last.
+    /// What was written and is kept until it has arrived, if it is to be sent again otherwise.
+    retained: Option<Box<Retained>>,
+    /// Messages that were written when a connection broke last. Where they are kept they are not in doubt, and this is not told.
     broken_at: u64,
     /// Bytes of boxes that are written in part.
     of_boxes: u64,
@@ -298,6 +303,7 @@ impl State {
     /// Whether a message of so many bytes fits. One above the mark goes alone.
     fn has_room(&self, len: usize, mark: HighWaterMark) -> bool {
         let Amount { messages, bytes } = self.queued;
+        let bytes = bytes + self.retained_bytes();
         (bytes == 0 || bytes + len as u64 <= mark.bytes as u64) && messages < mark.messages as u64
     }
 
@@ -526,12 +532,6 @@ impl Outbox {
         self.state().passed()
     }
 
-    /// Takes note that a connection broke: what was written to it may not have arrived.
-    pub fn note_break(&self) {
-        let mut state = self.state();
-        state.broken_at = state.passed();
-    }
-
     /// How many messages had been written when a connection broke last.
     #[must_use]
     pub fn broken_at(&self) -> u64 {
@@ -567,7 +567,7 @@ impl Outbox {
     /// [told](Self::tell).
     fn made_room(&self, state: &mut State) -> Room {
         let Amount { messages, bytes } = state.queued;
-        if bytes > self.low_water.bytes || messages > self.low_water.messages {
+        if bytes + state.retained_bytes() > self.low_water.bytes || messages > self.low_water.messages {
             return Room::default();
         }
         let crowded = std::mem::take(&mut state.crowded);

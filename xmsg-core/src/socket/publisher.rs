@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smallvec::SmallVec;
+use tokio::sync::Notify;
 
 use super::events::{EventChannel, SocketEvents};
 use super::hub::Owner;
 use super::link::Link;
-use super::outbox::{self, Begun, Frame, Refused, Sending};
+use super::outbox::{self, Again, Begun, Frame, Refused, Sending};
 use super::refusal::unfit;
 use super::{Amount, Endpoint, Multipart, SocketOptions};
 use crate::zmtp::SocketType;
@@ -133,6 +134,37 @@ impl Publisher {
         begun.finish(self, frames).await
     }
 
+    /// Keeps what is written until it [has arrived](Self::arrived), and sends it again, as `again` says, when the connection breaks before. To
+    /// be called after connecting to the only peer, and before anything is published. Returns what tells that it is time to ask whether it has
+    /// arrived, which is done with messages that are [published in any case](Self::publish_past_mark).
+    pub(crate) fn retain(&self, again: Again) -> Option<Arc<Notify>> {
+        self.hub.links().first().map(|link| link.outbox.retain(again))
+    }
+
+    /// Whether it does so.
+    pub(crate) fn retains(&self) -> bool {
+        self.hub.links().first().is_some_and(|link| link.outbox.retains())
+    }
+
+    /// Takes note that messages up to this place among all that were accepted have arrived.
+    pub(crate) fn arrived(&self, place: u64) {
+        for link in self.hub.links().iter() {
+            link.outbox.arrived(place);
+        }
+    }
+
+    /// Publishes a message that waits for nothing, also when there is no room.
+    pub(crate) fn publish_past_mark(&self, message: impl Into<Multipart>) -> Result<()> {
+        let message = message.into();
+        let frames = message.frames();
+        self.check(frames)?;
+        for link in self.hub.links().iter() {
+            let pushed = link.outbox.push_past_mark(frames);
+            pushed.or_else(|refused| self.accepted_elsewhere(link, refused, frames))?;
+        }
+        Ok(())
+    }
+
     /// The same as a [`Sink`](futures::Sink): sending waits while a connection is at its high-water mark. Flushing waits for the last
     /// message to be accepted; [`close`](Self::close) for all of them to be written.
     pub fn sink(&self) -> impl futures::Sink<Multipart, Error = Error> + Send + use<> {
@@ -179,6 +211,11 @@ impl Publisher {
     /// Messages of them that were written, or given up.
     pub(crate) fn written(&self) -> u64 {
         self.hub.links().iter().map(|link| link.outbox.gone()).sum()
+    }
+
+    /// Messages of them that were written, or given up, at least once: some may be on their way again.
+    pub(crate) fn written_once(&self) -> u64 {
+        self.hub.links().iter().map(|link| link.outbox.gone_once()).sum()
     }
 
     /// How many messages had been written when the last connection that broke did so.

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use smallvec::SmallVec;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
+use super::retained::Chunks;
 use super::{Amount, Chunk, Outbox, SPARE, TAIL_LEN};
 use crate::zmtp::curve::{LONG_FRAME, Sealer};
 use crate::zmtp::{Command, Header, whole_messages_within};
@@ -32,6 +33,8 @@ pub struct Writer<'a> {
     /// Something urgent is to go out at the next end of a message.
     pub(super) urgent_waits: bool,
     sealing: Option<Sealing>,
+    /// What is written is kept.
+    retains: bool,
 }
 
 impl<'a> Writer<'a> {
@@ -45,6 +48,7 @@ impl<'a> Writer<'a> {
             offset: 0,
             urgent_waits: false,
             sealing: None,
+            retains: outbox.retains(),
         }
     }
 
@@ -173,6 +177,7 @@ impl<'a> Writer<'a> {
     fn advance(&mut self, written: usize) {
         let (mut done, mut copied) = (Amount::default(), 0);
         let mut used: SmallVec<[Bytes; SPARE]> = SmallVec::new();
+        let mut kept: Vec<Chunks> = Vec::new();
         let mut left = written;
         while let Some(chunk) = self.chunks.front() {
             let rest = chunk.bytes.len() - self.offset;
@@ -187,9 +192,14 @@ impl<'a> Writer<'a> {
             let ends_message = chunk.ends_message;
             self.begun.push(chunk);
             if ends_message {
-                for chunk in self.begun.drain(..) {
+                for chunk in &self.begun {
                     done += Amount::new(chunk.messages, chunk.charge);
                     copied += if chunk.lease.is_none() { chunk.charge } else { 0 };
+                }
+                if self.retains {
+                    kept.push(self.begun.drain(..).collect());
+                }
+                for chunk in self.begun.drain(..) {
                     if chunk.lease.is_none() && chunk.bytes.len() >= TAIL_LEN / 2 && used.len() < SPARE {
                         used.push(chunk.bytes);
                     }
@@ -206,6 +216,7 @@ impl<'a> Writer<'a> {
             }
         }
         state.queued -= done;
+        state.retain(kept);
         state.written += Amount { messages: done.messages, bytes: written as u64 };
         self.urgent_waits = !state.urgent.is_empty();
         let room = self.outbox.made_room(&mut state);
@@ -233,6 +244,7 @@ impl Drop for Writer<'_> {
         let is_inside = written > boundary || self.sealing.as_ref().is_some_and(Sealing::is_inside);
         // What the peer may have received whole leaves the queue, the rest goes back to its front.
         let (mut whole, mut copied) = (Amount::new(messages, 0), 0);
+        let mut kept = Chunks::new();
         while boundary > 0 {
             let Some(chunk) = chunks.front_mut() else { break };
             let len = boundary.min(chunk.bytes.len());
@@ -247,6 +259,9 @@ impl Drop for Writer<'_> {
             };
             whole.bytes += charge as u64;
             copied += if chunk.lease.is_none() { charge } else { 0 };
+            if self.retains {
+                kept.push(Chunk { charge, ..Chunk::copied(chunk.bytes.clone(), of_this_chunk) });
+            }
             if rest.is_empty() {
                 chunks.pop_front();
             } else {
@@ -258,6 +273,7 @@ impl Drop for Writer<'_> {
         self.outbox.strike_out(copied);
         let mut state = self.outbox.state();
         state.queued -= whole;
+        state.retain((!kept.is_empty()).then_some(kept));
         state.written.messages += whole.messages;
         state.note_end(is_inside);
         state.urgent.clear();
