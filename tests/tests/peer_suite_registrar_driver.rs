@@ -211,7 +211,7 @@ fn a_request_of_text_reads_back() {
 #[test]
 fn malformed_requests_are_refused_with_a_reply() {
     let format = read(&[b"registerPublisher", b"me"]).unwrap_err();
-    assert_eq!(format.outcome.unwrap_err(), "invalid registrar server request format");
+    assert_eq!(format.outcome.unwrap_err().0, "invalid registrar server request format");
     let frame = ada(Publisher).encode();
     let cut = read(&[b"registerPublisher", b"me", &frame[..frame.len() - 9]]).unwrap_err();
     assert_eq!(cut.action, "registerPublisher");

@@ -7,6 +7,8 @@
 //!
 //! Data is a [`Registration`], but for [`Action::RemoveAll`], whose data is the name of a host.
 
+use std::fmt;
+
 use bytes::{Buf, Bytes};
 use prost::Message as _;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
@@ -57,8 +59,8 @@ impl OwnerType {
     }
 }
 
-impl std::fmt::Display for OwnerType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for OwnerType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
@@ -350,8 +352,8 @@ impl Action {
     }
 }
 
-impl std::fmt::Display for Action {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
@@ -419,8 +421,11 @@ impl Request {
 
     /// Reads frames, or makes the error reply to them. `registrar` is who answers.
     pub fn read(frames: &[Bytes], registrar: &Bytes) -> Result<Self, Reply> {
-        let refused =
-            |action: Bytes, status: String| Reply { action, sender: registrar.clone(), outcome: Err(status) };
+        let refused = |action: Bytes, status: String| Reply {
+            action,
+            sender: registrar.clone(),
+            outcome: Err(Refusal(status)),
+        };
         let [name, sender, data] = frames else {
             return Err(refused(Bytes::from_static(UNDEFINED.as_bytes()), INVALID_FORMAT.to_owned()));
         };
@@ -444,11 +449,23 @@ impl Request {
     }
 
     /// The reply to this request. `registrar` is who answers; registrations are frames already.
-    pub fn reply(&self, registrar: &Bytes, outcome: Result<Vec<Bytes>, String>) -> Reply {
+    pub fn reply(&self, registrar: &Bytes, outcome: Result<Vec<Bytes>, Refusal>) -> Reply {
         let action = Bytes::from_static(self.action.name().as_bytes());
         Reply { action, sender: registrar.clone(), outcome }
     }
 }
+
+/// Why a registrar does not do what it was asked for: the status of its reply, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal(pub String);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 /// A registrar's reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -458,7 +475,7 @@ pub struct Reply {
     /// Who answers: `host:registrar`.
     pub sender: Bytes,
     /// The frames of the registrations, or why it was not done.
-    pub outcome: Result<Vec<Bytes>, String>,
+    pub outcome: Result<Vec<Bytes>, Refusal>,
 }
 
 impl Reply {
@@ -472,7 +489,7 @@ impl Reply {
                 frames.extend(registrations);
                 frames
             }
-            Err(status) => vec![self.action, self.sender, status.into()],
+            Err(Refusal(status)) => vec![self.action, self.sender, status.into()],
         }
     }
 
@@ -487,7 +504,7 @@ impl Reply {
         let outcome = if status == SUCCESS {
             Ok(registrations.to_vec())
         } else {
-            Err(String::from_utf8_lossy(status).into_owned())
+            Err(Refusal(String::from_utf8_lossy(status).into_owned()))
         };
         Ok(Self { action: action.clone(), sender: sender.clone(), outcome })
     }
@@ -616,7 +633,7 @@ mod tests {
         let reply = |frames: &[&'static [u8]]| {
             let frames: Vec<_> = frames.iter().map(|frame| Bytes::from_static(frame)).collect();
             let reply = Request::read(&frames, &registrar).unwrap_err();
-            (reply.action, reply.outcome.unwrap_err())
+            (reply.action, reply.outcome.unwrap_err().0)
         };
         for frames in [&[][..], &[&b"allPublisher"[..], b"me"], &[b"allPublisher", b"me", b"", b""]] {
             assert_eq!(reply(frames), (Bytes::from(UNDEFINED), INVALID_FORMAT.to_owned()));

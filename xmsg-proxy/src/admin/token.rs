@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use subtle::ConstantTimeEq;
+use xmsg_core::{Error, ErrorKind};
 
 /// A shorter one could be guessed.
 const LEN_MIN: usize = 16;
@@ -15,25 +16,26 @@ pub struct Token(Box<[u8]>);
 
 impl Token {
     /// Takes a token of 16 to 1024 visible ASCII characters. The error says what is wrong, without showing it.
-    pub fn new(text: &str) -> Result<Self, String> {
+    pub fn new(text: &str) -> xmsg_core::Result<Self> {
         let text = text.as_bytes();
         if !(LEN_MIN..=LEN_MAX).contains(&text.len()) || !text.iter().all(u8::is_ascii_graphic) {
-            return Err(format!(
-                "a token has {LEN_MIN} to {LEN_MAX} visible ASCII characters, without spaces"
-            ));
+            let what = format!("a token has {LEN_MIN} to {LEN_MAX} visible ASCII characters, without spaces");
+            return Err(Error::new(ErrorKind::InvalidOption, what));
         }
         Ok(Self(text.into()))
     }
 
     /// Reads a token from the first line of a file.
-    pub fn read(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("cannot read the token file {}: {error}", path.display()))?;
+    pub fn read(path: &Path) -> xmsg_core::Result<Self> {
+        let path_shown = path.display();
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::new(ErrorKind::Io, format!("cannot read the token file {path_shown}: {error}"))
+        })?;
         Self::new(text.lines().next().unwrap_or_default().trim()).map_err(|error| {
-            format!(
-                "the token file {} can't be used: {error}; make one with: head -c 32 /dev/urandom | base64",
-                path.display()
-            )
+            let what = format!(
+                "the token file {path_shown} can't be used: {error}; make one with: head -c 32 /dev/urandom | base64"
+            );
+            Error::new(ErrorKind::InvalidOption, what)
         })
     }
 
@@ -69,7 +71,7 @@ mod tests {
         assert!(!format!("{token:?}").contains("0123"));
         for bad in ["", "0123456789abcde", "0123456789 abcdef", "0123456789äbcdef", &"x".repeat(1025)] {
             let error = Token::new(bad).unwrap_err();
-            assert!(bad.is_empty() || !error.contains(bad), "{error}");
+            assert!(bad.is_empty() || !error.to_string().contains(bad), "{error}");
         }
     }
 
@@ -79,7 +81,9 @@ mod tests {
         std::fs::write(&file, "0123456789abcdef \r\nsecond line").unwrap();
         assert!(Token::read(file.path()).unwrap().is(b"0123456789abcdef"));
         std::fs::write(&file, "\n0123456789abcdef").unwrap();
-        assert!(Token::read(file.path()).unwrap_err().contains("16 to 1024"));
-        assert!(Token::read(Path::new("/does/not/exist")).unwrap_err().contains("/does/not/exist"));
+        assert!(Token::read(file.path()).unwrap_err().to_string().contains("16 to 1024"));
+        assert!(
+            Token::read(Path::new("/does/not/exist")).unwrap_err().to_string().contains("/does/not/exist")
+        );
     }
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::deadline::Deadline;
-use xmsg_core::registration::{Action, Argument, OwnerType, Registration, Reply, Request};
+use xmsg_core::registration::{Action, Argument, OwnerType, Refusal, Registration, Reply, Request};
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::{EncodedFrames, Multipart, Replier, ReturnPath, Violations};
 use xmsg_core::{Error, ErrorKind, Result};
@@ -294,8 +294,8 @@ impl Service {
                 Ok(request) => request.reply(&self.sender, Ok(Vec::new())),
                 Err(reply) => reply,
             };
-            reply.outcome =
-                Err(format!("the request is too long: no frame may have more than {DATA_MAX} bytes"));
+            let status = format!("the request is too long: no frame may have more than {DATA_MAX} bytes");
+            reply.outcome = Err(Refusal(status));
             return Task::Refuse(reply);
         }
         let request = match Request::read(frames, &self.sender) {
@@ -303,8 +303,8 @@ impl Service {
             Err(reply) => return Task::Refuse(reply),
         };
         if changes(request.action) && !may_change {
-            let outcome = Err("not allowed: you may ask, but not register or remove".to_owned());
-            return Task::Refuse(request.reply(&self.sender, outcome));
+            let status = "not allowed: you may ask, but not register or remove".to_owned();
+            return Task::Refuse(request.reply(&self.sender, Err(Refusal(status))));
         }
         match (request.action, request.argument) {
             (Action::Register(owner), Argument::Registration(registration)) => {
@@ -356,6 +356,7 @@ impl Service {
     }
 
     fn reply(&self, action: Action, outcome: Result<Vec<Bytes>, String>) -> Reply {
+        let outcome = outcome.map_err(Refusal);
         Reply { action: Bytes::from_static(action.name().as_bytes()), sender: self.sender.clone(), outcome }
     }
 
@@ -495,7 +496,7 @@ impl Service {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         if let Err(status) = &reply.outcome {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(action = %reply.action.escape_ascii(), status, "refused");
+            tracing::debug!(action = %reply.action.escape_ascii(), %status, "refused");
         }
         let action = Action::from_name(&reply.action);
         let found = reply.outcome.as_ref().map_or(0, Vec::len);

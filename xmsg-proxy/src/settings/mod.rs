@@ -60,7 +60,7 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned +
     fn reloadable(&self) -> Result<Reloadable, SettingsError> {
         let token = match &self.admin().token_file {
             None => None,
-            Some(path) => Some(Token::read(path).map_err(SettingsError::new)?),
+            Some(path) => Some(Token::read(path).map_err(|error| SettingsError::new(error.to_string()))?),
         };
         // Paths are absolute by now.
         let loaded = self.security().load(Path::new("/"));
@@ -138,13 +138,13 @@ pub enum LogFormat {
 }
 
 impl std::str::FromStr for LogFormat {
-    type Err = String;
+    type Err = xmsg_core::Error;
 
-    fn from_str(name: &str) -> Result<Self, String> {
+    fn from_str(name: &str) -> xmsg_core::Result<Self> {
         match name {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err(format!("unknown log format {name:?}: text or json")),
+            _ => Err(values::invalid(format!("unknown log format {name:?}: text or json"))),
         }
     }
 }

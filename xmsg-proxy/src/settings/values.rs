@@ -10,11 +10,17 @@ use std::time::Duration;
 use serde::de::{self, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use xmsg_core::address::{DEFAULT_PROXY_PORT, MAX_PROXY_PORT};
+use xmsg_core::{Error, ErrorKind, Result};
 
 /// Memory that a setting may name, in MiB: 16 TiB.
 pub const MIB_MAX: u64 = 1 << 24;
 /// What a count may be in a file.
 pub const COUNT_MAX: u64 = i64::MAX as u64;
+
+/// That a value can't be used, and which ones can.
+pub(super) fn invalid(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOption, what.into())
+}
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,31 +52,31 @@ impl<const MIN: u64, const MAX: u64> Count<MIN, MAX> {
         self.get() << 10
     }
 
-    fn checked(value: i128) -> Result<Self, String> {
+    fn checked(value: i128) -> Result<Self> {
         match u64::try_from(value) {
             Ok(value) if (MIN..=MAX).contains(&value) => Ok(Self(value)),
-            _ => Err(format!("{value} is not from {MIN} to {MAX}")),
+            _ => Err(invalid(format!("{value} is not from {MIN} to {MAX}"))),
         }
     }
 }
 
 impl<const MIN: u64, const MAX: u64> FromStr for Count<MIN, MAX> {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let value = text.parse().map_err(|_| format!("not a whole number from {MIN} to {MAX}"))?;
+    fn from_str(text: &str) -> Result<Self> {
+        let value = text.parse().map_err(|_| invalid(format!("not a whole number from {MIN} to {MAX}")))?;
         Self::checked(value)
     }
 }
 
 impl<const MIN: u64, const MAX: u64> Serialize for Count<MIN, MAX> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_u64(self.0)
     }
 }
 
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         Self::checked(i64::deserialize(deserializer)?.into()).map_err(de::Error::custom)
     }
 }
@@ -98,30 +104,30 @@ impl Seconds {
         (!self.0.is_zero()).then_some(self.0)
     }
 
-    fn checked(seconds: f64) -> Result<Self, String> {
+    fn checked(seconds: f64) -> Result<Self> {
         if (0.0..1e6).contains(&seconds) {
             return Ok(Self(Duration::from_secs_f64(seconds)));
         }
-        Err("not a number of seconds from 0 to 1000000".to_owned())
+        Err(invalid("not a number of seconds from 0 to 1000000"))
     }
 }
 
 impl FromStr for Seconds {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self> {
         Self::checked(text.parse().unwrap_or(f64::NAN))
     }
 }
 
 impl Serialize for Seconds {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.serialize_f64(self.0.as_secs_f64())
     }
 }
 
 impl<'de> Deserialize<'de> for Seconds {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         Self::checked(deserializer.deserialize_any(Number)?).map_err(de::Error::custom)
     }
 }
@@ -169,23 +175,24 @@ impl Default for ProxyPort {
 }
 
 impl TryFrom<i64> for ProxyPort {
-    type Error = String;
+    type Error = Error;
 
-    fn try_from(port: i64) -> Result<Self, String> {
+    fn try_from(port: i64) -> Result<Self> {
         match u16::try_from(port) {
             Ok(port @ 0..=MAX_PROXY_PORT) => Ok(Self(port)),
             Ok(port) => {
-                Err(format!("{port} leaves no room for three ports: the highest is {MAX_PROXY_PORT}"))
+                let what = format!("{port} leaves no room for three ports: the highest is {MAX_PROXY_PORT}");
+                Err(invalid(what))
             }
-            Err(_) => Err(format!("not a port: 1 to {MAX_PROXY_PORT}, or 0 for any")),
+            Err(_) => Err(invalid(format!("not a port: 1 to {MAX_PROXY_PORT}, or 0 for any"))),
         }
     }
 }
 
 impl FromStr for ProxyPort {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self> {
         text.parse().unwrap_or(-1_i64).try_into()
     }
 }
@@ -224,19 +231,19 @@ impl Default for Host {
 }
 
 impl FromStr for Host {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self> {
         let host = text.trim_start_matches('[').trim_end_matches(']');
-        xmsg_core::ProxyAddress::new(host, 1).map_err(|error| error.to_string())?;
+        xmsg_core::ProxyAddress::new(host, 1)?;
         Ok(Self(host.to_owned()))
     }
 }
 
 impl TryFrom<String> for Host {
-    type Error = String;
+    type Error = Error;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self> {
         text.parse()
     }
 }
@@ -266,32 +273,32 @@ impl fmt::Display for HostPort {
 }
 
 impl FromStr for HostPort {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self> {
         let (host, port) = match text.rsplit_once(':') {
             None => (None, text),
             Some((host, port)) => (Some(host), port),
         };
         let port = port.parse().map_err(|_| {
-            format!(
+            invalid(format!(
                 "{text:?} is not an address: give ADDRESS:PORT, or a port of the loopback; port 0 to 65535"
-            )
+            ))
         })?;
         Ok(Self { host: host.map_or(Ok(Host::default()), str::parse)?, port })
     }
 }
 
 impl TryFrom<String> for HostPort {
-    type Error = String;
+    type Error = Error;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self> {
         text.parse()
     }
 }
 
 impl Serialize for HostPort {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
@@ -309,13 +316,13 @@ impl<T: FromStr> FromStr for Named<T> {
 }
 
 impl<T: fmt::Display> Serialize for Named<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
     }
 }
 
 impl<'de, T: FromStr<Err: fmt::Display>> Deserialize<'de> for Named<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         struct Name<T>(PhantomData<T>);
 
         impl<T: FromStr<Err: fmt::Display>> de::Visitor<'_> for Name<T> {
@@ -351,10 +358,10 @@ mod tests {
 
     #[test]
     fn counts_have_bounds() {
-        assert_eq!("7".parse::<Count<1, 7>>(), Ok(Count::of::<7>()));
+        assert_eq!("7".parse::<Count<1, 7>>().unwrap(), Count::of::<7>());
         for bad in ["0", "8", "-1", "x", "", "1.5"] {
             let error = bad.parse::<Count<1, 7>>().unwrap_err();
-            assert!(error.contains("from 1 to 7"), "{bad}: {error}");
+            assert!(error.to_string().contains("from 1 to 7"), "{bad}: {error}");
         }
     }
 
@@ -363,7 +370,7 @@ mod tests {
         assert_eq!("0.25".parse::<Seconds>().unwrap().get(), Duration::from_millis(250));
         assert_eq!(Seconds::of(0).unless_zero(), None);
         for bad in ["-1", "x", "", "NaN", "inf", "1e9"] {
-            assert!(bad.parse::<Seconds>().unwrap_err().contains("seconds"), "{bad}");
+            assert!(bad.parse::<Seconds>().unwrap_err().to_string().contains("seconds"), "{bad}");
         }
     }
 
