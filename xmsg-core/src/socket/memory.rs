@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::outbox::Ledger;
@@ -22,6 +23,8 @@ pub const CONNECTION: usize = 32 << 10;
 const PACE: Duration = Duration::from_millis(2);
 /// How long to wait for that before the next one is ended.
 const PATIENCE: u32 = 500;
+/// How long somebody who was ended is expected to give back what it holds. Then the next one is ended, too.
+const GRACE: Duration = Duration::from_millis(300);
 
 /// The number of claims of nobody who can be ended.
 const NOBODY: u64 = u64::MAX;
@@ -41,6 +44,8 @@ struct Inner {
     /// Those that can be ended.
     holders: Mutex<HashMap<u64, Holder>>,
     next: AtomicU64,
+    /// When it was last looked for whoever holds most.
+    looked: Mutex<Option<Instant>>,
     /// Connections that were ended for their memory.
     ended: AtomicU64,
     log: Throttle,
@@ -53,6 +58,8 @@ struct Holder {
     what: &'static str,
     bytes: usize,
     end: CancellationToken,
+    /// When it was ended for what it holds.
+    ended: Option<Instant>,
 }
 
 impl Default for MemoryBudget {
@@ -72,6 +79,7 @@ impl MemoryBudget {
             fixed: AtomicUsize::new(0),
             holders: Mutex::default(),
             next: AtomicU64::new(0),
+            looked: Mutex::default(),
             ended: AtomicU64::new(0),
             log: Throttle::default(),
         }))
@@ -119,7 +127,7 @@ impl MemoryBudget {
     pub fn claim(&self, name: &str, what: &'static str, end: CancellationToken) -> Claim {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let name = Arc::from(name);
-        let holder = Some(Holder { source: Source::of(&name), name, what, bytes: 0, end });
+        let holder = Some(Holder { source: Source::of(&name), name, what, bytes: 0, end, ended: None });
         Claim { budget: self.clone(), id, bytes: 0, fixed: 0, holder }
     }
 
@@ -147,12 +155,22 @@ impl MemoryBudget {
     /// Ends whoever holds most, unless somebody who was ended has yet to give back. The claim `own` wants more, and holds `wanted` then.
     /// Returns `false` if it is that one.
     fn end_largest(&self, own: u64, wanted: usize) -> bool {
+        let now = Instant::now();
+        {
+            // Others who wait look, too: once for all of them is enough.
+            let mut looked = self.0.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            if own != NOBODY && looked.is_some_and(|at| now.saturating_duration_since(at) < PACE / 2) {
+                return true;
+            }
+            *looked = Some(now);
+        }
         let mut holders = self.0.holders();
-        let leaving = holders
-            .values()
-            .filter(|holder| holder.end.is_cancelled())
-            .map(|holder| holder.bytes)
-            .sum::<usize>();
+        let is_leaving = |holder: &Holder| {
+            holder.end.is_cancelled()
+                && holder.ended.is_none_or(|at| now.saturating_duration_since(at) < GRACE)
+        };
+        let leaving =
+            holders.values().filter(|holder| is_leaving(holder)).map(|holder| holder.bytes).sum::<usize>();
         if self.used().saturating_sub(leaving) <= self.0.limit && leaving > 0 {
             return true;
         }
@@ -168,6 +186,7 @@ impl MemoryBudget {
         let Some((id, largest)) = theirs.max_by_key(|(id, holder)| held(**id, holder)) else { return true };
         let is_own = *id == own;
         largest.end.cancel();
+        largest.ended = Some(now);
         self.0.ended.fetch_add(1, Ordering::Relaxed);
         let Some(unlogged) = self.0.log.pass() else { return !is_own };
         tracing::warn!(
@@ -228,7 +247,24 @@ impl Claim {
             }
             tokio::time::sleep(PACE).await;
         }
+        self.give_up(bytes);
         false
+    }
+
+    /// Nobody gave anything back in time: the connection ends.
+    fn give_up(&self, wanted: usize) {
+        let inner = &self.budget.0;
+        inner.ended.fetch_add(1, Ordering::Relaxed);
+        let Some(unlogged) = inner.log.pass() else { return };
+        let name = inner.holders().get(&self.id).map(|holder| holder.name.clone());
+        tracing::warn!(
+            peer = name.as_deref(),
+            wanted,
+            used = self.budget.used(),
+            limit = inner.limit,
+            unlogged,
+            "no memory is left, and none was given back in time: the connection is ended. Raise --memory-limit, or lower what a peer may take"
+        );
     }
 
     /// Holds so much from now on, whether there is room or not. If there is none, whoever holds most is ended: `false` if it is this one.

@@ -125,9 +125,7 @@ impl Publisher {
         let queued = self.outbox.queued();
         let bytes = queued.messages as usize * ENTRY;
         let bytes = if bytes < BACKLOG_STEP { 0 } else { bytes.next_multiple_of(BACKLOG_STEP) };
-        let told = self.upstream_max.load(Ordering::Relaxed) - UPSTREAM_MAX;
-        // What it was told when it came is there all the same.
-        let weight = (queued.bytes as usize).saturating_sub(told) & !(BACKLOG_STEP - 1);
+        let weight = queued.bytes as usize & !(BACKLOG_STEP - 1);
         let mut claim = lock(&self.claim);
         if bytes + weight == 0 && claim.is_none() {
             return;
@@ -139,10 +137,18 @@ impl Publisher {
         claim.get_or_insert_with(new).force_as(bytes, bytes + weight);
     }
 
-    /// Whether it has yet to read much of what it was told, and reads it fast enough to be waited for.
+    /// Bytes of changes that it has yet to read, about. It may have yet to read, before them, what it was told when it came: that is nobody's
+    /// doing who subscribes now.
+    fn unread(&self) -> u64 {
+        let told = (self.upstream_max.load(Ordering::Relaxed) - UPSTREAM_MAX) as u64;
+        let unread = told.saturating_sub(self.outbox.written().bytes);
+        self.outbox.queued().bytes.saturating_sub(unread)
+    }
+
+    /// Whether it has yet to read much of what has changed, and reads it fast enough to be waited for.
     pub(super) fn is_behind(&self) -> bool {
         let is_waited_for = !self.outbox.is_closed() && !self.is_stalled();
-        if self.outbox.queued().bytes <= BACKLOG || !is_waited_for {
+        if self.unread() <= BACKLOG || !is_waited_for {
             lock(&self.reading).behind = None;
             return false;
         }

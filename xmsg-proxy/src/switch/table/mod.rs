@@ -11,13 +11,13 @@ mod task;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use xmsg_core::prefixes::PrefixTable;
 use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::session::{Batch, Ended, Handler};
+use xmsg_core::socket::session::{Batch, Ended, Handler, now};
 use xmsg_core::zmtp::Limits;
 
 pub(super) use self::task::TableTask;
@@ -30,8 +30,11 @@ use crate::policy::Policies;
 const CHANGES: usize = 1024;
 /// Pairs of topic and subscriber, and look-ups, that go into looking up several topics together, about.
 const PAIRS: usize = 64 << 10;
-/// Bytes of changes that a subscriber may make before it waits until they are told to publishers.
+/// Bytes of changes that a subscriber may make before it waits until they are made.
 const UNPACED: usize = 8 << 10;
+/// Bytes of changes that it may make at once, and in each second, without waiting for publishers to read of them: whoever makes few is not held
+/// up by what others make.
+const UNREAD: usize = 64 << 10;
 /// What a change counts for beside its prefix, bytes.
 const CHANGE: usize = 16;
 /// How much it may cost in a second to have a subscriber's prefixes change their side: about 64 bytes of text each. Whoever makes more
@@ -51,10 +54,17 @@ pub(super) enum Change {
     /// Other rules are in force.
     Enforce,
     Policies(Arc<Policies>),
-    /// Answered once nothing of this subscriber is left to do, and publishers have read what they were told.
-    Pace(Arc<Subscriber>, oneshot::Sender<()>),
+    Pace(Pacing),
     /// Answered with all publishers once everything before it is applied.
     Synchronize(oneshot::Sender<Vec<Arc<Publisher>>>),
+}
+
+/// A subscriber that waits until nothing of it is left to do and, if it makes changes like a flood, publishers have read what they were told.
+#[derive(Debug)]
+pub(super) struct Pacing {
+    subscriber: Arc<Subscriber>,
+    is_flood: bool,
+    answer: oneshot::Sender<()>,
 }
 
 /// What inlets see.
@@ -168,9 +178,9 @@ impl Table {
     }
 
     /// Waits until this subscriber may make more changes.
-    async fn pace(&self, subscriber: &Arc<Subscriber>) {
-        let (sender, receiver) = oneshot::channel();
-        self.change(Change::Pace(subscriber.clone(), sender)).await;
+    async fn pace(&self, subscriber: &Arc<Subscriber>, is_flood: bool) {
+        let (answer, receiver) = oneshot::channel();
+        self.change(Change::Pace(Pacing { subscriber: subscriber.clone(), is_flood, answer })).await;
         // If the table has stopped, there is nothing to wait for.
         let _ = receiver.await;
     }
@@ -192,13 +202,15 @@ pub(super) struct Subscriptions<'a> {
     asked: usize,
     /// The same in bytes.
     asked_bytes: usize,
-    /// Bytes of changes since it last waited until they were told.
+    /// Bytes of changes since it last waited until they were made.
     unpaced: usize,
+    /// Bytes that it may still make without waiting for publishers, and when that was so.
+    unread: (usize, Instant),
 }
 
 impl<'a> Subscriptions<'a> {
     pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
-        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0 }
+        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0, unread: (UNREAD, now()) }
     }
 
     /// Slows a subscriber down that makes changes faster than publishers read of them, or than they can be made. Another one, which makes
@@ -208,8 +220,12 @@ impl<'a> Subscriptions<'a> {
         if self.unpaced < UNPACED {
             return;
         }
-        self.unpaced = 0;
-        self.table.pace(self.subscriber).await;
+        let bytes = std::mem::take(&mut self.unpaced);
+        let (left, since) = self.unread;
+        let filled = UNREAD.saturating_mul((now() - since).as_millis() as usize) / 1000;
+        let left = left.saturating_add(filled).min(UNREAD);
+        self.unread = (left.saturating_sub(bytes), now());
+        self.table.pace(self.subscriber, left < bytes).await;
         let toll = self.subscriber.toll.swap(0, Ordering::Relaxed) as f64 / TOLL_PER_SECOND;
         if toll > 0.0 {
             tokio::time::sleep(Duration::from_secs_f64(toll)).await;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use xmsg_core::prefixes::{PrefixId, PrefixTable};
+use xmsg_core::socket::memory::{Claim, MemoryBudget};
 use xmsg_core::zmtp::Version;
 
 use crate::CONTROL_TOPIC;
@@ -20,6 +21,7 @@ const PART: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Snapshot {
     version: Version,
+    memory: MemoryBudget,
     parts: Vec<Option<Bytes>>,
     /// Bytes of all parts that are held by anybody, those that are out of date included.
     held: Arc<AtomicUsize>,
@@ -28,8 +30,8 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(version: Version) -> Self {
-        Self { version, parts: Vec::new(), held: Arc::default(), present: 0 }
+    pub(super) fn new(version: Version, memory: &MemoryBudget) -> Self {
+        Self { version, memory: memory.clone(), parts: Vec::new(), held: Arc::default(), present: 0 }
     }
 
     /// How many parts there are.
@@ -65,7 +67,9 @@ impl Snapshot {
         let bytes = encode(table, part * PART..(part + 1) * PART, self.version);
         self.held.fetch_add(bytes.len(), Ordering::Relaxed);
         self.present += bytes.len();
-        let bytes = Bytes::from_owner(Held { bytes, all: self.held.clone() });
+        let mut claim = self.memory.claim_shared();
+        claim.force(bytes.len());
+        let bytes = Bytes::from_owner(Held { bytes, all: self.held.clone(), _claim: claim });
         self.parts[part] = Some(bytes.clone());
         bytes
     }
@@ -96,6 +100,7 @@ fn encode(table: &PrefixTable<u32>, places: Range<usize>, version: Version) -> B
 struct Held {
     bytes: Bytes,
     all: Arc<AtomicUsize>,
+    _claim: Claim,
 }
 
 impl AsRef<[u8]> for Held {
@@ -120,11 +125,13 @@ mod tests {
 
     #[test]
     fn only_what_has_changed_is_made_anew_and_what_is_held_counts() {
+        let memory = MemoryBudget::default();
         let mut table = PrefixTable::new();
         let ids: Vec<_> =
             (0..3 * PART).map(|number| table.insert(format!("{number:05}").as_bytes(), 1).prefix).collect();
-        let mut snapshot = Snapshot::new(Version::V3_0);
+        let mut snapshot = Snapshot::new(Version::V3_0, &memory);
         let first = all(&mut snapshot, &table);
+        assert_eq!(memory.used(), first.concat().len());
         assert_eq!(first.iter().map(Bytes::len).sum::<usize>(), 3 * PART * (2 + 1 + 5));
         assert_eq!((snapshot.present(), snapshot.outdated()), (first.concat().len(), 0));
 
@@ -137,7 +144,10 @@ mod tests {
         }
         assert_eq!(first[1].len() - second[1].len(), 8, "what is gone is not told");
         assert_eq!(snapshot.outdated(), first[1].len());
+        assert_eq!(memory.used(), first.concat().len() + second[1].len());
         drop(first);
-        assert_eq!(snapshot.outdated(), 0);
+        assert_eq!((snapshot.outdated(), memory.used()), (0, second.concat().len()));
+        drop((snapshot, second));
+        assert_eq!(memory.used(), 0);
     }
 }

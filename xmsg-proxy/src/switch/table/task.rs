@@ -11,13 +11,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
-use xmsg_core::prefixes::PrefixId;
+use xmsg_core::prefixes::{PrefixId, heads};
 use xmsg_core::socket::memory::{Claim, MemoryBudget};
 use xmsg_core::zmtp::Version;
 
 use super::own::{Gone, Own, Seat, Subscribed};
 use super::snapshot::Snapshot;
-use super::{Change, Routes, Table};
+use super::{Change, Pacing, Routes, Table};
 use crate::CONTROL_TOPIC;
 use crate::config::Upstream;
 use crate::switch::peers::Subscriber;
@@ -33,10 +33,14 @@ const AT_ONCE: usize = 64;
 const PARTS: usize = 2;
 /// Parts that are made already, and only sent.
 const PARTS_SENT: usize = 64;
+/// The part of the memory budget that has to be free for what those who left held to wait for publishers that read.
+const MEMORY_KEPT: usize = 8;
 /// How soon to look again whether publishers have read that.
 const PACE: Duration = Duration::from_millis(1);
 /// What a prefix takes beside its text, bytes, about.
 const PREFIX: usize = 130;
+/// What a head takes, bytes, if no other prefix has it.
+const HEAD: usize = 16;
 /// What a pair of a subscriber and a prefix takes, bytes, about.
 const PAIR: usize = 24;
 /// Steps in which a subscriber's subscriptions count in the memory budget, bytes.
@@ -56,7 +60,7 @@ pub(in crate::switch) struct TableTask {
     own: HashMap<u32, Own>,
     /// In a fixed order, so that a simulation can repeat what it did.
     publishers: BTreeMap<u32, Arc<Publisher>>,
-    /// All that is wanted, encoded for new publishers of each version.
+    /// All that is wanted, encoded for new publishers: for each [form](form) of it that one of them speaks.
     snapshots: HashMap<Version, Snapshot>,
     jobs: Jobs,
     memory: MemoryBudget,
@@ -78,7 +82,7 @@ struct Jobs {
     /// Answers that wait until the last of them is checked.
     waiting: Vec<oneshot::Sender<Vec<Arc<Publisher>>>>,
     /// Subscribers that wait until they may make more changes.
-    pacing: Vec<(Arc<Subscriber>, oneshot::Sender<()>)>,
+    pacing: Vec<Pacing>,
 }
 
 impl Jobs {
@@ -210,16 +214,13 @@ impl TableTask {
                 Some(Change::SubscriberGone(id)) => self.forget(id),
                 Some(Change::Enforce) => self.enforce(),
                 Some(Change::PublisherJoined(publisher)) => self.welcome(publisher),
-                Some(Change::PublisherGone(id)) => {
-                    self.publishers.remove(&id);
-                    self.jobs.joining.retain(|joining| joining.publisher.id != id);
-                }
+                Some(Change::PublisherGone(id)) => self.farewell(id),
                 Some(Change::Synchronize(answer)) if self.jobs.enforcing.is_empty() => {
                     // Whoever asked may have gone.
                     let _ = answer.send(self.publishers.values().cloned().collect());
                 }
                 Some(Change::Synchronize(answer)) => self.jobs.waiting.push(answer),
-                Some(Change::Pace(subscriber, answer)) => self.jobs.pacing.push((subscriber, answer)),
+                Some(Change::Pace(pacing)) => self.jobs.pacing.push(pacing),
                 _ => {}
             }
         }
@@ -233,14 +234,19 @@ impl TableTask {
         if self.jobs.leaving.is_empty() && self.jobs.pacing.is_empty() {
             return None;
         }
-        if self.publishers_are_behind() {
-            return (!self.jobs.has_urgent()).then_some(PACE);
-        }
+        let are_behind = self.publishers_are_behind();
         let own = &self.own;
-        let is_done = |subscriber: &Subscriber| own.get(&subscriber.id).is_none_or(|own| !own.has_work());
-        for (_, answer) in self.jobs.pacing.extract_if(.., |(subscriber, _)| is_done(subscriber)) {
+        let is_done = |pacing: &mut Pacing| {
+            !(pacing.is_flood && are_behind)
+                && own.get(&pacing.subscriber.id).is_none_or(|own| !own.has_work())
+        };
+        for pacing in self.jobs.pacing.extract_if(.., is_done) {
             // Whoever waited may have gone.
-            let _ = answer.send(());
+            let _ = pacing.answer.send(());
+        }
+        // Without room, what those who left held is given back at once, whoever has yet to read of it.
+        if are_behind && self.memory.has_room(self.memory.limit() / MEMORY_KEPT) {
+            return (!self.jobs.has_urgent()).then_some(PACE);
         }
         self.forget_some();
         None
@@ -257,6 +263,15 @@ impl TableTask {
             }
         }
         self.tell(&tidings);
+    }
+
+    /// A publisher has gone.
+    fn farewell(&mut self, id: u32) {
+        self.publishers.remove(&id);
+        self.jobs.joining.retain(|joining| joining.publisher.id != id);
+        let joining = self.jobs.joining.iter().map(|joining| &joining.publisher);
+        let left: Vec<_> = self.publishers.values().chain(joining).map(|other| form(other.version)).collect();
+        self.snapshots.retain(|form, _| left.contains(form));
     }
 
     /// Takes away all that a subscriber wanted.
@@ -354,7 +369,7 @@ impl TableTask {
         for Tiding { subscribe, prefix, id } in tidings {
             let part = Snapshot::part_of(*id);
             self.snapshots.values_mut().for_each(|snapshot| snapshot.outdate(part));
-            let bytes = prefix_memory(1, prefix.len());
+            let bytes = prefix_memory(1, prefix.len(), heads(prefix.len()));
             held = if *subscribe { held + bytes } else { held.saturating_sub(bytes) };
         }
         self.prefixes.force(held);
@@ -365,8 +380,9 @@ impl TableTask {
         let mut encoded: HashMap<Version, Bytes> = HashMap::new();
         let joining = self.jobs.joining.iter().map(|joining| &joining.publisher);
         for publisher in self.publishers.values().chain(joining) {
-            let new = || Shared::new(encode(publisher.version, tidings), &self.memory);
-            let bytes = encoded.entry(publisher.version).or_insert_with(new);
+            let form = form(publisher.version);
+            let new = || Shared::new(encode(form, tidings), &self.memory);
+            let bytes = encoded.entry(form).or_insert_with(new);
             publisher.send(bytes);
             publisher.count_backlog(&self.memory);
         }
@@ -382,8 +398,8 @@ impl TableTask {
 
     fn welcome_some(&mut self) {
         let Some(mut joining) = self.jobs.joining.pop_front() else { return };
-        let version = joining.publisher.version;
-        let snapshot = self.snapshots.entry(version).or_insert_with(|| Snapshot::new(version));
+        let version = form(joining.publisher.version);
+        let snapshot = self.snapshots.entry(version).or_insert_with(|| Snapshot::new(version, &self.memory));
         let is_told = if self.upstream == Upstream::All {
             let mut all = BytesMut::new();
             version.write_subscription(&mut all, true, &Bytes::new());
@@ -399,6 +415,7 @@ impl TableTask {
                 joining.publisher.welcome(&snapshot.part(&routes.prefixes, joining.next));
                 joining.next += 1;
             }
+            joining.publisher.count_backlog(&self.memory);
             joining.next >= parts
         };
         if is_told {
@@ -517,7 +534,8 @@ impl TableTask {
 /// Has a subscriber's subscriptions count in the memory budget. If there is none left, whoever holds most is ended.
 fn count_memory(own: &mut Own, subscriber: &Subscriber, memory: &MemoryBudget) {
     let count = subscriber.subscriptions.load(Ordering::Relaxed);
-    let weight = prefix_memory(count, subscriber.subscription_bytes.load(Ordering::Relaxed));
+    let bytes = subscriber.subscription_bytes.load(Ordering::Relaxed);
+    let weight = prefix_memory(count, bytes, count * heads(bytes / count.max(1)));
     let step = if weight < MEMORY_STEP_LARGE { MEMORY_STEP } else { MEMORY_STEP_LARGE };
     if weight / step != own.weight / step {
         own.weight = weight;
@@ -526,10 +544,14 @@ fn count_memory(own: &mut Own, subscriber: &Subscriber, memory: &MemoryBudget) {
     }
 }
 
-/// What so many prefixes of so many bytes take, about. A short one lies in its entry; of a long one there may be a second copy, encoded for
-/// publishers.
-fn prefix_memory(count: usize, bytes: usize) -> usize {
-    count * PREFIX + 2 * bytes
+/// What so many prefixes of so many bytes take with their heads, about. What is encoded of them for publishers counts apart.
+fn prefix_memory(count: usize, bytes: usize, heads: usize) -> usize {
+    count * PREFIX + bytes + heads * HEAD
+}
+
+/// Of versions in which subscriptions are said in the same way, the one that stands for all of them.
+fn form(version: Version) -> Version {
+    if version == Version::V3_1 { version } else { Version::V3_0 }
 }
 
 fn encode(version: Version, tidings: &[Tiding]) -> Bytes {

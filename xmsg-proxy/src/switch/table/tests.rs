@@ -105,6 +105,39 @@ async fn a_publisher_that_does_not_read_holds_a_flood_up_for_a_second_and_others
     assert!(publisher.is_stalled());
 }
 
+/// It has much to read that it was told when it came, and reads that fast enough to be waited for: that is nothing to wait for.
+#[tokio::test(start_paused = true)]
+async fn a_publisher_that_joins_holds_nobody_up_by_reading_slowly() {
+    let scene = Scene::new();
+    let many = subscriber(1);
+    let mut handler = Subscriptions::new(&scene.table, &many, &scene.limits);
+    for number in 0..5_000 {
+        handler.subscription(true, format!("{number:04000}").into()).await.unwrap();
+    }
+    let (publisher, mut far) = scene.publisher(1).await;
+    scene.table.synchronize().await;
+    let reading = tokio::spawn(async move {
+        let mut buffer = vec![0; 50 << 10];
+        loop {
+            let read = far.read(&mut buffer).await.expect("a pipe in memory");
+            tokio::time::sleep(Duration::from_secs_f64(read as f64 / 5e6)).await;
+        }
+    });
+    let since = tokio::time::Instant::now();
+    let other = subscriber(2);
+    let mut handler = Subscriptions::new(&scene.table, &other, &scene.limits);
+    for number in 0..1_000 {
+        handler
+            .subscription(true, format!("a topic of an innocent, one of many: {number}").into())
+            .await
+            .unwrap();
+    }
+    scene.table.synchronize().await;
+    assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
+    assert!(publisher.outbox.queued().bytes > 10 << 20, "it has yet to read much");
+    reading.abort();
+}
+
 /// One that reads now and then, to hold others up again and again, does so for a small part of the time.
 #[tokio::test(start_paused = true)]
 async fn a_publisher_that_held_others_up_is_not_waited_for_again_at_once() {
