@@ -176,7 +176,7 @@ impl Admission {
         };
         drop(counts);
         inner.refused.fetch_add(1, Ordering::Relaxed);
-        if let Some(unlogged) = inner.log.pass() {
+        if let Some(unlogged) = inner.log.pass("connections that were refused") {
             tracing::warn!(peer, reason, unlogged, "connection refused");
         }
         None

@@ -312,7 +312,7 @@ impl Hub {
     /// Counts a message that was dropped, tells it and writes it into the log.
     fn note_dropped(&self, peer: &str, gone: Discarded, reason: String) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
-        if let Some(unlogged) = self.drop_log.pass() {
+        if let Some(unlogged) = self.drop_log.pass("messages that were dropped") {
             let topic = gone.topic.escape_ascii();
             tracing::warn!(peer, %topic, size = gone.size, frames = gone.frames, reason, unlogged, "message dropped");
         }

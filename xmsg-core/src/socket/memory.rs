@@ -188,7 +188,9 @@ impl MemoryBudget {
         largest.end.cancel();
         largest.ended = Some(now);
         self.0.ended.fetch_add(1, Ordering::Relaxed);
-        let Some(unlogged) = self.0.log.pass() else { return !is_own };
+        let Some(unlogged) = self.0.log.pass("connections that were ended for their memory") else {
+            return !is_own;
+        };
         tracing::warn!(
             peer = %largest.name,
             what = largest.what,

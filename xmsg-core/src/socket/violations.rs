@@ -10,7 +10,7 @@ use super::throttle::Throttle;
 use crate::zmtp::{Limited, Violation};
 
 /// Lines in the log for one reason, at most …
-const LINES: u64 = 3;
+const LINES: usize = 3;
 /// … in this time.
 const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -199,7 +199,7 @@ impl Violations {
         let reason = Reason::of(ended)?;
         let slot = &self.0.slots[reason as usize];
         slot.count.fetch_add(1, Ordering::Relaxed);
-        if let Some(unlogged) = slot.log.pass() {
+        if let Some(unlogged) = slot.log.pass("connections that were ended") {
             let name = reason.name();
             let limit = match ended {
                 Ended::Violation(Violation::TooLarge { limit, .. }) => Some(*limit),

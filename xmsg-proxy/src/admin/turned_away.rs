@@ -51,7 +51,7 @@ impl TurnedAway {
     }
 
     fn note(&self, connection: Option<&Connection>, what: &str) {
-        if let Some(unlogged) = self.log.pass() {
+        if let Some(unlogged) = self.log.pass("HTTP requests that were turned away") {
             let peer = connection.map(|connection| tracing::field::display(connection.peer()));
             tracing::warn!(peer, unlogged, "HTTP: a request with {what} was turned away");
         }

@@ -262,7 +262,7 @@ impl Service {
 
     fn expire(&mut self) {
         let expired = self.store.expire_some(self.started.elapsed(), SLICE);
-        if let Some(unlogged) = self.expiry_log.pass() {
+        if let Some(unlogged) = self.expiry_log.pass("registrations that expired") {
             tracing::info!(expired, unlogged, "registrations were not renewed in time");
         }
         self.counters.expired.fetch_add(expired as u64, Ordering::Relaxed);
@@ -601,7 +601,7 @@ impl Service {
         self.counters.is_unwritable.store(true, Ordering::Relaxed);
         let reason = error.with_causes().to_string();
         let pause = (took * 10).clamp(RETRY.0, RETRY.1);
-        if let Some(unlogged) = self.write_log.pass() {
+        if let Some(unlogged) = self.write_log.pass("changes that could not be stored") {
             tracing::error!(
                 reason,
                 retry_s = pause.as_secs_f64(),

@@ -154,6 +154,8 @@ pub struct Authority {
     checks: Checks,
     logins: Arc<Logins>,
     postponed: Throttle,
+    /// What peers have no right to, in the log.
+    pub(crate) denials: Throttle,
 }
 
 /// What is known of logins with passwords. It is shared with the threads that check them.
@@ -215,6 +217,7 @@ impl Authority {
                 memory: Memory::default(),
             }),
             postponed: Throttle::default(),
+            denials: Throttle::default(),
         }
     }
 
@@ -263,7 +266,7 @@ impl Authority {
             // The port says so, with the reason for which it ends the connection.
             Verdict::Refused => {}
             Verdict::Busy => {
-                if let Some(unlogged) = self.postponed.pass() {
+                if let Some(unlogged) = self.postponed.pass("logins that were put off") {
                     tracing::warn!(
                         %principal,
                         address,

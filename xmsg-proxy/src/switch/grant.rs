@@ -9,6 +9,9 @@ use xmsg_core::zmtp::Principal;
 use super::peers::{Spaced, TOPIC_SHOWN, lock};
 use crate::security::{Authority, Rights};
 
+/// What lines about them are called when there are too many.
+const DENIALS: &str = "peers that were not allowed something";
+
 /// Who a peer is, and what it may do under the rules in force.
 #[derive(Debug)]
 pub(super) struct Grant {
@@ -52,13 +55,16 @@ impl Grant {
     /// Counts what it wanted and may not, and says so in the log now and then.
     pub(super) fn deny(&self, peer: &str, what: &str, topic: &[u8], count: u64) {
         let in_all = self.denied.fetch_add(count, Ordering::Relaxed) + count;
-        if let Some(before) = self.log.pass(in_all) {
+        if let Some(before) = self.log.pass(in_all)
+            && let Some(unlogged) = self.authority.denials.pass(DENIALS)
+        {
             tracing::warn!(
                 peer,
                 principal = self.principal(),
                 topic = %topic[..topic.len().min(TOPIC_SHOWN)].escape_ascii(),
                 denied = in_all - before,
                 denied_in_all = in_all,
+                unlogged,
                 "not allowed to {what}: see its rights in the configuration"
             );
         }
@@ -68,12 +74,15 @@ impl Grant {
     pub(super) fn log_rest(&self, peer: &str) {
         let in_all = self.denied();
         let before = self.log.take(in_all);
-        if before < in_all {
+        if before < in_all
+            && let Some(unlogged) = self.authority.denials.pass(DENIALS)
+        {
             tracing::warn!(
                 peer,
                 principal = self.principal(),
                 denied = in_all - before,
                 denied_in_all = in_all,
+                unlogged,
                 "not allowed, until it left: see its rights in the configuration"
             );
         }

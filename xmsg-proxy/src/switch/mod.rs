@@ -149,8 +149,6 @@ struct Inner {
     violations: Violations,
     /// Refused connections in the log.
     refusals: Throttle,
-    /// Publishers in the log whose places others needed.
-    crowded_out: Throttle,
     table: Arc<Table>,
     gate: Arc<Gate>,
     caches: Arc<Caches>,
@@ -209,7 +207,6 @@ impl Switch {
             admission,
             violations,
             refusals: Throttle::default(),
-            crowded_out: Throttle::default(),
         });
         inner.tasks.spawn(run_table(task, inner.stop.clone()));
         Self { inner }
@@ -428,7 +425,7 @@ impl Switch {
                 Err(ended) => {
                     self.inner.gate.refused();
                     if self.inner.violations.note(&peer, side.port(), &ended).is_none()
-                        && let Some(unlogged) = self.inner.refusals.pass()
+                        && let Some(unlogged) = self.inner.refusals.pass("connections that were refused in the handshake")
                     {
                         // A peer that learns that our socket does not fit its own closes before it has said what that is.
                         let ports = self.inner.violations.ports().filter(|_| ended.is_by_peer());
@@ -471,7 +468,7 @@ impl Switch {
         stop: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
-        let publisher = Arc::new(publisher);
+        let publisher = Arc::new(publisher.logging(&inner.gate.lines));
         let route = session.route();
         let session = session.with_departure(Arc::new(Leaving(publisher.place.clone())));
         let asking = Asking::new(inner.asking.clone());
@@ -504,7 +501,8 @@ impl Switch {
         if !publisher.place.is_given_away() {
             return Ended::ByUs("cut off");
         }
-        if let Some(unlogged) = self.inner.crowded_out.pass() {
+        if let Some(unlogged) = self.inner.gate.lines.crowded_out.pass("publishers whose places were needed")
+        {
             tracing::warn!(
                 peer = %publisher.peer,
                 principal = publisher.grant.principal(),
@@ -533,7 +531,8 @@ impl Switch {
         let ours = MessageLimits::from(&config.limits);
         let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
         let subscriber = Subscriber::new(self.id(), peer, outbox, grant);
-        let subscriber = Arc::new(subscriber.taking(takes).telling(hears_of_drops));
+        let subscriber =
+            Arc::new(subscriber.taking(takes).telling(hears_of_drops).logging(&inner.gate.lines));
         inner.gate.add_subscriber(&subscriber);
         if inner.refuse.is_cancelled() {
             subscriber.outbox.close();

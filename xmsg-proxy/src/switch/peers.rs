@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::socket::outbox::Outbox;
 use xmsg_core::socket::session::now;
+use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::{Amount, HighWaterMark};
 use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits};
 
@@ -81,6 +82,7 @@ pub(super) struct Subscriber {
     stall: Mutex<Stall>,
     /// `None`: it does not understand what it would be told of drops.
     telling: Option<Telling>,
+    lines: Arc<Lines>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
     /// … because it holds too much memory.
@@ -111,6 +113,7 @@ impl Subscriber {
             unlogged: Notify::new(),
             stall: Mutex::default(),
             telling: None,
+            lines: Arc::default(),
             cut: CancellationToken::new(),
             outsized: CancellationToken::new(),
         }
@@ -124,6 +127,11 @@ impl Subscriber {
     /// The same, to be told what was dropped for it if it understands that.
     pub(super) fn telling(self, understands: bool) -> Self {
         Self { telling: understands.then(Telling::default), ..self }
+    }
+
+    /// The same, with its lines in the log counted together with those of others.
+    pub(super) fn logging(self, lines: &Arc<Lines>) -> Self {
+        Self { lines: lines.clone(), ..self }
     }
 
     /// Tells it for ever what was dropped for it: at once, and then at most once in each interval.
@@ -194,6 +202,9 @@ impl Subscriber {
     }
 
     fn write_large(&self, in_all: u64, before: u64) {
+        let Some(unlogged) = self.lines.too_large.pass("subscribers that do not take large messages") else {
+            return;
+        };
         let MessageLimits { size, frames } = self.takes.unwrap_or_default();
         tracing::warn!(
             peer = %self.peer,
@@ -202,6 +213,7 @@ impl Subscriber {
             too_large_in_all = in_all,
             limit_bytes = size,
             limit_frames = frames,
+            unlogged,
             "messages above a subscriber's limit are not sent to it. Raise its limit, or lower --max-message-size"
         );
     }
@@ -280,6 +292,7 @@ impl Subscriber {
     }
 
     fn write_slowness(&self, drops: Drops, before: Drops) {
+        let Some(unlogged) = self.lines.slow.pass("slow subscribers") else { return };
         let queued = self.outbox.queued();
         let dropped = drops.slow().messages - before.slow().messages;
         if dropped == 0 {
@@ -288,6 +301,7 @@ impl Subscriber {
                 waits = self.waits.load(Ordering::Relaxed),
                 queued_messages = queued.messages,
                 queued_bytes = queued.bytes,
+                unlogged,
                 "slow subscriber: publishers wait for it (block). Make it read faster, or choose another --slow-subscriber"
             );
             return;
@@ -301,6 +315,7 @@ impl Subscriber {
             dropped_in_all = drops.slow().messages,
             queued_messages = queued.messages,
             queued_bytes = queued.bytes,
+            unlogged,
             "slow subscriber: messages for it are dropped. Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
         );
     }
@@ -316,16 +331,34 @@ impl Subscriber {
             return;
         }
         let queued = self.outbox.queued();
-        tracing::warn!(
-            peer = %self.peer,
-            queued_messages = queued.messages,
-            queued_bytes = queued.bytes,
-            policy,
-            "slow subscriber: it is cut off. Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
-        );
+        if let Some(unlogged) = self.lines.cut_off.pass("subscribers that were cut off") {
+            tracing::warn!(
+                peer = %self.peer,
+                queued_messages = queued.messages,
+                queued_bytes = queued.bytes,
+                policy,
+                unlogged,
+                "slow subscriber: it is cut off. Make it read faster, raise --high-water-mark, or choose another --slow-subscriber"
+            );
+        }
         self.cut.cancel();
         self.outbox.close();
     }
+}
+
+/// Lines in the log that many peers can cause at the same time: there are so many of each kind, whoever causes them.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    slow: Throttle,
+    too_large: Throttle,
+    cut_off: Throttle,
+    left: Throttle,
+    /// Publishers that do not read their subscriptions.
+    pub(super) deaf: Throttle,
+    /// … and were cut off for it.
+    pub(super) cut_off_deaf: Throttle,
+    /// Publishers that had left, and whose places were needed.
+    pub(super) crowded_out: Throttle,
 }
 
 /// Lines in the log, each with what was counted since the one before, with pauses of [`SLOW_LOG_INTERVAL`].
@@ -472,6 +505,7 @@ pub(super) struct Gate {
     refused: AtomicU64,
     subscriber_count: AtomicUsize,
     left: Notify,
+    pub(super) lines: Arc<Lines>,
 }
 
 impl Gate {
@@ -509,8 +543,11 @@ impl Gate {
             gone.undelivered += undelivered;
             gone.disconnected += u64::from(subscriber.cut.is_cancelled());
             let dropped = subscriber.drops().total().messages;
-            if undelivered + dropped > 0 {
-                tracing::info!(peer = %subscriber.peer, undelivered, dropped, "a subscriber left: not all messages reached it");
+            if undelivered + dropped > 0
+                && let Some(unlogged) =
+                    self.lines.left.pass("subscribers that left before all had reached them")
+            {
+                tracing::info!(peer = %subscriber.peer, undelivered, dropped, unlogged, "a subscriber left: not all messages reached it");
             }
         }
         self.left.notify_waiters();

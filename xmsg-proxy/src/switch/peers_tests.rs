@@ -96,3 +96,18 @@ async fn lines_about_messages_that_are_too_large_or_not_allowed_add_up_too() {
     assert_eq!(log.numbers("too_large"), [3, 27]);
     assert_eq!(log.numbers("denied"), [2, 18]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn many_subscribers_that_are_slow_at_the_same_time_do_not_fill_the_log() {
+    let (log, _guard) = Log::start();
+    let lines = Arc::<Lines>::default();
+    for _ in 0..50 {
+        let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+        let subscriber = Subscriber::new(1, "a test", outbox, Grant::new(&Arc::default(), None));
+        subscriber.logging(&lines).count_dropped(newest(1));
+    }
+    assert_eq!(log.numbers("unlogged"), [0; 10]);
+    // Nobody is slow any more, and the log says what is missing all the same.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(log.numbers("unlogged")[10..], [40]);
+}

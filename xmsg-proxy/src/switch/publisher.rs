@@ -14,7 +14,7 @@ use xmsg_core::socket::session::now;
 use xmsg_core::socket::source::Source;
 use xmsg_core::zmtp::Version;
 
-use super::peers::{Counter, Grant};
+use super::peers::{Counter, Grant, Lines};
 use super::requests::Bucket;
 
 /// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
@@ -56,6 +56,7 @@ pub(super) struct Publisher {
     pub(super) grant: Grant,
     /// Where it is noted that it has left.
     pub(super) place: Arc<Place>,
+    lines: Arc<Lines>,
 }
 
 /// Whether it reads what it is told.
@@ -93,7 +94,13 @@ impl Publisher {
             claim: Mutex::default(),
             grant,
             place,
+            lines: Arc::default(),
         }
+    }
+
+    /// The same, with its lines in the log counted together with those of others.
+    pub(super) fn logging(self, lines: &Arc<Lines>) -> Self {
+        Self { lines: lines.clone(), ..self }
     }
 
     /// Sends it a part of all subscriptions there are, however many.
@@ -115,7 +122,9 @@ impl Publisher {
 
     /// Ends its connection, because it does not read its subscriptions.
     pub(super) fn cut_off(&self) {
-        tracing::warn!(peer = %self.peer, "a publisher does not read its subscriptions: it is cut off");
+        if let Some(unlogged) = self.lines.cut_off_deaf.pass("publishers that were cut off") {
+            tracing::warn!(peer = %self.peer, unlogged, "a publisher does not read its subscriptions: it is cut off");
+        }
         self.cut.cancel();
     }
 
@@ -170,7 +179,9 @@ impl Publisher {
     /// Notes that it held others up for so long by not reading: it is not waited for any more, until it has read everything, and some time
     /// has passed.
     pub(super) fn holds_up(&self, time: Duration) {
-        tracing::info!(peer = %self.peer, "a publisher does not read its subscriptions: not waited for any more");
+        if let Some(unlogged) = self.lines.deaf.pass("publishers that do not read their subscriptions") {
+            tracing::info!(peer = %self.peer, unlogged, "a publisher does not read its subscriptions: not waited for any more");
+        }
         *lock(&self.reading) = Reading { behind: None, stalled_until: Some(now() + time * REST) };
     }
 

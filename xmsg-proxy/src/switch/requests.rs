@@ -142,7 +142,7 @@ impl RequestSender {
     /// Counts one that is not answered.
     pub(super) fn lose(&self, requester: &Requester) {
         let lost_in_all = self.counts.lost.fetch_add(1, Ordering::Relaxed) + 1;
-        if let Some(unlogged) = self.counts.log.pass() {
+        if let Some(unlogged) = self.counts.log.pass("control requests that were dropped") {
             tracing::warn!(
                 peer = %requester.0.peer,
                 lost_in_all,
