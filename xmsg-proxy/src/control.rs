@@ -10,8 +10,8 @@
 //! security that is everybody, as in every xMsg proxy. A subscription is confirmed only to whoever may subscribe to it.
 
 mod confirmations;
+mod early;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +22,10 @@ use xmsg_core::ErrorKind;
 use xmsg_core::security::Principal;
 use xmsg_core::socket::Router;
 use xmsg_core::socket::session::now;
+use xmsg_core::socket::source::Source;
 
 use self::confirmations::{Confirmation, Confirmations};
+use self::early::EarlyAnswers;
 use crate::switch::{ControlRequests, Request, Requester, Switch};
 
 /// Requests answered between two looks at everything else.
@@ -32,9 +34,7 @@ const BATCH: usize = 1024;
 const RECIPIENTS: usize = 4096;
 /// What looking up whom a confirmation goes to counts for among them.
 const LOOK_UP: usize = 32;
-/// Answers that wait for a control socket to connect: most peers ask while it is still in its handshake.
-const EARLY_MAX: usize = 4096;
-/// How long they wait. The peers' own time limit is as long.
+/// How long answers wait for a control socket to connect. The peers' own time limit is as long.
 const EARLY_FOR: Duration = Duration::from_secs(1);
 
 /// Answers control requests until it is dropped.
@@ -47,7 +47,7 @@ pub struct Controller {
     asked: Confirmations,
     /// Those that wait for nothing but their turn.
     ready: Confirmations,
-    early: VecDeque<Early>,
+    early: EarlyAnswers<Source, Early>,
     ignored: u64,
 }
 
@@ -70,7 +70,7 @@ impl Controller {
             router,
             asked: Confirmations::default(),
             ready: Confirmations::default(),
-            early: VecDeque::new(),
+            early: EarlyAnswers::default(),
             ignored: 0,
         }
     }
@@ -88,7 +88,7 @@ impl Controller {
                 settling.set(Some(switch.settled()).into());
             }
             let rested = self.ready.next_ready().map(Instant::from_std);
-            let oldest = self.early.front().map(|early| early.since + EARLY_FOR);
+            let oldest = self.early.oldest().map(|early| early.since + EARLY_FOR);
             tokio::select! {
                 Some(()) = settling.as_mut(), if !settled.is_empty() => {
                     for confirmation in settled.drain() {
@@ -172,8 +172,11 @@ impl Controller {
 
     fn answer(&mut self, requester: &Requester, identity: Bytes, answer: &'static [u8]) {
         let principal = requester.principal().cloned();
-        if !self.is_answered(principal.as_deref(), &identity, answer) && self.early.len() < EARLY_MAX {
-            self.early.push_back(Early { since: Instant::now(), principal, identity, answer });
+        if !self.is_answered(principal.as_deref(), &identity, answer) {
+            let early = Early { since: Instant::now(), principal, identity, answer };
+            if self.early.push(requester.source(), early) > 0 {
+                self.switch.lose_request(requester);
+            }
         }
     }
 

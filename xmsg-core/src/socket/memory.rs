@@ -257,7 +257,7 @@ impl Claim {
     fn give_up(&self, wanted: usize) {
         let inner = &self.budget.0;
         inner.ended.fetch_add(1, Ordering::Relaxed);
-        let Some(unlogged) = inner.log.pass() else { return };
+        let Some(unlogged) = inner.log.pass("connections that were given no memory") else { return };
         let name = inner.holders().get(&self.id).map(|holder| holder.name.clone());
         tracing::warn!(
             peer = name.as_deref(),
