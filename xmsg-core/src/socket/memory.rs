@@ -19,6 +19,10 @@ use super::throttle::Throttle;
 
 /// What a connection needs, bytes, about: its task, its entries, and its buffers as long as little comes in.
 pub const CONNECTION: usize = 32 << 10;
+/// Memory for the buffers of a connection that counts as a part of it, bytes.
+const UNCLAIMED: usize = 16 << 10;
+/// The step in which what is more counts, bytes.
+const CLAIM_STEP: usize = 64 << 10;
 /// How soon to look again whether a connection that was ended has given its memory back.
 const PACE: Duration = Duration::from_millis(2);
 /// How long to wait for that before the next one is ended.
@@ -317,6 +321,53 @@ impl Drop for Claim {
         if self.id != NOBODY {
             self.budget.0.holders().remove(&self.id);
         }
+    }
+}
+
+/// What the buffers of one connection count for, if they hold more than little.
+#[derive(Debug)]
+pub(super) struct PeerClaim {
+    claim: Claim,
+    /// Somebody else needs it.
+    pub(super) end: CancellationToken,
+}
+
+impl PeerClaim {
+    /// Nothing yet. `name` is the peer's in the log.
+    pub(super) fn new(budget: &MemoryBudget, name: &str, what: &'static str) -> Self {
+        let end = CancellationToken::new();
+        Self { claim: budget.claim(name, what, end.clone()), end }
+    }
+
+    /// Sees to it that the buffers may hold what the next read needs. `false`: they may not.
+    #[inline]
+    pub(super) async fn allow(&mut self, needed: usize) -> bool {
+        let needed = Self::counted(needed);
+        if needed == self.claim.bytes() {
+            return true;
+        }
+        tokio::select! {
+            biased;
+            () = self.end.cancelled() => false,
+            is_allowed = self.claim.set(needed) => is_allowed,
+        }
+    }
+
+    /// What says that somebody else needs it, if it is any.
+    pub(super) fn end(&self) -> Option<&CancellationToken> {
+        (self.claim.bytes() > 0).then_some(&self.end)
+    }
+
+    /// The buffers hold less.
+    pub(super) fn give_back(&mut self, needed: usize) {
+        let needed = Self::counted(needed);
+        if needed < self.claim.bytes() {
+            self.claim.force(needed);
+        }
+    }
+
+    fn counted(needed: usize) -> usize {
+        if needed <= UNCLAIMED { 0 } else { needed.next_multiple_of(CLAIM_STEP) }
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::pace::{AHEAD, CATCH_UP};
 use super::*;
+use crate::socket::memory::{MemoryBudget, PeerClaim};
 use crate::zmtp::curve::{Opener, Sealer};
 use crate::zmtp::{Frames, encode_message};
 
@@ -327,6 +328,36 @@ fn urgent_bytes_are_sealed_too() {
     assert!(!stream.taken.windows(4).any(|bytes| bytes == b"PONG"));
     let plain = opened(opener, stream.taken);
     assert!(plain.starts_with(b"\x04\x05\x04PONG\x04\x05\x04PONG\x01\x05topic"));
+}
+
+/// The box around a long message is as long as the message: it counts until it is written, and its memory is not kept.
+#[tokio::test]
+async fn long_boxes_count_for_as_long_as_they_are_there() {
+    const LEN: usize = 4 << 20;
+    let budget = MemoryBudget::new(10 << 20);
+    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+    for number in 0..2 {
+        outbox.try_push(&message(number, LEN)).unwrap();
+    }
+    let (sealer, _) = cipher_pair();
+    let claim = PeerClaim::new(&budget, "a subscriber", "boxes");
+    let mut writer = Writer::new(&outbox).sealed(sealer).claiming(Some(claim));
+    let mut stuck = Brittle { limit: LEN / 2, piece: 1 << 20, taken: vec![] };
+    writer.run(&mut stuck).await.unwrap_err();
+    assert!((LEN..2 * LEN).contains(&budget.claimed()), "{}", budget.claimed());
+    outbox.close();
+    let mut rest = Brittle { limit: usize::MAX, piece: 1 << 20, taken: vec![] };
+    writer.run(&mut rest).await.unwrap();
+    assert_eq!(budget.claimed(), 0);
+
+    // Without room for it, the connection ends before there is a box.
+    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+    outbox.try_push(&message(0, 12 << 20)).unwrap();
+    let (sealer, _) = cipher_pair();
+    let claim = PeerClaim::new(&budget, "a subscriber", "boxes");
+    let mut writer = Writer::new(&outbox).sealed(sealer).claiming(Some(claim));
+    let error = writer.run(&mut rest).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::{ReceiveBuffer, Slab};
-use super::memory::{Claim, MemoryBudget};
+use super::memory::{MemoryBudget, PeerClaim};
 use super::outbox::{Outbox, URGENT_MAX, Writer};
 use super::pause::{self, Departure, DepartureWatch};
 use super::transport::{ReadHalf, Stream};
@@ -23,10 +23,6 @@ use crate::zmtp::curve::{Cipher, LONG_FRAME, Opener};
 use crate::zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 use crate::{Error, ErrorKind};
 
-/// Memory for what comes in that counts in the budget as a part of the connection, bytes: see [`CONNECTION`](super::memory::CONNECTION).
-const UNCLAIMED: usize = 16 << 10;
-/// The step in which what is more counts, bytes.
-const CLAIM_STEP: usize = 64 << 10;
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
@@ -158,7 +154,8 @@ impl Ended {
 
 impl From<io::Error> for Ended {
     fn from(error: io::Error) -> Self {
-        Self::Io(error)
+        // That is how the writer says that its message may not have the memory for a box.
+        if error.kind() == io::ErrorKind::OutOfMemory { Self::OutOfMemory } else { Self::Io(error) }
     }
 }
 
@@ -208,49 +205,9 @@ pub struct Session {
     watched: Option<(Duration, Duration)>,
     /// Whether the peer understands that we ask it to finish.
     peer_drains: bool,
-    memory: Option<Memory>,
+    memory: Option<PeerClaim>,
+    boxes: Option<PeerClaim>,
     departure: DepartureWatch,
-}
-
-/// What the memory of received messages counts for.
-#[derive(Debug)]
-struct Memory {
-    claim: Claim,
-    /// Somebody else needs it.
-    end: CancellationToken,
-}
-
-impl Memory {
-    /// Sees to it that the buffers may hold what the next read needs. `false`: they may not.
-    #[inline]
-    async fn allow(&mut self, needed: usize) -> bool {
-        let needed = Self::counted(needed);
-        if needed == self.claim.bytes() {
-            return true;
-        }
-        tokio::select! {
-            biased;
-            () = self.end.cancelled() => false,
-            is_allowed = self.claim.set(needed) => is_allowed,
-        }
-    }
-
-    /// What says that somebody else needs it, if it is any.
-    fn end(&self) -> Option<&CancellationToken> {
-        (self.claim.bytes() > 0).then_some(&self.end)
-    }
-
-    /// The buffers hold less.
-    fn give_back(&mut self, needed: usize) {
-        let needed = Self::counted(needed);
-        if needed < self.claim.bytes() {
-            self.claim.force(needed);
-        }
-    }
-
-    fn counted(needed: usize) -> usize {
-        if needed <= UNCLAIMED { 0 } else { needed.next_multiple_of(CLAIM_STEP) }
-    }
 }
 
 impl Session {
@@ -265,6 +222,7 @@ impl Session {
             watched: None,
             peer_drains: false,
             memory: None,
+            boxes: None,
             departure: DepartureWatch::default(),
         }
     }
@@ -285,9 +243,8 @@ impl Session {
     /// Has the memory of what comes in count in this budget. `name` is the peer's in the log.
     #[must_use]
     pub fn with_memory(mut self, budget: &MemoryBudget, name: &str) -> Self {
-        let end = CancellationToken::new();
-        self.memory =
-            Some(Memory { claim: budget.claim(name, "messages that have come in part", end.clone()), end });
+        self.memory = Some(PeerClaim::new(budget, name, "messages that have come in part"));
+        self.boxes = Some(PeerClaim::new(budget, name, "messages in boxes on their way to it"));
         self
     }
 
@@ -403,7 +360,7 @@ impl Session {
             memory: self.memory,
             departure: self.departure,
         };
-        let mut writer = Writer::new(outbox).sealed(sealer);
+        let mut writer = Writer::new(outbox).sealed(sealer).claiming(self.boxes);
         let leaving = AtomicBool::new(false);
         let (ended, is_whole) = {
             let mut reading = std::pin::pin!(reader.run(&mut read, outbox, handler, &leaving));
@@ -423,7 +380,7 @@ impl Session {
                 } else {
                     write.shutdown().await?;
                 }
-                Ok(asked_to_finish)
+                Ok::<_, io::Error>(asked_to_finish)
             };
             let writing = std::pin::pin!(writing);
             match futures::future::select(writing, &mut reading).await {
@@ -440,7 +397,7 @@ impl Session {
                 futures::future::Either::Left((Err(error), reading)) => {
                     // What the peer sent before it closed counts, even if it no longer reads.
                     match tokio::time::timeout(farewell, reading).await {
-                        Ok(Ended::ByPeer) | Err(_) => (Ended::Io(error), false),
+                        Ok(Ended::ByPeer) | Err(_) => (Ended::from(error), false),
                         Ok(ended) => (ended, false),
                     }
                 }
@@ -473,7 +430,7 @@ struct Reader<'a> {
     drain: &'a Notify,
     /// The peer has read everything.
     is_drained: bool,
-    memory: Option<Memory>,
+    memory: Option<PeerClaim>,
     departure: DepartureWatch,
 }
 
@@ -488,7 +445,11 @@ struct Opening {
 impl Opening {
     /// Opens boxes until the slab of `plain` is full. Returns whether it stopped for that reason. Clear text counts in the budget before
     /// there is memory for it: a box may be as long as a message.
-    async fn open(&mut self, plain: &mut ReceiveBuffer, memory: &mut Option<Memory>) -> Result<bool, Ended> {
+    async fn open(
+        &mut self,
+        plain: &mut ReceiveBuffer,
+        memory: &mut Option<PeerClaim>,
+    ) -> Result<bool, Ended> {
         let mut done = 0;
         while let Some(len) = self.next_len()? {
             if !plain.fits(len) {
@@ -604,7 +565,7 @@ impl Reader<'_> {
             while let Some(event) = self.engine.poll_event(&mut self.buffer.input)? {
                 match event {
                     Event::Messages(wire) => {
-                        let end = self.memory.as_ref().and_then(Memory::end);
+                        let end = self.memory.as_ref().and_then(PeerClaim::end);
                         let handling = handler.messages(Batch { wire, spans: self.engine.spans(), slab });
                         pause::taken(handling, stream, end, &mut self.departure).await?;
                     }
@@ -654,7 +615,7 @@ impl Reader<'_> {
                     }
                 };
                 let due = self.engine.poll_timeout().filter(|_| !leaving.load(Ordering::Relaxed));
-                let end = self.memory.as_ref().and_then(Memory::end);
+                let end = self.memory.as_ref().and_then(PeerClaim::end);
                 let ended = OptionFuture::from(end.map(CancellationToken::cancelled));
                 let Some(due) = due else {
                     tokio::select! {

@@ -5,11 +5,14 @@ use std::io::{self, IoSlice};
 use std::task::Poll;
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures::future::OptionFuture;
 use smallvec::SmallVec;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
 
 use super::retained::Chunks;
 use super::{Amount, Chunk, Outbox, SPARE, TAIL_LEN};
+use crate::socket::memory::PeerClaim;
 use crate::zmtp::curve::{LONG_FRAME, Sealer};
 use crate::zmtp::{Command, Header, whole_messages_within};
 
@@ -19,6 +22,8 @@ const SLICES: usize = 64;
 pub(super) const WRITE_MAX: usize = 1 << 20;
 /// Bytes that are sealed before they are written; a longer frame is sealed in one piece.
 const SEAL_MAX: usize = 64 << 10;
+/// What a box is longer than its frame, bytes, at most.
+const BOX_EXTRA: usize = 64;
 
 /// Drains an [`Outbox`] into a stream. Dropped in the middle, it puts back whatever the peer cannot have received
 /// whole, so that the next writer goes on at that message.
@@ -56,6 +61,14 @@ impl<'a> Writer<'a> {
     #[must_use]
     pub fn sealed(mut self, sealer: Option<Sealer>) -> Self {
         self.sealing = sealer.map(Sealing::new);
+        self
+    }
+
+    /// The same, with long boxes counted in a budget for memory.
+    pub(in crate::socket) fn claiming(mut self, claim: Option<PeerClaim>) -> Self {
+        if let Some(sealing) = &mut self.sealing {
+            sealing.claim = claim;
+        }
         self
     }
 
@@ -160,7 +173,13 @@ impl<'a> Writer<'a> {
             sealing.seal_long(long).await?;
         }
         while let Some(sealing) = self.sealing.as_mut().filter(|sealing| !sealing.sealed.is_empty()) {
-            let written = stream.write(&sealing.sealed).await?;
+            let end = sealing.claim.as_ref().and_then(PeerClaim::end);
+            let end = OptionFuture::from(end.map(CancellationToken::cancelled));
+            let written = tokio::select! {
+                biased;
+                written = stream.write(&sealing.sealed) => written?,
+                Some(()) = end => return Err(io::ErrorKind::OutOfMemory.into()),
+            };
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
@@ -309,11 +328,20 @@ struct Sealing {
     whole: usize,
     /// For each sealed frame: where its box ends, counted from the first one, and its length in clear text.
     frames: VecDeque<(usize, usize)>,
+    /// What a long box counts for.
+    claim: Option<PeerClaim>,
 }
 
 impl Sealing {
     fn new(sealer: Sealer) -> Self {
-        Self { sealer: Some(sealer), sealed: BytesMut::new(), written: 0, whole: 0, frames: VecDeque::new() }
+        Self {
+            sealer: Some(sealer),
+            sealed: BytesMut::new(),
+            written: 0,
+            whole: 0,
+            frames: VecDeque::new(),
+            claim: None,
+        }
     }
 
     /// Seals the frames from `offset` in the first chunk on: about [`SEAL_MAX`] bytes, or, if something urgent waits,
@@ -356,9 +384,15 @@ impl Sealing {
 
     /// Seals one long frame in a thread of its own: others are not to wait for it.
     async fn seal_long(&mut self, frame: LongFrame) -> io::Result<()> {
-        let Some(mut sealer) = self.sealer.take() else { return Ok(()) };
         let LongFrame { flags, body, len } = frame;
-        let mut out = std::mem::take(&mut self.sealed);
+        let needed = len + BOX_EXTRA;
+        if let Some(claim) = &mut self.claim
+            && !claim.allow(needed).await
+        {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let Some(mut sealer) = self.sealer.take() else { return Ok(()) };
+        let mut out = BytesMut::with_capacity(needed);
         let task = tokio::task::spawn_blocking(move || {
             sealer.seal(flags, &body, &mut out);
             (sealer, out)
@@ -399,7 +433,15 @@ impl Sealing {
             self.frames.pop_front();
         }
         if self.sealed.is_empty() {
-            self.sealed.clear();
+            if self.sealed.capacity() <= 2 * SEAL_MAX {
+                self.sealed.clear();
+            } else {
+                // One long box is not to be kept for ever.
+                self.sealed = BytesMut::new();
+            }
+            if let Some(claim) = &mut self.claim {
+                claim.give_back(0);
+            }
         }
         plain
     }
