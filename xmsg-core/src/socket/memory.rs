@@ -30,6 +30,21 @@ const PATIENCE: u32 = 500;
 /// How long somebody who was ended is expected to give back what it holds. Then the next one is ended, too.
 const GRACE: Duration = Duration::from_millis(300);
 
+/// What a holder counts for at this moment, bytes.
+struct Weight(Box<dyn Fn() -> usize + Send + Sync>);
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Weight(…)")
+    }
+}
+
+impl Holder {
+    fn weight(&self) -> usize {
+        self.weight.as_ref().map_or(self.bytes, |weight| weight.0())
+    }
+}
+
 /// The number of claims of nobody who can be ended.
 const NOBODY: u64 = u64::MAX;
 
@@ -61,6 +76,8 @@ struct Holder {
     source: Source,
     what: &'static str,
     bytes: usize,
+    /// What counts instead, if it changes by itself.
+    weight: Option<Weight>,
     end: CancellationToken,
     /// When it was ended for what it holds.
     ended: Option<Instant>,
@@ -131,7 +148,8 @@ impl MemoryBudget {
     pub fn claim(&self, name: &str, what: &'static str, end: CancellationToken) -> Claim {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let name = Arc::from(name);
-        let holder = Some(Holder { source: Source::of(&name), name, what, bytes: 0, end, ended: None });
+        let holder =
+            Some(Holder { source: Source::of(&name), name, what, bytes: 0, weight: None, end, ended: None });
         Claim { budget: self.clone(), id, bytes: 0, fixed: 0, holder }
     }
 
@@ -173,12 +191,11 @@ impl MemoryBudget {
             holder.end.is_cancelled()
                 && holder.ended.is_none_or(|at| now.saturating_duration_since(at) < GRACE)
         };
-        let leaving =
-            holders.values().filter(|holder| is_leaving(holder)).map(|holder| holder.bytes).sum::<usize>();
+        let leaving = holders.values().filter(|holder| is_leaving(holder)).map(Holder::weight).sum::<usize>();
         if self.used().saturating_sub(leaving) <= self.0.limit && leaving > 0 {
             return true;
         }
-        let held = |id: u64, holder: &Holder| if id == own { wanted } else { holder.bytes };
+        let held = |id: u64, holder: &Holder| if id == own { wanted } else { holder.weight() };
         let mut sources: HashMap<&Source, usize> = HashMap::new();
         for (id, holder) in holders.iter().filter(|(_, holder)| !holder.end.is_cancelled()) {
             *sources.entry(&holder.source).or_default() += held(*id, holder);
@@ -198,7 +215,7 @@ impl MemoryBudget {
         tracing::warn!(
             peer = %largest.name,
             what = largest.what,
-            bytes = largest.bytes,
+            bytes = largest.weight(),
             used = self.used(),
             limit = self.0.limit,
             unlogged,
@@ -289,6 +306,15 @@ impl Claim {
     fn enter(&mut self, bytes: usize) {
         self.count(bytes);
         self.weigh(bytes);
+    }
+
+    /// Has it count for what `weight` returns, whenever the largest is sought: it may change by itself. `weight` must not use the budget.
+    #[must_use]
+    pub fn weighed_by(mut self, weight: impl Fn() -> usize + Send + Sync + 'static) -> Self {
+        if let Some(holder) = &mut self.holder {
+            holder.weight = Some(Weight(Box::new(weight)));
+        }
+        self
     }
 
     fn weigh(&mut self, bytes: usize) {
@@ -436,6 +462,20 @@ mod tests {
         let ended =
             |many: &[(Claim, CancellationToken)]| many.iter().filter(|(_, end)| end.is_cancelled()).count();
         assert_eq!((ended(&many), single_end.is_cancelled()), (1, false));
+    }
+
+    #[test]
+    fn what_changes_by_itself_is_asked_for() {
+        let budget = MemoryBudget::new(100);
+        let (changing, changing_end) = claim(&budget, "changing");
+        let weight = Arc::new(AtomicUsize::new(1));
+        let asked = weight.clone();
+        let mut changing = changing.weighed_by(move || asked.load(Ordering::Relaxed));
+        let (mut other, other_end) = claim(&budget, "other");
+        assert!(changing.force(20) && other.force(50));
+        weight.store(90, Ordering::Relaxed);
+        assert!(other.force(85), "it is not the largest");
+        assert!(changing_end.is_cancelled() && !other_end.is_cancelled());
     }
 
     #[test]

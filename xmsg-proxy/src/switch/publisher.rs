@@ -24,7 +24,7 @@ const ENTRY: usize = 128;
 /// Steps in which these entries count in the memory budget, bytes.
 const BACKLOG_STEP: usize = 64 << 10;
 /// Bytes that may wait for a publisher before it is behind: what it is told next is not to wait for long.
-const BACKLOG: u64 = 128 << 10;
+const BACKLOG: usize = 128 << 10;
 /// Who is behind is waited for as long as it reads so many bytes …
 const PACE: u64 = 4 << 20;
 /// … in each such time.
@@ -40,9 +40,9 @@ pub(super) struct Publisher {
     pub(super) source: Source,
     pub(super) version: Version,
     /// Subscriptions on their way to it.
-    pub(super) outbox: Outbox,
-    /// How many bytes of them may wait.
-    upstream_max: AtomicUsize,
+    pub(super) outbox: Arc<Outbox>,
+    /// Bytes of them that it was told when it came. So many more than otherwise may wait.
+    told: Arc<AtomicUsize>,
     pub(super) since: Instant,
     pub(super) received: Counter,
     /// Subscribers that may be told what it asks for.
@@ -83,8 +83,8 @@ impl Publisher {
             peer: peer.into(),
             source: Source::of(peer),
             version,
-            outbox: Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX)),
-            upstream_max: AtomicUsize::new(UPSTREAM_MAX),
+            outbox: Arc::new(Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX))),
+            told: Arc::default(),
             since: Instant::now(),
             received: Counter::default(),
             recipients: Mutex::new(Bucket::of_recipients()),
@@ -106,13 +106,13 @@ impl Publisher {
     /// Sends it a part of all subscriptions there are, however many.
     pub(super) fn welcome(&self, subscriptions: &Bytes) {
         if !subscriptions.is_empty() && self.outbox.push_shared(subscriptions, usize::MAX) {
-            self.upstream_max.fetch_add(subscriptions.len() + ENTRY, Ordering::Relaxed);
+            self.told.fetch_add(subscriptions.len() + ENTRY, Ordering::Relaxed);
         }
     }
 
     /// Sends it changes of subscriptions. One that lets too many pile up is cut off.
     pub(super) fn send(&self, subscriptions: &Bytes) {
-        if !self.outbox.push_shared(subscriptions, self.upstream_max.load(Ordering::Relaxed))
+        if !self.outbox.push_shared(subscriptions, UPSTREAM_MAX + self.told.load(Ordering::Relaxed))
             && !self.cut.is_cancelled()
             && !self.outbox.is_closed()
         {
@@ -129,35 +129,40 @@ impl Publisher {
     }
 
     /// Has what waits for it count in the memory budget: its entries, as others hold the text, too. When whoever holds most is to be
-    /// found, the text counts in full.
+    /// found, the text counts in full; but one that has just come has had no time to read what it was told.
     pub(super) fn count_backlog(&self, memory: &MemoryBudget) {
         let queued = self.outbox.queued();
         let bytes = queued.messages as usize * ENTRY;
         let bytes = if bytes < BACKLOG_STEP { 0 } else { bytes.next_multiple_of(BACKLOG_STEP) };
-        let weight = queued.bytes as usize & !(BACKLOG_STEP - 1);
         let mut claim = lock(&self.claim);
-        if bytes + weight == 0 && claim.is_none() {
+        if queued.bytes < BACKLOG_STEP as u64 && claim.is_none() {
             return;
         }
         let new = || {
-            let what = "changes of subscriptions that it does not read";
-            memory.claim(&self.peer, what, self.outsized.clone())
+            let what = "subscriptions that it does not read";
+            let (outbox, told, since) = (self.outbox.clone(), self.told.clone(), self.since);
+            let claim = memory.claim(&self.peer, what, self.outsized.clone());
+            let mut claim = claim.weighed_by(move || {
+                if since.elapsed() < PATIENCE {
+                    unread(&outbox, &told)
+                } else {
+                    outbox.queued().bytes as usize
+                }
+            });
+            // From now on it may be found.
+            claim.force(0);
+            claim
         };
-        claim.get_or_insert_with(new).force_as(bytes, bytes + weight);
-    }
-
-    /// Bytes of changes that it has yet to read, about. It may have yet to read, before them, what it was told when it came: that is nobody's
-    /// doing who subscribes now.
-    fn unread(&self) -> u64 {
-        let told = (self.upstream_max.load(Ordering::Relaxed) - UPSTREAM_MAX) as u64;
-        let unread = told.saturating_sub(self.outbox.written().bytes);
-        self.outbox.queued().bytes.saturating_sub(unread)
+        let claim = claim.get_or_insert_with(new);
+        if claim.bytes() != bytes {
+            claim.force(bytes);
+        }
     }
 
     /// Whether it has yet to read much of what has changed, and reads it fast enough to be waited for.
     pub(super) fn is_behind(&self) -> bool {
         let is_waited_for = !self.outbox.is_closed() && !self.is_stalled();
-        if self.unread() <= BACKLOG || !is_waited_for {
+        if unread(&self.outbox, &self.told) <= BACKLOG || !is_waited_for {
             lock(&self.reading).behind = None;
             return false;
         }
@@ -194,6 +199,13 @@ impl Publisher {
         }
         reading.stalled_until.is_some()
     }
+}
+
+/// Bytes of changes that a publisher has yet to read, about. It may have yet to read, before them, what it was told when it came: that is
+/// nobody's doing who subscribes now.
+fn unread(outbox: &Outbox, told: &AtomicUsize) -> usize {
+    let first = (told.load(Ordering::Relaxed) as u64).saturating_sub(outbox.written().bytes);
+    outbox.queued().bytes.saturating_sub(first) as usize
 }
 
 #[cfg(test)]
