@@ -9,8 +9,8 @@ use tokio::net::TcpListener;
 use xmsg_core::security::{AllowKeys, KeyPair, Security};
 use xmsg_core::socket::transport::{Listener, Stream};
 use xmsg_core::socket::{
-    Dealer, Endpoint, Multipart, Publisher, Reason, Replier, Requester, Router, SocketEvent, SocketEvents,
-    SocketOptions, Subscriber, TcpOptions,
+    Dealer, Endpoint, HighWaterMark, Multipart, Publisher, Reason, Replier, Requester, Router, SocketEvent,
+    SocketEvents, SocketOptions, Subscriber, TcpOptions,
 };
 use xmsg_core::zmtp::{Limits, MessageLimits, encoded_len};
 use xmsg_core::{Actor, Connection, ErrorKind, HandlerError, Message, ProxyAddress};
@@ -213,9 +213,13 @@ async fn a_message_that_a_foreign_proxy_does_not_take_is_dropped_the_second_time
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_end_in_different_messages_drop_nothing() {
-    const LEN: usize = 20 * MIB;
+    // More than the system takes of a message while the one before it is being read.
+    const LEN: usize = 48 * MIB;
     let (listener, endpoint) = listener().await;
-    let publisher = Publisher::new(SocketOptions::default());
+    let publisher = Publisher::new(SocketOptions {
+        send_high_water_mark: HighWaterMark::bytes(4 * LEN),
+        ..SocketOptions::default()
+    });
     publisher.connect(endpoint);
     for number in 0..3_u8 {
         within("room", publisher.publish([vec![number; LEN]])).await.unwrap();

@@ -1,24 +1,44 @@
-//! Templates in data: `{{Count}}`, `{{Time}}`, `{{Unix}}`, `{{ID}}`, `{{Random N}}`.
+//! Templates in data: `{{Count}}`, `{{Time}}`, `{{Unix}}`, `{{ID}}`, `{{Random N}}`, and numbers: `{{Int MIN MAX}}`, `{{Float MIN MAX}}`,
+//! `{{Sine PERIOD}}`.
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use crate::args::parse_duration;
+
 /// The longest random text, so that a slip of the finger does not fill the memory.
 const RANDOM_MAX: usize = 1 << 20;
 
 /// Data with places to fill in, one time for each message.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Template(Vec<Part>);
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 enum Part {
     Data(Bytes),
     Count,
     Time,
     Unix,
     Id,
-    Random { min: usize, max: usize },
+    Random {
+        min: usize,
+        max: usize,
+    },
+    Int {
+        min: i64,
+        max: i64,
+    },
+    Float {
+        min: f64,
+        max: f64,
+    },
+    /// One wave in so many seconds, between these values.
+    Sine {
+        period: f64,
+        min: f64,
+        max: f64,
+    },
 }
 
 impl Template {
@@ -58,6 +78,17 @@ impl Template {
                     let len = fastrand::usize(*min..=*max);
                     data.extend((0..len).map(|_| fastrand::alphanumeric() as u8));
                 }
+                Part::Int { min, max } => {
+                    data.extend_from_slice(fastrand::i64(*min..=*max).to_string().as_bytes());
+                }
+                Part::Float { min, max } => {
+                    let value = min + (max - min) * fastrand::f64();
+                    data.extend_from_slice(format!("{value:.3}").as_bytes());
+                }
+                Part::Sine { period, min, max } => {
+                    let value = wave(Timestamp::now().as_nanosecond() as f64 / 1e9, *period, *min, *max);
+                    data.extend_from_slice(format!("{value:.3}").as_bytes());
+                }
             }
         }
         data.into()
@@ -71,6 +102,25 @@ impl Part {
             let len = word.parse().ok().filter(|len| *len <= RANDOM_MAX);
             len.with_context(|| format!("`{{{{{text}}}}}`: expected a length from 0 to {RANDOM_MAX}"))
         };
+        let number = |word: &str| {
+            let number = word.parse::<i64>();
+            number.with_context(|| format!("`{{{{{text}}}}}`: `{word}` is not a whole number of 64 bits"))
+        };
+        let range = |min: &str, max: &str| {
+            let values = [min, max].map(|word| word.parse::<f64>().ok().filter(|value| value.is_finite()));
+            match values {
+                [Some(min), Some(max)] if min <= max => Ok((min, max)),
+                [Some(_), Some(_)] => bail!("`{{{{{text}}}}}`: the first number is the greater one"),
+                _ => bail!("`{{{{{text}}}}}`: expected two numbers, such as 18 22.5"),
+            }
+        };
+        let seconds = |word: &str| {
+            let period = parse_duration(word).ok().filter(|period| !period.is_zero());
+            let period = period.with_context(|| {
+                format!("`{{{{{text}}}}}`: `{word}` is not a time above 0, such as 500ms, 10s or 2m")
+            })?;
+            anyhow::Ok(period.as_secs_f64())
+        };
         Ok(match words[..] {
             ["Count"] => Self::Count,
             ["Time"] => Self::Time,
@@ -82,12 +132,32 @@ impl Part {
                 (min, max) if min <= max => Self::Random { min, max },
                 _ => bail!("`{{{{{text}}}}}`: the first length is the greater one"),
             },
+            ["Int", min, max] => match (number(min)?, number(max)?) {
+                (min, max) if min <= max => Self::Int { min, max },
+                _ => bail!("`{{{{{text}}}}}`: the first number is the greater one"),
+            },
+            ["Float", min, max] => {
+                let (min, max) = range(min, max)?;
+                Self::Float { min, max }
+            }
+            ["Sine", period] => Self::Sine { period: seconds(period)?, min: -1.0, max: 1.0 },
+            ["Sine", period, min, max] => {
+                let (min, max) = range(min, max)?;
+                Self::Sine { period: seconds(period)?, min, max }
+            }
             _ => bail!(
                 "the template `{{{{{text}}}}}` is not known: there are {{{{Count}}}}, {{{{Time}}}}, {{{{Unix}}}}, \
-                 {{{{ID}}}}, {{{{Random N}}}} and {{{{Random MIN MAX}}}}"
+                 {{{{ID}}}}, {{{{Random N}}}}, {{{{Random MIN MAX}}}}, {{{{Int MIN MAX}}}}, {{{{Float MIN MAX}}}}, \
+                 {{{{Sine PERIOD}}}} and {{{{Sine PERIOD MIN MAX}}}}, such as {{{{Sine 10s 18 22}}}}"
             ),
         })
     }
+}
+
+/// The value of a sine wave at this time, s.
+fn wave(time: f64, period: f64, min: f64, max: f64) -> f64 {
+    let phase = (time % period) / period;
+    min + (max - min) * (0.5 + 0.5 * (phase * std::f64::consts::TAU).sin())
 }
 
 fn find(data: &[u8], pattern: &[u8]) -> Option<usize> {
@@ -118,10 +188,37 @@ mod tests {
     }
 
     #[test]
+    fn numbers_keep_to_their_range() {
+        for _ in 0..100 {
+            assert!((-3..=30).contains(&fill("{{Int -3 30}}").parse::<i64>().unwrap()));
+            assert!((18.0..=22.5).contains(&fill("{{Float 18 22.5}}").parse::<f64>().unwrap()));
+            assert!((-1.0..=1.0).contains(&fill("{{Sine 10s}}").parse::<f64>().unwrap()));
+            assert!((18.0..=22.0).contains(&fill("{{Sine 500ms 18 22}}").parse::<f64>().unwrap()));
+        }
+        assert_eq!(fill("{{Int 7 7}}"), "7");
+        let near = |time: f64, value: f64| (wave(time, 10.0, 18.0, 22.0) - value).abs() < 1e-6;
+        assert!(near(0.0, 20.0) && near(2.5, 22.0) && near(7.5, 18.0) && near(1e9, 20.0));
+    }
+
+    #[test]
     fn what_is_not_known_is_told() {
-        for template in
-            ["{{count}}", "{{}}", "{{Count", "{{Random x}}", "{{Random 5 3}}", "{{Random 99999999}}"]
-        {
+        for template in [
+            "{{count}}",
+            "{{}}",
+            "{{Count",
+            "{{Random x}}",
+            "{{Random 5 3}}",
+            "{{Random 99999999}}",
+            "{{Int 1}}",
+            "{{Int 3 1}}",
+            "{{Int 1 1e30}}",
+            "{{Float 1 nan}}",
+            "{{Float 2 1}}",
+            "{{Sine}}",
+            "{{Sine 0s}}",
+            "{{Sine x}}",
+            "{{Sine 1s 2}}",
+        ] {
             assert!(Template::parse(&template.into()).is_err(), "{template}");
         }
         let error = Template::parse(&"{{Now}}".into()).unwrap_err().to_string();

@@ -23,8 +23,9 @@ pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
 ///
 /// ```
 /// use xmsg_core::Delivery;
-/// assert_eq!("at-least-once".parse(), Ok(Delivery::AtLeastOnce));
+/// assert_eq!("at-least-once".parse::<Delivery>()?, Delivery::AtLeastOnce);
 /// assert_eq!(Delivery::default().to_string(), "at-most-once");
+/// # Ok::<_, xmsg_core::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

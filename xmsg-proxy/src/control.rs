@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::time::Instant;
 use xmsg_core::ErrorKind;
+use xmsg_core::deadline::later;
 use xmsg_core::security::Principal;
 use xmsg_core::socket::Router;
 use xmsg_core::socket::session::now;
@@ -159,7 +160,7 @@ impl Controller {
             let Confirmation { requester, topic } = &next;
             let recipients = self.switch.confirm(topic, requester.principal().map(|who| &**who));
             let pause = requester.charge(recipients, now);
-            self.ready.served(&next, (!pause.is_zero()).then(|| now + pause));
+            self.ready.served(&next, (!pause.is_zero()).then(|| later(now, pause)));
             told += LOOK_UP + recipients;
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
+use xmsg_core::deadline::later;
 use xmsg_core::socket::HighWaterMark;
 use xmsg_core::socket::admission::Place;
 use xmsg_core::socket::memory::{Claim, MemoryBudget};
@@ -181,13 +182,18 @@ impl Publisher {
         false
     }
 
+    /// Whether so much waits for it that it would soon be cut off, although it is waited for.
+    pub(super) fn is_far_behind(&self) -> bool {
+        !self.is_stalled() && unread(&self.outbox, &self.told) > UPSTREAM_MAX / 2
+    }
+
     /// Notes that it held others up for so long by not reading: it is not waited for any more, until it has read everything, and some time
     /// has passed.
     pub(super) fn holds_up(&self, time: Duration) {
         if let Some(unlogged) = self.lines.deaf.pass("publishers that do not read their subscriptions") {
             tracing::info!(peer = %self.peer, unlogged, "a publisher does not read its subscriptions: not waited for any more");
         }
-        *lock(&self.reading) = Reading { behind: None, stalled_until: Some(now() + time * REST) };
+        *lock(&self.reading) = Reading { behind: None, stalled_until: Some(later(now(), time * REST)) };
     }
 
     /// Whether it held others up, and is not to be waited for.

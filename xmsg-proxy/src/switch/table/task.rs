@@ -244,8 +244,10 @@ impl TableTask {
             // Whoever waited may have gone.
             let _ = pacing.answer.send(());
         }
-        // Without room, what those who left held is given back at once, whoever has yet to read of it.
-        if are_behind && self.memory.has_room(self.memory.limit() / MEMORY_KEPT) {
+        // Without room, what those who left held is given back sooner, as long as no publisher that reads would be cut off for it.
+        let has_room = self.memory.has_room(self.memory.limit() / MEMORY_KEPT);
+        let may_wait = self.jobs.leaving.is_empty() || has_room;
+        if are_behind && (may_wait || self.publishers.values().any(|publisher| publisher.is_far_behind())) {
             return (!self.jobs.has_urgent()).then_some(PACE);
         }
         self.forget_some();

@@ -25,7 +25,10 @@ impl Drop for Scene {
 
 impl Scene {
     fn new() -> Self {
-        let memory = MemoryBudget::default();
+        Self::with_memory(MemoryBudget::default())
+    }
+
+    fn with_memory(memory: MemoryBudget) -> Self {
         let rule = Rule { policy: Policy::BLOCK, mark: HighWaterMark::bytes(1 << 20) };
         let (table, mut task) = Table::new(Upstream::Subscribed, Policies::new(rule, &[]), memory.clone());
         let task = tokio::spawn(async move { task.run().await });
@@ -176,6 +179,32 @@ async fn what_publishers_are_told_counts_once_however_many_they_are() {
     let held = scene.memory.used() - before;
     assert!((bytes..2 * bytes).contains(&held), "{held} bytes are held of {bytes}");
     drop(deaf);
+}
+
+/// When memory runs short, what somebody held who has left is given back soon, but no publisher that reads is cut off for it.
+#[tokio::test(start_paused = true)]
+async fn what_a_large_subscriber_leaves_behind_cuts_no_publisher_off_that_reads() {
+    let scene = Scene::with_memory(MemoryBudget::new(100 << 20));
+    let (publisher, mut far) = scene.publisher(1).await;
+    let reading = tokio::spawn(async move {
+        let mut buffer = vec![0; 100 << 10];
+        loop {
+            let read = far.read(&mut buffer).await.expect("a pipe in memory");
+            tokio::time::sleep(Duration::from_secs_f64(read as f64 / 20e6)).await;
+        }
+    });
+    let large = subscriber(1);
+    let mut handler = Subscriptions::new(&scene.table, &large, &scene.limits);
+    for number in 0..22_000 {
+        handler.subscription(true, format!("{number:04000}").into()).await.unwrap();
+    }
+    assert!(!scene.memory.has_room(12 << 20), "memory is short: {} bytes are held", scene.memory.used());
+    scene.table.change(Change::SubscriberGone(1)).await;
+    while scene.table.subscriptions() > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!publisher.cut.is_cancelled(), "{} bytes wait for it", publisher.outbox.queued().bytes);
+    }
+    reading.abort();
 }
 
 /// A short prefix that covers 62 long ones makes much work of little that is sent.
