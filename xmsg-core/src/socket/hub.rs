@@ -413,8 +413,12 @@ impl Hub {
         let mark = self.options.send_high_water_mark;
         let link = Arc::new(Link {
             id: self.next_link.fetch_add(1, Ordering::Relaxed),
-            outbox: if connecting { Outbox::recycling(mark) } else { Outbox::new(mark) }
-                .with_limits(self.options.send_limits()),
+            outbox: if connecting {
+                Outbox::recycling(mark)
+            } else {
+                Outbox::with_ledger(mark, self.options.memory.queues().clone())
+            }
+            .with_limits(self.options.send_limits()),
             connecting,
             state: Mutex::default(),
             stop: self.stop.child_token(),
@@ -521,6 +525,11 @@ impl Hub {
         };
         permit.established();
         let link = self.add_link(false);
+        // What waits for it counts, and whoever does not read it may be found.
+        let queue = link.clone();
+        let claim = self.options.memory.claim(&peer, "messages that it does not read", link.stop.clone());
+        let mut claim = claim.weighed_by(move || queue.outbox.queued().bytes as usize);
+        claim.force(0);
         let mut lost = None;
         tokio::select! {
             biased;

@@ -149,6 +149,17 @@ impl MemoryBudget {
         self.used().saturating_add(bytes) <= self.0.limit
     }
 
+    /// Whether there is room for so much more, which is not claimed. If there is none, whoever holds most is ended.
+    #[must_use]
+    pub fn makes_room(&self, bytes: usize) -> bool {
+        let has_room = self.has_room(bytes);
+        if !has_room {
+            let _waiting = Waiting::new(&self.0, bytes);
+            self.end_largest(NOBODY, 0);
+        }
+        has_room
+    }
+
     /// A claim of nothing yet, of a connection that `end` ends. `name` and `what` say in the log whose, and for what. If `name` is an address
     /// with a port, the claims of that address count together when whoever holds most is to be found.
     #[must_use]

@@ -93,6 +93,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let name = security.name();
     let mut config = Config { security, authority, ..settings.config() };
     config.connections = daemon.room_for_connections(config.connections)?;
+    // Of what the process can have, half is for peers; registrations get no more than half of the other half.
+    config.registration_memory = config.registration_memory.min(config.memory.limit() / 2);
     let builder = Registrar::bind(settings.host.with_port(settings.port)).config(config);
     let registrar = match daemon.sockets.take("registrar").pop() {
         Some(socket) => builder.start_on(socket).await?,

@@ -362,7 +362,8 @@ impl Registrar {
         let sender = Bytes::from(format!("{}:registrar", address.host()));
         let named = !matches!(config.security, Mechanism::Null);
         let service = Service::new(sender, replier.clone(), store, journal, counters.clone(), stop.clone())
-            .with_authority(config.authority, named);
+            .with_authority(config.authority, named)
+            .with_memory(config.memory.clone());
         let service = Some(tokio::spawn(service.run()));
         let (replier, runtime) = (Arc::new(replier), Handle::current());
         Ok(Self { address, counters, stop, replier, service, runtime, memory_limit, thread: None })

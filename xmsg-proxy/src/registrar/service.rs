@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::deadline::Deadline;
 use xmsg_core::registration::{Action, Argument, OwnerType, Refusal, Registration, Reply, Request};
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::throttle::Throttle;
 use xmsg_core::socket::{EncodedFrames, Multipart, Replier, ReturnPath, Violations};
 use xmsg_core::{Error, ErrorKind, Result};
@@ -40,6 +41,8 @@ pub(super) const REPLY_FRAMES: usize = 1 << 24;
 const REPLIES_MAX: usize = 512 << 20;
 /// From so many bytes on an answer counts as long.
 const LONG_REPLY: usize = 1 << 20;
+/// An answer with so many bytes is sent in any case.
+const SHORT_REPLY: usize = 4 << 10;
 /// An answer that grows is compared with what waits to be written whenever it is longer by so many bytes: that is a look at every peer.
 const RECOUNT: usize = 16 << 20;
 /// Requests that are handled before other tasks get their turn.
@@ -173,6 +176,7 @@ pub(super) struct Service {
     /// Bytes of the answers that are being put together; and those that waited to be written when that was last counted.
     answer_bytes: usize,
     queued_bytes: usize,
+    memory: MemoryBudget,
     pending: HashMap<Bytes, Pending>,
     /// Requests in `pending`.
     later: usize,
@@ -206,6 +210,7 @@ impl Service {
             answering: VecDeque::new(),
             answer_bytes: 0,
             queued_bytes: 0,
+            memory: MemoryBudget::default(),
             pending: HashMap::new(),
             later: 0,
             counters,
@@ -220,6 +225,11 @@ impl Service {
     /// Lets only those change something who may.
     pub(super) fn with_authority(self, authority: Arc<Authority>, named: bool) -> Self {
         Self { authority, named, ..self }
+    }
+
+    /// Sends no long answers that there is no memory for.
+    pub(super) fn with_memory(self, memory: MemoryBudget) -> Self {
+        Self { memory, ..self }
     }
 
     /// Works until it is told to stop, and ends with nothing left to write.
@@ -488,7 +498,10 @@ impl Service {
             one.recount += RECOUNT;
         }
         let all = self.queued_bytes + self.answer_bytes;
-        (len > LONG_REPLY && all > REPLIES_MAX)
+        let is_too_much = len > LONG_REPLY && all > REPLIES_MAX.min(self.memory.limit() / 2);
+        // What is being put together counts nowhere else.
+        let has_room = len <= SHORT_REPLY || self.memory.makes_room(self.answer_bytes);
+        (is_too_much || !has_room)
             .then(|| "too many long replies are still being sent: ask again later".to_owned())
     }
 

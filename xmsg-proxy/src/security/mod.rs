@@ -48,10 +48,17 @@ impl Rights {
         Self { publish: vec![Bytes::new()], subscribe: vec![Bytes::new()], register: true }
     }
 
-    /// Whether it may publish this topic.
+    /// Whether it may publish this topic. Everybody may send control requests.
     #[must_use]
     pub fn may_publish(&self, topic: &[u8]) -> bool {
-        starts_with_any(topic, &self.publish) || topic.starts_with(CONTROL_TOPIC)
+        self.reaches_subscribers(topic) || topic.starts_with(CONTROL_TOPIC)
+    }
+
+    /// Whether what it publishes with this topic goes to subscribers. Control requests of those who may do nothing but ask go to the proxy alone:
+    /// they could say anything to whoever subscribes to everything.
+    #[must_use]
+    pub fn reaches_subscribers(&self, topic: &[u8]) -> bool {
+        starts_with_any(topic, &self.publish)
     }
 
     /// Whether it may subscribe to this prefix. The private topic that a client asks after goes with the one for which it stands: its

@@ -267,7 +267,10 @@ impl Cache {
             if self.topics.contains_key(*topic) {
                 continue;
             }
-            let set = if self.rights.as_ref().is_none_or(|rights| rights.may_publish(topic)) {
+            let rights = self.rights.as_ref();
+            let set = if rights.is_none_or(|rights| rights.may_publish(topic)) {
+                let reaches = rights.is_none_or(|rights| rights.reaches_subscribers(topic));
+                let own = if reaches { own } else { &own[..0] };
                 self.target_set(
                     own.iter().map(|(_, subscriber)| *subscriber),
                     self.policies.of(topic),
