@@ -128,27 +128,11 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
     // What was accepted is sent, also after an error or an interrupt; a second interrupt ends that, too.
     let is_interrupted = matches!(result, Ok(Exit::Interrupted));
-    let says_so = async {
-        if is_interrupted {
-            tokio::time::sleep(UNSAID_LINGER).await;
-            let waiting = counted(connection.unconfirmed(), "message");
-            let linger = arguments.linger.as_secs_f64();
-            note(format_args!(
-                "interrupted: waiting up to {linger} s for {proxy} to take {waiting}; interrupt again to end at once"
-            ));
-        }
-        std::future::pending::<()>().await;
-    };
-    let left = tokio::select! {
-        left = connection.close(arguments.linger) => left,
-        () = says_so => unreachable!("it never ends"),
-        () = interrupt.wait() => {
-            note(format_args!("interrupted: {} not sent", counted(connection.queued().messages, "message")));
-            return Ok(Exit::Interrupted);
-        }
+    let Some(left) = end(&connection, proxy, arguments.linger, is_interrupted, &mut interrupt).await else {
+        return Ok(Exit::Interrupted);
     };
     let exit = result?;
-    if let Some(words) = job.left(&left, proxy, arguments.linger) {
+    if let Some(words) = not_arrived(job.sent, &left, proxy, arguments.linger) {
         // Whoever interrupts it wants it to end, and learns what that costs.
         if exit != Exit::Interrupted {
             bail!(words);
@@ -169,8 +153,62 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     Ok(exit)
 }
 
+/// Sends what was accepted, and has it confirmed. `None`: there was an interrupt (another one, if that is why it ends), and what is left is
+/// not waited for.
+pub(super) async fn end(
+    connection: &Connection,
+    proxy: &ProxyAddress,
+    linger: Duration,
+    is_interrupted: bool,
+    interrupt: &mut Interrupt,
+) -> Option<Unfinished> {
+    let says_so = async {
+        if is_interrupted {
+            tokio::time::sleep(UNSAID_LINGER).await;
+            let waiting = counted(connection.unconfirmed(), "message");
+            let linger = linger.as_secs_f64();
+            note(format_args!(
+                "interrupted: waiting up to {linger} s for {proxy} to take {waiting}; interrupt again to end at once"
+            ));
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        left = connection.close(linger) => Some(left),
+        () = says_so => unreachable!("it never ends"),
+        () = interrupt.wait() => {
+            note(format_args!("interrupted: {} not sent", counted(connection.queued().messages, "message")));
+            None
+        }
+    }
+}
+
+/// What is not known to have arrived at the end, in words.
+pub(super) fn not_arrived(
+    sent: u64,
+    left: &Unfinished,
+    proxy: &ProxyAddress,
+    linger: Duration,
+) -> Option<String> {
+    let published = counted(sent, "message");
+    if left.unsent > 0 {
+        return Some(format!(
+            "{} of {published} could not be sent to {proxy} within {} s: see whether the proxy runs, or give it more time \
+             with --linger",
+            left.unsent,
+            linger.as_secs_f64(),
+        ));
+    }
+    (left.unconfirmed > 0).then(|| {
+        format!(
+            "up to {} of {published} may be lost: {proxy} did not confirm them, or the connection broke before it did",
+            left.unconfirmed
+        )
+    })
+}
+
 /// Has the proxy confirm what was published, once a second. It does not end.
-async fn confirm_now_and_then(connection: &Connection) {
+pub(super) async fn confirm_now_and_then(connection: &Connection) {
     loop {
         tokio::time::sleep(CONFIRM_INTERVAL).await;
         // What could not be confirmed stays counted, and is told at the end.
@@ -264,25 +302,6 @@ impl Job {
                 }
             }
         }
-    }
-
-    /// What is not known to have arrived at the end, in words.
-    fn left(&self, left: &Unfinished, proxy: &ProxyAddress, linger: Duration) -> Option<String> {
-        let published = counted(self.sent, "message");
-        if left.unsent > 0 {
-            return Some(format!(
-                "{} of {published} could not be sent to {proxy} within {} s: see whether the proxy runs, or give it more time \
-                 with --linger",
-                left.unsent,
-                linger.as_secs_f64(),
-            ));
-        }
-        (left.unconfirmed > 0).then(|| {
-            format!(
-                "up to {} of {published} may be lost: {proxy} did not confirm them, or the connection broke before it did",
-                left.unconfirmed
-            )
-        })
     }
 
     /// The number of the next message, from 1.
