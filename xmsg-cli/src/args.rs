@@ -9,7 +9,8 @@ use xmsg_core::options::CHECK_TIMEOUT;
 use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security, Topic};
 
 use crate::commands::{
-    bench, connections, demo, discover, keys, ping, publish, register, registrar, reply, request, subscribe,
+    bench, connections, demo, discover, keys, ping, publish, record, register, registrar, replay, reply,
+    request, subscribe,
 };
 
 const EXIT_CODES: &str = "\
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     Sub(Box<subscribe::Arguments>),
     Req(Box<request::Arguments>),
     Reply(Box<reply::Arguments>),
+    Record(Box<record::Arguments>),
+    Replay(Box<replay::Arguments>),
     Ping(ping::Arguments),
     Bench(Box<bench::Arguments>),
     Demo(demo::Arguments),
@@ -221,6 +224,26 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a time: expected a number and a unit, such as 500ms, 10s or 2m".to_owned())
 }
 
+/// Bytes: `100`, `64k`, `1KiB`, `100MB`, `2GiB`. As in other such tools, `K`, `M`, `G` and `T` alone are powers of 1024.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => return Err(format!("the unit `{unit}` is not one of B, kB, KiB, MB, MiB, GB, GiB, TB, TiB")),
+    };
+    let size = number.trim_end().parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    size.filter(|size| *size > 0).ok_or_else(|| "not a size: expected bytes, such as 100 or 64KiB".to_owned())
+}
+
 /// Messages per second: a number above 0.
 pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -268,6 +291,18 @@ mod tests {
         }
         for text in ["", "s", "-1s", "1x", "1sec", "1e3s", "inf", "nan", "99999999999h", "1s2", "+1", ". s"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, size) in
+            [("100", 100), ("64k", 65536), ("2 kB", 2000), ("1GiB", 1 << 30), ("5GB", 5_000_000_000)]
+        {
+            assert_eq!(parse_bytes(text), Ok(size), "{text}");
+        }
+        for text in ["", "0", "-1", "k", "1.5k", "1x", "99999999999999999999", "99999999999999999M"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
         }
     }
 

@@ -9,6 +9,7 @@
 //! | [`recipe`], [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
 //! | [`style`], [`render`], [`mod@format`] | what is shown of a message |
 //! | [`output`], [`table`] | standard output and standard error; columns |
+//! | [`recording`], [`tap`] | files of messages; a subscription that keeps them byte for byte |
 //! | [`admin`] | the HTTP server of a daemon, and how to ask it |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
 
@@ -21,11 +22,13 @@ mod metadata;
 mod output;
 mod pace;
 mod recipe;
+mod recording;
 mod render;
 mod signals;
 mod source;
 mod style;
 mod table;
+mod tap;
 mod template;
 mod value;
 
@@ -63,6 +66,8 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Sub(arguments) => commands::subscribe::run(*arguments, verbose).await,
             Command::Req(arguments) => commands::request::run(*arguments, verbose).await,
             Command::Reply(arguments) => commands::reply::run(*arguments, verbose).await,
+            Command::Record(arguments) => commands::record::run(*arguments, verbose).await,
+            Command::Replay(arguments) => commands::replay::run(*arguments, verbose).await,
             Command::Ping(arguments) => commands::ping::run(arguments).await,
             Command::Bench(arguments) => commands::bench::run(*arguments).await,
             Command::Demo(arguments) => commands::demo::run(arguments).await,

@@ -254,7 +254,8 @@ async fn synchronous_publishing_is_timed() {
 async fn what_cannot_be_measured_is_told() {
     let cases: &[(&[&str], i32, &str)] = &[
         (&["--size", "15"], 2, "take 16 bytes of each message"),
-        (&["--size", "1GB"], 2, "the unit `GB`"),
+        (&["--size", "1GB"], 2, "more than 32 MiB"),
+        (&["--size", "1PB"], 2, "the unit `PB`"),
         (&["--messages", "10", "--duration", "1s"], 2, "cannot be used with"),
         (&["--messages", "0"], 2, "0"),
         (&["latency", "--rate", "0"], 2, "not a rate"),

@@ -153,8 +153,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     Ok(exit)
 }
 
-/// Sends what was accepted, and has it confirmed. `None`: there was an interrupt (another one, if that is why it ends), and what is left is
-/// not waited for.
+/// Sends what was accepted, and has it confirmed. `None`: there was an interrupt (another one, if that is why it ends), and
+/// what is left is not waited for.
 pub(super) async fn end(
     connection: &Connection,
     proxy: &ProxyAddress,

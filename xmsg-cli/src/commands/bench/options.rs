@@ -8,7 +8,7 @@ use xmsg_core::Topic;
 use xmsg_proxy::Policy;
 
 use super::client::HEADER_LEN;
-use crate::args::{ConnectOptions, parse_duration};
+use crate::args::{ConnectOptions, parse_bytes, parse_duration};
 
 /// The longest data: with its other frames it stays below what a proxy takes.
 const SIZE_MAX: u64 = 32 << 20;
@@ -78,20 +78,9 @@ pub(super) struct LoadOptions {
     pub(super) patience: Duration,
 }
 
-/// Bytes: `100`, `1KiB`, `64k`, `1MB`. As in other such tools, `K` and `M` alone are 1024 and 1024².
+/// Bytes of a message.
 fn parse_size(text: &str) -> Result<usize, String> {
-    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_at);
-    let factor = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kb" => 1000,
-        "mb" => 1_000_000,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        _ => return Err(format!("the unit `{unit}` is not one of B, kB, KiB, MB, MiB")),
-    };
-    let size = number.trim_end().parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    let size = size.ok_or_else(|| "not a size: expected bytes, such as 100 or 64KiB".to_owned())?;
+    let size = parse_bytes(text)?;
     if size < HEADER_LEN as u64 {
         return Err(format!("publisher, sequence number and time take {HEADER_LEN} bytes of each message"));
     }

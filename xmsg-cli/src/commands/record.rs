@@ -1,0 +1,510 @@
+//! `xmsg record`: writes what arrives into a file, to be published again by `xmsg replay`; and tells what is in such a
+//! file.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write as _};
+use std::path::{Path, PathBuf};
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::Timestamp;
+use serde_json::json;
+use xmsg_core::Topic;
+use xmsg_core::control::CONTROL_TOPIC;
+use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
+
+use crate::args::{ConnectOptions, parse_bytes, parse_duration, parse_subscription};
+use crate::exit::Exit;
+use crate::output::{Output, counted, grouped, note, note_connection, per_second};
+use crate::recording::block::VERSION;
+use crate::recording::index::Index;
+use crate::recording::reader::{End, Gap, Reader};
+use crate::recording::recorder::{Files, Outcome, Recorded, Recorder, Wanted};
+use crate::render;
+use crate::signals::Interrupt;
+use crate::tap::Tap;
+
+/// How often progress is shown, once a run has taken so long.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// The proxy tells of messages that it dropped at most so often: at the end, the last word of it may be on its way.
+const LAST_WORD: Duration = Duration::from_millis(150);
+/// Rows of `--info` for topics, those with the most messages.
+const TOPICS_SHOWN: usize = 1000;
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg record night.xmr                              everything, until Ctrl-C
+  xmsg record run7.xmr daq: slow-control             two branches of topics
+  xmsg record run7.xmr daq: --zstd --timeout 10m     compressed, ten minutes
+  xmsg record day.xmr --max-size 1GB --max-age 1h    day.00001.xmr, day.00002.xmr, ...
+  xmsg record --info run7.xmr                        what is in it
+  xmsg record --info run7.xmr --json | jq .messages
+  xmsg replay run7.xmr --speed 10                    publish it again
+
+Exit code 0: COUNT or DURATION was reached; 130: interrupted. In both cases the file is whole. 1: messages are missing, because the proxy
+dropped them or the connection was lost, or the file could not be written; what was written before can be read.";
+
+/// Record messages into a file
+///
+/// All that comes for the topics is recorded as it is on the wire, with the time at which it came: topic, metadata,
+/// data. Topics work as for `xmsg sub`; without any, everything is recorded but control requests.
+///
+/// What came is in the file 100 ms later: a recorder that is killed loses no more than that, and the file can be read
+/// up to there. If the disk is slower than what comes, nothing more is taken from the proxy, whose policy for slow
+/// subscribers decides what happens then; what it drops is told at the end.
+///
+/// The format of the file is described in docs/recording.md.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
+pub(crate) struct Arguments {
+    /// The file. One that is there is not overwritten without --force
+    file: PathBuf,
+
+    /// Topic: the start of what messages are about [default: everything]
+    #[arg(value_name = "TOPIC", value_parser = parse_subscription)]
+    topics: Vec<Topic>,
+
+    /// End after so many messages
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 when fewer than COUNT messages had arrived
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+
+    /// Compress with zstd
+    #[arg(long)]
+    zstd: bool,
+
+    /// Begin another file when one would have more bytes than this, such as 100MB or 1GiB. FILE gets a number:
+    /// day.00001.xmr
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    max_size: Option<u64>,
+
+    /// Begin another file when one is so old, such as 10m or 1h. FILE gets a number
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    max_age: Option<Duration>,
+
+    /// Overwrite FILE if it is there; with --max-size or --max-age, remove all of its numbered files first
+    #[arg(long)]
+    force: bool,
+
+    /// Tell what is in FILE instead: messages, bytes, topics, times, and whether it is whole
+    #[arg(long, conflicts_with_all = ["topics", "count", "timeout", "zstd", "max_size", "max_age", "force"])]
+    info: bool,
+
+    /// With --info: read all of FILE, and check it, instead of believing its index
+    #[arg(long, requires = "info")]
+    check: bool,
+
+    /// With --info: write it as JSON
+    #[arg(long, requires = "info")]
+    json: bool,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
+}
+
+pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    if arguments.info {
+        return tokio::task::block_in_place(|| info(&arguments));
+    }
+    let mut interrupt = Interrupt::new()?;
+    let files = Files {
+        path: arguments.file.clone(),
+        force: arguments.force,
+        max_size: arguments.max_size,
+        max_age: arguments.max_age,
+        is_compressed: arguments.zstd,
+    };
+    files.check()?;
+    let proxy = arguments.connect.proxy.clone();
+    let topics =
+        if arguments.topics.is_empty() { vec![Topic::everything()] } else { arguments.topics.clone() };
+    let tap = tokio::select! {
+        tap = Tap::open(&arguments.connect, &topics) => tap?,
+        () = interrupt.wait() => return Ok(Exit::Interrupted),
+    };
+    let notes = note_connection(tap.events(), &proxy);
+    let mut losses = Losses::of(tap.events());
+    let clock = Clock::start()?;
+    let control = topics.iter().any(|topic| topic.as_bytes().starts_with(CONTROL_TOPIC.as_bytes()));
+    let wanted = Wanted { count: arguments.count, control };
+    let (recorder, mut outcome) = Recorder::start(files, clock.start_ns, wanted)?;
+    let progress = recorder.progress();
+    if verbose {
+        let file = arguments.file.display();
+        note(format_args!("recording {} at {proxy} to {file}", render::topics_text(&topics)));
+    }
+
+    let started = Instant::now();
+    let mut feed = Feed { tap, recorder, clock };
+    let timeout = async {
+        match arguments.timeout {
+            Some(time) => tokio::time::sleep(time).await,
+            None => std::future::pending().await,
+        }
+    };
+    let late = if arguments.count.is_some() { Exit::TimedOut } else { Exit::Done };
+    let exit = tokio::select! {
+        // With COUNT messages, or because it cannot write.
+        result = &mut outcome => return told(result.context("the thread that writes has ended")??, &arguments, Exit::Done, losses).await,
+        () = feed.run() => Exit::Done,
+        () = interrupt.wait() => Exit::Interrupted,
+        () = timeout => late,
+        () = losses.watch() => unreachable!("it never ends"),
+        () = notes => unreachable!("notes never end"),
+        () = show_progress(|| {
+            let count = progress.count();
+            let rate = grouped(per_second(count.messages, started.elapsed()));
+            format!("{} messages, {rate}/s, {:.1} MB", grouped(count.messages), count.bytes as f64 / 1e6)
+        }) => unreachable!("it never ends"),
+    };
+    let written = tokio::select! {
+        written = feed.end(&mut outcome) => written?,
+        () = interrupt.wait() => {
+            note("interrupted again: what waits to be written is lost");
+            return Ok(Exit::Interrupted);
+        }
+    };
+    let exit = match arguments.count {
+        // The last one came together with the end of the time.
+        Some(count) if written.total.messages == count && exit == Exit::TimedOut => Exit::Done,
+        _ => exit,
+    };
+    told(written, &arguments, exit, losses).await
+}
+
+/// Says what was recorded, and what is missing.
+async fn told(
+    recorded: Recorded,
+    arguments: &Arguments,
+    exit: Exit,
+    mut losses: Losses,
+) -> anyhow::Result<Exit> {
+    let total = recorded.total;
+    let files = match recorded.files {
+        1 => recorded.last.display().to_string(),
+        files => format!(
+            "{} files, {} to {}",
+            grouped(files.into()),
+            recorded.first.display(),
+            recorded.last.display()
+        ),
+    };
+    note(format_args!(
+        "recorded {} ({}) to {files}",
+        counted(total.messages, "message"),
+        counted(total.bytes, "byte")
+    ));
+    if exit == Exit::TimedOut {
+        let expected = counted(arguments.count.unwrap_or_default(), "message");
+        note(format_args!("timed out: {} of {expected} arrived", grouped(total.messages)));
+    }
+    losses.hear_the_last().await;
+    match losses.words() {
+        Some(words) => bail!(words),
+        None => Ok(exit),
+    }
+}
+
+/// Takes what comes in, and hands it to the thread that writes.
+#[derive(Debug)]
+struct Feed {
+    tap: Tap,
+    recorder: Recorder,
+    clock: Clock,
+}
+
+impl Feed {
+    /// Until the subscription or the thread has ended. Dropping the future loses nothing.
+    async fn run(&mut self) {
+        while self.recorder.hand_over().await {
+            let Some(wire) = self.tap.next().await else { return };
+            self.recorder.take(wire, self.clock.now_ns());
+        }
+        // Why, the thread tells.
+        std::future::pending::<()>().await;
+    }
+
+    /// Writes what has come in, and nothing that comes from now on.
+    async fn end(mut self, outcome: &mut Outcome) -> anyhow::Result<Recorded> {
+        let until = self.clock.now_ns();
+        while self.recorder.hand_over().await && self.clock.now_ns() < until.saturating_add(1_000_000_000) {
+            let Poll::Ready(Some(wire)) = futures::poll!(std::pin::pin!(self.tap.next())) else { break };
+            self.recorder.take(wire, self.clock.now_ns());
+        }
+        drop(self);
+        outcome.await.context("the thread that writes has ended")?
+    }
+}
+
+/// Times that never go back, however the clock of the system is set meanwhile.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    start: Instant,
+    start_ns: u64,
+}
+
+impl Clock {
+    fn start() -> anyhow::Result<Self> {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let start_ns = since.ok().and_then(|since| u64::try_from(since.as_nanos()).ok());
+        let start_ns = start_ns.context("the clock of this computer is wrong: it is before 1970")?;
+        Ok(Self { start: Instant::now(), start_ns })
+    }
+
+    fn now_ns(self) -> u64 {
+        self.start_ns.saturating_add(self.start.elapsed().as_nanos() as u64)
+    }
+}
+
+/// What is missing in a recording, as far as somebody has told.
+#[derive(Debug)]
+struct Losses {
+    events: SocketEvents,
+    slow: u64,
+    large: u64,
+    gaps: u64,
+}
+
+impl Losses {
+    fn of(events: SocketEvents) -> Self {
+        Self { events, slow: 0, large: 0, gaps: 0 }
+    }
+
+    /// It does not end. Dropping the future loses nothing.
+    async fn watch(&mut self) {
+        while let Some(event) = self.events.next().await {
+            self.take(&event);
+        }
+        std::future::pending::<()>().await;
+    }
+
+    async fn hear_the_last(&mut self) {
+        if self.slow + self.large > 0 {
+            let _ = tokio::time::timeout(LAST_WORD, self.watch()).await;
+        }
+        loop {
+            let Poll::Ready(Some(event)) = futures::poll!(std::pin::pin!(self.events.next())) else { return };
+            self.take(&event);
+        }
+    }
+
+    fn take(&mut self, event: &SocketEvent) {
+        match event {
+            // In all, as events may be missed.
+            SocketEvent::DroppedByPeer { reason: DropReason::TooLarge, total, .. } => self.large = *total,
+            SocketEvent::DroppedByPeer { total, .. } => self.slow = *total,
+            SocketEvent::Disconnected { .. } => self.gaps += 1,
+            _ => {}
+        }
+    }
+
+    fn words(&self) -> Option<String> {
+        let mut words = Vec::new();
+        for (count, why) in [
+            (self.slow, "dropped by the proxy, because they were not taken in time"),
+            (self.large, "dropped by the proxy, because they are above the limits here"),
+        ] {
+            if count > 0 {
+                words.push(format!("{} {why}", counted(count, "message")));
+            }
+        }
+        if self.gaps > 0 {
+            let times = counted(self.gaps, "time");
+            words.push(format!("what was published while the connection to the proxy was lost ({times})"));
+        }
+        (!words.is_empty()).then(|| format!("the recording is not complete. Missing: {}", words.join("; ")))
+    }
+}
+
+/// Shows on a terminal how far a run has come, once it turns out to be long. It does not end; dropping it clears the
+/// line.
+pub(super) async fn show_progress(text: impl Fn() -> String) {
+    if !io::stderr().is_terminal() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(PROGRESS_INTERVAL * 4).await;
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8))
+        .with_elapsed(PROGRESS_INTERVAL * 4)
+        .with_style(
+            // A template that is wrong is no reason to end.
+            ProgressStyle::with_template("{elapsed} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        )
+        .with_finish(indicatif::ProgressFinish::AndClear);
+    loop {
+        bar.set_message(text());
+        bar.tick();
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
+    }
+}
+
+/// Opens a recording.
+pub(super) fn open(path: &Path) -> anyhow::Result<Reader<File>> {
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Reader::new(file).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// A time as people and programs read it: RFC 3339, in UTC.
+pub(super) fn time_text(ns: u64) -> String {
+    let time = i128::from(ns);
+    Timestamp::from_nanosecond(time).map_or_else(|_| format!("{ns} ns"), |time| format!("{time:.6}"))
+}
+
+/// What is wrong with a file that was read to its end, in words.
+pub(super) fn end_words(end: Option<End>, len: u64) -> Option<String> {
+    match end? {
+        End::Whole => None,
+        End::WithoutIndex => {
+            Some("it has no index, because its recorder was killed or is still at work; no message in it is damaged".to_owned())
+        }
+        End::Cut { at } => {
+            let left = counted(len.saturating_sub(at), "byte");
+            Some(format!("it is cut off: the last {left}, from byte {at} on, are the beginning of a block"))
+        }
+        End::Unreadable { at } => Some(format!("nothing could be read from byte {at} on: the file is damaged there")),
+    }
+}
+
+/// Places that are damaged, in words.
+pub(super) fn gap_words(gaps: &[Gap], count: u64) -> Option<String> {
+    let first = gaps.first()?;
+    let places = counted(count, "damaged place");
+    Some(format!("passed over {places}, the first one at byte {} ({})", first.at, counted(first.len, "byte")))
+}
+
+/// What `--info` tells.
+#[derive(Debug)]
+struct Info {
+    index: Index,
+    /// `None`: it has its index, and nothing else was looked at.
+    end: Option<End>,
+    gaps: Vec<Gap>,
+    gap_count: u64,
+}
+
+fn info(arguments: &Arguments) -> anyhow::Result<Exit> {
+    let path = &arguments.file;
+    let mut reader = open(path)?;
+    let info =
+        read_info(&mut reader, arguments.check).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut output = Output::stdout()?;
+    let text = if arguments.json { json_text(path, &reader, &info) } else { info_text(path, &reader, &info) };
+    output.buffer().extend_from_slice(text.as_bytes());
+    output.flush()?;
+    Ok(Exit::Done)
+}
+
+fn read_info(reader: &mut Reader<File>, check: bool) -> io::Result<Info> {
+    let index = if check { None } else { reader.index()? };
+    if let Some(index) = index {
+        return Ok(Info { index, end: None, gaps: Vec::new(), gap_count: 0 });
+    }
+    let mut index = Index::default();
+    while let Some(record) = reader.next()? {
+        index.count(record.time_ns, record.topic(), record.size());
+    }
+    let (gaps, gap_count) = reader.gaps();
+    Ok(Info { index, end: reader.end(), gaps: gaps.to_vec(), gap_count })
+}
+
+fn info_text(path: &Path, reader: &Reader<File>, info: &Info) -> String {
+    let mut out = Vec::new();
+    let header = reader.header();
+    let index = &info.index;
+    let mut row = |name: &str, value: String| {
+        // To write to memory cannot fail.
+        let _ = writeln!(out, "{name:<9} {value}");
+    };
+    row("file", render::topic_text(&Topic::wrap(path.display().to_string())).into_owned());
+    let compressed = if header.is_compressed { ", zstd" } else { "" };
+    row("format", format!("version {VERSION}{compressed}, {}", counted(reader.len(), "byte")));
+    if header.part > 0 {
+        row("part", header.part.to_string());
+    }
+    row("begun", time_text(header.start_ns));
+    if index.total.messages > 0 {
+        row("first", time_text(index.first_ns));
+        let span = Duration::from_nanos(index.last_ns.saturating_sub(index.first_ns));
+        row("last", format!("{} ({:.3} s later)", time_text(index.last_ns), span.as_secs_f64()));
+    }
+    row("messages", grouped(index.total.messages));
+    row("bytes", grouped(index.total.bytes));
+    let mut states = Vec::from_iter(end_words(info.end, reader.len()));
+    states.extend(gap_words(&info.gaps, info.gap_count));
+    row("state", if states.is_empty() { "whole".to_owned() } else { states.join("; ") });
+    let mut topics = index.sorted();
+    topics.sort_by_key(|(_, count)| std::cmp::Reverse(count.messages));
+    let others = index.others.messages
+        + topics.iter().skip(TOPICS_SHOWN).map(|(_, count)| count.messages).sum::<u64>();
+    if !topics.is_empty() {
+        let _ = writeln!(out, "\n{:>14} {:>18}  topic", "messages", "bytes");
+    }
+    for (name, count) in topics.iter().take(TOPICS_SHOWN) {
+        let topic = Topic::wrap(name.to_vec());
+        let name = render::topic_text(&topic);
+        let _ = writeln!(out, "{:>14} {:>18}  {name}", grouped(count.messages), grouped(count.bytes));
+    }
+    if others > 0 {
+        let _ = writeln!(out, "{:>14} {:>18}  all other topics", grouped(others), "");
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn json_text(path: &Path, reader: &Reader<File>, info: &Info) -> String {
+    let (header, index) = (reader.header(), &info.index);
+    let time = |ns: u64| (index.total.messages > 0).then(|| time_text(ns));
+    let topics: Vec<_> = index
+        .sorted()
+        .into_iter()
+        .map(|(name, count)| {
+            let topic = String::from_utf8_lossy(name);
+            json!({ "topic": topic, "messages": count.messages, "bytes": count.bytes })
+        })
+        .collect();
+    let (cut_at, unreadable_from) = match info.end {
+        Some(End::Cut { at }) => (Some(at), None),
+        Some(End::Unreadable { at }) => (None, Some(at)),
+        _ => (None, None),
+    };
+    let gaps: Vec<_> = info.gaps.iter().map(|gap| json!({ "at": gap.at, "bytes": gap.len })).collect();
+    let value = json!({
+        "file": path.display().to_string(),
+        "fileBytes": reader.len(),
+        "version": VERSION,
+        "zstd": header.is_compressed,
+        "part": header.part,
+        "begun": time_text(header.start_ns),
+        "first": time(index.first_ns),
+        "last": time(index.last_ns),
+        "messages": index.total.messages,
+        "bytes": index.total.bytes,
+        "topics": topics,
+        "otherTopics": { "messages": index.others.messages, "bytes": index.others.bytes },
+        "index": matches!(info.end, None | Some(End::Whole)),
+        "cutAt": cut_at,
+        "unreadableFrom": unreadable_from,
+        "damaged": gaps,
+        "damagedPlaces": info.gap_count,
+    });
+    // What a topic holds must do no harm to a terminal.
+    format!("{}\n", xmsg_core::text::json_escaped(&value.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_rfc_3339() {
+        assert_eq!(time_text(0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(time_text(1_700_000_000_123_456_789), "2023-11-14T22:13:20.123456Z");
+        assert_eq!(time_text(u64::MAX), "2554-07-21T23:34:33.709551Z");
+    }
+}

@@ -1,0 +1,628 @@
+//! `xmsg replay`: publishes what `xmsg record` has recorded.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use clap::Args;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use xmsg_core::control::{CONTROL_TOPIC, Request};
+use xmsg_core::deadline::Deadline;
+use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
+use xmsg_core::socket::{Dealer, Multipart, Publisher, SocketEvent, SocketEvents, SocketOptions};
+use xmsg_core::{Connection, ConnectionId, Error, ErrorKind, Message, ProxyAddress, Topic};
+
+use super::publish::{confirm_now_and_then, end, not_arrived};
+use super::record::{end_words, gap_words, open, show_progress, time_text};
+use crate::args::{ConnectOptions, SecurityOptions, parse_duration, parse_rate, parse_subscription};
+use crate::exit::Exit;
+use crate::output::{counted, grouped, note, note_connection, or_noting, per_second};
+use crate::pace::Pace;
+use crate::recording::block::Record;
+use crate::recording::reader::End;
+use crate::signals::Interrupt;
+
+/// Messages that are published before others get their turn.
+const TURN: u64 = 256;
+/// Records that are read ahead: so many lists …
+const LISTS: usize = 8;
+/// … of so many records, or so many bytes.
+const LIST_RECORDS: usize = 256;
+const LIST_BYTES: u64 = 256 << 10;
+/// Who is further behind the schedule than this at some time is told.
+const LAG_TOLD: Duration = Duration::from_millis(100);
+/// How often the proxy is asked whether it has what a plain publisher sent.
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg replay run7.xmr                               as it was recorded
+  xmsg replay run7.xmr --speed 10                    ten times as fast
+  xmsg replay run7.xmr --speed max                   as fast as it goes
+  xmsg replay run7.xmr --rate 1000 --loop            1000 messages a second, again and again
+  xmsg replay run7.xmr --from 10s --to 1m            a part of it
+  xmsg replay run7.xmr --topic daq: --rename daq:=test:daq:
+  xmsg replay day.*.xmr                              several files, one after another";
+
+/// Publish a recording
+///
+/// Messages are published byte for byte as they were recorded, in their order and with the time between them that was
+/// between them when they came. Each has its time from the first one on, so that delays do not add up. Messages of
+/// plain ZeroMQ publishers, which have no metadata, go out over a connection of their own, again without metadata.
+///
+/// What is damaged in a file is passed over, and told; exit code 1 says that messages were lost so. A file that is
+/// cut off at its end is published up to there.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// The recording; several files are published one after another
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+
+    /// So many times as fast as it was recorded, such as 10 or 0.5; `max`: without pauses
+    #[arg(long, value_name = "FACTOR", default_value = "1", conflicts_with = "rate")]
+    speed: Speed,
+
+    /// Messages per second, evenly spaced, instead of the times of the recording
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    rate: Option<f64>,
+
+    /// Begin anew at the end, COUNT times in all or until Ctrl-C
+    #[arg(
+        long = "loop",
+        value_name = "COUNT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "18446744073709551615",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    passes: Option<u64>,
+
+    /// Begin here: a time since the recording was begun, such as 10s, or a date and time, such as
+    /// 2026-03-01T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    from: Option<Place>,
+
+    /// End before this time, given in the same way
+    #[arg(long, value_name = "TIME")]
+    to: Option<Place>,
+
+    /// Only messages whose topic starts with this, byte by byte. May be given several times
+    #[arg(long = "topic", value_name = "TOPIC", value_parser = parse_subscription)]
+    topics: Vec<Topic>,
+
+    /// Publish what was recorded with a topic that starts with OLD with NEW in its place. Of several, the first that
+    /// fits counts
+    #[arg(long = "rename", value_name = "OLD=NEW")]
+    renames: Vec<Rename>,
+
+    /// Wait until somebody has subscribed to the topic of the first message
+    #[arg(long)]
+    wait_sub: bool,
+
+    /// How long to go on sending at the end, while the proxy is slow or away
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_duration)]
+    linger: Duration,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
+}
+
+/// How fast time passes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Speed {
+    Factor(f64),
+    Max,
+}
+
+impl FromStr for Speed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            _ if text == "max" => Ok(Self::Max),
+            Ok(factor) if (1e-6..=1e9).contains(&factor) => Ok(Self::Factor(factor)),
+            _ => Err("not a speed: expected a factor above 0, such as 10 or 0.5, or `max`".to_owned()),
+        }
+    }
+}
+
+/// A time in a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// After its beginning.
+    After(Duration),
+    At(Timestamp),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(time) = parse_duration(text) {
+            return Ok(Self::After(time));
+        }
+        text.parse().map(Self::At).map_err(|_| {
+            "neither a time since the beginning, such as 10s or 2m, nor a date and time with its zone, such as \
+             2026-03-01T12:00:00Z or 2026-03-01T13:00:00+01:00"
+                .to_owned()
+        })
+    }
+}
+
+impl Place {
+    fn ns(self, start_ns: u64) -> u64 {
+        match self {
+            Self::After(time) => start_ns.saturating_add(time.as_nanos().try_into().unwrap_or(u64::MAX)),
+            // Before 1970 nothing was recorded.
+            Self::At(time) => time.as_nanosecond().try_into().unwrap_or(0),
+        }
+    }
+}
+
+/// Another beginning for topics that begin with this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rename {
+    old: String,
+    new: String,
+}
+
+impl FromStr for Rename {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (old, new) = text.split_once('=').ok_or("expected OLD=NEW, such as daq:=test:daq:")?;
+        Ok(Self { old: old.to_owned(), new: new.to_owned() })
+    }
+}
+
+impl Rename {
+    fn of(&self, topic: &[u8]) -> Option<Bytes> {
+        let rest = topic.strip_prefix(self.old.as_bytes())?;
+        Some([self.new.as_bytes(), rest].concat().into())
+    }
+}
+
+pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let selection = tokio::task::block_in_place(|| Selection::new(&arguments))?;
+    let proxy = &arguments.connect.proxy;
+    let connection = arguments.connect.connection()?;
+    let mut replay = Replay::new(&arguments, verbose);
+    let counts = replay.counts.clone();
+
+    let publishing = async {
+        connection.connect().await?;
+        let events = connection.events();
+        let (list, lists) = mpsc::channel(LISTS);
+        let passes = arguments.passes.unwrap_or(1);
+        let reading = tokio::task::spawn_blocking(move || selection.read(passes, &list));
+        let noting =
+            async { tokio::join!(note_connection(events, proxy), confirm_now_and_then(&connection)).0 };
+        or_noting(replay.publish(&connection, lists, reading), noting).await
+    };
+    let started = Instant::now();
+    let result = tokio::select! {
+        result = publishing => result.map(|report| (Exit::Done, report)),
+        () = interrupt.wait() => Ok((Exit::Interrupted, Report::default())),
+        () = show_progress(|| {
+            let sent = counts.sent.load(Ordering::Relaxed);
+            let rate = grouped(per_second(sent, started.elapsed()));
+            format!("{} messages, {rate}/s", grouped(sent))
+        }) => unreachable!("it never ends"),
+    };
+    let is_interrupted = matches!(result, Ok((Exit::Interrupted, _)));
+    let closing = replay.plain.take().map(|plain| tokio::spawn(plain.close(arguments.linger)));
+    let Some(mut left) = end(&connection, proxy, arguments.linger, is_interrupted, &mut interrupt).await
+    else {
+        return Ok(Exit::Interrupted);
+    };
+    if let Some(closing) = closing {
+        tokio::select! {
+            unconfirmed = closing => left.unconfirmed += unconfirmed.context("a connection could not be closed")?,
+            () = interrupt.wait() => return Ok(Exit::Interrupted),
+        }
+    }
+    let (exit, report) = result?;
+    for words in &report.notes {
+        note(words);
+    }
+    let sent = counts.sent.load(Ordering::Relaxed);
+    if let Some(words) = not_arrived(sent, &left, proxy, arguments.linger) {
+        // Whoever interrupts it wants it to end, and learns what that costs.
+        if exit != Exit::Interrupted {
+            bail!(words);
+        }
+        note(words);
+    }
+    if replay.lag > LAG_TOLD {
+        note(format_args!(
+            "up to {:.1} s behind the schedule: it did not go faster",
+            replay.lag.as_secs_f64()
+        ));
+    }
+    if verbose {
+        let bytes = counts.bytes.load(Ordering::Relaxed);
+        note(format_args!("published {} ({})", counted(sent, "message"), counted(bytes, "byte")));
+    }
+    let refused = replay.refused + connection.dropped();
+    if exit == Exit::Done && refused > 0 {
+        let were = if refused == 1 { "was" } else { "were" };
+        bail!("{} {were} refused", counted(refused, "message"));
+    }
+    if exit == Exit::Done && report.is_damaged {
+        bail!("messages are missing, because a recording is damaged");
+    }
+    Ok(exit)
+}
+
+/// What is to be published of which files.
+#[derive(Debug)]
+struct Selection {
+    files: Vec<PathBuf>,
+    from_ns: u64,
+    to_ns: u64,
+    topics: Vec<Topic>,
+    renames: Vec<Rename>,
+}
+
+/// What was found wrong with the files.
+#[derive(Debug, Default)]
+struct Report {
+    notes: Vec<String>,
+    /// Messages are missing in the middle of a file, or it could not be read to its end.
+    is_damaged: bool,
+    control: u64,
+}
+
+/// What is read ahead.
+#[derive(Debug)]
+enum List {
+    Records(Vec<Record>),
+    /// The recording begins anew.
+    Anew,
+}
+
+impl Selection {
+    fn new(arguments: &Arguments) -> anyhow::Result<Self> {
+        let mut start_ns = None;
+        for file in &arguments.files {
+            // All of them, so that one that is missing is not found out in the middle.
+            let begun = open(file)?.header().start_ns;
+            start_ns.get_or_insert(begun);
+        }
+        let start_ns = start_ns.unwrap_or_default();
+        let from_ns = arguments.from.map_or(0, |place| place.ns(start_ns));
+        let to_ns = arguments.to.map_or(u64::MAX, |place| place.ns(start_ns));
+        if from_ns >= to_ns {
+            let (from, to) = (time_text(from_ns), time_text(to_ns));
+            return Err(
+                crate::exit::Usage(format!("nothing lies between --from ({from}) and --to ({to})")).into()
+            );
+        }
+        Ok(Self {
+            files: arguments.files.clone(),
+            from_ns,
+            to_ns,
+            topics: arguments.topics.clone(),
+            renames: arguments.renames.clone(),
+        })
+    }
+
+    /// Reads so many times what is to be published. Ends also when nobody takes it any more.
+    fn read(&self, passes: u64, out: &mpsc::Sender<List>) -> anyhow::Result<Report> {
+        let mut report = Report::default();
+        for pass in 0..passes {
+            if pass > 0 && out.blocking_send(List::Anew).is_err() {
+                break;
+            }
+            let mut found = 0;
+            for file in &self.files {
+                let told = if pass == 0 { Some(&mut report) } else { None };
+                let Some(records) = self.read_file(file, told, out)? else { return Ok(report) };
+                found += records;
+            }
+            if found == 0 {
+                break;
+            }
+        }
+        if report.control > 0 {
+            let requests = counted(report.control, "control request");
+            report.notes.push(format!("{requests} left out: they are for the proxy that they were sent to"));
+        }
+        Ok(report)
+    }
+
+    /// Returns how many records were found; `None` when nobody takes them any more.
+    fn read_file(
+        &self,
+        path: &Path,
+        mut report: Option<&mut Report>,
+        out: &mpsc::Sender<List>,
+    ) -> anyhow::Result<Option<u64>> {
+        let cannot_read = || format!("cannot read {}", path.display());
+        let mut reader = open(path)?;
+        if self.from_ns > 0
+            && let Some(index) = reader.index().with_context(cannot_read)?
+        {
+            reader.seek(&index, self.from_ns).with_context(cannot_read)?;
+        }
+        let (mut list, mut bytes, mut found) = (Vec::new(), 0, 0);
+        while let Some(mut record) = reader.next().with_context(cannot_read)? {
+            if record.time_ns >= self.to_ns {
+                break;
+            }
+            let topic = record.topic();
+            if record.time_ns < self.from_ns || !self.is_wanted(topic) {
+                continue;
+            }
+            if let Some(topic) = self.renames.iter().find_map(|rename| rename.of(topic)) {
+                record.frames[0] = topic;
+            }
+            if record.topic().starts_with(CONTROL_TOPIC.as_bytes()) {
+                if let Some(report) = &mut report {
+                    report.control += 1;
+                }
+                continue;
+            }
+            found += 1;
+            bytes += record.size();
+            list.push(record);
+            if list.len() >= LIST_RECORDS || bytes >= LIST_BYTES {
+                if out.blocking_send(List::Records(std::mem::take(&mut list))).is_err() {
+                    return Ok(None);
+                }
+                bytes = 0;
+            }
+        }
+        if !list.is_empty() && out.blocking_send(List::Records(list)).is_err() {
+            return Ok(None);
+        }
+        if let Some(report) = report {
+            let file = path.display();
+            let (gaps, count) = reader.gaps();
+            let end = reader.end();
+            report.is_damaged |= count > 0 || matches!(end, Some(End::Unreadable { .. }));
+            if let Some(words) = gap_words(gaps, count) {
+                report.notes.push(format!("{file}: {words}"));
+            }
+            if let Some(words) = end_words(end, reader.len()) {
+                report.notes.push(format!("{file}: {words}"));
+            }
+        }
+        Ok(Some(found))
+    }
+
+    fn is_wanted(&self, topic: &[u8]) -> bool {
+        self.topics.is_empty() || self.topics.iter().any(|wanted| topic.starts_with(wanted.as_bytes()))
+    }
+}
+
+/// How far it has come.
+#[derive(Debug, Default)]
+struct Counts {
+    sent: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// Publishes when it is time.
+#[derive(Debug)]
+struct Replay<'a> {
+    arguments: &'a Arguments,
+    verbose: bool,
+    pace: Option<Pace>,
+    /// When the first message was published, and the time that it has in the recording.
+    schedule: Option<(Instant, u64)>,
+    /// The longest time that a message was late.
+    lag: Duration,
+    counts: std::sync::Arc<Counts>,
+    /// Messages that are too large for this proxy.
+    refused: u64,
+    plain: Option<PlainPublisher>,
+}
+
+impl<'a> Replay<'a> {
+    fn new(arguments: &'a Arguments, verbose: bool) -> Self {
+        Self {
+            arguments,
+            verbose,
+            pace: None,
+            schedule: None,
+            lag: Duration::ZERO,
+            counts: std::sync::Arc::default(),
+            refused: 0,
+            plain: None,
+        }
+    }
+
+    async fn publish(
+        &mut self,
+        connection: &Connection,
+        mut lists: mpsc::Receiver<List>,
+        reading: JoinHandle<anyhow::Result<Report>>,
+    ) -> anyhow::Result<Report> {
+        let mut is_first = true;
+        while let Some(list) = lists.recv().await {
+            let records = match list {
+                List::Records(records) => records,
+                List::Anew => {
+                    self.schedule = None;
+                    continue;
+                }
+            };
+            for record in records {
+                if std::mem::take(&mut is_first) && self.arguments.wait_sub {
+                    let topic = Topic::wrap(record.topic().to_vec());
+                    if self.verbose {
+                        note(format_args!("waiting for a subscriber of {topic}"));
+                    }
+                    connection.wait_for_subscriber(&topic).await?;
+                }
+                self.wait(record.time_ns).await;
+                self.send(connection, record).await?;
+            }
+        }
+        reading.await.context("the thread that reads has ended")?
+    }
+
+    /// Waits until it is time for a message that was recorded at this time.
+    async fn wait(&mut self, time_ns: u64) {
+        if let Some(rate) = self.arguments.rate {
+            return self.pace.get_or_insert_with(|| Pace::new(rate)).wait().await;
+        }
+        let Speed::Factor(factor) = self.arguments.speed else { return };
+        let now = Instant::now();
+        let (start, first_ns) = *self.schedule.get_or_insert((now, time_ns));
+        let since = Duration::from_nanos(time_ns.saturating_sub(first_ns)).as_secs_f64() / factor;
+        let since = Duration::try_from_secs_f64(since).unwrap_or(Duration::MAX);
+        let due = Deadline::since(start, since).instant();
+        if due > now {
+            tokio::time::sleep_until(due).await;
+        } else {
+            self.lag = self.lag.max(now - due);
+        }
+    }
+
+    async fn send(&mut self, connection: &Connection, record: Record) -> anyhow::Result<()> {
+        let size = record.size();
+        let message = Multipart::from(record.frames);
+        let result = if let [topic, meta, data] = message.frames() {
+            connection.publish(&Message::from_frames(topic.clone(), meta.clone(), data.clone())).await
+        } else {
+            let plain = match &mut self.plain {
+                Some(plain) => plain,
+                plain => plain.insert(PlainPublisher::open(&self.arguments.connect).await?),
+            };
+            plain.publish(message.clone()).await
+        };
+        match result {
+            Err(error) if error.kind() == ErrorKind::TooLarge => {
+                let topic = message.frames().first().cloned().unwrap_or_default();
+                note(format_args!("a message was not published to {}: {error:#}", topic.escape_ascii()));
+                self.refused += 1;
+                return Ok(());
+            }
+            result => result?,
+        }
+        self.counts.bytes.fetch_add(size, Ordering::Relaxed);
+        if (1 + self.counts.sent.fetch_add(1, Ordering::Relaxed)).is_multiple_of(TURN) {
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+}
+
+/// Publishes messages that have not three frames, as a plain ZeroMQ publisher does, and has them confirmed as a
+/// client of xMsg does.
+#[derive(Debug)]
+struct PlainPublisher {
+    id: ConnectionId,
+    publisher: Publisher,
+    control: Dealer,
+    events: SocketEvents,
+    published: u64,
+}
+
+impl PlainPublisher {
+    /// Connects. There is a proxy: another connection has been made to it.
+    async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
+        let proxy = &connect.proxy;
+        let id = ConnectionId::random();
+        let options = SocketOptions {
+            security: SecurityOptions::security()?,
+            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
+            heartbeat_timeout: HEARTBEAT_TIMEOUT,
+            ..SocketOptions::default()
+        };
+        let publisher = Publisher::new(options.clone());
+        publisher.connect(proxy.publish_endpoint().parse()?);
+        let identity = Bytes::copy_from_slice(id.as_bytes());
+        let control =
+            Dealer::connect(proxy.control_endpoint().parse()?, SocketOptions { identity, ..options });
+        let events = publisher.events();
+        let mut plain = Self { id, publisher, control, events, published: 0 };
+        let limit = connect.timeout();
+        match tokio::time::timeout(limit, plain.confirm()).await {
+            Ok(()) => Ok(plain),
+            Err(_) => Err(no_answer(proxy, limit).into()),
+        }
+    }
+
+    async fn publish(&mut self, message: Multipart) -> xmsg_core::Result<()> {
+        self.publisher.publish(message).await?;
+        self.published += 1;
+        Ok(())
+    }
+
+    /// Returns once the proxy has everything that was published.
+    async fn confirm(&mut self) {
+        let request = Request::Publisher(self.id);
+        let _ = self.control.connected().await;
+        while self.publisher.publish(request.message()).await.is_ok() {
+            let answered = async {
+                while let Some(answer) = self.control.recv().await {
+                    if request.is_answered_by(&answer) {
+                        return;
+                    }
+                }
+                std::future::pending::<()>().await;
+            };
+            if tokio::time::timeout(ASK_INTERVAL, answered).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Sends what is left. Returns how many messages are not known to have arrived.
+    async fn close(mut self, linger: Duration) -> u64 {
+        let end = Deadline::after(linger);
+        // An answer that was asked for before would prove less: there is none, as each was waited for.
+        let is_confirmed = end.limit(self.confirm()).await.is_ok();
+        let mut is_broken = false;
+        while let std::task::Poll::Ready(Some(event)) = futures::poll!(std::pin::pin!(self.events.next())) {
+            is_broken |= matches!(event, SocketEvent::Disconnected { .. });
+        }
+        self.publisher.close(end.left()).await;
+        if is_confirmed && !is_broken { 0 } else { self.published }
+    }
+}
+
+fn no_answer(proxy: &ProxyAddress, limit: Duration) -> Error {
+    let what = format!(
+        "the proxy at {proxy} did not answer within {limit:?}, when messages without metadata were to be published"
+    );
+    Error::new(ErrorKind::Timeout, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speeds_places_and_renames_are_read() {
+        assert_eq!("10".parse(), Ok(Speed::Factor(10.0)));
+        assert_eq!("0.5".parse(), Ok(Speed::Factor(0.5)));
+        assert_eq!("max".parse(), Ok(Speed::Max));
+        for text in ["0", "-1", "nan", "inf", "x", ""] {
+            assert!(text.parse::<Speed>().is_err(), "{text}");
+        }
+        let at = |text: &str| text.parse::<Place>().map(|place| place.ns(1_000_000_000));
+        assert_eq!(at("1.5s"), Ok(2_500_000_000));
+        assert_eq!(at("1970-01-01T00:00:07Z"), Ok(7_000_000_000));
+        assert_eq!(at("1970-01-01T01:00:07.5+01:00"), Ok(7_500_000_000));
+        assert_eq!(at("1960-01-01T00:00:00Z"), Ok(0));
+        for text in ["", "tomorrow", "2026-03-01", "2026-03-01T12:00:00"] {
+            assert!(at(text).is_err(), "{text}");
+        }
+        let rename: Rename = "a:=b:c:".parse().unwrap();
+        assert_eq!(rename.of(b"a:x").as_deref(), Some(&b"b:c:x"[..]));
+        assert_eq!(rename.of(b"ab:x"), None);
+        assert!("a".parse::<Rename>().is_err());
+    }
+}

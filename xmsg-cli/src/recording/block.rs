@@ -1,0 +1,270 @@
+//! Header, blocks and trailer as bytes. Numbers are little-endian.
+
+use bytes::Bytes;
+use crc32fast::Hasher;
+
+/// A byte above 127, and line ends of both kinds: whatever takes the file for text damages this first.
+pub(crate) const MAGIC: [u8; 8] = *b"\x89XMR\r\n\x1a\n";
+pub(crate) const END_MAGIC: [u8; 8] = *b"\x89XMREND\n";
+pub(crate) const VERSION: u16 = 1;
+
+pub(crate) const HEADER_LEN: usize = 32;
+/// Length and checksum.
+pub(crate) const BLOCK_HEADER_LEN: usize = 8;
+pub(crate) const TRAILER_LEN: usize = 20;
+
+pub(crate) const MESSAGE: u8 = 1;
+pub(crate) const COMPRESSED: u8 = 2;
+pub(crate) const INDEX: u8 = 3;
+
+/// Frames of a message: as many as may come in.
+pub(crate) const FRAMES_MAX: usize = 1024;
+/// Bytes of a message block before its frames: kind, time, number of frames; their lengths follow.
+const MESSAGE_FIXED: usize = 11;
+/// The longest message block: what may come in is 64 MiB with its headers.
+pub(crate) const MESSAGE_MAX: usize = MESSAGE_FIXED + 4 * FRAMES_MAX + (64 << 20);
+/// The longest block of any kind: one message that compression made longer.
+pub(crate) const BLOCK_MAX: usize = MESSAGE_MAX + (1 << 20);
+/// What a compressed block holds at most when it is read: one message with its length.
+pub(crate) const RAW_MAX: usize = 4 + MESSAGE_MAX;
+/// Kind and raw length of a compressed block.
+pub(crate) const COMPRESSED_FIXED: usize = 5;
+
+/// Bytes of the index before its places: kind, six totals, number of places.
+const INDEX_FIXED: usize = 53;
+/// What a zstd frame begins with.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// Set in the flags: blocks may be compressed.
+const FLAG_COMPRESSED: u16 = 1;
+
+/// What a file begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) is_compressed: bool,
+    /// Of a recording in several files, from 1; else 0.
+    pub(crate) part: u32,
+    /// When the recording began, nanoseconds since 1970. The same in all parts.
+    pub(crate) start_ns: u64,
+    /// What all checksums begin with. A message can hold a recording, or what somebody has made to look like one:
+    /// nothing of that is taken for a block of this file, whose salt they do not have.
+    pub(crate) salt: u32,
+}
+
+impl Header {
+    pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut out = [0; HEADER_LEN];
+        out[..8].copy_from_slice(&MAGIC);
+        out[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        let flags = if self.is_compressed { FLAG_COMPRESSED } else { 0 };
+        out[10..12].copy_from_slice(&flags.to_le_bytes());
+        out[12..16].copy_from_slice(&self.part.to_le_bytes());
+        out[16..24].copy_from_slice(&self.start_ns.to_le_bytes());
+        out[24..28].copy_from_slice(&self.salt.to_le_bytes());
+        let checksum = checksum(0, &[&out[..28]]);
+        out[28..].copy_from_slice(&checksum.to_le_bytes());
+        out
+    }
+
+    /// The header in these bytes, or what is wrong with them.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let Some(bytes) = bytes.first_chunk::<HEADER_LEN>() else {
+            return Err("it is too short for a recording".to_owned());
+        };
+        let mut fields = Fields(bytes);
+        if fields.take(8) != Some(&MAGIC) {
+            return Err("it is not a recording of `xmsg record`".to_owned());
+        }
+        let (Some(version), Some(flags)) = (fields.u16(), fields.u16()) else { return Err(String::new()) };
+        if version != VERSION {
+            return Err(format!("its format has version {version}, and this xmsg reads version {VERSION}"));
+        }
+        let (Some(part), Some(start_ns), Some(salt), Some(expected)) =
+            (fields.u32(), fields.u64(), fields.u32(), fields.u32())
+        else {
+            return Err(String::new());
+        };
+        if checksum(0, &[&bytes[..28]]) != expected {
+            return Err("its header is damaged".to_owned());
+        }
+        Ok(Self { is_compressed: flags & FLAG_COMPRESSED != 0, part, start_ns, salt })
+    }
+}
+
+/// CRC-32 as in zlib, begun with `salt`.
+pub(crate) fn checksum(salt: u32, parts: &[&[u8]]) -> u32 {
+    let mut hasher = Hasher::new_with_initial(salt);
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize()
+}
+
+/// Puts length and checksum before a body: `out` from `start` on is room for them, and the body.
+pub(crate) fn seal(out: &mut [u8], start: usize, salt: u32) {
+    let body = start + BLOCK_HEADER_LEN;
+    let len = ((out.len() - body) as u32).to_le_bytes();
+    let checksum = checksum(salt, &[&len, &out[body..]]);
+    out[start..start + 4].copy_from_slice(&len);
+    out[start + 4..body].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// Length and checksum of a block, as they stand before it; `None` when no block is so long.
+pub(crate) fn block_header(bytes: [u8; BLOCK_HEADER_LEN]) -> Option<(usize, u32)> {
+    let mut fields = Fields(&bytes);
+    let (len, checksum) = (fields.u32()? as usize, fields.u32()?);
+    (1..=BLOCK_MAX).contains(&len).then_some((len, checksum))
+}
+
+/// Whether this may be the beginning of a body with so many bytes. Cheap; the checksum decides.
+pub(crate) fn may_begin(body: &[u8], len: usize) -> bool {
+    let mut fields = Fields(body);
+    match fields.u8() {
+        Some(MESSAGE) => {
+            let _time = fields.u64();
+            fields.u16().is_some_and(|frames| {
+                let frames = usize::from(frames);
+                (1..=FRAMES_MAX).contains(&frames)
+                    && (MESSAGE_FIXED + 4 * frames..=MESSAGE_MAX).contains(&len)
+            })
+        }
+        Some(COMPRESSED) => {
+            let raw = fields.u32().map_or(0, |raw| raw as usize);
+            (1..=RAW_MAX).contains(&raw) && fields.0.starts_with(&ZSTD_MAGIC)
+        }
+        Some(INDEX) => {
+            let _totals = fields.take(INDEX_FIXED - 5);
+            let points = fields.u32().map_or(usize::MAX, |points| points as usize);
+            points <= super::index::POINTS_MAX && INDEX_FIXED + 16 * points + 4 <= len
+        }
+        _ => false,
+    }
+}
+
+/// Bytes that [`may_begin`] looks at.
+pub(crate) const BEGIN_LEN: usize = INDEX_FIXED;
+
+/// How long the body of this message is.
+pub(crate) fn message_len(frames: &[&[u8]]) -> usize {
+    MESSAGE_FIXED + frames.iter().map(|frame| 4 + frame.len()).sum::<usize>()
+}
+
+/// Appends the body of a message. `false`, and nothing is appended: it has more frames or bytes than a message can
+/// have.
+pub(crate) fn encode_message(out: &mut Vec<u8>, time_ns: u64, frames: &[&[u8]]) -> bool {
+    if !(1..=FRAMES_MAX).contains(&frames.len()) || message_len(frames) > MESSAGE_MAX {
+        return false;
+    }
+    out.push(MESSAGE);
+    out.extend_from_slice(&time_ns.to_le_bytes());
+    out.extend_from_slice(&(frames.len() as u16).to_le_bytes());
+    for frame in frames {
+        out.extend_from_slice(&(frame.len() as u32).to_le_bytes());
+    }
+    for frame in frames {
+        out.extend_from_slice(frame);
+    }
+    true
+}
+
+/// A message of a recording.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// When it arrived, nanoseconds since 1970.
+    pub(crate) time_ns: u64,
+    /// As they were on the wire; at least one, the topic.
+    pub(crate) frames: Vec<Bytes>,
+}
+
+impl Record {
+    /// The message in this body, kind included; `None` when that is not what the body holds.
+    pub(crate) fn decode(body: &Bytes) -> Option<Self> {
+        let mut fields = Fields(body);
+        let (kind, time_ns, count) = (fields.u8()?, fields.u64()?, usize::from(fields.u16()?));
+        if kind != MESSAGE || !(1..=FRAMES_MAX).contains(&count) {
+            return None;
+        }
+        let mut at = MESSAGE_FIXED + 4 * count;
+        let mut frames = Vec::with_capacity(count);
+        for _ in 0..count {
+            let end = at.checked_add(fields.u32()? as usize)?;
+            if end > body.len() {
+                return None;
+            }
+            frames.push(body.slice(at..end));
+            at = end;
+        }
+        (at == body.len()).then_some(Self { time_ns, frames })
+    }
+
+    pub(crate) fn topic(&self) -> &[u8] {
+        self.frames.first().map_or(&[], |topic| &topic[..])
+    }
+
+    /// Bytes of all frames.
+    pub(crate) fn size(&self) -> u64 {
+        self.frames.iter().map(|frame| frame.len() as u64).sum()
+    }
+}
+
+/// The messages of a compressed block, decompressed; `None` when they are not as they should be.
+pub(crate) fn decode_messages(mut raw: Bytes) -> Option<Vec<Record>> {
+    let mut records = Vec::new();
+    while !raw.is_empty() {
+        let len = Fields(&raw).u32()? as usize;
+        if len > raw.len() - 4 {
+            return None;
+        }
+        records.push(Record::decode(&raw.slice(4..4 + len))?);
+        raw = raw.split_off(4 + len);
+    }
+    Some(records)
+}
+
+pub(crate) fn encode_trailer(index_at: u64, salt: u32) -> [u8; TRAILER_LEN] {
+    let mut out = [0; TRAILER_LEN];
+    out[..8].copy_from_slice(&index_at.to_le_bytes());
+    let checksum = checksum(salt, &[&out[..8]]);
+    out[8..12].copy_from_slice(&checksum.to_le_bytes());
+    out[12..].copy_from_slice(&END_MAGIC);
+    out
+}
+
+/// Where the index is.
+pub(crate) fn decode_trailer(bytes: [u8; TRAILER_LEN], salt: u32) -> Option<u64> {
+    let mut fields = Fields(&bytes);
+    let (index_at, expected) = (fields.u64()?, fields.u32()?);
+    let is_good = fields.0 == END_MAGIC && checksum(salt, &[&bytes[..8]]) == expected;
+    is_good.then_some(index_at)
+}
+
+/// Numbers one after another; `None` once there are no bytes left.
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Fields<'a> {
+    pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    pub(crate) fn u8(&mut self) -> Option<u8> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    pub(crate) fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+}

@@ -1,0 +1,87 @@
+//! zstd, one frame for each block.
+
+#[cfg(feature = "zstd")]
+pub(crate) use with_zstd::{Compressor, Decompressor};
+#[cfg(not(feature = "zstd"))]
+pub(crate) use without_zstd::{Compressor, Decompressor};
+
+#[cfg(feature = "zstd")]
+mod with_zstd {
+    use std::fmt;
+    use std::io;
+
+    /// What costs least time: a recording is written while messages come in.
+    const LEVEL: i32 = 1;
+
+    pub(crate) struct Compressor(zstd::bulk::Compressor<'static>);
+
+    impl Compressor {
+        pub(crate) fn new() -> io::Result<Self> {
+            zstd::bulk::Compressor::new(LEVEL).map(Self)
+        }
+
+        pub(crate) fn compress(&mut self, raw: &[u8]) -> io::Result<Vec<u8>> {
+            self.0.compress(raw)
+        }
+    }
+
+    impl fmt::Debug for Compressor {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Compressor").finish_non_exhaustive()
+        }
+    }
+
+    pub(crate) struct Decompressor(zstd::bulk::Decompressor<'static>);
+
+    impl Decompressor {
+        pub(crate) fn new() -> io::Result<Self> {
+            zstd::bulk::Decompressor::new().map(Self)
+        }
+
+        /// What was compressed, if it is just so long: nothing that is longer is unpacked.
+        pub(crate) fn decompress(&mut self, compressed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
+            self.0.decompress(compressed, raw_len).ok().filter(|raw| raw.len() == raw_len)
+        }
+    }
+
+    impl fmt::Debug for Decompressor {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Decompressor").finish_non_exhaustive()
+        }
+    }
+}
+
+#[cfg(not(feature = "zstd"))]
+mod without_zstd {
+    use std::io;
+
+    fn absent() -> io::Error {
+        io::Error::new(io::ErrorKind::Unsupported, "this xmsg was built without zstd (feature `zstd`)")
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct Compressor(std::convert::Infallible);
+
+    impl Compressor {
+        pub(crate) fn new() -> io::Result<Self> {
+            Err(absent())
+        }
+
+        pub(crate) fn compress(&mut self, _: &[u8]) -> io::Result<Vec<u8>> {
+            match self.0 {}
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct Decompressor(std::convert::Infallible);
+
+    impl Decompressor {
+        pub(crate) fn new() -> io::Result<Self> {
+            Err(absent())
+        }
+
+        pub(crate) fn decompress(&mut self, _: &[u8], _: usize) -> Option<Vec<u8>> {
+            match self.0 {}
+        }
+    }
+}

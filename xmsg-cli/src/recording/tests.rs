@@ -1,0 +1,374 @@
+//! The format: what is written is read again, also when the end is missing, or bytes are wrong.
+
+use std::io::Cursor;
+
+use proptest::prelude::*;
+
+use super::block::{self, HEADER_LEN, Header, Record};
+use super::index::{Index, Point, TOPICS_MAX};
+use super::reader::{End, Reader};
+use super::writer::Writer;
+
+const SALT: u32 = 0x1234_5678;
+
+fn header(is_compressed: bool) -> Header {
+    Header { is_compressed, part: 0, start_ns: 1_000, salt: SALT }
+}
+
+fn record(time_ns: u64, frames: &[&[u8]]) -> Record {
+    Record { time_ns, frames: frames.iter().map(|frame| frame.to_vec().into()).collect() }
+}
+
+/// A file of these messages, with a flush after each of them if it is to have a block for each, and with its index if
+/// it is to be whole.
+fn file(records: &[Record], is_compressed: bool, each: bool, whole: bool) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut writer = Writer::new(&mut out, &header(is_compressed)).unwrap();
+    for record in records {
+        let frames: Vec<&[u8]> = record.frames.iter().map(|frame| &frame[..]).collect();
+        assert!(writer.push(record.time_ns, &frames).unwrap());
+        if each {
+            writer.flush().unwrap();
+        }
+    }
+    if whole {
+        writer.finish().unwrap();
+    } else {
+        writer.flush().unwrap();
+    }
+    out
+}
+
+/// What can be read, and how it ends; with how many damaged places.
+fn read(bytes: &[u8]) -> (Vec<Record>, Option<End>, u64) {
+    let mut reader = Reader::new(Cursor::new(bytes)).unwrap();
+    let mut records = Vec::new();
+    while let Some(record) = reader.next().unwrap() {
+        records.push(record);
+    }
+    (records, reader.end(), reader.gaps().1)
+}
+
+fn some() -> Vec<Record> {
+    vec![
+        record(1_000, &[b"daq:one", b"meta", b"first"]),
+        record(1_500, &[b"plain", b"two frames"]),
+        record(1_500, &[b"", b"", b""]),
+        record(2_000, &[b"daq:two", b"", &[7; 1000]]),
+        record(9_000, &[b"daq:one", b"meta", b"the last of them"]),
+    ]
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    for is_compressed in [false, true] {
+        for each in [false, true] {
+            let bytes = file(&some(), is_compressed, each, true);
+            assert_eq!(read(&bytes), (some(), Some(End::Whole), 0));
+            let bytes = file(&some(), is_compressed, each, false);
+            assert_eq!(read(&bytes), (some(), Some(End::WithoutIndex), 0));
+        }
+        assert_eq!(read(&file(&[], is_compressed, false, true)), (vec![], Some(End::Whole), 0));
+    }
+}
+
+/// The format as docs/recording.md has it.
+#[test]
+fn the_bytes_are_those_of_the_document() {
+    let bytes = file(&[record(0x0102, &[b"t", b"", b"xy"])], false, false, true);
+    let header: &[u8] = b"\x89XMR\r\n\x1a\n\x01\0\0\0\0\0\0\0\xe8\x03\0\0\0\0\0\0\x78\x56\x34\x12";
+    assert_eq!(&bytes[..28], header);
+    assert_eq!(bytes[28..32], crc32fast::hash(header).to_le_bytes());
+    let body: &[u8] = b"\x01\x02\x01\0\0\0\0\0\0\x03\0\x01\0\0\0\0\0\0\0\x02\0\0\0txy";
+    assert_eq!(bytes[32..36], (body.len() as u32).to_le_bytes());
+    assert_eq!(bytes[36..40], block::checksum(SALT, &[&bytes[32..36], body]).to_le_bytes());
+    assert_eq!(&bytes[40..40 + body.len()], body);
+    let index_at = 40 + body.len();
+    assert_eq!(bytes[index_at + 8], 3);
+    let trailer = &bytes[bytes.len() - 20..];
+    assert_eq!(trailer[..8], (index_at as u64).to_le_bytes());
+    assert_eq!(&trailer[12..], b"\x89XMREND\n");
+}
+
+#[test]
+fn a_file_cut_at_every_byte_of_its_last_record_loads() {
+    for is_compressed in [false, true] {
+        let records = some();
+        let all_but_one = file(&records[..4], is_compressed, true, false).len();
+        let bytes = file(&records, is_compressed, true, false);
+        for len in all_but_one + 1..bytes.len() {
+            let (found, end, gaps) = read(&bytes[..len]);
+            assert_eq!(found, records[..4], "{len}");
+            assert_eq!((end, gaps), (Some(End::Cut { at: all_but_one as u64 }), 0), "{len}");
+        }
+        // And anywhere else behind the header: what is whole is read.
+        let whole = file(&records, is_compressed, true, true);
+        for len in HEADER_LEN..whole.len() {
+            let (found, end, gaps) = read(&whole[..len]);
+            assert_eq!(found, records[..found.len()], "{len}");
+            assert_eq!(gaps, 0, "{len}");
+            assert_eq!(found.len() == 5, len >= bytes.len(), "{len}");
+            assert!(end.is_some());
+        }
+    }
+}
+
+#[test]
+fn a_damaged_byte_loses_one_record() {
+    for is_compressed in [false, true] {
+        let records = some();
+        let start = file(&records[..1], is_compressed, true, false).len();
+        let end = file(&records[..2], is_compressed, true, false).len();
+        let bytes = file(&records, is_compressed, true, true);
+        let mut expected = records.clone();
+        expected.remove(1);
+        for at in start..end {
+            for bit in 0..8 {
+                let mut bytes = bytes.clone();
+                bytes[at] ^= 1 << bit;
+                assert_eq!(read(&bytes), (expected.clone(), Some(End::Whole), 1), "byte {at}, bit {bit}");
+            }
+        }
+    }
+}
+
+#[test]
+fn behind_a_long_message_with_a_damaged_length_the_next_one_is_found() {
+    for is_compressed in [false, true] {
+        // Noise, which compression does not make shorter, and which begins like a block now and then.
+        let mut noise = vec![0; 3 << 20];
+        fastrand::Rng::with_seed(1).fill(&mut noise);
+        let records =
+            [record(1, &[b"a", b"", b"1"]), record(2, &[b"b", b"", &noise]), record(3, &[b"c", b"", b"3"])];
+        let start = file(&records[..1], is_compressed, true, false).len();
+        let second = file(&records[..2], is_compressed, true, false).len();
+        let mut bytes = file(&records, is_compressed, true, true);
+        for length in [0_u32, 1, 1 << 20, 3 << 20, 4 << 20, 64 << 20, u32::MAX] {
+            bytes[start..start + 4].copy_from_slice(&length.to_le_bytes());
+            let expected = vec![records[0].clone(), records[2].clone()];
+            assert_eq!(read(&bytes), (expected, Some(End::Whole), 1), "{length}");
+        }
+        // Cut off in the middle.
+        let bytes = &file(&records, is_compressed, true, true)[..second - 1000];
+        assert_eq!(read(bytes), (records[..1].to_vec(), Some(End::Cut { at: start as u64 }), 0));
+    }
+}
+
+#[test]
+fn a_damaged_index_loses_nothing_but_itself() {
+    let records = some();
+    let index_at = file(&records, false, true, false).len();
+    let bytes = file(&records, false, true, true);
+    for at in index_at..bytes.len() {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 0x10;
+        let (found, end, _) = read(&bytes);
+        assert_eq!(found, records, "{at}");
+        assert!(end.is_some());
+        let mut reader = Reader::new(Cursor::new(&bytes[..])).unwrap();
+        assert_eq!(reader.index().unwrap(), None, "{at}");
+    }
+}
+
+#[test]
+fn a_damaged_header_is_told() {
+    let bytes = file(&some(), false, true, true);
+    for at in 0..HEADER_LEN {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 0x10;
+        let error = Reader::new(Cursor::new(&bytes[..])).unwrap_err();
+        let expected = match at {
+            0..8 => "it is not a recording",
+            8..10 => "its format has version",
+            _ => "its header is damaged",
+        };
+        assert!(error.to_string().contains(expected), "{at}: {error}");
+    }
+    assert!(Reader::new(Cursor::new(&bytes[..HEADER_LEN - 1])).is_err());
+    assert!(Reader::new(Cursor::new(&[][..])).is_err());
+}
+
+/// Data may be a recording, or made to look like a part of this one: behind a damaged length it must not come out as
+/// messages.
+#[test]
+fn a_recording_within_a_message_is_never_taken_for_messages() {
+    let mut inner = Vec::new();
+    let other = Header { salt: SALT + 1, ..header(false) };
+    let mut writer = Writer::new(&mut inner, &other).unwrap();
+    for _ in 0..10 {
+        writer.push(5, &[b"forged", b"", b"message"]).unwrap();
+    }
+    writer.finish().unwrap();
+    let records =
+        [record(1, &[b"a", b"", b"1"]), record(2, &[b"b", b"", &inner]), record(3, &[b"c", b"", b"3"])];
+    let start = file(&records[..1], false, true, false).len();
+    let mut bytes = file(&records, false, true, true);
+    for len in [0_u32, 5, u32::MAX] {
+        bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
+        let expected = vec![records[0].clone(), records[2].clone()];
+        assert_eq!(read(&bytes), (expected, Some(End::Whole), 1));
+    }
+}
+
+#[test]
+fn lengths_are_not_believed() {
+    let mut bytes = file(&some()[..1], true, true, false);
+    let start = bytes.len();
+    // A block that says that it holds 4 GiB, and one that holds more than it says: a kilobyte of zstd can be any
+    // length.
+    let bomb = super::compression::Compressor::new().unwrap().compress(&vec![0; 16 << 20]).unwrap();
+    for raw_len in [u32::MAX, 100, 17 << 20] {
+        bytes.truncate(start);
+        bytes.extend_from_slice(&[0; 8]);
+        bytes.push(block::COMPRESSED);
+        bytes.extend_from_slice(&raw_len.to_le_bytes());
+        bytes.extend_from_slice(&bomb);
+        block::seal(&mut bytes, start, SALT);
+        assert_eq!(read(&bytes), (some()[..1].to_vec(), Some(End::WithoutIndex), 1));
+    }
+    // Numbers of points and topics that are not there.
+    let mut index = Vec::new();
+    Index::default().encode(&mut index);
+    for at in [49, 53] {
+        let mut index = index.clone();
+        index[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(Index::decode(&index), None);
+    }
+}
+
+#[test]
+fn what_is_no_message_is_not_written() {
+    let mut out = Vec::new();
+    let mut writer = Writer::new(&mut out, &header(false)).unwrap();
+    assert!(!writer.push(1, &[]).unwrap());
+    assert!(!writer.push(1, &vec![b"x".as_slice(); 1025]).unwrap());
+    assert!(writer.push(1, &vec![b"x".as_slice(); 1024]).unwrap());
+    writer.finish().unwrap();
+    assert_eq!(read(&out).0.len(), 1);
+}
+
+#[test]
+fn the_index_tells_totals_and_topics_and_where_a_time_is() {
+    for is_compressed in [false, true] {
+        let records: Vec<Record> = (0..4000_u64)
+            .map(|n| record(n * 1000, &[format!("t:{}", n % 3).as_bytes(), b"m", &[n as u8; 500]]))
+            .collect();
+        let bytes = file(&records, is_compressed, false, true);
+        let mut reader = Reader::new(Cursor::new(&bytes[..])).unwrap();
+        let index = reader.index().unwrap().unwrap();
+        assert_eq!((index.total.messages, index.total.bytes), (4000, 4000 * 504));
+        assert_eq!((index.first_ns, index.last_ns), (0, 3_999_000));
+        assert_eq!(
+            index.sorted().iter().map(|(name, count)| (*name, count.messages)).collect::<Vec<_>>(),
+            [(&b"t:0"[..], 1334), (b"t:1", 1333), (b"t:2", 1333)]
+        );
+        for wanted in [0, 1, 1_000_000, 1_000_500, 3_999_000, 4_000_000] {
+            let mut reader = Reader::new(Cursor::new(&bytes[..])).unwrap();
+            reader.seek(&index, wanted).unwrap();
+            let first = reader.next().unwrap().map_or(u64::MAX, |record| record.time_ns);
+            assert!(first <= wanted, "{first} for {wanted}");
+            if !is_compressed {
+                // Not from the beginning.
+                assert!(wanted.saturating_sub(first) <= 1_100_000, "{first} for {wanted}");
+            }
+            let mut found = first;
+            while found < wanted {
+                found = reader.next().unwrap().map_or(u64::MAX, |record| record.time_ns);
+            }
+            assert_eq!(found, if wanted > 3_999_000 { u64::MAX } else { wanted.div_ceil(1000) * 1000 });
+        }
+    }
+}
+
+#[test]
+fn an_index_is_bounded() {
+    let mut index = Index::default();
+    for n in 0..TOPICS_MAX as u64 + 5 {
+        index.count(n, n.to_string().as_bytes(), 1);
+    }
+    index.count(0, &vec![0; 2 << 20], 1);
+    assert_eq!((index.topics.len(), index.others.messages), (TOPICS_MAX, 6));
+    for n in 0..100_000_u64 {
+        index.note(Point { at: n << 20, time_ns: n });
+    }
+    assert!(index.points.len() <= 8192, "{}", index.points.len());
+    let mut out = Vec::new();
+    index.encode(&mut out);
+    let decoded = Index::decode(&out).unwrap();
+    assert_eq!(
+        (decoded.total, &decoded.points, &decoded.topics),
+        (index.total, &index.points, &index.topics)
+    );
+    assert!((decoded.place_of(50_000).unwrap() >> 20).abs_diff(50_000) < 100);
+}
+
+fn frames() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..6)
+}
+
+proptest! {
+    #[test]
+    fn any_messages_are_read_as_they_were_written(
+        messages in prop::collection::vec((any::<u64>(), frames()), 0..20),
+        is_compressed: bool,
+        each: bool,
+        whole: bool,
+    ) {
+        let records: Vec<Record> = messages
+            .into_iter()
+            .map(|(time_ns, frames)| Record { time_ns, frames: frames.into_iter().map(Into::into).collect() })
+            .collect();
+        let expected = if whole { End::Whole } else { End::WithoutIndex };
+        prop_assert_eq!(read(&file(&records, is_compressed, each, whole)), (records, Some(expected), 0));
+    }
+
+    /// Every message that comes out is one that was written, in the order in which it was.
+    #[test]
+    fn damage_loses_messages_and_makes_none_up(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
+        cut: prop::sample::Index,
+        is_compressed: bool,
+        each: bool,
+    ) {
+        let records: Vec<Record> =
+            (0..30_u64).map(|n| record(n, &[format!("t:{n}").as_bytes(), b"", &[n as u8; 50]])).collect();
+        let mut bytes = file(&records, is_compressed, each, true);
+        let len = bytes.len();
+        for (at, byte) in changes {
+            bytes[HEADER_LEN + at.index(len - HEADER_LEN)] = byte;
+        }
+        bytes.truncate(HEADER_LEN + cut.index(len - HEADER_LEN + 1));
+        let (found, _, _) = read(&bytes);
+        let mut rest = records.iter();
+        prop_assert!(found.iter().all(|record| rest.any(|written| written == record)));
+    }
+
+    #[test]
+    fn random_bytes_do_no_harm(
+        bytes in prop::collection::vec(any::<u8>(), 0..2000),
+        kinds in prop::collection::vec(0..4_u8, 0..50),
+        is_compressed: bool,
+    ) {
+        let _ = Reader::new(Cursor::new(&bytes[..]));
+        let _ = Index::decode(&bytes);
+        let _ = Record::decode(&bytes.clone().into());
+        let _ = block::decode_messages(bytes.clone().into());
+        // Behind a good header, and with good checksums.
+        let mut file = header(is_compressed).encode().to_vec();
+        let mut rest = &bytes[..];
+        for kind in kinds {
+            let start = file.len();
+            let (body, others) = rest.split_at(rest.len().min(usize::from(kind) * 20));
+            file.extend_from_slice(&[0; 8]);
+            file.push(kind);
+            file.extend_from_slice(body);
+            block::seal(&mut file, start, SALT);
+            rest = others;
+        }
+        file.extend_from_slice(rest);
+        let mut reader = Reader::new(Cursor::new(&file[..])).unwrap();
+        let _ = reader.index().unwrap();
+        while reader.next().unwrap().is_some() {}
+        prop_assert!(reader.end().is_some());
+    }
+}
