@@ -376,6 +376,49 @@ async fn a_confirmation_goes_to_nobody_but_who_may_have_asked_for_it() {
     assert_eq!(first.frames(), ["daq:mine", "sub"], "nobody else's came before");
 }
 
+/// Everybody may ask the proxy; but what somebody without the right says there reaches no subscriber.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_requests_without_a_right_to_publish_reach_no_subscriber() {
+    let (server, low, owner) = (keys(), keys(), keys());
+    let rules = allow(&[(&low, rights(&[], &["low:"])), (&owner, Arc::new(Rights::all()))]);
+    let proxy = curve_proxy(&server, rules).await;
+    let options = SocketOptions { security: curve(&owner, &server), ..SocketOptions::default() };
+    let mut recorder = Subscriber::new(options);
+    recorder.subscribe("xmsg:control:data").unwrap();
+    recorder.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    let say = |text: &'static [u8]| {
+        let topic = Bytes::from_static(b"xmsg:control:data");
+        Message::from_frames(topic, Bytes::from_static(b"text/string"), Bytes::from_static(text))
+    };
+    let entitled = connect(&proxy, curve(&owner, &server));
+    within("a connection", entitled.connect()).await.unwrap();
+    let ready = async {
+        loop {
+            // The subscription may take a moment to become live.
+            entitled.publish(&say(b"ready")).await.unwrap();
+            if tokio::time::timeout(Duration::from_millis(20), recorder.recv()).await.is_ok() {
+                return;
+            }
+        }
+    };
+    within("a subscription", ready).await;
+    let asking = connect(&proxy, curve(&low, &server));
+    // The proxy answers what it asks.
+    within("a connection", asking.connect()).await.unwrap();
+    asking.publish(&say(b"forged")).await.unwrap();
+    within("a confirmation", asking.flush(PATIENCE)).await.unwrap();
+    entitled.publish(&say(b"last")).await.unwrap();
+    let last = async {
+        loop {
+            let message = recorder.recv().await.unwrap();
+            if message.frames()[2] != "ready" {
+                return message;
+            }
+        }
+    };
+    assert_eq!(within("a message", last).await.frames()[2], "last");
+}
+
 /// libzmq gives up for good when a handshake ends with an ERROR command, and tries again when the connection just ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn libzmq_clients_come_back_after_a_proxy_with_a_wrong_key() {
