@@ -90,16 +90,27 @@ impl Controller {
             }
             let rested = self.ready.next_ready().map(Instant::from_std);
             let oldest = self.early.oldest().map(|early| early.since + EARLY_FOR);
+            // After each event, so that neither waits for the end of the other.
+            if self.ready.is_ready() {
+                self.confirm_some();
+                tokio::task::yield_now().await;
+            }
             tokio::select! {
+                biased;
                 Some(()) = settling.as_mut(), if !settled.is_empty() => {
                     for confirmation in settled.drain() {
                         let dropped = self.ready.push(confirmation);
                         self.lose(dropped);
                     }
                 }
-                () = std::future::ready(()), if self.ready.is_ready() => {
-                    self.confirm_some();
-                    tokio::task::yield_now().await;
+                event = arrivals.next() => {
+                    if event.is_none() {
+                        return;
+                    }
+                    self.answer_early();
+                }
+                () = tokio::time::sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
+                    self.answer_early();
                 }
                 () = tokio::time::sleep_until(rested.unwrap_or_else(Instant::now)), if rested.is_some() => {
                     self.confirm_some();
@@ -113,6 +124,14 @@ impl Controller {
                             _ => break,
                         }
                     }
+                    // Those who ask without end do not keep it from what comes next.
+                    for _ in 0..BATCH {
+                        match self.router.recv().now_or_never() {
+                            Some(Some(_)) => {}
+                            Some(None) => return,
+                            None => break,
+                        }
+                    }
                 }
                 // What peers send on their control sockets means nothing, but must not pile up.
                 message = self.router.recv() => {
@@ -120,15 +139,7 @@ impl Controller {
                         return;
                     }
                 }
-                event = arrivals.next() => {
-                    if event.is_none() {
-                        return;
-                    }
-                    self.answer_early();
-                }
-                () = tokio::time::sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
-                    self.answer_early();
-                }
+                () = std::future::ready(()), if self.ready.is_ready() => {}
             }
         }
     }

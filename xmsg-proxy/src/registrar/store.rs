@@ -396,11 +396,11 @@ fn parts(topic: &str) -> (&str, &str, &str) {
     (next().unwrap_or_default(), next().unwrap_or(ANY), next().unwrap_or(ANY))
 }
 
-/// Who registered: what removing goes by.
+/// Who registered: what removing goes by. Those of one host lie together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
-    name: Box<str>,
     host: Box<str>,
+    name: Box<str>,
 }
 
 impl Owner {
@@ -548,8 +548,9 @@ impl Table {
         let mut removed = Vec::new();
         for key in keys {
             let Some(topic) = self.topics.get(&key) else { continue };
-            let gone: Vec<Owner> =
-                topic.owners.keys().filter(|owner| &*owner.host == host).cloned().collect();
+            let first = Owner { host: host.into(), name: "".into() };
+            let theirs = topic.owners.range(first..).map(|(owner, _)| owner);
+            let gone: Vec<Owner> = theirs.take_while(|owner| &*owner.host == host).cloned().collect();
             for owner in gone {
                 removed.extend(self.remove(&key, &owner));
             }
