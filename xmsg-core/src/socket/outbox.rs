@@ -246,11 +246,16 @@ impl State {
                 let next = spare.pop().unwrap_or_else(|| BytesMut::with_capacity(TAIL_LEN + TAIL_SLACK));
                 std::mem::replace(&mut self.tail, next)
             }
-            _ => self.tail.split(),
+            _ => self.take_tail(),
         };
         let bytes = bytes.freeze();
         let messages = std::mem::take(&mut self.tail_messages);
         self.append(Chunk { keep: self.backlog.keep, ..Chunk::copied(bytes, messages) });
+    }
+
+    /// What was copied, and the rest of its memory for what comes next; unless it is the memory of a long message of short frames.
+    fn take_tail(&mut self) -> BytesMut {
+        if self.tail.len() > 2 * TAIL_LEN { std::mem::take(&mut self.tail) } else { self.tail.split() }
     }
 
     /// Encodes a message of so many bytes at the end of the queue.
@@ -266,7 +271,7 @@ impl State {
             // The header goes with what was copied before it, and that chunk ends inside the message.
             let before = self.tail_messages;
             encode_frame_header(&mut self.tail, frame.len(), more);
-            let bytes = self.tail.split().freeze();
+            let bytes = self.take_tail().freeze();
             self.tail_messages = 0;
             self.append(Chunk { ends_message: false, ..Chunk::copied(bytes, before) });
             let messages = usize::from(!more);
@@ -288,7 +293,7 @@ impl State {
         for frame in head {
             encode_frame(&mut self.tail, frame, true);
         }
-        let bytes = self.tail.split().freeze();
+        let bytes = self.take_tail().freeze();
         self.append(Chunk { ends_message: false, ..Chunk::copied(bytes, before) });
         let mut chunks = body.into_chunks().into_iter().peekable();
         while let Some(bytes) = chunks.next() {

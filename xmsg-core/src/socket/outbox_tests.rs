@@ -330,6 +330,21 @@ fn urgent_bytes_are_sealed_too() {
     assert!(plain.starts_with(b"\x04\x05\x04PONG\x04\x05\x04PONG\x01\x05topic"));
 }
 
+/// A long message of short frames is put together in one piece of memory, of which nothing may be left when it is written.
+#[test]
+fn the_memory_of_a_long_message_of_short_frames_goes_with_it() {
+    let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
+    let frames: Vec<Bytes> = (0..500_u32).map(|number| vec![number as u8; 4000].into()).collect();
+    outbox.try_push(&frames).unwrap();
+    {
+        let state = outbox.state();
+        let chunk = &state.chunks.back().expect("it was flushed").bytes;
+        assert!(chunk.is_unique(), "nothing else holds its memory");
+    }
+    outbox.try_push(&message(1, 10)).unwrap();
+    assert_eq!(outbox.clear().messages, 2);
+}
+
 /// The box around a long message is as long as the message: it counts until it is written, and its memory is not kept.
 #[tokio::test]
 async fn long_boxes_count_for_as_long_as_they_are_there() {
