@@ -172,7 +172,14 @@ async fn closing_sends_again_what_was_not_confirmed() {
     come(&mut messages, 0..100, false).await;
     let address = proxy.address().to_string();
     proxy.stop(PATIENCE).await;
-    let _proxy = xmsg_proxy::Proxy::bind(address).start().await.unwrap();
+    let proxy = xmsg_proxy::Proxy::bind(address).start().await.unwrap();
+    // A subscriber that comes back late misses what was published before.
+    within("the subscriber", async {
+        while !proxy.subscribers().iter().any(|subscriber| subscriber.subscriptions > 0) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
     publish(&connection, 100..200).await;
     come(&mut messages, 100..200, false).await;
     assert!(connection.close(PATIENCE).await.is_nothing());
