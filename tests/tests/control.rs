@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use xmsg_core::socket::{Dealer, Multipart, Publisher, SocketOptions, Subscriber};
 use xmsg_proxy::Proxy;
+use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{proxy, within};
 
 async fn publisher(proxy: &Proxy) -> Publisher {
@@ -124,4 +125,34 @@ async fn control_requests_are_ordinary_messages_too() {
     let request = frames(&[b"xmsg:control", b"pub", b"412300005"]);
     publisher.publish(request.clone()).await.unwrap();
     assert_eq!(within("the request", subscriber.recv()).await.unwrap(), request);
+}
+
+/// A connection whose confirmations went to many subscribers pauses. The rest follows by itself, although nothing else happens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn confirmations_go_on_after_a_pause() {
+    const SUBSCRIBERS: usize = 50;
+    // More than 20,000 recipients.
+    const TOPICS: usize = 500;
+    let proxy = proxy().start().await.unwrap();
+    let mut subscribers = Vec::new();
+    for _ in 0..SUBSCRIBERS {
+        let mut peer = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+        peer.send_message(&["\x01many:"]).await;
+        peer.is_read().await;
+        subscribers.push(peer);
+    }
+    let mut asking = Raw::handshake(proxy.address().publish_port(), "PUB").await;
+    let ask = |topic: usize| raw::message(&["xmsg:control:sub", "sub", &format!("many:{topic}")]);
+    asking.send(&(0..TOPICS).flat_map(ask).collect::<Vec<_>>()).await;
+    for peer in &mut subscribers {
+        let last = async {
+            while let Some((_, body)) = peer.next_frame().await {
+                if body == format!("many:{}", TOPICS - 1) {
+                    return;
+                }
+            }
+            panic!("the connection has ended");
+        };
+        within("the last confirmation", last).await;
+    }
 }

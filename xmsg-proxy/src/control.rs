@@ -88,13 +88,13 @@ impl Controller {
                 settled = std::mem::take(&mut self.asked);
                 settling.set(Some(switch.settled()).into());
             }
-            let rested = self.ready.next_ready().map(Instant::from_std);
-            let oldest = self.early.oldest().map(|early| early.since + EARLY_FOR);
             // After each event, so that neither waits for the end of the other.
             if self.ready.is_ready() {
                 self.confirm_some();
                 tokio::task::yield_now().await;
             }
+            let rested = self.ready.next_ready().map(Instant::from_std);
+            let oldest = self.early.oldest().map(|early| early.since + EARLY_FOR);
             tokio::select! {
                 biased;
                 Some(()) = settling.as_mut(), if !settled.is_empty() => {
