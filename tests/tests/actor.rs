@@ -339,8 +339,8 @@ async fn concurrency_is_bounded() {
     assert_eq!(most.load(Ordering::SeqCst), 3);
 }
 
-/// Two handlers that wait for each other without letting go of their threads: they run at the same time, whether their messages came
-/// together or one by one.
+/// Two handlers that block their threads until both have started: they run at the same time, whether their messages
+/// arrived in one batch or one by one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn handlers_that_work_without_a_pause_run_side_by_side() {
     let proxy = proxy().start().await.unwrap();

@@ -59,8 +59,8 @@ async fn come(messages: &mut Subscription, numbers: std::ops::Range<u64>, repeat
     }
 }
 
-/// Publishes 2,000 messages, 500 of them to a proxy that has taken them and is killed before it has read them. Then there is another one at
-/// the same place.
+/// Publishes 2,000 messages through two proxies on the same port. The first proxy is stopped and then killed while 500
+/// of the messages lie unread in its socket; the second one takes its place.
 async fn through_a_proxy_that_is_killed(
     connect: impl Fn(&ProxyAddress) -> Connection,
 ) -> (Daemon, Connection, Subscription) {
@@ -112,7 +112,8 @@ async fn at_most_once_nothing_comes_again() {
     assert!(error.to_string().contains("500 messages"), "{error}");
 }
 
-/// What is kept is bounded by the high-water mark, and confirmations make room, also while publishers wait for it.
+/// Messages that are kept until they are confirmed count for the high-water mark. A confirmation makes room, also for
+/// publishers that wait for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_kept_is_bounded_and_makes_room_when_it_is_confirmed() {
     const MARK: usize = 64 << 10;

@@ -19,7 +19,7 @@ async fn encrypted() -> (Scene, KeyPair) {
     encrypted_with(&[]).await
 }
 
-/// The same, with these limits.
+/// An encrypted proxy with these limits, an innocent client of it, and the keys of the proxy.
 async fn encrypted_with(limits: &[&str]) -> (Scene, KeyPair) {
     let (server, innocent) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let secret = format!("curve={}", *server.secret().expose_text());

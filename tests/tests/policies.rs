@@ -312,8 +312,8 @@ async fn policies_are_replaced_without_dropping_anyone() {
     assert_eq!(scene.proxy.subscribers().len(), 2);
 }
 
-/// Publishers that send to a subscriber that holds them up, and leave in order. They keep their places, so that nothing is lost, until
-/// newcomers find no other ones.
+/// Publishers close their connections while a slow subscriber blocks what they sent. They keep their places, so that
+/// nothing is lost, until newcomers find no free place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishers_that_left_keep_their_places_until_newcomers_need_them() {
     const PLACES: usize = 40;

@@ -54,6 +54,14 @@ fn connect(proxy: &Proxy, security: Security) -> Connection {
     Connection::with_options(proxy.address().clone(), setup(security)).unwrap()
 }
 
+/// A plain socket with this subscription.
+fn subscriber(proxy: &Proxy, security: Security, topic: &'static str) -> Subscriber {
+    let subscriber = Subscriber::new(SocketOptions { security, ..SocketOptions::default() });
+    subscriber.subscribe(topic).unwrap();
+    subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    subscriber
+}
+
 async fn curve_proxy(server: &KeyPair, rules: Rules) -> Proxy {
     proxy().security(Mechanism::Curve(server.clone()), rules).start().await.unwrap()
 }
@@ -348,10 +356,7 @@ async fn a_confirmation_goes_to_nobody_but_who_may_have_asked_for_it() {
         (&owner, Arc::new(Rights::all())),
     ]);
     let proxy = curve_proxy(&server, rules).await;
-    let options = SocketOptions { security: curve(&owner, &server), ..SocketOptions::default() };
-    let mut alarms = Subscriber::new(options);
-    alarms.subscribe("daq:").unwrap();
-    alarms.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    let mut alarms = subscriber(&proxy, curve(&owner, &server), "daq:");
     let ask = |topic: &'static [u8]| {
         Message::from_frames(
             Bytes::from_static(b"xmsg:control:con"),
@@ -382,10 +387,7 @@ async fn control_requests_without_a_right_to_publish_reach_no_subscriber() {
     let (server, low, owner) = (keys(), keys(), keys());
     let rules = allow(&[(&low, rights(&[], &["low:"])), (&owner, Arc::new(Rights::all()))]);
     let proxy = curve_proxy(&server, rules).await;
-    let options = SocketOptions { security: curve(&owner, &server), ..SocketOptions::default() };
-    let mut recorder = Subscriber::new(options);
-    recorder.subscribe("xmsg:control:data").unwrap();
-    recorder.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    let mut recorder = subscriber(&proxy, curve(&owner, &server), "xmsg:control:data");
     let say = |text: &'static [u8]| {
         let topic = Bytes::from_static(b"xmsg:control:data");
         Message::from_frames(topic, Bytes::from_static(b"text/string"), Bytes::from_static(text))

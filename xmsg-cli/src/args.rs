@@ -224,7 +224,8 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a time: expected a number and a unit, such as 500ms, 10s or 2m".to_owned())
 }
 
-/// Bytes: `100`, `64k`, `1KiB`, `100MB`, `2GiB`. As in other such tools, `K`, `M`, `G` and `T` alone are powers of 1024.
+/// Reads a number of bytes, such as `100`, `64k`, `1KiB`, `100MB` or `2GiB`. `K`, `M`, `G` and `T` without `B` stand for
+/// powers of 1024.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);

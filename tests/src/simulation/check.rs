@@ -106,10 +106,11 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Resu
     Ok(())
 }
 
-/// Whether the messages that a publisher told as dropped are these, in this order. A message whose call was given up may be
-/// missing among them.
+/// Whether `dropped`, which a publisher has reported, are the `missing` messages in their order. A message whose call was
+/// given up may be absent from the report.
 fn are_told(missing: &[&Sent], dropped: &[(Bytes, usize)]) -> bool {
-    // How many of the dropped messages the ones looked at so far explain. Messages that look alike allow several numbers.
+    // How many dropped messages correspond to the missing ones that were compared so far. Messages with equal topic and
+    // size allow several numbers.
     let mut counts = BTreeSet::from([0]);
     for sent in missing {
         let is_next = |count: &&usize| {

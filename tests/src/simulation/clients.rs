@@ -5,10 +5,10 @@
 //! What has to hold, whatever the network does:
 //!
 //! 1. what was accepted was written to the network once, in order, or is counted as *unsent*;
-//! 2. what of that did not come out at the other end is counted as *unconfirmed*, or was reported by a flush; if the delivery is *at least
-//!    once*, it is written again, over each connection in order, and what was flushed has come out;
-//! 3. what a handler was given, and what is counted as *unhandled*, came out of the network, and nothing twice unless it was written twice; after a `drain` that had
-//!    the time it needs, it is all that came out;
+//! 2. a written message that the network lost is counted as *unconfirmed*, or a flush has reported it; with delivery
+//!    *at least once* it is written again, over each connection in order, and every flushed message has arrived;
+//! 3. every message that a handler was given, or that is counted as *unhandled*, has arrived from the network, and none
+//!    twice unless it was written twice; a `drain` that had enough time leaves no other arrived message;
 //! 4. every call returns by its deadline, and tells the same when it is made again.
 
 use std::collections::BTreeSet;

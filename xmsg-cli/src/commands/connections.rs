@@ -22,8 +22,9 @@ const PAGE: usize = 10_000;
 
 /// List the connections of a running proxy, or end one of them
 ///
-/// Of a subscriber it says what waits for it (messages, bytes), what was dropped for it, and how long publishers have waited for it; of a
-/// publisher, whether it has left before a slow subscriber took what it had sent.
+/// For a subscriber, the list has the messages and bytes in its queue, the messages that were dropped for it, and how
+/// long publishers have waited for it. For a publisher, it says whether the publisher has already closed its connection
+/// while a slow subscriber blocks what it sent.
 /// Asks the HTTP server of the proxy (xmsg-proxy --admin).
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {

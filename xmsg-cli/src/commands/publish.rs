@@ -85,7 +85,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_duration)]
     linger: Duration,
 
-    /// Send again what the proxy has not confirmed when the connection breaks; such messages have the header `repeated`
+    /// After a lost connection, send messages that the proxy has not confirmed again, with the header `repeated`
     #[arg(long)]
     at_least_once: bool,
 

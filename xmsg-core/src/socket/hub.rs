@@ -528,8 +528,7 @@ impl Hub {
         // What waits for it counts, and whoever does not read it may be found.
         let queue = link.clone();
         let claim = self.options.memory.claim(&peer, "messages that it does not read", link.stop.clone());
-        let mut claim = claim.weighed_by(move || queue.outbox.queued().bytes as usize);
-        claim.force(0);
+        let _claim = claim.weighed_by(move || queue.outbox.queued().bytes as usize);
         let mut lost = None;
         tokio::select! {
             biased;

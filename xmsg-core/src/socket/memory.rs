@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -180,6 +181,14 @@ impl MemoryBudget {
         Claim { budget: self.clone(), id: NOBODY, bytes: 0, fixed: 0, holder: None }
     }
 
+    /// The same bytes, which count until the last of their clones is gone: once, however many hold them.
+    #[must_use]
+    pub fn counted(&self, bytes: Bytes) -> Bytes {
+        let mut claim = self.claim_shared();
+        claim.force(bytes.len());
+        Bytes::from_owner(Counted { bytes, _claim: claim })
+    }
+
     /// A claim that nobody is ended for; `None`: there is no room for it. All such claims together take half of the limit at most, so that
     /// however many connections there are, something is left for what they are there for.
     #[must_use]
@@ -246,6 +255,18 @@ impl MemoryBudget {
     }
 }
 
+/// Bytes with the claim that they count by.
+struct Counted {
+    bytes: Bytes,
+    _claim: Claim,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 impl Inner {
     fn holders(&self) -> MutexGuard<'_, HashMap<u64, Holder>> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
@@ -285,7 +306,10 @@ impl Claim {
                 self.enter(bytes);
                 return true;
             }
-            self.enter(self.bytes);
+            if look == 0 {
+                // While it waits it may be found, too.
+                self.weigh(self.bytes);
+            }
             if !self.budget.end_largest(self.id, bytes) {
                 return false;
             }
@@ -332,12 +356,14 @@ impl Claim {
         self.weigh(bytes);
     }
 
-    /// Has it count for what `weight` returns, whenever the largest is sought: it may change by itself. `weight` must not use the budget.
+    /// Has it count for what `weight` returns, whenever the largest is sought, from now on: it may change by itself. `weight` must not use
+    /// the budget.
     #[must_use]
     pub fn weighed_by(mut self, weight: impl Fn() -> usize + Send + Sync + 'static) -> Self {
         if let Some(holder) = &mut self.holder {
             holder.weight = Some(Weight(Box::new(weight)));
         }
+        self.weigh(self.bytes);
         self
     }
 

@@ -52,6 +52,15 @@ impl Grant {
         known.1.clone()
     }
 
+    /// Whether it may subscribe to this prefix, which it wants in order to `what`. That it may not is counted.
+    pub(super) fn may_subscribe(&self, peer: &str, what: &str, prefix: &[u8]) -> bool {
+        let may = self.rights().is_some_and(|rights| rights.may_subscribe(prefix));
+        if !may {
+            self.deny(peer, what, prefix, 1);
+        }
+        may
+    }
+
     /// Counts what it wanted and may not, and says so in the log now and then.
     pub(super) fn deny(&self, peer: &str, what: &str, topic: &[u8], count: u64) {
         let in_all = self.denied.fetch_add(count, Ordering::Relaxed) + count;

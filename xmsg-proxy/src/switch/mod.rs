@@ -12,6 +12,7 @@
 //! Messages are never taken apart: a run of messages for the same subscribers is one slice of the memory that they were
 //! read into.
 
+mod bucket;
 mod delivery;
 mod grant;
 mod inlet;

@@ -15,8 +15,8 @@ use xmsg_core::socket::session::now;
 use xmsg_core::socket::source::Source;
 use xmsg_core::zmtp::Version;
 
+use super::bucket::Bucket;
 use super::peers::{Counter, Grant, Lines};
-use super::requests::Bucket;
 
 /// Changes of subscriptions that wait to be written to a publisher, bytes; one that lets more pile up is cut off.
 const UPSTREAM_MAX: usize = 64 << 20;
@@ -30,6 +30,8 @@ const BACKLOG: usize = 128 << 10;
 const PACE: u64 = 4 << 20;
 /// … in each such time.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// Subscribers that are told in a second what one connection asked for. What goes to more makes it wait for its next confirmation.
+const RECIPIENTS_PER_SECOND: f64 = 20_000.0;
 /// One that held others up is not waited for again before so many times as long have passed.
 const REST: u32 = 10;
 
@@ -88,7 +90,7 @@ impl Publisher {
             told: Arc::default(),
             since: Instant::now(),
             received: Counter::default(),
-            recipients: Mutex::new(Bucket::of_recipients()),
+            recipients: Mutex::new(Bucket::new(RECIPIENTS_PER_SECOND)),
             reading: Mutex::default(),
             cut,
             outsized: CancellationToken::new(),
@@ -143,16 +145,13 @@ impl Publisher {
             let what = "subscriptions that it does not read";
             let (outbox, told, since) = (self.outbox.clone(), self.told.clone(), self.since);
             let claim = memory.claim(&self.peer, what, self.outsized.clone());
-            let mut claim = claim.weighed_by(move || {
+            claim.weighed_by(move || {
                 if since.elapsed() < PATIENCE {
                     unread(&outbox, &told)
                 } else {
                     outbox.queued().bytes as usize
                 }
-            });
-            // From now on it may be found.
-            claim.force(0);
-            claim
+            })
         };
         let claim = claim.get_or_insert_with(new);
         if claim.bytes() != bytes {

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use xmsg_core::security::Principal;
+use xmsg_core::socket::session::now;
 use xmsg_core::socket::source::Source;
 use xmsg_core::socket::throttle::Throttle;
 
+use super::bucket::Bucket;
 use super::publisher::Publisher;
 
 /// The longest identity that a ROUTER can know (RFC 28).
@@ -20,8 +22,6 @@ const TOPIC_MAX: usize = 4096;
 const WAITING: usize = 4096;
 /// Confirmations of subscriptions that one connection may ask for in a second: each is sent to everybody who is subscribed.
 const CONFIRMATIONS_PER_SECOND: f64 = 5_000.0;
-/// Subscribers that are told in a second what one connection asked for. What goes to more makes it wait for its next confirmation.
-const RECIPIENTS_PER_SECOND: f64 = 20_000.0;
 /// Other requests in a second: whoever has each message confirmed asks often.
 const OTHERS_PER_SECOND: f64 = 50_000.0;
 
@@ -86,11 +86,7 @@ impl Requester {
     /// Whether it may subscribe to this prefix. That it may not is counted, and written into the log now and then.
     #[must_use]
     pub fn may_subscribe(&self, prefix: &[u8]) -> bool {
-        let may = self.0.grant.rights().is_some_and(|rights| rights.may_subscribe(prefix));
-        if !may {
-            self.0.grant.deny(&self.0.peer, "have a subscription confirmed", prefix, 1);
-        }
-        may
+        self.0.grant.may_subscribe(&self.0.peer, "have a subscription confirmed", prefix)
     }
 }
 
@@ -162,32 +158,6 @@ pub(super) struct Asking {
     others: Bucket,
 }
 
-#[derive(Debug)]
-pub(super) struct Bucket {
-    rate: f64,
-    tokens: f64,
-    filled: Instant,
-}
-
-impl Bucket {
-    fn new(rate: f64) -> Self {
-        Self { rate, tokens: rate, filled: Instant::now() }
-    }
-
-    /// Of subscribers that may be told what one connection asks for.
-    pub(super) fn of_recipients() -> Self {
-        Self::new(RECIPIENTS_PER_SECOND)
-    }
-
-    /// Takes tokens. Returns how long to wait, because there were not so many.
-    fn take(&mut self, tokens: f64, now: Instant) -> Duration {
-        let filled = (now.saturating_duration_since(self.filled)).as_secs_f64() * self.rate;
-        self.filled = now;
-        self.tokens = (self.tokens + filled).min(self.rate) - tokens;
-        Duration::from_secs_f64((-self.tokens / self.rate).max(0.0))
-    }
-}
-
 impl Asking {
     pub(super) fn new(sender: RequestSender) -> Self {
         Self {
@@ -210,7 +180,7 @@ impl Asking {
             Some(Request::Subscription(_)) => &mut self.confirmations,
             _ => &mut self.others,
         };
-        let wait = bucket.take(1.0, Instant::now());
+        let wait = bucket.take(1.0, now());
         self.sender.send(publisher, request);
         wait
     }
@@ -245,15 +215,5 @@ mod tests {
         ] {
             assert_eq!(read(frames), None, "{frames:?}");
         }
-    }
-
-    #[test]
-    fn a_bucket_gives_what_a_second_brings_and_then_as_fast_as_it_fills() {
-        let mut bucket = Bucket::new(100.0);
-        let start = Instant::now();
-        assert_eq!((0..100).map(|_| bucket.take(1.0, start)).sum::<Duration>(), Duration::ZERO);
-        let wait = bucket.take(1.0, start);
-        assert!((9..=11).contains(&wait.as_millis()), "{wait:?}");
-        assert_eq!(bucket.take(1.0, start + Duration::from_secs(10)), Duration::ZERO);
     }
 }

@@ -11,7 +11,7 @@ mod task;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +21,7 @@ use xmsg_core::socket::session::{Batch, Ended, Handler, now};
 use xmsg_core::zmtp::Limits;
 
 pub(super) use self::task::TableTask;
+use super::bucket::Bucket;
 use super::peers::Subscriber;
 use super::publisher::Publisher;
 use crate::config::Upstream;
@@ -34,7 +35,7 @@ const PAIRS: usize = 64 << 10;
 const UNPACED: usize = 8 << 10;
 /// Bytes of changes that it may make at once, and in each second, without waiting for publishers to read of them: whoever makes few is not held
 /// up by what others make.
-const UNREAD: usize = 64 << 10;
+const UNREAD: f64 = 65_536.0;
 /// What a change counts for beside its prefix, bytes.
 const CHANGE: usize = 16;
 /// How much it may cost in a second to have a subscriber's prefixes change their side: about 64 bytes of text each. Whoever makes more
@@ -204,13 +205,14 @@ pub(super) struct Subscriptions<'a> {
     asked_bytes: usize,
     /// Bytes of changes since it last waited until they were made.
     unpaced: usize,
-    /// Bytes that it may still make without waiting for publishers, and when that was so.
-    unread: (usize, Instant),
+    /// Bytes that it may still make without waiting for publishers.
+    unread: Bucket,
 }
 
 impl<'a> Subscriptions<'a> {
     pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
-        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0, unread: (UNREAD, now()) }
+        let unread = Bucket::new(UNREAD);
+        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0, unread }
     }
 
     /// Slows a subscriber down that makes changes faster than publishers read of them, or than they can be made. Another one, which makes
@@ -221,11 +223,8 @@ impl<'a> Subscriptions<'a> {
             return;
         }
         let bytes = std::mem::take(&mut self.unpaced);
-        let (left, since) = self.unread;
-        let filled = UNREAD.saturating_mul((now() - since).as_millis() as usize) / 1000;
-        let left = left.saturating_add(filled).min(UNREAD);
-        self.unread = (left.saturating_sub(bytes), now());
-        self.table.pace(self.subscriber, left < bytes).await;
+        let is_flood = !self.unread.take_present(bytes as f64, now());
+        self.table.pace(self.subscriber, is_flood).await;
         let toll = self.subscriber.toll.swap(0, Ordering::Relaxed) as f64 / TOLL_PER_SECOND;
         if toll > 0.0 {
             tokio::time::sleep(Duration::from_secs_f64(toll)).await;

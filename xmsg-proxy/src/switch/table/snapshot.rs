@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use xmsg_core::prefixes::{PrefixId, PrefixTable};
-use xmsg_core::socket::memory::{Claim, MemoryBudget};
+use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::zmtp::Version;
 
 use crate::CONTROL_TOPIC;
@@ -67,9 +67,7 @@ impl Snapshot {
         let bytes = encode(table, part * PART..(part + 1) * PART, self.version);
         self.held.fetch_add(bytes.len(), Ordering::Relaxed);
         self.present += bytes.len();
-        let mut claim = self.memory.claim_shared();
-        claim.force(bytes.len());
-        let bytes = Bytes::from_owner(Held { bytes, all: self.held.clone(), _claim: claim });
+        let bytes = Bytes::from_owner(Held { bytes: self.memory.counted(bytes), all: self.held.clone() });
         self.parts[part] = Some(bytes.clone());
         bytes
     }
@@ -100,7 +98,6 @@ fn encode(table: &PrefixTable<u32>, places: Range<usize>, version: Version) -> B
 struct Held {
     bytes: Bytes,
     all: Arc<AtomicUsize>,
-    _claim: Claim,
 }
 
 impl AsRef<[u8]> for Held {

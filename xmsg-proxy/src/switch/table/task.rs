@@ -60,7 +60,7 @@ pub(in crate::switch) struct TableTask {
     own: HashMap<u32, Own>,
     /// In a fixed order, so that a simulation can repeat what it did.
     publishers: BTreeMap<u32, Arc<Publisher>>,
-    /// All that is wanted, encoded for new publishers: for each [form](form) of it that one of them speaks.
+    /// All that is wanted, encoded for new publishers: for each [form] of it that one of them speaks.
     snapshots: HashMap<Version, Snapshot>,
     jobs: Jobs,
     memory: MemoryBudget,
@@ -256,11 +256,11 @@ impl TableTask {
 
     fn sort_some(&mut self) {
         let Some(subscriber) = self.jobs.sorting.pop_front() else { return };
-        let mut tidings = Tidings::new();
+        let (mut tidings, mut left) = (Tidings::new(), SLICE);
         {
             let table = self.table.clone();
             let mut routes = table.routes_mut();
-            if self.step(&mut routes, &subscriber, &mut SLICE.clone(), &mut tidings) {
+            if self.step(&mut routes, &subscriber, &mut left, &mut tidings) {
                 table.advance();
             }
         }
@@ -271,9 +271,8 @@ impl TableTask {
     fn farewell(&mut self, id: u32) {
         self.publishers.remove(&id);
         self.jobs.joining.retain(|joining| joining.publisher.id != id);
-        let joining = self.jobs.joining.iter().map(|joining| &joining.publisher);
-        let left: Vec<_> = self.publishers.values().chain(joining).map(|other| form(other.version)).collect();
-        self.snapshots.retain(|form, _| left.contains(form));
+        let told = self.publishers.values().chain(self.jobs.joining.iter().map(|joining| &joining.publisher));
+        self.snapshots.retain(|known, _| told.clone().any(|other| form(other.version) == *known));
     }
 
     /// Takes away all that a subscriber wanted.
@@ -383,7 +382,7 @@ impl TableTask {
         let joining = self.jobs.joining.iter().map(|joining| &joining.publisher);
         for publisher in self.publishers.values().chain(joining) {
             let form = form(publisher.version);
-            let new = || Shared::new(encode(form, tidings), &self.memory);
+            let new = || self.memory.counted(encode(form, tidings));
             let bytes = encoded.entry(form).or_insert_with(new);
             publisher.send(bytes);
             publisher.count_backlog(&self.memory);
@@ -450,8 +449,7 @@ impl TableTask {
         prefix: Bytes,
         tidings: &mut Tidings,
     ) -> bool {
-        if !subscriber.grant.rights().is_some_and(|rights| rights.may_subscribe(&prefix)) {
-            subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
+        if !subscriber.grant.may_subscribe(&subscriber.peer, "subscribe", &prefix) {
             return false;
         }
         let own = self.own.entry(subscriber.id).or_default();
@@ -562,26 +560,4 @@ fn encode(version: Version, tidings: &[Tiding]) -> Bytes {
         version.write_subscription(&mut bytes, *subscribe, prefix);
     }
     bytes.freeze()
-}
-
-/// What several publishers are told. It counts in the memory budget once, until the last of them has read it.
-#[derive(Debug)]
-struct Shared {
-    bytes: Bytes,
-    _claim: Claim,
-}
-
-impl Shared {
-    #[allow(clippy::new_ret_no_self, reason = "it is seen as its bytes alone")]
-    fn new(bytes: Bytes, memory: &MemoryBudget) -> Bytes {
-        let mut claim = memory.claim_shared();
-        claim.force(bytes.len());
-        Bytes::from_owner(Self { bytes, _claim: claim })
-    }
-}
-
-impl AsRef<[u8]> for Shared {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
 }

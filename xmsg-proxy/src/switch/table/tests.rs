@@ -51,6 +51,17 @@ fn subscriber(id: u32) -> Arc<Subscriber> {
     Arc::new(Subscriber::new(id, "a subscriber", outbox, Grant::new(&Arc::default(), None)))
 }
 
+/// Reads so many bytes in a second, until it is aborted.
+fn read_at(mut far: DuplexStream, rate: f64) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 100 << 10];
+        loop {
+            let read = far.read(&mut buffer).await.expect("a pipe in memory");
+            tokio::time::sleep(Duration::from_secs_f64(read as f64 / rate)).await;
+        }
+    })
+}
+
 /// Subscribes to long prefixes and takes that back, so many times; returns how many bytes that were.
 async fn toggle(scene: &Scene, subscriber: &Arc<Subscriber>, times: usize) -> usize {
     let mut handler = Subscriptions::new(&scene.table, subscriber, &scene.limits);
@@ -65,15 +76,9 @@ async fn toggle(scene: &Scene, subscriber: &Arc<Subscriber>, times: usize) -> us
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_changes_goes_as_fast_as_the_slowest_publisher_that_reads() {
     let scene = Scene::new();
-    let (publisher, mut far) = scene.publisher(1).await;
+    let (publisher, far) = scene.publisher(1).await;
     // 10 MB in a second.
-    let reading = tokio::spawn(async move {
-        let mut buffer = vec![0; 100 << 10];
-        loop {
-            let read = far.read(&mut buffer).await.expect("a pipe in memory");
-            tokio::time::sleep(Duration::from_secs_f64(read as f64 / 10e6)).await;
-        }
-    });
+    let reading = read_at(far, 10e6);
     let since = tokio::time::Instant::now();
     let bytes = toggle(&scene, &subscriber(1), 40_000).await;
     let waits = publisher.outbox.queued().bytes;
@@ -117,15 +122,9 @@ async fn a_publisher_that_joins_holds_nobody_up_by_reading_slowly() {
     for number in 0..5_000 {
         handler.subscription(true, format!("{number:04000}").into()).await.unwrap();
     }
-    let (publisher, mut far) = scene.publisher(1).await;
+    let (publisher, far) = scene.publisher(1).await;
     scene.table.synchronize().await;
-    let reading = tokio::spawn(async move {
-        let mut buffer = vec![0; 50 << 10];
-        loop {
-            let read = far.read(&mut buffer).await.expect("a pipe in memory");
-            tokio::time::sleep(Duration::from_secs_f64(read as f64 / 5e6)).await;
-        }
-    });
+    let reading = read_at(far, 5e6);
     let since = tokio::time::Instant::now();
     let other = subscriber(2);
     let mut handler = Subscriptions::new(&scene.table, &other, &scene.limits);
@@ -185,14 +184,8 @@ async fn what_publishers_are_told_counts_once_however_many_they_are() {
 #[tokio::test(start_paused = true)]
 async fn what_a_large_subscriber_leaves_behind_cuts_no_publisher_off_that_reads() {
     let scene = Scene::with_memory(MemoryBudget::new(100 << 20));
-    let (publisher, mut far) = scene.publisher(1).await;
-    let reading = tokio::spawn(async move {
-        let mut buffer = vec![0; 100 << 10];
-        loop {
-            let read = far.read(&mut buffer).await.expect("a pipe in memory");
-            tokio::time::sleep(Duration::from_secs_f64(read as f64 / 20e6)).await;
-        }
-    });
+    let (publisher, far) = scene.publisher(1).await;
+    let reading = read_at(far, 20e6);
     let large = subscriber(1);
     let mut handler = Subscriptions::new(&scene.table, &large, &scene.limits);
     for number in 0..22_000 {
