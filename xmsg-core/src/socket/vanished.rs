@@ -32,11 +32,21 @@ pub struct Route {
     pub peer: SocketAddr,
 }
 
+/// What the kernel asks the other side again and again until it gets what it wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    /// It sends the same data again. Its count goes on while the other side answers that it has no room for the data.
+    Data,
+    /// It asks whether there is room. Its count starts anew with each answer, whatever the answer says.
+    Room,
+}
+
 /// What the kernel says about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sample {
-    /// How often in a row it sent the same data again, or asked for room, without an answer. 0 when nothing is on its way.
-    unanswered: u8,
+    question: Question,
+    /// How often in a row it asked. 0 when nothing is on its way.
+    asked: u8,
     /// How long ago the last acknowledgement came.
     last_ack: Duration,
     /// Bytes that came and that we have not read.
@@ -54,23 +64,36 @@ enum Verdict {
 struct Watch {
     interval: Duration,
     timeout: Duration,
-    /// Since when nothing was acknowledged, as far as we saw.
-    unanswered_since: Option<Instant>,
+    /// Since when nothing was acknowledged, as far as we saw, and how often the kernel had asked until then.
+    silence: Option<Silence>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    since: Instant,
+    asked_before: u8,
 }
 
 impl Watch {
     fn observe(&mut self, now: Instant, sample: Option<Sample>) -> Verdict {
-        let Some(sample) = sample.filter(|sample| sample.unanswered > 0) else {
-            self.unanswered_since = None;
+        let Some(sample) = sample.filter(|sample| sample.asked > 0) else {
+            self.silence = None;
             return Verdict::Wait(self.interval);
         };
-        let since = self.unanswered_since.get_or_insert(now);
-        if sample.last_ack + GRANULARITY < now - *since {
-            // It answered, and what is unanswered now is something else.
-            *since = now;
-        }
-        let left = Deadline::since(*since, self.timeout).instant().saturating_duration_since(now);
-        match (left.is_zero(), sample.unanswered >= UNANSWERED_MIN) {
+        // If it answered meanwhile, what is unanswered now is something else.
+        let going_on = self.silence.filter(|silence| sample.last_ack + GRANULARITY >= now - silence.since);
+        let silence = going_on.unwrap_or(Silence {
+            since: now,
+            asked_before: match sample.question {
+                // Some of these may have been answered, so none of them counts.
+                Question::Data => sample.asked,
+                Question::Room => 0,
+            },
+        });
+        self.silence = Some(silence);
+        let left = Deadline::since(silence.since, self.timeout).instant().saturating_duration_since(now);
+        let unanswered = sample.asked.saturating_sub(silence.asked_before);
+        match (left.is_zero(), unanswered >= UNANSWERED_MIN) {
             (true, true) => Verdict::Gone,
             (true, false) => Verdict::Wait(RECHECK.min(self.interval)),
             (false, _) => Verdict::Wait(left),
@@ -83,7 +106,7 @@ impl Watch {
 pub async fn vanished(route: Option<Route>, interval: Duration, timeout: Duration) {
     let (Some(route), true) = (route, cfg!(target_os = "linux")) else { return std::future::pending().await };
     // Half of it is for the time until the kernel has asked again at all.
-    let mut watch = Watch { interval: interval / 2, timeout, unanswered_since: None };
+    let mut watch = Watch { interval: interval / 2, timeout, silence: None };
     let mut pause = watch.interval;
     loop {
         tokio::time::sleep(pause).await;
@@ -124,7 +147,7 @@ mod kernel {
 
     use socket2::{Domain, Protocol, Socket, Type};
 
-    use super::{Route, Sample};
+    use super::{Question, Route, Sample};
 
     const AF_INET: u8 = 2;
     const AF_INET6: u8 = 10;
@@ -142,8 +165,10 @@ mod kernel {
     const REQUEST: usize = 56;
     /// … of `struct inet_diag_msg`.
     const MESSAGE: usize = 72;
-    /// Timers that run while an answer is missing: for sent data, and for the question whether there is room.
-    const TIMERS: [u8; 2] = [1, 4];
+    /// The timer that runs while the acknowledgement of sent data is missing.
+    const TIMER_DATA: u8 = 1;
+    /// … while the other side has no room.
+    const TIMER_ROOM: u8 = 4;
     /// Where `idiag_rqueue` is in `struct inet_diag_msg`.
     const UNREAD: usize = 56;
     /// Where `tcpi_last_ack_recv` is in `struct tcp_info`, in milliseconds.
@@ -213,8 +238,12 @@ mod kernel {
             let (len, kind) = (usize::from(u16_at(at)?), u16_at(at + 2)?);
             if kind == INET_DIAG_INFO && len >= 4 + LAST_ACK + 4 {
                 let last_ack = Duration::from_millis(u32_at(at + 4 + LAST_ACK)?.into());
-                let unanswered = if TIMERS.contains(timer) { *retrans } else { 0 };
-                return Ok(Some(Sample { unanswered, last_ack, unread: u32_at(HEADER + UNREAD)? }));
+                let (question, asked) = match *timer {
+                    TIMER_DATA => (Question::Data, *retrans),
+                    TIMER_ROOM => (Question::Room, *retrans),
+                    _ => (Question::Data, 0),
+                };
+                return Ok(Some(Sample { question, asked, last_ack, unread: u32_at(HEADER + UNREAD)? }));
             }
             // Attributes are aligned to four bytes, and none is shorter than its header.
             at += len.max(4).next_multiple_of(4);
@@ -231,11 +260,15 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(20);
 
     fn watch() -> Watch {
-        Watch { interval: INTERVAL, timeout: TIMEOUT, unanswered_since: None }
+        Watch { interval: INTERVAL, timeout: TIMEOUT, silence: None }
     }
 
-    fn sample(unanswered: u8, last_ack_ms: u64) -> Sample {
-        Sample { unanswered, last_ack: Duration::from_millis(last_ack_ms), unread: 0 }
+    fn sample(asked: u8, last_ack_ms: u64) -> Sample {
+        Sample { question: Question::Data, asked, last_ack: Duration::from_millis(last_ack_ms), unread: 0 }
+    }
+
+    fn without_room(asked: u8, last_ack_ms: u64) -> Sample {
+        Sample { question: Question::Room, ..sample(asked, last_ack_ms) }
     }
 
     #[test]
@@ -255,7 +288,7 @@ mod tests {
         watch.observe(start, Some(sample(1, 300)));
         // It answered five seconds ago.
         assert_eq!(watch.observe(start + TIMEOUT, Some(sample(3, 5_000))), Verdict::Wait(TIMEOUT));
-        assert_eq!(watch.observe(start + TIMEOUT * 2, Some(sample(5, 25_000))), Verdict::Gone);
+        assert_eq!(watch.observe(start + TIMEOUT * 2, Some(sample(6, 25_000))), Verdict::Gone);
         // And if nothing is under way any more, nothing is missing.
         assert_eq!(watch.observe(start + TIMEOUT * 2, Some(sample(0, 90_000))), Verdict::Wait(INTERVAL));
         assert_eq!(watch.observe(start + TIMEOUT * 3, Some(sample(9, 90_000))), Verdict::Wait(TIMEOUT));
@@ -265,10 +298,27 @@ mod tests {
     #[test]
     fn a_paused_peer_is_asked_ever_more_rarely_and_one_question_in_vain_proves_nothing() {
         let (start, mut watch) = (Instant::now(), watch());
-        watch.observe(start, Some(sample(1, 60_000)));
-        assert_eq!(watch.observe(start + TIMEOUT, Some(sample(1, 80_000))), Verdict::Wait(RECHECK));
-        assert_eq!(watch.observe(start + TIMEOUT * 2, Some(sample(2, 100_000))), Verdict::Wait(RECHECK));
-        assert_eq!(watch.observe(start + TIMEOUT * 3, Some(sample(3, 120_000))), Verdict::Gone);
+        watch.observe(start, Some(without_room(1, 60_000)));
+        assert_eq!(watch.observe(start + TIMEOUT, Some(without_room(1, 80_000))), Verdict::Wait(RECHECK));
+        assert_eq!(
+            watch.observe(start + TIMEOUT * 2, Some(without_room(2, 100_000))),
+            Verdict::Wait(RECHECK)
+        );
+        assert_eq!(watch.observe(start + TIMEOUT * 3, Some(without_room(3, 120_000))), Verdict::Gone);
+    }
+
+    /// A paused peer whose room shrank under data on its way answers each copy of it, and the kernel counts the copies all the
+    /// same.
+    #[test]
+    fn copies_that_were_answered_do_not_count() {
+        let (start, mut watch) = (Instant::now(), watch());
+        watch.observe(start, Some(sample(4, 100)));
+        assert_eq!(watch.observe(start + TIMEOUT, Some(sample(5, 8_000))), Verdict::Wait(TIMEOUT));
+        // One copy was lost.
+        assert_eq!(watch.observe(start + TIMEOUT * 2, Some(sample(6, 28_000))), Verdict::Wait(RECHECK));
+        assert_eq!(watch.observe(start + TIMEOUT * 3, Some(sample(7, 5_000))), Verdict::Wait(TIMEOUT));
+        assert_eq!(watch.observe(start + TIMEOUT * 4, Some(sample(9, 25_000))), Verdict::Wait(RECHECK));
+        assert_eq!(watch.observe(start + TIMEOUT * 5, Some(sample(10, 45_000))), Verdict::Gone);
     }
 
     #[cfg(target_os = "linux")]
@@ -302,7 +352,7 @@ mod tests {
                 ours.peek(&mut [0; 3]).unwrap();
                 assert_eq!(unread(route(&ours)), Some(3));
                 let found = kernel::sample(route(&ours)).unwrap().expect("it is there");
-                assert_eq!(found.unanswered, 0, "the loopback answers");
+                assert_eq!(found.asked, 0, "the loopback answers");
                 assert!(found.last_ack < Duration::from_secs(60), "{found:?}");
                 let Route { local, mut peer } = route(&ours);
                 peer.set_port(1);
@@ -344,6 +394,8 @@ mod tests {
             for len in 0..whole.len() {
                 kernel::read(&whole[..len]).unwrap_err();
             }
+            body[2] = 4;
+            assert_eq!(kernel::read(&answer(20, &body)).unwrap(), Some(without_room(5, 1234)));
             // Keepalive has a timer, too, and looks after itself.
             body[2] = 2;
             assert_eq!(kernel::read(&answer(20, &body)).unwrap(), Some(sample(0, 1234)));
