@@ -22,6 +22,7 @@ Exit codes:
   4    not allowed: keys, name and password, or the token, are not good
   27   timed out
   130  interrupted
+  143  asked to end by SIGTERM
 
 Try `xmsg demo` for a first look: it needs nothing else to run.";
 

@@ -19,7 +19,17 @@ pub(crate) enum Exit {
     NoConnection = 3,
     NotAllowed = 4,
     TimedOut = 27,
+    /// 128 and the number of SIGINT, as shells have it.
     Interrupted = 130,
+    /// … of SIGTERM.
+    Terminated = 143,
+}
+
+impl Exit {
+    /// Whether a signal ended the command.
+    pub(crate) fn is_interrupted(self) -> bool {
+        matches!(self, Self::Interrupted | Self::Terminated)
+    }
 }
 
 impl From<Exit> for ExitCode {

@@ -3,24 +3,38 @@
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::exit::Exit;
+
 /// SIGINT and SIGTERM. From when it is made, they no longer kill the process.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
     interrupt: Signal,
     terminate: Signal,
+    last: Option<Exit>,
 }
 
 impl Interrupt {
     pub(crate) fn new() -> anyhow::Result<Self> {
         let of = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { interrupt: of(SignalKind::interrupt())?, terminate: of(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: of(SignalKind::interrupt())?,
+            terminate: of(SignalKind::terminate())?,
+            last: None,
+        })
     }
 
-    /// Waits for the next one.
-    pub(crate) async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+    /// Waits for the next one, and returns the exit code that it asks for.
+    pub(crate) async fn wait(&mut self) -> Exit {
+        let exit = tokio::select! {
+            _ = self.interrupt.recv() => Exit::Interrupted,
+            _ = self.terminate.recv() => Exit::Terminated,
+        };
+        self.last = Some(exit);
+        exit
+    }
+
+    /// The exit code that the last one asked for.
+    pub(crate) fn exit(&self) -> Exit {
+        self.last.unwrap_or(Exit::Interrupted)
     }
 }

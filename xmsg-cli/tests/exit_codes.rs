@@ -81,14 +81,14 @@ async fn the_time_runs_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_writes_what_there_is() {
     let (_proxy, address) = proxy().await;
-    for signal in ["INT", "TERM"] {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
         let subscriber = Running::subscribe(&address, &["a"]).await;
         let second = Running::subscribe(&address, &["a", "-n", "1"]).await;
         publish(&address, &["a", "x"], b"").await;
         second.end().await.done();
         subscriber.signal(signal);
         let ended = subscriber.end().await;
-        assert_eq!(ended.code, Some(130), "{}", ended.stderr);
+        assert_eq!(ended.code, Some(code), "{}", ended.stderr);
         assert!(ended.stderr.contains("received"), "{}", ended.stderr);
     }
     // A subscriber that is blocked by whoever should read it.
@@ -145,8 +145,28 @@ async fn an_interrupted_publisher_says_what_it_waits_for() {
     assert!(said.contains(&address) && said.contains("interrupt again to end at once"), "{said}");
     patient.signal("INT");
     patient.end().await.failed(130, " not sent");
-    hasty.signal("INT");
-    hasty.end().await.failed(130, "1 of 2 messages could not be sent");
+    // Its input stays open: at its end, it would wait in any case.
+    let input = hasty.stdin.take();
+    hasty.signal("TERM");
+    hasty.end().await.failed(143, "1 of 2 messages could not be sent");
+    drop(input);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_at_the_end_of_its_input_says_what_it_waits_for() {
+    let (proxy, address) = proxy().await;
+    let mut publisher = Running::start(&["pub", "a", "-l", "--linger", "600", "--proxy", &address]);
+    let witness = Running::subscribe(&address, &["a", "-n", "1"]).await;
+    publisher.type_in(b"one\n").await;
+    witness.end().await.done();
+    within("the end of the proxy", proxy.stop(Duration::from_secs(5))).await;
+    publisher.said("was lost").await;
+    publisher.type_in(b"two\n").await;
+    drop(publisher.stdin.take());
+    let said = publisher.said("waiting up to 600 s for").await;
+    assert!(said.contains("; interrupt to end at once"), "{said}");
+    publisher.signal("INT");
+    publisher.end().await.failed(130, "1 message not sent");
 }
 
 /// With a time limit, a reader that has stalled keeps no subscriber from ending.

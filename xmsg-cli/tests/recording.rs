@@ -203,7 +203,7 @@ async fn what_was_recorded_is_replayed_byte_for_byte_and_in_time() {
 async fn an_interrupt_ends_a_recording_in_order() {
     let (_proxy, address) = proxy().await;
     let (_folder, path) = folder();
-    for (signal, name, arguments) in [("INT", "a", &[][..]), ("TERM", "b", &["--zstd"])] {
+    for (signal, code, name, arguments) in [("INT", 130, "a", &[][..]), ("TERM", 143, "b", &["--zstd"])] {
         let file = path(name);
         let running = record(&address, &[&[file.as_str(), "t", "u:x"], arguments].concat()).await;
         publish(&address, &["t", "x", "--count", "500"], b"").await;
@@ -211,7 +211,7 @@ async fn an_interrupt_ends_a_recording_in_order() {
         publish(&address, &["u:x", "last"], b"").await;
         running.signal(signal);
         let ended = running.end().await;
-        assert_eq!(ended.code, Some(130), "{}", ended.stderr);
+        assert_eq!(ended.code, Some(code), "{}", ended.stderr);
         assert!(
             ended.stderr.contains("recorded 501 messages (") && ended.stderr.contains(&file),
             "{}",

@@ -154,7 +154,7 @@ async fn commands_are_killed_with_all_that_they_started() {
     interrupted.signal("INT");
     assert_eq!(interrupted.end().await.code, Some(130));
     asker.signal("TERM");
-    assert_eq!(asker.end().await.code, Some(130));
+    assert_eq!(asker.end().await.code, Some(143));
 }
 
 #[tokio::test(flavor = "multi_thread")]

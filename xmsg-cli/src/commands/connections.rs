@@ -72,7 +72,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     };
     tokio::select! {
         exit = work => exit,
-        () = interrupt.wait() => Ok(Exit::Interrupted),
+        exit = interrupt.wait() => Ok(exit),
     }
 }
 

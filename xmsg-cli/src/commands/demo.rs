@@ -95,7 +95,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 
     let mut demo = tokio::select! {
         demo = Demo::start(&arguments, proxy.address()) => demo?,
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
     };
     let end = async {
         match arguments.duration {
@@ -106,13 +106,13 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let exit = tokio::select! {
         result = show_rates(demo.started, demo.counters.clone()) => return Err(result),
         error = demo.failure() => return Err(error),
-        () = interrupt.wait() => Exit::Interrupted,
+        exit = interrupt.wait() => exit,
         () = end => Exit::Done,
     };
     let seconds = demo.started.elapsed().as_secs_f64();
     let totals = tokio::select! {
         totals = demo.stop() => totals?,
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
     };
     proxy.stop(Duration::from_secs(1)).await;
 

@@ -95,7 +95,7 @@ pub(crate) async fn find(arguments: FindArguments) -> anyhow::Result<Exit> {
     };
     let found = tokio::select! {
         found = question => found.map_err(AtRegistrar)?,
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
     };
     show(found.iter().map(|registration| (owner, registration)), arguments.json)
 }
@@ -112,7 +112,7 @@ pub(crate) async fn list(arguments: ListArguments) -> anyhow::Result<Exit> {
     for owner in owners {
         let some = tokio::select! {
             some = registrar.all(*owner) => some.map_err(AtRegistrar)?,
-            () = interrupt.wait() => return Ok(Exit::Interrupted),
+            exit = interrupt.wait() => return Ok(exit),
         };
         found.extend(some.into_iter().map(|registration| (*owner, registration)));
     }

@@ -62,7 +62,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             result?;
             if pinger.lost > 0 { Exit::NoConnection } else { Exit::Done }
         }
-        () = interrupt.wait() => Exit::Interrupted,
+        exit = interrupt.wait() => exit,
     };
     pinger.summary()?;
     Ok(exit)

@@ -22,7 +22,7 @@ const TURN: u64 = 256;
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// How often the proxy is asked whether it has what was published.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
-/// After an interrupt, how long what is left may take to be sent without a word about it.
+/// How long what is left may take to be sent without a word about it.
 const UNSAID_LINGER: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
@@ -122,19 +122,19 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     };
     let result = tokio::select! {
         result = publishing => result.map(|()| Exit::Done),
-        () = interrupt.wait() => Ok(Exit::Interrupted),
+        exit = interrupt.wait() => Ok(exit),
     };
     job.progress.clear();
 
     // What was accepted is sent, also after an error or an interrupt; a second interrupt ends that, too.
-    let is_interrupted = matches!(result, Ok(Exit::Interrupted));
+    let is_interrupted = matches!(&result, Ok(exit) if exit.is_interrupted());
     let Some(left) = end(&connection, proxy, arguments.linger, is_interrupted, &mut interrupt).await else {
-        return Ok(Exit::Interrupted);
+        return Ok(interrupt.exit());
     };
     let exit = result?;
     if let Some(words) = not_arrived(job.sent, &left, proxy, arguments.linger) {
         // Whoever interrupts it wants it to end, and learns what that costs.
-        if exit != Exit::Interrupted {
+        if !exit.is_interrupted() {
             bail!(words);
         }
         note(words);
@@ -163,20 +163,21 @@ pub(super) async fn end(
     interrupt: &mut Interrupt,
 ) -> Option<Unfinished> {
     let says_so = async {
+        tokio::time::sleep(UNSAID_LINGER).await;
+        let waiting = counted(connection.unconfirmed(), "message");
+        let linger = linger.as_secs_f64();
+        let waiting = format!("waiting up to {linger} s for {proxy} to take {waiting}");
         if is_interrupted {
-            tokio::time::sleep(UNSAID_LINGER).await;
-            let waiting = counted(connection.unconfirmed(), "message");
-            let linger = linger.as_secs_f64();
-            note(format_args!(
-                "interrupted: waiting up to {linger} s for {proxy} to take {waiting}; interrupt again to end at once"
-            ));
+            note(format_args!("interrupted: {waiting}; interrupt again to end at once"));
+        } else {
+            note(format_args!("{waiting}; interrupt to end at once"));
         }
         std::future::pending::<()>().await;
     };
     tokio::select! {
         left = connection.close(linger) => Some(left),
         () = says_so => unreachable!("it never ends"),
-        () = interrupt.wait() => {
+        _ = interrupt.wait() => {
             note(format_args!("interrupted: {} not sent", counted(connection.queued().messages, "message")));
             None
         }

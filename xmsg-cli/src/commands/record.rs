@@ -127,7 +127,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         if arguments.topics.is_empty() { vec![Topic::everything()] } else { arguments.topics.clone() };
     let tap = tokio::select! {
         tap = Tap::open(&arguments.connect, &topics) => tap?,
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
     };
     let notes = note_connection(tap.events(), &proxy);
     let mut losses = Losses::of(tap.events());
@@ -154,7 +154,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         // With COUNT messages, or because it cannot write.
         result = &mut outcome => return told(result.context("the thread that writes has ended")??, &arguments, Exit::Done, losses).await,
         () = feed.run() => Exit::Done,
-        () = interrupt.wait() => Exit::Interrupted,
+        exit = interrupt.wait() => exit,
         () = timeout => late,
         () = losses.watch() => unreachable!("it never ends"),
         () = notes => unreachable!("notes never end"),
@@ -166,9 +166,9 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     };
     let written = tokio::select! {
         written = feed.end(&mut outcome) => written?,
-        () = interrupt.wait() => {
+        exit = interrupt.wait() => {
             note("interrupted again: what waits to be written is lost");
-            return Ok(Exit::Interrupted);
+            return Ok(exit);
         }
     };
     let exit = match arguments.count {

@@ -96,7 +96,7 @@ pub(crate) async fn register(arguments: Arguments, verbose: bool) -> anyhow::Res
     registration.description = arguments.description;
     tokio::select! {
         result = registrar.register(&registration) => result.map_err(AtRegistrar)?,
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
     }
     if verbose || arguments.keep {
         note(format_args!("registered {owner} {} of {}", registration.name, arguments.topic));
@@ -104,9 +104,9 @@ pub(crate) async fn register(arguments: Arguments, verbose: bool) -> anyhow::Res
     if !arguments.keep {
         return Ok(Exit::Done);
     }
-    interrupt.wait().await;
+    let exit = interrupt.wait().await;
     registrar.deregister(&registration).await.map_err(AtRegistrar)?;
-    Ok(Exit::Interrupted)
+    Ok(exit)
 }
 
 pub(crate) async fn deregister(arguments: RemovalArguments, verbose: bool) -> anyhow::Result<Exit> {
@@ -130,7 +130,7 @@ pub(crate) async fn deregister(arguments: RemovalArguments, verbose: bool) -> an
     };
     tokio::select! {
         result = work => result.map_err(AtRegistrar)?,
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
     }
     if verbose {
         note("taken back");

@@ -54,11 +54,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         registrar.address(),
         counted(found.publishers + found.subscribers, "registration"),
     ));
-    tokio::select! {
-        () = interrupt.wait() => {}
+    let exit = tokio::select! {
+        exit = interrupt.wait() => exit,
         () = registrar.ended() => bail!("the registrar has lost its journal: see -v"),
-    }
+    };
     let counts = registrar.stop(LINGER).await;
     note(format_args!("stopped after {}, {} refused", counted(counts.requests, "request"), counts.refused));
-    Ok(Exit::Interrupted)
+    Ok(exit)
 }

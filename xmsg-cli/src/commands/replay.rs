@@ -210,23 +210,23 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let started = Instant::now();
     let result = tokio::select! {
         result = publishing => result.map(|report| (Exit::Done, report)),
-        () = interrupt.wait() => Ok((Exit::Interrupted, Report::default())),
+        exit = interrupt.wait() => Ok((exit, Report::default())),
         () = show_progress(|| {
             let sent = counts.sent.load(Ordering::Relaxed);
             let rate = grouped(per_second(sent, started.elapsed()));
             format!("{} messages, {rate}/s", grouped(sent))
         }) => unreachable!("it never ends"),
     };
-    let is_interrupted = matches!(result, Ok((Exit::Interrupted, _)));
+    let is_interrupted = matches!(&result, Ok((exit, _)) if exit.is_interrupted());
     let closing = replay.plain.take().map(|plain| tokio::spawn(plain.close(arguments.linger)));
     let Some(mut left) = end(&connection, proxy, arguments.linger, is_interrupted, &mut interrupt).await
     else {
-        return Ok(Exit::Interrupted);
+        return Ok(interrupt.exit());
     };
     if let Some(closing) = closing {
         tokio::select! {
             unconfirmed = closing => left.unconfirmed += unconfirmed.context("a connection could not be closed")?,
-            () = interrupt.wait() => return Ok(Exit::Interrupted),
+            exit = interrupt.wait() => return Ok(exit),
         }
     }
     let (exit, report) = result?;
@@ -236,7 +236,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let sent = counts.sent.load(Ordering::Relaxed);
     if let Some(words) = not_arrived(sent, &left, proxy, arguments.linger) {
         // Whoever interrupts it wants it to end, and learns what that costs.
-        if exit != Exit::Interrupted {
+        if !exit.is_interrupted() {
             bail!(words);
         }
         note(words);

@@ -165,13 +165,13 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     };
     let (result, linger) = tokio::select! {
         result = serving => (result.map(|()| Exit::Done), LINGER),
-        () = interrupt.wait() => (Ok(Exit::Interrupted), HASTY_LINGER),
+        exit = interrupt.wait() => (Ok(exit), HASTY_LINGER),
     };
     // Commands that are at work are killed before we end.
     working.shutdown().await;
     let left = tokio::select! {
         left = connection.close(linger) => left,
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
     };
     if verbose {
         note(format_args!(

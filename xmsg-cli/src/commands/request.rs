@@ -91,7 +91,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     };
     let result = tokio::select! {
         result = tokio::spawn(asker.run()) => result?,
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
         () = reader_gone() => return Ok(Exit::Done),
     };
     // What is not sent by now is a request that nobody waits for any more.

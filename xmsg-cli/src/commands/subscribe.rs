@@ -93,7 +93,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
     let subscription = tokio::select! {
         subscription = connection.subscribe(&topics) => subscription?.with_two_frames(),
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
     };
     if verbose {
         note(format_args!("subscribed to {} at {proxy}", render::topics_text(&topics)));
@@ -114,7 +114,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let late = if arguments.count.is_some() { Exit::TimedOut } else { Exit::Done };
     let exit = tokio::select! {
         result = &mut receiving => return result?.map(|_| Exit::Done),
-        () = interrupt.wait() => Exit::Interrupted,
+        exit = interrupt.wait() => exit,
         () = timeout => late,
         () = reader_gone() => Exit::Done,
         () = notes => unreachable!("notes never end"),
@@ -123,12 +123,12 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let written = tokio::select! {
         result = &mut receiving => result??,
         () = tokio::time::sleep(HASTY_LINGER) => {
-            if exit != Exit::Interrupted {
+            if !exit.is_interrupted() {
                 note("ended while nobody reads what is written: the rest is lost");
             }
             return Ok(exit);
         }
-        () = interrupt.wait() => return Ok(Exit::Interrupted),
+        exit = interrupt.wait() => return Ok(exit),
     };
     if arguments.count == Some(written) {
         // The last one came together with the end of the time.

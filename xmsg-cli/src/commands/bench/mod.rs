@@ -140,7 +140,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let plot_file = options.plot.as_deref().map(PlotFile::create).transpose()?;
     let target = Target::open(arguments.common()).await?;
     let report = match arguments.measure(&target, &mut interrupt).await {
-        Err(error) if error.is::<Interrupted>() => return Ok(Exit::Interrupted),
+        Err(error) if error.is::<Interrupted>() => return Ok(interrupt.exit()),
         report => report?,
     };
 
@@ -163,7 +163,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     target.close().await;
 
     if report.interrupted {
-        return Ok(Exit::Interrupted);
+        return Ok(interrupt.exit());
     }
     if let Some(failed) = report.failed {
         bail!(failed);
@@ -216,7 +216,7 @@ async fn unless_interrupted<T>(
 ) -> anyhow::Result<T> {
     tokio::select! {
         result = work => result,
-        () = interrupt.wait() => Err(Interrupted.into()),
+        _ = interrupt.wait() => Err(Interrupted.into()),
     }
 }
 

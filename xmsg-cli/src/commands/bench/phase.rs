@@ -275,7 +275,7 @@ impl Phase<'_> {
                     limited = true;
                     stage.send_if_modified(|stage| advance(stage, Stage::Draining));
                 }
-                () = interrupt.wait() => {
+                _ = interrupt.wait() => {
                     let next = if interrupted { Stage::Ended } else { Stage::Draining };
                     interrupted = true;
                     stage.send_if_modified(|stage| advance(stage, next));

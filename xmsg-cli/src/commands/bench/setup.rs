@@ -53,7 +53,7 @@ pub(super) async fn set_up<T>(
     loop {
         let result = tokio::select! {
             result = all.next() => result,
-            () = interrupt.wait() => {
+            _ = interrupt.wait() => {
                 made.interrupted = true;
                 break;
             }

@@ -115,7 +115,7 @@ async fn on_one_connection(
         let topics = Topics::new(&arguments.common.target.topic, *count as usize);
         tokio::select! {
             time = confirm(target, &publisher, &topics, arguments.timeout) => results.push((*count, time?)),
-            () = interrupt.wait() => {
+            _ = interrupt.wait() => {
                 interrupted = true;
                 break;
             }

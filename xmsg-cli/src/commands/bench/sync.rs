@@ -166,7 +166,7 @@ impl Load {
                     result.reason = reason.or(result.reason);
                 }
                 _ = ticks.tick() => live.done(asked.load(Ordering::Relaxed), total),
-                () = interrupt.wait() => {
+                _ = interrupt.wait() => {
                     // A second one does not wait for the last replies.
                     if std::mem::replace(&mut result.interrupted, true) {
                         break;
