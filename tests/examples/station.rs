@@ -13,6 +13,9 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use xmsg_core::socket::{SocketEvent, SocketEvents};
 use xmsg_core::{ConnectOptions, Connection, Message};
 use xmsg_proxy::{Config, Policy, Proxy};
@@ -56,7 +59,11 @@ fn setup(heartbeats: Option<(Duration, Duration)>) -> ConnectOptions {
 }
 
 async fn proxy(address: &str, heartbeats: Option<(Duration, Duration)>) {
-    tracing_subscriber::fmt().with_ansi(false).with_env_filter("xmsg_proxy=debug").init();
+    let filter = Targets::new().with_target("xmsg_proxy", LevelFilter::DEBUG);
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(tracing_subscriber::fmt::layer().with_ansi(false))
+        .init();
     let mut config = Config { policy: Policy::BLOCK, ..Config::default() };
     if let Some((interval, timeout)) = heartbeats {
         (config.heartbeat_interval, config.heartbeat_timeout) = (Some(interval), timeout);

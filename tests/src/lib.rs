@@ -11,6 +11,9 @@ pub mod simulation;
 
 use std::time::Duration;
 
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use xmsg_core::{ConnectOptions, Connection, Message, Subscription, Topic};
 use xmsg_proxy::{Builder, Policy, Proxy};
 
@@ -57,6 +60,8 @@ pub async fn next(subscription: &mut Subscription) -> Message {
 
 /// Log lines of what is tested, with `RUST_LOG` and `--nocapture`.
 pub fn start_tracing() {
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+    let wanted = std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned());
+    let filter = wanted.parse::<Targets>().expect("RUST_LOG is a list of levels and of modules with levels");
+    let lines = tracing_subscriber::fmt::layer().with_test_writer();
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
 }

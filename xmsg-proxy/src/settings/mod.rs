@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 pub use file::{Change, SettingsError, absolute, merge, parse, print, read};
 pub use proxy::{Heartbeat, LimitSettings, PolicySection, ProxySettings, RegistrarSection, Tcp};
@@ -109,18 +109,20 @@ impl Default for Log {
 
 impl Log {
     /// The filter, to be given to `tracing-subscriber`.
-    pub fn env_filter(&self) -> Result<EnvFilter, SettingsError> {
-        env_filter(&self.filter)
+    pub fn targets(&self) -> Result<Targets, SettingsError> {
+        log_filter(&self.filter)
     }
 }
 
-/// A log filter from text such as `info,xmsg_core=debug`, as in `RUST_LOG`.
+/// A log filter from text such as `info,xmsg_core=debug`, as in `RUST_LOG`: levels for all that is logged, and for modules.
 ///
-/// Spaces around directives are taken away: tracing-subscriber 0.3 reads a directive with one in front of it wrongly, or panics. Values of
-/// fields are text and no regular expressions, of which a short one can take minutes to compile.
-pub fn env_filter(text: &str) -> Result<EnvFilter, SettingsError> {
-    let directives = text.split(',').map(str::trim).collect::<Vec<_>>().join(",");
-    EnvFilter::builder().with_regex(false).parse(directives).map_err(|error| {
+/// Spaces around directives, and directives that are empty, mean nothing.
+pub fn log_filter(text: &str) -> Result<Targets, SettingsError> {
+    let directives: Vec<_> = text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
+    if directives.is_empty() {
+        return Ok(Targets::new());
+    }
+    directives.join(",").parse::<Targets>().map_err(|error| {
         SettingsError::new(format!(
             "the log filter {text:?} (log.filter, RUST_LOG, --log-filter) can't be read: {error}; give a level, or module=level with \
              commas between"
@@ -297,10 +299,12 @@ mod tests {
 
     #[test]
     fn spaces_around_the_directives_of_a_log_filter_mean_nothing() {
-        let text = " info, xmsg_core=debug ,\tw\u{fc}st[\u{fc}]=warn";
+        let text = " info, xmsg_core=debug ,\tw\u{fc}st[{\u{fc}}]=warn,,";
         let [spaced, plain] =
-            [text, &text.replace([' ', '\t'], "")].map(|text| env_filter(text).unwrap().to_string());
+            [text, "info,xmsg_core=debug,w\u{fc}st[{\u{fc}}]=warn"].map(|text| log_filter(text).unwrap());
         assert_eq!(spaced, plain);
+        assert_eq!(log_filter(" ").unwrap(), Targets::new());
+        assert_eq!(spaced.default_level(), Some(tracing::level_filters::LevelFilter::INFO));
     }
 
     #[test]

@@ -260,7 +260,7 @@ impl Settings for ProxySettings {
             ));
         }
         self.admin.check()?;
-        self.log.env_filter().map(drop)
+        self.log.targets().map(drop)
     }
 
     fn log(&self) -> &Log {

@@ -72,7 +72,7 @@ impl Settings for RegistrarSettings {
 
     fn check(&self) -> Result<(), SettingsError> {
         self.admin.check()?;
-        self.log.env_filter().map(drop)
+        self.log.targets().map(drop)
     }
 
     fn log(&self) -> &Log {
