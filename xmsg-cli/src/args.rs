@@ -8,9 +8,11 @@ use clap::{Parser, Subcommand};
 use xmsg_core::options::CHECK_TIMEOUT;
 use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security, Topic};
 
+#[cfg(feature = "bench")]
+use crate::commands::bench;
 use crate::commands::{
-    bench, connections, demo, discover, keys, ping, publish, record, register, registrar, replay, reply,
-    request, subscribe,
+    connections, demo, discover, keys, ping, publish, record, register, registrar, replay, reply, request,
+    subscribe,
 };
 
 const EXIT_CODES: &str = "\
@@ -50,6 +52,7 @@ pub(crate) enum Command {
     Record(Box<record::Arguments>),
     Replay(Box<replay::Arguments>),
     Ping(ping::Arguments),
+    #[cfg(feature = "bench")]
     Bench(Box<bench::Arguments>),
     Demo(demo::Arguments),
     Registrar(registrar::Arguments),
@@ -66,6 +69,7 @@ impl Command {
     /// How many threads it wants, if not one for each core.
     pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
         match self {
+            #[cfg(feature = "bench")]
             Self::Bench(arguments) => arguments.threads(),
             _ => None,
         }

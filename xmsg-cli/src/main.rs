@@ -9,6 +9,7 @@
 //! | [`recipe`], [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
 //! | [`style`], [`render`], [`mod@format`] | what is shown of a message |
 //! | [`output`], [`table`] | standard output and standard error; columns |
+//! | [`screen`], [`traffic`] | views that are drawn again and again; what flows by topic |
 //! | [`recording`], [`tap`] | files of messages; a subscription that keeps them byte for byte |
 //! | [`admin`] | the HTTP server of a daemon, and how to ask it |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
@@ -24,12 +25,14 @@ mod pace;
 mod recipe;
 mod recording;
 mod render;
+mod screen;
 mod signals;
 mod source;
 mod style;
 mod table;
 mod tap;
 mod template;
+mod traffic;
 mod value;
 
 use std::io::IsTerminal;
@@ -37,7 +40,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use xmsg_core::text::{LogLine, LogWriter};
 
 use args::{Cli, Command};
@@ -69,6 +74,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Record(arguments) => commands::record::run(*arguments, verbose).await,
             Command::Replay(arguments) => commands::replay::run(*arguments, verbose).await,
             Command::Ping(arguments) => commands::ping::run(arguments).await,
+            #[cfg(feature = "bench")]
             Command::Bench(arguments) => commands::bench::run(*arguments).await,
             Command::Demo(arguments) => commands::demo::run(arguments).await,
             Command::Registrar(arguments) => commands::registrar::run(arguments).await,
@@ -95,16 +101,17 @@ fn start_tracing(verbose: u8) {
         2 => "debug",
         _ => "trace",
     };
-    // Spaces and regular expressions are not for tracing-subscriber 0.3: with a space in front it reads a directive wrongly, or panics, and a
-    // short expression can take minutes to compile.
+    // tracing-subscriber takes spaces for a part of the name of a module.
     let directives = environment.map(|filter| filter.split(',').map(str::trim).collect::<Vec<_>>().join(","));
-    let filter = EnvFilter::builder().with_regex(false).parse_lossy(directives.as_deref().unwrap_or(level));
+    let filter = directives.as_deref().unwrap_or(level).parse::<Targets>().unwrap_or_else(|error| {
+        output::note(format_args!("RUST_LOG can't be read, so only errors are logged: {error}"));
+        Targets::new().with_default(LevelFilter::ERROR)
+    });
     let is_coloured = std::io::stderr().is_terminal() && output::colour_wanted();
     // What peers sent may be in any of its lines.
     let line = if is_coloured { LogLine::Coloured } else { LogLine::Plain };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(move || LogWriter::new(std::io::stderr(), line))
-        .with_ansi(is_coloured)
-        .init();
+        .with_ansi(is_coloured);
+    tracing_subscriber::registry().with(filter).with(lines).init();
 }

@@ -202,6 +202,13 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// A number that is not negative as a whole one, with a comma after each three digits.
+pub(crate) fn rounded(number: f64) -> String {
+    // The cast saturates.
+    #[allow(clippy::cast_sign_loss, reason = "it is not negative, and would be 0 if it were")]
+    grouped(number.round() as u64)
+}
+
 /// A rate as a whole number.
 pub(crate) fn per_second(count: u64, time: Duration) -> u64 {
     let rate = u128::from(count) * 1_000_000_000 / time.as_nanos().max(1);

@@ -8,26 +8,22 @@ use crate::exit::Exit;
 /// SIGINT and SIGTERM. From when it is made, they no longer kill the process.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
-    interrupt: Signal,
-    terminate: Signal,
+    sigint: Signal,
+    sigterm: Signal,
     last: Option<Exit>,
 }
 
 impl Interrupt {
     pub(crate) fn new() -> anyhow::Result<Self> {
         let of = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
-            interrupt: of(SignalKind::interrupt())?,
-            terminate: of(SignalKind::terminate())?,
-            last: None,
-        })
+        Ok(Self { sigint: of(SignalKind::interrupt())?, sigterm: of(SignalKind::terminate())?, last: None })
     }
 
     /// Waits for the next one, and returns the exit code that it asks for.
     pub(crate) async fn wait(&mut self) -> Exit {
         let exit = tokio::select! {
-            _ = self.interrupt.recv() => Exit::Interrupted,
-            _ = self.terminate.recv() => Exit::Terminated,
+            _ = self.sigint.recv() => Exit::Interrupted,
+            _ = self.sigterm.recv() => Exit::Terminated,
         };
         self.last = Some(exit);
         exit

@@ -1,6 +1,7 @@
 //! Lists of things on standard output, one a line, in columns.
 
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
 use xmsg_core::text::escaped;
 
@@ -46,6 +47,26 @@ fn lines<const N: usize>(columns: [&str; N], rows: Vec<[String; N]>, as_table: b
             cells.join("  ").trim_end().to_owned()
         })
         .collect()
+}
+
+/// A time in two units at most: `1d 2h`, `3m 20s`, `1.2s`.
+pub(crate) fn time(seconds: f64) -> String {
+    let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
+    match whole {
+        0..60 => format!("{seconds:.1}s"),
+        60..3600 => format!("{}m {}s", whole / 60, whole % 60),
+        3600..86_400 => format!("{}h {}m", whole / 3600, whole / 60 % 60),
+        _ => format!("{}d {}h", whole / 86_400, whole / 3600 % 24),
+    }
+}
+
+/// Bytes in a unit of which there are few.
+pub(crate) fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
 }
 
 #[cfg(test)]

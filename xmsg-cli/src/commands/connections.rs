@@ -1,7 +1,6 @@
 //! `xmsg connections`: who is connected to a proxy, and how to end one of them.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -14,7 +13,7 @@ use crate::admin::{Admin, AdminOptions, Answer};
 use crate::exit::{AtAdmin, Exit, Usage};
 use crate::output::{Output, grouped, note};
 use crate::signals::Interrupt;
-use crate::table;
+use crate::table::{self, size, time};
 
 const COLUMNS: [&str; 8] = ["SIDE", "ID", "PEER", "CONNECTED", "MESSAGES", "QUEUE", "DROPPED", "HELD UP"];
 /// Entries that are asked for at a time: as many as there may be.
@@ -240,26 +239,6 @@ impl Connection {
             shown(|part| grouped(part.dropped_messages)),
             shown(|part| time(part.publisher_wait_s)),
         ]
-    }
-}
-
-/// A time in two units at most: `1d 2h`, `3m 20s`, `1.2s`.
-fn time(seconds: f64) -> String {
-    let whole = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
-    match whole {
-        0..60 => format!("{seconds:.1}s"),
-        60..3600 => format!("{}m {}s", whole / 60, whole % 60),
-        3600..86_400 => format!("{}h {}m", whole / 3600, whole / 60 % 60),
-        _ => format!("{}d {}h", whole / 86_400, whole / 3600 % 24),
-    }
-}
-
-/// Bytes in a unit of which there are few.
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
     }
 }
 

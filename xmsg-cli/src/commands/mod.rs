@@ -1,5 +1,6 @@
 //! One module for each command: its options, and what it does.
 
+#[cfg(feature = "bench")]
 pub(crate) mod bench;
 pub(crate) mod connections;
 pub(crate) mod demo;

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a helper of tests is a test")]
 
+pub mod terminal;
+
 use std::future::Future;
 use std::process::Stdio;
 use std::time::Duration;

@@ -1,6 +1,5 @@
-//! `xmsg demo`: a proxy, publishers and subscribers in one process, through TCP, with live rates.
+//! Messages as fast as they go, with a line of rates each second: nothing is lost.
 
-use std::io::{self, Write};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,14 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::{Bytes, BytesMut};
-use clap::Args;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use xmsg_core::socket::HighWaterMark;
 use xmsg_core::{Connection, ErrorKind, Message, Meta, ProxyAddress, Subscription};
 use xmsg_proxy::{Policy, Proxy};
 
-use crate::args::{parse_duration, parse_rate};
+use super::{print, program};
 use crate::exit::Exit;
 use crate::output::{counted, grouped, per_second};
 use crate::pace::Pace;
@@ -31,46 +29,22 @@ const LINGER: Duration = Duration::from_secs(10);
 /// At the end, subscribers wait so long for a next message before they call the rest lost.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Digits of the sequence number that each message starts with.
-const DIGITS: usize = 12;
+pub(super) const DIGITS: usize = 12;
 /// Memory for messages is taken in pieces of this size.
 const ARENA_LEN: usize = 64 << 10;
 /// What messages are filled with.
 const FILLER: &[u8] = b" hello from xmsg demo";
 
-const EXAMPLES: &str = "\
-Examples:
-  xmsg demo                                     as fast as it goes, until Ctrl-C
-  xmsg demo --for 5s                            the same for five seconds, then totals
-  xmsg demo --rate 1000                         1000 messages per second from each publisher
-  xmsg demo --publishers 4 --subscribers 8 --size 1024";
-
-/// See it work: a proxy, publishers and subscribers in one process, through TCP
-///
-/// Once a second a line says how many messages were published and delivered, and whether any was lost: each subscriber
-/// checks the sequence numbers of each publisher. At the end, publishers stop, everything under way arrives, and totals are
-/// printed; the exit code is 1 if anything was lost.
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-pub(crate) struct Arguments {
-    /// Run for this long, such as 5s [default: until Ctrl-C]
-    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
-    duration: Option<Duration>,
-
-    /// Publishers
-    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    publishers: u16,
-
-    /// Subscribers; each gets the messages of all publishers
-    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    subscribers: u16,
-
-    /// Bytes of data in each message
-    #[arg(long, value_name = "BYTES", default_value_t = 128, value_parser = clap::value_parser!(u32).range(DIGITS as i64..=32 << 20))]
-    size: u32,
-
-    /// Messages per second of each publisher [default: as fast as it goes]
-    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
-    rate: Option<f64>,
+/// What is to flow.
+#[derive(Debug)]
+pub(super) struct Load {
+    pub(super) duration: Option<Duration>,
+    pub(super) publishers: u16,
+    pub(super) subscribers: u16,
+    /// Bytes of data in each message.
+    pub(super) size: u32,
+    /// Messages per second of each publisher.
+    pub(super) rate: Option<f64>,
 }
 
 /// What has happened since the start.
@@ -83,7 +57,7 @@ struct Counters {
     reordered: AtomicU64,
 }
 
-pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+pub(super) async fn run(load: Load) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let proxy = Proxy::bind("127.0.0.1:0")
         .slow_subscriber(Policy::BLOCK)
@@ -91,14 +65,14 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         .start()
         .await
         .context("cannot start a proxy")?;
-    greet(&arguments, proxy.address())?;
+    greet(&load, proxy.address())?;
 
     let mut demo = tokio::select! {
-        demo = Demo::start(&arguments, proxy.address()) => demo?,
+        demo = Demo::start(&load, proxy.address()) => demo?,
         exit = interrupt.wait() => return Ok(exit),
     };
     let end = async {
-        match arguments.duration {
+        match load.duration {
             Some(time) => tokio::time::sleep(time).await,
             None => std::future::pending().await,
         }
@@ -121,7 +95,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         "totals after {seconds:.1} s: sent {}, received {} by {}, lost {}, reordered {}",
         grouped(sent),
         grouped(received),
-        counted(arguments.subscribers.into(), "subscriber"),
+        counted(load.subscribers.into(), "subscriber"),
         grouped(lost),
         grouped(reordered),
     ))?;
@@ -131,23 +105,20 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     Ok(exit)
 }
 
-fn greet(arguments: &Arguments, address: &ProxyAddress) -> anyhow::Result<()> {
-    let pace = match arguments.rate {
+fn greet(load: &Load, address: &ProxyAddress) -> anyhow::Result<()> {
+    let pace = match load.rate {
         Some(rate) => format!("at {rate} messages/s each"),
         None => "as fast as it goes".to_owned(),
     };
     print(format_args!(
         "proxy listening at {address}\n\
          {} to {}, {} bytes a message, {pace}; a slow subscriber slows all down, nothing is lost\n\
-         try in another terminal: xmsg sub demo: --proxy {address} --report\n",
-        counted(arguments.publishers.into(), "publisher"),
-        counted(arguments.subscribers.into(), "subscriber"),
-        arguments.size,
+         try in another terminal: {} sub demo: --proxy {address} --report\n",
+        counted(load.publishers.into(), "publisher"),
+        counted(load.subscribers.into(), "subscriber"),
+        load.size,
+        program(),
     ))
-}
-
-fn print(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{text}").context("cannot write to standard output")
 }
 
 /// Prints a line each second. Returns only when that is not possible any more.
@@ -205,7 +176,7 @@ struct Totals {
 }
 
 impl Demo {
-    async fn start(arguments: &Arguments, address: &ProxyAddress) -> anyhow::Result<Self> {
+    async fn start(load: &Load, address: &ProxyAddress) -> anyhow::Result<Self> {
         let options = xmsg_core::ConnectOptions::new()
             .high_water_mark(HIGH_WATER_MARK)
             .before_subscribe(|socket, _| socket.receive_high_water_mark = HIGH_WATER_MARK)
@@ -215,16 +186,16 @@ impl Demo {
         let counters = Arc::new(Counters::default());
         let (sent, sent_known) = watch::channel(None);
         let mut subscribers = JoinSet::new();
-        for _ in 0..arguments.subscribers {
+        for _ in 0..load.subscribers {
             let connection = connection()?;
             let subscription = connection.subscribe("demo:").await?;
-            let check = Check::new(arguments.publishers.into(), counters.clone());
+            let check = Check::new(load.publishers.into(), counters.clone());
             subscribers.spawn(receive(subscription, check, sent_known.clone()));
         }
 
         let (stop, stopped) = watch::channel(false);
         let mut connections = Vec::new();
-        for _ in 0..arguments.publishers {
+        for _ in 0..load.publishers {
             let connection = connection()?;
             connection.connect().await?;
             connections.push(connection);
@@ -235,8 +206,8 @@ impl Demo {
             let publisher = Publisher {
                 number,
                 connection,
-                frame: Frame::new(arguments.size as usize),
-                pace: arguments.rate.map(Pace::new),
+                frame: Frame::new(load.size as usize),
+                pace: load.rate.map(Pace::new),
                 stopped: stopped.clone(),
                 counters: counters.clone(),
             };

@@ -1,0 +1,87 @@
+//! `xmsg demo`: a proxy, publishers and subscribers in one process, through TCP.
+//!
+//! | module | |
+//! |---|---|
+//! | [`picture`] | on a terminal: a small experiment at work, drawn again and again |
+//! | [`experiment`] | its sensors, its detector, and who listens to them |
+//! | [`rates`] | elsewhere, or for a given time: as fast as it goes, with a line each second |
+
+mod experiment;
+mod picture;
+mod rates;
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::args::{parse_duration, parse_rate};
+use crate::exit::Exit;
+use crate::screen::Screen;
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg demo                                     on a terminal: a live picture, until q
+  xmsg demo --for 5s                            as fast as it goes, for five seconds, then totals
+  xmsg demo --rate 1000                         1000 messages a second from each publisher, until Ctrl-C
+  xmsg demo --publishers 4 --subscribers 8 --size 1024";
+
+/// See it work: a proxy, publishers and subscribers in one process, through TCP
+///
+/// On a terminal this shows a small experiment: its topics with their rates, the last minute and the latest values, who publishes and
+/// who subscribes, and one subscriber that is slow on purpose, with its queue and what is dropped for it. Other terminals can join in.
+///
+/// With any option, or without a terminal, messages flow as fast as they can. Once a second a line says how many were published and
+/// delivered, and whether any was lost: each subscriber checks the sequence numbers of each publisher. At the end, publishers stop,
+/// everything under way arrives, and totals are printed; the exit code is 1 if anything was lost.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Run for this long, such as 5s [default: until Ctrl-C]
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    duration: Option<Duration>,
+
+    /// Publishers [default: 2]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    publishers: Option<u16>,
+
+    /// Subscribers; each gets the messages of all publishers [default: 2]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    subscribers: Option<u16>,
+
+    /// Bytes of data in each message [default: 128]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(rates::DIGITS as i64..=32 << 20))]
+    size: Option<u32>,
+
+    /// Messages per second of each publisher [default: as fast as it goes]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    rate: Option<f64>,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    let Arguments { duration, publishers, subscribers, size, rate } = arguments;
+    let is_plain = publishers.is_none() && subscribers.is_none() && size.is_none() && rate.is_none();
+    if is_plain && duration.is_none() && Screen::is_possible() {
+        return picture::run().await;
+    }
+    let load = rates::Load {
+        duration,
+        publishers: publishers.unwrap_or(2),
+        subscribers: subscribers.unwrap_or(2),
+        size: size.unwrap_or(128),
+        rate,
+    };
+    rates::run(load).await
+}
+
+/// The name by which this program can be called from where it was called.
+fn program() -> String {
+    let name = std::env::args().next().unwrap_or_default();
+    let is_good = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    if name.is_empty() || !name.chars().all(is_good) { "xmsg".to_owned() } else { name }
+}
+
+fn print(text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{text}").context("cannot write to standard output")
+}

@@ -1,0 +1,178 @@
+//! The terminal as a whole, for views that are drawn again and again: set up, read keys from, and given back as it was.
+
+use std::io::{self, IsTerminal, Stdout, stdout};
+
+use anyhow::Context;
+use crossterm::cursor::{Hide, Show};
+use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use crossterm::execute;
+use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
+use futures::StreamExt;
+use ratatui::backend::CrosstermBackend;
+use ratatui::style::{Color, Modifier, Style};
+use ratatui::{Frame, Terminal};
+
+use crate::output::colour_wanted;
+
+/// A terminal that shows a view. Dropping it gives the terminal back as it was.
+#[derive(Debug)]
+pub(crate) struct Screen {
+    terminal: Terminal<CrosstermBackend<Stdout>>,
+    events: EventStream,
+    _raw: Raw,
+}
+
+/// What whoever looks at the screen did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    Key(KeyCode),
+    /// Ctrl-C, which is a key like others now.
+    Interrupt,
+    /// The size has changed: the view is to be drawn again.
+    Resized,
+    /// The terminal has gone.
+    Gone,
+}
+
+impl Screen {
+    /// Whether there is a terminal to draw on, and to read keys from.
+    pub(crate) fn is_possible() -> bool {
+        stdout().is_terminal()
+            && io::stdin().is_terminal()
+            && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    }
+
+    pub(crate) fn open() -> anyhow::Result<Self> {
+        let raw = Raw::enter().context("cannot draw on this terminal")?;
+        let terminal =
+            Terminal::new(CrosstermBackend::new(stdout())).context("cannot draw on this terminal")?;
+        Ok(Self { terminal, events: EventStream::new(), _raw: raw })
+    }
+
+    /// Draws the whole view; only what has changed is written.
+    pub(crate) fn draw(&mut self, view: impl FnOnce(&mut Frame<'_>)) -> anyhow::Result<()> {
+        let terminal = &mut self.terminal;
+        tokio::task::block_in_place(|| terminal.draw(view).map(drop)).context("cannot draw on the terminal")
+    }
+
+    /// Waits for the next thing that matters.
+    pub(crate) async fn input(&mut self) -> Input {
+        loop {
+            let Some(Ok(event)) = self.events.next().await else { return Input::Gone };
+            match event {
+                Event::Key(KeyEvent { code: KeyCode::Char('c'), modifiers, .. })
+                    if modifiers.contains(KeyModifiers::CONTROL) =>
+                {
+                    return Input::Interrupt;
+                }
+                Event::Key(KeyEvent { code, kind: KeyEventKind::Press | KeyEventKind::Repeat, .. }) => {
+                    return Input::Key(code);
+                }
+                Event::Resize(..) => return Input::Resized,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The terminal in raw mode, on its other page.
+#[derive(Debug)]
+struct Raw;
+
+impl Raw {
+    fn enter() -> io::Result<Self> {
+        enable_raw_mode()?;
+        let raw = Self;
+        execute!(stdout(), EnterAlternateScreen, Hide)?;
+        Ok(raw)
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // A terminal that is gone can't be given back.
+        let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+        let _ = disable_raw_mode();
+    }
+}
+
+/// How things look: in colour, or, where `NO_COLOR` asks for it, without.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    is_coloured: bool,
+}
+
+impl Look {
+    pub(crate) fn of_environment() -> Self {
+        Self { is_coloured: colour_wanted() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self { is_coloured: false }
+    }
+
+    fn coloured(self, color: Color) -> Style {
+        if self.is_coloured { Style::new().fg(color) } else { Style::new() }
+    }
+
+    /// Titles of parts, and of columns.
+    pub(crate) fn title(self) -> Style {
+        self.coloured(Color::Cyan).add_modifier(Modifier::BOLD)
+    }
+
+    /// What is there to be copied, or pressed.
+    pub(crate) fn command(self) -> Style {
+        self.coloured(Color::Green).add_modifier(Modifier::BOLD)
+    }
+
+    /// Losses, and whoever causes them.
+    pub(crate) fn warning(self) -> Style {
+        self.coloured(Color::Red).add_modifier(Modifier::BOLD)
+    }
+
+    /// Lines of small pictures.
+    pub(crate) fn curve(self) -> Style {
+        self.coloured(Color::Yellow)
+    }
+
+    /// What matters less.
+    #[allow(clippy::unused_self, reason = "how things look is asked of the look")]
+    pub(crate) fn aside(self) -> Style {
+        Style::new().add_modifier(Modifier::DIM)
+    }
+}
+
+/// The last of these values as bars of eight heights, one character each; the lowest value is the lowest bar.
+pub(crate) fn sparkline(values: impl ExactSizeIterator<Item = f64> + Clone, width: usize) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let skipped = values.len().saturating_sub(width);
+    let shown = values.skip(skipped);
+    let (low, high) = shown
+        .clone()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+    shown
+        .map(|value| {
+            let part = if high > low { (value - low) / (high - low) } else { 0.0 };
+            // Of a number that is none, the lowest.
+            #[allow(clippy::cast_sign_loss, reason = "the part is between 0 and 1")]
+            let height = (part * 7.0).round() as usize;
+            BARS[height.min(7)]
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparkline_shows_the_last_values_between_their_extremes() {
+        let line = |values: &[f64], width| sparkline(values.iter().copied(), width);
+        assert_eq!(line(&[0.0, 1.0, 7.0], 5), "▁▂█");
+        assert_eq!(line(&[100.0, 1.0, 2.0], 2), "▁█");
+        assert_eq!(line(&[5.0, 5.0], 5), "▁▁");
+        assert_eq!(line(&[], 5), "");
+        assert_eq!(line(&[f64::NAN, 1.0], 5).chars().count(), 2);
+    }
+}

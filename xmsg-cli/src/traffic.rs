@@ -1,0 +1,129 @@
+//! What flows by topic: rates, the last minute, the latest value. For views that are drawn again and again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use xmsg_core::Message;
+
+use crate::render::{data_text, topic_text};
+
+/// Topics that are told apart. The others are counted together.
+const TOPICS_MAX: usize = 10_000;
+/// Seconds that are kept.
+const KEPT: usize = 60;
+/// Characters of the latest value.
+const SHOWN: usize = 200;
+/// Bytes of data that are made text for each topic and second at most.
+const READ_MAX: usize = 4096;
+
+/// What has come, by topic.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    topics: BTreeMap<String, TopicTraffic>,
+    /// Of topics that found no room.
+    pub(crate) others: u64,
+}
+
+/// What has come to one topic.
+#[derive(Debug, Default)]
+pub(crate) struct TopicTraffic {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    /// Messages a second.
+    pub(crate) rate: f64,
+    /// Bytes of data a second.
+    pub(crate) byte_rate: f64,
+    /// The latest value, on one line.
+    pub(crate) latest: String,
+    /// For each second: the latest number, or, of what is no number, the messages.
+    pub(crate) history: VecDeque<f64>,
+    last: Option<Message>,
+    counted: (u64, u64),
+    number: Option<f64>,
+}
+
+impl Traffic {
+    pub(crate) fn take(&mut self, message: Message) {
+        let topic = topic_text(message.topic());
+        let is_full = self.topics.len() >= TOPICS_MAX;
+        let found = match self.topics.get_mut(&*topic) {
+            Some(found) => found,
+            None if is_full => {
+                self.others += 1;
+                return;
+            }
+            None => self.topics.entry(topic.into_owned()).or_default(),
+        };
+        found.messages += 1;
+        found.bytes += message.data().len() as u64;
+        // Kept as it came: text is made of the last one of each second only.
+        found.last = Some(message.detach());
+    }
+
+    /// So much time has passed: makes rates of what came meanwhile.
+    pub(crate) fn tick(&mut self, time: Duration) {
+        self.topics.values_mut().for_each(|topic| topic.tick(time));
+    }
+
+    /// By name.
+    pub(crate) fn topics(&self) -> impl ExactSizeIterator<Item = (&str, &TopicTraffic)> {
+        self.topics.iter().map(|(name, topic)| (&**name, topic))
+    }
+}
+
+impl TopicTraffic {
+    fn tick(&mut self, time: Duration) {
+        let (messages, bytes) = std::mem::replace(&mut self.counted, (self.messages, self.bytes));
+        let seconds = time.as_secs_f64().max(1e-3);
+        self.rate = (self.messages - messages) as f64 / seconds;
+        self.byte_rate = (self.bytes - bytes) as f64 / seconds;
+        if let Some(message) = self.last.take() {
+            self.latest = if message.data().len() > READ_MAX {
+                format!("{} bytes", message.data().len())
+            } else {
+                data_text(&message).chars().take(SHOWN).collect()
+            };
+            self.number = leading_number(&self.latest);
+        }
+        if self.history.len() == KEPT {
+            self.history.pop_front();
+        }
+        self.history.push_back(self.number.unwrap_or(self.rate));
+    }
+}
+
+/// `-3.2e-7` of `-3.2e-7 mbar`.
+fn leading_number(text: &str) -> Option<f64> {
+    let word = text.split_whitespace().next()?;
+    word.parse().ok().filter(|number: &f64| number.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_values_and_the_last_minute_are_kept() {
+        let mut traffic = Traffic::default();
+        for second in 0..70 {
+            for _ in 0..5 {
+                traffic.take(Message::of("a:b", format!("{second} kV")).unwrap());
+            }
+            traffic.take(Message::of("note", "hello\n").unwrap());
+            traffic.tick(Duration::from_secs(1));
+        }
+        let [(first, numbers), (second, words)] = traffic.topics().collect::<Vec<_>>()[..] else { panic!() };
+        assert_eq!((first, numbers.messages, numbers.rate, &*numbers.latest), ("a:b", 350, 5.0, "69 kV"));
+        assert_eq!(numbers.history, (10..70).map(f64::from).collect::<VecDeque<_>>());
+        assert_eq!((second, &*words.latest, words.history[0]), ("note", "hello\\n", 1.0));
+    }
+
+    #[test]
+    fn topics_without_end_are_counted_together() {
+        let mut traffic = Traffic::default();
+        for number in 0..TOPICS_MAX + 5 {
+            traffic.take(Message::of(format!("t:{number}"), "x").unwrap());
+        }
+        assert_eq!((traffic.topics().len(), traffic.others), (TOPICS_MAX, 5));
+    }
+}

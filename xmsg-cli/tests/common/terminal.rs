@@ -1,0 +1,134 @@
+//! A program on a terminal of its own: a pseudo-terminal, and what it shows.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::process::{Child, Command};
+use tokio::sync::Notify;
+use vt100::Parser;
+
+use super::within;
+
+/// `xmsg` on a terminal. Dropping it kills it.
+pub struct Terminal {
+    child: Child,
+    ours: File,
+    screen: Arc<Screen>,
+}
+
+struct Screen {
+    parser: Mutex<Parser>,
+    /// All that was written, with its control sequences.
+    written: Mutex<Vec<u8>>,
+    changed: Notify,
+}
+
+impl Terminal {
+    /// Starts `xmsg` with these arguments on a terminal of so many columns and rows.
+    pub fn start(columns: u16, rows: u16, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&ours).unwrap();
+        unlockpt(&ours).unwrap();
+        set_size(&ours, columns, rows);
+        let path = ptsname(&ours, Vec::new()).unwrap();
+        let theirs =
+            rustix::fs::open(path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let end = || Stdio::from(theirs.try_clone().unwrap());
+        // It makes the terminal the controlling one, so that the kernel tells of a new size, and becomes the program.
+        let mut command = Command::new("setsid");
+        command.arg("--ctty").arg(env!("CARGO_BIN_EXE_xmsg")).args(arguments);
+        for name in ["NO_COLOR", "XMSG_PROXY", "XMSG_ADMIN", "RUST_LOG"] {
+            command.env_remove(name);
+        }
+        command.env("TERM", "xterm-256color").envs(environment.iter().copied());
+        let child = command.stdin(end()).stdout(end()).stderr(end()).kill_on_drop(true).spawn().unwrap();
+        let ours = File::from(ours);
+        let screen = Arc::new(Screen {
+            parser: Mutex::new(Parser::new(some(rows), some(columns), 0)),
+            written: Mutex::default(),
+            changed: Notify::new(),
+        });
+        let (shown, mut output) = (screen.clone(), ours.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // When the program has ended, it is an error.
+            while let Ok(len @ 1..) = output.read(&mut buffer) {
+                shown.written.lock().unwrap().extend_from_slice(&buffer[..len]);
+                shown.parser.lock().unwrap().process(&buffer[..len]);
+                shown.changed.notify_one();
+            }
+            shown.changed.notify_one();
+        });
+        Self { child, ours, screen }
+    }
+
+    /// What is on the screen now.
+    pub fn text(&self) -> String {
+        self.screen.parser.lock().unwrap().screen().contents()
+    }
+
+    /// All that was written, with its control sequences.
+    pub fn written(&self) -> String {
+        String::from_utf8_lossy(&self.screen.written.lock().unwrap()).into_owned()
+    }
+
+    /// Waits until the screen is as wanted, and returns what is on it then.
+    pub async fn shows(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let shown = async {
+            loop {
+                let text = self.text();
+                if wanted(&text) {
+                    return text;
+                }
+                self.screen.changed.notified().await;
+            }
+        };
+        let shown = tokio::time::timeout(Duration::from_secs(60), shown).await;
+        shown.unwrap_or_else(|_| panic!("the screen never showed {what}:\n{}", self.text()))
+    }
+
+    /// Presses keys.
+    pub fn press(&mut self, keys: &str) {
+        self.ours.write_all(keys.as_bytes()).unwrap();
+    }
+
+    pub fn resize(&self, columns: u16, rows: u16) {
+        self.screen.parser.lock().unwrap().screen_mut().set_size(some(rows), some(columns));
+        set_size(&self.ours, columns, rows);
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, signal: &str) {
+        let id = self.child.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+    }
+
+    /// Waits for the end, and returns the exit code.
+    pub async fn end(&mut self) -> Option<i32> {
+        within("the end", self.child.wait()).await.unwrap().code()
+    }
+}
+
+fn some(number: u16) -> NonZero<u16> {
+    NonZero::new(number).unwrap()
+}
+
+fn set_size(terminal: impl std::os::fd::AsFd, columns: u16, rows: u16) {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(terminal, size).unwrap();
+}
+
+/// Keeps what a screen showed beside the results of the tests, in `target/tmp/screens`.
+pub fn keep(name: &str, text: &str) {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("screens");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(format!("{name}.txt")), text).unwrap();
+}
