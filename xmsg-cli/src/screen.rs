@@ -107,11 +107,6 @@ impl Look {
         Self { is_coloured: colour_wanted() }
     }
 
-    #[cfg(test)]
-    pub(crate) fn plain() -> Self {
-        Self { is_coloured: false }
-    }
-
     fn coloured(self, color: Color) -> Style {
         if self.is_coloured { Style::new().fg(color) } else { Style::new() }
     }

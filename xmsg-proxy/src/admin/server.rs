@@ -12,12 +12,18 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::task::{self, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use xmsg_core::deadline::Deadline;
 use xmsg_core::socket::transport::{Listener, Stream};
 
-/// Connections at a time. Above it, the oldest one that has sent a wrong token, or that is not being answered, gives way to a new one.
+/// Connections at a time. Above it, the oldest one that has sent a wrong token gives way to a new one; else the oldest that is not being
+/// answered and has had its time to ask.
 pub(super) const CONNECTIONS: usize = 64;
+/// The time that everybody has to ask: nobody gives way before, so that a crowd of newcomers does not cut off whoever is about to ask.
+const GRACE: Duration = Duration::from_millis(250);
 /// How long a request may take to arrive, and a connection may be silent between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's line and headers.
@@ -30,12 +36,21 @@ const HEADERS: usize = 64;
 struct Open {
     /// It is served by this task.
     task: task::Id,
+    since: Instant,
     shared: Arc<Connection>,
 }
 
 impl Open {
-    fn is_busy(&self) -> bool {
-        self.shared.is_busy.load(Ordering::Relaxed)
+    /// When it is one that gives way to others; `None`: not before something changes.
+    fn gives_way_at(&self) -> Option<Instant> {
+        if self.is_suspect() {
+            return Some(self.since);
+        }
+        (!self.shared.is_busy.load(Ordering::Relaxed)).then(|| Deadline::since(self.since, GRACE).instant())
+    }
+
+    fn is_suspect(&self) -> bool {
+        self.shared.is_suspect.load(Ordering::Relaxed)
     }
 }
 
@@ -47,6 +62,8 @@ pub(super) struct Connection {
     is_busy: AtomicBool,
     /// It has sent a wrong token.
     is_suspect: AtomicBool,
+    /// Tells the server that one of these has changed.
+    changed: Arc<Notify>,
     cut: CancellationToken,
 }
 
@@ -60,6 +77,7 @@ impl Connection {
     pub(super) fn suspect(&self) {
         self.is_suspect.store(true, Ordering::Relaxed);
         self.is_busy.store(false, Ordering::Relaxed);
+        self.changed.notify_one();
     }
 }
 
@@ -68,8 +86,12 @@ pub(super) async fn run(mut listener: Listener, router: Router, stop: Cancellati
     let mut tasks = JoinSet::new();
     // The oldest first.
     let mut open: VecDeque<Open> = VecDeque::new();
+    let changed = Arc::new(Notify::new());
     loop {
         let is_full = open.len() >= CONNECTIONS;
+        let room_at =
+            if is_full { open.iter().filter_map(Open::gives_way_at).min() } else { Some(Instant::now()) };
+        let has_room = room_at.is_some_and(|at| at <= Instant::now());
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => break,
@@ -79,13 +101,16 @@ pub(super) async fn run(mut listener: Listener, router: Router, stop: Cancellati
                 open.retain(|one| one.task != ended);
                 continue;
             }
-            accepted = listener.accept(), if !is_full || open.iter().any(|one| !one.is_busy()) => accepted,
+            accepted = listener.accept(), if has_room => accepted,
+            () = tokio::time::sleep_until(room_at.unwrap_or_else(Instant::now)), if !has_room && room_at.is_some() => continue,
+            () = changed.notified(), if is_full => continue,
         };
         // It listens to nothing else.
         let (Stream::Tcp(stream), _) = accepted else { continue };
-        let suspect = || open.iter().position(|one| one.shared.is_suspect.load(Ordering::Relaxed));
+        let suspect = || open.iter().position(Open::is_suspect);
+        let idle = || open.iter().position(|one| one.gives_way_at().is_some_and(|at| at <= Instant::now()));
         if is_full
-            && let Some(idle) = suspect().or_else(|| open.iter().position(|one| !one.is_busy()))
+            && let Some(idle) = suspect().or_else(idle)
             && let Some(oldest) = open.remove(idle)
         {
             oldest.shared.cut.cancel();
@@ -96,10 +121,11 @@ pub(super) async fn run(mut listener: Listener, router: Router, stop: Cancellati
             peer,
             is_busy: false.into(),
             is_suspect: false.into(),
+            changed: changed.clone(),
             cut: CancellationToken::new(),
         });
         let task = tasks.spawn(serve(stream, router.clone(), shared.clone())).id();
-        open.push_back(Open { task, shared });
+        open.push_back(Open { task, since: Instant::now(), shared });
         // Whoever has asked already is to be read before it is looked at again who gives way: a request that has come makes its connection
         // busy, and one with a wrong token a suspect.
         task::yield_now().await;
@@ -116,6 +142,7 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
         async {
             let response = response.await;
             shared.is_busy.store(false, Ordering::Relaxed);
+            shared.changed.notify_one();
             response
         }
     });
@@ -138,7 +165,6 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::time::Instant;
     use xmsg_core::socket::TcpOptions;
 
     use super::*;
