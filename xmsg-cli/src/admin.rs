@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use xmsg_core::{Error, ErrorKind, Result};
 use zeroize::Zeroizing;
 
 use crate::exit::{AtAdmin, Usage};
+use crate::settings::{self, Found};
 
 /// Where a proxy serves HTTP unless told otherwise.
 const PORT: u16 = 7775;
@@ -32,18 +33,12 @@ const SHOWN: usize = 300;
 #[command(next_help_heading = "HTTP server")]
 pub(crate) struct AdminOptions {
     /// Where the proxy serves HTTP: what it was told with its own --admin, or http://HOST:PORT
-    #[arg(
-        long,
-        value_name = "HOST:PORT|URL",
-        env = "XMSG_ADMIN",
-        default_value = "127.0.0.1:7775",
-        global = true
-    )]
-    admin: Address,
+    #[arg(long, value_name = "HOST:PORT|URL", global = true, hide = true)]
+    admin: Option<String>,
 
     /// The file with its token, in the first line
-    #[arg(long, value_name = "FILE", env = "XMSG_ADMIN_TOKEN_FILE", global = true)]
-    admin_token_file: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", global = true, hide = true)]
+    admin_token_file: Option<String>,
 }
 
 /// Where an HTTP server is.
@@ -122,23 +117,26 @@ impl Answer {
 impl AdminOptions {
     /// Reads the token. Nothing is connected yet.
     pub(crate) fn admin(self) -> anyhow::Result<Admin> {
-        let file = self.admin_token_file.filter(|file| !file.as_os_str().is_empty());
-        let token = file.as_deref().map(read_token).transpose()?;
-        Ok(Admin { address: self.admin, token, token_file: file })
+        let file = settings::ADMIN_TOKEN_FILE.current(self.admin_token_file.as_deref())?;
+        let token = file.as_ref().map(read_token).transpose()?;
+        let address = settings::ADMIN.parsed(self.admin.as_deref())?;
+        Ok(Admin { address, token, token_file: file.map(|file| file.value.into()) })
     }
 }
 
-fn read_token(path: &Path) -> anyhow::Result<HeaderValue> {
+/// The header with the token in this file.
+pub(crate) fn read_token(file: &Found) -> anyhow::Result<HeaderValue> {
+    let Found { value: path, source } = file;
     let text = std::fs::read_to_string(path)
         .map(Zeroizing::new)
-        .map_err(|error| anyhow!("cannot read the token file {}: {error}", path.display()))?;
+        .map_err(|error| anyhow!("{source}: cannot read the token file {path}: {error}"))?;
     let token = text.lines().next().unwrap_or_default().trim();
     let header = Zeroizing::new(format!("Bearer {token}"));
     let is_good = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
     let mut header = HeaderValue::from_str(&header).ok().filter(|_| is_good).ok_or_else(|| {
         Usage(format!(
-            "the token file {} can't be used: its first line has to be the token, visible ASCII characters without spaces",
-            path.display()
+            "{source}: the token file {path} can't be used: its first line has to be the token, visible ASCII characters \
+             without spaces"
         ))
     })?;
     header.set_sensitive(true);
@@ -269,24 +267,27 @@ mod tests {
 
     #[test]
     fn a_proxy_is_looked_for_where_it_serves() {
-        use clap::Parser;
-        let settings = xmsg_proxy::settings::ProxySettings::default();
-        assert_eq!(settings.admin.listen.port, PORT);
-        let cli = crate::args::Cli::try_parse_from(["xmsg", "connections"]).unwrap();
-        assert!(format!("{:?}", cli.command).contains(&format!("port: {PORT}")));
+        let defaults = xmsg_proxy::settings::ProxySettings::default();
+        assert_eq!(defaults.admin.listen.port, PORT);
+        assert_eq!(settings::ADMIN.default, Some(&*format!("127.0.0.1:{PORT}")));
     }
 
     #[test]
     fn a_token_is_never_shown() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, "0123456789abcdef\nmore\n").unwrap();
-        let token = read_token(file.path()).unwrap();
+        let found = Found {
+            value: file.path().display().to_string(),
+            source: settings::Source::Option("--admin-token-file"),
+        };
+        let token = read_token(&found).unwrap();
         assert_eq!(token, "Bearer 0123456789abcdef");
         assert!(!format!("{token:?}").contains("0123"));
         for bad in ["", "\n0123456789abcdef", "0123456789 abcdef", "0123456789\u{e4}bcdef"] {
             std::fs::write(&file, bad).unwrap();
-            let error = read_token(file.path()).unwrap_err();
+            let error = read_token(&found).unwrap_err();
             assert!(error.is::<Usage>() && !error.to_string().contains("0123"), "{error}");
+            assert!(error.to_string().starts_with("--admin-token-file: "), "{error}");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use xmsg_core::ErrorKind;
 use xmsg_core::text::escaped;
 
-use crate::output;
+use crate::{output, settings};
 
 /// How a command ended. The numbers are part of the interface: scripts depend on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,19 +148,30 @@ fn describe(error: &anyhow::Error, exit: Exit) -> String {
             None => format!("{text}: {cause}"),
         };
     }
-    match exit {
+    let hint = match exit {
         Exit::NoConnection if error.is::<AtRegistrar>() => {
-            text + "\n  Start one with `xmsg registrar`, or say where it is with --registrar HOST[:PORT] or XMSG_REGISTRAR."
+            [
+                settings::origin(&settings::REGISTRAR),
+                Some("Start one with `xmsg registrar run`, or say where it is with --registrar HOST[:PORT] or XMSG_REGISTRAR.".to_owned()),
+            ]
         }
         Exit::NoConnection if error.is::<AtAdmin>() => {
-            text + "\n  Start it with `xmsg-proxy --admin`, or say where it is with --admin HOST:PORT or XMSG_ADMIN."
+            [
+                settings::origin(&settings::ADMIN),
+                Some("Start it with `xmsg-proxy --admin`, or say where it is with --admin HOST:PORT or XMSG_ADMIN.".to_owned()),
+            ]
         }
         Exit::NoConnection => {
-            text + "\n  Start one with `xmsg-proxy`, or say where it is with --proxy HOST[:PORT] or XMSG_PROXY."
+            [
+                settings::origin(&settings::PROXY),
+                Some("Start one with `xmsg-proxy`, or say where it is with --proxy HOST[:PORT] or XMSG_PROXY.".to_owned()),
+            ]
         }
-        Exit::Usage => text + "\n\nFor more information, try '--help'.",
-        _ => text,
-    }
+        Exit::NotAllowed if !error.is::<AtAdmin>() => [settings::credentials(), None],
+        Exit::Usage => return text + "\n\nFor more information, try '--help'.",
+        _ => [None, None],
+    };
+    hint.into_iter().flatten().fold(text, |text, hint| text + "\n  " + &hint)
 }
 
 fn say(text: &str) {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`args`] | the command line: commands, options that several have, and how their values are read |
 //! | [`commands`] | one module for each command, with its options |
+//! | [`settings`], [`contexts`] | addresses and credentials: where each value comes from; named sets of them in a file |
 //! | [`exit`] | exit codes, and what is said about an error |
 //! | [`source`] | input: a whole file, or its lines, in bounded memory |
 //! | [`recipe`], [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
@@ -17,6 +18,7 @@
 mod admin;
 mod args;
 mod commands;
+mod contexts;
 mod exit;
 mod format;
 mod metadata;
@@ -26,6 +28,7 @@ mod recipe;
 mod recording;
 mod render;
 mod screen;
+mod settings;
 mod signals;
 mod source;
 mod style;
@@ -39,7 +42,6 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -49,12 +51,14 @@ use args::{Cli, Command};
 use exit::Exit;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match args::parse() {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error).into(),
     };
     start_tracing(cli.verbose);
-    cli.security.clone().apply();
+    if cli.quiet {
+        output::be_quiet();
+    }
     run(cli).unwrap_or_else(|error| exit::report(&error)).into()
 }
 
@@ -77,7 +81,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             #[cfg(feature = "bench")]
             Command::Bench(arguments) => commands::bench::run(*arguments).await,
             Command::Demo(arguments) => commands::demo::run(arguments).await,
-            Command::Registrar(arguments) => commands::registrar::run(arguments).await,
+            Command::Registrar(arguments) => commands::registrar::run(arguments, verbose).await,
             Command::Register(arguments) => commands::register::register(*arguments, verbose).await,
             Command::Deregister(arguments) => commands::register::deregister(*arguments, verbose).await,
             Command::Find(arguments) => commands::discover::find(*arguments).await,
@@ -85,6 +89,10 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Connections(arguments) => commands::connections::run(arguments).await,
             Command::Keygen(arguments) => commands::keys::keygen(&arguments),
             Command::Passwd(arguments) => commands::keys::passwd(&arguments),
+            Command::Context(arguments) => commands::context::run(arguments),
+            Command::Completions(arguments) => commands::completions::completions(&arguments),
+            Command::Man(arguments) => commands::completions::man(&arguments),
+            Command::Help(arguments) => args::help(&arguments),
         }
     });
     // Commands have closed what matters; nothing that is still under way may delay the end.

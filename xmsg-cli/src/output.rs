@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -86,8 +87,23 @@ pub(crate) async fn reader_gone() {
     std::future::pending::<()>().await;
 }
 
-/// Says something on standard error. With standard error closed there is nobody to tell.
+/// Whether only errors and losses are told: `--quiet`.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From now on, notes are left out.
+pub(crate) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Says something on standard error, unless that was not wanted.
 pub(crate) fn note(text: impl fmt::Display) {
+    if !QUIET.load(Ordering::Relaxed) {
+        warn(text);
+    }
+}
+
+/// Says what failed or was lost. With standard error closed there is nobody to tell.
+pub(crate) fn warn(text: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "xmsg: {}", escaped(&text.to_string()));
 }
 
@@ -119,7 +135,7 @@ pub(crate) async fn note_connection(mut events: SocketEvents, proxy: &ProxyAddre
             }
             SocketEvent::MessageDropped { topic, size, reason, .. } => {
                 let topic = topic.escape_ascii();
-                note(format_args!("a message to {topic} with {size} bytes was dropped: {reason}"));
+                warn(format_args!("a message to {topic} with {size} bytes was dropped: {reason}"));
             }
             SocketEvent::Connected { .. } if std::mem::take(&mut lost) => {
                 note(format_args!("connected to {proxy} again"));
@@ -159,7 +175,7 @@ impl DropNotes {
         for (count, why) in [(slow, "this subscriber is too slow"), (large, "they are above its limits")] {
             if count > 0 {
                 let verb = if count == 1 { "was" } else { "were" };
-                note(format_args!("{} {verb} dropped by the proxy: {why}", counted(count, "message")));
+                warn(format_args!("{} {verb} dropped by the proxy: {why}", counted(count, "message")));
             }
         }
         (self.noted, self.last) = (self.total, Some(Instant::now()));

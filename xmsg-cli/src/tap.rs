@@ -43,7 +43,8 @@ impl Tap {
         for topic in topics {
             tap.socket.subscribe(topic.clone().into_bytes())?;
         }
-        tap.socket.connect(connect.proxy.subscribe_endpoint().parse()?);
+        let proxy = connect.proxy()?;
+        tap.socket.connect(proxy.subscribe_endpoint().parse()?);
         let confirming = async {
             tap.socket.connected().await?;
             // Where only some topics are allowed, who may subscribe to one may ask after it, and after nothing else.
@@ -59,9 +60,7 @@ impl Tap {
         };
         if std::env::var_os("XMSG_NO_CHECK_SUBSCRIPTION").is_none() {
             let limit = connect.timeout();
-            tokio::time::timeout(limit, confirming)
-                .await
-                .map_err(|_| not_confirmed(&connect.proxy, limit))??;
+            tokio::time::timeout(limit, confirming).await.map_err(|_| not_confirmed(&proxy, limit))??;
         } else {
             drop(confirming);
         }

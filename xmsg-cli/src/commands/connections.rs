@@ -19,6 +19,17 @@ const COLUMNS: [&str; 8] = ["SIDE", "ID", "PEER", "CONNECTED", "MESSAGES", "QUEU
 /// Entries that are asked for at a time: as many as there may be.
 const PAGE: usize = 10_000;
 
+const EXAMPLES: &str = "\
+Examples:
+  xmsg connections                                   of the proxy of this host
+  xmsg connections --sort queue                      the slowest subscriber first
+  xmsg connections --json | jq .peer
+  xmsg connections end 12 --admin-token-file admin-token";
+
+const END_EXAMPLES: &str = "\
+Examples:
+  xmsg connections end 12 --admin-token-file admin-token";
+
 /// List the connections of a running proxy, or end one of them
 ///
 /// For a subscriber, the list has the messages and bytes in its queue, the messages that were dropped for it, and how
@@ -26,6 +37,7 @@ const PAGE: usize = 10_000;
 /// while a slow subscriber blocks what it sent.
 /// Asks the HTTP server of the proxy (xmsg-proxy --admin).
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
@@ -50,6 +62,7 @@ enum Action {
     ///
     /// Nothing else is ended, and publishers that waited for it go on. What was queued for it is lost. A client that connects by
     /// itself comes back; to keep it out, take its rights away.
+    #[command(after_help = END_EXAMPLES)]
     End {
         /// Its number, as `xmsg connections` shows it
         id: u32,

@@ -1,4 +1,4 @@
-//! `xmsg find` and `xmsg list`: who publishes and who subscribes.
+//! `xmsg registrar find` and `xmsg registrar list`: who publishes and who subscribes.
 
 use clap::Args;
 use serde_json::json;
@@ -13,10 +13,22 @@ use crate::table;
 
 const COLUMNS: [&str; 5] = ["ROLE", "TOPIC", "NAME", "PROXY", "DESCRIPTION"];
 
+const FIND_EXAMPLES: &str = "\
+Examples:
+  xmsg registrar find report:sports                  who publishes what a subscriber of it would receive
+  xmsg registrar find report:sports --subscribers
+  xmsg registrar find '*:sports' --filter --json";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  xmsg registrar list
+  xmsg registrar list --publishers --json | jq -r .topic";
+
 /// Find who publishes what a subscriber of a topic would receive, or who subscribes to it
 ///
 /// Publishers are found when their topic starts with TOPIC, subscribers when TOPIC starts with theirs.
 #[derive(Debug, Args)]
+#[command(after_help = FIND_EXAMPLES)]
 #[allow(clippy::struct_excessive_bools, reason = "they are flags of a command line")]
 pub(crate) struct FindArguments {
     /// The topic: domain[:subject[:type...]]; with --filter, * stands for any part, the domain, too
@@ -52,6 +64,7 @@ pub(crate) struct FindArguments {
 
 /// List all publishers and subscribers
 #[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
 pub(crate) struct ListArguments {
     /// Only publishers
     #[arg(short, long, conflicts_with = "subscribers")]

@@ -7,17 +7,32 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use xmsg_core::security::{KeyPair, Password, read_key_file, read_secret};
+use serde_json::json;
+use xmsg_core::security::{KeyPair, Password, PublicKey, read_key_file, read_secret};
+use xmsg_core::text::json_escaped;
 use xmsg_proxy::security::{Passwords, hash_password};
 use zeroize::Zeroizing;
 
 use crate::exit::{Exit, Usage};
 use crate::output::{Output, note};
 
+const KEYGEN_EXAMPLES: &str = "\
+Examples:
+  xmsg keygen me.key                                 the secret key goes there, the public one is printed
+  xmsg keygen me.key --show                          the public key again
+  xmsg keygen --json";
+
+const PASSWD_EXAMPLES: &str = "\
+Examples:
+  xmsg passwd users alice                            asks for the password
+  pass show alice | xmsg passwd users alice
+  xmsg passwd users alice --delete";
+
 /// Make a pair of CURVE keys
 ///
 /// The secret key goes into FILE, which only you can read; the public key is printed: give it to the other side.
 #[derive(Debug, Args)]
+#[command(after_help = KEYGEN_EXAMPLES)]
 pub(crate) struct Keygen {
     /// The file to write; it must not exist. Without it, both keys are printed
     #[arg(value_name = "FILE")]
@@ -26,12 +41,17 @@ pub(crate) struct Keygen {
     /// Print the public key of a file that exists
     #[arg(long, requires = "file")]
     show: bool,
+
+    /// Write one JSON document: `public_key`, and `secret_key` or the `file` that has it
+    #[arg(long)]
+    json: bool,
 }
 
 /// Set the password of a PLAIN user
 ///
 /// Reads the password from standard input: its first line. FILE is made if need be, for you alone to read; it holds Argon2 hashes.
 #[derive(Debug, Args)]
+#[command(after_help = PASSWD_EXAMPLES)]
 pub(crate) struct Passwd {
     /// The password file of the proxy
     file: PathBuf,
@@ -46,12 +66,16 @@ pub(crate) struct Passwd {
 
 pub(crate) fn keygen(arguments: &Keygen) -> anyhow::Result<Exit> {
     if let (true, Some(file)) = (arguments.show, &arguments.file) {
-        say(&format!("{}\n", read_key_file(file)?.public()))?;
-        return Ok(Exit::Done);
+        return say_key(read_key_file(file)?.public(), file, arguments.json);
     }
     let keys = KeyPair::generate()?;
     let secret = keys.secret().expose_text();
     let Some(file) = &arguments.file else {
+        if arguments.json {
+            let document = json!({ "public_key": keys.public().to_string(), "secret_key": *secret });
+            say(&Zeroizing::new(format!("{document}\n")))?;
+            return Ok(Exit::Done);
+        }
         say(&Zeroizing::new(format!("public-key = \"{}\"\nsecret-key = \"{}\"\n", keys.public(), *secret)))?;
         return Ok(Exit::Done);
     };
@@ -65,7 +89,17 @@ pub(crate) fn keygen(arguments: &Keygen) -> anyhow::Result<Exit> {
     let out = out.as_mut().map_err(|error| anyhow::anyhow!("{}: {error}", unwritable(file)))?;
     out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).with_context(|| unwritable(file))?;
     note(format_args!("the secret key is in {}; the public key:", file.display()));
-    say(&format!("{}\n", keys.public()))?;
+    say_key(keys.public(), file, arguments.json)
+}
+
+/// The public key of the pair in this file.
+fn say_key(key: &PublicKey, file: &Path, as_json: bool) -> anyhow::Result<Exit> {
+    if as_json {
+        let document = json!({ "public_key": key.to_string(), "file": file.display().to_string() });
+        say(&format!("{}\n", json_escaped(&document.to_string())))?;
+    } else {
+        say(&format!("{key}\n"))?;
+    }
     Ok(Exit::Done)
 }
 

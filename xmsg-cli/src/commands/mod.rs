@@ -2,7 +2,9 @@
 
 #[cfg(feature = "bench")]
 pub(crate) mod bench;
+pub(crate) mod completions;
 pub(crate) mod connections;
+pub(crate) mod context;
 pub(crate) mod demo;
 pub(crate) mod discover;
 pub(crate) mod keys;

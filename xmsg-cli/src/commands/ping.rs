@@ -5,7 +5,8 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use xmsg_core::text::escaped;
+use serde_json::{Value, json};
+use xmsg_core::text::{escaped, json_escaped};
 use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Topic};
 
 use crate::args::{ConnectOptions, parse_duration};
@@ -39,6 +40,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     interval: Duration,
 
+    /// Write one object of JSON a line: for each ping, and at the end for all
+    #[arg(long)]
+    json: bool,
+
     #[command(flatten)]
     connect: ConnectOptions,
 }
@@ -46,11 +51,12 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let mut pinger = Pinger {
-        proxy: arguments.connect.proxy.clone(),
+        proxy: arguments.connect.proxy()?,
         // To be answered is what this is about, whatever the environment says.
         options: arguments.connect.options()?.check_connection(true).check_subscription(true),
         timeout: arguments.connect.timeout(),
         output: Output::stdout()?,
+        as_json: arguments.json,
         sent: 0,
         lost: 0,
         handshake: Times::default(),
@@ -74,6 +80,7 @@ struct Pinger {
     options: xmsg_core::ConnectOptions,
     timeout: Duration,
     output: Output,
+    as_json: bool,
     sent: u64,
     lost: u64,
     handshake: Times,
@@ -96,16 +103,27 @@ impl Pinger {
                     self.handshake.add(handshake);
                     self.round_trip.add(round_trip);
                     let [handshake, round_trip] = [handshake, round_trip].map(milliseconds);
-                    writeln!(
-                        out,
-                        "{proxy}: ping {number}: handshake {handshake:.3} ms, round trip {round_trip:.3} ms"
-                    )
+                    if self.as_json {
+                        let line =
+                            json!({ "ping": number, "handshake_ms": handshake, "round_trip_ms": round_trip });
+                        writeln!(out, "{line}")
+                    } else {
+                        writeln!(
+                            out,
+                            "{proxy}: ping {number}: handshake {handshake:.3} ms, round trip {round_trip:.3} ms"
+                        )
+                    }
                 }
                 Err(error) if number == 1 => return Err(error.into()),
                 Err(error) => {
                     self.lost += 1;
-                    let reason = escaped(&error.to_string()).into_owned();
-                    writeln!(out, "{proxy}: ping {number}: lost: {reason}")
+                    if self.as_json {
+                        let line = json!({ "ping": number, "lost": error.to_string() }).to_string();
+                        writeln!(out, "{}", json_escaped(&line))
+                    } else {
+                        let reason = escaped(&error.to_string()).into_owned();
+                        writeln!(out, "{proxy}: ping {number}: lost: {reason}")
+                    }
                 }
             };
             self.output.flush()?;
@@ -146,6 +164,17 @@ impl Pinger {
     }
 
     fn summary(&mut self) -> anyhow::Result<()> {
+        if self.as_json {
+            let summary = json!({
+                "proxy": self.proxy.to_string(),
+                "pings": self.sent,
+                "lost": self.lost,
+                "handshake_ms": self.handshake.json(),
+                "round_trip_ms": self.round_trip.json(),
+            });
+            let _ = writeln!(self.output.buffer(), "{summary}");
+            return self.output.flush();
+        }
         let (pings, lost) = (counted(self.sent, "ping"), grouped(self.lost));
         let out = self.output.buffer();
         let _ = writeln!(out, "--- {} ---\n{pings}, {lost} lost", self.proxy);
@@ -172,6 +201,14 @@ impl Times {
         self.max = self.max.max(time);
         self.sum += time;
         self.count += 1;
+    }
+
+    /// In milliseconds; nothing, if there was none.
+    fn json(&self) -> Option<Value> {
+        (self.count > 0).then(|| {
+            let mean = milliseconds(self.sum) / self.count as f64;
+            json!({ "min": milliseconds(self.min), "mean": mean, "max": milliseconds(self.max) })
+        })
     }
 }
 

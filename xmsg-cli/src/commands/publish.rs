@@ -10,7 +10,7 @@ use xmsg_core::{Connection, Delivery, ErrorKind, ProxyAddress, Topic, Unfinished
 
 use crate::args::{ConnectOptions, parse_duration, parse_rate};
 use crate::exit::Exit;
-use crate::output::{counted, grouped, note, note_connection, or_noting, per_second};
+use crate::output::{counted, grouped, note, note_connection, or_noting, per_second, warn};
 use crate::pace::Pace;
 use crate::recipe::{DataOptions, InputOptions, Recipe};
 use crate::signals::Interrupt;
@@ -82,7 +82,7 @@ pub(crate) struct Arguments {
     wait_sub: bool,
 
     /// How long to go on sending at the end, while the proxy is slow or away
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     linger: Duration,
 
     /// After a lost connection, send messages that the proxy has not confirmed again, with the header `repeated`
@@ -96,7 +96,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let mut job = Job::new(&arguments)?;
-    let proxy = &arguments.connect.proxy;
+    let proxy = &arguments.connect.proxy()?;
     let mut options = arguments.connect.options()?;
     if arguments.at_least_once {
         options = options.delivery(Delivery::AtLeastOnce);
@@ -137,7 +137,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         if !exit.is_interrupted() {
             bail!(words);
         }
-        note(words);
+        warn(words);
     }
     let lost = job.refused + connection.dropped();
     if lost > 0 && exit == Exit::Done {
@@ -178,7 +178,7 @@ pub(super) async fn end(
         left = connection.close(linger) => Some(left),
         () = says_so => unreachable!("it never ends"),
         _ = interrupt.wait() => {
-            note(format_args!("interrupted: {} not sent", counted(connection.queued().messages, "message")));
+            warn(format_args!("interrupted: {} not sent", counted(connection.queued().messages, "message")));
             None
         }
     }
@@ -316,7 +316,7 @@ impl Job {
         if kind != Some(ErrorKind::TooLarge) {
             return Err(error);
         }
-        note(format_args!("{} {} was not published to {}: {error:#}", self.unit, self.number(), self.topic));
+        warn(format_args!("{} {} was not published to {}: {error:#}", self.unit, self.number(), self.topic));
         self.refused += 1;
         Ok(())
     }

@@ -18,7 +18,7 @@ use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
 
 use crate::args::{ConnectOptions, parse_bytes, parse_duration, parse_subscription};
 use crate::exit::Exit;
-use crate::output::{Output, counted, grouped, note, note_connection, per_second};
+use crate::output::{Output, counted, grouped, note, note_connection, per_second, warn};
 use crate::recording::block::VERSION;
 use crate::recording::index::Index;
 use crate::recording::reader::{End, Gap, Reader};
@@ -122,7 +122,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         is_compressed: arguments.zstd,
     };
     files.check()?;
-    let proxy = arguments.connect.proxy.clone();
+    let proxy = arguments.connect.proxy()?;
     let topics =
         if arguments.topics.is_empty() { vec![Topic::everything()] } else { arguments.topics.clone() };
     let tap = tokio::select! {
@@ -167,7 +167,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let written = tokio::select! {
         written = feed.end(&mut outcome) => written?,
         exit = interrupt.wait() => {
-            note("interrupted again: what waits to be written is lost");
+            warn("interrupted again: what waits to be written is lost");
             return Ok(exit);
         }
     };
@@ -203,7 +203,7 @@ async fn told(
     ));
     if exit == Exit::TimedOut {
         let expected = counted(arguments.count.unwrap_or_default(), "message");
-        note(format_args!("timed out: {} of {expected} arrived", grouped(total.messages)));
+        warn(format_args!("timed out: {} of {expected} arrived", grouped(total.messages)));
     }
     losses.hear_the_last().await;
     match losses.words() {

@@ -1,4 +1,4 @@
-//! `xmsg register` and `xmsg deregister`: what actors do by themselves, by hand.
+//! `xmsg registrar register` and `xmsg registrar deregister`: what actors do by themselves, by hand.
 
 use anyhow::bail;
 use clap::Args;
@@ -7,7 +7,19 @@ use xmsg_core::{OwnerType, ProxyAddress, Registration, Topic};
 use crate::args::RegistrarOptions;
 use crate::exit::{AtRegistrar, Exit, Usage};
 use crate::output::note;
+use crate::settings;
 use crate::signals::Interrupt;
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg registrar register report:sports --name reporter --publisher
+  xmsg registrar register report --name archive --subscriber --proxy 10.0.0.7 --description 'keeps all'
+  xmsg registrar register report --name archive --subscriber --keep";
+
+const REMOVAL_EXAMPLES: &str = "\
+Examples:
+  xmsg registrar deregister report:sports --name reporter --publisher
+  xmsg registrar deregister --all-of 10.0.0.7        everything of a host that is gone";
 
 /// Whether an actor publishes or subscribes.
 #[derive(Debug, Args)]
@@ -30,6 +42,7 @@ impl Owner {
 
 /// Register an actor that publishes or subscribes to a topic
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The topic: domain[:subject[:type...]]
     topic: Topic,
@@ -45,9 +58,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
 
-    /// The proxy that the actor uses
-    #[arg(long, value_name = "HOST[:PORT]", env = "XMSG_PROXY", default_value = "127.0.0.1:7771")]
-    proxy: ProxyAddress,
+    /// The proxy that the actor uses [default: the one that commands connect to]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    proxy: Option<String>,
 
     /// Stay, register it again from time to time, and take it back on Ctrl-C
     #[arg(long)]
@@ -59,6 +72,7 @@ pub(crate) struct Arguments {
 
 /// Take back the registration of an actor, or all of a host
 #[derive(Debug, Args)]
+#[command(after_help = REMOVAL_EXAMPLES)]
 pub(crate) struct RemovalArguments {
     /// The topic: domain[:subject[:type...]]
     #[arg(required_unless_present = "all_of", conflicts_with = "all_of", requires = "name")]
@@ -76,9 +90,9 @@ pub(crate) struct RemovalArguments {
     #[arg(long, conflicts_with = "all_of")]
     subscriber: bool,
 
-    /// The proxy that the actor uses; its port does not matter
-    #[arg(long, value_name = "HOST[:PORT]", env = "XMSG_PROXY", default_value = "127.0.0.1:7771")]
-    proxy: ProxyAddress,
+    /// The proxy that the actor uses; its port does not matter [default: the one that commands connect to]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    proxy: Option<String>,
 
     /// Take back everything that was registered with this host
     #[arg(long, value_name = "HOST")]
@@ -92,7 +106,8 @@ pub(crate) async fn register(arguments: Arguments, verbose: bool) -> anyhow::Res
     let mut interrupt = Interrupt::new()?;
     let registrar = arguments.registrar.client()?;
     let owner = arguments.owner.owner();
-    let mut registration = Registration::new(owner, arguments.name, &arguments.topic, &arguments.proxy);
+    let proxy: ProxyAddress = settings::PROXY.parsed(arguments.proxy.as_deref())?;
+    let mut registration = Registration::new(owner, arguments.name, &arguments.topic, &proxy);
     registration.description = arguments.description;
     tokio::select! {
         result = registrar.register(&registration) => result.map_err(AtRegistrar)?,
@@ -118,11 +133,12 @@ pub(crate) async fn deregister(arguments: RemovalArguments, verbose: bool) -> an
         _ if arguments.all_of.is_some() => OwnerType::Publisher,
         _ => bail!(Usage("say which one: --publisher or --subscriber".to_owned())),
     };
+    let proxy: ProxyAddress = settings::PROXY.parsed(arguments.proxy.as_deref())?;
     let work = async {
         match (arguments.all_of, arguments.topic, arguments.name) {
             (Some(host), ..) => registrar.remove_all(&host).await,
             (None, Some(topic), Some(name)) => {
-                registrar.deregister(&Registration::new(owner, name, &topic, &arguments.proxy)).await
+                registrar.deregister(&Registration::new(owner, name, &topic, &proxy)).await
             }
             // The command line has a topic and a name, or a host.
             _ => Ok(()),

@@ -1,26 +1,75 @@
-//! `xmsg registrar`: a registrar in this terminal.
+//! `xmsg registrar`: what a registrar knows, and a registrar in this terminal.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use clap::Args;
+use clap::{Args, Subcommand};
 use xmsg_core::RegistrarAddress;
 use xmsg_proxy::registrar::{Config, Registrar};
 
 use crate::args::parse_duration;
-use crate::exit::{Exit, Usage};
+use crate::commands::{discover, register};
+use crate::exit::Exit;
 use crate::output::{counted, note};
 use crate::signals::Interrupt;
 
 /// How long replies are still sent after Ctrl-C.
 const LINGER: Duration = Duration::from_secs(2);
 
+const EXAMPLES: &str = "\
+Examples:
+  xmsg registrar run                                 one in this terminal, until Ctrl-C
+  xmsg registrar list
+  xmsg registrar find report:sports                  who publishes it
+  xmsg registrar register report:sports --name reporter --publisher --proxy 10.0.0.7
+  xmsg registrar deregister report:sports --name reporter --publisher --proxy 10.0.0.7";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  xmsg registrar run
+  xmsg registrar run --host 0.0.0.0 --snapshot registrations --ttl 60s";
+
+/// Find who publishes and who subscribes, or run a registrar
+///
+/// Without a command, and with the options of `run`, it runs one.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+#[group(skip)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) action: Option<Action>,
+
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    Run(RunArguments),
+    List(discover::ListArguments),
+    Find(Box<discover::FindArguments>),
+    Register(Box<register::Arguments>),
+    Deregister(Box<register::RemovalArguments>),
+}
+
+pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    match arguments.action {
+        None => serve(arguments.run).await,
+        Some(Action::Run(arguments)) => serve(arguments).await,
+        Some(Action::List(arguments)) => discover::list(arguments).await,
+        Some(Action::Find(arguments)) => discover::find(*arguments).await,
+        Some(Action::Register(arguments)) => register::register(*arguments, verbose).await,
+        Some(Action::Deregister(arguments)) => register::deregister(*arguments, verbose).await,
+    }
+}
+
 /// Run a registrar: it keeps who publishes and who subscribes, and where
 ///
 /// It runs until Ctrl-C. The daemon `xmsg-registrar` does the same with the manners of a daemon.
 #[derive(Debug, Args)]
-pub(crate) struct Arguments {
+#[command(after_help = RUN_EXAMPLES)]
+pub(crate) struct RunArguments {
     /// Address or name of the interface to listen on; 0.0.0.0 for all of them
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
@@ -33,20 +82,21 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
 
-    /// Forget what was not registered again for so long, such as 60s [default: never]
+    /// Forget what was not registered again for so long, such as 60s; 0: never [default: 0]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     ttl: Option<Duration>,
 }
 
-pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+async fn serve(arguments: RunArguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
-    if arguments.ttl.is_some_and(|ttl| ttl.is_zero()) {
-        bail!(Usage("--ttl can't be 0: everything would be forgotten at once".to_owned()));
-    }
     // Only the host is checked: port 0 is no address, but can be bound.
     let host = RegistrarAddress::new(&arguments.host, 1)?.host().to_owned();
     let host = if host.contains(':') { format!("[{host}]") } else { host };
-    let config = Config { snapshot: arguments.snapshot, ttl: arguments.ttl, ..Config::default() };
+    let config = Config {
+        snapshot: arguments.snapshot,
+        ttl: arguments.ttl.filter(|ttl| !ttl.is_zero()),
+        ..Config::default()
+    };
     let registrar = Registrar::bind(format!("{host}:{}", arguments.port)).config(config).start().await?;
     let found = registrar.counts();
     note(format_args!(

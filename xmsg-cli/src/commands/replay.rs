@@ -22,7 +22,7 @@ use super::publish::{confirm_now_and_then, end, not_arrived};
 use super::record::{end_words, gap_words, open, show_progress, time_text};
 use crate::args::{ConnectOptions, SecurityOptions, parse_duration, parse_rate, parse_subscription};
 use crate::exit::Exit;
-use crate::output::{counted, grouped, note, note_connection, or_noting, per_second};
+use crate::output::{counted, grouped, note, note_connection, or_noting, per_second, warn};
 use crate::pace::Pace;
 use crate::recording::block::Record;
 use crate::recording::reader::End;
@@ -107,7 +107,7 @@ pub(crate) struct Arguments {
     wait_sub: bool,
 
     /// How long to go on sending at the end, while the proxy is slow or away
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     linger: Duration,
 
     #[command(flatten)]
@@ -192,7 +192,7 @@ impl Rename {
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let selection = tokio::task::block_in_place(|| Selection::new(&arguments))?;
-    let proxy = &arguments.connect.proxy;
+    let proxy = &arguments.connect.proxy()?;
     let connection = arguments.connect.connection()?;
     let mut replay = Replay::new(&arguments, verbose);
     let counts = replay.counts.clone();
@@ -231,7 +231,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     }
     let (exit, report) = result?;
     for words in &report.notes {
-        note(words);
+        warn(words);
     }
     let sent = counts.sent.load(Ordering::Relaxed);
     if let Some(words) = not_arrived(sent, &left, proxy, arguments.linger) {
@@ -239,7 +239,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         if !exit.is_interrupted() {
             bail!(words);
         }
-        note(words);
+        warn(words);
     }
     if replay.lag > LAG_TOLD {
         note(format_args!(
@@ -504,7 +504,7 @@ impl<'a> Replay<'a> {
         match result {
             Err(error) if error.kind() == ErrorKind::TooLarge => {
                 let topic = message.frames().first().cloned().unwrap_or_default();
-                note(format_args!("a message was not published to {}: {error:#}", topic.escape_ascii()));
+                warn(format_args!("a message was not published to {}: {error:#}", topic.escape_ascii()));
                 self.refused += 1;
                 return Ok(());
             }
@@ -532,7 +532,7 @@ struct PlainPublisher {
 impl PlainPublisher {
     /// Connects. There is a proxy: another connection has been made to it.
     async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
-        let proxy = &connect.proxy;
+        let proxy = &connect.proxy()?;
         let id = ConnectionId::random();
         let options = SocketOptions {
             security: SecurityOptions::security()?,

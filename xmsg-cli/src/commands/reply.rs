@@ -20,7 +20,7 @@ use xmsg_core::{Connection, ErrorKind, Message, Subscription, Topic};
 
 use crate::args::{ConnectOptions, parse_duration, parse_subscription};
 use crate::exit::{Exit, Usage};
-use crate::output::{counted, grouped, note, note_connection, or_noting};
+use crate::output::{counted, grouped, note, note_connection, or_noting, warn};
 use crate::recipe::{DataOptions, Dish, Recipe};
 use crate::render::{topic_text, topics_text};
 use crate::signals::Interrupt;
@@ -84,7 +84,7 @@ pub(crate) struct Arguments {
     command_timeout: Duration,
 
     /// How many commands may run at a time; with 1, replies are in the order of requests
-    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
 
     #[command(flatten)]
@@ -129,7 +129,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     } else {
         None
     };
-    let proxy = arguments.connect.proxy.clone();
+    let proxy = arguments.connect.proxy()?;
     let connection = arguments.connect.connection()?;
     let mut counts = Counts::default();
     let mut working = JoinSet::new();
@@ -289,7 +289,7 @@ impl Service<'_> {
         };
         match sent {
             Ok(()) => self.counts.answered += 1,
-            Err(error) => note(format_args!("no reply to {}: {error:#}", topic_text(request.topic()))),
+            Err(error) => warn(format_args!("no reply to {}: {error:#}", topic_text(request.topic()))),
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use xmsg_core::{Actor, RegistrarAddress, Topic};
 
 use crate::args::{ConnectOptions, parse_duration};
 use crate::exit::{Exit, is_unanswered, is_without_proxy};
-use crate::output::{Output, counted, grouped, note, reader_gone};
+use crate::output::{Output, counted, grouped, note, reader_gone, warn};
 use crate::recipe::{DataOptions, InputOptions, Recipe};
 use crate::signals::Interrupt;
 use crate::source::{Source, Split};
@@ -71,7 +71,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         subscribed.get_or_init(Instant::now);
     });
     let actor = Actor::builder("xmsg")
-        .proxy(arguments.connect.proxy.clone())
+        .proxy(arguments.connect.proxy()?)
         // It is not asked; what the environment says of it does not matter.
         .registrar(RegistrarAddress::default())
         .options(options)
@@ -142,7 +142,7 @@ impl Asker {
                 Err(error) if is_unanswered(&error) && self.ready.get().is_some() => {
                     unanswered += 1;
                     is_lost = is_without_proxy(error.kind());
-                    note(error.with_causes());
+                    warn(error.with_causes());
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -152,7 +152,7 @@ impl Asker {
         }
         if self.count > 1 {
             let requests = counted(self.count, "request");
-            note(format_args!("timed out: {} of {requests} got no reply", grouped(unanswered)));
+            warn(format_args!("timed out: {} of {requests} got no reply", grouped(unanswered)));
         }
         Ok(if is_lost { Exit::NoConnection } else { Exit::TimedOut })
     }

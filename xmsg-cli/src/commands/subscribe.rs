@@ -15,7 +15,7 @@ use xmsg_core::{Message, Subscription, Topic};
 
 use crate::args::{ConnectOptions, parse_duration, parse_subscription};
 use crate::exit::Exit;
-use crate::output::{Output, counted, grouped, note, note_connection, per_second, reader_gone};
+use crate::output::{Output, counted, grouped, note, note_connection, per_second, reader_gone, warn};
 use crate::render;
 use crate::signals::Interrupt;
 use crate::style::{Style, StyleOptions};
@@ -86,7 +86,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
-    let proxy = arguments.connect.proxy.clone();
+    let proxy = arguments.connect.proxy()?;
     let connection = arguments.connect.connection()?;
     let writer = Writer::new(&arguments)?;
     let topics = arguments.topics;
@@ -124,7 +124,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         result = &mut receiving => result??,
         () = tokio::time::sleep(HASTY_LINGER) => {
             if !exit.is_interrupted() {
-                note("ended while nobody reads what is written: the rest is lost");
+                warn("ended while nobody reads what is written: the rest is lost");
             }
             return Ok(exit);
         }
@@ -136,7 +136,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     }
     if exit == Exit::TimedOut {
         let expected = counted(arguments.count.unwrap_or_default(), "message");
-        note(format_args!("timed out: {} of {expected} arrived", grouped(written)));
+        warn(format_args!("timed out: {} of {expected} arrived", grouped(written)));
     }
     Ok(exit)
 }
@@ -204,7 +204,7 @@ impl Receiver {
         }
         if unreadable > 0 {
             let messages = counted(unreadable, "message");
-            note(format_args!("{messages} passed over, not of two or three frames: -v tells more"));
+            warn(format_args!("{messages} passed over, not of two or three frames: -v tells more"));
         }
         Ok(messages)
     }

@@ -37,6 +37,9 @@ Examples:
 /// meanwhile counts from when they were due. A rate that could not be kept is told. `sent late` is how late publishers
 /// themselves were: it is part of the latency.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  xmsg bench latency --rate 1000,10000,100000\n  xmsg bench latency --rate 10000 --json --plot latency.svg"
+)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Messages per second of all publishers together; several rates are measured one after another
@@ -52,7 +55,7 @@ pub(crate) struct Arguments {
     subscribers: u16,
 
     /// Publish for so long at each rate
-    #[arg(short, long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    #[arg(short, long, visible_alias = "for", value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     duration: Duration,
 
     #[command(flatten)]

@@ -8,10 +8,7 @@ use xmsg_core::Topic;
 use xmsg_proxy::Policy;
 
 use super::client::HEADER_LEN;
-use crate::args::{ConnectOptions, parse_bytes, parse_duration};
-
-/// The longest data: with its other frames it stays below what a proxy takes.
-const SIZE_MAX: u64 = 32 << 20;
+use crate::args::{ConnectOptions, parse_duration};
 
 /// What is measured, and how it is told: the same for all modes.
 #[derive(Debug, clap::Args)]
@@ -78,16 +75,9 @@ pub(super) struct LoadOptions {
     pub(super) patience: Duration,
 }
 
-/// Bytes of a message.
+/// Bytes of a message, which begins with a header.
 fn parse_size(text: &str) -> Result<usize, String> {
-    let size = parse_bytes(text)?;
-    if size < HEADER_LEN as u64 {
-        return Err(format!("publisher, sequence number and time take {HEADER_LEN} bytes of each message"));
-    }
-    if size > SIZE_MAX {
-        return Err(format!("more than {} MiB", SIZE_MAX >> 20));
-    }
-    Ok(size as usize)
+    crate::args::parse_size(text, HEADER_LEN as u64).map(|size| size as usize)
 }
 
 #[cfg(test)]

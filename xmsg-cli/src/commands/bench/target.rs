@@ -35,7 +35,7 @@ impl Target {
         // What is confirmed is what this is about, whatever the environment says.
         let connecting = options.connect.options()?.check_connection(true).high_water_mark(SEND_MARK);
         let mut target = Self {
-            address: options.connect.proxy.clone(),
+            address: options.connect.proxy()?,
             unchecked: connecting.clone().check_subscription(false),
             options: connecting.check_subscription(true),
             timeout: options.connect.timeout(),

@@ -53,7 +53,7 @@ pub(crate) struct Arguments {
     messages: Option<u64>,
 
     /// Publish for so long
-    #[arg(short, long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    #[arg(short, long, visible_alias = "for", value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     duration: Duration,
 
     #[command(flatten)]

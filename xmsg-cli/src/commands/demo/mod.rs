@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use crate::args::{parse_duration, parse_rate};
+use crate::args::{parse_duration, parse_rate, parse_size};
 use crate::exit::Exit;
 use crate::screen::Screen;
 
@@ -39,7 +39,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Run for this long, such as 5s [default: until Ctrl-C]
-    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(short, long, visible_alias = "for", value_name = "DURATION", value_parser = parse_duration)]
     duration: Option<Duration>,
 
     /// Publishers [default: 2]
@@ -50,8 +50,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1000))]
     subscribers: Option<u16>,
 
-    /// Bytes of data in each message [default: 128]
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(rates::DIGITS as i64..=32 << 20))]
+    /// Bytes of data in each message, such as 100, 1KiB or 1MB; 12 at least [default: 128]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_size(text, rates::DIGITS as u64).map(|size| size as u32))]
     size: Option<u32>,
 
     /// Messages per second of each publisher [default: as fast as it goes]

@@ -1,0 +1,162 @@
+//! The command line as clap has it: the definitions, and what all commands get that connect to something.
+
+use std::collections::BTreeMap;
+
+use clap::builder::Resettable;
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
+
+use super::{Cli, ContextOption, SecurityOptions, help};
+use crate::settings;
+
+/// Who has one of these arguments connects to a proxy or a registrar, and may have to show credentials.
+const CONNECTS: [&str; 2] = ["connect_timeout", "registrar_timeout"];
+/// Who has this one asks an HTTP server.
+const ASKS: &str = "admin_token_file";
+/// The options that are given to commands, with the keys of their settings. No option of a command has such an ID.
+const SHARED: [(&str, &str); 5] = [
+    ("shared_server_key", settings::SERVER_KEY.key),
+    ("shared_key_file", settings::KEY_FILE.key),
+    ("shared_user", settings::USER.key),
+    ("shared_password_file", settings::PASSWORD_FILE.key),
+    ("shared_context", settings::CONTEXT.key),
+];
+const POINTER: &str = "Where to connect to, and how to be let in: xmsg help connection";
+
+/// The whole command line.
+pub(crate) fn command() -> Command {
+    let root = Cli::command().mut_subcommands(prepared);
+    let template = help::root_template(&root);
+    // Before the command they are taken, too: `given` says so if they mean nothing to it.
+    let root = with::<ContextOption>(with::<SecurityOptions>(root));
+    let is_shared = |id: &str| SHARED.iter().any(|(shared, _)| *shared == id);
+    root.mut_args(|arg| if is_shared(arg.get_id().as_str()) { arg.global(false) } else { arg })
+        .help_template(template)
+}
+
+/// A command with the options that mean something to it.
+fn prepared(command: Command) -> Command {
+    let has = |id: &str| command.get_arguments().any(|arg| arg.get_id() == id);
+    let (connects, asks) = (CONNECTS.into_iter().any(has), has(ASKS));
+    let mut command = command.mut_subcommands(prepared);
+    if connects {
+        command = with::<SecurityOptions>(command);
+    }
+    if connects || asks {
+        command = with::<ContextOption>(command);
+        let before = command.get_after_help().map(|text| format!("{text}\n\n")).unwrap_or_default();
+        command = command.after_help(before + POINTER);
+    }
+    command
+}
+
+/// The command with these options, too. What they are is no description of the command.
+fn with<A: Args>(command: Command) -> Command {
+    let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
+    A::augment_args(command).about(Resettable::from(about)).long_about(Resettable::from(long_about))
+}
+
+/// Reads the command line of this process.
+pub(crate) fn parse() -> Result<Cli, clap::Error> {
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let given = given(&mut command, &matches)?;
+    settings::set_given(given);
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// The shared options that were given: those behind the command go over those before it.
+fn given(command: &mut Command, matches: &ArgMatches) -> Result<BTreeMap<&'static str, String>, clap::Error> {
+    let mut given = BTreeMap::new();
+    let (mut words, mut level) = (vec!["xmsg"], matches);
+    loop {
+        for (id, key) in SHARED {
+            if let Ok(Some(value)) = level.try_get_one::<String>(id) {
+                given.insert(key, value.clone());
+            }
+        }
+        match level.subcommand() {
+            Some((name, next)) => (words, level) = ([&words[..], &[name]].concat(), next),
+            None => break,
+        }
+    }
+    for (id, key) in SHARED {
+        if given.contains_key(key) && level.try_get_one::<String>(id).is_err() {
+            let what = format!("'--{key}' means nothing to `{}`: leave it out", words.join(" "));
+            return Err(command.error(ErrorKind::UnknownArgument, what));
+        }
+    }
+    Ok(given)
+}
+
+/// The command line without hidden commands, for generators that don't look.
+pub(crate) fn visible() -> Command {
+    fn copy(command: &Command) -> Command {
+        // clap wants names that last; this is made once, at the end of a process.
+        let name: &'static str = command.get_name().to_owned().leak();
+        let subcommands = command.get_subcommands().filter(|command| !command.is_hide_set()).map(copy);
+        let copied = Command::new(name)
+            .disable_help_subcommand(true)
+            .args(command.get_arguments().cloned())
+            .groups(command.get_groups().cloned())
+            .subcommands(subcommands);
+        command.get_about().cloned().into_iter().fold(copied, Command::about)
+    }
+    copy(&command()).version(env!("CARGO_PKG_VERSION"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+        visible().debug_assert();
+    }
+
+    fn parsed(arguments: &[&str]) -> Result<BTreeMap<&'static str, String>, String> {
+        let mut command = command();
+        let matches = command.try_get_matches_from_mut(arguments).map_err(|error| error.to_string())?;
+        given(&mut command, &matches).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn shared_options_stand_before_or_behind_the_command() {
+        // A key may begin with a hyphen.
+        let key = format!("-{}", "x".repeat(39));
+        for arguments in [
+            &["xmsg", "--server-key", &key, "ping"][..],
+            &["xmsg", "ping", "--server-key", &key],
+            &["xmsg", "--server-key", "other", "ping", "--server-key", &key],
+            &["xmsg", "bench", "latency", "--server-key", &key],
+            &["xmsg", "registrar", "list", "--server-key", &key],
+            &["xmsg", "list", "--server-key", &key],
+        ] {
+            let given = parsed(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+            assert_eq!(given.get("server-key"), Some(&key), "{arguments:?}");
+        }
+        assert_eq!(parsed(&["xmsg", "connections", "end", "1", "--context", "a"]).unwrap()["context"], "a");
+    }
+
+    #[test]
+    fn options_that_mean_nothing_are_refused() {
+        for command in [&["keygen"][..], &["passwd", "a", "b"], &["completions", "bash"], &["man"], &["demo"]]
+        {
+            for option in ["--server-key", "--key-file", "--user", "--password-file", "--context"] {
+                let behind = [&["xmsg"], command, &[option, "x"]].concat();
+                assert!(parsed(&behind).unwrap_err().contains(option), "{behind:?}");
+                let before = [&["xmsg", option, "x"], command].concat();
+                let error = parsed(&before).unwrap_err();
+                assert!(
+                    error.contains(&format!("'{option}' means nothing to `xmsg {}`", command[0])),
+                    "{error}"
+                );
+            }
+            for option in ["--proxy", "--registrar", "--admin"] {
+                let words = [&["xmsg"], command, &[option, "x"]].concat();
+                assert!(parsed(&words).unwrap_err().contains(option), "{words:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The command line: commands, and options that several of them have.
+
+mod command;
+mod help;
+mod values;
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use xmsg_core::options::CHECK_TIMEOUT;
+use xmsg_core::{Connection, ProxyAddress, Registrar, RegistrarAddress, Security};
+
+#[cfg(feature = "bench")]
+use crate::commands::bench;
+use crate::commands::{
+    completions, connections, context, demo, discover, keys, ping, publish, record, register, registrar,
+    replay, reply, request, subscribe,
+};
+use crate::settings;
+
+pub(crate) use command::{command, parse, visible};
+pub(crate) use help::{Help, PAGES, help, page_as_command};
+pub(crate) use values::{parse_bytes, parse_duration, parse_rate, parse_size, parse_subscription};
+
+/// Publish and subscribe through an xMsg proxy
+#[derive(Debug, Parser)]
+#[command(name = "xmsg", version, max_term_width = 100, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Say on standard error what is done; twice: debug messages of the library, too
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    /// Say nothing on standard error but errors, and what was lost
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Pub(Box<publish::Arguments>),
+    Sub(Box<subscribe::Arguments>),
+    Req(Box<request::Arguments>),
+    Reply(Box<reply::Arguments>),
+    Record(Box<record::Arguments>),
+    Replay(Box<replay::Arguments>),
+    Ping(ping::Arguments),
+    #[cfg(feature = "bench")]
+    Bench(Box<bench::Arguments>),
+    Demo(demo::Arguments),
+    Registrar(registrar::Arguments),
+    #[command(hide = true)]
+    Register(Box<register::Arguments>),
+    #[command(hide = true)]
+    Deregister(Box<register::RemovalArguments>),
+    #[command(hide = true)]
+    Find(Box<discover::FindArguments>),
+    #[command(hide = true)]
+    List(discover::ListArguments),
+    Connections(connections::Arguments),
+    Keygen(keys::Keygen),
+    Passwd(keys::Passwd),
+    Context(context::Arguments),
+    Completions(completions::Completions),
+    Man(completions::Man),
+    Help(Help),
+}
+
+impl Command {
+    /// How many threads it wants, if not one for each core.
+    pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
+        match self {
+            #[cfg(feature = "bench")]
+            Self::Bench(arguments) => arguments.threads(),
+            _ => None,
+        }
+    }
+}
+
+/// Which proxy to connect to, and how long that may take.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Connection")]
+pub(crate) struct ConnectOptions {
+    /// The proxy: its host and the first of its three ports
+    #[arg(long, value_name = "HOST[:PORT]", hide = true)]
+    proxy: Option<String>,
+
+    /// How long the proxy may take to answer, such as 500ms or 10s [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, hide = true)]
+    connect_timeout: Option<Duration>,
+}
+
+impl ConnectOptions {
+    /// The address of the proxy.
+    pub(crate) fn proxy(&self) -> xmsg_core::Result<ProxyAddress> {
+        settings::PROXY.parsed(self.proxy.as_deref())
+    }
+
+    /// A connection that is not opened yet.
+    pub(crate) fn connection(&self) -> xmsg_core::Result<Connection> {
+        Connection::with_options(self.proxy()?, self.options()?)
+    }
+
+    /// The options of a connection, to be completed.
+    pub(crate) fn options(&self) -> xmsg_core::Result<xmsg_core::ConnectOptions> {
+        let options = xmsg_core::ConnectOptions::new().security(SecurityOptions::security()?);
+        Ok(match self.connect_timeout {
+            Some(time) => options.connection_timeout(time).subscription_timeout(time),
+            None => options,
+        })
+    }
+
+    /// How long the proxy may take to answer.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.connect_timeout.unwrap_or(CHECK_TIMEOUT)
+    }
+}
+
+/// How to be let in. The same for everything that a command connects to: [`command`] gives these options to all commands
+/// that connect, and [`settings`] keeps what was given.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Security")]
+pub(crate) struct SecurityOptions {
+    /// CURVE: the public key of the proxy, or of the registrar
+    // A key may begin with a hyphen.
+    #[arg(
+        id = "shared_server_key",
+        long = "server-key",
+        value_name = "KEY",
+        global = true,
+        allow_hyphen_values = true,
+        hide = true
+    )]
+    server_key: Option<String>,
+
+    /// CURVE: the file with our keys, from `xmsg keygen` [default: keys made up for this once]
+    #[arg(id = "shared_key_file", long = "key-file", value_name = "FILE", global = true, hide = true)]
+    key_file: Option<String>,
+
+    /// PLAIN: our name
+    #[arg(id = "shared_user", long = "user", value_name = "NAME", global = true, hide = true)]
+    user: Option<String>,
+
+    /// PLAIN: the file with our password, in its first line
+    #[arg(
+        id = "shared_password_file",
+        long = "password-file",
+        value_name = "FILE",
+        global = true,
+        hide = true
+    )]
+    password_file: Option<String>,
+}
+
+/// Which context. All commands that connect have it; [`settings`] keeps what was given.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Context")]
+pub(crate) struct ContextOption {
+    /// The context whose values hold unless an option or the environment has them; '' is none [default: the one that
+    /// `xmsg context select` chose]
+    #[arg(id = "shared_context", long = "context", value_name = "NAME", global = true, hide = true)]
+    context: Option<String>,
+}
+
+impl SecurityOptions {
+    /// The mechanism that options, environment and context ask for.
+    pub(crate) fn security() -> xmsg_core::Result<Security> {
+        settings::security()
+    }
+}
+
+/// Which registrar to ask, and how long that may take.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Registrar")]
+pub(crate) struct RegistrarOptions {
+    /// The registrar
+    #[arg(long, value_name = "HOST[:PORT]", hide = true)]
+    registrar: Option<String>,
+
+    /// How long the registrar may take to answer, such as 500ms or 10s
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = parse_duration, hide = true)]
+    registrar_timeout: Duration,
+}
+
+impl RegistrarOptions {
+    /// A client that is not connected yet.
+    pub(crate) fn client(&self) -> xmsg_core::Result<Registrar> {
+        let address: RegistrarAddress = settings::REGISTRAR.parsed(self.registrar.as_deref())?;
+        Registrar::builder(address)
+            .security(SecurityOptions::security()?)
+            .registration_timeout(self.registrar_timeout)
+            .discovery_timeout(self.registrar_timeout)
+            .build()
+    }
+}

@@ -1,0 +1,142 @@
+//! How values of options are read.
+
+use std::time::Duration;
+
+use xmsg_core::{Error, ErrorKind, Topic};
+
+/// A topic to subscribe to. The empty one is everything; a `:` at the end stays, so that `a:b:` is what is below `a:b`.
+pub(crate) fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
+    if text.is_empty() {
+        return Ok(Topic::everything());
+    }
+    if text == "*" || text.starts_with("*:") {
+        let what = "the domain of a topic can't be `*`: name one, or subscribe to '' for everything";
+        return Err(Error::new(ErrorKind::InvalidTopic, what));
+    }
+    text.parse()
+}
+
+/// `500ms`, `10s`, `2m`, `1h`, with decimals if need be; a bare number is seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let unit_seconds = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        _ => return Err(format!("the unit `{unit}` is not one of ms, s, m, h, d")),
+    };
+    let number = number.trim_end();
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let value: Option<f64> = if digits { number.parse().ok() } else { None };
+    value
+        .and_then(|value| Duration::try_from_secs_f64(value * unit_seconds).ok())
+        // Further ahead, a clock would overflow.
+        .filter(|time| *time <= Duration::from_secs(100 * 365 * 86400))
+        .ok_or_else(|| "not a time: expected a number and a unit, such as 500ms, 10s or 2m".to_owned())
+}
+
+/// Reads a number of bytes, such as `100`, `64k`, `1KiB`, `100MB` or `2GiB`. `K`, `M`, `G` and `T` without `B` stand for
+/// powers of 1024.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => return Err(format!("the unit `{unit}` is not one of B, kB, KiB, MB, MiB, GB, GiB, TB, TiB")),
+    };
+    let size = number.trim_end().parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    size.filter(|size| *size > 0).ok_or_else(|| "not a size: expected bytes, such as 100 or 64KiB".to_owned())
+}
+
+/// The longest data of a message that is made up: with its other frames it stays below what a proxy takes.
+const SIZE_MAX: u64 = 32 << 20;
+
+/// Reads the number of bytes of a message that is made up, whose first ones have a purpose.
+pub(crate) fn parse_size(text: &str, least: u64) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        size if size < least => Err(format!(
+            "each message begins with {least} bytes that tell it from the others: give {least} or more"
+        )),
+        size if size > SIZE_MAX => Err(format!("a message can have {} MiB at most", SIZE_MAX >> 20)),
+        size => Ok(size),
+    }
+}
+
+/// Messages per second: a number above 0.
+pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (1e-6..=1e9).contains(&rate) => Ok(rate),
+        _ => Err("not a rate: expected messages per second, a number above 0".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read() {
+        let cases = [
+            ("500ms", 500_000),
+            ("10s", 10_000_000),
+            ("2m", 120_000_000),
+            ("1.5s", 1_500_000),
+            ("1h", 3_600_000_000),
+            ("3", 3_000_000),
+            ("0", 0),
+            (".5", 500_000),
+            ("250us", 250),
+            ("1 s", 1_000_000),
+        ];
+        for (text, micros) in cases {
+            assert_eq!(parse_duration(text), Ok(Duration::from_micros(micros)), "{text}");
+        }
+        for text in ["", "s", "-1s", "1x", "1sec", "1e3s", "inf", "nan", "99999999999h", "1s2", "+1", ". s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, size) in
+            [("100", 100), ("64k", 65536), ("2 kB", 2000), ("1GiB", 1 << 30), ("5GB", 5_000_000_000)]
+        {
+            assert_eq!(parse_bytes(text), Ok(size), "{text}");
+        }
+        for text in ["", "0", "-1", "k", "1.5k", "1x", "99999999999999999999", "99999999999999999M"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_are_above_zero() {
+        assert_eq!(parse_rate("0.5"), Ok(0.5));
+        for text in ["0", "-1", "nan", "inf", "x", ""] {
+            assert!(parse_rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn subscriptions_keep_the_colon_at_their_end() {
+        for (text, topic) in
+            [("", ""), ("a", "a"), ("a:", "a:"), ("a:b:", "a:b:"), ("a:b:c:", "a:b:c:"), ("a:*", "a")]
+        {
+            assert_eq!(parse_subscription(text).unwrap(), topic, "{text}");
+        }
+        for text in ["*", "*:x", ":", ":x"] {
+            assert!(parse_subscription(text).is_err(), "{text}");
+        }
+    }
+}
