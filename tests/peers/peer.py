@@ -75,11 +75,15 @@ class Secure(argparse.Action):
         SECURITY[self.dest] = values
 
 
+# Heartbeats without an answer after which a connection is given up.
+HEARTBEATS_MISSED = 40
+
+
 def open_socket(context, kind, heartbeat=None, identity=None, linger=0, inside=False):
     """A socket without high-water marks, as every xMsg peer sets them.
 
-    `heartbeat` is the interval in milliseconds; libzmq then also takes it as the time within which it
-    expects an answer.
+    `heartbeat` is the interval in milliseconds. On a loaded machine an answer may take longer than that, so libzmq gives up after
+    HEARTBEATS_MISSED of them.
     """
     socket = context.socket(kind)
     socket.setsockopt(zmq.SNDHWM, 0)
@@ -87,6 +91,7 @@ def open_socket(context, kind, heartbeat=None, identity=None, linger=0, inside=F
     socket.setsockopt(zmq.LINGER, linger)
     if heartbeat:
         socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEATS_MISSED * heartbeat)
     secure(socket, inside)
     if identity is not None:
         socket.setsockopt(zmq.IDENTITY, identity)

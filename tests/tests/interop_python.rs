@@ -55,8 +55,8 @@ async fn our_publisher_reaches_a_libzmq_subscriber_with_heartbeats() {
     );
     peer.expect("ready").await;
     publisher.wait_for_subscriber(&topic("rs:data")).await.unwrap();
-    // With heartbeats every 50 ms, a pause shows whether they are answered.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Heartbeats come every 50 ms, and libzmq gives up after 40 of them without an answer: a longer pause shows whether they are answered.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     for number in 0..MESSAGES as u64 {
         let message = Message::with_mime(topic("rs:data"), mime::BYTES, number.to_le_bytes().to_vec());
         publisher.publish(&message).await.unwrap();

@@ -32,7 +32,12 @@ fn keys() -> KeyPair {
 fn rights(publish: &[&'static str], subscribe: &[&'static str]) -> Arc<Rights> {
     let prefixes =
         |list: &[&'static str]| list.iter().map(|prefix| Bytes::from_static(prefix.as_bytes())).collect();
-    Arc::new(Rights { publish: prefixes(publish), subscribe: prefixes(subscribe), register: false })
+    Arc::new(Rights {
+        publish: prefixes(publish),
+        subscribe: prefixes(subscribe),
+        register: false,
+        inspect: false,
+    })
 }
 
 fn allow(clients: &[(&KeyPair, Arc<Rights>)]) -> Rules {

@@ -115,6 +115,14 @@ impl Answer {
 }
 
 impl AdminOptions {
+    /// Whether somebody has said where it is, or with which token it is to be asked.
+    pub(crate) fn is_given(&self) -> Result<bool> {
+        let address = settings::ADMIN.current(self.admin.as_deref())?;
+        let token = settings::ADMIN_TOKEN_FILE.current(self.admin_token_file.as_deref())?;
+        let is_default = |found: &Found| matches!(found.source, settings::Source::Default(_));
+        Ok(token.is_some() || address.is_some_and(|found| !is_default(&found)))
+    }
+
     /// Reads the token. Nothing is connected yet.
     pub(crate) fn admin(self) -> anyhow::Result<Admin> {
         let file = settings::ADMIN_TOKEN_FILE.current(self.admin_token_file.as_deref())?;
@@ -188,7 +196,7 @@ impl Admin {
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token);
         }
-        let request = request.body(Empty::<&[u8]>::new()).map_err(unusable)?;
+        let request = request.body(Empty::<bytes::Bytes>::new()).map_err(unusable)?;
         let stream = self.connect().await?;
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
             let text =

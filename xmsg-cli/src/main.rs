@@ -11,6 +11,7 @@
 //! | [`style`], [`render`], [`mod@format`] | what is shown of a message |
 //! | [`output`], [`table`] | standard output and standard error; columns |
 //! | [`screen`], [`traffic`] | views that are drawn again and again; what flows by topic |
+//! | [`stats`], [`looks`] | who is connected to a proxy and what flows through it; what has happened between two looks |
 //! | [`recording`], [`tap`] | files of messages; a subscription that keeps them byte for byte |
 //! | [`admin`] | the HTTP server of a daemon, and how to ask it |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
@@ -21,6 +22,7 @@ mod commands;
 mod contexts;
 mod exit;
 mod format;
+mod looks;
 mod metadata;
 mod output;
 mod pace;
@@ -31,6 +33,7 @@ mod screen;
 mod settings;
 mod signals;
 mod source;
+mod stats;
 mod style;
 mod table;
 mod tap;
@@ -86,6 +89,9 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Deregister(arguments) => commands::register::deregister(*arguments, verbose).await,
             Command::Find(arguments) => commands::discover::find(*arguments).await,
             Command::List(arguments) => commands::discover::list(arguments).await,
+            Command::Info(arguments) => commands::info::run(arguments).await,
+            Command::Topics(arguments) => commands::topics::run(arguments).await,
+            Command::Top(arguments) => commands::top::run(arguments).await,
             Command::Connections(arguments) => commands::connections::run(arguments).await,
             Command::Keygen(arguments) => commands::keys::keygen(&arguments),
             Command::Passwd(arguments) => commands::keys::passwd(&arguments),

@@ -31,7 +31,11 @@ pub(crate) fn write<const N: usize>(
 }
 
 /// What peers sent may hold anything: control characters would play tricks with a terminal, tabs with columns.
-fn lines<const N: usize>(columns: [&str; N], rows: Vec<[String; N]>, as_table: bool) -> Vec<String> {
+pub(crate) fn lines<const N: usize>(
+    columns: [&str; N],
+    rows: Vec<[String; N]>,
+    as_table: bool,
+) -> Vec<String> {
     let rows: Vec<_> = rows.into_iter().map(|row| row.map(|cell| escaped(&cell).into_owned())).collect();
     if !as_table {
         return rows.iter().map(|row| row.join("\t")).collect();

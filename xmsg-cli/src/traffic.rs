@@ -1,11 +1,15 @@
 //! What flows by topic: rates, the last minute, the latest value. For views that are drawn again and again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
+use bytes::Bytes;
 use xmsg_core::Message;
+use xmsg_core::control::{CONFIRMATION_TOPIC, CONTROL_TOPIC};
 
+use crate::recording::recorder::next_message;
 use crate::render::{data_text, topic_text};
+use crate::stats::{self, Stats, Sum};
 
 /// Topics that are told apart. The others are counted together.
 const TOPICS_MAX: usize = 10_000;
@@ -92,6 +96,58 @@ impl TopicTraffic {
     }
 }
 
+/// Messages and bytes by topic, of everything that a subscription has received.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    all: Sum,
+    topics: HashMap<Bytes, Sum>,
+    others: Sum,
+}
+
+impl Counts {
+    /// Counts messages, as they were on the wire.
+    pub(crate) fn take(&mut self, wire: &[u8]) {
+        let (mut rest, mut frames) = (wire, Vec::new());
+        while next_message(&mut rest, &mut frames) {
+            let Some(topic) = frames.first().filter(|topic| !is_control(topic)) else { continue };
+            let bytes = frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+            let add = |sum: &mut Sum| {
+                sum.messages += 1;
+                sum.bytes += bytes;
+            };
+            add(&mut self.all);
+            let is_full = self.topics.len() >= TOPICS_MAX;
+            match self.topics.get_mut(*topic) {
+                Some(found) => add(found),
+                None if is_full => add(&mut self.others),
+                None => add(self.topics.entry(Bytes::copy_from_slice(topic)).or_default()),
+            }
+        }
+    }
+
+    /// The same as a proxy would say it.
+    pub(crate) fn stats(&self, uptime_s: f64) -> Stats {
+        let topic = |(topic, sum): (&Bytes, &Sum)| stats::Topic {
+            name: topic_text(&xmsg_core::Topic::wrap(topic.clone())).into_owned(),
+            messages: sum.messages,
+            bytes: sum.bytes,
+        };
+        Stats {
+            uptime_s,
+            received: self.all,
+            topics: self.topics.iter().map(topic).collect(),
+            topics_watched_s: uptime_s,
+            other_topics: self.others,
+            ..Stats::default()
+        }
+    }
+}
+
+/// Whether it belongs to what connections and a proxy say to one another.
+fn is_control(topic: &[u8]) -> bool {
+    [CONTROL_TOPIC, CONFIRMATION_TOPIC].iter().any(|prefix| topic.starts_with(prefix.as_bytes()))
+}
+
 /// `-3.2e-7` of `-3.2e-7 mbar`.
 fn leading_number(text: &str) -> Option<f64> {
     let word = text.split_whitespace().next()?;
@@ -109,13 +165,13 @@ mod tests {
             for _ in 0..5 {
                 traffic.take(Message::of("a:b", format!("{second} kV")).unwrap());
             }
-            traffic.take(Message::of("note", "hello\n").unwrap());
+            traffic.take(Message::of("note", "hello\nyou").unwrap());
             traffic.tick(Duration::from_secs(1));
         }
         let [(first, numbers), (second, words)] = traffic.topics().collect::<Vec<_>>()[..] else { panic!() };
         assert_eq!((first, numbers.messages, numbers.rate, &*numbers.latest), ("a:b", 350, 5.0, "69 kV"));
         assert_eq!(numbers.history, (10..70).map(f64::from).collect::<VecDeque<_>>());
-        assert_eq!((second, &*words.latest, words.history[0]), ("note", "hello\\n", 1.0));
+        assert_eq!((second, &*words.latest, words.history[0]), ("note", "hello\\nyou", 1.0));
     }
 
     #[test]

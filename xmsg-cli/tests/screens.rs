@@ -1,9 +1,14 @@
 //! Views on a terminal, through a real pseudo-terminal. What they showed is kept as text in `target/tmp/screens`.
 
+#![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
+
 mod common;
 
+use std::time::Duration;
+
 use common::terminal::{Terminal, keep};
-use common::{Running, within};
+use common::{Running, proxy, within};
+use xmsg_proxy::Proxy;
 
 /// What the demo shows once it is at work: the slow subscriber has lost something.
 fn is_at_work(text: &str) -> bool {
@@ -98,4 +103,137 @@ async fn without_a_terminal_or_with_a_time_the_demo_writes_lines() {
     dumb.shows("a line", |text| text.contains("published/s")).await;
     dumb.signal("INT");
     assert_eq!(within("the end", dumb.end()).await, Some(130));
+}
+
+/// Publishes once to each of so many topics, again and again, and to number 7 a hundred times as often.
+fn publish_to_many(address: &str, count: u32) -> tokio::task::JoinHandle<()> {
+    let connection = xmsg_core::Connection::new(address).unwrap();
+    tokio::spawn(async move {
+        connection.connect().await.unwrap();
+        loop {
+            for number in
+                (0..count).flat_map(|number| [Some(number), (number % 100 == 0).then_some(7)]).flatten()
+            {
+                let message = xmsg_core::Message::of(format!("many:{number:05}"), "x").unwrap();
+                connection.publish(&message).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_shows_a_proxy_with_ten_thousand_topics_and_keys_choose_what() {
+    let (_proxy, address) = proxy().await;
+    let publisher = publish_to_many(&address, 10_000);
+    let reader = Running::subscribe(&address, &["many:0000"]).await;
+    for (columns, rows) in [(80, 24), (200, 60)] {
+        let mut top =
+            Terminal::start(columns, rows, &[], &["top", "--interval", "300ms", "--proxy", &address]);
+        let is_full = |text: &str| {
+            text.contains("subscriber") && text.contains("many:") && text.contains("Connections: ")
+        };
+        let text = top.shows("connections and topics", is_full).await;
+        keep(&format!("top-{columns}x{rows}"), &text);
+        assert!(text.contains("q quits") && text.lines().count() <= rows.into(), "{text}");
+        top.press("/many:00007\r");
+        let is_alone = |text: &str| text.contains("Topics: 1 of the first") && text.contains("many:00007 ");
+        top.shows("one topic alone", is_alone).await;
+        top.press("\x1bt");
+        top.shows("connections alone", |text| !text.contains("Topics:")).await;
+        top.press("t");
+        top.shows("topics alone", |text| !text.contains("Connections:")).await;
+        top.press("n");
+        top.shows("them by name", |text| text.contains("(name)")).await;
+        top.press("p");
+        top.shows("that it is paused", |text| text.contains("paused")).await;
+        top.press("q");
+        assert_eq!(top.end().await, Some(0));
+        assert!(top.written().contains("\x1b[?1049l"), "the terminal is as it was");
+    }
+    publisher.abort();
+    drop(reader);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_names_who_is_slow_and_outlives_a_restart_of_the_proxy() {
+    let proxy = Proxy::bind("127.0.0.1:0")
+        .high_water_mark(xmsg_core::socket::HighWaterMark::bytes(100_000))
+        .start()
+        .await
+        .unwrap();
+    let address = proxy.address().to_string();
+    let (stalled, stdout) = Running::start_unread(&["sub", "big", "--raw", "--proxy", &address]);
+    let mut writer = Running::start(&[
+        "pub",
+        "big",
+        "{{Random 100000}}",
+        "--template",
+        "--rate",
+        "500",
+        "--count",
+        "1000000",
+        "--wait-sub",
+        "--proxy",
+        &address,
+    ]);
+    let mut top = Terminal::start(
+        120,
+        30,
+        &[("NO_COLOR", "1")],
+        &["top", "--interval", "300ms", "--sort", "drops", "--proxy", &address],
+    );
+    let is_slow = |text: &str| {
+        text.lines().any(|line| line.starts_with("subscriber") && line.split_whitespace().last() != Some("-"))
+    };
+    let text = top.shows("a slow subscriber", is_slow).await;
+    keep("top-slow-subscriber", &text);
+    drop((stalled, stdout));
+
+    within("the end of the proxy", proxy.stop(Duration::from_secs(1))).await;
+    top.shows("that the proxy is away", |text| text.contains("does not answer: trying again")).await;
+    let again = within("another one", async {
+        loop {
+            if let Ok(proxy) = Proxy::bind(&address).start().await {
+                return proxy;
+            }
+            // Somebody else may have the port for a moment.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    top.shows("that it is back", |text| !text.contains("trying again") && text.contains("publishers")).await;
+    let written = top.written();
+    assert!((30..38).all(|colour| !written.contains(&format!("\x1b[{colour}m"))), "no colours were wanted");
+    top.press("\x03");
+    assert_eq!(top.end().await, Some(130));
+    writer.signal("KILL");
+    writer.stdin.take();
+    drop(again);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_peers_chose_do_nothing_to_a_terminal() {
+    let (_proxy, address) = proxy().await;
+    let hostile = "evil\x1b[2J\x1b]0;gotcha\x07\u{202e}\u{9b}2J\r\ntwo";
+    let connection = xmsg_core::Connection::new(&*address).unwrap();
+    connection.connect().await.unwrap();
+    let topic = xmsg_core::Topic::wrap(hostile.as_bytes().to_vec());
+    let publisher = tokio::spawn(async move {
+        loop {
+            connection.publish(&xmsg_core::Message::of(topic.clone(), "x").unwrap()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut top = Terminal::start(120, 24, &[], &["top", "--interval", "300ms", "--proxy", &address]);
+    let text = top.shows("the topic", |text| text.contains("evil")).await;
+    keep("top-hostile-topic", &text);
+    assert!(text.contains(r"evil\u{1b}[2J"), "{text}");
+    let written = top.written();
+    assert!(
+        !written.contains("\x1b]0;gotcha") && !written.contains('\u{202e}') && !written.contains('\u{9b}')
+    );
+    top.press("q");
+    assert_eq!(top.end().await, Some(0));
+    publisher.abort();
 }

@@ -5,6 +5,7 @@
 //! | `xmsg:control…` · `pub` · *ID* | on the ROUTER, to *ID*: `pub` |
 //! | `xmsg:control…` · `sub` · *topic* | to whoever is subscribed to *topic*: *topic* · `sub` |
 //! | `xmsg:control…` · `rep` · *ID* | on the ROUTER, to *ID*: `rep` |
+//! | `xmsg:control…` · `stats` · *ID* | on the ROUTER, to *ID*: `stats` · who is connected and what flows, in JSON |
 //!
 //! Everything else is counted and ignored. An answer goes to nobody but connections of the same key or user as the one that asked; without
 //! security that is everybody, as in every xMsg proxy. A subscription is confirmed only to whoever may subscribe to it.
@@ -21,14 +22,20 @@ use tokio::time::Instant;
 use xmsg_core::ErrorKind;
 use xmsg_core::deadline::later;
 use xmsg_core::security::Principal;
-use xmsg_core::socket::Router;
 use xmsg_core::socket::session::now;
 use xmsg_core::socket::source::Source;
+use xmsg_core::socket::{Multipart, Router};
 
 use self::confirmations::{Confirmation, Confirmations};
 use self::early::EarlyAnswers;
+use crate::stats::Documents;
 use crate::switch::{ControlRequests, Request, Requester, Switch};
 
+/// What an answer with a document begins with.
+const STATS: &[u8] = b"stats";
+/// The document for whoever may see nothing.
+const NOT_ALLOWED: &[u8] =
+    br#"{"error":"not allowed to inspect the proxy: without security it is for its own machine, else for those with the right `inspect`"}"#;
 /// Requests answered between two looks at everything else.
 const BATCH: usize = 1024;
 /// Subscribers that are told something, between two looks at everything else.
@@ -49,6 +56,7 @@ pub struct Controller {
     /// Those that wait for nothing but their turn.
     ready: Confirmations,
     early: EarlyAnswers<Source, Early>,
+    documents: Documents,
     ignored: u64,
 }
 
@@ -58,7 +66,24 @@ struct Early {
     since: Instant,
     principal: Option<Arc<Principal>>,
     identity: Bytes,
-    answer: &'static [u8],
+    answer: Answer,
+}
+
+/// The frames of an answer: what was asked for, and more if there is more to say.
+#[derive(Clone, Debug)]
+enum Answer {
+    Here(&'static [u8]),
+    Stats(Bytes),
+}
+
+impl Answer {
+    fn frames(&self) -> Multipart {
+        let (first, second) = match self {
+            Self::Here(kind) => (Bytes::from_static(kind), None),
+            Self::Stats(document) => (Bytes::from_static(STATS), Some(document.clone())),
+        };
+        std::iter::once(first).chain(second).collect()
+    }
 }
 
 impl Controller {
@@ -72,6 +97,7 @@ impl Controller {
             asked: Confirmations::default(),
             ready: Confirmations::default(),
             early: EarlyAnswers::default(),
+            documents: Documents::default(),
             ignored: 0,
         }
     }
@@ -146,8 +172,16 @@ impl Controller {
 
     fn handle(&mut self, requester: &Requester, request: Option<Request>) {
         match request {
-            Some(Request::Publisher(identity)) => self.answer(requester, identity, b"pub"),
-            Some(Request::Reply(identity)) => self.answer(requester, identity, b"rep"),
+            Some(Request::Publisher(identity)) => self.answer(requester, identity, Answer::Here(b"pub")),
+            Some(Request::Reply(identity)) => self.answer(requester, identity, Answer::Here(b"rep")),
+            Some(Request::Stats(identity)) => {
+                let document = if requester.may_inspect() {
+                    self.documents.get(&self.switch)
+                } else {
+                    Bytes::from_static(NOT_ALLOWED)
+                };
+                self.answer(requester, identity, Answer::Stats(document));
+            }
             Some(Request::Subscription(topic)) => {
                 if requester.may_subscribe(&topic) {
                     let dropped = self.asked.push(Confirmation { requester: requester.clone(), topic });
@@ -182,9 +216,9 @@ impl Controller {
         }
     }
 
-    fn answer(&mut self, requester: &Requester, identity: Bytes, answer: &'static [u8]) {
+    fn answer(&mut self, requester: &Requester, identity: Bytes, answer: Answer) {
         let principal = requester.principal().cloned();
-        if !self.is_answered(principal.as_deref(), &identity, answer) {
+        if !self.is_answered(principal.as_deref(), &identity, &answer) {
             let early = Early { since: Instant::now(), principal, identity, answer };
             if self.early.push(requester.source(), early) > 0 {
                 self.switch.lose_request(requester);
@@ -202,8 +236,8 @@ impl Controller {
     }
 
     /// `false`: nobody has that identity, yet or any more.
-    fn is_answered(&self, principal: Option<&Principal>, identity: &[u8], answer: &'static [u8]) -> bool {
-        match self.router.try_send_to(identity, principal, [Bytes::from_static(answer)]) {
+    fn is_answered(&self, principal: Option<&Principal>, identity: &[u8], answer: &Answer) -> bool {
+        match self.router.try_send_to(identity, principal, answer.frames()) {
             Err(error) if error.kind() == ErrorKind::Refused => return false,
             Err(error) => tracing::debug!(%error, "a control request was not answered"),
             Ok(()) => {}

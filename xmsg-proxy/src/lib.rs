@@ -33,6 +33,7 @@ pub mod registrar;
 pub mod security;
 #[cfg(feature = "daemon")]
 pub mod settings;
+mod stats;
 pub mod switch;
 
 pub use config::{Config, Upstream};

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::transport::Listener;
@@ -17,6 +18,7 @@ use crate::config::{Config, Upstream};
 use crate::control::Controller;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism, Rules};
+use crate::stats::Documents;
 use crate::switch::{Ending, PublisherStats, Side, SubscriberStats, Switch, Totals};
 
 /// How often a free block of three ports is looked for.
@@ -139,6 +141,7 @@ pub struct Monitor {
     switch: Switch,
     /// Whoever watches does not keep the socket open.
     router: Weak<Router>,
+    documents: Arc<Documents>,
 }
 
 impl Monitor {
@@ -173,6 +176,13 @@ impl Monitor {
     #[must_use]
     pub fn memory(&self) -> &MemoryBudget {
         self.switch.memory()
+    }
+
+    /// Who is connected and what flows, as JSON: what the control request `stats` is answered with. It is made five times a second at
+    /// most. For ten seconds from now on, messages are counted by topic, from samples.
+    #[must_use]
+    pub fn stats(&self) -> Bytes {
+        self.documents.get(&self.switch)
     }
 
     /// How many control sockets are connected.
@@ -245,7 +255,11 @@ impl Proxy {
     /// A handle to watch it with, which may outlive it.
     #[must_use]
     pub fn monitor(&self) -> Monitor {
-        Monitor { switch: self.switch.clone(), router: Arc::downgrade(&self.router) }
+        Monitor {
+            switch: self.switch.clone(),
+            router: Arc::downgrade(&self.router),
+            documents: Arc::default(),
+        }
     }
 
     /// Messages since the start.

@@ -26,10 +26,10 @@ const GROUPS: [(&str, &[(&str, &str)]); 7] = [
         "Inspect",
         &[
             ("ping", "Check that a proxy answers, and how fast"),
-            ("top", ""),
-            ("info", ""),
+            ("top", "Watch a proxy: connections and topics by rate, and who is slow"),
+            ("info", "Tell what a proxy is, and how it is"),
             ("connections", "List the connections of a proxy, or end one of them"),
-            ("topics", ""),
+            ("topics", "List topics with their rates"),
         ],
     ),
     (

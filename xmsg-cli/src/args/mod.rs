@@ -14,8 +14,8 @@ use xmsg_core::{Connection, ProxyAddress, Registrar, RegistrarAddress, Security}
 #[cfg(feature = "bench")]
 use crate::commands::bench;
 use crate::commands::{
-    completions, connections, context, demo, discover, keys, ping, publish, record, register, registrar,
-    replay, reply, request, subscribe,
+    completions, connections, context, demo, discover, info, keys, ping, publish, record, register,
+    registrar, replay, reply, request, subscribe, top, topics,
 };
 use crate::settings;
 
@@ -60,7 +60,10 @@ pub(crate) enum Command {
     Find(Box<discover::FindArguments>),
     #[command(hide = true)]
     List(discover::ListArguments),
+    Top(top::Arguments),
+    Info(info::Arguments),
     Connections(connections::Arguments),
+    Topics(topics::Arguments),
     Keygen(keys::Keygen),
     Passwd(keys::Passwd),
     Context(context::Arguments),

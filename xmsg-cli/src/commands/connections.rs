@@ -1,18 +1,22 @@
 //! `xmsg connections`: who is connected to a proxy, and how to end one of them.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use hyper::{Method, StatusCode};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use xmsg_core::text::json_escaped;
 use xmsg_core::{Error, ErrorKind};
 
 use crate::admin::{Admin, AdminOptions, Answer};
+use crate::args::ConnectOptions;
 use crate::exit::{AtAdmin, Exit, Usage};
 use crate::output::{Output, grouped, note};
 use crate::signals::Interrupt;
+use crate::stats::{Connection, Source, Stats, Sum};
 use crate::table::{self, size, time};
 
 const COLUMNS: [&str; 8] = ["SIDE", "ID", "PEER", "CONNECTED", "MESSAGES", "QUEUE", "DROPPED", "HELD UP"];
@@ -35,7 +39,8 @@ Examples:
 /// For a subscriber, the list has the messages and bytes in its queue, the messages that were dropped for it, and how
 /// long publishers have waited for it. For a publisher, it says whether the publisher has already closed its connection
 /// while a slow subscriber blocks what it sent.
-/// Asks the HTTP server of the proxy (xmsg-proxy --admin).
+/// The proxy itself is asked, which answers with those 1,000 that matter most; or, with --admin, its HTTP server, which lists all, and
+/// which alone can end one.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -51,6 +56,9 @@ pub(crate) struct Arguments {
     /// One object of JSON on each line
     #[arg(long, global = true)]
     json: bool,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
 
     #[command(flatten)]
     admin: AdminOptions,
@@ -70,16 +78,23 @@ enum Action {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
-    let Arguments { action, sort, json, admin } = arguments;
+    let Arguments { action, sort, json, connect, admin } = arguments;
     let mut interrupt = Interrupt::new()?;
-    let admin = admin.admin()?;
     let work = async {
         match action {
             Some(Action::End { .. }) if sort.is_some() => {
                 bail!(Usage("--sort is for the list: it can't be used with `end`".to_owned()))
             }
-            Some(Action::End { id }) => end(&admin, id, json).await,
-            None => list(&admin, sort.as_deref().unwrap_or("id"), json).await,
+            Some(Action::End { id }) => end(&admin.admin()?, id, json).await,
+            None => {
+                let sort = sort.as_deref().unwrap_or("id");
+                let connections = if admin.is_given()? {
+                    all(&admin.admin()?, sort).await?
+                } else {
+                    foremost(&connect, &admin, sort).await?
+                };
+                show(&connections, json)
+            }
         }
     };
     tokio::select! {
@@ -112,7 +127,8 @@ async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn list(admin: &Admin, sort: &str, as_json: bool) -> anyhow::Result<Exit> {
+/// Those that the HTTP server lists: all.
+async fn all(admin: &Admin, sort: &str) -> anyhow::Result<Vec<Connection>> {
     let mut connections = Vec::new();
     // Those who come and go between two pages may move one to the next.
     let mut known = BTreeSet::new();
@@ -126,7 +142,10 @@ async fn list(admin: &Admin, sort: &str, as_json: bool) -> anyhow::Result<Exit> 
         let Value::Array(rows) = page["connections"].take() else { return unreadable(admin) };
         let is_last = rows.len() < PAGE;
         for row in rows {
-            let Some(connection) = Connection::read(&row) else { return unreadable(admin) };
+            let Some(connection) = Connection::deserialize(&row).ok().filter(|one| !one.kind.is_empty())
+            else {
+                return unreadable(admin);
+            };
             if known.insert(connection.id) {
                 connections.push(connection);
             }
@@ -135,11 +154,43 @@ async fn list(admin: &Admin, sort: &str, as_json: bool) -> anyhow::Result<Exit> 
             break;
         }
     }
+    Ok(connections)
+}
+
+/// Those that the proxy itself tells: as many as find room in its answer.
+async fn foremost(
+    connect: &ConnectOptions,
+    admin: &AdminOptions,
+    sort: &str,
+) -> anyhow::Result<Vec<Connection>> {
+    let mut source = Source::open(connect, admin).await?;
+    let (Stats { mut connections, connections_left_out, .. }, _) = source.ask().await?;
+    if connections_left_out > 0 {
+        note(format_args!(
+            "{} more are left out: the HTTP server lists all (--admin)",
+            grouped(connections_left_out)
+        ));
+    }
+    connections.sort_by_key(|one| one.id);
+    match sort {
+        "peer" => connections.sort_by(|a, b| a.peer.cmp(&b.peer)),
+        "connected" => connections.sort_by(|a, b| b.connected_s.total_cmp(&a.connected_s)),
+        "messages" => connections.sort_by_key(|one| Reverse(one.messages)),
+        "bytes" => connections.sort_by_key(|one| Reverse(one.bytes)),
+        "queue" => connections.sort_by_key(|one| Reverse(one.queued.map(|queued| queued.bytes))),
+        "drops" => connections.sort_by_key(|one| Reverse(one.dropped.map(|dropped| dropped.messages))),
+        "subscriptions" => connections.sort_by_key(|one| Reverse(one.subscriptions)),
+        _ => {}
+    }
+    Ok(connections)
+}
+
+fn show(connections: &[Connection], as_json: bool) -> anyhow::Result<Exit> {
     if as_json {
-        write_json(connections.iter().map(Connection::json))?;
+        write_json(connections.iter().map(document))?;
         return Ok(Exit::Done);
     }
-    table::write(COLUMNS, connections.iter().map(Connection::row).collect(), "connection")
+    table::write(COLUMNS, connections.iter().map(row).collect(), "connection")
 }
 
 fn read(admin: &Admin, answer: &Answer) -> anyhow::Result<Value> {
@@ -167,92 +218,44 @@ fn write_json(values: impl IntoIterator<Item = Value>) -> anyhow::Result<()> {
     output.flush()
 }
 
-/// One connection, as the proxy shows it.
-#[derive(Debug)]
-struct Connection {
-    side: String,
-    id: u64,
-    peer: String,
-    connected_s: f64,
-    messages: u64,
-    principal: Option<String>,
-    /// How long ago a publisher left whose messages a subscriber has yet to take.
-    left_s: Option<f64>,
-    subscriber: Option<SubscriberPart>,
+fn document(connection: &Connection) -> Value {
+    let Connection { queued, dropped, .. } = connection;
+    json!({
+        "side": connection.kind,
+        "id": connection.id,
+        "peer": connection.peer,
+        "principal": connection.principal,
+        "connected_s": connection.connected_s,
+        "left_s": connection.left_s,
+        "messages": connection.messages,
+        "queued_messages": queued.map(|queued| queued.messages),
+        "queued_bytes": queued.map(|queued| queued.bytes),
+        "dropped_messages": dropped.map(|dropped| dropped.messages),
+        "publisher_wait_s": connection.publisher_wait_s,
+        "slow_s": connection.slow_s,
+    })
 }
 
-/// What only a subscriber has.
-#[derive(Debug)]
-struct SubscriberPart {
-    queued_messages: u64,
-    queued_bytes: u64,
-    dropped_messages: u64,
-    publisher_wait_s: f64,
-}
-
-impl Connection {
-    fn read(row: &Value) -> Option<Self> {
-        let subscriber = match row.get("queued") {
-            None => None,
-            Some(queued) => Some(SubscriberPart {
-                queued_messages: queued["messages"].as_u64()?,
-                queued_bytes: queued["bytes"].as_u64()?,
-                dropped_messages: row["dropped"]["messages"].as_u64()?,
-                publisher_wait_s: row["publisher_wait_s"].as_f64()?,
-            }),
-        };
-        Some(Self {
-            side: row["kind"].as_str()?.to_owned(),
-            id: row["id"].as_u64()?,
-            peer: row["peer"].as_str()?.to_owned(),
-            connected_s: row["connected_s"].as_f64()?,
-            messages: row["messages"].as_u64()?,
-            principal: row["principal"].as_str().map(str::to_owned),
-            left_s: row["left_s"].as_f64(),
-            subscriber,
-        })
-    }
-
-    fn json(&self) -> Value {
-        let part = self.subscriber.as_ref();
-        json!({
-            "side": self.side,
-            "id": self.id,
-            "peer": self.peer,
-            "principal": self.principal,
-            "connected_s": self.connected_s,
-            "left_s": self.left_s,
-            "messages": self.messages,
-            "queued_messages": part.map(|part| part.queued_messages),
-            "queued_bytes": part.map(|part| part.queued_bytes),
-            "dropped_messages": part.map(|part| part.dropped_messages),
-            "publisher_wait_s": part.map(|part| part.publisher_wait_s),
-        })
-    }
-
-    fn row(&self) -> [String; 8] {
-        let part = self.subscriber.as_ref();
-        let shown = |show: fn(&SubscriberPart) -> String| part.map_or_else(|| "-".to_owned(), show);
-        // Who it has proved to be says more than an address.
-        let peer = match &self.principal {
-            Some(principal) => format!("{} ({principal})", self.peer),
-            None => self.peer.clone(),
-        };
-        let connected = match self.left_s {
-            Some(left) => format!("left {} ago", time(left)),
-            None => time(self.connected_s),
-        };
-        [
-            self.side.clone(),
-            self.id.to_string(),
-            peer,
-            connected,
-            grouped(self.messages),
-            shown(|part| format!("{} ({})", grouped(part.queued_messages), size(part.queued_bytes))),
-            shown(|part| grouped(part.dropped_messages)),
-            shown(|part| time(part.publisher_wait_s)),
-        ]
-    }
+fn row(connection: &Connection) -> [String; 8] {
+    let or_none = |shown: Option<String>| shown.unwrap_or_else(|| "-".to_owned());
+    let connected = match connection.left_s {
+        Some(left) => format!("left {} ago", time(left)),
+        None => time(connection.connected_s),
+    };
+    [
+        connection.kind.clone(),
+        connection.id.to_string(),
+        connection.who(),
+        connected,
+        grouped(connection.messages),
+        or_none(
+            connection
+                .queued
+                .map(|Sum { messages, bytes }| format!("{} ({})", grouped(messages), size(bytes))),
+        ),
+        or_none(connection.dropped.map(|dropped| grouped(dropped.messages))),
+        or_none(connection.publisher_wait_s.map(time)),
+    ]
 }
 
 #[cfg(test)]
@@ -261,20 +264,20 @@ mod tests {
 
     #[test]
     fn a_row_says_what_there_is() {
+        let read = |value: &Value| Connection::deserialize(value).unwrap();
         let publisher = json!({ "kind": "publisher", "id": 7, "peer": "10.0.0.9:1", "connected_s": 93.5,
             "messages": 1200, "principal": null });
-        let row = Connection::read(&publisher).unwrap().row();
-        assert_eq!(row, ["publisher", "7", "10.0.0.9:1", "1m 33s", "1,200", "-", "-", "-"]);
+        let shown = row(&read(&publisher));
+        assert_eq!(shown, ["publisher", "7", "10.0.0.9:1", "1m 33s", "1,200", "-", "-", "-"]);
         let gone = json!({ "kind": "publisher", "id": 9, "peer": "10.0.0.9:3", "connected_s": 93.5, "left_s": 2.04,
             "messages": 0, "principal": null });
-        let found = Connection::read(&gone).unwrap();
-        assert_eq!(found.row()[3], "left 2.0s ago");
-        assert_eq!(found.json()["left_s"], 2.04);
+        let found = read(&gone);
+        assert_eq!(row(&found)[3], "left 2.0s ago");
+        assert_eq!(document(&found)["left_s"], 2.04);
         let subscriber = json!({ "kind": "subscriber", "id": 8, "peer": "10.0.0.9:2", "connected_s": 90_061.0,
             "messages": 5, "principal": "zoe", "queued": { "messages": 3, "bytes": 3 << 20 },
             "dropped": { "messages": 1, "bytes": 1 }, "publisher_wait_s": 0.26 });
-        let row = Connection::read(&subscriber).unwrap().row();
-        assert_eq!(row, ["subscriber", "8", "10.0.0.9:2 (zoe)", "1d 1h", "5", "3 (3.0 MiB)", "1", "0.3s"]);
-        assert!(Connection::read(&json!({ "id": 1 })).is_none());
+        let shown = row(&read(&subscriber));
+        assert_eq!(shown, ["subscriber", "8", "10.0.0.9:2 (zoe)", "1d 1h", "5", "3 (3.0 MiB)", "1", "0.3s"]);
     }
 }

@@ -22,6 +22,8 @@ pub struct Terminal {
     child: Child,
     ours: File,
     screen: Arc<Screen>,
+    /// Reads what is written, to its end.
+    reader: Option<std::thread::JoinHandle<()>>,
 }
 
 struct Screen {
@@ -57,7 +59,7 @@ impl Terminal {
             changed: Notify::new(),
         });
         let (shown, mut output) = (screen.clone(), ours.try_clone().unwrap());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             // When the program has ended, it is an error.
             while let Ok(len @ 1..) = output.read(&mut buffer) {
@@ -67,7 +69,7 @@ impl Terminal {
             }
             shown.changed.notify_one();
         });
-        Self { child, ours, screen }
+        Self { child, ours, screen, reader: Some(reader) }
     }
 
     /// What is on the screen now.
@@ -113,7 +115,12 @@ impl Terminal {
 
     /// Waits for the end, and returns the exit code.
     pub async fn end(&mut self) -> Option<i32> {
-        within("the end", self.child.wait()).await.unwrap().code()
+        let code = within("the end", self.child.wait()).await.unwrap().code();
+        if let Some(reader) = self.reader.take() {
+            let read = tokio::task::spawn_blocking(|| reader.join());
+            within("the end of what it wrote", read).await.unwrap().unwrap();
+        }
+        code
     }
 }
 

@@ -12,16 +12,17 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
-use xmsg_core::socket::{Amount, ViolationCounts};
+use xmsg_core::socket::ViolationCounts;
 
 use super::process::{Process, unix_s};
 use super::server::Connection;
 use super::text_format::TextFormat;
 use super::{Phase, State, metrics};
 use crate::registrar;
-use crate::switch::{Drops, Ending, PublisherStats, SubscriberStats};
+use crate::stats::{DropRow, Kind, Row, SubscriberPart, Sum};
+use crate::switch::Ending;
 
 /// The runtime that moves messages counts as stuck when a task does not get its turn for so long.
 const STUCK: Duration = Duration::from_secs(10);
@@ -33,7 +34,7 @@ const LIMIT_MAX: usize = 10_000;
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
 const INDEX: &str = "/healthz\n/readyz\n/metrics\n/varz\n";
-const PROXY_INDEX: &str = "/connz?limit=&offset=&sort=&kind=\n/subsz?limit=&prefix=\n\
+const PROXY_INDEX: &str = "/connz?limit=&offset=&sort=&kind=\n/subsz?limit=&prefix=\n/statsz\n\
     POST /connections/{id}/end\n";
 
 type Answer = Result<Response, (StatusCode, String)>;
@@ -49,6 +50,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
         router = router
             .route("/connz", get(connz))
             .route("/subsz", get(subsz))
+            .route("/statsz", get(statsz))
             .route("/connections/{id}/end", post(end_connection));
     }
     router.layer(from_fn_with_state(state.clone(), guard)).with_state(state)
@@ -159,18 +161,6 @@ async fn prometheus(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> An
     }
 }
 
-#[derive(Serialize)]
-struct Sum {
-    messages: u64,
-    bytes: u64,
-}
-
-impl From<Amount> for Sum {
-    fn from(Amount { messages, bytes }: Amount) -> Self {
-        Self { messages, bytes }
-    }
-}
-
 /// All reasons for which connections are ended, and how many were.
 fn by_reason(counts: ViolationCounts) -> serde_json::Value {
     counts
@@ -270,113 +260,6 @@ enum Sort {
     Subscriptions,
 }
 
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Kind {
-    Publisher,
-    Subscriber,
-}
-
-/// One connection. Messages and bytes are those that came from a publisher, or went to a subscriber.
-#[derive(Serialize)]
-struct Row {
-    kind: Kind,
-    id: u32,
-    peer: String,
-    connected_s: f64,
-    messages: u64,
-    bytes: u64,
-    /// Who it has proved to be.
-    principal: Option<String>,
-    /// What it wanted to publish, or to subscribe to, and may not.
-    denied: u64,
-    /// How long ago a publisher left that had sent what a slow subscriber has yet to take.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    left_s: Option<f64>,
-    #[serde(flatten)]
-    subscriber: Option<SubscriberPart>,
-}
-
-/// What only a subscriber has.
-#[derive(Serialize)]
-struct SubscriberPart {
-    subscriptions: usize,
-    queued: Sum,
-    high_water_mark: Sum,
-    policy: String,
-    dropped: Sum,
-    drops: DropRow,
-    publisher_waits: u64,
-    publisher_wait_s: f64,
-}
-
-/// What was dropped, by the policy that chose it, or because the subscriber does not take it.
-#[derive(Serialize)]
-struct DropRow {
-    newest: Sum,
-    oldest: Sum,
-    conflated: Sum,
-    too_large: Sum,
-}
-
-impl From<Drops> for DropRow {
-    fn from(drops: Drops) -> Self {
-        let Drops { newest, oldest, conflated, too_large } = drops;
-        Self {
-            newest: newest.into(),
-            oldest: oldest.into(),
-            conflated: conflated.into(),
-            too_large: too_large.into(),
-        }
-    }
-}
-
-impl From<PublisherStats> for Row {
-    fn from(stats: PublisherStats) -> Self {
-        Self {
-            kind: Kind::Publisher,
-            id: stats.id,
-            peer: stats.peer,
-            connected_s: stats.connected_for.as_secs_f64(),
-            messages: stats.received.messages,
-            bytes: stats.received.bytes,
-            principal: stats.principal,
-            denied: stats.denied,
-            left_s: stats.left_for.map(|time| time.as_secs_f64()),
-            subscriber: None,
-        }
-    }
-}
-
-impl From<SubscriberStats> for Row {
-    fn from(stats: SubscriberStats) -> Self {
-        Self {
-            kind: Kind::Subscriber,
-            id: stats.id,
-            peer: stats.peer,
-            connected_s: stats.connected_for.as_secs_f64(),
-            messages: stats.delivered.messages,
-            bytes: stats.delivered.bytes,
-            principal: stats.principal,
-            denied: stats.denied,
-            left_s: None,
-            subscriber: Some(SubscriberPart {
-                subscriptions: stats.subscriptions,
-                queued: stats.queued.into(),
-                high_water_mark: Sum {
-                    messages: stats.high_water_mark.messages as u64,
-                    bytes: stats.high_water_mark.bytes as u64,
-                },
-                policy: stats.policy.to_string(),
-                dropped: stats.dropped.into(),
-                drops: stats.drops.into(),
-                publisher_waits: stats.waits,
-                publisher_wait_s: stats.waited.as_secs_f64(),
-            }),
-        }
-    }
-}
-
 impl Sort {
     fn apply(self, rows: &mut [Row]) {
         let part = |row: &Row, value: fn(&SubscriberPart) -> u64| row.subscriber.as_ref().map(value);
@@ -456,6 +339,12 @@ async fn subsz(Shared(state): Shared<Arc<State>>, Query(query): Query<SubszQuery
     let found =
         json!({ "total": total, "subscriptions": subscriptions, "limit": limit, "prefixes": prefixes });
     Ok(Json(found).into_response())
+}
+
+/// What the control request `stats` is answered with.
+async fn statsz(Shared(state): Shared<Arc<State>>) -> Answer {
+    let proxy = state.proxy.as_ref().ok_or((StatusCode::NOT_FOUND, String::new()))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], proxy.stats()).into_response())
 }
 
 /// Ends one connection.

@@ -39,13 +39,16 @@ pub struct Rights {
     pub subscribe: Vec<Bytes>,
     /// Whether it may register with the registrar, and take away registrations. Asking is free to all who are let in.
     pub register: bool,
+    /// Whether it may see who is connected to the proxy and what flows through it: topics, rates, queues, drops. Whoever has not proved who
+    /// they are may do so on the proxy's own machine alone.
+    pub inspect: bool,
 }
 
 impl Rights {
     /// Everything.
     #[must_use]
     pub fn all() -> Self {
-        Self { publish: vec![Bytes::new()], subscribe: vec![Bytes::new()], register: true }
+        Self { publish: vec![Bytes::new()], subscribe: vec![Bytes::new()], register: true, inspect: true }
     }
 
     /// Whether it may publish this topic. Everybody may send control requests.
@@ -368,7 +371,7 @@ mod tests {
     fn rights(publish: &[&'static str], subscribe: &[&'static str]) -> Rights {
         let prefixes =
             |list: &[&'static str]| list.iter().map(|prefix| Bytes::from_static(prefix.as_bytes())).collect();
-        Rights { publish: prefixes(publish), subscribe: prefixes(subscribe), register: false }
+        Rights { publish: prefixes(publish), subscribe: prefixes(subscribe), register: false, inspect: false }
     }
 
     #[test]

@@ -79,6 +79,8 @@ pub struct Client {
     pub subscribe: Vec<String>,
     /// Whether it may register.
     pub register: bool,
+    /// Whether it may see who is connected, and what flows.
+    pub inspect: bool,
 }
 
 impl Default for Client {
@@ -91,6 +93,7 @@ impl Default for Client {
             publish: everything(),
             subscribe: everything(),
             register: true,
+            inspect: false,
         }
     }
 }
@@ -102,6 +105,7 @@ impl Client {
             publish: prefixes(&self.publish),
             subscribe: prefixes(&self.subscribe),
             register: self.register,
+            inspect: self.inspect,
         })
     }
 }

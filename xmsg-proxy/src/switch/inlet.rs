@@ -20,6 +20,7 @@ use super::peers::{Gate, Subscriber};
 use super::publisher::Publisher;
 use super::requests::Asking;
 use super::table::Table;
+use super::watch::{Sampler, Watch};
 use crate::config::Config;
 use crate::policy::Policy;
 
@@ -50,6 +51,7 @@ pub(super) struct Inlet {
     cache: Cache,
     /// Slots that the present batch has something for.
     touched: Vec<usize>,
+    sampler: Sampler,
     /// The slab that the last batch with slices lay in.
     lease: Option<(u64, Weak<Lease>)>,
 }
@@ -61,6 +63,7 @@ impl Inlet {
         gate: &Arc<Gate>,
         asking: Asking,
         caches: &Arc<Caches>,
+        watch: &Arc<Watch>,
         config: &Config,
     ) -> Self {
         Self {
@@ -75,6 +78,7 @@ impl Inlet {
             requests: Vec::new(),
             cache: Cache::new(table, caches, publisher),
             touched: Vec::new(),
+            sampler: Sampler::new(watch, publisher.id),
             lease: None,
         }
     }
@@ -148,6 +152,7 @@ impl Inlet {
         let mut policies = self.cache.policies.clone();
         subscriber.count_wait();
         while !left.is_empty() {
+            subscriber.note_slow();
             let since = Instant::now();
             let rule = policies.rule(left[0].rule);
             let room =
@@ -230,6 +235,7 @@ impl Inlet {
         let (Some(first), Some(last)) = (spans.first(), spans.last()) else { return 0 };
         let len = last.end - first.start;
         self.cache.count();
+        self.sampler.pass(wire, spans);
         let requests = self.requests.iter().map(|run| run.count()).sum::<usize>();
         if requests < spans.len() {
             self.publisher.received.add(spans.len() - requests, len);

@@ -19,12 +19,14 @@ mod inlet;
 mod peers;
 mod publisher;
 mod requests;
+mod slow;
 mod stall;
 mod table;
+mod watch;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +52,8 @@ use publisher::Publisher;
 use requests::{Asking, RequestSender};
 pub use requests::{ControlRequests, Request, Requester};
 use table::{Change, Table, TableTask};
+use watch::Watch;
+pub use watch::Watched;
 
 /// Confirmations of subscriptions that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
 /// asking.
@@ -153,6 +157,8 @@ struct Inner {
     table: Arc<Table>,
     gate: Arc<Gate>,
     caches: Arc<Caches>,
+    watch: Arc<Watch>,
+    started: Instant,
     next_id: AtomicU32,
     asking: RequestSender,
     requests: Mutex<Option<ControlRequests>>,
@@ -198,6 +204,8 @@ impl Switch {
             table,
             gate: Arc::default(),
             caches: Arc::new(Caches::new(&config.memory)),
+            watch: Arc::default(),
+            started: now(),
             next_id: AtomicU32::new(1),
             listeners: Mutex::default(),
             refuse: stop.child_token(),
@@ -355,6 +363,18 @@ impl Switch {
         self.inner.table.prefixes(found);
     }
 
+    /// How long it has run.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        now().saturating_duration_since(self.inner.started)
+    }
+
+    /// What flows by topic since somebody began to look; from now on, for ten seconds, it goes on to be counted.
+    #[must_use]
+    pub fn watch(&self) -> Watched {
+        self.inner.watch.look()
+    }
+
     /// Stops in order: accepts nobody any more; takes leave of the publishers and reads what they had already sent;
     /// writes what is queued; takes leave of the subscribers. After `linger` it stops as it is.
     pub async fn stop(&self, linger: Duration) -> Totals {
@@ -474,7 +494,7 @@ impl Switch {
         let session = session.with_departure(Arc::new(Leaving(publisher.place.clone())));
         let asking = Asking::new(inner.asking.clone());
         let (table, gate, caches) = (&inner.table, &inner.gate, &inner.caches);
-        let mut inlet = Inlet::new(&publisher, table, gate, asking, caches, &inner.config);
+        let mut inlet = Inlet::new(&publisher, table, gate, asking, caches, &inner.watch, &inner.config);
         inner.gate.add_publisher(&publisher);
         inner.table.change(Change::PublisherJoined(publisher.clone())).await;
         if inner.refuse.is_cancelled() {

@@ -19,6 +19,7 @@ use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits};
 use super::Totals;
 pub(super) use super::grant::Grant;
 use super::publisher::Publisher;
+use super::slow::Slow;
 use super::stall::Stall;
 use crate::policy::{Policy, Rule};
 
@@ -78,6 +79,8 @@ pub(super) struct Subscriber {
     large_topic: Mutex<Vec<u8>>,
     /// There is something to log that has to wait.
     unlogged: Notify,
+    /// Since when it has been too slow.
+    slow: Mutex<Slow>,
     /// Since when publishers wait for it.
     stall: Mutex<Stall>,
     /// `None`: it does not understand what it would be told of drops.
@@ -111,6 +114,7 @@ impl Subscriber {
             large_log: Spaced::default(),
             large_topic: Mutex::default(),
             unlogged: Notify::new(),
+            slow: Mutex::default(),
             stall: Mutex::default(),
             telling: None,
             lines: Arc::default(),
@@ -180,6 +184,7 @@ impl Subscriber {
                 counter.add(amount.messages as usize, amount.bytes as usize);
             }
         }
+        self.note_slow();
         self.note_news();
         self.log_slowness();
     }
@@ -271,6 +276,11 @@ impl Subscriber {
     /// Counts that a publisher has to wait for it.
     pub(super) fn count_wait(&self) {
         self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Its queue is full, and a publisher waits for it.
+    pub(super) fn note_slow(&self) {
+        lock(&self.slow).note(Instant::now());
     }
 
     /// Counts for how long.
@@ -493,6 +503,8 @@ pub struct SubscriberStats {
     pub principal: Option<String>,
     /// Subscriptions that it was not allowed to make, or to keep.
     pub denied: u64,
+    /// How long it has lost messages or held publishers up, without a break of ten seconds.
+    pub slow_for: Option<Duration>,
 }
 
 /// Everybody who is connected, and the counts of those who left.
@@ -671,6 +683,7 @@ impl Gate {
                 waited: subscriber.waited(),
                 principal: subscriber.grant.principal(),
                 denied: subscriber.grant.denied(),
+                slow_for: lock(&subscriber.slow).lasts(Instant::now()),
             })
             .collect()
     }

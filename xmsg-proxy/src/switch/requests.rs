@@ -1,5 +1,6 @@
 //! Control requests on their way from inlets to whoever answers them.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use xmsg_core::socket::throttle::Throttle;
 
 use super::bucket::Bucket;
 use super::publisher::Publisher;
+use crate::CONTROL_TOPIC;
 
 /// The longest identity that a ROUTER can know (RFC 28).
 const IDENTITY_MAX: usize = 255;
@@ -24,6 +26,10 @@ const WAITING: usize = 4096;
 const CONFIRMATIONS_PER_SECOND: f64 = 5_000.0;
 /// Other requests in a second: whoever has each message confirmed asks often.
 const OTHERS_PER_SECOND: f64 = 50_000.0;
+/// Looks at the proxy in a second: an answer may be long.
+const LOOKS_PER_SECOND: f64 = 10.0;
+/// How long whoever looks too often has to wait at most.
+const LOOKS_PAUSE: Duration = Duration::from_secs(1);
 
 /// A control request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +40,8 @@ pub enum Request {
     Subscription(Bytes),
     /// The third kind, which peers know and do not use: an identity.
     Reply(Bytes),
+    /// Somebody asks who is connected and what flows: its identity.
+    Stats(Bytes),
 }
 
 impl Request {
@@ -47,6 +55,7 @@ impl Request {
         match &kind[..] {
             b"pub" => is_identity(&argument).then_some(Self::Publisher(argument)),
             b"rep" => is_identity(&argument).then_some(Self::Reply(argument)),
+            b"stats" => is_identity(&argument).then_some(Self::Stats(argument)),
             b"sub" => (argument.len() <= TOPIC_MAX).then_some(Self::Subscription(argument)),
             _ => None,
         }
@@ -81,6 +90,19 @@ impl Requester {
     /// So many subscribers were told what it had asked for. Returns how long it has to wait for the next time.
     pub(crate) fn charge(&self, recipients: usize, now: Instant) -> Duration {
         self.0.recipients.lock().unwrap_or_else(PoisonError::into_inner).take(recipients as f64, now)
+    }
+
+    /// Whether it may see who is connected and what flows. Without credentials, those on this machine may.
+    #[must_use]
+    pub fn may_inspect(&self) -> bool {
+        let Publisher { grant, peer, .. } = &*self.0;
+        let is_near =
+            || peer.parse::<SocketAddr>().map_or(true, |peer| peer.ip().to_canonical().is_loopback());
+        let may = grant.rights().is_some_and(|rights| rights.inspect) && (grant.who().is_some() || is_near());
+        if !may {
+            grant.deny(peer, "inspect", CONTROL_TOPIC, 1);
+        }
+        may
     }
 
     /// Whether it may subscribe to this prefix. That it may not is counted, and written into the log now and then.
@@ -156,6 +178,7 @@ pub(super) struct Asking {
     sender: RequestSender,
     confirmations: Bucket,
     others: Bucket,
+    looks: Bucket,
 }
 
 impl Asking {
@@ -164,6 +187,7 @@ impl Asking {
             sender,
             confirmations: Bucket::new(CONFIRMATIONS_PER_SECOND),
             others: Bucket::new(OTHERS_PER_SECOND),
+            looks: Bucket::new(LOOKS_PER_SECOND),
         }
     }
 
@@ -178,9 +202,15 @@ impl Asking {
         let request = Request::read(copies);
         let bucket = match request {
             Some(Request::Subscription(_)) => &mut self.confirmations,
+            Some(Request::Stats(_)) => &mut self.looks,
             _ => &mut self.others,
         };
         let wait = bucket.take(1.0, now());
+        if matches!(request, Some(Request::Stats(_))) && !wait.is_zero() {
+            // Its answer may be long, and would be no other than the last one.
+            self.sender.lose(&Requester(publisher.clone()));
+            return wait.min(LOOKS_PAUSE);
+        }
         self.sender.send(publisher, request);
         wait
     }
@@ -204,6 +234,10 @@ mod tests {
         assert_eq!(
             read(&[b"xmsg:control", b"rep", &[0xff]]),
             Some(Request::Reply(Bytes::from_static(&[0xff])))
+        );
+        assert_eq!(
+            read(&[b"xmsg:control:stats", b"stats", b"4"]),
+            Some(Request::Stats(Bytes::from_static(b"4")))
         );
         for frames in [
             &[&b"xmsg:control"[..]][..],

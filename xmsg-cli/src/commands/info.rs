@@ -1,0 +1,75 @@
+//! `xmsg info`: what a proxy is, and how it is.
+
+use clap::Args;
+
+use crate::admin::AdminOptions;
+use crate::args::ConnectOptions;
+use crate::exit::Exit;
+use crate::output::{Output, counted, grouped};
+use crate::signals::Interrupt;
+use crate::stats::{Source, Stats};
+use crate::table::{self, size, time};
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg info
+  xmsg info --proxy 10.0.0.7 --json | jq .dropped.messages";
+
+/// Tell what a proxy is, and how it is: version, connections, totals, losses, memory
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// One object of JSON, with everything that the proxy tells: connections and topics, too
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
+
+    #[command(flatten)]
+    admin: AdminOptions,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let work = async {
+        let mut source = Source::open(&arguments.connect, &arguments.admin).await?;
+        let (stats, document) = source.ask().await?;
+        if arguments.json {
+            let mut output = Output::stdout()?;
+            output
+                .buffer()
+                .extend_from_slice(xmsg_core::text::json_escaped(&document.to_string()).as_bytes());
+            output.buffer().push(b'\n');
+            output.flush()?;
+            return Ok(Exit::Done);
+        }
+        table::write(["WHAT", "VALUE"], rows(&stats, &source.address()), "value")
+    };
+    tokio::select! {
+        exit = work => exit,
+        exit = interrupt.wait() => Ok(exit),
+    }
+}
+
+fn rows(stats: &Stats, address: &str) -> Vec<[String; 2]> {
+    let sum = |sum: crate::stats::Sum| format!("{} ({})", counted(sum.messages, "message"), size(sum.bytes));
+    let slow = stats.connections.iter().filter(|one| one.slow_s.is_some()).count() as u64;
+    [
+        ("proxy", format!("{} {} at {address}", stats.name, stats.version)),
+        ("up for", time(stats.uptime_s)),
+        ("publishers", grouped(stats.publishers)),
+        ("subscribers", format!("{}, {} too slow now", grouped(stats.subscribers), grouped(slow))),
+        ("subscriptions", grouped(stats.subscriptions)),
+        ("received", sum(stats.received)),
+        ("delivered", sum(stats.delivered)),
+        ("waiting", sum(stats.queued)),
+        ("dropped", sum(stats.dropped)),
+        ("wanted by nobody", counted(stats.unmatched_messages, "message")),
+        ("not allowed", grouped(stats.denied)),
+        ("slow subscribers cut off", grouped(stats.subscribers_disconnected)),
+        ("memory of peers", format!("{} of {}", size(stats.memory.used), size(stats.memory.limit))),
+    ]
+    .map(|(what, value)| [what.to_owned(), value])
+    .into()
+}

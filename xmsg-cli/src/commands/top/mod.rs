@@ -1,0 +1,236 @@
+//! `xmsg top`: a proxy as it is now: connections and topics by rate, and who is slow.
+
+mod view;
+
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use crossterm::event::KeyCode;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::admin::AdminOptions;
+use crate::args::{ConnectOptions, parse_duration};
+use crate::exit::{Exit, Usage};
+use crate::looks::{Look, Rates, may_come_back};
+use crate::output::{Output, note};
+use crate::screen::{self, Input, Screen};
+use crate::signals::Interrupt;
+use view::{Frozen, View};
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg top
+  xmsg top --proxy 10.0.0.7 --sort drops
+  xmsg top --once                                    one look, as tables
+  xmsg top --json | jq .dropped_per_s                a line each second
+
+Keys: q quits, p pauses, / filters, t shows connections, topics or both, arrows move; r b u d n sort by rate, bytes, queue, drops, name.";
+
+/// Watch a proxy: connections and topics by rate, who is too slow, since when, and what was lost for it
+///
+/// The proxy is asked once a second, which costs it next to nothing; over HTTP if --admin says where. Without security, a proxy answers
+/// whoever is on its own machine; else those with the right `inspect`. A proxy of another implementation is subscribed to: only its topics
+/// are seen then.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Time from one look to the next, such as 500ms or 10s
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    interval: Duration,
+
+    /// What comes first
+    #[arg(long, value_name = "BY", value_enum, default_value_t = Sort::Rate)]
+    sort: Sort,
+
+    /// Only connections and topics whose names have this in them
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    filter: String,
+
+    /// Look once, over one interval, and write tables
+    #[arg(long)]
+    once: bool,
+
+    /// One object of JSON for each interval, on a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
+
+    #[command(flatten)]
+    admin: AdminOptions,
+}
+
+/// What comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sort {
+    /// Messages a second
+    Rate,
+    /// Bytes a second
+    Bytes,
+    /// Bytes in the queue of a subscriber
+    Queue,
+    /// Messages that were dropped for a subscriber
+    Drops,
+    /// Addresses and topics
+    Name,
+}
+
+/// What was found in the end, or why nothing was.
+type Found = Result<Rates, String>;
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    if arguments.interval < Duration::from_millis(100) {
+        bail!(Usage("--interval is 100ms at least".to_owned()));
+    }
+    let is_live = !arguments.once && !arguments.json && Screen::is_possible();
+    let work = async {
+        let mut look = Look::open(&arguments.connect, &arguments.admin).await?;
+        look.take().await?;
+        if is_live {
+            return Ok(Some(look));
+        }
+        if let Some(unseen) = look.unseen() {
+            note(unseen);
+        }
+        write(look, &arguments).await.map(|()| None)
+    };
+    let look = tokio::select! {
+        look = work => look?,
+        exit = interrupt.wait() => return Ok(exit),
+    };
+    match look {
+        None => Ok(Exit::Done),
+        Some(look) => watch(look, arguments, interrupt).await,
+    }
+}
+
+/// Writes what is found: once, or again and again.
+async fn write(mut look: Look, arguments: &Arguments) -> anyhow::Result<()> {
+    let is_repeated = arguments.json && !arguments.once;
+    let mut output = Output::stdout()?;
+    loop {
+        tokio::time::sleep(arguments.interval).await;
+        let rates = match look.take().await {
+            Err(error) if is_repeated && may_come_back(&error) => {
+                note(format_args!("{error:#}: trying again"));
+                continue;
+            }
+            rates => rates?,
+        };
+        let frozen = Frozen::of(&rates, arguments.sort, &arguments.filter);
+        if arguments.json {
+            let line = document(&look.address(), &rates, &frozen).to_string();
+            output.buffer().extend_from_slice(xmsg_core::text::json_escaped(&line).as_bytes());
+            output.buffer().push(b'\n');
+        } else {
+            output.buffer().extend_from_slice(frozen.text(&look.address(), &rates).as_bytes());
+        }
+        output.flush()?;
+        if !is_repeated {
+            return Ok(());
+        }
+    }
+}
+
+/// Fields are added, never renamed: docs/operations.md lists them.
+fn document(address: &str, rates: &Rates, frozen: &Frozen<'_>) -> Value {
+    let connections: Vec<_> = frozen
+        .connections
+        .iter()
+        .map(|one| {
+            let connection = &one.connection;
+            json!({
+                "side": connection.kind,
+                "id": connection.id,
+                "peer": connection.peer,
+                "principal": connection.principal,
+                "rate": one.rate,
+                "bytes_per_s": one.byte_rate,
+                "queued_bytes": connection.queued.map(|queued| queued.bytes),
+                "dropped_messages": connection.dropped.map(|dropped| dropped.messages),
+                "dropped_per_s": one.drop_rate,
+                "slow_s": connection.slow_s,
+            })
+        })
+        .collect();
+    let topics: Vec<_> = frozen
+        .topics
+        .iter()
+        .map(|one| json!({ "topic": one.name, "rate": one.rate, "bytes_per_s": one.byte_rate }))
+        .collect();
+    json!({
+        "proxy": address,
+        "uptime_s": rates.stats.uptime_s,
+        "publishers": rates.stats.publishers,
+        "subscribers": rates.stats.subscribers,
+        "received_per_s": rates.received,
+        "delivered_per_s": rates.delivered,
+        "dropped_per_s": rates.dropped,
+        "dropped_messages": rates.stats.dropped.messages,
+        "connections": connections,
+        "topics": topics,
+    })
+}
+
+/// Shows what is found until a key or a signal ends it.
+async fn watch(look: Look, arguments: Arguments, mut interrupt: Interrupt) -> anyhow::Result<Exit> {
+    let mut view = View::new(look.address(), look.unseen(), arguments.sort, arguments.filter);
+    let (sender, mut found) = watch::channel(Found::Ok(Rates::default()));
+    let mut tasks = JoinSet::new();
+    // On its own, so that keys are heard while the proxy is away.
+    tasks.spawn(look_again_and_again(look, arguments.interval, sender));
+    let mut screen = Screen::open()?;
+    let style = screen::Look::of_environment();
+    screen.draw(|frame| view.draw(frame, style))?;
+    loop {
+        tokio::select! {
+            biased;
+            exit = interrupt.wait() => return Ok(exit),
+            input = screen.input() => match input {
+                Input::Interrupt => return Ok(Exit::Interrupted),
+                Input::Gone => return Ok(Exit::Done),
+                Input::Key(KeyCode::Char('q' | 'Q')) if !view.is_typing() => return Ok(Exit::Done),
+                Input::Key(key) => view.press(key),
+                Input::Resized => {}
+            },
+            changed = found.changed() => {
+                if changed.is_err() {
+                    drop(screen);
+                    return match tasks.join_next().await {
+                        Some(Ok(error)) => Err(error),
+                        _ => Err(anyhow::anyhow!("the proxy can't be looked at any more")),
+                    };
+                }
+                view.show(found.borrow_and_update().clone());
+            }
+        }
+        screen.draw(|frame| view.draw(frame, style))?;
+    }
+}
+
+/// Returns when it makes no sense to go on.
+async fn look_again_and_again(
+    mut look: Look,
+    interval: Duration,
+    found: watch::Sender<Found>,
+) -> anyhow::Error {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        match look.take().await {
+            Ok(rates) => drop(found.send(Ok(rates))),
+            Err(error) if may_come_back(&error) => {
+                let text = format!("{} does not answer: trying again", look.address());
+                drop(found.send(Err(text)));
+            }
+            Err(error) => return error,
+        }
+    }
+}

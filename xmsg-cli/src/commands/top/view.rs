@@ -1,0 +1,372 @@
+//! What `xmsg top` shows.
+
+use std::cmp::Ordering;
+use std::fmt::Write;
+
+use crossterm::event::KeyCode;
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::Style;
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Borders, Row, Table};
+use xmsg_core::text::escaped;
+
+use super::{Found, Sort};
+use crate::looks::{ConnectionRates, Rates, TopicRates};
+use crate::output::{grouped, rounded};
+use crate::screen::Look;
+use crate::table::{self, size, time};
+
+const CONNECTION_COLUMNS: [&str; 8] =
+    ["SIDE", "ID", "PEER", "PER S", "BYTES/S", "QUEUE", "DROPPED", "SLOW FOR"];
+// Together with the gaps they are as wide as the narrowest usual terminal.
+const CONNECTION_WIDTHS: [Constraint; 8] = [
+    Constraint::Length(10),
+    Constraint::Length(5),
+    Constraint::Min(15),
+    Constraint::Length(8),
+    Constraint::Length(9),
+    Constraint::Length(9),
+    Constraint::Length(9),
+    Constraint::Length(8),
+];
+const TOPIC_COLUMNS: [&str; 3] = ["PER S", "BYTES/S", "TOPIC"];
+const TOPIC_WIDTHS: [Constraint; 3] = [Constraint::Length(9), Constraint::Length(10), Constraint::Min(12)];
+
+/// What a look has found, sorted and filtered.
+#[derive(Debug)]
+pub(super) struct Frozen<'a> {
+    pub(super) connections: Vec<&'a ConnectionRates>,
+    pub(super) topics: Vec<&'a TopicRates>,
+}
+
+impl<'a> Frozen<'a> {
+    pub(super) fn of(rates: &'a Rates, sort: Sort, filter: &str) -> Self {
+        let wanted = |name: &str| name.to_lowercase().contains(&filter.to_lowercase());
+        let mut connections: Vec<_> = rates
+            .connections
+            .iter()
+            .filter(|one| wanted(&one.connection.who()) || wanted(&one.connection.kind))
+            .collect();
+        let queue = |one: &ConnectionRates| one.connection.queued.map_or(0, |queued| queued.bytes);
+        connections.sort_by(|a, b| {
+            let first = match sort {
+                Sort::Rate => b.rate.total_cmp(&a.rate),
+                Sort::Bytes => b.byte_rate.total_cmp(&a.byte_rate),
+                Sort::Queue => queue(b).cmp(&queue(a)),
+                Sort::Drops => b.connection.dropped_messages().cmp(&a.connection.dropped_messages()),
+                Sort::Name => a.connection.peer.cmp(&b.connection.peer),
+            };
+            first.then_with(|| a.connection.id.cmp(&b.connection.id))
+        });
+        let mut topics: Vec<_> = rates.topics.iter().filter(|one| wanted(&one.name)).collect();
+        topics.sort_by(|a, b| {
+            let first = match sort {
+                Sort::Rate => b.rate.total_cmp(&a.rate),
+                Sort::Bytes => b.byte_rate.total_cmp(&a.byte_rate),
+                _ => Ordering::Equal,
+            };
+            first.then_with(|| a.name.cmp(&b.name))
+        });
+        Self { connections, topics }
+    }
+
+    /// As tables for a script, or for a terminal that can't be drawn on.
+    pub(super) fn text(&self, address: &str, rates: &Rates) -> String {
+        let mut text = String::new();
+        // To write to memory cannot fail.
+        let _ = writeln!(text, "{address}\n{}\n", summary(rates));
+        let connections = self.connections.iter().map(|one| connection_cells(one)).collect();
+        let topics = self.topics.iter().map(|one| topic_cells(one)).collect();
+        let connections = table::lines(CONNECTION_COLUMNS, connections, true);
+        for line in
+            connections.into_iter().chain([String::new()]).chain(table::lines(TOPIC_COLUMNS, topics, true))
+        {
+            let _ = writeln!(text, "{line}");
+        }
+        text
+    }
+}
+
+fn summary(rates: &Rates) -> String {
+    let stats = &rates.stats;
+    format!(
+        "{} publishers, {} subscribers; received {}/s, delivered {}/s, dropped {}/s; {} dropped in all",
+        grouped(stats.publishers),
+        grouped(stats.subscribers),
+        rounded(rates.received),
+        rounded(rates.delivered),
+        rounded(rates.dropped),
+        grouped(stats.dropped.messages),
+    )
+}
+
+fn bytes(rate: f64) -> String {
+    #[allow(clippy::cast_sign_loss, reason = "rates are not negative")]
+    size(rate.round() as u64)
+}
+
+fn connection_cells(one: &ConnectionRates) -> [String; 8] {
+    let connection = &one.connection;
+    let or_none = |shown: Option<String>| shown.unwrap_or_else(|| "-".to_owned());
+    [
+        connection.kind.clone(),
+        connection.id.to_string(),
+        escaped(&connection.who()).into_owned(),
+        rounded(one.rate),
+        bytes(one.byte_rate),
+        or_none(connection.queued.map(|queued| size(queued.bytes))),
+        or_none(connection.dropped.map(|dropped| grouped(dropped.messages))),
+        or_none(connection.slow_s.map(time)),
+    ]
+}
+
+fn topic_cells(one: &TopicRates) -> [String; 3] {
+    let rate = if one.rate < 10.0 { format!("{:.1}", one.rate) } else { rounded(one.rate) };
+    [rate, bytes(one.byte_rate), escaped(&one.name).into_owned()]
+}
+
+/// Which tables are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    Both,
+    Connections,
+    Topics,
+}
+
+/// The live view.
+#[derive(Debug)]
+pub(super) struct View {
+    address: String,
+    unseen: Option<&'static str>,
+    sort: Sort,
+    filter: String,
+    is_typing: bool,
+    is_paused: bool,
+    shown: Shown,
+    /// Rows that are scrolled away at the top.
+    skipped: usize,
+    rates: Rates,
+    /// Whether anything was found yet.
+    has_looked: bool,
+    trouble: Option<String>,
+}
+
+impl View {
+    pub(super) fn new(address: String, unseen: Option<&'static str>, sort: Sort, filter: String) -> Self {
+        let shown = if unseen.is_some() { Shown::Topics } else { Shown::Both };
+        Self {
+            address,
+            unseen,
+            sort,
+            filter,
+            is_typing: false,
+            is_paused: false,
+            shown,
+            skipped: 0,
+            rates: Rates::default(),
+            has_looked: false,
+            trouble: None,
+        }
+    }
+
+    /// Whether keys are letters of the filter.
+    pub(super) fn is_typing(&self) -> bool {
+        self.is_typing
+    }
+
+    pub(super) fn show(&mut self, found: Found) {
+        match found {
+            Ok(_) if self.is_paused => {}
+            Ok(rates) => {
+                (self.rates, self.trouble, self.has_looked) = (rates, None, true);
+            }
+            Err(trouble) => self.trouble = Some(trouble),
+        }
+    }
+
+    pub(super) fn press(&mut self, key: KeyCode) {
+        if self.is_typing {
+            match key {
+                KeyCode::Char(letter) => self.filter.push(letter),
+                KeyCode::Backspace => drop(self.filter.pop()),
+                KeyCode::Esc => {
+                    self.filter.clear();
+                    self.is_typing = false;
+                }
+                KeyCode::Enter => self.is_typing = false,
+                _ => {}
+            }
+            self.skipped = 0;
+            return;
+        }
+        match key {
+            KeyCode::Char('/') => {
+                self.filter.clear();
+                self.is_typing = true;
+            }
+            KeyCode::Esc => self.filter.clear(),
+            KeyCode::Char('p' | ' ') => self.is_paused = !self.is_paused,
+            KeyCode::Char('t') if self.unseen.is_none() => {
+                self.shown = match self.shown {
+                    Shown::Both => Shown::Connections,
+                    Shown::Connections => Shown::Topics,
+                    Shown::Topics => Shown::Both,
+                };
+                self.skipped = 0;
+            }
+            KeyCode::Char('r') => self.sort = Sort::Rate,
+            KeyCode::Char('b') => self.sort = Sort::Bytes,
+            KeyCode::Char('u') => self.sort = Sort::Queue,
+            KeyCode::Char('d') => self.sort = Sort::Drops,
+            KeyCode::Char('n') => self.sort = Sort::Name,
+            KeyCode::Down => self.skipped += 1,
+            KeyCode::Up => self.skipped = self.skipped.saturating_sub(1),
+            KeyCode::PageDown => self.skipped += 20,
+            KeyCode::PageUp => self.skipped = self.skipped.saturating_sub(20),
+            KeyCode::Home => self.skipped = 0,
+            _ => {}
+        }
+    }
+
+    pub(super) fn draw(&self, frame: &mut Frame<'_>, look: Look) {
+        let area = frame.area();
+        let [title, second, tables, keys] = Layout::vertical([
+            Constraint::Length(1),
+            Constraint::Length(1),
+            Constraint::Min(2),
+            Constraint::Length(1),
+        ])
+        .areas(area);
+        let mut head =
+            vec![Span::styled("xmsg top", look.title()), Span::raw(format!("  {}", escaped(&self.address)))];
+        if self.has_looked && self.unseen.is_none() {
+            head.push(Span::styled(
+                format!(
+                    "  {} {}, up for {}",
+                    self.rates.stats.name,
+                    self.rates.stats.version,
+                    time(self.rates.stats.uptime_s)
+                ),
+                look.aside(),
+            ));
+        }
+        if self.is_paused {
+            head.push(Span::styled("  paused", look.warning()));
+        }
+        frame.render_widget(Line::from(head), title);
+        let line = match (&self.trouble, self.unseen) {
+            (Some(trouble), _) => Line::styled(escaped(trouble).into_owned(), look.warning()),
+            (None, Some(unseen)) => Line::styled(unseen, look.aside()),
+            (None, None) if self.has_looked => {
+                let style = if self.rates.dropped > 0.0 { look.warning() } else { Style::new() };
+                Line::styled(summary(&self.rates), style)
+            }
+            (None, None) => Line::styled("looking …", look.aside()),
+        };
+        frame.render_widget(line, second);
+        let frozen = Frozen::of(&self.rates, self.sort, &self.filter);
+        match self.shown {
+            Shown::Both => {
+                let wanted = frozen.connections.len() as u16 + 2;
+                let [upper, lower] = Layout::vertical([
+                    Constraint::Max(wanted.max(4).min(tables.height / 2 + 1)),
+                    Constraint::Min(3),
+                ])
+                .areas(tables);
+                self.draw_connections(frame, upper, &frozen, look);
+                self.draw_topics(frame, lower, &frozen, look);
+            }
+            Shown::Connections => self.draw_connections(frame, tables, &frozen, look),
+            Shown::Topics => self.draw_topics(frame, tables, &frozen, look),
+        }
+        let line = if self.is_typing {
+            Line::from(vec![
+                Span::styled("filter: ", look.command()),
+                Span::raw(escaped(&self.filter).into_owned()),
+                Span::styled("_  Enter keeps it, Esc takes it away", look.aside()),
+            ])
+        } else {
+            let filter = if self.filter.is_empty() {
+                String::new()
+            } else {
+                format!("  filter: {}", escaped(&self.filter))
+            };
+            Line::from(vec![
+                Span::styled("q", look.command()),
+                Span::styled(" quits  ", look.aside()),
+                Span::styled("p", look.command()),
+                Span::styled(" pauses  ", look.aside()),
+                Span::styled("/", look.command()),
+                Span::styled(" filters  ", look.aside()),
+                Span::styled("t", look.command()),
+                Span::styled(" tables  sort: ", look.aside()),
+                Span::styled("r b u d n", look.command()),
+                Span::styled(format!(" ({:?}){filter}", self.sort).to_lowercase(), look.aside()),
+            ])
+        };
+        frame.render_widget(line, keys);
+    }
+
+    /// What is in a table: so many, of as many as the proxy has told; it has left some out.
+    fn title(&self, what: &str, count: usize, told: usize, left_out: u64) -> String {
+        let [count, told, all] = [count as u64, told as u64, told as u64 + left_out].map(grouped);
+        match (self.filter.is_empty(), left_out) {
+            (true, 0) => format!(" {what}: {count} "),
+            (true, _) => format!(" {what}: the first {count} of {all} "),
+            (false, 0) => format!(" {what}: {count} of {all} match "),
+            (false, _) => format!(" {what}: {count} of the first {told} of {all} match "),
+        }
+    }
+
+    fn draw_connections(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Look) {
+        // Scrolling moves the topics where both are shown.
+        let skipped = if self.shown == Shown::Connections { self.skipped } else { 0 };
+        let rows = frozen.connections.iter().map(|one| {
+            let style = if one.connection.slow_s.is_some() { look.warning() } else { Style::new() };
+            (connection_cells(one), style)
+        });
+        let title = self.title(
+            "Connections",
+            frozen.connections.len(),
+            self.rates.connections.len(),
+            self.rates.stats.connections_left_out,
+        );
+        draw(frame, area, &title, CONNECTION_COLUMNS, CONNECTION_WIDTHS, (3, 8), rows.skip(skipped), look);
+    }
+
+    fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, frozen: &Frozen<'_>, look: Look) {
+        let skipped = self.skipped.min(frozen.topics.len().saturating_sub(1));
+        let rows = frozen.topics.iter().map(|one| (topic_cells(one), Style::new()));
+        let title =
+            self.title("Topics", frozen.topics.len(), self.rates.topics.len(), self.rates.topics_left_out);
+        draw(frame, area, &title, TOPIC_COLUMNS, TOPIC_WIDTHS, (0, 2), rows.skip(skipped), look);
+    }
+}
+
+/// A table under a title; the columns from the first of `right` to before the second have numbers.
+#[allow(clippy::too_many_arguments, reason = "they are what a table is")]
+fn draw<const N: usize>(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    title: &str,
+    columns: [&str; N],
+    widths: [Constraint; N],
+    right: (usize, usize),
+    rows: impl Iterator<Item = ([String; N], Style)>,
+    look: Look,
+) {
+    let line = |(column, text): (usize, String)| {
+        let line = Line::raw(text);
+        if (right.0..right.1).contains(&column) { line.right_aligned() } else { line }
+    };
+    let header = Row::new(columns.map(str::to_owned).into_iter().enumerate().map(line)).style(look.title());
+    let rows = rows
+        .take(usize::from(area.height))
+        .map(|(cells, style)| Row::new(cells.into_iter().enumerate().map(line)).style(style));
+    let block = Block::new()
+        .borders(Borders::TOP)
+        .border_style(look.aside())
+        .title(Span::styled(title.to_owned(), look.aside()));
+    frame.render_widget(Table::new(rows, widths).header(header).block(block), area);
+}

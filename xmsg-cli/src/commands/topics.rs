@@ -1,0 +1,97 @@
+//! `xmsg topics`: what flows by topic.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::admin::AdminOptions;
+use crate::args::{ConnectOptions, parse_duration};
+use crate::exit::Exit;
+use crate::looks::{Look, Rates};
+use crate::output::{Output, grouped, note, rounded};
+use crate::signals::Interrupt;
+use crate::table::{self, size};
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg topics
+  xmsg topics daq: --for 10s                         the mean of ten seconds
+  xmsg topics --json | jq 'select(.rate > 100)'";
+
+/// List the topics that something is published to, with their rates
+///
+/// The rates are those of the time that the list takes. The proxy counts messages by topic from samples, and only while somebody asks for
+/// it: rates of more than about a thousand messages a second are estimates. A proxy that can't be asked is subscribed to instead.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// What their names begin with
+    #[arg(value_name = "PREFIX", default_value = "")]
+    prefix: String,
+
+    /// How long to count, such as 500ms or 10s
+    #[arg(short, long, visible_alias = "for", value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
+    duration: Duration,
+
+    /// One object of JSON on each line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    connect: ConnectOptions,
+
+    #[command(flatten)]
+    admin: AdminOptions,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let work = async {
+        let mut look = Look::open(&arguments.connect, &arguments.admin).await?;
+        look.take().await?;
+        tokio::time::sleep(arguments.duration).await;
+        let rates = look.take().await?;
+        if let Some(unseen) = look.unseen() {
+            note(unseen);
+        }
+        show(&rates, &arguments)
+    };
+    tokio::select! {
+        exit = work => exit,
+        exit = interrupt.wait() => Ok(exit),
+    }
+}
+
+fn show(rates: &Rates, arguments: &Arguments) -> anyhow::Result<Exit> {
+    let topics =
+        rates.topics.iter().filter(|topic| topic.name.starts_with(&arguments.prefix) && topic.rate > 0.0);
+    if arguments.json {
+        let mut output = Output::stdout()?;
+        for topic in topics {
+            let line = json!({ "topic": topic.name, "rate": topic.rate, "bytes_per_s": topic.byte_rate });
+            output.buffer().extend_from_slice(xmsg_core::text::json_escaped(&line.to_string()).as_bytes());
+            output.buffer().push(b'\n');
+            output.written()?;
+        }
+        output.flush()?;
+        return Ok(Exit::Done);
+    }
+    if rates.topics_left_out > 0 {
+        note(format_args!("{} more are left out", grouped(rates.topics_left_out)));
+    }
+    let shown = |rate: f64| if rate < 10.0 { format!("{rate:.1}") } else { rounded(rate) };
+    let rows = topics
+        .map(|topic| {
+            let bytes = topic.byte_rate.max(0.0);
+            [shown(topic.rate), format!("{}/s", size_of(bytes)), topic.name.clone()]
+        })
+        .collect();
+    table::write(["PER S", "BYTES", "TOPIC"], rows, "topic")
+}
+
+/// Bytes, of which there may be parts.
+fn size_of(bytes: f64) -> String {
+    #[allow(clippy::cast_sign_loss, reason = "it is not negative")]
+    size(bytes.round() as u64)
+}

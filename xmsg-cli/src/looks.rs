@@ -1,0 +1,240 @@
+//! Looks at a proxy, one after another: what has happened between two of them, as rates.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use xmsg_core::Topic;
+
+use crate::admin::AdminOptions;
+use crate::args::ConnectOptions;
+use crate::exit::is_without_proxy;
+use crate::stats::{Connection, Source, Stats, Unknown};
+use crate::tap::Tap;
+use crate::traffic::Counts;
+
+/// Someone who looks at a proxy.
+#[derive(Debug)]
+pub(crate) struct Look {
+    from: From,
+    last: Option<(Instant, Stats)>,
+}
+
+/// What is looked through.
+#[derive(Debug)]
+enum From {
+    Proxy(Source),
+    /// A subscription to everything, because the proxy can't be asked.
+    Subscription(Watcher),
+}
+
+/// What a look has found.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rates {
+    pub(crate) stats: Stats,
+    /// Messages a second: received, delivered, dropped.
+    pub(crate) received: f64,
+    pub(crate) delivered: f64,
+    pub(crate) dropped: f64,
+    pub(crate) connections: Vec<ConnectionRates>,
+    pub(crate) topics: Vec<TopicRates>,
+    pub(crate) topics_left_out: u64,
+}
+
+/// A connection, and what it has moved since the last look.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ConnectionRates {
+    pub(crate) connection: Connection,
+    pub(crate) rate: f64,
+    pub(crate) byte_rate: f64,
+    /// Messages that were dropped for it, a second.
+    pub(crate) drop_rate: f64,
+}
+
+/// A topic, and what has come to it since the last look.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct TopicRates {
+    pub(crate) name: String,
+    pub(crate) rate: f64,
+    pub(crate) byte_rate: f64,
+}
+
+impl Look {
+    pub(crate) async fn open(connect: &ConnectOptions, admin: &AdminOptions) -> anyhow::Result<Self> {
+        let from = match Source::open(connect, admin).await {
+            Ok(source) => From::Proxy(source),
+            Err(error) if error.is::<Unknown>() => From::Subscription(Watcher::open(connect).await?),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { from, last: None })
+    }
+
+    /// What can't be seen in this way, if anything.
+    pub(crate) fn unseen(&self) -> Option<&'static str> {
+        match self.from {
+            From::Proxy(_) => None,
+            From::Subscription(_) => Some(
+                "this proxy does not say who is connected: only topics and rates are seen, by subscribing to everything",
+            ),
+        }
+    }
+
+    /// Where it looks.
+    pub(crate) fn address(&self) -> String {
+        match &self.from {
+            From::Proxy(source) => source.address(),
+            From::Subscription(watcher) => watcher.address.clone(),
+        }
+    }
+
+    /// Looks, and makes rates of what has happened since the last time: none the first time.
+    pub(crate) async fn take(&mut self) -> anyhow::Result<Rates> {
+        let stats = match &mut self.from {
+            From::Proxy(source) => source.ask().await?.0,
+            From::Subscription(watcher) => watcher.look()?,
+        };
+        let now = Instant::now();
+        let last = self.last.replace((now, stats.clone()));
+        // Another proxy, which has been started since, begins anew.
+        let last = last.filter(|(_, last)| last.uptime_s <= stats.uptime_s);
+        Ok(rates(stats, last.map(|(at, last)| (now - at, last))))
+    }
+}
+
+/// Whether a look that failed may be repeated: the proxy may come back.
+pub(crate) fn may_come_back(error: &anyhow::Error) -> bool {
+    error.is::<Unknown>()
+        || error.downcast_ref::<xmsg_core::Error>().is_some_and(|error| {
+            is_without_proxy(error.kind()) || error.kind() == xmsg_core::ErrorKind::Timeout
+        })
+}
+
+fn rates(stats: Stats, last: Option<(Duration, Stats)>) -> Rates {
+    let Some((time, last)) = last else { return Rates { stats, ..Rates::default() } };
+    let per_s = |now: u64, before: u64| now.saturating_sub(before) as f64 / time.as_secs_f64().max(1e-3);
+    let known: HashMap<_, _> = last.connections.iter().map(|one| (one.id, one)).collect();
+    let connections = stats.connections.iter().map(|one| {
+        let fresh = Connection::default();
+        let before = known.get(&one.id).copied().unwrap_or(&fresh);
+        // One that was there before and only did not matter enough to be told would seem to have moved everything just now.
+        let is_new = known.contains_key(&one.id) || one.connected_s <= time.as_secs_f64() * 1.5;
+        let rate = |now, before| if is_new { per_s(now, before) } else { 0.0 };
+        ConnectionRates {
+            rate: rate(one.messages, before.messages),
+            byte_rate: rate(one.bytes, before.bytes),
+            drop_rate: rate(one.dropped_messages(), before.dropped_messages()),
+            connection: one.clone(),
+        }
+    });
+    let known: HashMap<_, _> = last.topics.iter().map(|one| (&one.name, one)).collect();
+    // If it was not looked at for some time, the proxy counts anew.
+    let is_anew = stats.topics_watched_s < last.topics_watched_s;
+    let mut topics: Vec<_> = stats
+        .topics
+        .iter()
+        .map(|one| {
+            let before = known.get(&one.name).filter(|_| !is_anew);
+            TopicRates {
+                name: one.name.clone(),
+                rate: per_s(one.messages, before.map_or(0, |before| before.messages)),
+                byte_rate: per_s(one.bytes, before.map_or(0, |before| before.bytes)),
+            }
+        })
+        .collect();
+    topics.sort_by(|a, b| b.rate.total_cmp(&a.rate).then_with(|| a.name.cmp(&b.name)));
+    Rates {
+        received: per_s(stats.received.messages, last.received.messages),
+        delivered: per_s(stats.delivered.messages, last.delivered.messages),
+        dropped: per_s(stats.dropped.messages, last.dropped.messages),
+        connections: connections.collect(),
+        topics,
+        topics_left_out: stats.topics_left_out,
+        stats,
+    }
+}
+
+/// Counts everything that comes through a subscription.
+#[derive(Debug)]
+struct Watcher {
+    address: String,
+    started: Instant,
+    counts: watch::Receiver<Counts>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Watcher {
+    async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
+        let address = connect.proxy()?.to_string();
+        let mut tap = Tap::open(connect, &[Topic::everything()]).await?;
+        let (sender, counts) = watch::channel(Counts::default());
+        let task = tokio::spawn(async move {
+            while let Some(wire) = tap.next().await {
+                sender.send_modify(|counts| counts.take(&wire));
+            }
+        });
+        Ok(Self { address, started: Instant::now(), counts, task })
+    }
+
+    fn look(&self) -> anyhow::Result<Stats> {
+        anyhow::ensure!(!self.task.is_finished(), "the subscription has ended");
+        let uptime_s = self.started.elapsed().as_secs_f64();
+        Ok(self.counts.borrow().stats(uptime_s))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::{Sum, Topic as TopicStats};
+
+    fn stats(uptime_s: f64, messages: u64) -> Stats {
+        let sum = Sum { messages, bytes: 10 * messages };
+        let connection = |id, connected_s| Connection {
+            kind: "subscriber".to_owned(),
+            id,
+            connected_s,
+            messages,
+            bytes: 10 * messages,
+            dropped: Some(sum),
+            ..Connection::default()
+        };
+        Stats {
+            uptime_s,
+            received: sum,
+            connections: vec![connection(1, uptime_s)],
+            topics: vec![TopicStats { name: "a".into(), messages, bytes: messages }],
+            topics_watched_s: uptime_s,
+            ..Stats::default()
+        }
+    }
+
+    #[test]
+    fn rates_are_those_since_the_last_look() {
+        let second = Duration::from_secs(1);
+        let first = rates(stats(10.0, 100), None);
+        assert!(first.connections.is_empty() && first.received == 0.0);
+        let next = rates(stats(11.0, 150), Some((second, stats(10.0, 100))));
+        assert_eq!(
+            (next.received, next.connections[0].rate, next.connections[0].drop_rate),
+            (50.0, 50.0, 50.0)
+        );
+        assert_eq!((next.topics[0].rate, next.topics[0].byte_rate), (50.0, 50.0));
+        // The proxy had forgotten the topics meanwhile.
+        let anew = Stats { topics_watched_s: 0.5, ..stats(20.0, 30) };
+        let anew = rates(anew, Some((second, stats(10.0, 100))));
+        assert_eq!((&*anew.topics[0].name, anew.topics[0].rate), ("a", 30.0));
+        // One that was there all the time, and is told for the first time.
+        let mut before = stats(10.0, 100);
+        before.connections.clear();
+        let told = rates(stats(11.0, 150), Some((second, before)));
+        assert_eq!((told.connections[0].connection.id, told.connections[0].rate), (1, 0.0));
+    }
+}

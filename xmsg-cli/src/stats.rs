@@ -1,0 +1,260 @@
+//! Who is connected to a proxy and what flows through it: asked of the proxy itself, with a control request or over HTTP.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
+use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
+use xmsg_core::socket::{Dealer, Publisher, SocketOptions};
+use xmsg_core::{ConnectionId, Error, ErrorKind, ProxyAddress};
+
+use crate::admin::{Admin, AdminOptions};
+use crate::args::{ConnectOptions, SecurityOptions};
+use crate::exit::AtAdmin;
+
+/// The topic of the request. Proxies of other implementations ignore it.
+const TOPIC: &[u8] = b"xmsg:control:stats";
+/// What is asked for, and what an answer begins with.
+const STATS: &[u8] = b"stats";
+/// A question is repeated after so long: it may have come before its answer could be sent.
+const ASK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What a proxy says about itself. Fields that are missing come from an older proxy.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Stats {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) uptime_s: f64,
+    pub(crate) received: Sum,
+    pub(crate) delivered: Sum,
+    pub(crate) dropped: Sum,
+    pub(crate) queued: Sum,
+    pub(crate) denied: u64,
+    pub(crate) unmatched_messages: u64,
+    pub(crate) subscribers_disconnected: u64,
+    pub(crate) publishers: u64,
+    pub(crate) subscribers: u64,
+    pub(crate) subscriptions: u64,
+    pub(crate) memory: Memory,
+    /// Publishers and subscribers: those that lose or hold something up, and then those that move most.
+    pub(crate) connections: Vec<Connection>,
+    /// Those that found no room in the answer.
+    pub(crate) connections_left_out: u64,
+    /// The topics with the most messages, estimated from samples since somebody began to look.
+    pub(crate) topics: Vec<Topic>,
+    pub(crate) topics_left_out: u64,
+    /// For how long somebody has looked.
+    pub(crate) topics_watched_s: f64,
+    pub(crate) other_topics: Sum,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub(crate) struct Sum {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Memory {
+    pub(crate) used: u64,
+    pub(crate) limit: u64,
+}
+
+/// One connection.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Connection {
+    /// `publisher` or `subscriber`.
+    pub(crate) kind: String,
+    pub(crate) id: u64,
+    pub(crate) peer: String,
+    pub(crate) connected_s: f64,
+    /// Received from a publisher, or written to a subscriber.
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+    pub(crate) principal: Option<String>,
+    /// How long ago a publisher left whose messages a subscriber has yet to take.
+    pub(crate) left_s: Option<f64>,
+    /// These are there for a subscriber only.
+    pub(crate) subscriptions: Option<u64>,
+    pub(crate) queued: Option<Sum>,
+    pub(crate) dropped: Option<Sum>,
+    pub(crate) publisher_wait_s: Option<f64>,
+    pub(crate) policy: Option<String>,
+    /// Since when it has lost messages or held publishers up without a break of ten seconds, in seconds.
+    pub(crate) slow_s: Option<f64>,
+}
+
+impl Connection {
+    /// Messages that were dropped for it.
+    pub(crate) fn dropped_messages(&self) -> u64 {
+        self.dropped.map_or(0, |dropped| dropped.messages)
+    }
+
+    /// Who it is: what it has proved to be says more than an address.
+    pub(crate) fn who(&self) -> String {
+        match &self.principal {
+            Some(principal) => format!("{} ({principal})", self.peer),
+            None => self.peer.clone(),
+        }
+    }
+}
+
+/// One topic.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub(crate) struct Topic {
+    #[serde(rename = "topic")]
+    pub(crate) name: String,
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+/// A proxy that can be asked, again and again.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Control(Box<Control>),
+    Admin(Admin),
+}
+
+/// The proxy that a control request went to knows none such: it is of another implementation, or older.
+#[derive(Debug)]
+pub(crate) struct Unknown {
+    pub(crate) proxy: ProxyAddress,
+}
+
+impl std::fmt::Display for Unknown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "the proxy at {} does not say who is connected and what flows: it is no xmsg-proxy, or an older one",
+            self.proxy
+        )
+    }
+}
+
+impl std::error::Error for Unknown {}
+
+impl Source {
+    /// Over HTTP if its address was given; else with control requests. A proxy that is not there is an error, and so is one that knows no
+    /// such request ([`Unknown`]).
+    pub(crate) async fn open(connect: &ConnectOptions, admin: &AdminOptions) -> anyhow::Result<Self> {
+        if admin.is_given()? {
+            return Ok(Self::Admin(admin.clone().admin()?));
+        }
+        Ok(Self::Control(Box::new(Control::open(connect).await?)))
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> String {
+        match self {
+            Self::Control(control) => control.proxy.to_string(),
+            Self::Admin(admin) => admin.address().to_string(),
+        }
+    }
+
+    /// Asks once. The document as it came is returned, too.
+    pub(crate) async fn ask(&mut self) -> anyhow::Result<(Stats, Value)> {
+        let document = match self {
+            Self::Control(control) => control.ask().await?,
+            Self::Admin(admin) => {
+                let answer = admin.ask(Method::GET, "/statsz").await?;
+                if answer.status != StatusCode::OK {
+                    let text = format!(
+                        "{} does not say who is connected: is it a registrar, or an older proxy?",
+                        admin.address()
+                    );
+                    return Err(AtAdmin(Error::new(ErrorKind::Remote, text)).into());
+                }
+                answer.body.into()
+            }
+        };
+        let read = || {
+            let value: Value = serde_json::from_slice(&document)?;
+            if let Some(error) = value["error"].as_str() {
+                let text = format!("the proxy at {}: {error}", self.address());
+                return Err(anyhow::Error::from(Error::new(ErrorKind::NotAllowed, text)));
+            }
+            Ok((Stats::deserialize(&value)?, value))
+        };
+        read().with_context(|| format!("the answer of {} can't be read", self.address())).map_err(|error| {
+            // The kind of an error decides the exit code.
+            match error.downcast_ref::<Error>() {
+                Some(refused) => Error::new(refused.kind(), refused.to_string()).into(),
+                None => error,
+            }
+        })
+    }
+}
+
+/// Sockets for control requests.
+#[derive(Debug)]
+pub(crate) struct Control {
+    proxy: ProxyAddress,
+    publisher: Publisher,
+    answers: Dealer,
+    id: ConnectionId,
+    patience: Duration,
+}
+
+impl Control {
+    async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
+        let proxy = connect.proxy()?;
+        // Whether there is a proxy that lets us in: it says what is wrong as all other commands do.
+        let tried = connect.connection()?;
+        tried.connect().await?;
+        tried.close(Duration::ZERO).await;
+        let id = ConnectionId::random();
+        let options = SocketOptions {
+            security: SecurityOptions::security()?,
+            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
+            heartbeat_timeout: HEARTBEAT_TIMEOUT,
+            ..SocketOptions::default()
+        };
+        let identity = Bytes::copy_from_slice(id.as_bytes());
+        let answers =
+            Dealer::connect(proxy.control_endpoint().parse()?, SocketOptions { identity, ..options.clone() });
+        let publisher = Publisher::new(options);
+        publisher.connect(proxy.publish_endpoint().parse()?);
+        let mut control = Self { proxy, publisher, answers, id, patience: connect.timeout() };
+        control.ask().await?;
+        Ok(control)
+    }
+
+    async fn ask(&mut self) -> anyhow::Result<Bytes> {
+        let Self { publisher, answers, id, .. } = self;
+        let asking = async {
+            answers.connected().await?;
+            publisher.wait_for_subscriber(TOPIC).await?;
+            loop {
+                let question = [TOPIC, STATS, id.as_bytes()].map(Bytes::copy_from_slice);
+                publisher.publish(question).await?;
+                let answered = async {
+                    while let Some(answer) = answers.recv().await {
+                        if let Some([kind, document]) = answer.into_array()
+                            && kind == STATS
+                        {
+                            return Some(document);
+                        }
+                    }
+                    None
+                };
+                match tokio::time::timeout(ASK_INTERVAL, answered).await {
+                    Ok(Some(document)) => return Ok(document),
+                    Ok(None) => return Err(Error::new(ErrorKind::Closed, "the control socket was closed")),
+                    Err(_) => {}
+                }
+            }
+        };
+        match tokio::time::timeout(self.patience, asking).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => Err(Unknown { proxy: self.proxy.clone() }.into()),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! What flows by topic, for whoever looks: counted from samples, and only while somebody looks, so that it costs next to nothing.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use xmsg_core::deadline::later;
+use xmsg_core::socket::Amount;
+use xmsg_core::socket::session::now;
+use xmsg_core::zmtp::Span;
+
+use super::peers::lock;
+use crate::CONTROL_TOPIC;
+
+/// How long it goes on after the last look.
+const KEPT_FOR: Duration = Duration::from_secs(10);
+/// Topics that are told apart. The others are counted together.
+const TOPICS_MAX: usize = 16 << 10;
+/// Bytes of a topic that are kept.
+const TOPIC_MAX: usize = 256;
+/// Samples in a second, of all publishers together: a few hundredths of a processor's time. Up to there, every message is counted.
+const SAMPLES_PER_S: f64 = 20_000.0;
+/// Samples that may be taken at once after a pause.
+const SAMPLES_MAX: f64 = SAMPLES_PER_S / 2.0;
+/// Messages from one sample to the next at most, on average, as a power of two.
+const GAP_MAX_LOG: f64 = 12.0;
+
+/// What all samplers have found.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    is_on: AtomicBool,
+    found: Mutex<Found>,
+}
+
+#[derive(Debug)]
+struct Found {
+    /// Since when, and until when unless somebody looks again.
+    during: Option<(Instant, Instant)>,
+    topics: HashMap<Box<[u8]>, Amount>,
+    others: Amount,
+    /// Samples that may be taken now, and when that was known.
+    left: f64,
+    refilled: Instant,
+}
+
+impl Default for Found {
+    fn default() -> Self {
+        Self {
+            during: None,
+            topics: HashMap::new(),
+            others: Amount::default(),
+            left: SAMPLES_MAX,
+            refilled: now(),
+        }
+    }
+}
+
+impl Found {
+    /// Takes one sample into account. Returns how many messages, on average, the next one is to stand for: the fewer may still be taken,
+    /// the more.
+    fn gap(&mut self, now: Instant) -> u32 {
+        let time = now.saturating_duration_since(self.refilled).as_secs_f64();
+        self.left = (self.left + time * SAMPLES_PER_S).min(SAMPLES_MAX) - 1.0;
+        self.refilled = now;
+        let spent = 1.0 - (self.left / SAMPLES_MAX).clamp(0.0, 1.0);
+        // While little is spent, all are counted.
+        let log = ((spent - 0.25) / 0.75 * GAP_MAX_LOG).max(0.0);
+        #[allow(clippy::cast_sign_loss, reason = "it is 1 at least")]
+        let gap = log.exp2() as u32;
+        gap
+    }
+}
+
+/// What has come since somebody began to look.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// For how long.
+    pub time: Duration,
+    /// Messages and bytes by topic, estimated from samples; topics longer than 256 bytes count together with others that begin in the
+    /// same way. In no particular order.
+    pub topics: Vec<(Box<[u8]>, Amount)>,
+    /// Of topics that found no room.
+    pub others: Amount,
+}
+
+impl Watch {
+    /// What was found so far. From now on, for ten seconds, more is found.
+    pub(super) fn look(&self) -> Watched {
+        let now = now();
+        let mut found = lock(&self.found);
+        let since = match found.during {
+            Some((since, until)) if now < until => since,
+            _ => {
+                *found = Found::default();
+                now
+            }
+        };
+        found.during = Some((since, later(now, KEPT_FOR)));
+        self.is_on.store(true, Ordering::Relaxed);
+        Watched {
+            time: now.saturating_duration_since(since),
+            topics: found.topics.iter().map(|(topic, amount)| (topic.clone(), *amount)).collect(),
+            others: found.others,
+        }
+    }
+
+    /// Counts what a sample stands for, and returns how many messages the next one is to stand for.
+    fn count(&self, now: Instant, topic: &[u8], messages: u64, bytes: u64) -> u32 {
+        let mut found = lock(&self.found);
+        let gap = found.gap(now);
+        if found.during.is_none_or(|(_, until)| now >= until) {
+            self.is_on.store(false, Ordering::Relaxed);
+            *found = Found::default();
+            return gap;
+        }
+        if topic.starts_with(CONTROL_TOPIC) {
+            return gap;
+        }
+        let topic = &topic[..topic.len().min(TOPIC_MAX)];
+        let is_full = found.topics.len() >= TOPICS_MAX;
+        let Found { topics, others, .. } = &mut *found;
+        let amount = match topics.get_mut(topic) {
+            Some(amount) => amount,
+            None if is_full => others,
+            None => topics.entry(topic.into()).or_default(),
+        };
+        amount.messages += messages;
+        amount.bytes += bytes;
+        gap
+    }
+}
+
+/// Takes samples of what one publisher sends.
+#[derive(Debug)]
+pub(super) struct Sampler {
+    watch: Arc<Watch>,
+    /// Messages that are passed over before the next one, and those that were since the last one.
+    skip: usize,
+    skipped: u64,
+    /// State of a generator: samples at even distances would never see one of two topics that take turns.
+    random: u64,
+}
+
+impl Sampler {
+    /// `seed`: the number of the publisher.
+    pub(super) fn new(watch: &Arc<Watch>, seed: u32) -> Self {
+        Self { watch: watch.clone(), skip: 0, skipped: 0, random: u64::from(seed) }
+    }
+
+    /// Takes its samples of these messages, if somebody looks.
+    pub(super) fn pass(&mut self, wire: &[u8], spans: &[Span]) {
+        if !self.watch.is_on.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut left = spans;
+        while self.skip < left.len() {
+            let span = &left[self.skip];
+            left = &left[self.skip + 1..];
+            let messages = self.skipped + self.skip as u64 + 1;
+            self.take(wire, span, messages);
+        }
+        self.skip -= left.len();
+        self.skipped += left.len() as u64;
+    }
+
+    fn take(&mut self, wire: &[u8], span: &Span, messages: u64) {
+        let topic = &wire[span.first_start..span.first_start + span.first_len];
+        let gap = self.watch.count(now(), topic, messages, messages * (span.end - span.start) as u64);
+        // The generator of Knuth's MMIX; its upper bits are the good ones.
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.skip = ((self.random >> 33) % u64::from(2 * gap - 1)) as usize;
+        self.skipped = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xmsg_core::zmtp::encode_message;
+
+    use super::*;
+
+    /// The wire of messages with these topics.
+    fn wire(topics: &[&str]) -> (bytes::Bytes, Vec<Span>) {
+        let (mut wire, mut spans) = (bytes::BytesMut::new(), Vec::new());
+        for topic in topics {
+            let start = wire.len();
+            encode_message(&mut wire, &[topic.as_bytes(), b"", b"x"]);
+            let first_start = start + 2;
+            spans.push(Span { start, end: wire.len(), first_start, first_len: topic.len(), frames: 3 });
+        }
+        (wire.freeze(), spans)
+    }
+
+    #[test]
+    fn estimates_are_right_also_of_topics_that_take_turns() {
+        let watch = Arc::new(Watch::default());
+        let mut sampler = Sampler::new(&watch, 7);
+        let (wire, spans) = wire(&["a", "b", "a", "b", "xmsg:control:con", "a"]);
+        sampler.pass(&wire, &spans);
+        assert!(watch.look().topics.is_empty(), "nobody looked");
+        for _ in 0..100_000 {
+            sampler.pass(&wire, &spans);
+        }
+        let found: HashMap<_, _> = watch.look().topics.into_iter().collect();
+        assert_eq!(found.len(), 2);
+        let of = |topic: &[u8]| found[topic].messages as f64;
+        // Several hundred samples at least.
+        assert!((of(b"a") / 300_000.0 - 1.0).abs() < 0.3, "{found:?}");
+        assert!((of(b"b") / 200_000.0 - 1.0).abs() < 0.3, "{found:?}");
+    }
+
+    #[test]
+    fn there_is_an_end_to_the_topics() {
+        let watch = Watch::default();
+        watch.look();
+        let now = now();
+        for number in 0..TOPICS_MAX + 3 {
+            watch.count(now, number.to_string().as_bytes(), 1, 10);
+        }
+        watch.count(now, &[b'x'; 1000], 1, 10);
+        let watched = watch.look();
+        assert_eq!(
+            (watched.topics.len(), watched.others.messages, watched.others.bytes),
+            (TOPICS_MAX, 4, 40)
+        );
+        // Nobody looks any more.
+        watch.count(later(now, KEPT_FOR * 2), b"a", 1, 1);
+        assert!(!watch.is_on.load(Ordering::Relaxed) && watch.look().topics.is_empty());
+    }
+}
