@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use xmsg_core::ErrorKind;
 use xmsg_core::text::escaped;
+use xmsg_core::zmtp::Violation;
 
 use crate::{output, settings};
 
@@ -137,7 +138,39 @@ pub(crate) fn is_without_proxy(kind: ErrorKind) -> bool {
     )
 }
 
+/// The mechanism that the other side wants, and ours, if that is all that is wrong.
+fn mechanisms(error: &anyhow::Error) -> Option<(&str, &str)> {
+    error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(Violation::MechanismMismatch { theirs, ours }) => Some((theirs.as_str(), *ours)),
+        _ => None,
+    })
+}
+
+/// What to give so that it is let in.
+fn missing_options(theirs: &str) -> String {
+    let options = match theirs {
+        "CURVE" => "--server-key KEY, its public key, and --key-file FILE, ours from `xmsg keygen`",
+        "PLAIN" => "--user NAME and --password-file FILE",
+        "NULL" => {
+            let without = "It has no security: leave out keys and users";
+            return match settings::credentials() {
+                Some(taken) => format!("{without}. {taken}"),
+                None => format!("{without}."),
+            };
+        }
+        _ => return format!("xmsg does not know {}: it knows NULL, PLAIN and CURVE.", escaped(theirs)),
+    };
+    format!("Add {options}; `xmsg help security` tells more.")
+}
+
 fn describe(error: &anyhow::Error, exit: Exit) -> String {
+    if let (Exit::NotAllowed, Some((theirs, ours))) = (exit, mechanisms(error)) {
+        // The first cause says who it is, in words for everything that may be wrong.
+        let first = escaped(&error.to_string()).into_owned();
+        let who = first.split(": check ").next().unwrap_or_default();
+        let hint = missing_options(theirs);
+        return format!("{who}: it wants security {}, not {ours}\n  {hint}", escaped(theirs));
+    }
     // What a peer or a registrar has answered may be in any of them.
     let mut causes = error.chain().map(|cause| escaped(&cause.to_string()).into_owned());
     let mut text = causes.next().unwrap_or_default();

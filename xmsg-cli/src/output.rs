@@ -5,10 +5,11 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::time::Instant;
 use xmsg_core::ProxyAddress;
 use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
@@ -85,6 +86,21 @@ pub(crate) async fn reader_gone() {
         }
     }
     std::future::pending::<()>().await;
+}
+
+/// Says that a file can't be written because the folder for it is not there, before anything else is done.
+pub(crate) fn check_folder(file: &Path) -> anyhow::Result<()> {
+    let file_name = file.display();
+    if file.is_dir() {
+        bail!("cannot write {file_name}: it is a folder: name a file");
+    }
+    match file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) if !folder.is_dir() => {
+            let what = if folder.exists() { "is no folder" } else { "is not there: make it" };
+            bail!("cannot write {file_name}: the folder {} {what}, or name another one", folder.display())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether only errors and losses are told: `--quiet`.

@@ -18,6 +18,9 @@ use crate::source::{Source, Split, too_long};
 use crate::template::Template;
 use crate::value;
 
+/// Letters by which a slip of the pen differs from what is meant, at most.
+const SLIPS: usize = 2;
+
 /// Where data comes from.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InputOptions {
@@ -56,7 +59,11 @@ pub(crate) struct DataOptions {
 
 impl DataOptions {
     /// How messages to this topic are made.
-    pub(crate) fn recipe(&self, topic: &Topic) -> Recipe {
+    pub(crate) fn recipe(&self, topic: &Topic) -> anyhow::Result<Recipe> {
+        // Bytes that are given as they are may have any type.
+        if !self.hex && !self.base64 {
+            check_mime(&self.mime)?;
+        }
         let mut meta = Meta::new(&self.mime);
         for field in self.meta.iter().cloned() {
             field.apply(&mut meta);
@@ -66,8 +73,37 @@ impl DataOptions {
             (_, true) => Some(Coding::Base64),
             _ => None,
         };
-        Recipe::new(topic, &meta, coding, self.template)
+        Ok(Recipe::new(topic, &meta, coding, self.template))
     }
+}
+
+/// Refuses what is no mime type, or looks like one of xMsg's own types with a slip of the pen: as any other type, its data would be
+/// sent as bytes, and no actor could read it.
+fn check_mime(mime: &str) -> anyhow::Result<()> {
+    let has_two_parts = mime.split_once('/').is_some_and(|(kind, name)| !kind.is_empty() && !name.is_empty());
+    let is_plain = mime.chars().all(|c| c.is_ascii_graphic() || (has_two_parts && c == ' '));
+    let distance = |known: &str| {
+        // The second part alone is what is left out most often.
+        let name = known.split_once('/').map_or(known, |(_, name)| name);
+        let meant = if mime.contains('/') { known } else { name };
+        strsim::osa_distance(&mime.to_ascii_lowercase(), meant)
+    };
+    let nearest = value::KNOWN.iter().map(|known| (distance(known), *known)).min();
+    let near = nearest.filter(|(distance, _)| *distance <= SLIPS).map(|(_, known)| known);
+    if value::KNOWN.contains(&mime) || (has_two_parts && is_plain && near.is_none()) {
+        return Ok(());
+    }
+    let what = if has_two_parts { "is not known here" } else { "is no mime type, such as text/string" };
+    let hint = match near {
+        Some(known) => format!("is `{known}` meant?"),
+        None => "give two parts with a `/` between them".to_owned(),
+    };
+    let otherwise = if near.is_some() && has_two_parts {
+        " Data of a type with this very name is given with --hex or --base64."
+    } else {
+        ""
+    };
+    bail!(Usage(format!("--mime: `{mime}` {what}: {hint}{otherwise}")))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -221,6 +257,37 @@ mod tests {
         assert_eq!(&base64.data()[..], [0, 1, 255]);
         for (coding, data) in [(Coding::Hex, "0"), (Coding::Hex, "xy"), (Coding::Base64, "*")] {
             assert!(recipe(Some(coding), "a/b").message(data.into()).is_err());
+        }
+    }
+
+    #[test]
+    fn slips_in_mime_types_are_told() {
+        for mime in [
+            "text/string",
+            "binary/bytes",
+            "application/json",
+            "image/png",
+            "text/plain; charset=utf-8",
+            "x/y",
+        ] {
+            check_mime(mime).unwrap_or_else(|error| panic!("{mime}: {error}"));
+        }
+        for (mime, meant) in [
+            ("text/sting", "text/string"),
+            ("binary/dobule", "binary/double"),
+            ("binary/sint23", "binary/sint32"),
+            ("Text/String", "text/string"),
+            ("double", "binary/double"),
+            ("json", "application/json"),
+        ] {
+            let error = check_mime(mime).unwrap_err();
+            assert!(
+                error.is::<Usage>() && error.to_string().contains(&format!("is `{meant}` meant?")),
+                "{error}"
+            );
+        }
+        for mime in ["", "/", "a/", "/b", "whatever", "a/\n"] {
+            assert!(check_mime(mime).unwrap_err().is::<Usage>(), "{mime:?}");
         }
     }
 

@@ -14,6 +14,31 @@ use xmsg_core::data::mime;
 /// Elements of an array that are shown.
 const SHOWN_MAX: usize = 16;
 
+/// The types that xMsg knows, and JSON.
+pub(crate) const KNOWN: [&str; 21] = [
+    mime::BYTES,
+    mime::STRING,
+    mime::SINT32,
+    mime::SINT64,
+    mime::SFIXED32,
+    mime::SFIXED64,
+    mime::FLOAT,
+    mime::DOUBLE,
+    mime::ARRAY_SINT32,
+    mime::ARRAY_SINT64,
+    mime::ARRAY_SFIXED32,
+    mime::ARRAY_SFIXED64,
+    mime::ARRAY_FLOAT,
+    mime::ARRAY_DOUBLE,
+    mime::ARRAY_STRING,
+    mime::ARRAY_BYTES,
+    mime::NATIVE,
+    mime::JAVA,
+    mime::CPP,
+    mime::JSON,
+    mime::PYTHON,
+];
+
 /// Whether text is turned into a value of this mime type when it is published.
 pub(crate) fn is_typed(mime_type: &str) -> bool {
     parser(mime_type).is_some()

@@ -301,13 +301,17 @@ async fn bad_arguments_say_what_is_wrong() {
         (&["--host", "tcp://here"], "host"),
         (&["--slow-subscriber", "fast"], "drop-newest"),
         (&["--linger=-1"], "seconds"),
+        (&["--linger", "5 parsecs"], "10s or 2m"),
         (&["--what"], "--what"),
     ] {
         let output = run(PROXY, arguments).await;
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
         assert!(error.contains(word), "{arguments:?}: {error}");
+        assert!(error.starts_with("xmsg-proxy: "), "{arguments:?}: {error}");
     }
+    let taken = run(PROXY, &["--linger", "1m", "--print-config"]).await;
+    assert!(String::from_utf8(taken.stdout).unwrap().contains("linger_s = 60"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

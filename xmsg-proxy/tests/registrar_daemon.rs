@@ -245,6 +245,7 @@ async fn what_cannot_be_is_said() {
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
         assert!(error.contains(says), "{arguments:?}: {error}");
+        assert!(error.starts_with("xmsg-registrar: "), "{arguments:?}: {error}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 
 use super::{Cli, ContextOption, SecurityOptions, help};
 use crate::settings;
@@ -38,7 +38,10 @@ pub(crate) fn command() -> Command {
 fn prepared(command: Command) -> Command {
     let has = |id: &str| command.get_arguments().any(|arg| arg.get_id() == id);
     let (connects, asks) = (CONNECTS.into_iter().any(has), has(ASKS));
-    let mut command = command.mut_subcommands(prepared);
+    // `--count -1` is a count that can't be, and no option `-1`.
+    let takes = |arg: &Arg| arg.get_long().is_some() && arg.get_action().takes_values();
+    let numbers = |arg: Arg| if takes(&arg) { arg.allow_negative_numbers(true) } else { arg };
+    let mut command = command.mut_subcommands(prepared).mut_args(numbers);
     if connects {
         command = with::<SecurityOptions>(command);
     }

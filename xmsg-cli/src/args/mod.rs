@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use xmsg_core::options::CHECK_TIMEOUT;
-use xmsg_core::{Connection, ProxyAddress, Registrar, RegistrarAddress, Security};
+use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security};
 
 #[cfg(feature = "bench")]
 use crate::commands::bench;
@@ -17,11 +17,17 @@ use crate::commands::{
     completions, connections, context, demo, discover, info, keys, ping, publish, record, register,
     registrar, replay, reply, request, subscribe, top, topics,
 };
+use crate::exit::AtRegistrar;
 use crate::settings;
 
 pub(crate) use command::{command, parse, visible};
 pub(crate) use help::{Help, PAGES, help, page_as_command};
-pub(crate) use values::{parse_bytes, parse_duration, parse_rate, parse_size, parse_subscription};
+pub(crate) use values::{
+    parse_bytes, parse_count_from_1, parse_duration, parse_number, parse_rate, parse_size, parse_subscription,
+};
+
+/// How long it may take to see that nobody listens.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// Publish and subscribe through an xMsg proxy
 #[derive(Debug, Parser)]
@@ -197,5 +203,31 @@ impl RegistrarOptions {
             .registration_timeout(self.registrar_timeout)
             .discovery_timeout(self.registrar_timeout)
             .build()
+    }
+
+    /// Says at once that there is no registrar: a client would wait for one to be started.
+    pub(crate) async fn find(&self, registrar: &Registrar) -> Result<(), AtRegistrar> {
+        let address = registrar.address();
+        let failed =
+            |kind, why: &str| AtRegistrar(Error::new(kind, format!("no registrar at {address}: {why}")));
+        let connecting = async {
+            let mut found = tokio::net::lookup_host((address.host(), address.port()))
+                .await
+                .map_err(|error| {
+                    let why = "this host is not known: is its name right?";
+                    AtRegistrar(failed(ErrorKind::UnknownHost, why).0.with_source(error))
+                })?
+                .peekable();
+            let mut refused = found.peek().is_some();
+            for address in found {
+                match tokio::net::TcpStream::connect(address).await {
+                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
+                    _ => refused = false,
+                }
+            }
+            if refused { Err(failed(ErrorKind::Refused, "nobody listens there")) } else { Ok(()) }
+        };
+        // Whoever does not answer in time is left to the client, which has the same time limit.
+        tokio::time::timeout(PROBE, connecting).await.unwrap_or(Ok(()))
     }
 }

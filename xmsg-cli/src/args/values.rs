@@ -1,5 +1,6 @@
 //! How values of options are read.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use xmsg_core::{Error, ErrorKind, Topic};
@@ -74,6 +75,45 @@ pub(crate) fn parse_size(text: &str, least: u64) -> Result<u64, String> {
     }
 }
 
+/// Reads a whole number within these bounds, such as `1000`, `1_000` or `1e6`.
+pub(crate) fn parse_count(text: &str, bounds: RangeInclusive<u64>) -> Result<u64, String> {
+    let digits = text.replace('_', "");
+    let is_digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = match digits.split_once(['e', 'E']) {
+        Some((number, exponent)) if is_digits(number) && is_digits(exponent) => exponent
+            .parse()
+            .ok()
+            .and_then(|exponent| 10_u128.checked_pow(exponent))
+            .zip(number.parse::<u128>().ok())
+            .map_or(Some(u128::MAX), |(power, number)| Some(number.saturating_mul(power))),
+        None if is_digits(&digits) => Some(digits.parse().unwrap_or(u128::MAX)),
+        _ => None,
+    };
+    let (least, most) = (bounds.start(), bounds.end());
+    let what = if *most == u64::MAX { format!("{least} or more") } else { format!("{least} to {most}") };
+    let number = number.ok_or_else(|| format!("not a whole number, such as 1000 or 1e6: give {what}"))?;
+    match u64::try_from(number) {
+        Ok(number) if bounds.contains(&number) => Ok(number),
+        Err(_) if *most == u64::MAX => Err(format!("too large: give {most} at most")),
+        _ => Err(format!("out of range: give {what}")),
+    }
+}
+
+/// A count of at least one.
+pub(crate) fn parse_count_from_1(text: &str) -> Result<u64, String> {
+    parse_count(text, 1..=u64::MAX)
+}
+
+/// A small one.
+pub(crate) fn parse_number<T: TryFrom<u64>>(
+    bounds: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = parse_count(text, bounds.clone())?;
+        number.try_into().map_err(|_| format!("out of range: give {} at most", bounds.end()))
+    }
+}
+
 /// Messages per second: a number above 0.
 pub(crate) fn parse_rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -118,6 +158,24 @@ mod tests {
         for text in ["", "0", "-1", "k", "1.5k", "1x", "99999999999999999999", "99999999999999999M"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn counts_are_whole_numbers_within_bounds() {
+        for (text, count) in
+            [("1", 1), ("1000", 1000), ("1_000", 1000), ("1e6", 1_000_000), ("25E1", 250), ("007", 7)]
+        {
+            assert_eq!(parse_count(text, 1..=u64::MAX), Ok(count), "{text}");
+        }
+        for text in ["", "-1", "1.5", "1,000", "x", "e6", "1e", "1e-3", "0x10", "+1", " 1"] {
+            assert!(parse_count(text, 1..=9).unwrap_err().contains("1000 or 1e6: give 1 to 9"), "{text}");
+        }
+        for text in ["0", "10", "1e1", "1e99", "99999999999999999999999999999999999999999999"] {
+            assert!(parse_count(text, 1..=9).unwrap_err().contains("give 1 to 9"), "{text}");
+        }
+        assert!(parse_count("0", 1..=u64::MAX).unwrap_err().contains("give 1 or more"));
+        assert!(parse_count("1e20", 1..=u64::MAX).unwrap_err().contains("too large"));
+        assert_eq!(parse_number::<u16>(1..=10)("3"), Ok(3));
     }
 
     #[test]

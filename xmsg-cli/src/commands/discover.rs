@@ -5,7 +5,7 @@ use serde_json::json;
 use xmsg_core::text::json_escaped;
 use xmsg_core::{OwnerType, Query, Registration, Topic};
 
-use crate::args::RegistrarOptions;
+use crate::args::{RegistrarOptions, parse_number};
 use crate::exit::{AtRegistrar, Exit};
 use crate::output::Output;
 use crate::signals::Interrupt;
@@ -51,7 +51,7 @@ pub(crate) struct FindArguments {
     host: Option<String>,
 
     /// With --filter: only those of this port
-    #[arg(long, requires = "filter", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, requires = "filter", value_parser = parse_number::<u16>(1..=65_535))]
     port: Option<u16>,
 
     /// One object of JSON on each line
@@ -98,16 +98,18 @@ pub(crate) async fn find(arguments: FindArguments) -> anyhow::Result<Exit> {
         Query::topic(owner, &arguments.topic.parse::<Topic>()?)
     };
     let question = async {
-        if arguments.filter {
+        arguments.registrar.find(&registrar).await?;
+        let found = if arguments.filter {
             registrar.filter(&query).await
         } else if arguments.exact {
             registrar.exact(&query).await
         } else {
             registrar.find(&query).await
-        }
+        };
+        found.map_err(AtRegistrar)
     };
     let found = tokio::select! {
-        found = question => found.map_err(AtRegistrar)?,
+        found = question => found?,
         exit = interrupt.wait() => return Ok(exit),
     };
     show(found.iter().map(|registration| (owner, registration)), arguments.json)
@@ -122,6 +124,10 @@ pub(crate) async fn list(arguments: ListArguments) -> anyhow::Result<Exit> {
         _ => &OwnerType::ALL,
     };
     let mut found = Vec::new();
+    tokio::select! {
+        there = arguments.registrar.find(&registrar) => there?,
+        exit = interrupt.wait() => return Ok(exit),
+    }
     for owner in owners {
         let some = tokio::select! {
             some = registrar.all(*owner) => some.map_err(AtRegistrar)?,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use serde_json::json;
 use xmsg_core::security::{KeyPair, Password, PublicKey, read_key_file, read_secret};
 use xmsg_core::text::json_escaped;
@@ -14,7 +15,7 @@ use xmsg_proxy::security::{Passwords, hash_password};
 use zeroize::Zeroizing;
 
 use crate::exit::{Exit, Usage};
-use crate::output::{Output, note};
+use crate::output::{Output, check_folder, note};
 
 const KEYGEN_EXAMPLES: &str = "\
 Examples:
@@ -49,7 +50,7 @@ pub(crate) struct Keygen {
 
 /// Set the password of a PLAIN user
 ///
-/// Reads the password from standard input: its first line. FILE is made if need be, for you alone to read; it holds Argon2 hashes.
+/// Asks for the password, and does not show it; away from a terminal, it is the first line of standard input. FILE is made if need be, for you alone to read; it holds Argon2 hashes.
 #[derive(Debug, Args)]
 #[command(after_help = PASSWD_EXAMPLES)]
 pub(crate) struct Passwd {
@@ -79,6 +80,7 @@ pub(crate) fn keygen(arguments: &Keygen) -> anyhow::Result<Exit> {
         say(&Zeroizing::new(format!("public-key = \"{}\"\nsecret-key = \"{}\"\n", keys.public(), *secret)))?;
         return Ok(Exit::Done);
     };
+    check_folder(file)?;
     let text = Zeroizing::new(format!(
         "# xmsg CURVE keys. Keep this file to yourself; the public key may be known.\n\
          public-key = \"{}\"\nsecret-key = \"{}\"\n",
@@ -108,6 +110,7 @@ pub(crate) fn passwd(arguments: &Passwd) -> anyhow::Result<Exit> {
     if user.is_empty() || user.len() > 255 || user.contains([':', '\n', '#']) {
         bail!(Usage("a user's name has 1 to 255 bytes, and neither `:` nor `#`".to_owned()));
     }
+    check_folder(file)?;
     let before = if file.exists() { read_secret(file)? } else { Zeroizing::new(String::new()) };
     Passwords::parse(&before).with_context(|| file.display().to_string())?;
     let is_theirs = |line: &str| line.trim().split_once(':').is_some_and(|(name, _)| name == user);
@@ -147,7 +150,7 @@ pub(crate) fn passwd(arguments: &Passwd) -> anyhow::Result<Exit> {
 fn read_password() -> anyhow::Result<Password> {
     let stdin = io::stdin();
     if stdin.is_terminal() {
-        note(format_args!("type the password (it will be seen), or pipe it in:"));
+        return ask_password();
     }
     let mut line = Zeroizing::new(String::new());
     // More than a password can be is not read.
@@ -159,6 +162,49 @@ fn read_password() -> anyhow::Result<Password> {
         ));
     }
     Ok(Password::new(password)?)
+}
+
+/// Asks whoever sits at the terminal, who does not see what is typed, and so types it twice.
+fn ask_password() -> anyhow::Result<Password> {
+    let _hidden = Hidden::new().context("cannot hide what is typed: pipe the password in")?;
+    let ask = |prompt: &str| {
+        let mut line = Zeroizing::new(String::new());
+        // With standard error closed, nobody is asked.
+        let _ = write!(io::stderr(), "{prompt}").and_then(|()| io::stderr().flush());
+        io::BufRead::read_line(&mut io::stdin().lock().take(4096), &mut line)
+            .context("cannot read the password from the terminal")?;
+        anyhow::Ok(Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
+    };
+    let password = ask("Password: ")?;
+    if password.is_empty() {
+        bail!(Usage("an empty password lets in whoever knows the name: type one".to_owned()));
+    }
+    if ask("The same again: ")? != password {
+        bail!("the two passwords differ: nothing was changed, try again");
+    }
+    Ok(Password::new(password.as_str())?)
+}
+
+/// A terminal that does not show what is typed, until this is dropped. What was typed before is thrown away.
+struct Hidden(Termios);
+
+impl Hidden {
+    fn new() -> io::Result<Self> {
+        let before = tcgetattr(io::stdin())?;
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        // The end of the line is to be seen.
+        hidden.local_modes.insert(LocalModes::ECHONL);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &hidden)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // A terminal that is gone shows nothing anyway.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
+    }
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

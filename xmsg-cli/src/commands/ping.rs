@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use xmsg_core::text::{escaped, json_escaped};
 use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Topic};
 
-use crate::args::{ConnectOptions, parse_duration};
+use crate::args::{ConnectOptions, parse_count_from_1, parse_duration};
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped};
 use crate::pace::Pace;
@@ -33,7 +33,7 @@ Examples:
 pub(crate) struct Arguments {
     /// How many pings
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 4,
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = parse_count_from_1)]
     count: u64,
 
     /// Time from one ping to the next

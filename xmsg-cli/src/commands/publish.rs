@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use xmsg_core::{Connection, Delivery, ErrorKind, ProxyAddress, Topic, Unfinished};
 
-use crate::args::{ConnectOptions, parse_duration, parse_rate};
+use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::Exit;
 use crate::output::{counted, grouped, note, note_connection, or_noting, per_second, warn};
 use crate::pace::Pace;
@@ -70,7 +70,7 @@ pub(crate) struct Arguments {
     data: DataOptions,
 
     /// Publish the message so many times
-    #[arg(short = 'n', long, value_name = "COUNT", conflicts_with_all = ["lines", "null"])]
+    #[arg(short = 'n', long, value_name = "COUNT", conflicts_with_all = ["lines", "null"], value_parser = parse_count_from_1)]
     count: Option<u64>,
 
     /// Messages per second at most, evenly spaced
@@ -236,7 +236,7 @@ struct Job {
 
 impl Job {
     fn new(arguments: &Arguments) -> anyhow::Result<Self> {
-        let recipe = arguments.data.recipe(&arguments.topic);
+        let recipe = arguments.data.recipe(&arguments.topic)?;
         let split = match (arguments.lines, arguments.null) {
             (true, _) => Split::Lines { chomp: arguments.chomp || recipe.is_typed() },
             (_, true) => Split::Null,

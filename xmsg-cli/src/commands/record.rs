@@ -16,9 +16,9 @@ use xmsg_core::Topic;
 use xmsg_core::control::CONTROL_TOPIC;
 use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
 
-use crate::args::{ConnectOptions, parse_bytes, parse_duration, parse_subscription};
+use crate::args::{ConnectOptions, parse_bytes, parse_count_from_1, parse_duration, parse_subscription};
 use crate::exit::Exit;
-use crate::output::{Output, counted, grouped, note, note_connection, per_second, warn};
+use crate::output::{Output, check_folder, counted, grouped, note, note_connection, per_second, warn};
 use crate::recording::block::VERSION;
 use crate::recording::index::Index;
 use crate::recording::reader::{End, Gap, Reader};
@@ -69,7 +69,7 @@ pub(crate) struct Arguments {
     topics: Vec<Topic>,
 
     /// End after so many messages
-    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
     /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 when fewer than COUNT messages had arrived
@@ -122,6 +122,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         is_compressed: arguments.zstd,
     };
     files.check()?;
+    check_folder(&arguments.file)?;
     let proxy = arguments.connect.proxy()?;
     let topics =
         if arguments.topics.is_empty() { vec![Topic::everything()] } else { arguments.topics.clone() };

@@ -109,8 +109,12 @@ pub(crate) async fn register(arguments: Arguments, verbose: bool) -> anyhow::Res
     let proxy: ProxyAddress = settings::PROXY.parsed(arguments.proxy.as_deref())?;
     let mut registration = Registration::new(owner, arguments.name, &arguments.topic, &proxy);
     registration.description = arguments.description;
+    let work = async {
+        arguments.registrar.find(&registrar).await?;
+        registrar.register(&registration).await.map_err(AtRegistrar)
+    };
     tokio::select! {
-        result = registrar.register(&registration) => result.map_err(AtRegistrar)?,
+        result = work => result?,
         exit = interrupt.wait() => return Ok(exit),
     }
     if verbose || arguments.keep {
@@ -135,17 +139,19 @@ pub(crate) async fn deregister(arguments: RemovalArguments, verbose: bool) -> an
     };
     let proxy: ProxyAddress = settings::PROXY.parsed(arguments.proxy.as_deref())?;
     let work = async {
-        match (arguments.all_of, arguments.topic, arguments.name) {
+        arguments.registrar.find(&registrar).await?;
+        let done = match (arguments.all_of, arguments.topic, arguments.name) {
             (Some(host), ..) => registrar.remove_all(&host).await,
             (None, Some(topic), Some(name)) => {
                 registrar.deregister(&Registration::new(owner, name, &topic, &proxy)).await
             }
             // The command line has a topic and a name, or a host.
             _ => Ok(()),
-        }
+        };
+        done.map_err(AtRegistrar)
     };
     tokio::select! {
-        result = work => result.map_err(AtRegistrar)?,
+        result = work => result?,
         exit = interrupt.wait() => return Ok(exit),
     }
     if verbose {

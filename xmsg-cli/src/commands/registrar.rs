@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::{Args, Subcommand};
-use xmsg_core::RegistrarAddress;
+use xmsg_core::{ErrorKind, RegistrarAddress};
 use xmsg_proxy::registrar::{Config, Registrar};
 
-use crate::args::parse_duration;
+use crate::args::{parse_duration, parse_number};
 use crate::commands::{discover, register};
-use crate::exit::Exit;
-use crate::output::{counted, note};
+use crate::exit::{Exit, Usage};
+use crate::output::{check_folder, counted, note};
 use crate::signals::Interrupt;
 
 /// How long replies are still sent after Ctrl-C.
@@ -75,7 +75,7 @@ pub(crate) struct RunArguments {
     host: String,
 
     /// Port; 0: any free one
-    #[arg(long, default_value_t = xmsg_core::address::DEFAULT_REGISTRAR_PORT)]
+    #[arg(long, default_value_t = xmsg_core::address::DEFAULT_REGISTRAR_PORT, value_parser = parse_number::<u16>(0..=65_535))]
     port: u16,
 
     /// Keep registrations in this file, so that a restart loses none; FILE.journal and FILE.lock lie beside it
@@ -89,6 +89,7 @@ pub(crate) struct RunArguments {
 
 async fn serve(arguments: RunArguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
+    arguments.snapshot.as_deref().map(check_folder).transpose()?;
     // Only the host is checked: port 0 is no address, but can be bound.
     let host = RegistrarAddress::new(&arguments.host, 1)?.host().to_owned();
     let host = if host.contains(':') { format!("[{host}]") } else { host };
@@ -97,7 +98,12 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<Exit> {
         ttl: arguments.ttl.filter(|ttl| !ttl.is_zero()),
         ..Config::default()
     };
-    let registrar = Registrar::bind(format!("{host}:{}", arguments.port)).config(config).start().await?;
+    let registrar = Registrar::bind(format!("{host}:{}", arguments.port)).config(config).start().await;
+    // It is no registrar that was not found, but a place for ours.
+    let registrar = registrar.map_err(|error| match error.kind() {
+        ErrorKind::UnknownHost => anyhow!(Usage(format!("--host: {}", error.with_causes()))),
+        _ => error.into(),
+    })?;
     let found = registrar.counts();
     note(format_args!(
         "registrar at {} with {}; Ctrl-C ends it",

@@ -20,7 +20,9 @@ use xmsg_core::{Connection, ConnectionId, Error, ErrorKind, Message, ProxyAddres
 
 use super::publish::{confirm_now_and_then, end, not_arrived};
 use super::record::{end_words, gap_words, open, show_progress, time_text};
-use crate::args::{ConnectOptions, SecurityOptions, parse_duration, parse_rate, parse_subscription};
+use crate::args::{
+    ConnectOptions, SecurityOptions, parse_count_from_1, parse_duration, parse_rate, parse_subscription,
+};
 use crate::exit::Exit;
 use crate::output::{counted, grouped, note, note_connection, or_noting, per_second, warn};
 use crate::pace::Pace;
@@ -80,7 +82,7 @@ pub(crate) struct Arguments {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "18446744073709551615",
-        value_parser = clap::value_parser!(u64).range(1..)
+        value_parser = parse_count_from_1
     )]
     passes: Option<u64>,
 

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use xmsg_core::control::CONTROL_TOPIC;
 use xmsg_core::{Connection, ErrorKind, Message, Subscription, Topic};
 
-use crate::args::{ConnectOptions, parse_duration, parse_subscription};
+use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_number, parse_subscription};
 use crate::exit::{Exit, Usage};
 use crate::output::{counted, grouped, note, note_connection, or_noting, warn};
 use crate::recipe::{DataOptions, Dish, Recipe};
@@ -84,14 +84,14 @@ pub(crate) struct Arguments {
     command_timeout: Duration,
 
     /// How many commands may run at a time; with 1, replies are in the order of requests
-    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=65_535))]
     concurrency: u16,
 
     #[command(flatten)]
     data: DataOptions,
 
     /// End after so many requests, also those that could not be answered; exit code 1 if there were any
-    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
     #[command(flatten)]
@@ -123,7 +123,7 @@ impl Arguments {
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let (topics, data) = arguments.words()?;
-    let recipe = arguments.data.recipe(&Topic::wrap(PLACEHOLDER));
+    let recipe = arguments.data.recipe(&Topic::wrap(PLACEHOLDER))?;
     let mut source = if data.is_some() || arguments.file.is_some() {
         Some(recipe.source(data, arguments.file.as_deref(), Split::Whole)?)
     } else {

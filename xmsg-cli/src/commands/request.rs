@@ -3,12 +3,12 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use xmsg_core::{Actor, RegistrarAddress, Topic};
 
-use crate::args::{ConnectOptions, parse_duration};
-use crate::exit::{Exit, is_unanswered, is_without_proxy};
+use crate::args::{ConnectOptions, parse_count_from_1, parse_duration};
+use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
 use crate::output::{Output, counted, grouped, note, reader_gone, warn};
 use crate::recipe::{DataOptions, InputOptions, Recipe};
 use crate::signals::Interrupt;
@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
 
     /// Ask so many times, one after the other
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, hide_default_value = true,
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = parse_count_from_1)]
     count: u64,
 
     #[command(flatten)]
@@ -60,7 +60,10 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
-    let recipe = arguments.data.recipe(&arguments.topic);
+    if arguments.timeout.is_zero() {
+        bail!(Usage("--timeout can't be 0: nobody could reply in time".to_owned()));
+    }
+    let recipe = arguments.data.recipe(&arguments.topic)?;
     let input = &arguments.input;
     let source = recipe.source(input.data.as_deref(), input.file.as_deref(), Split::Whole)?;
 

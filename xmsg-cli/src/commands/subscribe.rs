@@ -13,7 +13,7 @@ use clap::Args;
 use tokio::sync::watch;
 use xmsg_core::{Message, Subscription, Topic};
 
-use crate::args::{ConnectOptions, parse_duration, parse_subscription};
+use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_subscription};
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped, note, note_connection, per_second, reader_gone, warn};
 use crate::render;
@@ -62,7 +62,7 @@ pub(crate) struct Arguments {
     topics: Vec<Topic>,
 
     /// End after so many messages
-    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
     /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 when fewer than COUNT messages had arrived

@@ -27,9 +27,9 @@ struct Arguments {
     #[arg(long, value_name = "FILE", env = "XMSG_REGISTRAR_SNAPSHOT")]
     snapshot: Option<PathBuf>,
 
-    /// Forget registrations that were not made again for so many seconds; 0: never [default: 0]. Clients of this project
+    /// Forget registrations that were not made again for so long, such as 60s; 0: never [default: 0]. Clients of this project
     /// renew theirs every 20 seconds, others don't
-    #[arg(long, value_name = "SECONDS", env = "XMSG_REGISTRAR_TTL")]
+    #[arg(long, value_name = "DURATION", env = "XMSG_REGISTRAR_TTL")]
     ttl: Option<Seconds>,
 
     /// Registrations to keep at most [default: 4000000]

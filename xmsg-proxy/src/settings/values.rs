@@ -81,7 +81,7 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
     }
 }
 
-/// A length of time, written as a number of seconds with or without a fraction.
+/// A length of time, written as a number of seconds with or without a fraction; as an option, also with a unit, such as `500ms` or `2m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seconds(Duration);
 
@@ -108,7 +108,7 @@ impl Seconds {
         if (0.0..1e6).contains(&seconds) {
             return Ok(Self(Duration::from_secs_f64(seconds)));
         }
-        Err(invalid("not a number of seconds from 0 to 1000000"))
+        Err(invalid("not a number of seconds from 0 to 1000000, nor a time such as 500ms, 10s or 2m"))
     }
 }
 
@@ -116,7 +116,17 @@ impl FromStr for Seconds {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::checked(text.parse().unwrap_or(f64::NAN))
+        let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(unit_at);
+        let unit_seconds = match unit {
+            "ms" => 1e-3,
+            "" | "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "d" => 86400.0,
+            _ => f64::NAN,
+        };
+        Self::checked(number.trim_end().parse().unwrap_or(f64::NAN) * unit_seconds)
     }
 }
 
@@ -369,7 +379,12 @@ mod tests {
     fn seconds_may_have_a_fraction() {
         assert_eq!("0.25".parse::<Seconds>().unwrap().get(), Duration::from_millis(250));
         assert_eq!(Seconds::of(0).unless_zero(), None);
-        for bad in ["-1", "x", "", "NaN", "inf", "1e9"] {
+        for (text, millis) in
+            [("250ms", 250), ("10s", 10_000), ("1.5m", 90_000), ("2 h", 7_200_000), ("1d", 86_400_000)]
+        {
+            assert_eq!(text.parse::<Seconds>().unwrap().get(), Duration::from_millis(millis), "{text}");
+        }
+        for bad in ["-1", "x", "", "NaN", "inf", "1e9", "s", "5 parsecs", "-1s", "12d1"] {
             assert!(bad.parse::<Seconds>().unwrap_err().to_string().contains("seconds"), "{bad}");
         }
     }

@@ -9,6 +9,7 @@ use super::options::CommonOptions;
 use super::report::Report;
 use super::setup::set_up;
 use super::target::Target;
+use crate::args::{parse_count_from_1, parse_number};
 use crate::output::counted;
 use crate::signals::Interrupt;
 
@@ -25,11 +26,11 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// How many connections
-    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000, value_parser = parse_count_from_1)]
     count: u64,
 
     /// So many are made at the same time
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=10_000))]
     concurrency: u16,
 
     #[command(flatten)]

@@ -15,7 +15,7 @@ use super::plot::{self, Curve};
 use super::report::{Report, Table, rate, time};
 use super::target::Target;
 use super::unless_interrupted;
-use crate::args::{parse_duration, parse_rate};
+use crate::args::{parse_duration, parse_number, parse_rate};
 use crate::exit::Usage;
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
@@ -47,11 +47,11 @@ pub(crate) struct Arguments {
     rate: Vec<f64>,
 
     /// Publishers, each with a connection and a thread
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=256))]
     publishers: u16,
 
     /// Subscribers, each with a connection; each gets everything
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=65_535))]
     subscribers: u16,
 
     /// Publish for so long at each rate

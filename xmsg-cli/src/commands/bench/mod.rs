@@ -44,7 +44,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use crate::exit::Exit;
-use crate::output::{Output, counted};
+use crate::output::{Output, check_folder, counted};
 use crate::signals::Interrupt;
 
 use client::{Receiver, Sender};
@@ -234,9 +234,7 @@ impl PlotFile {
             _ => Path::new("."),
         };
         let what = || format!("cannot write {}", path.display());
-        if path.is_dir() {
-            return Err(anyhow::anyhow!("it is a folder")).with_context(what);
-        }
+        check_folder(path)?;
         // What any new file gets, instead of nobody else's business.
         let permissions = Permissions::from_mode(0o666);
         let file = tempfile::Builder::new()

@@ -8,7 +8,7 @@ use xmsg_core::Topic;
 use xmsg_proxy::Policy;
 
 use super::client::HEADER_LEN;
-use crate::args::{ConnectOptions, parse_duration};
+use crate::args::{ConnectOptions, parse_duration, parse_number};
 
 /// What is measured, and how it is told: the same for all modes.
 #[derive(Debug, clap::Args)]
@@ -51,7 +51,7 @@ pub(super) struct TargetOptions {
     pub(super) slow_subscriber: Policy,
 
     /// Threads that the clients share, and the embedded proxy with them [default: one for each core]
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = parse_threads)]
     pub(super) threads: Option<NonZeroUsize>,
 
     /// Topics are below this one, in a branch that is new for each run
@@ -73,6 +73,11 @@ pub(super) struct LoadOptions {
     /// At the end, a message that has not come so long after the one before it is lost
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = parse_duration)]
     pub(super) patience: Duration,
+}
+
+fn parse_threads(text: &str) -> Result<NonZeroUsize, String> {
+    parse_number::<usize>(1..=1024)(text)
+        .map(|threads| NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN))
 }
 
 /// Bytes of a message, which begins with a header.

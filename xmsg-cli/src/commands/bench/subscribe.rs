@@ -15,7 +15,7 @@ use super::report::{Report, Table, per_second, rate, time};
 use super::setup::set_up;
 use super::target::Target;
 use super::unless_interrupted;
-use crate::args::parse_duration;
+use crate::args::{parse_count_from_1, parse_duration, parse_number};
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
 
@@ -35,16 +35,16 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// How many subscriptions
-    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000, value_parser = parse_count_from_1)]
     count: u64,
 
     /// So many are made at the same time
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=10_000))]
     concurrency: u16,
 
     /// Subscribe to so many topics on one connection; several numbers are measured one after another
     #[arg(long, value_name = "COUNT", value_delimiter = ',', conflicts_with_all = ["count", "concurrency"],
-          value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+          value_parser = parse_number::<u32>(1..=10_000_000))]
     on_one_connection: Vec<u32>,
 
     /// How long all subscriptions of one connection may take

@@ -20,7 +20,7 @@ use super::plot::{self, Curve};
 use super::report::{Report, Table, per_second, rate, time};
 use super::target::Target;
 use super::unless_interrupted;
-use crate::args::parse_duration;
+use crate::args::{parse_count_from_1, parse_duration, parse_number};
 use crate::exit::is_unanswered;
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
@@ -41,12 +41,12 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Requests that are under way at the same time
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=10_000))]
     in_flight: u16,
 
     /// Ask so many times
     #[arg(short = 'n', long, value_name = "COUNT", conflicts_with = "duration",
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = parse_count_from_1)]
     messages: Option<u64>,
 
     /// Ask for so long

@@ -13,7 +13,7 @@ use super::plot::{self, Line};
 use super::report::{Report, Spread, Table, megabytes_per_second, per_second, rate, time};
 use super::target::Target;
 use super::unless_interrupted;
-use crate::args::parse_duration;
+use crate::args::{parse_count_from_1, parse_duration, parse_number};
 use crate::output::{counted, grouped};
 use crate::signals::Interrupt;
 
@@ -36,20 +36,20 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Publishers, each with a connection
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=10_000))]
     publishers: u16,
 
     /// Subscribers, each with a connection; each gets everything
-    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=65_535))]
     subscribers: u16,
 
     /// Topics that each publisher goes through in turn
-    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u32>(1..=1_000_000))]
     topics: u32,
 
     /// Publish so many messages, shared among the publishers
     #[arg(short = 'n', long, value_name = "COUNT", conflicts_with = "duration",
-          value_parser = clap::value_parser!(u64).range(1..))]
+          value_parser = parse_count_from_1)]
     messages: Option<u64>,
 
     /// Publish for so long

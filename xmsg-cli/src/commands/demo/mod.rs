@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use crate::args::{parse_duration, parse_rate, parse_size};
+use crate::args::{parse_duration, parse_number, parse_rate, parse_size};
 use crate::exit::Exit;
 use crate::screen::Screen;
 
@@ -43,11 +43,11 @@ pub(crate) struct Arguments {
     duration: Option<Duration>,
 
     /// Publishers [default: 2]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "COUNT", value_parser = parse_number::<u16>(1..=1000))]
     publishers: Option<u16>,
 
     /// Subscribers; each gets the messages of all publishers [default: 2]
-    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, value_name = "COUNT", value_parser = parse_number::<u16>(1..=1000))]
     subscribers: Option<u16>,
 
     /// Bytes of data in each message, such as 100, 1KiB or 1MB; 12 at least [default: 128]

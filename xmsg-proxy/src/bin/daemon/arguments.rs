@@ -32,8 +32,20 @@ pub(crate) trait Program: CommandFactory + FromArgMatches + Clone + Send + 'stat
         for (option, variable) in Self::COMMON_ENV {
             command = command.mut_arg(option, |option| option.env(variable));
         }
-        let matches = command.get_matches_mut();
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+        let read = command.try_get_matches_from_mut(std::env::args_os());
+        let read = read
+            .and_then(|matches| Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command)));
+        read.unwrap_or_else(|error| {
+            let text = error.render().to_string();
+            match text.strip_prefix("error: ") {
+                // A daemon's lines stand among those of others, and begin with its name.
+                Some(text) => {
+                    eprintln!("{}: {}", Self::NAME, text.trim_end());
+                    std::process::exit(2)
+                }
+                None => error.exit(),
+            }
+        })
     }
 }
 
@@ -52,8 +64,8 @@ pub(crate) struct Common {
     #[arg(long, conflicts_with = "check_config")]
     pub(crate) print_config: bool,
 
-    /// Seconds to go on working after SIGINT or SIGTERM [default: 5]
-    #[arg(long, value_name = "SECONDS")]
+    /// How long to go on working after SIGINT or SIGTERM, such as 500ms or 10s [default: 5s]
+    #[arg(long, value_name = "DURATION")]
     linger: Option<Seconds>,
 
     /// Serve HTTP: health, metrics, connections. Beyond the loopback it needs a token; port 0: any free one; `off`: don't
