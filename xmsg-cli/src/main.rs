@@ -12,6 +12,7 @@
 //! | [`output`], [`table`] | standard output and standard error; columns |
 //! | [`screen`], [`traffic`] | views that are drawn again and again; what flows by topic |
 //! | [`stats`], [`looks`] | who is connected to a proxy and what flows through it; what has happened between two looks |
+//! | [`rights`] | what we may publish and subscribe to, as the proxy says |
 //! | [`recording`], [`tap`] | files of messages; a subscription that keeps them byte for byte |
 //! | [`admin`] | the HTTP server of a daemon, and how to ask it |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
@@ -29,6 +30,7 @@ mod pace;
 mod recipe;
 mod recording;
 mod render;
+mod rights;
 mod screen;
 mod settings;
 mod signals;

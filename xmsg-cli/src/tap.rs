@@ -11,6 +11,7 @@ use xmsg_core::socket::{Multipart, SocketEvents, SocketOptions, Subscriber};
 use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Security, Topic};
 
 use crate::args::{ConnectOptions, SecurityOptions};
+use crate::rights;
 
 /// How often the proxy is asked whether it knows the subscription.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
@@ -30,7 +31,10 @@ impl Tap {
         let connection = connect.connection()?;
         // Whether there is a proxy, and we may subscribe to these topics: it says what is wrong as all other commands
         // do.
-        let tried = connection.subscribe(topics).await?;
+        let tried = match connection.subscribe(topics).await {
+            Err(error) => return Err(rights::explained(connect, topics, error).await),
+            tried => tried?,
+        };
         let security = SecurityOptions::security()?;
         let is_secured = !matches!(security, Security::Null);
         let options = SocketOptions {

@@ -634,7 +634,7 @@ async fn what_cannot_be_done_is_told() {
     std::fs::write(&text, "some text that is no recording at all").unwrap();
     let cases: [(&[&str], i32, &str); 12] = [
         (&["record", &file], 2, "is there already: name another file, or overwrite it with --force"),
-        (&["record", &path("none/file")], 1, "cannot make "),
+        (&["record", &path("none/file")], 1, "is not there: make it"),
         (&["record", &path("new"), "--max-size", "0"], 2, "not a size"),
         (&["record", "--info", &path("none")], 1, "cannot open "),
         (&["record", "--info", &text], 1, "it is not a recording"),
@@ -698,7 +698,7 @@ async fn what_is_allowed_is_recorded_and_replayed_encrypted() {
 
     let forbidden =
         [&["record", &path("none"), "", "--proxy", &address, "--connect-timeout", "1s"], &security[2..]];
-    xmsg(&forbidden.concat()).await.failed(3, "do our rights there allow it");
+    xmsg(&forbidden.concat()).await.failed(4, "not allowed to subscribe to everything");
     assert!(!Path::new(&path("none")).exists());
 }
 

@@ -91,3 +91,100 @@ async fn passwords_are_set_and_let_in() {
     xmsg(&as_user("bob")).await.failed(4, "does not let us in");
     xmsg(&[&publish[..], &["--user", "alice"]].concat()).await.failed(2, "--password-file");
 }
+
+/// What we may not do is said on both sides: to whoever publishes, too, whose messages a proxy drops.
+#[tokio::test(flavor = "multi_thread")]
+async fn forbidden_topics_are_told_to_whoever_publishes_and_subscribes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let server = xmsg(&["keygen", &path("proxy.key")]).await.text();
+    let ours = xmsg(&["keygen", &path("our.key")]).await.text();
+    let client = Client {
+        key: Some(ours.trim().to_owned()),
+        publish: vec!["ok:".to_owned()],
+        subscribe: vec!["ok:".to_owned()],
+        ..Client::default()
+    };
+    let key_file = Some("proxy.key".into());
+    let settings =
+        Settings { mechanism: MechanismName::Curve, key_file, clients: vec![client], ..Settings::default() };
+    let (_proxy, address) = proxy(folder.path(), &settings).await;
+    let (server_key, key_file, recording) =
+        (format!("--server-key={}", server.trim()), path("our.key"), path("a.xmr"));
+    let run = async |arguments: &[&str], timeout: &str| {
+        let connect =
+            ["--proxy", &address, &server_key, "--key-file", &key_file, "--connect-timeout", timeout];
+        let running = Running::start(&[arguments, &connect[..]].concat());
+        running.end().await
+    };
+    // Published messages are refused while they are published, not only at the end.
+    for arguments in [
+        &["pub", "bad:a", "1"][..],
+        &["pub", "bad:a", "1", "-n", "1e12", "--rate", "10"],
+        &["pub", "bad:a", "1", "--wait-sub"],
+        &["req", "bad:a", "1", "--timeout", "50s"],
+    ] {
+        let said = format!("not allowed to publish to bad:a: the proxy at {address} gives us no right to");
+        run(arguments, "50s").await.failed(4, &said);
+    }
+    for (arguments, topic) in [
+        (&["sub", "ok:a", "bad:a"][..], "bad:a"),
+        (&["sub", ""], "everything"),
+        (&["reply", "bad:a", "1"], "bad:a"),
+        (&["record", &recording, "bad:"], "bad:"),
+        (&["ping", "-n", "1"], "xmsg:ping:"),
+        (&["req", "ok:a", "1", "--timeout", "3s"], "ret:"),
+    ] {
+        run(arguments, "3s").await.failed(4, &format!("not allowed to subscribe to {topic}"));
+    }
+    run(&["pub", "ok:a", "1"], "50s").await.done();
+    run(&["sub", "ok:a", "--timeout", "50ms"], "50s").await.done();
+}
+
+/// The mechanism that a proxy wants becomes the options to give.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_wants_is_told_as_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let server = xmsg(&["keygen", &path("proxy.key")]).await.text();
+    let mut passwd = Running::start(&["passwd", &path("users"), "me"]);
+    passwd.type_in(b"open sesame\n").await;
+    passwd.end().await.done();
+    let curve = Settings {
+        mechanism: MechanismName::Curve,
+        key_file: Some("proxy.key".into()),
+        clients: vec![Client::default()],
+        ..Settings::default()
+    };
+    let plain = Settings {
+        mechanism: MechanismName::Plain,
+        password_file: Some("users".into()),
+        clients: vec![Client::default()],
+        ..Settings::default()
+    };
+    let (_curve, curve) = proxy(folder.path(), &curve).await;
+    let (_plain, plain) = proxy(folder.path(), &plain).await;
+    let (_open, open) = common::proxy().await;
+    let server_key = format!("--server-key={}", server.trim());
+    for (address, options, wants, add) in [
+        (
+            &curve,
+            &[][..],
+            "it wants security CURVE, not NULL",
+            "Add --server-key KEY, its public key, and --key-file FILE",
+        ),
+        (&plain, &[], "it wants security PLAIN, not NULL", "Add --user NAME and --password-file FILE"),
+        (&plain, &[&*server_key], "it wants security PLAIN, not CURVE", "Add --user NAME"),
+        (&open, &[&*server_key], "it wants security NULL, not CURVE", "leave out keys and users"),
+    ] {
+        for command in [&["pub", "a", "1"][..], &["sub", "a"], &["ping", "-n", "1"]] {
+            let ended = xmsg(&[command, &["--proxy", address], options].concat()).await;
+            assert!(ended.stderr.contains(add), "{}", ended.stderr);
+            ended.failed(4, &format!("the proxy at {address} does not let us in: {wants}"));
+        }
+    }
+    // A variable that is in the way is named.
+    let variable = [("XMSG_SERVER_KEY", server.trim())];
+    let ended = Running::start_with(&variable, &["ping", "-n", "1", "--proxy", &open]).end().await;
+    ended.failed(4, "Taken from: XMSG_SERVER_KEY in the environment.");
+}

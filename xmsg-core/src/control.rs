@@ -53,6 +53,73 @@ impl Request {
     }
 }
 
+/// The topic of a question about rights.
+const RIGHTS_QUESTION: &str = "xmsg:control:may";
+
+/// What somebody may want to do with a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Publish messages to it.
+    Publish,
+    /// Subscribe to it, and to all that starts with it.
+    Subscribe,
+}
+
+impl Right {
+    const KINDS: [(&str, Self); 2] = [("may-pub", Self::Publish), ("may-sub", Self::Subscribe)];
+}
+
+/// "May I do this?" Proxies of this project answer on the control socket of the identity; others pass over it.
+///
+/// ```
+/// use xmsg_core::control::{Right, RightsQuestion};
+/// use xmsg_core::{ConnectionId, Topic};
+/// let question = RightsQuestion { id: ConnectionId::random(), right: Right::Publish, topic: "daq:run".parse()? };
+/// let message = question.message();
+/// assert_eq!(RightsQuestion::read(&message.frames()[1], &message.frames()[2]).unwrap().2, "daq:run");
+/// # Ok::<_, xmsg_core::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RightsQuestion {
+    /// The identity of the control socket that waits for the answer, and for no other.
+    pub id: ConnectionId,
+    /// What we want to do …
+    pub right: Right,
+    /// … with this topic.
+    pub topic: Topic,
+}
+
+impl RightsQuestion {
+    /// The question as a message to be published.
+    #[must_use]
+    pub fn message(&self) -> Multipart {
+        let kind = Right::KINDS.iter().find(|(_, right)| *right == self.right).map_or("", |(kind, _)| kind);
+        let argument = [self.id.as_bytes(), b":", self.topic.as_bytes()].concat();
+        Multipart::from([Bytes::from(RIGHTS_QUESTION), Bytes::from(kind), Bytes::from(argument)])
+    }
+
+    /// Reads the second and the third frame of such a message: identity, right and topic.
+    #[must_use]
+    pub fn read(kind: &[u8], argument: &Bytes) -> Option<(Bytes, Right, Bytes)> {
+        let (_, right) = Right::KINDS.iter().find(|(name, _)| name.as_bytes() == kind)?;
+        let colon = argument.iter().position(|byte| *byte == b':')?;
+        Some((argument.slice(..colon), *right, argument.slice(colon + 1..)))
+    }
+
+    /// The answer, as it is sent to the control socket.
+    #[must_use]
+    pub fn answer(is_allowed: bool) -> &'static [u8] {
+        if is_allowed { b"may" } else { b"may-not" }
+    }
+
+    /// Whether a message that came to the control socket allows it; `None`: it is no answer.
+    #[must_use]
+    pub fn is_allowed_by(message: &Multipart) -> Option<bool> {
+        let [answer] = message.frames() else { return None };
+        [true, false].into_iter().find(|is_allowed| answer == Self::answer(*is_allowed))
+    }
+}
+
 /// Topics whose subscription is yet to be confirmed, and what is asked to learn it.
 ///
 /// The answer to a question is a message to what is asked after, and reaches whoever subscribed to that. So what is asked after is a

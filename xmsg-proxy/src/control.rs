@@ -6,6 +6,7 @@
 //! | `xmsg:control…` · `sub` · *topic* | to whoever is subscribed to *topic*: *topic* · `sub` |
 //! | `xmsg:control…` · `rep` · *ID* | on the ROUTER, to *ID*: `rep` |
 //! | `xmsg:control…` · `stats` · *ID* | on the ROUTER, to *ID*: `stats` · who is connected and what flows, in JSON |
+//! | `xmsg:control…` · `may-pub` or `may-sub` · *ID*`:`*topic* | on the ROUTER, to *ID*: `may` or `may-not` |
 //!
 //! Everything else is counted and ignored. An answer goes to nobody but connections of the same key or user as the one that asked; without
 //! security that is everybody, as in every xMsg proxy. A subscription is confirmed only to whoever may subscribe to it.
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::time::Instant;
 use xmsg_core::ErrorKind;
+use xmsg_core::control::RightsQuestion;
 use xmsg_core::deadline::later;
 use xmsg_core::security::Principal;
 use xmsg_core::socket::session::now;
@@ -187,6 +189,10 @@ impl Controller {
                     let dropped = self.asked.push(Confirmation { requester: requester.clone(), topic });
                     self.lose(dropped);
                 }
+            }
+            Some(Request::Rights(identity, right, topic)) => {
+                let answer = RightsQuestion::answer(requester.may(right, &topic));
+                self.answer(requester, identity, Answer::Here(answer));
             }
             None => {
                 self.ignored += 1;

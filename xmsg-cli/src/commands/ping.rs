@@ -13,7 +13,11 @@ use crate::args::{ConnectOptions, parse_count_from_1, parse_duration};
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped};
 use crate::pace::Pace;
+use crate::rights;
 use crate::signals::Interrupt;
+
+/// What the topics of its messages start with.
+const PINGED: &str = "xmsg:ping:";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,13 +69,23 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let pace = (!arguments.interval.is_zero()).then(|| Pace::new(1.0 / arguments.interval.as_secs_f64()));
     let exit = tokio::select! {
         result = pinger.run(arguments.count, pace) => {
-            result?;
+            if let Err(error) = result {
+                return Err(explained(&arguments.connect, error).await);
+            }
             if pinger.lost > 0 { Exit::NoConnection } else { Exit::Done }
         }
         exit = interrupt.wait() => exit,
     };
     pinger.summary()?;
     Ok(exit)
+}
+
+/// That we may not subscribe to our own messages is no fault of the proxy.
+async fn explained(connect: &ConnectOptions, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast::<Error>() {
+        Ok(error) => rights::explained(connect, &[Topic::wrap(PINGED)], error).await.into(),
+        Err(error) => error,
+    }
 }
 
 #[derive(Debug)]
@@ -138,7 +152,7 @@ impl Pinger {
         connection.connect().await?;
         let handshake = started.elapsed();
 
-        let topic = Topic::wrap(format!("xmsg:ping:{}", uuid::Uuid::new_v4()));
+        let topic = Topic::wrap(format!("{PINGED}{}", uuid::Uuid::new_v4()));
         let mut subscription = connection.subscribe(&topic).await?;
         let started = Instant::now();
         connection.publish(&Message::of(topic, "ping")?).await?;

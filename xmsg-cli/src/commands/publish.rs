@@ -13,6 +13,7 @@ use crate::exit::Exit;
 use crate::output::{counted, grouped, note, note_connection, or_noting, per_second, warn};
 use crate::pace::Pace;
 use crate::recipe::{DataOptions, InputOptions, Recipe};
+use crate::rights;
 use crate::signals::Interrupt;
 use crate::source::{Source, Split};
 
@@ -118,7 +119,9 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         // On the way, too, so that it is known of few messages only whether they arrived, should the connection break.
         let noting =
             async { tokio::join!(note_connection(events, proxy), confirm_now_and_then(&connection)).0 };
-        or_noting(publishing, noting).await
+        // While it publishes: a long run is to end soon, and a short one not to be held up.
+        let allowed = rights::may_publish(&arguments.connect, &arguments.topic);
+        tokio::try_join!(or_noting(publishing, noting), allowed).map(|(done, ())| done)
     };
     let result = tokio::select! {
         result = publishing => result.map(|()| Exit::Done),

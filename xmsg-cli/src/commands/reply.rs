@@ -23,6 +23,7 @@ use crate::exit::{Exit, Usage};
 use crate::output::{counted, grouped, note, note_connection, or_noting, warn};
 use crate::recipe::{DataOptions, Dish, Recipe};
 use crate::render::{topic_text, topics_text};
+use crate::rights;
 use crate::signals::Interrupt;
 use crate::source::Split;
 
@@ -148,7 +149,10 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             Answer::Echo
         };
         connection.connect().await?;
-        let subscription = connection.subscribe(&topics).await?;
+        let subscription = match connection.subscribe(&topics).await {
+            Err(error) => return Err(rights::explained(&arguments.connect, &topics, error).await.into()),
+            subscription => subscription?,
+        };
         let notes = note_connection(subscription.events(), &proxy);
         if verbose {
             note(format_args!("ready: subscribed to {} at {proxy}", topics_text(&topics)));

@@ -11,6 +11,7 @@ use crate::args::{ConnectOptions, parse_count_from_1, parse_duration};
 use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
 use crate::output::{Output, counted, grouped, note, reader_gone, warn};
 use crate::recipe::{DataOptions, InputOptions, Recipe};
+use crate::rights;
 use crate::signals::Interrupt;
 use crate::source::{Source, Split};
 use crate::style::{Style, StyleOptions};
@@ -92,8 +93,23 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         output: Output::stdout()?,
         verbose,
     };
+    let asking = async {
+        let allowed = rights::may_publish(&arguments.connect, &arguments.topic);
+        let work = async { tokio::spawn(asker.run()).await? };
+        match tokio::try_join!(work, allowed).map(|(exit, ())| exit) {
+            // Replies come to topics of their own.
+            Err(error) => match error.downcast() {
+                Ok(error) => {
+                    let replies = [Topic::wrap(format!("ret:{}", actor.id()))];
+                    Err(rights::explained(&arguments.connect, &replies, error).await.into())
+                }
+                Err(error) => Err(error),
+            },
+            exit => exit,
+        }
+    };
     let result = tokio::select! {
-        result = tokio::spawn(asker.run()) => result?,
+        result = asking => result,
         exit = interrupt.wait() => return Ok(exit),
         () = reader_gone() => return Ok(Exit::Done),
     };

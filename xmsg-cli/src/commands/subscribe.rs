@@ -17,6 +17,7 @@ use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_subs
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped, note, note_connection, per_second, reader_gone, warn};
 use crate::render;
+use crate::rights;
 use crate::signals::Interrupt;
 use crate::style::{Style, StyleOptions};
 
@@ -91,8 +92,14 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let writer = Writer::new(&arguments)?;
     let topics = arguments.topics;
 
+    let confirmed = async {
+        match connection.subscribe(&topics).await {
+            Err(error) => Err(rights::explained(&arguments.connect, &topics, error).await),
+            subscription => subscription,
+        }
+    };
     let subscription = tokio::select! {
-        subscription = connection.subscribe(&topics) => subscription?.with_two_frames(),
+        subscription = confirmed => subscription?.with_two_frames(),
         exit = interrupt.wait() => return Ok(exit),
     };
     if verbose {

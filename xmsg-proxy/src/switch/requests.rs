@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use xmsg_core::control::{Right, RightsQuestion};
 use xmsg_core::security::Principal;
 use xmsg_core::socket::session::now;
 use xmsg_core::socket::source::Source;
@@ -38,6 +39,8 @@ pub enum Request {
     Publisher(Bytes),
     /// Somebody asks whether a subscription is live: its topic.
     Subscription(Bytes),
+    /// Somebody asks whether it may do this: the identity that waits for the answer, and the topic.
+    Rights(Bytes, Right, Bytes),
     /// The third kind, which peers know and do not use: an identity.
     Reply(Bytes),
     /// Somebody asks who is connected and what flows: its identity.
@@ -57,7 +60,11 @@ impl Request {
             b"rep" => is_identity(&argument).then_some(Self::Reply(argument)),
             b"stats" => is_identity(&argument).then_some(Self::Stats(argument)),
             b"sub" => (argument.len() <= TOPIC_MAX).then_some(Self::Subscription(argument)),
-            _ => None,
+            _ => {
+                let (identity, right, topic) = RightsQuestion::read(&kind, &argument)?;
+                let is_good = is_identity(&identity) && topic.len() <= TOPIC_MAX;
+                is_good.then_some(Self::Rights(identity, right, topic))
+            }
         }
     }
 }
@@ -103,6 +110,15 @@ impl Requester {
             grant.deny(peer, "inspect", CONTROL_TOPIC, 1);
         }
         may
+    }
+
+    /// Whether it may do this, as far as it only asks.
+    pub(crate) fn may(&self, right: Right, topic: &[u8]) -> bool {
+        let rights = self.0.grant.rights();
+        rights.is_some_and(|rights| match right {
+            Right::Publish => rights.may_publish(topic),
+            Right::Subscribe => rights.may_subscribe(topic),
+        })
     }
 
     /// Whether it may subscribe to this prefix. That it may not is counted, and written into the log now and then.
@@ -239,8 +255,17 @@ mod tests {
             read(&[b"xmsg:control:stats", b"stats", b"4"]),
             Some(Request::Stats(Bytes::from_static(b"4")))
         );
+        let rights = |right| {
+            let (id, topic) = (Bytes::from_static(b"412300001"), Bytes::from_static(b"a:b"));
+            Some(Request::Rights(id, right, topic))
+        };
+        assert_eq!(read(&[b"xmsg:control:may", b"may-pub", b"412300001:a:b"]), rights(Right::Publish));
+        assert_eq!(read(&[b"xmsg:control:may", b"may-sub", b"412300001:a:b"]), rights(Right::Subscribe));
         for frames in [
             &[&b"xmsg:control"[..]][..],
+            &[b"xmsg:control:may", b"may-pub", b"412300001"],
+            &[b"xmsg:control:may", b"may-pub", b":a"],
+            &[b"xmsg:control:may", b"may-do", b"1:a"],
             &[b"xmsg:control", b"pub"],
             &[b"xmsg:control", b"pub", b"1", b"2"],
             &[b"xmsg:control", b"PUB", b"1"],

@@ -1,0 +1,91 @@
+//! What we may do, as a proxy says: it drops what we may not publish, and never confirms what we may not subscribe to.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use xmsg_core::control::{Right, RightsQuestion};
+use xmsg_core::socket::{Dealer, Publisher, SocketOptions};
+use xmsg_core::{ConnectionId, Error, ErrorKind, Result, Security, Topic};
+
+use crate::args::{ConnectOptions, SecurityOptions};
+use crate::render::topic_text;
+
+/// How often the question is repeated while there is no answer.
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
+/// Topics that are asked after to explain one error.
+const ASKED_MAX: usize = 64;
+
+/// Fails if we may not publish to this topic. A proxy that does not answer, as those of others, is given the benefit of the doubt; without
+/// security, there is nothing to ask.
+pub(crate) async fn may_publish(connect: &ConnectOptions, topic: &Topic) -> anyhow::Result<()> {
+    if matches!(SecurityOptions::security()?, Security::Null) {
+        return Ok(());
+    }
+    match may(connect, Right::Publish, topic).await? {
+        Some(false) => Err(denied(connect, Right::Publish, topic)?.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The error of a subscription that was not confirmed; if that is because we may not, it says so.
+pub(crate) async fn explained(connect: &ConnectOptions, topics: &[Topic], error: Error) -> Error {
+    if error.kind() == ErrorKind::Timeout {
+        for topic in topics.iter().take(ASKED_MAX) {
+            match may(connect, Right::Subscribe, topic).await {
+                Ok(Some(true)) => {}
+                Ok(Some(false)) => return denied(connect, Right::Subscribe, topic).unwrap_or(error),
+                // It answers no such questions.
+                _ => break,
+            }
+        }
+    }
+    error
+}
+
+fn denied(connect: &ConnectOptions, right: Right, topic: &Topic) -> Result<Error> {
+    let verb = match right {
+        Right::Publish => "publish",
+        Right::Subscribe => "subscribe",
+    };
+    let topic =
+        if topic.as_bytes().is_empty() { "everything".to_owned() } else { topic_text(topic).into_owned() };
+    let what = format!(
+        "not allowed to {verb} to {topic}: the proxy at {} gives us no right to; its operator adds it to `{verb}` of our \
+         [[security.client]]",
+        connect.proxy()?
+    );
+    Ok(Error::new(ErrorKind::NotAllowed, what))
+}
+
+/// Whether we may do this; `None`: the proxy did not say.
+async fn may(connect: &ConnectOptions, right: Right, topic: &Topic) -> Result<Option<bool>> {
+    let proxy = connect.proxy()?;
+    let id = ConnectionId::random();
+    let options = SocketOptions { security: SecurityOptions::security()?, ..SocketOptions::default() };
+    let publisher = Publisher::new(options.clone());
+    publisher.connect(proxy.publish_endpoint().parse()?);
+    let identity = Bytes::copy_from_slice(id.as_bytes());
+    let options = SocketOptions { identity, ..options };
+    let mut control = Dealer::connect(proxy.control_endpoint().parse()?, options);
+    let question = RightsQuestion { id, right, topic: topic.clone() };
+    let asking = async {
+        control.connected().await.ok()?;
+        loop {
+            publisher.publish(question.message()).await.ok()?;
+            let answered = async {
+                while let Some(message) = control.recv().await {
+                    if let Some(is_allowed) = RightsQuestion::is_allowed_by(&message) {
+                        return Some(is_allowed);
+                    }
+                }
+                None
+            };
+            if let Ok(answer) = tokio::time::timeout(ASK_INTERVAL, answered).await {
+                return answer;
+            }
+        }
+    };
+    let answer = tokio::time::timeout(connect.timeout(), asking).await.unwrap_or_default();
+    publisher.close(Duration::ZERO).await;
+    Ok(answer)
+}
