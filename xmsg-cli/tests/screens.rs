@@ -62,6 +62,27 @@ async fn the_demo_is_a_picture_that_others_take_part_in() {
     }
 }
 
+/// The picture of the README is this one, after a minute: `XMSG_TEST_PICTURE=FILE` has it written there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_screen_can_be_drawn_as_a_picture() {
+    let file = std::env::var_os("XMSG_TEST_PICTURE");
+    let mut demo = Terminal::start(100, 26, &[], &["demo"]);
+    demo.shows("losses of the archive", is_at_work).await;
+    if file.is_some() {
+        tokio::time::sleep(Duration::from_secs(62)).await;
+    }
+    let svg = demo.svg();
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
+    assert!(svg.contains(">beam:current ") && svg.contains("fill=\"#e3b341\""), "{svg}");
+    // What is open is closed, and nothing stands between tags that is none.
+    assert_eq!(svg.matches("<text ").count(), svg.matches("</text>").count());
+    if let Some(file) = file {
+        std::fs::write(file, &svg).unwrap();
+    }
+    demo.press("q");
+    assert_eq!(demo.end().await, Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_follows_the_size_of_its_terminal_and_asks_for_no_colours_where_they_are_unwanted() {
     let mut demo = Terminal::start(80, 24, &[("NO_COLOR", "1")], &["demo"]);

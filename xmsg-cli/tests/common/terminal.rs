@@ -139,3 +139,61 @@ pub fn keep(name: &str, text: &str) {
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join(format!("{name}.txt")), text).unwrap();
 }
+
+/// Width of a character in pictures, and height of a line, in pixels.
+const CHARACTER: [f32; 2] = [8.4, 18.0];
+/// What is left free around the text.
+const MARGIN: f32 = 12.0;
+
+impl Terminal {
+    /// What is on the screen now, as a picture in SVG.
+    pub fn svg(&self) -> String {
+        let parser = self.screen.parser.lock().unwrap();
+        let screen = parser.screen();
+        let (rows, columns) = screen.size();
+        let (rows, columns) = (rows.get(), columns.get());
+        let [width, height] = CHARACTER;
+        let size = [width * f32::from(columns), height * f32::from(rows)].map(|size| size + 2.0 * MARGIN);
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:.0}\" height=\"{1:.0}\" viewBox=\"0 0 {0:.0} {1:.0}\">\n\
+             <rect width=\"100%\" height=\"100%\" rx=\"8\" fill=\"#1b1f27\"/>\n\
+             <g font-family=\"DejaVu Sans Mono, Menlo, Consolas, monospace\" font-size=\"14\" xml:space=\"preserve\">\n",
+            size[0], size[1]
+        );
+        for row in 0..rows {
+            // Characters of the same look together.
+            let mut column = 0;
+            while column < columns {
+                let look = |column| screen.cell(row, column).map(|cell| (colour(cell), cell.bold()));
+                let (start, first) = (column, look(column));
+                let mut text = String::new();
+                while column < columns && look(column) == first {
+                    let contents = screen.cell(row, column).map_or("", |cell| cell.contents());
+                    text.push_str(if contents.is_empty() { " " } else { contents });
+                    column += 1;
+                }
+                let Some((colour, is_bold)) = first.filter(|_| !text.trim().is_empty()) else { continue };
+                let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+                let [x, y] = [MARGIN + width * f32::from(start), MARGIN + height * (f32::from(row) + 0.75)];
+                let length = width * f32::from(column - start);
+                let weight = if is_bold { " font-weight=\"bold\"" } else { "" };
+                svg.push_str(&format!(
+                    "<text x=\"{x:.1}\" y=\"{y:.1}\" textLength=\"{length:.1}\" fill=\"{colour}\"{weight}>{text}</text>\n"
+                ));
+            }
+        }
+        svg + "</g>\n</svg>\n"
+    }
+}
+
+/// The colours that a dark terminal has.
+fn colour(cell: &vt100::Cell) -> &'static str {
+    match cell.fgcolor() {
+        vt100::Color::Idx(1) => "#ff6b6b",
+        vt100::Color::Idx(2) => "#7ee787",
+        vt100::Color::Idx(3) => "#e3b341",
+        vt100::Color::Idx(6) => "#56d4dd",
+        _ if cell.dim() => "#7d8590",
+        _ => "#d8dee9",
+    }
+}
