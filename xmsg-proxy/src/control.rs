@@ -46,6 +46,9 @@ const RECIPIENTS: usize = 4096;
 const LOOK_UP: usize = 32;
 /// How long answers wait for a control socket to connect. The peers' own time limit is as long.
 const EARLY_FOR: Duration = Duration::from_secs(1);
+/// The pause after a look at each answer that waits, for each of them: many times what the look takes. Else whoever connects again and again
+/// while many wait would keep everybody from being answered.
+const REST_OF_EACH: Duration = Duration::from_micros(5);
 
 /// Answers control requests until it is dropped.
 #[derive(Debug)]
@@ -59,6 +62,10 @@ pub struct Controller {
     ready: Confirmations,
     early: EarlyAnswers<Source, Early>,
     documents: Documents,
+    /// Somebody has come since it was last looked whether it is one whom an answer waits for.
+    has_news: bool,
+    /// When it may be looked again.
+    look_from: Instant,
     ignored: u64,
 }
 
@@ -100,6 +107,8 @@ impl Controller {
             ready: Confirmations::default(),
             early: EarlyAnswers::default(),
             documents: Documents::default(),
+            has_news: false,
+            look_from: Instant::now(),
             ignored: 0,
         }
     }
@@ -122,7 +131,7 @@ impl Controller {
                 tokio::task::yield_now().await;
             }
             let rested = self.ready.next_ready().map(Instant::from_std);
-            let oldest = self.early.oldest().map(|early| early.since + EARLY_FOR);
+            let look = self.next_look();
             tokio::select! {
                 biased;
                 Some(()) = settling.as_mut(), if !settled.is_empty() => {
@@ -135,9 +144,9 @@ impl Controller {
                     if event.is_none() {
                         return;
                     }
-                    self.answer_early();
+                    self.somebody_came();
                 }
-                () = tokio::time::sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
+                () = tokio::time::sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
                     self.answer_early();
                 }
                 () = tokio::time::sleep_until(rested.unwrap_or_else(Instant::now)), if rested.is_some() => {
@@ -232,9 +241,24 @@ impl Controller {
         }
     }
 
+    fn somebody_came(&mut self) {
+        self.has_news = true;
+        if Instant::now() >= self.look_from {
+            self.answer_early();
+        }
+    }
+
+    /// When to look next whether receivers of answers have come, or time is over for the oldest; `None`: none waits.
+    fn next_look(&self) -> Option<Instant> {
+        let oldest = self.early.oldest()?.since + EARLY_FOR;
+        Some(if self.has_news { self.look_from } else { oldest.max(self.look_from) })
+    }
+
     /// Somebody has come, or time has passed.
     fn answer_early(&mut self) {
         let mut early = std::mem::take(&mut self.early);
+        self.look_from = Instant::now() + REST_OF_EACH * early.len() as u32;
+        self.has_news = false;
         early.retain(|Early { since, principal, identity, answer }| {
             !self.is_answered(principal.as_deref(), identity, answer) && since.elapsed() < EARLY_FOR
         });
@@ -243,11 +267,66 @@ impl Controller {
 
     /// `false`: nobody has that identity, yet or any more.
     fn is_answered(&self, principal: Option<&Principal>, identity: &[u8], answer: &Answer) -> bool {
+        if !self.router.is_connected(identity, principal) {
+            return false;
+        }
         match self.router.try_send_to(identity, principal, answer.frames()) {
             Err(error) if error.kind() == ErrorKind::Refused => return false,
             Err(error) => tracing::debug!(%error, "a control request was not answered"),
             Ok(()) => {}
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xmsg_core::socket::SocketOptions;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// Each look is one at all answers that wait.
+    #[tokio::test(start_paused = true)]
+    async fn the_more_answers_wait_the_longer_the_pause_between_two_looks_at_them() {
+        let switch = Switch::start(Config::default());
+        let mut controller = Controller::new(switch.clone(), Router::new(SocketOptions::default()));
+        let wait = |controller: &mut Controller, count: usize| {
+            for number in 0..count {
+                let source = Source::of(&format!("192.0.2.{}:1", number % 4));
+                let identity = Bytes::from(number.to_string());
+                let early =
+                    Early { since: Instant::now(), principal: None, identity, answer: Answer::Here(b"pub") };
+                controller.early.push(&source, early);
+            }
+        };
+        wait(&mut controller, 4_000);
+        controller.somebody_came();
+        let next = controller.look_from;
+        let pause = Duration::from_millis(20);
+        assert_eq!(next, Instant::now() + pause);
+        for _ in 0..1_000 {
+            controller.somebody_came();
+        }
+        assert_eq!(
+            (controller.look_from, controller.next_look()),
+            (next, Some(next)),
+            "others have their turn"
+        );
+        tokio::time::advance(pause).await;
+        controller.answer_early();
+        // The oldest are over after a second, whether somebody comes or not.
+        assert_eq!(controller.next_look(), Some(Instant::now() - pause + EARLY_FOR));
+        tokio::time::advance(EARLY_FOR).await;
+        controller.answer_early();
+        assert_eq!((controller.early.len(), controller.next_look()), (0, None));
+        wait(&mut controller, 3);
+        tokio::time::advance(pause).await;
+        controller.somebody_came();
+        assert!(
+            controller.look_from <= Instant::now() + Duration::from_micros(15),
+            "few are looked at again at once"
+        );
+        switch.abort();
     }
 }

@@ -88,6 +88,13 @@ impl Router {
         })
     }
 
+    /// Whether a peer of this identity is connected and, where identities are told apart by who has them, has proved to be this one. It
+    /// takes a look-up, and no more.
+    #[must_use]
+    pub fn is_connected(&self, identity: &[u8], principal: Option<&Principal>) -> bool {
+        self.hub.route(identity, principal).is_some()
+    }
+
     /// The next message and the identity of its sender; `None` once the socket is closed.
     /// Dropping the future loses nothing.
     pub async fn recv(&self) -> Option<(Bytes, Multipart)> {

@@ -22,6 +22,11 @@ impl<S, A> Default for EarlyAnswers<S, A> {
 }
 
 impl<S: Ord + Clone, A> EarlyAnswers<S, A> {
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// The one that has waited longest.
     pub(super) fn oldest(&self) -> Option<&A> {
         self.waiting.first_key_value().map(|(_, (_, answer))| answer)
