@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,15 +24,19 @@ pub const CONNECTION: usize = 32 << 10;
 const UNCLAIMED: usize = 16 << 10;
 /// The step in which what is more counts, bytes.
 const CLAIM_STEP: usize = 64 << 10;
-/// How soon to look again whether a connection that was ended has given its memory back.
+/// How soon to look again whether a connection that was ended has given its memory back …
 const PACE: Duration = Duration::from_millis(2);
-/// How long to wait for that before the next one is ended.
-const PATIENCE: u32 = 500;
-/// How soon to look again for whoever holds most.
+/// … and so much later for each that waits: many times what a look takes, however many they are.
+const PACE_OF_EACH: Duration = Duration::from_micros(5);
+/// How long to wait for that.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How soon to look again for whoever holds most …
 const LOOK_EVERY: Duration = Duration::from_millis(1);
-/// After so many looks, a claim that wants more than twice of what others hold on average waits no longer: at that time there are many of its
+/// … or so many times of what that took, if that is longer: each holder is looked at, and there may be a hundred thousand.
+const LOOK_REST: u32 = 10;
+/// After so long, a claim that wants more than twice of what others hold on average waits no longer: at that time there are many of its
 /// kind, and those who want little are to get it.
-const LOOKS_OF_LARGE: u32 = 10;
+const PATIENCE_OF_LARGE: Duration = Duration::from_millis(20);
 /// How long somebody who was ended is expected to give back what it holds. Then the next one is ended, too.
 const GRACE: Duration = Duration::from_millis(300);
 
@@ -67,13 +71,22 @@ struct Inner {
     /// … for which nobody is ended.
     fixed: AtomicUsize,
     /// Those that can be ended.
-    holders: Mutex<HashMap<u64, Holder>>,
+    holders: Mutex<Holders>,
     next: AtomicU64,
-    /// When it was last looked for whoever holds most.
-    looked: Mutex<Option<Instant>>,
+    /// From when on it may be looked for whoever holds most.
+    look_from: Mutex<Option<Instant>>,
+    /// Claims that wait.
+    waiting: AtomicUsize,
     /// Connections that were ended for their memory.
     ended: AtomicU64,
     log: Throttle,
+}
+
+#[derive(Debug, Default)]
+struct Holders {
+    by_id: HashMap<u64, Holder>,
+    /// What all of them hold.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -106,7 +119,8 @@ impl MemoryBudget {
             fixed: AtomicUsize::new(0),
             holders: Mutex::default(),
             next: AtomicU64::new(0),
-            looked: Mutex::default(),
+            look_from: Mutex::default(),
+            waiting: AtomicUsize::new(0),
             ended: AtomicU64::new(0),
             log: Throttle::default(),
         }))
@@ -161,7 +175,7 @@ impl MemoryBudget {
     /// What holders hold on average, bytes.
     fn average(&self) -> usize {
         let holders = self.0.holders();
-        holders.values().map(|holder| holder.bytes).sum::<usize>() / holders.len().max(1)
+        holders.bytes / holders.by_id.len().max(1)
     }
 
     /// A claim of nothing yet, of a connection that `end` ends. `name` and `what` say in the log whose, and for what. If `name` is an address
@@ -208,15 +222,23 @@ impl MemoryBudget {
     /// Returns `false` if it is that one.
     fn end_largest(&self, own: u64, wanted: usize) -> bool {
         let now = Instant::now();
-        {
-            // Others who wait look, too: once for all of them is enough.
-            let mut looked = self.0.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            if looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK_EVERY) {
-                return true;
-            }
-            *looked = Some(now);
+        // Others who wait look, too: once for all of them is enough.
+        let mut look_from = match self.0.look_from.try_lock() {
+            Ok(look_from) => look_from,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return true,
+        };
+        if look_from.is_some_and(|from| now < from) {
+            return true;
         }
-        let mut holders = self.0.holders();
+        let is_other = self.end_largest_at(now, own, wanted);
+        let done = Instant::now();
+        *look_from = Some(done + LOOK_EVERY.max(done.saturating_duration_since(now) * LOOK_REST));
+        is_other
+    }
+
+    fn end_largest_at(&self, now: Instant, own: u64, wanted: usize) -> bool {
+        let holders = &mut self.0.holders().by_id;
         let is_leaving = |holder: &Holder| {
             holder.end.is_cancelled()
                 && holder.ended.is_none_or(|at| now.saturating_duration_since(at) < GRACE)
@@ -268,8 +290,33 @@ impl AsRef<[u8]> for Counted {
 }
 
 impl Inner {
-    fn holders(&self) -> MutexGuard<'_, HashMap<u64, Holder>> {
+    fn holders(&self) -> MutexGuard<'_, Holders> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A claim that waits, as long as it does.
+struct Waiting {
+    budget: MemoryBudget,
+}
+
+impl Waiting {
+    fn new(budget: &MemoryBudget) -> Self {
+        budget.0.waiting.fetch_add(1, Ordering::Relaxed);
+        Self { budget: budget.clone() }
+    }
+
+    /// How soon to look again.
+    fn pace(&self) -> Duration {
+        let waiting = self.budget.0.waiting.load(Ordering::Relaxed);
+        let of_all = PACE_OF_EACH.saturating_mul(u32::try_from(waiting).unwrap_or(u32::MAX));
+        (PACE + of_all).min(PATIENCE / 4)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.budget.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -301,22 +348,30 @@ impl Claim {
     /// `false`: it is this one, or nobody gives anything back.
     pub async fn set(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
-        for look in 0..PATIENCE {
-            if more == 0 || self.budget.has_room(more) {
+        if more == 0 || self.budget.has_room(more) {
+            self.enter(bytes);
+            return true;
+        }
+        // While it waits it may be found, too.
+        self.weigh(self.bytes);
+        let waiting = Waiting::new(&self.budget);
+        let since = Instant::now();
+        let mut is_judged_at = Some(since + PATIENCE_OF_LARGE);
+        loop {
+            if !waiting.budget.end_largest(self.id, bytes) {
+                return false;
+            }
+            let now = Instant::now();
+            let is_judged = is_judged_at.take_if(|at| now >= *at).is_some();
+            let is_too_large = is_judged && bytes > 2 * waiting.budget.average();
+            if is_too_large || now >= since + PATIENCE {
+                break;
+            }
+            tokio::time::sleep(waiting.pace()).await;
+            if waiting.budget.has_room(more) {
                 self.enter(bytes);
                 return true;
             }
-            if look == 0 {
-                // While it waits it may be found, too.
-                self.weigh(self.bytes);
-            }
-            if !self.budget.end_largest(self.id, bytes) {
-                return false;
-            }
-            if look == LOOKS_OF_LARGE && bytes > 2 * self.budget.average() {
-                break;
-            }
-            tokio::time::sleep(PACE).await;
         }
         self.give_up(bytes);
         false
@@ -327,7 +382,7 @@ impl Claim {
         let inner = &self.budget.0;
         inner.ended.fetch_add(1, Ordering::Relaxed);
         let Some(unlogged) = inner.log.pass("connections that were given no memory") else { return };
-        let name = inner.holders().get(&self.id).map(|holder| holder.name.clone());
+        let name = inner.holders().by_id.get(&self.id).map(|holder| holder.name.clone());
         tracing::warn!(
             peer = name.as_deref(),
             wanted,
@@ -372,9 +427,16 @@ impl Claim {
             return;
         }
         let mut holders = self.budget.0.holders();
-        match (self.holder.take(), holders.get_mut(&self.id)) {
-            (Some(holder), _) => drop(holders.insert(self.id, Holder { bytes, ..holder })),
-            (None, Some(holder)) => holder.bytes = bytes,
+        let Holders { by_id, bytes: all } = &mut *holders;
+        match (self.holder.take(), by_id.get_mut(&self.id)) {
+            (Some(holder), _) => {
+                *all += bytes;
+                by_id.insert(self.id, Holder { bytes, ..holder });
+            }
+            (None, Some(holder)) => {
+                *all = *all - holder.bytes + bytes;
+                holder.bytes = bytes;
+            }
             (None, None) => {}
         }
     }
@@ -395,7 +457,13 @@ impl Drop for Claim {
         self.count(0);
         self.budget.0.fixed.fetch_sub(self.fixed, Ordering::Relaxed);
         if self.id != NOBODY {
-            self.budget.0.holders().remove(&self.id);
+            let mut holders = self.budget.0.holders();
+            if let Some(holder) = holders.by_id.remove(&self.id) {
+                holders.bytes -= holder.bytes;
+                drop(holders);
+                // What it is weighed by may be the last that keeps a queue.
+                drop(holder);
+            }
         }
     }
 }
@@ -479,7 +547,7 @@ mod tests {
         assert!(small_end.is_cancelled() && !other_end.is_cancelled());
         drop((small, other));
         assert_eq!(budget.used(), 0);
-        assert!(budget.0.holders().is_empty());
+        assert!(budget.0.holders().by_id.is_empty() && budget.0.holders().bytes == 0);
     }
 
     #[test]
@@ -546,6 +614,57 @@ mod tests {
             one.await.unwrap();
         }
         assert_eq!(budget.used(), 11);
+    }
+
+    /// Each holder is looked at, and there may be very many.
+    #[test]
+    fn looking_for_the_largest_takes_a_small_part_of_the_time() {
+        let look = Duration::from_millis(2);
+        let budget = MemoryBudget::new(100);
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (many, _) = claim(&budget, "many");
+        let count = asked.clone();
+        let mut many = many.weighed_by(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(look);
+            200
+        });
+        many.force(200);
+        let since = std::time::Instant::now();
+        while since.elapsed() < Duration::from_millis(200) {
+            assert!(!budget.makes_room(1));
+        }
+        let looking = look * asked.load(Ordering::Relaxed) as u32;
+        assert!(looking < since.elapsed() / 3, "{looking:?} of {:?}", since.elapsed());
+    }
+
+    /// Thousands that wait do not take the processor by looking again.
+    #[tokio::test(start_paused = true)]
+    async fn the_more_wait_the_later_each_looks_again() {
+        let budget = MemoryBudget::new(100_000);
+        let (mut all, _) = claim(&budget, "192.0.2.1:1");
+        assert!(all.set(100_000).await);
+        // It is ended, and does not give anything back.
+        let waiting: Vec<_> = (0..5_000)
+            .map(|port| {
+                let (mut one, _) = claim(&budget, &format!("192.0.2.2:{port}"));
+                tokio::spawn(async move { one.set(1).await })
+            })
+            .collect();
+        let pace = Waiting::new(&budget).pace();
+        assert_eq!(pace, PACE + PACE_OF_EACH);
+        while budget.0.waiting.load(Ordering::Relaxed) < waiting.len() {
+            tokio::task::yield_now().await;
+        }
+        let pace = Waiting::new(&budget).pace();
+        assert!(pace > Duration::from_millis(25) && pace < Duration::from_millis(40), "{pace:?}");
+        let since = Instant::now();
+        drop(all);
+        for one in waiting {
+            assert!(one.await.unwrap());
+        }
+        assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
+        assert_eq!(budget.0.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[test]
