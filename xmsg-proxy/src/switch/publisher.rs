@@ -88,7 +88,7 @@ impl Publisher {
             version,
             outbox: Arc::new(Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX))),
             told: Arc::default(),
-            since: Instant::now(),
+            since: now(),
             received: Counter::default(),
             recipients: Mutex::new(Bucket::new(RECIPIENTS_PER_SECOND)),
             reading: Mutex::default(),
@@ -145,18 +145,17 @@ impl Publisher {
             let what = "subscriptions that it does not read";
             let (outbox, told, since) = (self.outbox.clone(), self.told.clone(), self.since);
             let claim = memory.claim(&self.peer, what, self.outsized.clone());
-            claim.weighed_by(move || {
-                if since.elapsed() < PATIENCE {
-                    unread(&outbox, &told)
-                } else {
-                    outbox.queued().bytes as usize
-                }
-            })
+            claim.weighed_by(move || held_up(&outbox, &told, since))
         };
         let claim = claim.get_or_insert_with(new);
         if claim.bytes() != bytes {
             claim.force(bytes);
         }
+    }
+
+    /// What waits for it and counts when whoever reads least is to be found.
+    pub(super) fn held_up(&self) -> usize {
+        held_up(&self.outbox, &self.told, self.since)
     }
 
     /// Whether it has yet to read much of what has changed, and reads it fast enough to be waited for.
@@ -203,6 +202,15 @@ impl Publisher {
             reading.stalled_until = None;
         }
         reading.stalled_until.is_some()
+    }
+}
+
+/// What waits for a publisher, bytes; but one that has just come has had no time to read what it was told.
+fn held_up(outbox: &Outbox, told: &AtomicUsize, since: Instant) -> usize {
+    if now().saturating_duration_since(since) < PATIENCE {
+        unread(outbox, told)
+    } else {
+        outbox.queued().bytes as usize
     }
 }
 

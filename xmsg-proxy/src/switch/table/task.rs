@@ -430,14 +430,14 @@ impl TableTask {
         self.bound_outdated();
     }
 
-    /// Cuts publishers off that hold much which is out of date by not reading it.
+    /// Cuts publishers off that hold much which is out of date by not reading it. Those that have just come have had no time to read.
     fn bound_outdated(&mut self) {
         let is_too_much = |snapshot: &Snapshot| snapshot.outdated() > OUTDATED_MIN.max(snapshot.present());
         if !self.snapshots.values().any(is_too_much) {
             return;
         }
         let slowest = self.publishers.values().filter(|publisher| !publisher.cut.is_cancelled());
-        if let Some(publisher) = slowest.max_by_key(|publisher| publisher.outbox.queued().bytes) {
+        if let Some(publisher) = slowest.max_by_key(|publisher| publisher.held_up()) {
             publisher.cut_off();
         }
     }

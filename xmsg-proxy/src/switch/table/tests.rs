@@ -201,6 +201,45 @@ async fn what_a_large_subscriber_leaves_behind_cuts_no_publisher_off_that_reads(
 }
 
 /// A short prefix that covers 62 long ones makes much work of little that is sent.
+/// Some leave just so much unread that others, who have just been told everything, have more that waits for them.
+#[tokio::test(start_paused = true)]
+async fn whoever_holds_what_is_out_of_date_is_cut_off_and_not_whoever_has_just_come() {
+    let scene = Scene::new();
+    let subscriber = subscriber(1);
+    let change = async |subscribe: bool, numbers: &[usize]| {
+        let mut handler = Subscriptions::new(&scene.table, &subscriber, &scene.limits);
+        for number in numbers {
+            handler.subscription(subscribe, format!("{number:04000}").into()).await.unwrap();
+        }
+        scene.table.synchronize().await;
+    };
+    // Three parts of 4 MB.
+    change(true, &(0..3_072).collect::<Vec<_>>()).await;
+    let mut sneaks = Vec::new();
+    for id in 1..=6 {
+        let (publisher, mut far) = scene.publisher(id).await;
+        let mut buffer = vec![0; 64 << 10];
+        scene.table.synchronize().await;
+        while publisher.outbox.queued().bytes > 5 << 20 {
+            assert!(far.read(&mut buffer).await.unwrap() > 0);
+        }
+        // All of it is out of date.
+        let some = [10, 1_500, 3_000];
+        change(false, &some).await;
+        change(true, &some).await;
+        sneaks.push((publisher, far));
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let innocents = [scene.publisher(11).await, scene.publisher(12).await];
+    scene.table.synchronize().await;
+    let is_joined = || innocents.iter().all(|(one, _)| one.outbox.queued().bytes > 12_000_000);
+    while !is_joined() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(innocents.iter().all(|(publisher, _)| !publisher.cut.is_cancelled()));
+    assert!(sneaks.iter().any(|(publisher, _)| publisher.cut.is_cancelled()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn whoever_makes_much_work_is_slowed_down() {
     let scene = Scene::new();
