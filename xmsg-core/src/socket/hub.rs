@@ -1,6 +1,5 @@
 //! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +19,9 @@ use super::link_handler::LinkHandler;
 use super::outbox::{Discarded, Frame, Outbox};
 use super::reconnect::Backoff;
 use super::refusal::{Whose, unfit, unfit_size};
+use super::routes::{RouteKey, Routes};
 use super::session::{Ended, Session, now};
+use super::source::Source;
 use super::throttle::Throttle;
 use super::transport::{Closer, Listener, Stream};
 use super::{Endpoint, IdentityScope, SocketOptions};
@@ -35,9 +36,6 @@ const SILENCE: Duration = Duration::from_millis(100);
 const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 /// What came in with one read shares its slab only if that is at most so many times as large.
 pub(crate) const SHARE_MAX: usize = 16;
-
-/// Whom an identity belongs to, where that matters, and the identity.
-type RouteKey = (Option<Principal>, Bytes);
 
 /// A socket's hold on its hub: letting go closes it.
 #[derive(Debug)]
@@ -80,7 +78,7 @@ pub(crate) struct Hub {
     /// What it listens to.
     listeners: Mutex<Vec<Closer>>,
     /// The links of a router by identity; those of a replier by a name of ours.
-    routes: Mutex<HashMap<RouteKey, Arc<Link>>>,
+    routes: Routes,
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
     events: EventChannel,
@@ -105,7 +103,7 @@ impl Hub {
             next_link: AtomicU64::new(1),
             subscriptions: Mutex::default(),
             listeners: Mutex::default(),
-            routes: Mutex::default(),
+            routes: Routes::default(),
             changed: Notify::new(),
             events: EventChannel::new(),
             parent,
@@ -129,7 +127,7 @@ impl Hub {
 
     /// The link of a router's peer.
     pub(crate) fn route(&self, identity: &[u8], principal: Option<&Principal>) -> Option<Arc<Link>> {
-        lock(&self.routes).get(&self.route_key(identity, principal)).cloned()
+        self.routes.get(&self.route_key(identity, principal))
     }
 
     /// What a peer with this identity is found by.
@@ -411,7 +409,9 @@ impl Hub {
 
     fn add_link(&self, connecting: bool) -> Arc<Link> {
         let mark = self.options.send_high_water_mark;
+        let mut links = self.links();
         let link = Arc::new(Link {
+            // Under the lock: they stand in the order of their numbers.
             id: self.next_link.fetch_add(1, Ordering::Relaxed),
             outbox: if connecting {
                 Outbox::recycling(mark)
@@ -423,8 +423,16 @@ impl Hub {
             state: Mutex::default(),
             stop: self.stop.child_token(),
         });
-        self.links().push(link.clone());
+        links.push(link.clone());
         link
+    }
+
+    /// Forgets a link. Thousands may end at the same time, so each is found without a look at all others.
+    fn remove_link(&self, link: &Link) {
+        let mut links = self.links();
+        if let Ok(place) = links.binary_search_by_key(&link.id, |other| other.id) {
+            links.remove(place);
+        }
     }
 
     async fn keep_connected(self: Arc<Self>, endpoint: Endpoint, link: Arc<Link>) {
@@ -539,8 +547,7 @@ impl Hub {
         link.outbox.close();
         link.state().version = None;
         link.stop.cancel();
-        self.links().retain(|other| other.id != link.id);
-        lock(&self.routes).retain(|_, other| other.id != link.id);
+        self.remove_link(&link);
         self.changed.notify_waiters();
     }
 
@@ -559,21 +566,17 @@ impl Hub {
         };
         // What else it announced is not kept.
         drop(peer);
-        if matches!(self.socket_type, SocketType::Router | SocketType::Rep) {
+        let _route = if matches!(self.socket_type, SocketType::Router | SocketType::Rep) {
             link.state().principal.clone_from(&principal);
-            let mut routes = lock(&self.routes);
-            // The newcomer takes over the identity: its owner may have lost its old connection unnoticed. Where
-            // peers prove who they are, somebody else may not.
             let key = self.route_key(&identity, principal.as_ref());
-            if let Some(old) = routes.get(&key) {
-                if old.state().principal != principal {
-                    tracing::debug!(peer = name, "somebody else has this identity");
-                    return;
-                }
-                old.stop.cancel();
-            }
-            routes.insert(key, link.clone());
-        }
+            let Some(route) = self.routes.take_over(key, link) else {
+                tracing::debug!(peer = name, "somebody else has this identity");
+                return;
+            };
+            Some(route)
+        } else {
+            None
+        };
         self.fit(name, link, &limits);
         let refused = {
             let subscriptions = lock(&self.subscriptions);
@@ -598,7 +601,10 @@ impl Hub {
         }
         self.changed.notify_waiters();
 
-        let mut handler = LinkHandler { hub: self, link, identity };
+        let from =
+            if link.connecting { Bytes::copy_from_slice(&link.id.to_be_bytes()) } else { identity.clone() };
+        let queue = self.inbox.line(&from, &Source::of(name));
+        let mut handler = LinkHandler { hub: self, link, identity, queue };
         let ended = {
             let settle = async {
                 if let Some(lost) = lost.as_mut().filter(|lost| lost.had_subscribers()) {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::events::{DropReason, SocketEvent};
 use super::hub::{Hub, SHARE_MAX};
+use super::inbox::Line;
 use super::link::Link;
 use super::session::{Batch, Ended, Handler};
 use crate::zmtp::DroppedCounts;
@@ -18,6 +19,8 @@ pub(super) struct LinkHandler<'a> {
     pub(super) link: &'a Link,
     /// What the socket knows the peer by.
     pub(super) identity: Bytes,
+    /// Where its messages wait.
+    pub(super) queue: Line<'a>,
 }
 
 impl Handler for LinkHandler<'_> {
@@ -29,7 +32,7 @@ impl Handler for LinkHandler<'_> {
         } else {
             (batch.wire, batch.slab.size)
         };
-        self.hub.inbox.push(&self.identity, wire, memory).await;
+        self.queue.push(&self.identity, wire, memory).await;
         Ok(())
     }
 

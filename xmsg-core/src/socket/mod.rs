@@ -39,6 +39,7 @@ mod refusal;
 mod reply;
 mod request;
 mod router;
+mod routes;
 pub mod session;
 pub mod source;
 mod subscriber;
