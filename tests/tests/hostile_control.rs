@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
-use xmsg_core::{Actor, ConnectOptions, Message};
+use xmsg_core::registration;
+use xmsg_core::{Actor, ConnectOptions, Message, OwnerType, ProxyAddress, Query, Registration};
 use xmsg_tests::hostile::Scene;
 use xmsg_tests::process::{Daemon, built};
 use xmsg_tests::raw::{self, Raw};
@@ -169,6 +171,117 @@ async fn messages_to_the_control_port_and_the_registrar_mean_nothing() {
     scene.under_rounds(3000, round).await;
     drop((dealer, requester));
     scene.finish("messages to the control port and the registrar", 80).await;
+}
+
+/// A request to the registrar, with a registration of this name, or a question in its form.
+fn request(envelope: &[u8], action: &str, name: &str) -> Vec<u8> {
+    let (topic, proxy) = (topic(&format!("d:{name}:t")), ProxyAddress::new("192.0.2.1", 7771).unwrap());
+    let data = Registration::new(OwnerType::Publisher, name, &topic, &proxy).encode();
+    let frames: [&[u8]; 4] = [b"", action.as_bytes(), b"me", &data];
+    if envelope.is_empty() {
+        raw::message(&frames)
+    } else {
+        raw::message(&[&[envelope], &frames[..]].concat())
+    }
+}
+
+/// Makes so many registrations.
+async fn register(registrar: u16, count: usize) {
+    let mut peer = Raw::handshake(registrar, "DEALER").await;
+    for first in (0..count).step_by(500) {
+        let some = (first..count.min(first + 500)).map(|number| number.to_string());
+        let requests: Vec<_> = some.map(|name| request(b"", "registerPublisher", &name)).collect();
+        peer.send(&requests.concat()).await;
+        for _ in &requests {
+            within("a reply", peer.next_message(1 << 20)).await.expect("a reply");
+        }
+    }
+}
+
+/// What waits for an answer of the registrar is kept, and with it the addresses that it came with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_with_long_addresses_take_no_memory() {
+    let scene = Scene::daemon(&[]).await;
+    register(scene.registrar, 10_000).await;
+    let attack = async {
+        let mut peer = Raw::handshake(scene.registrar, "DEALER").await;
+        // Each is answered after the one before it, in slices.
+        let long = raw::message(&["", "allPublisher", "me", ""]).repeat(100);
+        let heavy = request(&vec![b'x'; 15 << 20], "exactPublisher", "1");
+        assert!(peer.try_send(&long).await);
+        for _ in 0..20 {
+            assert!(peer.try_send(&heavy).await);
+        }
+        peer.send(&request(b"short", "exactPublisher", "1")).await;
+    };
+    scene.under(attack).await;
+    scene.finish("requests to the registrar with addresses of 15 MiB", 80).await;
+}
+
+/// Whoever asks little is answered in its turn, however much others have asked before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_questions_keep_nobody_waiting_at_the_registrar() {
+    let scene = Scene::daemon(&[]).await;
+    register(scene.registrar, 500).await;
+    // It looks at all registrations, and finds none.
+    let query = Query::parts(OwnerType::Publisher, "d", "*", "*").port(1);
+    let query = registration::Request::discover("me", registration::Action::Filter, &query).frames();
+    let question = raw::message(&[&[Bytes::new()], &query[..]].concat()).repeat(1_000);
+    let mut attacker = Raw::handshake(scene.registrar, "DEALER").await;
+    // The answers are not read.
+    let flood = tokio::spawn(async move { while attacker.try_send(&question).await {} });
+    let mut innocent = Raw::handshake(scene.registrar, "REQ").await;
+    let mut answers = 0;
+    let ask = async |_| {
+        innocent.send(&request(b"", "exactPublisher", "1")).await;
+        within("an answer", innocent.next_message(1 << 20)).await.expect("an answer");
+        answers += 1;
+    };
+    scene.under_rounds(5_000, ask).await;
+    assert!(answers >= 20, "{answers} answers while there were 5000 messages");
+    flood.abort();
+    let _ = flood.await;
+    drop(innocent);
+    scene.finish("a flood of questions to the registrar", 60).await;
+}
+
+/// Answers wait for control sockets that never come, and others come and go: each might be one of those.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_wait_for_nobody_keep_nobody_out() {
+    let scene = Scene::daemon(&[]).await;
+    let (publishers, control) = (scene.address.publish_port(), scene.address.control_port());
+    let asking = |host: u8| async move {
+        let mut peer = Raw::connect_from(host, publishers).await.expect("it listens");
+        peer.send(&[&raw::greeting(3, 1)[..], &raw::ready("PUB", b"")].concat()).await;
+        for round in 0.. {
+            let identity = |number: u32| format!("{host}-{round}-{number}");
+            let some: Vec<_> =
+                (0..60).map(|number| raw::message(&["xmsg:control", "pub", &identity(number)])).collect();
+            peer.send(&some.concat()).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let coming = || async move {
+        loop {
+            let mut peer = Raw::connect(control).await;
+            let hello = [&raw::greeting(3, 1)[..], &raw::ready("DEALER", b"")].concat();
+            if peer.try_send(&hello).await {
+                peer.skip(64).await;
+                peer.next_frame().await;
+            }
+        }
+    };
+    let mut attackers = tokio::task::JoinSet::new();
+    for host in 8..12 {
+        attackers.spawn(asking(host));
+    }
+    // All places are taken when somebody comes.
+    let round = async |_| within("a connection", scene.connection().connect()).await.unwrap();
+    scene.under_rounds(5_000, round).await;
+    (0..16).for_each(|_| drop(attackers.spawn(coming())));
+    scene.under_rounds(5_000, round).await;
+    attackers.shutdown().await;
+    scene.finish("answers that wait while others come and go", 60).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -738,10 +738,15 @@ async fn the_registrar_says_how_it_is() {
         ("xmsg_registrar_requests_refused_total", 0.0),
         (concat!("xmsg_registrar_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
         ("xmsg_registrar_ready", 1.0),
+        ("xmsg_registrar_queue_bytes", 0.0),
+        ("xmsg_registrar_memory_ended_total", 0.0),
     ] {
         assert_eq!(found.get(name), Some(&value), "{name} in {found:#?}");
     }
     assert!(found["xmsg_registrar_connections"] >= 1.0);
+    let (used, limit) =
+        (found["xmsg_registrar_memory_used_bytes"], found["xmsg_registrar_memory_limit_bytes"]);
+    assert!(0.0 < used && used < limit, "{used} of {limit}");
     assert_eq!(json(&admin, "/varz").await["registrar"]["publishers"], 2);
     assert_eq!(get(&admin, "/healthz").await.status, 200);
     assert_eq!(get(&admin, "/readyz").await.status, 200);

@@ -13,6 +13,11 @@ use super::{EncodedFrames, Endpoint, Multipart, SocketOptions};
 use crate::zmtp::{Principal, SocketType, encoded_len};
 use crate::{Error, ErrorKind, Result};
 
+/// The addresses of devices that a request may bring, bytes, with [`ADDRESS`] for each: they are kept until it is answered.
+const ENVELOPE_MAX: usize = 4 << 10;
+/// What an address takes beside its text, bytes, about.
+const ADDRESS: usize = 32;
+
 /// The way back to whoever sent a request: its connection, and the addresses that devices in between have noted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ReturnPath {
@@ -27,6 +32,20 @@ impl ReturnPath {
     #[must_use]
     pub fn peer(&self) -> &Bytes {
         &self.link
+    }
+
+    /// Of a request that came with these frames in front of it; `None` if they are longer than any devices would make them. They are copied: a
+    /// request that waits is not to keep the memory that it came in.
+    fn new(link: &Bytes, envelope: &[Bytes]) -> Option<Self> {
+        let bytes: usize = envelope.iter().map(|frame| ADDRESS + frame.len()).sum();
+        let envelope = envelope.iter().map(|frame| Bytes::copy_from_slice(frame));
+        (bytes <= ENVELOPE_MAX).then(|| Self { link: link.clone(), envelope: envelope.collect() })
+    }
+
+    /// Bytes that it takes, about.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.envelope.iter().map(|frame| ADDRESS + frame.len()).sum::<usize>() + size_of::<Self>()
     }
 }
 
@@ -79,8 +98,8 @@ impl Replier {
         self.hub.unbind();
     }
 
-    /// The next request, and the way back; `None` once the socket is closed. A message without an envelope, or with nothing behind
-    /// it, is no request, and is passed over. Dropping the future loses nothing.
+    /// The next request, and the way back; `None` once the socket is closed. A message without an envelope, with one of more than about 4 KiB, or
+    /// with nothing behind it, is no request, and is passed over. Dropping the future loses nothing.
     pub async fn recv(&self) -> Option<(ReturnPath, Multipart)> {
         loop {
             let (link, message) = std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await?;
@@ -89,13 +108,13 @@ impl Replier {
             // Behind the frame that ends the envelope there has to be something: libzmq drops what has nothing there, too.
             if let Some((envelope, request)) = end.map(|end| frames.split_at(end + 1))
                 && !request.is_empty()
+                && let Some(path) = ReturnPath::new(&link, envelope)
             {
-                let path = ReturnPath { link, envelope: envelope.to_vec() };
                 return Some((path, request.iter().cloned().collect()));
             }
             tracing::debug!(
                 frames = frames.len(),
-                "a message without an empty frame, and something behind it, is no request"
+                "a message without a short envelope, and something behind it, is no request"
             );
         }
     }

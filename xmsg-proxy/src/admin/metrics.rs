@@ -56,6 +56,7 @@ struct RegistrarSnapshot {
     counts: Counts,
     connections: usize,
     memory_limit: usize,
+    memory: MemoryBudget,
     is_writable: bool,
 }
 
@@ -102,6 +103,7 @@ impl Snapshot {
                 counts: registrar.counts(),
                 connections: registrar.connections(),
                 memory_limit: registrar.memory_limit(),
+                memory: registrar.memory().clone(),
                 is_writable: registrar.is_writable(),
             }),
         }
@@ -290,7 +292,7 @@ fn encode_violations(name: &str, counts: ViolationCounts, out: &mut Families<'_>
 
 impl RegistrarSnapshot {
     fn encode(&self, out: &mut Families<'_>) -> Result<(), fmt::Error> {
-        let Self { counts, connections, memory_limit, is_writable } = self;
+        let Self { counts, connections, memory_limit, memory, is_writable } = self;
         let owners = [("publisher", counts.publishers), ("subscriber", counts.subscribers)];
         out.gauges(
             "xmsg_registrar_registrations",
@@ -302,6 +304,14 @@ impl RegistrarSnapshot {
         out.gauge("xmsg_registrar_registration_memory", help, BYTES, counts.memory)?;
         let help = "Memory that they may take.";
         out.gauge("xmsg_registrar_registration_memory_limit", help, BYTES, *memory_limit as u64)?;
+        let help = "What all clients together may hold beside that.";
+        out.gauge("xmsg_registrar_memory_limit", help, BYTES, memory.limit() as u64)?;
+        let help = "What they hold: requests, answers that they have yet to read, connections.";
+        out.gauge("xmsg_registrar_memory_used", help, BYTES, memory.used() as u64)?;
+        let help = "Clients that were cut off because they held most when no memory was left.";
+        out.counter("xmsg_registrar_memory_ended", help, None, memory.ended())?;
+        let help = "Memory of answers that clients have yet to read.";
+        out.gauge("xmsg_registrar_queue", help, BYTES, memory.queues().bytes() as u64)?;
         out.counter("xmsg_registrar_requests", "Requests that were answered.", None, counts.requests)?;
         let help = "Requests that were answered with an error.";
         out.counter("xmsg_registrar_requests_refused", help, None, counts.refused)?;

@@ -208,6 +208,7 @@ pub struct Monitor {
     replier: Weak<Replier>,
     runtime: Handle,
     memory_limit: usize,
+    memory: MemoryBudget,
 }
 
 impl Monitor {
@@ -233,6 +234,12 @@ impl Monitor {
     #[must_use]
     pub fn memory_limit(&self) -> usize {
         self.memory_limit
+    }
+
+    /// The memory that all clients together hold beside what is registered: requests, answers that they have yet to read, connections.
+    #[must_use]
+    pub fn memory(&self) -> &MemoryBudget {
+        &self.memory
     }
 
     /// The runtime that it works on.
@@ -293,6 +300,7 @@ pub struct Registrar {
     service: Option<JoinHandle<()>>,
     runtime: Handle,
     memory_limit: usize,
+    memory: MemoryBudget,
     thread: Option<OwnThread>,
 }
 
@@ -316,7 +324,7 @@ impl Registrar {
     }
 
     async fn start(config: Config, place: Place) -> Result<Self> {
-        let memory_limit = config.registration_memory;
+        let (memory_limit, memory) = (config.registration_memory, config.memory.clone());
         let mut store = Store::new(config.registrations, config.ttl).with_memory_limit(memory_limit);
         let mut journal = match config.snapshot {
             None => None,
@@ -335,6 +343,8 @@ impl Registrar {
 
         let counters = Arc::new(Counters::default());
         let replier = Replier::new(SocketOptions {
+            // Thousands of requests. Each peer has its turn, and those who ask little need not wait for room.
+            receive_high_water_mark: 1 << 20,
             // One reply; REQ peers wait for it before they ask again.
             send_high_water_mark: HighWaterMark::bytes(1 << 20),
             // Those who vanish are not to keep their connections.
@@ -366,7 +376,7 @@ impl Registrar {
             .with_memory(config.memory.clone());
         let service = Some(tokio::spawn(service.run()));
         let (replier, runtime) = (Arc::new(replier), Handle::current());
-        Ok(Self { address, counters, stop, replier, service, runtime, memory_limit, thread: None })
+        Ok(Self { address, counters, stop, replier, service, runtime, memory_limit, memory, thread: None })
     }
 
     /// Where it listens.
@@ -389,6 +399,7 @@ impl Registrar {
             replier: Arc::downgrade(&self.replier),
             runtime: self.runtime.clone(),
             memory_limit: self.memory_limit,
+            memory: self.memory.clone(),
         }
     }
 

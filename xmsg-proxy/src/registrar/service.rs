@@ -1,9 +1,12 @@
 //! The task that owns the store: takes requests, answers questions at once and makes changes when they are on the disk.
 //!
 //! While one batch of changes is being synced, the next one gathers: many clients share one sync. A change counts from when it is
-//! on the disk: what could not be written was never there for anybody. A question with a long answer is answered in slices, between which
-//! others get their turn. What a peer asks while a change or a question of its own is under way waits for that, so that every
+//! on the disk: what could not be written was never there for anybody. Whatever takes long is done in slices, between which others get their
+//! turn: questions with a long answer, changes once they are on the disk, and those with many registrations. What a peer asks while a change or a question of its own is under way waits for that, so that every
 //! peer gets its replies in order, and finds what it changed.
+
+mod change;
+mod later;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,19 +18,21 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use xmsg_core::deadline::Deadline;
-use xmsg_core::registration::{Action, Argument, OwnerType, Refusal, Registration, Reply, Request};
+use xmsg_core::registration::{Action, Argument, OwnerType, Refusal, Reply, Request};
 use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_core::socket::throttle::Throttle;
-use xmsg_core::socket::{EncodedFrames, Multipart, Replier, ReturnPath, Violations};
+use xmsg_core::socket::{EncodedFrames, Replier, ReturnPath, Violations};
 use xmsg_core::{Error, ErrorKind, Result};
 
-use super::journal::{Entry, Journal};
+use self::change::{Change, Collecting, records};
+use self::later::Pending;
+use super::journal::Journal;
 use super::store::{Refused, Search, Store};
 use crate::security::Authority;
 
 /// Bytes of a frame of a request that are looked at; more is refused. Small enough for a reply to be queued in one piece.
 const DATA_MAX: usize = 4 << 10;
-/// Changes that wait for the disk together. At this mark no more requests are taken until the batch before is done.
+/// Changes that wait for the disk together. At this mark, more of them wait with what peers ask for later.
 const BATCH_REQUESTS: usize = 4096;
 /// The same in bytes.
 const BATCH_BYTES: usize = 4 << 20;
@@ -49,10 +54,6 @@ const RECOUNT: usize = 16 << 20;
 const TURN: u32 = 64;
 /// Topics and registrations that are looked at before others get their turn: some tenths of a millisecond.
 const SLICE: usize = 512;
-/// Requests of one peer that wait for one of its own. More are refused.
-const LATER_OF_ONE: usize = 256;
-/// … of all peers.
-const LATER_MAX: usize = 16 << 10;
 /// The pause before another attempt to write, after one has failed: ten times what that took, within these limits.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -72,44 +73,6 @@ pub(super) struct Counters {
     pub(super) violations: Violations,
 }
 
-/// What a request wants to be different.
-#[derive(Debug)]
-enum Change {
-    Register(OwnerType, Registration),
-    Remove(OwnerType, Registration),
-    RemoveHost(String),
-}
-
-impl Change {
-    fn entry(&self) -> Entry {
-        match self {
-            Self::Register(owner, registration) => Entry::Register(*owner, registration.encode()),
-            Self::Remove(owner, registration) => Entry::Remove(*owner, registration.encode()),
-            Self::RemoveHost(host) => Entry::RemoveHost(host.clone().into()),
-        }
-    }
-
-    fn carry_out(&self, store: &mut Store, now: Duration) -> Result<(), Refused> {
-        match self {
-            Self::Register(owner, registration) => store.register(*owner, registration, now).map(drop),
-            Self::Remove(owner, registration) => store.remove(*owner, registration).map(drop),
-            Self::RemoveHost(host) => {
-                store.remove_host(host);
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether it would be carried out now.
-    fn check(&self, store: &Store) -> Result<(), Refused> {
-        match self {
-            Self::Register(owner, registration) => store.check(*owner, registration),
-            Self::Remove(_, registration) => Store::check_topic(registration),
-            Self::RemoveHost(_) => Ok(()),
-        }
-    }
-}
-
 /// What there is to do for a request.
 #[derive(Debug)]
 enum Task {
@@ -123,7 +86,7 @@ enum Task {
 #[derive(Debug, Default)]
 struct Batch {
     entries: Vec<u8>,
-    changes: Vec<(ReturnPath, Action, Change)>,
+    changes: VecDeque<(ReturnPath, Action, Change)>,
 }
 
 /// A question with a long answer.
@@ -135,15 +98,6 @@ struct Answering {
     reply: EncodedFrames,
     /// At this length, what waits to be written is counted again.
     recount: usize,
-}
-
-/// What is under way for a peer.
-#[derive(Debug, Default)]
-struct Pending {
-    changes: usize,
-    is_answering: bool,
-    /// What it asked for meanwhile.
-    later: VecDeque<(ReturnPath, Task)>,
 }
 
 /// The disk does not take changes.
@@ -169,6 +123,9 @@ pub(super) struct Service {
     journal: Option<Journal>,
     gathering: Batch,
     writing: Option<(Commit, Batch)>,
+    /// Changes that are on the disk, and are yet to be carried out. Until the last of them is, no others are written.
+    carrying: VecDeque<(ReturnPath, Action, Change)>,
+    collecting: Option<Collecting>,
     trouble: Option<Trouble>,
     write_log: Throttle,
     expiry_log: Throttle,
@@ -178,8 +135,13 @@ pub(super) struct Service {
     queued_bytes: usize,
     memory: MemoryBudget,
     pending: HashMap<Bytes, Pending>,
-    /// Requests in `pending`.
+    /// Requests in `pending`, and what they take, bytes.
     later: usize,
+    later_bytes: usize,
+    /// Peers that go on with what they asked for later, each with one request in its turn.
+    resuming: VecDeque<Bytes>,
+    /// … once there is room for changes.
+    without_room: Vec<Bytes>,
     counters: Arc<Counters>,
     started: Instant,
     stop: CancellationToken,
@@ -204,6 +166,8 @@ impl Service {
             journal,
             gathering: Batch::default(),
             writing: None,
+            carrying: VecDeque::new(),
+            collecting: None,
             trouble: None,
             write_log: Throttle::default(),
             expiry_log: Throttle::default(),
@@ -213,6 +177,9 @@ impl Service {
             memory: MemoryBudget::default(),
             pending: HashMap::new(),
             later: 0,
+            later_bytes: 0,
+            resuming: VecDeque::new(),
+            without_room: Vec::new(),
             counters,
             started: Instant::now(),
             stop,
@@ -238,17 +205,15 @@ impl Service {
         let _ended = self.stop.clone().drop_guard();
         let mut turn = 0;
         loop {
-            let room =
-                self.gathering.changes.len() < BATCH_REQUESTS && self.gathering.entries.len() < BATCH_BYTES;
             let expiry = self.store.next_expiry().map(|due| Deadline::since(self.started, due));
-            let retry = self.trouble.as_ref().filter(|_| self.writing.is_none()).map(|trouble| trouble.retry);
+            let may_write = self.writing.is_none() && self.carrying.is_empty() && self.collecting.is_none();
+            let retry = self.trouble.as_ref().filter(|_| may_write).map(|trouble| trouble.retry);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
                 done = committed(self.writing.as_mut()) => self.written(done),
                 () = at(retry) => self.write(),
-                () = at(expiry) => self.expire(),
-                request = self.replier.recv(), if room => {
+                request = self.replier.recv() => {
                     let Some((path, request)) = request else { break };
                     self.handle(path, &request);
                     turn += 1;
@@ -256,42 +221,58 @@ impl Service {
                         continue;
                     }
                 }
-                () = std::future::ready(()), if !self.answering.is_empty() => {}
+                () = at(expiry) => {}
+                () = std::future::ready(()), if self.has_slices() => {}
             }
             // Those who ask much get a slice whenever those who ask little have had their turn, and others theirs after either.
             turn = 0;
-            self.answer_slice();
+            self.work();
             tokio::task::yield_now().await;
         }
-        while self.writing.is_some() {
+        loop {
+            while !self.carrying.is_empty() {
+                self.carry_out_some();
+            }
+            while self.collecting.as_ref().is_some_and(|all| !all.is_done()) {
+                self.collect_some();
+            }
+            if self.writing.is_none() {
+                break;
+            }
             let done = committed(self.writing.as_mut()).await;
             self.written(done);
         }
         self.give_up("the registrar is being stopped");
     }
 
+    /// Whether there is something to do in slices.
+    fn has_slices(&self) -> bool {
+        !(self.answering.is_empty()
+            && self.carrying.is_empty()
+            && self.collecting.is_none()
+            && self.resuming.is_empty())
+    }
+
+    /// Does a slice of everything that takes long.
+    fn work(&mut self) {
+        self.expire();
+        self.carry_out_some();
+        self.collect_some();
+        self.resume_some();
+        self.answer_slice();
+    }
+
     fn expire(&mut self) {
-        let expired = self.store.expire_some(self.started.elapsed(), SLICE);
+        let now = self.started.elapsed();
+        if self.store.next_expiry().is_none_or(|due| due > now) {
+            return;
+        }
+        let expired = self.store.expire_some(now, SLICE);
         if let Some(unlogged) = self.expiry_log.pass("registrations that expired") {
             tracing::info!(expired, unlogged, "registrations were not renewed in time");
         }
         self.counters.expired.fetch_add(expired as u64, Ordering::Relaxed);
         self.count();
-    }
-
-    fn handle(&mut self, path: ReturnPath, frames: &Multipart) {
-        let task = self.read(frames.frames(), self.may_register(&path));
-        let Some(pending) = self.pending.get_mut(path.peer()) else { return self.start(path, task) };
-        if matches!(task, Task::Change(..)) && !pending.is_answering && pending.later.is_empty() {
-            return self.start(path, task);
-        }
-        if pending.later.len() < LATER_OF_ONE && self.later < LATER_MAX {
-            pending.later.push_back((path, task));
-            self.later += 1;
-            return;
-        }
-        let status = "too many requests wait for one before them: wait for its answer before the next one";
-        self.refuse(&path, task, status);
     }
 
     /// What there is to do for a request. Nothing of it is kept that is longer than what is looked at.
@@ -374,7 +355,12 @@ impl Service {
         let now = self.started.elapsed();
         let is_first = self.pending.get(path.peer()).is_none_or(|pending| pending.changes == 0);
         let done = match &change {
-            change if !self.durable => Some(change.carry_out(&mut self.store, now)),
+            // What may take long is done in slices, and what comes behind it waits.
+            Change::RemoveHost(_) if !self.durable => None,
+            change if !self.durable && self.carrying.is_empty() => {
+                Some(change.carry_out(&mut self.store, now))
+            }
+            _ if !self.durable => None,
             // What is on the disk already is only renewed; unless something that its owner did before is still on its way.
             Change::Register(owner, registration) if is_first => {
                 match self.store.renew(*owner, registration, now) {
@@ -395,10 +381,14 @@ impl Service {
         if let Some(status) = refused {
             return self.answer(&path, self.reply(action, Err(status)));
         }
+        self.pending.entry(path.peer().clone()).or_default().changes += 1;
+        if !self.durable {
+            self.carrying.push_back((path, action, change));
+            return;
+        }
         // Removing is written down even if there was nothing to remove: what has expired is still in the files.
         change.entry().write(&mut self.gathering.entries);
-        self.pending.entry(path.peer().clone()).or_default().changes += 1;
-        self.gathering.changes.push((path, action, change));
+        self.gathering.changes.push_back((path, action, change));
         self.write();
     }
 
@@ -533,14 +523,21 @@ impl Service {
 
     /// Hands the batch to the disk, unless the one before is still there; without one, finds out whether the disk takes changes again.
     fn write(&mut self) {
-        if self.gathering.changes.is_empty() && self.trouble.is_none() {
+        let is_idle = self.gathering.changes.is_empty() && self.trouble.is_none();
+        if is_idle || !self.carrying.is_empty() || self.collecting.as_ref().is_some_and(|all| !all.is_done())
+        {
             return;
         }
         let Some(mut journal) = self.journal.take() else { return };
+        // What is in the store is written as a whole, and the batch behind it.
+        if journal.wants_compaction() && self.collecting.is_none() {
+            self.journal = Some(journal);
+            self.collecting = Some(Collecting::new(&self.store));
+            return;
+        }
+        let records = self.collecting.take().map(|all| all.records);
         let mut batch = std::mem::take(&mut self.gathering);
         let entries = std::mem::take(&mut batch.entries);
-        // What is in the store is written as a whole, and the batch behind it.
-        let records = journal.wants_compaction().then(|| records(&self.store));
         let commit = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
             let result = match records {
@@ -551,6 +548,7 @@ impl Service {
             (journal, result, started.elapsed())
         });
         self.writing = Some((commit, batch));
+        self.make_room();
     }
 
     /// Carries out the changes of a batch that is on the disk, and refuses those of one that could not be put there.
@@ -572,30 +570,16 @@ impl Service {
             self.counters.is_unwritable.store(false, Ordering::Relaxed);
             tracing::info!("changes are stored again");
         }
-        let mut peers = Vec::new();
-        let now = self.started.elapsed();
-        let mut changes = batch.changes;
-        if failed.is_some() {
-            // What gathered meanwhile would fail, too.
-            changes.append(&mut std::mem::take(&mut self.gathering).changes);
-        }
-        for (path, action, change) in changes {
-            match &failed {
-                None => {
-                    let outcome = change.carry_out(&mut self.store, now);
-                    self.changed(&path, action, outcome);
-                }
-                Some(status) => self.answer(&path, self.reply(action, Err(status.clone()))),
-            }
-            if let Some(pending) = self.pending.get_mut(path.peer()) {
-                pending.changes -= 1;
-                if pending.changes == 0 {
-                    peers.push(path.peer().clone());
+        match failed {
+            None => self.carrying = batch.changes,
+            Some(status) => {
+                // What gathered meanwhile would fail, too.
+                let gathered = std::mem::take(&mut self.gathering).changes;
+                for (path, action, _) in batch.changes.into_iter().chain(gathered) {
+                    self.answer(&path, self.reply(action, Err(status.clone())));
+                    self.change_is_done(path.peer());
                 }
             }
-        }
-        for peer in peers {
-            self.resume(&peer);
         }
         if self.journal.is_none() {
             // Nothing can be stored any more.
@@ -603,7 +587,46 @@ impl Service {
             tracing::error!("the registrar ends: it has lost its journal");
             return;
         }
+        self.carry_out_some();
+        self.make_room();
+    }
+
+    /// Carries out some of the changes that are on the disk. After the last one, the next batch is written.
+    fn carry_out_some(&mut self) {
+        let (now, mut work) = (self.started.elapsed(), SLICE);
+        while work > 0
+            && let Some((path, action, change)) = self.carrying.pop_front()
+        {
+            match change.carry_out_some(&mut self.store, now, &mut work) {
+                None => self.carrying.push_front((path, action, change)),
+                Some(outcome) => {
+                    self.changed(&path, action, outcome);
+                    self.change_is_done(path.peer());
+                }
+            }
+        }
+        if !self.carrying.is_empty() {
+            return;
+        }
         if self.trouble.is_none() {
+            self.write();
+        }
+        self.make_room();
+    }
+
+    fn change_is_done(&mut self, peer: &Bytes) {
+        let Some(pending) = self.pending.get_mut(peer) else { return };
+        pending.changes -= 1;
+        if pending.changes == 0 {
+            self.resume(peer);
+        }
+    }
+
+    /// Collects some of all registrations for a snapshot, and has it written after the last.
+    fn collect_some(&mut self) {
+        let Some(collecting) = &mut self.collecting else { return };
+        collecting.advance(&self.store);
+        if collecting.is_done() {
             self.write();
         }
     }
@@ -625,38 +648,6 @@ impl Service {
         let status = format!("not stored: {reason}; it is tried again, ask again later");
         self.trouble = Some(Trouble { status: status.clone(), retry: Deadline::after(pause) });
         status
-    }
-
-    /// Goes on with what a peer asked for meanwhile, as far as may be.
-    fn resume(&mut self, peer: &Bytes) {
-        while let Some(pending) = self.pending.get_mut(peer) {
-            let may_go = match pending.later.front() {
-                None => break,
-                Some((_, Task::Change(..))) => !pending.is_answering,
-                Some(_) => !pending.is_answering && pending.changes == 0,
-            };
-            if !may_go {
-                return;
-            }
-            let Some((path, task)) = pending.later.pop_front() else { break };
-            self.later -= 1;
-            self.start(path, task);
-        }
-        if self.pending.get(peer).is_some_and(|pending| pending.changes == 0 && !pending.is_answering) {
-            self.pending.remove(peer);
-        }
-    }
-
-    /// Tells all who still wait for an answer that there will be none.
-    fn give_up(&mut self, status: &str) {
-        for one in std::mem::take(&mut self.answering) {
-            self.answer(&one.path, self.reply(one.action, Err(status.to_owned())));
-        }
-        for (_, pending) in std::mem::take(&mut self.pending) {
-            for (path, task) in pending.later {
-                self.refuse(&path, task, status);
-            }
-        }
     }
 
     fn count(&self) {
@@ -697,10 +688,6 @@ fn too_long(count: usize, bytes: usize) -> String {
 
 fn changes(action: Action) -> bool {
     matches!(action, Action::Register(_) | Action::Remove(_) | Action::RemoveAll)
-}
-
-fn records(store: &Store) -> Vec<(OwnerType, Vec<Bytes>)> {
-    OwnerType::ALL.into_iter().map(|owner| (owner, store.all(owner))).collect()
 }
 
 /// Writes a snapshot of the store.

@@ -11,6 +11,8 @@
 //! | filter | the smallest of: the range of the topic's known parts, the topics of the subject, types or host |
 //! | remove all of a host | the topics of the host |
 
+mod above;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
@@ -20,6 +22,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use xmsg_core::registration::{OwnerType, Registration, UNDEFINED};
 use xmsg_core::topic::ANY;
+
+use self::above::{Above, Looked};
 
 /// Registrations that differ only in what removing ignores: port, description, unknown fields. An actor has one
 /// or two; more than this is a mistake, or malice.
@@ -219,9 +223,14 @@ impl Store {
 
     /// Forgets all that a host registered. Returns how many that were.
     pub fn remove_host(&mut self, host: &str) -> usize {
+        self.remove_some_of_host(host, usize::MAX)
+    }
+
+    /// The same for so many at most, or a few more. If it returns less, nothing of that host is left.
+    pub fn remove_some_of_host(&mut self, host: &str, most: usize) -> usize {
         let mut count = 0;
         for owner in OwnerType::ALL {
-            let removed = self.table_mut(owner).remove_host(host);
+            let removed = self.table_mut(owner).remove_some_of_host(host, most - count.min(most));
             count += self.forget(&removed);
         }
         count
@@ -291,7 +300,7 @@ impl Store {
                     .chain([Source::StartingWith(start)])
                     .collect()
             }
-            OwnerType::Subscriber => self.table(owner).above(&key).into_iter().map(Source::Topic).collect(),
+            OwnerType::Subscriber => [Source::Above(Above::new(key))].into(),
         };
         Ok(Search::new(owner, sources))
     }
@@ -319,7 +328,20 @@ impl Store {
     /// that was the last of them. The store may change meanwhile: what was there all the time is found, once; what came or went may be.
     pub fn advance(&self, search: &mut Search, mut work: usize, mut found: impl FnMut(&Bytes)) -> bool {
         let table = self.table(search.owner);
-        while let Some(source) = search.sources.front() {
+        loop {
+            if let Some(Source::Above(above)) = search.sources.front_mut() {
+                if work == 0 {
+                    return false;
+                }
+                work = work.saturating_sub(above.cost());
+                match table.next_above(above) {
+                    Looked::Found(key) => search.sources.push_front(Source::Topic(key)),
+                    Looked::InVain => {}
+                    Looked::Done => drop(search.sources.pop_front()),
+                }
+                continue;
+            }
+            let Some(source) = search.sources.front() else { return true };
             let (mut place, filter) = (search.place.take(), search.filter.as_ref());
             if let Some(Place { key, owner: Some(after) }) = &place
                 && let Some(topic) = table.topics.get(key)
@@ -342,7 +364,6 @@ impl Store {
             }
             search.sources.pop_front();
         }
-        true
     }
 
     fn collect(&self, mut search: Search) -> Vec<Bytes> {
@@ -466,6 +487,7 @@ impl Search {
 #[derive(Debug)]
 enum Source {
     Topic(Key),
+    Above(Above),
     StartingWith(String),
     Subject(Box<str>),
     Types(Box<str>),
@@ -542,15 +564,21 @@ impl Table {
         self.removed(key, of, &gone);
     }
 
-    fn remove_host(&mut self, host: &str) -> Vec<Variant> {
-        let keys: Vec<Key> =
-            self.by_host.get(host).map_or_else(Vec::new, |topics| topics.keys().cloned().collect());
+    /// Removes registrations of a host, until there are so many or none is left.
+    fn remove_some_of_host(&mut self, host: &str, most: usize) -> Vec<Variant> {
         let mut removed = Vec::new();
-        for key in keys {
-            let Some(topic) = self.topics.get(&key) else { continue };
+        while removed.len() < most
+            && let Some((key, _)) = self.by_host.get(host).and_then(BTreeMap::first_key_value)
+        {
+            let key = key.clone();
+            let Some(topic) = self.topics.get(&key) else { break };
             let first = Owner { host: host.into(), name: "".into() };
             let theirs = topic.owners.range(first..).map(|(owner, _)| owner);
-            let gone: Vec<Owner> = theirs.take_while(|owner| &*owner.host == host).cloned().collect();
+            let theirs = theirs.take_while(|owner| &*owner.host == host);
+            let gone: Vec<Owner> = theirs.take(most - removed.len()).cloned().collect();
+            if gone.is_empty() {
+                break;
+            }
             for owner in gone {
                 removed.extend(self.remove(&key, &owner));
             }
@@ -600,6 +628,7 @@ impl Table {
             |set: Option<&'a BTreeSet<Key>>| set.into_iter().flat_map(move |set| set.range::<str, _>(range));
         let known = |key: &'a Key| self.topics.get(key).map(|topic| (key, topic));
         match source {
+            Source::Above(_) => Box::new(std::iter::empty()),
             Source::Topic(_) if after.is_some() => Box::new(std::iter::empty()),
             Source::Topic(key) => Box::new(self.topics.get_key_value(key).into_iter()),
             Source::StartingWith(start) => {
@@ -615,30 +644,6 @@ impl Table {
                 Box::new(keys.filter_map(known))
             }
         }
-    }
-
-    /// The topics of the same domain that this one starts with.
-    fn above(&self, asked: &str) -> Vec<Key> {
-        let domain_len = asked.find(':').unwrap_or(asked.len());
-        let mut found = Vec::new();
-        let mut end = Bound::Included(asked);
-        // The greatest key that may be a prefix either is one, or shares so much with it that a prefix is no longer than
-        // that. So every lookup finds one or makes what is asked for shorter.
-        while let Some((key, _)) = self.topics.range::<str, _>((Bound::Unbounded, end)).next_back() {
-            let common = key.bytes().zip(asked.bytes()).take_while(|(a, b)| a == b).count();
-            if common < domain_len {
-                break;
-            }
-            if common == key.len() {
-                found.push(key.clone());
-                end = Bound::Excluded(&asked[..common]);
-            } else {
-                // The key is a sibling that sorts before: a prefix ends at or before the difference.
-                let boundary = (0..=common).rev().find(|at| asked.is_char_boundary(*at)).unwrap_or_default();
-                end = Bound::Included(&asked[..boundary]);
-            }
-        }
-        found
     }
 
     /// Where the topics are that a filter may want.

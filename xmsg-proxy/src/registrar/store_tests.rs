@@ -24,6 +24,49 @@ fn a_registration_may_be_kept_for_ever() {
     assert_eq!(store.len(), 1);
 }
 
+/// Each of them starts the next one, so that a look-up has to follow each.
+#[test]
+fn topics_above_a_long_one_are_found_in_slices() {
+    const TOPICS: usize = 2_000;
+    let mut store = Store::new(TOPICS, None);
+    let nested = |len: usize| registration("n", "h", 7771, ["d", &"a".repeat(len), ANY]);
+    for len in 1..=TOPICS {
+        store.register(OwnerType::Subscriber, &nested(len), Duration::ZERO).unwrap();
+    }
+    let mut search = store.search_find(OwnerType::Subscriber, &nested(TOPICS)).unwrap();
+    let (mut slices, mut found) = (0, Vec::new());
+    loop {
+        let before = found.len();
+        let is_whole = store.advance(&mut search, 512, |frame| found.push(frame.clone()));
+        assert!(found.len() - before <= 16, "a slice compares 32 KiB of text at most");
+        slices += 1;
+        if is_whole {
+            break;
+        }
+    }
+    let expected: Vec<_> = (1..=TOPICS).rev().map(|len| nested(len).encode()).collect();
+    assert!(found == expected, "{} of {TOPICS}", found.len());
+    assert!(slices > TOPICS / 16);
+}
+
+#[test]
+fn a_host_is_removed_in_slices() {
+    let mut store = Store::new(10_000, Some(Duration::from_secs(1)));
+    for number in 0..1_000_u16 {
+        let (name, subject) = (format!("n{number}"), format!("s{}", number % 7));
+        let registration = registration(&name, "h", 7771, ["d", &subject, "t"]);
+        for owner in OwnerType::ALL {
+            store.register(owner, &registration, Duration::ZERO).unwrap();
+        }
+    }
+    let other = registration("n", "other", 7771, ["d", "s1", "t"]);
+    store.register(OwnerType::Publisher, &other, Duration::ZERO).unwrap();
+    let counts: Vec<usize> = (0..5).map(|_| store.remove_some_of_host("h", 512)).collect();
+    assert_eq!(counts, [512, 512, 512, 464, 0]);
+    assert_eq!((store.len(), store.remove_some_of_host("other", 512)), (1, 1));
+    assert_eq!((store.next_expiry(), store.memory()), (None, 0));
+}
+
 #[derive(Debug, Default)]
 struct Model(Vec<(OwnerType, Registration)>);
 

@@ -1,0 +1,136 @@
+//! What peers ask for while something of theirs is under way, or while there is no room for changes: it waits, and each peer goes on in its turn.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use xmsg_core::socket::{Multipart, ReturnPath};
+
+use super::{BATCH_BYTES, BATCH_REQUESTS, DATA_MAX, Service, Task};
+
+/// Requests that waited and are handled before others get their turn.
+const RESUMED: usize = 8;
+/// Requests of one peer that wait for one of its own, or for room among the changes. More are refused.
+const LATER_OF_ONE: usize = 256;
+/// … once there are more than half of all that may wait.
+const LATER_OF_ONE_CROWDED: usize = 16;
+/// … of all peers.
+const LATER_MAX: usize = 16 << 10;
+/// The same in bytes.
+const LATER_BYTES: usize = 8 << 20;
+/// What a request that waits takes beside its frames, bytes, about.
+const TASK: usize = 256;
+
+/// What is under way for a peer.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    pub(super) changes: usize,
+    pub(super) is_answering: bool,
+    /// What it asked for meanwhile, and what that takes, bytes.
+    pub(super) later: VecDeque<(ReturnPath, Task, usize)>,
+    /// It stands in line to go on.
+    is_queued: bool,
+}
+
+impl Service {
+    pub(super) fn handle(&mut self, path: ReturnPath, frames: &Multipart) {
+        let task = self.read(frames.frames(), self.may_register(&path));
+        let is_change = matches!(task, Task::Change(..));
+        let may_go = match self.pending.get(path.peer()) {
+            None => true,
+            Some(pending) => is_change && !pending.is_answering && pending.later.is_empty(),
+        };
+        if may_go && !(is_change && self.is_full()) {
+            return self.start(path, task);
+        }
+        let frames = frames.frames().iter().map(|frame| frame.len().min(DATA_MAX)).sum::<usize>();
+        let bytes = TASK + frames + path.memory();
+        let own = self.pending.get(path.peer()).map_or(0, |pending| pending.later.len());
+        let is_crowded = self.later >= LATER_MAX / 2 || self.later_bytes >= LATER_BYTES / 2;
+        let most = if is_crowded { LATER_OF_ONE_CROWDED } else { LATER_OF_ONE };
+        if own < most && self.later < LATER_MAX && self.later_bytes + bytes <= LATER_BYTES {
+            self.later += 1;
+            self.later_bytes += bytes;
+            let peer = path.peer().clone();
+            self.pending.entry(peer.clone()).or_default().later.push_back((path, task, bytes));
+            if may_go {
+                // It waits for nothing but room.
+                self.resume(&peer);
+            }
+            return;
+        }
+        let status = if may_go {
+            "too many changes wait to be stored: ask again later"
+        } else {
+            "too many requests wait for one before them: wait for its answer before the next one"
+        };
+        self.refuse(&path, task, status);
+    }
+
+    /// Whether no more changes can be taken for now.
+    fn is_full(&self) -> bool {
+        let (gathering, carrying) = (&self.gathering, &self.carrying);
+        gathering.changes.len() >= BATCH_REQUESTS
+            || gathering.entries.len() >= BATCH_BYTES
+            || (!self.durable && carrying.len() >= BATCH_REQUESTS)
+    }
+
+    /// Has a peer go on with what it asked for meanwhile, when it is its turn.
+    pub(super) fn resume(&mut self, peer: &Bytes) {
+        let Some(pending) = self.pending.get_mut(peer) else { return };
+        if pending.later.is_empty() {
+            if pending.changes == 0 && !pending.is_answering {
+                self.pending.remove(peer);
+            }
+        } else if !std::mem::replace(&mut pending.is_queued, true) {
+            self.resuming.push_back(peer.clone());
+        }
+    }
+
+    /// There may be room for more changes.
+    pub(super) fn make_room(&mut self) {
+        if !self.is_full() {
+            self.resuming.extend(self.without_room.drain(..));
+        }
+    }
+
+    /// Goes on with what some peers asked for meanwhile, as far as may be: one request of each.
+    pub(super) fn resume_some(&mut self) {
+        for _ in 0..RESUMED {
+            let Some(peer) = self.resuming.pop_front() else { return };
+            let is_full = self.is_full();
+            let Some(pending) = self.pending.get_mut(&peer) else { continue };
+            let may_go = match pending.later.front() {
+                None => false,
+                Some((_, Task::Change(..), _)) if is_full && !pending.is_answering => {
+                    self.without_room.push(peer);
+                    continue;
+                }
+                Some((_, Task::Change(..), _)) => !pending.is_answering,
+                Some(_) => !pending.is_answering && pending.changes == 0,
+            };
+            pending.is_queued = false;
+            if may_go && let Some((path, task, bytes)) = pending.later.pop_front() {
+                self.later -= 1;
+                self.later_bytes -= bytes;
+                self.start(path, task);
+            }
+            let pending = self.pending.get(&peer);
+            // What is under way for it has it go on by itself.
+            if pending.is_some_and(|pending| may_go || (pending.changes == 0 && !pending.is_answering)) {
+                self.resume(&peer);
+            }
+        }
+    }
+
+    /// Tells all who still wait for an answer that there will be none.
+    pub(super) fn give_up(&mut self, status: &str) {
+        for one in std::mem::take(&mut self.answering) {
+            self.answer(&one.path, self.reply(one.action, Err(status.to_owned())));
+        }
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            for (path, task, _) in pending.later {
+                self.refuse(&path, task, status);
+            }
+        }
+    }
+}
