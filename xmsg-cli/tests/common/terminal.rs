@@ -173,9 +173,11 @@ impl Terminal {
                     column += 1;
                 }
                 let Some((colour, is_bold)) = first.filter(|_| !text.trim().is_empty()) else { continue };
+                // Where the program is means nothing to whoever looks at the picture.
+                let text = text.replace(env!("CARGO_BIN_EXE_xmsg"), "xmsg");
+                let length = width * text.chars().count() as f32;
                 let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
                 let [x, y] = [MARGIN + width * f32::from(start), MARGIN + height * (f32::from(row) + 0.75)];
-                let length = width * f32::from(column - start);
                 let weight = if is_bold { " font-weight=\"bold\"" } else { "" };
                 svg.push_str(&format!(
                     "<text x=\"{x:.1}\" y=\"{y:.1}\" textLength=\"{length:.1}\" fill=\"{colour}\"{weight}>{text}</text>\n"

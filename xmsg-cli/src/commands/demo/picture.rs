@@ -203,7 +203,11 @@ impl View {
         let count = self.traffic.topics().len();
         // The last line is for those that find no room.
         let shown = if count > room { room.saturating_sub(1) } else { count };
-        let chart = if area.width < 100 { 20 } else { 60 };
+        let chart = match area.width {
+            0..100 => 20,
+            100..130 => 40,
+            _ => 60,
+        };
         let mut rows: Vec<Row<'_>> = self
             .traffic
             .topics()
@@ -229,7 +233,7 @@ impl View {
             Constraint::Length(chart as u16),
             Constraint::Min(10),
         ];
-        let minute = if chart < 60 { "LAST 20 SECONDS" } else { "LAST MINUTE" };
+        let minute = if chart < 60 { format!("LAST {chart} SECONDS") } else { "LAST MINUTE".to_owned() };
         let header = Row::new([
             Line::raw("TOPIC"),
             Line::raw("PER S").right_aligned(),
