@@ -253,8 +253,8 @@ async fn synchronous_publishing_is_timed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_measured_is_told() {
     let cases: &[(&[&str], i32, &str)] = &[
-        (&["--size", "15"], 2, "take 16 bytes of each message"),
-        (&["--size", "1GB"], 2, "more than 32 MiB"),
+        (&["--size", "15"], 2, "begins with 16 bytes"),
+        (&["--size", "1GB"], 2, "32 MiB at most"),
         (&["--size", "1PB"], 2, "the unit `PB`"),
         (&["--messages", "10", "--duration", "1s"], 2, "cannot be used with"),
         (&["--messages", "0"], 2, "0"),
