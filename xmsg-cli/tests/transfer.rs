@@ -2,9 +2,13 @@
 
 mod common;
 
+use std::path::Path;
+use std::time::Duration;
+
 use common::{Running, proxy, publish, within, xmsg};
 use tokio::io::AsyncReadExt;
 use xmsg_core::socket::{Endpoint, Publisher, SocketOptions};
+use xmsg_core::{Connection, Topic};
 
 /// How many messages, published with which arguments, from which input; and what arrives.
 type Case<'a> = (usize, &'a [&'a str], &'a [u8], &'a [u8]);
@@ -41,8 +45,58 @@ async fn a_file_of_lines_arrives_byte_for_byte() {
     let data = lines(50 << 20);
     let count = data.split(|byte| *byte == b'\n').count();
     assert!(count > 500_000);
-    let arrived = transferred(count, &["-l"], &data).await;
+    let arrived = transferred(count, &["-l", "--keep-newline"], &data).await;
     assert!(arrived == data, "{} bytes of {}", arrived.len(), data.len());
+}
+
+/// Has a shell run the command in README.md that starts so, in this directory. The shell becomes the command.
+fn from_readme(start: &str, dir: &Path, address: &str) -> tokio::process::Child {
+    let mut commands = include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("$ "));
+    let command = commands.find(|command| command.starts_with(start));
+    let command = command.unwrap_or_else(|| panic!("README.md has no command {start:?}"));
+    let binaries = Path::new(env!("CARGO_BIN_EXE_xmsg")).parent().unwrap().display().to_string();
+    tokio::process::Command::new("sh")
+        .args(["-c", &format!("exec {}", command.trim_end_matches(" &"))])
+        .current_dir(dir)
+        .env("PATH", [&binaries, std::env::var("PATH").unwrap().as_str()].join(":"))
+        .envs([("XMSG_PROXY", address), ("XMSG_CONFIG", "/dev/null")])
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_of_the_readme_copy_a_file_byte_for_byte() {
+    let (_proxy, address) = proxy().await;
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("copy.txt");
+    let log = Topic::wrap("log");
+    for data in [lines(3 << 20), b"one\r\n\n\0two\n\n".to_vec()] {
+        std::fs::write(dir.path().join("big.txt"), &data).unwrap();
+        let connection = Connection::new(&*address).unwrap();
+        let mut subscriber = from_readme("xmsg sub --raw", dir.path(), &address);
+        within("the subscription", connection.wait_for_subscriber(&log)).await.unwrap();
+        let mut publisher = from_readme("xmsg pub --lines", dir.path(), &address);
+        assert!(within("all published", publisher.wait()).await.unwrap().success());
+        let is_there = || std::fs::metadata(&copy).is_ok_and(|file| file.len() >= data.len() as u64);
+        within("the copy", async {
+            while !is_there() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        let id = subscriber.id().unwrap().to_string();
+        assert!(std::process::Command::new("kill").args(["-s", "INT", &id]).status().unwrap().success());
+        assert_eq!(within("the end", subscriber.wait()).await.unwrap().code(), Some(130));
+        assert!(std::fs::read(&copy).unwrap() == data);
+        // The next subscription is to be the next subscriber's.
+        let gone = async {
+            while connection.has_subscriber(&log) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        within("the end of the subscription", gone).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,19 +110,22 @@ async fn a_binary_file_arrives_as_one_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn small_inputs_arrive_as_they_are() {
-    let cases: [Case<'_>; 12] = [
+    let cases: [Case<'_>; 14] = [
         (1, &[], b"", b""),
         (1, &[], b"a\0\n\0", b"a\0\n\0"),
         (1, &["-"], b"\xff\r\n", b"\xff\r\n"),
         (1, &["hello"], b"not read", b"hello"),
         (1, &["--", "-5"], b"", b"-5"),
-        (4, &["-l"], b"a\r\n\n\0\nb", b"a\r\n\n\0\nb"),
+        (4, &["-l"], b"a\r\n\n\0\nb", b"a\r\0b"),
+        (4, &["-l", "--keep-newline"], b"a\r\n\n\0\nb", b"a\r\n\n\0\nb"),
+        // From when -l alone kept newlines.
         (4, &["-l", "--chomp"], b"a\r\n\n\0\nb", b"a\r\0b"),
         (3, &["-0"], b"a\n\0\0b", b"a\nb"),
         (1, &["--hex", "00 0a FF"], b"", b"\0\n\xff"),
         (2, &["--base64", "-l"], b"AAE=\n/w==\n", b"\0\x01\xff"),
         (3, &["x", "--count", "3"], b"", b"xxx"),
-        (2, &["-l", "x\ny"], b"", b"x\ny"),
+        (2, &["-l", "x\ny"], b"", b"xy"),
+        (2, &["-l", "--keep-newline", "x\ny"], b"", b"x\ny"),
     ];
     for (count, arguments, input, expected) in cases {
         assert_eq!(transferred(count, arguments, input).await, expected, "{arguments:?}");
@@ -139,7 +196,7 @@ async fn one_line_that_is_too_large_is_named_and_the_others_arrive() {
     let proxy = || xmsg_proxy::Proxy::bind("127.0.0.1:0").limits(limits.clone());
     for large in [1 << 20, 8 << 20] {
         let (arrived, said) = with_a_large_line(proxy(), large, &["-l"]).await;
-        assert_eq!(arrived, b"one\ntwo\nfour");
+        assert_eq!(arrived, b"onetwofour");
         assert!(
             said.contains("line 3 was not published to t: ") && said.contains("limit of 1048576 bytes"),
             "{said}"
@@ -150,7 +207,7 @@ async fn one_line_that_is_too_large_is_named_and_the_others_arrive() {
     assert!(said.contains("message 3 was not published to t: "), "{said}");
     // Longer than any message can be: not even all of it is read into memory.
     let (arrived, said) = with_a_large_line(xmsg_proxy::Proxy::bind("127.0.0.1:0"), 70 << 20, &["-l"]).await;
-    assert_eq!(arrived, b"one\ntwo\nfour");
+    assert_eq!(arrived, b"onetwofour");
     assert!(said.contains("line 3 was not published to t: ") && said.contains("is longer than"), "{said}");
 }
 

@@ -30,6 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   xmsg pub report:sports '3:1'                       one message
   xmsg pub report:log -l < app.log                   each line is a message
+  xmsg pub report:log -l --keep-newline < app.log    for `xmsg sub --raw`, which then writes the same file
   tail -f app.log | xmsg pub report:log -l           the same, as lines come
   xmsg pub camera:front -f front.png --mime image/png
   xmsg pub daq:temperature 21.5 --mime binary/double
@@ -39,7 +40,8 @@ Examples:
 /// Publish messages
 ///
 /// Data is published byte for byte as it is given, as `binary/bytes`. Of a file or of standard input, all is one message;
-/// with -l each line is one, with its newline, so that `xmsg sub --raw` writes the very same file again.
+/// with -l each line is one, without its newline. With -l --keep-newline the newline is part of it, so that `xmsg sub --raw`
+/// writes the very same file again.
 ///
 /// With --mime and one of xMsg's own types of values (text/string, binary/sint32, binary/sint64, binary/sfixed32,
 /// binary/sfixed64, binary/float, binary/double, and binary/array-... of them), data is text that is turned into the
@@ -55,12 +57,17 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     input: InputOptions,
 
-    /// Each line is a message. Its newline is part of it, and so is a carriage return
+    /// Each line is a message. Its newline is not part of it; a carriage return is
     #[arg(short, long)]
     lines: bool,
 
-    /// With -l: leave the newline at the end of each line out (always so for values of --mime)
+    /// With -l: the newline at the end of each line is part of the message (never so for values of --mime)
     #[arg(long, requires = "lines")]
+    keep_newline: bool,
+
+    /// What -l does anyway
+    // Scripts may have it from when it was not so.
+    #[arg(long, requires = "lines", conflicts_with = "keep_newline", hide = true)]
     chomp: bool,
 
     /// NUL bytes separate messages, and are not part of them
@@ -241,7 +248,7 @@ impl Job {
     fn new(arguments: &Arguments) -> anyhow::Result<Self> {
         let recipe = arguments.data.recipe(&arguments.topic)?;
         let split = match (arguments.lines, arguments.null) {
-            (true, _) => Split::Lines { chomp: arguments.chomp || recipe.is_typed() },
+            (true, _) => Split::Lines { chomp: !arguments.keep_newline || recipe.is_typed() },
             (_, true) => Split::Null,
             _ => Split::Whole,
         };

@@ -51,8 +51,8 @@ Examples:
 /// Messages of plain ZeroMQ publishers, topic and data in two frames, are shown, too.
 ///
 /// One message a line is written: its topic, and its data if that is text, a value of one of xMsg's own types, or, of
-/// binary data, length and first bytes. --raw writes the data byte for byte: what `xmsg pub -l < FILE` published is FILE
-/// again.
+/// binary data, length and first bytes. --raw writes the data byte for byte: what `xmsg pub -l --keep-newline < FILE`
+/// published is FILE again; --raw -l writes a newline after each message.
 ///
 /// Ends after COUNT messages, after DURATION, when nobody reads the output any more, or with Ctrl-C.
 #[derive(Debug, Args)]
