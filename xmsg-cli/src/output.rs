@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,6 +109,11 @@ static QUIET: AtomicBool = AtomicBool::new(false);
 /// From now on, notes are left out.
 pub(crate) fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Whether somebody at a terminal sees [notes](note), now.
+pub(crate) fn notes_are_seen() -> bool {
+    !QUIET.load(Ordering::Relaxed) && io::stderr().is_terminal()
 }
 
 /// Says something on standard error, unless that was not wanted.

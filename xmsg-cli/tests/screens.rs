@@ -258,3 +258,33 @@ async fn names_that_peers_chose_do_nothing_to_a_terminal() {
     assert_eq!(top.end().await, Some(0));
     publisher.abort();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishing_to_nobody_is_told_on_a_terminal() {
+    let (_proxy, address) = proxy().await;
+    let on_terminal = async |arguments: &[&str]| {
+        let arguments = [arguments, &["--proxy", &address]].concat();
+        let mut publisher = Terminal::start(200, 24, &[("XMSG_CONFIG", "/dev/null")], &arguments);
+        assert_eq!(publisher.end().await, Some(0), "{}", publisher.text());
+        publisher.text().trim().to_owned()
+    };
+    let said = |topic: &str, what: &str| {
+        format!(
+            "xmsg: nobody subscribes to {topic} at {address}: the {what} went nowhere \
+             (--wait-sub waits for a subscriber)"
+        )
+    };
+    let other = Running::subscribe(&address, &["other"]).await;
+    assert_eq!(on_terminal(&["pub", "t:x", "hello"]).await, said("t:x", "message"));
+    assert_eq!(on_terminal(&["pub", "t", "hello", "-n", "3"]).await, said("t", "3 messages"));
+    assert_eq!(on_terminal(&["-q", "pub", "t:x", "hello"]).await, "");
+    // Who reads standard error later could not do anything about it any more.
+    let ended = common::xmsg(&["pub", "t:x", "hello", "--proxy", &address]).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+
+    let subscriber = Running::subscribe(&address, &["t", "-n", "2"]).await;
+    assert_eq!(on_terminal(&["pub", "t:x", "hello"]).await, "");
+    assert_eq!(on_terminal(&["pub", "t:x", "hello", "--wait-sub"]).await, "");
+    assert_eq!(subscriber.end().await.text(), "t:x hello\nt:x hello\n");
+    drop(other);
+}

@@ -10,9 +10,10 @@ use xmsg_core::{Connection, Delivery, ErrorKind, ProxyAddress, Topic, Unfinished
 
 use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::Exit;
-use crate::output::{counted, grouped, note, note_connection, or_noting, per_second, warn};
+use crate::output::{counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn};
 use crate::pace::Pace;
 use crate::recipe::{DataOptions, InputOptions, Recipe};
+use crate::render::topic_text;
 use crate::rights;
 use crate::signals::Interrupt;
 use crate::source::{Source, Split};
@@ -23,6 +24,10 @@ const TURN: u64 = 256;
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// How often the proxy is asked whether it has what was published.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the proxy may take, before it is said that nobody subscribes, to have what was published.
+const ARRIVAL: Duration = Duration::from_millis(500);
+/// How long what it has told of subscriptions may then still be on the way.
+const SUBSCRIPTIONS: Duration = Duration::from_millis(50);
 /// How long what is left may take to be sent without a word about it.
 const UNSAID_LINGER: Duration = Duration::from_millis(500);
 
@@ -135,6 +140,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         exit = interrupt.wait() => Ok(exit),
     };
     job.progress.clear();
+    let went_nowhere = job.went_nowhere(&connection).await;
 
     // What was accepted is sent, also after an error or an interrupt; a second interrupt ends that, too.
     let is_interrupted = matches!(&result, Ok(exit) if exit.is_interrupted());
@@ -155,6 +161,13 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             "{} refused",
             if lost == 1 { "1 message was".to_owned() } else { format!("{} messages were", grouped(lost)) }
         );
+    }
+    if went_nowhere {
+        let (topic, what) = (topic_text(&job.topic), counted(job.sent, "message"));
+        let what = if job.sent == 1 { "message" } else { &what };
+        note(format_args!(
+            "nobody subscribes to {topic} at {proxy}: the {what} went nowhere (--wait-sub waits for a subscriber)"
+        ));
     }
     if verbose {
         let messages = counted(job.sent, "message");
@@ -239,6 +252,8 @@ struct Job {
     bytes: u64,
     /// Messages that are too large.
     refused: u64,
+    /// Somebody subscribed to the topic while messages were published, or nobody is there to be told that nobody did.
+    reached: bool,
     /// What a message is, and where it goes: for words about one that is refused.
     unit: &'static str,
     topic: Topic,
@@ -263,6 +278,7 @@ impl Job {
             sent: 0,
             bytes: 0,
             refused: 0,
+            reached: !notes_are_seen(),
             unit: if arguments.lines { "line" } else { "message" },
             topic: arguments.topic.clone(),
         }
@@ -307,12 +323,23 @@ impl Job {
                 }
                 self.bytes += len;
                 self.sent += 1;
+                self.reached = self.reached || connection.has_subscriber(&self.topic);
                 self.progress.update(self.sent, self.bytes);
                 if self.sent.is_multiple_of(TURN) {
                     tokio::task::yield_now().await;
                 }
             }
         }
+    }
+
+    /// Whether nobody can have received anything, and somebody is to be told so. Of what the proxy does not have by then, nothing is known.
+    async fn went_nowhere(&self, connection: &Connection) -> bool {
+        if self.sent == 0 || self.reached {
+            return false;
+        }
+        // A proxy tells a publisher of subscriptions as soon as it is connected, which may be after a single message was accepted.
+        connection.flush(ARRIVAL).await.is_ok()
+            && tokio::time::timeout(SUBSCRIPTIONS, connection.wait_for_subscriber(&self.topic)).await.is_err()
     }
 
     /// The number of the next message, from 1.
