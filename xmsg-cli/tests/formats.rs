@@ -4,7 +4,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Running, proxy, publish};
+use common::{Running, proxy, publish, xmsg};
 use serde_json::{Value, json};
 
 /// What a subscriber of `t` writes of the messages that are published so.
@@ -151,4 +151,27 @@ async fn a_rate_is_kept() {
     publish(&address, &["t", "x", "--count", "21", "--rate", "40"], b"").await;
     assert!(started.elapsed() >= Duration::from_millis(500));
     assert_eq!(subscriber.end().await.done(), [b'x'; 21]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_of_any_bytes_are_given_as_hexadecimal_digits() {
+    let (_proxy, address) = proxy().await;
+    let binary = Running::subscribe(&address, &["--topic-hex", "00FF", "61 3a", "-n", "3", "--json"]).await;
+    let everything = Running::subscribe(&address, &["--topic-hex", "", "-n", "4", "--raw"]).await;
+    for (topic, data) in [("00ff01", "1"), ("01", "2"), ("00ff", "3"), ("613a62", "4")] {
+        publish(&address, &["--topic-hex", topic, data], b"").await;
+    }
+    let text = binary.end().await.text();
+    let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let arrived: Vec<_> = objects.iter().map(|object| (&object["topicBase64"], &object["data"])).collect();
+    let expected =
+        [(&json!("AP8B"), &json!("1")), (&json!("AP8="), &json!("3")), (&Value::Null, &json!("4"))];
+    assert_eq!(arrived, expected);
+    assert_eq!(objects[2]["topic"], "a:b");
+    assert_eq!(everything.end().await.text(), "1234");
+
+    for arguments in [&["pub", "--topic-hex", "0", "x"][..], &["sub", "--topic-hex", "a", "xyz"]] {
+        xmsg(arguments).await.failed(2, "for '<TOPIC>': it is not hexadecimal, as --topic-hex says");
+    }
+    xmsg(&["pub", "--topic-hex", "", "x"]).await.failed(2, "it has no bytes");
 }

@@ -23,7 +23,8 @@ use crate::settings;
 pub(crate) use command::{command, parse, visible};
 pub(crate) use help::{Help, PAGES, help, page_as_command};
 pub(crate) use values::{
-    parse_bytes, parse_count_from_1, parse_duration, parse_number, parse_rate, parse_size, parse_subscription,
+    TopicOptions, parse_bytes, parse_count_from_1, parse_duration, parse_number, parse_rate, parse_size,
+    parse_subscription,
 };
 
 /// How long it may take to see that nobody listens.

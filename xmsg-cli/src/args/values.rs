@@ -1,9 +1,12 @@
 //! How values of options are read.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use xmsg_core::{Error, ErrorKind, Topic};
+
+use crate::exit::Usage;
 
 /// A topic to subscribe to. The empty one is everything; a `:` at the end stays, so that `a:b:` is what is below `a:b`.
 pub(crate) fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
@@ -15,6 +18,56 @@ pub(crate) fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
         return Err(Error::new(ErrorKind::InvalidTopic, what));
     }
     text.parse()
+}
+
+/// How topics are written on the command line. Whoever has it takes them as words and has them read here.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct TopicOptions {
+    /// Topics are hexadecimal digits, two for each byte: for topics that are no text
+    #[arg(long)]
+    topic_hex: bool,
+}
+
+impl TopicOptions {
+    /// A topic to publish to.
+    pub(crate) fn to_publish(self, word: &str) -> Result<Topic, Usage> {
+        if !self.topic_hex {
+            return word.parse().map_err(|error| invalid_topic(word, &error));
+        }
+        match bytes_of_topic(word)? {
+            topic if topic.as_bytes().is_empty() => {
+                Err(invalid_topic(word, &"it has no bytes: give at least one"))
+            }
+            topic => Ok(topic),
+        }
+    }
+
+    /// Topics to subscribe to; the empty one is everything.
+    pub(crate) fn to_subscribe(self, words: &[String]) -> Result<Vec<Topic>, Usage> {
+        let read = |word: &String| {
+            if self.topic_hex {
+                return bytes_of_topic(word);
+            }
+            parse_subscription(word).map_err(|error| invalid_topic(word, &error))
+        };
+        words.iter().map(read).collect()
+    }
+
+    /// Whether topics are text, as people choose it.
+    pub(crate) fn is_text(self) -> bool {
+        !self.topic_hex
+    }
+}
+
+fn bytes_of_topic(word: &str) -> Result<Topic, Usage> {
+    let digits: Vec<u8> = word.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let what = "it is not hexadecimal, as --topic-hex says: give two digits for each byte, such as 00ff";
+    hex::decode(digits).map(Topic::wrap).map_err(|_| invalid_topic(word, &what))
+}
+
+/// In the words of the errors about other arguments.
+fn invalid_topic(word: &str, why: &dyn fmt::Display) -> Usage {
+    Usage(format!("invalid value '{word}' for '<TOPIC>': {why}"))
 }
 
 /// `500ms`, `10s`, `2m`, `1h`, with decimals if need be; a bare number is seconds.

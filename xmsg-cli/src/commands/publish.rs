@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use xmsg_core::{Connection, Delivery, ErrorKind, ProxyAddress, Topic, Unfinished};
 
-use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_rate};
+use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::Exit;
 use crate::output::{counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn};
 use crate::pace::Pace;
@@ -39,6 +39,7 @@ Examples:
   tail -f app.log | xmsg pub report:log -l           the same, as lines come
   xmsg pub camera:front -f front.png --mime image/png
   xmsg pub daq:temperature 21.5 --mime binary/double
+  xmsg pub --topic-hex 7472610100 alarm              a topic of bytes that are no text
   xmsg pub test '{{Count}} at {{Time}}' --template --count 100 --rate 10
   xmsg pub report:sports '3:1' --meta author=me --meta status=warning";
 
@@ -57,7 +58,10 @@ Examples:
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(crate) struct Arguments {
     /// Topic: domain[:subject[:type...]]
-    topic: Topic,
+    topic: String,
+
+    #[command(flatten)]
+    topics: TopicOptions,
 
     #[command(flatten)]
     input: InputOptions,
@@ -108,7 +112,8 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
-    let mut job = Job::new(&arguments)?;
+    let topic = &arguments.topics.to_publish(&arguments.topic)?;
+    let mut job = Job::new(&arguments, topic)?;
     let proxy = &arguments.connect.proxy()?;
     let mut options = arguments.connect.options()?;
     if arguments.at_least_once {
@@ -122,9 +127,9 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         let publishing = async {
             if arguments.wait_sub {
                 if verbose {
-                    note(format_args!("waiting for a subscriber of {}", arguments.topic));
+                    note(format_args!("waiting for a subscriber of {}", topic_text(topic)));
                 }
-                connection.wait_for_subscriber(&arguments.topic).await?;
+                connection.wait_for_subscriber(topic).await?;
             }
             job.publish(&connection).await
         };
@@ -132,7 +137,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         let noting =
             async { tokio::join!(note_connection(events, proxy), confirm_now_and_then(&connection)).0 };
         // While it publishes: a long run is to end soon, and a short one not to be held up.
-        let allowed = rights::may_publish(&arguments.connect, &arguments.topic);
+        let allowed = rights::may_publish(&arguments.connect, topic);
         tokio::try_join!(or_noting(publishing, noting), allowed).map(|(done, ())| done)
     };
     let result = tokio::select! {
@@ -163,7 +168,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         );
     }
     if went_nowhere {
-        let (topic, what) = (topic_text(&job.topic), counted(job.sent, "message"));
+        let (topic, what) = (topic_text(topic), counted(job.sent, "message"));
         let what = if job.sent == 1 { "message" } else { &what };
         note(format_args!(
             "nobody subscribes to {topic} at {proxy}: the {what} went nowhere (--wait-sub waits for a subscriber)"
@@ -171,7 +176,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     }
     if verbose {
         let messages = counted(job.sent, "message");
-        note(format_args!("published {messages} ({}) to {}", counted(job.bytes, "byte"), arguments.topic));
+        let (bytes, topic) = (counted(job.bytes, "byte"), topic_text(topic));
+        note(format_args!("published {messages} ({bytes}) to {topic}"));
     }
     Ok(exit)
 }
@@ -260,8 +266,8 @@ struct Job {
 }
 
 impl Job {
-    fn new(arguments: &Arguments) -> anyhow::Result<Self> {
-        let recipe = arguments.data.recipe(&arguments.topic)?;
+    fn new(arguments: &Arguments, topic: &Topic) -> anyhow::Result<Self> {
+        let recipe = arguments.data.recipe(topic)?;
         let split = match (arguments.lines, arguments.null) {
             (true, _) => Split::Lines { chomp: !arguments.keep_newline || recipe.is_typed() },
             (_, true) => Split::Null,
@@ -280,7 +286,7 @@ impl Job {
             refused: 0,
             reached: !notes_are_seen(),
             unit: if arguments.lines { "line" } else { "message" },
-            topic: arguments.topic.clone(),
+            topic: topic.clone(),
         }
         .paced(arguments.rate))
     }
@@ -353,7 +359,8 @@ impl Job {
         if kind != Some(ErrorKind::TooLarge) {
             return Err(error);
         }
-        warn(format_args!("{} {} was not published to {}: {error:#}", self.unit, self.number(), self.topic));
+        let (number, topic) = (self.number(), topic_text(&self.topic));
+        warn(format_args!("{} {number} was not published to {topic}: {error:#}", self.unit));
         self.refused += 1;
         Ok(())
     }

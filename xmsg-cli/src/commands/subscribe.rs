@@ -13,7 +13,7 @@ use clap::Args;
 use tokio::sync::watch;
 use xmsg_core::{Message, Subscription, Topic};
 
-use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_subscription};
+use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration};
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped, note, note_connection, per_second, reader_gone, warn};
 use crate::render;
@@ -39,6 +39,7 @@ Examples:
   xmsg sub report --json | jq .data
   xmsg sub report --format '%T %t %l bytes: %p\\n'
   xmsg sub report:log --raw > app.log                data and nothing else
+  xmsg sub --topic-hex 747261 --json                 topics that are no text: topicBase64 has their bytes
   xmsg sub camera --dump pictures                    each message into a file
   xmsg sub '' --report                               rates";
 
@@ -59,8 +60,11 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Topic: the start of what messages are about; '' is everything
-    #[arg(value_name = "TOPIC", required = true, value_parser = parse_subscription)]
-    topics: Vec<Topic>,
+    #[arg(value_name = "TOPIC", required = true)]
+    topics: Vec<String>,
+
+    #[command(flatten)]
+    topic: TopicOptions,
 
     /// End after so many messages
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
@@ -87,10 +91,10 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
+    let topics = arguments.topic.to_subscribe(&arguments.topics)?;
     let proxy = arguments.connect.proxy()?;
     let connection = arguments.connect.connection()?;
     let writer = Writer::new(&arguments)?;
-    let topics = arguments.topics;
 
     let confirmed = async {
         match connection.subscribe(&topics).await {
