@@ -15,6 +15,7 @@
 //! | [`rights`] | what we may publish and subscribe to, as the proxy says |
 //! | [`recording`], [`tap`] | files of messages; a subscription that keeps them byte for byte |
 //! | [`admin`] | the HTTP server of a daemon, and how to ask it |
+//! | [`patterns`] | what is said of wildcards of other systems |
 //! | [`pace`], [`signals`] | an even rate; `Ctrl-C` |
 
 mod admin;
@@ -27,6 +28,7 @@ mod looks;
 mod metadata;
 mod output;
 mod pace;
+mod patterns;
 mod recipe;
 mod recording;
 mod render;

@@ -175,3 +175,31 @@ async fn topics_of_any_bytes_are_given_as_hexadecimal_digits() {
     }
     xmsg(&["pub", "--topic-hex", "", "x"]).await.failed(2, "it has no bytes");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wildcards_of_other_systems_get_a_hint_and_are_subscribed_to() {
+    let (_proxy, address) = proxy().await;
+    for (pattern, instead) in [("weather/#", "`weather:`"), ("a.>", "`a:`"), ("a/b/+", "`a:b:`")] {
+        let mut subscriber = Running::start(&["sub", "--proxy", &address, pattern, "-n", "1"]);
+        let hint = subscriber.said("is no pattern").await;
+        assert!(hint.starts_with(&format!("xmsg: `{pattern}` is no pattern: ")), "{hint}");
+        assert!(hint.contains(&format!("subscribe to {instead}")), "{hint}");
+        publish(&address, &[pattern, "it", "--wait-sub"], b"").await;
+        assert_eq!(subscriber.end().await.text(), format!("{pattern} it\n"));
+    }
+    let mut replier = Running::start(&["reply", "--proxy", &address, "a/#", "x", "-n", "1"]);
+    replier.said("`a/#` is no pattern").await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.xmr");
+    let mut recorder = Running::start(&["record", "--proxy", &address, file.to_str().unwrap(), "a/#"]);
+    recorder.said("`a/#` is no pattern").await;
+
+    let quiet: [(&str, &[&str]); 2] =
+        [("a:b", &["sub", "a:b", "a/b", "c++", "-n", "1"]), ("c:d", &["-q", "sub", "a/#", "c:d", "-n", "1"])];
+    for (topic, arguments) in quiet {
+        let subscriber = Running::start(&[arguments, &["--proxy", &address]].concat());
+        publish(&address, &[topic, "it", "--wait-sub"], b"").await;
+        let ended = subscriber.end().await;
+        assert_eq!((ended.stderr.as_str(), ended.stdout), ("", format!("{topic} it\n").into_bytes()));
+    }
+}

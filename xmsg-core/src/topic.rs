@@ -97,10 +97,30 @@ impl Topic {
         Self(topic.into())
     }
 
-    /// Whether it has wildcards of other systems, such as `a.*.b` or `a.>`, which match nothing but themselves here.
+    /// Whether it has wildcards of other systems, such as `a.*.b`, `a.>`, `a/#` or `a/+/b`, which match nothing but themselves here.
     pub(crate) fn looks_like_a_pattern(&self) -> bool {
-        let mut parts = self.0.split(|byte| matches!(byte, b':' | b'.'));
-        parts.any(|part| matches!(part, b"*" | b">" | b"#"))
+        self.before_wildcard().is_some()
+    }
+
+    /// What stands before the first wildcard of another system: what a subscription had to be to receive all that is meant, and
+    /// more. `None` without such a wildcard.
+    ///
+    /// ```
+    /// use xmsg_core::Topic;
+    ///
+    /// assert_eq!(Topic::wrap("weather/#").before_wildcard(), Some(&b"weather/"[..]));
+    /// assert_eq!(Topic::wrap("weather:oslo").before_wildcard(), None);
+    /// ```
+    #[must_use]
+    pub fn before_wildcard(&self) -> Option<&[u8]> {
+        let mut start = 0;
+        for part in self.0.split(|byte| matches!(byte, b':' | b'.' | b'/')) {
+            if matches!(part, b"*" | b">" | b"#" | b"+") {
+                return Some(&self.0[..start]);
+            }
+            start += part.len() + 1;
+        }
+        None
     }
 
     /// What every topic starts with, nothing at all: a subscription to it receives every message, and also the
@@ -493,10 +513,20 @@ mod tests {
 
     #[test]
     fn wildcards_of_other_systems_are_recognized() {
-        for pattern in ["a.b.*", "weather.>", "a:*:b", ">", "key.#"] {
+        for (pattern, before) in [
+            ("a.b.*", "a.b."),
+            ("weather.>", "weather."),
+            ("a:*:b", "a:"),
+            (">", ""),
+            ("key.#", "key."),
+            ("weather/#", "weather/"),
+            ("a/b/+", "a/b/"),
+            ("+/b/+", ""),
+        ] {
             assert!(Topic::wrap(pattern).looks_like_a_pattern(), "{pattern}");
+            assert_eq!(Topic::wrap(pattern).before_wildcard(), Some(before.as_bytes()), "{pattern}");
         }
-        for plain in ["", "a:b:c", "a.b", "weather:", "a*:b", "n>3", "c#"] {
+        for plain in ["", "a:b:c", "a.b", "a/b", "weather:", "a*:b", "n>3", "c#", "c++", "a/b+"] {
             assert!(!Topic::wrap(plain).looks_like_a_pattern(), "{plain}");
         }
     }

@@ -19,6 +19,7 @@ use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
 use crate::args::{ConnectOptions, parse_bytes, parse_count_from_1, parse_duration, parse_subscription};
 use crate::exit::Exit;
 use crate::output::{Output, check_folder, counted, grouped, note, note_connection, per_second, warn};
+use crate::patterns::note_patterns;
 use crate::recording::block::VERSION;
 use crate::recording::index::Index;
 use crate::recording::reader::{End, Gap, Reader};
@@ -126,6 +127,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let proxy = arguments.connect.proxy()?;
     let topics =
         if arguments.topics.is_empty() { vec![Topic::everything()] } else { arguments.topics.clone() };
+    note_patterns(&topics);
     let tap = tokio::select! {
         tap = Tap::open(&arguments.connect, &topics) => tap?,
         exit = interrupt.wait() => return Ok(exit),

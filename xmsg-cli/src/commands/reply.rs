@@ -21,6 +21,7 @@ use xmsg_core::{Connection, ErrorKind, Message, Subscription, Topic};
 use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_number, parse_subscription};
 use crate::exit::{Exit, Usage};
 use crate::output::{counted, grouped, note, note_connection, or_noting, warn};
+use crate::patterns::note_patterns;
 use crate::recipe::{DataOptions, Dish, Recipe};
 use crate::render::{topic_text, topics_text};
 use crate::rights;
@@ -124,6 +125,7 @@ impl Arguments {
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let (topics, data) = arguments.words()?;
+    note_patterns(&topics);
     let recipe = arguments.data.recipe(&Topic::wrap(PLACEHOLDER))?;
     let mut source = if data.is_some() || arguments.file.is_some() {
         Some(recipe.source(data, arguments.file.as_deref(), Split::Whole)?)

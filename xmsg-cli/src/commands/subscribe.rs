@@ -16,6 +16,7 @@ use xmsg_core::{Message, Subscription, Topic};
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration};
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped, note, note_connection, per_second, reader_gone, warn};
+use crate::patterns::note_patterns;
 use crate::render;
 use crate::rights;
 use crate::signals::Interrupt;
@@ -46,7 +47,7 @@ Examples:
 /// Subscribe, and write what arrives to standard output
 ///
 /// A message arrives when its topic starts with one of those given, byte by byte: `a:b` gets `a:b`, `a:b:c` and also `a:bc`;
-/// `a:b:` only what is below `a:b`. The empty topic is everything but control requests, which are shown for topics that
+/// `a:b:` only what is below `a:b`. There are no wildcards: where MQTT has `a/#` and NATS `a.>`, it is `a:` here. The empty topic is everything but control requests, which are shown for topics that
 /// start with `xmsg:control`.
 ///
 /// Messages of plain ZeroMQ publishers, topic and data in two frames, are shown, too.
@@ -95,6 +96,9 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let proxy = arguments.connect.proxy()?;
     let connection = arguments.connect.connection()?;
     let writer = Writer::new(&arguments)?;
+    if arguments.topic.is_text() {
+        note_patterns(&topics);
+    }
 
     let confirmed = async {
         match connection.subscribe(&topics).await {

@@ -1,0 +1,59 @@
+//! Wildcards of other systems, which are no wildcards here.
+
+use std::borrow::Cow;
+
+use xmsg_core::Topic;
+use xmsg_core::text::escaped;
+
+use crate::output::note;
+use crate::render::topic_text;
+
+/// Says of each topic with a wildcard of another system what to subscribe to instead.
+pub(crate) fn note_patterns(topics: &[Topic]) {
+    topics.iter().filter_map(hint).for_each(note);
+}
+
+fn hint(topic: &Topic) -> Option<String> {
+    let before = String::from_utf8_lossy(topic.before_wildcard()?);
+    let before = escaped(&before);
+    let instead = if before.is_empty() {
+        "subscribe to '' for everything".to_owned()
+    } else {
+        // That is what separates the parts of a topic here; but topics may hold anything.
+        let usual = before.replace(['/', '.'], ":");
+        let as_given = if usual == before {
+            Cow::Borrowed("")
+        } else {
+            format!(" (`{before}`, if topics are written so)").into()
+        };
+        format!("subscribe to `{usual}`{as_given} for all that is below it")
+    };
+    let topic = topic_text(topic);
+    Some(format!(
+        "`{topic}` is no pattern: wildcards as MQTT and NATS have them mean nothing here, and a subscription receives the \
+         topics that start with it, byte by byte; {instead}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_subscribe_to_instead_is_told() {
+        for (pattern, instead) in [
+            ("weather/#", "; subscribe to `weather:` (`weather/`, if topics are written so) for all"),
+            ("a.>", "; subscribe to `a:` (`a.`, if topics are written so) for all"),
+            ("a/b/+", "; subscribe to `a:b:` (`a/b/`, if topics are written so) for all"),
+            ("a:>", "; subscribe to `a:` for all"),
+            ("#", "; subscribe to '' for everything"),
+        ] {
+            let hint = hint(&Topic::wrap(pattern)).unwrap_or_default();
+            assert!(
+                hint.starts_with(&format!("`{pattern}` is no pattern")) && hint.contains(instead),
+                "{hint}"
+            );
+        }
+        assert_eq!(hint(&Topic::wrap("weather/oslo")), None);
+    }
+}
