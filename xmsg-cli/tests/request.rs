@@ -113,15 +113,26 @@ async fn a_command_makes_the_reply() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_that_fails_gives_no_reply() {
+async fn a_command_that_fails_is_an_error_to_whoever_asked() {
     let (_proxy, address) = proxy().await;
-    let mut replier = reply(&address, &["a", "--command", "echo lost; exit 3", "-n", "1"]).await;
-    let asker = Running::start(&["req", "a", "x", "--proxy", &address, "--timeout", "1s"]);
-    replier.said("no reply to a: the command failed: exit status: 3").await;
-    replier.end().await.failed(1, "1 of 1 request got no reply");
-    let ended = asker.end().await;
-    assert!(ended.stdout.is_empty());
-    ended.failed(27, "no answer to the request to a");
+    let cases: [(&[&str], &str); 4] = [
+        (&["--command", "echo lost; exit 3"], "the command failed: exit status: 3"),
+        (&["--command", "kill -KILL $$"], "the command failed: signal: 9"),
+        (
+            &["--command", "sleep 600", "--command-timeout", "100ms"],
+            "the command was killed: not done within",
+        ),
+        (&["--command", "echo x", "--mime", "binary/sint32"], "not a value of --mime binary/sint32"),
+    ];
+    for (arguments, why) in cases {
+        let replier = reply(&address, &[&["a", "-n", "1"], arguments].concat()).await;
+        let ended = xmsg(&["req", "a", "x", "--proxy", &address, "--timeout", "60s"]).await;
+        assert!(ended.stdout.is_empty());
+        ended.failed(1, &format!("the service at a failed: {why}"));
+        let ended = replier.end().await;
+        assert!(ended.stderr.contains(&format!("the reply to a is an error: {why}")), "{}", ended.stderr);
+        ended.failed(1, "1 of 1 request failed");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,10 +154,9 @@ async fn commands_are_killed_with_all_that_they_started() {
     let command = "echo at work >&2; sleep 600 | cat; true";
     let mut late = reply(&address, &["a", "--command", command, "--command-timeout", "0.3", "-n", "1"]).await;
     let asker = Running::start(&["req", "a", "x", "--proxy", &address, "--timeout", "60s"]);
-    late.said("no reply to a: the command was killed: not done within 0.3 s").await;
-    late.end().await.failed(1, "1 of 1 request got no reply");
-    asker.signal("INT");
-    assert_eq!(asker.end().await.code, Some(130));
+    late.said("the reply to a is an error: the command was killed: not done within 0.3 s").await;
+    late.end().await.failed(1, "1 of 1 request failed");
+    asker.end().await.failed(1, "the service at a failed: the command was killed: not done within 0.3 s");
 
     let mut interrupted = reply(&address, &["a", "--command", command]).await;
     let asker = Running::start(&["req", "a", "x", "--proxy", &address, "--timeout", "60s"]);

@@ -55,8 +55,8 @@ Examples:
 ///
 /// A command is run by `sh -c` for each request, with the data of the request on its standard input, and `XMSG_TOPIC` and
 /// `XMSG_MIME` in its environment. What it writes to its standard output is the data of the reply, byte for byte; with
-/// --mime and one of xMsg's own types, text that is turned into a value. When it fails, or takes too long, that is said on
-/// standard error, and there is no reply.
+/// --mime and one of xMsg's own types, text that is turned into a value. When it fails, takes too long, or writes what can't be
+/// sent, that is said on standard error, and the reply is an error that says why.
 #[derive(Debug, Args)]
 #[command(
     after_help = EXAMPLES,
@@ -81,7 +81,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "CMD", group = "answer", conflicts_with = "template")]
     command: Option<OsString>,
 
-    /// How long a command may take; then it is killed, and there is no reply
+    /// How long a command may take; then it is killed, and the reply is an error
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, requires = "command")]
     command_timeout: Duration,
 
@@ -92,7 +92,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     data: DataOptions,
 
-    /// End after so many requests, also those that could not be answered; exit code 1 if there were any
+    /// End after so many requests, also those that failed; exit code 1 if there were any
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
@@ -193,7 +193,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     }
     if exit == Exit::Done && counts.answered < counts.requests {
         let requests = counted(counts.requests, "request");
-        bail!("{} of {requests} got no reply", grouped(counts.requests - counts.answered));
+        bail!("{} of {requests} failed", grouped(counts.requests - counts.answered));
     }
     Ok(exit)
 }
@@ -284,20 +284,35 @@ impl Service<'_> {
         self.finish(&message, reply).await
     }
 
-    /// Publishes the reply, or says why there is none. Fails when no more can be published at all.
+    /// Publishes the reply; if there is none, or it can't be sent, an error that says why. Fails when no more can be published at all.
     async fn finish(&mut self, request: &Message, reply: anyhow::Result<Message>) -> anyhow::Result<()> {
         let sent = match reply {
-            Ok(reply) => match self.connection.publish(&reply).await {
-                Err(error) if error.kind() == ErrorKind::Closed => return Err(error.into()),
-                sent => sent.map_err(Into::into),
-            },
+            Ok(reply) => self.publish(&reply).await?,
             Err(error) => Err(error),
         };
-        match sent {
-            Ok(()) => self.counts.answered += 1,
-            Err(error) => warn(format_args!("no reply to {}: {error:#}", topic_text(request.topic()))),
+        let Err(error) = sent else {
+            self.counts.answered += 1;
+            return Ok(());
+        };
+        let topic = topic_text(request.topic());
+        let told = match request.error_reply(format_args!("{error:#}")) {
+            Ok(Some(reply)) => self.publish(&reply).await?,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        match told {
+            Ok(()) => warn(format_args!("the reply to {topic} is an error: {error:#}")),
+            Err(why) => warn(format_args!("no reply to {topic}: {error:#}; nor can that be told: {why:#}")),
         }
         Ok(())
+    }
+
+    /// The outer error: no more can be published at all; the inner one: not this message.
+    async fn publish(&self, message: &Message) -> anyhow::Result<anyhow::Result<()>> {
+        match self.connection.publish(message).await {
+            Err(error) if error.kind() == ErrorKind::Closed => Err(error.into()),
+            sent => Ok(sent.map_err(Into::into)),
+        }
     }
 }
 
