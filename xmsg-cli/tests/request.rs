@@ -198,6 +198,26 @@ async fn messages_that_await_no_reply_are_ignored_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_waits_for_a_subscriber() {
+    let (_proxy, address) = proxy().await;
+    let arguments = ["-v", "req", "a:b", "x", "--wait-sub", "--timeout", "50s", "--proxy", &address];
+    let mut asker = Running::start(&arguments);
+    asker.said("waiting for a subscriber of a:b").await;
+    let other = Running::subscribe(&address, &["other"]).await;
+    let echo = reply(&address, &["a", "--echo", "-n", "2"]).await;
+    assert_eq!(asker.end().await.text(), "x\n");
+    // Who is there already is not waited for.
+    assert_eq!(ask(&address, &["a", "y", "--wait-sub"], b"").await, "y\n");
+    echo.end().await.done();
+
+    let arguments = ["req", "c", "x", "--wait-sub", "--timeout", "200ms", "--proxy", &address];
+    xmsg(&arguments).await.failed(27, "timed out: nobody subscribed to c within 200ms");
+    drop(other);
+    let arguments = ["req", "c", "x", "--wait-sub", "--timeout", "200ms", "--proxy", "127.0.0.1:1"];
+    xmsg(&arguments).await.failed(3, "127.0.0.1:1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_nobody_answers_time_runs_out() {
     let (_proxy, address) = proxy().await;
     let arguments = ["req", "a", "x", "--timeout", "100ms", "-n", "2", "--proxy", &address];

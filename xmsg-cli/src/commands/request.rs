@@ -5,16 +5,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use xmsg_core::{Actor, RegistrarAddress, Topic};
+use xmsg_core::{Actor, Connection, RegistrarAddress, Topic};
 
 use crate::args::{ConnectOptions, parse_count_from_1, parse_duration};
 use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
 use crate::output::{Output, counted, grouped, note, reader_gone, warn};
 use crate::recipe::{DataOptions, InputOptions, Recipe};
+use crate::render::topic_text;
 use crate::rights;
 use crate::signals::Interrupt;
 use crate::source::{Source, Split};
 use crate::style::{Style, StyleOptions};
+
+/// What is left for the first reply at the least when a subscriber was waited for.
+const LEAST: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +26,7 @@ Examples:
   xmsg req camera:shot '' --raw > shot.png           its data and nothing else
   xmsg req daq:status '' --json | jq .meta
   xmsg req math:square 3 --timeout 5s -v             and how long it took
+  xmsg req math:square 3 --wait-sub --timeout 1m     once somebody is there to answer
   xmsg req echo '{{Count}}' --template -n 100        one after the other";
 
 /// Publish a request, and write the reply to standard output
@@ -29,7 +34,7 @@ Examples:
 /// The data of the first reply is written on a line: text, a value of one of xMsg's own types, or, of binary data, length
 /// and first bytes. Data to send is given as for `xmsg pub`: byte for byte, or with --mime as a value.
 ///
-/// Exit code 27: nobody replied in time; of several requests: to at least one of them. Exit code 3: there was no proxy, or it was gone
+/// Exit code 1: the reply is an error, which is told. Exit code 27: nobody replied in time, or nobody subscribed with --wait-sub; of several requests: to at least one of them. Exit code 3: there was no proxy, or it was gone
 /// at the end.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -46,6 +51,10 @@ pub(crate) struct Arguments {
     /// How long to wait for a reply, such as 500ms or 10s
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     timeout: Duration,
+
+    /// Wait until somebody has subscribed to the topic before it asks. That and the first reply take no longer than --timeout in all
+    #[arg(long)]
+    wait_sub: bool,
 
     /// Ask so many times, one after the other
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, hide_default_value = true,
@@ -81,10 +90,14 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         .options(options)
         .build()?;
 
+    let waiter = if arguments.wait_sub { Some(arguments.connect.connection()?) } else { None };
+
     // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
     let asker = Asker {
         actor: actor.clone(),
         ready,
+        waiter,
+        topic: arguments.topic.clone(),
         source,
         recipe,
         count: arguments.count,
@@ -124,6 +137,9 @@ struct Asker {
     actor: Actor,
     /// Since when replies arrive.
     ready: Arc<OnceLock<Instant>>,
+    /// What is told of subscriptions, if they are to be waited for.
+    waiter: Option<Connection>,
+    topic: Topic,
     source: Source,
     recipe: Recipe,
     count: u64,
@@ -134,14 +150,47 @@ struct Asker {
 }
 
 impl Asker {
+    /// Whether somebody has subscribed in time.
+    async fn wait_for_subscriber(&self, waiter: &Connection) -> anyhow::Result<bool> {
+        // That there is no proxy is another matter than that nobody subscribes.
+        waiter.connect().await?;
+        let topic = topic_text(&self.topic);
+        if self.verbose {
+            note(format_args!("waiting for a subscriber of {topic}"));
+        }
+        let subscribed = tokio::time::timeout(self.timeout, waiter.wait_for_subscriber(&self.topic)).await;
+        let is_there = subscribed.is_ok();
+        if let Ok(subscribed) = subscribed {
+            subscribed?;
+        } else {
+            warn(format_args!(
+                "timed out: nobody subscribed to {topic} within {:?}, so nothing was asked: does the service run, with the \
+                 proxy at {}?",
+                self.timeout,
+                waiter.address(),
+            ));
+        }
+        waiter.close(Duration::ZERO).await;
+        Ok(is_there)
+    }
+
     async fn run(mut self) -> anyhow::Result<Exit> {
         let data = self.source.next().await?.unwrap_or_default();
         let mut dish = self.recipe.prepare(data).context("the data of the request")?;
+        let mut timeout = self.timeout;
+        if let Some(waiter) = self.waiter.take() {
+            let started = Instant::now();
+            if !self.wait_for_subscriber(&waiter).await? {
+                return Ok(Exit::TimedOut);
+            }
+            // An answer that comes at once is one, however late the subscriber came.
+            timeout = timeout.saturating_sub(started.elapsed()).max(LEAST);
+        }
         let (mut unanswered, mut is_lost) = (0_u64, false);
         for number in 1..=self.count {
             let message = dish.message(&self.recipe, number)?.clone();
             let mut started = Instant::now();
-            match self.actor.request(&message, self.timeout).await {
+            match self.actor.request(&message, std::mem::replace(&mut timeout, self.timeout)).await {
                 Ok(reply) => {
                     // To connect is no part of the round trip.
                     started = self.ready.get().map_or(started, |ready| started.max(*ready));
