@@ -10,6 +10,7 @@
 //! | [`recipe`], [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
 //! | [`style`], [`render`], [`mod@format`] | what is shown of a message |
 //! | [`output`], [`table`] | standard output and standard error; columns |
+//! | [`report`] | what arrives for each topic, in rows or as JSON |
 //! | [`screen`], [`traffic`] | views that are drawn again and again; what flows by topic |
 //! | [`stats`], [`looks`] | who is connected to a proxy and what flows through it; what has happened between two looks |
 //! | [`rights`] | what we may publish and subscribe to, as the proxy says |
@@ -32,6 +33,7 @@ mod patterns;
 mod recipe;
 mod recording;
 mod render;
+mod report;
 mod rights;
 mod screen;
 mod settings;

@@ -35,6 +35,11 @@ pub(crate) struct StyleOptions {
 }
 
 impl StyleOptions {
+    /// Whether JSON was asked for.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// What was asked for; else `usual`.
     pub(crate) fn style(&self, usual: Style) -> Style {
         if let Some(format) = &self.format {

@@ -84,15 +84,32 @@ async fn a_dump_is_one_file_a_message() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_counts_each_topic() {
     let (_proxy, address) = proxy().await;
-    let subscriber = Running::subscribe(&address, &["t", "--report", "-n", "3"]).await;
-    publish(&address, &["t:a", "x", "--count", "2"], b"").await;
-    publish(&address, &["t:b", "x"], b"").await;
+    let subscriber = Running::subscribe(&address, &["t", "--report", "-n", "33"]).await;
+    let json = Running::subscribe(&address, &["t", "--report", "--json", "-n", "33"]).await;
+    publish(&address, &["t:a", "x", "--count", "3"], b"").await;
+    publish(&address, &["t:b", "xy", "--count", "2"], b"").await;
+    for n in 0..28 {
+        publish(&address, &[&format!("t:c:{n:02}"), "x"], b"").await;
+    }
     let text = subscriber.end().await.text();
-    let last: Vec<_> =
-        text.lines().rev().take(3).map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
-    assert_eq!(last[0][4..], ["1", "t:b"], "{text}");
-    assert_eq!(last[1][4..], ["2", "t:a"], "{text}");
-    assert_eq!(last[2][4..6], ["3", "all,"], "{text}");
+    assert_eq!(text.lines().next().unwrap().split_whitespace().last(), Some("TOPIC"), "{text}");
+    let lines: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let all = lines.iter().rposition(|line| line[3] == "all,").unwrap();
+    assert_eq!(lines[all][2], "33", "{text}");
+    // 20 topics, and what is said of the rest.
+    assert_eq!(lines[all + 1..].len(), 21, "{text}");
+    assert_eq!(lines.last().unwrap()[3..], ["10", "more", "topics"], "{text}");
+
+    let text = json.end().await.text();
+    let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sum = |topic: &str, what: &str| -> u64 {
+        objects.iter().filter(|o| o["topic"] == topic).map(|object| object[what].as_u64().unwrap()).sum()
+    };
+    assert_eq!((sum("t:a", "messages"), sum("t:a", "bytes")), (3, 3), "{text}");
+    assert_eq!((sum("t:b", "messages"), sum("t:b", "bytes"), sum("t:c:27", "messages")), (2, 4, 1), "{text}");
+    let last = objects.iter().rfind(|object| object["topic"] == "t:b").unwrap();
+    assert_eq!(last["totalMessages"], 2);
+    assert!(last["seconds"].as_f64().unwrap() >= 0.0 && last["time"].is_string(), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,13 +97,14 @@ impl Topic {
         Self(topic.into())
     }
 
-    /// Whether it has wildcards of other systems, such as `a.*.b`, `a.>`, `a/#` or `a/+/b`, which match nothing but themselves here.
+    /// Whether it has wildcards of other systems, such as `a.*.b`, `a.>`, `a/#` or `a/+/b`, which match nothing but
+    /// themselves here.
     pub(crate) fn looks_like_a_pattern(&self) -> bool {
         self.before_wildcard().is_some()
     }
 
-    /// What stands before the first wildcard of another system: what a subscription had to be to receive all that is meant, and
-    /// more. `None` without such a wildcard.
+    /// What stands before the first wildcard of another system: what a subscription had to be to receive all that is
+    /// meant, and more. `None` without such a wildcard.
     ///
     /// ```
     /// use xmsg_core::Topic;

@@ -45,9 +45,9 @@ Examples:
 
 /// Publish messages
 ///
-/// Data is published byte for byte as it is given, as `binary/bytes`. Of a file or of standard input, all is one message;
-/// with -l each line is one, without its newline. With -l --keep-newline the newline is part of it, so that `xmsg sub --raw`
-/// writes the very same file again.
+/// Data is published byte for byte as it is given, as `binary/bytes`. Of a file or of standard input, all is one
+/// message; with -l each line is one, without its newline. With -l --keep-newline the newline is part of it, so that
+/// `xmsg sub --raw` writes the very same file again.
 ///
 /// With --mime and one of xMsg's own types of values (text/string, binary/sint32, binary/sint64, binary/sfixed32,
 /// binary/sfixed64, binary/float, binary/double, and binary/array-... of them), data is text that is turned into the
@@ -338,12 +338,13 @@ impl Job {
         }
     }
 
-    /// Whether nobody can have received anything, and somebody is to be told so. Of what the proxy does not have by then, nothing is known.
+    /// Whether nobody can have received anything, and somebody is to be told so. Of what the proxy does not have by
+    /// then, nothing is known.
     async fn went_nowhere(&self, connection: &Connection) -> bool {
         if self.sent == 0 || self.reached {
             return false;
         }
-        // A proxy tells a publisher of subscriptions as soon as it is connected, which may be after a single message was accepted.
+        // A proxy tells a publisher of subscriptions once it is connected; a single message may have been accepted before.
         connection.flush(ARRIVAL).await.is_ok()
             && tokio::time::timeout(SUBSCRIPTIONS, connection.wait_for_subscriber(&self.topic)).await.is_err()
     }

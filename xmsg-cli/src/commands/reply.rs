@@ -53,10 +53,10 @@ Examples:
 ///
 /// The last argument is the data of all replies, unless --echo, --command or --file says what to reply.
 ///
-/// A command is run by `sh -c` for each request, with the data of the request on its standard input, and `XMSG_TOPIC` and
-/// `XMSG_MIME` in its environment. What it writes to its standard output is the data of the reply, byte for byte; with
-/// --mime and one of xMsg's own types, text that is turned into a value. When it fails, takes too long, or writes what can't be
-/// sent, that is said on standard error, and the reply is an error that says why.
+/// A command is run by `sh -c` for each request, with the data of the request on its standard input, and `XMSG_TOPIC`
+/// and `XMSG_MIME` in its environment. What it writes to its standard output is the data of the reply, byte for byte;
+/// with --mime and one of xMsg's own types, text that is turned into a value. When it fails, takes too long, or writes
+/// what can't be sent, that is said on standard error, and the reply is an error that says why.
 #[derive(Debug, Args)]
 #[command(
     after_help = EXAMPLES,
@@ -284,7 +284,8 @@ impl Service<'_> {
         self.finish(&message, reply).await
     }
 
-    /// Publishes the reply; if there is none, or it can't be sent, an error that says why. Fails when no more can be published at all.
+    /// Publishes the reply; if there is none, or it can't be sent, an error that says why. Fails when no more can be
+    /// published at all.
     async fn finish(&mut self, request: &Message, reply: anyhow::Result<Message>) -> anyhow::Result<()> {
         let sent = match reply {
             Ok(reply) => self.publish(&reply).await?,

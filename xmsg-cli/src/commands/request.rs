@@ -34,8 +34,9 @@ Examples:
 /// The data of the first reply is written on a line: text, a value of one of xMsg's own types, or, of binary data, length
 /// and first bytes. Data to send is given as for `xmsg pub`: byte for byte, or with --mime as a value.
 ///
-/// Exit code 1: the reply is an error, which is told. Exit code 27: nobody replied in time, or nobody subscribed with --wait-sub; of several requests: to at least one of them. Exit code 3: there was no proxy, or it was gone
-/// at the end.
+/// Exit code 1: the reply is an error, which is told. Exit code 27: nobody replied in time, or nobody subscribed with
+/// --wait-sub; of several requests: to at least one of them. Exit code 3: there was no proxy, or it was gone at the
+/// end.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -52,7 +53,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     timeout: Duration,
 
-    /// Wait until somebody has subscribed to the topic before it asks. That and the first reply take no longer than --timeout in all
+    /// Wait until somebody has subscribed to the topic before it asks. That and the first reply take no longer than
+    /// --timeout in all
     #[arg(long)]
     wait_sub: bool,
 

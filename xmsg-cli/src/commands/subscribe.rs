@@ -1,23 +1,23 @@
 //! `xmsg sub`: writes what arrives.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 use tokio::sync::watch;
-use xmsg_core::{Message, Subscription, Topic};
+use xmsg_core::{Message, Subscription};
 
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration};
 use crate::exit::Exit;
-use crate::output::{Output, counted, grouped, note, note_connection, per_second, reader_gone, warn};
+use crate::output::{Output, counted, grouped, note, note_connection, reader_gone, warn};
 use crate::patterns::note_patterns;
 use crate::render;
+use crate::report::Report;
 use crate::rights;
 use crate::signals::Interrupt;
 use crate::style::{Style, StyleOptions};
@@ -26,8 +26,6 @@ use crate::style::{Style, StyleOptions};
 const TURN: u64 = 256;
 /// At the end, how long whoever reads our output may take for the rest.
 const HASTY_LINGER: Duration = Duration::from_secs(1);
-/// Topics that `--report` tells apart; all others are one line.
-const TOPICS_MAX: usize = 1000;
 /// What control requests of the protocol start with.
 const CONTROL: &[u8] = b"xmsg:control";
 
@@ -42,13 +40,15 @@ Examples:
   xmsg sub report:log --raw > app.log                data and nothing else
   xmsg sub --topic-hex 747261 --json                 topics that are no text: topicBase64 has their bytes
   xmsg sub camera --dump pictures                    each message into a file
-  xmsg sub '' --report                               rates";
+  xmsg sub '' --report                               rates
+  xmsg sub '' --report --json                        rates of each topic, for a script";
 
 /// Subscribe, and write what arrives to standard output
 ///
-/// A message arrives when its topic starts with one of those given, byte by byte: `a:b` gets `a:b`, `a:b:c` and also `a:bc`;
-/// `a:b:` only what is below `a:b`. There are no wildcards: where MQTT has `a/#` and NATS `a.>`, it is `a:` here. The empty topic is everything but control requests, which are shown for topics that
-/// start with `xmsg:control`.
+/// A message arrives when its topic starts with one of those given, byte by byte: `a:b` gets `a:b`, `a:b:c` and also
+/// `a:bc`; `a:b:` only what is below `a:b`. There are no wildcards: where MQTT has `a/#` and NATS `a.>`, it is `a:`
+/// here. The empty topic is everything but control requests, which are shown for topics that start with
+/// `xmsg:control`.
 ///
 /// Messages of plain ZeroMQ publishers, topic and data in two frames, are shown, too.
 ///
@@ -82,8 +82,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR", group = "how")]
     dump: Option<PathBuf>,
 
-    /// Write how many messages and bytes arrive for each topic, once a second, instead of the messages
-    #[arg(long, group = "how")]
+    /// Write how many messages and bytes arrive, once a second, instead of the messages: for all topics and for the
+    /// busiest ones; with --json an object for each topic
+    #[arg(long, conflicts_with_all = ["format", "raw", "dump"])]
     report: bool,
 
     #[command(flatten)]
@@ -246,7 +247,7 @@ impl Writer {
                 .with_context(|| format!("cannot make the directory {}", dir.display()))?;
             Form::Dump(dir.clone())
         } else if arguments.report {
-            Form::Report(Report::new())
+            Form::Report(Report::new(arguments.style.is_json()))
         } else {
             Form::Messages(arguments.style.style(Style::Line))
         };
@@ -275,7 +276,7 @@ impl Writer {
     /// Waits until a report is due; for ever, when none is wanted.
     async fn report_due(&self) {
         match &self.form {
-            Form::Report(report) => tokio::time::sleep_until(report.due.into()).await,
+            Form::Report(report) => tokio::time::sleep_until(report.due().into()).await,
             _ => std::future::pending().await,
         }
     }
@@ -299,107 +300,4 @@ fn dump(dir: &Path, number: u64, data: &[u8]) -> anyhow::Result<()> {
     let mut file = File::create_new(&path)
         .with_context(|| format!("cannot make {}: give --dump an empty directory", path.display()))?;
     file.write_all(data).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Messages and bytes of each topic since the last report.
-#[derive(Debug)]
-struct Report {
-    topics: HashMap<Topic, Count>,
-    others: Count,
-    start: Instant,
-    last: Instant,
-    due: Instant,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    messages: u64,
-    bytes: u64,
-    total: u64,
-}
-
-impl Count {
-    fn add(&mut self, bytes: u64) {
-        self.messages += 1;
-        self.total += 1;
-        self.bytes += bytes;
-    }
-}
-
-impl Report {
-    fn new() -> Self {
-        let now = Instant::now();
-        let due = now + Duration::from_secs(1);
-        Self { topics: HashMap::new(), others: Count::default(), start: now, last: now, due }
-    }
-
-    fn count(&mut self, message: &Message) {
-        let bytes = message.data().len() as u64;
-        if let Some(count) = self.topics.get_mut(message.topic()) {
-            count.add(bytes);
-        } else if self.topics.len() < TOPICS_MAX {
-            // A copy: the topic must not hold the memory of all that came with it.
-            let topic = Topic::wrap(message.topic().as_bytes().to_vec());
-            self.topics.entry(topic).or_default().add(bytes);
-        } else {
-            self.others.add(bytes);
-        }
-    }
-
-    fn is_due(&self) -> bool {
-        Instant::now() >= self.due
-    }
-
-    fn write(&mut self, out: &mut Vec<u8>) {
-        let now = Instant::now();
-        let time = now - self.last;
-        let all = Count {
-            messages: self.topics.values().map(|count| count.messages).sum::<u64>() + self.others.messages,
-            bytes: self.topics.values().map(|count| count.bytes).sum::<u64>() + self.others.bytes,
-            total: self.topics.values().map(|count| count.total).sum::<u64>() + self.others.total,
-        };
-        let mut row = |count: &Count, name: &str| {
-            let rate = grouped(per_second(count.messages, time));
-            let megabytes = per_second(count.bytes, time) as f64 / 1e6;
-            // To write to memory cannot fail.
-            let _ =
-                writeln!(out, "{rate:>14} msg/s {megabytes:>10.2} MB/s {:>16}  {name}", grouped(count.total));
-        };
-        row(&all, &format!("all, after {:.0} s", (now - self.start).as_secs_f64()));
-        let mut topics: Vec<_> = self.topics.iter_mut().collect();
-        topics.sort_unstable_by_key(|(topic, _)| *topic);
-        for (topic, count) in topics {
-            row(count, &render::topic_text(topic));
-            (count.messages, count.bytes) = (0, 0);
-        }
-        if self.others.total > 0 {
-            row(&self.others, "all other topics");
-            (self.others.messages, self.others.bytes) = (0, 0);
-        }
-        self.last = now;
-        while self.due <= now {
-            self.due += Duration::from_secs(1);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_has_a_row_for_each_topic_and_bounds_them() {
-        let mut report = Report::new();
-        for n in 0..TOPICS_MAX + 5 {
-            report.count(&Message::of(Topic::wrap(format!("t:{n:04}")), vec![0_u8; 10]).unwrap());
-        }
-        let mut out = Vec::new();
-        report.write(&mut out);
-        let text = String::from_utf8(out).unwrap();
-        let rows: Vec<_> = text.lines().collect();
-        assert_eq!(rows.len(), 1 + TOPICS_MAX + 1);
-        assert!(rows[0].contains(" 1,005  all"), "{}", rows[0]);
-        assert!(rows[1].ends_with(" 1  t:0000"), "{}", rows[1]);
-        assert!(rows[1001].ends_with(" 5  all other topics"), "{}", rows[1001]);
-    }
 }

@@ -287,8 +287,8 @@ impl Connection {
         }
     }
 
-    /// Whether somebody has subscribed to messages with this topic, as far as the proxy has said so. Of a connection that is not open,
-    /// nothing is known, and it is `false`.
+    /// Whether somebody has subscribed to messages with this topic, as far as the proxy has said so. Of a connection
+    /// that is not open, nothing is known, and it is `false`.
     #[must_use]
     pub fn has_subscriber(&self, topic: &Topic) -> bool {
         self.inner.publisher.get().is_some_and(|publisher| publisher.has_subscriber(topic.as_bytes()))
