@@ -208,7 +208,9 @@ async fn unfinished_messages_in_boxes_keep_to_the_memory_limit() {
     };
     drop(scene.under(futures::future::join_all((0..CONNECTIONS).map(|_| begin()))).await);
     // What a connection held that was ended is freed a moment after it is counted as free: of two of them at worst.
-    scene.finish("7 unfinished messages of 24 MiB in boxes under a limit of 80 MiB", LIMIT + 2 * 24 + 16).await;
+    scene
+        .finish("7 unfinished messages of 24 MiB in boxes under a limit of 80 MiB", LIMIT + 2 * 24 + 16)
+        .await;
 }
 
 /// Every HELLO costs the server two multiplications on the curve, and the client none: it may say the same one again.
