@@ -54,15 +54,16 @@ fn from_readme(start: &str, dir: &Path, address: &str) -> tokio::process::Child 
     let mut commands = include_str!("../../README.md").lines().filter_map(|line| line.strip_prefix("$ "));
     let command = commands.find(|command| command.starts_with(start));
     let command = command.unwrap_or_else(|| panic!("README.md has no command {start:?}"));
-    let binaries = Path::new(env!("CARGO_BIN_EXE_xmsg")).parent().unwrap().display().to_string();
+    let binaries = Path::new(env!("CARGO_BIN_EXE_xmsg")).parent().expect("a file is in a folder");
+    let path = std::env::var("PATH").expect("there is a path");
     tokio::process::Command::new("sh")
         .args(["-c", &format!("exec {}", command.trim_end_matches(" &"))])
         .current_dir(dir)
-        .env("PATH", [&binaries, std::env::var("PATH").unwrap().as_str()].join(":"))
+        .env("PATH", format!("{}:{path}", binaries.display()))
         .envs([("XMSG_PROXY", address), ("XMSG_CONFIG", "/dev/null")])
         .kill_on_drop(true)
         .spawn()
-        .unwrap()
+        .expect("there is a shell")
 }
 
 #[tokio::test(flavor = "multi_thread")]
