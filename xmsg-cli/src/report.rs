@@ -117,13 +117,13 @@ impl Report {
         if self.lines.is_none_or(|lines| lines >= HEADER_EVERY) {
             self.lines = Some(0);
             // To write to memory cannot fail.
-            let _ = writeln!(out, "{:>12} {:>10} {:>16}  TOPIC", "MESSAGES/S", "MB/S", "TOTAL");
+            let _ = writeln!(out, "{:>12} {:>12} {:>16}  TOPIC", "MESSAGES/S", "KB/S", "TOTAL");
         }
         let mut lines = 0;
         let mut row = |count: &Count, name: &str| {
-            let (rate, bytes) = (rate(count.messages as f64, time), rate(count.bytes as f64 / 1e6, time));
+            let (rate, bytes) = (rate(count.messages as f64, time), rate(count.bytes as f64 / 1e3, time));
             lines += 1;
-            let _ = writeln!(out, "{rate:>12} {bytes:>10} {:>16}  {name}", grouped(count.total));
+            let _ = writeln!(out, "{rate:>12} {bytes:>12} {:>16}  {name}", grouped(count.total));
         };
         let all = Count::sum(self.topics.values().chain([&self.others]));
         row(&all, &format!("all, after {:.0} s", (now - self.start).as_secs_f64()));
@@ -178,6 +178,7 @@ fn rate(count: f64, time: Duration) -> String {
     let rate = count / time.as_secs_f64().max(1e-9);
     match rate {
         0.0 => "0".to_owned(),
+        ..0.1 => format!("{rate:.3}"),
         ..10.0 => format!("{rate:.2}"),
         _ => rounded(rate),
     }
@@ -241,7 +242,9 @@ mod tests {
     #[test]
     fn rates_below_ten_have_decimals() {
         let time = Duration::from_secs(4);
-        for (count, text) in [(0.0, "0"), (1.0, "0.25"), (30.0, "7.50"), (40.0, "10"), (8e3, "2,000")] {
+        let rates =
+            [(0.0, "0"), (0.02, "0.005"), (1.0, "0.25"), (30.0, "7.50"), (40.0, "10"), (8e3, "2,000")];
+        for (count, text) in rates {
             assert_eq!(rate(count, time), text);
         }
     }
