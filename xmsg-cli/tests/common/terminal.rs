@@ -1,5 +1,6 @@
 //! A program on a terminal of its own: a pseudo-terminal, and what it shows.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::num::NonZero;
@@ -179,9 +180,11 @@ impl Terminal {
                 let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
                 let [x, y] = [MARGIN + width * f32::from(start), MARGIN + height * (f32::from(row) + 0.75)];
                 let weight = if is_bold { " font-weight=\"bold\"" } else { "" };
-                svg.push_str(&format!(
-                    "<text x=\"{x:.1}\" y=\"{y:.1}\" textLength=\"{length:.1}\" fill=\"{colour}\"{weight}>{text}</text>\n"
-                ));
+                writeln!(
+                    svg,
+                    "<text x=\"{x:.1}\" y=\"{y:.1}\" textLength=\"{length:.1}\" fill=\"{colour}\"{weight}>{text}</text>"
+                )
+                .unwrap();
             }
         }
         svg + "</g>\n</svg>\n"
