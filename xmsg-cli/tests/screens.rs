@@ -286,5 +286,11 @@ async fn publishing_to_nobody_is_told_on_a_terminal() {
     assert_eq!(on_terminal(&["pub", "t:x", "hello"]).await, "");
     assert_eq!(on_terminal(&["pub", "t:x", "hello", "--wait-sub"]).await, "");
     assert_eq!(subscriber.end().await.text(), "t:x hello\nt:x hello\n");
+    // Behind all that the proxy subscribes to itself, and gone as soon as it has its message.
+    for topic in ["a", "zz"] {
+        let subscriber = Running::subscribe(&address, &[topic, "-n", "1"]).await;
+        assert_eq!(on_terminal(&["pub", topic, "hello"]).await, "");
+        subscriber.end().await.done();
+    }
     drop(other);
 }

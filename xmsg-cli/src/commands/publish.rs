@@ -345,8 +345,17 @@ impl Job {
             return false;
         }
         // A proxy tells a publisher of subscriptions once it is connected; a single message may have been accepted before.
-        connection.flush(ARRIVAL).await.is_ok()
-            && tokio::time::timeout(SUBSCRIPTIONS, connection.wait_for_subscriber(&self.topic)).await.is_err()
+        let arrived_unseen = async {
+            let has_arrived = connection.flush(ARRIVAL).await.is_ok();
+            tokio::time::sleep(SUBSCRIPTIONS).await;
+            has_arrived
+        };
+        tokio::select! {
+            biased;
+            // All the while: whoever wants one message alone has gone as soon as it came.
+            _ = connection.wait_for_subscriber(&self.topic) => false,
+            went_nowhere = arrived_unseen => went_nowhere,
+        }
     }
 
     /// The number of the next message, from 1.
