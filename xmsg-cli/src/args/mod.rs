@@ -129,7 +129,7 @@ impl ConnectOptions {
     }
 }
 
-/// How to be let in. The same for everything that a command connects to: [`command`] gives these options to all commands
+/// How to be let in. The same for everything that a command connects to: [`command()`] gives these options to all commands
 /// that connect, and [`settings`] keeps what was given.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Security")]
