@@ -29,12 +29,9 @@ impl Tap {
     /// Subscribes to topics and all that start with them. Nothing that is published after it has returned is missed.
     pub(crate) async fn open(connect: &ConnectOptions, topics: &[Topic]) -> xmsg_core::Result<Self> {
         let connection = connect.connection()?;
-        // Whether there is a proxy, and we may subscribe to these topics: it says what is wrong as all other commands
-        // do.
-        let tried = match connection.subscribe(topics).await {
-            Err(error) => return Err(rights::explained(connect, topics, error).await),
-            tried => tried?,
-        };
+        // Whether there is a proxy that lets us in. Nothing else subscribes to these topics: whoever waits for a subscriber before it
+        // publishes waits for this one.
+        connection.connect().await?;
         let security = SecurityOptions::security()?;
         let is_secured = !matches!(security, Security::Null);
         let options = SocketOptions {
@@ -64,11 +61,17 @@ impl Tap {
         };
         if std::env::var_os("XMSG_NO_CHECK_SUBSCRIPTION").is_none() {
             let limit = connect.timeout();
-            tokio::time::timeout(limit, confirming).await.map_err(|_| not_confirmed(&proxy, limit))??;
+            match tokio::time::timeout(limit, confirming).await {
+                Ok(confirmed) => confirmed?,
+                // It says what is wrong as all other commands do.
+                Err(_) => match connection.subscribe(topics).await {
+                    Err(error) => return Err(rights::explained(connect, topics, error).await),
+                    Ok(_) => return Err(not_confirmed(&proxy, limit)),
+                },
+            }
         } else {
             drop(confirming);
         }
-        tried.close().await;
         // It published nothing but questions.
         let _ = connection.close(Duration::ZERO).await;
         Ok(tap)

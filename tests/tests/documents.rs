@@ -1,0 +1,86 @@
+//! The commands in the documents do what they say, as they stand there.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use xmsg_tests::process::built;
+use xmsg_tests::{proxy, within};
+
+/// The blocks of shell commands in a document, in their order.
+fn blocks(document: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut lines = document.lines();
+    while lines.by_ref().any(|line| line == "```sh") {
+        let block: Vec<_> = lines.by_ref().take_while(|line| *line != "```").collect();
+        blocks.push(block.join("\n"));
+    }
+    blocks
+}
+
+/// Has a shell run these commands, which stops at the first that fails, and ends all that they have left at work.
+async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
+    let bin = built("xmsg");
+    let bin = bin.parent().expect("a file is in a folder").display();
+    let path = std::env::var("PATH").expect("there is a path");
+    let script = format!("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{commands}\n");
+    let mut shell = tokio::process::Command::new("bash");
+    shell.args(["-e", "-c", &script]).current_dir(folder).kill_on_drop(true);
+    shell.env("PATH", format!("{bin}:{path}")).env("XMSG_CONFIG", folder.join("contexts.toml"));
+    shell.envs(environment.iter().copied()).stdin(Stdio::null());
+    let output = within(commands, shell.output()).await.expect("there is a shell");
+    assert!(
+        output.status.success(),
+        "{}:\n{commands}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_task_of_those_who_come_from_elsewhere_is_done() {
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().to_string();
+    let found = blocks(include_str!("../../docs/coming-from-mosquitto-nats-kcat.md"));
+    assert!(found.len() >= 12, "{} blocks", found.len());
+    for block in found {
+        let folder = tempfile::tempdir().unwrap();
+        run(&block, folder.path(), &[("XMSG_PROXY", &address)]).await;
+    }
+}
+
+/// Five minutes are enough for a proxy with keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_is_closed_to_strangers_in_five_minutes() {
+    let document = include_str!("../../docs/security.md");
+    let section = document.split("## In five minutes").nth(1).unwrap().split("\n## ").next().unwrap();
+    let [server, client] = &blocks(section)[..] else { panic!("{section}") };
+    let folder = tempfile::tempdir().unwrap();
+    // Three ports that nobody has just now.
+    let former = proxy().start().await.unwrap();
+    let spare = former.address().publish_port();
+    former.stop(Duration::from_secs(1)).await;
+    let environment =
+        [("XMSG_PROXY_PORT", &*spare.to_string()), ("XMSG_PROXY", &*format!("127.0.0.1:{spare}"))];
+    let answers = "until xmsg pub daq:ready 1 --server-key \"$(cat proxy.public)\" --key-file daq.key; do sleep 0.1; done";
+    let stranger = "! xmsg pub daq:run 18 --server-key '' --key-file '' --connect-timeout 2s";
+    run(&format!("{server}\n{answers}\n{client}\n{stranger}"), folder.path(), &environment).await;
+}
+
+/// The README's own: one answers in the background, the other asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_readme_asks_and_is_answered() {
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().to_string();
+    let document = include_str!("../../README.md");
+    let ask = document.split("Ask and answer").nth(1).unwrap().split("```").nth(1).unwrap();
+    let commands: Vec<_> = ask.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
+    assert!(commands.len() >= 3, "{ask}");
+    let commands = commands.join("\n").replace("xmsg ping", "xmsg ping -n 1");
+    for _ in 0..5 {
+        let folder = tempfile::tempdir().unwrap();
+        within("asking", run(&commands, folder.path(), &[("XMSG_PROXY", &address)])).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
