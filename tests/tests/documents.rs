@@ -84,3 +84,66 @@ async fn the_readme_asks_and_is_answered() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+/// The commands of ours in the blocks of a document.
+fn commands(document: &str) -> Vec<String> {
+    let (mut commands, mut kind) = (Vec::new(), None);
+    for line in document.lines() {
+        match (line.strip_prefix("```"), kind) {
+            (Some(""), _) => kind = None,
+            (Some(language), _) => kind = Some(language),
+            (None, Some("sh")) => commands.push(line),
+            (None, Some("console")) => commands.extend(line.strip_prefix("$ ")),
+            (None, _) => {}
+        }
+    }
+    commands.retain(|command| {
+        let name = command.split(' ').next().unwrap_or_default();
+        ["xmsg", "xmsg-proxy", "xmsg-registrar"].contains(&name)
+    });
+    commands.into_iter().map(str::to_owned).collect()
+}
+
+/// Also what no test runs, because it does not end or needs what is not here, has options that there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_command_in_the_documents_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let bin = built("xmsg").parent().expect("a file is in a folder").to_owned();
+    let failed = folder.path().join("failed");
+    // In place of the program: with --help behind its arguments, it reads them and does nothing.
+    for name in ["xmsg", "xmsg-proxy", "xmsg-registrar"] {
+        let script = format!(
+            "#!/bin/sh\necho >> called\n{}/{name} \"$@\" --help > answer 2>&1 || {{ echo {name} \"$@\"; cat answer; }} >> failed\n",
+            bin.display()
+        );
+        let path = folder.path().join(name);
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it is in the workspace");
+    let mut documents = vec![root.join("README.md")];
+    for entry in std::fs::read_dir(root.join("docs")).unwrap() {
+        documents.extend(
+            Some(entry.unwrap().path()).filter(|path| path.extension().is_some_and(|kind| kind == "md")),
+        );
+    }
+    let (mut count, mut script) = (0, String::new());
+    for document in documents {
+        for command in commands(&std::fs::read_to_string(document).unwrap()) {
+            count += 1;
+            // Each by itself, whatever becomes of the others. It may end in a comment.
+            script.push_str("(\n");
+            script.push_str(&command);
+            script.push_str("\nwait\n) < /dev/null > /dev/null 2>&1\n");
+        }
+    }
+    assert!(count > 60, "{count} commands");
+    let path = std::env::var("PATH").expect("there is a path");
+    let mut shell = tokio::process::Command::new("bash");
+    shell.args(["-c", &script]).current_dir(folder.path()).kill_on_drop(true).stdin(Stdio::null());
+    shell.env("PATH", format!("{}:{path}", folder.path().display())).env("HOME", folder.path());
+    assert!(within("all commands", shell.status()).await.unwrap().code().is_some());
+    assert_eq!(std::fs::read_to_string(&failed).unwrap_or_default(), "");
+    let called = std::fs::read_to_string(folder.path().join("called")).unwrap().lines().count();
+    assert!(called * 10 >= count * 8, "{called} of {count} were called");
+}
