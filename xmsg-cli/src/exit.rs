@@ -171,8 +171,14 @@ fn describe(error: &anyhow::Error, exit: Exit) -> String {
         let hint = missing_options(theirs);
         return format!("{who}: it wants security {}, not {ours}\n  {hint}", escaped(theirs));
     }
+    // Of these the first cause says it all, and those beneath it the same in other words.
+    let kind = error.downcast_ref::<xmsg_core::Error>().map(xmsg_core::Error::kind);
+    let told = match kind {
+        Some(ErrorKind::Refused | ErrorKind::UnknownHost) => 1,
+        _ => usize::MAX,
+    };
     // What a peer or a registrar has answered may be in any of them.
-    let mut causes = error.chain().map(|cause| escaped(&cause.to_string()).into_owned());
+    let mut causes = error.chain().take(told).map(|cause| escaped(&cause.to_string()).into_owned());
     let mut text = causes.next().unwrap_or_default();
     for cause in causes {
         // What is asked at the end of a message stays at its end.
@@ -258,8 +264,11 @@ mod tests {
 
     #[test]
     fn an_error_tells_its_causes_and_what_to_do() {
-        let error = Error::new(ErrorKind::Refused, "no answer: is it there?").with_source("refused");
+        let error = Error::new(ErrorKind::NotConnected, "no answer: is it there?").with_source("refused");
         let text = describe(&error.into(), Exit::NoConnection);
         assert!(text.starts_with("no answer: is it there? (refused)\n  Start one"), "{text}");
+        let error = Error::new(ErrorKind::Refused, "nobody listens there").with_source("os error 111");
+        let text = describe(&error.into(), Exit::NoConnection);
+        assert!(text.starts_with("nobody listens there\n  Start one"), "{text}");
     }
 }

@@ -29,6 +29,7 @@ const ROWS: &[(&str, i32, &[&str])] = &[
     ("pub a x -f y", 2, &["cannot be used with"]),
     ("ping -q -v", 2, &["--quiet", "cannot be used with", "--verbose"]),
     ("connections end", 2, &["<ID>"]),
+    ("connections end abc", 2, &["not the number of a connection"]),
     // Options that mean nothing there.
     ("keygen --proxy a", 2, &["'--proxy'"]),
     ("keygen --server-key a", 2, &["'--server-key'"]),

@@ -73,6 +73,7 @@ enum Action {
     #[command(after_help = END_EXAMPLES)]
     End {
         /// Its number, as `xmsg connections` shows it
+        #[arg(value_parser = parse_id)]
         id: u32,
     },
 }
@@ -101,6 +102,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         exit = work => exit,
         exit = interrupt.wait() => Ok(exit),
     }
+}
+
+fn parse_id(text: &str) -> Result<u32, &'static str> {
+    text.parse()
+        .map_err(|_| "not the number of a connection: `xmsg connections` lists them with their numbers")
 }
 
 async fn end(admin: &Admin, id: u32, as_json: bool) -> anyhow::Result<Exit> {
