@@ -100,7 +100,7 @@ async fn errors_say_what_to_do() {
     xmsg(&["connections", "--admin", &address]).await.failed(3, "xmsg-proxy --admin");
     xmsg(&["connections", "--admin", "https://a:1"]).await.failed(2, "no TLS");
     xmsg(&["connections", "--admin", "a:70000"]).await.failed(2, "HOST:PORT");
-    xmsg(&["connections", "end", "x"]).await.failed(2, "invalid digit");
+    xmsg(&["connections", "end", "x"]).await.failed(2, "not the number of a connection");
     xmsg(&["connections", "--sort", "peer", "end", "1"]).await.failed(2, "--sort");
 }
 
@@ -138,4 +138,20 @@ async fn what_others_answer_does_no_harm() {
         ask().await.failed(1, says);
     }
     server.await.unwrap();
+}
+
+/// Where the proxy itself would not answer, its HTTP server tells the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_looked_at_over_http() {
+    let (proxy, address) = proxy().await;
+    let (_admin, admin) = serve(&proxy, Some(TOKEN));
+    let good = file(&format!("{TOKEN}\n"));
+    let variables = [("XMSG_ADMIN", &*admin), ("XMSG_ADMIN_TOKEN_FILE", good.path().to_str().unwrap())];
+    let _subscriber = Running::subscribe(&address, &["a"]).await;
+    let info = Running::start_with(&variables, &["info"]).end().await.text();
+    assert!(info.contains(&format!("at http://{admin}")) && info.contains("subscribers\t1, "), "{info}");
+    let once = Running::start_with(&variables, &["top", "--once"]).end().await.text();
+    assert!(once.starts_with(&format!("http://{admin}\n")) && once.contains("subscriber"), "{once}");
+    let without = Running::start_with(&[("XMSG_ADMIN", &admin)], &["info"]).end().await;
+    without.failed(4, "wants its token");
 }
