@@ -12,6 +12,7 @@
 //! | [`output`], [`table`] | standard output and standard error; columns |
 //! | [`report`] | what arrives for each topic, in rows or as JSON |
 //! | [`screen`], [`traffic`] | views that are drawn again and again; what flows by topic |
+//! | [`control`] | control requests to a proxy, and their answers |
 //! | [`stats`], [`looks`] | who is connected to a proxy and what flows through it; what has happened between two looks |
 //! | [`rights`] | what we may publish and subscribe to, as the proxy says |
 //! | [`recording`], [`tap`] | files of messages; a subscription that keeps them byte for byte |
@@ -23,6 +24,7 @@ mod admin;
 mod args;
 mod commands;
 mod contexts;
+mod control;
 mod exit;
 mod format;
 mod looks;

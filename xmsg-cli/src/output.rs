@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde_json::Value;
 use tokio::time::Instant;
 use xmsg_core::ProxyAddress;
 use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
-use xmsg_core::text::escaped;
+use xmsg_core::text::{escaped, json_escaped};
 
 /// Bytes that are collected before they are written.
 const BUFFER_LEN: usize = 256 << 10;
@@ -50,6 +51,13 @@ impl Output {
         }
         self.flush()?;
         blocking(|| self.stdout.write_all(bytes))
+    }
+
+    /// Appends a value of JSON and a newline. What peers sent may be in it, so it is safe for a terminal.
+    pub(crate) fn json(&mut self, value: &Value) -> anyhow::Result<()> {
+        self.buffer.extend_from_slice(json_escaped(&value.to_string()).as_bytes());
+        self.buffer.push(b'\n');
+        self.written()
     }
 
     /// Writes what is in the buffer.

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use xmsg_core::control::{Right, RightsQuestion};
-use xmsg_core::socket::{Dealer, Publisher, SocketOptions};
-use xmsg_core::{ConnectionId, Error, ErrorKind, Result, Security, Topic};
+use xmsg_core::{Error, ErrorKind, Result, Security, Topic};
 
 use crate::args::{ConnectOptions, SecurityOptions};
+use crate::control::ControlSockets;
 use crate::render::topic_text;
 
 /// How often the question is repeated while there is no answer.
@@ -59,33 +58,13 @@ fn denied(connect: &ConnectOptions, right: Right, topic: &Topic) -> Result<Error
 
 /// Whether we may do this; `None`: the proxy did not say.
 async fn may(connect: &ConnectOptions, right: Right, topic: &Topic) -> Result<Option<bool>> {
-    let proxy = connect.proxy()?;
-    let id = ConnectionId::random();
-    let options = SocketOptions { security: SecurityOptions::security()?, ..SocketOptions::default() };
-    let publisher = Publisher::new(options.clone());
-    publisher.connect(proxy.publish_endpoint().parse()?);
-    let identity = Bytes::copy_from_slice(id.as_bytes());
-    let options = SocketOptions { identity, ..options };
-    let mut control = Dealer::connect(proxy.control_endpoint().parse()?, options);
-    let question = RightsQuestion { id, right, topic: topic.clone() };
+    let mut control = ControlSockets::connect(connect)?;
+    let question = RightsQuestion { id: control.id, right, topic: topic.clone() };
     let asking = async {
-        control.connected().await.ok()?;
-        loop {
-            publisher.publish(question.message()).await.ok()?;
-            let answered = async {
-                while let Some(message) = control.recv().await {
-                    if let Some(is_allowed) = RightsQuestion::is_allowed_by(&message) {
-                        return Some(is_allowed);
-                    }
-                }
-                None
-            };
-            if let Ok(answer) = tokio::time::timeout(ASK_INTERVAL, answered).await {
-                return answer;
-            }
-        }
+        control.connected().await?;
+        control.ask(&question.message(), ASK_INTERVAL, |answer| RightsQuestion::is_allowed_by(&answer)).await
     };
-    let answer = tokio::time::timeout(connect.timeout(), asking).await.unwrap_or_default();
-    publisher.close(Duration::ZERO).await;
-    Ok(answer)
+    let answer = tokio::time::timeout(connect.timeout(), asking).await;
+    control.publisher.close(Duration::ZERO).await;
+    Ok(answer.ok().and_then(Result::ok))
 }

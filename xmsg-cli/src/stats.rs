@@ -7,19 +7,19 @@ use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
-use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
-use xmsg_core::socket::{Dealer, Publisher, SocketOptions};
-use xmsg_core::{ConnectionId, Error, ErrorKind, ProxyAddress};
+use xmsg_core::socket::Multipart;
+use xmsg_core::{Error, ErrorKind, ProxyAddress};
 
 use crate::admin::{Admin, AdminOptions};
-use crate::args::{ConnectOptions, SecurityOptions};
+use crate::args::ConnectOptions;
+use crate::control::ControlSockets;
 use crate::exit::AtAdmin;
 
 /// The topic of the request. Proxies of other implementations ignore it.
 const TOPIC: &[u8] = b"xmsg:control:stats";
 /// What is asked for, and what an answer begins with.
 const STATS: &[u8] = b"stats";
-/// A question is repeated after so long: it may have come before its answer could be sent.
+/// A question is repeated after so long.
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What a proxy says about itself. Fields that are missing come from an older proxy.
@@ -193,13 +193,11 @@ impl Source {
     }
 }
 
-/// Sockets for control requests.
+/// A proxy that is asked with control requests.
 #[derive(Debug)]
 pub(crate) struct Control {
     proxy: ProxyAddress,
-    publisher: Publisher,
-    answers: Dealer,
-    id: ConnectionId,
+    sockets: ControlSockets,
     patience: Duration,
 }
 
@@ -210,47 +208,23 @@ impl Control {
         let tried = connect.connection()?;
         tried.connect().await?;
         tried.close(Duration::ZERO).await;
-        let id = ConnectionId::random();
-        let options = SocketOptions {
-            security: SecurityOptions::security()?,
-            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
-            heartbeat_timeout: HEARTBEAT_TIMEOUT,
-            ..SocketOptions::default()
-        };
-        let identity = Bytes::copy_from_slice(id.as_bytes());
-        let answers =
-            Dealer::connect(proxy.control_endpoint().parse()?, SocketOptions { identity, ..options.clone() });
-        let publisher = Publisher::new(options);
-        publisher.connect(proxy.publish_endpoint().parse()?);
-        let mut control = Self { proxy, publisher, answers, id, patience: connect.timeout() };
+        let sockets = ControlSockets::connect(connect)?;
+        let mut control = Self { proxy, sockets, patience: connect.timeout() };
         control.ask().await?;
         Ok(control)
     }
 
     async fn ask(&mut self) -> anyhow::Result<Bytes> {
-        let Self { publisher, answers, id, .. } = self;
+        let sockets = &mut self.sockets;
         let asking = async {
-            answers.connected().await?;
-            publisher.wait_for_subscriber(TOPIC).await?;
-            loop {
-                let question = [TOPIC, STATS, id.as_bytes()].map(Bytes::copy_from_slice);
-                publisher.publish(question).await?;
-                let answered = async {
-                    while let Some(answer) = answers.recv().await {
-                        if let Some([kind, document]) = answer.into_array()
-                            && kind == STATS
-                        {
-                            return Some(document);
-                        }
-                    }
-                    None
-                };
-                match tokio::time::timeout(ASK_INTERVAL, answered).await {
-                    Ok(Some(document)) => return Ok(document),
-                    Ok(None) => return Err(Error::new(ErrorKind::Closed, "the control socket was closed")),
-                    Err(_) => {}
-                }
-            }
+            sockets.connected().await?;
+            sockets.publisher.wait_for_subscriber(TOPIC).await?;
+            let question = [TOPIC, STATS, sockets.id.as_bytes()].map(Bytes::copy_from_slice).into();
+            let document = |answer: Multipart| match answer.into_array() {
+                Some([kind, document]) if kind == STATS => Some(document),
+                _ => None,
+            };
+            sockets.ask(&question, ASK_INTERVAL, document).await
         };
         match tokio::time::timeout(self.patience, asking).await {
             Ok(answer) => Ok(answer?),

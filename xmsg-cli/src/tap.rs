@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use xmsg_core::control::{CONFIRMATION_TOPIC, Request};
-use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
-use xmsg_core::socket::{Multipart, SocketEvents, SocketOptions, Subscriber};
+use xmsg_core::socket::{Multipart, SocketEvents, Subscriber};
 use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Security, Topic};
 
 use crate::args::{ConnectOptions, SecurityOptions};
@@ -32,14 +31,8 @@ impl Tap {
         // Whether there is a proxy that lets us in. Nothing else subscribes to these topics: whoever waits for a subscriber before it
         // publishes waits for this one.
         connection.connect().await?;
-        let security = SecurityOptions::security()?;
-        let is_secured = !matches!(security, Security::Null);
-        let options = SocketOptions {
-            security,
-            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
-            heartbeat_timeout: HEARTBEAT_TIMEOUT,
-            ..SocketOptions::default()
-        };
+        let is_secured = !matches!(SecurityOptions::security()?, Security::Null);
+        let options = SecurityOptions::socket_options()?;
         let mut tap = Self { socket: Subscriber::new(options), early: VecDeque::new() };
         for topic in topics {
             tap.socket.subscribe(topic.clone().into_bytes())?;

@@ -8,7 +8,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use xmsg_core::options::CHECK_TIMEOUT;
+use xmsg_core::options::{CHECK_TIMEOUT, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
+use xmsg_core::socket::SocketOptions;
 use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security};
 
 #[cfg(feature = "bench")]
@@ -179,6 +180,16 @@ impl SecurityOptions {
     /// The mechanism that options, environment and context ask for.
     pub(crate) fn security() -> xmsg_core::Result<Security> {
         settings::security()
+    }
+
+    /// The options of plain sockets that connect to a proxy.
+    pub(crate) fn socket_options() -> xmsg_core::Result<SocketOptions> {
+        Ok(SocketOptions {
+            security: Self::security()?,
+            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
+            heartbeat_timeout: HEARTBEAT_TIMEOUT,
+            ..SocketOptions::default()
+        })
     }
 }
 

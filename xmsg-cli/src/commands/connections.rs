@@ -8,7 +8,6 @@ use clap::{Args, Subcommand};
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use xmsg_core::text::json_escaped;
 use xmsg_core::{Error, ErrorKind};
 
 use crate::admin::{Admin, AdminOptions, Answer};
@@ -217,9 +216,7 @@ fn failed<T>(text: String) -> anyhow::Result<T> {
 fn write_json(values: impl IntoIterator<Item = Value>) -> anyhow::Result<()> {
     let mut output = Output::stdout()?;
     for value in values {
-        output.buffer().extend_from_slice(json_escaped(&value.to_string()).as_bytes());
-        output.buffer().push(b'\n');
-        output.written()?;
+        output.json(&value)?;
     }
     output.flush()
 }

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use serde_json::json;
-use xmsg_core::text::json_escaped;
 use xmsg_core::{OwnerType, Query, Registration, Topic};
 
 use crate::args::{RegistrarOptions, parse_number};
@@ -154,9 +153,7 @@ fn show<'a>(
                 "port": registration.port,
                 "description": registration.description,
             });
-            output.buffer().extend_from_slice(json_escaped(&line.to_string()).as_bytes());
-            output.buffer().push(b'\n');
-            output.written()?;
+            output.json(&line)?;
         }
         output.flush()?;
         return Ok(Exit::Done);

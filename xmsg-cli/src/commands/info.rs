@@ -37,10 +37,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         let (stats, document) = source.ask().await?;
         if arguments.json {
             let mut output = Output::stdout()?;
-            output
-                .buffer()
-                .extend_from_slice(xmsg_core::text::json_escaped(&document.to_string()).as_bytes());
-            output.buffer().push(b'\n');
+            output.json(&document)?;
             output.flush()?;
             return Ok(Exit::Done);
         }

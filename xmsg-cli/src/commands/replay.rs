@@ -14,15 +14,13 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use xmsg_core::control::{CONTROL_TOPIC, Request};
 use xmsg_core::deadline::Deadline;
-use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
-use xmsg_core::socket::{Dealer, Multipart, Publisher, SocketEvent, SocketEvents, SocketOptions};
-use xmsg_core::{Connection, ConnectionId, Error, ErrorKind, Message, ProxyAddress, Topic};
+use xmsg_core::socket::{Multipart, SocketEvent, SocketEvents};
+use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Topic};
 
 use super::publish::{confirm_now_and_then, end, not_arrived};
 use super::record::{end_words, gap_words, open, show_progress, time_text};
-use crate::args::{
-    ConnectOptions, SecurityOptions, parse_count_from_1, parse_duration, parse_rate, parse_subscription,
-};
+use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_rate, parse_subscription};
+use crate::control::ControlSockets;
 use crate::exit::Exit;
 use crate::output::{counted, grouped, note, note_connection, or_noting, per_second, warn};
 use crate::pace::Pace;
@@ -524,9 +522,7 @@ impl<'a> Replay<'a> {
 /// client of xMsg does.
 #[derive(Debug)]
 struct PlainPublisher {
-    id: ConnectionId,
-    publisher: Publisher,
-    control: Dealer,
+    sockets: ControlSockets,
     events: SocketEvents,
     published: u64,
 }
@@ -535,20 +531,9 @@ impl PlainPublisher {
     /// Connects. There is a proxy: another connection has been made to it.
     async fn open(connect: &ConnectOptions) -> anyhow::Result<Self> {
         let proxy = &connect.proxy()?;
-        let id = ConnectionId::random();
-        let options = SocketOptions {
-            security: SecurityOptions::security()?,
-            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
-            heartbeat_timeout: HEARTBEAT_TIMEOUT,
-            ..SocketOptions::default()
-        };
-        let publisher = Publisher::new(options.clone());
-        publisher.connect(proxy.publish_endpoint().parse()?);
-        let identity = Bytes::copy_from_slice(id.as_bytes());
-        let control =
-            Dealer::connect(proxy.control_endpoint().parse()?, SocketOptions { identity, ..options });
-        let events = publisher.events();
-        let mut plain = Self { id, publisher, control, events, published: 0 };
+        let sockets = ControlSockets::connect(connect)?;
+        let events = sockets.publisher.events();
+        let mut plain = Self { sockets, events, published: 0 };
         let limit = connect.timeout();
         match tokio::time::timeout(limit, plain.confirm()).await {
             Ok(()) => Ok(plain),
@@ -557,28 +542,17 @@ impl PlainPublisher {
     }
 
     async fn publish(&mut self, message: Multipart) -> xmsg_core::Result<()> {
-        self.publisher.publish(message).await?;
+        self.sockets.publisher.publish(message).await?;
         self.published += 1;
         Ok(())
     }
 
     /// Returns once the proxy has everything that was published.
     async fn confirm(&mut self) {
-        let request = Request::Publisher(self.id);
-        let _ = self.control.connected().await;
-        while self.publisher.publish(request.message()).await.is_ok() {
-            let answered = async {
-                while let Some(answer) = self.control.recv().await {
-                    if request.is_answered_by(&answer) {
-                        return;
-                    }
-                }
-                std::future::pending::<()>().await;
-            };
-            if tokio::time::timeout(ASK_INTERVAL, answered).await.is_ok() {
-                return;
-            }
-        }
+        let request = Request::Publisher(self.sockets.id);
+        let _ = self.sockets.connected().await;
+        let is_answer = |answer: Multipart| request.is_answered_by(&answer).then_some(());
+        let _ = self.sockets.ask(&request.message(), ASK_INTERVAL, is_answer).await;
     }
 
     /// Sends what is left. Returns how many messages are not known to have arrived.
@@ -590,7 +564,7 @@ impl PlainPublisher {
         while let std::task::Poll::Ready(Some(event)) = futures::poll!(std::pin::pin!(self.events.next())) {
             is_broken |= matches!(event, SocketEvent::Disconnected { .. });
         }
-        self.publisher.close(end.left()).await;
+        self.sockets.publisher.close(end.left()).await;
         if is_confirmed && !is_broken { 0 } else { self.published }
     }
 }

@@ -70,9 +70,7 @@ fn show(rates: &Rates, arguments: &Arguments) -> anyhow::Result<Exit> {
         let mut output = Output::stdout()?;
         for topic in topics {
             let line = json!({ "topic": topic.name, "rate": topic.rate, "bytes_per_s": topic.byte_rate });
-            output.buffer().extend_from_slice(xmsg_core::text::json_escaped(&line.to_string()).as_bytes());
-            output.buffer().push(b'\n');
-            output.written()?;
+            output.json(&line)?;
         }
         output.flush()?;
         return Ok(Exit::Done);

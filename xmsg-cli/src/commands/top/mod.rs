@@ -124,9 +124,7 @@ async fn write(mut look: Look, arguments: &Arguments) -> anyhow::Result<()> {
         };
         let frozen = Frozen::of(&rates, arguments.sort, &arguments.filter);
         if arguments.json {
-            let line = document(&look.address(), &rates, &frozen).to_string();
-            output.buffer().extend_from_slice(xmsg_core::text::json_escaped(&line).as_bytes());
-            output.buffer().push(b'\n');
+            output.json(&document(&look.address(), &rates, &frozen))?;
         } else {
             output.buffer().extend_from_slice(frozen.text(&look.address(), &rates).as_bytes());
         }
