@@ -18,7 +18,7 @@ fn blocks(document: &str) -> Vec<String> {
     blocks
 }
 
-/// Has a shell run these commands, which stops at the first that fails, and ends all that they have left at work.
+/// Runs shell commands up to the first that fails. At the end, the shell kills the background processes that they started.
 async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
     let bin = built("xmsg");
     let bin = bin.parent().expect("a file is in a folder").display();

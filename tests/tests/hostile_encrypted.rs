@@ -207,7 +207,7 @@ async fn unfinished_messages_in_boxes_keep_to_the_memory_limit() {
         peer
     };
     drop(scene.under(futures::future::join_all((0..CONNECTIONS).map(|_| begin()))).await);
-    // What a connection held that was ended is freed a moment after it is counted as free: of two of them at worst.
+    // The memory of an ended connection is freed a moment after it is counted as free. At worst, two connections are in this state.
     scene
         .finish("7 unfinished messages of 24 MiB in boxes under a limit of 80 MiB", LIMIT + 2 * 24 + 16)
         .await;

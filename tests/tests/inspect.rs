@@ -1,4 +1,4 @@
-//! The control request `stats`: what it tells, whom it tells it, and `xmsg` with proxies that know no such request.
+//! The control request `stats`: the content of its answer, the clients that may ask, and `xmsg` with proxies that do not know it.
 
 use std::sync::Arc;
 use std::time::Duration;
