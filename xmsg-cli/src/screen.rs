@@ -5,8 +5,11 @@ use std::io::{self, IsTerminal, Stdout, stdout};
 use anyhow::Context;
 use crossterm::cursor::{Hide, Show};
 use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use crossterm::execute;
-use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
+use crossterm::terminal::{
+    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen,
+    disable_raw_mode, enable_raw_mode,
+};
+use crossterm::{execute, queue};
 use futures::StreamExt;
 use ratatui::backend::CrosstermBackend;
 use ratatui::style::{Color, Modifier, Style};
@@ -49,10 +52,16 @@ impl Screen {
         Ok(Self { terminal, events: EventStream::new(), _raw: raw })
     }
 
-    /// Draws the whole view; only what has changed is written.
+    /// Draws the whole view; only what has changed is written. A terminal that knows synchronized output (DEC private
+    /// mode 2026) shows it all at once, so that nobody reads half a number.
     pub(crate) fn draw(&mut self, view: impl FnOnce(&mut Frame<'_>)) -> anyhow::Result<()> {
         let terminal = &mut self.terminal;
-        tokio::task::block_in_place(|| terminal.draw(view).map(drop)).context("cannot draw on the terminal")
+        let draw = || {
+            queue!(terminal.backend_mut(), BeginSynchronizedUpdate)?;
+            terminal.draw(view)?;
+            execute!(terminal.backend_mut(), EndSynchronizedUpdate)
+        };
+        tokio::task::block_in_place(draw).context("cannot draw on the terminal")
     }
 
     /// Waits for the next thing that matters.
@@ -90,8 +99,8 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // A terminal that is gone can't be given back.
-        let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+        // A terminal that is gone can't be given back. An error may have ended a drawing in its middle.
+        let _ = execute!(stdout(), EndSynchronizedUpdate, LeaveAlternateScreen, Show);
         let _ = disable_raw_mode();
     }
 }

@@ -45,6 +45,7 @@ async fn the_demo_is_a_picture_that_others_take_part_in() {
         }
         assert!(!text.contains("xmsg:control"), "{text}");
         assert!(demo.written().contains("\x1b[1"), "there are colours or bold letters");
+        assert!(demo.written().contains("\x1b[?2026h"), "terminals that can show a drawing all at once");
 
         let words = told(&text, " pub beam:note 'hello' ");
         let address = words.last().unwrap();

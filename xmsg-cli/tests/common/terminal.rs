@@ -29,9 +29,53 @@ pub struct Terminal {
 
 struct Screen {
     parser: Mutex<Parser>,
+    /// What somebody who looks sees: like a real terminal, nothing of an update that has begun and not ended.
+    visible: Mutex<vt100::Screen>,
     /// All that was written, with its control sequences.
     written: Mutex<Vec<u8>>,
     changed: Notify,
+}
+
+/// The beginning and the end of an update that is to be seen as a whole.
+const BEGIN_UPDATE: &[u8] = b"\x1b[?2026h";
+const END_UPDATE: &[u8] = b"\x1b[?2026l";
+
+impl Screen {
+    /// Shows what a program writes, until its end.
+    fn show(&self, mut output: impl Read) {
+        let (mut buffer, mut parsed, mut is_updating) = ([0; 4096], 0, false);
+        // When the program has ended, reading is an error.
+        while let Ok(len @ 1..) = output.read(&mut buffer) {
+            let mut written = self.written.lock().unwrap();
+            written.extend_from_slice(&buffer[..len]);
+            let mut parser = self.parser.lock().unwrap();
+            // A marker that has come in part waits for the rest of it.
+            loop {
+                let rest = &written[parsed..];
+                let marker = if is_updating { END_UPDATE } else { BEGIN_UPDATE };
+                let found = rest.windows(marker.len()).position(|window| window == marker);
+                let end = found.map_or_else(
+                    || {
+                        rest.len()
+                            - (1..marker.len()).rev().find(|&len| rest.ends_with(&marker[..len])).unwrap_or(0)
+                    },
+                    |start| start + marker.len(),
+                );
+                parser.process(&rest[..end]);
+                parsed += end;
+                if !is_updating || found.is_some() {
+                    *self.visible.lock().unwrap() = parser.screen().clone();
+                }
+                if found.is_none() {
+                    break;
+                }
+                is_updating = !is_updating;
+            }
+            drop((written, parser));
+            self.changed.notify_one();
+        }
+        self.changed.notify_one();
+    }
 }
 
 impl Terminal {
@@ -54,28 +98,21 @@ impl Terminal {
         command.env("TERM", "xterm-256color").envs(environment.iter().copied());
         let child = command.stdin(end()).stdout(end()).stderr(end()).kill_on_drop(true).spawn().unwrap();
         let ours = File::from(ours);
+        let parser = Parser::new(some(rows), some(columns), 0);
         let screen = Arc::new(Screen {
-            parser: Mutex::new(Parser::new(some(rows), some(columns), 0)),
+            visible: Mutex::new(parser.screen().clone()),
+            parser: Mutex::new(parser),
             written: Mutex::default(),
             changed: Notify::new(),
         });
-        let (shown, mut output) = (screen.clone(), ours.try_clone().unwrap());
-        let reader = std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            // When the program has ended, it is an error.
-            while let Ok(len @ 1..) = output.read(&mut buffer) {
-                shown.written.lock().unwrap().extend_from_slice(&buffer[..len]);
-                shown.parser.lock().unwrap().process(&buffer[..len]);
-                shown.changed.notify_one();
-            }
-            shown.changed.notify_one();
-        });
+        let (shown, output) = (screen.clone(), ours.try_clone().unwrap());
+        let reader = std::thread::spawn(move || shown.show(output));
         Self { child, ours, screen, reader: Some(reader) }
     }
 
     /// What is on the screen now.
     pub fn text(&self) -> String {
-        self.screen.parser.lock().unwrap().screen().contents()
+        self.screen.visible.lock().unwrap().contents()
     }
 
     /// All that was written, with its control sequences.
@@ -149,8 +186,7 @@ const MARGIN: f32 = 12.0;
 impl Terminal {
     /// What is on the screen now, as a picture in SVG.
     pub fn svg(&self) -> String {
-        let parser = self.screen.parser.lock().unwrap();
-        let screen = parser.screen();
+        let screen = self.screen.visible.lock().unwrap().clone();
         let (rows, columns) = screen.size();
         let (rows, columns) = (rows.get(), columns.get());
         let [width, height] = CHARACTER;
