@@ -18,14 +18,14 @@ pub mod seeds;
 use bytes::{Bytes, BytesMut};
 use xmsg_core::data::{Data, Payload, mime};
 use xmsg_core::registration::{Registration, Reply, Request};
-use xmsg_core::socket::Multipart;
-use xmsg_core::zmtp::curve::{CurveClient, CurveServer, Entropy, KeyPair, SecretKey};
-use xmsg_core::zmtp::{
+use xmsg_core::{ConnectionId, Message, Meta, Topic};
+use xmsg_zmq::Multipart;
+use xmsg_zmtp::curve::{CurveClient, CurveServer, Entropy, KeyPair, SecretKey};
+use xmsg_zmtp::{
     Credentials, Engine, Event, Frames, GREETING_LEN, Greeting, Header, Limits, Mechanism, Options, Peer,
     PlainServer, Principal, Scanner, SocketType, Span, Stop, Violation, encode_message, encoded_len,
     whole_messages_within,
 };
-use xmsg_core::{ConnectionId, Message, Meta, Topic};
 
 /// A way in.
 pub type Target = fn(&[u8]);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use xmsg_core::data::{Data, Payload};
 use xmsg_core::registration::{Action, OwnerType, Query, Registration, Request};
-use xmsg_core::zmtp::{Command, Properties, SocketType, Version, encode_frame, encode_message};
 use xmsg_core::{Message, ProxyAddress, Topic};
+use xmsg_zmtp::{Command, Properties, SocketType, Version, encode_frame, encode_message};
 
 /// An input: its name and its bytes.
 pub type Seed = (&'static str, Vec<u8>);

@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
-use xmsg_core::prefixes::PrefixTable;
-use xmsg_core::socket::HighWaterMark;
-use xmsg_core::socket::outbox::{Lease, Ledger, Outbox};
-use xmsg_core::zmtp::{Engine, Event, Limits, Options, Scanner, SocketType, encode_message};
 use xmsg_core::{Message, Messages, Meta, Topic};
+use xmsg_proxy::prefixes::PrefixTable;
+use xmsg_zmq::HighWaterMark;
+use xmsg_zmq::link::outbox::{Lease, Ledger, Outbox};
+use xmsg_zmtp::{Engine, Event, Limits, Options, Scanner, SocketType, encode_message};
 
 /// Messages or topics of a workload.
 const COUNT: usize = 10_000;

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use xmsg_core::socket::{Endpoint, SocketOptions, Subscriber};
 use xmsg_core::{
     Actor, Connection, Message, OwnerType, ProxyAddress, Query, Registrar, RegistrarAddress, Registration,
 };
 use xmsg_tests::process::Daemon;
 use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, patient, topic, within};
+use xmsg_zmq::{Endpoint, SocketOptions, Subscriber};
 
 /// Between two looks at the proxy.
 const SAMPLING: Duration = Duration::from_secs(2);

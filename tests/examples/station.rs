@@ -16,10 +16,10 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use xmsg_core::socket::{SocketEvent, SocketEvents};
 use xmsg_core::{ConnectOptions, Connection, Message};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::{PATIENCE, topic};
+use xmsg_zmq::{SocketEvent, SocketEvents};
 
 const TOPIC: &str = "data";
 const LINGER: Duration = Duration::from_secs(30);

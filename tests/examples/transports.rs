@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use xmsg_core::Result;
-use xmsg_core::socket::{Endpoint, Publisher, Replier, Requester, SocketOptions, Subscriber};
+use xmsg_zmq::{Endpoint, Publisher, Replier, Requester, SocketOptions, Subscriber};
 
 /// Rounds, of which the median is printed.
 const ROUNDS: usize = 5;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use xmsg_core::zmtp::{Command, Frames, Header, encode_message};
+use xmsg_zmtp::{Command, Frames, Header, encode_message};
 
 use crate::within;
 

@@ -201,7 +201,7 @@ fn messages_of_a_batch_can_be_detached() {
     let message = message(&Topic::wrap("a:b"));
     let mut wire = bytes::BytesMut::new();
     for _ in 0..1000 {
-        xmsg_core::zmtp::encode_message(&mut wire, &message.clone().into_frames());
+        xmsg_zmtp::encode_message(&mut wire, &message.clone().into_frames());
     }
     let batch = || xmsg_core::Messages::of(Bytes::copy_from_slice(&wire));
     let mut kept: Vec<Message> = Vec::with_capacity(1000);

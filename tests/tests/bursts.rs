@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use xmsg_core::socket::{Endpoint, Publisher, SocketOptions, Subscriber};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{start_tracing, within};
+use xmsg_zmq::{Endpoint, Publisher, SocketOptions, Subscriber};
 
 const LINGER: Duration = Duration::from_secs(60);
 

@@ -1,10 +1,10 @@
 //! The control plane: answers to requests, and silence to everything else.
 
 use bytes::Bytes;
-use xmsg_core::socket::{Dealer, Multipart, Publisher, SocketOptions, Subscriber};
 use xmsg_proxy::Proxy;
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{proxy, within};
+use xmsg_zmq::{Dealer, Multipart, Publisher, SocketOptions, Subscriber};
 
 async fn publisher(proxy: &Proxy) -> Publisher {
     let publisher = Publisher::new(SocketOptions::default());
@@ -107,7 +107,7 @@ async fn a_second_peer_with_the_same_identity_takes_it_over() {
     let mut events = old.events();
     let mut new = control(&proxy, b"412300004").await;
     let event = within("the end of the old connection", events.next()).await;
-    assert!(matches!(event, Some(xmsg_core::socket::SocketEvent::Disconnected { .. })), "{event:?}");
+    assert!(matches!(event, Some(xmsg_zmq::SocketEvent::Disconnected { .. })), "{event:?}");
     // The old owner must not come back and fight for it.
     drop(old);
     let request = frames(&[b"xmsg:control", b"pub", b"412300004"]);

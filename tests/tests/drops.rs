@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use xmsg_core::socket::{DropReason, HighWaterMark, SocketEvent, SocketEvents, TcpOptions};
 use xmsg_core::{Actor, ConnectOptions, Connection, Message};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::raw::{Raw, ping};
 use xmsg_tests::{PATIENCE, connect, patient, start_tracing, within};
+use xmsg_zmq::{DropReason, HighWaterMark, SocketEvent, SocketEvents, TcpOptions};
 
 const MARK: usize = 64 << 10;
 const DATA_LEN: usize = 4 << 10;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use xmsg_core::socket::SocketEvent;
 use xmsg_core::{ConnectOptions, Connection, ErrorKind, Message};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::process::{built, finish};
 use xmsg_tests::relay::Relay;
 use xmsg_tests::{PATIENCE, connect, next, patient, proxy, within};
+use xmsg_zmq::SocketEvent;
 
 async fn publish(connection: &Connection, numbers: std::ops::Range<u64>) {
     for number in numbers {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use xmsg_core::socket::{Endpoint, Publisher, SocketOptions, Subscriber};
 use xmsg_core::{Message, Topic};
 use xmsg_proxy::Upstream;
 use xmsg_tests::{connect, next, proxy, topic, within};
+use xmsg_zmq::{Endpoint, Publisher, SocketOptions, Subscriber};
 
 const LINGER: Duration = Duration::from_secs(30);
 

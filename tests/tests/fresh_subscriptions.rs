@@ -8,12 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use xmsg_core::security::{KeyPair, Security};
-use xmsg_core::socket::HighWaterMark;
 use xmsg_core::{ConnectOptions, Connection, ErrorKind, Message, Subscription};
 use xmsg_proxy::security::{Mechanism, Rights, Rules};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, connect, next, start_tracing, topic, within};
+use xmsg_zmq::HighWaterMark;
 
 const LINGER: Duration = Duration::from_secs(60);
 const PUBLISHERS: usize = 2;

@@ -7,12 +7,12 @@ use futures::StreamExt;
 use tokio::io::AsyncReadExt;
 use xmsg_core::Connection;
 use xmsg_core::security::{KeyPair, Password, Security};
-use xmsg_core::zmtp::curve::Cipher;
-use xmsg_core::zmtp::{Engine, Event, Options, SocketType};
 use xmsg_proxy::security::hash_password;
 use xmsg_tests::hostile::Scene;
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{topic, within};
+use xmsg_zmtp::curve::Cipher;
+use xmsg_zmtp::{Engine, Event, Options, SocketType};
 
 /// A proxy with CURVE that lets in every key, and its key.
 async fn encrypted() -> (Scene, KeyPair) {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use xmsg_core::Message;
 use xmsg_core::security::Security;
-use xmsg_core::socket::HighWaterMark;
 use xmsg_proxy::Policy;
 use xmsg_tests::hostile::Scene;
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{connect, next, proxy, topic, within};
+use xmsg_zmq::HighWaterMark;
 
 /// A proxy with these limits.
 async fn limited(limits: &[&str]) -> Scene {

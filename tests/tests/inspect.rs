@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 use xmsg_core::security::KeyPair;
-use xmsg_core::socket::{Dealer, Publisher, SocketOptions};
 use xmsg_core::{ProxyAddress, Security};
 use xmsg_proxy::Policy;
 use xmsg_proxy::security::{Mechanism, Rights, Rules};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::process::{built, finish};
 use xmsg_tests::{PATIENCE, proxy, within};
+use xmsg_zmq::{Dealer, Publisher, SocketOptions};
 
 /// What the proxy answers to one question of a client with this identity.
 async fn ask(address: &ProxyAddress, identity: &'static str, security: Security) -> Value {

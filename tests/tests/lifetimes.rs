@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use xmsg_core::socket::{SocketEvent, SocketEvents};
 use xmsg_core::{Actor, ConnectOptions, Connection, ErrorKind, Message};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{PATIENCE, next, patient, proxy, within};
+use xmsg_zmq::{SocketEvent, SocketEvents};
 
 fn actor(proxy: &Proxy) -> Actor {
     Actor::builder("tester").proxy(proxy.address()).options(patient()).build().unwrap()

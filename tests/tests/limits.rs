@@ -7,18 +7,18 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use xmsg_core::security::{AllowKeys, KeyPair, Security};
-use xmsg_core::socket::transport::{Listener, Stream};
-use xmsg_core::socket::{
-    Dealer, Endpoint, HighWaterMark, Multipart, Publisher, Reason, Replier, Requester, Router, SocketEvent,
-    SocketEvents, SocketOptions, Subscriber, TcpOptions,
-};
-use xmsg_core::zmtp::{Limits, MessageLimits, encoded_len};
 use xmsg_core::{Actor, Connection, ErrorKind, HandlerError, Message, ProxyAddress};
 use xmsg_proxy::registrar::Registrar;
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{PATIENCE, connect, next, patient, proxy, topic, within};
+use xmsg_zmq::link::transport::{Listener, Stream};
+use xmsg_zmq::{
+    Dealer, Endpoint, HighWaterMark, Multipart, Publisher, Reason, Replier, Requester, Router, SocketEvent,
+    SocketEvents, SocketOptions, Subscriber, TcpOptions,
+};
+use xmsg_zmtp::{Limits, MessageLimits, encoded_len};
 
 const MIB: usize = 1 << 20;
 const LINGER: Duration = Duration::from_secs(30);

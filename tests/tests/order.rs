@@ -10,13 +10,11 @@ use fastrand::Rng;
 use futures::future::{BoxFuture, MaybeDone, maybe_done};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, SinkExt, StreamExt, poll};
-use xmsg_core::socket::transport::{Listener, Stream};
-use xmsg_core::socket::{
-    Dealer, Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber, TcpOptions,
-};
 use xmsg_core::{ConnectOptions, Connection, ErrorKind, Message, Subscription};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{PATIENCE, connect, next, proxy, topic, within};
+use xmsg_zmq::link::transport::{Listener, Stream};
+use xmsg_zmq::{Dealer, Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber, TcpOptions};
 
 /// So many pairs of calls are tried: a fault that shows now and then shows.
 const PAIRS: usize = 500;

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use xmsg_core::registration::{Action, Argument, OwnerType, Query, Registration, Request};
-use xmsg_core::socket::{Endpoint, Multipart, Requester, SocketOptions};
 use xmsg_core::{ProxyAddress, Topic};
 use xmsg_proxy::registrar::Registrar;
 use xmsg_proxy::registrar::store::Store;
 use xmsg_tests::{PATIENCE, within};
+use xmsg_zmq::{Endpoint, Multipart, Requester, SocketOptions};
 
 use OwnerType::{Publisher, Subscriber};
 

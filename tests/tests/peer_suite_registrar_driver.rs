@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use xmsg_core::registrar::{DISCOVERY_TIMEOUT, REGISTRATION_TIMEOUT};
 use xmsg_core::registration::{Action, Argument, OwnerType, Query, Registration, Reply, Request};
-use xmsg_core::socket::{Endpoint, Multipart, Replier, SocketOptions};
 use xmsg_core::{Actor, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Result, Topic};
 use xmsg_tests::{PATIENCE, within};
+use xmsg_zmq::{Endpoint, Multipart, Replier, SocketOptions};
 
 use OwnerType::{Publisher, Subscriber};
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
-use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, SocketOptions, Subscriber, TcpOptions};
 use xmsg_proxy::{Config, Policy, Proxy, SubscriberStats, TopicPolicy};
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{start_tracing, within};
+use xmsg_zmq::{Endpoint, HighWaterMark, Publisher, SocketOptions, Subscriber, TcpOptions};
 
 const MARK: usize = 512 << 10;
 const DATA_LEN: usize = 16 << 10;

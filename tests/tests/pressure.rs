@@ -5,14 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use xmsg_core::socket::session::{self, Session};
-use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, SocketOptions, TcpOptions};
-use xmsg_core::zmtp::{Engine, Options, SocketType};
 use xmsg_core::{ConnectOptions, Connection, Message};
 use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{connect, next, patient, proxy, topic, within};
+use xmsg_zmq::link::session::{self, Session};
+use xmsg_zmq::link::transport::Listener;
+use xmsg_zmq::{Endpoint, HighWaterMark, Publisher, SocketOptions, TcpOptions};
+use xmsg_zmtp::{Engine, Options, SocketType};
 
 const LINGER: Duration = Duration::from_secs(60);
 

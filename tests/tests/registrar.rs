@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use xmsg_core::registration::{Action, OwnerType, Query, Registration, Reply, Request};
-use xmsg_core::socket::{Endpoint, Multipart, Requester, SocketOptions};
 use xmsg_core::{ErrorKind, ProxyAddress, RegistrarAddress, Topic};
 use xmsg_proxy::registrar::journal::Journal;
 use xmsg_proxy::registrar::{Config, Registrar};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, start_tracing, within};
+use xmsg_zmq::{Endpoint, Multipart, Requester, SocketOptions};
 
 /// `bass` of 10.2.9.1:7771 publishes `rock:metal:x`, as Google's protobuf encodes it.
 const PUBLISHER: &[u8] =

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use xmsg_core::socket::{Endpoint, Publisher, SocketEvent, SocketOptions, Subscriber};
 use xmsg_core::{Actor, Connection, ErrorKind, Message, ProxyAddress};
 use xmsg_proxy::{Policy, Proxy};
 use xmsg_tests::relay::Relay;
 use xmsg_tests::{PATIENCE, connect, next, patient, proxy, topic, within};
+use xmsg_zmq::{Endpoint, Publisher, SocketEvent, SocketOptions, Subscriber};
 
 const LINGER: Duration = Duration::from_secs(30);
 
@@ -282,7 +282,7 @@ async fn a_connection_at_its_mark_makes_the_publisher_wait() {
     // Nobody reads at the other end: a listener that never accepts.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = Endpoint::tcp("127.0.0.1", listener.local_addr().unwrap().port());
-    let mark = xmsg_core::socket::HighWaterMark::bytes(10_000);
+    let mark = xmsg_zmq::HighWaterMark::bytes(10_000);
     let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
     publisher.connect(endpoint);
     let mut accepted = 0;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use xmsg_core::security::{KeyPair, Password, PublicKey, Security};
-use xmsg_core::socket::{Dealer, Endpoint, SocketOptions, Subscriber};
 use xmsg_core::{
     ConnectOptions, Connection, ErrorKind, Message, OwnerType, ProxyAddress, Query, Registrar, Registration,
     Topic,
@@ -17,6 +16,7 @@ use xmsg_proxy::Proxy;
 use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules, hash_password};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::{PATIENCE, next, proxy, topic, within};
+use xmsg_zmq::{Dealer, Endpoint, SocketOptions, Subscriber};
 
 /// Keys that foreign peers take on their command line: Python would read one that begins with a hyphen as an option.
 fn keys() -> KeyPair {
@@ -316,7 +316,7 @@ async fn rights_are_kept_and_change_without_a_reconnection() {
     let mut events = subscriber.events();
     proxy.replace_rules(allow(&[(&writer, rights(&["a:"], &[]))])).await;
     let event = within("the end of the connection", events.next()).await;
-    assert!(matches!(event, Some(xmsg_core::socket::SocketEvent::Disconnected { .. })), "{event:?}");
+    assert!(matches!(event, Some(xmsg_zmq::SocketEvent::Disconnected { .. })), "{event:?}");
     assert!(publisher.is_connected());
 }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use xmsg_core::socket::{Dealer, Multipart, Publisher, SocketOptions};
 use xmsg_core::{ConnectionId, Error, ErrorKind, Result};
+use xmsg_zmq::{Dealer, Multipart, Publisher, SocketOptions};
 
 use crate::args::{ConnectOptions, SecurityOptions};
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use xmsg_core::ErrorKind;
 use xmsg_core::text::escaped;
-use xmsg_core::zmtp::Violation;
+use xmsg_zmtp::Violation;
 
 use crate::{output, settings};
 

@@ -13,8 +13,8 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use tokio::time::Instant;
 use xmsg_core::ProxyAddress;
-use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
 use xmsg_core::text::{escaped, json_escaped};
+use xmsg_zmq::{DropReason, SocketEvent, SocketEvents};
 
 /// Bytes that are collected before they are written.
 const BUFFER_LEN: usize = 256 << 10;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use xmsg_core::deadline::Deadline;
+use xmsg_zmq::deadline::Deadline;
 
 /// Whoever is later than this is not made up for: after a pause there is no burst.
 const LAG_MAX: Duration = Duration::from_millis(500);

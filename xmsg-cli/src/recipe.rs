@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use xmsg_core::zmtp::{Limits, encoded_len};
 use xmsg_core::{Message, Meta, Topic};
+use xmsg_zmtp::{Limits, encoded_len};
 
 use crate::exit::Usage;
 use crate::metadata::Field;

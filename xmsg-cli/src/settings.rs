@@ -203,7 +203,7 @@ pub(crate) fn security_of(found: impl Fn(&Setting) -> Option<Found>) -> Result<S
         Some(setting) => found(setting).map_or(setting.option.to_owned(), |found| found.source.to_string()),
         None => variable.to_owned(),
     };
-    Security::from_options(value, called)
+    xmsg_core::security::from_options(value, called)
 }
 
 /// Where an address came from that did not stand on the command line, in words.

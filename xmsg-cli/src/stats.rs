@@ -7,8 +7,8 @@ use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
-use xmsg_core::socket::Multipart;
 use xmsg_core::{Error, ErrorKind, ProxyAddress};
+use xmsg_zmq::Multipart;
 
 use crate::admin::{Admin, AdminOptions};
 use crate::args::ConnectOptions;

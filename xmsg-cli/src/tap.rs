@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use xmsg_core::control::{CONFIRMATION_TOPIC, Request};
-use xmsg_core::socket::{Multipart, SocketEvents, Subscriber};
 use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Security, Topic};
+use xmsg_zmq::{Multipart, SocketEvents, Subscriber};
 
 use crate::args::{ConnectOptions, SecurityOptions};
 use crate::rights;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use common::{Running, proxy, within, xmsg};
 use serde_json::Value;
-use xmsg_core::socket::HighWaterMark;
 use xmsg_proxy::{Policy, Proxy};
+use xmsg_zmq::HighWaterMark;
 
 /// On a loaded machine, the proxy may take a while to answer.
 const PATIENT: [&str; 2] = ["--connect-timeout", "60s"];

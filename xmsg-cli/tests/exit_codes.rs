@@ -218,7 +218,7 @@ async fn no_arguments_show_the_help() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_is_too_slow_says_so() {
     let config = xmsg_proxy::Config {
-        high_water_mark: xmsg_core::socket::HighWaterMark::bytes(64 << 10),
+        high_water_mark: xmsg_zmq::HighWaterMark::bytes(64 << 10),
         ..xmsg_proxy::Config::default()
     };
     let proxy = xmsg_proxy::Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap();

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::{Ended, Running, proxy, publish, within, xmsg};
 use serde_json::Value;
-use xmsg_core::socket::{Endpoint, HighWaterMark, Publisher, SocketOptions};
 use xmsg_core::{Connection, Message, Meta, Topic};
 use xmsg_proxy::security::settings::{Client, MechanismName, Settings};
+use xmsg_zmq::{Endpoint, HighWaterMark, Publisher, SocketOptions};
 
 /// A message of a file: its time, and its frames.
 type Recorded = (u64, Vec<Vec<u8>>);

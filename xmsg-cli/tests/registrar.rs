@@ -256,14 +256,14 @@ async fn what_others_registered_does_no_harm_to_a_terminal() {
     interrupt(running).await;
 
     // A registrar chooses what it says, too.
-    let replier = xmsg_core::socket::Replier::new(xmsg_core::socket::SocketOptions::default());
+    let replier = xmsg_zmq::Replier::new(xmsg_zmq::SocketOptions::default());
     let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = endpoint.to_string().strip_prefix("tcp://").unwrap().to_owned();
     tokio::spawn(async move {
         while let Some((path, request)) = replier.recv().await {
             let action = request.frames()[0].clone();
             let reply = [action, "r:registrar".into(), format!("no{bad}").into()];
-            let _ = replier.try_reply(&path, reply.into_iter().collect::<xmsg_core::socket::Multipart>());
+            let _ = replier.try_reply(&path, reply.into_iter().collect::<xmsg_zmq::Multipart>());
         }
     });
     let ended = xmsg(&["list", "--registrar", &address, "--registrar-timeout", "30s"]).await;

@@ -180,7 +180,7 @@ async fn top_shows_a_proxy_with_ten_thousand_topics_and_keys_choose_what() {
 #[tokio::test(flavor = "multi_thread")]
 async fn top_names_who_is_slow_and_outlives_a_restart_of_the_proxy() {
     let proxy = Proxy::bind("127.0.0.1:0")
-        .high_water_mark(xmsg_core::socket::HighWaterMark::bytes(100_000))
+        .high_water_mark(xmsg_zmq::HighWaterMark::bytes(100_000))
         .start()
         .await
         .unwrap();

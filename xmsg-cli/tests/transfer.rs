@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use common::{Running, proxy, publish, within, xmsg};
 use tokio::io::AsyncReadExt;
-use xmsg_core::socket::{Endpoint, Publisher, SocketOptions};
 use xmsg_core::{Connection, Topic};
+use xmsg_zmq::{Endpoint, Publisher, SocketOptions};
 
 /// How many messages, published with which arguments, from which input; and what arrives.
 type Case<'a> = (usize, &'a [&'a str], &'a [u8], &'a [u8]);
@@ -193,7 +193,7 @@ async fn with_a_large_line(proxy: xmsg_proxy::Builder, large: usize, unit: &[&st
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_line_that_is_too_large_is_named_and_the_others_arrive() {
-    let limits = xmsg_core::zmtp::Limits { message_size: 1 << 20, ..Default::default() };
+    let limits = xmsg_zmtp::Limits { message_size: 1 << 20, ..Default::default() };
     let proxy = || xmsg_proxy::Proxy::bind("127.0.0.1:0").limits(limits.clone());
     for large in [1 << 20, 8 << 20] {
         let (arrived, said) = with_a_large_line(proxy(), large, &["-l"]).await;

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use xmsg_core::security::{KeyPair, Security};
-use xmsg_core::zmtp::curve::Cipher;
-use xmsg_core::zmtp::{Engine, Event, Header, Options, SocketType, encode_message};
+use xmsg_zmtp::curve::Cipher;
+use xmsg_zmtp::{Engine, Event, Header, Options, SocketType, encode_message};
 
 /// Rounds of each measurement.
 const ROUNDS: usize = 400;

@@ -6,8 +6,8 @@ use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::zmtp::Violation;
+use crate::{Error, ErrorKind, Result};
+use xmsg_zmtp::Violation;
 
 /// The pub port of a proxy, unless told otherwise.
 pub const DEFAULT_PROXY_PORT: u16 = 7771;

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 
 use crate::control::is_private_answer;
-use crate::zmtp::walk_message;
 use crate::{Error, ErrorKind, Message, Meta, Result, Topic, meta};
+use xmsg_zmtp::walk_message;
 
 /// What the batches of one subscription may hold that were taken apart by `next`, bytes, before small messages of further ones
 /// are copied: enough for whoever works on many at a time, and never copied for whoever drops them soon.
@@ -342,7 +342,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::zmtp::encode_message;
+    use xmsg_zmtp::encode_message;
 
     fn wire(messages: &[Vec<Vec<u8>>]) -> Bytes {
         let mut out = BytesMut::new();

@@ -33,12 +33,12 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::actor::{self, IntoReply, service};
-use crate::deadline::Deadline;
 use crate::topic::{IntoTopic, IntoTopics};
 use crate::{
     ConnectOptions, Error, ErrorKind, Message, Messages, OwnerType, ProxyAddress, Query, RegistrarAddress,
     Registration, Result, Unfinished,
 };
+use xmsg_zmq::deadline::Deadline;
 
 /// How long a handle that is dropped goes on sending what it accepted; [`Actor::close`] tells what came of it.
 const LINGER: Duration = Duration::from_secs(5);

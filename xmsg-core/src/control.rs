@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::socket::Multipart;
 use crate::{ActorId, ConnectionId, Topic};
+use xmsg_zmq::Multipart;
 
 /// What every control topic starts with, and what proxies subscribe to.
 pub const CONTROL_TOPIC: &str = "xmsg:control";
@@ -366,7 +366,7 @@ mod tests {
     fn wire(messages: &[&[&[u8]]]) -> Bytes {
         let mut out = bytes::BytesMut::new();
         for frames in messages {
-            crate::zmtp::encode_message(&mut out, frames);
+            xmsg_zmtp::encode_message(&mut out, frames);
         }
         out.freeze()
     }
@@ -389,8 +389,8 @@ mod tests {
                 assert_eq!(again.len(), asked.len(), "those that wait are asked after again");
                 let mut answers = bytes::BytesMut::new();
                 for request in &asked {
-                    crate::zmtp::encode_message(&mut answers, &[name(request), b"sub"]);
-                    crate::zmtp::encode_message(&mut answers, &[b"t:1", &b"sub"[..], b"data"]);
+                    xmsg_zmtp::encode_message(&mut answers, &[name(request), b"sub"]);
+                    xmsg_zmtp::encode_message(&mut answers, &[b"t:1", &b"sub"[..], b"data"]);
                     confirmed += 1;
                 }
                 let answers = answers.freeze();

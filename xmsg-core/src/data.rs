@@ -22,7 +22,7 @@ use prost::encoding::{self, WireType, encode_key, encode_varint, encoded_len_var
 #[cfg(feature = "serde")]
 pub use self::json::Json;
 pub use self::values::{ArrayElement, FromData, IntoData, ReadArrayElement, ToData, expect_mime_type};
-use crate::error::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The mime types that xMsg gives a meaning.
 pub mod mime {

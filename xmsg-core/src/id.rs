@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use uuid::Uuid;
 
-use crate::error::{Error, ErrorKind, Result};
 use crate::topic::Topic;
+use crate::{Error, ErrorKind, Result};
 
 /// The digit for Rust in connection IDs and reply topics. Java has 1, C++ 2, Python 3.
 const LANGUAGE: u32 = 4;

@@ -39,13 +39,13 @@
 //! |---|---|
 //! | publish, subscribe, serve, ask | [`Actor`], [`ActorBuilder`]; [`Subscription`], [`SubscriptionHandle`] |
 //! | write and read messages | [`Message`], [`Topic`], [`Meta`]; values: [`IntoData`], [`FromData`], [`Data`]; many at a time: [`Messages`] |
-//! | know what is left, and what went wrong | [`Unfinished`], [`Error`], [`ErrorKind`], [`socket::SocketEvents`] |
+//! | know what is left, and what went wrong | [`Unfinished`], [`Error`], [`ErrorKind`], [`SocketEvents`] |
 //! | choose how connections are made | [`ConnectOptions`], [`Security`] |
 //! | have a connection of one's own | [`Connection`], [`Pool`] |
 //! | find others | [`Registrar`], [`Query`], [`Registration`] |
 //! | write a program without an async runtime | `blocking`, with the feature of that name |
-//! | use ZeroMQ sockets without xMsg | [`socket`]: [`Publisher`](socket::Publisher), [`Subscriber`](socket::Subscriber), [`Requester`](socket::Requester), … |
-//! | speak ZMTP without I/O | [`zmtp`] |
+//! | use ZeroMQ sockets without xMsg | the package [`xmsg_zmq`]: [`Publisher`](xmsg_zmq::Publisher), [`Subscriber`](xmsg_zmq::Subscriber), [`Requester`](xmsg_zmq::Requester), … |
+//! | speak ZMTP without I/O | the package [`xmsg_zmtp`] |
 //!
 //! The feature `serde` adds JSON: `Message::of_json`, `Message::json`, `Json`. The guide is `docs/guide.md`.
 
@@ -59,29 +59,24 @@ pub mod blocking;
 pub mod connection;
 pub mod control;
 pub mod data;
-pub mod deadline;
-pub mod error;
 pub mod id;
 pub mod message;
 pub mod meta;
 pub mod options;
 pub mod pool;
-pub mod prefixes;
 pub mod registrar;
 pub mod registration;
 mod request;
 pub mod security;
 mod shared_attempt;
-pub mod socket;
 mod subscription;
 pub mod text;
 pub mod topic;
 mod unfinished;
-pub mod zmtp;
 
 /// Crates whose types stand in signatures of this one.
 #[doc(no_inline)]
-pub use {bytes, futures, zeroize};
+pub use {bytes, futures, xmsg_zmq, zeroize};
 
 pub use actor::{Actor, ActorBuilder, HandlerError, IntoReply, SubscriptionHandle};
 pub use address::{ProxyAddress, RegistrarAddress};
@@ -90,7 +85,6 @@ pub use connection::Connection;
 #[cfg(feature = "serde")]
 pub use data::Json;
 pub use data::{Data, FromData, IntoData};
-pub use error::{Error, ErrorKind, Result};
 pub use id::{ActorId, ConnectionId};
 pub use message::Message;
 pub use meta::Meta;
@@ -102,6 +96,7 @@ pub use security::Security;
 pub use subscription::Subscription;
 pub use topic::{IntoTopic, IntoTopics, Topic};
 pub use unfinished::Unfinished;
+pub use xmsg_zmq::{DropReason, Error, ErrorKind, Result, SocketEvent, SocketEvents, SocketOptions};
 
 /// The code of the guide, as tests.
 #[cfg(doctest)]

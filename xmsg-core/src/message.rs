@@ -5,8 +5,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::Result;
 use crate::data::{FromData, IntoData, mime};
-use crate::error::Result;
 use crate::meta::{self, Meta, Status};
 use crate::topic::{IntoTopic, Topic};
 
@@ -360,8 +360,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ErrorKind;
     use crate::data::Data;
-    use crate::error::ErrorKind;
 
     const REPLY_TO: &str = "ret:0a1b2c3d:1000007";
 

@@ -17,7 +17,7 @@ use prost::encoding::{
 pub use self::headers::{Headers, Iter as HeadersIter};
 pub(crate) use self::headers::{find as header, replace as with_header};
 use crate::data::mime;
-use crate::error::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The header of a message that may have arrived already: it is sent again after its connection broke. See
 /// [`Delivery::AtLeastOnce`](crate::Delivery::AtLeastOnce).

@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::security::Security;
-use crate::socket::{Endpoint, SocketOptions};
+use crate::security::{self, Security};
 use crate::{Error, ErrorKind, ProxyAddress, Result};
+use xmsg_zmq::{Endpoint, SocketOptions};
 
 /// How often an unanswered check is repeated (section 2 of the xMsg protocol).
 pub const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -135,7 +135,7 @@ impl ConnectOptions {
     /// | `XMSG_POST_CONNECTION_SLEEP`, `XMSG_POST_SUBSCRIPTION_SLEEP` (milliseconds) | a pause after each connection or subscription; default none |
     /// | `XMSG_NO_CHECK_CONNECTION`, `XMSG_NO_CHECK_SUBSCRIPTION` (set at all) | [`check_connection`](Self::check_connection), [`check_subscription`](Self::check_subscription) |
     /// | `XMSG_DELIVERY` (`at-most-once`, `at-least-once`) | [`delivery`](Self::delivery) |
-    /// | `XMSG_SERVER_KEY`, `XMSG_KEY_FILE`, `XMSG_USER`, `XMSG_PASSWORD_FILE` | [`security`](Self::security), as [`Security::from_environment`] reads them |
+    /// | `XMSG_SERVER_KEY`, `XMSG_KEY_FILE`, `XMSG_USER`, `XMSG_PASSWORD_FILE` | [`security`](Self::security), as [`security::from_environment`] reads them |
     #[must_use]
     pub fn new() -> Self {
         Self::with_variables(|name| {
@@ -193,7 +193,7 @@ impl ConnectOptions {
                 wrong.push(("delivery", Error::new(ErrorKind::InvalidOption, what).with_source(error)));
             }
         }
-        match Security::from_variables(&variable) {
+        match security::from_variables(&variable) {
             Ok(security) => options.socket.security = security,
             Err(error) => wrong.push(("security", error)),
         }

@@ -10,8 +10,8 @@ use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::deadline::Deadline;
 use crate::{ConnectOptions, Connection, Error, ErrorKind, ProxyAddress, Result, Unfinished};
+use xmsg_zmq::deadline::Deadline;
 
 /// Idle connections kept for one proxy.
 pub const MAX_IDLE: usize = 16;
@@ -21,7 +21,7 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// A pool of connections. Clones share it.
 ///
 /// A connection that was taken belongs to its taker alone; the guard gives it back when it is dropped. One that has lost its
-/// proxy is not kept: it goes on trying to send what it had accepted for its [linger](crate::socket::SocketOptions::linger), in the
+/// proxy is not kept: it goes on trying to send what it had accepted for its [linger](xmsg_zmq::SocketOptions::linger), in the
 /// background.
 ///
 /// ```no_run

@@ -10,9 +10,9 @@ use tokio::task::JoinHandle;
 use crate::options::with_heartbeats;
 use crate::registration::{Action, OwnerType, Query, Registration, Reply, Request, SUCCESS};
 use crate::security::Security;
-use crate::socket::{Endpoint, Requester, SocketOptions, Unanswered};
-use crate::zmtp::Limits;
 use crate::{Error, ErrorKind, RegistrarAddress, Result};
+use xmsg_zmq::{Endpoint, Requester, SocketOptions, Unanswered};
+use xmsg_zmtp::Limits;
 
 /// How long a registration may take (section 5 of the xMsg protocol).
 pub const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(3);
@@ -355,9 +355,9 @@ mod tests {
 
     use super::*;
     use crate::registration::Argument;
-    use crate::socket::transport::Listener;
-    use crate::socket::{Replier, TcpOptions};
     use crate::{ProxyAddress, Topic};
+    use xmsg_zmq::link::transport::Listener;
+    use xmsg_zmq::{Replier, TcpOptions};
 
     fn registration(name: &str) -> Registration {
         let topic = Topic::new("a", "b").unwrap();

@@ -14,8 +14,8 @@ use prost::Message as _;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use crate::address::ProxyAddress;
-use crate::error::{Error, ErrorKind, Result};
 use crate::topic::{ANY, Topic};
+use crate::{Error, ErrorKind, Result};
 
 /// What an absent text reads as, and what stands for "any host" in a query.
 pub const UNDEFINED: &str = "undefined";

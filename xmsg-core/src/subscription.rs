@@ -12,11 +12,11 @@ use tokio::sync::Notify;
 
 use crate::batch::Kept;
 use crate::connection::Marker;
-use crate::deadline::Deadline;
 use crate::options::CHECK_INTERVAL;
-use crate::socket::{SocketEvents, Subscriber, Unreceived};
-use crate::zmtp::walk_message;
 use crate::{ActorId, Message, Messages, Result, Topic};
+use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::{SocketEvents, Subscriber, Unreceived};
+use xmsg_zmtp::walk_message;
 
 /// Messages of the topics that were subscribed to: a [`Stream`](futures::Stream). It stays subscribed through restarts of the
 /// proxy; dropping it unsubscribes.
@@ -335,7 +335,7 @@ mod tests {
     use bytes::BytesMut;
 
     use super::*;
-    use crate::zmtp::encode_message;
+    use xmsg_zmtp::encode_message;
 
     fn wire(messages: &[&[&str]]) -> Bytes {
         let mut out = BytesMut::new();

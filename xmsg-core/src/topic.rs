@@ -6,7 +6,7 @@ use std::str::{FromStr, Utf8Error};
 
 use bytes::Bytes;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// What stands for "any" in a part of a topic.
 pub const ANY: &str = "*";

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use xmsg_core::security::Security;
-use xmsg_core::socket::{
+use xmsg_core::{Actor, ConnectOptions, Error, ErrorKind, Message};
+use xmsg_zmq::{
     Dealer, Endpoint, Publisher, Replier, Requester, Router, SocketEvent, SocketEvents, SocketOptions,
     Subscriber,
 };
-use xmsg_core::zmtp::curve::KeyPair;
-use xmsg_core::zmtp::{Limits, Violation};
-use xmsg_core::{Actor, ConnectOptions, Error, ErrorKind, Message};
+use xmsg_zmtp::curve::KeyPair;
+use xmsg_zmtp::{Limits, Violation};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

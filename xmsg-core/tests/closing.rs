@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use xmsg_core::ErrorKind;
-use xmsg_core::socket::{Dealer, Endpoint, Publisher, Replier, Router, SocketOptions, Subscriber};
+use xmsg_zmq::{Dealer, Endpoint, Publisher, Replier, Router, SocketOptions, Subscriber};
 
 const ROUNDS: usize = 50;
 

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
-use xmsg_core::socket::{
-    Endpoint, Multipart, Publisher, SocketEvent, SocketEvents, SocketOptions, Subscriber,
-};
+use xmsg_zmq::{Endpoint, Multipart, Publisher, SocketEvent, SocketEvents, SocketOptions, Subscriber};
 
 const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(600);

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use xmsg_core::ErrorKind;
-use xmsg_core::socket::{
+use xmsg_zmq::{
     Dealer, Endpoint, Multipart, Publisher, Replier, Requester, Router, SocketEvent, SocketOptions,
     Subscriber, TcpOptions,
 };
-use xmsg_core::zmtp::Limits;
+use xmsg_zmtp::Limits;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

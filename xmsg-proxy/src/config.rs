@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::{Admission, AdmissionLimits, HighWaterMark, TcpOptions};
-use xmsg_core::zmtp::Limits;
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::{Admission, AdmissionLimits, HighWaterMark, TcpOptions};
+use xmsg_zmtp::Limits;
 
 use crate::memory;
 use crate::policy::{Policy, TopicPolicy};

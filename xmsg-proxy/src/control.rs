@@ -22,11 +22,11 @@ use futures::FutureExt;
 use tokio::time::Instant;
 use xmsg_core::ErrorKind;
 use xmsg_core::control::RightsQuestion;
-use xmsg_core::deadline::later;
-use xmsg_core::security::Principal;
-use xmsg_core::socket::session::now;
-use xmsg_core::socket::source::Source;
-use xmsg_core::socket::{Multipart, Router};
+use xmsg_zmq::deadline::later;
+use xmsg_zmq::link::session::now;
+use xmsg_zmq::link::source::Source;
+use xmsg_zmq::security::Principal;
+use xmsg_zmq::{Multipart, Router};
 
 use self::confirmations::{Confirmation, Confirmations};
 use self::early::EarlyAnswers;
@@ -281,7 +281,7 @@ impl Controller {
 
 #[cfg(test)]
 mod tests {
-    use xmsg_core::socket::SocketOptions;
+    use xmsg_zmq::SocketOptions;
 
     use super::*;
     use crate::config::Config;

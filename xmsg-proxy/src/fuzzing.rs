@@ -1,6 +1,6 @@
 //! What fuzzing gets at beyond the public interface, of which this is no part.
 
-use xmsg_core::socket::Multipart;
+use xmsg_zmq::Multipart;
 
 pub use crate::registrar::fuzzing::Registrar;
 

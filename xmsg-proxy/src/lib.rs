@@ -28,6 +28,7 @@ pub mod control;
 pub mod fuzzing;
 pub mod memory;
 mod policy;
+pub mod prefixes;
 mod proxy;
 pub mod registrar;
 pub mod security;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use xmsg_core::prefixes::PrefixTable;
-use xmsg_core::socket::HighWaterMark;
+use crate::prefixes::PrefixTable;
+use xmsg_zmq::HighWaterMark;
 
 /// What happens to a message for a subscriber whose queue is at its high-water mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{
+use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::link::transport::Listener;
+use xmsg_zmq::{
     Admission, Endpoint, HighWaterMark, IdentityScope, ProxyPorts, Router, SocketOptions, Violations,
 };
-use xmsg_core::zmtp::Limits;
-use xmsg_core::{Error, ErrorKind, ProxyAddress, Result};
+use xmsg_zmtp::Limits;
 
 use crate::config::{Config, Upstream};
 use crate::control::Controller;

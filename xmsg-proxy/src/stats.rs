@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use xmsg_core::socket::Amount;
-use xmsg_core::socket::session::now;
 use xmsg_core::text::escaped;
+use xmsg_zmq::Amount;
+use xmsg_zmq::link::session::now;
 
 use crate::switch::{Drops, PublisherStats, SubscriberStats, Switch, Watched};
 

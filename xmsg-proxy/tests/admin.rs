@@ -11,7 +11,6 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::process::Command;
-use xmsg_core::zmtp::Command as ZmtpCommand;
 use xmsg_core::{
     Connection, Message, OwnerType, ProxyAddress, Registrar, RegistrarAddress, Registration, Topic,
 };
@@ -19,6 +18,7 @@ use xmsg_tests::http::{ask, get, get_with, post, samples};
 use xmsg_tests::process::Daemon;
 use xmsg_tests::raw::{Raw, command};
 use xmsg_tests::{PATIENCE, next, patient, topic, within};
+use xmsg_zmtp::Command as ZmtpCommand;
 
 const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
 const REGISTRAR: &str = env!("CARGO_BIN_EXE_xmsg-registrar");

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use xmsg_core::socket::{Dealer, Endpoint, Publisher, SocketOptions, Subscriber};
 use xmsg_core::{ProxyAddress, RegistrarAddress};
 use xmsg_proxy::Proxy;
 use xmsg_proxy::registrar::Registrar;
+use xmsg_zmq::{Dealer, Endpoint, Publisher, SocketOptions, Subscriber};
 
 const ROUNDS: usize = 50;
 

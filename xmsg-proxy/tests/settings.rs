@@ -8,10 +8,10 @@ use std::process::Output;
 
 use tokio::process::Command;
 use xmsg_core::security::{KeyPair, Security};
-use xmsg_core::socket::SocketEvent;
 use xmsg_core::{ConnectOptions, Connection, ErrorKind};
 use xmsg_tests::process::{Daemon, finish, run};
 use xmsg_tests::{http, patient, within};
+use xmsg_zmq::SocketEvent;
 
 const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
 const REGISTRAR: &str = env!("CARGO_BIN_EXE_xmsg-registrar");

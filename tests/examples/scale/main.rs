@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use xmsg_core::socket::{Endpoint, SocketOptions, Subscriber};
 use xmsg_core::{Connection, Message, ProxyAddress};
 use xmsg_tests::{patient, topic, within};
+use xmsg_zmq::{Endpoint, SocketOptions, Subscriber};
 
 use self::plot::Line;
 use self::process::ProxyProcess;

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use xmsg_core::prefixes::PrefixTable;
+use xmsg_proxy::prefixes::PrefixTable;
 
 use crate::SUBSCRIBERS;
 use crate::plot::Line;

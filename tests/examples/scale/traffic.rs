@@ -10,9 +10,9 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use xmsg_core::Connection;
-use xmsg_core::zmtp::Version;
 use xmsg_tests::raw::{Raw, message};
 use xmsg_tests::{patient, topic, within};
+use xmsg_zmtp::Version;
 
 use crate::process::ProxyProcess;
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xmsg_core::security::SecretKey;
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::zmtp::Limits;
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules};
 use xmsg_proxy::{Config, Proxy};
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmtp::Limits;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {

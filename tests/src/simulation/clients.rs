@@ -22,12 +22,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{Endpoint, Router, SocketOptions, TcpOptions};
 use xmsg_core::{Actor, ConnectOptions, Connection, Delivery, ErrorKind, Message, Unfinished};
 use xmsg_proxy::Config;
 use xmsg_proxy::control::Controller;
 use xmsg_proxy::switch::{Side, Switch};
+use xmsg_zmq::link::transport::Listener;
+use xmsg_zmq::{Endpoint, Router, SocketOptions, TcpOptions};
 
 use super::net::{self, Happened, Id, Ledger, Line, Quality, some_time};
 use super::{BOUND, PREFIXES, STOP, TOPICS, body, config, options};

@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
-use xmsg_core::zmtp::SocketType::{self, Dealer, Pair, Pub, Pull, Push, Rep, Req, Router, Sub, Xpub, Xsub};
-use xmsg_core::zmtp::{
-    Command, Engine, Event, Frames, Options, Version, Violation, encode_frame, encode_message,
-};
+use xmsg_zmtp::SocketType::{self, Dealer, Pair, Pub, Pull, Push, Rep, Req, Router, Sub, Xpub, Xsub};
+use xmsg_zmtp::{Command, Engine, Event, Frames, Options, Version, Violation, encode_frame, encode_message};
 
 use super::net::Happened;
 

@@ -36,14 +36,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::ErrorKind;
-use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{
+use xmsg_proxy::switch::{Side, Switch};
+use xmsg_proxy::{Config, Policy, Upstream};
+use xmsg_zmq::link::transport::Listener;
+use xmsg_zmq::{
     Endpoint, HighWaterMark, Multipart, Publisher, Reason, SocketEvent, SocketEvents, SocketOptions,
     Subscriber, TcpOptions,
 };
-use xmsg_core::zmtp::encoded_len;
-use xmsg_proxy::switch::{Side, Switch};
-use xmsg_proxy::{Config, Policy, Upstream};
+use xmsg_zmtp::encoded_len;
 
 use net::{Happened, Id, Ledger, Line, Quality, some_time};
 

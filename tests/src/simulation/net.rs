@@ -10,10 +10,10 @@ use fastrand::Rng;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use xmsg_core::socket::transport::{Listener, ReadHalf, Stream, WriteHalf};
-use xmsg_core::socket::{Endpoint, TcpOptions};
-use xmsg_core::zmtp::{GREETING_LEN, Header};
 use xmsg_proxy::switch::Switch;
+use xmsg_zmq::link::transport::{Listener, ReadHalf, Stream, WriteHalf};
+use xmsg_zmq::{Endpoint, TcpOptions};
+use xmsg_zmtp::{GREETING_LEN, Header};
 
 /// Any time up to so many milliseconds, of which the logarithm to the base of two is in `order`: short ones are as likely as long ones.
 pub(super) fn some_time(rng: &mut Rng, order: std::ops::Range<u32>) -> Duration {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use xmsg_core::options::{CHECK_TIMEOUT, HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
-use xmsg_core::socket::SocketOptions;
 use xmsg_core::{Connection, Error, ErrorKind, ProxyAddress, Registrar, RegistrarAddress, Security};
+use xmsg_zmq::SocketOptions;
 
 #[cfg(feature = "bench")]
 use crate::commands::bench;

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use xmsg_core::Topic;
 use xmsg_core::control::CONTROL_TOPIC;
-use xmsg_core::socket::{DropReason, SocketEvent, SocketEvents};
+use xmsg_zmq::{DropReason, SocketEvent, SocketEvents};
 
 use crate::args::{ConnectOptions, parse_bytes, parse_count_from_1, parse_duration, parse_subscription};
 use crate::exit::Exit;

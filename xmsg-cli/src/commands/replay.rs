@@ -13,9 +13,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use xmsg_core::control::{CONTROL_TOPIC, Request};
-use xmsg_core::deadline::Deadline;
-use xmsg_core::socket::{Multipart, SocketEvent, SocketEvents};
 use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Topic};
+use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::{Multipart, SocketEvent, SocketEvents};
 
 use super::publish::{confirm_now_and_then, end, not_arrived};
 use super::record::{end_words, gap_words, open, show_progress, time_text};

@@ -13,7 +13,6 @@ use anyhow::Context;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use xmsg_core::control::{CONFIRMATION_TOPIC, CONTROL_TOPIC};
-use xmsg_core::zmtp;
 
 use super::block::Header;
 use super::index::Count;
@@ -396,7 +395,7 @@ fn cannot_write(path: &Path) -> String {
 pub(crate) fn next_message<'a>(wire: &mut &'a [u8], frames: &mut Vec<&'a [u8]>) -> bool {
     frames.clear();
     loop {
-        let Ok(Some(header)) = zmtp::Header::read(wire) else { return false };
+        let Ok(Some(header)) = xmsg_zmtp::Header::read(wire) else { return false };
         let end = usize::try_from(header.body_len).ok().and_then(|len| len.checked_add(header.len));
         let Some((frame, rest)) = end.and_then(|end| wire.split_at_checked(end)) else { return false };
         frames.push(&frame[header.len..]);
@@ -434,8 +433,8 @@ mod tests {
     #[test]
     fn messages_are_taken_apart_as_they_were_on_the_wire() {
         let mut wire = bytes::BytesMut::new();
-        zmtp::encode_message(&mut wire, &["topic", "data"]);
-        zmtp::encode_message(&mut wire, &[&b"t"[..], b"", &[7; 300], b"more"]);
+        xmsg_zmtp::encode_message(&mut wire, &["topic", "data"]);
+        xmsg_zmtp::encode_message(&mut wire, &[&b"t"[..], b"", &[7; 300], b"more"]);
         let (mut rest, mut frames) = (&wire[..], Vec::new());
         assert!(next_message(&mut rest, &mut frames));
         assert_eq!(frames, [&b"topic"[..], b"data"]);

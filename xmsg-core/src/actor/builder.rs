@@ -11,8 +11,8 @@ use tokio_util::task::TaskTracker;
 use super::{Actor, Inner};
 use crate::connection::invalid_address;
 use crate::pool::Pool;
-use crate::socket::EventChannel;
 use crate::{ActorId, ConnectOptions, Connection, ProxyAddress, Registrar, RegistrarAddress, Result};
+use xmsg_zmq::EventChannel;
 
 /// Builds an [`Actor`].
 ///

@@ -18,12 +18,10 @@ pub use builder::ActorBuilder;
 pub use reply::{HandlerError, IntoReply};
 pub use service::SubscriptionHandle;
 
-use crate::deadline::Deadline;
 use crate::pool::{Pool, PooledConnection};
 use crate::registration::{OwnerType, Query, Registration};
 use crate::request::Replies;
 use crate::shared_attempt::SharedAttempt;
-use crate::socket::{EventChannel, SocketEvents};
 use crate::subscription::Waiting;
 use crate::topic::{IntoTopic, IntoTopics};
 use crate::{
@@ -31,6 +29,8 @@ use crate::{
     RegistrarAddress, Result, Subscription, Topic, Unfinished,
 };
 use service::Service;
+use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::{EventChannel, SocketEvents};
 
 /// An actor: a name, a default proxy and registrar, and connections as it needs them. Clones share it; any task may use it.
 ///

@@ -17,10 +17,10 @@ use tokio_util::task::TaskTracker;
 
 use self::side_by_side::side_by_side;
 use super::reply::IntoReply;
-use crate::deadline::Deadline;
-use crate::socket::SocketEvents;
 use crate::subscription::Waiting;
 use crate::{Connection, ErrorKind, Message, MessageRef, Messages, Subscription, Topic, Unfinished};
+use xmsg_zmq::SocketEvents;
+use xmsg_zmq::deadline::Deadline;
 
 /// Messages that a handler is given in a row before others get their turn.
 const TURN: usize = 64;

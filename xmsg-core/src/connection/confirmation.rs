@@ -13,8 +13,8 @@ use super::Target;
 use super::opening::{FIRST_CHECK_INTERVAL, control_socket};
 use crate::control::Request;
 use crate::options::CHECK_INTERVAL;
-use crate::socket::{Dealer, Multipart, Publisher};
 use crate::{ConnectionId, Meta, Result, Topic, data::mime};
+use xmsg_zmq::{Dealer, Multipart, Publisher};
 
 /// Control requests whose places are known, in the order of messages.
 const PLACES_MAX: usize = 1024;

@@ -14,10 +14,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::Unconfirmed;
-use crate::deadline::Deadline;
 use crate::options::CHECK_INTERVAL;
 use crate::shared_attempt::SharedAttempt;
-use crate::socket::{Amount, EventChannel, Publisher, SocketEvents, Subscriber};
 use crate::topic::IntoTopics;
 use crate::unfinished::Unfinished;
 use crate::{
@@ -25,6 +23,8 @@ use crate::{
 };
 use confirmation::Confirmations;
 use opening::check_intervals;
+use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::{Amount, EventChannel, Publisher, SocketEvents, Subscriber};
 
 /// What may come before all topics of a subscription are confirmed, bytes, or the mark of received messages, if that is more.
 const EARLY_MAX: usize = 64 << 20;
@@ -314,7 +314,7 @@ impl Connection {
     }
 
     /// Messages that were accepted and dropped again, because the proxy does not take them: see
-    /// [`SocketEvent::MessageDropped`](crate::socket::SocketEvent::MessageDropped).
+    /// [`SocketEvent::MessageDropped`](xmsg_zmq::SocketEvent::MessageDropped).
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.inner.publisher.get().map_or(0, Publisher::dropped)
@@ -492,7 +492,7 @@ impl Connection {
                 for request in unconfirmed.ask(repeat, |private| socket.subscribe_last(private).is_ok()) {
                     self.inner.target.confirmations.ask(publisher, &request).await?;
                 }
-                Ok(socket.recv_batch().await)
+                Ok::<_, Error>(socket.recv_batch().await)
             };
             let Ok(batch) = tokio::time::timeout_at(repeat_at.min(end.instant()), ask).await else {
                 continue;

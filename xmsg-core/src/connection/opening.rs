@@ -13,8 +13,9 @@ use super::confirmation::keep_confirming;
 use crate::address::DEFAULT_PROXY_PORT;
 use crate::control::{CONTROL_TOPIC, Request};
 use crate::options::CHECK_INTERVAL;
-use crate::socket::{Dealer, Publisher, Repeated, SocketEvent, SocketEvents, SocketOptions};
 use crate::{ConnectionId, Error, ErrorKind, Result, meta};
+use xmsg_zmq::link::outbox::Repeated;
+use xmsg_zmq::{Dealer, Publisher, SocketEvent, SocketEvents, SocketOptions};
 
 /// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
 pub(super) const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(2);
@@ -223,8 +224,7 @@ mod tests {
     /// An answer to a request that was sent again would be taken for that to a later one, and prove too much.
     #[test]
     fn what_is_sent_again_is_marked_and_requests_are_not_sent_again() {
-        let frames =
-            |message: crate::socket::Multipart| message.frames().iter().cloned().collect::<Repeated>();
+        let frames = |message: xmsg_zmq::Multipart| message.frames().iter().cloned().collect::<Repeated>();
         for request in [Request::Publisher(ConnectionId::random()), Request::Subscription(Topic::wrap("a"))] {
             assert_eq!(again(&frames(request.message())), None);
         }

@@ -5,9 +5,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{FromData, IntoData, ToData, mime, unexpected};
-use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::topic::IntoTopic;
+use crate::{Error, ErrorKind, Result};
 
 /// A value that is sent as JSON, with the mime type `application/json`, and read from it. It goes wherever a value
 /// goes: into [`Message::of`], [`Message::reply_with`], and out of [`Message::value`]. Needs the feature `serde`.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use super::{Data, invalid, length_delimited, mime, name, names, pick, unexpected};
-use crate::error::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// A value that can become the data of a message: a number, a `bool`, text, bytes, an array of those, or a
 /// reference to one. Implement it for a type of your own to give it a mime type.

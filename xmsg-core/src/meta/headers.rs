@@ -10,7 +10,7 @@ use bytes::Bytes;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use super::{Field, Value, fields};
-use crate::error::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Field number of the headers.
 pub(super) const NUMBER: u32 = 100;

@@ -12,8 +12,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::{Amount, ViolationCounts};
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::{Amount, ViolationCounts};
 
 use super::State;
 use super::process::{Process, unix_s};

@@ -29,9 +29,9 @@ use std::time::{Instant, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::socket::TcpOptions;
-use xmsg_core::socket::transport::{Closer, Listener};
 use xmsg_core::{Error, ErrorKind, Result};
+use xmsg_zmq::TcpOptions;
+use xmsg_zmq::link::transport::{Closer, Listener};
 
 pub use token::Token;
 

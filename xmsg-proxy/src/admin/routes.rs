@@ -14,7 +14,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::json;
-use xmsg_core::socket::ViolationCounts;
+use xmsg_zmq::ViolationCounts;
 
 use super::process::{Process, unix_s};
 use super::server::Connection;

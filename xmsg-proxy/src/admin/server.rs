@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use tokio::task::{self, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::deadline::Deadline;
-use xmsg_core::socket::transport::{Listener, Stream};
+use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::link::transport::{Listener, Stream};
 
 /// Connections at a time. Above it, the oldest one that has sent a wrong token gives way to a new one; else the oldest that is not being
 /// answered and has had its time to ask.
@@ -165,7 +165,7 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use xmsg_core::socket::TcpOptions;
+    use xmsg_zmq::TcpOptions;
 
     use super::*;
 

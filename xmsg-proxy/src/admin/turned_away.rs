@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use xmsg_core::socket::throttle::Throttle;
+use xmsg_zmq::link::throttle::Throttle;
 
 use super::server::Connection;
 

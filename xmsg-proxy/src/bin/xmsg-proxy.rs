@@ -10,11 +10,11 @@ use clap::Parser;
 use daemon::arguments::Switchable;
 use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
 use tokio::runtime::{Builder, Runtime};
-use xmsg_core::socket::memory::MemoryBudget;
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::settings::{self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings};
 use xmsg_proxy::{Config, Policy, Proxy, TopicPolicy, Upstream};
+use xmsg_zmq::link::memory::MemoryBudget;
 
 /// Forwards messages from publishers to subscribers, and answers control requests.
 ///

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use xmsg_core::security::Principal;
-use xmsg_core::socket::source::Source;
+use xmsg_zmq::link::source::Source;
+use xmsg_zmq::security::Principal;
 
 use crate::switch::Requester;
 

@@ -35,13 +35,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use xmsg_core::options::{HEARTBEAT_INTERVAL, HEARTBEAT_TIMEOUT};
 use xmsg_core::registration::Registration;
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::transport::Listener;
-use xmsg_core::socket::{
+use xmsg_core::{Error, ErrorKind, RegistrarAddress, Result};
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::link::transport::Listener;
+use xmsg_zmq::{
     Admission, AdmissionLimits, Endpoint, HighWaterMark, Replier, SocketOptions, TcpOptions, ViolationCounts,
 };
-use xmsg_core::zmtp::{Limits, MessageLimits};
-use xmsg_core::{Error, ErrorKind, RegistrarAddress, Result};
+use xmsg_zmtp::{Limits, MessageLimits};
 
 use crate::security::{Authority, Mechanism};
 use journal::{Entry, Journal};

@@ -17,12 +17,12 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::deadline::Deadline;
 use xmsg_core::registration::{Action, Argument, OwnerType, Refusal, Reply, Request};
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::throttle::Throttle;
-use xmsg_core::socket::{EncodedFrames, Replier, ReturnPath, Violations};
 use xmsg_core::{Error, ErrorKind, Result};
+use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::{EncodedFrames, Replier, ReturnPath, Violations};
 
 use self::change::{Change, Collecting, records};
 use self::later::Pending;

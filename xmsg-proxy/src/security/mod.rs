@@ -21,8 +21,8 @@ pub use logins::LoginCounts;
 use logins::{Checks, Counters, Failures, Proofs};
 pub use passwords::{Passwords, hash_password};
 use xmsg_core::control::asked_after;
-use xmsg_core::security::{Authenticator, Credentials, KeyPair, Principal, PublicKey, Security, Verdict};
-use xmsg_core::socket::throttle::Throttle;
+use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::security::{Authenticator, Credentials, KeyPair, Principal, PublicKey, Security, Verdict};
 use zeroize::Zeroizing;
 
 use crate::CONTROL_TOPIC;

@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use xmsg_core::security::{PublicKey, read_key_file, read_secret};
 use xmsg_core::{Error, ErrorKind, Result};
+use xmsg_zmq::security::{KeyError, PublicKey, read_key_file, read_secret};
 
 use super::{Mechanism, Passwords, Rights, Rules};
 
@@ -142,8 +142,8 @@ impl Settings {
             let number = number + 1;
             let twice = match (&client.key, &client.user, self.mechanism) {
                 (Some(key), None, MechanismName::Curve) => {
-                    let key: PublicKey = key.parse().map_err(|error: Error| {
-                        Error::new(error.kind(), format!("[[security.client]] {number}: {error}"))
+                    let key: PublicKey = key.parse().map_err(|error: KeyError| {
+                        Error::new(ErrorKind::InvalidOption, format!("[[security.client]] {number}: {error}"))
                     })?;
                     keys.insert(key, client.rights()).is_some()
                 }
@@ -179,7 +179,7 @@ impl Settings {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use xmsg_core::security::{KeyPair, Principal};
+    use xmsg_zmq::security::{KeyPair, Principal};
 
     use super::*;
 

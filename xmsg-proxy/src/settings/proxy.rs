@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use xmsg_core::address::DEFAULT_REGISTRAR_PORT;
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::{HighWaterMark, TcpOptions};
-use xmsg_core::zmtp;
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::{HighWaterMark, TcpOptions};
 
 use super::values::resolve;
 use super::{
@@ -309,7 +308,7 @@ impl ProxySettings {
             handshakes_per_address: self.limits.handshakes_per_address.get(),
             heartbeat_interval: self.heartbeat.interval_s.unless_zero(),
             heartbeat_timeout: self.heartbeat.timeout_s.get(),
-            limits: zmtp::Limits {
+            limits: xmsg_zmtp::Limits {
                 message_size: self.max_message_size_mib.mib(),
                 frames: self.limits.message_frames.get(),
                 command_size: self.limits.command_kib.kib(),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use xmsg_core::socket::session::now;
+use xmsg_zmq::link::session::now;
 
 /// It holds what a second brings, and is full at first.
 #[derive(Debug)]

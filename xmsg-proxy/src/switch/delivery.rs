@@ -3,10 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::outbox::{APART, Keep, Lease, OutboxGuard};
-use xmsg_core::socket::{Amount, HighWaterMark};
-use xmsg_core::zmtp::{MessageLimits, Span};
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::link::outbox::{APART, Keep, Lease, OutboxGuard};
+use xmsg_zmq::{Amount, HighWaterMark};
+use xmsg_zmtp::{MessageLimits, Span};
 
 use super::peers::{Drops, Gate, Subscriber};
 use crate::policy::{Policies, Policy, Rule};

@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use futures::FutureExt;
 use proptest::prelude::*;
 use tokio::io::AsyncWrite;
-use xmsg_core::socket::outbox::{Outbox, Writer};
-use xmsg_core::zmtp::{Frames, Limits, Scanner, encode_message, encoded_len, whole_messages_within};
+use xmsg_zmq::link::outbox::{Outbox, Writer};
+use xmsg_zmtp::{Frames, Limits, Scanner, encode_message, encoded_len, whole_messages_within};
 
 use super::*;
 use crate::policy::TopicPolicy;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
-use xmsg_core::zmtp::Principal;
+use xmsg_zmtp::Principal;
 
 use super::peers::{Spaced, TOPIC_SHOWN, lock};
 use crate::security::{Authority, Rights};

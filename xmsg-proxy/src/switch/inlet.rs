@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use xmsg_core::socket::buffer::Slab;
-use xmsg_core::socket::outbox::{Lease, URGENT_MAX};
-use xmsg_core::socket::session::{Batch, Ended, Handler};
-use xmsg_core::zmtp::{Command, Frames, Span, Version};
+use xmsg_zmq::link::buffer::Slab;
+use xmsg_zmq::link::outbox::{Lease, URGENT_MAX};
+use xmsg_zmq::link::session::{Batch, Ended, Handler};
+use xmsg_zmtp::{Command, Frames, Span, Version};
 
 pub(super) use cache::Caches;
 use cache::{Cache, DENIED, TargetSet};

@@ -31,16 +31,16 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use xmsg_core::security::Principal;
-use xmsg_core::socket::admission::{Leaving, Permit};
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::outbox::{Outbox, URGENT_MAX};
-use xmsg_core::socket::session::{Ended, Session, now};
-use xmsg_core::socket::throttle::Throttle;
-use xmsg_core::socket::transport::{Closer, Listener, Stream};
-use xmsg_core::socket::vanished::{Route, unread};
-use xmsg_core::socket::{Admission, Amount, ProxyPorts, ViolationCounts, Violations};
-use xmsg_core::zmtp::{self, Engine, MessageLimits, Peer, PeerLimits, SocketType};
+use xmsg_zmq::link::admission::{Leaving, Permit};
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::link::outbox::{Outbox, URGENT_MAX};
+use xmsg_zmq::link::session::{Ended, Session, now};
+use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::link::transport::{Closer, Listener, Stream};
+use xmsg_zmq::link::vanished::{Route, unread};
+use xmsg_zmq::security::Principal;
+use xmsg_zmq::{Admission, Amount, ProxyPorts, ViolationCounts, Violations};
+use xmsg_zmtp::{Engine, MessageLimits, Peer, PeerLimits, SocketType};
 
 use crate::config::Config;
 use crate::policy::{Policies, Policy, Rule, TopicPolicy};
@@ -266,7 +266,7 @@ impl Switch {
     /// goes ahead of what is queued for them, and is no message that counts. Returns how many they are.
     pub fn confirm(&self, topic: &[u8], principal: Option<&Principal>) -> usize {
         let mut answer = BytesMut::new();
-        zmtp::encode_message(&mut answer, &[topic, b"sub"]);
+        xmsg_zmtp::encode_message(&mut answer, &[topic, b"sub"]);
         let routes = self.inner.table.routes();
         let found = routes.find_each(&[topic]);
         for (_, number) in &found {
@@ -577,7 +577,7 @@ impl Switch {
         ended
     }
 
-    fn engine_options(&self, side: Side) -> zmtp::Options {
+    fn engine_options(&self, side: Side) -> xmsg_zmtp::Options {
         let config = &self.inner.config;
         let mut limits = config.limits.clone();
         // A subscriber that is busy, or paused, reads nothing and so answers no heartbeat: that it is slow is for the policy to
@@ -590,11 +590,11 @@ impl Switch {
             // Subscriptions are all that comes from there.
             limits.message_size = limits.subscription_len + 64;
         }
-        zmtp::Options {
+        xmsg_zmtp::Options {
             heartbeat_interval,
             heartbeat_timeout: config.heartbeat_timeout,
             limits,
-            ..zmtp::Options::new(socket_type)
+            ..xmsg_zmtp::Options::new(socket_type)
         }
     }
 
@@ -603,7 +603,7 @@ impl Switch {
     }
 }
 
-fn essentials(peer: Peer) -> (zmtp::Version, Option<Principal>, PeerLimits) {
+fn essentials(peer: Peer) -> (xmsg_zmtp::Version, Option<Principal>, PeerLimits) {
     (peer.version, peer.principal, peer.limits)
 }
 

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::socket::outbox::Outbox;
-use xmsg_core::socket::session::now;
-use xmsg_core::socket::throttle::Throttle;
-use xmsg_core::socket::{Amount, HighWaterMark};
-use xmsg_core::zmtp::{Command, DroppedCounts, MessageLimits};
+use xmsg_zmq::link::outbox::Outbox;
+use xmsg_zmq::link::session::now;
+use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::{Amount, HighWaterMark};
+use xmsg_zmtp::{Command, DroppedCounts, MessageLimits};
 
 use super::Totals;
 pub(super) use super::grant::Grant;

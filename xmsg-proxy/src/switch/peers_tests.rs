@@ -2,7 +2,7 @@
 
 use std::io;
 
-use xmsg_core::socket::outbox::Outbox;
+use xmsg_zmq::link::outbox::Outbox;
 
 use super::*;
 

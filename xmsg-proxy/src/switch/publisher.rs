@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::deadline::later;
-use xmsg_core::socket::HighWaterMark;
-use xmsg_core::socket::admission::Place;
-use xmsg_core::socket::memory::{Claim, MemoryBudget};
-use xmsg_core::socket::outbox::Outbox;
-use xmsg_core::socket::session::now;
-use xmsg_core::socket::source::Source;
-use xmsg_core::zmtp::Version;
+use xmsg_zmq::HighWaterMark;
+use xmsg_zmq::deadline::later;
+use xmsg_zmq::link::admission::Place;
+use xmsg_zmq::link::memory::{Claim, MemoryBudget};
+use xmsg_zmq::link::outbox::Outbox;
+use xmsg_zmq::link::session::now;
+use xmsg_zmq::link::source::Source;
+use xmsg_zmtp::Version;
 
 use super::bucket::Bucket;
 use super::peers::{Counter, Grant, Lines};
@@ -226,7 +226,7 @@ impl Publisher {
     /// One with this number and address, for a test.
     pub(crate) fn of_test(id: u32, peer: &str) -> Self {
         let cut = CancellationToken::new();
-        let mut permit = xmsg_core::socket::Admission::default().admit(None, peer).expect("there is room");
+        let mut permit = xmsg_zmq::Admission::default().admit(None, peer).expect("there is room");
         let grant = Grant::new(&Arc::default(), None);
         Self::new(id, peer, Version::V3_1, grant, permit.place(cut.clone()), cut)
     }

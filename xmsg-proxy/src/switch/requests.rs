@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use xmsg_core::control::{Right, RightsQuestion};
-use xmsg_core::security::Principal;
-use xmsg_core::socket::session::now;
-use xmsg_core::socket::source::Source;
-use xmsg_core::socket::throttle::Throttle;
+use xmsg_zmq::link::session::now;
+use xmsg_zmq::link::source::Source;
+use xmsg_zmq::link::throttle::Throttle;
+use xmsg_zmq::security::Principal;
 
 use super::bucket::Bucket;
 use super::publisher::Publisher;

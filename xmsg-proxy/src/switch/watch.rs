@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use xmsg_core::deadline::later;
-use xmsg_core::socket::Amount;
-use xmsg_core::socket::session::now;
-use xmsg_core::zmtp::Span;
+use xmsg_zmq::Amount;
+use xmsg_zmq::deadline::later;
+use xmsg_zmq::link::session::now;
+use xmsg_zmtp::Span;
 
 use super::peers::lock;
 use crate::CONTROL_TOPIC;
@@ -177,7 +177,7 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
-    use xmsg_core::zmtp::encode_message;
+    use xmsg_zmtp::encode_message;
 
     use super::*;
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
-use xmsg_core::deadline::later;
 use xmsg_core::{ConnectOptions, Connection, ProxyAddress};
+use xmsg_zmq::deadline::later;
 
 use super::LINGER;
 use super::client::{Header, Sender, Topics};

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use xmsg_core::Messages;
-use xmsg_core::deadline::Deadline;
+use xmsg_zmq::deadline::Deadline;
 
 use super::check::{Check, Counts};
 use super::client::{Clock, Header, Receiver, Sender};

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use xmsg_core::socket::HighWaterMark;
 use xmsg_core::{ConnectOptions, Connection, ProxyAddress, Security};
 use xmsg_proxy::Proxy;
+use xmsg_zmq::HighWaterMark;
 
 use super::client::{Receiver, Topics};
 use super::options::CommonOptions;

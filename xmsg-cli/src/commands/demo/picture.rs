@@ -11,8 +11,8 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Paragraph, Row, Table};
 use tokio::time::Instant;
-use xmsg_core::socket::HighWaterMark;
 use xmsg_proxy::{Monitor, Policy, Proxy};
+use xmsg_zmq::HighWaterMark;
 
 use super::experiment::{Experiment, Member};
 use super::program;

@@ -10,9 +10,9 @@ use anyhow::{Context, bail};
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use xmsg_core::socket::HighWaterMark;
 use xmsg_core::{Connection, ErrorKind, Message, Meta, ProxyAddress, Subscription};
 use xmsg_proxy::{Policy, Proxy};
+use xmsg_zmq::HighWaterMark;
 
 use super::{print, program};
 use crate::exit::Exit;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use xmsg_core::socket::{Multipart, ReturnPath};
+use xmsg_zmq::{Multipart, ReturnPath};
 
 use super::{BATCH_BYTES, BATCH_REQUESTS, DATA_MAX, Service, Task};
 

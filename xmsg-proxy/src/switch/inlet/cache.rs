@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hashbrown::HashMap;
-use xmsg_core::socket::memory::{Claim, MemoryBudget};
-use xmsg_core::zmtp::Span;
+use xmsg_zmq::link::memory::{Claim, MemoryBudget};
+use xmsg_zmtp::Span;
 
 use crate::CONTROL_TOPIC;
 use crate::policy::Policies;

@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use crate::prefixes::PrefixTable;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use xmsg_core::prefixes::PrefixTable;
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::socket::session::{Batch, Ended, Handler, now};
-use xmsg_core::zmtp::Limits;
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::link::session::{Batch, Ended, Handler, now};
+use xmsg_zmtp::Limits;
 
 pub(super) use self::task::TableTask;
 use super::bucket::Bucket;

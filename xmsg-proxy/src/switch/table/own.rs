@@ -10,8 +10,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use xmsg_core::prefixes::{PrefixId, PrefixTable};
-use xmsg_core::socket::memory::Claim;
+use crate::prefixes::{PrefixId, PrefixTable};
+use xmsg_zmq::link::memory::Claim;
 
 use super::sorted::Sorted;
 

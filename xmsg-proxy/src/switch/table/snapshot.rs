@@ -7,10 +7,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::prefixes::{PrefixId, PrefixTable};
 use bytes::{Bytes, BytesMut};
-use xmsg_core::prefixes::{PrefixId, PrefixTable};
-use xmsg_core::socket::memory::MemoryBudget;
-use xmsg_core::zmtp::Version;
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmtp::Version;
 
 use crate::CONTROL_TOPIC;
 

@@ -1,6 +1,6 @@
 //! Prefixes of one subscriber in the order of their text, by their ids: the text lies in the table alone.
 
-use xmsg_core::prefixes::{PrefixId, PrefixTable};
+use crate::prefixes::{PrefixId, PrefixTable};
 
 /// Ids of a chunk, at most.
 const CHUNK: usize = 512;

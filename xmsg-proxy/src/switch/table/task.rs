@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::prefixes::{PrefixId, heads};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
-use xmsg_core::prefixes::{PrefixId, heads};
-use xmsg_core::socket::memory::{Claim, MemoryBudget};
-use xmsg_core::zmtp::Version;
+use xmsg_zmq::link::memory::{Claim, MemoryBudget};
+use xmsg_zmtp::Version;
 
 use super::own::{Gone, Own, Seat, Subscribed};
 use super::snapshot::Snapshot;

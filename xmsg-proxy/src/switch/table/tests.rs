@@ -2,8 +2,8 @@
 
 use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
-use xmsg_core::socket::HighWaterMark;
-use xmsg_core::socket::outbox::{Outbox, Writer};
+use xmsg_zmq::HighWaterMark;
+use xmsg_zmq::link::outbox::{Outbox, Writer};
 
 use super::*;
 use crate::policy::{Policy, Rule};

@@ -1,0 +1,737 @@
+//! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::deadline::Deadline;
+use crate::events::{EventChannel, SocketEvent, SocketEvents};
+use crate::link::admission::Permit;
+use crate::link::hold::{HoldLimit, Lost};
+use crate::link::inbox::Inbox;
+use crate::link::outbox::{Discarded, Frame, Outbox};
+use crate::link::reconnect::Backoff;
+use crate::link::refusal::{Whose, unfit, unfit_size};
+use crate::link::routes::{RouteKey, Routes};
+use crate::link::session::{Ended, Session, now};
+use crate::link::source::Source;
+use crate::link::throttle::Throttle;
+use crate::link::transport::{Closer, Listener, Stream};
+use crate::link::{LastEnd, Link, SubscriptionLimits, Subscriptions};
+use crate::link_handler::LinkHandler;
+use crate::security::Principal;
+use crate::{Endpoint, IdentityScope, SocketOptions};
+use crate::{Error, ErrorKind, Result};
+use xmsg_zmtp::{Blame, DroppedCounts, Engine, Limits, Peer, PeerLimits, SocketType};
+
+/// A peer that takes a connection and says nothing for so long is silent.
+const SILENCE: Duration = Duration::from_millis(100);
+/// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
+const SUBSCRIPTIONS_MAX: usize = 1 << 30;
+/// What came in with one read shares its slab only if that is at most so many times as large.
+pub(crate) const SHARE_MAX: usize = 16;
+
+/// A socket's hold on its hub: letting go closes it.
+#[derive(Debug)]
+pub(crate) struct Owner(Arc<Hub>);
+
+impl Owner {
+    pub(crate) fn new(socket_type: SocketType, options: SocketOptions) -> Self {
+        Self(Hub::new(socket_type, options, None))
+    }
+
+    /// The same, with its events told to this channel, too.
+    pub(crate) fn with_parent(socket_type: SocketType, options: SocketOptions, parent: EventChannel) -> Self {
+        Self(Hub::new(socket_type, options, Some(parent)))
+    }
+}
+
+impl std::ops::Deref for Owner {
+    type Target = Arc<Hub>;
+
+    fn deref(&self) -> &Arc<Hub> {
+        &self.0
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close_detached();
+    }
+}
+
+/// The inside of a socket.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    socket_type: SocketType,
+    pub(crate) options: SocketOptions,
+    pub(crate) inbox: Inbox,
+    links: Mutex<Vec<Arc<Link>>>,
+    next_link: AtomicU64,
+    subscriptions: Mutex<Subscriptions>,
+    /// What it listens to.
+    listeners: Mutex<Vec<Closer>>,
+    /// The links of a router by identity; those of a replier by a name of ours.
+    routes: Routes,
+    /// Whether links, or what their peers want, changed.
+    pub(crate) changed: Notify,
+    events: EventChannel,
+    /// The channel of what the socket is a part of.
+    parent: Option<EventChannel>,
+    /// Messages that were accepted and dropped again.
+    dropped: AtomicU64,
+    /// … in the log.
+    drop_log: Throttle,
+    /// Until when messages may be held back after a reconnection.
+    hold_limit: HoldLimit,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Hub {
+    fn new(socket_type: SocketType, options: SocketOptions, parent: Option<EventChannel>) -> Arc<Self> {
+        Arc::new(Self {
+            socket_type,
+            inbox: Inbox::new(options.receive_high_water_mark),
+            links: Mutex::default(),
+            next_link: AtomicU64::new(1),
+            subscriptions: Mutex::default(),
+            listeners: Mutex::default(),
+            routes: Routes::default(),
+            changed: Notify::new(),
+            events: EventChannel::new(),
+            parent,
+            dropped: AtomicU64::new(0),
+            drop_log: Throttle::default(),
+            hold_limit: HoldLimit::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            options,
+        })
+    }
+
+    pub(crate) fn events(&self) -> SocketEvents {
+        self.events.observe()
+    }
+
+    /// The links there are now.
+    pub(crate) fn links(&self) -> MutexGuard<'_, Vec<Arc<Link>>> {
+        lock(&self.links)
+    }
+
+    /// The link of a router's peer.
+    pub(crate) fn route(&self, identity: &[u8], principal: Option<&Principal>) -> Option<Arc<Link>> {
+        self.routes.get(&self.route_key(identity, principal))
+    }
+
+    /// What a peer with this identity is found by.
+    fn route_key(&self, identity: &[u8], principal: Option<&Principal>) -> RouteKey {
+        let principal = match self.options.identity_scope {
+            IdentityScope::Socket => None,
+            IdentityScope::Principal => principal.cloned(),
+        };
+        (principal, Bytes::copy_from_slice(identity))
+    }
+
+    /// Connects now and again whenever the connection is lost. Returns at once.
+    pub(crate) fn connect(self: &Arc<Self>, endpoint: Endpoint) -> Arc<Link> {
+        let link = self.add_link(true);
+        self.tasks.spawn(self.clone().keep_connected(endpoint, link.clone()));
+        link
+    }
+
+    /// Binds and accepts from then on. Returns the endpoint with its actual port.
+    pub(crate) async fn bind(self: &Arc<Self>, endpoint: &Endpoint) -> Result<Endpoint> {
+        Ok(self.listen(Listener::bind(endpoint, self.options.tcp.clone()).await?))
+    }
+
+    /// Accepts from this listener from then on. Returns its endpoint.
+    pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
+        let endpoint = listener.endpoint().clone();
+        lock(&self.listeners).push(listener.closer());
+        self.tasks.spawn(self.clone().accept(listener));
+        endpoint
+    }
+
+    /// Whether there is a connection.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.links().iter().any(|link| link.state().version.is_some())
+    }
+
+    /// Why there is no connection to the peer that it connects to, if that is known.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        let links = self.links();
+        let state = links.iter().find(|link| link.connecting)?.state();
+        let is_silent = state.silent_since.is_some_and(|since| since.elapsed() > SILENCE);
+        match &state.failure {
+            _ if state.version.is_some() => None,
+            None if is_silent => Some(silent(&state.name)),
+            failure => failure.clone(),
+        }
+    }
+
+    /// Waits until there is a connection.
+    pub(crate) async fn connected(&self) -> Result<()> {
+        self.wait_until(|| self.is_connected()).await
+    }
+
+    /// Waits until this holds, which may change whenever a link does. [`Closed`](ErrorKind::Closed) if the socket is closed before:
+    /// then nothing changes any more.
+    pub(crate) async fn wait_until(&self, holds: impl Fn() -> bool) -> Result<()> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if holds() {
+                return Ok(());
+            }
+            if self.tasks.is_closed() {
+                return Err(Error::new(ErrorKind::Closed, "the socket is closed"));
+            }
+            changed.await;
+        }
+    }
+
+    /// Adds to what a subscriber wants (or takes away from it) and tells every peer. Fails when that is more than we, or a peer, take; then
+    /// nothing has changed.
+    pub(crate) fn subscribe(&self, prefix: &Bytes, subscribe: bool) -> Result<()> {
+        self.change_subscription(lock(&self.subscriptions), prefix, subscribe)
+    }
+
+    /// Subscribes to a prefix that peers are told of after all others.
+    pub(crate) fn subscribe_last(&self, prefix: &Bytes) -> Result<()> {
+        let mut subscriptions = lock(&self.subscriptions);
+        subscriptions.last.insert(prefix.clone());
+        let subscribed = self.change_subscription(subscriptions, prefix, true);
+        if subscribed.is_err() {
+            lock(&self.subscriptions).last.remove(prefix);
+        }
+        subscribed
+    }
+
+    fn change_subscription(
+        &self,
+        mut subscriptions: MutexGuard<'_, Subscriptions>,
+        prefix: &Bytes,
+        subscribe: bool,
+    ) -> Result<()> {
+        let count = subscriptions.counts.get(prefix).copied().unwrap_or_default();
+        match (subscribe, count) {
+            (true, 0) => {
+                self.may_subscribe(prefix.len(), &subscriptions)?;
+                subscriptions.counts.insert(prefix.clone(), 1);
+                subscriptions.bytes += prefix.len();
+            }
+            (true, _) => {
+                subscriptions.counts.insert(prefix.clone(), count + 1);
+                return Ok(());
+            }
+            (false, 0) => return Ok(()),
+            (false, 1) => {
+                subscriptions.counts.remove(prefix);
+                subscriptions.last.remove(prefix);
+                subscriptions.bytes -= prefix.len();
+            }
+            (false, _) => {
+                subscriptions.counts.insert(prefix.clone(), count - 1);
+                return Ok(());
+            }
+        }
+        // Under the lock, so that a connection that comes up now either finds it in the set or is told here.
+        for link in self.links().iter() {
+            let (version, limits) = {
+                let state = link.state();
+                (state.version, state.limits)
+            };
+            // It was not told of a prefix that is too long for it, and does not take the cancelling either.
+            let is_known = subscribe || limits.subscription_len.is_none_or(|most| prefix.len() <= most);
+            if let Some(version) = version.filter(|_| is_known) {
+                let mut bytes = BytesMut::new();
+                version.write_subscription(&mut bytes, subscribe, prefix);
+                link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a prefix of this length may be added.
+    fn may_subscribe(&self, len: usize, subscriptions: &Subscriptions) -> Result<()> {
+        let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + len);
+        let ours = SubscriptionLimits::ours(&self.options.limits).check(len, count, bytes);
+        ours.map_err(|why| why.error(Whose::Ours))?;
+        for link in self.links().iter() {
+            let state = link.state();
+            let theirs = SubscriptionLimits::theirs(&state.limits).check(len, count, bytes);
+            theirs.map_err(|why| why.error(Whose::Theirs(&state.name)))?;
+        }
+        Ok(())
+    }
+
+    /// Why a peer does not take one of the subscriptions, if that is so.
+    pub(crate) fn refused_subscription(&self) -> Option<Error> {
+        self.links().iter().find_map(|link| {
+            let state = link.state();
+            state.refused.map(|why| why.error(Whose::Theirs(&state.name)))
+        })
+    }
+
+    /// Messages that were accepted and dropped again, because their peer does not take them.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// The error for a message that the queue of this link does not take.
+    pub(crate) fn unfit(&self, link: &Link, frames: &[impl Frame]) -> Error {
+        let peer = link.state().name.clone();
+        unfit(frames, link.outbox.limits(), self.options.send_limits(), &peer)
+    }
+
+    /// The same for a message of which only the size is known.
+    pub(crate) fn unfit_size(&self, link: &Link, size: usize, frames: usize) -> Error {
+        let peer = link.state().name.clone();
+        unfit_size(size, frames, link.outbox.limits(), self.options.send_limits(), &peer)
+    }
+
+    /// Drops a message for one of several peers, which does not take it.
+    pub(crate) fn drop_for(&self, link: &Link, frames: &[impl Frame]) {
+        let reason = self.unfit(link, frames).to_string();
+        let topic = frames.first().map(AsRef::as_ref).unwrap_or_default();
+        let topic = Bytes::copy_from_slice(&topic[..topic.len().min(255)]);
+        let gone = Discarded { topic, size: xmsg_zmtp::encoded_len(frames), frames: frames.len() };
+        let name = link.state().name.clone();
+        self.note_dropped(&name, gone, reason);
+    }
+
+    /// Counts a message that was dropped, tells it and writes it into the log.
+    fn note_dropped(&self, peer: &str, gone: Discarded, reason: String) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        if let Some(unlogged) = self.drop_log.pass("messages that were dropped") {
+            let topic = gone.topic.escape_ascii();
+            tracing::warn!(peer, %topic, size = gone.size, frames = gone.frames, reason, unlogged, "message dropped");
+        }
+        let Discarded { topic, size, .. } = gone;
+        self.tell(SocketEvent::MessageDropped { peer: peer.to_owned(), topic, size, reason });
+    }
+
+    /// Accepts nobody any more, and frees what it was bound to before it returns.
+    pub(crate) fn unbind(&self) {
+        for listener in lock(&self.listeners).drain(..) {
+            listener.close();
+        }
+    }
+
+    /// The socket will be closed within this time: no more than half of it may go by while messages are held back after a
+    /// reconnection.
+    pub(crate) fn limit_hold(&self, left: Duration) {
+        self.hold_limit.set(Deadline::after(left / 2).instant());
+    }
+
+    /// For how long messages have been held back after a reconnection, if they are.
+    pub(crate) fn held_for(&self) -> Option<Duration> {
+        self.links().iter().filter_map(|link| link.state().held_since).max().map(|since| since.elapsed())
+    }
+
+    /// Takes no more messages, writes what was accepted for at most `linger`, and ends every task.
+    /// Returns how many messages were not sent.
+    pub(crate) async fn close(&self, linger: Duration) -> usize {
+        // Whoever drops this future half-way gives up: nothing of the socket stays behind.
+        let _stop = self.stop.clone().drop_guard();
+        self.limit_hold(linger);
+        self.unbind();
+        self.tasks.close();
+        self.changed.notify_waiters();
+        let links: Vec<_> = self.links().iter().cloned().collect();
+        for link in &links {
+            link.outbox.close();
+        }
+        self.inbox.close();
+        if self.sends()
+            && links.iter().any(|link| link.outbox.queued().messages > 0 || link.state().version.is_some())
+        {
+            let flushed = async {
+                for link in &links {
+                    link.stop.cancelled().await;
+                }
+            };
+            let _ = tokio::time::timeout(linger, flushed).await;
+        }
+        self.stop.cancel();
+        self.tasks.wait().await;
+        self.events.end();
+        links.iter().map(|link| link.outbox.queued().messages as usize).sum()
+    }
+
+    /// Ends every task at once, in the background. What was accepted is not sent; what was received can still be taken.
+    pub(crate) fn abort(&self) {
+        self.tasks.close();
+        self.changed.notify_waiters();
+        for link in self.links().iter() {
+            link.outbox.close();
+        }
+        self.inbox.close();
+        self.stop.cancel();
+        self.events.end();
+    }
+
+    /// Whether it has something to say that is worth waiting for.
+    fn sends(&self) -> bool {
+        !matches!(self.socket_type, SocketType::Sub | SocketType::Req)
+    }
+
+    /// Closes in the background, for a socket that was dropped; what it was bound to is free at once.
+    fn close_detached(self: &Arc<Self>) {
+        self.unbind();
+        if self.tasks.is_closed() {
+            return;
+        }
+        if !self.sends() || self.options.linger.is_zero() {
+            // Right now: nothing more is written, not even what a connection that is just being made would write.
+            self.stop.cancel();
+        }
+        let hub = self.clone();
+        // Without a runtime there is nobody left who could send: the tasks went with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let unsent = hub.close(hub.options.linger).await;
+                if unsent > 0 {
+                    tracing::warn!(unsent, socket = %hub.socket_type, "a dropped socket could not send everything");
+                }
+            });
+        } else {
+            self.stop.cancel();
+        }
+    }
+
+    fn add_link(&self, connecting: bool) -> Arc<Link> {
+        let mark = self.options.send_high_water_mark;
+        let mut links = self.links();
+        let link = Arc::new(Link {
+            // Under the lock: they stand in the order of their numbers.
+            id: self.next_link.fetch_add(1, Ordering::Relaxed),
+            outbox: if connecting {
+                Outbox::recycling(mark)
+            } else {
+                Outbox::with_ledger(mark, self.options.memory.queues().clone())
+            }
+            .with_limits(self.options.send_limits()),
+            connecting,
+            state: Mutex::default(),
+            stop: self.stop.child_token(),
+        });
+        links.push(link.clone());
+        link
+    }
+
+    /// Forgets a link. Thousands may end at the same time, so each is found without a look at all others.
+    fn remove_link(&self, link: &Link) {
+        let mut links = self.links();
+        if let Ok(place) = links.binary_search_by_key(&link.id, |other| other.id) {
+            links.remove(place);
+        }
+    }
+
+    async fn keep_connected(self: Arc<Self>, endpoint: Endpoint, link: Arc<Link>) {
+        let peer = endpoint.to_string();
+        link.state().name = peer.as_str().into();
+        let _end = LinkEnd { hub: &self, link: &link };
+        let mut backoff = Backoff::new(&self.options);
+        let mut lost = None;
+        let mut closed_before = false;
+        let work = async {
+            loop {
+                let begun = Instant::now();
+                let attempt = self.open(&endpoint, &link);
+                let opened = tokio::time::timeout(self.options.connect_timeout, attempt).await;
+                let was_silent = link.state().silent_since.take().is_some();
+                let failure = match opened {
+                    Ok(Ok((session, found))) => {
+                        backoff.reset();
+                        self.run(&peer, session, found, &link, &mut lost).await;
+                        lost = Some(Lost::again(lost.take(), link.state().forget_wanted()));
+                        None
+                    }
+                    Ok(Err(error)) => Some(error),
+                    Err(_) if was_silent => Some(silent(&peer)),
+                    Err(_) => Some(Error::new(
+                        ErrorKind::Timeout,
+                        format!("no answer from {peer} within the time limit for connecting"),
+                    )),
+                };
+                if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
+                    return;
+                }
+                let mut pause = backoff.next();
+                // One end without a word may be that of a peer that was about to stop; whoever does it again does not want us.
+                let is_closed = failure.as_ref().is_some_and(is_closed_in_handshake);
+                let is_first = is_closed && !std::mem::replace(&mut closed_before, is_closed);
+                if let Some(error) = failure {
+                    let error = if is_first { error.with_kind(ErrorKind::Refused) } else { error };
+                    // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
+                    let least = pause.min(backoff.min);
+                    pause = pause.saturating_sub(begun.elapsed()).max(least);
+                    tracing::debug!(peer, reason = %error.with_causes(), ?pause, "cannot connect");
+                    link.state().failure = Some(error.clone());
+                    self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), error, pause });
+                }
+                tokio::time::sleep(pause).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    async fn open(&self, endpoint: &Endpoint, link: &Link) -> Result<(Session, Peer)> {
+        let stream = Stream::connect(endpoint, &self.options.tcp, self.options.connect_timeout).await?;
+        let mut limits = self.options.limits.clone();
+        // What others subscribe to at a proxy is no reason to leave it.
+        limits.subscription_len = limits.subscription_len.max(limits.command_size);
+        let mut session = self.session(stream, limits);
+        link.state().silent_since = Some(Instant::now());
+        let peer = session.handshake().await.map_err(|ended| ended.while_connecting(endpoint))?;
+        Ok((session, peer))
+    }
+
+    async fn accept(self: Arc<Self>, mut listener: Listener) {
+        loop {
+            let (stream, peer) = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept_making_room(|| self.options.admission.make_room()) => accepted,
+            };
+            let Some(permit) = self.options.admission.admit(stream.address(), &peer) else { continue };
+            self.tasks.spawn(self.clone().serve(stream, peer, permit));
+        }
+    }
+
+    /// One accepted connection.
+    async fn serve(self: Arc<Self>, stream: Stream, peer: String, mut permit: Permit) {
+        let authenticator = permit.in_turn(self.options.security.authenticator());
+        let mut session = self
+            .session(stream, self.options.limits.clone())
+            .with_authenticator(authenticator)
+            .with_memory(&self.options.memory, &peer);
+        let found = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return,
+            result = session.handshake() => match result {
+                Ok(found) => found,
+                Err(ended) => {
+                    if self.options.violations.note(&peer, self.socket_type, &ended).is_none() {
+                        tracing::debug!(peer, reason = %ended, "handshake failed");
+                    }
+                    return;
+                }
+            },
+        };
+        permit.established();
+        let link = self.add_link(false);
+        // What waits for it counts, and whoever does not read it may be found.
+        let queue = link.clone();
+        let claim = self.options.memory.claim(&peer, "messages that it does not read", link.stop.clone());
+        let _claim = claim.weighed_by(move || queue.outbox.queued().bytes as usize);
+        let mut lost = None;
+        tokio::select! {
+            biased;
+            () = link.stop.cancelled() => {}
+            () = self.run(&peer, session, found, &link, &mut lost) => {}
+        }
+        // Whoever waits for room here waits in vain.
+        link.outbox.close();
+        link.state().version = None;
+        link.stop.cancel();
+        self.remove_link(&link);
+        self.changed.notify_waiters();
+    }
+
+    /// Runs a session to its end. `lost` tells a connecting link what it knows of the connection before this one; it is forgotten
+    /// once subscribers had time to come back.
+    async fn run(&self, name: &str, session: Session, peer: Peer, link: &Arc<Link>, lost: &mut Option<Lost>) {
+        let (version, principal, limits) = (peer.version, peer.principal.clone(), peer.limits);
+        let identity = match (self.socket_type, peer.identity.first()) {
+            // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that
+            // does, or it could take over somebody else's. To a REP socket identities mean nothing: there every peer gets a name.
+            (SocketType::Router, None | Some(0)) | (SocketType::Rep, _) => {
+                Bytes::from([&[0][..], &(link.id as u32).to_be_bytes()].concat())
+            }
+            // A copy: it must not keep alive all that came with it.
+            _ => Bytes::copy_from_slice(&peer.identity),
+        };
+        // What else it announced is not kept.
+        drop(peer);
+        let _route = if matches!(self.socket_type, SocketType::Router | SocketType::Rep) {
+            link.state().principal.clone_from(&principal);
+            let key = self.route_key(&identity, principal.as_ref());
+            let Some(route) = self.routes.take_over(key, link) else {
+                tracing::debug!(peer = name, "somebody else has this identity");
+                return;
+            };
+            Some(route)
+        } else {
+            None
+        };
+        self.fit(name, link, &limits);
+        let refused = {
+            let subscriptions = lock(&self.subscriptions);
+            // What was meant for an earlier connection.
+            link.outbox.clear_urgent();
+            let (bytes, refused) = subscriptions.for_peer(version, &limits);
+            if !bytes.is_empty() {
+                link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
+            }
+            let mut state = link.state();
+            (state.version, state.limits, state.failure) = (Some(version), limits, None);
+            state.drops.0 = DroppedCounts::default();
+            state.refused = refused.first().map(|(_, why)| *why);
+            refused
+        };
+        tracing::debug!(peer = name, socket = %self.socket_type, ?version, "connected");
+        self.tell(SocketEvent::Connected { peer: name.to_owned() });
+        for (prefix, why) in refused {
+            let reason = why.error(Whose::Theirs(name)).to_string();
+            tracing::warn!(peer = name, prefix = %prefix.escape_ascii(), reason, "subscription refused");
+            self.tell(SocketEvent::SubscriptionRefused { peer: name.to_owned(), prefix, reason });
+        }
+        self.changed.notify_waiters();
+
+        let from =
+            if link.connecting { Bytes::copy_from_slice(&link.id.to_be_bytes()) } else { identity.clone() };
+        let queue = self.inbox.line(&from, &Source::of(name));
+        let mut handler = LinkHandler { hub: self, link, identity, queue };
+        let ended = {
+            let settle = async {
+                if let Some(lost) = lost.as_mut().filter(|lost| lost.had_subscribers()) {
+                    link.hold();
+                    tokio::select! {
+                        biased;
+                        () = self.hold_limit.reached() => {}
+                        () = lost.settle(link, &self.options, &self.changed) => {}
+                    }
+                    link.release();
+                }
+                *lost = None;
+                std::future::pending().await
+            };
+            tokio::select! {
+                biased;
+                ended = settle => ended,
+                // The linger of `close` bounds the farewell: a proxy may still be reading what we wrote.
+                ended = session.run(&link.outbox, &mut handler, Duration::MAX) => ended,
+            }
+        };
+        link.release();
+        let last_end = self.judge(name, link, &limits, &ended);
+        {
+            let mut state = link.state();
+            (state.version, state.last_end) = (None, last_end);
+        }
+        tracing::debug!(peer = name, socket = %self.socket_type, reason = %ended, "disconnected");
+        if matches!(ended, Ended::Drained | Ended::Finished) {
+            link.outbox.all_arrived();
+        } else {
+            link.outbox.note_break();
+        }
+        if !link.connecting {
+            self.options.violations.note(name, self.socket_type, &ended);
+        }
+        let error = ended.while_connected(&name);
+        link.state().failure = Some(error.clone());
+        self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
+    }
+
+    /// Has the link take what its new peer takes. What had been accepted before, and is more than that, would have the peer end the
+    /// connection again and again.
+    fn fit(&self, name: &str, link: &Link, limits: &PeerLimits) {
+        link.state().name = name.into();
+        let limits = self.options.send_limits().within(limits);
+        for gone in link.outbox.limit(limits) {
+            let (what, limit) = if gone.size > limits.size {
+                (format!("{} bytes", gone.size), limits.size)
+            } else {
+                (format!("{} frames", gone.frames), limits.frames)
+            };
+            self.note_dropped(
+                name,
+                gone,
+                format!("the peer takes no {what}: it has told a limit of {limit}"),
+            );
+        }
+    }
+
+    /// What the end of a connection says about the message that was being sent. A peer that does not tell its limits, as foreign ones don't,
+    /// ends the connection in the middle of a message that is too large for it: if it does so twice in the same one, that one is dropped.
+    fn judge(&self, name: &str, link: &Link, limits: &PeerLimits, ended: &Ended) -> LastEnd {
+        if let Ended::Violation(violation) = ended
+            && violation.blame() == Blame::PeerMisbehaved
+        {
+            return LastEnd::Violation(violation.clone());
+        }
+        // If it has told them, it gets nothing that is above them, and the reason is another one.
+        if !ended.is_by_peer() || !link.outbox.is_cut() || limits.message_size.is_some() {
+            return LastEnd::Otherwise;
+        }
+        if let Some(gone) = link.outbox.cut_off() {
+            let reason =
+                "the peer has ended the connection twice in the middle of it: is it above a limit there?";
+            self.note_dropped(name, gone, reason.to_owned());
+        }
+        LastEnd::CutOff
+    }
+
+    fn session(&self, stream: Stream, limits: Limits) -> Session {
+        let security = &self.options.security;
+        let options = xmsg_zmtp::Options { limits, ..self.options.engine(self.socket_type) };
+        let engine = Engine::with_mechanism(options, security.mechanism(), now());
+        Session::new(stream, engine)
+            .with_authenticator(security.authenticator())
+            .watched(self.options.heartbeat_interval, self.options.heartbeat_timeout)
+    }
+
+    pub(crate) fn tell(&self, event: SocketEvent) {
+        if let Some(parent) = &self.parent {
+            parent.tell_folded(event.clone());
+        }
+        self.events.tell(event);
+    }
+}
+
+/// Whether the peer ended the handshake without a word where it may have found our keys wrong.
+fn is_closed_in_handshake(error: &Error) -> bool {
+    let violation = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    matches!(violation, Some(xmsg_zmtp::Violation::ClosedByPeer(_)))
+}
+
+fn silent(peer: &str) -> Error {
+    let what = format!(
+        "{peer} takes connections and says nothing: does something else listen there, such as HTTP, or is it suspended?"
+    );
+    Error::new(ErrorKind::Timeout, what)
+}
+
+/// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another
+/// runtime gets an error then, and does not fill a queue that nobody empties.
+struct LinkEnd<'a> {
+    hub: &'a Hub,
+    link: &'a Link,
+}
+
+impl Drop for LinkEnd<'_> {
+    fn drop(&mut self) {
+        self.link.outbox.close();
+        self.link.state().version = None;
+        self.link.stop.cancel();
+        self.hub.inbox.close();
+        self.hub.changed.notify_waiters();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,58 @@
+//! ZeroMQ sockets for async Rust: the [wire engine](xmsg_zmtp), driven by tokio.
+//!
+//! | socket | sends | receives | binds | connects |
+//! |---|---|---|---|---|
+//! | [`Publisher`] | to every subscriber | subscriptions | yes | yes |
+//! | [`Subscriber`] | subscriptions | what matches them | yes | yes |
+//! | [`Dealer`] | to its peer | from its peer | – | yes |
+//! | [`Router`] | to a peer by identity | from every peer | yes | – |
+//! | [`Requester`] | a request | its reply | – | yes |
+//! | [`Replier`] | replies | requests, from every peer | yes | – |
+//!
+//! A connecting socket reconnects for ever, with growing pauses, resubscribes, and then sends what it had accepted.
+//! Sending waits when a connection is full: nothing is dropped silently. Every queue has a bound, named in
+//! [`SocketOptions`].
+//!
+//! Sockets that bind and connect are one kind of thing inside: a hub with one *link* for every connection, each
+//! link with its [outbox](link::outbox::Outbox) and the task that owns it. The parts of a link are [public](link), for programs that
+//! forward rather than send and receive, such as proxies.
+
+#![warn(missing_docs)]
+
+pub mod deadline;
+mod dealer;
+mod endpoint;
+mod error;
+mod events;
+mod hub;
+pub mod link;
+mod link_handler;
+mod multipart;
+mod options;
+mod publisher;
+mod reply;
+mod request;
+mod router;
+pub mod security;
+mod subscriber;
+
+/// Crates whose types stand in signatures of this one.
+#[doc(no_inline)]
+pub use {bytes, futures, xmsg_zmtp, zeroize};
+
+pub use dealer::Dealer;
+pub use endpoint::Endpoint;
+pub use error::{Error, ErrorKind, Result};
+pub use events::{DropReason, EventChannel, SocketEvent, SocketEvents};
+pub use link::admission::{Admission, AdmissionLimits};
+pub use link::encoded::EncodedFrames;
+pub use link::outbox::{Amount, HighWaterMark};
+pub use link::violations::{ProxyPorts, Reason, ViolationCounts, Violations};
+pub use multipart::Multipart;
+pub use options::{IdentityScope, SocketOptions, TcpOptions};
+pub use publisher::Publisher;
+pub use reply::{Replier, ReturnPath};
+pub use request::{Requester, Unanswered};
+pub use router::Router;
+pub use security::Security;
+pub use subscriber::{Subscriber, Unreceived};

@@ -1,0 +1,467 @@
+//! How many connections are let in, so that nobody locks out the others by opening many and saying nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::link::memory::{CONNECTION, Claim, MemoryBudget};
+use crate::link::pause::Departure;
+use crate::link::source::network;
+use crate::link::throttle::Throttle;
+use crate::security::{Authenticator, Credentials, Verdict};
+
+/// The limits. A connection above one of them is closed at once; its owner may try again later. At the limit of connections, those
+/// whose peers [have left](Place) make room first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdmissionLimits {
+    /// Connections, those in the handshake included. Default 100,000.
+    pub connections: usize,
+    /// Handshakes under way. Default 4096. At this number an address that has none under way may still begin one: twice the
+    /// number is the bound.
+    pub handshakes: usize,
+    /// Handshakes under way with one address (IPv6: with one network of 64 bits). Default 256.
+    pub handshakes_per_address: usize,
+}
+
+impl Default for AdmissionLimits {
+    fn default() -> Self {
+        Self { connections: 100_000, handshakes: 4096, handshakes_per_address: 256 }
+    }
+}
+
+/// Credentials of one address that wait to be judged. More are not.
+const WAITING_PER_ADDRESS: usize = 16;
+
+/// Counts connections by the limits. Clones share the counts: one is meant for all ports of a service.
+#[derive(Clone, Debug, Default)]
+pub struct Admission(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    limits: AdmissionLimits,
+    counts: Mutex<Counts>,
+    refused: AtomicU64,
+    log: Throttle,
+    memory: MemoryBudget,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    connections: usize,
+    handshakes: usize,
+    addresses: HashMap<IpAddr, Address>,
+    /// Places of peers that have left, those that left first in front.
+    left: BTreeMap<u64, Arc<Place>>,
+    departures: u64,
+}
+
+/// An address with handshakes under way.
+#[derive(Debug)]
+struct Address {
+    handshakes: usize,
+    turn: Turn,
+}
+
+/// Whose credentials are judged next, of one address.
+#[derive(Clone, Debug)]
+struct Turn {
+    now: Arc<Semaphore>,
+    /// A permit for each that may wait, and the one that is judged.
+    queue: Arc<Semaphore>,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self { now: Arc::new(Semaphore::new(1)), queue: Arc::new(Semaphore::new(WAITING_PER_ADDRESS + 1)) }
+    }
+}
+
+impl Counts {
+    /// Ends the connection of the peer that left first. Its place is free as soon as its task has had a turn: until then there may be one
+    /// connection more than the limit says. `false`: there is none.
+    fn give_away_a_place(&mut self) -> bool {
+        let Some((_, place)) = self.left.pop_first() else { return false };
+        // Under the lock of the counts: whoever sees the connection end sees this, too.
+        let _ = place.given_away.set(());
+        place.end.cancel();
+        true
+    }
+
+    fn end_handshake(&mut self, address: Option<IpAddr>) {
+        self.handshakes -= 1;
+        if let Some(address) = address
+            && let Some(own) = self.addresses.get_mut(&address)
+        {
+            own.handshakes -= 1;
+            if own.handshakes == 0 {
+                self.addresses.remove(&address);
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Admission {
+    /// With these limits.
+    #[must_use]
+    pub fn new(limits: AdmissionLimits) -> Self {
+        Self(Arc::new(Inner { limits, ..Inner::default() }))
+    }
+
+    /// With these limits, and no more connections than this budget has memory for.
+    #[must_use]
+    pub fn with_memory(limits: AdmissionLimits, memory: MemoryBudget) -> Self {
+        Self(Arc::new(Inner { limits, memory, ..Inner::default() }))
+    }
+
+    /// Lets a new connection in; `None`: there are too many, and it is to be closed. `address` is where it comes from, if it comes
+    /// over a network; `peer` names it in the log.
+    #[must_use]
+    pub fn admit(&self, address: Option<IpAddr>, peer: &str) -> Option<Permit> {
+        let inner = &self.0;
+        let limits = &inner.limits;
+        let address = address.map(network);
+        let mut counts = inner.counts();
+        let own = address.and_then(|address| counts.addresses.get(&address)).map_or(0, |own| own.handshakes);
+        let handshakes = if own == 0 { limits.handshakes.saturating_mul(2) } else { limits.handshakes };
+        let above = if own >= limits.handshakes_per_address {
+            Some("too many handshakes with this address are under way")
+        } else if counts.handshakes >= handshakes {
+            Some("too many handshakes are under way")
+        } else if counts.connections >= limits.connections && !counts.give_away_a_place() {
+            Some("too many connections")
+        } else {
+            None
+        };
+        let reason = match above {
+            Some(reason) => reason,
+            None => match inner.memory.claim_fixed(CONNECTION) {
+                None => {
+                    // What it held is free soon: the newcomer may come again.
+                    counts.give_away_a_place();
+                    "no memory is left for one more (see --memory-limit)"
+                }
+                Some(memory) => {
+                    counts.connections += 1;
+                    counts.handshakes += 1;
+                    let turn = address.map(|address| {
+                        let new = || Address { handshakes: 0, turn: Turn::default() };
+                        let own = counts.addresses.entry(address).or_insert_with(new);
+                        own.handshakes += 1;
+                        own.turn.clone()
+                    });
+                    let inner = inner.clone();
+                    return Some(Permit {
+                        inner,
+                        address,
+                        turn,
+                        handshaking: true,
+                        place: None,
+                        _memory: memory,
+                    });
+                }
+            },
+        };
+        drop(counts);
+        inner.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(unlogged) = inner.log.pass("connections that were refused") {
+            tracing::warn!(peer, reason, unlogged, "connection refused");
+        }
+        None
+    }
+
+    /// Ends the connection of the peer that left first. `false`: there is none.
+    #[must_use]
+    pub fn make_room(&self) -> bool {
+        self.0.counts().give_away_a_place()
+    }
+
+    /// Connections that were not let in.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection's place; dropping it makes room for another one.
+#[derive(Debug)]
+pub struct Permit {
+    inner: Arc<Inner>,
+    address: Option<IpAddr>,
+    turn: Option<Turn>,
+    handshaking: bool,
+    place: Option<Arc<Place>>,
+    _memory: Claim,
+}
+
+/// The place of a connection whose peer may leave before all that it sent has been passed on. Such a peer keeps its place as long as
+/// there are others: what it sent is not to be lost. When there are none, whoever left first is ended for a newcomer.
+#[derive(Debug)]
+pub struct Place {
+    inner: Weak<Inner>,
+    end: CancellationToken,
+    /// Its number among those that left, and when it did.
+    left: OnceLock<(u64, Instant)>,
+    given_away: OnceLock<()>,
+}
+
+impl Place {
+    /// How long ago the peer left; `None`: it is there, as far as is known.
+    #[must_use]
+    pub fn left_for(&self) -> Option<Duration> {
+        self.left.get().map(|(_, since)| since.elapsed())
+    }
+
+    /// Whether the connection was ended for somebody else.
+    #[must_use]
+    pub fn is_given_away(&self) -> bool {
+        self.given_away.get().is_some()
+    }
+}
+
+impl Permit {
+    /// The place of this connection, which `end` ends, for [`Session::with_departure`](crate::link::session::Session::with_departure).
+    pub fn place(&mut self, end: CancellationToken) -> Arc<Place> {
+        let (left, given_away) = (OnceLock::new(), OnceLock::new());
+        let place = Arc::new(Place { inner: Arc::downgrade(&self.inner), end, left, given_away });
+        self.place = Some(place.clone());
+        place
+    }
+
+    /// Notes that the handshake is over.
+    pub fn established(&mut self) {
+        if std::mem::take(&mut self.handshaking) {
+            self.inner.counts().end_handshake(self.address);
+        }
+    }
+
+    /// Judges the credentials of one connection of an address at a time: checking a password takes long on purpose, and others
+    /// are not to wait behind all that one address can send. Those that are [recognized](Authenticator::recognizes) don't wait; and of those that
+    /// do, there are only so many.
+    #[must_use]
+    pub fn in_turn(&self, authenticator: Option<Arc<dyn Authenticator>>) -> Option<Arc<dyn Authenticator>> {
+        match (authenticator, &self.turn) {
+            (Some(authenticator), Some(turn)) => {
+                Some(Arc::new(InTurn { authenticator, turn: turn.clone(), address: self.address }))
+            }
+            (authenticator, _) => authenticator,
+        }
+    }
+}
+
+/// A peer that leaves is the last one to be ended of those that have left.
+#[derive(Debug)]
+pub struct Leaving(pub Arc<Place>);
+
+impl Departure for Leaving {
+    fn left(&self) {
+        let Some(inner) = self.0.inner.upgrade() else { return };
+        let mut counts = inner.counts();
+        counts.departures += 1;
+        let number = counts.departures;
+        if self.0.left.set((number, Instant::now())).is_ok() {
+            counts.left.insert(number, self.0.clone());
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut counts = self.inner.counts();
+        counts.connections -= 1;
+        if let Some((number, _)) = self.place.as_ref().and_then(|place| place.left.get()) {
+            counts.left.remove(number);
+        }
+        if self.handshaking {
+            counts.end_handshake(self.address);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct InTurn {
+    authenticator: Arc<dyn Authenticator>,
+    turn: Turn,
+    address: Option<IpAddr>,
+}
+
+impl Authenticator for InTurn {
+    fn authenticate(&self, credentials: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+        Box::pin(async move {
+            if self.authenticator.recognizes(&credentials) {
+                return self.authenticator.authenticate(credentials, self.address).await;
+            }
+            let Ok(_place) = self.turn.queue.try_acquire() else { return Verdict::Busy };
+            // It is never closed.
+            let Ok(_turn) = self.turn.now.acquire().await else { return Verdict::Busy };
+            self.authenticator.authenticate(credentials, self.address).await
+        })
+    }
+
+    fn recognizes(&self, credentials: &Credentials) -> bool {
+        self.authenticator.recognizes(credentials)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission() -> Admission {
+        Admission::new(AdmissionLimits { connections: 8, handshakes: 4, handshakes_per_address: 3 })
+    }
+
+    fn from(admission: &Admission, address: &str) -> Option<Permit> {
+        admission.admit(Some(address.parse().unwrap()), "a test")
+    }
+
+    #[test]
+    fn one_address_cannot_take_all_places_in_the_handshake() {
+        let admission = admission();
+        let mut own: Vec<_> = (0..3).map(|_| from(&admission, "10.0.0.1").unwrap()).collect();
+        assert!(from(&admission, "10.0.0.1").is_none(), "its share is used up");
+        assert!(from(&admission, "::ffff:10.0.0.1").is_none(), "by whatever name");
+        let other = from(&admission, "10.0.0.2").unwrap();
+        assert!(from(&admission, "10.0.0.2").is_none(), "there are four");
+        let third = from(&admission, "10.0.0.3").unwrap();
+        assert_eq!(admission.refused(), 3);
+
+        own[0].established();
+        drop((other, third));
+        let again = from(&admission, "10.0.0.1").unwrap();
+        assert!(from(&admission, "10.0.0.1").is_none());
+        drop((own, again));
+        let counts = admission.0.counts();
+        assert_eq!((counts.connections, counts.handshakes, counts.addresses.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn connections_are_limited_after_the_handshake_too() {
+        let admission = admission();
+        let permits: Vec<_> = (0..8)
+            .map(|_| {
+                let mut permit = from(&admission, "10.0.0.1").unwrap();
+                permit.established();
+                permit
+            })
+            .collect();
+        assert!(from(&admission, "10.0.0.2").is_none());
+        drop(permits);
+        assert!(from(&admission, "10.0.0.2").is_some());
+    }
+
+    #[test]
+    fn those_that_left_make_room_for_newcomers_in_the_order_in_which_they_left() {
+        let admission = admission();
+        let mut peers: Vec<_> = (0..8)
+            .map(|_| {
+                let mut permit = from(&admission, "10.0.0.1").unwrap();
+                permit.established();
+                let end = CancellationToken::new();
+                let place = permit.place(end.clone());
+                (permit, place, end)
+            })
+            .collect();
+        assert!(from(&admission, "10.0.0.2").is_none() && !admission.make_room(), "nobody has left");
+        for number in [5, 2, 7] {
+            Leaving(peers[number].1.clone()).left();
+            Leaving(peers[number].1.clone()).left();
+        }
+        assert!(peers[5].1.left_for().is_some() && peers[6].1.left_for().is_none());
+        drop(peers.remove(5));
+        let newcomer = from(&admission, "10.0.0.2").expect("there is room now");
+        assert!(peers.iter().all(|(_, place, end)| !place.is_given_away() && !end.is_cancelled()));
+        let ended = |peers: &[(Permit, Arc<Place>, CancellationToken)]| -> Vec<usize> {
+            (0..peers.len())
+                .filter(|at| peers[*at].1.is_given_away() && peers[*at].2.is_cancelled())
+                .collect()
+        };
+        let others = [(); 2].map(|()| from(&admission, "10.0.0.2").expect("somebody makes room"));
+        assert_eq!(ended(&peers), [2, 6], "2 left before 7, which is the sixth now");
+        assert!(from(&admission, "10.0.0.3").is_none(), "nobody else has left");
+        drop((peers, newcomer, others));
+        let counts = admission.0.counts();
+        assert_eq!((counts.connections, counts.left.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_address_and_none_is_nobody() {
+        let admission = admission();
+        let _own: Vec<_> = (1..4).map(|host| from(&admission, &format!("fd00::{host}")).unwrap()).collect();
+        assert!(from(&admission, "fd00::4").is_none());
+        assert!(from(&admission, "fd00:0:0:1::4").is_some());
+        assert!(admission.admit(None, "a pipe").is_some());
+    }
+
+    #[derive(Debug)]
+    struct Never;
+    impl Authenticator for Never {
+        fn authenticate(&self, _: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// Lets in those at one address, and recognizes one user.
+    #[derive(Debug)]
+    struct At(&'static str);
+    impl Authenticator for At {
+        fn authenticate(&self, _: Credentials, from: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+            let admitted = from.is_some_and(|from| from.to_string() == self.0);
+            Box::pin(std::future::ready(admitted.into()))
+        }
+
+        fn recognizes(&self, credentials: &Credentials) -> bool {
+            matches!(credentials, Credentials::Password { user, .. } if user == "known")
+        }
+    }
+
+    fn credentials(user: &'static str) -> Credentials {
+        Credentials::Password { user: user.into(), password: Vec::new().into() }
+    }
+
+    #[tokio::test]
+    async fn credentials_of_one_address_are_judged_in_turn() {
+        let admission = admission();
+        let [first, second, other] =
+            ["10.0.0.1", "10.0.0.1", "10.0.0.2"].map(|address| from(&admission, address).unwrap());
+        let slow = first.in_turn(Some(Arc::new(Never))).unwrap();
+        let mut slow = slow.authenticate(credentials("u"), None);
+        assert!(futures::poll!(&mut slow).is_pending());
+        let authenticator = second.in_turn(Some(Arc::new(At("10.0.0.1")))).unwrap();
+        let mut waiting = authenticator.authenticate(credentials("u"), None);
+        assert!(futures::poll!(&mut waiting).is_pending(), "it waits for the one before it");
+        let known = authenticator.authenticate(credentials("known"), None).await;
+        assert_eq!(known, Verdict::Admitted, "one that is recognized does not");
+        let other = other.in_turn(Some(Arc::new(At("10.0.0.2")))).unwrap();
+        assert_eq!(other.authenticate(credentials("u"), None).await, Verdict::Admitted);
+        drop(slow);
+        assert_eq!(waiting.await, Verdict::Admitted);
+    }
+
+    #[tokio::test]
+    async fn only_so_many_of_one_address_wait_to_be_judged() {
+        let admission = admission();
+        let permit = from(&admission, "10.0.0.1").unwrap();
+        let authenticator = permit.in_turn(Some(Arc::new(Never))).unwrap();
+        let mut waiting: Vec<_> =
+            (0..=WAITING_PER_ADDRESS).map(|_| authenticator.authenticate(credentials("u"), None)).collect();
+        for one in &mut waiting {
+            assert!(futures::poll!(one).is_pending());
+        }
+        assert_eq!(authenticator.authenticate(credentials("u"), None).await, Verdict::Busy);
+        waiting.pop();
+        assert!(futures::poll!(&mut authenticator.authenticate(credentials("u"), None)).is_pending());
+    }
+}

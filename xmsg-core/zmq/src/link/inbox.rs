@@ -1,0 +1,518 @@
+//! The bounded queue between the tasks that read from connections and whoever receives.
+//!
+//! The messages of each peer wait in a line of their own. Each address has its turn, and of each address each line: whoever sends much has others wait
+//! for one of its messages, and not for all of them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::task::coop;
+
+use crate::Multipart;
+use crate::hub::SHARE_MAX;
+use crate::link::source::Source;
+
+/// So many bytes of a peer of which nothing waits are taken in any case: whoever asks little is not to wait, before it is in the queue, for
+/// those who fill it.
+const ALWAYS: usize = 4 << 10;
+
+/// Whole messages of one peer, one after another as they came.
+#[derive(Debug)]
+struct Batch {
+    from: Bytes,
+    wire: Bytes,
+    /// How much memory a slice of `wire` keeps alive.
+    memory: usize,
+}
+
+/// What waits of one peer.
+#[derive(Debug)]
+struct Waiting {
+    peer: Bytes,
+    /// Number of its address.
+    group: usize,
+    batches: VecDeque<Batch>,
+    /// Connections that put something in.
+    lines: usize,
+}
+
+/// An address.
+#[derive(Debug)]
+struct Group {
+    source: Source,
+    /// Those of its peers of which something waits, in the order of their turns.
+    turns: VecDeque<usize>,
+    /// All of its peers.
+    peers: usize,
+}
+
+/// Things by number, and numbers by name. Numbers are used again.
+#[derive(Debug)]
+struct Numbered<N, T> {
+    numbers: HashMap<N, usize>,
+    things: Vec<Option<T>>,
+    free: Vec<usize>,
+}
+
+impl<N, T> Default for Numbered<N, T> {
+    fn default() -> Self {
+        Self { numbers: HashMap::new(), things: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<N: std::hash::Hash + Eq, T> Numbered<N, T> {
+    fn add(&mut self, name: N, thing: T) -> usize {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.things.push(None);
+            self.things.len() - 1
+        });
+        self.things[number] = Some(thing);
+        self.numbers.insert(name, number);
+        number
+    }
+
+    fn get_mut(&mut self, number: usize) -> Option<&mut T> {
+        self.things.get_mut(number).and_then(Option::as_mut)
+    }
+
+    fn remove(&mut self, name: &N) {
+        if let Some(number) = self.numbers.remove(name) {
+            self.things[number] = None;
+            self.free.push(number);
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What was put back goes before everything else.
+    first: VecDeque<Batch>,
+    waiting: Numbered<Bytes, Waiting>,
+    groups: Numbered<Source, Group>,
+    /// Addresses of which something waits, in the order of their turns.
+    turns: VecDeque<usize>,
+    /// Bytes queued, or handed to the receiver and not yet taken apart.
+    bytes: usize,
+    /// … and those of the batch that the receiver took last.
+    handed: usize,
+    /// Whoever waits for a message.
+    receivers: Vec<Waker>,
+    crowded: bool,
+    closed: bool,
+}
+
+impl State {
+    fn join(&mut self, peer: &Bytes, source: &Source) -> usize {
+        if let Some(number) = self.waiting.numbers.get(peer).copied()
+            && let Some(waiting) = self.waiting.get_mut(number)
+        {
+            // It has come again, perhaps from elsewhere: what it sent before goes first.
+            waiting.lines += 1;
+            return number;
+        }
+        let group = match self.groups.numbers.get(source) {
+            Some(number) => *number,
+            None => self
+                .groups
+                .add(source.clone(), Group { source: source.clone(), turns: VecDeque::new(), peers: 0 }),
+        };
+        if let Some(group) = self.groups.get_mut(group) {
+            group.peers += 1;
+        }
+        let waiting = Waiting { peer: peer.clone(), group, batches: VecDeque::new(), lines: 1 };
+        self.waiting.add(peer.clone(), waiting)
+    }
+
+    fn leave(&mut self, number: usize) {
+        if let Some(waiting) = self.waiting.get_mut(number) {
+            waiting.lines -= 1;
+        }
+        self.forget(number);
+    }
+
+    /// Forgets a peer that has gone, once nothing of it waits.
+    fn forget(&mut self, number: usize) {
+        let Some(waiting) = self.waiting.get_mut(number) else { return };
+        if waiting.lines > 0 || !waiting.batches.is_empty() {
+            return;
+        }
+        let (peer, group) = (waiting.peer.clone(), waiting.group);
+        self.waiting.remove(&peer);
+        let Some(of) = self.groups.get_mut(group) else { return };
+        of.peers -= 1;
+        if of.peers == 0 {
+            let source = of.source.clone();
+            self.groups.remove(&source);
+        }
+    }
+
+    fn is_empty(&mut self, number: usize) -> bool {
+        self.waiting.get_mut(number).is_none_or(|waiting| waiting.batches.is_empty())
+    }
+
+    /// Queues a batch. Returns who is to be woken when the lock is free.
+    fn put(&mut self, number: usize, batch: Option<Batch>) -> Vec<Waker> {
+        if let Some(batch) = batch
+            && let Some(waiting) = self.waiting.get_mut(number)
+        {
+            self.bytes += batch.wire.len();
+            waiting.batches.push_back(batch);
+            if waiting.batches.len() == 1 {
+                let group = waiting.group;
+                self.queue(group, number);
+            }
+        }
+        std::mem::take(&mut self.receivers)
+    }
+
+    /// Has a peer, of which something waits, get in line.
+    fn queue(&mut self, number: usize, peer: usize) {
+        let Some(group) = self.groups.get_mut(number) else { return };
+        group.turns.push_back(peer);
+        if group.turns.len() == 1 {
+            self.turns.push_back(number);
+        }
+    }
+
+    /// Hands the batch whose turn it is to `take`, which leaves what is for the next turn of its peer.
+    fn take_turn<T>(&mut self, take: impl FnOnce(&mut Batch) -> T) -> Option<T> {
+        if let Some(batch) = self.first.front_mut() {
+            let taken = take(batch);
+            if batch.wire.is_empty() {
+                self.first.pop_front();
+            }
+            return Some(taken);
+        }
+        let address = *self.turns.front()?;
+        let group = self.groups.get_mut(address)?;
+        let number = *group.turns.front()?;
+        let waiting = self.waiting.get_mut(number)?;
+        let batch = waiting.batches.front_mut()?;
+        let taken = take(batch);
+        if batch.wire.is_empty() {
+            waiting.batches.pop_front();
+        }
+        let is_done = waiting.batches.is_empty();
+        // Most of the time nobody else waits.
+        if is_done || group.turns.len() > 1 {
+            group.turns.pop_front();
+            if !is_done {
+                group.turns.push_back(number);
+            }
+        }
+        let is_group_done = group.turns.is_empty();
+        if is_group_done || self.turns.len() > 1 {
+            self.turns.pop_front();
+            if !is_group_done {
+                self.turns.push_back(address);
+            }
+        }
+        if is_done {
+            self.forget(number);
+        }
+        Some(taken)
+    }
+
+    /// `None` when nothing more will come; else the receiver is woken when it does.
+    fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<Option<T>> {
+        if self.closed {
+            return Poll::Ready(None);
+        }
+        if !self.receivers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.receivers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+/// The place where the messages of one connection wait.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    inbox: &'a Inbox,
+    number: usize,
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        self.inbox.state().leave(self.number);
+    }
+}
+
+/// A batch that waits for room. Dropped, it is queued all the same.
+struct Held<'a> {
+    line: &'a Line<'a>,
+    batch: Option<Batch>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.batch.is_some() {
+            let receivers = self.line.inbox.state().put(self.line.number, self.batch.take());
+            receivers.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+/// The queue. A reader that finds it full waits, and so, through TCP, does the peer.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    limit: usize,
+    room: Notify,
+}
+
+impl Line<'_> {
+    /// Queues whole messages, waiting while the queue is at its mark. `memory` is how much a slice of `wire` keeps alive, in bytes. A few bytes of
+    /// a peer of which nothing waits are copied, and do not wait.
+    ///
+    /// A reader that is ended while it waits leaves what it had read in the queue, so that nothing that was received is lost unseen:
+    /// the bound is the mark, and what each connection has read last.
+    pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, memory: usize) {
+        let inbox = self.inbox;
+        if inbox.state().closed {
+            return;
+        }
+        let mut held = Held { line: self, batch: Some(Batch { from: from.clone(), wire, memory }) };
+        loop {
+            let mut room = std::pin::pin!(inbox.room.notified());
+            {
+                let mut state = inbox.state();
+                let mut has_room = state.closed || state.bytes < inbox.limit;
+                if !has_room
+                    && let Some(batch) = &mut held.batch
+                    && batch.wire.len() <= ALWAYS
+                    && state.is_empty(self.number)
+                {
+                    batch.wire = Bytes::copy_from_slice(&batch.wire);
+                    batch.memory = batch.wire.len();
+                    has_room = true;
+                }
+                if has_room {
+                    let receivers = state.put(self.number, held.batch.take());
+                    drop(state);
+                    receivers.into_iter().for_each(Waker::wake);
+                    return;
+                }
+                state.crowded = true;
+                room.as_mut().enable();
+            }
+            room.await;
+        }
+    }
+}
+
+impl Inbox {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { state: Mutex::default(), limit, room: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a connection puts what its peer sends. What comes of one peer over several connections, one after another, stays in order.
+    pub(crate) fn line(&self, peer: &Bytes, source: &Source) -> Line<'_> {
+        Line { inbox: self, number: self.state().join(peer, source) }
+    }
+
+    /// Puts batches that were taken back to the front, in their order.
+    pub(crate) fn put_back(&self, batches: impl DoubleEndedIterator<Item = Bytes>) {
+        let mut state = self.state();
+        for wire in batches.rev() {
+            state.bytes += wire.len();
+            // At most: what came in with one read shares its slab only if that is not much larger.
+            let memory = wire.len().saturating_mul(SHARE_MAX);
+            state.first.push_front(Batch { from: Bytes::new(), wire, memory });
+        }
+    }
+
+    /// What waits to be received, as it was on the wire.
+    pub(crate) fn waiting(&self) -> Vec<Bytes> {
+        let state = self.state();
+        let lines = state.waiting.things.iter().flatten().flat_map(|waiting| &waiting.batches);
+        state.first.iter().chain(lines).map(|batch| batch.wire.clone()).collect()
+    }
+
+    /// The next message and the identity of its sender; `None` once the queue is closed and empty.
+    pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, Multipart)>> {
+        let mut state = self.state();
+        loop {
+            let next = state.take_turn(|batch| {
+                let before = batch.wire.len();
+                // What is none is thrown away.
+                let message = Multipart::take(&mut batch.wire).map(|message| (batch.from.clone(), message));
+                (message, before - batch.wire.len())
+            });
+            let Some((message, used)) = next else { return state.wait(cx) };
+            self.release(&mut state, used);
+            if message.is_some() {
+                return Poll::Ready(message);
+            }
+        }
+    }
+
+    /// The next messages, all that lie together, and how much memory they lie in; `None` once the queue is closed and empty. Until the
+    /// next call they count as queued.
+    pub(crate) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
+        // Whoever never runs out of messages lets others have their turn all the same.
+        let turn = ready!(coop::poll_proceed(cx));
+        let mut state = self.state();
+        let handed = std::mem::take(&mut state.handed);
+        self.release(&mut state, handed);
+        match state.take_turn(|batch| (std::mem::take(&mut batch.wire), batch.memory)) {
+            Some((wire, memory)) => {
+                state.handed = wire.len();
+                turn.made_progress();
+                Poll::Ready(Some((wire, memory)))
+            }
+            None => state.wait(cx),
+        }
+    }
+
+    fn release(&self, state: &mut State, bytes: usize) {
+        state.bytes -= bytes;
+        if state.crowded && state.bytes <= self.limit / 2 {
+            state.crowded = false;
+            self.room.notify_waiters();
+        }
+    }
+
+    /// Takes no more messages; what is there can still be received.
+    pub(crate) fn close(&self) {
+        let receivers = {
+            let mut state = self.state();
+            state.closed = true;
+            std::mem::take(&mut state.receivers)
+        };
+        self.room.notify_waiters();
+        receivers.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xmsg_zmtp::encode_message;
+
+    fn wire(texts: &[&str]) -> Bytes {
+        let mut out = bytes::BytesMut::new();
+        for text in texts {
+            encode_message(&mut out, &[text]);
+        }
+        out.freeze()
+    }
+
+    fn line<'a>(inbox: &'a Inbox, peer: &'static str, address: &str) -> Line<'a> {
+        inbox.line(&Bytes::from_static(peer.as_bytes()), &Source::of(&format!("192.0.2.{address}:1")))
+    }
+
+    #[tokio::test]
+    async fn each_address_and_each_peer_of_it_has_its_turn() {
+        let inbox = Inbox::new(20);
+        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let [flood, other, neighbour, stranger] =
+            [("flood", "1"), ("other", "1"), ("neighbour", "1"), ("stranger", "2")]
+                .map(|(peer, address)| line(&inbox, peer, address));
+        let nobody = Bytes::new();
+        flood.push(&nobody, wire(&["f1", "f2", "f3", "f4", "f5"]), 20).await;
+        let mut more = Box::pin(flood.push(&nobody, wire(&["f6"]), 4));
+        assert!(futures::poll!(&mut more).is_pending(), "the queue is full");
+        // Of others nothing waits: they do not wait for room.
+        other.push(&nobody, wire(&["o1", "o2"]), 8).await;
+        stranger.push(&nobody, wire(&["s1", "s2"]), 8).await;
+        let mut second = Box::pin(other.push(&nobody, wire(&["o3"]), 4));
+        assert!(futures::poll!(&mut second).is_pending());
+        neighbour.push(&nobody, wire(&["n1"]), 4).await;
+        for expected in ["f1", "s1", "o1", "s2", "n1", "f2", "o2", "f3", "f4", "f5"] {
+            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
+        }
+        second.await;
+        more.await;
+        for expected in ["o3", "f6"] {
+            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
+        }
+        flood.push(&nobody, wire(&["last"]), 4).await;
+        drop((flood, other, neighbour, stranger));
+        assert_eq!(next().await.unwrap().1, Multipart::from(["last"]));
+        let state = inbox.state();
+        assert!(
+            state.waiting.numbers.is_empty() && state.groups.numbers.is_empty() && state.turns.is_empty()
+        );
+        assert_eq!(state.bytes, 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_sends_over_one_connection_after_another_stays_in_order() {
+        let inbox = Inbox::new(100);
+        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let nobody = Bytes::new();
+        let old = line(&inbox, "me", "1");
+        old.push(&nobody, wire(&["1", "2"]), 6).await;
+        let new = line(&inbox, "me", "2");
+        new.push(&nobody, wire(&["3"]), 3).await;
+        drop(old);
+        for expected in ["1", "2", "3"] {
+            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_come_in_order_and_a_full_queue_waits() {
+        let inbox = Inbox::new(8);
+        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let nobody = Bytes::new();
+        let line = line(&inbox, "somebody", "1");
+        line.push(&nobody, wire(&["aa", "bb"]), 8).await;
+        let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), 4));
+        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
+        for expected in ["aa", "bb"] {
+            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
+        }
+        second.await;
+        inbox.close();
+        assert_eq!(next().await.unwrap().1, Multipart::from(["cc"]));
+        assert_eq!(next().await, None);
+    }
+
+    #[tokio::test]
+    async fn what_was_read_is_in_the_queue_when_its_reader_is_ended() {
+        let inbox = Inbox::new(4);
+        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let nobody = Bytes::new();
+        let line = line(&inbox, "somebody", "1");
+        line.push(&nobody, wire(&["aa"]), 4).await;
+        {
+            let mut push = std::pin::pin!(line.push(&nobody, wire(&["bb"]), 4));
+            assert!(futures::poll!(&mut push).is_pending());
+            inbox.close();
+        }
+        assert_eq!(inbox.waiting(), [wire(&["aa"]), wire(&["bb"])]);
+        // What comes after the end is not kept.
+        line.push(&nobody, wire(&["cc"]), 4).await;
+        for expected in ["aa", "bb"] {
+            assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
+        }
+        assert_eq!(next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_batch_counts_until_the_next_one_is_asked_for() {
+        let inbox = Inbox::new(8);
+        let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
+        let nobody = Bytes::new();
+        let line = line(&inbox, "somebody", "1");
+        line.push(&nobody, wire(&["aa", "bb"]), 8).await;
+        let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), 4));
+        assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
+        assert_eq!(next().await, Some((wire(&["aa", "bb"]), 8)));
+        assert!(futures::poll!(&mut second).is_pending(), "they are being taken apart");
+        assert!(futures::poll!(std::pin::pin!(next())).is_pending());
+        second.await;
+        assert_eq!(next().await, Some((wire(&["cc"]), 4)));
+        inbox.close();
+        assert_eq!(next().await, None);
+    }
+}

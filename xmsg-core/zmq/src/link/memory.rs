@@ -1,0 +1,698 @@
+//! A bound for the memory that all peers of a process together can fill.
+//!
+//! What peers send and ask for is *claimed*: messages that have come in part, queues, subscriptions, connections. Near the limit
+//! nobody gets more before whoever holds most has lost it: of the address whose connections hold most together, the one with the largest
+//! claim ends. So no number of peers makes the process run out of memory, and those that take little go on.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::link::outbox::Ledger;
+use crate::link::source::Source;
+use crate::link::throttle::Throttle;
+
+/// What a connection needs, bytes, about: its task, its entries, and its buffers as long as little comes in.
+pub const CONNECTION: usize = 32 << 10;
+/// Memory for the buffers of a connection that counts as a part of it, bytes.
+const UNCLAIMED: usize = 16 << 10;
+/// The step in which what is more counts, bytes.
+const CLAIM_STEP: usize = 64 << 10;
+/// How soon to look again whether a connection that was ended has given its memory back …
+const PACE: Duration = Duration::from_millis(2);
+/// … and so much later for each that waits: many times what a look takes, however many they are.
+const PACE_OF_EACH: Duration = Duration::from_micros(5);
+/// How long to wait for that.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How soon to look again for whoever holds most …
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// … or so many times of what that took, if that is longer: each holder is looked at, and there may be a hundred thousand.
+const LOOK_REST: u32 = 10;
+/// After so long, a claim that wants more than twice of what others hold on average waits no longer: at that time there are many of its
+/// kind, and those who want little are to get it.
+const PATIENCE_OF_LARGE: Duration = Duration::from_millis(20);
+/// How long somebody who was ended is expected to give back what it holds. Then the next one is ended, too.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// What a holder counts for at this moment, bytes.
+struct Weight(Box<dyn Fn() -> usize + Send + Sync>);
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Weight(…)")
+    }
+}
+
+impl Holder {
+    fn weight(&self) -> usize {
+        self.weight.as_ref().map_or(self.bytes, |weight| weight.0())
+    }
+}
+
+/// The number of claims of nobody who can be ended.
+const NOBODY: u64 = u64::MAX;
+
+/// A bound for memory, shared by its clones. [`default`](Self::default) has no limit.
+#[derive(Clone, Debug)]
+pub struct MemoryBudget(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    limit: usize,
+    /// All queues.
+    queues: Arc<Ledger>,
+    claimed: AtomicUsize,
+    /// … for which nobody is ended.
+    fixed: AtomicUsize,
+    /// Those that can be ended.
+    holders: Mutex<Holders>,
+    next: AtomicU64,
+    /// From when on it may be looked for whoever holds most.
+    look_from: Mutex<Option<Instant>>,
+    /// Claims that wait.
+    waiting: AtomicUsize,
+    /// Connections that were ended for their memory.
+    ended: AtomicU64,
+    log: Throttle,
+}
+
+#[derive(Debug, Default)]
+struct Holders {
+    by_id: HashMap<u64, Holder>,
+    /// What all of them hold.
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Holder {
+    name: Arc<str>,
+    source: Source,
+    what: &'static str,
+    bytes: usize,
+    /// What counts instead, if it changes by itself.
+    weight: Option<Weight>,
+    end: CancellationToken,
+    /// When it was ended for what it holds.
+    ended: Option<Instant>,
+}
+
+impl Default for MemoryBudget {
+    fn default() -> Self {
+        Self::new(usize::MAX)
+    }
+}
+
+impl MemoryBudget {
+    /// At most so many bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Inner {
+            limit,
+            queues: Arc::default(),
+            claimed: AtomicUsize::new(0),
+            fixed: AtomicUsize::new(0),
+            holders: Mutex::default(),
+            next: AtomicU64::new(0),
+            look_from: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            ended: AtomicU64::new(0),
+            log: Throttle::default(),
+        }))
+    }
+
+    /// The limit, bytes.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.0.limit
+    }
+
+    /// What is held, bytes.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.claimed() + self.0.queues.bytes()
+    }
+
+    /// What is held beside the queues.
+    #[must_use]
+    pub fn claimed(&self) -> usize {
+        self.0.claimed.load(Ordering::Relaxed)
+    }
+
+    /// Connections that were ended because they held most when there was no more.
+    #[must_use]
+    pub fn ended(&self) -> u64 {
+        self.0.ended.load(Ordering::Relaxed)
+    }
+
+    /// Where queues enter what they hold.
+    #[must_use]
+    pub fn queues(&self) -> &Arc<Ledger> {
+        &self.0.queues
+    }
+
+    /// Whether there is room for so much more.
+    #[must_use]
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.used().saturating_add(bytes) <= self.0.limit
+    }
+
+    /// Whether there is room for so much more, which is not claimed. If there is none, whoever holds most is ended.
+    #[must_use]
+    pub fn makes_room(&self, bytes: usize) -> bool {
+        let has_room = self.has_room(bytes);
+        if !has_room {
+            self.end_largest(NOBODY, 0);
+        }
+        has_room
+    }
+
+    /// What holders hold on average, bytes.
+    fn average(&self) -> usize {
+        let holders = self.0.holders();
+        holders.bytes / holders.by_id.len().max(1)
+    }
+
+    /// A claim of nothing yet, of a connection that `end` ends. `name` and `what` say in the log whose, and for what. If `name` is an address
+    /// with a port, the claims of that address count together when whoever holds most is to be found.
+    #[must_use]
+    pub fn claim(&self, name: &str, what: &'static str, end: CancellationToken) -> Claim {
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let name = Arc::from(name);
+        let holder =
+            Some(Holder { source: Source::of(&name), name, what, bytes: 0, weight: None, end, ended: None });
+        Claim { budget: self.clone(), id, bytes: 0, fixed: 0, holder }
+    }
+
+    /// A claim of nothing yet, of nobody who can be ended.
+    #[must_use]
+    pub fn claim_shared(&self) -> Claim {
+        Claim { budget: self.clone(), id: NOBODY, bytes: 0, fixed: 0, holder: None }
+    }
+
+    /// The same bytes, which count until the last of their clones is gone: once, however many hold them.
+    #[must_use]
+    pub fn counted(&self, bytes: Bytes) -> Bytes {
+        let mut claim = self.claim_shared();
+        claim.force(bytes.len());
+        Bytes::from_owner(Counted { bytes, _claim: claim })
+    }
+
+    /// A claim that nobody is ended for; `None`: there is no room for it. All such claims together take half of the limit at most, so that
+    /// however many connections there are, something is left for what they are there for.
+    #[must_use]
+    pub fn claim_fixed(&self, bytes: usize) -> Option<Claim> {
+        let fixed = self.0.fixed.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if fixed > self.0.limit / 2 || !self.has_room(bytes) {
+            self.0.fixed.fetch_sub(bytes, Ordering::Relaxed);
+            return None;
+        }
+        let mut claim = self.claim_shared();
+        claim.fixed = bytes;
+        claim.count(bytes);
+        Some(claim)
+    }
+
+    /// Ends whoever holds most, unless somebody who was ended has yet to give back. The claim `own` wants more, and holds `wanted` then.
+    /// Returns `false` if it is that one.
+    fn end_largest(&self, own: u64, wanted: usize) -> bool {
+        let now = Instant::now();
+        // Others who wait look, too: once for all of them is enough.
+        let mut look_from = match self.0.look_from.try_lock() {
+            Ok(look_from) => look_from,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return true,
+        };
+        if look_from.is_some_and(|from| now < from) {
+            return true;
+        }
+        let is_other = self.end_largest_at(now, own, wanted);
+        let done = Instant::now();
+        *look_from = Some(done + LOOK_EVERY.max(done.saturating_duration_since(now) * LOOK_REST));
+        is_other
+    }
+
+    fn end_largest_at(&self, now: Instant, own: u64, wanted: usize) -> bool {
+        let holders = &mut self.0.holders().by_id;
+        let is_leaving = |holder: &Holder| {
+            holder.end.is_cancelled()
+                && holder.ended.is_none_or(|at| now.saturating_duration_since(at) < GRACE)
+        };
+        let leaving = holders.values().filter(|holder| is_leaving(holder)).map(Holder::weight).sum::<usize>();
+        if self.used().saturating_sub(leaving) <= self.0.limit && leaving > 0 {
+            return true;
+        }
+        let held = |id: u64, holder: &Holder| if id == own { wanted } else { holder.weight() };
+        let mut sources: HashMap<&Source, usize> = HashMap::new();
+        for (id, holder) in holders.iter().filter(|(_, holder)| !holder.end.is_cancelled()) {
+            *sources.entry(&holder.source).or_default() += held(*id, holder);
+        }
+        let most = sources.into_iter().max_by_key(|(_, bytes)| *bytes);
+        let Some(source) = most.map(|(source, _)| source.clone()) else { return true };
+        let there = holders.iter_mut().filter(|(_, holder)| !holder.end.is_cancelled());
+        let theirs = there.filter(|(_, holder)| holder.source == source);
+        let Some((id, largest)) = theirs.max_by_key(|(id, holder)| held(**id, holder)) else { return true };
+        let is_own = *id == own;
+        largest.end.cancel();
+        largest.ended = Some(now);
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+        let Some(unlogged) = self.0.log.pass("connections that were ended for their memory") else {
+            return !is_own;
+        };
+        tracing::warn!(
+            peer = %largest.name,
+            what = largest.what,
+            bytes = largest.weight(),
+            used = self.used(),
+            limit = self.0.limit,
+            unlogged,
+            "no memory is left: the connection that holds most is ended. Raise --memory-limit, or lower what a peer may take"
+        );
+        !is_own
+    }
+}
+
+/// Bytes with the claim that they count by.
+struct Counted {
+    bytes: Bytes,
+    _claim: Claim,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Inner {
+    fn holders(&self) -> MutexGuard<'_, Holders> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A claim that waits, as long as it does.
+struct Waiting {
+    budget: MemoryBudget,
+}
+
+impl Waiting {
+    fn new(budget: &MemoryBudget) -> Self {
+        budget.0.waiting.fetch_add(1, Ordering::Relaxed);
+        Self { budget: budget.clone() }
+    }
+
+    /// How soon to look again.
+    fn pace(&self) -> Duration {
+        let waiting = self.budget.0.waiting.load(Ordering::Relaxed);
+        let of_all = PACE_OF_EACH.saturating_mul(u32::try_from(waiting).unwrap_or(u32::MAX));
+        (PACE + of_all).min(PATIENCE / 4)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.budget.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Memory that somebody holds. Dropping it gives it back.
+pub struct Claim {
+    budget: MemoryBudget,
+    id: u64,
+    bytes: usize,
+    /// What of it counts among claims for which nobody is ended.
+    fixed: usize,
+    /// Until it is entered among the others.
+    holder: Option<Holder>,
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Claim {
+    /// What it holds, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Holds so much from now on. If that is more and there is no room, whoever holds most is ended, and this waits until there is room.
+    /// `false`: it is this one, or nobody gives anything back.
+    pub async fn set(&mut self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        if more == 0 || self.budget.has_room(more) {
+            self.enter(bytes);
+            return true;
+        }
+        // While it waits it may be found, too.
+        self.weigh(self.bytes);
+        let waiting = Waiting::new(&self.budget);
+        let since = Instant::now();
+        let mut is_judged_at = Some(since + PATIENCE_OF_LARGE);
+        loop {
+            if !waiting.budget.end_largest(self.id, bytes) {
+                return false;
+            }
+            let now = Instant::now();
+            let is_judged = is_judged_at.take_if(|at| now >= *at).is_some();
+            let is_too_large = is_judged && bytes > 2 * waiting.budget.average();
+            if is_too_large || now >= since + PATIENCE {
+                break;
+            }
+            tokio::time::sleep(waiting.pace()).await;
+            if waiting.budget.has_room(more) {
+                self.enter(bytes);
+                return true;
+            }
+        }
+        self.give_up(bytes);
+        false
+    }
+
+    /// Nobody gave anything back in time: the connection ends.
+    fn give_up(&self, wanted: usize) {
+        let inner = &self.budget.0;
+        inner.ended.fetch_add(1, Ordering::Relaxed);
+        let Some(unlogged) = inner.log.pass("connections that were given no memory") else { return };
+        let name = inner.holders().by_id.get(&self.id).map(|holder| holder.name.clone());
+        tracing::warn!(
+            peer = name.as_deref(),
+            wanted,
+            used = self.budget.used(),
+            limit = inner.limit,
+            unlogged,
+            "no memory is left, and none was given back in time: the connection is ended. Raise --memory-limit, or lower what a peer may take"
+        );
+    }
+
+    /// Holds so much from now on, whether there is room or not. If there is none, whoever holds most is ended: `false` if it is this one.
+    pub fn force(&mut self, bytes: usize) -> bool {
+        self.force_as(bytes, bytes)
+    }
+
+    /// The same for somebody who counts for `weight` bytes when the largest is sought: of what it holds, others hold a part, too.
+    pub fn force_as(&mut self, bytes: usize, weight: usize) -> bool {
+        let is_more = bytes > self.bytes;
+        self.count(bytes);
+        self.weigh(weight);
+        !is_more || self.budget.has_room(0) || self.budget.end_largest(self.id, weight)
+    }
+
+    fn enter(&mut self, bytes: usize) {
+        self.count(bytes);
+        self.weigh(bytes);
+    }
+
+    /// Has it count for what `weight` returns, whenever the largest is sought, from now on: it may change by itself. `weight` must not use
+    /// the budget.
+    #[must_use]
+    pub fn weighed_by(mut self, weight: impl Fn() -> usize + Send + Sync + 'static) -> Self {
+        if let Some(holder) = &mut self.holder {
+            holder.weight = Some(Weight(Box::new(weight)));
+        }
+        self.weigh(self.bytes);
+        self
+    }
+
+    fn weigh(&mut self, bytes: usize) {
+        if self.id == NOBODY {
+            return;
+        }
+        let mut holders = self.budget.0.holders();
+        let Holders { by_id, bytes: all } = &mut *holders;
+        match (self.holder.take(), by_id.get_mut(&self.id)) {
+            (Some(holder), _) => {
+                *all += bytes;
+                by_id.insert(self.id, Holder { bytes, ..holder });
+            }
+            (None, Some(holder)) => {
+                *all = *all - holder.bytes + bytes;
+                holder.bytes = bytes;
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        let claimed = &self.budget.0.claimed;
+        if bytes >= self.bytes {
+            claimed.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+        } else {
+            claimed.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+        }
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.count(0);
+        self.budget.0.fixed.fetch_sub(self.fixed, Ordering::Relaxed);
+        if self.id != NOBODY {
+            let mut holders = self.budget.0.holders();
+            if let Some(holder) = holders.by_id.remove(&self.id) {
+                holders.bytes -= holder.bytes;
+                drop(holders);
+                // What it is weighed by may be the last that keeps a queue.
+                drop(holder);
+            }
+        }
+    }
+}
+
+/// What the buffers of one connection count for, if they hold more than little.
+#[derive(Debug)]
+pub(crate) struct PeerClaim {
+    claim: Claim,
+    /// Somebody else needs it.
+    pub(crate) end: CancellationToken,
+}
+
+impl PeerClaim {
+    /// Nothing yet. `name` is the peer's in the log.
+    pub(crate) fn new(budget: &MemoryBudget, name: &str, what: &'static str) -> Self {
+        let end = CancellationToken::new();
+        Self { claim: budget.claim(name, what, end.clone()), end }
+    }
+
+    /// Sees to it that the buffers may hold what the next read needs. `false`: they may not.
+    #[inline]
+    pub(crate) async fn allow(&mut self, needed: usize) -> bool {
+        let needed = Self::counted(needed);
+        if needed == self.claim.bytes() {
+            return true;
+        }
+        tokio::select! {
+            biased;
+            () = self.end.cancelled() => false,
+            is_allowed = self.claim.set(needed) => is_allowed,
+        }
+    }
+
+    /// What says that somebody else needs it, if it is any.
+    pub(crate) fn end(&self) -> Option<&CancellationToken> {
+        (self.claim.bytes() > 0).then_some(&self.end)
+    }
+
+    /// The buffers hold less.
+    pub(crate) fn give_back(&mut self, needed: usize) {
+        let needed = Self::counted(needed);
+        if needed < self.claim.bytes() {
+            self.claim.force(needed);
+        }
+    }
+
+    fn counted(needed: usize) -> usize {
+        if needed <= UNCLAIMED { 0 } else { needed.next_multiple_of(CLAIM_STEP) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(budget: &MemoryBudget, name: &str) -> (Claim, CancellationToken) {
+        let end = CancellationToken::new();
+        (budget.claim(name, "a message", end.clone()), end)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_holds_most_makes_room_for_others() {
+        let budget = MemoryBudget::new(100);
+        let (mut small, small_end) = claim(&budget, "small");
+        let (mut large, large_end) = claim(&budget, "large");
+        assert!(small.set(30).await && large.set(60).await);
+        let ended = large_end.clone();
+        let gives_back = tokio::spawn(async move {
+            ended.cancelled().await;
+            drop(large);
+        });
+        assert!(small.set(50).await);
+        gives_back.await.unwrap();
+        assert!(large_end.is_cancelled() && !small_end.is_cancelled());
+        assert_eq!((budget.used(), budget.ended()), (50, 1));
+
+        // Now it is the largest itself.
+        let (mut other, other_end) = claim(&budget, "other");
+        assert!(other.set(40).await);
+        assert!(!small.set(70).await);
+        assert!(small_end.is_cancelled() && !other_end.is_cancelled());
+        drop((small, other));
+        assert_eq!(budget.used(), 0);
+        assert!(budget.0.holders().by_id.is_empty() && budget.0.holders().bytes == 0);
+    }
+
+    #[test]
+    fn one_that_is_ended_is_enough_if_it_gives_back_enough() {
+        let budget = MemoryBudget::new(100);
+        let (mut large, large_end) = claim(&budget, "large");
+        let (mut middle, middle_end) = claim(&budget, "middle");
+        let (mut small, _) = claim(&budget, "small");
+        assert!(large.force(60) && middle.force(35));
+        for bytes in [10, 20, 30] {
+            assert!(small.force(bytes), "somebody else holds more");
+        }
+        assert!(large_end.is_cancelled() && !middle_end.is_cancelled());
+        assert_eq!(budget.ended(), 1);
+    }
+
+    /// Many connections of one address do not outlive a single one of another by holding less each.
+    #[test]
+    fn connections_of_one_address_count_together() {
+        let budget = MemoryBudget::new(100);
+        let (mut single, single_end) = claim(&budget, "192.0.2.1:50000");
+        assert!(single.force(30));
+        let mut many = Vec::new();
+        for port in 1..=8 {
+            let (mut one, end) = claim(&budget, &format!("192.0.2.2:{port}"));
+            // For the last one there is no room: one of them has to go.
+            assert!(one.force(10) || port == 8);
+            many.push((one, end));
+        }
+        let ended =
+            |many: &[(Claim, CancellationToken)]| many.iter().filter(|(_, end)| end.is_cancelled()).count();
+        assert_eq!((ended(&many), single_end.is_cancelled()), (1, false));
+    }
+
+    /// Many wait for much: they give up soon, and whoever wants little goes on.
+    #[tokio::test(start_paused = true)]
+    async fn those_who_want_much_do_not_keep_others_waiting() {
+        let budget = MemoryBudget::new(1_000);
+        let mut waiting = Vec::new();
+        for number in 0..90 {
+            let (mut one, end) = claim(&budget, &format!("192.0.2.1:{number}"));
+            assert!(one.set(11).await);
+            waiting.push(tokio::spawn(async move {
+                let works = async {
+                    let is_allowed = one.set(50).await;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    is_allowed
+                };
+                let is_done = tokio::select! {
+                    biased;
+                    () = end.cancelled() => false,
+                    is_allowed = works => is_allowed,
+                };
+                drop(one);
+                is_done
+            }));
+        }
+        tokio::task::yield_now().await;
+        let (mut little, little_end) = claim(&budget, "192.0.2.1:50000");
+        let since = Instant::now();
+        assert!(little.set(11).await && !little_end.is_cancelled());
+        assert!(since.elapsed() < Duration::from_millis(300), "{:?}", since.elapsed());
+        for one in waiting {
+            one.await.unwrap();
+        }
+        assert_eq!(budget.used(), 11);
+    }
+
+    /// Each holder is looked at, and there may be very many.
+    #[test]
+    fn looking_for_the_largest_takes_a_small_part_of_the_time() {
+        let look = Duration::from_millis(2);
+        let budget = MemoryBudget::new(100);
+        let asked = Arc::new(AtomicUsize::new(0));
+        let (many, _) = claim(&budget, "many");
+        let count = asked.clone();
+        let mut many = many.weighed_by(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(look);
+            200
+        });
+        many.force(200);
+        let since = std::time::Instant::now();
+        while since.elapsed() < Duration::from_millis(200) {
+            assert!(!budget.makes_room(1));
+        }
+        let looking = look * asked.load(Ordering::Relaxed) as u32;
+        assert!(looking < since.elapsed() / 3, "{looking:?} of {:?}", since.elapsed());
+    }
+
+    /// Thousands that wait do not take the processor by looking again.
+    #[tokio::test(start_paused = true)]
+    async fn the_more_wait_the_later_each_looks_again() {
+        let budget = MemoryBudget::new(100_000);
+        let (mut all, _) = claim(&budget, "192.0.2.1:1");
+        assert!(all.set(100_000).await);
+        // It is ended, and does not give anything back.
+        let waiting: Vec<_> = (0..5_000)
+            .map(|port| {
+                let (mut one, _) = claim(&budget, &format!("192.0.2.2:{port}"));
+                tokio::spawn(async move { one.set(1).await })
+            })
+            .collect();
+        let pace = Waiting::new(&budget).pace();
+        assert_eq!(pace, PACE + PACE_OF_EACH);
+        while budget.0.waiting.load(Ordering::Relaxed) < waiting.len() {
+            tokio::task::yield_now().await;
+        }
+        let pace = Waiting::new(&budget).pace();
+        assert!(pace > Duration::from_millis(25) && pace < Duration::from_millis(40), "{pace:?}");
+        let since = Instant::now();
+        drop(all);
+        for one in waiting {
+            assert!(one.await.unwrap());
+        }
+        assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
+        assert_eq!(budget.0.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_changes_by_itself_is_asked_for() {
+        let budget = MemoryBudget::new(100);
+        let (changing, changing_end) = claim(&budget, "changing");
+        let weight = Arc::new(AtomicUsize::new(1));
+        let asked = weight.clone();
+        let mut changing = changing.weighed_by(move || asked.load(Ordering::Relaxed));
+        let (mut other, other_end) = claim(&budget, "other");
+        assert!(changing.force(20) && other.force(50));
+        weight.store(90, Ordering::Relaxed);
+        assert!(other.force(85), "it is not the largest");
+        assert!(changing_end.is_cancelled() && !other_end.is_cancelled());
+    }
+
+    #[test]
+    fn queues_count_too_and_a_fixed_claim_needs_room() {
+        let budget = MemoryBudget::new(100);
+        let lease = super::super::outbox::Lease::new(budget.queues(), 90);
+        assert!(budget.claim_fixed(20).is_none());
+        let fixed = budget.claim_fixed(10).expect("room");
+        assert_eq!(budget.used(), 100);
+        drop((lease, fixed));
+        assert_eq!(budget.used(), 0);
+        let half = budget.claim_fixed(50).expect("room");
+        assert!(budget.claim_fixed(1).is_none(), "the other half is for others");
+        drop(half);
+        assert!(budget.claim_fixed(50).is_some());
+    }
+}

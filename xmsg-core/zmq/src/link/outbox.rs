@@ -1,0 +1,744 @@
+//! The bounded queue between whoever sends and the task that writes to a connection.
+//!
+//! It holds encoded messages: short ones copied behind one another, long ones as slices of the memory that they came
+//! in. What the writer has taken and not yet written still counts, so the high-water mark is a bound on memory.
+
+mod backlog;
+mod fit;
+mod pace;
+mod retained;
+mod sending;
+mod writer;
+
+use std::borrow::Borrow;
+use std::collections::VecDeque;
+use std::ops::{Add, AddAssign, Sub, SubAssign};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use backlog::Backlog;
+pub use backlog::{APART, Keep, Taken};
+pub use fit::Discarded;
+use pace::Pace;
+use retained::Retained;
+pub use retained::{Again, Repeated};
+use sending::Waiting;
+pub(crate) use sending::{Begun, Sending, begin};
+pub use writer::Writer;
+
+use crate::EncodedFrames;
+use crate::link::line::{Calls, Line, Place};
+use xmsg_zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
+
+/// Frames from this length on are queued as they are instead of being copied.
+const SHARE_MIN: usize = 8 << 10;
+/// Copied messages lie in chunks of about this size.
+const TAIL_LEN: usize = 64 << 10;
+/// Room in a chunk for the message that goes past its length.
+const TAIL_SLACK: usize = 2 * SHARE_MIN;
+/// Written chunks whose memory is used again, while the processor's caches still hold it.
+const SPARE: usize = 4;
+/// Bytes that are taken in a row before whoever sends lets the writer have its turn. Two things would suffer if it were much more: a
+/// loop of `push(…).await` would keep the writer of a single-threaded runtime from writing until the queue is full, and what it then writes
+/// would have left the processor's caches.
+const TURN: usize = 64 << 10;
+/// Answers of the protocol (PONG) that wait to be written, bytes. A peer that makes us owe more does not read.
+pub const URGENT_MAX: usize = 64 << 10;
+
+/// A number of messages and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes on the wire, headers included.
+    pub bytes: u64,
+}
+
+impl Amount {
+    /// So many messages with so many bytes in all.
+    #[must_use]
+    pub fn new(messages: usize, bytes: usize) -> Self {
+        Self { messages: messages as u64, bytes: bytes as u64 }
+    }
+}
+
+impl Add for Amount {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { messages: self.messages + other.messages, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl Sub for Amount {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self {
+            messages: self.messages.saturating_sub(other.messages),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl SubAssign for Amount {
+    fn sub_assign(&mut self, other: Self) {
+        *self = *self - other;
+    }
+}
+
+/// How much a queue may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HighWaterMark {
+    /// Bytes of memory.
+    pub bytes: usize,
+    /// Messages; `usize::MAX`: any number.
+    pub messages: usize,
+}
+
+impl HighWaterMark {
+    /// A mark in bytes alone.
+    #[must_use]
+    pub fn bytes(bytes: usize) -> Self {
+        Self { bytes, messages: usize::MAX }
+    }
+}
+
+/// Memory that all queues of a process hold together, bytes.
+#[derive(Debug, Default)]
+pub struct Ledger(AtomicUsize);
+
+impl Ledger {
+    /// Bytes held now.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A slab's entry in the ledger. Every queued slice of the slab holds it; the last one strikes it out.
+#[derive(Debug)]
+pub struct Lease {
+    bytes: usize,
+    ledger: Arc<Ledger>,
+}
+
+impl Lease {
+    /// Enters a slab of this size.
+    #[must_use]
+    pub fn new(ledger: &Arc<Ledger>, bytes: usize) -> Arc<Self> {
+        ledger.0.fetch_add(bytes, Ordering::Relaxed);
+        Arc::new(Self { bytes, ledger: ledger.clone() })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.ledger.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A frame of a message, owned or borrowed.
+pub trait Frame: Borrow<Bytes> + AsRef<[u8]> {}
+
+impl<T: Borrow<Bytes> + AsRef<[u8]>> Frame for T {}
+
+/// Why a message was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It has no frames, or is above the [limits](Outbox::limits) of the queue: it will never be taken.
+    Unfit,
+    /// The queue is at its high-water mark.
+    Full,
+    /// The queue was closed.
+    Closed,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    bytes: Bytes,
+    messages: usize,
+    /// Bytes that this chunk adds to the queue's memory.
+    charge: usize,
+    /// Whether a message ends where this chunk ends.
+    ends_message: bool,
+    lease: Option<Arc<Lease>>,
+    keep: Keep,
+    /// Grows from chunk to chunk, with gaps.
+    number: u64,
+}
+
+impl Chunk {
+    /// Copied bytes, which stay until they are written.
+    fn copied(bytes: Bytes, messages: usize) -> Self {
+        let charge = bytes.len();
+        Self { bytes, messages, charge, ends_message: true, lease: None, keep: Keep::Always, number: 0 }
+    }
+}
+
+#[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+struct State {
+    chunks: VecDeque<Chunk>,
+    /// Copied messages behind the last chunk: whole ones.
+    tail: BytesMut,
+    tail_messages: usize,
+    /// Written chunks, to be filled again; `None`: they are given up.
+    spare: Option<Vec<BytesMut>>,
+    backlog: Backlog,
+    urgent: BytesMut,
+    /// Somebody waits for what is queued to be written.
+    watched: bool,
+    /// All that is queued or in the writer's hands; `bytes` is memory.
+    queued: Amount,
+    written: Amount,
+    /// What was written and is kept until it has arrived, if it is to be sent again otherwise.
+    retained: Option<Box<Retained>>,
+    /// Messages that were written when a connection broke last. Where they are kept they are not in doubt, and this is not told.
+    broken_at: u64,
+    /// Bytes of boxes that are written in part.
+    of_boxes: u64,
+    /// What was accepted and [thrown out](Outbox::limit) again; `bytes` are those of the messages.
+    discarded: Amount,
+    /// No message that is queued is larger.
+    limits: MessageLimits,
+    cut: fit::Cut,
+    writer: Option<Waker>,
+    /// Bytes that were pushed since the writer had its turn.
+    in_a_row: usize,
+    /// What waits for room, in the order in which it is to be queued. Others have no room meanwhile.
+    line: Line<Waiting>,
+    /// Those who were taken out of the line because a smaller limit became known, and have yet to find out.
+    unfit: Vec<Place>,
+    /// Somebody else waits for room.
+    crowded: bool,
+    pace: Pace,
+    /// The writer is to leave the messages where they are.
+    held: bool,
+    closed: bool,
+}
+
+impl State {
+    fn push_chunk(&mut self, chunk: Chunk) {
+        self.flush_tail();
+        self.append(chunk);
+    }
+
+    fn append(&mut self, chunk: Chunk) {
+        let number = self.backlog.next_number();
+        self.chunks.push_back(Chunk { number, ..chunk });
+    }
+
+    fn flush_tail(&mut self) {
+        if self.tail.is_empty() {
+            return;
+        }
+        let bytes = match &mut self.spare {
+            Some(spare) if self.tail.len() >= TAIL_LEN / 2 => {
+                let next = spare.pop().unwrap_or_else(|| BytesMut::with_capacity(TAIL_LEN + TAIL_SLACK));
+                std::mem::replace(&mut self.tail, next)
+            }
+            _ => self.take_tail(),
+        };
+        let bytes = bytes.freeze();
+        let messages = std::mem::take(&mut self.tail_messages);
+        self.append(Chunk { keep: self.backlog.keep, ..Chunk::copied(bytes, messages) });
+    }
+
+    /// What was copied, and the rest of its memory for what comes next; unless it is the memory of a long message of short frames.
+    fn take_tail(&mut self) -> BytesMut {
+        if self.tail.len() > 2 * TAIL_LEN { std::mem::take(&mut self.tail) } else { self.tail.split() }
+    }
+
+    /// Encodes a message of so many bytes at the end of the queue.
+    #[inline]
+    fn push_frames(&mut self, frames: &[impl Frame], len: usize) {
+        let count = frames.len();
+        for (index, frame) in frames.iter().map(Borrow::borrow).enumerate() {
+            let more = index + 1 < count;
+            if frame.len() < SHARE_MIN {
+                encode_frame(&mut self.tail, frame, more);
+                continue;
+            }
+            // The header goes with what was copied before it, and that chunk ends inside the message.
+            let before = self.tail_messages;
+            encode_frame_header(&mut self.tail, frame.len(), more);
+            let bytes = self.take_tail().freeze();
+            self.tail_messages = 0;
+            self.append(Chunk { ends_message: false, ..Chunk::copied(bytes, before) });
+            let messages = usize::from(!more);
+            self.append(Chunk { ends_message: !more, ..Chunk::copied(frame.clone(), messages) });
+        }
+        let last_is_copied = frames.last().is_none_or(|frame| frame.borrow().len() < SHARE_MIN);
+        self.tail_messages += usize::from(last_is_copied);
+        self.queued += Amount::new(1, len);
+        self.pace.queued(len);
+        self.in_a_row += len;
+        if self.tail.len() > TAIL_LEN {
+            self.flush_tail();
+        }
+    }
+
+    /// Puts a message of so many bytes at the end of the queue, of which the chunks of `body` are encoded already.
+    fn push_encoded(&mut self, head: &[Bytes], body: EncodedFrames, len: usize) {
+        let before = std::mem::take(&mut self.tail_messages);
+        for frame in head {
+            encode_frame(&mut self.tail, frame, true);
+        }
+        let bytes = self.take_tail().freeze();
+        self.append(Chunk { ends_message: false, ..Chunk::copied(bytes, before) });
+        let mut chunks = body.into_chunks().into_iter().peekable();
+        while let Some(bytes) = chunks.next() {
+            let is_last = chunks.peek().is_none();
+            self.append(Chunk { ends_message: is_last, ..Chunk::copied(bytes, usize::from(is_last)) });
+        }
+        self.queued += Amount::new(1, len);
+        self.pace.queued(len);
+        self.in_a_row += len;
+    }
+
+    /// Whether a message of so many bytes fits. One above the mark goes alone.
+    fn has_room(&self, len: usize, mark: HighWaterMark) -> bool {
+        let Amount { messages, bytes } = self.queued;
+        let bytes = bytes + self.retained_bytes();
+        (bytes == 0 || bytes + len as u64 <= mark.bytes as u64) && messages < mark.messages as u64
+    }
+
+    fn has_messages(&self) -> bool {
+        let is_empty = self.chunks.is_empty() && self.tail.is_empty();
+        !self.held && !is_empty
+    }
+}
+
+/// Who is to be told that there is room.
+#[derive(Debug, Default)]
+struct Room {
+    /// Their messages were taken.
+    served: Calls,
+    /// Others wait, who will see for themselves.
+    crowded: bool,
+}
+
+/// The queue. Senders push from any task; one writer at a time drains it.
+#[derive(Debug)]
+pub struct Outbox {
+    state: Mutex<State>,
+    mark: HighWaterMark,
+    /// At this level or below it, those who wait for room are woken.
+    low_water: Amount,
+    ledger: Option<Arc<Ledger>>,
+    room: Notify,
+    progress: Notify,
+}
+
+impl Outbox {
+    /// An empty queue with this mark.
+    #[must_use]
+    pub fn new(mark: HighWaterMark) -> Self {
+        Self {
+            state: Mutex::default(),
+            mark,
+            low_water: Amount::new(mark.messages - mark.messages.div_ceil(4), mark.bytes - mark.bytes / 4),
+            ledger: None,
+            room: Notify::new(),
+            progress: Notify::new(),
+        }
+    }
+
+    /// The same, with its copies entered in this ledger.
+    #[must_use]
+    pub fn with_ledger(mark: HighWaterMark, ledger: Arc<Ledger>) -> Self {
+        Self { ledger: Some(ledger), ..Self::new(mark) }
+    }
+
+    /// The same for a busy connection, of which there are few: it keeps the memory of four chunks, 80 KiB each, to use again.
+    #[must_use]
+    pub fn recycling(mark: HighWaterMark) -> Self {
+        let outbox = Self::new(mark);
+        outbox.state().spare = Some(Vec::new());
+        outbox
+    }
+
+    /// The high-water mark.
+    #[must_use]
+    pub fn mark(&self) -> HighWaterMark {
+        self.mark
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the lock for several pushes; the writer is woken once, when the guard is dropped.
+    #[must_use]
+    pub fn lock(&self) -> OutboxGuard<'_> {
+        OutboxGuard { outbox: self, state: Some(self.state()), pushed: false }
+    }
+
+    /// Takes a message, or says why not. While others [wait](Self::push) for room, there is none for this
+    /// one, even if it would fit. Frames of 8 KiB or more are queued without a copy.
+    pub fn try_push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
+        self.lock().try_push_frames(frames)
+    }
+
+    /// The same for a message of which all frames but the first few are encoded already: it takes no longer than counting their chunks.
+    pub(crate) fn try_push_encoded(&self, head: &[Bytes], body: EncodedFrames) -> Result<(), Refused> {
+        self.lock().try_push_encoded(head, body)
+    }
+
+    /// Waits until there may be room, or the queue was closed. `still_full` is asked once the wait is armed.
+    pub async fn wait_for_room(&self, still_full: impl Fn(&OutboxGuard<'_>) -> bool) {
+        let mut room = std::pin::pin!(self.room.notified());
+        room.as_mut().enable();
+        {
+            let mut guard = self.lock();
+            if guard.is_closed() || !still_full(&guard) {
+                return;
+            }
+            guard.state_mut().crowded = true;
+        }
+        room.await;
+    }
+
+    /// Queues bytes of the protocol itself ahead of all messages: commands, whole. Returns `false`, and queues
+    /// nothing, when more than `limit` bytes of them wait already.
+    pub fn push_urgent(&self, bytes: &[u8], limit: usize) -> bool {
+        let waker = {
+            let mut state = self.state();
+            if state.urgent.len() + bytes.len() > limit {
+                return false;
+            }
+            state.urgent.extend_from_slice(bytes);
+            state.writer.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Queues bytes that several queues share, whole commands or messages, without a copy. Returns `false`, and queues nothing, when more
+    /// than `limit` bytes would wait then, or the queue was closed.
+    pub fn push_shared(&self, bytes: &Bytes, limit: usize) -> bool {
+        let mut guard = self.lock();
+        if guard.is_closed() || guard.queued().bytes + bytes.len() as u64 > limit as u64 {
+            return false;
+        }
+        // The bytes may be few, and the entry in the queue is its own.
+        let charge = bytes.len() + size_of::<Chunk>();
+        let state = guard.state_mut();
+        state.queued += Amount::new(1, charge);
+        state.push_chunk(Chunk { charge, ..Chunk::copied(bytes.clone(), 1) });
+        self.enter(charge);
+        guard.pushed = true;
+        true
+    }
+
+    /// Waits until everything that was queued so far has been written, or the queue was closed. For queues whose
+    /// messages all [stay](Keep::Always).
+    pub async fn flushed(&self) {
+        let target = {
+            let state = self.state();
+            state.passed() + state.queued.messages
+        };
+        loop {
+            let mut progress = std::pin::pin!(self.progress.notified());
+            {
+                let mut state = self.state();
+                if state.passed() >= target || state.closed {
+                    return;
+                }
+                state.watched = true;
+                progress.as_mut().enable();
+            }
+            progress.await;
+        }
+    }
+
+    /// Whether something urgent waits, for the end of a message, and how much of all that was to be written the stream has taken: a number
+    /// that grows as long as it takes anything.
+    #[must_use]
+    pub fn urgent_waits_behind(&self) -> (bool, u64) {
+        let state = self.state();
+        (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
+    }
+
+    /// Forgets what is urgent: it was meant for a connection that has ended.
+    pub fn clear_urgent(&self) {
+        self.state().urgent.clear();
+    }
+
+    /// Makes the writer leave the messages where they are (`true`), or go on (`false`).
+    pub fn hold(&self, held: bool) {
+        self.change(|state| state.held = held);
+    }
+
+    /// Takes no more messages; the writer ends once it has written what is there.
+    pub fn close(&self) {
+        self.change(|state| state.closed = true);
+        let (refused, behind) = {
+            let mut state = self.state();
+            (state.line.call_all(), state.pace.take_waiting())
+        };
+        refused.wake();
+        behind.wake();
+        self.room.notify_waiters();
+        self.progress.notify_waiters();
+    }
+
+    /// Changes the state and has the writer look at it.
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let waker = {
+            let mut state = self.state();
+            change(&mut state);
+            state.writer.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether it was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// What is queued, or taken by the writer and not yet written; `bytes` is the memory that it holds.
+    #[must_use]
+    pub fn queued(&self) -> Amount {
+        self.state().queued
+    }
+
+    /// What was written since the beginning.
+    #[must_use]
+    pub fn written(&self) -> Amount {
+        self.state().written
+    }
+
+    /// Messages that were taken since the beginning.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        let state = self.state();
+        state.passed() + state.queued.messages
+    }
+
+    /// Messages that were written or thrown out since the beginning.
+    #[must_use]
+    pub fn gone(&self) -> u64 {
+        self.state().passed()
+    }
+
+    /// How many messages had been written when a connection broke last.
+    #[must_use]
+    pub fn broken_at(&self) -> u64 {
+        self.state().broken_at
+    }
+
+    /// Empties the queue and says how much there was.
+    pub fn clear(&self) -> Amount {
+        let (queued, room) = {
+            let mut guard = self.lock();
+            let queued = self.take_off(guard.state_mut());
+            let room = self.made_room(guard.state_mut());
+            guard.pushed = true;
+            (queued, room)
+        };
+        self.tell(room);
+        queued
+    }
+
+    fn take_off(&self, state: &mut State) -> Amount {
+        let copied = state.chunks.iter().filter(|c| c.lease.is_none()).map(|c| c.charge).sum::<usize>()
+            + state.tail.len();
+        self.strike_out(copied);
+        state.chunks.clear();
+        state.tail.clear();
+        state.tail_messages = 0;
+        state.backlog = Backlog::default();
+        state.urgent.clear();
+        std::mem::take(&mut state.queued)
+    }
+
+    /// Gives the room that there is now to those who wait for it, if it is worth their while. They are to be
+    /// [told](Self::tell).
+    fn made_room(&self, state: &mut State) -> Room {
+        let Amount { messages, bytes } = state.queued;
+        if bytes + state.retained_bytes() > self.low_water.bytes || messages > self.low_water.messages {
+            return Room::default();
+        }
+        let crowded = std::mem::take(&mut state.crowded);
+        Room { served: self.serve(state), crowded }
+    }
+
+    /// Wakes whoever waited for room; once the lock is free.
+    fn tell(&self, room: Room) {
+        room.served.wake();
+        if room.crowded {
+            self.room.notify_waiters();
+        }
+    }
+
+    fn enter(&self, copied: usize) {
+        if let Some(ledger) = &self.ledger {
+            ledger.0.fetch_add(copied, Ordering::Relaxed);
+        }
+    }
+
+    fn strike_out(&self, copied: usize) {
+        if let Some(ledger) = &self.ledger {
+            ledger.0.fetch_sub(copied, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The locked queue.
+#[derive(Debug)]
+pub struct OutboxGuard<'a> {
+    outbox: &'a Outbox,
+    /// `None` only while it is dropped.
+    state: Option<MutexGuard<'a, State>>,
+    pushed: bool,
+}
+
+impl OutboxGuard<'_> {
+    fn state_mut(&mut self) -> &mut State {
+        // The option is emptied in `drop` and nowhere else.
+        self.state.as_mut().expect("the guard holds the lock until it is dropped")
+    }
+
+    fn state(&self) -> &State {
+        self.state.as_ref().expect("the guard holds the lock until it is dropped")
+    }
+
+    /// Whether the queue was closed.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// What is queued.
+    #[must_use]
+    pub fn queued(&self) -> Amount {
+        self.state().queued
+    }
+
+    /// Whether a message of so many bytes would be refused for want of room.
+    #[must_use]
+    pub(crate) fn is_full(&self, len: usize) -> bool {
+        let state = self.state();
+        !state.closed && (!state.line.is_empty() || !state.has_room(len, self.outbox.mark))
+    }
+
+    /// How much more a queue with this mark takes.
+    #[must_use]
+    pub fn room(&self, mark: HighWaterMark) -> Amount {
+        Amount::new(mark.messages, mark.bytes) - self.state().queued
+    }
+
+    /// Whether so much waits that whoever sends had better let the writer [catch up](Outbox::catch_up).
+    #[must_use]
+    pub fn is_far_ahead(&self) -> bool {
+        self.state().is_far_ahead()
+    }
+
+    /// Notes that somebody waits for room.
+    pub fn wait_for_room(&mut self) {
+        self.state_mut().crowded = true;
+    }
+
+    /// Copies whole messages to the end of the queue.
+    pub fn push_copy(&mut self, bytes: &[u8], messages: usize) {
+        self.outbox.enter(bytes.len());
+        let state = self.state_mut();
+        if state.tail.len() + bytes.len() > TAIL_LEN {
+            state.flush_tail();
+        }
+        state.tail.extend_from_slice(bytes);
+        state.tail_messages += messages;
+        state.queued += Amount::new(messages, bytes.len());
+        state.pace.queued(bytes.len());
+        self.pushed = true;
+    }
+
+    /// Puts whole messages at the end of the queue without a copy. They lie in a slab; the queue is charged for
+    /// all of it, once for as long as slices of it follow one another.
+    pub fn push_slice(&mut self, bytes: Bytes, messages: usize, lease: &Arc<Lease>) {
+        let state = self.state_mut();
+        let carried = match state.chunks.back_mut() {
+            // What may go separately is charged separately.
+            Some(last)
+                if state.tail.is_empty()
+                    && last.keep == state.backlog.keep
+                    && last.lease.as_ref().is_some_and(|l| Arc::ptr_eq(l, lease)) =>
+            {
+                std::mem::take(&mut last.charge)
+            }
+            _ => 0,
+        };
+        let charge = carried.max(lease.bytes);
+        state.queued += Amount::new(messages, charge - carried);
+        state.pace.queued(charge);
+        let (keep, lease) = (state.backlog.keep, Some(lease.clone()));
+        state.push_chunk(Chunk { charge, lease, keep, ..Chunk::copied(bytes, messages) });
+        self.pushed = true;
+    }
+
+    fn try_push_frames(&mut self, frames: &[impl Frame]) -> Result<(), Refused> {
+        let len = encoded_len(frames);
+        self.takes(len, frames.len())?;
+        self.state_mut().push_frames(frames, len);
+        self.outbox.enter(len);
+        self.pushed = true;
+        Ok(())
+    }
+
+    fn try_push_encoded(&mut self, head: &[Bytes], body: EncodedFrames) -> Result<(), Refused> {
+        let len = encoded_len(head) + body.encoded_len();
+        self.takes(len, head.len() + body.frames())?;
+        self.state_mut().push_encoded(head, body, len);
+        self.outbox.enter(len);
+        self.pushed = true;
+        Ok(())
+    }
+
+    /// Whether there is room for such a message now.
+    #[inline]
+    fn takes(&self, len: usize, frames: usize) -> Result<(), Refused> {
+        let state = self.state();
+        if !state.limits.allow(len, frames) {
+            return Err(Refused::Unfit);
+        }
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        if !state.line.is_empty() || !state.has_room(len, self.outbox.mark) {
+            return Err(Refused::Full);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OutboxGuard<'_> {
+    fn drop(&mut self) {
+        let waker = self.state.take().and_then(|mut state| {
+            let wanted = self.pushed && state.has_messages();
+            if wanted { state.writer.take() } else { None }
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "outbox_tests.rs"]
+mod tests;

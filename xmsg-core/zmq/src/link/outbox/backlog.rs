@@ -1,0 +1,495 @@
+//! What waits in an outbox makes room for newer messages: the oldest go, or those of which there is a newer one.
+//!
+//! Only whole messages go, and only such as wait: what the writer has taken is on its way. So that there is always
+//! something left to go, the writer takes such messages in portions, a quarter of the mark each.
+//!
+//! A chunk that goes from between others leaves an empty one in its place, which the writer passes over. The last
+//! chunk is never empty.
+
+use std::hash::BuildHasher;
+
+use bytes::{Buf, Bytes, BytesMut};
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use super::{Amount, Chunk, HighWaterMark, Ordering, Outbox, OutboxGuard, State};
+use xmsg_zmtp::Header;
+
+/// Memory of a message that waits by itself, besides its bytes: chunk, allocation, place in the index.
+const OWN_CHUNK: usize = 192;
+/// Memory that is charged when messages are to be [kept](Keep) otherwise than those before them.
+pub const APART: usize = OWN_CHUNK;
+/// The writer's portion, as a part of the mark.
+const PORTION: usize = 4;
+/// Empty chunks, and entries of the index for messages that have gone, that are not worth clearing away.
+const LITTER: usize = 64;
+
+/// What may become of messages while they wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// They stay until they are written.
+    #[default]
+    Always,
+    /// The oldest go when newer ones need the room.
+    WhileRoom,
+    /// The same; and those of which there is a newer one, with the same first frame, go when the queue is
+    /// [conflated](OutboxGuard::conflate).
+    Newest,
+}
+
+/// What became of a message, and of others on its account; `bytes` are those of the messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// It waits now. If not, there was no room to be made.
+    pub accepted: bool,
+    /// Messages that went because there is a newer one of their topic.
+    pub outdated: Amount,
+    /// Messages that went because they were the oldest.
+    pub evicted: Amount,
+}
+
+/// Where the newest message of each topic waits.
+#[derive(Debug, Default)]
+struct Index {
+    hasher: DefaultHashBuilder,
+    entries: HashTable<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    hash: u64,
+    /// Of the chunk.
+    number: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Backlog {
+    /// Goes for the tail and for what is pushed next.
+    pub(super) keep: Keep,
+    chunks: u64,
+    /// Empty chunks between the others.
+    empty: usize,
+    /// No chunk with a smaller number can go: where to look first.
+    first: u64,
+    /// The writer's.
+    portion: Amount,
+    /// … and what of it the writer has taken.
+    taken: Amount,
+    /// Messages in chunks with smaller numbers are not outdated by newer ones any more: they will be written in this
+    /// round. Or else a topic that always has a newer message would never have its turn.
+    round: u64,
+    /// While the queue is conflated.
+    index: Option<Box<Index>>,
+}
+
+impl Default for Backlog {
+    fn default() -> Self {
+        let all = Amount { messages: u64::MAX, bytes: u64::MAX };
+        Self {
+            keep: Keep::Always,
+            chunks: 0,
+            empty: 0,
+            first: 0,
+            portion: all,
+            taken: Amount::default(),
+            round: 0,
+            index: None,
+        }
+    }
+}
+
+impl Backlog {
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.chunks += 1;
+        self.chunks
+    }
+}
+
+impl Chunk {
+    fn empty(number: u64) -> Self {
+        Self { number, ..Self::copied(Bytes::new(), 0) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.messages == 0 && self.bytes.is_empty()
+    }
+
+    /// A message that was copied into memory of its own.
+    fn is_alone(&self) -> bool {
+        self.messages == 1 && self.lease.is_none() && self.charge == self.bytes.len() + OWN_CHUNK
+    }
+
+    /// Cuts whole messages off its front. What they lie in stays charged to the rest when it is shared.
+    fn cut(&mut self, part: Amount) -> Self {
+        let (messages, len) = (part.messages as usize, part.bytes as usize);
+        let bytes = self.bytes.split_to(len);
+        self.messages -= messages;
+        let charge = if self.lease.is_none() { len } else { 0 };
+        self.charge -= charge;
+        Self { bytes, messages, charge, lease: self.lease.clone(), ..*self }
+    }
+}
+
+impl State {
+    /// The next chunk for the writer, which has taken so many bytes already.
+    pub(super) fn next_chunk(&mut self, taken: usize) -> Option<Chunk> {
+        while self.chunks.front()?.is_empty() {
+            self.chunks.pop_front();
+            self.backlog.empty -= 1;
+        }
+        let front = self.chunks.front_mut()?;
+        if front.keep == Keep::Always {
+            return self.chunks.pop_front();
+        }
+        let backlog = &mut self.backlog;
+        if taken == 0 {
+            backlog.taken = Amount::default();
+        }
+        if front.number >= backlog.round {
+            backlog.round = backlog.chunks + 1;
+        }
+        let left = backlog.portion - backlog.taken;
+        let memory = if front.lease.is_none() { front.charge } else { front.bytes.len() };
+        let whole = Amount::new(front.messages, memory);
+        if whole.messages <= left.messages && whole.bytes <= left.bytes {
+            backlog.taken += whole;
+            return self.chunks.pop_front();
+        }
+        let mut part = at_most(&front.bytes, left);
+        if part.messages == 0 {
+            if taken > 0 {
+                return None;
+            }
+            part = Amount::new(1, message_len(&front.bytes));
+        }
+        backlog.taken += part;
+        if part.messages == whole.messages { self.chunks.pop_front() } else { Some(front.cut(part)) }
+    }
+
+    /// Messages queued from here on are kept apart from those that are kept otherwise, in memory of their own.
+    /// Returns what that adds to the queue's memory.
+    fn change_keep(&mut self, keep: Keep) -> usize {
+        let is_empty = self.tail.is_empty();
+        self.flush_tail();
+        self.tail = BytesMut::new();
+        self.backlog.keep = keep;
+        match self.chunks.back_mut() {
+            Some(last) if !is_empty => {
+                last.charge += OWN_CHUNK;
+                self.queued.bytes += OWN_CHUNK as u64;
+                OWN_CHUNK
+            }
+            _ => 0,
+        }
+    }
+
+    fn shortage(&self, need: Amount, limit: HighWaterMark) -> Amount {
+        self.queued + need - Amount::new(limit.messages, limit.bytes)
+    }
+
+    /// Takes out the oldest messages that may go, until there is room or none of them is left. Returns them, and what of
+    /// their memory was copied.
+    fn evict(&mut self, need: Amount, limit: HighWaterMark) -> (Amount, usize) {
+        let (mut evicted, mut copied) = (Amount::default(), 0);
+        let first = self.backlog.first;
+        let mut at = match self.chunks.front() {
+            // The writer put it back.
+            Some(front) if front.number < first && front.keep != Keep::Always => 0,
+            _ => self.chunks.partition_point(|chunk| chunk.number < first),
+        };
+        loop {
+            let short = self.shortage(need, limit);
+            if short == Amount::default() {
+                break;
+            }
+            if at == self.chunks.len() {
+                if self.tail.is_empty() || self.backlog.keep == Keep::Always {
+                    break;
+                }
+                self.flush_tail();
+            }
+            let chunk = &mut self.chunks[at];
+            if chunk.is_empty() || chunk.keep == Keep::Always {
+                at += 1;
+                continue;
+            }
+            // A part of a slice frees no memory.
+            let part =
+                if chunk.lease.is_some() && short.bytes > 0 { None } else { at_least(&chunk.bytes, short) };
+            let gone = match part {
+                Some(part) if part.bytes < chunk.bytes.len() as u64 => chunk.cut(part),
+                _ => self.remove(at),
+            };
+            evicted += Amount::new(gone.messages, gone.bytes.len());
+            copied += self.discharge(&gone);
+            if let Some(index) = &mut self.backlog.index
+                && gone.keep == Keep::Newest
+            {
+                let hash = index.hasher.hash_one(topic_of(&gone.bytes));
+                if let Ok(entry) = index.entries.find_entry(hash, |entry| entry.number == gone.number) {
+                    entry.remove();
+                }
+            }
+        }
+        self.backlog.first = self.chunks.get(at).map_or(self.backlog.chunks, |chunk| chunk.number);
+        self.tidy();
+        (evicted, copied)
+    }
+
+    /// Takes a chunk out and leaves an empty one.
+    fn remove(&mut self, at: usize) -> Chunk {
+        self.backlog.empty += 1;
+        let empty = Chunk::empty(self.chunks[at].number);
+        std::mem::replace(&mut self.chunks[at], empty)
+    }
+
+    /// Takes a chunk that has gone off the books. Returns what of its memory was copied.
+    fn discharge(&mut self, chunk: &Chunk) -> usize {
+        self.queued -= Amount::new(chunk.messages, chunk.charge);
+        if chunk.lease.is_none() { chunk.charge } else { 0 }
+    }
+
+    /// Clears empty chunks away.
+    fn tidy(&mut self) {
+        while self.chunks.back().is_some_and(Chunk::is_empty) {
+            self.chunks.pop_back();
+            self.backlog.empty -= 1;
+        }
+        while self.chunks.front().is_some_and(Chunk::is_empty) {
+            self.chunks.pop_front();
+            self.backlog.empty -= 1;
+        }
+        if self.backlog.empty > LITTER + self.chunks.len() / 2 {
+            self.chunks.retain(|chunk| !chunk.is_empty());
+            self.backlog.empty = 0;
+        }
+    }
+
+    /// Takes out the message of this topic that waits, because there is a newer one. Returns it, and what of its memory
+    /// was copied.
+    fn outdate(&mut self, topic: &[u8]) -> (Amount, usize) {
+        let Some(index) = &mut self.backlog.index else { return Default::default() };
+        let (chunks, round) = (&self.chunks, self.backlog.round);
+        let mut at = 0;
+        let found = index.entries.find_entry(index.hasher.hash_one(topic), |entry| {
+            at = chunks.partition_point(|chunk| chunk.number < entry.number);
+            let chunk = chunks.get(at).filter(|chunk| chunk.number == entry.number);
+            entry.number >= round && chunk.is_some_and(|chunk| topic_of(&chunk.bytes) == topic)
+        });
+        let Ok(found) = found else { return Default::default() };
+        found.remove();
+        let gone = self.remove(at);
+        let copied = self.discharge(&gone);
+        self.tidy();
+        (Amount::new(1, gone.bytes.len()), copied)
+    }
+
+    /// Queues a message by itself, to be found by its topic.
+    fn push_alone(&mut self, message: Bytes) {
+        let charge = message.len() + OWN_CHUNK;
+        self.queued += Amount::new(1, charge);
+        self.push_chunk(Chunk { charge, keep: Keep::Newest, ..Chunk::copied(message, 1) });
+        let (number, waiting) = (self.backlog.chunks, self.chunks.len());
+        let oldest = self.chunks.front().map_or(number, |chunk| chunk.number);
+        let (Some(index), Some(chunk)) = (&mut self.backlog.index, self.chunks.back()) else { return };
+        if index.entries.len() > LITTER + 2 * waiting {
+            index.entries.retain(|entry| entry.number >= oldest);
+        }
+        let hash = index.hasher.hash_one(topic_of(&chunk.bytes));
+        index.entries.insert_unique(hash, Entry { hash, number }, |entry| entry.hash);
+    }
+
+    /// Whether something waits that a newer message of its topic no longer takes the place of.
+    fn has_round(&self) -> bool {
+        self.chunks.front().is_some_and(|chunk| chunk.number < self.backlog.round)
+    }
+
+    /// Keeps of what waits only the newest of each topic, and starts the index. Returns what went, what was copied for
+    /// it, and what of the memory that was freed had been copied before.
+    fn conflate(&mut self) -> (Amount, usize, usize) {
+        let (mut outdated, mut copied, mut freed) = (Amount::default(), 0, 0);
+        self.flush_tail();
+        self.backlog.index = Some(Box::default());
+        (self.backlog.empty, self.backlog.round, self.backlog.first) = (0, 0, 0);
+        for mut chunk in std::mem::take(&mut self.chunks) {
+            if chunk.is_empty() {
+                continue;
+            }
+            if chunk.keep != Keep::Newest {
+                self.append(chunk);
+                continue;
+            }
+            freed += self.discharge(&chunk);
+            while !chunk.bytes.is_empty() {
+                let message = if chunk.is_alone() {
+                    std::mem::take(&mut chunk.bytes)
+                } else {
+                    // A few bytes must not keep others alive.
+                    let len = message_len(&chunk.bytes);
+                    let message = Bytes::copy_from_slice(&chunk.bytes[..len]);
+                    chunk.bytes.advance(len);
+                    message
+                };
+                let (older, of_it) = self.outdate(topic_of(&message));
+                outdated += older;
+                freed += of_it;
+                copied += message.len() + OWN_CHUNK;
+                self.push_alone(message);
+            }
+        }
+        (outdated, copied, freed)
+    }
+}
+
+impl Outbox {
+    /// Has those who wait for room look again, although none has come.
+    pub fn reconsider(&self) {
+        self.room.notify_waiters();
+    }
+}
+
+impl OutboxGuard<'_> {
+    /// Says what may become of messages pushed from here on, and at which mark.
+    pub fn set_keep(&mut self, keep: Keep, mark: HighWaterMark) {
+        if self.state().backlog.keep != keep {
+            let added = self.state_mut().change_keep(keep);
+            self.enter(added);
+        }
+        if keep != Keep::Always {
+            self.set_portion(mark);
+        }
+    }
+
+    fn set_portion(&mut self, mark: HighWaterMark) {
+        let state = self.state_mut();
+        let portion = Amount::new(mark.messages.div_ceil(PORTION), mark.bytes / PORTION);
+        let before = if state.has_messages() { state.backlog.portion } else { portion };
+        state.backlog.portion = Amount {
+            messages: portion.messages.min(before.messages),
+            bytes: portion.bytes.min(before.bytes),
+        };
+    }
+
+    /// What may become of messages that are pushed now.
+    #[must_use]
+    pub fn keep(&self) -> Keep {
+        self.state().backlog.keep
+    }
+
+    /// Makes room for so much more below this mark, as far as what waits may go. Returns the messages that went, with
+    /// their own bytes.
+    pub fn make_room(&mut self, need: Amount, mark: HighWaterMark) -> Amount {
+        let (evicted, copied) = self.state_mut().evict(need, mark);
+        self.outbox.strike_out(copied);
+        evicted
+    }
+
+    /// Keeps, of what waits and [may go for it](Keep::Newest), only the newest message of each topic. From then on, until
+    /// nothing waits, such messages are to be pushed with [`push_newest`](Self::push_newest). Returns the messages that
+    /// went, with their own bytes.
+    pub fn conflate(&mut self) -> Amount {
+        let (outdated, copied, freed) = self.state_mut().conflate();
+        self.enter(copied);
+        self.outbox.strike_out(freed);
+        if std::mem::take(&mut self.state_mut().crowded) {
+            self.outbox.room.notify_waiters();
+        }
+        outdated
+    }
+
+    /// Whether the queue is conflated, and has not been empty since.
+    pub fn is_conflated(&mut self) -> bool {
+        let state = self.state_mut();
+        if state.chunks.is_empty() && state.tail.is_empty() {
+            state.backlog.index = None;
+        }
+        state.backlog.index.is_some()
+    }
+
+    /// Queues a copy of a message in a conflated queue; the one of the same topic that waits goes. It comes last, so
+    /// that the order stays. Makes room below this mark if it has to.
+    pub fn push_newest(&mut self, message: &[u8], mark: HighWaterMark) -> Taken {
+        self.set_portion(mark);
+        let topic = topic_of(message);
+        let own = message.len() + OWN_CHUNK;
+        let apart = if self.state().tail.is_empty() { 0 } else { APART };
+        let need = Amount::new(1, own + apart);
+        let mut taken = Taken::default();
+        let has_room = |state: &State| state.shortage(need, mark) == Amount::default();
+        taken.outdated = self.outdate(topic);
+        if !has_room(self.state()) && self.state().has_round() {
+            // Better the older of two messages of one topic goes than the only one of another.
+            taken.outdated += self.conflate();
+            taken.outdated += self.outdate(topic);
+        }
+        if !has_room(self.state()) {
+            taken.evicted = self.make_room(need, mark);
+        }
+        taken.accepted = has_room(self.state()) || self.state().queued.messages == 0;
+        if taken.accepted {
+            let added = self.state_mut().change_keep(Keep::Newest);
+            self.enter(own + added);
+            self.state_mut().push_alone(Bytes::copy_from_slice(message));
+            self.pushed = true;
+        }
+        taken
+    }
+
+    fn outdate(&mut self, topic: &[u8]) -> Amount {
+        let (outdated, copied) = self.state_mut().outdate(topic);
+        self.outbox.strike_out(copied);
+        outdated
+    }
+
+    fn enter(&self, copied: usize) {
+        if let Some(ledger) = &self.outbox.ledger {
+            ledger.0.fetch_add(copied, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Bytes of the message at the front. What is queued consists of whole messages; of anything else it takes all.
+fn message_len(bytes: &[u8]) -> usize {
+    let mut len = 0;
+    while let Some(Ok(Some(header))) = bytes.get(len..).map(Header::read) {
+        len += header.len + header.body_len as usize;
+        if !header.has_more() {
+            return len.min(bytes.len());
+        }
+    }
+    bytes.len()
+}
+
+/// The first frame of a message.
+fn topic_of(message: &[u8]) -> &[u8] {
+    let Ok(Some(header)) = Header::read(message) else { return &[] };
+    message.get(header.len..header.len + header.body_len as usize).unwrap_or_default()
+}
+
+/// The messages at the front that are no more than this.
+fn at_most(bytes: &[u8], limit: Amount) -> Amount {
+    let mut part = Amount::default();
+    while part.messages < limit.messages && (part.bytes as usize) < bytes.len() {
+        let len = message_len(&bytes[part.bytes as usize..]) as u64;
+        if part.bytes + len > limit.bytes {
+            break;
+        }
+        part += Amount { messages: 1, bytes: len };
+    }
+    part
+}
+
+/// The fewest messages at the front that are as much as this; `None`: all of them are less.
+fn at_least(bytes: &[u8], wanted: Amount) -> Option<Amount> {
+    let mut part = Amount::default();
+    while part.messages < wanted.messages || part.bytes < wanted.bytes {
+        if part.bytes as usize == bytes.len() {
+            return None;
+        }
+        part += Amount::new(1, message_len(&bytes[part.bytes as usize..]));
+    }
+    Some(part)
+}
+
+#[cfg(test)]
+#[path = "backlog_tests.rs"]
+mod tests;

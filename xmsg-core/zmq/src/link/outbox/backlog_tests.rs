@@ -1,0 +1,189 @@
+//! Corner cases of making room. What goes for every policy is tested with the proxy's deliveries.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+
+use super::super::{Lease, Writer};
+use super::*;
+use xmsg_zmtp::{Frames, encode_message};
+
+/// Bytes of each message below.
+const LEN: usize = 100;
+/// What one takes in a conflated queue.
+const ALONE: usize = LEN + OWN_CHUNK;
+
+fn message(topic: &str, number: u8) -> Bytes {
+    let mut wire = BytesMut::new();
+    encode_message(&mut wire, &[topic.as_bytes(), &vec![number; LEN - 4 - topic.len()]]);
+    wire.freeze()
+}
+
+fn outbox(bytes: usize) -> (Outbox, HighWaterMark) {
+    let mark = HighWaterMark::bytes(bytes);
+    (Outbox::with_ledger(mark, Arc::default()), mark)
+}
+
+/// Topics and numbers of these chunks, one after another.
+fn contents(chunks: &[Chunk]) -> Vec<(String, u8)> {
+    let mut contents = Vec::new();
+    for chunk in chunks {
+        let mut wire = chunk.bytes.clone();
+        while !wire.is_empty() {
+            let frames: Vec<_> = Frames::of(wire.split_to(message_len(&wire))).collect();
+            contents.push((String::from_utf8(frames[0].to_vec()).unwrap(), frames[1][0]));
+        }
+    }
+    contents
+}
+
+/// What the writer takes at a time. It writes it at once.
+fn take(outbox: &Outbox) -> Vec<(String, u8)> {
+    let mut state = outbox.state();
+    state.flush_tail();
+    let (mut chunks, mut taken) = (Vec::new(), 0);
+    while let Some(chunk) = state.next_chunk(taken) {
+        taken += chunk.bytes.len();
+        state.discharge(&chunk);
+        chunks.push(chunk);
+    }
+    contents(&chunks)
+}
+
+fn of<const N: usize>(expected: [(&str, u8); N]) -> Vec<(String, u8)> {
+    expected.map(|(topic, number)| (topic.to_owned(), number)).to_vec()
+}
+
+fn push(outbox: &Outbox, keep: Keep, message: &[u8]) {
+    let mut queue = outbox.lock();
+    queue.set_keep(keep, outbox.mark());
+    queue.push_copy(message, 1);
+}
+
+#[test]
+fn a_topic_that_always_has_a_newer_message_has_its_turn() {
+    let (outbox, mark) = outbox(12 * ALONE);
+    outbox.lock().conflate();
+    let mut hot = 0;
+    for round in 0..20 {
+        // More is updated in every round than the writer takes.
+        let mut queue = outbox.lock();
+        for topic in ["a", "b", "c", "d", "hot"] {
+            assert!(queue.push_newest(&message(topic, round), mark).accepted);
+        }
+        drop(queue);
+        let taken = take(&outbox);
+        assert_eq!(taken.len(), 3, "a quarter of the mark");
+        hot += taken.iter().filter(|(topic, _)| topic == "hot").count();
+    }
+    assert!(hot >= 5, "{hot} times");
+}
+
+#[test]
+fn the_older_of_two_goes_before_the_only_one_of_its_topic() {
+    let (outbox, mark) = outbox(8 * ALONE);
+    outbox.lock().conflate();
+    for topic in ["x", "y", "only", "a", "b", "c", "d"] {
+        outbox.lock().push_newest(&message(topic, 0), mark);
+    }
+    assert_eq!(take(&outbox), of([("x", 0), ("y", 0)]));
+    // What waits has its turn now: newer messages come in addition. That of d is one too many.
+    let mut outdated = Amount::default();
+    for topic in ["a", "b", "c", "d"] {
+        let taken = outbox.lock().push_newest(&message(topic, 1), mark);
+        assert_eq!((taken.accepted, taken.evicted), (true, Amount::default()));
+        outdated += taken.outdated;
+    }
+    assert_eq!(outdated, Amount::new(4, 4 * LEN));
+    assert_eq!(outbox.queued(), Amount::new(5, 5 * ALONE));
+    let all: Vec<_> = (0..3).flat_map(|_| take(&outbox)).collect();
+    assert_eq!(all, of([("only", 0), ("a", 1), ("b", 1), ("c", 1), ("d", 1)]));
+    assert_eq!(outbox.queued(), Amount::default());
+}
+
+#[test]
+fn messages_that_the_writer_puts_back_may_go() {
+    let (outbox, mark) = outbox(4 * LEN);
+    let ledger = Arc::default();
+    for number in 0..2 {
+        let mut queue = outbox.lock();
+        queue.set_keep(Keep::WhileRoom, mark);
+        queue.push_slice(message("t", number), 1, &Lease::new(&ledger, LEN));
+    }
+    {
+        let mut writer = Writer::new(&outbox);
+        // It takes one byte.
+        let (mut stream, _peer) = tokio::io::duplex(1);
+        let run = std::pin::pin!(writer.run(&mut stream));
+        assert!(run.now_or_never().is_none());
+        assert_eq!(outbox.lock().make_room(Amount::new(4, 4 * LEN), mark), Amount::new(1, LEN));
+    }
+    assert_eq!(outbox.queued(), Amount::new(1, LEN));
+    assert_eq!(outbox.lock().make_room(Amount::new(4, 4 * LEN), mark), Amount::new(1, LEN));
+    assert_eq!((outbox.queued(), ledger.bytes()), (Amount::default(), 0));
+}
+
+#[test]
+fn a_slab_is_charged_until_the_last_part_of_its_slice_has_gone() {
+    let (outbox, _) = outbox(1 << 20);
+    let mark = HighWaterMark { bytes: 1 << 20, messages: 3 };
+    let ledger = Arc::default();
+    let wire: Vec<u8> = (0..3).flat_map(|number| message("t", number)).collect();
+    {
+        let mut queue = outbox.lock();
+        queue.set_keep(Keep::WhileRoom, mark);
+        queue.push_slice(wire.into(), 3, &Lease::new(&ledger, 4096));
+        assert_eq!(queue.make_room(Amount::new(2, 1), mark), Amount::new(2, 2 * LEN));
+        assert_eq!(queue.queued(), Amount::new(1, 4096));
+        assert_eq!(queue.make_room(Amount::new(3, 1), mark), Amount::new(1, LEN));
+    }
+    assert_eq!((outbox.queued(), ledger.bytes()), (Amount::default(), 0));
+}
+
+#[test]
+fn what_may_go_shares_no_memory_with_what_stays() {
+    let (outbox, _) = outbox(1 << 20);
+    // Memory is taken for more than the first five.
+    for (keep, count) in [(Keep::Always, 5), (Keep::WhileRoom, 1), (Keep::Newest, 1)] {
+        for number in 0..count {
+            push(&outbox, keep, &message("t", number));
+        }
+    }
+    let mut state = outbox.state();
+    assert_eq!(state.chunks.len(), 2, "and the tail");
+    assert!(state.chunks.iter().all(|chunk| chunk.bytes.is_unique()));
+    assert_eq!(state.queued.bytes as usize, 7 * LEN + 2 * APART);
+    state.flush_tail();
+    let charged: usize = state.chunks.iter().map(|chunk| chunk.charge).sum();
+    assert_eq!(charged, 7 * LEN + 2 * APART);
+}
+
+#[test]
+fn what_has_gone_leaves_little_behind() {
+    const MANY: u32 = 5000;
+    let (outbox, mark) = outbox(20 * ALONE);
+    // Nothing goes from in front of it.
+    push(&outbox, Keep::Always, &message("first", 0));
+    outbox.lock().conflate();
+    let check = |outbox: &Outbox| {
+        let state = outbox.state();
+        assert!(state.chunks.len() < 3 * LITTER, "{} chunks", state.chunks.len());
+        let entries = state.backlog.index.as_ref().unwrap().entries.len();
+        assert!(entries < 3 * LITTER, "{entries} entries");
+        assert!(state.queued.bytes as usize <= mark.bytes);
+    };
+    for number in 0..MANY {
+        // The same topics again and again; then a new one every time.
+        let topic = if number < MANY / 2 { number % 3 } else { number };
+        assert!(outbox.lock().push_newest(&message(&topic.to_string(), 0), mark).accepted);
+        check(&outbox);
+    }
+    // … and the same with the writer at work.
+    for number in 0..MANY {
+        outbox.lock().push_newest(&message(&number.to_string(), 0), mark);
+        outbox.lock().push_newest(&message(&number.to_string(), 1), mark);
+        take(&outbox);
+        outbox.lock().push_newest(&message("stays", 0), mark);
+        check(&outbox);
+    }
+}

@@ -1,0 +1,220 @@
+//! What does not fit is thrown out, nothing else is, and the books are right.
+
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+
+use proptest::prelude::*;
+use tokio::io::AsyncWrite;
+
+use super::*;
+use crate::link::outbox::{HighWaterMark, Ledger, Refused, Writer};
+use xmsg_zmtp::{Frames, encoded_len};
+
+/// A message of this number, with data of this length in so many frames, and a topic that is long now and then.
+fn message(number: u32, len: usize, frames: usize) -> Vec<Bytes> {
+    let mut topic = format!("topic:{number}").into_bytes();
+    if number.is_multiple_of(5) {
+        topic.resize(9000, b'x');
+    }
+    let mut message = vec![Bytes::from(topic), number.to_be_bytes().to_vec().into()];
+    let part = Bytes::from(vec![number as u8; len]);
+    message.resize(frames.max(2), part);
+    message
+}
+
+/// A stream that takes `limit` bytes, and then fails.
+struct Brittle {
+    limit: usize,
+    taken: Vec<u8>,
+}
+
+impl AsyncWrite for Brittle {
+    fn poll_write(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let len = bytes.len().min(this.limit - this.taken.len());
+        if len == 0 {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        this.taken.extend_from_slice(&bytes[..len]);
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Writes until so many bytes are through, or nothing is left; returns them.
+fn write(outbox: &Outbox, limit: usize, encrypted: bool) -> Vec<u8> {
+    let mut stream = Brittle { limit, taken: Vec::new() };
+    let sealer = encrypted.then(|| {
+        let [client, _] = crate::link::test_ciphers::connected();
+        client.sealer
+    });
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut writer = Writer::new(outbox).sealed(sealer);
+        let writing = writer.run(&mut stream);
+        // It waits for more once the queue is empty.
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(20), writing).await;
+    });
+    stream.taken
+}
+
+/// The numbers of the whole messages in these bytes.
+fn numbers(bytes: &[u8]) -> Vec<u32> {
+    let wire = Bytes::copy_from_slice(bytes);
+    let chunks = VecDeque::from([Chunk::copied(wire.clone(), 1)]);
+    let mut numbers = Vec::new();
+    each_message(
+        &chunks,
+        |place| place.wire.end <= wire.len(),
+        |place| {
+            let frame = Frames::of(wire.slice(place.wire)).nth(1).unwrap();
+            numbers.push(u32::from_be_bytes(frame[..].try_into().unwrap()));
+        },
+    );
+    numbers
+}
+
+fn limits(size: usize, frames: usize) -> MessageLimits {
+    MessageLimits { size, frames }
+}
+
+#[test]
+fn a_message_above_the_limits_is_refused_before_it_has_to_wait() {
+    let outbox = Outbox::new(HighWaterMark::bytes(100)).with_limits(limits(60, 3));
+    let fitting = message(1, 40, 2);
+    outbox.try_push(&fitting).unwrap();
+    while outbox.try_push(&fitting).is_ok() {}
+    assert_eq!(outbox.try_push(&fitting), Err(Refused::Full));
+    assert_eq!(outbox.try_push(&message(1, 40, 4)), Err(Refused::Unfit), "too large, and too many frames");
+    assert_eq!(outbox.try_push(&message(1, 1, 4)), Err(Refused::Unfit), "too many frames");
+    assert_eq!(outbox.push_now(&message(1, 100, 3)), Some(Err(Refused::Unfit)));
+    assert_eq!(outbox.try_push(&[] as &[Bytes]), Err(Refused::Unfit), "no frame at all");
+    outbox.close();
+    assert_eq!(outbox.try_push(&fitting), Err(Refused::Closed));
+}
+
+#[test]
+fn a_smaller_limit_throws_out_what_waits_and_names_it() {
+    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    for (number, len) in [(1, 10), (2, 20_000), (3, 10), (5, 10), (6, 200)] {
+        outbox.try_push(&message(number, len, 3)).unwrap();
+    }
+    let gone = outbox.limit(limits(150, 3));
+    let named: Vec<_> = gone.iter().map(|gone| (gone.topic.len(), gone.size, gone.frames)).collect();
+    let sizes = [(2, 20_000), (5, 10), (6, 200)].map(|(number, len)| encoded_len(&message(number, len, 3)));
+    assert_eq!(named, [(7, sizes[0], 3), (NAME_MAX, sizes[1], 3), (7, sizes[2], 3)]);
+    assert_eq!(gone[0].topic, "topic:2");
+    assert_eq!(outbox.discarded(), Amount::new(3, sizes.iter().sum()));
+    assert_eq!(outbox.limit(limits(200, 3)), [], "the rest is within any larger limit");
+    assert_eq!(numbers(&write(&outbox, usize::MAX, false)), [1, 3]);
+    assert_eq!(outbox.queued(), Amount::default());
+}
+
+#[tokio::test]
+async fn room_that_a_smaller_limit_makes_is_given_to_those_who_wait() {
+    let outbox = Arc::new(Outbox::new(HighWaterMark::bytes(1000)));
+    outbox.try_push(&message(1, 900, 3)).unwrap();
+    let waiting = outbox.clone();
+    let waiting = tokio::spawn(async move { waiting.push(&message(2, 400, 3)).await });
+    let flushed = outbox.clone();
+    let flushed = tokio::spawn(async move { flushed.flushed().await });
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished() && !flushed.is_finished());
+    assert_eq!(outbox.limit(limits(500, 3)).len(), 1);
+    assert_eq!(waiting.await.unwrap(), Ok(()));
+    flushed.await.unwrap();
+}
+
+#[test]
+fn a_message_in_which_the_peer_ends_the_connection_twice_is_thrown_out() {
+    for encrypted in [false, true] {
+        let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+        for (number, len) in [(1, 10), (2, 100_000), (3, 10)] {
+            outbox.try_push(&message(number, len, 3)).unwrap();
+        }
+        write(&outbox, 5_000, encrypted);
+        assert!(outbox.is_cut());
+        assert_eq!(outbox.cut_off(), None, "once may be a coincidence");
+        assert_eq!(outbox.cut_off(), None, "and is once");
+        write(&outbox, 70_000, encrypted);
+        let gone = outbox.cut_off().expect("that was the second time");
+        assert_eq!((&gone.topic[..], gone.size), (&b"topic:2"[..], encoded_len(&message(2, 100_000, 3))));
+        assert_eq!(outbox.queued().messages, 1);
+        if !encrypted {
+            assert_eq!(numbers(&write(&outbox, usize::MAX, false)), [3]);
+        }
+    }
+}
+
+#[test]
+fn connections_that_end_in_different_messages_or_between_them_drop_nothing() {
+    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    for number in [1, 2, 3] {
+        outbox.try_push(&message(number, 1000, 3)).unwrap();
+    }
+    let len = encoded_len(&message(1, 1000, 3));
+    let mut taken = Vec::new();
+    // Inside the first one; inside the second one; at the end of the second one; inside the third one.
+    for limit in [len / 2, len + len / 2, len, len - 1] {
+        taken.extend(numbers(&write(&outbox, limit, false)));
+        assert_eq!(outbox.cut_off(), None, "{limit} bytes");
+    }
+    // We ended this one ourselves, or the network did.
+    write(&outbox, len / 2, false);
+    taken.extend(numbers(&write(&outbox, usize::MAX, false)));
+    assert_eq!(outbox.cut_off(), None, "all is written");
+    assert_eq!(taken, [1, 2, 3]);
+    assert_eq!(outbox.discarded(), Amount::default());
+}
+
+proptest! {
+    /// Whatever was written before, what is above the new limits goes, and everything else stays, in order.
+    #[test]
+    fn exactly_what_does_not_fit_goes(
+        sizes in prop::collection::vec((prop_oneof![0_usize..300, 7000_usize..9000, 60_000_usize..70_000], 2_usize..6), 1..30),
+        written in 0_usize..100_000,
+        limit in prop_oneof![100_usize..2000, 8000_usize..80_000],
+        frames in 2_usize..6,
+        recycling in any::<bool>(),
+    ) {
+        let ledger = Arc::new(Ledger::default());
+        let mark = HighWaterMark::bytes(64 << 20);
+        let outbox = if recycling { Outbox::recycling(mark) } else { Outbox::with_ledger(mark, ledger.clone()) };
+        for (number, (len, frames)) in sizes.iter().enumerate() {
+            outbox.try_push(&message(number as u32, *len, *frames)).unwrap();
+        }
+        let before = numbers(&write(&outbox, written, false));
+        let fits = limits(limit, frames);
+        let expected: Vec<u32> = (before.len()..sizes.len()).map(|number| number as u32).filter(|number| {
+            let (len, frames) = sizes[*number as usize];
+            let message = message(*number, len, frames);
+            fits.allow(encoded_len(&message), message.len())
+        }).collect();
+        let gone = outbox.limit(fits);
+        prop_assert_eq!(gone.len() + expected.len() + before.len(), sizes.len());
+        let left: usize = expected.iter().map(|number| {
+            let (len, frames) = sizes[*number as usize];
+            encoded_len(&message(*number, len, frames))
+        }).sum();
+        prop_assert_eq!(outbox.queued(), Amount::new(expected.len(), left));
+        if !recycling {
+            prop_assert_eq!(ledger.bytes(), left);
+        }
+        prop_assert_eq!(numbers(&write(&outbox, usize::MAX, false)), expected);
+        prop_assert_eq!(outbox.queued(), Amount::default());
+        prop_assert_eq!(ledger.bytes(), 0);
+    }
+}

@@ -1,0 +1,166 @@
+//! What was written comes again until it is known to have arrived, in its order and before everything else.
+
+use futures::FutureExt;
+use proptest::prelude::*;
+
+use super::super::tests::{Brittle, message};
+use super::super::{Amount, HighWaterMark, SHARE_MIN, Writer};
+use super::*;
+use xmsg_zmtp::Frames;
+
+/// Messages are marked; what has one frame is not sent again.
+fn again(frames: &Repeated) -> Option<Repeated> {
+    let [_, data] = &frames[..] else { return None };
+    Some([Bytes::from_static(b"again"), data.clone()].into_iter().collect())
+}
+
+fn outbox(mark: usize) -> Outbox {
+    let outbox = Outbox::recycling(HighWaterMark::bytes(mark));
+    outbox.retain(again);
+    outbox
+}
+
+/// Pushes these messages; the longer ones are not copied.
+fn push(outbox: &Outbox, numbers: std::ops::Range<u32>, len: usize) {
+    for number in numbers {
+        outbox.try_push(&message(number, len)).unwrap();
+    }
+}
+
+/// Writes so many bytes, and the connection breaks. Returns the numbers of the messages that arrived whole, and whether they were marked.
+fn write(outbox: &Outbox, limit: usize) -> Vec<(u32, bool)> {
+    let mut stream = Brittle { limit, piece: 1000, taken: vec![] };
+    let run = Writer::new(outbox).run(&mut stream).now_or_never();
+    assert!(run.is_none_or(|ended| ended.is_err()), "the queue is open");
+    outbox.note_break();
+    let (mut wire, mut arrived) = (Bytes::from(stream.taken), Vec::new());
+    loop {
+        let mut frames = Frames::of(wire.clone());
+        let Some(topic) = frames.next() else { return arrived };
+        if topic == "request" {
+            let _ = wire.split_to(encoded_len(&[topic]));
+            continue;
+        }
+        let Some(data) = frames.next() else { return arrived };
+        arrived.push((u32::from_be_bytes(data[..4].try_into().unwrap()), topic == "again"));
+        let _ = wire.split_to(encoded_len(&[topic, data]));
+    }
+}
+
+fn numbered(numbers: std::ops::Range<u32>, again: bool) -> Vec<(u32, bool)> {
+    numbers.map(|number| (number, again)).collect()
+}
+
+#[test]
+fn what_has_not_arrived_is_written_again_and_before_what_is_new() {
+    for len in [10, 2 * SHARE_MIN] {
+        let outbox = outbox(1 << 20);
+        push(&outbox, 0..10, len);
+        assert_eq!(write(&outbox, usize::MAX), numbered(0..10, false), "{len}");
+        assert_eq!((outbox.queued().messages, outbox.gone()), (10, 0));
+        push(&outbox, 10..12, len);
+        let second = [numbered(0..10, true), numbered(10..12, false)].concat();
+        assert_eq!(write(&outbox, usize::MAX), second, "{len}");
+        assert_eq!(write(&outbox, usize::MAX), numbered(0..12, true), "{len}");
+        assert_eq!((outbox.accepted(), outbox.broken_at()), (12, 0));
+    }
+}
+
+#[test]
+fn what_has_arrived_is_forgotten_to_the_message() {
+    for len in [10, 2 * SHARE_MIN] {
+        let outbox = outbox(1 << 20);
+        push(&outbox, 0..10, len);
+        let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
+        assert!(Writer::new(&outbox).run(&mut stream).now_or_never().is_none());
+        outbox.arrived(4);
+        outbox.note_break();
+        assert_eq!(outbox.queued().messages, 6);
+        let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
+        assert!(Writer::new(&outbox).run(&mut stream).now_or_never().is_none());
+        outbox.all_arrived();
+        outbox.note_break();
+        assert_eq!(
+            (outbox.queued(), outbox.gone(), outbox.state().retained_bytes()),
+            (Amount::default(), 10, 0)
+        );
+    }
+}
+
+#[test]
+fn requests_do_not_come_again_and_stay_counted_as_written() {
+    let outbox = outbox(1 << 20);
+    let request = [Bytes::from_static(b"request")];
+    push(&outbox, 0..2, 10);
+    outbox.push_past_mark(&request).unwrap();
+    push(&outbox, 2..3, 10);
+    assert_eq!(write(&outbox, usize::MAX), numbered(0..3, false));
+    assert_eq!((outbox.accepted(), outbox.gone(), outbox.gone_once()), (4, 1, 4));
+    outbox.push_past_mark(&request).unwrap();
+    let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
+    assert!(Writer::new(&outbox).run(&mut stream).now_or_never().is_none());
+    assert_eq!((outbox.accepted(), outbox.gone()), (5, 5));
+    // What the answer to the second request proves.
+    outbox.arrived(4);
+    outbox.note_break();
+    assert_eq!(outbox.queued(), Amount::default());
+}
+
+#[test]
+fn what_is_kept_counts_for_the_mark_and_requests_find_room() {
+    let outbox = outbox(1000);
+    let due = outbox.state().retained.as_ref().unwrap().due.clone();
+    let mut count = 0;
+    while outbox.try_push(&message(count, 90)).is_ok() {
+        count += 1;
+    }
+    assert_eq!(count, 10);
+    let waiting = message(count, 90);
+    let mut waiting = Box::pin(outbox.push(&waiting));
+    assert!((&mut waiting).now_or_never().is_none());
+    assert!(due.notified().now_or_never().is_none(), "nothing was written");
+    let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
+    let mut writer = Writer::new(&outbox);
+    assert!(writer.run(&mut stream).now_or_never().is_none());
+    assert_eq!(outbox.queued().messages, 0);
+    assert!((&mut waiting).now_or_never().is_none(), "it is kept");
+    assert!(due.notified().now_or_never().is_some(), "it is time to ask");
+    outbox.push_past_mark(&[Bytes::from_static(b"request")]).unwrap();
+    assert_eq!(outbox.queued().messages, 1);
+    outbox.arrived(5);
+    assert_eq!(waiting.now_or_never(), Some(Ok(())));
+}
+
+proptest! {
+    /// Through any connections that break at any byte, with confirmations in between, every message arrives, in an order that each
+    /// connection keeps without a gap, and only what was written before is marked.
+    #[test]
+    fn nothing_is_lost_however_connections_break(
+        steps in prop::collection::vec((0_u32..6, prop::sample::select(vec![4_usize, 60, 3000, SHARE_MIN + 1]), 0_usize..60_000, any::<bool>()), 1..20),
+    ) {
+        let outbox = outbox(64 << 20);
+        let (mut pushed, mut arrived, mut confirmed) = (0, 0, 0);
+        for (count, len, limit, confirms) in steps {
+            push(&outbox, pushed..pushed + count, len);
+            pushed += count;
+            let came = write(&outbox, limit);
+            prop_assert_eq!(outbox.accepted(), u64::from(pushed));
+            if let Some((first, _)) = came.first() {
+                prop_assert_eq!(*first, confirmed, "it goes on where it is not confirmed");
+            }
+            for ((number, marked), expected) in came.iter().zip(confirmed..) {
+                prop_assert_eq!(*number, expected);
+                prop_assert!(*marked || expected >= arrived, "{} came before", expected);
+            }
+            arrived = arrived.max(confirmed + came.len() as u32);
+            if confirms {
+                // A later connection takes all there is, and it is confirmed while that lasts.
+                let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
+                prop_assert!(Writer::new(&outbox).run(&mut stream).now_or_never().is_none());
+                outbox.arrived(u64::from(pushed));
+                (confirmed, arrived) = (pushed, pushed);
+                prop_assert_eq!(outbox.state().retained_bytes(), 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Whoever sends and has to wait, for room or for the writer.
+//!
+//! A message that finds no room waits in line, and whoever makes room takes it into the queue: the writer, or
+//! a message before it that was withdrawn. The order of the messages is so that of the first polls of their
+//! futures, and no message depends on a future being polled again: one that is kept and not polled holds up
+//! nobody, and neither does a long line of tasks that would have to run one after another.
+//!
+//! Whoever has sent much in a row pauses once its message is in the queue. If it paused before, all others
+//! would have to wait behind it, although there is room, or would overtake it.
+
+use std::borrow::Borrow;
+use std::ops::Deref;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::writer::WRITE_MAX;
+use super::{Frame, Outbox, OutboxGuard, Refused, State, TURN};
+use crate::link::line::{Calls, Place};
+use xmsg_zmtp::encoded_len;
+
+/// The frames of a message that waits for room.
+pub(super) type Waiting = SmallVec<[Bytes; 3]>;
+
+/// Bytes and messages that are taken out of the line at a time, under the queue's lock. The writer comes back
+/// for the rest when it has written some more.
+const SERVED: (usize, usize) = (WRITE_MAX, 1024);
+
+/// What became of a message at once.
+#[derive(Debug)]
+pub(crate) enum Begun<O: Deref<Target: AsRef<Outbox>>> {
+    /// It is in the queue, or was refused.
+    Done(Result<(), Refused>),
+    /// Whoever sends it has to wait.
+    Open(Sending<O>),
+}
+
+/// A message that is being sent. Dropped, it is withdrawn if it still waits for room.
+#[derive(Debug)]
+pub(crate) struct Sending<O: Deref<Target: AsRef<Outbox>>> {
+    outbox: O,
+    /// Where it waits; `None`: it is in the queue, and whoever sends is to pause.
+    place: Option<Place>,
+}
+
+impl AsRef<Outbox> for Outbox {
+    fn as_ref(&self) -> &Outbox {
+        self
+    }
+}
+
+/// Sends a message as far as that can be done at once: its place among others is decided when this returns.
+pub(crate) fn begin<O>(outbox: &O, frames: &[impl Frame]) -> Begun<O>
+where
+    O: Clone + Deref<Target: AsRef<Outbox>>,
+{
+    let place = {
+        let mut guard = outbox.as_ref().lock();
+        match guard.try_push_frames(frames) {
+            Ok(()) if guard.take_turn() => None,
+            Err(Refused::Full) => Some(guard.line_up(frames)),
+            done => return Begun::Done(done),
+        }
+    };
+    Begun::Open(Sending { outbox: outbox.clone(), place })
+}
+
+impl<O: Deref<Target: AsRef<Outbox>>> Sending<O> {
+    /// What holds the queue that the message is for.
+    pub(crate) fn target(&self) -> O
+    where
+        O: Clone,
+    {
+        self.outbox.clone()
+    }
+
+    /// Whether the message waits for room; if not, it is in the queue, and whoever sends is to pause.
+    pub(crate) fn waits(&self) -> bool {
+        self.place.is_some()
+    }
+
+    /// Waits until whoever sends may go on: the message is in the queue, or was refused.
+    pub(crate) async fn finish(&mut self) -> Result<(), Refused> {
+        if self.place.is_none() {
+            self.outbox.as_ref().pause().await;
+            return Ok(());
+        }
+        std::future::poll_fn(|cx| self.poll_taken(cx)).await
+    }
+
+    fn poll_taken(&mut self, cx: &Context<'_>) -> Poll<Result<(), Refused>> {
+        let Some(place) = &self.place else { return Poll::Ready(Ok(())) };
+        let mut state = self.outbox.as_ref().state();
+        if state.line.wait(place, cx.waker()) {
+            return if state.closed { Poll::Ready(Err(Refused::Closed)) } else { Poll::Pending };
+        }
+        let unfit = state.forget_unfit(place);
+        drop(state);
+        if unfit {
+            self.place = None;
+            return Poll::Ready(Err(Refused::Unfit));
+        }
+        self.place = None;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<O: Deref<Target: AsRef<Outbox>>> Drop for Sending<O> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            self.outbox.as_ref().withdraw(&place);
+        }
+    }
+}
+
+impl Outbox {
+    /// Takes a message, waiting for room. Those who wait are served in the order in which their futures were
+    /// first polled, and newcomers wait behind them. Dropping the future withdraws the message, unless the
+    /// queue has taken it by then: it is taken whole or not at all.
+    pub async fn push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
+        let mut sending = match begin(&self, frames) {
+            Begun::Done(done) => return done,
+            Begun::Open(sending) => sending,
+        };
+        sending.finish().await
+    }
+
+    /// What [`push`](Self::push) does if nobody has to wait or pause; `None` if somebody has to.
+    pub(crate) fn push_now(&self, frames: &[impl Frame]) -> Option<Result<(), Refused>> {
+        let mut guard = self.lock();
+        if guard.state().in_a_row >= TURN {
+            return None;
+        }
+        match guard.try_push_frames(frames) {
+            Err(Refused::Full) => None,
+            done => Some(done),
+        }
+    }
+
+    /// Lets the writer have its turn.
+    async fn pause(&self) {
+        // Accepted connections may be many, and one is not to wait for each of them in turn.
+        let may_wait = self.state().spare.is_some();
+        if !may_wait || !self.catch_up().await {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Takes in what waits in line, as far as there is room. Whoever sent it is to be woken; the writer is
+    /// not.
+    pub(super) fn serve(&self, state: &mut State) -> Calls {
+        if state.line.is_empty() { Calls::default() } else { self.serve_some(state) }
+    }
+
+    #[cold]
+    fn serve_some(&self, state: &mut State) -> Calls {
+        let (mut calls, mut served) = (Calls::default(), (0, 0));
+        while served.0 < SERVED.0
+            && served.1 < SERVED.1
+            && !state.closed
+            && let Some(frames) = state.line.first()
+        {
+            let len = encoded_len(frames);
+            // The peer may have told a smaller limit since it joined.
+            if !state.limits.allow(len, frames.len()) {
+                let Some((place, waker)) = state.line.refuse_first() else { break };
+                state.unfit.push(place);
+                calls.extend(waker);
+                continue;
+            }
+            if !state.has_room(len, self.mark) {
+                break;
+            }
+            let Some((frames, waker)) = state.line.take_first() else { break };
+            state.push_frames(&frames, len);
+            self.enter(len);
+            served = (served.0 + len, served.1 + 1);
+            calls.extend(waker);
+        }
+        calls
+    }
+
+    fn withdraw(&self, place: &Place) {
+        let calls = {
+            let mut guard = self.lock();
+            let state = guard.state_mut();
+            state.forget_unfit(place);
+            if !state.line.leave(place) {
+                return;
+            }
+            // What was too long for the room there is may have been before what is not.
+            let calls = self.serve(state);
+            guard.pushed = true;
+            calls
+        };
+        calls.wake();
+    }
+}
+
+impl State {
+    /// Whether this one was refused while it waited. It is told once.
+    fn forget_unfit(&mut self, place: &Place) -> bool {
+        let at = self.unfit.iter().position(|unfit| unfit == place);
+        at.map(|at| self.unfit.swap_remove(at)).is_some()
+    }
+}
+
+impl OutboxGuard<'_> {
+    fn line_up(&mut self, frames: &[impl Frame]) -> Place {
+        let frames = frames.iter().map(|frame| Borrow::<Bytes>::borrow(frame).clone()).collect();
+        self.state_mut().line.join(frames)
+    }
+
+    /// Whether so much was pushed in a row that the writer is to have its turn, which begins the count anew.
+    fn take_turn(&mut self) -> bool {
+        let state = self.state_mut();
+        let is_over = state.in_a_row >= TURN;
+        if is_over {
+            state.in_a_row = 0;
+        }
+        is_over
+    }
+}
+
+#[cfg(test)]
+#[path = "sending_tests.rs"]
+mod tests;

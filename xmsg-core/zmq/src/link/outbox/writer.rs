@@ -1,0 +1,448 @@
+//! The task's side of an outbox: takes what is queued and writes it, in clear text or in boxes.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::task::Poll;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures::future::OptionFuture;
+use smallvec::SmallVec;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+use super::retained::Chunks;
+use super::{Amount, Chunk, Outbox, SPARE, TAIL_LEN};
+use crate::link::memory::PeerClaim;
+use xmsg_zmtp::curve::{LONG_FRAME, Sealer};
+use xmsg_zmtp::{Command, Header, whole_messages_within};
+
+/// Slices handed to the system in one write.
+const SLICES: usize = 64;
+/// Bytes handed to the system in one write, so that urgent answers get their turn.
+pub(super) const WRITE_MAX: usize = 1 << 20;
+/// Bytes that are sealed before they are written; a longer frame is sealed in one piece.
+const SEAL_MAX: usize = 64 << 10;
+/// What a box is longer than its frame, bytes, at most.
+const BOX_EXTRA: usize = 64;
+
+/// Drains an [`Outbox`] into a stream. Dropped in the middle, it puts back whatever the peer cannot have received
+/// whole, so that the next writer goes on at that message.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    outbox: &'a Outbox,
+    /// Written chunks of a message that is not yet written to its end.
+    begun: Vec<Chunk>,
+    chunks: VecDeque<Chunk>,
+    /// Bytes of the first chunk that are written.
+    offset: usize,
+    /// Something urgent is to go out at the next end of a message.
+    pub(super) urgent_waits: bool,
+    sealing: Option<Sealing>,
+    /// What is written is kept.
+    retains: bool,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer for this queue.
+    #[must_use]
+    pub fn new(outbox: &'a Outbox) -> Self {
+        Self {
+            outbox,
+            begun: Vec::new(),
+            chunks: VecDeque::new(),
+            offset: 0,
+            urgent_waits: false,
+            sealing: None,
+            retains: outbox.retains(),
+        }
+    }
+
+    /// The same, with everything in boxes.
+    #[must_use]
+    pub fn sealed(mut self, sealer: Option<Sealer>) -> Self {
+        self.sealing = sealer.map(Sealing::new);
+        self
+    }
+
+    /// The same, with long boxes counted in a budget for memory.
+    pub(crate) fn claiming(mut self, claim: Option<PeerClaim>) -> Self {
+        if let Some(sealing) = &mut self.sealing {
+            sealing.claim = claim;
+        }
+        self
+    }
+
+    /// Writes until the stream fails, or the queue is closed and empty.
+    pub async fn run(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        loop {
+            if self.offset == 0 && self.begun.is_empty() {
+                let urgent = self.outbox.state().urgent.split();
+                if !urgent.is_empty() {
+                    match &mut self.sealing {
+                        None => stream.write_all(&urgent).await?,
+                        Some(sealing) => stream.write_all(&sealing.seal_apart(&urgent)).await?,
+                    }
+                }
+                if self.chunks.is_empty() && !self.fetch().await {
+                    return Ok(());
+                }
+            }
+            if !self.chunks.is_empty() {
+                if self.sealing.is_some() {
+                    self.write_sealed(stream).await?;
+                } else {
+                    self.write_some(stream).await?;
+                }
+            }
+        }
+    }
+
+    /// Writes a command that belongs to no queue.
+    pub(crate) async fn write_command(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        command: &Command,
+    ) -> io::Result<()> {
+        let mut bytes = BytesMut::new();
+        command.write(&mut bytes);
+        match &mut self.sealing {
+            None => stream.write_all(&bytes).await,
+            Some(sealing) => stream.write_all(&sealing.seal_apart(&bytes)).await,
+        }
+    }
+
+    /// Waits for something to write; `false` when the queue is closed and empty.
+    async fn fetch(&mut self) -> bool {
+        std::future::poll_fn(|cx| {
+            let mut state = self.outbox.state();
+            if state.has_messages() {
+                state.flush_tail();
+                state.in_a_row = 0;
+                // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
+                let (mut len, mut whole) = (0, false);
+                while len < WRITE_MAX || !whole {
+                    let Some(chunk) = state.next_chunk(len) else { break };
+                    len += chunk.bytes.len();
+                    whole = chunk.ends_message;
+                    self.chunks.push_back(chunk);
+                }
+                self.urgent_waits = false;
+            } else if state.urgent.is_empty() {
+                if state.closed && state.chunks.is_empty() && state.tail.is_empty() {
+                    return Poll::Ready(false);
+                }
+                match &mut state.writer {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                return Poll::Pending;
+            }
+            Poll::Ready(true)
+        })
+        .await
+    }
+
+    async fn write_some(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let (mut count, mut len) = (0, 0);
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+            let bytes = if count == 0 { &chunk.bytes[self.offset..] } else { &chunk.bytes[..] };
+            *slice = IoSlice::new(bytes);
+            count += 1;
+            len += bytes.len();
+            if len >= WRITE_MAX || self.urgent_waits {
+                break;
+            }
+        }
+        let written = if count == 1 {
+            stream.write(&slices[0]).await?
+        } else {
+            stream.write_vectored(&slices[..count]).await?
+        };
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.advance(written);
+        Ok(())
+    }
+
+    /// Seals the next frames and writes them to their end.
+    async fn write_sealed(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let Some(sealing) = &mut self.sealing else { return Ok(()) };
+        if let Some(long) = sealing.seal(&self.chunks, self.offset, self.urgent_waits) {
+            sealing.seal_long(long).await?;
+        }
+        while let Some(sealing) = self.sealing.as_mut().filter(|sealing| !sealing.sealed.is_empty()) {
+            let end = sealing.claim.as_ref().and_then(PeerClaim::end);
+            let end = OptionFuture::from(end.map(CancellationToken::cancelled));
+            let written = tokio::select! {
+                biased;
+                written = stream.write(&sealing.sealed) => written?,
+                Some(()) = end => return Err(io::ErrorKind::OutOfMemory.into()),
+            };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            let plain = sealing.advance(written);
+            if plain > 0 {
+                self.advance(plain);
+            } else {
+                self.outbox.state().of_boxes += written as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, written: usize) {
+        let (mut done, mut copied) = (Amount::default(), 0);
+        let mut used: SmallVec<[Bytes; SPARE]> = SmallVec::new();
+        let mut kept: Vec<Chunks> = Vec::new();
+        let mut left = written;
+        while let Some(chunk) = self.chunks.front() {
+            let rest = chunk.bytes.len() - self.offset;
+            if left < rest {
+                self.offset += left;
+                break;
+            }
+            left -= rest;
+            self.offset = 0;
+            // `front` has just shown that there is one.
+            let Some(chunk) = self.chunks.pop_front() else { break };
+            let ends_message = chunk.ends_message;
+            self.begun.push(chunk);
+            if ends_message {
+                for chunk in &self.begun {
+                    done += Amount::new(chunk.messages, chunk.charge);
+                    copied += if chunk.lease.is_none() { chunk.charge } else { 0 };
+                }
+                if self.retains {
+                    kept.push(self.begun.drain(..).collect());
+                }
+                for chunk in self.begun.drain(..) {
+                    if chunk.lease.is_none() && chunk.bytes.len() >= TAIL_LEN / 2 && used.len() < SPARE {
+                        used.push(chunk.bytes);
+                    }
+                }
+            }
+        }
+        self.outbox.strike_out(copied);
+        let mut state = self.outbox.state();
+        if let Some(spare) = &mut state.spare {
+            let full = used.into_iter().filter_map(|bytes| bytes.try_into_mut().ok());
+            for mut chunk in full.take(SPARE - spare.len()).filter(|chunk| chunk.capacity() >= TAIL_LEN) {
+                chunk.clear();
+                spare.push(chunk);
+            }
+        }
+        state.queued -= done;
+        state.retain(kept);
+        state.written += Amount { messages: done.messages, bytes: written as u64 };
+        self.urgent_waits = !state.urgent.is_empty();
+        let room = self.outbox.made_room(&mut state);
+        let is_watched = std::mem::take(&mut state.watched);
+        let somebody_waits = state.keep_pace(written);
+        drop(state);
+        self.outbox.tell(room);
+        if somebody_waits {
+            self.outbox.give_turn();
+        }
+        if is_watched {
+            self.outbox.progress.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        let begun = self.begun.iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+        let written = begun + self.offset;
+        let mut chunks: VecDeque<Chunk> = self.begun.drain(..).chain(self.chunks.drain(..)).collect();
+        let (mut messages, mut boundary) =
+            whole_messages_within(chunks.iter().map(|chunk| &chunk.bytes[..]), written);
+        // A box of which a part was written counts, too.
+        let is_inside = written > boundary || self.sealing.as_ref().is_some_and(Sealing::is_inside);
+        // What the peer may have received whole leaves the queue, the rest goes back to its front.
+        let (mut whole, mut copied) = (Amount::new(messages, 0), 0);
+        let mut kept = Chunks::new();
+        while boundary > 0 {
+            let Some(chunk) = chunks.front_mut() else { break };
+            let len = boundary.min(chunk.bytes.len());
+            boundary -= len;
+            let of_this_chunk = chunk.messages.min(messages);
+            messages -= of_this_chunk;
+            let rest = chunk.bytes.split_off(len);
+            let charge = match (&chunk.lease, rest.is_empty()) {
+                (Some(_), false) => 0,
+                (_, true) => chunk.charge,
+                (None, false) => len.min(chunk.charge),
+            };
+            whole.bytes += charge as u64;
+            copied += if chunk.lease.is_none() { charge } else { 0 };
+            if self.retains {
+                kept.push(Chunk { charge, ..Chunk::copied(chunk.bytes.clone(), of_this_chunk) });
+            }
+            if rest.is_empty() {
+                chunks.pop_front();
+            } else {
+                chunk.messages -= of_this_chunk;
+                chunk.charge -= charge;
+                chunk.bytes = rest;
+            }
+        }
+        self.outbox.strike_out(copied);
+        let mut state = self.outbox.state();
+        state.queued -= whole;
+        state.retain((!kept.is_empty()).then_some(kept));
+        state.written.messages += whole.messages;
+        state.note_end(is_inside);
+        state.urgent.clear();
+        state.writer = None;
+        chunks.append(&mut state.chunks);
+        state.chunks = chunks;
+        // The next writer may be long in coming.
+        let room = self.outbox.made_room(&mut state);
+        drop(state);
+        self.outbox.tell(room);
+    }
+}
+
+/// A frame that takes long to seal.
+#[derive(Debug)]
+struct LongFrame {
+    flags: u8,
+    body: Bytes,
+    /// With its header in clear text.
+    len: usize,
+}
+
+/// Frames on their way from the queue, in clear text, to the stream, in boxes.
+#[derive(Debug)]
+struct Sealing {
+    /// `None` only while another thread has it.
+    sealer: Option<Sealer>,
+    /// What is sealed and not yet written.
+    sealed: BytesMut,
+    /// Bytes of `sealed` that were written already.
+    written: usize,
+    /// … and where the last box of which all was written ends.
+    whole: usize,
+    /// For each sealed frame: where its box ends, counted from the first one, and its length in clear text.
+    frames: VecDeque<(usize, usize)>,
+    /// What a long box counts for.
+    claim: Option<PeerClaim>,
+}
+
+impl Sealing {
+    fn new(sealer: Sealer) -> Self {
+        Self {
+            sealer: Some(sealer),
+            sealed: BytesMut::new(),
+            written: 0,
+            whole: 0,
+            frames: VecDeque::new(),
+            claim: None,
+        }
+    }
+
+    /// Seals the frames from `offset` in the first chunk on: about [`SEAL_MAX`] bytes, or, if something urgent waits,
+    /// to the end of the first message. If a long frame comes first, it is returned instead.
+    fn seal(&mut self, chunks: &VecDeque<Chunk>, offset: usize, one_message: bool) -> Option<LongFrame> {
+        (self.written, self.whole) = (0, 0);
+        let sealer = self.sealer.as_mut()?;
+        let (mut index, mut at) = (0, offset);
+        while self.sealed.len() < SEAL_MAX {
+            let Some(chunk) = chunks.get(index) else { break };
+            if at == chunk.bytes.len() {
+                (index, at) = (index + 1, 0);
+                continue;
+            }
+            // Chunks end at the end of a frame, or of its header: the body is then a chunk of its own.
+            let Ok(Some(header)) = Header::read(&chunk.bytes[at..]) else { break };
+            let (start, len) = (at + header.len, header.body_len as usize);
+            let (chunk, start) = if start == chunk.bytes.len() && len > 0 {
+                index += 1;
+                (chunks.get(index)?, 0)
+            } else {
+                (chunk, start)
+            };
+            at = start + len;
+            if len >= LONG_FRAME {
+                if !self.sealed.is_empty() {
+                    break;
+                }
+                let body = (at <= chunk.bytes.len()).then(|| chunk.bytes.slice(start..at))?;
+                return Some(LongFrame { flags: header.flags, body, len: header.len + len });
+            }
+            sealer.seal(header.flags, chunk.bytes.get(start..at)?, &mut self.sealed);
+            self.frames.push_back((self.sealed.len(), header.len + len));
+            if one_message && !header.has_more() {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Seals one long frame in a thread of its own: others are not to wait for it.
+    async fn seal_long(&mut self, frame: LongFrame) -> io::Result<()> {
+        let LongFrame { flags, body, len } = frame;
+        let needed = len + BOX_EXTRA;
+        if let Some(claim) = &mut self.claim
+            && !claim.allow(needed).await
+        {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let Some(mut sealer) = self.sealer.take() else { return Ok(()) };
+        let mut out = BytesMut::with_capacity(needed);
+        let task = tokio::task::spawn_blocking(move || {
+            sealer.seal(flags, &body, &mut out);
+            (sealer, out)
+        });
+        let (sealer, out) = task.await.map_err(io::Error::other)?;
+        (self.sealer, self.sealed) = (Some(sealer), out);
+        self.frames.push_back((self.sealed.len(), len));
+        Ok(())
+    }
+
+    /// Seals whole commands that are written at once.
+    fn seal_apart(&mut self, commands: &[u8]) -> BytesMut {
+        let (mut sealed, mut rest) = (BytesMut::new(), commands);
+        while let Ok(Some(header)) = Header::read(rest) {
+            let end = header.len + header.body_len as usize;
+            let Some(body) = rest.get(header.len..end) else { break };
+            if let Some(sealer) = &mut self.sealer {
+                sealer.seal(header.flags, body, &mut sealed);
+            }
+            rest = &rest[end..];
+        }
+        sealed
+    }
+
+    /// Whether a part of a box was written, and not all of it.
+    fn is_inside(&self) -> bool {
+        !self.frames.is_empty() && self.written > self.whole
+    }
+
+    /// Notes that so many sealed bytes were written. Returns how many bytes of clear text are now with the peer.
+    fn advance(&mut self, written: usize) -> usize {
+        self.written += written;
+        self.sealed.advance(written);
+        let mut plain = 0;
+        while let Some((end, len)) = self.frames.front().filter(|(end, _)| *end <= self.written) {
+            self.whole = *end;
+            plain += len;
+            self.frames.pop_front();
+        }
+        if self.sealed.is_empty() {
+            if self.sealed.capacity() <= 2 * SEAL_MAX {
+                self.sealed.clear();
+            } else {
+                // One long box is not to be kept for ever.
+                self.sealed = BytesMut::new();
+            }
+            if let Some(claim) = &mut self.claim {
+                claim.give_back(0);
+            }
+        }
+        plain
+    }
+}

@@ -1,0 +1,65 @@
+//! When a connection that was lost is tried again.
+
+use std::time::Duration;
+
+use crate::SocketOptions;
+
+/// Between two attempts to connect there is at least this pause, or nothing else would be done.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+
+/// Pauses between attempts: doubling, each cut by up to half at random, so that peers do not come in step.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    pub(crate) min: Duration,
+    max: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(options: &SocketOptions) -> Self {
+        let min = options.reconnect_min.max(PAUSE_MIN);
+        Self { min, max: options.reconnect_max.max(min), next: min }
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.next = self.min;
+    }
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = pause.saturating_mul(2).min(self.max);
+        pause.saturating_sub((pause / 2).mul_f64(fastrand::f64()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest_and_start_over() {
+        let mut backoff = Backoff::new(&SocketOptions::default());
+        for expected in [100, 200, 400, 800, 1000, 1000] {
+            let pause = backoff.next().as_millis();
+            assert!((expected / 2..=expected).contains(&pause), "{pause} ms instead of {expected}");
+        }
+        backoff.reset();
+        assert!(backoff.next() <= Duration::from_millis(100));
+    }
+
+    #[test]
+    fn no_pause_is_too_long_or_too_short() {
+        for reconnect_min in [Duration::MAX, Duration::ZERO] {
+            for reconnect_max in [Duration::MAX, Duration::ZERO] {
+                let options = SocketOptions { reconnect_min, reconnect_max, ..SocketOptions::default() };
+                let mut backoff = Backoff::new(&options);
+                for _ in 0..3 {
+                    assert!(
+                        (PAUSE_MIN / 2..=reconnect_min.max(reconnect_max).max(PAUSE_MIN))
+                            .contains(&backoff.next())
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+use super::*;
+use crate::link::transport::Listener;
+use crate::security::{AllowKeys, KeyPair, Security};
+use crate::{Endpoint, Publisher, SocketOptions, TcpOptions};
+use xmsg_zmtp::{Options, SocketType};
+
+/// What one large message took when it came.
+#[derive(Debug, Default)]
+struct Taken {
+    budget: MemoryBudget,
+    messages: Vec<(usize, usize, usize)>,
+}
+
+impl Handler for Taken {
+    async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
+        self.messages.push((batch.wire.len(), batch.slab.size, self.budget.claimed()));
+        Ok(())
+    }
+
+    async fn subscription(&mut self, _: bool, _: Bytes) -> Result<(), Ended> {
+        Ok(())
+    }
+}
+
+/// An encrypted message of this length, for a session that may take so much memory.
+async fn encrypted_message(len: usize, limit: usize) -> (Taken, Ended) {
+    let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let authenticator = Arc::new(AllowKeys::new([*client.public()]));
+    let public = *server.public();
+    let listening = Security::CurveServer { keys: server, authenticator: authenticator.clone() };
+
+    let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
+    let security = Security::CurveClient { keys: client, server: public };
+    let publisher = Publisher::new(SocketOptions { security, ..SocketOptions::default() });
+    publisher.connect(listener.endpoint().clone());
+    let (stream, name) = listener.accept().await;
+    let budget = MemoryBudget::new(limit);
+    let engine = Engine::with_mechanism(Options::new(SocketType::Xsub), listening.mechanism(), now());
+    let mut session =
+        Session::new(stream, engine).with_authenticator(Some(authenticator)).with_memory(&budget, &name);
+    session.handshake().await.unwrap();
+    let outbox = Outbox::new(crate::HighWaterMark::bytes(1 << 10));
+    assert!(outbox.push_urgent(b"\0\x01\x01", URGENT_MAX), "a subscription to everything");
+
+    let mut taken = Taken { budget: budget.clone(), messages: Vec::new() };
+    let sending = tokio::spawn(async move {
+        publisher.wait_for_subscriber(b"").await.unwrap();
+        publisher.publish([Bytes::from(vec![7; len])]).await.unwrap();
+        publisher.close(Duration::from_secs(60)).await
+    });
+    let ended = session.run(&outbox, &mut taken, FAREWELL).await;
+    sending.abort();
+    assert_eq!(budget.claimed(), 0, "all was given back");
+    (taken, ended)
+}
+
+/// Seven peers with the longest boxes would otherwise take twice what the process may have.
+#[tokio::test]
+async fn clear_text_counts_before_there_is_memory_for_it() {
+    const LEN: usize = 20 << 20;
+    // There is room for the box, and not for what is in it.
+    let (taken, ended) = encrypted_message(LEN, LEN + (LEN >> 1)).await;
+    assert!(matches!(ended, Ended::OutOfMemory), "{ended}");
+    assert_eq!((taken.budget.ended(), &taken.messages[..]), (1, &[][..]));
+
+    // There is room for both, and the box is not kept until the message has been passed on.
+    let (taken, ended) = encrypted_message(LEN, 2 * LEN + (1 << 20)).await;
+    assert!(ended.is_by_peer(), "{ended}");
+    let [(len, slab, claimed)] = taken.messages[..] else { panic!("{:?}", taken.messages) };
+    assert_eq!((len, slab), (LEN + 9, LEN + 9), "the slab is as large as the message");
+    assert!(claimed <= LEN + (1 << 20), "{claimed} bytes");
+}
+
+/// Takes nothing, ever.
+#[derive(Debug)]
+struct Stalled;
+
+impl Handler for Stalled {
+    async fn messages(&mut self, _: Batch<'_>) -> Result<(), Ended> {
+        std::future::pending().await
+    }
+
+    async fn subscription(&mut self, _: bool, _: Bytes) -> Result<(), Ended> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_message_is_not_taken_gives_its_memory_to_others() {
+    const LEN: usize = 12 << 20;
+    let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
+    let publisher = Publisher::new(SocketOptions::default());
+    publisher.connect(listener.endpoint().clone());
+    let (stream, name) = listener.accept().await;
+    let budget = MemoryBudget::new(LEN + (2 << 20));
+    let mut session =
+        Session::new(stream, Engine::new(Options::new(SocketType::Xsub), now())).with_memory(&budget, &name);
+    session.handshake().await.unwrap();
+    let outbox = Outbox::new(crate::HighWaterMark::bytes(1 << 10));
+    assert!(outbox.push_urgent(b"\0\x01\x01", URGENT_MAX), "a subscription to everything");
+    let sending = async {
+        publisher.wait_for_subscriber(b"").await.unwrap();
+        publisher.publish([Bytes::from(vec![7; LEN])]).await.unwrap();
+        let arrives = async {
+            while budget.claimed() < LEN {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), arrives).await.expect("it arrives");
+        let mut other = budget.claim("another", "something", CancellationToken::new());
+        assert!(other.set(6 << 20).await, "the largest makes room");
+        drop(other);
+    };
+    let mut stalled = Stalled;
+    let (ended, ()) = futures::join!(session.run(&outbox, &mut stalled, FAREWELL), sending);
+    assert!(matches!(ended, Ended::OutOfMemory), "{ended}");
+    assert_eq!(budget.claimed(), 0);
+}

@@ -1,0 +1,40 @@
+//! Where connections come from that count together, when something is shared fairly.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+/// Where connections come from that count together.
+///
+/// ```
+/// use xmsg_zmq::link::source::Source;
+///
+/// assert_eq!(Source::of("192.0.2.1:50000"), Source::of("192.0.2.1:50001"));
+/// assert_eq!(Source::of("[2001:db8::1]:1"), Source::of("[2001:db8::2]:1"));
+/// assert_ne!(Source::of("[2001:db8::1]:1"), Source::of("[2001:db8:0:1::1]:1"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// An address, or (IPv6) a network of 64 bits: whoever has one address of it has 2⁶⁴ of them.
+    Network(IpAddr),
+    /// What has no address.
+    Other(Arc<str>),
+}
+
+impl Source {
+    /// Of a peer with this name: an address with a port, or anything else.
+    #[must_use]
+    pub fn of(peer: &str) -> Self {
+        match peer.parse::<SocketAddr>() {
+            Ok(address) => Self::Network(network(address.ip())),
+            Err(_) => Self::Other(peer.into()),
+        }
+    }
+}
+
+/// What counts as one address.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address @ IpAddr::V4(_) => address,
+    }
+}

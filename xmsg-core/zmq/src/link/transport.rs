@@ -1,0 +1,539 @@
+//! Byte streams: TCP, Unix sockets, and pipes within the process, behind one type.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
+use tokio::sync::mpsc;
+
+use crate::link::vanished::Route;
+use crate::{Endpoint, TcpOptions};
+use crate::{Error, ErrorKind, Result};
+
+/// Bytes that an `inproc://` pipe holds in each direction, at most, unless the options say otherwise. A large message changes hands once for each time that it is full.
+const INPROC_PIPE_LEN: usize = 1 << 20;
+/// Connections to an `inproc://` endpoint that wait to be accepted.
+const INPROC_BACKLOG: usize = 128;
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// Runs the same expression on whichever stream it is.
+macro_rules! on_stream {
+    ($self:expr, $enum:ident, $stream:ident => $body:expr) => {
+        match $self {
+            $enum::Tcp($stream) => $body,
+            $enum::Unix($stream) => $body,
+            $enum::Inproc($stream) => $body,
+        }
+    };
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// A pipe within the process.
+    Inproc(Pipe),
+}
+
+/// Both directions of an `inproc://` connection.
+#[derive(Debug)]
+pub struct Pipe {
+    read: tokio::io::ReadHalf<DuplexStream>,
+    write: tokio::io::WriteHalf<DuplexStream>,
+}
+
+impl Pipe {
+    fn new(stream: DuplexStream) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        Self { read, write }
+    }
+}
+
+/// The reading direction of a [`Stream`].
+#[derive(Debug)]
+pub enum ReadHalf<'a> {
+    /// TCP.
+    Tcp(tcp::ReadHalf<'a>),
+    /// A Unix socket.
+    Unix(unix::ReadHalf<'a>),
+    /// A pipe within the process.
+    Inproc(&'a mut tokio::io::ReadHalf<DuplexStream>),
+}
+
+/// The writing direction of a [`Stream`].
+#[derive(Debug)]
+pub enum WriteHalf<'a> {
+    /// TCP.
+    Tcp(tcp::WriteHalf<'a>),
+    /// A Unix socket.
+    Unix(unix::WriteHalf<'a>),
+    /// A pipe within the process.
+    Inproc(&'a mut tokio::io::WriteHalf<DuplexStream>),
+}
+
+impl Stream {
+    /// Connects once. `limit` is what the caller has in mind for connection and handshake: each address behind a name gets an
+    /// equal share of it, and so does the handshake.
+    pub async fn connect(endpoint: &Endpoint, options: &TcpOptions, limit: Duration) -> Result<Self> {
+        let failed = |error| connect_error(endpoint, error);
+        match endpoint {
+            Endpoint::Tcp { host, port } => {
+                let addresses = look_up(endpoint, host, *port).await?;
+                let stream = connect_tcp(addresses, limit).await.map_err(failed)?;
+                options.apply(&stream);
+                Ok(Self::Tcp(stream))
+            }
+            Endpoint::Ipc(path) => Ok(Self::Unix(UnixStream::connect(path).await.map_err(failed)?)),
+            Endpoint::Inproc(name) => {
+                let listener = inproc().get(name).cloned();
+                let refused = || failed(io::ErrorKind::ConnectionRefused.into());
+                let (ours, theirs) = tokio::io::duplex(options.send_buffer.unwrap_or(INPROC_PIPE_LEN));
+                listener.ok_or_else(refused)?.send(theirs).await.map_err(|_| refused())?;
+                Ok(Self::Inproc(Pipe::new(ours)))
+            }
+        }
+    }
+
+    /// The address of the peer, if it came over a network.
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.route().map(|route| route.peer.ip())
+    }
+
+    /// Both ends of a TCP connection.
+    #[must_use]
+    pub fn route(&self) -> Option<Route> {
+        let Self::Tcp(stream) = self else { return None };
+        Some(Route { local: stream.local_addr().ok()?, peer: stream.peer_addr().ok()? })
+    }
+
+    /// Both directions, to be used at the same time.
+    pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        match self {
+            Self::Tcp(stream) => {
+                let (read, write) = stream.split();
+                (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
+            }
+            Self::Unix(stream) => {
+                let (read, write) = stream.split();
+                (ReadHalf::Unix(read), WriteHalf::Unix(write))
+            }
+            Self::Inproc(pipe) => (ReadHalf::Inproc(&mut pipe.read), WriteHalf::Inproc(&mut pipe.write)),
+        }
+    }
+}
+
+/// That the peer has closed its direction, or that the connection is broken, whether something is left to be read or not: `READABLE` would
+/// be true all the time while something is. Of what is urgent, nobody asks the system. Elsewhere than on Linux an orderly end is
+/// seen only when it is read.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const LEFT: Interest = Interest::PRIORITY.add(Interest::ERROR);
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const LEFT: Interest = Interest::ERROR;
+
+impl ReadHalf<'_> {
+    /// Waits until the peer has closed its direction, or the connection is broken, without reading: what it sent before is still there. Of a
+    /// pipe within the process it is never found out.
+    pub(crate) async fn left(&self) {
+        let ready = match self {
+            Self::Tcp(stream) => stream.ready(LEFT).await,
+            Self::Unix(stream) => stream.ready(LEFT).await,
+            Self::Inproc(_) => std::future::pending().await,
+        };
+        // It fails when the runtime ends: then nobody reads on, either.
+        drop(ready);
+    }
+}
+
+impl AsyncRead for ReadHalf<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for WriteHalf<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        on_stream!(self, Self, stream => stream.is_write_vectored())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on_stream!(self.get_mut(), Self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+impl TcpOptions {
+    /// Sets the options. None of them is worth losing a connection over: what the system refuses is logged.
+    fn apply(&self, stream: &TcpStream) {
+        let socket = SockRef::from(stream);
+        let mut result = socket.set_tcp_nodelay(true);
+        if let Some(idle) = self.keepalive {
+            // The kernel takes whole seconds, and 0 for an error.
+            let second = Duration::from_secs(1);
+            let keepalive = TcpKeepalive::new()
+                .with_time(idle.max(second))
+                .with_interval((self.keepalive_timeout / 3).max(second))
+                .with_retries(3);
+            result = result.and(socket.set_tcp_keepalive(&keepalive));
+        }
+        if let Some(bytes) = self.send_buffer {
+            result = result.and(socket.set_send_buffer_size(bytes));
+        }
+        if let Some(bytes) = self.receive_buffer {
+            result = result.and(socket.set_recv_buffer_size(bytes));
+        }
+        if let Err(error) = result {
+            tracing::debug!(%error, "a TCP option was refused");
+        }
+    }
+}
+
+/// A bound endpoint. Dropping it frees the endpoint.
+#[derive(Debug)]
+pub struct Listener {
+    endpoint: Endpoint,
+    accepting: Shared,
+    options: TcpOptions,
+}
+
+/// `None` once it is closed.
+type Shared = Arc<Mutex<Option<Accepting>>>;
+
+/// Closes a [`Listener`] that belongs to somebody else, such as the task that accepts.
+#[derive(Clone, Debug)]
+pub struct Closer(Shared);
+
+impl Closer {
+    /// Frees the endpoint before it returns: it can be bound again. Nobody is accepted any more, and
+    /// [`accept`](Listener::accept) never returns.
+    pub fn close(&self) {
+        // It is dropped under the lock: whoever closes at the same time returns only once the endpoint is free, too.
+        let mut accepting = lock(&self.0);
+        drop(accepting.take());
+    }
+}
+
+#[derive(Debug)]
+enum Accepting {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+    Inproc(mpsc::Receiver<DuplexStream>, String),
+}
+
+impl Listener {
+    /// Binds. A Unix socket that nobody listens on any more is replaced; any other file is left alone.
+    pub async fn bind(endpoint: &Endpoint, options: TcpOptions) -> Result<Self> {
+        let failed = |error: io::Error| bind_error(endpoint, error);
+        let accepting = match endpoint {
+            Endpoint::Tcp { host, port } => {
+                let host = if host == "*" { "0.0.0.0" } else { host };
+                Accepting::Tcp(bind_tcp(look_up(endpoint, host, *port).await?).map_err(failed)?)
+            }
+            Endpoint::Ipc(path) => {
+                let is_socket =
+                    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+                if is_socket && UnixStream::connect(path).await.is_err() {
+                    std::fs::remove_file(path).map_err(failed)?;
+                }
+                Accepting::Unix(UnixListener::bind(path).map_err(failed)?, path.clone())
+            }
+            Endpoint::Inproc(name) => {
+                let (sender, receiver) = mpsc::channel(INPROC_BACKLOG);
+                let mut names = inproc();
+                if names.contains_key(name) {
+                    return Err(failed(io::ErrorKind::AddrInUse.into()));
+                }
+                names.insert(name.clone(), sender);
+                Accepting::Inproc(receiver, name.clone())
+            }
+        };
+        let endpoint = match (&accepting, endpoint) {
+            (Accepting::Tcp(listener), Endpoint::Tcp { .. }) => {
+                let address = listener.local_addr().map_err(failed)?;
+                Endpoint::tcp(address.ip().to_string(), address.port())
+            }
+            _ => endpoint.clone(),
+        };
+        Ok(Self::new(endpoint, accepting, options))
+    }
+
+    fn new(endpoint: Endpoint, accepting: Accepting, options: TcpOptions) -> Self {
+        Self { endpoint, accepting: Arc::new(Mutex::new(Some(accepting))), options }
+    }
+
+    /// Takes over a TCP socket that listens already: one that a service manager bound for us.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use xmsg_zmq::{TcpOptions, transport::Listener};
+    /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let port = socket.local_addr()?.port();
+    /// let listener = Listener::adopt(socket, TcpOptions::default())?;
+    /// assert_eq!(listener.endpoint().to_string(), format!("tcp://127.0.0.1:{port}"));
+    /// # Ok(()) }
+    /// ```
+    pub fn adopt(socket: std::net::TcpListener, options: TcpOptions) -> Result<Self> {
+        let failed = |error| Error::io("cannot use the listening socket that was handed over", error);
+        if !SockRef::from(&socket).is_listener().map_err(failed)? {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen")));
+        }
+        let address = socket.local_addr().map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let listener = TcpListener::from_std(socket).map_err(failed)?;
+        let endpoint = Endpoint::tcp(address.ip().to_string(), address.port());
+        Ok(Self::new(endpoint, Accepting::Tcp(listener), options))
+    }
+
+    /// The endpoint that it is bound to, with the port that the system chose for port 0.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// What closes it from elsewhere.
+    #[must_use]
+    pub fn closer(&self) -> Closer {
+        Closer(self.accepting.clone())
+    }
+
+    /// The next connection and a name for its peer. When descriptors run out it waits and tries again: the
+    /// error never reaches the caller, and no processor time is spent on it.
+    pub async fn accept(&mut self) -> (Stream, String) {
+        self.accept_making_room(|| false).await
+    }
+
+    /// The same; when descriptors run out, `make_room` may end a connection, and says whether it did.
+    pub async fn accept_making_room(&mut self, make_room: impl Fn() -> bool) -> (Stream, String) {
+        let mut pause = Duration::from_millis(10);
+        loop {
+            let accepted = std::future::poll_fn(|cx| match &mut *lock(&self.accepting) {
+                Some(accepting) => accepting.poll_accept(cx),
+                None => Poll::Pending,
+            });
+            let error = match accepted.await {
+                Ok((stream, peer)) => {
+                    if let Stream::Tcp(stream) = &stream {
+                        self.options.apply(stream);
+                    }
+                    return (stream, peer);
+                }
+                Err(error) => error,
+            };
+            if Error::is_used_up(&error) && make_room() {
+                // Its descriptor is free once its task has had a turn.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                continue;
+            }
+            tracing::warn!(endpoint = %self.endpoint, %error, ?pause, "cannot accept a connection; trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+}
+
+impl Accepting {
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, String)>> {
+        match self {
+            Self::Tcp(listener) => {
+                listener.poll_accept(cx).map_ok(|(stream, peer)| (Stream::Tcp(stream), peer.to_string()))
+            }
+            Self::Unix(listener, path) => listener
+                .poll_accept(cx)
+                .map_ok(|(stream, _)| (Stream::Unix(stream), path.display().to_string())),
+            Self::Inproc(receiver, name) => match receiver.poll_recv(cx) {
+                Poll::Ready(Some(stream)) => {
+                    Poll::Ready(Ok((Stream::Inproc(Pipe::new(stream)), format!("inproc://{name}"))))
+                }
+                // Only dropping it takes its sender out of the registry.
+                Poll::Ready(None) | Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.closer().close();
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        match self {
+            Self::Tcp(_) => {}
+            Self::Unix(_, path) => {
+                // Somebody may have taken it away already; then there is nothing left to do.
+                let _ = std::fs::remove_file(path);
+            }
+            Self::Inproc(_, name) => {
+                inproc().remove(name);
+            }
+        }
+    }
+}
+
+/// The addresses behind a name: at least one.
+async fn look_up(endpoint: &Endpoint, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let error = match tokio::net::lookup_host((host, port)).await {
+        Ok(addresses) => {
+            let addresses: Vec<_> = addresses.collect();
+            if !addresses.is_empty() {
+                return Ok(addresses);
+            }
+            io::Error::new(io::ErrorKind::NotFound, "the name has no address")
+        }
+        Err(error) => error,
+    };
+    // Without descriptors the files and servers that know the name can't be asked, and the system says that nobody knows it.
+    let error = std::fs::File::open("/dev/null").err().filter(Error::is_used_up).unwrap_or(error);
+    if Error::is_used_up(&error) {
+        return Err(connect_error(endpoint, error));
+    }
+    let what = format!(
+        "cannot find an address for the host {host:?} of {endpoint}: is its name right, and known here?"
+    );
+    Err(Error::new(ErrorKind::UnknownHost, what).with_source(error))
+}
+
+/// Tries the addresses of the name in turn: always in the order in which the system gives them, so that all connections to a
+/// proxy meet at the same one.
+async fn connect_tcp(addresses: Vec<SocketAddr>, limit: Duration) -> io::Result<TcpStream> {
+    let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        last = match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {address}")),
+        };
+    }
+    Err(last)
+}
+
+fn connect_error(endpoint: &Endpoint, error: io::Error) -> Error {
+    let (kind, hint) = match (error.kind(), endpoint) {
+        (io::ErrorKind::ConnectionRefused, _) => (ErrorKind::Refused, ": nobody listens there"),
+        (io::ErrorKind::NotFound, Endpoint::Ipc(_)) => (ErrorKind::Refused, ": there is no such socket"),
+        (io::ErrorKind::PermissionDenied, Endpoint::Ipc(_)) => {
+            (ErrorKind::NotAllowed, ": no permission to write to that socket")
+        }
+        // Nobody connects from a certain port, so it is not the address that is wrong.
+        (io::ErrorKind::AddrNotAvailable, Endpoint::Tcp { host, port: 1.. })
+            if host.parse::<Ipv4Addr>().is_ok() =>
+        {
+            (ErrorKind::NoResources, ": no local port is left for one more connection")
+        }
+        _ if Error::is_used_up(&error) => (ErrorKind::NoResources, NO_DESCRIPTOR),
+        _ => (Error::kind_of(&error), ""),
+    };
+    Error::new(kind, format!("cannot connect to {endpoint}{hint}")).with_source(error)
+}
+
+/// What to do when descriptors run out.
+const NO_DESCRIPTOR: &str =
+    ": no file descriptor is left; close what is not needed, or raise the limit (`ulimit -n`)";
+
+fn bind_tcp(addresses: Vec<SocketAddr>) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        let domain = socket2::Domain::for_address(address);
+        let bound =
+            socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), None).and_then(|socket| {
+                socket.set_reuse_address(true)?;
+                socket.bind(&address.into())?;
+                socket.listen(BACKLOG)?;
+                TcpListener::from_std(socket.into())
+            });
+        match bound {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
+    let (kind, hint) = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            (ErrorKind::Io, ": it is in use; choose another one, or stop the process that holds it")
+        }
+        io::ErrorKind::PermissionDenied => {
+            (ErrorKind::NotAllowed, ": no permission; choose a port above 1023, or a path you may write")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            (ErrorKind::InvalidAddress, ": no interface of this machine has that address")
+        }
+        _ if Error::is_used_up(&error) => (ErrorKind::NoResources, NO_DESCRIPTOR),
+        _ => (Error::kind_of(&error), ""),
+    };
+    Error::new(kind, format!("cannot bind {endpoint}{hint}")).with_source(error)
+}
+
+type Registry = HashMap<String, mpsc::Sender<DuplexStream>>;
+
+/// The `inproc://` endpoints of this process.
+fn inproc() -> MutexGuard<'static, Registry> {
+    static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
+    lock(&REGISTRY)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn the_endpoint_is_free_for_whichever_of_two_closers_returns_first() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        let _inside = runtime.enter();
+        for _ in 0..2_000 {
+            let any = Endpoint::tcp("127.0.0.1", 0);
+            let listener = runtime.block_on(Listener::bind(&any, TcpOptions::default())).expect("a port");
+            let Endpoint::Tcp { port, .. } = *listener.endpoint() else { unreachable!("it is bound to TCP") };
+            let closer = listener.closer();
+            let start = Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    drop(listener);
+                });
+                start.wait();
+                closer.close();
+                std::net::TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+            });
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What becomes of what a peer sends.
+
+use bytes::Bytes;
+
+use crate::events::{DropReason, SocketEvent};
+use crate::hub::{Hub, SHARE_MAX};
+use crate::link::Link;
+use crate::link::inbox::Line;
+use crate::link::session::{Batch, Ended, Handler};
+use xmsg_zmtp::DroppedCounts;
+
+/// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
+/// prefixes, the publisher takes it that everything is wanted.
+const WANTED_MAX: usize = 100_000;
+
+/// One link, as its session sees it.
+pub(crate) struct LinkHandler<'a> {
+    pub(crate) hub: &'a Hub,
+    pub(crate) link: &'a Link,
+    /// What the socket knows the peer by.
+    pub(crate) identity: Bytes,
+    /// Where its messages wait.
+    pub(crate) queue: Line<'a>,
+}
+
+impl Handler for LinkHandler<'_> {
+    async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
+        // A few bytes must not keep a large slab alive while they wait.
+        let small = batch.wire.len() * SHARE_MAX < batch.slab.size;
+        let (wire, memory) = if small {
+            (Bytes::copy_from_slice(&batch.wire), batch.wire.len())
+        } else {
+            (batch.wire, batch.slab.size)
+        };
+        self.queue.push(&self.identity, wire, memory).await;
+        Ok(())
+    }
+
+    async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
+        {
+            let mut state = self.link.state();
+            if subscribe {
+                let limits = &self.hub.options.limits;
+                let len = prefix.len();
+                if self.link.connecting && (state.wanted.len() >= WANTED_MAX || len > limits.subscription_len)
+                {
+                    state.wants_more = true;
+                } else if state.wanted.len() >= limits.subscriptions
+                    || state.wanted_bytes + len > limits.subscription_bytes
+                {
+                    return Err(limits.too_many(state.wanted.len() + 1, state.wanted_bytes + len).into());
+                } else if state.wanted.insert(prefix) {
+                    state.wanted_bytes += len;
+                }
+            } else if state.wanted.remove(&prefix) {
+                state.wanted_bytes -= prefix.len();
+            }
+        }
+        self.hub.changed.notify_waiters();
+        Ok(())
+    }
+
+    fn dropped(&mut self, counts: DroppedCounts) {
+        let (peer, news, total) = {
+            let mut state = self.link.state();
+            let (before, total) = &mut state.drops;
+            // A count that goes back is none.
+            let news = DroppedCounts {
+                too_slow: counts.too_slow.saturating_sub(before.too_slow),
+                too_large: counts.too_large.saturating_sub(before.too_large),
+            };
+            before.too_slow = before.too_slow.max(counts.too_slow);
+            before.too_large = before.too_large.max(counts.too_large);
+            total.too_slow = total.too_slow.saturating_add(news.too_slow);
+            total.too_large = total.too_large.saturating_add(news.too_large);
+            (state.name.clone(), news, state.drops.1)
+        };
+        for (reason, messages, total) in [
+            (DropReason::TooSlow, news.too_slow, total.too_slow),
+            (DropReason::TooLarge, news.too_large, total.too_large),
+        ] {
+            if messages > 0 {
+                self.hub.tell(SocketEvent::DroppedByPeer { peer: peer.to_string(), reason, messages, total });
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! REP: answers requests, each on the way that it came.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::events::SocketEvents;
+use crate::hub::Owner;
+use crate::link::outbox::Refused;
+use crate::link::transport::Listener;
+use crate::{EncodedFrames, Endpoint, Multipart, SocketOptions};
+use crate::{Error, ErrorKind, Result};
+use xmsg_zmtp::{Principal, SocketType, encoded_len};
+
+/// The addresses of devices that a request may bring, bytes, with [`ADDRESS`] for each: they are kept until it is answered.
+const ENVELOPE_MAX: usize = 4 << 10;
+/// What an address takes beside its text, bytes, about.
+const ADDRESS: usize = 32;
+
+/// The way back to whoever sent a request: its connection, and the addresses that devices in between have noted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ReturnPath {
+    /// The name that the connection has here.
+    link: Bytes,
+    /// The frames in front of the request, the empty one that ends them included.
+    envelope: Vec<Bytes>,
+}
+
+impl ReturnPath {
+    /// The connection that it leads to: paths of the same one are equal in this.
+    #[must_use]
+    pub fn peer(&self) -> &Bytes {
+        &self.link
+    }
+
+    /// Of a request that came with these frames in front of it; `None` if they are longer than any devices would make them. They are copied: a
+    /// request that waits is not to keep the memory that it came in.
+    fn new(link: &Bytes, envelope: &[Bytes]) -> Option<Self> {
+        let bytes: usize = envelope.iter().map(|frame| ADDRESS + frame.len()).sum();
+        let envelope = envelope.iter().map(|frame| Bytes::copy_from_slice(frame));
+        (bytes <= ENVELOPE_MAX).then(|| Self { link: link.clone(), envelope: envelope.collect() })
+    }
+
+    /// Bytes that it takes, about.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.envelope.iter().map(|frame| ADDRESS + frame.len()).sum::<usize>() + size_of::<Self>()
+    }
+}
+
+/// A bound socket that answers requests of REQ and DEALER peers. Unlike libzmq's it does not take turns: several
+/// requests may be under way, also of one peer. The identity of a peer means nothing here, so that two with the same one are
+/// both served. Clones share the socket; dropping the last closes it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
+/// use std::time::Duration;
+/// use xmsg_zmq::{Replier, Requester, SocketOptions};
+/// let replier = Replier::new(SocketOptions::default());
+/// let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse()?).await?;
+/// let requester = Requester::new(endpoint, SocketOptions::default());
+/// let answering = async {
+///     let (path, request) = replier.recv().await.unwrap();
+///     replier.try_reply(&path, request)
+/// };
+/// let request = requester.request(["ping"], Duration::from_secs(10));
+/// let (reply, answered) = futures::join!(request, answering);
+/// assert_eq!(reply?.frames(), ["ping"]);
+/// answered
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Replier {
+    hub: Arc<Owner>,
+}
+
+impl Replier {
+    /// A replier that is not bound yet.
+    #[must_use]
+    pub fn new(options: SocketOptions) -> Self {
+        Self { hub: Arc::new(Owner::new(SocketType::Rep, options)) }
+    }
+
+    /// Lets peers connect. Returns the endpoint with its actual port.
+    pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        self.hub.bind(endpoint).await
+    }
+
+    /// Lets peers connect to a listener that is bound already. Returns its endpoint.
+    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
+    pub fn listen(&self, listener: Listener) -> Endpoint {
+        self.hub.listen(listener)
+    }
+
+    /// Lets no more peers connect. What it was bound to is free when this returns; connections stay.
+    pub fn unbind(&self) {
+        self.hub.unbind();
+    }
+
+    /// The next request, and the way back; `None` once the socket is closed. A message without an envelope, with one of more than about 4 KiB, or
+    /// with nothing behind it, is no request, and is passed over. Dropping the future loses nothing.
+    pub async fn recv(&self) -> Option<(ReturnPath, Multipart)> {
+        loop {
+            let (link, message) = std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await?;
+            let frames = message.frames();
+            let end = frames.iter().position(Bytes::is_empty);
+            // Behind the frame that ends the envelope there has to be something: libzmq drops what has nothing there, too.
+            if let Some((envelope, request)) = end.map(|end| frames.split_at(end + 1))
+                && !request.is_empty()
+                && let Some(path) = ReturnPath::new(&link, envelope)
+            {
+                return Some((path, request.iter().cloned().collect()));
+            }
+            tracing::debug!(
+                frames = frames.len(),
+                "a message without a short envelope, and something behind it, is no request"
+            );
+        }
+    }
+
+    /// Sends a reply without waiting. An error of kind [`Refused`](ErrorKind::Refused) says that the peer is gone,
+    /// [`Full`](ErrorKind::Full) that it does not read, [`TooLarge`](ErrorKind::TooLarge) that the reply is above our limits or those that this
+    /// peer has told: whoever asked waits for another one, which says so. A reply without frames is [invalid](ErrorKind::InvalidMessage).
+    pub fn try_reply(&self, path: &ReturnPath, reply: impl Into<Multipart>) -> Result<()> {
+        let Some(link) = self.hub.route(&path.link, None) else {
+            return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
+        };
+        let reply = reply.into();
+        if reply.frames().is_empty() {
+            return Err(Error::new(ErrorKind::InvalidMessage, "a reply needs at least one frame"));
+        }
+        let mut message = path.envelope.clone();
+        message.extend_from_slice(reply.frames());
+        link.outbox.try_push(&message).map_err(|refused| match refused {
+            Refused::Unfit => self.hub.unfit(&link, &message),
+            Refused::Full => Error::new(ErrorKind::Full, "whoever asked does not read the replies"),
+            Refused::Closed => Error::new(ErrorKind::Refused, "whoever asked is gone"),
+        })
+    }
+
+    /// The same for a reply that was encoded bit by bit, because it is long: queueing it takes no time to speak of.
+    pub fn try_reply_encoded(&self, path: &ReturnPath, reply: EncodedFrames) -> Result<()> {
+        let Some(link) = self.hub.route(&path.link, None) else {
+            return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
+        };
+        if reply.frames() == 0 {
+            return Err(Error::new(ErrorKind::InvalidMessage, "a reply needs at least one frame"));
+        }
+        let size = encoded_len(&path.envelope) + reply.encoded_len();
+        let frames = path.envelope.len() + reply.frames();
+        link.outbox.try_push_encoded(&path.envelope, reply).map_err(|refused| match refused {
+            Refused::Unfit => self.hub.unfit_size(&link, size, frames),
+            Refused::Full => Error::new(ErrorKind::Full, "whoever asked does not read the replies"),
+            Refused::Closed => Error::new(ErrorKind::Refused, "whoever asked is gone"),
+        })
+    }
+
+    /// Whether whoever asked is still connected.
+    #[must_use]
+    pub fn is_connected(&self, path: &ReturnPath) -> bool {
+        self.hub.route(&path.link, None).is_some()
+    }
+
+    /// Who has asked, as proved by its credentials; `None` without security, or when the peer is gone.
+    #[must_use]
+    pub fn principal(&self, path: &ReturnPath) -> Option<Principal> {
+        self.hub.route(&path.link, None).and_then(|link| link.state().principal.clone())
+    }
+
+    /// Bytes of replies that wait to be written, of all peers.
+    #[must_use]
+    pub fn queued_bytes(&self) -> u64 {
+        self.hub.links().iter().map(|link| link.outbox.queued().bytes).sum()
+    }
+
+    /// What happens to the connections from now on.
+    #[must_use]
+    pub fn events(&self) -> SocketEvents {
+        self.hub.events()
+    }
+
+    /// How many peers are connected.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.hub.links().len()
+    }
+
+    /// Sends what was accepted, for at most `linger`. Returns how many replies were not sent.
+    pub async fn close(&self, linger: Duration) -> usize {
+        self.hub.close(linger).await
+    }
+}

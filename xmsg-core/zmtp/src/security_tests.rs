@@ -1,0 +1,220 @@
+//! Handshakes of PLAIN and CURVE: two engines joined, every refusal, every byte changed.
+
+use std::time::Instant;
+
+use super::*;
+use crate::{Engine, Event, Null, Options, Peer, PlainClient, PlainServer, Principal, SocketType};
+
+fn entropy(seed: u8) -> Entropy {
+    Entropy {
+        transient: SecretKey::from_bytes([seed; KEY_LEN]),
+        nonce: [seed; LONG_NONCE_LEN],
+        cookie: Zeroizing::new([seed; COOKIE_LEN]),
+    }
+}
+
+fn keys(seed: u8) -> KeyPair {
+    SecretKey::from_bytes([seed; KEY_LEN]).into()
+}
+
+fn engine(socket_type: SocketType, mechanism: impl Mechanism + 'static) -> Engine {
+    Engine::with_mechanism(Options::new(socket_type), Box::new(mechanism), Instant::now())
+}
+
+fn curve_client(server: PublicKey) -> Engine {
+    engine(SocketType::Pub, CurveClient::new(keys(1), server, entropy(3)))
+}
+
+fn curve_server() -> Engine {
+    engine(SocketType::Xsub, CurveServer::new(keys(2), entropy(4)))
+}
+
+/// What came of a handshake, on one side.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Ready(Peer),
+    Refused(Violation),
+    Waiting,
+}
+
+/// One side of a connection in memory.
+struct Side {
+    engine: Engine,
+    input: BytesMut,
+    outcome: Outcome,
+}
+
+impl Side {
+    fn new(engine: Engine) -> Self {
+        Self { engine, input: BytesMut::new(), outcome: Outcome::Waiting }
+    }
+
+    fn step(&mut self, admit: bool, output: &mut BytesMut) {
+        while self.outcome == Outcome::Waiting {
+            let event = self.engine.poll_event(&mut self.input);
+            let judged = match event {
+                Ok(Some(Event::Ready(peer))) => {
+                    self.outcome = Outcome::Ready(peer);
+                    Ok(())
+                }
+                Ok(Some(Event::Credentials(_))) => self.engine.judge(admit),
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => break,
+                Err(violation) => Err(violation),
+            };
+            if let Err(violation) = judged {
+                self.outcome = Outcome::Refused(violation);
+            }
+        }
+        while let Some(bytes) = self.engine.poll_transmit() {
+            output.extend_from_slice(&bytes);
+        }
+    }
+}
+
+/// Joins two engines, a byte at a time. `change` may alter what the client sends, by position.
+fn join(client: Engine, server: Engine, admit: bool, change: impl Fn(usize, u8) -> u8) -> [Side; 2] {
+    let (mut client, mut server) = (Side::new(client), Side::new(server));
+    let (mut to_server, mut to_client, mut sent) = (BytesMut::new(), BytesMut::new(), 0);
+    loop {
+        client.step(admit, &mut to_server);
+        server.step(admit, &mut to_client);
+        if let Some(byte) = to_server.first().copied() {
+            to_server.advance(1);
+            server.input.put_u8(change(sent, byte));
+            sent += 1;
+        } else if let Some(byte) = to_client.first().copied() {
+            to_client.advance(1);
+            client.input.put_u8(byte);
+        } else {
+            return [client, server];
+        }
+    }
+}
+
+fn unchanged(_: usize, byte: u8) -> u8 {
+    byte
+}
+
+#[test]
+fn curve_lets_traffic_through_in_both_directions() {
+    let [mut client, mut server] = join(curve_client(*keys(2).public()), curve_server(), true, unchanged);
+    let Outcome::Ready(peer) = &server.outcome else { panic!("{:?}", server.outcome) };
+    assert_eq!(peer.principal, Some(Principal::Key(*keys(1).public())));
+    assert!(matches!(client.outcome, Outcome::Ready(Peer { principal: None, .. })));
+    let (mut ours, mut theirs) = (client.engine.take_cipher().unwrap(), server.engine.take_cipher().unwrap());
+    for (sealer, opener) in [(&mut ours.sealer, &mut theirs.opener), (&mut theirs.sealer, &mut ours.opener)] {
+        let (mut boxed, mut plain) = (BytesMut::new(), BytesMut::new());
+        sealer.seal(1, b"topic", &mut boxed);
+        sealer.seal(0, &[7; 300], &mut boxed);
+        while opener.open(&mut boxed, &mut plain).unwrap() {}
+        assert_eq!(&plain[..16], b"\x01\x05topic\x02\0\0\0\0\0\0\x01\x2c");
+        assert_eq!(&plain[16..], [7; 300]);
+    }
+    assert!(client.engine.take_cipher().is_none(), "a key stream is used once");
+}
+
+#[test]
+fn a_client_that_is_not_let_in_is_told_so() {
+    let [client, server] = join(curve_client(*keys(2).public()), curve_server(), false, unchanged);
+    let stranger = Principal::Key(*keys(1).public());
+    assert_eq!(server.outcome, Outcome::Refused(Violation::NotAdmitted(Some(stranger))));
+    assert_eq!(client.outcome, Outcome::Refused(Violation::RefusedByPeer("400".into())));
+}
+
+#[test]
+fn another_server_key_is_noticed_on_both_sides() {
+    let [client, server] = join(curve_client(*keys(9).public()), curve_server(), true, unchanged);
+    assert!(matches!(server.outcome, Outcome::Refused(Violation::NotAuthentic(_))), "{:?}", server.outcome);
+    // The server says nothing: a client of libzmq would never try again.
+    assert_eq!((client.outcome, client.input.len()), (Outcome::Waiting, 0));
+    assert!(matches!(client.engine.closed_by_peer(), Some(Violation::ClosedByPeer(_))));
+}
+
+#[test]
+fn a_null_peer_does_not_get_past_a_mechanism() {
+    for server in [curve_server(), engine(SocketType::Xsub, PlainServer::default())] {
+        let [client, server] = join(engine(SocketType::Pub, Null::default()), server, true, unchanged);
+        assert!(matches!(server.outcome, Outcome::Refused(Violation::MechanismMismatch { .. })));
+        assert!(matches!(client.outcome, Outcome::Refused(Violation::MechanismMismatch { .. })));
+    }
+}
+
+/// Whatever byte of its handshake is changed on the way, a client gets in as itself or not at all.
+#[test]
+fn no_changed_handshake_is_taken_for_another() {
+    // Greeting 64, HELLO frame 2 + 200, INITIATE frame 9 + 9 + 96 + 8 + 16 + 128 + properties.
+    for position in 0..540 {
+        for bit in [1, 0x80] {
+            let change = |at, byte| if at == position { byte ^ bit } else { byte };
+            let [_, server] = join(curve_client(*keys(2).public()), curve_server(), true, change);
+            // Filler, padding, versions above ours: these bytes mean nothing.
+            if let Outcome::Ready(peer) = server.outcome {
+                assert_eq!(peer.principal, Some(Principal::Key(*keys(1).public())), "byte {position}");
+                assert_eq!(peer.socket_type, SocketType::Pub, "byte {position}");
+                assert!(position < 64 + 2 + 8 + HELLO_PADDING, "byte {position} means something");
+            }
+        }
+    }
+}
+
+#[test]
+fn plain_shows_a_name_and_a_password() {
+    let client = || engine(SocketType::Pub, PlainClient::new(b"alice", b"sesame"));
+    let server = || engine(SocketType::Xsub, PlainServer::default());
+    let [client_side, server_side] = join(client(), server(), true, unchanged);
+    let Outcome::Ready(peer) = server_side.outcome else { panic!("{:?}", server_side.outcome) };
+    assert_eq!(peer.principal, Some(Principal::User("alice".into())));
+    assert!(matches!(client_side.outcome, Outcome::Ready(_)));
+    let [client_side, server_side] = join(client(), server(), false, unchanged);
+    let alice = Principal::User("alice".into());
+    assert_eq!(server_side.outcome, Outcome::Refused(Violation::NotAdmitted(Some(alice))));
+    assert_eq!(client_side.outcome, Outcome::Refused(Violation::RefusedByPeer("400".into())));
+}
+
+/// The bytes that a PLAIN server of libzmq 4.3.5 sent, and those of RFC 24.
+#[test]
+fn a_plain_client_understands_how_libzmq_refuses_it() {
+    for refusal in [&b"\x04\x09^RROR\x03400"[..], b"\x04\x0a\x05ERROR\x03400"] {
+        let mut client = engine(SocketType::Pub, PlainClient::new(b"a", b"b"));
+        let mut input = BytesMut::from(&b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01PLAIN"[..]);
+        input.put_bytes(0, 64 - input.len());
+        input.put_slice(refusal);
+        assert_eq!(client.poll_event(&mut input), Err(Violation::RefusedByPeer("400".into())));
+    }
+}
+
+/// What a PLAIN client of libzmq from 4.3.0 on expects, and what older ones and JeroMQ do.
+#[test]
+fn a_plain_server_refuses_in_the_words_of_the_peer() {
+    for (minor, refusal) in [(1, &b"\x04\x09^RROR\x03400"[..]), (0, b"\x04\x0a\x05ERROR\x03400")] {
+        let mut server = engine(SocketType::Xsub, PlainServer::default());
+        let mut input = BytesMut::from(&b"\xff\0\0\0\0\0\0\0\x01\x7f\x03"[..]);
+        input.put_u8(minor);
+        input.put_slice(b"PLAIN");
+        input.put_bytes(0, 64 - input.len());
+        input.put_slice(b"\x04\x0a\x05HELLO\x01a\x01b");
+        assert!(matches!(server.poll_event(&mut input), Ok(Some(Event::Credentials(_)))));
+        let _greeting = std::iter::from_fn(|| server.poll_transmit()).count();
+        assert!(matches!(server.judge(false), Err(Violation::NotAdmitted(Some(_)))));
+        assert_eq!(server.poll_transmit().as_deref(), Some(refusal));
+    }
+}
+
+#[test]
+fn nothing_is_taken_before_the_credentials_were_judged() {
+    let mut server = engine(SocketType::Xsub, PlainServer::default());
+    let [client, _] =
+        join(engine(SocketType::Pub, PlainClient::new(b"a", b"b")), curve_server(), true, unchanged);
+    drop(client);
+    // A client that sends its whole session in one go.
+    let mut input = BytesMut::from(&b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01PLAIN"[..]);
+    input.put_bytes(0, 64 - input.len());
+    input.put_slice(b"\x04\x0a\x05HELLO\x01a\x01b");
+    input.put_slice(b"\x04\x1b\x08INITIATE\x0bSocket-Type\0\0\0\x03PUB");
+    assert!(matches!(server.poll_event(&mut input), Ok(Some(Event::Credentials(_)))));
+    let rest = input.len();
+    assert_eq!(server.poll_event(&mut input), Ok(None));
+    assert_eq!(input.len(), rest, "nothing is read");
+    assert!(matches!(server.judge(false), Err(Violation::NotAdmitted(Some(_)))));
+}
