@@ -146,6 +146,24 @@ impl Usage {
     }
 }
 
+/// The log of a proxy, which a test that fails shows.
+#[derive(Debug)]
+struct Log(tempfile::NamedTempFile);
+
+impl Log {
+    fn text(&self) -> String {
+        std::fs::read_to_string(self.0.path()).expect("a log")
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the log of the proxy:\n{}", self.text());
+        }
+    }
+}
+
 /// The proxy, its registrar and the innocents.
 #[derive(Debug)]
 pub struct Scene {
@@ -157,7 +175,7 @@ pub struct Scene {
     pub registrar: u16,
     /// The innocents.
     pub traffic: Traffic,
-    log: tempfile::NamedTempFile,
+    log: Log,
     security: Security,
     /// Messages in a second without an attack, and during it.
     calm: f64,
@@ -174,8 +192,8 @@ impl Scene {
 
     /// A program that says the same on standard output as `xmsg-proxy`.
     pub async fn start(program: impl Into<PathBuf>, arguments: &[&str], security: Security) -> Self {
-        let log = tempfile::NamedTempFile::new().expect("a temporary file");
-        let stderr = Stdio::from(log.reopen().expect("the file is there"));
+        let log = Log(tempfile::NamedTempFile::new().expect("a temporary file"));
+        let stderr = Stdio::from(log.0.reopen().expect("the file is there"));
         let mut daemon = Daemon::start_logging(program.into(), arguments, stderr);
         let port = |line: String| {
             let address = line.split(" at 127.0.0.1:").nth(1).unwrap_or_else(|| panic!("{line}"));
@@ -262,7 +280,7 @@ impl Scene {
         let gap = self.traffic.gap.load(Ordering::Relaxed) / 1000;
         self.traffic.finish().await;
         let usage = Usage::of(self.daemon.pid());
-        let log = std::fs::read_to_string(self.log.path()).expect("a log");
+        let log = self.log.text();
         println!(
             "| {name} | {} MiB before, {} at most, {} after (bound {bound}) | {:.0}/s, then {:.0}/s; longest pause {gap} ms | log {} bytes",
             self.before.resident,

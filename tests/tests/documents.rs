@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use xmsg_tests::process::built;
-use xmsg_tests::{proxy, within};
+use xmsg_tests::{PATIENCE, proxy, within};
 
 /// The blocks of shell commands in a document, in their order.
 fn blocks(document: &str) -> Vec<String> {
@@ -24,18 +24,39 @@ async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
     let bin = bin.parent().expect("a file is in a folder").display();
     let path = std::env::var("PATH").expect("there is a path");
     let script = format!("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{commands}\n");
+    let file = |name: &str| std::fs::File::create(folder.join(name)).expect("a folder to write to");
     let mut shell = tokio::process::Command::new("bash");
-    shell.args(["-e", "-c", &script]).current_dir(folder).kill_on_drop(true);
+    shell.args(["-e", "-c", &script]).current_dir(folder).process_group(0);
     shell.env("PATH", format!("{bin}:{path}")).env("XMSG_CONFIG", folder.join("contexts.toml"));
     shell.envs(environment.iter().copied()).stdin(Stdio::null());
-    let output = within(commands, shell.output()).await.expect("there is a shell");
+    let mut shell = shell.stdout(file("stdout")).stderr(file("stderr")).spawn().expect("there is a shell");
+    let group = shell.id().expect("it runs");
+    let status = tokio::time::timeout(PATIENCE, shell.wait()).await.map(|status| status.expect("it ends"));
+    if status.is_err() {
+        // It has no time left to end those that it started.
+        let end =
+            std::process::Command::new("kill").args(["-s", "KILL", "--", &format!("-{group}")]).status();
+        assert!(end.expect("there is kill").success(), "the process group {group} is there");
+    }
+    let written = |name: &str| std::fs::read_to_string(folder.join(name)).expect("it was written");
     assert!(
-        output.status.success(),
+        status.as_ref().is_ok_and(std::process::ExitStatus::success),
         "{}:\n{commands}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
+        status.as_ref().map_or_else(|_| "no end in time".to_owned(), ToString::to_string),
+        written("stdout"),
+        written("stderr")
     );
+}
+
+/// The first of three ports in a row that nobody has. None of them is one that the system gives to those who don't ask for a certain one, so
+/// that no connection of another test takes it before it is used.
+fn three_spare_ports() -> u16 {
+    let given = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("Linux has it");
+    let first_given =
+        given.split_whitespace().next().and_then(|port| port.parse::<u16>().ok()).expect("a port");
+    let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let mut candidates = std::iter::repeat_with(|| fastrand::u16(10_000..first_given - 3));
+    candidates.find(|first| (0..3).all(|next| is_free(first + next))).expect("it goes on for ever")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,10 +78,7 @@ async fn a_proxy_is_closed_to_strangers_in_five_minutes() {
     let section = document.split("## In five minutes").nth(1).unwrap().split("\n## ").next().unwrap();
     let [server, client] = &blocks(section)[..] else { panic!("{section}") };
     let folder = tempfile::tempdir().unwrap();
-    // Three ports that nobody has just now.
-    let former = proxy().start().await.unwrap();
-    let spare = former.address().publish_port();
-    former.stop(Duration::from_secs(1)).await;
+    let spare = three_spare_ports();
     let environment =
         [("XMSG_PROXY_PORT", &*spare.to_string()), ("XMSG_PROXY", &*format!("127.0.0.1:{spare}"))];
     let answers = "until xmsg pub daq:ready 1 --server-key \"$(cat proxy.public)\" --key-file daq.key; do sleep 0.1; done";

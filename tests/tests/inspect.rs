@@ -1,8 +1,10 @@
 //! The control request `stats`: the content of its answer, the clients that may ask, and `xmsg` with proxies that do not know it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::Value;
 use xmsg_core::security::KeyPair;
 use xmsg_core::{ProxyAddress, Security};
@@ -13,17 +15,21 @@ use xmsg_tests::process::{built, finish};
 use xmsg_tests::{PATIENCE, proxy, within};
 use xmsg_zmq::{Dealer, Publisher, SocketOptions};
 
-/// What the proxy answers to one question of a client with this identity.
-async fn ask(address: &ProxyAddress, identity: &'static str, security: Security) -> Value {
+/// What the proxy answers to one question of a new client.
+async fn ask(address: &ProxyAddress, security: Security) -> Value {
+    // Nobody else's: an answer could go to the connection of an earlier client with the same one, which is just ending.
+    static CLIENTS: AtomicU32 = AtomicU32::new(0);
+    let identity = Bytes::from(format!("client-{}", CLIENTS.fetch_add(1, Ordering::Relaxed)));
     let options = SocketOptions { security, ..SocketOptions::default() };
-    let named = SocketOptions { identity: identity.into(), ..options.clone() };
+    let named = SocketOptions { identity: identity.clone(), ..options.clone() };
     let mut answers = Dealer::connect(address.control_endpoint().parse().unwrap(), named);
     let publisher = Publisher::new(options);
     publisher.connect(address.publish_endpoint().parse().unwrap());
     let answer = async {
         answers.connected().await.unwrap();
         publisher.wait_for_subscriber(b"xmsg:control:stats").await.unwrap();
-        publisher.publish([&b"xmsg:control:stats"[..], b"stats", identity.as_bytes()]).await.unwrap();
+        let question = [Bytes::from("xmsg:control:stats"), "stats".into(), identity];
+        publisher.publish(question).await.unwrap();
         answers.recv().await.unwrap()
     };
     let answer = within("the answer", answer).await;
@@ -39,7 +45,7 @@ async fn it_tells_who_is_connected_what_flows_and_who_is_slow() {
     let mut reader = xmsg_core::Connection::new(address.clone()).unwrap().subscribe("a").await.unwrap();
     let writer = xmsg_core::Connection::new(address.clone()).unwrap();
     writer.connect().await.unwrap();
-    let first = ask(&address, "first", Security::Null).await;
+    let first = ask(&address, Security::Null).await;
     assert_eq!((&first["received"]["messages"], &first["topics"]), (&0.into(), &Value::Array(vec![])));
     assert_eq!(first["subscribers"], 1);
     for number in 0..1000_u64 {
@@ -53,7 +59,7 @@ async fn it_tells_who_is_connected_what_flows_and_who_is_slow() {
     // An answer is good for 200 ms.
     let second = within("the next document", async {
         loop {
-            let document = ask(&address, "second", Security::Null).await;
+            let document = ask(&address, Security::Null).await;
             if document["received"]["messages"] == 1000 {
                 return document;
             }
@@ -79,9 +85,9 @@ async fn with_security_it_takes_the_right_to_it() {
     };
     let proxy = proxy().security(Mechanism::Curve(server.clone()), rules).start().await.unwrap();
     let of = |keys: &KeyPair| Security::CurveClient { keys: keys.clone(), server: *server.public() };
-    let allowed = ask(proxy.address(), "a", of(&may)).await;
+    let allowed = ask(proxy.address(), of(&may)).await;
     assert!(allowed["connections"].is_array(), "{allowed}");
-    let refused = ask(proxy.address(), "b", of(&may_not)).await;
+    let refused = ask(proxy.address(), of(&may_not)).await;
     assert!(refused["connections"].is_null(), "{refused}");
     assert!(refused["error"].as_str().unwrap().contains("not allowed"), "{refused}");
     assert_eq!(proxy.totals().denied, 1);

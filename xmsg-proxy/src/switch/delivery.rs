@@ -21,6 +21,9 @@ const EXACT_BELOW_SLABS: usize = 16;
 const SLACK: usize = 512 << 10;
 /// A subscriber may always hold this much of the ceiling.
 const SHARE_MIN: usize = 64 << 10;
+/// So much of the memory of all is for queues, as a part, however much is held for other purposes: whoever fills the rest must not make
+/// others lose what waits for them.
+const QUEUES_RESERVE: usize = 8;
 /// A subscriber for which so much waits lags: `conflate` begins. Less is what a burst leaves for a moment.
 const LAG: usize = 1 << 20;
 
@@ -105,8 +108,14 @@ pub(super) struct Delivery {
 impl Delivery {
     /// The mark that counts at present.
     fn limit(&self, mark: HighWaterMark) -> HighWaterMark {
-        let others = self.memory.claimed();
-        let half = self.ceiling.min(self.memory.limit().saturating_sub(others)) / 2;
+        let reserve = self.memory.limit() / QUEUES_RESERVE;
+        let mut left = self.memory.limit().saturating_sub(self.memory.claimed());
+        if left < reserve {
+            // Whoever holds most is ended until there is so much again.
+            let _ = self.memory.makes_room(reserve);
+            left = reserve;
+        }
+        let half = self.ceiling.min(left) / 2;
         if self.memory.queues().bytes() > half.saturating_sub(SLACK) {
             let share = (half / self.gate.subscriber_count().max(1)).max(SHARE_MIN);
             return HighWaterMark { bytes: mark.bytes.min(share), ..mark };

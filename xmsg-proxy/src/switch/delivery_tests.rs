@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use futures::FutureExt;
 use proptest::prelude::*;
 use tokio::io::AsyncWrite;
+use tokio_util::sync::CancellationToken;
 use xmsg_zmq::link::outbox::{Outbox, Writer};
 use xmsg_zmtp::{Frames, Limits, Scanner, encode_message, encoded_len, whole_messages_within};
 
@@ -332,4 +333,20 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
         assert!(!deliver(), "a little is no reason to wait");
         assert_eq!((0..10).any(|_| deliver()), policy == Policy::BLOCK, "{policy:?}");
     }
+}
+
+#[test]
+fn queues_keep_their_part_of_the_memory_whoever_holds_the_rest() {
+    let memory = MemoryBudget::new(64 << 20);
+    let delivery = Delivery { memory: memory.clone(), gate: Arc::default(), ceiling: usize::MAX };
+    let mark = HighWaterMark::bytes(256 << 20);
+    assert_eq!(delivery.limit(mark), mark, "nothing is held");
+    // An attacker holds all but a little in messages that have come in part.
+    let end = CancellationToken::new();
+    let mut claim = memory.claim("192.0.2.7:4000", "messages that have come in part", end.clone());
+    assert!(claim.force(63 << 20));
+    // A queue of some hundred KiB is far from what is the queues' own.
+    let _waits = Lease::new(memory.queues(), 512 << 10);
+    assert_eq!(delivery.limit(mark), mark, "whoever waits for little loses nothing");
+    assert!(end.is_cancelled(), "and whoever holds most is ended");
 }
