@@ -51,9 +51,20 @@ pub(super) struct Cut<'a> {
     /// Made when the first slice is queued.
     pub(super) lease: OnceLock<Arc<Lease>>,
     pub(super) slab_size: usize,
+    /// Bytes of the largest message, and the most frames that one has; found out when a subscriber with limits gets something.
+    pub(super) largest: OnceLock<(usize, usize)>,
 }
 
 impl Cut<'_> {
+    /// Whether each of the messages is within these limits.
+    fn is_within(&self, limits: MessageLimits) -> bool {
+        let (size, frames) = *self.largest.get_or_init(|| {
+            let sizes = self.spans.iter().map(|span| (span.end - span.start, span.frames));
+            sizes.fold((0, 1), |most, one| (most.0.max(one.0), most.1.max(one.1)))
+        });
+        limits.allow(size, frames)
+    }
+
     fn start(&self, run: Run) -> usize {
         self.spans[run.first].start
     }
@@ -140,7 +151,9 @@ impl Delivery {
         cut: &Cut<'_>,
         policies: &Policies,
     ) -> bool {
-        if let Some(limits) = subscriber.takes {
+        if let Some(limits) = subscriber.takes
+            && !cut.is_within(limits)
+        {
             leave_out(subscriber, limits, left, cut);
         }
         let mut drops = Drops::default();
