@@ -9,6 +9,7 @@ use crate::events::SocketEvents;
 use crate::hub::Owner;
 use crate::link::Link;
 use crate::link::outbox::Refused;
+use crate::role::Plain;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::SocketType;
@@ -25,7 +26,7 @@ impl Dealer {
     /// Connects in the background, again whenever the connection is lost.
     #[must_use]
     pub fn connect(endpoint: Endpoint, options: SocketOptions) -> Self {
-        let hub = Owner::new(SocketType::Dealer, options);
+        let hub = Owner::new(Arc::new(Plain(SocketType::Dealer)), options);
         let link = hub.connect(endpoint);
         Self { hub, link }
     }

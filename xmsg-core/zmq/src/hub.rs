@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,22 +18,19 @@ use crate::link::inbox::Inbox;
 use crate::link::outbox::{Discarded, Frame, Outbox};
 use crate::link::reconnect::Backoff;
 use crate::link::refusal::{Whose, unfit, unfit_size};
-use crate::link::routes::{RouteKey, Routes};
 use crate::link::session::{Ended, Session, now};
 use crate::link::source::Source;
 use crate::link::throttle::Throttle;
 use crate::link::transport::{Closer, Listener, Stream};
-use crate::link::{LastEnd, Link, SubscriptionLimits, Subscriptions};
+use crate::link::{LastEnd, Link};
 use crate::link_handler::LinkHandler;
-use crate::security::Principal;
-use crate::{Endpoint, IdentityScope, SocketOptions};
+use crate::role::Role;
+use crate::{Endpoint, SocketOptions};
 use crate::{Error, ErrorKind, Result};
-use xmsg_zmtp::{Blame, DroppedCounts, Engine, Limits, Peer, PeerLimits, SocketType};
+use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits};
 
 /// A peer that takes a connection and says nothing for so long is silent.
 const SILENCE: Duration = Duration::from_millis(100);
-/// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
-const SUBSCRIPTIONS_MAX: usize = 1 << 30;
 /// What came in with one read shares its slab only if that is at most so many times as large.
 pub(crate) const SHARE_MAX: usize = 16;
 
@@ -42,13 +39,13 @@ pub(crate) const SHARE_MAX: usize = 16;
 pub(crate) struct Owner(Arc<Hub>);
 
 impl Owner {
-    pub(crate) fn new(socket_type: SocketType, options: SocketOptions) -> Self {
-        Self(Hub::new(socket_type, options, None))
+    pub(crate) fn new(role: Arc<dyn Role>, options: SocketOptions) -> Self {
+        Self(Hub::new(role, options, None))
     }
 
     /// The same, with its events told to this channel, too.
-    pub(crate) fn with_parent(socket_type: SocketType, options: SocketOptions, parent: EventChannel) -> Self {
-        Self(Hub::new(socket_type, options, Some(parent)))
+    pub(crate) fn with_parent(role: Arc<dyn Role>, options: SocketOptions, parent: EventChannel) -> Self {
+        Self(Hub::new(role, options, Some(parent)))
     }
 }
 
@@ -69,16 +66,13 @@ impl Drop for Owner {
 /// The inside of a socket.
 #[derive(Debug)]
 pub(crate) struct Hub {
-    socket_type: SocketType,
+    role: Arc<dyn Role>,
     pub(crate) options: SocketOptions,
     pub(crate) inbox: Inbox,
     links: Mutex<Vec<Arc<Link>>>,
     next_link: AtomicU64,
-    subscriptions: Mutex<Subscriptions>,
     /// What it listens to.
     listeners: Mutex<Vec<Closer>>,
-    /// The links of a router by identity; those of a replier by a name of ours.
-    routes: Routes,
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
     events: EventChannel,
@@ -95,15 +89,13 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    fn new(socket_type: SocketType, options: SocketOptions, parent: Option<EventChannel>) -> Arc<Self> {
+    fn new(role: Arc<dyn Role>, options: SocketOptions, parent: Option<EventChannel>) -> Arc<Self> {
         Arc::new(Self {
-            socket_type,
+            role,
             inbox: Inbox::new(options.receive_high_water_mark),
             links: Mutex::default(),
             next_link: AtomicU64::new(1),
-            subscriptions: Mutex::default(),
             listeners: Mutex::default(),
-            routes: Routes::default(),
             changed: Notify::new(),
             events: EventChannel::new(),
             parent,
@@ -120,23 +112,13 @@ impl Hub {
         self.events.observe()
     }
 
+    pub(crate) fn role(&self) -> &dyn Role {
+        &*self.role
+    }
+
     /// The links there are now.
     pub(crate) fn links(&self) -> MutexGuard<'_, Vec<Arc<Link>>> {
         lock(&self.links)
-    }
-
-    /// The link of a router's peer.
-    pub(crate) fn route(&self, identity: &[u8], principal: Option<&Principal>) -> Option<Arc<Link>> {
-        self.routes.get(&self.route_key(identity, principal))
-    }
-
-    /// What a peer with this identity is found by.
-    fn route_key(&self, identity: &[u8], principal: Option<&Principal>) -> RouteKey {
-        let principal = match self.options.identity_scope {
-            IdentityScope::Socket => None,
-            IdentityScope::Principal => principal.cloned(),
-        };
-        (principal, Bytes::copy_from_slice(identity))
     }
 
     /// Connects now and again whenever the connection is lost. Returns at once.
@@ -195,89 +177,6 @@ impl Hub {
             }
             changed.await;
         }
-    }
-
-    /// Adds to what a subscriber wants (or takes away from it) and tells every peer. Fails when that is more than we, or a peer, take; then
-    /// nothing has changed.
-    pub(crate) fn subscribe(&self, prefix: &Bytes, subscribe: bool) -> Result<()> {
-        self.change_subscription(lock(&self.subscriptions), prefix, subscribe)
-    }
-
-    /// Subscribes to a prefix that peers are told of after all others.
-    pub(crate) fn subscribe_last(&self, prefix: &Bytes) -> Result<()> {
-        let mut subscriptions = lock(&self.subscriptions);
-        subscriptions.last.insert(prefix.clone());
-        let subscribed = self.change_subscription(subscriptions, prefix, true);
-        if subscribed.is_err() {
-            lock(&self.subscriptions).last.remove(prefix);
-        }
-        subscribed
-    }
-
-    fn change_subscription(
-        &self,
-        mut subscriptions: MutexGuard<'_, Subscriptions>,
-        prefix: &Bytes,
-        subscribe: bool,
-    ) -> Result<()> {
-        let count = subscriptions.counts.get(prefix).copied().unwrap_or_default();
-        match (subscribe, count) {
-            (true, 0) => {
-                self.may_subscribe(prefix.len(), &subscriptions)?;
-                subscriptions.counts.insert(prefix.clone(), 1);
-                subscriptions.bytes += prefix.len();
-            }
-            (true, _) => {
-                subscriptions.counts.insert(prefix.clone(), count + 1);
-                return Ok(());
-            }
-            (false, 0) => return Ok(()),
-            (false, 1) => {
-                subscriptions.counts.remove(prefix);
-                subscriptions.last.remove(prefix);
-                subscriptions.bytes -= prefix.len();
-            }
-            (false, _) => {
-                subscriptions.counts.insert(prefix.clone(), count - 1);
-                return Ok(());
-            }
-        }
-        // Under the lock, so that a connection that comes up now either finds it in the set or is told here.
-        for link in self.links().iter() {
-            let (version, limits) = {
-                let state = link.state();
-                (state.version, state.limits)
-            };
-            // It was not told of a prefix that is too long for it, and does not take the cancelling either.
-            let is_known = subscribe || limits.subscription_len.is_none_or(|most| prefix.len() <= most);
-            if let Some(version) = version.filter(|_| is_known) {
-                let mut bytes = BytesMut::new();
-                version.write_subscription(&mut bytes, subscribe, prefix);
-                link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a prefix of this length may be added.
-    fn may_subscribe(&self, len: usize, subscriptions: &Subscriptions) -> Result<()> {
-        let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + len);
-        let ours = SubscriptionLimits::ours(&self.options.limits).check(len, count, bytes);
-        ours.map_err(|why| why.error(Whose::Ours))?;
-        for link in self.links().iter() {
-            let state = link.state();
-            let theirs = SubscriptionLimits::theirs(&state.limits).check(len, count, bytes);
-            theirs.map_err(|why| why.error(Whose::Theirs(&state.name)))?;
-        }
-        Ok(())
-    }
-
-    /// Why a peer does not take one of the subscriptions, if that is so.
-    pub(crate) fn refused_subscription(&self) -> Option<Error> {
-        self.links().iter().find_map(|link| {
-            let state = link.state();
-            state.refused.map(|why| why.error(Whose::Theirs(&state.name)))
-        })
     }
 
     /// Messages that were accepted and dropped again, because their peer does not take them.
@@ -350,7 +249,7 @@ impl Hub {
             link.outbox.close();
         }
         self.inbox.close();
-        if self.sends()
+        if self.role.lingers()
             && links.iter().any(|link| link.outbox.queued().messages > 0 || link.state().version.is_some())
         {
             let flushed = async {
@@ -378,18 +277,13 @@ impl Hub {
         self.events.end();
     }
 
-    /// Whether it has something to say that is worth waiting for.
-    fn sends(&self) -> bool {
-        !matches!(self.socket_type, SocketType::Sub | SocketType::Req)
-    }
-
     /// Closes in the background, for a socket that was dropped; what it was bound to is free at once.
     fn close_detached(self: &Arc<Self>) {
         self.unbind();
         if self.tasks.is_closed() {
             return;
         }
-        if !self.sends() || self.options.linger.is_zero() {
+        if !self.role.lingers() || self.options.linger.is_zero() {
             // Right now: nothing more is written, not even what a connection that is just being made would write.
             self.stop.cancel();
         }
@@ -399,7 +293,7 @@ impl Hub {
             runtime.spawn(async move {
                 let unsent = hub.close(hub.options.linger).await;
                 if unsent > 0 {
-                    tracing::warn!(unsent, socket = %hub.socket_type, "a dropped socket could not send everything");
+                    tracing::warn!(unsent, socket = %hub.role.socket_type(), "a dropped socket could not send everything");
                 }
             });
         } else {
@@ -524,7 +418,7 @@ impl Hub {
             result = session.handshake() => match result {
                 Ok(found) => found,
                 Err(ended) => {
-                    if self.options.violations.note(&peer, self.socket_type, &ended).is_none() {
+                    if self.options.violations.note(&peer, self.role.socket_type(), &ended).is_none() {
                         tracing::debug!(peer, reason = %ended, "handshake failed");
                     }
                     return;
@@ -554,45 +448,19 @@ impl Hub {
     /// Runs a session to its end. `lost` tells a connecting link what it knows of the connection before this one; it is forgotten
     /// once subscribers had time to come back.
     async fn run(&self, name: &str, session: Session, peer: Peer, link: &Arc<Link>, lost: &mut Option<Lost>) {
-        let (version, principal, limits) = (peer.version, peer.principal.clone(), peer.limits);
-        let identity = match (self.socket_type, peer.identity.first()) {
-            // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that
-            // does, or it could take over somebody else's. To a REP socket identities mean nothing: there every peer gets a name.
-            (SocketType::Router, None | Some(0)) | (SocketType::Rep, _) => {
-                Bytes::from([&[0][..], &(link.id as u32).to_be_bytes()].concat())
+        let (version, limits) = (peer.version, peer.limits);
+        let seat = match self.role.join(link, &peer) {
+            Ok(seat) => seat,
+            Err(reason) => {
+                tracing::debug!(peer = name, reason, "a peer that the socket has no place for");
+                return;
             }
-            // A copy: it must not keep alive all that came with it.
-            _ => Bytes::copy_from_slice(&peer.identity),
         };
         // What else it announced is not kept.
         drop(peer);
-        let _route = if matches!(self.socket_type, SocketType::Router | SocketType::Rep) {
-            link.state().principal.clone_from(&principal);
-            let key = self.route_key(&identity, principal.as_ref());
-            let Some(route) = self.routes.take_over(key, link) else {
-                tracing::debug!(peer = name, "somebody else has this identity");
-                return;
-            };
-            Some(route)
-        } else {
-            None
-        };
         self.fit(name, link, &limits);
-        let refused = {
-            let subscriptions = lock(&self.subscriptions);
-            // What was meant for an earlier connection.
-            link.outbox.clear_urgent();
-            let (bytes, refused) = subscriptions.for_peer(version, &limits);
-            if !bytes.is_empty() {
-                link.outbox.push_urgent(&bytes, SUBSCRIPTIONS_MAX);
-            }
-            let mut state = link.state();
-            (state.version, state.limits, state.failure) = (Some(version), limits, None);
-            state.drops.0 = DroppedCounts::default();
-            state.refused = refused.first().map(|(_, why)| *why);
-            refused
-        };
-        tracing::debug!(peer = name, socket = %self.socket_type, ?version, "connected");
+        let refused = self.role.establish(link, version, limits);
+        tracing::debug!(peer = name, socket = %self.role.socket_type(), ?version, "connected");
         self.tell(SocketEvent::Connected { peer: name.to_owned() });
         for (prefix, why) in refused {
             let reason = why.error(Whose::Theirs(name)).to_string();
@@ -601,10 +469,13 @@ impl Hub {
         }
         self.changed.notify_waiters();
 
-        let from =
-            if link.connecting { Bytes::copy_from_slice(&link.id.to_be_bytes()) } else { identity.clone() };
+        let from = if link.connecting {
+            Bytes::copy_from_slice(&link.id.to_be_bytes())
+        } else {
+            seat.identity.clone()
+        };
         let queue = self.inbox.line(&from, &Source::of(name));
-        let mut handler = LinkHandler { hub: self, link, identity, queue };
+        let mut handler = LinkHandler { hub: self, link, identity: seat.identity.clone(), queue };
         let ended = {
             let settle = async {
                 if let Some(lost) = lost.as_mut().filter(|lost| lost.had_subscribers()) {
@@ -632,14 +503,14 @@ impl Hub {
             let mut state = link.state();
             (state.version, state.last_end) = (None, last_end);
         }
-        tracing::debug!(peer = name, socket = %self.socket_type, reason = %ended, "disconnected");
+        tracing::debug!(peer = name, socket = %self.role.socket_type(), reason = %ended, "disconnected");
         if matches!(ended, Ended::Drained | Ended::Finished) {
             link.outbox.all_arrived();
         } else {
             link.outbox.note_break();
         }
         if !link.connecting {
-            self.options.violations.note(name, self.socket_type, &ended);
+            self.options.violations.note(name, self.role.socket_type(), &ended);
         }
         let error = ended.while_connected(&name);
         link.state().failure = Some(error.clone());
@@ -687,7 +558,7 @@ impl Hub {
 
     fn session(&self, stream: Stream, limits: Limits) -> Session {
         let security = &self.options.security;
-        let options = xmsg_zmtp::Options { limits, ..self.options.engine(self.socket_type) };
+        let options = xmsg_zmtp::Options { limits, ..self.options.engine(self.role.socket_type()) };
         let engine = Engine::with_mechanism(options, security.mechanism(), now());
         Session::new(stream, engine)
             .with_authenticator(security.authenticator())

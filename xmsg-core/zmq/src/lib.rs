@@ -32,9 +32,11 @@ mod options;
 mod publisher;
 mod reply;
 mod request;
+mod role;
 mod router;
 pub mod security;
 mod subscriber;
+mod subscriptions;
 
 /// Crates whose types stand in signatures of this one.
 #[doc(no_inline)]

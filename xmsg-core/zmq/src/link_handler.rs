@@ -9,10 +9,6 @@ use crate::link::inbox::Line;
 use crate::link::session::{Batch, Ended, Handler};
 use xmsg_zmtp::DroppedCounts;
 
-/// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
-/// prefixes, the publisher takes it that everything is wanted.
-const WANTED_MAX: usize = 100_000;
-
 /// One link, as its session sees it.
 pub(crate) struct LinkHandler<'a> {
     pub(crate) hub: &'a Hub,
@@ -37,25 +33,7 @@ impl Handler for LinkHandler<'_> {
     }
 
     async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
-        {
-            let mut state = self.link.state();
-            if subscribe {
-                let limits = &self.hub.options.limits;
-                let len = prefix.len();
-                if self.link.connecting && (state.wanted.len() >= WANTED_MAX || len > limits.subscription_len)
-                {
-                    state.wants_more = true;
-                } else if state.wanted.len() >= limits.subscriptions
-                    || state.wanted_bytes + len > limits.subscription_bytes
-                {
-                    return Err(limits.too_many(state.wanted.len() + 1, state.wanted_bytes + len).into());
-                } else if state.wanted.insert(prefix) {
-                    state.wanted_bytes += len;
-                }
-            } else if state.wanted.remove(&prefix) {
-                state.wanted_bytes -= prefix.len();
-            }
-        }
+        self.hub.role().subscription(self.link, subscribe, prefix)?;
         self.hub.changed.notify_waiters();
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
@@ -11,9 +12,11 @@ use crate::hub::Owner;
 use crate::link::Link;
 use crate::link::outbox::{self, Again, Begun, Frame, Refused, Sending};
 use crate::link::refusal::unfit;
+use crate::link::session::Ended;
+use crate::role::Role;
 use crate::{Amount, Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
-use xmsg_zmtp::SocketType;
+use xmsg_zmtp::{Limits, SocketType};
 
 /// A publishing socket. Clones share it; the last one to go closes it.
 ///
@@ -38,6 +41,48 @@ pub struct Publisher {
     hub: Arc<Owner>,
 }
 
+/// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
+/// prefixes, the publisher takes it that everything is wanted.
+const WANTED_MAX: usize = 100_000;
+
+/// PUB keeps what each of its peers wants.
+#[derive(Debug)]
+struct Publishing {
+    limits: Limits,
+}
+
+impl Publishing {
+    fn role(options: &SocketOptions) -> Arc<dyn Role> {
+        Arc::new(Self { limits: options.limits.clone() })
+    }
+}
+
+impl Role for Publishing {
+    fn socket_type(&self) -> SocketType {
+        SocketType::Pub
+    }
+
+    fn subscription(&self, link: &Link, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
+        let mut state = link.state();
+        if subscribe {
+            let limits = &self.limits;
+            let len = prefix.len();
+            if link.connecting && (state.wanted.len() >= WANTED_MAX || len > limits.subscription_len) {
+                state.wants_more = true;
+            } else if state.wanted.len() >= limits.subscriptions
+                || state.wanted_bytes + len > limits.subscription_bytes
+            {
+                return Err(limits.too_many(state.wanted.len() + 1, state.wanted_bytes + len).into());
+            } else if state.wanted.insert(prefix) {
+                state.wanted_bytes += len;
+            }
+        } else if state.wanted.remove(&prefix) {
+            state.wanted_bytes -= prefix.len();
+        }
+        Ok(())
+    }
+}
+
 /// What is left to be done for the links at which a message has to wait, or its sender has to.
 #[derive(Debug, Default)]
 struct Unfinished(SmallVec<[Sending<Arc<Link>>; 1]>);
@@ -58,12 +103,12 @@ impl Publisher {
     /// A publisher without connections.
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
-        Self { hub: Arc::new(Owner::new(SocketType::Pub, options)) }
+        Self { hub: Arc::new(Owner::new(Publishing::role(&options), options)) }
     }
 
     /// A publisher whose events are told to this channel, too.
     pub fn with_parent(options: SocketOptions, parent: EventChannel) -> Self {
-        Self { hub: Arc::new(Owner::with_parent(SocketType::Pub, options, parent)) }
+        Self { hub: Arc::new(Owner::with_parent(Publishing::role(&options), options, parent)) }
     }
 
     /// Connects in the background, again whenever the connection is lost.

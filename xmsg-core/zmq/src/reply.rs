@@ -7,11 +7,14 @@ use bytes::Bytes;
 
 use crate::events::SocketEvents;
 use crate::hub::Owner;
+use crate::link::Link;
 use crate::link::outbox::Refused;
+use crate::link::routes::Routes;
 use crate::link::transport::Listener;
+use crate::role::{Role, Seat};
 use crate::{EncodedFrames, Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
-use xmsg_zmtp::{Principal, SocketType, encoded_len};
+use xmsg_zmtp::{Peer, Principal, SocketType, encoded_len};
 
 /// The addresses of devices that a request may bring, bytes, with [`ADDRESS`] for each: they are kept until it is answered.
 const ENVELOPE_MAX: usize = 4 << 10;
@@ -73,13 +76,40 @@ impl ReturnPath {
 #[derive(Clone, Debug)]
 pub struct Replier {
     hub: Arc<Owner>,
+    role: Arc<Naming>,
+}
+
+/// REP gives each of its connections a name, whatever the peer calls itself.
+#[derive(Debug, Default)]
+struct Naming {
+    routes: Routes,
+}
+
+impl Naming {
+    fn find(&self, path: &ReturnPath) -> Option<Arc<Link>> {
+        self.routes.get(&(None, path.link.clone()))
+    }
+}
+
+impl Role for Naming {
+    fn socket_type(&self) -> SocketType {
+        SocketType::Rep
+    }
+
+    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
+        link.state().principal.clone_from(&peer.principal);
+        let name = link.name();
+        let route = self.routes.take_over((None, name.clone()), link).ok_or("it has a place already")?;
+        Ok(Seat::found_by(route, name))
+    }
 }
 
 impl Replier {
     /// A replier that is not bound yet.
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
-        Self { hub: Arc::new(Owner::new(SocketType::Rep, options)) }
+        let role = Arc::<Naming>::default();
+        Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
     }
 
     /// Lets peers connect. Returns the endpoint with its actual port.
@@ -123,7 +153,7 @@ impl Replier {
     /// [`Full`](ErrorKind::Full) that it does not read, [`TooLarge`](ErrorKind::TooLarge) that the reply is above our limits or those that this
     /// peer has told: whoever asked waits for another one, which says so. A reply without frames is [invalid](ErrorKind::InvalidMessage).
     pub fn try_reply(&self, path: &ReturnPath, reply: impl Into<Multipart>) -> Result<()> {
-        let Some(link) = self.hub.route(&path.link, None) else {
+        let Some(link) = self.role.find(path) else {
             return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
         };
         let reply = reply.into();
@@ -141,7 +171,7 @@ impl Replier {
 
     /// The same for a reply that was encoded bit by bit, because it is long: queueing it takes no time to speak of.
     pub fn try_reply_encoded(&self, path: &ReturnPath, reply: EncodedFrames) -> Result<()> {
-        let Some(link) = self.hub.route(&path.link, None) else {
+        let Some(link) = self.role.find(path) else {
             return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
         };
         if reply.frames() == 0 {
@@ -159,13 +189,13 @@ impl Replier {
     /// Whether whoever asked is still connected.
     #[must_use]
     pub fn is_connected(&self, path: &ReturnPath) -> bool {
-        self.hub.route(&path.link, None).is_some()
+        self.role.find(path).is_some()
     }
 
     /// Who has asked, as proved by its credentials; `None` without security, or when the peer is gone.
     #[must_use]
     pub fn principal(&self, path: &ReturnPath) -> Option<Principal> {
-        self.hub.route(&path.link, None).and_then(|link| link.state().principal.clone())
+        self.role.find(path).and_then(|link| link.state().principal.clone())
     }
 
     /// Bytes of replies that wait to be written, of all peers.

@@ -13,6 +13,7 @@ use crate::events::{SocketEvent, SocketEvents};
 use crate::hub::Owner;
 use crate::link::outbox::Refused;
 use crate::link::{LastEnd, Link};
+use crate::role::Plain;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Limited, MessageLimits, SocketType, Violation};
@@ -275,7 +276,7 @@ struct Live {
 
 impl Live {
     fn connect(inner: &Inner) -> Self {
-        let hub = Owner::new(SocketType::Req, inner.options.clone());
+        let hub = Owner::new(Arc::new(Plain(SocketType::Req)), inner.options.clone());
         let events = hub.events();
         let link = hub.connect(inner.endpoint.clone());
         Self { hub, link, events, asked: false }

@@ -7,12 +7,15 @@ use bytes::Bytes;
 
 use crate::events::SocketEvents;
 use crate::hub::Owner;
+use crate::link::Link;
 use crate::link::outbox::Refused;
+use crate::link::routes::{RouteKey, Routes};
 use crate::link::transport::Listener;
+use crate::role::{Role, Seat};
 use crate::security::Principal;
-use crate::{Endpoint, Multipart, SocketOptions};
+use crate::{Endpoint, IdentityScope, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
-use xmsg_zmtp::SocketType;
+use xmsg_zmtp::{Peer, SocketType};
 
 /// A bound router. A peer that announces the identity of another one takes it over, and the older connection
 /// ends (*handover*): its owner may have lost it unnoticed. Clones share the socket; dropping the last closes it.
@@ -33,13 +36,56 @@ use xmsg_zmtp::SocketType;
 #[derive(Clone, Debug)]
 pub struct Router {
     hub: Arc<Owner>,
+    role: Arc<Routing>,
+}
+
+/// ROUTER finds its peers by the identities that they announce.
+#[derive(Debug)]
+struct Routing {
+    routes: Routes,
+    scope: IdentityScope,
+}
+
+impl Routing {
+    fn key(&self, identity: &[u8], principal: Option<&Principal>) -> RouteKey {
+        let principal = match self.scope {
+            IdentityScope::Socket => None,
+            IdentityScope::Principal => principal.cloned(),
+        };
+        (principal, Bytes::copy_from_slice(identity))
+    }
+
+    fn find(&self, identity: &[u8], principal: Option<&Principal>) -> Option<Arc<Link>> {
+        self.routes.get(&self.key(identity, principal))
+    }
+}
+
+impl Role for Routing {
+    fn socket_type(&self) -> SocketType {
+        SocketType::Router
+    }
+
+    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
+        // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that does, or it could
+        // take over somebody else's.
+        let identity = match peer.identity.first() {
+            None | Some(0) => link.name(),
+            // A copy: it must not keep alive all that came with it.
+            Some(_) => Bytes::copy_from_slice(&peer.identity),
+        };
+        link.state().principal.clone_from(&peer.principal);
+        let key = self.key(&identity, peer.principal.as_ref());
+        let route = self.routes.take_over(key, link).ok_or("somebody else has its identity")?;
+        Ok(Seat::found_by(route, identity))
+    }
 }
 
 impl Router {
     /// A router that is not bound yet.
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
-        Self { hub: Arc::new(Owner::new(SocketType::Router, options)) }
+        let role = Arc::new(Routing { routes: Routes::default(), scope: options.identity_scope });
+        Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
     }
 
     /// Lets peers connect. Returns the endpoint with its actual port.
@@ -75,7 +121,7 @@ impl Router {
         message: impl Into<Multipart>,
     ) -> Result<()> {
         let shown = || identity.escape_ascii();
-        let Some(link) = self.hub.route(identity, principal) else {
+        let Some(link) = self.role.find(identity, principal) else {
             return Err(Error::new(ErrorKind::Refused, format!("no peer has the identity \"{}\"", shown())));
         };
         let message = message.into();
@@ -92,7 +138,7 @@ impl Router {
     /// takes a look-up, and no more.
     #[must_use]
     pub fn is_connected(&self, identity: &[u8], principal: Option<&Principal>) -> bool {
-        self.hub.route(identity, principal).is_some()
+        self.role.find(identity, principal).is_some()
     }
 
     /// The next message and the identity of its sender; `None` once the socket is closed.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::events::{EventChannel, SocketEvents};
 use crate::hub::{Hub, Owner};
+use crate::subscriptions::Subscribing;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, Result};
 use xmsg_zmtp::SocketType;
@@ -20,6 +21,7 @@ use xmsg_zmtp::SocketType;
 #[derive(Debug)]
 pub struct Subscriber {
     hub: Owner,
+    role: Arc<Subscribing>,
     /// What is left of the batch that was taken last.
     batch: Bytes,
 }
@@ -28,12 +30,14 @@ impl Subscriber {
     /// A subscriber without connections or subscriptions.
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
-        Self { hub: Owner::new(SocketType::Sub, options), batch: Bytes::new() }
+        let role = Subscribing::new(SocketType::Sub, &options);
+        Self { hub: Owner::new(role.clone(), options), role, batch: Bytes::new() }
     }
 
     /// A subscriber whose events are told to this channel, too.
     pub fn with_parent(options: SocketOptions, parent: EventChannel) -> Self {
-        Self { hub: Owner::with_parent(SocketType::Sub, options, parent), batch: Bytes::new() }
+        let role = Subscribing::new(SocketType::Sub, &options);
+        Self { hub: Owner::with_parent(role.clone(), options, parent), role, batch: Bytes::new() }
     }
 
     /// Connects in the background, again whenever the connection is lost, and subscribes again then.
@@ -51,18 +55,18 @@ impl Subscriber {
     /// ([`SocketOptions::limits`]), or for a peer, as it has told. Of a peer that connects later, that is told as an
     /// [event](Self::events).
     pub fn subscribe(&self, prefix: impl Into<Bytes>) -> Result<()> {
-        self.hub.subscribe(&prefix.into(), true)
+        self.role.subscribe(&self.hub, &prefix.into(), true)
     }
 
     /// The same, and whoever connects later is told of it after all others: a peer that knows it knows those.
     pub fn subscribe_last(&self, prefix: impl Into<Bytes>) -> Result<()> {
-        self.hub.subscribe_last(&prefix.into())
+        self.role.subscribe_last(&self.hub, &prefix.into())
     }
 
     /// Why a peer that is connected does not take one of the subscriptions, if that is so.
     #[must_use]
     pub fn refused(&self) -> Option<Error> {
-        self.hub.refused_subscription()
+        Subscribing::refused(&self.hub)
     }
 
     /// Why there is no connection, if that is known; `None` while there is one.
@@ -73,7 +77,7 @@ impl Subscriber {
     /// Takes a subscription back. What is on its way still arrives.
     pub fn unsubscribe(&self, prefix: impl Into<Bytes>) {
         // Less is never too much.
-        let _ = self.hub.subscribe(&prefix.into(), false);
+        let _ = self.role.subscribe(&self.hub, &prefix.into(), false);
     }
 
     /// The next message; `None` once the socket is closed and everything received was taken. Dropping the

@@ -21,17 +21,17 @@ pub mod transport;
 pub mod vanished;
 pub mod violations;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::Error;
 use crate::link::outbox::Outbox;
-use crate::link::refusal::{Whose, unfit_subscription};
-use crate::{Error, Result};
-use xmsg_zmtp::{DroppedCounts, Limited, Limits, PeerLimits, Principal, Version, Violation};
+use crate::subscriptions::NotTaken;
+use xmsg_zmtp::{DroppedCounts, PeerLimits, Principal, Version, Violation};
 
 /// One connection, or the place of one that is being made anew.
 #[derive(Debug)]
@@ -87,90 +87,6 @@ pub(crate) enum LastEnd {
     Violation(Violation),
 }
 
-/// A subscription above a limit.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NotTaken {
-    what: Limited,
-    /// What there would be, bytes or number.
-    size: usize,
-    limit: usize,
-}
-
-impl NotTaken {
-    pub(crate) fn error(self, whose: Whose<'_>) -> Error {
-        unfit_subscription(self.what, self.size, self.limit, whose)
-    }
-}
-
-/// What may be subscribed to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SubscriptionLimits {
-    len: usize,
-    count: usize,
-    bytes: usize,
-}
-
-impl SubscriptionLimits {
-    pub(crate) fn ours(limits: &Limits) -> Self {
-        Self { len: limits.subscription_len, count: limits.subscriptions, bytes: limits.subscription_bytes }
-    }
-
-    pub(crate) fn theirs(limits: &PeerLimits) -> Self {
-        let any = usize::MAX;
-        Self {
-            len: limits.subscription_len.unwrap_or(any),
-            count: limits.subscriptions.unwrap_or(any),
-            bytes: limits.subscription_bytes.unwrap_or(any),
-        }
-    }
-
-    /// Whether a prefix of this length may come, with which there are so many, of so many bytes together.
-    pub(crate) fn check(self, len: usize, count: usize, bytes: usize) -> Result<(), NotTaken> {
-        let above = [
-            (Limited::Subscription, len, self.len),
-            (Limited::Subscriptions, count, self.count),
-            (Limited::SubscriptionBytes, bytes, self.bytes),
-        ];
-        match above.into_iter().find(|(_, size, limit)| size > limit) {
-            Some((what, size, limit)) => Err(NotTaken { what, size, limit }),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What a subscriber wants, and how often it said so.
-#[derive(Debug, Default)]
-pub(crate) struct Subscriptions {
-    pub(crate) counts: BTreeMap<Bytes, usize>,
-    /// Those of them that peers are told of last.
-    pub(crate) last: BTreeSet<Bytes>,
-    /// Of all prefixes.
-    pub(crate) bytes: usize,
-}
-
-impl Subscriptions {
-    /// What a new peer is told, and what of it that is more than the peer takes.
-    pub(crate) fn for_peer(
-        &self,
-        version: Version,
-        limits: &PeerLimits,
-    ) -> (BytesMut, Vec<(Bytes, NotTaken)>) {
-        let limits = SubscriptionLimits::theirs(limits);
-        let (mut out, mut refused) = (BytesMut::new(), Vec::new());
-        let (mut count, mut bytes) = (0, 0);
-        let first = self.counts.keys().filter(|prefix| !self.last.contains(*prefix));
-        for prefix in first.chain(&self.last) {
-            if let Err(why) = limits.check(prefix.len(), count + 1, bytes + prefix.len()) {
-                refused.push((prefix.clone(), why));
-                continue;
-            }
-            (count, bytes) = (count + 1, bytes + prefix.len());
-            version.write_subscription(&mut out, true, prefix);
-        }
-        (out, refused)
-    }
-}
-
 impl LinkState {
     pub(crate) fn forget_wanted(&mut self) -> BTreeSet<Bytes> {
         self.wanted_bytes = 0;
@@ -188,6 +104,19 @@ impl AsRef<Outbox> for Link {
 impl Link {
     pub(crate) fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A name of ours for its peer: it starts with a zero byte, as no name does that a peer may choose (RFC 28).
+    pub(crate) fn name(&self) -> Bytes {
+        Bytes::from([&[0][..], &(self.id as u32).to_be_bytes()].concat())
+    }
+
+    /// Notes that there is a connection, to a peer that takes so much, and the first subscription that it does not take, if there is one.
+    pub(crate) fn establish(&self, version: Version, limits: PeerLimits, refused: Option<NotTaken>) {
+        let mut state = self.state();
+        (state.version, state.limits, state.failure) = (Some(version), limits, None);
+        state.drops.0 = DroppedCounts::default();
+        state.refused = refused;
     }
 
     /// Leaves messages where they are until [`release`](Self::release).

@@ -293,7 +293,7 @@ impl Listener {
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use xmsg_zmq::{TcpOptions, transport::Listener};
+    /// use xmsg_zmq::{TcpOptions, link::transport::Listener};
     /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
     /// let port = socket.local_addr()?.port();
     /// let listener = Listener::adopt(socket, TcpOptions::default())?;

@@ -1,0 +1,82 @@
+//! What makes a socket type what it is. The rest is the same for all of them, and is the [hub's](crate::hub): transports, handshakes,
+//! admission, reconnecting, queues.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use xmsg_zmtp::{Peer, PeerLimits, SocketType, Version};
+
+use crate::link::Link;
+use crate::link::routes::Route;
+use crate::link::session::Ended;
+use crate::subscriptions::NotTaken;
+
+/// What one socket type does with its connections. Each call is short, and none waits.
+pub(crate) trait Role: fmt::Debug + Send + Sync {
+    /// The type that peers are told.
+    fn socket_type(&self) -> SocketType;
+
+    /// Whether a socket that is closed waits until what it has accepted is written.
+    fn lingers(&self) -> bool {
+        true
+    }
+
+    /// A peer has gone through the handshake. Returns its place in the socket, or why there is none: then the connection ends.
+    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
+        let _ = link;
+        Ok(Seat::of(peer))
+    }
+
+    /// Has the link [established](Link::establish), and says to the peer what it has to know first. Returns the prefixes that it does not take.
+    fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
+        // What was meant for an earlier connection.
+        link.outbox.clear_urgent();
+        link.establish(version, limits, None);
+        Vec::new()
+    }
+
+    /// The peer has subscribed to a prefix, or has taken that back. Only sockets whose type [takes
+    /// subscriptions](SocketType::takes_subscriptions) get these.
+    fn subscription(&self, link: &Link, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
+        let _ = (link, subscribe, prefix);
+        Ok(())
+    }
+}
+
+/// The place of a peer in a socket, as long as it is connected.
+#[derive(Debug)]
+pub(crate) struct Seat<'a> {
+    /// What the socket knows it by.
+    pub(crate) identity: Bytes,
+    /// By which others find it.
+    _route: Option<Route<'a>>,
+}
+
+impl<'a> Seat<'a> {
+    /// Of a peer that is known by what it calls itself.
+    pub(crate) fn of(peer: &Peer) -> Self {
+        // A copy: it must not keep alive all that came with it.
+        Self { identity: Bytes::copy_from_slice(&peer.identity), _route: None }
+    }
+
+    /// Of a peer that is found by its identity.
+    pub(crate) fn found_by(route: Route<'a>, identity: Bytes) -> Self {
+        Self { identity, _route: Some(route) }
+    }
+}
+
+/// The role of sockets of which nothing else is to be said.
+#[derive(Debug)]
+pub(crate) struct Plain(pub(crate) SocketType);
+
+impl Role for Plain {
+    fn socket_type(&self) -> SocketType {
+        self.0
+    }
+
+    fn lingers(&self) -> bool {
+        // What a REQ socket has asked is of no use once nobody waits for the answer.
+        self.0 != SocketType::Req
+    }
+}
