@@ -37,7 +37,11 @@ pub fn from_options(
             called("XMSG_USER"),
         )),
         (Some(server), file, None) => {
-            let server = server.parse().map_err(|error: KeyError| named("XMSG_SERVER_KEY", &error.into()))?;
+            let server = server.parse().map_err(|error: KeyError| {
+                let error =
+                    Error::new(ErrorKind::InvalidOption, format!("{error}, as `xmsg keygen` prints them"));
+                named("XMSG_SERVER_KEY", &error)
+            })?;
             let keys = match file {
                 Some(file) => read_key_file(file.as_ref()).map_err(|e| named("XMSG_KEY_FILE", &e))?,
                 None => KeyPair::generate()?,

@@ -143,7 +143,10 @@ impl Settings {
             let twice = match (&client.key, &client.user, self.mechanism) {
                 (Some(key), None, MechanismName::Curve) => {
                     let key: PublicKey = key.parse().map_err(|error: KeyError| {
-                        Error::new(ErrorKind::InvalidOption, format!("[[security.client]] {number}: {error}"))
+                        Error::new(
+                            ErrorKind::InvalidOption,
+                            format!("[[security.client]] {number}: {error}, as `xmsg keygen` prints them"),
+                        )
                     })?;
                     keys.insert(key, client.rights()).is_some()
                 }
