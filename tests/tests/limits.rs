@@ -267,7 +267,7 @@ async fn every_socket_refuses_what_is_above_its_own_limits_and_goes_on() {
     let router = Router::new(taking(limited(MIB)));
     let endpoint = router.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let mut dealer =
-        Dealer::connect(endpoint, SocketOptions { identity: "me".into(), ..taking(limited(MIB)) });
+        Dealer::connecting_to(endpoint, SocketOptions { identity: "me".into(), ..taking(limited(MIB)) });
     let publisher = Publisher::new(taking(limited(MIB)));
     let large = || Multipart::from([vec![0_u8; MIB]]);
     let many = || Multipart::from(vec![Bytes::new(); 1025]);
@@ -335,7 +335,7 @@ async fn a_dealer_and_a_router_refuse_what_the_other_one_does_not_take() {
     let endpoint = router.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let options = SocketOptions { identity: "me".into(), ..taking(limited(MIB / 2)) };
     let large = SocketOptions { send_limits: Some(MessageLimits::from(&Limits::default())), ..options };
-    let mut dealer = Dealer::connect(endpoint, large);
+    let mut dealer = Dealer::connecting_to(endpoint, large);
     let mut events = dealer.events();
     dealer.connected().await.unwrap();
     is_connected(&mut events).await;
@@ -667,7 +667,7 @@ async fn heartbeats_do_not_end_a_connection_in_the_middle_of_a_long_message() {
         let behind = Endpoint::Inproc(format!("behind-a-long-message-{encrypted}"));
         let router = Router::new(SocketOptions { security: security.0, ..SocketOptions::default() });
         router.bind(&behind).await.unwrap();
-        let dealer = Dealer::connect(
+        let dealer = Dealer::connecting_to(
             endpoint,
             SocketOptions {
                 heartbeat_interval: Some(Duration::from_millis(100)),

@@ -346,8 +346,10 @@ async fn what_a_dealer_sends_comes_in_the_order_of_the_calls() {
     let router = Router::new(SocketOptions::default());
     let endpoint = router.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     let mark = HighWaterMark { bytes: 1 << 20, messages: 2 };
-    let dealer =
-        Dealer::connect(endpoint, SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+    let dealer = Dealer::connecting_to(
+        endpoint,
+        SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() },
+    );
     for _ in 0..PAIRS {
         let mut calls = Vec::new();
         for number in 0..6_u8 {

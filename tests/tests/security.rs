@@ -329,7 +329,10 @@ async fn an_identity_cannot_be_stolen_with_another_key() {
     let dealer = |keys: &KeyPair| {
         let identity = Bytes::from_static(b"412300001");
         let security = curve(keys, &server);
-        Dealer::connect(control.clone(), SocketOptions { identity, security, ..SocketOptions::default() })
+        Dealer::connecting_to(
+            control.clone(),
+            SocketOptions { identity, security, ..SocketOptions::default() },
+        )
     };
     // Before its owner comes, and again when it is there.
     let mut theirs = dealer(&thief);

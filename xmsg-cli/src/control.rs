@@ -27,7 +27,7 @@ impl ControlSockets {
         publisher.connect(proxy.publish_endpoint().parse()?);
         let identity = Bytes::copy_from_slice(id.as_bytes());
         let answers =
-            Dealer::connect(proxy.control_endpoint().parse()?, SocketOptions { identity, ..options });
+            Dealer::connecting_to(proxy.control_endpoint().parse()?, SocketOptions { identity, ..options });
         Ok(Self { id, publisher, answers })
     }
 

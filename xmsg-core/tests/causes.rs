@@ -28,7 +28,7 @@ async fn failure(mut events: SocketEvents) -> Error {
 
 /// Why a dealer can't connect to it.
 async fn cause(endpoint: &str) -> Error {
-    let dealer = Dealer::connect(endpoint.parse().expect("an endpoint"), SocketOptions::default());
+    let dealer = Dealer::connecting_to(endpoint.parse().expect("an endpoint"), SocketOptions::default());
     failure(dealer.events()).await
 }
 
@@ -148,7 +148,7 @@ async fn another_socket_is_there() {
             errors.push((failure(socket.events()).await, words));
         }
         if words != "requests" {
-            let socket = Dealer::connect(endpoint.clone(), options());
+            let socket = Dealer::connecting_to(endpoint.clone(), options());
             errors.push((failure(socket.events()).await, words));
             let error =
                 Requester::new(endpoint.clone(), options()).request(["x"], Duration::MAX).await.unwrap_err();
@@ -169,7 +169,7 @@ async fn we_may_not() {
     let plain = Router::new(SocketOptions::default());
     let endpoint = plain.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     let security = Security::CurveClient { keys: client, server: *server.public() };
-    let dealer = Dealer::connect(
+    let dealer = Dealer::connecting_to(
         endpoint.clone(),
         SocketOptions { security: security.clone(), ..SocketOptions::default() },
     );
@@ -191,7 +191,7 @@ async fn nobody_answers() {
             ..SocketOptions::default()
         },
     ] {
-        let dealer = Dealer::connect(endpoint.clone(), options);
+        let dealer = Dealer::connecting_to(endpoint.clone(), options);
         let error = failure(dealer.events()).await;
         assert_eq!(error.kind(), ErrorKind::Timeout);
         assert!(error.to_string().contains(&endpoint.to_string()), "{error}");
@@ -202,7 +202,7 @@ async fn nobody_answers() {
 async fn a_connection_that_ends_says_why() {
     let router = Router::new(SocketOptions::default());
     let endpoint = router.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
-    let dealer = Dealer::connect(endpoint, SocketOptions::default());
+    let dealer = Dealer::connecting_to(endpoint, SocketOptions::default());
     let mut events = dealer.events();
     dealer.connected().await.unwrap();
     router.close(Duration::ZERO).await;

@@ -70,7 +70,7 @@ async fn whoever_waits_for_a_peer_ends_with_the_socket() {
     // Nobody is there, and nobody will be.
     let nobody = Endpoint::tcp("127.0.0.1", 1);
     let options = SocketOptions::default;
-    let dealer = Dealer::connect(nobody.clone(), options());
+    let dealer = Dealer::connecting_to(nobody.clone(), options());
     let subscriber = Subscriber::new(options());
     subscriber.connect(nobody.clone());
     let publisher = Publisher::new(options());

@@ -46,7 +46,7 @@ async fn sockets_work_with_the_longest_and_with_no_times() {
         assert_eq!(soon(subscriber.recv()).await.unwrap(), Multipart::from(["t", "hello"]));
 
         let router = Router::new(options(time));
-        let mut dealer = Dealer::connect(router.bind(&any_port()).await.unwrap(), options(time));
+        let mut dealer = Dealer::connecting_to(router.bind(&any_port()).await.unwrap(), options(time));
         dealer.send(["hello"]).await.unwrap();
         let (who, message) = soon(router.recv()).await.unwrap();
         router.try_send(&who, message).unwrap();
@@ -78,7 +78,7 @@ async fn a_connection_that_may_take_no_time_is_tried_again() {
         reconnect_max: Duration::ZERO,
         ..SocketOptions::default()
     };
-    let dealer = Dealer::connect("tcp://127.0.0.1:1".parse().unwrap(), options);
+    let dealer = Dealer::connecting_to("tcp://127.0.0.1:1".parse().unwrap(), options);
     let mut events = dealer.events();
     for _ in 0..3 {
         let Some(SocketEvent::ConnectFailed { error, .. }) = soon(events.next()).await else { panic!() };

@@ -28,7 +28,7 @@ async fn clients(address: &ProxyAddress) -> (Publisher, Subscriber, Dealer) {
     let (publisher, subscriber) = (Publisher::new(options()), Subscriber::new(options()));
     publisher.connect(endpoint(address.publish_endpoint()));
     subscriber.connect(endpoint(address.subscribe_endpoint()));
-    let control = Dealer::connect(endpoint(address.control_endpoint()), options());
+    let control = Dealer::connecting_to(endpoint(address.control_endpoint()), options());
     subscriber.connected().await.expect("a connection");
     control.connected().await.expect("a connection");
     publisher.wait_for_subscriber(b"xmsg:control").await.expect("a connection");

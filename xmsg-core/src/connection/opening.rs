@@ -130,7 +130,7 @@ pub(super) fn control_socket(target: &Target, id: ConnectionId) -> Result<Dealer
     let identity = Bytes::copy_from_slice(id.as_bytes());
     let options = SocketOptions { identity, ..target.options.connecting(&target.address) };
     let [_, _, endpoint] = target.options.endpoints_of(&target.address)?;
-    Ok(Dealer::connect(endpoint, options))
+    Ok(Dealer::connecting_to(endpoint, options))
 }
 
 /// For how long an answer is waited for before the question is repeated: other implementations wait for 100 ms every time; the first

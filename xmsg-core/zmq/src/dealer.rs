@@ -1,80 +1,63 @@
-//! DEALER: talks to one peer, in both directions, without taking turns.
+//! DEALER: talks to one or more peers, in both directions, without taking turns.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use crate::events::SocketEvents;
-use crate::hub::Owner;
-use crate::link::Link;
-use crate::link::outbox::Refused;
-use crate::role::Plain;
-use crate::{Endpoint, Multipart, SocketOptions};
-use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::SocketType;
 
-/// A dealer connected to one peer, most often a [`Router`](super::Router); a [`Stream`](futures::Stream) of what that
-/// peer sends. Its identity is [`SocketOptions::identity`]. Dropping it closes it.
+use crate::balance::{Balanced, Balancer};
+use crate::hub::Owner;
+use crate::methods::{balanced_methods, endpoint_methods};
+use crate::{Endpoint, Multipart, SocketOptions};
+
+/// A socket that sends each message to one of its peers, in turn, and receives from all of them (RFC 28); a [`Stream`](futures::Stream) of what
+/// they send. Its peers are [`Router`](crate::Router), REP and DEALER sockets; they know it by [`SocketOptions::identity`]. Dropping it
+/// closes it.
+///
+/// What a peer has not been sent when its connection ends goes to the others. If there is just one endpoint that it connects to, messages wait
+/// in its queue while the connection is made anew.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
+/// use xmsg_zmq::{Dealer, SocketOptions};
+/// let mut one = Dealer::new(SocketOptions::default());
+/// let endpoint = one.bind(&"tcp://127.0.0.1:0".parse()?).await?;
+/// let mut other = Dealer::connecting_to(endpoint, SocketOptions::default());
+/// other.send(["ping"]).await?;
+/// assert_eq!(one.recv().await.unwrap().frames(), ["ping"]);
+/// one.send(["pong"]).await?;
+/// assert_eq!(other.recv().await.unwrap().frames(), ["pong"]);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Dealer {
     hub: Owner,
-    link: Arc<Link>,
+    balancer: Arc<Balancer>,
 }
 
 impl Dealer {
-    /// Connects in the background, again whenever the connection is lost.
+    /// A socket without connections.
     #[must_use]
-    pub fn connect(endpoint: Endpoint, options: SocketOptions) -> Self {
-        let hub = Owner::new(Arc::new(Plain(SocketType::Dealer)), options);
-        let link = hub.connect(endpoint);
-        Self { hub, link }
+    pub fn new(options: SocketOptions) -> Self {
+        let (role, balancer) = Balanced::new(SocketType::Dealer);
+        Self { hub: Owner::new(role, options), balancer }
     }
 
-    /// Returns when the message was accepted; waits while the connection is at its high-water mark. Messages are
-    /// accepted in the order of the calls: that in which the futures were first polled. Dropping the future has the
-    /// message accepted whole or not at all. One without frames ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our
-    /// limits or those that the peer has told ([`TooLarge`](ErrorKind::TooLarge)), is refused at once.
-    pub async fn send(&self, message: impl Into<Multipart>) -> Result<()> {
-        let message = message.into();
-        self.link.outbox.push(message.frames()).await.map_err(|refused| match refused {
-            Refused::Unfit => self.hub.unfit(&self.link, message.frames()),
-            Refused::Full | Refused::Closed => Error::new(ErrorKind::Closed, "the dealer is closed"),
-        })
+    /// A socket that connects to this endpoint, in the background, and again whenever the connection is lost.
+    #[must_use]
+    pub fn connecting_to(endpoint: Endpoint, options: SocketOptions) -> Self {
+        let dealer = Self::new(options);
+        dealer.connect(endpoint);
+        dealer
     }
 
-    /// Messages that were accepted and dropped again, because the peer does not take them. Each was told as a
-    /// [`MessageDropped`](super::SocketEvent::MessageDropped).
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.hub.dropped()
-    }
+    endpoint_methods!();
+    balanced_methods!();
 
     /// The next message; `None` once the socket is closed. Dropping the future loses nothing.
     pub async fn recv(&mut self) -> Option<Multipart> {
         std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await.map(|(_, message)| message)
-    }
-
-    /// Why there is no connection, if that is known; `None` while there is one.
-    #[must_use]
-    pub fn failure(&self) -> Option<Error> {
-        self.hub.failure()
-    }
-
-    /// What happens to the connection from now on.
-    #[must_use]
-    pub fn events(&self) -> SocketEvents {
-        self.hub.events()
-    }
-
-    /// Waits until there is a connection. [`Closed`](ErrorKind::Closed) if the dealer is closed before.
-    pub async fn connected(&self) -> Result<()> {
-        self.hub.connected().await
-    }
-
-    /// Sends what was accepted, for at most `linger`. Returns how many messages were not sent.
-    pub async fn close(&self, linger: Duration) -> usize {
-        self.hub.close(linger).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub(crate) struct Hub {
     links: Mutex<Vec<Arc<Link>>>,
     next_link: AtomicU64,
     /// What it listens to.
-    listeners: Mutex<Vec<Closer>>,
+    listeners: Mutex<Vec<(Endpoint, Closer)>>,
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
     events: EventChannel,
@@ -124,6 +124,11 @@ impl Hub {
     /// Connects now and again whenever the connection is lost. Returns at once.
     pub(crate) fn connect(self: &Arc<Self>, endpoint: Endpoint) -> Arc<Link> {
         let link = self.add_link(true);
+        {
+            let mut state = link.state();
+            state.endpoint = endpoint.to_string().into();
+            state.name = state.endpoint.clone();
+        }
         self.tasks.spawn(self.clone().keep_connected(endpoint, link.clone()));
         link
     }
@@ -136,7 +141,7 @@ impl Hub {
     /// Accepts from this listener from then on. Returns its endpoint.
     pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
-        lock(&self.listeners).push(listener.closer());
+        lock(&self.listeners).push((endpoint.clone(), listener.closer()));
         self.tasks.spawn(self.clone().accept(listener));
         endpoint
     }
@@ -206,6 +211,39 @@ impl Hub {
         self.note_dropped(&name, gone, reason);
     }
 
+    /// Drops a message that had been accepted for a peer that has gone, and that no other takes.
+    pub(crate) fn drop_unsent(&self, frames: &[Bytes], error: &Error) {
+        let topic = frames.first().cloned().unwrap_or_default();
+        let topic = Bytes::copy_from_slice(&topic[..topic.len().min(255)]);
+        let gone = Discarded { topic, size: xmsg_zmtp::encoded_len(frames), frames: frames.len() };
+        self.note_dropped("", gone, error.to_string());
+    }
+
+    /// A connection has come or ended: messages that wait for peers which are not there may go to others.
+    fn reassign(self: &Arc<Self>) {
+        if let Some(balancer) = self.role.balancer() {
+            balancer.reassign(self);
+        }
+    }
+
+    /// Runs a task until the socket is closed.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Whether nothing can be sent any more: the runtime of all its connections has ended.
+    pub(crate) fn is_dead(&self) -> bool {
+        let links = self.links();
+        !links.is_empty() && links.iter().all(|link| link.connecting && link.outbox.is_closed())
+    }
+
     /// Counts a message that was dropped, tells it and writes it into the log.
     fn note_dropped(&self, peer: &str, gone: Discarded, reason: String) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -219,9 +257,25 @@ impl Hub {
 
     /// Accepts nobody any more, and frees what it was bound to before it returns.
     pub(crate) fn unbind(&self) {
-        for listener in lock(&self.listeners).drain(..) {
+        for (_, listener) in lock(&self.listeners).drain(..) {
             listener.close();
         }
+    }
+
+    /// The same for one endpoint, with its actual port. Returns whether the socket was bound to it.
+    pub(crate) fn unbind_from(&self, endpoint: &Endpoint) -> bool {
+        let mut listeners = lock(&self.listeners);
+        let found = listeners.iter().position(|(bound, _)| bound == endpoint);
+        found.map(|place| listeners.swap_remove(place).1.close()).is_some()
+    }
+
+    /// Ends the connection to this endpoint, and makes it no more. Returns whether there was one.
+    pub(crate) fn disconnect(&self, endpoint: &Endpoint) -> bool {
+        let name = endpoint.to_string();
+        let links: Vec<_> = self.links().iter().filter(|link| link.connecting).cloned().collect();
+        let found =
+            links.into_iter().find(|link| *link.state().endpoint == *name && !link.stop.is_cancelled());
+        found.map(|link| link.stop.cancel()).is_some()
     }
 
     /// The socket will be closed within this time: no more than half of it may go by while messages are held back after a
@@ -242,6 +296,10 @@ impl Hub {
         let _stop = self.stop.clone().drop_guard();
         self.limit_hold(linger);
         self.unbind();
+        let linger = match self.role.balancer() {
+            Some(balancer) => balancer.finish(self, linger).await,
+            None => linger,
+        };
         self.tasks.close();
         self.changed.notify_waiters();
         let links: Vec<_> = self.links().iter().cloned().collect();
@@ -262,7 +320,8 @@ impl Hub {
         self.stop.cancel();
         self.tasks.wait().await;
         self.events.end();
-        links.iter().map(|link| link.outbox.queued().messages as usize).sum()
+        let queued = links.iter().map(|link| link.outbox.queued().messages as usize).sum::<usize>();
+        queued + self.role.balancer().map_or(0, |balancer| balancer.returned_messages())
     }
 
     /// Ends every task at once, in the background. What was accepted is not sent; what was received can still be taken.
@@ -315,6 +374,7 @@ impl Hub {
             .with_limits(self.options.send_limits()),
             connecting,
             state: Mutex::default(),
+            is_connected: AtomicBool::new(false),
             stop: self.stop.child_token(),
         });
         links.push(link.clone());
@@ -331,8 +391,7 @@ impl Hub {
 
     async fn keep_connected(self: Arc<Self>, endpoint: Endpoint, link: Arc<Link>) {
         let peer = endpoint.to_string();
-        link.state().name = peer.as_str().into();
-        let _end = LinkEnd { hub: &self, link: &link };
+        let mut end = LinkEnd { hub: &self, link: &link, is_disconnected: false };
         let mut backoff = Backoff::new(&self.options);
         let mut lost = None;
         let mut closed_before = false;
@@ -377,7 +436,7 @@ impl Hub {
         };
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => {}
+            () = link.stop.cancelled() => end.is_disconnected = !self.tasks.is_closed(),
             () = work => {}
         }
     }
@@ -439,7 +498,7 @@ impl Hub {
         }
         // Whoever waits for room here waits in vain.
         link.outbox.close();
-        link.state().version = None;
+        link.disconnected();
         link.stop.cancel();
         self.remove_link(&link);
         self.changed.notify_waiters();
@@ -447,7 +506,14 @@ impl Hub {
 
     /// Runs a session to its end. `lost` tells a connecting link what it knows of the connection before this one; it is forgotten
     /// once subscribers had time to come back.
-    async fn run(&self, name: &str, session: Session, peer: Peer, link: &Arc<Link>, lost: &mut Option<Lost>) {
+    async fn run(
+        self: &Arc<Self>,
+        name: &str,
+        session: Session,
+        peer: Peer,
+        link: &Arc<Link>,
+        lost: &mut Option<Lost>,
+    ) {
         let (version, limits) = (peer.version, peer.limits);
         let seat = match self.role.join(link, &peer) {
             Ok(seat) => seat,
@@ -468,8 +534,10 @@ impl Hub {
             self.tell(SocketEvent::SubscriptionRefused { peer: name.to_owned(), prefix, reason });
         }
         self.changed.notify_waiters();
+        self.reassign();
 
-        let from = if link.connecting {
+        // Somebody who comes again with its identity stays behind what it sent before.
+        let from = if link.connecting || seat.identity.is_empty() {
             Bytes::copy_from_slice(&link.id.to_be_bytes())
         } else {
             seat.identity.clone()
@@ -499,10 +567,8 @@ impl Hub {
         };
         link.release();
         let last_end = self.judge(name, link, &limits, &ended);
-        {
-            let mut state = link.state();
-            (state.version, state.last_end) = (None, last_end);
-        }
+        link.state().last_end = last_end;
+        link.disconnected();
         tracing::debug!(peer = name, socket = %self.role.socket_type(), reason = %ended, "disconnected");
         if matches!(ended, Ended::Drained | Ended::Finished) {
             link.outbox.all_arrived();
@@ -515,6 +581,8 @@ impl Hub {
         let error = ended.while_connected(&name);
         link.state().failure = Some(error.clone());
         self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
+        self.changed.notify_waiters();
+        self.reassign();
     }
 
     /// Has the link take what its new peer takes. What had been accepted before, and is more than that, would have the peer end the
@@ -589,16 +657,23 @@ fn silent(peer: &str) -> Error {
 /// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another
 /// runtime gets an error then, and does not fill a queue that nobody empties.
 struct LinkEnd<'a> {
-    hub: &'a Hub,
+    hub: &'a Arc<Hub>,
     link: &'a Link,
+    /// The socket was told to connect to this endpoint no more, and goes on without it.
+    is_disconnected: bool,
 }
 
 impl Drop for LinkEnd<'_> {
     fn drop(&mut self) {
         self.link.outbox.close();
-        self.link.state().version = None;
+        self.link.disconnected();
         self.link.stop.cancel();
-        self.hub.inbox.close();
+        if self.is_disconnected {
+            self.hub.reassign();
+            self.hub.remove_link(self.link);
+        } else {
+            self.hub.inbox.close();
+        }
         self.hub.changed.notify_waiters();
     }
 }

@@ -4,7 +4,10 @@
 //! |---|---|---|---|---|
 //! | [`Publisher`] | to every subscriber | subscriptions | yes | yes |
 //! | [`Subscriber`] | subscriptions | what matches them | yes | yes |
-//! | [`Dealer`] | to its peer | from its peer | – | yes |
+//! | [`Push`] | to one peer after another | – | yes | yes |
+//! | [`Pull`] | – | from every peer | yes | yes |
+//! | [`Pair`] | to its only peer | from it | yes | yes |
+//! | [`Dealer`] | to one peer after another | from every peer | yes | yes |
 //! | [`Router`] | to a peer by identity | from every peer | yes | – |
 //! | [`Requester`] | a request | its reply | – | yes |
 //! | [`Replier`] | replies | requests, from every peer | yes | – |
@@ -19,6 +22,7 @@
 
 #![warn(missing_docs)]
 
+mod balance;
 pub mod deadline;
 mod dealer;
 mod endpoint;
@@ -27,9 +31,13 @@ mod events;
 mod hub;
 pub mod link;
 mod link_handler;
+mod methods;
 mod multipart;
 mod options;
+mod pair;
 mod publisher;
+mod pull;
+mod push;
 mod reply;
 mod request;
 mod role;
@@ -52,7 +60,10 @@ pub use link::outbox::{Amount, HighWaterMark};
 pub use link::violations::{ProxyPorts, Reason, ViolationCounts, Violations};
 pub use multipart::Multipart;
 pub use options::{IdentityScope, SocketOptions, TcpOptions};
+pub use pair::Pair;
 pub use publisher::Publisher;
+pub use pull::Pull;
+pub use push::Push;
 pub use reply::{Replier, ReturnPath};
 pub use request::{Requester, Unanswered};
 pub use router::Router;

@@ -519,7 +519,7 @@ mod tests {
     async fn an_envelope_with_nothing_behind_it_is_no_request() {
         let replier = Replier::new(SocketOptions::default());
         let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let dealer = crate::Dealer::connect(endpoint, SocketOptions::default());
+        let dealer = crate::Dealer::connecting_to(endpoint, SocketOptions::default());
         for frames in [&["", "one"][..], &["", ""], &[""], &["way", ""], &["way", "", "two"], &["", "", ""]] {
             dealer.send(frames.iter().map(|frame| Bytes::from(*frame)).collect::<Multipart>()).await.unwrap();
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use xmsg_zmtp::{Peer, PeerLimits, SocketType, Version};
 
+use crate::balance::Balancer;
 use crate::link::Link;
 use crate::link::routes::Route;
 use crate::link::session::Ended;
@@ -36,6 +37,11 @@ pub(crate) trait Role: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// What chooses the peer for each message, where each goes to one of them.
+    fn balancer(&self) -> Option<&Arc<Balancer>> {
+        None
+    }
+
     /// The peer has subscribed to a prefix, or has taken that back. Only sockets whose type [takes
     /// subscriptions](SocketType::takes_subscriptions) get these.
     fn subscription(&self, link: &Link, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
@@ -49,20 +55,39 @@ pub(crate) trait Role: fmt::Debug + Send + Sync {
 pub(crate) struct Seat<'a> {
     /// What the socket knows it by.
     pub(crate) identity: Bytes,
-    /// By which others find it.
-    _route: Option<Route<'a>>,
+    /// What is given back when the peer has gone.
+    _guard: Option<Guard<'a>>,
 }
+
+/// Something that somebody has as long as it is connected.
+#[derive(Debug)]
+#[allow(dead_code, reason = "it is kept to be dropped")]
+enum Guard<'a> {
+    /// A name by which others find it.
+    Route(Route<'a>),
+    Other(Box<dyn Guarding>),
+}
+
+/// What gives itself back when it is dropped.
+trait Guarding: fmt::Debug + Send + Sync {}
+
+impl<T: fmt::Debug + Send + Sync> Guarding for T {}
 
 impl<'a> Seat<'a> {
     /// Of a peer that is known by what it calls itself.
     pub(crate) fn of(peer: &Peer) -> Self {
         // A copy: it must not keep alive all that came with it.
-        Self { identity: Bytes::copy_from_slice(&peer.identity), _route: None }
+        Self { identity: Bytes::copy_from_slice(&peer.identity), _guard: None }
     }
 
     /// Of a peer that is found by its identity.
     pub(crate) fn found_by(route: Route<'a>, identity: Bytes) -> Self {
-        Self { identity, _route: Some(route) }
+        Self { identity, _guard: Some(Guard::Route(route)) }
+    }
+
+    /// The same, with something that is dropped when the peer has gone.
+    pub(crate) fn with_guard(self, guard: impl fmt::Debug + Send + Sync + 'static) -> Self {
+        Self { _guard: Some(Guard::Other(Box::new(guard))), ..self }
     }
 }
 
@@ -76,7 +101,8 @@ impl Role for Plain {
     }
 
     fn lingers(&self) -> bool {
-        // What a REQ socket has asked is of no use once nobody waits for the answer.
-        self.0 != SocketType::Req
+        // What a REQ socket has asked is of no use once nobody waits for the answer; and a PULL socket that went on reading would throw away what
+        // others could have.
+        !matches!(self.0, SocketType::Req | SocketType::Pull)
     }
 }

@@ -28,7 +28,7 @@ pub struct PrefixId(u32);
 /// the number of a subscriber.
 ///
 /// ```
-/// let mut table = crate::prefixes::PrefixTable::new();
+/// let mut table = xmsg_proxy::prefixes::PrefixTable::new();
 /// table.insert(b"data:power", 1_u32);
 /// table.insert(b"", 2);
 /// let mut found = Vec::new();
@@ -194,7 +194,7 @@ impl<K: Copy + Ord> PrefixTable<K> {
     /// [`release`](Self::release) takes that back.
     ///
     /// ```
-    /// let mut table = crate::prefixes::PrefixTable::<u32>::new();
+    /// let mut table = xmsg_proxy::prefixes::PrefixTable::<u32>::new();
     /// let held = table.hold(b"data:power");
     /// assert!(held.is_first);
     /// table.find(b"data:power:watts", |keys| assert!(keys.is_empty()));

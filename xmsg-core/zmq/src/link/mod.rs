@@ -22,6 +22,7 @@ pub mod vanished;
 pub mod violations;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -41,6 +42,8 @@ pub(crate) struct Link {
     /// Connecting links outlive their connections.
     pub(crate) connecting: bool,
     pub(crate) state: Mutex<LinkState>,
+    /// Whether the state has a version: for those who look at each message.
+    pub(crate) is_connected: AtomicBool,
     /// Ends the connection and, with it, an accepted link.
     pub(crate) stop: CancellationToken,
 }
@@ -59,6 +62,8 @@ pub(crate) struct LinkState {
     pub(crate) principal: Option<Principal>,
     /// What the peer calls itself: its address.
     pub(crate) name: Arc<str>,
+    /// What it connects to, if it does.
+    pub(crate) endpoint: Arc<str>,
     /// Why there is no connection, or was none when it was tried last.
     pub(crate) failure: Option<Error>,
     /// Since when a peer that took the connection has been silent.
@@ -117,6 +122,19 @@ impl Link {
         (state.version, state.limits, state.failure) = (Some(version), limits, None);
         state.drops.0 = DroppedCounts::default();
         state.refused = refused;
+        self.is_connected.store(true, Ordering::Release);
+    }
+
+    /// Notes that there is no connection any more.
+    pub(crate) fn disconnected(&self) {
+        self.state().version = None;
+        self.is_connected.store(false, Ordering::Release);
+    }
+
+    /// Whether there is a connection.
+    #[inline]
+    pub(crate) fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Acquire)
     }
 
     /// Leaves messages where they are until [`release`](Self::release).

@@ -8,6 +8,7 @@ mod fit;
 mod pace;
 mod retained;
 mod sending;
+mod unsent;
 mod writer;
 
 use std::borrow::Borrow;
@@ -28,6 +29,7 @@ use retained::Retained;
 pub use retained::{Again, Repeated};
 use sending::Waiting;
 pub(crate) use sending::{Begun, Sending, begin};
+pub(crate) use unsent::Unsent;
 pub use writer::Writer;
 
 use crate::EncodedFrames;

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
+use super::unsent::each_message;
 use super::{Chunk, Frame, Outbox, Refused, State};
-use xmsg_zmtp::{Header, encoded_len, walk_message};
+use xmsg_zmtp::{encoded_len, walk_message};
 
 /// The frames of a message that is to be sent again.
 pub type Repeated = SmallVec<[Bytes; 3]>;
@@ -121,7 +122,7 @@ impl State {
         self.flush_tail();
         let rest = std::mem::take(&mut self.chunks);
         for run in runs {
-            each_message(&run.chunks, |frames| {
+            each_message(run.chunks.iter().map(|chunk| &chunk.bytes), |frames| {
                 let Some(changed) = again(&frames) else { return };
                 // What has grown by saying that it may be repeated is still to be taken.
                 let fits = self.limits.allow(encoded_len(&changed), changed.len());
@@ -201,35 +202,6 @@ impl Outbox {
         self.enter(len);
         guard.pushed = true;
         Ok(())
-    }
-}
-
-/// Calls `found` with the messages in these chunks. Every header lies in one chunk, and so does a body.
-fn each_message(chunks: &[Chunk], mut found: impl FnMut(Repeated)) {
-    let mut frames = Repeated::new();
-    // The body of a frame whose header was the end of a chunk: its length, and whether there are more frames.
-    let mut announced = None;
-    for chunk in chunks {
-        let mut at = 0;
-        while at < chunk.bytes.len() {
-            let (len, has_more) = if let Some(announced) = announced.take() {
-                announced
-            } else {
-                let Ok(Some(header)) = Header::read(&chunk.bytes[at..]) else { return };
-                at += header.len;
-                (header.body_len as usize, header.has_more())
-            };
-            if at == chunk.bytes.len() && len > 0 {
-                announced = Some((len, has_more));
-                break;
-            }
-            let Some(end) = at.checked_add(len).filter(|end| *end <= chunk.bytes.len()) else { return };
-            frames.push(chunk.bytes.slice(at..end));
-            at = end;
-            if !has_more {
-                found(std::mem::take(&mut frames));
-            }
-        }
     }
 }
 

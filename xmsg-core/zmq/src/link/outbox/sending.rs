@@ -138,8 +138,14 @@ impl Outbox {
         }
     }
 
+    /// Takes the message if there is room, and nobody waits for it. Returns whether whoever sends is to [pause](Self::pause) now.
+    pub(crate) fn offer(&self, frames: &[impl Frame]) -> Result<bool, Refused> {
+        let mut guard = self.lock();
+        guard.try_push_frames(frames).map(|()| guard.take_turn())
+    }
+
     /// Lets the writer have its turn.
-    async fn pause(&self) {
+    pub(crate) async fn pause(&self) {
         // Accepted connections may be many, and one is not to wait for each of them in turn.
         let may_wait = self.state().spare.is_some();
         if !may_wait || !self.catch_up().await {

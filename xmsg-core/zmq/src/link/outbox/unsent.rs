@@ -1,0 +1,87 @@
+//! What waits in a queue, taken out again, message by message: for another peer, since this one is gone.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use xmsg_zmtp::Header;
+
+use super::Outbox;
+
+/// The frames of a message that was not sent.
+pub(crate) type Unsent = SmallVec<[Bytes; 3]>;
+
+impl Outbox {
+    /// Takes out what waits, in its order. Nobody may be writing any more.
+    pub(crate) fn take_unsent(&self) -> Vec<Unsent> {
+        let (chunks, room) = {
+            let mut guard = self.lock();
+            let state = guard.state_mut();
+            if state.queued.messages == 0 {
+                return Vec::new();
+            }
+            state.flush_tail();
+            let chunks: Vec<Bytes> = state.chunks.iter().map(|chunk| chunk.bytes.clone()).collect();
+            self.take_off(state);
+            (chunks, self.made_room(state))
+        };
+        self.tell(room);
+        let mut messages = Vec::new();
+        each_message(chunks.iter(), |message| messages.push(message));
+        messages
+    }
+}
+
+/// Calls `found` with the messages in these chunks. Every header lies in one chunk, and so does a body.
+pub(super) fn each_message<'a>(chunks: impl Iterator<Item = &'a Bytes>, mut found: impl FnMut(Unsent)) {
+    let mut frames = Unsent::new();
+    // The body of a frame whose header was the end of a chunk: its length, and whether there are more frames.
+    let mut announced = None;
+    for chunk in chunks {
+        let mut at = 0;
+        while at < chunk.len() {
+            let (len, has_more) = if let Some(announced) = announced.take() {
+                announced
+            } else {
+                let Ok(Some(header)) = Header::read(&chunk[at..]) else { return };
+                at += header.len;
+                (header.body_len as usize, header.has_more())
+            };
+            if at == chunk.len() && len > 0 {
+                announced = Some((len, has_more));
+                break;
+            }
+            let Some(end) = at.checked_add(len).filter(|end| *end <= chunk.len()) else { return };
+            frames.push(chunk.slice(at..end));
+            at = end;
+            if !has_more {
+                found(std::mem::take(&mut frames));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::HighWaterMark;
+    use super::*;
+
+    #[test]
+    fn what_waits_is_taken_out_in_its_order_and_leaves_room() {
+        let outbox = Outbox::recycling(HighWaterMark { bytes: usize::MAX, messages: 3 });
+        let long = Bytes::from(vec![7; 20 << 10]);
+        let messages = [
+            vec![Bytes::from_static(b"short"), Bytes::new()],
+            vec![Bytes::from_static(b"topic"), long.clone(), Bytes::from_static(b"end")],
+            vec![long],
+        ];
+        for message in &messages {
+            outbox.try_push(message).unwrap();
+        }
+        outbox.try_push(&messages[0]).unwrap_err();
+        let taken: Vec<_> = outbox.take_unsent().into_iter().map(SmallVec::into_vec).collect();
+        assert_eq!(taken, messages);
+        assert_eq!(outbox.queued().messages, 0);
+        assert_eq!(outbox.queued().bytes, 0);
+        assert!(outbox.take_unsent().is_empty());
+        outbox.try_push(&messages[0]).unwrap();
+    }
+}

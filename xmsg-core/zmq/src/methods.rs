@@ -1,0 +1,97 @@
+//! Methods that most sockets have, written once: macros that stand in their `impl` blocks.
+
+/// Connecting, binding, and what is known of the connections, for a socket with a field `hub`.
+macro_rules! endpoint_methods {
+    () => {
+        /// Connects in the background, again whenever the connection is lost. A socket may connect to many endpoints, and be bound as well.
+        pub fn connect(&self, endpoint: $crate::Endpoint) {
+            self.hub.connect(endpoint);
+        }
+
+        /// Ends the connection to this endpoint, and makes it no more. Returns whether the socket connects to it.
+        #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
+        pub fn disconnect(&self, endpoint: &$crate::Endpoint) -> bool {
+            self.hub.disconnect(endpoint)
+        }
+
+        /// Lets peers connect. Returns the endpoint with its actual port. A socket may be bound to many.
+        pub async fn bind(&self, endpoint: &$crate::Endpoint) -> $crate::Result<$crate::Endpoint> {
+            self.hub.bind(endpoint).await
+        }
+
+        /// Lets peers connect to a listener that is bound already. Returns its endpoint.
+        #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
+        pub fn listen(&self, listener: $crate::link::transport::Listener) -> $crate::Endpoint {
+            self.hub.listen(listener)
+        }
+
+        /// Lets no more peers connect to this endpoint, with its actual port, which is free when this returns; connections stay. Returns
+        /// whether the socket was bound to it.
+        #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
+        pub fn unbind(&self, endpoint: &$crate::Endpoint) -> bool {
+            self.hub.unbind_from(endpoint)
+        }
+
+        /// Waits until there is a connection. [`Closed`](crate::ErrorKind::Closed) if the socket is closed before.
+        pub async fn connected(&self) -> $crate::Result<()> {
+            self.hub.connected().await
+        }
+
+        /// How many peers are connected at this moment.
+        #[must_use]
+        pub fn peers(&self) -> usize {
+            self.hub.links().iter().filter(|link| link.is_connected()).count()
+        }
+
+        /// Why there is no connection to a peer that the socket connects to, if that is known; `None` while there is one.
+        #[must_use]
+        pub fn failure(&self) -> Option<$crate::Error> {
+            self.hub.failure()
+        }
+
+        /// What happens to the connections from now on.
+        #[must_use]
+        pub fn events(&self) -> $crate::SocketEvents {
+            self.hub.events()
+        }
+    };
+}
+
+/// Sending to one peer after another, for a socket with the fields `hub` and `balancer`.
+macro_rules! balanced_methods {
+    () => {
+        /// Returns when the message was accepted for one peer; waits while none is connected that has room. Messages are accepted in the order
+        /// of the calls: that in which the futures were first polled. Dropping the future has the message accepted whole or not at all.
+        ///
+        /// One without frames ([`InvalidMessage`](crate::ErrorKind::InvalidMessage)), or above our limits or those of every peer
+        /// ([`TooLarge`](crate::ErrorKind::TooLarge)), is refused at once.
+        pub async fn send(&self, message: impl Into<$crate::Multipart>) -> $crate::Result<()> {
+            self.balancer.send(&self.hub, message.into().frames()).await
+        }
+
+        /// The same without waiting: [`Full`](crate::ErrorKind::Full) when no peer has room, or others wait for it.
+        pub fn try_send(&self, message: impl Into<$crate::Multipart>) -> $crate::Result<()> {
+            self.balancer.try_send(&self.hub, message.into().frames())
+        }
+
+        /// Messages that were accepted for a peer whose connection ended before they were sent, and went to others.
+        #[must_use]
+        pub fn moved(&self) -> u64 {
+            self.balancer.moved()
+        }
+
+        /// Messages that were accepted and dropped again, because no peer takes them. Each was told as a
+        /// [`MessageDropped`](crate::SocketEvent::MessageDropped).
+        #[must_use]
+        pub fn dropped(&self) -> u64 {
+            self.hub.dropped()
+        }
+
+        /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not sent.
+        pub async fn close(&self, linger: std::time::Duration) -> usize {
+            self.hub.close(linger).await
+        }
+    };
+}
+
+pub(crate) use {balanced_methods, endpoint_methods};

@@ -1,0 +1,46 @@
+//! PUSH: gives work to whoever is there to do it.
+
+use std::sync::Arc;
+
+use xmsg_zmtp::SocketType;
+
+use crate::SocketOptions;
+use crate::balance::{Balanced, Balancer};
+use crate::hub::Owner;
+use crate::methods::{balanced_methods, endpoint_methods};
+
+/// A socket that sends each message to one of its [`Pull`](crate::Pull) peers, in turn (RFC 30). Clones share it; the last one to go closes it.
+///
+/// What a peer has not been sent when its connection ends goes to the others. What was written to it before may be lost with it: ZeroMQ has no
+/// acknowledgements.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
+/// use std::time::Duration;
+/// use xmsg_zmq::{Pull, Push, SocketOptions};
+/// let ventilator = Push::new(SocketOptions::default());
+/// let endpoint = ventilator.bind(&"tcp://127.0.0.1:0".parse()?).await?;
+/// let mut worker = Pull::new(SocketOptions::default());
+/// worker.connect(endpoint);
+/// ventilator.send(["task 1"]).await?; // waits until somebody is there
+/// assert_eq!(worker.recv().await.unwrap().frames(), ["task 1"]);
+/// assert_eq!(ventilator.close(Duration::from_secs(1)).await, 0, "nothing is left");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Push {
+    hub: Arc<Owner>,
+    balancer: Arc<Balancer>,
+}
+
+impl Push {
+    /// A socket without connections.
+    #[must_use]
+    pub fn new(options: SocketOptions) -> Self {
+        let (role, balancer) = Balanced::new(SocketType::Push);
+        Self { hub: Arc::new(Owner::new(role, options)), balancer }
+    }
+
+    endpoint_methods!();
+    balanced_methods!();
+}

@@ -1,0 +1,285 @@
+//! PUSH, PULL, DEALER and PAIR: whose turn it is, who waits, and what becomes of messages when peers come and go.
+
+#![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
+
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use xmsg_zmq::{
+    Dealer, Endpoint, ErrorKind, HighWaterMark, Multipart, Pair, Pull, Push, Router, SocketOptions,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(|_| panic!("{what}: nothing in time"))
+}
+
+fn options() -> SocketOptions {
+    SocketOptions::default()
+}
+
+/// Queues that are full after a few messages.
+fn small() -> SocketOptions {
+    SocketOptions {
+        send_high_water_mark: HighWaterMark { bytes: usize::MAX, messages: 4 },
+        receive_high_water_mark: 64,
+        tcp: xmsg_zmq::TcpOptions {
+            send_buffer: Some(4 << 10),
+            receive_buffer: Some(4 << 10),
+            ..xmsg_zmq::TcpOptions::default()
+        },
+        ..SocketOptions::default()
+    }
+}
+
+fn anywhere() -> Endpoint {
+    "tcp://127.0.0.1:0".parse().unwrap()
+}
+
+fn number(message: &Multipart) -> u64 {
+    std::str::from_utf8(&message.frames()[0]).unwrap().parse().unwrap()
+}
+
+/// Waits until so many peers are connected.
+async fn has_peers(peers: impl Fn() -> usize, count: usize) {
+    within("peers", async {
+        while peers() != count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_peer_has_its_turn() {
+    let push = Push::new(options());
+    let endpoint = push.bind(&anywhere()).await.unwrap();
+    let pulls: Vec<_> = (0..3).map(|_| Pull::new(options())).collect();
+    for pull in &pulls {
+        pull.connect(endpoint.clone());
+    }
+    has_peers(|| push.peers(), 3).await;
+    for n in 0..30 {
+        push.send([n.to_string()]).await.unwrap();
+    }
+    for mut pull in pulls {
+        let mut last = None;
+        for _ in 0..10 {
+            let n = number(&within("a message", pull.recv()).await.unwrap());
+            assert!(last.is_none_or(|last| last + 3 == n), "{n} after {last:?}");
+            last = Some(n);
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_peer_a_sender_waits_and_gives_up_without_a_trace() {
+    let push = Push::new(options());
+    let endpoint = push.bind(&anywhere()).await.unwrap();
+    assert_eq!(push.try_send(["nobody"]).unwrap_err().kind(), ErrorKind::Full);
+    let mut given_up = Box::pin(push.send(["given up"]));
+    assert!(given_up.as_mut().now_or_never().is_none());
+    let mut first = Box::pin(push.send(["first"]));
+    assert!(first.as_mut().now_or_never().is_none());
+    let mut second = Box::pin(push.send(["second"]));
+    assert!(second.as_mut().now_or_never().is_none());
+    drop(given_up);
+    let mut pull = Pull::new(options());
+    pull.connect(endpoint);
+    // In the order of their first polls, whichever is polled next.
+    let (sent, also) = within("both", futures::future::join(second, first)).await;
+    sent.unwrap();
+    also.unwrap();
+    for expected in ["first", "second"] {
+        assert_eq!(within("a message", pull.recv()).await.unwrap().frames(), [expected]);
+    }
+    assert!(pull.next().now_or_never().is_none(), "what was given up was not sent");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_sent_before_closing_arrives() {
+    const MESSAGES: u64 = 50_000;
+    for (peers, binds) in [(1, true), (1, false), (5, true), (5, false)] {
+        let push = Push::new(options());
+        let pulls: Vec<_> = (0..peers).map(|_| Pull::new(options())).collect();
+        if binds {
+            let endpoint = push.bind(&anywhere()).await.unwrap();
+            for pull in &pulls {
+                pull.connect(endpoint.clone());
+            }
+        } else {
+            for pull in &pulls {
+                push.connect(pull.bind(&anywhere()).await.unwrap());
+            }
+        }
+        let received = pulls.into_iter().map(|pull| {
+            tokio::spawn(async move {
+                pull.take_while(|m| std::future::ready(m.frames()[0] != "end")).count().await
+            })
+        });
+        let received: Vec<_> = received.collect();
+        for n in 0..MESSAGES {
+            push.send([n.to_string()]).await.unwrap();
+        }
+        // One for each: they have their turns.
+        has_peers(|| push.peers(), peers).await;
+        for _ in 0..peers {
+            push.send(["end"]).await.unwrap();
+        }
+        assert_eq!(within("the end", push.close(PATIENCE)).await, 0);
+        assert_eq!(push.send(["late"]).await.unwrap_err().kind(), ErrorKind::Closed);
+        let mut sum = 0;
+        for count in received {
+            sum += within("all messages", count).await.unwrap() as u64;
+        }
+        assert_eq!(sum, MESSAGES, "{peers} peers, the sender binds: {binds}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_peer_has_not_got_goes_to_the_others() {
+    const MESSAGES: u64 = 200;
+    for binds in [true, false] {
+        let push = Push::new(small());
+        let (stuck, mut works) = (Pull::new(small()), Pull::new(options()));
+        if binds {
+            let endpoint = push.bind(&anywhere()).await.unwrap();
+            stuck.connect(endpoint.clone());
+            works.connect(endpoint);
+        } else {
+            push.connect(stuck.bind(&anywhere()).await.unwrap());
+            push.connect(works.bind(&anywhere()).await.unwrap());
+        }
+        has_peers(|| push.peers(), 2).await;
+        let (received, mut numbers) = tokio::sync::mpsc::channel(1000);
+        tokio::spawn(async move {
+            while let Some(message) = works.recv().await {
+                received.send(number(&message)).await.unwrap();
+            }
+        });
+        // The one that does not receive has its turns until its queues are full: some messages, and some in the buffers of the system.
+        let filler = "x".repeat(10 << 10);
+        for n in 0..MESSAGES {
+            within("room", push.send([n.to_string(), filler.clone()])).await.unwrap();
+        }
+        drop(stuck);
+        has_peers(|| push.peers(), 1).await;
+        assert!(push.moved() >= 1, "what waited for the peer that went");
+        within("room", push.send([MESSAGES.to_string()])).await.unwrap();
+        assert_eq!(within("the end", push.close(PATIENCE)).await, 0);
+        let mut got = std::collections::BTreeSet::new();
+        while got.last() != Some(&MESSAGES) {
+            let n = within("the last message", numbers.recv()).await.unwrap();
+            assert!(got.insert(n), "{n} came twice");
+        }
+        let (sent, received) = (MESSAGES + 1, got.len() as u64);
+        // What was written to the one that went is lost with it: no more than its buffers hold.
+        let lost = sent - received;
+        println!("the sender binds: {binds}: sent {sent}, moved {}, lost with the peer {lost}", push.moved());
+        assert!(lost < sent / 2, "{lost} of {sent}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_holds_up_nobody_who_can_be_served_by_another_peer() {
+    let push = Push::new(small());
+    let endpoint = push.bind(&anywhere()).await.unwrap();
+    let stuck = Pull::new(small());
+    stuck.connect(endpoint.clone());
+    has_peers(|| push.peers(), 1).await;
+    let filler = "x".repeat(10 << 10);
+    while tokio::time::timeout(Duration::from_millis(200), push.send(["full", &filler].map(str::to_owned)))
+        .await
+        .is_ok()
+    {}
+    let waiting = tokio::spawn({
+        let push = push.clone();
+        async move { push.send(["served"]).await }
+    });
+    let mut other = Pull::new(options());
+    other.connect(endpoint);
+    within("room at another peer", waiting).await.unwrap().unwrap();
+    assert_eq!(within("the message", other.recv()).await.unwrap().frames(), ["served"]);
+}
+
+#[tokio::test]
+async fn a_pair_has_one_peer_and_another_once_that_has_gone() {
+    let mut here = Pair::new(options());
+    let endpoint = here.bind(&anywhere()).await.unwrap();
+    let mut first = Pair::new(options());
+    first.connect(endpoint.clone());
+    within("the first", first.connected()).await.unwrap();
+    first.send(["first"]).await.unwrap();
+    assert_eq!(within("a message", here.recv()).await.unwrap().frames(), ["first"]);
+    let second = Pair::new(options());
+    second.connect(endpoint);
+    let mut events = second.events();
+    // It is let in as far as the handshake, and sent away.
+    within("the end of the second", async {
+        while !matches!(events.next().await, Some(xmsg_zmq::SocketEvent::Disconnected { .. })) {}
+    })
+    .await;
+    here.send(["for the first"]).await.unwrap();
+    assert_eq!(within("a message", first.recv()).await.unwrap().frames(), ["for the first"]);
+    first.close(Duration::ZERO).await;
+    within("the second", second.send(["second"])).await.unwrap();
+    assert_eq!(within("a message", here.recv()).await.unwrap().frames(), ["second"]);
+}
+
+#[tokio::test]
+async fn a_dealer_asks_one_router_after_another_and_hears_them_all() {
+    let mut dealer = Dealer::new(SocketOptions { identity: "me".into(), ..options() });
+    let routers = [Router::new(options()), Router::new(options())];
+    for router in &routers {
+        dealer.connect(router.bind(&anywhere()).await.unwrap());
+    }
+    has_peers(|| dealer.peers(), 2).await;
+    for n in 0..10 {
+        dealer.send([n.to_string()]).await.unwrap();
+    }
+    for router in &routers {
+        for _ in 0..5 {
+            let (identity, message) = within("a request", router.recv()).await.unwrap();
+            router.try_send(&identity, message).unwrap();
+        }
+    }
+    let mut answers = Vec::new();
+    for _ in 0..10 {
+        answers.push(number(&within("an answer", dealer.recv()).await.unwrap()));
+    }
+    answers.sort_unstable();
+    assert_eq!(answers, (0..10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn endpoints_come_and_go() {
+    let push = Push::new(options());
+    let (mut one, mut other) = (Pull::new(options()), Pull::new(options()));
+    let (first, second) = (one.bind(&anywhere()).await.unwrap(), other.bind(&anywhere()).await.unwrap());
+    push.connect(first.clone());
+    within("a connection", push.connected()).await.unwrap();
+    push.send(["one"]).await.unwrap();
+    assert_eq!(within("a message", one.recv()).await.unwrap().frames(), ["one"]);
+    assert!(push.disconnect(&first));
+    has_peers(|| push.peers(), 0).await;
+    assert!(!push.disconnect(&first), "it is gone");
+    // Another one, and the first again.
+    push.connect(second.clone());
+    push.send(["other"]).await.unwrap();
+    assert_eq!(within("a message", other.recv()).await.unwrap().frames(), ["other"]);
+    assert!(one.unbind(&first));
+    assert!(!one.unbind(&first));
+    let again = one.bind(&first).await.unwrap();
+    assert_eq!(again, first, "the port was free");
+    push.connect(first);
+    has_peers(|| push.peers(), 2).await;
+    push.send(["a"]).await.unwrap();
+    push.send(["b"]).await.unwrap();
+    let mut got = Vec::new();
+    for pull in [&mut one, &mut other] {
+        got.push(within("a message", pull.recv()).await.unwrap().frames()[0].clone());
+    }
+    got.sort();
+    assert_eq!(got, ["a", "b"]);
+}
