@@ -22,10 +22,11 @@ impl<P: Program> Daemon<P> {
             Ok((merged, changes, reloadable)) => {
                 self.take_over(reloadable);
                 self.settings = merged;
-                report(&changes);
                 if let Some(admin) = &self.admin {
                     admin.set_config(self.config());
                 }
+                // Last: whoever reads it in the log may ask at once.
+                report(&changes);
             }
             Err(error) => tracing::error!("not reloaded, everything stays as it was: {error}"),
         }
