@@ -107,7 +107,8 @@ impl Balancer {
         }
         let _waits = Waits::new(&self.waiting);
         let Ok(_turn) = self.turn.acquire().await else { return Err(closed()) };
-        self.place(hub, frames, || self.is_closed()).await
+        // In memory of its own: most calls never wait.
+        Box::pin(self.place(hub, frames, || self.is_closed())).await
     }
 
     /// The same without waiting: [`Full`](ErrorKind::Full) if nobody has room, or others wait for it.

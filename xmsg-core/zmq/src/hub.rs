@@ -297,7 +297,8 @@ impl Hub {
         self.limit_hold(linger);
         self.unbind();
         let linger = match self.role.balancer() {
-            Some(balancer) => balancer.finish(self, linger).await,
+            // In memory of its own: the futures of many calls have this one inside.
+            Some(balancer) => Box::pin(balancer.finish(self, linger)).await,
             None => linger,
         };
         self.tasks.close();
