@@ -4,63 +4,51 @@
 //! What a peer has not been sent when its connection ends goes to the others. While nobody is connected, messages wait for whoever comes
 //! first, unless there is just one peer that the socket connects to: then they wait in its queue, and keep their order.
 
+use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::select_all;
-use tokio::sync::Semaphore;
+use tokio::sync::Notify;
 use xmsg_zmtp::{SocketType, encoded_len};
 
 use crate::deadline::Deadline;
 use crate::hub::Hub;
 use crate::link::Link;
-use crate::link::outbox::{Frame, Refused, Unsent};
+use crate::link::line::{Line, Place};
+use crate::link::outbox::{self, Begun, Frame, Refused, Unsent};
 use crate::link::refusal::unfit;
 use crate::role::Role;
 use crate::{Error, ErrorKind, Result};
 
 /// Who gets the next message, and what waits for somebody who can have it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Balancer {
     /// The link whose turn it is, by its place.
     next: AtomicUsize,
-    /// Whoever waits for room holds it; others line up behind.
-    turn: Semaphore,
-    /// How many wait for the turn, or hold it.
-    waiting: AtomicUsize,
-    returned: Mutex<Returned>,
+    waiting: Mutex<Waiting>,
+    /// Whether a task gives what waits to those who have room. Newcomers line up then.
+    is_serving: AtomicBool,
+    /// The first in line has given up.
+    left: Notify,
     /// Messages that went from one peer to another.
     moved: AtomicU64,
     is_closed: AtomicBool,
 }
 
-impl Default for Balancer {
-    fn default() -> Self {
-        Self {
-            next: AtomicUsize::new(0),
-            turn: Semaphore::new(1),
-            waiting: AtomicUsize::new(0),
-            returned: Mutex::default(),
-            moved: AtomicU64::new(0),
-            is_closed: AtomicBool::new(false),
-        }
-    }
-}
-
-/// Messages of peers that have gone, for others.
+/// Messages that wait until a peer has room.
 #[derive(Debug, Default)]
-struct Returned {
-    messages: VecDeque<Unsent>,
-    /// Whether a task gives them to others, and may have one in its hand.
-    is_in_hand: bool,
-}
-
-impl Returned {
-    fn is_empty(&self) -> bool {
-        self.messages.is_empty() && !self.is_in_hand
-    }
+struct Waiting {
+    /// Those of peers that have gone. They were accepted, and go first.
+    returned: VecDeque<Unsent>,
+    /// Those of senders that wait. Whoever makes room is served them: no message depends on a future being polled again.
+    line: Line<Unsent>,
+    /// Senders that were taken out of the line and have yet to find out why.
+    refused: Vec<(Place, Error)>,
 }
 
 /// What became of a message.
@@ -73,28 +61,37 @@ enum Offered {
     Unfit(Arc<Link>),
 }
 
-/// One who waits, for as long as it does.
-struct Waits<'a>(&'a AtomicUsize);
-
-impl<'a> Waits<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
+/// One who waits in line. Dropped, it gives up.
+struct InLine<'a> {
+    balancer: &'a Balancer,
+    place: Place,
 }
 
-impl Drop for Waits<'_> {
+impl Drop for InLine<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let was_first = {
+            let mut waiting = self.balancer.waiting();
+            waiting.refused.retain(|(place, _)| *place != self.place);
+            waiting.line.leave(&self.place)
+        };
+        if was_first {
+            self.balancer.left.notify_one();
+        }
     }
 }
 
 impl Balancer {
     /// Returns when the queue of one peer has the message; waits while none has room. Messages are accepted in the order of the calls: that in
     /// which the futures were first polled. Dropping the future has the message accepted whole or not at all.
-    pub(crate) async fn send(&self, hub: &Hub, frames: &[impl Frame]) -> Result<()> {
+    pub(crate) async fn send(self: &Arc<Self>, hub: &Arc<Hub>, frames: &[impl Frame]) -> Result<()> {
         Self::check(hub, frames)?;
-        if self.waiting.load(Ordering::Relaxed) == 0 && !self.is_closed() {
+        if self.is_closed() {
+            return Err(closed());
+        }
+        if !self.is_serving() {
+            if let Some(link) = Self::only_link(hub) {
+                return self.send_to(hub, &link, frames).await;
+            }
             match self.offer(hub, frames) {
                 Offered::Taken(None) => return Ok(()),
                 Offered::Taken(Some(link)) => {
@@ -105,10 +102,12 @@ impl Balancer {
                 Offered::NoRoom => {}
             }
         }
-        let _waits = Waits::new(&self.waiting);
-        let Ok(_turn) = self.turn.acquire().await else { return Err(closed()) };
+        let message = frames.iter().map(|frame| Borrow::<Bytes>::borrow(frame).clone()).collect();
+        let place = self.waiting().line.join(message);
+        let waits = InLine { balancer: self, place };
+        self.serve(hub);
         // In memory of its own: most calls never wait.
-        Box::pin(self.place(hub, frames, || self.is_closed())).await
+        Box::pin(self.served(hub, &waits.place)).await
     }
 
     /// The same without waiting: [`Full`](ErrorKind::Full) if nobody has room, or others wait for it.
@@ -117,13 +116,57 @@ impl Balancer {
         if self.is_closed() {
             return Err(closed());
         }
-        if self.waiting.load(Ordering::Relaxed) > 0 {
+        if self.is_serving() {
             return Err(full());
         }
         match self.offer(hub, frames) {
             Offered::Taken(_) => Ok(()),
             Offered::Unfit(link) => Err(hub.unfit(&link, frames)),
+            Offered::NoRoom if hub.is_dead() => Err(closed()),
             Offered::NoRoom => Err(full()),
+        }
+    }
+
+    /// The link of a socket that only connects, to one endpoint: all that is sent waits there.
+    fn only_link(hub: &Hub) -> Option<Arc<Link>> {
+        match &hub.links()[..] {
+            [link] if link.connecting && !hub.is_bound() => Some(link.clone()),
+            _ => None,
+        }
+    }
+
+    async fn send_to(&self, hub: &Hub, link: &Arc<Link>, frames: &[impl Frame]) -> Result<()> {
+        let done = match outbox::begin(link, frames) {
+            Begun::Done(done) => done,
+            Begun::Open(mut sending) => sending.finish().await,
+        };
+        done.map_err(|refused| match refused {
+            Refused::Unfit => hub.unfit(link, frames),
+            Refused::Full | Refused::Closed => closed(),
+        })
+    }
+
+    /// Waits until the message is no more in line.
+    async fn served(&self, hub: &Hub, place: &Place) -> Result<()> {
+        loop {
+            let mut changed = std::pin::pin!(hub.changed.notified());
+            changed.as_mut().enable();
+            if self.is_closed() || hub.is_dead() {
+                return Err(closed());
+            }
+            let out_of_line = std::future::poll_fn(|cx| {
+                let mut waiting = self.waiting();
+                if waiting.line.wait(place, cx.waker()) {
+                    return Poll::Pending;
+                }
+                let at = waiting.refused.iter().position(|(refused, _)| refused == place);
+                Poll::Ready(at.map_or(Ok(()), |at| Err(waiting.refused.swap_remove(at).1)))
+            });
+            tokio::select! {
+                biased;
+                done = out_of_line => return done,
+                () = changed => {}
+            }
         }
     }
 
@@ -144,7 +187,7 @@ impl Balancer {
             return Offered::NoRoom;
         }
         let start = self.next.load(Ordering::Relaxed) % count;
-        let mut unfit = None;
+        let (mut unfit, mut is_full) = (None, false);
         for step in 0..count {
             let place = (start + step) % count;
             let link = &links[place];
@@ -157,13 +200,14 @@ impl Balancer {
                     return Offered::Taken(pauses.then(|| link.clone()));
                 }
                 Err(Refused::Unfit) => unfit = Some(link),
-                Err(Refused::Full | Refused::Closed) => {}
+                Err(Refused::Full) => is_full = true,
+                Err(Refused::Closed) => {}
             }
         }
         match unfit {
             // Others may come that take it, but whoever sends is not to wait for that.
-            Some(link) => Offered::Unfit(link.clone()),
-            None => Offered::NoRoom,
+            Some(link) if !is_full => Offered::Unfit(link.clone()),
+            _ => Offered::NoRoom,
         }
     }
 
@@ -185,64 +229,84 @@ impl Balancer {
         }
         self.moved.fetch_add(found.len() as u64, Ordering::Relaxed);
         {
-            let mut returned = self.returned();
+            let mut waiting = self.waiting();
             // In front of what a peer that went before has left: that was to be sent later.
             for message in found.into_iter().rev() {
-                returned.messages.push_front(message);
+                waiting.returned.push_front(message);
             }
-            if std::mem::replace(&mut returned.is_in_hand, true) {
+        }
+        self.serve(hub);
+    }
+
+    /// Has a task give what waits to those who have room, in its order, unless one does so already.
+    fn serve(self: &Arc<Self>, hub: &Arc<Hub>) {
+        {
+            // Under the lock, under which that task finds that nothing waits any more.
+            let _waiting = self.waiting();
+            if self.is_serving.swap(true, Ordering::AcqRel) {
                 return;
             }
         }
         let (balancer, hub_of_task) = (self.clone(), hub.clone());
-        hub.spawn(async move { balancer.give_back(&hub_of_task).await });
+        hub.spawn(async move {
+            balancer.serve_all(&hub_of_task).await;
+            // Somebody may wait for that to close the socket.
+            hub_of_task.changed.notify_waiters();
+        });
     }
 
-    /// Gives all that was returned to those who have room, before anybody else gets to send.
-    async fn give_back(&self, hub: &Hub) {
-        let _waits = Waits::new(&self.waiting);
-        let Ok(_turn) = self.turn.acquire().await else { return };
-        loop {
-            let message = {
-                let mut returned = self.returned();
-                let Some(message) = returned.messages.pop_front() else {
-                    returned.is_in_hand = false;
-                    break;
-                };
-                message
-            };
-            let mut kept = Kept { balancer: self, message: Some(message) };
-            let Some(frames) = &kept.message else { break };
-            if let Err(error) = self.place(hub, frames, || false).await {
-                hub.drop_unsent(frames, &error);
-            }
-            kept.message = None;
-        }
-        // Somebody may wait for that to close the socket.
-        hub.changed.notify_waiters();
-    }
-
-    /// Waits until somebody has room for the message, and gives it to it. [`Closed`](ErrorKind::Closed) once `ends` says so.
-    async fn place(&self, hub: &Hub, frames: &[impl Frame], ends: impl Fn() -> bool) -> Result<()> {
-        let len = encoded_len(frames);
+    async fn serve_all(&self, hub: &Hub) {
         loop {
             let mut changed = std::pin::pin!(hub.changed.notified());
             changed.as_mut().enable();
-            if ends() || hub.is_dead() {
-                return Err(closed());
-            }
-            match self.offer(hub, frames) {
-                Offered::Taken(_) => return Ok(()),
-                Offered::Unfit(link) => return Err(hub.unfit(&link, frames)),
-                Offered::NoRoom => {}
-            }
-            let links: Vec<_> = Self::candidates(&hub.links()).cloned().collect();
+            let mut served = Vec::new();
+            let next = self.serve_some(hub, &mut served);
+            served.into_iter().for_each(Waker::wake);
+            let Some((len, frames)) = next else { return };
+            // Where it is not taken there is always room for it.
+            let takes = |link: &Arc<Link>| link.outbox.limits().allow(len, frames);
+            let links: Vec<_> = Self::candidates(&hub.links()).filter(|link| takes(link)).cloned().collect();
             let rooms =
                 links.iter().map(|link| Box::pin(link.outbox.wait_for_room(|queue| queue.is_full(len))));
             tokio::select! {
                 biased;
                 () = changed => {}
+                () = self.left.notified() => {}
                 () = any(rooms) => {}
+            }
+        }
+    }
+
+    /// Gives away what it can. Returns the length of the message that has to wait, and how many frames it has; `None`: nothing waits any more.
+    fn serve_some(&self, hub: &Hub, served: &mut Vec<Waker>) -> Option<(usize, usize)> {
+        let mut waiting = self.waiting();
+        loop {
+            let is_returned = !waiting.returned.is_empty();
+            // Once the socket is closed, whoever waits in line is told so; what was accepted is still sent.
+            let in_line = waiting.line.first().filter(|_| !self.is_closed());
+            let Some(frames) = waiting.returned.front().or(in_line) else {
+                self.is_serving.store(false, Ordering::Release);
+                return None;
+            };
+            let refused = match self.offer(hub, frames) {
+                Offered::NoRoom => return Some((encoded_len(frames), frames.len())),
+                Offered::Taken(_) => None,
+                Offered::Unfit(link) => Some(hub.unfit(&link, frames)),
+            };
+            match (is_returned, refused) {
+                (true, refused) => {
+                    let message = waiting.returned.pop_front();
+                    if let (Some(message), Some(error)) = (message, refused) {
+                        hub.drop_unsent(&message, &error);
+                    }
+                }
+                (false, None) => served.extend(waiting.line.take_first().and_then(|(_, waker)| waker)),
+                (false, Some(error)) => {
+                    if let Some((place, waker)) = waiting.line.refuse_first() {
+                        waiting.refused.push((place, error));
+                        served.extend(waker);
+                    }
+                }
             }
         }
     }
@@ -265,7 +329,7 @@ impl Balancer {
                 let links: Vec<_> = hub.links().iter().cloned().collect();
                 let busy = links.iter().filter(|link| link.outbox.queued().messages > 0);
                 let flushes: Vec<_> = busy.map(|link| Box::pin(link.outbox.flushed())).collect();
-                if flushes.is_empty() && (self.returned().is_empty() || links.is_empty()) {
+                if flushes.is_empty() && (self.returned_messages() == 0 || links.is_empty()) {
                     return;
                 }
                 tokio::select! {
@@ -276,21 +340,24 @@ impl Balancer {
             }
         };
         let _ = deadline.limit(written).await;
-        self.turn.close();
         deadline.left()
     }
 
     /// Messages of peers that have gone, and that nobody else has got.
     pub(crate) fn returned_messages(&self) -> usize {
-        self.returned().messages.len()
+        self.waiting().returned.len()
     }
 
     fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Relaxed)
     }
 
-    fn returned(&self) -> MutexGuard<'_, Returned> {
-        self.returned.lock().unwrap_or_else(PoisonError::into_inner)
+    fn is_serving(&self) -> bool {
+        self.is_serving.load(Ordering::Acquire)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the message can be sent at all, whoever the peer is.
@@ -300,20 +367,6 @@ impl Balancer {
             return Ok(());
         }
         Err(unfit(frames, limits, limits, ""))
-    }
-}
-
-/// A message on its way to another peer. If the task that gives it back is ended, it is still there.
-struct Kept<'a> {
-    balancer: &'a Balancer,
-    message: Option<Unsent>,
-}
-
-impl Drop for Kept<'_> {
-    fn drop(&mut self) {
-        if let Some(message) = self.message.take() {
-            self.balancer.returned().messages.push_front(message);
-        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +87,8 @@ pub(crate) struct Hub {
     hold_limit: HoldLimit,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Where its first connection was made, or awaited.
+    runtime: OnceLock<Handle>,
 }
 
 impl Hub {
@@ -104,6 +107,7 @@ impl Hub {
             hold_limit: HoldLimit::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            runtime: OnceLock::new(),
             options,
         })
     }
@@ -129,6 +133,7 @@ impl Hub {
             state.endpoint = endpoint.to_string().into();
             state.name = state.endpoint.clone();
         }
+        let _ = self.runtime.get_or_init(Handle::current);
         self.tasks.spawn(self.clone().keep_connected(endpoint, link.clone()));
         link
     }
@@ -142,6 +147,7 @@ impl Hub {
     pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
         lock(&self.listeners).push((endpoint.clone(), listener.closer()));
+        let _ = self.runtime.get_or_init(Handle::current);
         self.tasks.spawn(self.clone().accept(listener));
         endpoint
     }
@@ -226,16 +232,25 @@ impl Hub {
         }
     }
 
-    /// Runs a task until the socket is closed.
+    /// Runs a task until the socket is closed, in the runtime of its connections, or in this one, if it has none yet.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
-        self.tasks.spawn(async move {
+        let task = async move {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
                 () = task => {}
             }
-        });
+        };
+        match self.runtime.get() {
+            Some(runtime) => self.tasks.spawn_on(task, runtime),
+            None => self.tasks.spawn(task),
+        };
+    }
+
+    /// Whether it accepts connections.
+    pub(crate) fn is_bound(&self) -> bool {
+        !lock(&self.listeners).is_empty()
     }
 
     /// Whether nothing can be sent any more: the runtime of all its connections has ended.
@@ -349,7 +364,7 @@ impl Hub {
         }
         let hub = self.clone();
         // Without a runtime there is nobody left who could send: the tasks went with it.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 let unsent = hub.close(hub.options.linger).await;
                 if unsent > 0 {

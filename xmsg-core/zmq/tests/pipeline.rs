@@ -203,6 +203,42 @@ async fn a_full_queue_holds_up_nobody_who_can_be_served_by_another_peer() {
     assert_eq!(within("the message", other.recv()).await.unwrap().frames(), ["served"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_peer_does_not_take_waits_for_another_that_does() {
+    let push = Push::new(small());
+    let endpoint = push.bind(&anywhere()).await.unwrap();
+    let mut picky = small();
+    picky.limits.message_size = 1 << 10;
+    let (mut picky, mut other) = (Pull::new(picky), Pull::new(options()));
+    for pull in [&picky, &other] {
+        pull.connect(endpoint.clone());
+    }
+    has_peers(|| push.peers(), 2).await;
+    // Far more than the queues of the one that takes them hold: the sender has to wait.
+    let sending = tokio::spawn({
+        let push = push.clone();
+        async move {
+            for n in 0..100 {
+                push.send([n.to_string(), "x".repeat(10 << 10)]).await.unwrap();
+            }
+        }
+    });
+    for n in 0..100 {
+        assert_eq!(number(&within("a large message", other.recv()).await.unwrap()), n);
+    }
+    within("the sender", sending).await.unwrap();
+    for _ in 0..2 {
+        push.send(["0"]).await.unwrap();
+    }
+    for pull in [&mut picky, &mut other] {
+        within("a small message", pull.recv()).await.unwrap();
+    }
+    drop(other);
+    has_peers(|| push.peers(), 1).await;
+    let refused = push.send(["too long for the only one".repeat(100)]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::TooLarge, "{refused}");
+}
+
 #[tokio::test]
 async fn a_pair_has_one_peer_and_another_once_that_has_gone() {
     let mut here = Pair::new(options());
