@@ -39,6 +39,8 @@ pub(super) struct Retained {
     due: Arc<Notify>,
     /// How many messages were written at least once.
     written_once: u64,
+    /// Messages up to this place have arrived. An answer that says so may come before the writer notes that they are written.
+    arrived: u64,
 }
 
 /// What was written together.
@@ -75,8 +77,12 @@ impl Run {
 
 impl Retained {
     /// Keeps what was written, of which the last message has this place.
-    fn keep(&mut self, run: Run) {
+    fn keep(&mut self, mut run: Run) {
         self.written_once = self.written_once.max(run.end);
+        if run.end <= self.arrived {
+            return;
+        }
+        run.cut(self.arrived);
         self.bytes += run.bytes();
         self.runs.push_back(run);
         if self.bytes >= self.level {
@@ -86,6 +92,7 @@ impl Retained {
 
     /// Forgets messages up to this place.
     fn forget(&mut self, place: u64) {
+        self.arrived = self.arrived.max(place);
         while self.runs.front().is_some_and(|run| run.end <= place) {
             self.runs.pop_front();
         }
@@ -142,8 +149,15 @@ impl Outbox {
     pub(crate) fn retain(&self, again: Again) -> Arc<Notify> {
         let due = Arc::<Notify>::default();
         let level = (self.mark.bytes / PART) as u64;
-        let retained =
-            Retained { again, runs: VecDeque::new(), bytes: 0, level, due: due.clone(), written_once: 0 };
+        let retained = Retained {
+            again,
+            runs: VecDeque::new(),
+            bytes: 0,
+            level,
+            due: due.clone(),
+            written_once: 0,
+            arrived: 0,
+        };
         self.state().retained = Some(Box::new(retained));
         due
     }
@@ -174,7 +188,8 @@ impl Outbox {
 
     /// Takes note that a connection ended after everything that was written had arrived.
     pub(crate) fn all_arrived(&self) {
-        self.arrived(u64::MAX);
+        let written = self.gone();
+        self.arrived(written);
     }
 
     /// Takes note that a connection broke: what was written to it may not have arrived, and goes back to the queue if it was kept.

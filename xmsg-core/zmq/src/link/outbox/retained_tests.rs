@@ -66,6 +66,23 @@ fn what_has_not_arrived_is_written_again_and_before_what_is_new() {
     }
 }
 
+/// The answer of a peer may be faster than the writer, which notes what it has written once the call that wrote it returns.
+#[test]
+fn what_is_known_to_have_arrived_before_it_is_noted_as_written_is_not_kept() {
+    for len in [10, 2 * SHARE_MIN] {
+        let outbox = outbox(1 << 20);
+        push(&outbox, 0..10, len);
+        outbox.arrived(6);
+        assert_eq!(write(&outbox, usize::MAX), numbered(0..10, false), "{len}");
+        assert_eq!(write(&outbox, usize::MAX), numbered(6..10, true), "{len}");
+        // They are on their way once more, and the answer is as fast again.
+        outbox.arrived(10);
+        assert_eq!(write(&outbox, usize::MAX), numbered(6..10, true), "{len}");
+        push(&outbox, 10..11, len);
+        assert_eq!(write(&outbox, usize::MAX), numbered(10..11, false), "{len}");
+    }
+}
+
 #[test]
 fn what_has_arrived_is_forgotten_to_the_message() {
     for len in [10, 2 * SHARE_MIN] {
