@@ -339,32 +339,46 @@ async fn concurrency_is_bounded() {
     assert_eq!(most.load(Ordering::SeqCst), 3);
 }
 
-/// Two handlers that block their threads until both have started: they run at the same time, whether their messages
-/// arrived in one batch or one by one.
+/// Two handlers that keep their threads busy run at the same time, whether their messages arrived in one batch or one by one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn handlers_that_work_without_a_pause_run_side_by_side() {
     let proxy = proxy().start().await.unwrap();
     let (publisher, actor) = (actor(&proxy), actor(&proxy));
-    let pair = Arc::new(std::sync::Barrier::new(2));
-    let (met, mut pairs) = tokio::sync::mpsc::unbounded_channel();
+    let [inside, met, finished] = std::array::from_fn(|_| Arc::<AtomicUsize>::default());
+    let (meetings, done) = (met.clone(), finished.clone());
+    // Work that ends, as all work does: one that waited for the other for ever would keep the runtime from running what is behind it.
     let handler = move |_| {
-        if pair.wait().is_leader() {
-            met.send(()).unwrap();
+        let (began, mut others) = (std::time::Instant::now(), inside.fetch_add(1, Ordering::SeqCst));
+        while others == 0 && began.elapsed() < Duration::from_millis(50) {
+            std::hint::spin_loop();
+            others = inside.load(Ordering::SeqCst) - 1;
         }
+        meetings.fetch_add(others, Ordering::SeqCst);
+        inside.fetch_sub(1, Ordering::SeqCst);
+        done.fetch_add(1, Ordering::SeqCst);
         async {}
     };
     let handle = actor.subscribe_with("work", 2, handler).await.unwrap();
     let message = Message::of("work", 1).unwrap();
-    for round in 0..50 {
-        for number in 0..2 * round {
+    for one_by_one in [false, true] {
+        met.store(0, Ordering::SeqCst);
+        finished.store(0, Ordering::SeqCst);
+        for _ in 0..50 {
             publisher.publish(&message).await.unwrap();
-            if number == 0 {
+            if one_by_one {
                 publisher.flush(PATIENCE).await.unwrap();
             }
         }
-        for _ in 0..round {
-            within("two handlers", pairs.recv()).await.unwrap();
-        }
+        within("all of them", async {
+            while finished.load(Ordering::SeqCst) < 50 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        assert!(
+            met.load(Ordering::SeqCst) > 0,
+            "two were at work at the same time, one by one: {one_by_one}"
+        );
     }
     assert!(handle.drain(PATIENCE).await.is_nothing());
 }
