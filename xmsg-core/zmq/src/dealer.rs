@@ -1,15 +1,13 @@
 //! DEALER: talks to one or more peers, in both directions, without taking turns.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use xmsg_zmtp::SocketType;
 
 use crate::balance::{Balanced, Balancer};
 use crate::hub::Owner;
-use crate::methods::{balanced_methods, endpoint_methods};
-use crate::{Endpoint, Multipart, SocketOptions};
+use crate::methods::{balanced_methods, endpoint_methods, receiving_methods, stream_of_messages};
+use crate::{Endpoint, SocketOptions};
 
 /// A socket that sends each message to one of its peers, in turn, and receives from all of them (RFC 28); a [`Stream`](futures::Stream) of what
 /// they send. Its peers are [`Router`](crate::Router), REP and DEALER sockets; they know it by [`SocketOptions::identity`]. Dropping it
@@ -55,16 +53,7 @@ impl Dealer {
     endpoint_methods!();
     balanced_methods!();
 
-    /// The next message; `None` once the socket is closed. Dropping the future loses nothing.
-    pub async fn recv(&mut self) -> Option<Multipart> {
-        std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await.map(|(_, message)| message)
-    }
+    receiving_methods!();
 }
 
-impl futures::Stream for Dealer {
-    type Item = Multipart;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
-        self.hub.inbox.poll_next(cx).map(|next| next.map(|(_, message)| message))
-    }
-}
+stream_of_messages!(Dealer);

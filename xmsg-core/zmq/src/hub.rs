@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use crate::link::transport::{Closer, Listener, Stream};
 use crate::link::{LastEnd, Link};
 use crate::link_handler::LinkHandler;
 use crate::role::Role;
-use crate::{Endpoint, SocketOptions};
+use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits};
 
@@ -154,7 +155,16 @@ impl Hub {
 
     /// Whether there is a connection.
     pub(crate) fn is_connected(&self) -> bool {
-        self.links().iter().any(|link| link.state().version.is_some())
+        self.links().iter().any(|link| link.is_connected())
+    }
+
+    /// The next message, whoever sent it; `None` once the socket is closed and everything received was taken.
+    pub(crate) async fn recv(&self) -> Option<Multipart> {
+        std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    pub(crate) fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
+        self.inbox.poll_next(cx).map(|next| next.map(|(_, message)| message))
     }
 
     /// Why there is no connection to the peer that it connects to, if that is known.
@@ -210,18 +220,14 @@ impl Hub {
     /// Drops a message for one of several peers, which does not take it.
     pub(crate) fn drop_for(&self, link: &Link, frames: &[impl Frame]) {
         let reason = self.unfit(link, frames).to_string();
-        let topic = frames.first().map(AsRef::as_ref).unwrap_or_default();
-        let topic = Bytes::copy_from_slice(&topic[..topic.len().min(255)]);
-        let gone = Discarded { topic, size: xmsg_zmtp::encoded_len(frames), frames: frames.len() };
+        let gone = Discarded::of(frames);
         let name = link.state().name.clone();
         self.note_dropped(&name, gone, reason);
     }
 
     /// Drops a message that had been accepted for a peer that has gone, and that no other takes.
     pub(crate) fn drop_unsent(&self, frames: &[Bytes], error: &Error) {
-        let topic = frames.first().cloned().unwrap_or_default();
-        let topic = Bytes::copy_from_slice(&topic[..topic.len().min(255)]);
-        let gone = Discarded { topic, size: xmsg_zmtp::encoded_len(frames), frames: frames.len() };
+        let gone = Discarded::of(frames);
         self.note_dropped("", gone, error.to_string());
     }
 

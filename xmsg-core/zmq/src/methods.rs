@@ -1,19 +1,8 @@
 //! Methods that most sockets have, written once: macros that stand in their `impl` blocks.
 
-/// Connecting, binding, and what is known of the connections, for a socket with a field `hub`.
-macro_rules! endpoint_methods {
+/// Binding, and what is told of the connections, for a socket with a field `hub`.
+macro_rules! binding_methods {
     () => {
-        /// Connects in the background, again whenever the connection is lost. A socket may connect to many endpoints, and be bound as well.
-        pub fn connect(&self, endpoint: $crate::Endpoint) {
-            self.hub.connect(endpoint);
-        }
-
-        /// Ends the connection to this endpoint, and makes it no more. Returns whether the socket connects to it.
-        #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
-        pub fn disconnect(&self, endpoint: &$crate::Endpoint) -> bool {
-            self.hub.disconnect(endpoint)
-        }
-
         /// Lets peers connect. Returns the endpoint with its actual port. A socket may be bound to many.
         pub async fn bind(&self, endpoint: &$crate::Endpoint) -> $crate::Result<$crate::Endpoint> {
             self.hub.bind(endpoint).await
@@ -23,6 +12,30 @@ macro_rules! endpoint_methods {
         #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
         pub fn listen(&self, listener: $crate::link::transport::Listener) -> $crate::Endpoint {
             self.hub.listen(listener)
+        }
+
+        /// What happens to the connections from now on.
+        #[must_use]
+        pub fn events(&self) -> $crate::SocketEvents {
+            self.hub.events()
+        }
+    };
+}
+
+/// The same, connecting, and what is known of the connections.
+macro_rules! endpoint_methods {
+    () => {
+        $crate::methods::binding_methods!();
+
+        /// Connects in the background, again whenever the connection is lost. A socket may connect to many endpoints, and be bound as well.
+        pub fn connect(&self, endpoint: $crate::Endpoint) {
+            self.hub.connect(endpoint);
+        }
+
+        /// Ends the connection to this endpoint, and makes it no more. Returns whether the socket connects to it.
+        #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
+        pub fn disconnect(&self, endpoint: &$crate::Endpoint) -> bool {
+            self.hub.disconnect(endpoint)
         }
 
         /// Lets no more peers connect to this endpoint, with its actual port, which is free when this returns; connections stay. Returns
@@ -47,12 +60,6 @@ macro_rules! endpoint_methods {
         #[must_use]
         pub fn failure(&self) -> Option<$crate::Error> {
             self.hub.failure()
-        }
-
-        /// What happens to the connections from now on.
-        #[must_use]
-        pub fn events(&self) -> $crate::SocketEvents {
-            self.hub.events()
         }
     };
 }
@@ -94,4 +101,30 @@ macro_rules! balanced_methods {
     };
 }
 
-pub(crate) use {balanced_methods, endpoint_methods};
+/// Receiving one message after another, for a socket with a field `hub`.
+macro_rules! receiving_methods {
+    () => {
+        /// The next message; `None` once the socket is closed and everything received was taken. Dropping the future loses nothing.
+        pub async fn recv(&mut self) -> Option<$crate::Multipart> {
+            self.hub.recv().await
+        }
+    };
+}
+
+/// The same as a stream, for a socket of this type.
+macro_rules! stream_of_messages {
+    ($socket:ty) => {
+        impl futures::Stream for $socket {
+            type Item = $crate::Multipart;
+
+            fn poll_next(
+                self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Option<$crate::Multipart>> {
+                self.hub.poll_recv(cx)
+            }
+        }
+    };
+}
+
+pub(crate) use {balanced_methods, binding_methods, endpoint_methods, receiving_methods, stream_of_messages};

@@ -1,16 +1,14 @@
 //! PULL: takes what PUSH peers send, from all of them in turn.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use xmsg_zmtp::SocketType;
 
+use crate::SocketOptions;
 use crate::hub::Owner;
-use crate::methods::endpoint_methods;
+use crate::methods::{endpoint_methods, receiving_methods, stream_of_messages};
 use crate::role::Plain;
-use crate::{Multipart, SocketOptions};
 
 /// A socket that receives from its [`Push`](crate::Push) peers (RFC 30); a [`Stream`](futures::Stream) of messages. Dropping it closes it.
 ///
@@ -29,10 +27,7 @@ impl Pull {
 
     endpoint_methods!();
 
-    /// The next message; `None` once the socket is closed and everything received was taken. Dropping the future loses nothing.
-    pub async fn recv(&mut self) -> Option<Multipart> {
-        std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await.map(|(_, message)| message)
-    }
+    receiving_methods!();
 
     /// Ends every connection.
     pub async fn close(&self) {
@@ -40,10 +35,4 @@ impl Pull {
     }
 }
 
-impl futures::Stream for Pull {
-    type Item = Multipart;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
-        self.hub.inbox.poll_next(cx).map(|next| next.map(|(_, message)| message))
-    }
-}
+stream_of_messages!(Pull);

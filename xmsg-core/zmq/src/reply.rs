@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::events::SocketEvents;
 use crate::hub::Owner;
 use crate::link::Link;
 use crate::link::outbox::Refused;
 use crate::link::routes::Routes;
-use crate::link::transport::Listener;
+use crate::methods::binding_methods;
 use crate::role::{Role, Seat};
-use crate::{EncodedFrames, Endpoint, Multipart, SocketOptions};
+use crate::{EncodedFrames, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Peer, Principal, SocketType, encoded_len};
 
@@ -112,16 +111,7 @@ impl Replier {
         Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
     }
 
-    /// Lets peers connect. Returns the endpoint with its actual port.
-    pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
-        self.hub.bind(endpoint).await
-    }
-
-    /// Lets peers connect to a listener that is bound already. Returns its endpoint.
-    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
-    pub fn listen(&self, listener: Listener) -> Endpoint {
-        self.hub.listen(listener)
-    }
+    binding_methods!();
 
     /// Lets no more peers connect. What it was bound to is free when this returns; connections stay.
     pub fn unbind(&self) {
@@ -202,12 +192,6 @@ impl Replier {
     #[must_use]
     pub fn queued_bytes(&self) -> u64 {
         self.hub.links().iter().map(|link| link.outbox.queued().bytes).sum()
-    }
-
-    /// What happens to the connections from now on.
-    #[must_use]
-    pub fn events(&self) -> SocketEvents {
-        self.hub.events()
     }
 
     /// How many peers are connected.

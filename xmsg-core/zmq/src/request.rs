@@ -286,7 +286,7 @@ impl Live {
     async fn exchange(&mut self, request: &[Bytes], failure: &mut Option<Failure>) -> Outcome {
         // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
         while self.events.next().now_or_never().flatten().is_some() {}
-        while receive(&self.hub).now_or_never().flatten().is_some() {}
+        while self.hub.recv().now_or_never().flatten().is_some() {}
         match self.link.outbox.push(request).await {
             Ok(()) => {}
             Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request)),
@@ -296,7 +296,7 @@ impl Live {
         loop {
             tokio::select! {
                 biased;
-                message = receive(&self.hub) => {
+                message = self.hub.recv() => {
                     let Some(frames) = message else { return Outcome::Broken };
                     // Anything without the envelope is no reply: RFC 28 has it discarded.
                     if let [first, reply @ ..] = frames.frames() && first.is_empty() {
@@ -337,10 +337,6 @@ impl Live {
         let unsent = self.hub.close(Duration::ZERO).await;
         self.asked && unsent == 0
     }
-}
-
-async fn receive(hub: &Owner) -> Option<Multipart> {
-    std::future::poll_fn(|cx| hub.inbox.poll_next(cx)).await.map(|(_, message)| message)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::SemaphorePermit;
 use xmsg_zmtp::{Peer, PeerLimits, SocketType, Version};
 
 use crate::balance::Balancer;
@@ -59,19 +60,15 @@ pub(crate) struct Seat<'a> {
     _guard: Option<Guard<'a>>,
 }
 
-/// Something that somebody has as long as it is connected.
+/// Something that a peer has as long as it is connected.
 #[derive(Debug)]
 #[allow(dead_code, reason = "it is kept to be dropped")]
 enum Guard<'a> {
     /// A name by which others find it.
     Route(Route<'a>),
-    Other(Box<dyn Guarding>),
+    /// One of a number of places.
+    Place(SemaphorePermit<'a>),
 }
-
-/// What gives itself back when it is dropped.
-trait Guarding: fmt::Debug + Send + Sync {}
-
-impl<T: fmt::Debug + Send + Sync> Guarding for T {}
 
 impl<'a> Seat<'a> {
     /// Of a peer that is known by what it calls itself.
@@ -85,13 +82,14 @@ impl<'a> Seat<'a> {
         Self { identity, _guard: Some(Guard::Route(route)) }
     }
 
-    /// The same, with something that is dropped when the peer has gone.
-    pub(crate) fn with_guard(self, guard: impl fmt::Debug + Send + Sync + 'static) -> Self {
-        Self { _guard: Some(Guard::Other(Box::new(guard))), ..self }
+    /// Of a peer that takes one of a number of places.
+    pub(crate) fn at(place: SemaphorePermit<'a>, peer: &Peer) -> Self {
+        Self { _guard: Some(Guard::Place(place)), ..Self::of(peer) }
     }
 }
 
-/// The role of sockets of which nothing else is to be said.
+/// The role of PULL and REQ, which have nothing more to say once they are closed: nobody waits for the answer to what a REQ socket has asked, and
+/// a PULL socket that went on reading would throw away what others could have.
 #[derive(Debug)]
 pub(crate) struct Plain(pub(crate) SocketType);
 
@@ -101,8 +99,6 @@ impl Role for Plain {
     }
 
     fn lingers(&self) -> bool {
-        // What a REQ socket has asked is of no use once nobody waits for the answer; and a PULL socket that went on reading would throw away what
-        // others could have.
-        !matches!(self.0, SocketType::Req | SocketType::Pull)
+        false
     }
 }

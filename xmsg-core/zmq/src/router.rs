@@ -5,16 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::events::SocketEvents;
 use crate::hub::Owner;
 use crate::link::Link;
 use crate::link::outbox::Refused;
 use crate::link::routes::{RouteKey, Routes};
-use crate::link::transport::Listener;
+use crate::methods::binding_methods;
 use crate::role::{Role, Seat};
 use crate::security::Principal;
-use crate::{Endpoint, IdentityScope, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
+use crate::{IdentityScope, Multipart, SocketOptions};
 use xmsg_zmtp::{Peer, SocketType};
 
 /// A bound router. A peer that announces the identity of another one takes it over, and the older connection
@@ -88,16 +87,7 @@ impl Router {
         Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
     }
 
-    /// Lets peers connect. Returns the endpoint with its actual port.
-    pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
-        self.hub.bind(endpoint).await
-    }
-
-    /// Lets peers connect to a listener that is bound already. Returns its endpoint.
-    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
-    pub fn listen(&self, listener: Listener) -> Endpoint {
-        self.hub.listen(listener)
-    }
+    binding_methods!();
 
     /// Lets no more peers connect. What it was bound to is free when this returns; connections stay.
     pub fn unbind(&self) {
@@ -145,12 +135,6 @@ impl Router {
     /// Dropping the future loses nothing.
     pub async fn recv(&self) -> Option<(Bytes, Multipart)> {
         std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await
-    }
-
-    /// What happens to the connections from now on.
-    #[must_use]
-    pub fn events(&self) -> SocketEvents {
-        self.hub.events()
     }
 
     /// How many peers are connected.

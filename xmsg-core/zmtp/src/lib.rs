@@ -36,14 +36,15 @@ mod told;
 pub use command::{Command, DroppedCounts, Properties};
 pub use engine::{Engine, Event, Peer, Version};
 pub use error::{Blame, Limited, Violation};
-pub use frame::{Frames, Header, encode_frame, encode_message, encoded_len, whole_messages_within};
-pub use frame::{encode_frame_header, walk_message};
+pub use frame::{
+    Frames, Header, encode_frame, encode_frame_header, encode_message, encoded_len, walk_message,
+    whole_messages_within,
+};
 pub use greeting::{GREETING_LEN, Greeting};
 pub use later::later;
 pub use mechanism::{Credentials, Mechanism, Null, Principal};
 pub use options::{Limits, MessageLimits, Options};
-pub use plain::PLAIN_MAX;
-pub use plain::{PlainClient, PlainServer};
+pub use plain::{PLAIN_MAX, PlainClient, PlainServer};
 pub use scan::{Scanner, Span, Stop};
 pub use socket_type::SocketType;
 pub use told::PeerLimits;

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Amount, Chunk, Outbox, State};
-use xmsg_zmtp::{Header, MessageLimits};
+use super::{Amount, Chunk, Frame, Outbox, State};
+use xmsg_zmtp::{Header, MessageLimits, encoded_len};
 
 /// Bytes of a topic that are kept to name a message that was thrown out.
 const NAME_MAX: usize = 255;
@@ -24,6 +24,15 @@ pub struct Discarded {
     pub size: usize,
     /// Its frames.
     pub frames: usize,
+}
+
+impl Discarded {
+    /// The message of these frames.
+    pub(crate) fn of(frames: &[impl Frame]) -> Self {
+        let topic: &[u8] = frames.first().map(AsRef::as_ref).unwrap_or_default();
+        let topic = Bytes::copy_from_slice(&topic[..topic.len().min(NAME_MAX)]);
+        Self { topic, size: encoded_len(frames), frames: frames.len() }
+    }
 }
 
 /// Where connections ended: messages are told apart by how many have left the queue before them.
