@@ -50,12 +50,22 @@ pub(super) struct Cut<'a> {
     pub(super) spans: &'a [Span],
     /// Made when the first slice is queued.
     pub(super) lease: OnceLock<Arc<Lease>>,
-    pub(super) slab_size: usize,
+    slab_size: usize,
     /// Bytes of the largest message, and the most frames that one has; found out when a subscriber with limits gets something.
-    pub(super) largest: OnceLock<(usize, usize)>,
+    largest: OnceLock<(usize, usize)>,
 }
 
-impl Cut<'_> {
+impl<'a> Cut<'a> {
+    /// Messages that lie in a slab of this size, which is entered in the ledger with `lease`, if it is already.
+    pub(super) fn new(
+        wire: &'a Bytes,
+        spans: &'a [Span],
+        slab_size: usize,
+        lease: OnceLock<Arc<Lease>>,
+    ) -> Self {
+        Self { wire, spans, lease, slab_size, largest: OnceLock::new() }
+    }
+
     /// Whether each of the messages is within these limits.
     fn is_within(&self, limits: MessageLimits) -> bool {
         let (size, frames) = *self.largest.get_or_init(|| {

@@ -160,13 +160,7 @@ fn carry_out(plan: &Plan) -> Outcome {
                     let mut spans = Vec::new();
                     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
                     let slab_size = if plan.slices { wire.len() } else { 1 << 20 };
-                    let cut = Cut {
-                        wire: &wire,
-                        spans: &spans,
-                        lease: OnceLock::new(),
-                        slab_size,
-                        largest: OnceLock::new(),
-                    };
+                    let cut = Cut::new(&wire, &spans, slab_size, OnceLock::new());
                     let mut runs = cut.divide(&[Run { first: 0, end: spans.len(), rule: 0 }], &policies);
                     delivery.deliver(&subscriber, &mut runs, &cut, &policies);
                     let in_all = |runs: &[Run]| runs.iter().map(|run| run.count()).sum::<usize>();
@@ -308,13 +302,7 @@ fn topics_in_turn_cost_no_more_than_they_are() {
     let wire = wire.freeze();
     let mut spans = Vec::new();
     Scanner::new(&Limits::default()).scan(&wire, &mut spans).unwrap();
-    let cut = Cut {
-        wire: &wire,
-        spans: &spans,
-        lease: OnceLock::new(),
-        slab_size: wire.len(),
-        largest: OnceLock::new(),
-    };
+    let cut = Cut::new(&wire, &spans, wire.len(), OnceLock::new());
     let mut runs = cut.divide(&[Run { first: 0, end: 10, rule: 0 }], &policies);
     assert_eq!(runs.len(), 10);
     delivery.deliver(&subscriber, &mut runs, &cut, &policies);
@@ -338,13 +326,7 @@ fn only_a_subscriber_that_is_to_lose_nothing_has_its_publishers_wait_before_its_
         let delivery =
             Delivery { memory: MemoryBudget::default(), gate: Arc::default(), ceiling: usize::MAX };
         let deliver = || {
-            let cut = Cut {
-                wire: &wire,
-                spans: &spans,
-                lease: OnceLock::new(),
-                slab_size: wire.len(),
-                largest: OnceLock::new(),
-            };
+            let cut = Cut::new(&wire, &spans, wire.len(), OnceLock::new());
             let mut runs = cut.divide(&[Run { first: 0, end: spans.len(), rule: 0 }], &policies);
             delivery.deliver(&subscriber, &mut runs, &cut, &policies)
         };

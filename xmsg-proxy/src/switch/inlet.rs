@@ -243,13 +243,7 @@ impl Inlet {
         if requests > 0 {
             self.ask(wire, spans).await;
         }
-        let cut = Cut {
-            wire,
-            spans,
-            lease: self.lease(slab.serial),
-            slab_size: slab.size,
-            largest: OnceLock::new(),
-        };
+        let cut = Cut::new(wire, spans, slab.size, self.lease(slab.serial));
         let mut touched = std::mem::take(&mut self.touched);
         let are_long = len >= CATCH_UP_FROM * spans.len();
         let (mut waiting, mut behind) = (Vec::new(), Vec::new());
