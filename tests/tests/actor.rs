@@ -339,14 +339,16 @@ async fn concurrency_is_bounded() {
     assert_eq!(most.load(Ordering::SeqCst), 3);
 }
 
-/// Two handlers that keep their threads busy run at the same time, whether their messages arrived in one batch or one by one.
+/// Two handlers that keep their threads busy run at the same time. It does not matter whether their messages arrived in one
+/// batch or one by one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn handlers_that_work_without_a_pause_run_side_by_side() {
     let proxy = proxy().start().await.unwrap();
     let (publisher, actor) = (actor(&proxy), actor(&proxy));
     let [inside, met, finished] = std::array::from_fn(|_| Arc::<AtomicUsize>::default());
     let (meetings, done) = (met.clone(), finished.clone());
-    // Work that ends, as all work does: one that waited for the other for ever would keep the runtime from running what is behind it.
+    // A handler that waited for the other one without a time limit could keep the runtime from running that one: a
+    // blocked thread does not give away the task that it was to run next.
     let handler = move |_| {
         let (began, mut others) = (std::time::Instant::now(), inside.fetch_add(1, Ordering::SeqCst));
         while others == 0 && began.elapsed() < Duration::from_millis(50) {

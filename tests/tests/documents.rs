@@ -18,7 +18,8 @@ fn blocks(document: &str) -> Vec<String> {
     blocks
 }
 
-/// Runs shell commands up to the first that fails. At the end, the shell kills the background processes that they started.
+/// Runs shell commands up to the first that fails. When they end, the shell kills the background processes that they have
+/// started; when they do not end in time, the whole process group is killed.
 async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
     let bin = built("xmsg");
     let bin = bin.parent().expect("a file is in a folder").display();
@@ -48,8 +49,8 @@ async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
     );
 }
 
-/// The first of three ports in a row that nobody has. None of them is one that the system gives to those who don't ask for a certain one, so
-/// that no connection of another test takes it before it is used.
+/// The first of three ports in a row that nobody uses. The ports are outside the range from which the system gives ports to
+/// connections, so that no connection of another test takes one of them before it is used.
 fn three_spare_ports() -> u16 {
     let given = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("Linux has it");
     let first_given =

@@ -207,7 +207,8 @@ async fn unfinished_messages_in_boxes_keep_to_the_memory_limit() {
         peer
     };
     drop(scene.under(futures::future::join_all((0..CONNECTIONS).map(|_| begin()))).await);
-    // The memory of an ended connection is freed a moment after it is counted as free. At worst, two connections are in this state.
+    // The memory of an ended connection is freed a moment after it is counted as free. At worst, two connections are in this
+    // state.
     scene
         .finish("7 unfinished messages of 24 MiB in boxes under a limit of 80 MiB", LIMIT + 2 * 24 + 16)
         .await;

@@ -1,4 +1,5 @@
-//! The control request `stats`: the content of its answer, the clients that may ask, and `xmsg` with proxies that do not know it.
+//! The control request `stats`: the content of its answer, the clients that may ask, and the behaviour of `xmsg` with
+//! proxies that do not know the request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +18,8 @@ use xmsg_zmq::{Dealer, Publisher, SocketOptions};
 
 /// What the proxy answers to one question of a new client.
 async fn ask(address: &ProxyAddress, security: Security) -> Value {
-    // Nobody else's: an answer could go to the connection of an earlier client with the same one, which is just ending.
+    // Each client has an identity of its own. An answer to an identity that is used again could go to the connection of the
+    // earlier client, which is just ending.
     static CLIENTS: AtomicU32 = AtomicU32::new(0);
     let identity = Bytes::from(format!("client-{}", CLIENTS.fetch_add(1, Ordering::Relaxed)));
     let options = SocketOptions { security, ..SocketOptions::default() };

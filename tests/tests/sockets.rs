@@ -1,5 +1,5 @@
-//! Our ZeroMQ sockets with those of libzmq, type by type: both ways, bound and connected, before and after a restart of the other side. Prints a
-//! table.
+//! Our ZeroMQ sockets with those of libzmq, type by type: both ways, bound and connected, before and after a restart of the
+//! other side. The tests print a table of what they have exchanged.
 
 use std::time::Duration;
 
@@ -23,6 +23,18 @@ enum Ours {
     Dealer(Dealer),
 }
 
+/// Does the same with whichever socket it is.
+macro_rules! with_socket {
+    ($ours:expr, $socket:ident => $does:expr) => {
+        match $ours {
+            Ours::Push($socket) => $does,
+            Ours::Pull($socket) => $does,
+            Ours::Pair($socket) => $does,
+            Ours::Dealer($socket) => $does,
+        }
+    };
+}
+
 impl Ours {
     fn new(name: &str) -> Self {
         match name {
@@ -35,49 +47,33 @@ impl Ours {
     }
 
     async fn bind(&self, endpoint: &Endpoint) -> Endpoint {
-        let bound = match self {
-            Self::Push(socket) => socket.bind(endpoint).await,
-            Self::Pull(socket) => socket.bind(endpoint).await,
-            Self::Pair(socket) => socket.bind(endpoint).await,
-            Self::Dealer(socket) => socket.bind(endpoint).await,
-        };
-        bound.unwrap()
+        with_socket!(self, socket => socket.bind(endpoint).await).unwrap()
     }
 
     fn connect(&self, endpoint: Endpoint) {
-        match self {
-            Self::Push(socket) => socket.connect(endpoint),
-            Self::Pull(socket) => socket.connect(endpoint),
-            Self::Pair(socket) => socket.connect(endpoint),
-            Self::Dealer(socket) => socket.connect(endpoint),
-        }
+        with_socket!(self, socket => socket.connect(endpoint));
     }
 
     fn peers(&self) -> usize {
-        match self {
-            Self::Push(socket) => socket.peers(),
-            Self::Pull(socket) => socket.peers(),
-            Self::Pair(socket) => socket.peers(),
-            Self::Dealer(socket) => socket.peers(),
-        }
+        with_socket!(self, socket => socket.peers())
     }
 
     async fn send(&self, message: Multipart) {
         let sent = match self {
             Self::Push(socket) => socket.send(message).await,
-            Self::Pull(_) => panic!("PULL does not send"),
             Self::Pair(socket) => socket.send(message).await,
             Self::Dealer(socket) => socket.send(message).await,
+            Self::Pull(_) => panic!("PULL does not send"),
         };
         sent.unwrap();
     }
 
     async fn recv(&mut self) -> Multipart {
         let message = match self {
-            Self::Push(_) => panic!("PUSH does not receive"),
             Self::Pull(socket) => socket.next().await,
             Self::Pair(socket) => socket.next().await,
             Self::Dealer(socket) => socket.next().await,
+            Self::Push(_) => panic!("PUSH does not receive"),
         };
         message.unwrap()
     }
@@ -126,7 +122,7 @@ async fn has_peers(ours: &Ours, count: usize) {
     .await;
 }
 
-/// Exchanges messages, then again after the other side has been ended and started anew, then with our side made anew.
+/// Exchanges messages, and again after the other side has been ended and started anew.
 async fn meet(ours: &str, theirs: &str, action: &str, transport: &str, we_bind: bool) {
     let folder = tempfile::tempdir().unwrap();
     let anywhere = match transport {

@@ -52,8 +52,8 @@ impl Screen {
         Ok(Self { terminal, events: EventStream::new(), _raw: raw })
     }
 
-    /// Draws the whole view; only what has changed is written. A terminal that knows synchronized output (DEC private
-    /// mode 2026) shows it all at once, so that nobody reads half a number.
+    /// Draws the whole view. Only cells that have changed are written. A terminal that knows synchronized output (DEC
+    /// private mode 2026) shows all of them at once, so that nobody reads half a number.
     pub(crate) fn draw(&mut self, view: impl FnOnce(&mut Frame<'_>)) -> anyhow::Result<()> {
         let terminal = &mut self.terminal;
         let draw = || {
