@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::time::Duration;
 
 use common::terminal::{Terminal, keep};
@@ -14,12 +15,14 @@ use xmsg_proxy::Proxy;
 fn is_at_work(text: &str) -> bool {
     let dropped =
         text.lines().find(|line| line.starts_with("archive")).and_then(|line| line.split_whitespace().last());
-    text.contains("hall:vacuum:pressure")
+    text.contains("detector:event")
         && dropped.is_some_and(|dropped| dropped != "0" && dropped.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// The addresses and commands that the demo tells.
 fn told(text: &str, command: &str) -> Vec<String> {
+    // A command that doesn't fit goes on in the next line, as a shell understands it.
+    let text = text.replace("\\\n", "");
     let line =
         text.lines().find(|line| line.contains(command)).unwrap_or_else(|| panic!("no {command:?}: {text}"));
     line.split_whitespace().skip(1).map(str::to_owned).collect()
@@ -27,8 +30,15 @@ fn told(text: &str, command: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_is_a_picture_that_others_take_part_in() {
-    for (columns, rows) in [(80, 24), (200, 60)] {
-        let mut demo = Terminal::start(columns, rows, &[], &["demo"]);
+    // The commands that it tells can be pasted, also where the program's path is longer than a line.
+    let directory = tempfile::tempdir().unwrap();
+    let long = directory.path().join("a-folder-with-a-long-name/".repeat(5));
+    std::fs::create_dir_all(&long).unwrap();
+    let long = long.join("xmsg");
+    let program = Path::new(env!("CARGO_BIN_EXE_xmsg"));
+    std::os::unix::fs::symlink(program, &long).unwrap();
+    for (columns, rows, program) in [(80, 24, program), (200, 60, program), (80, 40, long.as_path())] {
+        let mut demo = Terminal::start_at(program, columns, rows, &[], &["demo"]);
         let text = demo.shows("losses of the archive", is_at_work).await;
         keep(&format!("demo-{columns}x{rows}"), &text);
         for part in [

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -81,6 +81,17 @@ impl Screen {
 impl Terminal {
     /// Starts `xmsg` with these arguments on a terminal of so many columns and rows.
     pub fn start(columns: u16, rows: u16, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
+        Self::start_at(Path::new(env!("CARGO_BIN_EXE_xmsg")), columns, rows, environment, arguments)
+    }
+
+    /// Like `start`, with a path of the program that the test chose.
+    pub fn start_at(
+        program: &Path,
+        columns: u16,
+        rows: u16,
+        environment: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Self {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&ours).unwrap();
         unlockpt(&ours).unwrap();
@@ -91,7 +102,7 @@ impl Terminal {
         let end = || Stdio::from(theirs.try_clone().unwrap());
         // It makes the terminal the controlling one, so that the kernel tells of a new size, and becomes the program.
         let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(env!("CARGO_BIN_EXE_xmsg")).args(arguments);
+        command.arg("--ctty").arg(program).args(arguments);
         for name in ["NO_COLOR", "XMSG_PROXY", "XMSG_ADMIN", "RUST_LOG"] {
             command.env_remove(name);
         }

@@ -159,12 +159,13 @@ impl View {
 
     fn draw(&self, frame: &mut Frame<'_>, look: Look) {
         let members = self.rows().count() as u16;
+        let commands = self.commands(usize::from(frame.area().width));
         let [title, topics, clients, totals, join] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Min(4),
             Constraint::Length(members + 2),
             Constraint::Length(1),
-            Constraint::Length(4),
+            Constraint::Length(commands.len() as u16 + 2),
         ])
         .areas(frame.area());
         let seconds = self.started.elapsed().as_secs();
@@ -188,14 +189,22 @@ impl View {
             ),
         ]);
         frame.render_widget(line, totals);
-        let Self { program, address, .. } = self;
-        let lines = vec![
-            Line::raw("Join in from another terminal; what you publish appears above:"),
-            Line::styled(format!("  {program} sub beam: --proxy {address}"), look.command()),
-            Line::styled(format!("  {program} pub beam:note 'hello' --proxy {address}"), look.command()),
-            Line::from(vec![Span::styled("q", look.command()), Span::styled(" ends the demo", look.aside())]),
-        ];
+        let mut lines = vec![Line::raw("Join in from another terminal; what you publish appears above:")];
+        lines.extend(commands.into_iter().map(|command| Line::styled(command, look.command())));
+        lines.push(Line::from(vec![
+            Span::styled("q", look.command()),
+            Span::styled(" ends the demo", look.aside()),
+        ]));
         frame.render_widget(Paragraph::new(lines), join);
+    }
+
+    /// The commands that join in, as lines that fit and can be pasted.
+    fn commands(&self, width: usize) -> Vec<String> {
+        let Self { program, address, .. } = self;
+        ["sub beam:", "pub beam:note 'hello'"]
+            .iter()
+            .flat_map(|command| continued(&format!("  {program} {command} --proxy {address}"), width))
+            .collect()
     }
 
     fn draw_topics(&self, frame: &mut Frame<'_>, area: Rect, look: Look) {
@@ -323,4 +332,40 @@ fn part(title: &str, look: Look) -> Block<'_> {
         .borders(Borders::TOP)
         .border_style(look.aside())
         .title(Span::styled(format!(" {title} "), look.aside()))
+}
+
+/// Breaks a command into lines of at most `width` characters that a shell puts together again: a line that goes on ends
+/// with a backslash. A break is after a space where there is one, else within a word.
+fn continued(command: &str, width: usize) -> Vec<String> {
+    let room = width.max(2);
+    let mut lines = Vec::new();
+    let mut rest = command;
+    while rest.chars().count() > room {
+        let longest = rest.char_indices().nth(room - 1).map_or(rest.len(), |(at, _)| at);
+        // Spaces at the beginning are an indent: a break behind them would leave an empty line.
+        let indent = rest.len() - rest.trim_start().len();
+        let cut = rest[..longest].rfind(' ').map(|at| at + 1).filter(|at| *at > indent).unwrap_or(longest);
+        let (line, behind) = rest.split_at(cut);
+        lines.push(format!("{line}\\"));
+        rest = behind;
+    }
+    lines.push(rest.to_owned());
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::continued;
+
+    #[test]
+    fn a_command_that_does_not_fit_goes_on_in_the_next_line() {
+        let command = "  /a/long/way/to/xmsg sub beam: --proxy 127.0.0.1:40000";
+        assert_eq!(continued(command, 80), [command]);
+        assert_eq!(continued(command, 40), ["  /a/long/way/to/xmsg sub beam: \\", "--proxy 127.0.0.1:40000"],);
+        for width in 2..=command.len() {
+            let lines = continued(command, width);
+            assert!(lines.iter().all(|line| line.len() <= width), "{width}: {lines:?}");
+            assert_eq!(lines.join("\n").replace("\\\n", ""), command, "{width}");
+        }
+    }
 }
