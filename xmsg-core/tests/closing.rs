@@ -38,7 +38,7 @@ fn an_endpoint_is_free_when_its_socket_was_dropped() {
                 drop(publisher);
                 let router = Router::new(options());
                 router.bind(&endpoint).await.unwrap();
-                router.unbind();
+                router.unbind_all();
                 let replier = Replier::new(options());
                 replier.bind(&endpoint).await.unwrap();
                 drop(replier);

@@ -208,7 +208,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.controller.abort();
         self.switch.abort();
-        self.router.unbind();
+        self.router.unbind_all();
     }
 }
 

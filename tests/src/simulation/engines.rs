@@ -139,7 +139,9 @@ impl End {
                     }
                 }
                 Ok(Some(Event::Subscribe(prefix))) => self.heard.push(Word::Subscription(true, prefix)),
-                Ok(Some(Event::Drain | Event::Drained | Event::Dropped(_))) => unreachable!("nobody says so"),
+                Ok(Some(Event::Drain | Event::Drained | Event::Dropped(_) | Event::FromSubscriber(_))) => {
+                    unreachable!("nobody says so")
+                }
                 // NULL shows none.
                 Ok(Some(Event::Credentials(credentials))) => unreachable!("{credentials:?}"),
                 Ok(Some(Event::Cancel(prefix))) => self.heard.push(Word::Subscription(false, prefix)),

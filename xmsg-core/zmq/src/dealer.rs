@@ -10,8 +10,8 @@ use crate::methods::{balanced_methods, endpoint_methods, receiving_methods, stre
 use crate::{Endpoint, SocketOptions};
 
 /// A socket that sends each message to one of its peers, in turn, and receives from all of them (RFC 28); a [`Stream`](futures::Stream) of what
-/// they send. Its peers are [`Router`](crate::Router), REP and DEALER sockets; they know it by [`SocketOptions::identity`]. Dropping it
-/// closes it.
+/// they send. Its peers are [`Router`](crate::Router), REP and DEALER sockets; they know it by [`SocketOptions::identity`]. Clones share
+/// it, so that one task may send and another receive; the last one to go closes it.
 ///
 /// What a peer has not been sent when its connection ends goes to the others. If there is just one endpoint that it connects to, messages wait
 /// in its queue while the connection is made anew.
@@ -28,9 +28,9 @@ use crate::{Endpoint, SocketOptions};
 /// assert_eq!(other.recv().await.unwrap().frames(), ["pong"]);
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dealer {
-    hub: Owner,
+    hub: Arc<Owner>,
     balancer: Arc<Balancer>,
 }
 
@@ -39,7 +39,7 @@ impl Dealer {
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
         let (role, balancer) = Balanced::new(SocketType::Dealer);
-        Self { hub: Owner::new(role, options), balancer }
+        Self { hub: Arc::new(Owner::new(role, options)), balancer }
     }
 
     /// A socket that connects to this endpoint, in the background, and again whenever the connection is lost.

@@ -48,6 +48,16 @@ pub enum SocketEvent {
         /// Why.
         reason: String,
     },
+    /// This socket has dropped messages for a peer that does not take them in time, as its [policy](crate::SocketOptions::overflow) says. Told at
+    /// once for the first, then at most once a second, and when the connection ends.
+    PeerTooSlow {
+        /// The peer.
+        peer: String,
+        /// Messages that were dropped since the last such event of this connection.
+        messages: u64,
+        /// Messages that were dropped over this connection in all.
+        total: u64,
+    },
     /// The peer, a proxy, has dropped messages that this socket had subscribed to. Our proxy tells so at once for the first, and then
     /// at most every 100 ms, up to the last one; proxies of other implementations never do. It travels ahead of what waits in the proxy,
     /// but behind what is on its way: a subscriber that takes nothing hears of it when it reads on.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,10 +22,12 @@ use crate::link::reconnect::Backoff;
 use crate::link::refusal::{Whose, unfit, unfit_size};
 use crate::link::session::{Ended, Session, now};
 use crate::link::source::Source;
+use crate::link::tally::{Report, Tally};
 use crate::link::throttle::Throttle;
 use crate::link::transport::{Closer, Listener, Stream};
 use crate::link::{LastEnd, Link};
 use crate::link_handler::LinkHandler;
+use crate::options::Overflow;
 use crate::role::Role;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
@@ -163,6 +165,29 @@ impl Hub {
         std::future::poll_fn(|cx| self.poll_recv(cx)).await
     }
 
+    pub(crate) fn try_recv(&self) -> Result<Option<Multipart>> {
+        match self.poll_recv(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(message)) => Ok(Some(message)),
+            Poll::Ready(None) => Err(Error::new(ErrorKind::Closed, "the socket is closed")),
+            Poll::Pending => Ok(None),
+        }
+    }
+
+    pub(crate) async fn recv_many(&self, messages: &mut Vec<Multipart>, most: usize) -> usize {
+        let before = messages.len();
+        if most > 0
+            && let Some(first) = self.recv().await
+        {
+            messages.push(first);
+        }
+        while (1..most).contains(&(messages.len() - before))
+            && let Ok(Some(next)) = self.try_recv()
+        {
+            messages.push(next);
+        }
+        messages.len() - before
+    }
+
     pub(crate) fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
         self.inbox.poll_next(cx).map(|next| next.map(|(_, message)| message))
     }
@@ -223,6 +248,33 @@ impl Hub {
         let gone = Discarded::of(frames);
         let name = link.state().name.clone();
         self.note_dropped(&name, gone, reason);
+    }
+
+    /// Counts messages that were dropped for a peer that does not take them in time, which may be none, and tells from time to time what has not been
+    /// told yet.
+    #[inline]
+    pub(crate) fn note_overflow(&self, link: &Link, messages: u64) {
+        if messages > 0 {
+            self.dropped.fetch_add(messages, Ordering::Relaxed);
+        }
+        if let Some(report) = link.overflowed.add(messages) {
+            self.tell_overflow(link, report);
+        }
+    }
+
+    #[cold]
+    fn tell_overflow(&self, link: &Link, Report { messages, total }: Report) {
+        let peer = link.state().name.to_string();
+        if let Some(unlogged) = self.drop_log.pass("messages that were dropped") {
+            tracing::warn!(
+                peer,
+                messages,
+                total,
+                unlogged,
+                "messages dropped: the peer does not take them in time"
+            );
+        }
+        self.tell(SocketEvent::PeerTooSlow { peer, messages, total });
     }
 
     /// Drops a message that had been accepted for a peer that has gone, and that no other takes.
@@ -395,6 +447,12 @@ impl Hub {
             }
             .with_limits(self.options.send_limits()),
             connecting,
+            overflow: match self.options.overflow {
+                Overflow::Usual if connecting => Overflow::Wait,
+                Overflow::Usual => Overflow::DropNewest,
+                overflow => overflow,
+            },
+            overflowed: Tally::default(),
             state: Mutex::default(),
             is_connected: AtomicBool::new(false),
             stop: self.stop.child_token(),
@@ -588,6 +646,9 @@ impl Hub {
             }
         };
         link.release();
+        if let Some(report) = link.overflowed.rest() {
+            self.tell_overflow(link, report);
+        }
         let last_end = self.judge(name, link, &limits, &ended);
         link.state().last_end = last_end;
         link.disconnected();

@@ -4,6 +4,8 @@
 //! |---|---|---|---|---|
 //! | [`Publisher`] | to every subscriber | subscriptions | yes | yes |
 //! | [`Subscriber`] | subscriptions | what matches them | yes | yes |
+//! | [`XPub`] | to every subscriber | subscriptions, and messages of XSUB | yes | yes |
+//! | [`XSub`] | to every peer, and subscriptions | what matches them | yes | yes |
 //! | [`Push`] | to one peer after another | – | yes | yes |
 //! | [`Pull`] | – | from every peer | yes | yes |
 //! | [`Pair`] | to its only peer | from it | yes | yes |
@@ -28,6 +30,7 @@ mod dealer;
 mod endpoint;
 mod error;
 mod events;
+mod fan_out;
 mod hub;
 pub mod link;
 mod link_handler;
@@ -36,6 +39,7 @@ mod multipart;
 mod options;
 mod pair;
 mod publisher;
+mod publishing;
 mod pull;
 mod push;
 mod reply;
@@ -45,6 +49,8 @@ mod router;
 pub mod security;
 mod subscriber;
 mod subscriptions;
+mod xpub;
+mod xsub;
 
 /// Crates whose types stand in signatures of this one.
 #[doc(no_inline)]
@@ -59,7 +65,7 @@ pub use link::encoded::EncodedFrames;
 pub use link::outbox::{Amount, HighWaterMark};
 pub use link::violations::{ProxyPorts, Reason, ViolationCounts, Violations};
 pub use multipart::Multipart;
-pub use options::{IdentityScope, SocketOptions, TcpOptions};
+pub use options::{IdentityScope, Overflow, SocketOptions, TcpOptions};
 pub use pair::Pair;
 pub use publisher::Publisher;
 pub use pull::Pull;
@@ -69,3 +75,5 @@ pub use request::{Requester, Unanswered};
 pub use router::Router;
 pub use security::Security;
 pub use subscriber::{Subscriber, Unreceived};
+pub use xpub::{FromSubscriber, Notices, PeerId, XPub, XPubOptions};
+pub use xsub::XSub;

@@ -1,13 +1,13 @@
 //! What becomes of what a peer sends.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::events::{DropReason, SocketEvent};
 use crate::hub::{Hub, SHARE_MAX};
 use crate::link::Link;
 use crate::link::inbox::Line;
 use crate::link::session::{Batch, Ended, Handler};
-use xmsg_zmtp::DroppedCounts;
+use xmsg_zmtp::{DroppedCounts, encode_message};
 
 /// One link, as its session sees it.
 pub(crate) struct LinkHandler<'a> {
@@ -17,6 +17,23 @@ pub(crate) struct LinkHandler<'a> {
     pub(crate) identity: Bytes,
     /// Where its messages wait.
     pub(crate) queue: Line<'a>,
+}
+
+impl Drop for LinkHandler<'_> {
+    fn drop(&mut self) {
+        // Nobody can be waited for here; there are no more of these than the peer had subscriptions.
+        for prefix in self.hub.role().leave(self.link) {
+            self.queue.put(&self.identity, notice(false, &prefix));
+        }
+    }
+}
+
+/// A subscription, or the end of one, as the message that says so (RFC 29).
+fn notice(subscribe: bool, prefix: &Bytes) -> Bytes {
+    let mut wire = BytesMut::new();
+    let body = [&[u8::from(subscribe)], &prefix[..]].concat();
+    encode_message(&mut wire, &[Bytes::from(body)]);
+    wire.freeze()
 }
 
 impl Handler for LinkHandler<'_> {
@@ -33,8 +50,19 @@ impl Handler for LinkHandler<'_> {
     }
 
     async fn subscription(&mut self, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
-        self.hub.role().subscription(self.link, subscribe, prefix)?;
+        let is_told = self.hub.role().subscription(self.link, subscribe, prefix.clone())?;
         self.hub.changed.notify_waiters();
+        if is_told {
+            let wire = notice(subscribe, &prefix);
+            let memory = wire.len();
+            self.queue.push(&self.identity, wire, memory).await;
+        }
+        Ok(())
+    }
+
+    async fn subscriber_message(&mut self, wire: Bytes) -> Result<(), Ended> {
+        let memory = wire.len();
+        self.queue.push(&self.identity, wire, memory).await;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Methods that most sockets have, written once: macros that stand in their `impl` blocks.
 
-/// Binding, and what is told of the connections, for a socket with a field `hub`.
-macro_rules! binding_methods {
+/// Binding and connecting, and what is known of the connections, for a socket with a field `hub`.
+macro_rules! endpoint_methods {
     () => {
         /// Lets peers connect. Returns the endpoint with its actual port. A socket may be bound to many.
         pub async fn bind(&self, endpoint: &$crate::Endpoint) -> $crate::Result<$crate::Endpoint> {
@@ -19,13 +19,6 @@ macro_rules! binding_methods {
         pub fn events(&self) -> $crate::SocketEvents {
             self.hub.events()
         }
-    };
-}
-
-/// The same, connecting, and what is known of the connections.
-macro_rules! endpoint_methods {
-    () => {
-        $crate::methods::binding_methods!();
 
         /// Connects in the background, again whenever the connection is lost. A socket may connect to many endpoints, and be bound as well.
         pub fn connect(&self, endpoint: $crate::Endpoint) {
@@ -105,8 +98,19 @@ macro_rules! balanced_methods {
 macro_rules! receiving_methods {
     () => {
         /// The next message; `None` once the socket is closed and everything received was taken. Dropping the future loses nothing.
-        pub async fn recv(&mut self) -> Option<$crate::Multipart> {
+        pub async fn recv(&self) -> Option<$crate::Multipart> {
             self.hub.recv().await
+        }
+
+        /// The next message if there is one already. [`Closed`](crate::ErrorKind::Closed) once the socket is closed and everything received was taken.
+        pub fn try_recv(&self) -> $crate::Result<Option<$crate::Multipart>> {
+            self.hub.try_recv()
+        }
+
+        /// Waits for a message, and then takes all that are there, at most so many. They are appended to `messages`; returns how many there were: none
+        /// once the socket is closed and everything received was taken, or if none were asked for. Dropping the future loses nothing.
+        pub async fn recv_many(&self, messages: &mut Vec<$crate::Multipart>, most: usize) -> usize {
+            self.hub.recv_many(messages, most).await
         }
     };
 }
@@ -127,4 +131,4 @@ macro_rules! stream_of_messages {
     };
 }
 
-pub(crate) use {balanced_methods, binding_methods, endpoint_methods, receiving_methods, stream_of_messages};
+pub(crate) use {balanced_methods, endpoint_methods, receiving_methods, stream_of_messages};

@@ -50,7 +50,7 @@ pub struct SocketOptions {
     pub identity: Bytes,
     /// Among whom identities of a ROUTER's peers are told apart. Default: among all.
     pub identity_scope: IdentityScope,
-    /// How much is held for one connection until it is written. A sender waits above it. Default 64 MiB, any
+    /// How much is held for one connection until it is written. Above it a sender waits, or messages are dropped ([`overflow`](Self::overflow)). Default 64 MiB, any
     /// number of messages. A single message may always go.
     pub send_high_water_mark: HighWaterMark,
     /// Bytes that are held until they are received. Above it nothing more is read from the peers. Default 16 MiB.
@@ -72,6 +72,9 @@ pub struct SocketOptions {
     /// A publisher sends a connected peer only what it subscribed to. Default no: an xMsg proxy filters better, and a fresh
     /// subscription need not reach every publisher first. Meant for thin links.
     pub filter: bool,
+    /// What PUB, XPUB and XSUB sockets do with a message for a peer whose send queue is at its high-water mark. What is dropped is counted, and
+    /// told as an [event](super::SocketEvent::PeerTooSlow).
+    pub overflow: Overflow,
     /// The security mechanism. Default: none.
     pub security: Security,
     /// What a peer may send.
@@ -89,6 +92,22 @@ pub struct SocketOptions {
     pub violations: Violations,
     /// Options of the transport.
     pub tcp: TcpOptions,
+}
+
+/// What happens to a message for a subscriber whose send queue is at its high-water mark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// As ZeroMQ has it for peers that have connected to the socket: the message is dropped for this one, so that a slow subscriber stops
+    /// nobody. A peer that the socket connects to, most often a proxy, is waited for.
+    #[default]
+    Usual,
+    /// Whoever sends waits.
+    Wait,
+    /// The message is dropped.
+    DropNewest,
+    /// Those that have waited longest are dropped. With a high-water mark of one message only the last one waits (`ZMQ_CONFLATE`).
+    DropOldest,
 }
 
 /// Among whom an identity names one peer of a ROUTER.
@@ -118,6 +137,7 @@ impl Default for SocketOptions {
             heartbeat_interval: None,
             heartbeat_timeout: Duration::from_secs(30),
             filter: false,
+            overflow: Overflow::default(),
             security: Security::Null,
             limits: Limits::default(),
             send_limits: None,
@@ -141,6 +161,7 @@ impl SocketOptions {
             heartbeat_interval: self.heartbeat_interval,
             heartbeat_timeout: self.heartbeat_timeout,
             limits: self.limits.clone(),
+            messages_from_subscribers: socket_type == SocketType::Xpub,
             ..xmsg_zmtp::Options::new(socket_type)
         }
     }

@@ -13,7 +13,8 @@ use crate::methods::{balanced_methods, endpoint_methods, receiving_methods, stre
 use crate::role::{Role, Seat};
 
 /// A socket that is connected to one other `Pair` (RFC 31), most often in the same process, over `inproc://`; a [`Stream`](futures::Stream) of
-/// what that sends. While it is connected, no other peer is let in. Dropping it closes it.
+/// what that sends. While it is connected, no other peer is let in. Clones share it, so
+/// that one task may send and another receive; the last one to go closes it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -28,9 +29,9 @@ use crate::role::{Role, Seat};
 /// assert_eq!(there.recv().await.unwrap().frames(), ["go"]);
 /// # Ok(()) }
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pair {
-    hub: Owner,
+    hub: Arc<Owner>,
     balancer: Arc<Balancer>,
 }
 
@@ -62,7 +63,7 @@ impl Pair {
     pub fn new(options: SocketOptions) -> Self {
         let balancer = Arc::<Balancer>::default();
         let role = Exclusive { balancer: balancer.clone(), place: Semaphore::new(1) };
-        Self { hub: Owner::new(Arc::new(role), options), balancer }
+        Self { hub: Arc::new(Owner::new(Arc::new(role), options)), balancer }
     }
 
     endpoint_methods!();

@@ -10,19 +10,20 @@ use crate::hub::Owner;
 use crate::methods::{endpoint_methods, receiving_methods, stream_of_messages};
 use crate::role::Plain;
 
-/// A socket that receives from its [`Push`](crate::Push) peers (RFC 30); a [`Stream`](futures::Stream) of messages. Dropping it closes it.
+/// A socket that receives from its [`Push`](crate::Push) peers (RFC 30); a [`Stream`](futures::Stream) of messages. Clones share it, so
+/// that one task may send and another receive; the last one to go closes it.
 ///
 /// Those peers of which something waits have their turns. A receiver that is too slow makes its peers wait; nothing is dropped.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pull {
-    hub: Owner,
+    hub: Arc<Owner>,
 }
 
 impl Pull {
     /// A socket without connections.
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
-        Self { hub: Owner::new(Arc::new(Plain(SocketType::Pull)), options) }
+        Self { hub: Arc::new(Owner::new(Arc::new(Plain(SocketType::Pull)), options)) }
     }
 
     endpoint_methods!();

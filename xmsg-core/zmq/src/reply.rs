@@ -9,7 +9,7 @@ use crate::hub::Owner;
 use crate::link::Link;
 use crate::link::outbox::Refused;
 use crate::link::routes::Routes;
-use crate::methods::binding_methods;
+use crate::methods::endpoint_methods;
 use crate::role::{Role, Seat};
 use crate::{EncodedFrames, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
@@ -111,10 +111,10 @@ impl Replier {
         Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
     }
 
-    binding_methods!();
+    endpoint_methods!();
 
-    /// Lets no more peers connect. What it was bound to is free when this returns; connections stay.
-    pub fn unbind(&self) {
+    /// Lets no more peers connect, to any endpoint. What it was bound to is free when this returns; connections stay.
+    pub fn unbind_all(&self) {
         self.hub.unbind();
     }
 
@@ -192,12 +192,6 @@ impl Replier {
     #[must_use]
     pub fn queued_bytes(&self) -> u64 {
         self.hub.links().iter().map(|link| link.outbox.queued().bytes).sum()
-    }
-
-    /// How many peers are connected.
-    #[must_use]
-    pub fn peers(&self) -> usize {
-        self.hub.links().len()
     }
 
     /// Sends what was accepted, for at most `linger`. Returns how many replies were not sent.

@@ -325,7 +325,11 @@ impl Live {
                         self.asked = false;
                         return Outcome::Refused(self.hub.unfit(&self.link, request));
                     }
-                    Some(SocketEvent::SubscriptionRefused { .. } | SocketEvent::DroppedByPeer { .. }) => {}
+                    Some(
+                        SocketEvent::SubscriptionRefused { .. }
+                        | SocketEvent::DroppedByPeer { .. }
+                        | SocketEvent::PeerTooSlow { .. },
+                    ) => {}
                     None => return Outcome::Broken,
                 }
             }

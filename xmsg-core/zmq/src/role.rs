@@ -44,10 +44,16 @@ pub(crate) trait Role: fmt::Debug + Send + Sync {
     }
 
     /// The peer has subscribed to a prefix, or has taken that back. Only sockets whose type [takes
-    /// subscriptions](SocketType::takes_subscriptions) get these.
-    fn subscription(&self, link: &Link, subscribe: bool, prefix: Bytes) -> Result<(), Ended> {
+    /// subscriptions](SocketType::takes_subscriptions) get these. Returns whether the socket's user is told.
+    fn subscription(&self, link: &Link, subscribe: bool, prefix: Bytes) -> Result<bool, Ended> {
         let _ = (link, subscribe, prefix);
-        Ok(())
+        Ok(false)
+    }
+
+    /// The connection has ended. Returns the prefixes that the socket's user is told the peer subscribes to no more.
+    fn leave(&self, link: &Link) -> Vec<Bytes> {
+        let _ = link;
+        Vec::new()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::hub::Owner;
 use crate::link::Link;
 use crate::link::outbox::Refused;
 use crate::link::routes::{RouteKey, Routes};
-use crate::methods::binding_methods;
+use crate::methods::endpoint_methods;
 use crate::role::{Role, Seat};
 use crate::security::Principal;
 use crate::{Error, ErrorKind, Result};
@@ -87,10 +87,10 @@ impl Router {
         Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
     }
 
-    binding_methods!();
+    endpoint_methods!();
 
-    /// Lets no more peers connect. What it was bound to is free when this returns; connections stay.
-    pub fn unbind(&self) {
+    /// Lets no more peers connect, to any endpoint. What it was bound to is free when this returns; connections stay.
+    pub fn unbind_all(&self) {
         self.hub.unbind();
     }
 
@@ -135,12 +135,6 @@ impl Router {
     /// Dropping the future loses nothing.
     pub async fn recv(&self) -> Option<(Bytes, Multipart)> {
         std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await
-    }
-
-    /// How many peers are connected.
-    #[must_use]
-    pub fn peers(&self) -> usize {
-        self.hub.links().len()
     }
 
     /// Sends what was accepted, for at most `linger`. Returns how many messages were not sent.

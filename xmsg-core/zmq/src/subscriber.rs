@@ -9,9 +9,10 @@ use bytes::Bytes;
 
 use crate::events::{EventChannel, SocketEvents};
 use crate::hub::{Hub, Owner};
+use crate::methods::endpoint_methods;
 use crate::subscriptions::Subscribing;
-use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, Result};
+use crate::{Multipart, SocketOptions};
 use xmsg_zmtp::SocketType;
 
 /// A subscribing socket; a [`Stream`](futures::Stream) of messages. Dropping it closes it.
@@ -40,15 +41,7 @@ impl Subscriber {
         Self { hub: Owner::with_parent(role.clone(), options, parent), role, batch: Bytes::new() }
     }
 
-    /// Connects in the background, again whenever the connection is lost, and subscribes again then.
-    pub fn connect(&self, endpoint: Endpoint) {
-        self.hub.connect(endpoint);
-    }
-
-    /// Lets publishers connect. Returns the endpoint with its actual port.
-    pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
-        self.hub.bind(endpoint).await
-    }
+    endpoint_methods!();
 
     /// Asks for messages whose first frame starts with `prefix`; the empty prefix asks for all. An error of kind
     /// [`TooLarge`](crate::ErrorKind::TooLarge) says that the prefix is too long, or that there are too many: for this socket
@@ -67,11 +60,6 @@ impl Subscriber {
     #[must_use]
     pub fn refused(&self) -> Option<Error> {
         Subscribing::refused(&self.hub)
-    }
-
-    /// Why there is no connection, if that is known; `None` while there is one.
-    pub fn failure(&self) -> Option<Error> {
-        self.hub.failure()
     }
 
     /// Takes a subscription back. What is on its way still arrives.
@@ -125,18 +113,6 @@ impl Subscriber {
             return self.hub.inbox.poll_batch(cx);
         }
         Poll::Ready(Some((std::mem::take(&mut self.batch), usize::MAX)))
-    }
-
-    /// Waits until there is a connection, and the subscriptions are on their way. [`Closed`](crate::ErrorKind::Closed) if the
-    /// subscriber is closed before.
-    pub async fn connected(&self) -> Result<()> {
-        self.hub.connected().await
-    }
-
-    /// What happens to the connections from now on.
-    #[must_use]
-    pub fn events(&self) -> SocketEvents {
-        self.hub.events()
     }
 
     /// Whether there is a connection at this moment.

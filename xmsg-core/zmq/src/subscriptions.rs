@@ -207,8 +207,8 @@ impl Role for Subscribing {
     }
 
     fn lingers(&self) -> bool {
-        // To unsubscribe takes no goodbye: the end of the connection does it.
-        false
+        // To unsubscribe takes no goodbye: the end of the connection does it. XSUB may have sent messages.
+        self.socket_type == SocketType::Xsub
     }
 
     fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {

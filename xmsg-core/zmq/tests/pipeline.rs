@@ -63,7 +63,7 @@ async fn each_peer_has_its_turn() {
     for n in 0..30 {
         push.send([n.to_string()]).await.unwrap();
     }
-    for mut pull in pulls {
+    for pull in pulls {
         let mut last = None;
         for _ in 0..10 {
             let n = number(&within("a message", pull.recv()).await.unwrap());
@@ -85,7 +85,7 @@ async fn without_a_peer_a_sender_waits_and_gives_up_without_a_trace() {
     let mut second = Box::pin(push.send(["second"]));
     assert!(second.as_mut().now_or_never().is_none());
     drop(given_up);
-    let mut pull = Pull::new(options());
+    let pull = Pull::new(options());
     pull.connect(endpoint);
     // In the order of their first polls, whichever is polled next.
     let (sent, also) = within("both", futures::future::join(second, first)).await;
@@ -94,7 +94,7 @@ async fn without_a_peer_a_sender_waits_and_gives_up_without_a_trace() {
     for expected in ["first", "second"] {
         assert_eq!(within("a message", pull.recv()).await.unwrap().frames(), [expected]);
     }
-    assert!(pull.next().now_or_never().is_none(), "what was given up was not sent");
+    assert!(pull.recv().now_or_never().is_none(), "what was given up was not sent");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,7 +142,7 @@ async fn what_a_peer_has_not_got_goes_to_the_others() {
     const MESSAGES: u64 = 200;
     for binds in [true, false] {
         let push = Push::new(small());
-        let (stuck, mut works) = (Pull::new(small()), Pull::new(options()));
+        let (stuck, works) = (Pull::new(small()), Pull::new(options()));
         if binds {
             let endpoint = push.bind(&anywhere()).await.unwrap();
             stuck.connect(endpoint.clone());
@@ -197,7 +197,7 @@ async fn a_full_queue_holds_up_nobody_who_can_be_served_by_another_peer() {
         let push = push.clone();
         async move { push.send(["served"]).await }
     });
-    let mut other = Pull::new(options());
+    let other = Pull::new(options());
     other.connect(endpoint);
     within("room at another peer", waiting).await.unwrap().unwrap();
     assert_eq!(within("the message", other.recv()).await.unwrap().frames(), ["served"]);
@@ -241,9 +241,9 @@ async fn what_one_peer_does_not_take_waits_for_another_that_does() {
 
 #[tokio::test]
 async fn a_pair_has_one_peer_and_another_once_that_has_gone() {
-    let mut here = Pair::new(options());
+    let here = Pair::new(options());
     let endpoint = here.bind(&anywhere()).await.unwrap();
-    let mut first = Pair::new(options());
+    let first = Pair::new(options());
     first.connect(endpoint.clone());
     within("the first", first.connected()).await.unwrap();
     first.send(["first"]).await.unwrap();
@@ -265,7 +265,7 @@ async fn a_pair_has_one_peer_and_another_once_that_has_gone() {
 
 #[tokio::test]
 async fn a_dealer_asks_one_router_after_another_and_hears_them_all() {
-    let mut dealer = Dealer::new(SocketOptions { identity: "me".into(), ..options() });
+    let dealer = Dealer::new(SocketOptions { identity: "me".into(), ..options() });
     let routers = [Router::new(options()), Router::new(options())];
     for router in &routers {
         dealer.connect(router.bind(&anywhere()).await.unwrap());

@@ -84,6 +84,8 @@ pub enum Event {
     Subscribe(Bytes),
     /// … and no longer.
     Cancel(Bytes),
+    /// A message of a subscriber to a publisher, as it came; only where [they are wanted](Options::messages_from_subscribers).
+    FromSubscriber(Bytes),
     /// The peer is about to stop: it wants nothing more, and the end of our direction.
     Drain,
     /// The peer has read everything that we sent before the end of our direction.
@@ -446,11 +448,12 @@ impl Engine {
             *next += 1;
             // A copy: subscriptions are kept for long, and must not keep alive what they came in.
             let body = Bytes::copy_from_slice(span.first(messages));
-            // Anything else is a message from subscriber to publisher, which xMsg does not have.
             let event = match body.first() {
                 Some(1) if span.frames == 1 => Event::Subscribe(body.slice(1..)),
                 Some(0) if span.frames == 1 => Event::Cancel(body.slice(1..)),
-                _ => continue,
+                // Anything else is a message from subscriber to publisher, which xMsg does not have.
+                _ if !self.options.messages_from_subscribers => continue,
+                _ => Event::FromSubscriber(Bytes::copy_from_slice(&messages[span.start..span.end])),
             };
             return check_subscription(event, self.options.limits.subscription_len).map(Some);
         }

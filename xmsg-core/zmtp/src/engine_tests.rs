@@ -44,6 +44,7 @@ enum Seen {
     Drain,
     Drained,
     Dropped(DroppedCounts),
+    FromSubscriber(Vec<u8>),
 }
 
 fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<Seen>, Violation> {
@@ -55,6 +56,7 @@ fn feed<'a>(engine: &mut Engine, pieces: impl IntoIterator<Item = &'a [u8]>) -> 
                 Event::Credentials(_) => engine.judge(true)?,
                 Event::Drain => seen.push(Seen::Drain),
                 Event::Drained => seen.push(Seen::Drained),
+                Event::FromSubscriber(wire) => seen.push(Seen::FromSubscriber(wire.to_vec())),
                 Event::Dropped(counts) => seen.push(Seen::Dropped(counts)),
                 Event::Ready(peer) => seen.push(Seen::Ready(peer.version, peer.socket_type)),
                 Event::Subscribe(prefix) => seen.push(Seen::Subscribe(prefix.to_vec())),

@@ -122,6 +122,9 @@ pub struct Options {
     pub heartbeat_timeout: Duration,
     /// What the peer may send.
     pub limits: Limits,
+    /// Whether what subscribers send to an XPUB socket, besides subscriptions, is wanted: as
+    /// [`FromSubscriber`](super::Event::FromSubscriber). Default no.
+    pub messages_from_subscribers: bool,
 }
 
 impl Options {
@@ -134,6 +137,7 @@ impl Options {
             heartbeat_interval: None,
             heartbeat_timeout: Duration::from_secs(30),
             limits: Limits::default(),
+            messages_from_subscribers: false,
         }
     }
 }

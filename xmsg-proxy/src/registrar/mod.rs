@@ -309,7 +309,7 @@ impl Drop for Registrar {
         if let Some(service) = &self.service {
             service.abort();
         }
-        self.replier.unbind();
+        self.replier.unbind_all();
     }
 }
 

@@ -304,6 +304,20 @@ impl Line<'_> {
     }
 }
 
+impl Line<'_> {
+    /// Queues a whole message at once, also past the mark.
+    pub(crate) fn put(&self, from: &Bytes, wire: Bytes) {
+        let mut state = self.inbox.state();
+        if state.closed {
+            return;
+        }
+        let memory = wire.len();
+        let receivers = state.put(self.number, Some(Batch { from: from.clone(), wire, memory }));
+        drop(state);
+        receivers.into_iter().for_each(Waker::wake);
+    }
+}
+
 impl Inbox {
     pub(crate) fn new(limit: usize) -> Self {
         Self { state: Mutex::default(), limit, room: Notify::new() }

@@ -14,6 +14,7 @@ pub(crate) mod refusal;
 pub(crate) mod routes;
 pub mod session;
 pub mod source;
+pub(crate) mod tally;
 #[cfg(test)]
 pub(crate) mod test_ciphers;
 pub mod throttle;
@@ -31,6 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::link::outbox::Outbox;
+use crate::link::tally::Tally;
+use crate::options::Overflow;
 use crate::subscriptions::NotTaken;
 use xmsg_zmtp::{DroppedCounts, PeerLimits, Principal, Version, Violation};
 
@@ -41,6 +44,10 @@ pub(crate) struct Link {
     pub(crate) outbox: Outbox,
     /// Connecting links outlive their connections.
     pub(crate) connecting: bool,
+    /// What happens at the high-water mark to a message for many; never [`Usual`](Overflow::Usual).
+    pub(crate) overflow: Overflow,
+    /// Messages that were dropped there.
+    pub(crate) overflowed: Tally,
     pub(crate) state: Mutex<LinkState>,
     /// Whether the state has a version: for those who look at each message.
     pub(crate) is_connected: AtomicBool,

@@ -5,6 +5,7 @@
 
 mod backlog;
 mod fit;
+mod overflow;
 mod pace;
 mod retained;
 mod sending;

@@ -188,6 +188,12 @@ pub trait Handler: Send {
         prefix: Bytes,
     ) -> impl Future<Output = Result<(), Ended>> + Send;
 
+    /// The peer of an XPUB socket has sent a message, which is here as it was on the wire.
+    fn subscriber_message(&mut self, wire: Bytes) -> impl Future<Output = Result<(), Ended>> + Send {
+        let _ = wire;
+        std::future::ready(Ok(()))
+    }
+
     /// The peer of a SUB socket has dropped messages for us: so many in all since the connection began.
     fn dropped(&mut self, counts: DroppedCounts) {
         let _ = counts;
@@ -571,6 +577,11 @@ impl Reader<'_> {
                     }
                     Event::Subscribe(prefix) => handler.subscription(true, prefix).await?,
                     Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
+                    Event::FromSubscriber(wire) => {
+                        let end = self.memory.as_ref().and_then(PeerClaim::end);
+                        let handling = handler.subscriber_message(wire);
+                        pause::taken(handling, stream, end, &mut self.departure).await?;
+                    }
                     Event::Drain => self.drain.notify_one(),
                     Event::Drained => self.is_drained = true,
                     Event::Dropped(counts) => handler.dropped(counts),

@@ -75,6 +75,11 @@ impl<O: Deref<Target: AsRef<Outbox>>> Sending<O> {
         self.outbox.clone()
     }
 
+    /// The message is in the queue, and whoever sends is to let the writer have its turn.
+    pub(crate) fn pausing(outbox: O) -> Self {
+        Self { outbox, place: None }
+    }
+
     /// Whether the message waits for room; if not, it is in the queue, and whoever sends is to pause.
     pub(crate) fn waits(&self) -> bool {
         self.place.is_some()
@@ -219,7 +224,7 @@ impl OutboxGuard<'_> {
     }
 
     /// Whether so much was pushed in a row that the writer is to have its turn, which begins the count anew.
-    fn take_turn(&mut self) -> bool {
+    pub(super) fn take_turn(&mut self) -> bool {
         let state = self.state_mut();
         let is_over = state.in_a_row >= TURN;
         if is_over {

@@ -1,0 +1,190 @@
+//! Sending each message to all peers that are to have it, as PUB and XPUB do (RFC 29), and XSUB in the other direction.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use xmsg_zmtp::encoded_len;
+
+use crate::hub::Hub;
+use crate::link::Link;
+use crate::link::outbox::{self, Begun, Frame, Refused, Sending};
+use crate::link::refusal::unfit;
+use crate::options::Overflow;
+use crate::{Error, ErrorKind, Result};
+
+/// Who is to have a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// Those who subscribed to it, and everybody that the socket connects to, unless it [filters](crate::SocketOptions::filter) for them.
+    Subscribers,
+    /// Everybody.
+    Everybody,
+}
+
+/// A socket, as far as it sends to many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FanOut<'a> {
+    pub(crate) hub: &'a Hub,
+    pub(crate) audience: Audience,
+}
+
+/// What is left to be done for the links at which a message has to wait, or its sender has to.
+#[derive(Debug, Default)]
+pub(crate) struct Unfinished(SmallVec<[Sending<Arc<Link>>; 1]>);
+
+impl Unfinished {
+    /// Waits until every link has the message, and whoever sends may go on.
+    pub(crate) async fn finish(&mut self, fan_out: FanOut<'_>, frames: &[impl Frame]) -> Result<()> {
+        // The message has its place at each of them already.
+        for sending in &mut self.0 {
+            let done = sending.finish().await;
+            done.or_else(|refused| fan_out.accepted_elsewhere(&sending.target(), refused, frames))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets those who have the message, and would only let their writers have their turn.
+    pub(crate) fn only_waiting(mut self) -> Self {
+        self.0.retain(|sending| sending.waits());
+        self
+    }
+}
+
+impl<'a> FanOut<'a> {
+    /// Returns when everybody who is to have the message has accepted it, or has dropped it by its [policy](Overflow).
+    pub(crate) async fn send(self, frames: &[impl Frame]) -> Result<()> {
+        let topic = self.check(frames)?;
+        if let Some(done) = self.send_now(topic, frames) {
+            return done;
+        }
+        let mut unfinished = self.begin(topic, frames)?;
+        unfinished.finish(self, frames).await
+    }
+
+    /// The same without waiting: [`Full`](ErrorKind::Full) if somebody would have to be waited for, and then nobody has it.
+    pub(crate) fn try_send(self, frames: &[impl Frame]) -> Result<()> {
+        let topic = self.check(frames)?;
+        // Nobody else takes the room while this is locked.
+        let links = self.hub.links();
+        let targets = || links.iter().filter(|link| self.goes_to(link, topic));
+        if links.len() > 1 {
+            self.all_take(targets(), frames)?;
+            let len = encoded_len(frames);
+            let must_wait =
+                |link: &&Arc<Link>| link.overflow == Overflow::Wait && link.outbox.lock().is_full(len);
+            if targets().any(|link| must_wait(&link)) {
+                return Err(full());
+            }
+        }
+        for link in targets() {
+            let pushed = match link.overflow {
+                Overflow::Wait => link.outbox.try_push(frames),
+                overflow => self.push_or_drop(link, overflow, frames).map(|_| ()),
+            };
+            pushed.or_else(|refused| self.accepted_elsewhere(link, refused, frames))?;
+        }
+        Ok(())
+    }
+
+    /// The topic of the message, if it can be sent at all, whoever the peer is.
+    pub(crate) fn check(self, frames: &[impl Frame]) -> Result<&[u8]> {
+        let limits = self.hub.options.send_limits();
+        match frames.first() {
+            Some(topic) if limits.allow(encoded_len(frames), frames.len()) => Ok(topic.as_ref()),
+            _ => Err(unfit(frames, limits, limits, "")),
+        }
+    }
+
+    /// Sends as far as that can be done at once. The message then has its place among others at every link.
+    pub(crate) fn begin(self, topic: &[u8], frames: &[impl Frame]) -> Result<Unfinished> {
+        // Declared before the lock, so that it is dropped after it: dropping it may wake others.
+        let mut unfinished = Unfinished::default();
+        // All links under one lock: two messages are to have the same order at each of them.
+        let links = self.hub.links();
+        if links.len() > 1 {
+            self.all_take(links.iter().filter(|link| self.goes_to(link, topic)), frames)?;
+        }
+        for link in links.iter().filter(|link| self.goes_to(link, topic)) {
+            let begun = match link.overflow {
+                Overflow::Wait => outbox::begin(link, frames),
+                overflow => match self.push_or_drop(link, overflow, frames) {
+                    Ok(true) => Begun::Open(Sending::pausing(link.clone())),
+                    done => Begun::Done(done.map(|_| ())),
+                },
+            };
+            match begun {
+                Begun::Done(done) => {
+                    done.or_else(|refused| self.accepted_elsewhere(link, refused, frames))?;
+                }
+                Begun::Open(sending) => unfinished.0.push(sending),
+            }
+        }
+        Ok(unfinished)
+    }
+
+    /// A connection that ended since its link was chosen is no subscriber any more, and one that connected to us may not take all
+    /// messages; that is no failure of the others.
+    pub(crate) fn accepted_elsewhere(
+        self,
+        link: &Link,
+        refused: Refused,
+        frames: &[impl Frame],
+    ) -> Result<()> {
+        match refused {
+            Refused::Full => Err(full()),
+            Refused::Unfit if link.connecting => Err(self.hub.unfit(link, frames)),
+            Refused::Unfit => {
+                self.hub.drop_for(link, frames);
+                Ok(())
+            }
+            Refused::Closed if link.connecting => Err(Error::new(
+                ErrorKind::Closed,
+                "the socket is closed, or the runtime that it connected in has ended",
+            )),
+            Refused::Closed => Ok(()),
+        }
+    }
+
+    /// Whether a message of this topic goes to this link.
+    fn goes_to(self, link: &Link, topic: &[u8]) -> bool {
+        match self.audience {
+            Audience::Everybody => true,
+            Audience::Subscribers => link.connecting && !self.hub.options.filter || link.wants(topic),
+        }
+    }
+
+    /// Fails if the message is above the limit of a peer that we connect to: then none of them is to get it.
+    fn all_take(self, mut links: impl Iterator<Item = &'a Arc<Link>>, frames: &[impl Frame]) -> Result<()> {
+        let size = encoded_len(frames);
+        let takes = |link: &Link| !link.connecting || link.outbox.limits().allow(size, frames.len());
+        match links.find(|link| !takes(link)) {
+            Some(link) => Err(self.hub.unfit(link, frames)),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends over the only link, as nearly always there is just one and it has room; `None` if it is otherwise.
+    fn send_now(self, topic: &[u8], frames: &[impl Frame]) -> Option<Result<()>> {
+        let links = self.hub.links();
+        let [link] = &links[..] else { return None };
+        if !self.goes_to(link, topic) {
+            return Some(Ok(()));
+        }
+        let done = link.outbox.push_now(frames)?;
+        Some(done.or_else(|refused| self.accepted_elsewhere(link, refused, frames)))
+    }
+
+    /// Queues the message, or drops it or older ones, which is counted. Returns whether whoever sends is to let the writer have its turn.
+    fn push_or_drop(self, link: &Link, overflow: Overflow, frames: &[impl Frame]) -> Result<bool, Refused> {
+        let pushed = match overflow {
+            Overflow::DropOldest => link.outbox.push_or_drop_oldest(frames)?,
+            _ => link.outbox.push_or_drop_newest(frames)?,
+        };
+        self.hub.note_overflow(link, pushed.dropped);
+        Ok(pushed.is_in_turn)
+    }
+}
+
+fn full() -> Error {
+    Error::new(ErrorKind::Full, "a connection is at its high-water mark: wait with `publish`, or send less")
+}

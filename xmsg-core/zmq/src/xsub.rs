@@ -1,0 +1,111 @@
+//! XSUB: receives what it subscribes to, and sends messages to its publishers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use xmsg_zmtp::SocketType;
+
+use crate::fan_out::{Audience, FanOut};
+use crate::hub::Owner;
+use crate::methods::{endpoint_methods, receiving_methods, stream_of_messages};
+use crate::subscriptions::Subscribing;
+use crate::{Error, Multipart, Result, SocketOptions};
+
+/// A subscribing socket that can send, too (RFC 29): its messages go to all its [`XPub`](crate::XPub) peers; PUB peers ignore them. A
+/// [`Stream`](futures::Stream) of what it receives. Clones share it; the last one to go closes it.
+///
+/// Subscriptions are prefixes of bytes of the first frame, and are counted: one taken twice has to be given back twice. A message of one frame that
+/// begins with a byte 0 or 1 means a subscription on the wire, so it can't be sent.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
+/// use xmsg_zmq::{FromSubscriber, SocketOptions, XPub, XPubOptions, XSub};
+/// let publisher = XPub::new(XPubOptions::default(), SocketOptions::default());
+/// let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse()?).await?;
+/// let subscriber = XSub::new(SocketOptions::default());
+/// subscriber.connect(endpoint);
+/// subscriber.send(["more, please"]).await?;
+/// let Some(FromSubscriber::Message { message, .. }) = publisher.recv().await else { panic!("a message") };
+/// assert_eq!(message.frames(), ["more, please"]);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct XSub {
+    hub: Arc<Owner>,
+    role: Arc<Subscribing>,
+}
+
+impl XSub {
+    /// A socket without connections or subscriptions.
+    #[must_use]
+    pub fn new(options: SocketOptions) -> Self {
+        let role = Subscribing::new(SocketType::Xsub, &options);
+        Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
+    }
+
+    endpoint_methods!();
+
+    /// Asks for messages whose first frame starts with `prefix`, as [`Subscriber::subscribe`](crate::Subscriber::subscribe) does.
+    pub fn subscribe(&self, prefix: impl Into<Bytes>) -> Result<()> {
+        self.role.subscribe(&self.hub, &prefix.into(), true)
+    }
+
+    /// Takes a subscription back. What is on its way still arrives.
+    pub fn unsubscribe(&self, prefix: impl Into<Bytes>) {
+        // Less is never too much.
+        let _ = self.role.subscribe(&self.hub, &prefix.into(), false);
+    }
+
+    /// Why a peer that is connected does not take one of the subscriptions, if that is so.
+    #[must_use]
+    pub fn refused(&self) -> Option<Error> {
+        Subscribing::refused(&self.hub)
+    }
+
+    /// Sends a message to all peers. Returns when every one has accepted it; waits while one that the socket connects to is at its high-water
+    /// mark. Messages are accepted in the order of the calls, and dropping the future withdraws it from those that have not accepted it yet.
+    /// [`InvalidMessage`](crate::ErrorKind::InvalidMessage) says that it has no frames, or would be taken for a subscription.
+    pub async fn send(&self, message: impl Into<Multipart>) -> Result<()> {
+        let message = message.into();
+        Self::check(&message)?;
+        self.fan_out().send(message.frames()).await
+    }
+
+    /// The same without waiting: [`Full`](crate::ErrorKind::Full) when a peer would have to be waited for.
+    pub fn try_send(&self, message: impl Into<Multipart>) -> Result<()> {
+        let message = message.into();
+        Self::check(&message)?;
+        self.fan_out().try_send(message.frames())
+    }
+
+    fn check(message: &Multipart) -> Result<()> {
+        match message.frames() {
+            [frame] if matches!(frame.first(), Some(0 | 1)) => Err(Error::new(
+                crate::ErrorKind::InvalidMessage,
+                "a message of one frame that begins with a byte 0 or 1 means a subscription: subscribe, or add a frame",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    receiving_methods!();
+
+    /// Messages that were not sent to a peer, because it [does not take them in time](SocketOptions::overflow), or does not take such messages. Each
+    /// peer counts.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.hub.dropped()
+    }
+
+    /// Ends every connection, once what was sent is written, for at most `linger`. Returns how many messages were not sent.
+    pub async fn close(&self, linger: Duration) -> usize {
+        self.hub.close(linger).await
+    }
+
+    fn fan_out(&self) -> FanOut<'_> {
+        FanOut { hub: &self.hub, audience: Audience::Everybody }
+    }
+}
+
+stream_of_messages!(XSub);
