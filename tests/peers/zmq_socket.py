@@ -4,12 +4,15 @@
     zmq_socket.py TYPE bind|connect ENDPOINT send COUNT     sends messages of two frames, its number and "data"
     zmq_socket.py TYPE bind|connect ENDPOINT receive COUNT  receives as many, in their order, and says "done"
     zmq_socket.py TYPE bind|connect ENDPOINT echo           sends back what it receives, until its standard input ends
+    zmq_socket.py TYPE bind|connect ENDPOINT ask COUNT      sends as many, one after another, each when the last one came back, and says "done"
 
-Says "ready ENDPOINT" first, with the actual port. Options: --security plain|curve (as a server if it binds, else as a client),
+Says "ready ENDPOINT" first, with the actual port. A PUB says "hello" until it reads a line, which tells that somebody hears it; an XPUB
+waits for a subscription. Options: --identity NAME, --security plain|curve (as a server if it binds, else as a client),
 --server-key KEY, --public-key KEY, --secret-key KEY, in Z85.
 """
 
 import argparse
+import select
 import sys
 import threading
 
@@ -26,6 +29,7 @@ def secure(context, socket, options):
             authenticator.start()
             authenticator.configure_plain(domain="*", passwords={"user": "secret"})
             socket.plain_server = True
+            return authenticator
         else:
             socket.plain_username, socket.plain_password = b"user", b"secret"
     if options.security == "curve":
@@ -34,6 +38,7 @@ def secure(context, socket, options):
             socket.curve_server = True
         else:
             socket.curve_serverkey = options.server_key.encode()
+    return None
 
 
 def main():
@@ -41,9 +46,10 @@ def main():
     parser.add_argument("type")
     parser.add_argument("end", choices=["bind", "connect"])
     parser.add_argument("endpoint")
-    parser.add_argument("action", choices=["send", "receive", "echo"])
+    parser.add_argument("action", choices=["send", "receive", "echo", "ask"])
     parser.add_argument("count", type=int, nargs="?", default=0)
     parser.add_argument("--security", choices=["null", "plain", "curve"], default="null")
+    parser.add_argument("--identity", default="")
     for key in ["--server-key", "--public-key", "--secret-key"]:
         parser.add_argument(key, default="")
     options = parser.parse_args()
@@ -51,12 +57,25 @@ def main():
     socket = context.socket(getattr(zmq, options.type))
     socket.rcvtimeo = socket.sndtimeo = PATIENCE_MS
     socket.linger = PATIENCE_MS if options.action == "send" else 0
+    if options.identity:
+        socket.routing_id = options.identity.encode()
     if options.type == "SUB":
         socket.subscribe(b"")
-    secure(context, socket, options)
+    authenticator = secure(context, socket, options)
+    if options.type in ("PUB", "XPUB"):
+        # It would drop what doesn't fit.
+        socket.sndhwm = 0
     getattr(socket, options.end)(options.endpoint)
+    if options.type == "XSUB":
+        socket.send(b"\x01")
     endpoint = socket.last_endpoint.decode().rstrip("\0") if options.end == "bind" else options.endpoint
     print("ready", endpoint, flush=True)
+    if options.type == "PUB":
+        while not select.select([sys.stdin], [], [], 0.001)[0]:
+            socket.send(b"hello")
+        sys.stdin.readline()
+    if options.type == "XPUB":
+        assert socket.recv() == b"\x01"
     if options.action == "send":
         for number in range(options.count):
             socket.send_multipart([str(number).encode(), b"data"])
@@ -68,8 +87,24 @@ def main():
             assert frames == [str(number).encode(), b"data"], (number, frames)
         print("done", flush=True)
         sys.stdin.read()
+    elif options.action == "ask":
+        envelope = [b""] if options.type == "DEALER" else []
+        for number in range(options.count):
+            question = [*envelope, str(number).encode(), b"data"]
+            socket.send_multipart(question)
+            answer = socket.recv_multipart()
+            assert answer == question, (number, answer)
+        print("done", flush=True)
+        sys.stdin.read()
     else:
-        threading.Thread(target=lambda: (sys.stdin.read(), context.term()), daemon=True).start()
+
+        def end():
+            sys.stdin.read()
+            if authenticator:
+                authenticator.stop()
+            context.term()
+
+        threading.Thread(target=end, daemon=True).start()
         try:
             while True:
                 frames = socket.recv_multipart()
@@ -79,6 +114,8 @@ def main():
         socket.close()
         return
     socket.close()
+    if authenticator:
+        authenticator.stop()
     context.term()
 
 

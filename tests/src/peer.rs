@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::within;
@@ -95,6 +95,13 @@ impl Peer {
             panic!("{what}: it ended instead");
         };
         within(&what, lines).await;
+    }
+
+    /// Writes a line to its standard input.
+    pub async fn say(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("it is open until `finish`");
+        stdin.write_all(format!("{line}\n").as_bytes()).await.expect("it reads");
+        stdin.flush().await.expect("it reads");
     }
 
     /// Waits for its end, which must be a success.

@@ -1,19 +1,26 @@
 //! Our ZeroMQ sockets with those of libzmq, type by type: both ways, bound and connected, before and after a restart of the
-//! other side. The tests print a table of what they have exchanged.
+//! other side, over TCP and Unix sockets, with each security mechanism. The tests print a table of what they have exchanged.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use xmsg_tests::peer::Peer;
 use xmsg_tests::within;
-use xmsg_zmq::{Dealer, Endpoint, Multipart, Pair, Pull, Push, Router, SocketOptions};
+use xmsg_zmq::security::{AllowKeys, Authenticator, Credentials, KeyPair, Password, Verdict};
+use xmsg_zmq::{
+    Dealer, Endpoint, FromSubscriber, Multipart, Pair, Publisher, Pull, Push, Replier, Requester, Router,
+    Security, SocketOptions, Subscriber, XPub, XPubOptions, XSub,
+};
 
-/// Messages of one exchange.
+/// Messages of one exchange in one direction, and round trips of one in both.
 const COUNT: u64 = 2000;
-
-fn options() -> SocketOptions {
-    SocketOptions { reconnect_min: Duration::from_millis(10), ..SocketOptions::default() }
-}
+const ROUND_TRIPS: u64 = 200;
+/// What the other side calls itself, where it has to be known.
+const THEIR_IDENTITY: &str = "them";
 
 /// One of our sockets, whichever it is.
 enum Ours {
@@ -21,119 +28,297 @@ enum Ours {
     Pull(Pull),
     Pair(Pair),
     Dealer(Dealer),
+    Router(Router),
+    Req(Option<Requester>, Box<SocketOptions>),
+    Rep(Replier),
+    Pub(Publisher),
+    Sub(Box<Subscriber>),
+    XPub(XPub),
+    XSub(XSub),
 }
 
-/// Does the same with whichever socket it is.
+/// Does the same with whichever socket it is, other than REQ.
 macro_rules! with_socket {
-    ($ours:expr, $socket:ident => $does:expr) => {
+    ($ours:expr, $socket:ident => $does:expr, $for_req:expr) => {
         match $ours {
             Ours::Push($socket) => $does,
             Ours::Pull($socket) => $does,
             Ours::Pair($socket) => $does,
             Ours::Dealer($socket) => $does,
+            Ours::Router($socket) => $does,
+            Ours::Rep($socket) => $does,
+            Ours::Pub($socket) => $does,
+            Ours::Sub($socket) => $does,
+            Ours::XPub($socket) => $does,
+            Ours::XSub($socket) => $does,
+            Ours::Req(..) => $for_req,
         }
     };
 }
 
+/// The message of this number.
+fn message(number: u64) -> Multipart {
+    Multipart::from([number.to_string(), "data".to_owned()])
+}
+
+fn framed(first: impl Into<Bytes>, message: &Multipart) -> Multipart {
+    std::iter::once(first.into()).chain(message.frames().iter().cloned()).collect()
+}
+
 impl Ours {
-    fn new(name: &str) -> Self {
+    fn new(name: &str, security: Security) -> Self {
+        let options =
+            SocketOptions { security, reconnect_min: Duration::from_millis(10), ..SocketOptions::default() };
         match name {
-            "PUSH" => Self::Push(Push::new(options())),
-            "PULL" => Self::Pull(Pull::new(options())),
-            "PAIR" => Self::Pair(Pair::new(options())),
-            "DEALER" => Self::Dealer(Dealer::new(options())),
+            "PUSH" => Self::Push(Push::new(options)),
+            "PULL" => Self::Pull(Pull::new(options)),
+            "PAIR" => Self::Pair(Pair::new(options)),
+            "DEALER" => Self::Dealer(Dealer::new(options)),
+            "ROUTER" => Self::Router(Router::new(options)),
+            "REQ" => Self::Req(None, Box::new(options)),
+            "REP" => Self::Rep(Replier::new(options)),
+            "PUB" => Self::Pub(Publisher::new(options)),
+            "SUB" => {
+                let socket = Subscriber::new(options);
+                socket.subscribe("").unwrap();
+                Self::Sub(Box::new(socket))
+            }
+            "XPUB" => Self::XPub(XPub::new(XPubOptions::default(), options)),
+            "XSUB" => {
+                let socket = XSub::new(options);
+                socket.subscribe("").unwrap();
+                Self::XSub(socket)
+            }
             _ => panic!("no socket {name}"),
         }
     }
 
     async fn bind(&self, endpoint: &Endpoint) -> Endpoint {
-        with_socket!(self, socket => socket.bind(endpoint).await).unwrap()
+        with_socket!(self, socket => socket.bind(endpoint).await, panic!("REQ connects")).unwrap()
     }
 
-    fn connect(&self, endpoint: Endpoint) {
-        with_socket!(self, socket => socket.connect(endpoint));
+    fn connect(&mut self, endpoint: Endpoint) {
+        if let Self::Req(requester, options) = self {
+            *requester = Some(Requester::new(endpoint, (**options).clone()));
+            return;
+        }
+        with_socket!(self, socket => socket.connect(endpoint), ());
     }
 
-    fn peers(&self) -> usize {
-        with_socket!(self, socket => socket.peers())
-    }
-
-    async fn send(&self, message: Multipart) {
-        let sent = match self {
-            Self::Push(socket) => socket.send(message).await,
-            Self::Pair(socket) => socket.send(message).await,
-            Self::Dealer(socket) => socket.send(message).await,
-            Self::Pull(_) => panic!("PULL does not send"),
-        };
-        sent.unwrap();
-    }
-
-    async fn recv(&mut self) -> Multipart {
-        let message = match self {
-            Self::Pull(socket) => socket.next().await,
-            Self::Pair(socket) => socket.next().await,
-            Self::Dealer(socket) => socket.next().await,
-            Self::Push(_) => panic!("PUSH does not receive"),
-        };
-        message.unwrap()
-    }
-
-    /// What passes between the two, in the direction that these types have.
-    async fn exchange(&mut self, peer: &mut Peer, action: &str, delimiter: bool) {
-        let message = |number: u64| {
-            let data = ["data".into(), number.to_string().into()].into_iter().rev();
-            let frames = delimiter.then(bytes::Bytes::new).into_iter().chain(data);
-            frames.collect::<Multipart>()
-        };
-        match action {
-            "receive" => {
-                for number in 0..COUNT {
-                    within("room", self.send(message(number))).await;
-                }
-                peer.expect("done").await;
+    /// Waits until so many peers are connected; a REQ socket connects when it asks.
+    async fn has_peers(&self, count: usize) {
+        let peers = || with_socket!(self, socket => socket.peers(), count);
+        within("peers", async {
+            while peers() != count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            "send" => {
-                for number in 0..COUNT {
-                    assert_eq!(within("a message", self.recv()).await, message(number));
+        })
+        .await;
+    }
+
+    /// We send, they receive.
+    async fn send_all(&self, peer: &mut Peer) {
+        match self {
+            Self::Pub(socket) => within("a subscription", socket.wait_for_subscriber(b"")).await.unwrap(),
+            Self::XPub(socket) => {
+                while !matches!(within("one", socket.recv()).await, Some(FromSubscriber::Subscribed { .. })) {
                 }
-                peer.expect("done").await;
             }
-            _ => {
-                // Some are on their way in both directions at a time.
-                for round in 0..COUNT / 20 {
-                    for number in 0..20 {
-                        within("room", self.send(message(20 * round + number))).await;
+            _ => {}
+        }
+        for number in 0..COUNT {
+            let sent = async {
+                match self {
+                    Self::Push(socket) => socket.send(message(number)).await,
+                    Self::Pub(socket) => socket.publish(message(number)).await,
+                    Self::XPub(socket) => socket.publish(message(number)).await,
+                    _ => panic!("it does not send"),
+                }
+            };
+            within("room", sent).await.unwrap();
+        }
+        peer.expect("done").await;
+    }
+
+    /// They send, we receive. A publisher says something again and again until it knows that we hear it.
+    async fn receive_all(&mut self, peer: &mut Peer) {
+        let mut number = 0;
+        let mut heard = false;
+        while number < COUNT {
+            let next = async {
+                match self {
+                    Self::Pull(socket) => socket.recv().await,
+                    Self::Sub(socket) => socket.recv().await,
+                    Self::XSub(socket) => socket.recv().await,
+                    _ => panic!("it does not receive"),
+                }
+            };
+            let next = within("a message", next).await.unwrap();
+            if next == Multipart::from(["hello"]) {
+                if !std::mem::replace(&mut heard, true) {
+                    peer.say("go").await;
+                }
+                continue;
+            }
+            assert_eq!(next, message(number));
+            number += 1;
+        }
+        peer.expect("done").await;
+    }
+
+    /// We ask, they answer with the same.
+    async fn ask_all(&mut self, theirs: &str) {
+        for number in 0..ROUND_TRIPS {
+            let question = message(number);
+            let answer = async {
+                match self {
+                    Self::Pair(socket) => {
+                        socket.send(question.clone()).await.unwrap();
+                        socket.recv().await.unwrap()
                     }
-                    for number in 0..20 {
-                        assert_eq!(within("an answer", self.recv()).await, message(20 * round + number));
+                    Self::Dealer(socket) if theirs == "REP" => {
+                        socket.send(framed("", &question)).await.unwrap();
+                        let answer = socket.recv().await.unwrap();
+                        assert_eq!(answer.frames()[0], "");
+                        answer.frames()[1..].iter().cloned().collect()
                     }
+                    Self::Dealer(socket) => {
+                        socket.send(question.clone()).await.unwrap();
+                        socket.recv().await.unwrap()
+                    }
+                    Self::Router(socket) => {
+                        socket.try_send(THEIR_IDENTITY.as_bytes(), question.clone()).unwrap();
+                        let (identity, answer) = socket.recv().await.unwrap();
+                        assert_eq!(identity, THEIR_IDENTITY);
+                        answer
+                    }
+                    Self::Req(socket, _) => {
+                        socket.as_ref().unwrap().request(question.clone(), Duration::MAX).await.unwrap()
+                    }
+                    _ => panic!("it does not ask"),
                 }
-            }
+            };
+            assert_eq!(within("an answer", answer).await, question);
+        }
+    }
+
+    /// They ask, we answer with the same.
+    async fn answer_all(&mut self, peer: &mut Peer) {
+        for _ in 0..ROUND_TRIPS {
+            let answered = async {
+                match self {
+                    Self::Dealer(socket) => {
+                        let question = socket.recv().await.unwrap();
+                        socket.send(question).await.unwrap();
+                    }
+                    Self::Router(socket) => {
+                        let (identity, question) = socket.recv().await.unwrap();
+                        socket.try_send(&identity, question).unwrap();
+                    }
+                    Self::Rep(socket) => {
+                        let (path, question) = socket.recv().await.unwrap();
+                        socket.try_reply(&path, question).unwrap();
+                    }
+                    _ => panic!("it does not answer"),
+                }
+            };
+            within("a question", answered).await;
+        }
+        peer.expect("done").await;
+    }
+
+    async fn exchange(&mut self, peer: &mut Peer, theirs: &str, way: Way) {
+        match way {
+            Way::WeSend => self.send_all(peer).await,
+            Way::TheySend => self.receive_all(peer).await,
+            Way::WeAsk => self.ask_all(theirs).await,
+            Way::TheyAsk => self.answer_all(peer).await,
         }
     }
 }
 
-async fn has_peers(ours: &Ours, count: usize) {
-    within("peers", async {
-        while ours.peers() != count {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+/// Who begins, and whether there are answers.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    WeSend,
+    TheySend,
+    WeAsk,
+    TheyAsk,
+}
+
+impl Way {
+    /// What the other side does.
+    fn theirs(self) -> &'static str {
+        match self {
+            Self::WeSend => "receive",
+            Self::TheySend => "send",
+            Self::WeAsk => "echo",
+            Self::TheyAsk => "ask",
         }
-    })
-    .await;
+    }
+
+    fn shown(self) -> String {
+        match self {
+            Self::WeSend => format!("{COUNT} →"),
+            Self::TheySend => format!("{COUNT} ←"),
+            Self::WeAsk => format!("{ROUND_TRIPS} ⇄"),
+            Self::TheyAsk => format!("{ROUND_TRIPS} ⇆"),
+        }
+    }
+}
+
+/// The user whom the other side knows, too.
+#[derive(Debug)]
+struct OneUser;
+
+impl Authenticator for OneUser {
+    fn authenticate(&self, credentials: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+        let is_good = matches!(&credentials, Credentials::Password { user, password }
+            if user == "user" && password.as_slice() == b"secret");
+        std::future::ready(is_good.into()).boxed()
+    }
+}
+
+/// Our side of the security mechanism, and what the other side is told of it.
+fn security(mechanism: &str, we_bind: bool) -> (Security, Vec<String>) {
+    let mut told = vec![format!("--security={mechanism}")];
+    let ours = match (mechanism, we_bind) {
+        ("null", _) => Security::Null,
+        ("plain", true) => Security::PlainServer(Arc::new(OneUser)),
+        ("plain", false) => {
+            Security::PlainClient { user: "user".into(), password: Password::new("secret").unwrap() }
+        }
+        _ => {
+            let (our_keys, their_keys) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+            told.push(format!("--public-key={}", their_keys.public()));
+            told.push(format!("--secret-key={}", *their_keys.secret().expose_text()));
+            if we_bind {
+                told.push(format!("--server-key={}", our_keys.public()));
+                let allowed = Arc::new(AllowKeys::new([*their_keys.public()]));
+                Security::CurveServer { keys: our_keys, authenticator: allowed }
+            } else {
+                Security::CurveClient { keys: our_keys, server: *their_keys.public() }
+            }
+        }
+    };
+    (ours, told)
 }
 
 /// Exchanges messages, and again after the other side has been ended and started anew.
-async fn meet(ours: &str, theirs: &str, action: &str, transport: &str, we_bind: bool) {
+async fn meet(ours: &str, theirs: &str, way: Way, transport: &str, mechanism: &str, we_bind: bool) {
     let folder = tempfile::tempdir().unwrap();
     let anywhere = match transport {
         "tcp" => "tcp://127.0.0.1:*".to_owned(),
         _ => format!("ipc://{}/socket", folder.path().display()),
     };
-    let count = COUNT.to_string();
-    let start =
-        |end: &str, endpoint: &str| Peer::python("zmq_socket.py", &[theirs, end, endpoint, action, &count]);
-    let delimiter = theirs == "REP";
-    let mut socket = Ours::new(ours);
+    let count = if matches!(way, Way::TheyAsk) { ROUND_TRIPS } else { COUNT }.to_string();
+    let (security, told) = security(mechanism, we_bind);
+    let start = |end: &str, endpoint: &str| {
+        let mut arguments = vec![theirs, end, endpoint, way.theirs(), &count, "--identity", THEIR_IDENTITY];
+        arguments.extend(told.iter().map(String::as_str));
+        Peer::python("zmq_socket.py", &arguments)
+    };
+    let mut socket = Ours::new(ours, security);
     let (mut peer, endpoint): (Peer, Endpoint) = if we_bind {
         let endpoint = socket.bind(&anywhere.replace('*', "0").parse().unwrap()).await;
         let mut peer = start("connect", &endpoint.to_string());
@@ -145,51 +330,105 @@ async fn meet(ours: &str, theirs: &str, action: &str, transport: &str, we_bind: 
         socket.connect(endpoint.clone());
         (peer, endpoint)
     };
-    has_peers(&socket, 1).await;
-    socket.exchange(&mut peer, action, delimiter).await;
+    socket.has_peers(1).await;
+    socket.exchange(&mut peer, theirs, way).await;
     // The other side goes, and comes again.
     peer.finish().await;
-    has_peers(&socket, 0).await;
+    if !matches!(socket, Ours::Req(..)) {
+        socket.has_peers(0).await;
+    }
     let mut peer = start(if we_bind { "connect" } else { "bind" }, &endpoint.to_string());
     peer.expect("ready").await;
-    has_peers(&socket, 1).await;
-    socket.exchange(&mut peer, action, delimiter).await;
+    socket.has_peers(1).await;
+    socket.exchange(&mut peer, theirs, way).await;
     println!(
-        "| {ours} | {theirs} | {transport} | {} | {COUNT}, and {COUNT} after a restart |",
-        if we_bind { "ours" } else { "theirs" }
+        "| {ours} {} | {} {theirs} | {transport} | {} | {} | again |",
+        if we_bind { "binds" } else { "connects" },
+        if we_bind { "connects" } else { "binds" },
+        mechanism.to_uppercase(),
+        way.shown(),
     );
     peer.finish().await;
 }
 
-async fn meet_everywhere(ours: &str, theirs: &str, action: &str) {
-    for transport in ["tcp", "ipc"] {
+/// Every transport and mechanism, bound and connected.
+async fn meet_everywhere(ours: &str, theirs: &str, way: Way) {
+    for (transport, mechanism) in [("tcp", "null"), ("ipc", "null"), ("tcp", "plain"), ("tcp", "curve")] {
         for we_bind in [true, false] {
-            meet(ours, theirs, action, transport, we_bind).await;
+            if ours == "REQ" && we_bind {
+                continue;
+            }
+            // A REQ of libzmq that is a PLAIN server asks nothing, not even a REP of libzmq.
+            if theirs == "REQ" && mechanism == "plain" && !we_bind {
+                continue;
+            }
+            let case = format!("{ours} {theirs} {transport} {mechanism} {we_bind}");
+            let met = std::panic::AssertUnwindSafe(meet(ours, theirs, way, transport, mechanism, we_bind));
+            if let Err(panic) = met.catch_unwind().await {
+                println!("{case}: failed");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn push_and_pull() {
-    meet_everywhere("PUSH", "PULL", "receive").await;
-    meet_everywhere("PULL", "PUSH", "send").await;
+    meet_everywhere("PUSH", "PULL", Way::WeSend).await;
+    meet_everywhere("PULL", "PUSH", Way::TheySend).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pair_and_pair() {
-    meet_everywhere("PAIR", "PAIR", "echo").await;
+    meet_everywhere("PAIR", "PAIR", Way::WeAsk).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dealer_with_rep_router_and_dealer() {
     for theirs in ["REP", "ROUTER", "DEALER"] {
-        meet_everywhere("DEALER", theirs, "echo").await;
+        meet_everywhere("DEALER", theirs, Way::WeAsk).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn router_with_req_dealer_and_router() {
+    for theirs in ["REQ", "DEALER"] {
+        meet_everywhere("ROUTER", theirs, Way::TheyAsk).await;
+    }
+    meet_everywhere("ROUTER", "ROUTER", Way::WeAsk).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn req_and_rep() {
+    for theirs in ["REP", "ROUTER"] {
+        meet_everywhere("REQ", theirs, Way::WeAsk).await;
+    }
+    for theirs in ["REQ", "DEALER"] {
+        meet_everywhere("REP", theirs, Way::TheyAsk).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pub_and_xpub_with_sub_and_xsub() {
+    for ours in ["PUB", "XPUB"] {
+        for theirs in ["SUB", "XSUB"] {
+            meet_everywhere(ours, theirs, Way::WeSend).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sub_and_xsub_with_pub_and_xpub() {
+    for ours in ["SUB", "XSUB"] {
+        for theirs in ["PUB", "XPUB"] {
+            meet_everywhere(ours, theirs, Way::TheySend).await;
+        }
     }
 }
 
 #[tokio::test]
 async fn a_router_tells_its_peers_apart() {
-    let router = Router::new(options());
+    let router = Router::new(SocketOptions::default());
     let endpoint = router.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let mut peers: Vec<_> = (0..3)
         .map(|_| Peer::python("zmq_socket.py", &["DEALER", "connect", &endpoint.to_string(), "send", "100"]))
