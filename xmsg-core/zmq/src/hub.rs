@@ -1,5 +1,7 @@
 //! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
 
+mod connecting;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -8,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,7 +19,6 @@ use crate::link::admission::Permit;
 use crate::link::hold::{HoldLimit, Lost};
 use crate::link::inbox::Inbox;
 use crate::link::outbox::{Discarded, Frame, Outbox};
-use crate::link::reconnect::Backoff;
 use crate::link::refusal::{Whose, unfit, unfit_size};
 use crate::link::session::{Ended, Session, now};
 use crate::link::source::Source;
@@ -469,69 +469,6 @@ impl Hub {
         }
     }
 
-    async fn keep_connected(self: Arc<Self>, endpoint: Endpoint, link: Arc<Link>) {
-        let peer = endpoint.to_string();
-        let mut end = LinkEnd { hub: &self, link: &link, is_disconnected: false };
-        let mut backoff = Backoff::new(&self.options);
-        let mut lost = None;
-        let mut closed_before = false;
-        let work = async {
-            loop {
-                let begun = Instant::now();
-                let attempt = self.open(&endpoint, &link);
-                let opened = tokio::time::timeout(self.options.connect_timeout, attempt).await;
-                let was_silent = link.state().silent_since.take().is_some();
-                let failure = match opened {
-                    Ok(Ok((session, found))) => {
-                        backoff.reset();
-                        self.run(&peer, session, found, &link, &mut lost).await;
-                        lost = Some(Lost::again(lost.take(), link.state().forget_wanted()));
-                        None
-                    }
-                    Ok(Err(error)) => Some(error),
-                    Err(_) if was_silent => Some(silent(&peer)),
-                    Err(_) => Some(Error::new(
-                        ErrorKind::Timeout,
-                        format!("no answer from {peer} within the time limit for connecting"),
-                    )),
-                };
-                if link.outbox.is_closed() && link.outbox.queued().messages == 0 {
-                    return;
-                }
-                let mut pause = backoff.next();
-                // One end without a word may be that of a peer that was about to stop; whoever does it again does not want us.
-                let is_closed = failure.as_ref().is_some_and(is_closed_in_handshake);
-                let is_first = is_closed && !std::mem::replace(&mut closed_before, is_closed);
-                if let Some(error) = failure {
-                    let error = if is_first { error.with_kind(ErrorKind::Refused) } else { error };
-                    // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
-                    let least = pause.min(backoff.min);
-                    pause = pause.saturating_sub(begun.elapsed()).max(least);
-                    tracing::debug!(peer, reason = %error.with_causes(), ?pause, "cannot connect");
-                    link.state().failure = Some(error.clone());
-                    self.tell(SocketEvent::ConnectFailed { peer: peer.clone(), error, pause });
-                }
-                tokio::time::sleep(pause).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            () = link.stop.cancelled() => end.is_disconnected = !self.tasks.is_closed(),
-            () = work => {}
-        }
-    }
-
-    async fn open(&self, endpoint: &Endpoint, link: &Link) -> Result<(Session, Peer)> {
-        let stream = Stream::connect(endpoint, &self.options.tcp, self.options.connect_timeout).await?;
-        let mut limits = self.options.limits.clone();
-        // What others subscribe to at a proxy is no reason to leave it.
-        limits.subscription_len = limits.subscription_len.max(limits.command_size);
-        let mut session = self.session(stream, limits);
-        link.state().silent_since = Some(Instant::now());
-        let peer = session.handshake().await.map_err(|ended| ended.while_connecting(endpoint))?;
-        Ok((session, peer))
-    }
-
     async fn accept(self: Arc<Self>, mut listener: Listener) {
         loop {
             let (stream, peer) = tokio::select! {
@@ -724,41 +661,11 @@ impl Hub {
     }
 }
 
-/// Whether the peer ended the handshake without a word where it may have found our keys wrong.
-fn is_closed_in_handshake(error: &Error) -> bool {
-    let violation = std::error::Error::source(error).and_then(|source| source.downcast_ref());
-    matches!(violation, Some(xmsg_zmtp::Violation::ClosedByPeer(_)))
-}
-
 fn silent(peer: &str) -> Error {
     let what = format!(
         "{peer} takes connections and says nothing: does something else listen there, such as HTTP, or is it suspended?"
     );
     Error::new(ErrorKind::Timeout, what)
-}
-
-/// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another
-/// runtime gets an error then, and does not fill a queue that nobody empties.
-struct LinkEnd<'a> {
-    hub: &'a Arc<Hub>,
-    link: &'a Link,
-    /// The socket was told to connect to this endpoint no more, and goes on without it.
-    is_disconnected: bool,
-}
-
-impl Drop for LinkEnd<'_> {
-    fn drop(&mut self) {
-        self.link.outbox.close();
-        self.link.disconnected();
-        self.link.stop.cancel();
-        if self.is_disconnected {
-            self.hub.reassign();
-            self.hub.remove_link(self.link);
-        } else {
-            self.hub.inbox.close();
-        }
-        self.hub.changed.notify_waiters();
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -27,6 +27,7 @@
 mod balance;
 pub mod deadline;
 mod dealer;
+mod device;
 mod endpoint;
 mod error;
 mod events;
@@ -57,6 +58,7 @@ mod xsub;
 pub use {bytes, futures, xmsg_zmtp, zeroize};
 
 pub use dealer::Dealer;
+pub use device::{Device, DeviceSocket, DeviceStatistics, DeviceTraffic};
 pub use endpoint::Endpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use events::{DropReason, EventChannel, SocketEvent, SocketEvents};

@@ -21,8 +21,9 @@ use xmsg_zmtp::{Limited, MessageLimits, SocketType, Violation};
 /// The longest pause before a request is sent again over a new connection.
 const RESEND_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// A socket that sends requests to one REP or ROUTER peer, one after another, and hands out their replies.
-/// Clones share it: requests of several tasks queue, first come, first served.
+/// A socket that sends requests to REP or ROUTER peers, one after another, and hands out their replies. With several endpoints each request goes
+/// to the next one, and to another one where there is no connection, or it breaks. Clones share it: requests of several tasks queue, first come,
+/// first served.
 ///
 /// A request that times out, or whose future is dropped, takes its connection with it: what was not written by then never will
 /// be, and a late reply can't be taken for that of the next request, which finds a new connection. A connection that breaks
@@ -35,43 +36,105 @@ pub struct Requester {
 
 #[derive(Debug)]
 struct Inner {
-    endpoint: Endpoint,
     options: SocketOptions,
     /// Whose turn it is. Waiting for it is fair.
     turn: Semaphore,
+    services: Mutex<Services>,
+    closed: CancellationToken,
+}
+
+/// Where requests go, in turn.
+#[derive(Debug)]
+struct Services {
+    all: Vec<Arc<Service>>,
+    /// The place of the next one.
+    next: usize,
+}
+
+/// One endpoint.
+#[derive(Debug)]
+struct Service {
+    endpoint: Endpoint,
     /// The connection, while nobody has it. Whoever has the turn takes it, and gives it back if it is clean.
     idle: Mutex<Option<Live>>,
     /// What the peer takes, as it told last.
     limits: Mutex<MessageLimits>,
-    closed: CancellationToken,
 }
 
-impl Inner {
+impl Service {
+    fn new(endpoint: Endpoint, options: &SocketOptions) -> Arc<Self> {
+        Arc::new(Self { endpoint, idle: Mutex::default(), limits: Mutex::new(options.send_limits()) })
+    }
+
     /// The connection that nobody has, or a new one, which takes what the peer has told last that it takes.
-    fn live(&self) -> Live {
+    fn live(&self, options: &SocketOptions) -> Live {
         let idle = self.idle().take();
         idle.unwrap_or_else(|| {
-            let live = Live::connect(self);
+            let live = Live::connect(self.endpoint.clone(), options.clone());
             let known = *self.limits();
             drop(live.link.outbox.limit(known));
             live
         })
     }
 
+    /// Whether there is a connection, or none was tried yet.
+    fn may_answer(&self) -> bool {
+        self.idle().as_ref().is_none_or(|live| live.link.is_connected())
+    }
+
     fn limits(&self) -> MutexGuard<'_, MessageLimits> {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put_back(&self, live: Live) {
-        *self.idle() = Some(live);
-        if self.closed.is_cancelled() {
-            // `close` may have looked before.
-            self.idle().take();
-        }
-    }
-
     fn idle(&self) -> MutexGuard<'_, Option<Live>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cut_off(&self, request: &[Bytes]) -> Error {
+        let size = xmsg_zmtp::encoded_len(request);
+        let what = format!(
+            "{} has ended the connection twice in the middle of a request of {size} bytes: is it above a limit there?",
+            self.endpoint
+        );
+        Error::new(ErrorKind::TooLarge, what)
+    }
+
+    fn unreadable(&self, violation: Violation) -> Error {
+        let (kind, what) = match &violation {
+            Violation::TooLarge { what: Limited::Message | Limited::Frames | Limited::Box, .. } => {
+                (ErrorKind::TooLarge, "is larger than this socket takes")
+            }
+            _ => (ErrorKind::Protocol, "breaks the protocol"),
+        };
+        let what = format!("the reply from {} {what}: {violation}", self.endpoint);
+        Error::new(kind, what).with_source(violation)
+    }
+}
+
+impl Inner {
+    fn services(&self) -> MutexGuard<'_, Services> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next endpoint, and whether there are others; `None`, if there is none at all. Those to which the connection is being made anew are
+    /// passed over while there is another one.
+    fn next_service(&self) -> Option<(Arc<Service>, bool)> {
+        let mut services = self.services();
+        let count = services.all.len();
+        let start = services.next.checked_rem(count)?;
+        let places = (0..count).map(|step| (start + step) % count);
+        let place = places.into_iter().find(|place| services.all[*place].may_answer()).unwrap_or(start);
+        services.next = place + 1;
+        Some((services.all[place].clone(), count > 1))
+    }
+
+    fn put_back(&self, service: &Service, live: Live) {
+        *service.idle() = Some(live);
+        let is_gone = !self.services().all.iter().any(|other| std::ptr::eq(&raw const **other, service));
+        if is_gone || self.closed.is_cancelled() {
+            // `close` and `disconnect` may have looked before.
+            service.idle().take();
+        }
     }
 }
 
@@ -90,10 +153,29 @@ impl Requester {
     pub fn new(endpoint: Endpoint, options: SocketOptions) -> Self {
         // A connection that is given up has nothing more to say.
         let options = SocketOptions { linger: Duration::ZERO, ..options };
-        let limits = Mutex::new(options.send_limits());
+        let services = Services { all: vec![Service::new(endpoint, &options)], next: 0 };
         let (turn, closed) = (Semaphore::new(1), CancellationToken::new());
-        let inner = Inner { endpoint, options, turn, idle: Mutex::default(), limits, closed };
+        let inner = Inner { options, turn, services: Mutex::new(services), closed };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Has requests go to this endpoint, too, from the next one on. Nothing changes if they do already.
+    pub fn connect(&self, endpoint: Endpoint) {
+        let mut services = self.inner.services();
+        if services.all.iter().all(|service| service.endpoint != endpoint) {
+            services.all.push(Service::new(endpoint, &self.inner.options));
+        }
+    }
+
+    /// Has requests go to this endpoint no more; one that is under way there goes on. Returns whether they did. Without any endpoint, requests
+    /// wait for one.
+    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
+    pub fn disconnect(&self, endpoint: &Endpoint) -> bool {
+        let mut services = self.inner.services();
+        let found = services.all.iter().position(|service| service.endpoint == *endpoint);
+        let gone = found.map(|place| services.all.remove(place));
+        drop(services);
+        gone.map(|service| service.idle().take()).is_some()
     }
 
     /// Sends a request and returns its reply. `timeout` counts from the call: waiting for one's turn and connecting
@@ -129,33 +211,59 @@ impl Requester {
         let mut envelope = vec![Bytes::new()];
         envelope.extend_from_slice(message.frames());
         // Held here, not in `inner`: dropping this future drops the connection.
-        let mut live: Option<Live> = None;
+        let mut live: Option<(Arc<Service>, Live)> = None;
         let (mut failure, mut sent) = (None, false);
         let exchange = async {
             let mut cuts = 0;
+            // Endpoints that could not be reached, one after another.
+            let mut tried = 0;
             let mut pause = inner.options.reconnect_min.min(RESEND_PAUSE_MAX);
             loop {
-                let current = live.insert(inner.live());
-                let outcome = current.exchange(&envelope, &mut failure).await;
-                *inner.limits() = current.link.outbox.limits();
+                let Some((service, has_others)) = inner.next_service() else {
+                    tokio::time::sleep(pause).await;
+                    continue;
+                };
+                let (service, current) = live.insert((service.clone(), service.live(&inner.options)));
+                let outcome = current.exchange(&envelope, &mut failure, has_others).await;
+                *service.limits() = current.link.outbox.limits();
                 match outcome {
                     Outcome::Reply(reply) => return Ok(reply),
                     Outcome::Refused(error) => {
                         // Nothing was sent, so that the connection is clean.
-                        *inner.idle() = live.take();
+                        if let Some((service, live)) = live.take() {
+                            inner.put_back(&service, live);
+                        }
                         return Err(Some(error));
                     }
                     Outcome::Unreadable(violation) => {
                         sent = true;
-                        return Err(Some(self.unreadable(violation)));
+                        return Err(Some(service.unreadable(violation)));
                     }
-                    Outcome::CutOff if cuts > 0 => return Err(Some(self.cut_off(&envelope))),
+                    Outcome::CutOff if cuts > 0 => return Err(Some(service.cut_off(&envelope))),
                     Outcome::CutOff => cuts += 1,
                     Outcome::Hopeless(error) => {
-                        let what = format!("no request can be made at {}", inner.endpoint);
-                        return Err(Some(Error::new(error.kind(), what).with_source(error)));
+                        let what = format!("no request can be made at {}", service.endpoint);
+                        let error = Error::new(error.kind(), what).with_source(error);
+                        if !has_others {
+                            return Err(Some(error));
+                        }
+                        failure = Some(Failure { connected: false, error });
                     }
                     Outcome::Broken => {}
+                    Outcome::Unreachable => {
+                        // It goes on trying while another one is asked.
+                        if let Some((service, live)) = live.take() {
+                            inner.put_back(&service, live);
+                        }
+                        tried += 1;
+                        if tried < inner.services().all.len() {
+                            continue;
+                        }
+                        tried = 0;
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(RESEND_PAUSE_MAX);
+                        continue;
+                    }
                 }
                 sent |= current.give_up().await;
                 live = None;
@@ -168,12 +276,12 @@ impl Requester {
             () = inner.closed.cancelled() => Err(Some(closed())),
             result = deadline.limit(exchange) => result.unwrap_or(Err(None)),
         };
-        if let Some(mut live) = live {
+        if let Some((service, mut live)) = live {
             if live.asked {
                 sent |= live.give_up().await;
             } else {
                 // It is as good as before.
-                inner.put_back(live);
+                inner.put_back(&service, live);
             }
         }
         match result {
@@ -190,43 +298,27 @@ impl Requester {
 
     /// Where the requests go.
     #[must_use]
-    pub fn endpoint(&self) -> &Endpoint {
-        &self.inner.endpoint
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.inner.services().all.iter().map(|service| service.endpoint.clone()).collect()
     }
 
-    /// Ends the connection. Requests that are under way or wait for their turn fail at once.
+    /// Ends the connections. Requests that are under way or wait for their turn fail at once.
     pub async fn close(&self) {
         self.inner.closed.cancel();
         self.inner.turn.close();
-        let idle = self.inner.idle().take();
-        if let Some(live) = idle {
-            live.hub.close(Duration::ZERO).await;
+        let services = self.inner.services().all.clone();
+        for service in services {
+            let idle = service.idle().take();
+            if let Some(live) = idle {
+                live.hub.close(Duration::ZERO).await;
+            }
         }
     }
 
-    fn cut_off(&self, request: &[Bytes]) -> Error {
-        let size = xmsg_zmtp::encoded_len(request);
-        let what = format!(
-            "{} has ended the connection twice in the middle of a request of {size} bytes: is it above a limit there?",
-            self.inner.endpoint
-        );
-        Error::new(ErrorKind::TooLarge, what)
-    }
-
-    fn unreadable(&self, violation: Violation) -> Error {
-        let (kind, what) = match &violation {
-            Violation::TooLarge { what: Limited::Message | Limited::Frames | Limited::Box, .. } => {
-                (ErrorKind::TooLarge, "is larger than this socket takes")
-            }
-            _ => (ErrorKind::Protocol, "breaks the protocol"),
-        };
-        let what = format!("the reply from {} {what}: {violation}", self.inner.endpoint);
-        Error::new(kind, what).with_source(violation)
-    }
-
     fn no_reply(&self, timeout: Duration, hint: &str, failure: Option<Failure>) -> Error {
-        let Inner { endpoint, .. } = &*self.inner;
-        let what = format!("no reply from {endpoint} within {} ms: {hint}", timeout.as_millis());
+        let endpoints: Vec<String> = self.endpoints().iter().map(ToString::to_string).collect();
+        let from = if endpoints.is_empty() { "anywhere".to_owned() } else { endpoints.join(" or ") };
+        let what = format!("no reply from {from} within {} ms: {hint}", timeout.as_millis());
         match failure {
             Some(Failure { connected: false, error }) => Error::new(error.kind(), what).with_source(error),
             Some(Failure { error, .. }) => {
@@ -260,6 +352,8 @@ enum Outcome {
     CutOff,
     /// The connection broke in some other way: another one may do.
     Broken,
+    /// There is no connection, and others can be asked instead. The request was taken back.
+    Unreachable,
     /// No other connection would do better.
     Hopeless(Error),
 }
@@ -275,15 +369,23 @@ struct Live {
 }
 
 impl Live {
-    fn connect(inner: &Inner) -> Self {
-        let hub = Owner::new(Arc::new(Plain(SocketType::Req)), inner.options.clone());
+    fn connect(endpoint: Endpoint, options: SocketOptions) -> Self {
+        let hub = Owner::new(Arc::new(Plain(SocketType::Req)), options);
         let events = hub.events();
-        let link = hub.connect(inner.endpoint.clone());
+        let link = hub.connect(endpoint);
         Self { hub, link, events, asked: false }
     }
 
     /// Sends the request and waits for the reply.
-    async fn exchange(&mut self, request: &[Bytes], failure: &mut Option<Failure>) -> Outcome {
+    async fn exchange(
+        &mut self,
+        request: &[Bytes],
+        failure: &mut Option<Failure>,
+        has_others: bool,
+    ) -> Outcome {
+        if has_others && let Some(outcome) = self.unreachable(failure).await {
+            return outcome;
+        }
         // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
         while self.events.next().now_or_never().flatten().is_some() {}
         while self.hub.recv().now_or_never().flatten().is_some() {}
@@ -334,6 +436,28 @@ impl Live {
                 }
             }
         }
+    }
+
+    /// Waits for a connection that is being made for the first time. Returns what is wrong if there is none then.
+    async fn unreachable(&mut self, failure: &mut Option<Failure>) -> Option<Outcome> {
+        while !self.link.is_connected() {
+            let known = self.link.state().failure.clone();
+            let error = match known {
+                Some(error) => error,
+                None => match self.events.next().await {
+                    Some(SocketEvent::ConnectFailed { error, .. }) => error,
+                    Some(_) => continue,
+                    None => return Some(Outcome::Broken),
+                },
+            };
+            let is_hopeless = matches!(error.kind(), ErrorKind::NotAllowed | ErrorKind::WrongPort);
+            if is_hopeless {
+                return Some(Outcome::Hopeless(error));
+            }
+            *failure = Some(Failure { connected: false, error });
+            return Some(Outcome::Unreachable);
+        }
+        None
     }
 
     /// Ends the connection. Returns whether the request was written to it: if not, it never will be.
@@ -419,7 +543,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_survives_a_restart_of_its_peer() {
         let (replier, requester) = pair().await;
-        let endpoint = requester.endpoint().clone();
+        let endpoint = requester.endpoints().remove(0);
         let request = requester.request(["still there?"], PATIENCE);
         let restart = async move {
             next(&replier).await;
@@ -434,12 +558,51 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn requests_go_to_one_endpoint_after_another_and_around_those_that_are_gone() {
+        let (one, requester) = pair().await;
+        let (other, spare) = pair().await;
+        requester.connect(spare.endpoints().remove(0));
+        let echo = |replier: Replier, name: &'static str| {
+            tokio::spawn(async move {
+                while let Some((path, _)) = replier.recv().await {
+                    replier.try_reply(&path, [name]).unwrap();
+                }
+            })
+        };
+        let (_one, other_echo) = (echo(one.clone(), "one"), echo(other.clone(), "other"));
+        let ask = async || requester.request(["who?"], PATIENCE).await.unwrap().frames()[0].clone();
+        assert_eq!([ask().await, ask().await, ask().await, ask().await], ["one", "other", "one", "other"]);
+        // One is gone: the requests that it would get go to the other.
+        let gone = spare.endpoints().remove(0);
+        other.close(Duration::ZERO).await;
+        other_echo.await.unwrap();
+        for _ in 0..4 {
+            assert_eq!(ask().await, "one");
+        }
+        assert!(requester.disconnect(&gone) && !requester.disconnect(&gone));
+        assert_eq!(ask().await, "one");
+        // It comes again.
+        let again = Replier::new(SocketOptions::default());
+        let endpoint = again.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let _again = echo(again, "again");
+        requester.connect(endpoint);
+        let mut answers = [ask().await, ask().await];
+        answers.sort();
+        assert_eq!(answers, ["again", "one"]);
+        for endpoint in requester.endpoints() {
+            requester.disconnect(&endpoint);
+        }
+        let error = requester.request(["anybody?"], Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!((error.kind(), requester.endpoints().len()), (ErrorKind::Timeout, 0));
+    }
+
+    #[tokio::test]
     async fn nobody_there_is_said_and_a_closed_requester_too() {
         let (replier, requester) = pair().await;
         replier.close(Duration::ZERO).await;
         let error = requester.request(["x"], Duration::from_millis(300)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
-        assert!(error.to_string().contains(&requester.endpoint().to_string()), "{error}");
+        assert!(error.to_string().contains(&requester.endpoints()[0].to_string()), "{error}");
         requester.close().await;
         assert_eq!(requester.request(["x"], PATIENCE).await.unwrap_err().kind(), ErrorKind::Closed);
     }

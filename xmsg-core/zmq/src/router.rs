@@ -110,18 +110,30 @@ impl Router {
         principal: Option<&Principal>,
         message: impl Into<Multipart>,
     ) -> Result<()> {
-        let shown = || identity.escape_ascii();
-        let Some(link) = self.role.find(identity, principal) else {
-            return Err(Error::new(ErrorKind::Refused, format!("no peer has the identity \"{}\"", shown())));
-        };
+        let Some(link) = self.role.find(identity, principal) else { return Err(unknown(identity)) };
         let message = message.into();
-        link.outbox.try_push(message.frames()).map_err(|refused| match refused {
-            Refused::Unfit => self.hub.unfit(&link, message.frames()),
+        let sent = link.outbox.try_push(message.frames());
+        sent.map_err(|refused| self.refused(identity, &link, &message, refused))
+    }
+
+    fn refused(&self, identity: &[u8], link: &Link, message: &Multipart, refused: Refused) -> Error {
+        let shown = identity.escape_ascii();
+        match refused {
+            Refused::Unfit => self.hub.unfit(link, message.frames()),
             Refused::Full => {
-                Error::new(ErrorKind::Full, format!("the peer \"{}\" is at its high-water mark", shown()))
+                Error::new(ErrorKind::Full, format!("the peer \"{shown}\" is at its high-water mark"))
             }
-            Refused::Closed => Error::new(ErrorKind::Closed, format!("the peer \"{}\" is gone", shown())),
-        })
+            Refused::Closed => Error::new(ErrorKind::Closed, format!("the peer \"{shown}\" is gone")),
+        }
+    }
+
+    /// Sends the message to the peer of this identity, and waits while its queue is at the high-water mark. Dropping the future has it sent whole or not at
+    /// all. Errors as [`try_send`](Self::try_send), but for [`Full`](ErrorKind::Full).
+    pub async fn send(&self, identity: &[u8], message: impl Into<Multipart>) -> Result<()> {
+        let Some(link) = self.role.find(identity, None) else { return Err(unknown(identity)) };
+        let message = message.into();
+        let sent = link.outbox.push(message.frames()).await;
+        sent.map_err(|refused| self.refused(identity, &link, &message, refused))
     }
 
     /// Whether a peer of this identity is connected and, where identities are told apart by who has them, has proved to be this one. It
@@ -141,4 +153,8 @@ impl Router {
     pub async fn close(&self, linger: Duration) -> usize {
         self.hub.close(linger).await
     }
+}
+
+fn unknown(identity: &[u8]) -> Error {
+    Error::new(ErrorKind::Refused, format!("no peer has the identity \"{}\"", identity.escape_ascii()))
 }

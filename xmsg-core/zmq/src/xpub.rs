@@ -226,6 +226,11 @@ impl XPub {
         std::future::poll_fn(|cx| self.poll_recv(cx)).await
     }
 
+    /// The same as the messages that they are on the wire.
+    pub(crate) async fn recv_raw(&self) -> Option<Multipart> {
+        self.hub.recv().await
+    }
+
     fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<FromSubscriber>> {
         self.hub.inbox.poll_next(cx).map(|next| {
             next.map(|(peer, message)| {

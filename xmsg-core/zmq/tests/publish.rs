@@ -214,7 +214,6 @@ async fn with_a_stuck_subscriber(
     mark: HighWaterMark,
 ) -> (Publisher, Subscriber, Subscriber) {
     let publisher = Publisher::new(SocketOptions { overflow, send_high_water_mark: mark, ..options() });
-    static NAMES: AtomicUsize = AtomicUsize::new(0);
     let name = format!("inproc://slow-{}", NAMES.fetch_add(1, Ordering::Relaxed));
     let endpoint = publisher.bind(&name.parse().unwrap()).await.unwrap();
     let small = || SocketOptions { receive_high_water_mark: 1, ..options() };
@@ -232,6 +231,9 @@ async fn with_a_stuck_subscriber(
     .await;
     (publisher, stuck, reads)
 }
+
+/// Numbers for names that nobody else has.
+static NAMES: AtomicUsize = AtomicUsize::new(0);
 
 const SIZE: usize = 16 << 10;
 const COUNT: u64 = 1000;
