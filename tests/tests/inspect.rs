@@ -24,7 +24,7 @@ async fn ask(address: &ProxyAddress, security: Security) -> Value {
     let identity = Bytes::from(format!("client-{}", CLIENTS.fetch_add(1, Ordering::Relaxed)));
     let options = SocketOptions { security, ..SocketOptions::default() };
     let named = SocketOptions { identity: identity.clone(), ..options.clone() };
-    let mut answers = Dealer::connecting_to(address.control_endpoint().parse().unwrap(), named);
+    let answers = Dealer::connecting_to(address.control_endpoint().parse().unwrap(), named);
     let publisher = Publisher::new(options);
     publisher.connect(address.publish_endpoint().parse().unwrap());
     let answer = async {
@@ -131,7 +131,7 @@ async fn a_foreign_proxy_is_looked_at_through_a_subscription() {
 async fn whoever_asks_without_end_is_slowed_down() {
     let proxy = proxy().start().await.unwrap();
     let options = SocketOptions { identity: "greedy".into(), ..SocketOptions::default() };
-    let mut answers = Dealer::connecting_to(proxy.address().control_endpoint().parse().unwrap(), options);
+    let answers = Dealer::connecting_to(proxy.address().control_endpoint().parse().unwrap(), options);
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(proxy.address().publish_endpoint().parse().unwrap());
     answers.connected().await.unwrap();

@@ -14,7 +14,9 @@ use xmsg_core::{ConnectOptions, Connection, ErrorKind, Message, Subscription};
 use xmsg_proxy::Proxy;
 use xmsg_tests::{PATIENCE, connect, next, proxy, topic, within};
 use xmsg_zmq::link::transport::{Listener, Stream};
-use xmsg_zmq::{Dealer, Endpoint, HighWaterMark, Publisher, Router, SocketOptions, Subscriber, TcpOptions};
+use xmsg_zmq::{
+    Dealer, Endpoint, HighWaterMark, Overflow, Publisher, Router, SocketOptions, Subscriber, TcpOptions,
+};
 
 /// So many pairs of calls are tried: a fault that shows now and then shows.
 const PAIRS: usize = 500;
@@ -259,7 +261,9 @@ async fn every_connection_of_a_publisher_gets_the_same_order() {
     const TASKS: u32 = 8;
     const EACH: u32 = 500;
     let mark = HighWaterMark::bytes(MARK);
-    let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+    let options =
+        SocketOptions { overflow: Overflow::Wait, send_high_water_mark: mark, ..SocketOptions::default() };
+    let publisher = Publisher::new(options);
     let endpoint = publisher.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     let mut receiving = Vec::new();
     for subscriber in 0..SUBSCRIBERS {

@@ -11,7 +11,7 @@ use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{connect, next, patient, proxy, topic, within};
 use xmsg_zmq::link::session::{self, Session};
 use xmsg_zmq::link::transport::Listener;
-use xmsg_zmq::{Endpoint, HighWaterMark, Publisher, SocketOptions, TcpOptions};
+use xmsg_zmq::{Endpoint, HighWaterMark, Overflow, Publisher, SocketOptions, TcpOptions};
 use xmsg_zmtp::{Engine, Options, SocketType};
 
 const LINGER: Duration = Duration::from_secs(60);
@@ -19,7 +19,9 @@ const LINGER: Duration = Duration::from_secs(60);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_subscriber_that_leaves_lets_a_bound_publisher_go_on() {
     let mark = HighWaterMark::bytes(64 << 10);
-    let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+    let options =
+        SocketOptions { overflow: Overflow::Wait, send_high_water_mark: mark, ..SocketOptions::default() };
+    let publisher = Publisher::new(options);
     let endpoint = publisher.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     let Endpoint::Tcp { port, .. } = endpoint else { panic!("it is TCP") };
     let mut stalled = Raw::handshake(port, "SUB").await;

@@ -46,7 +46,7 @@ async fn sockets_work_with_the_longest_and_with_no_times() {
         assert_eq!(soon(subscriber.recv()).await.unwrap(), Multipart::from(["t", "hello"]));
 
         let router = Router::new(options(time));
-        let mut dealer = Dealer::connecting_to(router.bind(&any_port()).await.unwrap(), options(time));
+        let dealer = Dealer::connecting_to(router.bind(&any_port()).await.unwrap(), options(time));
         dealer.send(["hello"]).await.unwrap();
         let (who, message) = soon(router.recv()).await.unwrap();
         router.try_send(&who, message).unwrap();

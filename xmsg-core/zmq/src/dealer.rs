@@ -19,9 +19,9 @@ use crate::{Endpoint, SocketOptions};
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
 /// use xmsg_zmq::{Dealer, SocketOptions};
-/// let mut one = Dealer::new(SocketOptions::default());
+/// let one = Dealer::new(SocketOptions::default());
 /// let endpoint = one.bind(&"tcp://127.0.0.1:0".parse()?).await?;
-/// let mut other = Dealer::connecting_to(endpoint, SocketOptions::default());
+/// let other = Dealer::connecting_to(endpoint, SocketOptions::default());
 /// other.send(["ping"]).await?;
 /// assert_eq!(one.recv().await.unwrap().frames(), ["ping"]);
 /// one.send(["pong"]).await?;

@@ -19,9 +19,9 @@ use crate::role::{Role, Seat};
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
 /// use xmsg_zmq::{Pair, SocketOptions};
-/// let mut here = Pair::new(SocketOptions::default());
+/// let here = Pair::new(SocketOptions::default());
 /// let endpoint = here.bind(&"inproc://threads".parse()?).await?;
-/// let mut there = Pair::new(SocketOptions::default());
+/// let there = Pair::new(SocketOptions::default());
 /// there.connect(endpoint);
 /// there.send(["ready"]).await?;
 /// assert_eq!(here.recv().await.unwrap().frames(), ["ready"]);

@@ -20,7 +20,7 @@ use crate::methods::{balanced_methods, endpoint_methods};
 /// use xmsg_zmq::{Pull, Push, SocketOptions};
 /// let ventilator = Push::new(SocketOptions::default());
 /// let endpoint = ventilator.bind(&"tcp://127.0.0.1:0".parse()?).await?;
-/// let mut worker = Pull::new(SocketOptions::default());
+/// let worker = Pull::new(SocketOptions::default());
 /// worker.connect(endpoint);
 /// ventilator.send(["task 1"]).await?; // waits until somebody is there
 /// assert_eq!(worker.recv().await.unwrap().frames(), ["task 1"]);

@@ -24,7 +24,7 @@ use xmsg_zmtp::{Peer, SocketType};
 /// use xmsg_zmq::{Dealer, Router, SocketOptions};
 /// let router = Router::new(SocketOptions::default());
 /// let endpoint = router.bind(&"tcp://127.0.0.1:0".parse()?).await?;
-/// let mut dealer = Dealer::connecting_to(endpoint, SocketOptions { identity: "me".into(), ..Default::default() });
+/// let dealer = Dealer::connecting_to(endpoint, SocketOptions { identity: "me".into(), ..Default::default() });
 /// dealer.send(["ping"]).await?;
 /// let (identity, _) = router.recv().await.unwrap();
 /// assert_eq!(identity, "me");
