@@ -27,6 +27,31 @@ async fn nothing_is_lost() {
     }
 }
 
+/// A script reads the same totals as people do.
+#[tokio::test(flavor = "multi_thread")]
+async fn totals_can_be_had_as_json() {
+    let ended = xmsg(&["demo", "--for", "300ms", "--json", "--subscribers", "3", "--rate", "500"]).await;
+    assert!(ended.stderr.starts_with("xmsg: proxy listening at 127.0.0.1:"), "{}", ended.stderr);
+    let totals: serde_json::Value = serde_json::from_slice(&ended.done()).unwrap();
+    let sent = totals["sent_messages"].as_u64().unwrap();
+    assert!(sent > 0 && totals["seconds"].as_f64() >= Some(0.3), "{totals}");
+    assert_eq!(totals["received_messages"], sent * 3);
+    assert_eq!((&totals["lost_messages"], &totals["reordered_messages"]), (&0.into(), &0.into()));
+    assert_eq!((&totals["publishers"], &totals["subscribers"]), (&2.into(), &3.into()));
+    assert_eq!((&totals["size_bytes"], &totals["interrupted"]), (&128.into(), &false.into()));
+
+    let mut endless = Running::start(&["demo", "--json", "--rate", "100"]);
+    endless.said("proxy listening at").await;
+    endless.signal("INT");
+    let ended = endless.end().await;
+    assert_eq!(ended.code, Some(130), "{}", ended.stderr);
+    // An interrupt before anything was at work leaves nothing to tell.
+    if !ended.stdout.is_empty() {
+        let totals: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+        assert_eq!(totals["interrupted"], true);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn others_can_take_part_and_an_interrupt_ends_it() {
     let (demo, stdout) = Running::start_unread(&["demo", "--rate", "100"]);

@@ -473,6 +473,50 @@ async fn a_replay_waits_for_a_subscriber() {
     ended.done();
 }
 
+/// Totals for scripts: the same numbers that people read.
+#[tokio::test(flavor = "multi_thread")]
+async fn totals_can_be_had_as_json() {
+    let (_proxy, address) = proxy().await;
+    let (_folder, path) = folder();
+    let (file, again) = (path("file"), path("again"));
+    some(&file);
+    let json = |ended: Ended| -> Value { serde_json::from_slice(&ended.done()).unwrap() };
+    let running = record(&address, &[&again, "a", "--json", "-n", "3"]).await;
+    let replayed = json(replay(&address, &[&file, "--speed", "max", "--json"]).await);
+    let recorded = running.end().await;
+    assert!(!recorded.stderr.contains("recorded 3"), "{}", recorded.stderr);
+    let recorded = json(recorded);
+    let told = info(&again).await;
+    for key in ["messages", "bytes"] {
+        assert_eq!(recorded[key], told[key], "{recorded} {told}");
+    }
+    assert_eq!((&recorded["messages"], &recorded["expected_messages"]), (&3.into(), &3.into()));
+    assert_eq!((&recorded["files"], &recorded["last_file"]), (&1.into(), &again.as_str().into()));
+    assert_eq!((&replayed["messages"], &replayed["bytes"]), (&5.into(), &info(&file).await["bytes"]));
+    for (document, numbers) in [
+        (&recorded, &["dropped_messages", "too_large_messages", "lost_connections"][..]),
+        (&replayed, &["refused_messages", "unsent_messages", "unconfirmed_messages"]),
+    ] {
+        for number in numbers {
+            assert_eq!(document[number], 0, "{number}: {document}");
+        }
+        assert_eq!(document["interrupted"], false, "{document}");
+    }
+    assert_eq!(replayed["damaged"], false);
+
+    // What failed has its totals, too.
+    let arguments = ["record", &path("late"), "t", "--json", "-n", "2", "--timeout", "50ms"];
+    let late = xmsg(&[&arguments[..], &["--proxy", &address]].concat()).await;
+    let totals: Value = serde_json::from_slice(&late.stdout).unwrap();
+    assert_eq!((&totals["messages"], &totals["expected_messages"]), (&0.into(), &2.into()));
+    late.failed(27, "0 of 2 messages arrived");
+    let running = record(&address, &[&path("stopped"), "t", "--json"]).await;
+    running.signal("INT");
+    let stopped = running.end().await;
+    let totals: Value = serde_json::from_slice(&stopped.stdout).unwrap();
+    assert_eq!((stopped.code, &totals["interrupted"]), (Some(130), &true.into()));
+}
+
 /// Requests to the proxy that were recorded would be requests again.
 #[tokio::test(flavor = "multi_thread")]
 async fn control_requests_are_recorded_if_asked_for_and_never_replayed() {
@@ -632,13 +676,12 @@ async fn what_cannot_be_done_is_told() {
     let (file, text) = (path("file"), path("text"));
     some(&file);
     std::fs::write(&text, "some text that is no recording at all").unwrap();
-    let cases: [(&[&str], i32, &str); 12] = [
+    let cases: [(&[&str], i32, &str); 11] = [
         (&["record", &file], 2, "is there already: name another file, or overwrite it with --force"),
         (&["record", &path("none/file")], 1, "is not there: make it"),
         (&["record", &path("new"), "--max-size", "0"], 2, "not a size"),
         (&["record", "--info", &path("none")], 1, "cannot open "),
         (&["record", "--info", &text], 1, "it is not a recording"),
-        (&["record", &path("new"), "--json"], 2, "--info"),
         (&["replay", &path("none")], 1, "cannot open "),
         (&["replay", &text], 1, "it is not a recording"),
         (&["replay", &file, "--speed", "0"], 2, "not a speed"),

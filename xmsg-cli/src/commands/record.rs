@@ -43,6 +43,7 @@ Examples:
   xmsg record day.xmr --max-size 1GB --max-age 1h    day.00001.xmr, day.00002.xmr, ...
   xmsg record --info run7.xmr                        what is in it
   xmsg record --info run7.xmr --json | jq .messages
+  xmsg record run7.xmr daq: --timeout 1m --json | jq .dropped_messages
   xmsg replay run7.xmr --speed 10                    publish it again
 
 Exit code 0: COUNT or DURATION was reached; 130: interrupted. In both cases the file is whole. 1: messages are missing, because the proxy
@@ -102,8 +103,8 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "info")]
     check: bool,
 
-    /// With --info: write it as JSON
-    #[arg(long, requires = "info")]
+    /// Write the totals at the end, or with --info what is in FILE, as one object of JSON
+    #[arg(long)]
     json: bool,
 
     #[command(flatten)]
@@ -190,25 +191,45 @@ async fn told(
     mut losses: Losses,
 ) -> anyhow::Result<Exit> {
     let total = recorded.total;
-    let files = match recorded.files {
-        1 => recorded.last.display().to_string(),
-        files => format!(
-            "{} files, {} to {}",
-            grouped(files.into()),
-            recorded.first.display(),
-            recorded.last.display()
-        ),
-    };
-    note(format_args!(
-        "recorded {} ({}) to {files}",
-        counted(total.messages, "message"),
-        counted(total.bytes, "byte")
-    ));
+    if !arguments.json {
+        let files = match recorded.files {
+            1 => recorded.last.display().to_string(),
+            files => format!(
+                "{} files, {} to {}",
+                grouped(files.into()),
+                recorded.first.display(),
+                recorded.last.display()
+            ),
+        };
+        note(format_args!(
+            "recorded {} ({}) to {files}",
+            counted(total.messages, "message"),
+            counted(total.bytes, "byte")
+        ));
+    }
     if exit == Exit::TimedOut {
         let expected = counted(arguments.count.unwrap_or_default(), "message");
         warn(format_args!("timed out: {} of {expected} arrived", grouped(total.messages)));
     }
     losses.hear_the_last().await;
+    if arguments.json {
+        // Fields are added, never renamed: docs/recording.md lists them.
+        let document = json!({
+            "messages": total.messages,
+            "bytes": total.bytes,
+            "files": recorded.files,
+            "first_file": recorded.first.display().to_string(),
+            "last_file": recorded.last.display().to_string(),
+            "expected_messages": arguments.count,
+            "dropped_messages": losses.slow,
+            "too_large_messages": losses.large,
+            "lost_connections": losses.gaps,
+            "interrupted": exit.is_interrupted(),
+        });
+        let mut output = Output::stdout()?;
+        output.json(&document)?;
+        output.flush()?;
+    }
     match losses.words() {
         Some(words) => bail!(words),
         None => Ok(exit),

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
 use jiff::Timestamp;
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -22,7 +23,7 @@ use super::record::{end_words, gap_words, open, show_progress, time_text};
 use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_rate, parse_subscription};
 use crate::control::ControlSockets;
 use crate::exit::Exit;
-use crate::output::{counted, grouped, note, note_connection, or_noting, per_second, warn};
+use crate::output::{Output, counted, grouped, note, note_connection, or_noting, per_second, warn};
 use crate::pace::Pace;
 use crate::recording::block::Record;
 use crate::recording::reader::End;
@@ -48,7 +49,8 @@ Examples:
   xmsg replay run7.xmr --rate 1000 --loop            1000 messages a second, again and again
   xmsg replay run7.xmr --from 10s --to 1m            a part of it
   xmsg replay run7.xmr --topic daq: --rename daq:=test:daq:
-  xmsg replay day.*.xmr                              several files, one after another";
+  xmsg replay day.*.xmr                              several files, one after another
+  xmsg replay run7.xmr --speed max --json | jq .messages";
 
 /// Publish a recording
 ///
@@ -109,6 +111,10 @@ pub(crate) struct Arguments {
     /// How long to go on sending at the end, while the proxy is slow or away
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     linger: Duration,
+
+    /// Write the totals at the end as one object of JSON
+    #[arg(long)]
+    json: bool,
 
     #[command(flatten)]
     connect: ConnectOptions,
@@ -217,6 +223,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             format!("{} messages, {rate}/s", grouped(sent))
         }) => unreachable!("it never ends"),
     };
+    let seconds = started.elapsed().as_secs_f64();
     let is_interrupted = matches!(&result, Ok((exit, _)) if exit.is_interrupted());
     let closing = replay.plain.take().map(|plain| tokio::spawn(plain.close(arguments.linger)));
     let Some(mut left) = end(&connection, proxy, arguments.linger, is_interrupted, &mut interrupt).await
@@ -233,7 +240,26 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     for words in &report.notes {
         warn(words);
     }
-    let sent = counts.sent.load(Ordering::Relaxed);
+    let (sent, bytes) = (counts.sent.load(Ordering::Relaxed), counts.bytes.load(Ordering::Relaxed));
+    let refused = replay.refused + connection.dropped();
+    if arguments.json {
+        // Fields are added, never renamed: docs/recording.md lists them.
+        let document = json!({
+            "messages": sent,
+            "bytes": bytes,
+            "seconds": seconds,
+            "behind_seconds": replay.lag.as_secs_f64(),
+            "refused_messages": refused,
+            "unsent_messages": left.unsent,
+            "unconfirmed_messages": left.unconfirmed,
+            "control_requests_left_out": report.control,
+            "damaged": report.is_damaged,
+            "interrupted": exit.is_interrupted(),
+        });
+        let mut output = Output::stdout()?;
+        output.json(&document)?;
+        output.flush()?;
+    }
     if let Some(words) = not_arrived(sent, &left, proxy, arguments.linger) {
         // Whoever interrupts it wants it to end, and learns what that costs.
         if !exit.is_interrupted() {
@@ -248,10 +274,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         ));
     }
     if verbose {
-        let bytes = counts.bytes.load(Ordering::Relaxed);
         note(format_args!("published {} ({})", counted(sent, "message"), counted(bytes, "byte")));
     }
-    let refused = replay.refused + connection.dropped();
     if exit == Exit::Done && refused > 0 {
         let were = if refused == 1 { "was" } else { "were" };
         bail!("{} {were} refused", counted(refused, "message"));

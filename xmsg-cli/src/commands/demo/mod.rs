@@ -24,6 +24,7 @@ const EXAMPLES: &str = "\
 Examples:
   xmsg demo                                     on a terminal: a live picture, until q
   xmsg demo --for 5s                            as fast as it goes, for five seconds, then totals
+  xmsg demo --for 5s --json | jq .lost_messages
   xmsg demo --rate 1000                         1000 messages a second from each publisher, until Ctrl-C
   xmsg demo --publishers 4 --subscribers 8 --size 1024";
 
@@ -57,12 +58,16 @@ pub(crate) struct Arguments {
     /// Messages per second of each publisher [default: as fast as it goes]
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     rate: Option<f64>,
+
+    /// Write nothing but the totals, as one object of JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
-    let Arguments { duration, publishers, subscribers, size, rate } = arguments;
+    let Arguments { duration, publishers, subscribers, size, rate, json } = arguments;
     let is_plain = publishers.is_none() && subscribers.is_none() && size.is_none() && rate.is_none();
-    if is_plain && duration.is_none() && Screen::is_possible() {
+    if is_plain && duration.is_none() && !json && Screen::is_possible() {
         return picture::run().await;
     }
     let load = rates::Load {
@@ -72,7 +77,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         size: size.unwrap_or(128),
         rate,
     };
-    rates::run(load).await
+    rates::run(load, json).await
 }
 
 /// The name by which this program can be called from where it was called.

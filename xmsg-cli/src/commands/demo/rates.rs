@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::{Bytes, BytesMut};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use xmsg_core::{Connection, ErrorKind, Message, Meta, ProxyAddress, Subscription};
@@ -16,7 +17,7 @@ use xmsg_zmq::HighWaterMark;
 
 use super::{print, program};
 use crate::exit::Exit;
-use crate::output::{counted, grouped, per_second};
+use crate::output::{counted, grouped, note, per_second};
 use crate::pace::Pace;
 use crate::signals::Interrupt;
 
@@ -57,7 +58,8 @@ struct Counters {
     reordered: AtomicU64,
 }
 
-pub(super) async fn run(load: Load) -> anyhow::Result<Exit> {
+/// With `as_json`, standard output has the totals and nothing else.
+pub(super) async fn run(load: Load, as_json: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let proxy = Proxy::bind("127.0.0.1:0")
         .slow_subscriber(Policy::BLOCK)
@@ -65,7 +67,11 @@ pub(super) async fn run(load: Load) -> anyhow::Result<Exit> {
         .start()
         .await
         .context("cannot start a proxy")?;
-    greet(&load, proxy.address())?;
+    if as_json {
+        note(format_args!("proxy listening at {}", proxy.address()));
+    } else {
+        greet(&load, proxy.address())?;
+    }
 
     let mut demo = tokio::select! {
         demo = Demo::start(&load, proxy.address()) => demo?,
@@ -77,8 +83,9 @@ pub(super) async fn run(load: Load) -> anyhow::Result<Exit> {
             None => std::future::pending().await,
         }
     };
+    let (started, counters) = (demo.started, demo.counters.clone());
     let exit = tokio::select! {
-        result = show_rates(demo.started, demo.counters.clone()) => return Err(result),
+        error = show_rates(started, counters), if !as_json => return Err(error),
         error = demo.failure() => return Err(error),
         exit = interrupt.wait() => exit,
         () = end => Exit::Done,
@@ -88,17 +95,37 @@ pub(super) async fn run(load: Load) -> anyhow::Result<Exit> {
         totals = demo.stop() => totals?,
         exit = interrupt.wait() => return Ok(exit),
     };
+    let address = proxy.address().clone();
     proxy.stop(Duration::from_secs(1)).await;
 
     let Totals { sent, received, lost, reordered } = totals;
-    print(format_args!(
-        "totals after {seconds:.1} s: sent {}, received {} by {}, lost {}, reordered {}",
-        grouped(sent),
-        grouped(received),
-        counted(load.subscribers.into(), "subscriber"),
-        grouped(lost),
-        grouped(reordered),
-    ))?;
+    if as_json {
+        // Fields are added, never renamed: docs/command-line.md lists them.
+        print(format_args!(
+            "{}",
+            json!({
+                "proxy": address.to_string(),
+                "seconds": seconds,
+                "publishers": load.publishers,
+                "subscribers": load.subscribers,
+                "size_bytes": load.size,
+                "sent_messages": sent,
+                "received_messages": received,
+                "lost_messages": lost,
+                "reordered_messages": reordered,
+                "interrupted": exit.is_interrupted(),
+            })
+        ))?;
+    } else {
+        print(format_args!(
+            "totals after {seconds:.1} s: sent {}, received {} by {}, lost {}, reordered {}",
+            grouped(sent),
+            grouped(received),
+            counted(load.subscribers.into(), "subscriber"),
+            grouped(lost),
+            grouped(reordered),
+        ))?;
+    }
     if lost > 0 {
         bail!("{} lost: see whether a subscriber in another terminal was stopped", counted(lost, "message"));
     }
