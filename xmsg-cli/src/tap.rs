@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use xmsg_core::control::{CONFIRMATION_TOPIC, Request};
-use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Security, Topic};
+use xmsg_core::{Connection, Error, ErrorKind, Message, ProxyAddress, Topic};
 use xmsg_zmq::{Multipart, SocketEvents, Subscriber};
 
 use crate::args::{ConnectOptions, SecurityOptions};
@@ -31,7 +31,7 @@ impl Tap {
         // Whether there is a proxy that lets us in. Nothing else subscribes to these topics: whoever waits for a subscriber before it
         // publishes waits for this one.
         connection.connect().await?;
-        let is_secured = !matches!(SecurityOptions::security()?, Security::Null);
+        let is_secured = rights::are_given()?;
         let options = SecurityOptions::socket_options()?;
         let mut tap = Self { socket: Subscriber::new(options), early: VecDeque::new() };
         for topic in topics {

@@ -745,6 +745,61 @@ async fn what_is_allowed_is_recorded_and_replayed_encrypted() {
     assert!(!Path::new(&path("none")).exists());
 }
 
+/// Whoever may not publish all topics of a recording hears of it before the first message goes out, from its index or
+/// without one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_is_not_allowed_does_not_begin() {
+    let (folder, path) = folder();
+    let mut public = Vec::new();
+    for name in ["proxy.key", "client.key"] {
+        public.push(xmsg(&["keygen", &path(name)]).await.text().trim().to_owned());
+    }
+    let publish = ["a:", "b:1", "b:2"].map(str::to_owned).to_vec();
+    let client =
+        Client { key: Some(public[1].clone()), subscribe: vec![String::new()], publish, ..Client::default() };
+    let settings = Settings {
+        mechanism: MechanismName::Curve,
+        key_file: Some("proxy.key".into()),
+        clients: vec![client],
+        ..Settings::default()
+    };
+    let (mechanism, rules) = settings.load(folder.path()).unwrap();
+    let closed = xmsg_proxy::Proxy::bind("127.0.0.1:0").security(mechanism, rules).start().await.unwrap();
+    let address = closed.address().to_string();
+    let key_file = path("client.key");
+    let security = ["--connect-timeout", "50s", "--server-key", &public[0], "--key-file", &key_file];
+
+    let (without_index, with_index) = (path("without"), path("with"));
+    write(
+        Path::new(&without_index),
+        &[&["a:1", "", "x"][..], &["a:2", "", "x"], &["b:1", "", "x"], &["c:3", "", "x"], &["b:2", "", "x"]],
+    );
+    let (_open, open) = proxy().await;
+    let recorder = record(&open, &[&with_index, "-n", "5"]).await;
+    replay(&open, &[&without_index, "--speed", "max"]).await.done();
+    recorder.end().await.done();
+
+    let witness = Running::subscribe(&address, &[&["a", "b", "c", "-n", "5"], &security[..]].concat()).await;
+    for file in [&without_index, &with_index] {
+        let again = |arguments: &[&'static str]| [&[file.as_str()], arguments, &security[..]].concat();
+        // It would take minutes.
+        let refused = replay(&address, &again(&["--speed", "0.001"])).await;
+        refused.failed(
+            4,
+            &format!("not allowed to publish to c:3: the proxy at {address} gives us no right to"),
+        );
+        let refused = replay(&address, &again(&["--rename", "a:=x:"])).await;
+        refused.failed(4, "not allowed to publish to c:3");
+    }
+    // What is left out, or gets another topic, matters to nobody.
+    let max = [&[with_index.as_str(), "--speed", "max"], &security[..]].concat();
+    replay(&address, &[&max[..], &["--topic", "a:"]].concat()).await.done();
+    replay(&address, &[&max[..], &["--topic", "c:", "--rename", "c:=a:"]].concat()).await.done();
+    replay(&address, &[&max[..], &["--from", "0", "--to", "1us", "--topic", "c:"]].concat()).await.done();
+    replay(&address, &[&max[..], &["--topic", "b:"]].concat()).await.done();
+    assert_eq!(witness.end().await.text(), "a:1 x\na:2 x\na:3 x\nb:1 x\nb:2 x\n");
+}
+
 /// The commands at the beginning of docs/recording.md, as they stand there.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_the_document_work() {

@@ -101,7 +101,7 @@ async fn forbidden_topics_are_told_to_whoever_publishes_and_subscribes() {
     let ours = xmsg(&["keygen", &path("our.key")]).await.text();
     let client = Client {
         key: Some(ours.trim().to_owned()),
-        publish: vec!["ok:".to_owned()],
+        publish: vec!["ok:".to_owned(), "half:".to_owned()],
         subscribe: vec!["ok:".to_owned()],
         ..Client::default()
     };
@@ -137,6 +137,23 @@ async fn forbidden_topics_are_told_to_whoever_publishes_and_subscribes() {
     ] {
         run(arguments, "3s").await.failed(4, &format!("not allowed to subscribe to {topic}"));
     }
+    // A bench needs to do both, and says so before it measures that everything is lost.
+    let bench = async |arguments: &[&str], verb: &str, topic: &str| {
+        let ended = run(&[&["bench"], arguments].concat(), "50s").await;
+        assert!(ended.stdout.is_empty(), "{arguments:?}");
+        ended.failed(4, &format!("not allowed to {verb} to {topic}: "));
+    };
+    bench(&["-n", "10", "--topic", "bad"], "publish", "bad:").await;
+    bench(&["-n", "10", "--topic", "half"], "subscribe", "half:").await;
+    bench(&["latency", "--topic", "half"], "subscribe", "half:").await;
+    bench(&["subscribe", "--topic", "half"], "subscribe", "half:").await;
+    bench(&["subscribe", "--topic", "bad", "--on-one-connection", "10"], "publish", "bad:").await;
+    bench(&["sync", "-n", "10", "--topic", "ok"], "publish", "ret:").await;
+    let throughput =
+        ["bench", "-n", "10", "--warmup", "0", "--topic", "ok", "--fail-on-loss", "--patience=50s"];
+    run(&throughput, "50s").await.done();
+    run(&["bench", "connect", "-n", "2"], "50s").await.done();
+
     run(&["pub", "ok:a", "1"], "50s").await.done();
     run(&["sub", "ok:a", "--timeout", "50ms"], "50s").await.done();
 }

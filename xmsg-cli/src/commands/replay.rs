@@ -1,5 +1,6 @@
 //! `xmsg replay`: publishes what `xmsg record` has recorded.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +27,9 @@ use crate::exit::Exit;
 use crate::output::{Output, counted, grouped, note, note_connection, or_noting, per_second, warn};
 use crate::pace::Pace;
 use crate::recording::block::Record;
+use crate::recording::index::TOPICS_MAX;
 use crate::recording::reader::End;
+use crate::rights;
 use crate::signals::Interrupt;
 
 /// Messages that are published before others get their turn.
@@ -38,6 +41,8 @@ const LIST_RECORDS: usize = 256;
 const LIST_BYTES: u64 = 256 << 10;
 /// Who is further behind the schedule than this at some time is told.
 const LAG_TOLD: Duration = Duration::from_millis(100);
+/// Bytes of messages that are read ahead of all others to learn which topics there are.
+const SCANNED_MAX: u64 = 64 << 20;
 /// How often the proxy is asked whether it has what a plain publisher sent.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -57,6 +62,9 @@ Examples:
 /// Messages are published byte for byte as they were recorded, in their order and with the time between them that was
 /// between them when they came. Each has its time from the first one on, so that delays do not add up. Messages of
 /// plain ZeroMQ publishers, which have no metadata, go out over a connection of their own, again without metadata.
+///
+/// What we may not publish is told before anything is published (exit code 4): the topics of a recording are in its index, or, where
+/// that is missing or only a part is wanted, in the first 64 MiB.
 ///
 /// What is damaged in a file is passed over, and told; exit code 1 says that messages were lost so. A file that is
 /// cut off at its end is published up to there.
@@ -205,6 +213,10 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 
     let publishing = async {
         connection.connect().await?;
+        if rights::are_given()? {
+            let topics = tokio::task::block_in_place(|| selection.topics())?;
+            rights::may_publish_all(&arguments.connect, &topics).await?;
+        }
         let events = connection.events();
         let (list, lists) = mpsc::channel(LISTS);
         let passes = arguments.passes.unwrap_or(1);
@@ -386,7 +398,7 @@ impl Selection {
             if record.time_ns < self.from_ns || !self.is_wanted(topic) {
                 continue;
             }
-            if let Some(topic) = self.renames.iter().find_map(|rename| rename.of(topic)) {
+            if let Some(topic) = self.renamed(topic) {
                 record.frames[0] = topic;
             }
             if record.topic().starts_with(CONTROL_TOPIC.as_bytes()) {
@@ -421,6 +433,49 @@ impl Selection {
             }
         }
         Ok(Some(found))
+    }
+
+    /// The topics that will be published to, as far as they are known without much reading.
+    fn topics(&self) -> anyhow::Result<BTreeSet<Bytes>> {
+        let mut topics = BTreeSet::new();
+        let mut take = |topic: &[u8]| {
+            if self.is_wanted(topic) {
+                let topic = self.renamed(topic).unwrap_or_else(|| Bytes::copy_from_slice(topic));
+                if !topic.starts_with(CONTROL_TOPIC.as_bytes()) {
+                    topics.insert(topic);
+                }
+            }
+            topics.len()
+        };
+        let mut scanned = 0;
+        for path in &self.files {
+            let cannot_read = || format!("cannot read {}", path.display());
+            let mut reader = open(path)?;
+            if let Some(index) = reader.index().with_context(cannot_read)? {
+                if self.from_ns == 0 && self.to_ns == u64::MAX {
+                    for topic in index.topics.keys() {
+                        take(topic);
+                    }
+                    continue;
+                }
+                // Of a part, the index does not say which topics are in it.
+                reader.seek(&index, self.from_ns).with_context(cannot_read)?;
+            }
+            while scanned < SCANNED_MAX
+                && let Some(record) = reader.next().with_context(cannot_read)?
+                && record.time_ns < self.to_ns
+            {
+                scanned += record.size();
+                if record.time_ns >= self.from_ns && take(record.topic()) >= TOPICS_MAX {
+                    return Ok(topics);
+                }
+            }
+        }
+        Ok(topics)
+    }
+
+    fn renamed(&self, topic: &[u8]) -> Option<Bytes> {
+        self.renames.iter().find_map(|rename| rename.of(topic))
     }
 
     fn is_wanted(&self, topic: &[u8]) -> bool {

@@ -88,9 +88,14 @@ pub(super) struct Topics {
 }
 
 impl Topics {
+    /// What the topics of all runs with this prefix begin with.
+    pub(super) fn below(prefix: &Topic) -> Topic {
+        Topic::wrap(format!("{prefix}:"))
+    }
+
     /// With the prefix `bench`, topics have 20 bytes.
     pub(super) fn new(prefix: &Topic, count: usize) -> Self {
-        let prefix = format!("{prefix}:{:08x}:", fastrand::u32(..));
+        let prefix = format!("{}{:08x}:", Self::below(prefix), fastrand::u32(..));
         let frames = (0..count).map(|number| Bytes::from(format!("{prefix}{number:05}"))).collect();
         Self { prefix, frames }
     }

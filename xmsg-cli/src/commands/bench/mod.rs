@@ -42,18 +42,24 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
+use xmsg_core::Topic;
+use xmsg_core::control::Right;
 
 use crate::exit::Exit;
 use crate::output::{Output, check_folder, counted};
+use crate::rights;
 use crate::signals::Interrupt;
 
-use client::{Receiver, Sender};
+use client::{Receiver, Sender, Topics};
 use options::CommonOptions;
 use report::Report;
 use target::Target;
 
 /// How long publishers go on sending at the end; by then everything was sent, or given up.
 const LINGER: Duration = Duration::from_millis(100);
+
+/// What the topics of replies begin with.
+const REPLIES: &str = "ret:";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -121,6 +127,32 @@ impl Arguments {
         }
     }
 
+    /// What it does with its topics, and with those that replies come to. What is not allowed would be lost without a word.
+    fn rights(&self) -> (&[Right], &[Right]) {
+        const BOTH: &[Right] = &[Right::Publish, Right::Subscribe];
+        match &self.mode {
+            None | Some(Mode::Throughput(_) | Mode::Latency(_)) => (BOTH, &[]),
+            Some(Mode::Sync(_)) => (BOTH, BOTH),
+            Some(Mode::Subscribe(arguments)) if arguments.publishes() => (BOTH, &[]),
+            Some(Mode::Subscribe(_)) => (&[Right::Subscribe], &[]),
+            Some(Mode::Connect(_)) => (&[], &[]),
+        }
+    }
+
+    /// Fails if it may not do what it is about to do.
+    async fn check_rights(&self) -> anyhow::Result<()> {
+        let common = self.common();
+        let (rights, rights_of_replies) = self.rights();
+        for (topic, rights) in
+            [(Topics::below(&common.target.topic), rights), (Topic::wrap(REPLIES), rights_of_replies)]
+        {
+            for right in rights {
+                rights::check(&common.connect, *right, &topic).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn measure(&self, target: &Target, interrupt: &mut Interrupt) -> anyhow::Result<Report> {
         match &self.mode {
             None => throughput::run(&self.throughput, target, interrupt).await,
@@ -139,7 +171,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     // Before the work: a file that cannot be written is told at once.
     let plot_file = options.plot.as_deref().map(PlotFile::create).transpose()?;
     let target = Target::open(arguments.common()).await?;
-    let report = match arguments.measure(&target, &mut interrupt).await {
+    let allowed = unless_interrupted(&mut interrupt, arguments.check_rights()).await;
+    let report = match allowed {
+        Ok(()) => arguments.measure(&target, &mut interrupt).await,
+        Err(error) => Err(error),
+    };
+    let report = match report {
         Err(error) if error.is::<Interrupted>() => return Ok(interrupt.exit()),
         report => report?,
     };

@@ -57,6 +57,11 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
+    /// Whether it publishes, too, to see that all subscriptions of a connection are there.
+    pub(super) fn publishes(&self) -> bool {
+        !self.on_one_connection.is_empty()
+    }
+
     pub(super) fn title(&self) -> String {
         if self.on_one_connection.is_empty() {
             return format!("{}, {} at a time", counted(self.count, "subscription"), self.concurrency);
