@@ -14,6 +14,7 @@
 //! | [`screen`], [`traffic`] | views that are drawn again and again; what flows by topic |
 //! | [`control`] | control requests to a proxy, and their answers |
 //! | [`stats`], [`looks`] | who is connected to a proxy and what flows through it; what has happened between two looks |
+//! | [`reach`] | whether what is published reaches anybody |
 //! | [`rights`] | what we may publish and subscribe to, as the proxy says |
 //! | [`recording`], [`tap`] | files of messages; a subscription that keeps them byte for byte |
 //! | [`admin`] | the HTTP server of a daemon, and how to ask it |
@@ -32,6 +33,7 @@ mod metadata;
 mod output;
 mod pace;
 mod patterns;
+mod reach;
 mod recipe;
 mod recording;
 mod render;

@@ -305,3 +305,54 @@ async fn publishing_to_nobody_is_told_on_a_terminal() {
     }
     drop(other);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_to_nobody_is_told_on_a_terminal_and_in_its_totals() {
+    let (_proxy, address) = proxy().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.xmr").display().to_string();
+    let topics = ["t:1", "t:2", "t:3", "t:4", "t:5"];
+    let mut recorder = Running::start(&["-v", "record", &path, "-n", "6", "--proxy", &address]);
+    recorder.said("recording ").await;
+    for topic in [&topics[..], &["t:1"]].concat() {
+        common::publish(&address, &[topic, "hello"], b"").await;
+    }
+    recorder.end().await.done();
+
+    let arguments = |more: &[&'static str]| {
+        [&["replay", path.as_str(), "--speed", "max", "--proxy", &address][..], more].concat()
+    };
+    let on_terminal = async |more: &[&'static str]| {
+        let mut replay = Terminal::start(200, 24, &[("XMSG_CONFIG", "/dev/null")], &arguments(more));
+        assert_eq!(replay.end().await, Some(0), "{}", replay.text());
+        replay.text().trim().to_owned()
+    };
+    let said = |topics: &str, what: &str| {
+        format!(
+            "xmsg: nobody subscribes to {topics} at {address}: the {what} went nowhere \
+             (--wait-sub waits for a subscriber)"
+        )
+    };
+    let totals = async |more: &[&'static str]| {
+        let ended = common::xmsg(&arguments(more)).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        (String::from_utf8(ended.stdout).unwrap(), ended.stderr)
+    };
+    assert_eq!(on_terminal(&[]).await, said("t:1, t:2, t:3, nor to 2 more", "6 messages"));
+    assert_eq!(on_terminal(&["--topic", "t:2"]).await, said("t:2", "message"));
+    assert_eq!(on_terminal(&["-q"]).await, "");
+    assert_eq!(on_terminal(&["--topic", "none"]).await, "");
+    // Who reads standard error later could not do anything about it any more.
+    assert_eq!(totals(&[]).await, (String::new(), String::new()));
+    let (_, noted) = totals(&["-v"]).await;
+    assert!(noted.ends_with(" bytes); nobody subscribed to them\n"), "{noted}");
+    assert!(totals(&["--json"]).await.0.contains("\"nobody_subscribed\":true"));
+
+    // One subscriber of one topic is enough, and may go as soon as it has its message.
+    let subscriber = Running::subscribe(&address, &["t:5", "-n", "3"]).await;
+    assert_eq!(on_terminal(&[]).await, "");
+    let (_, noted) = totals(&["-v"]).await;
+    assert!(noted.ends_with(" bytes)\n"), "{noted}");
+    assert!(totals(&["--json"]).await.0.contains("\"nobody_subscribed\":false"));
+    subscriber.end().await.done();
+}

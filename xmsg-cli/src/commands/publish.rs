@@ -12,6 +12,7 @@ use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_durati
 use crate::exit::Exit;
 use crate::output::{counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn};
 use crate::pace::Pace;
+use crate::reach::Reach;
 use crate::recipe::{DataOptions, InputOptions, Recipe};
 use crate::render::topic_text;
 use crate::rights;
@@ -24,10 +25,6 @@ const TURN: u64 = 256;
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// How often the proxy is asked whether it has what was published.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the proxy may take, before it is said that nobody subscribes, to have what was published.
-const ARRIVAL: Duration = Duration::from_millis(500);
-/// How long what it has told of subscriptions may then still be on the way.
-const SUBSCRIPTIONS: Duration = Duration::from_millis(50);
 /// How long what is left may take to be sent without a word about it.
 const UNSAID_LINGER: Duration = Duration::from_millis(500);
 
@@ -145,7 +142,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         exit = interrupt.wait() => Ok(exit),
     };
     job.progress.clear();
-    let went_nowhere = job.went_nowhere(&connection).await;
+    let went_nowhere = job.reach.went_nowhere(&connection).await;
 
     // What was accepted is sent, also after an error or an interrupt; a second interrupt ends that, too.
     let is_interrupted = matches!(&result, Ok(exit) if exit.is_interrupted());
@@ -168,11 +165,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         );
     }
     if went_nowhere {
-        let (topic, what) = (topic_text(topic), counted(job.sent, "message"));
-        let what = if job.sent == 1 { "message" } else { &what };
-        note(format_args!(
-            "nobody subscribes to {topic} at {proxy}: the {what} went nowhere (--wait-sub waits for a subscriber)"
-        ));
+        job.reach.tell(job.sent, proxy);
     }
     if verbose {
         let messages = counted(job.sent, "message");
@@ -258,8 +251,7 @@ struct Job {
     bytes: u64,
     /// Messages that are too large.
     refused: u64,
-    /// Somebody subscribed to the topic while messages were published, or nobody is there to be told that nobody did.
-    reached: bool,
+    reach: Reach,
     /// What a message is, and where it goes: for words about one that is refused.
     unit: &'static str,
     topic: Topic,
@@ -284,7 +276,7 @@ impl Job {
             sent: 0,
             bytes: 0,
             refused: 0,
-            reached: !notes_are_seen(),
+            reach: Reach::new(notes_are_seen()),
             unit: if arguments.lines { "line" } else { "message" },
             topic: topic.clone(),
         }
@@ -323,38 +315,19 @@ impl Job {
                     }
                 };
                 let len = message.data().len() as u64;
+                self.reach.look(connection, &self.topic);
                 if let Err(error) = connection.publish(message).await {
                     self.refuse(error.into())?;
                     break;
                 }
                 self.bytes += len;
                 self.sent += 1;
-                self.reached = self.reached || connection.has_subscriber(&self.topic);
+                self.reach.look(connection, &self.topic);
                 self.progress.update(self.sent, self.bytes);
                 if self.sent.is_multiple_of(TURN) {
                     tokio::task::yield_now().await;
                 }
             }
-        }
-    }
-
-    /// Whether nobody can have received anything, and somebody is to be told so. Of what the proxy does not have by
-    /// then, nothing is known.
-    async fn went_nowhere(&self, connection: &Connection) -> bool {
-        if self.sent == 0 || self.reached {
-            return false;
-        }
-        // A proxy tells a publisher of subscriptions once it is connected; a single message may have been accepted before.
-        let arrived_unseen = async {
-            let has_arrived = connection.flush(ARRIVAL).await.is_ok();
-            tokio::time::sleep(SUBSCRIPTIONS).await;
-            has_arrived
-        };
-        tokio::select! {
-            biased;
-            // All the while: whoever wants one message alone has gone as soon as it came.
-            _ = connection.wait_for_subscriber(&self.topic) => false,
-            went_nowhere = arrived_unseen => went_nowhere,
         }
     }
 

@@ -24,11 +24,15 @@ use super::record::{end_words, gap_words, open, show_progress, time_text};
 use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_rate, parse_subscription};
 use crate::control::ControlSockets;
 use crate::exit::Exit;
-use crate::output::{Output, counted, grouped, note, note_connection, or_noting, per_second, warn};
+use crate::output::{
+    Output, counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn,
+};
 use crate::pace::Pace;
+use crate::reach::Reach;
 use crate::recording::block::Record;
 use crate::recording::index::TOPICS_MAX;
 use crate::recording::reader::End;
+use crate::render::topic_text;
 use crate::rights;
 use crate::signals::Interrupt;
 
@@ -236,6 +240,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         }) => unreachable!("it never ends"),
     };
     let seconds = started.elapsed().as_secs_f64();
+    let went_nowhere = replay.reach.went_nowhere(&connection).await;
     let is_interrupted = matches!(&result, Ok((exit, _)) if exit.is_interrupted());
     let closing = replay.plain.take().map(|plain| tokio::spawn(plain.close(arguments.linger)));
     let Some(mut left) = end(&connection, proxy, arguments.linger, is_interrupted, &mut interrupt).await
@@ -265,6 +270,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             "unsent_messages": left.unsent,
             "unconfirmed_messages": left.unconfirmed,
             "control_requests_left_out": report.control,
+            "nobody_subscribed": went_nowhere,
             "damaged": report.is_damaged,
             "interrupted": exit.is_interrupted(),
         });
@@ -285,8 +291,13 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
             replay.lag.as_secs_f64()
         ));
     }
+    if went_nowhere && notes_are_seen() {
+        replay.reach.tell(sent, proxy);
+    }
     if verbose {
-        note(format_args!("published {} ({})", counted(sent, "message"), counted(bytes, "byte")));
+        let nobody = if went_nowhere { "; nobody subscribed to them" } else { "" };
+        let (messages, bytes) = (counted(sent, "message"), counted(bytes, "byte"));
+        note(format_args!("published {messages} ({bytes}){nobody}"));
     }
     if exit == Exit::Done && refused > 0 {
         let were = if refused == 1 { "was" } else { "were" };
@@ -503,6 +514,7 @@ struct Replay<'a> {
     counts: std::sync::Arc<Counts>,
     /// Messages that are too large for this proxy.
     refused: u64,
+    reach: Reach,
     plain: Option<PlainPublisher>,
 }
 
@@ -516,6 +528,7 @@ impl<'a> Replay<'a> {
             lag: Duration::ZERO,
             counts: std::sync::Arc::default(),
             refused: 0,
+            reach: Reach::new(notes_are_seen() || verbose || arguments.json),
             plain: None,
         }
     }
@@ -571,6 +584,8 @@ impl<'a> Replay<'a> {
     async fn send(&mut self, connection: &Connection, record: Record) -> anyhow::Result<()> {
         let size = record.size();
         let message = Multipart::from(record.frames);
+        let topic = Topic::wrap(message.frames().first().cloned().unwrap_or_default());
+        self.reach.look(connection, &topic);
         let result = if let [topic, meta, data] = message.frames() {
             connection.publish(&Message::from_frames(topic.clone(), meta.clone(), data.clone())).await
         } else {
@@ -582,13 +597,13 @@ impl<'a> Replay<'a> {
         };
         match result {
             Err(error) if error.kind() == ErrorKind::TooLarge => {
-                let topic = message.frames().first().cloned().unwrap_or_default();
-                warn(format_args!("a message was not published to {}: {error:#}", topic.escape_ascii()));
+                warn(format_args!("a message was not published to {}: {error:#}", topic_text(&topic)));
                 self.refused += 1;
                 return Ok(());
             }
             result => result?,
         }
+        self.reach.look(connection, &topic);
         self.counts.bytes.fetch_add(size, Ordering::Relaxed);
         if (1 + self.counts.sent.fetch_add(1, Ordering::Relaxed)).is_multiple_of(TURN) {
             tokio::task::yield_now().await;
