@@ -473,6 +473,33 @@ async fn a_replay_waits_for_a_subscriber() {
     ended.done();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_of_any_bytes_are_recorded_and_replayed() {
+    let (_proxy, address) = proxy().await;
+    let (_folder, path) = folder();
+    let file = path("file");
+    let recorder = record(&address, &[&file, "--topic-hex", "ff00", "61", "-n", "3"]).await;
+    for (topic, data) in [("ff0001", "1"), ("02", "left out"), ("61 3a", "2"), ("ff00", "3")] {
+        publish(&address, &["--topic-hex", topic, data], b"").await;
+    }
+    recorder.end().await.done();
+    let info = info(&file).await;
+    assert_eq!((&info["topics"][0]["topic"], info["topics"][0].get("topicBase64")), (&"a:".into(), None));
+    assert_eq!(
+        (&info["topics"][2]["topicBase64"], &info["topics"][2]["messages"]),
+        (&"/wAB".into(), &1.into())
+    );
+    let again = [&file, "--speed", "max", "--topic-hex", "--topic", "ff 00", "--rename", "ff0001=623a"];
+    assert_eq!(replayed(2, &again).await, "b: 1\n\u{fffd}\\u{0} 3\n");
+    for arguments in [
+        &["record", &path("new"), "--topic-hex", "a"][..],
+        &["replay", &file, "--topic-hex", "--topic", "a:"],
+        &["replay", &file, "--topic-hex", "--rename", "a:=61"],
+    ] {
+        xmsg(arguments).await.failed(2, "it is not hexadecimal, as --topic-hex says");
+    }
+}
+
 /// Totals for scripts: the same numbers that people read.
 #[tokio::test(flavor = "multi_thread")]
 async fn totals_can_be_had_as_json() {

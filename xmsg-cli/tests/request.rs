@@ -75,6 +75,22 @@ async fn an_echo_is_what_was_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn topics_of_any_bytes_are_asked_and_answered() {
+    let (_proxy, address) = proxy().await;
+    let command = "printf '%s %s' \"$XMSG_TOPIC\" $XMSG_TOPIC_HEX";
+    let replier = reply(&address, &["--topic-hex", "00ff", "61 3a", "--command", command, "-n", "3"]).await;
+    for (topic, answer) in [("00FF 0a", " 00ff0a"), ("613a62", "a:b 613a62")] {
+        assert_eq!(ask(&address, &["--topic-hex", topic, ""], b"").await, format!("{answer}\n"));
+    }
+    assert_eq!(ask(&address, &["a:c", ""], b"").await, "a:c 613a63\n");
+    replier.end().await.done();
+    for arguments in [&["req", "--topic-hex", "x", ""][..], &["reply", "--topic-hex", "x", "1"]] {
+        xmsg(arguments).await.failed(2, "for '<TOPIC>': it is not hexadecimal, as --topic-hex says");
+    }
+    xmsg(&["req", "--topic-hex", "", "x"]).await.failed(2, "it has no bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_time_of_a_round_trip_is_told() {
     let (_proxy, address) = proxy().await;
     let _echo = reply(&address, &["echo", "--echo"]).await;

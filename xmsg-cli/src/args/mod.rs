@@ -25,7 +25,6 @@ pub(crate) use command::{command, parse, visible};
 pub(crate) use help::{Help, PAGES, help, page_as_command};
 pub(crate) use values::{
     TopicOptions, parse_bytes, parse_count_from_1, parse_duration, parse_number, parse_rate, parse_size,
-    parse_subscription,
 };
 
 /// How long it may take to see that nobody listens.

@@ -4,12 +4,13 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use bytes::Bytes;
 use xmsg_core::{Error, ErrorKind, Topic};
 
 use crate::exit::Usage;
 
 /// A topic to subscribe to. The empty one is everything; a `:` at the end stays, so that `a:b:` is what is below `a:b`.
-pub(crate) fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
+fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
     if text.is_empty() {
         return Ok(Topic::everything());
     }
@@ -43,14 +44,22 @@ impl TopicOptions {
     }
 
     /// Topics to subscribe to; the empty one is everything.
-    pub(crate) fn to_subscribe(self, words: &[String]) -> Result<Vec<Topic>, Usage> {
-        let read = |word: &String| {
+    pub(crate) fn to_subscribe(self, words: &[impl AsRef<str>]) -> Result<Vec<Topic>, Usage> {
+        let read = |word: &str| {
             if self.topic_hex {
                 return bytes_of_topic(word);
             }
             parse_subscription(word).map_err(|error| invalid_topic(word, &error))
         };
-        words.iter().map(read).collect()
+        words.iter().map(|word| read(word.as_ref())).collect()
+    }
+
+    /// What a topic begins with, byte by byte, and not yet the topic.
+    pub(crate) fn beginning(self, word: &str) -> Result<Bytes, Usage> {
+        if self.topic_hex {
+            return bytes_of_topic(word).map(Topic::into_bytes);
+        }
+        Ok(Bytes::copy_from_slice(word.as_bytes()))
     }
 
     /// Whether topics are text, as people choose it.

@@ -8,6 +8,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
@@ -16,7 +18,7 @@ use xmsg_core::Topic;
 use xmsg_core::control::CONTROL_TOPIC;
 use xmsg_zmq::{DropReason, SocketEvent, SocketEvents};
 
-use crate::args::{ConnectOptions, parse_bytes, parse_count_from_1, parse_duration, parse_subscription};
+use crate::args::{ConnectOptions, TopicOptions, parse_bytes, parse_count_from_1, parse_duration};
 use crate::exit::Exit;
 use crate::output::{Output, check_folder, counted, grouped, note, note_connection, per_second, warn};
 use crate::patterns::note_patterns;
@@ -41,6 +43,7 @@ Examples:
   xmsg record run7.xmr daq: slow-control             two branches of topics
   xmsg record run7.xmr daq: --zstd --timeout 10m     compressed, ten minutes
   xmsg record day.xmr --max-size 1GB --max-age 1h    day.00001.xmr, day.00002.xmr, ...
+  xmsg record run8.xmr --topic-hex 747261            topics that are no text
   xmsg record --info run7.xmr                        what is in it
   xmsg record --info run7.xmr --json | jq .messages
   xmsg record run7.xmr daq: --timeout 1m --json | jq .dropped_messages
@@ -67,8 +70,11 @@ pub(crate) struct Arguments {
     file: PathBuf,
 
     /// Topic: the start of what messages are about [default: everything]
-    #[arg(value_name = "TOPIC", value_parser = parse_subscription)]
-    topics: Vec<Topic>,
+    #[arg(value_name = "TOPIC")]
+    topics: Vec<String>,
+
+    #[command(flatten)]
+    topic: TopicOptions,
 
     /// End after so many messages
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
@@ -96,7 +102,7 @@ pub(crate) struct Arguments {
     force: bool,
 
     /// Tell what is in FILE instead: messages, bytes, topics, times, and whether it is whole
-    #[arg(long, conflicts_with_all = ["topics", "count", "timeout", "zstd", "max_size", "max_age", "force"])]
+    #[arg(long, conflicts_with_all = ["topics", "topic_hex", "count", "timeout", "zstd", "max_size", "max_age", "force"])]
     info: bool,
 
     /// With --info: read all of FILE, and check it, instead of believing its index
@@ -116,6 +122,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         return tokio::task::block_in_place(|| info(&arguments));
     }
     let mut interrupt = Interrupt::new()?;
+    let topics = arguments.topic.to_subscribe(&arguments.topics)?;
     let files = Files {
         path: arguments.file.clone(),
         force: arguments.force,
@@ -126,9 +133,10 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     files.check()?;
     check_folder(&arguments.file)?;
     let proxy = arguments.connect.proxy()?;
-    let topics =
-        if arguments.topics.is_empty() { vec![Topic::everything()] } else { arguments.topics.clone() };
-    note_patterns(&topics);
+    let topics = if topics.is_empty() { vec![Topic::everything()] } else { topics };
+    if arguments.topic.is_text() {
+        note_patterns(&topics);
+    }
     let tap = tokio::select! {
         tap = Tap::open(&arguments.connect, &topics) => tap?,
         exit = interrupt.wait() => return Ok(exit),
@@ -489,7 +497,11 @@ fn json_text(path: &Path, reader: &Reader<File>, info: &Info) -> String {
         .into_iter()
         .map(|(name, count)| {
             let topic = String::from_utf8_lossy(name);
-            json!({ "topic": topic, "messages": count.messages, "bytes": count.bytes })
+            let mut row = json!({ "topic": topic, "messages": count.messages, "bytes": count.bytes });
+            if str::from_utf8(name).is_err() {
+                row["topicBase64"] = BASE64.encode(name).into();
+            }
+            row
         })
         .collect();
     let (cut_at, unreadable_from) = match info.end {

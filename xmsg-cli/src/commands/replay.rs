@@ -21,9 +21,9 @@ use xmsg_zmq::{Multipart, SocketEvent, SocketEvents};
 
 use super::publish::{confirm_now_and_then, end, not_arrived};
 use super::record::{end_words, gap_words, open, show_progress, time_text};
-use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_rate, parse_subscription};
+use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration, parse_rate};
 use crate::control::ControlSockets;
-use crate::exit::Exit;
+use crate::exit::{Exit, Usage};
 use crate::output::{
     Output, counted, grouped, note, note_connection, notes_are_seen, or_noting, per_second, warn,
 };
@@ -108,13 +108,16 @@ pub(crate) struct Arguments {
     to: Option<Place>,
 
     /// Only messages whose topic starts with this, byte by byte. May be given several times
-    #[arg(long = "topic", value_name = "TOPIC", value_parser = parse_subscription)]
-    topics: Vec<Topic>,
+    #[arg(long = "topic", value_name = "TOPIC")]
+    topics: Vec<String>,
+
+    #[command(flatten)]
+    topic: TopicOptions,
 
     /// Publish what was recorded with a topic that starts with OLD with NEW in its place. Of several, the first that
-    /// fits counts
+    /// fits counts. With --topic-hex, both are hexadecimal digits
     #[arg(long = "rename", value_name = "OLD=NEW")]
-    renames: Vec<Rename>,
+    renames: Vec<String>,
 
     /// Wait until somebody has subscribed to the topic of the first message
     #[arg(long)]
@@ -187,23 +190,24 @@ impl Place {
 /// Another beginning for topics that begin with this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Rename {
-    old: String,
-    new: String,
-}
-
-impl FromStr for Rename {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (old, new) = text.split_once('=').ok_or("expected OLD=NEW, such as daq:=test:daq:")?;
-        Ok(Self { old: old.to_owned(), new: new.to_owned() })
-    }
+    old: Bytes,
+    new: Bytes,
 }
 
 impl Rename {
+    fn read(topics: TopicOptions, text: &str) -> Result<Self, Usage> {
+        let (old, new) = text.split_once('=').ok_or_else(|| {
+            let example = if topics.is_text() { "daq:=test:daq:" } else { "646171=74657374" };
+            Usage(format!(
+                "invalid value '{text}' for '--rename <OLD=NEW>': expected OLD=NEW, such as {example}"
+            ))
+        })?;
+        Ok(Self { old: topics.beginning(old)?, new: topics.beginning(new)? })
+    }
+
     fn of(&self, topic: &[u8]) -> Option<Bytes> {
-        let rest = topic.strip_prefix(self.old.as_bytes())?;
-        Some([self.new.as_bytes(), rest].concat().into())
+        let rest = topic.strip_prefix(&self.old[..])?;
+        Some([&self.new[..], rest].concat().into())
     }
 }
 
@@ -338,6 +342,9 @@ enum List {
 
 impl Selection {
     fn new(arguments: &Arguments) -> anyhow::Result<Self> {
+        let topics = arguments.topic.to_subscribe(&arguments.topics)?;
+        let renames = arguments.renames.iter().map(|text| Rename::read(arguments.topic, text));
+        let renames = renames.collect::<Result<_, _>>()?;
         let mut start_ns = None;
         for file in &arguments.files {
             // All of them, so that one that is missing is not found out in the middle.
@@ -349,17 +356,9 @@ impl Selection {
         let to_ns = arguments.to.map_or(u64::MAX, |place| place.ns(start_ns));
         if from_ns >= to_ns {
             let (from, to) = (time_text(from_ns), time_text(to_ns));
-            return Err(
-                crate::exit::Usage(format!("nothing lies between --from ({from}) and --to ({to})")).into()
-            );
+            return Err(Usage(format!("nothing lies between --from ({from}) and --to ({to})")).into());
         }
-        Ok(Self {
-            files: arguments.files.clone(),
-            from_ns,
-            to_ns,
-            topics: arguments.topics.clone(),
-            renames: arguments.renames.clone(),
-        })
+        Ok(Self { files: arguments.files.clone(), from_ns, to_ns, topics, renames })
     }
 
     /// Reads so many times what is to be published. Ends also when nobody takes it any more.
@@ -552,7 +551,7 @@ impl<'a> Replay<'a> {
                 if std::mem::take(&mut is_first) && self.arguments.wait_sub {
                     let topic = Topic::wrap(record.topic().to_vec());
                     if self.verbose {
-                        note(format_args!("waiting for a subscriber of {topic}"));
+                        note(format_args!("waiting for a subscriber of {}", topic_text(&topic)));
                     }
                     connection.wait_for_subscriber(&topic).await?;
                 }
@@ -672,7 +671,14 @@ fn no_answer(proxy: &ProxyAddress, limit: Duration) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches;
+
     use super::*;
+
+    fn topics(words: &[&str]) -> TopicOptions {
+        let command = TopicOptions::augment_args(clap::Command::new("x").no_binary_name(true));
+        TopicOptions::from_arg_matches(&command.get_matches_from(words)).unwrap()
+    }
 
     #[test]
     fn speeds_places_and_renames_are_read() {
@@ -690,9 +696,13 @@ mod tests {
         for text in ["", "tomorrow", "2026-03-01", "2026-03-01T12:00:00"] {
             assert!(at(text).is_err(), "{text}");
         }
-        let rename: Rename = "a:=b:c:".parse().unwrap();
+        let (text, hex) = (topics(&[]), topics(&["--topic-hex"]));
+        let rename = Rename::read(text, "a:=b:c:").unwrap();
         assert_eq!(rename.of(b"a:x").as_deref(), Some(&b"b:c:x"[..]));
         assert_eq!(rename.of(b"ab:x"), None);
-        assert!("a".parse::<Rename>().is_err());
+        let rename = Rename::read(hex, "ff 00=01").unwrap();
+        assert_eq!(rename.of(b"\xff\0x").as_deref(), Some(&b"\x01x"[..]));
+        assert!(Rename::read(text, "a").is_err());
+        assert!(Rename::read(hex, "a=b").unwrap_err().to_string().contains("--topic-hex"));
     }
 }

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use xmsg_core::control::CONTROL_TOPIC;
 use xmsg_core::{Connection, ErrorKind, Message, Subscription, Topic};
 
-use crate::args::{ConnectOptions, parse_count_from_1, parse_duration, parse_number, parse_subscription};
+use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration, parse_number};
 use crate::exit::{Exit, Usage};
 use crate::output::{counted, grouped, note, note_connection, or_noting, warn};
 use crate::patterns::note_patterns;
@@ -43,7 +43,8 @@ Examples:
   xmsg reply math:answer -f answer.json --mime text/json
   xmsg reply echo --echo                             the data of the request, sent back
   xmsg reply text:upper --command 'tr a-z A-Z'       what the command makes of it
-  xmsg reply daq: --command 'echo \"you asked $XMSG_TOPIC\"' --concurrency 4";
+  xmsg reply daq: --command 'echo \"you asked $XMSG_TOPIC\"' --concurrency 4
+  xmsg reply --topic-hex 7472610100 --echo           topics that are no text";
 
 /// Answer the requests to topics
 ///
@@ -53,8 +54,8 @@ Examples:
 ///
 /// The last argument is the data of all replies, unless --echo, --command or --file says what to reply.
 ///
-/// A command is run by `sh -c` for each request, with the data of the request on its standard input, and `XMSG_TOPIC`
-/// and `XMSG_MIME` in its environment. What it writes to its standard output is the data of the reply, byte for byte;
+/// A command is run by `sh -c` for each request, with the data of the request on its standard input, and `XMSG_TOPIC`,
+/// `XMSG_TOPIC_HEX` (the topic in hexadecimal digits) and `XMSG_MIME` in its environment. What it writes to its standard output is the data of the reply, byte for byte;
 /// with --mime and one of xMsg's own types, text that is turned into a value. When it fails, takes too long, or writes
 /// what can't be sent, that is said on standard error, and the reply is an error that says why.
 #[derive(Debug, Args)]
@@ -68,6 +69,9 @@ pub(crate) struct Arguments {
     /// `-`
     #[arg(value_name = "TOPIC", required = true)]
     words: Vec<OsString>,
+
+    #[command(flatten)]
+    topics: TopicOptions,
 
     /// Reply what is in this file; `-` is standard input
     #[arg(short, long, value_name = "FILE", group = "answer")]
@@ -113,19 +117,21 @@ impl Arguments {
                 ))
             }
         };
-        let topic = |word: &OsString| {
-            let text =
-                word.to_str().with_context(|| Usage(format!("the topic {} is not UTF-8", word.display())))?;
-            Ok::<_, anyhow::Error>(parse_subscription(text)?)
+        let text = |word: &OsString| {
+            let text = word.to_str().map(str::to_owned);
+            text.with_context(|| Usage(format!("the topic {} is not UTF-8", word.display())))
         };
-        Ok((topics.iter().map(topic).collect::<Result<_, _>>()?, data))
+        let words = topics.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+        Ok((self.topics.to_subscribe(&words)?, data))
     }
 }
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let (topics, data) = arguments.words()?;
-    note_patterns(&topics);
+    if arguments.topics.is_text() {
+        note_patterns(&topics);
+    }
     let recipe = arguments.data.recipe(&Topic::wrap(PLACEHOLDER))?;
     let mut source = if data.is_some() || arguments.file.is_some() {
         Some(recipe.source(data, arguments.file.as_deref(), Split::Whole)?)
@@ -336,10 +342,14 @@ struct Command {
 impl Command {
     /// Its output for this request. Dropping the future kills it.
     async fn run(&self, request: &Message) -> anyhow::Result<Bytes> {
+        let topic = request.topic().as_bytes();
+        // No variable can have a NUL byte in it.
+        let text = if topic.contains(&0) { b"" } else { topic };
         let mut child = tokio::process::Command::new("sh")
             .arg("-c")
             .arg(&self.line)
-            .env("XMSG_TOPIC", OsStr::from_bytes(request.topic().as_bytes()))
+            .env("XMSG_TOPIC", OsStr::from_bytes(text))
+            .env("XMSG_TOPIC_HEX", hex::encode(topic))
             .env("XMSG_MIME", request.mime_type().unwrap_or_default())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use xmsg_core::{Actor, Connection, RegistrarAddress, Topic};
 
-use crate::args::{ConnectOptions, parse_count_from_1, parse_duration};
+use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration};
 use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
 use crate::output::{Output, counted, grouped, note, reader_gone, warn};
 use crate::recipe::{DataOptions, InputOptions, Recipe};
@@ -27,7 +27,8 @@ Examples:
   xmsg req daq:status '' --json | jq .meta
   xmsg req math:square 3 --timeout 5s -v             and how long it took
   xmsg req math:square 3 --wait-sub --timeout 1m     once somebody is there to answer
-  xmsg req echo '{{Count}}' --template -n 100        one after the other";
+  xmsg req echo '{{Count}}' --template -n 100        one after the other
+  xmsg req --topic-hex 7472610100 status             a topic of bytes that are no text";
 
 /// Publish a request, and write the reply to standard output
 ///
@@ -41,7 +42,10 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Topic: domain[:subject[:type...]]
-    topic: Topic,
+    topic: String,
+
+    #[command(flatten)]
+    topics: TopicOptions,
 
     #[command(flatten)]
     input: InputOptions,
@@ -75,7 +79,8 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     if arguments.timeout.is_zero() {
         bail!(Usage("--timeout can't be 0: nobody could reply in time".to_owned()));
     }
-    let recipe = arguments.data.recipe(&arguments.topic)?;
+    let topic = arguments.topics.to_publish(&arguments.topic)?;
+    let recipe = arguments.data.recipe(&topic)?;
     let input = &arguments.input;
     let source = recipe.source(input.data.as_deref(), input.file.as_deref(), Split::Whole)?;
 
@@ -99,7 +104,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         actor: actor.clone(),
         ready,
         waiter,
-        topic: arguments.topic.clone(),
+        topic: topic.clone(),
         source,
         recipe,
         count: arguments.count,
@@ -109,7 +114,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         verbose,
     };
     let asking = async {
-        let allowed = rights::may_publish(&arguments.connect, &arguments.topic);
+        let allowed = rights::may_publish(&arguments.connect, &topic);
         let work = async { tokio::spawn(asker.run()).await? };
         match tokio::try_join!(work, allowed).map(|(exit, ())| exit) {
             // Replies come to topics of their own.
