@@ -45,6 +45,7 @@ async fn shells_complete_what_is_there_and_nothing_else() {
         let script = xmsg(&["completions", shell]).await.text();
         assert!(script.contains("keygen") && script.contains("connect-timeout"), "{shell}");
         assert!(!script.contains("deregister\")"), "{shell}");
+        assert!(script.contains("exit-codes"), "{shell}");
     }
     // Under bash itself, after `xmsg keygen --`.
     let script = xmsg(&["completions", "bash"]).await.text();
@@ -64,6 +65,16 @@ async fn shells_complete_what_is_there_and_nothing_else() {
     assert!(publish.contains("--server-key") && publish.contains("--proxy"), "{publish}");
     assert_eq!(complete("xmsg fin").trim(), "");
     assert_eq!(complete("xmsg registrar fin").trim(), "find");
+    // What there is help about: commands, those of commands, and pages.
+    for (line, word) in [
+        ("xmsg help con", "connections context connection"),
+        ("xmsg help exit", "exit-codes"),
+        ("xmsg help sec", "security"),
+        ("xmsg help registrar fin", "find"),
+        ("xmsg help fin", ""),
+    ] {
+        assert_eq!(complete(line).trim(), word, "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

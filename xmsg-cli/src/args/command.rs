@@ -6,7 +6,7 @@ use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 
-use super::{Cli, ContextOption, SecurityOptions, help};
+use super::{Cli, ContextOption, PAGES, SecurityOptions, help, page_as_command};
 use crate::settings;
 
 /// Who has one of these arguments connects to a proxy or a registrar, and may have to show credentials.
@@ -92,20 +92,31 @@ fn given(command: &mut Command, matches: &ArgMatches) -> Result<BTreeMap<&'stati
     Ok(given)
 }
 
-/// The command line without hidden commands, for generators that don't look.
+/// The command line without hidden commands, for generators that don't look. What `xmsg help` tells about are commands of its own there,
+/// so that shells complete them.
 pub(crate) fn visible() -> Command {
-    fn copy(command: &Command) -> Command {
+    fn named(command: &Command) -> Command {
         // clap wants names that last; this is made once, at the end of a process.
         let name: &'static str = command.get_name().to_owned().leak();
-        let subcommands = command.get_subcommands().filter(|command| !command.is_hide_set()).map(copy);
-        let copied = Command::new(name)
-            .disable_help_subcommand(true)
-            .args(command.get_arguments().cloned())
-            .groups(command.get_groups().cloned())
-            .subcommands(subcommands);
-        command.get_about().cloned().into_iter().fold(copied, Command::about)
+        let named = Command::new(name).disable_help_subcommand(true);
+        command.get_about().cloned().into_iter().fold(named, Command::about)
     }
-    copy(&command()).version(env!("CARGO_PKG_VERSION"))
+    fn shown(command: &Command) -> impl Iterator<Item = &Command> {
+        command.get_subcommands().filter(|command| !command.is_hide_set())
+    }
+    fn copy(command: &Command) -> Command {
+        let copied = named(command).subcommands(shown(command).map(copy));
+        copied.args(command.get_arguments().cloned()).groups(command.get_groups().cloned())
+    }
+    fn topic(command: &Command) -> Command {
+        named(command).disable_help_flag(true).subcommands(shown(command).map(topic))
+    }
+    let all = command();
+    let topics = shown(&all).map(topic).chain(PAGES.into_iter().filter_map(page_as_command));
+    let topics: Vec<_> = topics.collect();
+    copy(&all)
+        .version(env!("CARGO_PKG_VERSION"))
+        .mut_subcommand("help", |help| named(&help).subcommands(topics))
 }
 
 #[cfg(test)]
