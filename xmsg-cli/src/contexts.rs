@@ -1,20 +1,25 @@
 //! Contexts: named sets of addresses and credentials, in a file of the user.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::Spanned;
+use toml_edit::{DocumentMut, Item, RawString, Table, Value};
 use xmsg_core::{Error, ErrorKind, Result};
 
 use crate::settings::{self, Found, Setting};
 
 /// The file, unless `XMSG_CONFIG` says otherwise, below the folder for configuration.
 const FILE: &str = "xmsg/contexts.toml";
+/// What a new file begins with.
 const HEADER: &str = "\
-# Contexts of xmsg: see `xmsg help context`. Commands that change them write this file anew, without other comments.
+# Contexts of xmsg: see `xmsg help context`. It may be edited; `xmsg context` leaves comments as they are.
+
 ";
 
 /// All contexts, as the file has them.
@@ -124,10 +129,6 @@ impl Contexts {
         Ok(())
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.content.contexts.keys().map(String::as_str)
     }
@@ -188,57 +189,190 @@ impl Contexts {
         Error::new(ErrorKind::InvalidOption, what)
     }
 
-    /// Adds a context, or replaces it.
+    /// Changes the file. Whoever else changes it at the same time waits for us, so that no change is lost.
+    pub(crate) fn edit(
+        change: impl FnOnce(&Self, &mut Editor) -> anyhow::Result<()>,
+    ) -> anyhow::Result<PathBuf> {
+        let path = path()?;
+        let _lock = lock(&path)?;
+        let contexts = Self::read_from(path.clone())?;
+        let mut editor = Editor::of(&contexts)?;
+        change(&contexts, &mut editor)?;
+        write(&path, &editor.text())?;
+        Ok(path)
+    }
+}
+
+/// The file as it is to be, with its comments.
+#[derive(Debug)]
+pub(crate) struct Editor {
+    /// What stands before all else, where there was nothing to which it could have belonged.
+    beginning: String,
+    document: DocumentMut,
+}
+
+impl Editor {
+    fn of(contexts: &Contexts) -> Result<Self> {
+        let text = if contexts.text.trim().is_empty() { HEADER } else { &contexts.text };
+        let mut document = text.parse::<DocumentMut>().map_err(|error| {
+            let at = error.span().unwrap_or_default();
+            damaged(&contexts.path, text, &at, error.message())
+        })?;
+        let mut beginning = String::new();
+        if document.is_empty() {
+            beginning = document.to_string();
+            document.set_trailing("");
+        }
+        Ok(Self { beginning, document })
+    }
+
+    fn text(&self) -> String {
+        format!("{}{}", self.beginning, self.document)
+    }
+
+    /// Adds a context, or replaces all values of one that is there.
     pub(crate) fn put(&mut self, context: &Context) {
-        let place = |text: &str| Spanned::new(0..0, text.to_owned());
-        let values = context.values.iter().map(|(key, (value, _))| (place(key), place(value))).collect();
-        self.content.contexts.insert(context.name.clone(), values);
+        let mut all = Table::new();
+        // Without a header of its own.
+        all.set_implicit(true);
+        let all = self.document.entry("contexts").or_insert(Item::Table(all));
+        let Some(all) = all.as_table_like_mut() else { return };
+        let there = all.entry(&context.name).or_insert(Item::Table(Table::new()));
+        let Some(there) = there.as_table_like_mut() else { return };
+        let gone: Vec<_> = there.iter().map(|(key, _)| key.to_owned()).collect();
+        for key in gone.iter().filter(|key| !context.values.contains_key(*key)) {
+            there.remove(key);
+        }
+        for (key, (value, _)) in &context.values {
+            replace(there.entry(key).or_insert(Item::None), value);
+        }
     }
 
     /// Removes a context; one that was selected is no longer.
     pub(crate) fn remove(&mut self, name: &str) {
-        self.content.contexts.remove(name);
-        if self.selected() == Some(name) {
+        let selected = self.document.get("selected").and_then(Item::as_str);
+        if selected == Some(name) {
             self.select(None);
+        }
+        if let Some(all) = self.document.get_mut("contexts").and_then(Item::as_table_like_mut) {
+            let removed = all.remove(name);
+            let head = removed.as_ref().and_then(Item::as_table).map(|table| head(table.decor().prefix()));
+            self.put_in_front(&head.unwrap_or_default());
         }
     }
 
     pub(crate) fn select(&mut self, name: Option<&str>) {
-        self.content.selected = name.map(|name| Spanned::new(0..0, name.to_owned()));
-    }
-
-    /// Writes the file anew. Whoever reads it finds the old one or the new one; nobody else may.
-    pub(crate) fn write(&self) -> Result<()> {
-        let path = if self.path.as_os_str().is_empty() { path()? } else { self.path.clone() };
-        let failed = |error: io::Error| {
-            Error::new(ErrorKind::Io, format!("cannot write the contexts to {}: {error}", path.display()))
+        let Some(name) = name else {
+            let removed = self.document.remove_entry("selected");
+            let head = removed.map(|(key, _)| head(key.leaf_decor().prefix()));
+            return self.put_in_front(&head.unwrap_or_default());
         };
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(failed)?;
-        // A link stays one.
-        let target = std::fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
-        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(folder);
-        let mut file = tempfile::Builder::new().prefix(".contexts-").tempfile_in(folder).map_err(failed)?;
-        file.write_all(self.text().as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-        file.persist(&target).map_err(|error| failed(error.error))?;
-        Ok(())
+        if self.document.contains_key("selected") {
+            return replace(&mut self.document["selected"], name);
+        }
+        self.document.insert("selected", toml_edit::value(name));
+        // It comes in front of all that is there; what the file begins with stays its beginning.
+        let first = self.first_table().map(Table::decor_mut);
+        let Some(first) = first else { return };
+        let prefix = text_of(first.prefix());
+        let beginning = head(first.prefix());
+        first.set_prefix(format!("\n{}", prefix[beginning.len()..].trim_start_matches('\n')));
+        if let Some(mut key) = self.document.key_mut("selected") {
+            key.leaf_decor_mut().set_prefix(beginning);
+        }
     }
 
-    fn text(&self) -> String {
-        let mut all = toml::Table::new();
-        if let Some(name) = self.selected() {
-            all.insert("selected".to_owned(), name.to_owned().into());
+    /// The table that stands first in the file.
+    fn first_table(&mut self) -> Option<&mut Table> {
+        let all = self.document.get_mut("contexts")?.as_table_mut()?;
+        let position = |table: &Table| table.position().unwrap_or(isize::MAX);
+        if !all.is_implicit() {
+            return Some(all);
         }
-        let mut contexts = toml::Table::new();
-        for (name, values) in &self.content.contexts {
-            let pair = |(key, value): (&Spanned<String>, &Spanned<String>)| {
-                (key.get_ref().clone(), value.get_ref().clone().into())
-            };
-            contexts.insert(name.clone(), toml::Value::Table(values.iter().map(pair).collect()));
-        }
-        all.insert("contexts".to_owned(), toml::Value::Table(contexts));
-        format!("{HEADER}{all}")
+        all.iter_mut().filter_map(|(_, item)| item.as_table_mut()).min_by_key(|table| position(table))
     }
+
+    /// Puts comments in front of what is the first now.
+    fn put_in_front(&mut self, text: &str) {
+        if text.trim().is_empty() {
+            return;
+        }
+        if let Some(mut key) = self.document.key_mut("selected") {
+            let prefix = format!("{text}{}", text_of(key.leaf_decor().prefix()));
+            return key.leaf_decor_mut().set_prefix(prefix);
+        }
+        match self.first_table().map(Table::decor_mut) {
+            Some(decor) => {
+                let prefix = format!("{text}{}", text_of(decor.prefix()).trim_start_matches('\n'));
+                decor.set_prefix(prefix);
+            }
+            None => self.beginning.push_str(text),
+        }
+    }
+}
+
+/// Sets a value; comments around the one that was there stay.
+fn replace(item: &mut Item, text: &str) {
+    let mut value = Value::from(text);
+    if let Some(before) = item.as_value() {
+        *value.decor_mut() = before.decor().clone();
+    }
+    *item = Item::Value(value);
+}
+
+fn text_of(text: Option<&RawString>) -> String {
+    text.and_then(RawString::as_str).unwrap_or_default().to_owned()
+}
+
+/// Of comments that stand in front of something, those that do not belong to it: a blank line is behind them.
+fn head(prefix: Option<&RawString>) -> String {
+    let mut text = text_of(prefix);
+    text.truncate(text.rfind("\n\n").map_or(0, |at| at + 2));
+    text
+}
+
+/// Held by whoever changes the file. It has a file of its own, as the other one is replaced.
+fn lock(path: &Path) -> Result<File> {
+    let target = target(path)?;
+    let mut name = target.into_os_string();
+    name.push(".lock");
+    let failed = |error: io::Error| {
+        let name = name.display();
+        Error::new(ErrorKind::Io, format!("cannot lock the contexts with {name}: {error}"))
+    };
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&name).map_err(failed)?;
+    file.lock().map_err(failed)?;
+    Ok(file)
+}
+
+/// The file itself, where there is a link to it; its folder is made if need be.
+fn target(path: &Path) -> Result<PathBuf> {
+    let failed = |error: io::Error| cannot_write(path, &error);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(failed)?;
+    match std::fs::metadata(path) {
+        Ok(there) if !there.is_file() => {
+            Err(cannot_write(path, &io::Error::other("it is no ordinary file: name another one")))
+        }
+        Ok(_) => std::fs::canonicalize(path).map_err(failed),
+        Err(_) => Ok(path.to_owned()),
+    }
+}
+
+/// Writes the file anew. Whoever reads it finds the old one or the new one; nobody else may.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let failed = |error: io::Error| cannot_write(path, &error);
+    let target = target(path)?;
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".contexts-").tempfile_in(folder).map_err(failed)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(&target).map_err(|error| failed(error.error))?;
+    Ok(())
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Error {
+    Error::new(ErrorKind::Io, format!("cannot write the contexts to {}: {error}", path.display()))
 }
 
 fn line(text: &str, at: usize) -> usize {
@@ -291,19 +425,100 @@ proxy = \"::1\"
         assert_eq!(lab.value(&settings::USER), None);
     }
 
+    /// What becomes of a file with this text.
+    fn edited(text: &str, change: impl FnOnce(&mut Editor)) -> String {
+        let (_folder, path) = file(text);
+        let contexts = Contexts::read_from(path.clone()).unwrap();
+        let mut editor = Editor::of(&contexts).unwrap();
+        change(&mut editor);
+        let text = editor.text();
+        write(&path, &text).unwrap();
+        Contexts::read_from(path).unwrap();
+        text
+    }
+
     #[test]
     fn what_is_written_is_read_again_and_is_for_nobody_else() {
         let (folder, path) = file(TEXT);
-        let mut contexts = Contexts::read_from(path.clone()).unwrap();
-        contexts.put(&Context::new("new.one", &BTreeMap::from([("user", "me \"x\"\n".to_owned())])));
-        contexts.remove("lab");
-        contexts.write().unwrap();
+        let text = edited(TEXT, |editor| {
+            editor.put(&Context::new("new.one", &BTreeMap::from([("user", "me \"x\"\n".to_owned())])));
+            editor.remove("lab");
+        });
+        write(&path, &text).unwrap();
         let contexts = Contexts::read_from(path.clone()).unwrap();
         assert_eq!((contexts.selected(), contexts.names().count()), (None, 2));
         let value = contexts.get("new.one").unwrap().value(&settings::USER).unwrap();
         assert_eq!(value.0, "me \"x\"\n");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn comments_of_whoever_edited_the_file_stay() {
+        const EDITED: &str = "\
+# My proxies.
+
+# The one that I use most.
+selected = \"lab\" # until May
+
+# In the cellar.
+[contexts.lab]
+# Its new address.
+proxy = \"10.0.0.7\" # since March
+user = \"me\"
+
+[contexts.home] # my own
+proxy = \"::1\"
+# The end.
+";
+        let lab = |values: &[(&'static str, &str)]| {
+            let values = values.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+            Context::new("lab", &values)
+        };
+        let text = edited(EDITED, |editor| {
+            editor.put(&lab(&[("proxy", "10.0.0.9"), ("registrar", "a")]));
+            editor.select(Some("home"));
+        });
+        let expected = EDITED
+            .replace("= \"lab\" #", "= \"home\" #")
+            .replace("10.0.0.7", "10.0.0.9")
+            .replace("user = \"me\"", "registrar = \"a\"");
+        assert_eq!(text, expected);
+
+        // What belongs to what is removed goes with it; what the file begins with stays.
+        let text = edited(EDITED, |editor| editor.remove("lab"));
+        assert_eq!(text, "# My proxies.\n\n[contexts.home] # my own\nproxy = \"::1\"\n# The end.\n");
+        let text = edited(&text, |editor| editor.select(Some("home")));
+        let expected =
+            "# My proxies.\n\nselected = \"home\"\n\n[contexts.home] # my own\nproxy = \"::1\"\n# The end.\n";
+        assert_eq!(text, expected);
+        let text = edited(&text, |editor| editor.remove("home"));
+        assert_eq!(text, "# My proxies.\n\n# The end.\n");
+        let text = edited(&text, |editor| editor.put(&lab(&[("proxy", "a")])));
+        for part in ["# My proxies.\n", "# The end.\n", "[contexts.lab]\nproxy = \"a\"\n"] {
+            assert!(text.contains(part), "{text}");
+        }
+
+        // Other ways to write the same.
+        let inline = "contexts = { lab = { proxy = \"a\" }, home = { proxy = \"b\" } } # mine\n";
+        let text = edited(inline, |editor| {
+            editor.put(&lab(&[("proxy", "c")]));
+            editor.remove("home");
+            editor.select(Some("lab"));
+        });
+        assert!(text.contains("# mine") && text.contains("\"c\"") && !text.contains("home"), "{text}");
+        let whole = "[contexts]\n# one\nlab.proxy = \"a\"\n";
+        let text = edited(whole, |editor| editor.put(&lab(&[("proxy", "b")])));
+        assert_eq!(text, whole.replace("\"a\"", "\"b\""));
+    }
+
+    #[test]
+    fn a_new_file_says_what_it_is() {
+        let text = edited("", |editor| {
+            editor.put(&Context::new("lab", &BTreeMap::from([("proxy", "a".to_owned())])));
+            editor.select(Some("lab"));
+        });
+        assert_eq!(text, format!("{HEADER}selected = \"lab\"\n\n[contexts.lab]\nproxy = \"a\"\n"));
     }
 
     #[test]

@@ -112,6 +112,29 @@ async fn contexts_are_listed_shown_and_removed() {
     }
 }
 
+/// Commands at the same time do not undo each other's changes, and comments stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn contexts_that_are_added_at_the_same_time_are_all_there() {
+    const COUNT: usize = 24;
+    let user = User::new();
+    user.write("# mine\n\n# by hand\n[contexts.lab]\nproxy = \"10.0.0.7\" # since March\n");
+    let names: Vec<_> = (0..COUNT).map(|n| format!("c{n}")).collect();
+    let add = async |name: &String| user.run(&["context", "add", name, "--proxy", "a"]).await;
+    for ended in futures::future::join_all(names.iter().map(add)).await {
+        ended.done();
+    }
+    assert_eq!(user.run(&["context", "list", "--json"]).await.text().lines().count(), COUNT + 1);
+    let text = std::fs::read_to_string(&user.file).unwrap();
+    for comment in ["# mine\n", "# by hand\n[contexts.lab]\n", "# since March\n"] {
+        assert!(text.contains(comment), "{text}");
+    }
+    assert_eq!(std::fs::metadata(&user.file).unwrap().permissions().mode() & 0o777, 0o600);
+    // What is no file is not replaced by one.
+    let device = [("XMSG_CONFIG", "/dev/null")];
+    let ended = user.run_with(&device, &["context", "add", "lab", "--proxy", "a"]).await;
+    ended.failed(1, "cannot write the contexts to /dev/null: it is no ordinary file");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_has_no_value_that_nobody_could_use() {
     let user = User::new();
@@ -169,7 +192,7 @@ async fn a_context_has_keys() {
     user.run(&[&ping[..], &["--server-key", ""]].concat()).await.failed(4, "CURVE");
     // Two mechanisms at a time are told with both places.
     let both = user.run(&["ping", "--user", "me"]).await;
-    both.failed(2, "line 6) means CURVE and --user means PLAIN");
+    both.failed(2, "line 7) means CURVE and --user means PLAIN");
     within("the end", proxy.stop(std::time::Duration::from_secs(5))).await;
 }
 

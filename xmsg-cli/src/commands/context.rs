@@ -148,12 +148,13 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     match arguments.action {
         Action::Add(arguments) => add(&arguments),
         Action::Select { name, .. } => {
-            let mut contexts = Contexts::read()?;
-            if let Some(name) = &name {
-                contexts.get(name).ok_or_else(|| contexts.unknown(name, ""))?;
-            }
-            contexts.select(name.as_deref());
-            contexts.write()?;
+            Contexts::edit(|contexts, editor| {
+                if let Some(name) = &name {
+                    contexts.get(name).ok_or_else(|| contexts.unknown(name, ""))?;
+                }
+                editor.select(name.as_deref());
+                Ok(())
+            })?;
             match name {
                 Some(name) => note(format_args!("the context is {name} from now on")),
                 None => note("there is no context from now on"),
@@ -163,10 +164,11 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         Action::Show { name, json } => show(name, json),
         Action::List { json } => list(json),
         Action::Remove { name } => {
-            let mut contexts = Contexts::read()?;
-            contexts.get(&name).ok_or_else(|| contexts.unknown(&name, ""))?;
-            contexts.remove(&name);
-            contexts.write()?;
+            Contexts::edit(|contexts, editor| {
+                contexts.get(&name).ok_or_else(|| contexts.unknown(&name, ""))?;
+                editor.remove(&name);
+                Ok(())
+            })?;
             note(format_args!("the context {name} is removed"));
             Ok(Exit::Done)
         }
@@ -176,10 +178,6 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 fn add(arguments: &Add) -> anyhow::Result<Exit> {
     let Add { name, select, force, .. } = arguments;
     check_name(name)?;
-    let mut contexts = Contexts::read()?;
-    if contexts.get(name).is_some() && !force {
-        bail!(Usage(format!("the context {name} exists: replace it with --force, or choose another name")));
-    }
     let mut values = BTreeMap::new();
     for (setting, value) in [
         (&settings::PROXY, &arguments.proxy),
@@ -205,13 +203,20 @@ fn add(arguments: &Add) -> anyhow::Result<Exit> {
         bail!(Usage("a context without a value says nothing: give --proxy, for example".to_owned()));
     }
     check(&values)?;
-    contexts.put(&Context::new(name, &values));
-    if *select {
-        contexts.select(Some(name));
-    }
-    contexts.write()?;
+    let path = Contexts::edit(|contexts, editor| {
+        if contexts.get(name).is_some() && !force {
+            bail!(Usage(format!(
+                "the context {name} exists: replace it with --force, or choose another name"
+            )));
+        }
+        editor.put(&Context::new(name, &values));
+        if *select {
+            editor.select(Some(name));
+        }
+        Ok(())
+    })?;
     let how = if *select { "is added, and selected" } else { "is added" };
-    note(format_args!("the context {name} {how}: {}", contexts.path().display()));
+    note(format_args!("the context {name} {how}: {}", path.display()));
     Ok(Exit::Done)
 }
 
