@@ -8,10 +8,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use xmsg_core::Topic;
 
-use crate::admin::AdminOptions;
 use crate::args::ConnectOptions;
 use crate::exit::is_without_proxy;
-use crate::stats::{Connection, Source, Stats, Unknown};
+use crate::stats::{Connection, Source, SourceOptions, Stats, Unknown};
 use crate::tap::Tap;
 use crate::traffic::Counts;
 
@@ -62,10 +61,10 @@ pub(crate) struct TopicRates {
 }
 
 impl Look {
-    pub(crate) async fn open(connect: &ConnectOptions, admin: &AdminOptions) -> anyhow::Result<Self> {
-        let from = match Source::open(connect, admin).await {
+    pub(crate) async fn open(options: &SourceOptions) -> anyhow::Result<Self> {
+        let from = match options.open().await {
             Ok(source) => From::Proxy(source),
-            Err(error) if error.is::<Unknown>() => From::Subscription(Watcher::open(connect).await?),
+            Err(error) if error.is::<Unknown>() => From::Subscription(Watcher::open(&options.connect).await?),
             Err(error) => return Err(error),
         };
         Ok(Self { from, last: None })

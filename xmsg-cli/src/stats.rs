@@ -141,16 +141,28 @@ impl std::fmt::Display for Unknown {
 
 impl std::error::Error for Unknown {}
 
-impl Source {
+/// Which proxy to look at, and how it is asked: itself, or over HTTP.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SourceOptions {
+    #[command(flatten)]
+    pub(crate) connect: ConnectOptions,
+
+    #[command(flatten)]
+    pub(crate) admin: AdminOptions,
+}
+
+impl SourceOptions {
     /// Over HTTP if its address was given; else with control requests. A proxy that is not there is an error, and so is one that knows no
     /// such request ([`Unknown`]).
-    pub(crate) async fn open(connect: &ConnectOptions, admin: &AdminOptions) -> anyhow::Result<Self> {
-        if admin.is_given()? {
-            return Ok(Self::Admin(admin.clone().admin()?));
+    pub(crate) async fn open(&self) -> anyhow::Result<Source> {
+        if self.admin.is_given()? {
+            return Ok(Source::Admin(self.admin.clone().admin()?));
         }
-        Ok(Self::Control(Box::new(Control::open(connect).await?)))
+        Ok(Source::Control(Box::new(Control::open(&self.connect).await?)))
     }
+}
 
+impl Source {
     /// Where it is.
     pub(crate) fn address(&self) -> String {
         match self {

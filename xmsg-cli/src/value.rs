@@ -14,31 +14,6 @@ use xmsg_core::data::mime;
 /// Elements of an array that are shown.
 const SHOWN_MAX: usize = 16;
 
-/// The types that xMsg knows, and JSON.
-pub(crate) const KNOWN: [&str; 21] = [
-    mime::BYTES,
-    mime::STRING,
-    mime::SINT32,
-    mime::SINT64,
-    mime::SFIXED32,
-    mime::SFIXED64,
-    mime::FLOAT,
-    mime::DOUBLE,
-    mime::ARRAY_SINT32,
-    mime::ARRAY_SINT64,
-    mime::ARRAY_SFIXED32,
-    mime::ARRAY_SFIXED64,
-    mime::ARRAY_FLOAT,
-    mime::ARRAY_DOUBLE,
-    mime::ARRAY_STRING,
-    mime::ARRAY_BYTES,
-    mime::NATIVE,
-    mime::JAVA,
-    mime::CPP,
-    mime::JSON,
-    mime::PYTHON,
-];
-
 /// Whether text is turned into a value of this mime type when it is published.
 pub(crate) fn is_typed(mime_type: &str) -> bool {
     parser(mime_type).is_some()
@@ -55,27 +30,38 @@ pub(crate) fn encode(mime_type: &str, text: &[u8]) -> anyhow::Result<Bytes> {
 
 type Parser = fn(&str) -> anyhow::Result<Data>;
 
+/// The types of values that are written as text, and how it is read.
+const TYPED: [(&str, Parser); 14] = [
+    (mime::STRING, |text| Ok(Data::String(text.to_owned()))),
+    (mime::SINT32, |text| one(text).map(Data::Sint32)),
+    (mime::SINT64, |text| one(text).map(Data::Sint64)),
+    (mime::SFIXED32, |text| one(text).map(Data::Sfixed32)),
+    (mime::SFIXED64, |text| one(text).map(Data::Sfixed64)),
+    (mime::FLOAT, |text| one(text).map(Data::Float)),
+    (mime::DOUBLE, |text| one(text).map(Data::Double)),
+    (mime::ARRAY_SINT32, |text| many(text).map(Data::Sint32Array)),
+    (mime::ARRAY_SINT64, |text| many(text).map(Data::Sint64Array)),
+    (mime::ARRAY_SFIXED32, |text| many(text).map(Data::Sfixed32Array)),
+    (mime::ARRAY_SFIXED64, |text| many(text).map(Data::Sfixed64Array)),
+    (mime::ARRAY_FLOAT, |text| many(text).map(Data::FloatArray)),
+    (mime::ARRAY_DOUBLE, |text| many(text).map(Data::DoubleArray)),
+    (mime::ARRAY_STRING, |text| {
+        let texts = serde_json::from_str(text).context("expected JSON, such as [\"a\", \"b\"]")?;
+        Ok(Data::StringArray(texts))
+    }),
+];
+
+/// The other types that xMsg gives a meaning, and JSON: their data is sent as it is.
+const UNTYPED: [&str; 7] =
+    [mime::BYTES, mime::ARRAY_BYTES, mime::NATIVE, mime::JAVA, mime::CPP, mime::JSON, mime::PYTHON];
+
+/// The types that xMsg knows, and JSON.
+pub(crate) fn known() -> impl Iterator<Item = &'static str> {
+    TYPED.into_iter().map(|(mime_type, _)| mime_type).chain(UNTYPED)
+}
+
 fn parser(mime_type: &str) -> Option<Parser> {
-    Some(match mime_type {
-        mime::STRING => |text| Ok(Data::String(text.to_owned())),
-        mime::SINT32 => |text| one(text).map(Data::Sint32),
-        mime::SINT64 => |text| one(text).map(Data::Sint64),
-        mime::SFIXED32 => |text| one(text).map(Data::Sfixed32),
-        mime::SFIXED64 => |text| one(text).map(Data::Sfixed64),
-        mime::FLOAT => |text| one(text).map(Data::Float),
-        mime::DOUBLE => |text| one(text).map(Data::Double),
-        mime::ARRAY_SINT32 => |text| many(text).map(Data::Sint32Array),
-        mime::ARRAY_SINT64 => |text| many(text).map(Data::Sint64Array),
-        mime::ARRAY_SFIXED32 => |text| many(text).map(Data::Sfixed32Array),
-        mime::ARRAY_SFIXED64 => |text| many(text).map(Data::Sfixed64Array),
-        mime::ARRAY_FLOAT => |text| many(text).map(Data::FloatArray),
-        mime::ARRAY_DOUBLE => |text| many(text).map(Data::DoubleArray),
-        mime::ARRAY_STRING => |text| {
-            let texts = serde_json::from_str(text).context("expected JSON, such as [\"a\", \"b\"]")?;
-            Ok(Data::StringArray(texts))
-        },
-        _ => return None,
-    })
+    TYPED.into_iter().find_map(|(known, parser)| (known == mime_type).then_some(parser))
 }
 
 fn one<T: FromStr>(text: &str) -> anyhow::Result<T> {

@@ -10,12 +10,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use xmsg_core::{Error, ErrorKind};
 
-use crate::admin::{Admin, AdminOptions, Answer};
-use crate::args::ConnectOptions;
+use crate::admin::{Admin, Answer};
 use crate::exit::{AtAdmin, Exit, Usage};
 use crate::output::{Output, grouped, note};
 use crate::signals::Interrupt;
-use crate::stats::{Connection, Source, Stats, Sum};
+use crate::stats::{Connection, SourceOptions, Stats, Sum};
 use crate::table::{self, size, time};
 
 const COLUMNS: [&str; 8] = ["SIDE", "ID", "PEER", "CONNECTED", "MESSAGES", "QUEUE", "DROPPED", "HELD UP"];
@@ -57,10 +56,7 @@ pub(crate) struct Arguments {
     json: bool,
 
     #[command(flatten)]
-    connect: ConnectOptions,
-
-    #[command(flatten)]
-    admin: AdminOptions,
+    source: SourceOptions,
 }
 
 #[derive(Debug, Subcommand)]
@@ -78,20 +74,20 @@ enum Action {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
-    let Arguments { action, sort, json, connect, admin } = arguments;
+    let Arguments { action, sort, json, source } = arguments;
     let mut interrupt = Interrupt::new()?;
     let work = async {
         match action {
             Some(Action::End { .. }) if sort.is_some() => {
                 bail!(Usage("--sort is for the list: it can't be used with `end`".to_owned()))
             }
-            Some(Action::End { id }) => end(&admin.admin()?, id, json).await,
+            Some(Action::End { id }) => end(&source.admin.admin()?, id, json).await,
             None => {
                 let sort = sort.as_deref().unwrap_or("id");
-                let connections = if admin.is_given()? {
-                    all(&admin.admin()?, sort).await?
+                let connections = if source.admin.is_given()? {
+                    all(&source.admin.admin()?, sort).await?
                 } else {
-                    foremost(&connect, &admin, sort).await?
+                    foremost(&source, sort).await?
                 };
                 show(&connections, json)
             }
@@ -163,12 +159,8 @@ async fn all(admin: &Admin, sort: &str) -> anyhow::Result<Vec<Connection>> {
 }
 
 /// Those that the proxy itself tells: as many as find room in its answer.
-async fn foremost(
-    connect: &ConnectOptions,
-    admin: &AdminOptions,
-    sort: &str,
-) -> anyhow::Result<Vec<Connection>> {
-    let mut source = Source::open(connect, admin).await?;
+async fn foremost(options: &SourceOptions, sort: &str) -> anyhow::Result<Vec<Connection>> {
+    let mut source = options.open().await?;
     let (Stats { mut connections, connections_left_out, .. }, _) = source.ask().await?;
     if connections_left_out > 0 {
         note(format_args!(

@@ -2,12 +2,10 @@
 
 use clap::Args;
 
-use crate::admin::AdminOptions;
-use crate::args::ConnectOptions;
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped};
 use crate::signals::Interrupt;
-use crate::stats::{Source, Stats};
+use crate::stats::{SourceOptions, Stats};
 use crate::table::{self, size, time};
 
 const EXAMPLES: &str = "\
@@ -24,16 +22,13 @@ pub(crate) struct Arguments {
     json: bool,
 
     #[command(flatten)]
-    connect: ConnectOptions,
-
-    #[command(flatten)]
-    admin: AdminOptions,
+    source: SourceOptions,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let work = async {
-        let mut source = Source::open(&arguments.connect, &arguments.admin).await?;
+        let mut source = arguments.source.open().await?;
         let (stats, document) = source.ask().await?;
         if arguments.json {
             let mut output = Output::stdout()?;

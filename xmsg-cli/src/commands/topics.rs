@@ -5,12 +5,12 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use crate::admin::AdminOptions;
-use crate::args::{ConnectOptions, parse_duration};
+use crate::args::parse_duration;
 use crate::exit::Exit;
 use crate::looks::{Look, Rates};
 use crate::output::{Output, grouped, note, rounded};
 use crate::signals::Interrupt;
+use crate::stats::SourceOptions;
 use crate::table::{self, size};
 
 const EXAMPLES: &str = "\
@@ -39,16 +39,13 @@ pub(crate) struct Arguments {
     json: bool,
 
     #[command(flatten)]
-    connect: ConnectOptions,
-
-    #[command(flatten)]
-    admin: AdminOptions,
+    source: SourceOptions,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let mut interrupt = Interrupt::new()?;
     let work = async {
-        let mut look = Look::open(&arguments.connect, &arguments.admin).await?;
+        let mut look = Look::open(&arguments.source).await?;
         look.take().await?;
         tokio::time::sleep(arguments.duration).await;
         let rates = look.take().await?;

@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::admin::AdminOptions;
-use crate::args::{ConnectOptions, parse_duration};
+use crate::args::parse_duration;
 use crate::exit::{Exit, Usage};
 use crate::looks::{Look, Rates, may_come_back};
 use crate::output::{Output, note};
 use crate::screen::{self, Input, Screen};
 use crate::signals::Interrupt;
+use crate::stats::SourceOptions;
 use view::{Frozen, View};
 
 const EXAMPLES: &str = "\
@@ -58,10 +58,7 @@ pub(crate) struct Arguments {
     json: bool,
 
     #[command(flatten)]
-    connect: ConnectOptions,
-
-    #[command(flatten)]
-    admin: AdminOptions,
+    source: SourceOptions,
 }
 
 /// What comes first.
@@ -89,7 +86,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     }
     let is_live = !arguments.once && !arguments.json && Screen::is_possible();
     let work = async {
-        let mut look = Look::open(&arguments.connect, &arguments.admin).await?;
+        let mut look = Look::open(&arguments.source).await?;
         look.take().await?;
         if is_live {
             return Ok(Some(look));
