@@ -104,6 +104,165 @@ async fn the_readme_asks_and_is_answered() {
     }
 }
 
+/// The blocks of shell commands in a section of a document.
+fn section(document: &str, title: &str) -> Vec<String> {
+    let section = document.split(&format!("\n## {title}\n")).nth(1).unwrap_or_else(|| panic!("no {title}"));
+    blocks(section.split("\n## ").next().unwrap_or_default())
+}
+
+/// A block in which each of these is another word, because what the document names is not here.
+fn with(block: &str, words: &[(&str, &str)]) -> String {
+    words.iter().fold(block.to_owned(), |block, (word, instead)| {
+        assert!(block.contains(word), "no {word:?} in: {block}");
+        block.replace(word, instead)
+    })
+}
+
+/// Shell commands that wait until this one succeeds.
+fn until(command: &str) -> String {
+    format!("until {command}; do sleep 0.1; done\n")
+}
+
+/// With a proxy that has keys: a context has them, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contexts_are_kept_as_the_document_says() {
+    let [block] = &section(include_str!("../../docs/command-line.md"), "Contexts")[..] else {
+        panic!("another number of blocks")
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let port = three_spare_ports().to_string();
+    let address = format!("127.0.0.1:{port}");
+    let block =
+        with(block, &[("10.0.0.7", &address), ("KEY", "$(cat proxy.public)"), ("lab ping", "lab ping -n 1")]);
+    let server = "xmsg keygen proxy.key > proxy.public\nxmsg keygen me.key\n\
+                  printf '[security]\nmechanism = \"curve\"\nkey_file = \"proxy.key\"\n[[security.client]]\n' > proxy.toml\n\
+                  xmsg-proxy --config proxy.toml &\n";
+    let answers = until(
+        "xmsg ping -n 1 --server-key \"$(cat proxy.public)\" --key-file me.key --proxy 127.0.0.1:$XMSG_PROXY_PORT",
+    );
+    let rest = "test \"$(xmsg context list | cut -f 2)\" = home";
+    let environment = [("XMSG_PROXY_PORT", &*port)];
+    run(&format!("{server}{answers}{block}\n{rest}"), folder.path(), &environment).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completions_and_manual_pages_go_where_they_are_looked_for() {
+    let [block] = &section(include_str!("../../docs/command-line.md"), "Completions and manual pages")[..]
+    else {
+        panic!("another number of blocks")
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().display().to_string();
+    run(block, folder.path(), &[("HOME", &home)]).await;
+    for file in ["bash-completion/completions/xmsg", "man/man1/xmsg.1", "man/man1/xmsg-connection.1"] {
+        assert!(folder.path().join(".local/share").join(file).exists(), "{file}");
+    }
+}
+
+/// A file of settings is checked and printed; who has the token asks the HTTP server, and ends a connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_is_operated_as_the_document_says() {
+    let document = include_str!("../../docs/operations.md");
+    let found = blocks(document);
+    let of = |command: &str| {
+        let block = found.iter().find(|block| block.contains(command));
+        block.unwrap_or_else(|| panic!("no {command:?}")).clone()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (port, admin) = (three_spare_ports().to_string(), three_spare_ports());
+    let (proxy, http) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{admin}"));
+    let settings = format!("xmsg-proxy --print-config > FILE\n{}\n", of("--check-config"));
+    let token = "/etc/xmsg/admin-token";
+    let start = [(token, "admin-token"), ("0.0.0.0:7775", &*http), ("HOST:7775", &*http)];
+    let start = with(&of("--admin 0.0.0.0:7775"), &start);
+    let [make, daemon, ask] = &start.lines().collect::<Vec<_>>()[..] else { panic!("{start}") };
+    let ask = ask.replace("curl ", "curl --fail --silent ");
+    // Each line of the other block ends a connection of its own.
+    let end = with(
+        &of("connections end 12"),
+        &[(token, "admin-token"), ("127.0.0.1:7775", &*http), (" end 12", " end $ID"), ("/12/", "/$ID/")],
+    );
+    let each = |line: &str| {
+        let line = line.replace("curl ", "curl --fail --silent ");
+        let id = "ID=$(xmsg connections --json | grep subscriber | sed 's/.*\"id\":\\([0-9]*\\).*/\\1/')";
+        let ended = until("! xmsg connections --json | grep -q \"\\\"id\\\":$ID,\"");
+        let again = until("xmsg connections --json | grep -q subscriber");
+        format!("{id}\n{line}\n{ended}{again}")
+    };
+    let ends: String = end.lines().map(each).collect();
+    let script = format!(
+        "{settings}{make}\n{daemon} &\n{}xmsg sub a &\n{}{ask}\n{ends}",
+        until(&ask),
+        until("xmsg connections --json | grep -q subscriber"),
+    );
+    let environment = [
+        ("XMSG_PROXY_PORT", &*port),
+        ("XMSG_PROXY", &*proxy),
+        ("XMSG_ADMIN", &*http),
+        ("XMSG_ADMIN_TOKEN_FILE", "admin-token"),
+    ];
+    run(&script, folder.path(), &environment).await;
+}
+
+/// Each way to run a registrar, with the same questions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registrar_is_run_and_asked_as_the_document_says() {
+    let block = &blocks(include_str!("../../docs/registrar.md"))[0];
+    let (daemons, questions): (Vec<_>, Vec<_>) =
+        block.lines().partition(|line| !line.starts_with("xmsg registrar ") || line.contains(" run"));
+    assert_eq!((daemons.len(), questions.len()), (4, 4), "{block}");
+    for daemon in daemons {
+        let folder = tempfile::tempdir().unwrap();
+        let (port, proxy) = (three_spare_ports().to_string(), three_spare_ports().to_string());
+        let daemon = daemon.split('#').next().unwrap_or_default().replace("/var/lib/xmsg/", "./");
+        let daemon = match daemon.trim() {
+            run if run.starts_with("xmsg registrar") => format!("{run} --port {port}"),
+            both if both.starts_with("xmsg-proxy") => format!("{both} {port}"),
+            alone => alone.to_owned(),
+        };
+        let answers = until("xmsg registrar list");
+        let questions = questions.join("\n");
+        let script = format!("{daemon} &\n{answers}{questions}\ntest -z \"$(xmsg registrar list)\"");
+        let address = format!("127.0.0.1:{port}");
+        let environment =
+            [("XMSG_REGISTRAR_PORT", &*port), ("XMSG_PROXY_PORT", &*proxy), ("XMSG_REGISTRAR", &*address)];
+        run(&script, folder.path(), &environment).await;
+    }
+}
+
+/// The other commands of the README: those that do not end are told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_readme_publishes_records_measures_and_looks() {
+    let found = commands(include_str!("../../README.md"));
+    let all = |start: &str| {
+        let commands: Vec<_> = found.iter().filter(|command| command.starts_with(start)).collect();
+        assert!(!commands.is_empty(), "no {start}");
+        commands
+    };
+    let one = |start: &str| all(start)[0].as_str();
+    let folder = tempfile::tempdir().unwrap();
+    let port = three_spare_ports().to_string();
+    let address = format!("127.0.0.1:{port}");
+    let publish = format!("{} --wait-sub\nwait $!\n", one("xmsg pub weather"));
+    let mut script = vec![
+        format!("{} &\n{}", one("xmsg-proxy"), until("xmsg ping -n 1")),
+        format!("{} -n 1 > heard &\n{publish}", one("xmsg sub weather")),
+        "test \"$(cat heard)\" = 'weather:oslo 4 °C'".to_owned(),
+        format!("{} -n 1 &\n{publish}", one("xmsg record")),
+        one("xmsg replay").to_owned(),
+        format!("{} --once", one("xmsg top")),
+        one("xmsg topics").to_owned(),
+        one("xmsg info").to_owned(),
+    ];
+    // One has a mode; behind it, options may stand anywhere.
+    let without_comment = |command: &str| command.split('#').next().unwrap_or_default().trim().to_owned();
+    script.extend(
+        all("xmsg bench").into_iter().map(|bench| without_comment(bench) + " --duration 200ms --warmup 0"),
+    );
+    let script = script.join("\n");
+    run(&script, folder.path(), &[("XMSG_PROXY_PORT", &*port), ("XMSG_PROXY", &*address)]).await;
+}
+
 /// The commands of ours in the blocks of a document.
 fn commands(document: &str) -> Vec<String> {
     let (mut commands, mut kind) = (Vec::new(), None);
