@@ -27,7 +27,7 @@ pub(crate) struct InputOptions {
     /// Data; `-` or nothing: standard input. Write `--` before data that starts with `-`
     pub(crate) data: Option<OsString>,
 
-    /// The data is what is in this file; `-` is standard input
+    /// Read the data from this file; `-` is standard input
     #[arg(short, long, value_name = "FILE", conflicts_with = "data")]
     pub(crate) file: Option<PathBuf>,
 }

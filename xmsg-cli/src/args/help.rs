@@ -27,7 +27,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 7] = [
         &[
             ("ping", "Check that a proxy answers, and how fast"),
             ("top", "Watch a proxy: connections and topics by rate, and who is slow"),
-            ("info", "Tell what a proxy is, and how it is"),
+            ("info", "Show version, connections, totals, losses and memory of a proxy"),
             ("connections", "List the connections of a proxy, or end one of them"),
             ("topics", "List topics with their rates"),
         ],
@@ -36,7 +36,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 7] = [
         "Measure",
         &[
             ("bench", "Measure throughput, latency, connections and subscriptions"),
-            ("demo", "See it work: proxy, publishers and subscribers in one process"),
+            ("demo", "See xmsg at work: proxy, publishers and subscribers in one process"),
         ],
     ),
     ("Record", &[("record", "Record messages into a file"), ("replay", "Publish a recording")]),
@@ -48,7 +48,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 7] = [
             ("context", "Keep addresses and keys under a name, and choose among them"),
             ("completions", "Write the completions for a shell"),
             ("man", "Write the manual pages"),
-            ("help", "Tell about a command, or about connection, security, exit-codes"),
+            ("help", "Explain a command, or a page: connection, security, exit-codes"),
         ],
     ),
 ];
@@ -63,21 +63,21 @@ Exit codes:
   1    failed while running
   2    usage: an option, a topic or an address that cannot be used
   3    cannot connect to the proxy or the registrar
-  4    not allowed: keys, name and password, or the token, are not good, or give no right to do this
+  4    not allowed: keys, password or token are wrong, or give no right to do this
   27   timed out
   130  interrupted
   143  asked to end by SIGTERM
 ";
 
 const CONNECTION: &str = "\
-Where to connect to. Commands that connect take these options, and their own lists leave them out. A value is that of the
-option; else that of the variable in the environment; else that of the context; else the default. Errors say which of
-them it was.
+Where to connect to. All commands that connect take these options; their own help does not list them. A value is taken from the
+first of these that has one: the option, the variable in the environment, the context, the default. Errors say which of them
+it was.
 ";
 
 const CONTEXTS: &str = "\
 Contexts:
-  A context is a set of such values under a name, in ~/.config/xmsg/contexts.toml (or XMSG_CONFIG):
+  A context is a named set of such values. Contexts are stored in ~/.config/xmsg/contexts.toml (or in XMSG_CONFIG):
 
   xmsg context add lab --proxy 10.0.0.7 --server-key KEY --key-file me.key --select
   xmsg context select home                           for all commands from now on
@@ -91,7 +91,7 @@ How to be let in. The proxy and the registrar say which mechanism they want; bot
 
   NULL   nothing: whoever reaches the port is let in
   PLAIN  name and password, in clear text: --user and --password-file
-  CURVE  keys, and everything is encrypted: --server-key, and --key-file unless every key is let in
+  CURVE  keys, and everything is encrypted: --server-key, and --key-file unless the proxy lets in every key
 
   xmsg keygen me.key                                 our keys; the public one is for the proxy's list of clients
   xmsg ping --server-key KEY --key-file me.key
@@ -103,8 +103,8 @@ Files with secrets must be readable by their owner alone (chmod 600).
 
 const VARIABLES: &str = "\
 Environment:
-  Beside those above: XMSG_CONFIG (the file of contexts), XMSG_DELIVERY (at-most-once or at-least-once),
-  XMSG_NO_CHECK_CONNECTION, XMSG_NO_CHECK_SUBSCRIPTION (set: don't ask the proxy for confirmation), RUST_LOG (as -v, by
+  Besides those above: XMSG_CONFIG (the file of contexts), XMSG_DELIVERY (at-most-once or at-least-once),
+  XMSG_NO_CHECK_CONNECTION, XMSG_NO_CHECK_SUBSCRIPTION (if set: don't ask the proxy for confirmation), RUST_LOG (as -v, by
   module), NO_COLOR.
 ";
 
@@ -114,9 +114,9 @@ Examples:
   xmsg help registrar find
   xmsg help connection";
 
-/// Tell about a command, or about something that several have
+/// Explain a command, or something that several commands have in common
 ///
-/// Pages beside those of commands: connection (addresses, environment, contexts), security, exit-codes.
+/// Pages besides those of the commands: connection (addresses, environment, contexts), security, exit-codes.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Help {

@@ -27,6 +27,8 @@ pub(crate) use values::{
     TopicOptions, parse_bytes, parse_count_from_1, parse_duration, parse_number, parse_rate, parse_size,
 };
 
+/// Where options stand that all commands have: behind those of the command.
+const BEHIND: usize = 900;
 /// How long it may take to see that nobody listens.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -34,12 +36,12 @@ const PROBE: Duration = Duration::from_secs(1);
 #[derive(Debug, Parser)]
 #[command(name = "xmsg", version, max_term_width = 100, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// Say on standard error what is done; twice: debug messages of the library, too
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    /// Report on standard error what is done; twice (-vv): debug messages of the library, too
+    #[arg(short, long, global = true, display_order = BEHIND, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 
-    /// Say nothing on standard error but errors, and what was lost
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    /// Write nothing to standard error but errors and losses
+    #[arg(short, long, global = true, display_order = BEHIND, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
 
     #[command(subcommand)]
@@ -146,7 +148,7 @@ pub(crate) struct SecurityOptions {
     )]
     server_key: Option<String>,
 
-    /// CURVE: the file with our keys, from `xmsg keygen` [default: keys made up for this once]
+    /// CURVE: the file with our keys, from `xmsg keygen` [default: new keys for each run]
     #[arg(id = "shared_key_file", long = "key-file", value_name = "FILE", global = true, hide = true)]
     key_file: Option<String>,
 
@@ -169,8 +171,8 @@ pub(crate) struct SecurityOptions {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Context")]
 pub(crate) struct ContextOption {
-    /// The context whose values hold unless an option or the environment has them; '' is none [default: the one that
-    /// `xmsg context select` chose]
+    /// The context that gives the values which neither an option nor the environment gives; '' means no context [default:
+    /// the one that `xmsg context select` chose]
     #[arg(id = "shared_context", long = "context", value_name = "NAME", global = true, hide = true)]
     context: Option<String>,
 }

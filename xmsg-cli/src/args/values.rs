@@ -24,7 +24,7 @@ fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
 /// How topics are written on the command line. Whoever has it takes them as words and has them read here.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct TopicOptions {
-    /// Topics are hexadecimal digits, two for each byte: for topics that are no text
+    /// Topics are hexadecimal digits, two for each byte: for topics that are not text
     #[arg(long)]
     topic_hex: bool,
 }

@@ -37,15 +37,15 @@ Examples:
 /// For a subscriber, the list has the messages and bytes in its queue, the messages that were dropped for it, and how
 /// long publishers have waited for it. For a publisher, it says whether the publisher has already closed its connection
 /// while a slow subscriber blocks what it sent.
-/// The proxy itself is asked, which answers with those 1,000 that matter most; or, with --admin, its HTTP server, which lists all, and
-/// which alone can end one.
+///
+/// The proxy itself lists the 1,000 most important connections; its HTTP server (--admin) lists all. Only the HTTP server can end one.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
 
-    /// What the list is ordered by: id, peer, or, with the highest ones first, connected, messages, bytes, queue, drops,
+    /// What to sort by: id, peer, or, with the highest ones first, connected, messages, bytes, queue, drops,
     /// subscriptions [default: id]
     #[arg(long, value_name = "BY", hide_possible_values = true,
           value_parser = ["id", "peer", "connected", "messages", "bytes", "queue", "drops", "subscriptions"])]
@@ -61,10 +61,10 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// End the connection of a publisher or subscriber; it takes the token (--admin-token-file)
+    /// End the connection of a publisher or subscriber; needs the token (--admin-token-file)
     ///
-    /// Nothing else is ended, and publishers that waited for it go on. What was queued for it is lost. A client that connects by
-    /// itself comes back; to keep it out, take its rights away.
+    /// No other connection is ended, and publishers that waited for this one go on. What was queued for it is lost. A client that
+    /// reconnects by itself comes back; to keep it out, take away its rights.
     #[command(after_help = END_EXAMPLES)]
     End {
         /// Its number, as `xmsg connections` shows it

@@ -14,7 +14,7 @@ const COLUMNS: [&str; 5] = ["ROLE", "TOPIC", "NAME", "PROXY", "DESCRIPTION"];
 
 const FIND_EXAMPLES: &str = "\
 Examples:
-  xmsg registrar find report:sports                  who publishes what a subscriber of it would receive
+  xmsg registrar find report:sports                  its publishers
   xmsg registrar find report:sports --subscribers
   xmsg registrar find '*:sports' --filter --json";
 

@@ -13,11 +13,11 @@ Examples:
   xmsg info
   xmsg info --proxy 10.0.0.7 --json | jq .dropped.messages";
 
-/// Tell what a proxy is, and how it is: version, connections, totals, losses, memory
+/// Show version, connections, totals, losses and memory of a proxy
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// One object of JSON, with everything that the proxy tells: connections and topics, too
+    /// Write everything that the proxy tells as one object of JSON, including connections and topics
     #[arg(long)]
     json: bool,
 

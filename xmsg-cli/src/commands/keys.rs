@@ -19,7 +19,7 @@ use crate::output::{Output, check_folder, note};
 
 const KEYGEN_EXAMPLES: &str = "\
 Examples:
-  xmsg keygen me.key                                 the secret key goes there, the public one is printed
+  xmsg keygen me.key                                 the public key is printed
   xmsg keygen me.key --show                          the public key again
   xmsg keygen --json";
 

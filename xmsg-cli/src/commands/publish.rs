@@ -32,24 +32,24 @@ const EXAMPLES: &str = "\
 Examples:
   xmsg pub report:sports '3:1'                       one message
   xmsg pub report:log -l < app.log                   each line is a message
-  xmsg pub report:log -l --keep-newline < app.log    for `xmsg sub --raw`, which then writes the same file
+  xmsg pub report:log -l --keep-newline < app.log    `xmsg sub --raw` writes the same file
   tail -f app.log | xmsg pub report:log -l           the same, as lines come
   xmsg pub camera:front -f front.png --mime image/png
   xmsg pub daq:temperature 21.5 --mime binary/double
-  xmsg pub --topic-hex 7472610100 alarm              a topic of bytes that are no text
+  xmsg pub --topic-hex 7472610100 alarm              a topic that is not text
   xmsg pub test '{{Count}} at {{Time}}' --template --count 100 --rate 10
   xmsg pub report:sports '3:1' --meta author=me --meta status=warning";
 
 /// Publish messages
 ///
-/// Data is published byte for byte as it is given, as `binary/bytes`. Of a file or of standard input, all is one
-/// message; with -l each line is one, without its newline. With -l --keep-newline the newline is part of it, so that
-/// `xmsg sub --raw` writes the very same file again.
+/// Data is published byte for byte as it is given, as `binary/bytes`. A file, or all of standard input, is one message. With
+/// -l, each line is a message, without its newline; with -l --keep-newline, the newline is part of it, so that `xmsg sub
+/// --raw` writes exactly the same file again.
 ///
 /// With --mime and one of xMsg's own types of values (text/string, binary/sint32, binary/sint64, binary/sfixed32,
-/// binary/sfixed64, binary/float, binary/double, and binary/array-... of them), data is text that is turned into the
-/// value, as actors in all languages read it: a number, a text, or numbers between commas; for binary/array-string a JSON
-/// array. With any other mime type, and with --hex or --base64, it is bytes that are sent as they are.
+/// binary/sfixed64, binary/float, binary/double, and binary/array-... of them), give the value as text: a number, a text,
+/// or numbers separated by commas; for binary/array-string a JSON array. It is encoded so that actors in all languages can
+/// read it. With any other mime type, and with --hex or --base64, the bytes are sent as they are.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
@@ -67,7 +67,7 @@ pub(crate) struct Arguments {
     #[arg(short, long)]
     lines: bool,
 
-    /// With -l: the newline at the end of each line is part of the message (never so for values of --mime)
+    /// With -l: the newline at the end of each line is part of the message (but never part of a value of --mime)
     #[arg(long, requires = "lines")]
     keep_newline: bool,
 
@@ -76,14 +76,14 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "lines", conflicts_with = "keep_newline", hide = true)]
     chomp: bool,
 
-    /// NUL bytes separate messages, and are not part of them
+    /// Messages are separated by NUL bytes, which are not part of them
     #[arg(short = '0', long, conflicts_with = "lines")]
     null: bool,
 
     #[command(flatten)]
     data: DataOptions,
 
-    /// Publish the message so many times
+    /// Publish the message this many times
     #[arg(short = 'n', long, value_name = "COUNT", conflicts_with_all = ["lines", "null"], value_parser = parse_count_from_1)]
     count: Option<u64>,
 
@@ -95,11 +95,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     wait_sub: bool,
 
-    /// How long to go on sending at the end, while the proxy is slow or away
+    /// How long to keep sending at the end, if the proxy is slow or away
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     linger: Duration,
 
-    /// After a lost connection, send messages that the proxy has not confirmed again, with the header `repeated`
+    /// After a lost connection, send again what the proxy has not confirmed, with the header `repeated`
     #[arg(long)]
     at_least_once: bool,
 

@@ -43,44 +43,47 @@ Examples:
   xmsg record run7.xmr daq: slow-control             two branches of topics
   xmsg record run7.xmr daq: --zstd --timeout 10m     compressed, ten minutes
   xmsg record day.xmr --max-size 1GB --max-age 1h    day.00001.xmr, day.00002.xmr, ...
-  xmsg record run8.xmr --topic-hex 747261            topics that are no text
+  xmsg record run8.xmr --topic-hex 747261            topics that are not text
   xmsg record --info run7.xmr                        what is in it
   xmsg record --info run7.xmr --json | jq .messages
   xmsg record run7.xmr daq: --timeout 1m --json | jq .dropped_messages
   xmsg replay run7.xmr --speed 10                    publish it again
 
-Exit code 0: COUNT or DURATION was reached; 130: interrupted. In both cases the file is whole. 1: messages are missing, because the proxy
-dropped them or the connection was lost, or the file could not be written; what was written before can be read.";
+Exit codes:
+  0    COUNT or DURATION was reached, and the file is complete
+  130  interrupted, and the file is complete
+  1    messages are missing, because the proxy dropped them or the connection was lost; or the file
+       could not be written. What was written before can be read";
 
 /// Record messages into a file
 ///
-/// All that comes for the topics is recorded as it is on the wire, with the time at which it came: topic, metadata,
-/// data. Topics work as for `xmsg sub`; without any, everything is recorded but control requests.
+/// Messages are recorded as they are on the wire (topic, metadata, data), with the time at which they arrived. Topics work as
+/// for `xmsg sub`; without any, everything is recorded but control requests.
 ///
-/// What came is in the file 100 ms later: a recorder that is killed loses no more than that, and the file can be read
-/// up to there. If the disk is slower than what comes, nothing more is taken from the proxy, whose policy for slow
-/// subscribers decides what happens then; what it drops is told at the end.
+/// Messages are in the file 100 ms after they arrived: a recorder that is killed loses no more than that, and the file can
+/// be read up to there. If the disk is too slow, nothing more is taken from the proxy, and its policy for slow subscribers
+/// decides what happens; what it drops is reported at the end.
 ///
 /// The format of the file is described in docs/recording.md.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag on the command line")]
 pub(crate) struct Arguments {
-    /// The file. One that is there is not overwritten without --force
+    /// The file to write. A file that exists is overwritten only with --force
     file: PathBuf,
 
-    /// Topic: the start of what messages are about [default: everything]
+    /// What topics of messages start with [default: everything]
     #[arg(value_name = "TOPIC")]
     topics: Vec<String>,
 
     #[command(flatten)]
     topic: TopicOptions,
 
-    /// End after so many messages
+    /// End after this many messages
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
-    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 when fewer than COUNT messages had arrived
+    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 if fewer than COUNT messages arrived
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 
@@ -88,24 +91,23 @@ pub(crate) struct Arguments {
     #[arg(long)]
     zstd: bool,
 
-    /// Begin another file when one would have more bytes than this, such as 100MB or 1GiB. FILE gets a number:
-    /// day.00001.xmr
+    /// Begin a new file before one gets larger than this, such as 100MB or 1GiB. FILE gets a number: day.00001.xmr
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     max_size: Option<u64>,
 
-    /// Begin another file when one is so old, such as 10m or 1h. FILE gets a number
+    /// Begin a new file when one is this old, such as 10m or 1h. FILE gets a number
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     max_age: Option<Duration>,
 
-    /// Overwrite FILE if it is there; with --max-size or --max-age, remove all of its numbered files first
+    /// Overwrite FILE if it exists; with --max-size or --max-age, first remove all of its numbered files
     #[arg(long)]
     force: bool,
 
-    /// Tell what is in FILE instead: messages, bytes, topics, times, and whether it is whole
+    /// Record nothing, but show what is in FILE: messages, bytes, topics, times, and whether it is complete
     #[arg(long, conflicts_with_all = ["topics", "topic_hex", "count", "timeout", "zstd", "max_size", "max_age", "force"])]
     info: bool,
 
-    /// With --info: read all of FILE, and check it, instead of believing its index
+    /// With --info: read and check all of FILE, instead of trusting its index
     #[arg(long, requires = "info")]
     check: bool,
 

@@ -13,7 +13,7 @@ use crate::signals::Interrupt;
 const EXAMPLES: &str = "\
 Examples:
   xmsg registrar register report:sports --name reporter --publisher
-  xmsg registrar register report --name archive --subscriber --proxy 10.0.0.7 --description 'keeps all'
+  xmsg registrar register report --name archive --subscriber --proxy 10.0.0.7 --description 'all'
   xmsg registrar register report --name archive --subscriber --keep";
 
 const REMOVAL_EXAMPLES: &str = "\

@@ -63,15 +63,15 @@ Examples:
 
 /// Publish a recording
 ///
-/// Messages are published byte for byte as they were recorded, in their order and with the time between them that was
-/// between them when they came. Each has its time from the first one on, so that delays do not add up. Messages of
-/// plain ZeroMQ publishers, which have no metadata, go out over a connection of their own, again without metadata.
+/// Messages are published byte for byte as they were recorded, in the same order and with the same time between them. The
+/// time of each is counted from the first message, so that delays do not add up. Messages of plain ZeroMQ publishers, which
+/// have no metadata, are sent over a second connection, again without metadata.
 ///
-/// What we may not publish is told before anything is published (exit code 4): the topics of a recording are in its index, or, where
-/// that is missing or only a part is wanted, in the first 64 MiB.
+/// If a topic may not be published, the command ends with exit code 4 before it publishes anything. It takes the topics from
+/// the index of the recording, or, without index or for a part of a recording, from its first 64 MiB.
 ///
-/// What is damaged in a file is passed over, and told; exit code 1 says that messages were lost so. A file that is
-/// cut off at its end is published up to there.
+/// Damaged parts of a file are skipped and reported, and the exit code is 1. A file that is cut off is published up to
+/// there.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -79,7 +79,7 @@ pub(crate) struct Arguments {
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 
-    /// So many times as fast as it was recorded, such as 10 or 0.5; `max`: without pauses
+    /// How many times as fast as it was recorded, such as 10 or 0.5; `max`: without pauses
     #[arg(long, value_name = "FACTOR", default_value = "1", conflicts_with = "rate")]
     speed: Speed,
 
@@ -87,7 +87,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     rate: Option<f64>,
 
-    /// Begin anew at the end, COUNT times in all or until Ctrl-C
+    /// Repeat, COUNT times in all or until Ctrl-C
     #[arg(
         long = "loop",
         value_name = "COUNT",
@@ -98,7 +98,7 @@ pub(crate) struct Arguments {
     )]
     passes: Option<u64>,
 
-    /// Begin here: a time since the recording was begun, such as 10s, or a date and time, such as
+    /// Begin at this time: either the time since the recording began, such as 10s, or a date and time, such as
     /// 2026-03-01T12:00:00Z
     #[arg(long, value_name = "TIME")]
     from: Option<Place>,
@@ -114,8 +114,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     topic: TopicOptions,
 
-    /// Publish what was recorded with a topic that starts with OLD with NEW in its place. Of several, the first that
-    /// fits counts. With --topic-hex, both are hexadecimal digits
+    /// Replace OLD at the start of topics by NEW. May be given several times; the first one that matches is used. With --topic-hex, both are hexadecimal digits
     #[arg(long = "rename", value_name = "OLD=NEW")]
     renames: Vec<String>,
 
@@ -123,7 +122,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     wait_sub: bool,
 
-    /// How long to go on sending at the end, while the proxy is slow or away
+    /// How long to keep sending at the end, if the proxy is slow or away
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     linger: Duration,
 

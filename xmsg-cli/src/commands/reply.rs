@@ -40,24 +40,25 @@ const PLACEHOLDER: &str = "ret:00000000:1000000";
 const EXAMPLES: &str = "\
 Examples:
   xmsg reply math:answer 42 --mime binary/sfixed32   always the same
-  xmsg reply math:answer -f answer.json --mime text/json
+  xmsg reply math:answer -f answer.json --mime application/json
   xmsg reply echo --echo                             the data of the request, sent back
   xmsg reply text:upper --command 'tr a-z A-Z'       what the command makes of it
   xmsg reply daq: --command 'echo \"you asked $XMSG_TOPIC\"' --concurrency 4
-  xmsg reply --topic-hex 7472610100 --echo           topics that are no text";
+  xmsg reply --topic-hex 7472610100 --echo           topics that are not text";
 
 /// Answer the requests to topics
 ///
-/// A request is a message that says where its sender awaits the reply, such as `xmsg req` and the synchronous publish of
-/// actors send them. Other messages to the topics are ignored; -v tells how many there were. Topics are those of `xmsg
-/// sub`: all that start with them are meant.
+/// A request is a message that says where its sender expects the reply; `xmsg req` and the synchronous publish of actors
+/// send requests. Other messages to the topics are ignored; -v shows how many there were. As with `xmsg sub`, a topic stands
+/// for all topics that start with it.
 ///
 /// The last argument is the data of all replies, unless --echo, --command or --file says what to reply.
 ///
 /// A command is run by `sh -c` for each request, with the data of the request on its standard input, and `XMSG_TOPIC`,
-/// `XMSG_TOPIC_HEX` (the topic in hexadecimal digits) and `XMSG_MIME` in its environment. What it writes to its standard output is the data of the reply, byte for byte;
-/// with --mime and one of xMsg's own types, text that is turned into a value. When it fails, takes too long, or writes
-/// what can't be sent, that is said on standard error, and the reply is an error that says why.
+/// `XMSG_TOPIC_HEX` (the topic in hexadecimal digits) and `XMSG_MIME` in its environment. Its standard output is the data of
+/// the reply, byte for byte; with --mime and one of xMsg's own types, it is text that is turned into a value. If the command
+/// fails, takes too long, or writes something that can't be sent, the reply is an error with the reason, which is also
+/// written to standard error.
 #[derive(Debug, Args)]
 #[command(
     after_help = EXAMPLES,
@@ -65,27 +66,27 @@ Examples:
                       xmsg reply [OPTIONS] <TOPIC>... <--echo|--command <CMD>|--file <FILE>>"
 )]
 pub(crate) struct Arguments {
-    /// Topics to answer, and after them the data of replies; `-`: standard input. Write `--` before data that starts with
-    /// `-`
+    /// Topics to answer, and behind them the data of the replies; `-` is standard input. Write `--` before data that starts
+    /// with `-`
     #[arg(value_name = "TOPIC", required = true)]
     words: Vec<OsString>,
 
     #[command(flatten)]
     topics: TopicOptions,
 
-    /// Reply what is in this file; `-` is standard input
+    /// Reply with the content of this file; `-` is standard input
     #[arg(short, long, value_name = "FILE", group = "answer")]
     file: Option<PathBuf>,
 
-    /// Reply the data of the request, and its metadata with the mime type
+    /// Reply with the data and metadata of the request
     #[arg(long, group = "answer", conflicts_with_all = ["hex", "base64", "template", "mime", "meta"])]
     echo: bool,
 
-    /// Reply what this command of the shell writes to its standard output
+    /// Reply with what this shell command writes to its standard output
     #[arg(long, value_name = "CMD", group = "answer", conflicts_with = "template")]
     command: Option<OsString>,
 
-    /// How long a command may take; then it is killed, and the reply is an error
+    /// How long a command may take; after that it is killed, and the reply is an error
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration, requires = "command")]
     command_timeout: Duration,
 
@@ -96,7 +97,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     data: DataOptions,
 
-    /// End after so many requests, also those that failed; exit code 1 if there were any
+    /// End after this many requests, including those that failed; exit code 1 if any failed
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 

@@ -28,16 +28,15 @@ Examples:
   xmsg req math:square 3 --timeout 5s -v             and how long it took
   xmsg req math:square 3 --wait-sub --timeout 1m     once somebody is there to answer
   xmsg req echo '{{Count}}' --template -n 100        one after the other
-  xmsg req --topic-hex 7472610100 status             a topic of bytes that are no text";
+  xmsg req --topic-hex 7472610100 status             a topic that is not text";
 
 /// Publish a request, and write the reply to standard output
 ///
-/// The data of the first reply is written on a line: text, a value of one of xMsg's own types, or, of binary data, length
-/// and first bytes. Data to send is given as for `xmsg pub`: byte for byte, or with --mime as a value.
+/// The data of the first reply is written on one line: as text, as the value if it has one of xMsg's own types, or, if it is
+/// binary, its length and first bytes. Give the data to send as for `xmsg pub`: byte for byte, or with --mime as a value.
 ///
-/// Exit code 1: the reply is an error, which is told. Exit code 27: nobody replied in time, or nobody subscribed with
-/// --wait-sub; of several requests: to at least one of them. Exit code 3: there was no proxy, or it was gone at the
-/// end.
+/// Exit code 1: the reply is an error, which is shown. Exit code 27: nobody replied in time (to at least one of several
+/// requests), or, with --wait-sub, nobody subscribed. Exit code 3: there was no proxy, or it was gone at the end.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -57,12 +56,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     timeout: Duration,
 
-    /// Wait until somebody has subscribed to the topic before it asks. That and the first reply take no longer than
-    /// --timeout in all
+    /// Send the request once somebody has subscribed to the topic. That and the first reply together take no longer than
+    /// --timeout
     #[arg(long)]
     wait_sub: bool,
 
-    /// Ask so many times, one after the other
+    /// Send this many requests, one after the other
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, hide_default_value = true,
           value_parser = parse_count_from_1)]
     count: u64,

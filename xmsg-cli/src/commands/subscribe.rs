@@ -38,40 +38,39 @@ Examples:
   xmsg sub report --json | jq .data
   xmsg sub report --format '%T %t %l bytes: %p\\n'
   xmsg sub report:log --raw > app.log                data and nothing else
-  xmsg sub --topic-hex 747261 --json                 topics that are no text: topicBase64 has their bytes
+  xmsg sub --topic-hex 747261 --json                 topics that are not text
   xmsg sub camera --dump pictures                    each message into a file
   xmsg sub '' --report                               rates
   xmsg sub '' --report --json                        rates of each topic, for a script";
 
 /// Subscribe, and write what arrives to standard output
 ///
-/// A message arrives when its topic starts with one of those given, byte by byte: `a:b` gets `a:b`, `a:b:c` and also
-/// `a:bc`; `a:b:` only what is below `a:b`. There are no wildcards: where MQTT has `a/#` and NATS `a.>`, it is `a:`
-/// here. The empty topic is everything but control requests, which are shown for topics that start with
-/// `xmsg:control`.
+/// A message arrives when its topic starts with one of those given, byte by byte: `a:b` receives `a:b`, `a:b:c` and also
+/// `a:bc`; `a:b:` receives only what is below `a:b`. There are no wildcards: where MQTT has `a/#` and NATS `a.>`, it is `a:`
+/// here. The empty topic receives everything but control requests; to see those, subscribe to `xmsg:control`.
 ///
 /// Messages of plain ZeroMQ publishers, topic and data in two frames, are shown, too.
 ///
-/// One message a line is written: its topic, and its data if that is text, a value of one of xMsg's own types, or, of
-/// binary data, length and first bytes. --raw writes the data byte for byte: what `xmsg pub -l --keep-newline < FILE`
-/// published is FILE again; --raw -l writes a newline after each message.
+/// Each message is written on one line: its topic, then its data: as text, as the value if it has one of xMsg's own types,
+/// or, if it is binary, its length and first bytes. --raw writes the data byte for byte: after `xmsg pub -l --keep-newline <
+/// FILE`, that is FILE again; --raw -l writes a newline after each message.
 ///
 /// Ends after COUNT messages, after DURATION, when nobody reads the output any more, or with Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Topic: the start of what messages are about; '' is everything
+    /// What topics of messages start with; '' is everything
     #[arg(value_name = "TOPIC", required = true)]
     topics: Vec<String>,
 
     #[command(flatten)]
     topic: TopicOptions,
 
-    /// End after so many messages
+    /// End after this many messages
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
     count: Option<u64>,
 
-    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 when fewer than COUNT messages had arrived
+    /// End after this time in all, such as 500ms, 10s or 2m; exit code 27 if fewer than COUNT messages arrived
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
 

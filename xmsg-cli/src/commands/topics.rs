@@ -19,14 +19,15 @@ Examples:
   xmsg topics daq: --for 10s                         the mean of ten seconds
   xmsg topics --json | jq 'select(.rate > 100)'";
 
-/// List the topics that something is published to, with their rates
+/// List the topics that are published to, with their rates
 ///
-/// The rates are those of the time that the list takes. The proxy counts messages by topic from samples, and only while somebody asks for
-/// it: rates of more than about a thousand messages a second are estimates. A proxy that can't be asked is subscribed to instead.
+/// Messages are counted for DURATION before the list is written. The proxy counts them from samples: rates above about a thousand
+/// messages a second are estimates. If the proxy can't be asked, because it is of another implementation, the command subscribes to
+/// everything and counts by itself.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// What their names begin with
+    /// Only topics that start with this
     #[arg(value_name = "PREFIX", default_value = "")]
     prefix: String,
 

@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000, value_parser = parse_count_from_1)]
     count: u64,
 
-    /// So many are made at the same time
+    /// How many are made at the same time
     #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=10_000))]
     concurrency: u16,
 

@@ -33,13 +33,10 @@ Examples:
 
 /// At fixed rates: percentiles of the time from when a message should have been sent to its arrival
 ///
-/// Messages are published by a timetable that waits for nothing: when the proxy stalls, the time of those that were due
-/// meanwhile counts from when they were due. A rate that could not be kept is told. `sent late` is how late publishers
-/// themselves were: it is part of the latency.
+/// Messages are published by a fixed timetable. If the proxy stalls, the latency of the messages that were due meanwhile
+/// counts from when they were due. A rate that could not be kept is reported. `sent late` is how late the publishers
+/// themselves were; it is part of the latency.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  xmsg bench latency --rate 1000,10000,100000\n  xmsg bench latency --rate 10000 --json --plot latency.svg"
-)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Messages per second of all publishers together; several rates are measured one after another
@@ -54,7 +51,7 @@ pub(crate) struct Arguments {
     #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=65_535))]
     subscribers: u16,
 
-    /// Publish for so long at each rate
+    /// Publish for this long at each rate
     #[arg(short, long, visible_alias = "for", value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     duration: Duration,
 

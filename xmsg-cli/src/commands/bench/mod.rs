@@ -63,20 +63,20 @@ const REPLIES: &str = "ret:";
 
 const EXAMPLES: &str = "\
 Examples:
-  xmsg bench --embedded                                  throughput, one to one, with a proxy of its own
+  xmsg bench --embedded                                  one to one, with its own proxy
   xmsg bench -p 8 -s 8 --size 1KiB                       eight publishers, eight subscribers
   xmsg bench latency --rate 1000,10000,100000            percentiles at fixed rates
   xmsg bench latency --rate 10000 --json --plot latency.svg
   xmsg bench connect --count 1000 --concurrency 16       connections, each with its check
-  xmsg bench subscribe --on-one-connection 1000,100000   until a great many subscriptions are confirmed
+  xmsg bench subscribe --on-one-connection 1000,100000   many on one connection
   xmsg bench sync --in-flight 8                          synchronous publishing
 
-Lost messages are told and are no failure, unless --fail-on-loss is given: then the exit code is 1.
-Ctrl-C ends a bench early; what was measured is told, and the exit code is 130.";
+Lost messages are reported; they are a failure (exit code 1) only with --fail-on-loss. Ctrl-C ends a
+bench early: the results so far are written, and the exit code is 130.";
 
 /// Measure a proxy: throughput, latency, how fast connections and subscriptions are made
 ///
-/// Without a mode, and with the options of one, it measures throughput. Clients are tasks of this process. Results go to
+/// Without a mode, it measures throughput, and takes the options of that mode. Clients are tasks of this process. Results go to
 /// standard output, as a table or, with --json, as one JSON document.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]

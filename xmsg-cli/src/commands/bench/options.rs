@@ -54,7 +54,7 @@ pub(super) struct TargetOptions {
     #[arg(long, value_name = "COUNT", value_parser = parse_threads)]
     pub(super) threads: Option<NonZeroUsize>,
 
-    /// Topics are below this one, in a branch that is new for each run
+    /// The first part of all topics; behind it, each run has a branch of its own
     #[arg(long, value_name = "TOPIC", default_value = "bench")]
     pub(super) topic: Topic,
 }
@@ -66,11 +66,11 @@ pub(super) struct LoadOptions {
     #[arg(long, value_name = "SIZE", default_value = "100", value_parser = parse_size)]
     pub(super) size: usize,
 
-    /// Publish for so long before anything is counted; 0: not at all
+    /// Publish for this long before anything is counted; 0: not at all
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     pub(super) warmup: Duration,
 
-    /// At the end, a message that has not come so long after the one before it is lost
+    /// At the end: when nothing has arrived for this long, messages that are missing count as lost
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = parse_duration)]
     pub(super) patience: Duration,
 }

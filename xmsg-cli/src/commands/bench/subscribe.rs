@@ -38,11 +38,11 @@ pub(crate) struct Arguments {
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1000, value_parser = parse_count_from_1)]
     count: u64,
 
-    /// So many are made at the same time
+    /// How many are made at the same time
     #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=10_000))]
     concurrency: u16,
 
-    /// Subscribe to so many topics on one connection; several numbers are measured one after another
+    /// Subscribe to this many topics on one connection; several numbers are measured one after another
     #[arg(long, value_name = "COUNT", value_delimiter = ',', conflicts_with_all = ["count", "concurrency"],
           value_parser = parse_number::<u32>(1..=10_000_000))]
     on_one_connection: Vec<u32>,

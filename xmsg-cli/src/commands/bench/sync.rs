@@ -40,16 +40,16 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Requests that are under way at the same time
+    /// How many requests wait for their replies at the same time
     #[arg(short, long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u16>(1..=10_000))]
     in_flight: u16,
 
-    /// Ask so many times
+    /// Send this many requests
     #[arg(short = 'n', long, value_name = "COUNT", conflicts_with = "duration",
           value_parser = parse_count_from_1)]
     messages: Option<u64>,
 
-    /// Ask for so long
+    /// Send requests for this long
     #[arg(short, long, visible_alias = "for", value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     duration: Duration,
 

@@ -22,16 +22,16 @@ const TIMED: u64 = 64;
 
 const EXAMPLES: &str = "\
 Examples:
-  xmsg bench throughput --embedded                            one to one, with a proxy of its own
+  xmsg bench throughput --embedded                            one to one, with its own proxy
   xmsg bench throughput --publishers 8                        fan-in
   xmsg bench throughput --subscribers 64 --size 1KiB          fan-out
   xmsg bench throughput --messages 1000000 --json --plot rate.svg";
 
 /// As fast as it goes: rates, and what was lost (the default mode)
 ///
-/// Each subscriber gets the messages of all publishers, so published × subscribers is what should be delivered. It checks
-/// the sequence numbers of each publisher. Subscriptions are confirmed before publishing begins, and the bench ends when
-/// everything has arrived. One message in 64 carries its time, for the delay under this load: that of full queues.
+/// Each subscriber gets the messages of all publishers, so published × subscribers should be delivered. It checks the
+/// sequence numbers of each publisher. Subscriptions are confirmed before publishing begins, and the bench ends when
+/// everything has arrived. One message in 64 carries its time: the delay that is shown is that under full load, in full queues.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -47,12 +47,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = parse_number::<u32>(1..=1_000_000))]
     topics: u32,
 
-    /// Publish so many messages, shared among the publishers
+    /// Publish this many messages in all, shared among the publishers
     #[arg(short = 'n', long, value_name = "COUNT", conflicts_with = "duration",
           value_parser = parse_count_from_1)]
     messages: Option<u64>,
 
-    /// Publish for so long
+    /// Publish for this long
     #[arg(short, long, visible_alias = "for", value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     duration: Duration,
 

@@ -23,12 +23,12 @@ use crate::screen::Screen;
 const EXAMPLES: &str = "\
 Examples:
   xmsg demo                                     on a terminal: a live picture, until q
-  xmsg demo --for 5s                            as fast as it goes, for five seconds, then totals
+  xmsg demo --for 5s                            as fast as it goes for five seconds, then totals
   xmsg demo --for 5s --json | jq .lost_messages
-  xmsg demo --rate 1000                         1000 messages a second from each publisher, until Ctrl-C
+  xmsg demo --rate 1000                         1000 a second from each publisher, until Ctrl-C
   xmsg demo --publishers 4 --subscribers 8 --size 1024";
 
-/// See it work: a proxy, publishers and subscribers in one process, through TCP
+/// See xmsg at work: a proxy, publishers and subscribers in one process, through TCP
 ///
 /// On a terminal this shows a small experiment: its topics with their rates, the last minute and the latest values, who publishes and
 /// who subscribes, and one subscriber that is slow on purpose, with its queue and what is dropped for it. Other terminals can join in.
@@ -59,7 +59,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     rate: Option<f64>,
 
-    /// Write nothing but the totals, as one object of JSON
+    /// Write only the totals, as one object of JSON
     #[arg(long)]
     json: bool,
 }

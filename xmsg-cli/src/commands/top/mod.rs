@@ -29,31 +29,31 @@ Examples:
 
 Keys: q quits, p pauses, / filters, t shows connections, topics or both, arrows move; r b u d n sort by rate, bytes, queue, drops, name.";
 
-/// Watch a proxy: connections and topics by rate, who is too slow, since when, and what was lost for it
+/// Watch a proxy: connections and topics by rate, slow subscribers, and what was lost
 ///
-/// The proxy is asked once a second, which costs it next to nothing; over HTTP if --admin says where. Without security, a proxy answers
-/// whoever is on its own machine; else those with the right `inspect`. A proxy of another implementation is subscribed to: only its topics
-/// are seen then.
+/// The proxy is asked once a second (over HTTP, if --admin gives its address), which costs it next to nothing. Without security, a proxy
+/// answers only clients on its own machine; with security, those with the right `inspect`. If the proxy can't be asked, because it is of
+/// another implementation, the command subscribes to everything, and shows only topics.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Time from one look to the next, such as 500ms or 10s
+    /// How often to ask, such as 500ms or 10s
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     interval: Duration,
 
-    /// What comes first
+    /// What to sort by
     #[arg(long, value_name = "BY", value_enum, default_value_t = Sort::Rate)]
     sort: Sort,
 
-    /// Only connections and topics whose names have this in them
+    /// Only connections and topics whose names contain this
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
 
-    /// Look once, over one interval, and write tables
+    /// Ask once, after one interval, and write tables
     #[arg(long)]
     once: bool,
 
-    /// One object of JSON for each interval, on a line
+    /// Write one object of JSON on a line for each interval
     #[arg(long)]
     json: bool,
 
