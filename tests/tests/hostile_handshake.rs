@@ -189,3 +189,31 @@ async fn giant_lists_of_properties_take_no_memory() {
     drop(peers);
     scene.finish("giant lists of properties", 40).await;
 }
+
+/// What a connection holds before anybody knows who it is counts, and is not let grow so far that nobody else gets in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handshakes_that_are_long_and_never_finished_keep_to_the_memory_limit() {
+    const CONNECTIONS: usize = 700;
+    let scene = limited(&["handshake_ms=600000", "memory_mib=40"]).await;
+    let port = scene.address.publish_port();
+    let large = vec![0; 64_000];
+    let ready = ready_with([(&b"Socket-Type"[..], &b"PUB"[..]), (b"x", &large)]);
+    let part = [&raw::greeting(3, 1)[..], &ready[..62_000]].concat();
+    let peers = scene
+        .under(async {
+            let mut peers = Vec::new();
+            for number in 0..CONNECTIONS {
+                // It may be sent away.
+                let Some(mut peer) = Raw::connect_from(20 + (number % 100) as u8, port).await else {
+                    continue;
+                };
+                peer.try_send(&part).await;
+                peers.push(peer);
+            }
+            peers
+        })
+        .await;
+    scene.under(others_get_in(&scene)).await;
+    drop(peers);
+    scene.finish("700 times 62 KB of a handshake under a limit of 40 MiB", 40).await;
+}

@@ -92,6 +92,13 @@ impl ReceiveBuffer {
         self.with_spare(self.needs_for(len))
     }
 
+    /// Bytes of the slabs while the next read is made of which nothing is known: the new one, if there is to be one, and the one before.
+    #[must_use]
+    pub fn needs_in_handshake(&self) -> usize {
+        let slab = self.next_slab(0).map_or(self.slab.size, |(_, size)| size);
+        slab.max(self.slab.size) + self.spare()
+    }
+
     /// Bytes of all slabs.
     #[must_use]
     pub fn held(&self) -> usize {
@@ -169,25 +176,34 @@ impl ReceiveBuffer {
     /// Sees to room for a read. Never reserves more than twice what has already arrived, however much a peer
     /// announces.
     fn make_room(&mut self, missing: usize) {
+        let Some((slab_len, size)) = self.next_slab(missing) else { return };
+        self.slab_len = slab_len;
+        if size > SLAB_LARGE {
+            self.extend(size);
+        } else {
+            self.renew(size);
+        }
+    }
+
+    /// The size to which slabs grow, and that of the one which the next read needs; `None`: there is room for it in the present one.
+    fn next_slab(&self, missing: usize) -> Option<(usize, usize)> {
         let len = self.input.len();
         let room = self.input.capacity() - len;
         let wanted = missing.min(len.max(self.slab_len));
         // The slab of one very large message is not kept for the small ones that follow.
         let oversized = len == 0 && self.slab.size > SLAB_LARGE;
         if room >= READ_MIN.max(wanted) && !oversized {
-            return;
+            return None;
         }
-        if (len + wanted) * 4 > self.slab_len && len >= self.slab_len / 4 && self.slab_len < SLAB_LARGE {
+        let mut slab_len = self.slab_len;
+        if (len + wanted) * 4 > slab_len && len >= slab_len / 4 && slab_len < SLAB_LARGE {
             // Large messages: slabs that hold several of them make for few copies of a last, unfinished one.
-            self.slab_len *= 2;
+            slab_len *= 2;
         }
         // Room for a good read behind what is there, or else every few bytes would have it all copied.
         let needed = len + wanted.max(READ_MIN);
-        if needed > SLAB_LARGE {
-            self.extend(needed);
-        } else {
-            self.renew(self.slab_len.max(needed.next_power_of_two()));
-        }
+        let size = if needed > SLAB_LARGE { needed } else { slab_len.max(needed.next_power_of_two()) };
+        Some((slab_len, size))
     }
 
     /// Has the slab of one very large message grow to just this size: where it is, or moved by the system without being there twice.
@@ -258,6 +274,23 @@ mod tests {
         }
         assert_eq!(buffer.input, data);
         assert!(buffer.slab().size <= data.len() + READ_MIN + SLAB_LARGE, "{}", buffer.slab().size);
+    }
+
+    /// What is allowed before a read is never less than what there is after it.
+    #[tokio::test]
+    async fn what_the_next_read_takes_in_the_handshake_is_known_before() {
+        for step in [1, 100, 1_000, 4_096, 70_000] {
+            let data = vec![7; 70_000];
+            let mut buffer = ReceiveBuffer::default();
+            for bytes in data.chunks(step) {
+                let mut stream = bytes;
+                while !stream.is_empty() {
+                    let needs = buffer.needs_in_handshake();
+                    assert!(buffer.read(&mut stream, 0).await.unwrap() > 0);
+                    assert!(buffer.held() <= needs, "{} > {needs} in steps of {step}", buffer.held());
+                }
+            }
+        }
     }
 
     #[tokio::test]

@@ -24,6 +24,8 @@ pub const CONNECTION: usize = 32 << 10;
 const UNCLAIMED: usize = 16 << 10;
 /// The step in which what is more counts, bytes.
 const CLAIM_STEP: usize = 64 << 10;
+/// The same for connections in the handshake: there may be many of them, and none holds more than a few steps.
+const HANDSHAKE_STEP: usize = 16 << 10;
 /// How soon to look again whether a connection that was ended has given its memory back …
 const PACE: Duration = Duration::from_millis(2);
 /// … and so much later for each that waits: many times what a look takes, however many they are.
@@ -207,15 +209,8 @@ impl MemoryBudget {
     /// however many connections there are, something is left for what they are there for.
     #[must_use]
     pub fn claim_fixed(&self, bytes: usize) -> Option<Claim> {
-        let fixed = self.0.fixed.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if fixed > self.0.limit / 2 || !self.has_room(bytes) {
-            self.0.fixed.fetch_sub(bytes, Ordering::Relaxed);
-            return None;
-        }
         let mut claim = self.claim_shared();
-        claim.fixed = bytes;
-        claim.count(bytes);
-        Some(claim)
+        claim.fix(bytes, self.0.limit / 2).then_some(claim)
     }
 
     /// Ends whoever holds most, unless somebody who was ended has yet to give back. The claim `own` wants more, and holds `wanted` then.
@@ -393,6 +388,24 @@ impl Claim {
         );
     }
 
+    /// Holds so much from now on, for which nobody is ended. `false`: there is no room, or all such claims together would be above `most`
+    /// bytes; it holds what it held.
+    fn fix(&mut self, bytes: usize, most: usize) -> bool {
+        let fixed = &self.budget.0.fixed;
+        if let Some(more) = bytes.checked_sub(self.fixed) {
+            let all = fixed.fetch_add(more, Ordering::Relaxed) + more;
+            if more > 0 && (all > most || !self.budget.has_room(more)) {
+                fixed.fetch_sub(more, Ordering::Relaxed);
+                return false;
+            }
+        } else {
+            fixed.fetch_sub(self.fixed - bytes, Ordering::Relaxed);
+        }
+        self.fixed = bytes;
+        self.count(bytes);
+        true
+    }
+
     /// Holds so much from now on, whether there is room or not. If there is none, whoever holds most is ended: `false` if it is this one.
     pub fn force(&mut self, bytes: usize) -> bool {
         self.force_as(bytes, bytes)
@@ -512,6 +525,26 @@ impl PeerClaim {
 
     fn counted(needed: usize) -> usize {
         if needed <= UNCLAIMED { 0 } else { needed.next_multiple_of(CLAIM_STEP) }
+    }
+}
+
+/// What a connection holds in its handshake beyond what every connection counts for. Nobody has shown yet who the peer is, so nobody is ended
+/// for it: it is the newcomer that is sent away.
+#[derive(Debug)]
+pub(crate) struct HandshakeClaim(Claim);
+
+impl HandshakeClaim {
+    /// Nothing yet.
+    pub(crate) fn new(budget: &MemoryBudget) -> Self {
+        Self(budget.claim_shared())
+    }
+
+    /// Sees to it that the buffer may hold so much. `false`: it may not. Such claims stop growing when a quarter of the limit is taken by what
+    /// nobody is ended for: the next one who connects, and says little, still gets in.
+    pub(crate) fn allow(&mut self, held: usize) -> bool {
+        // What was taken out of the buffer to be read, or judged, is there a second time.
+        let needed = if held <= UNCLAIMED { 0 } else { (2 * held).next_multiple_of(HANDSHAKE_STEP) };
+        needed == self.0.bytes || self.0.fix(needed, self.0.budget.limit() / 4)
     }
 }
 
@@ -679,6 +712,23 @@ mod tests {
         weight.store(90, Ordering::Relaxed);
         assert!(other.force(85), "it is not the largest");
         assert!(changing_end.is_cancelled() && !other_end.is_cancelled());
+    }
+
+    #[test]
+    fn handshakes_that_grow_are_refused_before_newcomers_are() {
+        let budget = MemoryBudget::new(1 << 20);
+        let mut long: Vec<_> = (0..8).map(|_| HandshakeClaim::new(&budget)).collect();
+        assert!(
+            long.iter_mut().all(|one| one.allow(UNCLAIMED)) && budget.used() == 0,
+            "that is counted already"
+        );
+        let grown = long.iter_mut().filter_map(|one| one.allow(64 << 10).then_some(())).count();
+        assert_eq!((grown, budget.used()), (2, 256 << 10), "a quarter is taken");
+        assert!(budget.claim_fixed(CONNECTION).is_some(), "a newcomer gets in");
+        assert!(long[0].allow(20 << 10) && long[2].allow(24 << 10), "what one gives back another one gets");
+        assert_eq!(budget.used(), (128 + 48 + 48) << 10);
+        drop(long);
+        assert_eq!((budget.used(), budget.0.fixed.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]

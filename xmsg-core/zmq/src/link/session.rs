@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::buffer::{ReceiveBuffer, Slab};
-use crate::link::memory::{MemoryBudget, PeerClaim};
+use crate::link::memory::{HandshakeClaim, MemoryBudget, PeerClaim};
 use crate::link::outbox::{Outbox, URGENT_MAX, Writer};
 use crate::link::pause::{self, Departure, DepartureWatch};
 use crate::link::transport::{ReadHalf, Stream};
@@ -213,6 +213,8 @@ pub struct Session {
     peer_drains: bool,
     memory: Option<PeerClaim>,
     boxes: Option<PeerClaim>,
+    /// Until the handshake is over.
+    unknown: Option<HandshakeClaim>,
     departure: DepartureWatch,
 }
 
@@ -229,6 +231,7 @@ impl Session {
             peer_drains: false,
             memory: None,
             boxes: None,
+            unknown: None,
             departure: DepartureWatch::default(),
         }
     }
@@ -251,6 +254,7 @@ impl Session {
     pub fn with_memory(mut self, budget: &MemoryBudget, name: &str) -> Self {
         self.memory = Some(PeerClaim::new(budget, name, "messages that have come in part"));
         self.boxes = Some(PeerClaim::new(budget, name, "messages in boxes on their way to it"));
+        self.unknown = Some(HandshakeClaim::new(budget));
         self
     }
 
@@ -307,6 +311,7 @@ impl Session {
                     self.engine.handle_received(now());
                     // A handshake may be much longer than anything that follows.
                     self.buffer.release();
+                    self.unknown = None;
                     return Ok(peer);
                 }
                 Some(Event::Credentials(credentials)) => {
@@ -322,6 +327,13 @@ impl Session {
                     self.engine.judge(verdict == Verdict::Admitted)?;
                 }
                 Some(_) => {}
+                None if !self
+                    .unknown
+                    .as_mut()
+                    .is_none_or(|claim| claim.allow(self.buffer.needs_in_handshake())) =>
+                {
+                    return Err(Ended::OutOfMemory);
+                }
                 None => match before(due, self.buffer.read(&mut read, 0)).await {
                     Some(Ok(0)) => return Err(Ended::ByPeer),
                     Some(result) => {
