@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_zmq::link::admission::{Leaving, Permit};
 use xmsg_zmq::link::memory::MemoryBudget;
-use xmsg_zmq::link::outbox::{Outbox, URGENT_MAX};
+use xmsg_zmq::link::outbox::Outbox;
 use xmsg_zmq::link::session::{Ended, Session, now};
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::link::transport::{Closer, Listener, Stream};
@@ -55,9 +55,6 @@ use table::{Change, Table, TableTask};
 use watch::Watch;
 pub use watch::Watched;
 
-/// Confirmations of subscriptions that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
-/// asking.
-const CONFIRMATIONS_MAX: usize = URGENT_MAX / 2;
 /// The share of the linger that publishers get to take leave; the rest is for subscribers.
 const PUBLISHERS_SHARE: f64 = 0.7;
 /// How long a publisher gets to finish its handshake when the switch stops.
@@ -271,9 +268,7 @@ impl Switch {
         let found = routes.find_each(&[topic]);
         for (_, number) in &found {
             let Some(subscriber) = routes.subscriber(*number) else { continue };
-            if subscriber.grant.who().map(|who| &**who) == principal
-                && !subscriber.outbox.push_urgent(&answer, CONFIRMATIONS_MAX)
-            {
+            if subscriber.grant.who().map(|who| &**who) == principal && !subscriber.confirm(&answer) {
                 tracing::debug!(peer = %subscriber.peer, "it does not read its confirmations: one is left out");
             }
         }
@@ -489,7 +484,7 @@ impl Switch {
         stop: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
-        let publisher = Arc::new(publisher.logging(&inner.gate.lines));
+        let publisher = Arc::new(publisher.counting(&inner.config.memory).logging(&inner.gate.lines));
         let route = session.route();
         let session = session.with_departure(Arc::new(Leaving(publisher.place.clone())));
         let asking = Asking::new(inner.asking.clone());
@@ -551,7 +546,7 @@ impl Switch {
         // Whatever is forwarded is within our own limits: only one that takes less has to be looked after.
         let ours = MessageLimits::from(&config.limits);
         let takes = Some(ours.within(&limits)).filter(|takes| *takes != ours);
-        let subscriber = Subscriber::new(self.id(), peer, outbox, grant);
+        let subscriber = Subscriber::new(self.id(), peer, outbox, grant).counting(&config.memory);
         let subscriber =
             Arc::new(subscriber.taking(takes).telling(hears_of_drops).logging(&inner.gate.lines));
         inner.gate.add_subscriber(&subscriber);

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use xmsg_zmq::link::outbox::Outbox;
+use xmsg_zmq::link::memory::{MemoryBudget, Owed};
+use xmsg_zmq::link::outbox::{Outbox, URGENT_MAX};
 use xmsg_zmq::link::session::now;
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::{Amount, HighWaterMark};
@@ -29,6 +30,9 @@ const SLOW_LOG_INTERVAL: Duration = Duration::from_secs(10);
 const TELL_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes of such counts that may wait to be written, together with the protocol's other answers: two counts and a little more.
 const TELL_MAX: usize = 64;
+/// Confirmations of subscriptions that wait for a subscriber, bytes: half of what it may be owed, so that others can't use that up by
+/// asking.
+const CONFIRMATIONS_MAX: usize = URGENT_MAX / 2;
 /// Bytes of a topic that are shown in the log.
 pub(super) const TOPIC_SHOWN: usize = 255;
 
@@ -86,6 +90,8 @@ pub(super) struct Subscriber {
     /// `None`: it does not understand what it would be told of drops.
     telling: Option<Telling>,
     lines: Arc<Lines>,
+    /// Where confirmations count that it does not read.
+    owed: Option<Owed>,
     /// Ends its connection.
     pub(super) cut: CancellationToken,
     /// … because it holds too much memory.
@@ -118,6 +124,7 @@ impl Subscriber {
             stall: Mutex::default(),
             telling: None,
             lines: Arc::default(),
+            owed: None,
             cut: CancellationToken::new(),
             outsized: CancellationToken::new(),
         }
@@ -133,9 +140,24 @@ impl Subscriber {
         Self { telling: understands.then(Telling::default), ..self }
     }
 
+    /// The same, with the confirmations that it does not read counted in this budget.
+    pub(super) fn counting(self, memory: &MemoryBudget) -> Self {
+        let owed = Owed::new(memory, &self.peer, self.outsized.clone());
+        Self { owed: Some(owed), ..self }
+    }
+
     /// The same, with its lines in the log counted together with those of others.
     pub(super) fn logging(self, lines: &Arc<Lines>) -> Self {
         Self { lines: lines.clone(), ..self }
+    }
+
+    /// Sends it the confirmation of a subscription, ahead of what is queued. `false`: it has yet to read too many.
+    pub(super) fn confirm(&self, answer: &[u8]) -> bool {
+        let is_queued = self.outbox.push_urgent(answer, CONFIRMATIONS_MAX);
+        if let Some(owed) = self.owed.as_ref().filter(|_| is_queued) {
+            owed.note(&self.outbox);
+        }
+        is_queued
     }
 
     /// Tells it for ever what was dropped for it: at once, and then at most once in each interval.

@@ -101,6 +101,12 @@ impl Publisher {
         }
     }
 
+    /// The same, with the answers that it does not read counted in this budget.
+    pub(super) fn counting(self, memory: &MemoryBudget) -> Self {
+        let outbox = Outbox::new(HighWaterMark::bytes(UPSTREAM_MAX)).owing(memory.queues().clone());
+        Self { outbox: Arc::new(outbox), ..self }
+    }
+
     /// The same, with its lines in the log counted together with those of others.
     pub(super) fn logging(self, lines: &Arc<Lines>) -> Self {
         Self { lines: lines.clone(), ..self }

@@ -7,14 +7,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::link::outbox::Ledger;
+use crate::link::outbox::{Ledger, Outbox};
 use crate::link::source::Source;
 use crate::link::throttle::Throttle;
 
@@ -24,6 +24,8 @@ pub const CONNECTION: usize = 32 << 10;
 const UNCLAIMED: usize = 16 << 10;
 /// The step in which what is more counts, bytes.
 const CLAIM_STEP: usize = 64 << 10;
+/// Answers of which nobody asks who does not read them, bytes for each connection.
+const LITTLE: usize = 4 << 10;
 /// The same for connections in the handshake: there may be many of them, and none holds more than a few steps.
 const HANDSHAKE_STEP: usize = 16 << 10;
 /// How soon to look again whether a connection that was ended has given its memory back …
@@ -481,10 +483,47 @@ impl Drop for Claim {
     }
 }
 
+/// Answers that a peer does not read, for whoever looks for the one that holds most: they count in the ledger of the queues.
+#[derive(Debug)]
+pub struct Owed {
+    budget: MemoryBudget,
+    name: Arc<str>,
+    end: CancellationToken,
+    claim: OnceLock<Claim>,
+}
+
+impl Owed {
+    /// Of the peer with this name in the log, whose connection `end` ends.
+    #[must_use]
+    pub fn new(budget: &MemoryBudget, name: &str, end: CancellationToken) -> Self {
+        Self { budget: budget.clone(), name: name.into(), end, claim: OnceLock::new() }
+    }
+
+    /// Notes that one more was queued. If there is no room for it, whoever holds most is ended. Nothing may be locked.
+    pub fn note(&self, outbox: &Outbox) {
+        if self.claim.get().is_none() {
+            let owed = outbox.owed();
+            if owed.load(Ordering::Relaxed) > LITTLE {
+                let weight = move || owed.load(Ordering::Relaxed);
+                let new = || self.budget.claim(&self.name, "answers that it does not read", self.end.clone());
+                self.claim.get_or_init(|| new().weighed_by(weight));
+            }
+        }
+        let _ = self.budget.makes_room(0);
+    }
+
+    /// What says that somebody else needs the memory, if it holds any to speak of.
+    pub(crate) fn end(&self) -> Option<&CancellationToken> {
+        self.claim.get().is_some().then_some(&self.end)
+    }
+}
+
 /// What the buffers of one connection count for, if they hold more than little.
 #[derive(Debug)]
 pub(crate) struct PeerClaim {
     claim: Claim,
+    /// … and answers that it does not read. Apart, so that the futures of connections stay small.
+    owed: Option<Box<Owed>>,
     /// Somebody else needs it.
     pub(crate) end: CancellationToken,
 }
@@ -493,7 +532,20 @@ impl PeerClaim {
     /// Nothing yet. `name` is the peer's in the log.
     pub(crate) fn new(budget: &MemoryBudget, name: &str, what: &'static str) -> Self {
         let end = CancellationToken::new();
-        Self { claim: budget.claim(name, what, end.clone()), end }
+        Self { claim: budget.claim(name, what, end.clone()), owed: None, end }
+    }
+
+    /// The same, with answers that the peer does not read.
+    pub(crate) fn with_answers(self, name: &str) -> Self {
+        let owed = Owed::new(&self.claim.budget, name, self.end.clone());
+        Self { owed: Some(Box::new(owed)), ..self }
+    }
+
+    /// Notes that an answer was queued.
+    pub(crate) fn note_answer(&self, outbox: &Outbox) {
+        if let Some(owed) = &self.owed {
+            owed.note(outbox);
+        }
     }
 
     /// Sees to it that the buffers may hold what the next read needs. `false`: they may not.
@@ -512,7 +564,7 @@ impl PeerClaim {
 
     /// What says that somebody else needs it, if it is any.
     pub(crate) fn end(&self) -> Option<&CancellationToken> {
-        (self.claim.bytes() > 0).then_some(&self.end)
+        (self.claim.bytes() > 0).then_some(&self.end).or(self.owed.as_ref().and_then(|owed| owed.end()))
     }
 
     /// The buffers hold less.
@@ -712,6 +764,29 @@ mod tests {
         weight.store(90, Ordering::Relaxed);
         assert!(other.force(85), "it is not the largest");
         assert!(changing_end.is_cancelled() && !other_end.is_cancelled());
+    }
+
+    #[test]
+    fn whoever_owes_most_answers_is_ended_when_there_is_no_room_for_them() {
+        let budget = MemoryBudget::new(100 << 10);
+        let peer = |name: &str| {
+            let outbox = Outbox::with_ledger(crate::HighWaterMark::bytes(1), budget.queues().clone());
+            let end = CancellationToken::new();
+            (outbox, Owed::new(&budget, name, end.clone()), end)
+        };
+        let (polite, rude) = (peer("192.0.2.1:1"), peer("192.0.2.2:1"));
+        let owe = |(outbox, owed, _): &(Outbox, Owed, CancellationToken), bytes: usize| {
+            assert!(outbox.push_urgent(&vec![0; bytes], 64 << 10));
+            owed.note(outbox);
+        };
+        owe(&polite, 100);
+        assert!(budget.0.holders().by_id.is_empty(), "it is not worth a look");
+        let mut large = budget.claim("192.0.2.3:1", "a message", CancellationToken::new());
+        assert!(large.force(50 << 10));
+        owe(&rude, 60 << 10);
+        assert!(rude.2.is_cancelled() && !polite.2.is_cancelled(), "it holds more than the message");
+        drop((rude, polite, large));
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod pace;
 mod retained;
 mod sending;
 mod unsent;
+mod urgent;
 mod writer;
 
 use std::borrow::Borrow;
@@ -31,6 +32,7 @@ pub use retained::{Again, Repeated};
 use sending::Waiting;
 pub(crate) use sending::{Begun, Sending, begin};
 pub(crate) use unsent::Unsent;
+use urgent::Urgent;
 pub use writer::Writer;
 
 use crate::EncodedFrames;
@@ -197,7 +199,7 @@ struct State {
     /// Written chunks, to be filled again; `None`: they are given up.
     spare: Option<Vec<BytesMut>>,
     backlog: Backlog,
-    urgent: BytesMut,
+    urgent: Urgent,
     /// Somebody waits for what is queued to be written.
     watched: bool,
     /// All that is queued or in the writer's hands; `bytes` is memory.
@@ -359,7 +361,14 @@ impl Outbox {
     /// The same, with its copies entered in this ledger.
     #[must_use]
     pub fn with_ledger(mark: HighWaterMark, ledger: Arc<Ledger>) -> Self {
-        Self { ledger: Some(ledger), ..Self::new(mark) }
+        Self { ledger: Some(ledger.clone()), ..Self::new(mark) }.owing(ledger)
+    }
+
+    /// The same, with what is [urgent](Self::push_urgent) entered in this ledger.
+    #[must_use]
+    pub fn owing(self, ledger: Arc<Ledger>) -> Self {
+        self.state().urgent.count_in(ledger);
+        self
     }
 
     /// The same for a busy connection, of which there are few: it keeps the memory of four chunks, 80 KiB each, to use again.
@@ -419,7 +428,7 @@ impl Outbox {
             if state.urgent.len() + bytes.len() > limit {
                 return false;
             }
-            state.urgent.extend_from_slice(bytes);
+            state.urgent.push(bytes);
             state.writer.take()
         };
         if let Some(waker) = waker {
@@ -474,9 +483,21 @@ impl Outbox {
         (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
     }
 
+    /// The memory of what is urgent and not yet written, in bytes, now and later: a number that changes by itself.
+    #[must_use]
+    pub fn owed(&self) -> Arc<AtomicUsize> {
+        self.state().urgent.held()
+    }
+
     /// Forgets what is urgent: it was meant for a connection that has ended.
     pub fn clear_urgent(&self) {
         self.state().urgent.clear();
+    }
+
+    /// What is urgent, if anything is.
+    fn take_urgent(&self) -> Option<urgent::Taken> {
+        let mut state = self.state();
+        (!state.urgent.is_empty()).then(|| state.urgent.take())
     }
 
     /// Makes the writer leave the messages where they are (`true`), or go on (`false`).

@@ -375,6 +375,61 @@ async fn long_boxes_count_for_as_long_as_they_are_there() {
     assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
 }
 
+/// What a peer makes us owe, and does not read, is memory like any other.
+#[tokio::test]
+async fn urgent_bytes_count_until_they_are_written_or_dropped() {
+    for sealed in [false, true] {
+        let budget = MemoryBudget::default();
+        let ledger = budget.queues();
+        let outbox = Outbox::with_ledger(HighWaterMark::bytes(1 << 20), ledger.clone());
+        let push = |times: usize| {
+            for _ in 0..times {
+                assert!(outbox.push_urgent(b"\x04\x05\x04PONG", URGENT_MAX));
+            }
+        };
+        push(5_000);
+        assert!((35_000..=URGENT_MAX * 2).contains(&ledger.bytes()), "{} bytes", ledger.bytes());
+        outbox.clear_urgent();
+        assert_eq!(ledger.bytes(), 0, "it is forgotten");
+
+        let sealer = if sealed { cipher_pair().0 } else { None };
+        let mut writer = Writer::new(&outbox).sealed(sealer);
+        push(5_000);
+        let (mut stuck, _far) = tokio::io::duplex(100);
+        assert!(futures::poll!(std::pin::pin!(writer.run(&mut stuck))).is_pending());
+        drop(writer);
+        assert_eq!(ledger.bytes(), 0, "the connection has ended");
+
+        let sealer = if sealed { cipher_pair().0 } else { None };
+        let mut writer = Writer::new(&outbox).sealed(sealer);
+        push(5_000);
+        let (mut near, mut far) = tokio::io::duplex(100);
+        let mut writing = Box::pin(writer.run(&mut near));
+        assert!(futures::poll!(&mut writing).is_pending());
+        assert!(ledger.bytes() >= 35_000, "it is being written: {} bytes", ledger.bytes());
+        push(5_000);
+        assert!(ledger.bytes() >= 70_000, "and more waits: {} bytes", ledger.bytes());
+        let mut sink = tokio::io::sink();
+        let reading = tokio::io::copy(&mut far, &mut sink);
+        let all_read = async {
+            while ledger.bytes() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let all_read = tokio::time::timeout(std::time::Duration::from_secs(60), all_read);
+        tokio::select! {
+            _ = &mut writing => panic!("the queue is open"),
+            _ = reading => panic!("the stream is open"),
+            result = all_read => result.expect("it was written, and counts no more"),
+        }
+        drop(writing);
+        drop(writer);
+        push(10);
+        drop(outbox);
+        assert_eq!(ledger.bytes(), 0);
+    }
+}
+
 #[test]
 fn urgent_bytes_wait_for_the_end_of_a_message_and_no_longer() {
     block_on(async {

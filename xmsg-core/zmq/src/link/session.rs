@@ -214,7 +214,7 @@ pub struct Session {
     memory: Option<PeerClaim>,
     boxes: Option<PeerClaim>,
     /// Until the handshake is over.
-    unknown: Option<HandshakeClaim>,
+    unknown: Option<Box<HandshakeClaim>>,
     departure: DepartureWatch,
 }
 
@@ -252,9 +252,10 @@ impl Session {
     /// Has the memory of what comes in count in this budget. `name` is the peer's in the log.
     #[must_use]
     pub fn with_memory(mut self, budget: &MemoryBudget, name: &str) -> Self {
-        self.memory = Some(PeerClaim::new(budget, name, "messages that have come in part"));
+        let memory = PeerClaim::new(budget, name, "messages that have come in part");
+        self.memory = Some(memory.with_answers(name));
         self.boxes = Some(PeerClaim::new(budget, name, "messages in boxes on their way to it"));
-        self.unknown = Some(HandshakeClaim::new(budget));
+        self.unknown = Some(Box::new(HandshakeClaim::new(budget)));
         self
     }
 
@@ -536,6 +537,16 @@ impl Reader<'_> {
         }
     }
 
+    fn owe(&self, outbox: &Outbox, bytes: &[u8]) -> Result<(), Ended> {
+        if !outbox.push_urgent(bytes, URGENT_MAX) {
+            return Err(Ended::Unread);
+        }
+        if let Some(memory) = &self.memory {
+            memory.note_answer(outbox);
+        }
+        Ok(())
+    }
+
     /// Gives up memory that only a busy connection needs.
     fn release(&mut self) {
         let boxed = self.opening.as_mut().map(|opening| &mut opening.boxed);
@@ -600,11 +611,11 @@ impl Reader<'_> {
                     Event::Ready(_) | Event::Credentials(_) => {}
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
-                    owe(outbox, &bytes)?;
+                    self.owe(outbox, &bytes)?;
                 }
             }
             if let Some(bytes) = self.engine.poll_transmit() {
-                owe(outbox, &bytes)?;
+                self.owe(outbox, &bytes)?;
             }
             if since_pause >= FAIR_SHARE {
                 since_pause = 0;
@@ -667,7 +678,7 @@ impl Reader<'_> {
                         }
                         self.engine.handle_timeout(now())?;
                         if let Some(bytes) = self.engine.poll_transmit() {
-                            owe(outbox, &bytes)?;
+                            self.owe(outbox, &bytes)?;
                         }
                         // The peer was silent for a while: it need not keep what it had use for.
                         self.release();
@@ -681,10 +692,6 @@ impl Reader<'_> {
             self.engine.handle_received(now());
         }
     }
-}
-
-fn owe(outbox: &Outbox, bytes: &[u8]) -> Result<(), Ended> {
-    if outbox.push_urgent(bytes, URGENT_MAX) { Ok(()) } else { Err(Ended::Unread) }
 }
 
 /// The output of `future`, or `None` when `due` passes first.

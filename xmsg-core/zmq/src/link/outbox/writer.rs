@@ -76,12 +76,13 @@ impl<'a> Writer<'a> {
     pub async fn run(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         loop {
             if self.offset == 0 && self.begun.is_empty() {
-                let urgent = self.outbox.state().urgent.split();
-                if !urgent.is_empty() {
-                    match &mut self.sealing {
-                        None => stream.write_all(&urgent).await?,
-                        Some(sealing) => stream.write_all(&sealing.seal_apart(&urgent)).await?,
-                    }
+                let urgent = self.outbox.take_urgent();
+                if let Some(urgent) = urgent {
+                    let urgent = match &mut self.sealing {
+                        None => urgent,
+                        Some(sealing) => urgent.sealed(|commands| sealing.seal_apart(commands)),
+                    };
+                    stream.write_all(urgent.bytes()).await?;
                 }
                 if self.chunks.is_empty() && !self.fetch().await {
                     return Ok(());
