@@ -40,12 +40,9 @@ impl Handler for LinkHandler<'_> {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
         // A few bytes must not keep a large slab alive while they wait.
         let small = batch.wire.len() * SHARE_MAX < batch.slab.size;
-        let (wire, memory) = if small {
-            (Bytes::copy_from_slice(&batch.wire), batch.wire.len())
-        } else {
-            (batch.wire, batch.slab.size)
-        };
-        self.queue.push(&self.identity, wire, memory).await;
+        let (wire, slab) =
+            if small { (Bytes::copy_from_slice(&batch.wire), None) } else { (batch.wire, Some(batch.slab)) };
+        self.queue.push(&self.identity, wire, slab).await;
         Ok(())
     }
 

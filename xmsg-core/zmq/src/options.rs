@@ -53,7 +53,7 @@ pub struct SocketOptions {
     /// How much is held for one connection until it is written. Above it a sender waits, or messages are dropped ([`overflow`](Self::overflow)). Default 64 MiB, any
     /// number of messages. A single message may always go.
     pub send_high_water_mark: HighWaterMark,
-    /// Bytes that are held until they are received. Above it nothing more is read from the peers. Default 16 MiB.
+    /// Bytes of memory that are held until what lies in it is received. Above it nothing more is read from the peers. Default 16 MiB.
     pub receive_high_water_mark: usize,
     /// How long a dropped socket goes on trying to send what it accepted. Default 5 s.
     pub linger: Duration,

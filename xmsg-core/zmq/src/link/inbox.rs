@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::coop;
 
 use crate::Multipart;
-use crate::hub::SHARE_MAX;
+use crate::link::buffer::Slab;
 use crate::link::source::Source;
 
 /// So many bytes of a peer of which nothing waits are taken in any case: whoever asks little is not to wait, before it is in the queue, for
@@ -26,6 +26,30 @@ struct Batch {
     wire: Bytes,
     /// How much memory a slice of `wire` keeps alive.
     memory: usize,
+    /// The slab in which `wire` lies, and which may hold other batches, too; `None`: memory of its own.
+    slab: Option<SlabOfLine>,
+    /// What it counts for: of batches that follow one another in one slab, the last one counts for all of it.
+    charge: usize,
+}
+
+/// A slab: the number of the line, and that of the slab among those of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SlabOfLine {
+    line: u64,
+    serial: u64,
+}
+
+impl Batch {
+    /// Whole messages in memory of their own.
+    fn apart(from: Bytes, wire: Bytes) -> Self {
+        let memory = wire.len();
+        Self { from, wire, memory, slab: None, charge: memory }
+    }
+
+    /// What is free once all of it was taken.
+    fn freed(&self) -> usize {
+        if self.wire.is_empty() { self.charge } else { 0 }
+    }
 }
 
 /// What waits of one peer.
@@ -94,8 +118,10 @@ struct State {
     groups: Numbered<Source, Group>,
     /// Addresses of which something waits, in the order of their turns.
     turns: VecDeque<usize>,
-    /// Bytes queued, or handed to the receiver and not yet taken apart.
+    /// Bytes of memory that is kept alive by what is queued, or handed to the receiver and not yet taken apart.
     bytes: usize,
+    /// Lines that there have been.
+    lines: u64,
     /// … and those of the batch that the receiver took last.
     handed: usize,
     /// Whoever waits for a message.
@@ -155,10 +181,14 @@ impl State {
 
     /// Queues a batch. Returns who is to be woken when the lock is free.
     fn put(&mut self, number: usize, batch: Option<Batch>) -> Vec<Waker> {
-        if let Some(batch) = batch
+        if let Some(mut batch) = batch
             && let Some(waiting) = self.waiting.get_mut(number)
         {
-            self.bytes += batch.wire.len();
+            let before =
+                waiting.batches.back_mut().filter(|last| last.slab.is_some() && last.slab == batch.slab);
+            let counted = before.map_or(0, |last| std::mem::take(&mut last.charge));
+            batch.charge = batch.charge.max(counted);
+            self.bytes += batch.charge - counted;
             waiting.batches.push_back(batch);
             if waiting.batches.len() == 1 {
                 let group = waiting.group;
@@ -233,6 +263,8 @@ impl State {
 pub(crate) struct Line<'a> {
     inbox: &'a Inbox,
     number: usize,
+    /// Differs from that of every other line.
+    id: u64,
 }
 
 impl Drop for Line<'_> {
@@ -265,17 +297,22 @@ pub(crate) struct Inbox {
 }
 
 impl Line<'_> {
-    /// Queues whole messages, waiting while the queue is at its mark. `memory` is how much a slice of `wire` keeps alive, in bytes. A few bytes of
-    /// a peer of which nothing waits are copied, and do not wait.
+    /// Queues whole messages, waiting while the queue is at its mark, for which the memory counts that they keep alive: that of the slab of this
+    /// connection in which they lie, or, without one, their own. A few bytes of a peer of which nothing waits are copied, and do not wait.
     ///
     /// A reader that is ended while it waits leaves what it had read in the queue, so that nothing that was received is lost unseen:
     /// the bound is the mark, and what each connection has read last.
-    pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, memory: usize) {
+    pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, slab: Option<Slab>) {
         let inbox = self.inbox;
         if inbox.state().closed {
             return;
         }
-        let mut held = Held { line: self, batch: Some(Batch { from: from.clone(), wire, memory }) };
+        let mut batch = Batch::apart(from.clone(), wire);
+        if let Some(Slab { serial, size }) = slab {
+            batch.slab = Some(SlabOfLine { line: self.id, serial });
+            (batch.memory, batch.charge) = (size, size);
+        }
+        let mut held = Held { line: self, batch: Some(batch) };
         loop {
             let mut room = std::pin::pin!(inbox.room.notified());
             {
@@ -286,8 +323,7 @@ impl Line<'_> {
                     && batch.wire.len() <= ALWAYS
                     && state.is_empty(self.number)
                 {
-                    batch.wire = Bytes::copy_from_slice(&batch.wire);
-                    batch.memory = batch.wire.len();
+                    *batch = Batch::apart(batch.from.clone(), Bytes::copy_from_slice(&batch.wire));
                     has_room = true;
                 }
                 if has_room {
@@ -329,17 +365,19 @@ impl Inbox {
 
     /// Where a connection puts what its peer sends. What comes of one peer over several connections, one after another, stays in order.
     pub(crate) fn line(&self, peer: &Bytes, source: &Source) -> Line<'_> {
-        Line { inbox: self, number: self.state().join(peer, source) }
+        let mut state = self.state();
+        state.lines += 1;
+        Line { inbox: self, number: state.join(peer, source), id: state.lines }
     }
 
-    /// Puts batches that were taken back to the front, in their order.
+    /// Puts batches that were taken back to the front, in their order. They are copied: how much memory they keep alive is not known here.
     pub(crate) fn put_back(&self, batches: impl DoubleEndedIterator<Item = Bytes>) {
+        let copies = batches.rev().map(|wire| Batch::apart(Bytes::new(), Bytes::copy_from_slice(&wire)));
+        let copies: Vec<_> = copies.collect();
         let mut state = self.state();
-        for wire in batches.rev() {
-            state.bytes += wire.len();
-            // At most: what came in with one read shares its slab only if that is not much larger.
-            let memory = wire.len().saturating_mul(SHARE_MAX);
-            state.first.push_front(Batch { from: Bytes::new(), wire, memory });
+        for batch in copies {
+            state.bytes += batch.charge;
+            state.first.push_front(batch);
         }
     }
 
@@ -355,13 +393,12 @@ impl Inbox {
         let mut state = self.state();
         loop {
             let next = state.take_turn(|batch| {
-                let before = batch.wire.len();
                 // What is none is thrown away.
                 let message = Multipart::take(&mut batch.wire).map(|message| (batch.from.clone(), message));
-                (message, before - batch.wire.len())
+                (message, batch.freed())
             });
-            let Some((message, used)) = next else { return state.wait(cx) };
-            self.release(&mut state, used);
+            let Some((message, freed)) = next else { return state.wait(cx) };
+            self.release(&mut state, freed);
             if message.is_some() {
                 return Poll::Ready(message);
             }
@@ -376,9 +413,9 @@ impl Inbox {
         let mut state = self.state();
         let handed = std::mem::take(&mut state.handed);
         self.release(&mut state, handed);
-        match state.take_turn(|batch| (std::mem::take(&mut batch.wire), batch.memory)) {
-            Some((wire, memory)) => {
-                state.handed = wire.len();
+        match state.take_turn(|batch| (std::mem::take(&mut batch.wire), batch.memory, batch.freed())) {
+            Some((wire, memory, freed)) => {
+                state.handed = freed;
                 turn.made_progress();
                 Poll::Ready(Some((wire, memory)))
             }
@@ -431,15 +468,15 @@ mod tests {
             [("flood", "1"), ("other", "1"), ("neighbour", "1"), ("stranger", "2")]
                 .map(|(peer, address)| line(&inbox, peer, address));
         let nobody = Bytes::new();
-        flood.push(&nobody, wire(&["f1", "f2", "f3", "f4", "f5"]), 20).await;
-        let mut more = Box::pin(flood.push(&nobody, wire(&["f6"]), 4));
+        flood.push(&nobody, wire(&["f1", "f2", "f3", "f4", "f5"]), None).await;
+        let mut more = Box::pin(flood.push(&nobody, wire(&["f6"]), None));
         assert!(futures::poll!(&mut more).is_pending(), "the queue is full");
         // Of others nothing waits: they do not wait for room.
-        other.push(&nobody, wire(&["o1", "o2"]), 8).await;
-        stranger.push(&nobody, wire(&["s1", "s2"]), 8).await;
-        let mut second = Box::pin(other.push(&nobody, wire(&["o3"]), 4));
+        other.push(&nobody, wire(&["o1", "o2"]), None).await;
+        stranger.push(&nobody, wire(&["s1", "s2"]), None).await;
+        let mut second = Box::pin(other.push(&nobody, wire(&["o3"]), None));
         assert!(futures::poll!(&mut second).is_pending());
-        neighbour.push(&nobody, wire(&["n1"]), 4).await;
+        neighbour.push(&nobody, wire(&["n1"]), None).await;
         for expected in ["f1", "s1", "o1", "s2", "n1", "f2", "o2", "f3", "f4", "f5"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
         }
@@ -448,7 +485,7 @@ mod tests {
         for expected in ["o3", "f6"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
         }
-        flood.push(&nobody, wire(&["last"]), 4).await;
+        flood.push(&nobody, wire(&["last"]), None).await;
         drop((flood, other, neighbour, stranger));
         assert_eq!(next().await.unwrap().1, Multipart::from(["last"]));
         let state = inbox.state();
@@ -464,9 +501,9 @@ mod tests {
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
         let old = line(&inbox, "me", "1");
-        old.push(&nobody, wire(&["1", "2"]), 6).await;
+        old.push(&nobody, wire(&["1", "2"]), None).await;
         let new = line(&inbox, "me", "2");
-        new.push(&nobody, wire(&["3"]), 3).await;
+        new.push(&nobody, wire(&["3"]), None).await;
         drop(old);
         for expected in ["1", "2", "3"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
@@ -479,8 +516,8 @@ mod tests {
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
         let line = line(&inbox, "somebody", "1");
-        line.push(&nobody, wire(&["aa", "bb"]), 8).await;
-        let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), 4));
+        line.push(&nobody, wire(&["aa", "bb"]), None).await;
+        let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), None));
         assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
         for expected in ["aa", "bb"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
@@ -497,15 +534,15 @@ mod tests {
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
         let line = line(&inbox, "somebody", "1");
-        line.push(&nobody, wire(&["aa"]), 4).await;
+        line.push(&nobody, wire(&["aa"]), None).await;
         {
-            let mut push = std::pin::pin!(line.push(&nobody, wire(&["bb"]), 4));
+            let mut push = std::pin::pin!(line.push(&nobody, wire(&["bb"]), None));
             assert!(futures::poll!(&mut push).is_pending());
             inbox.close();
         }
         assert_eq!(inbox.waiting(), [wire(&["aa"]), wire(&["bb"])]);
         // What comes after the end is not kept.
-        line.push(&nobody, wire(&["cc"]), 4).await;
+        line.push(&nobody, wire(&["cc"]), None).await;
         for expected in ["aa", "bb"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
         }
@@ -518,8 +555,8 @@ mod tests {
         let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
         let nobody = Bytes::new();
         let line = line(&inbox, "somebody", "1");
-        line.push(&nobody, wire(&["aa", "bb"]), 8).await;
-        let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), 4));
+        line.push(&nobody, wire(&["aa", "bb"]), None).await;
+        let mut second = std::pin::pin!(line.push(&nobody, wire(&["cc"]), None));
         assert!(futures::poll!(&mut second).is_pending(), "8 of 8 bytes are taken");
         assert_eq!(next().await, Some((wire(&["aa", "bb"]), 8)));
         assert!(futures::poll!(&mut second).is_pending(), "they are being taken apart");
@@ -528,5 +565,117 @@ mod tests {
         assert_eq!(next().await, Some((wire(&["cc"]), 4)));
         inbox.close();
         assert_eq!(next().await, None);
+    }
+
+    fn counted(inbox: &Inbox) -> usize {
+        inbox.state().bytes
+    }
+
+    /// The memory that is kept alive by what waits, each slab once.
+    fn kept_alive(inbox: &Inbox) -> usize {
+        let state = inbox.state();
+        let mut slabs = HashMap::new();
+        let lines = state.waiting.things.iter().flatten().flat_map(|waiting| &waiting.batches);
+        let of = |batch: &Batch| match batch.slab {
+            Some(slab) => slabs.insert((slab.line, slab.serial), batch.memory).map_or(batch.memory, |_| 0),
+            None => batch.memory,
+        };
+        state.first.iter().chain(lines).map(of).sum()
+    }
+
+    #[tokio::test]
+    async fn slabs_count_as_long_as_a_slice_of_them_waits() {
+        const SLAB: usize = 128 << 10;
+        let inbox = Inbox::new(8 * SLAB);
+        let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
+        let nobody = Bytes::new();
+        let [line, again] = [(); 2].map(|()| line(&inbox, "somebody", "1"));
+        let short = || {
+            let mut out = bytes::BytesMut::new();
+            encode_message(&mut out, &[vec![7; SLAB / 16]]);
+            out.freeze()
+        };
+        let slab = |serial| Some(Slab { serial, size: SLAB });
+        // One short message in each slab.
+        for serial in 0..8 {
+            assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(serial)))).is_ready());
+        }
+        let mut waits = Box::pin(line.push(&nobody, short(), slab(8)));
+        assert!(futures::poll!(&mut waits).is_pending(), "eight slabs are kept alive, and that is the mark");
+        drop(waits);
+        assert_eq!((counted(&inbox), kept_alive(&inbox)), (9 * SLAB, 9 * SLAB), "what was read is there");
+        for left in (0..9).rev() {
+            next().await.unwrap();
+            assert_eq!(counted(&inbox), left * SLAB);
+        }
+
+        // Many in one slab count once.
+        for _ in 0..16 {
+            assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(9)))).is_ready());
+        }
+        assert_eq!(counted(&inbox), SLAB);
+        // The same number stands for another slab on another connection.
+        again.push(&nobody, short(), slab(9)).await;
+        assert_eq!(counted(&inbox), 2 * SLAB);
+        for _ in 0..15 {
+            next().await.unwrap();
+        }
+        assert_eq!(counted(&inbox), 2 * SLAB, "one of each is still there");
+        next().await.unwrap();
+        next().await.unwrap();
+        assert_eq!(counted(&inbox), 0);
+
+        // What is put back keeps no more alive than it is long.
+        let large = Bytes::from(vec![0; SLAB]).slice(..10);
+        inbox.put_back([large].into_iter());
+        assert_eq!((counted(&inbox), inbox.waiting()[0].len()), (10, 10));
+    }
+
+    /// Whatever comes in, in whatever pieces, and however it is taken: never is more kept alive than counts.
+    #[tokio::test]
+    async fn what_is_kept_alive_is_never_more_than_the_mark_and_the_last_read() {
+        use crate::link::buffer::ReceiveBuffer;
+        const MARK: usize = 256 << 10;
+        const LARGEST: usize = 128 << 10;
+        let mut seed = 1_u64;
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % below
+        };
+        let inbox = Inbox::new(MARK);
+        let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
+        let nobody = Bytes::new();
+        let peers = ["1", "2", "3"].map(|address| line(&inbox, "somebody", address));
+        let mut buffers = [(); 3].map(|()| ReceiveBuffer::default());
+        let (mut most, mut full) = (0, 0);
+        for _ in 0..20_000 {
+            // Whoever never runs out of messages would have to.
+            tokio::task::yield_now().await;
+            let peer = random(3);
+            let (buffer, line) = (&mut buffers[peer], &peers[peer]);
+            let mut bytes = bytes::BytesMut::new();
+            encode_message(&mut bytes, &[vec![7; random(9_000)]]);
+            let mut stream = &bytes[..];
+            while !stream.is_empty() {
+                buffer.read(&mut stream, 0).await.unwrap();
+            }
+            let slab = buffer.slab();
+            let wire = buffer.input.split().freeze();
+            if random(4) > 0 {
+                let push = std::pin::pin!(line.push(&nobody, wire, Some(slab)));
+                assert!(futures::poll!(push).is_ready(), "there is room");
+            }
+            let (counts, alive) = (counted(&inbox), kept_alive(&inbox));
+            assert!(alive <= counts, "{alive} bytes are kept alive, and {counts} count");
+            most = most.max(counts);
+            full += usize::from(counts >= MARK);
+            while counted(&inbox) >= MARK || (random(3) == 0 && !inbox.waiting().is_empty()) {
+                if futures::poll!(std::pin::pin!(next())).is_pending() {
+                    break;
+                }
+            }
+        }
+        assert!(most <= MARK + LARGEST, "{most} bytes");
+        assert!(full > 100 && most > MARK, "the mark was reached {full} times");
     }
 }
