@@ -164,6 +164,11 @@ impl Publisher {
         held_up(&self.outbox, &self.told, self.since)
     }
 
+    /// Whether so much waits for it that it has to be watched whether it [is behind](Self::is_behind).
+    pub(super) fn may_be_behind(&self) -> bool {
+        self.outbox.queued().bytes as usize > BACKLOG
+    }
+
     /// Whether it has yet to read much of what has changed, and reads it fast enough to be waited for.
     pub(super) fn is_behind(&self) -> bool {
         let is_waited_for = !self.outbox.is_closed() && !self.is_stalled();

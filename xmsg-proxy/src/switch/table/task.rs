@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::prefixes::{PrefixId, heads};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use xmsg_zmq::link::memory::{Claim, MemoryBudget};
+use xmsg_zmq::link::session::now;
 use xmsg_zmtp::Version;
 
 use super::own::{Gone, Own, Seat, Subscribed};
@@ -35,8 +36,10 @@ const PARTS: usize = 2;
 const PARTS_SENT: usize = 64;
 /// The part of the memory budget that has to be free for what those who left held to wait for publishers that read.
 const MEMORY_KEPT: usize = 8;
-/// How soon to look again whether publishers have read that.
+/// How soon to look again whether publishers have read that …
 const PACE: Duration = Duration::from_millis(1);
+/// … and so much later for each that has not: many times what a look takes, however many they are.
+const PACE_OF_EACH: Duration = Duration::from_micros(2);
 /// What a prefix takes beside its text, bytes, about.
 const PREFIX: usize = 130;
 /// What a head takes, bytes, if no other prefix has it.
@@ -60,6 +63,7 @@ pub(in crate::switch) struct TableTask {
     own: HashMap<u32, Own>,
     /// In a fixed order, so that a simulation can repeat what it did.
     publishers: BTreeMap<u32, Arc<Publisher>>,
+    backlog: Backlog,
     /// All that is wanted, encoded for new publishers: for each [form] of it that one of them speaks.
     snapshots: HashMap<Version, Snapshot>,
     jobs: Jobs,
@@ -93,6 +97,39 @@ impl Jobs {
     /// Whether there is something to do that waits for no publisher to read.
     fn has_urgent(&self) -> bool {
         !(self.sorting.is_empty() && self.joining.is_empty() && self.enforcing.is_empty())
+    }
+}
+
+/// Publishers of which it has to be watched whether they read what they were told. Most of the time there is none among thousands.
+#[derive(Debug, Default)]
+struct Backlog {
+    publishers: BTreeMap<u32, Arc<Publisher>>,
+    /// Until then, they count as they were found.
+    look_from: Option<Instant>,
+}
+
+impl Backlog {
+    /// Takes note of what waits for a publisher that was told something.
+    fn note(&mut self, publisher: &Arc<Publisher>) {
+        if publisher.may_be_behind() && publisher.is_behind() {
+            self.publishers.insert(publisher.id, publisher.clone());
+        }
+    }
+
+    /// Whether a publisher that reads has yet to read much of what it was told.
+    fn is_there(&mut self) -> bool {
+        if self.publishers.is_empty() || self.look_from.is_some_and(|from| now() < from) {
+            return !self.publishers.is_empty();
+        }
+        // Each is looked at, so that the time of each runs.
+        self.publishers.retain(|_, publisher| publisher.is_behind());
+        self.look_from = Some(now() + self.pace());
+        !self.publishers.is_empty()
+    }
+
+    /// How soon to look again.
+    fn pace(&self) -> Duration {
+        PACE + PACE_OF_EACH * u32::try_from(self.publishers.len()).unwrap_or(u32::MAX)
     }
 }
 
@@ -138,6 +175,7 @@ impl TableTask {
             upstream,
             own: HashMap::new(),
             publishers: BTreeMap::new(),
+            backlog: Backlog::default(),
             snapshots: HashMap::new(),
             jobs: Jobs::default(),
             prefixes: memory.claim_shared(),
@@ -234,7 +272,7 @@ impl TableTask {
         if self.jobs.leaving.is_empty() && self.jobs.pacing.is_empty() {
             return None;
         }
-        let are_behind = self.publishers_are_behind();
+        let are_behind = self.backlog.is_there();
         let own = &self.own;
         let is_done = |pacing: &mut Pacing| {
             !(pacing.is_flood && are_behind)
@@ -247,8 +285,9 @@ impl TableTask {
         // Without room, what those who left held is given back sooner, as long as no publisher that reads would be cut off for it.
         let has_room = self.memory.has_room(self.memory.limit() / MEMORY_KEPT);
         let may_wait = self.jobs.leaving.is_empty() || has_room;
-        if are_behind && (may_wait || self.publishers.values().any(|publisher| publisher.is_far_behind())) {
-            return (!self.jobs.has_urgent()).then_some(PACE);
+        let mut behind = self.backlog.publishers.values();
+        if are_behind && (may_wait || behind.any(|publisher| publisher.is_far_behind())) {
+            return (!self.jobs.has_urgent()).then_some(self.backlog.pace());
         }
         self.forget_some();
         None
@@ -270,6 +309,7 @@ impl TableTask {
     /// A publisher has gone.
     fn farewell(&mut self, id: u32) {
         self.publishers.remove(&id);
+        self.backlog.publishers.remove(&id);
         self.jobs.joining.retain(|joining| joining.publisher.id != id);
         let told = self.publishers.values().chain(self.jobs.joining.iter().map(|joining| &joining.publisher));
         self.snapshots.retain(|known, _| told.clone().any(|other| form(other.version) == *known));
@@ -301,12 +341,6 @@ impl TableTask {
             self.jobs.leaving.push_back((id, own));
         }
         self.tell(&cancelled(gone).collect::<Tidings>());
-    }
-
-    /// Whether a publisher that reads has yet to read much of what it was told.
-    fn publishers_are_behind(&self) -> bool {
-        // Each is looked at, so that the time of each runs.
-        self.publishers.values().filter(|publisher| publisher.is_behind()).count() > 0
     }
 
     /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers.
@@ -379,14 +413,19 @@ impl TableTask {
         }
         // Encoded once for each version; the bytes are shared. To those that are joining, a part that is to come may say some of it again.
         let mut encoded: HashMap<Version, Bytes> = HashMap::new();
-        let joining = self.jobs.joining.iter().map(|joining| &joining.publisher);
-        for publisher in self.publishers.values().chain(joining) {
+        let mut send = |publisher: &Arc<Publisher>| {
             let form = form(publisher.version);
             let new = || self.memory.counted(encode(form, tidings));
             let bytes = encoded.entry(form).or_insert_with(new);
             publisher.send(bytes);
             publisher.count_backlog(&self.memory);
+        };
+        for publisher in self.publishers.values() {
+            send(publisher);
+            self.backlog.note(publisher);
         }
+        // These are waited for once they have been told all that there is.
+        self.jobs.joining.iter().for_each(|joining| send(&joining.publisher));
     }
 
     /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
@@ -423,6 +462,7 @@ impl TableTask {
             let mut control = BytesMut::new();
             version.write_subscription(&mut control, true, &Bytes::from_static(CONTROL_TOPIC));
             joining.publisher.welcome(&control.freeze());
+            self.backlog.note(&joining.publisher);
             self.publishers.insert(joining.publisher.id, joining.publisher);
         } else {
             self.jobs.joining.push_back(joining);
@@ -560,4 +600,63 @@ fn encode(version: Version, tidings: &[Tiding]) -> Bytes {
         version.write_subscription(&mut bytes, *subscribe, prefix);
     }
     bytes.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Policies, Policy, Rule};
+    use xmsg_zmq::HighWaterMark;
+
+    /// Nobody looks at thousands of publishers, again and again, for the few that do not read.
+    #[tokio::test(start_paused = true)]
+    async fn only_publishers_for_which_much_waits_are_looked_at() {
+        const PUBLISHERS: u32 = 3_000;
+        let rule = Rule { policy: Policy::BLOCK, mark: HighWaterMark::bytes(1 << 20) };
+        let (_table, mut task) =
+            Table::new(Upstream::Subscribed, Policies::new(rule, &[]), MemoryBudget::default());
+        for id in 0..PUBLISHERS {
+            task.welcome(Arc::new(Publisher::of_test(id, "a publisher")));
+        }
+        let tell = |task: &mut TableTask, len: usize| {
+            let mut routes = task.table.routes_mut();
+            let mut own = Own::default();
+            let prefix = Bytes::from(vec![7; len]);
+            let mut seat = Seat { table: &mut routes.prefixes, number: 1 };
+            let id = own.subscribe(&mut seat, &prefix).first.expect("it is the first");
+            own.cancel(&mut seat, &prefix, &mut Vec::new());
+            drop(routes);
+            task.tell(&[Tiding { subscribe: true, prefix, id }]);
+        };
+        tell(&mut task, 1_000);
+        assert_eq!(task.backlog.publishers.len(), 0, "little waits");
+        // All but two have read what they were told.
+        for _ in 0..40 {
+            tell(&mut task, 4_000);
+            for publisher in task.publishers.values().skip(2) {
+                publisher.outbox.clear();
+            }
+        }
+        assert_eq!(task.backlog.publishers.keys().collect::<Vec<_>>(), [&0, &1]);
+        assert!(task.backlog.is_there());
+        // They read it, too; that is seen at the next look.
+        for publisher in task.publishers.values() {
+            publisher.outbox.clear();
+        }
+        assert!(task.backlog.is_there(), "there has just been a look");
+        tokio::time::sleep(task.backlog.pace()).await;
+        assert!(!task.backlog.is_there() && task.backlog.publishers.is_empty());
+
+        // Whoever does not read is given up after a while, and is not looked at either.
+        for _ in 0..40 {
+            tell(&mut task, 4_000);
+        }
+        assert_eq!(task.backlog.publishers.len(), PUBLISHERS as usize);
+        assert!(task.backlog.is_there());
+        assert!(task.backlog.pace() >= Duration::from_millis(5), "the more there are, the rarer are looks");
+        task.farewell(7);
+        assert_eq!(task.backlog.publishers.len(), PUBLISHERS as usize - 1);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!task.backlog.is_there() && task.backlog.publishers.is_empty());
+    }
 }
