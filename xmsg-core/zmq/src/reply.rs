@@ -36,19 +36,23 @@ impl ReturnPath {
         &self.link
     }
 
-    /// Of a request that came with these frames in front of it; `None` if they are longer than any devices would make them. They are copied: a
-    /// request that waits is not to keep the memory that it came in.
-    fn new(link: &Bytes, envelope: &[Bytes]) -> Option<Self> {
-        let bytes: usize = envelope.iter().map(|frame| ADDRESS + frame.len()).sum();
+    /// Of a request that came with these frames in front of it. They are copied: a request that waits is not to keep the memory that it
+    /// came in.
+    fn new(link: &Bytes, envelope: &[Bytes]) -> Self {
         let envelope = envelope.iter().map(|frame| Bytes::copy_from_slice(frame));
-        (bytes <= ENVELOPE_MAX).then(|| Self { link: link.clone(), envelope: envelope.collect() })
+        Self { link: link.clone(), envelope: envelope.collect() }
     }
 
     /// Bytes that it takes, about.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.envelope.iter().map(|frame| ADDRESS + frame.len()).sum::<usize>() + size_of::<Self>()
+        envelope_memory(&self.envelope) + size_of::<Self>()
     }
+}
+
+/// Bytes that these frames take, about.
+fn envelope_memory(envelope: &[Bytes]) -> usize {
+    envelope.iter().map(|frame| ADDRESS + frame.len()).sum()
 }
 
 /// A bound socket that answers requests of REQ and DEALER peers. Unlike libzmq's it does not take turns: several
@@ -118,8 +122,9 @@ impl Replier {
         self.hub.unbind();
     }
 
-    /// The next request, and the way back; `None` once the socket is closed. A message without an envelope, with one of more than about 4 KiB, or
-    /// with nothing behind it, is no request, and is passed over. Dropping the future loses nothing.
+    /// The next request, and the way back; `None` once the socket is closed. A message without an envelope, or with nothing behind it, is no
+    /// request, and is passed over; so is one with an envelope of more than about 4 KiB, which counts among the
+    /// [violations](SocketOptions::violations). Dropping the future loses nothing.
     pub async fn recv(&self) -> Option<(ReturnPath, Multipart)> {
         loop {
             let (link, message) = std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await?;
@@ -128,15 +133,27 @@ impl Replier {
             // Behind the frame that ends the envelope there has to be something: libzmq drops what has nothing there, too.
             if let Some((envelope, request)) = end.map(|end| frames.split_at(end + 1))
                 && !request.is_empty()
-                && let Some(path) = ReturnPath::new(&link, envelope)
             {
-                return Some((path, request.iter().cloned().collect()));
+                let size = envelope_memory(envelope);
+                if size <= ENVELOPE_MAX {
+                    return Some((ReturnPath::new(&link, envelope), request.iter().cloned().collect()));
+                }
+                self.note_long_envelope(&link, size);
+                continue;
             }
             tracing::debug!(
                 frames = frames.len(),
-                "a message without a short envelope, and something behind it, is no request"
+                "a message without an envelope, and something behind it, is no request"
             );
         }
+    }
+
+    fn note_long_envelope(&self, link: &Bytes, size: usize) {
+        let link = self.role.routes.get(&(None, link.clone()));
+        // It may have gone since.
+        let peer = link.map_or_else(|| "".into(), |link| link.state().name.clone());
+        let port = self.role.socket_type();
+        self.hub.options.violations.note_long_envelope(&peer, port, size, ENVELOPE_MAX);
     }
 
     /// Sends a reply without waiting. An error of kind [`Refused`](ErrorKind::Refused) says that the peer is gone,
@@ -197,5 +214,37 @@ impl Replier {
     /// Sends what was accepted, for at most `linger`. Returns how many replies were not sent.
     pub async fn close(&self, linger: Duration) -> usize {
         self.hub.close(linger).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dealer, Reason};
+
+    #[tokio::test]
+    async fn requests_with_long_envelopes_are_passed_over_and_counted() {
+        let options = SocketOptions::default();
+        let violations = options.violations.clone();
+        let replier = Replier::new(options);
+        let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let dealer = Dealer::new(SocketOptions::default());
+        dealer.connect(endpoint);
+        let addresses = |number: usize, len: usize| vec![Bytes::from(vec![7; len]); number];
+        let longest = addresses(1, ENVELOPE_MAX - 2 * ADDRESS);
+        for (envelope, text) in [
+            (addresses(1, ENVELOPE_MAX), "long"),
+            (addresses(ENVELOPE_MAX / ADDRESS, 1), "many"),
+            (longest.clone(), "good"),
+        ] {
+            let message: Vec<_> =
+                envelope.into_iter().chain([Bytes::new(), Bytes::from_static(text.as_bytes())]).collect();
+            dealer.send(message).await.unwrap();
+        }
+        let next = tokio::time::timeout(Duration::from_secs(60), replier.recv());
+        let (path, request) = next.await.expect("a request").unwrap();
+        assert_eq!((&path.envelope[..1], request.frames()), (&longest[..], &[Bytes::from("good")][..]));
+        let counts = violations.counts();
+        assert_eq!((counts.of(Reason::EnvelopeTooLong), counts.total()), (2, 2));
     }
 }

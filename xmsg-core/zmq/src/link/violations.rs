@@ -1,4 +1,4 @@
-//! Peers that break a rule or a limit: their connections are ended, counted by reason, and logged.
+//! Peers that break a rule or a limit: their connections are ended, or what they sent is passed over; that is counted by reason, and logged.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
-        /// Why we ended a connection: a closed set, with short names for logs and metrics.
+        /// Why we ended a connection, or passed a request over: a closed set, with short names for logs and metrics.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Reason {
@@ -69,6 +69,8 @@ reasons! {
     HeartbeatTimeout => "heartbeat_timeout",
     /// Questions whose answers the peer does not read.
     Unread => "unread",
+    /// A request with longer addresses of devices than any devices would make them. It was passed over, and the connection stays.
+    EnvelopeTooLong => "envelope_too_long",
 }
 
 impl Reason {
@@ -110,7 +112,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// How many connections were ended, by reason.
+/// How many connections were ended, and requests passed over, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ViolationCounts([u64; Reason::ALL.len()]);
 
@@ -133,8 +135,8 @@ impl ViolationCounts {
     }
 }
 
-/// Counts the connections to bound sockets that were ended because their peer broke a rule, and writes them into the log: three lines for
-/// each reason in ten seconds, with the number of those that were left out. Clones share the counts: one is meant for all ports of a service.
+/// Counts the connections to bound sockets that were ended, and requests that were passed over, because their peer broke a rule, and writes
+/// them into the log: three lines for each reason in ten seconds, with the number of those that were left out. Clones share the counts: one is meant for all ports of a service.
 #[derive(Clone, Debug, Default)]
 pub struct Violations(Arc<Inner>);
 
@@ -218,6 +220,25 @@ impl Violations {
             }
         }
         Some(reason)
+    }
+
+    /// Notes that a request of this peer was passed over, because the addresses in front of it are longer than the limit.
+    pub fn note_long_envelope(&self, peer: &str, port: impl fmt::Display, size: usize, limit: usize) {
+        let reason = Reason::EnvelopeTooLong;
+        let slot = &self.0.slots[reason as usize];
+        slot.count.fetch_add(1, Ordering::Relaxed);
+        if let Some(unlogged) = slot.log.pass("requests that were passed over") {
+            let name = reason.name();
+            tracing::warn!(
+                peer,
+                %port,
+                reason = name,
+                size,
+                limit,
+                unlogged,
+                "request passed over: the addresses in front of it are too long"
+            );
+        }
     }
 
     /// How many there were.
