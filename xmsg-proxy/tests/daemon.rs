@@ -114,6 +114,44 @@ async fn its_log_says_who_came_to_a_wrong_port_and_who_is_not_let_in() {
         .await;
 }
 
+/// Whoever has to decide whether a limit is to be raised finds it in the line that says who was cut off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn its_log_says_which_limit_was_broken() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("proxy.toml");
+    std::fs::write(&config, "[limits]\nsubscription_bytes = 100\nmessage_frames = 8\n").unwrap();
+    let arguments = ["--port", "0", "--max-message-size", "1", "--config", config.to_str().unwrap()];
+    let mut command = tokio::process::Command::new(PROXY);
+    command.args(arguments);
+    let mut daemon = Daemon::start_logged(command);
+    let line = daemon.line().await;
+    let address: ProxyAddress =
+        line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+    let long_frame = [&[2][..], &((1_u64 << 20) + 1).to_be_bytes()].concat();
+    let subscription = raw::message(&[&[&[1][..], &[b'x'; 101]].concat()]);
+    let ports = (address.publish_port(), address.subscribe_port());
+    for (port, socket_type, sent, name, reason, limit) in [
+        (ports.0, "PUB", long_frame, "publishers", "message_too_large", 1 << 20),
+        (ports.0, "PUB", raw::message(&[b"x"; 9]), "publishers", "too_many_frames", 8),
+        (ports.1, "SUB", subscription, "subscribers", "subscription_too_long", 100),
+    ] {
+        let mut peer = Raw::handshake(port, socket_type).await;
+        let own = peer.stream.local_addr().unwrap();
+        peer.send(&sent).await;
+        peer.closed().await;
+        let line = daemon.logged(&["connection ended", &format!("reason=\"{reason}\"")]).await;
+        for word in [
+            " WARN ",
+            &format!("peer=\"{own}\""),
+            &format!("port={name}"),
+            &format!("limit={limit}"),
+            "unlogged=0",
+        ] {
+            assert!(format!("{line} ").contains(word), "{word} in {line}");
+        }
+    }
+}
+
 /// A command that starts the proxy with at most so many descriptors.
 fn with_descriptors(limit: u32, arguments: &[&str]) -> tokio::process::Command {
     let mut command = tokio::process::Command::new("sh");
