@@ -410,4 +410,8 @@ impl Role for Balanced {
     fn balancer(&self) -> Option<&Arc<Balancer>> {
         Some(&self.balancer)
     }
+
+    fn receives(&self) -> bool {
+        self.socket_type != SocketType::Push
+    }
 }

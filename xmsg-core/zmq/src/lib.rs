@@ -79,3 +79,8 @@ pub use security::Security;
 pub use subscriber::{Subscriber, Unreceived};
 pub use xpub::{FromSubscriber, Notices, PeerId, XPub, XPubOptions};
 pub use xsub::XSub;
+
+/// The programs of the guide run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/zeromq.md")]
+struct Guide;

@@ -7,7 +7,7 @@ use crate::hub::{Hub, SHARE_MAX};
 use crate::link::Link;
 use crate::link::inbox::Line;
 use crate::link::session::{Batch, Ended, Handler};
-use xmsg_zmtp::{DroppedCounts, encode_message};
+use xmsg_zmtp::{DroppedCounts, Span, encode_message};
 
 /// One link, as its session sees it.
 pub(crate) struct LinkHandler<'a> {
@@ -38,6 +38,24 @@ fn notice(subscribe: bool, prefix: &Bytes) -> Bytes {
 
 impl Handler for LinkHandler<'_> {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
+        let role = self.hub.role();
+        if !role.receives() {
+            return Ok(());
+        }
+        // Whoever we connect to filters for us. A publisher that connects need not: our own sends all that it has.
+        if !self.link.connecting {
+            let is_wanted = |span: &Span| role.wants(span.first(&batch.wire));
+            if !batch.spans.iter().all(is_wanted) {
+                let mut wanted = BytesMut::new();
+                for span in batch.spans.iter().filter(|span| is_wanted(span)) {
+                    wanted.extend_from_slice(&batch.wire[span.start..span.end]);
+                }
+                if !wanted.is_empty() {
+                    self.queue.push(&self.identity, wanted.freeze(), None).await;
+                }
+                return Ok(());
+            }
+        }
         // A few bytes must not keep a large slab alive while they wait.
         let small = batch.wire.len() * SHARE_MAX < batch.slab.size;
         let (wire, slab) =
@@ -50,16 +68,13 @@ impl Handler for LinkHandler<'_> {
         let is_told = self.hub.role().subscription(self.link, subscribe, prefix.clone())?;
         self.hub.changed.notify_waiters();
         if is_told {
-            let wire = notice(subscribe, &prefix);
-            let memory = wire.len();
-            self.queue.push(&self.identity, wire, memory).await;
+            self.queue.push(&self.identity, notice(subscribe, &prefix), None).await;
         }
         Ok(())
     }
 
     async fn subscriber_message(&mut self, wire: Bytes) -> Result<(), Ended> {
-        let memory = wire.len();
-        self.queue.push(&self.identity, wire, memory).await;
+        self.queue.push(&self.identity, wire, None).await;
         Ok(())
     }
 

@@ -38,6 +38,17 @@ pub(crate) trait Role: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Whether messages are received. What comes to a socket that only sends is thrown away (RFC 30).
+    fn receives(&self) -> bool {
+        true
+    }
+
+    /// Whether a message of this topic is wanted, for a socket whose peers may send it others.
+    fn wants(&self, topic: &[u8]) -> bool {
+        let _ = topic;
+        true
+    }
+
     /// What chooses the peer for each message, where each goes to one of them.
     fn balancer(&self) -> Option<&Arc<Balancer>> {
         None
@@ -79,8 +90,9 @@ enum Guard<'a> {
 impl<'a> Seat<'a> {
     /// Of a peer that is known by what it calls itself.
     pub(crate) fn of(peer: &Peer) -> Self {
-        // A copy: it must not keep alive all that came with it.
-        Self { identity: Bytes::copy_from_slice(&peer.identity), _guard: None }
+        // RFC 23: of others it means nothing. A copy: it must not keep alive all that came with it.
+        let identity = if peer.socket_type.announces_identity() { &peer.identity[..] } else { &[] };
+        Self { identity: Bytes::copy_from_slice(identity), _guard: None }
     }
 
     /// Of a peer that is found by its identity.

@@ -211,6 +211,14 @@ impl Role for Subscribing {
         self.socket_type == SocketType::Xsub
     }
 
+    fn wants(&self, topic: &[u8]) -> bool {
+        // A forwarder wants what its subscribers may want in a moment.
+        self.socket_type == SocketType::Xsub || {
+            let subscriptions = self.state();
+            (0..=topic.len()).any(|len| subscriptions.counts.contains_key(&topic[..len]))
+        }
+    }
+
     fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
         // Under the lock, so that what is subscribed to meanwhile is told here or there.
         let subscriptions = self.state();

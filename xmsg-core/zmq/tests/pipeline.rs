@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use xmsg_zmq::{
     Dealer, Endpoint, ErrorKind, HighWaterMark, Multipart, Pair, Pull, Push, Router, SocketOptions,
 };
+use xmsg_zmtp::{Engine, Event, Options, SocketType};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -318,4 +321,40 @@ async fn endpoints_come_and_go() {
     }
     got.sort();
     assert_eq!(got, ["a", "b"]);
+}
+
+/// RFC 30: a PUSH socket ignores what its peers send. If it kept it, a peer could fill it, and would not be read any more.
+#[tokio::test]
+async fn what_is_sent_to_a_push_socket_is_thrown_away() {
+    let push = Push::new(SocketOptions { receive_high_water_mark: 1, ..options() });
+    let endpoint = push.bind(&anywhere()).await.unwrap();
+    let Endpoint::Tcp { port, .. } = endpoint else { panic!("it is TCP") };
+    let mut peer = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut engine = Engine::new(Options::new(SocketType::Pull), Instant::now());
+    let mut input = BytesMut::new();
+    while !matches!(engine.poll_event(&mut input).unwrap(), Some(Event::Ready(_))) {
+        if let Some(bytes) = engine.poll_transmit() {
+            peer.write_all(&bytes).await.unwrap();
+        }
+        within("the handshake", peer.read_buf(&mut input)).await.unwrap();
+    }
+    if let Some(bytes) = engine.poll_transmit() {
+        peer.write_all(&bytes).await.unwrap();
+    }
+    let mut message = BytesMut::new();
+    xmsg_zmtp::encode_message(&mut message, &[Bytes::from(vec![0; 64 << 10])]);
+    // More than all buffers between them hold.
+    for _ in 0..1000 {
+        within("room", peer.write_all(&message)).await.unwrap();
+    }
+    push.send(["task"]).await.unwrap();
+    let task = async {
+        loop {
+            if let Some(Event::Messages(bytes)) = engine.poll_event(&mut input).unwrap() {
+                return bytes;
+            }
+            peer.read_buf(&mut input).await.unwrap();
+        }
+    };
+    assert!(within("the task", task).await.ends_with(b"task"));
 }

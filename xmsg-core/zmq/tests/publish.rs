@@ -208,6 +208,25 @@ async fn xsub_and_xpub_make_a_forwarder() {
     forwarder.abort();
 }
 
+/// A publisher that connects sends all that it has, whatever its peer subscribed to.
+#[tokio::test]
+async fn a_bound_subscriber_receives_what_it_subscribed_to_and_nothing_else() {
+    let mut subscriber = Subscriber::new(options());
+    subscriber.subscribe("b").unwrap();
+    subscriber.subscribe("cc").unwrap();
+    let endpoint = subscriber.bind(&anywhere()).await.unwrap();
+    let publisher = Publisher::new(options());
+    publisher.connect(endpoint);
+    for topic in ["a", "b1", "", "c", "cc", "ab", "b2"] {
+        publisher.publish([topic, "data"]).await.unwrap();
+    }
+    for topic in ["b1", "cc", "b2"] {
+        assert_eq!(within("a message", subscriber.recv()).await.unwrap(), Multipart::from([topic, "data"]));
+    }
+    assert_eq!(publisher.close(PATIENCE).await, 0);
+    assert!(subscriber.recv().now_or_never().is_none(), "nothing else");
+}
+
 /// A publisher and two subscribers, one of which reads nothing.
 async fn with_a_stuck_subscriber(
     overflow: Overflow,

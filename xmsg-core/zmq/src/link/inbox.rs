@@ -39,6 +39,9 @@ struct SlabOfLine {
     serial: u64,
 }
 
+/// What it takes to hold a batch, besides its bytes: there may be many short ones.
+const HELD: usize = size_of::<Batch>();
+
 impl Batch {
     /// Whole messages in memory of their own.
     fn apart(from: Bytes, wire: Bytes) -> Self {
@@ -311,6 +314,8 @@ impl Line<'_> {
         if let Some(Slab { serial, size }) = slab {
             batch.slab = Some(SlabOfLine { line: self.id, serial });
             (batch.memory, batch.charge) = (size, size);
+        } else {
+            batch.charge += HELD;
         }
         let mut held = Held { line: self, batch: Some(batch) };
         loop {
@@ -347,8 +352,9 @@ impl Line<'_> {
         if state.closed {
             return;
         }
-        let memory = wire.len();
-        let receivers = state.put(self.number, Some(Batch { from: from.clone(), wire, memory }));
+        let mut batch = Batch::apart(from.clone(), wire);
+        batch.charge += HELD;
+        let receivers = state.put(self.number, Some(batch));
         drop(state);
         receivers.into_iter().for_each(Waker::wake);
     }
@@ -462,7 +468,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_address_and_each_peer_of_it_has_its_turn() {
-        let inbox = Inbox::new(20);
+        let inbox = Inbox::new(20 + HELD);
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let [flood, other, neighbour, stranger] =
             [("flood", "1"), ("other", "1"), ("neighbour", "1"), ("stranger", "2")]
@@ -497,7 +503,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_peer_sends_over_one_connection_after_another_stays_in_order() {
-        let inbox = Inbox::new(100);
+        let inbox = Inbox::new(100 + HELD);
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
         let old = line(&inbox, "me", "1");
@@ -512,7 +518,7 @@ mod tests {
 
     #[tokio::test]
     async fn messages_come_in_order_and_a_full_queue_waits() {
-        let inbox = Inbox::new(8);
+        let inbox = Inbox::new(8 + HELD);
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
         let line = line(&inbox, "somebody", "1");
@@ -530,7 +536,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_read_is_in_the_queue_when_its_reader_is_ended() {
-        let inbox = Inbox::new(4);
+        let inbox = Inbox::new(4 + HELD);
         let next = || std::future::poll_fn(|cx| inbox.poll_next(cx));
         let nobody = Bytes::new();
         let line = line(&inbox, "somebody", "1");
@@ -551,7 +557,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_counts_until_the_next_one_is_asked_for() {
-        let inbox = Inbox::new(8);
+        let inbox = Inbox::new(8 + HELD);
         let next = || std::future::poll_fn(|cx| inbox.poll_batch(cx));
         let nobody = Bytes::new();
         let line = line(&inbox, "somebody", "1");
