@@ -247,4 +247,25 @@ mod tests {
         let counts = violations.counts();
         assert_eq!((counts.of(Reason::EnvelopeTooLong), counts.total()), (2, 2));
     }
+
+    /// RFC 28: the envelope of a request is kept, and leads its reply.
+    #[tokio::test]
+    async fn a_reply_goes_back_behind_the_envelope_of_its_request() {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let replier = Replier::new(SocketOptions::default());
+        let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let dealer = Dealer::connecting_to(endpoint, SocketOptions::default());
+        dealer.send(["two", "devices", "", "what", "", "else"]).await.unwrap();
+        let (path, request) = tokio::time::timeout(PATIENCE, replier.recv()).await.unwrap().unwrap();
+        assert_eq!(request, Multipart::from(["what", "", "else"]));
+        replier.try_reply(&path, ["nothing"]).unwrap();
+        let reply = tokio::time::timeout(PATIENCE, dealer.recv()).await.unwrap().unwrap();
+        assert_eq!(reply, Multipart::from(["two", "devices", "", "nothing"]));
+        // Whoever asked may be gone.
+        dealer.close(Duration::ZERO).await;
+        while replier.peers() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(replier.try_reply(&path, ["late"]).unwrap_err().kind(), ErrorKind::Refused);
+    }
 }

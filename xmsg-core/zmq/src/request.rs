@@ -694,6 +694,23 @@ mod tests {
         assert_eq!(requests, expected.map(|frames| frames.iter().map(|frame| Bytes::from(*frame)).collect()));
     }
 
+    /// RFC 28: an empty frame leads a request, and what has none is no reply.
+    #[tokio::test]
+    async fn a_message_without_an_envelope_is_no_reply() {
+        let router = crate::Router::new(SocketOptions::default());
+        let endpoint = router.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let requester = Requester::new(endpoint, SocketOptions::default());
+        let answer = async {
+            let (peer, request) = router.recv().await.unwrap();
+            assert_eq!(request, Multipart::from(["", "what", ""]));
+            router.try_send(&peer, ["this"]).unwrap();
+            router.try_send(&peer, ["this", "", "way"]).unwrap();
+            router.try_send(&peer, ["", "that", ""]).unwrap();
+        };
+        let (reply, ()) = futures::join!(requester.request(["what", ""], PATIENCE), answer);
+        assert_eq!(reply.unwrap(), Multipart::from(["that", ""]));
+    }
+
     #[tokio::test]
     async fn peers_with_the_same_identity_are_both_served() {
         let (replier, _) = pair().await;

@@ -265,6 +265,9 @@ fn entropy() -> Entropy {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use bytes::Bytes;
+    use xmsg_zmtp::Properties;
+
     use super::*;
 
     #[test]
@@ -277,6 +280,31 @@ mod tests {
         std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
         let error = read_key_file(file.path()).unwrap_err().to_string();
         assert!(error.contains("chmod 600"), "{error}");
+    }
+
+    /// RFC 26: transient keys, nonces and cookies are for one connection.
+    #[test]
+    fn every_connection_has_keys_and_nonces_of_its_own() {
+        let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let at_client = Security::CurveClient { keys: client, server: *server.public() };
+        let allowed = Arc::new(AllowKeys::default());
+        let at_server = Security::CurveServer { keys: server, authenticator: allowed };
+        let hello = || at_client.mechanism().poll_command(&Properties::default()).unwrap();
+        let (first, second) = (hello(), hello());
+        assert_eq!(first.len(), 200);
+        assert_eq!(first[8..80], [0; 72], "the padding");
+        let transient_key = 80..112;
+        assert_ne!(first[transient_key.clone()], second[transient_key]);
+        let welcome = |hello: &Bytes| {
+            let mut mechanism = at_server.mechanism();
+            mechanism.handle_command(hello.clone()).unwrap();
+            mechanism.poll_command(&Properties::default()).unwrap()
+        };
+        let (one, other) = (welcome(&first), welcome(&first));
+        assert_eq!(one.len(), 168);
+        let nonce = 8..24;
+        assert_ne!(one[nonce.clone()], other[nonce], "also for a HELLO that was recorded");
+        assert_ne!(one[24..], other[24..]);
     }
 
     #[test]

@@ -358,3 +358,101 @@ async fn what_is_sent_to_a_push_socket_is_thrown_away() {
     };
     assert!(within("the task", task).await.ends_with(b"task"));
 }
+
+/// RFC 28, RFC 31: as with PUSH, what nobody can have is not taken.
+#[tokio::test]
+async fn a_dealer_and_a_pair_without_a_peer_take_nothing() {
+    let (dealer, pair) = (Dealer::new(options()), Pair::new(options()));
+    dealer.bind(&anywhere()).await.unwrap();
+    pair.bind(&anywhere()).await.unwrap();
+    assert_eq!(dealer.try_send(["nobody"]).unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(pair.try_send(["nobody"]).unwrap_err().kind(), ErrorKind::Full);
+    assert!(dealer.send(["nobody"]).now_or_never().is_none(), "it waits");
+    assert!(pair.send(["nobody"]).now_or_never().is_none(), "it waits");
+    assert_eq!(dealer.close(Duration::ZERO).await + pair.close(Duration::ZERO).await, 0, "nothing was taken");
+}
+
+/// Tries again soon.
+fn eager() -> SocketOptions {
+    SocketOptions {
+        reconnect_min: Duration::from_millis(1),
+        reconnect_max: Duration::from_millis(1),
+        ..options()
+    }
+}
+
+/// RFC 30: the queue for an endpoint is there as soon as the socket connects, over whatever it does.
+#[tokio::test]
+async fn what_is_sent_before_there_is_a_connection_waits_for_it() {
+    let reserved = Pull::new(options());
+    let endpoint = reserved.bind(&anywhere()).await.unwrap();
+    assert!(reserved.unbind(&endpoint));
+    for endpoint in [endpoint, "inproc://bound-later".parse().unwrap()] {
+        let pushes: Vec<_> = (0..20).map(|_| Push::new(eager())).collect();
+        for push in &pushes {
+            push.connect(endpoint.clone());
+            push.try_send(["1"]).unwrap();
+            push.try_send(["2"]).unwrap();
+        }
+        let pull = Pull::new(options());
+        pull.bind(&endpoint).await.unwrap();
+        let mut received = [0, 0];
+        for _ in 0..2 * pushes.len() {
+            received[number(&within("a message", pull.recv()).await.unwrap()) as usize - 1] += 1;
+        }
+        assert_eq!(received, [20, 20], "{endpoint}");
+    }
+}
+
+/// RFC 28, RFC 31: the same for these.
+#[tokio::test]
+async fn what_a_dealer_or_a_pair_sends_before_there_is_a_connection_waits_for_it() {
+    let [first, second] =
+        ["inproc://dealer-later", "inproc://pair-later"].map(|name| name.parse::<Endpoint>().unwrap());
+    let (dealer, pair) = (Dealer::connecting_to(first.clone(), eager()), Pair::new(eager()));
+    pair.connect(second.clone());
+    for number in ["1", "2"] {
+        dealer.try_send([number]).unwrap();
+        pair.try_send([number]).unwrap();
+    }
+    let (other_dealer, other_pair) = (Dealer::new(options()), Pair::new(options()));
+    other_dealer.bind(&first).await.unwrap();
+    other_pair.bind(&second).await.unwrap();
+    for number in ["1", "2"] {
+        assert_eq!(within("a message", other_dealer.recv()).await.unwrap().frames(), [number]);
+        assert_eq!(within("a message", other_pair.recv()).await.unwrap().frames(), [number]);
+    }
+}
+
+/// A socket that is bound to every address is unbound by the endpoint that `bind` has returned.
+#[tokio::test]
+async fn what_is_bound_to_every_address_is_unbound_by_its_endpoint() {
+    let pull = Pull::new(options());
+    let everywhere: Endpoint = "tcp://*:0".parse().unwrap();
+    let endpoint = pull.bind(&everywhere).await.unwrap();
+    assert_ne!(endpoint, everywhere, "it has its port");
+    assert!(!pull.unbind(&everywhere));
+    assert!(pull.unbind(&endpoint));
+    assert_eq!(pull.bind(&endpoint).await.unwrap(), endpoint, "the port was free");
+}
+
+/// RFC 28: a message for nobody, or for one whose queue is full, is an error, and nobody waits.
+#[tokio::test]
+async fn a_router_says_what_it_cannot_send() {
+    let router = Router::new(small());
+    let endpoint = router.bind(&anywhere()).await.unwrap();
+    assert_eq!(router.try_send(b"nobody", ["x"]).unwrap_err().kind(), ErrorKind::Refused);
+    let stuck = Dealer::connecting_to(endpoint, SocketOptions { identity: "stuck".into(), ..small() });
+    stuck.send(["here"]).await.unwrap();
+    assert_eq!(within("a message", router.recv()).await.unwrap().0, "stuck");
+    // Nothing is written before this test waits for something.
+    let sent = (0..100).map(|_| router.try_send(b"stuck", ["x"])).take_while(Result::is_ok).count();
+    assert!((1..100).contains(&sent), "{sent}");
+    assert_eq!(router.try_send(b"stuck", ["x"]).unwrap_err().kind(), ErrorKind::Full);
+    for _ in 0..sent {
+        assert_eq!(within("a message", stuck.recv()).await.unwrap().frames(), ["x"]);
+    }
+    stuck.close(Duration::ZERO).await;
+    has_peers(|| router.peers(), 0).await;
+    assert_eq!(router.try_send(b"stuck", ["x"]).unwrap_err().kind(), ErrorKind::Refused);
+}

@@ -377,3 +377,32 @@ async fn with_a_mark_of_one_message_the_last_one_waits() {
     }
     assert!(received.len() < COUNT as usize / 2, "{}", received.len());
 }
+
+/// RFC 29: subscriptions add up. One that was made twice ends when it was taken back twice.
+#[tokio::test]
+async fn a_subscription_that_was_made_twice_is_taken_back_twice() {
+    let (socket, endpoint) = xpub(XPubOptions::default()).await;
+    let mut wants = subscriber(&endpoint, &["a", "a"]);
+    assert_eq!(seen(&socket).await, "+a");
+    wants.unsubscribe("a");
+    wants.subscribe("b").unwrap();
+    assert_eq!(seen(&socket).await, "+b", "the first is still there");
+    socket.publish(["a"]).await.unwrap();
+    assert_eq!(within("a message", wants.recv()).await.unwrap(), Multipart::from(["a"]));
+    wants.unsubscribe("a");
+    assert_eq!(seen(&socket).await, "-a");
+}
+
+/// RFC 29: what an XSUB sends goes to all of its publishers.
+#[tokio::test]
+async fn what_an_xsub_sends_goes_to_every_publisher() {
+    let ((one, first), (other, second)) =
+        (xpub(XPubOptions::default()).await, xpub(XPubOptions::default()).await);
+    let upstream = XSub::new(options());
+    upstream.connect(first);
+    upstream.connect(second);
+    upstream.send(["said", "once"]).await.unwrap();
+    for socket in [&one, &other] {
+        assert_eq!(seen(socket).await, "said,once");
+    }
+}

@@ -210,6 +210,82 @@ fn misfits_are_refused_without_a_word() {
     }
 }
 
+/// RFC 23: padding, filler and, with NULL, as-server mean nothing, and a later version is as good as ours.
+#[test]
+fn padding_filler_and_later_versions_mean_nothing() {
+    for (major, minor) in [(3, 1), (3, 2), (3, 255), (4, 0), (255, 9)] {
+        let mut wire = session(minor, "PUB", &message(&[b"x"]));
+        wire[10] = major;
+        wire[1..9].fill(0xa5);
+        // A server of a mechanism that has none, and the filler.
+        wire[32] = 1;
+        wire[33..64].fill(0x5a);
+        let seen = feed(&mut engine(SocketType::Sub), [&wire[..]]).unwrap();
+        let expected = [Seen::Ready(Version::V3_1, SocketType::Pub), Seen::Message(vec![b"x".to_vec()])];
+        assert_eq!(seen, expected, "version {major}.{minor}");
+    }
+}
+
+/// RFC 23: whoever reads a greeting answers with its own, also when that is the end, or two could wait for each other.
+#[test]
+fn a_peer_with_another_mechanism_is_sent_our_whole_greeting() {
+    let mut engine = engine(SocketType::Xsub);
+    let violation = feed(&mut engine, [&greeting(1, b"CURVE")[..]]).unwrap_err();
+    assert!(matches!(violation, Violation::MechanismMismatch { .. }), "{violation}");
+    let sent = std::iter::from_fn(|| engine.poll_transmit()).collect::<Vec<_>>().concat();
+    assert_eq!(sent, PEER_NULL_31, "signature, version 3.1, NULL, and zeros");
+}
+
+/// RFC 29: a PUB socket throws away what its subscribers send, and an XPUB socket has it.
+#[test]
+fn a_publisher_throws_away_messages_of_its_subscribers() {
+    let said = message(&[b"\x01said", b"so"]);
+    let traffic = [message(&[b"hello"]), message(&[b""]), said.clone(), message(&[b"\x01t"])].concat();
+    let wire = session(1, "XSUB", &traffic);
+    let seen = feed(&mut engine(SocketType::Pub), [&wire[..]]).unwrap();
+    assert_eq!(seen[1..], [Seen::Subscribe(b"t".to_vec())]);
+    let options = Options { messages_from_subscribers: true, ..Options::new(SocketType::Xpub) };
+    let seen = feed(&mut Engine::new(options, Instant::now()), [&wire[..]]).unwrap();
+    let expected = [
+        Seen::FromSubscriber(message(&[b"hello"])),
+        Seen::FromSubscriber(message(&[b""])),
+        Seen::FromSubscriber(said),
+        Seen::Subscribe(b"t".to_vec()),
+    ];
+    assert_eq!(seen[1..], expected);
+}
+
+#[test]
+fn an_error_in_the_traffic_ends_the_connection_and_is_not_answered() {
+    let mut engine = engine(SocketType::Sub);
+    feed(&mut engine, [&session(1, "PUB", &message(&[b"x"]))[..]]).unwrap();
+    while engine.poll_transmit().is_some() {}
+    let result = engine.poll_event(&mut BytesMut::from(&b"\x04\x0a\x05ERROR\x03no!"[..]));
+    assert_eq!(result, Err(Violation::RefusedByPeer("no!".into())));
+    assert_eq!(engine.poll_transmit(), None);
+}
+
+/// RFC 37: after a PING with a time to live, so much silence is the end; the next PING may take that back.
+#[test]
+fn a_time_to_live_that_the_peer_has_told_is_kept() {
+    let ping = |ttl| {
+        let mut out = BytesMut::new();
+        Command::Ping { ttl, context: Bytes::new() }.write(&mut out);
+        out
+    };
+    let (start, ttl) = (Instant::now(), Duration::from_millis(700));
+    let mut engine = Engine::new(Options::new(SocketType::Sub), start);
+    feed(&mut engine, [&session(1, "PUB", &ping(ttl))[..]]).unwrap();
+    engine.handle_received(start);
+    assert_eq!(engine.poll_timeout(), Some(start + ttl));
+    engine.handle_received(start + ttl / 2);
+    assert_eq!(engine.handle_timeout(start + ttl), Ok(()), "it has said something since");
+    let due = engine.poll_timeout().unwrap();
+    assert_eq!(engine.handle_timeout(due), Err(Violation::HeartbeatTimeout));
+    feed(&mut engine, [&ping(Duration::ZERO)[..]]).unwrap();
+    assert_eq!(engine.poll_timeout(), None);
+}
+
 #[test]
 fn a_zmtp_2_0_peer_with_a_wrong_type_is_refused() {
     let result = feed(&mut engine(SocketType::Xpub), [&b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x07\0\0"[..]]);

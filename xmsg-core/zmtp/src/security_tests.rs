@@ -74,8 +74,20 @@ impl Side {
 
 /// Joins two engines, a byte at a time. `change` may alter what the client sends, by position.
 fn join(client: Engine, server: Engine, admit: bool, change: impl Fn(usize, u8) -> u8) -> [Side; 2] {
+    join_changing(client, server, admit, change, unchanged)
+}
+
+/// The same; `answer` may alter what the server sends.
+fn join_changing(
+    client: Engine,
+    server: Engine,
+    admit: bool,
+    change: impl Fn(usize, u8) -> u8,
+    answer: impl Fn(usize, u8) -> u8,
+) -> [Side; 2] {
     let (mut client, mut server) = (Side::new(client), Side::new(server));
-    let (mut to_server, mut to_client, mut sent) = (BytesMut::new(), BytesMut::new(), 0);
+    let (mut to_server, mut to_client) = (BytesMut::new(), BytesMut::new());
+    let (mut sent, mut answered) = (0, 0);
     loop {
         client.step(admit, &mut to_server);
         server.step(admit, &mut to_client);
@@ -85,7 +97,8 @@ fn join(client: Engine, server: Engine, admit: bool, change: impl Fn(usize, u8) 
             sent += 1;
         } else if let Some(byte) = to_client.first().copied() {
             to_client.advance(1);
-            client.input.put_u8(byte);
+            client.input.put_u8(answer(answered, byte));
+            answered += 1;
         } else {
             return [client, server];
         }
@@ -140,6 +153,24 @@ fn a_null_peer_does_not_get_past_a_mechanism() {
     }
 }
 
+/// RFC 23: ZMTP 2.0 knows no security, so that whoever pretends to speak it is not to get past any.
+#[test]
+fn a_zmtp_2_0_peer_does_not_get_past_a_mechanism() {
+    for mut side in [
+        curve_server(),
+        curve_client(*keys(2).public()),
+        engine(SocketType::Xsub, PlainServer::default()),
+        engine(SocketType::Pub, PlainClient::new(b"a", b"b")),
+    ] {
+        for revision in [1, 2] {
+            let mut input = BytesMut::from(&b"\xff\0\0\0\0\0\0\0\x01\x7f"[..]);
+            input.put_slice(&[revision, 2, 0, 0]);
+            let event = side.poll_event(&mut input);
+            assert!(matches!(event, Err(Violation::MechanismMismatch { .. })), "{event:?}");
+        }
+    }
+}
+
 /// Whatever byte of its handshake is changed on the way, a client gets in as itself or not at all.
 #[test]
 fn no_changed_handshake_is_taken_for_another() {
@@ -153,7 +184,30 @@ fn no_changed_handshake_is_taken_for_another() {
                 assert_eq!(peer.principal, Some(Principal::Key(*keys(1).public())), "byte {position}");
                 assert_eq!(peer.socket_type, SocketType::Pub, "byte {position}");
                 assert!(position < 64 + 2 + 8 + HELLO_PADDING, "byte {position} means something");
+                assert!(!(64..64 + 2 + 8).contains(&position), "byte {position} is of the HELLO's head");
             }
+        }
+    }
+}
+
+/// … nor does it take a changed WELCOME or READY.
+#[test]
+fn no_changed_answer_of_a_server_is_taken() {
+    let length = std::cell::Cell::new(0);
+    let count = |at, byte| {
+        length.set(length.get().max(at + 1));
+        byte
+    };
+    let [client, _] = join_changing(curve_client(*keys(2).public()), curve_server(), true, unchanged, count);
+    assert!(matches!(client.outcome, Outcome::Ready(_)), "{:?}", client.outcome);
+    // Behind the greeting each byte means something: WELCOME frame 2 + 168, then the frame of READY.
+    assert!(length.get() > 64 + 170 + 2 + 30, "{} bytes", length.get());
+    for position in 64..length.get() {
+        for bit in [1, 0x80] {
+            let change = |at, byte| if at == position { byte ^ bit } else { byte };
+            let [client, _] =
+                join_changing(curve_client(*keys(2).public()), curve_server(), true, unchanged, change);
+            assert!(!matches!(client.outcome, Outcome::Ready(_)), "byte {position}");
         }
     }
 }

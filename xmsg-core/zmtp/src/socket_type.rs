@@ -132,6 +132,31 @@ mod tests {
         }
     }
 
+    /// The table of RFC 23, "The Socket-Type Property".
+    #[test]
+    fn exactly_the_pairs_of_the_rfc_fit() {
+        let pairs = [
+            "REQ REP",
+            "REQ ROUTER",
+            "REP DEALER",
+            "DEALER DEALER",
+            "DEALER ROUTER",
+            "ROUTER ROUTER",
+            "PUB SUB",
+            "PUB XSUB",
+            "XPUB SUB",
+            "XPUB XSUB",
+            "PUSH PULL",
+            "PAIR PAIR",
+        ];
+        for a in SocketType::ALL {
+            for b in SocketType::ALL {
+                let is_legal = pairs.contains(&&*format!("{a} {b}")) || pairs.contains(&&*format!("{b} {a}"));
+                assert_eq!(a.fits(b), is_legal, "{a} {b}");
+            }
+        }
+    }
+
     #[test]
     fn names_and_codes_read_back() {
         for kind in SocketType::ALL {
