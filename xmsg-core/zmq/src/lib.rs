@@ -10,9 +10,9 @@
 //! | [`Pull`] | – | from every peer | yes | yes |
 //! | [`Pair`] | to its only peer | from it | yes | yes |
 //! | [`Dealer`] | to one peer after another | from every peer | yes | yes |
-//! | [`Router`] | to a peer by identity | from every peer | yes | – |
+//! | [`Router`] | to a peer by identity | from every peer | yes | yes |
 //! | [`Requester`] | a request | its reply | – | yes |
-//! | [`Replier`] | replies | requests, from every peer | yes | – |
+//! | [`Replier`] | replies | requests, from every peer | yes | yes |
 //!
 //! A connecting socket reconnects for ever, with growing pauses, resubscribes, and then sends what it had accepted.
 //! Sending waits when a connection is full: nothing is dropped silently. Every queue has a bound, named in

@@ -55,7 +55,7 @@ fn envelope_memory(envelope: &[Bytes]) -> usize {
     envelope.iter().map(|frame| ADDRESS + frame.len()).sum()
 }
 
-/// A bound socket that answers requests of REQ and DEALER peers. Unlike libzmq's it does not take turns: several
+/// A socket that answers requests of REQ and DEALER peers. Unlike libzmq's it does not take turns: several
 /// requests may be under way, also of one peer. The identity of a peer means nothing here, so that two with the same one are
 /// both served. Clones share the socket; dropping the last closes it.
 ///
@@ -108,7 +108,7 @@ impl Role for Naming {
 }
 
 impl Replier {
-    /// A replier that is not bound yet.
+    /// A replier without connections.
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
         let role = Arc::<Naming>::default();

@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 use crate::{IdentityScope, Multipart, SocketOptions};
 use xmsg_zmtp::{Peer, SocketType};
 
-/// A bound router. A peer that announces the identity of another one takes it over, and the older connection
+/// A router. A peer that announces the identity of another one takes it over, and the older connection
 /// ends (*handover*): its owner may have lost it unnoticed. Clones share the socket; dropping the last closes it.
 ///
 /// ```
@@ -80,7 +80,7 @@ impl Role for Routing {
 }
 
 impl Router {
-    /// A router that is not bound yet.
+    /// A router without connections.
     #[must_use]
     pub fn new(options: SocketOptions) -> Self {
         let role = Arc::new(Routing { routes: Routes::default(), scope: options.identity_scope });
