@@ -188,3 +188,45 @@ fn files_stay_readable() {
         }
     }
 }
+
+/// A page that names tests says nothing once they have other names.
+#[test]
+fn the_tests_that_the_documents_name_are_there() {
+    for (page, least) in [("docs/zeromq-conformance.md", 150), ("docs/libzmq-tests.md", 50)] {
+        let words = std::fs::read_to_string(root().join(page)).unwrap();
+        let named: Vec<_> = words.split('`').filter(|word| word.contains(".rs::")).collect();
+        assert!(named.len() >= least, "{page} names {} tests", named.len());
+        for name in named {
+            let (file, test) = name.split_once("::").unwrap();
+            let source = std::fs::read_to_string(root().join(file));
+            let source = source.unwrap_or_else(|error| panic!("{page} names {name}: {error}"));
+            let at = source.find(&format!("fn {test}(")).unwrap_or_else(|| panic!("{page} names {name}"));
+            let is_test =
+                |line: &str| ["#[test]", "#[tokio::test"].iter().any(|a| line.trim().starts_with(a));
+            assert!(source[..at].lines().rev().take(3).any(is_test), "{page} names {name}, which is no test");
+        }
+    }
+}
+
+/// Each rule has a test, or a reason why there is none, and the page counts them.
+#[test]
+fn every_rule_of_zeromq_is_decided_or_given_up() {
+    let page = std::fs::read_to_string(root().join("docs/zeromq-conformance.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "));
+    let mut counts = [0; 4];
+    for (rule, decided) in rows.filter(|(rule, _)| *rule != "the rule") {
+        let ways = ["`", "no test: ", "not followed", "not offered"];
+        let way = ways.iter().position(|way| decided.starts_with(way));
+        counts[way.unwrap_or_else(|| panic!("{rule}: {decided}"))] += 1;
+    }
+    let [tests, none, not_followed, not_offered] = counts;
+    for said in [
+        format!("Of {} rules,", counts.iter().sum::<usize>()),
+        format!("- {tests} have a test,"),
+        format!("- {none} have none:"),
+        format!("- {not_followed} are not followed,"),
+        format!("- {not_offered} are about what is not offered."),
+    ] {
+        assert!(page.contains(&said), "the page is to say: {said}");
+    }
+}
