@@ -112,6 +112,29 @@ async fn small_parts_of_very_many_keep_to_the_memory_limit() {
     scene.finish("800 times 200 KiB of a message under a limit of 60 MiB", 60 + 40).await;
 }
 
+/// Where a message lies takes more memory than an empty message does, and large messages make for large slabs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn empty_messages_behind_large_ones_keep_to_the_memory_limit() {
+    const CONNECTIONS: usize = 20;
+    let scene = Scene::daemon(&["--memory-limit", "60"]).await;
+    let large = raw::message(&[vec![7; 1_000_000]]).repeat(6);
+    let empty = [0, 0].repeat(2 << 20);
+    let attack = async {
+        let mut peers = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut peer = Raw::handshake(scene.address.publish_port(), "PUB").await;
+            // It may be the one that is ended.
+            let _ = peer.try_send(&large).await && peer.try_send(&empty).await;
+            peers.push(peer);
+        }
+        peers
+    };
+    drop(scene.under(attack).await);
+    scene
+        .finish("20 times 2,000,000 empty messages behind large ones under a limit of 60 MiB", 60 + 40)
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_small_frames_take_no_memory() {
     let scene = Scene::daemon(&[]).await;

@@ -18,6 +18,8 @@ use super::{
 const MOVES_PER_BYTE: u64 = 4;
 /// … and this many bytes in any case.
 const MOVES_FREE: u64 = 1 << 20;
+/// Messages that are handed out at once, at most. What says where each lies is kept, and takes more than a short message.
+const MESSAGES_MAX: usize = 2 << 10;
 /// The reason in the ERROR command for a peer whose credentials are not good: the status code of ZAP (RFC 27).
 const NOT_ADMITTED: &str = "400";
 /// The longest identity (RFC 28).
@@ -171,7 +173,7 @@ impl Engine {
             judging: false,
             phase: Phase::Signature,
             outgoing: BytesMut::from(&greeting::signature()[..]),
-            scanner: Scanner::new(&options.limits),
+            scanner: Scanner::new(&options.limits).at_most(MESSAGES_MAX),
             spans: Vec::new(),
             subscriptions: (Bytes::new(), 0),
             bytes_in: 0,
@@ -252,6 +254,19 @@ impl Engine {
     #[must_use]
     pub fn spans(&self) -> &[Span] {
         &self.spans
+    }
+
+    /// Memory that it keeps for what [`spans`](Self::spans) tells, bytes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.spans.capacity() * size_of::<Span>()
+    }
+
+    /// Gives that memory up: the peer may be silent for long now.
+    pub fn release(&mut self) {
+        if self.subscriptions.0.is_empty() {
+            self.spans = Vec::new();
+        }
     }
 
     /// What is to be written to the peer, in this order.

@@ -49,6 +49,8 @@ pub struct Scanner {
     message_size: usize,
     frames_max: usize,
     command_size: usize,
+    /// Spans in one call.
+    most: usize,
     /// Of the unfinished message at the front of the buffer: where its next header stands …
     next: usize,
     /// … how many frames of it are whole …
@@ -65,13 +67,20 @@ impl Scanner {
             message_size: limits.message_size,
             frames_max: limits.frames,
             command_size: limits.command_size,
+            most: usize::MAX,
             next: 0,
             frames: 0,
             first: (0, 0),
         }
     }
 
-    /// Appends a span for every whole message in `bytes` and says why it stopped.
+    /// The same, which finds at most so many messages in one call: a span takes more memory than a short message.
+    #[must_use]
+    pub fn at_most(self, messages: usize) -> Self {
+        Self { most: messages, ..self }
+    }
+
+    /// Appends a span for every whole message in `bytes`, up to [the most](Self::at_most), and says why it stopped.
     ///
     /// `bytes` starts at a message boundary. When `spans` comes back with entries, the caller takes everything
     /// up to the last one's `end` off the front before it calls again; a command or violation behind
@@ -79,6 +88,9 @@ impl Scanner {
     pub fn scan(&mut self, bytes: &[u8], spans: &mut Vec<Span>) -> Result<Stop, Violation> {
         let mut start = 0;
         let stop = loop {
+            if spans.len() >= self.most {
+                break Stop::Incomplete;
+            }
             if self.next == start
                 && let Some(span) = self.short_message(bytes, start)
             {
@@ -194,6 +206,20 @@ mod tests {
         let mut wire = BytesMut::new();
         encode_message(&mut wire, &[vec![0; 600], vec![0; 600]]);
         assert!(matches!(scanner().scan(&wire, &mut Vec::new()), Err(Violation::TooLarge { .. })));
+    }
+
+    #[test]
+    fn no_more_than_so_many_are_found_at_once() {
+        let wire = [0, 0].repeat(10);
+        let mut scanner = scanner().at_most(4);
+        let (mut at, mut found) = (0, Vec::new());
+        while at < wire.len() {
+            let mut spans = Vec::new();
+            assert_eq!(scanner.scan(&wire[at..], &mut spans), Ok(Stop::Incomplete));
+            at += spans.last().expect("there are more").end;
+            found.push(spans.len());
+        }
+        assert_eq!(found, [4, 4, 2]);
     }
 
     #[test]

@@ -25,6 +25,8 @@ use xmsg_zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
+/// What a message counts for in it beside its bytes.
+const MESSAGE: usize = 64;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -531,10 +533,11 @@ impl Reader<'_> {
     #[inline]
     fn needed(&self) -> usize {
         let plain = &self.buffer;
-        match &self.opening {
+        let buffers = match &self.opening {
             None => plain.needs_in_all(self.engine.missing(&plain.input)),
             Some(opening) => opening.boxed.needs_in_all(opening.missing()) + plain.held(),
-        }
+        };
+        buffers + self.engine.memory()
     }
 
     fn owe(&self, outbox: &Outbox, bytes: &[u8]) -> Result<(), Ended> {
@@ -549,6 +552,7 @@ impl Reader<'_> {
 
     /// Gives up memory that only a busy connection needs.
     fn release(&mut self) {
+        self.engine.release();
         let boxed = self.opening.as_mut().map(|opening| &mut opening.boxed);
         for buffer in [Some(&mut self.buffer), boxed].into_iter().flatten() {
             if buffer.input.is_empty() {
@@ -597,6 +601,12 @@ impl Reader<'_> {
                         let end = self.memory.as_ref().and_then(PeerClaim::end);
                         let handling = handler.messages(Batch { wire, spans: self.engine.spans(), slab });
                         pause::taken(handling, stream, end, &mut self.departure).await?;
+                        // Many short ones are much work.
+                        since_pause += self.engine.spans().len() * MESSAGE;
+                        if since_pause >= FAIR_SHARE {
+                            since_pause = 0;
+                            tokio::task::yield_now().await;
+                        }
                     }
                     Event::Subscribe(prefix) => handler.subscription(true, prefix).await?,
                     Event::Cancel(prefix) => handler.subscription(false, prefix).await?,
