@@ -47,6 +47,9 @@ const TAIL_LEN: usize = 64 << 10;
 const TAIL_SLACK: usize = 2 * SHARE_MIN;
 /// Written chunks whose memory is used again, while the processor's caches still hold it.
 const SPARE: usize = 4;
+/// Memory that a queue keeps for copies, and a writer for boxes, while there is nothing to write, bytes. It counts for nothing but as a part of
+/// the connection.
+const KEPT: usize = 8 << 10;
 /// Bytes that are taken in a row before whoever sends lets the writer have its turn. Two things would suffer if it were much more: a
 /// loop of `push(…).await` would keep the writer of a single-threaded runtime from writing until the queue is full, and what it then writes
 /// would have left the processor's caches.
@@ -256,6 +259,13 @@ impl State {
         let bytes = bytes.freeze();
         let messages = std::mem::take(&mut self.tail_messages);
         self.append(Chunk { keep: self.backlog.keep, ..Chunk::copied(bytes, messages) });
+    }
+
+    /// Gives up memory of copies that are written, if it is much: nothing may come for long now.
+    fn release_tail(&mut self) {
+        if self.tail.is_empty() && self.spare.is_none() && self.tail.try_reclaim(KEPT + 1) {
+            self.tail = BytesMut::new();
+        }
     }
 
     /// What was copied, and the rest of its memory for what comes next; unless it is the memory of a long message of short frames.

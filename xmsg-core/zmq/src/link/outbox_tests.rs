@@ -375,6 +375,29 @@ async fn long_boxes_count_for_as_long_as_they_are_there() {
     assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
 }
 
+/// Thousands of subscribers that were busy once are not to keep what nobody counts.
+#[tokio::test]
+async fn a_queue_without_messages_keeps_little_memory() {
+    for sealed in [false, true] {
+        let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+        let sealer = if sealed { cipher_pair().0 } else { None };
+        let mut writer = Writer::new(&outbox).sealed(sealer);
+        let mut stream = tokio::io::sink();
+        let mut writing = Box::pin(writer.run(&mut stream));
+        for number in 0..500 {
+            outbox.try_push(&message(number, 100)).unwrap();
+        }
+        assert!(outbox.state().tail.capacity() > KEPT);
+        assert!(futures::poll!(&mut writing).is_pending());
+        assert_eq!(outbox.queued(), Amount::default());
+        assert_eq!(outbox.state().tail.capacity(), 0, "much is given up");
+        outbox.try_push(&message(0, 100)).unwrap();
+        assert!(futures::poll!(&mut writing).is_pending());
+        assert!(outbox.state().tail.capacity() <= KEPT);
+        drop(writing);
+    }
+}
+
 /// What a peer makes us owe, and does not read, is memory like any other.
 #[tokio::test]
 async fn urgent_bytes_count_until_they_are_written_or_dropped() {

@@ -11,7 +11,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::retained::Chunks;
-use super::{Amount, Chunk, Outbox, SPARE, TAIL_LEN};
+use super::{Amount, Chunk, KEPT, Outbox, SPARE, TAIL_LEN};
 use crate::link::memory::PeerClaim;
 use xmsg_zmtp::curve::{LONG_FRAME, Sealer};
 use xmsg_zmtp::{Command, Header, whole_messages_within};
@@ -131,6 +131,10 @@ impl<'a> Writer<'a> {
             } else if state.urgent.is_empty() {
                 if state.closed && state.chunks.is_empty() && state.tail.is_empty() {
                     return Poll::Ready(false);
+                }
+                state.release_tail();
+                if let Some(sealing) = &mut self.sealing {
+                    sealing.release();
                 }
                 match &mut state.writer {
                     Some(waker) => waker.clone_from(cx.waker()),
@@ -416,6 +420,13 @@ impl Sealing {
             rest = &rest[end..];
         }
         sealed
+    }
+
+    /// Gives up the memory of boxes that are written, if it is much.
+    fn release(&mut self) {
+        if self.sealed.is_empty() && self.sealed.try_reclaim(KEPT + 1) {
+            self.sealed = BytesMut::new();
+        }
     }
 
     /// Whether a part of a box was written, and not all of it.
