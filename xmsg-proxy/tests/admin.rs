@@ -308,6 +308,28 @@ async fn subscriptions_are_listed_the_most_wanted_first() {
     assert_eq!((&own["total"], &own["limit"]), (&3.into(), &2.into()));
 }
 
+/// Peers choose how long prefixes are, and of what bytes: whoever lists them is not to have the proxy put together hundreds of megabytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_list_of_subscriptions_has_a_bound_in_bytes() {
+    const LONG: usize = 300;
+    let (_daemon, proxy, admin) = start(&[]).await;
+    let mut many = Raw::handshake(proxy.subscribe_port(), "SUB").await;
+    for number in 0..LONG {
+        let mut prefix = format!("{number:03}").into_bytes();
+        prefix.resize(4_000, 0xff);
+        many.send(&command(&ZmtpCommand::Subscribe(prefix.into()))).await;
+    }
+    let mut other = Raw::handshake(proxy.subscribe_port(), "SUB").await;
+    for prefix in ["last", "000"] {
+        other.send(&command(&ZmtpCommand::Subscribe(prefix.into()))).await;
+    }
+    let list = async || json(&admin, "/subsz?limit=10000").await;
+    let found = until("all are there", list, |found| found["subscriptions"] == LONG as u64 + 2).await;
+    assert_eq!((&found["total"], &found["limit"]), (&(LONG as u64 + 2).into(), &10_000.into()));
+    let shown = found["prefixes"].as_array().unwrap();
+    assert!((100..=(512 << 10) / 4_000 + 2).contains(&shown.len()), "{} are shown", shown.len());
+}
+
 /// However many there are, the number of time series has a bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_some_subscribers_have_series_of_their_own() {

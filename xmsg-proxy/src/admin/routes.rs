@@ -30,6 +30,8 @@ const STUCK: Duration = Duration::from_secs(10);
 const LIMIT_DEFAULT: usize = 100;
 /// Entries of a list at most.
 const LIMIT_MAX: usize = 10_000;
+/// Bytes of prefixes in a list at most: peers choose them, and what is not text takes six times as much in an answer.
+const PREFIXES_MAX: usize = 512 << 10;
 /// Paths that probes ask for, which can't know a token. They tell nothing else.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
@@ -313,19 +315,22 @@ struct SubszQuery {
     prefix: String,
 }
 
-/// Those with the most subscribers first. Bytes that are no UTF-8 are shown as `\xff`.
+/// Those with the most subscribers first, as many as there is room for. Bytes that are no UTF-8 are shown as `\xff`.
 async fn subsz(Shared(state): Shared<Arc<State>>, Query(query): Query<SubszQuery>) -> Answer {
     let limit = limit(query.limit)?;
     let proxy = state.proxy.as_ref().ok_or((StatusCode::NOT_FOUND, String::new()))?;
     let (mut total, mut subscriptions) = (0_u64, 0_u64);
     let mut first: BTreeSet<(Reverse<usize>, Vec<u8>)> = BTreeSet::new();
+    let mut bytes = 0;
     proxy.prefixes(|prefix, subscribers| {
         if prefix.starts_with(query.prefix.as_bytes()) {
             total += 1;
             subscriptions += subscribers as u64;
+            bytes += prefix.len();
             first.insert((Reverse(subscribers), prefix));
-            if first.len() > limit {
-                first.pop_last();
+            while first.len() > limit || bytes > PREFIXES_MAX {
+                let Some((_, last)) = first.pop_last() else { break };
+                bytes -= last.len();
             }
         }
     });
