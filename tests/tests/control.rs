@@ -39,7 +39,7 @@ async fn a_request_is_answered_once_its_control_socket_is_there() {
     let mut known = control(&proxy, b"412300001").await;
     ask(&publisher, &mut known, &frames(&[b"xmsg:control", b"pub", b"412300001"])).await;
     // It was read before the other one.
-    let mut late = control(&proxy, b"412300003").await;
+    let late = control(&proxy, b"412300003").await;
     assert_eq!(within("an answer", late.recv()).await.unwrap(), frames(&[b"pub"]));
     assert_eq!(proxy.totals().received, received, "a request is no message that counts");
 }

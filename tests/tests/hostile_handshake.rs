@@ -198,7 +198,7 @@ async fn handshakes_that_are_long_and_never_finished_keep_to_the_memory_limit() 
     let port = scene.address.publish_port();
     let large = vec![0; 64_000];
     let ready = ready_with([(&b"Socket-Type"[..], &b"PUB"[..]), (b"x", &large)]);
-    let part = [&raw::greeting(3, 1)[..], &ready[..62_000]].concat();
+    let unfinished = [&raw::greeting(3, 1)[..], &ready[..62_000]].concat();
     let peers = scene
         .under(async {
             let mut peers = Vec::new();
@@ -207,7 +207,7 @@ async fn handshakes_that_are_long_and_never_finished_keep_to_the_memory_limit() 
                 let Some(mut peer) = Raw::connect_from(20 + (number % 100) as u8, port).await else {
                     continue;
                 };
-                peer.try_send(&part).await;
+                peer.try_send(&unfinished).await;
                 peers.push(peer);
             }
             peers

@@ -335,9 +335,9 @@ async fn an_identity_cannot_be_stolen_with_another_key() {
         )
     };
     // Before its owner comes, and again when it is there.
-    let mut theirs = dealer(&thief);
+    let theirs = dealer(&thief);
     within("a connection", theirs.connected()).await.unwrap();
-    let mut ours = dealer(&owner);
+    let ours = dealer(&owner);
     within("a connection", ours.connected()).await.unwrap();
     let late = dealer(&thief);
     within("a connection", late.connected()).await.unwrap();

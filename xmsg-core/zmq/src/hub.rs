@@ -143,6 +143,7 @@ impl Hub {
 
     /// Binds and accepts from then on. Returns the endpoint with its actual port.
     pub(crate) async fn bind(self: &Arc<Self>, endpoint: &Endpoint) -> Result<Endpoint> {
+        self.options.check_identity()?;
         Ok(self.listen(Listener::bind(endpoint, self.options.tcp.clone()).await?))
     }
 

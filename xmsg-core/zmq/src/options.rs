@@ -9,7 +9,8 @@ use crate::link::memory::MemoryBudget;
 use crate::link::outbox::HighWaterMark;
 use crate::link::violations::Violations;
 use crate::security::Security;
-use xmsg_zmtp::{Limits, MessageLimits, SocketType};
+use crate::{Error, ErrorKind, Result};
+use xmsg_zmtp::{IDENTITY_MAX, Limits, MessageLimits, SocketType};
 
 /// Options of the TCP connections beneath a socket. `TCP_NODELAY` is always on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +47,8 @@ impl Default for TcpOptions {
 /// ```
 #[derive(Clone, Debug)]
 pub struct SocketOptions {
-    /// The identity that DEALER sockets announce: at most 255 bytes. Default: none.
+    /// The identity that DEALER, REQ and ROUTER sockets announce: at most 255 bytes, of which the first is not zero. Any other one is an error of
+    /// [`bind`](crate::Dealer::bind), and of connections. Default: none.
     pub identity: Bytes,
     /// Among whom identities of a ROUTER's peers are told apart. Default: among all.
     pub identity_scope: IdentityScope,
@@ -152,6 +154,20 @@ impl SocketOptions {
     /// The largest message that is sent to a peer that has told no limits.
     pub(crate) fn send_limits(&self) -> MessageLimits {
         self.send_limits.unwrap_or_else(|| MessageLimits::from(&self.limits))
+    }
+
+    /// Whether the identity is one that may be announced.
+    pub(crate) fn check_identity(&self) -> Result<()> {
+        let what = match self.identity.first() {
+            Some(0) => "it begins with a zero byte, as only names that a ROUTER gives do",
+            _ if self.identity.len() > IDENTITY_MAX => "it is longer than 255 bytes",
+            _ => return Ok(()),
+        };
+        let shown = self.identity[..self.identity.len().min(32)].escape_ascii();
+        Err(Error::new(
+            ErrorKind::InvalidOption,
+            format!("the identity \"{shown}\" can't be announced: {what}"),
+        ))
     }
 
     /// What the engine of one connection is told.

@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use xmsg_zmq::{
-    Dealer, Endpoint, ErrorKind, HighWaterMark, Multipart, Pair, Pull, Push, Router, SocketOptions,
+    Dealer, Endpoint, ErrorKind, HighWaterMark, Multipart, Pair, Pull, Push, Router, SocketEvent,
+    SocketOptions,
 };
 use xmsg_zmtp::{Engine, Event, Options, SocketType};
 
@@ -256,7 +257,7 @@ async fn a_pair_has_one_peer_and_another_once_that_has_gone() {
     let mut events = second.events();
     // It is let in as far as the handshake, and sent away.
     within("the end of the second", async {
-        while !matches!(events.next().await, Some(xmsg_zmq::SocketEvent::Disconnected { .. })) {}
+        while !matches!(events.next().await, Some(SocketEvent::Disconnected { .. })) {}
     })
     .await;
     here.send(["for the first"]).await.unwrap();
@@ -455,4 +456,21 @@ async fn a_router_says_what_it_cannot_send() {
     stuck.close(Duration::ZERO).await;
     has_peers(|| router.peers(), 0).await;
     assert_eq!(router.try_send(b"stuck", ["x"]).unwrap_err().kind(), ErrorKind::Refused);
+}
+
+/// A peer of ours would end the connection again and again.
+#[tokio::test]
+async fn an_identity_that_nobody_may_have_is_an_error() {
+    let there = Router::new(options());
+    let endpoint = there.bind(&anywhere()).await.unwrap();
+    for identity in [vec![b'x'; 256], vec![0, b'x']] {
+        let dealer = Dealer::new(SocketOptions { identity: identity.into(), ..options() });
+        let mut events = dealer.events();
+        assert_eq!(dealer.bind(&anywhere()).await.unwrap_err().kind(), ErrorKind::InvalidOption);
+        dealer.connect(endpoint.clone());
+        let Some(SocketEvent::ConnectFailed { error, .. }) = within("the reason", events.next()).await else {
+            panic!("it says why it does not connect");
+        };
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    }
 }

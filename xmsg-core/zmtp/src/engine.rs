@@ -23,7 +23,7 @@ const MESSAGES_MAX: usize = 2 << 10;
 /// The reason in the ERROR command for a peer whose credentials are not good: the status code of ZAP (RFC 27).
 const NOT_ADMITTED: &str = "400";
 /// The longest identity (RFC 28).
-const IDENTITY_MAX: usize = 255;
+pub const IDENTITY_MAX: usize = 255;
 
 /// The version that both sides speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

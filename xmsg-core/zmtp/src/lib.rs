@@ -34,7 +34,7 @@ mod socket_type;
 mod told;
 
 pub use command::{Command, DroppedCounts, Properties};
-pub use engine::{Engine, Event, Peer, Version};
+pub use engine::{Engine, Event, IDENTITY_MAX, Peer, Version};
 pub use error::{Blame, Limited, Violation};
 pub use frame::{
     Frames, Header, encode_frame, encode_frame_header, encode_message, encoded_len, walk_message,

@@ -68,6 +68,7 @@ impl Hub {
     }
 
     async fn open(&self, endpoint: &Endpoint, link: &Link) -> Result<(Session, Peer)> {
+        self.options.check_identity()?;
         let stream = Stream::connect(endpoint, &self.options.tcp, self.options.connect_timeout).await?;
         let mut limits = self.options.limits.clone();
         // What others subscribe to at a proxy is no reason to leave it.

@@ -430,23 +430,6 @@ impl Outbox {
         room.await;
     }
 
-    /// Queues bytes of the protocol itself ahead of all messages: commands, whole. Returns `false`, and queues
-    /// nothing, when more than `limit` bytes of them wait already.
-    pub fn push_urgent(&self, bytes: &[u8], limit: usize) -> bool {
-        let waker = {
-            let mut state = self.state();
-            if state.urgent.len() + bytes.len() > limit {
-                return false;
-            }
-            state.urgent.push(bytes);
-            state.writer.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        true
-    }
-
     /// Queues bytes that several queues share, whole commands or messages, without a copy. Returns `false`, and queues nothing, when more
     /// than `limit` bytes would wait then, or the queue was closed.
     pub fn push_shared(&self, bytes: &Bytes, limit: usize) -> bool {
@@ -483,31 +466,6 @@ impl Outbox {
             }
             progress.await;
         }
-    }
-
-    /// Whether something urgent waits, for the end of a message, and how much of all that was to be written the stream has taken: a number
-    /// that grows as long as it takes anything.
-    #[must_use]
-    pub fn urgent_waits_behind(&self) -> (bool, u64) {
-        let state = self.state();
-        (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
-    }
-
-    /// The memory of what is urgent and not yet written, in bytes, now and later: a number that changes by itself.
-    #[must_use]
-    pub fn owed(&self) -> Arc<AtomicUsize> {
-        self.state().urgent.held()
-    }
-
-    /// Forgets what is urgent: it was meant for a connection that has ended.
-    pub fn clear_urgent(&self) {
-        self.state().urgent.clear();
-    }
-
-    /// What is urgent, if anything is.
-    fn take_urgent(&self) -> Option<urgent::Taken> {
-        let mut state = self.state();
-        (!state.urgent.is_empty()).then(|| state.urgent.take())
     }
 
     /// Makes the writer leave the messages where they are (`true`), or go on (`false`).

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::BytesMut;
 
-use super::Ledger;
+use super::{Ledger, Outbox};
 
 /// What waits, and what the writer has taken and not yet written: all of it counts in the ledger of the queues.
 #[derive(Debug, Default)]
@@ -107,5 +107,49 @@ impl Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         self.account.change(self.entered, 0);
+    }
+}
+
+impl Outbox {
+    /// Queues bytes of the protocol itself ahead of all messages: commands, whole. Returns `false`, and queues
+    /// nothing, when more than `limit` bytes of them wait already.
+    pub fn push_urgent(&self, bytes: &[u8], limit: usize) -> bool {
+        let waker = {
+            let mut state = self.state();
+            if state.urgent.len() + bytes.len() > limit {
+                return false;
+            }
+            state.urgent.push(bytes);
+            state.writer.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Whether something urgent waits, for the end of a message, and how much of all that was to be written the stream has taken: a number
+    /// that grows as long as it takes anything.
+    #[must_use]
+    pub fn urgent_waits_behind(&self) -> (bool, u64) {
+        let state = self.state();
+        (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
+    }
+
+    /// The memory of what is urgent and not yet written, in bytes, now and later: a number that changes by itself.
+    #[must_use]
+    pub fn owed(&self) -> Arc<AtomicUsize> {
+        self.state().urgent.held()
+    }
+
+    /// Forgets what is urgent: it was meant for a connection that has ended.
+    pub fn clear_urgent(&self) {
+        self.state().urgent.clear();
+    }
+
+    /// What is urgent, if anything is.
+    pub(super) fn take_urgent(&self) -> Option<Taken> {
+        let mut state = self.state();
+        (!state.urgent.is_empty()).then(|| state.urgent.take())
     }
 }
