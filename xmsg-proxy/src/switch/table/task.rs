@@ -12,6 +12,7 @@ use crate::prefixes::{PrefixId, heads};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
+use xmsg_zmq::deadline::later;
 use xmsg_zmq::link::memory::{Claim, MemoryBudget};
 use xmsg_zmq::link::session::now;
 use xmsg_zmtp::Version;
@@ -123,7 +124,7 @@ impl Backlog {
         }
         // Each is looked at, so that the time of each runs.
         self.publishers.retain(|_, publisher| publisher.is_behind());
-        self.look_from = Some(now() + self.pace());
+        self.look_from = Some(later(now(), self.pace()));
         !self.publishers.is_empty()
     }
 
