@@ -20,6 +20,23 @@ const FOLDED: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SocketEvent {
+    /// The socket is bound, and accepts connections.
+    Listening {
+        /// To what, with its actual port.
+        endpoint: String,
+    },
+    /// A peer has connected to a bound socket; its handshake begins.
+    Accepted {
+        /// Its address.
+        peer: String,
+    },
+    /// A peer that has connected to a bound socket was not let in, or has not finished its handshake.
+    HandshakeFailed {
+        /// Its address.
+        peer: String,
+        /// Why. [`NotAllowed`](crate::ErrorKind::NotAllowed): its credentials are not good, and it was told so with the status 400 of ZAP.
+        error: Error,
+    },
     /// A connection is there, handshake done. When it is one that had been lost, the subscriptions of the socket are on their way over
     /// it: the gap that [`Disconnected`](Self::Disconnected) began ends as soon as the peer has taken them. A publisher begins to send
     /// about a second later, or sooner if the connection was away for less, so that subscribers can come back first.

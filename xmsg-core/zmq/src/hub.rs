@@ -25,10 +25,11 @@ use crate::link::source::Source;
 use crate::link::tally::{Report, Tally};
 use crate::link::throttle::Throttle;
 use crate::link::transport::{Closer, Listener, Stream};
-use crate::link::{LastEnd, Link};
+use crate::link::{LastEnd, Link, Received};
 use crate::link_handler::LinkHandler;
 use crate::options::Overflow;
 use crate::role::Role;
+use crate::statistics::ConnectionStatistics;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits};
@@ -151,9 +152,15 @@ impl Hub {
     pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
         lock(&self.listeners).push((endpoint.clone(), listener.closer()));
+        self.tell(SocketEvent::Listening { endpoint: endpoint.to_string() });
         let _ = self.runtime.get_or_init(Handle::current);
         self.tasks.spawn(self.clone().accept(listener));
         endpoint
+    }
+
+    /// What went over each connection there is, or is being made.
+    pub(crate) fn connections(&self) -> Vec<ConnectionStatistics> {
+        self.links().iter().map(|link| ConnectionStatistics::of(link)).collect()
     }
 
     /// Whether there is a connection.
@@ -454,6 +461,7 @@ impl Hub {
                 overflow => overflow,
             },
             overflowed: Tally::default(),
+            received: Received::default(),
             state: Mutex::default(),
             is_connected: AtomicBool::new(false),
             stop: self.stop.child_token(),
@@ -478,6 +486,7 @@ impl Hub {
                 accepted = listener.accept_making_room(|| self.options.admission.make_room()) => accepted,
             };
             let Some(permit) = self.options.admission.admit(stream.address(), &peer) else { continue };
+            self.tell(SocketEvent::Accepted { peer: peer.clone() });
             self.tasks.spawn(self.clone().serve(stream, peer, permit));
         }
     }
@@ -498,6 +507,8 @@ impl Hub {
                     if self.options.violations.note(&peer, self.role.socket_type(), &ended).is_none() {
                         tracing::debug!(peer, reason = %ended, "handshake failed");
                     }
+                    let error = ended.while_accepting(&peer);
+                    self.tell(SocketEvent::HandshakeFailed { peer, error });
                     return;
                 }
             },
@@ -537,6 +548,8 @@ impl Hub {
             Ok(seat) => seat,
             Err(reason) => {
                 tracing::debug!(peer = name, reason, "a peer that the socket has no place for");
+                let error = Error::new(ErrorKind::Refused, format!("{name} was not let in: {reason}"));
+                self.tell(SocketEvent::HandshakeFailed { peer: name.to_owned(), error });
                 return;
             }
         };

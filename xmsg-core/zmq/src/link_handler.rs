@@ -1,5 +1,7 @@
 //! What becomes of what a peer sends.
 
+use std::sync::atomic::Ordering;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::events::{DropReason, SocketEvent};
@@ -38,6 +40,9 @@ fn notice(subscribe: bool, prefix: &Bytes) -> Bytes {
 
 impl Handler for LinkHandler<'_> {
     async fn messages(&mut self, batch: Batch<'_>) -> Result<(), Ended> {
+        let received = &self.link.received;
+        received.messages.fetch_add(batch.spans.len() as u64, Ordering::Relaxed);
+        received.bytes.fetch_add(batch.wire.len() as u64, Ordering::Relaxed);
         let role = self.hub.role();
         if !role.receives() {
             return Ok(());

@@ -20,6 +20,12 @@ macro_rules! endpoint_methods {
             self.hub.events()
         }
 
+        /// What went over each connection, in numbers.
+        #[must_use]
+        pub fn connections(&self) -> Vec<$crate::ConnectionStatistics> {
+            self.hub.connections()
+        }
+
         /// Connects in the background, again whenever the connection is lost. A socket may connect to many endpoints, and be bound as well.
         pub fn connect(&self, endpoint: $crate::Endpoint) {
             self.hub.connect(endpoint);

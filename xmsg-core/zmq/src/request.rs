@@ -427,11 +427,8 @@ impl Live {
                         self.asked = false;
                         return Outcome::Refused(self.hub.unfit(&self.link, request));
                     }
-                    Some(
-                        SocketEvent::SubscriptionRefused { .. }
-                        | SocketEvent::DroppedByPeer { .. }
-                        | SocketEvent::PeerTooSlow { .. },
-                    ) => {}
+                    // What a socket that is bound, or publishes or subscribes, tells.
+                    Some(_) => {}
                     None => return Outcome::Broken,
                 }
             }

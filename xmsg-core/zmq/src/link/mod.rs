@@ -23,7 +23,7 @@ pub mod vanished;
 pub mod violations;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -48,11 +48,20 @@ pub(crate) struct Link {
     pub(crate) overflow: Overflow,
     /// Messages that were dropped there.
     pub(crate) overflowed: Tally,
+    /// What has come over it.
+    pub(crate) received: Received,
     pub(crate) state: Mutex<LinkState>,
     /// Whether the state has a version: for those who look at each message.
     pub(crate) is_connected: AtomicBool,
     /// Ends the connection and, with it, an accepted link.
     pub(crate) stop: CancellationToken,
+}
+
+/// What has come over the connections of one link.
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    pub(crate) messages: AtomicU64,
+    pub(crate) bytes: AtomicU64,
 }
 
 #[derive(Debug, Default)]

@@ -125,6 +125,15 @@ impl Ended {
         self.into_error(kind, format!("no handshake with {to}{hint}"))
     }
 
+    /// That the handshake of a peer which has connected to us failed for this reason.
+    pub(crate) fn while_accepting(self, from: &impl fmt::Display) -> Error {
+        let kind = match &self {
+            Self::Violation(Violation::NotAdmitted(_)) => ErrorKind::NotAllowed,
+            _ => self.kind(),
+        };
+        self.into_error(kind, format!("no handshake with {from}"))
+    }
+
     /// That a connection which was there ended for this reason.
     pub(crate) fn while_connected(self, to: &impl fmt::Display) -> Error {
         let kind = self.kind();
