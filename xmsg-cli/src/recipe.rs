@@ -106,8 +106,9 @@ fn check_mime(mime: &str) -> anyhow::Result<()> {
     bail!(Usage(format!("--mime: `{mime}` {what}: {hint}{otherwise}")))
 }
 
+/// How bytes are written as text.
 #[derive(Clone, Copy, Debug)]
-enum Coding {
+pub(crate) enum Coding {
     Hex,
     Base64,
 }
@@ -223,7 +224,8 @@ impl Dish {
     }
 }
 
-fn decode(coding: Coding, data: &[u8]) -> anyhow::Result<Bytes> {
+/// The bytes that stand in this text.
+pub(crate) fn decode(coding: Coding, data: &[u8]) -> anyhow::Result<Bytes> {
     let digits: Vec<u8> = data.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
     let data = match coding {
         Coding::Hex => hex::decode(digits).context("the data is not hexadecimal, as --hex says")?,

@@ -49,7 +49,11 @@ pub(crate) fn data_text(message: &Message) -> String {
         let text = text.strip_suffix('\n').unwrap_or(&text);
         return if is_text(text.as_bytes()) { escape_line_ends(text) } else { escaped(text).into_owned() };
     }
-    let data = message.data();
+    bytes_text(message.data())
+}
+
+/// The same for bytes of no known type.
+pub(crate) fn bytes_text(data: &[u8]) -> String {
     match str::from_utf8(strip_newline(data)) {
         Ok(text) if is_text(data) => escape_line_ends(text),
         // Text, but not in the order in which it would be read.
@@ -86,10 +90,7 @@ fn raw_json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
     member("mime", meta.as_ref().map_or(Value::Null, |meta| meta.data_type.as_str().into()));
     member("time", format!("{time:.6}").into());
     member("length", message.data().len().into());
-    let (data, encoding) = match str::from_utf8(message.data()) {
-        Ok(text) => (text.into(), "utf-8"),
-        Err(_) => (BASE64.encode(message.data()).into(), "base64"),
-    };
+    let (data, encoding) = bytes_json(message.data());
     member("data", data);
     member("encoding", encoding.into());
     if let Some(value) = typed(message) {
@@ -105,6 +106,14 @@ fn raw_json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
         Err(error) => member("metaError", error.to_string().into()),
     }
     out.push(b'}');
+}
+
+/// Bytes as they stand in JSON, and how that is written.
+pub(crate) fn bytes_json(data: &[u8]) -> (Value, &'static str) {
+    match str::from_utf8(data) {
+        Ok(text) => (text.into(), "utf-8"),
+        Err(_) => (BASE64.encode(data).into(), "base64"),
+    }
 }
 
 /// A topic as people read it: what could do harm to a terminal is escaped, and what ends a line.

@@ -282,7 +282,16 @@ impl Service<'_> {
             Answer::Command(command) => {
                 let command = command.clone();
                 self.working.spawn(async move {
-                    let output = command.run(&message).await;
+                    let topic = message.topic().as_bytes();
+                    // No variable can have a NUL byte in it.
+                    let text = if topic.contains(&0) { b"" } else { topic };
+                    let (hex, mime) = (hex::encode(topic), message.mime_type().unwrap_or_default());
+                    let variables = [
+                        ("XMSG_TOPIC", OsStr::from_bytes(text)),
+                        ("XMSG_TOPIC_HEX", hex.as_ref()),
+                        ("XMSG_MIME", mime.as_ref()),
+                    ];
+                    let output = command.run(message.data(), &variables).await;
                     (message, output)
                 });
                 return Ok(());
@@ -333,25 +342,20 @@ fn addressed(reply: Message, request: &Message) -> anyhow::Result<Message> {
 
 /// A command of the shell.
 #[derive(Debug)]
-struct Command {
-    line: OsString,
-    timeout: Duration,
+pub(crate) struct Command {
+    pub(crate) line: OsString,
+    pub(crate) timeout: Duration,
     /// Bytes of output at most.
-    limit: usize,
+    pub(crate) limit: usize,
 }
 
 impl Command {
-    /// Its output for this request. Dropping the future kills it.
-    async fn run(&self, request: &Message) -> anyhow::Result<Bytes> {
-        let topic = request.topic().as_bytes();
-        // No variable can have a NUL byte in it.
-        let text = if topic.contains(&0) { b"" } else { topic };
+    /// Its output for this input, with these variables in its environment. Dropping the future kills it.
+    pub(crate) async fn run(&self, input: &[u8], variables: &[(&str, &OsStr)]) -> anyhow::Result<Bytes> {
         let mut child = tokio::process::Command::new("sh")
             .arg("-c")
             .arg(&self.line)
-            .env("XMSG_TOPIC", OsStr::from_bytes(text))
-            .env("XMSG_TOPIC_HEX", hex::encode(topic))
-            .env("XMSG_MIME", request.mime_type().unwrap_or_default())
+            .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)
@@ -359,7 +363,7 @@ impl Command {
             .spawn()
             .context("cannot run the command with `sh`")?;
         let mut group = Group::of(&child);
-        let work = pin!(self.converse(&mut child, request.data()));
+        let work = pin!(self.converse(&mut child, input));
         match tokio::time::timeout(self.timeout, work).await {
             Ok(output) => {
                 let (output, status) = output?;
