@@ -83,6 +83,22 @@ impl std::error::Error for AtAdmin {
     }
 }
 
+/// A peer at an endpoint is not there, or not the right one.
+#[derive(Debug)]
+pub(crate) struct AtPeer(pub(crate) xmsg_core::Error);
+
+impl fmt::Display for AtPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for AtPeer {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
 /// Says what is wrong with the command line, or prints the help that was asked for.
 pub(crate) fn usage(error: &clap::Error) -> Exit {
     if !error.use_stderr() {
@@ -115,7 +131,8 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     }
     let at_registrar = error.downcast_ref::<AtRegistrar>().map(|error| &error.0);
     let at_admin = error.downcast_ref::<AtAdmin>().map(|error| &error.0);
-    let cause = error.downcast_ref::<xmsg_core::Error>().or(at_registrar).or(at_admin);
+    let at_peer = error.downcast_ref::<AtPeer>().map(|error| &error.0);
+    let cause = error.downcast_ref::<xmsg_core::Error>().or(at_registrar).or(at_admin).or(at_peer);
     match cause.map(xmsg_core::Error::kind) {
         // Only connecting and subscribing wait for an answer of the proxy.
         Some(kind) if kind == ErrorKind::Timeout || is_without_proxy(kind) => Exit::NoConnection,
@@ -200,6 +217,8 @@ fn describe(error: &anyhow::Error, exit: Exit) -> String {
                 Some("Start it with `xmsg-proxy --admin`, or say where it is with --admin HOST:PORT or XMSG_ADMIN.".to_owned()),
             ]
         }
+        // What to do is said where the peer is known.
+        Exit::NoConnection if error.is::<AtPeer>() => [None, None],
         Exit::NoConnection => {
             [
                 settings::origin(&settings::PROXY),

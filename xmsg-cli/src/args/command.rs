@@ -9,8 +9,8 @@ use clap::{Arg, ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 use super::{Cli, ContextOption, PAGES, SecurityOptions, help, page_as_command};
 use crate::settings;
 
-/// Who has one of these arguments connects to a proxy or a registrar, and may have to show credentials.
-const CONNECTS: [&str; 2] = ["connect_timeout", "registrar_timeout"];
+/// Who has one of these arguments connects to a proxy, a registrar or a socket, and may have to show credentials, or to judge them.
+const CONNECTS: [&str; 4] = ["connect_timeout", "registrar_timeout", "zmq_bind", "device_frontend"];
 /// Who has this one asks an HTTP server.
 const ASKS: &str = "admin_token_file";
 /// The options that are given to commands, with the keys of their settings. No option of a command has such an ID.

@@ -12,7 +12,7 @@ use crate::output::Output;
 use crate::settings;
 
 /// The commands in their groups. Where the text is empty, it is that of the command.
-const GROUPS: [(&str, &[(&str, &str)]); 7] = [
+const GROUPS: [(&str, &[(&str, &str)]); 8] = [
     (
         "Messages",
         &[
@@ -41,6 +41,13 @@ const GROUPS: [(&str, &[(&str, &str)]); 7] = [
     ),
     ("Record", &[("record", "Record messages into a file"), ("replay", "Publish a recording")]),
     ("Registrar", &[("registrar", "Find who publishes and who subscribes, or run a registrar")]),
+    (
+        "ZeroMQ",
+        &[
+            ("zmq", "Send, receive, ask and answer over plain ZeroMQ sockets"),
+            ("device", "Run a ZeroMQ device: forwarder, streamer or queue"),
+        ],
+    ),
     ("Security", &[("keygen", "Make a pair of CURVE keys"), ("passwd", "Set the password of a PLAIN user")]),
     (
         "Settings",
@@ -62,7 +69,7 @@ Exit codes:
   0    done
   1    failed while running
   2    usage: an option, a topic or an address that cannot be used
-  3    cannot connect to the proxy or the registrar
+  3    cannot connect to the proxy, the registrar or a peer
   4    not allowed: keys, password or token are wrong, or give no right to do this
   27   timed out
   130  interrupted

@@ -15,8 +15,8 @@ use xmsg_zmq::SocketOptions;
 #[cfg(feature = "bench")]
 use crate::commands::bench;
 use crate::commands::{
-    completions, connections, context, demo, discover, info, keys, ping, publish, record, register,
-    registrar, replay, reply, request, subscribe, top, topics,
+    completions, connections, context, demo, device, discover, info, keys, ping, publish, record, register,
+    registrar, replay, reply, request, subscribe, top, topics, zmq,
 };
 use crate::exit::AtRegistrar;
 use crate::settings;
@@ -73,6 +73,8 @@ pub(crate) enum Command {
     Info(info::Arguments),
     Connections(connections::Arguments),
     Topics(topics::Arguments),
+    Zmq(zmq::Arguments),
+    Device(Box<device::Arguments>),
     Keygen(keys::Keygen),
     Passwd(keys::Passwd),
     Context(context::Arguments),
@@ -185,12 +187,17 @@ impl SecurityOptions {
 
     /// The options of plain sockets that connect to a proxy.
     pub(crate) fn socket_options() -> xmsg_core::Result<SocketOptions> {
-        Ok(SocketOptions {
-            security: Self::security()?,
+        Ok(Self::socket_options_with(Self::security()?))
+    }
+
+    /// The same with this mechanism.
+    pub(crate) fn socket_options_with(security: Security) -> SocketOptions {
+        SocketOptions {
+            security,
             heartbeat_interval: Some(HEARTBEAT_INTERVAL),
             heartbeat_timeout: HEARTBEAT_TIMEOUT,
             ..SocketOptions::default()
-        })
+        }
     }
 }
 

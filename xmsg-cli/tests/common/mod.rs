@@ -143,6 +143,14 @@ impl Running {
         within(&format!("{name}: {text}"), said).await
     }
 
+    /// The same for a line that comes after those that were waited for.
+    pub async fn said_next(&mut self, text: &str) -> String {
+        let before = std::mem::take(&mut self.stderr);
+        let line = self.said(text).await;
+        self.stderr.insert_str(0, &before);
+        line
+    }
+
     /// Writes to its standard input, which stays open.
     pub async fn type_in(&mut self, input: &[u8]) {
         let stdin = self.stdin.as_mut().unwrap();

@@ -1,0 +1,308 @@
+//! `xmsg device`: what comes in at one socket goes out at another.
+
+use std::time::Duration;
+
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::{
+    Dealer, Device, DeviceSocket, DeviceStatistics, DeviceTraffic, Endpoint, Overflow, Publisher, Pull, Push,
+    Router, SocketEvents, SocketOptions, XPub, XPubOptions, XSub,
+};
+use xmsg_zmtp::SocketType;
+
+use super::zmq::endpoints::{End, ServerOptions, Target, bound, read};
+use super::zmq::watch::Watch;
+use crate::args::parse_duration;
+use crate::exit::Exit;
+use crate::output::{Output, counted, grouped, note, warn};
+use crate::signals::Interrupt;
+
+const EXAMPLES: &str = "\
+Devices:
+  forwarder   publishers at the frontend (XSUB), subscribers at the backend (XPUB)
+  streamer    PUSH sockets at the frontend (PULL), workers with PULL at the backend (PUSH)
+  queue       clients with REQ at the frontend (ROUTER), workers with REP at the backend (DEALER)
+
+Examples:
+  xmsg device forwarder --frontend tcp://*:5556 --backend tcp://*:5557
+  xmsg device streamer --frontend tcp://*:5557 --backend tcp://*:5558
+  xmsg device queue --frontend tcp://*:5559 --backend tcp://*:5560
+  xmsg device forwarder --frontend '>tcp://far:5556' --backend tcp://*:5557
+  xmsg device queue --frontend tcp://*:5559 --backend tcp://*:5560 --capture tcp://*:5561
+  xmsg zmq recv SUB tcp://localhost:5561             sees what goes through it";
+
+/// Run a ZeroMQ device: what comes in at one end goes out at the other
+///
+/// Both ends bind, and tell where on standard error. An endpoint that begins with `>` is connected to (quote it in a
+/// shell). Several stand between commas.
+///
+/// It runs until Ctrl-C or SIGTERM, and says then what went through it, from the frontend to the backend (forward) and
+/// back: messages that the other side has taken, their bytes on the wire, and messages that were dropped: too large, or
+/// for a peer that is gone or does not read. Subscriptions count as messages.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// What it is
+    #[arg(value_name = "DEVICE", ignore_case = true)]
+    kind: Kind,
+
+    /// Where those are who send, or ask
+    #[arg(id = "device_frontend", long = "frontend", value_name = "ENDPOINT", required = true)]
+    frontend: String,
+
+    /// Where those are who receive, or answer
+    #[arg(long, value_name = "ENDPOINT", required = true)]
+    backend: String,
+
+    /// Publish a copy of each message of both directions here, for SUB sockets
+    #[arg(long, value_name = "ENDPOINT")]
+    capture: Option<String>,
+
+    /// How long to go on at the end with what was taken, while the other side is slow
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    linger: Duration,
+
+    /// Write what went through it as an object of JSON to standard output
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// Which sockets a device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Forwarder,
+    Streamer,
+    Queue,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Forwarder => "forwarder",
+            Self::Streamer => "streamer",
+            Self::Queue => "queue",
+        }
+    }
+
+    /// The types of frontend and backend.
+    fn sockets(self) -> [SocketType; 2] {
+        match self {
+            Self::Forwarder => [SocketType::Xsub, SocketType::Xpub],
+            Self::Streamer => [SocketType::Pull, SocketType::Push],
+            Self::Queue => [SocketType::Router, SocketType::Dealer],
+        }
+    }
+}
+
+impl ValueEnum for Kind {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Forwarder, Self::Streamer, Self::Queue]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()))
+    }
+}
+
+/// A socket at one end, as far as it is opened, watched and closed.
+trait DeviceEnd: DeviceSocket {
+    fn events(&self) -> SocketEvents;
+    async fn bind(&self, endpoint: &Endpoint) -> xmsg_zmq::Result<Endpoint>;
+    fn connect(&self, endpoint: Endpoint);
+    /// Messages that it has accepted and dropped again.
+    fn dropped(&self) -> u64;
+    /// Sends what it has accepted, and returns how many messages were not sent.
+    async fn close(&self, linger: Duration) -> usize;
+}
+
+macro_rules! device_ends {
+    ($($socket:ident: $this:ident, $linger:ident => $dropped:expr, $close:expr;)+) => {$(
+        impl DeviceEnd for $socket {
+            fn events(&self) -> SocketEvents {
+                Self::events(self)
+            }
+
+            async fn bind(&self, endpoint: &Endpoint) -> xmsg_zmq::Result<Endpoint> {
+                Self::bind(self, endpoint).await
+            }
+
+            fn connect(&self, endpoint: Endpoint) {
+                Self::connect(self, endpoint);
+            }
+
+            fn dropped(&self) -> u64 {
+                let $this = self;
+                $dropped
+            }
+
+            async fn close(&self, $linger: Duration) -> usize {
+                let $this = self;
+                $close
+            }
+        }
+    )+};
+}
+
+device_ends! {
+    XSub: this, linger => Self::dropped(this), Self::close(this, linger).await;
+    XPub: this, linger => Self::dropped(this), Self::close(this, linger).await;
+    Push: this, linger => Self::dropped(this), Self::close(this, linger).await;
+    Publisher: this, linger => Self::dropped(this), Self::close(this, linger).await;
+    Dealer: this, linger => Self::dropped(this), Self::close(this, linger).await;
+    // Those that send without dropping anything of what they have accepted, or send nothing.
+    Router: _this, linger => 0, Self::close(_this, linger).await;
+    Pull: _this, _linger => 0, { Self::close(_this).await; 0 };
+}
+
+pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let [front, back] = arguments.kind.sockets();
+    let front = Side::new("frontend", front, &arguments.frontend, &arguments.server)?;
+    let back = Side::new("backend", back, &arguments.backend, &arguments.server)?;
+    let capture = match &arguments.capture {
+        Some(word) => Some(Side::new("capture", SocketType::Pub, word, &arguments.server)?),
+        None => None,
+    };
+    let job = Job { arguments: &arguments, front: &front, back: &back, capture: capture.as_ref(), verbose };
+    let (here, there) = (front.options.clone(), back.options.clone());
+    match arguments.kind {
+        Kind::Forwarder => job.run(XSub::new(here), XPub::new(XPubOptions::default(), there)).await,
+        Kind::Streamer => job.run(Pull::new(here), Push::new(there)).await,
+        Kind::Queue => job.run(Router::new(here), Dealer::new(there)).await,
+    }
+}
+
+/// One end, before it has its socket.
+#[derive(Debug)]
+struct Side {
+    name: &'static str,
+    kind: SocketType,
+    targets: Vec<Target>,
+    options: SocketOptions,
+}
+
+impl Side {
+    fn new(name: &'static str, kind: SocketType, word: &str, server: &ServerOptions) -> anyhow::Result<Self> {
+        let targets = read(word, End::Bind)?;
+        let options = server.options(&targets)?;
+        Ok(Self { name, kind, targets, options })
+    }
+
+    /// Has its socket bind and connect, and says so.
+    async fn attach(&self, socket: &impl DeviceEnd) -> anyhow::Result<()> {
+        let (name, kind) = (self.name, self.kind);
+        for target in &self.targets {
+            if target.end == End::Bind {
+                let bound = bound(socket.bind(&target.endpoint).await)?;
+                note(format_args!("{name} ({kind}) bound to {bound}"));
+            } else {
+                note(format_args!("{name} ({kind}) connects to {target}"));
+                socket.connect(target.endpoint.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A device that is to be run.
+struct Job<'a> {
+    arguments: &'a Arguments,
+    front: &'a Side,
+    back: &'a Side,
+    capture: Option<&'a Side>,
+    verbose: bool,
+}
+
+impl Job<'_> {
+    /// Runs it between these sockets until it is told to end.
+    async fn run(self, front: impl DeviceEnd, back: impl DeviceEnd) -> anyhow::Result<Exit> {
+        let mut interrupt = Interrupt::new()?;
+        let watch = |side: &Side, events| Watch::new(events, side.kind, &side.targets, self.verbose);
+        let mut watches = [watch(self.front, front.events()), watch(self.back, back.events())];
+        let capture = match self.capture {
+            Some(side) => {
+                // Whoever looks on is not to hold up the others.
+                let options = SocketOptions { overflow: Overflow::DropNewest, ..side.options.clone() };
+                let socket = Publisher::new(options);
+                side.attach(&socket).await?;
+                Some(socket)
+            }
+            None => None,
+        };
+        self.front.attach(&front).await?;
+        self.back.attach(&back).await?;
+        let device = match &capture {
+            Some(capture) => Device::start_with_capture(&front, &back, capture),
+            None => Device::start(&front, &back),
+        };
+        note(format_args!("the {} is running; Ctrl-C ends it", self.arguments.kind.name()));
+        let [watch_front, watch_back] = &mut watches;
+        let result = tokio::select! {
+            exit = interrupt.wait() => Ok(exit),
+            error = watch_front.run() => Err(error),
+            error = watch_back.run() => Err(error),
+        };
+
+        watches.iter_mut().for_each(Watch::ends);
+        let linger = Deadline::after(self.arguments.linger);
+        let ending = async {
+            let statistics = device.stop(linger.left()).await;
+            let left = linger.left();
+            let captured = async {
+                match &capture {
+                    Some(capture) => DeviceEnd::close(capture, left).await,
+                    None => 0,
+                }
+            };
+            let (front, back, _) = tokio::join!(front.close(left), back.close(left), captured);
+            (statistics, front + back)
+        };
+        let (mut statistics, unsent) = tokio::select! {
+            ended = ending => ended,
+            exit = interrupt.wait() => return Ok(exit),
+        };
+        // What the far end has thrown away, after it was handed over.
+        statistics.forward.dropped += back.dropped();
+        statistics.backward.dropped += front.dropped();
+        if unsent > 0 {
+            let (what, time) = (counted(unsent as u64, "message"), self.arguments.linger);
+            warn(format_args!("{what} could not be sent within {time:?}: --linger gives more time"));
+        }
+        self.tell(statistics)?;
+        Ok(result?)
+    }
+
+    /// Says what went through it.
+    fn tell(&self, statistics: DeviceStatistics) -> anyhow::Result<()> {
+        if self.arguments.json {
+            let mut output = Output::stdout()?;
+            output.json(&json!({
+                "device": self.arguments.kind.name(),
+                "forward": object(statistics.forward),
+                "backward": object(statistics.backward),
+            }))?;
+            return output.flush();
+        }
+        for (way, traffic) in
+            [("frontend to backend", statistics.forward), ("backend to frontend", statistics.backward)]
+        {
+            let DeviceTraffic { messages, bytes, dropped } = traffic;
+            note(format_args!(
+                "{way}: {}, {}, {} dropped",
+                counted(messages, "message"),
+                counted(bytes, "byte"),
+                grouped(dropped)
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn object(traffic: DeviceTraffic) -> Value {
+    let DeviceTraffic { messages, bytes, dropped } = traffic;
+    json!({ "messages": messages, "bytes": bytes, "dropped": dropped })
+}

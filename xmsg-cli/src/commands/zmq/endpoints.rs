@@ -1,0 +1,321 @@
+//! Where a socket binds or connects to, and how it is secured there: the options for it, and what they mean.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use xmsg_core::Security;
+use xmsg_core::security::{
+    AllowKeys, Authenticator, Credentials, Password, PublicKey, Verdict, read_key_file,
+};
+use xmsg_zmq::{Endpoint, ErrorKind, SocketOptions};
+
+use super::Socket;
+use crate::args::SecurityOptions;
+use crate::exit::Usage;
+use crate::output::note;
+use crate::settings::{self, Found, Setting};
+
+/// Whether a socket binds or connects where nothing says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Bind,
+    Connect,
+}
+
+/// An endpoint, and what is done there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) end: End,
+    pub(crate) endpoint: Endpoint,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.endpoint.fmt(f)
+    }
+}
+
+/// How a socket gets its peers.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SocketArguments {
+    /// Bind to the endpoints: peers connect to us. Port 0 is any free one, which is told on standard error
+    #[arg(id = "zmq_bind", long = "bind", conflicts_with = "zmq_connect")]
+    bind: bool,
+
+    /// Connect to the endpoints
+    #[arg(id = "zmq_connect", long = "connect")]
+    connect: bool,
+
+    /// What the socket calls itself: a ROUTER knows it by this name
+    #[arg(long, value_name = "NAME")]
+    identity: Option<String>,
+
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// What a socket that binds has of security beside the options that all share.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServerOptions {
+    /// When we bind with CURVE (--key-file has our keys): let in whoever has this public key, and nobody else; can be
+    /// given more than once
+    // A key may begin with a hyphen.
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
+    client_key: Vec<PublicKey>,
+}
+
+impl SocketArguments {
+    /// What these words ask for; `usual`, where neither they nor options say it.
+    pub(super) fn targets<'a>(
+        &self,
+        words: impl IntoIterator<Item = &'a str>,
+        usual: End,
+    ) -> Result<Vec<Target>, Usage> {
+        let usual = match (self.bind, self.connect) {
+            (true, _) => End::Bind,
+            (_, true) => End::Connect,
+            _ => usual,
+        };
+        let mut targets = Vec::new();
+        for word in words {
+            targets.extend(read(word, usual)?);
+        }
+        Ok(targets)
+    }
+
+    /// The options of a socket with these endpoints.
+    pub(super) fn options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions> {
+        let identity = self.identity.clone().unwrap_or_default();
+        // The length of a frame that announces it has one byte.
+        if identity.len() > 255 || self.identity.as_deref() == Some("") {
+            bail!(Usage("--identity: a name has 1 to 255 bytes".to_owned()));
+        }
+        Ok(SocketOptions { identity: identity.into(), ..self.server.options(targets)? })
+    }
+}
+
+impl ServerOptions {
+    /// The options of a socket with these endpoints: a client where it connects, a server where it binds.
+    pub(crate) fn options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions> {
+        let binds = targets.iter().any(|target| target.end == End::Bind);
+        let connects = targets.iter().any(|target| target.end == End::Connect);
+        if !binds {
+            if !self.client_key.is_empty() {
+                let what = "--client-key says who may connect to us, but nothing is bound: leave it out, or add --bind";
+                bail!(Usage(what.to_owned()));
+            }
+            return Ok(SecurityOptions::socket_options()?);
+        }
+        let security = self.security()?;
+        if connects && !matches!(security, Security::Null) {
+            let what = "a socket that binds and connects would be server and client of security at once: bind alone or connect \
+                        alone, or leave out keys and users";
+            bail!(Usage(what.to_owned()));
+        }
+        Ok(SocketOptions { security, ..SecurityOptions::socket_options_with(Security::Null) })
+    }
+
+    /// The part of a server, with the credentials that options, environment and context have.
+    fn security(&self) -> anyhow::Result<Security> {
+        let found = |setting: &Setting| setting.current(settings::given(setting));
+        if let Some(Found { source, .. }) = found(&settings::SERVER_KEY)? {
+            bail!(Usage(format!(
+                "{source} has the key of a server to connect to, but whoever binds is the server: give its keys with \
+                 --key-file, and leave that one out (--server-key '')"
+            )));
+        }
+        let key_file = found(&settings::KEY_FILE)?;
+        match (key_file, found(&settings::USER)?) {
+            (Some(file), Some(user)) => bail!(Usage(format!(
+                "{} means CURVE and {} means PLAIN: leave one of them out",
+                file.source, user.source
+            ))),
+            (Some(file), None) => {
+                let keys = read_key_file(Path::new(&file.value)).map_err(|error| named(&file, &error))?;
+                let authenticator: Arc<dyn Authenticator> = if self.client_key.is_empty() {
+                    Arc::new(EveryKey)
+                } else {
+                    Arc::new(AllowKeys::new(self.client_key.iter().copied()))
+                };
+                Ok(Security::CurveServer { keys, authenticator })
+            }
+            (None, _) if !self.client_key.is_empty() => bail!(Usage(
+                "--client-key means CURVE: give our own keys, too, with --key-file (`xmsg keygen` makes them)".to_owned()
+            )),
+            (None, Some(user)) => {
+                let Some(file) = found(&settings::PASSWORD_FILE)? else {
+                    bail!(Usage(format!(
+                        "{} is given without --password-file: name the file with the password",
+                        user.source
+                    )));
+                };
+                let password = Password::read(Path::new(&file.value)).map_err(|error| named(&file, &error))?;
+                Ok(Security::PlainServer(Arc::new(OneUser { user: user.value, password })))
+            }
+            (None, None) => Ok(Security::Null),
+        }
+    }
+}
+
+/// The error about a value, with who gave it.
+fn named(found: &Found, error: &xmsg_zmq::Error) -> anyhow::Error {
+    let error = error.clone();
+    xmsg_zmq::Error::new(error.kind(), format!("{}: {error}", found.source)).into()
+}
+
+/// Lets in whoever knows our public key.
+#[derive(Debug)]
+struct EveryKey;
+
+impl Authenticator for EveryKey {
+    fn authenticate(&self, credentials: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+        std::future::ready(matches!(credentials, Credentials::Key(_)).into()).boxed()
+    }
+}
+
+/// Lets in one user.
+#[derive(Debug)]
+struct OneUser {
+    user: String,
+    password: Password,
+}
+
+impl Authenticator for OneUser {
+    fn authenticate(&self, credentials: Credentials, _: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+        let is_good = match &credentials {
+            Credentials::Password { user, password } => {
+                // All bytes are looked at, so that the time tells nothing about where they differ.
+                let ours = self.password.expose().as_bytes();
+                let differs = ours.iter().zip(password.iter()).fold(0, |all, (a, b)| all | (a ^ b));
+                user == self.user.as_bytes() && ours.len() == password.len() && differs == 0
+            }
+            _ => false,
+        };
+        std::future::ready(is_good.into()).boxed()
+    }
+}
+
+/// Whether a word stands for endpoints, and for nothing else that has its place before them.
+pub(super) fn is_endpoint(word: &str) -> bool {
+    word.contains("://")
+}
+
+/// Endpoints between commas. `@` in front binds, `>` connects, as CZMQ has it.
+pub(crate) fn read(word: &str, usual: End) -> Result<Vec<Target>, Usage> {
+    let mut pieces: Vec<String> = Vec::new();
+    for piece in word.split(',') {
+        match pieces.last_mut() {
+            // The path of a Unix socket may have commas.
+            Some(last) if !is_endpoint(piece) && last.contains("ipc://") => {
+                last.push(',');
+                last.push_str(piece);
+            }
+            _ => pieces.push(piece.to_owned()),
+        }
+    }
+    pieces.iter().map(|piece| target(piece, usual)).collect()
+}
+
+fn target(word: &str, usual: End) -> Result<Target, Usage> {
+    let (end, text) = match (word.strip_prefix('@'), word.strip_prefix('>')) {
+        (Some(text), _) => (End::Bind, text),
+        (_, Some(text)) => (End::Connect, text),
+        _ => (usual, word),
+    };
+    let endpoint: Endpoint =
+        text.parse().map_err(|error| Usage(format!("{error}, such as tcp://localhost:5557")))?;
+    let invalid = |why: &str| Err(Usage(format!("invalid endpoint {text:?}: {why}")));
+    match &endpoint {
+        Endpoint::Inproc(_) => {
+            invalid("inproc:// is within one process, and nobody else can be in ours: give tcp:// or ipc://")
+        }
+        Endpoint::Tcp { host, port } if end == End::Connect && (host == "*" || *port == 0) => {
+            invalid("`*` and port 0 are for binding: add --bind or `@` in front, or name host and port")
+        }
+        _ => Ok(Target { end, endpoint }),
+    }
+}
+
+/// Whether a peer has to be there already: the socket only connects.
+pub(super) fn only_connects(targets: &[Target]) -> bool {
+    targets.iter().all(|target| target.end == End::Connect)
+}
+
+/// The endpoints in words.
+pub(crate) fn names(targets: &[Target]) -> String {
+    targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+}
+
+/// Has a socket of a command bind and connect.
+pub(super) async fn attach(socket: &Socket, targets: &[Target]) -> anyhow::Result<()> {
+    for target in targets {
+        match target.end {
+            End::Bind => {
+                let bound = bound(socket.bind(&target.endpoint).await)?;
+                note(format_args!("bound to {bound}"));
+            }
+            End::Connect => socket.connect(target.endpoint.clone()),
+        }
+    }
+    Ok(())
+}
+
+/// What is said of an endpoint that can't be bound: nobody else is to blame.
+pub(crate) fn bound(result: xmsg_zmq::Result<Endpoint>) -> anyhow::Result<Endpoint> {
+    result.map_err(|error| match error.kind() {
+        ErrorKind::UnknownHost | ErrorKind::InvalidAddress => anyhow!(Usage(error.with_causes().to_string())),
+        _ => anyhow!("{}", error.with_causes()),
+    })
+}
+
+/// A word that has to be UTF-8.
+pub(super) fn text(word: &std::ffi::OsStr) -> anyhow::Result<&str> {
+    word.to_str().with_context(|| Usage(format!("{} is not UTF-8", word.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ends(word: &str, usual: End) -> Vec<(End, String)> {
+        let targets = read(word, usual).unwrap_or_else(|error| panic!("{word}: {error}"));
+        targets.into_iter().map(|target| (target.end, target.endpoint.to_string())).collect()
+    }
+
+    #[test]
+    fn each_endpoint_may_say_what_is_done_there() {
+        let (bind, connect) = (End::Bind, End::Connect);
+        assert_eq!(ends("tcp://a:1", connect), [(connect, "tcp://a:1".into())]);
+        assert_eq!(ends("tcp://*:0", bind), [(bind, "tcp://*:0".into())]);
+        assert_eq!(
+            ends("@tcp://*:1,>tcp://b:2,ipc:///tmp/a,b,ipc://c", connect),
+            [
+                (bind, "tcp://*:1".into()),
+                (connect, "tcp://b:2".into()),
+                (connect, "ipc:///tmp/a,b".into()),
+                (connect, "ipc://c".into())
+            ]
+        );
+    }
+
+    #[test]
+    fn what_can_not_be_is_told() {
+        for (word, says) in [
+            ("localhost:1", "such as tcp://"),
+            ("tcp://a", "port is missing"),
+            ("tcp://*:1", "for binding"),
+            ("tcp://a:0", "for binding"),
+            ("inproc://a", "within one process"),
+            ("tcp://a:1,b:2", "\"b:2\": it has to start with"),
+            ("", "such as tcp://"),
+        ] {
+            let error = read(word, End::Connect).unwrap_err();
+            assert!(error.to_string().contains(says), "{word}: {error}");
+        }
+    }
+}

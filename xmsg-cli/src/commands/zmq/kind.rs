@@ -1,0 +1,44 @@
+//! Types of ZeroMQ sockets, as words of the command line.
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use xmsg_zmtp::SocketType;
+
+/// All types, in the order of their numbers.
+fn all() -> impl Iterator<Item = SocketType> {
+    (0..).map_while(SocketType::from_code)
+}
+
+/// The type of this name, in letters of any case.
+pub(super) fn named(name: &str) -> Option<SocketType> {
+    SocketType::from_name(name.to_ascii_uppercase().as_bytes())
+}
+
+/// The types that it talks to, in words.
+pub(super) fn peers(kind: SocketType) -> String {
+    let names: Vec<_> = all().filter(|peer| kind.fits(*peer)).map(SocketType::name).collect();
+    names.join(" or ")
+}
+
+/// Reads a type. Those that fit the command are told in its help; why another one does not fit, the command says
+/// itself.
+pub(super) fn parser(fitting: &[SocketType]) -> impl TypedValueParser<Value = SocketType> + use<> {
+    let others = all().filter(|kind| !fitting.contains(kind)).map(|kind| (kind, true));
+    let values = fitting.iter().map(|kind| (*kind, false)).chain(others);
+    PossibleValuesParser::new(values.map(|(kind, is_hidden)| PossibleValue::new(kind.name()).hide(is_hidden)))
+        .try_map(|word| named(&word).ok_or("no type of socket"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_in_any_case() {
+        assert_eq!(all().count(), 11);
+        for kind in all() {
+            assert_eq!(named(&kind.name().to_lowercase()), Some(kind));
+        }
+        assert_eq!(named("STREAM"), None);
+        assert_eq!(peers(SocketType::Pub), "SUB or XSUB");
+    }
+}

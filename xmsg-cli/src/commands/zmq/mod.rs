@@ -1,0 +1,88 @@
+//! `xmsg zmq`: plain ZeroMQ sockets, for peers of any kind.
+
+pub(crate) mod endpoints;
+mod frames;
+mod kind;
+mod receive;
+mod reply;
+mod request;
+mod send;
+mod show;
+mod socket;
+pub(crate) mod watch;
+
+use std::ffi::OsString;
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use xmsg_zmtp::SocketType;
+
+use crate::exit::{Exit, Usage};
+use socket::Socket;
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg zmq recv PULL --bind tcp://*:5557             a worker of whoever pushes
+  xmsg zmq send PUSH tcp://localhost:5557 'a task'   one message for it
+  xmsg zmq recv SUB tcp://localhost:5556 --topic weather
+  xmsg zmq rep tcp://*:5555 --echo                   answers requests
+  xmsg zmq req tcp://localhost:5555 hello            asks, and writes the reply";
+
+/// Talk to ZeroMQ sockets of any program: libzmq, JeroMQ, pyzmq and others
+///
+/// These are sockets as ZeroMQ has them, without a proxy and without what xMsg adds to messages. Endpoints are
+/// `tcp://HOST:PORT` and `ipc://PATH`; several stand between commas. Each may begin with `@` to be bound, or with `>`
+/// to be connected to (quote that one in a shell); --bind and --connect say it for all.
+///
+/// Security is that of other commands: --server-key, --key-file, --user, --password-file. A socket that binds is the
+/// server: with --key-file it takes CURVE, for every client or for those of --client-key, and with --user and
+/// --password-file it takes PLAIN, for this user.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Send(Box<send::Arguments>),
+    Recv(Box<receive::Arguments>),
+    Req(Box<request::Arguments>),
+    Rep(Box<reply::Arguments>),
+}
+
+pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    match arguments.action {
+        Action::Send(arguments) => send::run(*arguments, verbose).await,
+        Action::Recv(arguments) => receive::run(*arguments, verbose).await,
+        Action::Req(arguments) => request::run(*arguments, verbose).await,
+        Action::Rep(arguments) => reply::run(*arguments, verbose).await,
+    }
+}
+
+/// The endpoints and the data of a command whose socket can be of one type only: that may stand in front, as with other
+/// commands, and is never taken for an endpoint.
+fn words(words: &[OsString], kind: SocketType) -> anyhow::Result<(&str, &[OsString])> {
+    let (first, rest) = match words {
+        [first, rest @ ..] => (endpoints::text(first)?, rest),
+        [] => bail!(Usage("an endpoint is missing, such as tcp://localhost:5555".to_owned())),
+    };
+    match kind::named(first) {
+        None => Ok((first, rest)),
+        Some(given) if given == kind => words_behind(kind, rest),
+        Some(given) => {
+            let name = kind.name().to_lowercase();
+            bail!(Usage(format!(
+                "`xmsg zmq {name}` is for {kind}, not for {given}: see xmsg zmq send and recv"
+            )))
+        }
+    }
+}
+
+fn words_behind(kind: SocketType, rest: &[OsString]) -> anyhow::Result<(&str, &[OsString])> {
+    match rest {
+        [endpoint, data @ ..] => Ok((endpoints::text(endpoint)?, data)),
+        [] => bail!(Usage(format!("{kind} needs an endpoint, such as tcp://localhost:5555"))),
+    }
+}

@@ -1,0 +1,155 @@
+//! `xmsg zmq req`: asks, and writes the reply.
+
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use clap::Args;
+use xmsg_zmq::Requester;
+use xmsg_zmtp::SocketType;
+
+use super::endpoints::{End, SocketArguments, Target, names, only_connects};
+use super::frames::{FrameOptions, Input};
+use super::show::ShowOptions;
+use super::watch::{explained, is_hopeless};
+use super::words;
+use crate::args::{parse_count_from_1, parse_duration};
+use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
+use crate::output::{Output, counted, grouped, note, reader_gone, warn};
+use crate::signals::Interrupt;
+use crate::source::Split;
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg zmq req tcp://localhost:5555 hello            the reply on a line
+  xmsg zmq req REQ tcp://localhost:5555 hello        the same, with the type as elsewhere
+  xmsg zmq req tcp://localhost:5555 get key --json | jq '.frames[0]'
+  xmsg zmq req tcp://localhost:5555 -f question --raw > answer
+  xmsg zmq req tcp://a:5555,tcp://b:5555 hello --timeout 5s -v";
+
+/// Send a request over a ZeroMQ socket, and write the reply to standard output
+///
+/// Each DATA is a frame of the request; without any, standard input is its only one. The frames of the reply are
+/// written on a line, with a tab between them. Of several endpoints each request goes to one, and to another one where
+/// nobody is there.
+///
+/// Exit code 27: nobody replied in time; of several requests: to at least one of them. Exit code 3: nobody is there, or
+/// a socket whose type does not fit.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, override_usage = "xmsg zmq req [OPTIONS] [REQ] <ENDPOINT> [DATA]...")]
+pub(super) struct Arguments {
+    /// Where to connect to, several with commas between them; behind it the frames of the request, `-` as the last one:
+    /// standard input. Write `--` before data that starts with `-`
+    #[arg(value_name = "ENDPOINT", required = true)]
+    words: Vec<OsString>,
+
+    #[command(flatten)]
+    frames: FrameOptions,
+
+    /// How long to wait for a reply, such as 500ms or 10s
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    timeout: Duration,
+
+    /// Ask so many times, one after the other
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, hide_default_value = true,
+          value_parser = parse_count_from_1)]
+    count: u64,
+
+    #[command(flatten)]
+    show: ShowOptions,
+
+    #[command(flatten)]
+    socket: SocketArguments,
+}
+
+pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    if arguments.timeout.is_zero() {
+        bail!(Usage("--timeout can't be 0: nobody could reply in time".to_owned()));
+    }
+    let (endpoint, data) = words(&arguments.words, SocketType::Req)?;
+    let targets = arguments.socket.targets([endpoint], End::Connect)?;
+    if !only_connects(&targets) {
+        bail!(Usage(
+            "a REQ of xmsg connects: leave out --bind and `@`, and have the other side bind".to_owned()
+        ));
+    }
+    let options = arguments.socket.options(&targets)?;
+    let input = arguments.frames.input(data, Split::Whole)?;
+    let mut endpoints = targets.iter().map(|target| target.endpoint.clone());
+    let Some(first) = endpoints.next() else { bail!(Usage("an endpoint is missing".to_owned())) };
+    let requester = Requester::new(first, options);
+    endpoints.for_each(|endpoint| requester.connect(endpoint));
+
+    // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
+    let asker = Asker {
+        requester: requester.clone(),
+        targets,
+        input,
+        count: arguments.count,
+        timeout: arguments.timeout,
+        show: arguments.show,
+        output: Output::stdout()?,
+        verbose,
+    };
+    let result = tokio::select! {
+        result = tokio::spawn(asker.run()) => result?,
+        exit = interrupt.wait() => return Ok(exit),
+        () = reader_gone() => return Ok(Exit::Done),
+    };
+    requester.close().await;
+    result
+}
+
+/// Asks, and writes the replies.
+#[derive(Debug)]
+struct Asker {
+    requester: Requester,
+    targets: Vec<Target>,
+    input: Input,
+    count: u64,
+    timeout: Duration,
+    show: ShowOptions,
+    output: Output,
+    verbose: bool,
+}
+
+impl Asker {
+    async fn run(mut self) -> anyhow::Result<Exit> {
+        let dish = self.input.only().await?;
+        let (mut unanswered, mut is_lost) = (0_u64, false);
+        for number in 1..=self.count {
+            let started = Instant::now();
+            match self.requester.request(dish.message(number), self.timeout).await {
+                Ok(reply) => {
+                    let time = started.elapsed();
+                    is_lost = false;
+                    self.show.message(&mut self.output, &reply)?;
+                    self.output.flush()?;
+                    if self.verbose {
+                        let bytes = reply.frames().iter().map(|frame| frame.len() as u64).sum();
+                        let (bytes, ms) = (counted(bytes, "byte"), time.as_secs_f64() * 1e3);
+                        note(format_args!("reply {number}: {bytes} after {ms:.3} ms"));
+                    }
+                }
+                Err(error) if is_hopeless(error.kind()) => {
+                    return Err(explained(SocketType::Req, &names(&self.targets), error).into());
+                }
+                Err(error) if is_unanswered(&error) => {
+                    unanswered += 1;
+                    is_lost = is_without_proxy(error.kind());
+                    warn(error.with_causes());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if unanswered == 0 {
+            return Ok(Exit::Done);
+        }
+        if self.count > 1 {
+            let requests = counted(self.count, "request");
+            warn(format_args!("timed out: {} of {requests} got no reply", grouped(unanswered)));
+        }
+        Ok(if is_lost { Exit::NoConnection } else { Exit::TimedOut })
+    }
+}

@@ -1,0 +1,352 @@
+//! `xmsg zmq send`: sends messages over one socket.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use anyhow::bail;
+use bytes::Bytes;
+use clap::Args;
+use xmsg_core::options::CHECK_TIMEOUT;
+use xmsg_zmq::{Error, ErrorKind, Multipart};
+use xmsg_zmtp::SocketType;
+
+use super::endpoints::{End, SocketArguments, Target, attach, names, only_connects};
+use super::frames::{FrameOptions, Input};
+use super::kind;
+use super::socket::{Socket, publishes};
+use super::watch::Watch;
+use crate::args::{parse_count_from_1, parse_duration, parse_rate};
+use crate::exit::{AtPeer, Exit, Usage};
+use crate::output::{counted, grouped, note, warn};
+use crate::pace::Pace;
+use crate::signals::Interrupt;
+use crate::source::Split;
+
+/// Messages that are sent before others get their turn, and signals are looked for.
+const TURN: u64 = 256;
+/// How long subscriptions may still be on the way, once what was published is sent.
+const SUBSCRIPTIONS: Duration = Duration::from_millis(50);
+/// How long what is left may take to be sent without a word about it.
+const UNSAID_LINGER: Duration = Duration::from_millis(500);
+
+const EXAMPLES: &str = "\
+Examples:
+  xmsg zmq send PUSH tcp://localhost:5557 'a task'   one message of one frame
+  xmsg zmq send PUB tcp://localhost:5556 weather 'sunny, 21 C'
+  xmsg zmq send PUB --bind tcp://*:5556 weather sunny --wait-sub
+  xmsg zmq send PUSH --bind tcp://*:5557 -l < tasks  each line is a message
+  xmsg zmq send PUB tcp://localhost:5556 log -l < app.log
+  xmsg zmq send DEALER tcp://localhost:5555 '' hello a request, as REQ would send it
+  xmsg zmq send PUSH tcp://a:5557,tcp://b:5557 'task {{Count}}' --template -n 100 --rate 10";
+
+/// Send messages over a ZeroMQ socket
+///
+/// Each DATA is a frame of one message. Without any, standard input is its only frame; with -l each line of it is a
+/// message, without its newline, and DATA are the frames before it.
+///
+/// It connects unless told otherwise, and waits until a peer is there: for a second, or, when it is bound, for ever.
+/// PUSH and DEALER give each message to one peer after another, PUB and XPUB to those who subscribed to its first
+/// frame, XSUB to all. A bound PUB sends at once, and says so if nobody subscribed; --wait-sub waits.
+///
+/// Exit code 3: there is nobody to connect to, or a socket whose type does not fit. Exit code 27: nobody has connected,
+/// or subscribed, in time. Exit code 1: not everything could be sent.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Arguments {
+    /// Type of the socket, in letters of any case
+    #[arg(value_name = "TYPE", ignore_case = true, value_parser = kind::parser(&Socket::SENDING))]
+    kind: SocketType,
+
+    /// Where to connect to, or what to bind; several with commas between them
+    #[arg(value_name = "ENDPOINT")]
+    endpoint: String,
+
+    /// The frames of the message; `-` as the last one: standard input. Write `--` before data that starts with `-`
+    #[arg(value_name = "DATA")]
+    data: Vec<OsString>,
+
+    #[command(flatten)]
+    frames: FrameOptions,
+
+    /// Each line is a message. Its newline is not part of it; a carriage return is
+    #[arg(short, long)]
+    lines: bool,
+
+    /// NUL bytes separate messages, and are not part of them
+    #[arg(short = '0', long, conflicts_with = "lines")]
+    null: bool,
+
+    /// Send the message so many times
+    #[arg(short = 'n', long, value_name = "COUNT", conflicts_with_all = ["lines", "null"], value_parser = parse_count_from_1)]
+    count: Option<u64>,
+
+    /// Messages per second at most, evenly spaced
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    rate: Option<f64>,
+
+    /// PUB and XPUB: wait until somebody has subscribed to the first message
+    #[arg(long)]
+    wait_sub: bool,
+
+    /// How long to wait for a peer, or a subscriber, such as 500ms or 10s [default: 1s when connecting, for ever when
+    /// bound or with --wait-sub]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+
+    /// How long to go on sending at the end, while the peer is slow or away
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    linger: Duration,
+
+    #[command(flatten)]
+    socket: SocketArguments,
+}
+
+pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let mut interrupt = Interrupt::new()?;
+    let kind = arguments.kind;
+    let targets = arguments.socket.targets([arguments.endpoint.as_str()], End::Connect)?;
+    let socket = Socket::to_send(kind, arguments.socket.options(&targets)?)?;
+    if arguments.wait_sub && !publishes(kind) {
+        bail!(Usage(format!("--wait-sub is for PUB and XPUB: nobody subscribes to a {kind}")));
+    }
+    let split = match (arguments.lines, arguments.null) {
+        (true, _) => Split::Lines { chomp: true },
+        (_, true) => Split::Null,
+        _ => Split::Whole,
+    };
+    let input = arguments.frames.input(&arguments.data, split)?;
+    let mut watch = Watch::new(socket.events(), kind, &targets, verbose).without_failures();
+    attach(&socket, &targets).await?;
+    let mut job = Job {
+        input,
+        socket: &socket,
+        targets: &targets,
+        kind,
+        count: arguments.count.unwrap_or(1),
+        rate: arguments.rate,
+        wait_sub: arguments.wait_sub,
+        timeout: arguments.timeout,
+        unit: if arguments.lines { "line" } else { "message" },
+        verbose,
+        sent: 0,
+        bytes: 0,
+        refused: 0,
+        reached: false,
+        unheard: None,
+    };
+    let result = tokio::select! {
+        result = job.run() => result,
+        error = watch.run() => Err(error.into()),
+        exit = interrupt.wait() => Ok(exit),
+        () = socket.drain() => unreachable!("it never ends"),
+    };
+    let result = match result {
+        Ok(Exit::NoConnection) => return Err(nobody_there(&targets, &job, &watch).into()),
+        result => result,
+    };
+    let Job { sent, bytes, refused, unheard, .. } = job;
+
+    // What was accepted is sent, also after an error or an interrupt; a second interrupt ends that, too.
+    let is_interrupted = matches!(&result, Ok(exit) if exit.is_interrupted());
+    let linger = arguments.linger;
+    watch.ends();
+    let says_so = async {
+        tokio::time::sleep(UNSAID_LINGER).await;
+        let again = if is_interrupted { "interrupted: " } else { "" };
+        note(format_args!(
+            "{again}waiting up to {} s for {} to take what is left; interrupt to end at once",
+            linger.as_secs_f64(),
+            names(&targets)
+        ));
+        std::future::pending::<()>().await;
+    };
+    let left = tokio::select! {
+        left = socket.close(linger) => left as u64,
+        error = watch.run() => return Err(error.into()),
+        () = says_so => unreachable!("it never ends"),
+        exit = interrupt.wait() => {
+            warn("interrupted: not everything was sent");
+            return Ok(exit);
+        }
+    };
+    let exit = result?;
+    let lost = left + refused + socket.dropped();
+    if left > 0 {
+        let words = format!(
+            "{} of {} could not be sent to {} within {} s: see whether it reads, or give it more time with --linger",
+            grouped(left),
+            counted(sent, "message"),
+            names(&targets),
+            linger.as_secs_f64(),
+        );
+        // Whoever interrupts it wants it to end, and learns what that costs.
+        if !exit.is_interrupted() {
+            bail!(words);
+        }
+        warn(words);
+    } else if lost > 0 && exit == Exit::Done {
+        bail!("{} of {} did not go to everybody", grouped(lost), counted(sent + refused, "message"));
+    }
+    if let Some(topic) = unheard {
+        let what = if sent == 1 { "message".to_owned() } else { counted(sent, "message") };
+        note(format_args!(
+            "nobody subscribes to {} at {}: the {what} went nowhere (--wait-sub waits for a subscriber)",
+            topic.escape_ascii(),
+            names(&targets)
+        ));
+    }
+    if verbose {
+        note(format_args!(
+            "sent {} ({}) to {}",
+            counted(sent, "message"),
+            counted(bytes, "byte"),
+            names(&targets)
+        ));
+    }
+    Ok(exit)
+}
+
+/// The error of a socket that has nobody to connect to.
+fn nobody_there(targets: &[Target], job: &Job<'_>, watch: &Watch) -> AtPeer {
+    let (targets, time) = (names(targets), job.limit().unwrap_or_default());
+    let what = format!(
+        "no connection to {targets} within {time:?} (--timeout waits longer, --bind lets peers connect to us)"
+    );
+    let error = Error::new(ErrorKind::NotConnected, what);
+    AtPeer(match watch.failure() {
+        Some(failure) => {
+            error.with_kind(Error::kind_without_connection(failure)).with_source(failure.clone())
+        }
+        None => error,
+    })
+}
+
+/// What is to be sent, and how far that has come.
+#[derive(Debug)]
+struct Job<'a> {
+    input: Input,
+    socket: &'a Socket,
+    targets: &'a [Target],
+    kind: SocketType,
+    count: u64,
+    rate: Option<f64>,
+    wait_sub: bool,
+    timeout: Option<Duration>,
+    /// What a message is: for words about one that is refused.
+    unit: &'static str,
+    verbose: bool,
+    sent: u64,
+    bytes: u64,
+    /// Messages that are too large.
+    refused: u64,
+    /// Somebody wanted one of the messages.
+    reached: bool,
+    /// What the last message was about, if nobody wanted any of them.
+    unheard: Option<Bytes>,
+}
+
+impl Job<'_> {
+    /// Sends everything. [`Exit::NoConnection`] and [`Exit::TimedOut`] say that nobody was there in time.
+    async fn run(&mut self) -> anyhow::Result<Exit> {
+        let is_bound = !only_connects(self.targets);
+        // A PUB has no use for peers that want nothing.
+        if !(publishes(self.kind) && is_bound) {
+            let limit = self.limit();
+            if self.verbose && is_bound {
+                note(format_args!("waiting for a {}", kind::peers(self.kind)));
+            }
+            if !in_time(limit, self.socket.connected()).await? {
+                if !is_bound {
+                    return Ok(Exit::NoConnection);
+                }
+                warn(format_args!(
+                    "timed out: nobody connected to {} within {:?}",
+                    names(self.targets),
+                    limit.unwrap_or_default()
+                ));
+                return Ok(Exit::TimedOut);
+            }
+        }
+        let mut waits = self.wait_sub;
+        let mut topic = Bytes::new();
+        let mut pace = self.rate.map(Pace::new);
+        loop {
+            // Borrowed from the input, while messages are counted.
+            let number = 1 + self.refused + self.sent;
+            let messages: Box<dyn Iterator<Item = Multipart> + Send + '_> = match self.input.next().await {
+                Ok(None) => break,
+                Ok(Some(dish)) => Box::new((0..self.count).map(move |n| dish.message(number + n))),
+                Err(error) => {
+                    Self::refuse(&mut self.refused, self.unit, number, error)?;
+                    continue;
+                }
+            };
+            for message in messages {
+                topic = message.frames().first().cloned().unwrap_or_default();
+                if std::mem::take(&mut waits) {
+                    if self.verbose {
+                        note(format_args!("waiting for a subscriber of {}", topic.escape_ascii()));
+                    }
+                    if !in_time(self.timeout, self.socket.subscribed(&topic)).await? {
+                        let time = self.timeout.unwrap_or_default();
+                        warn(format_args!(
+                            "timed out: nobody subscribed to {} within {time:?}, so nothing was sent",
+                            topic.escape_ascii()
+                        ));
+                        return Ok(Exit::TimedOut);
+                    }
+                }
+                if let Some(pace) = &mut pace {
+                    pace.wait().await;
+                }
+                let len = message.frames().iter().map(|frame| frame.len() as u64).sum::<u64>();
+                self.reached = self.reached || self.socket.has_subscriber(&topic);
+                if let Err(error) = self.socket.send(message).await {
+                    let number = 1 + self.refused + self.sent;
+                    Self::refuse(&mut self.refused, self.unit, number, error.into())?;
+                    break;
+                }
+                self.bytes += len;
+                self.sent += 1;
+                if self.sent.is_multiple_of(TURN) {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        if !self.reached && !is_bound {
+            // What we connect to gets the messages, whatever it has told by then.
+            self.reached = in_time(Some(SUBSCRIPTIONS), self.socket.subscribed(&topic)).await?;
+        }
+        if !self.reached && self.sent > 0 {
+            self.unheard = Some(topic);
+        }
+        Ok(Exit::Done)
+    }
+
+    /// How long a peer may take to be there.
+    fn limit(&self) -> Option<Duration> {
+        self.timeout.or_else(|| only_connects(self.targets).then_some(CHECK_TIMEOUT))
+    }
+
+    /// Says which message is too large, and has the others sent all the same. Any other error ends the run.
+    fn refuse(refused: &mut u64, unit: &str, number: u64, error: anyhow::Error) -> anyhow::Result<()> {
+        let kind = error.downcast_ref::<Error>().map(Error::kind);
+        if kind != Some(ErrorKind::TooLarge) {
+            return Err(error);
+        }
+        warn(format_args!("{unit} {number} was not sent: {error:#}"));
+        *refused += 1;
+        Ok(())
+    }
+}
+
+/// Whether it is done in time.
+async fn in_time(
+    limit: Option<Duration>,
+    work: impl Future<Output = xmsg_zmq::Result<()>>,
+) -> xmsg_zmq::Result<bool> {
+    match tokio::time::timeout(limit.unwrap_or(Duration::MAX), work).await {
+        Ok(done) => done.map(|()| true),
+        Err(_) => Ok(false),
+    }
+}

@@ -1,0 +1,263 @@
+//! One socket of any type, as far as the commands need it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use xmsg_zmq::{
+    Dealer, Endpoint, Error, ErrorKind, FromSubscriber, Multipart, Notices, Pair, Publisher, Pull, Push,
+    Result, Router, SocketEvents, SocketOptions, Subscriber, XPub, XPubOptions, XSub,
+};
+use xmsg_zmtp::SocketType;
+
+use crate::exit::Usage;
+
+/// A socket that sends, receives, or does both.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Push(Push),
+    Pull(Pull),
+    Pub(Publisher),
+    Sub(Box<Subscriber>),
+    XPub(XPub),
+    XSub(XSub),
+    Pair(Pair),
+    Dealer(Dealer),
+    Router(Router),
+}
+
+/// What a socket has received.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// A message; from a ROUTER, with the identity of its sender in front.
+    Message(Multipart),
+    /// Somebody wants what begins so.
+    Subscribed(Bytes),
+    /// Nobody wants it any more.
+    Unsubscribed(Bytes),
+}
+
+/// Whether messages go to those who subscribed to them, and to nobody else.
+pub(super) fn publishes(kind: SocketType) -> bool {
+    kind.takes_subscriptions()
+}
+
+/// Does the same with whichever socket it is.
+macro_rules! with_socket {
+    ($socket:expr, $it:ident => $does:expr) => {
+        match $socket {
+            Socket::Push($it) => $does,
+            Socket::Pull($it) => $does,
+            Socket::Pub($it) => $does,
+            Socket::Sub($it) => $does,
+            Socket::XPub($it) => $does,
+            Socket::XSub($it) => $does,
+            Socket::Pair($it) => $does,
+            Socket::Dealer($it) => $does,
+            Socket::Router($it) => $does,
+        }
+    };
+}
+
+impl Socket {
+    /// Types that `xmsg zmq send` has.
+    pub(super) const SENDING: [SocketType; 6] = [
+        SocketType::Push,
+        SocketType::Pub,
+        SocketType::Xpub,
+        SocketType::Xsub,
+        SocketType::Pair,
+        SocketType::Dealer,
+    ];
+
+    /// Types that `xmsg zmq recv` has.
+    pub(super) const RECEIVING: [SocketType; 7] = [
+        SocketType::Pull,
+        SocketType::Sub,
+        SocketType::Xsub,
+        SocketType::Xpub,
+        SocketType::Pair,
+        SocketType::Dealer,
+        SocketType::Router,
+    ];
+
+    /// A socket of this type that sends.
+    pub(super) fn to_send(kind: SocketType, options: SocketOptions) -> Result<Self, Usage> {
+        Ok(match kind {
+            SocketType::Push => Self::Push(Push::new(options)),
+            SocketType::Pub => Self::Pub(Publisher::new(options)),
+            SocketType::Xpub => Self::XPub(XPub::new(XPubOptions::default(), options)),
+            SocketType::Xsub => Self::XSub(XSub::new(options)),
+            SocketType::Pair => Self::Pair(Pair::new(options)),
+            SocketType::Dealer => Self::Dealer(Dealer::new(options)),
+            SocketType::Pull | SocketType::Sub => {
+                let what =
+                    format!("{kind} only receives: use `xmsg zmq recv {kind}`, or send with another type");
+                return Err(Usage(what));
+            }
+            SocketType::Router => {
+                let what = "ROUTER sends to peers that have made themselves known, by their identities: answer them with `xmsg \
+                            zmq rep`, or send with DEALER";
+                return Err(Usage(what.to_owned()));
+            }
+            SocketType::Req => return Err(Usage("REQ waits for a reply: use `xmsg zmq req`".to_owned())),
+            SocketType::Rep => return Err(Usage("REP answers: use `xmsg zmq rep`".to_owned())),
+        })
+    }
+
+    /// A socket of this type that receives what begins so, if it subscribes at all.
+    pub(super) fn to_receive(
+        kind: SocketType,
+        topics: &[Bytes],
+        options: SocketOptions,
+    ) -> anyhow::Result<Self> {
+        if !topics.is_empty() && !matches!(kind, SocketType::Sub | SocketType::Xsub) {
+            let what = format!("--topic is for SUB and XSUB: {kind} gets whatever its peers send");
+            return Err(Usage(what).into());
+        }
+        let everything = [Bytes::new()];
+        let topics = if topics.is_empty() { &everything[..] } else { topics };
+        Ok(match kind {
+            SocketType::Pull => Self::Pull(Pull::new(options)),
+            SocketType::Sub => {
+                let socket = Subscriber::new(options);
+                topics.iter().try_for_each(|topic| socket.subscribe(topic.clone()))?;
+                Self::Sub(Box::new(socket))
+            }
+            SocketType::Xsub => {
+                let socket = XSub::new(options);
+                topics.iter().try_for_each(|topic| socket.subscribe(topic.clone()))?;
+                Self::XSub(socket)
+            }
+            SocketType::Xpub => {
+                let own = XPubOptions { notices: Notices::All, ..XPubOptions::default() };
+                Self::XPub(XPub::new(own, options))
+            }
+            SocketType::Pair => Self::Pair(Pair::new(options)),
+            SocketType::Dealer => Self::Dealer(Dealer::new(options)),
+            SocketType::Router => Self::Router(Router::new(options)),
+            SocketType::Push | SocketType::Pub => {
+                let what =
+                    format!("{kind} only sends: use `xmsg zmq send {kind}`, or receive with another type");
+                return Err(Usage(what).into());
+            }
+            SocketType::Req => return Err(Usage("REQ asks first: use `xmsg zmq req`".to_owned()).into()),
+            SocketType::Rep => {
+                let what = "REP answers what it receives: use `xmsg zmq rep`";
+                return Err(Usage(what.to_owned()).into());
+            }
+        })
+    }
+
+    pub(super) async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        with_socket!(self, socket => socket.bind(endpoint).await)
+    }
+
+    pub(super) fn connect(&self, endpoint: Endpoint) {
+        with_socket!(self, socket => socket.connect(endpoint));
+    }
+
+    pub(super) async fn connected(&self) -> Result<()> {
+        with_socket!(self, socket => socket.connected().await)
+    }
+
+    pub(super) fn events(&self) -> SocketEvents {
+        with_socket!(self, socket => socket.events())
+    }
+
+    pub(super) async fn send(&self, message: Multipart) -> Result<()> {
+        match self {
+            Self::Push(socket) => socket.send(message).await,
+            Self::Pub(socket) => socket.publish(message).await,
+            Self::XPub(socket) => socket.publish(message).await,
+            Self::XSub(socket) => socket.send(message).await,
+            Self::Pair(socket) => socket.send(message).await,
+            Self::Dealer(socket) => socket.send(message).await,
+            Self::Pull(_) | Self::Sub(_) | Self::Router(_) => {
+                Err(Error::new(ErrorKind::InvalidMessage, "this socket does not send"))
+            }
+        }
+    }
+
+    /// What comes next; `None` once the socket is closed, or if it never receives. Dropping the future loses nothing.
+    pub(super) async fn recv(&mut self) -> Option<Received> {
+        match self {
+            Self::Push(_) | Self::Pub(_) => None,
+            Self::Pull(socket) => socket.recv().await.map(Received::Message),
+            Self::Sub(socket) => socket.recv().await.map(Received::Message),
+            Self::XSub(socket) => socket.recv().await.map(Received::Message),
+            Self::Pair(socket) => socket.recv().await.map(Received::Message),
+            Self::Dealer(socket) => socket.recv().await.map(Received::Message),
+            Self::Router(socket) => {
+                let (identity, message) = socket.recv().await?;
+                let framed = std::iter::once(identity).chain(message.frames().iter().cloned());
+                Some(Received::Message(framed.collect()))
+            }
+            Self::XPub(socket) => Some(match socket.recv().await? {
+                FromSubscriber::Subscribed { prefix, .. } => Received::Subscribed(prefix),
+                FromSubscriber::Unsubscribed { prefix, .. } => Received::Unsubscribed(prefix),
+                FromSubscriber::Message { message, .. } => Received::Message(message),
+                _ => Received::Message(Multipart::default()),
+            }),
+        }
+    }
+
+    /// Takes what an XPUB is told, which would hold up its peers. It does not end.
+    pub(super) async fn drain(&self) {
+        if let Self::XPub(socket) = self {
+            while socket.recv().await.is_some() {}
+        }
+        std::future::pending::<()>().await;
+    }
+
+    /// Waits until somebody wants messages of this topic. Only for those that publish.
+    pub(super) async fn subscribed(&self, topic: &[u8]) -> Result<()> {
+        match self {
+            Self::Pub(socket) => socket.wait_for_subscriber(topic).await,
+            Self::XPub(socket) => socket.wait_for_subscriber(topic).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether somebody wants them.
+    pub(super) fn has_subscriber(&self, topic: &[u8]) -> bool {
+        match self {
+            Self::Pub(socket) => socket.has_subscriber(topic),
+            Self::XPub(socket) => socket.has_subscriber(topic),
+            _ => true,
+        }
+    }
+
+    /// Messages that were accepted and dropped again.
+    pub(super) fn dropped(&self) -> u64 {
+        match self {
+            Self::Push(socket) => socket.dropped(),
+            Self::Pub(socket) => socket.dropped(),
+            Self::XPub(socket) => socket.dropped(),
+            Self::XSub(socket) => socket.dropped(),
+            Self::Pair(socket) => socket.dropped(),
+            Self::Dealer(socket) => socket.dropped(),
+            Self::Pull(_) | Self::Sub(_) | Self::Router(_) => 0,
+        }
+    }
+
+    /// Sends what was accepted, for at most so long. Returns how many messages were not sent.
+    pub(super) async fn close(&self, linger: Duration) -> usize {
+        match self {
+            Self::Push(socket) => socket.close(linger).await,
+            Self::Pub(socket) => socket.close(linger).await,
+            Self::XPub(socket) => socket.close(linger).await,
+            Self::XSub(socket) => socket.close(linger).await,
+            Self::Pair(socket) => socket.close(linger).await,
+            Self::Dealer(socket) => socket.close(linger).await,
+            Self::Router(socket) => socket.close(linger).await,
+            Self::Pull(socket) => {
+                socket.close().await;
+                0
+            }
+            Self::Sub(socket) => {
+                socket.close().await;
+                0
+            }
+        }
+    }
+}
