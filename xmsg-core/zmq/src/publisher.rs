@@ -58,8 +58,8 @@ impl Publisher {
     /// futures were first polled. Dropping the future withdraws the message from those connections that have not
     /// accepted it yet; the others have it whole.
     ///
-    /// A message without frames ([`InvalidMessage`](ErrorKind::InvalidMessage)), or above our limits or those that a peer that we
-    /// connect to has told ([`TooLarge`](ErrorKind::TooLarge)), is refused at once. A peer that has connected to us and takes less
+    /// A message without frames ([`InvalidMessage`](crate::ErrorKind::InvalidMessage)), or above our limits or those that a peer that we
+    /// connect to has told ([`TooLarge`](crate::ErrorKind::TooLarge)), is refused at once. A peer that has connected to us and takes less
     /// does not get it, which is [counted](Self::dropped) and told as an [event](Self::events).
     pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.publish_frames(message.into().frames()).await
@@ -70,7 +70,7 @@ impl Publisher {
         self.fan_out().send(frames).await
     }
 
-    /// The same without waiting: an error of kind [`Full`](ErrorKind::Full) when a connection that is waited for has no room, or
+    /// The same without waiting: an error of kind [`Full`](crate::ErrorKind::Full) when a connection that is waited for has no room, or
     /// others wait for it, and then none of them got the message.
     pub fn try_publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.try_publish_frames(message.into().frames())
@@ -139,7 +139,7 @@ impl Publisher {
         })
     }
 
-    /// Waits until some peer wants messages with this topic. [`Closed`](ErrorKind::Closed) if the publisher is closed before.
+    /// Waits until some peer wants messages with this topic. [`Closed`](crate::ErrorKind::Closed) if the publisher is closed before.
     pub async fn wait_for_subscriber(&self, topic: &[u8]) -> Result<()> {
         self.hub.wait_until(|| self.has_subscriber(topic)).await
     }
