@@ -300,3 +300,25 @@ async fn a_gap_between_two_services_has_requests_repeated() {
     client.finish().await;
     end(second).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_on_the_sockets_of_the_zeromq_crate_takes_part() {
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().to_string();
+    let mut program = start("zeromq_crate", &proxy, &address);
+    assert_eq!(program.line().await, format!("at work at {address}"));
+    let actor = actor(&proxy);
+    let mut converted = actor.subscribe("fahrenheit:oslo").await.unwrap();
+    // The crate does not say when it knows of a subscription: until then, what it publishes goes nowhere.
+    let asking = async {
+        loop {
+            actor.publish(&Message::of("celsius:oslo", 4.5).unwrap()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let message = tokio::select! {
+        message = within("an answer", converted.next()) => message.unwrap(),
+        () = asking => unreachable!("it asks for ever"),
+    };
+    assert_eq!(message.value::<f64>().unwrap(), 40.1);
+}

@@ -49,9 +49,7 @@ async fn our_publisher_reaches_its_subscriber() {
     }
     for number in 0..1000 {
         let received = within("a message", subscriber.recv()).await.unwrap();
-        let frames: Vec<Bytes> = received.into_vec();
-        let [topic, meta, data] = frames.try_into().unwrap();
-        assert_eq!(Message::from_frames(topic, meta, data).value::<i32>().unwrap(), number);
+        assert_eq!(Message::try_from(received).unwrap().value::<i32>().unwrap(), number);
     }
 }
 

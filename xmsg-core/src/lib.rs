@@ -47,7 +47,8 @@
 //! | use ZeroMQ sockets without xMsg | the package [`xmsg_zmq`]: [`Publisher`](xmsg_zmq::Publisher), [`Subscriber`](xmsg_zmq::Subscriber), [`Requester`](xmsg_zmq::Requester), … |
 //! | speak ZMTP without I/O | the package [`xmsg_zmtp`] |
 //!
-//! The feature `serde` adds JSON: `Message::of_json`, `Message::json`, `Json`. The guide is `docs/guide.md`.
+//! The feature `serde` adds JSON: `Message::of_json`, `Message::json`, `Json`. The feature `zeromq` turns messages into those
+//! of the `zeromq` crate, and back. The guide is `docs/guide.md`.
 
 #![warn(missing_docs)]
 
@@ -73,6 +74,8 @@ mod subscription;
 pub mod text;
 pub mod topic;
 mod unfinished;
+#[cfg(feature = "zeromq")]
+mod zeromq_messages;
 
 /// Crates whose types stand in signatures of this one.
 #[doc(no_inline)]

@@ -15,8 +15,10 @@
 //! | [`Replier`] | replies | requests, from every peer | yes | yes |
 //!
 //! A connecting socket reconnects for ever, with growing pauses, resubscribes, and then sends what it had accepted.
-//! Sending waits when a connection is full: nothing is dropped silently. Every queue has a bound, named in
-//! [`SocketOptions`].
+//! Sending waits when a connection is full; only a bound publisher drops messages for a subscriber that is too slow, and counts them
+//! ([`Overflow`]): nothing is dropped silently. Every queue has a bound, named in [`SocketOptions`].
+//!
+//! A [`Device`] hands on what comes in at one socket to another one. The guide by patterns is `docs/zeromq.md`.
 //!
 //! Sockets that bind and connect are one kind of thing inside: a hub with one *link* for every connection, each
 //! link with its [outbox](link::outbox::Outbox) and the task that owns it. The parts of a link are [public](link), for programs that
