@@ -215,7 +215,9 @@ impl Role for Subscribing {
         // A forwarder wants what its subscribers may want in a moment.
         self.socket_type == SocketType::Xsub || {
             let subscriptions = self.state();
-            (0..=topic.len()).any(|len| subscriptions.counts.contains_key(&topic[..len]))
+            // A first frame may be long; a subscription is not.
+            let longest = topic.len().min(self.limits.subscription_len);
+            (0..=longest).any(|len| subscriptions.counts.contains_key(&topic[..len]))
         }
     }
 
