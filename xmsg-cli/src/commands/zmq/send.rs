@@ -185,7 +185,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         }
         warn(words);
     } else if lost > 0 && exit == Exit::Done {
-        bail!("{} of {} did not go to everybody", grouped(lost), counted(sent + refused, "message"));
+        bail!("{} of {} did not go to everybody", grouped(lost), counted(refused + sent, "message"));
     }
     if let Some(topic) = unheard {
         let what = if sent == 1 { "message".to_owned() } else { counted(sent, "message") };
