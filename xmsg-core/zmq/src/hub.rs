@@ -493,6 +493,10 @@ impl Hub {
 
     /// One accepted connection.
     async fn serve(self: Arc<Self>, stream: Stream, peer: String, mut permit: Permit) {
+        if let Err(reason) = self.role.has_place() {
+            self.tell_refused(&peer, reason);
+            return;
+        }
         let authenticator = permit.in_turn(self.options.security.authenticator());
         let mut session = self
             .session(stream, self.options.limits.clone())
@@ -547,9 +551,7 @@ impl Hub {
         let seat = match self.role.join(link, &peer) {
             Ok(seat) => seat,
             Err(reason) => {
-                tracing::debug!(peer = name, reason, "a peer that the socket has no place for");
-                let error = Error::new(ErrorKind::Refused, format!("{name} was not let in: {reason}"));
-                self.tell(SocketEvent::HandshakeFailed { peer: name.to_owned(), error });
+                self.tell_refused(name, reason);
                 return;
             }
         };
@@ -617,6 +619,12 @@ impl Hub {
         self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
         self.changed.notify_waiters();
         self.reassign();
+    }
+
+    fn tell_refused(&self, peer: &str, reason: &'static str) {
+        tracing::debug!(peer, reason, "a peer that the socket has no place for");
+        let error = Error::new(ErrorKind::Refused, format!("{peer} was not let in: {reason}"));
+        self.tell(SocketEvent::HandshakeFailed { peer: peer.to_owned(), error });
     }
 
     /// Has the link take what its new peer takes. What had been accepted before, and is more than that, would have the peer end the

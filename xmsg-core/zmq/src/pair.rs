@@ -35,6 +35,9 @@ pub struct Pair {
     balancer: Arc<Balancer>,
 }
 
+/// Why a peer is not let in.
+const TAKEN: &str = "a PAIR is connected to one peer, and another one is";
+
 /// PAIR has one place.
 #[derive(Debug)]
 struct Exclusive {
@@ -47,9 +50,13 @@ impl Role for Exclusive {
         SocketType::Pair
     }
 
+    fn has_place(&self) -> Result<(), &'static str> {
+        if self.place.available_permits() == 0 { Err(TAKEN) } else { Ok(()) }
+    }
+
     fn join<'a>(&'a self, _: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
         let place = self.place.try_acquire();
-        Ok(Seat::at(place.map_err(|_| "a PAIR is connected to one peer, and another one is")?, peer))
+        Ok(Seat::at(place.map_err(|_| TAKEN)?, peer))
     }
 
     fn balancer(&self) -> Option<&Arc<Balancer>> {

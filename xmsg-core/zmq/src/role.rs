@@ -24,6 +24,11 @@ pub(crate) trait Role: fmt::Debug + Send + Sync {
         true
     }
 
+    /// Whether there may be a place for one more peer; if not, why. Asked before the handshake: whoever is refused after it has perhaps sent something.
+    fn has_place(&self) -> Result<(), &'static str> {
+        Ok(())
+    }
+
     /// A peer has gone through the handshake. Returns its place in the socket, or why there is none: then the connection ends.
     fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
         let _ = link;

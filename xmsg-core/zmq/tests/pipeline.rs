@@ -253,13 +253,11 @@ async fn a_pair_has_one_peer_and_another_once_that_has_gone() {
     first.send(["first"]).await.unwrap();
     assert_eq!(within("a message", here.recv()).await.unwrap().frames(), ["first"]);
     let second = Pair::new(options());
-    second.connect(endpoint);
     let mut events = second.events();
-    // It is let in as far as the handshake, and sent away.
-    within("the end of the second", async {
-        while !matches!(events.next().await, Some(SocketEvent::Disconnected { .. })) {}
-    })
-    .await;
+    second.connect(endpoint);
+    // It is sent away before the handshake.
+    let refused = within("the end of the second", events.next()).await;
+    assert!(matches!(refused, Some(SocketEvent::ConnectFailed { .. })), "{refused:?}");
     here.send(["for the first"]).await.unwrap();
     assert_eq!(within("a message", first.recv()).await.unwrap().frames(), ["for the first"]);
     first.close(Duration::ZERO).await;
@@ -473,4 +471,29 @@ async fn an_identity_that_nobody_may_have_is_an_error() {
         };
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
     }
+}
+
+/// What it sends must not vanish in a connection that ends at once.
+#[tokio::test]
+async fn a_pair_that_is_not_let_in_keeps_what_it_sends_until_there_is_a_place() {
+    let here = Pair::new(options());
+    let endpoint = here.bind(&anywhere()).await.unwrap();
+    let first = Pair::new(eager());
+    first.connect(endpoint.clone());
+    within("the first", here.connected()).await.unwrap();
+    let mut events = here.events();
+    let second = Pair::new(eager());
+    second.connect(endpoint);
+    second.send(["second"]).await.unwrap();
+    // It tries again and again.
+    let mut refusals = 0;
+    while refusals < 3 {
+        if let Some(SocketEvent::HandshakeFailed { error, .. }) = within("a refusal", events.next()).await {
+            assert_eq!(error.kind(), ErrorKind::Refused);
+            refusals += 1;
+        }
+    }
+    assert_eq!(second.peers(), 0);
+    first.close(PATIENCE).await;
+    assert_eq!(within("its turn", here.recv()).await.unwrap().frames(), ["second"]);
 }
