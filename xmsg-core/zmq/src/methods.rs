@@ -100,6 +100,40 @@ macro_rules! balanced_methods {
     };
 }
 
+/// What is known of subscribers, for a socket that publishes, with a field `hub`.
+macro_rules! subscriber_methods {
+    () => {
+        /// Waits until some peer wants messages with this topic. [`Closed`](crate::ErrorKind::Closed) if the socket is closed before.
+        pub async fn wait_for_subscriber(&self, topic: &[u8]) -> $crate::Result<()> {
+            self.hub.wait_until(|| self.has_subscriber(topic)).await
+        }
+
+        /// Whether some peer wants messages with this topic.
+        #[must_use]
+        pub fn has_subscriber(&self, topic: &[u8]) -> bool {
+            self.hub.links().iter().any(|link| link.wants(topic))
+        }
+    };
+}
+
+/// What becomes of messages that a socket sends to many, for one with a field `hub`.
+macro_rules! fan_out_methods {
+    () => {
+        /// Messages that were not sent to a peer. It does not take them in time, which was told as
+        /// [`PeerTooSlow`](crate::SocketEvent::PeerTooSlow), or does not take such messages, which was told as
+        /// [`MessageDropped`](crate::SocketEvent::MessageDropped). Each peer counts.
+        #[must_use]
+        pub fn dropped(&self) -> u64 {
+            self.hub.dropped()
+        }
+
+        /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not sent.
+        pub async fn close(&self, linger: std::time::Duration) -> usize {
+            self.hub.close(linger).await
+        }
+    };
+}
+
 /// Receiving one message after another, for a socket with a field `hub`.
 macro_rules! receiving_methods {
     () => {
@@ -137,4 +171,7 @@ macro_rules! stream_of_messages {
     };
 }
 
-pub(crate) use {balanced_methods, endpoint_methods, receiving_methods, stream_of_messages};
+pub(crate) use {
+    balanced_methods, endpoint_methods, fan_out_methods, receiving_methods, stream_of_messages,
+    subscriber_methods,
+};

@@ -9,7 +9,7 @@ use crate::events::EventChannel;
 use crate::fan_out::{Audience, FanOut};
 use crate::hub::Owner;
 use crate::link::outbox::{Again, Frame};
-use crate::methods::endpoint_methods;
+use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
 use crate::publishing::Publishing;
 use crate::role::Role;
 use crate::{Amount, Multipart, SocketOptions};
@@ -52,6 +52,8 @@ impl Publisher {
     }
 
     endpoint_methods!();
+    subscriber_methods!();
+    fan_out_methods!();
 
     /// Returns when every connection has accepted the message; waits while one that is waited for is at its high-water mark. Messages
     /// are accepted in the order of the calls, by every connection in the same one: that in which the
@@ -139,17 +141,6 @@ impl Publisher {
         })
     }
 
-    /// Waits until some peer wants messages with this topic. [`Closed`](crate::ErrorKind::Closed) if the publisher is closed before.
-    pub async fn wait_for_subscriber(&self, topic: &[u8]) -> Result<()> {
-        self.hub.wait_until(|| self.has_subscriber(topic)).await
-    }
-
-    /// Whether some peer wants messages with this topic.
-    #[must_use]
-    pub fn has_subscriber(&self, topic: &[u8]) -> bool {
-        self.hub.links().iter().any(|link| link.wants(topic))
-    }
-
     /// Whether there is a connection at this moment. For about a second after a reconnection messages are held back over it, so that
     /// subscribers can come back first ([`SocketOptions::reconnect_max`]).
     #[must_use]
@@ -201,19 +192,6 @@ impl Publisher {
     #[must_use]
     pub fn held_for(&self) -> Option<Duration> {
         self.hub.held_for()
-    }
-
-    /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not
-    /// sent.
-    pub async fn close(&self, linger: Duration) -> usize {
-        self.hub.close(linger).await
-    }
-
-    /// Messages that were not sent to a peer: it does not take them in time, which was told as [`PeerTooSlow`](super::SocketEvent::PeerTooSlow), or
-    /// does not take such messages, which was told as [`MessageDropped`](super::SocketEvent::MessageDropped). Each peer counts.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.hub.dropped()
     }
 
     fn fan_out(&self) -> FanOut<'_> {

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use xmsg_zmtp::{Limits, Peer, PeerLimits, SocketType, Version};
@@ -15,7 +14,7 @@ use crate::link::Link;
 use crate::link::outbox::Frame;
 use crate::link::routes::Routes;
 use crate::link::session::Ended;
-use crate::methods::endpoint_methods;
+use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
 use crate::publishing::note_wanted;
 use crate::role::{Role, Seat};
 use crate::subscriptions::NotTaken;
@@ -204,6 +203,8 @@ impl XPub {
     }
 
     endpoint_methods!();
+    subscriber_methods!();
+    fan_out_methods!();
 
     /// Sends a message to those who subscribed to it, as [`Publisher::publish`](crate::Publisher::publish) does.
     pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
@@ -267,29 +268,6 @@ impl XPub {
         noted.map_err(|ended| Error::new(ErrorKind::TooLarge, ended.to_string()))?;
         self.hub.changed.notify_waiters();
         Ok(())
-    }
-
-    /// Waits until some peer wants messages with this topic. [`Closed`](ErrorKind::Closed) if the socket is closed before.
-    pub async fn wait_for_subscriber(&self, topic: &[u8]) -> Result<()> {
-        self.hub.wait_until(|| self.has_subscriber(topic)).await
-    }
-
-    /// Whether some peer wants messages with this topic.
-    #[must_use]
-    pub fn has_subscriber(&self, topic: &[u8]) -> bool {
-        self.hub.links().iter().any(|link| link.wants(topic))
-    }
-
-    /// Messages that were not sent to a peer, because it [does not take them in time](SocketOptions::overflow), or does not take such messages. Each
-    /// peer counts.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.hub.dropped()
-    }
-
-    /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not sent.
-    pub async fn close(&self, linger: Duration) -> usize {
-        self.hub.close(linger).await
     }
 
     fn fan_out(&self) -> FanOut<'_> {

@@ -1,14 +1,13 @@
 //! XSUB: receives what it subscribes to, and sends messages to its publishers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use xmsg_zmtp::SocketType;
 
 use crate::fan_out::{Audience, FanOut};
 use crate::hub::Owner;
-use crate::methods::{endpoint_methods, receiving_methods, stream_of_messages};
+use crate::methods::{endpoint_methods, fan_out_methods, receiving_methods, stream_of_messages};
 use crate::subscriptions::Subscribing;
 use crate::{Error, Multipart, Result, SocketOptions};
 
@@ -45,6 +44,7 @@ impl XSub {
     }
 
     endpoint_methods!();
+    fan_out_methods!();
 
     /// Asks for messages whose first frame starts with `prefix`, as [`Subscriber::subscribe`](crate::Subscriber::subscribe) does.
     pub fn subscribe(&self, prefix: impl Into<Bytes>) -> Result<()> {
@@ -90,18 +90,6 @@ impl XSub {
     }
 
     receiving_methods!();
-
-    /// Messages that were not sent to a peer, because it [does not take them in time](SocketOptions::overflow), or does not take such messages. Each
-    /// peer counts.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.hub.dropped()
-    }
-
-    /// Ends every connection, once what was sent is written, for at most `linger`. Returns how many messages were not sent.
-    pub async fn close(&self, linger: Duration) -> usize {
-        self.hub.close(linger).await
-    }
 
     fn fan_out(&self) -> FanOut<'_> {
         FanOut { hub: &self.hub, audience: Audience::Everybody }
