@@ -736,24 +736,11 @@ async fn what_cannot_be_done_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_allowed_is_recorded_and_replayed_encrypted() {
     let (folder, path) = folder();
-    let mut public = Vec::new();
-    for name in ["proxy.key", "client.key"] {
-        public.push(xmsg(&["keygen", &path(name)]).await.text().trim().to_owned());
-    }
     let rights = vec!["a".to_owned(), "b:".to_owned()];
-    let key = Some(public[1].clone());
-    let client = Client { key, subscribe: rights.clone(), publish: rights, ..Client::default() };
-    let settings = Settings {
-        mechanism: MechanismName::Curve,
-        key_file: Some("proxy.key".into()),
-        clients: vec![client],
-        ..Settings::default()
-    };
-    let (mechanism, rules) = settings.load(folder.path()).unwrap();
-    let proxy = xmsg_proxy::Proxy::bind("127.0.0.1:0").security(mechanism, rules).start().await.unwrap();
+    let (proxy, public) = closed_proxy(folder.path(), rights.clone(), rights).await;
     let address = proxy.address().to_string();
     let key_file = path("client.key");
-    let security = ["--connect-timeout", "20s", "--server-key", &public[0], "--key-file", &key_file];
+    let security = ["--connect-timeout", "20s", "--server-key", &public, "--key-file", &key_file];
 
     let file = path("file");
     write(Path::new(&file), &[&["a:1", "", "x"][..], &["b:2", "two frames"]]);
@@ -772,29 +759,39 @@ async fn what_is_allowed_is_recorded_and_replayed_encrypted() {
     assert!(!Path::new(&path("none")).exists());
 }
 
+/// A proxy with CURVE that knows one client, which has these rights. Their keys are in the folder, `proxy.key` and `client.key`. Returns the
+/// public key of the proxy, too.
+async fn closed_proxy(
+    folder: &Path,
+    subscribe: Vec<String>,
+    publish: Vec<String>,
+) -> (xmsg_proxy::Proxy, String) {
+    let key_of = async |name: &str| {
+        let file = folder.join(name);
+        xmsg(&["keygen", file.to_str().unwrap()]).await.text().trim().to_owned()
+    };
+    let (public, key) = (key_of("proxy.key").await, Some(key_of("client.key").await));
+    let settings = Settings {
+        mechanism: MechanismName::Curve,
+        key_file: Some("proxy.key".into()),
+        clients: vec![Client { key, subscribe, publish, ..Client::default() }],
+        ..Settings::default()
+    };
+    let (mechanism, rules) = settings.load(folder).unwrap();
+    let proxy = xmsg_proxy::Proxy::bind("127.0.0.1:0").security(mechanism, rules).start().await.unwrap();
+    (proxy, public)
+}
+
 /// Whoever may not publish all topics of a recording hears of it before the first message goes out, from its index or
 /// without one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_that_is_not_allowed_does_not_begin() {
     let (folder, path) = folder();
-    let mut public = Vec::new();
-    for name in ["proxy.key", "client.key"] {
-        public.push(xmsg(&["keygen", &path(name)]).await.text().trim().to_owned());
-    }
     let publish = ["a:", "b:1", "b:2"].map(str::to_owned).to_vec();
-    let client =
-        Client { key: Some(public[1].clone()), subscribe: vec![String::new()], publish, ..Client::default() };
-    let settings = Settings {
-        mechanism: MechanismName::Curve,
-        key_file: Some("proxy.key".into()),
-        clients: vec![client],
-        ..Settings::default()
-    };
-    let (mechanism, rules) = settings.load(folder.path()).unwrap();
-    let closed = xmsg_proxy::Proxy::bind("127.0.0.1:0").security(mechanism, rules).start().await.unwrap();
+    let (closed, public) = closed_proxy(folder.path(), vec![String::new()], publish).await;
     let address = closed.address().to_string();
     let key_file = path("client.key");
-    let security = ["--connect-timeout", "50s", "--server-key", &public[0], "--key-file", &key_file];
+    let security = ["--connect-timeout", "50s", "--server-key", &public, "--key-file", &key_file];
 
     let (without_index, with_index) = (path("without"), path("with"));
     write(

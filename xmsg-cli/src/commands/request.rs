@@ -221,13 +221,18 @@ impl Asker {
                 Err(error) => return Err(error.into()),
             }
         }
-        if unanswered == 0 {
-            return Ok(Exit::Done);
-        }
-        if self.count > 1 {
-            let requests = counted(self.count, "request");
-            warn(format_args!("timed out: {} of {requests} got no reply", grouped(unanswered)));
-        }
-        Ok(if is_lost { Exit::NoConnection } else { Exit::TimedOut })
+        Ok(ended(self.count, unanswered, is_lost))
     }
+}
+
+/// How so many requests ended, of which so many got no reply; `is_lost`: the last one had no connection.
+pub(crate) fn ended(count: u64, unanswered: u64, is_lost: bool) -> Exit {
+    if unanswered == 0 {
+        return Exit::Done;
+    }
+    if count > 1 {
+        let requests = counted(count, "request");
+        warn(format_args!("timed out: {} of {requests} got no reply", grouped(unanswered)));
+    }
+    if is_lost { Exit::NoConnection } else { Exit::TimedOut }
 }

@@ -14,8 +14,9 @@ use super::show::ShowOptions;
 use super::watch::{explained, is_hopeless};
 use super::words;
 use crate::args::{parse_count_from_1, parse_duration};
+use crate::commands::request::ended;
 use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
-use crate::output::{Output, counted, grouped, note, reader_gone, warn};
+use crate::output::{Output, counted, note, reader_gone, warn};
 use crate::signals::Interrupt;
 use crate::source::Split;
 
@@ -143,13 +144,6 @@ impl Asker {
                 Err(error) => return Err(error.into()),
             }
         }
-        if unanswered == 0 {
-            return Ok(Exit::Done);
-        }
-        if self.count > 1 {
-            let requests = counted(self.count, "request");
-            warn(format_args!("timed out: {} of {requests} got no reply", grouped(unanswered)));
-        }
-        Ok(if is_lost { Exit::NoConnection } else { Exit::TimedOut })
+        Ok(ended(self.count, unanswered, is_lost))
     }
 }
