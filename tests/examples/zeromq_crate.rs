@@ -1,5 +1,6 @@
-//! A program on the sockets of the `zeromq` crate that speaks xMsg through a proxy: it subscribes to temperatures in Celsius, and publishes them
-//! in Fahrenheit.
+//! A program on the sockets of the `zeromq` crate speaks xMsg through a proxy.
+//!
+//! It subscribes to temperatures in Celsius, and publishes them in Fahrenheit.
 //!
 //! ```text
 //! cargo run -p xmsg-tests --example zeromq_crate -- 127.0.0.1:7771
