@@ -4,7 +4,6 @@
 
 mod common;
 
-use std::path::Path;
 use std::time::Duration;
 
 use common::terminal::{Terminal, keep};
@@ -32,19 +31,21 @@ fn told(text: &str, command: &str) -> Vec<String> {
 async fn the_demo_is_a_picture_that_others_take_part_in() {
     // The commands that it tells can be pasted, also where the program's path is longer than a line.
     let directory = tempfile::tempdir().unwrap();
-    let long = directory.path().join("a-folder-with-a-long-name/".repeat(5));
-    std::fs::create_dir_all(&long).unwrap();
-    let long = long.join("xmsg");
-    let program = Path::new(env!("CARGO_BIN_EXE_xmsg"));
-    std::os::unix::fs::symlink(program, &long).unwrap();
-    for (columns, rows, program) in [(80, 24, program), (200, 60, program), (80, 40, long.as_path())] {
-        let mut demo = Terminal::start_at(program, columns, rows, &[], &["demo"]);
+    let program_of = |length: usize| {
+        let missing = length.saturating_sub(directory.path().as_os_str().len() + "//xmsg".len());
+        let folder = directory.path().join("d".repeat(missing.max(1)));
+        std::fs::create_dir_all(&folder).unwrap();
+        let program = folder.join("xmsg");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_xmsg"), &program).unwrap();
+        program
+    };
+    for (columns, rows, length) in [(80, 24, 20), (80, 24, 36), (80, 24, 70), (200, 60, 40), (80, 40, 135)] {
+        let mut demo = Terminal::start_at(&program_of(length), columns, rows, &[], &["demo"]);
         let text = demo.shows("losses of the archive", is_at_work).await;
-        keep(&format!("demo-{columns}x{rows}"), &text);
+        keep(&format!("demo-{columns}x{rows}-{length}"), &text);
         for part in [
             "beam:current",
             " uA",
-            " K",
             "detector:event",
             "display",
             "run control",
@@ -53,6 +54,8 @@ async fn the_demo_is_a_picture_that_others_take_part_in() {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        // Commands that need another line take it from the last topics, and the screen says so.
+        assert!(text.contains(" K") || rows == 24 && text.contains(" more"), "{text}");
         assert!(!text.contains("xmsg:control"), "{text}");
         assert!(demo.written().contains("\x1b[1"), "there are colours or bold letters");
         assert!(demo.written().contains("\x1b[?2026h"), "terminals that can show a drawing all at once");
