@@ -51,6 +51,23 @@ fn numbered(numbers: std::ops::Range<u32>, again: bool) -> Vec<(u32, bool)> {
     numbers.map(|number| (number, again)).collect()
 }
 
+/// A connection may be there, with its writer waiting, before the queue is told to keep what is written.
+#[test]
+fn a_writer_that_waits_already_keeps_what_it_writes() {
+    let outbox = Outbox::recycling(HighWaterMark::bytes(1 << 20));
+    let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
+    let mut writer = Writer::new(&outbox);
+    assert!(writer.run(&mut stream).now_or_never().is_none(), "there is nothing to write");
+    outbox.retain(again);
+    push(&outbox, 0..10, 10);
+    assert!(writer.run(&mut stream).now_or_never().is_none(), "the queue is open");
+    assert_eq!(outbox.gone(), 10);
+    drop(writer);
+    outbox.note_break();
+    assert_eq!((outbox.queued().messages, outbox.gone()), (10, 0));
+    assert_eq!(write(&outbox, usize::MAX), numbered(0..10, true));
+}
+
 #[test]
 fn what_has_not_arrived_is_written_again_and_before_what_is_new() {
     for len in [10, 2 * SHARE_MIN] {

@@ -38,7 +38,7 @@ pub struct Writer<'a> {
     /// Something urgent is to go out at the next end of a message.
     pub(super) urgent_waits: bool,
     sealing: Option<Sealing>,
-    /// What is written is kept.
+    /// What is written is kept. Found out with the messages: the queue may be told to keep them after there is a writer.
     retains: bool,
 }
 
@@ -53,7 +53,7 @@ impl<'a> Writer<'a> {
             offset: 0,
             urgent_waits: false,
             sealing: None,
-            retains: outbox.retains(),
+            retains: false,
         }
     }
 
@@ -117,6 +117,7 @@ impl<'a> Writer<'a> {
         std::future::poll_fn(|cx| {
             let mut state = self.outbox.state();
             if state.has_messages() {
+                self.retains = state.retained.is_some();
                 state.flush_tail();
                 state.in_a_row = 0;
                 // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
