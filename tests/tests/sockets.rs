@@ -311,6 +311,8 @@ async fn meet(ours: &str, theirs: &str, way: Way, transport: &str, mechanism: &s
     let folder = tempfile::tempdir().unwrap();
     let anywhere = match transport {
         "tcp" => "tcp://127.0.0.1:*".to_owned(),
+        // Without a file: the name is of this process alone.
+        "abstract" => format!("ipc://@xmsg-sockets-{}", std::process::id()),
         _ => format!("ipc://{}/socket", folder.path().display()),
     };
     let count = if matches!(way, Way::TheyAsk) { ROUND_TRIPS } else { COUNT }.to_string();
@@ -378,6 +380,11 @@ async fn meet_everywhere(ours: &str, theirs: &str, way: Way) {
 async fn push_and_pull() {
     meet_everywhere("PUSH", "PULL", Way::WeSend).await;
     meet_everywhere("PULL", "PUSH", Way::TheySend).await;
+    if cfg!(target_os = "linux") {
+        for we_bind in [true, false] {
+            meet("PUSH", "PULL", Way::WeSend, "abstract", "null", we_bind).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! Where sockets meet: `tcp://host:port`, `ipc://path`, `inproc://name`.
+//! Where sockets meet: `tcp://host:port`, `ipc://path`, `inproc://name`, `udp://host:port`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,15 +19,24 @@ use crate::{Error, ErrorKind};
 pub enum Endpoint {
     /// TCP. To bind, `*` means every interface and port 0 any free port.
     Tcp {
-        /// A name or address; IPv6 without brackets.
+        /// A name or address; IPv6 without brackets. To bind, also the name of an interface: `eth0`.
         host: String,
         /// 0 to 65535.
         port: u16,
     },
-    /// A Unix socket at this path.
+    /// A Unix socket at this path. On Linux, `@name` is one in the abstract namespace, which has no file.
     Ipc(PathBuf),
     /// In the memory of this process, under this name.
     Inproc(String),
+    /// Datagrams, of [`Radio`](crate::Radio) and [`Dish`](crate::Dish) alone: `udp://239.0.0.1:5555`, `udp://eth0;239.0.0.1:5555`.
+    Udp {
+        /// For a multicast address: the interface, by name or address; `None`: the system chooses.
+        interface: Option<String>,
+        /// As that of TCP, or a multicast address.
+        host: String,
+        /// 0 to 65535.
+        port: u16,
+    },
 }
 
 impl Endpoint {
@@ -47,6 +56,7 @@ impl FromStr for Endpoint {
             // A path of a Unix socket has to fit into `sun_path`, with its closing zero.
             return match path.len() {
                 0 => Err(invalid("the path is missing")),
+                1 if path == "@" => Err(invalid("the name behind the @ is missing")),
                 1..108 => Ok(Self::Ipc(path.into())),
                 _ => Err(invalid("the path is longer than 107 bytes")),
             };
@@ -58,31 +68,53 @@ impl FromStr for Endpoint {
                 Ok(Self::Inproc(name.into()))
             };
         }
-        let Some(address) = text.strip_prefix("tcp://") else {
-            return Err(invalid("it has to start with tcp://, ipc:// or inproc://"));
+        if let Some(address) = text.strip_prefix("tcp://") {
+            let (host, port) = host_and_port(address).map_err(invalid)?;
+            return Ok(Self::Tcp { host, port });
+        }
+        let Some(address) = text.strip_prefix("udp://") else {
+            return Err(invalid("it has to start with tcp://, ipc://, inproc:// or udp://"));
         };
-        let (host, port) = address.rsplit_once(':').ok_or_else(|| invalid("the port is missing"))?;
-        let port = if port == "*" {
-            0
-        } else {
-            port.parse().map_err(|_| invalid("the port is not in 0..=65535"))?
+        let (interface, address) = match address.rsplit_once(';') {
+            Some(("", _)) => return Err(invalid("the interface before the semicolon is missing")),
+            Some((interface, address)) => (Some(interface.to_owned()), address),
+            None => (None, address),
         };
-        let host = match host.strip_prefix('[') {
-            Some(rest) => rest.strip_suffix(']').ok_or_else(|| invalid("a bracket is missing"))?,
-            None if host.contains(':') => {
-                return Err(invalid("an IPv6 address needs brackets: tcp://[::1]:7771"));
-            }
-            None => host,
-        };
-        if host.is_empty() { Err(invalid("the host is missing")) } else { Ok(Self::tcp(host, port)) }
+        let (host, port) = host_and_port(address).map_err(invalid)?;
+        Ok(Self::Udp { interface, host, port })
+    }
+}
+
+/// Reads `host:port`. The error says what is wrong.
+fn host_and_port(address: &str) -> Result<(String, u16), &'static str> {
+    let (host, port) = address.rsplit_once(':').ok_or("the port is missing")?;
+    let port = if port == "*" { 0 } else { port.parse().map_err(|_| "the port is not in 0..=65535")? };
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').ok_or("a bracket is missing")?,
+        None if host.contains(':') => return Err("an IPv6 address needs brackets: [::1]:7771"),
+        None => host,
+    };
+    if host.is_empty() { Err("the host is missing") } else { Ok((host.to_owned(), port)) }
+}
+
+/// Writes `host:port` as it is read.
+struct HostAndPort<'a>(&'a str, u16);
+
+impl fmt::Display for HostAndPort<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(host, port) = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp://{}", HostAndPort(host, *port)),
+            Self::Udp { interface: None, host, port } => write!(f, "udp://{}", HostAndPort(host, *port)),
+            Self::Udp { interface: Some(interface), host, port } => {
+                write!(f, "udp://{interface};{}", HostAndPort(host, *port))
+            }
             Self::Ipc(path) => write!(f, "ipc://{}", path.display()),
             Self::Inproc(name) => write!(f, "inproc://{name}"),
         }
@@ -95,9 +127,17 @@ mod tests {
 
     #[test]
     fn endpoints_read_back() {
-        for text in
-            ["tcp://127.0.0.1:7771", "tcp://[::1]:0", "tcp://*:1", "ipc:///tmp/x.sock", "inproc://demo"]
-        {
+        for text in [
+            "tcp://127.0.0.1:7771",
+            "tcp://[::1]:0",
+            "tcp://*:1",
+            "ipc:///tmp/x.sock",
+            "ipc://@abstract",
+            "inproc://demo",
+            "udp://127.0.0.1:5555",
+            "udp://eth0;239.0.0.1:5555",
+            "udp://lo;[ff02::1]:5555",
+        ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
     }
@@ -113,6 +153,9 @@ mod tests {
             ("tcp://::1:5", "brackets"),
             ("tcp://[::1:5", "bracket"),
             ("ipc://", "path"),
+            ("ipc://@", "name"),
+            ("udp://host", "port"),
+            ("udp://;239.0.0.1:5555", "interface"),
             (&long, "107"),
             ("inproc://", "name"),
         ] {

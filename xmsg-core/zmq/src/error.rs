@@ -27,7 +27,7 @@ pub enum ErrorKind {
     Protocol,
     /// The other side got the request, and answered that it failed.
     Remote,
-    /// A topic that the rules of xMsg do not allow.
+    /// A topic, or the group of a datagram, that the rules for them do not allow.
     InvalidTopic,
     /// An address, host or port that cannot be used.
     InvalidAddress,

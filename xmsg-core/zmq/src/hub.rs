@@ -3,7 +3,7 @@
 mod connecting;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use crate::link::throttle::Throttle;
 use crate::link::transport::{Closer, Listener, Stream};
 use crate::link::{LastEnd, Link, Received};
 use crate::link_handler::LinkHandler;
+use crate::lock::lock;
 use crate::options::Overflow;
 use crate::role::Role;
 use crate::statistics::ConnectionStatistics;
@@ -688,8 +689,4 @@ fn silent(peer: &str) -> Error {
         "{peer} takes connections and says nothing: does something else listen there, such as HTTP, or is it suspended?"
     );
     Error::new(ErrorKind::Timeout, what)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,6 +13,8 @@
 //! | [`Router`] | to a peer by identity | from every peer | yes | yes |
 //! | [`Requester`] | a request | its reply | – | yes |
 //! | [`Replier`] | replies | requests, from every peer | yes | yes |
+//! | [`Radio`] | datagrams to groups of listeners | – | – | yes |
+//! | [`Dish`] | – | the datagrams of the groups that it has joined | yes | – |
 //!
 //! A connecting socket reconnects for ever, with growing pauses, resubscribes, and then sends what it had accepted.
 //! Sending waits when a connection is full; only a bound publisher drops messages for a subscriber that is too slow, and counts them
@@ -27,9 +29,11 @@
 #![warn(missing_docs)]
 
 mod balance;
+mod datagrams;
 pub mod deadline;
 mod dealer;
 mod device;
+mod dish;
 mod endpoint;
 mod error;
 mod events;
@@ -37,6 +41,7 @@ mod fan_out;
 mod hub;
 pub mod link;
 mod link_handler;
+mod lock;
 mod methods;
 mod multipart;
 mod options;
@@ -45,6 +50,7 @@ mod publisher;
 mod publishing;
 mod pull;
 mod push;
+mod radio;
 mod reply;
 mod request;
 mod role;
@@ -62,6 +68,7 @@ pub use {bytes, futures, xmsg_zmtp, zeroize};
 
 pub use dealer::Dealer;
 pub use device::{Device, DeviceSocket, DeviceStatistics, DeviceTraffic};
+pub use dish::{Dish, DishOptions, DishStatistics, GroupMessage};
 pub use endpoint::Endpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use events::{DropReason, EventChannel, SocketEvent, SocketEvents};
@@ -75,6 +82,7 @@ pub use pair::Pair;
 pub use publisher::Publisher;
 pub use pull::Pull;
 pub use push::Push;
+pub use radio::{Radio, RadioOptions, RadioStatistics};
 pub use reply::{Replier, ReturnPath};
 pub use request::{Requester, Unanswered};
 pub use router::Router;

@@ -497,3 +497,36 @@ async fn a_pair_that_is_not_let_in_keeps_what_it_sends_until_there_is_a_place() 
     first.close(PATIENCE).await;
     assert_eq!(within("its turn", here.recv()).await.unwrap().frames(), ["second"]);
 }
+
+#[tokio::test]
+async fn a_name_of_an_interface_stands_for_its_address() {
+    let pull = Pull::new(options());
+    let Endpoint::Tcp { host, port } = pull.bind(&"tcp://lo:0".parse().unwrap()).await.unwrap() else {
+        unreachable!()
+    };
+    assert_eq!(host, "127.0.0.1");
+    let push = Push::new(options());
+    push.connect(Endpoint::tcp(host, port));
+    within("room", push.send(["x"])).await.unwrap();
+    assert_eq!(within("a message", pull.recv()).await.unwrap().frames(), ["x"]);
+}
+
+/// It has no file, and is free as soon as the socket is closed.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_unix_socket_may_be_without_a_file() {
+    let name = format!("ipc://@xmsg-pipeline-{}", std::process::id());
+    let endpoint: Endpoint = name.parse().unwrap();
+    for _ in 0..2 {
+        let pull = Pull::new(options());
+        assert_eq!(pull.bind(&endpoint).await.unwrap(), endpoint);
+        let error = Pull::new(options()).bind(&endpoint).await.unwrap_err();
+        assert!(error.to_string().contains("in use"), "{error}");
+        let push = Push::new(options());
+        push.connect(endpoint.clone());
+        within("room", push.send(["x"])).await.unwrap();
+        assert_eq!(within("a message", pull.recv()).await.unwrap().frames(), ["x"]);
+        assert!(!std::path::Path::new(&name["ipc://".len()..]).exists());
+        assert!(pull.unbind(&endpoint));
+    }
+}

@@ -16,11 +16,14 @@
 //! A security [`Mechanism`] takes part in the handshake. One that boxes the traffic leaves a [`curve::Cipher`], which stands between
 //! the engine and the wire.
 //!
+//! RADIO and DISH have no connections: [`datagram`] has their format.
+//!
 //! Sources: ZeroMQ RFC 37 (ZMTP 3.1), 23 (3.0), 15 (2.0), 29 (publish-subscribe), 24 (PLAIN),
-//! 26 (CURVE).
+//! 26 (CURVE), 48 (radio-dish).
 
 mod command;
 pub mod curve;
+pub mod datagram;
 mod engine;
 mod error;
 mod frame;

@@ -234,6 +234,7 @@ fn target(word: &str, usual: End) -> Result<Target, Usage> {
         Endpoint::Inproc(_) => {
             invalid("inproc:// is within one process, and nobody else can be in ours: give tcp:// or ipc://")
         }
+        Endpoint::Udp { .. } => invalid("udp:// is for RADIO and DISH sockets, which this command has not"),
         Endpoint::Tcp { host, port } if end == End::Connect && (host == "*" || *port == 0) => {
             invalid("`*` and port 0 are for binding: add --bind or `@` in front, or name host and port")
         }

@@ -1,5 +1,6 @@
 //! One connection of a socket, or the place of one that is being made anew: its send queue, and what its peer wants and takes.
 
+pub(crate) mod addresses;
 pub mod admission;
 pub mod buffer;
 pub mod encoded;

@@ -1,12 +1,15 @@
 //! Byte streams: TCP, Unix sockets, and pipes within the process, behind one type.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +18,9 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, tcp, unix};
 use tokio::sync::mpsc;
 
+use crate::link::addresses;
 use crate::link::vanished::Route;
+use crate::lock::lock;
 use crate::{Endpoint, TcpOptions};
 use crate::{Error, ErrorKind, Result};
 
@@ -91,12 +96,14 @@ impl Stream {
         let failed = |error| connect_error(endpoint, error);
         match endpoint {
             Endpoint::Tcp { host, port } => {
-                let addresses = look_up(endpoint, host, *port).await?;
+                let addresses = addresses::look_up(endpoint, host, *port).await?;
                 let stream = connect_tcp(addresses, limit).await.map_err(failed)?;
                 options.apply(&stream);
                 Ok(Self::Tcp(stream))
             }
-            Endpoint::Ipc(path) => Ok(Self::Unix(UnixStream::connect(path).await.map_err(failed)?)),
+            Endpoint::Ipc(path) => {
+                Ok(Self::Unix(UnixStream::connect(system_name(path)).await.map_err(failed)?))
+            }
             Endpoint::Inproc(name) => {
                 let listener = inproc().get(name).cloned();
                 let refused = || failed(io::ErrorKind::ConnectionRefused.into());
@@ -104,6 +111,7 @@ impl Stream {
                 listener.ok_or_else(refused)?.send(theirs).await.map_err(|_| refused())?;
                 Ok(Self::Inproc(Pipe::new(ours)))
             }
+            Endpoint::Udp { .. } => Err(datagrams(endpoint)),
         }
     }
 
@@ -254,8 +262,10 @@ impl Listener {
         let failed = |error: io::Error| bind_error(endpoint, error);
         let accepting = match endpoint {
             Endpoint::Tcp { host, port } => {
-                let host = if host == "*" { "0.0.0.0" } else { host };
-                Accepting::Tcp(bind_tcp(look_up(endpoint, host, *port).await?).map_err(failed)?)
+                Accepting::Tcp(bind_tcp(addresses::to_bind(endpoint, host, *port).await?).map_err(failed)?)
+            }
+            Endpoint::Ipc(path) if is_abstract(path) => {
+                Accepting::Unix(UnixListener::bind(system_name(path)).map_err(failed)?, path.clone())
             }
             Endpoint::Ipc(path) => {
                 let is_socket =
@@ -274,6 +284,7 @@ impl Listener {
                 names.insert(name.clone(), sender);
                 Accepting::Inproc(receiver, name.clone())
             }
+            Endpoint::Udp { .. } => return Err(datagrams(endpoint)),
         };
         let endpoint = match (&accepting, endpoint) {
             (Accepting::Tcp(listener), Endpoint::Tcp { .. }) => {
@@ -389,6 +400,8 @@ impl Drop for Accepting {
     fn drop(&mut self) {
         match self {
             Self::Tcp(_) => {}
+            // It has no file.
+            Self::Unix(_, path) if is_abstract(path) => {}
             Self::Unix(_, path) => {
                 // Somebody may have taken it away already; then there is nothing left to do.
                 let _ = std::fs::remove_file(path);
@@ -398,29 +411,6 @@ impl Drop for Accepting {
             }
         }
     }
-}
-
-/// The addresses behind a name: at least one.
-async fn look_up(endpoint: &Endpoint, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
-    let error = match tokio::net::lookup_host((host, port)).await {
-        Ok(addresses) => {
-            let addresses: Vec<_> = addresses.collect();
-            if !addresses.is_empty() {
-                return Ok(addresses);
-            }
-            io::Error::new(io::ErrorKind::NotFound, "the name has no address")
-        }
-        Err(error) => error,
-    };
-    // Without descriptors the files and servers that know the name can't be asked, and the system says that nobody knows it.
-    let error = std::fs::File::open("/dev/null").err().filter(Error::is_used_up).unwrap_or(error);
-    if Error::is_used_up(&error) {
-        return Err(connect_error(endpoint, error));
-    }
-    let what = format!(
-        "cannot find an address for the host {host:?} of {endpoint}: is its name right, and known here?"
-    );
-    Err(Error::new(ErrorKind::UnknownHost, what).with_source(error))
 }
 
 /// Tries the addresses of the name in turn: always in the order in which the system gives them, so that all connections to a
@@ -438,7 +428,7 @@ async fn connect_tcp(addresses: Vec<SocketAddr>, limit: Duration) -> io::Result<
     Err(last)
 }
 
-fn connect_error(endpoint: &Endpoint, error: io::Error) -> Error {
+pub(crate) fn connect_error(endpoint: &Endpoint, error: io::Error) -> Error {
     let (kind, hint) = match (error.kind(), endpoint) {
         (io::ErrorKind::ConnectionRefused, _) => (ErrorKind::Refused, ": nobody listens there"),
         (io::ErrorKind::NotFound, Endpoint::Ipc(_)) => (ErrorKind::Refused, ": there is no such socket"),
@@ -480,7 +470,7 @@ fn bind_tcp(addresses: Vec<SocketAddr>) -> io::Result<TcpListener> {
     Err(last)
 }
 
-fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
+pub(crate) fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
     let (kind, hint) = match error.kind() {
         io::ErrorKind::AddrInUse => {
             (ErrorKind::Io, ": it is in use; choose another one, or stop the process that holds it")
@@ -497,16 +487,33 @@ fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
     Error::new(kind, format!("cannot bind {endpoint}{hint}")).with_source(error)
 }
 
+/// Whether the name of a Unix socket is one of the abstract namespace, as libzmq writes it: `@name`.
+fn is_abstract(path: &Path) -> bool {
+    cfg!(any(target_os = "linux", target_os = "android")) && path.as_os_str().as_bytes().starts_with(b"@")
+}
+
+/// The name as the system has it: of an abstract one the first byte is zero.
+fn system_name(path: &Path) -> Cow<'_, Path> {
+    if !is_abstract(path) {
+        return Cow::Borrowed(path);
+    }
+    let mut name = path.as_os_str().as_bytes().to_vec();
+    name[0] = 0;
+    Cow::Owned(OsString::from_vec(name).into())
+}
+
+/// The error of a socket that has connections, for an endpoint that has none.
+fn datagrams(endpoint: &Endpoint) -> Error {
+    let what = format!("cannot use {endpoint}: only RADIO and DISH sockets send and receive datagrams");
+    Error::new(ErrorKind::InvalidAddress, what)
+}
+
 type Registry = HashMap<String, mpsc::Sender<DuplexStream>>;
 
 /// The `inproc://` endpoints of this process.
 fn inproc() -> MutexGuard<'static, Registry> {
     static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
     lock(&REGISTRY)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

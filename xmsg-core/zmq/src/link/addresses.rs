@@ -1,0 +1,62 @@
+//! From the names in endpoints to addresses: of hosts, and of this machine's interfaces.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crate::link::transport::connect_error;
+use crate::{Endpoint, Error, ErrorKind, Result};
+
+/// The addresses behind the name of a host: at least one.
+pub(crate) async fn look_up(endpoint: &Endpoint, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let error = match tokio::net::lookup_host((host, port)).await {
+        Ok(addresses) => {
+            let addresses: Vec<_> = addresses.collect();
+            if !addresses.is_empty() {
+                return Ok(addresses);
+            }
+            io::Error::new(io::ErrorKind::NotFound, "the name has no address")
+        }
+        Err(error) => error,
+    };
+    // Without descriptors the files and servers that know the name can't be asked, and the system says that nobody knows it.
+    let error = std::fs::File::open("/dev/null").err().filter(Error::is_used_up).unwrap_or(error);
+    if Error::is_used_up(&error) {
+        return Err(connect_error(endpoint, error));
+    }
+    let what = format!(
+        "cannot find an address for the host {host:?} of {endpoint}: is its name right, and known here?"
+    );
+    Err(Error::new(ErrorKind::UnknownHost, what).with_source(error))
+}
+
+/// The addresses that a socket is bound to for this host, at least one: `*` is every interface, and the name of an interface stands for its
+/// addresses.
+pub(crate) async fn to_bind(endpoint: &Endpoint, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    if host == "*" {
+        return Ok(vec![(Ipv4Addr::UNSPECIFIED, port).into()]);
+    }
+    // A literal address needs no list of interfaces, and such a list may be long.
+    if host.parse::<IpAddr>().is_err() {
+        let addresses: Vec<_> = interface(host).into_iter().map(|(ip, _)| (ip, port).into()).collect();
+        if !addresses.is_empty() {
+            return Ok(addresses);
+        }
+    }
+    look_up(endpoint, host, port).await
+}
+
+/// The addresses of the interface of this name, those of IPv4 first, each with the interface's number. None if there is no such interface, or the
+/// system doesn't tell.
+pub(crate) fn interface(name: &str) -> Vec<(IpAddr, u32)> {
+    let all = if_addrs::get_if_addrs().unwrap_or_default();
+    let named = all.into_iter().filter(|interface| interface.name == name);
+    let mut found: Vec<_> = named.map(|found| (found.ip(), found.index.unwrap_or_default())).collect();
+    found.sort_by_key(|(ip, _)| ip.is_ipv6());
+    found
+}
+
+/// The number of the interface that has this address.
+pub(crate) fn interface_with(address: IpAddr) -> Option<u32> {
+    let all = if_addrs::get_if_addrs().unwrap_or_default();
+    all.into_iter().find(|interface| interface.ip() == address).and_then(|found| found.index)
+}

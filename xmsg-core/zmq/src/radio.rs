@@ -1,0 +1,389 @@
+//! RADIO: sends datagrams to groups of listeners.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::UdpSocket;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use xmsg_zmtp::datagram;
+
+use crate::datagrams::{self, LIBZMQ_MAX, Multicast, Queue};
+use crate::deadline::Deadline;
+use crate::link::outbox::HighWaterMark;
+use crate::lock::lock;
+use crate::{Endpoint, Error, ErrorKind, Result};
+
+/// Options of a [`Radio`].
+///
+/// ```
+/// use xmsg_zmq::{Radio, RadioOptions};
+/// let radio = Radio::new(RadioOptions::default().max_datagram(1_400).multicast_hops(4));
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RadioOptions {
+    high_water_mark: HighWaterMark,
+    max_datagram: usize,
+    linger: Duration,
+    multicast: Multicast,
+    send_buffer: Option<usize>,
+}
+
+impl Default for RadioOptions {
+    fn default() -> Self {
+        Self {
+            high_water_mark: HighWaterMark { messages: 1_000, bytes: 8 << 20 },
+            max_datagram: LIBZMQ_MAX,
+            linger: Duration::from_secs(5),
+            multicast: Multicast { is_looped_back: true, hops: 1 },
+            send_buffer: None,
+        }
+    }
+}
+
+impl RadioOptions {
+    /// How much waits for one endpoint until it is sent. What comes above it is dropped and counted. Default 1,000 messages, 8 MiB.
+    pub fn high_water_mark(mut self, mark: HighWaterMark) -> Self {
+        self.high_water_mark = mark;
+        self
+    }
+
+    /// The largest datagram, bytes: the group, the message and one byte more. Default 8,192, which is all that libzmq receives. UDP over IPv4 takes
+    /// 65,507. What is larger than a network's packets (about 1,400 bytes) is lost whole when one of its packets is.
+    pub fn max_datagram(mut self, bytes: usize) -> Self {
+        self.max_datagram = bytes;
+        self
+    }
+
+    /// How long what waits is still sent after the last handle of the socket was dropped. Default 5 s.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// Whether listeners on this host get what is sent to a multicast address, too. Default yes.
+    pub fn multicast_loop(mut self, is_looped_back: bool) -> Self {
+        self.multicast.is_looped_back = is_looped_back;
+        self
+    }
+
+    /// How many networks what is sent to a multicast address may cross, 0 to 255. Default 1: this one alone.
+    pub fn multicast_hops(mut self, hops: u8) -> Self {
+        self.multicast.hops = hops.into();
+        self
+    }
+
+    /// Bytes of the kernel's send buffer. Default: the system decides.
+    pub fn send_buffer(mut self, bytes: usize) -> Self {
+        self.send_buffer = Some(bytes);
+        self
+    }
+}
+
+/// A socket that sends each message to one group, over `udp://`, to every endpoint that it is connected to (RFC 48). Whoever listens there and has
+/// [joined](crate::Dish::join) the group gets it. Clones share the socket.
+///
+/// Sending never waits: what has no room is dropped and counted. What was sent may be lost on its way, come twice or in another order, as UDP has it; nobody is told. There
+/// is no security: whoever can send to the endpoint can say anything.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
+/// use std::time::Duration;
+/// use xmsg_zmq::{Dish, DishOptions, Radio, RadioOptions};
+/// let dish = Dish::new(DishOptions::default());
+/// let endpoint = dish.bind(&"udp://127.0.0.1:0".parse()?).await?;
+/// dish.join("weather")?;
+///
+/// let radio = Radio::new(RadioOptions::default());
+/// radio.connect(&endpoint).await?;
+/// radio.send("traffic", "a jam on the A3")?; // nobody has joined this group
+/// radio.send("weather", "12.5 °C")?;
+/// let message = dish.recv().await.unwrap();
+/// assert_eq!((&message.group[..], &message.body[..]), (&b"weather"[..], "12.5 °C".as_bytes()));
+/// assert_eq!(radio.close(Duration::from_secs(1)).await, 0, "nothing is left");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Radio(Arc<Shared>);
+
+/// What went to one endpoint of a [`Radio`], messages since it was connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RadioStatistics {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// Handed to the system.
+    pub sent: u64,
+    /// Waiting to be handed to it.
+    pub queued: usize,
+    /// Dropped, because the queue was at its high-water mark.
+    pub dropped: u64,
+    /// Refused by the system, for [`last_error`](Self::last_error).
+    pub failed: u64,
+    /// How often the other host has said that nobody listens there. Of a multicast address nobody says so.
+    pub refused: u64,
+    /// What the system said last, if it has refused anything.
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: RadioOptions,
+    /// `None` once it is closed.
+    targets: Mutex<Option<Vec<Sending>>>,
+}
+
+/// One endpoint, and the task that sends to it.
+#[derive(Debug)]
+struct Sending {
+    target: Arc<Target>,
+    task: JoinHandle<()>,
+}
+
+/// One endpoint, and what is sent to it.
+#[derive(Debug)]
+struct Target {
+    endpoint: Endpoint,
+    waiting: Mutex<Waiting>,
+    /// Told when there is something to send, or no more will come.
+    changed: Notify,
+    ending: CancellationToken,
+    sent: AtomicU64,
+    dropped: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    queue: Queue<Bytes>,
+    /// Whether one is being handed to the system.
+    is_sending: bool,
+    /// Set when no more are taken: until when those that wait are sent.
+    end: Option<Deadline>,
+}
+
+impl Radio {
+    /// A socket without endpoints.
+    #[must_use]
+    pub fn new(options: RadioOptions) -> Self {
+        Self(Arc::new(Shared { options, targets: Mutex::new(Some(Vec::new())) }))
+    }
+
+    /// Sends to this endpoint from now on, too. Its name is looked up once, here.
+    ///
+    /// An endpoint that is not `udp://`, or no address of this machine's networks, is an error; that nobody listens there is none.
+    /// [`Closed`](ErrorKind::Closed) once the socket is.
+    pub async fn connect(&self, endpoint: &Endpoint) -> Result<()> {
+        let options = &self.0.options;
+        let socket = datagrams::sender(endpoint, options.multicast, options.send_buffer).await?;
+        let mut targets = lock(&self.0.targets);
+        let targets = targets.as_mut().ok_or_else(closed)?;
+        let target = Arc::new(Target::new(endpoint.clone(), options.high_water_mark));
+        let sending = target.clone();
+        let task = tokio::spawn(async move { sending.send_all(&socket).await });
+        targets.push(Sending { target, task });
+        Ok(())
+    }
+
+    /// Sends no more to this endpoint; what waits for it is sent for the time of [`linger`](RadioOptions::linger). Returns whether the socket was
+    /// connected to it.
+    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
+    pub fn disconnect(&self, endpoint: &Endpoint) -> bool {
+        let mut targets = lock(&self.0.targets);
+        let Some(targets) = targets.as_mut() else { return false };
+        let before = targets.len();
+        targets.retain(|Sending { target, .. }| {
+            let stays = target.endpoint != *endpoint;
+            if !stays {
+                target.end_by(Deadline::after(self.0.options.linger));
+            }
+            stays
+        });
+        targets.len() < before
+    }
+
+    /// Sends a message to a group, without waiting. Returns to how many endpoints it goes: those that have no room for it drop and count it.
+    ///
+    /// A group that is longer than 255 bytes or has a zero byte is [`InvalidTopic`](ErrorKind::InvalidTopic), a message that does not fit into a
+    /// datagram [`TooLarge`](ErrorKind::TooLarge). [`Closed`](ErrorKind::Closed) once the socket is.
+    pub fn send(&self, group: impl AsRef<[u8]>, body: impl AsRef<[u8]>) -> Result<usize> {
+        let (group, body) = (group.as_ref(), body.as_ref());
+        let (size, limit) = (1 + group.len() + body.len(), self.0.options.max_datagram);
+        datagram::check_group(group).map_err(|error| invalid_group(group, error))?;
+        if size > limit {
+            let what = format!(
+                "a message of {} bytes for a group of {} bytes does not fit into a datagram of {limit} bytes \
+                 (max_datagram)",
+                body.len(),
+                group.len()
+            );
+            return Err(Error::new(ErrorKind::TooLarge, what));
+        }
+        let bytes = datagram::encode(group, body).map_err(|error| invalid_group(group, error))?;
+        let targets = lock(&self.0.targets);
+        let targets = targets.as_ref().ok_or_else(closed)?;
+        Ok(targets.iter().filter(|sending| sending.target.push(&bytes)).count())
+    }
+
+    /// What went to each endpoint, in numbers.
+    #[must_use]
+    pub fn statistics(&self) -> Vec<RadioStatistics> {
+        lock(&self.0.targets).iter().flatten().map(|sending| sending.target.statistics()).collect()
+    }
+
+    /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not sent.
+    pub async fn close(&self, linger: Duration) -> usize {
+        let end = Deadline::after(linger);
+        let mut unsent = 0;
+        for Sending { target, task } in self.0.close(end) {
+            // The task ends by then, too: what it says is that it has.
+            drop(end.limit(task).await);
+            unsent += target.unsent();
+        }
+        unsent
+    }
+}
+
+impl Shared {
+    /// Takes no more messages, and sends what waits until then.
+    fn close(&self, end: Deadline) -> Vec<Sending> {
+        let targets = lock(&self.targets).take().unwrap_or_default();
+        for Sending { target, .. } in &targets {
+            target.end_by(end);
+        }
+        targets
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.close(Deadline::after(self.options.linger));
+    }
+}
+
+impl Target {
+    fn new(endpoint: Endpoint, mark: HighWaterMark) -> Self {
+        Self {
+            endpoint,
+            waiting: Mutex::new(Waiting { queue: Queue::new(mark), is_sending: false, end: None }),
+            ending: CancellationToken::new(),
+            changed: Notify::new(),
+            sent: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            last_error: Mutex::new(None),
+        }
+    }
+
+    /// Has a message wait to be sent. Returns whether there was room.
+    fn push(&self, datagram: &Bytes) -> bool {
+        let has_room = lock(&self.waiting).queue.push(datagram.clone(), datagram.len());
+        if has_room {
+            self.changed.notify_one();
+        } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    fn end_by(&self, end: Deadline) {
+        lock(&self.waiting).end = Some(end);
+        self.changed.notify_one();
+        self.ending.cancel();
+    }
+
+    /// Sends what waits until the end has come: all of it, or what there is time for.
+    async fn send_all(&self, socket: &UdpSocket) {
+        let each = async {
+            while let Some(datagram) = self.next().await {
+                self.send(socket, &datagram).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = each => {}
+            () = self.end_has_come() => {}
+        }
+    }
+
+    /// The next message to send; `None` when all are sent and no more are taken.
+    async fn next(&self) -> Option<Bytes> {
+        loop {
+            {
+                let mut waiting = lock(&self.waiting);
+                let next = waiting.queue.pop();
+                waiting.is_sending = next.is_some();
+                if next.is_some() || waiting.end.is_some() {
+                    return next;
+                }
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    async fn end_has_come(&self) {
+        self.ending.cancelled().await;
+        let end = lock(&self.waiting).end;
+        if let Some(end) = end {
+            end.passed().await;
+        }
+    }
+
+    async fn send(&self, socket: &UdpSocket, datagram: &[u8]) {
+        let result = match socket.send(datagram).await {
+            // That is the answer to what was sent before, and told instead of sending.
+            Err(error) if Error::kind_of(&error) == ErrorKind::Refused => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                socket.send(datagram).await
+            }
+            result => result,
+        };
+        match result {
+            Ok(_) => {
+                self.sent.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(endpoint = %self.endpoint, %error, "a datagram was not sent");
+                *lock(&self.last_error) = Some(error.to_string());
+            }
+        }
+        lock(&self.waiting).is_sending = false;
+    }
+
+    /// Messages that are not sent yet.
+    fn unsent(&self) -> usize {
+        let waiting = lock(&self.waiting);
+        waiting.queue.len() + usize::from(waiting.is_sending)
+    }
+
+    fn statistics(&self) -> RadioStatistics {
+        let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        RadioStatistics {
+            endpoint: self.endpoint.clone(),
+            sent: number(&self.sent),
+            queued: self.unsent(),
+            dropped: number(&self.dropped),
+            failed: number(&self.failed),
+            refused: number(&self.refused),
+            last_error: lock(&self.last_error).clone(),
+        }
+    }
+}
+
+/// The error for what is no group.
+pub(crate) fn invalid_group(group: &[u8], error: datagram::Malformed) -> Error {
+    let shown = group[..group.len().min(32)].escape_ascii();
+    Error::new(ErrorKind::InvalidTopic, format!("the group \"{shown}\" is not allowed: {error}"))
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the RADIO socket is closed")
+}
