@@ -289,6 +289,10 @@ impl Balancer {
                 return None;
             };
             let refused = match self.offer(hub, frames) {
+                // Somebody has taken it before, and may come back: a stranger that takes nothing has others lose nothing.
+                Offered::Unfit(link) if is_returned && !link.connecting => {
+                    return Some((encoded_len(frames), frames.len()));
+                }
                 Offered::NoRoom => return Some((encoded_len(frames), frames.len())),
                 Offered::Taken(_) => None,
                 Offered::Unfit(link) => Some(hub.unfit(&link, frames)),

@@ -106,10 +106,8 @@ impl DeviceSocket for XSub {
 
     async fn give(&self, message: Multipart) -> Result<()> {
         match message.frames() {
-            [frame] if frame.first() == Some(&1) => self.subscribe(frame.slice(1..)),
-            [frame] if frame.first() == Some(&0) => {
-                self.unsubscribe(frame.slice(1..));
-                Ok(())
+            [frame] if matches!(frame.first(), Some(0 | 1)) => {
+                self.subscribe_for_others(&frame.slice(1..), frame[0] == 1)
             }
             _ => self.send(message).await,
         }

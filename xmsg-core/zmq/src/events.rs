@@ -88,7 +88,8 @@ pub enum SocketEvent {
         /// Messages that the peer has dropped for this reason in all, over all connections of this socket to it.
         total: u64,
     },
-    /// A subscription was not made, because the peer has told that it does not take it: nothing comes from there for it.
+    /// A subscription was not made, because the peer has told that it does not take it: nothing comes from there for it. Of a peer that has connected
+    /// to this socket, only the first one is told.
     SubscriptionRefused {
         /// The peer.
         peer: String,

@@ -31,6 +31,7 @@ use crate::lock::lock;
 use crate::options::Overflow;
 use crate::role::Role;
 use crate::statistics::ConnectionStatistics;
+use crate::subscriptions::NotTaken;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits};
@@ -88,6 +89,7 @@ pub(crate) struct Hub {
     dropped: AtomicU64,
     /// … in the log.
     drop_log: Throttle,
+    refusal_log: Throttle,
     /// Until when messages may be held back after a reconnection.
     hold_limit: HoldLimit,
     stop: CancellationToken,
@@ -109,6 +111,7 @@ impl Hub {
             parent,
             dropped: AtomicU64::new(0),
             drop_log: Throttle::default(),
+            refusal_log: Throttle::default(),
             hold_limit: HoldLimit::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -443,7 +446,7 @@ impl Hub {
         }
     }
 
-    fn add_link(&self, connecting: bool) -> Arc<Link> {
+    pub(crate) fn add_link(&self, connecting: bool) -> Arc<Link> {
         let mark = self.options.send_high_water_mark;
         let mut links = self.links();
         let link = Arc::new(Link {
@@ -562,11 +565,7 @@ impl Hub {
         let refused = self.role.establish(link, version, limits);
         tracing::debug!(peer = name, socket = %self.role.socket_type(), ?version, "connected");
         self.tell(SocketEvent::Connected { peer: name.to_owned() });
-        for (prefix, why) in refused {
-            let reason = why.error(Whose::Theirs(name)).to_string();
-            tracing::warn!(peer = name, prefix = %prefix.escape_ascii(), reason, "subscription refused");
-            self.tell(SocketEvent::SubscriptionRefused { peer: name.to_owned(), prefix, reason });
-        }
+        self.tell_refused_subscriptions(link, refused);
         self.changed.notify_waiters();
         self.reassign();
 
@@ -620,6 +619,21 @@ impl Hub {
         self.tell(SocketEvent::Disconnected { peer: name.to_owned(), error });
         self.changed.notify_waiters();
         self.reassign();
+    }
+
+    /// Tells of subscriptions that a peer does not take. Of one that has connected to us, only the first is an event: it may refuse all there are,
+    /// again and again.
+    pub(crate) fn tell_refused_subscriptions(&self, link: &Link, refused: Vec<(Bytes, NotTaken)>) {
+        let peer = link.state().name.to_string();
+        let (most, count) = (if link.connecting { usize::MAX } else { 1 }, refused.len());
+        for (prefix, why) in refused.into_iter().take(most) {
+            let reason = why.error(Whose::Theirs(&peer)).to_string();
+            if let Some(unlogged) = self.refusal_log.pass("subscriptions that a peer refuses") {
+                let prefix = prefix.escape_ascii();
+                tracing::warn!(peer, %prefix, reason, count, unlogged, "subscription refused");
+            }
+            self.tell(SocketEvent::SubscriptionRefused { peer: peer.clone(), prefix, reason });
+        }
     }
 
     fn tell_refused(&self, peer: &str, reason: &'static str) {

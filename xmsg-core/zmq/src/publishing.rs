@@ -8,8 +8,10 @@ use crate::link::session::Ended;
 use crate::role::Role;
 
 /// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
-/// prefixes, the publisher takes it that everything is wanted.
+/// prefixes, the publisher takes it that everything is wanted. It has chosen to connect, and what others want there is no reason to leave.
 const WANTED_MAX: usize = 100_000;
+/// … and their bytes.
+const WANTED_BYTES_MAX: usize = 8 << 20;
 
 /// PUB keeps what each of its peers wants.
 #[derive(Debug)]
@@ -44,11 +46,15 @@ pub(crate) fn note_wanted(
         }
         return Ok(is_known);
     }
-    if link.connecting && (state.wanted.len() >= WANTED_MAX || len > limits.subscription_len) {
-        state.wants_more = true;
-        return Ok(false);
-    }
-    if state.wanted.len() >= limits.subscriptions || state.wanted_bytes + len > limits.subscription_bytes {
+    if link.connecting {
+        let is_too_much = state.wanted.len() >= WANTED_MAX || state.wanted_bytes + len > WANTED_BYTES_MAX;
+        if is_too_much || len > limits.subscription_len {
+            state.wants_more = true;
+            return Ok(false);
+        }
+    } else if state.wanted.len() >= limits.subscriptions
+        || state.wanted_bytes + len > limits.subscription_bytes
+    {
         return Err(limits.too_many(state.wanted.len() + 1, state.wanted_bytes + len).into());
     }
     let is_new = state.wanted.insert(prefix.clone());
@@ -56,4 +62,35 @@ pub(crate) fn note_wanted(
         state.wanted_bytes += len;
     }
     Ok(is_new)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::SocketOptions;
+    use crate::hub::Owner;
+
+    /// A proxy tells what all its subscribers want together, which may be any amount. Whoever connects to us has limits.
+    #[tokio::test]
+    async fn what_a_proxy_tells_is_never_too_much_to_stay() {
+        let limits = Limits { subscriptions: 3, subscription_bytes: 10, ..Limits::default() };
+        let role = Arc::new(Publishing { limits: limits.clone() });
+        let socket = Owner::new(role, SocketOptions::default());
+        socket.connect("inproc://nobody-listens-here".parse().unwrap());
+        let connecting = socket.links()[0].clone();
+        let accepted = socket.add_link(false);
+        for prefix in ["six of", "twelve"].map(Bytes::from) {
+            assert!(note_wanted(&limits, &connecting, true, &prefix).unwrap());
+        }
+        note_wanted(&limits, &accepted, true, &"six of".into()).unwrap();
+        note_wanted(&limits, &accepted, true, &"twelve".into()).unwrap_err();
+        for number in 0..3_000 {
+            let prefix = Bytes::from(format!("{number:04090}"));
+            note_wanted(&limits, &connecting, true, &prefix).unwrap();
+        }
+        let state = connecting.state();
+        assert!(state.wants_more && state.wanted_bytes <= WANTED_BYTES_MAX && state.wanted.len() > 1_000);
+    }
 }

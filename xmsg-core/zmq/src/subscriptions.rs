@@ -12,8 +12,10 @@ use crate::link::refusal::{Whose, unfit_subscription};
 use crate::role::Role;
 use crate::{Error, Result, SocketOptions};
 
-/// Subscriptions and their cancelling that wait to be written, bytes: what a socket subscribes to is its own choice.
+/// Subscriptions and their cancelling that wait to be written to a peer that we connect to, bytes: what a socket subscribes to is its own choice.
 const QUEUED_MAX: usize = 1 << 30;
+/// … and to a peer that has connected to us. One that does not read them is not waited for: its connection ends.
+const QUEUED_FOR_STRANGERS: usize = 64 << 20;
 
 /// A subscription above a limit.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +76,8 @@ pub(crate) struct Subscriptions {
     pub(crate) last: BTreeSet<Bytes>,
     /// Of all prefixes.
     pub(crate) bytes: usize,
+    /// Prefixes of others that are more than may be kept, and for which everything is subscribed to.
+    pub(crate) beyond: usize,
 }
 
 impl Subscriptions {
@@ -133,6 +137,38 @@ impl Subscribing {
         subscribed
     }
 
+    /// Adds to what others want, or takes away from it. What is more than we may keep is not refused, which one of them could bring about for all:
+    /// while there is more, everything is subscribed to.
+    pub(crate) fn subscribe_for_others(&self, hub: &Hub, prefix: &Bytes, subscribe: bool) -> Result<()> {
+        let mut subscriptions = self.state();
+        let is_kept = subscriptions.counts.contains_key(prefix);
+        if !subscribe && !is_kept {
+            if subscriptions.beyond == 0 {
+                return Ok(());
+            }
+            subscriptions.beyond -= 1;
+            return if subscriptions.beyond == 0 {
+                self.change(hub, subscriptions, &Bytes::new(), false)
+            } else {
+                Ok(())
+            };
+        }
+        let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + prefix.len());
+        let has_room = SubscriptionLimits::ours(&self.limits).check(prefix.len(), count, bytes).is_ok();
+        if !subscribe || is_kept || has_room {
+            return self.change(hub, subscriptions, prefix, subscribe);
+        }
+        subscriptions.beyond += 1;
+        if subscriptions.beyond > 1 {
+            return Ok(());
+        }
+        let subscribed = self.change(hub, subscriptions, &Bytes::new(), true);
+        if subscribed.is_err() {
+            self.state().beyond -= 1;
+        }
+        subscribed
+    }
+
     fn change(
         &self,
         hub: &Hub,
@@ -168,23 +204,36 @@ impl Subscribing {
                 let state = link.state();
                 (state.version, state.limits)
             };
-            // It was not told of a prefix that is too long for it, and does not take the cancelling either.
-            let is_known = subscribe || limits.subscription_len.is_none_or(|most| prefix.len() <= most);
-            if let Some(version) = version.filter(|_| is_known) {
-                let mut bytes = BytesMut::new();
-                version.write_subscription(&mut bytes, subscribe, prefix);
-                link.outbox.push_urgent(&bytes, QUEUED_MAX);
+            let Some(version) = version else { continue };
+            let limits = SubscriptionLimits::theirs(&limits);
+            if subscribe {
+                // That a peer that we connect to takes it was found before. Another one goes without.
+                let all = limits.check(prefix.len(), subscriptions.counts.len(), subscriptions.bytes);
+                if let Err(why) = all {
+                    link.state().refused = Some(why);
+                    hub.tell_refused_subscriptions(link, vec![(prefix.clone(), why)]);
+                    continue;
+                }
+            } else if prefix.len() > limits.len {
+                // It was not told of a prefix that is too long for it, and does not take the cancelling either.
+                continue;
             }
+            let mut bytes = BytesMut::new();
+            version.write_subscription(&mut bytes, subscribe, prefix);
+            queue(link, &bytes);
         }
         Ok(())
     }
 
-    /// Whether a prefix of this length may be added.
+    /// Whether a prefix of this length may be added. Limits of peers that have connected to us bind nobody but themselves.
     fn may_subscribe(&self, hub: &Hub, len: usize, subscriptions: &Subscriptions) -> Result<()> {
         let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + len);
-        let ours = SubscriptionLimits::ours(&self.limits).check(len, count, bytes);
-        ours.map_err(|why| why.error(Whose::Ours))?;
-        for link in hub.links().iter() {
+        // What stands for all that is beyond the limit has room beyond it.
+        if subscriptions.beyond == 0 {
+            let ours = SubscriptionLimits::ours(&self.limits).check(len, count, bytes);
+            ours.map_err(|why| why.error(Whose::Ours))?;
+        }
+        for link in hub.links().iter().filter(|link| link.connecting) {
             let state = link.state();
             let theirs = SubscriptionLimits::theirs(&state.limits).check(len, count, bytes);
             theirs.map_err(|why| why.error(Whose::Theirs(&state.name)))?;
@@ -194,10 +243,20 @@ impl Subscribing {
 
     /// Why a peer does not take one of the subscriptions, if that is so.
     pub(crate) fn refused(hub: &Hub) -> Option<Error> {
-        hub.links().iter().find_map(|link| {
+        hub.links().iter().filter(|link| link.connecting).find_map(|link| {
             let state = link.state();
             state.refused.map(|why| why.error(Whose::Theirs(&state.name)))
         })
+    }
+}
+
+/// Has subscriptions wait until they are written. A peer that has connected to us and lets too many of them wait is ended: without them it would
+/// send what nobody wants any more, and keep what somebody wants.
+fn queue(link: &Link, subscriptions: &[u8]) {
+    let most = if link.connecting { QUEUED_MAX } else { QUEUED_FOR_STRANGERS };
+    if !link.outbox.push_urgent(subscriptions, most) && !link.connecting {
+        tracing::debug!(peer = %link.state().name, "ended: it does not read what is subscribed to");
+        link.stop.cancel();
     }
 }
 
@@ -228,7 +287,7 @@ impl Role for Subscribing {
         link.outbox.clear_urgent();
         let (bytes, refused) = subscriptions.for_peer(version, &limits);
         if !bytes.is_empty() {
-            link.outbox.push_urgent(&bytes, QUEUED_MAX);
+            queue(link, &bytes);
         }
         link.establish(version, limits, refused.first().map(|(_, why)| *why));
         refused

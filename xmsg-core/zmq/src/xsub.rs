@@ -57,6 +57,11 @@ impl XSub {
         let _ = self.role.subscribe(&self.hub, &prefix.into(), false);
     }
 
+    /// Subscribes for somebody else, or takes that back.
+    pub(crate) fn subscribe_for_others(&self, prefix: &Bytes, subscribe: bool) -> Result<()> {
+        self.role.subscribe_for_others(&self.hub, prefix, subscribe)
+    }
+
     /// Why a peer that is connected does not take one of the subscriptions, if that is so.
     #[must_use]
     pub fn refused(&self) -> Option<Error> {

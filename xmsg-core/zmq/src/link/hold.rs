@@ -13,6 +13,8 @@ use crate::link::Link;
 
 /// Subscribers that were there before are waited for until the connection is so old.
 const HOLD: Duration = Duration::from_secs(1);
+/// Subscriptions that are remembered from connection to connection.
+const WANTED_MAX: usize = 100_000;
 /// … and for so long at least, if the pause itself took all of that time.
 const GRACE_MIN: Duration = Duration::from_millis(250);
 
@@ -36,7 +38,10 @@ impl Lost {
         let Some(mut before) = before else {
             return Self { since, wanted, waiting: None, patience: HOLD };
         };
-        before.wanted.extend(wanted);
+        // A peer that comes and goes, and wants something else each time, is not remembered for ever.
+        if before.wanted.len() + wanted.len() <= WANTED_MAX {
+            before.wanted.extend(wanted);
+        }
         let spent = before.waiting.map_or(Duration::ZERO, |start| start.elapsed());
         Self { since, waiting: None, patience: before.patience.saturating_sub(spent), ..before }
     }

@@ -24,6 +24,7 @@ pub mod vanished;
 pub mod violations;
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -117,6 +118,23 @@ impl LinkState {
     }
 }
 
+/// Whether one of the prefixes is one of the topic, however long that is.
+///
+/// The last of those that sort before the topic either is such a prefix, or differs from the topic at some byte. Whatever else is a prefix
+/// of the topic then ends before that byte, so that the search goes on with what is before it.
+fn has_prefix_of(prefixes: &BTreeSet<Bytes>, topic: &[u8]) -> bool {
+    let mut topic = topic;
+    loop {
+        let up_to = (Bound::Unbounded, Bound::Included(topic));
+        let Some(last) = prefixes.range::<[u8], _>(up_to).next_back() else { return false };
+        let common = last.iter().zip(topic).take_while(|(a, b)| a == b).count();
+        if common == last.len() {
+            return true;
+        }
+        topic = &topic[..common];
+    }
+}
+
 impl AsRef<Outbox> for Link {
     fn as_ref(&self) -> &Outbox {
         &self.outbox
@@ -168,7 +186,40 @@ impl Link {
     /// Whether the peer of a publisher wants this topic.
     pub(crate) fn wants(&self, topic: &[u8]) -> bool {
         let state = self.state();
-        // Every prefix of the topic that is subscribed sorts at or before it.
-        state.wants_more || (0..=topic.len()).any(|len| state.wanted.contains(&topic[..len]))
+        state.wants_more || has_prefix_of(&state.wanted, topic)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_topic_of_many_megabytes_is_looked_up_as_fast_as_a_short_one() {
+        let prefixes: BTreeSet<Bytes> = (0..1000_u32).map(|n| Bytes::from(format!("a:{n}"))).collect();
+        let topic = [&b"b:"[..], &vec![b'x'; 64 << 20]].concat();
+        // One comparison; each prefix of it would be 64 million of them, for minutes.
+        assert!(!has_prefix_of(&prefixes, &topic));
+        assert!(has_prefix_of(&prefixes, b"a:17:x") && has_prefix_of(&prefixes, b"a:9"));
+        assert!(
+            !has_prefix_of(&prefixes, b"a:")
+                && !has_prefix_of(&prefixes, b"")
+                && !has_prefix_of(&prefixes, b"a")
+        );
+        assert!(has_prefix_of(&[Bytes::new()].into(), &topic));
+    }
+
+    proptest! {
+        #[test]
+        fn a_prefix_is_found_exactly_if_there_is_one(
+            prefixes in prop::collection::btree_set("[ab\0]{0,6}", 0..12),
+            topic in "[ab\0]{0,8}",
+        ) {
+            let expected = prefixes.iter().any(|prefix| topic.starts_with(prefix.as_str()));
+            let prefixes: BTreeSet<Bytes> = prefixes.into_iter().map(Bytes::from).collect();
+            prop_assert_eq!(has_prefix_of(&prefixes, topic.as_bytes()), expected);
+        }
     }
 }

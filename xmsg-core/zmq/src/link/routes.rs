@@ -26,14 +26,16 @@ impl Routes {
     }
 
     /// Gives a name to a newcomer until what is returned is dropped. Whoever has it loses it, and the connection: its owner may have lost its old
-    /// one unnoticed. `None`: where peers prove who they are, somebody else has it.
+    /// one unnoticed. `None`: where peers prove who they are, somebody else has it; or it is that of a peer that we connect to, from which nobody
+    /// takes it.
     pub(crate) fn take_over(&self, key: RouteKey, link: &Arc<Link>) -> Option<Route<'_>> {
         let principal = link.state().principal.clone();
         let mut links = self.links();
         if let Some(old) = links.get(&key) {
-            if old.state().principal != principal {
+            if old.connecting || old.state().principal != principal {
                 return None;
             }
+            // An accepted link has one connection, and ends with it.
             old.stop.cancel();
         }
         links.insert(key.clone(), link.clone());

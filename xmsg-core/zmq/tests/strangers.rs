@@ -1,0 +1,270 @@
+//! Peers that anybody may be: what one of them says, wants or leaves undone is felt by nobody else.
+
+#![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use xmsg_zmq::{
+    Dealer, Device, Endpoint, ErrorKind, Multipart, Publisher, Pull, Push, Router, SocketEvent,
+    SocketOptions, Subscriber, XPub, XPubOptions, XSub,
+};
+use xmsg_zmtp::{Engine, Event, Limits, Options, SocketType};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: nothing in time"))
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    within(what, async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+fn anywhere() -> Endpoint {
+    "tcp://127.0.0.1:0".parse().unwrap()
+}
+
+fn options() -> SocketOptions {
+    SocketOptions { reconnect_min: Duration::from_millis(10), ..SocketOptions::default() }
+}
+
+fn limited(limits: Limits) -> SocketOptions {
+    SocketOptions { limits, ..options() }
+}
+
+fn identified(identity: &'static str) -> SocketOptions {
+    SocketOptions { identity: Bytes::from_static(identity.as_bytes()), ..options() }
+}
+
+/// A forwarder: the device, its sockets, and where publishers and subscribers connect.
+async fn forwarder(options: SocketOptions) -> (Device, XSub, Endpoint, Endpoint) {
+    let (frontend, backend) = (XSub::new(options.clone()), XPub::new(XPubOptions::default(), options));
+    let (publishers, subscribers) =
+        (frontend.bind(&anywhere()).await.unwrap(), backend.bind(&anywhere()).await.unwrap());
+    (Device::start(&frontend, &backend), frontend, publishers, subscribers)
+}
+
+fn subscriber(endpoint: &Endpoint, prefixes: impl IntoIterator<Item = String>) -> Subscriber {
+    let socket = Subscriber::new(options());
+    for prefix in prefixes {
+        socket.subscribe(prefix).unwrap();
+    }
+    socket.connect(endpoint.clone());
+    socket
+}
+
+/// Publishes to the topic until the subscriber gets it.
+async fn reaches(publisher: &Publisher, subscriber: &mut Subscriber, topic: &'static str) {
+    within(topic, publisher.wait_for_subscriber(topic.as_bytes())).await.unwrap();
+    publisher.publish([topic]).await.unwrap();
+    while within(topic, subscriber.recv()).await.unwrap().frames()[0] != topic {}
+}
+
+/// A PUB may tell a forwarder that it takes one subscription. That is its own affair.
+#[tokio::test]
+async fn the_limits_that_one_publisher_tells_bind_nobody_else() {
+    let (_device, frontend, publishers, subscribers) = forwarder(options()).await;
+    let narrow =
+        Publisher::new(limited(Limits { subscriptions: 1, subscription_len: 8, ..Limits::default() }));
+    narrow.connect(publishers.clone());
+    let good = Publisher::new(options());
+    good.connect(publishers);
+    until("both publishers", || frontend.peers() == 2).await;
+    let mut events = frontend.events();
+    let mut wanting = subscriber(&subscribers, ["a:1", "a:2", "a:long enough"].map(String::from));
+    for topic in ["a:1", "a:2", "a:long enough"] {
+        reaches(&good, &mut wanting, topic).await;
+    }
+    let refused = within("the event", async {
+        loop {
+            if let Some(SocketEvent::SubscriptionRefused { prefix, .. }) = events.next().await {
+                return prefix;
+            }
+        }
+    });
+    assert!(refused.await.starts_with(b"a:"));
+    assert!(frontend.refused().is_none(), "it is no reason for a subscription of ours to fail");
+}
+
+/// One subscriber may want as much as the forwarder keeps for all of them together.
+#[tokio::test]
+async fn what_one_subscriber_wants_keeps_nobody_else_from_subscribing() {
+    let few = Limits { subscriptions: 10, ..Limits::default() };
+    let frontend = XSub::new(limited(few));
+    let backend = XPub::new(XPubOptions::default(), options());
+    let (publishers, subscribers) =
+        (frontend.bind(&anywhere()).await.unwrap(), backend.bind(&anywhere()).await.unwrap());
+    let device = Device::start(&frontend, &backend);
+    let publisher = Publisher::new(options());
+    publisher.connect(publishers);
+    let greedy = subscriber(&subscribers, (0..100).map(|number| format!("many:{number}")));
+    // The eleventh stands for everything.
+    within("more than is kept", publisher.wait_for_subscriber(b"whatever")).await.unwrap();
+    let mut late = subscriber(&subscribers, ["b:1".to_owned()]);
+    until("the late one", || backend.peers() == 2).await;
+    within("its message", async {
+        loop {
+            publisher.publish(["b:1"]).await.unwrap();
+            if let Some(Some(message)) = late.recv().now_or_never() {
+                assert_eq!(message.frames(), ["b:1"]);
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    // When those have left for whom everything was subscribed to, it is no more.
+    drop(greedy);
+    until("less to be wanted", || backend.peers() == 1).await;
+    drop(late);
+    until("nothing to be wanted", || !publisher.has_subscriber(b"whatever")).await;
+    let _again = subscriber(&subscribers, ["c:".to_owned()]);
+    within("what is wanted now", publisher.wait_for_subscriber(b"c:1")).await.unwrap();
+    assert!(!publisher.has_subscriber(b"whatever") && !publisher.has_subscriber(b"b:1"));
+    assert_eq!(device.stop(PATIENCE).await.backward.dropped, 0);
+}
+
+/// What waits for a publisher that does not read is bounded, and others are told all the same.
+#[tokio::test]
+async fn a_publisher_that_does_not_read_what_is_subscribed_to_is_ended() {
+    let frontend = XSub::new(options());
+    let Endpoint::Tcp { port, .. } = frontend.bind(&anywhere()).await.unwrap() else { unreachable!() };
+    let mut deaf = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut engine = Engine::new(Options::new(SocketType::Pub), std::time::Instant::now());
+    within("the handshake", async {
+        let mut input = BytesMut::new();
+        loop {
+            if let Some(bytes) = engine.poll_transmit() {
+                deaf.write_all(&bytes).await.unwrap();
+            }
+            match engine.poll_event(&mut input) {
+                Ok(Some(Event::Ready(_))) => return,
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    if let Some(bytes) = engine.poll_transmit() {
+                        deaf.write_all(&bytes).await.unwrap();
+                    }
+                    assert!(deaf.read_buf(&mut input).await.unwrap() > 0);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await;
+    until("the publisher", || frontend.peers() == 1).await;
+    let prefix = Bytes::from(vec![b'x'; 4096]);
+    within("its end", async {
+        // 160 MB; what the system holds is not counted.
+        for _ in 0..20_000 {
+            frontend.subscribe(prefix.clone()).unwrap();
+            frontend.unsubscribe(prefix.clone());
+            if frontend.peers() == 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        until("its end", || frontend.peers() == 0).await;
+    })
+    .await;
+}
+
+/// A proxy tells what all its subscribers want, and that may be any amount: a publisher that has chosen to connect stays.
+#[tokio::test]
+async fn a_publisher_does_not_leave_a_proxy_because_of_what_others_subscribe_to() {
+    let proxy = Subscriber::new(options());
+    let endpoint = proxy.bind(&anywhere()).await.unwrap();
+    let publisher = Publisher::new(options());
+    let mut events = publisher.events();
+    publisher.connect(endpoint);
+    proxy.subscribe("a").unwrap();
+    within("what is wanted", publisher.wait_for_subscriber(b"a:1")).await.unwrap();
+    assert!(!publisher.has_subscriber(b"whatever"));
+    // More than it keeps: that is as if everything were wanted.
+    for number in 0..3_000 {
+        proxy.subscribe(format!("b:{number:04090}")).unwrap();
+    }
+    within("everything", publisher.wait_for_subscriber(b"whatever")).await.unwrap();
+    assert_eq!(publisher.peers(), 1);
+    while let Some(event) = events.next().now_or_never() {
+        assert!(!matches!(event, Some(SocketEvent::Disconnected { .. })), "{event:?}");
+    }
+}
+
+/// A ROUTER knows the server that it connects to by its identity. Others may call themselves the same.
+#[tokio::test]
+async fn nobody_takes_the_identity_of_a_peer_that_a_router_connects_to() {
+    let server = Dealer::new(identified("server"));
+    let to_server = server.bind(&anywhere()).await.unwrap();
+    let router = Router::new(options());
+    let to_router = router.bind(&anywhere()).await.unwrap();
+    router.connect(to_server.clone());
+    until("the server", || router.peers() == 1).await;
+    let mut events = router.events();
+    let impostor = Dealer::new(identified("server"));
+    impostor.connect(to_router);
+    within("a refusal", async {
+        while !matches!(events.next().await, Some(SocketEvent::HandshakeFailed { .. })) {}
+    })
+    .await;
+    router.send(b"server", ["to the server"]).await.unwrap();
+    assert_eq!(within("it", server.recv()).await.unwrap().frames(), ["to the server"]);
+    impostor.close(Duration::ZERO).await;
+    // It connects again as before.
+    assert!(server.unbind(&to_server));
+    server.close(PATIENCE).await;
+    let server = Dealer::new(identified("server"));
+    server.bind(&to_server).await.unwrap();
+    within("the server again", async {
+        while router.send(b"server", ["again"]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert_eq!(within("it", server.recv()).await.unwrap().frames(), ["again"]);
+}
+
+/// Work that a worker has taken and not got waits for somebody who takes it, whoever comes first.
+#[tokio::test]
+async fn a_worker_that_takes_nothing_has_others_lose_nothing() {
+    let small = SocketOptions {
+        tcp: xmsg_zmq::TcpOptions {
+            send_buffer: Some(4 << 10),
+            receive_buffer: Some(4 << 10),
+            ..Default::default()
+        },
+        receive_high_water_mark: 64,
+        ..options()
+    };
+    let push = Push::new(small.clone());
+    let endpoint = push.bind(&anywhere()).await.unwrap();
+    let worker = Pull::new(small);
+    worker.connect(endpoint.clone());
+    until("a worker", || push.peers() == 1).await;
+    let message = |number: u32| Multipart::from([number.to_string().into_bytes(), vec![0; 4 << 10]]);
+    for number in 0..100 {
+        within("room", push.send(message(number))).await.unwrap();
+    }
+    drop(worker);
+    let stranger = Pull::new(limited(Limits { message_size: 16, ..Limits::default() }));
+    stranger.connect(endpoint.clone());
+    until("only the stranger", || push.moved() > 0 && push.peers() == 1).await;
+    let moved = push.moved();
+    let again = Pull::new(options());
+    again.connect(endpoint);
+    for _ in 0..moved {
+        within("what the first worker left", again.recv()).await.unwrap();
+    }
+    assert_eq!(push.dropped(), 0);
+    // What is new is refused at once while there is nobody who takes it, as before.
+    drop(again);
+    until("only the stranger", || push.peers() == 1).await;
+    assert_eq!(push.try_send(message(0)).unwrap_err().kind(), ErrorKind::TooLarge);
+}
