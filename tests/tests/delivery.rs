@@ -3,10 +3,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures::FutureExt;
 use xmsg_core::{ConnectOptions, Connection, Delivery, ErrorKind, Message, ProxyAddress, Subscription};
 use xmsg_tests::process::{Daemon, built, finish};
 use xmsg_tests::relay::Relay;
 use xmsg_tests::{PATIENCE, connect, next, patient, proxy, within};
+use xmsg_zmq::{Publisher, SocketOptions, Subscriber};
 
 /// A proxy as a process of its own, at this port.
 async fn daemon(port: u16) -> (Daemon, ProxyAddress) {
@@ -207,4 +209,52 @@ async fn the_command_publishes_at_least_once() {
     assert!(repeated > 0);
     let done = publishing.await.unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Without security anybody can ask the proxy to answer on somebody else's control socket, before it has what that one waits for. The answer
+/// counts only if it comes to an identity that nobody else can know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_else_can_have_messages_confirmed() {
+    let proxy = proxy().start().await.unwrap();
+    let relay = Relay::start(proxy.address()).await;
+    let mut messages = subscriber(proxy.address()).subscribe("a").await.unwrap();
+    let mut spy = Subscriber::new(SocketOptions::default());
+    spy.subscribe("xmsg:control:con").unwrap();
+    spy.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    let connection = at_least_once(relay.address());
+    let mut seen = HashSet::new();
+    for number in 0..20 {
+        publish(&connection, number..number + 1).await;
+        connection.flush(PATIENCE).await.unwrap();
+        while let Some(Some(request)) = spy.recv().now_or_never() {
+            seen.insert(request.frames()[2].clone());
+        }
+    }
+    come(&mut messages, 0..20, false).await;
+    assert!(seen.len() >= 10, "the spy has seen {} identities, a new one for each flush", seen.len());
+
+    relay.swallow();
+    publish(&connection, 20..30).await;
+    let stranger = Publisher::new(SocketOptions::default());
+    stranger.connect(proxy.address().publish_endpoint().parse().unwrap());
+    let forge = async {
+        loop {
+            while let Some(Some(request)) = spy.recv().now_or_never() {
+                seen.insert(request.frames()[2].clone());
+            }
+            for identity in &seen {
+                let request = ["xmsg:control:con".into(), "pub".into(), identity.clone()];
+                stranger.publish(request).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        flushed = connection.flush(Duration::from_millis(1500)) => { flushed.unwrap_err(); }
+        () = forge => {}
+    }
+    assert_eq!(connection.unconfirmed(), 10);
+    relay.cut();
+    come(&mut messages, 20..30, true).await;
+    assert!(connection.close(PATIENCE).await.is_nothing());
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use xmsg_core::control::secret_identity;
 use xmsg_core::{ConnectionId, Error, ErrorKind, Result};
-use xmsg_zmq::{Dealer, Multipart, Publisher, SocketOptions};
+use xmsg_zmq::{Dealer, Endpoint, Multipart, Publisher, SocketOptions};
 
 use crate::args::{ConnectOptions, SecurityOptions};
 
@@ -15,6 +16,9 @@ pub(crate) struct ControlSockets {
     pub(crate) id: ConnectionId,
     pub(crate) publisher: Publisher,
     answers: Dealer,
+    /// Where `answers` connects, and how.
+    endpoint: Endpoint,
+    options: SocketOptions,
 }
 
 impl ControlSockets {
@@ -25,10 +29,18 @@ impl ControlSockets {
         let options = SecurityOptions::socket_options()?;
         let publisher = Publisher::new(options.clone());
         publisher.connect(proxy.publish_endpoint().parse()?);
+        let endpoint: Endpoint = proxy.control_endpoint().parse()?;
         let identity = Bytes::copy_from_slice(id.as_bytes());
-        let answers =
-            Dealer::connecting_to(proxy.control_endpoint().parse()?, SocketOptions { identity, ..options });
-        Ok(Self { id, publisher, answers })
+        let answers = Dealer::connecting_to(endpoint.clone(), SocketOptions { identity, ..options.clone() });
+        Ok(Self { id, publisher, answers, endpoint, options })
+    }
+
+    /// Connects the socket for answers anew, with an identity that nobody else knows, and returns it.
+    pub(crate) fn take_secret_identity(&mut self) -> Bytes {
+        let identity = secret_identity();
+        let options = SocketOptions { identity: identity.clone(), ..self.options.clone() };
+        self.answers = Dealer::connecting_to(self.endpoint.clone(), options);
+        identity
     }
 
     /// Waits until answers can arrive.

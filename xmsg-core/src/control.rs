@@ -25,18 +25,34 @@ const ASKED_BYTES: usize = 8 << 10;
 /// What a connection asks of its proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// "Do my messages reach you?" Answered on the control socket of this identity.
-    Publisher(ConnectionId),
+    /// "Do my messages reach you?" Answered on the control socket of this identity: a [`ConnectionId`], or a [secret one](secret_identity).
+    Publisher(Bytes),
     /// "Is this subscription live?" Answered by a message to the topic.
     Subscription(Topic),
 }
 
+/// An identity for a control socket on which a confirmation is to arrive: a connection ID with 128 random bits behind it, as text.
+///
+/// Whoever knows the identity of a control socket can ask in its place, and the answer then comes before the proxy has read what it is to
+/// confirm. Connection IDs have five digits to guess. This one becomes known to others with the request itself, and the proxy has read by then
+/// what is before it: so a new one is used for each confirmation, unless the proxy knows who is who.
+#[must_use]
+pub fn secret_identity() -> Bytes {
+    Bytes::from(format!("{}{}", ConnectionId::random(), uuid::Uuid::new_v4().simple()))
+}
+
 impl Request {
+    /// Asks for an answer on the control socket of a connection.
+    #[must_use]
+    pub fn of_connection(id: ConnectionId) -> Self {
+        Self::Publisher(Bytes::copy_from_slice(id.as_bytes()))
+    }
+
     /// The request as a message to be published.
     #[must_use]
     pub fn message(&self) -> Multipart {
         let (topic, kind, argument) = match self {
-            Self::Publisher(id) => (CONNECTION_CHECK, "pub", Bytes::copy_from_slice(id.as_bytes())),
+            Self::Publisher(id) => (CONNECTION_CHECK, "pub", id.clone()),
             Self::Subscription(topic) => (SUBSCRIPTION_CHECK, "sub", topic.clone().into_bytes()),
         };
         Multipart::from([Bytes::from(topic), Bytes::from(kind), argument])
@@ -343,7 +359,7 @@ mod tests {
     #[test]
     fn requests_have_the_frames_of_the_contract() {
         let id: ConnectionId = "412300042".parse().unwrap();
-        let request = Request::Publisher(id);
+        let request = Request::of_connection(id);
         assert_eq!(request.message(), Multipart::from(["xmsg:control:con", "pub", "412300042"]));
         assert!(request.is_answered_by(&Multipart::from(["pub"])));
         assert!(!request.is_answered_by(&Multipart::from(["412300042", "pub"])));

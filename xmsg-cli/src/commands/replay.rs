@@ -641,7 +641,8 @@ impl PlainPublisher {
 
     /// Returns once the proxy has everything that was published.
     async fn confirm(&mut self) {
-        let request = Request::Publisher(self.sockets.id);
+        // Others may have seen the identity of an earlier request, and could ask in our place.
+        let request = Request::Publisher(self.sockets.take_secret_identity());
         let _ = self.sockets.connected().await;
         let is_answer = |answer: Multipart| request.is_answered_by(&answer).then_some(());
         let _ = self.sockets.ask(&request.message(), ASK_INTERVAL, is_answer).await;

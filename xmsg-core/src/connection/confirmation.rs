@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Target;
 use super::opening::{FIRST_CHECK_INTERVAL, control_socket};
-use crate::control::Request;
+use crate::control::{Request, secret_identity};
 use crate::options::CHECK_INTERVAL;
-use crate::{ConnectionId, Meta, Result, Topic, data::mime};
-use xmsg_zmq::{Dealer, Multipart, Publisher};
+use crate::{Meta, Result, Topic, data::mime};
+use xmsg_zmq::{Dealer, Multipart, Publisher, Security};
 
 /// Control requests whose places are known, in the order of messages.
 const PLACES_MAX: usize = 1024;
@@ -31,7 +31,7 @@ pub(super) struct Confirmations {
     known: Mutex<Known>,
     /// Held while a control request is being accepted, so that its count and its place belong together.
     asking: tokio::sync::Mutex<()>,
-    /// The socket on which confirmations arrive, kept from one to the next. Whoever has it is confirming.
+    /// The socket on which the next confirmation arrives. Whoever has it is confirming.
     control: tokio::sync::Mutex<Option<Control>>,
 }
 
@@ -62,7 +62,7 @@ struct Mark {
 /// A control socket, and the requests whose answers may come.
 #[derive(Debug)]
 struct Control {
-    id: ConnectionId,
+    identity: Bytes,
     socket: Dealer,
     /// What an answer to each request proves, in the order of the requests. Any of them may be lost, but they do not overtake one
     /// another: the first answer that comes proves at least what the first request asked.
@@ -116,6 +116,7 @@ impl Confirmations {
         let mut slot = self.control.lock().await;
         if self.unconfirmed(publisher) > self.known().doubtful {
             self.confirm_through(&mut slot, publisher, target).await?;
+            Self::prepare(&mut slot, target);
         }
         let mut known = self.known();
         let news = known.doubtful - known.reported;
@@ -131,6 +132,14 @@ impl Confirmations {
             if self.confirm_through(&mut slot, publisher, target).await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Connects the control socket of the next confirmation already, so that it need not wait for that.
+    fn prepare(slot: &mut Option<Control>, target: &Target) {
+        if slot.is_none() {
+            // If that is not possible now, whoever needs it is told why.
+            *slot = Control::connect(target).ok();
         }
     }
 
@@ -173,8 +182,10 @@ impl Confirmations {
             interval = (interval * 2).min(LONGEST_INTERVAL);
         }
         control.is_new = false;
+        // Its identity was told to the proxy, and others may have seen it there: without security they can ask in our place.
+        let is_known = matches!(target.options.mechanism(), Security::Null);
         // Answers that are still to come would be taken for those to later requests, and prove less than these ask for.
-        if !control.asked.is_empty() {
+        if is_known || !control.asked.is_empty() {
             *slot = None;
         }
         Ok(())
@@ -184,7 +195,7 @@ impl Confirmations {
     async fn ask_through(&self, control: &mut Control, publisher: &Publisher) -> Result<u64> {
         let _asking = self.asking.lock().await;
         let mark = Mark { messages: publisher.accepted(), requests: self.known().requests };
-        self.accept(publisher, Request::Publisher(control.id).message()).await?;
+        self.accept(publisher, Request::Publisher(control.identity.clone()).message()).await?;
         control.asked.push_back(mark);
         Ok(publisher.accepted())
     }
@@ -212,6 +223,7 @@ impl Confirmations {
         let mut slot = self.control.lock().await;
         if self.unconfirmed(publisher) > self.known().doubtful {
             self.confirm_through(&mut slot, publisher, target).await?;
+            Self::prepare(&mut slot, target);
         }
         Ok(())
     }
@@ -265,15 +277,15 @@ pub(super) async fn keep_confirming(
 
 impl Control {
     fn connect(target: &Target) -> Result<Self> {
-        let id = ConnectionId::random();
-        let socket = control_socket(target, id)?;
-        Ok(Self { id, socket, asked: VecDeque::new(), is_new: true })
+        let identity = secret_identity();
+        let socket = control_socket(target, identity.clone())?;
+        Ok(Self { identity, socket, asked: VecDeque::new(), is_new: true })
     }
 
     /// Returns once an answer has come that proves that messages up to `goal` have arrived; `note` is told of each answer.
     async fn answered(&mut self, goal: u64, note: impl Fn(Mark)) {
         while let Some(answer) = self.socket.recv().await {
-            if !Request::Publisher(self.id).is_answered_by(&answer) {
+            if !Request::Publisher(self.identity.clone()).is_answered_by(&answer) {
                 continue;
             }
             let Some(mark) = self.asked.pop_front() else { continue };

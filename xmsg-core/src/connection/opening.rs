@@ -13,7 +13,7 @@ use super::confirmation::keep_confirming;
 use crate::address::DEFAULT_PROXY_PORT;
 use crate::control::{CONTROL_TOPIC, Request};
 use crate::options::CHECK_INTERVAL;
-use crate::{ConnectionId, Error, ErrorKind, Result, meta};
+use crate::{Error, ErrorKind, Result, meta};
 use xmsg_zmq::link::outbox::Repeated;
 use xmsg_zmq::{Dealer, Publisher, SocketEvent, SocketEvents, SocketOptions};
 
@@ -44,7 +44,8 @@ async fn try_open(target: &Arc<Target>, closing: &CancellationToken) -> Result<P
     publisher.connect(endpoint);
     let due = if options.repeats() { publisher.retain(again) } else { None };
     if options.checks_connection() {
-        let (mut control, mut failure) = (control_socket(target, target.id)?, None);
+        let identity = Bytes::copy_from_slice(target.id.as_bytes());
+        let (mut control, mut failure) = (control_socket(target, identity)?, None);
         let checked = async {
             tokio::select! {
                 biased;
@@ -103,7 +104,7 @@ fn again(frames: &Repeated) -> Option<Repeated> {
 
 /// Asks until the answer comes: at once when the proxy says that it listens for control requests, and every 100 ms.
 async fn check(target: &Target, publisher: &Publisher, control: &mut Dealer) -> Result<()> {
-    let request = Request::Publisher(target.id);
+    let request = Request::of_connection(target.id);
     // The answer goes to our control socket: without it there is nobody to answer.
     control.connected().await?;
     let _ =
@@ -126,8 +127,7 @@ async fn check(target: &Target, publisher: &Publisher, control: &mut Dealer) -> 
 }
 
 /// A control socket with this identity: answers to requests that carry it arrive there.
-pub(super) fn control_socket(target: &Target, id: ConnectionId) -> Result<Dealer> {
-    let identity = Bytes::copy_from_slice(id.as_bytes());
+pub(super) fn control_socket(target: &Target, identity: Bytes) -> Result<Dealer> {
     let options = SocketOptions { identity, ..target.options.connecting(&target.address) };
     let [_, _, endpoint] = target.options.endpoints_of(&target.address)?;
     Ok(Dealer::connecting_to(endpoint, options))
@@ -219,13 +219,15 @@ fn nobody_listens(failure: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Message, Topic};
+    use crate::{ConnectionId, Message, Topic};
 
     /// An answer to a request that was sent again would be taken for that to a later one, and prove too much.
     #[test]
     fn what_is_sent_again_is_marked_and_requests_are_not_sent_again() {
         let frames = |message: xmsg_zmq::Multipart| message.frames().iter().cloned().collect::<Repeated>();
-        for request in [Request::Publisher(ConnectionId::random()), Request::Subscription(Topic::wrap("a"))] {
+        for request in
+            [Request::of_connection(ConnectionId::random()), Request::Subscription(Topic::wrap("a"))]
+        {
             assert_eq!(again(&frames(request.message())), None);
         }
         let message = Message::of("a:b", 7).unwrap().with_header("trace", "x").unwrap();
