@@ -1,11 +1,14 @@
 //! Who is connected to a proxy and what flows through it: asked of the proxy itself, with a control request or over HTTP.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
-use serde::Deserialize;
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use xmsg_core::{Error, ErrorKind, ProxyAddress};
 use xmsg_zmq::Multipart;
@@ -41,15 +44,49 @@ pub(crate) struct Stats {
     pub(crate) subscriptions: u64,
     pub(crate) memory: Memory,
     /// Publishers and subscribers: those that lose or hold something up, and then those that move most.
+    #[serde(deserialize_with = "first_rows")]
     pub(crate) connections: Vec<Connection>,
     /// Those that found no room in the answer.
     pub(crate) connections_left_out: u64,
     /// The topics with the most messages, estimated from samples since somebody began to look.
+    #[serde(deserialize_with = "first_rows")]
     pub(crate) topics: Vec<Topic>,
     pub(crate) topics_left_out: u64,
     /// For how long somebody has looked.
     pub(crate) topics_watched_s: f64,
     pub(crate) other_topics: Sum,
+}
+
+/// Rows of a table that are read; our proxy sends far fewer.
+const ROWS_MAX: usize = 10_000;
+
+/// The first rows of a table. What claims to be a proxy may send any number of them, and each takes a hundred times the memory of its text.
+fn first_rows<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Rows<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Rows<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of rows")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<Vec<T>, A::Error> {
+            let mut kept = Vec::new();
+            while kept.len() < ROWS_MAX {
+                let Some(row) = rows.next_element()? else { return Ok(kept) };
+                kept.push(row);
+            }
+            while rows.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(kept)
+        }
+    }
+
+    deserializer.deserialize_seq(Rows(PhantomData))
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -129,8 +166,8 @@ pub(crate) struct Unknown {
     pub(crate) proxy: ProxyAddress,
 }
 
-impl std::fmt::Display for Unknown {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "the proxy at {} does not say who is connected and what flows: it is no xmsg-proxy, or an older one",
@@ -242,5 +279,24 @@ impl Control {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(Unknown { proxy: self.proxy.clone() }.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An answer of 64 MiB may come, and a row of three bytes takes 300.
+    #[test]
+    fn of_a_table_without_end_the_first_rows_are_read() {
+        let rows = |count: usize| vec!["{}"; count].join(",");
+        let text = |count: usize| {
+            format!(r#"{{"connections":[{}],"topics":[{}],"version":"1"}}"#, rows(count), rows(count))
+        };
+        let few: Stats = serde_json::from_str(&text(3)).unwrap();
+        assert_eq!((few.connections.len(), few.topics.len(), &*few.version), (3, 3, "1"));
+        let many: Stats = serde_json::from_str(&text(ROWS_MAX + 7)).unwrap();
+        assert_eq!((many.connections.len(), many.topics.len(), &*many.version), (ROWS_MAX, ROWS_MAX, "1"));
+        serde_json::from_str::<Stats>(r#"{"connections":{}}"#).unwrap_err();
     }
 }

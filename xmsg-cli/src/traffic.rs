@@ -13,6 +13,8 @@ use crate::stats::{self, Stats, Sum};
 
 /// Topics that are told apart. The others are counted together.
 const TOPICS_MAX: usize = 10_000;
+/// … and their bytes: a topic is as long as its publisher likes.
+const TOPIC_BYTES_MAX: usize = 4 << 20;
 /// Seconds that are kept.
 const KEPT: usize = 60;
 /// Characters of the latest value.
@@ -24,8 +26,24 @@ const READ_MAX: usize = 4096;
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     topics: BTreeMap<String, TopicTraffic>,
+    topic_bytes: usize,
     /// Of topics that found no room.
     pub(crate) others: u64,
+}
+
+/// Whether there is no room for one more topic of this length beside so many of so many bytes.
+fn is_full(topics: usize, bytes: usize, len: usize) -> bool {
+    topics >= TOPICS_MAX || bytes + len > TOPIC_BYTES_MAX
+}
+
+/// The last message since the picture was drawn.
+#[derive(Debug, Default)]
+enum Last {
+    #[default]
+    Nothing,
+    Message(Message),
+    /// It was too long to be kept.
+    OfLength(usize),
 }
 
 /// What has come to one topic.
@@ -41,7 +59,7 @@ pub(crate) struct TopicTraffic {
     pub(crate) latest: String,
     /// For each second: the latest number, or, of what is no number, the messages.
     pub(crate) history: VecDeque<f64>,
-    last: Option<Message>,
+    last: Last,
     counted: (u64, u64),
     number: Option<f64>,
 }
@@ -49,19 +67,24 @@ pub(crate) struct TopicTraffic {
 impl Traffic {
     pub(crate) fn take(&mut self, message: Message) {
         let topic = topic_text(message.topic());
-        let is_full = self.topics.len() >= TOPICS_MAX;
+        let is_full = is_full(self.topics.len(), self.topic_bytes, topic.len());
         let found = match self.topics.get_mut(&*topic) {
             Some(found) => found,
             None if is_full => {
                 self.others += 1;
                 return;
             }
-            None => self.topics.entry(topic.into_owned()).or_default(),
+            None => {
+                self.topic_bytes += topic.len();
+                self.topics.entry(topic.into_owned()).or_default()
+            }
         };
+        let len = message.data().len();
         found.messages += 1;
-        found.bytes += message.data().len() as u64;
-        // Kept as it came: text is made of the last one of each second only.
-        found.last = Some(message.detach());
+        found.bytes += len as u64;
+        // A short one is kept as it came: text is made of the last one of each second only.
+        let is_short = message.clone().into_frames().iter().map(Bytes::len).sum::<usize>() <= READ_MAX;
+        found.last = if is_short { Last::Message(message.detach()) } else { Last::OfLength(len) };
     }
 
     /// So much time has passed: makes rates of what came meanwhile.
@@ -81,12 +104,13 @@ impl TopicTraffic {
         let seconds = time.as_secs_f64().max(1e-3);
         self.rate = (self.messages - messages) as f64 / seconds;
         self.byte_rate = (self.bytes - bytes) as f64 / seconds;
-        if let Some(message) = self.last.take() {
-            self.latest = if message.data().len() > READ_MAX {
-                format!("{} bytes", message.data().len())
-            } else {
-                data_text(&message).chars().take(SHOWN).collect()
-            };
+        let latest = match std::mem::take(&mut self.last) {
+            Last::Nothing => None,
+            Last::OfLength(len) => Some(format!("{len} bytes")),
+            Last::Message(message) => Some(data_text(&message).chars().take(SHOWN).collect()),
+        };
+        if let Some(latest) = latest {
+            self.latest = latest;
             self.number = leading_number(&self.latest);
         }
         if self.history.len() == KEPT {
@@ -101,6 +125,7 @@ impl TopicTraffic {
 pub(crate) struct Counts {
     all: Sum,
     topics: HashMap<Bytes, Sum>,
+    topic_bytes: usize,
     others: Sum,
 }
 
@@ -116,11 +141,14 @@ impl Counts {
                 sum.bytes += bytes;
             };
             add(&mut self.all);
-            let is_full = self.topics.len() >= TOPICS_MAX;
+            let is_full = is_full(self.topics.len(), self.topic_bytes, topic.len());
             match self.topics.get_mut(*topic) {
                 Some(found) => add(found),
                 None if is_full => add(&mut self.others),
-                None => add(self.topics.entry(Bytes::copy_from_slice(topic)).or_default()),
+                None => {
+                    self.topic_bytes += topic.len();
+                    add(self.topics.entry(Bytes::copy_from_slice(topic)).or_default());
+                }
             }
         }
     }
@@ -181,5 +209,23 @@ mod tests {
             traffic.take(Message::of(format!("t:{number}"), "x").unwrap());
         }
         assert_eq!((traffic.topics().len(), traffic.others), (TOPICS_MAX, 5));
+    }
+
+    /// A publisher chooses topics and messages, up to 64 MiB each; a view is not to hold them.
+    #[test]
+    fn long_topics_and_messages_are_not_kept() {
+        let (mut traffic, mut counts) = (Traffic::default(), Counts::default());
+        for number in 0..10 {
+            let topic = format!("{number}:{}", "x".repeat(1 << 20));
+            traffic.take(Message::of(topic.clone(), vec![7_u8; 1 << 20]).unwrap());
+            let mut wire = bytes::BytesMut::new();
+            xmsg_zmtp::encode_message(&mut wire, &[topic.as_bytes(), b"", b"x"]);
+            counts.take(&wire);
+        }
+        assert_eq!((traffic.topics().len(), traffic.others), (3, 7));
+        assert_eq!((counts.topics.len(), counts.others.messages, counts.all.messages), (3, 7, 10));
+        traffic.tick(Duration::from_secs(1));
+        let (_, found) = traffic.topics().next().unwrap();
+        assert_eq!(found.latest, "1048576 bytes");
     }
 }

@@ -5,10 +5,13 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::Result;
 use crate::data::{FromData, IntoData, mime};
 use crate::meta::{self, Meta, Status};
 use crate::topic::{IntoTopic, Topic};
+use crate::{Error, ErrorKind, Result};
+
+/// What the topics begin with that connections and proxies use among themselves.
+const INTERNAL_TOPICS: &[u8] = b"xmsg:";
 
 /// A message: a [`Topic`], [`Meta`]data and data. Cloning is cheap: the frames are shared.
 ///
@@ -219,6 +222,21 @@ impl Message {
         Ok(meta::reply_to(&self.meta)?.map(Topic::wrap))
     }
 
+    /// Where the reply to this request goes: as [`reply_to`](Self::reply_to), but never to the topics that connections and proxies use among
+    /// themselves, which is [`InvalidMessage`](ErrorKind::InvalidMessage). Any other topic is for the rights of whoever replies to forbid.
+    pub fn reply_topic(&self) -> Result<Option<Topic>> {
+        let topic = self.reply_to()?;
+        match topic {
+            Some(topic) if topic.as_bytes().starts_with(INTERNAL_TOPICS) => {
+                let what = format!(
+                    "a reply can't go to the topic {topic}, which proxies use: the request asks for it"
+                );
+                Err(Error::new(ErrorKind::InvalidMessage, what))
+            }
+            topic => Ok(topic),
+        }
+    }
+
     /// Makes the message a request whose answer is awaited on this topic; the rest of the metadata stays as
     /// it is.
     pub fn set_reply_to(&mut self, topic: &Topic) -> Result<()> {
@@ -248,7 +266,7 @@ impl Message {
     /// The answer to this request that sends its own data back, with all of its metadata but the reply topic;
     /// `None` when the message is not a request.
     pub fn reply(&self) -> Result<Option<Self>> {
-        let Some(topic) = self.reply_to()? else { return Ok(None) };
+        let Some(topic) = self.reply_topic()? else { return Ok(None) };
         let meta = meta::with_reply_to(&self.meta, None)?;
         Ok(Some(Self { topic, meta, data: self.data.clone() }))
     }
@@ -269,7 +287,7 @@ impl Message {
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
     pub fn reply_with(&self, value: impl IntoData) -> Result<Option<Self>> {
-        self.reply_to()?.map(|topic| Self::of(topic, value)).transpose()
+        self.reply_topic()?.map(|topic| Self::of(topic, value)).transpose()
     }
 
     /// The answer to this request that says that it failed, and why: its metadata has the status *error* and the text
@@ -289,7 +307,7 @@ impl Message {
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
     pub fn error_reply(&self, text: impl fmt::Display) -> Result<Option<Self>> {
-        let Some(topic) = self.reply_to()? else { return Ok(None) };
+        let Some(topic) = self.reply_topic()? else { return Ok(None) };
         let text = text.to_string();
         let (mime_type, data) = (&text).into_data()?;
         let mut meta = Meta::new(mime_type);
@@ -476,6 +494,24 @@ mod tests {
         assert_eq!(request.header("trace").unwrap(), None);
         assert_eq!(request.header("tenant").unwrap(), Some("north"));
         assert_eq!(request.with_header("", "x").unwrap_err().kind(), ErrorKind::InvalidMessage);
+    }
+
+    /// Whoever asks names the topic of the reply, and whoever replies publishes to it: it is not to ask a proxy something in between.
+    #[test]
+    fn no_reply_goes_to_the_topics_of_proxies() {
+        let mut request = Message::of("req:echo", "x").unwrap();
+        for topic in ["xmsg:control:con", "xmsg:sub:1", "xmsg:"] {
+            request.set_reply_to(&Topic::wrap(topic)).unwrap();
+            assert_eq!(request.reply_to().unwrap().unwrap(), topic);
+            for error in
+                [request.reply(), request.reply_with(1), request.error_reply("no")].map(Result::unwrap_err)
+            {
+                assert_eq!(error.kind(), ErrorKind::InvalidMessage);
+                assert!(error.to_string().contains(topic), "{error}");
+            }
+        }
+        request.set_reply_to(&Topic::wrap("xmsgs")).unwrap();
+        assert!(request.reply().unwrap().is_some());
     }
 
     #[test]

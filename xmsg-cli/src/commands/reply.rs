@@ -335,7 +335,7 @@ impl Service<'_> {
 
 /// The message, as the reply to this request.
 fn addressed(reply: Message, request: &Message) -> anyhow::Result<Message> {
-    let topic = request.reply_to()?.context("no request")?;
+    let topic = request.reply_topic()?.context("no request")?;
     let [_, meta, data] = reply.into_frames();
     Ok(Message::from_frames(topic.into_bytes(), meta, data))
 }

@@ -207,18 +207,33 @@ impl Record {
     }
 }
 
-/// The messages of a compressed block, decompressed; `None` when they are not as they should be.
-pub(crate) fn decode_messages(mut raw: Bytes) -> Option<Vec<Record>> {
-    let mut records = Vec::new();
-    while !raw.is_empty() {
-        let len = Fields(&raw).u32()? as usize;
-        if len > raw.len() - 4 {
+/// The messages of a block. They are taken apart one by one: a block of a few kilobytes, compressed, may have millions of empty frames.
+#[derive(Debug, Default)]
+pub(crate) struct Records(Bytes);
+
+impl Records {
+    /// Those of a compressed block, decompressed: the length of each stands before it. `None` when one of them is not as it should be.
+    pub(crate) fn of(raw: Bytes) -> Option<Self> {
+        let mut records = Self(raw.clone());
+        while !records.0.is_empty() {
+            records.next()?;
+        }
+        Some(Self(raw))
+    }
+}
+
+impl Iterator for Records {
+    type Item = Record;
+
+    fn next(&mut self) -> Option<Record> {
+        let len = Fields(&self.0).u32()? as usize;
+        if len > self.0.len() - 4 {
             return None;
         }
-        records.push(Record::decode(&raw.slice(4..4 + len))?);
-        raw = raw.split_off(4 + len);
+        let record = Record::decode(&self.0.slice(4..4 + len))?;
+        self.0 = self.0.split_off(4 + len);
+        Some(record)
     }
-    Some(records)
 }
 
 pub(crate) fn encode_trailer(index_at: u64, salt: u32) -> [u8; TRAILER_LEN] {

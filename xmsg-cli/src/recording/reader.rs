@@ -1,13 +1,12 @@
 //! Reads a recording, also one whose end is missing, or that is damaged.
 
-use std::collections::VecDeque;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use bytes::Bytes;
 
 use super::block::{
     self, BEGIN_LEN, BLOCK_HEADER_LEN, BLOCK_MAX, COMPRESSED, COMPRESSED_FIXED, HEADER_LEN, Header, INDEX,
-    MESSAGE, RAW_MAX, Record, TRAILER_LEN,
+    MESSAGE, RAW_MAX, Record, Records, TRAILER_LEN,
 };
 use super::compression::Decompressor;
 use super::index::Index;
@@ -46,7 +45,8 @@ pub(crate) struct Gap {
 /// What was found at a place.
 #[derive(Debug)]
 enum Found {
-    Records(Vec<Record>),
+    Record(Record),
+    Records(Records),
     Index(Box<Index>),
     /// The file ends here.
     Nothing,
@@ -69,7 +69,7 @@ pub(crate) struct Reader<R> {
     /// The next block.
     at: u64,
     /// What is left of the block before it.
-    records: VecDeque<Record>,
+    records: Records,
     end: Option<End>,
     gaps: Vec<Gap>,
     gap_count: u64,
@@ -92,7 +92,7 @@ impl<R: Read + Seek> Reader<R> {
             window: Vec::new(),
             window_at: 0,
             at: HEADER_LEN as u64,
-            records: VecDeque::new(),
+            records: Records::default(),
             end: None,
             gaps: Vec::new(),
             gap_count: 0,
@@ -122,7 +122,7 @@ impl<R: Read + Seek> Reader<R> {
     /// The next message, in the order of the file. What is damaged is passed over.
     pub(crate) fn next(&mut self) -> io::Result<Option<Record>> {
         loop {
-            if let Some(record) = self.records.pop_front() {
+            if let Some(record) = self.records.next() {
                 return Ok(Some(record));
             }
             if self.end.is_some() {
@@ -130,8 +130,12 @@ impl<R: Read + Seek> Reader<R> {
             }
             let (found, next) = self.block(self.at)?;
             match found {
+                Found::Record(record) => {
+                    self.at = next;
+                    return Ok(Some(record));
+                }
                 Found::Records(records) => {
-                    self.records = records.into();
+                    self.records = records;
                     self.at = next;
                 }
                 Found::Index(_) => self.end = Some(End::Whole),
@@ -163,7 +167,7 @@ impl<R: Read + Seek> Reader<R> {
             && self.is_good(at)?
         {
             self.at = at;
-            self.records.clear();
+            self.records = Records::default();
         }
         Ok(())
     }
@@ -188,9 +192,7 @@ impl<R: Read + Seek> Reader<R> {
             return bad(Some(end));
         }
         let found = match body[0] {
-            MESSAGE => {
-                Record::decode(&Bytes::copy_from_slice(body)).map(|record| Found::Records(vec![record]))
-            }
+            MESSAGE => Record::decode(&Bytes::copy_from_slice(body)).map(Found::Record),
             COMPRESSED => {
                 let raw_len = block::Fields(&body[1..]).u32().map_or(0, |len| len as usize);
                 let compressed = body.get(COMPRESSED_FIXED..).unwrap_or_default().to_vec();
@@ -205,12 +207,12 @@ impl<R: Read + Seek> Reader<R> {
         }
     }
 
-    fn decompress(&mut self, compressed: &[u8], raw_len: usize) -> Option<Vec<Record>> {
+    fn decompress(&mut self, compressed: &[u8], raw_len: usize) -> Option<Records> {
         if !(1..=RAW_MAX).contains(&raw_len) {
             return None;
         }
         let raw = self.decompressor.as_mut()?.decompress(compressed, raw_len)?;
-        block::decode_messages(raw.into())
+        Records::of(raw.into())
     }
 
     /// Whether a block begins here whose checksum fits.

@@ -306,6 +306,33 @@ fn frames() -> impl Strategy<Value = Vec<Vec<u8>>> {
     prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 1..6)
 }
 
+/// A few kilobytes of a file may be 64 MiB of messages with 1,024 empty frames each: half a gigabyte, if all were taken apart at once.
+#[cfg(feature = "zstd")]
+#[test]
+fn a_small_block_of_very_many_frames_is_read_one_message_at_a_time() {
+    let frames = [&b""[..]; block::FRAMES_MAX];
+    let mut message = Vec::new();
+    assert!(block::encode_message(&mut message, 1, &frames));
+    let count = block::RAW_MAX / (4 + message.len());
+    let one = [&(message.len() as u32).to_le_bytes()[..], &message].concat();
+    let raw = one.repeat(count);
+    let mut file = header(true).encode().to_vec();
+    let start = file.len();
+    file.extend_from_slice(&[0; 8]);
+    file.push(block::COMPRESSED);
+    file.extend_from_slice(&(raw.len() as u32).to_le_bytes());
+    file.extend_from_slice(&zstd::bulk::compress(&raw, 3).unwrap());
+    block::seal(&mut file, start, SALT);
+    assert!(file.len() < 50_000, "{}", file.len());
+    let mut reader = Reader::new(Cursor::new(&file[..])).unwrap();
+    let mut found = 0;
+    while let Some(record) = reader.next().unwrap() {
+        assert_eq!(record.frames.len(), block::FRAMES_MAX);
+        found += 1;
+    }
+    assert_eq!((found, reader.end()), (count, Some(End::WithoutIndex)));
+}
+
 proptest! {
     #[test]
     fn any_messages_are_read_as_they_were_written(
@@ -352,7 +379,7 @@ proptest! {
         let _ = Reader::new(Cursor::new(&bytes[..]));
         let _ = Index::decode(&bytes);
         let _ = Record::decode(&bytes.clone().into());
-        let _ = block::decode_messages(bytes.clone().into());
+        let _ = block::Records::of(bytes.clone().into());
         // Behind a good header, and with good checksums.
         let mut file = header(is_compressed).encode().to_vec();
         let mut rest = &bytes[..];
