@@ -8,6 +8,7 @@
 //! | [`exit`] | exit codes, and what is said about an error |
 //! | [`source`] | input: a whole file, or its lines, in bounded memory |
 //! | [`recipe`], [`template`], [`value`], [`metadata`] | what becomes of input before it is published |
+//! | [`receiving`] | taking messages and having them written, and how that ends |
 //! | [`style`], [`render`], [`mod@format`] | what is shown of a message |
 //! | [`output`], [`table`] | standard output and standard error; columns |
 //! | [`report`] | what arrives for each topic, in rows or as JSON |
@@ -34,6 +35,7 @@ mod output;
 mod pace;
 mod patterns;
 mod reach;
+mod receiving;
 mod recipe;
 mod recording;
 mod render;

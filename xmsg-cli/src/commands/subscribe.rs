@@ -3,29 +3,23 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use tokio::sync::watch;
-use xmsg_core::{Message, Subscription};
+use xmsg_core::{Message, Subscription, Topic};
 
 use crate::args::{ConnectOptions, TopicOptions, parse_count_from_1, parse_duration};
 use crate::exit::Exit;
-use crate::output::{Output, counted, grouped, note, note_connection, reader_gone, warn};
+use crate::output::{Output, counted, note, note_connection, warn};
 use crate::patterns::note_patterns;
+use crate::receiving::{Receiver, Source, Writer};
 use crate::render;
 use crate::report::Report;
 use crate::rights;
 use crate::signals::Interrupt;
 use crate::style::{Style, StyleOptions};
 
-/// Messages that are written before others get their turn.
-const TURN: u64 = 256;
-/// At the end, how long whoever reads our output may take for the rest.
-const HASTY_LINGER: Duration = Duration::from_secs(1);
 /// What control requests of the protocol start with.
 const CONTROL: &[u8] = b"xmsg:control";
 
@@ -95,7 +89,7 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let topics = arguments.topic.to_subscribe(&arguments.topics)?;
     let proxy = arguments.connect.proxy()?;
     let connection = arguments.connect.connection()?;
-    let writer = Writer::new(&arguments)?;
+    let writer = Shown::new(&arguments, &topics)?;
     if arguments.topic.is_text() {
         note_patterns(&topics);
     }
@@ -113,123 +107,33 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     if verbose {
         note(format_args!("subscribed to {} at {proxy}", render::topics_text(&topics)));
     }
-    let notes = note_connection(subscription.events(), &proxy);
-    let timeout = async {
-        match arguments.timeout {
-            Some(time) => tokio::time::sleep(time).await,
-            None => std::future::pending().await,
-        }
+    let events = subscription.events();
+    let watching = async {
+        note_connection(events, &proxy).await;
+        std::future::pending().await
     };
-
-    // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
-    let (stop, stopped) = watch::channel(false);
-    let show_control = topics.iter().any(|topic| topic.as_bytes().starts_with(CONTROL));
-    let receiver = Receiver { subscription, writer, count: arguments.count, show_control, stopped, verbose };
-    let mut receiving = tokio::spawn(receiver.run());
-    let late = if arguments.count.is_some() { Exit::TimedOut } else { Exit::Done };
-    let exit = tokio::select! {
-        result = &mut receiving => return result?.map(|_| Exit::Done),
-        exit = interrupt.wait() => exit,
-        () = timeout => late,
-        () = reader_gone() => Exit::Done,
-        () = notes => unreachable!("notes never end"),
-    };
-    stop.send_replace(true);
-    let written = tokio::select! {
-        result = &mut receiving => result??,
-        () = tokio::time::sleep(HASTY_LINGER) => {
-            if !exit.is_interrupted() {
-                warn("ended while nobody reads what is written: the rest is lost");
-            }
-            return Ok(exit);
-        }
-        exit = interrupt.wait() => return Ok(exit),
-    };
-    if arguments.count == Some(written) {
-        // The last one came together with the end of the time.
-        return Ok(if exit == Exit::TimedOut { Exit::Done } else { exit });
-    }
-    if exit == Exit::TimedOut {
-        let expected = counted(arguments.count.unwrap_or_default(), "message");
-        warn(format_args!("timed out: {} of {expected} arrived", grouped(written)));
-    }
-    Ok(exit)
+    let (count, timeout) = (arguments.count, arguments.timeout);
+    let receiver = Receiver { source: subscription, writer, count, timeout, verbose };
+    Ok(receiver.run(&mut interrupt, watching).await?.exit())
 }
 
-/// Takes messages and has them written, until told to stop or the count is reached.
-#[derive(Debug)]
-struct Receiver {
-    subscription: Subscription,
-    writer: Writer,
-    count: Option<u64>,
-    show_control: bool,
-    stopped: watch::Receiver<bool>,
-    verbose: bool,
-}
+impl Source for Subscription {
+    type Message = xmsg_core::Result<Message>;
 
-impl Receiver {
-    /// Returns how many messages were written.
-    async fn run(mut self) -> anyhow::Result<u64> {
-        let (mut messages, mut bytes, mut unreadable) = (0_u64, 0_u64, 0_u64);
-        let mut turn = 0_u64;
-        while self.count.is_none_or(|count| messages < count) {
-            turn += 1;
-            if turn.is_multiple_of(TURN) {
-                if *self.stopped.borrow() {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-            let polled = futures::poll!(pin!(self.subscription.next()));
-            let next = match polled {
-                Poll::Ready(next) => next,
-                Poll::Pending => {
-                    // Nothing more for now: what there is shall be seen.
-                    self.writer.flush()?;
-                    tokio::select! {
-                        biased;
-                        next = self.subscription.next() => next,
-                        _ = self.stopped.wait_for(|stopped| *stopped) => break,
-                        () = self.writer.report_due() => {
-                            self.writer.report()?;
-                            continue;
-                        }
-                    }
-                }
-            };
-            let message = match next {
-                Some(Ok(message)) => message,
-                Some(Err(error)) => {
-                    unreadable += 1;
-                    tracing::warn!(%error, "a message that cannot be read");
-                    continue;
-                }
-                None => break,
-            };
-            if !self.show_control && message.topic().as_bytes().starts_with(CONTROL) {
-                continue;
-            }
-            messages += 1;
-            bytes += message.data().len() as u64;
-            self.writer.write(&message, messages)?;
-        }
-        self.writer.finish()?;
-        if self.verbose {
-            note(format_args!("received {} ({})", counted(messages, "message"), counted(bytes, "byte")));
-        }
-        if unreadable > 0 {
-            let messages = counted(unreadable, "message");
-            warn(format_args!("{messages} passed over, not of two or three frames: -v tells more"));
-        }
-        Ok(messages)
+    async fn next(&mut self) -> Option<Self::Message> {
+        Self::next(self).await
     }
 }
 
 /// Writes messages in the way that was asked for.
 #[derive(Debug)]
-struct Writer {
+struct Shown {
     output: Output,
     form: Form,
+    /// Whether control requests are messages like others.
+    show_control: bool,
+    /// Messages that are none of xMsg.
+    unreadable: u64,
 }
 
 #[derive(Debug)]
@@ -239,8 +143,8 @@ enum Form {
     Report(Report),
 }
 
-impl Writer {
-    fn new(arguments: &Arguments) -> anyhow::Result<Self> {
+impl Shown {
+    fn new(arguments: &Arguments, topics: &[Topic]) -> anyhow::Result<Self> {
         let form = if let Some(dir) = &arguments.dump {
             fs::create_dir_all(dir)
                 .with_context(|| format!("cannot make the directory {}", dir.display()))?;
@@ -250,10 +154,11 @@ impl Writer {
         } else {
             Form::Messages(arguments.style.style(Style::Line))
         };
-        Ok(Self { output: Output::stdout()?, form })
+        let show_control = topics.iter().any(|topic| topic.as_bytes().starts_with(CONTROL));
+        Ok(Self { output: Output::stdout()?, form, show_control, unreadable: 0 })
     }
 
-    fn write(&mut self, message: &Message, number: u64) -> anyhow::Result<()> {
+    fn show(&mut self, message: &Message, number: u64) -> anyhow::Result<()> {
         match &mut self.form {
             Form::Messages(style) => return style.write(&mut self.output, message),
             Form::Dump(dir) => tokio::task::block_in_place(|| dump(dir, number, message.data()))?,
@@ -267,29 +172,50 @@ impl Writer {
         }
         self.output.written()
     }
+}
+
+impl Writer<xmsg_core::Result<Message>> for Shown {
+    fn write(&mut self, message: xmsg_core::Result<Message>, number: u64) -> anyhow::Result<Option<u64>> {
+        match message {
+            Ok(message) if !self.show_control && message.topic().as_bytes().starts_with(CONTROL) => Ok(None),
+            Ok(message) => {
+                self.show(&message, number)?;
+                Ok(Some(message.data().len() as u64))
+            }
+            Err(error) => {
+                self.unreadable += 1;
+                tracing::warn!(%error, "a message that cannot be read");
+                Ok(None)
+            }
+        }
+    }
 
     fn flush(&mut self) -> anyhow::Result<()> {
         self.output.flush()
     }
 
     /// Waits until a report is due; for ever, when none is wanted.
-    async fn report_due(&self) {
+    async fn due(&self) {
         match &self.form {
             Form::Report(report) => tokio::time::sleep_until(report.due().into()).await,
             _ => std::future::pending().await,
         }
     }
 
-    fn report(&mut self) -> anyhow::Result<()> {
+    fn write_due(&mut self) -> anyhow::Result<()> {
         if let Form::Report(report) = &mut self.form {
             report.write(self.output.buffer());
         }
         self.output.flush()
     }
 
-    /// Writes what is left.
     fn finish(&mut self) -> anyhow::Result<()> {
-        self.report()
+        self.write_due()?;
+        if self.unreadable > 0 {
+            let messages = counted(self.unreadable, "message");
+            warn(format_args!("{messages} passed over, not of two or three frames: -v tells more"));
+        }
+        Ok(())
     }
 }
 

@@ -1,13 +1,10 @@
 //! `xmsg zmq recv`: writes what a socket receives.
 
 use std::ffi::OsString;
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use tokio::sync::watch;
 use xmsg_zmq::Error;
 use xmsg_zmtp::SocketType;
 
@@ -18,13 +15,9 @@ use super::socket::{Received, Socket};
 use super::watch::Watch;
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::exit::{AtPeer, Exit};
-use crate::output::{Output, counted, grouped, note, reader_gone, warn};
+use crate::output::Output;
+use crate::receiving::{Receiver, Source, Writer};
 use crate::signals::Interrupt;
-
-/// Messages that are written before others get their turn.
-const TURN: u64 = 256;
-/// At the end, how long whoever reads our output may take for the rest.
-const HASTY_LINGER: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -87,109 +80,51 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let mut watch = Watch::new(socket.events(), kind, &targets, verbose);
     attach(&socket, &targets).await?;
 
-    let timeout = async {
-        match arguments.timeout {
-            Some(time) => tokio::time::sleep(time).await,
-            None => std::future::pending().await,
-        }
-    };
-    // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
-    let (stop, stopped) = watch::channel(false);
-    let receiver =
-        Receiver { socket, output, show: arguments.show, count: arguments.count, stopped, verbose };
-    let mut receiving = tokio::spawn(receiver.run());
-    let late = if arguments.count.is_some() { Exit::TimedOut } else { Exit::Done };
-    let mut is_late = false;
-    let exit = tokio::select! {
-        result = &mut receiving => return result?.map(|_| Exit::Done),
-        error = watch.run() => return Err(error.into()),
-        exit = interrupt.wait() => exit,
-        () = timeout => {
-            is_late = true;
-            late
-        }
-        () = reader_gone() => Exit::Done,
-    };
-    stop.send_replace(true);
-    let written = tokio::select! {
-        result = &mut receiving => result??,
-        () = tokio::time::sleep(HASTY_LINGER) => {
-            if !exit.is_interrupted() {
-                warn("ended while nobody reads what is written: the rest is lost");
-            }
-            return Ok(exit);
-        }
-        exit = interrupt.wait() => return Ok(exit),
-    };
-    if arguments.count == Some(written) {
-        // The last one came together with the end of the time.
-        return Ok(if exit == Exit::TimedOut { Exit::Done } else { exit });
+    let writer = Shown { output, show: arguments.show };
+    let (count, timeout) = (arguments.count, arguments.timeout);
+    let receiver = Receiver { source: socket, writer, count, timeout, verbose };
+    let ended = receiver.run(&mut interrupt, async { watch.run().await.into() }).await?;
+    if let Some(socket) = &ended.source {
+        socket.close(Duration::ZERO).await;
     }
-    if is_late
+    if ended.is_late
         && only_connects(&targets)
         && !watch.was_connected()
         && let Some(failure) = watch.failure()
     {
-        let time = arguments.timeout.unwrap_or_default();
+        let time = timeout.unwrap_or_default();
         let what = format!("no connection to {} within {time:?}", names(&targets));
         let error = Error::new(Error::kind_without_connection(failure), what);
         return Err(AtPeer(error.with_source(failure.clone())).into());
     }
-    if exit == Exit::TimedOut {
-        let expected = counted(arguments.count.unwrap_or_default(), "message");
-        warn(format_args!("timed out: {} of {expected} arrived", grouped(written)));
-    }
-    Ok(exit)
+    Ok(ended.exit())
 }
 
-/// Takes messages and writes them, until told to stop or the count is reached.
+impl Source for Socket {
+    type Message = Received;
+
+    async fn next(&mut self) -> Option<Received> {
+        self.recv().await
+    }
+}
+
+/// What is written.
 #[derive(Debug)]
-struct Receiver {
-    socket: Socket,
+struct Shown {
     output: Output,
     show: ShowOptions,
-    count: Option<u64>,
-    stopped: watch::Receiver<bool>,
-    verbose: bool,
 }
 
-impl Receiver {
-    /// Returns how many messages were written.
-    async fn run(mut self) -> anyhow::Result<u64> {
-        let (mut messages, mut bytes, mut turn) = (0_u64, 0_u64, 0_u64);
-        while self.count.is_none_or(|count| messages < count) {
-            turn += 1;
-            if turn.is_multiple_of(TURN) {
-                if *self.stopped.borrow() {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-            let polled = futures::poll!(pin!(self.socket.recv()));
-            let next = match polled {
-                Poll::Ready(next) => next,
-                Poll::Pending => {
-                    // Nothing more for now: what there is shall be seen.
-                    self.output.flush()?;
-                    tokio::select! {
-                        biased;
-                        next = self.socket.recv() => next,
-                        _ = self.stopped.wait_for(|stopped| *stopped) => break,
-                    }
-                }
-            };
-            let Some(received) = next else { break };
-            messages += 1;
-            if let Received::Message(message) = &received {
-                bytes += message.frames().iter().map(|frame| frame.len() as u64).sum::<u64>();
-            }
-            self.show.write(&mut self.output, &received)?;
-        }
-        self.output.flush()?;
-        self.socket.close(Duration::ZERO).await;
-        if self.verbose {
-            note(format_args!("received {} ({})", counted(messages, "message"), counted(bytes, "byte")));
-        }
-        Ok(messages)
+impl Writer<Received> for Shown {
+    fn write(&mut self, received: Received, _: u64) -> anyhow::Result<Option<u64>> {
+        self.show.write(&mut self.output, &received)?;
+        Ok(Some(match received {
+            Received::Message(message) => message.frames().iter().map(|frame| frame.len() as u64).sum(),
+            Received::Subscribed(_) | Received::Unsubscribed(_) => 0,
+        }))
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        self.output.flush()
     }
 }
