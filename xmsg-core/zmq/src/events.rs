@@ -35,6 +35,8 @@ pub enum SocketEvent {
         /// Its address.
         peer: String,
         /// Why. [`NotAllowed`](crate::ErrorKind::NotAllowed): its credentials are not good, and it was told so with the status 400 of ZAP.
+        /// [`Refused`](crate::ErrorKind::Refused): there is no place for it, or it has closed the connection itself when it was told the type of this
+        /// socket, as libzmq does where its own does not fit.
         error: Error,
     },
     /// A connection is there, handshake done. When it is one that had been lost, the subscriptions of the socket are on their way over

@@ -30,6 +30,7 @@ use crate::link_handler::LinkHandler;
 use crate::lock::lock;
 use crate::options::Overflow;
 use crate::role::Role;
+use crate::security::Security;
 use crate::statistics::ConnectionStatistics;
 use crate::subscriptions::NotTaken;
 use crate::{Endpoint, Multipart, SocketOptions};
@@ -515,7 +516,7 @@ impl Hub {
                     if self.options.violations.note(&peer, self.role.socket_type(), &ended).is_none() {
                         tracing::debug!(peer, reason = %ended, "handshake failed");
                     }
-                    let error = ended.while_accepting(&peer);
+                    let error = self.without_handshake(&peer, ended, session.is_greeted());
                     self.tell(SocketEvent::HandshakeFailed { peer, error });
                     return;
                 }
@@ -634,6 +635,19 @@ impl Hub {
             }
             self.tell(SocketEvent::SubscriptionRefused { peer: peer.clone(), prefix, reason });
         }
+    }
+
+    /// Why there was no handshake with a peer that has connected to us.
+    fn without_handshake(&self, peer: &str, ended: Ended, is_greeted: bool) -> Error {
+        // A NULL handshake has nothing else that it may not like. Its own type it has not told by then.
+        if is_greeted && ended.is_by_peer() && matches!(self.options.security, Security::Null) {
+            let what = format!(
+                "{peer} closed the connection when it was told that this socket is of type {}: does its own type fit?",
+                self.role.socket_type()
+            );
+            return Error::new(ErrorKind::Refused, what).with_source(ended);
+        }
+        ended.while_accepting(&peer)
     }
 
     fn tell_refused(&self, peer: &str, reason: &'static str) {

@@ -117,3 +117,36 @@ async fn connections_are_known_in_numbers() {
     let sent = &push.connections()[0];
     assert_eq!((sent.written.messages, sent.written.bytes, sent.dropped), (100, 1200, 0));
 }
+
+/// libzmq does so where the types do not fit: it sends its greeting, and closes when it has read our type.
+#[tokio::test]
+async fn a_peer_that_goes_when_it_learns_our_type_is_told() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let pull = Pull::new(options());
+    let Endpoint::Tcp { port, .. } = pull.bind(&anywhere()).await.unwrap() else { panic!("a port") };
+    let mut there = pull.events();
+    let failed = async |greeting: &[u8]| {
+        let mut peer = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        peer.write_all(greeting).await.unwrap();
+        if !greeting.is_empty() {
+            // The greeting, and the command READY up to the type.
+            within("our type", peer.read_exact(&mut [0; 64 + 2 + 6 + 12 + 4 + 4])).await.unwrap();
+        }
+        drop(peer);
+    };
+    let mut error = async || loop {
+        if let SocketEvent::HandshakeFailed { error, .. } = next(&mut there).await {
+            return error;
+        }
+    };
+    let mut greeting = [0; 64];
+    (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
+    greeting[12..16].copy_from_slice(b"NULL");
+    failed(&greeting).await;
+    let told = error().await;
+    assert_eq!(told.kind(), ErrorKind::Refused);
+    assert!(told.to_string().contains("told that this socket is of type PULL"), "{told}");
+    // Whoever says nothing at all only looked.
+    failed(&[]).await;
+    assert_eq!(error().await.kind(), ErrorKind::Closed);
+}

@@ -233,6 +233,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether the handshake has begun: the peer speaks ZMTP, and is told the type of our socket.
+    #[must_use]
+    pub fn is_greeted(&self) -> bool {
+        matches!(self.phase, Phase::Handshake { .. } | Phase::HandshakeV2)
+    }
+
     /// What it means that the peer has closed the connection now, if it means more than that.
     #[must_use]
     pub fn closed_by_peer(&self) -> Option<Violation> {

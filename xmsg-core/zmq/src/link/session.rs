@@ -309,6 +309,11 @@ impl Session {
         result
     }
 
+    /// Whether the peer was told the type of our socket, and has not told its own yet.
+    pub(crate) fn is_greeted(&self) -> bool {
+        self.engine.is_greeted()
+    }
+
     async fn try_handshake(&mut self) -> Result<Peer, Ended> {
         let (mut read, mut write) = self.stream.split();
         loop {
