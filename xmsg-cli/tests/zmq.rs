@@ -494,6 +494,17 @@ async fn what_goes_through_a_device_can_be_watched() {
     assert!(counts["forward"]["messages"].as_u64() >= Some(2), "{counts}");
 }
 
+/// Of those in front of it, too, when there is nobody behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_a_device_at_its_end_counts_as_dropped() {
+    let (mut running, [front, ..]) = device("streamer", &["--json", "-v", "--linger", "100ms"]).await;
+    zmq(&["send", "PUSH", &front, "task", "-n", "10"]).await.done();
+    // All of it has been read.
+    running.said("has gone").await;
+    let counts = counts(running, "INT", 130).await;
+    assert_eq!(counts["forward"], json!({"messages": 0, "bytes": 0, "dropped": 10}));
+}
+
 /// A device may connect at either end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_connects_where_it_is_told_to() {

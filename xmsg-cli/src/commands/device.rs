@@ -39,8 +39,8 @@ Examples:
 /// shell). Several stand between commas.
 ///
 /// It runs until Ctrl-C or SIGTERM, and says then what went through it, from the frontend to the backend (forward) and
-/// back: messages that the other side has taken, their bytes on the wire, and messages that were dropped: too large, or
-/// for a peer that is gone or does not read. Subscriptions count as messages.
+/// back: messages that the other side has taken, their bytes on the wire, and messages that were dropped: too large, for
+/// a peer that is gone or does not read, or not passed on by the end. Subscriptions count as messages.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -118,10 +118,21 @@ trait DeviceEnd: DeviceSocket {
     fn dropped(&self) -> u64;
     /// Sends what it has accepted, and returns how many messages were not sent.
     async fn close(&self, linger: Duration) -> usize;
+    /// Takes the messages that it has received and nobody has taken, once it is closed, and returns how many there were.
+    async fn unread(&self) -> u64;
+}
+
+/// How many come until there is none.
+async fn count<T>(mut next: impl AsyncFnMut() -> Option<T>) -> u64 {
+    let mut count = 0;
+    while next().await.is_some() {
+        count += 1;
+    }
+    count
 }
 
 macro_rules! device_ends {
-    ($($socket:ident: $this:ident, $linger:ident => $dropped:expr, $close:expr;)+) => {$(
+    ($($socket:ident: $this:ident, $linger:ident => $dropped:expr, $close:expr $(, $recv:expr)?;)+) => {$(
         impl DeviceEnd for $socket {
             fn events(&self) -> SocketEvents {
                 Self::events(self)
@@ -144,19 +155,25 @@ macro_rules! device_ends {
                 let $this = self;
                 $close
             }
+
+            async fn unread(&self) -> u64 {
+                // One of those that only send has none.
+                [0, $({ let $this = self; count(async || $recv).await })?].iter().sum()
+            }
         }
     )+};
 }
 
 device_ends! {
-    XSub: this, linger => Self::dropped(this), Self::close(this, linger).await;
+    XSub: this, linger => Self::dropped(this), Self::close(this, linger).await, this.recv().await;
+    // What its subscribers wanted means nothing once they are gone.
     XPub: this, linger => Self::dropped(this), Self::close(this, linger).await;
     Push: this, linger => Self::dropped(this), Self::close(this, linger).await;
     Publisher: this, linger => Self::dropped(this), Self::close(this, linger).await;
-    Dealer: this, linger => Self::dropped(this), Self::close(this, linger).await;
+    Dealer: this, linger => Self::dropped(this), Self::close(this, linger).await, this.recv().await;
     // Those that send without dropping anything of what they have accepted, or send nothing.
-    Router: _this, linger => 0, Self::close(_this, linger).await;
-    Pull: _this, _linger => 0, { Self::close(_this).await; 0 };
+    Router: _this, linger => 0, Self::close(_this, linger).await, _this.recv().await;
+    Pull: _this, _linger => 0, { Self::close(_this).await; 0 }, _this.recv().await;
 }
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
@@ -258,19 +275,22 @@ impl Job<'_> {
                     None => 0,
                 }
             };
-            let (front, back, _) = tokio::join!(front.close(left), back.close(left), captured);
-            (statistics, front + back)
+            let (unsent_back, unsent_forth, _) = tokio::join!(front.close(left), back.close(left), captured);
+            let (waiting_forth, waiting_back) = tokio::join!(front.unread(), back.unread());
+            (statistics, [unsent_forth as u64 + waiting_forth, unsent_back as u64 + waiting_back])
         };
-        let (mut statistics, unsent) = tokio::select! {
+        let (mut statistics, [left_forth, left_back]) = tokio::select! {
             ended = ending => ended,
             exit = interrupt.wait() => return Ok(exit),
         };
-        // What the far end has thrown away, after it was handed over.
-        statistics.forward.dropped += back.dropped();
-        statistics.backward.dropped += front.dropped();
-        if unsent > 0 {
-            let (what, time) = (counted(unsent as u64, "message"), self.arguments.linger);
-            warn(format_args!("{what} could not be sent within {time:?}: --linger gives more time"));
+        // What the far end has thrown away, after it was handed over, and what was still on its way.
+        statistics.forward.dropped += back.dropped() + left_forth;
+        statistics.backward.dropped += front.dropped() + left_back;
+        if left_forth + left_back > 0 {
+            let (what, time) = (counted(left_forth + left_back, "message"), self.arguments.linger);
+            warn(format_args!(
+                "{what} could not be passed on within {time:?}: see whether the other side reads; --linger gives more time"
+            ));
         }
         self.tell(statistics)?;
         Ok(result?)
