@@ -505,6 +505,20 @@ async fn what_waits_in_a_device_at_its_end_counts_as_dropped() {
     assert_eq!(counts["forward"], json!({"messages": 0, "bytes": 0, "dropped": 10}));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_help_has_every_exit_code() {
+    for command in
+        [&["zmq"][..], &["zmq", "send"], &["zmq", "recv"], &["zmq", "req"], &["zmq", "rep"], &["device"]]
+    {
+        let text = xmsg(&[&["help"], command].concat()).await.text();
+        let (_, codes) = text.split_once("\nExit codes:\n").unwrap_or_else(|| panic!("{command:?}: {text}"));
+        let codes: Vec<_> = codes.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        for code in ["1", "2", "3", "4", "130", "143"] {
+            assert!(codes.contains(&code), "{command:?}: {code} in {codes:?}");
+        }
+    }
+}
+
 /// A device may connect at either end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_connects_where_it_is_told_to() {

@@ -31,7 +31,15 @@ Examples:
   xmsg device queue --frontend tcp://*:5559 --backend tcp://*:5560
   xmsg device forwarder --frontend '>tcp://far:5556' --backend tcp://*:5557
   xmsg device queue --frontend tcp://*:5559 --backend tcp://*:5560 --capture tcp://*:5561
-  xmsg zmq recv SUB tcp://localhost:5561             sees what goes through it";
+  xmsg zmq recv SUB tcp://localhost:5561             sees what goes through it
+
+Exit codes:
+  1    failed: an endpoint is taken
+  2    usage: an option or an endpoint that cannot be used
+  3    the only socket that an end connects to does not fit it
+  4    not let in: keys, user or password are wrong
+  130  ended by Ctrl-C
+  143  ended by SIGTERM";
 
 /// Run a ZeroMQ device: what comes in at one end goes out at the other
 ///

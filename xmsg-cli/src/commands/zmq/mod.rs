@@ -28,6 +28,23 @@ Examples:
   xmsg zmq rep tcp://*:5555 --echo                   answers requests
   xmsg zmq req tcp://localhost:5555 hello            asks, and writes the reply";
 
+/// What the exit codes of these commands stand for.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    failed: not everything was delivered, a request could not be answered, or an endpoint is taken
+  2    usage: an option, a type or an endpoint that cannot be used
+  3    nobody to connect to in time, or a socket whose type does not fit
+  4    not let in: keys, user or password are wrong
+  27   timed out: nobody connected, subscribed or replied, or fewer messages came than COUNT
+  130  interrupted
+  143  asked to end by SIGTERM";
+
+/// What stands at the end of the help of a command.
+fn after_help(examples: &str) -> String {
+    format!("{examples}\n\n{EXIT_CODES}")
+}
+
 /// Talk to ZeroMQ sockets of any program: libzmq, JeroMQ, pyzmq and others
 ///
 /// These are sockets as ZeroMQ has them, without a proxy and without what xMsg adds to messages. Endpoints are
@@ -38,7 +55,7 @@ Examples:
 /// server: with --key-file it takes CURVE, for every client or for those of --client-key, and with --user and
 /// --password-file it takes PLAIN, for this user.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = after_help(EXAMPLES))]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     action: Action,

@@ -8,6 +8,7 @@ use clap::Args;
 use xmsg_zmq::Error;
 use xmsg_zmtp::SocketType;
 
+use super::after_help;
 use super::endpoints::{End, SocketArguments, attach, names, only_connects};
 use super::kind;
 use super::show::ShowOptions;
@@ -39,7 +40,7 @@ Examples:
 /// It connects unless told otherwise, and goes on trying when nobody is there yet. It ends after COUNT messages, after
 /// DURATION, when nobody reads the output any more, or with Ctrl-C.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = after_help(EXAMPLES))]
 pub(super) struct Arguments {
     /// Type of the socket, in letters of any case
     #[arg(value_name = "TYPE", ignore_case = true, value_parser = kind::parser(&Socket::RECEIVING))]

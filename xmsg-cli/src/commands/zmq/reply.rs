@@ -12,7 +12,7 @@ use xmsg_zmtp::{Limits, SocketType};
 use super::endpoints::{End, SocketArguments, bound};
 use super::frames::{FrameOptions, Input};
 use super::watch::Watch;
-use super::words;
+use super::{after_help, words};
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::commands::reply::Command;
 use crate::exit::{Exit, Usage};
@@ -43,7 +43,7 @@ Examples:
 /// reply: ZeroMQ has no errors to send.
 #[derive(Debug, Args)]
 #[command(
-    after_help = EXAMPLES,
+    after_help = after_help(EXAMPLES),
     override_usage = "xmsg zmq rep [OPTIONS] [REP] <ENDPOINT> <DATA>...\n       \
                       xmsg zmq rep [OPTIONS] [REP] <ENDPOINT> <--echo|--command <CMD>|--file <FILE>>"
 )]

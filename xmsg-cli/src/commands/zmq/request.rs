@@ -12,7 +12,7 @@ use super::endpoints::{End, SocketArguments, Target, names, only_connects};
 use super::frames::{FrameOptions, Input};
 use super::show::ShowOptions;
 use super::watch::{explained, is_hopeless};
-use super::words;
+use super::{after_help, words};
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::commands::request::ended;
 use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
@@ -37,7 +37,7 @@ Examples:
 /// Exit code 27: nobody replied in time; of several requests: to at least one of them. Exit code 3: nobody is there, or
 /// a socket whose type does not fit.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, override_usage = "xmsg zmq req [OPTIONS] [REQ] <ENDPOINT> [DATA]...")]
+#[command(after_help = after_help(EXAMPLES), override_usage = "xmsg zmq req [OPTIONS] [REQ] <ENDPOINT> [DATA]...")]
 pub(super) struct Arguments {
     /// Where to connect to, several with commas between them; behind it the frames of the request, `-` as the last one:
     /// standard input. Write `--` before data that starts with `-`

@@ -10,6 +10,7 @@ use xmsg_core::options::CHECK_TIMEOUT;
 use xmsg_zmq::{Error, ErrorKind, Multipart};
 use xmsg_zmtp::SocketType;
 
+use super::after_help;
 use super::endpoints::{End, SocketArguments, Target, attach, names, only_connects};
 use super::frames::{FrameOptions, Input};
 use super::kind;
@@ -51,7 +52,7 @@ Examples:
 /// Exit code 3: there is nobody to connect to, or a socket whose type does not fit. Exit code 27: nobody has connected,
 /// or subscribed, in time. Exit code 1: not everything could be sent.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = after_help(EXAMPLES))]
 pub(super) struct Arguments {
     /// Type of the socket, in letters of any case
     #[arg(value_name = "TYPE", ignore_case = true, value_parser = kind::parser(&Socket::SENDING))]
