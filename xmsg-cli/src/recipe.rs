@@ -14,7 +14,7 @@ use xmsg_zmtp::{Limits, encoded_len};
 use crate::exit::Usage;
 use crate::metadata::Field;
 use crate::output::note;
-use crate::source::{Source, Split, too_long};
+use crate::source::{Portion, Source, Split, too_long};
 use crate::template::Template;
 use crate::value;
 
@@ -164,14 +164,18 @@ impl Recipe {
                 self.check(&mut rest).map_err(|error| Usage(format!("{error:#}")))?;
                 Ok(Source::memory(data, split))
             }
-            (None, Some(file)) => Source::file(file, split, self.input_limit()),
+            (None, Some(file)) => Source::file(file, split, self.portion()),
             (None, None) => {
                 if io::stdin().is_terminal() {
                     note("reading from the terminal: Ctrl-D on an empty line is the end");
                 }
-                Source::stdin(split, self.input_limit())
+                Source::stdin(split, self.portion())
             }
         }
+    }
+
+    fn portion(&self) -> Portion {
+        Portion { verb: "publish", limit: self.input_limit(), too_long: too_long(self.input_limit()) }
     }
 
     /// Bytes of input that can become one message.

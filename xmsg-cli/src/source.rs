@@ -48,6 +48,17 @@ impl Split {
     }
 }
 
+/// How much of the input one message may be, and what is said of more.
+#[derive(Clone, Debug)]
+pub(crate) struct Portion {
+    /// What is done with messages, in a word for errors.
+    pub(crate) verb: &'static str,
+    /// Bytes of input.
+    pub(crate) limit: usize,
+    /// The error of kind [`TooLarge`](ErrorKind::TooLarge) for a message that is longer.
+    pub(crate) too_long: Error,
+}
+
 /// Messages from some input, in order.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -63,23 +74,23 @@ impl Source {
         Self { split, blocks, block: (split == Split::Whole || !data.is_empty()).then_some(data) }
     }
 
-    /// Messages from a file; none may be longer than `limit`.
-    pub(crate) fn file(path: &Path, split: Split, limit: usize) -> anyhow::Result<Self> {
+    /// Messages from a file, each of such a portion at most.
+    pub(crate) fn file(path: &Path, split: Split, portion: Portion) -> anyhow::Result<Self> {
         let name = path.display().to_string();
         let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
-        Self::reader(file, name, split, limit)
+        Self::reader(file, name, split, portion)
     }
 
-    /// Messages from standard input; none may be longer than `limit`.
-    pub(crate) fn stdin(split: Split, limit: usize) -> anyhow::Result<Self> {
-        Self::reader(io::stdin(), "standard input".to_owned(), split, limit)
+    /// Messages from standard input, each of such a portion at most.
+    pub(crate) fn stdin(split: Split, portion: Portion) -> anyhow::Result<Self> {
+        Self::reader(io::stdin(), "standard input".to_owned(), split, portion)
     }
 
     fn reader(
         input: impl Read + Send + 'static,
         name: String,
         split: Split,
-        limit: usize,
+        portion: Portion,
     ) -> anyhow::Result<Self> {
         let (sender, blocks) = mpsc::channel(BLOCKS_MAX);
         // A thread of its own that nobody waits for: a read from a terminal cannot be cancelled. It ends with the
@@ -87,12 +98,13 @@ impl Source {
         std::thread::Builder::new()
             .name("input".to_owned())
             .spawn(move || {
+                let what = format!("cannot {} {name}", portion.verb);
                 let send = |block: xmsg_core::Result<Bytes>| {
-                    let named = |error| anyhow::Error::from(error).context(format!("cannot publish {name}"));
+                    let named = |error| anyhow::Error::from(error).context(what.clone());
                     sender.blocking_send(block.map_err(named)).is_ok()
                 };
-                if let Err(error) = read_blocks(input, split, limit, send) {
-                    let _ = sender.blocking_send(Err(error.context(format!("cannot publish {name}"))));
+                if let Err(error) = read_blocks(input, split, &portion, send) {
+                    let _ = sender.blocking_send(Err(error.context(what.clone())));
                 }
             })
             .context("cannot start a thread for the input")?;
@@ -119,7 +131,7 @@ impl Source {
 fn read_blocks(
     mut input: impl Read,
     split: Split,
-    limit: usize,
+    portion: &Portion,
     mut send: impl FnMut(xmsg_core::Result<Bytes>) -> bool,
 ) -> anyhow::Result<()> {
     let mut buffer = vec![0; READ_LEN];
@@ -151,10 +163,10 @@ fn read_blocks(
         } else {
             pending.extend_from_slice(read);
         }
-        if pending.len() > limit {
+        if pending.len() > portion.limit {
             pending = BytesMut::new();
             passing_over = true;
-            if !send(Err(too_long(limit))) || split == Split::Whole {
+            if !send(Err(portion.too_long.clone())) || split == Split::Whole {
                 return Ok(());
             }
         }
@@ -199,7 +211,7 @@ mod tests {
 
     fn messages(data: &[u8], sizes: &[usize], split: Split, limit: usize) -> anyhow::Result<Vec<Bytes>> {
         let (mut messages, mut too_long) = (Vec::new(), None);
-        read_blocks(Pieces(data, sizes.iter()), split, limit, |block| {
+        read_blocks(Pieces(data, sizes.iter()), split, &portion(limit), |block| {
             let Ok(mut block) = block.map_err(|error| too_long = Some(error)) else { return false };
             loop {
                 messages.push(split.take(&mut block));
@@ -209,6 +221,10 @@ mod tests {
             }
         })?;
         too_long.map_or(Ok(messages), |error| Err(error.into()))
+    }
+
+    fn portion(limit: usize) -> Portion {
+        Portion { verb: "publish", limit, too_long: too_long(limit) }
     }
 
     fn all(data: &str, split: Split) -> Vec<Bytes> {
@@ -248,7 +264,7 @@ mod tests {
         for size in [1, 7, 50, 97] {
             let (mut short, mut too_long) = (Vec::new(), 0);
             let sizes = [size; 1000];
-            read_blocks(Pieces(data.as_bytes(), sizes.iter()), KEEP, 100, |block| {
+            read_blocks(Pieces(data.as_bytes(), sizes.iter()), KEEP, &portion(100), |block| {
                 match block {
                     Ok(block) => short.extend_from_slice(&block),
                     Err(error) => too_long += u32::from(error.kind() == ErrorKind::TooLarge),
@@ -267,7 +283,7 @@ mod tests {
             std::fs::write(file.path(), data).unwrap();
             let mut results = Vec::new();
             for mut source in
-                [Source::memory(data.into(), split), Source::file(file.path(), split, 100).unwrap()]
+                [Source::memory(data.into(), split), Source::file(file.path(), split, portion(100)).unwrap()]
             {
                 let mut messages = Vec::new();
                 while let Some(message) = source.next().await.unwrap() {

@@ -48,9 +48,7 @@ impl Template {
         let mut rest = data.clone();
         while let Some(start) = find(&rest, b"{{") {
             let Some(len) = find(&rest[start + 2..], b"}}") else {
-                bail!(
-                    "the template has `{{{{` without `}}}}`: leave --template out to publish data as it is"
-                );
+                bail!("the template has `{{{{` without `}}}}`: leave --template out to send data as it is");
             };
             if start > 0 {
                 parts.push(Part::Data(rest.slice(..start)));

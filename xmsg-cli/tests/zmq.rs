@@ -519,6 +519,22 @@ async fn the_help_has_every_exit_code() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_above_the_limit_is_not_sent() {
+    let small = ["--max-message-size", "5"];
+    let (sending, says) =
+        (["send", "PUB", "--bind", ANYWHERE], "a message of 13 bytes is above the limit of 5 bytes: --max");
+    let ended = zmq(&[&sending[..], &["hello world"], &small].concat()).await;
+    assert!(ended.stderr.contains("1 of 1 message did not go to everybody"), "{}", ended.stderr);
+    ended.failed_after_notes(1, says);
+    let mut running = Running::start(&[&["zmq"], &sending[..], &small].concat());
+    running.type_in(b"hello world").await;
+    let ended = running.end().await;
+    assert!(!ended.stderr.contains("publish") && !ended.stderr.contains("metadata"), "{}", ended.stderr);
+    let says = "cannot send standard input: the data is longer than a message may be, 5 bytes: --max-message-size raises";
+    ended.failed_after_notes(1, says);
+}
+
 /// A device may connect at either end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_connects_where_it_is_told_to() {

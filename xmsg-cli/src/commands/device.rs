@@ -12,7 +12,7 @@ use xmsg_zmq::{
 };
 use xmsg_zmtp::SocketType;
 
-use super::zmq::endpoints::{End, ServerOptions, Target, bound, read};
+use super::zmq::endpoints::{End, PeerOptions, Target, bound, read};
 use super::zmq::watch::Watch;
 use crate::args::parse_duration;
 use crate::exit::Exit;
@@ -77,7 +77,7 @@ pub(crate) struct Arguments {
     json: bool,
 
     #[command(flatten)]
-    server: ServerOptions,
+    peers: PeerOptions,
 }
 
 /// Which sockets a device has.
@@ -186,10 +186,10 @@ device_ends! {
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let [front, back] = arguments.kind.sockets();
-    let front = Side::new("frontend", front, &arguments.frontend, &arguments.server)?;
-    let back = Side::new("backend", back, &arguments.backend, &arguments.server)?;
+    let front = Side::new("frontend", front, &arguments.frontend, &arguments.peers)?;
+    let back = Side::new("backend", back, &arguments.backend, &arguments.peers)?;
     let capture = match &arguments.capture {
-        Some(word) => Some(Side::new("capture", SocketType::Pub, word, &arguments.server)?),
+        Some(word) => Some(Side::new("capture", SocketType::Pub, word, &arguments.peers)?),
         None => None,
     };
     let job = Job { arguments: &arguments, front: &front, back: &back, capture: capture.as_ref(), verbose };
@@ -211,9 +211,9 @@ struct Side {
 }
 
 impl Side {
-    fn new(name: &'static str, kind: SocketType, word: &str, server: &ServerOptions) -> anyhow::Result<Self> {
+    fn new(name: &'static str, kind: SocketType, word: &str, peers: &PeerOptions) -> anyhow::Result<Self> {
         let targets = read(word, End::Bind)?;
-        let options = server.options(&targets)?;
+        let options = peers.options(&targets)?;
         Ok(Self { name, kind, targets, options })
     }
 

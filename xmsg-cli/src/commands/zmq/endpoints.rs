@@ -13,9 +13,10 @@ use xmsg_core::security::{
     AllowKeys, Authenticator, Credentials, Password, PublicKey, Verdict, read_key_file,
 };
 use xmsg_zmq::{Endpoint, ErrorKind, SocketOptions};
+use xmsg_zmtp::Limits;
 
 use super::Socket;
-use crate::args::SecurityOptions;
+use crate::args::{SecurityOptions, parse_bytes};
 use crate::exit::Usage;
 use crate::output::note;
 use crate::settings::{self, Found, Setting};
@@ -56,12 +57,17 @@ pub(crate) struct SocketArguments {
     identity: Option<String>,
 
     #[command(flatten)]
-    server: ServerOptions,
+    peers: PeerOptions,
 }
 
-/// What a socket that binds has of security beside the options that all share.
+/// Who may connect to a socket, beside the options of security that all share, and what peers may send.
 #[derive(Debug, clap::Args)]
-pub(crate) struct ServerOptions {
+pub(crate) struct PeerOptions {
+    /// The largest message that is sent and that peers may send, with its frames and their headers, such as 100MB or
+    /// 1GiB. A peer that sends a larger one loses its connection [default: 64MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    max_message_size: Option<u64>,
+
     /// When we bind with CURVE (--key-file has our keys): let in whoever has this public key, and nobody else; can be
     /// given more than once
     // A key may begin with a hyphen.
@@ -95,13 +101,23 @@ impl SocketArguments {
         if identity.len() > 255 || self.identity.as_deref() == Some("") {
             bail!(Usage("--identity: a name has 1 to 255 bytes".to_owned()));
         }
-        Ok(SocketOptions { identity: identity.into(), ..self.server.options(targets)? })
+        Ok(SocketOptions { identity: identity.into(), ..self.peers.options(targets)? })
     }
 }
 
-impl ServerOptions {
+impl PeerOptions {
     /// The options of a socket with these endpoints: a client where it connects, a server where it binds.
     pub(crate) fn options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions> {
+        Ok(SocketOptions { limits: self.limits(), ..self.security_options(targets)? })
+    }
+
+    fn limits(&self) -> Limits {
+        let usual = Limits::default();
+        let size = self.max_message_size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
+        Limits { message_size: size.unwrap_or(usual.message_size), ..usual }
+    }
+
+    fn security_options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions> {
         let binds = targets.iter().any(|target| target.end == End::Bind);
         let connects = targets.iter().any(|target| target.end == End::Connect);
         if !binds {

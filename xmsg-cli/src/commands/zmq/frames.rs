@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use xmsg_zmq::Multipart;
-use xmsg_zmtp::Limits;
+use xmsg_zmq::{Error, ErrorKind, Multipart};
+use xmsg_zmtp::{Limits, MessageLimits, encoded_len};
 
 use super::endpoints::is_endpoint;
 use crate::exit::Usage;
 use crate::output::note;
 use crate::recipe::{Coding, decode};
-use crate::source::{Source, Split};
+use crate::source::{Portion, Source, Split};
 use crate::template::Template;
 
 /// Where frames come from, and what they become.
@@ -56,6 +56,7 @@ pub(super) struct Input {
 struct Recipe {
     coding: Option<Coding>,
     template: bool,
+    limits: MessageLimits,
 }
 
 /// A message, to be sent once or several times.
@@ -63,18 +64,19 @@ struct Recipe {
 pub(super) struct Dish<'a> {
     front: &'a [Frame],
     last: Frame,
+    limits: MessageLimits,
 }
 
 impl FrameOptions {
     /// Messages of these words; of what is read instead of the last one, if there is none, if it is `-`, or if input is
-    /// split.
-    pub(super) fn input(&self, words: &[OsString], split: Split) -> anyhow::Result<Input> {
+    /// split. None may be above these limits.
+    pub(super) fn input(&self, words: &[OsString], split: Split, limits: &Limits) -> anyhow::Result<Input> {
         let coding = match (self.hex, self.base64) {
             (true, _) => Some(Coding::Hex),
             (_, true) => Some(Coding::Base64),
             _ => None,
         };
-        let recipe = Recipe { coding, template: self.template };
+        let recipe = Recipe { coding, template: self.template, limits: limits.into() };
         if let Some(word) = words.first().and_then(|word| word.to_str()).filter(|word| is_endpoint(word)) {
             note(format_args!(
                 "{word} is sent as data: several endpoints are one word, with commas between them"
@@ -96,12 +98,12 @@ impl FrameOptions {
                 frame(last)?;
                 Source::memory(bytes(last), Split::Whole)
             }
-            (None, Some(file)) => Source::file(file, split, recipe.limit())?,
+            (None, Some(file)) => Source::file(file, split, recipe.portion())?,
             (None, None) => {
                 if io::stdin().is_terminal() {
                     note("reading from the terminal: Ctrl-D on an empty line is the end");
                 }
-                Source::stdin(split, recipe.limit())?
+                Source::stdin(split, recipe.portion())?
             }
         };
         Ok(Input { front, source, recipe })
@@ -109,10 +111,16 @@ impl FrameOptions {
 }
 
 impl Recipe {
-    /// Bytes of input that can become one frame.
-    fn limit(self) -> usize {
-        let limit = Limits::default().message_size;
-        if self.coding.is_some() { 4 * limit } else { limit }
+    /// How much of the input can become one frame.
+    fn portion(self) -> Portion {
+        let size = self.limits.size;
+        let what =
+            format!("the data is longer than a message may be, {size} bytes: --max-message-size raises that");
+        Portion {
+            verb: "send",
+            limit: if self.coding.is_some() { size.saturating_mul(4) } else { size },
+            too_long: Error::new(ErrorKind::TooLarge, what),
+        }
     }
 
     fn frame(self, data: Bytes) -> anyhow::Result<Frame> {
@@ -128,7 +136,7 @@ impl Input {
     /// The next message; `None` at the end of the input.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Dish<'_>>> {
         let Some(data) = self.source.next().await? else { return Ok(None) };
-        Ok(Some(Dish { front: &self.front, last: self.recipe.frame(data)? }))
+        Ok(Some(Dish { front: &self.front, last: self.recipe.frame(data)?, limits: self.recipe.limits }))
     }
 
     /// The only one.
@@ -142,12 +150,24 @@ impl Input {
 }
 
 impl Dish<'_> {
-    /// Message number `count`.
-    pub(super) fn message(&self, count: u64) -> Multipart {
+    /// Message number `count`. An error of kind [`TooLarge`](ErrorKind::TooLarge) says that it is above a limit.
+    pub(super) fn message(&self, count: u64) -> xmsg_zmq::Result<Multipart> {
         let frames = self.front.iter().chain([&self.last]).map(|frame| match frame {
             Frame::Bytes(bytes) => bytes.clone(),
             Frame::Template(template) => template.fill(count),
         });
-        frames.collect()
+        let message: Multipart = frames.collect();
+        let (size, frames) = (encoded_len(message.frames()), message.frames().len());
+        let what = match self.limits {
+            limits if limits.allow(size, frames) => return Ok(message),
+            limits if size > limits.size => {
+                format!(
+                    "a message of {size} bytes is above the limit of {} bytes: --max-message-size raises it",
+                    limits.size
+                )
+            }
+            limits => format!("a message of {frames} frames is above the limit of {} frames", limits.frames),
+        };
+        Err(Error::new(ErrorKind::TooLarge, what))
     }
 }

@@ -7,7 +7,7 @@ use anyhow::bail;
 
 use clap::Args;
 use xmsg_zmq::{Multipart, Replier};
-use xmsg_zmtp::{Limits, SocketType};
+use xmsg_zmtp::SocketType;
 
 use super::endpoints::{End, SocketArguments, bound};
 use super::frames::{FrameOptions, Input};
@@ -88,10 +88,12 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     if !elsewhere && data.is_empty() && arguments.frames.file.is_none() {
         bail!(Usage("what to reply? Give DATA after the endpoint, --echo, --command or --file".to_owned()));
     }
-    let mut input = if elsewhere { None } else { Some(arguments.frames.input(data, Split::Whole)?) };
-    let command = arguments.command.map(|line| {
-        let limit = Limits::default().message_size;
-        Command { line, timeout: arguments.command_timeout, limit }
+    let mut input =
+        if elsewhere { None } else { Some(arguments.frames.input(data, Split::Whole, &options.limits)?) };
+    let command = arguments.command.map(|line| Command {
+        line,
+        timeout: arguments.command_timeout,
+        limit: options.limits.message_size,
     });
     let socket = Replier::new(options);
     let mut watch = Watch::new(socket.events(), SocketType::Rep, &targets, verbose);
@@ -148,7 +150,7 @@ impl Service<'_> {
             let Some((path, request)) = self.socket.recv().await else { bail!("the socket was closed") };
             self.requests += 1;
             let reply = match (&dish, &self.command) {
-                (Some(dish), _) => Ok(dish.message(self.requests)),
+                (Some(dish), _) => dish.message(self.requests).map_err(anyhow::Error::from),
                 (None, Some(command)) => output(command, &request).await,
                 (None, None) => Ok(request),
             };

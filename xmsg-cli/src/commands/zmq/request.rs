@@ -76,7 +76,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         ));
     }
     let options = arguments.socket.options(&targets)?;
-    let input = arguments.frames.input(data, Split::Whole)?;
+    let input = arguments.frames.input(data, Split::Whole, &options.limits)?;
     let mut endpoints = targets.iter().map(|target| target.endpoint.clone());
     let Some(first) = endpoints.next() else { bail!(Usage("an endpoint is missing".to_owned())) };
     let requester = Requester::new(first, options);
@@ -121,7 +121,7 @@ impl Asker {
         let (mut unanswered, mut is_lost) = (0_u64, false);
         for number in 1..=self.count {
             let started = Instant::now();
-            match self.requester.request(dish.message(number), self.timeout).await {
+            match self.requester.request(dish.message(number)?, self.timeout).await {
                 Ok(reply) => {
                     let time = started.elapsed();
                     is_lost = false;

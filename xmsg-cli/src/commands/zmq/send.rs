@@ -106,7 +106,9 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let mut interrupt = Interrupt::new()?;
     let kind = arguments.kind;
     let targets = arguments.socket.targets([arguments.endpoint.as_str()], End::Connect)?;
-    let socket = Socket::to_send(kind, arguments.socket.options(&targets)?)?;
+    let options = arguments.socket.options(&targets)?;
+    let limits = options.limits.clone();
+    let socket = Socket::to_send(kind, options)?;
     if arguments.wait_sub && !publishes(kind) {
         bail!(Usage(format!("--wait-sub is for PUB and XPUB: nobody subscribes to a {kind}")));
     }
@@ -115,7 +117,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         (_, true) => Split::Null,
         _ => Split::Whole,
     };
-    let input = arguments.frames.input(&arguments.data, split)?;
+    let input = arguments.frames.input(&arguments.data, split, &limits)?;
     let mut watch = Watch::new(socket.events(), kind, &targets, verbose).without_failures();
     attach(&socket, &targets).await?;
     let mut job = Job {
@@ -274,15 +276,24 @@ impl Job<'_> {
         loop {
             // Borrowed from the input, while messages are counted.
             let number = 1 + self.refused + self.sent;
-            let messages: Box<dyn Iterator<Item = Multipart> + Send + '_> = match self.input.next().await {
-                Ok(None) => break,
-                Ok(Some(dish)) => Box::new((0..self.count).map(move |n| dish.message(number + n))),
-                Err(error) => {
-                    Self::refuse(&mut self.refused, self.unit, number, error)?;
-                    continue;
-                }
-            };
+            let messages: Box<dyn Iterator<Item = xmsg_zmq::Result<Multipart>> + Send + '_> =
+                match self.input.next().await {
+                    Ok(None) => break,
+                    Ok(Some(dish)) => Box::new((0..self.count).map(move |n| dish.message(number + n))),
+                    Err(error) => {
+                        Self::refuse(&mut self.refused, self.unit, number, error)?;
+                        continue;
+                    }
+                };
             for message in messages {
+                let message = match message {
+                    Ok(message) => message,
+                    Err(error) => {
+                        let number = 1 + self.refused + self.sent;
+                        Self::refuse(&mut self.refused, self.unit, number, error.into())?;
+                        break;
+                    }
+                };
                 topic = message.frames().first().cloned().unwrap_or_default();
                 if std::mem::take(&mut waits) {
                     if self.verbose {
