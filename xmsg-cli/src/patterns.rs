@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use xmsg_core::Topic;
 use xmsg_core::text::escaped;
 
@@ -11,6 +12,24 @@ use crate::render::topic_text;
 /// Says of each topic with a wildcard of another system what to subscribe to instead.
 pub(crate) fn note_patterns(topics: &[Topic]) {
     topics.iter().filter_map(hint).for_each(note);
+}
+
+/// The same of what plain ZeroMQ sockets subscribe to, whose topics have no separator of their own.
+pub(crate) fn note_prefix_patterns(prefixes: &[Bytes]) {
+    prefixes.iter().filter_map(|prefix| prefix_hint(&Topic::wrap(prefix.clone()))).for_each(note);
+}
+
+fn prefix_hint(topic: &Topic) -> Option<String> {
+    let before = String::from_utf8_lossy(topic.before_wildcard()?);
+    let instead = match escaped(&before) {
+        before if before.is_empty() => "leave out --topic for everything".to_owned(),
+        before => format!("--topic '{before}' is all that is below it"),
+    };
+    let topic = topic_text(topic);
+    Some(format!(
+        "`{topic}` is no pattern: ZeroMQ has no wildcards, and --topic is what the first frame starts with, byte by byte; \
+         {instead}"
+    ))
 }
 
 fn hint(topic: &Topic) -> Option<String> {
@@ -55,5 +74,17 @@ mod tests {
             );
         }
         assert_eq!(hint(&Topic::wrap("weather/oslo")), None);
+        for (pattern, instead) in [
+            ("weather/#", "; --topic 'weather/' is all that is below it"),
+            ("a.>", "; --topic 'a.' is all"),
+            ("*", "; leave out --topic for everything"),
+        ] {
+            let hint = prefix_hint(&Topic::wrap(pattern)).unwrap_or_default();
+            assert!(
+                hint.starts_with(&format!("`{pattern}` is no pattern")) && hint.contains(instead),
+                "{hint}"
+            );
+        }
+        assert_eq!(prefix_hint(&Topic::wrap("weather/oslo")), None);
     }
 }

@@ -535,6 +535,17 @@ async fn what_is_above_the_limit_is_not_sent() {
     ended.failed_after_notes(1, says);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_with_a_wildcard_is_told_to_be_none() {
+    let receiving =
+        ["recv", "SUB", "--bind", ANYWHERE, "--topic", "weather/#", "--topic", "a", "--timeout", "50ms"];
+    let ended = zmq(&receiving).await;
+    let says = "`weather/#` is no pattern: ZeroMQ has no wildcards";
+    assert!(ended.stderr.contains("; --topic 'weather/' is all that is below it"), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("no pattern").count(), 1, "{}", ended.stderr);
+    ended.failed_after_notes(0, says);
+}
+
 /// A device may connect at either end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_connects_where_it_is_told_to() {

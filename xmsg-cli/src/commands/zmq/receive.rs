@@ -17,6 +17,7 @@ use super::watch::Watch;
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::exit::{AtPeer, Exit};
 use crate::output::Output;
+use crate::patterns::note_prefix_patterns;
 use crate::receiving::{Receiver, Source, Writer};
 use crate::signals::Interrupt;
 
@@ -50,7 +51,8 @@ pub(super) struct Arguments {
     #[arg(value_name = "ENDPOINT", required = true)]
     endpoints: Vec<String>,
 
-    /// SUB and XSUB: the start of the first frame of messages; can be given more than once [default: everything]
+    /// SUB and XSUB: what the first frame of messages starts with, byte by byte, without wildcards; can be given more than
+    /// once [default: everything]
     #[arg(id = "prefixes", long = "topic", value_name = "TOPIC")]
     topics: Vec<OsString>,
 
@@ -78,6 +80,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         arguments.topics.iter().map(|topic| Bytes::copy_from_slice(topic.as_encoded_bytes())).collect();
     let socket = Socket::to_receive(kind, &topics, arguments.socket.options(&targets)?)?;
     let output = Output::stdout()?;
+    note_prefix_patterns(&topics);
     let mut watch = Watch::new(socket.events(), kind, &targets, verbose);
     attach(&socket, &targets).await?;
 
