@@ -261,7 +261,9 @@ async fn a_type_that_does_not_fit_the_peer_is_told() {
         |other: &str, ours: &str| format!("is a PULL, and a {ours} talks to {other}: give another type");
     zmq(&["send", "PUB", &endpoint, "x"]).await.failed(3, &says("SUB or XSUB", "PUB"));
     zmq(&["recv", "SUB", &endpoint]).await.failed(3, &says("PUB or XPUB", "SUB"));
-    zmq(&["req", &endpoint, "x"]).await.failed(3, &says("REP or ROUTER", "REQ"));
+    // A request has no other type.
+    let says = "is a PULL, and a REQ talks to REP or ROUTER: give another endpoint";
+    zmq(&["req", &endpoint, "x"]).await.failed(3, says);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -544,6 +546,87 @@ async fn a_topic_with_a_wildcard_is_told_to_be_none() {
     assert!(ended.stderr.contains("; --topic 'weather/' is all that is below it"), "{}", ended.stderr);
     assert_eq!(ended.stderr.matches("no pattern").count(), 1, "{}", ended.stderr);
     ended.failed_after_notes(0, says);
+}
+
+/// At the side that is bound.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bound_socket_tells_once_of_a_peer_that_does_not_fit() {
+    let (mut receiving, endpoint) = bound(&["recv", "PULL", "--bind", ANYWHERE]).await;
+    let says = "was not let in: it is an XPUB, and a PULL talks to PUSH";
+    zmq(&["send", "XPUB", &endpoint, "x"]).await.failed(3, "is a PULL, and an XPUB talks to SUB or XSUB");
+    receiving.said(says).await;
+    zmq(&["send", "XPUB", &endpoint, "x"]).await.failed(3, "is a PULL");
+    // libzmq goes before it has told its own type.
+    let _peer = Peer::start(&["PUB", "connect", &endpoint, "send", "1"]).await;
+    receiving
+        .said("closed the connection when it was told that this socket is of type PULL: does its own")
+        .await;
+    zmq(&["send", "PUB", &endpoint, "x"]).await.failed(3, "is a PULL");
+    receiving.said("was not let in: it is a PUB, and a PULL talks to PUSH").await;
+    receiving.signal("INT");
+    let ended = receiving.end().await;
+    assert_eq!(ended.stderr.matches(says).count(), 1, "{}", ended.stderr);
+
+    // The wrong end of a device.
+    let (mut device, [front, back, _]) = device("queue", &[]).await;
+    let says = "this is its frontend, and a REP connects to its backend";
+    zmq(&["rep", "--connect", &front, "--echo"]).await.failed_after_notes(3, says);
+    device
+        .said("it is a REP, and a ROUTER talks to REQ, DEALER or ROUTER; it has to connect to the backend")
+        .await;
+    let says = "this is its backend, and a REQ connects to its frontend";
+    zmq(&["req", &back, "x"]).await.failed(3, says);
+    device
+        .said("it is a REQ, and a DEALER talks to REP, DEALER or ROUTER; it has to connect to the frontend")
+        .await;
+    let (mut replying, endpoint) = bound(&["rep", ANYWHERE, "--echo"]).await;
+    let frontend = format!(">{endpoint}");
+    let other = xmsg(&["device", "queue", "--frontend", &frontend, "--backend", ANYWHERE]).await;
+    other.failed_after_notes(
+        3,
+        "is a REP, and a ROUTER talks to REQ, DEALER or ROUTER: give another endpoint; it belongs to",
+    );
+    replying.said("a device has its frontend here, and has to connect with its backend").await;
+}
+
+/// Messages of the script have nine bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_above_the_limit_is_told_with_the_option_that_raises_it() {
+    let small = ["--max-message-size", "5"];
+    let says =
+        "what it was sending is lost: a message with 9 bytes: the limit is 5 (--max-message-size raises it)";
+    let (mut receiving, endpoint) =
+        bound(&[&["recv", "PULL", "--bind", ANYWHERE][..], &small].concat()).await;
+    let _peer = Peer::start(&["PUSH", "connect", &endpoint, "send", "1"]).await;
+    receiving.said(says).await;
+    let peer = Peer::start(&["PUSH", "bind", "tcp://127.0.0.1:*", "send", "1"]).await;
+    let mut receiving =
+        Running::start(&[&["-q", "zmq", "recv", "PULL", &peer.endpoint][..], &small].concat());
+    receiving.said(&format!("{says}; trying to connect again")).await;
+    let peer = Peer::start(&["PUSH", "bind", "tcp://127.0.0.1:*", "send", "1"]).await;
+    let receiving = ["recv", "PULL", &peer.endpoint, "-n", "1", "--max-message-size", "9"];
+    assert_eq!(zmq(&receiving).await.text(), numbered(1));
+    // The reply comes back with the request, which has its own empty frame besides.
+    let peer = Peer::start(&["REP", "bind", "tcp://127.0.0.1:*", "echo"]).await;
+    let asked = zmq(&["req", &peer.endpoint, "12345678", "--max-message-size", "10"]).await;
+    assert!(asked.code == Some(1) && asked.stderr.contains("above the limit"), "{}", asked.stderr);
+}
+
+/// A peer that ends together with us is no news.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ends_with_the_command_is_not_told() {
+    for _ in 0..3 {
+        let (sending, endpoint) = bound(&["send", "PUB", "--bind", ANYWHERE, "a", "--wait-sub"]).await;
+        let ended = zmq(&["recv", "SUB", &endpoint, "-n", "1"]).await;
+        assert_eq!(ended.stderr, "");
+        assert_eq!(ended.text(), "a\n");
+        sending.end().await.done();
+    }
+    // Of one that goes on without its peer it is.
+    let (sending, endpoint) = bound(&["send", "PUSH", "--bind", ANYWHERE, "a"]).await;
+    let mut receiving = Running::start(&["zmq", "recv", "PULL", &endpoint]);
+    sending.end().await.done();
+    receiving.said("was lost (closed by the peer): trying to connect again").await;
 }
 
 /// A device may connect at either end.

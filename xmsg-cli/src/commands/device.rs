@@ -13,7 +13,7 @@ use xmsg_zmq::{
 use xmsg_zmtp::SocketType;
 
 use super::zmq::endpoints::{End, PeerOptions, Target, bound, read};
-use super::zmq::watch::Watch;
+use super::zmq::watch::{Ours, Place, Watch};
 use crate::args::parse_duration;
 use crate::exit::Exit;
 use crate::output::{Output, counted, grouped, note, warn};
@@ -246,8 +246,12 @@ impl Job<'_> {
     /// Runs it between these sockets until it is told to end.
     async fn run(self, front: impl DeviceEnd, back: impl DeviceEnd) -> anyhow::Result<Exit> {
         let mut interrupt = Interrupt::new()?;
-        let watch = |side: &Side, events| Watch::new(events, side.kind, &side.targets, self.verbose);
-        let mut watches = [watch(self.front, front.events()), watch(self.back, back.events())];
+        let watch = |side: &Side, other: &Side, events| {
+            let ours = Ours { kind: side.kind, place: Place::End(other.name, other.kind) };
+            Watch::new(events, ours, &side.targets, self.verbose)
+        };
+        let mut watches =
+            [watch(self.front, self.back, front.events()), watch(self.back, self.front, back.events())];
         let capture = match self.capture {
             Some(side) => {
                 // Whoever looks on is not to hold up the others.

@@ -16,7 +16,17 @@ pub(super) fn named(name: &str) -> Option<SocketType> {
 /// The types that it talks to, in words.
 pub(super) fn peers(kind: SocketType) -> String {
     let names: Vec<_> = all().filter(|peer| kind.fits(*peer)).map(SocketType::name).collect();
-    names.join(" or ")
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+/// The name of a type with its article: `an XPUB`, `a REP`. A peer may have any name.
+pub(super) fn with_article(name: &str) -> String {
+    // An X is spoken as the letter.
+    let article = if name.starts_with(['A', 'E', 'I', 'O', 'X']) { "an" } else { "a" };
+    format!("{article} {name}")
 }
 
 /// Reads a type. Those that fit the command are told in its help; why another one does not fit, the command says
@@ -40,5 +50,17 @@ mod tests {
         }
         assert_eq!(named("STREAM"), None);
         assert_eq!(peers(SocketType::Pub), "SUB or XSUB");
+        assert_eq!(
+            (peers(SocketType::Pull), peers(SocketType::Router)),
+            ("PUSH".into(), "REQ, DEALER or ROUTER".into())
+        );
+    }
+
+    #[test]
+    fn names_have_their_articles() {
+        let an: Vec<_> =
+            all().map(|kind| with_article(kind.name())).filter(|name| name.starts_with("an ")).collect();
+        assert_eq!(an, ["an XPUB", "an XSUB"]);
+        assert_eq!(with_article("REP"), "a REP");
     }
 }

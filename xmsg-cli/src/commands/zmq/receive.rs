@@ -13,7 +13,7 @@ use super::endpoints::{End, SocketArguments, attach, names, only_connects};
 use super::kind;
 use super::show::ShowOptions;
 use super::socket::{Received, Socket};
-use super::watch::Watch;
+use super::watch::{Ours, Place, Watch};
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::exit::{AtPeer, Exit};
 use crate::output::Output;
@@ -81,7 +81,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let socket = Socket::to_receive(kind, &topics, arguments.socket.options(&targets)?)?;
     let output = Output::stdout()?;
     note_prefix_patterns(&topics);
-    let mut watch = Watch::new(socket.events(), kind, &targets, verbose);
+    let mut watch = Watch::new(socket.events(), Ours { kind, place: Place::Chosen }, &targets, verbose);
     attach(&socket, &targets).await?;
 
     let writer = Shown { output, show: arguments.show };

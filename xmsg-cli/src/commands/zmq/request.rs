@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
-use xmsg_zmq::Requester;
+use xmsg_zmq::{Error, Requester};
 use xmsg_zmtp::SocketType;
 
 use super::endpoints::{End, SocketArguments, Target, names, only_connects};
 use super::frames::{FrameOptions, Input};
 use super::show::ShowOptions;
-use super::watch::{explained, is_hopeless};
+use super::watch::{Ours, Place, explained, is_hopeless, option_for, violation};
 use super::{after_help, words};
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::commands::request::ended;
@@ -134,14 +134,21 @@ impl Asker {
                     }
                 }
                 Err(error) if is_hopeless(error.kind()) => {
-                    return Err(explained(SocketType::Req, &names(&self.targets), error).into());
+                    let ours = Ours { kind: SocketType::Req, place: Place::Fixed };
+                    return Err(explained(ours, &names(&self.targets), error).into());
                 }
                 Err(error) if is_unanswered(&error) => {
                     unanswered += 1;
                     is_lost = is_without_proxy(error.kind());
                     warn(error.with_causes());
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    // What is wrong with a reply is in its words already.
+                    return Err(match violation(&error).map(option_for) {
+                        Some(option) => Error::new(error.kind(), format!("{error}{option}")).into(),
+                        None => error.into(),
+                    });
+                }
             }
         }
         Ok(ended(self.count, unanswered, is_lost))

@@ -15,7 +15,7 @@ use super::endpoints::{End, SocketArguments, Target, attach, names, only_connect
 use super::frames::{FrameOptions, Input};
 use super::kind;
 use super::socket::{Socket, publishes};
-use super::watch::Watch;
+use super::watch::{Ours, Place, Watch};
 use crate::args::{parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::{AtPeer, Exit, Usage};
 use crate::output::{counted, grouped, note, warn};
@@ -110,7 +110,8 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let limits = options.limits.clone();
     let socket = Socket::to_send(kind, options)?;
     if arguments.wait_sub && !publishes(kind) {
-        bail!(Usage(format!("--wait-sub is for PUB and XPUB: nobody subscribes to a {kind}")));
+        let kind = kind::with_article(kind.name());
+        bail!(Usage(format!("--wait-sub is for PUB and XPUB: nobody subscribes to {kind}")));
     }
     let split = match (arguments.lines, arguments.null) {
         (true, _) => Split::Lines { chomp: true },
@@ -118,7 +119,8 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         _ => Split::Whole,
     };
     let input = arguments.frames.input(&arguments.data, split, &limits)?;
-    let mut watch = Watch::new(socket.events(), kind, &targets, verbose).without_failures();
+    let mut watch = Watch::new(socket.events(), Ours { kind, place: Place::Chosen }, &targets, verbose)
+        .without_failures();
     attach(&socket, &targets).await?;
     let mut job = Job {
         input,

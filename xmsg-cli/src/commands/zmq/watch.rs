@@ -1,20 +1,33 @@
 //! What becomes of the connections of a socket, in words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::iter::successors;
+use std::net::SocketAddr;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use xmsg_zmq::{Error, ErrorKind, SocketEvent, SocketEvents};
-use xmsg_zmtp::{SocketType, Violation};
+use xmsg_zmtp::{Blame, Limited, SocketType, Violation};
 
 use super::endpoints::{End, Target};
 use super::kind;
 use crate::exit::AtPeer;
 use crate::output::{counted, note, warn};
 
+/// That a connection is lost is told after so long: of a peer that ends together with us it is no news.
+const LOSS_DELAY: Duration = Duration::from_millis(300);
+/// Messages that a peer loses are told again after so long.
+const LOSSES_INTERVAL: Duration = Duration::from_secs(1);
+/// Peers that are remembered, so that nothing is told of them twice …
+const TOLD_MAX: usize = 64;
+/// … at least for so long. Of more peers than that nothing is told.
+const TOLD_FOR: Duration = Duration::from_secs(600);
+
 /// Tells of a socket's connections while it is at work.
 #[derive(Debug)]
 pub(crate) struct Watch {
     events: SocketEvents,
-    kind: SocketType,
+    ours: Ours,
     /// What it connects to.
     endpoints: Vec<String>,
     /// The endpoint without which it will never have a peer, if there is just one.
@@ -24,13 +37,57 @@ pub(crate) struct Watch {
     verbose: bool,
     was_connected: bool,
     failure: Option<Error>,
+    /// Connections that were lost, why, and when that is to be told.
+    lost: Vec<(String, String, Instant)>,
     /// Peers that were told to be away.
     away: BTreeSet<String>,
+    told: Told,
+}
+
+/// Our socket, as far as it matters for what to do about a peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ours {
+    pub(crate) kind: SocketType,
+    pub(crate) place: Place,
+}
+
+/// What can be changed about a socket, besides its endpoints.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Place {
+    /// Its type.
+    Chosen,
+    /// Nothing: its command has sockets of one type.
+    Fixed,
+    /// It is one end of a device; a peer may belong to the other one, of this name and type.
+    End(&'static str, SocketType),
+}
+
+impl Ours {
+    /// What is to be done about a peer of this type, which does not fit and was not let in, besides what its type says.
+    fn advice_for_peer(self, theirs: &str) -> Option<String> {
+        if let Place::End(other, kind) = self.place {
+            let fits = SocketType::from_name(theirs.as_bytes()).is_some_and(|theirs| kind.fits(theirs));
+            return fits.then(|| format!("; it has to connect to the {other}"));
+        }
+        let [this, other] = device_ends(self.kind, theirs)?;
+        Some(format!("; a device has its {this} here, and has to connect with its {other}"))
+    }
+
+    /// The same about one that we have connected to.
+    fn advice(self, theirs: &str) -> Option<String> {
+        if let Place::End(other, kind) = self.place {
+            let fits = SocketType::from_name(theirs.as_bytes()).is_some_and(|theirs| kind.fits(theirs));
+            return fits.then(|| format!("; it belongs to the {other}"));
+        }
+        let [this, other] = device_ends(self.kind, theirs)?;
+        let name = kind::with_article(self.kind.name());
+        Some(format!("; if that is a device, this is its {this}, and {name} connects to its {other}"))
+    }
 }
 
 impl Watch {
-    /// `events` are those of a socket of this type, from before it had any of its endpoints.
-    pub(crate) fn new(events: SocketEvents, kind: SocketType, targets: &[Target], verbose: bool) -> Self {
+    /// `events` are those of this socket, from before it had any of its endpoints.
+    pub(crate) fn new(events: SocketEvents, ours: Ours, targets: &[Target], verbose: bool) -> Self {
         let connects = targets.iter().filter(|target| target.end == End::Connect);
         let only = match targets {
             [target] if target.end == End::Connect => Some(target.to_string()),
@@ -38,14 +95,16 @@ impl Watch {
         };
         Self {
             events,
-            kind,
+            ours,
             endpoints: connects.map(ToString::to_string).collect(),
             only,
             tells_failures: true,
             verbose,
             was_connected: false,
             failure: None,
+            lost: Vec::new(),
             away: BTreeSet::new(),
+            told: Told::default(),
         }
     }
 
@@ -54,9 +113,12 @@ impl Watch {
         Self { tells_failures: self.verbose, ..self }
     }
 
-    /// From now on, that a connection ends is no news.
+    /// From now on, neither that a connection ends is news, nor that it comes again.
     pub(crate) fn ends(&mut self) {
         self.endpoints.clear();
+        self.lost.clear();
+        self.away.clear();
+        self.tells_failures = false;
     }
 
     /// Whether there ever was a peer.
@@ -71,7 +133,23 @@ impl Watch {
 
     /// Tells what happens. Ends with why there will never be a peer, if that is so.
     pub(crate) async fn run(&mut self) -> AtPeer {
-        while let Some(event) = self.events.next().await {
+        loop {
+            let due = self.lost.first().map(|(_, _, due)| *due);
+            let loss_is_due = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let event = tokio::select! {
+                biased;
+                event = self.events.next() => event,
+                () = loss_is_due => {
+                    self.tell_loss();
+                    continue;
+                }
+            };
+            let Some(event) = event else { break };
             if let Some(error) = self.take(event) {
                 return error;
             }
@@ -79,35 +157,35 @@ impl Watch {
         std::future::pending().await
     }
 
+    /// Tells of the connection that was lost first.
+    fn tell_loss(&mut self) {
+        let (peer, reason, _) = self.lost.remove(0);
+        note(format_args!("the connection to {peer} was lost ({reason}): trying to connect again"));
+        self.away.insert(peer);
+    }
+
     fn take(&mut self, event: SocketEvent) -> Option<AtPeer> {
         match event {
             SocketEvent::Connected { peer } => {
                 self.was_connected = true;
+                self.lost.retain(|(lost, ..)| *lost != peer);
                 if self.away.remove(&peer) {
                     note(format_args!("connected to {peer} again"));
                 } else if self.verbose {
                     note(format_args!("connected to {peer}"));
                 }
             }
-            SocketEvent::Disconnected { peer, error } => {
-                let reason = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                if self.endpoints.contains(&peer) {
-                    note(format_args!(
-                        "the connection to {peer} was lost ({reason}): trying to connect again"
-                    ));
-                    self.away.insert(peer);
-                } else if self.verbose {
-                    note(format_args!("{peer} has gone ({reason})"));
-                }
-            }
+            SocketEvent::Disconnected { peer, error } => self.disconnected(peer, &error),
+            SocketEvent::HandshakeFailed { peer, error } => self.not_let_in(&peer, &error),
             SocketEvent::ConnectFailed { peer, error, .. } => {
                 let is_hopeless = is_hopeless(error.kind());
                 if is_hopeless && self.only.is_some() {
-                    return Some(explained(self.kind, &peer, error));
+                    return Some(explained(self.ours, &peer, error));
                 }
-                if (is_hopeless || self.tells_failures) && self.away.insert(peer.clone()) {
+                let is_lost = self.lost.iter().any(|(lost, ..)| *lost == peer);
+                if (is_hopeless || self.tells_failures && !is_lost) && self.away.insert(peer.clone()) {
                     if is_hopeless {
-                        warn(explained(self.kind, &peer, error.clone()).0.with_causes());
+                        warn(explained(self.ours, &peer, error.clone()).0.with_causes());
                     } else {
                         note(format_args!(
                             "no connection to {peer} yet ({}): trying on",
@@ -135,6 +213,102 @@ impl Watch {
         }
         None
     }
+
+    /// A connection has ended.
+    fn disconnected(&mut self, peer: String, error: &Error) {
+        let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        let comes_again = self.endpoints.contains(&peer);
+        if let Some(violation) = violation(error).filter(|it| it.blame() == Blame::PeerMisbehaved) {
+            // What it had sent is lost.
+            if self.told.is_news(format!("lost {}", host(&peer)), LOSSES_INTERVAL, Instant::now()) {
+                let again = if comes_again { "; trying to connect again" } else { "" };
+                let option = option_for(violation);
+                warn(format_args!(
+                    "the connection to {peer} was ended, and what it was sending is lost: {reason}{option}{again}"
+                ));
+            }
+            if comes_again {
+                self.away.insert(peer);
+            }
+        } else if comes_again {
+            self.lost.push((peer, reason, Instant::now() + LOSS_DELAY));
+        } else if self.verbose {
+            note(format_args!("{peer} has gone ({reason})"));
+        }
+    }
+
+    /// Who has connected to us can't talk to us.
+    fn not_let_in(&mut self, peer: &str, error: &Error) {
+        let why = match violation(error) {
+            Some(Violation::SocketTypeMismatch { theirs, .. }) => {
+                let (ours, talks_to) =
+                    (kind::with_article(self.ours.kind.name()), kind::peers(self.ours.kind));
+                let advice = self.ours.advice_for_peer(theirs).unwrap_or_default();
+                let theirs = kind::with_article(theirs);
+                format!("was not let in: it is {theirs}, and {ours} talks to {talks_to}{advice}")
+            }
+            Some(violation @ (Violation::NotZmtp | Violation::VersionTooOld)) => {
+                format!("was not let in: {violation}")
+            }
+            Some(violation) if violation.is_refusal() && !matches!(violation, Violation::ClosedByPeer(_)) => {
+                format!("was not let in: {violation}")
+            }
+            // There is no place for one more, or it does not want us.
+            None if error.kind() == ErrorKind::Refused => {
+                let text = error.to_string();
+                text.strip_prefix(peer).unwrap_or(&text).trim_start().to_owned()
+            }
+            // Whoever only looks whether somebody listens goes without a word.
+            _ if self.verbose => format!("was not let in: {}", error.with_causes()),
+            _ => return,
+        };
+        if self.told.is_news(format!("{} {why}", host(peer)), TOLD_FOR, Instant::now()) {
+            warn(format_args!("{peer} {why}"));
+        }
+    }
+}
+
+/// What was told of peers that come again and again.
+#[derive(Debug, Default)]
+struct Told(HashMap<String, Instant>);
+
+impl Told {
+    /// Whether this is to be told now: it was not, or so long ago.
+    fn is_news(&mut self, what: String, interval: Duration, now: Instant) -> bool {
+        let last = self.0.get(&what);
+        if last.is_some_and(|last| now.duration_since(*last) < interval) {
+            return false;
+        }
+        if last.is_none() && self.0.len() >= TOLD_MAX {
+            self.0.retain(|_, last| now.duration_since(*last) < TOLD_FOR);
+            if self.0.len() >= TOLD_MAX {
+                return false;
+            }
+        }
+        self.0.insert(what, now);
+        true
+    }
+}
+
+/// A peer without its port, which is another one each time that it connects.
+fn host(peer: &str) -> String {
+    peer.parse().map_or_else(|_| peer.to_owned(), |address: SocketAddr| address.ip().to_string())
+}
+
+/// The rule that was broken, if that is what an error comes from.
+pub(super) fn violation(error: &Error) -> Option<&Violation> {
+    let first: &(dyn std::error::Error + 'static) = error;
+    successors(Some(first), |error| error.source()).find_map(|error| error.downcast_ref())
+}
+
+/// The option that raises a limit, in words that follow it.
+pub(super) fn option_for(violation: &Violation) -> &'static str {
+    match violation {
+        Violation::TooLarge { what: Limited::Message | Limited::Box, .. } => {
+            " (--max-message-size raises it)"
+        }
+        _ => "",
+    }
 }
 
 /// Whether it stays so, however often it is tried.
@@ -142,18 +316,96 @@ pub(super) fn is_hopeless(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotAllowed | ErrorKind::WrongPort)
 }
 
-/// Why there is no connection to a peer, in words for a socket of this type.
-pub(super) fn explained(kind: SocketType, endpoint: &str, error: Error) -> AtPeer {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(error) = cause {
-        if let Some(Violation::SocketTypeMismatch { theirs, .. }) = error.downcast_ref() {
-            let what = format!(
-                "the socket at {endpoint} is a {theirs}, and a {kind} talks to {}: give another type, or another endpoint",
-                kind::peers(kind)
-            );
-            return AtPeer(Error::new(ErrorKind::WrongPort, what));
-        }
-        cause = error.source();
+/// Why there is no connection to a peer, in words for our socket.
+pub(super) fn explained(ours: Ours, endpoint: &str, error: Error) -> AtPeer {
+    let Some(Violation::SocketTypeMismatch { theirs, .. }) = violation(&error) else { return AtPeer(error) };
+    let give = match ours.place {
+        Place::Chosen => "give another type, or another endpoint",
+        Place::Fixed | Place::End(..) => "give another endpoint",
+    };
+    let what = format!(
+        "the socket at {endpoint} is {}, and {} talks to {}: {give}{}",
+        kind::with_article(theirs),
+        kind::with_article(ours.kind.name()),
+        kind::peers(ours.kind),
+        ours.advice(theirs).unwrap_or_default()
+    );
+    AtPeer(Error::new(ErrorKind::WrongPort, what))
+}
+
+/// The end of a device that a socket of this type may be, where it does not fit ours, and the end that would.
+fn device_ends(ours: SocketType, theirs: &str) -> Option<[&'static str; 2]> {
+    use SocketType::{Pub, Pull, Push, Rep, Req, Sub, Xpub, Xsub};
+    match (ours, theirs) {
+        (Rep, "ROUTER") | (Sub | Xsub, "XSUB") | (Pull, "PULL") => Some(["frontend", "backend"]),
+        (Req, "DEALER") | (Pub | Xpub, "XPUB") | (Push, "PUSH") => Some(["backend", "frontend"]),
+        _ => None,
     }
-    AtPeer(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_again_and_again_is_told_once() {
+        let mut told = Told::default();
+        let start = Instant::now();
+        let mut is_news = |what: &str, after: u64| {
+            let now = start + Duration::from_secs(after);
+            told.is_news(what.to_owned(), Duration::from_secs(60), now)
+        };
+        assert!(is_news("a", 0));
+        assert!(!is_news("a", 59) && is_news("b", 59));
+        assert!(is_news("a", 60) && !is_news("a", 61));
+        // However many there are.
+        let news = (0..1000).filter(|number| is_news(&number.to_string(), 61)).count();
+        assert_eq!(news, TOLD_MAX - 2);
+        assert!(is_news("c", 61 + TOLD_FOR.as_secs()));
+    }
+
+    #[test]
+    fn a_peer_is_known_by_its_host() {
+        for (peer, known) in
+            [("127.0.0.1:5", "127.0.0.1"), ("[::1]:5", "::1"), ("/run/app.sock", "/run/app.sock")]
+        {
+            assert_eq!(host(peer), known);
+        }
+    }
+
+    #[test]
+    fn the_wrong_end_of_a_device_is_told() {
+        let backend = Place::End("backend", SocketType::Dealer);
+        for (kind, place, theirs, says) in [
+            (SocketType::Rep, Place::Fixed, "ROUTER", "a REP connects to its backend"),
+            (SocketType::Req, Place::Fixed, "DEALER", "its backend, and a REQ connects to its frontend"),
+            (SocketType::Xsub, Place::Chosen, "XSUB", "is an XSUB, and an XSUB talks to PUB or XPUB"),
+            (
+                SocketType::Router,
+                backend,
+                "REP",
+                "REQ, DEALER or ROUTER: give another endpoint; it belongs to the backend",
+            ),
+            (
+                SocketType::Router,
+                backend,
+                "PUB",
+                "is a PUB, and a ROUTER talks to REQ, DEALER or ROUTER: give",
+            ),
+        ] {
+            let ours = Ours { kind, place };
+            let violation = Violation::SocketTypeMismatch { theirs: theirs.to_owned(), ours: kind.name() };
+            let error = Error::new(ErrorKind::WrongPort, "no handshake").with_source(violation);
+            let text = explained(ours, "tcp://a:1", error).to_string();
+            assert!(text.contains(says), "{text}");
+            assert_eq!(text.contains("another type"), matches!(place, Place::Chosen), "{text}");
+        }
+        let told = |ours: Ours, theirs| ours.advice_for_peer(theirs).unwrap_or_default();
+        let rep = Ours { kind: SocketType::Rep, place: Place::Fixed };
+        assert!(told(rep, "ROUTER").contains("has to connect with its backend"));
+        let frontend = Ours { kind: SocketType::Pull, place: Place::End("backend", SocketType::Push) };
+        for (theirs, says) in [("PULL", "; it has to connect to the backend"), ("PUB", ""), ("?", "")] {
+            assert_eq!(told(frontend, theirs), says);
+        }
+    }
 }
