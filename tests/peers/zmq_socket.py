@@ -7,8 +7,8 @@
     zmq_socket.py TYPE bind|connect ENDPOINT ask COUNT      sends as many, one after another, each when the last one came back, and says "done"
 
 Says "ready ENDPOINT" first, with the actual port. A PUB says "hello" until it reads a line, which tells that somebody hears it; an XPUB
-waits for a subscription. Options: --identity NAME, --security plain|curve (as a server if it binds, else as a client),
---server-key KEY, --public-key KEY, --secret-key KEY, in Z85.
+waits for a subscription. Options: --late (leaves the socket alone until it reads a line), --identity NAME, --security plain|curve (as a
+server if it binds, else as a client), --server-key KEY, --public-key KEY, --secret-key KEY, in Z85.
 """
 
 import argparse
@@ -50,6 +50,7 @@ def main():
     parser.add_argument("count", type=int, nargs="?", default=0)
     parser.add_argument("--security", choices=["null", "plain", "curve"], default="null")
     parser.add_argument("--identity", default="")
+    parser.add_argument("--late", action="store_true")
     for key in ["--server-key", "--public-key", "--secret-key"]:
         parser.add_argument(key, default="")
     options = parser.parse_args()
@@ -70,6 +71,8 @@ def main():
         socket.send(b"\x01")
     endpoint = socket.last_endpoint.decode().rstrip("\0") if options.end == "bind" else options.endpoint
     print("ready", endpoint, flush=True)
+    if options.late:
+        sys.stdin.readline()
     if options.type == "PUB":
         while not select.select([sys.stdin], [], [], 0.001)[0]:
             socket.send(b"hello")

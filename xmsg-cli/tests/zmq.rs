@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use common::terminal::Terminal;
 use common::{Ended, Running, within, xmsg};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -266,6 +267,195 @@ async fn a_type_that_does_not_fit_the_peer_is_told() {
     zmq(&["req", &endpoint, "x"]).await.failed(3, says);
 }
 
+/// At the side that is bound.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bound_socket_tells_once_of_a_peer_that_does_not_fit() {
+    let (mut receiving, endpoint) = bound(&["recv", "PULL", "--bind", ANYWHERE]).await;
+    let says = "was not let in: it is an XPUB, and a PULL talks to PUSH";
+    zmq(&["send", "XPUB", &endpoint, "x"]).await.failed(3, "is a PULL, and an XPUB talks to SUB or XSUB");
+    receiving.said(says).await;
+    zmq(&["send", "XPUB", &endpoint, "x"]).await.failed(3, "is a PULL");
+    // libzmq goes before it has told its own type.
+    let _peer = Peer::start(&["PUB", "connect", &endpoint, "send", "1"]).await;
+    receiving
+        .said("closed the connection when it was told that this socket is of type PULL: does its own")
+        .await;
+    zmq(&["send", "PUB", &endpoint, "x"]).await.failed(3, "is a PULL");
+    receiving.said("was not let in: it is a PUB, and a PULL talks to PUSH").await;
+    receiving.signal("INT");
+    let ended = receiving.end().await;
+    assert_eq!(ended.stderr.matches(says).count(), 1, "{}", ended.stderr);
+
+    // The wrong end of a device.
+    let (mut device, [front, back, _]) = device("queue", &[]).await;
+    let says = "this is its frontend, and a REP connects to its backend";
+    zmq(&["rep", "--connect", &front, "--echo"]).await.failed_after_notes(3, says);
+    device
+        .said("it is a REP, and a ROUTER talks to REQ, DEALER or ROUTER; it has to connect to the backend")
+        .await;
+    let says = "this is its backend, and a REQ connects to its frontend";
+    zmq(&["req", &back, "x"]).await.failed(3, says);
+    device
+        .said("it is a REQ, and a DEALER talks to REP, DEALER or ROUTER; it has to connect to the frontend")
+        .await;
+    let (mut replying, endpoint) = bound(&["rep", ANYWHERE, "--echo"]).await;
+    let frontend = format!(">{endpoint}");
+    let other = xmsg(&["device", "queue", "--frontend", &frontend, "--backend", ANYWHERE]).await;
+    other.failed_after_notes(
+        3,
+        "is a REP, and a ROUTER talks to REQ, DEALER or ROUTER: give another endpoint; it belongs to",
+    );
+    replying.said("a device has its frontend here, and has to connect with its backend").await;
+}
+
+/// Messages of the script have nine bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_above_the_limit_is_told_with_the_option_that_raises_it() {
+    let small = ["--max-message-size", "5"];
+    let says =
+        "what it was sending is lost: a message with 9 bytes: the limit is 5 (--max-message-size raises it)";
+    let (mut receiving, endpoint) =
+        bound(&[&["recv", "PULL", "--bind", ANYWHERE][..], &small].concat()).await;
+    let _peer = Peer::start(&["PUSH", "connect", &endpoint, "send", "1"]).await;
+    receiving.said(says).await;
+    let peer = Peer::start(&["PUSH", "bind", "tcp://127.0.0.1:*", "send", "1"]).await;
+    let mut receiving =
+        Running::start(&[&["-q", "zmq", "recv", "PULL", &peer.endpoint][..], &small].concat());
+    receiving.said(&format!("{says}; trying to connect again")).await;
+    let peer = Peer::start(&["PUSH", "bind", "tcp://127.0.0.1:*", "send", "1"]).await;
+    let receiving = ["recv", "PULL", &peer.endpoint, "-n", "1", "--max-message-size", "9"];
+    assert_eq!(zmq(&receiving).await.text(), numbered(1));
+    // The reply comes back with the request, which has its own empty frame besides.
+    let peer = Peer::start(&["REP", "bind", "tcp://127.0.0.1:*", "echo"]).await;
+    let asked = zmq(&["req", &peer.endpoint, "12345678", "--max-message-size", "10"]).await;
+    assert!(asked.code == Some(1) && asked.stderr.contains("above the limit"), "{}", asked.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_above_the_limit_is_not_sent() {
+    let small = ["--max-message-size", "5"];
+    let (sending, says) =
+        (["send", "PUB", "--bind", ANYWHERE], "a message of 13 bytes is above the limit of 5 bytes: --max");
+    let ended = zmq(&[&sending[..], &["hello world"], &small].concat()).await;
+    assert!(ended.stderr.contains("1 of 1 message not delivered: 1 too large"), "{}", ended.stderr);
+    ended.failed_after_notes(1, says);
+    let mut running = Running::start(&[&["zmq"], &sending[..], &small].concat());
+    running.type_in(b"hello world").await;
+    let ended = running.end().await;
+    assert!(!ended.stderr.contains("publish") && !ended.stderr.contains("metadata"), "{}", ended.stderr);
+    let says = "cannot send standard input: the data is longer than a message may be, 5 bytes: --max-message-size raises";
+    ended.failed_after_notes(1, says);
+}
+
+/// libzmq tells of its subscriptions when the program uses the socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_that_is_busy_gets_what_was_sent_to_it() {
+    let mut peer = Peer::start(&["SUB", "bind", "tcp://127.0.0.1:*", "receive", "1", "--late"]).await;
+    let ended = zmq(&["send", "PUB", &peer.endpoint, "0", "data"]).await;
+    let says = format!(
+        "{} has not told of a subscription to 0 by now: without one it drops the message",
+        peer.endpoint
+    );
+    assert!(!ended.stderr.contains("nowhere"), "{}", ended.stderr);
+    ended.failed_after_notes(0, &says);
+    peer.hear().await;
+    peer.says("done").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_slow_subscriber_did_not_get_is_told_in_total() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, vec![0; 1 << 20]).unwrap();
+    let sending =
+        ["send", "PUB", "--bind", ANYWHERE, "--wait-sub", "a", "-n", "150", "--linger", "200ms", "-f"];
+    let (sending, endpoint) = bound(&[&sending[..], &[file.to_str().unwrap()]].concat()).await;
+    let (_slow, _unread) = Running::start_unread(&["zmq", "recv", "SUB", &endpoint, "--raw"]);
+    let ended = sending.end().await;
+    let said = ended.stderr.clone();
+    ended.failed_after_notes(1, " of 150 messages not delivered: ");
+    let (total, reasons) =
+        said.lines().last().unwrap().split_once(" of 150 messages not delivered: ").unwrap();
+    let [(dropped, _), (left, _)] = ["dropped for peers that are too slow", "not taken by "]
+        .map(|why| reasons.split(", ").find_map(|reason| reason.split_once(why)).unwrap());
+    let [total, dropped, left] = [total.trim_start_matches("xmsg: "), dropped, left]
+        .map(|number| number.trim().parse::<u64>().unwrap());
+    assert!(total == dropped + left && dropped > 1, "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_connections_and_says_nothing_is_no_peer() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    for arguments in [
+        &["recv", "SUB", &endpoint, "--timeout", "500ms"][..],
+        &["recv", "PULL", &endpoint, "--timeout", "500ms", "-n", "1"],
+        &["send", "PUSH", &endpoint, "x", "--timeout", "500ms"],
+    ] {
+        let ended = zmq(arguments).await;
+        assert!(ended.stderr.contains("takes connections and says nothing"), "{}", ended.stderr);
+        ended.failed(3, &format!("no connection to {endpoint} within 500ms"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_bound_socket_waits_for_is_told_once() {
+    let (mut sending, endpoint) = bound(&["-v", "send", "PUSH", "--bind", ANYWHERE, "x"]).await;
+    let says = format!("waiting for a PULL to connect to {endpoint}");
+    sending.said(&says).await;
+    assert_eq!(zmq(&["recv", "PULL", &endpoint, "-n", "1"]).await.text(), "x\n");
+    assert_eq!(sending.end().await.stderr.matches(&says).count(), 1);
+    // Nobody looks on.
+    let ended = zmq(&["send", "PUSH", "--bind", ANYWHERE, "x", "--timeout", "1500ms"]).await;
+    assert!(!ended.stderr.contains("waiting"), "{}", ended.stderr);
+    let sending = ["zmq", "send", "PUB", "--bind", ANYWHERE, "x", "--wait-sub"];
+    let terminal = Terminal::start(100, 10, &[("XMSG_CONFIG", "/dev/null")], &sending);
+    let says = "waiting for a subscriber of x at tcp://127.0.0.1:";
+    terminal.shows(says, |text| text.contains(says)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_with_a_wildcard_is_told_to_be_none() {
+    let receiving =
+        ["recv", "SUB", "--bind", ANYWHERE, "--topic", "weather/#", "--topic", "a", "--timeout", "50ms"];
+    let ended = zmq(&receiving).await;
+    let says = "`weather/#` is no pattern: ZeroMQ has no wildcards";
+    assert!(ended.stderr.contains("; --topic 'weather/' is all that is below it"), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("no pattern").count(), 1, "{}", ended.stderr);
+    ended.failed_after_notes(0, says);
+}
+
+/// A peer that ends together with us is no news.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ends_with_the_command_is_not_told() {
+    for _ in 0..3 {
+        let (sending, endpoint) = bound(&["send", "PUB", "--bind", ANYWHERE, "a", "--wait-sub"]).await;
+        let ended = zmq(&["recv", "SUB", &endpoint, "-n", "1"]).await;
+        assert_eq!(ended.stderr, "");
+        assert_eq!(ended.text(), "a\n");
+        sending.end().await.done();
+    }
+    // Of one that goes on without its peer it is.
+    let (sending, endpoint) = bound(&["send", "PUSH", "--bind", ANYWHERE, "a"]).await;
+    let mut receiving = Running::start(&["zmq", "recv", "PULL", &endpoint]);
+    sending.end().await.done();
+    receiving.said("was lost (closed by the peer): trying to connect again").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_help_has_every_exit_code() {
+    for command in
+        [&["zmq"][..], &["zmq", "send"], &["zmq", "recv"], &["zmq", "req"], &["zmq", "rep"], &["device"]]
+    {
+        let text = xmsg(&[&["help"], command].concat()).await.text();
+        let (_, codes) = text.split_once("\nExit codes:\n").unwrap_or_else(|| panic!("{command:?}: {text}"));
+        let codes: Vec<_> = codes.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        for code in ["1", "2", "3", "4", "130", "143"] {
+            assert!(codes.contains(&code), "{command:?}: {code} in {codes:?}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn several_endpoints_are_one_word() {
     let (one, first) = bound(&["recv", "PULL", "--bind", ANYWHERE, "-n", "5"]).await;
@@ -505,128 +695,6 @@ async fn what_waits_in_a_device_at_its_end_counts_as_dropped() {
     running.said("has gone").await;
     let counts = counts(running, "INT", 130).await;
     assert_eq!(counts["forward"], json!({"messages": 0, "bytes": 0, "dropped": 10}));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_help_has_every_exit_code() {
-    for command in
-        [&["zmq"][..], &["zmq", "send"], &["zmq", "recv"], &["zmq", "req"], &["zmq", "rep"], &["device"]]
-    {
-        let text = xmsg(&[&["help"], command].concat()).await.text();
-        let (_, codes) = text.split_once("\nExit codes:\n").unwrap_or_else(|| panic!("{command:?}: {text}"));
-        let codes: Vec<_> = codes.lines().filter_map(|line| line.split_whitespace().next()).collect();
-        for code in ["1", "2", "3", "4", "130", "143"] {
-            assert!(codes.contains(&code), "{command:?}: {code} in {codes:?}");
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_above_the_limit_is_not_sent() {
-    let small = ["--max-message-size", "5"];
-    let (sending, says) =
-        (["send", "PUB", "--bind", ANYWHERE], "a message of 13 bytes is above the limit of 5 bytes: --max");
-    let ended = zmq(&[&sending[..], &["hello world"], &small].concat()).await;
-    assert!(ended.stderr.contains("1 of 1 message did not go to everybody"), "{}", ended.stderr);
-    ended.failed_after_notes(1, says);
-    let mut running = Running::start(&[&["zmq"], &sending[..], &small].concat());
-    running.type_in(b"hello world").await;
-    let ended = running.end().await;
-    assert!(!ended.stderr.contains("publish") && !ended.stderr.contains("metadata"), "{}", ended.stderr);
-    let says = "cannot send standard input: the data is longer than a message may be, 5 bytes: --max-message-size raises";
-    ended.failed_after_notes(1, says);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_topic_with_a_wildcard_is_told_to_be_none() {
-    let receiving =
-        ["recv", "SUB", "--bind", ANYWHERE, "--topic", "weather/#", "--topic", "a", "--timeout", "50ms"];
-    let ended = zmq(&receiving).await;
-    let says = "`weather/#` is no pattern: ZeroMQ has no wildcards";
-    assert!(ended.stderr.contains("; --topic 'weather/' is all that is below it"), "{}", ended.stderr);
-    assert_eq!(ended.stderr.matches("no pattern").count(), 1, "{}", ended.stderr);
-    ended.failed_after_notes(0, says);
-}
-
-/// At the side that is bound.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bound_socket_tells_once_of_a_peer_that_does_not_fit() {
-    let (mut receiving, endpoint) = bound(&["recv", "PULL", "--bind", ANYWHERE]).await;
-    let says = "was not let in: it is an XPUB, and a PULL talks to PUSH";
-    zmq(&["send", "XPUB", &endpoint, "x"]).await.failed(3, "is a PULL, and an XPUB talks to SUB or XSUB");
-    receiving.said(says).await;
-    zmq(&["send", "XPUB", &endpoint, "x"]).await.failed(3, "is a PULL");
-    // libzmq goes before it has told its own type.
-    let _peer = Peer::start(&["PUB", "connect", &endpoint, "send", "1"]).await;
-    receiving
-        .said("closed the connection when it was told that this socket is of type PULL: does its own")
-        .await;
-    zmq(&["send", "PUB", &endpoint, "x"]).await.failed(3, "is a PULL");
-    receiving.said("was not let in: it is a PUB, and a PULL talks to PUSH").await;
-    receiving.signal("INT");
-    let ended = receiving.end().await;
-    assert_eq!(ended.stderr.matches(says).count(), 1, "{}", ended.stderr);
-
-    // The wrong end of a device.
-    let (mut device, [front, back, _]) = device("queue", &[]).await;
-    let says = "this is its frontend, and a REP connects to its backend";
-    zmq(&["rep", "--connect", &front, "--echo"]).await.failed_after_notes(3, says);
-    device
-        .said("it is a REP, and a ROUTER talks to REQ, DEALER or ROUTER; it has to connect to the backend")
-        .await;
-    let says = "this is its backend, and a REQ connects to its frontend";
-    zmq(&["req", &back, "x"]).await.failed(3, says);
-    device
-        .said("it is a REQ, and a DEALER talks to REP, DEALER or ROUTER; it has to connect to the frontend")
-        .await;
-    let (mut replying, endpoint) = bound(&["rep", ANYWHERE, "--echo"]).await;
-    let frontend = format!(">{endpoint}");
-    let other = xmsg(&["device", "queue", "--frontend", &frontend, "--backend", ANYWHERE]).await;
-    other.failed_after_notes(
-        3,
-        "is a REP, and a ROUTER talks to REQ, DEALER or ROUTER: give another endpoint; it belongs to",
-    );
-    replying.said("a device has its frontend here, and has to connect with its backend").await;
-}
-
-/// Messages of the script have nine bytes.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_above_the_limit_is_told_with_the_option_that_raises_it() {
-    let small = ["--max-message-size", "5"];
-    let says =
-        "what it was sending is lost: a message with 9 bytes: the limit is 5 (--max-message-size raises it)";
-    let (mut receiving, endpoint) =
-        bound(&[&["recv", "PULL", "--bind", ANYWHERE][..], &small].concat()).await;
-    let _peer = Peer::start(&["PUSH", "connect", &endpoint, "send", "1"]).await;
-    receiving.said(says).await;
-    let peer = Peer::start(&["PUSH", "bind", "tcp://127.0.0.1:*", "send", "1"]).await;
-    let mut receiving =
-        Running::start(&[&["-q", "zmq", "recv", "PULL", &peer.endpoint][..], &small].concat());
-    receiving.said(&format!("{says}; trying to connect again")).await;
-    let peer = Peer::start(&["PUSH", "bind", "tcp://127.0.0.1:*", "send", "1"]).await;
-    let receiving = ["recv", "PULL", &peer.endpoint, "-n", "1", "--max-message-size", "9"];
-    assert_eq!(zmq(&receiving).await.text(), numbered(1));
-    // The reply comes back with the request, which has its own empty frame besides.
-    let peer = Peer::start(&["REP", "bind", "tcp://127.0.0.1:*", "echo"]).await;
-    let asked = zmq(&["req", &peer.endpoint, "12345678", "--max-message-size", "10"]).await;
-    assert!(asked.code == Some(1) && asked.stderr.contains("above the limit"), "{}", asked.stderr);
-}
-
-/// A peer that ends together with us is no news.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_ends_with_the_command_is_not_told() {
-    for _ in 0..3 {
-        let (sending, endpoint) = bound(&["send", "PUB", "--bind", ANYWHERE, "a", "--wait-sub"]).await;
-        let ended = zmq(&["recv", "SUB", &endpoint, "-n", "1"]).await;
-        assert_eq!(ended.stderr, "");
-        assert_eq!(ended.text(), "a\n");
-        sending.end().await.done();
-    }
-    // Of one that goes on without its peer it is.
-    let (sending, endpoint) = bound(&["send", "PUSH", "--bind", ANYWHERE, "a"]).await;
-    let mut receiving = Running::start(&["zmq", "recv", "PULL", &endpoint]);
-    sending.end().await.done();
-    receiving.said("was lost (closed by the peer): trying to connect again").await;
 }
 
 /// A device may connect at either end.

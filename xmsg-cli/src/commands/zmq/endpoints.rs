@@ -268,18 +268,18 @@ pub(crate) fn names(targets: &[Target]) -> String {
     targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
-/// Has a socket of a command bind and connect.
-pub(super) async fn attach(socket: &Socket, targets: &[Target]) -> anyhow::Result<()> {
-    for target in targets {
+/// Has a socket of a command bind and connect. Returns the endpoints with their actual ports.
+pub(super) async fn attach(socket: &Socket, mut targets: Vec<Target>) -> anyhow::Result<Vec<Target>> {
+    for target in &mut targets {
         match target.end {
             End::Bind => {
-                let bound = bound(socket.bind(&target.endpoint).await)?;
-                note(format_args!("bound to {bound}"));
+                target.endpoint = bound(socket.bind(&target.endpoint).await)?;
+                note(format_args!("bound to {target}"));
             }
             End::Connect => socket.connect(target.endpoint.clone()),
         }
     }
-    Ok(())
+    Ok(targets)
 }
 
 /// What is said of an endpoint that can't be bound: nobody else is to blame.

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use xmsg_zmq::Error;
 use xmsg_zmtp::SocketType;
 
 use super::after_help;
@@ -13,9 +12,9 @@ use super::endpoints::{End, SocketArguments, attach, names, only_connects};
 use super::kind;
 use super::show::ShowOptions;
 use super::socket::{Received, Socket};
-use super::watch::{Ours, Place, Watch};
+use super::watch::{Ours, Place, Watch, without_connection};
 use crate::args::{parse_count_from_1, parse_duration};
-use crate::exit::{AtPeer, Exit};
+use crate::exit::Exit;
 use crate::output::Output;
 use crate::patterns::note_prefix_patterns;
 use crate::receiving::{Receiver, Source, Writer};
@@ -82,24 +81,20 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let output = Output::stdout()?;
     note_prefix_patterns(&topics);
     let mut watch = Watch::new(socket.events(), Ours { kind, place: Place::Chosen }, &targets, verbose);
-    attach(&socket, &targets).await?;
+    let targets = attach(&socket, targets).await?;
 
     let writer = Shown { output, show: arguments.show };
     let (count, timeout) = (arguments.count, arguments.timeout);
     let receiver = Receiver { source: socket, writer, count, timeout, verbose };
     let ended = receiver.run(&mut interrupt, async { watch.run().await.into() }).await?;
+    let failure = ended.source.as_ref().and_then(Socket::failure);
     if let Some(socket) = &ended.source {
         socket.close(Duration::ZERO).await;
     }
-    if ended.is_late
-        && only_connects(&targets)
-        && !watch.was_connected()
-        && let Some(failure) = watch.failure()
-    {
-        let time = timeout.unwrap_or_default();
-        let what = format!("no connection to {} within {time:?}", names(&targets));
-        let error = Error::new(Error::kind_without_connection(failure), what);
-        return Err(AtPeer(error.with_source(failure.clone())).into());
+    // Whoever takes connections and says nothing is no peer.
+    if ended.is_late && only_connects(&targets) && !watch.was_connected() {
+        let what = format!("no connection to {} within {:?}", names(&targets), timeout.unwrap_or_default());
+        return Err(without_connection(what, watch.failure().cloned().or(failure)).into());
     }
     Ok(ended.exit())
 }

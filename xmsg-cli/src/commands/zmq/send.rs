@@ -15,10 +15,10 @@ use super::endpoints::{End, SocketArguments, Target, attach, names, only_connect
 use super::frames::{FrameOptions, Input};
 use super::kind;
 use super::socket::{Socket, publishes};
-use super::watch::{Ours, Place, Watch};
+use super::watch::{Ours, Place, Watch, without_connection};
 use crate::args::{parse_count_from_1, parse_duration, parse_rate};
 use crate::exit::{AtPeer, Exit, Usage};
-use crate::output::{counted, grouped, note, warn};
+use crate::output::{counted, grouped, note, notes_are_seen, or_noting, warn};
 use crate::pace::Pace;
 use crate::signals::Interrupt;
 use crate::source::Split;
@@ -27,6 +27,8 @@ use crate::source::Split;
 const TURN: u64 = 256;
 /// How long subscriptions may still be on the way, once what was published is sent.
 const SUBSCRIPTIONS: Duration = Duration::from_millis(50);
+/// How long a peer may be waited for without a word about it.
+const UNSAID_WAIT: Duration = Duration::from_secs(1);
 /// How long what is left may take to be sent without a word about it.
 const UNSAID_LINGER: Duration = Duration::from_millis(500);
 
@@ -47,7 +49,8 @@ Examples:
 ///
 /// It connects unless told otherwise, and waits until a peer is there: for a second, or, when it is bound, for ever.
 /// PUSH and DEALER give each message to one peer after another, PUB and XPUB to those who subscribed to its first
-/// frame, XSUB to all. A bound PUB sends at once, and says so if nobody subscribed; --wait-sub waits.
+/// frame, XSUB to all. A bound PUB sends at once, and says so if nobody subscribed; --wait-sub waits. One that connects
+/// sends whatever the other side has told of subscriptions, which drops what it does not want.
 ///
 /// Exit code 3: there is nobody to connect to, or a socket whose type does not fit. Exit code 27: nobody has connected,
 /// or subscribed, in time. Exit code 1: not everything could be sent.
@@ -119,9 +122,9 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         _ => Split::Whole,
     };
     let input = arguments.frames.input(&arguments.data, split, &limits)?;
-    let mut watch = Watch::new(socket.events(), Ours { kind, place: Place::Chosen }, &targets, verbose)
-        .without_failures();
-    attach(&socket, &targets).await?;
+    let ours = Ours { kind, place: Place::Chosen };
+    let mut watch = Watch::new(socket.events(), ours, &targets, verbose).without_failures();
+    let targets = attach(&socket, targets).await?;
     let mut job = Job {
         input,
         socket: &socket,
@@ -146,7 +149,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         () = socket.drain() => unreachable!("it never ends"),
     };
     let result = match result {
-        Ok(Exit::NoConnection) => return Err(nobody_there(&targets, &job, &watch).into()),
+        Ok(Exit::NoConnection) => return Err(nobody_there(&job, &watch).into()),
         result => result,
     };
     let Job { sent, bytes, refused, unheard, .. } = job;
@@ -175,30 +178,16 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         }
     };
     let exit = result?;
-    let lost = left + refused + socket.dropped();
-    if left > 0 {
-        let words = format!(
-            "{} of {} could not be sent to {} within {} s: see whether it reads, or give it more time with --linger",
-            grouped(left),
-            counted(sent, "message"),
-            names(&targets),
-            linger.as_secs_f64(),
-        );
+    let lost = Lost { left, refused, dropped: socket.dropped() };
+    if let Some(words) = lost.words(sent, &names(&targets), linger) {
         // Whoever interrupts it wants it to end, and learns what that costs.
         if !exit.is_interrupted() {
             bail!(words);
         }
         warn(words);
-    } else if lost > 0 && exit == Exit::Done {
-        bail!("{} of {} did not go to everybody", grouped(lost), counted(refused + sent, "message"));
     }
     if let Some(topic) = unheard {
-        let what = if sent == 1 { "message".to_owned() } else { counted(sent, "message") };
-        note(format_args!(
-            "nobody subscribes to {} at {}: the {what} went nowhere (--wait-sub waits for a subscriber)",
-            topic.escape_ascii(),
-            names(&targets)
-        ));
+        note(nobody_subscribed(&topic, sent, &targets));
     }
     if verbose {
         note(format_args!(
@@ -212,18 +201,62 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
 }
 
 /// The error of a socket that has nobody to connect to.
-fn nobody_there(targets: &[Target], job: &Job<'_>, watch: &Watch) -> AtPeer {
-    let (targets, time) = (names(targets), job.limit().unwrap_or_default());
+fn nobody_there(job: &Job<'_>, watch: &Watch) -> AtPeer {
+    let (targets, time) = (names(job.targets), job.limit().unwrap_or_default());
     let what = format!(
         "no connection to {targets} within {time:?} (--timeout waits longer, --bind lets peers connect to us)"
     );
-    let error = Error::new(ErrorKind::NotConnected, what);
-    AtPeer(match watch.failure() {
-        Some(failure) => {
-            error.with_kind(Error::kind_without_connection(failure)).with_source(failure.clone())
-        }
-        None => error,
-    })
+    without_connection(what, watch.failure().cloned().or_else(|| job.socket.failure()))
+}
+
+/// What is known of messages when nobody has subscribed to them, as far as the socket was told.
+fn nobody_subscribed(topic: &[u8], sent: u64, targets: &[Target]) -> String {
+    let what = if sent == 1 { "message".to_owned() } else { counted(sent, "message") };
+    let (topic, names) = (topic.escape_ascii(), names(targets));
+    if targets.iter().any(|target| target.end == End::Connect) {
+        // Whoever we connect to has the messages, and drops what it does not want: a busy peer tells later what it wants.
+        return format!(
+            "{names} has not told of a subscription to {topic} by now: without one it drops the {what} (--wait-sub waits for a \
+             subscriber)"
+        );
+    }
+    format!(
+        "nobody subscribes to {topic} at {names}: the {what} went nowhere (--wait-sub waits for a subscriber)"
+    )
+}
+
+/// Messages that were not delivered.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    /// They were still to be sent when the time was up.
+    left: u64,
+    /// They are too large.
+    refused: u64,
+    /// Their peer was too slow, or does not take them. Each peer counts.
+    dropped: u64,
+}
+
+impl Lost {
+    /// How many there are and why, if there are any, of so many that were sent to these endpoints.
+    fn words(self, sent: u64, names: &str, linger: Duration) -> Option<String> {
+        let Self { left, refused, dropped } = self;
+        let total = left + refused + dropped;
+        let reasons = [
+            (refused, "too large".to_owned()),
+            (dropped, "dropped for peers that are too slow or don't take them".to_owned()),
+            (
+                left,
+                format!(
+                    "not taken by {names} within {} s: see whether it reads, or give it more time with --linger",
+                    linger.as_secs_f64()
+                ),
+            ),
+        ];
+        let reasons = reasons.iter().filter(|(count, _)| *count > 0);
+        let reasons: Vec<_> = reasons.map(|(count, why)| format!("{} {why}", grouped(*count))).collect();
+        let of = counted(sent + refused, "message");
+        (total > 0).then(|| format!("{} of {of} not delivered: {}", grouped(total), reasons.join(", ")))
+    }
 }
 
 /// What is to be sent, and how far that has come.
@@ -257,10 +290,11 @@ impl Job<'_> {
         // A PUB has no use for peers that want nothing.
         if !(publishes(self.kind) && is_bound) {
             let limit = self.limit();
-            if self.verbose && is_bound {
-                note(format_args!("waiting for a {}", kind::peers(self.kind)));
-            }
-            if !in_time(limit, self.socket.connected()).await? {
+            let peers = kind::with_article(&kind::peers(self.kind));
+            let what = format!("waiting for {peers} to connect to {}", names(self.targets));
+            // That a peer which we connect to is not there, is told soon.
+            let connected = saying(self.verbose, is_bound.then_some(what), self.socket.connected());
+            if !in_time(limit, connected).await? {
                 if !is_bound {
                     return Ok(Exit::NoConnection);
                 }
@@ -298,10 +332,10 @@ impl Job<'_> {
                 };
                 topic = message.frames().first().cloned().unwrap_or_default();
                 if std::mem::take(&mut waits) {
-                    if self.verbose {
-                        note(format_args!("waiting for a subscriber of {}", topic.escape_ascii()));
-                    }
-                    if !in_time(self.timeout, self.socket.subscribed(&topic)).await? {
+                    let (text, names) = (topic.escape_ascii(), names(self.targets));
+                    let what = format!("waiting for a subscriber of {text} at {names}");
+                    let subscribed = saying(self.verbose, Some(what), self.socket.subscribed(&topic));
+                    if !in_time(self.timeout, subscribed).await? {
                         let time = self.timeout.unwrap_or_default();
                         warn(format_args!(
                             "timed out: nobody subscribed to {} within {time:?}, so nothing was sent",
@@ -352,6 +386,18 @@ impl Job<'_> {
         *refused += 1;
         Ok(())
     }
+}
+
+/// The result of `work`. Whoever looks on is told what it waits for, if it takes long.
+async fn saying<T>(verbose: bool, what: Option<String>, work: impl Future<Output = T>) -> T {
+    let says = async {
+        tokio::time::sleep(UNSAID_WAIT).await;
+        if let Some(what) = what.filter(|_| verbose || notes_are_seen()) {
+            note(what);
+        }
+        std::future::pending::<()>().await;
+    };
+    or_noting(work, says).await
 }
 
 /// Whether it is done in time.

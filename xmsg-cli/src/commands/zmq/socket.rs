@@ -156,6 +156,11 @@ impl Socket {
         with_socket!(self, socket => socket.connect(endpoint));
     }
 
+    /// Why there is no connection to a peer that it connects to, if that is known.
+    pub(super) fn failure(&self) -> Option<Error> {
+        with_socket!(self, socket => socket.failure())
+    }
+
     pub(super) async fn connected(&self) -> Result<()> {
         with_socket!(self, socket => socket.connected().await)
     }

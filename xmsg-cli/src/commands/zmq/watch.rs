@@ -311,6 +311,14 @@ pub(super) fn option_for(violation: &Violation) -> &'static str {
     }
 }
 
+/// The error of a socket that had no peer in time, and why, as far as that is known.
+pub(super) fn without_connection(what: String, failure: Option<Error>) -> AtPeer {
+    AtPeer(match failure {
+        Some(failure) => Error::new(Error::kind_without_connection(&failure), what).with_source(failure),
+        None => Error::new(ErrorKind::NotConnected, what),
+    })
+}
+
 /// Whether it stays so, however often it is tried.
 pub(super) fn is_hopeless(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::NotAllowed | ErrorKind::WrongPort)
