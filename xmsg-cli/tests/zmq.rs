@@ -923,3 +923,53 @@ async fn every_example_does_what_it_says() {
         assert!(line.starts_with(text) || line == text, "{example}: {line:?} for {text:?}");
     }
 }
+
+/// Messages up to their last byte, of any number of peers, take no more memory than the process may have: whoever takes most is ended.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_messages_do_not_end_a_device() {
+    const MIB: usize = 1 << 20;
+    // 800 MiB of addresses, half of which peers may take.
+    let limited = r#"ulimit -v 819200; exec "$0" "$@""#;
+    let ends = ["--frontend", ANYWHERE, "--backend", ANYWHERE];
+    let mut command = Command::new("sh");
+    command.args(["-c", limited, env!("CARGO_BIN_EXE_xmsg"), "device", "streamer"]).args(ends);
+    command.env("XMSG_CONFIG", "/dev/null").stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut device = command.spawn().unwrap();
+    let mut lines = BufReader::new(device.stderr.take().unwrap()).lines();
+    let mut bound = async |words: &str| loop {
+        let line = within("the device", lines.next_line()).await.unwrap().unwrap();
+        if let Some((_, endpoint)) = line.split_once(words) {
+            return endpoint.to_owned();
+        }
+    };
+    let front = bound("frontend (PULL) bound to ").await;
+    let back = bound("backend (PUSH) bound to ").await;
+
+    let mut greeting = [&[0xff][..], &[0; 8], &[0x7f, 3, 0], b"NULL"].concat();
+    greeting.resize(64, 0);
+    let ready = b"\x04\x1a\x05READY\x0bSocket-Type\0\0\0\x04PUSH";
+    let header = [&[2][..], &(60 * MIB as u64).to_be_bytes()].concat();
+    let mut peers = Vec::new();
+    for _ in 0..16 {
+        let mut peer = tokio::net::TcpStream::connect(front.trim_start_matches("tcp://")).await.unwrap();
+        let sending = async {
+            peer.write_all(&[&greeting[..], ready, &header].concat()).await?;
+            for _ in 0..59 {
+                peer.write_all(&vec![b'x'; MIB]).await?;
+            }
+            std::io::Result::Ok(())
+        };
+        // It may be one of those that are ended.
+        let _ = within("the message", sending).await;
+        peers.push(peer);
+    }
+    let worker = Running::start(&["zmq", "recv", "PULL", &back, "--connect", "-n", "1"]);
+    zmq(&["send", "PUSH", &front, "still here", "--timeout", "30s"]).await.done();
+    assert_eq!(worker.end().await.text(), "still here\n");
+    assert!(device.try_wait().unwrap().is_none(), "the device goes on");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", device.id().unwrap())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: usize = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 600 << 10, "{peak} KiB");
+}

@@ -6,13 +6,14 @@ use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::{
     Dealer, Device, DeviceSocket, DeviceStatistics, DeviceTraffic, Endpoint, Overflow, Publisher, Pull, Push,
     Router, SocketEvents, SocketOptions, XPub, XPubOptions, XSub,
 };
 use xmsg_zmtp::SocketType;
 
-use super::zmq::endpoints::{End, PeerOptions, Target, bound, read};
+use super::zmq::endpoints::{End, PeerOptions, Target, bound, memory_of_process, read};
 use super::zmq::watch::{Ours, Place, Watch};
 use crate::args::parse_duration;
 use crate::exit::Exit;
@@ -186,10 +187,11 @@ device_ends! {
 
 pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
     let [front, back] = arguments.kind.sockets();
-    let front = Side::new("frontend", front, &arguments.frontend, &arguments.peers)?;
-    let back = Side::new("backend", back, &arguments.backend, &arguments.peers)?;
+    let memory = memory_of_process();
+    let front = Side::new("frontend", front, &arguments.frontend, &arguments.peers, &memory)?;
+    let back = Side::new("backend", back, &arguments.backend, &arguments.peers, &memory)?;
     let capture = match &arguments.capture {
-        Some(word) => Some(Side::new("capture", SocketType::Pub, word, &arguments.peers)?),
+        Some(word) => Some(Side::new("capture", SocketType::Pub, word, &arguments.peers, &memory)?),
         None => None,
     };
     let job = Job { arguments: &arguments, front: &front, back: &back, capture: capture.as_ref(), verbose };
@@ -211,9 +213,15 @@ struct Side {
 }
 
 impl Side {
-    fn new(name: &'static str, kind: SocketType, word: &str, peers: &PeerOptions) -> anyhow::Result<Self> {
+    fn new(
+        name: &'static str,
+        kind: SocketType,
+        word: &str,
+        peers: &PeerOptions,
+        memory: &MemoryBudget,
+    ) -> anyhow::Result<Self> {
         let targets = read(word, End::Bind)?;
-        let options = peers.options(&targets)?;
+        let options = peers.options(&targets, memory.clone())?;
         Ok(Self { name, kind, targets, options })
     }
 

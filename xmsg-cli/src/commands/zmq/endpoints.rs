@@ -12,7 +12,8 @@ use xmsg_core::Security;
 use xmsg_core::security::{
     AllowKeys, Authenticator, Credentials, Password, PublicKey, Verdict, read_key_file,
 };
-use xmsg_zmq::{Endpoint, ErrorKind, SocketOptions};
+use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::{Admission, AdmissionLimits, Endpoint, ErrorKind, SocketOptions};
 use xmsg_zmtp::Limits;
 
 use super::Socket;
@@ -101,14 +102,22 @@ impl SocketArguments {
         if identity.len() > 255 || self.identity.as_deref() == Some("") {
             bail!(Usage("--identity: a name has 1 to 255 bytes".to_owned()));
         }
-        Ok(SocketOptions { identity: identity.into(), ..self.peers.options(targets)? })
+        Ok(SocketOptions { identity: identity.into(), ..self.peers.options(targets, memory_of_process())? })
     }
 }
 
+/// What the peers of all sockets of this process may take.
+pub(crate) fn memory_of_process() -> MemoryBudget {
+    MemoryBudget::new(xmsg_proxy::memory::default_limit())
+}
+
 impl PeerOptions {
-    /// The options of a socket with these endpoints: a client where it connects, a server where it binds.
-    pub(crate) fn options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions> {
-        Ok(SocketOptions { limits: self.limits(), ..self.security_options(targets)? })
+    /// The options of a socket with these endpoints: a client where it connects, a server where it binds. Whoever connects may send any number of
+    /// messages up to their last byte: `memory` is what they may take together, of all sockets that share it.
+    pub(crate) fn options(&self, targets: &[Target], memory: MemoryBudget) -> anyhow::Result<SocketOptions> {
+        let admission = Admission::with_memory(AdmissionLimits::default(), memory.clone());
+        let limits = self.limits();
+        Ok(SocketOptions { limits, memory, admission, ..self.security_options(targets)? })
     }
 
     fn limits(&self) -> Limits {
