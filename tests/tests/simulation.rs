@@ -1,7 +1,7 @@
 //! Deterministic simulation, by seeds: see `xmsg_tests::simulation`.
 
 use xmsg_tests::simulation::net::Happened;
-use xmsg_tests::simulation::{self, clients, engines, seeds};
+use xmsg_tests::simulation::{self, clients, engines, patterns, seeds};
 
 /// One seed of the whole: publishers, switch, subscribers.
 fn network(seed: u64) -> (Vec<Happened>, Result<(), String>) {
@@ -11,6 +11,11 @@ fn network(seed: u64) -> (Vec<Happened>, Result<(), String>) {
 /// One seed of a connection and an actor that are closed and drained.
 fn closing(seed: u64) -> (Vec<Happened>, Result<(), String>) {
     seeds::catching(|| runtime().block_on(clients::run(seed)))
+}
+
+/// One seed of a pattern of ZeroMQ's sockets.
+fn pattern(seed: u64) -> (Vec<Happened>, Result<(), String>) {
+    seeds::catching(|| runtime().block_on(patterns::run(seed)))
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -55,11 +60,23 @@ fn engines_keep_their_promises() {
     seeds::all("engines_keep_their_promises", |seed| seeds::catching(|| engines::run(seed)).1);
 }
 
+#[test]
+fn patterns_keep_their_promises() {
+    if seeds::only().is_some() {
+        xmsg_tests::start_tracing();
+    }
+    seeds::all("patterns_keep_their_promises", |seed| {
+        let (trace, result) = pattern(seed);
+        print(trace);
+        result
+    });
+}
+
 /// A seed that does something else the second time is of no use.
 #[test]
 fn a_seed_repeats_itself() {
     for seed in 0..200 {
-        for run in [network, closing, |seed| engines::run(seed)] {
+        for run in [network, closing, pattern, |seed| engines::run(seed)] {
             let (first, _) = run(seed);
             let (second, _) = run(seed);
             let differs = first.iter().zip(&second).position(|(a, b)| a != b);

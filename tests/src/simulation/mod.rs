@@ -22,6 +22,7 @@ mod check;
 pub mod clients;
 pub mod engines;
 pub mod net;
+pub mod patterns;
 pub mod seeds;
 
 use std::collections::BTreeSet;

@@ -21,7 +21,7 @@ pub struct TcpOptions {
     /// How long it has to answer then; it is asked three times. Default 60 s. The kernel counts whole seconds, so 3 s is the
     /// least.
     pub keepalive_timeout: Duration,
-    /// Bytes of the kernel's send buffer, or what an `inproc://` pipe holds in each direction; `None`: the system decides, 1 MiB for a pipe.
+    /// Bytes of the kernel's send buffer, or what an `inproc://` pipe holds in each direction, at least 4 KiB; `None`: the system decides, 1 MiB for a pipe.
     pub send_buffer: Option<usize>,
     /// Bytes of the kernel's receive buffer; `None`: the system decides.
     pub receive_buffer: Option<usize>,

@@ -26,6 +26,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Bytes that an `inproc://` pipe holds in each direction, at most, unless the options say otherwise. A large message changes hands once for each time that it is full.
 const INPROC_PIPE_LEN: usize = 1 << 20;
+/// … and at least: both sides send their part of the handshake before they read, as they may where the system has buffers.
+const INPROC_PIPE_MIN: usize = 4 << 10;
 /// Connections to an `inproc://` endpoint that wait to be accepted.
 const INPROC_BACKLOG: usize = 128;
 /// Connections that the kernel holds until they are accepted.
@@ -107,7 +109,8 @@ impl Stream {
             Endpoint::Inproc(name) => {
                 let listener = inproc().get(name).cloned();
                 let refused = || failed(io::ErrorKind::ConnectionRefused.into());
-                let (ours, theirs) = tokio::io::duplex(options.send_buffer.unwrap_or(INPROC_PIPE_LEN));
+                let len = options.send_buffer.unwrap_or(INPROC_PIPE_LEN).max(INPROC_PIPE_MIN);
+                let (ours, theirs) = tokio::io::duplex(len);
                 listener.ok_or_else(refused)?.send(theirs).await.map_err(|_| refused())?;
                 Ok(Self::Inproc(Pipe::new(ours)))
             }
