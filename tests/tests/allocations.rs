@@ -1,15 +1,18 @@
-//! What a small message costs in allocations, all the way from publisher to subscriber, next to none; and what one that is kept
-//! costs in memory.
+//! What a small message costs in allocations, all the way from publisher to subscriber, next to none; what one that is kept
+//! costs in memory; and whether the registrar counts what registrations cost.
 //!
 //! Everything runs on one thread, so that the count of that thread is the count of the whole path.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use allocation_counter::measure;
+use allocation_counter::{AllocationInfo, measure};
 use bytes::Bytes;
 use tokio::sync::Notify;
-use xmsg_core::{Actor, Message, Result, Subscription, Topic};
+use xmsg_core::registration::{OwnerType, Registration};
+use xmsg_core::{Actor, Message, ProxyAddress, Result, Subscription, Topic};
+use xmsg_proxy::registrar::store::Store;
 use xmsg_tests::{PATIENCE, connect, patient, proxy};
 
 /// Messages that are counted, after as many that are not: by then buffers have their size.
@@ -215,4 +218,101 @@ fn messages_of_a_batch_can_be_detached() {
         assert!(held <= 100 * (i64::try_from(message.size()).unwrap() + 64), "{held} bytes");
     }
     assert!(kept.iter().all(|kept| kept.data() == message.data()));
+}
+
+/// Registrations of each shape.
+const REGISTERED: usize = 6_000;
+
+/// A registration by what is of its own in it: name, host, and the parts of its topic.
+fn registration(name: &str, host: &str, parts: [&str; 3], port: u16) -> Registration {
+    let topic = Topic::with_types(parts[0], parts[1], parts[2]).unwrap();
+    let proxy = ProxyAddress::new(host, 7771).unwrap();
+    let mut registration = Registration::new(OwnerType::Publisher, name, &topic, &proxy);
+    registration.port = port.into();
+    registration
+}
+
+/// What registrations are like: a name for it, and one of them by its number.
+type Shape = (&'static str, fn(usize) -> Registration);
+
+const SHAPES: [Shape; 15] = [
+    ("everything of its own", |number| {
+        let own = format!("{number:x}");
+        registration("", &own, [&own, &own, &own], 1)
+    }),
+    ("everything of its own, long", |number| {
+        let own = format!("{number:x}{}", "x".repeat(300));
+        registration(&own, &own[..60], [&own, &own, &own], 1)
+    }),
+    ("a topic of its own", |number| registration("n", "h", ["d", "s", &format!("{number:x}")], 1)),
+    ("a subject of its own", |number| registration("n", "h", ["d", &format!("{number:x}"), "t"], 1)),
+    ("a domain of its own", |number| registration("n", "h", [&format!("{number:x}"), "s", "t"], 1)),
+    ("a host of its own", |number| registration("n", &format!("h{number:x}"), ["d", "s", "t"], 1)),
+    ("a name of its own", |number| registration(&format!("{number:x}"), "h", ["d", "s", "t"], 1)),
+    ("host and topic of its own", |number| {
+        registration("n", &format!("h{number:x}"), ["d", "s", &format!("{number:x}")], 1)
+    }),
+    ("a port of its own", |number| {
+        registration(&format!("{:x}", number / 200), "h", ["d", "s", "t"], (number % 200) as u16 + 1)
+    }),
+    ("two ports of a name", |number| {
+        registration(&format!("{:x}", number / 2), "h", ["d", "s", "t"], (number % 2) as u16 + 1)
+    }),
+    ("two names of a topic", |number| {
+        registration(&format!("{:x}", number % 2), "h", ["d", "s", &format!("{:x}", number / 2)], 1)
+    }),
+    ("nine names of a topic", |number| {
+        registration(&format!("{:x}", number % 9), "h", ["d", "s", &format!("{:x}", number / 9)], 1)
+    }),
+    ("twelve names of a topic", |number| {
+        registration(&format!("{:x}", number % 12), "h", ["d", "s", &format!("{:x}", number / 12)], 1)
+    }),
+    ("nine topics of a host", |number| {
+        registration("n", &format!("h{:x}", number / 9), ["d", "s", &format!("{number:x}")], 1)
+    }),
+    ("three topics of a subject", |number| {
+        registration("n", "h", ["d", &format!("{:x}", number / 3), &format!("t{:x}", number % 3)], 1)
+    }),
+];
+
+/// The bytes that are in use, with what an allocator takes beside what it is asked for: 8 bytes, and what is missing to the next
+/// multiple of 16.
+fn in_use(info: &AllocationInfo) -> i64 {
+    info.bytes_current + 16 * info.count_current
+}
+
+#[test]
+fn the_registrar_counts_what_registrations_take_whatever_their_shape() {
+    for (shape, make) in SHAPES {
+        for (ttl, is_scattered) in [(None, false), (None, true), (Some(Duration::from_secs(60)), true)] {
+            let mut store = Store::new(usize::MAX, ttl);
+            // An odd factor visits every number once.
+            let number = |step: usize| if is_scattered { step * 7_919 % REGISTERED } else { step };
+            let filled = measure(|| {
+                for step in 0..REGISTERED {
+                    let registration = make(number(step));
+                    assert_eq!(store.register(OwnerType::Publisher, &registration, Duration::ZERO), Ok(true));
+                }
+                // Whoever asks has each frame count how many hold it.
+                assert_eq!(store.all(OwnerType::Publisher).len(), REGISTERED);
+            });
+            let whole = (store.memory(), in_use(&filled));
+            let emptied = measure(|| {
+                for step in (0..REGISTERED).filter(|step| step % 3 > 0) {
+                    let gone = make(number(step));
+                    // It takes away all ports of a name.
+                    store.remove(OwnerType::Publisher, &gone).unwrap();
+                }
+            });
+            let rest = (store.memory(), in_use(&filled) + in_use(&emptied));
+            for (when, (counted, used)) in [("all", whole), ("the rest", rest)] {
+                let (each, ratio) = (used / REGISTERED as i64, counted as f64 / used as f64);
+                println!(
+                    "{shape}, {ttl:?}, scattered {is_scattered}, {when}: {each} bytes, counted {ratio:.2}"
+                );
+                let is_little = used < 128 << 10;
+                assert!(is_little || (0.85..=1.25).contains(&ratio), "{shape}, {when}: counted {ratio}");
+            }
+        }
+    }
 }

@@ -391,7 +391,7 @@ async fn a_peer_gets_its_answers_in_order_and_finds_what_it_changed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registrations_are_limited_in_bytes() {
-    let config = Config { registration_memory: 4000, ..Config::default() };
+    let config = Config { registration_memory: 8000, ..Config::default() };
     let registrar = Registrar::bind("127.0.0.1:0").config(config).start().await.unwrap();
     let client = client(registrar.address());
     let long = registration(OwnerType::Publisher, "n", "a:b").with_description("d".repeat(3000));
@@ -400,12 +400,12 @@ async fn registrations_are_limited_in_bytes() {
     let error = client.register(&another).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Remote);
     assert!(
-        error.to_string().contains("4000 bytes") && error.to_string().contains("max_registration_memory"),
+        error.to_string().contains("8000 bytes") && error.to_string().contains("max_registration_memory"),
         "{error}"
     );
     let counts = registrar.counts();
     assert_eq!((counts.publishers, counts.full, counts.refused), (1, 1, 1));
-    assert!((3000..=4000).contains(&counts.memory), "{counts:?}");
+    assert!((3000..=8000).contains(&counts.memory), "{counts:?}");
     client.register(&registration(OwnerType::Publisher, "small", "a:b")).await.unwrap();
 }
 

@@ -12,11 +12,11 @@
 //! | remove all of a host | the topics of the host |
 
 mod above;
+mod few;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,13 +24,11 @@ use xmsg_core::registration::{OwnerType, Registration, UNDEFINED};
 use xmsg_core::topic::ANY;
 
 use self::above::{Above, Looked};
+use self::few::{Few, Snug, Text};
 
 /// Registrations that differ only in what removing ignores: port, description, unknown fields. An actor has one
 /// or two; more than this is a mistake, or malice.
 pub const VARIANTS_MAX: usize = 256;
-
-/// Memory that a registration takes beside its frame, topic, name and host, in round figures: its entries in maps and indexes.
-const RECORD_OVERHEAD: usize = 256;
 
 /// Why a registration was not kept, or a question not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +67,9 @@ impl fmt::Display for Refused {
 /// When a record expires, and which of those that expire then it is.
 type Due = (Duration, u64);
 /// The topic of a record, in all the places that name it.
-type Key = Arc<str>;
+type Key = Text;
+/// With a time to live: every record, by the time when it expires.
+type Expiring = BTreeMap<Due, (OwnerType, Key, Owner)>;
 
 /// All publishers and subscribers.
 #[derive(Debug)]
@@ -80,8 +80,7 @@ pub struct Store {
     memory_limit: usize,
     ttl: Option<Duration>,
     next_serial: u64,
-    /// With a time to live: every record, by the time when it expires.
-    expiring: BTreeMap<Due, (OwnerType, Key, Owner)>,
+    expiring: Expiring,
 }
 
 impl Store {
@@ -95,7 +94,7 @@ impl Store {
             memory_limit: usize::MAX,
             ttl,
             next_serial: 0,
-            expiring: BTreeMap::new(),
+            expiring: Expiring::new(),
         }
     }
 
@@ -105,10 +104,11 @@ impl Store {
         Self { memory_limit: bytes, ..self }
     }
 
-    /// Bytes that all registrations take, in round figures: their frames, topics, names and hosts, and 256 bytes each.
+    /// Bytes that all registrations take, about, with all that is needed to find them.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.publishers.memory + self.subscribers.memory
+        let expiring = few::tree::<Due, (OwnerType, Key, Owner)>(self.expiring.len());
+        self.publishers.memory + self.subscribers.memory + expiring
     }
 
     /// Bytes of the frames of all publishers, or of all subscribers.
@@ -149,7 +149,7 @@ impl Store {
         self.room_for(owner, &key, &of, &frame)?;
         let due = self.due(now);
         let variant = Variant { frame, port: registration.port, due };
-        let key = self.table_mut(owner).insert(&key, of.clone(), variant);
+        let (key, of) = self.table_mut(owner).insert(key, of, variant);
         if let Some(due) = due {
             self.expiring.insert(due, (owner, key, of));
         }
@@ -197,11 +197,14 @@ impl Store {
         if self.len() >= self.limit {
             return Err(Refused::Full(self.limit));
         }
-        if self.memory().saturating_add(weight(key, of, frame)) > self.memory_limit {
-            return Err(Refused::Memory(self.memory_limit));
-        }
-        if self.table(owner).variants(key, of).len() >= VARIANTS_MAX {
+        let table = self.table(owner);
+        if table.variants(key, of).len() >= VARIANTS_MAX {
             return Err(Refused::Variants);
+        }
+        let expiring = self.ttl.map(|_| few::leaf::<Due, (OwnerType, Key, Owner)>(self.expiring.len()));
+        let growth = table.growth(key, of, frame) + expiring.unwrap_or_default();
+        if self.memory().saturating_add(growth) > self.memory_limit {
+            return Err(Refused::Memory(self.memory_limit));
         }
         Ok(())
     }
@@ -405,11 +408,6 @@ fn record(registration: &Registration) -> Result<(Key, Owner, Bytes), Refused> {
     Ok((key(registration)?, Owner::of(registration), registration.encode()))
 }
 
-/// Bytes that a registration takes.
-fn weight(key: &str, of: &Owner, frame: &[u8]) -> usize {
-    frame.len() + key.len() + of.name.len() + of.host.len() + RECORD_OVERHEAD
-}
-
 /// Domain, subject and types of a topic.
 fn parts(topic: &str) -> (&str, &str, &str) {
     let mut parts = topic.splitn(3, ':');
@@ -420,8 +418,8 @@ fn parts(topic: &str) -> (&str, &str, &str) {
 /// Who registered: what removing goes by. Those of one host lie together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
-    host: Box<str>,
-    name: Box<str>,
+    host: Text,
+    name: Text,
 }
 
 impl Owner {
@@ -441,7 +439,7 @@ struct Variant {
 /// The registrations of one topic.
 #[derive(Debug, Default)]
 struct Topic {
-    owners: BTreeMap<Owner, Vec<Variant>>,
+    owners: Few<Owner, Vec<Variant>>,
 }
 
 impl Topic {
@@ -454,7 +452,7 @@ impl Topic {
         found: &mut impl FnMut(&Bytes),
     ) -> Option<Owner> {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        for (owner, variants) in self.owners.range((start, Bound::Unbounded)) {
+        for (owner, variants) in self.owners.starting_at(start) {
             let fitting =
                 variants.iter().filter(|variant| filter.is_none_or(|f| f.fits_owner(owner, variant)));
             fitting.for_each(|variant| found(&variant.frame));
@@ -509,11 +507,11 @@ struct Table {
     memory: usize,
     frame_bytes: usize,
     /// How many topics a domain has.
-    domains: HashMap<Box<str>, usize>,
-    by_subject: Index,
-    by_types: Index,
+    domains: BTreeMap<Text, usize>,
+    by_subject: Index<()>,
+    by_types: Index<()>,
     /// The topics for which a host has registered somebody, and how many registrations that are.
-    by_host: HashMap<Box<str>, BTreeMap<Key, usize>>,
+    by_host: Index<usize>,
 }
 
 impl Table {
@@ -526,54 +524,67 @@ impl Table {
         of.map_or(&[], Vec::as_slice)
     }
 
-    fn insert(&mut self, key: &Key, of: Owner, variant: Variant) -> Key {
-        let known = self.topics.get_key_value(key).map(|(key, _)| key.clone());
-        let key = known.unwrap_or_else(|| {
-            let (domain, subject, types) = parts(key);
-            *self.domains.entry(domain.into()).or_default() += 1;
-            self.by_subject.insert(subject, key);
-            self.by_types.insert(types, key);
-            key.clone()
-        });
-        let (host, weight) = (of.host.clone(), weight(&key, &of, &variant.frame));
-        let variants = self.topics.entry(key.clone()).or_default().owners.entry(of).or_default();
-        if variants.is_empty() {
-            variants.reserve_exact(1);
+    /// Bytes that a registration takes which is not there: what has to be made for it, and nothing that others need as well.
+    fn growth(&self, key: &str, of: &Owner, frame: &[u8]) -> usize {
+        let topic = self.topics.get(key);
+        let variants = topic.and_then(|topic| topic.owners.get(of)).map_or(0, Vec::len);
+        let mut bytes = few::frame(frame.len()) + few::element::<Variant>(variants);
+        if variants == 0 {
+            let owners = topic.map_or(0, |topic| topic.owners.len());
+            bytes += few::text(&of.name) + Few::<Owner, Vec<Variant>>::growth(owners);
         }
-        self.memory += weight;
+        if topic.is_none() {
+            let (domain, subject, types) = parts(key);
+            bytes += few::text(key) + few::leaf::<Key, Topic>(self.topics.len());
+            if !self.domains.contains_key(domain) {
+                bytes += few::text(domain) + few::leaf::<Text, usize>(self.domains.len());
+            }
+            bytes += self.by_subject.growth(subject, key) + self.by_types.growth(types, key);
+        }
+        bytes + self.by_host.growth(&of.host, key)
+    }
+
+    /// Takes a registration in that is not there. Returns its topic and owner as they are kept.
+    fn insert(&mut self, key: Key, of: Owner, variant: Variant) -> (Key, Owner) {
+        self.memory += self.growth(&key, &of, &variant.frame);
         self.frame_bytes += variant.frame.len();
-        variants.push(variant);
-        *self.by_host.entry(host).or_default().entry(key.clone()).or_default() += 1;
         self.records += 1;
-        key
+        let key = if let Some((known, _)) = self.topics.get_key_value(&key) {
+            known.clone()
+        } else {
+            let (domain, subject, types) = parts(&key);
+            *self.domains.entry(domain.into()).or_default() += 1;
+            self.by_subject.entry(subject, &key);
+            self.by_types.entry(types, &key);
+            key
+        };
+        let (host, count) = self.by_host.entry(&of.host, &key);
+        *count += 1;
+        let owners = &mut self.topics.entry(key.clone()).or_default().owners;
+        let of = owners.get_key_value(&of).map_or(Owner { host, ..of }, |(known, _)| known.clone());
+        let variants = owners.entry(of.clone());
+        variants.insert_snugly(variants.len(), variant);
+        (key, of)
     }
 
     fn remove(&mut self, key: &Key, of: &Owner) -> Vec<Variant> {
-        let removed = self.topics.get_mut(key).and_then(|topic| topic.owners.remove(of)).unwrap_or_default();
-        self.removed(key, of, &removed);
-        removed
+        std::iter::from_fn(|| self.take(key, of, |_| true)).collect()
     }
 
     fn remove_due(&mut self, key: &Key, of: &Owner, due: Due) {
-        let Some(owners) = self.topics.get_mut(key).map(|topic| &mut topic.owners) else { return };
-        let Some(variants) = owners.get_mut(of) else { return };
-        let gone: Vec<_> = variants.extract_if(.., |variant| variant.due == Some(due)).collect();
-        if variants.is_empty() {
-            owners.remove(of);
-        }
-        self.removed(key, of, &gone);
+        self.take(key, of, |variant| variant.due == Some(due));
     }
 
     /// Removes registrations of a host, until there are so many or none is left.
     fn remove_some_of_host(&mut self, host: &str, most: usize) -> Vec<Variant> {
         let mut removed = Vec::new();
         while removed.len() < most
-            && let Some((key, _)) = self.by_host.get(host).and_then(BTreeMap::first_key_value)
+            && let Some(key) = self.by_host.of(host).and_then(Few::first_key)
         {
             let key = key.clone();
             let Some(topic) = self.topics.get(&key) else { break };
             let first = Owner { host: host.into(), name: "".into() };
-            let theirs = topic.owners.range(first..).map(|(owner, _)| owner);
+            let theirs = topic.owners.starting_at(Bound::Included(&first)).map(|(owner, _)| owner);
             let theirs = theirs.take_while(|owner| &*owner.host == host);
             let gone: Vec<Owner> = theirs.take(most - removed.len()).cloned().collect();
             if gone.is_empty() {
@@ -586,24 +597,15 @@ impl Table {
         removed
     }
 
-    /// Strikes registrations that are gone out of the indexes, and the topic when none is left.
-    fn removed(&mut self, key: &Key, of: &Owner, gone: &[Variant]) {
-        let (host, count) = (&*of.host, gone.len());
-        self.records -= count;
-        self.memory -= gone.iter().map(|variant| weight(key, of, &variant.frame)).sum::<usize>();
-        self.frame_bytes -= gone.iter().map(|variant| variant.frame.len()).sum::<usize>();
-        if let Some(topics) = self.by_host.get_mut(host) {
-            if let Some(left) = topics.get_mut(key) {
-                *left -= count;
-                if *left == 0 {
-                    topics.remove(key);
-                }
-            }
-            if topics.is_empty() {
-                self.by_host.remove(host);
-            }
+    /// Takes out the last registration of this topic and owner for which this holds, and with it what nothing else needs.
+    fn take(&mut self, key: &Key, of: &Owner, which: impl Fn(&Variant) -> bool) -> Option<Variant> {
+        let owners = &mut self.topics.get_mut(key)?.owners;
+        let variants = owners.get_mut(of)?;
+        let variant = variants.remove_snugly(variants.iter().rposition(which)?);
+        if variants.is_empty() {
+            owners.remove(of);
         }
-        if self.topics.get(key).is_some_and(|topic| topic.owners.is_empty()) {
+        if owners.is_empty() {
             self.topics.remove(key);
             let (domain, subject, types) = parts(key);
             if let Some(count) = self.domains.get_mut(domain) {
@@ -615,6 +617,15 @@ impl Table {
             self.by_subject.remove(subject, key);
             self.by_types.remove(types, key);
         }
+        let (_, count) = self.by_host.entry(&of.host, key);
+        *count -= 1;
+        if *count == 0 {
+            self.by_host.remove(&of.host, key);
+        }
+        self.records -= 1;
+        self.frame_bytes -= variant.frame.len();
+        self.memory -= self.growth(key, of, &variant.frame);
+        Some(variant)
     }
 
     /// The topics of a source, behind this one.
@@ -623,9 +634,7 @@ impl Table {
         source: &'a Source,
         after: Option<&'a Key>,
     ) -> Box<dyn Iterator<Item = (&'a Key, &'a Topic)> + 'a> {
-        let range = (after.map_or(Bound::Unbounded, |key| Bound::Excluded(&**key)), Bound::Unbounded);
-        let listed =
-            |set: Option<&'a BTreeSet<Key>>| set.into_iter().flat_map(move |set| set.range::<str, _>(range));
+        let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(&**key));
         let known = |key: &'a Key| self.topics.get(key).map(|topic| (key, topic));
         match source {
             Source::Above(_) => Box::new(std::iter::empty()),
@@ -636,13 +645,9 @@ impl Table {
                 let range = self.topics.range::<str, _>((from, Bound::Unbounded));
                 Box::new(range.take_while(move |(key, _)| key.starts_with(&**start)))
             }
-            Source::Subject(subject) => Box::new(listed(self.by_subject.of(subject)).filter_map(known)),
-            Source::Types(types) => Box::new(listed(self.by_types.of(types)).filter_map(known)),
-            Source::Host(host) => {
-                let topics = self.by_host.get(host).into_iter();
-                let keys = topics.flat_map(move |topics| topics.range::<str, _>(range).map(|(key, _)| key));
-                Box::new(keys.filter_map(known))
-            }
+            Source::Subject(subject) => Box::new(self.by_subject.topics(subject, start).filter_map(known)),
+            Source::Types(types) => Box::new(self.by_types.topics(types, start).filter_map(known)),
+            Source::Host(host) => Box::new(self.by_host.topics(host, start).filter_map(known)),
         }
     }
 
@@ -653,11 +658,10 @@ impl Table {
         }
         // What is known narrows the topics down in several ways: the one with the fewest is walked.
         let domain =
-            filter.domain.as_ref().map(|domain| self.domains.get(domain).copied().unwrap_or_default());
-        let set_len = |set: Option<&BTreeSet<Key>>| set.map_or(0, BTreeSet::len);
-        let subject = filter.subject.clone().map(|subject| (set_len(self.by_subject.of(&subject)), subject));
-        let types = filter.types.clone().map(|types| (set_len(self.by_types.of(&types)), types));
-        let host = filter.host.clone().map(|host| (self.by_host.get(&host).map_or(0, BTreeMap::len), host));
+            filter.domain.as_ref().map(|domain| self.domains.get(&**domain).copied().unwrap_or_default());
+        let subject = filter.subject.clone().map(|subject| (self.by_subject.len(&subject), subject));
+        let types = filter.types.clone().map(|types| (self.by_types.len(&types), types));
+        let host = filter.host.clone().map(|host| (self.by_host.len(&host), host));
         let within = |domain: &str| {
             let known = match &filter.subject {
                 Some(subject) => format!("{domain}:{subject}"),
@@ -677,26 +681,49 @@ impl Table {
     }
 }
 
-/// Topics by a part of theirs.
+/// Topics by a part of theirs, or by who is registered for them.
 #[derive(Debug, Default)]
-struct Index(HashMap<Box<str>, BTreeSet<Key>>);
+struct Index<V>(BTreeMap<Text, Few<Key, V>>);
 
-impl Index {
-    fn insert(&mut self, part: &str, key: &Key) {
-        self.0.entry(part.into()).or_default().insert(key.clone());
+impl<V: Default> Index<V> {
+    /// Bytes that a topic takes, if it is not there.
+    fn growth(&self, part: &str, key: &str) -> usize {
+        match self.of(part) {
+            None => few::text(part) + few::leaf::<Text, Few<Key, V>>(self.0.len()) + Few::<Key, V>::growth(0),
+            Some(topics) if topics.get(key).is_none() => Few::<Key, V>::growth(topics.len()),
+            Some(_) => 0,
+        }
     }
 
-    fn remove(&mut self, part: &str, key: &Key) {
-        if let Some(set) = self.0.get_mut(part) {
-            set.remove(key);
-            if set.is_empty() {
+    /// What is noted of a topic, which is there from now on; and the part as it is kept.
+    fn entry(&mut self, part: &str, key: &Key) -> (Text, &mut V) {
+        let known = self.0.get_key_value(part).map(|(part, _)| part.clone());
+        let part = known.unwrap_or_else(|| part.into());
+        let topics = self.0.entry(part.clone()).or_default();
+        (part, topics.entry(key.clone()))
+    }
+
+    fn remove(&mut self, part: &str, key: &str) {
+        if let Some(topics) = self.0.get_mut(part) {
+            topics.remove(key);
+            if topics.is_empty() {
                 self.0.remove(part);
             }
         }
     }
 
-    fn of(&self, part: &str) -> Option<&BTreeSet<Key>> {
+    fn of(&self, part: &str) -> Option<&Few<Key, V>> {
         self.0.get(part)
+    }
+
+    fn len(&self, part: &str) -> usize {
+        self.of(part).map_or(0, Few::len)
+    }
+
+    /// The topics of a part, from here on.
+    fn topics<'a>(&'a self, part: &str, start: Bound<&'a str>) -> impl Iterator<Item = &'a Key> + use<'a, V> {
+        let topics = self.of(part).into_iter();
+        topics.flat_map(move |topics| topics.starting_at(start).map(|(key, _)| key))
     }
 }
 

@@ -1,0 +1,262 @@
+//! Sorted maps that take little memory while there is little in them, and what that is.
+//!
+//! What something takes depends on what is in it alone, not on how it came to be: registrations that fitted fit again, in whatever
+//! order they are read from a file.
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// What an allocator takes beside the bytes that it is asked for, about.
+const ALLOCATION: usize = 16;
+/// Entries for which a node of a B-tree has room.
+const NODE_ENTRIES: usize = 11;
+/// Entries that there are for each node at least, once there are several: however many have come and gone, five in a node, and one above it.
+const NODE_ENTRIES_MIN: usize = 6;
+/// What a node takes beside its entries, with its share of those above it.
+const NODE: usize = 32 + ALLOCATION;
+/// Entries of a sorted vector; more of them are a tree.
+const SHORT: usize = 8;
+
+/// What a tree of so many entries takes, bytes.
+pub(super) const fn tree<K, V>(len: usize) -> usize {
+    let nodes = match len {
+        0 => 0,
+        1..=NODE_ENTRIES => 1,
+        _ => len / NODE_ENTRIES_MIN + 1,
+    };
+    nodes * (NODE_ENTRIES * (size_of::<K>() + size_of::<V>()) + NODE)
+}
+
+/// What one more entry of a tree of so many takes, bytes.
+pub(super) const fn leaf<K, V>(len: usize) -> usize {
+    tree::<K, V>(len + 1) - tree::<K, V>(len)
+}
+
+/// What a [`Snug`] vector of so many elements takes, bytes.
+const fn vector<T>(len: usize) -> usize {
+    if len == 0 { 0 } else { len.next_power_of_two() * size_of::<T>() + ALLOCATION }
+}
+
+/// What one more element of such a vector takes, bytes.
+pub(super) const fn element<T>(len: usize) -> usize {
+    vector::<T>(len + 1) - vector::<T>(len)
+}
+
+/// What a shared text takes, bytes.
+pub(super) const fn text(text: &str) -> usize {
+    2 * size_of::<usize>() + text.len() + ALLOCATION
+}
+
+/// What a frame takes, bytes: its own, and what counts who holds it.
+pub(super) const fn frame(len: usize) -> usize {
+    len + 3 * size_of::<usize>() + 2 * ALLOCATION
+}
+
+/// A text in all the places that name it.
+pub(super) type Text = Arc<str>;
+
+/// A vector with no more room than the next power of two.
+pub(super) trait Snug<T> {
+    fn insert_snugly(&mut self, at: usize, value: T);
+    fn remove_snugly(&mut self, at: usize) -> T;
+}
+
+impl<T> Snug<T> for Vec<T> {
+    fn insert_snugly(&mut self, at: usize, value: T) {
+        if self.len() == self.capacity() {
+            self.reserve_exact((self.len() + 1).next_power_of_two() - self.len());
+        }
+        self.insert(at, value);
+    }
+
+    fn remove_snugly(&mut self, at: usize) -> T {
+        let value = self.remove(at);
+        self.shrink_to(if self.is_empty() { 0 } else { self.len().next_power_of_two() });
+        value
+    }
+}
+
+/// A sorted map: a vector while it is short. Most topics have one or two actors, most hosts a handful of topics.
+#[derive(Debug)]
+pub(super) enum Few<K, V> {
+    Short(Vec<(K, V)>),
+    Long(BTreeMap<K, V>),
+}
+
+impl<K, V> Default for Few<K, V> {
+    fn default() -> Self {
+        Self::Short(Vec::new())
+    }
+}
+
+fn place<K: Borrow<Q>, V, Q: Ord + ?Sized>(entries: &[(K, V)], key: &Q) -> Result<usize, usize> {
+    entries.binary_search_by(|(known, _)| known.borrow().cmp(key))
+}
+
+impl<K: Ord, V> Few<K, V> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Short(entries) => entries.len(),
+            Self::Long(entries) => entries.len(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What one of so many entries takes, bytes.
+    const fn memory(len: usize) -> usize {
+        if len <= SHORT { vector::<(K, V)>(len) } else { tree::<K, V>(len) }
+    }
+
+    /// What one more entry takes, if there are so many.
+    pub(super) const fn growth(len: usize) -> usize {
+        Self::memory(len + 1) - Self::memory(len)
+    }
+
+    pub(super) fn get_key_value<Q: Ord + ?Sized>(&self, key: &Q) -> Option<(&K, &V)>
+    where
+        K: Borrow<Q>,
+    {
+        match self {
+            Self::Short(entries) => place(entries, key).ok().map(|at| (&entries[at].0, &entries[at].1)),
+            Self::Long(entries) => entries.get_key_value(key),
+        }
+    }
+
+    pub(super) fn get<Q: Ord + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        self.get_key_value(key).map(|(_, value)| value)
+    }
+
+    pub(super) fn get_mut<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<&mut V>
+    where
+        K: Borrow<Q>,
+    {
+        match self {
+            Self::Short(entries) => place(entries, key).ok().map(|at| &mut entries[at].1),
+            Self::Long(entries) => entries.get_mut(key),
+        }
+    }
+
+    /// The value of this key, which is there from now on.
+    pub(super) fn entry(&mut self, key: K) -> &mut V
+    where
+        V: Default,
+    {
+        if let Self::Short(entries) = self
+            && entries.len() == SHORT
+            && place(entries, &key).is_err()
+        {
+            *self = Self::Long(std::mem::take(entries).into_iter().collect());
+        }
+        match self {
+            Self::Short(entries) => {
+                let at = place(entries, &key).unwrap_or_else(|at| {
+                    entries.insert_snugly(at, (key, V::default()));
+                    at
+                });
+                &mut entries[at].1
+            }
+            Self::Long(entries) => entries.entry(key).or_default(),
+        }
+    }
+
+    pub(super) fn remove<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+    {
+        let entries = match self {
+            Self::Short(entries) => {
+                return place(entries, key).ok().map(|at| entries.remove_snugly(at).1);
+            }
+            Self::Long(entries) => entries,
+        };
+        let value = entries.remove(key);
+        if entries.len() <= SHORT {
+            let mut short = Vec::with_capacity(SHORT);
+            short.extend(std::mem::take(entries));
+            *self = Self::Short(short);
+        }
+        value
+    }
+
+    pub(super) fn first_key(&self) -> Option<&K> {
+        match self {
+            Self::Short(entries) => entries.first().map(|(key, _)| key),
+            Self::Long(entries) => entries.first_key_value().map(|(key, _)| key),
+        }
+    }
+
+    /// The entries from here on, in their order.
+    pub(super) fn starting_at<Q: Ord + ?Sized>(&self, start: Bound<&Q>) -> impl Iterator<Item = (&K, &V)>
+    where
+        K: Borrow<Q>,
+    {
+        let (short, long) = match self {
+            Self::Short(entries) => {
+                let first = match start {
+                    Bound::Unbounded => 0,
+                    Bound::Included(key) => place(entries, key).unwrap_or_else(|at| at),
+                    Bound::Excluded(key) => place(entries, key).map_or_else(|at| at, |at| at + 1),
+                };
+                (Some(&entries[first..]), None)
+            }
+            Self::Long(entries) => (None, Some(entries.range((start, Bound::Unbounded)))),
+        };
+        let short = short.into_iter().flatten().map(|(key, value)| (key, value));
+        short.chain(long.into_iter().flatten())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn it_is_a_map_however_long_it_is(
+            steps in prop::collection::vec((any::<bool>(), 0..24_u8), 1..100),
+            from in 0..24_u8,
+        ) {
+            let (mut few, mut model) = (Few::<u8, u32>::default(), BTreeMap::<u8, u32>::new());
+            for (is_new, key) in steps {
+                if is_new {
+                    *few.entry(key) += 1;
+                    *model.entry(key).or_default() += 1;
+                } else {
+                    prop_assert_eq!(few.remove(&key), model.remove(&key));
+                }
+                prop_assert_eq!(few.get(&key), model.get(&key));
+                prop_assert_eq!(few.get_mut(&key), model.get_mut(&key));
+                prop_assert_eq!((few.len(), few.is_empty()), (model.len(), model.is_empty()));
+                prop_assert_eq!(few.first_key(), model.keys().next());
+                if let Few::Short(entries) = &few {
+                    prop_assert!(entries.len() <= SHORT);
+                    prop_assert!(entries.capacity() < 2 * entries.len().max(1), "{}", entries.capacity());
+                } else {
+                    prop_assert!(few.len() > SHORT);
+                }
+                for start in [Bound::Unbounded, Bound::Included(&from), Bound::Excluded(&from)] {
+                    let expected = model.range((start, Bound::Unbounded));
+                    prop_assert!(few.starting_at(start).eq(expected));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn more_entries_never_take_less() {
+        for len in 0..1_000 {
+            // They would overflow.
+            let _ = (Few::<Text, u8>::growth(len), leaf::<u8, u8>(len), element::<u64>(len));
+        }
+    }
+}
