@@ -42,6 +42,23 @@ impl Raw {
         Self::handshake_with(port, socket_type, b"").await
     }
 
+    /// The same from this address of the loopback, `127.0.0.HOST`. `None`: it was not let in.
+    pub async fn handshake_from(host: u8, port: u16, socket_type: &str) -> Option<Self> {
+        let mut raw = Self::connect_from(host, port).await?;
+        let hello = [&greeting(3, 1)[..], &ready(socket_type, b"")].concat();
+        if !raw.try_send(&hello).await {
+            return None;
+        }
+        while raw.received.len() < 64 {
+            let count = within("a greeting", raw.stream.read_buf(&mut raw.received)).await.ok()?;
+            if count == 0 {
+                return None;
+            }
+        }
+        let _ = raw.received.split_to(64);
+        raw.next_frame().await.map(|_| raw)
+    }
+
     /// The same with an identity.
     pub async fn handshake_with(port: u16, socket_type: &str, identity: &[u8]) -> Self {
         let mut raw = Self::connect(port).await;

@@ -290,6 +290,39 @@ async fn the_daemon_closes_connections_before_descriptors_run_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_address_with_all_places_keeps_nobody_out() {
+    // There is room for 640 connections.
+    let scene = Scene::daemon(&["--memory-limit", "40"]).await;
+    let doors = scene.doors();
+    let peers = scene
+        .under(async {
+            let flood =
+                (0..900).map(|number| Raw::handshake_from(2, doors[number % 3].0, doors[number % 3].1));
+            let flood = futures::stream::iter(flood).buffer_unordered(32).filter_map(std::future::ready);
+            flood.collect::<Vec<Raw>>().await
+        })
+        .await;
+    assert!((500..=640).contains(&peers.len()), "{} were let in", peers.len());
+    assert!(Raw::handshake_from(2, doors[1].0, "SUB").await.is_none(), "there is no place left");
+    scene
+        .under(async {
+            let mut others = Vec::new();
+            for number in 0..40_u8 {
+                // At the registrar, too, which has its places in the same memory.
+                let (port, socket_type) = doors[usize::from(number) % 4];
+                let other = Raw::handshake_from(3 + number % 8, port, socket_type).await;
+                others.push(other.expect("one of those that have most makes room"));
+            }
+            let other = scene.connection();
+            within("a subscription", other.subscribe([topic("other")])).await.unwrap();
+            within("a connection", other.connect()).await.unwrap();
+        })
+        .await;
+    drop(peers);
+    scene.finish("all places for one address", 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daemon_raises_a_low_limit_of_descriptors() {
     let daemon = built("xmsg-proxy");
     let script = "ulimit -S -n 48; exec \"$0\" --port 0 --registrar 0";

@@ -506,7 +506,8 @@ impl Hub {
         let mut session = self
             .session(stream, self.options.limits.clone())
             .with_authenticator(authenticator)
-            .with_memory(&self.options.memory, &peer);
+            .with_memory(&self.options.memory, &peer)
+            .with_activity(permit.activity());
         let found = tokio::select! {
             biased;
             () = self.stop.cancelled() => return,
@@ -523,6 +524,7 @@ impl Hub {
             },
         };
         permit.established();
+        let gives_way = permit.gives_way();
         let link = self.add_link(false);
         // What waits for it counts, and whoever does not read it may be found.
         let queue = link.clone();
@@ -532,6 +534,7 @@ impl Hub {
         tokio::select! {
             biased;
             () = link.stop.cancelled() => {}
+            () = gives_way.cancelled() => tracing::debug!(peer, "it gives way to a newcomer"),
             () = self.run(&peer, session, found, &link, &mut lost) => {}
         }
         // Whoever waits for room here waits in vain.

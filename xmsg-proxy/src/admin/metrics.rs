@@ -158,6 +158,7 @@ impl ProxySnapshot {
             unmatched,
             refused,
             crowded_out,
+            gave_way,
             denied,
             violations,
             requests,
@@ -201,6 +202,8 @@ impl ProxySnapshot {
         out.counter("xmsg_proxy_subscribers_disconnected", help, None, disconnected)?;
         let help = "Publishers that had left, and whose places newcomers needed before all was passed on.";
         out.counter("xmsg_proxy_publishers_crowded_out", help, None, crowded_out)?;
+        let help = "Connections of an address with more than half of all that were ended for newcomers from elsewhere.";
+        out.counter("xmsg_proxy_connections_gave_way", help, None, gave_way)?;
         let unmatched_help = "Received messages that nobody had subscribed to.";
         out.counter("xmsg_proxy_messages_unmatched", unmatched_help, None, unmatched)?;
         out.counter(

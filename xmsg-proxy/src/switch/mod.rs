@@ -63,6 +63,8 @@ const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(100);
 /// The reason in the log of a connection that [`Switch::end`] ends.
 const BY_OPERATOR: &str = "ended by an operator";
+/// The reason for one of an address that has most connections, while others need a place.
+const GIVES_WAY: &str = "it gives way to a newcomer: its address has most connections";
 
 /// Which side of the switch a connection is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +130,8 @@ pub struct Totals {
     pub refused: u64,
     /// Publishers that had left before all that they had sent was passed on, and were ended because newcomers needed their places.
     pub crowded_out: u64,
+    /// Connections that were ended because newcomers from elsewhere needed places, while their address had more than half of all.
+    pub gave_way: u64,
     /// Messages and subscriptions that the peer's rights did not allow.
     pub denied: u64,
     /// Control requests. They are not counted as messages.
@@ -311,6 +315,7 @@ impl Switch {
     pub fn totals(&self) -> Totals {
         let mut totals = self.inner.gate.totals();
         totals.refused += self.inner.admission.refused();
+        totals.gave_way = self.inner.admission.gave_way();
         totals.violations = self.inner.violations.counts();
         (totals.requests, totals.requests_lost) = self.inner.asking.counts();
         totals
@@ -425,7 +430,8 @@ impl Switch {
         let mut session = Session::new(stream, engine)
             .with_authenticator(authenticator)
             .watched(*heartbeat_interval, *heartbeat_timeout)
-            .with_memory(&self.inner.config.memory, &peer);
+            .with_memory(&self.inner.config.memory, &peer)
+            .with_activity(permit.activity());
         // A publisher may have sent messages before we have read the end of its side of the handshake.
         let grace = if side == Side::Publishers { HANDSHAKE_GRACE } else { Duration::ZERO };
         let refused = async {
@@ -461,15 +467,17 @@ impl Switch {
         let (version, principal, limits) = essentials(found);
         tracing::debug!(peer, ?side, ?version, "connected");
         let grant = Grant::new(authority, principal);
+        let gives_way = permit.gives_way();
         let ended = match side {
             Side::Subscribers => {
-                self.serve_subscriber(session, &peer, (limits, hears_of_drops), grant, stop).await
+                let hearing = (limits, hears_of_drops);
+                self.serve_subscriber(session, &peer, hearing, grant, stop, gives_way).await
             }
             Side::Publishers => {
                 let cut = CancellationToken::new();
                 let publisher =
                     Publisher::new(self.id(), &peer, version, grant, permit.place(cut.clone()), cut);
-                self.serve_publisher(session, publisher, stop).await
+                self.serve_publisher(session, publisher, stop, gives_way).await
             }
         };
         if self.inner.violations.note(&peer, side.port(), &ended).is_none() {
@@ -482,6 +490,7 @@ impl Switch {
         session: Session,
         publisher: Publisher,
         stop: CancellationToken,
+        gives_way: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
         let publisher = Arc::new(publisher.counting(&inner.config.memory).logging(&inner.gate.lines));
@@ -502,6 +511,7 @@ impl Switch {
             () = publisher.outsized.cancelled() => Ended::OutOfMemory,
             () = publisher.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             () = publisher.grant.unwanted.cancelled() => Ended::ByUs(BY_OPERATOR),
+            () = gives_way.cancelled() => Ended::ByUs(GIVES_WAY),
             ended = session.run(&publisher.outbox, &mut inlet, Duration::MAX) => ended,
         };
         publisher.outbox.close();
@@ -539,6 +549,7 @@ impl Switch {
         (limits, hears_of_drops): (PeerLimits, bool),
         grant: Grant,
         stop: CancellationToken,
+        gives_way: CancellationToken,
     ) -> Ended {
         let inner = &self.inner;
         let config = &inner.config;
@@ -561,6 +572,7 @@ impl Switch {
             () = subscriber.outsized.cancelled() => Ended::OutOfMemory,
             () = subscriber.grant.revoked.cancelled() => Ended::ByUs("not allowed any more"),
             () = subscriber.grant.unwanted.cancelled() => Ended::ByUs(BY_OPERATOR),
+            () = gives_way.cancelled() => Ended::ByUs(GIVES_WAY),
             never = subscriber.keep_telling() => match never {},
             never = subscriber.keep_logging() => match never {},
             ended = session.run(&subscriber.outbox, &mut handler, Duration::from_secs(1)) => ended,

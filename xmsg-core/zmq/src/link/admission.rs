@@ -4,21 +4,21 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::link::memory::{CONNECTION, Claim, MemoryBudget};
 use crate::link::pause::Departure;
+use crate::link::session::now;
 use crate::link::source::network;
 use crate::link::throttle::Throttle;
 use crate::security::{Authenticator, Credentials, Verdict};
 
 /// The limits. A connection above one of them is closed at once; its owner may try again later. At the limit of connections, those
-/// whose peers [have left](Place) make room first.
+/// whose peers [have left](Place) make room first; then an address that has more than half of all places, for those of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmissionLimits {
     /// Connections, those in the handshake included. Default 100,000.
@@ -38,17 +38,23 @@ impl Default for AdmissionLimits {
 
 /// Credentials of one address that wait to be judged. More are not.
 const WAITING_PER_ADDRESS: usize = 16;
+/// A connection over which nothing went for so long gives way before others of its address do.
+const IDLE: Duration = Duration::from_secs(1);
+/// So many of the youngest connections of an address are looked at to find one.
+const LOOKED_AT: usize = 256;
 
 /// Counts connections by the limits. Clones share the counts: one is meant for all ports of a service.
 #[derive(Clone, Debug, Default)]
 pub struct Admission(Arc<Inner>);
 
 #[derive(Debug, Default)]
-struct Inner {
+pub(crate) struct Inner {
     limits: AdmissionLimits,
     counts: Mutex<Counts>,
     refused: AtomicU64,
+    gave_way: AtomicU64,
     log: Throttle,
+    way_log: Throttle,
     memory: MemoryBudget,
 }
 
@@ -60,13 +66,67 @@ struct Counts {
     /// Places of peers that have left, those that left first in front.
     left: BTreeMap<u64, Arc<Place>>,
     departures: u64,
+    arrivals: u64,
+    /// The address that had most connections when one of its own came last. An address with more than half of all is no other one.
+    largest: Option<IpAddr>,
 }
 
-/// An address with handshakes under way.
-#[derive(Debug)]
+/// An address with connections.
+#[derive(Debug, Default)]
 struct Address {
     handshakes: usize,
     turn: Turn,
+    /// Connections behind their handshake, in the order in which they came.
+    established: BTreeMap<u64, Established>,
+}
+
+impl Address {
+    /// Ends the youngest connection over which nothing goes; if something goes over all of the youngest, the youngest of all.
+    fn give_way(&mut self) -> bool {
+        let now = now();
+        let mut youngest = self.established.iter().rev().take(LOOKED_AT);
+        let idle = youngest.find(|(_, one)| one.activity.idle_for(now) >= IDLE).map(|(number, _)| *number);
+        let number = idle.or_else(|| self.established.last_key_value().map(|(number, _)| *number));
+        let Some(one) = number.and_then(|number| self.established.remove(&number)) else { return false };
+        one.gives_way.cancel();
+        true
+    }
+}
+
+/// A connection behind its handshake.
+#[derive(Debug)]
+struct Established {
+    gives_way: CancellationToken,
+    activity: Arc<Activity>,
+}
+
+/// When something went over a connection last.
+#[derive(Debug)]
+pub struct Activity {
+    since: Instant,
+    /// Milliseconds from then on.
+    last: AtomicU64,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self { since: now(), last: AtomicU64::new(0) }
+    }
+}
+
+impl Activity {
+    /// Something went over it at this moment.
+    pub(crate) fn note(&self, at: Instant) {
+        self.last.store(self.millis(at), Ordering::Relaxed);
+    }
+
+    fn idle_for(&self, now: Instant) -> Duration {
+        Duration::from_millis(self.millis(now).saturating_sub(self.last.load(Ordering::Relaxed)))
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.since).as_millis() as u64
+    }
 }
 
 /// Whose credentials are judged next, of one address.
@@ -94,15 +154,40 @@ impl Counts {
         true
     }
 
+    /// Ends a connection of the address that has more than half of so many places, if there is such a one and the newcomer is not from there. Its
+    /// place is free as soon as its task has had a turn. Returns the address.
+    fn crowd_out(&mut self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
+        let largest = self.largest.filter(|largest| Some(*largest) != newcomer)?;
+        let own = self.addresses.get_mut(&largest)?;
+        let has_most = own.established.len() > places / 2;
+        (has_most && own.give_way()).then_some(largest)
+    }
+
+    /// A connection is established. Returns its number.
+    fn establish(&mut self, address: IpAddr, established: Established) -> u64 {
+        self.arrivals += 1;
+        let count = |address| self.addresses.get(address).map_or(0, |own| own.established.len());
+        let most = self.largest.as_ref().map_or(0, count);
+        let own = self.addresses.entry(address).or_default();
+        own.established.insert(self.arrivals, established);
+        if own.established.len() > most {
+            self.largest = Some(address);
+        }
+        self.arrivals
+    }
+
     fn end_handshake(&mut self, address: Option<IpAddr>) {
         self.handshakes -= 1;
-        if let Some(address) = address
-            && let Some(own) = self.addresses.get_mut(&address)
-        {
+        if let Some(own) = address.and_then(|address| self.addresses.get_mut(&address)) {
             own.handshakes -= 1;
-            if own.handshakes == 0 {
-                self.addresses.remove(&address);
-            }
+        }
+    }
+
+    /// Forgets an address without connections.
+    fn forget_unused(&mut self, address: IpAddr) {
+        let is_unused = |own: &Address| own.handshakes == 0 && own.established.is_empty();
+        if self.addresses.get(&address).is_some_and(is_unused) {
+            self.addresses.remove(&address);
         }
     }
 }
@@ -110,6 +195,26 @@ impl Counts {
 impl Inner {
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for a newcomer to another service with the same memory. Whoever holds the lock is busy with newcomers of its own, who make
+    /// room as well.
+    pub(crate) fn crowd_out(&self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
+        self.counts.try_lock().ok()?.crowd_out(newcomer, places)
+    }
+
+    /// A connection of this address was ended for a newcomer.
+    fn note_crowding(&self, address: IpAddr, newcomer: &str) {
+        self.gave_way.fetch_add(1, Ordering::Relaxed);
+        if let Some(unlogged) = self.way_log.pass("connections that gave way to newcomers") {
+            tracing::warn!(
+                %address,
+                newcomer,
+                unlogged,
+                "no place is left, and this address has more than half of them: its youngest idle connection gives way to a newcomer. \
+                 Raise the limit of connections, of descriptors or of memory (--memory-limit), or find out why it has so many"
+            );
+        }
     }
 }
 
@@ -123,7 +228,9 @@ impl Admission {
     /// With these limits, and no more connections than this budget has memory for.
     #[must_use]
     pub fn with_memory(limits: AdmissionLimits, memory: MemoryBudget) -> Self {
-        Self(Arc::new(Inner { limits, memory, ..Inner::default() }))
+        let inner = Arc::new(Inner { limits, memory, ..Inner::default() });
+        inner.memory.share_places(Arc::downgrade(&inner));
+        Self(inner)
     }
 
     /// Lets a new connection in; `None`: there are too many, and it is to be closed. `address` is where it comes from, if it comes
@@ -136,38 +243,53 @@ impl Admission {
         let mut counts = inner.counts();
         let own = address.and_then(|address| counts.addresses.get(&address)).map_or(0, |own| own.handshakes);
         let handshakes = if own == 0 { limits.handshakes.saturating_mul(2) } else { limits.handshakes };
+        let mut gave_way = None;
         let above = if own >= limits.handshakes_per_address {
             Some("too many handshakes with this address are under way")
         } else if counts.handshakes >= handshakes {
             Some("too many handshakes are under way")
         } else if counts.connections >= limits.connections && !counts.give_away_a_place() {
-            Some("too many connections")
+            gave_way = counts.crowd_out(address, limits.connections);
+            gave_way.is_none().then_some("too many connections")
         } else {
             None
         };
         let reason = match above {
             Some(reason) => reason,
-            None => match inner.memory.claim_fixed(CONNECTION) {
-                None => {
-                    // What it held is free soon: the newcomer may come again.
-                    counts.give_away_a_place();
-                    "no memory is left for one more (see --memory-limit)"
+            None => match inner.memory.claim_fixed(CONNECTION).or_else(|| {
+                // What whoever has left held is free soon: the newcomer may come again.
+                let is_crowded = gave_way.is_none()
+                    && !counts.give_away_a_place()
+                    && inner.memory.fixed_is_used_up(CONNECTION);
+                if is_crowded {
+                    let places = inner.memory.places(CONNECTION);
+                    let here = counts.crowd_out(address, places);
+                    gave_way =
+                        here.or_else(|| inner.memory.crowd_out(&|other| other.crowd_out(address, places)));
                 }
+                gave_way.map(|_| inner.memory.claim_fixed_instead(CONNECTION))
+            }) {
+                None => "no memory is left for one more (see --memory-limit)",
                 Some(memory) => {
                     counts.connections += 1;
                     counts.handshakes += 1;
                     let turn = address.map(|address| {
-                        let new = || Address { handshakes: 0, turn: Turn::default() };
-                        let own = counts.addresses.entry(address).or_insert_with(new);
+                        let own = counts.addresses.entry(address).or_default();
                         own.handshakes += 1;
                         own.turn.clone()
                     });
-                    let inner = inner.clone();
+                    drop(counts);
+                    if let Some(crowded) = gave_way {
+                        inner.note_crowding(crowded, peer);
+                    }
                     return Some(Permit {
-                        inner,
+                        inner: inner.clone(),
                         address,
                         turn,
                         handshaking: true,
+                        number: None,
+                        gives_way: CancellationToken::new(),
+                        activity: Arc::default(),
                         place: None,
                         _memory: memory,
                     });
@@ -188,6 +310,12 @@ impl Admission {
         self.0.counts().give_away_a_place()
     }
 
+    /// Connections that were ended for newcomers, because their address had more than half of all.
+    #[must_use]
+    pub fn gave_way(&self) -> u64 {
+        self.0.gave_way.load(Ordering::Relaxed)
+    }
+
     /// Connections that were not let in.
     #[must_use]
     pub fn refused(&self) -> u64 {
@@ -202,6 +330,10 @@ pub struct Permit {
     address: Option<IpAddr>,
     turn: Option<Turn>,
     handshaking: bool,
+    /// Among those that are established.
+    number: Option<u64>,
+    gives_way: CancellationToken,
+    activity: Arc<Activity>,
     place: Option<Arc<Place>>,
     _memory: Claim,
 }
@@ -221,7 +353,7 @@ impl Place {
     /// How long ago the peer left; `None`: it is there, as far as is known.
     #[must_use]
     pub fn left_for(&self) -> Option<Duration> {
-        self.left.get().map(|(_, since)| since.elapsed())
+        self.left.get().map(|(_, since)| now().saturating_duration_since(*since))
     }
 
     /// Whether the connection was ended for somebody else.
@@ -243,8 +375,26 @@ impl Permit {
     /// Notes that the handshake is over.
     pub fn established(&mut self) {
         if std::mem::take(&mut self.handshaking) {
-            self.inner.counts().end_handshake(self.address);
+            let mut counts = self.inner.counts();
+            counts.end_handshake(self.address);
+            if let Some(address) = self.address {
+                let (gives_way, activity) = (self.gives_way.clone(), self.activity.clone());
+                self.number = Some(counts.establish(address, Established { gives_way, activity }));
+            }
         }
+    }
+
+    /// What says that the connection is to end, because its address has most of them and others need a place.
+    #[must_use]
+    pub fn gives_way(&self) -> CancellationToken {
+        self.gives_way.clone()
+    }
+
+    /// Where it is to be noted when something goes over the connection, for
+    /// [`Session::with_activity`](crate::link::session::Session::with_activity).
+    #[must_use]
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.activity
     }
 
     /// Judges the credentials of one connection of an address at a time: checking a password takes long on purpose, and others
@@ -271,7 +421,7 @@ impl Departure for Leaving {
         let mut counts = inner.counts();
         counts.departures += 1;
         let number = counts.departures;
-        if self.0.left.set((number, Instant::now())).is_ok() {
+        if self.0.left.set((number, now())).is_ok() {
             counts.left.insert(number, self.0.clone());
         }
     }
@@ -287,6 +437,13 @@ impl Drop for Permit {
         if self.handshaking {
             counts.end_handshake(self.address);
         }
+        let Some(address) = self.address else { return };
+        if let Some(number) = self.number
+            && let Some(own) = counts.addresses.get_mut(&address)
+        {
+            own.established.remove(&number);
+        }
+        counts.forget_unused(address);
     }
 }
 
@@ -350,25 +507,82 @@ mod tests {
     #[test]
     fn connections_are_limited_after_the_handshake_too() {
         let admission = admission();
-        let permits: Vec<_> = (0..8)
-            .map(|_| {
-                let mut permit = from(&admission, "10.0.0.1").unwrap();
-                permit.established();
-                permit
-            })
-            .collect();
+        let permits: Vec<_> = (0..8).map(|number| established(&admission, both(number))).collect();
         assert!(from(&admission, "10.0.0.2").is_none());
         drop(permits);
         assert!(from(&admission, "10.0.0.2").is_some());
+    }
+
+    /// One of two addresses: neither has more than half of the connections.
+    fn both(number: usize) -> &'static str {
+        ["10.0.1.1", "10.0.1.2"][number % 2]
+    }
+
+    /// A connection behind its handshake.
+    fn established(admission: &Admission, address: &str) -> Permit {
+        let mut permit = from(admission, address).expect("there is room");
+        permit.established();
+        permit
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_with_more_than_half_of_all_makes_room_for_others() {
+        let admission = admission();
+        let many: Vec<_> = (0..6).map(|_| established(&admission, "10.0.0.1")).collect();
+        let few: Vec<_> = (0..2).map(|_| established(&admission, "10.0.0.2")).collect();
+        assert!(from(&admission, "10.0.0.1").is_none(), "not for one of its own");
+        let given_up = || (0..6).filter(|at| many[*at].gives_way.is_cancelled()).collect::<Vec<_>>();
+        assert!(given_up().is_empty());
+        tokio::time::advance(IDLE).await;
+        for busy in [3, 5] {
+            many[busy].activity.note(now());
+        }
+        let newcomer = established(&admission, "10.0.0.3");
+        assert_eq!(given_up(), [4], "the youngest over which nothing goes");
+        for permit in &many {
+            permit.activity.note(now());
+        }
+        let pipe = admission.admit(None, "a pipe").expect("it has no address");
+        assert_eq!(given_up(), [4, 5], "there is something on all of them");
+        assert!(from(&admission, "10.0.0.2").is_none(), "it has no more than half of them any more");
+        assert!(few.iter().all(|permit| !permit.gives_way.is_cancelled()));
+        assert_eq!((admission.gave_way(), admission.refused()), (2, 2));
+        drop((many, few, newcomer, pipe));
+        let counts = admission.0.counts();
+        assert_eq!((counts.connections, counts.handshakes, counts.addresses.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn it_makes_room_in_the_memory_for_connections_too_and_in_no_other() {
+        let limits = AdmissionLimits::default();
+        let memory = MemoryBudget::new(8 * CONNECTION);
+        let admission = Admission::with_memory(limits, memory.clone());
+        let mut many: Vec<_> = (0..3).map(|_| established(&admission, "10.0.0.1")).collect();
+        let mut queues = memory.claim_shared();
+        queues.force(5 * CONNECTION);
+        assert!(from(&admission, "10.0.0.2").is_none(), "messages take what is left");
+        assert_eq!(admission.gave_way(), 0);
+        queues.force(0);
+        many.push(established(&admission, "10.0.0.1"));
+        let _newcomer = established(&admission, "10.0.0.2");
+        assert_eq!((admission.gave_way(), many[3].gives_way.is_cancelled()), (1, true));
+        assert!(from(&admission, "10.0.0.1").is_none());
+        many.pop();
+        assert_eq!(memory.used(), 4 * CONNECTION);
+
+        // So it does for another service with the same memory.
+        let other = Admission::with_memory(limits, memory);
+        assert!(from(&other, "10.0.0.1").is_none() && !many[2].gives_way.is_cancelled());
+        let _newcomer = from(&other, "10.0.0.3").expect("there is room");
+        assert!(many[2].gives_way.is_cancelled());
     }
 
     #[test]
     fn those_that_left_make_room_for_newcomers_in_the_order_in_which_they_left() {
         let admission = admission();
         let mut peers: Vec<_> = (0..8)
-            .map(|_| {
-                let mut permit = from(&admission, "10.0.0.1").unwrap();
-                permit.established();
+            .map(|number| {
+                let mut permit = established(&admission, both(number));
                 let end = CancellationToken::new();
                 let place = permit.place(end.clone());
                 (permit, place, end)

@@ -6,14 +6,16 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::link::admission::Inner as Admitting;
 use crate::link::outbox::{Ledger, Outbox};
 use crate::link::source::Source;
 use crate::link::throttle::Throttle;
@@ -81,6 +83,8 @@ struct Inner {
     look_from: Mutex<Option<Instant>>,
     /// Claims that wait.
     waiting: AtomicUsize,
+    /// Services whose connections have their places in it.
+    services: Mutex<Vec<Weak<Admitting>>>,
     /// Connections that were ended for their memory.
     ended: AtomicU64,
     log: Throttle,
@@ -125,6 +129,7 @@ impl MemoryBudget {
             next: AtomicU64::new(0),
             look_from: Mutex::default(),
             waiting: AtomicUsize::new(0),
+            services: Mutex::default(),
             ended: AtomicU64::new(0),
             log: Throttle::default(),
         }))
@@ -215,6 +220,38 @@ impl MemoryBudget {
         claim.fix(bytes, self.0.limit / 2).then_some(claim)
     }
 
+    /// How many claims of this size there may be for which nobody is ended.
+    pub(crate) fn places(&self, bytes: usize) -> usize {
+        self.0.limit / 2 / bytes
+    }
+
+    /// Has a service make room for newcomers to others with the same memory.
+    pub(crate) fn share_places(&self, service: Weak<Admitting>) {
+        let mut services = self.0.services();
+        services.retain(|service| service.strong_count() > 0);
+        services.push(service);
+    }
+
+    /// Has the first service make room for a newcomer that can.
+    pub(crate) fn crowd_out(&self, ask: &dyn Fn(&Admitting) -> Option<IpAddr>) -> Option<IpAddr> {
+        let services: Vec<_> = self.0.services().iter().filter_map(Weak::upgrade).collect();
+        services.iter().find_map(|service| ask(service))
+    }
+
+    /// Whether there is no room for this because such claims together take all that they may.
+    pub(crate) fn fixed_is_used_up(&self, bytes: usize) -> bool {
+        self.0.fixed.load(Ordering::Relaxed).saturating_add(bytes) > self.0.limit / 2
+    }
+
+    /// The same claim in place of one that is just being given back: there may be one more for a moment.
+    pub(crate) fn claim_fixed_instead(&self, bytes: usize) -> Claim {
+        let mut claim = self.claim_shared();
+        self.0.fixed.fetch_add(bytes, Ordering::Relaxed);
+        claim.fixed = bytes;
+        claim.count(bytes);
+        claim
+    }
+
     /// Ends whoever holds most, unless somebody who was ended has yet to give back. The claim `own` wants more, and holds `wanted` then.
     /// Returns `false` if it is that one.
     fn end_largest(&self, own: u64, wanted: usize) -> bool {
@@ -287,6 +324,10 @@ impl AsRef<[u8]> for Counted {
 }
 
 impl Inner {
+    fn services(&self) -> MutexGuard<'_, Vec<Weak<Admitting>>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn holders(&self) -> MutexGuard<'_, Holders> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }

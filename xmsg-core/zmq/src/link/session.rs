@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::link::admission::Activity;
 use crate::link::buffer::{ReceiveBuffer, Slab};
 use crate::link::memory::{HandshakeClaim, MemoryBudget, PeerClaim};
 use crate::link::outbox::{Outbox, URGENT_MAX, Writer};
@@ -227,6 +228,7 @@ pub struct Session {
     /// Until the handshake is over.
     unknown: Option<Box<HandshakeClaim>>,
     departure: DepartureWatch,
+    activity: Option<Arc<Activity>>,
 }
 
 impl Session {
@@ -244,6 +246,7 @@ impl Session {
             boxes: None,
             unknown: None,
             departure: DepartureWatch::default(),
+            activity: None,
         }
     }
 
@@ -251,6 +254,13 @@ impl Session {
     #[must_use]
     pub fn with_departure(mut self, departure: Arc<dyn Departure>) -> Self {
         self.departure = DepartureWatch(Some(departure));
+        self
+    }
+
+    /// Has it noted when something went over the connection last.
+    #[must_use]
+    pub fn with_activity(mut self, activity: &Arc<Activity>) -> Self {
+        self.activity = Some(activity.clone());
         self
     }
 
@@ -394,8 +404,9 @@ impl Session {
             is_drained: false,
             memory: self.memory,
             departure: self.departure,
+            activity: self.activity.clone(),
         };
-        let mut writer = Writer::new(outbox).sealed(sealer).claiming(self.boxes);
+        let mut writer = Writer::new(outbox).sealed(sealer).claiming(self.boxes).noting(self.activity);
         let leaving = AtomicBool::new(false);
         let (ended, is_whole) = {
             let mut reading = std::pin::pin!(reader.run(&mut read, outbox, handler, &leaving));
@@ -467,6 +478,7 @@ struct Reader<'a> {
     is_drained: bool,
     memory: Option<PeerClaim>,
     departure: DepartureWatch,
+    activity: Option<Arc<Activity>>,
 }
 
 /// Boxes that came in, on their way to clear text.
@@ -713,7 +725,11 @@ impl Reader<'_> {
                 return Err(if self.is_drained { Ended::Drained } else { Ended::ByPeer });
             }
             since_pause += len;
-            self.engine.handle_received(now());
+            let now = now();
+            self.engine.handle_received(now);
+            if let Some(activity) = &self.activity {
+                activity.note(now);
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -12,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::retained::Chunks;
 use super::{Amount, Chunk, KEPT, Outbox, SPARE, TAIL_LEN};
+use crate::link::admission::Activity;
 use crate::link::memory::PeerClaim;
+use crate::link::session::now;
 use xmsg_zmtp::curve::{LONG_FRAME, Sealer};
 use xmsg_zmtp::{Command, Header, whole_messages_within};
 
@@ -40,6 +43,7 @@ pub struct Writer<'a> {
     sealing: Option<Sealing>,
     /// What is written is kept. Found out with the messages: the queue may be told to keep them after there is a writer.
     retains: bool,
+    activity: Option<Arc<Activity>>,
 }
 
 impl<'a> Writer<'a> {
@@ -54,6 +58,7 @@ impl<'a> Writer<'a> {
             urgent_waits: false,
             sealing: None,
             retains: false,
+            activity: None,
         }
     }
 
@@ -70,6 +75,18 @@ impl<'a> Writer<'a> {
             sealing.claim = claim;
         }
         self
+    }
+
+    /// The same, which notes when something was written last.
+    pub(crate) fn noting(mut self, activity: Option<Arc<Activity>>) -> Self {
+        self.activity = activity;
+        self
+    }
+
+    fn note_activity(&self) {
+        if let Some(activity) = &self.activity {
+            activity.note(now());
+        }
     }
 
     /// Writes until the stream fails, or the queue is closed and empty.
@@ -168,6 +185,7 @@ impl<'a> Writer<'a> {
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
+        self.note_activity();
         self.advance(written);
         Ok(())
     }
@@ -190,6 +208,7 @@ impl<'a> Writer<'a> {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             let plain = sealing.advance(written);
+            self.note_activity();
             if plain > 0 {
                 self.advance(plain);
             } else {
