@@ -16,7 +16,7 @@ use xmsg_proxy::Proxy;
 use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules, hash_password};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::{PATIENCE, next, proxy, topic, within};
-use xmsg_zmq::{Dealer, Endpoint, SocketOptions, Subscriber};
+use xmsg_zmq::{Dealer, Endpoint, Requester, SocketOptions, Subscriber};
 
 /// Keys that foreign peers take on their command line: Python would read one that begins with a hyphen as an option.
 fn keys() -> KeyPair {
@@ -210,6 +210,54 @@ async fn the_registrar_lets_in_and_lets_register_whom_it_should() {
     libzmq.expect("served").await;
     libzmq.expect("removed").await;
     libzmq.finish().await;
+}
+
+/// Those that go on are not disturbed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_let_in_no_more_loses_the_registrar_and_the_control_port_too() {
+    let (server, stays, goes) = (keys(), keys(), keys());
+    let nothing = rights(&[], &[]);
+    let rules = allow(&[(&stays, nothing.clone()), (&goes, nothing.clone())]);
+    let authority = Arc::new(Authority::new(rules.clone()));
+    let config = xmsg_proxy::registrar::Config {
+        security: Mechanism::Curve(server.clone()),
+        authority: authority.clone(),
+        ..xmsg_proxy::registrar::Config::default()
+    };
+    let registrar = xmsg_proxy::registrar::Registrar::bind("127.0.0.1:0").config(config);
+    let registrar = registrar.on_its_own_thread().start().await.unwrap();
+    let proxy = curve_proxy(&server, rules).await;
+    let options =
+        |keys: &KeyPair| SocketOptions { security: curve(keys, &server), ..SocketOptions::default() };
+    let endpoint = |port| Endpoint::tcp("127.0.0.1", port);
+    let both = [&stays, &goes];
+    let requesters = both.map(|keys| Requester::new(endpoint(registrar.address().port()), options(keys)));
+    let dealers =
+        both.map(|keys| Dealer::connecting_to(endpoint(proxy.address().control_port()), options(keys)));
+    let ask =
+        async |requester: &Requester, patience| requester.request(["allPublisher", "me", ""], patience).await;
+    for (requester, dealer) in requesters.iter().zip(&dealers) {
+        within("an answer", ask(requester, PATIENCE)).await.unwrap();
+        within("a connection", dealer.connected()).await.unwrap();
+    }
+    let mut events = dealers.each_ref().map(Dealer::events);
+
+    let rules = allow(&[(&stays, nothing)]);
+    authority.replace(rules.clone());
+    registrar.enforce_rules();
+    proxy.replace_rules(rules).await;
+    let event = within("the end of the connection", events[1].next()).await;
+    assert!(matches!(event, Some(xmsg_zmq::SocketEvent::Disconnected { .. })), "{event:?}");
+    within("the end of the other one", async {
+        while registrar.monitor().connections() > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let refused = ask(&requesters[1], Duration::from_millis(300)).await;
+    assert!(refused.is_err(), "{refused:?}");
+    within("an answer", ask(&requesters[0], PATIENCE)).await.unwrap();
+    assert!(events[0].next().now_or_never().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

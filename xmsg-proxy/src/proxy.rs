@@ -249,6 +249,7 @@ impl Proxy {
 
     /// Has everybody keep to the rules of the [`Authority`] as they are now.
     pub async fn enforce_rules(&self) {
+        self.router.retain(|peer, principal| self.authority.lets_stay(peer, principal));
         self.switch.enforce().await;
     }
 

@@ -5,13 +5,14 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Duration;
 
 use tokio::process::Command;
 use xmsg_core::security::{KeyPair, Security};
 use xmsg_core::{ConnectOptions, Connection, ErrorKind};
 use xmsg_tests::process::{Daemon, finish, run};
 use xmsg_tests::{http, patient, within};
-use xmsg_zmq::SocketEvent;
+use xmsg_zmq::{Endpoint, Requester, SocketEvent, SocketOptions};
 
 const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
 const REGISTRAR: &str = env!("CARGO_BIN_EXE_xmsg-registrar");
@@ -286,4 +287,48 @@ async fn sighup_takes_over_keys_and_rights() {
     assert!(daemon.end().await.success());
     let (code, _, error) = output(&run(PROXY, &["--config", path.to_str().unwrap(), "--check-config"]).await);
     assert!(code == Some(2) && error.contains("chmod 600"), "{error}");
+}
+
+/// In both daemons.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sighup_ends_connections_to_the_registrar_of_those_who_are_not_let_in_any_more() {
+    use std::os::unix::fs::PermissionsExt;
+
+    for (program, arguments) in [(REGISTRAR, &[][..]), (PROXY, &["--registrar", "0"])] {
+        let folder = tempfile::tempdir().unwrap();
+        let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let key_file =
+            file(folder.path(), "key", &format!("secret-key = \"{}\"", *server.secret().expose_text()));
+        std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let allowing = |key: &KeyPair| {
+            let text =
+                "port = 0\n[security]\nmechanism = \"curve\"\nkey_file = \"key\"\n[[security.client]]\n";
+            file(folder.path(), "settings.toml", &format!("{text}key = '{}'\n", key.public()))
+        };
+        let path = allowing(&client);
+        let mut command = Command::new(program);
+        command.args(["--admin", "off", "--config", &path]).args(arguments).env_remove("RUST_LOG");
+        let mut daemon = Daemon::start_logged(command);
+        let port = loop {
+            let line = daemon.line().await;
+            if line.starts_with("xmsg-registrar")
+                && let Some((_, address)) = line.split_once(" at 127.0.0.1:")
+            {
+                let digits: String = address.chars().take_while(char::is_ascii_digit).collect();
+                break digits.parse().unwrap();
+            }
+        };
+        let security = Security::CurveClient { keys: client.clone(), server: *server.public() };
+        let options = SocketOptions { security, ..SocketOptions::default() };
+        let asking = Requester::new(Endpoint::tcp("127.0.0.1", port), options);
+        let ask = async |patience| asking.request(["allPublisher", "me", ""], patience).await;
+        within("an answer", ask(xmsg_tests::PATIENCE)).await.unwrap();
+
+        allowing(&KeyPair::generate().unwrap());
+        daemon.signal("HUP").await;
+        daemon.logged(&["not allowed here any more"]).await;
+        within("a refusal", async { while ask(Duration::from_millis(300)).await.is_ok() {} }).await;
+        daemon.signal("TERM").await;
+        assert!(daemon.end().await.success());
+    }
 }

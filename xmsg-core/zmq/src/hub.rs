@@ -35,7 +35,7 @@ use crate::statistics::ConnectionStatistics;
 use crate::subscriptions::NotTaken;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
-use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits};
+use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits, Principal};
 
 /// A peer that takes a connection and says nothing for so long is silent.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -362,6 +362,21 @@ impl Hub {
         let found =
             links.into_iter().find(|link| *link.state().endpoint == *name && !link.stop.is_cancelled());
         found.map(|link| link.stop.cancel()).is_some()
+    }
+
+    /// Ends the connections that peers have made to it, and for which this does not hold: it is told the peer's name and who it has proved
+    /// to be.
+    pub(crate) fn retain(&self, mut keeps: impl FnMut(&str, Option<&Principal>) -> bool) {
+        let links: Vec<_> = self.links().iter().filter(|link| !link.connecting).cloned().collect();
+        for link in links.iter().filter(|link| !link.stop.is_cancelled()) {
+            let (name, principal) = {
+                let state = link.state();
+                (state.name.clone(), state.principal.clone())
+            };
+            if !keeps(&name, principal.as_ref()) {
+                link.stop.cancel();
+            }
+        }
     }
 
     /// The socket will be closed within this time: no more than half of it may go by while messages are held back after a

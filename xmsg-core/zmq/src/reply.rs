@@ -205,6 +205,19 @@ impl Replier {
         self.role.find(path).and_then(|link| link.state().principal.clone())
     }
 
+    /// Ends the connections that peers have made to this socket, and for which this does not hold any more: it is told the peer's
+    /// address and who the peer has proved to be.
+    pub fn retain(&self, keeps: impl FnMut(&str, Option<&Principal>) -> bool) {
+        self.hub.retain(keeps);
+    }
+
+    /// Ends the connection of whoever asked, if it is still there.
+    pub fn end_connection(&self, path: &ReturnPath) {
+        if let Some(link) = self.role.find(path) {
+            link.stop.cancel();
+        }
+    }
+
     /// Bytes of replies that wait to be written, of all peers.
     #[must_use]
     pub fn queued_bytes(&self) -> u64 {

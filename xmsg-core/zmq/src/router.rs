@@ -143,6 +143,12 @@ impl Router {
         self.role.find(identity, principal).is_some()
     }
 
+    /// Ends the connections that peers have made to this socket, and for which this does not hold any more: it is told the peer's
+    /// address and who the peer has proved to be.
+    pub fn retain(&self, keeps: impl FnMut(&str, Option<&Principal>) -> bool) {
+        self.hub.retain(keeps);
+    }
+
     /// The next message and the identity of its sender; `None` once the socket is closed.
     /// Dropping the future loses nothing.
     pub async fn recv(&self) -> Option<(Bytes, Multipart)> {

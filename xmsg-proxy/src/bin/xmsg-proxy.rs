@@ -203,6 +203,9 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
                     // Either has every inlet look up all topics anew.
                     if authority.generation() != generation {
                         proxy.enforce_rules().await;
+                        if let Some(registrar) = &registrar {
+                            registrar.enforce_rules();
+                        }
                     }
                     let now = daemon.settings.config();
                     if (now.policy, &now.policies) != (before.policy, &before.policies) {

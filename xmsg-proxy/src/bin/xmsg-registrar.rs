@@ -117,7 +117,7 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
                 // A file may let it wait for as long as it likes.
                 Asked::Reload => tokio::select! {
                     biased;
-                    () = daemon.reload() => {}
+                    () = daemon.reload() => registrar.enforce_rules(),
                     () = signals.stop() => break,
                 },
                 Asked::Stop => break,

@@ -297,6 +297,7 @@ pub struct Registrar {
     counters: Arc<Counters>,
     stop: CancellationToken,
     replier: Arc<Replier>,
+    authority: Arc<Authority>,
     service: Option<JoinHandle<()>>,
     runtime: Handle,
     memory_limit: usize,
@@ -372,11 +373,21 @@ impl Registrar {
         let sender = Bytes::from(format!("{}:registrar", address.host()));
         let named = !matches!(config.security, Mechanism::Null);
         let service = Service::new(sender, replier.clone(), store, journal, counters.clone(), stop.clone())
-            .with_authority(config.authority, named)
+            .with_authority(config.authority.clone(), named)
             .with_memory(config.memory.clone());
         let service = Some(tokio::spawn(service.run()));
-        let (replier, runtime) = (Arc::new(replier), Handle::current());
-        Ok(Self { address, counters, stop, replier, service, runtime, memory_limit, memory, thread: None })
+        Ok(Self {
+            address,
+            counters,
+            stop,
+            replier: Arc::new(replier),
+            authority: config.authority,
+            service,
+            runtime: Handle::current(),
+            memory_limit,
+            memory,
+            thread: None,
+        })
     }
 
     /// Where it listens.
@@ -401,6 +412,11 @@ impl Registrar {
             memory_limit: self.memory_limit,
             memory: self.memory.clone(),
         }
+    }
+
+    /// Has everybody keep to the rules of its [`Authority`] as they are now: whoever is not let in any more is cut off.
+    pub fn enforce_rules(&self) {
+        self.replier.retain(|peer, principal| self.authority.lets_stay(peer, principal));
     }
 
     /// Waits until it has ended without being told to: when its journal was lost. The log says why.

@@ -28,7 +28,7 @@ use self::change::{Change, Collecting, records};
 use self::later::Pending;
 use super::journal::Journal;
 use super::store::{Refused, Search, Store};
-use crate::security::Authority;
+use crate::security::{Authority, Rights};
 
 /// Bytes of a frame of a request that are looked at; more is refused. Small enough for a reply to be queued in one piece.
 const DATA_MAX: usize = 4 << 10;
@@ -318,14 +318,14 @@ impl Service {
         }
     }
 
-    /// Without security everybody may, as the rules say for those without credentials.
-    fn may_register(&self, path: &ReturnPath) -> bool {
+    /// What whoever asks may do; without security, what the rules say for those without credentials. `None`: it has gone meanwhile, or is not to be
+    /// here any more.
+    fn rights(&self, path: &ReturnPath) -> Option<Arc<Rights>> {
         let principal = self.replier.principal(path);
-        // Who has gone meanwhile is nobody any more.
         if self.named && principal.is_none() {
-            return false;
+            return None;
         }
-        self.authority.rights(principal.as_ref()).is_some_and(|rights| rights.register)
+        self.authority.rights(principal.as_ref())
     }
 
     fn start(&mut self, path: ReturnPath, task: Task) {

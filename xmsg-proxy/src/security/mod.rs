@@ -253,6 +253,16 @@ impl Authority {
         self.rules().rights(principal).cloned()
     }
 
+    /// Whether this peer may be here under the rules in force. If not, its connection is to be ended, and the log says so.
+    pub(crate) fn lets_stay(&self, peer: &str, principal: Option<&Principal>) -> bool {
+        let may = self.rights(principal).is_some();
+        if !may {
+            let principal = principal.map(ToString::to_string);
+            tracing::warn!(%peer, principal, "not allowed here any more: cut off");
+        }
+        may
+    }
+
     fn rules(&self) -> Arc<Rules> {
         self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

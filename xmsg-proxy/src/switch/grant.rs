@@ -52,6 +52,15 @@ impl Grant {
         known.1.clone()
     }
 
+    /// Has its connection ended if it is not let in any more.
+    pub(super) fn leave_if_strange(&self, peer: &str) {
+        if !self.revoked.is_cancelled() && self.rights().is_none() {
+            // Says so in the log.
+            let _ = self.authority.lets_stay(peer, self.principal.as_deref());
+            self.revoked.cancel();
+        }
+    }
+
     /// Whether it may subscribe to this prefix, which it wants in order to `what`. That it may not is counted.
     pub(super) fn may_subscribe(&self, peer: &str, what: &str, prefix: &[u8]) -> bool {
         let may = self.rights().is_some_and(|rights| rights.may_subscribe(prefix));

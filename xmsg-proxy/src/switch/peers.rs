@@ -545,10 +545,13 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn add_publisher(&self, publisher: &Arc<Publisher>) {
         lock(&self.publishers).insert(publisher.id, publisher.clone());
+        // The rules may have changed while it was being let in.
+        publisher.grant.leave_if_strange(&publisher.peer);
     }
 
     pub(super) fn add_subscriber(&self, subscriber: &Arc<Subscriber>) {
         lock(&self.subscribers).insert(subscriber.id, subscriber.clone());
+        subscriber.grant.leave_if_strange(&subscriber.peer);
         self.subscriber_count.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -615,10 +618,7 @@ impl Gate {
         let subscribers = lock(&self.subscribers);
         let subscribers = subscribers.values().map(|peer| (&peer.grant, &peer.peer));
         for (grant, peer) in publishers.chain(subscribers) {
-            if grant.rights().is_none() && !grant.revoked.is_cancelled() {
-                tracing::warn!(%peer, principal = grant.principal(), "not allowed here any more: cut off");
-                grant.revoked.cancel();
-            }
+            grant.leave_if_strange(peer);
         }
     }
 

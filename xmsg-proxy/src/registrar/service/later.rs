@@ -33,7 +33,11 @@ pub(super) struct Pending {
 
 impl Service {
     pub(super) fn handle(&mut self, path: ReturnPath, frames: &Multipart) {
-        let task = self.read(frames.frames(), self.may_register(&path));
+        let Some(rights) = self.rights(&path) else {
+            // The rules may have changed while it was being let in.
+            return self.replier.end_connection(&path);
+        };
+        let task = self.read(frames.frames(), rights.register);
         let is_change = matches!(task, Task::Change(..));
         let may_go = match self.pending.get(path.peer()) {
             None => true,
