@@ -1,7 +1,7 @@
 //! Security: who gets in, what they may do there, and that libzmq's CURVE and PLAIN speak with ours, on every port and in both
 //! directions.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use xmsg_proxy::Proxy;
 use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules, hash_password};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::{PATIENCE, next, proxy, topic, within};
-use xmsg_zmq::{Dealer, Endpoint, Requester, SocketOptions, Subscriber};
+use xmsg_zmq::{Dealer, Endpoint, FromSubscriber, Requester, SocketOptions, Subscriber, XPub, XPubOptions};
 
 /// Keys that foreign peers take on their command line: Python would read one that begins with a hyphen as an option.
 fn keys() -> KeyPair {
@@ -366,6 +366,98 @@ async fn rights_are_kept_and_change_without_a_reconnection() {
     let event = within("the end of the connection", events.next()).await;
     assert!(matches!(event, Some(xmsg_zmq::SocketEvent::Disconnected { .. })), "{event:?}");
     assert!(publisher.is_connected());
+}
+
+/// What a publisher keeps of what it is told is wanted, once it has been told this.
+async fn told(publisher: &XPub, kept: &mut BTreeSet<Bytes>, last: (bool, &str)) {
+    loop {
+        let (is_wanted, prefix) = match within("what is wanted", publisher.recv()).await.unwrap() {
+            FromSubscriber::Subscribed { prefix, .. } => (true, prefix),
+            FromSubscriber::Unsubscribed { prefix, .. } => (false, prefix),
+            other => panic!("{other:?}"),
+        };
+        if is_wanted {
+            kept.insert(prefix.clone());
+        } else {
+            kept.remove(&prefix);
+        }
+        if (is_wanted, &prefix[..]) == (last.0, last.1.as_bytes()) {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishers_hear_of_no_topics_that_they_may_not_publish() {
+    let (server, low, none, owner) = (keys(), keys(), keys(), keys());
+    let rules = |publish: &[&'static str]| {
+        let all = Arc::new(Rights::all());
+        allow(&[(&low, rights(publish, &[])), (&none, rights(&[], &[])), (&owner, all)])
+    };
+    let proxy = curve_proxy(&server, rules(&["daq:"])).await;
+    let publisher = |keys: &KeyPair| {
+        let options = SocketOptions { security: curve(keys, &server), ..SocketOptions::default() };
+        let publisher = XPub::new(XPubOptions::default(), options);
+        publisher.connect(proxy.address().publish_endpoint().parse().unwrap());
+        publisher
+    };
+    let reader = connect(&proxy, curve(&owner, &server));
+    let subscribe = async |text: &str| within("a check", reader.subscribe([topic(text)])).await.unwrap();
+    let secret = subscribe("secret:7").await;
+    let (daq, nobody) = (publisher(&low), publisher(&none));
+    let (mut kept, mut nothing) = (BTreeSet::new(), BTreeSet::new());
+    told(&nobody, &mut nothing, (true, "xmsg:control")).await;
+    told(&daq, &mut kept, (true, "xmsg:control")).await;
+    let power = subscribe("daq:power").await;
+    let wide = subscribe("d").await;
+    told(&daq, &mut kept, (true, "daq:")).await;
+    assert!(kept.iter().eq(["daq:", "daq:power", "xmsg:control"]), "{kept:?}");
+    drop(wide);
+    told(&daq, &mut kept, (false, "daq:")).await;
+    assert!(kept.iter().eq(["daq:power", "xmsg:control"]), "{kept:?}");
+
+    // With other rights it hears of something else.
+    proxy.replace_rules(rules(&["secret:"])).await;
+    told(&daq, &mut kept, (true, "secret:7")).await;
+    drop((power, secret));
+    let _last = subscribe("secret:last").await;
+    told(&daq, &mut kept, (true, "secret:last")).await;
+    assert!(
+        kept.contains(&b"xmsg:control"[..]) && !kept.iter().any(|prefix| prefix.starts_with(b"daq")),
+        "{kept:?}"
+    );
+
+    // It would have heard of the rest before this.
+    proxy
+        .replace_rules(allow(&[(&none, rights(&["secret:l"], &[])), (&owner, Arc::new(Rights::all()))]))
+        .await;
+    told(&nobody, &mut nothing, (true, "secret:last")).await;
+    assert!(nothing.iter().eq(["secret:last", "xmsg:control"]), "{nothing:?}");
+}
+
+/// Whoever takes back a subscription to control requests does not keep others from sending them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_requests_are_wanted_whoever_wants_them_no_more() {
+    let proxy = proxy().start().await.unwrap();
+    let asking = connect(&proxy, Security::Null);
+    within("a connection", asking.connect()).await.unwrap();
+    let nosy = Subscriber::new(SocketOptions::default());
+    nosy.connect(proxy.address().subscribe_endpoint().parse().unwrap());
+    for _ in 0..3 {
+        nosy.subscribe("xmsg:control").unwrap();
+        within("a check", asking.subscribe([topic("a")])).await.unwrap();
+        nosy.unsubscribe("xmsg:control");
+        within("its end", async {
+            while proxy.subscriptions() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        // It is written to publishers after that.
+        let other = connect(&proxy, Security::Null);
+        within("a connection", other.connect()).await.unwrap();
+        within("a check", asking.subscribe([topic("a")])).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

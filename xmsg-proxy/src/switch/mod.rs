@@ -289,7 +289,8 @@ impl Switch {
     pub async fn enforce(&self) {
         self.inner.gate.cut_strangers();
         self.inner.table.change(Change::Enforce).await;
-        self.inner.table.synchronize().await;
+        // Publishers are told what they may publish now.
+        self.settled().await;
     }
 
     /// Replaces what happens at a subscriber's mark: in general, and for topics with these prefixes. Nobody is

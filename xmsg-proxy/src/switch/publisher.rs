@@ -241,6 +241,16 @@ impl Publisher {
         let grant = Grant::new(&Arc::default(), None);
         Self::new(id, peer, Version::V3_1, grant, permit.place(cut.clone()), cut)
     }
+
+    /// One of this version with the rights of whoever has no credentials.
+    pub(crate) fn of_test_with(
+        id: u32,
+        authority: &Arc<crate::security::Authority>,
+        version: Version,
+    ) -> Self {
+        let one = Self::of_test(id, "a publisher");
+        Self { grant: Grant::new(authority, None), version, ..one }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

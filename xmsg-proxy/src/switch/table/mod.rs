@@ -4,6 +4,7 @@
 //! notice and forget what they had looked up. After that it tells the publishers what is newly wanted, or no longer.
 
 mod own;
+mod scope;
 mod snapshot;
 mod sorted;
 mod task;

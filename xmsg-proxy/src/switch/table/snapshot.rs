@@ -1,4 +1,4 @@
-//! All that is wanted, encoded for publishers that join.
+//! All that is wanted, encoded for publishers that join, as far as it [concerns](Scope) them.
 //!
 //! It is encoded in parts, each for a range of places of the table, and a part is made anew only when something in its range has
 //! changed: publishers that join and do not read share the memory of the parts.
@@ -12,15 +12,21 @@ use bytes::{Bytes, BytesMut};
 use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmtp::Version;
 
+use super::scope::Scope;
+use super::task::Tiding;
 use crate::CONTROL_TOPIC;
 
 /// Places of the table that make a part.
 const PART: usize = 1024;
 
-/// The parts for one version of the protocol.
+/// What is wanted, as publishers of one version of the protocol and of one scope are told.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     version: Version,
+    /// `None`: they are told everything.
+    scope: Option<Scope>,
+    /// Which prefixes of the scope they are told, because they start with something that is wanted.
+    wanted: Vec<bool>,
     memory: MemoryBudget,
     parts: Vec<Option<Bytes>>,
     /// Bytes of all parts that are held by anybody, those that are out of date included.
@@ -30,8 +36,119 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn new(version: Version, memory: &MemoryBudget) -> Self {
-        Self { version, memory: memory.clone(), parts: Vec::new(), held: Arc::default(), present: 0 }
+    pub(super) fn new(
+        version: Version,
+        scope: Option<Scope>,
+        table: &PrefixTable<u32>,
+        memory: &MemoryBudget,
+    ) -> Self {
+        let own = scope.as_ref().map_or(&[][..], Scope::prefixes);
+        let wanted = own.iter().map(|prefix| is_wanted(table, prefix)).collect();
+        let memory = memory.clone();
+        Self { version, scope, wanted, memory, parts: Vec::new(), held: Arc::default(), present: 0 }
+    }
+
+    /// Whether it is that of this version and scope.
+    pub(super) fn is_of(&self, version: Version, scope: Option<&Scope>) -> bool {
+        (self.version, self.scope.as_ref()) == (version, scope)
+    }
+
+    pub(super) fn scope(&self) -> Option<&Scope> {
+        self.scope.as_ref()
+    }
+
+    /// Subscriptions to the prefixes of the scope itself, as far as something is wanted that they start with; with `all`, whether it is or not.
+    /// They come before all parts.
+    pub(super) fn first(&self, all: bool) -> Bytes {
+        let mut bytes = BytesMut::new();
+        match &self.scope {
+            None if all => self.version.write_subscription(&mut bytes, true, &Bytes::new()),
+            None => {}
+            Some(scope) => {
+                let own = scope.prefixes().iter().zip(&self.wanted);
+                for (prefix, _) in own.filter(|(_, is_wanted)| all || **is_wanted) {
+                    self.version.write_subscription(&mut bytes, true, prefix);
+                }
+            }
+        }
+        bytes.freeze()
+    }
+
+    /// What its publishers are told when this has changed in the table; nothing, if it does not concern them.
+    pub(super) fn news(&mut self, tidings: &[Tiding], table: &PrefixTable<u32>) -> Bytes {
+        let mut bytes = BytesMut::new();
+        let mut own = Vec::new();
+        for Tiding { subscribe, prefix, .. } in tidings {
+            // That to control requests stays, whoever else wants it or does not want it any more.
+            if prefix != CONTROL_TOPIC && self.contains(prefix) {
+                self.version.write_subscription(&mut bytes, *subscribe, prefix);
+            }
+            if let Some(scope) = &self.scope {
+                own.extend(scope.within(prefix));
+            }
+        }
+        own.sort_unstable();
+        own.dedup();
+        if let Some(scope) = &self.scope {
+            for place in own {
+                let prefix = &scope.prefixes()[place];
+                let is_wanted = is_wanted(table, prefix);
+                if std::mem::replace(&mut self.wanted[place], is_wanted) != is_wanted
+                    && prefix != CONTROL_TOPIC
+                {
+                    self.version.write_subscription(&mut bytes, is_wanted, prefix);
+                }
+            }
+        }
+        bytes.freeze()
+    }
+
+    /// What publishers are told of a part that were told that of another scope before, because their rights have changed.
+    pub(super) fn part_instead(
+        &self,
+        table: &PrefixTable<u32>,
+        part: usize,
+        before: Option<&Scope>,
+    ) -> Bytes {
+        let mut bytes = BytesMut::new();
+        for (prefix, _) in table.prefixes_within(places(part)).filter(|(prefix, _)| *prefix != CONTROL_TOPIC)
+        {
+            let is_told = self.contains(prefix);
+            let was_told = || before.is_none_or(|before| before.contains(prefix));
+            // One that is told for its own sake stays.
+            if is_told || (was_told() && !self.is_own(prefix)) {
+                self.version.write_subscription(&mut bytes, is_told, &Bytes::copy_from_slice(prefix));
+            }
+        }
+        bytes.freeze()
+    }
+
+    /// … and after all parts: that the prefixes of the scope before are not told any more, unless they are for another reason.
+    pub(super) fn last_instead(&self, table: &PrefixTable<u32>, before: Option<&Scope>, all: bool) -> Bytes {
+        let mut bytes = BytesMut::new();
+        let everything = [Bytes::new()];
+        let before = match before {
+            Some(scope) => scope.prefixes(),
+            None if all => &everything,
+            None => &[],
+        };
+        for prefix in before.iter().filter(|prefix| *prefix != CONTROL_TOPIC) {
+            let is_part = !all && self.contains(prefix) && table.id(prefix).is_some();
+            if !is_part && !self.is_own(prefix) {
+                self.version.write_subscription(&mut bytes, false, prefix);
+            }
+        }
+        bytes.freeze()
+    }
+
+    /// Whether this prefix is told as it is.
+    fn contains(&self, prefix: &[u8]) -> bool {
+        self.scope.as_ref().is_none_or(|scope| scope.contains(prefix))
+    }
+
+    /// Whether it is one of the scope.
+    fn is_own(&self, prefix: &[u8]) -> bool {
+        self.scope.as_ref().is_some_and(|scope| scope.prefixes().iter().any(|own| own == prefix))
     }
 
     /// How many parts there are.
@@ -64,12 +181,22 @@ impl Snapshot {
         if let Some(known) = &self.parts[part] {
             return known.clone();
         }
-        let bytes = encode(table, part * PART..(part + 1) * PART, self.version);
+        let bytes = self.encode(table, places(part));
         self.held.fetch_add(bytes.len(), Ordering::Relaxed);
         self.present += bytes.len();
         let bytes = Bytes::from_owner(Held { bytes: self.memory.counted(bytes), all: self.held.clone() });
         self.parts[part] = Some(bytes.clone());
         bytes
+    }
+
+    fn encode(&self, table: &PrefixTable<u32>, places: Range<usize>) -> Bytes {
+        let mut bytes = BytesMut::new();
+        for (prefix, _) in table.prefixes_within(places) {
+            if prefix != CONTROL_TOPIC && self.contains(prefix) {
+                self.version.write_subscription(&mut bytes, true, &Bytes::copy_from_slice(prefix));
+            }
+        }
+        bytes.freeze()
     }
 
     /// Bytes of parts that are out of date and that publishers hold all the same: they have not read them.
@@ -83,14 +210,15 @@ impl Snapshot {
     }
 }
 
-fn encode(table: &PrefixTable<u32>, places: Range<usize>, version: Version) -> Bytes {
-    let mut bytes = BytesMut::new();
-    for (prefix, _) in table.prefixes_within(places) {
-        if prefix != CONTROL_TOPIC {
-            version.write_subscription(&mut bytes, true, &Bytes::copy_from_slice(prefix));
-        }
-    }
-    bytes.freeze()
+fn places(part: usize) -> Range<usize> {
+    part * PART..(part + 1) * PART
+}
+
+/// Whether something is wanted that this starts with.
+fn is_wanted(table: &PrefixTable<u32>, prefix: &[u8]) -> bool {
+    let mut is_wanted = false;
+    table.find(prefix, |_| is_wanted = true);
+    is_wanted
 }
 
 /// A part that counts for as long as somebody holds it.
@@ -126,7 +254,7 @@ mod tests {
         let mut table = PrefixTable::new();
         let ids: Vec<_> =
             (0..3 * PART).map(|number| table.insert(format!("{number:05}").as_bytes(), 1).prefix).collect();
-        let mut snapshot = Snapshot::new(Version::V3_0, &memory);
+        let mut snapshot = Snapshot::new(Version::V3_0, None, &table, &memory);
         let first = all(&mut snapshot, &table);
         assert_eq!(memory.used(), first.concat().len());
         assert_eq!(first.iter().map(Bytes::len).sum::<usize>(), 3 * PART * (2 + 1 + 5));

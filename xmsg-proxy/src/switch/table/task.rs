@@ -18,6 +18,7 @@ use xmsg_zmq::link::session::now;
 use xmsg_zmtp::Version;
 
 use super::own::{Gone, Own, Seat, Subscribed};
+use super::scope::Scope;
 use super::snapshot::Snapshot;
 use super::{Change, Pacing, Routes, Table};
 use crate::CONTROL_TOPIC;
@@ -63,10 +64,11 @@ pub(in crate::switch) struct TableTask {
     /// Each subscriber's subscriptions.
     own: HashMap<u32, Own>,
     /// In a fixed order, so that a simulation can repeat what it did.
-    publishers: BTreeMap<u32, Arc<Publisher>>,
+    publishers: BTreeMap<u32, Told>,
     backlog: Backlog,
-    /// All that is wanted, encoded for new publishers: for each [form] of it that one of them speaks.
-    snapshots: HashMap<Version, Snapshot>,
+    /// Publishers by what they are told, each kind of them with a number.
+    audiences: BTreeMap<u32, Audience>,
+    next_audience: u32,
     jobs: Jobs,
     memory: MemoryBudget,
     /// Of the prefixes themselves, whoever subscribed to them.
@@ -84,7 +86,7 @@ struct Jobs {
     joining: VecDeque<Joining>,
     /// Subscribers of which it is yet to be checked what they may subscribe to.
     enforcing: VecDeque<Enforcing>,
-    /// Answers that wait until the last of them is checked.
+    /// Answers that wait until the last of them is checked, and publishers have been told what they may publish now.
     waiting: Vec<oneshot::Sender<Vec<Arc<Publisher>>>>,
     /// Subscribers that wait until they may make more changes.
     pacing: Vec<Pacing>,
@@ -134,11 +136,27 @@ impl Backlog {
     }
 }
 
+/// Publishers that are told the same in the same [form], and all that they are told when they join.
+#[derive(Debug)]
+struct Audience {
+    snapshot: Snapshot,
+    publishers: usize,
+}
+
+/// A publisher, and the number of its audience.
+#[derive(Debug)]
+struct Told {
+    publisher: Arc<Publisher>,
+    audience: u32,
+}
+
 /// A publisher that is being told, and the part that comes next.
 #[derive(Debug)]
 struct Joining {
-    publisher: Arc<Publisher>,
+    told: Told,
     next: usize,
+    /// It has been told already: what concerned it under other rights.
+    before: Option<Option<Scope>>,
 }
 
 /// A subscriber, and the last of its subscriptions that was checked.
@@ -150,9 +168,9 @@ struct Enforcing {
 
 /// A prefix that somebody newly wants, or that nobody wants any more.
 #[derive(Debug)]
-struct Tiding {
-    subscribe: bool,
-    prefix: Bytes,
+pub(super) struct Tiding {
+    pub(super) subscribe: bool,
+    pub(super) prefix: Bytes,
     id: PrefixId,
 }
 
@@ -177,7 +195,8 @@ impl TableTask {
             own: HashMap::new(),
             publishers: BTreeMap::new(),
             backlog: Backlog::default(),
-            snapshots: HashMap::new(),
+            audiences: BTreeMap::new(),
+            next_audience: 0,
             jobs: Jobs::default(),
             prefixes: memory.claim_shared(),
             memory,
@@ -254,11 +273,10 @@ impl TableTask {
                 Some(Change::Enforce) => self.enforce(),
                 Some(Change::PublisherJoined(publisher)) => self.welcome(publisher),
                 Some(Change::PublisherGone(id)) => self.farewell(id),
-                Some(Change::Synchronize(answer)) if self.jobs.enforcing.is_empty() => {
-                    // Whoever asked may have gone.
-                    let _ = answer.send(self.publishers.values().cloned().collect());
+                Some(Change::Synchronize(answer)) => {
+                    self.jobs.waiting.push(answer);
+                    self.answer();
                 }
-                Some(Change::Synchronize(answer)) => self.jobs.waiting.push(answer),
                 Some(Change::Pace(pacing)) => self.jobs.pacing.push(pacing),
                 _ => {}
             }
@@ -307,13 +325,45 @@ impl TableTask {
         self.tell(&tidings);
     }
 
+    /// The publishers that have been told everything.
+    fn told(&self) -> Vec<Arc<Publisher>> {
+        self.publishers.values().map(|told| told.publisher.clone()).collect()
+    }
+
     /// A publisher has gone.
     fn farewell(&mut self, id: u32) {
-        self.publishers.remove(&id);
         self.backlog.publishers.remove(&id);
-        self.jobs.joining.retain(|joining| joining.publisher.id != id);
-        let told = self.publishers.values().chain(self.jobs.joining.iter().map(|joining| &joining.publisher));
-        self.snapshots.retain(|known, _| told.clone().any(|other| form(other.version) == *known));
+        let joining = self.jobs.joining.iter().position(|joining| joining.told.publisher.id == id);
+        let joining = joining.and_then(|place| self.jobs.joining.remove(place)).map(|joining| joining.told);
+        // One that is told anew stands in both.
+        if let Some(told) = self.publishers.remove(&id).or(joining) {
+            self.leave(told.audience);
+        }
+        // Somebody may have waited until it was told.
+        self.answer();
+    }
+
+    /// The audience of a publisher, which is one of it from now on.
+    fn join(&mut self, publisher: &Publisher) -> u32 {
+        let (version, scope) = (form(publisher.version), Scope::of(publisher.grant.rights().as_deref()));
+        let known = self.audiences.iter_mut().find(|(_, one)| one.snapshot.is_of(version, scope.as_ref()));
+        if let Some((number, audience)) = known {
+            audience.publishers += 1;
+            return *number;
+        }
+        let snapshot = Snapshot::new(version, scope, &self.table.routes().prefixes, &self.memory);
+        self.next_audience += 1;
+        self.audiences.insert(self.next_audience, Audience { snapshot, publishers: 1 });
+        self.next_audience
+    }
+
+    fn leave(&mut self, number: u32) {
+        if let Some(audience) = self.audiences.get_mut(&number) {
+            audience.publishers -= 1;
+            if audience.publishers == 0 {
+                self.audiences.remove(&number);
+            }
+        }
     }
 
     /// Takes away all that a subscriber wanted.
@@ -344,8 +394,33 @@ impl TableTask {
         self.tell(&cancelled(gone).collect::<Tidings>());
     }
 
-    /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers.
+    /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers. Publishers that may publish something else
+    /// than before are told what concerns them now.
     fn enforce(&mut self) {
+        let mut others = Vec::new();
+        let joining = self.jobs.joining.iter().map(|joining| &joining.told);
+        for Told { publisher, audience } in self.publishers.values().chain(joining) {
+            let scope = self.audiences.get(audience).and_then(|audience| audience.snapshot.scope());
+            if Scope::of(publisher.grant.rights().as_deref()).as_ref() != scope {
+                others.push((publisher.clone(), *audience, scope.cloned()));
+            }
+        }
+        for (publisher, before, scope) in others {
+            // One that is told anew already stands in both.
+            let is_known = |told: &Told| told.publisher.id == publisher.id && told.audience == before;
+            if !self.publishers.values().chain(self.jobs.joining.iter().map(|one| &one.told)).any(is_known) {
+                continue;
+            }
+            let audience = self.join(&publisher);
+            self.leave(before);
+            let told = self.publishers.get_mut(&publisher.id);
+            let before = told.is_some().then_some(scope);
+            if let Some(told) = told {
+                told.audience = audience;
+            }
+            self.jobs.joining.retain(|joining| joining.told.publisher.id != publisher.id);
+            self.jobs.joining.push_back(Joining { told: Told { publisher, audience }, next: 0, before });
+        }
         let subscribers: Vec<_> = {
             let routes = self.table.routes_mut();
             self.table.advance();
@@ -390,10 +465,22 @@ impl TableTask {
             self.jobs.enforcing.push_back(Enforcing { subscriber, checked });
         }
         self.tell(&tidings);
-        if self.jobs.enforcing.is_empty() {
-            for answer in self.jobs.waiting.drain(..) {
-                let _ = answer.send(self.publishers.values().cloned().collect());
-            }
+        self.answer();
+    }
+
+    /// Answers those who wait until all is as the changes before say, once it is.
+    fn answer(&mut self) {
+        let is_told_anew = |joining: &Joining| joining.before.is_some();
+        if self.jobs.waiting.is_empty()
+            || !self.jobs.enforcing.is_empty()
+            || self.jobs.joining.iter().any(is_told_anew)
+        {
+            return;
+        }
+        let told = self.told();
+        for answer in self.jobs.waiting.drain(..) {
+            // Whoever asked may have gone.
+            let _ = answer.send(told.clone());
         }
     }
 
@@ -404,7 +491,7 @@ impl TableTask {
         let mut held = self.prefixes.bytes();
         for Tiding { subscribe, prefix, id } in tidings {
             let part = Snapshot::part_of(*id);
-            self.snapshots.values_mut().for_each(|snapshot| snapshot.outdate(part));
+            self.audiences.values_mut().for_each(|audience| audience.snapshot.outdate(part));
             let bytes = prefix_memory(1, prefix.len(), heads(prefix.len()));
             held = if *subscribe { held + bytes } else { held.saturating_sub(bytes) };
         }
@@ -412,72 +499,93 @@ impl TableTask {
         if self.upstream == Upstream::All {
             return;
         }
-        // Encoded once for each version; the bytes are shared. To those that are joining, a part that is to come may say some of it again.
-        let mut encoded: HashMap<Version, Bytes> = HashMap::new();
-        let mut send = |publisher: &Arc<Publisher>| {
-            let form = form(publisher.version);
-            let new = || self.memory.counted(encode(form, tidings));
-            let bytes = encoded.entry(form).or_insert_with(new);
+        // Encoded once for each audience; the bytes are shared. To those that are joining, a part that is to come may say some of it again.
+        let routes = self.table.routes();
+        let audiences = self.audiences.iter_mut();
+        let news: BTreeMap<u32, Bytes> = audiences
+            .map(|(number, audience)| (*number, audience.snapshot.news(tidings, &routes.prefixes)))
+            .filter(|(_, bytes)| !bytes.is_empty())
+            .map(|(number, bytes)| (number, self.memory.counted(bytes)))
+            .collect();
+        drop(routes);
+        let send = |Told { publisher, audience }: &Told| {
+            let Some(bytes) = news.get(audience) else { return };
             publisher.send(bytes);
             publisher.count_backlog(&self.memory);
         };
-        for publisher in self.publishers.values() {
-            send(publisher);
-            self.backlog.note(publisher);
+        for told in self.publishers.values() {
+            send(told);
+            self.backlog.note(&told.publisher);
         }
         // These are waited for once they have been told all that there is.
-        self.jobs.joining.iter().for_each(|joining| send(&joining.publisher));
+        let joining = self.jobs.joining.iter().filter(|joining| joining.before.is_none());
+        joining.for_each(|joining| send(&joining.told));
     }
 
     /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
     /// knows all the rest.
     fn welcome(&mut self, publisher: Arc<Publisher>) {
-        self.jobs.joining.push_back(Joining { publisher, next: 0 });
+        let audience = self.join(&publisher);
+        self.jobs.joining.push_back(Joining { told: Told { publisher, audience }, next: 0, before: None });
         // Little is told at once.
         self.welcome_some();
     }
 
     fn welcome_some(&mut self) {
         let Some(mut joining) = self.jobs.joining.pop_front() else { return };
-        let version = form(joining.publisher.version);
-        let snapshot = self.snapshots.entry(version).or_insert_with(|| Snapshot::new(version, &self.memory));
-        let is_told = if self.upstream == Upstream::All {
-            let mut all = BytesMut::new();
-            version.write_subscription(&mut all, true, &Bytes::new());
-            joining.publisher.welcome(&all.freeze());
-            true
-        } else {
-            let routes = self.table.routes();
-            let (mut made, mut sent) = (0, 0);
-            let parts = Snapshot::len(&routes.prefixes);
-            while joining.next < parts && made < PARTS && sent < PARTS_SENT {
-                made += usize::from(!snapshot.is_encoded(joining.next));
-                sent += 1;
-                joining.publisher.welcome(&snapshot.part(&routes.prefixes, joining.next));
-                joining.next += 1;
-            }
-            joining.publisher.count_backlog(&self.memory);
-            joining.next >= parts
-        };
+        let Joining { told: Told { publisher, audience }, next, before } = &mut joining;
+        let Some(Audience { snapshot, .. }) = self.audiences.get_mut(audience) else { return };
+        let is_all = self.upstream == Upstream::All;
+        if *next == 0 {
+            publisher.welcome(&snapshot.first(is_all));
+        }
+        let routes = self.table.routes();
+        let parts = if is_all { 0 } else { Snapshot::len(&routes.prefixes) };
+        let (mut made, mut sent) = (0, 0);
+        while *next < parts && made < PARTS && sent < PARTS_SENT {
+            let part = if let Some(before) = before {
+                made += 1;
+                self.memory.counted(snapshot.part_instead(&routes.prefixes, *next, before.as_ref()))
+            } else {
+                made += usize::from(!snapshot.is_encoded(*next));
+                snapshot.part(&routes.prefixes, *next)
+            };
+            sent += 1;
+            publisher.welcome(&part);
+            *next += 1;
+        }
+        let is_told = *next >= parts;
+        if is_told && let Some(before) = before {
+            publisher.welcome(&snapshot.last_instead(&routes.prefixes, before.as_ref(), is_all));
+        }
+        drop(routes);
+        publisher.count_backlog(&self.memory);
         if is_told {
             let mut control = BytesMut::new();
-            version.write_subscription(&mut control, true, &Bytes::from_static(CONTROL_TOPIC));
-            joining.publisher.welcome(&control.freeze());
-            self.backlog.note(&joining.publisher);
-            self.publishers.insert(joining.publisher.id, joining.publisher);
+            form(publisher.version).write_subscription(
+                &mut control,
+                true,
+                &Bytes::from_static(CONTROL_TOPIC),
+            );
+            publisher.welcome(&control.freeze());
+            self.backlog.note(publisher);
+            self.publishers.insert(publisher.id, joining.told);
         } else {
             self.jobs.joining.push_back(joining);
         }
+        self.answer();
         self.bound_outdated();
     }
 
     /// Cuts publishers off that hold much which is out of date by not reading it. Those that have just come have had no time to read.
     fn bound_outdated(&mut self) {
         let is_too_much = |snapshot: &Snapshot| snapshot.outdated() > OUTDATED_MIN.max(snapshot.present());
-        if !self.snapshots.values().any(is_too_much) {
+        let mut audiences = self.audiences.iter();
+        let Some((number, _)) = audiences.find(|(_, audience)| is_too_much(&audience.snapshot)) else {
             return;
-        }
-        let slowest = self.publishers.values().filter(|publisher| !publisher.cut.is_cancelled());
+        };
+        let theirs = self.publishers.values().filter(|told| told.audience == *number);
+        let slowest = theirs.map(|told| &told.publisher).filter(|publisher| !publisher.cut.is_cancelled());
         if let Some(publisher) = slowest.max_by_key(|publisher| publisher.held_up()) {
             publisher.cut_off();
         }
@@ -595,27 +703,150 @@ fn form(version: Version) -> Version {
     if version == Version::V3_1 { version } else { Version::V3_0 }
 }
 
-fn encode(version: Version, tidings: &[Tiding]) -> Bytes {
-    let mut bytes = BytesMut::new();
-    for Tiding { subscribe, prefix, .. } in tidings {
-        version.write_subscription(&mut bytes, *subscribe, prefix);
-    }
-    bytes.freeze()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use xmsg_zmq::HighWaterMark;
+    use xmsg_zmq::link::outbox::{Outbox, Writer};
+
     use super::*;
     use crate::policy::{Policies, Policy, Rule};
-    use xmsg_zmq::HighWaterMark;
+    use crate::security::{Authority, Rights, Rules};
+    use crate::switch::peers::Grant;
+
+    fn table() -> TableTask {
+        let rule = Rule { policy: Policy::BLOCK, mark: HighWaterMark::bytes(1 << 20) };
+        Table::new(Upstream::Subscribed, Policies::new(rule, &[]), MemoryBudget::default()).1
+    }
+
+    /// Whoever may publish topics with these prefixes.
+    fn may_publish(publish: &[&'static str]) -> Rules {
+        let publish = publish.iter().map(|prefix| Bytes::from_static(prefix.as_bytes())).collect();
+        Rules { anonymous: Arc::new(Rights { publish, ..Rights::default() }), ..Rules::default() }
+    }
+
+    /// What is left of all that a publisher was told, as its library keeps it: a set.
+    fn kept(publisher: &Publisher) -> BTreeSet<Bytes> {
+        publisher.outbox.close();
+        let mut wire = Vec::new();
+        let written = Writer::new(&publisher.outbox).run(&mut wire).now_or_never();
+        written.expect("the vector takes everything").unwrap();
+        let (mut kept, mut rest) = (BTreeSet::new(), Bytes::from(wire));
+        // Short messages of ZMTP 3.0: flags, length, whether it is a subscription, and the prefix.
+        while !rest.is_empty() {
+            let message = rest.split_to(2 + usize::from(rest[1]));
+            let prefix = message.slice(3..);
+            if message[2] == 1 {
+                kept.insert(prefix)
+            } else {
+                kept.remove(&prefix)
+            };
+        }
+        kept
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Change(bool, u32, &'static str),
+        Gone(u32),
+        Join(usize),
+        Rights(usize, usize),
+    }
+
+    const PUBLISH: [&[&str]; 8] =
+        [&[""], &[], &["a"], &["ab"], &["b", "aa"], &["a", "ab", "b"], &["xmsg:"], &["xmsg:control", "a"]];
+
+    fn step() -> impl Strategy<Value = Step> {
+        let prefix =
+            prop::sample::select(vec!["", "a", "b", "aa", "ab", "aba", "abb", "xmsg:control", "xmsg:c"]);
+        prop_oneof![
+            8 => (any::<bool>(), 1..4_u32, prefix).prop_map(|(subscribe, id, prefix)| Step::Change(subscribe, id, prefix)),
+            1 => (1..4_u32).prop_map(Step::Gone),
+            2 => (0..PUBLISH.len()).prop_map(Step::Join),
+            2 => (0..4_usize, 0..PUBLISH.len()).prop_map(|(which, rights)| Step::Rights(which, rights)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn publishers_are_told_what_concerns_what_they_may_publish(steps in prop::collection::vec(step(), 1..60)) {
+            let mut task = table();
+            let mut subscribers = BTreeMap::new();
+            let mut wanted = BTreeSet::new();
+            let mut publishers = Vec::new();
+            for step in steps {
+                let mut changes = Vec::new();
+                match step {
+                    Step::Change(subscribe, id, prefix) => {
+                        let new = || {
+                            let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+                            Arc::new(Subscriber::new(id, "a subscriber", outbox, Grant::new(&Arc::default(), None)))
+                        };
+                        let subscriber = subscribers.entry(id).or_insert_with(new).clone();
+                        let bytes = Bytes::from_static(prefix.as_bytes());
+                        if subscribe {
+                            wanted.insert((id, bytes.clone()));
+                            changes.push(Change::Subscribe(subscriber, bytes));
+                        } else {
+                            wanted.remove(&(id, bytes.clone()));
+                            changes.push(Change::Cancel(subscriber, bytes));
+                        }
+                    }
+                    Step::Gone(id) => {
+                        subscribers.remove(&id);
+                        wanted.retain(|(other, _)| *other != id);
+                        changes.push(Change::SubscriberGone(id));
+                    }
+                    Step::Join(rights) => {
+                        let authority = Arc::new(Authority::new(may_publish(PUBLISH[rights])));
+                        let id = publishers.len() as u32 + 1;
+                        let publisher = Arc::new(Publisher::of_test_with(id, &authority, Version::V3_0));
+                        publishers.push((publisher.clone(), authority, PUBLISH[rights]));
+                        changes.push(Change::PublisherJoined(publisher));
+                    }
+                    Step::Rights(which, rights) => {
+                        let Some((_, authority, publish)) = publishers.get_mut(which) else { continue };
+                        *publish = PUBLISH[rights];
+                        authority.replace(may_publish(publish));
+                        changes.push(Change::Enforce);
+                    }
+                }
+                task.apply(&mut changes);
+                while !task.jobs.is_empty() {
+                    task.work();
+                }
+            }
+            let numbers: BTreeSet<u32> = task.publishers.values().map(|told| told.audience).collect();
+            prop_assert_eq!(&numbers, &task.audiences.keys().copied().collect());
+            let prefixes: BTreeSet<&Bytes> = wanted.iter().map(|(_, prefix)| prefix).collect();
+            for (publisher, _, publish) in &publishers {
+                let mut expected: BTreeSet<Bytes> = [Bytes::from_static(CONTROL_TOPIC)].into();
+                for prefix in &prefixes {
+                    for own in publish.iter().map(|own| Bytes::from_static(own.as_bytes())) {
+                        let is_least = !publish.iter().any(|other| own.starts_with(other.as_bytes()) && own != other.as_bytes());
+                        if prefix.starts_with(&own) {
+                            expected.insert((*prefix).clone());
+                        } else if own.starts_with(prefix) && is_least {
+                            expected.insert(own);
+                        }
+                    }
+                }
+                prop_assert_eq!(kept(publisher), expected, "{:?}", publish);
+            }
+            for (publisher, ..) in &publishers {
+                task.farewell(publisher.id);
+            }
+            prop_assert!(task.audiences.is_empty());
+        }
+    }
 
     /// Nobody looks at thousands of publishers, again and again, for the few that do not read.
     #[tokio::test(start_paused = true)]
     async fn only_publishers_for_which_much_waits_are_looked_at() {
         const PUBLISHERS: u32 = 3_000;
-        let rule = Rule { policy: Policy::BLOCK, mark: HighWaterMark::bytes(1 << 20) };
-        let (_table, mut task) =
-            Table::new(Upstream::Subscribed, Policies::new(rule, &[]), MemoryBudget::default());
+        let mut task = table();
         for id in 0..PUBLISHERS {
             task.welcome(Arc::new(Publisher::of_test(id, "a publisher")));
         }
@@ -634,15 +865,15 @@ mod tests {
         // All but two have read what they were told.
         for _ in 0..40 {
             tell(&mut task, 4_000);
-            for publisher in task.publishers.values().skip(2) {
-                publisher.outbox.clear();
+            for told in task.publishers.values().skip(2) {
+                told.publisher.outbox.clear();
             }
         }
         assert_eq!(task.backlog.publishers.keys().collect::<Vec<_>>(), [&0, &1]);
         assert!(task.backlog.is_there());
         // They read it, too; that is seen at the next look.
-        for publisher in task.publishers.values() {
-            publisher.outbox.clear();
+        for told in task.publishers.values() {
+            told.publisher.outbox.clear();
         }
         assert!(task.backlog.is_there(), "there has just been a look");
         tokio::time::sleep(task.backlog.pace()).await;
