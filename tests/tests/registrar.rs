@@ -11,7 +11,7 @@ use xmsg_proxy::registrar::{Config, Registrar};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, start_tracing, within};
-use xmsg_zmq::{Endpoint, Multipart, Requester, SocketOptions};
+use xmsg_zmq::{Dealer, Endpoint, Multipart, Requester, SocketOptions};
 
 /// `bass` of 10.2.9.1:7771 publishes `rock:metal:x`, as Google's protobuf encodes it.
 const PUBLISHER: &[u8] =
@@ -435,4 +435,54 @@ async fn a_registrar_on_its_own_thread_is_one_like_any_other() {
     drop(again);
     drop(std::net::TcpListener::bind(&address).unwrap());
     assert!(start("nowhere.invalid:1").await.is_err());
+}
+
+/// A host with so many registrations that removing them takes a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_others_do_not_wait_until_all_of_a_host_is_removed() {
+    const MANY: usize = 200_000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let proxy = ProxyAddress::new("big", 7771).unwrap();
+    let frames = (0..MANY).map(|number| {
+        let topic = Topic::new("d", format!("{:x}", number / 4)).unwrap();
+        Registration::new(OwnerType::Publisher, format!("{number:x}"), &topic, &proxy).encode()
+    });
+    let (mut journal, _) = Journal::open(&path, drop).unwrap();
+    journal.compact(&[(OwnerType::Publisher, frames.collect())], Vec::new()).unwrap();
+    drop(journal);
+    let registrar = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap();
+    assert_eq!(registrar.counts().publishers, MANY as u64);
+    let dealer = || {
+        let endpoint = Endpoint::tcp("127.0.0.1", registrar.address().port());
+        Dealer::connecting_to(endpoint, SocketOptions::default())
+    };
+    let (removing, other) = (dealer(), dealer());
+    for dealer in [&removing, &other] {
+        within("a connection", dealer.connected()).await.unwrap();
+    }
+    removing.send(["", "removeAllRegistration", "me", "big"]).await.unwrap();
+    within("the first ones to go", async {
+        while registrar.counts().publishers == MANY as u64 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    for number in 0..3 {
+        let one = registration(OwnerType::Publisher, "n", &format!("a:{number}"));
+        let frames = [Bytes::new(), "registerPublisher".into(), "me".into(), one.encode()];
+        other.send(Multipart::from_iter(frames)).await.unwrap();
+        let reply = within("a reply", other.recv()).await.unwrap();
+        assert!(reply.frames().contains(&Bytes::from("success")), "{reply:?}");
+    }
+    let left = registrar.counts().publishers;
+    assert!(left > 3, "all of the host had to go first");
+    // Whatever is about that host waits for it.
+    let again = Registration::new(OwnerType::Publisher, "n", &Topic::new("d", "s").unwrap(), &proxy);
+    let frames = [Bytes::new(), "registerPublisher".into(), "me".into(), again.encode()];
+    other.send(Multipart::from_iter(frames)).await.unwrap();
+    within("a reply", other.recv()).await.unwrap();
+    within("a reply", removing.recv()).await.unwrap();
+    assert_eq!(registrar.counts().publishers, 4);
+    registrar.stop(PATIENCE).await;
 }

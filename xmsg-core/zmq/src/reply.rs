@@ -9,6 +9,7 @@ use crate::hub::Owner;
 use crate::link::Link;
 use crate::link::outbox::Refused;
 use crate::link::routes::Routes;
+use crate::link::source::Source;
 use crate::methods::endpoint_methods;
 use crate::role::{Role, Seat};
 use crate::{EncodedFrames, Multipart, SocketOptions};
@@ -203,6 +204,12 @@ impl Replier {
     #[must_use]
     pub fn principal(&self, path: &ReturnPath) -> Option<Principal> {
         self.role.find(path).and_then(|link| link.state().principal.clone())
+    }
+
+    /// Where whoever has asked is connected from; `None`: it is gone.
+    #[must_use]
+    pub fn source(&self, path: &ReturnPath) -> Option<Source> {
+        self.role.find(path).map(|link| Source::of(&link.state().name))
     }
 
     /// Ends the connections that peers have made to this socket, and for which this does not hold any more: it is told the peer's

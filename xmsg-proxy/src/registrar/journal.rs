@@ -15,7 +15,7 @@
 //!
 //! A damaged entry is lost alone: reading goes on at the next one. If the length is good, that is where it says; else at the next bytes
 //! that are an entry by their checksum. Clients choose what is in entries, but they don't know the salt, so none of them can plant an entry inside of
-//! another one. Files of the first version (`XMSGREG1`, `XMSGJRN1`) have no salt, and are read, too.
+//! another one. Nor does it take long, whatever they chose: checksums that are computed in vain are [bounded](IN_VAIN). Files of the first version (`XMSGREG1`, `XMSGJRN1`) have no salt, and are read, too.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -31,6 +31,12 @@ const JOURNAL: Format = Format { magic: b"XMSGJRN2", old_magic: b"XMSGJRN1", has
 const ENTRY_HEADER: usize = 8;
 /// No entry is longer: requests are limited to less.
 const ENTRY_MAX: usize = 256 << 10;
+/// What is found by its checksum alone, behind a damaged length, is no longer: requests are limited to a quarter of it.
+const FOUND_MAX: usize = 16 << 10;
+/// Bytes of checksums that may be computed in vain while a file is read, and so many for each of its bytes. Clients choose what is in entries, and
+/// could have made each of their bytes look like the begin of a long one.
+const IN_VAIN: usize = 64 << 20;
+const IN_VAIN_OF_EACH: usize = 16;
 /// A journal is not compacted before it has so many bytes, and not before it is as long as the snapshot.
 const COMPACT_MIN: u64 = 16 << 20;
 /// Bytes that are written to find out whether the disk takes any.
@@ -39,6 +45,9 @@ const PROBE_LEN: usize = 64 << 10;
 const PROBE: u8 = 0xff;
 /// Symbolic links that are followed, one after another.
 const LINKS_MAX: usize = 40;
+
+/// What the body of an entry begins with.
+const TAGS: std::ops::RangeInclusive<u8> = 1..=5;
 
 /// A change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,11 +205,14 @@ struct Contents {
     /// What is behind it is what a write that was cut short leaves: less than an entry, zeros where the system had made room, or what a probe
     /// has written.
     is_torn: bool,
+    /// Bytes of checksums that were computed in vain.
+    in_vain: usize,
 }
 
 impl Contents {
     fn read(file: &Bytes, salt: Salt) -> Self {
         let mut found = Self::default();
+        let budget = IN_VAIN + IN_VAIN_OF_EACH * file.len();
         let mut at = 0;
         while at < file.len() {
             let rest = file.slice(at..);
@@ -210,7 +222,7 @@ impl Contents {
                 found.good_len = at;
                 continue;
             }
-            let Some(next) = next_entry(&rest, &salt) else {
+            let Some(next) = next_entry(&rest, &salt, &mut found.in_vain, budget) else {
                 let is_short =
                     rest.len() < 4 || length(&rest).is_some_and(|len| ENTRY_HEADER + len > rest.len());
                 let is_filled = |with: u8| rest.iter().all(|byte| *byte == with);
@@ -229,11 +241,23 @@ impl Contents {
     }
 }
 
-/// Where the next good entry is, behind a damaged one.
-fn next_entry(rest: &Bytes, salt: &Salt) -> Option<usize> {
-    let is_good = |at: usize| at < rest.len() && Entry::at(&rest.slice(at..), salt).is_some();
+/// Where the next good entry is, behind a damaged one. `None`, too, when more than `budget` bytes of checksums would have to be computed in vain.
+fn next_entry(rest: &Bytes, salt: &Salt, in_vain: &mut usize, budget: usize) -> Option<usize> {
+    let mut is_good = |at: usize, longest: usize| {
+        let Some(entry) = rest.get(at..) else { return false };
+        let Some(len) = length(entry).filter(|len| *len <= longest && ENTRY_HEADER + len <= entry.len())
+        else {
+            return false;
+        };
+        if !TAGS.contains(&entry[ENTRY_HEADER]) || *in_vain + len > budget {
+            return false;
+        }
+        let is_good = Entry::at(&rest.slice(at..), salt).is_some();
+        *in_vain += if is_good { 0 } else { len };
+        is_good
+    };
     let told = length(rest).map(|len| ENTRY_HEADER + len);
-    told.filter(|at| is_good(*at)).or_else(|| (1..rest.len()).find(|at| is_good(*at)))
+    told.filter(|at| is_good(*at, ENTRY_MAX)).or_else(|| (1..rest.len()).find(|at| is_good(*at, FOUND_MAX)))
 }
 
 /// Both files, open.

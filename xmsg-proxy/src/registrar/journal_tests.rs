@@ -282,3 +282,53 @@ fn without_room_for_a_new_snapshot_the_journal_grows() {
     drop(journal);
     assert_eq!(open(&path).1.len(), all.len() + 1);
 }
+
+/// Clients have filled entries with what looks like the beginning of long ones, and a part of the file is damaged where it matters most.
+#[test]
+fn a_damaged_salt_takes_no_longer_to_get_over_whatever_clients_chose() {
+    const ENTRIES: usize = 600;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let (mut journal, ..) = open(&path);
+    journal.compact(&[], Vec::new()).unwrap();
+    let traps = b"\x7f\x3f\x00\x00crc!\x01".repeat(450);
+    let entry = Entry::Register(OwnerType::Publisher, traps.into());
+    let all = vec![entry; ENTRIES];
+    journal.append(batch(&all)).unwrap();
+    drop(journal);
+    let file = with_suffix(&path, ".journal");
+    let good = fs::read(&file).unwrap();
+    let first_salt = JOURNAL.old_len();
+    let mut bytes = good.clone();
+    bytes[first_salt] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let (_, found, complaints) = open(&path);
+    assert_eq!((found == all, complaints.damage.len()), (true, 1), "{complaints:?}");
+
+    let behind = Bytes::from(good).slice(first_salt + 16..);
+    let contents = Contents::read(&behind, Salt(Some([7; 8])));
+    let most = IN_VAIN + IN_VAIN_OF_EACH * behind.len();
+    assert!(contents.entries.is_empty() && contents.in_vain <= most, "{} bytes", contents.in_vain);
+    // Without a bound it would be this much.
+    let each = 449 * 0x3f7f;
+    assert!(contents.in_vain + each > most && ENTRIES * each > 10 * most);
+}
+
+/// One entry of many is damaged in its length, and clients chose what is in it.
+#[test]
+fn a_damaged_length_among_what_clients_chose_loses_that_entry_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let (mut journal, ..) = open(&path);
+    journal.compact(&[], Vec::new()).unwrap();
+    let traps = b"\x7f\x7f\x03\x00crc!\x01".repeat(450);
+    let all = vec![Entry::Register(OwnerType::Publisher, traps.into()); 10];
+    journal.append(batch(&all)).unwrap();
+    drop(journal);
+    let file = with_suffix(&path, ".journal");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[JOURNAL.old_len() + 16] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let (_, found, complaints) = open(&path);
+    assert_eq!((&found[..], complaints.damage.len()), (&all[1..], 1));
+}

@@ -7,6 +7,8 @@
 
 mod change;
 mod later;
+mod slow;
+mod turns;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -21,11 +23,14 @@ use xmsg_core::registration::{Action, Argument, OwnerType, Refusal, Reply, Reque
 use xmsg_core::{Error, ErrorKind, Result};
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::link::memory::MemoryBudget;
+use xmsg_zmq::link::source::Source;
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::{EncodedFrames, Replier, ReturnPath, Violations};
 
 use self::change::{Change, Collecting, records};
 use self::later::Pending;
+use self::slow::Slow;
+use self::turns::Turns;
 use super::journal::Journal;
 use super::store::{Refused, Search, Store};
 use crate::security::{Authority, Rights};
@@ -125,11 +130,13 @@ pub(super) struct Service {
     writing: Option<(Commit, Batch)>,
     /// Changes that are on the disk, and are yet to be carried out. Until the last of them is, no others are written.
     carrying: VecDeque<(ReturnPath, Action, Change)>,
+    /// … those that take long, and what has to wait for them. Others are written meanwhile.
+    slow: Slow,
     collecting: Option<Collecting>,
     trouble: Option<Trouble>,
     write_log: Throttle,
     expiry_log: Throttle,
-    answering: VecDeque<Answering>,
+    answering: Turns<Answering>,
     /// Bytes of the answers that are being put together; and those that waited to be written when that was last counted.
     answer_bytes: usize,
     queued_bytes: usize,
@@ -167,11 +174,12 @@ impl Service {
             gathering: Batch::default(),
             writing: None,
             carrying: VecDeque::new(),
+            slow: Slow::default(),
             collecting: None,
             trouble: None,
             write_log: Throttle::default(),
             expiry_log: Throttle::default(),
-            answering: VecDeque::new(),
+            answering: Turns::default(),
             answer_bytes: 0,
             queued_bytes: 0,
             memory: MemoryBudget::default(),
@@ -206,7 +214,8 @@ impl Service {
         let mut turn = 0;
         loop {
             let expiry = self.store.next_expiry().map(|due| Deadline::since(self.started, due));
-            let may_write = self.writing.is_none() && self.carrying.is_empty() && self.collecting.is_none();
+            let is_busy = !self.carrying.is_empty() || !self.slow.is_empty() || self.collecting.is_some();
+            let may_write = self.writing.is_none() && !is_busy;
             let retry = self.trouble.as_ref().filter(|_| may_write).map(|trouble| trouble.retry);
             tokio::select! {
                 biased;
@@ -230,7 +239,7 @@ impl Service {
             tokio::task::yield_now().await;
         }
         loop {
-            while !self.carrying.is_empty() {
+            while !(self.carrying.is_empty() && self.slow.is_empty()) {
                 self.carry_out_some();
             }
             while self.collecting.as_ref().is_some_and(|all| !all.is_done()) {
@@ -249,6 +258,7 @@ impl Service {
     fn has_slices(&self) -> bool {
         !(self.answering.is_empty()
             && self.carrying.is_empty()
+            && self.slow.is_empty()
             && self.collecting.is_none()
             && self.resuming.is_empty())
     }
@@ -357,7 +367,7 @@ impl Service {
         let done = match &change {
             // What may take long is done in slices, and what comes behind it waits.
             Change::RemoveHost(_) if !self.durable => None,
-            change if !self.durable && self.carrying.is_empty() => {
+            change if !self.durable && self.carrying.is_empty() && !self.slow.precedes(&path, change) => {
                 Some(change.carry_out(&mut self.store, now))
             }
             _ if !self.durable => None,
@@ -418,7 +428,9 @@ impl Service {
         reply.into_frames().into_iter().for_each(|frame| frames.push(frame));
         self.answer_bytes += frames.encoded_len();
         self.pending.entry(path.peer().clone()).or_default().is_answering = true;
-        self.answering.push_back(Answering { path, action, search, reply: frames, recount: LONG_REPLY });
+        // One that has gone meanwhile is asked after with the next slice.
+        let source = self.replier.source(&path).unwrap_or_else(|| Source::of(""));
+        self.answering.push(source, Answering { path, action, search, reply: frames, recount: LONG_REPLY });
     }
 
     fn search(&self, request: &Request) -> Result<Search, String> {
@@ -447,7 +459,7 @@ impl Service {
 
     /// Goes on with one of the long answers.
     fn answer_slice(&mut self) {
-        let Some(mut one) = self.answering.pop_front() else { return };
+        let Some((source, mut one)) = self.answering.pop() else { return };
         let before = one.reply.encoded_len();
         let is_whole = self.store.advance(&mut one.search, SLICE, |frame| one.reply.push(frame.clone()));
         let len = one.reply.encoded_len();
@@ -458,7 +470,7 @@ impl Service {
             Some("whoever asked is gone".to_owned())
         };
         if refused.is_none() && !is_whole {
-            self.answering.push_back(one);
+            self.answering.push(source, one);
             return;
         }
         self.answer_bytes -= len;
@@ -529,10 +541,15 @@ impl Service {
             return;
         }
         let Some(mut journal) = self.journal.take() else { return };
-        // What is in the store is written as a whole, and the batch behind it.
-        if journal.wants_compaction() && self.collecting.is_none() {
+        // What is in the store is written as a whole, and the batch behind it. What is in the journal is to be in the store by then.
+        if journal.wants_compaction()
+            && self.collecting.is_none()
+            && (self.slow.is_empty() || journal.is_broken())
+        {
             self.journal = Some(journal);
-            self.collecting = Some(Collecting::new(&self.store));
+            if self.slow.is_empty() {
+                self.collecting = Some(Collecting::new(&self.store));
+            }
             return;
         }
         let records = self.collecting.take().map(|all| all.records);
@@ -591,19 +608,33 @@ impl Service {
         self.make_room();
     }
 
-    /// Carries out some of the changes that are on the disk. After the last one, the next batch is written.
+    /// Carries out some of the changes that are on the disk: first a part of those that take long, then others that need not wait for them.
+    /// After the last one, the next batch is written.
     fn carry_out_some(&mut self) {
-        let (now, mut work) = (self.started.elapsed(), SLICE);
+        let (now, mut work) = (self.started.elapsed(), SLICE / 2);
         while work > 0
-            && let Some((path, action, change)) = self.carrying.pop_front()
+            && let Some((path, action, change)) = self.slow.pop()
         {
             match change.carry_out_some(&mut self.store, now, &mut work) {
-                None => self.carrying.push_front((path, action, change)),
-                Some(outcome) => {
-                    self.changed(&path, action, outcome);
-                    self.change_is_done(path.peer());
+                None => {
+                    self.slow.put_back((path, action, change));
+                    self.count();
                 }
+                Some(outcome) => self.carried_out(&path, action, outcome),
             }
+        }
+        work += SLICE / 2;
+        while work > 0
+            && !self.slow.is_full()
+            && let Some((path, action, change)) = self.carrying.pop_front()
+        {
+            if change.takes_long() || self.slow.precedes(&path, &change) {
+                self.slow.push((path, action, change));
+                continue;
+            }
+            work -= 1;
+            let outcome = change.carry_out(&mut self.store, now);
+            self.carried_out(&path, action, outcome);
         }
         if !self.carrying.is_empty() {
             return;
@@ -612,6 +643,11 @@ impl Service {
             self.write();
         }
         self.make_room();
+    }
+
+    fn carried_out(&mut self, path: &ReturnPath, action: Action, outcome: Result<(), Refused>) {
+        self.changed(path, action, outcome);
+        self.change_is_done(path.peer());
     }
 
     fn change_is_done(&mut self, peer: &Bytes) {

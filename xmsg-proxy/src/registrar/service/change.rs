@@ -29,6 +29,19 @@ impl Change {
         }
     }
 
+    /// Whether it may be about many registrations.
+    pub(super) fn takes_long(&self) -> bool {
+        matches!(self, Self::RemoveHost(_))
+    }
+
+    /// The host whose registrations it is about.
+    pub(super) fn host(&self) -> &str {
+        match self {
+            Self::Register(_, registration) | Self::Remove(_, registration) => &registration.host,
+            Self::RemoveHost(host) => host,
+        }
+    }
+
     /// Does as much as `work` allows, and takes what was done from it; at least a little. `None`: there is more to do.
     pub(super) fn carry_out_some(
         &self,

@@ -72,10 +72,10 @@ impl Service {
 
     /// Whether no more changes can be taken for now.
     fn is_full(&self) -> bool {
-        let (gathering, carrying) = (&self.gathering, &self.carrying);
+        let (gathering, carrying) = (&self.gathering, self.carrying.len() + self.slow.len());
         gathering.changes.len() >= BATCH_REQUESTS
             || gathering.entries.len() >= BATCH_BYTES
-            || (!self.durable && carrying.len() >= BATCH_REQUESTS)
+            || (!self.durable && carrying >= BATCH_REQUESTS)
     }
 
     /// Has a peer go on with what it asked for meanwhile, when it is its turn.
@@ -128,7 +128,7 @@ impl Service {
 
     /// Tells all who still wait for an answer that there will be none.
     pub(super) fn give_up(&mut self, status: &str) {
-        for one in std::mem::take(&mut self.answering) {
+        while let Some((_, one)) = self.answering.pop() {
             self.answer(&one.path, self.reply(one.action, Err(status.to_owned())));
         }
         for (_, pending) in std::mem::take(&mut self.pending) {
