@@ -306,9 +306,9 @@ fn the_registrar_counts_what_registrations_take_whatever_their_shape() {
             });
             let rest = (store.memory(), in_use(&filled) + in_use(&emptied));
             for (when, (counted, used)) in [("all", whole), ("the rest", rest)] {
-                let (each, ratio) = (used / REGISTERED as i64, counted as f64 / used as f64);
+                let (each, ratio) = (used as f64 / REGISTERED as f64, counted as f64 / used as f64);
                 println!(
-                    "{shape}, {ttl:?}, scattered {is_scattered}, {when}: {each} bytes, counted {ratio:.2}"
+                    "{shape}, {ttl:?}, scattered {is_scattered}, {when}: {each:.0} bytes, counted {ratio:.2}"
                 );
                 let is_little = used < 128 << 10;
                 assert!(is_little || (0.85..=1.25).contains(&ratio), "{shape}, {when}: counted {ratio}");

@@ -155,8 +155,15 @@ struct Told {
 struct Joining {
     told: Told,
     next: usize,
-    /// It has been told already: what concerned it under other rights.
-    before: Option<Option<Scope>>,
+    before: Before,
+}
+
+/// What a publisher that is being told was told before.
+#[derive(Debug)]
+enum Before {
+    Nothing,
+    /// What concerned it under other rights.
+    Scope(Option<Scope>),
 }
 
 /// A subscriber, and the last of its subscriptions that was checked.
@@ -414,7 +421,7 @@ impl TableTask {
             let audience = self.join(&publisher);
             self.leave(before);
             let told = self.publishers.get_mut(&publisher.id);
-            let before = told.is_some().then_some(scope);
+            let before = if told.is_some() { Before::Scope(scope) } else { Before::Nothing };
             if let Some(told) = told {
                 told.audience = audience;
             }
@@ -470,7 +477,7 @@ impl TableTask {
 
     /// Answers those who wait until all is as the changes before say, once it is.
     fn answer(&mut self) {
-        let is_told_anew = |joining: &Joining| joining.before.is_some();
+        let is_told_anew = |joining: &Joining| matches!(joining.before, Before::Scope(_));
         if self.jobs.waiting.is_empty()
             || !self.jobs.enforcing.is_empty()
             || self.jobs.joining.iter().any(is_told_anew)
@@ -518,7 +525,7 @@ impl TableTask {
             self.backlog.note(&told.publisher);
         }
         // These are waited for once they have been told all that there is.
-        let joining = self.jobs.joining.iter().filter(|joining| joining.before.is_none());
+        let joining = self.jobs.joining.iter().filter(|joining| matches!(joining.before, Before::Nothing));
         joining.for_each(|joining| send(&joining.told));
     }
 
@@ -526,7 +533,11 @@ impl TableTask {
     /// knows all the rest.
     fn welcome(&mut self, publisher: Arc<Publisher>) {
         let audience = self.join(&publisher);
-        self.jobs.joining.push_back(Joining { told: Told { publisher, audience }, next: 0, before: None });
+        self.jobs.joining.push_back(Joining {
+            told: Told { publisher, audience },
+            next: 0,
+            before: Before::Nothing,
+        });
         // Little is told at once.
         self.welcome_some();
     }
@@ -543,7 +554,7 @@ impl TableTask {
         let parts = if is_all { 0 } else { Snapshot::len(&routes.prefixes) };
         let (mut made, mut sent) = (0, 0);
         while *next < parts && made < PARTS && sent < PARTS_SENT {
-            let part = if let Some(before) = before {
+            let part = if let Before::Scope(before) = before {
                 made += 1;
                 self.memory.counted(snapshot.part_instead(&routes.prefixes, *next, before.as_ref()))
             } else {
@@ -555,7 +566,7 @@ impl TableTask {
             *next += 1;
         }
         let is_told = *next >= parts;
-        if is_told && let Some(before) = before {
+        if is_told && let Before::Scope(before) = before {
             publisher.welcome(&snapshot.last_instead(&routes.prefixes, before.as_ref(), is_all));
         }
         drop(routes);
