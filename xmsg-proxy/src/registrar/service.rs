@@ -5,6 +5,7 @@
 //! turn: questions with a long answer, changes once they are on the disk, and those with many registrations. What a peer asks while a change or a question of its own is under way waits for that, so that every
 //! peer gets its replies in order, and finds what it changed.
 
+mod answering;
 mod change;
 mod later;
 mod slow;
@@ -27,6 +28,7 @@ use xmsg_zmq::link::source::Source;
 use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::{EncodedFrames, Replier, ReturnPath, Violations};
 
+use self::answering::Answering;
 use self::change::{Change, Collecting, records};
 use self::later::Pending;
 use self::slow::Slow;
@@ -92,17 +94,6 @@ enum Task {
 struct Batch {
     entries: Vec<u8>,
     changes: VecDeque<(ReturnPath, Action, Change)>,
-}
-
-/// A question with a long answer.
-#[derive(Debug)]
-struct Answering {
-    path: ReturnPath,
-    action: Action,
-    search: Search,
-    reply: EncodedFrames,
-    /// At this length, what waits to be written is counted again.
-    recount: usize,
 }
 
 /// The disk does not take changes.
@@ -455,56 +446,6 @@ impl Service {
             // `Request::read` gives every action its kind of argument.
             _ => Err("the request does not fit its action".to_owned()),
         }
-    }
-
-    /// Goes on with one of the long answers.
-    fn answer_slice(&mut self) {
-        let Some((source, mut one)) = self.answering.pop() else { return };
-        let before = one.reply.encoded_len();
-        let is_whole = self.store.advance(&mut one.search, SLICE, |frame| one.reply.push(frame.clone()));
-        let len = one.reply.encoded_len();
-        self.answer_bytes += len - before;
-        let refused = if self.replier.is_connected(&one.path) {
-            self.refused(&mut one)
-        } else {
-            Some("whoever asked is gone".to_owned())
-        };
-        if refused.is_none() && !is_whole {
-            self.answering.push(source, one);
-            return;
-        }
-        self.answer_bytes -= len;
-        let Answering { path, action, reply, .. } = one;
-        if let Some(status) = refused {
-            self.answer(&path, self.reply(action, Err(status)));
-        } else {
-            self.counters.requests.fetch_add(1, Ordering::Relaxed);
-            let found = reply.frames();
-            let sent = self.replier.try_reply_encoded(&path, reply);
-            self.sent(&path, Some(action), found, sent);
-        }
-        if let Some(pending) = self.pending.get_mut(path.peer()) {
-            pending.is_answering = false;
-        }
-        self.resume(path.peer());
-    }
-
-    /// Why there is no room for an answer, if that is so.
-    fn refused(&mut self, one: &mut Answering) -> Option<String> {
-        let len = one.reply.encoded_len();
-        if len > REPLY_MAX {
-            return Some(too_long(one.reply.frames(), len));
-        }
-        if len > one.recount {
-            self.queued_bytes = self.replier.queued_bytes() as usize;
-            one.recount += RECOUNT;
-        }
-        let all = self.queued_bytes + self.answer_bytes;
-        let is_too_much = len > LONG_REPLY && all > REPLIES_MAX.min(self.memory.limit() / 2);
-        // What is being put together counts nowhere else.
-        let has_room = len <= SHORT_REPLY || self.memory.makes_room(self.answer_bytes);
-        (is_too_much || !has_room)
-            .then(|| "too many long replies are still being sent: ask again later".to_owned())
     }
 
     fn answer(&self, path: &ReturnPath, reply: Reply) {

@@ -13,6 +13,7 @@
 
 mod above;
 mod few;
+mod index;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -25,6 +26,7 @@ use xmsg_core::topic::ANY;
 
 use self::above::{Above, Looked};
 use self::few::{Few, Snug, Text};
+use self::index::Index;
 
 /// Registrations that differ only in what removing ignores: port, description, unknown fields. An actor has one
 /// or two; more than this is a mistake, or malice.
@@ -678,52 +680,6 @@ impl Table {
         ];
         let fewest = ways.into_iter().flatten().min_by_key(|(len, _)| *len);
         fewest.map_or_else(|| [Source::StartingWith(String::new())].into(), |(_, sources)| sources)
-    }
-}
-
-/// Topics by a part of theirs, or by who is registered for them.
-#[derive(Debug, Default)]
-struct Index<V>(BTreeMap<Text, Few<Key, V>>);
-
-impl<V: Default> Index<V> {
-    /// Bytes that a topic takes, if it is not there.
-    fn growth(&self, part: &str, key: &str) -> usize {
-        match self.of(part) {
-            None => few::text(part) + few::leaf::<Text, Few<Key, V>>(self.0.len()) + Few::<Key, V>::growth(0),
-            Some(topics) if topics.get(key).is_none() => Few::<Key, V>::growth(topics.len()),
-            Some(_) => 0,
-        }
-    }
-
-    /// What is noted of a topic, which is there from now on; and the part as it is kept.
-    fn entry(&mut self, part: &str, key: &Key) -> (Text, &mut V) {
-        let known = self.0.get_key_value(part).map(|(part, _)| part.clone());
-        let part = known.unwrap_or_else(|| part.into());
-        let topics = self.0.entry(part.clone()).or_default();
-        (part, topics.entry(key.clone()))
-    }
-
-    fn remove(&mut self, part: &str, key: &str) {
-        if let Some(topics) = self.0.get_mut(part) {
-            topics.remove(key);
-            if topics.is_empty() {
-                self.0.remove(part);
-            }
-        }
-    }
-
-    fn of(&self, part: &str) -> Option<&Few<Key, V>> {
-        self.0.get(part)
-    }
-
-    fn len(&self, part: &str) -> usize {
-        self.of(part).map_or(0, Few::len)
-    }
-
-    /// The topics of a part, from here on.
-    fn topics<'a>(&'a self, part: &str, start: Bound<&'a str>) -> impl Iterator<Item = &'a Key> + use<'a, V> {
-        let topics = self.of(part).into_iter();
-        topics.flat_map(move |topics| topics.starting_at(start).map(|(key, _)| key))
     }
 }
 

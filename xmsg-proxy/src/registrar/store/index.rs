@@ -1,0 +1,57 @@
+//! Where the topics are that have something in common.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use super::Key;
+use super::few::{Few, Text, leaf, text};
+
+/// Topics by a part of theirs, or by who is registered for them.
+#[derive(Debug, Default)]
+pub(super) struct Index<V>(pub(super) BTreeMap<Text, Few<Key, V>>);
+
+impl<V: Default> Index<V> {
+    /// Bytes that a topic takes, if it is not there.
+    pub(super) fn growth(&self, part: &str, key: &str) -> usize {
+        match self.of(part) {
+            None => text(part) + leaf::<Text, Few<Key, V>>(self.0.len()) + Few::<Key, V>::growth(0),
+            Some(topics) if topics.get(key).is_none() => Few::<Key, V>::growth(topics.len()),
+            Some(_) => 0,
+        }
+    }
+
+    /// What is noted of a topic, which is there from now on; and the part as it is kept.
+    pub(super) fn entry(&mut self, part: &str, key: &Key) -> (Text, &mut V) {
+        let known = self.0.get_key_value(part).map(|(part, _)| part.clone());
+        let part = known.unwrap_or_else(|| part.into());
+        let topics = self.0.entry(part.clone()).or_default();
+        (part, topics.entry(key.clone()))
+    }
+
+    pub(super) fn remove(&mut self, part: &str, key: &str) {
+        if let Some(topics) = self.0.get_mut(part) {
+            topics.remove(key);
+            if topics.is_empty() {
+                self.0.remove(part);
+            }
+        }
+    }
+
+    pub(super) fn of(&self, part: &str) -> Option<&Few<Key, V>> {
+        self.0.get(part)
+    }
+
+    pub(super) fn len(&self, part: &str) -> usize {
+        self.of(part).map_or(0, Few::len)
+    }
+
+    /// The topics of a part, from here on.
+    pub(super) fn topics<'a>(
+        &'a self,
+        part: &str,
+        start: Bound<&'a str>,
+    ) -> impl Iterator<Item = &'a Key> + use<'a, V> {
+        let topics = self.of(part).into_iter();
+        topics.flat_map(move |topics| topics.starting_at(start).map(|(key, _)| key))
+    }
+}
