@@ -254,7 +254,7 @@ impl Lost {
         ];
         let reasons = reasons.iter().filter(|(count, _)| *count > 0);
         let reasons: Vec<_> = reasons.map(|(count, why)| format!("{} {why}", grouped(*count))).collect();
-        let of = counted(sent + refused, "message");
+        let of = counted(refused.saturating_add(sent), "message");
         (total > 0).then(|| format!("{} of {of} not delivered: {}", grouped(total), reasons.join(", ")))
     }
 }
