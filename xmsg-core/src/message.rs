@@ -17,7 +17,7 @@ const INTERNAL_TOPICS: &[u8] = b"xmsg:";
 ///
 /// The metadata stays encoded until somebody asks for it, so that to receive, forward or answer a message
 /// never costs its decoding. The price: metadata that a peer damaged is only found by the calls that read it,
-/// with [`ErrorKind::InvalidMessage`](crate::ErrorKind::InvalidMessage).
+/// with [`ErrorKind::InvalidMessage`].
 ///
 /// ```
 /// use xmsg_core::Message;
@@ -40,8 +40,8 @@ pub struct Message {
 
 impl Message {
     /// A message with this value, whose type gives the mime type, about a topic: a [`Topic`] or text.
-    /// [`ErrorKind::InvalidTopic`](crate::ErrorKind::InvalidTopic) when the text is no topic, and
-    /// [`ErrorKind::InvalidMessage`](crate::ErrorKind::InvalidMessage) when the value can't be sent.
+    /// [`ErrorKind::InvalidTopic`] when the text is no topic, and
+    /// [`ErrorKind::InvalidMessage`] when the value can't be sent.
     ///
     /// ```
     /// use xmsg_core::{Message, Topic};

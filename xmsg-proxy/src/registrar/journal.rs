@@ -15,7 +15,7 @@
 //!
 //! A damaged entry is lost alone: reading goes on at the next one. If the length is good, that is where it says; else at the next bytes
 //! that are an entry by their checksum. Clients choose what is in entries, but they don't know the salt, so none of them can plant an entry inside of
-//! another one. Nor does it take long, whatever they chose: checksums that are computed in vain are [bounded](IN_VAIN). Files of the first version (`XMSGREG1`, `XMSGJRN1`) have no salt, and are read, too.
+//! another one. Nor does it take long, whatever they chose: checksums that are computed in vain are bounded. Files of the first version (`XMSGREG1`, `XMSGJRN1`) have no salt, and are read, too.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
