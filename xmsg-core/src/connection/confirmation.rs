@@ -156,6 +156,12 @@ impl Confirmations {
         publisher: &Publisher,
         target: &Target,
     ) -> Result<()> {
+        // Its identity was told to the proxy, and others may have seen it there: without security they can ask in our place.
+        let is_known = matches!(target.options.mechanism(), Security::Null);
+        // Somebody has asked before, and given up.
+        if is_known && slot.as_ref().is_some_and(|control| !control.asked.is_empty()) {
+            *slot = None;
+        }
         if slot.is_none() {
             *slot = Some(Control::connect(target)?);
         }
@@ -182,8 +188,6 @@ impl Confirmations {
             interval = (interval * 2).min(LONGEST_INTERVAL);
         }
         control.is_new = false;
-        // Its identity was told to the proxy, and others may have seen it there: without security they can ask in our place.
-        let is_known = matches!(target.options.mechanism(), Security::Null);
         // Answers that are still to come would be taken for those to later requests, and prove less than these ask for.
         if is_known || !control.asked.is_empty() {
             *slot = None;

@@ -128,7 +128,9 @@ async fn check(target: &Target, publisher: &Publisher, control: &mut Dealer) -> 
 
 /// A control socket with this identity: answers to requests that carry it arrive there.
 pub(super) fn control_socket(target: &Target, identity: Bytes) -> Result<Dealer> {
-    let options = SocketOptions { identity, ..target.options.connecting(&target.address) };
+    let mut options = SocketOptions { identity, ..target.options.connecting(&target.address) };
+    // It is made for one answer, perhaps a thousand times a second, and ports that wait after their end are not to run out.
+    options.tcp.reset_on_close = true;
     let [_, _, endpoint] = target.options.endpoints_of(&target.address)?;
     Ok(Dealer::connecting_to(endpoint, options))
 }

@@ -224,7 +224,7 @@ impl Balancer {
                 }
             }
         }
-        if found.is_empty() {
+        if found.is_empty() && self.returned_messages() == 0 {
             return;
         }
         self.moved.fetch_add(found.len() as u64, Ordering::Relaxed);
@@ -280,18 +280,22 @@ impl Balancer {
     /// Gives away what it can. Returns the length of the message that has to wait, and how many frames it has; `None`: nothing waits any more.
     fn serve_some(&self, hub: &Hub, served: &mut Vec<Waker>) -> Option<(usize, usize)> {
         let mut waiting = self.waiting();
+        // Those before it wait for somebody who takes them.
+        let mut at = 0;
         loop {
-            let is_returned = !waiting.returned.is_empty();
+            let is_returned = at < waiting.returned.len();
             // Once the socket is closed, whoever waits in line is told so; what was accepted is still sent.
             let in_line = waiting.line.first().filter(|_| !self.is_closed());
-            let Some(frames) = waiting.returned.front().or(in_line) else {
+            let Some(frames) = waiting.returned.get(at).or(in_line) else {
                 self.is_serving.store(false, Ordering::Release);
                 return None;
             };
             let refused = match self.offer(hub, frames) {
-                // Somebody has taken it before, and may come back: a stranger that takes nothing has others lose nothing.
+                // Somebody has taken it before, and may come back: a stranger that takes nothing has others lose nothing, and holds up
+                // nothing that is behind it.
                 Offered::Unfit(link) if is_returned && !link.connecting => {
-                    return Some((encoded_len(frames), frames.len()));
+                    at += 1;
+                    continue;
                 }
                 Offered::NoRoom => return Some((encoded_len(frames), frames.len())),
                 Offered::Taken(_) => None,
@@ -299,7 +303,7 @@ impl Balancer {
             };
             match (is_returned, refused) {
                 (true, refused) => {
-                    let message = waiting.returned.pop_front();
+                    let message = waiting.returned.remove(at);
                     if let (Some(message), Some(error)) = (message, refused) {
                         hub.drop_unsent(&message, &error);
                     }

@@ -260,11 +260,21 @@ impl Dish {
             self.0.ending.cancel();
             std::mem::take(&mut *bound)
         };
+        // Also if the call is given up meanwhile: whoever waits for a message is told.
+        let _closing = Closing(&self.0.inbox);
         for bound in bound {
             bound.end().await;
         }
-        lock(&self.0.inbox.sources).is_closed = true;
-        self.0.inbox.changed.notify_waiters();
+    }
+}
+
+/// Closes the inbox when it is dropped.
+struct Closing<'a>(&'a Inbox);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.sources).is_closed = true;
+        self.0.changed.notify_waiters();
     }
 }
 

@@ -25,6 +25,9 @@ pub struct TcpOptions {
     pub send_buffer: Option<usize>,
     /// Bytes of the kernel's receive buffer; `None`: the system decides.
     pub receive_buffer: Option<usize>,
+    /// Closes a connection at once, with a reset (`SO_LINGER` of no time): it leaves no port in TIME_WAIT behind, and what is not sent by then is
+    /// lost. For a peer that has answered all that matters. Default no.
+    pub reset_on_close: bool,
 }
 
 impl Default for TcpOptions {
@@ -34,6 +37,7 @@ impl Default for TcpOptions {
             keepalive_timeout: Duration::from_secs(60),
             send_buffer: None,
             receive_buffer: None,
+            reset_on_close: false,
         }
     }
 }

@@ -8,8 +8,8 @@ use crate::link::session::Ended;
 use crate::role::Role;
 
 /// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
-/// prefixes, the publisher takes it that everything is wanted. It has chosen to connect, and what others want there is no reason to leave.
-const WANTED_MAX: usize = 100_000;
+/// prefixes, the publisher takes it that everything is wanted, and stays connected.
+pub(crate) const WANTED_MAX: usize = 100_000;
 /// … and their bytes.
 const WANTED_BYTES_MAX: usize = 8 << 20;
 

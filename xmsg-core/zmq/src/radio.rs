@@ -241,9 +241,12 @@ impl Radio {
     pub async fn close(&self, linger: Duration) -> usize {
         let end = Deadline::after(linger);
         let mut unsent = 0;
-        for Sending { target, task } in self.0.close(end) {
-            // The task ends by then, too: what it says is that it has.
-            drop(end.limit(task).await);
+        for Sending { target, mut task } in self.0.close(end) {
+            if end.limit(&mut task).await.is_err() {
+                // What is counted as not sent is not sent.
+                task.abort();
+                drop(task.await);
+            }
             unsent += target.unsent();
         }
         unsent

@@ -76,8 +76,8 @@ pub(crate) struct Subscriptions {
     pub(crate) last: BTreeSet<Bytes>,
     /// Of all prefixes.
     pub(crate) bytes: usize,
-    /// Prefixes of others that are more than may be kept, and for which everything is subscribed to.
-    pub(crate) beyond: usize,
+    /// Others have wanted more than may be kept: one subscription to everything stands for that.
+    is_everything: bool,
 }
 
 impl Subscriptions {
@@ -123,50 +123,36 @@ impl Subscribing {
     /// Adds to what a subscriber wants (or takes away from it) and tells every peer. Fails when that is more than we, or a peer, take; then
     /// nothing has changed.
     pub(crate) fn subscribe(&self, hub: &Hub, prefix: &Bytes, subscribe: bool) -> Result<()> {
-        self.change(hub, self.state(), prefix, subscribe)
+        self.change(hub, self.state(), prefix, subscribe, true)
     }
 
     /// Subscribes to a prefix that peers are told of after all others.
     pub(crate) fn subscribe_last(&self, hub: &Hub, prefix: &Bytes) -> Result<()> {
         let mut subscriptions = self.state();
         subscriptions.last.insert(prefix.clone());
-        let subscribed = self.change(hub, subscriptions, prefix, true);
+        let subscribed = self.change(hub, subscriptions, prefix, true, true);
         if subscribed.is_err() {
             self.state().last.remove(prefix);
         }
         subscribed
     }
 
-    /// Adds to what others want, or takes away from it. What is more than we may keep is not refused, which one of them could bring about for all:
-    /// while there is more, everything is subscribed to.
+    /// Adds to what others want, or takes away from it. More than we may keep is not refused: one of them could so keep all the others from
+    /// subscribing. Instead, everything is subscribed to from then on.
     pub(crate) fn subscribe_for_others(&self, hub: &Hub, prefix: &Bytes, subscribe: bool) -> Result<()> {
-        let mut subscriptions = self.state();
-        let is_kept = subscriptions.counts.contains_key(prefix);
-        if !subscribe && !is_kept {
-            if subscriptions.beyond == 0 {
-                return Ok(());
-            }
-            subscriptions.beyond -= 1;
-            return if subscriptions.beyond == 0 {
-                self.change(hub, subscriptions, &Bytes::new(), false)
-            } else {
-                Ok(())
-            };
-        }
+        let subscriptions = self.state();
         let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + prefix.len());
         let has_room = SubscriptionLimits::ours(&self.limits).check(prefix.len(), count, bytes).is_ok();
-        if !subscribe || is_kept || has_room {
-            return self.change(hub, subscriptions, prefix, subscribe);
+        // The empty prefix, of which there is one, takes no room.
+        if !subscribe || has_room || prefix.is_empty() || subscriptions.counts.contains_key(prefix) {
+            return self.change(hub, subscriptions, prefix, subscribe, !prefix.is_empty());
         }
-        subscriptions.beyond += 1;
-        if subscriptions.beyond > 1 {
+        if subscriptions.is_everything {
             return Ok(());
         }
-        let subscribed = self.change(hub, subscriptions, &Bytes::new(), true);
-        if subscribed.is_err() {
-            self.state().beyond -= 1;
-        }
-        subscribed
+        self.change(hub, subscriptions, &Bytes::new(), true, false)?;
+        self.state().is_everything = true;
+        Ok(())
     }
 
     fn change(
@@ -175,11 +161,12 @@ impl Subscribing {
         mut subscriptions: MutexGuard<'_, Subscriptions>,
         prefix: &Bytes,
         subscribe: bool,
+        is_limited: bool,
     ) -> Result<()> {
         let count = subscriptions.counts.get(prefix).copied().unwrap_or_default();
         match (subscribe, count) {
             (true, 0) => {
-                self.may_subscribe(hub, prefix.len(), &subscriptions)?;
+                self.may_subscribe(hub, prefix.len(), &subscriptions, is_limited)?;
                 subscriptions.counts.insert(prefix.clone(), 1);
                 subscriptions.bytes += prefix.len();
             }
@@ -210,8 +197,10 @@ impl Subscribing {
                 // That a peer that we connect to takes it was found before. Another one goes without.
                 let all = limits.check(prefix.len(), subscriptions.counts.len(), subscriptions.bytes);
                 if let Err(why) = all {
-                    link.state().refused = Some(why);
-                    hub.tell_refused_subscriptions(link, vec![(prefix.clone(), why)]);
+                    let is_first = link.state().refused.replace(why).is_none();
+                    if is_first {
+                        hub.tell_refused_subscriptions(link, vec![(prefix.clone(), why)]);
+                    }
                     continue;
                 }
             } else if prefix.len() > limits.len {
@@ -220,16 +209,21 @@ impl Subscribing {
             }
             let mut bytes = BytesMut::new();
             version.write_subscription(&mut bytes, subscribe, prefix);
-            queue(link, &bytes);
+            queue(link, &bytes, subscriptions.bytes);
         }
         Ok(())
     }
 
     /// Whether a prefix of this length may be added. Limits of peers that have connected to us bind nobody but themselves.
-    fn may_subscribe(&self, hub: &Hub, len: usize, subscriptions: &Subscriptions) -> Result<()> {
+    fn may_subscribe(
+        &self,
+        hub: &Hub,
+        len: usize,
+        subscriptions: &Subscriptions,
+        is_limited: bool,
+    ) -> Result<()> {
         let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + len);
-        // What stands for all that is beyond the limit has room beyond it.
-        if subscriptions.beyond == 0 {
+        if is_limited {
             let ours = SubscriptionLimits::ours(&self.limits).check(len, count, bytes);
             ours.map_err(|why| why.error(Whose::Ours))?;
         }
@@ -250,11 +244,12 @@ impl Subscribing {
     }
 }
 
-/// Has subscriptions wait until they are written. A peer that has connected to us and lets too many of them wait is ended: without them it would
-/// send what nobody wants any more, and keep what somebody wants.
-fn queue(link: &Link, subscriptions: &[u8]) {
-    let most = if link.connecting { QUEUED_MAX } else { QUEUED_FOR_STRANGERS };
-    if !link.outbox.push_urgent(subscriptions, most) && !link.connecting {
+/// Has a subscription wait until it is written. A peer that has connected to us and lets too many of them wait is ended: without them it would send
+/// what nobody wants any more, and keep what somebody wants. What it was told when it connected, `told` bytes of prefixes, may wait beside them.
+fn queue(link: &Link, subscription: &[u8], told: usize) {
+    // Each prefix has a frame and a byte in front.
+    let most = if link.connecting { QUEUED_MAX } else { QUEUED_FOR_STRANGERS + 2 * told };
+    if !link.outbox.push_urgent(subscription, most) && !link.connecting {
         tracing::debug!(peer = %link.state().name, "ended: it does not read what is subscribed to");
         link.stop.cancel();
     }
@@ -287,7 +282,8 @@ impl Role for Subscribing {
         link.outbox.clear_urgent();
         let (bytes, refused) = subscriptions.for_peer(version, &limits);
         if !bytes.is_empty() {
-            queue(link, &bytes);
+            // All of it, however much that is: what changes later is bounded beside it.
+            link.outbox.push_urgent(&bytes, QUEUED_MAX);
         }
         link.establish(version, limits, refused.first().map(|(_, why)| *why));
         refused

@@ -121,14 +121,26 @@ async fn what_one_subscriber_wants_keeps_nobody_else_from_subscribing() {
         }
     })
     .await;
-    // When those have left for whom everything was subscribed to, it is no more.
-    drop(greedy);
-    until("less to be wanted", || backend.peers() == 1).await;
-    drop(late);
-    until("nothing to be wanted", || !publisher.has_subscriber(b"whatever")).await;
-    let _again = subscriber(&subscribers, ["c:".to_owned()]);
-    within("what is wanted now", publisher.wait_for_subscriber(b"c:1")).await.unwrap();
-    assert!(!publisher.has_subscriber(b"whatever") && !publisher.has_subscriber(b"b:1"));
+    // Everything is wanted from then on, also when somebody wants it who goes again.
+    let everything = subscriber(&subscribers, [String::new()]);
+    until("another one", || backend.peers() == 3).await;
+    drop((everything, greedy));
+    until("those who have left", || backend.peers() == 1).await;
+    publisher.publish(["b:1"]).await.unwrap();
+    within("another message", late.recv()).await.unwrap();
+    let mut later = subscriber(&subscribers, ["c:1".to_owned()]);
+    until("one more", || backend.peers() == 2).await;
+    within("its message", async {
+        loop {
+            publisher.publish(["c:1"]).await.unwrap();
+            if let Some(Some(message)) = later.recv().now_or_never() {
+                assert_eq!(message.frames(), ["c:1"]);
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
     assert_eq!(device.stop(PATIENCE).await.backward.dropped, 0);
 }
 

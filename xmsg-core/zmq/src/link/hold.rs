@@ -10,11 +10,10 @@ use tokio::time::Instant;
 
 use crate::SocketOptions;
 use crate::link::Link;
+use crate::publishing::WANTED_MAX;
 
 /// Subscribers that were there before are waited for until the connection is so old.
 const HOLD: Duration = Duration::from_secs(1);
-/// Subscriptions that are remembered from connection to connection.
-const WANTED_MAX: usize = 100_000;
 /// … and for so long at least, if the pause itself took all of that time.
 const GRACE_MIN: Duration = Duration::from_millis(250);
 

@@ -221,6 +221,9 @@ impl TcpOptions {
         if let Some(bytes) = self.receive_buffer {
             result = result.and(socket.set_recv_buffer_size(bytes));
         }
+        if self.reset_on_close {
+            result = result.and(socket.set_linger(Some(Duration::ZERO)));
+        }
         if let Err(error) = result {
             tracing::debug!(%error, "a TCP option was refused");
         }

@@ -404,20 +404,17 @@ impl TableTask {
     /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers. Publishers that may publish something else
     /// than before are told what concerns them now.
     fn enforce(&mut self) {
-        let mut others = Vec::new();
+        // By number: one that is being told anew already stands in both, with the same audience.
+        let mut others = BTreeMap::new();
         let joining = self.jobs.joining.iter().map(|joining| &joining.told);
         for Told { publisher, audience } in self.publishers.values().chain(joining) {
             let scope = self.audiences.get(audience).and_then(|audience| audience.snapshot.scope());
             if Scope::of(publisher.grant.rights().as_deref()).as_ref() != scope {
-                others.push((publisher.clone(), *audience, scope.cloned()));
+                others.insert(publisher.id, (publisher.clone(), *audience, scope.cloned()));
             }
         }
-        for (publisher, before, scope) in others {
-            // One that is told anew already stands in both.
-            let is_known = |told: &Told| told.publisher.id == publisher.id && told.audience == before;
-            if !self.publishers.values().chain(self.jobs.joining.iter().map(|one| &one.told)).any(is_known) {
-                continue;
-            }
+        self.jobs.joining.retain(|joining| !others.contains_key(&joining.told.publisher.id));
+        for (publisher, before, scope) in others.into_values() {
             let audience = self.join(&publisher);
             self.leave(before);
             let told = self.publishers.get_mut(&publisher.id);
@@ -425,7 +422,6 @@ impl TableTask {
             if let Some(told) = told {
                 told.audience = audience;
             }
-            self.jobs.joining.retain(|joining| joining.told.publisher.id != publisher.id);
             self.jobs.joining.push_back(Joining { told: Told { publisher, audience }, next: 0, before });
         }
         let subscribers: Vec<_> = {
@@ -591,14 +587,14 @@ impl TableTask {
     /// Cuts publishers off that hold much which is out of date by not reading it. Those that have just come have had no time to read.
     fn bound_outdated(&mut self) {
         let is_too_much = |snapshot: &Snapshot| snapshot.outdated() > OUTDATED_MIN.max(snapshot.present());
-        let mut audiences = self.audiences.iter();
-        let Some((number, _)) = audiences.find(|(_, audience)| is_too_much(&audience.snapshot)) else {
-            return;
-        };
-        let theirs = self.publishers.values().filter(|told| told.audience == *number);
-        let slowest = theirs.map(|told| &told.publisher).filter(|publisher| !publisher.cut.is_cancelled());
-        if let Some(publisher) = slowest.max_by_key(|publisher| publisher.held_up()) {
-            publisher.cut_off();
+        for (number, _) in self.audiences.iter().filter(|(_, audience)| is_too_much(&audience.snapshot)) {
+            let theirs = self.publishers.values().filter(|told| told.audience == *number);
+            let slowest =
+                theirs.map(|told| &told.publisher).filter(|publisher| !publisher.cut.is_cancelled());
+            if let Some(publisher) = slowest.max_by_key(|publisher| publisher.held_up()) {
+                publisher.cut_off();
+                return;
+            }
         }
     }
 
