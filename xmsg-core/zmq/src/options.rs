@@ -25,7 +25,7 @@ pub struct TcpOptions {
     pub send_buffer: Option<usize>,
     /// Bytes of the kernel's receive buffer; `None`: the system decides.
     pub receive_buffer: Option<usize>,
-    /// Closes a connection at once, with a reset (`SO_LINGER` of no time): it leaves no port in TIME_WAIT behind, and what is not sent by then is
+    /// Closes a connection at once, with a reset (`SO_LINGER` of no time): it leaves no port in `TIME_WAIT` behind, and what is not sent by then is
     /// lost. For a peer that has answered all that matters. Default no.
     pub reset_on_close: bool,
 }
