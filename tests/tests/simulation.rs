@@ -23,6 +23,18 @@ fn runtime() -> tokio::runtime::Runtime {
     runtime.expect("a runtime")
 }
 
+/// Runs all seeds of a test, and prints what happens if it is only one.
+fn all(test: &str, run: impl Fn(u64) -> (Vec<Happened>, Result<(), String>) + Sync) {
+    if seeds::only().is_some() {
+        xmsg_tests::start_tracing();
+    }
+    seeds::all(test, |seed| {
+        let (trace, result) = run(seed);
+        print(trace);
+        result
+    });
+}
+
 fn print(trace: Vec<Happened>) {
     if seeds::only().is_some() {
         for (at, what, a, b) in trace {
@@ -33,26 +45,12 @@ fn print(trace: Vec<Happened>) {
 
 #[test]
 fn clients_and_switch_keep_their_promises() {
-    if seeds::only().is_some() {
-        xmsg_tests::start_tracing();
-    }
-    seeds::all("clients_and_switch_keep_their_promises", |seed| {
-        let (trace, result) = network(seed);
-        print(trace);
-        result
-    });
+    all("clients_and_switch_keep_their_promises", network);
 }
 
 #[test]
 fn what_is_closed_or_drained_loses_nothing_in_silence() {
-    if seeds::only().is_some() {
-        xmsg_tests::start_tracing();
-    }
-    seeds::all("what_is_closed_or_drained_loses_nothing_in_silence", |seed| {
-        let (trace, result) = closing(seed);
-        print(trace);
-        result
-    });
+    all("what_is_closed_or_drained_loses_nothing_in_silence", closing);
 }
 
 #[test]
@@ -62,14 +60,7 @@ fn engines_keep_their_promises() {
 
 #[test]
 fn patterns_keep_their_promises() {
-    if seeds::only().is_some() {
-        xmsg_tests::start_tracing();
-    }
-    seeds::all("patterns_keep_their_promises", |seed| {
-        let (trace, result) = pattern(seed);
-        print(trace);
-        result
-    });
+    all("patterns_keep_their_promises", pattern);
 }
 
 /// A seed that does something else the second time is of no use.

@@ -58,6 +58,12 @@ fn hint(topic: &Topic) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// The hint names the pattern, and says what to do instead.
+    fn says(hint: Option<String>, pattern: &str, instead: &str) {
+        let hint = hint.unwrap_or_default();
+        assert!(hint.starts_with(&format!("`{pattern}` is no pattern")) && hint.contains(instead), "{hint}");
+    }
+
     #[test]
     fn what_to_subscribe_to_instead_is_told() {
         for (pattern, instead) in [
@@ -67,11 +73,7 @@ mod tests {
             ("a:>", "; subscribe to `a:` for all"),
             ("#", "; subscribe to '' for everything"),
         ] {
-            let hint = hint(&Topic::wrap(pattern)).unwrap_or_default();
-            assert!(
-                hint.starts_with(&format!("`{pattern}` is no pattern")) && hint.contains(instead),
-                "{hint}"
-            );
+            says(hint(&Topic::wrap(pattern)), pattern, instead);
         }
         assert_eq!(hint(&Topic::wrap("weather/oslo")), None);
         for (pattern, instead) in [
@@ -79,11 +81,7 @@ mod tests {
             ("a.>", "; --topic 'a.' is all"),
             ("*", "; leave out --topic for everything"),
         ] {
-            let hint = prefix_hint(&Topic::wrap(pattern)).unwrap_or_default();
-            assert!(
-                hint.starts_with(&format!("`{pattern}` is no pattern")) && hint.contains(instead),
-                "{hint}"
-            );
+            says(prefix_hint(&Topic::wrap(pattern)), pattern, instead);
         }
         assert_eq!(prefix_hint(&Topic::wrap("weather/oslo")), None);
     }

@@ -113,11 +113,7 @@ impl Confirmations {
     /// Returns once everything that was accepted before the call is confirmed, or is known to be doubtful. Returns the number of
     /// doubtful messages that were not returned before. Those who call at the same time are served one after another.
     pub(super) async fn confirm(&self, publisher: &Publisher, target: &Target) -> Result<u64> {
-        let mut slot = self.control.lock().await;
-        if self.unconfirmed(publisher) > self.known().doubtful {
-            self.confirm_through(&mut slot, publisher, target).await?;
-            Self::prepare(&mut slot, target);
-        }
+        self.confirm_quietly(publisher, target).await?;
         let mut known = self.known();
         let news = known.doubtful - known.reported;
         known.reported = known.doubtful;

@@ -7,7 +7,7 @@
 use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::link::Link;
 use crate::link::line::{Line, Place};
 use crate::link::outbox::{self, Begun, Frame, Refused, Unsent};
 use crate::link::refusal::unfit;
+use crate::lock::lock;
 use crate::role::Role;
 use crate::{Error, ErrorKind, Result};
 
@@ -365,7 +366,7 @@ impl Balancer {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     /// Whether the message can be sent at all, whoever the peer is.

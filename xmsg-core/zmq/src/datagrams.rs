@@ -54,7 +54,7 @@ pub(crate) async fn sender(
         socket.connect(&address.into())?;
         UdpSocket::from_std(socket.into())
     };
-    first_that_does(addresses::look_up(endpoint, host, port).await?, connect)
+    addresses::first_that_does(addresses::look_up(endpoint, host, port).await?, connect)
         .map_err(|error| connect_error(endpoint, error))
 }
 
@@ -69,14 +69,17 @@ pub(crate) async fn receiver(
         if let Some(bytes) = receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
-        if address.ip().is_multicast() {
+        let ip = address.ip();
+        if ip.is_multicast() {
             // Every program that listens to the address gets all that is sent to it.
             socket.set_reuse_address(true)?;
             socket.set_reuse_port(true)?;
+        } else {
+            only_for_multicast(interface)?;
         }
-        match address.ip() {
+        socket.bind(&address.into())?;
+        match ip {
             IpAddr::V4(ip) if ip.is_multicast() => {
-                socket.bind(&SocketAddr::from((ip, port)).into())?;
                 let from = match interface {
                     Some(name) => InterfaceIndexOrAddress::Address(address_of(name)?),
                     None => InterfaceIndexOrAddress::Index(0),
@@ -84,18 +87,15 @@ pub(crate) async fn receiver(
                 socket.join_multicast_v4_n(&ip, &from)?;
             }
             IpAddr::V6(ip) if ip.is_multicast() => {
-                socket.bind(&address.into())?;
                 socket.join_multicast_v6(&ip, interface.map_or(Ok(0), index_of)?)?;
             }
-            _ => {
-                only_for_multicast(interface)?;
-                socket.bind(&address.into())?;
-            }
+            _ => {}
         }
         UdpSocket::from_std(socket.into())
     };
     let failed = |error| bind_error(endpoint, error);
-    let socket = first_that_does(addresses::to_bind(endpoint, host, port).await?, bind).map_err(failed)?;
+    let socket =
+        addresses::first_that_does(addresses::to_bind(endpoint, host, port).await?, bind).map_err(failed)?;
     let bound = socket.local_addr().map_err(failed)?;
     let endpoint = Endpoint::Udp {
         interface: interface.map(str::to_owned),
@@ -118,21 +118,6 @@ fn parts(endpoint: &Endpoint) -> Result<(Option<&str>, &str, u16)> {
 
 fn new_socket(address: SocketAddr) -> io::Result<Socket> {
     Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))
-}
-
-/// The socket of the first address with which it can be made; the last error if it can be with none.
-fn first_that_does(
-    addresses: Vec<SocketAddr>,
-    make: impl Fn(SocketAddr) -> io::Result<UdpSocket>,
-) -> io::Result<UdpSocket> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match make(address) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 fn only_for_multicast(interface: Option<&str>) -> io::Result<()> {

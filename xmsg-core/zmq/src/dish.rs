@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -117,7 +117,7 @@ struct Bound {
 /// What is shared with the tasks.
 #[derive(Debug, Default)]
 struct Inbox {
-    groups: RwLock<HashSet<Bytes>>,
+    groups: Mutex<HashSet<Bytes>>,
     sources: Mutex<Sources>,
     /// Told when there is something to take, or nothing more will come.
     changed: Notify,
@@ -196,7 +196,7 @@ impl Dish {
     pub fn join(&self, group: impl AsRef<[u8]>) -> Result<()> {
         let group = group.as_ref();
         datagram::check_group(group).map_err(|error| invalid_group(group, error))?;
-        let mut groups = self.0.inbox.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = lock(&self.0.inbox.groups);
         if groups.insert(Bytes::copy_from_slice(group)) {
             return Ok(());
         }
@@ -209,7 +209,7 @@ impl Dish {
     /// One that was not joined is [`InvalidTopic`](ErrorKind::InvalidTopic).
     pub fn leave(&self, group: impl AsRef<[u8]>) -> Result<()> {
         let group = group.as_ref();
-        let mut groups = self.0.inbox.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = lock(&self.0.inbox.groups);
         if groups.remove(group) {
             return Ok(());
         }
@@ -313,7 +313,7 @@ impl Inbox {
             source.malformed.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        let group = self.groups.read().unwrap_or_else(PoisonError::into_inner).get(group).cloned();
+        let group = lock(&self.groups).get(group).cloned();
         let Some(group) = group else {
             source.unwanted.fetch_add(1, Ordering::Relaxed);
             return;

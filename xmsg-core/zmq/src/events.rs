@@ -1,7 +1,7 @@
 //! What happens to the connections of a socket, told to whoever observes it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::lock::lock;
 use crate::{Error, ErrorKind};
 
 /// Events that wait for a slow observer; older ones are lost to it.
@@ -166,7 +167,7 @@ impl EventChannel {
     /// The same for what one of many sockets tells: that a peer can't be reached is not told for each attempt of each of them.
     pub fn tell_folded(&self, event: SocketEvent) {
         let is_news = {
-            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut failures = lock(&self.failures);
             match &event {
                 SocketEvent::ConnectFailed { peer, error, .. } => {
                     let (kind, now) = (error.kind(), Instant::now());

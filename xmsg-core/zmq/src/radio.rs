@@ -215,8 +215,8 @@ impl Radio {
     pub fn send(&self, group: impl AsRef<[u8]>, body: impl AsRef<[u8]>) -> Result<usize> {
         let (group, body) = (group.as_ref(), body.as_ref());
         let (size, limit) = (1 + group.len() + body.len(), self.0.options.max_datagram);
-        datagram::check_group(group).map_err(|error| invalid_group(group, error))?;
-        if size > limit {
+        // What is wrong with the group is said by `encode`.
+        if size > limit && datagram::check_group(group).is_ok() {
             let what = format!(
                 "a message of {} bytes for a group of {} bytes does not fit into a datagram of {limit} bytes \
                  (max_datagram)",

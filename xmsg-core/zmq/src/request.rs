@@ -1,6 +1,6 @@
 //! REQ: a request, its reply, the next request.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use crate::events::{SocketEvent, SocketEvents};
 use crate::hub::Owner;
 use crate::link::outbox::Refused;
 use crate::link::{LastEnd, Link};
+use crate::lock::lock;
 use crate::role::Plain;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
@@ -83,11 +84,11 @@ impl Service {
     }
 
     fn limits(&self) -> MutexGuard<'_, MessageLimits> {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.limits)
     }
 
     fn idle(&self) -> MutexGuard<'_, Option<Live>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 
     fn cut_off(&self, request: &[Bytes]) -> Error {
@@ -113,7 +114,7 @@ impl Service {
 
 impl Inner {
     fn services(&self) -> MutexGuard<'_, Services> {
-        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.services)
     }
 
     /// The next endpoint, and whether there are others; `None`, if there is none at all. Those to which the connection is being made anew are

@@ -1,14 +1,15 @@
 //! What a socket subscribes to, and tells its peers: the role of SUB and XSUB.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::{Bytes, BytesMut};
 use xmsg_zmtp::{Limited, Limits, PeerLimits, SocketType, Version};
 
 use crate::hub::Hub;
-use crate::link::Link;
 use crate::link::refusal::{Whose, unfit_subscription};
+use crate::link::{Link, has_prefix_of};
+use crate::lock::lock;
 use crate::role::Role;
 use crate::{Error, Result, SocketOptions};
 
@@ -117,7 +118,7 @@ impl Subscribing {
     }
 
     fn state(&self) -> MutexGuard<'_, Subscriptions> {
-        self.subscriptions.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.subscriptions)
     }
 
     /// Adds to what a subscriber wants (or takes away from it) and tells every peer. Fails when that is more than we, or a peer, take; then
@@ -268,10 +269,8 @@ impl Role for Subscribing {
     fn wants(&self, topic: &[u8]) -> bool {
         // A forwarder wants what its subscribers may want in a moment.
         self.socket_type == SocketType::Xsub || {
-            let subscriptions = self.state();
-            // A first frame may be long; a subscription is not.
-            let longest = topic.len().min(self.limits.subscription_len);
-            (0..=longest).any(|len| subscriptions.counts.contains_key(&topic[..len]))
+            let counts = &self.state().counts;
+            has_prefix_of(topic, |up_to| counts.range::<[u8], _>(up_to).next_back().map(|(prefix, _)| prefix))
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use crate::link::Link;
 use crate::link::outbox::Frame;
 use crate::link::routes::Routes;
 use crate::link::session::Ended;
+use crate::lock::lock;
 use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
 use crate::publishing::note_wanted;
 use crate::role::{Role, Seat};
@@ -121,7 +122,7 @@ struct Announcing {
 
 impl Announcing {
     fn wanted(&self) -> MutexGuard<'_, HashMap<Bytes, usize>> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.wanted)
     }
 
     /// Takes note of what a peer wants. Returns whether it is the first that does, or was the last.

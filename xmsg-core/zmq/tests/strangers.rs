@@ -68,6 +68,21 @@ async fn reaches(publisher: &Publisher, subscriber: &mut Subscriber, topic: &'st
     while within(topic, subscriber.recv()).await.unwrap().frames()[0] != topic {}
 }
 
+/// Publishes to the topic again and again, until the subscriber gets it first: its subscription may still be on the way.
+async fn arrives(publisher: &Publisher, subscriber: &mut Subscriber, topic: &'static str) {
+    within("its message", async {
+        loop {
+            publisher.publish([topic]).await.unwrap();
+            if let Some(Some(message)) = subscriber.recv().now_or_never() {
+                assert_eq!(message.frames(), [topic]);
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
 /// A PUB may tell a forwarder that it takes one subscription. That is its own affair.
 #[tokio::test]
 async fn the_limits_that_one_publisher_tells_bind_nobody_else() {
@@ -110,17 +125,7 @@ async fn what_one_subscriber_wants_keeps_nobody_else_from_subscribing() {
     within("more than is kept", publisher.wait_for_subscriber(b"whatever")).await.unwrap();
     let mut late = subscriber(&subscribers, ["b:1".to_owned()]);
     until("the late one", || backend.peers() == 2).await;
-    within("its message", async {
-        loop {
-            publisher.publish(["b:1"]).await.unwrap();
-            if let Some(Some(message)) = late.recv().now_or_never() {
-                assert_eq!(message.frames(), ["b:1"]);
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
+    arrives(&publisher, &mut late, "b:1").await;
     // Everything is wanted from then on, also when somebody wants it who goes again.
     let everything = subscriber(&subscribers, [String::new()]);
     until("another one", || backend.peers() == 3).await;
@@ -130,17 +135,7 @@ async fn what_one_subscriber_wants_keeps_nobody_else_from_subscribing() {
     within("another message", late.recv()).await.unwrap();
     let mut later = subscriber(&subscribers, ["c:1".to_owned()]);
     until("one more", || backend.peers() == 2).await;
-    within("its message", async {
-        loop {
-            publisher.publish(["c:1"]).await.unwrap();
-            if let Some(Some(message)) = later.recv().now_or_never() {
-                assert_eq!(message.frames(), ["c:1"]);
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
+    arrives(&publisher, &mut later, "c:1").await;
     assert_eq!(device.stop(PATIENCE).await.backward.dropped, 0);
 }
 

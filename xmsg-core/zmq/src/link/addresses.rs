@@ -45,6 +45,21 @@ pub(crate) async fn to_bind(endpoint: &Endpoint, host: &str, port: u16) -> Resul
     look_up(endpoint, host, port).await
 }
 
+/// What can be made of the first address with which it can be; the last error, if it can be with none.
+pub(crate) fn first_that_does<T>(
+    addresses: Vec<SocketAddr>,
+    make: impl Fn(SocketAddr) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match make(address) {
+            Ok(first) => return Ok(first),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 /// The addresses of the interface of this name, those of IPv4 first, each with the interface's number. None if there is no such interface, or the
 /// system doesn't tell.
 pub(crate) fn interface(name: &str) -> Vec<(IpAddr, u32)> {

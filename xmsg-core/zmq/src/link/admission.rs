@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -15,6 +15,7 @@ use crate::link::pause::Departure;
 use crate::link::session::now;
 use crate::link::source::network;
 use crate::link::throttle::Throttle;
+use crate::lock::lock;
 use crate::security::{Authenticator, Credentials, Verdict};
 
 /// The limits. A connection above one of them is closed at once; its owner may try again later. At the limit of connections, those
@@ -194,7 +195,7 @@ impl Counts {
 
 impl Inner {
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
     }
 
     /// Makes room for a newcomer to another service with the same memory. Whoever holds the lock is busy with newcomers of its own, who make

@@ -4,7 +4,7 @@
 //! for one of its messages, and not for all of them.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use tokio::task::coop;
 use crate::Multipart;
 use crate::link::buffer::Slab;
 use crate::link::source::Source;
+use crate::lock::lock;
 
 /// So many bytes of a peer of which nothing waits are taken in any case: whoever asks little is not to wait, before it is in the queue, for
 /// those who fill it.
@@ -366,7 +367,7 @@ impl Inbox {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Where a connection puts what its peer sends. What comes of one peer over several connections, one after another, stays in order.

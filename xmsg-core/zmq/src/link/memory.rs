@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use crate::link::admission::Inner as Admitting;
 use crate::link::outbox::{Ledger, Outbox};
 use crate::link::source::Source;
 use crate::link::throttle::Throttle;
+use crate::lock::lock;
 
 /// What a connection needs, bytes, about: its task, its entries, and its buffers as long as little comes in.
 pub const CONNECTION: usize = 32 << 10;
@@ -325,11 +326,11 @@ impl AsRef<[u8]> for Counted {
 
 impl Inner {
     fn services(&self) -> MutexGuard<'_, Vec<Weak<Admitting>>> {
-        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.services)
     }
 
     fn holders(&self) -> MutexGuard<'_, Holders> {
-        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.holders)
     }
 }
 

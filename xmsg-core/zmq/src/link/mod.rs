@@ -26,7 +26,7 @@ pub mod violations;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::Error;
 use crate::link::outbox::Outbox;
 use crate::link::tally::Tally;
+use crate::lock::lock;
 use crate::options::Overflow;
 use crate::subscriptions::NotTaken;
 use xmsg_zmtp::{DroppedCounts, PeerLimits, Principal, Version, Violation};
@@ -118,15 +119,16 @@ impl LinkState {
     }
 }
 
-/// Whether one of the prefixes is one of the topic, however long that is.
+/// Whether one of the prefixes is one of the topic, however long that is. `last` finds the last of them in a range.
 ///
 /// The last of those that sort before the topic either is such a prefix, or differs from the topic at some byte. Whatever else is a prefix
 /// of the topic then ends before that byte, so that the search goes on with what is before it.
-fn has_prefix_of(prefixes: &BTreeSet<Bytes>, topic: &[u8]) -> bool {
-    let mut topic = topic;
+pub(crate) fn has_prefix_of<'a>(
+    mut topic: &[u8],
+    last: impl Fn((Bound<&[u8]>, Bound<&[u8]>)) -> Option<&'a Bytes>,
+) -> bool {
     loop {
-        let up_to = (Bound::Unbounded, Bound::Included(topic));
-        let Some(last) = prefixes.range::<[u8], _>(up_to).next_back() else { return false };
+        let Some(last) = last((Bound::Unbounded, Bound::Included(topic))) else { return false };
         let common = last.iter().zip(topic).take_while(|(a, b)| a == b).count();
         if common == last.len() {
             return true;
@@ -143,7 +145,7 @@ impl AsRef<Outbox> for Link {
 
 impl Link {
     pub(crate) fn state(&self) -> MutexGuard<'_, LinkState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A name of ours for its peer: it starts with a zero byte, as no name does that a peer may choose (RFC 28).
@@ -186,7 +188,7 @@ impl Link {
     /// Whether the peer of a publisher wants this topic.
     pub(crate) fn wants(&self, topic: &[u8]) -> bool {
         let state = self.state();
-        state.wants_more || has_prefix_of(&state.wanted, topic)
+        state.wants_more || has_prefix_of(topic, |up_to| state.wanted.range::<[u8], _>(up_to).next_back())
     }
 }
 
@@ -195,6 +197,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn has_prefix_of(prefixes: &BTreeSet<Bytes>, topic: &[u8]) -> bool {
+        super::has_prefix_of(topic, |up_to| prefixes.range::<[u8], _>(up_to).next_back())
+    }
 
     #[test]
     fn a_topic_of_many_megabytes_is_looked_up_as_fast_as_a_short_one() {

@@ -17,7 +17,7 @@ use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 
 use bytes::{Bytes, BytesMut};
@@ -37,6 +37,7 @@ pub use writer::Writer;
 
 use crate::EncodedFrames;
 use crate::link::line::{Calls, Line, Place};
+use crate::lock::lock;
 use xmsg_zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
 
 /// Frames from this length on are queued as they are instead of being copied.
@@ -396,7 +397,7 @@ impl Outbox {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Takes the lock for several pushes; the writer is woken once, when the guard is dropped.

@@ -1,11 +1,12 @@
 //! The links of a socket that knows its peers by name.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
 use crate::link::Link;
+use crate::lock::lock;
 use xmsg_zmtp::Principal;
 
 /// Whom an identity belongs to, where that matters, and the identity.
@@ -17,7 +18,7 @@ pub(crate) struct Routes(Mutex<HashMap<RouteKey, Arc<Link>>>);
 
 impl Routes {
     fn links(&self) -> MutexGuard<'_, HashMap<RouteKey, Arc<Link>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The link of this peer.

@@ -1,7 +1,8 @@
 //! Messages that are dropped for one peer: counted, and told from time to time.
 
+use crate::lock::lock;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -35,7 +36,7 @@ impl Tally {
         } else if self.untold.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let mut told_at = self.told_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told_at = lock(&self.told_at);
         let now = Instant::now();
         if told_at.is_some_and(|at| now.duration_since(at) < INTERVAL) {
             return None;

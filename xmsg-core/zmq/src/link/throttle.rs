@@ -1,11 +1,12 @@
 //! Log lines that somebody else can cause: some of them are written, the rest is counted.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::deadline::Deadline;
 use crate::link::session::now;
+use crate::lock::lock;
 
 /// Lets a few lines of one kind through in any interval, so that whoever causes them can't fill the disk, be it one peer or many at the same
 /// time. How many were left out stands in the next one, or, when none follows, in a line of its own as soon as the interval is over.
@@ -79,10 +80,6 @@ async fn report(state: Arc<Mutex<State>>, due: Deadline, what: &'static str) {
             "lines were left out of the log: there were too many of a kind"
         );
     }
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -458,22 +458,14 @@ const NO_DESCRIPTOR: &str =
     ": no file descriptor is left; close what is not needed, or raise the limit (`ulimit -n`)";
 
 fn bind_tcp(addresses: Vec<SocketAddr>) -> io::Result<TcpListener> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
+    addresses::first_that_does(addresses, |address| {
         let domain = socket2::Domain::for_address(address);
-        let bound =
-            socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), None).and_then(|socket| {
-                socket.set_reuse_address(true)?;
-                socket.bind(&address.into())?;
-                socket.listen(BACKLOG)?;
-                TcpListener::from_std(socket.into())
-            });
-        match bound {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking(), None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    })
 }
 
 pub(crate) fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
