@@ -27,7 +27,7 @@ impl Raw {
         Self::connect_from(host, port).await.expect("somebody listens")
     }
 
-    /// The same from this address of the loopback, `127.0.0.HOST`. `None`: it was reset at once.
+    /// A peer that connects from the address `127.0.0.HOST` of the loopback. `None`: it was reset at once.
     pub async fn connect_from(host: u8, port: u16) -> Option<Self> {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, host], 0).into()).expect("the loopback has many addresses");
@@ -42,7 +42,7 @@ impl Raw {
         Self::handshake_with(port, socket_type, b"").await
     }
 
-    /// The same from this address of the loopback, `127.0.0.HOST`. `None`: it was not let in.
+    /// A peer that connects from the address `127.0.0.HOST` of the loopback and finishes its handshake. `None`: it was not let in.
     pub async fn handshake_from(host: u8, port: u16, socket_type: &str) -> Option<Self> {
         let mut raw = Self::connect_from(host, port).await?;
         let hello = [&greeting(3, 1)[..], &ready(socket_type, b"")].concat();

@@ -1,5 +1,5 @@
-//! What a small message costs in allocations, all the way from publisher to subscriber, next to none; what one that is kept
-//! costs in memory; and whether the registrar counts what registrations cost.
+//! These tests count allocations. A small message needs next to none on its way from publisher to subscriber; a message that is
+//! kept holds little more memory than its own; and the registrar counts the memory that registrations take.
 //!
 //! Everything runs on one thread, so that the count of that thread is the count of the whole path.
 
@@ -275,8 +275,8 @@ const SHAPES: [Shape; 15] = [
     }),
 ];
 
-/// The bytes that are in use, with what an allocator takes beside what it is asked for: 8 bytes, and what is missing to the next
-/// multiple of 16.
+/// The bytes that are in use. An allocator takes more than it is asked for: 8 bytes, and what is missing to the next multiple of
+/// 16.
 fn in_use(info: &AllocationInfo) -> i64 {
     info.bytes_current + 16 * info.count_current
 }

@@ -211,8 +211,8 @@ async fn the_command_publishes_at_least_once() {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Without security anybody can ask the proxy to answer on somebody else's control socket, before it has what that one waits for. The answer
-/// counts only if it comes to an identity that nobody else can know.
+/// Without security, anybody can ask the proxy to answer on somebody else's control socket before it has what that one waits
+/// for. The answer counts only if it comes to an identity that nobody else can know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_else_can_have_messages_confirmed() {
     let proxy = proxy().start().await.unwrap();

@@ -1,5 +1,6 @@
-//! The patterns of ZeroMQ on its sockets, within one process: pipeline, queue, pair, fan-out and routing, each with queues and pipes of a few messages,
-//! messages of one to four frames, peers that are slow, and peers that come and go where the pattern allows it.
+//! The patterns of ZeroMQ on its sockets, within one process: pipeline, queue, pair, fan-out and routing. Each has queues and
+//! pipes of a few messages, messages of one to four frames, peers that are slow, and, where the pattern allows it, peers that
+//! come and go.
 //!
 //! What has to hold:
 //!

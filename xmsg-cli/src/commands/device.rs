@@ -127,7 +127,7 @@ trait DeviceEnd: DeviceSocket {
     fn dropped(&self) -> u64;
     /// Sends what it has accepted, and returns how many messages were not sent.
     async fn close(&self, linger: Duration) -> usize;
-    /// Takes the messages that it has received and nobody has taken, once it is closed, and returns how many there were.
+    /// Takes, once the socket is closed, the messages that it has received and nobody has taken. Returns how many there were.
     async fn unread(&self) -> u64;
 }
 

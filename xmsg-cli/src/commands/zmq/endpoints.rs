@@ -112,8 +112,8 @@ pub(crate) fn memory_of_process() -> MemoryBudget {
 }
 
 impl PeerOptions {
-    /// The options of a socket with these endpoints: a client where it connects, a server where it binds. Whoever connects may send any number of
-    /// messages up to their last byte: `memory` is what they may take together, of all sockets that share it.
+    /// The options of a socket with these endpoints: a client where it connects, a server where it binds. Peers may send any number
+    /// of messages up to their last byte; `memory` bounds what the peers of all sockets that share it take together.
     pub(crate) fn options(&self, targets: &[Target], memory: MemoryBudget) -> anyhow::Result<SocketOptions> {
         let admission = Admission::with_memory(AdmissionLimits::default(), memory.clone());
         let limits = self.limits();
