@@ -38,7 +38,7 @@ async fn main() {
             let mut setup = setup(heartbeats);
             if let Some(bytes) = rest.first() {
                 let bytes = bytes.parse().unwrap();
-                setup = setup.before_subscribe(move |socket, _| socket.receive_high_water_mark = bytes);
+                setup = setup.before_subscribe(move |socket, _| socket.receive_high_water_mark(bytes));
             }
             subscribe(&Connection::with_options(address, setup).unwrap()).await;
         }

@@ -105,7 +105,7 @@ fn round_trips(endpoint: &Endpoint) -> Result<[f64; 2]> {
         });
     });
     let mut took: Vec<f64> = runtime().block_on(async {
-        let requester = Requester::new(endpoint, SocketOptions::default());
+        let requester = Requester::connecting_to(endpoint, SocketOptions::default());
         let mut took = Vec::with_capacity(REQUESTS);
         for _ in 0..REQUESTS {
             let started = Instant::now();

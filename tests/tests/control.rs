@@ -14,7 +14,7 @@ async fn publisher(proxy: &Proxy) -> Publisher {
 }
 
 async fn control(proxy: &Proxy, identity: &'static [u8]) -> Dealer {
-    let options = SocketOptions { identity: Bytes::from_static(identity), ..SocketOptions::default() };
+    let options = SocketOptions::default().identity(Bytes::from_static(identity));
     let dealer = Dealer::connecting_to(proxy.address().control_endpoint().parse().unwrap(), options);
     within("the control connection", dealer.connected()).await.unwrap();
     dealer

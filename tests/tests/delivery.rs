@@ -21,15 +21,13 @@ async fn daemon(port: u16) -> (Daemon, ProxyAddress) {
 
 /// Options of a publisher that gives subscribers time to come back.
 fn slow() -> ConnectOptions {
-    patient().before_connect(|socket, _| socket.reconnect_min = Duration::from_secs(1))
+    patient().before_connect(|socket, _| socket.reconnect_min(Duration::from_secs(1)))
 }
 
 /// A subscriber that comes back soon.
 fn subscriber(address: &ProxyAddress) -> Connection {
     let soon = Duration::from_millis(10);
-    let options = patient().before_connect(move |socket, _| {
-        (socket.reconnect_min, socket.reconnect_max) = (soon, soon);
-    });
+    let options = patient().before_connect(move |socket, _| socket.reconnect_min(soon).reconnect_max(soon));
     Connection::with_options(address, options).unwrap()
 }
 

@@ -7,6 +7,7 @@ use xmsg_proxy::{Config, Policy, Proxy};
 use xmsg_tests::raw::{Raw, ping};
 use xmsg_tests::{PATIENCE, connect, patient, start_tracing, within};
 use xmsg_zmq::{DropReason, HighWaterMark, SocketEvent, SocketEvents, TcpOptions};
+use xmsg_zmtp::Limits;
 
 const MARK: usize = 64 << 10;
 const DATA_LEN: usize = 4 << 10;
@@ -21,8 +22,8 @@ async fn proxy(policy: Policy) -> Proxy {
 /// Options of a subscriber that keeps next to nothing itself.
 fn tight() -> ConnectOptions {
     patient().before_connect(|socket, _| {
-        socket.receive_high_water_mark = 16 << 10;
-        socket.tcp.receive_buffer = Some(16 << 10);
+        let tcp = TcpOptions { receive_buffer: Some(16 << 10), ..TcpOptions::default() };
+        socket.receive_high_water_mark(16 << 10).tcp(tcp)
     })
 }
 
@@ -136,7 +137,8 @@ async fn many_drops_are_told_now_and_then() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_above_the_limit_of_a_subscriber_are_told_with_the_reason() {
     let proxy = proxy(Policy::DropNewest).await;
-    let options = patient().before_connect(|socket, _| socket.limits.message_size = 1000);
+    let options = patient()
+        .before_connect(|socket, _| socket.limits(Limits { message_size: 1000, ..Limits::default() }));
     let subscriber = Connection::with_options(proxy.address().clone(), options).unwrap();
     let subscription = subscriber.subscribe("t").await.unwrap();
     let mut events = subscription.events();

@@ -22,10 +22,10 @@ async fn ask(address: &ProxyAddress, security: Security) -> Value {
     // earlier client, which is just ending.
     static CLIENTS: AtomicU32 = AtomicU32::new(0);
     let identity = Bytes::from(format!("client-{}", CLIENTS.fetch_add(1, Ordering::Relaxed)));
-    let options = SocketOptions { security, ..SocketOptions::default() };
-    let named = SocketOptions { identity: identity.clone(), ..options.clone() };
+    let options = SocketOptions::any().security(security);
+    let named = options.for_socket().identity(identity.clone());
     let answers = Dealer::connecting_to(address.control_endpoint().parse().unwrap(), named);
-    let publisher = Publisher::new(options);
+    let publisher = Publisher::new(options.for_socket());
     publisher.connect(address.publish_endpoint().parse().unwrap());
     let answer = async {
         answers.connected().await.unwrap();
@@ -130,7 +130,7 @@ async fn a_foreign_proxy_is_looked_at_through_a_subscription() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_asks_without_end_is_slowed_down() {
     let proxy = proxy().start().await.unwrap();
-    let options = SocketOptions { identity: "greedy".into(), ..SocketOptions::default() };
+    let options = SocketOptions::default().identity("greedy");
     let answers = Dealer::connecting_to(proxy.address().control_endpoint().parse().unwrap(), options);
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(proxy.address().publish_endpoint().parse().unwrap());

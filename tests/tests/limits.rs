@@ -27,8 +27,8 @@ fn limited(message_size: usize) -> Limits {
     Limits { message_size, ..Limits::default() }
 }
 
-fn taking(limits: Limits) -> SocketOptions {
-    SocketOptions { limits, ..SocketOptions::default() }
+fn taking<S>(limits: Limits) -> SocketOptions<S> {
+    SocketOptions::default().limits(limits)
 }
 
 fn of_size(name: &str, bytes: usize) -> Message {
@@ -216,10 +216,8 @@ async fn connections_that_end_in_different_messages_drop_nothing() {
     // More than the system takes of a message while the one before it is being read.
     const LEN: usize = 48 * MIB;
     let (listener, endpoint) = listener().await;
-    let publisher = Publisher::new(SocketOptions {
-        send_high_water_mark: HighWaterMark::bytes(4 * LEN),
-        ..SocketOptions::default()
-    });
+    let publisher =
+        Publisher::new(SocketOptions::default().send_high_water_mark(HighWaterMark::bytes(4 * LEN)));
     publisher.connect(endpoint);
     for number in 0..3_u8 {
         within("room", publisher.publish([vec![number; LEN]])).await.unwrap();
@@ -266,8 +264,7 @@ async fn libzmqs_limit_of_a_message_does_not_stop_what_is_behind_it() {
 async fn every_socket_refuses_what_is_above_its_own_limits_and_goes_on() {
     let router = Router::new(taking(limited(MIB)));
     let endpoint = router.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let dealer =
-        Dealer::connecting_to(endpoint, SocketOptions { identity: "me".into(), ..taking(limited(MIB)) });
+    let dealer = Dealer::connecting_to(endpoint, taking(limited(MIB)).identity("me"));
     let publisher = Publisher::new(taking(limited(MIB)));
     let large = || Multipart::from([vec![0_u8; MIB]]);
     let many = || Multipart::from(vec![Bytes::new(); 1025]);
@@ -323,18 +320,21 @@ async fn every_socket_refuses_what_is_above_its_own_limits_and_goes_on() {
     publisher.publish(["on"]).await.unwrap();
 }
 
-async fn pair(replying: SocketOptions, requesting: SocketOptions) -> (Replier, Requester) {
+async fn pair(
+    replying: SocketOptions<Replier>,
+    requesting: SocketOptions<Requester>,
+) -> (Replier, Requester) {
     let replier = Replier::new(replying);
     let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-    (replier, Requester::new(endpoint, requesting))
+    (replier, Requester::connecting_to(endpoint, requesting))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dealer_and_a_router_refuse_what_the_other_one_does_not_take() {
     let router = Router::new(taking(limited(MIB)));
     let endpoint = router.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let options = SocketOptions { identity: "me".into(), ..taking(limited(MIB / 2)) };
-    let large = SocketOptions { send_limits: Some(MessageLimits::from(&Limits::default())), ..options };
+    let options = taking(limited(MIB / 2)).identity("me");
+    let large = options.send_limits(MessageLimits::from(&Limits::default()));
     let dealer = Dealer::connecting_to(endpoint, large);
     within("the router", dealer.connected()).await.unwrap();
     let message = |size: usize| Multipart::from([vec![0_u8; size]]);
@@ -420,7 +420,7 @@ async fn a_foreign_answer_that_is_too_large_does_not_have_the_request_repeated()
     let (requests, seen) = tokio::sync::watch::channel((0, 0));
     let reply = raw::message(&[&b""[..], &vec![0; 2 * MIB]]);
     let foreign = tokio::spawn(foreign_replier(listener, u64::MAX, reply, requests));
-    let requester = Requester::new(endpoint, taking(limited(MIB)));
+    let requester = Requester::connecting_to(endpoint, taking(limited(MIB)));
     let error = within("the answer", requester.request(["carried out once"], PATIENCE)).await.unwrap_err();
     assert!(error.kind() == ErrorKind::TooLarge && error.to_string().contains("1048576"), "{error}");
     assert_eq!(*seen.borrow(), (1, 1));
@@ -433,7 +433,7 @@ async fn a_foreign_peer_that_ends_the_connection_twice_in_a_request_is_not_sent_
     let (requests, seen) = tokio::sync::watch::channel((0, 0));
     let reply = raw::message(&[&b""[..], b"done"]);
     let foreign = tokio::spawn(foreign_replier(listener, 1000, reply, requests));
-    let requester = Requester::new(endpoint, SocketOptions::default());
+    let requester = Requester::connecting_to(endpoint, SocketOptions::default());
     let large = requester.request([vec![0_u8; 40 * MIB]], PATIENCE);
     let error = within("the second time", large).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
@@ -629,7 +629,7 @@ async fn a_registrar_says_when_an_answer_is_longer_than_the_client_takes() {
     let client = |limits: Limits| {
         let builder = xmsg_core::Registrar::builder(registrar.address().clone());
         builder
-            .socket(|socket| socket.limits = limits.clone())
+            .socket(|socket| socket.limits(limits))
             .registration_timeout(PATIENCE)
             .discovery_timeout(PATIENCE)
             .build()
@@ -663,17 +663,15 @@ async fn heartbeats_do_not_end_a_connection_in_the_middle_of_a_long_message() {
         let endpoint = Endpoint::Inproc(format!("a-long-message-{encrypted}"));
         let mut slow = Listener::bind(&endpoint, TcpOptions::default()).await.unwrap();
         let behind = Endpoint::Inproc(format!("behind-a-long-message-{encrypted}"));
-        let router = Router::new(SocketOptions { security: security.0, ..SocketOptions::default() });
+        let router = Router::new(SocketOptions::default().security(security.0));
         router.bind(&behind).await.unwrap();
         let dealer = Dealer::connecting_to(
             endpoint,
-            SocketOptions {
-                heartbeat_interval: Some(Duration::from_millis(100)),
-                heartbeat_timeout: Duration::from_millis(200),
-                security: security.1,
-                tcp: TcpOptions { send_buffer: Some(4096), ..TcpOptions::default() },
-                ..SocketOptions::default()
-            },
+            SocketOptions::default()
+                .heartbeat_interval(Duration::from_millis(100))
+                .heartbeat_timeout(Duration::from_millis(200))
+                .security(security.1)
+                .tcp(TcpOptions { send_buffer: Some(4096), ..TcpOptions::default() }),
         );
         let mut events = dealer.events();
         dealer.send([vec![7; MIB]]).await.unwrap();

@@ -37,7 +37,7 @@ async fn connected(proxy: &Proxy, mark: Option<usize>) -> (Connection, Subscript
         Some(mark) => {
             let options = ConnectOptions::new()
                 .connection_timeout(PATIENCE)
-                .before_connect(move |socket, _| socket.send_high_water_mark = HighWaterMark::bytes(mark));
+                .before_connect(move |socket, _| socket.send_high_water_mark(HighWaterMark::bytes(mark)));
             Connection::with_options(proxy.address(), options).unwrap()
         }
     };
@@ -200,7 +200,7 @@ async fn stalled(publisher: &Publisher) -> (Listener, Stream) {
 #[tokio::test]
 async fn while_somebody_waits_a_try_finds_no_room() {
     let mark = HighWaterMark::bytes(1000);
-    let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+    let publisher = Publisher::new(SocketOptions::default().send_high_water_mark(mark));
     let _proxy = stalled(&publisher).await;
     publisher.try_publish([vec![0; 600]]).unwrap();
     let long = call(publisher.publish([vec![1; 600]])).await;
@@ -213,7 +213,7 @@ async fn while_somebody_waits_a_try_finds_no_room() {
 #[tokio::test]
 async fn a_publish_that_waits_ends_with_its_publisher() {
     let mark = HighWaterMark::bytes(1000);
-    let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+    let publisher = Publisher::new(SocketOptions::default().send_high_water_mark(mark));
     let _proxy = stalled(&publisher).await;
     publisher.try_publish([vec![0; 600]]).unwrap();
     let waiting: Vec<_> = (0..20)
@@ -237,7 +237,7 @@ async fn what_is_fed_to_a_sink_comes_before_what_is_published_later() {
     let endpoint = receiver.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     receiver.subscribe("").unwrap();
     let mark = HighWaterMark { bytes: 1 << 20, messages: 3 };
-    let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+    let publisher = Publisher::new(SocketOptions::default().send_high_water_mark(mark));
     publisher.connect(endpoint);
     let mut sink = Box::pin(publisher.sink());
     for number in 0..100_u8 {
@@ -261,13 +261,12 @@ async fn every_connection_of_a_publisher_gets_the_same_order() {
     const TASKS: u32 = 8;
     const EACH: u32 = 500;
     let mark = HighWaterMark::bytes(MARK);
-    let options =
-        SocketOptions { overflow: Overflow::Wait, send_high_water_mark: mark, ..SocketOptions::default() };
+    let options = SocketOptions::default().overflow(Overflow::Wait).send_high_water_mark(mark);
     let publisher = Publisher::new(options);
     let endpoint = publisher.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     let mut receiving = Vec::new();
     for subscriber in 0..SUBSCRIBERS {
-        let options = SocketOptions { receive_high_water_mark: MARK, ..SocketOptions::default() };
+        let options = SocketOptions::default().receive_high_water_mark(MARK);
         let mut socket = Subscriber::new(options);
         socket.subscribe(format!("here {subscriber}")).unwrap();
         socket.subscribe("all").unwrap();
@@ -327,8 +326,7 @@ async fn a_try_is_refused_by_all_connections_or_none() {
     const TASKS: u32 = 4;
     let mark = HighWaterMark { bytes: 1 << 20, messages: 10 };
     for _ in 0..PAIRS / 5 {
-        let publisher =
-            Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+        let publisher = Publisher::new(SocketOptions::default().send_high_water_mark(mark));
         let _proxies = [stalled(&publisher).await, stalled(&publisher).await, stalled(&publisher).await];
         let tasks: Vec<_> = (0..TASKS)
             .map(|_| {
@@ -350,10 +348,7 @@ async fn what_a_dealer_sends_comes_in_the_order_of_the_calls() {
     let router = Router::new(SocketOptions::default());
     let endpoint = router.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     let mark = HighWaterMark { bytes: 1 << 20, messages: 2 };
-    let dealer = Dealer::connecting_to(
-        endpoint,
-        SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() },
-    );
+    let dealer = Dealer::connecting_to(endpoint, SocketOptions::default().send_high_water_mark(mark));
     for _ in 0..PAIRS {
         let mut calls = Vec::new();
         for number in 0..6_u8 {

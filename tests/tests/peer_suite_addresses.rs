@@ -7,6 +7,7 @@ use std::time::Duration;
 use xmsg_core::address::{DEFAULT_PROXY_PORT, DEFAULT_REGISTRAR_PORT};
 use xmsg_core::{Actor, ConnectOptions, ErrorKind, ProxyAddress, RegistrarAddress};
 use xmsg_tests::{proxy, topic};
+use xmsg_zmq::HighWaterMark;
 
 /// Python `test_RegAddress_empty_constructor`, `…_only_with_hostname`, `…_with_all_parameters`.
 #[test]
@@ -82,13 +83,14 @@ async fn hooks_run_in_their_order_for_a_real_connection() {
         .connection_timeout(Duration::from_secs(60))
         .subscription_timeout(Duration::from_secs(60))
         .before_connect(move |socket, address| {
-            socket.send_high_water_mark.bytes = 1 << 20;
             before_connect(address);
+            socket.send_high_water_mark(HighWaterMark::bytes(1 << 20))
         })
         .after_connect(note("after connecting"))
         .before_subscribe(move |socket, address| {
-            assert_eq!(socket.send_high_water_mark.bytes, 1 << 20, "the other hook came first");
+            assert_eq!(socket.settings().send_high_water_mark.bytes, 1 << 20, "the other hook came first");
             before_subscribe(address);
+            socket
         })
         .after_subscribe(note("after subscribing"));
     let connection = xmsg_core::Connection::with_options(proxy.address().clone(), setup).unwrap();

@@ -281,7 +281,8 @@ async fn start() -> (Registrar, xmsg_core::Registrar) {
 async fn the_service_says_success_to_every_request() {
     let (registrar, _client) = start().await;
     let address = registrar.address();
-    let requester = Requester::new(Endpoint::tcp(address.host(), address.port()), SocketOptions::default());
+    let requester =
+        Requester::connecting_to(Endpoint::tcp(address.host(), address.port()), SocketOptions::default());
     for owner in OwnerType::ALL {
         let record = registration(owner, ADA_1).encode();
         let (register, find, remove) = (Action::Register(owner), Action::Find(owner), Action::Remove(owner));

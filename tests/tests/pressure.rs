@@ -19,8 +19,7 @@ const LINGER: Duration = Duration::from_secs(60);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_subscriber_that_leaves_lets_a_bound_publisher_go_on() {
     let mark = HighWaterMark::bytes(64 << 10);
-    let options =
-        SocketOptions { overflow: Overflow::Wait, send_high_water_mark: mark, ..SocketOptions::default() };
+    let options = SocketOptions::default().overflow(Overflow::Wait).send_high_water_mark(mark);
     let publisher = Publisher::new(options);
     let endpoint = publisher.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     let Endpoint::Tcp { port, .. } = endpoint else { panic!("it is TCP") };
@@ -48,7 +47,7 @@ async fn a_subscriber_that_pauses_for_longer_than_the_heartbeats_loses_nothing_u
         ..Config::default()
     };
     let proxy = proxy().config(config).start().await.unwrap();
-    let setup = ConnectOptions::new().before_subscribe(|socket, _| socket.receive_high_water_mark = 64 << 10);
+    let setup = ConnectOptions::new().before_subscribe(|socket, _| socket.receive_high_water_mark(64 << 10));
     let subscriber = Connection::with_options(proxy.address().clone(), setup).unwrap();
     let mut messages = subscriber.subscribe([topic("data")]).await.unwrap();
     let publisher = connect(&proxy);
@@ -105,11 +104,8 @@ async fn a_publisher_that_is_closing_gives_the_proxy_all_its_linger() {
     const HEARTBEAT: Duration = Duration::from_secs(1);
     let endpoint = Endpoint::Inproc("closing".into());
     let mut listener = Listener::bind(&endpoint, TcpOptions::default()).await.unwrap();
-    let publisher = Publisher::new(SocketOptions {
-        heartbeat_interval: Some(HEARTBEAT),
-        heartbeat_timeout: HEARTBEAT,
-        ..SocketOptions::default()
-    });
+    let publisher =
+        Publisher::new(SocketOptions::default().heartbeat_interval(HEARTBEAT).heartbeat_timeout(HEARTBEAT));
     publisher.connect(endpoint);
     let (stream, _) = listener.accept().await;
     let mut proxy = Session::new(stream, Engine::new(Options::new(SocketType::Xsub), session::now()));

@@ -45,7 +45,7 @@ async fn start() -> (Registrar, xmsg_core::Registrar) {
 }
 
 fn requester(address: &RegistrarAddress) -> Requester {
-    Requester::new(Endpoint::tcp(address.host(), address.port()), SocketOptions::default())
+    Requester::connecting_to(Endpoint::tcp(address.host(), address.port()), SocketOptions::default())
 }
 
 async fn ask(requester: &Requester, frames: &[&[u8]]) -> Vec<Bytes> {

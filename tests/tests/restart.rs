@@ -115,7 +115,7 @@ async fn messages_that_are_held_back_are_no_riddle() {
     const AWAY: Duration = Duration::from_secs(4);
     let proxy = proxy().start().await.unwrap();
     let address = proxy.address().clone();
-    let options = patient().before_connect(|socket, _| socket.reconnect_max = PATIENCE);
+    let options = patient().before_connect(|socket, _| socket.reconnect_max(PATIENCE));
     let actor = Actor::builder("held").proxy(&address).options(options).build().unwrap();
     let mut messages = connect(&proxy).subscribe([topic("data")]).await.unwrap();
     let _answering = actor
@@ -283,7 +283,7 @@ async fn a_connection_at_its_mark_makes_the_publisher_wait() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = Endpoint::tcp("127.0.0.1", listener.local_addr().unwrap().port());
     let mark = xmsg_zmq::HighWaterMark::bytes(10_000);
-    let publisher = Publisher::new(SocketOptions { send_high_water_mark: mark, ..SocketOptions::default() });
+    let publisher = Publisher::new(SocketOptions::default().send_high_water_mark(mark));
     publisher.connect(endpoint);
     let mut accepted = 0;
     let full = loop {

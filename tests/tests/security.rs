@@ -16,7 +16,7 @@ use xmsg_proxy::Proxy;
 use xmsg_proxy::security::{Authority, Mechanism, Passwords, Rights, Rules, hash_password};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::{PATIENCE, next, proxy, topic, within};
-use xmsg_zmq::{Dealer, Endpoint, FromSubscriber, Requester, SocketOptions, Subscriber, XPub, XPubOptions};
+use xmsg_zmq::{Dealer, Endpoint, FromSubscriber, Requester, SocketOptions, Subscriber, XPub};
 
 /// Keys that foreign peers take on their command line: Python would read one that begins with a hyphen as an option.
 fn keys() -> KeyPair {
@@ -61,7 +61,7 @@ fn connect(proxy: &Proxy, security: Security) -> Connection {
 
 /// A plain socket with this subscription.
 fn subscriber(proxy: &Proxy, security: Security, topic: &'static str) -> Subscriber {
-    let subscriber = Subscriber::new(SocketOptions { security, ..SocketOptions::default() });
+    let subscriber = Subscriber::new(SocketOptions::default().security(security));
     subscriber.subscribe(topic).unwrap();
     subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
     subscriber
@@ -227,13 +227,15 @@ async fn whoever_is_let_in_no_more_loses_the_registrar_and_the_control_port_too(
     let registrar = xmsg_proxy::registrar::Registrar::bind("127.0.0.1:0").config(config);
     let registrar = registrar.on_its_own_thread().start().await.unwrap();
     let proxy = curve_proxy(&server, rules).await;
-    let options =
-        |keys: &KeyPair| SocketOptions { security: curve(keys, &server), ..SocketOptions::default() };
+    let options = |keys: &KeyPair| SocketOptions::any().security(curve(keys, &server));
     let endpoint = |port| Endpoint::tcp("127.0.0.1", port);
     let both = [&stays, &goes];
-    let requesters = both.map(|keys| Requester::new(endpoint(registrar.address().port()), options(keys)));
-    let dealers =
-        both.map(|keys| Dealer::connecting_to(endpoint(proxy.address().control_port()), options(keys)));
+    let requesters = both.map(|keys| {
+        Requester::connecting_to(endpoint(registrar.address().port()), options(keys).for_socket())
+    });
+    let dealers = both.map(|keys| {
+        Dealer::connecting_to(endpoint(proxy.address().control_port()), options(keys).for_socket())
+    });
     let ask =
         async |requester: &Requester, patience| requester.request(["allPublisher", "me", ""], patience).await;
     for (requester, dealer) in requesters.iter().zip(&dealers) {
@@ -396,8 +398,8 @@ async fn publishers_hear_of_no_topics_that_they_may_not_publish() {
     };
     let proxy = curve_proxy(&server, rules(&["daq:"])).await;
     let publisher = |keys: &KeyPair| {
-        let options = SocketOptions { security: curve(keys, &server), ..SocketOptions::default() };
-        let publisher = XPub::new(XPubOptions::default(), options);
+        let options = SocketOptions::default().security(curve(keys, &server));
+        let publisher = XPub::new(options);
         publisher.connect(proxy.address().publish_endpoint().parse().unwrap());
         publisher
     };
@@ -469,10 +471,7 @@ async fn an_identity_cannot_be_stolen_with_another_key() {
     let dealer = |keys: &KeyPair| {
         let identity = Bytes::from_static(b"412300001");
         let security = curve(keys, &server);
-        Dealer::connecting_to(
-            control.clone(),
-            SocketOptions { identity, security, ..SocketOptions::default() },
-        )
+        Dealer::connecting_to(control.clone(), SocketOptions::default().identity(identity).security(security))
     };
     // Before its owner comes, and again when it is there.
     let theirs = dealer(&thief);

@@ -15,7 +15,7 @@ use xmsg_tests::within;
 use xmsg_zmq::security::{AllowKeys, Authenticator, Credentials, KeyPair, Password, Verdict};
 use xmsg_zmq::{
     Dealer, Endpoint, FromSubscriber, Multipart, Pair, Publisher, Pull, Push, Replier, Requester, Router,
-    Security, SocketOptions, Subscriber, XPub, XPubOptions, XSub,
+    Security, SocketOptions, Subscriber, XPub, XSub,
 };
 
 /// Messages of one exchange in one direction, and round trips of one in both.
@@ -31,7 +31,7 @@ enum Ours {
     Pair(Pair),
     Dealer(Dealer),
     Router(Router),
-    Req(Option<Requester>, Box<SocketOptions>),
+    Req(Requester),
     Rep(Replier),
     Pub(Publisher),
     Sub(Box<Subscriber>),
@@ -39,9 +39,9 @@ enum Ours {
     XSub(XSub),
 }
 
-/// Does the same with whichever socket it is, other than REQ.
+/// Does the same with whichever socket it is.
 macro_rules! with_socket {
-    ($ours:expr, $socket:ident => $does:expr, $for_req:expr) => {
+    ($ours:expr, $socket:ident => $does:expr) => {
         match $ours {
             Ours::Push($socket) => $does,
             Ours::Pull($socket) => $does,
@@ -53,7 +53,7 @@ macro_rules! with_socket {
             Ours::Sub($socket) => $does,
             Ours::XPub($socket) => $does,
             Ours::XSub($socket) => $does,
-            Ours::Req(..) => $for_req,
+            Ours::Req($socket) => $does,
         }
     };
 }
@@ -69,25 +69,24 @@ fn framed(first: impl Into<Bytes>, message: &Multipart) -> Multipart {
 
 impl Ours {
     fn new(name: &str, security: Security) -> Self {
-        let options =
-            SocketOptions { security, reconnect_min: Duration::from_millis(10), ..SocketOptions::default() };
+        let options = SocketOptions::any().security(security).reconnect_min(Duration::from_millis(10));
         match name {
-            "PUSH" => Self::Push(Push::new(options)),
-            "PULL" => Self::Pull(Pull::new(options)),
-            "PAIR" => Self::Pair(Pair::new(options)),
-            "DEALER" => Self::Dealer(Dealer::new(options)),
-            "ROUTER" => Self::Router(Router::new(options)),
-            "REQ" => Self::Req(None, Box::new(options)),
-            "REP" => Self::Rep(Replier::new(options)),
-            "PUB" => Self::Pub(Publisher::new(options)),
+            "PUSH" => Self::Push(Push::new(options.for_socket())),
+            "PULL" => Self::Pull(Pull::new(options.for_socket())),
+            "PAIR" => Self::Pair(Pair::new(options.for_socket())),
+            "DEALER" => Self::Dealer(Dealer::new(options.for_socket())),
+            "ROUTER" => Self::Router(Router::new(options.for_socket())),
+            "REQ" => Self::Req(Requester::new(options.for_socket())),
+            "REP" => Self::Rep(Replier::new(options.for_socket())),
+            "PUB" => Self::Pub(Publisher::new(options.for_socket())),
             "SUB" => {
-                let socket = Subscriber::new(options);
+                let socket = Subscriber::new(options.for_socket());
                 socket.subscribe("").unwrap();
                 Self::Sub(Box::new(socket))
             }
-            "XPUB" => Self::XPub(XPub::new(XPubOptions::default(), options)),
+            "XPUB" => Self::XPub(XPub::new(options.for_socket())),
             "XSUB" => {
-                let socket = XSub::new(options);
+                let socket = XSub::new(options.for_socket());
                 socket.subscribe("").unwrap();
                 Self::XSub(socket)
             }
@@ -96,20 +95,19 @@ impl Ours {
     }
 
     async fn bind(&self, endpoint: &Endpoint) -> Endpoint {
-        with_socket!(self, socket => socket.bind(endpoint).await, panic!("REQ connects")).unwrap()
+        with_socket!(self, socket => socket.bind(endpoint).await).unwrap()
     }
 
-    fn connect(&mut self, endpoint: Endpoint) {
-        if let Self::Req(requester, options) = self {
-            *requester = Some(Requester::new(endpoint, (**options).clone()));
+    fn connect(&self, endpoint: Endpoint) {
+        with_socket!(self, socket => socket.connect(endpoint));
+    }
+
+    /// Waits until so many peers are connected. A REQ socket connects when it asks.
+    async fn has_peers(&self, count: usize) {
+        if matches!(self, Self::Req(socket) if !socket.endpoints().is_empty()) {
             return;
         }
-        with_socket!(self, socket => socket.connect(endpoint), ());
-    }
-
-    /// Waits until so many peers are connected; a REQ socket connects when it asks.
-    async fn has_peers(&self, count: usize) {
-        let peers = || with_socket!(self, socket => socket.peers(), count);
+        let peers = || with_socket!(self, socket => socket.peers());
         within("peers", async {
             while peers() != count {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -194,9 +192,7 @@ impl Ours {
                         assert_eq!(identity, THEIR_IDENTITY);
                         answer
                     }
-                    Self::Req(socket, _) => {
-                        socket.as_ref().unwrap().request(question.clone(), Duration::MAX).await.unwrap()
-                    }
+                    Self::Req(socket) => socket.request(question.clone(), Duration::MAX).await.unwrap(),
                     _ => panic!("it does not ask"),
                 }
             };
@@ -338,9 +334,7 @@ async fn meet(ours: &str, theirs: &str, way: Way, transport: &str, mechanism: &s
     socket.exchange(&mut peer, theirs, way).await;
     // The other side goes, and comes again.
     peer.finish().await;
-    if !matches!(socket, Ours::Req(..)) {
-        socket.has_peers(0).await;
-    }
+    socket.has_peers(0).await;
     let mut peer = start(if we_bind { "connect" } else { "bind" }, &endpoint.to_string());
     peer.expect("ready").await;
     socket.has_peers(1).await;
@@ -359,9 +353,6 @@ async fn meet(ours: &str, theirs: &str, way: Way, transport: &str, mechanism: &s
 async fn meet_everywhere(ours: &str, theirs: &str, way: Way) {
     for (transport, mechanism) in [("tcp", "null"), ("ipc", "null"), ("tcp", "plain"), ("tcp", "curve")] {
         for we_bind in [true, false] {
-            if ours == "REQ" && we_bind {
-                continue;
-            }
             // A REQ of libzmq that is a PLAIN server asks nothing, not even a REP of libzmq.
             if theirs == "REQ" && mechanism == "plain" && !we_bind {
                 continue;

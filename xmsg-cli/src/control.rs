@@ -27,18 +27,18 @@ impl ControlSockets {
         let proxy = connect.proxy()?;
         let id = ConnectionId::random();
         let options = SecurityOptions::socket_options()?;
-        let publisher = Publisher::new(options.clone());
+        let publisher = Publisher::new(options.for_socket());
         publisher.connect(proxy.publish_endpoint().parse()?);
         let endpoint: Endpoint = proxy.control_endpoint().parse()?;
         let identity = Bytes::copy_from_slice(id.as_bytes());
-        let answers = Dealer::connecting_to(endpoint.clone(), SocketOptions { identity, ..options.clone() });
+        let answers = Dealer::connecting_to(endpoint.clone(), options.for_socket().identity(identity));
         Ok(Self { id, publisher, answers, endpoint, options })
     }
 
     /// Connects the socket for answers anew, with an identity that nobody else knows, and returns it.
     pub(crate) fn take_secret_identity(&mut self) -> Bytes {
         let identity = secret_identity();
-        let options = SocketOptions { identity: identity.clone(), ..self.options.clone() };
+        let options = self.options.for_socket().identity(identity.clone());
         self.answers = Dealer::connecting_to(self.endpoint.clone(), options);
         identity
     }

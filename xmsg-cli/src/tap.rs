@@ -33,7 +33,7 @@ impl Tap {
         connection.connect().await?;
         let is_secured = rights::are_given()?;
         let options = SecurityOptions::socket_options()?;
-        let mut tap = Self { socket: Subscriber::new(options), early: VecDeque::new() };
+        let mut tap = Self { socket: Subscriber::new(options.for_socket()), early: VecDeque::new() };
         for topic in topics {
             tap.socket.subscribe(topic.clone().into_bytes())?;
         }

@@ -146,6 +146,14 @@ async fn messages_are_written_as_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_a_bound_socket_waits_for_somebody_who_connects() {
+    let (asking, endpoint) = bound(&["req", "--bind", ANYWHERE, "hello", "--timeout", "1m"]).await;
+    let replying = Running::start(&["zmq", "rep", &endpoint, "--connect", "--echo", "-n", "1"]);
+    assert_eq!(asking.end().await.text(), "hello\n");
+    replying.end().await.done();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn publishers_wait_for_subscribers_or_say_that_there_are_none() {
     let (publisher, endpoint) =
         bound(&["-v", "send", "PUB", "--bind", ANYWHERE, "weather", "sunny", "--wait-sub"]).await;
@@ -503,7 +511,7 @@ async fn bad_command_lines_say_what_is_wrong() {
         (&["zmq", "req"], "<ENDPOINT>"),
         (&["zmq", "req", "REQ"], "REQ needs an endpoint"),
         (&["zmq", "req", "PUSH", "tcp://a:1", "x"], "`xmsg zmq req` is for REQ, not for PUSH"),
-        (&["zmq", "req", "tcp://a:1", "x", "--bind"], "a REQ of xmsg connects"),
+        (&["zmq", "recv", "SUB", "tcp://a:1", "--identity", "me"], "SUB has none"),
         (&["zmq", "req", "tcp://a:1", "x", "--timeout", "0"], "--timeout can't be 0"),
         (&["zmq", "rep", "tcp://*:0"], "what to reply?"),
         (&["zmq", "rep", "tcp://*:0", "x", "--echo"], "what to reply?"),

@@ -91,7 +91,7 @@ pub use data::{Data, FromData, IntoData};
 pub use id::{ActorId, ConnectionId};
 pub use message::Message;
 pub use meta::Meta;
-pub use options::{ConnectOptions, Delivery};
+pub use options::{ConnectOptions, ConnectionSocket, Delivery};
 pub use pool::{Pool, PooledConnection};
 pub use registrar::Registrar;
 pub use registration::{OwnerType, Query, Registration};

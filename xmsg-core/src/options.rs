@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::security::{self, Security};
 use crate::{Error, ErrorKind, ProxyAddress, Result};
-use xmsg_zmq::{Endpoint, SocketOptions};
+use xmsg_zmq::xmsg_zmtp::Limits;
+use xmsg_zmq::{Endpoint, HighWaterMark, Receives, Sends, SocketOptions};
 
 /// How often an unanswered check is repeated (section 2 of the xMsg protocol).
 pub const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -67,7 +68,18 @@ impl std::str::FromStr for Delivery {
     }
 }
 
-type SocketHook = Arc<dyn Fn(&mut SocketOptions, &ProxyAddress) + Send + Sync>;
+/// Stands for the sockets of a connection to a proxy in [`SocketOptions`]: they publish, subscribe and ask.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionSocket(());
+
+impl Sends for ConnectionSocket {}
+
+impl Receives for ConnectionSocket {}
+
+/// The options of a socket of a connection.
+type ConnectionOptions = SocketOptions<ConnectionSocket>;
+
+type SocketHook = Arc<dyn Fn(ConnectionOptions, &ProxyAddress) -> ConnectionOptions + Send + Sync>;
 type Hook = Arc<dyn Fn(&ProxyAddress) + Send + Sync>;
 
 /// Options of [connections](crate::Connection), and of the [actors](crate::Actor) and [pools](crate::Pool) that make them.
@@ -88,7 +100,7 @@ type Hook = Arc<dyn Fn(&ProxyAddress) + Send + Sync>;
 /// ```
 #[derive(Clone)]
 pub struct ConnectOptions {
-    socket: SocketOptions,
+    socket: ConnectionOptions,
     delivery: Delivery,
     check_connection: bool,
     check_subscription: bool,
@@ -194,7 +206,7 @@ impl ConnectOptions {
             }
         }
         match security::from_variables(&variable) {
-            Ok(security) => options.socket.security = security,
+            Ok(security) => options.socket = options.socket.security(security),
             Err(error) => wrong.push(("security", error)),
         }
         options.wrong = wrong;
@@ -211,7 +223,7 @@ impl ConnectOptions {
     /// [`before_connect`](Self::before_connect), which is told the address.
     #[must_use]
     pub fn security(mut self, security: Security) -> Self {
-        self.socket.security = security;
+        self.socket = self.socket.security(security);
         self.set("security")
     }
 
@@ -226,7 +238,8 @@ impl ConnectOptions {
     /// Bytes that a connection accepts before a publisher has to wait. Default 64 MiB.
     #[must_use]
     pub fn high_water_mark(mut self, bytes: usize) -> Self {
-        self.socket.send_high_water_mark.bytes = bytes;
+        let mark = HighWaterMark { bytes, ..self.socket.settings().send_high_water_mark };
+        self.socket = self.socket.send_high_water_mark(mark);
         self
     }
 
@@ -234,7 +247,7 @@ impl ConnectOptions {
     /// decides what happens then. Default 16 MiB.
     #[must_use]
     pub fn receive_high_water_mark(mut self, bytes: usize) -> Self {
-        self.socket.receive_high_water_mark = bytes;
+        self.socket = self.socket.receive_high_water_mark(bytes);
         self
     }
 
@@ -242,14 +255,15 @@ impl ConnectOptions {
     /// smaller limit, which then holds for sending.
     #[must_use]
     pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.socket.limits.message_size = bytes;
+        let limits = Limits { message_size: bytes, ..self.socket.settings().limits.clone() };
+        self.socket = self.socket.limits(limits);
         self
     }
 
     /// How long a connection that is dropped goes on sending what it accepted. Default 5 s.
     #[must_use]
     pub fn linger(mut self, time: Duration) -> Self {
-        self.socket.linger = time;
+        self.socket = self.socket.linger(time);
         self
     }
 
@@ -260,14 +274,14 @@ impl ConnectOptions {
     /// nothing: if it may do so for longer than the interval and the time limit, set longer ones, or none.
     #[must_use]
     pub fn heartbeat_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
-        self.socket.heartbeat_interval = interval.into();
+        self.socket = self.socket.heartbeat_interval(interval);
         self
     }
 
     /// How long the proxy has to answer then. Default [`HEARTBEAT_TIMEOUT`], 20 s.
     #[must_use]
     pub fn heartbeat_timeout(mut self, time: Duration) -> Self {
-        self.socket.heartbeat_timeout = time;
+        self.socket = self.socket.heartbeat_timeout(time);
         self
     }
 
@@ -300,12 +314,15 @@ impl ConnectOptions {
         self.set("subscription_timeout")
     }
 
-    /// Called with the options of every socket, and the proxy that it is for, before the socket connects: for what has no
-    /// option here, or differs from proxy to proxy.
+    /// Called with the options of every socket, and the proxy that it is for, before the socket connects. It returns those that the socket is to
+    /// have: for what has no option here, or differs from proxy to proxy.
     #[must_use]
     pub fn before_connect(
         mut self,
-        hook: impl Fn(&mut SocketOptions, &ProxyAddress) + Send + Sync + 'static,
+        hook: impl Fn(SocketOptions<ConnectionSocket>, &ProxyAddress) -> SocketOptions<ConnectionSocket>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
         self.before_connect = Some(Arc::new(hook));
         self
@@ -332,7 +349,10 @@ impl ConnectOptions {
     #[must_use]
     pub fn before_subscribe(
         mut self,
-        hook: impl Fn(&mut SocketOptions, &ProxyAddress) + Send + Sync + 'static,
+        hook: impl Fn(SocketOptions<ConnectionSocket>, &ProxyAddress) -> SocketOptions<ConnectionSocket>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
         self.before_subscribe = Some(Arc::new(hook));
         self
@@ -350,7 +370,7 @@ impl ConnectOptions {
         if let Some((_, error)) = self.wrong.first() {
             return Err(error.clone());
         }
-        let socket = &self.socket;
+        let socket = self.socket.settings();
         let checks = [
             (
                 socket.send_high_water_mark.bytes > 0,
@@ -377,7 +397,7 @@ impl ConnectOptions {
     }
 
     pub(crate) fn mechanism(&self) -> &Security {
-        &self.socket.security
+        &self.socket.settings().security
     }
 
     /// Where publishers, subscribers and control sockets connect.
@@ -407,7 +427,7 @@ impl ConnectOptions {
 
     /// How long a connection that is given up goes on sending what it accepted.
     pub(crate) fn linger_time(&self) -> Duration {
-        self.socket.linger
+        self.socket.settings().linger
     }
 
     pub(crate) fn checks_connection(&self) -> bool {
@@ -419,12 +439,12 @@ impl ConnectOptions {
     }
 
     /// Options of a publishing or control socket, after the *before connecting* hook.
-    pub(crate) fn connecting(&self, address: &ProxyAddress) -> SocketOptions {
+    pub(crate) fn connecting(&self, address: &ProxyAddress) -> ConnectionOptions {
         hooked(self.socket.clone(), self.before_connect.as_ref(), address)
     }
 
     /// Options of a subscribing socket, after the *before subscribing* hook.
-    pub(crate) fn subscribing(&self, address: &ProxyAddress) -> SocketOptions {
+    pub(crate) fn subscribing(&self, address: &ProxyAddress) -> ConnectionOptions {
         hooked(self.connecting(address), self.before_subscribe.as_ref(), address)
     }
 
@@ -449,19 +469,19 @@ fn is_flag(name: &str) -> bool {
 }
 
 /// The options of sockets that belong to a connection or a registrar's client.
-pub(crate) fn with_heartbeats() -> SocketOptions {
-    SocketOptions {
-        heartbeat_interval: Some(HEARTBEAT_INTERVAL),
-        heartbeat_timeout: HEARTBEAT_TIMEOUT,
-        ..SocketOptions::default()
-    }
+pub(crate) fn with_heartbeats<S>() -> SocketOptions<S> {
+    SocketOptions::default().heartbeat_interval(HEARTBEAT_INTERVAL).heartbeat_timeout(HEARTBEAT_TIMEOUT)
 }
 
-fn hooked(mut options: SocketOptions, hook: Option<&SocketHook>, address: &ProxyAddress) -> SocketOptions {
-    if let Some(hook) = hook {
-        hook(&mut options, address);
+fn hooked(
+    options: ConnectionOptions,
+    hook: Option<&SocketHook>,
+    address: &ProxyAddress,
+) -> ConnectionOptions {
+    match hook {
+        Some(hook) => hook(options, address),
+        None => options,
     }
-    options
 }
 
 async fn pause(time: Duration) {
@@ -540,6 +560,7 @@ mod tests {
             .security(keys());
         for options in [one, other] {
             let socket = options.connecting(&address());
+            let socket = socket.settings();
             assert!(matches!(socket.security, Security::CurveClient { .. }));
             assert_eq!((socket.send_high_water_mark.bytes, socket.linger), (1, Duration::ZERO));
             assert_eq!(socket.heartbeat_interval, Some(HEARTBEAT_INTERVAL), "what was not set is as it was");
@@ -582,7 +603,9 @@ mod tests {
 
     #[test]
     fn heartbeats_are_on_unless_told_otherwise() {
-        let heartbeats = |options: SocketOptions| (options.heartbeat_interval, options.heartbeat_timeout);
+        let heartbeats = |options: ConnectionOptions| {
+            (options.settings().heartbeat_interval, options.settings().heartbeat_timeout)
+        };
         let on = (Some(HEARTBEAT_INTERVAL), HEARTBEAT_TIMEOUT);
         assert_eq!(heartbeats(ConnectOptions::without_environment().subscribing(&address())), on);
         let second = Duration::from_secs(1);
@@ -627,13 +650,13 @@ mod tests {
     fn hooks_change_the_options_of_their_sockets_and_are_told_the_address() {
         let options = ConnectOptions::new()
             .before_connect(|socket, address| {
-                socket.linger = Duration::from_secs(u64::from(address.publish_port()));
+                socket.linger(Duration::from_secs(u64::from(address.publish_port())))
             })
-            .before_subscribe(|socket, _| socket.receive_high_water_mark = 77);
+            .before_subscribe(|socket, _| socket.receive_high_water_mark(77));
         let linger = Duration::from_secs(7771);
-        assert_eq!(options.connecting(&address()).linger, linger);
-        assert_ne!(options.connecting(&address()).receive_high_water_mark, 77);
-        assert_eq!(options.subscribing(&address()).receive_high_water_mark, 77);
-        assert_eq!(options.subscribing(&address()).linger, linger);
+        assert_eq!(options.connecting(&address()).settings().linger, linger);
+        assert_ne!(options.connecting(&address()).settings().receive_high_water_mark, 77);
+        assert_eq!(options.subscribing(&address()).settings().receive_high_water_mark, 77);
+        assert_eq!(options.subscribing(&address()).settings().linger, linger);
     }
 }

@@ -60,7 +60,7 @@ pub struct RegistrarBuilder {
     discovery_timeout: Duration,
     renewal_interval: Option<Duration>,
     security: Option<Security>,
-    socket: SocketOptions,
+    socket: SocketOptions<Requester>,
 }
 
 impl RegistrarBuilder {
@@ -95,13 +95,12 @@ impl RegistrarBuilder {
     /// use std::time::Duration;
     /// use xmsg_core::{Registrar, RegistrarAddress};
     /// let registrar = Registrar::builder(RegistrarAddress::default())
-    ///     .socket(|socket| socket.heartbeat_interval = Some(Duration::from_secs(5)))
+    ///     .socket(|socket| socket.heartbeat_interval(Duration::from_secs(5)))
     ///     .build()?;
     /// # Ok::<(), xmsg_core::Error>(())
     /// ```
-    pub fn socket(mut self, change: impl FnOnce(&mut SocketOptions)) -> Self {
-        change(&mut self.socket);
-        self
+    pub fn socket(self, change: impl FnOnce(SocketOptions<Requester>) -> SocketOptions<Requester>) -> Self {
+        Self { socket: change(self.socket), ..self }
     }
 
     /// A client that connects with its first request. [`ErrorKind::InvalidOption`] when the renewal interval is 0.
@@ -115,8 +114,8 @@ impl RegistrarBuilder {
 
     fn unchecked(self) -> Registrar {
         let endpoint = Endpoint::tcp(self.address.host(), self.address.port());
-        let security = self.security.unwrap_or_else(|| self.socket.security.clone());
-        let requester = Requester::new(endpoint, SocketOptions { security, ..self.socket });
+        let security = self.security.unwrap_or_else(|| self.socket.settings().security.clone());
+        let requester = Requester::connecting_to(endpoint, self.socket.security(security));
         Registrar {
             inner: Arc::new(Inner {
                 address: self.address,
@@ -176,7 +175,7 @@ impl Registrar {
             discovery_timeout: DISCOVERY_TIMEOUT,
             renewal_interval: Some(RENEWAL_INTERVAL),
             security: None,
-            socket: SocketOptions { limits, ..with_heartbeats() },
+            socket: with_heartbeats().limits(limits),
         }
     }
 

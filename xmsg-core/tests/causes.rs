@@ -122,11 +122,13 @@ async fn something_without_zeromq_is_there() {
 
 #[tokio::test]
 async fn another_socket_is_there() {
-    let options = SocketOptions::default;
     let any = Endpoint::tcp("127.0.0.1", 0);
-    let (publisher, router, replier) =
-        (Publisher::new(options()), Router::new(options()), Replier::new(options()));
-    let subscriber = Subscriber::new(options());
+    let (publisher, router, replier) = (
+        Publisher::new(SocketOptions::default()),
+        Router::new(SocketOptions::default()),
+        Replier::new(SocketOptions::default()),
+    );
+    let subscriber = Subscriber::new(SocketOptions::default());
     let for_subscribers = publisher.bind(&any).await.unwrap();
     let for_publishers = subscriber.bind(&any).await.unwrap();
     let for_requests = [router.bind(&any).await.unwrap(), replier.bind(&any).await.unwrap()];
@@ -138,20 +140,22 @@ async fn another_socket_is_there() {
         (&for_requests[1], "requests"),
     ] {
         if words != "publishers" {
-            let socket = Publisher::new(options());
+            let socket = Publisher::new(SocketOptions::default());
             socket.connect(endpoint.clone());
             errors.push((failure(socket.events()).await, words));
         }
         if words != "subscribers" {
-            let socket = Subscriber::new(options());
+            let socket = Subscriber::new(SocketOptions::default());
             socket.connect(endpoint.clone());
             errors.push((failure(socket.events()).await, words));
         }
         if words != "requests" {
-            let socket = Dealer::connecting_to(endpoint.clone(), options());
+            let socket = Dealer::connecting_to(endpoint.clone(), SocketOptions::default());
             errors.push((failure(socket.events()).await, words));
-            let error =
-                Requester::new(endpoint.clone(), options()).request(["x"], Duration::MAX).await.unwrap_err();
+            let error = Requester::connecting_to(endpoint.clone(), SocketOptions::default())
+                .request(["x"], Duration::MAX)
+                .await
+                .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::WrongPort);
         }
     }
@@ -169,14 +173,11 @@ async fn we_may_not() {
     let plain = Router::new(SocketOptions::default());
     let endpoint = plain.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
     let security = Security::CurveClient { keys: client, server: *server.public() };
-    let dealer = Dealer::connecting_to(
-        endpoint.clone(),
-        SocketOptions { security: security.clone(), ..SocketOptions::default() },
-    );
+    let dealer = Dealer::connecting_to(endpoint.clone(), SocketOptions::default().security(security.clone()));
     let error = failure(dealer.events()).await;
     assert_eq!(error.kind(), ErrorKind::NotAllowed);
     assert!(matches!(source::<Violation>(&error), Violation::MechanismMismatch { .. }), "{error:?}");
-    let requester = Requester::new(endpoint, SocketOptions { security, ..SocketOptions::default() });
+    let requester = Requester::connecting_to(endpoint, SocketOptions::default().security(security));
     assert_eq!(requester.request(["x"], Duration::MAX).await.unwrap_err().kind(), ErrorKind::NotAllowed);
 }
 
@@ -185,11 +186,9 @@ async fn nobody_answers() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = Endpoint::tcp("127.0.0.1", silent.local_addr().unwrap().port());
     for options in [
-        SocketOptions { connect_timeout: Duration::from_millis(50), ..SocketOptions::default() },
-        SocketOptions {
-            limits: Limits { handshake_timeout: Duration::from_millis(50), ..Limits::default() },
-            ..SocketOptions::default()
-        },
+        SocketOptions::default().connect_timeout(Duration::from_millis(50)),
+        SocketOptions::default()
+            .limits(Limits { handshake_timeout: Duration::from_millis(50), ..Limits::default() }),
     ] {
         let dealer = Dealer::connecting_to(endpoint.clone(), options);
         let error = failure(dealer.events()).await;
@@ -253,13 +252,13 @@ async fn without_descriptors() {
         Publisher::new(SocketOptions::default()).bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap_err();
     assert_eq!(found.kind(), ErrorKind::NoResources);
     // They come back, and so does the connection.
-    let requester = Requester::new(Endpoint::tcp("127.0.0.1", 1), SocketOptions::default());
+    let requester = Requester::connecting_to(Endpoint::tcp("127.0.0.1", 1), SocketOptions::default());
     let error = requester.request(["x"], Duration::from_millis(300)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoResources);
     drop(held);
     let replier = Replier::new(SocketOptions::default());
     let endpoint = replier.bind(&Endpoint::tcp("127.0.0.1", 0)).await.unwrap();
-    let requester = Requester::new(endpoint, SocketOptions::default());
+    let requester = Requester::connecting_to(endpoint, SocketOptions::default());
     let answer = async {
         let (path, request) = replier.recv().await.unwrap();
         replier.try_reply(&path, request).unwrap();

@@ -26,20 +26,19 @@ fn an_endpoint_is_free_when_its_socket_was_dropped() {
         runtimes().iter().flat_map(|runtime| endpoints.iter().map(move |e| (runtime, e)))
     {
         runtime.block_on(async {
-            let options = SocketOptions::default;
             let mut endpoint: Endpoint = endpoint.parse().unwrap();
             for _ in 0..ROUNDS {
-                let publisher = Publisher::new(options());
+                let publisher = Publisher::new(SocketOptions::default());
                 endpoint = publisher.bind(&endpoint).await.unwrap();
                 // A connection does not hold it, even while its socket goes on.
-                let subscriber = Subscriber::new(SocketOptions { reconnect_min: Duration::MAX, ..options() });
+                let subscriber = Subscriber::new(SocketOptions::default().reconnect_min(Duration::MAX));
                 subscriber.connect(endpoint.clone());
                 subscriber.connected().await.unwrap();
                 drop(publisher);
-                let router = Router::new(options());
+                let router = Router::new(SocketOptions::default());
                 router.bind(&endpoint).await.unwrap();
                 router.unbind_all();
-                let replier = Replier::new(options());
+                let replier = Replier::new(SocketOptions::default());
                 replier.bind(&endpoint).await.unwrap();
                 drop(replier);
             }
@@ -69,11 +68,10 @@ fn an_endpoint_is_free_when_its_socket_was_closed_however_long_that_takes() {
 async fn whoever_waits_for_a_peer_ends_with_the_socket() {
     // Nobody is there, and nobody will be.
     let nobody = Endpoint::tcp("127.0.0.1", 1);
-    let options = SocketOptions::default;
-    let dealer = Dealer::connecting_to(nobody.clone(), options());
-    let subscriber = Subscriber::new(options());
+    let dealer = Dealer::connecting_to(nobody.clone(), SocketOptions::default());
+    let subscriber = Subscriber::new(SocketOptions::default());
     subscriber.connect(nobody.clone());
-    let publisher = Publisher::new(options());
+    let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(nobody);
     let waiting = async {
         let wanted = publisher.wait_for_subscriber(b"t");

@@ -19,7 +19,11 @@ async fn peer(endpoint: &Endpoint, topics: &[&'static str]) -> Subscriber {
 }
 
 /// A publisher that has lost a peer which wanted these.
-async fn left_alone(endpoint: &Endpoint, options: SocketOptions, topics: &[&'static str]) -> Publisher {
+async fn left_alone(
+    endpoint: &Endpoint,
+    options: SocketOptions<Publisher>,
+    topics: &[&'static str],
+) -> Publisher {
     let first = peer(endpoint, topics).await;
     let publisher = Publisher::new(options);
     let mut events = publisher.events();
@@ -76,7 +80,7 @@ async fn a_peer_that_comes_and_goes_gets_its_messages() {
 #[tokio::test(start_paused = true)]
 async fn a_socket_that_is_closed_holds_for_half_of_its_time_at_most() {
     let endpoint = Endpoint::Inproc("closed while held".into());
-    let patient = SocketOptions { reconnect_max: PATIENCE, ..SocketOptions::default() };
+    let patient = SocketOptions::default().reconnect_max(PATIENCE);
     for closes_before in [false, true] {
         let publisher = left_alone(&endpoint, patient.clone(), &["t"]).await;
         publisher.publish(["t"]).await.unwrap();

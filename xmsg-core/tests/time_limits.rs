@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use xmsg_core::ErrorKind;
 use xmsg_zmq::{
-    Dealer, Endpoint, Multipart, Publisher, Replier, Requester, Router, SocketEvent, SocketOptions,
+    Dealer, Endpoint, Multipart, Publisher, Replier, Requester, Router, Sends, SocketEvent, SocketOptions,
     Subscriber, TcpOptions,
 };
 use xmsg_zmtp::Limits;
@@ -12,18 +12,16 @@ use xmsg_zmtp::Limits;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Every time that can be set.
-fn options(time: Duration) -> SocketOptions {
-    SocketOptions {
-        linger: time,
-        connect_timeout: Duration::MAX,
-        reconnect_min: time,
-        reconnect_max: time,
-        heartbeat_interval: Some(time),
-        heartbeat_timeout: time,
-        limits: Limits { handshake_timeout: Duration::MAX, ..Limits::default() },
-        tcp: TcpOptions { keepalive: Some(time), keepalive_timeout: time, ..TcpOptions::default() },
-        ..SocketOptions::default()
-    }
+fn options<S: Sends>(time: Duration) -> SocketOptions<S> {
+    SocketOptions::default()
+        .linger(time)
+        .connect_timeout(Duration::MAX)
+        .reconnect_min(time)
+        .reconnect_max(time)
+        .heartbeat_interval(time)
+        .heartbeat_timeout(time)
+        .limits(Limits { handshake_timeout: Duration::MAX, ..Limits::default() })
+        .tcp(TcpOptions { keepalive: Some(time), keepalive_timeout: time, ..TcpOptions::default() })
 }
 
 fn any_port() -> Endpoint {
@@ -38,7 +36,7 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 async fn sockets_work_with_the_longest_and_with_no_times() {
     for time in [Duration::MAX, Duration::ZERO] {
         let publisher = Publisher::new(options(time));
-        let mut subscriber = Subscriber::new(options(time));
+        let mut subscriber = Subscriber::new(options::<Publisher>(time).for_socket());
         subscriber.connect(publisher.bind(&any_port()).await.unwrap());
         subscriber.subscribe("t").unwrap();
         soon(publisher.wait_for_subscriber(b"t")).await.unwrap();
@@ -53,7 +51,10 @@ async fn sockets_work_with_the_longest_and_with_no_times() {
         assert_eq!(soon(dealer.recv()).await.unwrap(), Multipart::from(["hello"]));
 
         let replier = Replier::new(options(time));
-        let requester = Requester::new(replier.bind(&any_port()).await.unwrap(), options(time));
+        let requester = Requester::connecting_to(
+            replier.bind(&any_port()).await.unwrap(),
+            options::<Replier>(time).for_socket(),
+        );
         let echo = async {
             let (path, request) = replier.recv().await.unwrap();
             replier.try_reply(&path, request).unwrap();
@@ -72,12 +73,10 @@ async fn sockets_work_with_the_longest_and_with_no_times() {
 
 #[tokio::test]
 async fn a_connection_that_may_take_no_time_is_tried_again() {
-    let options = SocketOptions {
-        connect_timeout: Duration::ZERO,
-        reconnect_min: Duration::from_millis(1),
-        reconnect_max: Duration::ZERO,
-        ..SocketOptions::default()
-    };
+    let options = SocketOptions::default()
+        .connect_timeout(Duration::ZERO)
+        .reconnect_min(Duration::from_millis(1))
+        .reconnect_max(Duration::ZERO);
     let dealer = Dealer::connecting_to("tcp://127.0.0.1:1".parse().unwrap(), options);
     let mut events = dealer.events();
     for _ in 0..3 {
@@ -90,11 +89,7 @@ async fn a_connection_that_may_take_no_time_is_tried_again() {
 #[tokio::test]
 async fn the_shortest_pause_may_be_longer_than_the_longest() {
     let millisecond = Duration::from_millis(1);
-    let options = SocketOptions {
-        reconnect_min: 2 * millisecond,
-        reconnect_max: millisecond,
-        ..SocketOptions::default()
-    };
+    let options = SocketOptions::default().reconnect_min(2 * millisecond).reconnect_max(millisecond);
     let subscriber = Subscriber::new(SocketOptions::default());
     let endpoint = subscriber.bind(&any_port()).await.unwrap();
     subscriber.subscribe("t").unwrap();

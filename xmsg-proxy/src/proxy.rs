@@ -314,21 +314,21 @@ fn ports(address: &ProxyAddress) -> ProxyPorts {
 
 /// The control socket, not bound yet.
 fn router(config: &Config, admission: &Admission, violations: &Violations) -> Router {
-    Router::new(SocketOptions {
-        heartbeat_interval: config.heartbeat_interval,
-        heartbeat_timeout: config.heartbeat_timeout,
-        // Answers are a few bytes each.
-        send_high_water_mark: HighWaterMark::bytes(64 << 10),
-        receive_high_water_mark: 64 << 10,
-        limits: Limits { message_size: 64 << 10, ..config.limits.clone() },
-        tcp: config.accepted_tcp(),
-        admission: admission.clone(),
-        violations: violations.clone(),
-        security: config.security.security(&config.authority),
-        identity_scope: IdentityScope::Principal,
-        memory: config.memory.clone(),
-        ..SocketOptions::default()
-    })
+    Router::new(
+        SocketOptions::default()
+            .heartbeat_interval(config.heartbeat_interval)
+            .heartbeat_timeout(config.heartbeat_timeout)
+            // Answers are a few bytes each.
+            .send_high_water_mark(HighWaterMark::bytes(64 << 10))
+            .receive_high_water_mark(64 << 10)
+            .limits(Limits { message_size: 64 << 10, ..config.limits.clone() })
+            .tcp(config.accepted_tcp())
+            .admission(admission.clone())
+            .violations(violations.clone())
+            .security(config.security.security(&config.authority))
+            .identity_scope(IdentityScope::Principal)
+            .memory(config.memory.clone()),
+    )
 }
 
 /// Binds the three ports. With port 0 it looks for three free ones in a row.

@@ -24,11 +24,12 @@ async fn proxy(at: &str) -> Proxy {
 async fn clients(address: &ProxyAddress) -> (Publisher, Subscriber, Dealer) {
     let endpoint = |text: String| text.parse::<Endpoint>().expect("an endpoint");
     // They are not to come back to the next proxy in the middle of the test.
-    let options = || SocketOptions { reconnect_min: Duration::from_secs(60), ..SocketOptions::default() };
-    let (publisher, subscriber) = (Publisher::new(options()), Subscriber::new(options()));
+    let options = SocketOptions::any().reconnect_min(Duration::from_secs(60));
+    let (publisher, subscriber) =
+        (Publisher::new(options.for_socket()), Subscriber::new(options.for_socket()));
     publisher.connect(endpoint(address.publish_endpoint()));
     subscriber.connect(endpoint(address.subscribe_endpoint()));
-    let control = Dealer::connecting_to(endpoint(address.control_endpoint()), options());
+    let control = Dealer::connecting_to(endpoint(address.control_endpoint()), options.for_socket());
     subscriber.connected().await.expect("a connection");
     control.connected().await.expect("a connection");
     publisher.wait_for_subscriber(b"xmsg:control").await.expect("a connection");

@@ -319,8 +319,8 @@ async fn sighup_ends_connections_to_the_registrar_of_those_who_are_not_let_in_an
             }
         };
         let security = Security::CurveClient { keys: client.clone(), server: *server.public() };
-        let options = SocketOptions { security, ..SocketOptions::default() };
-        let asking = Requester::new(Endpoint::tcp("127.0.0.1", port), options);
+        let options = SocketOptions::default().security(security);
+        let asking = Requester::connecting_to(Endpoint::tcp("127.0.0.1", port), options);
         let ask = async |patience| asking.request(["allPublisher", "me", ""], patience).await;
         within("an answer", ask(xmsg_tests::PATIENCE)).await.unwrap();
 

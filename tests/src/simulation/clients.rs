@@ -138,9 +138,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
         ConnectOptions::without_environment()
             .connection_timeout(PATIENCE)
             .subscription_timeout(PATIENCE)
-            .before_connect(move |mine, _| {
-                *mine = SocketOptions { identity: mine.identity.clone(), ..socket.clone() };
-            })
+            .before_connect(move |_, _| socket.clone())
             .endpoints(lines.map(|line| Endpoint::Inproc(format!("{name}-line-{line}"))))
     };
     let repeats = rng.u8(..3) == 0;

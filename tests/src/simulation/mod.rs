@@ -36,7 +36,7 @@ use fastrand::Rng;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use xmsg_core::ErrorKind;
+use xmsg_core::{ConnectionSocket, ErrorKind};
 use xmsg_proxy::switch::{Side, Switch};
 use xmsg_proxy::{Config, Policy, Upstream};
 use xmsg_zmq::link::transport::Listener;
@@ -44,7 +44,7 @@ use xmsg_zmq::{
     Endpoint, HighWaterMark, Multipart, Publisher, Reason, SocketEvent, SocketEvents, SocketOptions,
     Subscriber, TcpOptions,
 };
-use xmsg_zmtp::encoded_len;
+use xmsg_zmtp::{Limits, encoded_len};
 
 use net::{Happened, Id, Ledger, Line, Quality, some_time};
 
@@ -230,10 +230,11 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
         line(&mut rng, client, false).open(&endpoint, &tasks, &stop).await;
         let prefix = *rng.choice(&PREFIXES).expect("there are some");
         wanted.push(prefix);
-        let mut options = options(&mut rng);
-        options.limits.message_size = message_limit(&mut rng);
-        takes.push(options.limits.message_size);
-        let socket = Subscriber::new(options);
+        let options = options(&mut rng);
+        let message_size = message_limit(&mut rng);
+        takes.push(message_size);
+        let limits = Limits { message_size, ..Limits::default() };
+        let socket = Subscriber::new(options.limits(limits));
         socket.subscribe(prefix).expect("a few short prefixes");
         socket.subscribe(END).expect("a few short prefixes");
         socket.connect(endpoint);
@@ -327,23 +328,22 @@ fn config(rng: &mut Rng) -> Config {
     }
 }
 
-fn options(rng: &mut Rng) -> SocketOptions {
+fn options<S>(rng: &mut Rng) -> SocketOptions<S> {
     let heartbeat = (rng.u8(..3) == 0).then(|| Duration::from_millis(rng.u64(200..5000)));
     // In a short pipe, a connection ends in the middle of a message; in a long one, behind many.
     let send_buffer = (rng.u8(..4) == 0).then(|| 1 << rng.u32(9..16));
-    SocketOptions {
-        send_high_water_mark: HighWaterMark {
+    SocketOptions::<ConnectionSocket>::default()
+        .send_high_water_mark(HighWaterMark {
             bytes: 1 << rng.u32(8..20),
             messages: if rng.bool() { usize::MAX } else { rng.usize(1..50) },
-        },
-        receive_high_water_mark: 1 << rng.u32(6..20),
-        connect_timeout: Duration::from_millis(rng.u64(1000..10_000)),
-        reconnect_max: Duration::from_millis(rng.u64(100..5000)),
-        heartbeat_interval: heartbeat,
-        heartbeat_timeout: Duration::from_millis(rng.u64(200..5000)),
-        tcp: TcpOptions { send_buffer, ..TcpOptions::default() },
-        ..SocketOptions::default()
-    }
+        })
+        .receive_high_water_mark(1 << rng.u32(6..20))
+        .connect_timeout(Duration::from_millis(rng.u64(1000..10_000)))
+        .reconnect_max(Duration::from_millis(rng.u64(100..5000)))
+        .heartbeat_interval(heartbeat)
+        .heartbeat_timeout(Duration::from_millis(rng.u64(200..5000)))
+        .tcp(TcpOptions { send_buffer, ..TcpOptions::default() })
+        .for_socket()
 }
 
 /// Topics and bytes of the messages that a socket drops, until it is gone.

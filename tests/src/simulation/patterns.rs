@@ -19,6 +19,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use xmsg_core::ConnectionSocket;
 use xmsg_zmq::{
     Dealer, Device, Endpoint, ErrorKind, HighWaterMark, Multipart, Overflow, Pair, Publisher, Pull, Push,
     Replier, Requester, Router, SocketOptions, Subscriber, TcpOptions,
@@ -76,15 +77,14 @@ impl World {
 }
 
 /// Sockets that hold a few messages, and pipes that hold less than one or many.
-fn options(rng: &mut Rng) -> SocketOptions {
+fn options<S>(rng: &mut Rng) -> SocketOptions<S> {
     let messages = rng.usize(1..8);
-    SocketOptions {
-        send_high_water_mark: HighWaterMark { messages, bytes: usize::MAX },
-        receive_high_water_mark: rng.usize(1..4_000),
-        reconnect_min: Duration::from_millis(rng.u64(1..50)),
-        tcp: TcpOptions { send_buffer: Some(rng.usize(16..8_000)), ..TcpOptions::default() },
-        ..SocketOptions::default()
-    }
+    SocketOptions::<ConnectionSocket>::default()
+        .send_high_water_mark(HighWaterMark { messages, bytes: usize::MAX })
+        .receive_high_water_mark(rng.usize(1..4_000))
+        .reconnect_min(Duration::from_millis(rng.u64(1..50)))
+        .tcp(TcpOptions { send_buffer: Some(rng.usize(16..8_000)), ..TcpOptions::default() })
+        .for_socket()
 }
 
 /// A message that says who has sent it, as which one, and what it consists of.
@@ -241,7 +241,7 @@ async fn queue(mut rng: Rng, world: &Arc<World>) -> Outcome {
     }
     let mut clients = JoinSet::new();
     for client in 0..rng.u64(1..5) {
-        let requester = Requester::new(front.clone(), options(&mut rng));
+        let requester = Requester::connecting_to(front.clone(), options(&mut rng));
         let (mut rng, world) = (Rng::with_seed(rng.u64(..)), world.clone());
         let count = rng.u64(5..30);
         clients.spawn(async move {
@@ -308,7 +308,7 @@ async fn pair(mut rng: Rng, world: &Arc<World>) -> Outcome {
 /// A bound publisher and its subscribers, which it waits for, or drops messages for, and counts them.
 async fn fan_out(mut rng: Rng, world: &Arc<World>) -> Outcome {
     let overflow = [Overflow::Wait, Overflow::DropNewest, Overflow::DropOldest][rng.usize(..3)];
-    let publisher = Publisher::new(SocketOptions { overflow, ..options(&mut rng) });
+    let publisher = Publisher::new(options(&mut rng).overflow(overflow));
     let endpoint = world.endpoint("pub");
     publisher.bind(&endpoint).await.map_err(text)?;
     let (count, subscribers) = (rng.u64(10..150), rng.usize(1..5));
@@ -368,7 +368,7 @@ async fn routing(mut rng: Rng, world: &Arc<World>) -> Outcome {
     let (count, peers) = (rng.u64(5..60), rng.u64(1..5));
     for peer in 0..peers {
         let identity = if rng.bool() { Bytes::from(format!("peer-{peer}")) } else { Bytes::new() };
-        let dealer = Dealer::new(SocketOptions { identity, ..options(&mut rng) });
+        let dealer = Dealer::new(options(&mut rng).identity(identity));
         dealer.connect(endpoint.clone());
         let sender = dealer.clone();
         let (mut to_send, mut to_receive) = (Rng::with_seed(rng.u64(..)), Rng::with_seed(rng.u64(..)));

@@ -192,12 +192,10 @@ impl SecurityOptions {
 
     /// The same with this mechanism.
     pub(crate) fn socket_options_with(security: Security) -> SocketOptions {
-        SocketOptions {
-            security,
-            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
-            heartbeat_timeout: HEARTBEAT_TIMEOUT,
-            ..SocketOptions::default()
-        }
+        SocketOptions::default()
+            .security(security)
+            .heartbeat_interval(HEARTBEAT_INTERVAL)
+            .heartbeat_timeout(HEARTBEAT_TIMEOUT)
     }
 }
 

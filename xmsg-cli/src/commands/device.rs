@@ -9,7 +9,7 @@ use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::link::memory::MemoryBudget;
 use xmsg_zmq::{
     Dealer, Device, DeviceSocket, DeviceStatistics, DeviceTraffic, Endpoint, Overflow, Publisher, Pull, Push,
-    Router, SocketEvents, SocketOptions, XPub, XPubOptions, XSub,
+    Router, SocketEvents, SocketOptions, XPub, XSub,
 };
 use xmsg_zmtp::SocketType;
 
@@ -195,11 +195,11 @@ pub(crate) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         None => None,
     };
     let job = Job { arguments: &arguments, front: &front, back: &back, capture: capture.as_ref(), verbose };
-    let (here, there) = (front.options.clone(), back.options.clone());
+    let (here, there) = (&front.options, &back.options);
     match arguments.kind {
-        Kind::Forwarder => job.run(XSub::new(here), XPub::new(XPubOptions::default(), there)).await,
-        Kind::Streamer => job.run(Pull::new(here), Push::new(there)).await,
-        Kind::Queue => job.run(Router::new(here), Dealer::new(there)).await,
+        Kind::Forwarder => job.run(XSub::new(here.for_socket()), XPub::new(there.for_socket())).await,
+        Kind::Streamer => job.run(Pull::new(here.for_socket()), Push::new(there.for_socket())).await,
+        Kind::Queue => job.run(Router::new(here.for_socket()), Dealer::new(there.for_socket())).await,
     }
 }
 
@@ -263,7 +263,7 @@ impl Job<'_> {
         let capture = match self.capture {
             Some(side) => {
                 // Whoever looks on is not to hold up the others.
-                let options = SocketOptions { overflow: Overflow::DropNewest, ..side.options.clone() };
+                let options = side.options.for_socket().overflow(Overflow::DropNewest);
                 let socket = Publisher::new(options);
                 side.attach(&socket).await?;
                 Some(socket)

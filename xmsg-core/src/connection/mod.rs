@@ -255,8 +255,10 @@ impl Connection {
             tracing::warn!(%topic, "there are no wildcards: this receives topics that start with it, byte by byte");
         }
         let Target { address, options, .. } = &*self.inner.target;
-        let mut socket =
-            Subscriber::with_parent(options.subscribing(address), self.inner.target.events.clone());
+        let mut socket = Subscriber::with_parent(
+            options.subscribing(address).for_socket(),
+            self.inner.target.events.clone(),
+        );
         let mut early = VecDeque::new();
         for topic in &topics {
             socket.subscribe(topic.clone().into_bytes())?;
@@ -463,7 +465,7 @@ impl Connection {
         let Target { address, options, .. } = &*self.inner.target;
         let timeout = options.subscription_limit();
         let publisher = self.publisher().await?;
-        let (mut early_bytes, limit) = (0, options.subscribing(address).receive_high_water_mark);
+        let (mut early_bytes, limit) = (0, options.subscribing(address).settings().receive_high_water_mark);
         let mut unconfirmed = match options.mechanism() {
             crate::Security::Null => Unconfirmed::together(topics),
             _ => Unconfirmed::each(topics),

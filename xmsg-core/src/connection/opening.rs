@@ -15,7 +15,7 @@ use crate::control::{CONTROL_TOPIC, Request};
 use crate::options::CHECK_INTERVAL;
 use crate::{Error, ErrorKind, Result, meta};
 use xmsg_zmq::link::outbox::Repeated;
-use xmsg_zmq::{Dealer, Publisher, SocketEvent, SocketEvents, SocketOptions};
+use xmsg_zmq::{Dealer, Publisher, SocketEvent, SocketEvents, TcpOptions};
 
 /// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
 pub(super) const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(2);
@@ -36,7 +36,7 @@ pub(super) fn closed(target: &Target) -> Error {
 
 async fn try_open(target: &Arc<Target>, closing: &CancellationToken) -> Result<Publisher> {
     let Target { address, options, events, .. } = &**target;
-    let publisher = Publisher::with_parent(options.connecting(address), events.clone());
+    let publisher = Publisher::with_parent(options.connecting(address).for_socket(), events.clone());
     // Whatever ends this before the socket is handed over ends the socket.
     let unchecked = Unchecked { publisher: Some(publisher.clone()), target };
     let mut failures = publisher.events();
@@ -128,11 +128,11 @@ async fn check(target: &Target, publisher: &Publisher, control: &mut Dealer) -> 
 
 /// A control socket with this identity: answers to requests that carry it arrive there.
 pub(super) fn control_socket(target: &Target, identity: Bytes) -> Result<Dealer> {
-    let mut options = SocketOptions { identity, ..target.options.connecting(&target.address) };
+    let options = target.options.connecting(&target.address);
     // It is made for one answer, perhaps a thousand times a second, and ports that wait after their end are not to run out.
-    options.tcp.reset_on_close = true;
+    let tcp = TcpOptions { reset_on_close: true, ..options.settings().tcp.clone() };
     let [_, _, endpoint] = target.options.endpoints_of(&target.address)?;
-    Ok(Dealer::connecting_to(endpoint, options))
+    Ok(Dealer::connecting_to(endpoint, options.for_socket().identity(identity).tcp(tcp)))
 }
 
 /// For how long an answer is waited for before the question is repeated: other implementations wait for 100 ms every time; the first

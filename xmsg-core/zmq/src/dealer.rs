@@ -6,7 +6,10 @@ use xmsg_zmtp::SocketType;
 
 use crate::balance::{Balanced, Balancer};
 use crate::hub::Owner;
-use crate::methods::{balanced_methods, endpoint_methods, receiving_methods, stream_of_messages};
+use crate::methods::{
+    balanced_methods, conflating_methods, endpoint_methods, receiving_methods, stream_of_messages,
+};
+use crate::options::{Conflates, HasIdentity, Receives, Sends};
 use crate::{Endpoint, SocketOptions};
 
 /// A socket that sends each message to one of its peers, in turn, and receives from all of them (RFC 28); a [`Stream`](futures::Stream) of what
@@ -34,17 +37,25 @@ pub struct Dealer {
     balancer: Arc<Balancer>,
 }
 
+impl Sends for Dealer {}
+
+impl Receives for Dealer {}
+
+impl HasIdentity for Dealer {}
+
+impl Conflates for Dealer {}
+
 impl Dealer {
     /// A socket without connections.
     #[must_use]
-    pub fn new(options: SocketOptions) -> Self {
+    pub fn new(options: SocketOptions<Self>) -> Self {
         let (role, balancer) = Balanced::new(SocketType::Dealer);
-        Self { hub: Arc::new(Owner::new(role, options)), balancer }
+        Self { hub: Arc::new(Owner::new(role, options.into_settings())), balancer }
     }
 
     /// A socket that connects to this endpoint, in the background, and again whenever the connection is lost.
     #[must_use]
-    pub fn connecting_to(endpoint: Endpoint, options: SocketOptions) -> Self {
+    pub fn connecting_to(endpoint: Endpoint, options: SocketOptions<Self>) -> Self {
         let dealer = Self::new(options);
         dealer.connect(endpoint);
         dealer
@@ -54,6 +65,7 @@ impl Dealer {
     balanced_methods!();
 
     receiving_methods!();
+    conflating_methods!();
 }
 
 stream_of_messages!(Dealer);

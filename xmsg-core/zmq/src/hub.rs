@@ -33,12 +33,14 @@ use crate::role::Role;
 use crate::security::Security;
 use crate::statistics::ConnectionStatistics;
 use crate::subscriptions::NotTaken;
-use crate::{Endpoint, Multipart, SocketOptions};
+use crate::{Endpoint, Multipart, Settings};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits, Principal};
 
 /// A peer that takes a connection and says nothing for so long is silent.
 const SILENCE: Duration = Duration::from_millis(100);
+/// A message of one empty frame, as it is on the wire.
+const PROBE: &[u8] = &[0, 0];
 /// What came in with one read shares its slab only if that is at most so many times as large.
 pub(crate) const SHARE_MAX: usize = 16;
 
@@ -47,13 +49,20 @@ pub(crate) const SHARE_MAX: usize = 16;
 pub(crate) struct Owner(Arc<Hub>);
 
 impl Owner {
-    pub(crate) fn new(role: Arc<dyn Role>, options: SocketOptions) -> Self {
+    pub(crate) fn new(role: Arc<dyn Role>, options: Settings) -> Self {
         Self(Hub::new(role, options, None))
     }
 
     /// The same, with its events told to this channel, too.
-    pub(crate) fn with_parent(role: Arc<dyn Role>, options: SocketOptions, parent: EventChannel) -> Self {
+    pub(crate) fn with_parent(role: Arc<dyn Role>, options: Settings, parent: EventChannel) -> Self {
         Self(Hub::new(role, options, Some(parent)))
+    }
+}
+
+impl Owner {
+    /// The hub, for what outlives no call.
+    pub(crate) fn hub(&self) -> Arc<Hub> {
+        self.0.clone()
     }
 }
 
@@ -75,7 +84,7 @@ impl Drop for Owner {
 #[derive(Debug)]
 pub(crate) struct Hub {
     role: Arc<dyn Role>,
-    pub(crate) options: SocketOptions,
+    pub(crate) options: Settings,
     pub(crate) inbox: Inbox,
     links: Mutex<Vec<Arc<Link>>>,
     next_link: AtomicU64,
@@ -100,10 +109,10 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    fn new(role: Arc<dyn Role>, options: SocketOptions, parent: Option<EventChannel>) -> Arc<Self> {
+    fn new(role: Arc<dyn Role>, options: Settings, parent: Option<EventChannel>) -> Arc<Self> {
         Arc::new(Self {
             role,
-            inbox: Inbox::new(options.receive_high_water_mark),
+            inbox: Inbox::new(options.receive_high_water_mark).conflating(options.conflate),
             links: Mutex::default(),
             next_link: AtomicU64::new(1),
             listeners: Mutex::default(),
@@ -554,6 +563,7 @@ impl Hub {
         }
         // Whoever waits for room here waits in vain.
         link.outbox.close();
+        self.tell_ended(&link);
         link.disconnected();
         link.stop.cancel();
         self.remove_link(&link);
@@ -582,6 +592,9 @@ impl Hub {
         drop(peer);
         self.fit(name, link, &limits);
         let refused = self.role.establish(link, version, limits);
+        if self.options.probe_router {
+            link.outbox.push_urgent(PROBE, usize::MAX);
+        }
         tracing::debug!(peer = name, socket = %self.role.socket_type(), ?version, "connected");
         self.tell(SocketEvent::Connected { peer: name.to_owned() });
         self.tell_refused_subscriptions(link, refused);
@@ -666,6 +679,16 @@ impl Hub {
             return Error::new(ErrorKind::Refused, what).with_source(ended);
         }
         ended.while_accepting(&peer)
+    }
+
+    /// Tells that we have ended a connection, if it is one that is still there.
+    fn tell_ended(&self, link: &Link) {
+        if link.is_connected() && !self.stop.is_cancelled() {
+            let peer = link.state().name.to_string();
+            let error =
+                Error::new(ErrorKind::Closed, format!("this side has ended the connection with {peer}"));
+            self.tell(SocketEvent::Disconnected { peer, error });
+        }
     }
 
     fn tell_refused(&self, peer: &str, reason: &'static str) {

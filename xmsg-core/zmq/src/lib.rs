@@ -11,7 +11,7 @@
 //! | [`Pair`] | to its only peer | from it | yes | yes |
 //! | [`Dealer`] | to one peer after another | from every peer | yes | yes |
 //! | [`Router`] | to a peer by identity | from every peer | yes | yes |
-//! | [`Requester`] | a request | its reply | – | yes |
+//! | [`Requester`] | a request | its reply | yes | yes |
 //! | [`Replier`] | replies | requests, from every peer | yes | yes |
 //! | [`Radio`] | datagrams to groups of listeners | – | – | yes |
 //! | [`Dish`] | – | the datagrams of the groups that it has joined | yes | – |
@@ -77,19 +77,22 @@ pub use link::encoded::EncodedFrames;
 pub use link::outbox::{Amount, HighWaterMark};
 pub use link::violations::{ProxyPorts, Reason, ViolationCounts, Violations};
 pub use multipart::Multipart;
-pub use options::{IdentityScope, Overflow, SocketOptions, TcpOptions};
+pub use options::{
+    AnySocket, Conflates, FansOut, HasIdentity, Overflow, Receives, Sends, Settings, SocketOptions,
+    TcpOptions,
+};
 pub use pair::Pair;
 pub use publisher::Publisher;
 pub use pull::Pull;
 pub use push::Push;
 pub use radio::{Radio, RadioOptions, RadioStatistics};
 pub use reply::{Replier, ReturnPath};
-pub use request::{Requester, Unanswered};
-pub use router::Router;
+pub use request::{RequestSettings, Requester, Unanswered};
+pub use router::{IdentityScope, Router, RouterSettings};
 pub use security::Security;
 pub use statistics::ConnectionStatistics;
 pub use subscriber::{Subscriber, Unreceived};
-pub use xpub::{FromSubscriber, Notices, PeerId, XPub, XPubOptions};
+pub use xpub::{FromSubscriber, Notices, PeerId, XPub, XPubSettings};
 pub use xsub::XSub;
 
 /// The programs of the guide run as tests.

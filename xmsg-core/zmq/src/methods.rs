@@ -155,6 +155,18 @@ macro_rules! receiving_methods {
     };
 }
 
+/// Receiving only the last message of each peer, if the socket is to, for one with a field `hub`.
+macro_rules! conflating_methods {
+    () => {
+        /// Messages that newer ones of the same peer have replaced before they were received
+        /// ([`conflate`](crate::SocketOptions::conflate)).
+        #[must_use]
+        pub fn conflated(&self) -> u64 {
+            self.hub.inbox.conflated()
+        }
+    };
+}
+
 /// The same as a stream, for a socket of this type.
 macro_rules! stream_of_messages {
     ($socket:ty) => {
@@ -172,6 +184,6 @@ macro_rules! stream_of_messages {
 }
 
 pub(crate) use {
-    balanced_methods, endpoint_methods, fan_out_methods, receiving_methods, stream_of_messages,
-    subscriber_methods,
+    balanced_methods, conflating_methods, endpoint_methods, fan_out_methods, receiving_methods,
+    stream_of_messages, subscriber_methods,
 };

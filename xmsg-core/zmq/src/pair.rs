@@ -5,11 +5,11 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use xmsg_zmtp::{Peer, SocketType};
 
-use crate::SocketOptions;
 use crate::balance::Balancer;
 use crate::hub::Owner;
 use crate::link::Link;
 use crate::methods::{balanced_methods, endpoint_methods, receiving_methods, stream_of_messages};
+use crate::options::{Receives, Sends, SocketOptions};
 use crate::role::{Role, Seat};
 
 /// A socket that is connected to one other `Pair` (RFC 31), most often in the same process, over `inproc://`; a [`Stream`](futures::Stream) of
@@ -64,13 +64,17 @@ impl Role for Exclusive {
     }
 }
 
+impl Sends for Pair {}
+
+impl Receives for Pair {}
+
 impl Pair {
     /// A socket without a connection.
     #[must_use]
-    pub fn new(options: SocketOptions) -> Self {
+    pub fn new(options: SocketOptions<Self>) -> Self {
         let balancer = Arc::<Balancer>::default();
         let role = Exclusive { balancer: balancer.clone(), place: Semaphore::new(1) };
-        Self { hub: Arc::new(Owner::new(Arc::new(role), options)), balancer }
+        Self { hub: Arc::new(Owner::new(Arc::new(role), options.into_settings())), balancer }
     }
 
     endpoint_methods!();

@@ -10,6 +10,7 @@ use crate::fan_out::{Audience, FanOut};
 use crate::hub::Owner;
 use crate::link::outbox::{Again, Frame};
 use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
+use crate::options::{FansOut, Sends};
 use crate::publishing::Publishing;
 use crate::role::Role;
 use crate::{Amount, Multipart, SocketOptions};
@@ -39,16 +40,20 @@ pub struct Publisher {
     hub: Arc<Owner>,
 }
 
+impl Sends for Publisher {}
+
+impl FansOut for Publisher {}
+
 impl Publisher {
     /// A publisher without connections.
     #[must_use]
-    pub fn new(options: SocketOptions) -> Self {
-        Self { hub: Arc::new(Owner::new(role(&options), options)) }
+    pub fn new(options: SocketOptions<Self>) -> Self {
+        Self { hub: Arc::new(Owner::new(role(&options), options.into_settings())) }
     }
 
     /// A publisher whose events are told to this channel, too.
-    pub fn with_parent(options: SocketOptions, parent: EventChannel) -> Self {
-        Self { hub: Arc::new(Owner::with_parent(role(&options), options, parent)) }
+    pub fn with_parent(options: SocketOptions<Self>, parent: EventChannel) -> Self {
+        Self { hub: Arc::new(Owner::with_parent(role(&options), options.into_settings(), parent)) }
     }
 
     endpoint_methods!();
@@ -199,6 +204,6 @@ impl Publisher {
     }
 }
 
-fn role(options: &SocketOptions) -> Arc<dyn Role> {
-    Arc::new(Publishing { limits: options.limits.clone() })
+fn role(options: &SocketOptions<Publisher>) -> Arc<dyn Role> {
+    Arc::new(Publishing { limits: options.settings().limits.clone() })
 }

@@ -69,7 +69,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::SocketOptions;
+    use crate::Settings;
     use crate::hub::Owner;
 
     /// A proxy tells what all its subscribers want together, which may be any amount. Whoever connects to us has limits.
@@ -77,7 +77,7 @@ mod tests {
     async fn what_a_proxy_tells_is_never_too_much_to_stay() {
         let limits = Limits { subscriptions: 3, subscription_bytes: 10, ..Limits::default() };
         let role = Arc::new(Publishing { limits: limits.clone() });
-        let socket = Owner::new(role, SocketOptions::default());
+        let socket = Owner::new(role, Settings::default());
         socket.connect("inproc://nobody-listens-here".parse().unwrap());
         let connecting = socket.links()[0].clone();
         let accepted = socket.add_link(false);

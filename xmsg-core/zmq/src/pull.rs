@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use xmsg_zmtp::SocketType;
 
-use crate::SocketOptions;
 use crate::hub::Owner;
-use crate::methods::{endpoint_methods, receiving_methods, stream_of_messages};
+use crate::methods::{conflating_methods, endpoint_methods, receiving_methods, stream_of_messages};
+use crate::options::{Conflates, Receives, SocketOptions};
 use crate::role::Plain;
 
 /// A socket that receives from its [`Push`](crate::Push) peers (RFC 30); a [`Stream`](futures::Stream) of messages. Clones share it, so
@@ -19,16 +19,21 @@ pub struct Pull {
     hub: Arc<Owner>,
 }
 
+impl Receives for Pull {}
+
+impl Conflates for Pull {}
+
 impl Pull {
     /// A socket without connections.
     #[must_use]
-    pub fn new(options: SocketOptions) -> Self {
-        Self { hub: Arc::new(Owner::new(Arc::new(Plain(SocketType::Pull)), options)) }
+    pub fn new(options: SocketOptions<Self>) -> Self {
+        Self { hub: Arc::new(Owner::new(Arc::new(Plain(SocketType::Pull)), options.into_settings())) }
     }
 
     endpoint_methods!();
 
     receiving_methods!();
+    conflating_methods!();
 
     /// Ends every connection.
     pub async fn close(&self) {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use xmsg_zmtp::SocketType;
 
-use crate::SocketOptions;
 use crate::balance::{Balanced, Balancer};
 use crate::hub::Owner;
 use crate::methods::{balanced_methods, endpoint_methods};
+use crate::options::{Sends, SocketOptions};
 
 /// A socket that sends each message to one of its [`Pull`](crate::Pull) peers, in turn (RFC 30). Clones share it; the last one to go closes it.
 ///
@@ -33,12 +33,14 @@ pub struct Push {
     balancer: Arc<Balancer>,
 }
 
+impl Sends for Push {}
+
 impl Push {
     /// A socket without connections.
     #[must_use]
-    pub fn new(options: SocketOptions) -> Self {
+    pub fn new(options: SocketOptions<Self>) -> Self {
         let (role, balancer) = Balanced::new(SocketType::Push);
-        Self { hub: Arc::new(Owner::new(role, options)), balancer }
+        Self { hub: Arc::new(Owner::new(role, options.into_settings())), balancer }
     }
 
     endpoint_methods!();

@@ -6,15 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::hub::Owner;
-use crate::link::Link;
 use crate::link::outbox::Refused;
-use crate::link::routes::Routes;
 use crate::link::source::Source;
 use crate::methods::endpoint_methods;
-use crate::role::{Role, Seat};
+use crate::options::{Receives, Sends};
+use crate::role::{Named, Role};
 use crate::{EncodedFrames, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
-use xmsg_zmtp::{Peer, Principal, SocketType, encoded_len};
+use xmsg_zmtp::{Principal, SocketType, encoded_len};
 
 /// The addresses of devices that a request may bring, bytes, with [`ADDRESS`] for each: they are kept until it is answered.
 const ENVELOPE_MAX: usize = 4 << 10;
@@ -66,7 +65,7 @@ fn envelope_memory(envelope: &[Bytes]) -> usize {
 /// use xmsg_zmq::{Replier, Requester, SocketOptions};
 /// let replier = Replier::new(SocketOptions::default());
 /// let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse()?).await?;
-/// let requester = Requester::new(endpoint, SocketOptions::default());
+/// let requester = Requester::connecting_to(endpoint, SocketOptions::default());
 /// let answering = async {
 ///     let (path, request) = replier.recv().await.unwrap();
 ///     replier.try_reply(&path, request)
@@ -80,40 +79,19 @@ fn envelope_memory(envelope: &[Bytes]) -> usize {
 #[derive(Clone, Debug)]
 pub struct Replier {
     hub: Arc<Owner>,
-    role: Arc<Naming>,
+    role: Arc<Named>,
 }
 
-/// REP gives each of its connections a name, whatever the peer calls itself.
-#[derive(Debug, Default)]
-struct Naming {
-    routes: Routes,
-}
+impl Sends for Replier {}
 
-impl Naming {
-    fn find(&self, path: &ReturnPath) -> Option<Arc<Link>> {
-        self.routes.get(&(None, path.link.clone()))
-    }
-}
-
-impl Role for Naming {
-    fn socket_type(&self) -> SocketType {
-        SocketType::Rep
-    }
-
-    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
-        link.state().principal.clone_from(&peer.principal);
-        let name = link.name();
-        let route = self.routes.take_over((None, name.clone()), link).ok_or("it has a place already")?;
-        Ok(Seat::found_by(route, name))
-    }
-}
+impl Receives for Replier {}
 
 impl Replier {
     /// A replier without connections.
     #[must_use]
-    pub fn new(options: SocketOptions) -> Self {
-        let role = Arc::<Naming>::default();
-        Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
+    pub fn new(options: SocketOptions<Self>) -> Self {
+        let role = Arc::new(Named::new(SocketType::Rep));
+        Self { hub: Arc::new(Owner::new(role.clone(), options.into_settings())), role }
     }
 
     endpoint_methods!();
@@ -150,7 +128,7 @@ impl Replier {
     }
 
     fn note_long_envelope(&self, link: &Bytes, size: usize) {
-        let link = self.role.routes.get(&(None, link.clone()));
+        let link = self.role.find(link);
         // It may have gone since.
         let peer = link.map_or_else(|| "".into(), |link| link.state().name.clone());
         let port = self.role.socket_type();
@@ -161,7 +139,7 @@ impl Replier {
     /// [`Full`](ErrorKind::Full) that it does not read, [`TooLarge`](ErrorKind::TooLarge) that the reply is above our limits or those that this
     /// peer has told: whoever asked waits for another one, which says so. A reply without frames is [invalid](ErrorKind::InvalidMessage).
     pub fn try_reply(&self, path: &ReturnPath, reply: impl Into<Multipart>) -> Result<()> {
-        let Some(link) = self.role.find(path) else {
+        let Some(link) = self.role.find(&path.link) else {
             return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
         };
         let reply = reply.into();
@@ -179,7 +157,7 @@ impl Replier {
 
     /// The same for a reply that was encoded bit by bit, because it is long: queueing it takes no time to speak of.
     pub fn try_reply_encoded(&self, path: &ReturnPath, reply: EncodedFrames) -> Result<()> {
-        let Some(link) = self.role.find(path) else {
+        let Some(link) = self.role.find(&path.link) else {
             return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
         };
         if reply.frames() == 0 {
@@ -197,19 +175,19 @@ impl Replier {
     /// Whether whoever asked is still connected.
     #[must_use]
     pub fn is_connected(&self, path: &ReturnPath) -> bool {
-        self.role.find(path).is_some()
+        self.role.find(&path.link).is_some()
     }
 
     /// Who has asked, as proved by its credentials; `None` without security, or when the peer is gone.
     #[must_use]
     pub fn principal(&self, path: &ReturnPath) -> Option<Principal> {
-        self.role.find(path).and_then(|link| link.state().principal.clone())
+        self.role.find(&path.link).and_then(|link| link.state().principal.clone())
     }
 
     /// Where whoever has asked is connected from; `None`: it is gone.
     #[must_use]
     pub fn source(&self, path: &ReturnPath) -> Option<Source> {
-        self.role.find(path).map(|link| Source::of(&link.state().name))
+        self.role.find(&path.link).map(|link| Source::of(&link.state().name))
     }
 
     /// Ends the connections that peers have made to this socket, and for which this does not hold any more: it is told the peer's
@@ -220,7 +198,7 @@ impl Replier {
 
     /// Ends the connection of whoever asked, if it is still there.
     pub fn end_connection(&self, path: &ReturnPath) {
-        if let Some(link) = self.role.find(path) {
+        if let Some(link) = self.role.find(&path.link) {
             link.stop.cancel();
         }
     }
@@ -240,13 +218,12 @@ impl Replier {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dealer, Reason};
+    use crate::{Dealer, Reason, Violations};
 
     #[tokio::test]
     async fn requests_with_long_envelopes_are_passed_over_and_counted() {
-        let options = SocketOptions::default();
-        let violations = options.violations.clone();
-        let replier = Replier::new(options);
+        let violations = Violations::default();
+        let replier = Replier::new(SocketOptions::default().violations(violations.clone()));
         let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
         let dealer = Dealer::new(SocketOptions::default());
         dealer.connect(endpoint);

@@ -1,20 +1,25 @@
 //! REQ: a request, its reply, the next request.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+mod exchange;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::exchange::{Accepted, Connection, Envelope, Failure, Live, Outcome};
 use crate::deadline::Deadline;
-use crate::events::{SocketEvent, SocketEvents};
-use crate::hub::Owner;
-use crate::link::outbox::Refused;
-use crate::link::{LastEnd, Link};
+use crate::events::{EventChannel, SocketEvents};
+use crate::hub::{Hub, Owner};
+use crate::link::Link;
 use crate::lock::lock;
-use crate::role::Plain;
+use crate::options::{HasIdentity, Receives, Settings};
+use crate::role::Named;
 use crate::{Endpoint, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Limited, MessageLimits, SocketType, Violation};
@@ -22,7 +27,26 @@ use xmsg_zmtp::{Limited, MessageLimits, SocketType, Violation};
 /// The longest pause before a request is sent again over a new connection.
 const RESEND_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// A socket that sends requests to REP or ROUTER peers, one after another, and hands out their replies. With several endpoints each request goes
+/// What is set on a [`Requester`] alone.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct RequestSettings {
+    /// See [`SocketOptions::correlate`].
+    pub correlate: bool,
+}
+
+/// What only REQ has.
+impl SocketOptions<Requester> {
+    /// Sends a number in front of each request, which its reply brings back (`ZMQ_REQ_CORRELATE`). A late reply is so told apart, and a request
+    /// that times out after it was written leaves the connection to the next one. Each REP peer sends the number back; a ROUTER
+    /// peer has to. Default no.
+    #[must_use]
+    pub fn correlate(self, correlate: bool) -> Self {
+        self.with(|settings| settings.request.correlate = correlate)
+    }
+}
+
+/// A socket that sends requests to REP or ROUTER peers, one after another, and hands out their replies. With several peers each request goes
 /// to the next one, and to another one where there is no connection, or it breaks. Clones share it: requests of several tasks queue, first come,
 /// first served.
 ///
@@ -30,25 +54,53 @@ const RESEND_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// be, and a late reply can't be taken for that of the next request, which finds a new connection. A connection that breaks
 /// before the reply is made anew, and the request is sent again while there is time: it may be carried out twice, so let it be one
 /// that does no harm then.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
+/// use std::time::Duration;
+/// use xmsg_zmq::{Replier, Requester, SocketOptions};
+/// let replier = Replier::new(SocketOptions::default());
+/// let requester = Requester::new(SocketOptions::default());
+/// replier.connect(requester.bind(&"tcp://127.0.0.1:0".parse()?).await?); // either side may be the one that binds
+/// let answering = async {
+///     let (path, request) = replier.recv().await.unwrap();
+///     replier.try_reply(&path, request)
+/// };
+/// let request = requester.request(["ping"], Duration::from_secs(10));
+/// let (reply, answered) = futures::join!(request, answering);
+/// assert_eq!(reply?.frames(), ["ping"]);
+/// answered
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Requester {
     inner: Arc<Inner>,
 }
 
+impl Receives for Requester {}
+
+impl HasIdentity for Requester {}
+
 #[derive(Debug)]
 struct Inner {
-    options: SocketOptions,
+    settings: Settings,
+    /// What happens to all connections.
+    events: EventChannel,
     /// Whose turn it is. Waiting for it is fair.
     turn: Semaphore,
     services: Mutex<Services>,
+    /// What peers have connected to, once it is bound.
+    bound: OnceLock<Owner>,
+    /// The number of the next request.
+    number: AtomicU32,
     closed: CancellationToken,
 }
 
 /// Where requests go, in turn.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Services {
     all: Vec<Arc<Service>>,
-    /// The place of the next one.
+    /// The place of the next one, among these and the peers that have connected.
     next: usize,
 }
 
@@ -63,15 +115,15 @@ struct Service {
 }
 
 impl Service {
-    fn new(endpoint: Endpoint, options: &SocketOptions) -> Arc<Self> {
-        Arc::new(Self { endpoint, idle: Mutex::default(), limits: Mutex::new(options.send_limits()) })
+    fn new(endpoint: Endpoint, settings: &Settings) -> Arc<Self> {
+        Arc::new(Self { endpoint, idle: Mutex::default(), limits: Mutex::new(settings.send_limits()) })
     }
 
     /// The connection that nobody has, or a new one, which takes what the peer has told last that it takes.
-    fn live(&self, options: &SocketOptions) -> Live {
+    fn live(&self, inner: &Inner) -> Live {
         let idle = self.idle().take();
         idle.unwrap_or_else(|| {
-            let live = Live::connect(self.endpoint.clone(), options.clone());
+            let live = Live::connect(self.endpoint.clone(), inner.settings.clone(), inner.events.clone());
             let known = *self.limits();
             drop(live.link.outbox.limit(known));
             live
@@ -90,12 +142,37 @@ impl Service {
     fn idle(&self) -> MutexGuard<'_, Option<Live>> {
         lock(&self.idle)
     }
+}
+
+/// Who is asked.
+#[derive(Clone, Debug)]
+enum Target {
+    /// Whoever is at this endpoint.
+    Endpoint(Arc<Service>),
+    /// A peer that has connected.
+    Peer(Arc<Hub>, Arc<Link>),
+}
+
+impl Target {
+    fn name(&self) -> String {
+        match self {
+            Self::Endpoint(service) => service.endpoint.to_string(),
+            Self::Peer(_, link) => link.state().name.to_string(),
+        }
+    }
+
+    fn connection(&self, inner: &Inner) -> Connection {
+        match self {
+            Self::Endpoint(service) => Connection::Ours(service.live(inner)),
+            Self::Peer(hub, link) => Connection::Theirs(Accepted::new(hub.clone(), link.clone())),
+        }
+    }
 
     fn cut_off(&self, request: &[Bytes]) -> Error {
         let size = xmsg_zmtp::encoded_len(request);
         let what = format!(
             "{} has ended the connection twice in the middle of a request of {size} bytes: is it above a limit there?",
-            self.endpoint
+            self.name()
         );
         Error::new(ErrorKind::TooLarge, what)
     }
@@ -107,7 +184,7 @@ impl Service {
             }
             _ => (ErrorKind::Protocol, "breaks the protocol"),
         };
-        let what = format!("the reply from {} {what}: {violation}", self.endpoint);
+        let what = format!("the reply from {} {what}: {violation}", self.name());
         Error::new(kind, what).with_source(violation)
     }
 }
@@ -117,26 +194,53 @@ impl Inner {
         lock(&self.services)
     }
 
-    /// The next endpoint, and whether there are others; `None`, if there is none at all. Those to which the connection is being made anew are
-    /// passed over while there is another one.
-    fn next_service(&self) -> Option<(Arc<Service>, bool)> {
+    /// Who is asked next, and whether there are, or may come, others; `None`, if there is nobody. Endpoints to which the connection is being
+    /// made anew are passed over while there is another peer.
+    fn next_target(&self) -> Option<(Target, bool)> {
+        let peers: Vec<_> = self.bound.get().into_iter().flat_map(|hub| connected(hub)).collect();
         let mut services = self.services();
-        let count = services.all.len();
+        let endpoints = services.all.len();
+        let count = endpoints + peers.len();
         let start = services.next.checked_rem(count)?;
-        let places = (0..count).map(|step| (start + step) % count);
-        let place = places.into_iter().find(|place| services.all[*place].may_answer()).unwrap_or(start);
+        let may_answer = |place: &usize| services.all.get(*place).is_none_or(|service| service.may_answer());
+        let place = (0..count).map(|step| (start + step) % count).find(may_answer).unwrap_or(start);
         services.next = place + 1;
-        Some((services.all[place].clone(), count > 1))
+        let target = match services.all.get(place) {
+            Some(service) => Target::Endpoint(service.clone()),
+            None => Target::Peer(self.bound.get()?.hub(), peers[place - endpoints].clone()),
+        };
+        Some((target, count > 1 || self.bound.get().is_some()))
     }
 
-    fn put_back(&self, service: &Service, live: Live) {
-        *service.idle() = Some(live);
-        let is_gone = !self.services().all.iter().any(|other| std::ptr::eq(&raw const **other, service));
-        if is_gone || self.closed.is_cancelled() {
-            // `close` and `disconnect` may have looked before.
-            service.idle().take();
+    /// Leaves a connection to the next request.
+    fn put_back(&self, target: &Target, connection: Connection) {
+        if let (Target::Endpoint(service), Connection::Ours(live)) = (target, connection) {
+            *service.idle() = Some(live);
+            let is_gone = !self.services().all.iter().any(|other| Arc::ptr_eq(other, service));
+            if is_gone || self.closed.is_cancelled() {
+                // `close` and `disconnect` may have looked before.
+                service.idle().take();
+            }
         }
     }
+
+    /// Waits for a peer that connects, but not for longer than this: an endpoint may be added, too.
+    async fn arrival(&self, pause: Duration) {
+        let Some(hub) = self.bound.get() else {
+            tokio::time::sleep(pause).await;
+            return;
+        };
+        if let Ok(Err(_)) = tokio::time::timeout(pause, hub.connected()).await {
+            // It is being closed.
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+/// The peers that are connected to it.
+fn connected(hub: &Hub) -> Vec<Arc<Link>> {
+    let is_there = |link: &&Arc<Link>| link.is_connected() && !link.stop.is_cancelled();
+    hub.links().iter().filter(is_there).cloned().collect()
 }
 
 /// A request that got no reply.
@@ -149,22 +253,35 @@ pub struct Unanswered {
 }
 
 impl Requester {
-    /// A requester that connects with its first request.
+    /// A requester without peers: requests wait for one.
     #[must_use]
-    pub fn new(endpoint: Endpoint, options: SocketOptions) -> Self {
-        // A connection that is given up has nothing more to say.
-        let options = SocketOptions { linger: Duration::ZERO, ..options };
-        let services = Services { all: vec![Service::new(endpoint, &options)], next: 0 };
-        let (turn, closed) = (Semaphore::new(1), CancellationToken::new());
-        let inner = Inner { options, turn, services: Mutex::new(services), closed };
+    pub fn new(options: SocketOptions<Self>) -> Self {
+        let inner = Inner {
+            // A connection that is given up has nothing more to say.
+            settings: Settings { linger: Duration::ZERO, ..options.into_settings() },
+            events: EventChannel::new(),
+            turn: Semaphore::new(1),
+            services: Mutex::default(),
+            bound: OnceLock::new(),
+            number: AtomicU32::new(fastrand::u32(..)),
+            closed: CancellationToken::new(),
+        };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// A requester whose requests go to this endpoint. It connects with the first one.
+    #[must_use]
+    pub fn connecting_to(endpoint: Endpoint, options: SocketOptions<Self>) -> Self {
+        let requester = Self::new(options);
+        requester.connect(endpoint);
+        requester
     }
 
     /// Has requests go to this endpoint, too, from the next one on. Nothing changes if they do already.
     pub fn connect(&self, endpoint: Endpoint) {
         let mut services = self.inner.services();
         if services.all.iter().all(|service| service.endpoint != endpoint) {
-            services.all.push(Service::new(endpoint, &self.inner.options));
+            services.all.push(Service::new(endpoint, &self.inner.settings));
         }
     }
 
@@ -177,6 +294,43 @@ impl Requester {
         let gone = found.map(|place| services.all.remove(place));
         drop(services);
         gone.map(|service| service.idle().take()).is_some()
+    }
+
+    /// Lets peers connect, to which requests go, too. Returns the endpoint with its actual port. A socket may be bound to many.
+    pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        let inner = &self.inner;
+        if inner.closed.is_cancelled() {
+            return Err(closed());
+        }
+        let hub = inner.bound.get_or_init(|| {
+            let role = Arc::new(Named::new(SocketType::Req));
+            Owner::with_parent(role, inner.settings.clone(), inner.events.clone())
+        });
+        let bound = hub.bind(endpoint).await?;
+        if inner.closed.is_cancelled() {
+            hub.close(Duration::ZERO).await;
+            return Err(closed());
+        }
+        Ok(bound)
+    }
+
+    /// Lets no more peers connect to this endpoint, with its actual port, which is free when this returns; connections stay. Returns
+    /// whether the socket was bound to it.
+    #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
+    pub fn unbind(&self, endpoint: &Endpoint) -> bool {
+        self.inner.bound.get().is_some_and(|hub| hub.unbind_from(endpoint))
+    }
+
+    /// How many peers are connected to what the socket is bound to.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.inner.bound.get().map_or(0, |hub| connected(hub).len())
+    }
+
+    /// What happens to the connections from now on.
+    #[must_use]
+    pub fn events(&self) -> SocketEvents {
+        self.inner.events.observe()
     }
 
     /// Sends a request and returns its reply. `timeout` counts from the call: waiting for one's turn and connecting
@@ -209,41 +363,45 @@ impl Requester {
                 return Err(Unanswered { error: self.no_reply(timeout, hint, None), sent: false });
             }
         };
-        let mut envelope = vec![Bytes::new()];
-        envelope.extend_from_slice(message.frames());
+        let correlate = inner.settings.request.correlate;
+        let number = correlate.then(|| inner.number.fetch_add(1, Ordering::Relaxed));
+        let request = Envelope::new(number, message.frames());
         // Held here, not in `inner`: dropping this future drops the connection.
-        let mut live: Option<(Arc<Service>, Live)> = None;
+        let mut current: Option<(Target, Connection)> = None;
         let (mut failure, mut sent) = (None, false);
         let exchange = async {
             let mut cuts = 0;
             // Endpoints that could not be reached, one after another.
             let mut tried = 0;
-            let mut pause = inner.options.reconnect_min.min(RESEND_PAUSE_MAX);
+            let mut pause = inner.settings.reconnect_min.min(RESEND_PAUSE_MAX);
             loop {
-                let Some((service, has_others)) = inner.next_service() else {
-                    tokio::time::sleep(pause).await;
+                let Some((target, has_others)) = inner.next_target() else {
+                    inner.arrival(pause).await;
                     continue;
                 };
-                let (service, current) = live.insert((service.clone(), service.live(&inner.options)));
-                let outcome = current.exchange(&envelope, &mut failure, has_others).await;
-                *service.limits() = current.link.outbox.limits();
+                let connection = target.connection(inner);
+                let (target, connection) = current.insert((target, connection));
+                let outcome = connection.exchange(&request, &mut failure, has_others).await;
+                if let Target::Endpoint(service) = target {
+                    *service.limits() = connection.link().outbox.limits();
+                }
                 match outcome {
                     Outcome::Reply(reply) => return Ok(reply),
                     Outcome::Refused(error) => {
                         // Nothing was sent, so that the connection is clean.
-                        if let Some((service, live)) = live.take() {
-                            inner.put_back(&service, live);
+                        if let Some((target, connection)) = current.take() {
+                            inner.put_back(&target, connection);
                         }
                         return Err(Some(error));
                     }
                     Outcome::Unreadable(violation) => {
                         sent = true;
-                        return Err(Some(service.unreadable(violation)));
+                        return Err(Some(target.unreadable(violation)));
                     }
-                    Outcome::CutOff if cuts > 0 => return Err(Some(service.cut_off(&envelope))),
+                    Outcome::CutOff if cuts > 0 => return Err(Some(target.cut_off(request.frames()))),
                     Outcome::CutOff => cuts += 1,
                     Outcome::Hopeless(error) => {
-                        let what = format!("no request can be made at {}", service.endpoint);
+                        let what = format!("no request can be made at {}", target.name());
                         let error = Error::new(error.kind(), what).with_source(error);
                         if !has_others {
                             return Err(Some(error));
@@ -253,8 +411,8 @@ impl Requester {
                     Outcome::Broken => {}
                     Outcome::Unreachable => {
                         // It goes on trying while another one is asked.
-                        if let Some((service, live)) = live.take() {
-                            inner.put_back(&service, live);
+                        if let Some((target, connection)) = current.take() {
+                            inner.put_back(&target, connection);
                         }
                         tried += 1;
                         if tried < inner.services().all.len() {
@@ -266,8 +424,8 @@ impl Requester {
                         continue;
                     }
                 }
-                sent |= current.give_up().await;
-                live = None;
+                sent |= connection.give_up().await;
+                current = None;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RESEND_PAUSE_MAX);
             }
@@ -277,12 +435,16 @@ impl Requester {
             () = inner.closed.cancelled() => Err(Some(closed())),
             result = deadline.limit(exchange) => result.unwrap_or(Err(None)),
         };
-        if let Some((service, mut live)) = live {
-            if live.asked {
-                sent |= live.give_up().await;
+        if let Some((target, mut connection)) = current {
+            if correlate && result.is_err() && connection.is_asked() && connection.is_written() {
+                sent = true;
+                connection.forget();
+            }
+            if connection.is_asked() {
+                sent |= connection.give_up().await;
             } else {
                 // It is as good as before.
-                inner.put_back(&service, live);
+                inner.put_back(&target, connection);
             }
         }
         match result {
@@ -311,9 +473,13 @@ impl Requester {
         for service in services {
             let idle = service.idle().take();
             if let Some(live) = idle {
-                live.hub.close(Duration::ZERO).await;
+                live.close().await;
             }
         }
+        if let Some(hub) = self.inner.bound.get() {
+            hub.close(Duration::ZERO).await;
+        }
+        self.inner.events.end();
     }
 
     fn no_reply(&self, timeout: Duration, hint: &str, failure: Option<Failure>) -> Error {
@@ -332,401 +498,4 @@ impl Requester {
 
 fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the requester is closed")
-}
-
-/// What last went wrong with the connection.
-#[derive(Debug)]
-struct Failure {
-    connected: bool,
-    error: Error,
-}
-
-/// How it went with one request on one connection.
-#[derive(Debug)]
-enum Outcome {
-    Reply(Multipart),
-    /// The request was not sent, and is not to be.
-    Refused(Error),
-    /// What came is nothing that we take. The request may have been carried out.
-    Unreadable(Violation),
-    /// The peer ended the connection in the middle of the request.
-    CutOff,
-    /// The connection broke in some other way: another one may do.
-    Broken,
-    /// There is no connection, and others can be asked instead. The request was taken back.
-    Unreachable,
-    /// No other connection would do better.
-    Hopeless(Error),
-}
-
-/// A connection, or one in the making.
-#[derive(Debug)]
-struct Live {
-    hub: Owner,
-    link: Arc<Link>,
-    events: SocketEvents,
-    /// Whether it was given a request that has no reply yet.
-    asked: bool,
-}
-
-impl Live {
-    fn connect(endpoint: Endpoint, options: SocketOptions) -> Self {
-        let hub = Owner::new(Arc::new(Plain(SocketType::Req)), options);
-        let events = hub.events();
-        let link = hub.connect(endpoint);
-        Self { hub, link, events, asked: false }
-    }
-
-    /// Sends the request and waits for the reply.
-    async fn exchange(
-        &mut self,
-        request: &[Bytes],
-        failure: &mut Option<Failure>,
-        has_others: bool,
-    ) -> Outcome {
-        if has_others && let Some(outcome) = self.unreachable(failure).await {
-            return outcome;
-        }
-        // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
-        while self.events.next().now_or_never().flatten().is_some() {}
-        while self.hub.recv().now_or_never().flatten().is_some() {}
-        match self.link.outbox.push(request).await {
-            Ok(()) => {}
-            Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request)),
-            Err(Refused::Full | Refused::Closed) => return Outcome::Broken,
-        }
-        self.asked = true;
-        loop {
-            tokio::select! {
-                biased;
-                message = self.hub.recv() => {
-                    let Some(frames) = message else { return Outcome::Broken };
-                    // Anything without the envelope is no reply: RFC 28 has it discarded.
-                    if let [first, reply @ ..] = frames.frames() && first.is_empty() {
-                        self.asked = false;
-                        return Outcome::Reply(reply.iter().cloned().collect());
-                    }
-                }
-                event = self.events.next() => match event {
-                    Some(SocketEvent::ConnectFailed { error, .. }) => {
-                        if matches!(error.kind(), ErrorKind::NotAllowed | ErrorKind::WrongPort) {
-                            return Outcome::Hopeless(error);
-                        }
-                        *failure = Some(Failure { connected: false, error });
-                    }
-                    Some(SocketEvent::Connected { .. }) => *failure = None,
-                    Some(SocketEvent::Disconnected { error, .. }) => {
-                        *failure = Some(Failure { connected: true, error });
-                        return match std::mem::take(&mut self.link.state().last_end) {
-                            LastEnd::Violation(violation) => Outcome::Unreadable(violation),
-                            LastEnd::CutOff => Outcome::CutOff,
-                            LastEnd::Otherwise => Outcome::Broken,
-                        };
-                    }
-                    // The peer has told just now that it takes less.
-                    Some(SocketEvent::MessageDropped { .. }) => {
-                        self.asked = false;
-                        return Outcome::Refused(self.hub.unfit(&self.link, request));
-                    }
-                    // What a socket that is bound, or publishes or subscribes, tells.
-                    Some(_) => {}
-                    None => return Outcome::Broken,
-                }
-            }
-        }
-    }
-
-    /// Waits for a connection that is being made for the first time. Returns what is wrong if there is none then.
-    async fn unreachable(&mut self, failure: &mut Option<Failure>) -> Option<Outcome> {
-        while !self.link.is_connected() {
-            let known = self.link.state().failure.clone();
-            let error = match known {
-                Some(error) => error,
-                None => match self.events.next().await {
-                    Some(SocketEvent::ConnectFailed { error, .. }) => error,
-                    Some(_) => continue,
-                    None => return Some(Outcome::Broken),
-                },
-            };
-            let is_hopeless = matches!(error.kind(), ErrorKind::NotAllowed | ErrorKind::WrongPort);
-            if is_hopeless {
-                return Some(Outcome::Hopeless(error));
-            }
-            *failure = Some(Failure { connected: false, error });
-            return Some(Outcome::Unreachable);
-        }
-        None
-    }
-
-    /// Ends the connection. Returns whether the request was written to it: if not, it never will be.
-    async fn give_up(&mut self) -> bool {
-        let unsent = self.hub.close(Duration::ZERO).await;
-        self.asked && unsent == 0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Replier;
-
-    const PATIENCE: Duration = Duration::from_secs(60);
-
-    async fn pair() -> (Replier, Requester) {
-        let replier = Replier::new(SocketOptions::default());
-        let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-        (replier, Requester::new(endpoint, SocketOptions::default()))
-    }
-
-    async fn next(replier: &Replier) -> (crate::ReturnPath, Multipart) {
-        tokio::time::timeout(PATIENCE, replier.recv()).await.unwrap().unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_late_reply_is_not_taken_for_that_of_the_next_request() {
-        let (replier, requester) = pair().await;
-        let first = requester.request(["first"], Duration::from_millis(200));
-        let (first, (late, _)) = futures::join!(first, next(&replier));
-        assert_eq!(first.unwrap_err().kind(), ErrorKind::Timeout);
-        let second = requester.request(["second"], PATIENCE);
-        let answers = async {
-            let (path, request) = next(&replier).await;
-            assert_eq!(request, Multipart::from(["second"]));
-            let _ = replier.try_reply(&late, ["late"]);
-            replier.try_reply(&path, ["in time"]).unwrap();
-        };
-        assert_eq!(futures::join!(second, answers).0.unwrap(), Multipart::from(["in time"]));
-    }
-
-    #[tokio::test]
-    async fn a_dropped_request_leaves_the_way_clear() {
-        let (replier, requester) = pair().await;
-        {
-            let first = std::pin::pin!(requester.request(["first"], PATIENCE));
-            let arrived = std::pin::pin!(next(&replier));
-            assert!(matches!(
-                futures::future::select(first, arrived).await,
-                futures::future::Either::Right(_)
-            ));
-        }
-        let second = requester.request(["second"], PATIENCE);
-        let answer = async {
-            let (path, request) = next(&replier).await;
-            replier.try_reply(&path, request).unwrap();
-        };
-        assert_eq!(futures::join!(second, answer).0.unwrap(), Multipart::from(["second"]));
-    }
-
-    #[tokio::test]
-    async fn requests_of_several_tasks_queue_and_get_their_own_replies() {
-        let (replier, requester) = pair().await;
-        let echo = tokio::spawn(async move {
-            for _ in 0..50 {
-                let (path, request) = next(&replier).await;
-                replier.try_reply(&path, request).unwrap();
-            }
-            replier
-        });
-        let requests = (0..50).map(|number: u32| {
-            let requester = requester.clone();
-            async move {
-                let request = Multipart::from([number.to_string()]);
-                assert_eq!(requester.request(request.clone(), PATIENCE).await.unwrap(), request);
-            }
-        });
-        futures::future::join_all(requests).await;
-        assert_eq!(echo.await.unwrap().peers(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_request_survives_a_restart_of_its_peer() {
-        let (replier, requester) = pair().await;
-        let endpoint = requester.endpoints().remove(0);
-        let request = requester.request(["still there?"], PATIENCE);
-        let restart = async move {
-            next(&replier).await;
-            replier.close(Duration::ZERO).await;
-            let replier = Replier::new(SocketOptions::default());
-            replier.bind(&endpoint).await.unwrap();
-            let (path, request) = next(&replier).await;
-            replier.try_reply(&path, request).unwrap();
-            replier
-        };
-        assert_eq!(futures::join!(request, restart).0.unwrap(), Multipart::from(["still there?"]));
-    }
-
-    #[tokio::test]
-    async fn requests_go_to_one_endpoint_after_another_and_around_those_that_are_gone() {
-        let (one, requester) = pair().await;
-        let (other, spare) = pair().await;
-        requester.connect(spare.endpoints().remove(0));
-        let echo = |replier: Replier, name: &'static str| {
-            tokio::spawn(async move {
-                while let Some((path, _)) = replier.recv().await {
-                    replier.try_reply(&path, [name]).unwrap();
-                }
-            })
-        };
-        let (_one, other_echo) = (echo(one.clone(), "one"), echo(other.clone(), "other"));
-        let ask = async || requester.request(["who?"], PATIENCE).await.unwrap().frames()[0].clone();
-        assert_eq!([ask().await, ask().await, ask().await, ask().await], ["one", "other", "one", "other"]);
-        // One is gone: the requests that it would get go to the other.
-        let gone = spare.endpoints().remove(0);
-        other.close(Duration::ZERO).await;
-        other_echo.await.unwrap();
-        for _ in 0..4 {
-            assert_eq!(ask().await, "one");
-        }
-        assert!(requester.disconnect(&gone) && !requester.disconnect(&gone));
-        assert_eq!(ask().await, "one");
-        // It comes again.
-        let again = Replier::new(SocketOptions::default());
-        let endpoint = again.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let _again = echo(again, "again");
-        requester.connect(endpoint);
-        let mut answers = [ask().await, ask().await];
-        answers.sort();
-        assert_eq!(answers, ["again", "one"]);
-        for endpoint in requester.endpoints() {
-            requester.disconnect(&endpoint);
-        }
-        let error = requester.request(["anybody?"], Duration::from_millis(50)).await.unwrap_err();
-        assert_eq!((error.kind(), requester.endpoints().len()), (ErrorKind::Timeout, 0));
-    }
-
-    #[tokio::test]
-    async fn nobody_there_is_said_and_a_closed_requester_too() {
-        let (replier, requester) = pair().await;
-        replier.close(Duration::ZERO).await;
-        let error = requester.request(["x"], Duration::from_millis(300)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Refused);
-        assert!(error.to_string().contains(&requester.endpoints()[0].to_string()), "{error}");
-        requester.close().await;
-        assert_eq!(requester.request(["x"], PATIENCE).await.unwrap_err().kind(), ErrorKind::Closed);
-    }
-
-    #[tokio::test]
-    async fn the_longest_and_the_shortest_time_limit_are_fine() {
-        let (replier, requester) = pair().await;
-        let error = requester.request(["at once"], Duration::ZERO).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Timeout);
-        // A clock has its ticks, so the first one may have arrived.
-        let echo = async {
-            loop {
-                let (path, request) = next(&replier).await;
-                let _ = replier.try_reply(&path, request);
-            }
-        };
-        tokio::select! {
-            () = echo => {}
-            reply = requester.request(["x"], Duration::MAX) => assert_eq!(reply.unwrap(), Multipart::from(["x"])),
-        }
-    }
-
-    #[tokio::test]
-    async fn closing_ends_a_request_that_is_under_way_and_those_behind_it() {
-        let (replier, requester) = pair().await;
-        let one = requester.request(["one"], PATIENCE);
-        let two = requester.request(["two"], Duration::MAX);
-        let close = async {
-            next(&replier).await;
-            requester.close().await;
-        };
-        let (one, two, ()) = futures::join!(one, two, close);
-        assert_eq!(one.unwrap_err().kind(), ErrorKind::Closed);
-        assert_eq!(two.unwrap_err().kind(), ErrorKind::Closed);
-    }
-
-    #[tokio::test]
-    async fn an_error_knows_whether_the_request_was_sent() {
-        let (replier, requester) = pair().await;
-        let request = Multipart::from(["x"]);
-        let sent_within = async |requester: &Requester, time| {
-            let unanswered = requester.try_request(&request, time).await.unwrap_err();
-            (unanswered.error.kind(), unanswered.sent)
-        };
-        let (sent, ()) = futures::join!(sent_within(&requester, PATIENCE), async {
-            next(&replier).await;
-            // From here on the clock goes from one deadline to the next.
-            tokio::time::pause();
-        });
-        tokio::time::resume();
-        assert_eq!(sent, (ErrorKind::Timeout, true));
-        let sent = async |requester| sent_within(requester, Duration::from_millis(300)).await;
-        replier.close(Duration::ZERO).await;
-        assert_eq!(sent(&requester).await, (ErrorKind::Refused, false));
-        // It is there as far as the kernel is concerned, and no more.
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let requester = Requester::new(Endpoint::tcp("127.0.0.1", port), SocketOptions::default());
-        assert_eq!(sent(&requester).await, (ErrorKind::Timeout, false));
-        // Its time passes while it waits for its turn.
-        let (first, second) = futures::join!(sent(&requester), sent(&requester));
-        assert_eq!((first, second), ((ErrorKind::Timeout, false), (ErrorKind::Timeout, false)));
-    }
-
-    #[tokio::test]
-    async fn what_does_not_pass_with_time_is_returned_at_once() {
-        let publisher = crate::Publisher::new(SocketOptions::default());
-        let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let requester = Requester::new(endpoint, SocketOptions::default());
-        let error = requester.request(["x"], Duration::MAX).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::WrongPort);
-        assert!(format!("{error:?}").contains("PUB"), "{error:?}");
-    }
-
-    /// As with libzmq's REP: an envelope alone is no request.
-    #[tokio::test]
-    async fn an_envelope_with_nothing_behind_it_is_no_request() {
-        let replier = Replier::new(SocketOptions::default());
-        let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let dealer = crate::Dealer::connecting_to(endpoint, SocketOptions::default());
-        for frames in [&["", "one"][..], &["", ""], &[""], &["way", ""], &["way", "", "two"], &["", "", ""]] {
-            dealer.send(frames.iter().map(|frame| Bytes::from(*frame)).collect::<Multipart>()).await.unwrap();
-        }
-        let mut requests = Vec::new();
-        for _ in 0..4 {
-            requests.push(replier.recv().await.unwrap().1);
-        }
-        let expected = [&["one"][..], &[""], &["two"], &["", ""]];
-        assert_eq!(requests, expected.map(|frames| frames.iter().map(|frame| Bytes::from(*frame)).collect()));
-    }
-
-    /// RFC 28: an empty frame leads a request, and what has none is no reply.
-    #[tokio::test]
-    async fn a_message_without_an_envelope_is_no_reply() {
-        let router = crate::Router::new(SocketOptions::default());
-        let endpoint = router.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let requester = Requester::new(endpoint, SocketOptions::default());
-        let answer = async {
-            let (peer, request) = router.recv().await.unwrap();
-            assert_eq!(request, Multipart::from(["", "what", ""]));
-            router.try_send(&peer, ["this"]).unwrap();
-            router.try_send(&peer, ["this", "", "way"]).unwrap();
-            router.try_send(&peer, ["", "that", ""]).unwrap();
-        };
-        let (reply, ()) = futures::join!(requester.request(["what", ""], PATIENCE), answer);
-        assert_eq!(reply.unwrap(), Multipart::from(["that", ""]));
-    }
-
-    #[tokio::test]
-    async fn peers_with_the_same_identity_are_both_served() {
-        let (replier, _) = pair().await;
-        let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let same = || {
-            let options = SocketOptions { identity: "same".into(), ..SocketOptions::default() };
-            Requester::new(endpoint.clone(), options)
-        };
-        let (one, other) = (same(), same());
-        let answers = async {
-            let (first, second) = (next(&replier).await, next(&replier).await);
-            assert_ne!(first.0.peer(), second.0.peer());
-            for (path, request) in [first, second] {
-                replier.try_reply(&path, request).unwrap();
-            }
-        };
-        let (a, b, ()) =
-            futures::join!(one.request(["one"], PATIENCE), other.request(["other"], PATIENCE), answers);
-        assert_eq!((a.unwrap(), b.unwrap()), (Multipart::from(["one"]), Multipart::from(["other"])));
-    }
 }

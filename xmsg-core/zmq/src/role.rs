@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::SemaphorePermit;
@@ -10,7 +11,7 @@ use xmsg_zmtp::{Peer, PeerLimits, SocketType, Version};
 
 use crate::balance::Balancer;
 use crate::link::Link;
-use crate::link::routes::Route;
+use crate::link::routes::{Route, Routes};
 use crate::link::session::Ended;
 use crate::subscriptions::NotTaken;
 
@@ -111,7 +112,52 @@ impl<'a> Seat<'a> {
     }
 }
 
-/// The role of PULL and REQ, which have nothing more to say once they are closed: nobody waits for the answer to what a REQ socket has asked, and
+/// The role of REP, and of REQ for the peers that connect to it: each connection has a name of its own, whatever the peer calls itself.
+#[derive(Debug)]
+pub(crate) struct Named {
+    socket_type: SocketType,
+    routes: Routes,
+    /// Connections that we have made.
+    made: AtomicU64,
+}
+
+impl Named {
+    pub(crate) fn new(socket_type: SocketType) -> Self {
+        Self { socket_type, routes: Routes::default(), made: AtomicU64::new(0) }
+    }
+
+    /// The connection of this name.
+    pub(crate) fn find(&self, name: &Bytes) -> Option<Arc<Link>> {
+        self.routes.get(&(None, name.clone()))
+    }
+}
+
+impl Role for Named {
+    fn socket_type(&self) -> SocketType {
+        self.socket_type
+    }
+
+    fn lingers(&self) -> bool {
+        // Whoever has asked is not waited for any more.
+        self.socket_type != SocketType::Req
+    }
+
+    fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
+        link.state().principal.clone_from(&peer.principal);
+        let name = if link.connecting {
+            // One for each connection: a reply is for the one that its request came over, and not for the next one to the same endpoint. It is
+            // longer than those of accepted links, so that none is the same.
+            let number = self.made.fetch_add(1, Ordering::Relaxed);
+            [&[0], &number.to_be_bytes()[..]].concat().into()
+        } else {
+            link.name()
+        };
+        let route = self.routes.take_over((None, name.clone()), link).ok_or("it has a place already")?;
+        Ok(Seat::found_by(route, name))
+    }
+}
+
+/// The role of PULL, and of REQ where it connects, which have nothing more to say once they are closed: nobody waits for the answer to what a REQ socket has asked, and
 /// a PULL socket that went on reading would throw away what others could have.
 #[derive(Debug)]
 pub(crate) struct Plain(pub(crate) SocketType);

@@ -10,21 +10,75 @@ use crate::link::Link;
 use crate::link::outbox::Refused;
 use crate::link::routes::{RouteKey, Routes};
 use crate::methods::endpoint_methods;
+use crate::options::{HasIdentity, Receives, Sends};
 use crate::role::{Role, Seat};
 use crate::security::Principal;
 use crate::{Error, ErrorKind, Result};
-use crate::{IdentityScope, Multipart, SocketOptions};
+use crate::{Multipart, SocketOptions};
 use xmsg_zmtp::{Peer, SocketType};
 
+/// What is set on a [`Router`] alone.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RouterSettings {
+    /// See [`SocketOptions::identity_scope`].
+    pub identity_scope: IdentityScope,
+    /// See [`SocketOptions::handover`].
+    pub handover: bool,
+    /// See [`SocketOptions::mandatory`].
+    pub mandatory: bool,
+}
+
+impl Default for RouterSettings {
+    fn default() -> Self {
+        Self { identity_scope: IdentityScope::default(), handover: true, mandatory: true }
+    }
+}
+
+/// Among whom an identity names one peer of a [`Router`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IdentityScope {
+    /// Among all peers of the socket. Whoever has proved to be somebody else than the holder of an identity can't have it.
+    #[default]
+    Socket,
+    /// Among the peers that have proved to be the same: nobody can take an identity away from others, not even before they come.
+    /// Such a peer is reached with [`Router::try_send_to`].
+    Principal,
+}
+
+/// What only ROUTER has.
+impl SocketOptions<Router> {
+    /// Among whom identities of peers are told apart. Default: among all.
+    #[must_use]
+    pub fn identity_scope(self, scope: IdentityScope) -> Self {
+        self.with(|settings| settings.router.identity_scope = scope)
+    }
+
+    /// Whether a peer that announces the identity of another one takes it over, and the older connection ends: its owner may have lost it
+    /// unnoticed (`ZMQ_ROUTER_HANDOVER`). If not, the newcomer is not let in. Default yes.
+    #[must_use]
+    pub fn handover(self, handover: bool) -> Self {
+        self.with(|settings| settings.router.handover = handover)
+    }
+
+    /// Whether a message for an identity that nobody has is an error of whoever sends it (`ZMQ_ROUTER_MANDATORY`). If not, it is dropped and
+    /// [counted](Router::dropped). Default yes.
+    #[must_use]
+    pub fn mandatory(self, mandatory: bool) -> Self {
+        self.with(|settings| settings.router.mandatory = mandatory)
+    }
+}
+
 /// A router. A peer that announces the identity of another one takes it over, and the older connection
-/// ends (*handover*): its owner may have lost it unnoticed. Clones share the socket; dropping the last closes it.
+/// ends, unless [`SocketOptions::handover`] says otherwise. Clones share the socket; dropping the last closes it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
 /// use xmsg_zmq::{Dealer, Router, SocketOptions};
 /// let router = Router::new(SocketOptions::default());
 /// let endpoint = router.bind(&"tcp://127.0.0.1:0".parse()?).await?;
-/// let dealer = Dealer::connecting_to(endpoint, SocketOptions { identity: "me".into(), ..Default::default() });
+/// let dealer = Dealer::connecting_to(endpoint, SocketOptions::default().identity("me"));
 /// dealer.send(["ping"]).await?;
 /// let (identity, _) = router.recv().await.unwrap();
 /// assert_eq!(identity, "me");
@@ -42,12 +96,12 @@ pub struct Router {
 #[derive(Debug)]
 struct Routing {
     routes: Routes,
-    scope: IdentityScope,
+    settings: RouterSettings,
 }
 
 impl Routing {
     fn key(&self, identity: &[u8], principal: Option<&Principal>) -> RouteKey {
-        let principal = match self.scope {
+        let principal = match self.settings.identity_scope {
             IdentityScope::Socket => None,
             IdentityScope::Principal => principal.cloned(),
         };
@@ -74,17 +128,29 @@ impl Role for Routing {
         };
         link.state().principal.clone_from(&peer.principal);
         let key = self.key(&identity, peer.principal.as_ref());
-        let route = self.routes.take_over(key, link).ok_or("somebody else has its identity")?;
+        let route = if self.settings.handover {
+            self.routes.take_over(key, link)
+        } else {
+            self.routes.take(key, link)
+        };
+        let route = route.ok_or("somebody else has its identity")?;
         Ok(Seat::found_by(route, identity))
     }
 }
 
+impl Sends for Router {}
+
+impl Receives for Router {}
+
+impl HasIdentity for Router {}
+
 impl Router {
     /// A router without connections.
     #[must_use]
-    pub fn new(options: SocketOptions) -> Self {
-        let role = Arc::new(Routing { routes: Routes::default(), scope: options.identity_scope });
-        Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
+    pub fn new(options: SocketOptions<Self>) -> Self {
+        let settings = options.into_settings();
+        let role = Arc::new(Routing { routes: Routes::default(), settings: settings.router.clone() });
+        Self { hub: Arc::new(Owner::new(role.clone(), settings)), role }
     }
 
     endpoint_methods!();
@@ -110,10 +176,28 @@ impl Router {
         principal: Option<&Principal>,
         message: impl Into<Multipart>,
     ) -> Result<()> {
-        let Some(link) = self.role.find(identity, principal) else { return Err(unknown(identity)) };
         let message = message.into();
+        let Some(link) = self.role.find(identity, principal) else { return self.nobody(identity, &message) };
         let sent = link.outbox.try_push(message.frames());
         sent.map_err(|refused| self.refused(identity, &link, &message, refused))
+    }
+
+    /// What becomes of a message for an identity that nobody has.
+    fn nobody(&self, identity: &[u8], message: &Multipart) -> Result<()> {
+        let what = format!("no peer has the identity \"{}\"", identity.escape_ascii());
+        let error = Error::new(ErrorKind::Refused, what);
+        if self.role.settings.mandatory {
+            return Err(error);
+        }
+        self.hub.drop_unsent(message.frames(), &error);
+        Ok(())
+    }
+
+    /// Messages for identities that nobody had, if those are [dropped](SocketOptions::mandatory). Each was told as a
+    /// [`MessageDropped`](crate::SocketEvent::MessageDropped).
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.hub.dropped()
     }
 
     fn refused(&self, identity: &[u8], link: &Link, message: &Multipart, refused: Refused) -> Error {
@@ -130,8 +214,8 @@ impl Router {
     /// Sends the message to the peer of this identity, and waits while its queue is at the high-water mark. Dropping the future has it sent whole or not at
     /// all. Errors as [`try_send`](Self::try_send), but for [`Full`](ErrorKind::Full).
     pub async fn send(&self, identity: &[u8], message: impl Into<Multipart>) -> Result<()> {
-        let Some(link) = self.role.find(identity, None) else { return Err(unknown(identity)) };
         let message = message.into();
+        let Some(link) = self.role.find(identity, None) else { return self.nobody(identity, &message) };
         let sent = link.outbox.push(message.frames()).await;
         sent.map_err(|refused| self.refused(identity, &link, &message, refused))
     }
@@ -159,8 +243,4 @@ impl Router {
     pub async fn close(&self, linger: Duration) -> usize {
         self.hub.close(linger).await
     }
-}
-
-fn unknown(identity: &[u8]) -> Error {
-    Error::new(ErrorKind::Refused, format!("no peer has the identity \"{}\"", identity.escape_ascii()))
 }

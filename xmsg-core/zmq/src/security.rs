@@ -19,11 +19,16 @@
 //! let (server, client) = (KeyPair::generate()?, KeyPair::generate()?);
 //! let public = *server.public();
 //! let allowed = Arc::new(AllowKeys::new([*client.public()]));
-//! let options = |security| SocketOptions { security, ..SocketOptions::default() };
+//! let options = SocketOptions::any();
 //!
-//! let replier = Replier::new(options(Security::CurveServer { keys: server, authenticator: allowed }));
+//! let replier = Replier::new(
+//!     options.for_socket().security(Security::CurveServer { keys: server, authenticator: allowed }),
+//! );
 //! let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse()?).await?;
-//! let requester = Requester::new(endpoint, options(Security::CurveClient { keys: client, server: public }));
+//! let requester = Requester::connecting_to(
+//!     endpoint,
+//!     options.for_socket().security(Security::CurveClient { keys: client, server: public }),
+//! );
 //! let answering = async {
 //!     let (path, request) = replier.recv().await.unwrap();
 //!     replier.try_reply(&path, request)

@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use crate::events::{EventChannel, SocketEvents};
 use crate::hub::{Hub, Owner};
-use crate::methods::endpoint_methods;
+use crate::methods::{conflating_methods, endpoint_methods};
+use crate::options::{Conflates, Receives};
 use crate::subscriptions::Subscribing;
 use crate::{Error, Result};
 use crate::{Multipart, SocketOptions};
@@ -27,21 +28,28 @@ pub struct Subscriber {
     batch: Bytes,
 }
 
+impl Receives for Subscriber {}
+
+impl Conflates for Subscriber {}
+
 impl Subscriber {
     /// A subscriber without connections or subscriptions.
     #[must_use]
-    pub fn new(options: SocketOptions) -> Self {
+    pub fn new(options: SocketOptions<Self>) -> Self {
+        let options = options.into_settings();
         let role = Subscribing::new(SocketType::Sub, &options);
         Self { hub: Owner::new(role.clone(), options), role, batch: Bytes::new() }
     }
 
     /// A subscriber whose events are told to this channel, too.
-    pub fn with_parent(options: SocketOptions, parent: EventChannel) -> Self {
+    pub fn with_parent(options: SocketOptions<Self>, parent: EventChannel) -> Self {
+        let options = options.into_settings();
         let role = Subscribing::new(SocketType::Sub, &options);
         Self { hub: Owner::with_parent(role.clone(), options, parent), role, batch: Bytes::new() }
     }
 
     endpoint_methods!();
+    conflating_methods!();
 
     /// Asks for messages whose first frame starts with `prefix`; the empty prefix asks for all. An error of kind
     /// [`TooLarge`](crate::ErrorKind::TooLarge) says that the prefix is too long, or that there are too many: for this socket

@@ -11,7 +11,7 @@ use crate::link::refusal::{Whose, unfit_subscription};
 use crate::link::{Link, has_prefix_of};
 use crate::lock::lock;
 use crate::role::Role;
-use crate::{Error, Result, SocketOptions};
+use crate::{Error, Result, Settings};
 
 /// Subscriptions and their cancelling that wait to be written to a peer that we connect to, bytes: what a socket subscribes to is its own choice.
 const QUEUED_MAX: usize = 1 << 30;
@@ -113,7 +113,7 @@ pub(crate) struct Subscribing {
 }
 
 impl Subscribing {
-    pub(crate) fn new(socket_type: SocketType, options: &SocketOptions) -> Arc<Self> {
+    pub(crate) fn new(socket_type: SocketType, options: &Settings) -> Arc<Self> {
         Arc::new(Self { socket_type, limits: options.limits.clone(), subscriptions: Mutex::default() })
     }
 

@@ -16,28 +16,46 @@ use crate::link::routes::Routes;
 use crate::link::session::Ended;
 use crate::lock::lock;
 use crate::methods::{endpoint_methods, fan_out_methods, subscriber_methods};
+use crate::options::{FansOut, Receives, Sends};
 use crate::publishing::note_wanted;
 use crate::role::{Role, Seat};
 use crate::subscriptions::NotTaken;
 use crate::{Error, ErrorKind, Multipart, Result, SocketOptions};
 
-/// What an [`XPub`] has of its own.
-///
-/// ```
-/// use xmsg_zmq::{Notices, XPubOptions};
-/// let options = XPubOptions { notices: Notices::Subscriptions, ..XPubOptions::default() };
-/// assert!(!options.manual && options.welcome.is_none());
-/// ```
+/// What is set on an [`XPub`] alone.
 #[derive(Clone, Debug, Default)]
-pub struct XPubOptions {
-    /// What the socket's user is told of subscriptions.
+#[non_exhaustive]
+pub struct XPubSettings {
+    /// See [`SocketOptions::notices`].
     pub notices: Notices,
-    /// Whether a subscription counts only once it is [taken](XPub::take_subscription); the user is told of every one then
-    /// (`ZMQ_XPUB_MANUAL`). Default no.
+    /// See [`SocketOptions::manual`].
     pub manual: bool,
+    /// See [`SocketOptions::welcome`].
+    pub welcome: Option<Multipart>,
+}
+
+/// What only XPUB has.
+impl SocketOptions<XPub> {
+    /// What the socket's user is told of subscriptions. Default: what changes the whole of what is wanted.
+    #[must_use]
+    pub fn notices(self, notices: Notices) -> Self {
+        self.with(|settings| settings.xpub.notices = notices)
+    }
+
+    /// Has a subscription count only once it is [taken](XPub::take_subscription); the user is told of every one then
+    /// (`ZMQ_XPUB_MANUAL`). Default no.
+    #[must_use]
+    pub fn manual(self, manual: bool) -> Self {
+        self.with(|settings| settings.xpub.manual = manual)
+    }
+
     /// What every new peer is sent first, whatever it subscribed to. It arrives if the peer has subscribed to its topic
     /// (`ZMQ_XPUB_WELCOME_MSG`). Default: nothing.
-    pub welcome: Option<Multipart>,
+    #[must_use]
+    pub fn welcome(self, message: impl Into<Multipart>) -> Self {
+        let message = message.into();
+        self.with(|settings| settings.xpub.welcome = Some(message))
+    }
 }
 
 /// Which subscriptions the user of an [`XPub`] is told of.
@@ -91,8 +109,8 @@ pub enum FromSubscriber {
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
-/// use xmsg_zmq::{FromSubscriber, SocketOptions, Subscriber, XPub, XPubOptions};
-/// let publisher = XPub::new(XPubOptions::default(), SocketOptions::default());
+/// use xmsg_zmq::{FromSubscriber, SocketOptions, Subscriber, XPub};
+/// let publisher = XPub::new(SocketOptions::default());
 /// let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse()?).await?;
 /// let mut subscriber = Subscriber::new(SocketOptions::default());
 /// subscriber.connect(endpoint);
@@ -113,7 +131,7 @@ pub struct XPub {
 #[derive(Debug)]
 struct Announcing {
     limits: Limits,
-    options: XPubOptions,
+    settings: XPubSettings,
     /// Peers by the names that they have here.
     routes: Routes,
     /// How many peers want a prefix.
@@ -164,7 +182,7 @@ impl Role for Announcing {
     fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
         link.outbox.clear_urgent();
         link.establish(version, limits, None);
-        if let Some(welcome) = &self.options.welcome {
+        if let Some(welcome) = &self.settings.welcome {
             // A new connection has room; whoever takes no message like this one goes without.
             let _ = link.outbox.try_push(welcome.frames());
         }
@@ -172,11 +190,11 @@ impl Role for Announcing {
     }
 
     fn subscription(&self, link: &Link, subscribe: bool, prefix: Bytes) -> Result<bool, Ended> {
-        if self.options.manual {
+        if self.settings.manual {
             return Ok(true);
         }
         let is_change = self.note(link, subscribe, &prefix)?;
-        Ok(match self.options.notices {
+        Ok(match self.settings.notices {
             Notices::Changes => is_change,
             Notices::Subscriptions => subscribe || is_change,
             Notices::All => true,
@@ -185,22 +203,29 @@ impl Role for Announcing {
 
     fn leave(&self, link: &Link) -> Vec<Bytes> {
         let prefixes: Vec<Bytes> = link.state().wanted.iter().cloned().collect();
-        let is_told = |prefix: &Bytes| self.count(false, prefix) || self.options.notices == Notices::All;
+        let is_told = |prefix: &Bytes| self.count(false, prefix) || self.settings.notices == Notices::All;
         prefixes.into_iter().filter(is_told).collect()
     }
 }
 
+impl Sends for XPub {}
+
+impl Receives for XPub {}
+
+impl FansOut for XPub {}
+
 impl XPub {
     /// A socket without connections.
     #[must_use]
-    pub fn new(own: XPubOptions, options: SocketOptions) -> Self {
+    pub fn new(options: SocketOptions<Self>) -> Self {
+        let settings = options.into_settings();
         let role = Arc::new(Announcing {
-            limits: options.limits.clone(),
-            options: own,
+            limits: settings.limits.clone(),
+            settings: settings.xpub.clone(),
             routes: Routes::default(),
             wanted: Mutex::default(),
         });
-        Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
+        Self { hub: Arc::new(Owner::new(role.clone(), settings)), role }
     }
 
     endpoint_methods!();
@@ -250,7 +275,7 @@ impl XPub {
         })
     }
 
-    /// Has a peer get the messages that begin like this, where subscriptions are taken [by hand](XPubOptions::manual): what it subscribed to, or
+    /// Has a peer get the messages that begin like this, where subscriptions are taken [by hand](SocketOptions::manual): what it subscribed to, or
     /// anything else. [`Refused`](ErrorKind::Refused) says that the peer is gone, [`TooLarge`](ErrorKind::TooLarge) that it has too many.
     pub fn take_subscription(&self, peer: &PeerId, prefix: impl Into<Bytes>) -> Result<()> {
         self.change(peer, true, &prefix.into())

@@ -8,6 +8,7 @@ use xmsg_zmtp::SocketType;
 use crate::fan_out::{Audience, FanOut};
 use crate::hub::Owner;
 use crate::methods::{endpoint_methods, fan_out_methods, receiving_methods, stream_of_messages};
+use crate::options::{FansOut, Receives, Sends};
 use crate::subscriptions::Subscribing;
 use crate::{Error, Multipart, Result, SocketOptions};
 
@@ -19,8 +20,8 @@ use crate::{Error, Multipart, Result, SocketOptions};
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
-/// use xmsg_zmq::{FromSubscriber, SocketOptions, XPub, XPubOptions, XSub};
-/// let publisher = XPub::new(XPubOptions::default(), SocketOptions::default());
+/// use xmsg_zmq::{FromSubscriber, SocketOptions, XPub, XSub};
+/// let publisher = XPub::new(SocketOptions::default());
 /// let endpoint = publisher.bind(&"tcp://127.0.0.1:0".parse()?).await?;
 /// let subscriber = XSub::new(SocketOptions::default());
 /// subscriber.connect(endpoint);
@@ -35,10 +36,17 @@ pub struct XSub {
     role: Arc<Subscribing>,
 }
 
+impl Sends for XSub {}
+
+impl Receives for XSub {}
+
+impl FansOut for XSub {}
+
 impl XSub {
     /// A socket without connections or subscriptions.
     #[must_use]
-    pub fn new(options: SocketOptions) -> Self {
+    pub fn new(options: SocketOptions<Self>) -> Self {
+        let options = options.into_settings();
         let role = Subscribing::new(SocketType::Xsub, &options);
         Self { hub: Arc::new(Owner::new(role.clone(), options)), role }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use xmsg_zmq::{
     Dealer, Device, Endpoint, Multipart, Publisher, Pull, Push, Replier, Requester, Router, SocketOptions,
-    Subscriber, XPub, XPubOptions, XSub,
+    Subscriber, XPub, XSub,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ fn anywhere() -> Endpoint {
     "tcp://127.0.0.1:0".parse().unwrap()
 }
 
-fn options() -> SocketOptions {
+fn options<S>() -> SocketOptions<S> {
     SocketOptions::default()
 }
 
@@ -50,7 +50,7 @@ async fn a_queue_shares_the_requests_of_all_clients_among_all_workers() {
     })
     .await;
     let clients = (0..4).map(|client: u32| {
-        let requester = Requester::new(for_clients.clone(), options());
+        let requester = Requester::connecting_to(for_clients.clone(), options());
         async move {
             let mut workers = BTreeSet::new();
             for number in 0..50 {
@@ -113,11 +113,11 @@ async fn a_streamer_waits_while_it_is_paused_and_what_it_passes_is_seen() {
 
 #[tokio::test]
 async fn a_forwarder_passes_what_is_wanted() {
-    let (frontend, backend) = (XSub::new(options()), XPub::new(XPubOptions::default(), options()));
+    let (frontend, backend) = (XSub::new(options()), XPub::new(options()));
     let for_publishers = frontend.bind(&anywhere()).await.unwrap();
     let for_subscribers = backend.bind(&anywhere()).await.unwrap();
     let forwarder = Device::start(&frontend, &backend);
-    let publisher = Publisher::new(SocketOptions { filter: true, ..options() });
+    let publisher = Publisher::new(options().filter(true));
     publisher.connect(for_publishers);
     let mut subscriber = Subscriber::new(options());
     subscriber.subscribe("b").unwrap();

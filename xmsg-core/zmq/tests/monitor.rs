@@ -22,8 +22,8 @@ fn anywhere() -> Endpoint {
     "tcp://127.0.0.1:0".parse().unwrap()
 }
 
-fn options() -> SocketOptions {
-    SocketOptions { reconnect_min: Duration::from_millis(10), ..SocketOptions::default() }
+fn options<S>() -> SocketOptions<S> {
+    SocketOptions::default().reconnect_min(Duration::from_millis(10))
 }
 
 #[tokio::test]
@@ -56,11 +56,11 @@ async fn a_peer_that_is_not_let_in_is_told_with_the_reason() {
     let server = *keys.public();
     let authenticator = Arc::new(AllowKeys::default());
     let security = Security::CurveServer { keys, authenticator };
-    let pull = Pull::new(SocketOptions { security, ..options() });
+    let pull = Pull::new(options().security(security));
     let endpoint = pull.bind(&anywhere()).await.unwrap();
     let mut there = pull.events();
     let security = Security::anonymous(server).unwrap();
-    let push = Push::new(SocketOptions { security, ..options() });
+    let push = Push::new(options().security(security));
     let mut here = push.events();
     push.connect(endpoint);
     assert!(matches!(next(&mut there).await, SocketEvent::Accepted { .. }));

@@ -8,10 +8,10 @@ use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use xmsg_zmq::{
-    Dealer, Endpoint, ErrorKind, HighWaterMark, Multipart, Pair, Pull, Push, Router, SocketEvent,
-    SocketOptions,
+    Dealer, Endpoint, ErrorKind, HighWaterMark, Multipart, Pair, Pull, Push, Receives, Router, Sends,
+    SocketEvent, SocketOptions, TcpOptions,
 };
-use xmsg_zmtp::{Engine, Event, Options, SocketType};
+use xmsg_zmtp::{Engine, Event, Limits, Options, SocketType};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -19,23 +19,27 @@ async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(|_| panic!("{what}: nothing in time"))
 }
 
-fn options() -> SocketOptions {
+fn options<S>() -> SocketOptions<S> {
     SocketOptions::default()
 }
 
 /// Queues that are full after a few messages.
-fn small() -> SocketOptions {
-    SocketOptions {
-        send_high_water_mark: HighWaterMark { bytes: usize::MAX, messages: 4 },
-        receive_high_water_mark: 64,
-        tcp: xmsg_zmq::TcpOptions {
-            send_buffer: Some(4 << 10),
-            receive_buffer: Some(4 << 10),
-            ..xmsg_zmq::TcpOptions::default()
-        },
-        ..SocketOptions::default()
-    }
+fn small<S>() -> SocketOptions<S> {
+    let tcp =
+        TcpOptions { send_buffer: Some(4 << 10), receive_buffer: Some(4 << 10), ..TcpOptions::default() };
+    SocketOptions::<Both>::default()
+        .send_high_water_mark(HighWaterMark { bytes: usize::MAX, messages: 4 })
+        .receive_high_water_mark(64)
+        .tcp(tcp)
+        .for_socket()
 }
+
+/// Stands for sockets that send and for those that receive.
+struct Both;
+
+impl Sends for Both {}
+
+impl Receives for Both {}
 
 fn anywhere() -> Endpoint {
     "tcp://127.0.0.1:0".parse().unwrap()
@@ -216,8 +220,7 @@ async fn a_full_queue_holds_up_nobody_who_can_be_served_by_another_peer() {
 async fn what_one_peer_does_not_take_waits_for_another_that_does() {
     let push = Push::new(small());
     let endpoint = push.bind(&anywhere()).await.unwrap();
-    let mut picky = small();
-    picky.limits.message_size = 1 << 10;
+    let picky = small().limits(Limits { message_size: 1 << 10, ..Limits::default() });
     let (mut picky, mut other) = (Pull::new(picky), Pull::new(options()));
     for pull in [&picky, &other] {
         pull.connect(endpoint.clone());
@@ -272,7 +275,7 @@ async fn a_pair_has_one_peer_and_another_once_that_has_gone() {
 
 #[tokio::test]
 async fn a_dealer_asks_one_router_after_another_and_hears_them_all() {
-    let dealer = Dealer::new(SocketOptions { identity: "me".into(), ..options() });
+    let dealer = Dealer::new(options().identity("me"));
     let routers = [Router::new(options()), Router::new(options())];
     for router in &routers {
         dealer.connect(router.bind(&anywhere()).await.unwrap());
@@ -330,7 +333,7 @@ async fn endpoints_come_and_go() {
 /// RFC 30: a PUSH socket ignores what its peers send. If it kept it, a peer could fill it, and would not be read any more.
 #[tokio::test]
 async fn what_is_sent_to_a_push_socket_is_thrown_away() {
-    let push = Push::new(SocketOptions { receive_high_water_mark: 1, ..options() });
+    let push = Push::new(SocketOptions::<Both>::default().receive_high_water_mark(1).for_socket());
     let endpoint = push.bind(&anywhere()).await.unwrap();
     let Endpoint::Tcp { port, .. } = endpoint else { panic!("it is TCP") };
     let mut peer = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -377,12 +380,8 @@ async fn a_dealer_and_a_pair_without_a_peer_take_nothing() {
 }
 
 /// Tries again soon.
-fn eager() -> SocketOptions {
-    SocketOptions {
-        reconnect_min: Duration::from_millis(1),
-        reconnect_max: Duration::from_millis(1),
-        ..options()
-    }
+fn eager<S>() -> SocketOptions<S> {
+    options().reconnect_min(Duration::from_millis(1)).reconnect_max(Duration::from_millis(1))
 }
 
 /// RFC 30: the queue for an endpoint is there as soon as the socket connects, over whatever it does.
@@ -446,7 +445,7 @@ async fn a_router_says_what_it_cannot_send() {
     let router = Router::new(small());
     let endpoint = router.bind(&anywhere()).await.unwrap();
     assert_eq!(router.try_send(b"nobody", ["x"]).unwrap_err().kind(), ErrorKind::Refused);
-    let stuck = Dealer::connecting_to(endpoint, SocketOptions { identity: "stuck".into(), ..small() });
+    let stuck = Dealer::connecting_to(endpoint, small().identity("stuck"));
     stuck.send(["here"]).await.unwrap();
     assert_eq!(within("a message", router.recv()).await.unwrap().0, "stuck");
     // Nothing is written before this test waits for something.
@@ -467,7 +466,7 @@ async fn an_identity_that_nobody_may_have_is_an_error() {
     let there = Router::new(options());
     let endpoint = there.bind(&anywhere()).await.unwrap();
     for identity in [vec![b'x'; 256], vec![0, b'x']] {
-        let dealer = Dealer::new(SocketOptions { identity: identity.into(), ..options() });
+        let dealer = Dealer::new(options().identity(identity));
         let mut events = dealer.events();
         assert_eq!(dealer.bind(&anywhere()).await.unwrap_err().kind(), ErrorKind::InvalidOption);
         dealer.connect(endpoint.clone());

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use xmsg_zmq::{
     Endpoint, ErrorKind, FromSubscriber, HighWaterMark, Multipart, Notices, Overflow, Publisher, SocketEvent,
-    SocketOptions, Subscriber, XPub, XPubOptions, XSub,
+    SocketOptions, Subscriber, XPub, XSub,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,12 +22,12 @@ fn anywhere() -> Endpoint {
     "tcp://127.0.0.1:0".parse().unwrap()
 }
 
-fn options() -> SocketOptions {
-    SocketOptions { reconnect_min: Duration::from_millis(10), ..SocketOptions::default() }
+fn options<S>() -> SocketOptions<S> {
+    SocketOptions::default().reconnect_min(Duration::from_millis(10))
 }
 
-async fn xpub(own: XPubOptions) -> (XPub, Endpoint) {
-    let socket = XPub::new(own, options());
+async fn xpub(options: SocketOptions<XPub>) -> (XPub, Endpoint) {
+    let socket = XPub::new(options);
     let endpoint = socket.bind(&anywhere()).await.unwrap();
     (socket, endpoint)
 }
@@ -56,7 +56,7 @@ async fn seen(socket: &XPub) -> String {
 
 #[tokio::test]
 async fn an_xpub_is_told_of_what_changes_the_whole_of_what_is_wanted() {
-    let (socket, endpoint) = xpub(XPubOptions::default()).await;
+    let (socket, endpoint) = xpub(options()).await;
     let one = subscriber(&endpoint, &["a"]);
     assert_eq!(seen(&socket).await, "+a");
     let other = subscriber(&endpoint, &["a", "b"]);
@@ -81,7 +81,7 @@ async fn notices_are_as_many_as_were_asked_for() {
         (Notices::Subscriptions, &["+a", "+a", "-a"]),
         (Notices::All, &["+a", "+a", "-a", "-a"]),
     ] {
-        let (socket, endpoint) = xpub(XPubOptions { notices, ..XPubOptions::default() }).await;
+        let (socket, endpoint) = xpub(options().notices(notices)).await;
         let (one, other) = (XSub::new(options()), XSub::new(options()));
         for peer in [&one, &other] {
             peer.connect(endpoint.clone());
@@ -112,7 +112,7 @@ async fn notices_are_as_many_as_were_asked_for() {
 
 #[tokio::test]
 async fn subscriptions_that_are_taken_by_hand_count_once_they_are_taken() {
-    let (socket, endpoint) = xpub(XPubOptions { manual: true, ..XPubOptions::default() }).await;
+    let (socket, endpoint) = xpub(options().manual(true)).await;
     let mut wants = subscriber(&endpoint, &["secret", "open"]);
     let mut peer = None;
     for _ in 0..2 {
@@ -142,8 +142,8 @@ async fn subscriptions_that_are_taken_by_hand_count_once_they_are_taken() {
 
 #[tokio::test]
 async fn a_welcome_message_comes_first() {
-    let welcome = Some(Multipart::from(["welcome", "friend"]));
-    let (socket, endpoint) = xpub(XPubOptions { welcome, ..XPubOptions::default() }).await;
+    let welcome = Multipart::from(["welcome", "friend"]);
+    let (socket, endpoint) = xpub(options().welcome(welcome)).await;
     let mut subscriber = subscriber(&endpoint, &[""]);
     assert_eq!(seen(&socket).await, "+");
     socket.publish(["news"]).await.unwrap();
@@ -153,7 +153,7 @@ async fn a_welcome_message_comes_first() {
 
 #[tokio::test]
 async fn messages_go_upstream_whole_and_in_order() {
-    let (socket, endpoint) = xpub(XPubOptions::default()).await;
+    let (socket, endpoint) = xpub(options()).await;
     let upstream = XSub::new(options());
     upstream.connect(endpoint);
     for number in 0..1000 {
@@ -181,7 +181,7 @@ async fn messages_go_upstream_whole_and_in_order() {
 /// A forwarder of two sockets, as in the guide of ZeroMQ.
 #[tokio::test]
 async fn xsub_and_xpub_make_a_forwarder() {
-    let (frontend, (backend, for_subscribers)) = (XSub::new(options()), xpub(XPubOptions::default()).await);
+    let (frontend, (backend, for_subscribers)) = (XSub::new(options()), xpub(options()).await);
     let for_publishers = frontend.bind(&anywhere()).await.unwrap();
     let forwarder = tokio::spawn(async move {
         loop {
@@ -195,7 +195,7 @@ async fn xsub_and_xpub_make_a_forwarder() {
             }
         }
     });
-    let publisher = Publisher::new(SocketOptions { filter: true, ..options() });
+    let publisher = Publisher::new(options().filter(true));
     publisher.connect(for_publishers);
     let mut subscriber = subscriber(&for_subscribers, &["b"]);
     within("the subscription at the publisher", publisher.wait_for_subscriber(b"b")).await.unwrap();
@@ -232,10 +232,10 @@ async fn with_a_stuck_subscriber(
     overflow: Overflow,
     mark: HighWaterMark,
 ) -> (Publisher, Subscriber, Subscriber) {
-    let publisher = Publisher::new(SocketOptions { overflow, send_high_water_mark: mark, ..options() });
+    let publisher = Publisher::new(options().overflow(overflow).send_high_water_mark(mark));
     let name = format!("inproc://slow-{}", NAMES.fetch_add(1, Ordering::Relaxed));
     let endpoint = publisher.bind(&name.parse().unwrap()).await.unwrap();
-    let small = || SocketOptions { receive_high_water_mark: 1, ..options() };
+    let small = || options().receive_high_water_mark(1);
     let (stuck, reads) = (Subscriber::new(small()), Subscriber::new(options()));
     for subscriber in [&stuck, &reads] {
         subscriber.subscribe("").unwrap();
@@ -381,7 +381,7 @@ async fn with_a_mark_of_one_message_the_last_one_waits() {
 /// RFC 29: subscriptions add up. One that was made twice ends when it was taken back twice.
 #[tokio::test]
 async fn a_subscription_that_was_made_twice_is_taken_back_twice() {
-    let (socket, endpoint) = xpub(XPubOptions::default()).await;
+    let (socket, endpoint) = xpub(options()).await;
     let mut wants = subscriber(&endpoint, &["a", "a"]);
     assert_eq!(seen(&socket).await, "+a");
     wants.unsubscribe("a");
@@ -396,8 +396,7 @@ async fn a_subscription_that_was_made_twice_is_taken_back_twice() {
 /// RFC 29: what an XSUB sends goes to all of its publishers.
 #[tokio::test]
 async fn what_an_xsub_sends_goes_to_every_publisher() {
-    let ((one, first), (other, second)) =
-        (xpub(XPubOptions::default()).await, xpub(XPubOptions::default()).await);
+    let ((one, first), (other, second)) = (xpub(options()).await, xpub(options()).await);
     let upstream = XSub::new(options());
     upstream.connect(first);
     upstream.connect(second);

@@ -8,8 +8,8 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use xmsg_zmq::{
-    Dealer, Device, Endpoint, ErrorKind, Multipart, Publisher, Pull, Push, Router, SocketEvent,
-    SocketOptions, Subscriber, XPub, XPubOptions, XSub,
+    Dealer, Device, Endpoint, ErrorKind, HasIdentity, Multipart, Publisher, Pull, Push, Router, SocketEvent,
+    SocketOptions, Subscriber, XPub, XSub,
 };
 use xmsg_zmtp::{Engine, Event, Limits, Options, SocketType};
 
@@ -32,21 +32,21 @@ fn anywhere() -> Endpoint {
     "tcp://127.0.0.1:0".parse().unwrap()
 }
 
-fn options() -> SocketOptions {
-    SocketOptions { reconnect_min: Duration::from_millis(10), ..SocketOptions::default() }
+fn options<S>() -> SocketOptions<S> {
+    SocketOptions::default().reconnect_min(Duration::from_millis(10))
 }
 
-fn limited(limits: Limits) -> SocketOptions {
-    SocketOptions { limits, ..options() }
+fn limited<S>(limits: Limits) -> SocketOptions<S> {
+    options().limits(limits)
 }
 
-fn identified(identity: &'static str) -> SocketOptions {
-    SocketOptions { identity: Bytes::from_static(identity.as_bytes()), ..options() }
+fn identified<S: HasIdentity>(identity: &'static str) -> SocketOptions<S> {
+    options().identity(Bytes::from_static(identity.as_bytes()))
 }
 
 /// A forwarder: the device, its sockets, and where publishers and subscribers connect.
 async fn forwarder(options: SocketOptions) -> (Device, XSub, Endpoint, Endpoint) {
-    let (frontend, backend) = (XSub::new(options.clone()), XPub::new(XPubOptions::default(), options));
+    let (frontend, backend) = (XSub::new(options.for_socket()), XPub::new(options.for_socket()));
     let (publishers, subscribers) =
         (frontend.bind(&anywhere()).await.unwrap(), backend.bind(&anywhere()).await.unwrap());
     (Device::start(&frontend, &backend), frontend, publishers, subscribers)
@@ -114,7 +114,7 @@ async fn the_limits_that_one_publisher_tells_bind_nobody_else() {
 async fn what_one_subscriber_wants_keeps_nobody_else_from_subscribing() {
     let few = Limits { subscriptions: 10, ..Limits::default() };
     let frontend = XSub::new(limited(few));
-    let backend = XPub::new(XPubOptions::default(), options());
+    let backend = XPub::new(options());
     let (publishers, subscribers) =
         (frontend.bind(&anywhere()).await.unwrap(), backend.bind(&anywhere()).await.unwrap());
     let device = Device::start(&frontend, &backend);
@@ -241,16 +241,15 @@ async fn nobody_takes_the_identity_of_a_peer_that_a_router_connects_to() {
 /// Work that a worker has taken and not got waits for somebody who takes it, whoever comes first.
 #[tokio::test]
 async fn a_worker_that_takes_nothing_has_others_lose_nothing() {
-    let small = SocketOptions {
-        tcp: xmsg_zmq::TcpOptions {
+    let small = SocketOptions::<Pull>::default()
+        .reconnect_min(Duration::from_millis(10))
+        .tcp(xmsg_zmq::TcpOptions {
             send_buffer: Some(4 << 10),
             receive_buffer: Some(4 << 10),
             ..Default::default()
-        },
-        receive_high_water_mark: 64,
-        ..options()
-    };
-    let push = Push::new(small.clone());
+        })
+        .receive_high_water_mark(64);
+    let push = Push::new(small.for_socket());
     let endpoint = push.bind(&anywhere()).await.unwrap();
     let worker = Pull::new(small);
     worker.connect(endpoint.clone());

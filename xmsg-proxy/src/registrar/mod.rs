@@ -343,31 +343,31 @@ impl Registrar {
         }
 
         let counters = Arc::new(Counters::default());
-        let replier = Replier::new(SocketOptions {
-            // Thousands of requests. Each peer has its turn, and those who ask little need not wait for room.
-            receive_high_water_mark: 1 << 20,
-            // One reply; REQ peers wait for it before they ask again.
-            send_high_water_mark: HighWaterMark::bytes(1 << 20),
-            // Those who vanish are not to keep their connections.
-            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
-            heartbeat_timeout: HEARTBEAT_TIMEOUT,
-            limits: config.limits,
-            // Answers are much longer than questions.
-            send_limits: Some(MessageLimits { size: REPLY_SIZE, frames: REPLY_FRAMES }),
-            violations: counters.violations.clone(),
-            admission: Admission::with_memory(
-                AdmissionLimits {
-                    connections: config.connections,
-                    handshakes: config.handshakes,
-                    handshakes_per_address: config.handshakes_per_address,
-                },
-                config.memory.clone(),
-            ),
-            memory: config.memory.clone(),
-            tcp: config.tcp.clone(),
-            security: config.security.security(&config.authority),
-            ..SocketOptions::default()
-        });
+        let replier = Replier::new(
+            SocketOptions::default()
+                // Thousands of requests. Each peer has its turn, and those who ask little need not wait for room.
+                .receive_high_water_mark(1 << 20)
+                // One reply; REQ peers wait for it before they ask again.
+                .send_high_water_mark(HighWaterMark::bytes(1 << 20))
+                // Those who vanish are not to keep their connections.
+                .heartbeat_interval(HEARTBEAT_INTERVAL)
+                .heartbeat_timeout(HEARTBEAT_TIMEOUT)
+                .limits(config.limits)
+                // Answers are much longer than questions.
+                .send_limits(MessageLimits { size: REPLY_SIZE, frames: REPLY_FRAMES })
+                .violations(counters.violations.clone())
+                .admission(Admission::with_memory(
+                    AdmissionLimits {
+                        connections: config.connections,
+                        handshakes: config.handshakes,
+                        handshakes_per_address: config.handshakes_per_address,
+                    },
+                    config.memory.clone(),
+                ))
+                .memory(config.memory.clone())
+                .tcp(config.tcp.clone())
+                .security(config.security.security(&config.authority)),
+        );
         let address = place.listen(&replier, config.tcp).await?;
         let stop = CancellationToken::new();
         let sender = Bytes::from(format!("{}:registrar", address.host()));

@@ -107,9 +107,7 @@ impl Experiment {
         let subscription = connection(options())?.subscribe("beam:").await?;
         join(newest_subscriber(), "run control", "follows beam:");
         tasks.spawn(follow(subscription, None));
-        let slow = options().before_subscribe(|socket, _| {
-            socket.receive_high_water_mark = ARCHIVE_MARK;
-        });
+        let slow = options().before_subscribe(|socket, _| socket.receive_high_water_mark(ARCHIVE_MARK));
         let subscription = connection(slow)?.subscribe("detector:waveform").await?;
         join(newest_subscriber(), "archive", "slow on purpose");
         tasks.spawn(follow(subscription, Some(ARCHIVED)));

@@ -206,7 +206,7 @@ impl Demo {
     async fn start(load: &Load, address: &ProxyAddress) -> anyhow::Result<Self> {
         let options = xmsg_core::ConnectOptions::new()
             .high_water_mark(HIGH_WATER_MARK)
-            .before_subscribe(|socket, _| socket.receive_high_water_mark = HIGH_WATER_MARK)
+            .before_subscribe(|socket, _| socket.receive_high_water_mark(HIGH_WATER_MARK))
             .connection_timeout(Duration::from_secs(10))
             .subscription_timeout(Duration::from_secs(10));
         let connection = || Connection::with_options(address.clone(), options.clone());

@@ -13,7 +13,7 @@ use xmsg_core::security::{
     AllowKeys, Authenticator, Credentials, Password, PublicKey, Verdict, read_key_file,
 };
 use xmsg_zmq::link::memory::MemoryBudget;
-use xmsg_zmq::{Admission, AdmissionLimits, Endpoint, ErrorKind, SocketOptions};
+use xmsg_zmq::{Admission, AdmissionLimits, Endpoint, ErrorKind, HasIdentity, SocketOptions};
 use xmsg_zmtp::Limits;
 
 use super::Socket;
@@ -96,15 +96,21 @@ impl SocketArguments {
     }
 
     /// The options of a socket with these endpoints.
-    pub(super) fn options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions> {
+    pub(super) fn options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions<Identified>> {
         let identity = self.identity.clone().unwrap_or_default();
         // The length of a frame that announces it has one byte.
         if identity.len() > 255 || self.identity.as_deref() == Some("") {
             bail!(Usage("--identity: a name has 1 to 255 bytes".to_owned()));
         }
-        Ok(SocketOptions { identity: identity.into(), ..self.peers.options(targets, memory_of_process())? })
+        Ok(self.peers.options(targets, memory_of_process())?.for_socket().identity(identity))
     }
 }
+
+/// Stands for a socket of any type, of which some have an identity.
+#[derive(Debug)]
+pub(super) struct Identified;
+
+impl HasIdentity for Identified {}
 
 /// What the peers of all sockets of this process may take.
 pub(crate) fn memory_of_process() -> MemoryBudget {
@@ -117,7 +123,7 @@ impl PeerOptions {
     pub(crate) fn options(&self, targets: &[Target], memory: MemoryBudget) -> anyhow::Result<SocketOptions> {
         let admission = Admission::with_memory(AdmissionLimits::default(), memory.clone());
         let limits = self.limits();
-        Ok(SocketOptions { limits, memory, admission, ..self.security_options(targets)? })
+        Ok(self.security_options(targets)?.limits(limits).memory(memory).admission(admission))
     }
 
     fn limits(&self) -> Limits {
@@ -142,7 +148,7 @@ impl PeerOptions {
                         alone, or leave out keys and users";
             bail!(Usage(what.to_owned()));
         }
-        Ok(SocketOptions { security, ..SecurityOptions::socket_options_with(Security::Null) })
+        Ok(SecurityOptions::socket_options_with(Security::Null).security(security))
     }
 
     /// The part of a server, with the credentials that options, environment and context have.

@@ -77,7 +77,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let targets = arguments.socket.targets(arguments.endpoints.iter().map(String::as_str), End::Connect)?;
     let topics: Vec<_> =
         arguments.topics.iter().map(|topic| Bytes::copy_from_slice(topic.as_encoded_bytes())).collect();
-    let socket = Socket::to_receive(kind, &topics, arguments.socket.options(&targets)?)?;
+    let socket = Socket::to_receive(kind, &topics, &arguments.socket.options(&targets)?)?;
     let output = Output::stdout()?;
     note_prefix_patterns(&topics);
     let mut watch = Watch::new(socket.events(), Ours { kind, place: Place::Chosen }, &targets, verbose);

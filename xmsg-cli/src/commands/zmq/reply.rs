@@ -88,14 +88,17 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     if !elsewhere && data.is_empty() && arguments.frames.file.is_none() {
         bail!(Usage("what to reply? Give DATA after the endpoint, --echo, --command or --file".to_owned()));
     }
-    let mut input =
-        if elsewhere { None } else { Some(arguments.frames.input(data, Split::Whole, &options.limits)?) };
+    let mut input = if elsewhere {
+        None
+    } else {
+        Some(arguments.frames.input(data, Split::Whole, &options.settings().limits)?)
+    };
     let command = arguments.command.map(|line| Command {
         line,
         timeout: arguments.command_timeout,
-        limit: options.limits.message_size,
+        limit: options.settings().limits.message_size,
     });
-    let socket = Replier::new(options);
+    let socket = Replier::new(options.for_socket());
     let ours = Ours { kind: SocketType::Rep, place: Place::Fixed };
     let mut watch = Watch::new(socket.events(), ours, &targets, verbose);
     for target in &targets {

@@ -8,7 +8,7 @@ use clap::Args;
 use xmsg_zmq::{Error, Requester};
 use xmsg_zmtp::SocketType;
 
-use super::endpoints::{End, SocketArguments, Target, names, only_connects};
+use super::endpoints::{End, SocketArguments, Target, bound, names};
 use super::frames::{FrameOptions, Input};
 use super::show::ShowOptions;
 use super::watch::{Ours, Place, explained, is_hopeless, option_for, violation};
@@ -26,20 +26,21 @@ Examples:
   xmsg zmq req REQ tcp://localhost:5555 hello        the same, with the type as elsewhere
   xmsg zmq req tcp://localhost:5555 get key --json | jq '.frames[0]'
   xmsg zmq req tcp://localhost:5555 -f question --raw > answer
-  xmsg zmq req tcp://a:5555,tcp://b:5555 hello --timeout 5s -v";
+  xmsg zmq req tcp://a:5555,tcp://b:5555 hello --timeout 5s -v
+  xmsg zmq req tcp://*:5555 hello --bind             asks whoever connects";
 
 /// Send a request over a ZeroMQ socket, and write the reply to standard output
 ///
 /// Each DATA is a frame of the request; without any, standard input is its only one. The frames of the reply are
 /// written on a line, with a tab between them. Of several endpoints each request goes to one, and to another one where
-/// nobody is there.
+/// nobody is there. A socket that only binds waits for a peer.
 ///
 /// Exit code 27: nobody replied in time; of several requests: to at least one of them. Exit code 3: nobody is there, or
 /// a socket whose type does not fit.
 #[derive(Debug, Args)]
 #[command(after_help = after_help(EXAMPLES), override_usage = "xmsg zmq req [OPTIONS] [REQ] <ENDPOINT> [DATA]...")]
 pub(super) struct Arguments {
-    /// Where to connect to, several with commas between them; behind it the frames of the request, `-` as the last one:
+    /// Where to connect to, or to bind with `@` in front, several with commas between them; behind it the frames of the request, `-` as the last one:
     /// standard input. Write `--` before data that starts with `-`
     #[arg(value_name = "ENDPOINT", required = true)]
     words: Vec<OsString>,
@@ -69,18 +70,27 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         bail!(Usage("--timeout can't be 0: nobody could reply in time".to_owned()));
     }
     let (endpoint, data) = words(&arguments.words, SocketType::Req)?;
-    let targets = arguments.socket.targets([endpoint], End::Connect)?;
-    if !only_connects(&targets) {
-        bail!(Usage(
-            "a REQ of xmsg connects: leave out --bind and `@`, and have the other side bind".to_owned()
-        ));
-    }
+    let mut targets = arguments.socket.targets([endpoint], End::Connect)?;
     let options = arguments.socket.options(&targets)?;
-    let input = arguments.frames.input(data, Split::Whole, &options.limits)?;
-    let mut endpoints = targets.iter().map(|target| target.endpoint.clone());
-    let Some(first) = endpoints.next() else { bail!(Usage("an endpoint is missing".to_owned())) };
-    let requester = Requester::new(first, options);
-    endpoints.for_each(|endpoint| requester.connect(endpoint));
+    let input = arguments.frames.input(data, Split::Whole, &options.settings().limits)?;
+    let requester = Requester::new(options.for_socket());
+    let mut events = requester.events();
+    for target in &mut targets {
+        match target.end {
+            End::Bind => {
+                target.endpoint = bound(requester.bind(&target.endpoint).await)?;
+                note(format_args!("bound to {target}"));
+            }
+            End::Connect => requester.connect(target.endpoint.clone()),
+        }
+    }
+    if requester.endpoints().is_empty() {
+        // The time for a reply counts from when somebody is there.
+        tokio::select! {
+            () = async { while requester.peers() == 0 && events.next().await.is_some() {} } => {}
+            exit = interrupt.wait() => return Ok(exit),
+        }
+    }
 
     // A task of its own: it may be blocked by whoever reads our output, and signals have to be heard meanwhile.
     let asker = Asker {

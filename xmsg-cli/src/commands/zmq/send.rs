@@ -110,8 +110,8 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     let kind = arguments.kind;
     let targets = arguments.socket.targets([arguments.endpoint.as_str()], End::Connect)?;
     let options = arguments.socket.options(&targets)?;
-    let limits = options.limits.clone();
-    let socket = Socket::to_send(kind, options)?;
+    let limits = options.settings().limits.clone();
+    let socket = Socket::to_send(kind, &options)?;
     if arguments.wait_sub && !publishes(kind) {
         let kind = kind::with_article(kind.name());
         bail!(Usage(format!("--wait-sub is for PUB and XPUB: nobody subscribes to {kind}")));

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use super::endpoints::Identified;
 use bytes::Bytes;
 use xmsg_zmq::{
     Dealer, Endpoint, Error, ErrorKind, FromSubscriber, Multipart, Notices, Pair, Publisher, Pull, Push,
-    Result, Router, SocketEvents, SocketOptions, Subscriber, XPub, XPubOptions, XSub,
+    Result, Router, SocketEvents, SocketOptions, Subscriber, XPub, XSub,
 };
 use xmsg_zmtp::SocketType;
 
@@ -81,14 +82,15 @@ impl Socket {
     ];
 
     /// A socket of this type that sends.
-    pub(super) fn to_send(kind: SocketType, options: SocketOptions) -> Result<Self, Usage> {
+    pub(super) fn to_send(kind: SocketType, options: &SocketOptions<Identified>) -> Result<Self, Usage> {
+        check_identity(kind, options)?;
         Ok(match kind {
-            SocketType::Push => Self::Push(Push::new(options)),
-            SocketType::Pub => Self::Pub(Publisher::new(options)),
-            SocketType::Xpub => Self::XPub(XPub::new(XPubOptions::default(), options)),
-            SocketType::Xsub => Self::XSub(XSub::new(options)),
-            SocketType::Pair => Self::Pair(Pair::new(options)),
-            SocketType::Dealer => Self::Dealer(Dealer::new(options)),
+            SocketType::Push => Self::Push(Push::new(options.for_socket())),
+            SocketType::Pub => Self::Pub(Publisher::new(options.for_socket())),
+            SocketType::Xpub => Self::XPub(XPub::new(options.for_socket())),
+            SocketType::Xsub => Self::XSub(XSub::new(options.for_socket())),
+            SocketType::Pair => Self::Pair(Pair::new(options.for_socket())),
+            SocketType::Dealer => Self::Dealer(Dealer::new(options.for_socket())),
             SocketType::Pull | SocketType::Sub => {
                 let what =
                     format!("{kind} only receives: use `xmsg zmq recv {kind}`, or send with another type");
@@ -108,8 +110,9 @@ impl Socket {
     pub(super) fn to_receive(
         kind: SocketType,
         topics: &[Bytes],
-        options: SocketOptions,
+        options: &SocketOptions<Identified>,
     ) -> anyhow::Result<Self> {
+        check_identity(kind, options)?;
         if !topics.is_empty() && !matches!(kind, SocketType::Sub | SocketType::Xsub) {
             let what = format!("--topic is for SUB and XSUB: {kind} gets whatever its peers send");
             return Err(Usage(what).into());
@@ -117,24 +120,21 @@ impl Socket {
         let everything = [Bytes::new()];
         let topics = if topics.is_empty() { &everything[..] } else { topics };
         Ok(match kind {
-            SocketType::Pull => Self::Pull(Pull::new(options)),
+            SocketType::Pull => Self::Pull(Pull::new(options.for_socket())),
             SocketType::Sub => {
-                let socket = Subscriber::new(options);
+                let socket = Subscriber::new(options.for_socket());
                 topics.iter().try_for_each(|topic| socket.subscribe(topic.clone()))?;
                 Self::Sub(Box::new(socket))
             }
             SocketType::Xsub => {
-                let socket = XSub::new(options);
+                let socket = XSub::new(options.for_socket());
                 topics.iter().try_for_each(|topic| socket.subscribe(topic.clone()))?;
                 Self::XSub(socket)
             }
-            SocketType::Xpub => {
-                let own = XPubOptions { notices: Notices::All, ..XPubOptions::default() };
-                Self::XPub(XPub::new(own, options))
-            }
-            SocketType::Pair => Self::Pair(Pair::new(options)),
-            SocketType::Dealer => Self::Dealer(Dealer::new(options)),
-            SocketType::Router => Self::Router(Router::new(options)),
+            SocketType::Xpub => Self::XPub(XPub::new(options.for_socket().notices(Notices::All))),
+            SocketType::Pair => Self::Pair(Pair::new(options.for_socket())),
+            SocketType::Dealer => Self::Dealer(Dealer::new(options.for_socket())),
+            SocketType::Router => Self::Router(Router::new(options.for_socket())),
             SocketType::Push | SocketType::Pub => {
                 let what =
                     format!("{kind} only sends: use `xmsg zmq send {kind}`, or receive with another type");
@@ -265,4 +265,12 @@ impl Socket {
             }
         }
     }
+}
+
+/// Whether a socket of this type has an identity, if it was given one.
+fn check_identity(kind: SocketType, options: &SocketOptions<Identified>) -> Result<(), Usage> {
+    if options.settings().identity.is_empty() || kind.announces_identity() {
+        return Ok(());
+    }
+    Err(Usage(format!("--identity: {kind} has none, only DEALER, ROUTER and REQ have: leave it out")))
 }

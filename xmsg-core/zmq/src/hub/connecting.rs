@@ -98,6 +98,9 @@ struct LinkEnd<'a> {
 impl Drop for LinkEnd<'_> {
     fn drop(&mut self) {
         self.link.outbox.close();
+        if self.is_disconnected {
+            self.hub.tell_ended(self.link);
+        }
         self.link.disconnected();
         self.link.stop.cancel();
         if self.is_disconnected {

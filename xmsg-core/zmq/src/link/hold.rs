@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::SocketOptions;
+use crate::Settings;
 use crate::link::Link;
 use crate::publishing::WANTED_MAX;
 
@@ -52,7 +52,7 @@ impl Lost {
 
     /// Waits until subscribers had time to come back. They retry within about as long as the connection was away, and in pauses of
     /// `reconnect_max` at most. `changed` tells when the peer wants something else.
-    pub(crate) async fn settle(&mut self, link: &Link, options: &SocketOptions, changed: &Notify) {
+    pub(crate) async fn settle(&mut self, link: &Link, options: &Settings, changed: &Notify) {
         let pause = self.since.elapsed().min(options.reconnect_max).max(options.reconnect_min);
         tokio::time::sleep(pause).await;
         let grace = HOLD.saturating_sub(pause).max(GRACE_MIN).min(self.patience);

@@ -15,6 +15,7 @@ use crate::Multipart;
 use crate::link::buffer::Slab;
 use crate::link::source::Source;
 use crate::lock::lock;
+use xmsg_zmtp::walk_message;
 
 /// So many bytes of a peer of which nothing waits are taken in any case: whoever asks little is not to wait, before it is in the queue, for
 /// those who fill it.
@@ -132,6 +133,8 @@ struct State {
     receivers: Vec<Waker>,
     crowded: bool,
     closed: bool,
+    /// Messages that newer ones of the same peer have replaced.
+    conflated: u64,
 }
 
 impl State {
@@ -199,6 +202,17 @@ impl State {
                 self.queue(group, number);
             }
         }
+        std::mem::take(&mut self.receivers)
+    }
+
+    /// Queues a message in place of those of the same peer. Returns who is to be woken when the lock is free.
+    fn put_instead(&mut self, number: usize, message: Batch) -> Vec<Waker> {
+        let Some(last) = self.waiting.get_mut(number).and_then(|waiting| waiting.batches.back_mut()) else {
+            return self.put(number, Some(message));
+        };
+        self.bytes = self.bytes - last.charge + message.charge;
+        *last = message;
+        self.conflated += 1;
         std::mem::take(&mut self.receivers)
     }
 
@@ -297,6 +311,8 @@ impl Drop for Held<'_> {
 pub(crate) struct Inbox {
     state: Mutex<State>,
     limit: usize,
+    /// Only the last message of each peer is kept.
+    conflates: bool,
     room: Notify,
 }
 
@@ -309,6 +325,10 @@ impl Line<'_> {
     pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, slab: Option<Slab>) {
         let inbox = self.inbox;
         if inbox.state().closed {
+            return;
+        }
+        if inbox.conflates {
+            self.put_last(from, &wire);
             return;
         }
         let mut batch = Batch::apart(from.clone(), wire);
@@ -347,6 +367,26 @@ impl Line<'_> {
 }
 
 impl Line<'_> {
+    /// Queues the last one of these messages, in place of all that this peer has sent before.
+    fn put_last(&self, from: &Bytes, wire: &Bytes) {
+        let (mut last, mut end, mut passed) = (0, 0, 0);
+        while let Some(next) = walk_message(wire, end, |_| {}) {
+            passed += u64::from(end > 0);
+            (last, end) = (end, next);
+        }
+        if end == 0 {
+            return;
+        }
+        // In memory of its own: what was received with it is not kept.
+        let mut message = Batch::apart(from.clone(), Bytes::copy_from_slice(&wire[last..end]));
+        message.charge += HELD;
+        let mut state = self.inbox.state();
+        state.conflated += passed;
+        let receivers = state.put_instead(self.number, message);
+        drop(state);
+        receivers.into_iter().for_each(Waker::wake);
+    }
+
     /// Queues a whole message at once, also past the mark.
     pub(crate) fn put(&self, from: &Bytes, wire: Bytes) {
         let mut state = self.inbox.state();
@@ -363,7 +403,17 @@ impl Line<'_> {
 
 impl Inbox {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { state: Mutex::default(), limit, room: Notify::new() }
+        Self { state: Mutex::default(), limit, conflates: false, room: Notify::new() }
+    }
+
+    /// The same for messages of which only the last one of each peer counts, if `conflates` says so.
+    pub(crate) fn conflating(self, conflates: bool) -> Self {
+        Self { conflates, ..self }
+    }
+
+    /// Messages that newer ones of the same peer have replaced.
+    pub(crate) fn conflated(&self) -> u64 {
+        self.state().conflated
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

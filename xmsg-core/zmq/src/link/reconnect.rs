@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::SocketOptions;
+use crate::Settings;
 
 /// Between two attempts to connect there is at least this pause, or nothing else would be done.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -16,7 +16,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    pub(crate) fn new(options: &SocketOptions) -> Self {
+    pub(crate) fn new(options: &Settings) -> Self {
         let min = options.reconnect_min.max(PAUSE_MIN);
         Self { min, max: options.reconnect_max.max(min), next: min }
     }
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn pauses_double_up_to_the_longest_and_start_over() {
-        let mut backoff = Backoff::new(&SocketOptions::default());
+        let mut backoff = Backoff::new(&Settings::default());
         for expected in [100, 200, 400, 800, 1000, 1000] {
             let pause = backoff.next().as_millis();
             assert!((expected / 2..=expected).contains(&pause), "{pause} ms instead of {expected}");
@@ -51,7 +51,7 @@ mod tests {
     fn no_pause_is_too_long_or_too_short() {
         for reconnect_min in [Duration::MAX, Duration::ZERO] {
             for reconnect_max in [Duration::MAX, Duration::ZERO] {
-                let options = SocketOptions { reconnect_min, reconnect_max, ..SocketOptions::default() };
+                let options = Settings { reconnect_min, reconnect_max, ..Settings::default() };
                 let mut backoff = Backoff::new(&options);
                 for _ in 0..3 {
                     assert!(

@@ -39,8 +39,18 @@ impl Routes {
             // An accepted link has one connection, and ends with it.
             old.stop.cancel();
         }
+        Some(self.give(&mut links, key, link))
+    }
+
+    /// Gives a name that nobody has to a newcomer until what is returned is dropped. `None`: somebody has it.
+    pub(crate) fn take(&self, key: RouteKey, link: &Arc<Link>) -> Option<Route<'_>> {
+        let mut links = self.links();
+        (!links.contains_key(&key)).then(|| self.give(&mut links, key, link))
+    }
+
+    fn give(&self, links: &mut HashMap<RouteKey, Arc<Link>>, key: RouteKey, link: &Arc<Link>) -> Route<'_> {
         links.insert(key.clone(), link.clone());
-        Some(Route { routes: self, key, id: link.id })
+        Route { routes: self, key, id: link.id }
     }
 }
 

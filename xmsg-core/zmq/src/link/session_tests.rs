@@ -31,7 +31,7 @@ async fn encrypted_message(len: usize, limit: usize) -> (Taken, Ended) {
 
     let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
     let security = Security::CurveClient { keys: client, server: public };
-    let publisher = Publisher::new(SocketOptions { security, ..SocketOptions::default() });
+    let publisher = Publisher::new(SocketOptions::default().security(security));
     publisher.connect(listener.endpoint().clone());
     let (stream, name) = listener.accept().await;
     let budget = MemoryBudget::new(limit);

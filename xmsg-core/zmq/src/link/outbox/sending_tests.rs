@@ -116,7 +116,7 @@ fn futures_that_one_task_polls_together_send_in_their_order() {
     both_runtimes(async || {
         // The last is more than the mark in all.
         for len in [20, 200, 15_000] {
-            let mark = crate::SocketOptions::default().send_high_water_mark;
+            let mark = crate::Settings::default().send_high_water_mark;
             let outbox = Outbox::recycling(mark);
             let arrived = concurrently(&outbox, COUNT, len, async |all| {
                 futures::future::join_all(all).await.into_iter().for_each(|done| assert_eq!(done, Ok(())));

@@ -1,0 +1,301 @@
+//! One request and its reply over one connection: over one that the socket makes, or over one that a peer has made to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+
+use crate::events::{EventChannel, SocketEvent, SocketEvents};
+use crate::hub::{Hub, Owner};
+use crate::link::outbox::Refused;
+use crate::link::{LastEnd, Link};
+use crate::role::Plain;
+use crate::{Endpoint, Error, ErrorKind, Multipart, Settings};
+use xmsg_zmtp::{SocketType, Violation};
+
+/// A request as it is sent.
+#[derive(Debug)]
+pub(super) struct Envelope {
+    /// What leads it, and its reply: the number of the request, if there is one, and an empty frame.
+    head: usize,
+    frames: Vec<Bytes>,
+}
+
+impl Envelope {
+    /// A request, with a number if replies are to be told apart by it.
+    pub(super) fn new(number: Option<u32>, request: &[Bytes]) -> Self {
+        let number = number.map(|number| Bytes::copy_from_slice(&number.to_be_bytes()));
+        let mut frames: Vec<_> = number.into_iter().chain([Bytes::new()]).collect();
+        let head = frames.len();
+        frames.extend_from_slice(request);
+        Self { head, frames }
+    }
+
+    pub(super) fn frames(&self) -> &[Bytes] {
+        &self.frames
+    }
+
+    /// What a message says in reply. Anything else is none: RFC 28 has it discarded.
+    fn reply(&self, message: &Multipart) -> Option<Multipart> {
+        let reply = message.frames().strip_prefix(&self.frames[..self.head])?;
+        Some(reply.iter().cloned().collect())
+    }
+}
+
+/// What last went wrong with the connection.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) connected: bool,
+    pub(super) error: Error,
+}
+
+/// How it went with one request on one connection.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Reply(Multipart),
+    /// The request was not sent, and is not to be.
+    Refused(Error),
+    /// What came is nothing that we take. The request may have been carried out.
+    Unreadable(Violation),
+    /// The peer ended the connection in the middle of the request.
+    CutOff,
+    /// The connection broke in some other way: another one may do.
+    Broken,
+    /// There is no connection, and others can be asked instead. The request was taken back.
+    Unreachable,
+    /// No other connection would do better.
+    Hopeless(Error),
+}
+
+impl Outcome {
+    /// After the end of this link's connection.
+    fn after_end(link: &Link) -> Self {
+        match std::mem::take(&mut link.state().last_end) {
+            LastEnd::Violation(violation) => Self::Unreadable(violation),
+            LastEnd::CutOff => Self::CutOff,
+            LastEnd::Otherwise => Self::Broken,
+        }
+    }
+}
+
+/// A connection that the socket makes, or one in the making.
+#[derive(Debug)]
+pub(super) struct Live {
+    hub: Owner,
+    pub(super) link: Arc<Link>,
+    events: SocketEvents,
+    /// Whether it was given a request that has no reply yet.
+    asked: bool,
+}
+
+impl Live {
+    pub(super) fn connect(endpoint: Endpoint, settings: Settings, parent: EventChannel) -> Self {
+        let hub = Owner::with_parent(Arc::new(Plain(SocketType::Req)), settings, parent);
+        let events = hub.events();
+        let link = hub.connect(endpoint);
+        Self { hub, link, events, asked: false }
+    }
+
+    pub(super) async fn close(&self) {
+        self.hub.close(Duration::ZERO).await;
+    }
+
+    /// Sends the request and waits for the reply.
+    async fn exchange(
+        &mut self,
+        request: &Envelope,
+        failure: &mut Option<Failure>,
+        has_others: bool,
+    ) -> Outcome {
+        if has_others && let Some(outcome) = self.unreachable(failure).await {
+            return outcome;
+        }
+        // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
+        while self.events.next().now_or_never().flatten().is_some() {}
+        while self.hub.recv().now_or_never().flatten().is_some() {}
+        match self.link.outbox.push(request.frames()).await {
+            Ok(()) => {}
+            Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request.frames())),
+            Err(Refused::Full | Refused::Closed) => return Outcome::Broken,
+        }
+        self.asked = true;
+        loop {
+            tokio::select! {
+                biased;
+                message = self.hub.recv() => {
+                    let Some(message) = message else { return Outcome::Broken };
+                    if let Some(reply) = request.reply(&message) {
+                        self.asked = false;
+                        return Outcome::Reply(reply);
+                    }
+                }
+                event = self.events.next() => match event {
+                    Some(SocketEvent::ConnectFailed { error, .. }) => {
+                        if is_hopeless(&error) {
+                            return Outcome::Hopeless(error);
+                        }
+                        *failure = Some(Failure { connected: false, error });
+                    }
+                    Some(SocketEvent::Connected { .. }) => *failure = None,
+                    Some(SocketEvent::Disconnected { error, .. }) => {
+                        *failure = Some(Failure { connected: true, error });
+                        return Outcome::after_end(&self.link);
+                    }
+                    // The peer has told just now that it takes less.
+                    Some(SocketEvent::MessageDropped { .. }) => {
+                        self.asked = false;
+                        return Outcome::Refused(self.hub.unfit(&self.link, request.frames()));
+                    }
+                    // What a socket that is bound, or publishes or subscribes, tells.
+                    Some(_) => {}
+                    None => return Outcome::Broken,
+                }
+            }
+        }
+    }
+
+    /// Waits for a connection that is being made for the first time. Returns what is wrong if there is none then.
+    async fn unreachable(&mut self, failure: &mut Option<Failure>) -> Option<Outcome> {
+        while !self.link.is_connected() {
+            let known = self.link.state().failure.clone();
+            let error = match known {
+                Some(error) => error,
+                None => match self.events.next().await {
+                    Some(SocketEvent::ConnectFailed { error, .. }) => error,
+                    Some(_) => continue,
+                    None => return Some(Outcome::Broken),
+                },
+            };
+            if is_hopeless(&error) {
+                return Some(Outcome::Hopeless(error));
+            }
+            *failure = Some(Failure { connected: false, error });
+            return Some(Outcome::Unreachable);
+        }
+        None
+    }
+
+    /// Ends the connection. Returns whether the request was written to it: if not, it never will be.
+    async fn give_up(&mut self) -> bool {
+        let unsent = self.hub.close(Duration::ZERO).await;
+        self.asked && unsent == 0
+    }
+}
+
+fn is_hopeless(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotAllowed | ErrorKind::WrongPort)
+}
+
+/// A connection that a peer has made. Dropped with a request that has no reply, it ends.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    hub: Arc<Hub>,
+    link: Arc<Link>,
+    asked: bool,
+}
+
+impl Accepted {
+    pub(super) fn new(hub: Arc<Hub>, link: Arc<Link>) -> Self {
+        Self { hub, link, asked: false }
+    }
+
+    async fn exchange(&mut self, request: &Envelope) -> Outcome {
+        // What any peer has sent unasked is no reply.
+        while self.hub.recv().now_or_never().flatten().is_some() {}
+        match self.link.outbox.push(request.frames()).await {
+            Ok(()) => {}
+            Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request.frames())),
+            Err(Refused::Full | Refused::Closed) => return Outcome::Broken,
+        }
+        self.asked = true;
+        let name = self.link.name();
+        loop {
+            tokio::select! {
+                biased;
+                message = std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)) => {
+                    let Some((from, message)) = message else { return Outcome::Broken };
+                    if from == name && let Some(reply) = request.reply(&message) {
+                        self.asked = false;
+                        return Outcome::Reply(reply);
+                    }
+                }
+                () = self.link.stop.cancelled() => return Outcome::after_end(&self.link),
+            }
+        }
+    }
+
+    async fn give_up(&mut self) -> bool {
+        self.link.stop.cancel();
+        // Until its task has ended, something may still be written.
+        let is_gone = || self.hub.links().iter().all(|link| link.id != self.link.id);
+        let _ = self.hub.wait_until(is_gone).await;
+        self.asked && self.link.outbox.queued().messages == 0
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        if self.asked {
+            self.link.stop.cancel();
+        }
+    }
+}
+
+/// The connection that a request has.
+#[derive(Debug)]
+pub(super) enum Connection {
+    Ours(Live),
+    Theirs(Accepted),
+}
+
+impl Connection {
+    pub(super) fn link(&self) -> &Link {
+        match self {
+            Self::Ours(live) => &live.link,
+            Self::Theirs(accepted) => &accepted.link,
+        }
+    }
+
+    /// Whether it was given a request that has no reply yet.
+    pub(super) fn is_asked(&self) -> bool {
+        match self {
+            Self::Ours(live) => live.asked,
+            Self::Theirs(accepted) => accepted.asked,
+        }
+    }
+
+    /// Whether the request has left its queue.
+    pub(super) fn is_written(&self) -> bool {
+        self.link().is_connected() && self.link().outbox.queued().messages == 0
+    }
+
+    /// Takes it that no reply is waited for any more: one that comes late is told apart by its number.
+    pub(super) fn forget(&mut self) {
+        match self {
+            Self::Ours(live) => live.asked = false,
+            Self::Theirs(accepted) => accepted.asked = false,
+        }
+    }
+
+    /// Sends the request and waits for the reply.
+    pub(super) async fn exchange(
+        &mut self,
+        request: &Envelope,
+        failure: &mut Option<Failure>,
+        has_others: bool,
+    ) -> Outcome {
+        match self {
+            Self::Ours(live) => live.exchange(request, failure, has_others).await,
+            Self::Theirs(accepted) => accepted.exchange(request).await,
+        }
+    }
+
+    /// Ends the connection. Returns whether the request was written to it: if not, it never will be.
+    pub(super) async fn give_up(&mut self) -> bool {
+        match self {
+            Self::Ours(live) => live.give_up().await,
+            Self::Theirs(accepted) => accepted.give_up().await,
+        }
+    }
+}
