@@ -146,6 +146,23 @@ async fn messages_are_written_as_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn datagrams_go_to_a_group() {
+    let (receiving, endpoint) =
+        bound(&["recv", "DISH", "udp://127.0.0.1:0", "--group", "weather", "--group", "news", "-n", "3"])
+            .await;
+    zmq(&["send", "RADIO", &endpoint, "traffic", "a jam"]).await.done();
+    zmq(&["send", "RADIO", &endpoint, "weather", "sunny\tand warm"]).await.done();
+    zmq(&["send", "RADIO", &endpoint, "news", "{{Count}}", "--template", "-n", "2"]).await.done();
+    assert_eq!(receiving.end().await.text(), "weather\tsunny\\tand warm\nnews\t1\nnews\t2\n");
+
+    let ended = zmq(&["send", "RADIO", &endpoint, "weather", "sunny"]).await;
+    assert!(ended.code == Some(0) && ended.stderr.contains("nobody listens"), "{}", ended.stderr);
+    let large = "x".repeat(9_000);
+    let ended = zmq(&["send", "RADIO", &endpoint, "weather", &large]).await;
+    assert!(ended.code == Some(1) && ended.stderr.contains("1 of 1 datagram"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_a_bound_socket_waits_for_somebody_who_connects() {
     let (asking, endpoint) = bound(&["req", "--bind", ANYWHERE, "hello", "--timeout", "1m"]).await;
     let replying = Running::start(&["zmq", "rep", &endpoint, "--connect", "--echo", "-n", "1"]);
@@ -512,6 +529,15 @@ async fn bad_command_lines_say_what_is_wrong() {
         (&["zmq", "req", "REQ"], "REQ needs an endpoint"),
         (&["zmq", "req", "PUSH", "tcp://a:1", "x"], "`xmsg zmq req` is for REQ, not for PUSH"),
         (&["zmq", "recv", "SUB", "tcp://a:1", "--identity", "me"], "SUB has none"),
+        (&["zmq", "recv", "RADIO", "udp://127.0.0.1:1"], "use `xmsg zmq send RADIO`"),
+        (&["zmq", "send", "DISH", "udp://127.0.0.1:1", "a", "b"], "use `xmsg zmq recv DISH`"),
+        (&["zmq", "recv", "DISH", "udp://127.0.0.1:1"], "--group"),
+        (&["zmq", "recv", "DISH", "tcp://127.0.0.1:1", "--group", "a"], "udp://"),
+        (&["zmq", "recv", "DISH", "udp://127.0.0.1:1", "--group", "a", "--connect"], "a DISH binds"),
+        (&["zmq", "recv", "SUB", "tcp://a:1", "--group", "a"], "--group is for DISH"),
+        (&["zmq", "send", "RADIO", "udp://127.0.0.1:1", "weather"], "two frames"),
+        (&["zmq", "send", "RADIO", "@udp://127.0.0.1:1", "a", "b"], "a RADIO connects"),
+        (&["zmq", "send", "RADIO", "udp://127.0.0.1:1", "a", "b", "--identity", "me"], "has datagrams"),
         (&["zmq", "req", "tcp://a:1", "x", "--timeout", "0"], "--timeout can't be 0"),
         (&["zmq", "rep", "tcp://*:0"], "what to reply?"),
         (&["zmq", "rep", "tcp://*:0", "x", "--echo"], "what to reply?"),

@@ -75,6 +75,8 @@ pub use events::{DropReason, EventChannel, SocketEvent, SocketEvents};
 pub use link::admission::{Admission, AdmissionLimits};
 pub use link::encoded::EncodedFrames;
 pub use link::outbox::{Amount, HighWaterMark};
+#[cfg(feature = "socks")]
+pub use link::socks::SocksProxy;
 pub use link::violations::{ProxyPorts, Reason, ViolationCounts, Violations};
 pub use multipart::Multipart;
 pub use options::{

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use crate::link::admission::Admission;
 use crate::link::memory::MemoryBudget;
 use crate::link::outbox::HighWaterMark;
+#[cfg(feature = "socks")]
+use crate::link::socks::SocksProxy;
 use crate::link::violations::Violations;
 use crate::request::RequestSettings;
 use crate::router::RouterSettings;
@@ -227,6 +229,13 @@ impl<S> SocketOptions<S> {
         self.with(|settings| settings.tcp = tcp)
     }
 
+    /// Makes TCP connections through a SOCKS5 proxy (`ZMQ_SOCKS_PROXY`), which looks up the names. Default: none.
+    #[cfg(feature = "socks")]
+    #[must_use]
+    pub fn socks_proxy(self, proxy: SocksProxy) -> Self {
+        self.with(|settings| settings.socks_proxy = Some(proxy))
+    }
+
     /// The largest message that is sent. One above this, or above what the peer has told that it takes, is refused at once. Default: as
     /// large as [`limits`](Self::limits) let a peer send.
     #[must_use]
@@ -346,6 +355,9 @@ pub struct Settings {
     pub violations: Violations,
     /// See [`SocketOptions::tcp`].
     pub tcp: TcpOptions,
+    /// See [`SocketOptions::socks_proxy`].
+    #[cfg(feature = "socks")]
+    pub socks_proxy: Option<SocksProxy>,
     /// What only ROUTER has.
     pub router: RouterSettings,
     /// What only REQ has.
@@ -393,6 +405,8 @@ impl Default for Settings {
             admission: Admission::default(),
             violations: Violations::default(),
             tcp: TcpOptions::default(),
+            #[cfg(feature = "socks")]
+            socks_proxy: None,
             router: RouterSettings::default(),
             request: RequestSettings::default(),
             xpub: XPubSettings::default(),

@@ -85,6 +85,48 @@ pub trait Authenticator: fmt::Debug + Send + Sync {
     }
 }
 
+/// Has an async function judge credentials: whether a peer is let in, as a [`Verdict`] or a `bool`. Each socket may have a function of its own, which
+/// is what domains are for in ZAP.
+///
+/// ```
+/// use xmsg_zmq::security::{Credentials, Security, authenticate_with};
+/// let security = Security::PlainServer(authenticate_with(|credentials, from| async move {
+///     let Credentials::Password { user, password } = credentials else { return false };
+///     // Here one would ask a directory, or a database.
+///     println!("{user} comes from {from:?}");
+///     user == "ali" && password.as_slice() == b"open sesame"
+/// }));
+/// ```
+pub fn authenticate_with<F, Judging, V>(judge: F) -> Arc<dyn Authenticator>
+where
+    F: Fn(Credentials, Option<IpAddr>) -> Judging + Send + Sync + 'static,
+    Judging: Future<Output = V> + Send + 'static,
+    V: Into<Verdict>,
+{
+    Arc::new(AsyncFunction(judge))
+}
+
+/// An async function that judges credentials.
+struct AsyncFunction<F>(F);
+
+impl<F> fmt::Debug for AsyncFunction<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AsyncFunction(…)")
+    }
+}
+
+impl<F, Judging, V> Authenticator for AsyncFunction<F>
+where
+    F: Fn(Credentials, Option<IpAddr>) -> Judging + Send + Sync,
+    Judging: Future<Output = V> + Send + 'static,
+    V: Into<Verdict>,
+{
+    fn authenticate(&self, credentials: Credentials, from: Option<IpAddr>) -> BoxFuture<'_, Verdict> {
+        let judging = (self.0)(credentials, from);
+        Box::pin(async move { judging.await.into() })
+    }
+}
+
 /// Lets in whoever holds one of these keys.
 #[derive(Clone, Debug, Default)]
 pub struct AllowKeys(BTreeSet<PublicKey>);

@@ -95,6 +95,34 @@ impl SocketArguments {
         Ok(targets)
     }
 
+    /// Whether options of a socket with connections were given, which RADIO and DISH have not; or how it is to be used.
+    pub(super) fn check_datagrams(&self, kind: &str, end: End) -> anyhow::Result<()> {
+        let other = match end {
+            End::Bind if self.connect => Some("binds: leave out --connect, and connect the RADIO"),
+            End::Connect if self.bind => Some("connects: leave out --bind, and bind the DISH"),
+            _ => None,
+        };
+        if let Some(other) = other {
+            bail!(Usage(format!("a {kind} {other}")));
+        }
+        let given = [
+            (self.identity.is_some(), "--identity"),
+            (self.peers.max_message_size.is_some(), "--max-message-size"),
+            (!self.peers.client_key.is_empty(), "--client-key"),
+        ];
+        if let Some((_, option)) = given.iter().find(|(is_given, _)| *is_given) {
+            bail!(Usage(format!(
+                "{option} is for sockets with connections: a {kind} has datagrams, leave it out"
+            )));
+        }
+        if !matches!(SecurityOptions::security()?, Security::Null) {
+            bail!(Usage(format!(
+                "a {kind} has no security, everybody can read its datagrams: leave out keys and users, or use PUB and SUB"
+            )));
+        }
+        Ok(())
+    }
+
     /// The options of a socket with these endpoints.
     pub(super) fn options(&self, targets: &[Target]) -> anyhow::Result<SocketOptions<Identified>> {
         let identity = self.identity.clone().unwrap_or_default();
@@ -265,12 +293,36 @@ fn target(word: &str, usual: End) -> Result<Target, Usage> {
         Endpoint::Inproc(_) => {
             invalid("inproc:// is within one process, and nobody else can be in ours: give tcp:// or ipc://")
         }
-        Endpoint::Udp { .. } => invalid("udp:// is for RADIO and DISH sockets, which this command has not"),
+        Endpoint::Udp { .. } => invalid("udp:// is for RADIO and DISH: see xmsg zmq send and recv"),
         Endpoint::Tcp { host, port } if end == End::Connect && (host == "*" || *port == 0) => {
             invalid("`*` and port 0 are for binding: add --bind or `@` in front, or name host and port")
         }
         _ => Ok(Target { end, endpoint }),
     }
+}
+
+/// Endpoints for datagrams, between commas, where a RADIO connects and a DISH binds.
+pub(super) fn datagram_endpoints<'a>(
+    words: impl IntoIterator<Item = &'a str>,
+    end: End,
+) -> Result<Vec<Endpoint>, Usage> {
+    let (ours, not_ours) = match end {
+        End::Bind => ('@', '>'),
+        End::Connect => ('>', '@'),
+    };
+    let endpoint = |word: &str| {
+        if word.starts_with(not_ours) {
+            return Err(Usage(format!("{word}: a RADIO connects and a DISH binds: leave out `{not_ours}`")));
+        }
+        let text = word.strip_prefix(ours).unwrap_or(word);
+        let example = "such as udp://127.0.0.1:5558";
+        match text.parse() {
+            Ok(endpoint @ Endpoint::Udp { .. }) => Ok(endpoint),
+            Ok(_) => Err(Usage(format!("{text}: RADIO and DISH are for datagrams, {example}"))),
+            Err(error) => Err(Usage(format!("{error}, {example}"))),
+        }
+    };
+    words.into_iter().flat_map(|word| word.split(',')).map(endpoint).collect()
 }
 
 /// Whether a peer has to be there already: the socket only connects.

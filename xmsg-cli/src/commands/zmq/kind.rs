@@ -1,9 +1,38 @@
 //! Types of ZeroMQ sockets, as words of the command line.
 
+use std::fmt;
+
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use xmsg_zmtp::SocketType;
 
-/// All types, in the order of their numbers.
+/// A type of socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// One that has connections.
+    Connected(SocketType),
+    /// It sends datagrams to groups.
+    Radio,
+    /// It receives those of its groups.
+    Dish,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connected(kind) => kind.name(),
+            Self::Radio => "RADIO",
+            Self::Dish => "DISH",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// All types that have connections, in the order of their numbers.
 fn all() -> impl Iterator<Item = SocketType> {
     (0..).map_while(SocketType::from_code)
 }
@@ -31,11 +60,19 @@ pub(super) fn with_article(name: &str) -> String {
 
 /// Reads a type. Those that fit the command are told in its help; why another one does not fit, the command says
 /// itself.
-pub(super) fn parser(fitting: &[SocketType]) -> impl TypedValueParser<Value = SocketType> + use<> {
-    let others = all().filter(|kind| !fitting.contains(kind)).map(|kind| (kind, true));
+pub(super) fn parser(
+    fitting: &[SocketType],
+    without_connections: Kind,
+) -> impl TypedValueParser<Value = Kind> + use<> {
+    let every = || all().map(Kind::Connected).chain([Kind::Radio, Kind::Dish]);
+    let fitting: Vec<_> =
+        fitting.iter().map(|kind| Kind::Connected(*kind)).chain([without_connections]).collect();
+    let others = every().filter(|kind| !fitting.contains(kind)).map(|kind| (kind, true));
     let values = fitting.iter().map(|kind| (*kind, false)).chain(others);
     PossibleValuesParser::new(values.map(|(kind, is_hidden)| PossibleValue::new(kind.name()).hide(is_hidden)))
-        .try_map(|word| named(&word).ok_or("no type of socket"))
+        .try_map(move |word| {
+            every().find(|kind| kind.name().eq_ignore_ascii_case(&word)).ok_or("no type of socket")
+        })
 }
 
 #[cfg(test)]

@@ -1,20 +1,22 @@
 //! `xmsg zmq recv`: writes what a socket receives.
 
+mod dish;
+
 use std::ffi::OsString;
 use std::time::Duration;
 
+use anyhow::bail;
 use bytes::Bytes;
 use clap::Args;
-use xmsg_zmtp::SocketType;
 
 use super::after_help;
 use super::endpoints::{End, SocketArguments, attach, names, only_connects};
-use super::kind;
+use super::kind::{self, Kind};
 use super::show::ShowOptions;
 use super::socket::{Received, Socket};
 use super::watch::{Ours, Place, Watch, without_connection};
 use crate::args::{parse_count_from_1, parse_duration};
-use crate::exit::Exit;
+use crate::exit::{Exit, Usage};
 use crate::output::Output;
 use crate::patterns::note_prefix_patterns;
 use crate::receiving::{Receiver, Source, Writer};
@@ -28,7 +30,8 @@ Examples:
   xmsg zmq recv SUB tcp://localhost:5556 --json | jq '.frames[1]'
   xmsg zmq recv PULL tcp://a:5557 tcp://b:5557 --raw -l > tasks
   xmsg zmq recv ROUTER --bind tcp://*:5555           the identity of the sender is the first frame
-  xmsg zmq recv XPUB --bind tcp://*:5556             who subscribes to what";
+  xmsg zmq recv XPUB --bind tcp://*:5556             who subscribes to what
+  xmsg zmq recv DISH udp://*:5558 --group weather    datagrams of a group";
 
 /// Receive messages from a ZeroMQ socket, and write them to standard output
 ///
@@ -37,14 +40,16 @@ Examples:
 ///
 /// SUB and XSUB subscribe to everything, or to --topic. XPUB shows subscriptions: `<subscribe>`, a tab and the topic.
 ///
+/// DISH binds to `udp://`, and receives datagrams of each --group: the group, a tab, and what was sent to it.
+///
 /// It connects unless told otherwise, and goes on trying when nobody is there yet. It ends after COUNT messages, after
 /// DURATION, when nobody reads the output any more, or with Ctrl-C.
 #[derive(Debug, Args)]
 #[command(after_help = after_help(EXAMPLES))]
 pub(super) struct Arguments {
     /// Type of the socket, in letters of any case
-    #[arg(value_name = "TYPE", ignore_case = true, value_parser = kind::parser(&Socket::RECEIVING))]
-    kind: SocketType,
+    #[arg(value_name = "TYPE", ignore_case = true, value_parser = kind::parser(&Socket::RECEIVING, Kind::Dish))]
+    kind: Kind,
 
     /// Where to connect to, or what to bind
     #[arg(value_name = "ENDPOINT", required = true)]
@@ -54,6 +59,10 @@ pub(super) struct Arguments {
     /// once [default: everything]
     #[arg(id = "prefixes", long = "topic", value_name = "TOPIC")]
     topics: Vec<OsString>,
+
+    /// DISH: receive the messages of this group; can be given more than once
+    #[arg(id = "group", long = "group", value_name = "GROUP")]
+    groups: Vec<OsString>,
 
     /// End after so many messages
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = parse_count_from_1)]
@@ -72,8 +81,15 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let kind = match arguments.kind {
+        Kind::Connected(kind) => kind,
+        Kind::Dish => return dish::run(arguments, verbose).await,
+        Kind::Radio => bail!(Usage("RADIO only sends: use `xmsg zmq send RADIO`".to_owned())),
+    };
+    if !arguments.groups.is_empty() {
+        bail!(Usage(format!("--group is for DISH: {kind} has none (SUB and XSUB have --topic)")));
+    }
     let mut interrupt = Interrupt::new()?;
-    let kind = arguments.kind;
     let targets = arguments.socket.targets(arguments.endpoints.iter().map(String::as_str), End::Connect)?;
     let topics: Vec<_> =
         arguments.topics.iter().map(|topic| Bytes::copy_from_slice(topic.as_encoded_bytes())).collect();

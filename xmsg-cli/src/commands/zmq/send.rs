@@ -1,5 +1,7 @@
 //! `xmsg zmq send`: sends messages over one socket.
 
+mod radio;
+
 use std::ffi::OsString;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use xmsg_zmtp::SocketType;
 use super::after_help;
 use super::endpoints::{End, SocketArguments, Target, attach, names, only_connects};
 use super::frames::{FrameOptions, Input};
-use super::kind;
+use super::kind::{self, Kind};
 use super::socket::{Socket, publishes};
 use super::watch::{Ours, Place, Watch, without_connection};
 use crate::args::{parse_count_from_1, parse_duration, parse_rate};
@@ -40,6 +42,7 @@ Examples:
   xmsg zmq send PUSH --bind tcp://*:5557 -l < tasks  each line is a message
   xmsg zmq send PUB tcp://localhost:5556 log -l < app.log
   xmsg zmq send DEALER tcp://localhost:5555 '' hello a request, as REQ would send it
+  xmsg zmq send RADIO udp://127.0.0.1:5558 weather sunny
   xmsg zmq send PUSH tcp://a:5557,tcp://b:5557 'task {{Count}}' --template -n 100 --rate 10";
 
 /// Send messages over a ZeroMQ socket
@@ -52,14 +55,16 @@ Examples:
 /// frame, XSUB to all. A bound PUB sends at once, and says so if nobody subscribed; --wait-sub waits. One that connects
 /// sends whatever the other side has told of subscriptions, which drops what it does not want.
 ///
+/// RADIO sends datagrams over `udp://`, each of two frames: a group, and what is for it. Nobody has to be there.
+///
 /// Exit code 3: there is nobody to connect to, or a socket whose type does not fit. Exit code 27: nobody has connected,
 /// or subscribed, in time. Exit code 1: not everything could be sent.
 #[derive(Debug, Args)]
 #[command(after_help = after_help(EXAMPLES))]
 pub(super) struct Arguments {
     /// Type of the socket, in letters of any case
-    #[arg(value_name = "TYPE", ignore_case = true, value_parser = kind::parser(&Socket::SENDING))]
-    kind: SocketType,
+    #[arg(value_name = "TYPE", ignore_case = true, value_parser = kind::parser(&Socket::SENDING, Kind::Radio))]
+    kind: Kind,
 
     /// Where to connect to, or what to bind; several with commas between them
     #[arg(value_name = "ENDPOINT")]
@@ -105,9 +110,28 @@ pub(super) struct Arguments {
     socket: SocketArguments,
 }
 
+impl Arguments {
+    fn split(&self) -> Split {
+        match (self.lines, self.null) {
+            (true, _) => Split::Lines { chomp: true },
+            (_, true) => Split::Null,
+            _ => Split::Whole,
+        }
+    }
+
+    /// What a message is, in words about one that is refused.
+    fn unit(&self) -> &'static str {
+        if self.lines { "line" } else { "message" }
+    }
+}
+
 pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<Exit> {
+    let kind = match arguments.kind {
+        Kind::Connected(kind) => kind,
+        Kind::Radio => return radio::run(arguments, verbose).await,
+        Kind::Dish => bail!(Usage("DISH only receives: use `xmsg zmq recv DISH`".to_owned())),
+    };
     let mut interrupt = Interrupt::new()?;
-    let kind = arguments.kind;
     let targets = arguments.socket.targets([arguments.endpoint.as_str()], End::Connect)?;
     let options = arguments.socket.options(&targets)?;
     let limits = options.settings().limits.clone();
@@ -116,12 +140,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         let kind = kind::with_article(kind.name());
         bail!(Usage(format!("--wait-sub is for PUB and XPUB: nobody subscribes to {kind}")));
     }
-    let split = match (arguments.lines, arguments.null) {
-        (true, _) => Split::Lines { chomp: true },
-        (_, true) => Split::Null,
-        _ => Split::Whole,
-    };
-    let input = arguments.frames.input(&arguments.data, split, &limits)?;
+    let input = arguments.frames.input(&arguments.data, arguments.split(), &limits)?;
     let ours = Ours { kind, place: Place::Chosen };
     let mut watch = Watch::new(socket.events(), ours, &targets, verbose).without_failures();
     let targets = attach(&socket, targets).await?;
@@ -134,7 +153,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         rate: arguments.rate,
         wait_sub: arguments.wait_sub,
         timeout: arguments.timeout,
-        unit: if arguments.lines { "line" } else { "message" },
+        unit: arguments.unit(),
         verbose,
         sent: 0,
         bytes: 0,

@@ -11,6 +11,8 @@ use crate::link::Link;
 use crate::link::hold::Lost;
 use crate::link::reconnect::Backoff;
 use crate::link::session::Session;
+#[cfg(feature = "socks")]
+use crate::link::socks::Target;
 use crate::link::transport::Stream;
 use crate::{Endpoint, Error, ErrorKind, Result};
 
@@ -67,9 +69,19 @@ impl Hub {
         }
     }
 
+    async fn connect_stream(&self, endpoint: &Endpoint) -> Result<Stream> {
+        let limit = self.options.connect_timeout;
+        #[cfg(feature = "socks")]
+        if let (Some(proxy), Endpoint::Tcp { host, port }) = (&self.options.socks_proxy, endpoint) {
+            let target = Target { endpoint, host, port: *port };
+            return proxy.connect(target, &self.options.tcp, limit).await;
+        }
+        Stream::connect(endpoint, &self.options.tcp, limit).await
+    }
+
     async fn open(&self, endpoint: &Endpoint, link: &Link) -> Result<(Session, Peer)> {
         self.options.check_identity()?;
-        let stream = Stream::connect(endpoint, &self.options.tcp, self.options.connect_timeout).await?;
+        let stream = self.connect_stream(endpoint).await?;
         let mut limits = self.options.limits.clone();
         // What others subscribe to at a proxy is no reason to leave it.
         limits.subscription_len = limits.subscription_len.max(limits.command_size);

@@ -14,6 +14,8 @@ pub(crate) mod reconnect;
 pub(crate) mod refusal;
 pub(crate) mod routes;
 pub mod session;
+#[cfg(feature = "socks")]
+pub(crate) mod socks;
 pub mod source;
 pub(crate) mod tally;
 #[cfg(test)]
