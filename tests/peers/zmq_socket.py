@@ -7,7 +7,8 @@
     zmq_socket.py TYPE bind|connect ENDPOINT ask COUNT      sends as many, one after another, each when the last one came back, and says "done"
 
 Says "ready ENDPOINT" first, with the actual port. A PUB says "hello" until it reads a line, which tells that somebody hears it; an XPUB
-waits for a subscription. Options: --late (leaves the socket alone until it reads a line), --identity NAME, --security plain|curve (as a
+waits for a subscription. When it reads a line, it waits until its connection has ended, says "settled", and, with --rounds COUNT, does the
+same again. Options: --late (leaves the socket alone until it reads a line), --identity NAME, --security plain|curve (as a
 server if it binds, else as a client), --server-key KEY, --public-key KEY, --secret-key KEY, in Z85.
 """
 
@@ -15,9 +16,11 @@ import argparse
 import select
 import sys
 import threading
+import time
 
 import zmq
 import zmq.auth.thread
+from zmq.utils.monitor import recv_monitor_message
 
 PATIENCE_MS = 60_000
 
@@ -41,6 +44,42 @@ def secure(context, socket, options):
     return None
 
 
+def wait_for_end(monitor):
+    """Waits until the connection has ended, and the socket knows it."""
+    recv_monitor_message(monitor)
+    # The socket itself is told just after the monitor.
+    time.sleep(0.05)
+    print("settled", flush=True)
+
+
+def wait_for_subscriber(socket, options):
+    if options.type == "PUB":
+        while not select.select([sys.stdin], [], [], 0.001)[0]:
+            socket.send(b"hello")
+        sys.stdin.readline()
+    if options.type == "XPUB":
+        # The end of an earlier subscription may come first.
+        while socket.recv() != b"\x01":
+            pass
+
+
+def act(socket, options):
+    if options.action == "send":
+        for number in range(options.count):
+            socket.send_multipart([str(number).encode(), b"data"])
+    elif options.action == "receive":
+        for number in range(options.count):
+            frames = socket.recv_multipart()
+            assert frames == [str(number).encode(), b"data"], (number, frames)
+    else:
+        envelope = [b""] if options.type == "DEALER" else []
+        for number in range(options.count):
+            question = [*envelope, str(number).encode(), b"data"]
+            socket.send_multipart(question)
+            answer = socket.recv_multipart()
+            assert answer == question, (number, answer)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("type")
@@ -51,6 +90,7 @@ def main():
     parser.add_argument("--security", choices=["null", "plain", "curve"], default="null")
     parser.add_argument("--identity", default="")
     parser.add_argument("--late", action="store_true")
+    parser.add_argument("--rounds", type=int, default=1)
     for key in ["--server-key", "--public-key", "--secret-key"]:
         parser.add_argument(key, default="")
     options = parser.parse_args()
@@ -63,6 +103,10 @@ def main():
     if options.type == "SUB":
         socket.subscribe(b"")
     authenticator = secure(context, socket, options)
+    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    if options.type == "XPUB":
+        # It says so, too, if somebody who has come again subscribes to the same.
+        socket.xpub_verbose = True
     if options.type in ("PUB", "XPUB"):
         # It would drop what doesn't fit.
         socket.sndhwm = 0
@@ -73,36 +117,21 @@ def main():
     print("ready", endpoint, flush=True)
     if options.late:
         sys.stdin.readline()
-    if options.type == "PUB":
-        while not select.select([sys.stdin], [], [], 0.001)[0]:
-            socket.send(b"hello")
-        sys.stdin.readline()
-    if options.type == "XPUB":
-        assert socket.recv() == b"\x01"
-    if options.action == "send":
-        for number in range(options.count):
-            socket.send_multipart([str(number).encode(), b"data"])
-        print("done", flush=True)
-        sys.stdin.read()
-    elif options.action == "receive":
-        for number in range(options.count):
-            frames = socket.recv_multipart()
-            assert frames == [str(number).encode(), b"data"], (number, frames)
-        print("done", flush=True)
-        sys.stdin.read()
-    elif options.action == "ask":
-        envelope = [b""] if options.type == "DEALER" else []
-        for number in range(options.count):
-            question = [*envelope, str(number).encode(), b"data"]
-            socket.send_multipart(question)
-            answer = socket.recv_multipart()
-            assert answer == question, (number, answer)
-        print("done", flush=True)
+    if options.action != "echo":
+        for number in range(options.rounds):
+            if number > 0:
+                if not sys.stdin.readline():
+                    break
+                wait_for_end(monitor)
+            wait_for_subscriber(socket, options)
+            act(socket, options)
+            print("done", flush=True)
         sys.stdin.read()
     else:
 
         def end():
-            sys.stdin.read()
+            while sys.stdin.readline():
+                wait_for_end(monitor)
             if authenticator:
                 authenticator.stop()
             context.term()
@@ -116,6 +145,8 @@ def main():
             pass
         socket.close()
         return
+    socket.disable_monitor()
+    monitor.close(linger=0)
     socket.close()
     if authenticator:
         authenticator.stop()

@@ -14,8 +14,8 @@ use xmsg_tests::peer::Peer;
 use xmsg_tests::within;
 use xmsg_zmq::security::{AllowKeys, Authenticator, Credentials, KeyPair, Password, Verdict};
 use xmsg_zmq::{
-    Dealer, Endpoint, FromSubscriber, Multipart, Pair, Publisher, Pull, Push, Replier, Requester, Router,
-    Security, SocketOptions, Subscriber, XPub, XSub,
+    Dealer, Endpoint, FromSubscriber, Multipart, Notices, Pair, Publisher, Pull, Push, Replier, Requester,
+    Router, Security, SocketOptions, Subscriber, XPub, XSub,
 };
 
 /// Messages of one exchange in one direction, and round trips of one in both.
@@ -84,7 +84,7 @@ impl Ours {
                 socket.subscribe("").unwrap();
                 Self::Sub(Box::new(socket))
             }
-            "XPUB" => Self::XPub(XPub::new(options.for_socket())),
+            "XPUB" => Self::XPub(XPub::new(options.for_socket().notices(Notices::Subscriptions))),
             "XSUB" => {
                 let socket = XSub::new(options.for_socket());
                 socket.subscribe("").unwrap();
@@ -116,28 +116,73 @@ impl Ours {
         .await;
     }
 
-    /// We send, they receive.
-    async fn send_all(&self, peer: &mut Peer) {
+    /// Waits until so many peers have subscribed, of an XPUB; of a PUB, until one has.
+    async fn has_subscribers(&self, count: usize) {
         match self {
             Self::Pub(socket) => within("a subscription", socket.wait_for_subscriber(b"")).await.unwrap(),
             Self::XPub(socket) => {
-                while !matches!(within("one", socket.recv()).await, Some(FromSubscriber::Subscribed { .. })) {
+                let mut subscribed = 0;
+                while subscribed < count {
+                    let told = within("a subscription", socket.recv()).await.unwrap();
+                    subscribed += usize::from(matches!(told, FromSubscriber::Subscribed { .. }));
                 }
             }
             _ => {}
         }
+    }
+
+    async fn send(&self, message: Multipart) {
+        let sent = async {
+            match self {
+                Self::Push(socket) => socket.send(message).await,
+                Self::Pub(socket) => socket.publish(message).await,
+                Self::XPub(socket) => socket.publish(message).await,
+                _ => panic!("it does not send"),
+            }
+        };
+        within("room", sent).await.unwrap();
+    }
+
+    /// We send, they receive.
+    async fn send_all(&self, peer: &mut Peer) {
+        self.has_subscribers(1).await;
         for number in 0..COUNT {
-            let sent = async {
-                match self {
-                    Self::Push(socket) => socket.send(message(number)).await,
-                    Self::Pub(socket) => socket.publish(message(number)).await,
-                    Self::XPub(socket) => socket.publish(message(number)).await,
-                    _ => panic!("it does not send"),
-                }
-            };
-            within("room", sent).await.unwrap();
+            self.send(message(number)).await;
         }
         peer.expect("done").await;
+    }
+
+    /// We send to so many peers, each of which gets all numbers: from a PUSH in its turn, from a publisher with the others.
+    async fn send_to_each(&self, peers: u64) {
+        self.has_subscribers(peers as usize).await;
+        let turns = if matches!(self, Self::Push(_)) { peers } else { 1 };
+        for number in 0..COUNT * turns {
+            self.send(message(number / turns)).await;
+        }
+    }
+
+    async fn receive(&mut self) -> Multipart {
+        let next = async {
+            match self {
+                Self::Pull(socket) => socket.recv().await,
+                Self::Sub(socket) => socket.recv().await,
+                Self::XSub(socket) => socket.recv().await,
+                _ => panic!("it does not receive"),
+            }
+        };
+        within("a message", next).await.unwrap()
+    }
+
+    /// So many peers send, each of them all numbers.
+    async fn receive_from_each(&mut self, peers: u64) {
+        let mut counts = vec![0; COUNT as usize];
+        for _ in 0..COUNT * peers {
+            let next = self.receive().await;
+            let number: u64 = std::str::from_utf8(&next.frames()[0]).unwrap().parse().unwrap();
+            assert_eq!(next, message(number));
+            counts[number as usize] += 1;
+        }
+        assert_eq!(counts, vec![peers; COUNT as usize]);
     }
 
     /// They send, we receive. A publisher says something again and again until it knows that we hear it.
@@ -145,15 +190,7 @@ impl Ours {
         let mut number = 0;
         let mut heard = false;
         while number < COUNT {
-            let next = async {
-                match self {
-                    Self::Pull(socket) => socket.recv().await,
-                    Self::Sub(socket) => socket.recv().await,
-                    Self::XSub(socket) => socket.recv().await,
-                    _ => panic!("it does not receive"),
-                }
-            };
-            let next = within("a message", next).await.unwrap();
+            let next = self.receive().await;
             if next == Multipart::from(["hello"]) {
                 if !std::mem::replace(&mut heard, true) {
                     peer.say("go").await;
@@ -202,7 +239,12 @@ impl Ours {
 
     /// They ask, we answer with the same.
     async fn answer_all(&mut self, peer: &mut Peer) {
-        for _ in 0..ROUND_TRIPS {
+        self.answer(ROUND_TRIPS).await;
+        peer.expect("done").await;
+    }
+
+    async fn answer(&mut self, questions: u64) {
+        for _ in 0..questions {
             let answered = async {
                 match self {
                     Self::Dealer(socket) => {
@@ -222,7 +264,6 @@ impl Ours {
             };
             within("a question", answered).await;
         }
-        peer.expect("done").await;
     }
 
     async fn exchange(&mut self, peer: &mut Peer, theirs: &str, way: Way) {
@@ -302,8 +343,47 @@ fn security(mechanism: &str, we_bind: bool) -> (Security, Vec<String>) {
     (ours, told)
 }
 
-/// Exchanges messages, and again after the other side has been ended and started anew.
-async fn meet(ours: &str, theirs: &str, way: Way, transport: &str, mechanism: &str, we_bind: bool) {
+/// Whose sockets ours meet.
+#[derive(Clone, Copy, Debug)]
+enum Stack {
+    Libzmq,
+    /// Debian's JeroMQ: ZMTP 2.0, without PLAIN and CURVE.
+    JeroMq,
+}
+
+impl Stack {
+    fn start(self, kind: &str, end: &str, endpoint: &str, way: Way, security: &[String]) -> Peer {
+        let count = if matches!(way, Way::TheyAsk) { ROUND_TRIPS } else { COUNT }.to_string();
+        let mut arguments = vec![kind, end, endpoint, way.theirs(), &count];
+        match self {
+            Self::Libzmq => {
+                arguments.extend(["--rounds", "2", "--identity", THEIR_IDENTITY]);
+                arguments.extend(security.iter().map(String::as_str));
+                Peer::python("zmq_socket.py", &arguments)
+            }
+            Self::JeroMq => {
+                arguments.push(THEIR_IDENTITY);
+                Peer::java("ZmqSocket.java", &arguments)
+            }
+        }
+    }
+}
+
+/// How two sockets meet.
+#[derive(Clone, Copy, Debug)]
+struct Case<'a> {
+    ours: &'a str,
+    theirs: &'a str,
+    way: Way,
+    stack: Stack,
+    transport: &'a str,
+    mechanism: &'a str,
+    we_bind: bool,
+}
+
+/// Exchanges messages, again after our side was closed and made anew (with libzmq), and once more after the other side was.
+async fn meet(case: Case<'_>) {
+    let Case { ours, theirs, way, stack, transport, mechanism, we_bind } = case;
     let folder = tempfile::tempdir().unwrap();
     let anywhere = match transport {
         "tcp" => "tcp://127.0.0.1:*".to_owned(),
@@ -311,14 +391,10 @@ async fn meet(ours: &str, theirs: &str, way: Way, transport: &str, mechanism: &s
         "abstract" => format!("ipc://@xmsg-sockets-{}", std::process::id()),
         _ => format!("ipc://{}/socket", folder.path().display()),
     };
-    let count = if matches!(way, Way::TheyAsk) { ROUND_TRIPS } else { COUNT }.to_string();
     let (security, told) = security(mechanism, we_bind);
-    let start = |end: &str, endpoint: &str| {
-        let mut arguments = vec![theirs, end, endpoint, way.theirs(), &count, "--identity", THEIR_IDENTITY];
-        arguments.extend(told.iter().map(String::as_str));
-        Peer::python("zmq_socket.py", &arguments)
-    };
-    let mut socket = Ours::new(ours, security);
+    let start = |end: &str, endpoint: &str| stack.start(theirs, end, endpoint, way, &told);
+    let new = || Ours::new(ours, security.clone());
+    let mut socket = new();
     let (mut peer, endpoint): (Peer, Endpoint) = if we_bind {
         let endpoint = socket.bind(&anywhere.replace('*', "0").parse().unwrap()).await;
         let mut peer = start("connect", &endpoint.to_string());
@@ -332,6 +408,20 @@ async fn meet(ours: &str, theirs: &str, way: Way, transport: &str, mechanism: &s
     };
     socket.has_peers(1).await;
     socket.exchange(&mut peer, theirs, way).await;
+    // We go, and come again once the other side has seen that: what it sends to somebody who is going is lost.
+    if matches!(stack, Stack::Libzmq) {
+        drop(socket);
+        peer.say("again").await;
+        peer.expect("settled").await;
+        socket = new();
+        if we_bind {
+            assert_eq!(socket.bind(&endpoint).await, endpoint);
+        } else {
+            socket.connect(endpoint.clone());
+        }
+        socket.has_peers(1).await;
+        socket.exchange(&mut peer, theirs, way).await;
+    }
     // The other side goes, and comes again.
     peer.finish().await;
     socket.has_peers(0).await;
@@ -340,11 +430,16 @@ async fn meet(ours: &str, theirs: &str, way: Way, transport: &str, mechanism: &s
     socket.has_peers(1).await;
     socket.exchange(&mut peer, theirs, way).await;
     println!(
-        "| {ours} {} | {} {theirs} | {transport} | {} | {} | again |",
+        "| {ours} {} | {stack:?} {theirs} {} | {transport} | {} | {} | {} |",
         if we_bind { "binds" } else { "connects" },
         if we_bind { "connects" } else { "binds" },
         mechanism.to_uppercase(),
         way.shown(),
+        if matches!(stack, Stack::Libzmq) {
+            "again after either has gone"
+        } else {
+            "again after theirs has gone"
+        },
     );
     peer.finish().await;
 }
@@ -357,13 +452,18 @@ async fn meet_everywhere(ours: &str, theirs: &str, way: Way) {
             if theirs == "REQ" && mechanism == "plain" && !we_bind {
                 continue;
             }
-            let case = format!("{ours} {theirs} {transport} {mechanism} {we_bind}");
-            let met = std::panic::AssertUnwindSafe(meet(ours, theirs, way, transport, mechanism, we_bind));
-            if let Err(panic) = met.catch_unwind().await {
-                println!("{case}: failed");
-                std::panic::resume_unwind(panic);
-            }
+            let stack = Stack::Libzmq;
+            meet_or_say(Case { ours, theirs, way, stack, transport, mechanism, we_bind }).await;
         }
+    }
+}
+
+/// Names the case that fails.
+async fn meet_or_say(case: Case<'_>) {
+    let met = std::panic::AssertUnwindSafe(meet(case));
+    if let Err(panic) = met.catch_unwind().await {
+        println!("{case:?}: failed");
+        std::panic::resume_unwind(panic);
     }
 }
 
@@ -373,7 +473,9 @@ async fn push_and_pull() {
     meet_everywhere("PULL", "PUSH", Way::TheySend).await;
     if cfg!(target_os = "linux") {
         for we_bind in [true, false] {
-            meet("PUSH", "PULL", Way::WeSend, "abstract", "null", we_bind).await;
+            let (transport, stack) = ("abstract", Stack::Libzmq);
+            let (ours, theirs, way, mechanism) = ("PUSH", "PULL", Way::WeSend, "null");
+            meet_or_say(Case { ours, theirs, way, stack, transport, mechanism, we_bind }).await;
         }
     }
 }
@@ -446,5 +548,87 @@ async fn a_router_tells_its_peers_apart() {
     assert_eq!(next.into_values().collect::<Vec<_>>(), [100, 100, 100]);
     for peer in peers {
         peer.finish().await;
+    }
+}
+
+/// Three peers of one socket, each of which gets, sends, asks or answers as much as the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_peers_have_their_turns() {
+    const PEERS: u64 = 3;
+    let cases = [
+        ("PUSH", "PULL", Way::WeSend),
+        ("PULL", "PUSH", Way::TheySend),
+        ("XPUB", "SUB", Way::WeSend),
+        ("XPUB", "XSUB", Way::WeSend),
+        ("SUB", "XPUB", Way::TheySend),
+        ("XSUB", "XPUB", Way::TheySend),
+        ("DEALER", "REP", Way::WeAsk),
+        ("DEALER", "ROUTER", Way::WeAsk),
+        ("DEALER", "DEALER", Way::WeAsk),
+        ("REQ", "REP", Way::WeAsk),
+        ("REQ", "ROUTER", Way::WeAsk),
+        ("ROUTER", "REQ", Way::TheyAsk),
+        ("ROUTER", "DEALER", Way::TheyAsk),
+        ("REP", "REQ", Way::TheyAsk),
+        ("REP", "DEALER", Way::TheyAsk),
+    ];
+    for (ours, theirs, way) in cases {
+        for we_bind in [true, false] {
+            let mut socket = Ours::new(ours, Security::Null);
+            let count = if matches!(way, Way::TheyAsk) { ROUND_TRIPS } else { COUNT }.to_string();
+            let anywhere = "tcp://127.0.0.1:*";
+            let endpoint =
+                if we_bind { Some(socket.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await) } else { None };
+            let mut peers = Vec::new();
+            for _ in 0..PEERS {
+                let (end, at) =
+                    endpoint.as_ref().map_or(("bind", anywhere.to_owned()), |at| ("connect", at.to_string()));
+                let mut peer = Peer::python("zmq_socket.py", &[theirs, end, &at, way.theirs(), &count]);
+                let ready = peer.expect("ready").await;
+                if !we_bind {
+                    socket.connect(ready[0].parse().unwrap());
+                }
+                peers.push(peer);
+            }
+            socket.has_peers(PEERS as usize).await;
+            match way {
+                Way::WeSend => socket.send_to_each(PEERS).await,
+                Way::TheySend => socket.receive_from_each(PEERS).await,
+                Way::WeAsk => socket.ask_all(theirs).await,
+                Way::TheyAsk => socket.answer(PEERS * ROUND_TRIPS).await,
+            }
+            for mut peer in peers {
+                if !matches!(way, Way::WeAsk) {
+                    peer.expect("done").await;
+                }
+                peer.finish().await;
+            }
+            let ours_end = if we_bind { "binds" } else { "connects" };
+            println!("| {ours} {ours_end} | {PEERS} {theirs} | {} |", way.shown());
+        }
+    }
+}
+
+/// Each type with one of JeroMQ.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jeromq_has_the_same_types() {
+    let cases = [
+        ("PUSH", "PULL", Way::WeSend),
+        ("PULL", "PUSH", Way::TheySend),
+        ("PAIR", "PAIR", Way::WeAsk),
+        ("PUB", "SUB", Way::WeSend),
+        ("XPUB", "XSUB", Way::WeSend),
+        ("SUB", "PUB", Way::TheySend),
+        ("XSUB", "XPUB", Way::TheySend),
+        ("DEALER", "ROUTER", Way::WeAsk),
+        ("ROUTER", "DEALER", Way::TheyAsk),
+        ("REQ", "REP", Way::WeAsk),
+        ("REP", "REQ", Way::TheyAsk),
+    ];
+    for (ours, theirs, way) in cases {
+        for we_bind in [true, false] {
+            let (transport, mechanism, stack) = ("tcp", "null", Stack::JeroMq);
+            meet_or_say(Case { ours, theirs, way, stack, transport, mechanism, we_bind }).await;
+        }
     }
 }

@@ -4,17 +4,17 @@ use std::fs;
 use std::process::Command;
 use std::thread::available_parallelism;
 
-/// One line: processor, system, versions.
-pub fn describe() -> String {
+/// One line: processor, system, and the versions of libzmq, of these servers, and of the compiler.
+pub fn describe(servers: &[&str]) -> String {
     let cores = available_parallelism().map_or(1, usize::from);
     let cpu = value_in("/proc/cpuinfo", "model name").unwrap_or_else(|| "an unknown processor".into());
     let system = value_in("/etc/os-release", "PRETTY_NAME").unwrap_or_else(|| "an unknown system".into());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let libzmq = output("dpkg-query", &["-W", "-f", "${Version}", "libzmq5"]);
-    let nats = output("nats-server", &["--version"]);
+    let servers: String = servers.iter().map(|server| output(server, &["--version"]) + ", ").collect();
     let rustc = output("rustc", &["--version"]);
     let rustc = rustc.split(" (").next().unwrap_or_default();
-    format!("{cores} cores of {cpu}, Linux {}, {system}, libzmq {libzmq}, {nats}, {rustc}", kernel.trim())
+    format!("{cores} cores of {cpu}, Linux {}, {system}, libzmq {libzmq}, {servers}{rustc}", kernel.trim())
 }
 
 /// What stands behind the first line that starts with this name.

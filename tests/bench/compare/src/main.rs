@@ -1,10 +1,11 @@
 //! Measures xmsg and its peers side by side: builds nothing (see `run`), starts processes, prints tables, draws an SVG.
 //!
 //! Read `cases.rs` for what is measured, `run.rs` for how, `peer/mod.rs` for what stacks have in common and its neighbours for
-//! what they have not, `report.rs` and `plot.rs` for what is made of it.
+//! what they have not, `report.rs` and `plot.rs` for what is made of it. The patterns besides publish and subscribe are in `patterns/`.
 
 mod cases;
 mod machine;
+mod patterns;
 mod peer;
 mod plan;
 mod plot;
@@ -21,7 +22,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::cases::{CASES, Case};
+use crate::cases::CASES;
+use crate::peer::patterns::Part;
 use crate::peer::{PeerKind, Role, Threads};
 use crate::report::Summary;
 use crate::run::Run;
@@ -39,6 +41,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measures the patterns besides publish and subscribe: PUSH and PULL, PAIR, REQ and REP, DEALER and ROUTER.
+    Patterns(patterns::Options),
     /// A process of a stack; started by the comparison.
     #[command(hide = true)]
     Peer {
@@ -47,6 +51,15 @@ enum Command {
         kind: PeerKind,
         #[command(subcommand)]
         role: Role,
+    },
+    /// One side of a pattern; started by `patterns`.
+    #[command(hide = true)]
+    PatternPeer {
+        #[arg(long, value_enum)]
+        threads: Threads,
+        stack: patterns::stacks::Stack,
+        #[command(subcommand)]
+        part: Part,
     },
 }
 
@@ -96,7 +109,9 @@ struct Options {
 fn main() -> Result<()> {
     let Cli { command, options } = Cli::parse();
     match command {
+        Some(Command::Patterns(options)) => patterns::compare(&options),
         Some(Command::Peer { threads, kind, role }) => peer::run(kind, role, threads),
+        Some(Command::PatternPeer { threads, stack, part }) => peer::patterns::run(stack, part, threads),
         None if options.list => {
             list();
             Ok(())
@@ -114,7 +129,7 @@ fn list() {
 }
 
 fn compare(options: &Options) -> Result<()> {
-    let cases = chosen(&options.cases)?;
+    let cases = chosen(&options.cases, CASES, |case| case.name)?;
     let stacks = if options.stacks.is_empty() { Stack::value_variants() } else { &options.stacks };
     let (rounds, seconds) = if options.smoke { (1, 0.2) } else { (options.rounds, options.seconds) };
     ensure!(rounds > 0 && seconds > 0.0, "there must be a round, and it must take some time");
@@ -157,7 +172,7 @@ fn compare(options: &Options) -> Result<()> {
         (case, stacks.iter().position(|stack| stack.name() == run.stack), run.round)
     });
 
-    let machine = machine::describe();
+    let machine = machine::describe(&["nats-server"]);
     let summaries = report::summarize(&runs);
     println!(
         "{machine}\nRounds: {rounds}; counts for about {seconds} s of libzmq; medians. Taken in {:.0} s.\n",
@@ -194,16 +209,16 @@ fn check_smoke(summaries: &[Summary]) -> Result<()> {
 }
 
 /// The cases that the command line asks for.
-fn chosen(names: &[String]) -> Result<Vec<Case>> {
-    let matches = |name: &str, case: &Case| match name.strip_suffix('*') {
-        Some(start) => case.name.starts_with(start),
-        None => case.name.eq_ignore_ascii_case(name),
+fn chosen<C: Copy>(names: &[String], all: &[C], name_of: fn(&C) -> &str) -> Result<Vec<C>> {
+    let matches = |name: &str, case: &C| match name.strip_suffix('*') {
+        Some(start) => name_of(case).starts_with(start),
+        None => name_of(case).eq_ignore_ascii_case(name),
     };
     for name in names {
-        ensure!(CASES.iter().any(|case| matches(name, case)), "there is no case `{name}`; --list shows them");
+        ensure!(all.iter().any(|case| matches(name, case)), "there is no case `{name}`; --list shows them");
     }
-    let wanted = |case: &&Case| names.is_empty() || names.iter().any(|name| matches(name, case));
-    Ok(CASES.iter().filter(wanted).copied().collect())
+    let wanted = |case: &&C| names.is_empty() || names.iter().any(|name| matches(name, case));
+    Ok(all.iter().filter(wanted).copied().collect())
 }
 
 fn progress(run: &Run) {
@@ -225,11 +240,11 @@ mod tests {
     fn cases_are_chosen_by_name_and_by_what_they_start_with() {
         let names = |wanted: &[&str]| -> Vec<&str> {
             let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
-            chosen(&wanted).unwrap().into_iter().map(|case| case.name).collect()
+            chosen(&wanted, CASES, |case| case.name).unwrap().into_iter().map(|case| case.name).collect()
         };
         assert_eq!(names(&["1mib", "16B"]), ["16B", "1MiB"]);
         assert_eq!(names(&["latency*"]).len(), 3);
         assert_eq!(names(&[]).len(), CASES.len());
-        assert!(chosen(&["17B".to_owned()]).is_err());
+        assert!(chosen(&["17B".to_owned()], CASES, |case| case.name).is_err());
     }
 }

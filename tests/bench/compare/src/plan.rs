@@ -1,6 +1,6 @@
-//! What a publisher or subscriber process of any stack is told to do: its command line.
+//! What a process of any stack is told to do: its command line.
 //!
-//! `peers/libzmq.c` reads the same options. A message has three frames: a topic and metadata of 20 bytes each, and a payload that
+//! `peers/libzmq.c` and `peers/patterns.c` read the same options. A message has three frames: a topic and metadata of 20 bytes each, and a payload that
 //! starts with a [`Header`].
 
 use std::fmt::Display;
@@ -20,6 +20,13 @@ pub enum Interest {
     Own,
     /// Each subscriber holds every topic, one by one.
     Every,
+}
+
+/// What a socket does to meet its peer where no server stands between the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Side {
+    Connect,
+    Bind,
 }
 
 /// The options of a process with clients.
@@ -59,6 +66,15 @@ pub struct Plan {
     /// Where a subscriber leaves the latency of each message: nanoseconds, 8 bytes each, little endian.
     #[arg(long)]
     pub latencies: Option<PathBuf>,
+    /// Without a server in between, this says whether the sockets of the process bind or connect.
+    #[arg(long, value_enum, default_value_t = Side::Connect)]
+    pub side: Side,
+    /// Without a server in between, so many requests may wait for their replies at the same time.
+    #[arg(long, default_value_t = 1)]
+    pub window: u64,
+    /// Without a server in between, these high-water marks, in messages, replace those that the stack has by default.
+    #[arg(long)]
+    pub hwm: Option<u32>,
 }
 
 impl Plan {
@@ -80,6 +96,16 @@ impl Plan {
         option("limit-ms", &self.limit_ms);
         if let Some(file) = &self.latencies {
             option("latencies", &file.display());
+        }
+        // Peers with a server in between do not know these options.
+        if self.side == Side::Bind {
+            option("side", &"bind");
+        }
+        if self.window > 1 {
+            option("window", &self.window);
+        }
+        if let Some(messages) = self.hwm {
+            option("hwm", &messages);
         }
         args
     }
@@ -194,10 +220,17 @@ mod tests {
             "7",
             "--rate",
             "10",
+            "--side",
+            "bind",
+            "--window",
+            "100",
+            "--hwm",
+            "5",
         ];
         let plan = Line::parse_from(args).plan;
         let again = Line::parse_from(std::iter::once("peer".to_owned()).chain(plan.to_args())).plan;
         assert_eq!(again.to_args(), plan.to_args());
         assert_eq!((again.topic_of(2), again.probed()), (5, 8..9));
+        assert_eq!((again.side, again.window, again.hwm), (Side::Bind, 100, Some(5)));
     }
 }

@@ -8,9 +8,9 @@ use crate::run::{Latency, Run};
 use crate::stats::{median, range, ratio};
 
 /// What everything else is a multiple of.
-const REFERENCE: &str = "libzmq";
+pub const REFERENCE: &str = "libzmq";
 /// What is set against each of the others.
-const OURS: &str = "xmsg";
+pub const OURS: &str = "xmsg";
 
 /// Medians of the runs of one stack in one case.
 #[derive(Clone, Debug, Serialize)]
@@ -225,7 +225,7 @@ fn latencies(text: &mut String, all: &[Summary], shown: &[&Summary]) {
     table(text, &header, 2, &rows);
 }
 
-fn failures(text: &mut String, summaries: &[Summary]) {
+pub fn failures(text: &mut String, summaries: &[Summary]) {
     let mut first = true;
     for s in summaries {
         for why in distinct(s.failures.iter().map(String::as_str)) {
@@ -248,7 +248,7 @@ fn failures(text: &mut String, summaries: &[Summary]) {
 }
 
 /// A Markdown table whose columns line up; numbers, which are all but the first columns, to the right.
-fn table(text: &mut String, header: &[&str], left: usize, rows: &[Vec<String>]) {
+pub fn table(text: &mut String, header: &[&str], left: usize, rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([header[column].chars().count(), 3]).max().unwrap_or(0)
@@ -276,7 +276,7 @@ fn table(text: &mut String, header: &[&str], left: usize, rows: &[Vec<String>]) 
     }
 }
 
-fn lost(s: &Summary) -> String {
+pub fn lost(s: &Summary) -> String {
     match s.lost {
         lost if lost > 0.0 => format!("{} ({:.1} %)", count(lost), s.lost_percent),
         lost if lost.is_finite() => "0".into(),
@@ -284,11 +284,11 @@ fn lost(s: &Summary) -> String {
     }
 }
 
-fn times(ratio: Option<f64>) -> String {
+pub fn times(ratio: Option<f64>) -> String {
     ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"))
 }
 
-fn micros(value: f64) -> String {
+pub fn micros(value: f64) -> String {
     match value {
         value if !value.is_finite() => "–".into(),
         value if value < 100.0 => format!("{value:.2}"),
@@ -297,7 +297,7 @@ fn micros(value: f64) -> String {
 }
 
 /// With commas between thousands.
-fn count(value: f64) -> String {
+pub fn count(value: f64) -> String {
     if !value.is_finite() {
         return "–".into();
     }

@@ -9,19 +9,19 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{Case, Load};
-use crate::plan::Plan;
+use crate::plan::{Plan, Side};
 use crate::process::{Process, free_ports};
 use crate::stacks::{Programs, Ready, Stack};
 
 /// For how long clients may connect and subscribe; 100,000 subscriptions take some of them a while.
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// For how long a subscription may travel to the publishers.
-const IN_FORCE_LIMIT: Duration = Duration::from_secs(15);
+pub const IN_FORCE_LIMIT: Duration = Duration::from_secs(15);
 /// If nothing comes for so long after the last message was published, and nobody works, the rest is lost.
 const SILENCE: Duration = Duration::from_secs(1);
 /// Processor time in [`SILENCE`] above which somebody works: clients may read for seconds before they hand out a first message.
 const WORK: Duration = Duration::from_millis(100);
-const POLL: Duration = Duration::from_millis(10);
+pub const POLL: Duration = Duration::from_millis(10);
 
 /// What one run came to.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -36,6 +36,9 @@ pub struct Run {
     pub delivered: u64,
     /// Deliveries a second, all subscribers together, from when the first was published to when the last was received.
     pub rate: f64,
+    /// The rate from when the first message was received, where that time was noted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receiver_rate: Option<f64>,
     pub lost: u64,
     /// Messages that came after a later one of their publisher.
     pub disorder: u64,
@@ -62,13 +65,16 @@ pub struct Latency {
 
 /// What a subscriber process reports.
 #[derive(Debug, Deserialize)]
-struct Report {
-    received: u64,
+pub struct Report {
+    pub received: u64,
     /// Those that had come by `last_ns`.
-    timed: u64,
+    pub timed: u64,
+    /// When the first one came, if the peer says so.
+    #[serde(default)]
+    pub first_ns: u64,
     /// When the last one came; if some were lost, a few more may have come after it.
-    last_ns: u64,
-    disorder: u64,
+    pub last_ns: u64,
+    pub disorder: u64,
 }
 
 /// Does it. A stack that fails is a result, too.
@@ -120,6 +126,9 @@ fn measure(
         // At a fixed rate it ends by itself, unless the stack makes the publisher wait.
         limit_ms: ((if case.is_latency() { 4.0 } else { 2.0 }) * seconds * 1000.0) as u64,
         latencies: None,
+        side: Side::Connect,
+        window: 1,
+        hwm: None,
     };
     let subscribing = Plan {
         clients: case.subscribers,
@@ -156,7 +165,7 @@ fn measure(
     };
     run.expected = run.published * case.copies();
     let limit = Duration::from_secs_f64(5.0 + 8.0 * seconds);
-    if !await_deliveries(&mut subscribers, [&server, &publishers], run.expected, limit)? {
+    if !await_deliveries(&mut subscribers, &[&server, &publishers], run.expected, limit)? {
         run.failure = Some("time was up before all was delivered: some of it was still under way".into());
     }
 
@@ -187,28 +196,28 @@ fn measure(
 }
 
 /// Pairs of clients between which a probe came, and measured messages.
-fn status(subscribers: &mut Process) -> Result<(u64, u64)> {
+pub fn status(subscribers: &mut Process) -> Result<(u64, u64)> {
     subscribers.tell("status")?;
     let answer = subscribers.expect("status", CONNECT_LIMIT)?;
     two_numbers(&answer)
 }
 
-fn two_numbers(answer: &str) -> Result<(u64, u64)> {
+pub fn two_numbers(answer: &str) -> Result<(u64, u64)> {
     let (first, second) = answer.split_once(' ').context("two numbers were expected")?;
     Ok((first.parse()?, second.parse()?))
 }
 
 /// Returns when all has come, or nothing has come for a while. False: it took too long.
-fn await_deliveries(
+pub fn await_deliveries(
     subscribers: &mut Process,
-    others: [&Process; 2],
+    others: &[&Process],
     expected: u64,
     limit: Duration,
 ) -> Result<bool> {
     let end = Instant::now() + limit;
     // One that has ended works no more.
     let cpu = |subscribers: &Process| -> Duration {
-        others.into_iter().chain([subscribers]).filter_map(|process| process.cpu().ok()).sum()
+        others.iter().copied().chain([subscribers]).filter_map(|process| process.cpu().ok()).sum()
     };
     let (mut known, mut since, mut cpu_then) = (0, Instant::now(), cpu(subscribers));
     loop {
@@ -232,7 +241,7 @@ fn await_deliveries(
     }
 }
 
-fn read_latencies(bytes: &[u8]) -> Result<Latency> {
+pub fn read_latencies(bytes: &[u8]) -> Result<Latency> {
     // Three digits, up to a minute; what is longer counts as a minute.
     let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?;
     for chunk in bytes.chunks_exact(8) {

@@ -15,6 +15,7 @@
 
 mod nats;
 mod omq;
+pub mod patterns;
 mod publish;
 mod raw;
 mod subscribe;
@@ -99,8 +100,10 @@ fn read_payload(payload: &[u8]) -> Result<(usize, Header)> {
 pub enum Threads {
     /// tokio's `current_thread`.
     One,
-    /// tokio's default: a worker for each core.
+    /// tokio's default: a worker for each core. An only client is on the main thread, as under `#[tokio::main]`; several are tasks.
     Many,
+    /// The same with an only client as a task, too.
+    Tasks,
 }
 
 /// Which stack, among those whose clients are in this program.
@@ -132,30 +135,36 @@ pub fn run(kind: PeerKind, role: Role, threads: Option<Threads>) -> ! {
     }
 }
 
-/// The clients live on a thread of their own; this one reads commands.
 fn run_stack<S: Stack>(role: Role, threads: Option<Threads>) -> ! {
     let best = if matches!(role, Role::Proxy(_)) { S::PROXY_THREADS } else { S::THREADS };
     let threads = threads.unwrap_or(best);
+    match role {
+        Role::Pub(plan) => attend(None, move |phases| publish::run::<S>(plan, phases, threads)),
+        Role::Sub(plan) => {
+            let tally = Arc::new(subscribe::Tally::new(&plan));
+            let counted = tally.clone();
+            attend(Some(&tally), move |_| subscribe::run::<S>(&plan, &counted, threads))
+        }
+        Role::Proxy(plan) => {
+            attend(None, move |_| runtime(threads)?.block_on(S::proxy(plan.port, || println!("ready"))))
+        }
+    }
+}
+
+/// Has the work done on a thread of its own, while this one reads commands. Does not return.
+fn attend(
+    tally: Option<&subscribe::Tally>,
+    work: impl FnOnce(&watch::Receiver<Phase>) -> Result<()> + Send + 'static,
+) -> ! {
     let (phase, phases) = watch::channel(Phase::Connected);
-    let tally = match &role {
-        Role::Sub(plan) => Some(Arc::new(subscribe::Tally::new(plan))),
-        Role::Pub(_) | Role::Proxy(_) => None,
-    };
-    let counted = tally.clone();
     thread::spawn(move || {
-        let result = match (role, counted) {
-            (Role::Pub(plan), _) => publish::run::<S>(plan, &phases, threads),
-            (Role::Sub(plan), Some(tally)) => subscribe::run::<S>(&plan, &tally, threads),
-            (Role::Sub(plan) | Role::Proxy(plan), _) => runtime(threads)
-                .and_then(|runtime| runtime.block_on(S::proxy(plan.port, || println!("ready")))),
-        };
-        if let Err(error) = result {
+        if let Err(error) = work(&phases) {
             eprintln!("{error:#}");
             std::process::exit(1);
         }
     });
     for line in std::io::stdin().lock().lines() {
-        match (line.as_deref(), &tally) {
+        match (line.as_deref(), tally) {
             (Ok("probe"), _) => _ = phase.send(Phase::Probing),
             (Ok("go"), _) => _ = phase.send(Phase::Go),
             (Ok("status"), Some(tally)) => println!("{}", tally.status()),
@@ -186,7 +195,7 @@ enum Phase {
 fn runtime(threads: Threads) -> Result<Runtime> {
     let mut builder = match threads {
         Threads::One => tokio::runtime::Builder::new_current_thread(),
-        Threads::Many => tokio::runtime::Builder::new_multi_thread(),
+        Threads::Many | Threads::Tasks => tokio::runtime::Builder::new_multi_thread(),
     };
     Ok(builder.enable_all().build()?)
 }

@@ -24,7 +24,9 @@ pub(super) fn run<S: Stack>(plan: Plan, phases: &watch::Receiver<Phase>, threads
         println!("ready");
         // The publishers stay: what they have accepted goes on its way until the process is told to stop.
         let results = match publishers.pop() {
-            Some(only) if publishers.is_empty() => vec![publish(only, 0, plan, phases.clone()).await?],
+            Some(only) if publishers.is_empty() && threads != Threads::Tasks => {
+                vec![publish(only, 0, plan, phases.clone()).await?]
+            }
             last => {
                 let tasks = publishers.into_iter().chain(last).enumerate().map(|(index, publisher)| {
                     tokio::spawn(publish(publisher, index as u16, plan.clone(), phases.clone()))
@@ -42,7 +44,7 @@ pub(super) fn run<S: Stack>(plan: Plan, phases: &watch::Receiver<Phase>, threads
 }
 
 /// Returns how many measured messages were sent, when the first one was, and the publisher.
-async fn publish<P: Publisher>(
+pub(super) async fn publish<P: Publisher>(
     mut publisher: P,
     index: u16,
     plan: Plan,

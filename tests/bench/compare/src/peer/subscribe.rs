@@ -1,8 +1,9 @@
 //! The process of subscribers, and what it counts.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
@@ -21,7 +22,9 @@ pub(super) fn run<S: Stack>(plan: &Plan, tally: &Arc<Tally>, threads: Threads) -
         println!("ready");
         let size = plan.size;
         match subscribers.pop() {
-            Some(only) if subscribers.is_empty() => receive(only, 0, size, tally.clone()).await,
+            Some(only) if subscribers.is_empty() && threads != Threads::Tasks => {
+                receive(only, 0, size, tally.clone()).await
+            }
             last => {
                 let tasks =
                     subscribers.into_iter().chain(last).enumerate().map(|(index, subscriber)| {
@@ -34,7 +37,7 @@ pub(super) fn run<S: Stack>(plan: &Plan, tally: &Arc<Tally>, threads: Threads) -
     })
 }
 
-async fn receive(
+pub(super) async fn receive(
     mut subscriber: impl Subscriber,
     index: usize,
     size: usize,
@@ -65,6 +68,8 @@ struct Line {
     received: AtomicU64,
     /// Messages that came after a later one of the same publisher.
     disorder: AtomicU64,
+    /// When the first one came.
+    first_ns: AtomicU64,
     /// The clock is read for every 16th message, for the first few, and for the last one.
     last_ns: AtomicU64,
     /// Messages by then.
@@ -104,7 +109,11 @@ impl Tally {
             latencies.lock().expect("nothing panics with it").push(now_ns().saturating_sub(header.due_ns));
         }
         if received < 64 || received.is_multiple_of(16) || received == self.target {
-            line.last_ns.store(now_ns(), Relaxed);
+            let now = now_ns();
+            if received == 1 {
+                line.first_ns.store(now, Relaxed);
+            }
+            line.last_ns.store(now, Relaxed);
             line.at_last.store(received, Relaxed);
         }
     }
@@ -118,14 +127,17 @@ impl Tally {
     /// Leaves the latencies where they are wanted. Returns the answer to `stop`.
     pub(super) fn finish(&self) -> Result<String> {
         if let Some((file, latencies)) = &self.latencies {
-            let latencies = latencies.lock().expect("nothing panics with it");
-            let bytes: Vec<u8> = latencies.iter().flat_map(|latency| latency.to_le_bytes()).collect();
-            fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))?;
+            write_latencies(file, &latencies.lock().expect("nothing panics with it"))?;
         }
-        let last = self.lines.iter().map(|line| line.last_ns.load(Relaxed)).max().unwrap_or(0);
+        let times = |field: fn(&Line) -> &AtomicU64| {
+            self.lines.iter().map(move |line| field(line).load(Relaxed)).filter(|ns| *ns > 0)
+        };
+        let first = times(|line| &line.first_ns).min().unwrap_or(0);
+        let last = times(|line| &line.last_ns).max().unwrap_or(0);
         Ok(serde_json::json!({
             "received": self.sum(|line| &line.received),
             "timed": self.sum(|line| &line.at_last),
+            "first_ns": first,
             "last_ns": last,
             "disorder": self.sum(|line| &line.disorder),
         })
@@ -135,4 +147,10 @@ impl Tally {
     fn sum(&self, field: impl Fn(&Line) -> &AtomicU64) -> u64 {
         self.lines.iter().map(|line| field(line).load(Relaxed)).sum()
     }
+}
+
+/// Leaves latencies in a file, as [`Plan::latencies`] has it.
+pub(super) fn write_latencies(file: &Path, latencies: &[u64]) -> Result<()> {
+    let bytes: Vec<u8> = latencies.iter().flat_map(|latency| latency.to_le_bytes()).collect();
+    fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))
 }
