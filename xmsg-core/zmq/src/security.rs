@@ -93,7 +93,7 @@ pub trait Authenticator: fmt::Debug + Send + Sync {
 /// let security = Security::PlainServer(authenticate_with(|credentials, from| async move {
 ///     let Credentials::Password { user, password } = credentials else { return false };
 ///     // Here one would ask a directory, or a database.
-///     println!("{user} comes from {from:?}");
+///     println!("{user:?} comes from {from:?}");
 ///     user == "ali" && password.as_slice() == b"open sesame"
 /// }));
 /// ```

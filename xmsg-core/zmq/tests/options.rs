@@ -1,5 +1,7 @@
 //! Options of single socket types, and REQ sockets to which peers connect.
 
+#![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,9 +57,9 @@ async fn next(replier: &Replier) -> (ReturnPath, Multipart) {
 async fn a_bound_requester_asks_its_peers_in_turn_and_around_those_that_are_gone() {
     let requester = Requester::new(options());
     let endpoint = requester.bind(&anywhere()).await.unwrap();
-    let repliers = [replier(&endpoint), replier(&endpoint)];
-    answering(&repliers[0], "one");
-    answering(&repliers[1], "other");
+    let peers = [replier(&endpoint), replier(&endpoint)];
+    answering(&peers[0], "one");
+    answering(&peers[1], "other");
     until("both", || requester.peers() == 2).await;
     let mut replies = Vec::new();
     for _ in 0..4 {
@@ -66,7 +68,7 @@ async fn a_bound_requester_asks_its_peers_in_turn_and_around_those_that_are_gone
     }
     assert_eq!(replies[..2], replies[2..]);
     assert_ne!(replies[0], replies[1]);
-    let [one, other] = repliers;
+    let [one, other] = peers;
     one.close(Duration::ZERO).await;
     for _ in 0..4 {
         let reply = within("a reply", requester.request(["who?"], PATIENCE)).await.unwrap();

@@ -119,6 +119,12 @@ impl HighWaterMark {
     pub fn bytes(bytes: usize) -> Self {
         Self { bytes, messages: usize::MAX }
     }
+
+    /// A mark for messages alone, however large each is.
+    #[must_use]
+    pub const fn messages(messages: usize) -> Self {
+        Self { bytes: usize::MAX, messages }
+    }
 }
 
 /// Memory that all queues of a process hold together, bytes.

@@ -1,0 +1,138 @@
+//! What a socket tells of its connections and messages: events, counters, and lines of the log.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::Hub;
+use crate::events::SocketEvent;
+use crate::link::Link;
+use crate::link::outbox::{Discarded, Frame};
+use crate::link::refusal::{Whose, unfit, unfit_size};
+use crate::link::session::Ended;
+use crate::link::tally::Report;
+use crate::security::Security;
+use crate::subscriptions::NotTaken;
+use crate::{Error, ErrorKind};
+
+impl Hub {
+    /// Messages that were accepted and dropped again, because their peer does not take them.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// The error for a message that the queue of this link does not take.
+    pub(crate) fn unfit(&self, link: &Link, frames: &[impl Frame]) -> Error {
+        let peer = link.state().name.clone();
+        unfit(frames, link.outbox.limits(), self.options.send_limits(), &peer)
+    }
+
+    /// The same for a message of which only the size is known.
+    pub(crate) fn unfit_size(&self, link: &Link, size: usize, frames: usize) -> Error {
+        let peer = link.state().name.clone();
+        unfit_size(size, frames, link.outbox.limits(), self.options.send_limits(), &peer)
+    }
+
+    /// Drops a message for one of several peers, which does not take it.
+    pub(crate) fn drop_for(&self, link: &Link, frames: &[impl Frame]) {
+        let reason = self.unfit(link, frames).to_string();
+        let gone = Discarded::of(frames);
+        let name = link.state().name.clone();
+        self.note_dropped(&name, gone, reason);
+    }
+
+    /// Counts messages that were dropped for a peer that does not take them in time, which may be none, and tells from time to time what has not been
+    /// told yet.
+    #[inline]
+    pub(crate) fn note_overflow(&self, link: &Link, messages: u64) {
+        if messages > 0 {
+            self.dropped.fetch_add(messages, Ordering::Relaxed);
+        }
+        if let Some(report) = link.overflowed.add(messages) {
+            self.tell_overflow(link, report);
+        }
+    }
+
+    #[cold]
+    pub(super) fn tell_overflow(&self, link: &Link, Report { messages, total }: Report) {
+        let peer = link.state().name.to_string();
+        if let Some(unlogged) = self.drop_log.pass("messages that were dropped") {
+            tracing::warn!(
+                peer,
+                messages,
+                total,
+                unlogged,
+                "messages dropped: the peer does not take them in time"
+            );
+        }
+        self.tell(SocketEvent::PeerTooSlow { peer, messages, total });
+    }
+
+    /// Drops a message that had been accepted for a peer that has gone, and that no other takes.
+    pub(crate) fn drop_unsent(&self, frames: &[Bytes], error: &Error) {
+        let gone = Discarded::of(frames);
+        self.note_dropped("", gone, error.to_string());
+    }
+
+    /// Counts a message that was dropped, tells it and writes it into the log.
+    pub(super) fn note_dropped(&self, peer: &str, gone: Discarded, reason: String) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        if let Some(unlogged) = self.drop_log.pass("messages that were dropped") {
+            let topic = gone.topic.escape_ascii();
+            tracing::warn!(peer, %topic, size = gone.size, frames = gone.frames, reason, unlogged, "message dropped");
+        }
+        let Discarded { topic, size, .. } = gone;
+        self.tell(SocketEvent::MessageDropped { peer: peer.to_owned(), topic, size, reason });
+    }
+
+    /// Tells of subscriptions that a peer does not take. Of one that has connected to us, only the first is an event: it may refuse all there are,
+    /// again and again.
+    pub(crate) fn tell_refused_subscriptions(&self, link: &Link, refused: Vec<(Bytes, NotTaken)>) {
+        let peer = link.state().name.to_string();
+        let (most, count) = (if link.connecting { usize::MAX } else { 1 }, refused.len());
+        for (prefix, why) in refused.into_iter().take(most) {
+            let reason = why.error(Whose::Theirs(&peer)).to_string();
+            if let Some(unlogged) = self.refusal_log.pass("subscriptions that a peer refuses") {
+                let prefix = prefix.escape_ascii();
+                tracing::warn!(peer, %prefix, reason, count, unlogged, "subscription refused");
+            }
+            self.tell(SocketEvent::SubscriptionRefused { peer: peer.clone(), prefix, reason });
+        }
+    }
+
+    /// Why there was no handshake with a peer that has connected to us.
+    pub(super) fn without_handshake(&self, peer: &str, ended: Ended, is_greeted: bool) -> Error {
+        // A NULL handshake has nothing else that it may not like. Its own type it has not told by then.
+        if is_greeted && ended.is_by_peer() && matches!(self.options.security, Security::Null) {
+            let what = format!(
+                "{peer} closed the connection when it was told that this socket is of type {}: does its own type fit?",
+                self.role.socket_type()
+            );
+            return Error::new(ErrorKind::Refused, what).with_source(ended);
+        }
+        ended.while_accepting(&peer)
+    }
+
+    /// Tells that we have ended a connection, if it is one that is still there.
+    pub(super) fn tell_ended(&self, link: &Link) {
+        if link.is_connected() && !self.stop.is_cancelled() {
+            let peer = link.state().name.to_string();
+            let error =
+                Error::new(ErrorKind::Closed, format!("this side has ended the connection with {peer}"));
+            self.tell(SocketEvent::Disconnected { peer, error });
+        }
+    }
+
+    pub(super) fn tell_refused(&self, peer: &str, reason: &'static str) {
+        tracing::debug!(peer, reason, "a peer that the socket has no place for");
+        let error = Error::new(ErrorKind::Refused, format!("{peer} was not let in: {reason}"));
+        self.tell(SocketEvent::HandshakeFailed { peer: peer.to_owned(), error });
+    }
+
+    pub(crate) fn tell(&self, event: SocketEvent) {
+        if let Some(parent) = &self.parent {
+            parent.tell_folded(event.clone());
+        }
+        self.events.tell(event);
+    }
+}
