@@ -249,7 +249,7 @@ impl Proxy {
 
     /// Has everybody keep to the rules of the [`Authority`] as they are now.
     pub async fn enforce_rules(&self) {
-        self.router.retain(|peer, principal| self.authority.lets_stay(peer, principal));
+        self.router.recheck();
         self.switch.enforce().await;
     }
 
@@ -327,6 +327,7 @@ fn router(config: &Config, admission: &Admission, violations: &Violations) -> Ro
             .violations(violations.clone())
             .security(config.security.security(&config.authority))
             .identity_scope(IdentityScope::Principal)
+            .keeps(config.authority.rule())
             .memory(config.memory.clone()),
     )
 }

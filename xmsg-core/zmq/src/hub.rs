@@ -33,7 +33,7 @@ use crate::role::Role;
 use crate::statistics::ConnectionStatistics;
 use crate::{Endpoint, Multipart, Settings};
 use crate::{Error, ErrorKind, Result};
-use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits, Principal};
+use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits};
 
 /// A peer that takes a connection and says nothing for so long is silent.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -302,19 +302,25 @@ impl Hub {
         found.map(|link| link.stop.cancel()).is_some()
     }
 
-    /// Ends the connections that peers have made to it, and for which this does not hold: it is told the peer's name and who it has proved
-    /// to be.
-    pub(crate) fn retain(&self, mut keeps: impl FnMut(&str, Option<&Principal>) -> bool) {
-        let links: Vec<_> = self.links().iter().filter(|link| !link.connecting).cloned().collect();
+    /// Ends the connections of peers that the rule of the socket does not keep any more. Who is just being let in is checked
+    /// [afterwards](Self::run).
+    pub(crate) fn recheck(&self) {
+        let links: Vec<_> = self.links().iter().filter(|link| link.is_connected()).cloned().collect();
         for link in links.iter().filter(|link| !link.stop.is_cancelled()) {
-            let (name, principal) = {
-                let state = link.state();
-                (state.name.clone(), state.principal.clone())
-            };
-            if !keeps(&name, principal.as_ref()) {
+            if !self.keeps(link) {
                 link.stop.cancel();
             }
         }
+    }
+
+    /// Whether the rule of the socket keeps this peer, if it is one that has connected.
+    fn keeps(&self, link: &Link) -> bool {
+        let Some(rule) = self.options.keeps.as_ref().filter(|_| !link.connecting) else { return true };
+        let (name, principal) = {
+            let state = link.state();
+            (state.name.clone(), state.principal.clone())
+        };
+        rule.keeps(&name, principal.as_ref())
     }
 
     /// The socket will be closed within this time: no more than half of it may go by while messages are held back after a
@@ -521,6 +527,12 @@ impl Hub {
         drop(peer);
         self.fit(name, link, &limits);
         let refused = self.role.establish(link, version, limits);
+        // Since it was let in, the rule may have changed. Whoever changes it from here on finds the connection.
+        if !self.keeps(link) {
+            link.disconnected();
+            self.tell_refused(name, "the rules have changed meanwhile");
+            return;
+        }
         if self.options.probe_router {
             link.outbox.push_urgent(PROBE, usize::MAX);
         }

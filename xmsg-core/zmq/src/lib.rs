@@ -80,8 +80,8 @@ pub use link::socks::SocksProxy;
 pub use link::violations::{ProxyPorts, Reason, ViolationCounts, Violations};
 pub use multipart::Multipart;
 pub use options::{
-    AnySocket, Conflates, FansOut, HasIdentity, Overflow, Receives, Sends, Settings, SocketOptions,
-    TcpOptions,
+    AnySocket, Conflates, FansOut, HasIdentity, KnowsPeers, Overflow, PeerRule, Receives, Sends, Settings,
+    SocketOptions, TcpOptions,
 };
 pub use pair::Pair;
 pub use publisher::Publisher;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use crate::router::RouterSettings;
 use crate::security::Security;
 use crate::xpub::XPubSettings;
 use crate::{Error, ErrorKind, Result};
-use xmsg_zmtp::{IDENTITY_MAX, Limits, MessageLimits, SocketType};
+use xmsg_zmtp::{IDENTITY_MAX, Limits, MessageLimits, Principal, SocketType};
 
 /// Options of the TCP connections beneath a socket. `TCP_NODELAY` is always on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,9 @@ pub trait HasIdentity {}
 /// Sockets that send each message to many peers: PUB, XPUB and XSUB.
 pub trait FansOut {}
 
+/// Sockets that know who their peers have proved to be, and may end their connections: ROUTER and REP.
+pub trait KnowsPeers {}
+
 /// Sockets for which only the last message may count: SUB, PULL and DEALER.
 pub trait Conflates {}
 
@@ -69,7 +73,7 @@ pub trait Conflates {}
 pub struct AnySocket(());
 
 /// Options of a socket of type `S`. All have documented defaults: change what you need. A type has only the options that mean something to it, as
-/// the traits [`Sends`], [`Receives`], [`HasIdentity`], [`FansOut`] and [`Conflates`] say; others do not compile.
+/// the traits [`Sends`], [`Receives`], [`HasIdentity`], [`FansOut`], [`KnowsPeers`] and [`Conflates`] say; others do not compile.
 ///
 /// ```
 /// use std::time::Duration;
@@ -293,6 +297,16 @@ impl<S: FansOut> SocketOptions<S> {
     }
 }
 
+impl<S: KnowsPeers> SocketOptions<S> {
+    /// A rule of which peers that connect to the socket may be there, which is asked once they have: it is told the peer's address and who it has
+    /// proved to be. When something has changed that the rule knows of, [`recheck`](crate::Router::recheck) applies it to those who are there.
+    /// Default: all that the [security](Self::security) lets in.
+    #[must_use]
+    pub fn keeps(self, rule: impl Fn(&str, Option<&Principal>) -> bool + Send + Sync + 'static) -> Self {
+        self.with(|settings| settings.keeps = Some(PeerRule(Arc::new(rule))))
+    }
+}
+
 impl<S: Conflates> SocketOptions<S> {
     /// Keeps of each peer only the last message that was not received yet (`ZMQ_CONFLATE`), for states that replace each other. The older ones are
     /// counted. Default no.
@@ -358,12 +372,34 @@ pub struct Settings {
     /// See [`SocketOptions::socks_proxy`].
     #[cfg(feature = "socks")]
     pub socks_proxy: Option<SocksProxy>,
+    /// See [`SocketOptions::keeps`].
+    pub keeps: Option<PeerRule>,
     /// What only ROUTER has.
     pub router: RouterSettings,
     /// What only REQ has.
     pub request: RequestSettings,
     /// What only XPUB has.
     pub xpub: XPubSettings,
+}
+
+/// A rule of which peers may be there.
+#[derive(Clone)]
+pub struct PeerRule(Arc<Keeps>);
+
+type Keeps = dyn Fn(&str, Option<&Principal>) -> bool + Send + Sync;
+
+impl PeerRule {
+    /// Whether the peer of this address, which has proved to be this one, may be there.
+    #[must_use]
+    pub fn keeps(&self, peer: &str, principal: Option<&Principal>) -> bool {
+        (self.0)(peer, principal)
+    }
+}
+
+impl fmt::Debug for PeerRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PeerRule(…)")
+    }
 }
 
 /// What happens to a message for a subscriber whose send queue is at its high-water mark.
@@ -407,6 +443,7 @@ impl Default for Settings {
             tcp: TcpOptions::default(),
             #[cfg(feature = "socks")]
             socks_proxy: None,
+            keeps: None,
             router: RouterSettings::default(),
             request: RequestSettings::default(),
             xpub: XPubSettings::default(),

@@ -9,7 +9,7 @@ use crate::hub::Owner;
 use crate::link::outbox::Refused;
 use crate::link::source::Source;
 use crate::methods::endpoint_methods;
-use crate::options::{Receives, Sends};
+use crate::options::{KnowsPeers, Receives, Sends};
 use crate::role::{Named, Role};
 use crate::{EncodedFrames, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
@@ -85,6 +85,8 @@ pub struct Replier {
 impl Sends for Replier {}
 
 impl Receives for Replier {}
+
+impl KnowsPeers for Replier {}
 
 impl Replier {
     /// A replier without connections.
@@ -190,10 +192,9 @@ impl Replier {
         self.role.find(&path.link).map(|link| Source::of(&link.state().name))
     }
 
-    /// Ends the connections that peers have made to this socket, and for which this does not hold any more: it is told the peer's
-    /// address and who the peer has proved to be.
-    pub fn retain(&self, keeps: impl FnMut(&str, Option<&Principal>) -> bool) {
-        self.hub.retain(keeps);
+    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not keep any more.
+    pub fn recheck(&self) {
+        self.hub.recheck();
     }
 
     /// Ends the connection of whoever asked, if it is still there.

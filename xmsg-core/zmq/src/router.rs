@@ -10,7 +10,7 @@ use crate::link::Link;
 use crate::link::outbox::Refused;
 use crate::link::routes::{RouteKey, Routes};
 use crate::methods::endpoint_methods;
-use crate::options::{HasIdentity, Receives, Sends};
+use crate::options::{HasIdentity, KnowsPeers, Receives, Sends};
 use crate::role::{Role, Seat};
 use crate::security::Principal;
 use crate::{Error, ErrorKind, Result};
@@ -142,6 +142,8 @@ impl Sends for Router {}
 
 impl Receives for Router {}
 
+impl KnowsPeers for Router {}
+
 impl HasIdentity for Router {}
 
 impl Router {
@@ -227,10 +229,9 @@ impl Router {
         self.role.find(identity, principal).is_some()
     }
 
-    /// Ends the connections that peers have made to this socket, and for which this does not hold any more: it is told the peer's
-    /// address and who the peer has proved to be.
-    pub fn retain(&self, keeps: impl FnMut(&str, Option<&Principal>) -> bool) {
-        self.hub.retain(keeps);
+    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not keep any more.
+    pub fn recheck(&self) {
+        self.hub.recheck();
     }
 
     /// The next message and the identity of its sender; `None` once the socket is closed.

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use xmsg_zmq::security::Principal;
 use xmsg_zmq::{
     Dealer, Endpoint, ErrorKind, Multipart, Publisher, Pull, Push, Replier, Requester, ReturnPath, Router,
     SocketEvent, SocketOptions, Subscriber,
@@ -285,4 +288,32 @@ async fn an_identity_goes_to_the_newcomer_or_stays_where_it_is() {
         let holder = if handover { &second } else { &first };
         assert_eq!(within("a message", holder.recv()).await.unwrap().frames(), ["hello"]);
     }
+}
+
+#[tokio::test]
+async fn a_rule_is_asked_when_a_peer_connects_and_when_it_has_changed() {
+    let is_open = Arc::new(AtomicBool::new(true));
+    let rule = {
+        let is_open = is_open.clone();
+        move |_: &str, principal: Option<&Principal>| principal.is_none() && is_open.load(Ordering::Relaxed)
+    };
+    let router = Router::new(options().keeps(rule));
+    let endpoint = router.bind(&anywhere()).await.unwrap();
+    let mut events = router.events();
+    let dealer = Dealer::connecting_to(endpoint.clone(), options());
+    dealer.connected().await.unwrap();
+    until("a peer", || router.peers() == 1).await;
+    router.recheck();
+    dealer.send(["here"]).await.unwrap();
+    assert_eq!(within("a message", router.recv()).await.unwrap().1.frames(), ["here"]);
+
+    is_open.store(false, Ordering::Relaxed);
+    router.recheck();
+    let mut next = async || within("an event", events.next()).await.unwrap();
+    while !matches!(next().await, SocketEvent::Disconnected { .. }) {}
+    // It tries again, and is not let in.
+    while !matches!(next().await, SocketEvent::HandshakeFailed { .. }) {}
+    assert_eq!(router.peers(), 0);
+    is_open.store(true, Ordering::Relaxed);
+    while !matches!(next().await, SocketEvent::Connected { .. }) {}
 }

@@ -297,7 +297,6 @@ pub struct Registrar {
     counters: Arc<Counters>,
     stop: CancellationToken,
     replier: Arc<Replier>,
-    authority: Arc<Authority>,
     service: Option<JoinHandle<()>>,
     runtime: Handle,
     memory_limit: usize,
@@ -366,7 +365,8 @@ impl Registrar {
                 ))
                 .memory(config.memory.clone())
                 .tcp(config.tcp.clone())
-                .security(config.security.security(&config.authority)),
+                .security(config.security.security(&config.authority))
+                .keeps(config.authority.rule()),
         );
         let address = place.listen(&replier, config.tcp).await?;
         let stop = CancellationToken::new();
@@ -381,7 +381,6 @@ impl Registrar {
             counters,
             stop,
             replier: Arc::new(replier),
-            authority: config.authority,
             service,
             runtime: Handle::current(),
             memory_limit,
@@ -416,7 +415,7 @@ impl Registrar {
 
     /// Has everybody keep to the rules of its [`Authority`] as they are now: whoever is not let in any more is cut off.
     pub fn enforce_rules(&self) {
-        self.replier.retain(|peer, principal| self.authority.lets_stay(peer, principal));
+        self.replier.recheck();
     }
 
     /// Waits until it has ended without being told to: when its journal was lost. The log says why.

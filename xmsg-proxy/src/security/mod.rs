@@ -263,6 +263,14 @@ impl Authority {
         may
     }
 
+    /// The same for a socket's [`keeps`](xmsg_zmq::SocketOptions::keeps).
+    pub(crate) fn rule(
+        self: &Arc<Self>,
+    ) -> impl Fn(&str, Option<&Principal>) -> bool + Send + Sync + 'static + use<> {
+        let authority = self.clone();
+        move |peer, principal| authority.lets_stay(peer, principal)
+    }
+
     fn rules(&self) -> Arc<Rules> {
         self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
