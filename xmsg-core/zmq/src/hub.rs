@@ -55,9 +55,7 @@ impl Owner {
     pub(crate) fn with_parent(role: Arc<dyn Role>, options: Settings, parent: EventChannel) -> Self {
         Self(Hub::new(role, options, Some(parent)))
     }
-}
 
-impl Owner {
     /// The hub, for what outlives no call.
     pub(crate) fn hub(&self) -> Arc<Hub> {
         self.0.clone()

@@ -140,7 +140,7 @@ impl SocketOptions {
 }
 
 impl<S> SocketOptions<S> {
-    /// The same for a socket of another type. What that type does not have does nothing there.
+    /// The same for a socket of another type. Set what only one of the types has afterwards.
     #[must_use]
     pub fn for_socket<T>(&self) -> SocketOptions<T> {
         self.settings.clone().into()

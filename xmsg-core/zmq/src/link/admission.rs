@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::link::memory::{CONNECTION, Claim, MemoryBudget};
+use crate::link::memory::{CONNECTION, Claim, MemoryBudget, NoRoom};
 use crate::link::pause::Departure;
 use crate::link::session::now;
 use crate::link::source::network;
@@ -198,10 +198,9 @@ impl Inner {
         lock(&self.counts)
     }
 
-    /// Makes room for a newcomer to another service with the same memory. Whoever holds the lock is busy with newcomers of its own, who make
-    /// room as well.
+    /// Makes room for a newcomer to this service, or to another one with the same memory, which must not hold its own lock: it may be asked the same.
     pub(crate) fn crowd_out(&self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
-        self.counts.try_lock().ok()?.crowd_out(newcomer, places)
+        self.counts().crowd_out(newcomer, places)
     }
 
     /// A connection of this address was ended for a newcomer.
@@ -255,47 +254,51 @@ impl Admission {
         } else {
             None
         };
-        let reason = match above {
-            Some(reason) => reason,
-            None => match inner.memory.claim_fixed(CONNECTION).or_else(|| {
-                // What whoever has left held is free soon: the newcomer may come again.
-                let is_crowded = gave_way.is_none()
-                    && !counts.give_away_a_place()
-                    && inner.memory.fixed_is_used_up(CONNECTION);
-                if is_crowded {
-                    let places = inner.memory.places(CONNECTION);
-                    let here = counts.crowd_out(address, places);
-                    gave_way =
-                        here.or_else(|| inner.memory.crowd_out(&|other| other.crowd_out(address, places)));
-                }
-                gave_way.map(|_| inner.memory.claim_fixed_instead(CONNECTION))
-            }) {
-                None => "no memory is left for one more (see --memory-limit)",
-                Some(memory) => {
-                    counts.connections += 1;
-                    counts.handshakes += 1;
-                    let turn = address.map(|address| {
-                        let own = counts.addresses.entry(address).or_default();
-                        own.handshakes += 1;
-                        own.turn.clone()
-                    });
+        let reason = if let Some(reason) = above {
+            reason
+        } else {
+            let mut memory = inner.memory.try_claim_fixed(CONNECTION);
+            // What whoever has left held is free soon: the newcomer may come again.
+            if memory.as_ref().err() == Some(&NoRoom::UsedUp)
+                && gave_way.is_none()
+                && !counts.give_away_a_place()
+            {
+                let places = inner.memory.places(CONNECTION);
+                gave_way = counts.crowd_out(address, places);
+                if gave_way.is_none() {
                     drop(counts);
-                    if let Some(crowded) = gave_way {
-                        inner.note_crowding(crowded, peer);
-                    }
-                    return Some(Permit {
-                        inner: inner.clone(),
-                        address,
-                        turn,
-                        handshaking: true,
-                        number: None,
-                        gives_way: CancellationToken::new(),
-                        activity: Arc::default(),
-                        place: None,
-                        _memory: memory,
-                    });
+                    gave_way = inner.memory.crowd_out(&|service| service.crowd_out(address, places));
+                    counts = inner.counts();
                 }
-            },
+            }
+            if memory.is_err() && gave_way.is_some() {
+                memory = Ok(inner.memory.claim_fixed_instead(CONNECTION));
+            }
+            if let Ok(memory) = memory {
+                counts.connections += 1;
+                counts.handshakes += 1;
+                let turn = address.map(|address| {
+                    let own = counts.addresses.entry(address).or_default();
+                    own.handshakes += 1;
+                    own.turn.clone()
+                });
+                drop(counts);
+                if let Some(crowded) = gave_way {
+                    inner.note_crowding(crowded, peer);
+                }
+                return Some(Permit {
+                    inner: inner.clone(),
+                    address,
+                    turn,
+                    handshaking: true,
+                    number: None,
+                    gives_way: CancellationToken::new(),
+                    activity: Arc::default(),
+                    place: None,
+                    _memory: memory,
+                });
+            }
+            "no memory is left for one more (see --memory-limit)"
         };
         drop(counts);
         inner.refused.fetch_add(1, Ordering::Relaxed);
@@ -475,6 +478,8 @@ impl Authenticator for InTurn {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     fn admission() -> Admission {
@@ -576,6 +581,40 @@ mod tests {
         assert!(from(&other, "10.0.0.1").is_none() && !many[2].gives_way.is_cancelled());
         let _newcomer = from(&other, "10.0.0.3").expect("there is room");
         assert!(many[2].gives_way.is_cancelled());
+    }
+
+    /// What gives way is given back while others come, which is no reason to refuse one of them.
+    #[test]
+    fn nobody_is_refused_because_others_come_and_go_at_the_same_moment() {
+        let memory = MemoryBudget::new(2 * 64 * CONNECTION);
+        let service = || Admission::with_memory(AdmissionLimits::default(), memory.clone());
+        let services = [service(), service()];
+        let (many, is_over) = (Mutex::new(Vec::<Permit>::new()), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let next = from(&services[0], "10.0.0.1").map(|mut permit| {
+                        permit.established();
+                        permit
+                    });
+                    lock(&many).extend(next);
+                }
+            });
+            let newcomers =
+                [(&services[0], "10.0.0.2"), (&services[1], "10.0.0.3")].map(|(service, address)| {
+                    let many = &many;
+                    let come_and_go = move || {
+                        let newcomer = from(service, address);
+                        // Whoever gives way has its turn.
+                        lock(many).retain(|permit| !permit.gives_way.is_cancelled());
+                        newcomer.is_none()
+                    };
+                    scope.spawn(move || (0..20_000).filter(|_| come_and_go()).count())
+                });
+            let refused: Vec<_> = newcomers.into_iter().map(|newcomer| newcomer.join().unwrap()).collect();
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(refused, [0, 0]);
+        });
     }
 
     #[test]

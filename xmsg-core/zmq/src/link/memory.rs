@@ -117,6 +117,15 @@ impl Default for MemoryBudget {
     }
 }
 
+/// Why there is no room for a claim that nobody is ended for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// Such claims together take all that they may.
+    UsedUp,
+    /// The memory is used for other things.
+    NoMemory,
+}
+
 impl MemoryBudget {
     /// At most so many bytes.
     #[must_use]
@@ -217,8 +226,14 @@ impl MemoryBudget {
     /// however many connections there are, something is left for what they are there for.
     #[must_use]
     pub fn claim_fixed(&self, bytes: usize) -> Option<Claim> {
+        self.try_claim_fixed(bytes).ok()
+    }
+
+    /// The same, or why there is no room.
+    pub(crate) fn try_claim_fixed(&self, bytes: usize) -> Result<Claim, NoRoom> {
         let mut claim = self.claim_shared();
-        claim.fix(bytes, self.0.limit / 2).then_some(claim)
+        claim.fix(bytes, self.0.limit / 2)?;
+        Ok(claim)
     }
 
     /// How many claims of this size there may be for which nobody is ended.
@@ -237,11 +252,6 @@ impl MemoryBudget {
     pub(crate) fn crowd_out(&self, ask: &dyn Fn(&Admitting) -> Option<IpAddr>) -> Option<IpAddr> {
         let services: Vec<_> = self.0.services().iter().filter_map(Weak::upgrade).collect();
         services.iter().find_map(|service| ask(service))
-    }
-
-    /// Whether there is no room for this because such claims together take all that they may.
-    pub(crate) fn fixed_is_used_up(&self, bytes: usize) -> bool {
-        self.0.fixed.load(Ordering::Relaxed).saturating_add(bytes) > self.0.limit / 2
     }
 
     /// The same claim in place of one that is just being given back: there may be one more for a moment.
@@ -432,22 +442,28 @@ impl Claim {
         );
     }
 
-    /// Holds so much from now on, for which nobody is ended. `false`: there is no room, or all such claims together would be above `most`
-    /// bytes; it holds what it held.
-    fn fix(&mut self, bytes: usize, most: usize) -> bool {
+    /// Holds so much from now on, for which nobody is ended. An error says that there is no room, or that all such claims together would be above
+    /// `most` bytes; it holds what it held. What others claim or give back at the same time makes no difference to the reason.
+    fn fix(&mut self, bytes: usize, most: usize) -> Result<(), NoRoom> {
         let fixed = &self.budget.0.fixed;
-        if let Some(more) = bytes.checked_sub(self.fixed) {
-            let all = fixed.fetch_add(more, Ordering::Relaxed) + more;
-            if more > 0 && (all > most || !self.budget.has_room(more)) {
-                fixed.fetch_sub(more, Ordering::Relaxed);
-                return false;
+        match bytes.checked_sub(self.fixed) {
+            Some(0) => {}
+            Some(more) => {
+                let with_more = |all: usize| all.checked_add(more).filter(|all| *all <= most);
+                if !self.budget.has_room(more) {
+                    let is_used_up = with_more(fixed.load(Ordering::Relaxed)).is_none();
+                    return Err(if is_used_up { NoRoom::UsedUp } else { NoRoom::NoMemory });
+                }
+                let claimed = fixed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_more);
+                claimed.map_err(|_| NoRoom::UsedUp)?;
             }
-        } else {
-            fixed.fetch_sub(self.fixed - bytes, Ordering::Relaxed);
+            None => {
+                fixed.fetch_sub(self.fixed - bytes, Ordering::Relaxed);
+            }
         }
         self.fixed = bytes;
         self.count(bytes);
-        true
+        Ok(())
     }
 
     /// Holds so much from now on, whether there is room or not. If there is none, whoever holds most is ended: `false` if it is this one.
@@ -638,7 +654,7 @@ impl HandshakeClaim {
     pub(crate) fn allow(&mut self, held: usize) -> bool {
         // What was taken out of the buffer to be read, or judged, is there a second time.
         let needed = if held <= UNCLAIMED { 0 } else { (2 * held).next_multiple_of(HANDSHAKE_STEP) };
-        needed == self.0.bytes || self.0.fix(needed, self.0.budget.limit() / 4)
+        needed == self.0.bytes || self.0.fix(needed, self.0.budget.limit() / 4).is_ok()
     }
 }
 
