@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
@@ -546,6 +546,9 @@ async fn who_holds_a_publisher_can_be_ended_and_so_can_who_is_held() {
     assert_eq!(disconnected, 0, "nobody was cut off for being slow");
 }
 
+/// Whoever has connected has so long to ask, also when others need its place.
+const TIME_TO_ASK: Duration = Duration::from_millis(250);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guessing_the_token_is_slow_and_holds_up_nobody_who_has_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -568,17 +571,38 @@ async fn guessing_the_token_is_slow_and_holds_up_nobody_who_has_it() {
     }));
     let header = format!("Authorization: Bearer {right}\r\n");
     let wrong = "xmsg_proxy_admin_refused_requests_total{reason=\"wrong_token\"}";
-    let ours = async {
-        // Once it goes on, and for a while.
-        let mut counted = 0.0;
-        while counted < 500.0 {
-            let response = get_with(&admin, "/metrics", &header).await;
-            assert_eq!(response.status, 200);
-            counted = samples(&response.body)[wrong];
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}\r\n");
+    let ours = {
+        let admin = admin.clone();
+        async move {
+            // Once it goes on, and for a while.
+            let mut counted = 0.0;
+            while counted < 500.0 {
+                let begun = Instant::now();
+                let mut stream = TcpStream::connect(&admin).await.unwrap();
+                let is_written = stream.write_all(request.as_bytes()).await.is_ok();
+                let asked = begun.elapsed();
+                let mut answer = String::new();
+                let _ = tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut answer).await;
+                if !is_written || answer.is_empty() {
+                    assert!(asked >= TIME_TO_ASK, "cut off, although it has asked after {asked:?}");
+                    continue;
+                }
+                let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+                assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+                counted = samples(body)[wrong];
+            }
         }
     };
-    let _ =
-        within("many guesses", futures::future::select(std::pin::pin!(guesses), std::pin::pin!(ours))).await;
+    // In a task of its own: it is not to wait while the others are polled.
+    let ours = tokio::spawn(ours);
+    let done = async {
+        tokio::select! {
+            _ = guesses => panic!("guessing never ends"),
+            done = ours => done,
+        }
+    };
+    within("many guesses", done).await.unwrap();
     daemon.logged(&["turned away", "a wrong token", "127.0.0.1"]).await;
     let lines = daemon.log_lines().iter().filter(|line| line.contains("turned away")).count();
     assert!(lines < 200, "{lines} lines");

@@ -1,9 +1,12 @@
 //! The connections of the HTTP server: few, short-lived, and none of them worth waiting for.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -11,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::{self, JoinSet};
@@ -22,7 +26,8 @@ use xmsg_zmq::link::transport::{Listener, Stream};
 /// Connections at a time. Above it, the oldest one that has sent a wrong token gives way to a new one; else the oldest that is not being
 /// answered and has had its time to ask.
 pub(super) const CONNECTIONS: usize = 64;
-/// The time that everybody has to ask: nobody gives way before, so that a crowd of newcomers does not cut off whoever is about to ask.
+/// The time that everybody has to ask, from when nothing of a request was there to be read: nobody gives way before, so that a crowd of newcomers
+/// cuts off nobody who is about to ask, or has asked.
 const GRACE: Duration = Duration::from_millis(250);
 /// How long a request may take to arrive, and a connection may be silent between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,7 +41,6 @@ const HEADERS: usize = 64;
 struct Open {
     /// It is served by this task.
     task: task::Id,
-    since: Instant,
     shared: Arc<Connection>,
 }
 
@@ -44,9 +48,10 @@ impl Open {
     /// When it is one that gives way to others; `None`: not before something changes.
     fn gives_way_at(&self) -> Option<Instant> {
         if self.is_suspect() {
-            return Some(self.since);
+            return Some(self.shared.since);
         }
-        (!self.shared.is_busy.load(Ordering::Relaxed)).then(|| Deadline::since(self.since, GRACE).instant())
+        let waiting = self.shared.waiting.get().filter(|_| !self.shared.is_busy.load(Ordering::Relaxed))?;
+        Some(Deadline::since(*waiting, GRACE).instant())
     }
 
     fn is_suspect(&self) -> bool {
@@ -62,6 +67,9 @@ pub(super) struct Connection {
     is_busy: AtomicBool,
     /// It has sent a wrong token.
     is_suspect: AtomicBool,
+    since: Instant,
+    /// When there was nothing to read for the first time.
+    waiting: OnceLock<Instant>,
     /// Tells the server that one of these has changed.
     changed: Arc<Notify>,
     cut: CancellationToken,
@@ -71,6 +79,13 @@ impl Connection {
     /// Whose it is.
     pub(super) fn peer(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// Notes that there was nothing to read.
+    fn waits(&self) {
+        if self.waiting.set(Instant::now()).is_ok() {
+            self.changed.notify_one();
+        }
     }
 
     /// Notes that it has sent a wrong token: its answer waits, and it gives way to others before any of them does.
@@ -121,16 +136,52 @@ pub(super) async fn run(mut listener: Listener, router: Router, stop: Cancellati
             peer,
             is_busy: false.into(),
             is_suspect: false.into(),
+            since: Instant::now(),
+            waiting: OnceLock::new(),
             changed: changed.clone(),
             cut: CancellationToken::new(),
         });
         let task = tasks.spawn(serve(stream, router.clone(), shared.clone())).id();
-        open.push_back(Open { task, since: Instant::now(), shared });
+        open.push_back(Open { task, shared });
         // Whoever has asked already is to be read before it is looked at again who gives way: a request that has come makes its connection
         // busy, and one with a wrong token a suspect.
         task::yield_now().await;
     }
     tasks.shutdown().await;
+}
+
+/// The stream of a connection, which notes when its client is waited for.
+struct Watched<'a> {
+    stream: TcpStream,
+    shared: &'a Connection,
+}
+
+impl AsyncRead for Watched<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_pending() {
+            self.shared.waits();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched<'_> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
@@ -151,7 +202,7 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_MAX)
         .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Watched { stream, shared: &shared }), service);
     tokio::select! {
         () = shared.cut.cancelled() => {}
         result = connection => {
