@@ -51,7 +51,7 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     if failed + unsent + refused > 0 {
         let why = statistics.iter().find_map(|endpoint| endpoint.last_error.clone());
         let why = why.map_or_else(String::new, |why| format!(": {why}"));
-        let all = counted(sent + refused, "datagram");
+        let all = counted(refused + sent, "datagram");
         bail!("{} of {all} were not sent{why}", grouped(failed + unsent + refused));
     }
     for endpoint in statistics.iter().filter(|endpoint| endpoint.refused > 0) {
