@@ -309,7 +309,7 @@ impl<S: KnowsPeers> SocketOptions<S> {
 
 impl<S: Conflates> SocketOptions<S> {
     /// Keeps of each peer only the last message that was not received yet (`ZMQ_CONFLATE`), for states that replace each other. The older ones are
-    /// counted. Default no.
+    /// counted. A peer without an identity that connects again is another one. Default no.
     #[must_use]
     pub fn conflate(self, conflate: bool) -> Self {
         self.with(|settings| settings.conflate = conflate)

@@ -305,8 +305,17 @@ impl Target {
     /// Sends what waits until the end has come: all of it, or what there is time for.
     async fn send_all(&self, socket: &UdpSocket) {
         let each = async {
-            while let Some(datagram) = self.next().await {
-                self.send(socket, &datagram).await;
+            loop {
+                tokio::select! {
+                    biased;
+                    next = self.next() => match next {
+                        Some(datagram) => self.send(socket, &datagram).await,
+                        None => return,
+                    },
+                    () = refusal(socket) => {
+                        self.refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
             }
         };
         tokio::select! {
@@ -389,4 +398,15 @@ pub(crate) fn invalid_group(group: &[u8], error: datagram::Malformed) -> Error {
 
 fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the RADIO socket is closed")
+}
+/// Waits until the other host says that nobody listens there.
+async fn refusal(socket: &UdpSocket) {
+    let said = socket.async_io(tokio::io::Interest::ERROR, || match socket.take_error() {
+        Ok(Some(error)) => Ok(error),
+        _ => Err(std::io::ErrorKind::WouldBlock.into()),
+    });
+    if !said.await.is_ok_and(|error| Error::kind_of(&error) == ErrorKind::Refused) {
+        // Anything else is said again when the next datagram is sent.
+        std::future::pending::<()>().await;
+    }
 }

@@ -230,7 +230,8 @@ impl Inner {
             tokio::time::sleep(pause).await;
             return;
         };
-        if let Ok(Err(_)) = tokio::time::timeout(pause, hub.connected()).await {
+        let somebody = hub.wait_until(|| !connected(hub).is_empty());
+        if let Ok(Err(_)) = tokio::time::timeout(pause, somebody).await {
             // It is being closed.
             tokio::time::sleep(pause).await;
         }

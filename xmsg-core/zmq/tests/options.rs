@@ -145,7 +145,33 @@ async fn a_late_reply_to_a_bound_requester_is_not_taken_for_that_of_the_next_req
         _ = dropped => panic!("nobody has replied"),
         _ = next(&replier) => {}
     }
-    until("the end of the connection", || requester.peers() == 0).await;
+    // The next one, which comes at once, finds another connection.
+    let fourth = requester.request(["fourth"], PATIENCE);
+    let answer = async {
+        let (path, request) = next(&replier).await;
+        replier.try_reply(&path, request).unwrap();
+    };
+    let (reply, ()) = within("a reply", async { futures::join!(fourth, answer) }).await;
+    assert_eq!(reply.unwrap(), Multipart::from(["fourth"]));
+}
+
+#[tokio::test]
+async fn what_a_peer_sends_unasked_holds_up_no_time_limit() {
+    let requester = Requester::new(options());
+    let router = Router::new(options());
+    router.connect(requester.bind(&anywhere()).await.unwrap());
+    let flood = tokio::spawn({
+        let router = router.clone();
+        async move {
+            let Some((identity, _)) = router.recv().await else { return };
+            // No reply: the frame in front is not empty.
+            while router.send(&identity, ["unasked"]).await.is_ok() {}
+        }
+    });
+    until("a peer", || requester.peers() == 1).await;
+    let error = within("the time limit", requester.request(["what?"], Duration::from_millis(200))).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Timeout);
+    flood.abort();
 }
 
 #[tokio::test]

@@ -193,6 +193,8 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
         async {
             let response = response.await;
             shared.is_busy.store(false, Ordering::Relaxed);
+            // From here on its client is waited for, to read the answer and to ask again.
+            shared.waits();
             shared.changed.notify_one();
             response
         }

@@ -317,6 +317,9 @@ pub(super) fn datagram_endpoints<'a>(
         let text = word.strip_prefix(ours).unwrap_or(word);
         let example = "such as udp://127.0.0.1:5558";
         match text.parse() {
+            Ok(Endpoint::Udp { host, port, .. }) if end == End::Connect && (host == "*" || port == 0) => {
+                Err(Usage(format!("{text}: `*` and port 0 are for binding: name host and port, {example}")))
+            }
             Ok(endpoint @ Endpoint::Udp { .. }) => Ok(endpoint),
             Ok(_) => Err(Usage(format!("{text}: RADIO and DISH are for datagrams, {example}"))),
             Err(error) => Err(Usage(format!("{error}, {example}"))),

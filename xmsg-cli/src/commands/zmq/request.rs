@@ -11,14 +11,17 @@ use xmsg_zmtp::SocketType;
 use super::endpoints::{End, SocketArguments, Target, bound, names};
 use super::frames::{FrameOptions, Input};
 use super::show::ShowOptions;
-use super::watch::{Ours, Place, explained, is_hopeless, option_for, violation};
+use super::watch::{Ours, Place, Watch, explained, is_hopeless, option_for, violation};
 use super::{after_help, words};
 use crate::args::{parse_count_from_1, parse_duration};
 use crate::commands::request::ended;
 use crate::exit::{Exit, Usage, is_unanswered, is_without_proxy};
-use crate::output::{Output, counted, note, reader_gone, warn};
+use crate::output::{Output, counted, note, or_noting, reader_gone, warn};
 use crate::signals::Interrupt;
 use crate::source::Split;
+
+/// How long a peer may be waited for without a word about it.
+const UNSAID_WAIT: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -86,8 +89,17 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
     }
     if requester.endpoints().is_empty() {
         // The time for a reply counts from when somebody is there.
+        let somebody = async { while requester.peers() == 0 && events.next().await.is_some() {} };
+        let says = async {
+            tokio::time::sleep(UNSAID_WAIT).await;
+            note(format_args!("waiting for a REP or ROUTER to connect to {}", names(&targets)));
+            std::future::pending::<()>().await;
+        };
+        let ours = Ours { kind: SocketType::Req, place: Place::Fixed };
+        let mut watch = Watch::new(requester.events(), ours, &targets, verbose);
         tokio::select! {
-            () = async { while requester.peers() == 0 && events.next().await.is_some() {} } => {}
+            () = or_noting(somebody, says) => {}
+            error = watch.run() => return Err(error.into()),
             exit = interrupt.wait() => return Ok(exit),
         }
     }

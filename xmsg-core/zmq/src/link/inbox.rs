@@ -205,15 +205,16 @@ impl State {
         std::mem::take(&mut self.receivers)
     }
 
-    /// Queues a message in place of those of the same peer. Returns who is to be woken when the lock is free.
-    fn put_instead(&mut self, number: usize, message: Batch) -> Vec<Waker> {
+    /// Has a message take the place of the one that waits of the same peer. Returns who is to be woken when the lock is free, or the message if there
+    /// is none.
+    fn replace(&mut self, number: usize, message: Batch) -> Result<Vec<Waker>, Batch> {
         let Some(last) = self.waiting.get_mut(number).and_then(|waiting| waiting.batches.back_mut()) else {
-            return self.put(number, Some(message));
+            return Err(message);
         };
         self.bytes = self.bytes - last.charge + message.charge;
         *last = message;
         self.conflated += 1;
-        std::mem::take(&mut self.receivers)
+        Ok(std::mem::take(&mut self.receivers))
     }
 
     /// Has a peer, of which something waits, get in line.
@@ -327,16 +328,21 @@ impl Line<'_> {
         if inbox.state().closed {
             return;
         }
-        if inbox.conflates {
-            self.put_last(from, &wire);
-            return;
-        }
+        let (wire, slab) = if inbox.conflates { (self.last_of(&wire), None) } else { (wire, slab) };
         let mut batch = Batch::apart(from.clone(), wire);
         if let Some(Slab { serial, size }) = slab {
             batch.slab = Some(SlabOfLine { line: self.id, serial });
             (batch.memory, batch.charge) = (size, size);
         } else {
             batch.charge += HELD;
+        }
+        if inbox.conflates {
+            // What takes the place of another one needs no room.
+            let replaced = inbox.state().replace(self.number, batch);
+            match replaced {
+                Ok(receivers) => return receivers.into_iter().for_each(Waker::wake),
+                Err(first) => batch = first,
+            }
         }
         let mut held = Held { line: self, batch: Some(batch) };
         loop {
@@ -367,24 +373,15 @@ impl Line<'_> {
 }
 
 impl Line<'_> {
-    /// Queues the last one of these messages, in place of all that this peer has sent before.
-    fn put_last(&self, from: &Bytes, wire: &Bytes) {
+    /// The last one of these messages, in memory of its own: what was received with it is not kept. Those before it are counted.
+    fn last_of(&self, wire: &Bytes) -> Bytes {
         let (mut last, mut end, mut passed) = (0, 0, 0);
         while let Some(next) = walk_message(wire, end, |_| {}) {
             passed += u64::from(end > 0);
             (last, end) = (end, next);
         }
-        if end == 0 {
-            return;
-        }
-        // In memory of its own: what was received with it is not kept.
-        let mut message = Batch::apart(from.clone(), Bytes::copy_from_slice(&wire[last..end]));
-        message.charge += HELD;
-        let mut state = self.inbox.state();
-        state.conflated += passed;
-        let receivers = state.put_instead(self.number, message);
-        drop(state);
-        receivers.into_iter().for_each(Waker::wake);
+        self.inbox.state().conflated += passed;
+        Bytes::copy_from_slice(&wire[last..end])
     }
 
     /// Queues a whole message at once, also past the mark.

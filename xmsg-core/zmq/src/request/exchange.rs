@@ -113,8 +113,12 @@ impl Live {
         }
         // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
         while self.events.next().now_or_never().flatten().is_some() {}
-        while self.hub.recv().now_or_never().flatten().is_some() {}
-        match self.link.outbox.push(request.frames()).await {
+        while self.hub.recv().now_or_never().flatten().is_some() {
+            // Whoever sends much unasked holds up no time limit.
+            tokio::task::consume_budget().await;
+        }
+        // The queue is empty, so there is room. Nothing is waited for between queueing and noting it: a request that is given up is known to be there.
+        match self.link.outbox.try_push(request.frames()) {
             Ok(()) => {}
             Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request.frames())),
             Err(Refused::Full | Refused::Closed) => return Outcome::Broken,
@@ -129,6 +133,7 @@ impl Live {
                         self.asked = false;
                         return Outcome::Reply(reply);
                     }
+                    tokio::task::consume_budget().await;
                 }
                 event = self.events.next() => match event {
                     Some(SocketEvent::ConnectFailed { error, .. }) => {
@@ -158,6 +163,10 @@ impl Live {
     /// Waits for a connection that is being made for the first time. Returns what is wrong if there is none then.
     async fn unreachable(&mut self, failure: &mut Option<Failure>) -> Option<Outcome> {
         while !self.link.is_connected() {
+            if self.link.outbox.is_closed() {
+                // The runtime of its connection has ended.
+                return Some(Outcome::Broken);
+            }
             let known = self.link.state().failure.clone();
             let error = match known {
                 Some(error) => error,
@@ -202,8 +211,12 @@ impl Accepted {
 
     async fn exchange(&mut self, request: &Envelope) -> Outcome {
         // What any peer has sent unasked is no reply.
-        while self.hub.recv().now_or_never().flatten().is_some() {}
-        match self.link.outbox.push(request.frames()).await {
+        while self.hub.recv().now_or_never().flatten().is_some() {
+            // Whoever sends much unasked holds up no time limit.
+            tokio::task::consume_budget().await;
+        }
+        // The queue is empty, so there is room. Nothing is waited for between queueing and noting it: a request that is given up is known to be there.
+        match self.link.outbox.try_push(request.frames()) {
             Ok(()) => {}
             Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request.frames())),
             Err(Refused::Full | Refused::Closed) => return Outcome::Broken,
@@ -219,6 +232,7 @@ impl Accepted {
                         self.asked = false;
                         return Outcome::Reply(reply);
                     }
+                    tokio::task::consume_budget().await;
                 }
                 () = self.link.stop.cancelled() => return Outcome::after_end(&self.link),
             }
@@ -229,7 +243,10 @@ impl Accepted {
         self.link.stop.cancel();
         // Until its task has ended, something may still be written.
         let is_gone = || self.hub.links().iter().all(|link| link.id != self.link.id);
-        let _ = self.hub.wait_until(is_gone).await;
+        if self.hub.wait_until(is_gone).await.is_err() {
+            // The socket is being closed: once it is, nothing is written any more.
+            self.hub.close(Duration::ZERO).await;
+        }
         self.asked && self.link.outbox.queued().messages == 0
     }
 }
@@ -293,9 +310,13 @@ impl Connection {
 
     /// Ends the connection. Returns whether the request was written to it: if not, it never will be.
     pub(super) async fn give_up(&mut self) -> bool {
-        match self {
-            Self::Ours(live) => live.give_up().await,
-            Self::Theirs(accepted) => accepted.give_up().await,
-        }
+        // In memory of its own: every request has this future inside, and few come here.
+        Box::pin(async {
+            match self {
+                Self::Ours(live) => live.give_up().await,
+                Self::Theirs(accepted) => accepted.give_up().await,
+            }
+        })
+        .await
     }
 }

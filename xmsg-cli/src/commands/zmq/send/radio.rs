@@ -41,18 +41,30 @@ pub(super) async fn run(arguments: Arguments, verbose: bool) -> anyhow::Result<E
         exit = interrupt.wait() => Ok(exit),
     };
     let Sender { sent, refused, bytes, .. } = sender;
-    let statistics = radio.statistics();
-    let unsent = tokio::select! {
-        left = radio.close(arguments.linger) => left as u64,
-        exit = interrupt.wait() => return Ok(exit),
+    let sending = async {
+        while radio.statistics().iter().any(|endpoint| endpoint.queued > 0) {
+            tokio::time::sleep(PAUSE).await;
+        }
+        // What was sent last may have gone nowhere, too.
+        tokio::time::sleep(REFUSALS).await;
     };
+    tokio::select! {
+        _ = tokio::time::timeout(arguments.linger, sending) => {}
+        _ = interrupt.wait() => warn("interrupted: not everything was sent"),
+    }
+    let statistics = radio.statistics();
+    let unsent = radio.close(Duration::ZERO).await as u64;
     let exit = result?;
     let failed: u64 = statistics.iter().map(|endpoint| endpoint.failed + endpoint.dropped).sum();
     if failed + unsent + refused > 0 {
         let why = statistics.iter().find_map(|endpoint| endpoint.last_error.clone());
         let why = why.map_or_else(String::new, |why| format!(": {why}"));
         let all = counted(refused + sent, "datagram");
-        bail!("{} of {all} were not sent{why}", grouped(failed + unsent + refused));
+        let words = format!("not sent: {} of {all}{why}", grouped(failed + unsent + refused));
+        if !exit.is_interrupted() {
+            bail!(words);
+        }
+        warn(words);
     }
     for endpoint in statistics.iter().filter(|endpoint| endpoint.refused > 0) {
         note(format_args!("nobody listens at {}: the datagrams went nowhere", endpoint.endpoint));
@@ -103,7 +115,6 @@ impl Sender<'_> {
                 }
             }
         }
-        tokio::time::sleep(REFUSALS).await;
         Ok(())
     }
 
