@@ -399,6 +399,7 @@ pub(crate) fn invalid_group(group: &[u8], error: datagram::Malformed) -> Error {
 fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the RADIO socket is closed")
 }
+
 /// Waits until the other host says that nobody listens there.
 async fn refusal(socket: &UdpSocket) {
     let said = socket.async_io(tokio::io::Interest::ERROR, || match socket.take_error() {

@@ -2,35 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::{PATIENCE, anywhere, until, within};
 use xmsg_zmq::security::Principal;
 use xmsg_zmq::{
     Dealer, Endpoint, ErrorKind, Multipart, Publisher, Pull, Push, Replier, Requester, ReturnPath, Router,
     SocketEvent, SocketOptions, Subscriber,
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(|_| panic!("{what}: nothing in time"))
-}
-
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    within(what, async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
-
-fn anywhere() -> Endpoint {
-    "tcp://127.0.0.1:0".parse().unwrap()
-}
 
 fn options<S>() -> SocketOptions<S> {
     SocketOptions::default().reconnect_min(Duration::from_millis(10))

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
+mod common;
+
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use common::{PATIENCE, anywhere, until, within};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use xmsg_zmq::{
@@ -12,25 +15,6 @@ use xmsg_zmq::{
     SocketOptions, Subscriber, XPub, XSub,
 };
 use xmsg_zmtp::{Engine, Event, Limits, Options, SocketType};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: nothing in time"))
-}
-
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    within(what, async {
-        while !is_so() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-}
-
-fn anywhere() -> Endpoint {
-    "tcp://127.0.0.1:0".parse().unwrap()
-}
 
 fn options<S>() -> SocketOptions<S> {
     SocketOptions::default().reconnect_min(Duration::from_millis(10))

@@ -257,7 +257,7 @@ impl Admission {
         let reason = if let Some(reason) = above {
             reason
         } else {
-            let mut memory = inner.memory.try_claim_fixed(CONNECTION);
+            let mut memory = inner.memory.claim_fixed(CONNECTION);
             // What whoever has left held is free soon: the newcomer may come again.
             if memory.as_ref().err() == Some(&NoRoom::UsedUp)
                 && gave_way.is_none()

@@ -222,15 +222,9 @@ impl MemoryBudget {
         Bytes::from_owner(Counted { bytes, _claim: claim })
     }
 
-    /// A claim that nobody is ended for; `None`: there is no room for it. All such claims together take half of the limit at most, so that
+    /// A claim that nobody is ended for, or why there is no room for it. All such claims together take half of the limit at most, so that
     /// however many connections there are, something is left for what they are there for.
-    #[must_use]
-    pub fn claim_fixed(&self, bytes: usize) -> Option<Claim> {
-        self.try_claim_fixed(bytes).ok()
-    }
-
-    /// The same, or why there is no room.
-    pub(crate) fn try_claim_fixed(&self, bytes: usize) -> Result<Claim, NoRoom> {
+    pub(crate) fn claim_fixed(&self, bytes: usize) -> Result<Claim, NoRoom> {
         let mut claim = self.claim_shared();
         claim.fix(bytes, self.0.limit / 2)?;
         Ok(claim)

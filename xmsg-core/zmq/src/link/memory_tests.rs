@@ -194,7 +194,7 @@ fn handshakes_that_grow_are_refused_before_newcomers_are() {
     assert!(long.iter_mut().all(|one| one.allow(UNCLAIMED)) && budget.used() == 0, "that is counted already");
     let grown = long.iter_mut().filter_map(|one| one.allow(64 << 10).then_some(())).count();
     assert_eq!((grown, budget.used()), (2, 256 << 10), "a quarter is taken");
-    assert!(budget.claim_fixed(CONNECTION).is_some(), "a newcomer gets in");
+    assert!(budget.claim_fixed(CONNECTION).is_ok(), "a newcomer gets in");
     assert!(long[0].allow(20 << 10) && long[2].allow(24 << 10), "what one gives back another one gets");
     assert_eq!(budget.used(), (128 + 48 + 48) << 10);
     drop(long);
@@ -205,13 +205,13 @@ fn handshakes_that_grow_are_refused_before_newcomers_are() {
 fn queues_count_too_and_a_fixed_claim_needs_room() {
     let budget = MemoryBudget::new(100);
     let lease = super::super::outbox::Lease::new(budget.queues(), 90);
-    assert!(budget.claim_fixed(20).is_none());
+    assert!(budget.claim_fixed(20).is_err());
     let fixed = budget.claim_fixed(10).expect("room");
     assert_eq!(budget.used(), 100);
     drop((lease, fixed));
     assert_eq!(budget.used(), 0);
     let half = budget.claim_fixed(50).expect("room");
-    assert!(budget.claim_fixed(1).is_none(), "the other half is for others");
+    assert!(budget.claim_fixed(1).is_err(), "the other half is for others");
     drop(half);
-    assert!(budget.claim_fixed(50).is_some());
+    assert!(budget.claim_fixed(50).is_ok());
 }

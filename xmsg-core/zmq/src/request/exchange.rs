@@ -79,6 +79,20 @@ impl Outcome {
     }
 }
 
+/// Has the request wait to be written. What any peer has sent before is no reply to it.
+async fn queue(hub: &Hub, link: &Link, request: &Envelope) -> Result<(), Outcome> {
+    while hub.recv().now_or_never().flatten().is_some() {
+        // Whoever sends much unasked holds up no time limit.
+        tokio::task::consume_budget().await;
+    }
+    // The queue is empty, so there is room. Nothing is waited for between queueing and what the caller notes of it: a request that is given up is
+    // known to be there.
+    link.outbox.try_push(request.frames()).map_err(|refused| match refused {
+        Refused::Unfit => Outcome::Refused(hub.unfit(link, request.frames())),
+        Refused::Full | Refused::Closed => Outcome::Broken,
+    })
+}
+
 /// A connection that the socket makes, or one in the making.
 #[derive(Debug)]
 pub(super) struct Live {
@@ -111,17 +125,10 @@ impl Live {
         if has_others && let Some(outcome) = self.unreachable(failure).await {
             return outcome;
         }
-        // Since the last request the connection may have been lost and made anew, and what came unasked is no reply.
+        // Since the last request the connection may have been lost and made anew.
         while self.events.next().now_or_never().flatten().is_some() {}
-        while self.hub.recv().now_or_never().flatten().is_some() {
-            // Whoever sends much unasked holds up no time limit.
-            tokio::task::consume_budget().await;
-        }
-        // The queue is empty, so there is room. Nothing is waited for between queueing and noting it: a request that is given up is known to be there.
-        match self.link.outbox.try_push(request.frames()) {
-            Ok(()) => {}
-            Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request.frames())),
-            Err(Refused::Full | Refused::Closed) => return Outcome::Broken,
+        if let Err(outcome) = queue(&self.hub, &self.link, request).await {
+            return outcome;
         }
         self.asked = true;
         loop {
@@ -210,16 +217,8 @@ impl Accepted {
     }
 
     async fn exchange(&mut self, request: &Envelope) -> Outcome {
-        // What any peer has sent unasked is no reply.
-        while self.hub.recv().now_or_never().flatten().is_some() {
-            // Whoever sends much unasked holds up no time limit.
-            tokio::task::consume_budget().await;
-        }
-        // The queue is empty, so there is room. Nothing is waited for between queueing and noting it: a request that is given up is known to be there.
-        match self.link.outbox.try_push(request.frames()) {
-            Ok(()) => {}
-            Err(Refused::Unfit) => return Outcome::Refused(self.hub.unfit(&self.link, request.frames())),
-            Err(Refused::Full | Refused::Closed) => return Outcome::Broken,
+        if let Err(outcome) = queue(&self.hub, &self.link, request).await {
+            return outcome;
         }
         self.asked = true;
         let name = self.link.name();
