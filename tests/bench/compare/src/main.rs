@@ -1,7 +1,8 @@
 //! Measures xmsg and its peers side by side: builds nothing (see `run`), starts processes, prints tables, draws an SVG.
 //!
 //! Read `cases.rs` for what is measured, `run.rs` for how, `peer/mod.rs` for what stacks have in common and its neighbours for
-//! what they have not, `report.rs` and `plot.rs` for what is made of it. The patterns besides publish and subscribe are in `patterns/`.
+//! what they have not, `report.rs` and `plot.rs` for what is made of it.
+//! The folder `patterns` has the patterns besides publish and subscribe.
 
 mod cases;
 mod machine;

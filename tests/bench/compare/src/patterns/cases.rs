@@ -1,4 +1,4 @@
-//! This module lists what is measured of the patterns besides publish and subscribe: sizes, numbers of connections, rates.
+//! The cases of the patterns besides publish and subscribe: sizes, numbers of connections and rates.
 
 /// The sockets of a case, which decide which way messages go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

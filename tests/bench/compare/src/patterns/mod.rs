@@ -1,6 +1,6 @@
-//! `compare patterns` measures the patterns besides publish and subscribe side by side, without a server in between.
+//! `compare patterns` measures the other patterns side by side, with no server between the sockets.
 //!
-//! `cases.rs` says what is measured, `run.rs` how, `peer/patterns/` what each stack does, and `report.rs` what is made of the results.
+//! `cases.rs` lists the cases, `run.rs` runs them, `peer/patterns/` has the stacks, and `report.rs` writes the tables.
 
 pub mod cases;
 mod report;
@@ -22,8 +22,9 @@ use crate::run::Run;
 use crate::stats::median;
 use crate::{check_smoke, chosen, machine};
 
-/// The runtime of a stack in a case is found by so many short runs on each runtime, each of which takes this part of the usual time.
+/// The number of short runs on each runtime, which find the best runtime of a stack in a case.
 const TRIALS: usize = 2;
+/// The part of the usual time that a short run takes.
 const TRIAL_PART: f64 = 0.3;
 
 #[derive(Args, Debug)]
@@ -52,7 +53,7 @@ pub struct Options {
     /// Show what the processes write to stderr
     #[arg(long)]
     verbose: bool,
-    /// Run all that is tokio's on this runtime. Default: each stack on the one on which it does best in a case, by short runs
+    /// Run all tokio clients on this runtime, instead of the one on which each does best in short runs
     #[arg(long, value_enum)]
     threads: Option<Threads>,
     /// High-water marks, in messages, instead of those that each stack has by default (`zeromq` has none to set)

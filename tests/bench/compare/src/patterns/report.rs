@@ -104,26 +104,39 @@ fn one_way(all: &[Summary], shown: &[&Summary], runtimes: &Runtimes) -> String {
         "×libzmq",
         "runtime",
     ];
+    table_of(
+        "Messages that go one way; CPU is the processor time of all processes for a message",
+        &header,
+        shown,
+        |s| {
+            vec![
+                count(s.rate),
+                against_stack(all, s, REFERENCE, |s| s.rate),
+                span(s),
+                lost(s),
+                count(s.disorder),
+                micros(s.cpu_us),
+                against_stack(all, s, REFERENCE, |s| s.cpu_us),
+                runtimes.cell(s),
+            ]
+        },
+    )
+}
+
+/// Sets each case and stack in a row, with these cells behind their names.
+fn table_of(
+    title: &str,
+    header: &[&str],
+    shown: &[&Summary],
+    cells: impl Fn(&Summary) -> Vec<String>,
+) -> String {
     let (mut rows, mut previous) = (Vec::new(), String::new());
     for s in shown {
         let mut row = names(&rows, &mut previous, s);
-        row.extend([
-            count(s.rate),
-            against_stack(all, s, REFERENCE, |s| s.rate),
-            span(s),
-            lost(s),
-            count(s.disorder),
-            micros(s.cpu_us),
-            against_stack(all, s, REFERENCE, |s| s.cpu_us),
-            runtimes.cell(s),
-        ]);
+        row.extend(cells(s));
         rows.push(row);
     }
-    titled(
-        "Messages that go one way; CPU is the processor time of all processes for a message",
-        &header,
-        &rows,
-    )
+    titled(title, header, &rows)
 }
 
 fn round_trips(all: &[Summary], shown: &[&Summary], runtimes: &Runtimes) -> String {
@@ -140,26 +153,23 @@ fn round_trips(all: &[Summary], shown: &[&Summary], runtimes: &Runtimes) -> Stri
         "×libzmq",
         "runtime",
     ];
-    let (mut rows, mut previous) = (Vec::new(), String::new());
-    for s in shown {
-        let mut row = names(&rows, &mut previous, s);
-        row.extend([
-            count(s.rate),
-            against_stack(all, s, REFERENCE, |s| s.rate),
-            span(s),
-            micros(p50(s)),
-            micros(p99(s)),
-            micros(latency(s, |latency| latency.p999)),
-            micros(s.cpu_us),
-            against_stack(all, s, REFERENCE, |s| s.cpu_us),
-            runtimes.cell(s),
-        ]);
-        rows.push(row);
-    }
-    titled(
+    table_of(
         "Round trips: one after another in req-rep, 100 under way in dealer-router; CPU is the processor time of both processes for a round trip",
         &header,
-        &rows,
+        shown,
+        |s| {
+            vec![
+                count(s.rate),
+                against_stack(all, s, REFERENCE, |s| s.rate),
+                span(s),
+                micros(p50(s)),
+                micros(p99(s)),
+                micros(latency(s, |latency| latency.p999)),
+                micros(s.cpu_us),
+                against_stack(all, s, REFERENCE, |s| s.cpu_us),
+                runtimes.cell(s),
+            ]
+        },
     )
 }
 
@@ -178,27 +188,24 @@ fn latencies(all: &[Summary], shown: &[&Summary], runtimes: &Runtimes) -> String
         "×libzmq",
         "runtime",
     ];
-    let (mut rows, mut previous) = (Vec::new(), String::new());
-    for s in shown {
-        let mut row = names(&rows, &mut previous, s);
-        row.extend([
-            micros(p50(s)),
-            against_stack(all, s, REFERENCE, p50),
-            micros(p99(s)),
-            against_stack(all, s, REFERENCE, p99),
-            micros(latency(s, |latency| latency.p999)),
-            micros(latency(s, |latency| latency.max)),
-            lost(s),
-            micros(s.cpu_us),
-            against_stack(all, s, REFERENCE, |s| s.cpu_us),
-            runtimes.cell(s),
-        ]);
-        rows.push(row);
-    }
-    titled(
+    table_of(
         "Latency over PUSH and PULL at a fixed rate, which counts from the time at which a message should have been sent",
         &header,
-        &rows,
+        shown,
+        |s| {
+            vec![
+                micros(p50(s)),
+                against_stack(all, s, REFERENCE, p50),
+                micros(p99(s)),
+                against_stack(all, s, REFERENCE, p99),
+                micros(latency(s, |latency| latency.p999)),
+                micros(latency(s, |latency| latency.max)),
+                lost(s),
+                micros(s.cpu_us),
+                against_stack(all, s, REFERENCE, |s| s.cpu_us),
+                runtimes.cell(s),
+            ]
+        },
     )
 }
 

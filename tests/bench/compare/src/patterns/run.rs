@@ -81,7 +81,7 @@ impl Parts<'_> {
         Ok(process)
     }
 
-    /// Measures messages that go from one process to another one, or within one process, which then has both sides.
+    /// Measures messages that go one way: between two processes, or within one process that has both sides.
     fn one_way(&self, sending: &str, receiving: Option<&str>, run: &mut Run) -> Result<()> {
         let latencies = self.case.has_latencies().then(|| self.programs.folder.join("latencies"));
         let mut send = self.plan()?;

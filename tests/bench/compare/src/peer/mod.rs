@@ -100,9 +100,9 @@ fn read_payload(payload: &[u8]) -> Result<(usize, Header)> {
 pub enum Threads {
     /// tokio's `current_thread`.
     One,
-    /// tokio's default: a worker for each core. An only client is on the main thread, as under `#[tokio::main]`; several are tasks.
+    /// The multi-threaded runtime of tokio. A single client runs on the main thread, and several clients run as tasks.
     Many,
-    /// The same with an only client as a task, too.
+    /// The multi-threaded runtime of tokio. Every client runs as a task.
     Tasks,
 }
 

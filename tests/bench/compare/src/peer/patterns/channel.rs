@@ -1,4 +1,4 @@
-//! A bounded channel of tokio carries our messages from one task to another one. It is set beside PAIR over `inproc://`.
+//! The stack `channel`: a bounded channel of tokio between two tasks, for comparison with PAIR over `inproc://`.
 
 use anyhow::{Context, Result};
 use tokio::sync::mpsc;

@@ -1,4 +1,4 @@
-//! This module has the process with both ends of an `inproc://` connection: one task sends, and another one receives.
+//! The process that has both ends of an `inproc://` connection: one task sends, and another task receives.
 
 use std::future::Future;
 use std::sync::Arc;

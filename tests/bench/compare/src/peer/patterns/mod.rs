@@ -1,4 +1,4 @@
-//! A process here is one side of a pattern, whose sockets meet those of the other side without a server in between.
+//! The processes of the patterns. Each one is a side of a pattern, and its sockets connect to those of the other side.
 //!
 //! Each stack has a module that says how its sockets connect, send and receive ([`Patterns`]). Messages that go one way are sent and
 //! counted as those of publishers and subscribers are (`publish.rs`, `subscribe.rs`), and the process knows the same lines on stdin. A
