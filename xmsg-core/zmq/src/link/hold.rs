@@ -24,10 +24,11 @@ pub(crate) struct Lost {
     since: Instant,
     /// What the peer wanted then, or before, if that connection was too short for subscribers to come back.
     wanted: BTreeSet<Bytes>,
-    /// Since when subscribers are waited for.
+    /// Since when subscribers are waited for, on the connection that there is now.
     waiting: Option<Instant>,
-    /// For how long they may still be waited for. It is not given anew to a peer that comes and goes: somebody may have left for good.
-    patience: Duration,
+    /// For how long they may still be waited for; `None` before the first time. It is not given anew to a peer that comes and goes, however
+    /// short its visits are: somebody may have left for good.
+    patience: Option<Duration>,
 }
 
 impl Lost {
@@ -35,14 +36,15 @@ impl Lost {
     pub(crate) fn again(before: Option<Self>, wanted: BTreeSet<Bytes>) -> Self {
         let since = Instant::now();
         let Some(mut before) = before else {
-            return Self { since, wanted, waiting: None, patience: HOLD };
+            return Self { since, wanted, waiting: None, patience: None };
         };
         // A peer that comes and goes, and wants something else each time, is not remembered for ever.
         if before.wanted.len() + wanted.len() <= WANTED_MAX {
             before.wanted.extend(wanted);
         }
         let spent = before.waiting.map_or(Duration::ZERO, |start| start.elapsed());
-        Self { since, waiting: None, patience: before.patience.saturating_sub(spent), ..before }
+        let patience = before.patience.map(|patience| patience.saturating_sub(spent));
+        Self { since, waiting: None, patience, ..before }
     }
 
     /// Whether somebody had subscribed who may come back.
@@ -54,9 +56,11 @@ impl Lost {
     /// `reconnect_max` at most. `changed` tells when the peer wants something else.
     pub(crate) async fn settle(&mut self, link: &Link, options: &Settings, changed: &Notify) {
         let pause = self.since.elapsed().min(options.reconnect_max).max(options.reconnect_min);
-        tokio::time::sleep(pause).await;
-        let grace = HOLD.saturating_sub(pause).max(GRACE_MIN).min(self.patience);
+        let grace = HOLD.saturating_sub(pause).max(GRACE_MIN);
+        let patience = *self.patience.get_or_insert(pause + grace);
         self.waiting = Some(Instant::now());
+        tokio::time::sleep(pause.min(patience)).await;
+        let grace = grace.min(patience.saturating_sub(pause));
         let back = async {
             loop {
                 let mut changed = std::pin::pin!(changed.notified());
