@@ -465,9 +465,11 @@ impl Hub {
             .with_authenticator(authenticator)
             .with_memory(&self.options.memory, &peer)
             .with_activity(permit.activity());
+        let gives_way = permit.gives_way();
         let found = tokio::select! {
             biased;
             () = self.stop.cancelled() => return,
+            () = gives_way.cancelled() => return,
             result = session.handshake() => match result {
                 Ok(found) => found,
                 Err(ended) => {
@@ -481,7 +483,6 @@ impl Hub {
             },
         };
         permit.established();
-        let gives_way = permit.gives_way();
         let link = self.add_link(false);
         // What waits for it counts, and whoever does not read it may be found.
         let queue = link.clone();
@@ -491,7 +492,7 @@ impl Hub {
         tokio::select! {
             biased;
             () = link.stop.cancelled() => {}
-            () = gives_way.cancelled() => tracing::debug!(peer, "it gives way to a newcomer"),
+            () = gives_way.cancelled() => tracing::debug!(peer, "ended to make room for a new connection"),
             () = self.run(&peer, session, found, &link, &mut lost) => {}
         }
         // Whoever waits for room here waits in vain.

@@ -64,7 +64,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_millis(100);
 /// The reason in the log of a connection that [`Switch::end`] ends.
 const BY_OPERATOR: &str = "ended by an operator";
 /// The reason for one of an address that has most connections, while others need a place.
-const GIVES_WAY: &str = "it gives way to a newcomer: its address has most connections";
+const GIVES_WAY: &str = "ended to make room for a new connection: its address has more than half of all";
 
 /// Which side of the switch a connection is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -346,7 +346,7 @@ impl Switch {
         };
         if !grant.unwanted.is_cancelled() {
             let principal = grant.principal();
-            tracing::warn!(id, %peer, side = side.peer(), principal, by, "a connection is ended by an operator");
+            tracing::warn!(id, %peer, side = side.peer(), principal, by, "an operator ended a connection");
             grant.unwanted.cancel();
         }
         Some(Ending { id, peer: peer.to_string(), side })
@@ -387,7 +387,7 @@ impl Switch {
             inner.gate.close_publishers();
             let leave = tokio::time::timeout(linger.mul_f64(PUBLISHERS_SHARE), inner.publishers.wait());
             if leave.await.is_err() {
-                tracing::warn!("publishers that do not take leave are cut off");
+                tracing::warn!("publishers that have not ended their connections in time are disconnected");
                 inner.gate.cut_publishers();
                 inner.publishers.wait().await;
             }
@@ -439,10 +439,12 @@ impl Switch {
             refuse.cancelled().await;
             tokio::time::sleep(grace).await;
         };
+        let gives_way = permit.gives_way();
         let found = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = refused => return,
+            () = gives_way.cancelled() => return,
             result = session.handshake() => match result {
                 Ok(found) => found,
                 Err(ended) => {
@@ -468,7 +470,6 @@ impl Switch {
         let (version, principal, limits) = essentials(found);
         tracing::debug!(peer, ?side, ?version, "connected");
         let grant = Grant::new(authority, principal);
-        let gives_way = permit.gives_way();
         let ended = match side {
             Side::Subscribers => {
                 let hearing = (limits, hears_of_drops);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -75,22 +75,31 @@ struct Counts {
 /// An address with connections.
 #[derive(Debug, Default)]
 struct Address {
-    handshakes: usize,
     turn: Turn,
+    /// Connections in their handshake, in the order in which they came, and what ends them.
+    greeting: BTreeMap<u64, CancellationToken>,
     /// Connections behind their handshake, in the order in which they came.
     established: BTreeMap<u64, Established>,
 }
 
 impl Address {
-    /// Ends the youngest connection over which nothing goes; if something goes over all of the youngest, the youngest of all.
+    fn connections(&self) -> usize {
+        self.greeting.len() + self.established.len()
+    }
+
+    /// Ends the youngest connection over which nothing goes; if something goes over all of the youngest, the youngest in the handshake, or else
+    /// the youngest of all.
     fn give_way(&mut self) -> bool {
         let now = now();
         let mut youngest = self.established.iter().rev().take(LOOKED_AT);
         let idle = youngest.find(|(_, one)| one.activity.idle_for(now) >= IDLE).map(|(number, _)| *number);
-        let number = idle.or_else(|| self.established.last_key_value().map(|(number, _)| *number));
-        let Some(one) = number.and_then(|number| self.established.remove(&number)) else { return false };
-        one.gives_way.cancel();
-        true
+        let idle = idle.and_then(|number| self.established.remove(&number)).map(|one| one.gives_way);
+        let greeting = idle.or_else(|| self.greeting.pop_last().map(|(_, gives_way)| gives_way));
+        let last = greeting.or_else(|| self.established.pop_last().map(|(_, one)| one.gives_way));
+        last.is_some_and(|gives_way| {
+            gives_way.cancel();
+            true
+        })
     }
 }
 
@@ -107,11 +116,24 @@ pub struct Activity {
     since: Instant,
     /// Milliseconds from then on.
     last: AtomicU64,
+    /// Something that has come over it waits to be taken.
+    waits: AtomicBool,
+}
+
+/// As long as it lives, what has come over a connection waits to be taken.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a>(&'a Activity);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.note(now());
+        self.0.waits.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Default for Activity {
     fn default() -> Self {
-        Self { since: now(), last: AtomicU64::new(0) }
+        Self { since: now(), last: AtomicU64::new(0), waits: AtomicBool::new(false) }
     }
 }
 
@@ -121,7 +143,16 @@ impl Activity {
         self.last.store(self.millis(at), Ordering::Relaxed);
     }
 
+    /// Something that has come over it is not taken yet: nothing more is read, and that is not the peer's doing.
+    pub(crate) fn waiting(&self) -> Waiting<'_> {
+        self.waits.store(true, Ordering::Relaxed);
+        Waiting(self)
+    }
+
     fn idle_for(&self, now: Instant) -> Duration {
+        if self.waits.load(Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
         Duration::from_millis(self.millis(now).saturating_sub(self.last.load(Ordering::Relaxed)))
     }
 
@@ -160,33 +191,31 @@ impl Counts {
     fn crowd_out(&mut self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
         let largest = self.largest.filter(|largest| Some(*largest) != newcomer)?;
         let own = self.addresses.get_mut(&largest)?;
-        let has_most = own.established.len() > places / 2;
+        let has_most = own.connections() > places / 2;
         (has_most && own.give_way()).then_some(largest)
     }
 
-    /// A connection is established. Returns its number.
-    fn establish(&mut self, address: IpAddr, established: Established) -> u64 {
+    /// A connection has come from this address, and is in its handshake. Returns its number.
+    fn greet(&mut self, address: IpAddr, gives_way: CancellationToken) -> u64 {
         self.arrivals += 1;
-        let count = |address| self.addresses.get(address).map_or(0, |own| own.established.len());
+        let count = |address| self.addresses.get(address).map_or(0, Address::connections);
         let most = self.largest.as_ref().map_or(0, count);
         let own = self.addresses.entry(address).or_default();
-        own.established.insert(self.arrivals, established);
-        if own.established.len() > most {
+        own.greeting.insert(self.arrivals, gives_way);
+        if own.connections() > most {
             self.largest = Some(address);
         }
         self.arrivals
     }
 
-    fn end_handshake(&mut self, address: Option<IpAddr>) {
-        self.handshakes -= 1;
-        if let Some(own) = address.and_then(|address| self.addresses.get_mut(&address)) {
-            own.handshakes -= 1;
-        }
+    /// What is known of the address of a connection, and the number of that.
+    fn own(&mut self, address: Option<IpAddr>, number: Option<u64>) -> Option<(&mut Address, u64)> {
+        Some((self.addresses.get_mut(&address?)?, number?))
     }
 
     /// Forgets an address without connections.
     fn forget_unused(&mut self, address: IpAddr) {
-        let is_unused = |own: &Address| own.handshakes == 0 && own.established.is_empty();
+        let is_unused = |own: &Address| own.connections() == 0;
         if self.addresses.get(&address).is_some_and(is_unused) {
             self.addresses.remove(&address);
         }
@@ -206,12 +235,12 @@ impl Inner {
     /// A connection of this address was ended for a newcomer.
     fn note_crowding(&self, address: IpAddr, newcomer: &str) {
         self.gave_way.fetch_add(1, Ordering::Relaxed);
-        if let Some(unlogged) = self.way_log.pass("connections that gave way to newcomers") {
+        if let Some(unlogged) = self.way_log.pass("connections that were ended to make room") {
             tracing::warn!(
                 %address,
                 newcomer,
                 unlogged,
-                "no place is left, and this address has more than half of them: its youngest idle connection gives way to a newcomer. \
+                "the limit of connections is reached, and this address has more than half of all: its youngest idle connection is ended for a new one. \
                  Raise the limit of connections, of descriptors or of memory (--memory-limit), or find out why it has so many"
             );
         }
@@ -241,7 +270,8 @@ impl Admission {
         let limits = &inner.limits;
         let address = address.map(network);
         let mut counts = inner.counts();
-        let own = address.and_then(|address| counts.addresses.get(&address)).map_or(0, |own| own.handshakes);
+        let own = address.and_then(|address| counts.addresses.get(&address));
+        let own = own.map_or(0, |own| own.greeting.len());
         let handshakes = if own == 0 { limits.handshakes.saturating_mul(2) } else { limits.handshakes };
         let mut gave_way = None;
         let above = if own >= limits.handshakes_per_address {
@@ -277,11 +307,10 @@ impl Admission {
             if let Ok(memory) = memory {
                 counts.connections += 1;
                 counts.handshakes += 1;
-                let turn = address.map(|address| {
-                    let own = counts.addresses.entry(address).or_default();
-                    own.handshakes += 1;
-                    own.turn.clone()
-                });
+                let gives_way = CancellationToken::new();
+                let number = address.map(|address| counts.greet(address, gives_way.clone()));
+                let own = address.and_then(|address| counts.addresses.get(&address));
+                let turn = own.map(|own| own.turn.clone());
                 drop(counts);
                 if let Some(crowded) = gave_way {
                     inner.note_crowding(crowded, peer);
@@ -291,8 +320,8 @@ impl Admission {
                     address,
                     turn,
                     handshaking: true,
-                    number: None,
-                    gives_way: CancellationToken::new(),
+                    number,
+                    gives_way,
                     activity: Arc::default(),
                     place: None,
                     _memory: memory,
@@ -334,7 +363,7 @@ pub struct Permit {
     address: Option<IpAddr>,
     turn: Option<Turn>,
     handshaking: bool,
-    /// Among those that are established.
+    /// Among those that have an address.
     number: Option<u64>,
     gives_way: CancellationToken,
     activity: Arc<Activity>,
@@ -380,10 +409,12 @@ impl Permit {
     pub fn established(&mut self) {
         if std::mem::take(&mut self.handshaking) {
             let mut counts = self.inner.counts();
-            counts.end_handshake(self.address);
-            if let Some(address) = self.address {
-                let (gives_way, activity) = (self.gives_way.clone(), self.activity.clone());
-                self.number = Some(counts.establish(address, Established { gives_way, activity }));
+            counts.handshakes -= 1;
+            // Unless it has been told to give way.
+            if let Some((own, number)) = counts.own(self.address, self.number)
+                && let Some(gives_way) = own.greeting.remove(&number)
+            {
+                own.established.insert(number, Established { gives_way, activity: self.activity.clone() });
             }
         }
     }
@@ -439,12 +470,11 @@ impl Drop for Permit {
             counts.left.remove(number);
         }
         if self.handshaking {
-            counts.end_handshake(self.address);
+            counts.handshakes -= 1;
         }
         let Some(address) = self.address else { return };
-        if let Some(number) = self.number
-            && let Some(own) = counts.addresses.get_mut(&address)
-        {
+        if let Some((own, number)) = counts.own(self.address, self.number) {
+            own.greeting.remove(&number);
             own.established.remove(&number);
         }
         counts.forget_unused(address);
@@ -478,7 +508,6 @@ impl Authenticator for InTurn {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
 
     use super::*;
 
@@ -506,6 +535,27 @@ mod tests {
         let again = from(&admission, "10.0.0.1").unwrap();
         assert!(from(&admission, "10.0.0.1").is_none());
         drop((own, again));
+        let counts = admission.0.counts();
+        assert_eq!((counts.connections, counts.handshakes, counts.addresses.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn those_in_the_handshake_count_too_and_make_room_for_others() {
+        let admission = admission();
+        let silent: Vec<_> = (0..2).map(|_| from(&admission, "10.0.0.1").unwrap()).collect();
+        let many: Vec<_> = (0..3).map(|_| established(&admission, "10.0.0.1")).collect();
+        let few: Vec<_> = (0..3).map(|_| established(&admission, "10.0.0.2")).collect();
+        for permit in &many {
+            permit.activity.note(now());
+        }
+        let newcomer = from(&admission, "10.0.0.3").expect("the first address has five of eight places");
+        let given_up = |permits: &[Permit]| permits.iter().filter(|one| one.gives_way.is_cancelled()).count();
+        assert_eq!([&silent, &many, &few].map(|permits| given_up(permits)), [1, 0, 0]);
+        assert!(from(&admission, "10.0.0.4").is_none(), "it has half of them now");
+        // Whoever gives way is not established any more.
+        let mut silent = silent;
+        silent.iter_mut().for_each(Permit::established);
+        drop((silent, many, few, newcomer));
         let counts = admission.0.counts();
         assert_eq!((counts.connections, counts.handshakes, counts.addresses.len()), (0, 0, 0));
     }
@@ -539,12 +589,12 @@ mod tests {
         assert!(from(&admission, "10.0.0.1").is_none(), "not for one of its own");
         let given_up = || (0..6).filter(|at| many[*at].gives_way.is_cancelled()).collect::<Vec<_>>();
         assert!(given_up().is_empty());
+        let waiting = many[5].activity.waiting();
         tokio::time::advance(IDLE).await;
-        for busy in [3, 5] {
-            many[busy].activity.note(now());
-        }
+        many[3].activity.note(now());
         let newcomer = established(&admission, "10.0.0.3");
-        assert_eq!(given_up(), [4], "the youngest over which nothing goes");
+        assert_eq!(given_up(), [4], "the youngest over which nothing goes, and from which all was taken");
+        drop(waiting);
         for permit in &many {
             permit.activity.note(now());
         }

@@ -8,6 +8,7 @@ pub(crate) mod hold;
 pub(crate) mod inbox;
 pub(crate) mod line;
 pub mod memory;
+mod opening;
 pub mod outbox;
 pub mod pause;
 pub(crate) mod reconnect;

@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::link::admission::Activity;
 use crate::link::session::Ended;
 use crate::link::transport::ReadHalf;
 
@@ -33,11 +34,13 @@ impl DepartureWatch {
     }
 }
 
-/// Waits until a handler has taken what the peer sent. Ends before if `end` says that others need its memory.
+/// Waits until a handler has taken what the peer sent; the connection is not idle meanwhile. Ends before if `end` says that others need its
+/// memory.
 pub(crate) async fn taken(
     handling: impl Future<Output = Result<(), Ended>>,
     stream: &ReadHalf<'_>,
     end: Option<&CancellationToken>,
+    activity: Option<&Activity>,
     departure: &mut DepartureWatch,
 ) -> Result<(), Ended> {
     let mut handling = std::pin::pin!(handling);
@@ -45,6 +48,7 @@ pub(crate) async fn taken(
     if let Poll::Ready(result) = futures::poll!(handling.as_mut()) {
         return result;
     }
+    let _waiting = activity.map(Activity::waiting);
     let needed_elsewhere = async {
         match end {
             Some(end) => end.cancelled().await,

@@ -15,19 +15,21 @@ use tokio_util::sync::CancellationToken;
 use crate::link::admission::Activity;
 use crate::link::buffer::{ReceiveBuffer, Slab};
 use crate::link::memory::{HandshakeClaim, MemoryBudget, PeerClaim};
+use crate::link::opening::Opening;
 use crate::link::outbox::{Outbox, URGENT_MAX, Writer};
 use crate::link::pause::{self, Departure, DepartureWatch};
 use crate::link::transport::{ReadHalf, Stream};
 use crate::link::vanished::{Route, vanished};
 use crate::security::{Authenticator, Verdict};
 use crate::{Error, ErrorKind};
-use xmsg_zmtp::curve::{Cipher, LONG_FRAME, Opener};
+use xmsg_zmtp::curve::Cipher;
 use xmsg_zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
-/// What a message counts for in it beside its bytes.
+/// What a message counts for in it beside its bytes, and what a question (PING) does: its answer costs more than it is long.
 const MESSAGE: usize = 64;
+const QUESTION: usize = 1 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -481,79 +483,6 @@ struct Reader<'a> {
     activity: Option<Arc<Activity>>,
 }
 
-/// Boxes that came in, on their way to clear text.
-#[derive(Debug)]
-struct Opening {
-    /// `None` only while another thread has it.
-    opener: Option<Opener>,
-    boxed: ReceiveBuffer,
-}
-
-impl Opening {
-    /// Opens boxes until the slab of `plain` is full. Returns whether it stopped for that reason. Clear text counts in the budget before
-    /// there is memory for it: a box may be as long as a message.
-    async fn open(
-        &mut self,
-        plain: &mut ReceiveBuffer,
-        memory: &mut Option<PeerClaim>,
-    ) -> Result<bool, Ended> {
-        let mut done = 0;
-        while let Some(len) = self.next_len()? {
-            if !plain.fits(len) {
-                if done > 0 {
-                    return Ok(true);
-                }
-                if let Some(memory) = memory
-                    && !memory.allow(self.boxed.held() + plain.needs_in_all_for(len)).await
-                {
-                    return Err(Ended::OutOfMemory);
-                }
-                plain.reserve(len);
-            }
-            match &mut self.opener {
-                Some(opener) if len < LONG_FRAME => {
-                    opener.open(&mut self.boxed.input, &mut plain.input)?;
-                }
-                _ => self.open_apart(plain).await?,
-            }
-            // The message may have to wait for a subscriber: its box need not.
-            if self.boxed.give_up_large()
-                && let Some(memory) = memory
-            {
-                memory.give_back(self.boxed.held() + plain.held());
-            }
-            done += len;
-        }
-        Ok(false)
-    }
-
-    /// Bytes of the next frame, if all of its box is there.
-    fn next_len(&self) -> Result<Option<usize>, Violation> {
-        self.opener.as_ref().map_or(Ok(None), |opener| opener.frame_len(&self.boxed.input))
-    }
-
-    /// Opens one long frame in a thread of its own: others are not to wait for it.
-    async fn open_apart(&mut self, plain: &mut ReceiveBuffer) -> Result<(), Ended> {
-        let Some(mut opener) = self.opener.take() else { return Ok(()) };
-        let mut boxed = std::mem::take(&mut self.boxed.input);
-        // There is room for the frame in it already.
-        let mut frames = std::mem::take(&mut plain.input);
-        let task = tokio::task::spawn_blocking(move || {
-            let result = opener.open(&mut boxed, &mut frames);
-            (opener, boxed, frames, result)
-        });
-        let (opener, boxed, frames, result) =
-            task.await.map_err(|_| Ended::ByUs("the thread that opens its frames ended"))?;
-        (self.opener, self.boxed.input, plain.input) = (Some(opener), boxed, frames);
-        result?;
-        Ok(())
-    }
-
-    fn missing(&self) -> usize {
-        self.opener.as_ref().map_or(0, |opener| opener.missing(&self.boxed.input))
-    }
-}
-
 impl Reader<'_> {
     /// Bytes that the buffers hold once the next read has been made.
     #[inline]
@@ -626,7 +555,8 @@ impl Reader<'_> {
                     Event::Messages(wire) => {
                         let end = self.memory.as_ref().and_then(PeerClaim::end);
                         let handling = handler.messages(Batch { wire, spans: self.engine.spans(), slab });
-                        pause::taken(handling, stream, end, &mut self.departure).await?;
+                        pause::taken(handling, stream, end, self.activity.as_deref(), &mut self.departure)
+                            .await?;
                         // Many short ones are much work.
                         since_pause += self.engine.spans().len() * MESSAGE;
                         if since_pause >= FAIR_SHARE {
@@ -639,7 +569,8 @@ impl Reader<'_> {
                     Event::FromSubscriber(wire) => {
                         let end = self.memory.as_ref().and_then(PeerClaim::end);
                         let handling = handler.subscriber_message(wire);
-                        pause::taken(handling, stream, end, &mut self.departure).await?;
+                        pause::taken(handling, stream, end, self.activity.as_deref(), &mut self.departure)
+                            .await?;
                     }
                     Event::Drain => self.drain.notify_one(),
                     Event::Drained => self.is_drained = true,
@@ -648,6 +579,11 @@ impl Reader<'_> {
                 }
                 if let Some(bytes) = self.engine.poll_transmit() {
                     self.owe(outbox, &bytes)?;
+                    since_pause += QUESTION;
+                    if since_pause >= FAIR_SHARE {
+                        since_pause = 0;
+                        tokio::task::yield_now().await;
+                    }
                 }
             }
             if let Some(bytes) = self.engine.poll_transmit() {
