@@ -40,6 +40,8 @@ const NOT_ALLOWED: &[u8] =
     br#"{"error":"not allowed to inspect the proxy: without security it is for its own machine, else for those with the right `inspect`"}"#;
 /// Requests answered between two looks at everything else.
 const BATCH: usize = 1024;
+/// Confirmations that get in line before messages have their turn.
+const SETTLED: usize = 256;
 /// Subscribers that are told something, between two looks at everything else.
 const RECIPIENTS: usize = 4096;
 /// What looking up whom a confirmation goes to counts for among them.
@@ -119,10 +121,10 @@ impl Controller {
         let switch = self.switch.clone();
         // What is asked for while it waits is for the next time.
         let mut settling = std::pin::pin!(futures::future::OptionFuture::from(None));
-        let mut settled = Confirmations::default();
+        let mut settled = Vec::new();
         loop {
             if settled.is_empty() && !self.asked.is_empty() {
-                settled = std::mem::take(&mut self.asked);
+                settled = self.asked.drain();
                 settling.set(Some(switch.settled()).into());
             }
             // After each event, so that neither waits for the end of the other.
@@ -135,9 +137,12 @@ impl Controller {
             tokio::select! {
                 biased;
                 Some(()) = settling.as_mut(), if !settled.is_empty() => {
-                    for confirmation in settled.drain() {
+                    for (number, confirmation) in std::mem::take(&mut settled).into_iter().enumerate() {
                         let dropped = self.ready.push(confirmation);
                         self.lose(dropped);
+                        if number % SETTLED == SETTLED - 1 {
+                            tokio::task::yield_now().await;
+                        }
                     }
                 }
                 event = arrivals.next() => {

@@ -1,10 +1,10 @@
 //! Confirmations of subscriptions: who gets the next one.
 //!
 //! A confirmation may go to thousands of subscribers. So each address has its turn, and of each address each connection: however many
-//! some ask for, those of others come soon. A connection whose confirmations went to many pauses. What one asks for that another one waits
-//! for already is sent once.
+//! some ask for, those of others come soon. A connection whose confirmations went to many pauses. What several wait for is sent once, when it
+//! is the turn of the first of them: nobody waits longer because somebody else asked for the same before.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -43,14 +43,29 @@ impl Confirmation {
 /// Those that wait for their turn.
 #[derive(Debug, Default)]
 pub(super) struct Confirmations {
-    waiting: HashSet<Subject>,
+    waiting: HashMap<Subject, Waiting>,
+    /// How many have been asked for.
+    asked: u64,
     /// By address, and then by connection.
     sources: BTreeMap<Source, Group>,
+    /// Addresses by what theirs take.
+    by_bytes: BTreeSet<(usize, Source)>,
     /// Addresses in the order of their turns.
     turns: VecDeque<Source>,
     /// Connections that pause, and until when.
     pausing: BTreeMap<(Instant, u32), Source>,
     bytes: usize,
+}
+
+/// Those of one subject.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Connections that wait for it, and have not got it since they asked.
+    connections: HashSet<u32>,
+    /// How many had been asked for when it was sent last: whoever is among them has got it.
+    sent: u64,
+    /// Entries in the lines.
+    entries: usize,
 }
 
 /// What connections of one address wait for.
@@ -59,12 +74,15 @@ struct Group {
     connections: BTreeMap<u32, Line>,
     turns: VecDeque<u32>,
     bytes: usize,
+    /// Connections by what theirs take.
+    by_bytes: BTreeSet<(usize, u32)>,
 }
 
 /// What one connection waits for.
 #[derive(Debug, Default)]
 struct Line {
-    confirmations: VecDeque<Confirmation>,
+    /// Each with its number among all that have been asked for.
+    confirmations: VecDeque<(u64, Confirmation)>,
     bytes: usize,
 }
 
@@ -73,53 +91,85 @@ impl Confirmations {
         self.waiting.is_empty()
     }
 
-    /// Adds one, if nobody has asked for the same. Returns the one that is dropped, if there is no room: the newest of the connection that
-    /// waits for too many, or of that which waits for most.
+    /// Adds one, if its connection does not wait for the same. Returns the one that is dropped, if there is no room: the newest of the
+    /// connection that waits for too many, or of that which waits for most.
     pub(super) fn push(&mut self, confirmation: Confirmation) -> Option<Confirmation> {
-        let subject = confirmation.subject();
-        if self.waiting.contains(&subject) {
+        let (source, connection) = (confirmation.requester.source().clone(), confirmation.requester.id());
+        let waiting = self.waiting.entry(confirmation.subject()).or_default();
+        if !waiting.connections.insert(connection) {
             return None;
         }
-        let (source, connection) = (confirmation.requester.source().clone(), confirmation.requester.id());
+        waiting.entries += 1;
+        self.asked += 1;
         let bytes = confirmation.bytes();
         let group = self.sources.entry(source.clone()).or_default();
         let is_new = !group.connections.contains_key(&connection);
         let line = group.connections.entry(connection).or_default();
-        line.confirmations.push_back(confirmation);
-        line.bytes += bytes;
-        group.bytes += bytes;
-        self.bytes += bytes;
-        let is_too_much = line.bytes > BYTES_PER_CONNECTION;
+        line.confirmations.push_back((self.asked, confirmation));
+        let is_too_much = line.bytes + bytes > BYTES_PER_CONNECTION;
+        self.weigh(&source, connection, bytes as isize);
         // One that is being sent, or pauses, gets in line again afterwards.
         if is_new {
             self.queue(&source, connection);
         }
-        self.waiting.insert(subject);
         if is_too_much {
             return self.drop_newest(&source, connection);
         }
         if self.bytes > BYTES {
-            let (source, group) = self.sources.iter().max_by_key(|(_, group)| group.bytes)?;
-            let (connection, _) = group.connections.iter().max_by_key(|(_, line)| line.bytes)?;
-            let (source, connection) = (source.clone(), *connection);
+            let (_, source) = self.by_bytes.last()?.clone();
+            let (_, connection) = *self.sources.get(&source)?.by_bytes.last()?;
             return self.drop_newest(&source, connection);
         }
         None
     }
 
+    /// Notes that those of a connection take more, or less.
+    fn weigh(&mut self, source: &Source, connection: u32, more: isize) {
+        self.bytes = self.bytes.saturating_add_signed(more);
+        let Some(group) = self.sources.get_mut(source) else { return };
+        self.by_bytes.remove(&(group.bytes, source.clone()));
+        group.bytes = group.bytes.saturating_add_signed(more);
+        if group.bytes > 0 {
+            self.by_bytes.insert((group.bytes, source.clone()));
+        }
+        let Some(line) = group.connections.get_mut(&connection) else { return };
+        group.by_bytes.remove(&(line.bytes, connection));
+        line.bytes = line.bytes.saturating_add_signed(more);
+        if line.bytes > 0 {
+            group.by_bytes.insert((line.bytes, connection));
+        }
+    }
+
     fn drop_newest(&mut self, source: &Source, connection: u32) -> Option<Confirmation> {
         let group = self.sources.get_mut(source)?;
         let line = group.connections.get_mut(&connection)?;
-        let dropped = line.confirmations.pop_back()?;
-        line.bytes -= dropped.bytes();
-        group.bytes -= dropped.bytes();
-        self.forget(&dropped);
-        Some(dropped)
+        let (number, dropped) = line.confirmations.pop_back()?;
+        self.weigh(source, connection, -(dropped.bytes() as isize));
+        // It may have got that meanwhile.
+        (!self.is_sent(number, &dropped)).then_some(dropped)
     }
 
-    fn forget(&mut self, confirmation: &Confirmation) {
-        self.bytes -= confirmation.bytes();
-        self.waiting.remove(&confirmation.subject());
+    /// Forgets an entry that was taken out of its line. Returns whether its connection has got this since it asked.
+    fn is_sent(&mut self, number: u64, confirmation: &Confirmation) -> bool {
+        let subject = confirmation.subject();
+        let Some(waiting) = self.waiting.get_mut(&subject) else { return true };
+        let is_sent = number <= waiting.sent;
+        if !is_sent {
+            waiting.connections.remove(&confirmation.requester.id());
+        }
+        waiting.entries -= 1;
+        if waiting.entries == 0 {
+            self.waiting.remove(&subject);
+        }
+        is_sent
+    }
+
+    /// Notes that this is being sent: whoever waits for it gets it.
+    fn send(&mut self, confirmation: &Confirmation) {
+        if let Some(waiting) = self.waiting.get_mut(&confirmation.subject()) {
+            waiting.sent = self.asked;
+            waiting.connections.clear();
+        }
     }
 
     /// The next one, in turn. Its connection has no other turn before it is [told](Self::served) that this one is done.
@@ -134,10 +184,15 @@ impl Confirmations {
             let Some(group) = self.sources.get_mut(&source) else { continue };
             let next = group.pop();
             if !group.turns.is_empty() {
-                self.turns.push_back(source);
+                self.turns.push_back(source.clone());
             }
-            if let Some(next) = next {
-                self.forget(&next);
+            if let Some((number, next)) = next {
+                self.weigh(&source, next.requester.id(), -(next.bytes() as isize));
+                if self.is_sent(number, &next) {
+                    self.served(&next, None);
+                    continue;
+                }
+                self.send(&next);
                 return Some(next);
             }
         }
@@ -182,17 +237,16 @@ impl Confirmations {
     /// All of them, in no particular order.
     pub(super) fn drain(&mut self) -> Vec<Confirmation> {
         let groups = std::mem::take(self).sources.into_values();
-        groups.flat_map(|group| group.connections.into_values()).flat_map(|line| line.confirmations).collect()
+        let lines = groups.flat_map(|group| group.connections.into_values());
+        lines.flat_map(|line| line.confirmations).map(|(_, confirmation)| confirmation).collect()
     }
 }
 
 impl Group {
-    fn pop(&mut self) -> Option<Confirmation> {
+    fn pop(&mut self) -> Option<(u64, Confirmation)> {
         while let Some(connection) = self.turns.pop_front() {
             let Some(line) = self.connections.get_mut(&connection) else { continue };
             if let Some(next) = line.confirmations.pop_front() {
-                line.bytes -= next.bytes();
-                self.bytes -= next.bytes();
                 return Some(next);
             }
             self.connections.remove(&connection);
@@ -237,6 +291,40 @@ mod tests {
         assert_eq!((place("of another one"), place("0:0")), (1, 0));
         assert!(place("of the same address") < 105);
         assert!(confirmations.is_empty() && confirmations.sources.is_empty() && confirmations.bytes == 0);
+        assert!(confirmations.by_bytes.is_empty());
+    }
+
+    #[test]
+    fn nobody_waits_for_the_turn_of_somebody_else_who_asked_for_the_same() {
+        let mut confirmations = Confirmations::default();
+        for topic in ["a", "b", "c", "wanted"] {
+            assert!(confirmations.push(ask(1, 1, topic)).is_none());
+        }
+        assert!(confirmations.push(ask(2, 2, "wanted")).is_none());
+        assert!(confirmations.push(ask(2, 2, "wanted")).is_none(), "it waits for it already");
+        let now = Instant::now();
+        let next = |confirmations: &mut Confirmations, pause: Option<Instant>| {
+            let next = confirmations.pop(now)?;
+            confirmations.served(&next, pause);
+            Some((next.requester.id(), next.topic))
+        };
+        let later = now + std::time::Duration::from_secs(1);
+        assert_eq!(next(&mut confirmations, Some(later)), Some((1, "a".into())));
+        assert_eq!(next(&mut confirmations, None), Some((2, "wanted".into())));
+        assert_eq!(next(&mut confirmations, None), None, "the first one pauses");
+        // Whoever asks again has not got what was sent before.
+        assert!(confirmations.push(ask(2, 3, "wanted")).is_none());
+        assert!(confirmations.push(ask(1, 1, "wanted")).is_none());
+        assert_eq!(next(&mut confirmations, None), Some((3, "wanted".into())));
+        assert_eq!(confirmations.pop(later).map(|next| next.topic), Some("b".into()));
+        let mut rest = Vec::new();
+        confirmations.queue(&Source::of("192.0.2.1:1"), 1);
+        while let Some(next) = confirmations.pop(later) {
+            confirmations.served(&next, None);
+            rest.push(next.topic);
+        }
+        assert_eq!(rest, ["c"], "what it wanted was sent");
+        assert!(confirmations.is_empty() && confirmations.bytes == 0 && confirmations.by_bytes.is_empty());
     }
 
     #[test]
