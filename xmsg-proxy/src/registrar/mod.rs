@@ -46,7 +46,7 @@ use xmsg_zmtp::{Limits, MessageLimits};
 use crate::security::{Authority, Mechanism};
 use journal::{Entry, Journal};
 use service::{Counters, REPLY_FRAMES, REPLY_SIZE, Service};
-use store::Store;
+use store::{Reserved, Store};
 
 /// What a registrar can be told.
 #[derive(Clone, Debug)]
@@ -479,7 +479,9 @@ fn load(path: &std::path::Path, mut store: Store) -> Result<(Store, Journal)> {
         let done = match entry {
             Entry::Register(owner, frame) => Registration::decode(&frame)
                 .ok()
-                .and_then(|registration| store.register(owner, &registration, Duration::ZERO).ok())
+                .and_then(|registration| {
+                    store.admit(owner, &registration, Reserved::default(), Duration::ZERO).ok()
+                })
                 .is_some(),
             Entry::Remove(owner, frame) => Registration::decode(&frame)
                 .ok()
@@ -497,7 +499,15 @@ fn load(path: &std::path::Path, mut store: Store) -> Result<(Store, Journal)> {
         tracing::warn!("{torn}");
     }
     if lost > 0 {
-        tracing::error!(lost, "the snapshot has entries that can't be taken: are there more than may be?");
+        tracing::error!(lost, "registrations in the files could not be read");
+    }
+    if store.is_above_its_limits() {
+        let (registrations, bytes) = (store.len(), store.memory());
+        tracing::warn!(
+            registrations,
+            bytes,
+            "the files have more registrations than the limits allow: all of them are kept, and no new ones are taken"
+        );
     }
     tracing::info!(registrations = store.len(), file = %path.display(), "read the snapshot");
     Ok((store, journal))

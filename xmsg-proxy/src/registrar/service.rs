@@ -7,6 +7,7 @@
 
 mod answering;
 mod change;
+mod compaction;
 mod later;
 mod slow;
 mod turns;
@@ -29,12 +30,13 @@ use xmsg_zmq::link::throttle::Throttle;
 use xmsg_zmq::{EncodedFrames, Replier, ReturnPath, Violations};
 
 use self::answering::Answering;
-use self::change::{Change, Collecting, records};
+use self::change::{Change, records};
+use self::compaction::{Compaction, Supply};
 use self::later::Pending;
 use self::slow::Slow;
 use self::turns::Turns;
 use super::journal::Journal;
-use super::store::{Refused, Search, Store};
+use super::store::{Refused, Reserved, Search, Store};
 use crate::security::{Authority, Rights};
 
 /// Bytes of a frame of a request that are looked at; more is refused. Small enough for a reply to be queued in one piece.
@@ -94,6 +96,8 @@ enum Task {
 struct Batch {
     entries: Vec<u8>,
     changes: VecDeque<(ReturnPath, Action, Change)>,
+    /// The position in the journal that they are behind.
+    position: u64,
 }
 
 /// The disk does not take changes.
@@ -103,8 +107,15 @@ struct Trouble {
     retry: Deadline,
 }
 
-/// An attempt to write, and how long it took.
-type Commit = JoinHandle<(Journal, Result<()>, Duration)>;
+/// An attempt to write.
+#[derive(Debug)]
+struct Written {
+    journal: Journal,
+    /// What it was about.
+    entries: Vec<u8>,
+    result: Result<()>,
+    took: Duration,
+}
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -118,12 +129,15 @@ pub(super) struct Service {
     /// `None` while it is with the blocking thread that writes.
     journal: Option<Journal>,
     gathering: Batch,
-    writing: Option<(Commit, Batch)>,
+    writing: Option<(JoinHandle<Written>, Batch)>,
+    /// What gathered is to be written again when the snapshot that is in the making does not take room any more.
+    writes_again: bool,
     /// Changes that are on the disk, and are yet to be carried out. Until the last of them is, no others are written.
-    carrying: VecDeque<(ReturnPath, Action, Change)>,
+    carrying: Batch,
     /// … those that take long, and what has to wait for them. Others are written meanwhile.
     slow: Slow,
-    collecting: Option<Collecting>,
+    compaction: Option<Compaction>,
+    supply: Option<Supply>,
     trouble: Option<Trouble>,
     write_log: Throttle,
     expiry_log: Throttle,
@@ -164,9 +178,11 @@ impl Service {
             journal,
             gathering: Batch::default(),
             writing: None,
-            carrying: VecDeque::new(),
+            writes_again: false,
+            carrying: Batch::default(),
             slow: Slow::default(),
-            collecting: None,
+            compaction: None,
+            supply: None,
             trouble: None,
             write_log: Throttle::default(),
             expiry_log: Throttle::default(),
@@ -205,12 +221,13 @@ impl Service {
         let mut turn = 0;
         loop {
             let expiry = self.store.next_expiry().map(|due| Deadline::since(self.started, due));
-            let is_busy = !self.carrying.is_empty() || !self.slow.is_empty() || self.collecting.is_some();
-            let may_write = self.writing.is_none() && !is_busy;
+            let may_write =
+                self.writing.is_none() && self.carrying.changes.is_empty() && !self.waits_for_compaction();
             let retry = self.trouble.as_ref().filter(|_| may_write).map(|trouble| trouble.retry);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
+                done = Compaction::done(self.compaction.as_mut()) => self.drafted(done),
                 done = committed(self.writing.as_mut()) => self.written(done),
                 () = at(retry) => self.write(),
                 request = self.replier.recv() => {
@@ -222,6 +239,7 @@ impl Service {
                     }
                 }
                 () = at(expiry) => {}
+                () = Supply::room(self.supply.as_ref()), if !self.has_slices() => {}
                 () = std::future::ready(()), if self.has_slices() => {}
             }
             // Those who ask much get a slice whenever those who ask little have had their turn, and others theirs after either.
@@ -230,11 +248,11 @@ impl Service {
             tokio::task::yield_now().await;
         }
         loop {
-            while !(self.carrying.is_empty() && self.slow.is_empty()) {
+            while !(self.carrying.changes.is_empty() && self.slow.is_empty()) {
                 self.carry_out_some();
             }
-            while self.collecting.as_ref().is_some_and(|all| !all.is_done()) {
-                self.collect_some();
+            if self.writing.is_none() {
+                self.end_compaction().await;
             }
             if self.writing.is_none() {
                 break;
@@ -248,9 +266,9 @@ impl Service {
     /// Whether there is something to do in slices.
     fn has_slices(&self) -> bool {
         !(self.answering.is_empty()
-            && self.carrying.is_empty()
+            && self.carrying.changes.is_empty()
             && self.slow.is_empty()
-            && self.collecting.is_none()
+            && !self.supply.as_ref().is_some_and(Supply::has_room)
             && self.resuming.is_empty())
     }
 
@@ -300,7 +318,7 @@ impl Service {
         }
         match (request.action, request.argument) {
             (Action::Register(owner), Argument::Registration(registration)) => {
-                Task::Change(request.action, Change::Register(owner, registration))
+                Task::Change(request.action, Change::Register(owner, registration, Reserved::default()))
             }
             (Action::Remove(owner), Argument::Registration(registration)) => {
                 Task::Change(request.action, Change::Remove(owner, registration))
@@ -352,18 +370,26 @@ impl Service {
         Reply { action: Bytes::from_static(action.name().as_bytes()), sender: self.sender.clone(), outcome }
     }
 
-    fn change(&mut self, path: ReturnPath, action: Action, change: Change) {
+    fn change(&mut self, path: ReturnPath, action: Action, mut change: Change) {
         let now = self.started.elapsed();
         let is_first = self.pending.get(path.peer()).is_none_or(|pending| pending.changes == 0);
         let done = match &change {
             // What may take long is done in slices, and what comes behind it waits.
             Change::RemoveHost(_) if !self.durable => None,
-            change if !self.durable && self.carrying.is_empty() && !self.slow.precedes(&path, change) => {
+            change
+                if !self.durable
+                    && self.carrying.changes.is_empty()
+                    && !self.slow.precedes(&path, change) =>
+            {
                 Some(change.carry_out(&mut self.store, now))
             }
             _ if !self.durable => None,
+            // What is not there, and not on its way, need not be written down; unless it has expired, and is in the files.
+            change if !self.store.has_ttl() && self.is_at_rest() && change.is_in_vain(&self.store) => {
+                Some(change.carry_out(&mut self.store, now))
+            }
             // What is on the disk already is only renewed; unless something that its owner did before is still on its way.
-            Change::Register(owner, registration) if is_first => {
+            Change::Register(owner, registration, _) if is_first => {
                 match self.store.renew(*owner, registration, now) {
                     Ok(false) => None,
                     renewed => Some(renewed.map(drop)),
@@ -374,7 +400,7 @@ impl Service {
         let refused = match (done, &self.trouble) {
             (Some(outcome), _) => return self.changed(&path, action, outcome),
             (None, Some(trouble)) => Some(trouble.status.clone()),
-            (None, None) => match change.check(&self.store) {
+            (None, None) => match change.check(&mut self.store) {
                 Ok(()) => None,
                 Err(refused) => return self.changed(&path, action, Err(refused)),
             },
@@ -384,13 +410,21 @@ impl Service {
         }
         self.pending.entry(path.peer().clone()).or_default().changes += 1;
         if !self.durable {
-            self.carrying.push_back((path, action, change));
+            self.carrying.changes.push_back((path, action, change));
             return;
         }
         // Removing is written down even if there was nothing to remove: what has expired is still in the files.
         change.entry().write(&mut self.gathering.entries);
         self.gathering.changes.push_back((path, action, change));
         self.write();
+    }
+
+    /// Whether no change is on its way.
+    fn is_at_rest(&self) -> bool {
+        self.writing.is_none()
+            && self.gathering.changes.is_empty()
+            && self.carrying.changes.is_empty()
+            && self.slow.is_empty()
     }
 
     /// Tells what has become of a change.
@@ -476,45 +510,45 @@ impl Service {
 
     /// Hands the batch to the disk, unless the one before is still there; without one, finds out whether the disk takes changes again.
     fn write(&mut self) {
-        let is_idle = self.gathering.changes.is_empty() && self.trouble.is_none();
-        if is_idle || !self.carrying.is_empty() || self.collecting.as_ref().is_some_and(|all| !all.is_done())
-        {
+        if !self.carrying.changes.is_empty() || self.waits_for_compaction() {
             return;
         }
         let Some(mut journal) = self.journal.take() else { return };
-        // What is in the store is written as a whole, and the batch behind it. What is in the journal is to be in the store by then.
-        if journal.wants_compaction()
-            && self.collecting.is_none()
-            && (self.slow.is_empty() || journal.is_broken())
-        {
+        let (has_changes, in_trouble) = (!self.gathering.changes.is_empty(), self.trouble.is_some());
+        // A journal that is broken is made whole with the first change.
+        let next = if has_changes || in_trouble || self.compaction.is_some() {
+            self.next_files(&journal)
+        } else {
+            None
+        };
+        let is_idle = next.is_none() && (journal.is_broken() || !(has_changes || in_trouble));
+        if is_idle {
             self.journal = Some(journal);
-            if self.slow.is_empty() {
-                self.collecting = Some(Collecting::new(&self.store));
-            }
             return;
         }
-        let records = self.collecting.take().map(|all| all.records);
         let mut batch = std::mem::take(&mut self.gathering);
-        let entries = std::mem::take(&mut batch.entries);
+        batch.position = journal.position();
+        let mut entries = std::mem::take(&mut batch.entries);
         let commit = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
-            let result = match records {
-                Some(records) => journal.compact(&records, entries),
+            let result = match next {
+                Some(files) => journal.switch(files, &mut entries),
                 None if entries.is_empty() => journal.probe(),
-                None => journal.append(entries),
+                None => journal.append(&mut entries),
             };
-            (journal, result, started.elapsed())
+            Written { journal, entries, result, took: started.elapsed() }
         });
         self.writing = Some((commit, batch));
         self.make_room();
     }
 
     /// Carries out the changes of a batch that is on the disk, and refuses those of one that could not be put there.
-    fn written(&mut self, done: Result<(Journal, Result<()>, Duration), tokio::task::JoinError>) {
-        let Some((_, batch)) = self.writing.take() else { return };
+    fn written(&mut self, done: Result<Written, tokio::task::JoinError>) {
+        let Some((_, mut batch)) = self.writing.take() else { return };
         let (result, took) = match done {
-            Ok((journal, result, took)) => {
+            Ok(Written { journal, entries, result, took }) => {
                 self.journal = Some(journal);
+                batch.entries = entries;
                 (result, took)
             }
             Err(error) => {
@@ -522,31 +556,41 @@ impl Service {
                 (Err(lost), Duration::ZERO)
             }
         };
-        let failed = result.err().map(|error| self.failed(&error, took));
-        if failed.is_none() && self.trouble.take().is_some() {
-            // First what is asked, then what is told: whoever reads the line finds it so.
-            self.counters.is_unwritable.store(false, Ordering::Relaxed);
-            tracing::info!("changes are stored again");
-        }
-        match failed {
-            None => self.carrying = batch.changes,
-            Some(status) => {
-                // What gathered meanwhile would fail, too.
-                let gathered = std::mem::take(&mut self.gathering).changes;
-                for (path, action, _) in batch.changes.into_iter().chain(gathered) {
-                    self.answer(&path, self.reply(action, Err(status.clone())));
-                    self.change_is_done(path.peer());
+        match result {
+            Ok(()) => {
+                if self.trouble.take().is_some() {
+                    // First what is asked, then what is told: whoever reads the line finds it so.
+                    self.counters.is_unwritable.store(false, Ordering::Relaxed);
+                    tracing::info!("changes are stored again");
+                }
+                self.carrying = Batch { entries: Vec::new(), ..batch };
+            }
+            Err(error) => {
+                if let Some(batch) = self.tries_again(batch) {
+                    let status = self.failed(&error, took);
+                    self.refuse_batch(batch, &status);
                 }
             }
         }
+        self.draft_failed();
         if self.journal.is_none() {
             // Nothing can be stored any more.
             self.stop.cancel();
-            tracing::error!("the registrar ends: it has lost its journal");
+            tracing::error!("the registrar ends: its journal can't be used any more");
             return;
         }
         self.carry_out_some();
         self.make_room();
+    }
+
+    /// Refuses the changes of a batch that could not be written, and what gathered meanwhile, which would fail, too.
+    fn refuse_batch(&mut self, batch: Batch, status: &str) {
+        let gathered = std::mem::take(&mut self.gathering).changes;
+        for (path, action, change) in batch.changes.into_iter().chain(gathered) {
+            change.give_up(&mut self.store);
+            self.answer(&path, self.reply(action, Err(status.to_owned())));
+            self.change_is_done(path.peer());
+        }
     }
 
     /// Carries out some of the changes that are on the disk: first a part of those that take long, then others that need not wait for them.
@@ -554,11 +598,11 @@ impl Service {
     fn carry_out_some(&mut self) {
         let (now, mut work) = (self.started.elapsed(), SLICE / 2);
         while work > 0
-            && let Some((path, action, change)) = self.slow.pop()
+            && let Some(((path, action, change), position)) = self.slow.pop()
         {
             match change.carry_out_some(&mut self.store, now, &mut work) {
                 None => {
-                    self.slow.put_back((path, action, change));
+                    self.slow.put_back((path, action, change), position);
                     self.count();
                 }
                 Some(outcome) => self.carried_out(&path, action, outcome),
@@ -566,18 +610,17 @@ impl Service {
         }
         work += SLICE / 2;
         while work > 0
-            && !self.slow.is_full()
-            && let Some((path, action, change)) = self.carrying.pop_front()
+            && let Some((path, action, change)) = self.carrying.changes.pop_front()
         {
             if change.takes_long() || self.slow.precedes(&path, &change) {
-                self.slow.push((path, action, change));
+                self.slow.push((path, action, change), self.carrying.position);
                 continue;
             }
-            work -= 1;
-            let outcome = change.carry_out(&mut self.store, now);
-            self.carried_out(&path, action, outcome);
+            if let Some(outcome) = change.carry_out_some(&mut self.store, now, &mut work) {
+                self.carried_out(&path, action, outcome);
+            }
         }
-        if !self.carrying.is_empty() {
+        if !self.carrying.changes.is_empty() {
             return;
         }
         if self.trouble.is_none() {
@@ -596,15 +639,6 @@ impl Service {
         pending.changes -= 1;
         if pending.changes == 0 {
             self.resume(peer);
-        }
-    }
-
-    /// Collects some of all registrations for a snapshot, and has it written after the last.
-    fn collect_some(&mut self) {
-        let Some(collecting) = &mut self.collecting else { return };
-        collecting.advance(&self.store);
-        if collecting.is_done() {
-            self.write();
         }
     }
 
@@ -670,15 +704,15 @@ fn changes(action: Action) -> bool {
 /// Writes a snapshot of the store.
 pub(super) async fn compact(mut journal: Journal, store: &Store) -> Result<Journal> {
     let records = records(store);
-    let work = tokio::task::spawn_blocking(move || journal.compact(&records, Vec::new()).map(|()| journal));
+    let work = tokio::task::spawn_blocking(move || journal.compact(&records, &mut []).map(|()| journal));
     work.await
         .map_err(|error| Error::new(ErrorKind::Io, "the snapshot was not written").with_source(error))?
 }
 
 /// The end of the commit that is under way; never, if there is none.
 async fn committed(
-    writing: Option<&mut (Commit, Batch)>,
-) -> Result<(Journal, Result<()>, Duration), tokio::task::JoinError> {
+    writing: Option<&mut (JoinHandle<Written>, Batch)>,
+) -> Result<Written, tokio::task::JoinError> {
     match writing {
         Some((commit, _)) => commit.await,
         None => std::future::pending().await,

@@ -15,7 +15,8 @@ mod above;
 mod few;
 mod index;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
 use std::time::Duration;
@@ -66,6 +67,13 @@ impl fmt::Display for Refused {
     }
 }
 
+/// Room that is kept for registrations on their way: see [`Store::reserve`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reserved {
+    records: usize,
+    bytes: usize,
+}
+
 /// When a record expires, and which of those that expire then it is.
 type Due = (Duration, u64);
 /// The topic of a record, in all the places that name it.
@@ -83,6 +91,9 @@ pub struct Store {
     ttl: Option<Duration>,
     next_serial: u64,
     expiring: Expiring,
+    /// Room that is kept, and for how many of one topic, name and host.
+    reserved: Reserved,
+    coming: HashMap<(OwnerType, Key, Owner), usize>,
 }
 
 impl Store {
@@ -97,6 +108,8 @@ impl Store {
             ttl,
             next_serial: 0,
             expiring: Expiring::new(),
+            reserved: Reserved::default(),
+            coming: HashMap::new(),
         }
     }
 
@@ -144,11 +157,24 @@ impl Store {
         registration: &Registration,
         now: Duration,
     ) -> Result<bool, Refused> {
+        let reserved = self.reserve(owner, registration)?;
+        self.admit(owner, registration, reserved, now)
+    }
+
+    /// Keeps a registration that room is [reserved](Self::reserve) for, or that was in the store before: no limit keeps it out. Fails if its
+    /// topic is none.
+    pub fn admit(
+        &mut self,
+        owner: OwnerType,
+        registration: &Registration,
+        reserved: Reserved,
+        now: Duration,
+    ) -> Result<bool, Refused> {
+        self.release(owner, registration, reserved);
         let (key, of, frame) = record(registration)?;
         if self.renew_record(owner, &key, &of, &frame, now) {
             return Ok(false);
         }
-        self.room_for(owner, &key, &of, &frame)?;
         let due = self.due(now);
         let variant = Variant { frame, port: registration.port, due };
         let (key, of) = self.table_mut(owner).insert(key, of, variant);
@@ -169,13 +195,73 @@ impl Store {
         Ok(self.renew_record(owner, &key, &of, &frame, now))
     }
 
-    /// Whether a registration would be kept now.
-    pub fn check(&self, owner: OwnerType, registration: &Registration) -> Result<(), Refused> {
+    /// Keeps room for a registration, beside those that are there and those that room is kept for; for one that is there, too, as it may go
+    /// before this one comes. The room is given back by [`admit`](Self::admit) or [`release`](Self::release).
+    pub fn reserve(&mut self, owner: OwnerType, registration: &Registration) -> Result<Reserved, Refused> {
         let (key, of, frame) = record(registration)?;
-        if self.table(owner).variants(&key, &of).iter().any(|variant| variant.frame == frame) {
-            return Ok(());
+        let table = self.table(owner);
+        let variants = table.variants(&key, &of);
+        let coming = (owner, key, of);
+        let (_, key, of) = &coming;
+        let growth = table.growth(key, of, &frame)
+            + self.ttl.map_or(0, |_| few::leaf::<Due, (OwnerType, Key, Owner)>(self.expiring.len()));
+        if !variants.iter().any(|variant| variant.frame == frame) {
+            if self.len() + self.reserved.records >= self.limit {
+                return Err(Refused::Full(self.limit));
+            }
+            if variants.len() + self.coming.get(&coming).copied().unwrap_or_default() >= VARIANTS_MAX {
+                return Err(Refused::Variants);
+            }
+            if self.memory().saturating_add(growth + self.reserved.bytes) > self.memory_limit {
+                return Err(Refused::Memory(self.memory_limit));
+            }
         }
-        self.room_for(owner, &key, &of, &frame)
+        // What it takes now may be little because of others that go before it comes.
+        let bytes = growth.max(Table::growth_alone(key, of, &frame));
+        self.reserved.records += 1;
+        self.reserved.bytes += bytes;
+        *self.coming.entry(coming).or_default() += 1;
+        Ok(Reserved { records: 1, bytes })
+    }
+
+    /// Gives room back that is not needed.
+    pub fn release(&mut self, owner: OwnerType, registration: &Registration, reserved: Reserved) {
+        self.reserved.records -= reserved.records;
+        self.reserved.bytes -= reserved.bytes;
+        if reserved.records > 0
+            && let Ok(key) = key(registration)
+            && let Entry::Occupied(mut coming) = self.coming.entry((owner, key, Owner::of(registration)))
+        {
+            *coming.get_mut() -= 1;
+            if *coming.get() == 0 {
+                coming.remove();
+            }
+        }
+    }
+
+    /// Whether there is more than there may be: limits keep out what is registered, not what was in the store before.
+    #[must_use]
+    pub fn is_above_its_limits(&self) -> bool {
+        self.len() > self.limit || self.memory() > self.memory_limit
+    }
+
+    /// Whether something with this topic, name and host is registered.
+    #[must_use]
+    pub fn has(&self, owner: OwnerType, registration: &Registration) -> bool {
+        key(registration)
+            .is_ok_and(|key| !self.table(owner).variants(&key, &Owner::of(registration)).is_empty())
+    }
+
+    /// Whether a host has registered something.
+    #[must_use]
+    pub fn has_of_host(&self, host: &str) -> bool {
+        OwnerType::ALL.into_iter().any(|owner| self.table(owner).by_host.of(host).is_some())
+    }
+
+    /// Whether registrations expire.
+    #[must_use]
+    pub fn has_ttl(&self) -> bool {
+        self.ttl.is_some()
     }
 
     /// Whether what is to be forgotten has a topic.
@@ -192,23 +278,6 @@ impl Store {
             self.expiring.insert(due, renewed);
         }
         true
-    }
-
-    /// Whether there is room for a new record.
-    fn room_for(&self, owner: OwnerType, key: &Key, of: &Owner, frame: &[u8]) -> Result<(), Refused> {
-        if self.len() >= self.limit {
-            return Err(Refused::Full(self.limit));
-        }
-        let table = self.table(owner);
-        if table.variants(key, of).len() >= VARIANTS_MAX {
-            return Err(Refused::Variants);
-        }
-        let expiring = self.ttl.map(|_| few::leaf::<Due, (OwnerType, Key, Owner)>(self.expiring.len()));
-        let growth = table.growth(key, of, frame) + expiring.unwrap_or_default();
-        if self.memory().saturating_add(growth) > self.memory_limit {
-            return Err(Refused::Memory(self.memory_limit));
-        }
-        Ok(())
     }
 
     /// When what is registered now expires.
@@ -231,7 +300,7 @@ impl Store {
         self.remove_some_of_host(host, usize::MAX)
     }
 
-    /// The same for so many at most, or a few more. If it returns less, nothing of that host is left.
+    /// The same for so many at most. If it returns less, nothing of that host is left.
     pub fn remove_some_of_host(&mut self, host: &str, most: usize) -> usize {
         let mut count = 0;
         for owner in OwnerType::ALL {
@@ -418,7 +487,7 @@ fn parts(topic: &str) -> (&str, &str, &str) {
 }
 
 /// Who registered: what removing goes by. Those of one host lie together.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Owner {
     host: Text,
     name: Text,
@@ -546,6 +615,20 @@ impl Table {
         bytes + self.by_host.growth(&of.host, key)
     }
 
+    /// The same, if nothing that it needs is there: its share of each tree, however many come.
+    fn growth_alone(key: &str, of: &Owner, frame: &[u8]) -> usize {
+        let (domain, subject, types) = parts(key);
+        let texts = [key, domain, subject, types, &of.host, &of.name];
+        few::frame(frame.len())
+            + 2 * few::element::<Variant>(0)
+            + texts.into_iter().map(few::text).sum::<usize>()
+            + few::share::<Key, Topic>()
+            + few::share::<Text, usize>()
+            + few::share::<Owner, Vec<Variant>>()
+            + few::share::<Due, (OwnerType, Key, Owner)>()
+            + 3 * (few::share::<Text, Few<Key, usize>>() + few::share::<Key, usize>())
+    }
+
     /// Takes a registration in that is not there. Returns its topic and owner as they are kept.
     fn insert(&mut self, key: Key, of: Owner, variant: Variant) -> (Key, Owner) {
         self.memory += self.growth(&key, &of, &variant.frame);
@@ -593,7 +676,12 @@ impl Table {
                 break;
             }
             for owner in gone {
-                removed.extend(self.remove(&key, &owner));
+                // One may have many.
+                let left = most - removed.len();
+                removed.extend(std::iter::from_fn(|| self.take(&key, &owner, |_| true)).take(left));
+                if removed.len() == most {
+                    break;
+                }
             }
         }
         removed

@@ -228,7 +228,7 @@ proptest! {
             first.register(*owner, record, Duration::ZERO).unwrap();
             let exactly = first.memory();
             other.memory_limit = exactly - 1;
-            prop_assert_eq!(other.check(*owner, record), Err(Refused::Memory(exactly - 1)));
+            prop_assert_eq!(other.reserve(*owner, record), Err(Refused::Memory(exactly - 1)));
             other.memory_limit = exactly;
             prop_assert_eq!(other.register(*owner, record, Duration::ZERO), Ok(true));
         }
@@ -279,6 +279,96 @@ fn limits_are_kept() {
     assert_eq!(store.register(OwnerType::Publisher, &of(last), Duration::ZERO), Err(Refused::Variants));
     assert_eq!(store.remove(OwnerType::Publisher, &of(9)), Ok(VARIANTS_MAX));
     assert!(store.is_empty());
+}
+
+#[test]
+fn room_is_kept_for_those_that_are_on_their_way() {
+    let owner = OwnerType::Publisher;
+    let of = |name: &str| registration(name, "h", 1, ["a", "b", "c"]);
+    let mut store = Store::new(3, None);
+    store.register(owner, &of("one"), Duration::ZERO).unwrap();
+    let coming = ["two", "three"].map(|name| (name, store.reserve(owner, &of(name)).unwrap()));
+    assert_eq!(store.reserve(owner, &of("four")), Err(Refused::Full(3)));
+    assert_eq!(store.register(owner, &of("four"), Duration::ZERO), Err(Refused::Full(3)));
+    // One that is there may go before it comes once more: nobody else gets its place.
+    let again = store.reserve(owner, &of("one")).unwrap();
+    store.remove(owner, &of("one")).unwrap();
+    assert_eq!(store.reserve(owner, &of("four")), Err(Refused::Full(3)));
+    for (name, reserved) in coming.into_iter().chain([("one", again)]) {
+        assert_eq!(store.admit(owner, &of(name), reserved, Duration::ZERO), Ok(true));
+    }
+    assert_eq!((store.len(), store.is_above_its_limits()), (3, false));
+    store.remove(owner, &of("one")).unwrap();
+    let four = store.reserve(owner, &of("four")).unwrap();
+    assert_eq!(store.reserve(owner, &of("five")), Err(Refused::Full(3)));
+    store.release(owner, &of("four"), four);
+    assert_eq!(store.register(owner, &of("five"), Duration::ZERO), Ok(true));
+    assert!(store.reserved == Reserved::default() && store.coming.is_empty());
+}
+
+#[test]
+fn variants_on_their_way_count() {
+    let owner = OwnerType::Publisher;
+    let of = |port| registration("n", "h", port, ["a", "b", "c"]);
+    let mut store = Store::new(usize::MAX, None);
+    store.register(owner, &of(1), Duration::ZERO).unwrap();
+    for port in 2..=VARIANTS_MAX as u16 {
+        store.reserve(owner, &of(port)).unwrap();
+    }
+    assert_eq!(store.reserve(owner, &of(9_999)), Err(Refused::Variants));
+    assert!(store.reserve(owner, &registration("other", "h", 1, ["a", "b", "c"])).is_ok());
+}
+
+/// However many are on their way at the same time, what room is kept for is enough for all of them.
+#[test]
+fn the_memory_that_is_kept_is_enough() {
+    let owner = OwnerType::Publisher;
+    for spread in [1, 7, 100_000] {
+        let of = |number: usize| {
+            let parts = [number % spread, number % (2 * spread), number % (3 * spread)]
+                .map(|part| format!("{part:05}"));
+            let [domain, subject, types] = parts.each_ref().map(String::as_str);
+            registration(&number.to_string(), &format!("h{}", number % spread), 1, [domain, subject, types])
+        };
+        let mut store = Store::new(usize::MAX, Some(Duration::from_secs(1)));
+        for number in 0..10 {
+            store.register(owner, &of(number), Duration::ZERO).unwrap();
+        }
+        let before = store.memory();
+        let coming: Vec<_> = (10..4_000).map(|number| store.reserve(owner, &of(number)).unwrap()).collect();
+        let kept = store.reserved.bytes;
+        for (number, reserved) in (10..).zip(coming) {
+            store.admit(owner, &of(number), reserved, Duration::ZERO).unwrap();
+        }
+        let taken = store.memory() - before;
+        assert!(taken <= kept, "{taken} of {kept}");
+    }
+}
+
+/// Limits that are lower than they were when the registrar wrote its files keep nothing out that was in there.
+#[test]
+fn what_was_in_the_store_before_stays_above_the_limits() {
+    let of = |name: &str| registration(name, "h", 1, ["a", "b", "c"]);
+    let owner = OwnerType::Subscriber;
+    let mut store = Store::new(1, None);
+    for name in ["one", "two"] {
+        assert_eq!(store.admit(owner, &of(name), Reserved::default(), Duration::ZERO), Ok(true));
+    }
+    assert!(store.is_above_its_limits());
+    assert_eq!(store.register(owner, &of("two"), Duration::ZERO), Ok(false));
+    assert_eq!(store.register(owner, &of("three"), Duration::ZERO), Err(Refused::Full(1)));
+}
+
+/// One name of a host may have many registrations.
+#[test]
+fn no_more_are_removed_at_once_than_may_be() {
+    let owner = OwnerType::Publisher;
+    let mut store = Store::new(usize::MAX, None);
+    for (name, port) in ["a", "b", "c"].into_iter().flat_map(|name| (1..=100).map(move |port| (name, port))) {
+        store.register(owner, &registration(name, "h", port, ["a", "b", "c"]), Duration::ZERO).unwrap();
+    }
+    let removed: Vec<_> = (0..4).map(|_| store.remove_some_of_host("h", 90)).collect();
+    assert_eq!((removed, store.len(), store.has_of_host("h")), (vec![90, 90, 90, 30], 0, false));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Files that are whole, cut short, damaged, of the first version, and behind links.
 
+use super::format::*;
 use super::*;
 
 fn open(path: &Path) -> (Journal, Vec<Entry>, Complaints) {
@@ -39,9 +40,9 @@ fn snapshot() -> [(OwnerType, Vec<Bytes>); 2] {
 fn filled(path: &Path) -> Vec<Entry> {
     let (mut journal, found, complaints) = open(path);
     assert!(found.is_empty() && complaints == Complaints::default() && journal.wants_compaction());
-    journal.compact(&snapshot(), Vec::new()).unwrap();
+    journal.compact(&snapshot(), &mut []).unwrap();
     assert!(!journal.wants_compaction());
-    journal.append(batch(&entries())).unwrap();
+    journal.append(&mut batch(&entries())).unwrap();
     all()
 }
 
@@ -91,7 +92,7 @@ fn what_was_written_is_read() {
     let (mut journal, found, complaints) = open(&path);
     assert_eq!((found, complaints), (all, Complaints::default()));
     assert!(Journal::open(&path, drop).unwrap_err().to_string().contains("another registrar"));
-    journal.compact(&[(OwnerType::Publisher, vec![frame("new")])], batch(&entries()[..1])).unwrap();
+    journal.compact(&[(OwnerType::Publisher, vec![frame("new")])], &mut batch(&entries()[..1])).unwrap();
     drop(journal);
     let expected = [Entry::Register(OwnerType::Publisher, frame("new")), entries()[0].clone()];
     assert_eq!(open(&path).1, expected);
@@ -105,12 +106,12 @@ fn files_of_the_first_version_are_read_and_written_anew() {
     let (mut journal, found, complaints) = open(&path);
     assert_eq!((found, complaints), (all.clone(), Complaints::default()));
     // Going on with it as it is would do, too.
-    journal.append(batch(&entries()[..1])).unwrap();
+    journal.append(&mut batch(&entries()[..1])).unwrap();
     drop(journal);
     let (mut journal, found, complaints) = open(&path);
     assert_eq!((found.len(), complaints), (7, Complaints::default()));
     assert!(journal.wants_compaction() && !journal.is_broken());
-    journal.compact(&snapshot(), Vec::new()).unwrap();
+    journal.compact(&snapshot(), &mut []).unwrap();
     assert!(fs::read(&path).unwrap().starts_with(b"XMSGREG2"));
     assert!(fs::read(with_suffix(&path, ".journal")).unwrap().starts_with(b"XMSGJRN2"));
 }
@@ -134,7 +135,7 @@ fn a_journal_cut_short_anywhere_gives_what_is_whole_says_so_and_goes_on() {
             let (mut journal, found, complaints) = open(&path);
             assert_eq!((complaints.damage.len(), complaints.torn.is_some()), (0, torn), "at {len}");
             assert_eq!(found, all[..found.len()]);
-            journal.append(batch(&entries()[..1])).unwrap();
+            journal.append(&mut batch(&entries()[..1])).unwrap();
             drop(journal);
             let (_, again, complaints) = open(&path);
             assert_eq!((again.len(), complaints), (found.len() + 1, Complaints::default()));
@@ -174,9 +175,9 @@ fn one_damaged_byte_loses_one_entry_and_the_file_is_kept_aside() {
                 let text = &complaints.damage[0];
                 assert!(text.contains("is damaged") && text.contains(".corrupt-1"), "{text}");
                 assert_eq!(fs::read(with_suffix(&damaged, ".corrupt-1")).unwrap(), bytes);
-                assert!(journal.is_broken() && journal.append(Vec::new()).is_err());
-                journal.compact(&[], Vec::new()).unwrap();
-                journal.append(Vec::new()).unwrap();
+                assert!(journal.is_broken() && journal.append(&mut []).is_err());
+                journal.compact(&[], &mut []).unwrap();
+                journal.append(&mut []).unwrap();
                 drop(journal);
                 assert_eq!(open(&path).2, Complaints::default());
             }
@@ -193,7 +194,7 @@ fn nobody_plants_an_entry_inside_of_another() {
     seal(&mut planted, &Salt(None));
     let (mut journal, ..) = open(&path);
     let changes = [Entry::Register(OwnerType::Publisher, planted.into()), entries()[0].clone()];
-    journal.append(batch(&changes)).unwrap();
+    journal.append(&mut batch(&changes)).unwrap();
     drop(journal);
     let file = with_suffix(&path, ".journal");
     let mut bytes = fs::read(&file).unwrap();
@@ -214,13 +215,137 @@ fn a_journal_older_than_the_snapshot_is_not_gone_on_with() {
     filled(&path);
     let old = fs::read(with_suffix(&path, ".journal")).unwrap();
     let (mut journal, ..) = open(&path);
-    journal.compact(&[(OwnerType::Publisher, vec![frame("new")])], Vec::new()).unwrap();
+    journal.compact(&[(OwnerType::Publisher, vec![frame("new")])], &mut []).unwrap();
     drop(journal);
     // As if the system had stopped between the two renames.
     fs::write(with_suffix(&path, ".journal"), old).unwrap();
     let (mut journal, found, complaints) = open(&path);
     assert_eq!((found.len(), complaints, journal.is_broken()), (4, Complaints::default(), true));
-    assert!(journal.append(Vec::new()).is_err());
+    assert!(journal.append(&mut []).is_err());
+}
+
+/// A registration for each of these names.
+fn records(names: &[&'static str]) -> [(OwnerType, Vec<Bytes>); 1] {
+    [(OwnerType::Publisher, names.iter().map(|name| frame(name)).collect())]
+}
+
+/// Hands them out, one owner at a time.
+fn each_of(records: [Records; 1]) -> impl FnMut() -> io::Result<Option<Records>> {
+    let mut records = records.into_iter();
+    move || Ok(records.next())
+}
+
+fn registers(names: &[&'static str]) -> Vec<Entry> {
+    names.iter().map(|name| Entry::Register(OwnerType::Publisher, frame(name))).collect()
+}
+
+/// A journal that goes on while a draft is written, and the draft. In the snapshot are `one` and `two`; the journal had `two`, and has three
+/// more.
+fn drafted(path: &Path) -> (Journal, Draft) {
+    let (mut journal, ..) = open(path);
+    journal.compact(&records(&["one"]), &mut batch(&registers(&["two"]))).unwrap();
+    let mut draft = journal.draft(journal.position());
+    journal.append(&mut batch(&registers(&["three"]))).unwrap();
+    draft.write(each_of(records(&["one", "two"]))).unwrap();
+    journal.append(&mut batch(&registers(&["four"]))).unwrap();
+    draft.copy(journal.position()).unwrap();
+    journal.append(&mut batch(&registers(&["five"]))).unwrap();
+    (journal, draft)
+}
+
+#[test]
+fn changes_go_on_while_the_next_files_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    let (mut journal, draft) = drafted(&path);
+    assert!(draft.is_near(journal.position()) && !draft.is_near(journal.position() + 2 * NEARLY));
+    let position = journal.position();
+    journal.switch(draft, &mut batch(&registers(&["six"]))).unwrap();
+    let six = batch(&registers(&["six"])).len() as u64;
+    assert_eq!(journal.position(), position + six, "it counts on");
+    assert!(!journal.is_broken() && !journal.wants_compaction());
+    journal.append(&mut batch(&registers(&["seven"]))).unwrap();
+    // A draft of the new files finds the entries of the new journal.
+    let mut draft = journal.draft(position);
+    draft.write(each_of(records(&["one", "two", "three", "four", "five"]))).unwrap();
+    drop(journal);
+    drop(draft);
+    let files = || fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(files(), 3, "the snapshot, the journal and the lock: a draft leaves nothing behind");
+    let all = registers(&["one", "two", "three", "four", "five", "six", "seven"]);
+    let (mut journal, found, complaints) = open(&path);
+    assert_eq!((&found, complaints), (&all, Complaints::default()));
+    let seven = batch(&registers(&["seven"])).len() as u64;
+    let mut draft = journal.draft(journal.position() - seven);
+    draft.write(each_of(records(&["all but the last"]))).unwrap();
+    journal.switch(draft, &mut []).unwrap();
+    drop(journal);
+    assert_eq!(open(&path).1, registers(&["all but the last", "seven"]));
+}
+
+/// A crash while the next files are being written, and between the two renames.
+#[test]
+fn all_is_there_whenever_the_next_files_are_left_unfinished() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    let (journal, draft) = drafted(&path);
+    let before = fs::read(&path).unwrap();
+    // As a crash leaves it.
+    let unfinished = fs::read(temporary(&path)).unwrap();
+    drop((journal, draft));
+    fs::write(temporary(&path), unfinished).unwrap();
+    let (journal, found, complaints) = open(&path);
+    assert_eq!(
+        (found, complaints),
+        (registers(&["one", "two", "three", "four", "five"]), Complaints::default())
+    );
+    drop(journal);
+    // The new snapshot and the old journal: what is in both is the same twice.
+    fs::rename(temporary(&path), &path).unwrap();
+    assert_ne!(fs::read(&path).unwrap(), before);
+    let (mut journal, found, complaints) = open(&path);
+    let expected = registers(&["one", "two", "two", "three", "four", "five"]);
+    assert_eq!((found, complaints), (expected, Complaints::default()));
+    assert!(journal.is_broken(), "it belongs to another snapshot: nothing is appended to it");
+    journal.compact(&records(&["all"]), &mut []).unwrap();
+    drop(journal);
+    assert_eq!(open(&path).1, registers(&["all"]));
+}
+
+#[test]
+fn the_journal_goes_on_if_the_next_files_can_not_take_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r");
+    let (mut journal, mut draft) = drafted(&path);
+    draft.is_unwanted().store(true, Ordering::Relaxed);
+    assert!(
+        draft.write(each_of(records(&["one"]))).unwrap_err().with_causes().to_string().contains("given up")
+    );
+    drop(draft);
+    // Its end is behind that of the journal.
+    let mut draft = journal.draft(journal.position());
+    draft.write(each_of(records(&["one"]))).unwrap();
+    assert!(draft.copy(journal.position() + 1).is_err());
+    drop(draft);
+    // A change that was damaged since it was written is not made a good one.
+    let path_of_journal = with_suffix(&path, ".journal");
+    let mut file = fs::read(&path_of_journal).unwrap();
+    *file.last_mut().unwrap() ^= 1;
+    fs::write(&path_of_journal, &file).unwrap();
+    let five = batch(&registers(&["five"])).len() as u64;
+    let mut draft = journal.draft(journal.position() - five);
+    draft.write(each_of(records(&["one"]))).unwrap();
+    let error = draft.copy(journal.position()).unwrap_err();
+    assert!(error.with_causes().to_string().contains("damaged"), "{error:?}");
+    drop(draft);
+    *file.last_mut().unwrap() ^= 1;
+    fs::write(&path_of_journal, &file).unwrap();
+    // Nor is it a whole entry.
+    let mut draft = journal.draft(journal.position() - 1);
+    draft.write(each_of(records(&["one"]))).unwrap();
+    journal.switch(draft, &mut batch(&registers(&["six"]))).unwrap();
+    drop(journal);
+    assert_eq!(open(&path).1, registers(&["one", "two", "three", "four", "five", "six"]));
 }
 
 #[test]
@@ -240,7 +365,7 @@ fn other_names_of_the_same_file_meet_at_one_lock() {
         let error = Journal::open(&at(other), drop).unwrap_err().to_string();
         assert!(error.contains("another registrar"), "{other}: {error}");
     }
-    journal.compact(&snapshot(), Vec::new()).unwrap();
+    journal.compact(&snapshot(), &mut []).unwrap();
     drop(journal);
     assert!(fs::symlink_metadata(at("file")).unwrap().is_symlink(), "it still leads there");
     assert_eq!(open(&at("real/r")).1.len(), 3);
@@ -255,13 +380,13 @@ fn what_could_not_be_written_is_cut_off_and_the_journal_goes_on() {
     let all = filled(&path);
     let (mut journal, ..) = open(&path);
     let good = std::mem::replace(&mut journal.file, File::options().write(true).open("/dev/full").unwrap());
-    let error = journal.append(batch(&entries()[..1])).unwrap_err();
+    let error = journal.append(&mut batch(&entries()[..1])).unwrap_err();
     assert!(error.with_causes().to_string().contains("No space left"), "{error:?}");
     assert!(journal.probe().is_err());
     journal.file = good;
     journal.broken = journal.cut().is_err();
     journal.probe().unwrap();
-    journal.append(batch(&entries()[..1])).unwrap();
+    journal.append(&mut batch(&entries()[..1])).unwrap();
     drop(journal);
     let (_, found, complaints) = open(&path);
     assert_eq!((found.len(), complaints), (all.len() + 1, Complaints::default()));
@@ -277,7 +402,7 @@ fn without_room_for_a_new_snapshot_the_journal_grows() {
     assert!(journal.wants_compaction());
     // Nothing can be written beside it.
     fs::create_dir(with_suffix(&path, ".tmp")).unwrap();
-    journal.compact(&snapshot(), batch(&entries()[..1])).unwrap();
+    journal.compact(&snapshot(), &mut batch(&entries()[..1])).unwrap();
     assert!(!journal.wants_compaction());
     drop(journal);
     assert_eq!(open(&path).1.len(), all.len() + 1);
@@ -290,11 +415,11 @@ fn a_damaged_salt_takes_no_longer_to_get_over_whatever_clients_chose() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("snapshot");
     let (mut journal, ..) = open(&path);
-    journal.compact(&[], Vec::new()).unwrap();
+    journal.compact(&[], &mut []).unwrap();
     let traps = b"\x7f\x3f\x00\x00crc!\x01".repeat(450);
     let entry = Entry::Register(OwnerType::Publisher, traps.into());
     let all = vec![entry; ENTRIES];
-    journal.append(batch(&all)).unwrap();
+    journal.append(&mut batch(&all)).unwrap();
     drop(journal);
     let file = with_suffix(&path, ".journal");
     let good = fs::read(&file).unwrap();
@@ -306,9 +431,9 @@ fn a_damaged_salt_takes_no_longer_to_get_over_whatever_clients_chose() {
     assert_eq!((found == all, complaints.damage.len()), (true, 1), "{complaints:?}");
 
     let behind = Bytes::from(good).slice(first_salt + 16..);
-    let contents = Contents::read(&behind, Salt(Some([7; 8])));
+    let contents = Contents::read(&behind, Salt(Some([7; 8])), drop);
     let most = IN_VAIN + IN_VAIN_OF_EACH * behind.len();
-    assert!(contents.entries.is_empty() && contents.in_vain <= most, "{} bytes", contents.in_vain);
+    assert!(contents.count == 0 && contents.in_vain <= most, "{} bytes", contents.in_vain);
     // Without a bound it would be this much.
     let each = 449 * 0x3f7f;
     assert!(contents.in_vain + each > most && ENTRIES * each > 10 * most);
@@ -320,10 +445,10 @@ fn a_damaged_length_among_what_clients_chose_loses_that_entry_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("snapshot");
     let (mut journal, ..) = open(&path);
-    journal.compact(&[], Vec::new()).unwrap();
+    journal.compact(&[], &mut []).unwrap();
     let traps = b"\x7f\x7f\x03\x00crc!\x01".repeat(450);
     let all = vec![Entry::Register(OwnerType::Publisher, traps.into()); 10];
-    journal.append(batch(&all)).unwrap();
+    journal.append(&mut batch(&all)).unwrap();
     drop(journal);
     let file = with_suffix(&path, ".journal");
     let mut bytes = fs::read(&file).unwrap();

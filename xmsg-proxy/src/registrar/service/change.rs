@@ -3,19 +3,16 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
 use xmsg_core::registration::{OwnerType, Registration};
 
-use crate::registrar::journal::Entry;
-use crate::registrar::store::{Refused, Search, Store};
-
-/// Registrations that are collected for a snapshot before others get their turn.
-const COLLECTED: usize = 4096;
+use crate::registrar::journal::{Entry, Records};
+use crate::registrar::store::{Refused, Reserved, Search, Store};
 
 /// What a request wants to be different.
 #[derive(Debug)]
 pub(super) enum Change {
-    Register(OwnerType, Registration),
+    /// Once it was checked, room is reserved for it.
+    Register(OwnerType, Registration, Reserved),
     Remove(OwnerType, Registration),
     RemoveHost(String),
 }
@@ -23,7 +20,7 @@ pub(super) enum Change {
 impl Change {
     pub(super) fn entry(&self) -> Entry {
         match self {
-            Self::Register(owner, registration) => Entry::Register(*owner, registration.encode()),
+            Self::Register(owner, registration, _) => Entry::Register(*owner, registration.encode()),
             Self::Remove(owner, registration) => Entry::Remove(*owner, registration.encode()),
             Self::RemoveHost(host) => Entry::RemoveHost(host.clone().into()),
         }
@@ -37,12 +34,13 @@ impl Change {
     /// The host whose registrations it is about.
     pub(super) fn host(&self) -> &str {
         match self {
-            Self::Register(_, registration) | Self::Remove(_, registration) => &registration.host,
+            Self::Register(_, registration, _) | Self::Remove(_, registration) => &registration.host,
             Self::RemoveHost(host) => host,
         }
     }
 
-    /// Does as much as `work` allows, and takes what was done from it; at least a little. `None`: there is more to do.
+    /// Carries out a change that was checked, as far as `work` allows, and takes what was done from it; at least a little. `None`: there is more
+    /// to do.
     pub(super) fn carry_out_some(
         &self,
         store: &mut Store,
@@ -56,12 +54,19 @@ impl Change {
             return (count < most).then_some(Ok(()));
         }
         *work = work.saturating_sub(1);
-        Some(self.carry_out(store, now))
+        // Room was reserved for it. What is on the disk is not to be refused: it would be there again after a restart.
+        Some(match self {
+            Self::Register(owner, registration, reserved) => {
+                store.admit(*owner, registration, *reserved, now).map(drop)
+            }
+            other => other.carry_out(store, now),
+        })
     }
 
+    /// Carries it out at once, if there is room for it.
     pub(super) fn carry_out(&self, store: &mut Store, now: Duration) -> Result<(), Refused> {
         match self {
-            Self::Register(owner, registration) => store.register(*owner, registration, now).map(drop),
+            Self::Register(owner, registration, _) => store.register(*owner, registration, now).map(drop),
             Self::Remove(owner, registration) => store.remove(*owner, registration).map(drop),
             Self::RemoveHost(host) => {
                 store.remove_host(host);
@@ -70,46 +75,58 @@ impl Change {
         }
     }
 
-    /// Whether it would be carried out now.
-    pub(super) fn check(&self, store: &Store) -> Result<(), Refused> {
+    /// Whether it can be carried out. Then room is kept for it, until it is carried out or [given up](Self::give_up).
+    pub(super) fn check(&mut self, store: &mut Store) -> Result<(), Refused> {
         match self {
-            Self::Register(owner, registration) => store.check(*owner, registration),
+            Self::Register(owner, registration, reserved) => {
+                *reserved = store.reserve(*owner, registration)?;
+                Ok(())
+            }
             Self::Remove(_, registration) => Store::check_topic(registration),
             Self::RemoveHost(_) => Ok(()),
         }
     }
-}
 
-/// All registrations, on their way to a snapshot: those of each owner, and what is still to be collected.
-#[derive(Debug)]
-pub(super) struct Collecting {
-    searches: VecDeque<Search>,
-    pub(super) records: Vec<(OwnerType, Vec<Bytes>)>,
-}
-
-impl Collecting {
-    pub(super) fn new(store: &Store) -> Self {
-        let records = OwnerType::ALL.map(|owner| (owner, Vec::with_capacity(store.count(owner))));
-        let searches = OwnerType::ALL.map(|owner| store.search_all(owner));
-        Self { searches: searches.into(), records: records.into() }
+    /// Gives back the room that is kept for it.
+    pub(super) fn give_up(&self, store: &mut Store) {
+        if let Self::Register(owner, registration, reserved) = self {
+            store.release(*owner, registration, *reserved);
+        }
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        self.searches.is_empty()
-    }
-
-    /// Collects some. No change is carried out meanwhile; what expires may be in it or not.
-    pub(super) fn advance(&mut self, store: &Store) {
-        let place = self.records.len() - self.searches.len();
-        let Some(search) = self.searches.front_mut() else { return };
-        let (_, frames) = &mut self.records[place];
-        if store.advance(search, COLLECTED, |frame| frames.push(frame.clone())) {
-            self.searches.pop_front();
+    /// Whether it removes what is not there, as far as the store knows.
+    pub(super) fn is_in_vain(&self, store: &Store) -> bool {
+        match self {
+            Self::Register(..) => false,
+            Self::Remove(owner, registration) => !store.has(*owner, registration),
+            Self::RemoveHost(host) => !store.has_of_host(host),
         }
     }
 }
 
-pub(super) fn records(store: &Store) -> Vec<(OwnerType, Vec<Bytes>)> {
+/// All registrations, on their way to a snapshot.
+#[derive(Debug)]
+pub(super) struct Collecting {
+    searches: VecDeque<(OwnerType, Search)>,
+}
+
+impl Collecting {
+    pub(super) fn new(store: &Store) -> Self {
+        Self { searches: OwnerType::ALL.map(|owner| (owner, store.search_all(owner))).into() }
+    }
+
+    /// The next ones; `None`: that was all. What is registered or removed meanwhile may be among them or not.
+    pub(super) fn next(&mut self, store: &Store, most: usize) -> Option<Records> {
+        let (owner, search) = self.searches.front_mut()?;
+        let (owner, mut frames) = (*owner, Vec::new());
+        if store.advance(search, most, |frame| frames.push(frame.clone())) {
+            self.searches.pop_front();
+        }
+        Some((owner, frames))
+    }
+}
+
+pub(super) fn records(store: &Store) -> Vec<Records> {
     OwnerType::ALL.into_iter().map(|owner| (owner, store.all(owner))).collect()
 }
 
@@ -128,14 +145,14 @@ mod tests {
             let registration = Registration::new(owner, number.to_string(), &topic, &proxy);
             store.register(owner, &registration, Duration::ZERO).unwrap();
         }
-        let records = || {
-            let mut all = Collecting::new(&store);
-            while !all.is_done() {
-                all.advance(&store);
-            }
-            all.records
-        };
-        assert_eq!(records(), super::records(&store));
+        let mut all = Collecting::new(&store);
+        let mut collected = OwnerType::ALL.map(|owner| (owner, Vec::new()));
+        while let Some((owner, frames)) = all.next(&store, 7) {
+            assert!(frames.len() <= 7);
+            let (_, of_owner) = collected.iter_mut().find(|(of, _)| *of == owner).expect("one of them");
+            of_owner.extend(frames);
+        }
+        assert_eq!(collected.to_vec(), records(&store));
         let change = Change::RemoveHost("h".to_owned());
         let left: Vec<_> = (0..3)
             .map(|_| {

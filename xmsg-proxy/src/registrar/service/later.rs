@@ -43,7 +43,7 @@ impl Service {
             None => true,
             Some(pending) => is_change && !pending.is_answering && pending.later.is_empty(),
         };
-        if may_go && !(is_change && self.is_full()) {
+        if may_go && !self.has_no_room_for(&path, &task) {
             return self.start(path, task);
         }
         let frames = frames.frames().iter().map(|frame| frame.len().min(DATA_MAX)).sum::<usize>();
@@ -72,10 +72,16 @@ impl Service {
 
     /// Whether no more changes can be taken for now.
     fn is_full(&self) -> bool {
-        let (gathering, carrying) = (&self.gathering, self.carrying.len() + self.slow.len());
-        gathering.changes.len() >= BATCH_REQUESTS
-            || gathering.entries.len() >= BATCH_BYTES
-            || (!self.durable && carrying >= BATCH_REQUESTS)
+        self.gathering.changes.len() >= BATCH_REQUESTS
+            || self.gathering.entries.len() >= BATCH_BYTES
+            || (!self.durable && self.carrying.changes.len() >= BATCH_REQUESTS)
+    }
+
+    /// Whether this is a change that is not to be taken for now: there are too many, or too many that take long, and it would have to wait for
+    /// one of those. Others go on.
+    fn has_no_room_for(&self, path: &ReturnPath, task: &Task) -> bool {
+        let Task::Change(_, change) = task else { return false };
+        self.is_full() || self.slow.is_full() && (change.takes_long() || self.slow.precedes(path, change))
     }
 
     /// Has a peer go on with what it asked for meanwhile, when it is its turn.
@@ -101,7 +107,8 @@ impl Service {
     pub(super) fn resume_some(&mut self) {
         for _ in 0..RESUMED {
             let Some(peer) = self.resuming.pop_front() else { return };
-            let is_full = self.is_full();
+            let next = self.pending.get(&peer).and_then(|pending| pending.later.front());
+            let is_full = next.is_some_and(|(path, task, _)| self.has_no_room_for(path, task));
             let Some(pending) = self.pending.get_mut(&peer) else { continue };
             let may_go = match pending.later.front() {
                 None => false,

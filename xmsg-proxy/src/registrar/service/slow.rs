@@ -16,7 +16,7 @@ type Stored = (ReturnPath, Action, Change);
 /// Changes in the order in which they are to be carried out.
 #[derive(Debug, Default)]
 pub(super) struct Slow {
-    changes: VecDeque<Stored>,
+    changes: VecDeque<(Stored, u64)>,
     /// How many of them are about a host, and of a peer.
     hosts: HashMap<String, usize>,
     peers: HashMap<Bytes, usize>,
@@ -41,24 +41,30 @@ impl Slow {
         self.hosts.contains_key(change.host()) || self.peers.contains_key(path.peer())
     }
 
-    pub(super) fn push(&mut self, stored: Stored) {
+    /// Adds one that is in the journal behind this position.
+    pub(super) fn push(&mut self, stored: Stored, position: u64) {
         self.note(&stored);
-        self.changes.push_back(stored);
+        self.changes.push_back((stored, position));
+    }
+
+    /// The position in the journal that all of them are behind.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.changes.front().map(|(_, position)| *position)
     }
 
     /// The one that is next.
-    pub(super) fn pop(&mut self) -> Option<Stored> {
-        let stored = self.changes.pop_front()?;
-        let (path, _, change) = &stored;
+    pub(super) fn pop(&mut self) -> Option<(Stored, u64)> {
+        let next = self.changes.pop_front()?;
+        let (path, _, change) = &next.0;
         forget(&mut self.hosts, change.host());
         forget(&mut self.peers, path.peer());
-        Some(stored)
+        Some(next)
     }
 
     /// It is next once more: there is more of it to be done.
-    pub(super) fn put_back(&mut self, stored: Stored) {
+    pub(super) fn put_back(&mut self, stored: Stored, position: u64) {
         self.note(&stored);
-        self.changes.push_front(stored);
+        self.changes.push_front((stored, position));
     }
 
     fn note(&mut self, (path, _, change): &Stored) {

@@ -34,6 +34,12 @@ pub(super) const fn leaf<K, V>(len: usize) -> usize {
     tree::<K, V>(len + 1) - tree::<K, V>(len)
 }
 
+/// What each entry takes of a map, a tree or a vector, that has any number of them, bytes at most.
+pub(super) const fn share<K, V>() -> usize {
+    let entry = size_of::<K>() + size_of::<V>();
+    (NODE_ENTRIES * entry + NODE).div_ceil(NODE_ENTRIES_MIN) + ALLOCATION
+}
+
 /// What a [`Snug`] vector of so many elements takes, bytes.
 const fn vector<T>(len: usize) -> usize {
     if len == 0 { 0 } else { len.next_power_of_two() * size_of::<T>() + ALLOCATION }
