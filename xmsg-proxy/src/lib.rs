@@ -24,6 +24,7 @@
 pub mod admin;
 mod config;
 pub mod control;
+mod duration;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod memory;

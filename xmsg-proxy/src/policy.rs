@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::duration;
 use crate::prefixes::PrefixTable;
 use xmsg_zmq::HighWaterMark;
 
@@ -29,7 +30,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// Publishers wait for a subscriber that takes nothing for 30 s at most.
+    /// [`Block`](Self::Block) as it is without a time: a subscriber that holds up publishers is disconnected after 30 s.
     pub const BLOCK: Self = Self::Block { longest: Some(Duration::from_secs(30)) };
 
     /// All of them.
@@ -52,7 +53,7 @@ impl Policy {
 impl FromStr for Policy {
     type Err = String;
 
-    /// A name, or `block:30s` with the longest wait (`ms`, `s`, `m` or `h`), or `block:forever`.
+    /// A name, or `block:30s` with the longest wait (`ms`, `s`, `m`, `h` or `d`), or `block:forever`.
     fn from_str(name: &str) -> Result<Self, String> {
         if let Some(longest) = name.strip_prefix("block:") {
             return Ok(Self::Block { longest: longest_wait(longest)? });
@@ -71,18 +72,14 @@ fn longest_wait(text: &str) -> Result<Option<Duration>, String> {
     if text == "forever" {
         return Ok(None);
     }
-    let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit);
-    let unit_ms = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => 0,
+    // Shown in milliseconds, so that is how finely it is kept.
+    let longest = duration::parse(text).filter(|longest| longest.as_millis() > 0);
+    let expected = || {
+        format!(
+            "block can't wait for {text:?}: give a time from 1ms to 11 days, such as 500ms, 30s or 5m, or forever"
+        )
     };
-    let ms = number.parse().ok().and_then(|number: u64| number.checked_mul(unit_ms)).filter(|ms| *ms > 0);
-    let expected = || format!("{text:?} is no time to wait: one such as 500ms, 30s, 5m or 1h, or forever");
-    ms.map(|ms| Some(Duration::from_millis(ms))).ok_or_else(expected)
+    longest.map(Some).ok_or_else(expected)
 }
 
 impl fmt::Display for Policy {
@@ -215,13 +212,15 @@ mod tests {
             ("block:250ms", Some(Duration::from_millis(250)), "block:250ms"),
             ("block:5m", Some(Duration::from_secs(300)), "block:300s"),
             ("block:1h", Some(Duration::from_secs(3600)), "block:3600s"),
+            ("block:30", Some(Duration::from_secs(30)), "block"),
             ("block:forever", None, "block:forever"),
         ] {
             let policy: Policy = text.parse().unwrap();
             assert_eq!((policy, policy.to_string()), (block(longest), shown.to_owned()));
             assert_eq!(shown.parse(), Ok(policy));
         }
-        for text in ["block:", "block:0s", "block:30", "block:s", "block:-1s", "block:99999999999999999999h"]
+        for text in
+            ["block:", "block:0s", "block:0.1ms", "block:s", "block:-1s", "block:99999999999999999999h"]
         {
             let error = text.parse::<Policy>().unwrap_err();
             assert!(error.contains("30s"), "{error}");

@@ -1,0 +1,48 @@
+//! Lengths of time, as settings, options and policies write them.
+
+use std::time::Duration;
+
+/// Reads `500ms`, `10s`, `1.5m`, `2 h` or `1d`; a number without a unit is seconds.
+///
+/// `None` if `text` is anything else, or what [`of_seconds`] refuses.
+pub(crate) fn parse(text: &str) -> Option<Duration> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let unit_seconds = match unit {
+        "ms" => 1e-3,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        _ => return None,
+    };
+    of_seconds(number.trim_end().parse::<f64>().ok()? * unit_seconds)
+}
+
+/// `None` below 0 and from 1,000,000 seconds (11 days) on: a clock that is set so far ahead can overflow.
+pub(crate) fn of_seconds(seconds: f64) -> Option<Duration> {
+    (0.0..1e6).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_and_fractions_are_read() {
+        for (text, millis) in [
+            ("0", 0),
+            ("0.25", 250),
+            ("250ms", 250),
+            ("10s", 10_000),
+            ("1.5m", 90_000),
+            ("2 h", 7_200_000),
+            ("1d", 86_400_000),
+        ] {
+            assert_eq!(parse(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for bad in ["-1", "x", "", "NaN", "inf", "1e9", "s", "5 parsecs", "-1s", "12d1", "1000000", "12d"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}
