@@ -84,7 +84,7 @@ fn raw_json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
     };
     member("topic", String::from_utf8_lossy(message.topic().as_bytes()).into());
     if message.topic().to_str().is_err() {
-        member("topicBase64", BASE64.encode(message.topic().as_bytes()).into());
+        member("topic_base64", BASE64.encode(message.topic().as_bytes()).into());
     }
     let meta = message.meta();
     member("mime", meta.as_ref().map_or(Value::Null, |meta| meta.data_type.as_str().into()));
@@ -103,7 +103,7 @@ fn raw_json(out: &mut Vec<u8>, message: &Message, time: Timestamp) {
         },
         // A plain ZeroMQ publisher sends none.
         Err(_) if message.size() == message.topic().as_bytes().len() + message.data().len() => {}
-        Err(error) => member("metaError", error.to_string().into()),
+        Err(error) => member("meta_error", error.to_string().into()),
     }
     out.push(b'}');
 }

@@ -154,10 +154,10 @@ impl Report {
                 "seconds": seconds,
                 "messages": count.messages,
                 "bytes": count.bytes,
-                "totalMessages": count.total,
+                "total_messages": count.total,
             });
             if let Some(topic) = topic.filter(|topic| topic.to_str().is_err()) {
-                object["topicBase64"] = Value::from(BASE64.encode(topic.as_bytes()));
+                object["topic_base64"] = Value::from(BASE64.encode(topic.as_bytes()));
             }
             out.extend_from_slice(json_escaped(&object.to_string()).as_bytes());
             out.push(b'\n');

@@ -108,7 +108,7 @@ async fn a_report_counts_each_topic() {
     assert_eq!((sum("t:a", "messages"), sum("t:a", "bytes")), (3, 3), "{text}");
     assert_eq!((sum("t:b", "messages"), sum("t:b", "bytes"), sum("t:c:27", "messages")), (2, 4, 1), "{text}");
     let last = objects.iter().rfind(|object| object["topic"] == "t:b").unwrap();
-    assert_eq!(last["totalMessages"], 2);
+    assert_eq!(last["total_messages"], 2);
     assert!(last["seconds"].as_f64().unwrap() >= 0.0 && last["time"].is_string(), "{text}");
 }
 
@@ -180,7 +180,7 @@ async fn topics_of_any_bytes_are_given_as_hexadecimal_digits() {
     }
     let text = binary.end().await.text();
     let objects: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let arrived: Vec<_> = objects.iter().map(|object| (&object["topicBase64"], &object["data"])).collect();
+    let arrived: Vec<_> = objects.iter().map(|object| (&object["topic_base64"], &object["data"])).collect();
     let expected =
         [(&json!("AP8B"), &json!("1")), (&json!("AP8="), &json!("3")), (&Value::Null, &json!("4"))];
     assert_eq!(arrived, expected);

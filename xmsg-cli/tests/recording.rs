@@ -247,7 +247,7 @@ async fn info_tells_what_is_in_a_file() {
     assert_eq!((&json["messages"], &json["bytes"], &json["version"]), (&3.into(), &bytes.into(), &1.into()));
     assert_eq!(json["topics"][0], serde_json::json!({ "topic": "a", "messages": 2, "bytes": 2 * meta + 4 }));
     assert_eq!(
-        (&json["index"], &json["cutAt"], &json["damagedPlaces"]),
+        (&json["index"], &json["cut_at"], &json["damaged_places"]),
         (&true.into(), &Value::Null, &0.into())
     );
     let times = ["begun", "first", "last"].map(|name| json[name].as_str().unwrap().to_owned());
@@ -270,7 +270,7 @@ async fn a_recorder_that_is_killed_leaves_a_file_that_loads() {
         assert_eq!(running.end().await.code, None);
         let info = info(&file).await;
         assert_eq!(
-            (&info["messages"], &info["index"], &info["cutAt"]),
+            (&info["messages"], &info["index"], &info["cut_at"]),
             (&1000.into(), &false.into(), &Value::Null)
         );
         let subscriber = Running::subscribe(&address, &["t", "-n", "1000", "--raw", "-l"]).await;
@@ -299,7 +299,7 @@ async fn a_file_that_is_cut_off_or_damaged_is_replayed_as_far_as_it_goes() {
     assert_eq!(subscriber.end().await.text(), "t one\nt two\nt three\n");
     let told = info(&file).await;
     let last_at = whole.len() - (8 + 11 + 12 + "t".len() + "four".len());
-    assert_eq!((&told["messages"], &told["cutAt"]), (&3.into(), &last_at.into()));
+    assert_eq!((&told["messages"], &told["cut_at"]), (&3.into(), &last_at.into()));
 
     let mut damaged = whole.clone();
     let at = damaged.windows(3).position(|bytes| bytes == b"two").unwrap();
@@ -310,7 +310,7 @@ async fn a_file_that_is_cut_off_or_damaged_is_replayed_as_far_as_it_goes() {
     assert!(ended.stderr.contains("passed over 1 damaged place"), "{}", ended.stderr);
     ended.failed(1, "a recording is damaged");
     assert_eq!(subscriber.end().await.text(), "t one\nt three\nt four\n");
-    assert_eq!(info(&file).await["damagedPlaces"], 1);
+    assert_eq!(info(&file).await["damaged_places"], 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -484,9 +484,9 @@ async fn topics_of_any_bytes_are_recorded_and_replayed() {
     }
     recorder.end().await.done();
     let info = info(&file).await;
-    assert_eq!((&info["topics"][0]["topic"], info["topics"][0].get("topicBase64")), (&"a:".into(), None));
+    assert_eq!((&info["topics"][0]["topic"], info["topics"][0].get("topic_base64")), (&"a:".into(), None));
     assert_eq!(
-        (&info["topics"][2]["topicBase64"], &info["topics"][2]["messages"]),
+        (&info["topics"][2]["topic_base64"], &info["topics"][2]["messages"]),
         (&"/wAB".into(), &1.into())
     );
     let again = [&file, "--speed", "max", "--topic-hex", "--topic", "ff 00", "--rename", "ff0001=623a"];
@@ -884,7 +884,7 @@ async fn many_messages_are_recorded_without_a_loss() {
         running.end().await.done();
         let rate = COUNT as f64 / started.elapsed().as_secs_f64();
         let info = info(&file).await;
-        println!("{name}: {rate:.0} messages of 1 KiB a second, {} bytes in the file", info["fileBytes"]);
+        println!("{name}: {rate:.0} messages of 1 KiB a second, {} bytes in the file", info["file_bytes"]);
         assert_eq!(info["messages"], COUNT);
     }
 }

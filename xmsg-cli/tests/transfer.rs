@@ -267,5 +267,5 @@ async fn messages_of_plain_publishers_are_shown_and_confirmations_are_not() {
     assert_eq!(raw.end().await.text(), "hello\nsub\n\u{1b}\n");
     let json: serde_json::Value = serde_json::from_slice(&json.end().await.done()).unwrap();
     assert_eq!((&json["topic"], &json["data"]), (&"t:a".into(), &"hello".into()));
-    assert_eq!((json["mime"].is_null(), json.get("metaError")), (true, None));
+    assert_eq!((json["mime"].is_null(), json.get("meta_error")), (true, None));
 }

@@ -165,7 +165,7 @@ impl Pool {
         self.inner.stop.cancel();
         self.inner.tasks.close();
         if deadline.limit(self.inner.tasks.wait()).await.is_err() {
-            tracing::warn!("connections that were given back broken are still closing");
+            tracing::warn!("broken connections of the pool are still being closed");
         }
         left + *lock(&self.inner.unfinished)
     }
@@ -212,7 +212,7 @@ impl Inner {
             let left = connection.close(pool.options.linger_time()).await;
             *lock(&pool.unfinished) += left;
             if !left.is_nothing() {
-                tracing::warn!(proxy = %connection.address(), %left, "a connection of the pool was closed with work left");
+                tracing::warn!(proxy = %connection.address(), %left, "a pooled connection was closed before it had sent everything");
             }
         });
     }

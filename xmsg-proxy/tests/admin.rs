@@ -427,15 +427,16 @@ async fn whoever_ends_a_connection_has_to_bring_the_token() {
     }
     assert_eq!(get_with(&admin, &path, &right).await.status, 405, "to look at it ends nothing");
     publisher.is_read().await;
-    assert!(!daemon.log_lines().iter().any(|line| line.contains("by an operator")));
+    assert!(!daemon.log_lines().iter().any(|line| line.contains("an operator ended")));
 
     let response = post(&admin, &path, &right).await;
     assert_eq!(response.status, 200, "{}", response.body);
     let found: Value = serde_json::from_str(&response.body).unwrap();
     assert_eq!(found, serde_json::json!({ "id": id, "peer": peer, "side": "publisher" }));
     publisher.closed().await;
-    let line =
-        daemon.logged(&["WARN", "ended by an operator", &peer, "publisher", "HTTP from 127.0.0.1"]).await;
+    let line = daemon
+        .logged(&["WARN", "an operator ended a connection", &peer, "publisher", "HTTP from 127.0.0.1"])
+        .await;
     assert!(line.contains(&format!("id={id}")), "{line}");
     until("it is gone", connz, |found| found["total"] == 0).await;
     assert_eq!(post(&admin, &path, &right).await.status, 404, "nobody else gets its ID");
@@ -518,7 +519,7 @@ async fn who_holds_a_publisher_can_be_ended_and_so_can_who_is_held() {
     assert!(!publishing.is_finished());
     end(&id).await;
     stalled.closed().await;
-    daemon.logged(&["WARN", "ended by an operator", &peer, "subscriber"]).await;
+    daemon.logged(&["WARN", "an operator ended a connection", &peer, "subscriber"]).await;
     within("all arrives", counted.wait_for(|count| *count == MESSAGES)).await.unwrap();
     let (sent, mut publisher) = within("all is sent", publishing).await.unwrap();
     assert_eq!(sent, MESSAGES);
@@ -536,7 +537,9 @@ async fn who_holds_a_publisher_can_be_ended_and_so_can_who_is_held() {
     end(&waiting["id"]).await;
     let ended = within("the publisher is ended", publishing).await.unwrap();
     assert!(ended.0 < MESSAGES);
-    daemon.logged(&["WARN", "ended by an operator", waiting["peer"].as_str().unwrap(), "publisher"]).await;
+    daemon
+        .logged(&["WARN", "an operator ended a connection", waiting["peer"].as_str().unwrap(), "publisher"])
+        .await;
     let ask = async || connz("kind=publisher").await;
     until("it is gone", ask, |now| now["total"] == found.len() - 1).await;
     publisher.is_read().await;
@@ -603,8 +606,8 @@ async fn guessing_the_token_is_slow_and_holds_up_nobody_who_has_it() {
         }
     };
     within("many guesses", done).await.unwrap();
-    daemon.logged(&["turned away", "a wrong token", "127.0.0.1"]).await;
-    let lines = daemon.log_lines().iter().filter(|line| line.contains("turned away")).count();
+    daemon.logged(&["was refused", "a wrong token", "127.0.0.1"]).await;
+    let lines = daemon.log_lines().iter().filter(|line| line.contains("was refused")).count();
     assert!(lines < 200, "{lines} lines");
     assert!(!daemon.log_lines().iter().any(|line| line.contains("guess-") || line.contains(right)));
 

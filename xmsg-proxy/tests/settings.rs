@@ -270,14 +270,14 @@ async fn sighup_takes_over_keys_and_rights() {
 
     config(folder.path(), &allowing(&[&first, &second]));
     daemon.signal("HUP").await;
-    daemon.logged(&["who may do what has changed"]).await;
+    daemon.logged(&["the rights of clients have changed"]).await;
     within("a connection", connection(&second).connect()).await.unwrap();
     assert!(stays.is_connected());
 
     let mut events = stays.events();
     config(folder.path(), &allowing(&[&second]));
     daemon.signal("HUP").await;
-    daemon.logged(&["not allowed here any more"]).await;
+    daemon.logged(&["no longer allowed"]).await;
     assert!(matches!(within("its end", events.next()).await, Some(SocketEvent::Disconnected { .. })));
 
     std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o644)).unwrap();
@@ -326,7 +326,7 @@ async fn sighup_ends_connections_to_the_registrar_of_those_who_are_not_let_in_an
 
         allowing(&KeyPair::generate().unwrap());
         daemon.signal("HUP").await;
-        daemon.logged(&["not allowed here any more"]).await;
+        daemon.logged(&["no longer allowed"]).await;
         within("a refusal", async { while ask(Duration::from_millis(300)).await.is_ok() {} }).await;
         daemon.signal("TERM").await;
         assert!(daemon.end().await.success());

@@ -501,7 +501,7 @@ fn json_text(path: &Path, reader: &Reader<File>, info: &Info) -> String {
             let topic = String::from_utf8_lossy(name);
             let mut row = json!({ "topic": topic, "messages": count.messages, "bytes": count.bytes });
             if str::from_utf8(name).is_err() {
-                row["topicBase64"] = BASE64.encode(name).into();
+                row["topic_base64"] = BASE64.encode(name).into();
             }
             row
         })
@@ -514,7 +514,7 @@ fn json_text(path: &Path, reader: &Reader<File>, info: &Info) -> String {
     let gaps: Vec<_> = info.gaps.iter().map(|gap| json!({ "at": gap.at, "bytes": gap.len })).collect();
     let value = json!({
         "file": path.display().to_string(),
-        "fileBytes": reader.len(),
+        "file_bytes": reader.len(),
         "version": VERSION,
         "zstd": header.is_compressed,
         "part": header.part,
@@ -524,12 +524,12 @@ fn json_text(path: &Path, reader: &Reader<File>, info: &Info) -> String {
         "messages": index.total.messages,
         "bytes": index.total.bytes,
         "topics": topics,
-        "otherTopics": { "messages": index.others.messages, "bytes": index.others.bytes },
+        "other_topics": { "messages": index.others.messages, "bytes": index.others.bytes },
         "index": matches!(info.end, None | Some(End::Whole)),
-        "cutAt": cut_at,
-        "unreadableFrom": unreadable_from,
+        "cut_at": cut_at,
+        "unreadable_from": unreadable_from,
         "damaged": gaps,
-        "damagedPlaces": info.gap_count,
+        "damaged_places": info.gap_count,
     });
     // What a topic holds must do no harm to a terminal.
     format!("{}\n", xmsg_core::text::json_escaped(&value.to_string()))

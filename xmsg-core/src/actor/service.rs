@@ -187,7 +187,7 @@ impl Shared {
             tracing::warn!(
                 topics,
                 unhandled,
-                "a handler did not come to its end in time, and is stopped at its next await"
+                "a handler did not finish in time: it is cancelled at its next await"
             );
             unhandled
         })
@@ -448,7 +448,7 @@ where
             let Some(reply) = error_reply(request, failure.clone()) else { return };
             let Err(error) = self.connection.publish(&reply).await else { return };
             if error.kind() != ErrorKind::TooLarge || failure.is_empty() {
-                tracing::warn!(topic = %request.topic(), error = %error.with_causes(), "nobody could be told that a handler failed");
+                tracing::warn!(topic = %request.topic(), error = %error.with_causes(), "the requester could not be told that a handler failed");
                 return;
             }
             let mut len = failure.len() / 2;
@@ -475,7 +475,7 @@ impl Request for Lent<'_> {
 }
 
 fn not_a_message(error: &crate::Error) {
-    tracing::warn!(%error, "not a message of xMsg: passed over");
+    tracing::warn!(%error, "ignored a message that is not an xMsg message");
 }
 
 /// The answer that tells whoever asked that it failed; `None` if nobody awaits one.

@@ -121,18 +121,19 @@ impl Collector for Snapshot {
         let name = |rest: &str| format!("{}_{rest}", self.prefix);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         out.encoder
-            .encode_descriptor(&name("build"), "The program that runs.", None, MetricType::Info)?
+            .encode_descriptor(&name("build"), "Version of the running daemon.", None, MetricType::Info)?
             .encode_info(&version)?;
-        let ready = "1 while it accepts connections and stores what is registered, else 0.";
+        let ready = "1 while the daemon accepts connections and can store registrations, otherwise 0.";
         out.gauge(&name("ready"), ready, None, u64::from(self.is_ready))?;
         if let Some(proxy) = &self.proxy {
             proxy.encode(&mut out)?;
         }
-        let help = "Requests to this server that were turned away.";
+        let help =
+            "HTTP requests to the admin interface that were refused because the token was missing or wrong.";
         let values = self.turned_away.map(|(reason, count)| ([("reason", reason.to_owned())], count));
         out.counters(&name("admin_refused_requests"), help, None, values)?;
         if let Some(counts) = self.logins {
-            let help = "Logins with a password, by what became of them.";
+            let help = "Attempts to log in with a password (PLAIN), by outcome.";
             let values = logins(counts).map(|(outcome, count)| ([("outcome", outcome.to_owned())], count));
             out.counters(&name("logins"), help, None, values)?;
         }
@@ -164,19 +165,29 @@ impl ProxySnapshot {
             requests,
             requests_lost,
         } = self.totals;
-        out.counter("xmsg_proxy_messages_received", "Messages from publishers.", None, received.messages)?;
+        out.counter(
+            "xmsg_proxy_messages_received",
+            "Messages received from publishers.",
+            None,
+            received.messages,
+        )?;
         out.counter(
             "xmsg_proxy_received",
-            "Bytes from publishers, with their framing.",
+            "Bytes received from publishers, with their framing.",
             BYTES,
             received.bytes,
         )?;
-        let delivered_help = "Messages written to subscribers, each counted on its own.";
+        let delivered_help = "Messages written to subscribers; a message for two subscribers counts as two.";
         out.counter("xmsg_proxy_messages_delivered", delivered_help, None, delivered.messages)?;
-        out.counter("xmsg_proxy_delivered", "Bytes of those messages.", BYTES, delivered.bytes)?;
+        out.counter(
+            "xmsg_proxy_delivered",
+            "Bytes of the messages written to subscribers.",
+            BYTES,
+            delivered.bytes,
+        )?;
         out.counters(
             "xmsg_proxy_messages_dropped",
-            "Messages that a subscriber did not get: by policy, because they are above its limit (too_large), or because it left before (left).",
+            "Messages that a subscriber did not get: dropped by the policy of that name, larger than the subscriber takes (too_large), or still queued when it left (left).",
             None,
             reasons(drops, |amount| amount.messages).chain([
                 ([("reason", "too_large".to_owned())], drops.too_large.messages),
@@ -189,55 +200,69 @@ impl ProxySnapshot {
             BYTES,
             reasons(drops, |amount| amount.bytes),
         )?;
-        let waits_help = "How often a publisher had to wait for a subscriber (block): at its mark, or for moments, to let it catch up.";
+        let waits_help = "How often a publisher had to wait for a subscriber under the policy block: at the high-water mark, or for moments, to let the subscriber catch up.";
         out.counter("xmsg_proxy_publisher_waits", waits_help, None, waits)?;
         let encoder = out.encoder.encode_descriptor(
             "xmsg_proxy_publisher_wait",
-            "How long publishers waited for subscribers.",
+            "Time that publishers waited for subscribers under the policy block.",
             SECONDS,
             MetricType::Counter,
         )?;
         ConstCounter::new(waited.as_secs_f64()).encode(encoder)?;
-        let help = "Subscribers that were cut off because they were too slow.";
+        let help = "Subscribers that were disconnected because they were too slow.";
         out.counter("xmsg_proxy_subscribers_disconnected", help, None, disconnected)?;
-        let help = "Publishers that had left, and whose places newcomers needed before all was passed on.";
+        let help = "Publishers that had left, and whose unread messages were given up because new connections needed their places.";
         out.counter("xmsg_proxy_publishers_crowded_out", help, None, crowded_out)?;
-        let help = "Connections of an address with more than half of all that were ended for newcomers from elsewhere.";
+        let help = "Connections that were ended to make room for other addresses, because their address held more than half of all connections.";
         out.counter("xmsg_proxy_connections_gave_way", help, None, gave_way)?;
-        let unmatched_help = "Received messages that nobody had subscribed to.";
+        let unmatched_help = "Messages received that no subscriber had subscribed to.";
         out.counter("xmsg_proxy_messages_unmatched", unmatched_help, None, unmatched)?;
         out.counter(
             "xmsg_proxy_handshakes_refused",
-            "Connections that got no handshake, or were too many.",
+            "Connections that were refused: the handshake failed, or the limit of connections was reached.",
             None,
             refused,
         )?;
-        let requests_help = "Control requests, by which clients check their connections and subscriptions.";
+        let requests_help =
+            "Control requests received: clients check their connections and subscriptions with them.";
         out.counter("xmsg_proxy_control_requests", requests_help, None, requests)?;
-        let lost_help = "Control requests that came faster than they could be answered.";
+        let lost_help =
+            "Control requests that were dropped because they came faster than they could be answered.";
         out.counter("xmsg_proxy_control_requests_lost", lost_help, None, requests_lost)?;
         encode_violations("xmsg_proxy_violations", violations, out)?;
-        let denied_help = "Messages and subscriptions that the peer has no right to.";
+        let denied_help =
+            "Messages and subscriptions that were refused because the peer has no right to them.";
         out.counter("xmsg_proxy_denied", denied_help, None, denied)?;
         let connections =
             [("publisher", self.publishers), ("subscriber", self.subscribers), ("control", self.control)];
         out.gauges(
             "xmsg_proxy_connections",
-            "Open connections.",
+            "Connections to the proxy that are open now.",
             None,
             connections.map(|(side, count)| ([("side", side.to_owned())], count as u64)),
         )?;
-        let subscriptions_help = "Pairs of a subscriber and a prefix.";
+        let subscriptions_help = "Subscriptions: each prefix of each subscriber counts as one.";
         out.gauge("xmsg_proxy_subscriptions", subscriptions_help, None, self.subscriptions as u64)?;
         let memory = &self.memory;
-        let limit_help = "What all peers together may hold: see --memory-limit.";
+        let limit_help = "Memory that all peers together may hold: see --memory-limit.";
         out.gauge("xmsg_proxy_memory_limit", limit_help, BYTES, memory.limit() as u64)?;
-        let used_help = "What they hold: unfinished messages, queues, subscriptions, connections.";
+        let used_help =
+            "Memory that all peers together hold: unfinished messages, queues, subscriptions, connections.";
         out.gauge("xmsg_proxy_memory_used", used_help, BYTES, memory.used() as u64)?;
-        let ended_help = "Connections that were ended because they held most when no memory was left.";
+        let ended_help = "Connections that were ended because they held the most memory when the memory limit was reached.";
         out.counter("xmsg_proxy_memory_ended", ended_help, None, memory.ended())?;
-        out.gauge("xmsg_proxy_queue_messages", "Messages that wait for all.", None, self.queued.messages)?;
-        out.gauge("xmsg_proxy_queue", "Memory of what waits for all.", BYTES, self.queued.bytes)?;
+        out.gauge(
+            "xmsg_proxy_queue_messages",
+            "Messages queued for all subscribers.",
+            None,
+            self.queued.messages,
+        )?;
+        out.gauge(
+            "xmsg_proxy_queue",
+            "Memory of the messages queued for all subscribers.",
+            BYTES,
+            self.queued.bytes,
+        )?;
 
         let each = |value: fn(&SubscriberStats) -> u64| {
             self.detailed.iter().map(move |one| {
@@ -247,10 +272,15 @@ impl ProxySnapshot {
         let whose = "for the subscribers with the longest queues";
         let help = |what: &str| format!("{what}, {whose}.");
         let queue = |one: &SubscriberStats| one.queued.bytes;
-        out.gauges("xmsg_proxy_subscriber_queue", &help("Memory of what waits"), BYTES, each(queue))?;
+        out.gauges(
+            "xmsg_proxy_subscriber_queue",
+            &help("Memory of the queued messages"),
+            BYTES,
+            each(queue),
+        )?;
         let waiting = |one: &SubscriberStats| one.queued.messages;
         let name = "xmsg_proxy_subscriber_queue_messages";
-        out.gauges(name, &help("Messages that wait"), None, each(waiting))?;
+        out.gauges(name, &help("Messages queued"), None, each(waiting))?;
         let delivered = |one: &SubscriberStats| one.delivered.messages;
         let name = "xmsg_proxy_subscriber_messages_delivered";
         out.counters(name, &help("Messages written"), None, each(delivered))?;
@@ -258,7 +288,7 @@ impl ProxySnapshot {
         let name = "xmsg_proxy_subscriber_messages_dropped";
         out.counters(name, &help("Messages dropped"), None, each(dropped))?;
         let without = (self.subscribers - self.detailed.len()) as u64;
-        let help = "Subscribers that have no time series of their own.";
+        let help = "Subscribers without time series of their own: those have shorter queues.";
         out.gauge("xmsg_proxy_subscribers_without_series", help, None, without)
     }
 }
@@ -299,35 +329,46 @@ impl RegistrarSnapshot {
         let owners = [("publisher", counts.publishers), ("subscriber", counts.subscribers)];
         out.gauges(
             "xmsg_registrar_registrations",
-            "What is registered.",
+            "Registrations that the registrar holds now.",
             None,
             owners.map(|(owner, count)| ([("owner", owner.to_owned())], count)),
         )?;
-        let help = "Memory that the registrations take.";
+        let help = "Memory of all registrations.";
         out.gauge("xmsg_registrar_registration_memory", help, BYTES, counts.memory)?;
-        let help = "Memory that they may take.";
+        let help = "Memory that all registrations together may take.";
         out.gauge("xmsg_registrar_registration_memory_limit", help, BYTES, *memory_limit as u64)?;
-        let help = "What all clients together may hold beside that.";
+        let help = "Memory that all clients of the registrar together may hold, beside the registrations.";
         out.gauge("xmsg_registrar_memory_limit", help, BYTES, memory.limit() as u64)?;
-        let help = "What they hold: requests, answers that they have yet to read, connections.";
+        let help =
+            "Memory that all clients of the registrar together hold: requests, unread answers, connections.";
         out.gauge("xmsg_registrar_memory_used", help, BYTES, memory.used() as u64)?;
-        let help = "Clients that were cut off because they held most when no memory was left.";
+        let help = "Clients of the registrar that were disconnected because they held the most memory when the memory limit was reached.";
         out.counter("xmsg_registrar_memory_ended", help, None, memory.ended())?;
-        let help = "Memory of answers that clients have yet to read.";
+        let help = "Memory of answers of the registrar that clients have not read yet.";
         out.gauge("xmsg_registrar_queue", help, BYTES, memory.queues().bytes() as u64)?;
-        out.counter("xmsg_registrar_requests", "Requests that were answered.", None, counts.requests)?;
-        let help = "Requests that were answered with an error.";
+        out.counter(
+            "xmsg_registrar_requests",
+            "Requests that the registrar has answered.",
+            None,
+            counts.requests,
+        )?;
+        let help = "Requests that the registrar has answered with an error.";
         out.counter("xmsg_registrar_requests_refused", help, None, counts.refused)?;
-        let help = "Registrations that were refused because there were too many, or too many bytes of them.";
+        let help = "Registrations that were refused because the limit of their number or memory was reached.";
         out.counter("xmsg_registrar_registrations_refused", help, None, counts.full)?;
-        let help = "1 while changes can be stored, 0 while they are refused because they can't be written.";
+        let help = "1 while the registrar can store changes, 0 while it refuses them because they can't be written to disk.";
         out.gauge("xmsg_registrar_writable", help, None, u64::from(*is_writable))?;
-        let help = "Attempts to write changes that have failed.";
+        let help = "Attempts of the registrar to write changes to disk that failed.";
         out.counter("xmsg_registrar_write_failures", help, None, counts.write_failures)?;
         encode_violations("xmsg_registrar_violations", counts.violations, out)?;
-        let help = "Registrations that were not made again in time.";
+        let help = "Registrations that were removed because their owner did not renew them in time.";
         out.counter("xmsg_registrar_registrations_expired", help, None, counts.expired)?;
-        out.gauge("xmsg_registrar_connections", "Open connections.", None, *connections as u64)
+        out.gauge(
+            "xmsg_registrar_connections",
+            "Connections to the registrar that are open now.",
+            None,
+            *connections as u64,
+        )
     }
 }
 
@@ -335,11 +376,11 @@ impl Process {
     /// Under the names that all exporters use.
     fn encode(&self, started_unix_s: f64, out: &mut Families<'_>) -> Result<(), fmt::Error> {
         if let Some(cpu_s) = self.cpu_s {
-            let help = "Processor time, user and system.";
+            let help = "Processor time of the process, user and system.";
             let encoder = out.encoder.encode_descriptor("process_cpu", help, SECONDS, MetricType::Counter)?;
             ConstCounter::new(cpu_s).encode(encoder)?;
         }
-        let help = "When the process started, since 1970.";
+        let help = "Start of the process, as Unix time.";
         let encoder =
             out.encoder.encode_descriptor("process_start_time", help, SECONDS, MetricType::Gauge)?;
         ConstGauge::new(started_unix_s).encode(encoder)?;

@@ -51,9 +51,9 @@ impl TurnedAway {
     }
 
     fn note(&self, connection: Option<&Connection>, what: &str) {
-        if let Some(unlogged) = self.log.pass("HTTP requests that were turned away") {
+        if let Some(unlogged) = self.log.pass("HTTP requests that were refused") {
             let peer = connection.map(|connection| tracing::field::display(connection.peer()));
-            tracing::warn!(peer, unlogged, "HTTP: a request with {what} was turned away");
+            tracing::warn!(peer, unlogged, "HTTP: a request with {what} was refused");
         }
     }
 

@@ -258,7 +258,7 @@ impl Authority {
         let may = self.rights(principal).is_some();
         if !may {
             let principal = principal.map(ToString::to_string);
-            tracing::warn!(%peer, principal, "not allowed here any more: cut off");
+            tracing::warn!(%peer, principal, "no longer allowed: disconnected");
         }
         may
     }
@@ -299,7 +299,7 @@ impl Authority {
                         %principal,
                         address,
                         unlogged,
-                        "a login was put off: too many from there have failed, or wait to be checked"
+                        "a login was delayed: too many from this address have failed, or wait to be checked"
                     );
                 }
             }

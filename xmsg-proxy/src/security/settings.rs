@@ -172,7 +172,9 @@ impl Settings {
             MechanismName::Curve => (rules.keys, rules.other_keys) = (keys, others),
         }
         if self.mechanism != MechanismName::Null && self.clients.is_empty() {
-            tracing::warn!("[security]: no [[security.client]] is named: nobody is let in");
+            tracing::warn!(
+                "[security] names no client, and so every connection is refused: add [[security.client]]"
+            );
         }
         Ok((mechanism, rules))
     }

@@ -132,7 +132,7 @@ impl Publisher {
     /// Ends its connection, because it does not read its subscriptions.
     pub(super) fn cut_off(&self) {
         if let Some(unlogged) = self.lines.cut_off_deaf.pass("publishers that were cut off") {
-            tracing::warn!(peer = %self.peer, unlogged, "a publisher does not read its subscriptions: it is cut off");
+            tracing::warn!(peer = %self.peer, unlogged, "a publisher was disconnected: it does not read the subscriptions that the proxy sends");
         }
         self.cut.cancel();
     }
@@ -200,7 +200,7 @@ impl Publisher {
     /// has passed.
     pub(super) fn holds_up(&self, time: Duration) {
         if let Some(unlogged) = self.lines.deaf.pass("publishers that do not read their subscriptions") {
-            tracing::info!(peer = %self.peer, unlogged, "a publisher does not read its subscriptions: not waited for any more");
+            tracing::info!(peer = %self.peer, unlogged, "a publisher does not read the subscriptions that the proxy sends: others no longer wait for it");
         }
         *lock(&self.reading) = Reading { behind: None, stalled_until: Some(later(now(), time * REST)) };
     }

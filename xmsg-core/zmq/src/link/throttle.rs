@@ -77,7 +77,7 @@ async fn report(state: Arc<Mutex<State>>, due: Deadline, what: &'static str) {
         tracing::warn!(
             unlogged,
             lines = what,
-            "lines were left out of the log: there were too many of a kind"
+            "log lines were suppressed: there were too many of the same kind"
         );
     }
 }

@@ -225,7 +225,7 @@ fn raise_descriptor_limit() -> usize {
     let limit = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => raised.current,
         Err(error) => {
-            tracing::info!(%error, "the limit of open descriptors stays as it is");
+            tracing::info!(%error, "the limit of open file descriptors was not raised");
             limit.current
         }
     };

@@ -28,7 +28,9 @@ impl<P: Program> Daemon<P> {
                 // Last: whoever reads it in the log may ask at once.
                 report(&changes);
             }
-            Err(error) => tracing::error!("not reloaded, everything stays as it was: {error}"),
+            Err(error) => {
+                tracing::error!("configuration not reloaded, the former one stays in force: {error}")
+            }
         }
         systemd::reloaded();
     }
@@ -43,7 +45,7 @@ impl<P: Program> Daemon<P> {
         if rules != self.reloadable.rules {
             self.authority.replace(rules.clone());
             self.reloadable.rules = rules;
-            tracing::info!("who may do what has changed");
+            tracing::info!("the rights of clients have changed");
         }
         if log_filter != self.reloadable.log_filter {
             self.log.set(&log_filter);
@@ -61,7 +63,7 @@ impl<P: Program> Daemon<P> {
                     );
                     self.reloadable.admin_token = admin_token;
                 }
-                Err(error) => tracing::error!("the token of the HTTP server stays as it was: {error}"),
+                Err(error) => tracing::error!("the former token of the HTTP server stays in force: {error}"),
             }
         }
     }
