@@ -311,7 +311,7 @@ async fn what_is_not_renewed_is_forgotten() {
 fn snapshot_of(path: &std::path::Path, count: usize) {
     let (mut journal, _) = Journal::open(path, drop).unwrap();
     let record = |number| registration(OwnerType::Publisher, "n", &format!("a:s{number}")).encode();
-    journal.compact(&[(OwnerType::Publisher, (0..count).map(record).collect())], Vec::new()).unwrap();
+    journal.compact(&[(OwnerType::Publisher, (0..count).map(record).collect())], &mut []).unwrap();
 }
 
 /// On one thread: a long answer is put together between the turns of others.
@@ -449,7 +449,7 @@ async fn changes_of_others_do_not_wait_until_all_of_a_host_is_removed() {
         Registration::new(OwnerType::Publisher, format!("{number:x}"), &topic, &proxy).encode()
     });
     let (mut journal, _) = Journal::open(&path, drop).unwrap();
-    journal.compact(&[(OwnerType::Publisher, frames.collect())], Vec::new()).unwrap();
+    journal.compact(&[(OwnerType::Publisher, frames.collect())], &mut []).unwrap();
     drop(journal);
     let registrar = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap();
     assert_eq!(registrar.counts().publishers, MANY as u64);

@@ -107,7 +107,7 @@ impl Confirmations {
         let line = group.connections.entry(connection).or_default();
         line.confirmations.push_back((self.asked, confirmation));
         let is_too_much = line.bytes + bytes > BYTES_PER_CONNECTION;
-        self.weigh(&source, connection, bytes as isize);
+        self.weigh(&source, connection, bytes.cast_signed());
         // One that is being sent, or pauses, gets in line again afterwards.
         if is_new {
             self.queue(&source, connection);
@@ -144,7 +144,7 @@ impl Confirmations {
         let group = self.sources.get_mut(source)?;
         let line = group.connections.get_mut(&connection)?;
         let (number, dropped) = line.confirmations.pop_back()?;
-        self.weigh(source, connection, -(dropped.bytes() as isize));
+        self.weigh(source, connection, -dropped.bytes().cast_signed());
         // It may have got that meanwhile.
         (!self.is_sent(number, &dropped)).then_some(dropped)
     }
@@ -187,7 +187,7 @@ impl Confirmations {
                 self.turns.push_back(source.clone());
             }
             if let Some((number, next)) = next {
-                self.weigh(&source, next.requester.id(), -(next.bytes() as isize));
+                self.weigh(&source, next.requester.id(), -next.bytes().cast_signed());
                 if self.is_sent(number, &next) {
                     self.served(&next, None);
                     continue;

@@ -29,7 +29,7 @@ impl<P: Program> Daemon<P> {
                 report(&changes);
             }
             Err(error) => {
-                tracing::error!("configuration not reloaded, the former one stays in force: {error}")
+                tracing::error!("configuration not reloaded, the former one stays in force: {error}");
             }
         }
         systemd::reloaded();

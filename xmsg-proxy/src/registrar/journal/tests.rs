@@ -332,8 +332,8 @@ fn the_journal_goes_on_if_the_next_files_can_not_take_its_place() {
     let mut file = fs::read(&path_of_journal).unwrap();
     *file.last_mut().unwrap() ^= 1;
     fs::write(&path_of_journal, &file).unwrap();
-    let five = batch(&registers(&["five"])).len() as u64;
-    let mut draft = journal.draft(journal.position() - five);
+    let last = batch(&registers(&["five"])).len() as u64;
+    let mut draft = journal.draft(journal.position() - last);
     draft.write(each_of(records(&["one"]))).unwrap();
     let error = draft.copy(journal.position()).unwrap_err();
     assert!(error.with_causes().to_string().contains("damaged"), "{error:?}");

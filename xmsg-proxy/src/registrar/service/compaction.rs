@@ -356,7 +356,7 @@ mod tests {
                 for number in 0..400_u16 {
                     let name = (number % 200) as u8;
                     client.register(&registration(name, host)).await.unwrap();
-                    if name % 4 > 0 {
+                    if !name.is_multiple_of(4) {
                         client.deregister(&registration(name, host)).await.unwrap();
                     }
                 }
