@@ -19,7 +19,6 @@ import threading
 import time
 
 import zmq
-import zmq.auth.thread
 from zmq.utils.monitor import recv_monitor_message
 
 PATIENCE_MS = 60_000
@@ -28,6 +27,9 @@ PATIENCE_MS = 60_000
 def secure(context, socket, options):
     if options.security == "plain":
         if options.end == "bind":
+            # It takes as long to load as all the rest.
+            import zmq.auth.thread
+
             authenticator = zmq.auth.thread.ThreadAuthenticator(context)
             authenticator.start()
             authenticator.configure_plain(domain="*", passwords={"user": "secret"})

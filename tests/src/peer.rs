@@ -1,8 +1,10 @@
 //! Foreign peers: libzmq, through pyzmq, and JeroMQ.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::OnceLock;
 
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -42,7 +44,9 @@ impl Peer {
     /// Starts a Python script with these arguments.
     #[must_use]
     pub fn python(script: &str, arguments: &[&str]) -> Self {
-        Self::start(Command::new(python()), script, arguments)
+        let mut python = Command::new(python());
+        python.arg(self::script(script));
+        Self::start(python, script, arguments)
     }
 
     /// Starts a Java program with these arguments, from its source.
@@ -55,14 +59,16 @@ impl Peer {
             "there is no {}: run the tests with ./tests/run, which sets up Java with JeroMQ",
             jar.display()
         );
+        let class = source.strip_suffix(".java").expect("the source of a class of that name");
         let mut java = Command::new("java");
-        java.arg("-cp").arg(jar);
+        // It does not run long enough for more.
+        java.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]);
+        java.arg(format!("{}:{}", jar.display(), classes(&jar).display())).arg(class);
         Self::start(java, source, arguments)
     }
 
-    fn start(mut interpreter: Command, script: &str, arguments: &[&str]) -> Self {
-        let mut child = interpreter
-            .arg(self::script(script))
+    fn start(mut program: Command, script: &str, arguments: &[&str]) -> Self {
+        let mut child = program
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -110,6 +116,23 @@ impl Peer {
         let status = within("the end of a script", self.child.wait()).await.expect("it ran");
         assert!(status.success(), "{} failed: {status}", self.name);
     }
+}
+
+/// The folder with all Java programs of `tests/peers`, compiled once for all tests of a binary: that takes longer than most of them run.
+fn classes(jar: &Path) -> &'static Path {
+    static CLASSES: OnceLock<TempDir> = OnceLock::new();
+    let compile = || {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let sources = std::fs::read_dir(tests().join("peers")).expect("there are peers");
+        let sources = sources.map(|entry| entry.expect("it is read").path());
+        let mut javac = std::process::Command::new("javac");
+        javac.arg("-cp").arg(jar).arg("-d").arg(folder.path());
+        javac.args(sources.filter(|path| path.extension().is_some_and(|extension| extension == "java")));
+        let status = javac.status().unwrap_or_else(|error| panic!("javac does not start: {error}"));
+        assert!(status.success(), "javac: {status}");
+        folder
+    };
+    CLASSES.get_or_init(compile).path()
 }
 
 /// A script of `tests/peers`.

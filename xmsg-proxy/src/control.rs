@@ -40,7 +40,7 @@ const NOT_ALLOWED: &[u8] =
     br#"{"error":"not allowed to inspect the proxy: without security it is for its own machine, else for those with the right `inspect`"}"#;
 /// Requests answered between two looks at everything else.
 const BATCH: usize = 1024;
-/// Confirmations that get in line before messages have their turn.
+/// Confirmations that are queued before the task yields.
 const SETTLED: usize = 256;
 /// Subscribers that are told something, between two looks at everything else.
 const RECIPIENTS: usize = 4096;
@@ -230,8 +230,8 @@ impl Controller {
         }
     }
 
-    fn lose(&self, confirmation: Option<Confirmation>) {
-        if let Some(Confirmation { requester, .. }) = confirmation {
+    fn lose(&self, confirmations: Vec<Confirmation>) {
+        for Confirmation { requester, .. } in confirmations {
             self.switch.lose_request(&requester);
         }
     }

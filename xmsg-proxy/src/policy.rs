@@ -76,7 +76,7 @@ fn longest_wait(text: &str) -> Result<Option<Duration>, String> {
     let longest = duration::parse(text).filter(|longest| longest.as_millis() > 0);
     let expected = || {
         format!(
-            "block can't wait for {text:?}: give a time from 1ms to 11 days, such as 500ms, 30s or 5m, or forever"
+            "invalid time {text:?} for block: give one from 1ms to 11 days, such as 500ms, 30s or 5m, or forever"
         )
     };
     longest.map(Some).ok_or_else(expected)

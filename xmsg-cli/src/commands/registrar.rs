@@ -112,7 +112,7 @@ async fn serve(arguments: RunArguments) -> anyhow::Result<Exit> {
     ));
     let exit = tokio::select! {
         exit = interrupt.wait() => exit,
-        () = registrar.ended() => bail!("the journal of the registrar can't be used any more: see -v"),
+        () = registrar.ended() => bail!("the journal of the registrar can't be used any more: run with -v for the reason"),
     };
     let counts = registrar.stop(LINGER).await;
     note(format_args!("stopped after {}, {} refused", counted(counts.requests, "request"), counts.refused));

@@ -469,7 +469,12 @@ impl Hub {
         let found = tokio::select! {
             biased;
             () = self.stop.cancelled() => return,
-            () = gives_way.cancelled() => return,
+            () = gives_way.cancelled() => {
+                tracing::debug!(peer, "ended in the handshake to make room for a new connection");
+                let what = "its address has more than half of all connections, and a new one needed its place";
+                let error = Error::new(ErrorKind::NoResources, what);
+                return self.tell(SocketEvent::HandshakeFailed { peer, error });
+            }
             result = session.handshake() => match result {
                 Ok(found) => found,
                 Err(ended) => {

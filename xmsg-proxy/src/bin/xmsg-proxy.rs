@@ -32,7 +32,7 @@ struct Arguments {
 
     /// What happens to messages for a subscriber whose queue is full: `drop-newest` drops and counts them; `drop-oldest` drops
     /// those that wait longest instead; `conflate` keeps the newest of each topic; `block` makes publishers wait
-    /// and disconnects a subscriber that takes less than 64 KiB in 30 s meanwhile (`block:5m`, `block:forever`);
+    /// and disconnects a subscriber that takes less than 64 KiB in 30 s while they wait (`block:5m`, `block:forever`);
     /// `disconnect` disconnects the subscriber at once [default: drop-newest]
     #[arg(long, value_name = "POLICY", env = "XMSG_PROXY_SLOW_SUBSCRIBER")]
     slow_subscriber: Option<Named<Policy>>,

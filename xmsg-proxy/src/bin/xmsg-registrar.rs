@@ -130,8 +130,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     if let Some(admin) = &admin {
         admin.set_phase(Phase::Draining);
     }
-    stopping("answering the requests that have come");
-    tracing::info!(linger_s = linger.as_secs_f64(), "stopping: answering the requests that have come");
+    stopping("answering the requests received so far");
+    tracing::info!(linger_s = linger.as_secs_f64(), "stopping: answering the requests received so far");
     let stop = registrar.stop(linger);
     tokio::pin!(stop);
     let counts = tokio::select! {

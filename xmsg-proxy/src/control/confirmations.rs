@@ -19,8 +19,10 @@ const BYTES: usize = 8 << 20;
 const BYTES_PER_CONNECTION: usize = 256 << 10;
 /// What one takes beside its topic, bytes, about.
 const ENTRY: usize = 256;
+/// Entries that have been answered already and are passed over before others get their turn.
+const ANSWERED: usize = 1024;
 
-/// What is confirmed to whom. Nobody is told who has proved to be somebody else than the one that asked.
+/// What is confirmed, and to whom: only subscribers with the same principal as the requester are told.
 pub(super) type Subject = (Option<Arc<Principal>>, Bytes);
 
 /// A confirmation that somebody asked for.
@@ -60,11 +62,11 @@ pub(super) struct Confirmations {
 /// Those of one subject.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Connections that wait for it, and have not got it since they asked.
+    /// Connections that wait for it, and have not received it since they asked.
     connections: HashSet<u32>,
-    /// How many had been asked for when it was sent last: whoever is among them has got it.
+    /// How many requests there had been when it was sent last: requests with a number up to this one have been answered.
     sent: u64,
-    /// Entries in the lines.
+    /// Queue entries for this subject.
     entries: usize,
 }
 
@@ -91,13 +93,13 @@ impl Confirmations {
         self.waiting.is_empty()
     }
 
-    /// Adds one, if its connection does not wait for the same. Returns the one that is dropped, if there is no room: the newest of the
-    /// connection that waits for too many, or of that which waits for most.
-    pub(super) fn push(&mut self, confirmation: Confirmation) -> Option<Confirmation> {
+    /// Adds one, if its connection does not wait for the same. Returns those that are dropped because there is no room: the newest of the
+    /// connection that waits for too many, or of the connection that waits for most.
+    pub(super) fn push(&mut self, confirmation: Confirmation) -> Vec<Confirmation> {
         let (source, connection) = (confirmation.requester.source().clone(), confirmation.requester.id());
         let waiting = self.waiting.entry(confirmation.subject()).or_default();
         if !waiting.connections.insert(connection) {
-            return None;
+            return Vec::new();
         }
         waiting.entries += 1;
         self.asked += 1;
@@ -107,24 +109,32 @@ impl Confirmations {
         let line = group.connections.entry(connection).or_default();
         line.confirmations.push_back((self.asked, confirmation));
         let is_too_much = line.bytes + bytes > BYTES_PER_CONNECTION;
-        self.weigh(&source, connection, bytes.cast_signed());
+        self.adjust_bytes(&source, connection, bytes.cast_signed());
         // One that is being sent, or pauses, gets in line again afterwards.
         if is_new {
             self.queue(&source, connection);
         }
+        let mut dropped = Vec::new();
         if is_too_much {
-            return self.drop_newest(&source, connection);
+            dropped.extend(self.drop_newest(&source, connection));
         }
-        if self.bytes > BYTES {
-            let (_, source) = self.by_bytes.last()?.clone();
-            let (_, connection) = *self.sources.get(&source)?.by_bytes.last()?;
-            return self.drop_newest(&source, connection);
+        while self.bytes > BYTES
+            && let Some((source, connection)) = self.heaviest()
+        {
+            dropped.extend(self.drop_newest(&source, connection));
         }
-        None
+        dropped
+    }
+
+    /// The connection that waits for most, of the address whose connections do.
+    fn heaviest(&self) -> Option<(Source, u32)> {
+        let (_, source) = self.by_bytes.last()?;
+        let (_, connection) = self.sources.get(source)?.by_bytes.last()?;
+        Some((source.clone(), *connection))
     }
 
     /// Notes that those of a connection take more, or less.
-    fn weigh(&mut self, source: &Source, connection: u32, more: isize) {
+    fn adjust_bytes(&mut self, source: &Source, connection: u32, more: isize) {
         self.bytes = self.bytes.saturating_add_signed(more);
         let Some(group) = self.sources.get_mut(source) else { return };
         self.by_bytes.remove(&(group.bytes, source.clone()));
@@ -144,12 +154,12 @@ impl Confirmations {
         let group = self.sources.get_mut(source)?;
         let line = group.connections.get_mut(&connection)?;
         let (number, dropped) = line.confirmations.pop_back()?;
-        self.weigh(source, connection, -dropped.bytes().cast_signed());
-        // It may have got that meanwhile.
+        self.adjust_bytes(source, connection, -dropped.bytes().cast_signed());
+        // One that has been answered meanwhile is not lost.
         (!self.is_sent(number, &dropped)).then_some(dropped)
     }
 
-    /// Forgets an entry that was taken out of its line. Returns whether its connection has got this since it asked.
+    /// Forgets an entry that was taken out of its line. Returns whether its connection has been answered since it asked.
     fn is_sent(&mut self, number: u64, confirmation: &Confirmation) -> bool {
         let subject = confirmation.subject();
         let Some(waiting) = self.waiting.get_mut(&subject) else { return true };
@@ -164,7 +174,7 @@ impl Confirmations {
         is_sent
     }
 
-    /// Notes that this is being sent: whoever waits for it gets it.
+    /// Notes that this is being sent: everybody who waits for it gets it.
     fn send(&mut self, confirmation: &Confirmation) {
         if let Some(waiting) = self.waiting.get_mut(&confirmation.subject()) {
             waiting.sent = self.asked;
@@ -173,6 +183,7 @@ impl Confirmations {
     }
 
     /// The next one, in turn. Its connection has no other turn before it is [told](Self::served) that this one is done.
+    /// `None`: there is none, or so many were answered already that others are to have their turn first.
     pub(super) fn pop(&mut self, now: Instant) -> Option<Confirmation> {
         while let Some(entry) = self.pausing.first_entry()
             && entry.key().0 <= now
@@ -180,16 +191,22 @@ impl Confirmations {
             let ((_, connection), source) = entry.remove_entry();
             self.queue(&source, connection);
         }
-        while let Some(source) = self.turns.pop_front() {
+        let mut answered = 0;
+        while answered < ANSWERED
+            && let Some(source) = self.turns.pop_front()
+        {
             let Some(group) = self.sources.get_mut(&source) else { continue };
             let next = group.pop();
             if !group.turns.is_empty() {
                 self.turns.push_back(source.clone());
+            } else if group.connections.is_empty() {
+                self.sources.remove(&source);
             }
             if let Some((number, next)) = next {
-                self.weigh(&source, next.requester.id(), -next.bytes().cast_signed());
+                self.adjust_bytes(&source, next.requester.id(), -next.bytes().cast_signed());
                 if self.is_sent(number, &next) {
                     self.served(&next, None);
+                    answered += 1;
                     continue;
                 }
                 self.send(&next);
@@ -202,6 +219,12 @@ impl Confirmations {
     /// This one is done. Its connection has its next turn in the end of the line, or after a pause.
     pub(super) fn served(&mut self, confirmation: &Confirmation, pause: Option<Instant>) {
         let (source, connection) = (confirmation.requester.source(), confirmation.requester.id());
+        if let Some(until) = pause {
+            // Also if it waits for nothing now: what it asks for next waits for the end of the pause.
+            self.sources.entry(source.clone()).or_default().connections.entry(connection).or_default();
+            self.pausing.insert((until, connection), source.clone());
+            return;
+        }
         let Some(group) = self.sources.get_mut(source) else { return };
         let is_done = group.connections.get(&connection).is_none_or(|line| line.confirmations.is_empty());
         if is_done {
@@ -209,8 +232,6 @@ impl Confirmations {
             if group.connections.is_empty() {
                 self.sources.remove(source);
             }
-        } else if let Some(until) = pause {
-            self.pausing.insert((until, connection), source.clone());
         } else {
             self.queue(source, connection);
         }
@@ -269,12 +290,12 @@ mod tests {
         let mut confirmations = Confirmations::default();
         for connection in 0..100 {
             for number in 0..10 {
-                assert!(confirmations.push(ask(1, connection, &format!("{connection}:{number}"))).is_none());
+                assert!(confirmations.push(ask(1, connection, &format!("{connection}:{number}"))).is_empty());
             }
         }
-        assert!(confirmations.push(ask(1, 100, "of the same address")).is_none());
-        assert!(confirmations.push(ask(2, 101, "of another one")).is_none());
-        assert!(confirmations.push(ask(2, 101, "0:0")).is_none());
+        assert!(confirmations.push(ask(1, 100, "of the same address")).is_empty());
+        assert!(confirmations.push(ask(2, 101, "of another one")).is_empty());
+        assert!(confirmations.push(ask(2, 101, "0:0")).is_empty());
         let now = Instant::now();
         let mut order = Vec::new();
         while let Some(next) = confirmations.pop(now) {
@@ -298,10 +319,10 @@ mod tests {
     fn nobody_waits_for_the_turn_of_somebody_else_who_asked_for_the_same() {
         let mut confirmations = Confirmations::default();
         for topic in ["a", "b", "c", "wanted"] {
-            assert!(confirmations.push(ask(1, 1, topic)).is_none());
+            assert!(confirmations.push(ask(1, 1, topic)).is_empty());
         }
-        assert!(confirmations.push(ask(2, 2, "wanted")).is_none());
-        assert!(confirmations.push(ask(2, 2, "wanted")).is_none(), "it waits for it already");
+        assert!(confirmations.push(ask(2, 2, "wanted")).is_empty());
+        assert!(confirmations.push(ask(2, 2, "wanted")).is_empty(), "it waits for it already");
         let now = Instant::now();
         let next = |confirmations: &mut Confirmations, pause: Option<Instant>| {
             let next = confirmations.pop(now)?;
@@ -313,8 +334,8 @@ mod tests {
         assert_eq!(next(&mut confirmations, None), Some((2, "wanted".into())));
         assert_eq!(next(&mut confirmations, None), None, "the first one pauses");
         // Whoever asks again has not got what was sent before.
-        assert!(confirmations.push(ask(2, 3, "wanted")).is_none());
-        assert!(confirmations.push(ask(1, 1, "wanted")).is_none());
+        assert!(confirmations.push(ask(2, 3, "wanted")).is_empty());
+        assert!(confirmations.push(ask(1, 1, "wanted")).is_empty());
         assert_eq!(next(&mut confirmations, None), Some((3, "wanted".into())));
         assert_eq!(confirmations.pop(later).map(|next| next.topic), Some("b".into()));
         let mut rest = Vec::new();
@@ -331,18 +352,19 @@ mod tests {
     fn whoever_asks_for_most_loses_what_finds_no_room() {
         let mut confirmations = Confirmations::default();
         let topic = |number: usize| format!("{number:04000}");
-        let dropped = (0..1_000).filter(|number| confirmations.push(ask(1, 1, &topic(*number))).is_some());
+        let dropped = (0..1_000).filter(|number| !confirmations.push(ask(1, 1, &topic(*number))).is_empty());
         assert!(dropped.count() > 900, "one connection is bounded");
         for connection in 2..100 {
             for number in 0..50 {
                 let topic = topic(connection as usize * 1_000 + number);
-                if let Some(dropped) = confirmations.push(ask(1, connection, &topic)) {
+                for dropped in confirmations.push(ask(1, connection, &topic)) {
                     assert_eq!(dropped.requester.source(), &Source::of("192.0.2.1:1"));
                 }
             }
         }
-        let dropped = confirmations.push(ask(2, 100, "of another one")).expect("all of them are bounded");
-        assert_ne!(dropped.topic, "of another one");
+        let dropped = confirmations.push(ask(2, 100, "of another one"));
+        assert!(!dropped.is_empty(), "all of them are bounded");
+        assert!(dropped.iter().all(|dropped| dropped.topic != "of another one"));
         assert!(confirmations.bytes <= BYTES);
         let mut left = Vec::new();
         while let Some(next) = confirmations.pop(Instant::now()) {

@@ -46,7 +46,7 @@ const WRITTEN: usize = 1024;
 /// The buffer for what is written, and for what is copied from one journal to the next.
 const BUFFER: usize = 1 << 20;
 /// What may be left to copy when the files are switched: changes wait for that.
-const NEARLY: u64 = 1 << 20;
+const NEARLY: u64 = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 /// Times that a journal which grows faster than it is copied is followed.
 const ROUNDS_MAX: u32 = 16;
 
@@ -106,9 +106,9 @@ impl Draft {
         self.is_unwanted.clone()
     }
 
-    /// Whether little is left to copy from a journal whose end is at this position; or it makes no sense to go on trying.
+    /// Whether little is left to copy from a journal whose end is at this position, or the maximum number of copy rounds is reached.
     #[must_use]
-    pub fn is_near(&self, position: u64) -> bool {
+    pub fn is_caught_up(&self, position: u64) -> bool {
         self.rounds >= ROUNDS_MAX || position - self.copied <= NEARLY
     }
 
@@ -163,7 +163,7 @@ impl Draft {
         self.rounds += 1;
         let path = with_suffix(&self.path, ".journal");
         let Some(out) = &mut self.journal else { return Ok(()) };
-        let (source, salt) = (self.source, self.salt);
+        let (source, salt, is_unwanted) = (self.source, self.salt, &self.is_unwanted);
         let mut copy = |mut at: u64| {
             if at == upto {
                 return Ok(());
@@ -173,6 +173,9 @@ impl Draft {
             // Entries that are whole so far, and the beginning of the next one.
             let mut entries = Vec::new();
             while at < upto {
+                if is_unwanted.load(Ordering::Relaxed) {
+                    return Err(io::Error::other("it was given up"));
+                }
                 let len = (upto - at).min(BUFFER as u64);
                 if (&mut file).take(len).read_to_end(&mut entries)? as u64 != len {
                     return Err(io::ErrorKind::UnexpectedEof.into());
@@ -196,7 +199,7 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // They are in the way where there is little room already. The new files have other names by now, if they have taken their places.
+        // Unfinished files would waste disk space. Finished ones have their final names by now.
         for path in [self.path.clone(), with_suffix(&self.path, ".journal")] {
             let _ = fs::remove_file(temporary(&path));
         }
@@ -271,7 +274,7 @@ impl Journal {
         let failed = |error| io_error(format!("cannot open {}", journal_path.display()), error);
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(false).open(&journal_path).map_err(failed)?;
-        // One of the first version is written anew with the first change.
+        // A journal in the old format is compacted when the first change arrives.
         let compact_at = if salt.0.is_none() { 0 } else { COMPACT_MIN.max(snapshot_len) };
         let (path, start) = (path.clone(), 0);
         let mut journal =
@@ -295,8 +298,7 @@ impl Journal {
         self.broken || self.len > self.compact_at
     }
 
-    /// How many bytes of entries there were up to its end, from some moment on: a compaction does not change it. Whoever remembers it can say
-    /// later which entries came behind.
+    /// Logical offset of the end of the journal, in bytes of entries. Compactions do not reset it: it tells later which entries came after now.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.start + (self.len - self.header_len)
@@ -382,12 +384,12 @@ impl Journal {
         if self.broken {
             return Err(error);
         }
-        self.put_off(&error);
+        self.postpone_compaction(&error);
         if batch.is_empty() { self.probe() } else { self.append(batch) }
     }
 
     /// Notes that a compaction has failed: the next one is not begun with the next batch.
-    pub fn put_off(&mut self, error: &Error) {
+    pub fn postpone_compaction(&mut self, error: &Error) {
         self.compact_at = self.len + COMPACT_MIN;
         tracing::warn!(reason = %error.with_causes(), "the journal was not shortened");
     }

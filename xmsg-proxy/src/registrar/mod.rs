@@ -506,7 +506,7 @@ fn load(path: &std::path::Path, mut store: Store) -> Result<(Store, Journal)> {
         tracing::warn!(
             registrations,
             bytes,
-            "the files have more registrations than the limits allow: all of them are kept, and no new ones are taken"
+            "the files have more registrations than max_registrations or max_registration_memory_mib allow: all of them are kept, and new ones are refused"
         );
     }
     tracing::info!(registrations = store.len(), file = %path.display(), "read the snapshot");

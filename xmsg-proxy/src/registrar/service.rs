@@ -31,7 +31,7 @@ use xmsg_zmq::{EncodedFrames, Replier, ReturnPath, Violations};
 
 use self::answering::Answering;
 use self::change::{Change, records};
-use self::compaction::{Compaction, Supply};
+use self::compaction::{Compaction, SnapshotFeed};
 use self::later::Pending;
 use self::slow::Slow;
 use self::turns::Turns;
@@ -111,7 +111,7 @@ struct Trouble {
 #[derive(Debug)]
 struct Written {
     journal: Journal,
-    /// What it was about.
+    /// The entries of the batch.
     entries: Vec<u8>,
     result: Result<()>,
     took: Duration,
@@ -130,14 +130,12 @@ pub(super) struct Service {
     journal: Option<Journal>,
     gathering: Batch,
     writing: Option<(JoinHandle<Written>, Batch)>,
-    /// What gathered is to be written again when the snapshot that is in the making does not take room any more.
-    writes_again: bool,
     /// Changes that are on the disk, and are yet to be carried out. Until the last of them is, no others are written.
-    carrying: Batch,
+    applying: Batch,
     /// … those that take long, and what has to wait for them. Others are written meanwhile.
     slow: Slow,
     compaction: Option<Compaction>,
-    supply: Option<Supply>,
+    feed: Option<SnapshotFeed>,
     trouble: Option<Trouble>,
     write_log: Throttle,
     expiry_log: Throttle,
@@ -157,6 +155,7 @@ pub(super) struct Service {
     counters: Arc<Counters>,
     started: Instant,
     stop: CancellationToken,
+    is_stopping: bool,
 }
 
 impl Service {
@@ -178,11 +177,10 @@ impl Service {
             journal,
             gathering: Batch::default(),
             writing: None,
-            writes_again: false,
-            carrying: Batch::default(),
+            applying: Batch::default(),
             slow: Slow::default(),
             compaction: None,
-            supply: None,
+            feed: None,
             trouble: None,
             write_log: Throttle::default(),
             expiry_log: Throttle::default(),
@@ -198,6 +196,7 @@ impl Service {
             counters,
             started: Instant::now(),
             stop,
+            is_stopping: false,
         };
         // What was read from the snapshot counts from the start.
         service.count();
@@ -222,12 +221,12 @@ impl Service {
         loop {
             let expiry = self.store.next_expiry().map(|due| Deadline::since(self.started, due));
             let may_write =
-                self.writing.is_none() && self.carrying.changes.is_empty() && !self.waits_for_compaction();
+                self.writing.is_none() && self.applying.changes.is_empty() && !self.waits_for_compaction();
             let retry = self.trouble.as_ref().filter(|_| may_write).map(|trouble| trouble.retry);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
-                done = Compaction::done(self.compaction.as_mut()) => self.drafted(done),
+                done = Compaction::done(self.compaction.as_mut()) => self.on_draft_done(done),
                 done = committed(self.writing.as_mut()) => self.written(done),
                 () = at(retry) => self.write(),
                 request = self.replier.recv() => {
@@ -239,7 +238,7 @@ impl Service {
                     }
                 }
                 () = at(expiry) => {}
-                () = Supply::room(self.supply.as_ref()), if !self.has_slices() => {}
+                () = SnapshotFeed::room(self.feed.as_ref()), if !self.has_slices() => {}
                 () = std::future::ready(()), if self.has_slices() => {}
             }
             // Those who ask much get a slice whenever those who ask little have had their turn, and others theirs after either.
@@ -247,14 +246,16 @@ impl Service {
             self.work();
             tokio::task::yield_now().await;
         }
+        self.is_stopping = true;
         loop {
-            while !(self.carrying.changes.is_empty() && self.slow.is_empty()) {
+            while !(self.applying.changes.is_empty() && self.slow.is_empty()) {
                 self.carry_out_some();
             }
             if self.writing.is_none() {
                 self.end_compaction().await;
             }
             if self.writing.is_none() {
+                debug_assert!(self.gathering.changes.is_empty(), "each change has its answer");
                 break;
             }
             let done = committed(self.writing.as_mut()).await;
@@ -266,9 +267,9 @@ impl Service {
     /// Whether there is something to do in slices.
     fn has_slices(&self) -> bool {
         !(self.answering.is_empty()
-            && self.carrying.changes.is_empty()
+            && self.applying.changes.is_empty()
             && self.slow.is_empty()
-            && !self.supply.as_ref().is_some_and(Supply::has_room)
+            && !self.feed.as_ref().is_some_and(SnapshotFeed::has_room)
             && self.resuming.is_empty())
     }
 
@@ -378,7 +379,7 @@ impl Service {
             Change::RemoveHost(_) if !self.durable => None,
             change
                 if !self.durable
-                    && self.carrying.changes.is_empty()
+                    && self.applying.changes.is_empty()
                     && !self.slow.precedes(&path, change) =>
             {
                 Some(change.carry_out(&mut self.store, now))
@@ -410,7 +411,7 @@ impl Service {
         }
         self.pending.entry(path.peer().clone()).or_default().changes += 1;
         if !self.durable {
-            self.carrying.changes.push_back((path, action, change));
+            self.applying.changes.push_back((path, action, change));
             return;
         }
         // Removing is written down even if there was nothing to remove: what has expired is still in the files.
@@ -419,11 +420,13 @@ impl Service {
         self.write();
     }
 
-    /// Whether no change is on its way.
+    /// Whether no change is on its way, and the files have nothing but what is in the store.
     fn is_at_rest(&self) -> bool {
         self.writing.is_none()
+            && self.trouble.is_none()
+            && self.journal.as_ref().is_some_and(|journal| !journal.is_broken())
             && self.gathering.changes.is_empty()
-            && self.carrying.changes.is_empty()
+            && self.applying.changes.is_empty()
             && self.slow.is_empty()
     }
 
@@ -510,7 +513,7 @@ impl Service {
 
     /// Hands the batch to the disk, unless the one before is still there; without one, finds out whether the disk takes changes again.
     fn write(&mut self) {
-        if !self.carrying.changes.is_empty() || self.waits_for_compaction() {
+        if !self.applying.changes.is_empty() || self.waits_for_compaction() {
             return;
         }
         let Some(mut journal) = self.journal.take() else { return };
@@ -563,16 +566,16 @@ impl Service {
                     self.counters.is_unwritable.store(false, Ordering::Relaxed);
                     tracing::info!("changes are stored again");
                 }
-                self.carrying = Batch { entries: Vec::new(), ..batch };
+                self.applying = Batch { entries: Vec::new(), ..batch };
             }
             Err(error) => {
-                if let Some(batch) = self.tries_again(batch) {
+                if let Some(batch) = self.requeue(batch) {
                     let status = self.failed(&error, took);
                     self.refuse_batch(batch, &status);
                 }
             }
         }
-        self.draft_failed();
+        self.end_failed_compaction();
         if self.journal.is_none() {
             // Nothing can be stored any more.
             self.stop.cancel();
@@ -610,17 +613,17 @@ impl Service {
         }
         work += SLICE / 2;
         while work > 0
-            && let Some((path, action, change)) = self.carrying.changes.pop_front()
+            && let Some((path, action, change)) = self.applying.changes.pop_front()
         {
             if change.takes_long() || self.slow.precedes(&path, &change) {
-                self.slow.push((path, action, change), self.carrying.position);
+                self.slow.push((path, action, change), self.applying.position);
                 continue;
             }
             if let Some(outcome) = change.carry_out_some(&mut self.store, now, &mut work) {
                 self.carried_out(&path, action, outcome);
             }
         }
-        if !self.carrying.changes.is_empty() {
+        if !self.applying.changes.is_empty() {
             return;
         }
         if self.trouble.is_none() {

@@ -14,6 +14,7 @@
 mod above;
 mod few;
 mod index;
+mod table;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -26,8 +27,8 @@ use xmsg_core::registration::{OwnerType, Registration, UNDEFINED};
 use xmsg_core::topic::ANY;
 
 use self::above::{Above, Looked};
-use self::few::{Few, Snug, Text};
-use self::index::Index;
+use self::few::{Few, Text};
+use self::table::Table;
 
 /// Registrations that differ only in what removing ignores: port, description, unknown fields. An actor has one
 /// or two; more than this is a mistake, or malice.
@@ -93,7 +94,7 @@ pub struct Store {
     expiring: Expiring,
     /// Room that is kept, and for how many of one topic, name and host.
     reserved: Reserved,
-    coming: HashMap<(OwnerType, Key, Owner), usize>,
+    reserved_variants: HashMap<(OwnerType, Key, Owner), usize>,
 }
 
 impl Store {
@@ -109,7 +110,7 @@ impl Store {
             next_serial: 0,
             expiring: Expiring::new(),
             reserved: Reserved::default(),
-            coming: HashMap::new(),
+            reserved_variants: HashMap::new(),
         }
     }
 
@@ -195,8 +196,8 @@ impl Store {
         Ok(self.renew_record(owner, &key, &of, &frame, now))
     }
 
-    /// Keeps room for a registration, beside those that are there and those that room is kept for; for one that is there, too, as it may go
-    /// before this one comes. The room is given back by [`admit`](Self::admit) or [`release`](Self::release).
+    /// Keeps room for a registration, beside those that are there and those that room is kept for; also if the registration exists already,
+    /// because it may be removed before this one is admitted. The room is given back by [`admit`](Self::admit) or [`release`](Self::release).
     pub fn reserve(&mut self, owner: OwnerType, registration: &Registration) -> Result<Reserved, Refused> {
         let (key, of, frame) = record(registration)?;
         let table = self.table(owner);
@@ -209,7 +210,9 @@ impl Store {
             if self.len() + self.reserved.records >= self.limit {
                 return Err(Refused::Full(self.limit));
             }
-            if variants.len() + self.coming.get(&coming).copied().unwrap_or_default() >= VARIANTS_MAX {
+            if variants.len() + self.reserved_variants.get(&coming).copied().unwrap_or_default()
+                >= VARIANTS_MAX
+            {
                 return Err(Refused::Variants);
             }
             if self.memory().saturating_add(growth + self.reserved.bytes) > self.memory_limit {
@@ -217,10 +220,10 @@ impl Store {
             }
         }
         // What it takes now may be little because of others that go before it comes.
-        let bytes = growth.max(Table::growth_alone(key, of, &frame));
+        let bytes = growth.max(Table::growth_upper_bound(key, of, &frame));
         self.reserved.records += 1;
         self.reserved.bytes += bytes;
-        *self.coming.entry(coming).or_default() += 1;
+        *self.reserved_variants.entry(coming).or_default() += 1;
         Ok(Reserved { records: 1, bytes })
     }
 
@@ -230,7 +233,8 @@ impl Store {
         self.reserved.bytes -= reserved.bytes;
         if reserved.records > 0
             && let Ok(key) = key(registration)
-            && let Entry::Occupied(mut coming) = self.coming.entry((owner, key, Owner::of(registration)))
+            && let Entry::Occupied(mut coming) =
+                self.reserved_variants.entry((owner, key, Owner::of(registration)))
         {
             *coming.get_mut() -= 1;
             if *coming.get() == 0 {
@@ -300,7 +304,7 @@ impl Store {
         self.remove_some_of_host(host, usize::MAX)
     }
 
-    /// The same for so many at most. If it returns less, nothing of that host is left.
+    /// Forgets so many registrations of a host at most. If it returns less, nothing of that host is left.
     pub fn remove_some_of_host(&mut self, host: &str, most: usize) -> usize {
         let mut count = 0;
         for owner in OwnerType::ALL {
@@ -568,207 +572,6 @@ enum Source {
 struct Place {
     key: Key,
     owner: Option<Owner>,
-}
-
-/// Publishers or subscribers.
-#[derive(Debug, Default)]
-struct Table {
-    topics: BTreeMap<Key, Topic>,
-    records: usize,
-    memory: usize,
-    frame_bytes: usize,
-    /// How many topics a domain has.
-    domains: BTreeMap<Text, usize>,
-    by_subject: Index<()>,
-    by_types: Index<()>,
-    /// The topics for which a host has registered somebody, and how many registrations that are.
-    by_host: Index<usize>,
-}
-
-impl Table {
-    fn variant_mut(&mut self, key: &str, of: &Owner, frame: &[u8]) -> Option<&mut Variant> {
-        self.topics.get_mut(key)?.owners.get_mut(of)?.iter_mut().find(|variant| variant.frame == frame)
-    }
-
-    fn variants(&self, key: &str, of: &Owner) -> &[Variant] {
-        let of = self.topics.get(key).and_then(|topic| topic.owners.get(of));
-        of.map_or(&[], Vec::as_slice)
-    }
-
-    /// Bytes that a registration takes which is not there: what has to be made for it, and nothing that others need as well.
-    fn growth(&self, key: &str, of: &Owner, frame: &[u8]) -> usize {
-        let topic = self.topics.get(key);
-        let variants = topic.and_then(|topic| topic.owners.get(of)).map_or(0, Vec::len);
-        let mut bytes = few::frame(frame.len()) + few::element::<Variant>(variants);
-        if variants == 0 {
-            let owners = topic.map_or(0, |topic| topic.owners.len());
-            bytes += few::text(&of.name) + Few::<Owner, Vec<Variant>>::growth(owners);
-        }
-        if topic.is_none() {
-            let (domain, subject, types) = parts(key);
-            bytes += few::text(key) + few::leaf::<Key, Topic>(self.topics.len());
-            if !self.domains.contains_key(domain) {
-                bytes += few::text(domain) + few::leaf::<Text, usize>(self.domains.len());
-            }
-            bytes += self.by_subject.growth(subject, key) + self.by_types.growth(types, key);
-        }
-        bytes + self.by_host.growth(&of.host, key)
-    }
-
-    /// The same, if nothing that it needs is there: its share of each tree, however many come.
-    fn growth_alone(key: &str, of: &Owner, frame: &[u8]) -> usize {
-        let (domain, subject, types) = parts(key);
-        let texts = [key, domain, subject, types, &of.host, &of.name];
-        few::frame(frame.len())
-            + 2 * few::element::<Variant>(0)
-            + texts.into_iter().map(few::text).sum::<usize>()
-            + few::share::<Key, Topic>()
-            + few::share::<Text, usize>()
-            + few::share::<Owner, Vec<Variant>>()
-            + few::share::<Due, (OwnerType, Key, Owner)>()
-            + 3 * (few::share::<Text, Few<Key, usize>>() + few::share::<Key, usize>())
-    }
-
-    /// Takes a registration in that is not there. Returns its topic and owner as they are kept.
-    fn insert(&mut self, key: Key, of: Owner, variant: Variant) -> (Key, Owner) {
-        self.memory += self.growth(&key, &of, &variant.frame);
-        self.frame_bytes += variant.frame.len();
-        self.records += 1;
-        let key = if let Some((known, _)) = self.topics.get_key_value(&key) {
-            known.clone()
-        } else {
-            let (domain, subject, types) = parts(&key);
-            *self.domains.entry(domain.into()).or_default() += 1;
-            self.by_subject.entry(subject, &key);
-            self.by_types.entry(types, &key);
-            key
-        };
-        let (host, count) = self.by_host.entry(&of.host, &key);
-        *count += 1;
-        let owners = &mut self.topics.entry(key.clone()).or_default().owners;
-        let of = owners.get_key_value(&of).map_or(Owner { host, ..of }, |(known, _)| known.clone());
-        let variants = owners.entry(of.clone());
-        variants.insert_snugly(variants.len(), variant);
-        (key, of)
-    }
-
-    fn remove(&mut self, key: &Key, of: &Owner) -> Vec<Variant> {
-        std::iter::from_fn(|| self.take(key, of, |_| true)).collect()
-    }
-
-    fn remove_due(&mut self, key: &Key, of: &Owner, due: Due) {
-        self.take(key, of, |variant| variant.due == Some(due));
-    }
-
-    /// Removes registrations of a host, until there are so many or none is left.
-    fn remove_some_of_host(&mut self, host: &str, most: usize) -> Vec<Variant> {
-        let mut removed = Vec::new();
-        while removed.len() < most
-            && let Some(key) = self.by_host.of(host).and_then(Few::first_key)
-        {
-            let key = key.clone();
-            let Some(topic) = self.topics.get(&key) else { break };
-            let first = Owner { host: host.into(), name: "".into() };
-            let theirs = topic.owners.starting_at(Bound::Included(&first)).map(|(owner, _)| owner);
-            let theirs = theirs.take_while(|owner| &*owner.host == host);
-            let gone: Vec<Owner> = theirs.take(most - removed.len()).cloned().collect();
-            if gone.is_empty() {
-                break;
-            }
-            for owner in gone {
-                // One may have many.
-                let left = most - removed.len();
-                removed.extend(std::iter::from_fn(|| self.take(&key, &owner, |_| true)).take(left));
-                if removed.len() == most {
-                    break;
-                }
-            }
-        }
-        removed
-    }
-
-    /// Takes out the last registration of this topic and owner for which this holds, and with it what nothing else needs.
-    fn take(&mut self, key: &Key, of: &Owner, which: impl Fn(&Variant) -> bool) -> Option<Variant> {
-        let owners = &mut self.topics.get_mut(key)?.owners;
-        let variants = owners.get_mut(of)?;
-        let variant = variants.remove_snugly(variants.iter().rposition(which)?);
-        if variants.is_empty() {
-            owners.remove(of);
-        }
-        if owners.is_empty() {
-            self.topics.remove(key);
-            let (domain, subject, types) = parts(key);
-            if let Some(count) = self.domains.get_mut(domain) {
-                *count -= 1;
-                if *count == 0 {
-                    self.domains.remove(domain);
-                }
-            }
-            self.by_subject.remove(subject, key);
-            self.by_types.remove(types, key);
-        }
-        let (_, count) = self.by_host.entry(&of.host, key);
-        *count -= 1;
-        if *count == 0 {
-            self.by_host.remove(&of.host, key);
-        }
-        self.records -= 1;
-        self.frame_bytes -= variant.frame.len();
-        self.memory -= self.growth(key, of, &variant.frame);
-        Some(variant)
-    }
-
-    /// The topics of a source, behind this one.
-    fn topics_of<'a>(
-        &'a self,
-        source: &'a Source,
-        after: Option<&'a Key>,
-    ) -> Box<dyn Iterator<Item = (&'a Key, &'a Topic)> + 'a> {
-        let start = after.map_or(Bound::Unbounded, |key| Bound::Excluded(&**key));
-        let known = |key: &'a Key| self.topics.get(key).map(|topic| (key, topic));
-        match source {
-            Source::Above(_) => Box::new(std::iter::empty()),
-            Source::Topic(_) if after.is_some() => Box::new(std::iter::empty()),
-            Source::Topic(key) => Box::new(self.topics.get_key_value(key).into_iter()),
-            Source::StartingWith(start) => {
-                let from = after.map_or(Bound::Included(&**start), |key| Bound::Excluded(&**key));
-                let range = self.topics.range::<str, _>((from, Bound::Unbounded));
-                Box::new(range.take_while(move |(key, _)| key.starts_with(&**start)))
-            }
-            Source::Subject(subject) => Box::new(self.by_subject.topics(subject, start).filter_map(known)),
-            Source::Types(types) => Box::new(self.by_types.topics(types, start).filter_map(known)),
-            Source::Host(host) => Box::new(self.by_host.topics(host, start).filter_map(known)),
-        }
-    }
-
-    /// Where the topics are that a filter may want.
-    fn sources(&self, filter: &Filter) -> VecDeque<Source> {
-        if let (Some(domain), Some(subject), Some(types)) = (&filter.domain, &filter.subject, &filter.types) {
-            return [Source::Topic(format!("{domain}:{subject}:{types}").into())].into();
-        }
-        // What is known narrows the topics down in several ways: the one with the fewest is walked.
-        let domain =
-            filter.domain.as_ref().map(|domain| self.domains.get(&**domain).copied().unwrap_or_default());
-        let subject = filter.subject.clone().map(|subject| (self.by_subject.len(&subject), subject));
-        let types = filter.types.clone().map(|types| (self.by_types.len(&types), types));
-        let host = filter.host.clone().map(|host| (self.by_host.len(&host), host));
-        let within = |domain: &str| {
-            let known = match &filter.subject {
-                Some(subject) => format!("{domain}:{subject}"),
-                None => domain.to_owned(),
-            };
-            // The topic of these parts alone, and those in which others follow them.
-            VecDeque::from([Source::Topic(known.as_str().into()), Source::StartingWith(known + ":")])
-        };
-        let ways = [
-            domain.map(|len| (len, within(filter.domain.as_deref().unwrap_or_default()))),
-            subject.map(|(len, subject)| (len, [Source::Subject(subject)].into())),
-            types.map(|(len, types)| (len, [Source::Types(types)].into())),
-            host.map(|(len, host)| (len, [Source::Host(host)].into())),
-        ];
-        let fewest = ways.into_iter().flatten().min_by_key(|(len, _)| *len);
-        fewest.map_or_else(|| [Source::StartingWith(String::new())].into(), |(_, sources)| sources)
-    }
 }
 
 /// What a filter asks for; `None` is any.

@@ -303,7 +303,7 @@ fn room_is_kept_for_those_that_are_on_their_way() {
     assert_eq!(store.reserve(owner, &of("five")), Err(Refused::Full(3)));
     store.release(owner, &of("four"), four);
     assert_eq!(store.register(owner, &of("five"), Duration::ZERO), Ok(true));
-    assert!(store.reserved == Reserved::default() && store.coming.is_empty());
+    assert!(store.reserved == Reserved::default() && store.reserved_variants.is_empty());
 }
 
 #[test]

@@ -444,7 +444,7 @@ impl Switch {
             biased;
             () = stop.cancelled() => return,
             () = refused => return,
-            () = gives_way.cancelled() => return,
+            () = gives_way.cancelled() => return tracing::debug!(peer, ?side, reason = GIVES_WAY, "disconnected"),
             result = session.handshake() => match result {
                 Ok(found) => found,
                 Err(ended) => {

@@ -26,9 +26,9 @@ pub(crate) struct Lost {
     wanted: BTreeSet<Bytes>,
     /// Since when subscribers are waited for, on the connection that there is now.
     waiting: Option<Instant>,
-    /// For how long they may still be waited for; `None` before the first time. It is not given anew to a peer that comes and goes, however
-    /// short its visits are: somebody may have left for good.
-    patience: Option<Duration>,
+    /// How long they have been waited for on earlier connections. A peer that comes and goes does not get more time, however short its
+    /// connections are: a subscriber may never come back.
+    spent: Duration,
 }
 
 impl Lost {
@@ -36,15 +36,14 @@ impl Lost {
     pub(crate) fn again(before: Option<Self>, wanted: BTreeSet<Bytes>) -> Self {
         let since = Instant::now();
         let Some(mut before) = before else {
-            return Self { since, wanted, waiting: None, patience: None };
+            return Self { since, wanted, waiting: None, spent: Duration::ZERO };
         };
         // A peer that comes and goes, and wants something else each time, is not remembered for ever.
         if before.wanted.len() + wanted.len() <= WANTED_MAX {
             before.wanted.extend(wanted);
         }
         let spent = before.waiting.map_or(Duration::ZERO, |start| start.elapsed());
-        let patience = before.patience.map(|patience| patience.saturating_sub(spent));
-        Self { since, waiting: None, patience, ..before }
+        Self { since, waiting: None, spent: before.spent + spent, ..before }
     }
 
     /// Whether somebody had subscribed who may come back.
@@ -57,10 +56,10 @@ impl Lost {
     pub(crate) async fn settle(&mut self, link: &Link, options: &Settings, changed: &Notify) {
         let pause = self.since.elapsed().min(options.reconnect_max).max(options.reconnect_min);
         let grace = HOLD.saturating_sub(pause).max(GRACE_MIN);
-        let patience = *self.patience.get_or_insert(pause + grace);
+        let left = (pause + grace).saturating_sub(self.spent);
         self.waiting = Some(Instant::now());
-        tokio::time::sleep(pause.min(patience)).await;
-        let grace = grace.min(patience.saturating_sub(pause));
+        tokio::time::sleep(pause.min(left)).await;
+        let grace = grace.min(left.saturating_sub(pause));
         let back = async {
             loop {
                 let mut changed = std::pin::pin!(changed.notified());

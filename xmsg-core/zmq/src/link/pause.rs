@@ -34,8 +34,8 @@ impl DepartureWatch {
     }
 }
 
-/// Waits until a handler has taken what the peer sent; the connection is not idle meanwhile. Ends before if `end` says that others need its
-/// memory.
+/// Waits until a handler has taken what the peer sent; the connection is not idle meanwhile. Returns early if `end` says that others need
+/// its memory.
 pub(crate) async fn taken(
     handling: impl Future<Output = Result<(), Ended>>,
     stream: &ReadHalf<'_>,
@@ -48,7 +48,7 @@ pub(crate) async fn taken(
     if let Poll::Ready(result) = futures::poll!(handling.as_mut()) {
         return result;
     }
-    let _waiting = activity.map(Activity::waiting);
+    let _held_up = activity.map(Activity::held_up);
     let needed_elsewhere = async {
         match end {
             Some(end) => end.cancelled().await,

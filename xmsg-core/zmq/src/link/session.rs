@@ -27,8 +27,9 @@ use xmsg_zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 
 /// After so many bytes without a pause a reader lets others have the processor.
 const FAIR_SHARE: usize = 256 << 10;
-/// What a message counts for in it beside its bytes, and what a question (PING) does: its answer costs more than it is long.
+/// What a message counts for in it beside its bytes.
 const MESSAGE: usize = 64;
+/// What a PING counts for in it: its answer takes longer than its bytes.
 const QUESTION: usize = 1 << 10;
 /// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);

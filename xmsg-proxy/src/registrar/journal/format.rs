@@ -94,22 +94,22 @@ pub(super) fn seal(batch: &mut [u8], salt: &Salt) -> usize {
     whole
 }
 
-/// Fills in the checksums of a batch of entries anew, whose old ones are good. Returns the length of those that are whole; `None`: an entry is
-/// damaged.
+/// Replaces the checksums of a batch of entries. Returns the length of the whole entries; `None` if one of them is damaged.
 pub(super) fn seal_again(batch: &mut [u8], old: &Salt, new: &Salt) -> Option<usize> {
-    let (mut rest, mut whole) = (batch, 0);
-    while let Some(len) = length(rest)
-        && let Some((entry, behind)) = rest.split_at_mut_checked(ENTRY_HEADER + len)
-    {
+    let mut whole = 0;
+    loop {
+        let rest = &mut batch[whole..];
+        let Some(len) = length(rest) else {
+            return (rest.len() < 4).then_some(whole);
+        };
+        let Some(entry) = rest.get_mut(..ENTRY_HEADER + len) else { return Some(whole) };
         let (header, body) = entry.split_at_mut(ENTRY_HEADER);
         if header[4..] != old.checksum(body).to_le_bytes() {
             return None;
         }
         header[4..].copy_from_slice(&new.checksum(body).to_le_bytes());
-        rest = behind;
         whole += ENTRY_HEADER + len;
     }
-    Some(whole)
 }
 
 /// What the checksums of a file start with: nobody knows it who can't read the file. `None` in files of the first version.

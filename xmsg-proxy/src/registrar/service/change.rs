@@ -94,7 +94,7 @@ impl Change {
         }
     }
 
-    /// Whether it removes what is not there, as far as the store knows.
+    /// Whether it would remove nothing.
     pub(super) fn is_in_vain(&self, store: &Store) -> bool {
         match self {
             Self::Register(..) => false,

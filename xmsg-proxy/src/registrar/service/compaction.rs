@@ -1,4 +1,4 @@
-//! How the journal is kept short: a snapshot of the store and a new journal are written beside the old one, which goes on taking changes.
+//! Compaction of the journal: a snapshot of the store and a new journal are written beside the files in use, which go on taking changes.
 
 use std::io;
 use std::sync::Arc;
@@ -16,109 +16,119 @@ use crate::registrar::journal::{Draft, Journal, Records};
 
 /// Registrations that are collected for a snapshot before others get their turn.
 const COLLECTED: usize = 1024;
-/// Times so many that wait to be written. What is removed meanwhile stays in memory until then.
+/// Chunks of registrations that may wait to be written. What is in a waiting chunk stays in memory even if it is removed from the store.
 const CHUNKS: usize = 4;
 
-/// The next files, in the making.
+/// The state of a compaction.
 #[derive(Debug)]
 pub(super) enum Compaction {
-    /// A blocking thread is at work on them.
-    Writing(Work),
-    /// They could not be written, after so long.
+    /// A blocking thread writes the new files.
+    Writing(DraftTask),
+    /// Writing failed; the error, and the time that it took.
     Failed(Error, Duration),
-    /// All but the last changes is written.
+    /// Only the most recent changes are missing in the new files.
     Ready(Draft),
 }
 
-/// What a blocking thread does for the next files, and how long it took.
+/// The blocking thread that writes new files.
 #[derive(Debug)]
-pub(super) struct Work {
+pub(super) struct DraftTask {
     thread: JoinHandle<(Result<Draft>, Duration)>,
     is_unwanted: Arc<AtomicBool>,
+    /// A batch that could not be written waits for its end to be written again.
+    is_awaited: bool,
 }
 
-/// Registrations that are collected for a snapshot while it is being written.
+/// What gives a blocking thread the registrations for a snapshot while it writes them.
 #[derive(Debug)]
-pub(super) struct Supply {
+pub(super) struct SnapshotFeed {
     collecting: Collecting,
     chunks: mpsc::Sender<Option<Records>>,
 }
 
-impl Supply {
+impl SnapshotFeed {
     /// Whether the thread can be given more, or has given up.
     pub(super) fn has_room(&self) -> bool {
         self.chunks.capacity() > 0 || self.chunks.is_closed()
     }
 
-    /// Returns once the thread can be given more, or has given up; never, if there is nothing for it.
-    pub(super) async fn room(supply: Option<&Self>) {
-        match supply {
-            Some(supply) => drop(supply.chunks.reserve().await),
+    /// Returns once the thread can be given more, or has given up; never, if there is no feed.
+    pub(super) async fn room(feed: Option<&Self>) {
+        match feed {
+            Some(feed) => drop(feed.chunks.reserve().await),
             None => std::future::pending().await,
         }
     }
 }
 
-impl Work {
-    fn on(mut draft: Draft, work: impl FnOnce(&mut Draft) -> Result<()> + Send + 'static) -> Self {
+impl DraftTask {
+    fn start(mut draft: Draft, work: impl FnOnce(&mut Draft) -> Result<()> + Send + 'static) -> Self {
         let is_unwanted = draft.is_unwanted();
         let thread = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
             let result = work(&mut draft).map(|()| draft);
             (result, started.elapsed())
         });
-        Self { thread, is_unwanted }
+        Self { thread, is_unwanted, is_awaited: false }
     }
 
-    /// Writes a snapshot of what is collected meanwhile.
-    fn snapshot(draft: Draft, collecting: Collecting) -> (Self, Supply) {
+    /// Writes a snapshot of what the feed brings.
+    fn snapshot(draft: Draft, collecting: Collecting) -> (Self, SnapshotFeed) {
         let (sender, mut chunks) = mpsc::channel(CHUNKS);
         let mut next = move || match chunks.blocking_recv() {
             Some(chunk) => Ok(chunk),
             None => Err(io::Error::other("it was given up")),
         };
-        let work = Self::on(draft, move |draft| draft.write(&mut next));
-        (work, Supply { collecting, chunks: sender })
+        let task = Self::start(draft, move |draft| draft.write(&mut next));
+        (task, SnapshotFeed { collecting, chunks: sender })
+    }
+
+    fn give_up(&self) {
+        self.is_unwanted.store(true, Ordering::Relaxed);
     }
 }
 
 impl Compaction {
-    /// The end of the work of the blocking thread; never, if there is none.
+    /// The result of the blocking thread; never, if there is none.
     pub(super) async fn done(compaction: Option<&mut Self>) -> Result<(Result<Draft>, Duration), JoinError> {
         match compaction {
-            Some(Self::Writing(work)) => (&mut work.thread).await,
+            Some(Self::Writing(task)) => (&mut task.thread).await,
             _ => std::future::pending().await,
         }
     }
 }
 
 impl Service {
-    /// Whether the next batch has to wait for the files that are in the making.
+    /// Whether no batch can be written before the compaction has made a step.
     pub(super) fn waits_for_compaction(&self) -> bool {
-        let is_broken = self.journal.as_ref().is_some_and(Journal::is_broken);
-        matches!(self.compaction, Some(Compaction::Writing(_))) && (self.writes_again || is_broken)
+        let Some(Compaction::Writing(task)) = &self.compaction else { return false };
+        task.is_awaited || self.journal.as_ref().is_some_and(Journal::is_broken)
     }
 
-    /// The next files, if they are to take the place of those that are there now. Begins to write them when it is time for that.
+    /// The new files, if they are to replace those in use now. Begins a compaction when it is time for one.
     pub(super) fn next_files(&mut self, journal: &Journal) -> Option<Draft> {
+        // A registrar that stops finishes only what it needs to store the last changes.
+        let is_needed = journal.is_broken() && !self.gathering.changes.is_empty();
+        let may_go_on = is_needed || !self.is_stopping;
         match self.compaction.take() {
-            None if journal.wants_compaction() => {
-                // What is on the disk and not yet in the store may be missed by the snapshot.
+            None if may_go_on && journal.wants_compaction() => {
+                // The snapshot may miss changes that are on the disk and not yet in the store: the new journal has them.
                 let from = self.slow.oldest().unwrap_or(journal.position());
-                let (work, supply) = Work::snapshot(journal.draft(from), Collecting::new(&self.store));
-                self.supply = Some(supply);
-                self.compaction = Some(Compaction::Writing(work));
+                let (task, feed) = DraftTask::snapshot(journal.draft(from), Collecting::new(&self.store));
+                self.feed = Some(feed);
+                self.compaction = Some(Compaction::Writing(task));
                 None
             }
-            Some(Compaction::Ready(draft)) => {
+            Some(Compaction::Ready(draft)) if may_go_on => {
                 let position = journal.position();
-                if draft.is_near(position) {
+                if self.is_stopping || draft.is_caught_up(position) {
                     return Some(draft);
                 }
-                let work = Work::on(draft, move |draft| draft.copy(position));
-                self.compaction = Some(Compaction::Writing(work));
+                let task = DraftTask::start(draft, move |draft| draft.copy(position));
+                self.compaction = Some(Compaction::Writing(task));
                 None
             }
+            Some(Compaction::Ready(_)) => None,
             other => {
                 self.compaction = other;
                 None
@@ -126,21 +136,20 @@ impl Service {
         }
     }
 
-    /// Collects some of all registrations for the snapshot that is being written, if there is room for them.
+    /// Collects some registrations for the snapshot that is being written, if there is room for them.
     pub(super) fn collect_some(&mut self) {
-        let Some(supply) = self.supply.as_mut().filter(|supply| supply.has_room()) else { return };
-        let next = supply.collecting.next(&self.store, COLLECTED);
+        let Some(feed) = self.feed.as_mut().filter(|feed| feed.has_room()) else { return };
+        let next = feed.collecting.next(&self.store, COLLECTED);
         let is_last = next.is_none();
-        // If the thread has given up, its end says why.
-        if supply.chunks.try_send(next).is_err() || is_last {
-            self.supply = None;
+        // A thread that has given up says why in its result.
+        if feed.chunks.try_send(next).is_err() || is_last {
+            self.feed = None;
         }
     }
 
-    /// Goes on when a blocking thread has done its work on the next files.
-    pub(super) fn drafted(&mut self, done: Result<(Result<Draft>, Duration), JoinError>) {
-        self.writes_again = false;
-        self.supply = None;
+    /// Goes on with the result of the blocking thread.
+    pub(super) fn on_draft_done(&mut self, done: Result<(Result<Draft>, Duration), JoinError>) {
+        self.feed = None;
         let (result, took) = done.unwrap_or_else(|error| {
             let lost = Error::new(ErrorKind::Io, "the snapshot was not written").with_source(error);
             (Err(lost), Duration::ZERO)
@@ -149,15 +158,23 @@ impl Service {
             Ok(draft) => Compaction::Ready(draft),
             Err(error) => Compaction::Failed(error, took),
         });
-        self.draft_failed();
-        self.write();
+        self.end_failed_compaction();
+        // After a failure, the timer says when to try again.
+        if self.trouble.is_none() || self.compaction.is_some() {
+            self.write();
+        }
     }
 
-    /// If the next files could not be written, goes on without them, as soon as the journal is here.
-    pub(super) fn draft_failed(&mut self) {
+    /// Goes on without a compaction that has failed, as soon as the journal is here.
+    pub(super) fn end_failed_compaction(&mut self) {
         let Some(journal) = &mut self.journal else { return };
         match self.compaction.take() {
-            Some(Compaction::Failed(error, _)) if !journal.is_broken() => journal.put_off(&error),
+            Some(Compaction::Failed(error, _)) if !journal.is_broken() => {
+                if !self.is_stopping {
+                    journal.postpone_compaction(&error);
+                }
+            }
+            Some(Compaction::Failed(..)) if self.is_stopping && self.gathering.changes.is_empty() => {}
             // Without the snapshot, nothing can be stored.
             Some(Compaction::Failed(error, took)) => {
                 let status = self.failed(&error, took);
@@ -167,19 +184,21 @@ impl Service {
         }
     }
 
-    /// Whether a batch that could not be written is to be tried again before it is refused: the snapshot that is in the making may have taken
-    /// the room, and can be given up, or it makes a broken journal whole. Then the batch is the next one again.
-    pub(super) fn tries_again(&mut self, mut batch: Batch) -> Option<Batch> {
-        let (Some(journal), Some(Compaction::Writing(work)), None) =
-            (&self.journal, &self.compaction, &self.trouble)
+    /// Puts a batch that could not be written in front of what has gathered, if a compaction may make room for it, or make the journal good
+    /// again: then it is written once more. Returns the batch if it is to be refused.
+    pub(super) fn requeue(&mut self, mut batch: Batch) -> Option<Batch> {
+        let (Some(journal), Some(compaction), None) = (&self.journal, &mut self.compaction, &self.trouble)
         else {
             return Some(batch);
         };
-        if !journal.is_broken() {
-            work.is_unwanted.store(true, Ordering::Relaxed);
-            self.supply = None;
+        if let Compaction::Writing(task) = compaction {
+            task.is_awaited = true;
+            // What it has written may be what fills the disk.
+            if !journal.is_broken() {
+                task.give_up();
+                self.feed = None;
+            }
         }
-        self.writes_again = true;
         let gathered = std::mem::take(&mut self.gathering);
         batch.entries.extend(gathered.entries);
         batch.changes.extend(gathered.changes);
@@ -187,23 +206,24 @@ impl Service {
         None
     }
 
-    /// Gives up the files that are in the making, unless they are needed to write what has gathered. Returns once no thread is at work on them.
+    /// Ends the compaction of a registrar that stops; one that is needed to store the last changes is finished. Returns once no thread works on
+    /// it any more, or a batch is being written.
     pub(super) async fn end_compaction(&mut self) {
-        let is_broken = self.journal.as_ref().is_some_and(Journal::is_broken);
-        let is_needed = is_broken && !self.gathering.changes.is_empty();
-        if let Some(Compaction::Writing(work)) = &self.compaction {
-            if !is_needed {
-                work.is_unwanted.store(true, Ordering::Relaxed);
-                self.supply = None;
+        while self.writing.is_none()
+            && let Some(Compaction::Writing(task)) = &self.compaction
+        {
+            let is_broken = self.journal.as_ref().is_some_and(Journal::is_broken);
+            if !is_broken || self.gathering.changes.is_empty() {
+                task.give_up();
+                self.feed = None;
             }
-            while self.supply.is_some() {
-                Supply::room(self.supply.as_ref()).await;
+            while self.feed.is_some() {
+                SnapshotFeed::room(self.feed.as_ref()).await;
                 self.collect_some();
             }
             let done = Compaction::done(self.compaction.as_mut()).await;
-            return self.drafted(done);
+            self.on_draft_done(done);
         }
-        self.compaction = None;
     }
 }
 
@@ -212,12 +232,15 @@ mod tests {
     use std::collections::{BTreeSet, VecDeque};
 
     use proptest::prelude::*;
+    use tokio_util::sync::CancellationToken;
     use xmsg_core::registration::{OwnerType, Registration};
-    use xmsg_core::{ProxyAddress, Topic};
+    use xmsg_core::{ProxyAddress, RegistrarAddress, Topic};
+    use xmsg_zmq::{Replier, SocketOptions};
 
     use super::*;
     use crate::registrar::Registrar;
     use crate::registrar::journal::Entry;
+    use crate::registrar::service::Counters;
     use crate::registrar::service::change::Change;
     use crate::registrar::store::{Reserved, Store};
 
@@ -342,6 +365,7 @@ mod tests {
             prop_assert_eq!(of(&read(&path).1), of(&store));
         }
     }
+
     /// Whenever a batch is on the disk, the next one is there already.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_journal_is_shortened_while_changes_come_without_a_pause() {
@@ -372,5 +396,88 @@ mod tests {
         let expected = (0..CLIENTS).flat_map(|host| (0..50).map(move |name| registration(4 * name, host)));
         let expected: BTreeSet<_> = expected.map(|registration| registration.encode().to_vec()).collect();
         assert_eq!(of(&read(&path).1), expected);
+    }
+    fn client(address: RegistrarAddress, timeout: Duration) -> xmsg_core::Registrar {
+        let client = xmsg_core::Registrar::builder(address).renewal_interval(None);
+        client.registration_timeout(timeout).build().unwrap()
+    }
+
+    /// Stopped at any moment, also while a compaction is under way: every change that was acknowledged is in the files, and nobody works on them
+    /// any more.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn stopping_loses_nothing_and_leaves_the_files_to_others() {
+        const CLIENTS: u8 = 4;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r");
+        let mut expected = BTreeSet::new();
+        for round in 0..20_usize {
+            let registrar = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap();
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|host| {
+                    // A request that comes after the end has no answer.
+                    let client = client(registrar.address().clone(), Duration::from_millis(300));
+                    tokio::spawn(async move {
+                        let (mut done, mut in_doubt) = (Vec::new(), None);
+                        // Topics that no other round has.
+                        for number in 0..u8::MAX {
+                            let mut one = registration(number, host);
+                            one.description = Some(format!("{round} {}", "x".repeat(200)));
+                            if client.register(&one).await.is_err() {
+                                in_doubt = Some(one.encode().to_vec());
+                                break;
+                            }
+                            done.push(one.encode().to_vec());
+                        }
+                        (done, in_doubt)
+                    })
+                })
+                .collect();
+            // Later in each round, so that a compaction is met in all of its states.
+            while registrar.counts().requests < 20 * round as u64 {
+                tokio::task::yield_now().await;
+            }
+            registrar.stop(Duration::from_secs(10)).await;
+            let (journal, store) = read(&path);
+            drop(journal);
+            let found = of(&store);
+            for client in clients {
+                let (done, in_doubt) = client.await.unwrap();
+                expected.extend(done);
+                // Its answer may have been lost with the connection.
+                expected.extend(in_doubt.filter(|one| found.contains(one)));
+            }
+            assert_eq!(found.symmetric_difference(&expected).count(), 0, "round {round}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_can_not_be_written_is_tried_again_after_a_pause() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r");
+        let (journal, store) = read(&path);
+        assert!(journal.is_broken(), "there is none");
+        let replier = Replier::new(SocketOptions::default());
+        let endpoint = replier.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address: RegistrarAddress = endpoint.to_string().trim_start_matches("tcp://").parse().unwrap();
+        let (counters, stop) = (Arc::<Counters>::default(), CancellationToken::new());
+        let service = Service::new("r".into(), replier, store, Some(journal), counters.clone(), stop.clone());
+        let service = tokio::spawn(service.run());
+        let client = client(address, Duration::from_secs(60));
+        // Nothing can be written beside the files.
+        let obstacle = path.with_extension("tmp");
+        std::fs::create_dir(&obstacle).unwrap();
+        for number in 0..100 {
+            let error = client.register(&registration(number, 0)).await.unwrap_err();
+            assert!(error.to_string().contains("not stored"), "{error}");
+        }
+        let failures = counters.write_failures.load(Ordering::Relaxed);
+        assert!((1..10).contains(&failures), "{failures} attempts");
+        std::fs::remove_dir(&obstacle).unwrap();
+        while client.register(&registration(1, 0)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        service.await.unwrap();
+        assert_eq!(of(&read(&path).1).len(), 1);
     }
 }

@@ -74,7 +74,7 @@ impl Service {
     fn is_full(&self) -> bool {
         self.gathering.changes.len() >= BATCH_REQUESTS
             || self.gathering.entries.len() >= BATCH_BYTES
-            || (!self.durable && self.carrying.changes.len() >= BATCH_REQUESTS)
+            || (!self.durable && self.applying.changes.len() >= BATCH_REQUESTS)
     }
 
     /// Whether this is a change that is not to be taken for now: there are too many, or too many that take long, and it would have to wait for

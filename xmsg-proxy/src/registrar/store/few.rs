@@ -34,7 +34,7 @@ pub(super) const fn leaf<K, V>(len: usize) -> usize {
     tree::<K, V>(len + 1) - tree::<K, V>(len)
 }
 
-/// What each entry takes of a map, a tree or a vector, that has any number of them, bytes at most.
+/// Upper bound of the bytes that each entry of a map takes, whatever its size.
 pub(super) const fn share<K, V>() -> usize {
     let entry = size_of::<K>() + size_of::<V>();
     (NODE_ENTRIES * entry + NODE).div_ceil(NODE_ENTRIES_MIN) + ALLOCATION
