@@ -90,8 +90,14 @@ impl Balancer {
             return Err(closed());
         }
         if !self.is_serving() {
-            if let Some(link) = Self::only_link(hub) {
-                return self.send_to(hub, &link, frames).await;
+            match Self::begin_alone(hub, frames) {
+                None => {}
+                Some(Begun::Done(Ok(()))) => return Ok(()),
+                Some(Begun::Done(Err(refused))) => return Err(Self::refused_alone(hub, refused, frames)),
+                Some(Begun::Open(mut sending)) => {
+                    let done = sending.finish().await;
+                    return done.map_err(|refused| Self::refused_alone(hub, refused, frames));
+                }
             }
             match self.offer(hub, frames) {
                 Offered::Taken(None) => return Ok(()),
@@ -128,23 +134,23 @@ impl Balancer {
         }
     }
 
-    /// The link of a socket that only connects, to one endpoint: all that is sent waits there.
-    fn only_link(hub: &Hub) -> Option<Arc<Link>> {
+    /// Begins to send over the only link of a socket that connects to one endpoint and is not bound: all that is sent waits there. `None` for
+    /// other sockets.
+    fn begin_alone(hub: &Hub, frames: &[impl Frame]) -> Option<Begun<Arc<Link>>> {
+        // Not with a clone of the link: its count is changed by other threads, too, and would be fetched from their caches for each message.
         match &hub.links()[..] {
-            [link] if link.connecting && !hub.is_bound() => Some(link.clone()),
+            [link] if link.connecting && !hub.is_bound() => Some(outbox::begin(link, frames)),
             _ => None,
         }
     }
 
-    async fn send_to(&self, hub: &Hub, link: &Arc<Link>, frames: &[impl Frame]) -> Result<()> {
-        let done = match outbox::begin(link, frames) {
-            Begun::Done(done) => done,
-            Begun::Open(mut sending) => sending.finish().await,
-        };
-        done.map_err(|refused| match refused {
-            Refused::Unfit => hub.unfit(link, frames),
-            Refused::Full | Refused::Closed => closed(),
-        })
+    /// Why the only link did not take a message.
+    fn refused_alone(hub: &Hub, refused: Refused, frames: &[impl Frame]) -> Error {
+        let link = hub.links().first().cloned();
+        match (refused, link) {
+            (Refused::Unfit, Some(link)) => hub.unfit(&link, frames),
+            _ => closed(),
+        }
     }
 
     /// Waits until the message is no more in line.

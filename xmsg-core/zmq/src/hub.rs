@@ -86,6 +86,8 @@ pub(crate) struct Hub {
     next_link: AtomicU64,
     /// What it listens to.
     listeners: Mutex<Vec<(Endpoint, Closer)>>,
+    /// Whether there are listeners: asked for each message, without the lock.
+    is_bound: AtomicBool,
     /// Whether links, or what their peers want, changed.
     pub(crate) changed: Notify,
     events: EventChannel,
@@ -112,6 +114,7 @@ impl Hub {
             links: Mutex::default(),
             next_link: AtomicU64::new(1),
             listeners: Mutex::default(),
+            is_bound: AtomicBool::new(false),
             changed: Notify::new(),
             events: EventChannel::new(),
             parent,
@@ -161,7 +164,7 @@ impl Hub {
     /// Accepts from this listener from then on. Returns its endpoint.
     pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
-        lock(&self.listeners).push((endpoint.clone(), listener.closer()));
+        self.change_listeners(|all| all.push((endpoint.clone(), listener.closer())));
         self.tell(SocketEvent::Listening { endpoint: endpoint.to_string() });
         let _ = self.runtime.get_or_init(Handle::current);
         self.tasks.spawn(self.clone().accept(listener));
@@ -207,7 +210,7 @@ impl Hub {
     }
 
     pub(crate) fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
-        self.inbox.poll_next(cx).map(|next| next.map(|(_, message)| message))
+        self.inbox.poll_next_as(cx, |_, message| message)
     }
 
     /// Why there is no connection to the peer that it connects to, if that is known.
@@ -268,7 +271,14 @@ impl Hub {
 
     /// Whether it accepts connections.
     pub(crate) fn is_bound(&self) -> bool {
-        !lock(&self.listeners).is_empty()
+        self.is_bound.load(Ordering::Acquire)
+    }
+
+    fn change_listeners<T>(&self, change: impl FnOnce(&mut Vec<(Endpoint, Closer)>) -> T) -> T {
+        let mut listeners = lock(&self.listeners);
+        let result = change(&mut listeners);
+        self.is_bound.store(!listeners.is_empty(), Ordering::Release);
+        result
     }
 
     /// Whether nothing can be sent any more: the runtime of all its connections has ended.
@@ -279,16 +289,18 @@ impl Hub {
 
     /// Accepts nobody any more, and frees what it was bound to before it returns.
     pub(crate) fn unbind(&self) {
-        for (_, listener) in lock(&self.listeners).drain(..) {
+        for (_, listener) in self.change_listeners(std::mem::take) {
             listener.close();
         }
     }
 
     /// The same for one endpoint, with its actual port. Returns whether the socket was bound to it.
     pub(crate) fn unbind_from(&self, endpoint: &Endpoint) -> bool {
-        let mut listeners = lock(&self.listeners);
-        let found = listeners.iter().position(|(bound, _)| bound == endpoint);
-        found.map(|place| listeners.swap_remove(place).1.close()).is_some()
+        let found = self.change_listeners(|all| {
+            let place = all.iter().position(|(bound, _)| bound == endpoint)?;
+            Some(all.swap_remove(place).1)
+        });
+        found.map(|listener| listener.close()).is_some()
     }
 
     /// Ends the connection to this endpoint, and makes it no more. Returns whether there was one.

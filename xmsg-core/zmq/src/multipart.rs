@@ -54,7 +54,12 @@ impl FromIterator<Bytes> for Multipart {
 
 impl<F: Into<Bytes>, const N: usize> From<[F; N]> for Multipart {
     fn from(frames: [F; N]) -> Self {
-        frames.into_iter().map(Into::into).collect()
+        // Faster than `collect`, which does not know how many there are.
+        let mut all = SmallVec::new();
+        for frame in frames {
+            all.push(frame.into());
+        }
+        Self(all)
     }
 }
 

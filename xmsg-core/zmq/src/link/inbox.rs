@@ -444,17 +444,27 @@ impl Inbox {
 
     /// The next message and the identity of its sender; `None` once the queue is closed and empty.
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, Multipart)>> {
+        self.poll_next_as(cx, |from, message| (from.clone(), message))
+    }
+
+    /// The next message as `make` has it, from whom and what: what is not needed is not copied.
+    pub(crate) fn poll_next_as<T>(
+        &self,
+        cx: &mut Context<'_>,
+        make: impl Fn(&Bytes, Multipart) -> T,
+    ) -> Poll<Option<T>> {
         let mut state = self.state();
         loop {
-            let next = state.take_turn(|batch| {
+            let mut found = None;
+            let freed = state.take_turn(|batch| {
                 // What is none is thrown away.
-                let message = Multipart::take(&mut batch.wire).map(|message| (batch.from.clone(), message));
-                (message, batch.freed())
+                found = Multipart::take(&mut batch.wire).map(|message| make(&batch.from, message));
+                batch.freed()
             });
-            let Some((message, freed)) = next else { return state.wait(cx) };
+            let Some(freed) = freed else { return state.wait(cx) };
             self.release(&mut state, freed);
-            if message.is_some() {
-                return Poll::Ready(message);
+            if found.is_some() {
+                return Poll::Ready(found);
             }
         }
     }
