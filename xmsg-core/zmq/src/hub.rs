@@ -289,18 +289,16 @@ impl Hub {
 
     /// Accepts nobody any more, and frees what it was bound to before it returns.
     pub(crate) fn unbind(&self) {
-        for (_, listener) in self.change_listeners(std::mem::take) {
-            listener.close();
-        }
+        // Under the lock: whoever does the same at the same time returns when they are free, too.
+        self.change_listeners(|all| all.drain(..).for_each(|(_, listener)| listener.close()));
     }
 
     /// The same for one endpoint, with its actual port. Returns whether the socket was bound to it.
     pub(crate) fn unbind_from(&self, endpoint: &Endpoint) -> bool {
-        let found = self.change_listeners(|all| {
-            let place = all.iter().position(|(bound, _)| bound == endpoint)?;
-            Some(all.swap_remove(place).1)
-        });
-        found.map(|listener| listener.close()).is_some()
+        self.change_listeners(|all| {
+            let found = all.iter().position(|(bound, _)| bound == endpoint);
+            found.map(|place| all.swap_remove(place).1.close()).is_some()
+        })
     }
 
     /// Ends the connection to this endpoint, and makes it no more. Returns whether there was one.

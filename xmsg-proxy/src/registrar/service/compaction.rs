@@ -88,6 +88,15 @@ impl DraftTask {
     }
 }
 
+impl Drop for DraftTask {
+    fn drop(&mut self) {
+        // Of a registrar that is dropped: the thread holds the lock of the files until it ends.
+        if !self.thread.is_finished() {
+            self.give_up();
+        }
+    }
+}
+
 impl Compaction {
     /// The result of the blocking thread; never, if there is none.
     pub(super) async fn done(compaction: Option<&mut Self>) -> Result<(Result<Draft>, Duration), JoinError> {
