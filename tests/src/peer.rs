@@ -118,7 +118,8 @@ impl Peer {
     }
 }
 
-/// The folder with all Java programs of `tests/peers`, compiled once for all tests of a binary: that takes longer than most of them run.
+/// The folder with all Java programs of `tests/peers`. They are compiled once for all tests of a binary, because compiling a
+/// program takes longer than running it.
 fn classes(jar: &Path) -> &'static Path {
     static CLASSES: OnceLock<TempDir> = OnceLock::new();
     let compile = || {

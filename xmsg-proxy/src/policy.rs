@@ -72,7 +72,7 @@ fn longest_wait(text: &str) -> Result<Option<Duration>, String> {
     if text == "forever" {
         return Ok(None);
     }
-    // Shown in milliseconds, so that is how finely it is kept.
+    // The time is shown in whole milliseconds, and a shown policy can be read again.
     let longest = duration::parse(text).filter(|longest| longest.as_millis() > 0);
     let expected = || {
         format!(

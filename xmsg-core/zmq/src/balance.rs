@@ -134,10 +134,10 @@ impl Balancer {
         }
     }
 
-    /// Begins to send over the only link of a socket that connects to one endpoint and is not bound: all that is sent waits there. `None` for
-    /// other sockets.
+    /// Begins to send over the only link of a socket that connects to one endpoint and is not bound: everything that it sends
+    /// waits in that link. `None` for other sockets.
     fn begin_alone(hub: &Hub, frames: &[impl Frame]) -> Option<Begun<Arc<Link>>> {
-        // Not with a clone of the link: its count is changed by other threads, too, and would be fetched from their caches for each message.
+        // The link is not cloned: other threads change its reference count, too, which would cost a cache miss for each message.
         match &hub.links()[..] {
             [link] if link.connecting && !hub.is_bound() => Some(outbox::begin(link, frames)),
             _ => None,

@@ -144,16 +144,14 @@ impl Draft {
             file.sync_all()?;
             Ok(file.metadata()?.len())
         };
-        self.snapshot_len =
-            write().map_err(|error| io_error(format!("cannot write {}", self.path.display()), error))?;
-        let path = with_suffix(&self.path, ".journal");
+        self.snapshot_len = write().map_err(|error| cannot_write(&self.path, error))?;
+        let path = journal_of(&self.path);
         let begin = || {
             let mut file = File::create(temporary(&path))?;
             let len = JOURNAL.write(&mut file, self.generation, 0, self.salt)?;
             Ok((file, len))
         };
-        let (file, len) =
-            begin().map_err(|error| io_error(format!("cannot write {}", path.display()), error))?;
+        let (file, len) = begin().map_err(|error| cannot_write(&path, error))?;
         (self.journal, self.header_len) = (Some(file), len as u64);
         Ok(())
     }
@@ -161,7 +159,7 @@ impl Draft {
     /// Copies the entries of the old journal up to this position, which is not behind its good part, and syncs the new one.
     pub fn copy(&mut self, upto: u64) -> Result<()> {
         self.rounds += 1;
-        let path = with_suffix(&self.path, ".journal");
+        let path = journal_of(&self.path);
         let Some(out) = &mut self.journal else { return Ok(()) };
         let (source, salt, is_unwanted) = (self.source, self.salt, &self.is_unwanted);
         let mut copy = |mut at: u64| {
@@ -200,7 +198,7 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         // Unfinished files would waste disk space. Finished ones have their final names by now.
-        for path in [self.path.clone(), with_suffix(&self.path, ".journal")] {
+        for path in [self.path.clone(), journal_of(&self.path)] {
             let _ = fs::remove_file(temporary(&path));
         }
     }
@@ -240,7 +238,7 @@ impl Journal {
             }
         }
 
-        let journal_path = with_suffix(path, ".journal");
+        let journal_path = journal_of(path);
         let (mut len, mut header_len) = (0, 0);
         let (mut broken, mut salt) = (!complaints.damage.is_empty(), Salt(None));
         match read(&journal_path)? {
@@ -395,8 +393,8 @@ impl Journal {
     }
 
     fn replace_with(&mut self, mut draft: Draft, batch: &mut [u8]) -> Result<()> {
-        let path = with_suffix(&self.path, ".journal");
-        let cannot = |error| io_error(format!("cannot write {}", path.display()), error);
+        let path = journal_of(&self.path);
+        let cannot = |error| cannot_write(&path, error);
         let position = self.position();
         draft.copy(position)?;
         let Some(mut file) = draft.journal.take() else {
@@ -495,7 +493,16 @@ fn place(path: &Path) -> Result<()> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     };
-    work().map_err(|error| io_error(format!("cannot write {}", path.display()), error))
+    work().map_err(|error| cannot_write(path, error))
+}
+
+/// The journal that belongs to this snapshot.
+fn journal_of(path: &Path) -> PathBuf {
+    with_suffix(path, ".journal")
+}
+
+fn cannot_write(path: &Path, error: io::Error) -> Error {
+    io_error(format!("cannot write {}", path.display()), error)
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -87,8 +87,8 @@ impl Address {
         self.handshaking.len() + self.established.len()
     }
 
-    /// Ends one connection: the oldest handshake that lasts for long, or else the most recent idle connection, the most recent handshake, or the
-    /// most recent connection of all.
+    /// Ends one connection of this address: the oldest handshake that lasts for [`IDLE`] or more, or else the most recent idle
+    /// connection, the most recent handshake, or the most recent connection.
     fn give_way(&mut self) -> bool {
         let now = now();
         let is_long = |since: &Instant| now.saturating_duration_since(*since) >= IDLE;

@@ -26,8 +26,8 @@ pub(crate) struct Lost {
     wanted: BTreeSet<Bytes>,
     /// Since when subscribers are waited for, on the connection that there is now.
     waiting: Option<Instant>,
-    /// How long they have been waited for on earlier connections. A peer that comes and goes does not get more time, however short its
-    /// connections are: a subscriber may never come back.
+    /// How long subscribers have been waited for on earlier connections. A peer that comes and goes does not get more time,
+    /// however short its connections are: a subscriber may never come back.
     spent: Duration,
 }
 

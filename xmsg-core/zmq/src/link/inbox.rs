@@ -205,8 +205,8 @@ impl State {
         std::mem::take(&mut self.receivers)
     }
 
-    /// Has a message take the place of the one that waits of the same peer. Returns who is to be woken when the lock is free, or the message if there
-    /// is none.
+    /// Replaces the message of a peer that waits to be received. Returns the receivers to wake once the lock is free, or the
+    /// message if the peer has none waiting.
     fn replace(&mut self, number: usize, message: Batch) -> Result<Vec<Waker>, Batch> {
         let Some(last) = self.waiting.get_mut(number).and_then(|waiting| waiting.batches.back_mut()) else {
             return Err(message);
@@ -373,7 +373,8 @@ impl Line<'_> {
 }
 
 impl Line<'_> {
-    /// The last one of these messages, in memory of its own: what was received with it is not kept. Those before it are counted.
+    /// The last message of an encoded batch, copied, so that the rest of the batch is not kept in memory. The messages before it
+    /// are counted as replaced.
     fn last_of(&self, wire: &Bytes) -> Bytes {
         let (mut last, mut end, mut passed) = (0, 0, 0);
         while let Some(next) = walk_message(wire, end, |_| {}) {

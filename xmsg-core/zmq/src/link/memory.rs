@@ -222,8 +222,8 @@ impl MemoryBudget {
         Bytes::from_owner(Counted { bytes, _claim: claim })
     }
 
-    /// A claim that nobody is ended for, or why there is no room for it. All such claims together take half of the limit at most, so that
-    /// however many connections there are, something is left for what they are there for.
+    /// A claim for which no other connection is ended, or why there is no room for it. All such claims together take at most half
+    /// of the limit, so that memory is left for messages, however many connections there are.
     pub(crate) fn claim_fixed(&self, bytes: usize) -> Result<Claim, NoRoom> {
         let mut claim = self.claim_shared();
         claim.fix(bytes, self.0.limit / 2)?;

@@ -1,6 +1,6 @@
 //! `compare patterns` measures the other patterns side by side, with no server between the sockets.
 //!
-//! `cases.rs` lists the cases, `run.rs` runs them, `peer/patterns/` has the stacks, and `report.rs` writes the tables.
+//! The cases are in `cases.rs`, `run.rs` runs them, the stacks are in `peer/patterns/`, and `report.rs` writes the tables.
 
 pub mod cases;
 mod report;

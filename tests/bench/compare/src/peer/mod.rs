@@ -100,7 +100,7 @@ fn read_payload(payload: &[u8]) -> Result<(usize, Header)> {
 pub enum Threads {
     /// tokio's `current_thread`.
     One,
-    /// The multi-threaded runtime of tokio. A single client runs on the main thread, and several clients run as tasks.
+    /// The multi-threaded runtime of tokio: a single client runs on the main thread, several clients run as tasks.
     Many,
     /// The multi-threaded runtime of tokio. Every client runs as a task.
     Tasks,

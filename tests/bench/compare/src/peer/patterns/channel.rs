@@ -1,4 +1,4 @@
-//! The stack `channel`: a bounded channel of tokio between two tasks, for comparison with PAIR over `inproc://`.
+//! The stack `channel` is a bounded channel of tokio between two tasks, for comparison with PAIR over `inproc://`.
 
 use anyhow::{Context, Result};
 use tokio::sync::mpsc;

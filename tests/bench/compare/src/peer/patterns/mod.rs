@@ -1,4 +1,4 @@
-//! The processes of the patterns. Each one is a side of a pattern, and its sockets connect to those of the other side.
+//! The processes that take part in a pattern: each is one side of it, and connects to the other side.
 //!
 //! Each stack has a module that says how its sockets connect, send and receive ([`Patterns`]). Messages that go one way are sent and
 //! counted as those of publishers and subscribers are (`publish.rs`, `subscribe.rs`), and the process knows the same lines on stdin. A
