@@ -26,6 +26,9 @@ use crate::lock::lock;
 use crate::role::Role;
 use crate::{Error, ErrorKind, Result};
 
+/// How often whoever waits until all is written looks whether what a peer has left is on its way to another.
+const RETURNED: Duration = Duration::from_millis(10);
+
 /// Who gets the next message, and what waits for somebody who can have it.
 #[derive(Debug, Default)]
 pub(crate) struct Balancer {
@@ -337,25 +340,45 @@ impl Balancer {
         let deadline = Deadline::after(linger);
         self.is_closed.store(true, Ordering::Release);
         hub.changed.notify_waiters();
-        let written = async {
-            loop {
-                let mut changed = std::pin::pin!(hub.changed.notified());
-                changed.as_mut().enable();
-                let links: Vec<_> = hub.links().iter().cloned().collect();
-                let busy = links.iter().filter(|link| link.outbox.queued().messages > 0);
-                let flushes: Vec<_> = busy.map(|link| Box::pin(link.outbox.flushed())).collect();
-                if flushes.is_empty() && (self.returned_messages() == 0 || links.is_empty()) {
-                    return;
-                }
-                tokio::select! {
-                    biased;
-                    () = changed => {}
-                    () = any(flushes) => {}
-                }
-            }
-        };
-        let _ = deadline.limit(written).await;
+        // Where the last link has gone, nobody is left who could take what it has left.
+        let _ = deadline.limit(self.written(hub, <[Arc<Link>]>::is_empty)).await;
         deadline.left()
+    }
+
+    /// Waits until all that were accepted are written, for at most so long.
+    pub(crate) async fn flush(&self, hub: &Hub, limit: Duration) -> Result<()> {
+        let written = self.written(hub, |_| false);
+        let late = |_| {
+            let links = hub.links().iter().map(|link| link.outbox.queued().messages).sum::<u64>();
+            let left = links + self.returned_messages() as u64;
+            Error::new(
+                ErrorKind::Timeout,
+                format!("{left} messages were not written to a peer within {limit:?}"),
+            )
+        };
+        Deadline::after(limit).limit(written).await.map_err(late)
+    }
+
+    /// Waits until all that were accepted are written. What a peer has left waits for another one, unless that is `hopeless` with these links.
+    async fn written(&self, hub: &Hub, hopeless: impl Fn(&[Arc<Link>]) -> bool) {
+        loop {
+            let mut changed = std::pin::pin!(hub.changed.notified());
+            changed.as_mut().enable();
+            let links: Vec<_> = hub.links().iter().cloned().collect();
+            let busy = links.iter().filter(|link| link.outbox.queued().messages > 0);
+            let flushes: Vec<_> = busy.map(|link| Box::pin(link.outbox.flushed())).collect();
+            let returned = self.returned_messages();
+            if flushes.is_empty() && (returned == 0 || hopeless(&links)) {
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = any(flushes) => {}
+                // Nobody tells when what was left goes to a peer that was there already and has room now.
+                () = tokio::time::sleep(RETURNED), if returned > 0 => {}
+            }
+        }
     }
 
     /// Messages of peers that have gone, and that nobody else has got.

@@ -41,7 +41,7 @@ mod fan_out;
 mod hub;
 pub mod link;
 mod link_handler;
-mod lock;
+pub mod lock;
 mod methods;
 mod multipart;
 mod options;

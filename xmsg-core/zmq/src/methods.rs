@@ -93,6 +93,12 @@ macro_rules! balanced_methods {
             self.hub.dropped()
         }
 
+        /// Waits until every message that was accepted has been written to a peer; [`Timeout`](crate::ErrorKind::Timeout), with their number, if some
+        /// are left after `limit`. Written is not received: what was written to a peer that vanishes may be lost with it.
+        pub async fn flush(&self, limit: std::time::Duration) -> $crate::Result<()> {
+            self.balancer.flush(&self.hub, limit).await
+        }
+
         /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not sent.
         pub async fn close(&self, linger: std::time::Duration) -> usize {
             self.hub.close(linger).await

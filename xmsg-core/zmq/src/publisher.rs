@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::deadline::Deadline;
 use crate::events::EventChannel;
 use crate::fan_out::{Audience, FanOut};
 use crate::hub::Owner;
@@ -14,7 +15,7 @@ use crate::options::{FansOut, Sends};
 use crate::publishing::Publishing;
 use crate::role::Role;
 use crate::{Amount, Multipart, SocketOptions};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// A publishing socket. Clones share it; the last one to go closes it.
 ///
@@ -157,6 +158,22 @@ impl Publisher {
     #[must_use]
     pub fn queued(&self) -> Amount {
         self.hub.links().iter().fold(Amount::default(), |sum, link| sum + link.outbox.queued())
+    }
+
+    /// Waits until every message that was accepted has been written to all who want it; [`Timeout`](crate::ErrorKind::Timeout), with their number,
+    /// if some are left after `limit`. Written is not received: what was written to a peer that vanishes may be lost with it.
+    pub async fn flush(&self, limit: Duration) -> Result<()> {
+        let written = async {
+            while self.queued().messages > 0 {
+                let links: Vec<_> = self.hub.links().iter().cloned().collect();
+                futures::future::join_all(links.iter().map(|link| link.outbox.flushed())).await;
+            }
+        };
+        let late = |_| {
+            let left = self.queued().messages;
+            Error::new(ErrorKind::Timeout, format!("{left} messages were not written within {limit:?}"))
+        };
+        Deadline::after(limit).limit(written).await.map_err(late)
     }
 
     /// Messages that were accepted since the beginning, by a publisher with one connection.

@@ -24,6 +24,7 @@ use crate::options::{Sends, SocketOptions};
 /// worker.connect(endpoint);
 /// ventilator.send(["task 1"]).await?; // waits until somebody is there
 /// assert_eq!(worker.recv().await.unwrap().frames(), ["task 1"]);
+/// ventilator.flush(Duration::from_secs(1)).await?; // it has been written
 /// assert_eq!(ventilator.close(Duration::from_secs(1)).await, 0, "nothing is left");
 /// # Ok(()) }
 /// ```

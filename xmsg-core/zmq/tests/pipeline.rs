@@ -145,6 +145,34 @@ async fn what_was_sent_before_closing_arrives() {
     }
 }
 
+#[tokio::test]
+async fn flushing_waits_until_everything_is_written() {
+    let push = Push::new(small());
+    let endpoint = push.bind(&anywhere()).await.unwrap();
+    let short = Duration::from_millis(50);
+    push.flush(short).await.unwrap();
+    let pull = Pull::new(small());
+    pull.connect(endpoint);
+    // The peer takes nothing: what does not fit into the buffers of the system waits in the queue.
+    let long = vec![0; 64 << 10];
+    has_peers(|| push.peers(), 1).await;
+    while tokio::time::timeout(short, push.send([long.clone()])).await.is_ok() {}
+    let error = push.flush(short).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(error.to_string().contains("messages were not written"), "{error}");
+    let flushed = push.flush(PATIENCE);
+    tokio::pin!(flushed);
+    within("the end of flushing", async {
+        loop {
+            tokio::select! {
+                flushed = &mut flushed => break flushed.unwrap(),
+                message = pull.recv() => drop(message.unwrap()),
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_peer_has_not_got_goes_to_the_others() {
     const MESSAGES: u64 = 200;
