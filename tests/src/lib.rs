@@ -1,10 +1,12 @@
 //! The harness of the end-to-end tests: one helper for each boundary.
 
+pub mod amqp_peer;
 pub mod hostile;
 pub mod http;
 pub mod netns;
 pub mod peer;
 pub mod process;
+pub mod rabbitmq;
 pub mod raw;
 pub mod relay;
 pub mod simulation;

@@ -1,0 +1,194 @@
+//! What the peer can do.
+
+use amq_protocol::protocol::{AMQPClass, BasicProperties, basic, channel, connection};
+
+use super::record::{Consumer, Publish};
+
+/// Something that the peer does.
+#[derive(Clone, Debug)]
+pub struct Action {
+    /// The connection, if it is meant for one.
+    pub(super) connection: Option<usize>,
+    pub(super) step: Step,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    Method(u16, AMQPClass),
+    Content(u16, AMQPClass, Box<BasicProperties>, Vec<u8>),
+    Header,
+    DropConnection,
+    Silence,
+    StopReading,
+}
+
+/// A message for a consumer.
+#[derive(Clone, Debug, Default)]
+pub struct Delivery {
+    /// The number by which it is acknowledged.
+    pub tag: u64,
+    /// Whether it says that it may have been delivered before.
+    pub is_redelivered: bool,
+    /// …
+    pub exchange: String,
+    /// …
+    pub routing_key: String,
+    /// Its properties, with its headers.
+    pub properties: BasicProperties,
+    /// …
+    pub body: Vec<u8>,
+}
+
+impl Action {
+    /// Ends the TCP connection, without a word.
+    #[must_use]
+    pub fn drop_connection() -> Self {
+        Self::new(Step::DropConnection)
+    }
+
+    /// From now on answers nothing on this connection and sends no heartbeats. It still records what comes, and does
+    /// what it is told by hand.
+    #[must_use]
+    pub fn silence() -> Self {
+        Self::new(Step::Silence)
+    }
+
+    /// From now on reads nothing of this connection: a client that goes on writing is stuck once the system's buffers
+    /// are full. Neither does it notice then that the client has gone.
+    #[must_use]
+    pub fn stop_reading() -> Self {
+        Self::new(Step::StopReading)
+    }
+
+    /// Tells the client to publish nothing.
+    #[must_use]
+    pub fn block(reason: &str) -> Self {
+        let blocked = connection::Blocked { reason: reason.into() };
+        Self::method(0, AMQPClass::Connection(connection::AMQPMethod::Blocked(blocked)))
+    }
+
+    /// Tells the client that it may publish again.
+    #[must_use]
+    pub fn unblock() -> Self {
+        Self::method(0, AMQPClass::Connection(connection::AMQPMethod::Unblocked(connection::Unblocked {})))
+    }
+
+    /// Closes the connection, such as with 320.
+    #[must_use]
+    pub fn close_connection(code: u16, text: &str) -> Self {
+        let close =
+            connection::Close { reply_code: code, reply_text: text.into(), class_id: 0, method_id: 0 };
+        Self::method(0, AMQPClass::Connection(connection::AMQPMethod::Close(close)))
+    }
+
+    /// Closes a channel, such as with 403, 404 or 406.
+    #[must_use]
+    pub fn close_channel(channel: u16, code: u16, text: &str) -> Self {
+        let close = channel::Close { reply_code: code, reply_text: text.into(), class_id: 0, method_id: 0 };
+        Self::method(channel, AMQPClass::Channel(channel::AMQPMethod::Close(close)))
+    }
+
+    /// Sends any method.
+    #[must_use]
+    pub fn method(channel: u16, method: AMQPClass) -> Self {
+        Self::new(Step::Method(channel, method))
+    }
+
+    /// Answers a greeting with the header of its own protocol version, as a broker does that speaks no other.
+    #[must_use]
+    pub fn header() -> Self {
+        Self::new(Step::Header)
+    }
+
+    pub(super) fn new(step: Step) -> Self {
+        Self { connection: None, step }
+    }
+
+    fn on(self, connection: usize) -> Self {
+        Self { connection: Some(connection), ..self }
+    }
+
+    fn basic(connection: usize, channel: u16, method: basic::AMQPMethod) -> Self {
+        Self::method(channel, AMQPClass::Basic(method)).on(connection)
+    }
+}
+
+impl Publish {
+    /// Confirms it.
+    #[must_use]
+    pub fn ack(&self) -> Action {
+        self.acks(false)
+    }
+
+    /// Confirms it, and all before it that are not confirmed yet.
+    #[must_use]
+    pub fn ack_up_to(&self) -> Action {
+        self.acks(true)
+    }
+
+    /// Says that the broker could not take it.
+    #[must_use]
+    pub fn nack(&self) -> Action {
+        self.nacks(false)
+    }
+
+    /// Says so of it, and of all before it that are not confirmed yet.
+    #[must_use]
+    pub fn nack_up_to(&self) -> Action {
+        self.nacks(true)
+    }
+
+    /// Returns it, as a broker does with a mandatory message that no queue gets. It is for the test to confirm it, too.
+    #[must_use]
+    pub fn give_back(&self) -> Action {
+        let returned = basic::AMQPMethod::Return(basic::Return {
+            reply_code: 312,
+            reply_text: "NO_ROUTE".into(),
+            exchange: self.exchange.as_str().into(),
+            routing_key: self.routing_key.as_str().into(),
+        });
+        let properties = Box::new(self.properties.clone());
+        let step = Step::Content(self.channel, AMQPClass::Basic(returned), properties, self.body.clone());
+        Action::new(step).on(self.connection)
+    }
+
+    /// Closes its channel, such as with 403, 404 or 406.
+    #[must_use]
+    pub fn close_channel(&self, code: u16, text: &str) -> Action {
+        Action::close_channel(self.channel, code, text).on(self.connection)
+    }
+
+    fn acks(&self, multiple: bool) -> Action {
+        let ack = basic::AMQPMethod::Ack(basic::Ack { delivery_tag: self.tag, multiple });
+        Action::basic(self.connection, self.channel, ack)
+    }
+
+    fn nacks(&self, multiple: bool) -> Action {
+        let nack = basic::AMQPMethod::Nack(basic::Nack { delivery_tag: self.tag, multiple, requeue: false });
+        Action::basic(self.connection, self.channel, nack)
+    }
+}
+
+impl Consumer {
+    /// Gives it a message.
+    #[must_use]
+    pub fn deliver(&self, delivery: Delivery) -> Action {
+        let deliver = basic::AMQPMethod::Deliver(basic::Deliver {
+            consumer_tag: self.tag.as_str().into(),
+            delivery_tag: delivery.tag,
+            redelivered: delivery.is_redelivered,
+            exchange: delivery.exchange.as_str().into(),
+            routing_key: delivery.routing_key.as_str().into(),
+        });
+        let properties = Box::new(delivery.properties);
+        let step = Step::Content(self.channel, AMQPClass::Basic(deliver), properties, delivery.body);
+        Action::new(step).on(self.connection)
+    }
+
+    /// Cancels it, as a broker does when its queue is deleted.
+    #[must_use]
+    pub fn cancel(&self) -> Action {
+        let cancel = basic::Cancel { consumer_tag: self.tag.as_str().into(), nowait: true };
+        Action::basic(self.connection, self.channel, basic::AMQPMethod::Cancel(cancel))
+    }
+}

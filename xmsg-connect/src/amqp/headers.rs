@@ -1,0 +1,320 @@
+//! Messages of xMsg as messages of AMQP, and back. One that went through a broker comes out the same, byte by byte: its topic and its metadata travel
+//! as headers. Foreign messages become messages of xMsg by rules, which are those of [`inbound`].
+//!
+//! | header | type | what it is |
+//! |---|---|---|
+//! | `X-Xmsg-Topic` | long string | the topic |
+//! | `X-Xmsg-Meta` | byte array | the metadata, as it was on the wire |
+//! | `X-Xmsg-Id` | long string | the identifier of the message: the same each time it is sent |
+//! | `X-Xmsg-Component` | long string | which outgoing connection sent it |
+//! | `X-Xmsg-Msg-TS` | long string | when it was accepted: RFC 3339, UTC, in milliseconds |
+//!
+//! The headers of a message of xMsg stand beside these, under their own names.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use lapin::BasicProperties;
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, ByteArray, FieldTable, ShortString};
+use xmsg_core::data::mime;
+use xmsg_core::{Message, Meta, Topic};
+
+use crate::definition::{AmqpOutgoing, DeliveryMode, HeaderCompat, HeaderValue, Target, not_short};
+use crate::outbound::Stored;
+
+const TOPIC: &str = "X-Xmsg-Topic";
+const META: &str = "X-Xmsg-Meta";
+/// The header with the identifier of a message.
+pub(crate) const ID: &str = "X-Xmsg-Id";
+const COMPONENT: &str = "X-Xmsg-Component";
+const TIME: &str = "X-Xmsg-Msg-TS";
+const ZATO_COMPONENT: &str = "X-Zato-Component";
+const ZATO_TIME: &str = "X-Zato-Msg-TS";
+
+/// What is given to the broker.
+#[derive(Debug)]
+pub(crate) struct Publish {
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+    pub(crate) properties: BasicProperties,
+    pub(crate) body: Bytes,
+    /// About the bytes that the properties take on the wire. They have to fit into one frame.
+    pub(crate) properties_len: usize,
+}
+
+/// A message on its way out, or why it can't be sent, in words.
+pub(crate) fn outbound(
+    name: &str,
+    stored: &Stored,
+    accepted_at: SystemTime,
+    plan: &AmqpOutgoing,
+    login: &str,
+) -> Result<Publish, String> {
+    let outbound = &stored.outbound;
+    let message = &outbound.message;
+    let exchange = outbound.exchange.clone().unwrap_or_else(|| plan.exchange.clone());
+    let routing_key = match &outbound.routing_key {
+        Some(key) => key.clone(),
+        None => plan.routing_key.fill(message.topic())?,
+    };
+    for (what, text) in [("the exchange", &exchange), ("the routing key", &routing_key)] {
+        if let Some(why) = not_short(text) {
+            return Err(format!("{what} {why}"));
+        }
+    }
+    let size = message.data().len() as u64;
+    if size > plan.max_message_size {
+        return Err(format!(
+            "its {size} bytes are above the limit of {} (max_message_size)",
+            plan.max_message_size
+        ));
+    }
+    let since_1970 = accepted_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut set = outbound.properties.over(&plan.properties);
+    let id = stored.id.to_string();
+    set.message_id.get_or_insert_with(|| id.clone());
+    set.timestamp.get_or_insert(since_1970.as_secs());
+    if set.content_type.is_none() {
+        // Metadata that can't be read, or a type that is too long for AMQP: it travels as bytes, in its header.
+        let mime_type = message.mime_type().ok().filter(|mime_type| not_short(mime_type).is_none());
+        set.content_type = Some(mime_type.unwrap_or("application/octet-stream").to_owned());
+    }
+    if let Some((property, why)) = set.invalid(login) {
+        return Err(format!("the property {property} {why}"));
+    }
+
+    let mut headers: BTreeMap<String, AMQPValue> = BTreeMap::new();
+    if let Ok(meta) = message.meta() {
+        for (key, value) in meta.headers.iter().filter(|(key, _)| not_short(key).is_none()) {
+            headers.insert(key.to_owned(), AMQPValue::LongString(value.as_bytes().into()));
+        }
+    }
+    let time = rfc3339(since_1970);
+    let mut ours = vec![(COMPONENT, name.to_owned()), (TIME, time.clone())];
+    if plan.header_compat == Some(HeaderCompat::Zato) {
+        ours.extend([(ZATO_COMPONENT, name.to_owned()), (ZATO_TIME, time)]);
+    }
+    headers
+        .extend(ours.into_iter().map(|(key, value)| (key.to_owned(), AMQPValue::LongString(value.into()))));
+    for (key, value) in plan.headers.iter().chain(&outbound.headers) {
+        if let Some(why) = not_short(key) {
+            return Err(format!("the name of the header {key:?} {why}"));
+        }
+        headers.insert(key.clone(), value_of(value));
+    }
+    let [topic, meta, body] = message.clone().into_frames();
+    headers.insert(TOPIC.to_owned(), AMQPValue::LongString(topic.to_vec().into()));
+    headers.insert(META.to_owned(), AMQPValue::ByteArray(ByteArray::from(meta.to_vec())));
+    headers.insert(ID.to_owned(), AMQPValue::LongString(id.into()));
+
+    let short = |text: Option<String>| text.map(ShortString::from);
+    let mut table = FieldTable::default();
+    let mut properties_len = 64;
+    for (key, value) in headers {
+        properties_len += key.len() + 16 + len_of(&value);
+        table.insert(key.into(), value);
+    }
+    let texts = [
+        &set.content_type,
+        &set.content_encoding,
+        &set.correlation_id,
+        &set.reply_to,
+        &set.expiration,
+        &set.message_id,
+        &set.kind,
+        &set.user_id,
+        &set.app_id,
+        &set.cluster_id,
+    ];
+    properties_len += texts.iter().filter_map(|text| text.as_ref()).map(|text| text.len() + 1).sum::<usize>();
+
+    let mut properties =
+        BasicProperties::default().with_headers(table).with_delivery_mode(match set.delivery_mode {
+            Some(DeliveryMode::Transient) => 1,
+            Some(DeliveryMode::Persistent) | None => 2,
+        });
+    /// Sets each of these that is there.
+    macro_rules! set {
+        ($($with:ident: $value:expr),* $(,)?) => {
+            $(if let Some(value) = $value { properties = properties.$with(value); })*
+        };
+    }
+    set!(
+        with_content_type: short(set.content_type),
+        with_content_encoding: short(set.content_encoding),
+        with_priority: set.priority,
+        with_correlation_id: short(set.correlation_id),
+        with_reply_to: short(set.reply_to),
+        with_expiration: short(set.expiration),
+        with_message_id: short(set.message_id),
+        with_timestamp: set.timestamp,
+        with_type: short(set.kind),
+        with_user_id: short(set.user_id),
+        with_app_id: short(set.app_id),
+        with_cluster_id: short(set.cluster_id),
+    );
+    Ok(Publish { exchange, routing_key, properties, body, properties_len })
+}
+
+fn rfc3339(since_1970: Duration) -> String {
+    let millis = i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX);
+    Timestamp::from_millisecond(millis).map_or_else(|_| String::new(), |time| format!("{time:.3}"))
+}
+
+fn value_of(value: &HeaderValue) -> AMQPValue {
+    match value {
+        HeaderValue::Bool(value) => AMQPValue::Boolean(*value),
+        HeaderValue::Integer(value) => AMQPValue::LongLongInt(*value),
+        HeaderValue::Float(value) => AMQPValue::Double(*value),
+        HeaderValue::Text(value) => AMQPValue::LongString(value.as_bytes().into()),
+    }
+}
+
+fn len_of(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::LongString(text) => text.len(),
+        AMQPValue::ByteArray(bytes) => bytes.len(),
+        _ => 8,
+    }
+}
+
+/// The identifier of a message that this library had sent, of one that came back.
+pub(crate) fn id_of(properties: &BasicProperties) -> Option<String> {
+    let headers = properties.headers().as_ref()?;
+    text_of(headers.inner().get(ID)?)
+}
+
+/// A message of a queue as one of xMsg, for this target; or why it is none, in words.
+///
+/// One of xMsg's own, by its headers, keeps its metadata and its data as they were. Of a foreign one, the data is what its content type says:
+/// JSON for `application/json` and whatever ends in `+json`, a text for `text/*` that is valid UTF-8, else bytes; its properties and headers become
+/// headers of the message. Its topic is that of the target, or its own, or the routing key.
+pub(crate) fn inbound(channel: &str, delivery: Delivery, target: &Target) -> Result<Message, String> {
+    let empty = BTreeMap::new();
+    let headers = delivery.properties.headers().as_ref().map_or(&empty, FieldTable::inner);
+    let own_topic = headers.get(TOPIC).and_then(bytes_of);
+    let own_meta = headers.get(META).and_then(bytes_of);
+    let topic = match (target, own_topic) {
+        (Target::Topic(topic), _) => topic.clone(),
+        (_, Some(topic)) => Topic::wrap(topic),
+        (Target::Original, None) => {
+            return Err(format!("it has no header {TOPIC} with the topic that it came from"));
+        }
+        (Target::Outgoing(_), None) => match delivery.routing_key.as_str().parse() {
+            Ok(topic) => topic,
+            Err(_) => Topic::of_domain(channel).map_err(|error| error.to_string())?,
+        },
+    };
+    if topic.as_bytes().starts_with(b"xmsg:") {
+        return Err(format!("its topic {topic} is one that proxies use among themselves"));
+    }
+    if let Some(meta) = own_meta {
+        return Ok(Message::from_frames(topic.into_bytes(), meta, delivery.data.into()));
+    }
+    let content_type = delivery.properties.content_type().as_ref().map_or("", ShortString::as_str);
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let text = |data: &[u8]| std::str::from_utf8(data).ok().map(str::to_owned);
+    let message = if essence == "application/json" || essence.ends_with("+json") {
+        Message::with_mime(topic, mime::JSON, delivery.data)
+    } else if essence.starts_with("text/")
+        && let Some(text) = text(&delivery.data)
+    {
+        Message::of(topic, text).map_err(|error| error.to_string())?
+    } else {
+        Message::with_mime(topic, mime::BYTES, delivery.data)
+    };
+    let mut meta = message.meta().map_err(|error| error.to_string())?;
+    add_headers(&mut meta, channel, content_type, &delivery.properties, headers);
+    Ok(message.with_meta(&meta))
+}
+
+/// What a foreign message says of itself, as headers; those that do not fit are left out, and counted in a header of their own.
+fn add_headers(
+    meta: &mut Meta,
+    channel: &str,
+    content_type: &str,
+    properties: &BasicProperties,
+    headers: &BTreeMap<ShortString, AMQPValue>,
+) {
+    meta.sender = Some(channel.to_owned());
+    let text = |value: &Option<ShortString>| value.as_ref().map(|text| text.as_str().to_owned());
+    let of_properties = [
+        ("content-type", Some(content_type.to_owned()).filter(|text| !text.is_empty())),
+        ("content-encoding", text(properties.content_encoding())),
+        ("correlation-id", text(properties.correlation_id())),
+        ("reply-to", text(properties.reply_to())),
+        ("message-id", text(properties.message_id())),
+        ("type", text(properties.kind())),
+        ("user-id", text(properties.user_id())),
+        ("app-id", text(properties.app_id())),
+        ("priority", properties.priority().map(|priority| priority.to_string())),
+        ("timestamp", properties.timestamp().map(|time| time.to_string())),
+    ];
+    let of_properties =
+        of_properties.into_iter().filter_map(|(name, value)| Some((format!("amqp-{name}"), value?)));
+    let of_headers =
+        headers.iter().filter_map(|(name, value)| Some((name.as_str().to_owned(), text_of(value)?)));
+    for (name, value) in of_properties.chain(of_headers) {
+        // A header that does not fit is not worth the message.
+        if meta.headers.insert(name.clone(), value).is_err() {
+            tracing::debug!(
+                channel,
+                header = name,
+                "a header of a foreign message does not fit into the metadata"
+            );
+        }
+    }
+}
+
+fn bytes_of(value: &AMQPValue) -> Option<Bytes> {
+    match value {
+        AMQPValue::LongString(text) => Some(Bytes::copy_from_slice(text.as_bytes())),
+        AMQPValue::ByteArray(bytes) => Some(Bytes::copy_from_slice(bytes.as_slice())),
+        _ => None,
+    }
+}
+
+/// A value of a header as a text; tables and lists as JSON.
+pub(crate) fn text_of(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::Void => None,
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        AMQPValue::Boolean(value) => Some(value.to_string()),
+        _ => match json_of(value) {
+            serde_json::Value::String(text) => Some(text),
+            other => Some(other.to_string()),
+        },
+    }
+}
+
+fn json_of(value: &AMQPValue) -> serde_json::Value {
+    use serde_json::{Value, json};
+    match value {
+        AMQPValue::Boolean(value) => json!(value),
+        AMQPValue::ShortShortInt(value) => json!(value),
+        AMQPValue::ShortShortUInt(value) => json!(value),
+        AMQPValue::ShortInt(value) => json!(value),
+        AMQPValue::ShortUInt(value) => json!(value),
+        AMQPValue::LongInt(value) => json!(value),
+        AMQPValue::LongUInt(value) => json!(value),
+        AMQPValue::LongLongInt(value) => json!(value),
+        AMQPValue::Float(value) => json!(value),
+        AMQPValue::Double(value) => json!(value),
+        AMQPValue::Timestamp(value) => json!(value),
+        AMQPValue::DecimalValue(value) => json!(f64::from(value.value) / 10f64.powi(i32::from(value.scale))),
+        AMQPValue::ShortString(text) => json!(text.as_str()),
+        AMQPValue::LongString(text) => json!(String::from_utf8_lossy(text.as_bytes())),
+        AMQPValue::ByteArray(bytes) => json!(String::from_utf8_lossy(bytes.as_slice())),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(json_of).collect(),
+        AMQPValue::FieldTable(table) => {
+            let entries =
+                table.inner().iter().map(|(name, value)| (name.as_str().to_owned(), json_of(value)));
+            Value::Object(entries.collect())
+        }
+        AMQPValue::Void => Value::Null,
+    }
+}

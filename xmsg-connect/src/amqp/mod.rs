@@ -1,0 +1,151 @@
+//! AMQP 0-9-1: connections to a broker, and messages as it has them.
+
+pub(crate) mod headers;
+
+use std::path::Path;
+use std::time::Duration;
+
+use lapin::tcp::OwnedTLSConfig;
+use lapin::types::ShortString;
+use lapin::uri::{AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::{Channel, Connection, ConnectionProperties};
+use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::security::read_secret;
+
+use crate::definition::ConnectionDefinition;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How long a broker may take to say goodbye.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+/// A connection to a broker with one channel. Dropping it ends both.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) connection: Connection,
+    pub(crate) channel: Channel,
+    /// The node that it leads to.
+    pub(crate) uri: String,
+    /// The longest frame that both sides take, in bytes.
+    pub(crate) frame_max: usize,
+}
+
+impl Link {
+    /// Connects to one node of the broker, logs in, and opens a channel; all within the time that the definition allows. `turn` says which node: they
+    /// are tried one after another.
+    pub(crate) async fn open(broker: &ConnectionDefinition, name: &str, turn: usize) -> Result<Self> {
+        let uri = &broker.uris[turn % broker.uris.len()];
+        let parsed = full_uri(broker, uri)?;
+        let tls = OwnedTLSConfig { identity: None, cert_chain: certificates(broker.ca_file.as_deref())? };
+        let properties = ConnectionProperties::default()
+            .with_connection_name(name.into())
+            .with_client_property("product".into(), "xmsg-connect".into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let open = async {
+            let runtime = lapin::runtime::default_runtime()?;
+            let connection = Connection::connect_uri_with_config(parsed, properties, tls, runtime).await?;
+            let channel = connection.create_channel().await?;
+            Ok::<_, lapin::Error>((connection, channel))
+        };
+        let failed = format!("the broker {uri} can't be reached");
+        let opened = Deadline::after(broker.connect_timeout.get()).limit(open).await;
+        let Ok(opened) = opened else {
+            let what = format!("{failed}: no answer within {}", broker.connect_timeout);
+            return Err(Error::new(ErrorKind::Unreachable, what));
+        };
+        let (connection, channel) = opened.map_err(|error| explain(error, broker, &failed))?;
+        let frame_max = match connection.configuration().frame_max() {
+            0 => broker.frame_max as usize,
+            frame_max => frame_max as usize,
+        };
+        Ok(Self { connection, channel, uri: uri.clone(), frame_max })
+    }
+
+    /// Says goodbye, for a moment at most.
+    pub(crate) async fn close(self) {
+        let _ = Deadline::after(GOODBYE).limit(self.connection.close(200, "OK".into())).await;
+    }
+}
+
+fn full_uri(broker: &ConnectionDefinition, uri: &str) -> Result<AMQPUri> {
+    let invalid = |what: String| Error::new(ErrorKind::InvalidDefinition, what);
+    let mut parsed: AMQPUri =
+        uri.parse().map_err(|error| invalid(format!("{uri:?} can't be read: {error}")))?;
+    let password = match &broker.password_file {
+        None => "guest".to_owned(),
+        Some(file) => {
+            let secret = read_secret(file);
+            let secret = secret.map_err(|error| {
+                Error::new(ErrorKind::NotAllowed, format!("connection {:?}: no password", broker.name))
+                    .with_source(error)
+            })?;
+            secret.to_string()
+        }
+    };
+    if !uri.trim_end_matches('/').rsplit(['/', ']']).next().unwrap_or_default().contains(':') {
+        parsed.authority.port = match parsed.scheme {
+            AMQPScheme::AMQP => 5672,
+            AMQPScheme::AMQPS => 5671,
+        };
+    }
+    parsed.authority.userinfo = AMQPUserInfo { username: broker.username.clone(), password };
+    parsed.vhost.clone_from(&broker.vhost);
+    parsed.query.heartbeat = Some(broker.heartbeat.get().as_secs() as u16);
+    parsed.query.frame_max = Some(broker.frame_max);
+    parsed.query.connection_timeout = Some(broker.connect_timeout.get().as_millis() as u64);
+    Ok(parsed)
+}
+
+fn certificates(file: Option<&Path>) -> Result<Option<String>> {
+    let Some(file) = file else { return Ok(None) };
+    let read = std::fs::read_to_string(file);
+    read.map(Some).map_err(|error| {
+        let what = format!("the certificates in {} can't be read (ca_file)", file.display());
+        Error::new(ErrorKind::Storage, what).with_source(error)
+    })
+}
+
+/// What a broker said when it ended a channel or a connection: the code, its text, and whether only the channel is concerned.
+pub(crate) fn verdict(error: &lapin::Error) -> Option<(u16, String)> {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(said) => Some((said.get_id(), said.get_message().to_string())),
+        _ => None,
+    }
+}
+
+/// An error of the client, with its kind, in our words.
+fn explain(error: lapin::Error, broker: &ConnectionDefinition, failed: &str) -> Error {
+    let (kind, what) = match verdict(&error) {
+        Some((403, text)) => {
+            let what = format!(
+                "the broker does not accept the login {:?} (username, password_file): {text}",
+                broker.username
+            );
+            (ErrorKind::NotAllowed, what)
+        }
+        Some((530, text)) => {
+            let what = format!(
+                "the broker does not let {:?} into {:?} (vhost): {text}",
+                broker.username, broker.vhost
+            );
+            (ErrorKind::NotAllowed, what)
+        }
+        Some((code, text)) => (ErrorKind::Refused, format!("the broker has refused with {code}: {text}")),
+        None => (ErrorKind::Unreachable, failed.to_owned()),
+    };
+    Error::new(kind, what).with_source(error)
+}
+
+/// An error of the client while something was asked for, with its kind.
+pub(crate) fn refused(error: lapin::Error, what: &str) -> Error {
+    let (kind, what) = match verdict(&error) {
+        Some((403, text)) => (ErrorKind::NotAllowed, format!("{what}: the broker says 403: {text}")),
+        Some((code, text)) => (ErrorKind::Refused, format!("{what}: the broker says {code}: {text}")),
+        None => (ErrorKind::Unreachable, format!("{what}: the connection has ended")),
+    };
+    Error::new(kind, what).with_source(error)
+}
+
+/// A text that is known to be short enough for AMQP.
+pub(crate) fn short(text: &str) -> ShortString {
+    text.into()
+}

@@ -1,0 +1,119 @@
+//! Where the messages of a channel go: to the proxy, as those of an ordinary publisher, or into the spool of an outgoing connection.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures::future::join_all;
+use xmsg_core::{ConnectOptions, Connection, Delivery, Message, ProxyAddress};
+
+use crate::definition::Target;
+use crate::error::{Error, ErrorKind, Result};
+use crate::outbound::Outbound;
+use crate::outgoing;
+
+/// How long the proxy may take to confirm that it has what a channel has published.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(10);
+
+/// All targets that there are. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Targets {
+    proxy: ProxyAddress,
+    options: ConnectOptions,
+    outgoing: Arc<RwLock<HashMap<String, Arc<outgoing::Shared>>>>,
+}
+
+impl Targets {
+    pub(crate) fn new(proxy: ProxyAddress, options: ConnectOptions) -> Self {
+        // What is not confirmed when the connection to the proxy breaks is sent again, and marked so.
+        let options = options.delivery(Delivery::AtLeastOnce);
+        Self { proxy, options, outgoing: Arc::default() }
+    }
+
+    /// The outgoing connections, from now on.
+    pub(crate) fn set(&self, outgoing: HashMap<String, Arc<outgoing::Shared>>) {
+        *self.outgoing.write().unwrap_or_else(PoisonError::into_inner) = outgoing;
+    }
+
+    pub(crate) fn outgoing(&self, name: &str) -> Option<Arc<outgoing::Shared>> {
+        self.outgoing.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// The way to this target.
+    pub(super) fn open(&self, target: &Target) -> Result<Way> {
+        match target {
+            Target::Topic(_) | Target::Original => {
+                let connection = Connection::with_options(self.proxy.clone(), self.options.clone());
+                let connection = connection.map_err(|error| {
+                    Error::new(ErrorKind::InvalidDefinition, "the connection to the proxy can't be made")
+                        .with_source(error)
+                })?;
+                Ok(Way::Proxy(Box::new(connection)))
+            }
+            Target::Outgoing(name) => Ok(Way::Outgoing(Box::new((name.clone(), self.clone())))),
+        }
+    }
+}
+
+/// The way to a target. It belongs to one channel: where one is held up, others are not.
+#[derive(Debug)]
+pub(super) enum Way {
+    Proxy(Box<Connection>),
+    Outgoing(Box<(String, Targets)>),
+}
+
+impl Way {
+    /// Gives these messages to the target, in their order. Returns what has become of each once it is safe: the proxy has confirmed that it has it, or it
+    /// is in the spool on disk.
+    pub(super) async fn deliver(&self, messages: Vec<Message>) -> Vec<Result<()>> {
+        match self {
+            Self::Proxy(connection) => publish(connection, messages).await,
+            Self::Outgoing(way) => {
+                let (name, targets) = &**way;
+                let Some(outgoing) = targets.outgoing(name) else {
+                    let what = format!("the outgoing connection {name:?} is not there any more (target)");
+                    return messages
+                        .iter()
+                        .map(|_| Err(Error::new(ErrorKind::Unknown, what.clone())))
+                        .collect();
+                };
+                // In the order of the messages: it is that in which futures are polled for the first time.
+                let sends = messages.into_iter().map(|message| outgoing.send(Outbound::new(message)));
+                join_all(sends).await.into_iter().map(|sent| sent.map(drop)).collect()
+            }
+        }
+    }
+}
+
+async fn publish(connection: &Connection, messages: Vec<Message>) -> Vec<Result<()>> {
+    let mut outcomes = Vec::with_capacity(messages.len());
+    for message in &messages {
+        outcomes.push(connection.publish(message).await.map_err(|error| not_published(message, error)));
+    }
+    if outcomes.iter().any(Result::is_ok)
+        && let Err(error) = connection.flush(CONFIRMED_WITHIN).await
+    {
+        let what = "the proxy has not confirmed that it has the message";
+        for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_ok()) {
+            *outcome = Err(Error::new(ErrorKind::Unreachable, what).with_source(error.clone()));
+        }
+    }
+    outcomes
+}
+
+fn not_published(message: &Message, error: xmsg_core::Error) -> Error {
+    let kind = match error.kind() {
+        xmsg_core::ErrorKind::TooLarge => ErrorKind::TooLarge,
+        xmsg_core::ErrorKind::NotAllowed => ErrorKind::NotAllowed,
+        xmsg_core::ErrorKind::InvalidMessage | xmsg_core::ErrorKind::InvalidTopic => {
+            ErrorKind::InvalidMessage
+        }
+        _ => ErrorKind::Unreachable,
+    };
+    Error::new(kind, format!("the message can't be published under {}", message.topic())).with_source(error)
+}
+
+/// Whether another attempt may end otherwise: the message itself is not at fault.
+pub(super) fn may_be_tried_again(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::TooLarge | ErrorKind::InvalidMessage | ErrorKind::NotAllowed)
+}

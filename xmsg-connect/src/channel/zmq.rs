@@ -1,0 +1,288 @@
+//! From a ZeroMQ socket to the target. ZeroMQ has no acknowledgements: what was received and not delivered when the process is killed is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use xmsg_core::data::mime;
+use xmsg_core::{Message, Meta, Topic};
+use xmsg_zmq::{Multipart, Pull, SocketEvents, Subscriber};
+
+use super::ChannelPlan;
+use super::target::{Targets, Way, may_be_tried_again};
+use crate::definition::{ReceivingSocket, Target, ZmqChannel};
+use crate::error::{Error, ErrorKind, Result};
+use crate::status::{LinkState, Status, add};
+use crate::supervise::Failure;
+use crate::zmq::{join, nobody, options};
+
+/// Messages that are given to the target at a time.
+const AT_A_TIME: usize = 256;
+/// How often the state is looked at while nothing comes.
+const LOOK: Duration = Duration::from_millis(100);
+/// The pause before the target is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+enum Socket {
+    Pull(Pull),
+    Subscriber(Box<Subscriber>),
+}
+
+impl Socket {
+    async fn open(way: &ZmqChannel) -> Result<Self> {
+        let fields = &way.socket;
+        match way.socket_type {
+            ReceivingSocket::Pull => {
+                let socket = Pull::new(options(fields)?);
+                join!(socket, fields)?;
+                Ok(Self::Pull(socket))
+            }
+            ReceivingSocket::Sub => {
+                let socket = Subscriber::new(options(fields)?);
+                for key in &way.sub_keys {
+                    socket.subscribe(key.clone().into_bytes()).map_err(|error| {
+                        let what = format!("{key:?} can't be subscribed to (sub_keys)");
+                        Error::new(ErrorKind::InvalidDefinition, what).with_source(error)
+                    })?;
+                }
+                join!(socket, fields)?;
+                Ok(Self::Subscriber(Box::new(socket)))
+            }
+        }
+    }
+
+    /// The next message, and those that are there already; none once the socket has ended.
+    async fn receive(&mut self, messages: &mut Vec<Multipart>) {
+        match self {
+            Self::Pull(socket) => {
+                socket.recv_many(messages, AT_A_TIME).await;
+            }
+            Self::Subscriber(socket) => {
+                // Batches that were read at once, so that a message is not waited for more than once.
+                if let Some(mut batch) = socket.recv_batch().await {
+                    while let Some(message) = Multipart::take(&mut batch) {
+                        messages.push(message);
+                    }
+                }
+            }
+        }
+    }
+
+    fn peers(&self) -> usize {
+        match self {
+            Self::Pull(socket) => socket.peers(),
+            Self::Subscriber(socket) => socket.peers(),
+        }
+    }
+
+    fn failure(&self) -> Option<xmsg_zmq::Error> {
+        match self {
+            Self::Pull(socket) => socket.failure(),
+            Self::Subscriber(socket) => socket.failure(),
+        }
+    }
+
+    fn events(&self) -> SocketEvents {
+        match self {
+            Self::Pull(socket) => socket.events(),
+            Self::Subscriber(socket) => socket.events(),
+        }
+    }
+
+    /// Receives nothing more; what was received can still be taken.
+    async fn close(&self) {
+        match self {
+            Self::Pull(socket) => socket.close().await,
+            Self::Subscriber(socket) => socket.close().await,
+        }
+    }
+}
+
+/// Receives until something breaks, or `stop`.
+pub(super) async fn session(
+    status: &Arc<Status>,
+    targets: &Targets,
+    plan: &ChannelPlan,
+    way: &ZmqChannel,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    status.set(LinkState::Connecting);
+    let target = targets.open(&plan.definition.target)?;
+    let mut socket = Socket::open(way).await?;
+    let mut events = socket.events();
+    add(&status.counters.connections, 1);
+    look(status, way, &socket);
+    let mut received = Vec::new();
+    let mut is_closed = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled(), if !is_closed => {
+                is_closed = true;
+                socket.close().await;
+                continue;
+            }
+            () = socket.receive(&mut received) => {}
+            Some(_) = events.next(), if !is_closed => {
+                look(status, way, &socket);
+                continue;
+            }
+            () = tokio::time::sleep(LOOK) => {
+                look(status, way, &socket);
+                continue;
+            }
+        }
+        if received.is_empty() {
+            if is_closed {
+                return Ok(());
+            }
+            return Err(Failure {
+                error: Error::new(ErrorKind::Closed, "the socket has ended"),
+                had_worked: true,
+            });
+        }
+        add(&status.counters.accepted, received.len() as u64);
+        let messages: Vec<_> = received
+            .drain(..)
+            .filter_map(|message| match inbound(&plan.definition.name, &message, &plan.definition.target) {
+                Ok(message) => Some(message),
+                Err(what) => {
+                    add(&status.counters.dead, 1);
+                    status.note(format!("a message was dropped, because it can't be one of xMsg: {what}"));
+                    None
+                }
+            })
+            .collect();
+        deliver(status, &target, messages).await;
+    }
+}
+
+/// Tries until the target has all of them: there is nobody to give them back to.
+async fn deliver(status: &Status, target: &Way, mut messages: Vec<Message>) {
+    while !messages.is_empty() {
+        let outcomes = target.deliver(messages.clone()).await;
+        let mut again = Vec::new();
+        let mut reason = None;
+        for (message, outcome) in messages.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(()) => add(&status.counters.delivered, 1),
+                Err(error) if may_be_tried_again(&error) => {
+                    reason = Some(error);
+                    again.push(message);
+                }
+                Err(error) => {
+                    add(&status.counters.dead, 1);
+                    status.note(format!("a message was dropped: {}", error.with_causes()));
+                }
+            }
+        }
+        messages = again;
+        if let Some(error) = reason {
+            add(&status.counters.repeated, messages.len() as u64);
+            status.note(format!(
+                "the target does not take messages; they are tried again: {}",
+                error.with_causes()
+            ));
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+fn look(status: &Status, way: &ZmqChannel, socket: &Socket) {
+    if socket.peers() == 0 {
+        status.set_peer(None);
+        status.fail(LinkState::Disconnected, nobody(&way.socket, socket.failure().as_ref()));
+    } else {
+        status.set_peer(Some(way.socket.endpoint.to_string()));
+        status.set(LinkState::Connected);
+    }
+}
+
+/// A message of a ZeroMQ socket as one of xMsg.
+///
+/// One with three frames, of which the second is metadata, is one of xMsg. Of a foreign one, the last frame is the data: JSON or a text where it is one,
+/// else bytes. With two frames, the first one is the topic, as with most publishers.
+fn inbound(channel: &str, message: &Multipart, target: &Target) -> Result<Message, String> {
+    let frames = message.frames();
+    let own = match frames {
+        [topic, meta, _] if Meta::decode(meta).is_ok() => Some(topic),
+        [topic, _] => Some(topic),
+        _ => None,
+    };
+    let topic = match (target, own) {
+        (Target::Topic(topic), _) => topic.clone(),
+        (_, Some(topic)) => Topic::wrap(topic.clone()),
+        (Target::Original, None) => {
+            return Err(format!("it has {} frames, and none is a topic", frames.len()));
+        }
+        (Target::Outgoing(_), None) => Topic::of_domain(channel).map_err(|error| error.to_string())?,
+    };
+    if topic.as_bytes().starts_with(b"xmsg:") {
+        return Err(format!("its topic {topic} is one that proxies use among themselves"));
+    }
+    match frames {
+        [_, meta, data] if Meta::decode(meta).is_ok() => {
+            Ok(Message::from_frames(topic.into_bytes(), meta.clone(), data.clone()))
+        }
+        [data] | [_, data] => Ok(foreign(topic, data)),
+        _ => Err(format!(
+            "it has {} frames; one of xMsg has three, and a foreign one has one or two",
+            frames.len()
+        )),
+    }
+}
+
+/// Foreign data, by what it looks like: nothing says what it is.
+fn foreign(topic: Topic, data: &bytes::Bytes) -> Message {
+    let text = std::str::from_utf8(data).ok();
+    if let Some(text) = text {
+        let is_json = text.trim_start().starts_with(['{', '['])
+            && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok();
+        if is_json {
+            return Message::with_mime(topic, mime::JSON, data.clone());
+        }
+        if let Ok(message) = Message::of(&topic, text) {
+            return message;
+        }
+    }
+    Message::with_mime(topic, mime::BYTES, data.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn frames(frames: &[&[u8]]) -> Multipart {
+        frames.iter().map(|frame| Bytes::copy_from_slice(frame)).collect()
+    }
+
+    #[test]
+    fn one_of_xmsg_stays_as_it_is_and_others_get_a_type() {
+        let ours = Message::of("weather:oslo", 4.5).unwrap();
+        let wire: Vec<Bytes> = ours.clone().into_frames().into();
+        let original = inbound("c", &wire.clone().into(), &Target::Original).unwrap();
+        assert_eq!(original.into_frames(), ours.clone().into_frames());
+        let topic = Target::Topic("other".parse().unwrap());
+        let moved = inbound("c", &wire.into(), &topic).unwrap();
+        assert_eq!((moved.topic().as_bytes(), moved.value::<f64>().unwrap()), (&b"other"[..], 4.5));
+
+        let text = inbound("c", &frames(&[b"hello"]), &topic).unwrap();
+        assert_eq!(text.value::<String>().unwrap(), "hello");
+        let json = inbound("c", &frames(&[b"t", b" {\"a\": 1}"]), &Target::Original).unwrap();
+        assert_eq!((json.topic().as_bytes(), json.mime_type().unwrap()), (&b"t"[..], mime::JSON));
+        let bytes = inbound("c", &frames(&[b"t", b"\xff\x00"]), &topic).unwrap();
+        assert_eq!((bytes.mime_type().unwrap(), &bytes.data()[..]), (mime::BYTES, &b"\xff\x00"[..]));
+
+        for (message, target) in [
+            (frames(&[b"data"]), &Target::Original),
+            (frames(&[b"a", b"b", b"c", b"d"]), &topic),
+            (frames(&[b"a", b"\xff\xff", b"c"]), &topic),
+            (frames(&[b"xmsg:control", b"x"]), &Target::Original),
+        ] {
+            inbound("c", &message, target).unwrap_err();
+        }
+    }
+}

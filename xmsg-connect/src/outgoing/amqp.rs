@@ -1,0 +1,346 @@
+//! From the spool to an exchange: publishing with confirmations, returns, and what a broker refuses.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Confirmation, Event, ExchangeKind};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use xmsg_zmq::deadline::Deadline;
+
+use super::in_flight::{Answer, InFlight, Outcome, Returned, Sent};
+use super::{OutgoingPlan, Shared};
+use crate::amqp::{Link, headers, refused, short, verdict};
+use crate::definition::{AmqpOutgoing, ConnectionDefinition, OnReturn, Way};
+use crate::error::{Error, ErrorKind, Result};
+use crate::outbound::Stored;
+use crate::spool::Entry;
+use crate::status::{LinkState, add};
+use crate::supervise::Failure;
+
+/// What is read from the spool at a time: it costs the spool less than many small reads.
+const PAGE: usize = 1000;
+const PAGE_BYTES: usize = 4 << 20;
+/// What a frame has besides the properties, with room to spare.
+const FRAME_OVERHEAD: usize = 512;
+/// The first pause before a message that came back is sent again; it doubles up to the last.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Publishes until something breaks, or `stop`.
+pub(super) async fn session(
+    link: &Arc<Shared>,
+    plan: &OutgoingPlan,
+    attempt: usize,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let (Way::Amqp(way), Some(broker)) = (&plan.way, &plan.broker) else { return Ok(()) };
+    let open = async {
+        link.wait_for_work().await?;
+        let opened = Link::open(broker, &plan.definition.name, attempt).await?;
+        prepare(&opened.channel, way).await?;
+        Ok::<_, Error>(opened)
+    };
+    let opened = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        opened = open => opened?,
+    };
+    link.status.set_peer(Some(opened.uri.clone()));
+    link.status.set(LinkState::Connected);
+    add(&link.status.counters.connections, 1);
+    tracing::info!("{}: connected to {}", link.status.label(), opened.uri);
+    let mut session = Session {
+        link,
+        plan,
+        way,
+        broker,
+        frame_max: opened.frame_max,
+        channel: opened.channel.clone(),
+        in_flight: InFlight::default(),
+        retries: VecDeque::new(),
+        ready: VecDeque::new(),
+        read_until: 0,
+        sent_until: 0,
+        has_worked: false,
+    };
+    let ended = session.run(&opened, &stop).await;
+    let had_worked = session.has_worked;
+    link.status.in_flight.store(0, Ordering::Relaxed);
+    drop(session);
+    opened.close().await;
+    ended.map_err(|error| Failure { error, had_worked })
+}
+
+/// Switches confirmations on, and looks whether the exchange is there.
+async fn prepare(channel: &Channel, way: &AmqpOutgoing) -> Result<()> {
+    let select = channel.confirm_select(ConfirmSelectOptions::default()).await;
+    select.map_err(|error| refused(error, "the broker offers no confirmations"))?;
+    check_exchange(channel, &way.exchange).await
+}
+
+/// Whether this exchange is there. The default exchange always is.
+pub(crate) async fn check_exchange(channel: &Channel, exchange: &str) -> Result<()> {
+    if exchange.is_empty() {
+        return Ok(());
+    }
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    // Of a declaration that only looks, the kind does not count.
+    let kind = ExchangeKind::Direct;
+    let declared = channel.exchange_declare(short(exchange), kind, passive, FieldTable::default()).await;
+    declared.map_err(|error| refused(error, &format!("the exchange {exchange:?} can't be used (exchange)")))
+}
+
+/// A message that came back, and when it is sent again.
+struct Retry {
+    entry: Entry,
+    at: Instant,
+}
+
+struct Session<'a> {
+    link: &'a Arc<Shared>,
+    plan: &'a OutgoingPlan,
+    way: &'a AmqpOutgoing,
+    broker: &'a ConnectionDefinition,
+    frame_max: usize,
+    channel: Channel,
+    in_flight: InFlight,
+    /// In the order of their times.
+    retries: VecDeque<Retry>,
+    /// Read from the spool, and not sent yet.
+    ready: VecDeque<Entry>,
+    /// The last entry that was read.
+    read_until: u64,
+    /// The last entry that was sent over this connection.
+    sent_until: u64,
+    has_worked: bool,
+}
+
+impl Session<'_> {
+    async fn run(&mut self, opened: &Link, stop: &CancellationToken) -> Result<()> {
+        let mut events = Box::pin(opened.connection.events_listener());
+        let mut is_blocked = false;
+        let mut is_stopping = false;
+        loop {
+            self.link.status.in_flight.store(self.in_flight.len() as u64, Ordering::Relaxed);
+            if is_stopping && self.in_flight.len() == 0 {
+                return Ok(());
+            }
+            let may_send = !is_blocked && !is_stopping;
+            while may_send
+                && !self.in_flight.has_to_settle()
+                && self.room() > 0
+                && let Some(entry) = self.ready.pop_front()
+            {
+                self.sent_until = self.sent_until.max(entry.sequence);
+                self.send(entry).await?;
+            }
+            let retry_at = self.retries.front().map(|retry| retry.at).filter(|_| may_send);
+            let overdue_at =
+                self.in_flight.oldest().filter(|_| !is_blocked).map(|since| since + self.way.confirm_timeout);
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if !is_stopping => is_stopping = true,
+                decided = self.in_flight.decided() => match decided {
+                    Ok(decided) => self.settle(decided).await?,
+                    Err(error) => return Err(self.ended(&error, &opened.uri).await),
+                },
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(reason)) => {
+                        is_blocked = true;
+                        self.link.status.fail(LinkState::Blocked, format!("the broker takes nothing for now: {reason}"));
+                    }
+                    Some(Event::ConnectionUnblocked) => {
+                        is_blocked = false;
+                        self.in_flight.restart_clocks();
+                        self.link.status.set(LinkState::Connected);
+                    }
+                    Some(Event::Error(error)) => return Err(self.ended(&error, &opened.uri).await),
+                    Some(_) => {}
+                    None => {
+                        let what = format!("the connection to the broker {} has ended", opened.uri);
+                        return Err(Error::new(ErrorKind::Unreachable, what));
+                    }
+                },
+                () = at(overdue_at) => {
+                    let count = self.in_flight.overdue(self.way.confirm_timeout);
+                    if count > 0 {
+                        let what = format!(
+                            "the broker {} has not confirmed {count} messages within {:?} (confirm_timeout)",
+                            opened.uri, self.way.confirm_timeout
+                        );
+                        return Err(Error::new(ErrorKind::Timeout, what));
+                    }
+                }
+                () = at(retry_at), if !self.in_flight.has_to_settle() => {
+                    if let Some(retry) = self.retries.pop_front() {
+                        add(&self.link.status.counters.repeated, 1);
+                        self.send(retry.entry).await?;
+                    }
+                }
+                page = self.link.spool.next_after(self.read_until, PAGE, PAGE_BYTES), if may_send && self.ready.is_empty() => {
+                    self.ready.extend(page.map_err(super::storage)?);
+                    self.read_until = self.ready.back().map_or(self.read_until, |last| last.sequence);
+                }
+            }
+        }
+    }
+
+    /// How many messages may be sent now. After the broker has ended a channel because of a message, those that were in flight go out one by one, so
+    /// that the next time it is known which one it was.
+    fn room(&self) -> usize {
+        let is_probing = self.sent_until < self.link.suspects_until.load(Ordering::Relaxed);
+        let window = if is_probing { 1 } else { self.way.max_in_flight };
+        window.saturating_sub(self.in_flight.len() + self.retries.len())
+    }
+
+    async fn send(&mut self, entry: Entry) -> Result<()> {
+        let stored = match Stored::decode(entry.body.clone()) {
+            Ok(stored) => stored,
+            Err(error) => return self.link.bury(&entry, None, &error.with_causes()).await,
+        };
+        let name = &self.plan.definition.name;
+        let publish = headers::outbound(name, &stored, entry.accepted_at, self.way, &self.broker.username);
+        let fits = publish.and_then(|publish| {
+            let room = self.frame_max.saturating_sub(FRAME_OVERHEAD);
+            if publish.properties_len > room {
+                return Err(format!(
+                    "its topic, metadata and headers have {} bytes, and AMQP allows {room} (frame_max)",
+                    publish.properties_len
+                ));
+            }
+            Ok(publish)
+        });
+        let publish = match fits {
+            Ok(publish) => publish,
+            Err(reason) => return self.link.bury(&entry, Some(stored.id), &reason).await,
+        };
+        let channel = self.channel.clone();
+        let options = BasicPublishOptions { mandatory: self.way.is_mandatory, immediate: false };
+        let answer = async move {
+            let exchange = short(&publish.exchange);
+            let routing_key = short(&publish.routing_key);
+            let sent = channel
+                .basic_publish(exchange, routing_key, options, &publish.body, publish.properties)
+                .await;
+            match sent {
+                Ok(confirmation) => answer_of(confirmation.await),
+                Err(error) => Answer::Lost(error),
+            }
+        };
+        self.in_flight.push(Sent { entry, id: stored.id, since: Instant::now() }, answer.boxed());
+        Ok(())
+    }
+
+    /// Acts on what has become of these messages.
+    async fn settle(&mut self, decided: Vec<(Sent, Outcome)>) -> Result<()> {
+        let counters = &self.link.status.counters;
+        let mut delivered = Vec::with_capacity(decided.len());
+        for (sent, outcome) in decided {
+            match outcome {
+                Outcome::Arrived => {
+                    self.has_worked = true;
+                    delivered.push((sent.entry.sequence, sent.id));
+                }
+                Outcome::Refused => {
+                    add(&counters.refused_by_peer, 1);
+                    self.link
+                        .status
+                        .note(format!("the broker could not take the message {}; it is sent again", sent.id));
+                    self.retry(sent);
+                }
+                Outcome::Returned(reason) => {
+                    self.has_worked = true;
+                    add(&counters.returned, 1);
+                    let what = format!("the broker returned it: {reason}; no queue is bound for it");
+                    match self.way.on_return {
+                        OnReturn::DeadLetter => self.link.bury(&sent.entry, Some(sent.id), &what).await?,
+                        OnReturn::Retry => {
+                            self.link.status.note(format!("message {} is sent again later: {what}", sent.id));
+                            self.retry(sent);
+                        }
+                    }
+                }
+            }
+        }
+        self.link.delivered(delivered).await
+    }
+
+    fn retry(&mut self, sent: Sent) {
+        let age = sent.entry.accepted_at.elapsed().unwrap_or_default();
+        // A message is sent again after about as long as it has waited already: soon at first, and then ever less often.
+        let pause = age.clamp(RETRY_MIN, RETRY_MAX);
+        let at = Deadline::after(pause).instant();
+        let place = self.retries.partition_point(|other| other.at <= at);
+        self.retries.insert(place, Retry { entry: sent.entry, at });
+    }
+
+    /// The channel or the connection has ended, with this. If the broker ended it because of a message, and only one can be meant, that goes to the
+    /// dead letters.
+    async fn ended(&mut self, error: &lapin::Error, uri: &str) -> Error {
+        let Some((code, text)) = verdict(error) else {
+            let what = format!("the connection to the broker {uri} has ended");
+            return Error::new(ErrorKind::Unreachable, what).with_source(error.clone());
+        };
+        let said = format!("the broker {uri} has ended it with {code}: {text}");
+        let kind = match code {
+            403 => ErrorKind::NotAllowed,
+            // It is going down, or somebody told it to end this connection.
+            320 => ErrorKind::Unreachable,
+            _ => ErrorKind::Refused,
+        };
+        if let Some(sent) = self.in_flight.only_one() {
+            if is_fault_of(&sent.entry, code) {
+                if let Err(error) = self.link.bury(&sent.entry, Some(sent.id), &said).await {
+                    return error;
+                }
+                // Nothing is wrong with the connection: what comes next goes out at once.
+                self.has_worked = true;
+                return Error::new(
+                    ErrorKind::Closed,
+                    format!("{said}; its message is among the dead letters"),
+                );
+            }
+        } else if let Some(last) = self.in_flight.last_sequence() {
+            self.link.suspects_until.fetch_max(last, Ordering::Relaxed);
+        }
+        Error::new(kind, said).with_source(error.clone())
+    }
+}
+
+/// Whether a broker that ends a channel with this code means this message, and not the exchange that all go to.
+fn is_fault_of(entry: &Entry, code: u16) -> bool {
+    match code {
+        311 | 406 | 501 | 502 | 503 | 505 => true,
+        403 | 404 => {
+            Stored::decode(entry.body.clone()).is_ok_and(|stored| stored.outbound.exchange.is_some())
+        }
+        _ => false,
+    }
+}
+
+fn answer_of(confirmation: lapin::Result<Confirmation>) -> Answer {
+    let returned = |message: lapin::message::BasicReturnMessage| Returned {
+        id: headers::id_of(&message.delivery.properties),
+        reason: format!("{} {}", message.reply_code, message.reply_text),
+    };
+    match confirmation {
+        Ok(Confirmation::Ack(came_along)) => Answer::Confirmed(came_along.map(returned)),
+        Ok(Confirmation::Nack(came_along)) => Answer::Refused(came_along.map(returned)),
+        Ok(Confirmation::NotRequested) => Answer::Confirmed(None),
+        Err(error) => Answer::Lost(error),
+    }
+}
+
+/// Waits until then; for ever without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,160 @@
+//! From the proxy to the spool: an outgoing connection subscribes like everybody else.
+
+use std::iter::Peekable;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use xmsg_core::{Actor, Message, SocketEvent, Subscription};
+use xmsg_zmq::deadline::Deadline;
+
+use super::{OutgoingPlan, Shared, storage};
+use crate::error::{Error, ErrorKind, Result};
+use crate::outbound::{Outbound, Stored};
+use crate::spool::SpoolErrorKind;
+use crate::status::add;
+use crate::supervise::Plan;
+
+/// The pause before the proxy is asked again for a subscription that it has not confirmed, or the disk for what it has refused.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Messages that are put into the spool at a time, with one fsync, and their bytes.
+const AT_A_TIME: usize = 1000;
+const BYTES: usize = 1 << 20;
+
+/// Subscribes by the plan of the moment, and puts what comes into the spool, until there are no plans any more.
+pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Receiver<Plan<OutgoingPlan>>) {
+    loop {
+        let plan = plans.borrow_and_update().clone();
+        let Plan::Work(plan) = plan else {
+            match plans.changed().await {
+                Ok(()) => continue,
+                Err(_) => return,
+            }
+        };
+        let stop = CancellationToken::new();
+        let feeding = feed(link, actor, &plan, &stop);
+        tokio::pin!(feeding);
+        let ended = tokio::select! {
+            ended = &mut feeding => ended,
+            changed = plans.changed() => {
+                stop.cancel();
+                // What has come is put into the spool, if that has room.
+                let _ = Deadline::after(PAUSE).limit(feeding).await;
+                match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
+        };
+        if let Err(error) = ended {
+            link.status.note(error.with_causes());
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => {}
+                changed = plans.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+async fn feed(
+    link: &Arc<Shared>,
+    actor: &Actor,
+    plan: &OutgoingPlan,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let topics: Vec<&str> = plan.definition.subscribe.iter().map(String::as_str).collect();
+    let subscribed = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        subscribed = actor.subscribe(&topics) => subscribed,
+    };
+    let mut subscription = subscribed.map_err(|error| {
+        let what = format!(
+            "the subscription to {topics:?} at the proxy is not confirmed; it is tried again (subscribe)"
+        );
+        Error::new(ErrorKind::Unreachable, what).with_source(error)
+    })?;
+    let mut events = subscription.events();
+    loop {
+        tokio::select! {
+            biased;
+            event = events.next() => if let Some(SocketEvent::DroppedByPeer { messages, .. }) = event {
+                add(&link.status.counters.lost_before, messages);
+                let what = format!(
+                    "the proxy has dropped {messages} messages that were not taken in time: its policy for slow subscribers would \
+                     have to be `block` for none to be lost"
+                );
+                link.status.note(what);
+            },
+            batch = subscription.next_batch() => match batch {
+                Some(batch) => store(link, batch.detached()).await?,
+                None => return Err(Error::new(ErrorKind::Closed, "the subscription at the proxy has ended")),
+            },
+            () = stop.cancelled() => {
+                drain(link, subscription).await?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What was received and not taken yet goes to the spool, too.
+async fn drain(link: &Arc<Shared>, mut subscription: Subscription) -> Result<()> {
+    subscription.drain();
+    while let Some(batch) = subscription.next_batch().await {
+        store(link, batch.detached()).await?;
+    }
+    Ok(())
+}
+
+/// Puts messages into the spool in their order; waits while it is full. One that the disk refuses is tried again for as long as it takes: nothing more
+/// is read from the proxy meanwhile.
+async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
+    let messages = batch.filter_map(|message| match message {
+        Ok(message) => Some(message),
+        Err(error) => {
+            add(&link.status.counters.refused, 1);
+            link.status.note(format!("a message that is none of xMsg was refused: {}", error.with_causes()));
+            None
+        }
+    });
+    let mut messages = messages.peekable();
+    loop {
+        let bodies = group(&mut messages);
+        if bodies.is_empty() {
+            return Ok(());
+        }
+        let count = bodies.len() as u64;
+        loop {
+            match link.spool.append_many(bodies.clone()).await {
+                Ok(_) => add(&link.status.counters.accepted, count),
+                Err(error) if error.kind() == SpoolErrorKind::TooLarge => {
+                    add(&link.status.counters.refused, count);
+                    link.status.note(format!("{count} messages were refused: {error}"));
+                }
+                Err(error) if error.kind() == SpoolErrorKind::Closed => return Err(storage(error)),
+                Err(error) => {
+                    // Full, and told to refuse, or a disk that does not take it: nobody else has the messages, so they wait here.
+                    link.status.note(format!("{count} messages wait: {error}"));
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            }
+            break;
+        }
+    }
+}
+
+/// As many of these as are put into the spool at a time. One that is long goes alone, so that its size concerns no other.
+fn group(messages: &mut Peekable<impl Iterator<Item = Message>>) -> Vec<Bytes> {
+    let (mut bodies, mut bytes) = (Vec::new(), 0);
+    while bodies.len() < AT_A_TIME
+        && let Some(message) =
+            messages.next_if(|message| bodies.is_empty() || bytes + message.size() <= BYTES)
+    {
+        bytes += message.size();
+        bodies.push(Stored::new(Outbound::new(message)).encode());
+    }
+    bodies
+}

@@ -1,0 +1,353 @@
+//! Outgoing connections: from the spool to the peer.
+//!
+//! ```text
+//!  send ──────────────┐                        ┌─► amqp: an exchange, with confirms
+//!                     ├─► spool (fsync) ─► session
+//!  feed: what the     │                        └─► zmq: PUSH, PUB, DEALER
+//!  proxy delivers ────┘
+//! ```
+
+mod amqp;
+mod feed;
+mod in_flight;
+mod zmq;
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+use xmsg_core::Actor;
+use xmsg_zmq::lock::lock;
+
+use crate::definition::{
+    ConnectionDefinition, Definitions, OutgoingDefinition, Reconnect, Way, WhenInactive, not_short,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::outbound::{Outbound, Stored};
+use crate::spool::{Entry, Spool, SpoolError, SpoolErrorKind, SpoolOptions};
+use crate::status::{Counters, LinkState, Status, add};
+use crate::supervise::{Plan, supervise};
+
+pub(crate) use amqp::check_exchange;
+
+/// What the session of an outgoing connection goes by.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct OutgoingPlan {
+    pub(crate) definition: OutgoingDefinition,
+    pub(crate) way: Way,
+    /// The broker, if it leads to one.
+    pub(crate) broker: Option<ConnectionDefinition>,
+}
+
+impl OutgoingPlan {
+    /// The plan for one of these definitions.
+    pub(crate) fn of(definition: &OutgoingDefinition, all: &Definitions) -> Result<Self> {
+        let way = definition.check(all)?;
+        let broker = definition.connection.as_ref();
+        let broker =
+            broker.and_then(|name| all.connections.iter().find(|broker| broker.name == *name)).cloned();
+        Ok(Self { definition: definition.clone(), way, broker })
+    }
+
+    fn as_work(&self) -> Plan<Self> {
+        if self.definition.is_active { Plan::Work(self.clone()) } else { Plan::Rest }
+    }
+
+    fn reconnect(&self) -> Reconnect {
+        self.broker.as_ref().map_or_else(Reconnect::default, |broker| broker.reconnect)
+    }
+
+    fn login(&self) -> &str {
+        self.broker.as_ref().map_or("", |broker| &broker.username)
+    }
+}
+
+/// A message that was accepted: it is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Accepted {
+    /// Its place in the spool; they only grow.
+    pub sequence: u64,
+    /// Its identifier, which the broker gets, too.
+    pub id: Uuid,
+}
+
+/// An outgoing connection at work. Its tasks end when it is dropped, or [ended](Self::end).
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) shared: Arc<Shared>,
+    plans: watch::Sender<Plan<OutgoingPlan>>,
+    feeds: watch::Sender<Plan<OutgoingPlan>>,
+    tasks: TaskTracker,
+}
+
+/// What the tasks of an outgoing connection and those who send have in common.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    plan: RwLock<Arc<OutgoingPlan>>,
+    pub(crate) spool: Spool,
+    pub(crate) status: Status,
+    waiters: Mutex<HashMap<Uuid, oneshot::Sender<Result<()>>>>,
+    /// AMQP: the broker has ended a channel because of a message, and one up to this place may be the one.
+    suspects_until: AtomicU64,
+}
+
+impl Outgoing {
+    /// Starts the tasks of this one. Its spool has been opened.
+    pub(crate) fn start(plan: &OutgoingPlan, spool: Spool, actor: Actor) -> Self {
+        let shared = Arc::new(Shared {
+            status: Status::new(label(&plan.definition.name)),
+            spool,
+            waiters: Mutex::new(HashMap::new()),
+            suspects_until: AtomicU64::new(0),
+            plan: RwLock::new(Arc::new(plan.clone())),
+        });
+        let (plans, session_plans) = watch::channel(plan.as_work());
+        let (feeds, feed_plans) = watch::channel(feed_plan(plan));
+        let tasks = TaskTracker::new();
+        let link = shared.clone();
+        tasks.spawn(async move {
+            let reconnect = OutgoingPlan::reconnect;
+            let session = |plan: OutgoingPlan, attempt, stop| {
+                let link = link.clone();
+                async move {
+                    match &plan.way {
+                        Way::Amqp(_) => amqp::session(&link, &plan, attempt, stop).await,
+                        Way::Zmq(zmq) => zmq::session(&link, &plan, zmq, stop).await,
+                    }
+                }
+            };
+            supervise(&link.status, session_plans, reconnect, session).await;
+        });
+        let link = shared.clone();
+        tasks.spawn(async move { feed::run(&link, &actor, feed_plans).await });
+        tasks.close();
+        Self { shared, plans, feeds, tasks }
+    }
+
+    /// Goes by this plan from now on; the link is made anew if it differs.
+    pub(crate) fn change(&self, plan: OutgoingPlan, options: SpoolOptions) {
+        self.shared.status.rename(label(&plan.definition.name));
+        self.shared.spool.set_options(options);
+        let set = |sender: &watch::Sender<Plan<OutgoingPlan>>, new: Plan<OutgoingPlan>| {
+            sender.send_if_modified(|current| {
+                let differs = *current != new;
+                *current = new;
+                differs
+            });
+        };
+        set(&self.plans, plan.as_work());
+        set(&self.feeds, feed_plan(&plan));
+        *self.shared.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan);
+    }
+
+    /// Ends the tasks, and waits for them: what is on its way has half a second. Then the spool is closed.
+    pub(crate) async fn end(self) -> Result<Spool> {
+        let Self { shared, plans, feeds, tasks } = self;
+        drop((plans, feeds));
+        tasks.wait().await;
+        shared.fail_waiters();
+        shared.spool.close().await.map_err(storage)?;
+        Ok(shared.spool.clone())
+    }
+}
+
+fn label(name: &str) -> String {
+    format!("outgoing {name:?}")
+}
+
+/// What is subscribed to at the proxy. While the connection is not active and refuses, nothing is.
+fn feed_plan(plan: &OutgoingPlan) -> Plan<OutgoingPlan> {
+    let definition = &plan.definition;
+    let takes = definition.is_active || definition.when_inactive == WhenInactive::Store;
+    if takes && !definition.subscribe.is_empty() { Plan::Work(plan.clone()) } else { Plan::Rest }
+}
+
+/// An error of the spool, as one of ours.
+pub(crate) fn storage(error: SpoolError) -> Error {
+    let kind = match error.kind() {
+        SpoolErrorKind::Full => ErrorKind::Full,
+        SpoolErrorKind::TooLarge => ErrorKind::TooLarge,
+        SpoolErrorKind::Closed => ErrorKind::Closed,
+        SpoolErrorKind::NotFound => ErrorKind::Unknown,
+        _ => ErrorKind::Storage,
+    };
+    Error::new(kind, error.to_string()).with_source(error)
+}
+
+impl Shared {
+    pub(crate) fn plan(&self) -> Arc<OutgoingPlan> {
+        self.plan.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.status.counters
+    }
+
+    /// Takes a message from a caller: it is on disk when this returns.
+    pub(crate) async fn send(&self, outbound: Outbound) -> Result<Accepted> {
+        let stored = self.prepare(outbound)?;
+        self.append(&stored).await
+    }
+
+    /// The same, and waits until the peer has it, for at most this time. What is not confirmed by then is still on its way.
+    pub(crate) async fn send_confirmed(&self, outbound: Outbound, limit: Duration) -> Result<Accepted> {
+        let stored = self.prepare(outbound)?;
+        let (sender, confirmed) = oneshot::channel();
+        lock(&self.waiters).insert(stored.id, sender);
+        // However this future ends, nobody waits any more then.
+        let _guard = Waiting { link: self, id: stored.id };
+        let waiting = async {
+            let accepted = self.append(&stored).await?;
+            match confirmed.await {
+                Ok(outcome) => outcome.map(|()| accepted),
+                Err(_) => Err(self.error(ErrorKind::Closed, "was closed before the message was confirmed")),
+            }
+        };
+        let timed_out = |_| {
+            let what = format!("has not confirmed the message {} within {limit:?}", stored.id);
+            self.error(ErrorKind::Timeout, &what)
+        };
+        xmsg_zmq::deadline::Deadline::after(limit).limit(waiting).await.map_err(timed_out)?
+    }
+
+    fn error(&self, kind: ErrorKind, what: &str) -> Error {
+        Error::new(kind, format!("{} {what}", self.status.label()))
+    }
+
+    /// Checks what can be checked before it is accepted.
+    fn prepare(&self, outbound: Outbound) -> Result<Stored> {
+        let plan = self.plan();
+        let definition = &plan.definition;
+        if !definition.is_active && definition.when_inactive == WhenInactive::Reject {
+            add(&self.counters().refused, 1);
+            return Err(self.error(
+                ErrorKind::Inactive,
+                "is not active, and refuses messages meanwhile (when_inactive)",
+            ));
+        }
+        let wrong = |what: &str| self.error(ErrorKind::InvalidMessage, what);
+        match &plan.way {
+            Way::Zmq(_) => {
+                let is_plain = outbound.exchange.is_none()
+                    && outbound.routing_key.is_none()
+                    && outbound.properties == crate::definition::Properties::default()
+                    && outbound.headers.is_empty();
+                if !is_plain {
+                    return Err(wrong(
+                        "leads to a ZeroMQ socket, which has no exchange, routing key, properties or headers",
+                    ));
+                }
+            }
+            Way::Amqp(amqp) => {
+                let size = outbound.message.data().len() as u64;
+                if size > amqp.max_message_size {
+                    let what = format!(
+                        "takes no body of {size} bytes: the limit is {} (max_message_size)",
+                        amqp.max_message_size
+                    );
+                    return Err(self.error(ErrorKind::TooLarge, &what));
+                }
+                if let Some((property, what)) = outbound.properties.invalid(plan.login()) {
+                    return Err(wrong(&format!("can't send the property {property}, which {what}")));
+                }
+                let texts = [("exchange", &outbound.exchange), ("routing key", &outbound.routing_key)];
+                for (name, text) in texts {
+                    if let Some(what) = text.as_deref().and_then(not_short) {
+                        return Err(wrong(&format!("can't use this {name}, which {what}")));
+                    }
+                }
+                if let Some((name, what)) =
+                    outbound.headers.keys().find_map(|name| Some((name, not_short(name)?)))
+                {
+                    return Err(wrong(&format!("can't send the header {name:?}, whose name {what}")));
+                }
+                if outbound.routing_key.is_none()
+                    && let Err(what) = amqp.routing_key.fill(outbound.message.topic())
+                {
+                    return Err(wrong(&format!("can't send the message: {what}")));
+                }
+            }
+        }
+        Ok(Stored::new(outbound))
+    }
+
+    async fn append(&self, stored: &Stored) -> Result<Accepted> {
+        match self.spool.append(stored.encode()).await {
+            Ok(sequence) => {
+                add(&self.counters().accepted, 1);
+                Ok(Accepted { sequence, id: stored.id })
+            }
+            Err(error) => {
+                add(&self.counters().refused, 1);
+                let error = storage(error);
+                Err(Error::new(error.kind(), format!("{}: {error}", self.status.label())).with_source(error))
+            }
+        }
+    }
+
+    /// The peer has these messages.
+    async fn delivered(&self, messages: impl IntoIterator<Item = (u64, Uuid)>) -> Result<()> {
+        let (sequences, ids): (Vec<_>, Vec<_>) = messages.into_iter().unzip();
+        add(&self.counters().delivered, ids.len() as u64);
+        for id in ids {
+            self.tell(id, Ok(()));
+        }
+        self.spool.remove(&sequences).await.map_err(storage)
+    }
+
+    /// This entry can't be delivered, for this reason.
+    async fn bury(&self, entry: &Entry, id: Option<Uuid>, reason: &str) -> Result<()> {
+        self.spool.bury(entry.sequence, reason).await.map_err(storage)?;
+        add(&self.counters().dead, 1);
+        self.status.note(format!("message {} goes to the dead letters: {reason}", shown(id)));
+        if let Some(id) = id {
+            let what =
+                format!("could not deliver the message {id}, which is among the dead letters now: {reason}");
+            self.tell(id, Err(self.error(ErrorKind::Undeliverable, &what)));
+        }
+        Ok(())
+    }
+
+    fn tell(&self, id: Uuid, outcome: Result<()>) {
+        let waiter = lock(&self.waiters).remove(&id);
+        if let Some(waiter) = waiter {
+            let _ = waiter.send(outcome);
+        }
+    }
+
+    fn fail_waiters(&self) {
+        // Dropping a sender tells whoever waits.
+        lock(&self.waiters).clear();
+    }
+
+    /// Waits until there is something to send, for a connection that is lazy.
+    async fn wait_for_work(&self) -> Result<()> {
+        if self.plan().definition.lazy && self.spool.status().entries == 0 {
+            self.status.set(LinkState::Idle);
+            self.spool.next_after(0, 1, 1).await.map_err(storage)?;
+        }
+        self.status.set(LinkState::Connecting);
+        Ok(())
+    }
+}
+
+fn shown(id: Option<Uuid>) -> String {
+    id.map_or_else(|| "(unreadable)".to_owned(), |id| id.to_string())
+}
+
+/// Takes a waiter out again when whoever waits is dropped.
+struct Waiting<'a> {
+    link: &'a Shared,
+    id: Uuid,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        lock(&self.link.waiters).remove(&self.id);
+    }
+}

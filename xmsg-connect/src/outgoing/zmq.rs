@@ -1,0 +1,238 @@
+//! From the spool to a ZeroMQ socket. ZeroMQ has no acknowledgements: a message leaves the spool once it has been written to the peer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use xmsg_zmq::{Dealer, Multipart, Overflow, Publisher, Push};
+
+use super::{OutgoingPlan, Shared, storage};
+use crate::definition::{Frames, SendingSocket, ZmqOutgoing};
+use crate::error::{Error, ErrorKind, Result};
+use crate::outbound::Stored;
+use crate::status::{LinkState, add};
+use crate::supervise::Failure;
+use crate::zmq::{join, nobody, options};
+
+/// What is read from the spool, sent, and awaited to be written at a time.
+const MESSAGES: usize = 1000;
+const BYTES: usize = 1 << 20;
+/// How often the state is looked at while something is waited for.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a PUB waits for subscriptions of somebody who has just connected.
+const SUBSCRIPTIONS: Duration = Duration::from_secs(1);
+/// What the socket may still write when the session is told to end.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// A socket that sends, of one of the types.
+#[derive(Debug)]
+enum Socket {
+    Push(Push),
+    Publisher(Publisher),
+    Dealer(Dealer),
+}
+
+/// Calls the same method of any of them.
+macro_rules! each {
+    ($self:expr, $socket:ident => $call:expr) => {
+        match $self {
+            Socket::Push($socket) => $call,
+            Socket::Publisher($socket) => $call,
+            Socket::Dealer($socket) => $call,
+        }
+    };
+}
+
+impl Socket {
+    async fn open(way: &ZmqOutgoing) -> Result<Self> {
+        let fields = &way.socket;
+        let socket = match way.socket_type {
+            SendingSocket::Push => Self::Push(Push::new(options(fields)?)),
+            SendingSocket::Pub => {
+                // The spool is where messages wait: nothing is dropped for a slow subscriber.
+                Self::Publisher(Publisher::new(options(fields)?.overflow(Overflow::Wait)))
+            }
+            SendingSocket::Dealer => Self::Dealer(Dealer::new(options(fields)?)),
+        };
+        each!(&socket, socket => join!(socket, fields))?;
+        Ok(socket)
+    }
+
+    async fn send(&self, message: Multipart) -> xmsg_zmq::Result<()> {
+        match self {
+            Self::Push(socket) => socket.send(message).await,
+            Self::Dealer(socket) => socket.send(message).await,
+            Self::Publisher(socket) => socket.publish(message).await,
+        }
+    }
+
+    /// Waits until somebody is there who may take messages.
+    async fn wait_for_peer(&self, topic: &[u8]) -> xmsg_zmq::Result<()> {
+        each!(self, socket => socket.connected().await)?;
+        if let Self::Publisher(socket) = self {
+            // Their subscriptions follow the handshake. Somebody who does not want this topic holds up nobody.
+            let wanted = socket.wait_for_subscriber(topic);
+            let _ = xmsg_zmq::deadline::Deadline::after(SUBSCRIPTIONS).limit(wanted).await;
+        }
+        Ok(())
+    }
+}
+
+/// Sends until something breaks, or `stop`.
+pub(super) async fn session(
+    link: &Arc<Shared>,
+    plan: &OutgoingPlan,
+    way: &ZmqOutgoing,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let open = async {
+        link.wait_for_work().await?;
+        Socket::open(way).await
+    };
+    let socket = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        socket = open => socket?,
+    };
+    add(&link.status.counters.connections, 1);
+    tracing::info!("{}: at {}", plan.definition.name, way.socket.endpoint);
+    let mut session = Session { link, way, socket, sent: Vec::new(), peers: 0 };
+    let worked = async {
+        tokio::select! {
+            ended = session.run() => ended,
+            () = stop.cancelled() => Ok(()),
+        }
+    };
+    let ended = worked.await;
+    let ended = ended.and(session.end().await);
+    ended.map_err(|error| Failure { error, had_worked: true })
+}
+
+struct Session<'a> {
+    link: &'a Arc<Shared>,
+    way: &'a ZmqOutgoing,
+    socket: Socket,
+    /// Accepted by the socket, and perhaps not written yet.
+    sent: Vec<(u64, Uuid)>,
+    peers: usize,
+}
+
+impl Session<'_> {
+    async fn run(&mut self) -> Result<()> {
+        let mut cursor = 0;
+        loop {
+            let entries = loop {
+                tokio::select! {
+                    entries = self.link.spool.next_after(cursor, MESSAGES, BYTES) => break entries.map_err(storage)?,
+                    () = tokio::time::sleep(LOOK) => self.look(),
+                }
+            };
+            for entry in entries {
+                cursor = cursor.max(entry.sequence);
+                let stored = match Stored::decode(entry.body.clone()) {
+                    Ok(stored) => stored,
+                    Err(error) => {
+                        self.link.bury(&entry, None, &error.with_causes()).await?;
+                        continue;
+                    }
+                };
+                let id = stored.id;
+                let frames = stored.outbound.message.into_frames();
+                let topic = frames[0].clone();
+                let message = match self.way.frames {
+                    Frames::All => Multipart::from(frames),
+                    Frames::Data => {
+                        let [_, _, data] = frames;
+                        Multipart::from([data])
+                    }
+                };
+                match self.send(message, &topic).await {
+                    Ok(()) => self.sent.push((entry.sequence, id)),
+                    Err(error) if is_fault_of_message(&error) => {
+                        self.link.bury(&entry, Some(id), &error.with_causes().to_string()).await?;
+                    }
+                    Err(error) => {
+                        return Err(
+                            Error::new(ErrorKind::Unreachable, "the socket has ended").with_source(error)
+                        );
+                    }
+                }
+            }
+            self.link.status.in_flight.store(self.sent.len() as u64, Ordering::Relaxed);
+            while each!(&self.socket, socket => socket.flush(LOOK).await).is_err() {
+                self.look();
+            }
+            self.written().await?;
+        }
+    }
+
+    async fn send(&mut self, message: Multipart, topic: &[u8]) -> xmsg_zmq::Result<()> {
+        if self.peers == 0 {
+            loop {
+                let here =
+                    xmsg_zmq::deadline::Deadline::after(LOOK).limit(self.socket.wait_for_peer(topic)).await;
+                self.look();
+                match here {
+                    Ok(here) => break here?,
+                    // A PUB may have a peer that does not want this topic.
+                    Err(_) if self.peers > 0 => break,
+                    Err(_) => {}
+                }
+            }
+        }
+        let sending = self.socket.send(message);
+        tokio::pin!(sending);
+        loop {
+            tokio::select! {
+                sent = &mut sending => return sent,
+                () = tokio::time::sleep(LOOK) => {
+                    let peers = each!(&self.socket, socket => socket.peers());
+                    if peers == 0 {
+                        self.link.status.fail(LinkState::Disconnected, "the peer has gone".to_owned());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything that the socket had accepted is written.
+    async fn written(&mut self) -> Result<()> {
+        self.link.delivered(self.sent.drain(..)).await?;
+        self.link.status.in_flight.store(0, Ordering::Relaxed);
+        self.look();
+        Ok(())
+    }
+
+    /// Looks who is there, and tells it.
+    fn look(&mut self) {
+        let status = &self.link.status;
+        self.peers = each!(&self.socket, socket => socket.peers());
+        if let Socket::Dealer(socket) = &self.socket {
+            while let Ok(Some(_)) = socket.try_recv() {
+                add(&status.counters.ignored, 1);
+            }
+        }
+        if self.peers == 0 {
+            let failure = each!(&self.socket, socket => socket.failure());
+            status.set_peer(None);
+            status.fail(LinkState::Disconnected, nobody(&self.way.socket, failure.as_ref()));
+        } else {
+            status.set_peer(Some(self.way.socket.endpoint.to_string()));
+            status.set(LinkState::Connected);
+        }
+    }
+
+    /// Closes the socket. If it could write all it had accepted, those messages leave the spool; else all of them stay.
+    async fn end(mut self) -> Result<()> {
+        let unsent = each!(&self.socket, socket => socket.close(LINGER).await);
+        self.link.status.in_flight.store(0, Ordering::Relaxed);
+        if unsent == 0 { self.link.delivered(self.sent.drain(..)).await } else { Ok(()) }
+    }
+}
+
+/// Whether a socket that refuses a message means this one.
+fn is_fault_of_message(error: &xmsg_zmq::Error) -> bool {
+    matches!(error.kind(), xmsg_zmq::ErrorKind::TooLarge | xmsg_zmq::ErrorKind::InvalidMessage)
+}

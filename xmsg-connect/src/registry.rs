@@ -1,0 +1,846 @@
+//! The registry: everything that is declared, at work, and changed while it runs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+use xmsg_core::{Actor, ConnectOptions, ProxyAddress};
+use xmsg_zmq::deadline::Deadline;
+
+use crate::channel::{Channel, ChannelPlan, Targets};
+use crate::definition::{
+    ChannelDefinition, ConnectionDefinition, Definitions, Fsync, OnFull, OutgoingDefinition, SpoolDefinition,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::outbound::Outbound;
+use crate::outgoing::{Accepted, Outgoing, OutgoingPlan, storage};
+use crate::ping;
+use crate::spool::{Spool, SpoolOptions};
+use crate::status::{DeadMessage, LinkReport, SpoolReport};
+
+/// The file with all definitions, in the state directory.
+const STATE_FILE: &str = "connect.toml";
+/// Changes that wait for the one before them.
+const CHANGES: usize = 64;
+
+/// How a registry begins.
+#[derive(Clone, Debug)]
+pub struct RegistryOptions {
+    /// The folder of its state: the file `connect.toml` with the definitions, and the spools. It is made if it is not there.
+    pub state_dir: PathBuf,
+    /// The proxy that outgoing connections subscribe at, and channels publish to.
+    pub proxy: ProxyAddress,
+    /// How connections to it are made.
+    pub connect: ConnectOptions,
+    /// What is declared if the state directory has no file yet. After that, the file counts.
+    pub initial: Definitions,
+}
+
+impl RegistryOptions {
+    /// A registry with its state in this folder, for this proxy, with nothing declared.
+    #[must_use]
+    pub fn new(state_dir: impl Into<PathBuf>, proxy: ProxyAddress) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            proxy,
+            connect: ConnectOptions::default(),
+            initial: Definitions::default(),
+        }
+    }
+}
+
+/// Something that has a definition.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "sort", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Definition {
+    /// A connection to a broker.
+    Connection(Box<ConnectionDefinition>),
+    /// A way out.
+    Outgoing(Box<OutgoingDefinition>),
+    /// A way in.
+    Channel(Box<ChannelDefinition>),
+}
+
+impl Definition {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Connection(definition) => &definition.name,
+            Self::Outgoing(definition) => &definition.name,
+            Self::Channel(definition) => &definition.name,
+        }
+    }
+
+    /// What sort of entry it is.
+    #[must_use]
+    pub fn sort(&self) -> Sort {
+        match self {
+            Self::Connection(_) => Sort::Connection,
+            Self::Outgoing(_) => Sort::Outgoing,
+            Self::Channel(_) => Sort::Channel,
+        }
+    }
+}
+
+impl From<ConnectionDefinition> for Definition {
+    fn from(definition: ConnectionDefinition) -> Self {
+        Self::Connection(Box::new(definition))
+    }
+}
+
+impl From<OutgoingDefinition> for Definition {
+    fn from(definition: OutgoingDefinition) -> Self {
+        Self::Outgoing(Box::new(definition))
+    }
+}
+
+impl From<ChannelDefinition> for Definition {
+    fn from(definition: ChannelDefinition) -> Self {
+        Self::Channel(Box::new(definition))
+    }
+}
+
+/// A sort of entries. Names are unique within one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sort {
+    /// Connections to brokers.
+    Connection,
+    /// Ways out.
+    Outgoing,
+    /// Ways in.
+    Channel,
+}
+
+impl fmt::Display for Sort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connection => "connection",
+            Self::Outgoing => "outgoing",
+            Self::Channel => "channel",
+        })
+    }
+}
+
+/// What happens to messages in the spool of an outgoing connection that is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDelete {
+    /// It is not deleted while there are any, or dead letters: [`ErrorKind::InUse`].
+    Refuse,
+    /// Nothing new is taken; it is deleted once all are delivered, and not at all if that takes longer than this. Dead letters still stop it.
+    Drain(Duration),
+    /// They are deleted, with the dead letters.
+    Purge,
+}
+
+/// What is known of an outgoing connection.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct OutgoingReport {
+    /// Its definition.
+    pub definition: OutgoingDefinition,
+    /// Its link.
+    pub link: LinkReport,
+    /// Its spool.
+    pub spool: SpoolReport,
+}
+
+/// What is known of a channel.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ChannelReport {
+    /// Its definition.
+    pub definition: ChannelDefinition,
+    /// Its link.
+    pub link: LinkReport,
+}
+
+/// Everything that is declared, and how it is.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Connections to brokers.
+    pub connections: Vec<ConnectionDefinition>,
+    /// Ways out.
+    pub outgoing: Vec<OutgoingReport>,
+    /// Ways in.
+    pub channels: Vec<ChannelReport>,
+    /// Folders in that of the spools that belong to no outgoing connection: messages may be in them.
+    pub orphans: Vec<String>,
+}
+
+/// Named connections, outgoing connections and channels at work. Clones share it.
+///
+/// Each change is saved to the state file before it counts, and takes effect at once; it disturbs no other entry. Dropping the last clone ends everything
+/// without waiting; [`close`](Self::close) waits.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    shared: Arc<Shared>,
+    changes: mpsc::Sender<Change>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    definitions: RwLock<Arc<Definitions>>,
+    entries: RwLock<Entries>,
+    spool_dir: PathBuf,
+    targets: Targets,
+}
+
+/// What is at work, by name.
+#[derive(Debug, Default)]
+struct Entries {
+    outgoing: BTreeMap<String, Outgoing>,
+    channels: BTreeMap<String, Channel>,
+}
+
+/// Makes other definitions of these. The result has not been checked.
+type Make = Box<dyn FnOnce(&mut Definitions) -> Result<()> + Send>;
+
+/// A change of the definitions.
+struct Change {
+    make: Make,
+    /// Outgoing connections whose messages are deleted with them.
+    purge: Vec<String>,
+    done: oneshot::Sender<Result<()>>,
+}
+
+impl Registry {
+    /// Reads the state directory, opens the spools, and starts everything that is active. Does not wait for any peer: a broker that is not there is tried
+    /// again and again, in the background.
+    ///
+    /// [`ErrorKind::InvalidDefinition`] if the state file can't be understood, [`ErrorKind::Storage`] if the folder can't be used.
+    pub async fn open(options: RegistryOptions) -> Result<Self> {
+        let RegistryOptions { state_dir, proxy, connect, initial } = options;
+        let (definitions, state_dir) = {
+            let reading = move || read_state(&state_dir, initial).map(|definitions| (definitions, state_dir));
+            in_background(reading).await?
+        };
+        let actor = Actor::builder("xmsg-connect").proxy(proxy.clone()).options(connect.clone()).build();
+        let actor = actor.map_err(|error| {
+            Error::new(ErrorKind::InvalidDefinition, "the connection to the proxy can't be made")
+                .with_source(error)
+        })?;
+        let spool_dir = state_dir.join(&definitions.spool.dir);
+        let shared = Arc::new(Shared {
+            definitions: RwLock::new(Arc::new(Definitions {
+                spool: definitions.spool.clone(),
+                ..Definitions::default()
+            })),
+            entries: RwLock::default(),
+            spool_dir,
+            targets: Targets::new(proxy, connect),
+        });
+        let (changes, receiver) = mpsc::channel(CHANGES);
+        let mut keeper = Keeper { shared: shared.clone(), actor, state_file: state_dir.join(STATE_FILE) };
+        keeper.apply(definitions, &[]).await?;
+        keeper.save().await?;
+        for orphan in shared.orphans() {
+            let folder = shared.spool_dir.join(orphan);
+            tracing::warn!(
+                "{}: no outgoing connection has this spool; messages may be in it",
+                folder.display()
+            );
+        }
+        tokio::spawn(keeper.run(receiver));
+        Ok(Self { shared, changes })
+    }
+
+    /// Adds an entry: it is at work when this returns, if it is active.
+    ///
+    /// [`ErrorKind::NameTaken`]; [`ErrorKind::InvalidDefinition`], with the field.
+    pub async fn create(&self, definition: impl Into<Definition>) -> Result<()> {
+        let definition = definition.into();
+        self.change(Vec::new(), move |all| {
+            let (sort, name) = (definition.sort(), definition.name().to_owned());
+            if all.find(sort, &name).is_some() {
+                return Err(Error::new(ErrorKind::NameTaken, format!("there is a {sort} {name:?} already")));
+            }
+            match definition {
+                Definition::Connection(definition) => all.connections.push(*definition),
+                Definition::Outgoing(definition) => all.outgoing.push(*definition),
+                Definition::Channel(definition) => all.channels.push(*definition),
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Puts another definition in the place of the one of this name. Its link is made anew if anything of it has changed. A new name renames it, and what
+    /// refers to it; its spool stays.
+    pub async fn update(&self, name: &str, definition: impl Into<Definition>) -> Result<()> {
+        let (name, definition) = (name.to_owned(), definition.into());
+        self.change(Vec::new(), move |all| all.replace(&name, definition)).await
+    }
+
+    /// Renames an entry, and what refers to it. The spool of an outgoing connection stays.
+    pub async fn rename(&self, sort: Sort, name: &str, to: &str) -> Result<()> {
+        let (name, to) = (name.to_owned(), to.to_owned());
+        self.change(Vec::new(), move |all| {
+            let mut definition = all.find(sort, &name).ok_or_else(|| unknown(sort, &name))?;
+            match &mut definition {
+                Definition::Connection(definition) => definition.name = to,
+                Definition::Outgoing(definition) => definition.name = to,
+                Definition::Channel(definition) => definition.name = to,
+            }
+            all.replace(&name, definition)
+        })
+        .await
+    }
+
+    /// Sets an outgoing connection or a channel to work, or to rest.
+    pub async fn set_active(&self, sort: Sort, name: &str, is_active: bool) -> Result<()> {
+        let name = name.to_owned();
+        self.change(Vec::new(), move |all| {
+            match sort {
+                Sort::Connection => {
+                    return Err(Error::new(
+                        ErrorKind::InvalidDefinition,
+                        "a connection is at work where it is used",
+                    ));
+                }
+                Sort::Outgoing => all.outgoing_mut(&name)?.is_active = is_active,
+                Sort::Channel => all.channel_mut(&name)?.is_active = is_active,
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Deletes an entry. [`ErrorKind::InUse`] if others refer to it, or messages would be lost.
+    pub async fn delete(&self, sort: Sort, name: &str, on_delete: OnDelete) -> Result<()> {
+        let mut purge = Vec::new();
+        if sort == Sort::Outgoing {
+            match on_delete {
+                OnDelete::Refuse => self.check_empty(name)?,
+                OnDelete::Drain(limit) => self.drain(name, limit).await?,
+                OnDelete::Purge => purge.push(name.to_owned()),
+            }
+        }
+        let (name, is_checked) = (name.to_owned(), on_delete != OnDelete::Purge);
+        let shared = self.shared.clone();
+        self.change(purge, move |all| {
+            all.find(sort, &name).ok_or_else(|| unknown(sort, &name))?;
+            // Something may have come since.
+            if sort == Sort::Outgoing && is_checked {
+                shared.check_empty(&name)?;
+            }
+            all.check_unused(sort, &name)?;
+            all.connections.retain(|entry| sort != Sort::Connection || entry.name != name);
+            all.outgoing.retain(|entry| sort != Sort::Outgoing || entry.name != name);
+            all.channels.retain(|entry| sort != Sort::Channel || entry.name != name);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Puts other definitions in the place of all: those that are not among them are deleted, unless messages would be lost.
+    pub async fn import(&self, definitions: Definitions) -> Result<()> {
+        definitions.check()?;
+        let shared = self.shared.clone();
+        self.change(Vec::new(), move |all| {
+            let kept = |name: &str| definitions.outgoing.iter().any(|outgoing| outgoing.name == *name);
+            for outgoing in all.outgoing.iter().filter(|outgoing| !kept(&outgoing.name)) {
+                shared.check_empty(&outgoing.name)?;
+            }
+            if definitions.spool.dir != all.spool.dir {
+                let what = "the folder of the spools can't change while they are at work (spool.dir)";
+                return Err(Error::new(ErrorKind::InUse, what));
+            }
+            *all = definitions;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Everything that is declared, as it stands in the state file. Secrets are in files of their own.
+    #[must_use]
+    pub fn export(&self) -> Definitions {
+        (*self.shared.definitions()).clone()
+    }
+
+    /// Everything that is declared, and how it is.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let definitions = self.shared.definitions();
+        let entries = self.shared.entries();
+        Report {
+            connections: definitions.connections.clone(),
+            outgoing: entries.outgoing.values().map(report_outgoing).collect(),
+            channels: entries.channels.values().map(report_channel).collect(),
+            orphans: self.shared.orphans(),
+        }
+    }
+
+    /// How one outgoing connection is.
+    pub fn outgoing(&self, name: &str) -> Result<OutgoingReport> {
+        let entries = self.shared.entries();
+        entries.outgoing.get(name).map(report_outgoing).ok_or_else(|| unknown(Sort::Outgoing, name))
+    }
+
+    /// How one channel is.
+    pub fn channel(&self, name: &str) -> Result<ChannelReport> {
+        let entries = self.shared.entries();
+        entries.channels.get(name).map(report_channel).ok_or_else(|| unknown(Sort::Channel, name))
+    }
+
+    /// Sends a message by an outgoing connection. It is on disk when this returns, and goes out as soon as its peer is there.
+    ///
+    /// ```no_run
+    /// # async fn send(registry: xmsg_connect::Registry) -> Result<(), Box<dyn std::error::Error>> {
+    /// use xmsg_connect::Outbound;
+    /// use xmsg_core::Message;
+    ///
+    /// let order = Message::of("orders:new", "17 pieces")?;
+    /// let accepted = registry.send("CRM1", Outbound::new(order).routing_key("urgent")).await?;
+    /// println!("{}", accepted.id);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// [`ErrorKind::Unknown`], [`ErrorKind::Inactive`], [`ErrorKind::Full`], [`ErrorKind::InvalidMessage`], [`ErrorKind::TooLarge`],
+    /// [`ErrorKind::Storage`]: it was not accepted. Messages are accepted in the order of the calls. Dropping the future has it accepted whole or not at
+    /// all.
+    pub async fn send(&self, outgoing: &str, message: impl Into<Outbound>) -> Result<Accepted> {
+        self.shared.sending(outgoing)?.send(message.into()).await
+    }
+
+    /// The same, and waits until the peer has it: until the broker has confirmed it, or until it was written to the ZeroMQ peer.
+    ///
+    /// [`ErrorKind::Timeout`]: it was accepted, and is still on its way. [`ErrorKind::Undeliverable`]: it is among the dead letters.
+    pub async fn send_confirmed(
+        &self,
+        outgoing: &str,
+        message: impl Into<Outbound>,
+        limit: Duration,
+    ) -> Result<Accepted> {
+        self.shared.sending(outgoing)?.send_confirmed(message.into(), limit).await
+    }
+
+    /// Looks whether the peer of an entry can be reached, and is as it is declared: a broker is logged in to, its exchange or queue looked for; with a
+    /// ZeroMQ socket there has to be a handshake. Returns how long that took.
+    pub async fn ping(&self, sort: Sort, name: &str, limit: Duration) -> Result<Duration> {
+        let definitions = self.shared.definitions();
+        let definition = definitions.find(sort, name).ok_or_else(|| unknown(sort, name))?;
+        ping::ping(&definition, &definitions, self.shared.link_report(sort, name).as_ref(), limit).await
+    }
+
+    /// Dead letters of an outgoing connection behind this place, oldest first.
+    pub async fn dead(&self, outgoing: &str, after: u64, limit: usize) -> Result<Vec<DeadMessage>> {
+        let letters = self.shared.spool(outgoing)?.dead(after, limit).await.map_err(storage)?;
+        Ok(letters.into_iter().map(DeadMessage::of).collect())
+    }
+
+    /// Sends a dead letter again: it goes to the end of the spool.
+    pub async fn revive(&self, outgoing: &str, sequence: u64) -> Result<()> {
+        self.shared.spool(outgoing)?.revive(sequence).await.map(drop).map_err(storage)
+    }
+
+    /// Deletes dead letters: these, or all. Returns how many there were.
+    pub async fn discard_dead(&self, outgoing: &str, sequences: Option<&[u64]>) -> Result<u64> {
+        let spool = self.shared.spool(outgoing)?;
+        let discarded = match sequences {
+            Some(sequences) => spool.discard_dead(sequences).await,
+            None => spool.discard_all_dead().await,
+        };
+        discarded.map_err(storage)
+    }
+
+    /// Ends everything: what is on its way has half a second to arrive; the rest stays in the spools.
+    pub async fn close(&self) -> Result<()> {
+        let entries = {
+            let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *entries)
+        };
+        self.shared.targets.set(HashMap::new());
+        // Channels first: what they have received goes to the spools.
+        join_all(entries.channels.into_values().map(Channel::end)).await;
+        let ended = join_all(entries.outgoing.into_values().map(Outgoing::end)).await;
+        ended.into_iter().try_for_each(|spool| spool.map(drop))
+    }
+
+    async fn change(
+        &self,
+        purge: Vec<String>,
+        make: impl FnOnce(&mut Definitions) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let closed = || Error::new(ErrorKind::Closed, "the registry has ended");
+        let (done, outcome) = oneshot::channel();
+        let change = Change { make: Box::new(make), purge, done };
+        self.changes.send(change).await.map_err(|_| closed())?;
+        outcome.await.map_err(|_| closed())?
+    }
+
+    fn check_empty(&self, name: &str) -> Result<()> {
+        self.shared.check_empty(name)
+    }
+
+    /// Waits until everything is delivered.
+    async fn drain(&self, name: &str, limit: Duration) -> Result<()> {
+        let spool = self.shared.spool(name)?;
+        let drained = async {
+            while spool.status().entries > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = Deadline::after(limit).limit(drained).await;
+        self.check_empty(name)
+    }
+}
+
+fn report_outgoing(outgoing: &Outgoing) -> OutgoingReport {
+    let shared = &outgoing.shared;
+    OutgoingReport {
+        definition: shared.plan().definition.clone(),
+        link: shared.status.report(),
+        spool: SpoolReport::of(&shared.spool.status()),
+    }
+}
+
+fn report_channel(channel: &Channel) -> ChannelReport {
+    ChannelReport { definition: channel.plan().definition.clone(), link: channel.status.report() }
+}
+
+fn unknown(sort: Sort, name: &str) -> Error {
+    let what = format!("there is no {sort} {name:?}");
+    Error::new(ErrorKind::Unknown, what)
+}
+
+impl Shared {
+    fn definitions(&self) -> Arc<Definitions> {
+        self.definitions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn entries(&self) -> std::sync::RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sending(&self, name: &str) -> Result<Arc<crate::outgoing::Shared>> {
+        self.targets.outgoing(name).ok_or_else(|| unknown(Sort::Outgoing, name))
+    }
+
+    fn spool(&self, name: &str) -> Result<Spool> {
+        self.sending(name).map(|outgoing| outgoing.spool.clone())
+    }
+
+    fn link_report(&self, sort: Sort, name: &str) -> Option<LinkReport> {
+        let entries = self.entries();
+        match sort {
+            Sort::Connection => None,
+            Sort::Outgoing => entries.outgoing.get(name).map(|outgoing| outgoing.shared.status.report()),
+            Sort::Channel => entries.channels.get(name).map(|channel| channel.status.report()),
+        }
+    }
+
+    fn check_empty(&self, name: &str) -> Result<()> {
+        let status = self.spool(name)?.status();
+        if status.entries == 0 && status.dead_entries == 0 {
+            return Ok(());
+        }
+        let what = format!(
+            "outgoing {name:?} still has {} messages and {} dead letters: let it deliver them (drain), or delete them with it (purge)",
+            status.entries, status.dead_entries
+        );
+        Err(Error::new(ErrorKind::InUse, what))
+    }
+
+    /// Folders of spools that belong to nobody.
+    fn orphans(&self) -> Vec<String> {
+        let definitions = self.definitions();
+        let Ok(folders) = std::fs::read_dir(&self.spool_dir) else { return Vec::new() };
+        let names = folders.filter_map(|folder| folder.ok()?.file_name().into_string().ok());
+        let mut orphans: Vec<_> = names
+            .filter(|name| !definitions.outgoing.iter().any(|outgoing| outgoing.spool_folder() == name))
+            .collect();
+        orphans.sort_unstable();
+        orphans
+    }
+}
+
+/// The one task that changes definitions: one change after another, each saved before it counts.
+struct Keeper {
+    shared: Arc<Shared>,
+    actor: Actor,
+    state_file: PathBuf,
+}
+
+impl Keeper {
+    async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
+        while let Some(Change { make, purge, done }) = changes.recv().await {
+            let outcome = self.change(make, &purge).await;
+            let _ = done.send(outcome);
+        }
+    }
+
+    async fn change(&mut self, make: Make, purge: &[String]) -> Result<()> {
+        let before = self.shared.definitions();
+        let mut definitions = (*before).clone();
+        make(&mut definitions)?;
+        definitions.check()?;
+        self.write(&definitions).await?;
+        let applied = self.apply(definitions, purge).await;
+        if applied.is_err() {
+            // The file says again what is at work.
+            self.save().await?;
+        }
+        applied
+    }
+
+    async fn save(&self) -> Result<()> {
+        let definitions = self.shared.definitions();
+        self.write(&definitions).await
+    }
+
+    async fn write(&self, definitions: &Definitions) -> Result<()> {
+        let text = format!(
+            "# Written by xmsg-connect whenever a definition changes. Edit it while that does not run; comments are not kept.\n{}",
+            definitions.to_toml()?
+        );
+        let file = self.state_file.clone();
+        in_background(move || replace_file(&file, &text)).await
+    }
+
+    /// Makes what is at work what these say. What can fail is done first.
+    async fn apply(&mut self, definitions: Definitions, purge: &[String]) -> Result<()> {
+        let outgoing_plans =
+            definitions.outgoing.iter().map(|outgoing| OutgoingPlan::of(outgoing, &definitions));
+        let outgoing_plans = outgoing_plans.collect::<Result<Vec<_>>>()?;
+        let channel_plans = definitions.channels.iter().map(|channel| ChannelPlan::of(channel, &definitions));
+        let channel_plans = channel_plans.collect::<Result<Vec<_>>>()?;
+        let mut opened = HashMap::new();
+        for plan in &outgoing_plans {
+            let folder = plan.definition.spool_folder();
+            if !self.has_spool(folder) {
+                let path = self.shared.spool_dir.join(folder);
+                let options = spool_options(&definitions.spool, &plan.definition);
+                let spool = in_background(move || Spool::open(&path, options).map_err(storage)).await?;
+                opened.insert(folder.to_owned(), spool);
+            }
+        }
+
+        let (ended_channels, ended_outgoing) = {
+            let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
+            let mut channels = std::mem::take(&mut entries.channels);
+            let mut outgoing: HashMap<String, (String, Outgoing)> = std::mem::take(&mut entries.outgoing)
+                .into_iter()
+                .map(|(name, outgoing)| {
+                    let folder = outgoing.shared.plan().definition.spool_folder().to_owned();
+                    (folder, (name, outgoing))
+                })
+                .collect();
+            for plan in outgoing_plans {
+                let name = plan.definition.name.clone();
+                let folder = plan.definition.spool_folder().to_owned();
+                let options = spool_options(&definitions.spool, &plan.definition);
+                if let Some((_, there)) = outgoing.remove(&folder) {
+                    there.change(plan, options);
+                    entries.outgoing.insert(name, there);
+                } else if let Some(spool) = opened.remove(&folder) {
+                    entries.outgoing.insert(name, Outgoing::start(&plan, spool, self.actor.clone()));
+                }
+            }
+            let shared =
+                entries.outgoing.iter().map(|(name, outgoing)| (name.clone(), outgoing.shared.clone()));
+            self.shared.targets.set(shared.collect());
+            for plan in channel_plans {
+                let name = plan.definition.name.clone();
+                let channel = match channels.remove(&name) {
+                    Some(there) => {
+                        there.change(plan);
+                        there
+                    }
+                    None => Channel::start(plan, self.shared.targets.clone()),
+                };
+                entries.channels.insert(name, channel);
+            }
+            *self.shared.definitions.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(definitions);
+            (channels, outgoing)
+        };
+        join_all(ended_channels.into_values().map(Channel::end)).await;
+        for (folder, (name, outgoing)) in ended_outgoing {
+            let left = outgoing.end().await?.status();
+            let path = self.shared.spool_dir.join(&folder);
+            let is_empty = left.entries == 0 && left.dead_entries == 0;
+            if !is_empty {
+                let (messages, dead) = (left.entries, left.dead_entries);
+                let fate = if purge.contains(&name) {
+                    "are deleted with it"
+                } else {
+                    "came at the last moment, and stay in its folder"
+                };
+                tracing::warn!(
+                    "outgoing {name:?}: {messages} messages and {dead} dead letters {fate} ({})",
+                    path.display()
+                );
+            }
+            if is_empty || purge.contains(&name) {
+                in_background(move || remove_folder(&path)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_spool(&self, folder: &str) -> bool {
+        let entries = self.shared.entries();
+        entries.outgoing.values().any(|outgoing| outgoing.shared.plan().definition.spool_folder() == folder)
+    }
+}
+
+fn spool_options(spool: &SpoolDefinition, outgoing: &OutgoingDefinition) -> SpoolOptions {
+    SpoolOptions {
+        max_bytes: outgoing.max_bytes.unwrap_or(spool.max_bytes).get(),
+        max_dead_bytes: spool.max_dead_bytes.get(),
+        max_age: outgoing.max_age.or(spool.max_age).map(crate::definition::Span::get),
+        on_full: match outgoing.on_full.unwrap_or(spool.on_full) {
+            OnFull::Block => crate::spool::OnFull::Block,
+            OnFull::Reject => crate::spool::OnFull::Reject,
+        },
+        fsync: match spool.fsync {
+            Fsync::Batch => crate::spool::Fsync::Batch,
+            Fsync::Always => crate::spool::Fsync::Always,
+        },
+        ..SpoolOptions::default()
+    }
+}
+
+impl Definitions {
+    /// The definition of this sort and name.
+    #[must_use]
+    pub fn find(&self, sort: Sort, name: &str) -> Option<Definition> {
+        match sort {
+            Sort::Connection => {
+                self.connections.iter().find(|entry| entry.name == *name).cloned().map(Definition::from)
+            }
+            Sort::Outgoing => {
+                self.outgoing.iter().find(|entry| entry.name == *name).cloned().map(Definition::from)
+            }
+            Sort::Channel => {
+                self.channels.iter().find(|entry| entry.name == *name).cloned().map(Definition::from)
+            }
+        }
+    }
+
+    fn outgoing_mut(&mut self, name: &str) -> Result<&mut OutgoingDefinition> {
+        let found = self.outgoing.iter_mut().find(|entry| entry.name == *name);
+        found.ok_or_else(|| unknown(Sort::Outgoing, name))
+    }
+
+    fn channel_mut(&mut self, name: &str) -> Result<&mut ChannelDefinition> {
+        let found = self.channels.iter_mut().find(|entry| entry.name == *name);
+        found.ok_or_else(|| unknown(Sort::Channel, name))
+    }
+
+    /// Puts a definition in the place of the one of this name; what refers to it follows when it gets another name.
+    fn replace(&mut self, name: &str, definition: Definition) -> Result<()> {
+        let (sort, new_name) = (definition.sort(), definition.name().to_owned());
+        if new_name != name && self.find(sort, &new_name).is_some() {
+            return Err(Error::new(ErrorKind::NameTaken, format!("there is a {sort} {new_name:?} already")));
+        }
+        match definition {
+            Definition::Connection(definition) => {
+                let place = self.connections.iter_mut().find(|entry| entry.name == *name);
+                *place.ok_or_else(|| unknown(sort, name))? = *definition;
+                let users = self.outgoing.iter_mut().map(|entry| &mut entry.connection);
+                for user in users.chain(self.channels.iter_mut().map(|entry| &mut entry.connection)) {
+                    if user.as_deref() == Some(name) {
+                        *user = Some(new_name.clone());
+                    }
+                }
+            }
+            Definition::Outgoing(mut definition) => {
+                let place = self.outgoing_mut(name)?;
+                // Its messages stay where they are, whatever it is called.
+                let folder = place.spool_folder().to_owned();
+                definition.spool_dir = (folder != new_name).then_some(folder);
+                *place = *definition;
+                for channel in &mut self.channels {
+                    if let crate::definition::Target::Outgoing(target) = &mut channel.target
+                        && target == name
+                    {
+                        target.clone_from(&new_name);
+                    }
+                }
+            }
+            Definition::Channel(definition) => *self.channel_mut(name)? = *definition,
+        }
+        Ok(())
+    }
+
+    fn check_unused(&self, sort: Sort, name: &str) -> Result<()> {
+        let used_by = match sort {
+            Sort::Connection => {
+                let mut outgoing =
+                    self.outgoing.iter().filter(|entry| entry.connection.as_deref() == Some(name));
+                let mut channels =
+                    self.channels.iter().filter(|entry| entry.connection.as_deref() == Some(name));
+                let outgoing = outgoing.next().map(|entry| format!("outgoing {:?}", entry.name));
+                outgoing.or_else(|| channels.next().map(|entry| format!("channel {:?}", entry.name)))
+            }
+            Sort::Outgoing => {
+                let target = crate::definition::Target::Outgoing(name.to_owned());
+                let channel = self.channels.iter().find(|entry| entry.target == target);
+                channel.map(|entry| format!("channel {:?}", entry.name))
+            }
+            Sort::Channel => None,
+        };
+        match used_by {
+            Some(user) => Err(Error::new(ErrorKind::InUse, format!("{sort} {name:?} is used by {user}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs what waits for the disk, where it holds up nobody.
+async fn in_background<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.map_err(|error| Error::new(ErrorKind::Closed, "the runtime has ended").with_source(error))?
+}
+
+fn read_state(state_dir: &Path, initial: Definitions) -> Result<Definitions> {
+    let failed = |what: &str, path: &Path, error: std::io::Error| {
+        Error::new(ErrorKind::Storage, format!("{} can't be {what}", path.display())).with_source(error)
+    };
+    std::fs::create_dir_all(state_dir).map_err(|error| failed("made", state_dir, error))?;
+    let file = state_dir.join(STATE_FILE);
+    match std::fs::read_to_string(&file) {
+        Ok(text) => Definitions::parse(&text).map_err(|error| {
+            Error::new(ErrorKind::InvalidDefinition, format!("{}: {error}", file.display()))
+                .with_source(error)
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            initial.check()?;
+            Ok(initial)
+        }
+        Err(error) => Err(failed("read", &file, error)),
+    }
+}
+
+/// Writes a file so that it has either the old text or the new one, whatever happens meanwhile.
+fn replace_file(file: &Path, text: &str) -> Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let write = || {
+        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        temporary.write_all(text.as_bytes())?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(file).map_err(|error| error.error)?;
+        std::fs::File::open(folder)?.sync_all()
+    };
+    write().map_err(|error: std::io::Error| {
+        Error::new(ErrorKind::Storage, format!("the definitions can't be saved to {}", file.display()))
+            .with_source(error)
+    })
+}
+
+fn remove_folder(path: &Path) -> Result<()> {
+    std::fs::remove_dir_all(path).map_err(|error| {
+        Error::new(ErrorKind::Storage, format!("the spool {} can't be deleted", path.display()))
+            .with_source(error)
+    })
+}

@@ -1,0 +1,124 @@
+//! A proxy, a registry beside it, and what tests ask of them.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use xmsg_connect::definition::{ConnectionDefinition, Definitions, OutgoingDefinition, Reconnect, Span};
+use xmsg_connect::{LinkState, OutgoingReport, Registry, RegistryOptions, Sort};
+use xmsg_core::{Actor, Message};
+use xmsg_proxy::Proxy;
+use xmsg_tests::{patient, proxy, within};
+
+/// A proxy, and a registry with its state in a folder that goes with it.
+pub(crate) struct Site {
+    pub(crate) proxy: Proxy,
+    pub(crate) registry: Registry,
+    pub(crate) actor: Actor,
+    pub(crate) folder: TempDir,
+}
+
+impl Site {
+    /// With nothing declared.
+    pub(crate) async fn new() -> Self {
+        Self::with(Definitions::default()).await
+    }
+
+    pub(crate) async fn with(initial: Definitions) -> Self {
+        let proxy = proxy().start().await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let registry = open(&proxy, folder.path(), initial).await;
+        let actor = Actor::builder("test").proxy(proxy.address().clone()).options(patient()).build().unwrap();
+        Self { proxy, registry, actor, folder }
+    }
+
+    /// Ends the registry and begins another one with the same folder.
+    pub(crate) async fn restart(&mut self) {
+        self.registry.close().await.unwrap();
+        self.registry = open(&self.proxy, self.folder.path(), Definitions::default()).await;
+    }
+
+    /// Waits until this holds for an outgoing connection.
+    pub(crate) async fn until(
+        &self,
+        name: &str,
+        what: &str,
+        holds: impl Fn(&OutgoingReport) -> bool,
+    ) -> OutgoingReport {
+        let waiting = async {
+            loop {
+                let report = self.registry.outgoing(name).unwrap();
+                if holds(&report) {
+                    return report;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let Ok(report) = tokio::time::timeout(xmsg_tests::PATIENCE, waiting).await else {
+            panic!("{what}: not reached by {:#?}", self.registry.outgoing(name).unwrap().link);
+        };
+        report
+    }
+
+    /// Waits until an outgoing connection has this state.
+    pub(crate) async fn until_state(&self, name: &str, state: LinkState) -> OutgoingReport {
+        self.until(name, &state.to_string(), |report| report.link.state == state).await
+    }
+
+    /// Waits until a channel is connected.
+    pub(crate) async fn until_channel(
+        &self,
+        name: &str,
+        what: &str,
+        holds: impl Fn(&xmsg_connect::ChannelReport) -> bool,
+    ) {
+        let waiting = async {
+            while !holds(&self.registry.channel(name).unwrap()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let reached = tokio::time::timeout(xmsg_tests::PATIENCE, waiting).await;
+        assert!(reached.is_ok(), "{what}: not reached by {:#?}", self.registry.channel(name).unwrap().link);
+    }
+}
+
+pub(crate) async fn open(proxy: &Proxy, folder: &Path, initial: Definitions) -> Registry {
+    let options = RegistryOptions {
+        connect: patient(),
+        initial,
+        ..RegistryOptions::new(folder.join("state"), proxy.address().clone())
+    };
+    within("a registry", Registry::open(options)).await.unwrap()
+}
+
+/// A connection to the broker at this port of the loopback that is tried again soon.
+pub(crate) fn broker(port: u16) -> ConnectionDefinition {
+    let reconnect = Reconnect {
+        min: Span::of(Duration::from_millis(20)),
+        max: Span::of(Duration::from_millis(200)),
+        jitter: true,
+    };
+    ConnectionDefinition {
+        reconnect,
+        ..ConnectionDefinition::amqp("broker", format!("amqp://127.0.0.1:{port}"))
+    }
+}
+
+/// An outgoing connection to this exchange of it.
+pub(crate) fn outgoing(name: &str, exchange: &str) -> OutgoingDefinition {
+    OutgoingDefinition::amqp(name, "broker", exchange)
+}
+
+pub(crate) fn message(topic: &str, text: &str) -> Message {
+    Message::of(topic, text).unwrap()
+}
+
+/// How long a single delivery may take.
+pub(crate) const LIMIT: Duration = xmsg_tests::PATIENCE;
+
+/// Sets an entry to work or to rest.
+pub(crate) async fn set_active(site: &Site, sort: Sort, name: &str, is_active: bool) {
+    site.registry.set_active(sort, name, is_active).await.unwrap();
+}
