@@ -105,8 +105,7 @@ async fn every_accepted_message_arrives_whoever_is_killed() {
             _ => {
                 courier.kill().await;
                 nth += 1;
-                courier =
-                    Courier::start(folder.path(), broker.port(), nth * RANGE, RANGE, &accepted);
+                courier = Courier::start(folder.path(), broker.port(), nth * RANGE, RANGE, &accepted);
             }
         }
     }

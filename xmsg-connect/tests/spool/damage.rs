@@ -185,7 +185,7 @@ impl SmallDisk {
             .arg(dir.path())
             .status()
             .unwrap();
-        assert!(status.success(), "mounting takes root; XMSG_TEST_MOUNT=0 leaves this test out");
+        assert!(status.success(), "mounting takes root; XMSG_TEST_NETNS=0 leaves this test out");
         Self(dir)
     }
 
@@ -229,7 +229,8 @@ async fn fill_disk(spool: &Spool) -> BTreeSet<u64> {
 
 #[tokio::test]
 async fn a_full_disk_fails_appends_until_there_is_room() {
-    if std::env::var_os("XMSG_TEST_MOUNT").is_some_and(|value| value == "0") {
+    if std::env::var_os("XMSG_TEST_NETNS").is_none_or(|value| value != "1") {
+        eprintln!("left out: XMSG_TEST_NETNS=1 runs the tests that take root");
         return;
     }
     let disk = SmallDisk::mount(32);
