@@ -26,6 +26,8 @@ const SHARE_MIN: usize = 64 << 10;
 const QUEUES_RESERVE: usize = 8;
 /// A subscriber for which so much waits lags: `conflate` begins. Less is what a burst leaves for a moment.
 const LAG: usize = 1 << 20;
+/// … or so many messages: each is looked at when it begins, while others wait.
+const LAG_MESSAGES: usize = 1 << 16;
 
 /// Consecutive messages of a batch for the same subscribers under the same rule, by number: `first` up to, not including,
 /// `end`.
@@ -270,7 +272,8 @@ impl Delivery {
         drops: &mut Drops,
     ) {
         if !queue.is_conflated() {
-            let lag = HighWaterMark { bytes: limit.bytes.min(LAG), ..limit };
+            let lag =
+                HighWaterMark { bytes: limit.bytes.min(LAG), messages: limit.messages.min(LAG_MESSAGES) };
             if fits(cut.amount(run), queue.room(lag)) {
                 self.push(queue, rule, limit, run, cut);
                 return;

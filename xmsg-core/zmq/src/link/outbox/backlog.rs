@@ -5,10 +5,15 @@
 //!
 //! A chunk that goes from between others leaves an empty one in its place, which the writer passes over. The last
 //! chunk is never empty.
+//!
+//! Whoever pushes holds up everybody else, so no push goes over all that waits: what makes room is known by its number beforehand, and each
+//! message goes once.
 
+use std::collections::VecDeque;
 use std::hash::BuildHasher;
 
 use bytes::{Buf, Bytes, BytesMut};
+use hashbrown::hash_table::OccupiedEntry;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{Amount, Chunk, HighWaterMark, Ordering, Outbox, OutboxGuard, State};
@@ -20,6 +25,8 @@ const OWN_CHUNK: usize = 192;
 pub const APART: usize = OWN_CHUNK;
 /// The writer's portion, as a part of the mark.
 const PORTION: usize = 4;
+/// Messages of which there are newer ones that go at once when there is no room, although fewer would do: soon none of them is left.
+const SUPERSEDED: usize = 64;
 /// Empty chunks, and entries of the index for messages that have gone, that are not worth clearing away.
 const LITTER: usize = 64;
 
@@ -52,6 +59,8 @@ pub struct Taken {
 struct Index {
     hasher: DefaultHashBuilder,
     entries: HashTable<Entry>,
+    /// Chunks of this round of whose topics a newer message waits, too: they go first when there is no room. Some may have gone already.
+    superseded: VecDeque<u64>,
 }
 
 #[derive(Debug)]
@@ -146,6 +155,10 @@ impl State {
         }
         if front.number >= backlog.round {
             backlog.round = backlog.chunks + 1;
+            // All of the round before has gone.
+            if let Some(index) = &mut backlog.index {
+                index.superseded.clear();
+            }
         }
         let left = backlog.portion - backlog.taken;
         let memory = if front.lease.is_none() { front.charge } else { front.bytes.len() };
@@ -264,47 +277,93 @@ impl State {
         }
     }
 
-    /// Takes out the message of this topic that waits, because there is a newer one. Returns it, and what of its memory
-    /// was copied.
-    fn outdate(&mut self, topic: &[u8]) -> (Amount, usize) {
-        let Some(index) = &mut self.backlog.index else { return Default::default() };
-        let (chunks, round) = (&self.chunks, self.backlog.round);
+    /// The entry of the newest message of this topic that waits, and the place of its chunk.
+    fn newest(&mut self, topic: &[u8]) -> Option<(usize, OccupiedEntry<'_, Entry>)> {
+        let index = self.backlog.index.as_mut()?;
+        let (chunks, hash) = (&self.chunks, index.hasher.hash_one(topic));
         let mut at = 0;
-        let found = index.entries.find_entry(index.hasher.hash_one(topic), |entry| {
+        let found = index.entries.find_entry(hash, |entry| {
+            if entry.hash != hash {
+                return false;
+            }
             at = chunks.partition_point(|chunk| chunk.number < entry.number);
             let chunk = chunks.get(at).filter(|chunk| chunk.number == entry.number);
-            entry.number >= round && chunk.is_some_and(|chunk| topic_of(&chunk.bytes) == topic)
+            chunk.is_some_and(|chunk| topic_of(&chunk.bytes) == topic)
         });
-        let Ok(found) = found else { return Default::default() };
-        found.remove();
+        found.ok().map(|entry| (at, entry))
+    }
+
+    /// Takes out the message of this topic that waits, because there is a newer one; not if it will be written in this round, unless it `must`
+    /// go. Returns it, and what of its memory was copied.
+    fn outdate(&mut self, topic: &[u8], must: bool) -> (Amount, usize) {
+        let round = self.backlog.round;
+        let Some((at, entry)) = self.newest(topic) else { return Default::default() };
+        if entry.get().number < round && !must {
+            return Default::default();
+        }
+        entry.remove();
+        let gone = self.take_out(at);
+        self.tidy();
+        gone
+    }
+
+    /// Takes out messages of this round of whose topics a newer one waits: a few, and more until there is room or none of them is left.
+    /// Returns them, and what of their memory was copied.
+    fn outdate_superseded(&mut self, need: Amount, limit: HighWaterMark) -> (Amount, usize) {
+        let (mut outdated, mut copied) = (Amount::default(), 0);
+        let mut few = SUPERSEDED;
+        while few > 0 || self.shortage(need, limit) != Amount::default() {
+            few = few.saturating_sub(1);
+            let superseded = self.backlog.index.as_mut().and_then(|index| index.superseded.pop_front());
+            let Some(number) = superseded else { break };
+            let at = self.chunks.partition_point(|chunk| chunk.number < number);
+            if self.chunks.get(at).is_some_and(|chunk| chunk.number == number && !chunk.is_empty()) {
+                let (gone, of_it) = self.take_out(at);
+                outdated += gone;
+                copied += of_it;
+            }
+        }
+        self.tidy();
+        (outdated, copied)
+    }
+
+    /// Takes out the only message of a chunk. Returns it, and what of its memory was copied.
+    fn take_out(&mut self, at: usize) -> (Amount, usize) {
         let gone = self.remove(at);
         let copied = self.discharge(&gone);
-        self.tidy();
-        (Amount::new(1, gone.bytes.len()), copied)
+        (Amount::new(gone.messages, gone.bytes.len()), copied)
     }
 
     /// Queues a message by itself, to be found by its topic.
     fn push_alone(&mut self, message: Bytes) {
+        self.flush_tail();
+        self.enter_newest(topic_of(&message), self.backlog.chunks + 1);
         let charge = message.len() + OWN_CHUNK;
         self.queued += Amount::new(1, charge);
-        self.push_chunk(Chunk { charge, keep: Keep::Newest, ..Chunk::copied(message, 1) });
-        let (number, waiting) = (self.backlog.chunks, self.chunks.len());
+        self.append(Chunk { charge, keep: Keep::Newest, ..Chunk::copied(message, 1) });
+    }
+
+    /// Notes in the index that the newest message of this topic will be in the chunk with this number.
+    fn enter_newest(&mut self, topic: &[u8], number: u64) {
+        let older =
+            self.newest(topic).map(|(_, mut entry)| std::mem::replace(&mut entry.get_mut().number, number));
+        let waiting = self.chunks.len();
         let oldest = self.chunks.front().map_or(number, |chunk| chunk.number);
-        let (Some(index), Some(chunk)) = (&mut self.backlog.index, self.chunks.back()) else { return };
+        let Some(index) = &mut self.backlog.index else { return };
+        if let Some(older) = older {
+            // It will be written in this round, or else it would have gone.
+            index.superseded.push_back(older);
+            return;
+        }
         if index.entries.len() > LITTER + 2 * waiting {
             index.entries.retain(|entry| entry.number >= oldest);
         }
-        let hash = index.hasher.hash_one(topic_of(&chunk.bytes));
+        let hash = index.hasher.hash_one(topic);
         index.entries.insert_unique(hash, Entry { hash, number }, |entry| entry.hash);
     }
 
-    /// Whether something waits that a newer message of its topic no longer takes the place of.
-    fn has_round(&self) -> bool {
-        self.chunks.front().is_some_and(|chunk| chunk.number < self.backlog.round)
-    }
-
-    /// Keeps of what waits only the newest of each topic, and starts the index. Returns what went, what was copied for
-    /// it, and what of the memory that was freed had been copied before.
+    /// Keeps of what waits only the newest of each topic, and starts the index: once, until nothing waits any more. Returns what went, what
+    /// was copied for it, and what of the memory that was freed had been copied before.
     fn conflate(&mut self) -> (Amount, usize, usize) {
         let (mut outdated, mut copied, mut freed) = (Amount::default(), 0, 0);
         self.flush_tail();
@@ -329,7 +388,7 @@ impl State {
                     chunk.bytes.advance(len);
                     message
                 };
-                let (older, of_it) = self.outdate(topic_of(&message));
+                let (older, of_it) = self.outdate(topic_of(&message), false);
                 outdated += older;
                 freed += of_it;
                 copied += message.len() + OWN_CHUNK;
@@ -415,11 +474,13 @@ impl OutboxGuard<'_> {
         let need = Amount::new(1, own + apart);
         let mut taken = Taken::default();
         let has_room = |state: &State| state.shortage(need, mark) == Amount::default();
-        taken.outdated = self.outdate(topic);
-        if !has_room(self.state()) && self.state().has_round() {
+        taken.outdated = self.outdate(topic, false);
+        if !has_room(self.state()) {
             // Better the older of two messages of one topic goes than the only one of another.
-            taken.outdated += self.conflate();
-            taken.outdated += self.outdate(topic);
+            taken.outdated += self.outdate(topic, true);
+            let (outdated, copied) = self.state_mut().outdate_superseded(need, mark);
+            self.outbox.strike_out(copied);
+            taken.outdated += outdated;
         }
         if !has_room(self.state()) {
             taken.evicted = self.make_room(need, mark);
@@ -434,8 +495,8 @@ impl OutboxGuard<'_> {
         taken
     }
 
-    fn outdate(&mut self, topic: &[u8]) -> Amount {
-        let (outdated, copied) = self.state_mut().outdate(topic);
+    fn outdate(&mut self, topic: &[u8], must: bool) -> Amount {
+        let (outdated, copied) = self.state_mut().outdate(topic, must);
         self.outbox.strike_out(copied);
         outdated
     }

@@ -102,6 +102,62 @@ fn the_older_of_two_goes_before_the_only_one_of_its_topic() {
 }
 
 #[test]
+fn no_push_goes_over_all_that_waits() {
+    const MANY: usize = 1000;
+    let (outbox, mark) = outbox(MANY * ALONE);
+    outbox.lock().conflate();
+    let mut topics = (0..).map(|number: u32| number.to_string());
+    for topic in topics.by_ref().take(MANY) {
+        assert!(outbox.lock().push_newest(&message(&topic, 0), mark).accepted);
+    }
+    for _ in 0..50 {
+        assert!(!take(&outbox).is_empty());
+        // The writer has had its turn, and the queue comes to its mark again: with topics that are new, then with one that waits.
+        for _ in 0..MANY / 2 {
+            let numbers = outbox.state().backlog.chunks;
+            let topic = topics.next().unwrap();
+            let is_full = outbox.queued().bytes as usize + ALONE > mark.bytes;
+            let taken = outbox.lock().push_newest(&message(&topic, 0), mark);
+            assert_eq!(taken.evicted.messages, u64::from(is_full));
+            assert!(taken.accepted);
+            // Whatever is touched gets a new number.
+            assert_eq!(outbox.state().backlog.chunks, numbers + 1);
+        }
+        let numbers = outbox.state().backlog.chunks;
+        let first = outbox.state().chunks.iter().map(|chunk| topic_of(&chunk.bytes).to_vec()).next().unwrap();
+        let first = String::from_utf8(first).unwrap();
+        let taken = outbox.lock().push_newest(&message(&first, 1), mark);
+        assert_eq!((taken.outdated.messages, taken.evicted.messages), (1, 0), "its own older one goes");
+        assert_eq!(outbox.state().backlog.chunks, numbers + 1);
+    }
+}
+
+#[test]
+fn of_a_topic_at_most_one_message_waits_when_there_is_no_room() {
+    let (outbox, mark) = outbox(8 * ALONE);
+    outbox.lock().conflate();
+    for round in 0..100_u8 {
+        for topic in ["a", "b", "c", "d", "e", "f"] {
+            let taken = outbox.lock().push_newest(&message(topic, round), mark);
+            assert_eq!((taken.accepted, taken.evicted), (true, Amount::default()), "no topic is lost");
+        }
+        let waiting = contents(outbox.state().chunks.make_contiguous());
+        for topic in ["a", "b", "c", "d", "e", "f"] {
+            let numbers: Vec<_> =
+                waiting.iter().filter(|(of, _)| of == topic).map(|(_, number)| *number).collect();
+            assert_eq!(numbers.last(), Some(&round), "the newest waits");
+            assert!(numbers.len() <= 2, "{waiting:?}");
+        }
+        if round % 3 == 0 {
+            take(&outbox);
+        }
+        let state = outbox.state();
+        let superseded = state.backlog.index.as_ref().unwrap().superseded.len();
+        assert!(superseded <= 16, "{superseded} are noted");
+    }
+}
+
+#[test]
 fn messages_that_the_writer_puts_back_may_go() {
     let (outbox, mark) = outbox(4 * LEN);
     let ledger = Arc::default();
