@@ -13,8 +13,10 @@ use xmsg_proxy::Policy;
 use xmsg_proxy::security::{Mechanism, Rights, Rules};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::process::{built, finish};
+use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, proxy, within};
 use xmsg_zmq::{Dealer, Publisher, SocketOptions};
+use xmsg_zmtp::Limits;
 
 /// What the proxy answers to one question of a new client.
 async fn ask(address: &ProxyAddress, security: Security) -> Value {
@@ -75,6 +77,58 @@ async fn it_tells_who_is_connected_what_flows_and_who_is_slow() {
     let subscriber = second["connections"].as_array().unwrap().iter().find(|one| one["kind"] == "subscriber");
     assert_eq!(subscriber.unwrap()["messages"], 1000, "{second}");
     assert!(second["memory"]["limit"].as_u64() > Some(0) && second["uptime_s"].as_f64() > Some(0.0));
+}
+
+/// What the control socket may be sent is little, and its answers are long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_tells_of_many_connections() {
+    const MANY: usize = 300;
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().clone();
+    let mut subscribers = Vec::new();
+    for _ in 0..MANY {
+        subscribers.push(Raw::handshake(address.subscribe_port(), "SUB").await);
+    }
+    let document = ask(&address, Security::Null).await;
+    assert!(document.to_string().len() > 64 << 10);
+    assert!(document["connections"].as_array().unwrap().len() > MANY, "{document}");
+    assert_eq!((&document["connections_left_out"], proxy.totals().answers_lost), (&0.into(), 0));
+}
+
+/// Nobody is left to wonder where an answer went.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_cannot_be_sent_are_counted() {
+    let proxy = proxy().start().await.unwrap();
+    let address = proxy.address().clone();
+    // One that takes no more than a few bytes, and one that never connects.
+    let limits = Limits { message_size: 1 << 10, ..Limits::default() };
+    let options = SocketOptions::any().limits(limits);
+    let named = options.for_socket().identity("small");
+    let answers = Dealer::connecting_to(address.control_endpoint().parse().unwrap(), named);
+    let publisher = Publisher::new(options.for_socket());
+    publisher.connect(address.publish_endpoint().parse().unwrap());
+    within("the connections", async {
+        answers.connected().await.unwrap();
+        publisher.wait_for_subscriber(b"xmsg:control:stats").await.unwrap();
+    })
+    .await;
+    let mut subscribers = Vec::new();
+    for _ in 0..8 {
+        subscribers.push(Raw::handshake(address.subscribe_port(), "SUB").await);
+    }
+    for identity in ["small", "nobody"] {
+        publisher
+            .publish([Bytes::from("xmsg:control:stats"), "stats".into(), identity.into()])
+            .await
+            .unwrap();
+    }
+    within("both are counted", async {
+        while proxy.totals().answers_lost < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!((proxy.totals().answers_lost, proxy.totals().requests_lost), (2, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,7 @@ mod confirmations;
 mod early;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,11 +31,16 @@ use xmsg_zmq::{Multipart, Router};
 
 use self::confirmations::{Confirmation, Confirmations};
 use self::early::EarlyAnswers;
-use crate::stats::Documents;
+use crate::stats::{DOCUMENT_MAX, Documents};
 use crate::switch::{ControlRequests, Request, Requester, Switch};
 
 /// What an answer with a document begins with.
 const STATS: &[u8] = b"stats";
+/// The longest answer, bytes on the wire.
+pub(crate) const ANSWER_MAX: usize = DOCUMENT_MAX + 64;
+/// Bytes of documents that control sockets have yet to read, at most; or, if that is less, this part of the memory for all peers.
+const DOCUMENTS_MAX: usize = 64 << 20;
+const DOCUMENTS_PART: usize = 16;
 /// The document for whoever may see nothing.
 const NOT_ALLOWED: &[u8] =
     br#"{"error":"not allowed to inspect the proxy: without security it is for its own machine, else for those with the right `inspect`"}"#;
@@ -64,6 +70,8 @@ pub struct Controller {
     ready: Confirmations,
     early: EarlyAnswers<Source, Early>,
     documents: Documents,
+    /// Bytes of documents that were sent and are not written yet.
+    unread: Arc<AtomicUsize>,
     /// Somebody has come since it was last looked whether it is one whom an answer waits for.
     has_news: bool,
     /// When it may be looked again.
@@ -88,12 +96,32 @@ enum Answer {
 }
 
 impl Answer {
-    fn frames(&self) -> Multipart {
+    /// Its frames, with what `sent` makes of a document; `None`: it makes nothing of it.
+    fn frames(&self, sent: impl FnOnce(&Bytes) -> Option<Bytes>) -> Option<Multipart> {
         let (first, second) = match self {
             Self::Here(kind) => (Bytes::from_static(kind), None),
-            Self::Stats(document) => (Bytes::from_static(STATS), Some(document.clone())),
+            Self::Stats(document) => (Bytes::from_static(STATS), Some(sent(document)?)),
         };
-        std::iter::once(first).chain(second).collect()
+        Some(std::iter::once(first).chain(second).collect())
+    }
+}
+
+/// A document on its way to one control socket.
+#[derive(Debug)]
+struct Unread {
+    document: Bytes,
+    all: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Unread {
+    fn as_ref(&self) -> &[u8] {
+        &self.document
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.document.len(), Ordering::Relaxed);
     }
 }
 
@@ -109,6 +137,7 @@ impl Controller {
             ready: Confirmations::default(),
             early: EarlyAnswers::default(),
             documents: Documents::default(),
+            unread: Arc::default(),
             has_news: false,
             look_from: Instant::now(),
             ignored: 0,
@@ -265,7 +294,14 @@ impl Controller {
         self.look_from = Instant::now() + REST_OF_EACH * early.len() as u32;
         self.has_news = false;
         early.retain(|Early { since, principal, identity, answer }| {
-            !self.is_answered(principal.as_deref(), identity, answer) && since.elapsed() < EARLY_FOR
+            if self.is_answered(principal.as_deref(), identity, answer) {
+                return false;
+            }
+            let may_wait = since.elapsed() < EARLY_FOR;
+            if !may_wait {
+                self.switch.lose_answer(identity, None);
+            }
+            may_wait
         });
         self.early = early;
     }
@@ -275,12 +311,27 @@ impl Controller {
         if !self.router.is_connected(identity, principal) {
             return false;
         }
-        match self.router.try_send_to(identity, principal, answer.frames()) {
+        let Some(frames) = answer.frames(|document| self.sent(document)) else {
+            self.switch.lose_answer(identity, Some("too much of what was answered before is not read yet"));
+            return true;
+        };
+        match self.router.try_send_to(identity, principal, frames) {
             Err(error) if error.kind() == ErrorKind::Refused => return false,
-            Err(error) => tracing::debug!(%error, "a control request was not answered"),
+            Err(error) => self.switch.lose_answer(identity, Some(&error.to_string())),
             Ok(()) => {}
         }
         true
+    }
+
+    /// A document for one who asked. It counts until it is written; `None`: there is no room for it.
+    fn sent(&self, document: &Bytes) -> Option<Bytes> {
+        let most = DOCUMENTS_MAX.min(self.switch.memory().limit() / DOCUMENTS_PART);
+        let len = document.len();
+        if self.unread.fetch_add(len, Ordering::Relaxed) + len > most.max(DOCUMENT_MAX) {
+            self.unread.fetch_sub(len, Ordering::Relaxed);
+            return None;
+        }
+        Some(Bytes::from_owner(Unread { document: document.clone(), all: self.unread.clone() }))
     }
 }
 

@@ -12,10 +12,10 @@ use xmsg_zmq::link::transport::Listener;
 use xmsg_zmq::{
     Admission, Endpoint, HighWaterMark, IdentityScope, ProxyPorts, Router, SocketOptions, Violations,
 };
-use xmsg_zmtp::Limits;
+use xmsg_zmtp::{Limits, MessageLimits};
 
 use crate::config::{Config, Upstream};
-use crate::control::Controller;
+use crate::control::{ANSWER_MAX, Controller};
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism, Rules};
 use crate::stats::Documents;
@@ -318,8 +318,9 @@ fn router(config: &Config, admission: &Admission, violations: &Violations) -> Ro
         SocketOptions::default()
             .heartbeat_interval(config.heartbeat_interval)
             .heartbeat_timeout(config.heartbeat_timeout)
-            // Answers are a few bytes each.
+            // Answers are a few bytes each, but for documents; one of those goes when no answer waits.
             .send_high_water_mark(HighWaterMark::bytes(64 << 10))
+            .send_limits(MessageLimits { size: ANSWER_MAX, ..MessageLimits::default() })
             .receive_high_water_mark(64 << 10)
             .limits(Limits { message_size: 64 << 10, ..config.limits.clone() })
             .tcp(config.accepted_tcp())

@@ -13,8 +13,18 @@ use xmsg_zmq::link::session::now;
 
 use crate::switch::{Drops, PublisherStats, SubscriberStats, Switch, Watched};
 
-/// Connections, and topics, that a document has at most.
+/// Connections, and topics, that a document has at most …
 const ROWS_MAX: usize = 1000;
+/// … and bytes that these, and those, have in it at most: peers choose names and topics.
+const ROWS_BYTES: usize = 2 << 20;
+/// What a connection takes in a document beside its texts, bytes, at most.
+const ROW: usize = 1024;
+/// What a topic takes beside its text.
+const TOPIC_ROW: usize = 128;
+/// What a byte of text takes in JSON at most.
+const ESCAPED: usize = 6;
+/// No document is longer, bytes.
+pub(crate) const DOCUMENT_MAX: usize = 2 * ROWS_BYTES + (64 << 10);
 /// How long a document is good for: it is made no more often, whoever asks.
 const GOOD_FOR: Duration = Duration::from_millis(200);
 
@@ -55,6 +65,15 @@ pub(crate) struct Row {
     pub(crate) left_s: Option<f64>,
     #[serde(flatten)]
     pub(crate) subscriber: Option<SubscriberPart>,
+}
+
+impl Row {
+    /// Bytes that it takes in JSON, at most.
+    fn len(&self) -> usize {
+        let principal = self.principal.as_ref().map_or(0, String::len);
+        let policy = self.subscriber.as_ref().map_or(0, |own| own.policy.len());
+        ROW + ESCAPED * (self.peer.len() + principal + policy)
+    }
 }
 
 /// What only a subscriber has.
@@ -163,7 +182,7 @@ impl Documents {
         match &*last {
             Some((made, document)) if now.saturating_duration_since(*made) < GOOD_FOR => document.clone(),
             _ => {
-                let document = Bytes::from(document(switch).to_string());
+                let document = switch.memory().counted(document(switch).to_string().into());
                 *last = Some((now, document.clone()));
                 document
             }
@@ -188,15 +207,16 @@ fn document(switch: &Switch) -> serde_json::Value {
         (Reverse(trouble.unwrap_or_default()), Reverse(row.messages), row.id)
     });
     let connections = rows.len();
-    rows.truncate(ROWS_MAX);
+    rows.truncate(first_within(rows.iter().map(Row::len)));
     let Watched { time, mut topics, others } = switch.watch();
     topics.sort_by(|(a, one), (b, other)| other.messages.cmp(&one.messages).then_with(|| a.cmp(b)));
     let known = topics.len();
-    let topics: Vec<TopicRow> = topics
+    let mut topics: Vec<TopicRow> = topics
         .into_iter()
         .take(ROWS_MAX)
         .map(|(topic, Amount { messages, bytes })| TopicRow { topic: text(&topic), messages, bytes })
         .collect();
+    topics.truncate(first_within(topics.iter().map(|row| TOPIC_ROW + ESCAPED * row.topic.len())));
     json!({
         "name": "xmsg-proxy",
         "version": env!("CARGO_PKG_VERSION"),
@@ -214,13 +234,20 @@ fn document(switch: &Switch) -> serde_json::Value {
         "subscribers": counts.1,
         "subscriptions": switch.subscriptions(),
         "memory": { "used": switch.memory().used(), "limit": switch.memory().limit() },
+        "connections_left_out": connections - rows.len(),
         "connections": rows,
-        "connections_left_out": connections.saturating_sub(ROWS_MAX),
+        "topics_left_out": known - topics.len(),
         "topics": topics,
-        "topics_left_out": known.saturating_sub(ROWS_MAX),
         "topics_watched_s": time.as_secs_f64(),
         "other_topics": Sum::from(others),
     })
+}
+
+/// How many of the first rows of these lengths a document has.
+fn first_within(lengths: impl Iterator<Item = usize>) -> usize {
+    let mut left = ROWS_BYTES;
+    let fits = |len: &usize| left.checked_sub(*len).map(|rest| left = rest).is_some();
+    lengths.take(ROWS_MAX).take_while(fits).count()
 }
 
 /// A topic as text: bytes that are none are shown as `\\xff`, and what could do harm to a terminal as `\\u{9b}`.
@@ -228,5 +255,49 @@ fn text(topic: &[u8]) -> String {
     match std::str::from_utf8(topic) {
         Ok(text) => escaped(text).into_owned(),
         Err(_) => topic.escape_ascii().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+    use xmsg_zmq::HighWaterMark;
+
+    #[test]
+    fn rows_are_no_longer_than_they_count_for() {
+        let worst = Amount { messages: u64::MAX, bytes: u64::MAX };
+        let drops = Drops { newest: worst, oldest: worst, conflated: worst, too_large: worst };
+        let long = Duration::from_micros(u64::MAX);
+        let stats = SubscriberStats {
+            id: u32::MAX,
+            peer: "\u{1}".repeat(64),
+            connected_for: long,
+            subscriptions: usize::MAX,
+            delivered: worst,
+            queued: worst,
+            high_water_mark: HighWaterMark::bytes(usize::MAX),
+            policy: Policy::Block { longest: Some(long) },
+            dropped: worst,
+            drops,
+            waits: u64::MAX,
+            waited: long,
+            principal: Some("\u{1}".repeat(255)),
+            denied: u64::MAX,
+            slow_for: Some(long),
+        };
+        let row = Row::from(stats);
+        let len = serde_json::to_string(&row).unwrap().len();
+        assert!(len <= row.len(), "{len} above {}", row.len());
+        let topic = TopicRow { topic: "\u{1}".repeat(100), messages: u64::MAX, bytes: u64::MAX };
+        let len = serde_json::to_string(&topic).unwrap().len();
+        assert!(len <= TOPIC_ROW + ESCAPED * 100, "{len}");
+    }
+
+    #[test]
+    fn a_document_has_the_first_rows_that_fit() {
+        assert_eq!(first_within([1].repeat(ROWS_MAX + 1).into_iter()), ROWS_MAX);
+        assert_eq!(first_within([ROWS_BYTES / 3].repeat(9).into_iter()), 3);
+        assert_eq!(first_within([ROWS_BYTES + 1].into_iter()), 0);
     }
 }

@@ -164,6 +164,7 @@ impl ProxySnapshot {
             violations,
             requests,
             requests_lost,
+            answers_lost,
         } = self.totals;
         out.counter(
             "xmsg_proxy_messages_received",
@@ -229,6 +230,8 @@ impl ProxySnapshot {
         let lost_help =
             "Control requests that were dropped because they came faster than they could be answered.";
         out.counter("xmsg_proxy_control_requests_lost", lost_help, None, requests_lost)?;
+        let unsent_help = "Answers to control requests that could not be sent: whoever was to get them does not read, or is not there.";
+        out.counter("xmsg_proxy_control_answers_lost", unsent_help, None, answers_lost)?;
         encode_violations("xmsg_proxy_violations", violations, out)?;
         let denied_help =
             "Messages and subscriptions that were refused because the peer has no right to them.";

@@ -138,6 +138,8 @@ pub struct Totals {
     pub requests: u64,
     /// Control requests that came faster than they could be answered: whoever asked asks again.
     pub requests_lost: u64,
+    /// Answers to control requests that could not be sent: whoever was to get them does not read, or is not there.
+    pub answers_lost: u64,
     /// Connections, to any port, that were ended because the peer broke a rule or a limit.
     pub violations: ViolationCounts,
 }
@@ -265,6 +267,7 @@ impl Switch {
 
     /// Tells subscribers of this topic that their subscription is live: all of those who have proved to be `principal`. The confirmation
     /// goes ahead of what is queued for them, and is no message that counts. Returns how many they are.
+    #[allow(clippy::must_use_candidate, reason = "it does something")]
     pub fn confirm(&self, topic: &[u8], principal: Option<&Principal>) -> usize {
         let mut answer = BytesMut::new();
         xmsg_zmtp::encode_message(&mut answer, &[topic, b"sub"]);
@@ -273,7 +276,7 @@ impl Switch {
         for (_, number) in &found {
             let Some(subscriber) = routes.subscriber(*number) else { continue };
             if subscriber.grant.who().map(|who| &**who) == principal && !subscriber.confirm(&answer) {
-                tracing::debug!(peer = %subscriber.peer, "it does not read its confirmations: one is left out");
+                self.inner.asking.lose_answer(&subscriber.peer, Some("it does not read its confirmations"));
             }
         }
         found.len()
@@ -282,6 +285,12 @@ impl Switch {
     /// Counts a control request that is not answered, because too many wait already, and says so in the log now and then.
     pub(crate) fn lose_request(&self, requester: &Requester) {
         self.inner.asking.lose(requester);
+    }
+
+    /// Counts an answer that can't be sent to the control socket with this identity, and says so and why in the log now and then; `None`:
+    /// it is not there, which is no fault of ours.
+    pub(crate) fn lose_answer(&self, identity: &[u8], why: Option<&str>) {
+        self.inner.asking.lose_answer(&identity.escape_ascii(), why);
     }
 
     /// Has everybody keep to the rules that are in force now: whoever may not be here any more is cut off, and subscriptions
@@ -319,6 +328,7 @@ impl Switch {
         totals.gave_way = self.inner.admission.gave_way();
         totals.violations = self.inner.violations.counts();
         (totals.requests, totals.requests_lost) = self.inner.asking.counts();
+        totals.answers_lost = self.inner.asking.answers_lost();
         totals
     }
 

@@ -1,5 +1,6 @@
 //! Control requests on their way from inlets to whoever answers them.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -152,6 +153,9 @@ struct Counts {
     asked: AtomicU64,
     lost: AtomicU64,
     log: Throttle,
+    /// Answers that could not be sent.
+    unsent: AtomicU64,
+    unsent_log: Throttle,
 }
 
 pub(super) fn channel() -> (RequestSender, ControlRequests) {
@@ -163,6 +167,11 @@ impl RequestSender {
     /// How many came, and how many of these were lost.
     pub(super) fn counts(&self) -> (u64, u64) {
         (self.counts.asked.load(Ordering::Relaxed), self.counts.lost.load(Ordering::Relaxed))
+    }
+
+    /// How many answers could not be sent.
+    pub(super) fn answers_lost(&self) -> u64 {
+        self.counts.unsent.load(Ordering::Relaxed)
     }
 
     fn send(&self, publisher: &Arc<Publisher>, request: Option<Request>) {
@@ -183,6 +192,21 @@ impl RequestSender {
                 unlogged,
                 "control requests come faster than they can be answered: one was dropped. Clients ask again; do many connect at once?"
             );
+        }
+    }
+}
+
+impl RequestSender {
+    /// Counts an answer that can't be sent. `to` is whoever was to get it, `None`: it is not there, and nobody is told.
+    pub(super) fn lose_answer(&self, to: &dyn Display, why: Option<&str>) {
+        let lost_in_all = self.counts.unsent.fetch_add(1, Ordering::Relaxed) + 1;
+        let Some(why) = why else {
+            return tracing::debug!(%to, lost_in_all, "an answer to a control request found nobody");
+        };
+        if let Some(unlogged) =
+            self.counts.unsent_log.pass("answers to control requests that could not be sent")
+        {
+            tracing::warn!(%to, why, lost_in_all, unlogged, "an answer to a control request could not be sent");
         }
     }
 }
