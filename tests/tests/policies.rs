@@ -312,6 +312,55 @@ async fn policies_are_replaced_without_dropping_anyone() {
     assert_eq!(scene.proxy.subscribers().len(), 2);
 }
 
+/// A message that was read is delivered, or counted, whatever ends first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_publisher_that_waits_has_in_its_hands_is_counted_when_its_connection_ends() {
+    start_tracing();
+    let config = Config {
+        policy: Policy::Block { longest: None },
+        high_water_mark: HighWaterMark::bytes(MARK),
+        tcp: TcpOptions { send_buffer: Some(64 << 10), ..TcpOptions::default() },
+        ..Config::default()
+    };
+    let proxy = xmsg_tests::proxy().config(config).start().await.unwrap();
+    let mut slow = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
+    slow.send_message(&[b"\x01data"]).await;
+    let until = async |what: &str, is_so: &dyn Fn() -> bool| {
+        within(what, async {
+            while !is_so() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    until("the subscription", &|| proxy.subscribers().iter().any(|stats| stats.subscriptions > 0)).await;
+    let mut publisher = Raw::handshake(proxy.address().publish_port(), "PUB").await;
+    let message = raw::message(&[&b"data"[..], &[7; 600]]);
+    let publishing = tokio::spawn(async move {
+        // Until the connection ends.
+        while publisher.try_send(&message.repeat(20)).await {}
+    });
+    until("messages are held", &|| proxy.totals().held > 0).await;
+    let adds_up = || {
+        let totals = proxy.totals();
+        let queued: u64 = proxy.subscribers().iter().map(|stats| stats.queued.messages).sum();
+        let found =
+            totals.delivered.messages + totals.dropped.messages + totals.undelivered + totals.unmatched;
+        totals.received.messages == found + queued + totals.held
+    };
+    until("all is somewhere while it waits", &adds_up).await;
+
+    let monitor = proxy.monitor();
+    assert!(monitor.end_connection(proxy.publishers()[0].id, "a test").is_some());
+    publishing.await.unwrap();
+    until("it has gone", &|| proxy.publishers().is_empty() && proxy.totals().held == 0).await;
+    assert!(proxy.totals().undelivered > 0);
+    until("what it held is counted", &adds_up).await;
+    drop(slow);
+    until("the subscriber has gone", &|| proxy.subscribers().is_empty()).await;
+    until("what was queued is counted", &adds_up).await;
+}
+
 /// Publishers close their connections while a slow subscriber blocks what they sent. They keep their places, so that
 /// nothing is lost, until newcomers find no free place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

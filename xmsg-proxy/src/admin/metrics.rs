@@ -156,6 +156,7 @@ impl ProxySnapshot {
             waited,
             disconnected,
             undelivered,
+            held,
             unmatched,
             refused,
             crowded_out,
@@ -188,7 +189,7 @@ impl ProxySnapshot {
         )?;
         out.counters(
             "xmsg_proxy_messages_dropped",
-            "Messages that a subscriber did not get: dropped by the policy of that name, larger than the subscriber takes (too_large), or still queued when it left (left).",
+            "Messages that a subscriber did not get: dropped by the policy of that name, larger than the subscriber takes (too_large), or still on their way when it or their publisher left (left).",
             None,
             reasons(drops, |amount| amount.messages).chain([
                 ([("reason", "too_large".to_owned())], drops.too_large.messages),
@@ -236,6 +237,8 @@ impl ProxySnapshot {
         let denied_help =
             "Messages and subscriptions that were refused because the peer has no right to them.";
         out.counter("xmsg_proxy_denied", denied_help, None, denied)?;
+        let held_help = "Messages that publishers hold while they wait for a subscriber under the policy block; they are in no queue yet.";
+        out.gauge("xmsg_proxy_held_messages", held_help, None, held)?;
         let connections =
             [("publisher", self.publishers), ("subscriber", self.subscribers), ("control", self.control)];
         out.gauges(

@@ -204,6 +204,7 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
             "denied": totals.denied,
             "violations": by_reason(totals.violations),
             "undelivered_messages": totals.undelivered,
+            "held_messages": totals.held,
             "unmatched_messages": totals.unmatched,
             "handshakes_refused": totals.refused,
             "publishers": proxy.publishers().len(),

@@ -175,6 +175,7 @@ impl Delivery {
             done += 1;
             if queue.is_closed() {
                 // It is leaving: there is nobody to deliver to.
+                self.gate.lose(run.count() as u64);
                 continue;
             }
             let rule = policies.rule(run.rule);

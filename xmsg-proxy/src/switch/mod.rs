@@ -124,6 +124,9 @@ pub struct Totals {
     pub disconnected: u64,
     /// Messages that were queued and not written when their subscriber went away.
     pub undelivered: u64,
+    /// Messages that were received and wait for room in a subscriber's queue (`block`) now: in the hands of a publisher that is held up, and in
+    /// no queue.
+    pub held: u64,
     /// Received messages that nobody had subscribed to.
     pub unmatched: u64,
     /// Connections that were refused: in the handshake, or because there were too many.

@@ -536,6 +536,10 @@ pub(super) struct Gate {
     subscribers: Mutex<BTreeMap<u32, Arc<Subscriber>>>,
     gone: Mutex<Totals>,
     pub(super) unmatched: AtomicU64,
+    /// Messages that subscribers did not get because a publisher's connection ended while it waited for them, or because they were leaving.
+    lost: AtomicU64,
+    /// Messages in the hands of publishers that wait for subscribers.
+    held: AtomicU64,
     refused: AtomicU64,
     subscriber_count: AtomicUsize,
     left: Notify,
@@ -588,6 +592,17 @@ impl Gate {
             }
         }
         self.left.notify_waiters();
+    }
+
+    /// Counts messages that subscribers do not get although they were received.
+    pub(super) fn lose(&self, messages: u64) {
+        self.lost.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// Counts so many messages as in the hands of a publisher that waits.
+    pub(super) fn hold(&self, messages: u64) -> HeldUp<'_> {
+        self.held.fetch_add(messages, Ordering::Relaxed);
+        HeldUp { all: &self.held, messages }
     }
 
     pub(super) fn refused(&self) {
@@ -651,6 +666,8 @@ impl Gate {
         let subscribers = lock(&self.subscribers);
         let mut totals = *lock(&self.gone);
         totals.unmatched = self.unmatched.load(Ordering::Relaxed);
+        totals.undelivered += self.lost.load(Ordering::Relaxed);
+        totals.held = self.held.load(Ordering::Relaxed);
         totals.refused = self.refused.load(Ordering::Relaxed);
         for publisher in publishers.values() {
             totals.received += publisher.received.amount();
@@ -708,6 +725,27 @@ impl Gate {
                 slow_for: lock(&subscriber.slow).lasts(Instant::now()),
             })
             .collect()
+    }
+}
+
+/// Messages that a publisher holds while it waits for a subscriber.
+#[derive(Debug)]
+pub(super) struct HeldUp<'a> {
+    all: &'a AtomicU64,
+    messages: u64,
+}
+
+impl HeldUp<'_> {
+    /// It holds so many from now on.
+    pub(super) fn set(&mut self, messages: u64) {
+        self.all.fetch_add(messages.wrapping_sub(self.messages), Ordering::Relaxed);
+        self.messages = messages;
+    }
+}
+
+impl Drop for HeldUp<'_> {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 
