@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::Command;
 use xmsg_core::{
     Connection, Message, OwnerType, ProxyAddress, Registrar, RegistrarAddress, Registration, Topic,
@@ -108,6 +108,50 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
         .collect();
     let open = metrics(&admin).await;
     assert_eq!(series.into_iter().map(|(name, _)| name).collect::<Vec<_>>(), open.keys().collect::<Vec<_>>());
+}
+
+/// Whoever asks for long lists and does not read them takes a bounded part of the memory, which is counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_answers_that_nobody_reads_are_bounded() {
+    const UNREAD: usize = 20;
+    let (_daemon, proxy, admin) = start(&["--memory-limit", "80"]).await;
+    // 200 prefixes of 2.5 KiB that are no text: an answer has 2.5 MiB.
+    let mut subscriber = Raw::handshake(proxy.subscribe_port(), "SUB").await;
+    for number in 0..200_u8 {
+        let prefix = [&[0xff, number, 0xfe][..], &[0xff; 2500]].concat();
+        subscriber.send(&command(&ZmtpCommand::Subscribe(prefix.into()))).await;
+    }
+    let subscriptions = async || json(&admin, "/varz").await["proxy"]["subscriptions"].clone();
+    until("the subscriptions", subscriptions, |count| *count == 200).await;
+    let refused = "xmsg_proxy_admin_refused_requests_total{reason=\"no_room\"}";
+    let before = metrics(&admin).await;
+    assert_eq!(before[refused], 0.0);
+
+    let mut clients = Vec::new();
+    for _ in 0..UNREAD {
+        // The kernel is not to take the whole answer.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut client = within("connect", socket.connect(admin.parse().unwrap())).await.unwrap();
+        client.write_all(b"GET /subsz?limit=10000 HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        within("an answer", client.readable()).await.unwrap();
+        clients.push(client);
+    }
+    let found = metrics(&admin).await;
+    assert!(found[refused] >= 1.0, "{found:?}");
+    let unread = found["xmsg_proxy_memory_used_bytes"] - before["xmsg_proxy_memory_used_bytes"];
+    let mib = f64::from(1 << 20);
+    assert!((mib..6.0 * mib).contains(&unread), "{unread} bytes are not read");
+    let response = get(&admin, "/subsz?limit=10000").await;
+    assert_eq!(response.status, 503);
+    assert!(response.body.contains("others are not read yet"), "{}", response.body);
+    // As soon as they are gone there is room again.
+    drop(clients);
+    let long = async || get(&admin, "/subsz?limit=10000").await;
+    let answer = until("a long answer", long, |answer| answer.status == 200).await;
+    assert!(answer.body.len() > 2 << 20);
+    let length = format!("content-length: {}", answer.body.len());
+    assert!(answer.head.contains(&length), "{}", answer.head);
 }
 
 /// An address of IPv4 in the form of IPv6 is the loopback all the same.

@@ -45,7 +45,7 @@ struct Snapshot {
     is_ready: bool,
     started_unix_s: f64,
     process: Process,
-    turned_away: [(&'static str, u64); 2],
+    turned_away: [(&'static str, u64); 3],
     logins: Option<LoginCounts>,
     proxy: Option<ProxySnapshot>,
     registrar: Option<RegistrarSnapshot>,

@@ -13,6 +13,7 @@
 //! The server has a thread of its own: neither a slow client nor a long list takes time from the data plane, which does not
 //! know of it. It reads counts through a [`Monitor`], and takes no lock for longer than it takes to read one.
 
+mod answers;
 mod metrics;
 mod process;
 mod routes;
@@ -37,7 +38,11 @@ pub use token::Token;
 
 use crate::security::Authority;
 use crate::{Monitor, registrar};
+use answers::Answers;
 use turned_away::TurnedAway;
+
+/// What the kernel holds of an answer that is not read, bytes. By itself it would take some MiB of each, which count nowhere.
+const SEND_BUFFER: usize = 128 << 10;
 
 /// What there is to watch.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +84,7 @@ struct State {
     registrar: Option<registrar::Monitor>,
     authority: Option<Arc<Authority>>,
     turned_away: TurnedAway,
+    answers: Answers,
     phase: AtomicU8,
     token: RwLock<Option<Token>>,
     /// The settings, as JSON.
@@ -135,8 +141,11 @@ impl Admin {
         let failed = |error| Error::new(ErrorKind::Io, "cannot serve HTTP").with_source(error);
         let address = socket.local_addr().map_err(failed)?;
         permitted(address, token.as_ref())?;
+        // Of a registrar there are no long answers.
+        let memory = sources.proxy.as_ref().map(|proxy| proxy.memory().clone());
         let state = Arc::new(State {
             name,
+            answers: Answers::new(memory.unwrap_or_default()),
             proxy: sources.proxy,
             registrar: sources.registrar,
             authority: sources.authority,
@@ -151,7 +160,7 @@ impl Admin {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let listener = {
             let _entered = runtime.enter();
-            Listener::adopt(socket, TcpOptions::default())?
+            Listener::adopt(socket, TcpOptions { send_buffer: Some(SEND_BUFFER), ..TcpOptions::default() })?
         };
         let closer = listener.closer();
         let stop = CancellationToken::new();

@@ -6,13 +6,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::to_bytes;
 use axum::extract::{Path, Query, Request, State as Shared};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use xmsg_zmq::ViolationCounts;
 
@@ -32,6 +33,8 @@ const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 /// Bytes of prefixes in a list at most: peers choose them, and what is not text takes six times as much in an answer.
 const PREFIXES_MAX: usize = 512 << 10;
+/// Paths with long answers.
+const LISTS: [&str; 3] = ["/connz", "/subsz", "/statsz"];
 /// Paths that probes ask for, which can't know a token. They tell nothing else.
 const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
@@ -87,12 +90,31 @@ async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Ne
     };
     let mut response = match refusal {
         Some(refusal) => refusal,
-        None => next.run(request).await,
+        None if LISTS.contains(&request.uri().path()) && !state.answers.has_room() => {
+            no_room(&state, connection.as_deref())
+        }
+        None => {
+            let (head, body) = next.run(request).await.into_parts();
+            // All answers are made as a whole, and none of them fails. From here on they count.
+            let text = to_bytes(body, usize::MAX).await.unwrap_or_default();
+            match state.answers.body(text) {
+                Some(body) => Response::from_parts(head, body),
+                None => no_room(&state, connection.as_deref()),
+            }
+        }
     };
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// The answer in place of one that is long, while others are not read yet.
+fn no_room(state: &State, connection: Option<&Connection>) -> Response {
+    state.turned_away.no_room(connection);
+    let text = "there is no room for a long answer now: others are not read yet, or the memory for all peers is used up. \
+                Ask again, with a smaller limit\n";
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], text).into_response()
 }
 
 /// The token that a request brings.
@@ -302,9 +324,32 @@ async fn connz(Shared(state): Shared<Arc<State>>, Query(query): Query<ConnzQuery
     }
     let total = rows.len();
     query.sort.apply(&mut rows);
-    let rows: Vec<Row> = rows.into_iter().skip(query.offset).take(limit).collect();
-    let found = json!({ "total": total, "offset": query.offset, "limit": limit, "connections": rows });
-    Ok(Json(found).into_response())
+    let connections = rows.into_iter().skip(query.offset).take(limit).collect();
+    Ok(Json(ConnzAnswer { total, offset: query.offset, limit, connections }).into_response())
+}
+
+/// A list of connections. Written as it is: made of values first, it would take many times as much memory.
+#[derive(Serialize)]
+struct ConnzAnswer {
+    total: usize,
+    offset: usize,
+    limit: usize,
+    connections: Vec<Row>,
+}
+
+/// A list of prefixes.
+#[derive(Serialize)]
+struct SubszAnswer {
+    total: u64,
+    subscriptions: u64,
+    limit: usize,
+    prefixes: Vec<PrefixRow>,
+}
+
+#[derive(Serialize)]
+struct PrefixRow {
+    prefix: String,
+    subscribers: usize,
 }
 
 /// Which prefixes to list.
@@ -339,13 +384,11 @@ async fn subsz(Shared(state): Shared<Arc<State>>, Query(query): Query<SubszQuery
     let shown = |prefix: Vec<u8>| {
         String::from_utf8(prefix).unwrap_or_else(|error| error.as_bytes().escape_ascii().to_string())
     };
-    let prefixes: Vec<_> = first
+    let prefixes = first
         .into_iter()
-        .map(|(Reverse(subscribers), prefix)| json!({ "prefix": shown(prefix), "subscribers": subscribers }))
+        .map(|(Reverse(subscribers), prefix)| PrefixRow { prefix: shown(prefix), subscribers })
         .collect();
-    let found =
-        json!({ "total": total, "subscriptions": subscriptions, "limit": limit, "prefixes": prefixes });
-    Ok(Json(found).into_response())
+    Ok(Json(SubszAnswer { total, subscriptions, limit, prefixes }).into_response())
 }
 
 /// What the control request `stats` is answered with.

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::{self, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::link::transport::{Listener, Stream};
@@ -31,6 +31,8 @@ pub(super) const CONNECTIONS: usize = 64;
 const GRACE: Duration = Duration::from_millis(250);
 /// How long a request may take to arrive, and a connection may be silent between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may read nothing of its answer. Then its connection ends, and what the answer takes is free.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's line and headers.
 const HEADER_MAX: usize = 16 << 10;
 /// Headers of a request.
@@ -150,10 +152,12 @@ pub(super) async fn run(mut listener: Listener, router: Router, stop: Cancellati
     tasks.shutdown().await;
 }
 
-/// The stream of a connection, which notes when its client is waited for.
+/// The stream of a connection, which notes when its client is waited for, and gives up one that does not read.
 struct Watched<'a> {
     stream: TcpStream,
     shared: &'a Connection,
+    /// Ends the wait for the client to read.
+    unread: Option<Pin<Box<Sleep>>>,
 }
 
 impl AsyncRead for Watched<'_> {
@@ -172,7 +176,14 @@ impl AsyncRead for Watched<'_> {
 
 impl AsyncWrite for Watched<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if written.is_ready() {
+            self.unread = None;
+            return written;
+        }
+        let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(READ_TIMEOUT)));
+        std::task::ready!(unread.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer")))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -204,7 +215,7 @@ async fn serve(stream: TcpStream, router: Router, shared: Arc<Connection>) {
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_MAX)
         .max_headers(HEADERS)
-        .serve_connection(TokioIo::new(Watched { stream, shared: &shared }), service);
+        .serve_connection(TokioIo::new(Watched { stream, shared: &shared, unread: None }), service);
     tokio::select! {
         () = shared.cut.cancelled() => {}
         result = connection => {
@@ -221,6 +232,39 @@ mod tests {
     use xmsg_zmq::TcpOptions;
 
     use super::*;
+
+    /// Time passes as soon as everybody waits.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_its_answer_is_given_up() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = Listener::adopt(socket, TcpOptions::default()).unwrap();
+        let stop = CancellationToken::new();
+        let (alive, mut dropped) = tokio::sync::mpsc::channel::<()>(1);
+        // An answer without end, which is dropped with its connection.
+        let answer = move || {
+            let alive = alive.clone();
+            let endless = futures::stream::repeat_with(move || {
+                let _ = &alive;
+                Ok::<_, io::Error>(bytes::Bytes::from(vec![0; 64 << 10]))
+            });
+            std::future::ready(axum::body::Body::from_stream(endless))
+        };
+        let router = Router::new().route("/", axum::routing::get(answer));
+        let server = tokio::spawn(run(listener, router, stop.clone()));
+        let started = Instant::now();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        client.read_u8().await.unwrap();
+        // It ends although the client neither reads nor leaves: then nothing more comes than was on its way.
+        sleep(READ_TIMEOUT * 2).await;
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest).await;
+        assert!(started.elapsed() >= READ_TIMEOUT);
+        stop.cancel();
+        server.await.unwrap();
+        assert!(dropped.recv().await.is_none(), "the answer is dropped");
+    }
 
     /// Time passes as soon as everybody waits.
     #[tokio::test(start_paused = true)]

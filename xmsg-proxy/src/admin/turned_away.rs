@@ -1,4 +1,5 @@
-//! Those who ask the HTTP server without its token, or with a wrong one: they are counted, logged, and slowed down.
+//! Those who ask the HTTP server without its token, or with a wrong one: they are counted, logged, and slowed down. Answers for which there is no
+//! room are counted with them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +17,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct TurnedAway {
     without: AtomicU64,
     wrong: AtomicU64,
+    no_room: AtomicU64,
     turn: Semaphore,
     log: Throttle,
 }
@@ -25,6 +27,7 @@ impl Default for TurnedAway {
         Self {
             without: AtomicU64::new(0),
             wrong: AtomicU64::new(0),
+            no_room: AtomicU64::new(0),
             turn: Semaphore::new(1),
             log: Throttle::default(),
         }
@@ -50,6 +53,12 @@ impl TurnedAway {
         tokio::time::sleep(PAUSE).await;
     }
 
+    /// Notes a request that is not answered because there is no room for the answer.
+    pub(super) fn no_room(&self, connection: Option<&Connection>) {
+        self.no_room.fetch_add(1, Ordering::Relaxed);
+        self.note(connection, "an answer for which there is no room");
+    }
+
     fn note(&self, connection: Option<&Connection>, what: &str) {
         if let Some(unlogged) = self.log.pass("HTTP requests that were refused") {
             let peer = connection.map(|connection| tracing::field::display(connection.peer()));
@@ -57,9 +66,9 @@ impl TurnedAway {
         }
     }
 
-    /// Requests without a token, and with a wrong one.
-    pub(super) fn counts(&self) -> [(&'static str, u64); 2] {
-        [("no_token", &self.without), ("wrong_token", &self.wrong)]
+    /// Requests that were refused, by reason.
+    pub(super) fn counts(&self) -> [(&'static str, u64); 3] {
+        [("no_token", &self.without), ("wrong_token", &self.wrong), ("no_room", &self.no_room)]
             .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
     }
 }
