@@ -75,6 +75,10 @@ pub(super) struct Subscriber {
     pub(super) subscription_bytes: AtomicUsize,
     /// What it cost to have its prefixes change their side that it was not slowed down for yet.
     pub(super) toll: AtomicUsize,
+    /// Publishers that are told of its changes, for which it was not slowed down yet …
+    pub(super) told: AtomicUsize,
+    /// … and the last round that it was charged for: what it changes for one costs no more than one change.
+    pub(super) told_in: AtomicU64,
     /// What had been dropped when its slowness was last logged.
     slow_log: Spaced<Drops>,
     /// How many messages it had not been sent when it was last logged that it does not take them.
@@ -116,6 +120,8 @@ impl Subscriber {
             subscriptions: AtomicUsize::new(0),
             subscription_bytes: AtomicUsize::new(0),
             toll: AtomicUsize::new(0),
+            told: AtomicUsize::new(0),
+            told_in: AtomicU64::new(0),
             slow_log: Spaced::default(),
             large_log: Spaced::default(),
             large_topic: Mutex::default(),

@@ -3,6 +3,7 @@
 //! Connections send [`Change`]s over a bounded channel. The [task](task) applies many at once, then raises the *epoch*: inlets
 //! notice and forget what they had looked up. After that it tells the publishers what is newly wanted, or no longer.
 
+mod news;
 mod own;
 mod scope;
 mod snapshot;
@@ -42,6 +43,8 @@ const CHANGE: usize = 16;
 /// How much it may cost in a second to have a subscriber's prefixes change their side: about 64 bytes of text each. Whoever makes more
 /// work is read from more slowly.
 const TOLL_PER_SECOND: f64 = 500_000.0;
+/// Publishers that are told in a second what one subscriber changes, where they are many. Whoever has more told is read from more slowly.
+const NEWS_PER_SECOND: f64 = 20_000.0;
 /// Places of the table that are looked at under one lock when all of it is listed.
 const LISTED: usize = 1024;
 
@@ -66,6 +69,8 @@ pub(super) enum Change {
 pub(super) struct Pacing {
     subscriber: Arc<Subscriber>,
     is_flood: bool,
+    /// The round in which publishers are told what it has made so far.
+    round: u64,
     answer: oneshot::Sender<()>,
 }
 
@@ -182,7 +187,8 @@ impl Table {
     /// Waits until this subscriber may make more changes.
     async fn pace(&self, subscriber: &Arc<Subscriber>, is_flood: bool) {
         let (answer, receiver) = oneshot::channel();
-        self.change(Change::Pace(Pacing { subscriber: subscriber.clone(), is_flood, answer })).await;
+        self.change(Change::Pace(Pacing { subscriber: subscriber.clone(), is_flood, round: 0, answer }))
+            .await;
         // If the table has stopped, there is nothing to wait for.
         let _ = receiver.await;
     }
@@ -208,17 +214,24 @@ pub(super) struct Subscriptions<'a> {
     unpaced: usize,
     /// Bytes that it may still make without waiting for publishers.
     unread: Bucket,
+    /// Publishers that may yet be told of its changes.
+    news: Bucket,
 }
 
 impl<'a> Subscriptions<'a> {
     pub(super) fn new(table: &'a Table, subscriber: &'a Arc<Subscriber>, limits: &'a Limits) -> Self {
         let unread = Bucket::new(UNREAD);
-        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0, unread }
+        let news = Bucket::new(NEWS_PER_SECOND);
+        Self { table, subscriber, limits, asked: 0, asked_bytes: 0, unpaced: 0, unread, news }
     }
 
-    /// Slows a subscriber down that makes changes faster than publishers read of them, or than they can be made. Another one, which makes
+    /// Slows a subscriber down that makes changes faster than publishers read of them, than they can be told, or than they can be made. Another one, which makes
     /// few, does not wait.
     async fn pace(&mut self, bytes: usize) {
+        let publishers = self.subscriber.told.swap(0, Ordering::Relaxed);
+        if publishers > 0 {
+            tokio::time::sleep(self.news.take(publishers as f64, now())).await;
+        }
         self.unpaced += bytes;
         if self.unpaced < UNPACED {
             return;

@@ -4,6 +4,7 @@
 //! or asks for a confirmation waits for others that leave with a million subscriptions.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use xmsg_zmq::link::memory::{Claim, MemoryBudget};
 use xmsg_zmq::link::session::now;
 use xmsg_zmtp::Version;
 
+use super::news::News;
 use super::own::{Gone, Own, Seat, Subscribed};
 use super::scope::Scope;
 use super::snapshot::Snapshot;
@@ -55,6 +57,15 @@ const MEMORY_STEP_LARGE: usize = 64 << 10;
 /// Bytes of parts that are out of date which publishers may hold in any case; above it, as much as is up to date.
 const OUTDATED_MIN: usize = 16 << 20;
 
+/// Where there are no more publishers than this, they are told at once what has changed.
+const FEW: usize = 64;
+/// Publishers that are told something before others have their turn.
+const TOLD: usize = 128;
+/// News that waits to be told, bytes, at most: then it is told at once.
+const NEWS_MAX: usize = 1 << 20;
+/// … and so much of it that what those who left had wanted is not added.
+const NEWS_ENOUGH: usize = NEWS_MAX / 4;
+
 /// The task's state.
 #[derive(Debug)]
 pub(in crate::switch) struct TableTask {
@@ -70,6 +81,9 @@ pub(in crate::switch) struct TableTask {
     audiences: BTreeMap<u32, Audience>,
     next_audience: u32,
     jobs: Jobs,
+    news: News,
+    /// [So many](FEW) publishers are few.
+    few: usize,
     memory: MemoryBudget,
     /// Of the prefixes themselves, whoever subscribed to them.
     prefixes: Claim,
@@ -87,7 +101,7 @@ struct Jobs {
     /// Subscribers of which it is yet to be checked what they may subscribe to.
     enforcing: VecDeque<Enforcing>,
     /// Answers that wait until the last of them is checked, and publishers have been told what they may publish now.
-    waiting: Vec<oneshot::Sender<Vec<Arc<Publisher>>>>,
+    waiting: Vec<Synchronizing>,
     /// Subscribers that wait until they may make more changes.
     pacing: Vec<Pacing>,
 }
@@ -166,6 +180,13 @@ enum Before {
     Scope(Option<Scope>),
 }
 
+/// Somebody who waits until all is as the changes before say, and this round of news is told.
+#[derive(Debug)]
+struct Synchronizing {
+    round: u64,
+    answer: oneshot::Sender<Vec<Arc<Publisher>>>,
+}
+
 /// A subscriber, and the last of its subscriptions that was checked.
 #[derive(Debug)]
 struct Enforcing {
@@ -182,7 +203,7 @@ pub(super) struct Tiding {
 }
 
 /// All that is to be told, in this order.
-type Tidings = Vec<Tiding>;
+pub(super) type Tidings = Vec<Tiding>;
 
 fn cancelled(gone: impl IntoIterator<Item = Gone>) -> impl Iterator<Item = Tiding> {
     gone.into_iter().map(|(id, prefix)| Tiding { subscribe: false, prefix: prefix.into(), id })
@@ -205,6 +226,8 @@ impl TableTask {
             audiences: BTreeMap::new(),
             next_audience: 0,
             jobs: Jobs::default(),
+            news: News::default(),
+            few: FEW,
             prefixes: memory.claim_shared(),
             memory,
         }
@@ -216,7 +239,7 @@ impl TableTask {
         let mut pause = None;
         loop {
             let received = match pause.take() {
-                _ if self.jobs.is_empty() => Some(self.changes.recv_many(&mut changes, BATCH).await),
+                _ if self.is_idle() => Some(self.changes.recv_many(&mut changes, BATCH).await),
                 None => self.changes.recv_many(&mut changes, BATCH).now_or_never(),
                 Some(pause) => {
                     tokio::time::timeout(pause, self.changes.recv_many(&mut changes, BATCH)).await.ok()
@@ -226,11 +249,16 @@ impl TableTask {
                 return;
             }
             self.apply(&mut changes);
-            if !self.jobs.is_empty() {
+            if !self.is_idle() {
                 pause = self.work();
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    /// Whether there is nothing to do but to wait for changes.
+    fn is_idle(&self) -> bool {
+        self.jobs.is_empty() && self.news.is_empty() && !self.news.is_being_told()
     }
 
     /// Lets everybody go who waits for an answer.
@@ -274,17 +302,19 @@ impl TableTask {
                     table.advance();
                 }
             }
-            self.tell(&tidings);
+            self.tell(tidings);
             match next {
                 Some(Change::SubscriberGone(id)) => self.forget(id),
                 Some(Change::Enforce) => self.enforce(),
                 Some(Change::PublisherJoined(publisher)) => self.welcome(publisher),
                 Some(Change::PublisherGone(id)) => self.farewell(id),
                 Some(Change::Synchronize(answer)) => {
-                    self.jobs.waiting.push(answer);
+                    self.jobs.waiting.push(Synchronizing { round: self.news.needed(), answer });
                     self.answer();
                 }
-                Some(Change::Pace(pacing)) => self.jobs.pacing.push(pacing),
+                Some(Change::Pace(pacing)) => {
+                    self.jobs.pacing.push(Pacing { round: self.news.needed(), ..pacing });
+                }
                 _ => {}
             }
         }
@@ -295,13 +325,23 @@ impl TableTask {
         self.sort_some();
         self.enforce_some();
         self.welcome_some();
-        if self.jobs.leaving.is_empty() && self.jobs.pacing.is_empty() {
+        self.tell_some();
+        let mut pause = self.news.due_in().unwrap_or(Duration::MAX);
+        if (!self.jobs.leaving.is_empty() || !self.jobs.pacing.is_empty()) && self.take_leave(&mut pause) {
             return None;
         }
+        (!self.jobs.has_urgent() && !self.news.is_being_told()).then_some(pause)
+    }
+
+    /// Lets those go who waited until they may make more changes, and does a slice of what those who left want to be forgotten. `false`:
+    /// there is no more to do before this `pause` is over.
+    fn take_leave(&mut self, pause: &mut Duration) -> bool {
         let are_behind = self.backlog.is_there();
-        let own = &self.own;
+        let (own, news) = (&self.own, &self.news);
+        let has_much_to_tell = news.bytes() > NEWS_ENOUGH;
         let is_done = |pacing: &mut Pacing| {
-            !(pacing.is_flood && are_behind)
+            let is_told = !has_much_to_tell || news.is_told(pacing.round);
+            !(pacing.is_flood && (are_behind || !is_told))
                 && own.get(&pacing.subscriber.id).is_none_or(|own| !own.has_work())
         };
         for pacing in self.jobs.pacing.extract_if(.., is_done) {
@@ -313,10 +353,14 @@ impl TableTask {
         let may_wait = self.jobs.leaving.is_empty() || has_room;
         let mut behind = self.backlog.publishers.values();
         if are_behind && (may_wait || behind.any(|publisher| publisher.is_far_behind())) {
-            return (!self.jobs.has_urgent()).then_some(self.backlog.pace());
+            *pause = self.backlog.pace().min(*pause);
+            return false;
+        }
+        if self.jobs.leaving.is_empty() || (self.news.bytes() > NEWS_ENOUGH && has_room) {
+            return false;
         }
         self.forget_some();
-        None
+        true
     }
 
     fn sort_some(&mut self) {
@@ -329,12 +373,7 @@ impl TableTask {
                 table.advance();
             }
         }
-        self.tell(&tidings);
-    }
-
-    /// The publishers that have been told everything.
-    fn told(&self) -> Vec<Arc<Publisher>> {
-        self.publishers.values().map(|told| told.publisher.clone()).collect()
+        self.tell(tidings);
     }
 
     /// A publisher has gone.
@@ -398,12 +437,14 @@ impl TableTask {
         if is_left {
             self.jobs.leaving.push_back((id, own));
         }
-        self.tell(&cancelled(gone).collect::<Tidings>());
+        self.tell(cancelled(gone).collect());
     }
 
     /// Has the rights of all subscribers checked anew, and inlets ask for those of their publishers. Publishers that may publish something else
     /// than before are told what concerns them now.
     fn enforce(&mut self) {
+        // What it is about is not what they may publish then.
+        self.tell_all();
         // By number: one that is being told anew already stands in both, with the same audience.
         let mut others = BTreeMap::new();
         let joining = self.jobs.joining.iter().map(|joining| &joining.told);
@@ -467,7 +508,7 @@ impl TableTask {
         if is_left {
             self.jobs.enforcing.push_back(Enforcing { subscriber, checked });
         }
-        self.tell(&tidings);
+        self.tell(tidings);
         self.answer();
     }
 
@@ -480,19 +521,23 @@ impl TableTask {
         {
             return;
         }
-        let told = self.told();
-        for answer in self.jobs.waiting.drain(..) {
+        let mut told = None;
+        let news = &self.news;
+        let publishers = &self.publishers;
+        for Synchronizing { answer, .. } in self.jobs.waiting.extract_if(.., |one| news.is_told(one.round)) {
+            let told = told.get_or_insert_with(|| all_of(publishers));
             // Whoever asked may have gone.
             let _ = answer.send(told.clone());
         }
     }
 
-    fn tell(&mut self, tidings: &[Tiding]) {
+    /// Has publishers told what has changed: at once if they are few, else in the next round.
+    fn tell(&mut self, tidings: Tidings) {
         if tidings.is_empty() {
             return;
         }
         let mut held = self.prefixes.bytes();
-        for Tiding { subscribe, prefix, id } in tidings {
+        for Tiding { subscribe, prefix, id } in &tidings {
             let part = Snapshot::part_of(*id);
             self.audiences.values_mut().for_each(|audience| audience.snapshot.outdate(part));
             let bytes = prefix_memory(1, prefix.len(), heads(prefix.len()));
@@ -502,27 +547,72 @@ impl TableTask {
         if self.upstream == Upstream::All {
             return;
         }
+        if self.publishers.len() <= self.few {
+            self.news.add(tidings);
+            self.tell_all();
+            return;
+        }
+        self.news.gather(tidings, self.publishers.len());
+        if self.news.bytes() > NEWS_MAX {
+            self.tell_all();
+        }
+        // Perhaps all of it was taken back.
+        self.answer();
+    }
+
+    /// Tells a few publishers what has changed, if its time has come.
+    fn tell_some(&mut self) {
+        if !self.news.is_being_told() && self.news.due_in().is_some_and(|time| time.is_zero()) {
+            self.begin_round();
+        }
+        self.go_on(TOLD);
+    }
+
+    /// Tells all publishers all that has changed, at once.
+    fn tell_all(&mut self) {
+        self.go_on(usize::MAX);
+        if !self.news.is_empty() {
+            self.begin_round();
+            self.go_on(usize::MAX);
+        }
+    }
+
+    /// Begins to tell what has changed. No other round is being told.
+    fn begin_round(&mut self) {
+        let tidings = self.news.take();
         // Encoded once for each audience; the bytes are shared. To those that are joining, a part that is to come may say some of it again.
         let routes = self.table.routes();
         let audiences = self.audiences.iter_mut();
         let news: BTreeMap<u32, Bytes> = audiences
-            .map(|(number, audience)| (*number, audience.snapshot.news(tidings, &routes.prefixes)))
+            .map(|(number, audience)| (*number, audience.snapshot.news(&tidings, &routes.prefixes)))
             .filter(|(_, bytes)| !bytes.is_empty())
             .map(|(number, bytes)| (number, self.memory.counted(bytes)))
             .collect();
         drop(routes);
-        let send = |Told { publisher, audience }: &Told| {
-            let Some(bytes) = news.get(audience) else { return };
-            publisher.send(bytes);
-            publisher.count_backlog(&self.memory);
-        };
-        for told in self.publishers.values() {
-            send(told);
-            self.backlog.note(&told.publisher);
-        }
         // These are waited for once they have been told all that there is.
         let joining = self.jobs.joining.iter().filter(|joining| matches!(joining.before, Before::Nothing));
-        joining.for_each(|joining| send(&joining.told));
+        joining.for_each(|joining| send(&news, &joining.told, &self.memory));
+        self.news.begin(news);
+    }
+
+    /// Tells so many publishers of the present round. One that has just come may hear it twice: what has changed since is told in the next one.
+    fn go_on(&mut self, most: usize) {
+        let Some(round) = self.news.round() else { return };
+        let mut left = most;
+        let from = round.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let next =
+            if round.bytes.is_empty() { None } else { Some(self.publishers.range((from, Bound::Unbounded))) };
+        for (id, told) in next.into_iter().flatten() {
+            if left == 0 {
+                return;
+            }
+            left -= 1;
+            send(&round.bytes, told, &self.memory);
+            self.backlog.note(&told.publisher);
+            round.last = Some(*id);
+        }
+        self.news.end(self.publishers.len());
+        self.answer();
     }
 
     /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
@@ -540,6 +630,7 @@ impl TableTask {
 
     fn welcome_some(&mut self) {
         let Some(mut joining) = self.jobs.joining.pop_front() else { return };
+        self.news.seal();
         let Joining { told: Told { publisher, audience }, next, before } = &mut joining;
         let Some(Audience { snapshot, .. }) = self.audiences.get_mut(audience) else { return };
         let is_all = self.upstream == Upstream::All;
@@ -619,6 +710,7 @@ impl TableTask {
         }
         if let Some(id) = first {
             tidings.push(Tiding { subscribe: true, prefix, id });
+            self.charge(subscriber);
         }
         differs
     }
@@ -636,11 +728,23 @@ impl TableTask {
         if !own.cancel(&mut seat, prefix, &mut gone) {
             return false;
         }
+        let is_news = !gone.is_empty();
         tidings.extend(cancelled(gone));
         subscriber.subscriptions.fetch_sub(1, Ordering::Relaxed);
         subscriber.subscription_bytes.fetch_sub(prefix.len(), Ordering::Relaxed);
         count_memory(own, subscriber, &self.memory);
+        if is_news {
+            self.charge(subscriber);
+        }
         true
+    }
+
+    /// Has a subscriber pay for a round of news, once, where publishers are many.
+    fn charge(&self, subscriber: &Subscriber) {
+        let (publishers, round) = (self.publishers.len(), self.news.next_round());
+        if publishers > self.few && subscriber.told_in.swap(round, Ordering::Relaxed) != round {
+            subscriber.told.fetch_add(publishers, Ordering::Relaxed);
+        }
     }
 
     /// Moves what has to change its side: a little at once, which is taken from `left`, and more in slices. Returns whether topics find
@@ -685,6 +789,18 @@ impl TableTask {
         tidings.extend(cancelled(gone));
         differs
     }
+}
+
+/// The publishers that have been told everything.
+fn all_of(publishers: &BTreeMap<u32, Told>) -> Vec<Arc<Publisher>> {
+    publishers.values().map(|told| told.publisher.clone()).collect()
+}
+
+/// Tells a publisher what its audience is told.
+fn send(news: &BTreeMap<u32, Bytes>, Told { publisher, audience }: &Told, memory: &MemoryBudget) {
+    let Some(bytes) = news.get(audience) else { return };
+    publisher.send(bytes);
+    publisher.count_backlog(memory);
 }
 
 /// Has a subscriber's subscriptions count in the memory budget. If there is none left, whoever holds most is ended.

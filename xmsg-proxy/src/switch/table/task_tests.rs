@@ -47,6 +47,8 @@ enum Step {
     Change(bool, u32, &'static str),
     Gone(u32),
     Join(usize),
+    /// Time passes.
+    Work,
     Rights(usize, usize),
 }
 
@@ -59,14 +61,21 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (any::<bool>(), 1..4_u32, prefix).prop_map(|(subscribe, id, prefix)| Step::Change(subscribe, id, prefix)),
         1 => (1..4_u32).prop_map(Step::Gone),
         2 => (0..PUBLISH.len()).prop_map(Step::Join),
+        1 => Just(Step::Work),
         2 => (0..4_usize, 0..PUBLISH.len()).prop_map(|(which, rights)| Step::Rights(which, rights)),
     ]
 }
 
 proptest! {
     #[test]
-    fn publishers_are_told_what_concerns_what_they_may_publish(steps in prop::collection::vec(step(), 1..60)) {
+    fn publishers_are_told_what_concerns_what_they_may_publish(
+        steps in prop::collection::vec(step(), 1..60),
+        are_many in any::<bool>(),
+    ) {
         let mut task = table();
+        if are_many {
+            task.few = 0;
+        }
         let mut subscribers = BTreeMap::new();
         let mut wanted = BTreeSet::new();
         let mut publishers = Vec::new();
@@ -100,6 +109,7 @@ proptest! {
                     publishers.push((publisher.clone(), authority, PUBLISH[rights]));
                     changes.push(Change::PublisherJoined(publisher));
                 }
+                Step::Work => {}
                 Step::Rights(which, rights) => {
                     let Some((_, authority, publish)) = publishers.get_mut(which) else { continue };
                     *publish = PUBLISH[rights];
@@ -108,9 +118,14 @@ proptest! {
                 }
             }
             task.apply(&mut changes);
-            while !task.jobs.is_empty() {
+            // News may wait, but not more than one change of rights.
+            let may_wait = are_many && !matches!(step, Step::Work);
+            while if may_wait { !task.jobs.is_empty() } else { !task.is_idle() } {
                 task.work();
             }
+        }
+        while !task.is_idle() {
+            task.work();
         }
         let numbers: BTreeSet<u32> = task.publishers.values().map(|told| told.audience).collect();
         prop_assert_eq!(&numbers, &task.audiences.keys().copied().collect());
@@ -152,7 +167,8 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
         let id = own.subscribe(&mut seat, &prefix).first.expect("it is the first");
         own.cancel(&mut seat, &prefix, &mut Vec::new());
         drop(routes);
-        task.tell(&[Tiding { subscribe: true, prefix, id }]);
+        task.tell(vec![Tiding { subscribe: true, prefix, id }]);
+        task.tell_all();
     };
     tell(&mut task, 1_000);
     assert_eq!(task.backlog.publishers.len(), 0, "little waits");
@@ -184,4 +200,140 @@ async fn only_publishers_for_which_much_waits_are_looked_at() {
     assert_eq!(task.backlog.publishers.len(), PUBLISHERS as usize - 1);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(!task.backlog.is_there() && task.backlog.publishers.is_empty());
+}
+
+/// Subscribes to these, or takes that back, as one who has a number of its own.
+fn change(task: &mut TableTask, subscriber: &Arc<Subscriber>, subscribe: bool, prefixes: &[&'static str]) {
+    let prefixes = prefixes.iter().map(|prefix| Bytes::from_static(prefix.as_bytes()));
+    let change = if subscribe { Change::Subscribe } else { Change::Cancel };
+    task.apply(&mut prefixes.map(|prefix| change(subscriber.clone(), prefix)).collect());
+}
+
+fn some_subscriber(id: u32) -> Arc<Subscriber> {
+    let outbox = Outbox::new(HighWaterMark::bytes(1 << 20));
+    Arc::new(Subscriber::new(id, "a subscriber", outbox, Grant::new(&Arc::default(), None)))
+}
+
+/// Many publishers, who have read what they were told when they came.
+fn many(task: &mut TableTask, count: u32) {
+    for id in 0..count {
+        task.welcome(Arc::new(Publisher::of_test(id, "a publisher")));
+    }
+    for told in task.publishers.values() {
+        told.publisher.outbox.clear();
+    }
+}
+
+/// Publishers that have been told something.
+fn told(task: &TableTask) -> usize {
+    let publishers = task.publishers.values();
+    publishers.filter(|told| told.publisher.outbox.queued().messages > 0).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_publishers_are_told_a_few_at_a_time_and_confirmed_when_all_know() {
+    const PUBLISHERS: usize = 1_000;
+    let mut task = table();
+    many(&mut task, PUBLISHERS as u32);
+    let subscriber = some_subscriber(1);
+    change(&mut task, &subscriber, true, &["a", "b"]);
+    assert_eq!(told(&task), 0, "more may come");
+    let (answer, mut confirmed) = oneshot::channel();
+    task.apply(&mut vec![Change::Synchronize(answer)]);
+    let pause = task.work().expect("there is nothing else to do");
+    assert!(pause <= Duration::from_millis(5), "{pause:?}");
+    tokio::time::sleep(pause).await;
+    let mut slices = 0;
+    while told(&task) < PUBLISHERS {
+        assert!(confirmed.try_recv().is_err(), "not before all of them know");
+        let before = told(&task);
+        task.work();
+        assert!(told(&task) - before <= TOLD, "others have their turn");
+        slices += 1;
+    }
+    assert_eq!(slices, PUBLISHERS.div_ceil(TOLD));
+    assert_eq!(confirmed.try_recv().expect("all of them know").len(), PUBLISHERS);
+    assert!(task.is_idle());
+    // The next round comes after a rest, so that whoever changes without end leaves others most of the time.
+    change(&mut task, &subscriber, true, &["c"]);
+    let pause = task.work().expect("there is nothing else to do");
+    assert!(pause > Duration::from_millis(20), "{pause:?}");
+    let messages = |task: &TableTask| task.publishers[&0].publisher.outbox.queued().messages;
+    let before = messages(&task);
+    change(&mut task, &subscriber, true, &["d"]);
+    change(&mut task, &subscriber, false, &["c"]);
+    tokio::time::sleep(pause).await;
+    while !task.is_idle() {
+        task.work();
+    }
+    assert_eq!(messages(&task), before + 1, "all of it at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_what_is_taken_back_at_once_many_publishers_hear_nothing() {
+    let mut task = table();
+    many(&mut task, 500);
+    let subscriber = some_subscriber(1);
+    for _ in 0..100 {
+        change(&mut task, &subscriber, true, &["a"]);
+        change(&mut task, &subscriber, false, &["a"]);
+    }
+    assert!(task.is_idle(), "nothing is left to tell");
+    // Whoever waits for that need not wait.
+    change(&mut task, &subscriber, true, &["b"]);
+    let (answer, mut confirmed) = oneshot::channel();
+    task.apply(&mut vec![Change::Synchronize(answer)]);
+    assert!(confirmed.try_recv().is_err());
+    change(&mut task, &subscriber, false, &["b"]);
+    assert_eq!(confirmed.try_recv().expect("all of them know").len(), 500);
+    assert_eq!(told(&task), 0);
+    // One that comes meanwhile is told what is wanted then: that may not be taken back without a word.
+    change(&mut task, &subscriber, true, &["c"]);
+    let newcomer = Arc::new(Publisher::of_test_with(1_000, &Arc::default(), Version::V3_0));
+    task.welcome(newcomer.clone());
+    change(&mut task, &subscriber, false, &["c"]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    while !task.is_idle() {
+        task.work();
+    }
+    assert_eq!(kept(&newcomer), [Bytes::from_static(CONTROL_TOPIC)].into());
+    assert_eq!(told(&task), 500, "the others, too, hear of both");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_pays_for_each_round_of_news_where_publishers_are_many() {
+    let mut task = table();
+    many(&mut task, 500);
+    let subscriber = some_subscriber(1);
+    let other = some_subscriber(2);
+    let charged = |subscriber: &Subscriber| subscriber.told.swap(0, Ordering::Relaxed);
+    for prefixes in [["a", "b"], ["c", "d"]] {
+        change(&mut task, &subscriber, true, &prefixes);
+        // What is wanted already is no news.
+        change(&mut task, &other, true, &prefixes);
+        assert_eq!((charged(&subscriber), charged(&other)), (500, 0));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        while !task.is_idle() {
+            task.work();
+        }
+    }
+    let mut few = table();
+    many(&mut few, FEW as u32);
+    let third = some_subscriber(3);
+    change(&mut few, &third, true, &["a"]);
+    assert_eq!((charged(&third), told(&few)), (0, FEW), "a few are told at once");
+}
+
+/// However much changes, what waits to be told is bounded.
+#[tokio::test(start_paused = true)]
+async fn much_news_is_told_before_its_time() {
+    let mut task = table();
+    many(&mut task, 100);
+    let subscriber = some_subscriber(1);
+    for number in 0..1_000_u32 {
+        let prefix = Bytes::from([&number.to_be_bytes()[..], &[7; 4_000]].concat());
+        task.apply(&mut vec![Change::Subscribe(subscriber.clone(), prefix)]);
+        assert!(task.news.bytes() <= NEWS_MAX);
+    }
+    assert_eq!(told(&task), 100);
 }
