@@ -24,7 +24,7 @@ mod stall;
 mod table;
 mod watch;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -122,7 +122,8 @@ pub struct Totals {
     pub waited: Duration,
     /// Subscribers that were cut off because they were too slow.
     pub disconnected: u64,
-    /// Messages that were queued and not written when their subscriber went away.
+    /// Messages that a subscriber did not get because a connection ended: they were queued for it when it went away, or waited for room in
+    /// its queue (`block`) when the connection of their publisher ended.
     pub undelivered: u64,
     /// Messages that were received and wait for room in a subscriber's queue (`block`) now: in the hands of a publisher that is held up, and in
     /// no queue.
@@ -165,7 +166,8 @@ struct Inner {
     caches: Arc<Caches>,
     watch: Arc<Watch>,
     started: Instant,
-    next_id: AtomicU32,
+    /// Connections so far.
+    next_id: AtomicU64,
     asking: RequestSender,
     requests: Mutex<Option<ControlRequests>>,
     listeners: Mutex<Vec<Closer>>,
@@ -212,7 +214,7 @@ impl Switch {
             caches: Arc::new(Caches::new(&config.memory)),
             watch: Arc::default(),
             started: now(),
-            next_id: AtomicU32::new(1),
+            next_id: AtomicU64::new(1),
             listeners: Mutex::default(),
             refuse: stop.child_token(),
             tasks: TaskTracker::new(),
@@ -620,8 +622,17 @@ impl Switch {
         }
     }
 
+    /// A number that no connection has. None had it before, unless there were four billion.
     fn id(&self) -> u32 {
-        self.inner.next_id.fetch_add(1, Ordering::Relaxed)
+        loop {
+            let number = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+            // The table is made of short numbers.
+            let id = number as u32;
+            let is_free = || matches!(self.inner.gate.find(id), (None, None));
+            if u32::try_from(number).is_ok() || (id > 0 && is_free()) {
+                return id;
+            }
+        }
     }
 }
 
@@ -635,5 +646,21 @@ async fn run_table(mut task: TableTask, stop: CancellationToken) {
         biased;
         () = stop.cancelled() => task.drain(),
         () = task.run() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn numbers_that_begin_anew_leave_out_those_that_are_taken() {
+        let switch = Switch::start(Config::default());
+        for id in [1, 2, 4] {
+            switch.inner.gate.add_publisher(&Arc::new(Publisher::of_test(id, "a publisher")));
+        }
+        switch.inner.next_id.store(u64::from(u32::MAX), Ordering::Relaxed);
+        assert_eq!([switch.id(), switch.id(), switch.id()], [u32::MAX, 3, 5]);
+        switch.abort();
     }
 }

@@ -483,7 +483,7 @@ impl AddAssign for Drops {
 /// A snapshot of one publisher.
 #[derive(Clone, Debug)]
 pub struct PublisherStats {
-    /// Its number: no other connection of this proxy has had it, or will.
+    /// Its number: no other connection of this proxy has it; none has had it, unless there were four billion since.
     pub id: u32,
     /// Its address.
     pub peer: String,
@@ -503,7 +503,7 @@ pub struct PublisherStats {
 /// A snapshot of one subscriber.
 #[derive(Clone, Debug)]
 pub struct SubscriberStats {
-    /// Its number: no other connection of this proxy has had it, or will.
+    /// Its number: no other connection of this proxy has it; none has had it, unless there were four billion since.
     pub id: u32,
     /// Its address.
     pub peer: String,
