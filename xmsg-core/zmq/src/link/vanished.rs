@@ -8,6 +8,7 @@
 //!
 //! Linux only. Elsewhere, and where the system does not answer, nothing is ever found out, and TCP's own time limit stays.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -105,16 +106,31 @@ impl Watch {
 /// `interval` more. An idle connection asks nothing: that is what keepalive is for. Without a route it never returns.
 pub async fn vanished(route: Option<Route>, interval: Duration, timeout: Duration) {
     let (Some(route), true) = (route, cfg!(target_os = "linux")) else { return std::future::pending().await };
+    asking(|| kernel::sample(route), interval, timeout).await;
+}
+
+/// The same by what `sample` says.
+async fn asking(
+    mut sample: impl FnMut() -> io::Result<Option<Sample>>,
+    interval: Duration,
+    timeout: Duration,
+) {
     // Half of it is for the time until the kernel has asked again at all.
     let mut watch = Watch { interval: interval / 2, timeout, silence: None };
     let mut pause = watch.interval;
     loop {
         tokio::time::sleep(pause).await;
-        let sample = match kernel::sample(route) {
+        let sample = match sample() {
             Ok(sample) => sample,
-            Err(error) => {
+            Err(error) if is_refused(&error) => {
                 tracing::debug!(%error, "the system does not say whether peers are still there: TCP decides alone");
                 return std::future::pending().await;
+            }
+            // It has no descriptor, no memory or no time just now: that says nothing about the peer, nor about the next time.
+            Err(error) => {
+                tracing::debug!(%error, "the system did not say whether a peer is still there: it is asked again");
+                pause = watch.interval;
+                continue;
             }
         };
         match watch.observe(Instant::now(), sample) {
@@ -122,6 +138,14 @@ pub async fn vanished(route: Option<Route>, interval: Duration, timeout: Duratio
             Verdict::Gone => return,
         }
     }
+}
+
+/// Whether the system will not answer next time either.
+fn is_refused(error: &io::Error) -> bool {
+    /// `EPROTONOSUPPORT`, `EAFNOSUPPORT`.
+    const UNKNOWN: [i32; 2] = [93, 97];
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported)
+        || error.raw_os_error().is_some_and(|number| UNKNOWN.contains(&number))
 }
 
 /// How many bytes the peer has sent that we have not read, if the system says so.
@@ -307,6 +331,35 @@ mod tests {
         assert_eq!(watch.observe(start + TIMEOUT * 3, Some(without_room(3, 120_000))), Verdict::Gone);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_system_that_cannot_answer_once_is_asked_again() {
+        let start = Instant::now();
+        // No descriptor is free, then nothing is acknowledged any more.
+        let mut asked = 0_u8;
+        let found = asking(
+            || {
+                asked += 1;
+                match asked {
+                    1 | 3 => Err(io::Error::from_raw_os_error(24)),
+                    _ => Ok(Some(sample(asked, (Instant::now() - start).as_millis() as u64))),
+                }
+            },
+            INTERVAL,
+            TIMEOUT,
+        );
+        tokio::time::timeout(Duration::from_secs(600), found).await.expect("it is found out");
+        assert!(asked > 3);
+        // One that refuses is not asked again.
+        let mut asked = 0;
+        let refusing = || {
+            asked += 1;
+            Err(io::Error::from(io::ErrorKind::PermissionDenied))
+        };
+        let refused = asking(refusing, INTERVAL, TIMEOUT);
+        tokio::time::timeout(Duration::from_secs(600), refused).await.unwrap_err();
+        assert_eq!(asked, 1);
+    }
+
     /// A paused peer whose room shrank under data on its way answers each copy of it, and the kernel counts the copies all the
     /// same.
     #[test]
@@ -401,7 +454,7 @@ mod tests {
             assert_eq!(kernel::read(&answer(20, &body)).unwrap(), Some(sample(0, 1234)));
             let error = |code: i32| kernel::read(&answer(2, &code.to_ne_bytes()));
             assert_eq!(error(-2).unwrap(), None);
-            assert_eq!(error(-1).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+            assert_eq!(error(-1).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
             kernel::read(&answer(3, &[])).unwrap_err();
             assert_eq!(
                 kernel::request(Route {
