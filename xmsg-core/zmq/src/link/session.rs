@@ -443,6 +443,12 @@ impl Session {
                         Err(_) => (Ended::ByUs("closed here"), false),
                     }
                 }
+                // Others need the memory now.
+                futures::future::Either::Left((Err(error), _))
+                    if error.kind() == io::ErrorKind::OutOfMemory =>
+                {
+                    (Ended::from(error), false)
+                }
                 futures::future::Either::Left((Err(error), reading)) => {
                     // What the peer sent before it closed counts, even if it no longer reads.
                     match tokio::time::timeout(farewell, reading).await {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::link::transport::Listener;
 use crate::security::{AllowKeys, KeyPair, Security};
-use crate::{Endpoint, Publisher, SocketOptions, TcpOptions};
+use crate::{Endpoint, Publisher, SocketOptions, Subscriber, TcpOptions};
 use xmsg_zmtp::{Options, SocketType};
 
 /// What one large message took when it came.
@@ -69,6 +69,35 @@ async fn clear_text_counts_before_there_is_memory_for_it() {
     let [(len, slab, claimed)] = taken.messages[..] else { panic!("{:?}", taken.messages) };
     assert_eq!((len, slab), (LEN + 9, LEN + 9), "the slab is as large as the message");
     assert!(claimed <= LEN + (1 << 20), "{claimed} bytes");
+}
+
+/// What a connection holds is for others as soon as it was found that there is no memory for it: it does not read on meanwhile.
+#[tokio::test]
+async fn a_connection_without_memory_for_a_box_ends_at_once() {
+    let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let authenticator = Arc::new(AllowKeys::new([*client.public()]));
+    let public = *server.public();
+    let listening = Security::CurveServer { keys: server, authenticator: authenticator.clone() };
+    let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
+    let security = Security::CurveClient { keys: client, server: public };
+    // It stays.
+    let subscriber = Subscriber::new(SocketOptions::default().security(security));
+    subscriber.connect(listener.endpoint().clone());
+    let (stream, name) = listener.accept().await;
+    let budget = MemoryBudget::new(2 << 20);
+    let engine = Engine::with_mechanism(Options::new(SocketType::Xpub), listening.mechanism(), now());
+    let mut session =
+        Session::new(stream, engine).with_authenticator(Some(authenticator)).with_memory(&budget, &name);
+    session.handshake().await.unwrap();
+    let outbox = Outbox::new(crate::HighWaterMark::bytes(64 << 20));
+    outbox.try_push(&[Bytes::from(vec![7; 4 << 20])]).unwrap();
+    let mut taken = Taken { budget: budget.clone(), messages: Vec::new() };
+    let farewell = Duration::from_secs(3600);
+    let running = tokio::time::timeout(Duration::from_secs(60), session.run(&outbox, &mut taken, farewell));
+    let ended = running.await.expect("nothing is waited for");
+    assert!(matches!(ended, Ended::OutOfMemory), "{ended}");
+    assert_eq!(budget.claimed(), 0);
+    drop(subscriber);
 }
 
 /// Takes nothing, ever.
