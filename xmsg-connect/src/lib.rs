@@ -1,4 +1,38 @@
 //! Named outgoing connections and channels between xMsg, ZeroMQ sockets and RabbitMQ, with nothing lost.
+//!
+//! A [`Registry`] keeps what is declared at work: [outgoing connections](definition::OutgoingDefinition), which take messages out of xMsg, and
+//! [channels](definition::ChannelDefinition), which bring them in. What goes out is in a [spool] on disk before it counts as accepted, and stays there until
+//! the other side has it.
+//!
+//! ```
+//! use std::time::Duration;
+//! use xmsg_connect::definition::{OutgoingDefinition, SendingSocket};
+//! use xmsg_connect::{Registry, RegistryOptions};
+//! use xmsg_core::{Message, ProxyAddress};
+//!
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let state_dir = folder.path();
+//! let proxy: ProxyAddress = "127.0.0.1".parse()?; // nothing is subscribed to below, so it need not be there
+//! let registry = Registry::open(RegistryOptions::new(state_dir, proxy)).await?;
+//! registry.create(OutgoingDefinition::zmq("feed", SendingSocket::Push, "tcp://127.0.0.1:5557")).await?;
+//!
+//! // Nobody listens there yet: the message waits on disk.
+//! registry.send("feed", Message::of("feed:new", "hello")?).await?;
+//! assert_eq!(registry.outgoing("feed")?.spool.entries, 1);
+//! registry.close().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! | to | there is |
+//! |---|---|
+//! | declare | [`definition`]: connections to brokers, outgoing connections, channels, the spool, as types and as TOML |
+//! | run and change them | [`Registry`], [`RegistryOptions`], [`Definition`], [`OnDelete`] |
+//! | send by name | [`Registry::send`], [`Registry::send_confirmed`], [`Outbound`] |
+//! | see how they are | [`Report`], [`LinkReport`], [`LinkState`], [`Counts`], [`SpoolReport`], [`DeadMessage`] |
+//! | keep anything on disk until it is delivered | [`spool`] |
+//!
+//! The promises, and all that may be declared: `docs/connect.md`.
 
 #![warn(missing_docs)]
 
@@ -23,3 +57,12 @@ pub use registry::{
     ChannelReport, Definition, OnDelete, OutgoingReport, Registry, RegistryOptions, Report, Sort,
 };
 pub use status::{Counts, DeadMessage, Incident, LinkReport, LinkState, SpoolReport};
+
+/// Crates whose types stand in signatures of this one.
+#[doc(no_inline)]
+pub use {bytes, xmsg_core};
+
+/// The code of the page on connections runs as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/connect.md")]
+struct ConnectPage;

@@ -21,7 +21,7 @@ use super::Totals;
 pub(super) use super::grant::Grant;
 use super::publisher::Publisher;
 use super::slow::Slow;
-use super::stall::Stall;
+use super::stall::{HeldUp, Stall};
 use crate::policy::{Policy, Rule};
 
 /// What comes of one subscriber's slowness is logged at most this often.
@@ -607,8 +607,7 @@ impl Gate {
 
     /// Counts so many messages as in the hands of a publisher that waits.
     pub(super) fn hold(&self, messages: u64) -> HeldUp<'_> {
-        self.held.fetch_add(messages, Ordering::Relaxed);
-        HeldUp { all: &self.held, messages }
+        HeldUp::of(&self.held, messages)
     }
 
     pub(super) fn refused(&self) {
@@ -731,27 +730,6 @@ impl Gate {
                 slow_for: lock(&subscriber.slow).lasts(Instant::now()),
             })
             .collect()
-    }
-}
-
-/// Messages that a publisher holds while it waits for a subscriber.
-#[derive(Debug)]
-pub(super) struct HeldUp<'a> {
-    all: &'a AtomicU64,
-    messages: u64,
-}
-
-impl HeldUp<'_> {
-    /// It holds so many from now on.
-    pub(super) fn set(&mut self, messages: u64) {
-        self.all.fetch_add(messages.wrapping_sub(self.messages), Ordering::Relaxed);
-        self.messages = messages;
-    }
-}
-
-impl Drop for HeldUp<'_> {
-    fn drop(&mut self) {
-        self.set(0);
     }
 }
 

@@ -92,7 +92,7 @@ impl News {
 
     /// The number of the round in which all changes so far are told.
     pub(super) fn needed(&self) -> u64 {
-        self.begun + u64::from(!self.is_empty())
+        u64::from(!self.is_empty()) + self.begun
     }
 
     /// Whether that round is over, or no longer needed.
