@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -26,6 +27,8 @@ use crate::status::{DeadMessage, LinkReport, SpoolReport};
 
 /// The file with all definitions, in the state directory.
 const STATE_FILE: &str = "connect.toml";
+/// The file that whoever uses the state directory has locked.
+const LOCK_FILE: &str = "lock";
 /// Changes that wait for the one before them.
 const CHANGES: usize = 64;
 
@@ -193,6 +196,8 @@ struct Shared {
     entries: RwLock<Entries>,
     spool_dir: PathBuf,
     targets: Targets,
+    /// Locked for as long as this lives.
+    _lock: File,
 }
 
 /// What is at work, by name.
@@ -217,13 +222,15 @@ impl Registry {
     /// Reads the state directory, opens the spools, and starts everything that is active. Does not wait for any peer: a broker that is not there is tried
     /// again and again, in the background.
     ///
-    /// [`ErrorKind::InvalidDefinition`] if the state file can't be understood, [`ErrorKind::Storage`] if the folder can't be used.
+    /// [`ErrorKind::InvalidDefinition`] if the state file can't be understood, [`ErrorKind::InUse`] if another registry uses the folder,
+    /// [`ErrorKind::Storage`] if it can't be used.
     pub async fn open(options: RegistryOptions) -> Result<Self> {
         let RegistryOptions { state_dir, proxy, connect, initial } = options;
-        let (definitions, state_dir) = {
-            let reading = move || read_state(&state_dir, initial).map(|definitions| (definitions, state_dir));
-            in_background(reading).await?
+        let reading = move || {
+            let lock = lock_state(&state_dir)?;
+            read_state(&state_dir, initial).map(|definitions| (definitions, state_dir, lock))
         };
+        let (definitions, state_dir, lock) = in_background(reading).await?;
         let actor = Actor::builder("xmsg-connect").proxy(proxy.clone()).options(connect.clone()).build();
         let actor = actor.map_err(|error| {
             Error::new(ErrorKind::InvalidDefinition, "the connection to the proxy can't be made")
@@ -238,6 +245,7 @@ impl Registry {
             entries: RwLock::default(),
             spool_dir,
             targets: Targets::new(proxy, connect),
+            _lock: lock,
         });
         let (changes, receiver) = mpsc::channel(CHANGES);
         let mut keeper = Keeper { shared: shared.clone(), actor, state_file: state_dir.join(STATE_FILE) };
@@ -803,11 +811,31 @@ async fn in_background<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Sen
     ended.map_err(|error| Error::new(ErrorKind::Closed, "the runtime has ended").with_source(error))?
 }
 
-fn read_state(state_dir: &Path, initial: Definitions) -> Result<Definitions> {
-    let failed = |what: &str, path: &Path, error: std::io::Error| {
-        Error::new(ErrorKind::Storage, format!("{} can't be {what}", path.display())).with_source(error)
-    };
+/// An error of the file system.
+fn failed(what: &str, path: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Storage, format!("{} can't be {what}", path.display())).with_source(error)
+}
+
+/// Makes the state directory if it is not there, and locks it.
+fn lock_state(state_dir: &Path) -> Result<File> {
     std::fs::create_dir_all(state_dir).map_err(|error| failed("made", state_dir, error))?;
+    let path = state_dir.join(LOCK_FILE);
+    let lock = File::options().create(true).truncate(false).write(true).open(&path);
+    let lock = lock.map_err(|error| failed("opened", &path, error))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let what = format!(
+                "{} is used by another registry: end that, or choose another folder",
+                state_dir.display()
+            );
+            Err(Error::new(ErrorKind::InUse, what))
+        }
+        Err(TryLockError::Error(error)) => Err(failed("locked", &path, error)),
+    }
+}
+
+fn read_state(state_dir: &Path, initial: Definitions) -> Result<Definitions> {
     let file = state_dir.join(STATE_FILE);
     match std::fs::read_to_string(&file) {
         Ok(text) => Definitions::parse(&text).map_err(|error| {
@@ -830,7 +858,7 @@ fn replace_file(file: &Path, text: &str) -> Result<()> {
         temporary.write_all(text.as_bytes())?;
         temporary.as_file().sync_all()?;
         temporary.persist(file).map_err(|error| error.error)?;
-        std::fs::File::open(folder)?.sync_all()
+        File::open(folder)?.sync_all()
     };
     write().map_err(|error: std::io::Error| {
         Error::new(ErrorKind::Storage, format!("the definitions can't be saved to {}", file.display()))

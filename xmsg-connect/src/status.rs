@@ -80,7 +80,7 @@ fn as_optional_rfc3339<S: Serializer>(time: &Option<SystemTime>, serializer: S) 
 
 /// Incidents that are remembered of one link; older ones are in the log.
 const INCIDENTS: usize = 10;
-/// Lines about single messages that one link logs in [`WINDOW`]; the rest is counted.
+/// Lines that one link logs in [`WINDOW`]; the rest is counted.
 const LINES: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -228,12 +228,12 @@ impl Status {
         *lock(&self.peer) = peer;
     }
 
-    /// The state from now on, and why; both are logged.
+    /// The state from now on, and why; both are logged, as [`note`](Self::note) does it, when they are new.
     pub(crate) fn fail(&self, state: LinkState, what: String) {
         let is_news =
             lock(&self.reason).as_ref().is_none_or(|reason| reason.what != what) || self.state() != state;
         if is_news {
-            tracing::warn!("{}: {state}: {what}", self.label());
+            self.log(&format!("{state}: {what}"));
         }
         let incident = self.remember(what);
         *lock(&self.reason) = Some(incident);
@@ -243,15 +243,18 @@ impl Status {
     /// Something went wrong that does not change the state. It is logged, unless there were many such lines just before; how many were left out is said
     /// with the next one.
     pub(crate) fn note(&self, what: String) {
-        if let Some(left_out) = lock(&self.lines).admit(Instant::now()) {
-            let label = self.label();
-            if left_out == 0 {
-                tracing::warn!("{label}: {what}");
-            } else {
-                tracing::warn!("{label}: {what} ({left_out} lines before this one were left out)");
-            }
-        }
+        self.log(&what);
         self.remember(what);
+    }
+
+    fn log(&self, what: &str) {
+        let Some(left_out) = lock(&self.lines).admit(Instant::now()) else { return };
+        let label = self.label();
+        if left_out == 0 {
+            tracing::warn!("{label}: {what}");
+        } else {
+            tracing::warn!("{label}: {what} ({left_out} lines before this one were left out)");
+        }
     }
 
     fn remember(&self, what: String) -> Incident {

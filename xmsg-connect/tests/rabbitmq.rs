@@ -319,6 +319,10 @@ async fn entries_are_changed_while_they_are_at_work_and_survive_a_restart() {
     assert_eq!(site.registry.outgoing("out").unwrap_err().kind(), ErrorKind::Unknown);
     assert_eq!(site.registry.outgoing("renamed").unwrap().definition.connection.as_deref(), Some("rabbit"));
     let exported = site.registry.export();
+    let options =
+        xmsg_connect::RegistryOptions::new(site.folder.path().join("state"), site.proxy.address().clone());
+    let error = xmsg_connect::Registry::open(options).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
     site.restart().await;
     assert_eq!(site.registry.export(), exported);
     assert_eq!(site.registry.outgoing("renamed").unwrap().spool.entries, 1);

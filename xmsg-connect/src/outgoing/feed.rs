@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use xmsg_core::{Actor, Message, SocketEvent, Subscription};
+use xmsg_core::{Actor, Message, SocketEvent, Subscription, Topic};
 use xmsg_zmq::deadline::Deadline;
 
 use super::{OutgoingPlan, Shared, storage};
@@ -64,7 +64,12 @@ async fn feed(
     plan: &OutgoingPlan,
     stop: &CancellationToken,
 ) -> Result<()> {
-    let topics: Vec<&str> = plan.definition.subscribe.iter().map(String::as_str).collect();
+    // An empty text is every topic.
+    let parse = |text: &String| if text.is_empty() { Ok(Topic::everything()) } else { text.parse() };
+    let topics = plan.definition.subscribe.iter().map(parse).collect::<xmsg_core::Result<Vec<_>>>();
+    let topics = topics.map_err(|error| {
+        Error::new(ErrorKind::InvalidDefinition, "a topic can't be used (subscribe)").with_source(error)
+    })?;
     let subscribed = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         subscribed = actor.subscribe(&topics) => subscribed,
