@@ -3,16 +3,20 @@
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
 use std::fmt::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
 use tokio::process::Command;
-use xmsg_core::security::{KeyPair, Security};
-use xmsg_core::{ConnectOptions, Connection, ErrorKind};
+use xmsg_core::security::{KeyPair, Password, Security};
+use xmsg_core::{
+    ConnectOptions, Connection, ErrorKind, OwnerType, Registrar, RegistrarAddress, Registration, Topic,
+};
+use xmsg_proxy::security::hash_password;
 use xmsg_tests::process::{Daemon, finish, run};
 use xmsg_tests::{http, patient, within};
-use xmsg_zmq::{Endpoint, Requester, SocketEvent, SocketOptions};
+use xmsg_zmq::{Endpoint, Requester, SocketEvent, SocketOptions, Subscriber};
 
 const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
 const REGISTRAR: &str = env!("CARGO_BIN_EXE_xmsg-registrar");
@@ -22,6 +26,13 @@ fn file(folder: &Path, name: &str, text: &str) -> String {
     let path = folder.join(name);
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
+}
+
+/// The same, readable to nobody else.
+fn secret(folder: &Path, name: &str, text: &str) -> String {
+    let path = file(folder, name, text);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    path
 }
 
 fn output(output: &Output) -> (Option<i32>, String, String) {
@@ -241,8 +252,6 @@ async fn the_log_can_be_json() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sighup_takes_over_keys_and_rights() {
-    use std::os::unix::fs::PermissionsExt;
-
     let folder = tempfile::tempdir().unwrap();
     let (server, first, second) =
         (KeyPair::generate().unwrap(), KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
@@ -289,11 +298,70 @@ async fn sighup_takes_over_keys_and_rights() {
     assert!(code == Some(2) && error.contains("chmod 600"), "{error}");
 }
 
+/// Rules for one mechanism say something else, or nothing, under another one. In both daemons.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_another_mechanism_in_the_file_the_rules_in_force_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    secret(folder.path(), "key", &format!("secret-key = \"{}\"", *server.secret().expose_text()));
+    secret(folder.path(), "users", &format!("me:{}", *hash_password("sesame").unwrap()));
+    let section = |mechanism: &str| {
+        let files = "key_file = 'key'\npassword_file = 'users'";
+        format!("port = 0\n[security]\nmechanism = '{mechanism}'\n{files}\n[[security.client]]\n")
+    };
+    let security = |mechanism: &str| match mechanism {
+        "null" => Security::Null,
+        "plain" => Security::PlainClient { user: "me".into(), password: Password::new("sesame").unwrap() },
+        _ => Security::CurveClient { keys: client.clone(), server: *server.public() },
+    };
+    let all = ["null", "plain", "curve"];
+    let pairs = all.iter().flat_map(|before| all.map(|after| (*before, after)));
+    for (before, after) in pairs.filter(|(before, after)| before != after) {
+        for (program, arguments) in [(PROXY, &["--registrar", "0"][..]), (REGISTRAR, &[])] {
+            let limited = "publish = ['daq:']\nsubscribe = ['daq:']\nregister = false\n";
+            let path = file(folder.path(), "settings.toml", &(section(before) + limited));
+            let mut command = Command::new(program);
+            command.args(["--admin", "off", "--config", &path]).args(arguments).env_remove("RUST_LOG");
+            let mut daemon = Daemon::start_logged(command);
+            let (mut ports, mut registrar) = (None, None);
+            while registrar.is_none() {
+                let line = daemon.line().await;
+                let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
+                let found =
+                    line.split_once(" at 127.0.0.1:").map(|(_, rest)| digits(rest).parse::<u16>().unwrap());
+                if line.starts_with("xmsg-registrar") { registrar = found } else { ports = found }
+            }
+            let registrar = RegistrarAddress::new("127.0.0.1", registrar.unwrap()).unwrap();
+            let registrar = Registrar::builder(registrar).security(security(before)).build().unwrap();
+            let topic = Topic::wrap("a:b:c".to_owned());
+            let record = Registration::new(OwnerType::Publisher, "me", &topic, &"10.0.0.1".parse().unwrap());
+            // A connection of its own each time: one that exists already shows no new mechanism.
+            let limits = async |forbidden: &str| {
+                let error = within("a refusal", registrar.register(&record)).await.unwrap_err();
+                assert!(error.to_string().contains("not allowed"), "{before} to {after}: {error}");
+                let Some(port) = ports else { return };
+                let subscriber = Subscriber::new(SocketOptions::default().security(security(before)));
+                subscriber.subscribe(forbidden.to_owned()).unwrap();
+                subscriber.connect(Endpoint::tcp("127.0.0.1", port + 1));
+                daemon.logged(&["not allowed to subscribe", &format!("topic={forbidden}")]).await;
+            };
+            limits("secret:1").await;
+            // Whoever is not named may do everything.
+            file(folder.path(), "settings.toml", &section(after));
+            daemon.signal("HUP").await;
+            daemon.logged(&["configuration reloaded", "taken_over=0", "needs_restart=2"]).await;
+            let (before_name, after_name) = (before.to_uppercase(), after.to_uppercase());
+            daemon.logged(&["another security mechanism", &before_name, &after_name]).await;
+            limits("secret:2").await;
+            daemon.signal("TERM").await;
+            assert!(daemon.end().await.success());
+        }
+    }
+}
+
 /// In both daemons.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sighup_ends_connections_to_the_registrar_of_those_who_are_not_let_in_any_more() {
-    use std::os::unix::fs::PermissionsExt;
-
     for (program, arguments) in [(REGISTRAR, &[][..]), (PROXY, &["--registrar", "0"])] {
         let folder = tempfile::tempdir().unwrap();
         let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());

@@ -90,11 +90,11 @@ fn starts_with_any(topic: &[u8], prefixes: &[Bytes]) -> bool {
     prefixes.iter().any(|prefix| topic.starts_with(prefix))
 }
 
-/// Who is let in, with which rights.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Who is let in, with which rights. By default, nobody: rules for one [`Mechanism`] let nobody in through another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Whoever comes without credentials, to ports without security. Default: everything.
-    pub anonymous: Arc<Rights>,
+    /// Whoever comes without credentials, to ports without security. Default: not let in. See [`open`](Self::open).
+    pub anonymous: Option<Arc<Rights>>,
     /// CURVE clients by their key.
     pub keys: HashMap<PublicKey, Arc<Rights>>,
     /// Every other key. Default: not let in.
@@ -107,23 +107,16 @@ pub struct Rules {
     pub passwords: Passwords,
 }
 
-impl Default for Rules {
-    fn default() -> Self {
-        Self {
-            anonymous: Arc::new(Rights::all()),
-            keys: HashMap::new(),
-            other_keys: None,
-            users: HashMap::new(),
-            other_users: None,
-            passwords: Passwords::default(),
-        }
-    }
-}
-
 impl Rules {
+    /// Everybody may do everything on ports without security ([`Mechanism::Null`]).
+    #[must_use]
+    pub fn open() -> Self {
+        Self { anonymous: Some(Arc::new(Rights::all())), ..Self::default() }
+    }
+
     fn rights(&self, principal: Option<&Principal>) -> Option<&Arc<Rights>> {
         match principal {
-            None => Some(&self.anonymous),
+            None => self.anonymous.as_ref(),
             Some(Principal::Key(key)) => self.keys.get(key).or(self.other_keys.as_ref()),
             Some(Principal::User(name)) => {
                 self.users.get(name).or(self.other_users.as_ref()).filter(|_| self.passwords.knows(name))
@@ -206,9 +199,10 @@ impl Logins {
     }
 }
 
+/// With [open](Rules::open) rules.
 impl Default for Authority {
     fn default() -> Self {
-        Self::new(Rules::default())
+        Self::new(Rules::open())
     }
 }
 
@@ -359,6 +353,12 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
+    /// Whether peers prove who they are in the same way. Our own keys make no difference: rules for clients are about theirs.
+    #[must_use]
+    pub fn has_rules_of(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -423,6 +423,24 @@ mod tests {
         assert_eq!(authority.generation(), 1);
         authority.replace(Rules::default());
         assert!(authority.rights(Some(&Principal::Key(key))).is_none());
+    }
+
+    #[test]
+    fn rules_say_nothing_about_peers_that_prove_themselves_in_another_way() {
+        let key = Principal::Key(*KeyPair::generate().unwrap().public());
+        let user = Principal::User("alice".into());
+        let (everything, open) = (Some(Arc::new(Rights::all())), Rules::open());
+        let keys = Rules { other_keys: everything.clone(), ..Rules::default() };
+        let users = Rules { other_users: everything, ..users() };
+        for (rules, [anonymous, by_key, by_password]) in [
+            (Rules::default(), [false; 3]),
+            (open, [true, false, false]),
+            (keys, [false, true, false]),
+            (users, [false, false, true]),
+        ] {
+            let found = [None, Some(&key), Some(&user)].map(|peer| rules.rights(peer).is_some());
+            assert_eq!(found, [anonymous, by_key, by_password], "{rules:?}");
+        }
     }
 
     fn users() -> Rules {

@@ -167,7 +167,7 @@ impl Settings {
             }
         }
         match self.mechanism {
-            MechanismName::Null => rules.anonymous = others.unwrap_or_else(|| Arc::new(Rights::all())),
+            MechanismName::Null => rules.anonymous = others.or(Rules::open().anonymous),
             MechanismName::Plain => (rules.users, rules.other_users) = (users, others),
             MechanismName::Curve => (rules.keys, rules.other_keys) = (keys, others),
         }

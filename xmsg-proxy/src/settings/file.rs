@@ -61,20 +61,42 @@ pub struct Change {
     pub is_reloadable: bool,
 }
 
+/// Settings that say something else, or nothing, under another value of the first: they are taken over only while that one stays.
+const TOGETHER: [(&str, &[&str]); 1] =
+    [("security.mechanism", &["security.client", "security.password_file"])];
+
 /// Compares settings. Returns what differs, and the settings to go on with: those of `new` that can be changed while the
-/// daemon runs, and the others as they were.
+/// daemon runs, and the others as they were. Fails if these make no sense together.
 pub fn merge<S: Settings>(old: &S, new: &S) -> Result<(S, Vec<Change>), SettingsError> {
     let table = |settings| {
         toml::Table::try_from(settings)
             .map_err(|error| SettingsError::new(format!("the configuration can't be compared: {error}")))
     };
     let (mut merged, new) = (table(old)?, table(new)?);
+    let mut reloadable = S::RELOADABLE.to_vec();
+    for (first, others) in TOGETHER {
+        if value(&merged, first) != value(&new, first) {
+            reloadable.retain(|key| !others.contains(key));
+        }
+    }
     let mut changes = Vec::new();
-    take_over(&mut merged, &new, "", S::RELOADABLE, &mut changes);
-    let settings = merged
+    take_over(&mut merged, &new, "", &reloadable, &mut changes);
+    let settings: S = merged
         .try_into()
         .map_err(|error| SettingsError::new(format!("the configuration can't be taken over: {error}")))?;
+    settings.check().map_err(|error| {
+        SettingsError::new(format!(
+            "together with the settings that need a restart it makes no sense: {error}"
+        ))
+    })?;
     Ok((settings, changes))
+}
+
+/// The value of a key such as `log.filter`.
+fn value<'a>(table: &'a toml::Table, key: &str) -> Option<&'a toml::Value> {
+    let (sections, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let sections = sections.split('.').filter(|section| !section.is_empty());
+    sections.into_iter().try_fold(table, |table, section| table.get(section)?.as_table())?.get(name)
 }
 
 fn take_over(

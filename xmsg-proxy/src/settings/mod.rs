@@ -326,6 +326,39 @@ mod tests {
     }
 
     #[test]
+    fn what_makes_sense_with_one_mechanism_alone_is_not_taken_over_with_another() {
+        let clients = |mechanism: &str, rest: &str| -> ProxySettings {
+            let text = format!("linger_s = 2\n[security]\nmechanism = '{mechanism}'\n{rest}");
+            parse(&text, "FILE").unwrap()
+        };
+        let all = ["null", "plain", "curve"];
+        for (before, after) in all.iter().flat_map(|before| all.map(|after| (*before, after))) {
+            let old = clients(before, "[[security.client]]\npublish = ['daq:']");
+            let new = clients(after, "password_file = '/p'\n[[security.client]]");
+            let (merged, changes) = merge(&old, &new).unwrap();
+            let key = |name: &str| changes.iter().find(|change| change.key == name).unwrap();
+            for name in ["security.client", "security.password_file"] {
+                assert_eq!(key(name).is_reloadable, before == after, "{before} to {after}: {name}");
+            }
+            let expected = if before == after { new.security } else { old.security };
+            assert_eq!(merged.security, expected, "{before} to {after}");
+        }
+    }
+
+    /// The address needs a restart, and the token goes with it.
+    #[test]
+    fn what_would_be_in_force_has_to_make_sense_together() {
+        let at = |listen: &str, rest: &str| -> ProxySettings {
+            parse(&format!("[admin]\nenabled = true\nlisten = '{listen}'\n{rest}"), "FILE").unwrap()
+        };
+        let (open, loopback) = (at("0.0.0.0:1", "token_file = '/t'"), at("127.0.0.1:1", ""));
+        assert!(loopback.check().is_ok());
+        let error = merge(&open, &loopback).unwrap_err().to_string();
+        assert!(error.contains("restart") && error.contains("without a token"), "{error}");
+        merge(&open, &at("127.0.0.1:1", "token_file = '/u'")).unwrap();
+    }
+
+    #[test]
     fn every_reloadable_key_exists() {
         fn check<S: Settings>(with_all: &str) {
             let printed: toml::Table = toml::from_str(with_all).unwrap();

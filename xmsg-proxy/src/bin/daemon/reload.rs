@@ -39,10 +39,19 @@ impl<P: Program> Daemon<P> {
     /// `Settings::RELOADABLE`.
     fn take_over(&mut self, new: Reloadable) {
         let Reloadable { log_filter, linger, admin_token, mechanism, rules } = new;
-        if mechanism != self.reloadable.mechanism {
-            tracing::warn!("the security mechanism, or our keys, have changed: that needs a restart");
+        let in_force = &self.reloadable.mechanism;
+        let has_same_rules = mechanism.has_rules_of(in_force);
+        if !has_same_rules {
+            tracing::warn!(
+                in_force = in_force.name(),
+                in_file = mechanism.name(),
+                "the file has another security mechanism: until a restart, mechanism, clients, rights and passwords stay as they were"
+            );
+        } else if mechanism != *in_force {
+            tracing::warn!("our keys have changed: that needs a restart");
         }
-        if rules != self.reloadable.rules {
+        // Under another mechanism they would say something else, or nothing.
+        if has_same_rules && rules != self.reloadable.rules {
             self.authority.replace(rules.clone());
             self.reloadable.rules = rules;
             tracing::info!("the rights of clients have changed");

@@ -19,7 +19,7 @@ fn table() -> TableTask {
 /// Whoever may publish topics with these prefixes.
 fn may_publish(publish: &[&'static str]) -> Rules {
     let publish = publish.iter().map(|prefix| Bytes::from_static(prefix.as_bytes())).collect();
-    Rules { anonymous: Arc::new(Rights { publish, ..Rights::default() }), ..Rules::default() }
+    Rules { anonymous: Some(Arc::new(Rights { publish, ..Rights::default() })), ..Rules::default() }
 }
 
 /// What is left of all that a publisher was told, as its library keeps it: a set.
