@@ -2,17 +2,17 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use xmsg_core::security::read_secret;
 use xmsg_core::{Error, ErrorKind, Result};
 use zeroize::Zeroizing;
 
@@ -135,9 +135,8 @@ impl AdminOptions {
 /// The header with the token in this file.
 pub(crate) fn read_token(file: &Found) -> anyhow::Result<HeaderValue> {
     let Found { value: path, source } = file;
-    let text = std::fs::read_to_string(path)
-        .map(Zeroizing::new)
-        .map_err(|error| anyhow!("{source}: cannot read the token file {path}: {error}"))?;
+    let text = read_secret(Path::new(path))
+        .map_err(|error| Error::new(error.kind(), format!("{source}: {error}")))?;
     let token = text.lines().next().unwrap_or_default().trim();
     let header = Zeroizing::new(format!("Bearer {token}"));
     let is_good = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());

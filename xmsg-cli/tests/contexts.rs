@@ -141,6 +141,10 @@ async fn a_context_has_no_value_that_nobody_could_use() {
     let key = "a".repeat(40);
     let (missing, bad_token) = (user.path("missing"), user.path("token"));
     std::fs::write(&bad_token, "two words").unwrap();
+    std::fs::set_permissions(&bad_token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let open_token = user.path("open");
+    std::fs::write(&open_token, "0123456789abcdef").unwrap();
+    std::fs::set_permissions(&open_token, std::fs::Permissions::from_mode(0o644)).unwrap();
     for (code, arguments, says) in [
         (2, &["--proxy", "a:70000"][..], "invalid value 'a:70000' for --proxy: "),
         (2, &["--registrar", "a b"], "for --registrar: "),
@@ -151,6 +155,7 @@ async fn a_context_has_no_value_that_nobody_could_use() {
         (2, &["--user", "me"], "--user is given without --password-file"),
         (1, &["--user", "me", "--password-file", &missing], "--password-file: "),
         (2, &["--admin-token-file", &bad_token], "--admin-token-file: "),
+        (2, &["--admin-token-file", &open_token], "chmod 600"),
         (2, &[], "give --proxy"),
     ] {
         user.run(&[&["context", "add", "lab"], arguments].concat()).await.failed(code, says);

@@ -4,6 +4,7 @@
 #![allow(clippy::float_cmp, reason = "counts are whole numbers, which are exact")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -397,6 +398,7 @@ async fn others_need_the_token_and_it_can_be_changed() {
     let (first, second) = ("first-0123456789abcdef", "second-0123456789abcdef");
     let token = folder.path().join("token");
     std::fs::write(&token, format!("{first}\n")).unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
     let config = folder.path().join("proxy.toml");
     let text = "port = 0\n[log]\nfilter = \"trace\"\n[admin]\nenabled = true\nlisten = \"0.0.0.0:0\"\n";
     std::fs::write(&config, format!("{text}token_file = \"token\"\n")).unwrap();
@@ -429,6 +431,12 @@ async fn others_need_the_token_and_it_can_be_changed() {
     daemon.signal("HUP").await;
     daemon.logged(&["the token of the HTTP server has changed"]).await;
     assert_eq!((with(first).await, with(second).await), (401, 200));
+
+    // Others on this machine could read it.
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o644)).unwrap();
+    daemon.signal("HUP").await;
+    daemon.logged(&["not reloaded", "chmod 600"]).await;
+    assert_eq!(with(second).await, 200);
 
     // Without one, others could ask.
     std::fs::write(&config, text).unwrap();
@@ -601,6 +609,7 @@ async fn guessing_the_token_is_slow_and_holds_up_nobody_who_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let (token, right) = (folder.path().join("token"), "right-0123456789abcdef");
     std::fs::write(&token, right).unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
     let (daemon, _, admin) = start(&["--admin-token-file", token.to_str().unwrap()]).await;
     let guesses = futures::future::join_all((0..200).map(|number| {
         let admin = &admin;
@@ -672,7 +681,7 @@ async fn logins_are_counted_by_what_became_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         std::fs::write(folder.path().join(name), text).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        let mode = PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(folder.path().join(name), mode).unwrap();
     };
     file("passwords", &format!("alice:{}\n", *xmsg_proxy::security::hash_password("sesame").unwrap()));

@@ -125,7 +125,8 @@ async fn a_configuration_is_checked_without_starting_anything() {
     // Its port is taken, which only matters to those who bind it.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let token = file(folder.path(), "token", "0123456789abcdef\n");
+    let token = secret(folder.path(), "token", "0123456789abcdef\n");
+    let open = file(folder.path(), "open", "0123456789abcdef\n");
     let text = format!(
         "port = {port}\n[admin]\nenabled = true\nlisten = \"0.0.0.0:{port}\"\ntoken_file = \"token\""
     );
@@ -148,6 +149,7 @@ async fn a_configuration_is_checked_without_starting_anything() {
         (&["--config", &snapshot], &["no/folder", "make it"]),
         (&["--admin", "0.0.0.0:0"], &["without a token", "--admin-token-file"]),
         (&["--admin-token-file", &missing], &["missing.toml"]),
+        (&["--admin-token-file", &open], &["open", "chmod 600"]),
         (&["--log-filter", "a=b=c"], &["a=b=c", "RUST_LOG"]),
         (&["--registrar-snapshot", "/x"], &["--registrar"]),
     ] {

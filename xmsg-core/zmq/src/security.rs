@@ -278,12 +278,15 @@ pub fn read_key_file(file: &Path) -> Result<KeyPair> {
     Ok(secret.into())
 }
 
-/// The text of a file that only its owner may read.
+/// The text of a file that only its owner may read: keys, passwords, tokens. One that others may read or change is refused.
 pub fn read_secret(file: &Path) -> Result<Zeroizing<String>> {
+    use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
 
     let failed = |error| Error::io(format!("cannot read {}", file.display()), error);
-    let mode = std::fs::metadata(file).map_err(failed)?.permissions().mode();
+    let mut opened = std::fs::File::open(file).map_err(failed)?;
+    // Of the very file that is read: another one may take its name meanwhile.
+    let mode = opened.metadata().map_err(failed)?.permissions().mode();
     if mode & 0o077 != 0 {
         let what = format!(
             "{file} holds a secret and others may read or change it (mode {:o}): run `chmod 600 {file}`",
@@ -292,7 +295,9 @@ pub fn read_secret(file: &Path) -> Result<Zeroizing<String>> {
         );
         return Err(Error::new(ErrorKind::InvalidOption, what));
     }
-    std::fs::read_to_string(file).map(Zeroizing::new).map_err(failed)
+    let mut text = Zeroizing::new(String::new());
+    opened.read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
 }
 
 /// # Panics

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use subtle::ConstantTimeEq;
 use xmsg_core::{Error, ErrorKind};
+use xmsg_zmq::security::read_secret;
 
 /// A shorter one could be guessed.
 const LEN_MIN: usize = 16;
@@ -25,15 +26,13 @@ impl Token {
         Ok(Self(text.into()))
     }
 
-    /// Reads a token from the first line of a file.
+    /// Reads a token from the first line of a file that nobody else may read.
     pub fn read(path: &Path) -> xmsg_core::Result<Self> {
-        let path_shown = path.display();
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Error::new(ErrorKind::Io, format!("cannot read the token file {path_shown}: {error}"))
-        })?;
+        let text = read_secret(path)?;
         Self::new(text.lines().next().unwrap_or_default().trim()).map_err(|error| {
             let what = format!(
-                "the token file {path_shown} can't be used: {error}; make one with: head -c 32 /dev/urandom | base64"
+                "the token file {} can't be used: {error}; make one with: head -c 32 /dev/urandom | base64",
+                path.display()
             );
             Error::new(ErrorKind::InvalidOption, what)
         })
@@ -61,6 +60,8 @@ impl std::fmt::Debug for Token {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -82,6 +83,14 @@ mod tests {
         assert!(Token::read(file.path()).unwrap().is(b"0123456789abcdef"));
         std::fs::write(&file, "\n0123456789abcdef").unwrap();
         assert!(Token::read(file.path()).unwrap_err().to_string().contains("16 to 1024"));
+        std::fs::write(&file, "0123456789abcdef").unwrap();
+        for mode in [0o640, 0o604, 0o620] {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let error = Token::read(file.path()).unwrap_err().to_string();
+            assert!(error.contains("chmod 600") && !error.contains("0123"), "{error}");
+        }
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o400)).unwrap();
+        Token::read(file.path()).unwrap();
         assert!(
             Token::read(Path::new("/does/not/exist")).unwrap_err().to_string().contains("/does/not/exist")
         );
