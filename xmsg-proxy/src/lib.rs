@@ -27,6 +27,8 @@ pub mod control;
 mod duration;
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "daemon")]
+pub mod log;
 pub mod memory;
 mod policy;
 pub mod prefixes;

@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,7 +16,7 @@ use xmsg_core::security::{Password, Security};
 use xmsg_core::{Connection, Message, ProxyAddress};
 use xmsg_tests::process::{Daemon, finish, run};
 use xmsg_tests::raw::{self, Raw};
-use xmsg_tests::{next, patient, topic, within};
+use xmsg_tests::{http, next, patient, topic, within};
 
 const PROXY: &str = env!("CARGO_BIN_EXE_xmsg-proxy");
 const LINGER: Duration = Duration::from_secs(30);
@@ -415,4 +419,58 @@ async fn what_a_peer_says_of_itself_forges_no_line_of_the_log() {
             assert!(!line.chars().any(xmsg_core::text::is_unsafe) && !line.starts_with("forged"), "{line:?}");
         }
     }
+}
+
+/// Such as a terminal that was stopped with Ctrl-S.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_does_not_read_its_log_stops_nothing() {
+    let (mut log, standard_error) = UnixStream::pair().unwrap();
+    let mut full = standard_error.try_clone().unwrap();
+    let arguments = ["--port", "0", "--admin", "127.0.0.1:0", "--log-filter", "debug"];
+    let standard_error = Stdio::from(OwnedFd::from(standard_error));
+    let mut daemon = Daemon::start_logging(PROXY, &arguments, standard_error);
+    let line = daemon.line().await;
+    let address: ProxyAddress =
+        line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+    let admin = daemon.line().await.strip_prefix("HTTP at http://").unwrap().to_owned();
+
+    // Until there is no room for another byte.
+    full.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    for len in [4096, 1] {
+        while full.write(&vec![b'#'; len]).is_ok() {}
+    }
+    full.set_write_timeout(None).unwrap();
+    // Each of these is logged, more than once.
+    let exchange = async |text: &str| {
+        let (publisher, subscriber) = (connect(&address), connect(&address));
+        let mut messages = subscriber.subscribe([topic(text)]).await.unwrap();
+        publisher.publish(&Message::of(topic(text), 1).unwrap()).await.unwrap();
+        next(&mut messages).await;
+        publisher.close(LINGER).await;
+    };
+    for _ in 0..3 {
+        exchange("unread").await;
+    }
+    let lost =
+        async || http::samples(&http::get(&admin, "/metrics").await.body)["xmsg_proxy_log_lines_lost_total"];
+    assert!(lost().await.abs() < f64::EPSILON, "there is room for all of them");
+
+    // Whoever reads at last misses nothing.
+    let reading = std::thread::spawn(move || {
+        let (mut text, mut bytes) = (String::new(), [0; 4096]);
+        while text.matches("connected").count() < 6 {
+            let count = log.read(&mut bytes).unwrap();
+            text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+        log
+    });
+    exchange("read").await;
+    let _log = within("its log", tokio::task::spawn_blocking(|| reading.join().unwrap())).await.unwrap();
+
+    // Nobody reads any more, and it ends all the same.
+    full.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    while full.write(&[b'#'; 1]).is_ok() {}
+    full.set_write_timeout(None).unwrap();
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
 }

@@ -17,6 +17,7 @@ use xmsg_zmq::{Amount, ViolationCounts};
 
 use super::State;
 use super::process::{Process, unix_s};
+use crate::log::LogQueue;
 use crate::registrar::Counts;
 use crate::security::LoginCounts;
 use crate::switch::{Drops, SubscriberStats, Totals};
@@ -47,6 +48,7 @@ struct Snapshot {
     process: Process,
     turned_away: [(&'static str, u64); 3],
     logins: Option<LoginCounts>,
+    log_lines_lost: Option<u64>,
     proxy: Option<ProxySnapshot>,
     registrar: Option<RegistrarSnapshot>,
 }
@@ -98,6 +100,7 @@ impl Snapshot {
             process: Process::look(),
             turned_away: state.turned_away.counts(),
             logins: state.authority.as_ref().map(|authority| authority.logins()),
+            log_lines_lost: state.log.as_ref().map(LogQueue::lost),
             proxy,
             registrar: state.registrar.as_ref().map(|registrar| RegistrarSnapshot {
                 counts: registrar.counts(),
@@ -136,6 +139,10 @@ impl Collector for Snapshot {
             let help = "Attempts to log in with a password (PLAIN), by outcome.";
             let values = logins(counts).map(|(outcome, count)| ([("outcome", outcome.to_owned())], count));
             out.counters(&name("logins"), help, None, values)?;
+        }
+        if let Some(lost) = self.log_lines_lost {
+            let help = "Lines of the log that were lost, because standard error was not read in time or could not be written.";
+            out.counter(&name("log_lines_lost"), help, None, lost)?;
         }
         if let Some(registrar) = &self.registrar {
             registrar.encode(&mut out)?;

@@ -36,6 +36,7 @@ use xmsg_zmq::link::transport::{Closer, Listener};
 
 pub use token::Token;
 
+use crate::log::LogQueue;
 use crate::security::Authority;
 use crate::{Monitor, registrar};
 use answers::Answers;
@@ -53,6 +54,8 @@ pub struct Sources {
     pub registrar: Option<registrar::Monitor>,
     /// Who is let in to either.
     pub authority: Option<Arc<Authority>>,
+    /// The log on its way out.
+    pub log: Option<LogQueue>,
 }
 
 /// Where in its life a daemon is.
@@ -83,6 +86,7 @@ struct State {
     proxy: Option<Monitor>,
     registrar: Option<registrar::Monitor>,
     authority: Option<Arc<Authority>>,
+    log: Option<LogQueue>,
     turned_away: TurnedAway,
     answers: Answers,
     phase: AtomicU8,
@@ -149,6 +153,7 @@ impl Admin {
             proxy: sources.proxy,
             registrar: sources.registrar,
             authority: sources.authority,
+            log: sources.log,
             turned_away: TurnedAway::default(),
             phase: AtomicU8::new(Phase::Ready as u8),
             token: RwLock::new(token),

@@ -240,6 +240,9 @@ async fn varz(Shared(state): Shared<Arc<State>>) -> Json<serde_json::Value> {
     if let Some(authority) = &state.authority {
         found["logins"] = json!(BTreeMap::from(metrics::logins(authority.logins())));
     }
+    if let Some(log) = &state.log {
+        found["log_lines_lost"] = json!(log.lost());
+    }
     if let Some(registrar) = &state.registrar {
         let counts = registrar.counts();
         found["registrar"] = json!({

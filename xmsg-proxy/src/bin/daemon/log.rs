@@ -1,38 +1,65 @@
-//! The log, on standard error.
+//! The log, on standard error. Nobody waits for whoever reads it: see [`LogQueue`].
 
-use std::io::IsTerminal;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal};
+use std::time::Duration;
 
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 use xmsg_core::text::{LogLine, LogWriter};
+use xmsg_proxy::log::LogQueue;
 use xmsg_proxy::settings::{Log, LogFormat, log_filter};
 
-/// What is logged, to be changed while the daemon runs.
-pub(crate) struct Filter(reload::Handle<Targets, Registry>);
+/// How long the end of a process may wait for whoever reads its log.
+const READ_LATE: Duration = Duration::from_secs(1);
+
+/// The log at work. When it is dropped, what waits is written, if it is read.
+pub(crate) struct Logging {
+    filter: reload::Handle<Targets, Registry>,
+    pub(crate) queue: LogQueue,
+}
 
 /// Starts to log. The filter has been checked.
-pub(crate) fn start(log: &Log) -> Filter {
+pub(crate) fn start(log: &Log, name: &'static str) -> io::Result<Logging> {
     let (filter, handle) = reload::Layer::new(log.targets().unwrap_or_default());
+    let queue = LogQueue::start(io::stderr())?;
     // What peers sent may be in any of its lines.
-    let writer = |line| move || LogWriter::new(std::io::stderr(), line);
+    let writer = |line| {
+        let queue = queue.clone();
+        move || LogWriter::new(queue.clone(), line)
+    };
     let lines = match log.format.0 {
         LogFormat::Text => {
-            let is_coloured = std::io::stderr().is_terminal();
+            let is_coloured = io::stderr().is_terminal();
             let line = if is_coloured { LogLine::Coloured } else { LogLine::Plain };
             fmt::layer().with_ansi(is_coloured).with_writer(writer(line)).boxed()
         }
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer(LogLine::Json)).boxed(),
     };
     tracing_subscriber::registry().with(filter).with(lines).init();
-    Filter(handle)
+    let panics = queue.clone();
+    // The standard library writes them to standard error itself, and would wait for it.
+    std::panic::set_hook(Box::new(move |panic| {
+        let trace = Backtrace::capture();
+        let trace =
+            if trace.status() == BacktraceStatus::Captured { format!("\n{trace}") } else { String::new() };
+        panics.push(format!("{name}: {panic}{trace}\n").as_bytes());
+    }));
+    Ok(Logging { filter: handle, queue })
 }
 
-impl Filter {
+impl Drop for Logging {
+    fn drop(&mut self) {
+        self.queue.flush_within(READ_LATE);
+    }
+}
+
+impl Logging {
     /// Logs what this filter, which has been checked, lets through from now on.
     pub(crate) fn set(&self, filter: &str) {
-        if let Err(error) = self.0.reload(log_filter(filter).unwrap_or_default()) {
+        if let Err(error) = self.filter.reload(log_filter(filter).unwrap_or_default()) {
             tracing::error!(%error, "the log filter can't be changed");
         }
     }

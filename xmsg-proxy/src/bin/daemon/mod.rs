@@ -8,10 +8,11 @@ mod systemd;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use log::Logging;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use xmsg_core::text::escaped;
@@ -41,7 +42,7 @@ pub(crate) struct Daemon<P: Program> {
     reloadable: Reloadable,
     /// The rules in force.
     authority: Arc<Authority>,
-    log: log::Filter,
+    log: Arc<Logging>,
     /// Sockets that a service manager has handed over.
     pub(crate) sockets: Sockets,
     admin: Option<Admin>,
@@ -61,6 +62,8 @@ pub(crate) fn main<P: Program>(
             return ExitCode::from(2);
         }
     };
+    // Dropped at last, also by a panic.
+    let log = daemon.log.clone();
     let result = runtime(&daemon.settings).context("cannot start the runtime").and_then(|runtime| {
         let result = runtime.block_on(run(*daemon));
         // What has to be finished is. A thread that still waits for a file keeps nobody.
@@ -70,7 +73,8 @@ pub(crate) fn main<P: Program>(
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {}", P::NAME, escaped(&format!("{error:#}")));
+            let line = format!("{}: {}\n", P::NAME, escaped(&format!("{error:#}")));
+            log.queue.push(line.as_bytes());
             ExitCode::FAILURE
         }
     }
@@ -94,9 +98,11 @@ fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
     }
     // While there is one thread: it changes the environment.
     let sockets = Sockets::from_environment(P::SOCKETS)?;
-    let log = log::start(settings.log());
+    let log = log::start(settings.log(), P::NAME)
+        .map_err(|error| SettingsError::new(format!("cannot start the log: {error}")))?;
     let authority = Arc::new(Authority::new(reloadable.rules.clone()));
-    let daemon = Daemon { program, settings, reloadable, authority, log, sockets, admin: None };
+    let daemon =
+        Daemon { program, settings, reloadable, authority, log: Arc::new(log), sockets, admin: None };
     Ok(Prepared::ToWork(Box::new(daemon)))
 }
 
@@ -175,7 +181,8 @@ impl<P: Program> Daemon<P> {
                 .with_context(|| format!("cannot bind {listen} for HTTP (--admin)"))?,
         };
         let token = self.reloadable.admin_token.clone();
-        let sources = Sources { authority: Some(self.authority.clone()), ..sources };
+        let (authority, log) = (Some(self.authority.clone()), Some(self.log.queue.clone()));
+        let sources = Sources { authority, log, ..sources };
         let admin = Admin::start(socket, P::NAME, sources, token, self.config())?;
         say(format_args!("HTTP at http://{}", admin.address()));
         self.admin = Some(admin);
@@ -232,7 +239,16 @@ fn raise_descriptor_limit() -> usize {
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
-/// A line on standard output. Nobody has to listen there.
+/// A line on standard output. Nobody has to listen there: it is waited for a moment.
 pub(crate) fn say(line: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stdout(), "{line}");
+    let text = format!("{line}\n");
+    let (done, is_done) = mpsc::channel();
+    let writing = std::thread::Builder::new().name("xmsg-say".to_owned()).spawn(move || {
+        let mut stdout = io::stdout().lock();
+        let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        let _ = done.send(());
+    });
+    if writing.is_ok() {
+        let _ = is_done.recv_timeout(BLOCKED_MAX);
+    }
 }

@@ -1,0 +1,219 @@
+//! The log of a daemon on its way to standard error. Whoever reads it slowly, or not at all, stops nobody who logs.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Bytes of lines that wait, those that are being written included. Lines for which there is no room are dropped and counted.
+const BYTES_MAX: usize = 1 << 20;
+/// What the thread that writes needs: it formats a line of its own now and then.
+const STACK: usize = 256 << 10;
+
+/// Lines that wait to be written by a thread that may be held up. Cheap to clone. Each write is one line.
+///
+/// When [`BYTES_MAX`] of them wait, further lines are dropped and [counted](Self::lost), and a line says how many as soon as something can be
+/// written again. Lines that can't be written are counted, too.
+#[derive(Clone, Debug)]
+pub struct LogQueue(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    lost: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: VecDeque<Vec<u8>>,
+    /// Bytes of all lines that wait, or are being written.
+    bytes: usize,
+    /// Lines that were lost since a line said so.
+    untold: u64,
+}
+
+impl LogQueue {
+    /// Has a thread of its own write to `out`, for as long as the process runs.
+    pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
+        Self::start_telling(out, |lost| {
+            tracing::warn!(
+                lost,
+                "log lines were lost: standard error was not read in time, or could not be written"
+            );
+        })
+    }
+
+    /// The same; `tell` is told how many lines were lost.
+    fn start_telling(
+        out: impl Write + Send + 'static,
+        tell: impl Fn(u64) + Send + 'static,
+    ) -> io::Result<Self> {
+        let queue = Self(Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            lost: AtomicU64::new(0),
+        }));
+        let writing = queue.clone();
+        // It has no parent that waits for it: it may be held up for ever. See `flush_within`.
+        std::thread::Builder::new()
+            .name("xmsg-log".to_owned())
+            .stack_size(STACK)
+            .spawn(move || writing.run(out, tell))?;
+        Ok(queue)
+    }
+
+    /// Adds a line, or drops it. It never waits for whoever reads the log.
+    pub fn push(&self, line: &[u8]) {
+        let mut state = self.state();
+        if state.bytes + line.len() > BYTES_MAX {
+            self.lose(&mut state, 1);
+            return;
+        }
+        state.bytes += line.len();
+        state.lines.push_back(line.to_owned());
+        drop(state);
+        self.0.changed.notify_all();
+    }
+
+    /// Lines that were not written, since the start.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.0.lost.load(Ordering::Relaxed)
+    }
+
+    /// Waits until all lines are written, for so long at most.
+    pub fn flush_within(&self, patience: Duration) {
+        let state = self.state();
+        // It makes no difference whether there was time enough.
+        drop(self.0.changed.wait_timeout_while(state, patience, |state| state.bytes > 0));
+    }
+
+    fn run(&self, mut out: impl Write, tell: impl Fn(u64)) {
+        loop {
+            let line = self.next();
+            let written = out.write_all(&line).and_then(|()| out.flush());
+            let mut state = self.state();
+            state.bytes -= line.len();
+            // A line about lines that can't be written could not be written, either, and one about lines without room needs room itself.
+            let can_tell = written.is_ok() && state.bytes <= BYTES_MAX / 2;
+            let untold = if can_tell { std::mem::take(&mut state.untold) } else { 0 };
+            if written.is_err() {
+                self.lose(&mut state, 1);
+            }
+            drop(state);
+            self.0.changed.notify_all();
+            if untold > 0 {
+                tell(untold);
+            }
+        }
+    }
+
+    /// The next line to write; it waits for one.
+    fn next(&self) -> Vec<u8> {
+        let mut state = self.state();
+        loop {
+            if let Some(line) = state.lines.pop_front() {
+                return line;
+            }
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lose(&self, state: &mut State, lines: u64) {
+        state.untold += lines;
+        self.0.lost.fetch_add(lines, Ordering::Relaxed);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for LogQueue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Says what is to be written, and writes it when it is allowed to.
+    struct Gate {
+        written: Sender<String>,
+        allowed: Receiver<io::Result<()>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.written.send(String::from_utf8(line.to_owned()).unwrap()).unwrap();
+            self.allowed.recv().unwrap_or(Ok(())).map(|()| line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Lines that wait for this gate; each is shown, and waits to be allowed. Last: what is told of lost lines.
+    fn gate() -> (LogQueue, Receiver<String>, Sender<io::Result<()>>, Receiver<u64>) {
+        let ((written, lines), (allow, allowed), (tell, told)) = (channel(), channel(), channel());
+        let queue = LogQueue::start_telling(Gate { written, allowed }, move |lost| tell.send(lost).unwrap());
+        (queue.unwrap(), lines, allow, told)
+    }
+
+    #[test]
+    fn whoever_logs_waits_for_nobody_and_what_has_no_room_is_counted_and_told() {
+        let (queue, lines, allow, told) = gate();
+        let line = vec![b'x'; 1 << 10];
+        queue.push(b"first");
+        assert_eq!(lines.recv_timeout(PATIENCE).unwrap(), "first");
+        // What is being written takes its room, too.
+        let room = (BYTES_MAX - "first".len()) / line.len();
+        for _ in 0..room + 7 {
+            queue.push(&line);
+        }
+        assert_eq!(queue.lost(), 7);
+        queue.flush_within(Duration::from_millis(1));
+        assert!(told.try_recv().is_err(), "nothing can be written yet");
+        drop(allow);
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 7);
+        queue.flush_within(PATIENCE);
+        queue.push(b"last");
+        queue.flush_within(PATIENCE);
+        assert_eq!(lines.try_iter().count(), room + 1);
+        assert!(told.try_recv().is_err(), "once");
+        assert_eq!(queue.lost(), 7);
+    }
+
+    /// Lines about lines that can't be written could not be written, either.
+    #[test]
+    fn what_cannot_be_written_is_told_once_something_can() {
+        let (queue, lines, allow, told) = gate();
+        for line in ["one", "two", "three"] {
+            queue.push(line.as_bytes());
+        }
+        for _ in 0..2 {
+            allow.send(Err(io::Error::other("there is nobody"))).unwrap();
+        }
+        for line in ["one", "two", "three"] {
+            assert_eq!(lines.recv_timeout(PATIENCE).unwrap(), line);
+        }
+        assert!(told.try_recv().is_err());
+        assert_eq!(queue.lost(), 2);
+        allow.send(Ok(())).unwrap();
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 2);
+    }
+}
