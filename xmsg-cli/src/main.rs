@@ -65,6 +65,9 @@ use xmsg_core::text::{LogLine, LogWriter};
 use args::{Cli, Command};
 use exit::Exit;
 
+/// Threads for what blocks, at most: files, and opening long encrypted frames. Each takes address space, which may be limited.
+const BLOCKING_THREADS: usize = 32;
+
 fn main() -> ExitCode {
     let cli = match args::parse() {
         Ok(cli) => cli,
@@ -82,7 +85,12 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     if let Some(threads) = cli.command.threads() {
         runtime.worker_threads(threads.get());
     }
-    let runtime = runtime.enable_all().build().context("cannot start: the system gives no threads")?;
+    let blocking = xmsg_proxy::memory::blocking_threads(BLOCKING_THREADS);
+    let runtime = runtime
+        .enable_all()
+        .max_blocking_threads(blocking)
+        .build()
+        .context("cannot start: the system gives no threads")?;
     let verbose = cli.verbose > 0;
     let exit = runtime.block_on(async {
         match cli.command {

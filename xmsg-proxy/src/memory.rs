@@ -1,21 +1,76 @@
-//! How much memory a proxy may take when nobody says so: half of what the process can have.
+//! How much memory a proxy may take when nobody says so: half of what the process can have. Threads take address space, which may be limited.
 
 use std::fs;
+use std::num::NonZero;
 
 /// What is assumed where the system does not say.
 const UNKNOWN: usize = 1 << 30;
 
-/// Half of the least of: the memory of the machine, the limits of the process' control groups, the limit of its address space
-/// (`ulimit -v`).
+/// Address space that a thread takes, however little memory it uses: its stack, and what the allocator of glibc sets aside for each thread
+/// that allocates (`HEAP_MAX_SIZE`). It counts against `ulimit -v`, and against nothing else.
+const THREAD_SPACE: usize = (2 + 64) << 20;
+
+/// Of a limited address space, this part is left to peers and all that is not threads, however many threads there are: not all of them allocate
+/// at the same time.
+const PART_LEFT: usize = 8;
+
+/// Of a limited address space, the threads for what blocks get no more than this part.
+const PART_BLOCKING: usize = 8;
+
+/// Threads for what blocks, in a runtime of which nothing else is known.
+const BLOCKING_THREADS: usize = 8;
+
+/// The [limit](limit_beside) of a process whose tokio runtime has a thread for each core, and a few for what blocks.
 #[must_use]
 pub fn default_limit() -> usize {
-    let read = |path: &str| fs::read_to_string(path).ok();
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    limit_beside(cores + blocking_threads(BLOCKING_THREADS))
+}
+
+/// Half of the least of: the memory of the machine, the limits of the process' control groups, and what so many threads beside the first one
+/// leave of its address space (`ulimit -v`), an eighth of it at least.
+#[must_use]
+pub fn limit_beside(threads: usize) -> usize {
     let limits = [
         read("/proc/meminfo").and_then(|text| machine(&text)),
-        read("/proc/self/limits").and_then(|text| address_space(&text)),
+        limited_space().map(|space| left_by(threads, space)),
         read("/proc/self/cgroup").and_then(|text| control_groups(&text, read)),
     ];
     limits.into_iter().flatten().min().unwrap_or(UNKNOWN) / 2
+}
+
+/// How many threads a runtime may have for what blocks, of those that are `wanted`: fewer where the address space is limited, but two, so that
+/// one that waits for a disk does not hold up everything.
+#[must_use]
+pub fn blocking_threads(wanted: usize) -> usize {
+    limited_space().map_or(wanted, |space| blocking_within(space, wanted))
+}
+
+/// Whether so many threads beside the first one leave so little of the address space that it should be raised.
+#[must_use]
+pub fn is_crowded_by(threads: usize) -> bool {
+    limited_space().is_some_and(|space| space.saturating_sub(space_of(threads)) < space / PART_LEFT)
+}
+
+fn blocking_within(space: usize, wanted: usize) -> usize {
+    (space / PART_BLOCKING / THREAD_SPACE).max(2).min(wanted)
+}
+
+fn left_by(threads: usize, space: usize) -> usize {
+    space.saturating_sub(space_of(threads)).max(space / PART_LEFT)
+}
+
+fn space_of(threads: usize) -> usize {
+    threads.saturating_mul(THREAD_SPACE)
+}
+
+fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok()
+}
+
+/// The limit of the address space, if there is one.
+fn limited_space() -> Option<usize> {
+    read("/proc/self/limits").and_then(|text| address_space(&text))
 }
 
 /// `MemTotal:  16318428 kB`
@@ -76,5 +131,18 @@ mod tests {
     #[test]
     fn there_is_a_limit() {
         assert!((1 << 20..1 << 48).contains(&default_limit()));
+        assert!(limit_beside(1000) <= limit_beside(0));
+    }
+
+    #[test]
+    fn threads_take_address_space_from_peers() {
+        const MIB: usize = 1 << 20;
+        assert_eq!(left_by(0, 1024 * MIB), 1024 * MIB);
+        assert_eq!(left_by(5, 1024 * MIB), 694 * MIB);
+        assert_eq!(left_by(usize::MAX, 1024 * MIB), 128 * MIB, "or nobody could connect");
+        for (space, threads) in [(256, 2), (1024, 2), (4096, 7), (1 << 20, 32)] {
+            assert_eq!(blocking_within(space * MIB, 32), threads, "{space} MiB");
+        }
+        assert_eq!(blocking_within(1024 * MIB, 1), 1);
     }
 }

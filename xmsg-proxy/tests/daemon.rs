@@ -474,3 +474,42 @@ async fn whoever_does_not_read_its_log_stops_nothing() {
     daemon.signal("TERM").await;
     assert!(daemon.end().await.success());
 }
+
+/// Each thread takes address space, little as its memory is: what is left for peers is less.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn threads_and_peers_share_a_limited_address_space() {
+    const MIB: usize = 1 << 20;
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", r#"ulimit -v 1048576; exec "$0" "$@""#, PROXY, "--port", "0"]);
+    command.args(["--threads", "8", "--registrar", "0", "--admin", "127.0.0.1:0"]);
+    let mut daemon = Daemon::start_logged(command);
+    let line = daemon.line().await;
+    let address: ProxyAddress =
+        line.split_whitespace().nth(3).unwrap().trim_end_matches(':').parse().unwrap();
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let port = address.publish_port();
+        senders.spawn(async move {
+            let mut peer = Raw::handshake(port, "PUB").await;
+            // The second frame never ends.
+            let start = [&b"\x01\x01x\x02"[..], &(60 * MIB as u64).to_be_bytes()].concat();
+            let mut goes_on = peer.try_send(&start).await;
+            for _ in 0..59 {
+                // It may be one of those that are ended.
+                goes_on = goes_on && peer.try_send(&vec![b'x'; MIB]).await;
+            }
+            peer
+        });
+    }
+    daemon.logged(&["the limit of the address space", "memory_limit_mib=64"]).await;
+    let peers = senders.join_all().await;
+    daemon.logged(&["no memory is left"]).await;
+    let (publisher, subscriber) = (connect(&address), connect(&address));
+    let mut messages = subscriber.subscribe([topic("a")]).await.unwrap();
+    publisher.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap();
+    next(&mut messages).await;
+    drop((publisher, subscriber, peers));
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+}

@@ -162,7 +162,9 @@ impl Admin {
             started_at: SystemTime::now(),
             runtime: Handle::current(),
         });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        // Nothing of it blocks.
+        let runtime = runtime.enable_all().max_blocking_threads(1).build().map_err(failed)?;
         let listener = {
             let _entered = runtime.enter();
             Listener::adopt(socket, TcpOptions { send_buffer: Some(SEND_BUFFER), ..TcpOptions::default() })?

@@ -2,6 +2,7 @@
 
 mod daemon;
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,6 +12,7 @@ use daemon::arguments::Switchable;
 use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
 use tokio::runtime::{Builder, Runtime};
 use xmsg_proxy::admin::{Phase, Sources};
+use xmsg_proxy::memory;
 use xmsg_proxy::registrar::{self, Registrar};
 use xmsg_proxy::settings::{self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings};
 use xmsg_proxy::{Config, Policy, Proxy, TopicPolicy, Upstream};
@@ -140,8 +142,18 @@ fn runtime(settings: &ProxySettings) -> std::io::Result<Runtime> {
     if settings.threads.get() > 1 {
         builder.worker_threads(settings.threads.get());
     }
-    // Each takes address space, which may be limited.
-    builder.enable_all().max_blocking_threads(BLOCKING_THREADS).build()
+    builder.enable_all().max_blocking_threads(memory::blocking_threads(BLOCKING_THREADS)).build()
+}
+
+/// Threads beside the first one, at most.
+fn threads(daemon: &Daemon<Arguments>, has_registrar: bool) -> usize {
+    let workers = match daemon.settings.threads.get() {
+        0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+        1 => 0,
+        threads => threads,
+    };
+    let registrar = if has_registrar { 1 + memory::blocking_threads(registrar::BLOCKING_THREADS) } else { 0 };
+    workers + memory::blocking_threads(BLOCKING_THREADS) + registrar + daemon.own_threads()
 }
 
 async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
@@ -157,6 +169,9 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let all = daemon.room_for_connections(config.connections + if has_registrar { wanted } else { 0 })?;
     // So many that a registrar in the same process never runs out of them.
     let for_registrar = if has_registrar { wanted.min(all / 4) } else { 0 };
+    if settings.memory_limit_mib.get() == 0 {
+        config.memory = Daemon::<Arguments>::memory_beside(threads(&daemon, has_registrar));
+    }
     let memory = config.memory.clone();
     config.connections = config.connections.min(all - for_registrar);
     let builder = Proxy::bind(host.with_port(settings.port.get())).config(config);

@@ -7,8 +7,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
+use tokio::runtime::{Builder, Runtime};
 use xmsg_proxy::admin::{Phase, Sources};
-use xmsg_proxy::registrar::{Config, Registrar};
+use xmsg_proxy::memory;
+use xmsg_proxy::registrar::{BLOCKING_THREADS, Config, Registrar};
 use xmsg_proxy::settings::{self, Count, Host, RegistrarSettings, Seconds};
 
 /// Keeps who publishes and who subscribes, and where, and answers questions about it.
@@ -78,7 +80,12 @@ impl Program for Arguments {
 }
 
 fn main() -> ExitCode {
-    daemon::main::<Arguments>(|_| tokio::runtime::Builder::new_current_thread().enable_all().build(), run)
+    daemon::main::<Arguments>(|_| runtime(), run)
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    let blocking = memory::blocking_threads(BLOCKING_THREADS);
+    Builder::new_current_thread().enable_all().max_blocking_threads(blocking).build()
 }
 
 async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
@@ -92,6 +99,8 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let (security, authority) = daemon.security();
     let name = security.name();
     let mut config = Config { security, authority, ..settings.config() };
+    let threads = memory::blocking_threads(BLOCKING_THREADS) + daemon.own_threads();
+    config.memory = Daemon::<Arguments>::memory_beside(threads);
     config.connections = daemon.room_for_connections(config.connections)?;
     // Of what the process can have, half is for peers; registrations get no more than half of the other half.
     config.registration_memory = config.registration_memory.min(config.memory.limit() / 2);

@@ -162,6 +162,10 @@ impl Place {
     }
 }
 
+/// Threads for what blocks, at most, of a runtime that has nothing but a registrar: files, and opening long encrypted requests. See
+/// [`blocking_threads`](crate::memory::blocking_threads).
+pub const BLOCKING_THREADS: usize = 8;
+
 /// The thread of a registrar that has one. It ends when this is dropped.
 #[derive(Debug)]
 struct OwnThread {
@@ -173,7 +177,9 @@ impl OwnThread {
     /// Starts a registrar on a thread of its own.
     async fn start(config: Config, place: Place) -> Result<Registrar> {
         let failed = |error| Error::new(ErrorKind::Io, "the registrar has no thread").with_source(error);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let blocking = crate::memory::blocking_threads(BLOCKING_THREADS);
+        let runtime = runtime.enable_all().max_blocking_threads(blocking).build().map_err(failed)?;
         let (tell, started) = oneshot::channel();
         let end = CancellationToken::new();
         let ended = end.clone();

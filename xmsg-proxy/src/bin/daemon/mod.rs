@@ -17,8 +17,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use xmsg_core::text::escaped;
 use xmsg_proxy::admin::{Admin, Sources};
+use xmsg_proxy::memory;
 use xmsg_proxy::security::{Authority, Mechanism};
 use xmsg_proxy::settings::{self, Host, Reloadable, Settings, SettingsError};
+use xmsg_zmq::link::memory::MemoryBudget;
 
 pub(crate) use arguments::{Common, Program, set};
 pub(crate) use signals::{Asked, Signals};
@@ -200,11 +202,33 @@ impl<P: Program> Daemon<P> {
 }
 
 impl<P: Program> Daemon<P> {
+    /// Threads that a daemon has for itself: for its log and, if there is one, its HTTP server.
+    pub(crate) fn own_threads(&self) -> usize {
+        1 + usize::from(self.has_http())
+    }
+
+    /// Memory for all peers of a process with so many threads beside the first one.
+    pub(crate) fn memory_beside(threads: usize) -> MemoryBudget {
+        let limit = memory::limit_beside(threads);
+        if memory::is_crowded_by(threads) {
+            tracing::warn!(
+                threads,
+                memory_limit_mib = limit >> 20,
+                "the limit of the address space (ulimit -v, LimitAS= of a unit) is small for so many threads, each of which reserves 66 MiB: \
+                 raise it, or have fewer of them"
+            );
+        }
+        MemoryBudget::new(limit)
+    }
+
+    fn has_http(&self) -> bool {
+        self.settings.admin().enabled || self.sockets.has("admin")
+    }
+
     /// How many connections there is room for, of those that are `wanted`: each takes a descriptor. Fails when there are too few of
     /// them to be of use, and says so in the log when they are few.
     pub(crate) fn room_for_connections(&self, wanted: usize) -> anyhow::Result<usize> {
-        let http =
-            if self.settings.admin().enabled || self.sockets.has("admin") { HTTP_DESCRIPTORS } else { 0 };
+        let http = if self.has_http() { HTTP_DESCRIPTORS } else { 0 };
         let (limit, own) = (raise_descriptor_limit(), OWN_DESCRIPTORS + http);
         let room = limit.saturating_sub(own);
         if room < CONNECTIONS_MIN {
