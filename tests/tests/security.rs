@@ -246,7 +246,7 @@ async fn whoever_is_let_in_no_more_loses_the_registrar_and_the_control_port_too(
 
     let rules = allow(&[(&stays, nothing)]);
     authority.replace(rules.clone());
-    registrar.enforce_rules();
+    registrar.enforce_rules().await;
     proxy.replace_rules(rules).await;
     let event = within("the end of the connection", events[1].next()).await;
     assert!(matches!(event, Some(xmsg_zmq::SocketEvent::Disconnected { .. })), "{event:?}");

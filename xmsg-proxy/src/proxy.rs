@@ -249,7 +249,7 @@ impl Proxy {
 
     /// Has everybody keep to the rules of the [`Authority`] as they are now.
     pub async fn enforce_rules(&self) {
-        self.router.recheck();
+        self.router.recheck().await;
         self.switch.enforce().await;
     }
 

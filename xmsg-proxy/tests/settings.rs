@@ -361,6 +361,49 @@ async fn with_another_mechanism_in_the_file_the_rules_in_force_stay() {
     }
 }
 
+/// All are ended, and the log does not name each of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_with_many_connections_is_revoked_in_a_few_lines() {
+    const COUNT: usize = 150;
+    let folder = tempfile::tempdir().unwrap();
+    let [server, stays, goes] = std::array::from_fn(|_| KeyPair::generate().unwrap());
+    secret(folder.path(), "key", &format!("secret-key = \"{}\"", *server.secret().expose_text()));
+    let allowing = |clients: &[&KeyPair]| {
+        let clients = clients.iter().map(|keys| format!("[[security.client]]\nkey = '{}'\n", keys.public()));
+        format!("[security]\nmechanism = \"curve\"\nkey_file = \"key\"\n{}", clients.collect::<String>())
+    };
+    let path = config(folder.path(), &allowing(&[&stays, &goes]));
+    let (mut daemon, proxy, admin) = start(&path, &[]).await;
+    let subscribers: Vec<_> = [&stays]
+        .into_iter()
+        .chain([&goes; COUNT])
+        .map(|keys| {
+            let security = Security::CurveClient { keys: keys.clone(), server: *server.public() };
+            let subscriber = Subscriber::new(SocketOptions::default().security(security));
+            subscriber.subscribe("a").unwrap();
+            subscriber.connect(Endpoint::tcp("127.0.0.1", proxy.subscribe_port()));
+            subscriber
+        })
+        .collect();
+    let until = async |count: usize| {
+        let found = async || {
+            let page = http::get(&admin, "/metrics").await.body;
+            http::samples(&page)["xmsg_proxy_connections{side=\"subscriber\"}"]
+        };
+        within("connections", async { while (found().await - count as f64).abs() > 0.5 {} }).await;
+    };
+    until(1 + COUNT).await;
+    config(folder.path(), &allowing(&[&stays]));
+    daemon.signal("HUP").await;
+    until(1).await;
+    daemon.logged(&["log lines were suppressed", "clients that are no longer allowed"]).await;
+    let lines = daemon.log_lines().iter().filter(|line| line.contains("no longer allowed: ")).count();
+    assert!((1..COUNT / 2).contains(&lines), "{lines} lines");
+    drop(subscribers);
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+}
+
 /// In both daemons.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sighup_ends_connections_to_the_registrar_of_those_who_are_not_let_in_any_more() {

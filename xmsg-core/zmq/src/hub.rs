@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::deadline::Deadline;
 use crate::events::{EventChannel, SocketEvent, SocketEvents};
 use crate::link::admission::Permit;
+use crate::link::ending::end_some_at_a_time;
 use crate::link::hold::{HoldLimit, Lost};
 use crate::link::inbox::Inbox;
 use crate::link::outbox::Outbox;
@@ -312,13 +313,16 @@ impl Hub {
 
     /// Ends the connections of peers that the rule of the socket does not keep any more. Who is just being let in is checked
     /// [afterwards](Self::run).
-    pub(crate) fn recheck(&self) {
+    pub(crate) async fn recheck(&self) {
         let links: Vec<_> = self.links().iter().filter(|link| link.is_connected()).cloned().collect();
-        for link in links.iter().filter(|link| !link.stop.is_cancelled()) {
-            if !self.keeps(link) {
+        let end = |link: &Arc<Link>| {
+            let is_unwanted = !link.stop.is_cancelled() && !self.keeps(link);
+            if is_unwanted {
                 link.stop.cancel();
             }
-        }
+            is_unwanted
+        };
+        end_some_at_a_time(&links, end, |link| !link.is_connected()).await;
     }
 
     /// Whether the rule of the socket keeps this peer, if it is one that has connected.

@@ -192,9 +192,10 @@ impl Replier {
         self.role.find(&path.link).map(|link| Source::of(&link.state().name))
     }
 
-    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not keep any more.
-    pub fn recheck(&self) {
-        self.hub.recheck();
+    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not keep any more: some at a time, so that others are not
+    /// held up. All have been told to end when this returns.
+    pub async fn recheck(&self) {
+        self.hub.recheck().await;
     }
 
     /// Ends the connection of whoever asked, if it is still there.

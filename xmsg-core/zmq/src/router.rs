@@ -229,9 +229,10 @@ impl Router {
         self.role.find(identity, principal).is_some()
     }
 
-    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not keep any more.
-    pub fn recheck(&self) {
-        self.hub.recheck();
+    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not keep any more: some at a time, so that others are not
+    /// held up. All have been told to end when this returns.
+    pub async fn recheck(&self) {
+        self.hub.recheck().await;
     }
 
     /// The next message and the identity of its sender; `None` once the socket is closed.

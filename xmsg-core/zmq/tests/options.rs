@@ -313,12 +313,12 @@ async fn a_rule_is_asked_when_a_peer_connects_and_when_it_has_changed() {
     let dealer = Dealer::connecting_to(endpoint.clone(), options());
     dealer.connected().await.unwrap();
     until("a peer", || router.peers() == 1).await;
-    router.recheck();
+    router.recheck().await;
     dealer.send(["here"]).await.unwrap();
     assert_eq!(within("a message", router.recv()).await.unwrap().1.frames(), ["here"]);
 
     is_open.store(false, Ordering::Relaxed);
-    router.recheck();
+    router.recheck().await;
     let mut next = async || within("an event", events.next()).await.unwrap();
     while !matches!(next().await, SocketEvent::Disconnected { .. }) {}
     // It tries again, and is not let in.

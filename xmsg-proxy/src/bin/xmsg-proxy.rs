@@ -206,27 +206,12 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                Asked::Reload => {
-                    let (_, authority) = daemon.security();
-                    let (generation, before) = (authority.generation(), daemon.settings.config());
-                    // A file may let it wait for as long as it likes.
-                    tokio::select! {
-                        biased;
-                        () = daemon.reload() => {}
-                        () = signals.stop() => break,
-                    }
-                    // Either has every inlet look up all topics anew.
-                    if authority.generation() != generation {
-                        proxy.enforce_rules().await;
-                        if let Some(registrar) = &registrar {
-                            registrar.enforce_rules();
-                        }
-                    }
-                    let now = daemon.settings.config();
-                    if (now.policy, &now.policies) != (before.policy, &before.policies) {
-                        proxy.set_policies(now.policy, &now.policies).await;
-                    }
-                }
+                // A file may let it wait for as long as it likes, and so may thousands of connections that are ended.
+                Asked::Reload => tokio::select! {
+                    biased;
+                    () = reload(&mut daemon, &proxy, registrar.as_ref()) => {}
+                    () = signals.stop() => break,
+                },
                 Asked::Stop => break,
             },
             () = ended(registrar.as_ref()) => anyhow::bail!("the registrar can't go on: see the log"),
@@ -260,6 +245,24 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
         totals.received.messages, totals.delivered.messages, totals.dropped.messages, totals.undelivered,
     ));
     Ok(())
+}
+
+/// Reads the settings again, and has everybody keep to them.
+async fn reload(daemon: &mut Daemon<Arguments>, proxy: &Proxy, registrar: Option<&Registrar>) {
+    let (_, authority) = daemon.security();
+    let (generation, before) = (authority.generation(), daemon.settings.config());
+    daemon.reload().await;
+    // Either has every inlet look up all topics anew.
+    if authority.generation() != generation {
+        proxy.enforce_rules().await;
+        if let Some(registrar) = registrar {
+            registrar.enforce_rules().await;
+        }
+    }
+    let now = daemon.settings.config();
+    if (now.policy, &now.policies) != (before.policy, &before.policies) {
+        proxy.set_policies(now.policy, &now.policies).await;
+    }
 }
 
 /// The registrar in this process, if there is to be one.

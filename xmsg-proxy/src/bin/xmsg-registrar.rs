@@ -123,10 +123,10 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             asked = signals.next() => match asked {
-                // A file may let it wait for as long as it likes.
+                // A file may let it wait for as long as it likes, and so may thousands of connections that are ended.
                 Asked::Reload => tokio::select! {
                     biased;
-                    () = daemon.reload() => registrar.enforce_rules(),
+                    () = async { daemon.reload().await; registrar.enforce_rules().await } => {}
                     () = signals.stop() => break,
                 },
                 Asked::Stop => break,

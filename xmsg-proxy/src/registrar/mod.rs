@@ -420,8 +420,8 @@ impl Registrar {
     }
 
     /// Has everybody keep to the rules of its [`Authority`] as they are now: whoever is not let in any more is cut off.
-    pub fn enforce_rules(&self) {
-        self.replier.recheck();
+    pub async fn enforce_rules(&self) {
+        self.replier.recheck().await;
     }
 
     /// Waits until it has ended without being told to: when its journal was lost. The log says why.

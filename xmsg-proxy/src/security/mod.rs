@@ -157,6 +157,7 @@ pub struct Authority {
     checks: Checks,
     logins: Arc<Logins>,
     postponed: Throttle,
+    strangers: Throttle,
     /// What peers have no right to, in the log.
     pub(crate) denials: Throttle,
 }
@@ -221,6 +222,7 @@ impl Authority {
                 memory: Memory::default(),
             }),
             postponed: Throttle::default(),
+            strangers: Throttle::default(),
             denials: Throttle::default(),
         }
     }
@@ -250,9 +252,9 @@ impl Authority {
     /// Whether this peer may be here under the rules in force. If not, its connection is to be ended, and the log says so.
     pub(crate) fn lets_stay(&self, peer: &str, principal: Option<&Principal>) -> bool {
         let may = self.rights(principal).is_some();
-        if !may {
+        if !may && let Some(unlogged) = self.strangers.pass("clients that are no longer allowed") {
             let principal = principal.map(ToString::to_string);
-            tracing::warn!(%peer, principal, "no longer allowed: disconnected");
+            tracing::warn!(%peer, principal, unlogged, "no longer allowed: disconnected");
         }
         may
     }

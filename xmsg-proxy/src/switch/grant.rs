@@ -52,13 +52,15 @@ impl Grant {
         known.1.clone()
     }
 
-    /// Has its connection ended if it is not let in any more.
-    pub(super) fn leave_if_strange(&self, peer: &str) {
-        if !self.revoked.is_cancelled() && self.rights().is_none() {
+    /// Has its connection ended if it is not let in any more. Returns whether it has.
+    pub(super) fn leave_if_strange(&self, peer: &str) -> bool {
+        let is_strange = !self.revoked.is_cancelled() && self.rights().is_none();
+        if is_strange {
             // Says so in the log.
             let _ = self.authority.lets_stay(peer, self.principal.as_deref());
             self.revoked.cancel();
         }
+        is_strange
     }
 
     /// Whether it may subscribe to this prefix, which it wants in order to `what`. That it may not is counted.

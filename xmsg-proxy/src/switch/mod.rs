@@ -301,8 +301,9 @@ impl Switch {
     /// Has everybody keep to the rules that are in force now: whoever may not be here any more is cut off, and subscriptions
     /// that are not allowed any more are taken away.
     pub async fn enforce(&self) {
-        self.inner.gate.cut_strangers();
+        // First: whoever waits to be cut off has no rights any more.
         self.inner.table.change(Change::Enforce).await;
+        self.inner.gate.cut_strangers().await;
         // Publishers are told what they may publish now.
         self.settled().await;
     }

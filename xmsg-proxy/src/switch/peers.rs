@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use xmsg_zmq::link::ending::end_some_at_a_time;
 use xmsg_zmq::link::memory::{MemoryBudget, Owed};
 use xmsg_zmq::link::outbox::{Outbox, URGENT_MAX};
 use xmsg_zmq::link::session::now;
@@ -632,14 +633,14 @@ impl Gate {
     }
 
     /// Ends the connections of those who are not let in any more.
-    pub(super) fn cut_strangers(&self) {
-        let publishers = lock(&self.publishers);
-        let publishers = publishers.values().map(|peer| (&peer.grant, &peer.peer));
-        let subscribers = lock(&self.subscribers);
-        let subscribers = subscribers.values().map(|peer| (&peer.grant, &peer.peer));
-        for (grant, peer) in publishers.chain(subscribers) {
-            grant.leave_if_strange(peer);
-        }
+    pub(super) async fn cut_strangers(&self) {
+        // Without their locks, which everybody needs who comes or goes.
+        let publishers: Vec<_> = lock(&self.publishers).values().cloned().collect();
+        let end = |peer: &Arc<Publisher>| peer.grant.leave_if_strange(&peer.peer);
+        end_some_at_a_time(&publishers, end, |peer| !lock(&self.publishers).contains_key(&peer.id)).await;
+        let subscribers: Vec<_> = lock(&self.subscribers).values().cloned().collect();
+        let end = |peer: &Arc<Subscriber>| peer.grant.leave_if_strange(&peer.peer);
+        end_some_at_a_time(&subscribers, end, |peer| !lock(&self.subscribers).contains_key(&peer.id)).await;
     }
 
     /// How many subscribers are connected.

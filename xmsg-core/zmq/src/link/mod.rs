@@ -4,6 +4,7 @@ pub(crate) mod addresses;
 pub mod admission;
 pub mod buffer;
 pub mod encoded;
+pub mod ending;
 pub(crate) mod hold;
 pub(crate) mod inbox;
 pub(crate) mod line;

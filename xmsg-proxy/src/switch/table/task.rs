@@ -480,7 +480,8 @@ impl TableTask {
     /// Takes away subscriptions that are not allowed any more.
     fn enforce_some(&mut self) {
         let Some(Enforcing { subscriber, mut checked }) = self.jobs.enforcing.pop_front() else { return };
-        let rights = subscriber.grant.rights().unwrap_or_default();
+        let rights = subscriber.grant.rights();
+        let (is_let_in, rights) = (rights.is_some(), rights.unwrap_or_default());
         let mut tidings = Tidings::new();
         let mut is_left = true;
         {
@@ -495,7 +496,10 @@ impl TableTask {
                 };
                 let prefix = Bytes::copy_from_slice(routes.prefixes.prefix(id));
                 if !rights.may_subscribe(&prefix) {
-                    subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
+                    // Whoever is not let in at all any more is being cut off, and the log says so.
+                    if is_let_in {
+                        subscriber.grant.deny(&subscriber.peer, "subscribe", &prefix, 1);
+                    }
                     differs |= self.cancel(&mut routes, &subscriber, &prefix, &mut tidings);
                     differs |= self.sort(&mut routes, &subscriber, &mut left, &mut tidings);
                 }
