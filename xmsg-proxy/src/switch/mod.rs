@@ -15,6 +15,7 @@
 mod bucket;
 mod delivery;
 mod grant;
+mod held;
 mod inlet;
 mod peers;
 mod publisher;

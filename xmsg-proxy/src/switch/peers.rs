@@ -20,9 +20,10 @@ use xmsg_zmtp::{Command, DroppedCounts, MessageLimits};
 
 use super::Totals;
 pub(super) use super::grant::Grant;
+use super::held::HeldUp;
 use super::publisher::Publisher;
 use super::slow::Slow;
-use super::stall::{HeldUp, Stall};
+use super::stall::Stall;
 use crate::policy::{Policy, Rule};
 
 /// What comes of one subscriber's slowness is logged at most this often.
@@ -608,7 +609,7 @@ impl Gate {
 
     /// Counts so many messages as in the hands of a publisher that waits.
     pub(super) fn hold(&self, messages: u64) -> HeldUp<'_> {
-        HeldUp::of(&self.held, messages)
+        HeldUp::new(&self.held, messages)
     }
 
     pub(super) fn refused(&self) {

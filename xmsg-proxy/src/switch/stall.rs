@@ -1,6 +1,5 @@
-//! Since when publishers wait for a subscriber that takes next to nothing, and what they hold meanwhile.
+//! Since when publishers wait for a subscriber that takes next to nothing.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A subscriber that takes so many bytes has not stalled: publishers are not to be held up by one that takes a few bytes now and then.
@@ -29,33 +28,6 @@ impl Stall {
         let seen = self.0.filter(goes_on).unwrap_or(Seen { since: now, taken, last: now });
         self.0 = Some(Seen { last: now, ..seen });
         now.duration_since(seen.since)
-    }
-}
-
-/// Messages that a publisher holds while it waits for a subscriber.
-#[derive(Debug)]
-pub(super) struct HeldUp<'a> {
-    all: &'a AtomicU64,
-    messages: u64,
-}
-
-impl<'a> HeldUp<'a> {
-    /// Counts so many messages among `all` that are held.
-    pub(super) fn of(all: &'a AtomicU64, messages: u64) -> Self {
-        all.fetch_add(messages, Ordering::Relaxed);
-        Self { all, messages }
-    }
-
-    /// It holds so many from now on.
-    pub(super) fn set(&mut self, messages: u64) {
-        self.all.fetch_add(messages.wrapping_sub(self.messages), Ordering::Relaxed);
-        self.messages = messages;
-    }
-}
-
-impl Drop for HeldUp<'_> {
-    fn drop(&mut self) {
-        self.set(0);
     }
 }
 

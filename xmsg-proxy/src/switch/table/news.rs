@@ -34,7 +34,7 @@ pub(super) struct News {
     /// The round that is being told.
     round: Option<Round>,
     /// Rounds that were begun.
-    begun: u64,
+    rounds: u64,
 }
 
 /// What each audience is told.
@@ -87,18 +87,18 @@ impl News {
 
     /// The number of the round in which a change that is made now is told.
     pub(super) fn next_round(&self) -> u64 {
-        self.begun + 1
+        self.rounds + 1
     }
 
     /// The number of the round in which all changes so far are told.
     pub(super) fn needed(&self) -> u64 {
-        u64::from(!self.is_empty()) + self.begun
+        self.rounds + u64::from(!self.is_empty())
     }
 
     /// Whether that round is over, or no longer needed.
     pub(super) fn is_told(&self, round: u64) -> bool {
-        let over = self.begun - u64::from(self.round.is_some());
-        over >= round || (over == self.begun && self.is_empty())
+        let over = self.rounds - u64::from(self.round.is_some());
+        over >= round || (over == self.rounds && self.is_empty())
     }
 
     pub(super) fn is_being_told(&self) -> bool {
@@ -124,7 +124,7 @@ impl News {
     }
 
     pub(super) fn begin(&mut self, bytes: BTreeMap<u32, Bytes>) {
-        self.begun += 1;
+        self.rounds += 1;
         self.round = Some(Round { bytes, last: None });
     }
 

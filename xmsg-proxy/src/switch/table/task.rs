@@ -3,8 +3,9 @@
 //! What takes long is a job: it is done in slices, one for each job in turn, and changes go between. So nobody who joins, subscribes
 //! or asks for a confirmation waits for others that leave with a million subscriptions.
 
+mod telling;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -59,12 +60,8 @@ const OUTDATED_MIN: usize = 16 << 20;
 
 /// Where there are no more publishers than this, they are told at once what has changed.
 const FEW: usize = 64;
-/// Publishers that are told something before others have their turn.
-const TOLD: usize = 128;
-/// News that waits to be told, bytes, at most: then it is told at once.
-const NEWS_MAX: usize = 1 << 20;
-/// … and so much of it that what those who left had wanted is not added.
-const NEWS_ENOUGH: usize = NEWS_MAX / 4;
+/// So much news waits to be told that what those who left had wanted is not added.
+const NEWS_ENOUGH: usize = telling::NEWS_MAX / 4;
 
 /// The task's state.
 #[derive(Debug)]
@@ -516,109 +513,6 @@ impl TableTask {
         self.answer();
     }
 
-    /// Answers those who wait until all is as the changes before say, once it is.
-    fn answer(&mut self) {
-        let is_told_anew = |joining: &Joining| matches!(joining.before, Before::Scope(_));
-        if self.jobs.waiting.is_empty()
-            || !self.jobs.enforcing.is_empty()
-            || self.jobs.joining.iter().any(is_told_anew)
-        {
-            return;
-        }
-        let mut told = None;
-        let news = &self.news;
-        let publishers = &self.publishers;
-        for Synchronizing { answer, .. } in self.jobs.waiting.extract_if(.., |one| news.is_told(one.round)) {
-            let told = told.get_or_insert_with(|| all_of(publishers));
-            // Whoever asked may have gone.
-            let _ = answer.send(told.clone());
-        }
-    }
-
-    /// Has publishers told what has changed: at once if they are few, else in the next round.
-    fn tell(&mut self, tidings: Tidings) {
-        if tidings.is_empty() {
-            return;
-        }
-        let mut held = self.prefixes.bytes();
-        for Tiding { subscribe, prefix, id } in &tidings {
-            let part = Snapshot::part_of(*id);
-            self.audiences.values_mut().for_each(|audience| audience.snapshot.outdate(part));
-            let bytes = prefix_memory(1, prefix.len(), heads(prefix.len()));
-            held = if *subscribe { held + bytes } else { held.saturating_sub(bytes) };
-        }
-        self.prefixes.force(held);
-        if self.upstream == Upstream::All {
-            return;
-        }
-        if self.publishers.len() <= self.few {
-            self.news.add(tidings);
-            self.tell_all();
-            return;
-        }
-        self.news.gather(tidings, self.publishers.len());
-        if self.news.bytes() > NEWS_MAX {
-            self.tell_all();
-        }
-        // Perhaps all of it was taken back.
-        self.answer();
-    }
-
-    /// Tells a few publishers what has changed, if its time has come.
-    fn tell_some(&mut self) {
-        if !self.news.is_being_told() && self.news.due_in().is_some_and(|time| time.is_zero()) {
-            self.begin_round();
-        }
-        self.go_on(TOLD);
-    }
-
-    /// Tells all publishers all that has changed, at once.
-    fn tell_all(&mut self) {
-        self.go_on(usize::MAX);
-        if !self.news.is_empty() {
-            self.begin_round();
-            self.go_on(usize::MAX);
-        }
-    }
-
-    /// Begins to tell what has changed. No other round is being told.
-    fn begin_round(&mut self) {
-        let tidings = self.news.take();
-        // Encoded once for each audience; the bytes are shared. To those that are joining, a part that is to come may say some of it again.
-        let routes = self.table.routes();
-        let audiences = self.audiences.iter_mut();
-        let news: BTreeMap<u32, Bytes> = audiences
-            .map(|(number, audience)| (*number, audience.snapshot.news(&tidings, &routes.prefixes)))
-            .filter(|(_, bytes)| !bytes.is_empty())
-            .map(|(number, bytes)| (number, self.memory.counted(bytes)))
-            .collect();
-        drop(routes);
-        // These are waited for once they have been told all that there is.
-        let joining = self.jobs.joining.iter().filter(|joining| matches!(joining.before, Before::Nothing));
-        joining.for_each(|joining| send(&news, &joining.told, &self.memory));
-        self.news.begin(news);
-    }
-
-    /// Tells so many publishers of the present round. One that has just come may hear it twice: what has changed since is told in the next one.
-    fn go_on(&mut self, most: usize) {
-        let Some(round) = self.news.round() else { return };
-        let mut left = most;
-        let from = round.last.map_or(Bound::Unbounded, Bound::Excluded);
-        let next =
-            if round.bytes.is_empty() { None } else { Some(self.publishers.range((from, Bound::Unbounded))) };
-        for (id, told) in next.into_iter().flatten() {
-            if left == 0 {
-                return;
-            }
-            left -= 1;
-            send(&round.bytes, told, &self.memory);
-            self.backlog.note(&told.publisher);
-            round.last = Some(*id);
-        }
-        self.news.end(self.publishers.len());
-        self.answer();
-    }
-
     /// Tells a new publisher everything that is wanted, the control topic last: a control request from it proves that it
     /// knows all the rest.
     fn welcome(&mut self, publisher: Arc<Publisher>) {
@@ -793,18 +687,6 @@ impl TableTask {
         tidings.extend(cancelled(gone));
         differs
     }
-}
-
-/// The publishers that have been told everything.
-fn all_of(publishers: &BTreeMap<u32, Told>) -> Vec<Arc<Publisher>> {
-    publishers.values().map(|told| told.publisher.clone()).collect()
-}
-
-/// Tells a publisher what its audience is told.
-fn send(news: &BTreeMap<u32, Bytes>, Told { publisher, audience }: &Told, memory: &MemoryBudget) {
-    let Some(bytes) = news.get(audience) else { return };
-    publisher.send(bytes);
-    publisher.count_backlog(memory);
 }
 
 /// Has a subscriber's subscriptions count in the memory budget. If there is none left, whoever holds most is ended.

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use xmsg_zmq::HighWaterMark;
 use xmsg_zmq::link::outbox::{Outbox, Writer};
 
+use super::telling::{NEWS_MAX, TOLD};
 use super::*;
 use crate::policy::{Policies, Policy, Rule};
 use crate::security::{Authority, Rights, Rules};
