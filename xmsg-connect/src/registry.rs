@@ -5,11 +5,12 @@ use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::future::join_all;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::sync::{mpsc, oneshot};
 use xmsg_core::{Actor, ConnectOptions, ProxyAddress};
 use xmsg_zmq::deadline::Deadline;
@@ -133,6 +134,17 @@ impl fmt::Display for Sort {
     }
 }
 
+impl FromStr for Sort {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        [Self::Connection, Self::Outgoing, Self::Channel]
+            .into_iter()
+            .find(|sort| sort.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is no sort of entries: there are connection, outgoing and channel"))
+    }
+}
+
 /// What happens to messages in the spool of an outgoing connection that is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDelete {
@@ -154,6 +166,13 @@ pub struct OutgoingReport {
     pub link: LinkReport,
     /// Its spool.
     pub spool: SpoolReport,
+    /// How long the oldest message in the spool has waited; none if nothing waits.
+    #[serde(rename = "oldest_s", serialize_with = "in_seconds")]
+    pub oldest: Option<Duration>,
+}
+
+fn in_seconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    time.map(|time| time.as_secs_f64()).serialize(serializer)
 }
 
 /// What is known of a channel.
@@ -461,16 +480,26 @@ impl Registry {
         discarded.map_err(storage)
     }
 
+    /// Ends the channels, and waits for that: nothing more comes in by them. Whoever is about to stop the proxy does this first, lets the proxy deliver
+    /// what it has, and then [closes](Self::close) the rest: so what was published gets to the spools.
+    pub async fn end_channels(&self) {
+        let channels = {
+            let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut entries.channels)
+        };
+        join_all(channels.into_values().map(Channel::end)).await;
+    }
+
     /// Ends everything: what is on its way has half a second to arrive; the rest stays in the spools.
     pub async fn close(&self) -> Result<()> {
-        let entries = {
+        // Channels first: what they have received goes to the spools.
+        self.end_channels().await;
+        let outgoing = {
             let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *entries)
+            std::mem::take(&mut entries.outgoing)
         };
         self.shared.targets.set(HashMap::new());
-        // Channels first: what they have received goes to the spools.
-        join_all(entries.channels.into_values().map(Channel::end)).await;
-        let ended = join_all(entries.outgoing.into_values().map(Outgoing::end)).await;
+        let ended = join_all(outgoing.into_values().map(Outgoing::end)).await;
         ended.into_iter().try_for_each(|spool| spool.map(drop))
     }
 
@@ -505,10 +534,12 @@ impl Registry {
 
 fn report_outgoing(outgoing: &Outgoing) -> OutgoingReport {
     let shared = &outgoing.shared;
+    let spool = SpoolReport::of(&shared.spool.status());
     OutgoingReport {
         definition: shared.plan().definition.clone(),
         link: shared.status.report(),
-        spool: SpoolReport::of(&shared.spool.status()),
+        oldest: spool.oldest.map(|accepted| accepted.elapsed().unwrap_or_default()),
+        spool,
     }
 }
 
