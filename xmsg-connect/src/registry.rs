@@ -289,7 +289,7 @@ impl Registry {
         self.change(Vec::new(), move |all| {
             let (sort, name) = (definition.sort(), definition.name().to_owned());
             if all.find(sort, &name).is_some() {
-                return Err(Error::new(ErrorKind::NameTaken, format!("there is a {sort} {name:?} already")));
+                return Err(Error::new(ErrorKind::NameTaken, format!("{sort} {name:?} is there already")));
             }
             match definition {
                 Definition::Connection(definition) => all.connections.push(*definition),
@@ -780,7 +780,7 @@ impl Definitions {
     fn replace(&mut self, name: &str, definition: Definition) -> Result<()> {
         let (sort, new_name) = (definition.sort(), definition.name().to_owned());
         if new_name != name && self.find(sort, &new_name).is_some() {
-            return Err(Error::new(ErrorKind::NameTaken, format!("there is a {sort} {new_name:?} already")));
+            return Err(Error::new(ErrorKind::NameTaken, format!("{sort} {new_name:?} is there already")));
         }
         match definition {
             Definition::Connection(definition) => {
@@ -898,8 +898,11 @@ fn replace_file(file: &Path, text: &str) -> Result<()> {
 }
 
 fn remove_folder(path: &Path) -> Result<()> {
-    std::fs::remove_dir_all(path).map_err(|error| {
-        Error::new(ErrorKind::Storage, format!("the spool {} can't be deleted", path.display()))
-            .with_source(error)
-    })
+    match std::fs::remove_dir_all(path) {
+        // Somebody was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|error| {
+            Error::new(ErrorKind::Storage, format!("the spool {} can't be deleted", path.display())).with_source(error)
+        }),
+    }
 }
