@@ -114,15 +114,20 @@ impl Log {
     }
 }
 
+/// Libraries that log what is none of the log's business, such as whole messages, at the level of warnings.
+const QUIET: [&str; 3] = ["lapin", "amq_protocol", "async_rs"];
+
 /// A log filter from text such as `info,xmsg_core=debug`, as in `RUST_LOG`: levels for all that is logged, and for modules.
 ///
-/// Spaces around directives, and directives that are empty, mean nothing.
+/// Spaces around directives, and directives that are empty, mean nothing. Of the modules `lapin`, `amq_protocol` and `async_rs`
+/// nothing is logged unless they are named.
 pub fn log_filter(text: &str) -> Result<Targets, SettingsError> {
     let directives: Vec<_> = text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
     if directives.is_empty() {
         return Ok(Targets::new());
     }
-    directives.join(",").parse::<Targets>().map_err(|error| {
+    let quiet = QUIET.map(|module| format!("{module}=off")).join(",");
+    format!("{quiet},{}", directives.join(",")).parse::<Targets>().map_err(|error| {
         SettingsError::new(format!(
             "the log filter {text:?} (log.filter, RUST_LOG, --log-filter) can't be read: {error}; give a level, or module=level with \
              commas between"
@@ -305,6 +310,21 @@ mod tests {
         assert_eq!(spaced, plain);
         assert_eq!(log_filter(" ").unwrap(), Targets::new());
         assert_eq!(spaced.default_level(), Some(tracing::level_filters::LevelFilter::INFO));
+    }
+
+    #[test]
+    fn libraries_that_log_messages_are_quiet_unless_they_are_named() {
+        use tracing::Level;
+        for text in ["info", "trace", "xmsg_connect=debug"] {
+            let filter = log_filter(text).unwrap();
+            for target in ["lapin", "lapin::channel", "amq_protocol::frame", "amq_protocol_tcp", "async_rs"] {
+                assert!(!filter.would_enable(target, &Level::ERROR), "{text}: {target}");
+            }
+            assert!(filter.would_enable("xmsg_connect::registry", &Level::INFO), "{text}");
+        }
+        let named = log_filter("info,lapin=warn").unwrap();
+        assert!(named.would_enable("lapin::channel", &Level::WARN));
+        assert!(!named.would_enable("amq_protocol_tcp", &Level::WARN));
     }
 
     #[test]
