@@ -16,7 +16,7 @@
 //! message.
 //!
 //! With the feature `daemon` (on by default) there is also what only the daemons need: their settings and the HTTP server.
-//! Nothing of it starts by itself.
+//! Nothing of it starts by itself. The feature `connect` (on by default, too) adds outgoing connections and channels to the daemons.
 
 #![warn(missing_docs)]
 

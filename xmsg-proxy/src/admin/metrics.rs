@@ -26,8 +26,8 @@ use crate::switch::{Drops, SubscriberStats, Totals};
 /// stores the series.
 pub(super) const SUBSCRIBER_SERIES: usize = 100;
 
-const BYTES: Option<&Unit> = Some(&Unit::Bytes);
-const SECONDS: Option<&Unit> = Some(&Unit::Seconds);
+pub(super) const BYTES: Option<&Unit> = Some(&Unit::Bytes);
+pub(super) const SECONDS: Option<&Unit> = Some(&Unit::Seconds);
 
 /// Reads all counts, and writes them.
 pub(super) fn encode(state: &State) -> Result<String, fmt::Error> {
@@ -51,6 +51,8 @@ struct Snapshot {
     log_lines_lost: Option<u64>,
     proxy: Option<ProxySnapshot>,
     registrar: Option<RegistrarSnapshot>,
+    #[cfg(feature = "connect")]
+    connect: Option<super::connect::ConnectSnapshot>,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,8 @@ impl Snapshot {
                 memory: registrar.memory().clone(),
                 is_writable: registrar.is_writable(),
             }),
+            #[cfg(feature = "connect")]
+            connect: state.connect.as_ref().map(super::connect::ConnectSnapshot::take),
         }
     }
 }
@@ -146,6 +150,10 @@ impl Collector for Snapshot {
         }
         if let Some(registrar) = &self.registrar {
             registrar.encode(&mut out)?;
+        }
+        #[cfg(feature = "connect")]
+        if let Some(connect) = &self.connect {
+            connect.encode(&mut out)?;
         }
         self.process.encode(self.started_unix_s, &mut out)
     }
@@ -413,7 +421,7 @@ impl Process {
 
 /// Writes families of metrics.
 #[derive(Debug)]
-struct Families<'a> {
+pub(super) struct Families<'a> {
     encoder: DescriptorEncoder<'a>,
 }
 
@@ -428,7 +436,7 @@ impl Families<'_> {
         gauge.encode(self.encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?)
     }
 
-    fn counters<const LABELS: usize>(
+    pub(super) fn counters<const LABELS: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -439,7 +447,7 @@ impl Families<'_> {
         each(family, values, |value, encoder| ConstCounter::new(value).encode(encoder))
     }
 
-    fn gauges<const LABELS: usize>(
+    pub(super) fn gauges<const LABELS: usize>(
         &mut self,
         name: &str,
         help: &str,

@@ -9,11 +9,14 @@
 //! | `/connz` | every publisher and subscriber; JSON; `limit`, `offset`, `sort`, `kind` |
 //! | `/subsz` | subscribed prefixes; JSON; `limit`, `prefix` |
 //! | `POST /connections/{id}/end` | ends the connection of this publisher or subscriber; with the token only |
+//! | `/connect…` | outgoing connections and channels; what changes something, or sends, with the token only |
 //!
 //! The server has a thread of its own: neither a slow client nor a long list takes time from the data plane, which does not
 //! know of it. It reads counts through a [`Monitor`], and takes no lock for longer than it takes to read one.
 
 mod answers;
+#[cfg(feature = "connect")]
+mod connect;
 mod metrics;
 mod process;
 mod routes;
@@ -34,6 +37,8 @@ use xmsg_core::{Error, ErrorKind, Result};
 use xmsg_zmq::TcpOptions;
 use xmsg_zmq::link::transport::{Closer, Listener};
 
+#[cfg(feature = "connect")]
+pub use connect::Connect;
 pub use token::Token;
 
 use crate::log::LogQueue;
@@ -52,7 +57,10 @@ pub struct Sources {
     pub proxy: Option<Monitor>,
     /// A registrar.
     pub registrar: Option<registrar::Monitor>,
-    /// Who is let in to either.
+    /// Outgoing connections and channels.
+    #[cfg(feature = "connect")]
+    pub connect: Option<Connect>,
+    /// Who is let in to proxy and registrar.
     pub authority: Option<Arc<Authority>>,
     /// The log on its way out.
     pub log: Option<LogQueue>,
@@ -85,6 +93,8 @@ struct State {
     name: &'static str,
     proxy: Option<Monitor>,
     registrar: Option<registrar::Monitor>,
+    #[cfg(feature = "connect")]
+    connect: Option<Connect>,
     authority: Option<Arc<Authority>>,
     log: Option<LogQueue>,
     turned_away: TurnedAway,
@@ -152,6 +162,8 @@ impl Admin {
             answers: Answers::new(memory.unwrap_or_default()),
             proxy: sources.proxy,
             registrar: sources.registrar,
+            #[cfg(feature = "connect")]
+            connect: sources.connect,
             authority: sources.authority,
             log: sources.log,
             turned_away: TurnedAway::default(),

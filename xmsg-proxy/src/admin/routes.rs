@@ -58,13 +58,17 @@ pub(super) fn router(state: Arc<State>) -> Router {
             .route("/statsz", get(statsz))
             .route("/connections/{id}/end", post(end_connection));
     }
+    #[cfg(feature = "connect")]
+    if state.connect.is_some() {
+        router = router.merge(super::connect::router());
+    }
     router.layer(from_fn_with_state(state.clone(), guard)).with_state(state)
 }
 
 /// A request has brought the token. Whoever changes something has to show this: that there is a token now does not say that there was
 /// one when the request was let in.
 #[derive(Clone, Copy, Debug)]
-struct Authorized;
+pub(super) struct Authorized;
 
 /// Turns away whoever has no business here.
 async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
@@ -137,22 +141,23 @@ fn is_local_name(uri: &Uri, headers: &HeaderMap) -> bool {
 }
 
 async fn index(Shared(state): Shared<Arc<State>>) -> String {
-    format!(
-        "{} {}\n\n{INDEX}{}",
-        state.name,
-        env!("CARGO_PKG_VERSION"),
-        match state.proxy {
-            Some(_) => PROXY_INDEX,
-            None => "",
-        }
-    )
+    let proxy = state.proxy.as_ref().map_or("", |_| PROXY_INDEX);
+    #[cfg(feature = "connect")]
+    let connect = state.connect.as_ref().map_or("", |_| super::connect::INDEX);
+    #[cfg(not(feature = "connect"))]
+    let connect = "";
+    format!("{} {}\n\n{INDEX}{proxy}{connect}", state.name, env!("CARGO_PKG_VERSION"))
 }
 
 /// Asks the runtimes that do the work for a turn.
 async fn healthz(Shared(state): Shared<Arc<State>>) -> Answer {
     let own = state.registrar.as_ref().map(registrar::Monitor::runtime);
-    let mut turns: Vec<_> =
-        [Some(&state.runtime), own].into_iter().flatten().map(|runtime| runtime.spawn(async {})).collect();
+    #[cfg(feature = "connect")]
+    let connect = state.connect.as_ref().map(super::connect::Connect::runtime);
+    #[cfg(not(feature = "connect"))]
+    let connect = None;
+    let runtimes = [Some(&state.runtime), own, connect].into_iter().flatten();
+    let mut turns: Vec<_> = runtimes.map(|runtime| runtime.spawn(async {})).collect();
     let unavailable = |text| (StatusCode::SERVICE_UNAVAILABLE, text);
     match tokio::time::timeout(STUCK, futures::future::try_join_all(turns.iter_mut())).await {
         Ok(Ok(_)) => Ok("ok\n".into_response()),

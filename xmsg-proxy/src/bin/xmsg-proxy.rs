@@ -9,11 +9,17 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use daemon::arguments::Switchable;
+#[cfg(feature = "connect")]
+use daemon::connect::{self, Connecting};
 use daemon::{Asked, Common, Daemon, Program, Signals, ready, say, set, stopping};
 use tokio::runtime::{Builder, Runtime};
+#[cfg(feature = "connect")]
+use xmsg_core::ProxyAddress;
 use xmsg_proxy::admin::{Phase, Sources};
 use xmsg_proxy::memory;
 use xmsg_proxy::registrar::{self, Registrar};
+#[cfg(feature = "connect")]
+use xmsg_proxy::settings::ConnectSection;
 use xmsg_proxy::settings::{self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings};
 use xmsg_proxy::{Config, Policy, Proxy, TopicPolicy, Upstream};
 use xmsg_zmq::link::memory::MemoryBudget;
@@ -133,6 +139,8 @@ fn main() -> ExitCode {
 
 /// Threads for what blocks, at most: opening long encrypted frames, checking passwords, reading files.
 const BLOCKING_THREADS: usize = 32;
+/// Descriptors for outgoing connections and channels: sockets to peers and to the proxy, files of spools.
+const CONNECT_DESCRIPTORS: usize = 1024;
 
 fn runtime(settings: &ProxySettings) -> std::io::Result<Runtime> {
     let mut builder = match settings.threads.get() {
@@ -166,14 +174,17 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     let mut config = Config { security, authority, ..settings.config() };
     let has_registrar = settings.registrar.enabled || daemon.sockets.has("registrar");
     let wanted = registrar::Config::default().connections;
-    let all = daemon.room_for_connections(config.connections + if has_registrar { wanted } else { 0 })?;
-    // So many that a registrar in the same process never runs out of them.
+    let for_connect = if settings.connect.enabled { CONNECT_DESCRIPTORS } else { 0 };
+    let all = daemon
+        .room_for_connections(config.connections + for_connect + if has_registrar { wanted } else { 0 })?;
+    // So many that what is in the same process never runs out of them.
     let for_registrar = if has_registrar { wanted.min(all / 4) } else { 0 };
     if settings.memory_limit_mib.get() == 0 {
         config.memory = Daemon::<Arguments>::memory_beside(threads(&daemon, has_registrar));
     }
+    let for_connect = for_connect.min(all / 4);
     let memory = config.memory.clone();
-    config.connections = config.connections.min(all - for_registrar);
+    config.connections = config.connections.min(all - for_registrar - for_connect);
     let builder = Proxy::bind(host.with_port(settings.port.get())).config(config);
     let proxy = match <[_; 3]>::try_from(daemon.sockets.take("proxy")) {
         Ok(sockets) => builder.start_on(sockets).await?,
@@ -195,9 +206,13 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     if let Some(registrar) = &registrar {
         say(format_args!("xmsg-registrar at {}", registrar.address()));
     }
+    #[cfg(feature = "connect")]
+    let connecting = start_connecting(&daemon, &address).await?;
     daemon.start_admin(Sources {
         proxy: Some(proxy.monitor()),
         registrar: registrar.as_ref().map(Registrar::monitor),
+        #[cfg(feature = "connect")]
+        connect: connecting.as_ref().map(Connecting::source),
         ..Sources::default()
     })?;
     daemon.warn_if_open(address.host(), "whoever reaches these ports can publish and subscribe");
@@ -225,12 +240,22 @@ async fn run(mut daemon: Daemon<Arguments>) -> anyhow::Result<()> {
     stopping("delivering what is queued");
     tracing::info!(linger_s = linger.as_secs_f64(), "stopping: delivering what is queued");
     let stop = async {
+        // Nothing more is to come in by channels; what was published is to get to the spools.
+        #[cfg(feature = "connect")]
+        if let Some(connecting) = &connecting {
+            connecting.end_channels().await;
+        }
         let registrar = async {
             if let Some(registrar) = registrar {
                 registrar.stop(linger).await;
             }
         };
-        tokio::join!(proxy.stop(linger), registrar).0
+        let totals = tokio::join!(proxy.stop(linger), registrar).0;
+        #[cfg(feature = "connect")]
+        if let Some(connecting) = connecting {
+            connecting.close().await;
+        }
+        totals
     };
     tokio::pin!(stop);
     let totals = tokio::select! {
@@ -294,6 +319,29 @@ async fn start_registrar(
         None => return Ok(None),
     };
     started.map(Some).context("the registrar can't start")
+}
+
+/// Outgoing connections and channels in this process, if there are to be any.
+#[cfg(feature = "connect")]
+async fn start_connecting(
+    daemon: &Daemon<Arguments>,
+    proxy: &ProxyAddress,
+) -> anyhow::Result<Option<Connecting>> {
+    let ConnectSection { enabled: true, state_dir: Some(state_dir), definitions, .. } =
+        &daemon.settings.connect
+    else {
+        return Ok(None);
+    };
+    let (mechanism, _) = daemon.security();
+    let plan = connect::Plan {
+        state_dir: state_dir.clone(),
+        definitions: definitions.clone(),
+        proxy: connect::reached_at(proxy)?,
+        security: daemon.settings.connect.security(&mechanism)?,
+    };
+    let connecting = Connecting::start(plan).await?;
+    say(format_args!("xmsg-connect with {}", connecting.counted()));
+    Ok(Some(connecting))
 }
 
 /// When a registrar ends without being told to; never, if there is none.

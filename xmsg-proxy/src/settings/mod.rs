@@ -10,6 +10,7 @@
 //! # Ok::<(), settings::SettingsError>(())
 //! ```
 
+mod connect;
 mod file;
 mod proxy;
 mod registrar;
@@ -22,6 +23,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use tracing_subscriber::filter::Targets;
 
+#[cfg(feature = "connect")]
+pub use connect::read_definitions;
+pub use connect::{ConnectSection, ConnectSettings, Credentials};
 pub use file::{Change, SettingsError, absolute, merge, parse, print, read};
 pub use proxy::{Heartbeat, LimitSettings, PolicySection, ProxySettings, RegistrarSection, Tcp};
 pub use registrar::RegistrarSettings;
@@ -30,7 +34,7 @@ pub use values::{COUNT_MAX, Count, Host, HostPort, MIB_MAX, Named, ProxyPort, Se
 use crate::admin::Token;
 use crate::security::{Mechanism, Rules, settings as security};
 
-/// What the settings of both daemons have in common.
+/// What the settings of all daemons have in common.
 pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + 'static {
     /// The keys that SIGHUP takes over. Everything else needs a restart, and is reported then.
     const RELOADABLE: &'static [&'static str];
@@ -40,6 +44,11 @@ pub trait Settings: Clone + Default + PartialEq + Serialize + DeserializeOwned +
 
     /// Whether the settings make sense together.
     fn check(&self) -> Result<(), SettingsError>;
+
+    /// Whether files can be used that are read when a daemon starts, and not again.
+    fn check_files(&self) -> Result<(), SettingsError> {
+        Ok(())
+    }
 
     /// How and what to log.
     fn log(&self) -> &Log;

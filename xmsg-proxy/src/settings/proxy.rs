@@ -11,7 +11,8 @@ use xmsg_zmq::{HighWaterMark, TcpOptions};
 
 use super::values::resolve;
 use super::{
-    Admin, COUNT_MAX, Count, Host, Log, MIB_MAX, Named, ProxyPort, Seconds, Settings, SettingsError, admin_at,
+    Admin, COUNT_MAX, ConnectSection, Count, Host, Log, MIB_MAX, Named, ProxyPort, Seconds, Settings,
+    SettingsError, admin_at,
 };
 use crate::config::{Config, Upstream};
 use crate::memory;
@@ -58,6 +59,8 @@ pub struct ProxySettings {
     pub tcp: Tcp,
     /// The registrar in the same process.
     pub registrar: RegistrarSection,
+    /// Outgoing connections and channels in the same process.
+    pub connect: ConnectSection,
     /// How the ports are secured, and who may do what.
     pub security: security::Settings,
     /// The HTTP server.
@@ -86,6 +89,7 @@ impl Default for ProxySettings {
             heartbeat: Heartbeat::default(),
             tcp: Tcp::default(),
             registrar: RegistrarSection::default(),
+            connect: ConnectSection::default(),
             security: security::Settings::default(),
             admin: Admin::at(ADMIN_PORT),
             log: Log::default(),
@@ -249,6 +253,7 @@ impl Settings for ProxySettings {
         resolve(&mut self.security.key_file, folder);
         resolve(&mut self.security.password_file, folder);
         resolve(&mut self.registrar.snapshot, folder);
+        self.connect.resolve(folder);
     }
 
     fn check(&self) -> Result<(), SettingsError> {
@@ -258,8 +263,14 @@ impl Settings for ProxySettings {
                  (registrar.enabled, --registrar), or take the file out",
             ));
         }
+        self.connect.check(self.security.mechanism)?;
         self.admin.check()?;
         self.log.targets().map(drop)
+    }
+
+    #[cfg(feature = "connect")]
+    fn check_files(&self) -> Result<(), SettingsError> {
+        self.connect.check_files()
     }
 
     fn log(&self) -> &Log {

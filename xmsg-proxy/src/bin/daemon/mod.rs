@@ -1,6 +1,12 @@
 //! What the daemons share: from the command line to settings, when to stop and when to read them again, and what they say.
 
 pub(crate) mod arguments;
+#[cfg(feature = "connect")]
+#[allow(
+    dead_code,
+    reason = "the registrar does without, and the daemon that has nothing else knows its proxy"
+)]
+pub(crate) mod connect;
 mod log;
 mod reload;
 mod signals;
@@ -94,6 +100,7 @@ fn prepare<P: Program>(program: P) -> Result<Prepared<P>, SettingsError> {
     if program.common().print_config {
         return Ok(Prepared::ToPrint(settings::print(&settings)?));
     }
+    settings.check_files()?;
     if program.common().check_config {
         check_folder(&settings)?;
         return Ok(Prepared::ToPrint(format!("{}: the configuration is good\n", P::NAME)));

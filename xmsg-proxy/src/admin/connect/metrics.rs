@@ -1,0 +1,86 @@
+//! What `/metrics` says of outgoing connections and channels.
+
+use std::fmt;
+
+use xmsg_connect::{Counts, LinkState, Report};
+
+use super::Connect;
+use crate::admin::metrics::{BYTES, Families, SECONDS};
+
+/// The counts of all of them at one time.
+#[derive(Debug)]
+pub(in crate::admin) struct ConnectSnapshot(Report);
+
+impl ConnectSnapshot {
+    pub(in crate::admin) fn take(connect: &Connect) -> Self {
+        Self(connect.registry.report())
+    }
+
+    pub(in crate::admin) fn encode(&self, out: &mut Families<'_>) -> Result<(), fmt::Error> {
+        let Report { outgoing, channels, .. } = &self.0;
+        let name = |name: &str| ("name", name.to_owned());
+        let of_outgoing = |counts: Counts| {
+            [
+                ("accepted", counts.accepted),
+                ("delivered", counts.delivered),
+                ("repeated", counts.repeated),
+                ("returned", counts.returned),
+                ("refused_by_peer", counts.refused_by_peer),
+                ("dead", counts.dead),
+                ("refused", counts.refused),
+                ("lost_before", counts.lost_before),
+                ("ignored", counts.ignored),
+            ]
+        };
+        let help = "Messages of an outgoing connection, by what became of them.";
+        let values = outgoing.iter().flat_map(|one| {
+            of_outgoing(one.link.counts)
+                .map(|(result, count)| ([name(&one.definition.name), ("result", result.to_owned())], count))
+        });
+        out.counters("xmsg_outgoing_messages", help, None, values)?;
+        let of_channel = |counts: Counts| {
+            [
+                ("accepted", counts.accepted),
+                ("delivered", counts.delivered),
+                ("requeued", counts.requeued),
+                ("dead", counts.dead),
+                ("refused", counts.refused),
+            ]
+        };
+        let help = "Messages of a channel, by what became of them.";
+        let values = channels.iter().flat_map(|one| {
+            of_channel(one.link.counts)
+                .map(|(result, count)| ([name(&one.definition.name), ("result", result.to_owned())], count))
+        });
+        out.counters("xmsg_channel_messages", help, None, values)?;
+
+        let is_connected = |state| u64::from(matches!(state, LinkState::Connected | LinkState::Blocked));
+        let help = "1 while an outgoing connection is connected to its peer, otherwise 0.";
+        let connected =
+            outgoing.iter().map(|one| ([name(&one.definition.name)], is_connected(one.link.state)));
+        out.gauges("xmsg_outgoing_connected", help, None, connected)?;
+        let help = "1 while a channel is connected to its peer, otherwise 0.";
+        let connected =
+            channels.iter().map(|one| ([name(&one.definition.name)], is_connected(one.link.state)));
+        out.gauges("xmsg_channel_connected", help, None, connected)?;
+        let help = "Messages that are on their way to the peer, and not confirmed yet.";
+        let in_flight = outgoing.iter().map(|one| ([name(&one.definition.name)], one.link.in_flight));
+        out.gauges("xmsg_outgoing_in_flight", help, None, in_flight)?;
+
+        let help = "Messages in the spool of an outgoing connection.";
+        let entries = outgoing.iter().map(|one| ([name(&one.definition.name)], one.spool.entries));
+        out.gauges("xmsg_spool_entries", help, None, entries)?;
+        let help = "Bytes of the messages in the spool of an outgoing connection.";
+        let bytes = outgoing.iter().map(|one| ([name(&one.definition.name)], one.spool.bytes));
+        out.gauges("xmsg_spool", help, BYTES, bytes)?;
+        let help = "How long the oldest message has been in the spool of an outgoing connection.";
+        let oldest = outgoing.iter().filter_map(|one| {
+            let seconds = one.oldest.map(|time| time.as_secs())?;
+            Some(([name(&one.definition.name)], seconds))
+        });
+        out.gauges("xmsg_spool_oldest", help, SECONDS, oldest)?;
+        let help = "Messages of an outgoing connection that could not be delivered, and are kept.";
+        let dead = outgoing.iter().map(|one| ([name(&one.definition.name)], one.spool.dead_entries));
+        out.gauges("xmsg_dead_letters", help, None, dead)
+    }
+}

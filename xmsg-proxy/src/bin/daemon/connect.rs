@@ -1,0 +1,139 @@
+//! Outgoing connections and channels at work in a daemon: on a thread of their own, so that brokers, disks and TLS take no time from messages.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use tokio::runtime::{Builder, Handle, Runtime};
+use xmsg_connect::{Registry, RegistryOptions};
+use xmsg_core::security::Security;
+use xmsg_core::{ConnectOptions, ProxyAddress};
+use xmsg_proxy::admin::Connect;
+use xmsg_proxy::settings;
+
+/// Threads for what blocks, at most: the disk, and names that are looked up.
+const BLOCKING_THREADS: usize = 32;
+
+/// What the settings say of them.
+pub(crate) struct Plan {
+    pub(crate) state_dir: PathBuf,
+    pub(crate) definitions: Option<PathBuf>,
+    pub(crate) proxy: ProxyAddress,
+    pub(crate) security: Security,
+}
+
+/// A registry at work. Its thread ends with [`close`](Self::close).
+pub(crate) struct Connecting {
+    registry: Registry,
+    runtime: OwnRuntime,
+}
+
+impl Connecting {
+    /// Starts everything that is declared. Waits for no peer.
+    pub(crate) async fn start(plan: Plan) -> anyhow::Result<Self> {
+        let Plan { state_dir, definitions, proxy, security } = plan;
+        let options = RegistryOptions {
+            connect: ConnectOptions::new().security(security),
+            initial: settings::read_definitions(definitions.as_deref())?,
+            ..RegistryOptions::new(&state_dir, proxy)
+        };
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("xmsg-connect")
+            .enable_all()
+            .build()
+            .context("outgoing connections and channels get no thread")?;
+        let runtime = OwnRuntime::new(runtime);
+        let opened = runtime.handle().spawn(Registry::open(options)).await;
+        let opened = opened.context("outgoing connections and channels can't start")?;
+        let registry = opened.map_err(|error| {
+            anyhow!(
+                "outgoing connections and channels can't start with {}: {}",
+                state_dir.display(),
+                error.with_causes()
+            )
+        })?;
+        let report = registry.report();
+        tracing::info!(
+            outgoing = report.outgoing.len(),
+            channels = report.channels.len(),
+            state = %state_dir.display(),
+            "outgoing connections and channels are at work"
+        );
+        Ok(Self { registry, runtime })
+    }
+
+    /// For the HTTP server.
+    pub(crate) fn source(&self) -> Connect {
+        Connect::new(self.registry.clone(), self.runtime.handle().clone())
+    }
+
+    /// `3 outgoing connections, 1 channel`, for the line that is said at the start.
+    pub(crate) fn counted(&self) -> String {
+        let report = self.registry.report();
+        let counted =
+            |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+        format!(
+            "{}, {}",
+            counted(report.outgoing.len(), "outgoing connection"),
+            counted(report.channels.len(), "channel")
+        )
+    }
+
+    /// Ends the channels: nothing more comes in by them.
+    pub(crate) async fn end_channels(&self) {
+        self.run(|registry| async move { registry.end_channels().await }).await;
+    }
+
+    /// Ends all. What is not delivered stays in the spools, and is said in the log.
+    pub(crate) async fn close(self) {
+        let waiting: u64 = self.registry.report().outgoing.iter().map(|one| one.spool.entries).sum();
+        self.run(|registry| async move {
+            if let Err(error) = registry.close().await {
+                tracing::error!("a spool was not closed as it should: {}", error.with_causes());
+            }
+        })
+        .await;
+        if waiting > 0 {
+            tracing::info!(messages = waiting, "what was not delivered waits in the spools");
+        }
+    }
+
+    async fn run<F: Future<Output = ()> + Send + 'static>(&self, work: impl FnOnce(Registry) -> F) {
+        // A panic of it has been reported where it happened.
+        let _ = self.runtime.handle().spawn(work(self.registry.clone())).await;
+    }
+}
+
+/// A runtime that ends when this is dropped, and is not waited for: on a thread of another runtime that can't be done.
+struct OwnRuntime(Option<Runtime>, Handle);
+
+impl OwnRuntime {
+    fn new(runtime: Runtime) -> Self {
+        let handle = runtime.handle().clone();
+        Self(Some(runtime), handle)
+    }
+
+    fn handle(&self) -> &Handle {
+        &self.1
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Where a proxy that listens at this address is reached from its own machine.
+pub(crate) fn reached_at(listening: &ProxyAddress) -> xmsg_core::Result<ProxyAddress> {
+    let host = match listening.host().parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) if address.is_unspecified() => "127.0.0.1",
+        Ok(IpAddr::V6(address)) if address.is_unspecified() => "::1",
+        _ => listening.host(),
+    };
+    ProxyAddress::new(host, listening.publish_port())
+}
