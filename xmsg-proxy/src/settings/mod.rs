@@ -270,6 +270,7 @@ mod tests {
         }
         example::<ProxySettings>(include_str!("../../../docs/xmsg-proxy.toml"));
         example::<RegistrarSettings>(include_str!("../../../docs/xmsg-registrar.toml"));
+        example::<ConnectSettings>(include_str!("../../../docs/xmsg-connect.toml"));
     }
 
     #[test]
@@ -402,5 +403,6 @@ mod tests {
                         [security]\npassword_file = \"\"\n[[security.client]]\n[[policy]]";
         check::<ProxySettings>(with_all);
         check::<RegistrarSettings>(with_all);
+        check::<ConnectSettings>(with_all);
     }
 }

@@ -190,8 +190,10 @@ impl<P: Program> Daemon<P> {
                 .with_context(|| format!("cannot bind {listen} for HTTP (--admin)"))?,
         };
         let token = self.reloadable.admin_token.clone();
-        let (authority, log) = (Some(self.authority.clone()), Some(self.log.queue.clone()));
-        let sources = Sources { authority, log, ..sources };
+        // Nobody logs in where there are no other ports.
+        let has_ports = sources.proxy.is_some() || sources.registrar.is_some();
+        let authority = has_ports.then(|| self.authority.clone());
+        let sources = Sources { authority, log: Some(self.log.queue.clone()), ..sources };
         let admin = Admin::start(socket, P::NAME, sources, token, self.config())?;
         say(format_args!("HTTP at http://{}", admin.address()));
         self.admin = Some(admin);

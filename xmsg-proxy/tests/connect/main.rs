@@ -1,0 +1,445 @@
+//! Outgoing connections and channels in the daemons: over HTTP as it is, with real sockets and a real broker at the other end.
+
+#![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
+#![allow(clippy::float_cmp, reason = "counts are whole numbers, which are exact")]
+
+mod site;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+use xmsg_core::security::KeyPair;
+use xmsg_core::{Connection, Message};
+use xmsg_tests::http::get;
+use xmsg_tests::rabbitmq::Broker;
+use xmsg_tests::{next, patient, topic, within};
+use xmsg_zmq::{Push, SocketOptions};
+
+use site::{PROXY, Site, pull, push_to, received, request, served, start_logged, write};
+
+const CONNECT: &str = env!("CARGO_BIN_EXE_xmsg-connect");
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_are_added_looked_at_changed_and_deleted() {
+    let site = Site::new("").await;
+    let (pull, address) = pull().await;
+    let mut feed = push_to("feed", &address);
+    let (status, created) = site.ask("POST", "/connect/outgoing", &feed.to_string()).await;
+    assert_eq!((status, &created["definition"]["name"]), (201, &json!("feed")), "{created}");
+
+    // Each form of data.
+    for (body, mime, data) in [
+        (json!({ "text": "three" }), "text/string", &b"three"[..]),
+        (json!({ "text": "<a/>", "mime": "text/xml" }), "text/xml", b"<a/>"),
+        (json!({ "json": { "a": [1] } }), "application/json", br#"{"a":[1]}"#),
+        (json!({ "base64": "AP8=" }), "binary/bytes", b"\0\xff"),
+    ] {
+        let mut body = body;
+        (body["topic"], body["confirm"], body["timeout_s"]) = ("orders:new".into(), true.into(), 60.into());
+        let told = site.done("POST", "/connect/outgoing/feed/send", &body).await;
+        assert!(told["confirmed"] == true && told["sequence"].is_u64() && told["id"].is_string(), "{told}");
+        let message = received(&pull).await;
+        assert_eq!(message.topic().to_string(), "orders:new");
+        assert_eq!(message.mime_type().unwrap(), mime);
+        match mime {
+            "text/string" => assert_eq!(message.value::<String>().unwrap().as_bytes(), data),
+            _ => assert_eq!(&message.data()[..], data),
+        }
+    }
+    let found =
+        site.until("/connect/outgoing/feed", "all gone", |found| found["spool"]["entries"] == 0).await;
+    assert_eq!(
+        (&found["link"]["state"], &found["link"]["counts"]["delivered"]),
+        (&"connected".into(), &4.into())
+    );
+    assert!(site.done("POST", "/connect/outgoing/feed/ping", &Value::Null).await["seconds"].is_f64());
+
+    // Another definition, another name.
+    feed["subscribe"] = json!(["feed"]);
+    let changed = site.done("PUT", "/connect/outgoing/feed", &feed).await;
+    assert_eq!(changed["definition"]["subscribe"], json!(["feed"]));
+    site.done("POST", "/connect/outgoing/feed/rename?to=fodder", &Value::Null).await;
+    let actor = site.actor();
+    let flows = async {
+        loop {
+            actor.publish(&Message::of("feed:x", 4.5).unwrap()).await.unwrap();
+            if let Ok(message) = tokio::time::timeout(Duration::from_millis(50), pull.recv()).await {
+                return message.unwrap();
+            }
+        }
+    };
+    assert_eq!(&within("what was published", flows).await.frames()[0][..], b"feed:x");
+    let rested = site.done("POST", "/connect/outgoing/fodder/disable", &Value::Null).await;
+    assert_eq!(rested["definition"]["is_active"], false);
+    site.done("POST", "/connect/outgoing/fodder/send", &json!({ "topic": "later", "text": "x" })).await;
+    let report =
+        site.until("/connect", "it waits", |found| found["outgoing"][0]["spool"]["entries"] != 0).await;
+    assert_eq!(report["outgoing"][0]["link"]["state"], "inactive", "{report}");
+    let (status, refused) = site.ask("DELETE", "/connect/outgoing/fodder", "").await;
+    assert_eq!((status, &refused["kind"]), (409, &"in_use".into()), "{refused}");
+    site.done("POST", "/connect/outgoing/fodder/enable", &Value::Null).await;
+    site.done("DELETE", "/connect/outgoing/fodder?on_delete=drain&timeout_s=60", &Value::Null).await;
+    while received(&pull).await.topic().as_bytes() != b"later" {}
+    assert_eq!(site.done("GET", "/connect", &Value::Null).await["outgoing"], json!([]));
+    site.daemon.logged(&["outgoing \"fodder\" was deleted", "HTTP from 127.0.0.1:"]).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_is_refused_with_its_status_kind_and_field() {
+    let site = Site::new("").await;
+    let (_pull, address) = pull().await;
+    site.done("POST", "/connect/outgoing", &push_to("a", &address)).await;
+    let mut rejecting = push_to("resting", &address);
+    (rejecting["is_active"], rejecting["when_inactive"]) = (false.into(), "reject".into());
+    site.done("POST", "/connect/outgoing", &rejecting).await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = format!("tcp://{}", silent.local_addr().unwrap());
+    site.done("POST", "/connect/outgoing", &push_to("stuck", &nobody)).await;
+    let mut used = json!({ "name": "in", "kind": "zmq", "socket_type": "PULL", "socket_method": "bind",
+        "address": format!("ipc://{}/in", site.folder.path().display()), "target": "outgoing:stuck" });
+    site.done("POST", "/connect/channel", &used).await;
+    used["address"] = "udp://x".into();
+    let unknown_field = json!({ "name": "b", "prot": 1 });
+    for (method, path, body, status, kind, field) in [
+        ("GET", "/connect/outgoing/none", json!(null), 404, "unknown", None),
+        ("GET", "/connect/connection/none", json!(null), 404, "unknown", None),
+        ("GET", "/connect/socket/none", json!(null), 404, "unknown", None),
+        ("GET", "/connect/channel/in/dead", json!(null), 404, "unknown", None),
+        ("DELETE", "/connect/outgoing/none", json!(null), 404, "unknown", None),
+        ("POST", "/connect/channel/none/enable", json!(null), 404, "unknown", None),
+        ("POST", "/connect/outgoing/none/send", json!({ "topic": "a", "text": "b" }), 404, "unknown", None),
+        ("POST", "/connect/outgoing", push_to("a", &address), 409, "name_taken", None),
+        ("POST", "/connect/outgoing/a/rename?to=stuck", json!(null), 409, "name_taken", None),
+        ("DELETE", "/connect/outgoing/stuck?on_delete=purge", json!(null), 409, "in_use", None),
+        ("POST", "/connect/outgoing", unknown_field, 422, "invalid_definition", Some("prot")),
+        ("POST", "/connect/outgoing", json!({}), 422, "invalid_definition", Some("name")),
+        ("POST", "/connect/outgoing", push_to("../x", &address), 422, "invalid_definition", Some("name")),
+        ("PUT", "/connect/channel/in", used, 422, "invalid_definition", Some("address")),
+        ("POST", "/connect/connection/x/enable", json!(null), 422, "invalid_definition", None),
+        (
+            "POST",
+            "/connect/outgoing/a/send",
+            json!({ "topic": "*:a", "text": "b" }),
+            422,
+            "invalid_message",
+            Some("topic"),
+        ),
+        ("POST", "/connect/outgoing/a/send", json!({ "topic": "a" }), 422, "invalid_message", Some("text")),
+        (
+            "POST",
+            "/connect/outgoing/a/send",
+            json!({ "topic": "a", "base64": "?" }),
+            422,
+            "invalid_message",
+            Some("base64"),
+        ),
+        (
+            "POST",
+            "/connect/outgoing/a/send",
+            json!({ "topic": "a", "text": "b", "exchange": "e" }),
+            422,
+            "invalid_message",
+            None,
+        ),
+        (
+            "POST",
+            "/connect/outgoing/resting/send",
+            json!({ "topic": "a", "text": "b" }),
+            503,
+            "inactive",
+            None,
+        ),
+        (
+            "POST",
+            "/connect/outgoing/stuck/send",
+            json!({ "topic": "a", "text": "b", "confirm": true, "timeout_s": 0.1 }),
+            504,
+            "timeout",
+            None,
+        ),
+        ("POST", "/connect/outgoing/stuck/ping?timeout_s=0.1", json!(null), 504, "timeout", None),
+        (
+            "POST",
+            "/connect/outgoing/stuck/ping?timeout_s=-1",
+            json!(null),
+            400,
+            "invalid_request",
+            Some("timeout_s"),
+        ),
+        ("GET", "/connect/outgoing/a/dead?limit=100000", json!(null), 400, "invalid_request", Some("limit")),
+        (
+            "DELETE",
+            "/connect/outgoing/a/dead?sequence=x",
+            json!(null),
+            400,
+            "invalid_request",
+            Some("sequence"),
+        ),
+    ] {
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        let (found, answer) = site.ask(method, path, &text).await;
+        assert_eq!((found, &answer["kind"]), (status, &json!(kind)), "{method} {path}: {answer}");
+        assert_eq!(answer["field"], json!(field), "{method} {path}: {answer}");
+        assert!(answer["message"].as_str().is_some_and(|text| text.len() > 10), "{answer}");
+    }
+    let (status, _) = site.ask("POST", "/connect/outgoing", "{").await;
+    assert_eq!(status, 400);
+    let (status, answer) = site.ask("POST", "/connect/outgoing", &" ".repeat((1 << 20) + 1)).await;
+    assert_eq!((status, &answer["kind"]), (413, &"too_large".into()), "{answer}");
+    assert_eq!(site.ask("POST", "/connect/import", "[[outgoing]]\nnam = 1").await.0, 422);
+    assert_eq!(site.done("GET", "/connect/outgoing/a/dead", &json!(null)).await, json!({ "dead": [] }));
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_changes_or_sends_needs_the_token_and_looking_only_where_there_is_one() {
+    let site = Site::new("").await;
+    let folder = tempfile::tempdir().unwrap();
+    let open = "port = 0\n[connect]\nenabled = true\nstate_dir = \"state\"";
+    let mut daemon = start_logged(PROXY, folder.path(), open, &[]);
+    daemon.line().await;
+    daemon.line().await;
+    let without = served(&mut daemon).await;
+    let entry = push_to("a", "tcp://127.0.0.1:1").to_string();
+    for (method, path, body, changes) in [
+        ("GET", "/connect", "", false),
+        ("GET", "/connect/export", "", false),
+        ("GET", "/connect/outgoing/a", "", false),
+        ("GET", "/connect/outgoing/a/dead", "", false),
+        ("POST", "/connect/outgoing", &*entry, true),
+        ("PUT", "/connect/outgoing/a", &*entry, true),
+        ("DELETE", "/connect/outgoing/a", "", true),
+        ("POST", "/connect/outgoing/a/enable", "", true),
+        ("POST", "/connect/outgoing/a/disable", "", true),
+        ("POST", "/connect/outgoing/a/ping", "", true),
+        ("POST", "/connect/outgoing/a/rename?to=b", "", true),
+        ("POST", "/connect/outgoing/a/send", r#"{"topic":"a","text":"b"}"#, true),
+        ("POST", "/connect/outgoing/a/dead/1/revive", "", true),
+        ("DELETE", "/connect/outgoing/a/dead", "", true),
+        ("POST", "/connect/import", "", true),
+    ] {
+        for token in [None, Some("another-0123456789abcdef")] {
+            let refused = request(&site.admin, token, method, path, body).await;
+            assert_eq!(refused.status, 401, "{method} {path}: {}", refused.body);
+        }
+        // Where there is no token, nobody has shown that they may.
+        let answer = request(&without, None, method, path, body).await;
+        if changes {
+            assert_eq!(answer.status, 403, "{method} {path}: {}", answer.body);
+            assert!(answer.body.contains("XMSG_PROXY_ADMIN_TOKEN_FILE"), "{}", answer.body);
+        } else {
+            assert_ne!(answer.status, 403, "{method} {path}: {}", answer.body);
+        }
+    }
+    assert_eq!(get(&without, "/connect").await.status, 200);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn definitions_are_kept_exported_and_imported() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_pull, address) = pull().await;
+    let initial = format!(
+        "[[outgoing]]\nname = \"first\"\nkind = \"zmq\"\nsocket_type = \"PUSH\"\naddress = \"{address}\"\nlazy = true\n"
+    );
+    write(folder.path(), "initial.toml", &initial);
+    let site = Site::in_folder(folder, "definitions = \"initial.toml\"").await;
+    let (status, exported) = site.ask("GET", "/connect/export", "").await;
+    let exported = exported.as_str().unwrap().to_owned();
+    assert!(
+        status == 200 && exported.contains("name = \"first\"") && exported.contains("lazy = true"),
+        "{exported}"
+    );
+    let second = exported.replace("\"first\"", "\"second\"");
+    let (status, told) = site.ask("POST", "/connect/import", &second).await;
+    assert_eq!((status, &told["outgoing"]), (200, &1.into()), "{told}");
+    // What was imported counts, and not what was declared at first.
+    let folder = site.stop().await;
+    let site = Site::in_folder(folder, "definitions = \"initial.toml\"").await;
+    let report = site.done("GET", "/connect", &Value::Null).await;
+    assert_eq!(report["outgoing"][0]["definition"]["name"], "second");
+    assert_eq!(report["outgoing"].as_array().unwrap().len(), 1);
+    let folder = site.stop().await;
+
+    // What is wrong is said before anything starts.
+    write(folder.path(), "initial.toml", "[[outgoing]]\nname = \"x\"\n");
+    let settings = folder.path().join("settings.toml");
+    for arguments in [&["--check-config"][..], &[]] {
+        let mut command = Command::new(PROXY);
+        command.arg("--config").arg(&settings).args(arguments);
+        let output = xmsg_tests::process::finish(command).await;
+        assert_eq!(output.status.code(), Some(2));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains("initial.toml: outgoing \"x\": "), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_and_health_tell_of_them() {
+    let site = Site::new("").await;
+    let (pull, address) = pull().await;
+    site.done("POST", "/connect/outgoing", &push_to("feed", &address)).await;
+    let channel = json!({ "name": "in", "kind": "zmq", "socket_type": "PULL", "socket_method": "bind",
+        "address": format!("ipc://{}/in", site.folder.path().display()), "target": "outgoing:feed" });
+    site.done("POST", "/connect/channel", &channel).await;
+    let push = Push::new(SocketOptions::default());
+    push.connect(channel["address"].as_str().unwrap().parse().unwrap());
+    for _ in 0..3 {
+        push.send(["x"]).await.unwrap();
+        within("a message", pull.recv()).await.unwrap();
+    }
+    let is_counted = |found: &Value| found["link"]["counts"]["delivered"] == 3;
+    site.until("/connect/outgoing/feed", "all counted", is_counted).await;
+    site.until("/connect/channel/in", "all counted", is_counted).await;
+    site.done("POST", "/connect/outgoing/feed/disable", &Value::Null).await;
+    site.done("POST", "/connect/outgoing/feed/send", &json!({ "topic": "a", "text": "b" })).await;
+    site.until("/connect/outgoing/feed", "it rests", |found| found["link"]["state"] == "inactive").await;
+    let found = site.metrics().await;
+    for (series, value) in [
+        (r#"xmsg_outgoing_messages_total{name="feed",result="accepted"}"#, 4.0),
+        (r#"xmsg_outgoing_messages_total{name="feed",result="delivered"}"#, 3.0),
+        (r#"xmsg_outgoing_messages_total{name="feed",result="dead"}"#, 0.0),
+        (r#"xmsg_channel_messages_total{name="in",result="delivered"}"#, 3.0),
+        (r#"xmsg_outgoing_connected{name="feed"}"#, 0.0),
+        (r#"xmsg_channel_connected{name="in"}"#, 1.0),
+        (r#"xmsg_outgoing_in_flight{name="feed"}"#, 0.0),
+        (r#"xmsg_spool_entries{name="feed"}"#, 1.0),
+        (r#"xmsg_dead_letters{name="feed"}"#, 0.0),
+    ] {
+        assert_eq!(found.get(series), Some(&value), "{series}: {found:?}");
+    }
+    assert!(found.contains_key(r#"xmsg_spool_bytes{name="feed"}"#), "{found:?}");
+    assert_eq!(get(&site.admin, "/healthz").await.status, 200);
+    site.stop().await;
+}
+
+/// What the proxy has taken before it is told to stop gets to the peer, or waits in the spool.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_loses_nothing_that_was_published() {
+    let site = Site::new("").await;
+    let (pull, address) = pull().await;
+    let mut feed = push_to("feed", &address);
+    feed["subscribe"] = json!(["feed"]);
+    site.done("POST", "/connect/outgoing", &feed).await;
+    let connection = Connection::with_options(site.proxy.clone(), patient()).unwrap();
+    within("its subscription", connection.wait_for_subscriber(&topic("feed"))).await.unwrap();
+    for number in 0..500 {
+        connection.publish(&Message::of("feed", number).unwrap()).await.unwrap();
+    }
+    within("the proxy has them", connection.flush(xmsg_tests::PATIENCE)).await.unwrap();
+    let mut daemon = site.daemon;
+    daemon.signal("TERM").await;
+    for number in 0..500 {
+        assert_eq!(received(&pull).await.value::<i32>().unwrap(), number);
+    }
+    assert!(daemon.end().await.success());
+    assert!(daemon.line().await.contains("undelivered 0"));
+}
+
+/// The proxy lets its own outgoing connections and channels in like others: by a key or a password, with the rights that go with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_with_security_wants_credentials_of_them_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let [ours, theirs] = [(); 2].map(|()| KeyPair::generate().unwrap());
+    for (name, keys) in [("proxy.key", &ours), ("connect.key", &theirs)] {
+        write(folder.path(), name, &format!("secret-key = \"{}\"\n", *keys.secret().expose_text()));
+    }
+    let more = format!(
+        "key_file = \"connect.key\"\n[security]\nmechanism = \"curve\"\nkey_file = \"proxy.key\"\n\
+         [[security.client]]\nkey = \"{}\"\n",
+        theirs.public()
+    );
+    let site = Site::in_folder(folder, &more).await;
+    let (pull, address) = pull().await;
+    let mut feed = push_to("feed", &address);
+    feed["subscribe"] = json!(["feed"]);
+    site.done("POST", "/connect/outgoing", &feed).await;
+    let channel = json!({ "name": "in", "kind": "zmq", "socket_type": "PULL", "socket_method": "bind",
+        "address": format!("ipc://{}/in", site.folder.path().display()), "target": "topic:feed" });
+    site.done("POST", "/connect/channel", &channel).await;
+    let push = Push::new(SocketOptions::default());
+    push.connect(channel["address"].as_str().unwrap().parse().unwrap());
+    // Both ways through the proxy.
+    let flows = async {
+        loop {
+            push.send(["x"]).await.unwrap();
+            if let Ok(message) = tokio::time::timeout(Duration::from_millis(100), pull.recv()).await {
+                return message.unwrap();
+            }
+        }
+    };
+    assert_eq!(&within("a message", flows).await.frames()[0][..], b"feed");
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_of_rabbitmq_is_filled_and_emptied() {
+    let broker = Broker::shared().await;
+    let site = Site::new("").await;
+    let uri = format!("amqp://127.0.0.1:{}", broker.port());
+    site.done("POST", "/connect/connection", &json!({ "name": "broker", "uris": [uri] })).await;
+    let channel = json!({ "name": "back", "connection": "broker", "queue": "daemon.test", "queue_declare": "active",
+        "target": "topic:back" });
+    site.done("POST", "/connect/channel", &channel).await;
+    let out = json!({ "name": "out", "connection": "broker", "exchange": "", "routing_key": "daemon.test" });
+    site.done("POST", "/connect/outgoing", &out).await;
+    let actor = site.actor();
+    let mut back = actor.subscribe("back").await.unwrap();
+    site.until("/connect/channel/back", "it consumes", |found| found["link"]["state"] == "connected").await;
+    let message = json!({ "topic": "orders:new", "text": "17 pieces", "mime": "text/plain", "confirm": true, "timeout_s": 60,
+        "properties": { "priority": 3 }, "headers": { "X-Env": "test" } });
+    site.done("POST", "/connect/outgoing/out/send", &message).await;
+    assert_eq!(&next(&mut back).await.data()[..], b"17 pieces");
+    for sort in ["connection/broker", "outgoing/out", "channel/back"] {
+        site.done("POST", &format!("/connect/{sort}/ping"), &Value::Null).await;
+    }
+    let (status, answer) = site.ask("DELETE", "/connect/connection/broker", "").await;
+    assert_eq!((status, &answer["kind"]), (409, &"in_use".into()), "{answer}");
+    // Where nothing is bound, the broker gives it back.
+    let lost =
+        json!({ "topic": "a", "text": "b", "routing_key": "nowhere", "confirm": true, "timeout_s": 0.5 });
+    assert_eq!(site.ask("POST", "/connect/outgoing/out/send", &lost.to_string()).await.0, 504);
+    assert!(site.metrics().await[r#"xmsg_outgoing_messages_total{name="out",result="returned"}"#] >= 1.0);
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn they_have_a_daemon_of_their_own() {
+    let proxy = xmsg_tests::proxy().start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (pull, address) = pull().await;
+    let definitions = format!(
+        "[[outgoing]]\nname = \"feed\"\nkind = \"zmq\"\nsocket_type = \"PUSH\"\naddress = \"{address}\"\nsubscribe = [\"feed\"]\n"
+    );
+    write(folder.path(), "initial.toml", &definitions);
+    let settings = format!(
+        "proxy = \"{}\"\nstate_dir = \"state\"\ndefinitions = \"initial.toml\"\n[admin]\ntoken_file = \"token\"\n",
+        proxy.address()
+    );
+    let mut daemon = start_logged(CONNECT, folder.path(), &settings, &[]);
+    let line = daemon.line().await;
+    assert!(line.ends_with("with 1 outgoing connection, 0 channels"), "{line}");
+    let admin = served(&mut daemon).await;
+    let site = Site { daemon, proxy: proxy.address().clone(), admin, folder };
+    let connection = Connection::with_options(site.proxy.clone(), patient()).unwrap();
+    within("its subscription", connection.wait_for_subscriber(&topic("feed"))).await.unwrap();
+    connection.publish(&Message::of("feed", "x").unwrap()).await.unwrap();
+    assert_eq!(received(&pull).await.value::<String>().unwrap(), "x");
+    site.done("POST", "/connect/outgoing/feed/send", &json!({ "topic": "a", "text": "b", "confirm": true }))
+        .await;
+    assert_eq!(received(&pull).await.value::<String>().unwrap(), "b");
+    let found = site.metrics().await;
+    assert_eq!((found["xmsg_connect_ready"], found[r#"xmsg_outgoing_connected{name="feed"}"#]), (1.0, 1.0));
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(get(&site.admin, path).await.status, 200);
+    }
+    let mut daemon = site.daemon;
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+    assert_eq!(daemon.line().await, "xmsg-connect stopped");
+    let output = xmsg_tests::process::run(CONNECT, &[]).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--state-dir"));
+}
