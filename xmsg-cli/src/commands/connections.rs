@@ -47,7 +47,7 @@ pub(crate) struct Arguments {
 
     /// What to sort by: id, peer, or, with the highest ones first, connected, messages, bytes, queue, drops,
     /// subscriptions [default: id]
-    #[arg(long, value_name = "BY", hide_possible_values = true,
+    #[arg(long, value_name = "SORT", hide_possible_values = true,
           value_parser = ["id", "peer", "connected", "messages", "bytes", "queue", "drops", "subscriptions"])]
     sort: Option<String>,
 

@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
     interval: Duration,
 
     /// What to sort by
-    #[arg(long, value_name = "BY", value_enum, default_value_t = Sort::Rate)]
+    #[arg(long, value_name = "SORT", value_enum, default_value_t = Sort::Rate)]
     sort: Sort,
 
     /// Only connections and topics whose names contain this
