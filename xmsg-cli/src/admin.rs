@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
@@ -14,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use xmsg_core::security::read_secret;
 use xmsg_core::{Error, ErrorKind, Result};
+use xmsg_zmq::deadline::Deadline;
 use zeroize::Zeroizing;
 
 use crate::exit::{AtAdmin, Usage};
@@ -158,8 +160,20 @@ impl Admin {
 
     /// Asks once. What does not let us in is an error; so is nobody who answers.
     pub(crate) async fn ask(&self, method: Method, path: &str) -> anyhow::Result<Answer> {
-        let answer = tokio::time::timeout(TIMEOUT, self.exchange(method, path)).await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::Timeout, format!("no answer from {} within {TIMEOUT:?}", self.address)))
+        self.ask_with(method, path, Bytes::new(), TIMEOUT).await
+    }
+
+    /// The same with a body, and with so much time for the answer.
+    pub(crate) async fn ask_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        time: Duration,
+    ) -> anyhow::Result<Answer> {
+        let exchange = self.exchange(method, path, body);
+        let answer = Deadline::after(time).limit(exchange).await.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Timeout, format!("no answer from {} within {time:?}", self.address)))
         });
         let answer = answer.map_err(AtAdmin)?;
         let refused = |text: String| AtAdmin(Error::new(ErrorKind::NotAllowed, text));
@@ -181,7 +195,7 @@ impl Admin {
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<Answer> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answer> {
         let Address { host, port, prefix } = &self.address;
         let unusable = |error: hyper::http::Error| {
             Error::new(ErrorKind::InvalidAddress, format!("{} can't be asked", self.address))
@@ -195,7 +209,7 @@ impl Admin {
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token);
         }
-        let request = request.body(Empty::<bytes::Bytes>::new()).map_err(unusable)?;
+        let request = request.body(Full::new(body)).map_err(unusable)?;
         let stream = self.connect().await?;
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
             let text =

@@ -113,6 +113,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             Command::Topics(arguments) => commands::topics::run(arguments).await,
             Command::Top(arguments) => commands::top::run(arguments).await,
             Command::Connections(arguments) => commands::connections::run(arguments).await,
+            Command::Connect(arguments) => commands::connect::run(*arguments).await,
             Command::Zmq(arguments) => commands::zmq::run(arguments, verbose).await,
             Command::Device(arguments) => commands::device::run(*arguments, verbose).await,
             Command::Keygen(arguments) => commands::keys::keygen(&arguments),

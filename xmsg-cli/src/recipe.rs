@@ -134,6 +134,12 @@ pub(crate) enum Dish {
 }
 
 impl Recipe {
+    /// How messages to this topic are made of data as it is given, with this mime type.
+    pub(crate) fn of_mime(topic: &Topic, mime: &str) -> anyhow::Result<Self> {
+        check_mime(mime)?;
+        Ok(Self::new(topic, &Meta::new(mime), None, false))
+    }
+
     fn new(topic: &Topic, meta: &Meta, coding: Option<Coding>, template: bool) -> Self {
         let typed = coding.is_none() && value::is_typed(&meta.data_type);
         let (topic, frame) = (topic.clone().into_bytes(), meta.encode());

@@ -11,7 +11,7 @@ async fn the_help_has_commands_in_groups_on_one_screen() {
     let text = xmsg(&["--help"]).await.text();
     assert!(text.starts_with("Publish and subscribe through an xMsg proxy\n\nUsage: xmsg "), "{text}");
     assert!(text.lines().count() <= 40, "{text}");
-    for group in ["Messages", "Inspect", "Measure", "Record", "Registrar", "Security"] {
+    for group in ["Messages", "Inspect", "Measure", "Record", "Registrar", "Connect", "Security"] {
         assert!(text.lines().any(|line| line.starts_with(group)), "{group}: {text}");
     }
     assert_eq!(xmsg(&["help"]).await.text(), text);
@@ -49,10 +49,13 @@ async fn shells_complete_what_is_there_and_nothing_else() {
     }
     // Under bash itself, after `xmsg keygen --`.
     let script = xmsg(&["completions", "bash"]).await.text();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, script).unwrap();
     let complete = |line: &str| {
         let words: Vec<_> = line.split(' ').collect();
         let asked = format!(
-            "{script}\nCOMP_WORDS=({line}); COMP_CWORD={}; _xmsg xmsg '{}' ''; echo \"${{COMPREPLY[*]}}\"",
+            "source {}\nCOMP_WORDS=({line}); COMP_CWORD={}; _xmsg xmsg '{}' ''; echo \"${{COMPREPLY[*]}}\"",
+            file.path().display(),
             words.len() - 1,
             words.last().unwrap()
         );
@@ -67,7 +70,7 @@ async fn shells_complete_what_is_there_and_nothing_else() {
     assert_eq!(complete("xmsg registrar fin").trim(), "find");
     // What there is help about: commands, those of commands, and pages.
     for (line, word) in [
-        ("xmsg help con", "connections context connection"),
+        ("xmsg help con", "connections connect context connection"),
         ("xmsg help exit", "exit-codes"),
         ("xmsg help sec", "security"),
         ("xmsg help registrar fin", "find"),

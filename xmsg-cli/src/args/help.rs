@@ -12,7 +12,7 @@ use crate::output::Output;
 use crate::settings;
 
 /// The commands in their groups. Where the text is empty, it is that of the command.
-const GROUPS: [(&str, &[(&str, &str)]); 8] = [
+const GROUPS: [(&str, &[(&str, &str)]); 9] = [
     (
         "Messages",
         &[
@@ -41,6 +41,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 8] = [
     ),
     ("Record", &[("record", "Record messages into a file"), ("replay", "Publish a recording")]),
     ("Registrar", &[("registrar", "Find who publishes and who subscribes, or run a registrar")]),
+    ("Connect", &[("connect", "Manage outgoing connections and channels: ZeroMQ sockets and RabbitMQ")]),
     (
         "ZeroMQ",
         &[

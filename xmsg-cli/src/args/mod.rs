@@ -15,8 +15,8 @@ use xmsg_zmq::SocketOptions;
 #[cfg(feature = "bench")]
 use crate::commands::bench;
 use crate::commands::{
-    completions, connections, context, demo, device, discover, info, keys, ping, publish, record, register,
-    registrar, replay, reply, request, subscribe, top, topics, zmq,
+    completions, connect, connections, context, demo, device, discover, info, keys, ping, publish, record,
+    register, registrar, replay, reply, request, subscribe, top, topics, zmq,
 };
 use crate::exit::AtRegistrar;
 use crate::settings;
@@ -73,6 +73,7 @@ pub(crate) enum Command {
     Info(info::Arguments),
     Connections(connections::Arguments),
     Topics(topics::Arguments),
+    Connect(Box<connect::Arguments>),
     Zmq(zmq::Arguments),
     Device(Box<device::Arguments>),
     Keygen(keys::Keygen),

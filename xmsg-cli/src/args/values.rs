@@ -22,7 +22,7 @@ fn parse_subscription(text: &str) -> xmsg_core::Result<Topic> {
 }
 
 /// How topics are written on the command line. Whoever has it takes them as words and has them read here.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct TopicOptions {
     /// Topics are hexadecimal digits, two for each byte: for topics that are not text
     #[arg(long)]

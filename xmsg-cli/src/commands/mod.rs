@@ -3,6 +3,7 @@
 #[cfg(feature = "bench")]
 pub(crate) mod bench;
 pub(crate) mod completions;
+pub(crate) mod connect;
 pub(crate) mod connections;
 pub(crate) mod context;
 pub(crate) mod demo;

@@ -1,0 +1,259 @@
+//! Entries: listed, shown, added, changed, deleted.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use hyper::Method;
+use serde_json::{Value, json};
+use xmsg_core::text::escaped;
+
+use super::ask::{Asked, Sort, encoded, entries, path, refused, text_of};
+use super::rows;
+use crate::exit::Exit;
+use crate::output::{Output, counted, note};
+use crate::table;
+
+pub(super) async fn list(asked: &Asked) -> anyhow::Result<Exit> {
+    let report = asked.report().await?;
+    let sorts = Sort::ALL.into_iter().filter(|sort| asked.sort.is_none_or(|only| only == *sort));
+    let all: Vec<(Sort, &Value)> =
+        sorts.flat_map(|sort| entries(&report, sort).iter().map(move |entry| (sort, entry))).collect();
+    if asked.json {
+        let mut output = Output::stdout()?;
+        for (sort, entry) in all {
+            output.json(&rows::document(sort, entry))?;
+        }
+        output.flush()?;
+        return Ok(Exit::Done);
+    }
+    for orphan in report["orphans"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        note(format_args!("the spool {orphan} belongs to no outgoing connection: messages may be in it"));
+    }
+    let shown = all.into_iter().map(|(sort, entry)| rows::row(sort, entry)).collect();
+    table::write(rows::COLUMNS, shown, "definition")
+}
+
+pub(super) async fn show(asked: &Asked, name: &str) -> anyhow::Result<Exit> {
+    let sort = asked.sort_of(name).await?;
+    let entry = asked.ask(Method::GET, &path(sort, name), Bytes::new()).await?;
+    if asked.json {
+        asked.json(&rows::document(sort, &entry))?;
+        return Ok(Exit::Done);
+    }
+    let mut output = Output::stdout()?;
+    for (key, value) in rows::details(sort, &entry) {
+        let line = format!("{:<28} {}\n", escaped(&key), escaped(&value));
+        output.write(line.as_bytes())?;
+    }
+    output.flush()?;
+    Ok(Exit::Done)
+}
+
+/// The entries that stand in a text of TOML, in the order in which they can be added: those first that others refer to.
+fn definitions(text: &str, name: &str) -> anyhow::Result<Vec<(Sort, Value)>> {
+    let table: toml::Table = toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        anyhow::anyhow!("{name}, line {line}: {}", error.message().trim_end().replace('\n', ", "))
+    })?;
+    let known = |key: &str| Sort::ALL.into_iter().any(|sort| sort.to_string() == key);
+    if let Some(key) = table.keys().find(|key| !known(key)) {
+        let hint = if key == "spool" { ": `xmsg connect import` changes it" } else { "" };
+        bail!(
+            "{name}: {key:?} is no sort of entries, which are [[connection]], [[outgoing]] and [[channel]]{hint}"
+        );
+    }
+    let mut found = Vec::new();
+    for sort in [Sort::Connection, Sort::Outgoing, Sort::Channel] {
+        let Some(value) = table.get(&sort.to_string()) else { continue };
+        let Some(list) = value.as_array().filter(|list| list.iter().all(toml::Value::is_table)) else {
+            bail!("{name}: write [[{sort}]], with two brackets, in front of each {sort}");
+        };
+        for entry in list {
+            let entry = serde_json::to_value(entry);
+            found.push((sort, entry.with_context(|| format!("{name}: a {sort} can't be sent as JSON"))?));
+        }
+    }
+    if found.is_empty() {
+        bail!("{name} has no entry: write [[connection]], [[outgoing]] or [[channel]]");
+    }
+    Ok(found)
+}
+
+/// What an entry is called in messages.
+fn label(sort: Sort, definition: &Value) -> String {
+    format!("{sort} {:?}", definition["name"].as_str().unwrap_or_default())
+}
+
+pub(super) async fn add(asked: &Asked, file: &Path) -> anyhow::Result<Exit> {
+    let (text, name) = text_of(file)?;
+    let mut added: Vec<String> = Vec::new();
+    for (sort, definition) in definitions(&text, &name)? {
+        let label = label(sort, &definition);
+        let body = definition.to_string().into();
+        let created = asked.ask(Method::POST, &format!("/connect/{sort}"), body).await;
+        let created = created.with_context(|| match &added[..] {
+            [] => format!("{label} is not added, nor is anything else of {name}"),
+            added => format!("{label} is not added; of {name}, there are {} now", added.join(", ")),
+        });
+        let created = created?;
+        asked.json(&rows::document(sort, &created))?;
+        if !asked.json {
+            note(format_args!("{label} was added"));
+        }
+        added.push(label);
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) async fn edit(asked: &Asked, name: &str, file: &Path) -> anyhow::Result<Exit> {
+    let (text, from) = text_of(file)?;
+    let found = definitions(&text, &from)?;
+    let [(sort, definition)] = &found[..] else {
+        bail!("{from} has {} entries: give one", found.len());
+    };
+    if let Some(other) = asked.sort.filter(|other| other != sort) {
+        bail!("{from} has one of the sort {sort}, and --sort says {other}");
+    }
+    let body = definition.to_string().into();
+    let changed = asked.ask(Method::PUT, &path(*sort, name), body).await?;
+    done(asked, *sort, &changed, format_args!("{sort} {name:?} was changed"))
+}
+
+/// Shows the entry as JSON, or says what was done.
+fn done(asked: &Asked, sort: Sort, entry: &Value, what: std::fmt::Arguments<'_>) -> anyhow::Result<Exit> {
+    asked.json(&rows::document(sort, entry))?;
+    if !asked.json {
+        note(what);
+    }
+    Ok(Exit::Done)
+}
+
+pub(super) async fn remove(
+    asked: &Asked,
+    name: &str,
+    drain: Option<Duration>,
+    purge: bool,
+) -> anyhow::Result<Exit> {
+    let sort = asked.sort_of(name).await?;
+    let query = match drain {
+        Some(time) => format!("drain&timeout_s={}", time.as_secs_f64()),
+        None if purge => "purge".to_owned(),
+        None => "refuse".to_owned(),
+    };
+    let path = format!("{}?on_delete={query}", path(sort, name));
+    match asked.try_ask(Method::DELETE, &path, Bytes::new(), drain.unwrap_or_default()).await? {
+        Ok(body) => {
+            asked.json(&asked.read(&body)?)?;
+            if !asked.json {
+                note(format_args!("{sort} {name:?} was deleted"));
+            }
+            Ok(Exit::Done)
+        }
+        Err(answer) => refused(answer),
+    }
+}
+
+pub(super) async fn set_active(asked: &Asked, name: &str, is_active: bool) -> anyhow::Result<Exit> {
+    let sort = asked.sort_of(name).await?;
+    let (action, what) = if is_active { ("enable", "is at work") } else { ("disable", "rests") };
+    let changed = asked.ask(Method::POST, &format!("{}/{action}", path(sort, name)), Bytes::new()).await?;
+    done(asked, sort, &changed, format_args!("{sort} {name:?} {what} now"))
+}
+
+pub(super) async fn rename(asked: &Asked, name: &str, new: &str) -> anyhow::Result<Exit> {
+    let sort = asked.sort_of(name).await?;
+    let path = format!("{}/rename?to={}", path(sort, name), encoded(new));
+    let changed = asked.ask(Method::POST, &path, Bytes::new()).await?;
+    done(asked, sort, &changed, format_args!("{sort} {name:?} is {new:?} now"))
+}
+
+pub(super) async fn ping(asked: &Asked, name: &str, timeout: Duration) -> anyhow::Result<Exit> {
+    let sort = asked.sort_of(name).await?;
+    let path = format!("{}/ping?timeout_s={}", path(sort, name), timeout.as_secs_f64());
+    match asked.try_ask(Method::POST, &path, Bytes::new(), timeout).await? {
+        Ok(body) => {
+            let seconds = asked.read(&body)?["seconds"].as_f64().unwrap_or_default();
+            if asked.json {
+                asked.json(&json!({ "sort": sort.to_string(), "name": name, "seconds": seconds }))?;
+            } else {
+                let mut output = Output::stdout()?;
+                let line = format!("{sort} {} is reached in {:.1} ms\n", escaped(name), seconds * 1000.0);
+                output.write(line.as_bytes())?;
+                output.flush()?;
+            }
+            Ok(Exit::Done)
+        }
+        Err(answer) => refused(answer),
+    }
+}
+
+pub(super) async fn export(asked: &Asked) -> anyhow::Result<Exit> {
+    let answer = asked.try_ask(Method::GET, "/connect/export", Bytes::new(), Duration::ZERO).await?;
+    let text = match answer {
+        Ok(text) => text,
+        Err(answer) => return refused(answer),
+    };
+    let text = String::from_utf8(text.into()).context("the definitions are not UTF-8")?;
+    // What is no TOML is not from a registry: it is not shown.
+    let table: toml::Table =
+        toml::from_str(&text).context("what was answered is no TOML: is something else there?")?;
+    let mut output = Output::stdout()?;
+    if asked.json {
+        output.json(&serde_json::to_value(table).context("the definitions can't be written as JSON")?)?;
+    } else {
+        for line in text.lines() {
+            output.write(escaped(line).as_bytes())?;
+            output.write(b"\n")?;
+        }
+    }
+    output.flush()?;
+    Ok(Exit::Done)
+}
+
+pub(super) async fn import(asked: &Asked, file: &Path) -> anyhow::Result<Exit> {
+    let (text, name) = text_of(file)?;
+    let imported = asked.ask(Method::POST, "/connect/import", text.into()).await;
+    let imported = imported.with_context(|| format!("{name} is not imported, and all is as it was"))?;
+    asked.json(&imported)?;
+    if !asked.json {
+        let count = |key: &str, noun: &str| counted(imported[key].as_u64().unwrap_or_default(), noun);
+        note(format_args!(
+            "imported: {}, {}, {}",
+            count("connections", "connection"),
+            count("outgoing", "outgoing connection"),
+            count("channels", "channel")
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_refer_to_comes_first() {
+        let text = "[[channel]]\nname = \"a\"\ntarget = \"outgoing:b\"\n[[outgoing]]\nname = \"b\"\nconnection = \"c\"\n\
+                    [outgoing.headers]\nX-Level = 3\n[[connection]]\nname = \"c\"\n";
+        let found = definitions(text, "FILE").unwrap();
+        let labels: Vec<_> = found.iter().map(|(sort, value)| label(*sort, value)).collect();
+        assert_eq!(labels, ["connection \"c\"", "outgoing \"b\"", "channel \"a\""]);
+        assert_eq!(found[1].1["headers"]["X-Level"], 3);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said() {
+        for (text, says) in [
+            ("", "FILE has no entry"),
+            ("[outgoing]\nname = 1", "FILE: write [[outgoing]]"),
+            ("[[outgoin]]", "FILE: \"outgoin\" is no sort of entries"),
+            ("[spool]\nmax_bytes = \"1GiB\"", "import"),
+            ("\n[[outgoing]\n", "FILE, line 2: "),
+        ] {
+            let error = definitions(text, "FILE").unwrap_err().to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+}

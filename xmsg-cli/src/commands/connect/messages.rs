@@ -1,0 +1,199 @@
+//! Messages of outgoing connections: sent, and those that could not be delivered.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use hyper::Method;
+use serde_json::{Map, Value, json};
+
+use super::ask::{Asked, Sort, path, refused};
+use super::{Change, Dead, Send};
+use crate::args::TopicOptions;
+use crate::exit::Exit;
+use crate::output::{Output, counted, note};
+use crate::recipe::Recipe;
+use crate::source::Split;
+use crate::table;
+
+/// Dead letters that are asked for at a time: as many as there may be.
+const PAGE: usize = 1000;
+/// Properties that are numbers.
+const NUMBERS: [&str; 2] = ["priority", "timestamp"];
+
+/// A name and its value.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Pair {
+    key: String,
+    value: Value,
+}
+
+impl FromStr for Pair {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("a name and a value with `=` between them")?;
+        let (key, value) = match key.strip_suffix(':') {
+            Some(key) => {
+                let value = serde_json::from_str(value)
+                    .ok()
+                    .filter(|value: &Value| value.is_number() || value.is_boolean());
+                (key, value.ok_or("the value behind `:=` is a number, true or false")?)
+            }
+            None => (key, value.into()),
+        };
+        if key.is_empty() {
+            return Err("the name is missing in front of `=`".to_owned());
+        }
+        Ok(Self { key: key.to_owned(), value })
+    }
+}
+
+/// Properties as the server takes them.
+fn properties(pairs: Vec<Pair>) -> Map<String, Value> {
+    let typed = |Pair { key, value }: Pair| {
+        let number =
+            value.as_str().filter(|_| NUMBERS.contains(&&*key)).and_then(|text| text.parse::<u64>().ok());
+        (key, number.map_or(value, Value::from))
+    };
+    pairs.into_iter().map(typed).collect()
+}
+
+pub(super) async fn send(asked: &Asked, arguments: Send) -> anyhow::Result<Exit> {
+    asked.outgoing()?;
+    let Send { name, input, topic, mime, exchange, routing_key, property, header, confirm, timeout } =
+        arguments;
+    let topic = TopicOptions::default().to_publish(topic.as_ref().unwrap_or(&name))?;
+    let recipe = Recipe::of_mime(&topic, &mime)?;
+    let mut source = recipe.source(input.data.as_deref(), input.file.as_deref(), Split::Whole)?;
+    let data = source.next().await?.unwrap_or_default();
+    let [_, _, data] = recipe.message(data)?.into_frames();
+    let headers: Map<String, Value> = header.into_iter().map(|Pair { key, value }| (key, value)).collect();
+    let body = json!({
+        "topic": topic.to_string(),
+        "mime": mime,
+        "base64": BASE64.encode(data),
+        "exchange": exchange,
+        "routing_key": routing_key,
+        "properties": properties(property),
+        "headers": headers,
+        "confirm": confirm,
+        "timeout_s": timeout.as_secs_f64(),
+    });
+    let waits = if confirm { timeout } else { Duration::ZERO };
+    let path = format!("{}/send", path(Sort::Outgoing, &name));
+    match asked.try_ask(Method::POST, &path, body.to_string().into(), waits).await? {
+        Ok(body) => {
+            let told = asked.read(&body)?;
+            asked.json(&told)?;
+            if !asked.json {
+                let how = if confirm { "was sent, and the peer has it" } else { "was accepted" };
+                note(format_args!("the message {} {how}", told["id"].as_str().unwrap_or_default()));
+            }
+            Ok(Exit::Done)
+        }
+        Err(answer) => refused(answer),
+    }
+}
+
+pub(super) async fn dead(asked: &Asked, arguments: Dead) -> anyhow::Result<Exit> {
+    asked.outgoing()?;
+    let Dead { name, change } = arguments;
+    let at = format!("{}/dead", path(Sort::Outgoing, &name));
+    match change {
+        Change { revive: Some(sequence), .. } => {
+            revive(asked, &at, sequence).await?;
+            told(asked, "revived", 1, &format!("the dead letter {sequence} is sent again"))
+        }
+        Change { revive_all: true, .. } => {
+            let mut count = 0;
+            // All are known before the first is sent again: it may come back.
+            for sequence in all(asked, &at).await?.iter().filter_map(sequence_of) {
+                revive(asked, &at, sequence)
+                    .await
+                    .with_context(|| format!("{count} are sent again, and then"))?;
+                count += 1;
+            }
+            told(asked, "revived", count, &format!("sent again: {}", counted(count, "dead letter")))
+        }
+        Change { discard: Some(sequence), .. } => discard(asked, &format!("{at}?sequence={sequence}")).await,
+        Change { discard_all: true, .. } => discard(asked, &at).await,
+        Change { .. } => show(asked, &all(asked, &at).await?),
+    }
+}
+
+/// Every dead letter, oldest first.
+async fn all(asked: &Asked, at: &str) -> anyhow::Result<Vec<Value>> {
+    let (mut letters, mut after) = (Vec::new(), 0);
+    loop {
+        let path = format!("{at}?after={after}&limit={PAGE}");
+        let mut page = asked.ask(Method::GET, &path, Bytes::new()).await?;
+        let Value::Array(mut page) = page["dead"].take() else { return Ok(letters) };
+        let (count, last) = (page.len(), page.iter().filter_map(sequence_of).max());
+        letters.append(&mut page);
+        match last {
+            Some(last) if count == PAGE && last > after => after = last,
+            _ => return Ok(letters),
+        }
+    }
+}
+
+fn sequence_of(letter: &Value) -> Option<u64> {
+    letter["sequence"].as_u64()
+}
+
+fn show(asked: &Asked, letters: &[Value]) -> anyhow::Result<Exit> {
+    if asked.json {
+        let mut output = Output::stdout()?;
+        for letter in letters {
+            output.json(letter)?;
+        }
+        output.flush()?;
+        return Ok(Exit::Done);
+    }
+    let row = |letter: &Value| {
+        let sequence = sequence_of(letter).map(|sequence| sequence.to_string()).unwrap_or_default();
+        [sequence, letter["reason"].as_str().unwrap_or("-").to_owned()]
+    };
+    table::write(["SEQUENCE", "REASON"], letters.iter().map(row).collect(), "dead letter")
+}
+
+async fn revive(asked: &Asked, at: &str, sequence: u64) -> anyhow::Result<()> {
+    asked.ask(Method::POST, &format!("{at}/{sequence}/revive"), Bytes::new()).await.map(drop)
+}
+
+async fn discard(asked: &Asked, path: &str) -> anyhow::Result<Exit> {
+    let count =
+        asked.ask(Method::DELETE, path, Bytes::new()).await?["discarded"].as_u64().unwrap_or_default();
+    told(asked, "discarded", count, &format!("deleted: {}", counted(count, "dead letter")))
+}
+
+fn told(asked: &Asked, key: &str, count: u64, what: &str) -> anyhow::Result<Exit> {
+    asked.json(&json!({ key: count }))?;
+    if !asked.json {
+        note(what);
+    }
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_texts_unless_they_say_otherwise() {
+        let pair = |text: &str| text.parse::<Pair>().map(|pair| (pair.key, pair.value));
+        assert_eq!(pair("X-Env=a=b"), Ok(("X-Env".to_owned(), json!("a=b"))));
+        assert_eq!(pair("X-Level:=3"), Ok(("X-Level".to_owned(), json!(3))));
+        assert_eq!(pair("X-Test:=true"), Ok(("X-Test".to_owned(), json!(true))));
+        assert_eq!(pair("X-Empty="), Ok(("X-Empty".to_owned(), json!(""))));
+        for bad in ["", "x", "=x", ":=3", "x:=three", "x:=[1]"] {
+            pair(bad).unwrap_err();
+        }
+        let read = ["priority=9", "app_id=7"].map(|text| text.parse().unwrap());
+        assert_eq!(Value::from(properties(read.into())), json!({ "priority": 9, "app_id": "7" }));
+    }
+}
