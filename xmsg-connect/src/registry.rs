@@ -141,7 +141,9 @@ impl FromStr for Sort {
         [Self::Connection, Self::Outgoing, Self::Channel]
             .into_iter()
             .find(|sort| sort.to_string() == text)
-            .ok_or_else(|| format!("{text:?} is no sort of entries: there are connection, outgoing and channel"))
+            .ok_or_else(|| {
+                format!("{text:?} is no sort of entries: there are connection, outgoing and channel")
+            })
     }
 }
 
@@ -171,6 +173,7 @@ pub struct OutgoingReport {
     pub oldest: Option<Duration>,
 }
 
+#[allow(clippy::ref_option, reason = "serde gives the field as it is")]
 fn in_seconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     time.map(|time| time.as_secs_f64()).serialize(serializer)
 }
@@ -902,7 +905,8 @@ fn remove_folder(path: &Path) -> Result<()> {
         // Somebody was faster.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(|error| {
-            Error::new(ErrorKind::Storage, format!("the spool {} can't be deleted", path.display())).with_source(error)
+            Error::new(ErrorKind::Storage, format!("the spool {} can't be deleted", path.display()))
+                .with_source(error)
         }),
     }
 }

@@ -13,7 +13,7 @@ const STACK: usize = 256 << 10;
 
 /// Lines that wait to be written by a thread that may be held up. Cheap to clone. Each write is one line.
 ///
-/// When [`BYTES_MAX`] of them wait, further lines are dropped and [counted](Self::lost), and a line says how many as soon as something can be
+/// When 1 MiB of them wait, further lines are dropped and [counted](Self::lost), and a line says how many as soon as something can be
 /// written again. Lines that can't be written are counted, too.
 #[derive(Clone, Debug)]
 pub struct LogQueue(Arc<Shared>);
