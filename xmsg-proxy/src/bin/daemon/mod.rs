@@ -2,10 +2,7 @@
 
 pub(crate) mod arguments;
 #[cfg(feature = "connect")]
-#[allow(
-    dead_code,
-    reason = "the registrar does without, and the daemon that has nothing else knows its proxy"
-)]
+#[allow(dead_code, reason = "each daemon uses its part")]
 pub(crate) mod connect;
 mod log;
 mod reload;
