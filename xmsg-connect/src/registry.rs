@@ -503,6 +503,10 @@ impl Registry {
         };
         self.shared.targets.set(HashMap::new());
         let ended = join_all(outgoing.into_values().map(Outgoing::end)).await;
+        let left: u64 = ended.iter().flatten().map(|spool| spool.status().entries).sum();
+        if left > 0 {
+            tracing::info!(messages = left, "what was not delivered waits in the spools");
+        }
         ended.into_iter().try_for_each(|spool| spool.map(drop))
     }
 
