@@ -19,6 +19,8 @@ use xmsg_zmq::{Push, SocketOptions};
 use site::{PROXY, Site, pull, push_to, received, request, served, start_logged, write};
 
 const CONNECT: &str = env!("CARGO_BIN_EXE_xmsg-connect");
+/// Messages that are published just before a signal to stop.
+const QUEUED: usize = 50_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_are_added_looked_at_changed_and_deleted() {
@@ -336,6 +338,29 @@ async fn stopping_loses_nothing_that_was_published() {
     }
     assert!(daemon.end().await.success());
     assert!(daemon.line().await.contains("undelivered 0"));
+}
+
+/// All that the proxy has confirmed is in the spool at the end, whatever was still on its way there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_proxy_has_queued_for_an_outgoing_connection_gets_to_its_spool() {
+    let site = Site::new("").await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut feed = push_to("feed", &format!("tcp://{}", silent.local_addr().unwrap()));
+    feed["subscribe"] = json!(["feed"]);
+    site.done("POST", "/connect/outgoing", &feed).await;
+    let connection = Connection::with_options(site.proxy.clone(), patient()).unwrap();
+    within("its subscription", connection.wait_for_subscriber(&topic("feed"))).await.unwrap();
+    let message = Message::of("feed", "x".repeat(1000)).unwrap();
+    for _ in 0..QUEUED {
+        connection.publish(&message).await.unwrap();
+    }
+    within("the proxy has them", connection.flush(xmsg_tests::PATIENCE)).await.unwrap();
+    let mut daemon = site.daemon;
+    daemon.signal("TERM").await;
+    assert!(daemon.end().await.success());
+    let totals = daemon.line().await;
+    assert!(totals.contains("undelivered 0"), "{totals}");
+    daemon.logged(&["waits in the spools", &format!("messages={QUEUED}")]).await;
 }
 
 /// The proxy lets its own outgoing connections and channels in like others: by a key or a password, with the rights that go with it.

@@ -88,16 +88,12 @@ impl Connecting {
 
     /// Ends all. What is not delivered stays in the spools, and is said in the log.
     pub(crate) async fn close(self) {
-        let waiting: u64 = self.registry.report().outgoing.iter().map(|one| one.spool.entries).sum();
         self.run(|registry| async move {
             if let Err(error) = registry.close().await {
                 tracing::error!("a spool was not closed as it should: {}", error.with_causes());
             }
         })
         .await;
-        if waiting > 0 {
-            tracing::info!(messages = waiting, "what was not delivered waits in the spools");
-        }
     }
 
     async fn run<F: Future<Output = ()> + Send + 'static>(&self, work: impl FnOnce(Registry) -> F) {
