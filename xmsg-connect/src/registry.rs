@@ -6,7 +6,8 @@ use std::fs::{File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -14,6 +15,7 @@ use serde::{Serialize, Serializer};
 use tokio::sync::{mpsc, oneshot};
 use xmsg_core::{Actor, ConnectOptions, ProxyAddress};
 use xmsg_zmq::deadline::Deadline;
+use xmsg_zmq::lock::lock;
 
 use crate::channel::{Channel, ChannelPlan, Targets};
 use crate::definition::{
@@ -218,8 +220,34 @@ struct Shared {
     entries: RwLock<Entries>,
     spool_dir: PathBuf,
     targets: Targets,
-    /// Locked for as long as this lives.
-    _lock: File,
+    /// Locked until everything has ended.
+    lock: Mutex<Option<File>>,
+    /// It was closed: nothing changes any more.
+    is_closed: AtomicBool,
+}
+
+/// An outgoing connection takes nothing new for as long as this lives.
+struct Leaving<'a> {
+    shared: &'a Shared,
+    name: &'a str,
+}
+
+impl<'a> Leaving<'a> {
+    fn begin(shared: &'a Shared, name: &'a str) -> Result<Self> {
+        let entries = shared.entries();
+        let outgoing = entries.outgoing.get(name).ok_or_else(|| unknown(Sort::Outgoing, name))?;
+        outgoing.set_leaving(true);
+        Ok(Self { shared, name })
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        // It is not there any more if it was deleted.
+        if let Some(outgoing) = self.shared.entries().outgoing.get(self.name) {
+            outgoing.set_leaving(false);
+        }
+    }
 }
 
 /// What is at work, by name.
@@ -249,10 +277,10 @@ impl Registry {
     pub async fn open(options: RegistryOptions) -> Result<Self> {
         let RegistryOptions { state_dir, proxy, connect, initial } = options;
         let reading = move || {
-            let lock = lock_state(&state_dir)?;
-            read_state(&state_dir, initial).map(|definitions| (definitions, state_dir, lock))
+            let locked = lock_state(&state_dir)?;
+            read_state(&state_dir, initial).map(|definitions| (definitions, state_dir, locked))
         };
-        let (definitions, state_dir, lock) = in_background(reading).await?;
+        let (definitions, state_dir, locked) = in_background(reading).await?;
         let actor = Actor::builder("xmsg-connect").proxy(proxy.clone()).options(connect.clone()).build();
         let actor = actor.map_err(|error| {
             Error::new(ErrorKind::InvalidDefinition, "the connection to the proxy can't be made")
@@ -267,7 +295,8 @@ impl Registry {
             entries: RwLock::default(),
             spool_dir,
             targets: Targets::new(proxy, connect),
-            _lock: lock,
+            lock: Mutex::new(Some(locked)),
+            is_closed: AtomicBool::new(false),
         });
         let (changes, receiver) = mpsc::channel(CHANGES);
         let mut keeper = Keeper { shared: shared.clone(), actor, state_file: state_dir.join(STATE_FILE) };
@@ -348,6 +377,8 @@ impl Registry {
     /// Deletes an entry. [`ErrorKind::InUse`] if others refer to it, or messages would be lost.
     pub async fn delete(&self, sort: Sort, name: &str, on_delete: OnDelete) -> Result<()> {
         let mut purge = Vec::new();
+        // Nothing new is taken from here on, or else it would never be empty. If it is not deleted after all, it goes on.
+        let leaving = (sort == Sort::Outgoing).then(|| Leaving::begin(&self.shared, name)).transpose()?;
         if sort == Sort::Outgoing {
             match on_delete {
                 OnDelete::Refuse => self.check_empty(name)?,
@@ -369,7 +400,9 @@ impl Registry {
             all.channels.retain(|entry| sort != Sort::Channel || entry.name != name);
             Ok(())
         })
-        .await
+        .await?;
+        drop(leaving);
+        Ok(())
     }
 
     /// Puts other definitions in the place of all: those that are not among them are deleted, unless messages would be lost.
@@ -377,8 +410,10 @@ impl Registry {
         definitions.check()?;
         let shared = self.shared.clone();
         self.change(Vec::new(), move |all| {
-            let kept = |name: &str| definitions.outgoing.iter().any(|outgoing| outgoing.name == *name);
-            for outgoing in all.outgoing.iter().filter(|outgoing| !kept(&outgoing.name)) {
+            // By its folder: that is what its messages are in, whatever it is called.
+            let is_kept =
+                |folder: &str| definitions.outgoing.iter().any(|other| other.spool_folder() == folder);
+            for outgoing in all.outgoing.iter().filter(|outgoing| !is_kept(outgoing.spool_folder())) {
                 shared.check_empty(&outgoing.name)?;
             }
             if definitions.spool.dir != all.spool.dir {
@@ -486,6 +521,7 @@ impl Registry {
     /// Ends the channels, and waits for that: nothing more comes in by them. Whoever is about to stop the proxy does this first, lets the proxy deliver
     /// what it has, and then [closes](Self::close) the rest: so what was published gets to the spools.
     pub async fn end_channels(&self) {
+        self.shared.is_closed.store(true, Ordering::Release);
         let channels = {
             let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut entries.channels)
@@ -503,6 +539,8 @@ impl Registry {
         };
         self.shared.targets.set(HashMap::new());
         let ended = join_all(outgoing.into_values().map(Outgoing::end)).await;
+        // Whoever opens the folder next finds the spools closed.
+        drop(lock(&self.shared.lock).take());
         let left: u64 = ended.iter().flatten().map(|spool| spool.status().entries).sum();
         if left > 0 {
             tracing::info!(messages = left, "what was not delivered waits in the spools");
@@ -626,11 +664,18 @@ impl Keeper {
     }
 
     async fn change(&mut self, make: Make, purge: &[String]) -> Result<()> {
+        if self.shared.is_closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the registry was closed"));
+        }
         let before = self.shared.definitions();
         let mut definitions = (*before).clone();
         make(&mut definitions)?;
         definitions.check()?;
-        self.write(&definitions).await?;
+        if let Err(error) = self.write(&definitions).await {
+            // It may have got there all the same: what was refused must not count after a restart.
+            let _ = self.save().await;
+            return Err(error);
+        }
         let applied = self.apply(definitions, purge).await;
         if applied.is_err() {
             // The file says again what is at work.

@@ -92,7 +92,7 @@ pub struct Counts {
     pub accepted: u64,
     /// Messages that are where they belong: confirmed by the broker, written to the ZeroMQ peer, or taken by the target.
     pub delivered: u64,
-    /// Times that a message was sent again: after a lost connection, a negative confirmation, a return.
+    /// Times that a message was tried again: after a return or a negative confirmation, or since the target of a channel did not take it.
     pub repeated: u64,
     /// Messages that the broker returned, because no queue is bound for them; each time counts.
     pub returned: u64,
@@ -102,8 +102,6 @@ pub struct Counts {
     pub dead: u64,
     /// Sends that were refused: the spool is full, or the link is not active.
     pub refused: u64,
-    /// Messages that a channel gave back to its queue.
-    pub requeued: u64,
     /// Messages that the proxy has dropped before they came here, because they were not taken in time.
     pub lost_before: u64,
     /// Messages that a DEALER received, which nobody waits for.
@@ -136,7 +134,6 @@ counters!(
     refused_by_peer,
     dead,
     refused,
-    requeued,
     lost_before,
     ignored,
     connections,

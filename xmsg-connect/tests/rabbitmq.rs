@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use lapin::ExchangeKind;
+use lapin::options::{BasicGetOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use xmsg_connect::definition::{
     AckMode, ChannelDefinition, DeadLetterExchange, DeliveryMode, OnReturn, Properties, QueueDeclare, Span,
@@ -349,22 +350,35 @@ async fn a_poison_message_ends_in_the_dead_letter_exchange() {
     rabbit.declare_exchange("dlx", ExchangeKind::Fanout).await;
     rabbit.declare_queue("dead").await;
     rabbit.bind("dead", "dlx", "").await;
-    // The target refuses everything: an outgoing connection that rests.
-    let mut full = outgoing("full", "");
-    full.is_active = false;
-    full.when_inactive = WhenInactive::Reject;
-    site.registry.create(full).await.unwrap();
-    let mut poison = ChannelDefinition::amqp("poison", "broker", "poison", Target::Outgoing("full".into()));
-    poison.queue_declare = Some(QueueDeclare::Active);
-    poison.dead_letter = Some(DeadLetterExchange { exchange: "dlx".into(), routing_key: None });
-    poison.delivery_limit = Some(3);
-    poison.requeue_delay = Some(Span::of(std::time::Duration::from_millis(10)));
-    site.registry.create(poison).await.unwrap();
-    site.until_channel("poison", "connected", |report| report.link.state == LinkState::Connected).await;
+    // Somebody has given it back again and again: a quorum queue counts that.
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("dlx".into()));
+    rabbit.declare_queue_with("poison", arguments).await;
     publish(rabbit, "", "poison", b"bad", FieldTable::default()).await;
+    let connection = rabbit.connect().await;
+    let reader = connection.create_channel().await.unwrap();
+    for _ in 0..3 {
+        let got = within("the message", async {
+            loop {
+                if let Some(got) =
+                    reader.basic_get("poison".into(), BasicGetOptions::default()).await.unwrap()
+                {
+                    break got;
+                }
+            }
+        });
+        let back = BasicNackOptions { requeue: true, multiple: false };
+        got.await.acker.nack(back).await.unwrap();
+    }
+    connection.close(200, "OK".into()).await.unwrap();
+    let mut poison =
+        ChannelDefinition::amqp("poison", "broker", "poison", Target::Topic("good".parse().unwrap()));
+    poison.delivery_limit = Some(3);
+    site.registry.create(poison).await.unwrap();
     rabbit.queue_reaches("dead", 1).await;
     let counts = site.registry.channel("poison").unwrap().link.counts;
-    assert_eq!((counts.accepted, counts.requeued, counts.dead), (3, 2, 1));
+    assert_eq!((counts.delivered, counts.dead), (0, 1));
 
     // One that can't be a message of xMsg for this target goes there at once.
     let mut strict = ChannelDefinition::amqp("strict", "broker", "strict", Target::Original);
@@ -385,6 +399,31 @@ async fn a_poison_message_ends_in_the_dead_letter_exchange() {
     let history = first.header("x-death").unwrap().unwrap();
     assert!(history.contains("\"queue\":\"poison\""), "{history}");
     site.registry.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_target_does_not_take_stays_in_the_queue() {
+    let (site, rabbit) = site("held").await;
+    let mut rests = outgoing("rests", "");
+    rests.routing_key = Some("handed over".into());
+    rests.is_active = false;
+    rests.when_inactive = WhenInactive::Reject;
+    site.registry.create(rests).await.unwrap();
+    rabbit.declare_queue("handed over").await;
+    let mut channel = ChannelDefinition::amqp("held", "broker", "held", Target::Outgoing("rests".into()));
+    channel.requeue_delay = Some(Span::of(std::time::Duration::from_millis(10)));
+    channel.delivery_limit = Some(1);
+    site.registry.create(channel).await.unwrap();
+    for _ in 0..20 {
+        // All of them look the same.
+        publish(rabbit, "held", "k", b"0", FieldTable::default()).await;
+    }
+    site.until_channel("held", "many attempts", |report| report.link.counts.repeated > 100).await;
+    assert_eq!(site.registry.channel("held").unwrap().link.counts.dead, 0);
+    set_active(&site, Sort::Outgoing, "rests", true).await;
+    rabbit.queue_reaches("handed over", 20).await;
+    site.registry.close().await.unwrap();
+    rabbit.queue_reaches("held", 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

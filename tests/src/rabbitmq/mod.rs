@@ -173,19 +173,27 @@ impl Broker {
     /// The value of an Erlang expression, evaluated in the broker, as Erlang writes it. This is what `rabbitmqctl eval`
     /// does, without an Erlang of its own.
     pub async fn eval(&self, expression: &str) -> String {
-        let mut command = self.site.tool("erl_call");
-        command.args(["-c", &self.site.cookie, "-n", &self.node(), "-e"]);
         // As text, since the program abbreviates much of what it does not know.
         let form = format!("lists:flatten(io_lib:format(\"~0p\", [begin {expression} end])).\n");
-        let output = finish("erl_call", command, &form).await;
-        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
-        let value = answer.strip_prefix("{ok, \"").and_then(|rest| rest.trim_end().strip_suffix("\"}"));
-        // The program escapes nothing.
-        let Some(value) = value else {
-            let errors = String::from_utf8_lossy(&output.stderr);
-            panic!("{expression}: {answer}{errors}");
-        };
-        value.to_owned()
+        let mut last = String::new();
+        // On a loaded machine the program gives up before the node has answered it: then it says nothing on standard output.
+        for _ in 0..20 {
+            let mut command = self.site.tool("erl_call");
+            command.args(["-c", &self.site.cookie, "-n", &self.node(), "-e"]);
+            let output = finish("erl_call", command, &form).await;
+            let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+            // The program escapes nothing.
+            let value = answer.strip_prefix("{ok, \"").and_then(|rest| rest.trim_end().strip_suffix("\"}"));
+            if let Some(value) = value {
+                return value.to_owned();
+            }
+            last = format!("{answer}{}", String::from_utf8_lossy(&output.stderr));
+            if !answer.trim().is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("{expression}: {last}");
     }
 
     /// Waits until an expression has this value. Nothing tells of it, so it is asked again and again.

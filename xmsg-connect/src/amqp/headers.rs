@@ -27,6 +27,8 @@ use crate::outbound::Stored;
 
 const TOPIC: &str = "X-Xmsg-Topic";
 const META: &str = "X-Xmsg-Meta";
+/// Tables and lists within each other that are shown.
+const NESTED: usize = 16;
 /// The header with the identifier of a message.
 pub(crate) const ID: &str = "X-Xmsg-Id";
 const COMPONENT: &str = "X-Xmsg-Component";
@@ -88,7 +90,9 @@ pub(crate) fn outbound(
 
     let mut headers: BTreeMap<String, AMQPValue> = BTreeMap::new();
     if let Ok(meta) = message.meta() {
-        for (key, value) in meta.headers.iter().filter(|(key, _)| not_short(key).is_none()) {
+        // RabbitMQ routes by these two, and ends the channel where they are texts.
+        let is_plain = |key: &str| !matches!(key, "CC" | "BCC") && not_short(key).is_none();
+        for (key, value) in meta.headers.iter().filter(|(key, _)| is_plain(key)) {
             headers.insert(key.to_owned(), AMQPValue::LongString(value.as_bytes().into()));
         }
     }
@@ -284,14 +288,15 @@ pub(crate) fn text_of(value: &AMQPValue) -> Option<String> {
         AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
         AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
         AMQPValue::Boolean(value) => Some(value.to_string()),
-        _ => match json_of(value) {
+        _ => match json_of(value, NESTED) {
             serde_json::Value::String(text) => Some(text),
             other => Some(other.to_string()),
         },
     }
 }
 
-fn json_of(value: &AMQPValue) -> serde_json::Value {
+/// A value as JSON; what is nested deeper than this is left out.
+fn json_of(value: &AMQPValue, depth: usize) -> serde_json::Value {
     use serde_json::{Value, json};
     match value {
         AMQPValue::Boolean(value) => json!(value),
@@ -309,10 +314,15 @@ fn json_of(value: &AMQPValue) -> serde_json::Value {
         AMQPValue::ShortString(text) => json!(text.as_str()),
         AMQPValue::LongString(text) => json!(String::from_utf8_lossy(text.as_bytes())),
         AMQPValue::ByteArray(bytes) => json!(String::from_utf8_lossy(bytes.as_slice())),
-        AMQPValue::FieldArray(values) => values.as_slice().iter().map(json_of).collect(),
+        AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) if depth == 0 => Value::Null,
+        AMQPValue::FieldArray(values) => {
+            values.as_slice().iter().map(|value| json_of(value, depth - 1)).collect()
+        }
         AMQPValue::FieldTable(table) => {
-            let entries =
-                table.inner().iter().map(|(name, value)| (name.as_str().to_owned(), json_of(value)));
+            let entries = table
+                .inner()
+                .iter()
+                .map(|(name, value)| (name.as_str().to_owned(), json_of(value, depth - 1)));
             Value::Object(entries.collect())
         }
         AMQPValue::Void => Value::Null,

@@ -60,6 +60,16 @@ impl Link {
         Ok(Self { connection, channel, uri: uri.clone(), frame_max })
     }
 
+    /// What is asked of the broker, for at most so long: it may answer heartbeats and nothing else.
+    pub(crate) async fn within<T>(
+        &self,
+        limit: Duration,
+        asked: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let late = |_| Error::new(ErrorKind::Unreachable, format!("the broker {} does not answer", self.uri));
+        Deadline::after(limit).limit(asked).await.map_err(late)?
+    }
+
     /// Says goodbye, for a moment at most.
     pub(crate) async fn close(self) {
         let _ = Deadline::after(GOODBYE).limit(self.connection.close(200, "OK".into())).await;
@@ -78,7 +88,8 @@ fn full_uri(broker: &ConnectionDefinition, uri: &str) -> Result<AMQPUri> {
                 Error::new(ErrorKind::NotAllowed, format!("connection {:?}: no password", broker.name))
                     .with_source(error)
             })?;
-            secret.to_string()
+            // Editors end a file with a new line.
+            secret.trim_end_matches(['\r', '\n']).to_owned()
         }
     };
     if !uri.trim_end_matches('/').rsplit(['/', ']']).next().unwrap_or_default().contains(':') {

@@ -1,19 +1,14 @@
 //! From a queue of a broker to the target: consuming with acknowledgements, a bound for what is tried again, and what a broker refuses.
 
-use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
-    QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Channel, Consumer, Event};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use xmsg_core::Message;
@@ -28,8 +23,6 @@ use crate::supervise::Failure;
 
 /// Messages that are given to the target at a time.
 const AT_A_TIME: usize = 256;
-/// Messages whose attempts are counted, for queues that do not count them; beyond that, all are forgotten.
-const COUNTED: usize = 10_000;
 /// The header in which queues of the type `quorum` count how often a message came back.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
@@ -47,7 +40,7 @@ pub(super) async fn session(
     let open = async {
         let target = targets.open(&plan.definition.target)?;
         let opened = Link::open(broker, &plan.definition.name, attempt).await?;
-        let consumer = consume(&opened.channel, way).await?;
+        let consumer = opened.within(broker.connect_timeout.get(), consume(&opened.channel, way)).await?;
         Ok::<_, Error>((target, opened, consumer))
     };
     let (target, opened, consumer) = tokio::select! {
@@ -59,16 +52,8 @@ pub(super) async fn session(
     status.set(LinkState::Connected);
     add(&status.counters.connections, 1);
     tracing::info!("{}: consumes {:?} at {}", status.label(), way.queue, opened.uri);
-    let mut session = Session {
-        status,
-        plan,
-        way,
-        target,
-        channel: opened.channel.clone(),
-        attempts: HashMap::new(),
-        delayed: Vec::new(),
-        has_worked: false,
-    };
+    let mut session =
+        Session { status, plan, way, target, channel: opened.channel.clone(), has_worked: false };
     let ended = session.run(consumer, &opened, &stop).await;
     let had_worked = session.has_worked;
     drop(session);
@@ -127,20 +112,10 @@ fn declaration(way: &AmqpChannel) -> Option<(QueueDeclareOptions, FieldTable)> {
     }
 }
 
-/// A message that goes back to its queue, and when.
-struct Delayed {
-    acker: Acker,
-    at: Instant,
-}
-
 /// A message on its way to the target.
 struct Taken {
     acker: Acker,
     tag: u64,
-    /// By which its attempts are counted.
-    key: u64,
-    /// How often it was tried before, as the queue says.
-    tried: Option<u32>,
 }
 
 struct Session<'a> {
@@ -149,10 +124,6 @@ struct Session<'a> {
     way: &'a AmqpChannel,
     target: Way,
     channel: Channel,
-    /// How often a message was tried, by its key.
-    attempts: HashMap<u64, u32>,
-    /// In the order of their times.
-    delayed: Vec<Delayed>,
     has_worked: bool,
 }
 
@@ -170,7 +141,6 @@ impl Session<'_> {
             }
         };
         loop {
-            let due = self.delayed.first().map(|delayed| delayed.at);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -179,12 +149,6 @@ impl Session<'_> {
                     Some(_) => {}
                     None => return Err(Error::new(ErrorKind::Unreachable, "the connection to the broker has ended")),
                 },
-                () = at(due) => {
-                    let delayed = self.delayed.remove(0);
-                    let options = BasicNackOptions { requeue: true, multiple: false };
-                    delayed.acker.nack(options).await.map_err(broken)?;
-                    add(&self.status.counters.requeued, 1);
-                }
                 delivery = consumer.next() => {
                     let Some(first) = delivery else {
                         let what = format!("the broker has ended the consumer: is the queue {:?} gone?", self.way.queue);
@@ -197,28 +161,28 @@ impl Session<'_> {
                     {
                         deliveries.push(next.map_err(broken)?);
                     }
-                    self.take(deliveries).await.map_err(broken)?;
+                    self.take(deliveries, stop).await.map_err(broken)?;
                 }
             }
         }
     }
 
     /// Gives messages to the target, and tells the broker what has become of them.
-    async fn take(&mut self, deliveries: Vec<Delivery>) -> lapin::Result<()> {
+    async fn take(&mut self, deliveries: Vec<Delivery>, stop: &CancellationToken) -> lapin::Result<()> {
         add(&self.status.counters.accepted, deliveries.len() as u64);
         let name = &self.plan.definition.name;
         let target = &self.plan.definition.target;
         let mut taken = Vec::with_capacity(deliveries.len());
         let mut messages: Vec<Message> = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
-            let one = Taken {
-                tag: delivery.delivery_tag,
-                key: key_of(&delivery),
-                tried: tried(&delivery),
-                acker: delivery.acker.clone(),
-            };
+            let tried = tried(&delivery);
+            let one = Taken { tag: delivery.delivery_tag, acker: delivery.acker.clone() };
             if self.way.ack_mode == AckMode::Ack {
                 one.acker.ack(BasicAckOptions::default()).await?;
+            }
+            if let Some(tried) = tried.filter(|tried| *tried >= self.way.delivery_limit) {
+                self.reject(one, &format!("it came back {tried} times (delivery_limit)")).await?;
+                continue;
             }
             match headers::inbound(name, delivery, target) {
                 Ok(message) => {
@@ -228,78 +192,89 @@ impl Session<'_> {
                 Err(what) => self.reject(one, &format!("it can't be a message of xMsg: {what}")).await?,
             }
         }
-        let outcomes = self.target.deliver(messages).await;
-        let are_all_good = outcomes.iter().all(Result::is_ok);
-        let last = taken.last().map(|one| one.tag);
-        for (one, outcome) in taken.into_iter().zip(outcomes) {
-            match outcome {
-                Ok(()) => {
-                    self.has_worked = true;
-                    self.attempts.remove(&one.key);
-                    add(&self.status.counters.delivered, 1);
-                    match self.way.ack_mode {
-                        // One acknowledgement for all of them follows, unless some others come before them that have none yet.
-                        AckMode::OnConfirm if are_all_good && self.delayed.is_empty() => {}
-                        AckMode::OnConfirm => {
-                            one.acker.ack(BasicAckOptions::default()).await?;
-                        }
-                        AckMode::Reject => {
-                            one.acker.reject(BasicRejectOptions { requeue: false }).await?;
-                        }
-                        AckMode::Ack | AckMode::NoAck => {}
+        self.hand_over(taken, messages, stop).await
+    }
+
+    /// Tries until the target has all of them. What it does not take for a fault of its own stays here, without an acknowledgement, so that the broker keeps
+    /// it and sends no more than the prefetch; the fault is no reason to give a message up.
+    async fn hand_over(
+        &mut self,
+        mut taken: Vec<Taken>,
+        mut messages: Vec<Message>,
+        stop: &CancellationToken,
+    ) -> lapin::Result<()> {
+        let mut handed = Vec::with_capacity(taken.len());
+        let mut is_plain = true;
+        while !messages.is_empty() {
+            let outcomes = self.target.hand_over(&messages).await;
+            let mut again = (Vec::new(), Vec::new());
+            let mut fault = None;
+            for ((one, message), outcome) in taken.into_iter().zip(messages).zip(outcomes) {
+                match outcome {
+                    Ok(()) => handed.push(one),
+                    Err(error) if may_be_tried_again(&error) && self.way.on_error == OnError::Requeue => {
+                        fault = Some(error);
+                        again.0.push(one);
+                        again.1.push(message);
+                    }
+                    Err(error) => {
+                        is_plain = false;
+                        self.reject(one, &error.with_causes()).await?;
                     }
                 }
-                Err(error) => self.failed(one, &error).await?,
+            }
+            (taken, messages) = again;
+            if let Some(fault) = fault
+                && !self.pause(&fault, messages.len(), stop).await
+            {
+                return Ok(());
             }
         }
-        if self.way.ack_mode == AckMode::OnConfirm
-            && are_all_good
-            && self.delayed.is_empty()
-            && let Some(last) = last
+        while !handed.is_empty()
+            && let Err(fault) = self.target.confirm().await
         {
-            self.channel.basic_ack(last, BasicAckOptions { multiple: true }).await?;
+            if !self.pause(&fault, handed.len(), stop).await {
+                return Ok(());
+            }
         }
-        Ok(())
+        self.settle(handed, is_plain).await
     }
 
-    /// The target has not taken it.
-    async fn failed(&mut self, one: Taken, error: &Error) -> lapin::Result<()> {
-        let what = error.with_causes();
-        if matches!(self.way.ack_mode, AckMode::Ack | AckMode::NoAck) {
-            add(&self.status.counters.dead, 1);
-            self.status.note(format!(
-                "a message was dropped, since ack_mode leaves nobody to give it back to: {what}"
-            ));
-            return Ok(());
+    /// Waits before the target is tried again. Whether that makes sense: nobody has told the session to end, and the broker still waits for us.
+    async fn pause(&self, fault: &Error, messages: usize, stop: &CancellationToken) -> bool {
+        add(&self.status.counters.repeated, messages as u64);
+        self.status.note(format!("{messages} messages are held, and tried again: {}", fault.with_causes()));
+        tokio::select! {
+            () = stop.cancelled() => false,
+            () = tokio::time::sleep(self.way.requeue_delay) => self.channel.status().connected(),
         }
-        let tried = self.count(&one);
-        let is_last = tried >= self.way.delivery_limit;
-        if self.way.on_error == OnError::Reject || !may_be_tried_again(error) || is_last {
-            let often =
-                if is_last { format!(" (tried {tried} times, delivery_limit)") } else { String::new() };
-            return self.reject(one, &format!("{what}{often}")).await;
-        }
-        self.status.note(format!("a message goes back to its queue (tried {tried} times): {what}"));
-        let at = xmsg_zmq::deadline::Deadline::after(self.way.requeue_delay).instant();
-        self.delayed.push(Delayed { acker: one.acker, at });
-        Ok(())
     }
 
-    /// How often it has been tried, this time included.
-    fn count(&mut self, one: &Taken) -> u32 {
-        if let Some(tried) = one.tried {
-            return tried.saturating_add(1);
+    /// The target has these. `are_all`: no other message came between them that was settled otherwise.
+    async fn settle(&mut self, handed: Vec<Taken>, are_all: bool) -> lapin::Result<()> {
+        let Some(last) = handed.last().map(|one| one.tag) else { return Ok(()) };
+        self.has_worked = true;
+        add(&self.status.counters.delivered, handed.len() as u64);
+        match self.way.ack_mode {
+            AckMode::OnConfirm if are_all => {
+                self.channel.basic_ack(last, BasicAckOptions { multiple: true }).await?;
+            }
+            AckMode::OnConfirm => {
+                for one in handed {
+                    one.acker.ack(BasicAckOptions::default()).await?;
+                }
+            }
+            AckMode::Reject => {
+                for one in handed {
+                    one.acker.reject(BasicRejectOptions { requeue: false }).await?;
+                }
+            }
+            AckMode::Ack | AckMode::NoAck => {}
         }
-        if self.attempts.len() >= COUNTED {
-            self.attempts.clear();
-        }
-        let count = self.attempts.entry(one.key).or_default();
-        *count += 1;
-        *count
+        Ok(())
     }
 
     async fn reject(&mut self, one: Taken, what: &str) -> lapin::Result<()> {
-        self.attempts.remove(&one.key);
         add(&self.status.counters.dead, 1);
         self.status.note(format!(
             "a message is rejected; it goes to the dead-letter exchange, if its queue has one: {what}"
@@ -315,22 +290,4 @@ impl Session<'_> {
 fn tried(delivery: &Delivery) -> Option<u32> {
     let headers = delivery.properties.headers().as_ref()?;
     headers::text_of(headers.inner().get(DELIVERY_COUNT)?)?.parse().ok()
-}
-
-/// What tells messages apart, also when they come again.
-fn key_of(delivery: &Delivery) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    headers::id_of(&delivery.properties).hash(&mut hasher);
-    delivery.properties.message_id().as_ref().map(lapin::types::ShortString::as_str).hash(&mut hasher);
-    delivery.routing_key.as_str().hash(&mut hasher);
-    delivery.data.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Waits until then; for ever without a time.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
-    }
 }

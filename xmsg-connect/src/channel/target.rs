@@ -63,11 +63,18 @@ pub(super) enum Way {
 }
 
 impl Way {
-    /// Gives these messages to the target, in their order. Returns what has become of each once it is safe: the proxy has confirmed that it has it, or it
-    /// is in the spool on disk.
-    pub(super) async fn deliver(&self, messages: Vec<Message>) -> Vec<Result<()>> {
+    /// Gives these messages to the target, in their order. Returns for each whether it has been taken; it is safe once it is [confirmed](Self::confirm).
+    pub(super) async fn hand_over(&self, messages: &[Message]) -> Vec<Result<()>> {
         match self {
-            Self::Proxy(connection) => publish(connection, messages).await,
+            Self::Proxy(connection) => {
+                let mut outcomes = Vec::with_capacity(messages.len());
+                for message in messages {
+                    outcomes.push(
+                        connection.publish(message).await.map_err(|error| not_published(message, error)),
+                    );
+                }
+                outcomes
+            }
             Self::Outgoing(way) => {
                 let (name, targets) = &**way;
                 let Some(outgoing) = targets.outgoing(name) else {
@@ -78,27 +85,23 @@ impl Way {
                         .collect();
                 };
                 // In the order of the messages: it is that in which futures are polled for the first time.
-                let sends = messages.into_iter().map(|message| outgoing.send(Outbound::new(message)));
+                let sends = messages.iter().map(|message| outgoing.send(Outbound::new(message.clone())));
                 join_all(sends).await.into_iter().map(|sent| sent.map(drop)).collect()
             }
         }
     }
-}
 
-async fn publish(connection: &Connection, messages: Vec<Message>) -> Vec<Result<()>> {
-    let mut outcomes = Vec::with_capacity(messages.len());
-    for message in &messages {
-        outcomes.push(connection.publish(message).await.map_err(|error| not_published(message, error)));
-    }
-    if outcomes.iter().any(Result::is_ok)
-        && let Err(error) = connection.flush(CONFIRMED_WITHIN).await
-    {
-        let what = "the proxy has not confirmed that it has the message";
-        for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_ok()) {
-            *outcome = Err(Error::new(ErrorKind::Unreachable, what).with_source(error.clone()));
+    /// Returns once all that was taken is safe: the proxy has confirmed that it has it. What is in a spool is safe already. After an error the messages are
+    /// still on their way: to be asked again, not to be handed over again.
+    pub(super) async fn confirm(&self) -> Result<()> {
+        match self {
+            Self::Proxy(connection) => connection.flush(CONFIRMED_WITHIN).await.map_err(|error| {
+                let what = "the proxy has not confirmed that it has the messages";
+                Error::new(ErrorKind::Unreachable, what).with_source(error)
+            }),
+            Self::Outgoing(_) => Ok(()),
         }
     }
-    outcomes
 }
 
 fn not_published(message: &Message, error: xmsg_core::Error) -> Error {

@@ -160,15 +160,16 @@ pub(super) async fn session(
 
 /// Tries until the target has all of them: there is nobody to give them back to.
 async fn deliver(status: &Status, target: &Way, mut messages: Vec<Message>) {
+    let mut taken = 0;
     while !messages.is_empty() {
-        let outcomes = target.deliver(messages.clone()).await;
+        let outcomes = target.hand_over(&messages).await;
         let mut again = Vec::new();
-        let mut reason = None;
+        let mut fault = None;
         for (message, outcome) in messages.into_iter().zip(outcomes) {
             match outcome {
-                Ok(()) => add(&status.counters.delivered, 1),
+                Ok(()) => taken += 1,
                 Err(error) if may_be_tried_again(&error) => {
-                    reason = Some(error);
+                    fault = Some(error);
                     again.push(message);
                 }
                 Err(error) => {
@@ -178,15 +179,22 @@ async fn deliver(status: &Status, target: &Way, mut messages: Vec<Message>) {
             }
         }
         messages = again;
-        if let Some(error) = reason {
-            add(&status.counters.repeated, messages.len() as u64);
-            status.note(format!(
-                "the target does not take messages; they are tried again: {}",
-                error.with_causes()
-            ));
-            tokio::time::sleep(PAUSE).await;
+        if let Some(fault) = fault {
+            pause(status, &fault, messages.len()).await;
         }
     }
+    while taken > 0
+        && let Err(fault) = target.confirm().await
+    {
+        pause(status, &fault, taken).await;
+    }
+    add(&status.counters.delivered, taken as u64);
+}
+
+async fn pause(status: &Status, fault: &Error, messages: usize) {
+    add(&status.counters.repeated, messages as u64);
+    status.note(format!("{messages} messages are held, and tried again: {}", fault.with_causes()));
+    tokio::time::sleep(PAUSE).await;
 }
 
 fn look(status: &Status, way: &ZmqChannel, socket: &Socket) {

@@ -26,11 +26,12 @@ pub enum AckMode {
     NoAck,
 }
 
-/// What happens to a message of a queue that the target does not take.
+/// What happens to a message of a queue that the target does not take for a fault of its own: it is full, not active, or away. One that no target could take
+/// is rejected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnError {
-    /// It goes back to its queue after a pause, until it has been tried `delivery_limit` times; then it is rejected.
+    /// It is held without an acknowledgement, and tried again after `requeue_delay`. If the connection ends meanwhile, it is back in its queue.
     #[default]
     Requeue,
     /// It is rejected: it goes to the dead-letter exchange of the queue, and is dropped by the broker if there is none.
@@ -150,13 +151,14 @@ pub struct ChannelDefinition {
     /// AMQP: what the tag of the consumer begins with, by which the broker lists it. Default: `xmsg`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer_tag_prefix: Option<String>,
-    /// AMQP: what happens to a message that the target does not take. Default: it goes back to the queue.
+    /// AMQP: what happens to a message that the target does not take for a fault of its own. Default: it is held, and tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_error: Option<OnError>,
-    /// AMQP: how long it waits before it goes back. Default: `"1s"`.
+    /// AMQP: how long it waits before it is tried again. Default: `"1s"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requeue_delay: Option<Span>,
-    /// AMQP: how often a message is tried before it is rejected. Default: 5.
+    /// AMQP: how often a message may come back to a queue of the type `quorum`, which counts that, before it is rejected: such as one that ends the process
+    /// whenever it comes. Default: 5.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery_limit: Option<u32>,
     /// AMQP: whether the queue is made. Default: it is only checked for.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DefinitionError, Span, check_name};
+use super::{DefinitionError, Span, check_name, not_short};
 
 /// What kind of peer is at the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -105,6 +105,8 @@ fn ten_seconds() -> Span {
 
 /// The smallest frame that the client allows, in bytes.
 const FRAME_MIN: u32 = 8192;
+/// The largest: the client keeps room for 64 of them.
+const FRAME_MAX: u32 = 16 << 20;
 /// A heartbeat is told in whole seconds, in two bytes.
 const HEARTBEAT_MAX_S: u64 = 65_535;
 
@@ -151,6 +153,18 @@ impl ConnectionDefinition {
         for uri in &self.uris {
             check_uri(uri).map_err(|what| wrong("uris", what))?;
         }
+        if let Some(what) = not_short(&self.vhost) {
+            return Err(wrong("vhost", what));
+        }
+        if let Some(what) = not_short(&self.username) {
+            return Err(wrong("username", what));
+        }
+        if self.frame_max > FRAME_MAX {
+            return Err(wrong(
+                "frame_max",
+                format!("is {}; no more than {FRAME_MAX} is possible", self.frame_max),
+            ));
+        }
         if self.frame_max < FRAME_MIN {
             return Err(wrong(
                 "frame_max",
@@ -174,7 +188,8 @@ impl ConnectionDefinition {
 }
 
 fn check_uri(uri: &str) -> Result<(), String> {
-    let shown = || uri.split_once('@').map_or(uri, |(_, host)| host);
+    // Whatever is before the last @ may be a password.
+    let shown = || uri.rsplit_once('@').map_or(uri, |(_, host)| host);
     let rest = uri.strip_prefix("amqp://").or_else(|| uri.strip_prefix("amqps://"));
     let Some(rest) = rest else {
         return Err(format!("{:?} does not begin with amqp:// or amqps://", shown()));

@@ -54,7 +54,11 @@ impl FromStr for Span {
         let number = number.trim().parse::<f64>().ok();
         let seconds = unit.zip(number).map(|((_, millis), number)| number * *millis as f64 / 1000.0);
         match seconds {
-            Some(seconds) if (0.0..=LONGEST).contains(&seconds) => Ok(Self(Duration::from_secs_f64(seconds))),
+            Some(seconds) if (0.0..=LONGEST).contains(&seconds) => {
+                // In the unit that it is written with again.
+                let rounded = Duration::from_secs_f64(seconds + 0.0005);
+                Ok(Self(Duration::from_millis(rounded.as_millis() as u64)))
+            }
             Some(_) => Err(format!("{text:?} is not from 0 to ten years")),
             None => Err(format!("{text:?} is not a time with a unit, such as 250ms, 30s, 5m, 2h or 7d")),
         }
@@ -219,6 +223,8 @@ mod tests {
         for (text, millis, back) in [
             ("0s", 0, "0ms"),
             ("250ms", 250, "250ms"),
+            ("0.4ms", 0, "0ms"),
+            ("1.0006s", 1001, "1001ms"),
             ("30s", 30_000, "30s"),
             ("90s", 90_000, "90s"),
             ("120s", 120_000, "2m"),

@@ -43,7 +43,7 @@ pub(super) async fn session(
     let open = async {
         link.wait_for_work().await?;
         let opened = Link::open(broker, &plan.definition.name, attempt).await?;
-        prepare(&opened.channel, way).await?;
+        opened.within(broker.connect_timeout.get(), prepare(&opened.channel, way)).await?;
         Ok::<_, Error>(opened)
     };
     let opened = tokio::select! {
@@ -96,11 +96,18 @@ pub(crate) async fn check_exchange(channel: &Channel, exchange: &str) -> Result<
     declared.map_err(|error| refused(error, &format!("the exchange {exchange:?} can't be used (exchange)")))
 }
 
-/// A message that came back, and when it is sent again.
+/// A message that came back, by its place in the spool, and when it is sent again.
 struct Retry {
-    entry: Entry,
+    sequence: u64,
     at: Instant,
 }
+
+/// Messages that came back and wait to be sent again. With more of them, nothing new is sent.
+const RETRIES: usize = 100_000;
+/// Bytes of messages that are not confirmed yet. One that is longer goes alone.
+const IN_FLIGHT_BYTES: usize = 64 << 20;
+/// How often the broker may end a channel while a certain message alone is in flight, until that message is given up.
+const BLAMED: u32 = 3;
 
 struct Session<'a> {
     link: &'a Arc<Shared>,
@@ -141,8 +148,11 @@ impl Session<'_> {
                 self.send(entry).await?;
             }
             let retry_at = self.retries.front().map(|retry| retry.at).filter(|_| may_send);
-            let overdue_at =
-                self.in_flight.oldest().filter(|_| !is_blocked).map(|since| since + self.way.confirm_timeout);
+            let overdue_at = self
+                .in_flight
+                .oldest()
+                .filter(|_| !is_blocked)
+                .map(|since| Deadline::since(since, self.way.confirm_timeout).instant());
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !is_stopping => is_stopping = true,
@@ -179,8 +189,7 @@ impl Session<'_> {
                 }
                 () = at(retry_at), if !self.in_flight.has_to_settle() => {
                     if let Some(retry) = self.retries.pop_front() {
-                        add(&self.link.status.counters.repeated, 1);
-                        self.send(retry.entry).await?;
+                        self.send_again(retry.sequence).await?;
                     }
                 }
                 page = self.link.spool.next_after(self.read_until, PAGE, PAGE_BYTES), if may_send && self.ready.is_empty() => {
@@ -196,7 +205,23 @@ impl Session<'_> {
     fn room(&self) -> usize {
         let is_probing = self.sent_until < self.link.suspects_until.load(Ordering::Relaxed);
         let window = if is_probing { 1 } else { self.way.max_in_flight };
-        window.saturating_sub(self.in_flight.len() + self.retries.len())
+        if self.in_flight.bytes() >= IN_FLIGHT_BYTES || self.retries.len() >= RETRIES {
+            return 0;
+        }
+        window.saturating_sub(self.in_flight.len())
+    }
+
+    /// Sends an entry again, if it is still there: it may have become too old.
+    async fn send_again(&mut self, sequence: u64) -> Result<()> {
+        let next = self.link.spool.next_after(sequence.saturating_sub(1), 1, 1);
+        // It waits for a later one if there is none.
+        let Ok(found) = Deadline::after(RETRY_MIN).limit(next).await else { return Ok(()) };
+        let found = found.map_err(super::storage)?;
+        if let Some(entry) = found.into_iter().find(|entry| entry.sequence == sequence) {
+            add(&self.link.status.counters.repeated, 1);
+            self.send(entry).await?;
+        }
+        Ok(())
     }
 
     async fn send(&mut self, entry: Entry) -> Result<()> {
@@ -240,19 +265,20 @@ impl Session<'_> {
     /// Acts on what has become of these messages.
     async fn settle(&mut self, decided: Vec<(Sent, Outcome)>) -> Result<()> {
         let counters = &self.link.status.counters;
-        let mut delivered = Vec::with_capacity(decided.len());
+        // First what has arrived, so that nothing else keeps it from being known.
+        let arrived = decided.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Arrived));
+        let arrived: Vec<_> = arrived.map(|(sent, _)| (sent.entry.sequence, sent.id)).collect();
+        self.has_worked |= !arrived.is_empty();
+        self.link.delivered(arrived).await?;
         for (sent, outcome) in decided {
             match outcome {
-                Outcome::Arrived => {
-                    self.has_worked = true;
-                    delivered.push((sent.entry.sequence, sent.id));
-                }
+                Outcome::Arrived => {}
                 Outcome::Refused => {
                     add(&counters.refused_by_peer, 1);
                     self.link
                         .status
                         .note(format!("the broker could not take the message {}; it is sent again", sent.id));
-                    self.retry(sent);
+                    self.retry(&sent);
                 }
                 Outcome::Returned(reason) => {
                     self.has_worked = true;
@@ -262,22 +288,22 @@ impl Session<'_> {
                         OnReturn::DeadLetter => self.link.bury(&sent.entry, Some(sent.id), &what).await?,
                         OnReturn::Retry => {
                             self.link.status.note(format!("message {} is sent again later: {what}", sent.id));
-                            self.retry(sent);
+                            self.retry(&sent);
                         }
                     }
                 }
             }
         }
-        self.link.delivered(delivered).await
+        Ok(())
     }
 
-    fn retry(&mut self, sent: Sent) {
+    fn retry(&mut self, sent: &Sent) {
         let age = sent.entry.accepted_at.elapsed().unwrap_or_default();
         // A message is sent again after about as long as it has waited already: soon at first, and then ever less often.
         let pause = age.clamp(RETRY_MIN, RETRY_MAX);
         let at = Deadline::after(pause).instant();
         let place = self.retries.partition_point(|other| other.at <= at);
-        self.retries.insert(place, Retry { entry: sent.entry, at });
+        self.retries.insert(place, Retry { sequence: sent.entry.sequence, at });
     }
 
     /// The channel or the connection has ended, with this. If the broker ended it because of a message, and only one can be meant, that goes to the
@@ -295,7 +321,7 @@ impl Session<'_> {
             _ => ErrorKind::Refused,
         };
         if let Some(sent) = self.in_flight.only_one() {
-            if is_fault_of(&sent.entry, code) {
+            if is_fault_of(&sent.entry, code) || self.link.blame(sent.entry.sequence) >= BLAMED {
                 if let Err(error) = self.link.bury(&sent.entry, Some(sent.id), &said).await {
                     return error;
                 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use xmsg_core::{Actor, Message, SocketEvent, Subscription, Topic};
 use xmsg_zmq::deadline::Deadline;
 
-use super::{OutgoingPlan, Shared, storage};
+use super::{Shared, storage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::{Outbound, Stored};
 use crate::spool::SpoolErrorKind;
@@ -22,19 +22,21 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Messages that are put into the spool at a time, with one fsync, and their bytes.
 const AT_A_TIME: usize = 1000;
 const BYTES: usize = 1 << 20;
+/// What an entry is charged beside the message, with room to spare.
+const OVERHEAD: usize = 256;
 
 /// Subscribes by the plan of the moment, and puts what comes into the spool, until there are no plans any more.
-pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Receiver<Plan<OutgoingPlan>>) {
+pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Receiver<Plan<Vec<String>>>) {
     loop {
         let plan = plans.borrow_and_update().clone();
-        let Plan::Work(plan) = plan else {
+        let Plan::Work(topics) = plan else {
             match plans.changed().await {
                 Ok(()) => continue,
                 Err(_) => return,
             }
         };
         let stop = CancellationToken::new();
-        let feeding = feed(link, actor, &plan, &stop);
+        let feeding = feed(link, actor, &topics, &stop);
         tokio::pin!(feeding);
         let ended = tokio::select! {
             ended = &mut feeding => ended,
@@ -61,12 +63,12 @@ pub(super) async fn run(link: &Arc<Shared>, actor: &Actor, mut plans: watch::Rec
 async fn feed(
     link: &Arc<Shared>,
     actor: &Actor,
-    plan: &OutgoingPlan,
+    subscribe: &[String],
     stop: &CancellationToken,
 ) -> Result<()> {
     // An empty text is every topic.
     let parse = |text: &String| if text.is_empty() { Ok(Topic::everything()) } else { text.parse() };
-    let topics = plan.definition.subscribe.iter().map(parse).collect::<xmsg_core::Result<Vec<_>>>();
+    let topics = subscribe.iter().map(parse).collect::<xmsg_core::Result<Vec<_>>>();
     let topics = topics.map_err(|error| {
         Error::new(ErrorKind::InvalidDefinition, "a topic can't be used (subscribe)").with_source(error)
     })?;
@@ -126,7 +128,7 @@ async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
     });
     let mut messages = messages.peekable();
     loop {
-        let bodies = group(&mut messages);
+        let bodies = group(&mut messages, link.spool.options().max_bytes);
         if bodies.is_empty() {
             return Ok(());
         }
@@ -152,13 +154,15 @@ async fn store(link: &Arc<Shared>, batch: xmsg_core::Messages) -> Result<()> {
 }
 
 /// As many of these as are put into the spool at a time. One that is long goes alone, so that its size concerns no other.
-fn group(messages: &mut Peekable<impl Iterator<Item = Message>>) -> Vec<Bytes> {
+fn group(messages: &mut Peekable<impl Iterator<Item = Message>>, max_bytes: u64) -> Vec<Bytes> {
     let (mut bodies, mut bytes) = (Vec::new(), 0);
+    // A spool is never so small that a group does not fit although each message of it would.
+    let most = BYTES.min(usize::try_from(max_bytes / 4).unwrap_or(BYTES));
     while bodies.len() < AT_A_TIME
         && let Some(message) =
-            messages.next_if(|message| bodies.is_empty() || bytes + message.size() <= BYTES)
+            messages.next_if(|message| bodies.is_empty() || bytes + message.size() + OVERHEAD <= most)
     {
-        bytes += message.size();
+        bytes += message.size() + OVERHEAD;
         bodies.push(Stored::new(Outbound::new(message)).encode());
     }
     bodies

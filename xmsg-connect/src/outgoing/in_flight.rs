@@ -74,6 +74,8 @@ pub(super) struct InFlight {
     undecided: BTreeMap<String, (Sent, bool)>,
     /// Returns whose own confirmation has not been seen.
     returned: BTreeMap<String, String>,
+    /// Bytes of the bodies of all of them.
+    bytes: usize,
 }
 
 impl std::fmt::Debug for InFlight {
@@ -90,12 +92,18 @@ impl InFlight {
             Poll::Pending => answer,
             Poll::Ready(answer) => Box::pin(std::future::ready(answer)),
         };
+        self.bytes += sent.entry.body.len();
         self.pending.push_back(Pending { sent, answer });
     }
 
     /// Messages that are not decided.
     pub(super) fn len(&self) -> usize {
         self.pending.len() + self.undecided.len()
+    }
+
+    /// Bytes of these messages.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Whether no message may be sent before all that are in flight are decided.
@@ -208,6 +216,7 @@ impl InFlight {
             decided.extend(rest.map(|(sent, is_good)| (sent, outcome(is_good))));
             self.returned.clear();
         }
+        self.bytes -= decided.iter().map(|(sent, _)| sent.entry.body.len()).sum::<usize>();
         decided.sort_by_key(|(sent, _)| sent.entry.sequence);
         decided
     }

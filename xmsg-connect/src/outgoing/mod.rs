@@ -13,7 +13,7 @@ mod in_flight;
 mod zmq;
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub struct Accepted {
 pub(crate) struct Outgoing {
     pub(crate) shared: Arc<Shared>,
     plans: watch::Sender<Plan<OutgoingPlan>>,
-    feeds: watch::Sender<Plan<OutgoingPlan>>,
+    feeds: watch::Sender<Plan<Vec<String>>>,
     tasks: TaskTracker,
 }
 
@@ -94,6 +94,10 @@ pub(crate) struct Shared {
     waiters: Mutex<HashMap<Uuid, oneshot::Sender<Result<()>>>>,
     /// AMQP: the broker has ended a channel because of a message, and one up to this place may be the one.
     suspects_until: AtomicU64,
+    /// AMQP: the message for which the broker has ended the channel last, while it alone was in flight, and how often.
+    blamed: Mutex<(u64, u32)>,
+    /// It is being deleted, and takes nothing new.
+    is_leaving: AtomicBool,
 }
 
 impl Outgoing {
@@ -104,6 +108,8 @@ impl Outgoing {
             spool,
             waiters: Mutex::new(HashMap::new()),
             suspects_until: AtomicU64::new(0),
+            blamed: Mutex::default(),
+            is_leaving: AtomicBool::new(false),
             plan: RwLock::new(Arc::new(plan.clone())),
         });
         let (plans, session_plans) = watch::channel(plan.as_work());
@@ -133,16 +139,17 @@ impl Outgoing {
     pub(crate) fn change(&self, plan: OutgoingPlan, options: SpoolOptions) {
         self.shared.status.rename(label(&plan.definition.name));
         self.shared.spool.set_options(options);
-        let set = |sender: &watch::Sender<Plan<OutgoingPlan>>, new: Plan<OutgoingPlan>| {
-            sender.send_if_modified(|current| {
-                let differs = *current != new;
-                *current = new;
-                differs
-            });
-        };
         set(&self.plans, plan.as_work());
+        // Only if other topics are wanted: what is published meanwhile would be missed.
         set(&self.feeds, feed_plan(&plan));
         *self.shared.plan.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(plan);
+    }
+
+    /// Takes nothing new from now on, or again: what is in the spool goes out.
+    pub(crate) fn set_leaving(&self, is_leaving: bool) {
+        self.shared.is_leaving.store(is_leaving, Ordering::Relaxed);
+        let feeds = if is_leaving { Plan::Rest } else { feed_plan(&self.shared.plan()) };
+        set(&self.feeds, feeds);
     }
 
     /// Ends the tasks, and waits for them: what is on its way has half a second. Then the spool is closed.
@@ -160,11 +167,24 @@ fn label(name: &str) -> String {
     format!("outgoing {name:?}")
 }
 
+/// Sets a plan, and tells of it if it differs.
+fn set<P: PartialEq>(sender: &watch::Sender<Plan<P>>, new: Plan<P>) {
+    sender.send_if_modified(|current| {
+        let differs = *current != new;
+        *current = new;
+        differs
+    });
+}
+
 /// What is subscribed to at the proxy. While the connection is not active and refuses, nothing is.
-fn feed_plan(plan: &OutgoingPlan) -> Plan<OutgoingPlan> {
+fn feed_plan(plan: &OutgoingPlan) -> Plan<Vec<String>> {
     let definition = &plan.definition;
     let takes = definition.is_active || definition.when_inactive == WhenInactive::Store;
-    if takes && !definition.subscribe.is_empty() { Plan::Work(plan.clone()) } else { Plan::Rest }
+    if takes && !definition.subscribe.is_empty() {
+        Plan::Work(definition.subscribe.clone())
+    } else {
+        Plan::Rest
+    }
 }
 
 /// An error of the spool, as one of ours.
@@ -223,6 +243,9 @@ impl Shared {
     fn prepare(&self, outbound: Outbound) -> Result<Stored> {
         let plan = self.plan();
         let definition = &plan.definition;
+        if self.is_leaving.load(Ordering::Relaxed) {
+            return Err(self.error(ErrorKind::Closed, "is being deleted, and takes nothing new"));
+        }
         if !definition.is_active && definition.when_inactive == WhenInactive::Reject {
             add(&self.counters().refused, 1);
             return Err(self.error(
@@ -311,6 +334,13 @@ impl Shared {
             self.tell(id, Err(self.error(ErrorKind::Undeliverable, &what)));
         }
         Ok(())
+    }
+
+    /// The broker has ended the channel while this message alone was in flight. Returns how often that happened in a row.
+    fn blame(&self, sequence: u64) -> u32 {
+        let mut blamed = lock(&self.blamed);
+        *blamed = if blamed.0 == sequence { (sequence, blamed.1 + 1) } else { (sequence, 1) };
+        blamed.1
     }
 
     fn tell(&self, id: Uuid, outcome: Result<()>) {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use xmsg_zmq::{Dealer, Multipart, Overflow, Publisher, Push};
+use xmsg_zmq::{Dealer, Multipart, Overflow, Publisher, Push, SocketEvent, SocketEvents};
 
 use super::{OutgoingPlan, Shared, storage};
 use crate::definition::{Frames, SendingSocket, ZmqOutgoing};
@@ -98,7 +99,8 @@ pub(super) async fn session(
     };
     add(&link.status.counters.connections, 1);
     tracing::info!("{}: at {}", plan.definition.name, way.socket.endpoint);
-    let mut session = Session { link, way, socket, sent: Vec::new(), peers: 0 };
+    let events = each!(&socket, socket => socket.events());
+    let mut session = Session { link, way, socket, sent: Vec::new(), peers: 0, events };
     let worked = async {
         tokio::select! {
             ended = session.run() => ended,
@@ -117,6 +119,7 @@ struct Session<'a> {
     /// Accepted by the socket, and perhaps not written yet.
     sent: Vec<(u64, Uuid)>,
     peers: usize,
+    events: SocketEvents,
 }
 
 impl Session<'_> {
@@ -164,11 +167,29 @@ impl Session<'_> {
             while each!(&self.socket, socket => socket.flush(LOOK).await).is_err() {
                 self.look();
             }
+            if self.lost_a_peer() {
+                // What was queued for it is gone, and nothing says which messages that were: all of the page are sent again.
+                add(&self.link.status.counters.repeated, self.sent.len() as u64);
+                cursor = self.sent.first().map_or(cursor, |(sequence, _)| sequence - 1);
+                self.sent.clear();
+                continue;
+            }
             self.written().await?;
         }
     }
 
+    /// Whether the connection of a subscriber has ended since this was asked last. What a PUSH or a DEALER has not written goes to others, or waits.
+    fn lost_a_peer(&mut self) -> bool {
+        let mut is_lost = false;
+        while let Some(Some(event)) = self.events.next().now_or_never() {
+            is_lost |= matches!(event, SocketEvent::Disconnected { .. });
+        }
+        is_lost && matches!(self.socket, Socket::Publisher(_))
+    }
+
     async fn send(&mut self, message: Multipart, topic: &[u8]) -> xmsg_zmq::Result<()> {
+        // At this moment: a PUB sends to nobody as if it were to somebody.
+        self.peers = each!(&self.socket, socket => socket.peers());
         if self.peers == 0 {
             loop {
                 let here =

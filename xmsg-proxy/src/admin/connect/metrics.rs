@@ -42,7 +42,7 @@ impl ConnectSnapshot {
             [
                 ("accepted", counts.accepted),
                 ("delivered", counts.delivered),
-                ("requeued", counts.requeued),
+                ("repeated", counts.repeated),
                 ("dead", counts.dead),
                 ("refused", counts.refused),
             ]
