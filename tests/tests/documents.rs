@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use xmsg_tests::process::built;
+use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{PATIENCE, proxy, within};
 
 /// The blocks of shell commands in a document, in their order.
@@ -204,6 +205,30 @@ async fn a_proxy_is_operated_as_the_document_says() {
     run(&script, folder.path(), &environment).await;
 }
 
+/// Five minutes are enough for a message to go through RabbitMQ.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_goes_through_a_queue_in_five_minutes() {
+    let [daemon, questions] = &section(include_str!("../../docs/connect.md"), "In five minutes")[..] else {
+        panic!("another number of blocks")
+    };
+    let broker = Broker::shared().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (port, admin) = (three_spare_ports().to_string(), three_spare_ports());
+    let (proxy, http) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{admin}"));
+    let daemon = with(daemon, &[("127.0.0.1:7775", &*http)]);
+    let heard = "xmsg sub from-rabbit -n 1 > heard &";
+    // The subscription is there before the message comes back.
+    let subscribed = format!("{heard}\n{}", until("xmsg connections --json | grep -q subscriber").trim_end());
+    let broker = format!("127.0.0.1:{}", broker.port());
+    let questions =
+        with(questions, &[("127.0.0.1:5672", &*broker), ("xmsg sub from-rabbit -n 1 &", &*subscribed)]);
+    let rest = "grep -q '{\"pieces\": 17}' heard\n\
+                until xmsg connect list --json | grep -q '\"delivered\":1'; do sleep 0.1; done";
+    let script = format!("{daemon} &\n{}{questions}\n{rest}", until("xmsg ping -n 1"));
+    let environment = [("XMSG_PROXY_PORT", &*port), ("XMSG_PROXY", &*proxy), ("XMSG_ADMIN", &*http)];
+    run(&script, folder.path(), &environment).await;
+}
+
 /// Each way to run a registrar, with the same questions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registrar_is_run_and_asked_as_the_document_says() {
@@ -277,7 +302,7 @@ fn commands(document: &str) -> Vec<String> {
     }
     commands.retain(|command| {
         let name = command.split(' ').next().unwrap_or_default();
-        ["xmsg", "xmsg-proxy", "xmsg-registrar"].contains(&name)
+        ["xmsg", "xmsg-proxy", "xmsg-registrar", "xmsg-connect"].contains(&name)
     });
     commands.into_iter().map(str::to_owned).collect()
 }
@@ -289,7 +314,7 @@ async fn every_command_in_the_documents_can_be_read() {
     let bin = built("xmsg").parent().expect("a file is in a folder").to_owned();
     let failed = folder.path().join("failed");
     // In place of the program: with --help behind its arguments, it reads them and does nothing.
-    for name in ["xmsg", "xmsg-proxy", "xmsg-registrar"] {
+    for name in ["xmsg", "xmsg-proxy", "xmsg-registrar", "xmsg-connect"] {
         let script = format!(
             "#!/bin/sh\necho >> called\n{}/{name} \"$@\" --help > answer 2>&1 || {{ echo {name} \"$@\"; cat answer; }} >> failed\n",
             bin.display()

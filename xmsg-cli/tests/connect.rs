@@ -37,7 +37,9 @@ impl Site {
         let sources = Sources { proxy: Some(proxy.monitor()), connect: Some(connect), ..Sources::default() };
         let token = Some(Token::new(TOKEN).unwrap());
         let admin = Admin::start(socket, "xmsg-proxy", sources, token, Value::Null).unwrap();
-        std::fs::write(folder.path().join("token"), TOKEN).unwrap();
+        let token = folder.path().join("token");
+        std::fs::write(&token, TOKEN).unwrap();
+        std::fs::set_permissions(&token, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let address = admin.address().to_string();
         Self { _proxy: proxy, registry, _admin: admin, address, folder }
     }
@@ -204,6 +206,7 @@ async fn errors_say_what_where_and_what_to_do() {
 
     // Who may not.
     let wrong = site.file("another-0123456789abcdef");
+    std::fs::set_permissions(&wrong, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     for arguments in [&["list"][..], &["rm", "a", "--purge"], &["send", "a", "x"], &["export"]] {
         let ask = async |more: &[&str]| {
             xmsg(&[&["connect"], arguments, &["--admin", &*site.address], more].concat()).await

@@ -321,7 +321,9 @@ impl Session<'_> {
             _ => ErrorKind::Refused,
         };
         if let Some(sent) = self.in_flight.only_one() {
-            if is_fault_of(&sent.entry, code) || self.link.blame(sent.entry.sequence) >= BLAMED {
+            if is_fault_of(&sent.entry, code)
+                || may_be_fault_of(code) && self.link.blame(sent.entry.sequence) >= BLAMED
+            {
                 if let Err(error) = self.link.bury(&sent.entry, Some(sent.id), &said).await {
                     return error;
                 }
@@ -348,6 +350,12 @@ fn is_fault_of(entry: &Entry, code: u16) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a broker that ends a channel with this code again and again, while the same message is in flight, may mean that message. Not when it goes down
+/// (320), has a fault of its own (541), or refuses whatever goes to the exchange (403, 404): then all messages are kept.
+fn may_be_fault_of(code: u16) -> bool {
+    !matches!(code, 320 | 403 | 404 | 541)
 }
 
 fn answer_of(confirmation: lapin::Result<Confirmation>) -> Answer {

@@ -5,6 +5,7 @@
 
 mod site;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use site::{PROXY, Site, pull, push_to, received, request, served, start_logged, 
 
 const CONNECT: &str = env!("CARGO_BIN_EXE_xmsg-connect");
 /// Messages that are published just before a signal to stop.
-const QUEUED: usize = 50_000;
+const QUEUED: usize = 5_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_are_added_looked_at_changed_and_deleted() {
@@ -331,13 +332,17 @@ async fn stopping_loses_nothing_that_was_published() {
         connection.publish(&Message::of("feed", number).unwrap()).await.unwrap();
     }
     within("the proxy has them", connection.flush(xmsg_tests::PATIENCE)).await.unwrap();
-    let mut daemon = site.daemon;
+    let Site { mut daemon, folder, .. } = site;
     daemon.signal("TERM").await;
-    for number in 0..500 {
-        assert_eq!(received(&pull).await.value::<i32>().unwrap(), number);
-    }
     assert!(daemon.end().await.success());
     assert!(daemon.line().await.contains("undelivered 0"));
+    // What could not be handed over in time has waited on disk, and some may come twice.
+    let _again = Site::in_folder(folder, "").await;
+    let mut arrived = BTreeSet::new();
+    while arrived.len() < 500 {
+        arrived.insert(received(&pull).await.value::<i32>().unwrap());
+    }
+    assert_eq!(arrived.last(), Some(&499));
 }
 
 /// All that the proxy has confirmed is in the spool at the end, whatever was still on its way there.
