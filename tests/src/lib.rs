@@ -1,11 +1,13 @@
 //! The harness of the end-to-end tests: one helper for each boundary.
 
+#[cfg(feature = "rabbitmq")]
 pub mod amqp_peer;
 pub mod hostile;
 pub mod http;
 pub mod netns;
 pub mod peer;
 pub mod process;
+#[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
 pub mod raw;
 pub mod relay;

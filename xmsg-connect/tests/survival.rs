@@ -18,7 +18,7 @@ use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{process, within};
 
 /// What happens so often, unless `XMSG_TEST_CYCLES` says otherwise: the whole run of the documents has 50.
-const CYCLES: usize = 8;
+const CYCLES: usize = 6;
 /// Each process numbers its messages from a multiple of this.
 const RANGE: u64 = 10_000_000;
 
@@ -80,7 +80,7 @@ async fn every_accepted_message_arrives_whoever_is_killed() {
         })
         .await;
         tokio::time::sleep(Duration::from_millis(random.u64(0..300))).await;
-        // Each of them at least once in eight cycles.
+        // Each of them at least once in six cycles.
         let event = match cycle % 8 {
             0 => "broker killed",
             3 => "broker stopped",
