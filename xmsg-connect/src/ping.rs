@@ -30,7 +30,7 @@ pub(crate) async fn ping(
             Definition::Connection(broker) => broker_of(broker).await?.close().await,
             Definition::Outgoing(outgoing) => match outgoing.check(all)? {
                 Way::Amqp(way) => {
-                    let opened = broker_of(named(all, outgoing.connection.as_deref())?).await?;
+                    let opened = broker_of(named(all, outgoing.connection.as_ref())?).await?;
                     check_exchange(&opened.channel, &way.exchange).await?;
                     opened.close().await;
                 }
@@ -50,7 +50,7 @@ pub(crate) async fn ping(
             },
             Definition::Channel(channel) => match channel.check(all)? {
                 Origin::Amqp(way) => {
-                    let opened = broker_of(named(all, channel.connection.as_deref())?).await?;
+                    let opened = broker_of(named(all, channel.connection.as_ref())?).await?;
                     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
                     let declared =
                         opened.channel.queue_declare(short(&way.queue), passive, FieldTable::default()).await;
@@ -84,9 +84,9 @@ pub(crate) async fn ping(
     Ok(began.elapsed())
 }
 
-fn named<'a>(all: &'a Definitions, name: Option<&str>) -> Result<&'a ConnectionDefinition> {
-    let found = all.connections.iter().find(|broker| Some(broker.name.as_str()) == name);
-    found.ok_or_else(|| Error::new(ErrorKind::Unknown, "its connection is not defined"))
+fn named<'a>(all: &'a Definitions, connection: Option<&String>) -> Result<&'a ConnectionDefinition> {
+    let broker = all.broker(connection);
+    broker.ok_or_else(|| Error::new(ErrorKind::Unknown, "its connection is not defined"))
 }
 
 async fn broker_of(broker: &ConnectionDefinition) -> Result<Link> {

@@ -29,13 +29,13 @@ pub struct Delivery {
     pub tag: u64,
     /// Whether it says that it may have been delivered before.
     pub is_redelivered: bool,
-    /// …
+    /// The name of the exchange.
     pub exchange: String,
-    /// …
+    /// The routing key.
     pub routing_key: String,
     /// Its properties, with its headers.
     pub properties: BasicProperties,
-    /// …
+    /// Its body.
     pub body: Vec<u8>,
 }
 

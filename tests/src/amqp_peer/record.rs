@@ -10,7 +10,7 @@ pub struct Received {
     pub connection: usize,
     /// The channel; 0 for what belongs to the connection.
     pub channel: u16,
-    /// …
+    /// What it was.
     pub what: What,
 }
 
@@ -23,16 +23,16 @@ pub enum What {
     Greeting,
     /// An answer to the first step of the handshake.
     Login {
-        /// …
+        /// The name of the user.
         user: String,
-        /// …
+        /// The password.
         password: String,
         /// What the client says about itself.
         properties: FieldTable,
     },
     /// The end of the handshake.
     Open {
-        /// …
+        /// The name of the virtual host.
         virtual_host: String,
     },
     /// A message, whole.
@@ -41,7 +41,7 @@ pub enum What {
     Consume(Consumer),
     /// What a consumer says about a message.
     Settle(Settlement),
-    /// …
+    /// A sign of life.
     Heartbeat,
     /// Any other method.
     Method(AMQPClass),
@@ -54,19 +54,19 @@ pub enum What {
 pub struct Publish {
     /// The connection, counted from 1.
     pub connection: usize,
-    /// …
+    /// The number of its channel.
     pub channel: u16,
     /// The number by which it is confirmed, counted from 1 on each channel; 0 on a channel without confirms.
     pub tag: u64,
-    /// …
+    /// The name of the exchange.
     pub exchange: String,
-    /// …
+    /// The routing key.
     pub routing_key: String,
     /// Whether the client wants it back if no queue gets it.
     pub is_mandatory: bool,
     /// Its properties, with its headers.
     pub properties: BasicProperties,
-    /// …
+    /// Its body.
     pub body: Vec<u8>,
 }
 
@@ -75,11 +75,11 @@ pub struct Publish {
 pub struct Consumer {
     /// The connection, counted from 1.
     pub connection: usize,
-    /// …
+    /// The number of its channel.
     pub channel: u16,
     /// Its name.
     pub tag: String,
-    /// …
+    /// The name of the queue.
     pub queue: String,
     /// Whether it acknowledges nothing.
     pub is_no_ack: bool,
@@ -94,11 +94,11 @@ pub struct Consumer {
 pub struct Settlement {
     /// The connection, counted from 1.
     pub connection: usize,
-    /// …
+    /// The number of its channel.
     pub channel: u16,
     /// The number of the delivery.
     pub tag: u64,
-    /// …
+    /// Whether it was acknowledged, given back or rejected.
     pub how: How,
     /// Whether it is meant for all up to that number.
     pub is_multiple: bool,

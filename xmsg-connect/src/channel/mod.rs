@@ -29,9 +29,7 @@ impl ChannelPlan {
     /// The plan for one of these definitions.
     pub(crate) fn of(definition: &ChannelDefinition, all: &Definitions) -> Result<Self> {
         let origin = definition.check(all)?;
-        let broker = definition.connection.as_ref();
-        let broker =
-            broker.and_then(|name| all.connections.iter().find(|broker| broker.name == *name)).cloned();
+        let broker = all.broker(definition.connection.as_ref()).cloned();
         Ok(Self { definition: definition.clone(), origin, broker })
     }
 

@@ -314,12 +314,7 @@ impl ChannelDefinition {
         if let Some((field, _)) = of_zmq.into_iter().find(|(_, is_set)| *is_set) {
             return Err(self.wrong(field, "is for ZeroMQ only (kind = \"zmq\"), and this one is AMQP"));
         }
-        let Some(connection) = &self.connection else {
-            return Err(self.wrong("connection", "is missing: name the [[connection]] to the broker"));
-        };
-        if !all.connections.iter().any(|broker| broker.name == *connection) {
-            return Err(self.wrong("connection", format!("names {connection:?}, which is not defined")));
-        }
+        all.named_broker(self.connection.as_ref()).map_err(|what| self.wrong("connection", what))?;
         let queue = self.queue.clone().filter(|queue| !queue.is_empty());
         let Some(queue) = queue else { return Err(self.wrong("queue", "is missing")) };
         let prefix = self.consumer_tag_prefix.clone().unwrap_or_else(|| "xmsg".to_owned());

@@ -142,6 +142,19 @@ impl Definitions {
             .map_err(|error| DefinitionError::file(format!("can't be written as TOML: {error}")))
     }
 
+    /// The broker that an entry with this `connection` leads to.
+    pub(crate) fn broker(&self, connection: Option<&String>) -> Option<&ConnectionDefinition> {
+        self.connections.iter().find(|broker| Some(&broker.name) == connection)
+    }
+
+    /// The same, or what is wrong with the field `connection`.
+    fn named_broker(&self, connection: Option<&String>) -> Result<&ConnectionDefinition, String> {
+        let Some(name) = connection else {
+            return Err("is missing: name the [[connection]] to the broker".to_owned());
+        };
+        self.broker(connection).ok_or_else(|| format!("names {name:?}, which is not defined"))
+    }
+
     /// Whether all values make sense, each entry alone and beside the others.
     pub fn check(&self) -> Result<(), DefinitionError> {
         let spool = |field: &str, what: &str| Err(DefinitionError::new("spool", "", field, what.to_owned()));

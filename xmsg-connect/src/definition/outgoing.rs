@@ -317,12 +317,8 @@ impl OutgoingDefinition {
         if let Some((field, _)) = of_zmq.into_iter().find(|(_, is_set)| *is_set) {
             return Err(self.wrong(field, "is for ZeroMQ only (kind = \"zmq\"), and this one is AMQP"));
         }
-        let Some(connection) = &self.connection else {
-            return Err(self.wrong("connection", "is missing: name the [[connection]] to the broker"));
-        };
-        let Some(broker) = all.connections.iter().find(|broker| broker.name == *connection) else {
-            return Err(self.wrong("connection", format!("names {connection:?}, which is not defined")));
-        };
+        let broker =
+            all.named_broker(self.connection.as_ref()).map_err(|what| self.wrong("connection", what))?;
         let exchange = self.exchange.clone().unwrap_or_default();
         if let Some(what) = not_short(&exchange) {
             return Err(self.wrong("exchange", what));

@@ -47,9 +47,7 @@ impl OutgoingPlan {
     /// The plan for one of these definitions.
     pub(crate) fn of(definition: &OutgoingDefinition, all: &Definitions) -> Result<Self> {
         let way = definition.check(all)?;
-        let broker = definition.connection.as_ref();
-        let broker =
-            broker.and_then(|name| all.connections.iter().find(|broker| broker.name == *name)).cloned();
+        let broker = all.broker(definition.connection.as_ref()).cloned();
         Ok(Self { definition: definition.clone(), way, broker })
     }
 
