@@ -22,15 +22,18 @@ impl Handler for Taken {
     }
 }
 
-/// An encrypted message of this length, for a session that may take so much memory.
-async fn encrypted_message(len: usize, limit: usize) -> (Taken, Ended) {
+/// The security of a server and of the only client that it lets in, and who judges that.
+fn curve() -> (Security, Security, Arc<AllowKeys>) {
     let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let authenticator = Arc::new(AllowKeys::new([*client.public()]));
-    let public = *server.public();
-    let listening = Security::CurveServer { keys: server, authenticator: authenticator.clone() };
+    let security = Security::CurveClient { keys: client, server: *server.public() };
+    (Security::CurveServer { keys: server, authenticator: authenticator.clone() }, security, authenticator)
+}
 
+/// An encrypted message of this length, for a session that may take so much memory.
+async fn encrypted_message(len: usize, limit: usize) -> (Taken, Ended) {
+    let (listening, security, authenticator) = curve();
     let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
-    let security = Security::CurveClient { keys: client, server: public };
     let publisher = Publisher::new(SocketOptions::default().security(security));
     publisher.connect(listener.endpoint().clone());
     let (stream, name) = listener.accept().await;
@@ -74,12 +77,8 @@ async fn clear_text_counts_before_there_is_memory_for_it() {
 /// What a connection holds is for others as soon as it was found that there is no memory for it: it does not read on meanwhile.
 #[tokio::test]
 async fn a_connection_without_memory_for_a_box_ends_at_once() {
-    let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let authenticator = Arc::new(AllowKeys::new([*client.public()]));
-    let public = *server.public();
-    let listening = Security::CurveServer { keys: server, authenticator: authenticator.clone() };
+    let (listening, security, authenticator) = curve();
     let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
-    let security = Security::CurveClient { keys: client, server: public };
     // It stays.
     let subscriber = Subscriber::new(SocketOptions::default().security(security));
     subscriber.connect(listener.endpoint().clone());
