@@ -13,7 +13,7 @@
 //!     _ => vec![publish.ack()],
 //! });
 //! let peer = Peer::start(script).await;
-//! // … a client publishes to `peer.uri()` …
+//! // A client publishes to `peer.uri()` here.
 //! assert_eq!(peer.publish(3).await.body, b"the third");
 //! peer.ended(1).await;
 //! # }
@@ -57,7 +57,7 @@ impl Script {
         Self { confirms: true, heartbeat: 0, frame_max: 131_072, rules: Vec::new() }
     }
 
-    /// The same, but does nothing about messages: the test does, with [`Peer::act`].
+    /// Says yes to all, but does nothing about messages: the test does, with [`Peer::act`].
     #[must_use]
     pub fn by_hand() -> Self {
         Self { confirms: false, ..Self::confirming() }
