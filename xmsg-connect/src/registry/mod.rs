@@ -1,37 +1,38 @@
 //! The registry: everything that is declared, at work, and changed while it runs.
 
+mod entry;
+mod keeper;
+mod report;
+mod state;
+
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::fs::{File, TryLockError};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::future::join_all;
-use serde::{Serialize, Serializer};
 use tokio::sync::{mpsc, oneshot};
 use xmsg_core::{Actor, ConnectOptions, ProxyAddress};
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::lock::lock;
 
-use crate::channel::{Channel, ChannelPlan, Targets};
-use crate::definition::{
-    ChannelDefinition, ConnectionDefinition, Definitions, Fsync, OnFull, OutgoingDefinition, SpoolDefinition,
-};
+use self::entry::unknown;
+pub use self::entry::{Definition, OnDelete, Sort};
+use self::keeper::Keeper;
+pub use self::report::{ChannelReport, OutgoingReport, Report};
+use self::report::{report_channel, report_outgoing};
+use self::state::{STATE_FILE, in_background, lock_state, read_state};
+use crate::channel::{Channel, Targets};
+use crate::definition::Definitions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbound::Outbound;
-use crate::outgoing::{Accepted, Outgoing, OutgoingPlan, storage};
+use crate::outgoing::{Accepted, Outgoing, storage};
 use crate::ping;
-use crate::spool::{Spool, SpoolOptions};
-use crate::status::{DeadMessage, LinkReport, SpoolReport};
+use crate::spool::Spool;
+use crate::status::{DeadMessage, LinkReport};
 
-/// The file with all definitions, in the state directory.
-const STATE_FILE: &str = "connect.toml";
-/// The file that whoever uses the state directory has locked.
-const LOCK_FILE: &str = "lock";
 /// Changes that wait for the one before them.
 const CHANGES: usize = 64;
 
@@ -59,149 +60,6 @@ impl RegistryOptions {
             initial: Definitions::default(),
         }
     }
-}
-
-/// Something that has a definition.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "sort", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Definition {
-    /// A connection to a broker.
-    Connection(Box<ConnectionDefinition>),
-    /// A way out.
-    Outgoing(Box<OutgoingDefinition>),
-    /// A way in.
-    Channel(Box<ChannelDefinition>),
-}
-
-impl Definition {
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Connection(definition) => &definition.name,
-            Self::Outgoing(definition) => &definition.name,
-            Self::Channel(definition) => &definition.name,
-        }
-    }
-
-    /// What sort of entry it is.
-    #[must_use]
-    pub fn sort(&self) -> Sort {
-        match self {
-            Self::Connection(_) => Sort::Connection,
-            Self::Outgoing(_) => Sort::Outgoing,
-            Self::Channel(_) => Sort::Channel,
-        }
-    }
-}
-
-impl From<ConnectionDefinition> for Definition {
-    fn from(definition: ConnectionDefinition) -> Self {
-        Self::Connection(Box::new(definition))
-    }
-}
-
-impl From<OutgoingDefinition> for Definition {
-    fn from(definition: OutgoingDefinition) -> Self {
-        Self::Outgoing(Box::new(definition))
-    }
-}
-
-impl From<ChannelDefinition> for Definition {
-    fn from(definition: ChannelDefinition) -> Self {
-        Self::Channel(Box::new(definition))
-    }
-}
-
-/// A sort of entries. Names are unique within one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sort {
-    /// Connections to brokers.
-    Connection,
-    /// Ways out.
-    Outgoing,
-    /// Ways in.
-    Channel,
-}
-
-impl fmt::Display for Sort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Connection => "connection",
-            Self::Outgoing => "outgoing",
-            Self::Channel => "channel",
-        })
-    }
-}
-
-impl FromStr for Sort {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        [Self::Connection, Self::Outgoing, Self::Channel]
-            .into_iter()
-            .find(|sort| sort.to_string() == text)
-            .ok_or_else(|| {
-                format!("{text:?} is no sort of entries: there are connection, outgoing and channel")
-            })
-    }
-}
-
-/// What happens to messages in the spool of an outgoing connection that is deleted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnDelete {
-    /// It is not deleted while there are any, or dead letters: [`ErrorKind::InUse`].
-    Refuse,
-    /// Nothing new is taken; it is deleted once all are delivered, and not at all if that takes longer than this. Dead letters still stop it.
-    Drain(Duration),
-    /// They are deleted, with the dead letters.
-    Purge,
-}
-
-/// What is known of an outgoing connection.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct OutgoingReport {
-    /// Its definition.
-    pub definition: OutgoingDefinition,
-    /// Its link.
-    pub link: LinkReport,
-    /// Its spool.
-    pub spool: SpoolReport,
-    /// How long the oldest message in the spool has waited; none if nothing waits.
-    #[serde(rename = "oldest_s", serialize_with = "in_seconds")]
-    pub oldest: Option<Duration>,
-}
-
-#[allow(clippy::ref_option, reason = "serde gives the field as it is")]
-fn in_seconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    time.map(|time| time.as_secs_f64()).serialize(serializer)
-}
-
-/// What is known of a channel.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct ChannelReport {
-    /// Its definition.
-    pub definition: ChannelDefinition,
-    /// Its link.
-    pub link: LinkReport,
-}
-
-/// Everything that is declared, and how it is.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct Report {
-    /// Connections to brokers.
-    pub connections: Vec<ConnectionDefinition>,
-    /// Ways out.
-    pub outgoing: Vec<OutgoingReport>,
-    /// Ways in.
-    pub channels: Vec<ChannelReport>,
-    /// Folders in that of the spools that belong to no outgoing connection: messages may be in them.
-    pub orphans: Vec<String>,
 }
 
 /// Named connections, outgoing connections and channels at work. Clones share it.
@@ -577,26 +435,6 @@ impl Registry {
     }
 }
 
-fn report_outgoing(outgoing: &Outgoing) -> OutgoingReport {
-    let shared = &outgoing.shared;
-    let spool = SpoolReport::of(&shared.spool.status());
-    OutgoingReport {
-        definition: shared.plan().definition.clone(),
-        link: shared.status.report(),
-        oldest: spool.oldest.map(|accepted| accepted.elapsed().unwrap_or_default()),
-        spool,
-    }
-}
-
-fn report_channel(channel: &Channel) -> ChannelReport {
-    ChannelReport { definition: channel.plan().definition.clone(), link: channel.status.report() }
-}
-
-fn unknown(sort: Sort, name: &str) -> Error {
-    let what = format!("there is no {sort} {name:?}");
-    Error::new(ErrorKind::Unknown, what)
-}
-
 impl Shared {
     fn definitions(&self) -> Arc<Definitions> {
         self.definitions.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -645,317 +483,5 @@ impl Shared {
             .collect();
         orphans.sort_unstable();
         orphans
-    }
-}
-
-/// The one task that changes definitions: one change after another, each saved before it counts.
-struct Keeper {
-    shared: Arc<Shared>,
-    actor: Actor,
-    state_file: PathBuf,
-}
-
-impl Keeper {
-    async fn run(mut self, mut changes: mpsc::Receiver<Change>) {
-        while let Some(Change { make, purge, done }) = changes.recv().await {
-            let outcome = self.change(make, &purge).await;
-            let _ = done.send(outcome);
-        }
-    }
-
-    async fn change(&mut self, make: Make, purge: &[String]) -> Result<()> {
-        if self.shared.is_closed.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Closed, "the registry was closed"));
-        }
-        let before = self.shared.definitions();
-        let mut definitions = (*before).clone();
-        make(&mut definitions)?;
-        definitions.check()?;
-        if let Err(error) = self.write(&definitions).await {
-            // It may have got there all the same: what was refused must not count after a restart.
-            let _ = self.save().await;
-            return Err(error);
-        }
-        let applied = self.apply(definitions, purge).await;
-        if applied.is_err() {
-            // The file says again what is at work.
-            self.save().await?;
-        }
-        applied
-    }
-
-    async fn save(&self) -> Result<()> {
-        let definitions = self.shared.definitions();
-        self.write(&definitions).await
-    }
-
-    async fn write(&self, definitions: &Definitions) -> Result<()> {
-        let text = format!(
-            "# Written by xmsg-connect whenever a definition changes. Edit it while that does not run; comments are not kept.\n{}",
-            definitions.to_toml()?
-        );
-        let file = self.state_file.clone();
-        in_background(move || replace_file(&file, &text)).await
-    }
-
-    /// Makes what is at work what these say. What can fail is done first.
-    async fn apply(&mut self, definitions: Definitions, purge: &[String]) -> Result<()> {
-        let outgoing_plans =
-            definitions.outgoing.iter().map(|outgoing| OutgoingPlan::of(outgoing, &definitions));
-        let outgoing_plans = outgoing_plans.collect::<Result<Vec<_>>>()?;
-        let channel_plans = definitions.channels.iter().map(|channel| ChannelPlan::of(channel, &definitions));
-        let channel_plans = channel_plans.collect::<Result<Vec<_>>>()?;
-        let mut opened = HashMap::new();
-        for plan in &outgoing_plans {
-            let folder = plan.definition.spool_folder();
-            if !self.has_spool(folder) {
-                let path = self.shared.spool_dir.join(folder);
-                let options = spool_options(&definitions.spool, &plan.definition);
-                let spool = in_background(move || Spool::open(&path, options).map_err(storage)).await?;
-                opened.insert(folder.to_owned(), spool);
-            }
-        }
-
-        let (ended_channels, ended_outgoing) = {
-            let mut entries = self.shared.entries.write().unwrap_or_else(PoisonError::into_inner);
-            let mut channels = std::mem::take(&mut entries.channels);
-            let mut outgoing: HashMap<String, (String, Outgoing)> = std::mem::take(&mut entries.outgoing)
-                .into_iter()
-                .map(|(name, outgoing)| {
-                    let folder = outgoing.shared.plan().definition.spool_folder().to_owned();
-                    (folder, (name, outgoing))
-                })
-                .collect();
-            for plan in outgoing_plans {
-                let name = plan.definition.name.clone();
-                let folder = plan.definition.spool_folder().to_owned();
-                let options = spool_options(&definitions.spool, &plan.definition);
-                if let Some((_, there)) = outgoing.remove(&folder) {
-                    there.change(plan, options);
-                    entries.outgoing.insert(name, there);
-                } else if let Some(spool) = opened.remove(&folder) {
-                    entries.outgoing.insert(name, Outgoing::start(&plan, spool, self.actor.clone()));
-                }
-            }
-            let shared =
-                entries.outgoing.iter().map(|(name, outgoing)| (name.clone(), outgoing.shared.clone()));
-            self.shared.targets.set(shared.collect());
-            for plan in channel_plans {
-                let name = plan.definition.name.clone();
-                let channel = match channels.remove(&name) {
-                    Some(there) => {
-                        there.change(plan);
-                        there
-                    }
-                    None => Channel::start(plan, self.shared.targets.clone()),
-                };
-                entries.channels.insert(name, channel);
-            }
-            *self.shared.definitions.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(definitions);
-            (channels, outgoing)
-        };
-        join_all(ended_channels.into_values().map(Channel::end)).await;
-        for (folder, (name, outgoing)) in ended_outgoing {
-            let left = outgoing.end().await?.status();
-            let path = self.shared.spool_dir.join(&folder);
-            let is_empty = left.entries == 0 && left.dead_entries == 0;
-            if !is_empty {
-                let (messages, dead) = (left.entries, left.dead_entries);
-                let fate = if purge.contains(&name) {
-                    "are deleted with it"
-                } else {
-                    "came at the last moment, and stay in its folder"
-                };
-                tracing::warn!(
-                    "outgoing {name:?}: {messages} messages and {dead} dead letters {fate} ({})",
-                    path.display()
-                );
-            }
-            if is_empty || purge.contains(&name) {
-                in_background(move || remove_folder(&path)).await?;
-            }
-        }
-        Ok(())
-    }
-
-    fn has_spool(&self, folder: &str) -> bool {
-        let entries = self.shared.entries();
-        entries.outgoing.values().any(|outgoing| outgoing.shared.plan().definition.spool_folder() == folder)
-    }
-}
-
-fn spool_options(spool: &SpoolDefinition, outgoing: &OutgoingDefinition) -> SpoolOptions {
-    SpoolOptions {
-        max_bytes: outgoing.max_bytes.unwrap_or(spool.max_bytes).get(),
-        max_dead_bytes: spool.max_dead_bytes.get(),
-        max_age: outgoing.max_age.or(spool.max_age).map(crate::definition::Span::get),
-        on_full: match outgoing.on_full.unwrap_or(spool.on_full) {
-            OnFull::Block => crate::spool::OnFull::Block,
-            OnFull::Reject => crate::spool::OnFull::Reject,
-        },
-        fsync: match spool.fsync {
-            Fsync::Batch => crate::spool::Fsync::Batch,
-            Fsync::Always => crate::spool::Fsync::Always,
-        },
-        ..SpoolOptions::default()
-    }
-}
-
-impl Definitions {
-    /// The definition of this sort and name.
-    #[must_use]
-    pub fn find(&self, sort: Sort, name: &str) -> Option<Definition> {
-        match sort {
-            Sort::Connection => {
-                self.connections.iter().find(|entry| entry.name == *name).cloned().map(Definition::from)
-            }
-            Sort::Outgoing => {
-                self.outgoing.iter().find(|entry| entry.name == *name).cloned().map(Definition::from)
-            }
-            Sort::Channel => {
-                self.channels.iter().find(|entry| entry.name == *name).cloned().map(Definition::from)
-            }
-        }
-    }
-
-    fn outgoing_mut(&mut self, name: &str) -> Result<&mut OutgoingDefinition> {
-        let found = self.outgoing.iter_mut().find(|entry| entry.name == *name);
-        found.ok_or_else(|| unknown(Sort::Outgoing, name))
-    }
-
-    fn channel_mut(&mut self, name: &str) -> Result<&mut ChannelDefinition> {
-        let found = self.channels.iter_mut().find(|entry| entry.name == *name);
-        found.ok_or_else(|| unknown(Sort::Channel, name))
-    }
-
-    /// Puts a definition in the place of the one of this name; what refers to it follows when it gets another name.
-    fn replace(&mut self, name: &str, definition: Definition) -> Result<()> {
-        let (sort, new_name) = (definition.sort(), definition.name().to_owned());
-        if new_name != name && self.find(sort, &new_name).is_some() {
-            return Err(Error::new(ErrorKind::NameTaken, format!("{sort} {new_name:?} is there already")));
-        }
-        match definition {
-            Definition::Connection(definition) => {
-                let place = self.connections.iter_mut().find(|entry| entry.name == *name);
-                *place.ok_or_else(|| unknown(sort, name))? = *definition;
-                let users = self.outgoing.iter_mut().map(|entry| &mut entry.connection);
-                for user in users.chain(self.channels.iter_mut().map(|entry| &mut entry.connection)) {
-                    if user.as_deref() == Some(name) {
-                        *user = Some(new_name.clone());
-                    }
-                }
-            }
-            Definition::Outgoing(mut definition) => {
-                let place = self.outgoing_mut(name)?;
-                // Its messages stay where they are, whatever it is called.
-                let folder = place.spool_folder().to_owned();
-                definition.spool_dir = (folder != new_name).then_some(folder);
-                *place = *definition;
-                for channel in &mut self.channels {
-                    if let crate::definition::Target::Outgoing(target) = &mut channel.target
-                        && target == name
-                    {
-                        target.clone_from(&new_name);
-                    }
-                }
-            }
-            Definition::Channel(definition) => *self.channel_mut(name)? = *definition,
-        }
-        Ok(())
-    }
-
-    fn check_unused(&self, sort: Sort, name: &str) -> Result<()> {
-        let used_by = match sort {
-            Sort::Connection => {
-                let mut outgoing =
-                    self.outgoing.iter().filter(|entry| entry.connection.as_deref() == Some(name));
-                let mut channels =
-                    self.channels.iter().filter(|entry| entry.connection.as_deref() == Some(name));
-                let outgoing = outgoing.next().map(|entry| format!("outgoing {:?}", entry.name));
-                outgoing.or_else(|| channels.next().map(|entry| format!("channel {:?}", entry.name)))
-            }
-            Sort::Outgoing => {
-                let target = crate::definition::Target::Outgoing(name.to_owned());
-                let channel = self.channels.iter().find(|entry| entry.target == target);
-                channel.map(|entry| format!("channel {:?}", entry.name))
-            }
-            Sort::Channel => None,
-        };
-        match used_by {
-            Some(user) => Err(Error::new(ErrorKind::InUse, format!("{sort} {name:?} is used by {user}"))),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Runs what waits for the disk, where it holds up nobody.
-async fn in_background<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let ended = tokio::task::spawn_blocking(work).await;
-    ended.map_err(|error| Error::new(ErrorKind::Closed, "the runtime has ended").with_source(error))?
-}
-
-/// An error of the file system.
-fn failed(what: &str, path: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Storage, format!("{} can't be {what}", path.display())).with_source(error)
-}
-
-/// Makes the state directory if it is not there, and locks it.
-fn lock_state(state_dir: &Path) -> Result<File> {
-    std::fs::create_dir_all(state_dir).map_err(|error| failed("made", state_dir, error))?;
-    let path = state_dir.join(LOCK_FILE);
-    let lock = File::options().create(true).truncate(false).write(true).open(&path);
-    let lock = lock.map_err(|error| failed("opened", &path, error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => {
-            let what = format!(
-                "{} is used by another registry: end that, or choose another folder",
-                state_dir.display()
-            );
-            Err(Error::new(ErrorKind::InUse, what))
-        }
-        Err(TryLockError::Error(error)) => Err(failed("locked", &path, error)),
-    }
-}
-
-fn read_state(state_dir: &Path, initial: Definitions) -> Result<Definitions> {
-    let file = state_dir.join(STATE_FILE);
-    match std::fs::read_to_string(&file) {
-        Ok(text) => Definitions::parse(&text).map_err(|error| {
-            Error::new(ErrorKind::InvalidDefinition, format!("{}: {error}", file.display()))
-                .with_source(error)
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            initial.check()?;
-            Ok(initial)
-        }
-        Err(error) => Err(failed("read", &file, error)),
-    }
-}
-
-/// Writes a file so that it has either the old text or the new one, whatever happens meanwhile.
-fn replace_file(file: &Path, text: &str) -> Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    let write = || {
-        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-        temporary.write_all(text.as_bytes())?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(file).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|error: std::io::Error| {
-        Error::new(ErrorKind::Storage, format!("the definitions can't be saved to {}", file.display()))
-            .with_source(error)
-    })
-}
-
-fn remove_folder(path: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        // Somebody was faster.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(|error| {
-            Error::new(ErrorKind::Storage, format!("the spool {} can't be deleted", path.display()))
-                .with_source(error)
-        }),
     }
 }

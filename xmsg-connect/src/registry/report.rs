@@ -1,0 +1,69 @@
+//! What a registry tells of its entries.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::channel::Channel;
+use crate::definition::{ChannelDefinition, ConnectionDefinition, OutgoingDefinition};
+use crate::outgoing::Outgoing;
+use crate::status::{LinkReport, SpoolReport};
+
+/// What is known of an outgoing connection.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct OutgoingReport {
+    /// Its definition.
+    pub definition: OutgoingDefinition,
+    /// Its link.
+    pub link: LinkReport,
+    /// Its spool.
+    pub spool: SpoolReport,
+    /// How long the oldest message in the spool has waited; none if nothing waits.
+    #[serde(rename = "oldest_s", serialize_with = "in_seconds")]
+    pub oldest: Option<Duration>,
+}
+
+#[allow(clippy::ref_option, reason = "serde gives the field as it is")]
+fn in_seconds<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(|time| time.as_secs_f64()).serialize(serializer)
+}
+
+/// What is known of a channel.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ChannelReport {
+    /// Its definition.
+    pub definition: ChannelDefinition,
+    /// Its link.
+    pub link: LinkReport,
+}
+
+/// Everything that is declared, and how it is.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// Connections to brokers.
+    pub connections: Vec<ConnectionDefinition>,
+    /// Ways out.
+    pub outgoing: Vec<OutgoingReport>,
+    /// Ways in.
+    pub channels: Vec<ChannelReport>,
+    /// Folders in that of the spools that belong to no outgoing connection: messages may be in them.
+    pub orphans: Vec<String>,
+}
+
+pub(super) fn report_outgoing(outgoing: &Outgoing) -> OutgoingReport {
+    let shared = &outgoing.shared;
+    let spool = SpoolReport::of(&shared.spool.status());
+    OutgoingReport {
+        definition: shared.plan().definition.clone(),
+        link: shared.status.report(),
+        oldest: spool.oldest.map(|accepted| accepted.elapsed().unwrap_or_default()),
+        spool,
+    }
+}
+
+pub(super) fn report_channel(channel: &Channel) -> ChannelReport {
+    ChannelReport { definition: channel.plan().definition.clone(), link: channel.status.report() }
+}

@@ -1,0 +1,87 @@
+//! The state directory: the file with all definitions, and the lock that says who uses it.
+
+use std::fs::{File, TryLockError};
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::definition::Definitions;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The file with all definitions, in the state directory.
+pub(super) const STATE_FILE: &str = "connect.toml";
+/// The file that whoever uses the state directory has locked.
+const LOCK_FILE: &str = "lock";
+
+/// Runs what waits for the disk, where it holds up nobody.
+pub(super) async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.map_err(|error| Error::new(ErrorKind::Closed, "the runtime has ended").with_source(error))?
+}
+
+/// An error of the file system.
+fn failed(what: &str, path: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Storage, format!("{} can't be {what}", path.display())).with_source(error)
+}
+
+/// Makes the state directory if it is not there, and locks it.
+pub(super) fn lock_state(state_dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(state_dir).map_err(|error| failed("made", state_dir, error))?;
+    let path = state_dir.join(LOCK_FILE);
+    let lock = File::options().create(true).truncate(false).write(true).open(&path);
+    let lock = lock.map_err(|error| failed("opened", &path, error))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let what = format!(
+                "{} is used by another registry: end that, or choose another folder",
+                state_dir.display()
+            );
+            Err(Error::new(ErrorKind::InUse, what))
+        }
+        Err(TryLockError::Error(error)) => Err(failed("locked", &path, error)),
+    }
+}
+
+pub(super) fn read_state(state_dir: &Path, initial: Definitions) -> Result<Definitions> {
+    let file = state_dir.join(STATE_FILE);
+    match std::fs::read_to_string(&file) {
+        Ok(text) => Definitions::parse(&text).map_err(|error| {
+            Error::new(ErrorKind::InvalidDefinition, format!("{}: {error}", file.display()))
+                .with_source(error)
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            initial.check()?;
+            Ok(initial)
+        }
+        Err(error) => Err(failed("read", &file, error)),
+    }
+}
+
+/// Writes a file so that it has either the old text or the new one, whatever happens meanwhile.
+pub(super) fn replace_file(file: &Path, text: &str) -> Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let write = || {
+        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+        temporary.write_all(text.as_bytes())?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(file).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|error: std::io::Error| {
+        Error::new(ErrorKind::Storage, format!("the definitions can't be saved to {}", file.display()))
+            .with_source(error)
+    })
+}
+
+pub(super) fn remove_folder(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        // Somebody was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|error| {
+            Error::new(ErrorKind::Storage, format!("the spool {} can't be deleted", path.display()))
+                .with_source(error)
+        }),
+    }
+}
