@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use xmsg_core::{Message, Topic};
-use xmsg_proxy::Upstream;
+use xmsg_proxy::PublishersSend;
 use xmsg_tests::{connect, next, proxy, topic, within};
 use xmsg_zmq::{Endpoint, Publisher, SocketOptions, Subscriber};
 
@@ -200,8 +200,8 @@ async fn publishers_are_told_what_is_wanted_and_no_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn upstream_all_asks_publishers_for_everything() {
-    let proxy = proxy().upstream(Upstream::All).start().await.unwrap();
+async fn publishers_send_all_asks_publishers_for_everything() {
+    let proxy = proxy().publishers_send(PublishersSend::All).start().await.unwrap();
     let publisher = Publisher::new(SocketOptions::default());
     publisher.connect(proxy.address().publish_endpoint().parse().unwrap());
     within("a subscription to everything", publisher.wait_for_subscriber(b"whatever")).await.unwrap();

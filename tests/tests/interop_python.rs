@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use xmsg_core::{Connection, Message, ProxyAddress, data::mime};
-use xmsg_proxy::{Proxy, Upstream};
+use xmsg_proxy::{Proxy, PublishersSend};
 use xmsg_tests::peer::Peer;
 use xmsg_tests::{connect, next, patient, proxy, topic, within};
 
@@ -86,10 +86,10 @@ async fn libzmq_reaches_libzmq() {
 /// The control handshakes of the Java, C++ and Python peers, as they are on the wire.
 ///
 /// They publish at once after the confirmation. A libzmq publisher learns of subscriptions in a thread of its own, when it gets
-/// round to it: that it misses nothing even then takes `upstream = all`, where it has nothing to learn.
+/// round to it: that it misses nothing even then takes `publishers_send = "all"`, where it has nothing to learn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_handshakes_of_all_peers_are_answered() {
-    let proxy = proxy().upstream(Upstream::All).start().await.unwrap();
+    let proxy = proxy().publishers_send(PublishersSend::All).start().await.unwrap();
     for language in ["java", "cpp", "python"] {
         let mut peer = Peer::python(
             "control.py",

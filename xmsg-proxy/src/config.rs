@@ -13,7 +13,7 @@ use crate::security::{Authority, Mechanism};
 
 /// What publishers are told to send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Upstream {
+pub enum PublishersSend {
     /// What somebody subscribed to: saves bandwidth.
     #[default]
     Subscribed,
@@ -21,7 +21,7 @@ pub enum Upstream {
     All,
 }
 
-impl Upstream {
+impl PublishersSend {
     /// The name in a settings file.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -32,18 +32,18 @@ impl Upstream {
     }
 }
 
-impl std::str::FromStr for Upstream {
+impl std::str::FromStr for PublishersSend {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
         [Self::Subscribed, Self::All]
             .into_iter()
-            .find(|upstream| upstream.name() == name)
-            .ok_or_else(|| format!("unknown upstream {name:?}: subscribed or all"))
+            .find(|all| all.name() == name)
+            .ok_or_else(|| format!("{name:?} is not what publishers can send: subscribed or all"))
     }
 }
 
-impl std::fmt::Display for Upstream {
+impl std::fmt::Display for PublishersSend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
@@ -65,8 +65,8 @@ pub struct Config {
     /// What all peers together may take of the memory: messages that have come in part, queues, subscriptions, connections. Near its
     /// limit, whoever holds most is cut off first, and new connections are not let in. Default: [`memory::default_limit`].
     pub memory: MemoryBudget,
-    /// What publishers are told to send. Default: [`Upstream::Subscribed`].
-    pub upstream: Upstream,
+    /// What publishers are told to send. Default: [`PublishersSend::Subscribed`].
+    pub publishers_send: PublishersSend,
     /// Connections to all three ports. More are closed at once, as with the next two. Default 100,000.
     pub connections: usize,
     /// Connections whose handshake is under way. Default 4096.
@@ -109,7 +109,7 @@ impl Default for Config {
             high_water_mark: HighWaterMark::bytes(256 << 20),
             queue_ceiling: 1 << 30,
             memory: MemoryBudget::new(memory::default_limit()),
-            upstream: Upstream::default(),
+            publishers_send: PublishersSend::default(),
             connections: admission.connections,
             handshakes: admission.handshakes,
             handshakes_per_address: admission.handshakes_per_address,

@@ -40,7 +40,7 @@ pub mod settings;
 mod stats;
 pub mod switch;
 
-pub use config::{Config, Upstream};
+pub use config::{Config, PublishersSend};
 pub use policy::{Policy, TopicPolicy};
 pub use proxy::{Builder, Monitor, Proxy};
 pub use switch::{Drops, Ending, PublisherStats, SubscriberStats, Totals};

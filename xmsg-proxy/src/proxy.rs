@@ -14,7 +14,7 @@ use xmsg_zmq::{
 };
 use xmsg_zmtp::{Limits, MessageLimits};
 
-use crate::config::{Config, Upstream};
+use crate::config::{Config, PublishersSend};
 use crate::control::{ANSWER_MAX, Controller};
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism, Rules};
@@ -59,8 +59,8 @@ impl Builder {
     }
 
     /// What publishers are told to send.
-    pub fn upstream(mut self, upstream: Upstream) -> Self {
-        self.config.upstream = upstream;
+    pub fn publishers_send(mut self, what: PublishersSend) -> Self {
+        self.config.publishers_send = what;
         self
     }
 

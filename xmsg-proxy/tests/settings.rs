@@ -68,7 +68,10 @@ async fn flags_go_over_the_environment_and_both_over_the_file() {
     assert_eq!(from(&[], &[], "port").await.unwrap(), "port = 1001");
     assert_eq!(from(&[], &port, "port").await.unwrap(), "port = 1002");
     assert_eq!(from(&["--port", "1003"], &port, "port").await.unwrap(), "port = 1003");
-    assert_eq!(from(&["--upstream-all=false"], &[], "upstream").await.unwrap(), "upstream = \"subscribed\"");
+    assert_eq!(
+        from(&["--publishers-send-all=false"], &[], "publishers_send").await.unwrap(),
+        "publishers_send = \"subscribed\""
+    );
 
     let (debug, rust_log) = (("XMSG_PROXY_DEBUG", "1"), ("RUST_LOG", "warn"));
     for (arguments, environment, filter) in [
@@ -97,7 +100,7 @@ async fn every_flag_has_its_place_in_the_file() {
         &["--high-water-mark-messages", "9"],
         &["--queue-ceiling", "9"],
         &["--max-message-size", "9"],
-        &["--upstream-all"],
+        &["--publishers-send-all"],
         &["--registrar"],
         &["--registrar", "9"],
         &["--registrar", "--registrar-snapshot", "relative"],

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xmsg_core::{ConnectionSocket, ErrorKind};
 use xmsg_proxy::switch::{Side, Switch};
-use xmsg_proxy::{Config, Policy, Upstream};
+use xmsg_proxy::{Config, Policy, PublishersSend};
 use xmsg_zmq::link::transport::Listener;
 use xmsg_zmq::{
     Endpoint, HighWaterMark, Multipart, Publisher, Reason, SocketEvent, SocketEvents, SocketOptions,
@@ -320,7 +320,7 @@ fn config(rng: &mut Rng) -> Config {
             messages: if rng.bool() { usize::MAX } else { rng.usize(1..50) },
         },
         queue_ceiling: 1 << rng.u32(12..24),
-        upstream: if rng.u8(..4) == 0 { Upstream::All } else { Upstream::Subscribed },
+        publishers_send: if rng.u8(..4) == 0 { PublishersSend::All } else { PublishersSend::Subscribed },
         handshakes: rng.usize(3..20),
         heartbeat_interval: heartbeat,
         heartbeat_timeout: Duration::from_millis(rng.u64(200..5000)),

@@ -21,7 +21,7 @@ use xmsg_proxy::registrar::{self, Registrar};
 #[cfg(feature = "connect")]
 use xmsg_proxy::settings::ConnectSection;
 use xmsg_proxy::settings::{self, Count, Host, Named, PolicySection, ProxyPort, ProxySettings};
-use xmsg_proxy::{Config, Policy, Proxy, TopicPolicy, Upstream};
+use xmsg_proxy::{Config, Policy, Proxy, PublishersSend, TopicPolicy};
 use xmsg_zmq::link::memory::MemoryBudget;
 
 /// Forwards messages from publishers to subscribers, and answers control requests.
@@ -71,8 +71,8 @@ struct Arguments {
     max_message_size: Option<Count<1, 1024>>,
 
     /// Have publishers send everything, not just what somebody subscribed to
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "XMSG_PROXY_UPSTREAM_ALL")]
-    upstream_all: Option<bool>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "XMSG_PROXY_PUBLISHERS_SEND_ALL")]
+    publishers_send_all: Option<bool>,
 
     /// Run a registrar on the same host, too, on this port [default: 8888]; 0: any free one; `off`: don't
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "on", env = "XMSG_PROXY_REGISTRAR")]
@@ -127,8 +127,8 @@ impl Program for Arguments {
         set(&mut settings.queue_ceiling_mib, self.queue_ceiling);
         set(&mut settings.memory_limit_mib, self.memory_limit);
         set(&mut settings.max_message_size_mib, self.max_message_size);
-        let upstream = |all| Named(if all { Upstream::All } else { Upstream::Subscribed });
-        set(&mut settings.upstream, self.upstream_all.map(upstream));
+        let sent = |all| Named(if all { PublishersSend::All } else { PublishersSend::Subscribed });
+        set(&mut settings.publishers_send, self.publishers_send_all.map(sent));
         set(&mut settings.threads, self.threads);
     }
 }

@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn what_is_printed_reads_back_to_the_same() {
         let text = "host = \"::1\"\nport = 0\nlinger_s = 0.25\nslow_subscriber = \"block\"\n\
-                    high_water_mark_messages = 7\nupstream = \"all\"\n\
+                    high_water_mark_messages = 7\npublishers_send = \"all\"\n\
                     [admin]\nlisten = \"0.0.0.0:0\"\ntoken_file = \"/a/b\"\n\
                     [registrar]\nenabled = true\nsnapshot = \"/c\"\n\
                     [log]\nfilter = \"a=\\\"b\\\"\"\nformat = \"json\"\n[heartbeat]\ninterval_s = 0";

@@ -14,7 +14,7 @@ use super::{
     Admin, COUNT_MAX, ConnectSection, Count, Host, Log, MIB_MAX, Named, ProxyPort, Seconds, Settings,
     SettingsError, admin_at,
 };
-use crate::config::{Config, Upstream};
+use crate::config::{Config, PublishersSend};
 use crate::memory;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Mechanism, settings as security};
@@ -50,7 +50,7 @@ pub struct ProxySettings {
     /// The largest message.
     pub max_message_size_mib: Count<1, 1024>,
     /// What publishers are told to send.
-    pub upstream: Named<Upstream>,
+    pub publishers_send: Named<PublishersSend>,
     /// Other limits.
     pub limits: LimitSettings,
     /// Asking after silent publishers.
@@ -84,7 +84,7 @@ impl Default for ProxySettings {
             queue_ceiling_mib: Count::of::<1024>(),
             memory_limit_mib: Count::of::<0>(),
             max_message_size_mib: Count::of::<64>(),
-            upstream: Named::default(),
+            publishers_send: Named::default(),
             limits: LimitSettings::default(),
             heartbeat: Heartbeat::default(),
             tcp: Tcp::default(),
@@ -313,7 +313,7 @@ impl ProxySettings {
                 0 => memory::default_limit(),
                 limit => limit,
             }),
-            upstream: self.upstream.0,
+            publishers_send: self.publishers_send.0,
             connections: self.limits.connections.get(),
             handshakes: self.limits.handshakes.get(),
             handshakes_per_address: self.limits.handshakes_per_address.get(),

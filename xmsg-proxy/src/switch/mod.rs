@@ -205,7 +205,7 @@ impl Switch {
         let stop = CancellationToken::new();
         let default = Rule { policy: config.policy, mark: config.high_water_mark };
         let policies = Policies::new(default, &config.policies);
-        let (table, task) = Table::new(config.upstream, policies, config.memory.clone());
+        let (table, task) = Table::new(config.publishers_send, policies, config.memory.clone());
         let (asking, requests) = requests::channel();
         let inner = Arc::new(Inner {
             asking,

@@ -26,7 +26,7 @@ pub(super) use self::task::TableTask;
 use super::bucket::Bucket;
 use super::peers::Subscriber;
 use super::publisher::Publisher;
-use crate::config::Upstream;
+use crate::config::PublishersSend;
 use crate::policy::Policies;
 
 /// Changes that wait to be applied; whoever sends more waits.
@@ -125,7 +125,7 @@ impl Routes {
 
 impl Table {
     pub(super) fn new(
-        upstream: Upstream,
+        publishers_send: PublishersSend,
         policies: Policies,
         memory: MemoryBudget,
     ) -> (Arc<Self>, TableTask) {
@@ -136,7 +136,7 @@ impl Table {
             policies: Arc::new(policies),
         };
         let table = Arc::new(Self { routes: RwLock::new(routes), epoch: AtomicU64::new(0), changes });
-        let task = TableTask::new(table.clone(), receiver, upstream, memory);
+        let task = TableTask::new(table.clone(), receiver, publishers_send, memory);
         (table, task)
     }
 

@@ -25,7 +25,7 @@ use super::scope::Scope;
 use super::snapshot::Snapshot;
 use super::{Change, Pacing, Routes, Table};
 use crate::CONTROL_TOPIC;
-use crate::config::Upstream;
+use crate::config::PublishersSend;
 use crate::switch::peers::Subscriber;
 use crate::switch::publisher::Publisher;
 
@@ -68,7 +68,7 @@ const NEWS_ENOUGH: usize = telling::NEWS_MAX / 4;
 pub(in crate::switch) struct TableTask {
     table: Arc<Table>,
     changes: mpsc::Receiver<Change>,
-    upstream: Upstream,
+    publishers_send: PublishersSend,
     /// Each subscriber's subscriptions.
     own: HashMap<u32, Own>,
     /// In a fixed order, so that a simulation can repeat what it did.
@@ -210,13 +210,13 @@ impl TableTask {
     pub(super) fn new(
         table: Arc<Table>,
         changes: mpsc::Receiver<Change>,
-        upstream: Upstream,
+        publishers_send: PublishersSend,
         memory: MemoryBudget,
     ) -> Self {
         Self {
             table,
             changes,
-            upstream,
+            publishers_send,
             own: HashMap::new(),
             publishers: BTreeMap::new(),
             backlog: Backlog::default(),
@@ -531,7 +531,7 @@ impl TableTask {
         self.news.seal();
         let Joining { told: Told { publisher, audience }, next, before } = &mut joining;
         let Some(Audience { snapshot, .. }) = self.audiences.get_mut(audience) else { return };
-        let is_all = self.upstream == Upstream::All;
+        let is_all = self.publishers_send == PublishersSend::All;
         if *next == 0 {
             publisher.welcome(&snapshot.first(is_all));
         }

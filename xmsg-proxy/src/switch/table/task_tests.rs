@@ -14,7 +14,7 @@ use crate::switch::peers::Grant;
 
 fn table() -> TableTask {
     let rule = Rule { policy: Policy::BLOCK, mark: HighWaterMark::bytes(1 << 20) };
-    Table::new(Upstream::Subscribed, Policies::new(rule, &[]), MemoryBudget::default()).1
+    Table::new(PublishersSend::Subscribed, Policies::new(rule, &[]), MemoryBudget::default()).1
 }
 
 /// Whoever may publish topics with these prefixes.

@@ -30,7 +30,8 @@ impl Scene {
 
     fn with_memory(memory: MemoryBudget) -> Self {
         let rule = Rule { policy: Policy::BLOCK, mark: HighWaterMark::bytes(1 << 20) };
-        let (table, mut task) = Table::new(Upstream::Subscribed, Policies::new(rule, &[]), memory.clone());
+        let (table, mut task) =
+            Table::new(PublishersSend::Subscribed, Policies::new(rule, &[]), memory.clone());
         let task = tokio::spawn(async move { task.run().await });
         Self { table, memory, limits: Limits::default(), task }
     }

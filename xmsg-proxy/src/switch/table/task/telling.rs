@@ -11,7 +11,7 @@ use super::super::snapshot::Snapshot;
 use super::{
     Before, Joining, Publisher, Synchronizing, TableTask, Tiding, Tidings, Told, heads, prefix_memory,
 };
-use crate::config::Upstream;
+use crate::config::PublishersSend;
 
 /// Publishers that are told something before others have their turn.
 pub(super) const TOLD: usize = 128;
@@ -51,7 +51,7 @@ impl TableTask {
             held = if *subscribe { held + bytes } else { held.saturating_sub(bytes) };
         }
         self.prefixes.force(held);
-        if self.upstream == Upstream::All {
+        if self.publishers_send == PublishersSend::All {
             return;
         }
         if self.publishers.len() <= self.few {
