@@ -1,21 +1,22 @@
-//! A long message that is encoded bit by bit: whoever serves many spends a little time on each, and the queue takes it in one step.
+//! A long message that is encoded step by step. A task that serves many peers spends a little time on each,
+//! and the queue takes the whole message in one step.
 
 use bytes::{Bytes, BytesMut};
 
 use xmsg_zmtp::{encode_frame, encoded_len};
 
-/// Encoded frames lie in chunks of about this size.
+/// The approximate length of a chunk of encoded frames.
 const CHUNK_LEN: usize = 64 << 10;
-/// Room in a chunk for the frame that goes past its length.
+/// Extra room in a chunk for the frame that exceeds [`CHUNK_LEN`].
 const CHUNK_SLACK: usize = 8 << 10;
 
-/// The frames of a message, encoded one after another, to be queued without another look at them.
+/// The frames of a message, encoded one after another. The queue need not read them again.
 #[derive(Debug, Default)]
 pub struct EncodedFrames {
-    /// Each ends where a frame ends, so that every header lies in one of them.
+    /// Each chunk ends where a frame ends, so that every header lies within one chunk.
     chunks: Vec<Bytes>,
     tail: BytesMut,
-    /// Whether another frame follows is known only when it comes.
+    /// The last frame is kept apart: whether another one follows is not known yet.
     last: Option<Bytes>,
     frames: usize,
     len: usize,
@@ -31,19 +32,19 @@ impl EncodedFrames {
         }
     }
 
-    /// How many frames there are.
+    /// Returns the number of frames.
     #[must_use]
     pub fn frames(&self) -> usize {
         self.frames
     }
 
-    /// Bytes of them on the wire.
+    /// Returns the encoded length in bytes.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         self.len
     }
 
-    /// The whole, ended.
+    /// Encodes the last frame and returns the whole message.
     pub(crate) fn into_chunks(mut self) -> Vec<Bytes> {
         if let Some(last) = self.last.take() {
             self.encode(&last, false);
@@ -56,7 +57,7 @@ impl EncodedFrames {
 
     fn encode(&mut self, frame: &[u8], more: bool) {
         if self.tail.capacity() == 0 {
-            // A message that is short after all takes no more than it needs.
+            // A message that turns out to be short takes no more memory than it needs.
             self.tail.reserve(if self.chunks.is_empty() { 1 << 10 } else { CHUNK_LEN + CHUNK_SLACK });
         }
         encode_frame(&mut self.tail, frame, more);

@@ -1,5 +1,5 @@
-//! After a reconnection, what waits is held back for a moment: subscribers have lost their connections, too, and would miss what is
-//! sent before they are back.
+//! Messages that are held back for a moment after a reconnection. Subscribers have lost their connections,
+//! too, and would miss what is sent before they are back.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,33 +12,37 @@ use crate::Settings;
 use crate::link::Link;
 use crate::publishing::WANTED_MAX;
 
-/// Subscribers that were there before are waited for until the connection is so old.
+/// Messages are held back until the former subscribers are back, but no longer than until the connection is
+/// this old.
 const HOLD: Duration = Duration::from_secs(1);
-/// … and for so long at least, if the pause itself took all of that time.
+/// The minimum time for subscribers to come back, even if the pause before the reconnection took all of
+/// [`HOLD`].
 const GRACE_MIN: Duration = Duration::from_millis(250);
 
-/// What a connecting link knows of the connection that it has lost.
+/// What a connecting link remembers about the connection that it has lost.
 #[derive(Debug)]
 pub(crate) struct Lost {
-    /// When it was lost.
+    /// When the connection was lost.
     since: Instant,
-    /// What the peer wanted then, or before, if that connection was too short for subscribers to come back.
+    /// What the peer had subscribed to by then. If that connection was too short for subscribers to come
+    /// back, this includes what was wanted before it.
     wanted: BTreeSet<Bytes>,
-    /// Since when subscribers are waited for, on the connection that there is now.
+    /// Since when subscribers are waited for on the present connection.
     waiting: Option<Instant>,
-    /// How long subscribers have been waited for on earlier connections. A peer that comes and goes does not get more time,
-    /// however short its connections are: a subscriber may never come back.
+    /// How long subscribers were waited for on earlier connections. A peer that comes and goes does not get
+    /// more time, however short its connections are: a subscriber may never come back.
     spent: Duration,
 }
 
 impl Lost {
-    /// A connection was lost, to a peer that wanted this; `before` it another one may have been, and subscribers were not back.
+    /// Records that a connection was lost whose peer had subscribed to `wanted`. `before` is the connection
+    /// lost before it, if its subscribers had not come back.
     pub(crate) fn again(before: Option<Self>, wanted: BTreeSet<Bytes>) -> Self {
         let since = Instant::now();
         let Some(mut before) = before else {
             return Self { since, wanted, waiting: None, spent: Duration::ZERO };
         };
-        // A peer that comes and goes, and wants something else each time, is not remembered for ever.
+        // This bounds the memory for a peer that comes and goes, and subscribes to something else each time.
         if before.wanted.len() + wanted.len() <= WANTED_MAX {
             before.wanted.extend(wanted);
         }
@@ -46,13 +50,14 @@ impl Lost {
         Self { since, waiting: None, spent: before.spent + spent, ..before }
     }
 
-    /// Whether somebody had subscribed who may come back.
+    /// Whether there were subscribers that may come back.
     pub(crate) fn had_subscribers(&self) -> bool {
         !self.wanted.is_empty()
     }
 
-    /// Waits until subscribers had time to come back. They retry within about as long as the connection was away, and in pauses of
-    /// `reconnect_max` at most. `changed` tells when the peer wants something else.
+    /// Waits until the subscribers had time to come back. They retry within about as long as the connection
+    /// was lost, with pauses of at most `reconnect_max`. `changed` is notified when the subscriptions of the
+    /// peer change.
     pub(crate) async fn settle(&mut self, link: &Link, options: &Settings, changed: &Notify) {
         let pause = self.since.elapsed().min(options.reconnect_max).max(options.reconnect_min);
         let grace = HOLD.saturating_sub(pause).max(GRACE_MIN);
@@ -74,12 +79,13 @@ impl Lost {
     }
 }
 
-/// Until when a socket may hold messages back: one that is being closed needs time to send them.
+/// The time limit until which a socket may hold messages back. A socket that is being closed needs time to
+/// send them.
 #[derive(Debug, Default)]
 pub(crate) struct HoldLimit(watch::Sender<Option<Instant>>);
 
 impl HoldLimit {
-    /// Nothing is held back from this time on.
+    /// Ends all holding back at this time. Only an earlier time changes the limit.
     pub(crate) fn set(&self, until: Instant) {
         self.0.send_if_modified(|limit| {
             let is_earlier = limit.is_none_or(|limit| until < limit);
@@ -90,7 +96,7 @@ impl HoldLimit {
         });
     }
 
-    /// Returns when that time has come.
+    /// Returns when the limit has passed.
     pub(crate) async fn reached(&self) {
         let mut limit = self.0.subscribe();
         loop {
@@ -104,7 +110,7 @@ impl HoldLimit {
             tokio::select! {
                 biased;
                 () = reached => return,
-                // The sender lives as long as this.
+                // The sender lives as long as `self`, so this cannot fail.
                 _ = limit.changed() => {}
             }
         }

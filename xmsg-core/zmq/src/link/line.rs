@@ -1,57 +1,59 @@
-//! Those who wait for something, in the order in which they came.
+//! A FIFO queue of waiters.
 //!
-//! A data structure and nothing else: no lock, no clock, no runtime. Whoever owns a line keeps it behind a
-//! lock, and wakes the wakers that come out of it once that lock is free again. A future that has to wait
-//! [joins](Line::join) at its first poll, under the lock under which it found that it has to, and gets a
-//! [`Place`]. It [leaves](Line::leave) when it is dropped, from wherever it stands. Newcomers join whenever
-//! the line is not [empty](Line::is_empty), even if what they want is there: nobody overtakes anybody. What
-//! happens between is one of two things:
+//! It is a data structure and nothing else: it has no lock, no clock, and no runtime. The owner of a line
+//! keeps it behind a lock, and wakes the wakers that the line returns once that lock is free again. A future
+//! that has to wait [joins](Line::join) at its first poll, under the lock under which it found that it has
+//! to, and gets a [`Place`]. It [leaves](Line::leave) when it is dropped, wherever it stands. New waiters
+//! join whenever the line is not [empty](Line::is_empty), even if what they want is available: no waiter
+//! overtakes another.
 //!
-//! - Those in line are *served*: each has left with the line what it wants, the owner
-//!   [takes](Line::take_first) one after another as it can, and a future that [waits](Line::wait) in vain is
-//!   done. Nobody depends on others being polled, and so this is the better way where it can be had.
-//! - They *go on* by themselves: a future that finds itself [first](Line::is_first), and what it waits for
-//!   there, does its work and leaves; whoever is first then is [called](Line::call), since it may have missed
-//!   what was meant for it. It follows that a future that is neither polled nor dropped holds up all who came
-//!   after it.
+//! There are two ways to use a line:
+//!
+//! - The owner *serves* the waiters. Each leaves with the line what it wants, and the owner
+//!   [takes](Line::take_first) one after another as it can. A future is done when [`wait`](Line::wait)
+//!   returns `false`. No waiter depends on another one being polled, so this way is better where it is
+//!   possible.
+//! - The waiters *proceed* by themselves. A future that finds itself [first](Line::is_first), and finds what
+//!   it waits for, does its work and leaves. The next one is then [called](Line::call), since it may have
+//!   missed a wake-up. So a future that is neither polled nor dropped blocks all those behind it.
 
 use std::collections::VecDeque;
 use std::task::Waker;
 
 use smallvec::SmallVec;
 
-/// Room for so many that is kept when nobody waits any more.
+/// The capacity that is kept when the line is empty.
 const KEPT: usize = 16;
-/// Places that were left in the middle and are not worth clearing away.
+/// How many entries of waiters that have left the middle of the line may remain before they are removed.
 const LITTER: usize = 32;
 
-/// Whoever waits in this line, first come, first served; each with a `T`.
+/// Waiters in FIFO order, each with a `T`.
 ///
-/// Everything takes constant time on average, but for [`wait`](Self::wait) and [`leave`](Self::leave) of one
-/// that is not the first, which take the logarithm of the line's length. Memory: at most two entries for each
-/// that waits, of 32 bytes beside its `T`.
+/// All operations take constant time on average, except [`wait`](Self::wait) and [`leave`](Self::leave) of a
+/// waiter that is not the first, which take the logarithm of the line's length. Memory: at most two entries
+/// for each waiter, of 32 bytes plus a `T`.
 #[derive(Debug)]
 pub(crate) struct Line<T = ()> {
-    /// By rising number. Whoever has left from the middle has an entry yet; at either end stands one that
-    /// waits.
+    /// The entries, by rising number. A waiter that has left the middle of the line still has an entry. The
+    /// first and the last entry always belong to waiters that are present.
     entries: VecDeque<Entry<T>>,
-    /// Entries of those who have left.
+    /// The number of entries whose waiters have left.
     litter: usize,
-    /// The number of the next one to join.
+    /// The number of the next waiter to join.
     next: u64,
 }
 
 #[derive(Debug)]
 struct Entry<T> {
     number: u64,
-    /// `None`: it has left.
+    /// `None` if the waiter has left.
     guest: Option<Guest<T>>,
 }
 
 #[derive(Debug)]
 struct Guest<T> {
     wants: T,
-    /// `None`: it has been woken, or has not said yet how to.
+    /// `None` if the waiter was woken, or has not passed its waker yet.
     waker: Option<Waker>,
 }
 
@@ -59,19 +61,19 @@ struct Guest<T> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Place(u64);
 
-/// Who is to be woken, in the order of the line; once no lock is held, since wakers run code that is not
-/// ours.
+/// Wakers to be woken, in the order of the line. Wake them while no lock is held, since they run foreign
+/// code.
 #[derive(Debug, Default)]
 #[must_use = "they are asleep, and nobody else will wake them"]
 pub(crate) struct Calls(SmallVec<[Waker; 4]>);
 
 impl Calls {
-    /// Wakes them, in their order.
+    /// Wakes all of them, in order.
     pub(crate) fn wake(self) {
         self.0.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether there is nobody to be woken.
+    /// Whether there is no waker.
     #[cfg(test)]
     fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -91,18 +93,18 @@ impl<T> Default for Line<T> {
 }
 
 impl<T> Line<T> {
-    /// Whether nobody waits.
+    /// Whether there is no waiter.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// How many wait.
+    /// The number of waiters.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.entries.len() - self.litter
     }
 
-    /// Takes the place behind all others.
+    /// Adds a waiter at the end of the line.
     pub(crate) fn join(&mut self, wants: T) -> Place {
         let number = self.next;
         self.next += 1;
@@ -110,19 +112,20 @@ impl<T> Line<T> {
         Place(number)
     }
 
-    /// Whether this one has its place yet: nobody has taken it, and it has not left.
+    /// Whether this waiter is still in the line: it was not taken and has not left.
     #[cfg(test)]
     pub(crate) fn contains(&self, place: &Place) -> bool {
         self.find(place).is_some()
     }
 
-    /// Whether nobody stands before this one.
+    /// Whether this waiter is the first.
     #[allow(dead_code, reason = "for those who go on by themselves")]
     pub(crate) fn is_first(&self, place: &Place) -> bool {
         self.entries.front().is_some_and(|first| first.number == place.0)
     }
 
-    /// Notes how to wake this one. Returns `false` when it has no place any more: it was taken.
+    /// Stores the waker of this waiter. Returns `false` if the waiter is not in the line any more because it
+    /// was taken.
     pub(crate) fn wait(&mut self, place: &Place, waker: &Waker) -> bool {
         let Some(guest) = self.find(place).and_then(|at| self.entries[at].guest.as_mut()) else {
             return false;
@@ -134,26 +137,27 @@ impl<T> Line<T> {
         true
     }
 
-    /// What the first in line wants.
+    /// What the first waiter wants.
     pub(crate) fn first(&self) -> Option<&T> {
         self.entries.front().and_then(|entry| entry.guest.as_ref()).map(|guest| &guest.wants)
     }
 
-    /// Takes the first out of the line. It has to be woken, if it waits.
+    /// Takes the first waiter out of the line. The caller has to wake the waker, if there is one.
     pub(crate) fn take_first(&mut self) -> Option<(T, Option<Waker>)> {
         let Guest { wants, waker } = self.entries.pop_front()?.guest?;
         self.tidy();
         Some((wants, waker))
     }
 
-    /// Takes the first out of the line, which does not get what it wants. Returns the place that it had.
+    /// Takes the first waiter, which does not get what it wants, out of the line. Returns its place and its
+    /// waker.
     pub(crate) fn refuse_first(&mut self) -> Option<(Place, Option<Waker>)> {
         let Entry { number, guest } = self.entries.pop_front()?;
         self.tidy();
         Some((Place(number), guest?.waker))
     }
 
-    /// Takes everybody out of the line.
+    /// Takes all waiters out of the line.
     pub(crate) fn take_all(&mut self) -> Calls {
         self.litter = 0;
         let entries = std::mem::take(&mut self.entries);
@@ -161,7 +165,7 @@ impl<T> Line<T> {
     }
 
     /// Gives up this place, which may be anywhere in the line. Returns whether it was the first, so that
-    /// another one is now. Whoever has no place any more leaves none.
+    /// another waiter is first now. It does nothing if the waiter is not in the line any more.
     pub(crate) fn leave(&mut self, place: &Place) -> bool {
         let Some(at) = self.find(place) else { return false };
         self.entries[at].guest = None;
@@ -170,10 +174,10 @@ impl<T> Line<T> {
         at == 0
     }
 
-    /// The first, if it waits, and with it those who wait on the next places, `at_most` places in all,
-    /// counting those that were left but not cleared away yet. Whoever is awake is not called: it will see
-    /// for itself. With `at_most` 1 everybody is called by the one before; with more, a few tasks go on in
-    /// one go.
+    /// Returns the waker of the first waiter and those of the waiters behind it, if the first has one. It
+    /// looks at `at_most` entries, including those of waiters that have left but were not removed yet. A
+    /// waiter without a waker is awake and will check for itself. With `at_most` 1, each waiter is called by
+    /// the one before it; with more, several tasks are woken at once.
     #[allow(dead_code, reason = "for those who go on by themselves")]
     pub(crate) fn call(&mut self, at_most: usize) -> Calls {
         if self
@@ -189,7 +193,7 @@ impl<T> Line<T> {
         }
     }
 
-    /// All who wait. They keep their places until they leave.
+    /// Returns the wakers of all waiters. They keep their places until they leave.
     pub(crate) fn call_all(&mut self) -> Calls {
         Calls(self.entries.iter_mut().filter_map(Entry::take_waker).collect())
     }
@@ -203,7 +207,7 @@ impl<T> Line<T> {
         self.entries[at].guest.is_some().then_some(at)
     }
 
-    /// Clears away what was left.
+    /// Removes entries whose waiters have left.
     fn tidy(&mut self) {
         while self.entries.front().is_some_and(|entry| entry.guest.is_none()) {
             self.entries.pop_front();

@@ -1,4 +1,4 @@
-//! The line against a list that does the same in the plainest way; and what is built on it.
+//! Compares the line with a plain list that does the same, and tests what is built on it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use proptest::sample::Index;
 
 use super::*;
 
-/// Notes that it was woken, and when among others.
+/// A waker that records its number when it is woken.
 #[derive(Debug)]
 struct Bell {
     number: u64,
@@ -24,7 +24,7 @@ impl Wake for Bell {
     }
 }
 
-/// Wakers, and the numbers of those that were woken.
+/// Creates wakers, and records the numbers of those that were woken.
 #[derive(Debug, Default)]
 struct Bells {
     rung: Arc<Mutex<Vec<u64>>>,
@@ -35,7 +35,7 @@ impl Bells {
         Arc::new(Bell { number, rung: self.rung.clone() }).into()
     }
 
-    /// Who was woken by these calls, and nobody else.
+    /// Wakes these calls and returns the numbers of those that were woken, and of no others.
     fn of(&self, calls: Calls) -> Vec<u64> {
         assert!(self.rung.lock().unwrap().is_empty(), "wakers are called by `wake` and nothing else");
         calls.wake();
@@ -46,7 +46,7 @@ impl Bells {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Join,
-    /// The one at this place of the line.
+    /// The waiter at this index in the line waits.
     Wait(Index),
     Leave(Index),
     TakeFirst,
@@ -68,7 +68,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..400)
 }
 
-/// Whoever has no place any more can't do anything with it.
+/// A waiter that is not in the line any more can't do anything with its place.
 fn gone(line: &mut Line<u32>, place: &Place) -> Result<(), TestCaseError> {
     prop_assert!(!line.contains(place) && !line.is_first(place));
     prop_assert!(!line.wait(place, Waker::noop()));
@@ -82,7 +82,7 @@ proptest! {
         let bells = Bells::default();
         let mut line = Line::<u32>::default();
         let (mut wants, mut wanted) = (1000, HashMap::new());
-        // Places, and whether each waits to be woken.
+        // The places, and whether each waits to be woken.
         let mut list: Vec<(Place, bool)> = Vec::new();
         for step in steps {
             match step {
@@ -132,7 +132,7 @@ proptest! {
                     let waiting = list.iter_mut().take(count).filter(|(_, waits)| *waits);
                     let waiting: Vec<_> = waiting.collect();
                     let called = bells.of(line.call(at_most));
-                    // Places that were left may take the room of some.
+                    // Entries of waiters that have left count against `at_most`, so fewer may be called.
                     prop_assert_eq!(called.is_empty(), count == 0);
                     prop_assert!(called.len() <= waiting.len());
                     for (number, (place, waits)) in called.into_iter().zip(waiting) {
@@ -169,7 +169,7 @@ fn a_place_that_was_left_is_never_taken_for_another_one() {
     assert_eq!(line.len(), 1);
 }
 
-/// One that waits for long at the front, and others that come and give up: what they leave behind is bounded.
+/// One waiter stays at the front for long while others come and give up. What they leave behind is bounded.
 #[test]
 fn those_who_come_and_go_behind_a_patient_one_leave_nothing_behind() {
     let mut line = Line::default();
@@ -187,8 +187,8 @@ fn those_who_come_and_go_behind_a_patient_one_leave_nothing_behind() {
     assert!(line.is_empty());
 }
 
-/// In every order of leaving, 100,000 take about as long as ten times 10,000 do; a search from one end would
-/// take minutes.
+/// In every order of leaving, 100,000 waiters take about as long as ten times 10,000 do. A search from one
+/// end would take minutes.
 #[test]
 fn a_long_line_is_left_quickly_from_everywhere() {
     const COUNT: usize = 100_000;
@@ -217,8 +217,8 @@ fn a_long_line_is_left_quickly_from_everywhere() {
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
-/// How a line becomes a lock that is fair and may be held across an `await`: its turns come in the order in
-/// which the futures were first polled, whatever the runtime thinks of their task.
+/// Shows how a line becomes a fair lock that may be held across an `await`. The lock is acquired in the order
+/// in which the futures were first polled, however the runtime schedules their tasks.
 #[derive(Debug, Default)]
 struct Turns(Mutex<Line>);
 

@@ -1,4 +1,5 @@
-//! One connection of a socket, or the place of one that is being made anew: its send queue, and what its peer wants and takes.
+//! A link: one connection of a socket, or the place of a connection that is being re-established. It holds
+//! the send queue and what the peer has subscribed to and accepts.
 
 pub(crate) mod addresses;
 pub mod admission;
@@ -44,27 +45,28 @@ use crate::options::Overflow;
 use crate::subscriptions::NotTaken;
 use xmsg_zmtp::{DroppedCounts, PeerLimits, Principal, Version, Violation};
 
-/// One connection, or the place of one that is being made anew.
+/// One connection, or the place of one that is being re-established.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) id: u64,
     pub(crate) outbox: Outbox,
-    /// Connecting links outlive their connections.
+    /// Whether we connect to the peer. Such a link outlives its connections.
     pub(crate) connecting: bool,
-    /// What happens at the high-water mark to a message for many; never [`Usual`](Overflow::Usual).
+    /// What happens at the high-water mark to a message for many peers. It is never
+    /// [`Usual`](Overflow::Usual).
     pub(crate) overflow: Overflow,
-    /// Messages that were dropped there.
+    /// Counts the messages that were dropped at the high-water mark.
     pub(crate) overflowed: Tally,
-    /// What has come over it.
+    /// Counts what was received over this link.
     pub(crate) received: Received,
     pub(crate) state: Mutex<LinkState>,
-    /// Whether the state has a version: for those who look at each message.
+    /// Whether `state.version` is set. It is kept here as well for code that checks it for each message.
     pub(crate) is_connected: AtomicBool,
-    /// Ends the connection and, with it, an accepted link.
+    /// Ends the connection and, if it was accepted, the link too.
     pub(crate) stop: CancellationToken,
 }
 
-/// What has come over the connections of one link.
+/// Counts what was received over the connections of one link.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     pub(crate) messages: AtomicU64,
@@ -73,45 +75,45 @@ pub(crate) struct Received {
 
 #[derive(Debug, Default)]
 pub(crate) struct LinkState {
-    /// The version of the peer, while there is one.
+    /// The protocol version of the peer. `None` while there is no connection.
     pub(crate) version: Option<Version>,
-    /// What the peer of a publisher wants.
+    /// The prefixes that the peer of a publisher has subscribed to.
     pub(crate) wanted: BTreeSet<Bytes>,
-    /// … and how many bytes that is.
+    /// The total length of `wanted`, in bytes.
     pub(crate) wanted_bytes: usize,
-    /// … and more than is kept.
+    /// Whether the peer has subscribed to more prefixes than `wanted` keeps.
     pub(crate) wants_more: bool,
-    /// Who the peer has proved to be.
+    /// The identity that the peer has proved.
     pub(crate) principal: Option<Principal>,
-    /// What the peer calls itself: its address.
+    /// The name of the peer: its address.
     pub(crate) name: Arc<str>,
-    /// What it connects to, if it does.
+    /// The endpoint that the link connects to. Empty if it was accepted.
     pub(crate) endpoint: Arc<str>,
-    /// Why there is no connection, or was none when it was tried last.
+    /// Why there is no connection, or why the last attempt to connect failed.
     pub(crate) failure: Option<Error>,
-    /// Since when a peer that took the connection has been silent.
+    /// Since when a peer that accepted the connection has been silent.
     pub(crate) silent_since: Option<Instant>,
-    /// What the peer takes; after its connection has ended, what it told last.
+    /// The limits of the peer. After its connection has ended, they are the last ones that it announced.
     pub(crate) limits: PeerLimits,
     /// How the last connection ended.
     pub(crate) last_end: LastEnd,
-    /// The first subscription that the peer does not take, if there is one.
+    /// The first subscription that the peer does not accept, if there is one.
     pub(crate) refused: Option<NotTaken>,
-    /// Since when messages are held back, after a reconnection.
+    /// Since when messages are held back after a reconnection.
     pub(crate) held_since: Option<Instant>,
-    /// What the peer has dropped for us: over this connection, and over all.
+    /// What the peer has dropped for us: over the present connection, and over all connections.
     pub(crate) drops: (DroppedCounts, DroppedCounts),
 }
 
-/// How a connection ended, as far as it matters to whoever has sent something over it.
+/// How a connection ended, as far as that matters to a caller that has sent something over it.
 #[derive(Debug, Default)]
 pub(crate) enum LastEnd {
-    /// In no such way.
+    /// The connection ended in some other way.
     #[default]
     Otherwise,
-    /// The peer, which has told no limits, ended it after it had got a part of a message.
+    /// The peer announced no limits, and closed the connection after it had received a part of a message.
     CutOff,
-    /// The peer broke a rule.
+    /// The peer violated the protocol or a limit.
     Violation(Violation),
 }
 
@@ -123,10 +125,12 @@ impl LinkState {
     }
 }
 
-/// Whether one of the prefixes is one of the topic, however long that is. `last` finds the last of them in a range.
+/// Whether one of the prefixes is a prefix of `topic`, however long the topic is. `last` returns the last
+/// prefix within a range.
 ///
-/// The last of those that sort before the topic either is such a prefix, or differs from the topic at some byte. Whatever else is a prefix
-/// of the topic then ends before that byte, so that the search goes on with what is before it.
+/// The last prefix that sorts before the topic either is a prefix of it or differs from it at some byte. In
+/// the second case, every other prefix of the topic ends before that byte. So the search goes on with the
+/// part before it.
 pub(crate) fn has_prefix_of<'a>(
     mut topic: &[u8],
     last: impl Fn((Bound<&[u8]>, Bound<&[u8]>)) -> Option<&'a Bytes>,
@@ -152,12 +156,14 @@ impl Link {
         lock(&self.state)
     }
 
-    /// A name of ours for its peer: it starts with a zero byte, as no name does that a peer may choose (RFC 28).
+    /// The routing identity that we assign to the peer. It starts with a zero byte, which no identity that a
+    /// peer chooses may do (RFC 28).
     pub(crate) fn name(&self) -> Bytes {
         Bytes::from([&[0][..], &(self.id as u32).to_be_bytes()].concat())
     }
 
-    /// Notes that there is a connection, to a peer that takes so much, and the first subscription that it does not take, if there is one.
+    /// Notes that there is a connection to a peer with this version and these limits. `refused` is the first
+    /// subscription that the peer does not accept, if there is one.
     pub(crate) fn establish(&self, version: Version, limits: PeerLimits, refused: Option<NotTaken>) {
         let mut state = self.state();
         (state.version, state.limits, state.failure) = (Some(version), limits, None);
@@ -178,7 +184,7 @@ impl Link {
         self.is_connected.load(Ordering::Acquire)
     }
 
-    /// Leaves messages where they are until [`release`](Self::release).
+    /// Holds messages back until [`release`](Self::release).
     pub(crate) fn hold(&self) {
         self.state().held_since = Some(Instant::now());
         self.outbox.hold(true);
@@ -189,7 +195,7 @@ impl Link {
         self.outbox.hold(false);
     }
 
-    /// Whether the peer of a publisher wants this topic.
+    /// Whether the peer of a publisher has subscribed to a prefix of this topic.
     pub(crate) fn wants(&self, topic: &[u8]) -> bool {
         let state = self.state();
         state.wants_more || has_prefix_of(topic, |up_to| state.wanted.range::<[u8], _>(up_to).next_back())
@@ -210,7 +216,8 @@ mod tests {
     fn a_topic_of_many_megabytes_is_looked_up_as_fast_as_a_short_one() {
         let prefixes: BTreeSet<Bytes> = (0..1000_u32).map(|n| Bytes::from(format!("a:{n}"))).collect();
         let topic = [&b"b:"[..], &vec![b'x'; 64 << 20]].concat();
-        // One comparison; each prefix of it would be 64 million of them, for minutes.
+        // This takes one comparison. A look-up of each prefix of the topic would take 64 million, and
+        // minutes.
         assert!(!has_prefix_of(&prefixes, &topic));
         assert!(has_prefix_of(&prefixes, b"a:17:x") && has_prefix_of(&prefixes, b"a:9"));
         assert!(

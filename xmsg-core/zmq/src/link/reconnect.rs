@@ -1,13 +1,15 @@
-//! When a connection that was lost is tried again.
+//! The time between attempts to re-establish a lost connection.
 
 use std::time::Duration;
 
 use crate::Settings;
 
-/// Between two attempts to connect there is at least this pause, or nothing else would be done.
+/// The shortest pause between two attempts to connect. Without it, a loop of attempts could take all of the
+/// processor's time.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 
-/// Pauses between attempts: doubling, each cut by up to half at random, so that peers do not come in step.
+/// Pauses between attempts. They double, and each is cut by up to half at random, so that peers do not all
+/// reconnect at the same time.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     pub(crate) min: Duration,

@@ -1,19 +1,20 @@
-//! Why a message or a subscription is refused: said in one way by all sockets.
+//! Errors for a message or a subscription that exceeds a limit, in the same words for all sockets.
 
 use crate::link::outbox::Frame;
 use crate::{Error, ErrorKind};
 use xmsg_zmtp::{Limited, MessageLimits, encoded_len};
 
-/// Whose limit it is.
+/// Whose limit was exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whose<'a> {
-    /// That of the socket.
+    /// The limit is that of our socket.
     Ours,
-    /// That of this peer, which told it.
+    /// The limit is that of the peer with this name, which announced it.
     Theirs(&'a str),
 }
 
-/// The error for a message that is above these limits: `ours`, or those of this peer, if they are smaller.
+/// The error for a message that exceeds `limits`. These are `ours`, or those of `peer` where they are
+/// smaller.
 pub(crate) fn unfit(frames: &[impl Frame], limits: MessageLimits, ours: MessageLimits, peer: &str) -> Error {
     if frames.is_empty() {
         return Error::new(ErrorKind::InvalidMessage, "a message needs at least one frame");
@@ -21,7 +22,7 @@ pub(crate) fn unfit(frames: &[impl Frame], limits: MessageLimits, ours: MessageL
     unfit_size(encoded_len(frames), frames.len(), limits, ours, peer)
 }
 
-/// The same for a message of which only the size is known.
+/// The error for a message of which only the size and the number of frames are known. See [`unfit`].
 pub(crate) fn unfit_size(
     size: usize,
     frames: usize,
@@ -43,7 +44,8 @@ pub(crate) fn unfit_size(
     too_large(&format!("a message of {what}"), &limit, whose, option)
 }
 
-/// The error for a subscription that has more than a limit: bytes, or number.
+/// The error for a subscription that exceeds the limit on its length, on the length of all prefixes together,
+/// or on the number of subscriptions.
 pub(crate) fn unfit_subscription(what: Limited, size: usize, limit: usize, whose: Whose<'_>) -> Error {
     let (what, limit) = match what {
         Limited::Subscription => {

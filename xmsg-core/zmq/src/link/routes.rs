@@ -1,4 +1,4 @@
-//! The links of a socket that knows its peers by name.
+//! The links of a socket that addresses its peers by routing identity.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,10 +9,10 @@ use crate::link::Link;
 use crate::lock::lock;
 use xmsg_zmtp::Principal;
 
-/// Whom an identity belongs to, where that matters, and the identity.
+/// A routing identity, with the authenticated principal that it belongs to where that matters.
 pub(crate) type RouteKey = (Option<Principal>, Bytes);
 
-/// Links by the names of their peers.
+/// Links by the routing identities of their peers.
 #[derive(Debug, Default)]
 pub(crate) struct Routes(Mutex<HashMap<RouteKey, Arc<Link>>>);
 
@@ -21,14 +21,15 @@ impl Routes {
         lock(&self.0)
     }
 
-    /// The link of this peer.
+    /// Returns the link of this peer.
     pub(crate) fn get(&self, key: &RouteKey) -> Option<Arc<Link>> {
         self.links().get(key).cloned()
     }
 
-    /// Gives a name to a newcomer until what is returned is dropped. Whoever has it loses it, and the connection: its owner may have lost its old
-    /// one unnoticed. `None`: where peers prove who they are, somebody else has it; or it is that of a peer that we connect to, from which nobody
-    /// takes it.
+    /// Gives an identity to a new link, until the returned [`Route`] is dropped. A link that has the identity
+    /// already loses it, and its connection: the peer may have lost that connection without our noticing.
+    ///
+    /// Returns `None` if the identity belongs to another principal, or to a peer that we connect to.
     pub(crate) fn take_over(&self, key: RouteKey, link: &Arc<Link>) -> Option<Route<'_>> {
         let principal = link.state().principal.clone();
         let mut links = self.links();
@@ -36,13 +37,14 @@ impl Routes {
             if old.connecting || old.state().principal != principal {
                 return None;
             }
-            // An accepted link has one connection, and ends with it.
+            // An accepted link has one connection and ends with it.
             old.stop.cancel();
         }
         Some(self.give(&mut links, key, link))
     }
 
-    /// Gives a name that nobody has to a newcomer until what is returned is dropped. `None`: somebody has it.
+    /// Gives an identity that is not in use to a new link, until the returned [`Route`] is dropped. Returns
+    /// `None` if it is in use.
     pub(crate) fn take(&self, key: RouteKey, link: &Arc<Link>) -> Option<Route<'_>> {
         let mut links = self.links();
         (!links.contains_key(&key)).then(|| self.give(&mut links, key, link))
@@ -54,7 +56,7 @@ impl Routes {
     }
 }
 
-/// A link's entry. It goes with the connection, unless another one has taken the name over.
+/// The entry of a link. Dropping it removes the entry, unless another link has taken the identity over.
 #[derive(Debug)]
 pub(crate) struct Route<'a> {
     routes: &'a Routes,

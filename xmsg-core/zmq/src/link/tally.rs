@@ -1,4 +1,4 @@
-//! Messages that are dropped for one peer: counted, and told from time to time.
+//! Messages that are dropped for one peer. They are counted, and reported from time to time.
 
 use crate::lock::lock;
 use std::sync::Mutex;
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The least time between two reports.
+/// The minimum time between two reports.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What was dropped for one peer.
+/// Counts what was dropped for one peer.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     total: AtomicU64,
@@ -18,17 +18,18 @@ pub(crate) struct Tally {
     told_at: Mutex<Option<Instant>>,
 }
 
-/// What is to be told.
+/// What a report says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Report {
     /// Messages that were dropped since the last report.
     pub(crate) messages: u64,
-    /// … and since the connection began.
+    /// Messages that were dropped since the connection began.
     pub(crate) total: u64,
 }
 
 impl Tally {
-    /// Counts so many more, which may be none. Returns what is to be told now: the first at once, and then something once a second.
+    /// Adds `messages`, which may be 0, to the count. Returns what is to be reported now: the first message
+    /// at once, later ones at most once a second.
     pub(crate) fn add(&self, messages: u64) -> Option<Report> {
         if messages > 0 {
             self.total.fetch_add(messages, Ordering::Relaxed);
@@ -45,13 +46,13 @@ impl Tally {
         self.rest()
     }
 
-    /// What has not been told yet, at the end.
+    /// What has not been reported yet. It is used at the end.
     pub(crate) fn rest(&self) -> Option<Report> {
         let messages = self.untold.swap(0, Ordering::Relaxed);
         (messages > 0).then(|| Report { messages, total: self.total() })
     }
 
-    /// All that was dropped.
+    /// The number of all messages that were dropped.
     pub(crate) fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
     }
@@ -68,7 +69,7 @@ mod tests {
         assert_eq!(tally.add(2), Some(Report { messages: 2, total: 2 }));
         assert_eq!((tally.add(3), tally.add(0), tally.add(1)), (None, None, None));
         tokio::time::advance(INTERVAL).await;
-        // Nothing more is dropped, and what was is told all the same.
+        // Nothing more is dropped, but what was dropped before is still reported.
         assert_eq!(tally.add(0), Some(Report { messages: 4, total: 6 }));
         assert_eq!(tally.add(5), None);
         assert_eq!((tally.rest(), tally.rest()), (Some(Report { messages: 5, total: 11 }), None));
