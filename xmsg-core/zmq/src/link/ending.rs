@@ -1,14 +1,15 @@
-//! Connections that are ended by the thousand, some at a time: what each leaves to be tidied up holds up everybody else.
+//! Ending thousands of connections a few at a time. The clean-up of each one delays everything else.
 
 use std::time::Duration;
 
-/// How many are looked at, and ended, before others have their turn.
+/// How many connections are checked and ended before other tasks run.
 const SLICE: usize = 32;
-/// How long those are waited for until the next ones are ended: this many times a moment.
+/// How many times to wait a [`MOMENT`] for ended connections to be gone before the next slice.
 const MOMENTS: usize = 20;
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// Calls `end` for all of them, which says whether it has ended one, and waits a little for those that it has ended to be gone, slice by slice.
+/// Calls `end` for all of them, slice by slice; it returns whether it has ended one. After each slice it
+/// waits for a short time until those that were ended are gone.
 pub async fn end_some_at_a_time<T>(all: &[T], end: impl Fn(&T) -> bool, is_gone: impl Fn(&T) -> bool) {
     for slice in all.chunks(SLICE) {
         let mut ended: Vec<_> = slice.iter().filter(|one| end(one)).collect();
@@ -18,7 +19,7 @@ pub async fn end_some_at_a_time<T>(all: &[T], end: impl Fn(&T) -> bool, is_gone:
             if ended.is_empty() {
                 break;
             }
-            // Their tasks may run on other threads.
+            // The tasks of the connections may run on other threads.
             tokio::time::sleep(MOMENT).await;
         }
     }
@@ -43,7 +44,7 @@ mod tests {
                 ended.set(ended.get() + 1);
                 under_way.set(under_way.get() + 1);
                 most.set(under_way.get().max(most.get()));
-                // Some stay.
+                // Some of them are not ended.
                 !number.is_multiple_of(3)
             };
             end_some_at_a_time(&all, end, |_| {

@@ -1,4 +1,4 @@
-//! Decryption of what comes in over a connection with CURVE.
+//! Decryption of what is received over a connection with CURVE.
 
 use xmsg_zmtp::Violation;
 use xmsg_zmtp::curve::{LONG_FRAME, Opener};
@@ -7,17 +7,17 @@ use crate::link::buffer::ReceiveBuffer;
 use crate::link::memory::PeerClaim;
 use crate::link::session::Ended;
 
-/// Boxes that came in, on their way to clear text.
+/// Received CURVE boxes that are to be decrypted.
 #[derive(Debug)]
 pub(super) struct Opening {
-    /// `None` only while another thread has it.
+    /// `None` only while another thread uses it.
     pub(super) opener: Option<Opener>,
     pub(super) boxed: ReceiveBuffer,
 }
 
 impl Opening {
-    /// Opens boxes until the slab of `plain` is full. Returns whether it stopped for that reason. Clear text counts in the budget before
-    /// there is memory for it: a box may be as long as a message.
+    /// Decrypts boxes until the slab of `plain` is full. Returns whether it stopped for that reason. Clear
+    /// text counts against the budget before memory is allocated for it: a box may be as long as a message.
     pub(super) async fn open(
         &mut self,
         plain: &mut ReceiveBuffer,
@@ -42,7 +42,7 @@ impl Opening {
                 }
                 _ => self.open_apart(plain).await?,
             }
-            // The message may have to wait for a subscriber: its box need not.
+            // The message may have to wait for a subscriber. Its box need not be kept so long.
             if self.boxed.give_up_large()
                 && let Some(memory) = memory
             {
@@ -53,12 +53,12 @@ impl Opening {
         Ok(false)
     }
 
-    /// Bytes of the next frame, if all of its box is there.
+    /// The length in bytes of the next frame, if its whole box has arrived.
     fn next_len(&self) -> Result<Option<usize>, Violation> {
         self.opener.as_ref().map_or(Ok(None), |opener| opener.frame_len(&self.boxed.input))
     }
 
-    /// Opens one long frame in a thread of its own: others are not to wait for it.
+    /// Decrypts one long frame on a blocking thread, so that other connections need not wait for it.
     async fn open_apart(&mut self, plain: &mut ReceiveBuffer) -> Result<(), Ended> {
         let Some(mut opener) = self.opener.take() else { return Ok(()) };
         let mut boxed = std::mem::take(&mut self.boxed.input);

@@ -1,5 +1,5 @@
-//! What can happen while nothing is read from a peer, because what it sent last is not taken yet: it may leave, and the memory that it
-//! holds may be needed elsewhere.
+//! What can happen while nothing is read from a peer because its last messages are not taken yet. The peer
+//! may leave, and its memory may be needed elsewhere.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use crate::link::admission::Activity;
 use crate::link::session::Ended;
 use crate::link::transport::ReadHalf;
 
-/// Somebody who wants to know that a peer has left although not all that it sent has been read.
+/// Is notified that a peer has left although not all that it sent has been read.
 pub trait Departure: fmt::Debug + Send + Sync {
-    /// The peer has closed its direction, or the connection is broken. Said once, and only while reading pauses: what the peer sent before
-    /// may still be read, and is.
+    /// The peer has closed its direction, or the connection is broken. It is called at most once, and only
+    /// while reading pauses. What the peer sent before may still be read, and is.
     fn left(&self);
 }
 
-/// Whom to tell that the peer has left, as long as it is not told.
+/// Notifies its [`Departure`] once that the peer has left. It is `None` after that.
 #[derive(Debug, Default)]
 pub(crate) struct DepartureWatch(pub(crate) Option<Arc<dyn Departure>>);
 
 impl DepartureWatch {
-    /// Waits until the peer has left, says so, and never returns.
+    /// Waits until the peer has left, notifies the `Departure`, and never returns.
     async fn watch(&mut self, stream: &ReadHalf<'_>) -> std::convert::Infallible {
         if let Some(departure) = &self.0 {
             stream.left().await;
@@ -34,8 +34,8 @@ impl DepartureWatch {
     }
 }
 
-/// Waits until a handler has taken what the peer sent; the connection is not idle meanwhile. Returns early if `end` says that others need
-/// its memory.
+/// Waits until a handler has taken what the peer sent. The connection does not count as idle meanwhile.
+/// Returns [`Ended::OutOfMemory`] early when `end` is cancelled because others need the memory.
 pub(crate) async fn taken(
     handling: impl Future<Output = Result<(), Ended>>,
     stream: &ReadHalf<'_>,
@@ -44,7 +44,7 @@ pub(crate) async fn taken(
     departure: &mut DepartureWatch,
 ) -> Result<(), Ended> {
     let mut handling = std::pin::pin!(handling);
-    // Most take it at once.
+    // Most handlers finish at their first poll.
     if let Poll::Ready(result) = futures::poll!(handling.as_mut()) {
         return result;
     }

@@ -1,4 +1,4 @@
-//! One connection, from its first byte to its last: the engine driven by a stream.
+//! One connection from its first byte to its last: the protocol engine, driven by a stream.
 
 use std::fmt;
 use std::io;
@@ -25,20 +25,20 @@ use crate::{Error, ErrorKind};
 use xmsg_zmtp::curve::Cipher;
 use xmsg_zmtp::{Command, DroppedCounts, Engine, Event, Peer, Span, Violation};
 
-/// After so many bytes without a pause a reader lets others have the processor.
+/// After this many bytes without a pause, a reader yields to other tasks.
 const FAIR_SHARE: usize = 256 << 10;
-/// What a message counts for in it beside its bytes.
+/// What each message counts against [`FAIR_SHARE`] beside its bytes.
 const MESSAGE: usize = 64;
-/// What a PING counts for in it: its answer takes longer than its bytes.
+/// What each PING counts against [`FAIR_SHARE`]: answering one takes more time than its few bytes suggest.
 const QUESTION: usize = 1 << 10;
-/// How long a peer gets to read why it is sent away, or to close its end when we have closed ours.
+/// How long a peer gets to read why its connection is ended, or to close its side after we have closed ours.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How long a peer that has asked us to finish may take to read what we had sent.
+/// How long a peer that has asked us to drain may take to read what we have sent.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The present time as tokio has it: the same clock as its timers, which a test may stop and set. What is compared with a
-/// timer has to come from here.
+/// The present time of tokio's clock. Its timers use the same clock, and a test may pause and advance it. A
+/// time that is compared with a timer has to come from here.
 #[must_use]
 pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
@@ -50,26 +50,26 @@ pub fn now() -> Instant {
 pub enum Ended {
     /// The peer closed it.
     ByPeer,
-    /// The peer closed it, and has said that it read everything that was written to it.
+    /// The peer closed it, and has confirmed that it read everything that was written to it.
     Drained,
-    /// We closed it, and the peer has said that it read everything that was written to it.
+    /// We closed it, and the peer has confirmed that it read everything that was written to it.
     Finished,
     /// The transport failed.
     Io(io::Error),
-    /// The peer broke the protocol, did not fit, or fell silent.
+    /// The peer broke the protocol, did not fit our socket, or was silent for too long.
     Violation(Violation),
-    /// The peer makes us answer and does not read the answers.
+    /// The peer makes us send answers and does not read them.
     Unread,
     /// The host of the peer acknowledged nothing for the time limit of heartbeats.
     Vanished,
-    /// No memory was left, and it held, or wanted, most of it.
+    /// No memory was left, and this connection held or needed most of it.
     OutOfMemory,
     /// We closed it, for this reason.
     ByUs(&'static str),
 }
 
 impl Ended {
-    /// Whether it was the peer that ended the connection: not the network, and not we.
+    /// Whether the peer ended the connection, and not the network or this side.
     #[must_use]
     pub fn is_by_peer(&self) -> bool {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
@@ -97,11 +97,11 @@ impl fmt::Display for Ended {
     }
 }
 
-/// The texts say all that there is below.
+/// There is no `source`: the texts include all that the inner errors say.
 impl std::error::Error for Ended {}
 
 impl Ended {
-    /// That no connection came about for this reason.
+    /// The error for an attempt to connect that failed for this reason.
     pub(crate) fn while_connecting(self, to: &impl fmt::Display) -> Error {
         let (kind, hint) = match &self {
             Self::Violation(Violation::SocketTypeMismatch { theirs, .. }) => match theirs.as_str() {
@@ -117,7 +117,8 @@ impl Ended {
                 ErrorKind::NotAllowed,
                 ": check the security mechanism, the keys, or name and password, on both sides",
             ),
-            // A program without ZeroMQ closes, too; so does a ZeroMQ socket that has no room, or is about to end.
+            // A program that does not speak ZeroMQ closes the connection, too. So does a ZeroMQ socket that
+            // accepts no more connections or is shutting down.
             Self::ByPeer => (ErrorKind::Refused, ": is it a ZeroMQ socket, and does it let in one more?"),
             Self::Io(error)
                 if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
@@ -129,7 +130,7 @@ impl Ended {
         self.into_error(kind, format!("no handshake with {to}{hint}"))
     }
 
-    /// That the handshake of a peer which has connected to us failed for this reason.
+    /// The error for a handshake with a peer that has connected to us and that failed for this reason.
     pub(crate) fn while_accepting(self, from: &impl fmt::Display) -> Error {
         let kind = match &self {
             Self::Violation(Violation::NotAdmitted(_)) => ErrorKind::NotAllowed,
@@ -138,7 +139,7 @@ impl Ended {
         self.into_error(kind, format!("no handshake with {from}"))
     }
 
-    /// That a connection which was there ended for this reason.
+    /// The error for an established connection that ended for this reason.
     pub(crate) fn while_connected(self, to: &impl fmt::Display) -> Error {
         let kind = self.kind();
         self.into_error(kind, format!("the connection to {to} has ended"))
@@ -169,7 +170,8 @@ impl Ended {
 
 impl From<io::Error> for Ended {
     fn from(error: io::Error) -> Self {
-        // That is how the writer says that its message may not have the memory for a box.
+        // The writer returns this error when the memory budget has no room for the encrypted copy of a
+        // message.
         if error.kind() == io::ErrorKind::OutOfMemory { Self::OutOfMemory } else { Self::Io(error) }
     }
 }
@@ -180,36 +182,39 @@ impl From<Violation> for Ended {
     }
 }
 
-/// Whole messages that one read brought.
+/// The whole messages that one read returned.
 #[derive(Debug)]
 pub struct Batch<'a> {
-    /// The messages, one after another, as they came.
+    /// The encoded messages, one after another, as they arrived.
     pub wire: Bytes,
-    /// Where each of them lies in `wire`.
+    /// The position of each message in `wire`.
     pub spans: &'a [Span],
     /// The memory that slices of `wire` keep alive.
     pub slab: Slab,
 }
 
-/// What is done with what a peer sends. While a method waits, nothing more is read from that peer.
+/// Handles what a peer sends. While one of its futures is pending, nothing more is read from that peer.
 pub trait Handler: Send {
-    /// Messages came.
+    /// Handles messages that arrived.
     fn messages(&mut self, batch: Batch<'_>) -> impl Future<Output = Result<(), Ended>> + Send;
 
-    /// The peer of a PUB or XPUB socket subscribed to a prefix, or (`subscribe` false) took that back.
+    /// Handles a change of the subscriptions of a peer of a PUB or XPUB socket. It has subscribed to a prefix
+    /// or, if `subscribe` is `false`, cancelled that.
     fn subscription(
         &mut self,
         subscribe: bool,
         prefix: Bytes,
     ) -> impl Future<Output = Result<(), Ended>> + Send;
 
-    /// The peer of an XPUB socket has sent a message, which is here as it was on the wire.
+    /// Handles a message that the peer of an XPUB socket has sent. `wire` is the message as it was encoded on
+    /// the wire.
     fn subscriber_message(&mut self, wire: Bytes) -> impl Future<Output = Result<(), Ended>> + Send {
         let _ = wire;
         std::future::ready(Ok(()))
     }
 
-    /// The peer of a SUB socket has dropped messages for us: so many in all since the connection began.
+    /// Handles a report of the peer of a SUB socket that it has dropped messages for us. `counts` are totals
+    /// since the connection began.
     fn dropped(&mut self, counts: DroppedCounts) {
         let _ = counts;
     }
@@ -222,20 +227,21 @@ pub struct Session {
     engine: Engine,
     buffer: ReceiveBuffer,
     authenticator: Option<Arc<dyn Authenticator>>,
-    /// How soon it is to be noticed that the peer's host is gone: the interval and the time limit of heartbeats.
+    /// The interval and the time limit of heartbeats: how soon to notice that the peer's host is gone. `None`
+    /// if that is not watched.
     watched: Option<(Duration, Duration)>,
-    /// Whether the peer understands that we ask it to finish.
+    /// Whether the peer understands the DRAIN command.
     peer_drains: bool,
     memory: Option<PeerClaim>,
     boxes: Option<PeerClaim>,
-    /// Until the handshake is over.
+    /// The memory claimed for the handshake. `None` once the handshake is over.
     unknown: Option<Box<HandshakeClaim>>,
     departure: DepartureWatch,
     activity: Option<Arc<Activity>>,
 }
 
 impl Session {
-    /// A session on this stream.
+    /// Creates a session on this stream.
     #[must_use]
     pub fn new(stream: Stream, engine: Engine) -> Self {
         Self {
@@ -253,27 +259,27 @@ impl Session {
         }
     }
 
-    /// Has it told when the peer leaves while nothing is read from it.
+    /// Has `departure` notified when the peer leaves while nothing is read from it.
     #[must_use]
     pub fn with_departure(mut self, departure: Arc<dyn Departure>) -> Self {
         self.departure = DepartureWatch(Some(departure));
         self
     }
 
-    /// Has it noted when something went over the connection last.
+    /// Has `activity` note when something was last received or sent over the connection.
     #[must_use]
     pub fn with_activity(mut self, activity: &Arc<Activity>) -> Self {
         self.activity = Some(activity.clone());
         self
     }
 
-    /// Both ends of a TCP connection.
+    /// Returns the addresses of both ends of a TCP connection.
     #[must_use]
     pub fn route(&self) -> Option<Route> {
         self.stream.route()
     }
 
-    /// Has the memory of what comes in count in this budget. `name` is the peer's in the log.
+    /// Counts the memory of what is received against this budget. `name` is the name of the peer in the log.
     #[must_use]
     pub fn with_memory(mut self, budget: &MemoryBudget, name: &str) -> Self {
         let memory = PeerClaim::new(budget, name, "messages that have come in part");
@@ -283,22 +289,25 @@ impl Session {
         self
     }
 
-    /// Has a host that vanishes with data on its way to it noticed within `interval` and `timeout`, even if its peer need not
-    /// answer heartbeats. Without an interval nothing is watched.
+    /// Ends the connection within `interval` and `timeout` if the peer's host vanishes while data is on its
+    /// way to it. This works even if the peer need not answer heartbeats. Without an interval nothing is
+    /// watched.
     #[must_use]
     pub fn watched(mut self, interval: Option<Duration>, timeout: Duration) -> Self {
         self.watched = interval.filter(|interval| !interval.is_zero()).map(|interval| (interval, timeout));
         self
     }
 
-    /// Who judges the credentials of the peer. Without one, none are good.
+    /// Sets what authenticates the credentials of the peer. Without an authenticator, no credentials are
+    /// accepted.
     #[must_use]
     pub fn with_authenticator(mut self, authenticator: Option<Arc<dyn Authenticator>>) -> Self {
         self.authenticator = authenticator;
         self
     }
 
-    /// Goes through greeting and handshake, within the time limit of the engine. A peer whose credentials are not good is told so.
+    /// Exchanges greetings and performs the handshake, within the time limit of the engine. A peer whose
+    /// credentials are refused is sent an ERROR command.
     pub async fn handshake(&mut self) -> Result<Peer, Ended> {
         let mut result = self.try_handshake().await;
         if let Err(ended) = &result
@@ -316,13 +325,13 @@ impl Session {
                 }
                 write.shutdown().await
             };
-            // The peer may be gone or deaf already: its loss.
+            // If the peer is gone or does not read, nothing is lost but this explanation.
             let _ = tokio::time::timeout(FAREWELL, farewell).await;
         }
         result
     }
 
-    /// Whether the peer was told the type of our socket, and has not told its own yet.
+    /// Whether we have sent the peer the type of our socket, and it has not sent its own yet.
     pub(crate) fn is_greeted(&self) -> bool {
         self.engine.is_greeted()
     }
@@ -375,9 +384,11 @@ impl Session {
         }
     }
 
-    /// Reads for `handler` and writes from `outbox` until either direction ends. An outbox that is closed and
-    /// empty ends it well: the peer is told by the end of our stream, and what it had already sent is still
-    /// read, for at most `farewell`, so that it loses nothing.
+    /// Reads for `handler` and writes from `outbox` until either direction ends.
+    ///
+    /// If the outbox is closed and empty, the connection shuts down gracefully: our end of the stream is
+    /// closed, and what the peer had already sent is still read, for at most `farewell`, so that the peer
+    /// loses nothing.
     pub async fn run(self, outbox: &Outbox, handler: &mut impl Handler, farewell: Duration) -> Ended {
         let route = self.watched.and_then(|_| self.stream.route());
         let (interval, timeout) = self.watched.unwrap_or_default();
@@ -393,7 +404,7 @@ impl Session {
         let (sealer, opening) = match self.engine.take_cipher() {
             None => (None, None),
             Some(Cipher { sealer, opener }) => {
-                // What came after the handshake is in boxes already.
+                // What arrived right after the handshake is encrypted already.
                 let boxed = std::mem::take(&mut self.buffer);
                 (Some(sealer), Some(Opening { opener: Some(opener), boxed }))
             }
@@ -414,7 +425,7 @@ impl Session {
         let (ended, is_whole) = {
             let mut reading = std::pin::pin!(reader.run(&mut read, outbox, handler, &leaving));
             let writing = async {
-                // A message that is written in part is put back: the next connection sends it whole.
+                // A message that was written only in part is put back: the next connection sends it whole.
                 let asked_to_finish = tokio::select! {
                     biased;
                     () = drain.notified() => true,
@@ -434,7 +445,8 @@ impl Session {
             let writing = std::pin::pin!(writing);
             match futures::future::select(writing, &mut reading).await {
                 futures::future::Either::Left((Ok(asked_to_finish), _)) => {
-                    // Reading on until the peer closes, too, lets everything that is under way arrive.
+                    // Reading on until the peer closes its end, too, lets everything arrive that is on its
+                    // way.
                     let farewell = if asked_to_finish { farewell.min(DRAIN_PATIENCE) } else { farewell };
                     match tokio::time::timeout(farewell, reading).await {
                         Ok(Ended::ByPeer) => (Ended::ByUs("closed here"), true),
@@ -443,14 +455,14 @@ impl Session {
                         Err(_) => (Ended::ByUs("closed here"), false),
                     }
                 }
-                // Others need the memory now.
+                // Other connections need the memory now, so this one does not read on.
                 futures::future::Either::Left((Err(error), _))
                     if error.kind() == io::ErrorKind::OutOfMemory =>
                 {
                     (Ended::from(error), false)
                 }
                 futures::future::Either::Left((Err(error), reading)) => {
-                    // What the peer sent before it closed counts, even if it no longer reads.
+                    // What the peer sent before it closed still counts, even if the peer no longer reads.
                     match tokio::time::timeout(farewell, reading).await {
                         Ok(Ended::ByPeer) | Err(_) => (Ended::from(error), false),
                         Ok(ended) => (ended, false),
@@ -468,7 +480,7 @@ impl Session {
                 writer.write_command(&mut write, &Command::Drained).await?;
                 write.shutdown().await
             };
-            // A peer that does not wait for it gets none.
+            // If the peer has closed the connection already, this fails, which does no harm.
             let _ = tokio::time::timeout(FAREWELL, answer).await;
         }
         ended
@@ -481,9 +493,9 @@ struct Reader<'a> {
     /// Frames in clear text.
     buffer: ReceiveBuffer,
     opening: Option<Opening>,
-    /// Told when the peer asks us to finish.
+    /// Notified when the peer asks us to drain.
     drain: &'a Notify,
-    /// The peer has read everything.
+    /// Whether the peer has confirmed that it read everything.
     is_drained: bool,
     memory: Option<PeerClaim>,
     departure: DepartureWatch,
@@ -491,7 +503,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Bytes that the buffers hold once the next read has been made.
+    /// The number of bytes that the buffers will hold once the next read has been made.
     #[inline]
     fn needed(&self) -> usize {
         let plain = &self.buffer;
@@ -527,7 +539,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Once `leaving` is set we have said all that we will ever say, so the peer can't be asked whether it lives.
+    /// Once `leaving` is set, we send nothing more, so no PING can ask the peer whether it is alive.
     async fn run(
         &mut self,
         stream: &mut ReadHalf<'_>,
@@ -564,7 +576,7 @@ impl Reader<'_> {
                         let handling = handler.messages(Batch { wire, spans: self.engine.spans(), slab });
                         pause::taken(handling, stream, end, self.activity.as_deref(), &mut self.departure)
                             .await?;
-                        // Many short ones are much work.
+                        // Many short messages take more time than their bytes suggest.
                         since_pause += self.engine.spans().len() * MESSAGE;
                         if since_pause >= FAIR_SHARE {
                             since_pause = 0;
@@ -605,7 +617,7 @@ impl Reader<'_> {
                 continue;
             }
             if self.opening.is_some() && self.buffer.input.is_empty() {
-                // Nothing is read into it that would have it replaced.
+                // Nothing is read directly into this buffer, so no read would replace its slab.
                 self.buffer.give_up_large();
             }
             if self.memory.is_some() {
@@ -637,7 +649,8 @@ impl Reader<'_> {
                         Some(()) = ended => return Err(Ended::OutOfMemory),
                     }
                 };
-                // The alarm rings early rather than being set anew for every read.
+                // If the timer is set to an earlier time, it stays. Setting it anew for every read would cost
+                // more than a wake-up too early.
                 if alarm.is_elapsed() || alarm.deadline() > due.into() {
                     alarm.as_mut().reset(due.into());
                 }
@@ -649,7 +662,8 @@ impl Reader<'_> {
                         if leaving.load(Ordering::Relaxed) {
                             continue;
                         }
-                        // A question that waits behind a long message has not been asked yet. As long as the peer takes that, it lives.
+                        // A PING that waits behind a long message has not been sent yet. As long as the peer
+                        // reads that message, it is alive.
                         let (waits, bytes) = outbox.urgent_waits_behind();
                         if std::mem::replace(&mut taken, bytes) != bytes && waits {
                             self.engine.handle_received(now());
@@ -659,7 +673,8 @@ impl Reader<'_> {
                         if let Some(bytes) = self.engine.poll_transmit() {
                             self.owe(outbox, &bytes)?;
                         }
-                        // The peer was silent for a while: it need not keep what it had use for.
+                        // The peer was silent for a while, so the connection gives up memory that only a busy
+                        // one needs.
                         self.release();
                     }
                 }
@@ -677,7 +692,7 @@ impl Reader<'_> {
     }
 }
 
-/// The output of `future`, or `None` when `due` passes first.
+/// Returns the output of `future`, or `None` when `due` passes first.
 async fn before<T>(due: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
     match due {
         Some(due) => tokio::time::timeout_at(due.into(), future).await.ok(),

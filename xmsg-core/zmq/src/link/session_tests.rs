@@ -4,7 +4,7 @@ use crate::security::{AllowKeys, KeyPair, Security};
 use crate::{Endpoint, Publisher, SocketOptions, Subscriber, TcpOptions};
 use xmsg_zmtp::{Options, SocketType};
 
-/// What one large message took when it came.
+/// Records each message with its length, the size of its slab, and the memory claimed when it arrived.
 #[derive(Debug, Default)]
 struct Taken {
     budget: MemoryBudget,
@@ -22,7 +22,7 @@ impl Handler for Taken {
     }
 }
 
-/// The security of a server and of the only client that it lets in, and who judges that.
+/// The security options of a server and of the only client that it admits, and the server's authenticator.
 fn curve() -> (Security, Security, Arc<AllowKeys>) {
     let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let authenticator = Arc::new(AllowKeys::new([*client.public()]));
@@ -30,7 +30,7 @@ fn curve() -> (Security, Security, Arc<AllowKeys>) {
     (Security::CurveServer { keys: server, authenticator: authenticator.clone() }, security, authenticator)
 }
 
-/// An encrypted message of this length, for a session that may take so much memory.
+/// Sends an encrypted message of this length to a session whose memory budget is `limit`.
 async fn encrypted_message(len: usize, limit: usize) -> (Taken, Ended) {
     let (listening, security, authenticator) = curve();
     let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
@@ -57,11 +57,11 @@ async fn encrypted_message(len: usize, limit: usize) -> (Taken, Ended) {
     (taken, ended)
 }
 
-/// Seven peers with the longest boxes would otherwise take twice what the process may have.
+/// Without this, seven peers with the longest boxes would take twice as much memory as the process may have.
 #[tokio::test]
 async fn clear_text_counts_before_there_is_memory_for_it() {
     const LEN: usize = 20 << 20;
-    // There is room for the box, and not for what is in it.
+    // There is room for the box but not for its clear text.
     let (taken, ended) = encrypted_message(LEN, LEN + (LEN >> 1)).await;
     assert!(matches!(ended, Ended::OutOfMemory), "{ended}");
     assert_eq!((taken.budget.ended(), &taken.messages[..]), (1, &[][..]));
@@ -74,12 +74,12 @@ async fn clear_text_counts_before_there_is_memory_for_it() {
     assert!(claimed <= LEN + (1 << 20), "{claimed} bytes");
 }
 
-/// What a connection holds is for others as soon as it was found that there is no memory for it: it does not read on meanwhile.
+/// A connection for which there is no memory releases what it holds at once: it does not read on first.
 #[tokio::test]
 async fn a_connection_without_memory_for_a_box_ends_at_once() {
     let (listening, security, authenticator) = curve();
     let mut listener = Listener::bind(&Endpoint::tcp("127.0.0.1", 0), TcpOptions::default()).await.unwrap();
-    // It stays.
+    // The subscriber stays connected until the end of the test.
     let subscriber = Subscriber::new(SocketOptions::default().security(security));
     subscriber.connect(listener.endpoint().clone());
     let (stream, name) = listener.accept().await;
@@ -99,7 +99,7 @@ async fn a_connection_without_memory_for_a_box_ends_at_once() {
     drop(subscriber);
 }
 
-/// Takes nothing, ever.
+/// A handler that never takes a message.
 #[derive(Debug)]
 struct Stalled;
 

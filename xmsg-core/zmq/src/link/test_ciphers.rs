@@ -1,4 +1,4 @@
-//! The ciphers of both ends of a connection, for tests of what stands between them.
+//! The ciphers of both ends of a connection, for tests of the code between them.
 
 use bytes::BytesMut;
 use xmsg_zmtp::curve::{Cipher, KeyPair};
@@ -7,7 +7,7 @@ use xmsg_zmtp::{Engine, Event, Options, SocketType};
 use crate::link::session::now;
 use crate::security::{AllowKeys, Security};
 
-/// The client's and the server's, as a handshake between two engines leaves them.
+/// Returns the ciphers of the client and of the server after a handshake between two engines.
 pub(crate) fn connected() -> [Cipher; 2] {
     let keys = KeyPair::generate().unwrap();
     let server = *keys.public();
