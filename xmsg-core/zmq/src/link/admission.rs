@@ -1,4 +1,5 @@
-//! How many connections are let in, so that nobody locks out the others by opening many and saying nothing.
+//! Limits the number of connections, so that no peer can lock out the others by opening many connections and
+//! sending nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -18,16 +19,19 @@ use crate::link::throttle::Throttle;
 use crate::lock::lock;
 use crate::security::{Authenticator, Credentials, Verdict};
 
-/// The limits. A connection above one of them is closed at once; its owner may try again later. At the limit of connections, those
-/// whose peers [have left](Place) make room first; then an address that has more than half of all places, for those of others.
+/// Limits for connections. A connection above one of them is closed at once; the peer may try again later. At
+/// the limit of connections, room is made in this order: first, a connection is ended whose peer [has
+/// left](Place). Then a connection is ended of an address that has more than half of all places, for a new
+/// connection from another address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmissionLimits {
-    /// Connections, those in the handshake included. Default 100,000.
+    /// The maximum number of connections, including those in the handshake. Default 100,000.
     pub connections: usize,
-    /// Handshakes under way. Default 4096. At this number an address that has none under way may still begin one: twice the
-    /// number is the bound.
+    /// The maximum number of handshakes in progress. Default 4096. Above it, an address without a handshake
+    /// in progress may still begin one, up to twice this number.
     pub handshakes: usize,
-    /// Handshakes under way with one address (IPv6: with one network of 64 bits). Default 256.
+    /// The maximum number of handshakes in progress with one address or, for IPv6, with one network of 64
+    /// bits. Default 256.
     pub handshakes_per_address: usize,
 }
 
@@ -37,14 +41,15 @@ impl Default for AdmissionLimits {
     }
 }
 
-/// Credentials of one address that wait to be judged. More are not.
+/// The maximum number of credentials of one address that wait for authentication. More are rejected as busy.
 const WAITING_PER_ADDRESS: usize = 16;
-/// A connection over which nothing went for so long gives way before others of its address do.
+/// A connection that was idle for this time is ended before others of its address.
 const IDLE: Duration = Duration::from_secs(1);
-/// So many of the youngest connections of an address are looked at to find one.
+/// The number of youngest connections of an address that are searched for an idle one.
 const LOOKED_AT: usize = 256;
 
-/// Counts connections by the limits. Clones share the counts: one is meant for all ports of a service.
+/// Counts connections and applies the limits. Clones share the counts: one instance is meant for all ports of
+/// a service.
 #[derive(Clone, Debug, Default)]
 pub struct Admission(Arc<Inner>);
 
@@ -64,21 +69,22 @@ struct Counts {
     connections: usize,
     handshakes: usize,
     addresses: HashMap<IpAddr, Address>,
-    /// Places of peers that have left, those that left first in front.
+    /// The places of peers that have left, in the order in which they left.
     left: BTreeMap<u64, Arc<Place>>,
     departures: u64,
     arrivals: u64,
-    /// The address that had most connections when one of its own came last. An address with more than half of all is no other one.
+    /// The address with the most connections, as of its own last arrival. An address with more than half of
+    /// all places is always this one.
     largest: Option<IpAddr>,
 }
 
-/// An address with connections.
+/// The connections of one address.
 #[derive(Debug, Default)]
 struct Address {
     turn: Turn,
-    /// Connections in their handshake, in the order in which they came: since when, and what ends them.
+    /// Connections in the handshake, in the order of arrival, each with its start and the token that ends it.
     handshaking: BTreeMap<u64, (Instant, CancellationToken)>,
-    /// Connections behind their handshake, in the order in which they came.
+    /// Connections after the handshake, in the order of arrival.
     established: BTreeMap<u64, Established>,
 }
 
@@ -87,8 +93,8 @@ impl Address {
         self.handshaking.len() + self.established.len()
     }
 
-    /// Ends one connection of this address: the oldest handshake that lasts for [`IDLE`] or more, or else the most recent idle
-    /// connection, the most recent handshake, or the most recent connection.
+    /// Ends one connection of this address: the oldest handshake that has lasted for at least [`IDLE`], or
+    /// else the most recent idle connection, the most recent handshake, or the most recent connection.
     fn give_way(&mut self) -> bool {
         let now = now();
         let is_long = |since: &Instant| now.saturating_duration_since(*since) >= IDLE;
@@ -111,24 +117,24 @@ impl Address {
     }
 }
 
-/// A connection behind its handshake.
+/// A connection after its handshake.
 #[derive(Debug)]
 struct Established {
     gives_way: CancellationToken,
     activity: Arc<Activity>,
 }
 
-/// When something went over a connection last.
+/// Records when something was last sent or received over a connection.
 #[derive(Debug)]
 pub struct Activity {
     since: Instant,
-    /// Milliseconds from then on.
+    /// The time of the last activity in milliseconds after `since`.
     last: AtomicU64,
-    /// Something that has come over it waits to be taken.
+    /// Whether something that was received waits to be handled.
     waits: AtomicBool,
 }
 
-/// As long as it lives, what has come over a connection waits to be taken.
+/// As long as this lives, something that was received over a connection waits to be handled.
 #[derive(Debug)]
 pub(crate) struct HeldUp<'a>(&'a Activity);
 
@@ -146,12 +152,13 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// Something went over it at this moment.
+    /// Notes that something was sent or received at this time.
     pub(crate) fn note(&self, at: Instant) {
         self.last.store(self.millis(at), Ordering::Relaxed);
     }
 
-    /// Something that has come over it is not taken yet: nothing more is read, and that is not the peer's doing.
+    /// Notes that something that was received is not handled yet. Nothing more is read meanwhile, which is
+    /// not the fault of the peer.
     pub(crate) fn held_up(&self) -> HeldUp<'_> {
         self.waits.store(true, Ordering::Relaxed);
         HeldUp(self)
@@ -169,11 +176,11 @@ impl Activity {
     }
 }
 
-/// Whose credentials are judged next, of one address.
+/// Admits one authentication at a time for one address.
 #[derive(Clone, Debug)]
 struct Turn {
     now: Arc<Semaphore>,
-    /// A permit for each that may wait, and the one that is judged.
+    /// Has a permit for each authentication that may wait, and for the one in progress.
     queue: Arc<Semaphore>,
 }
 
@@ -184,18 +191,19 @@ impl Default for Turn {
 }
 
 impl Counts {
-    /// Ends the connection of the peer that left first. Its place is free as soon as its task has had a turn: until then there may be one
-    /// connection more than the limit says. `false`: there is none.
+    /// Ends the connection of the peer that left first. Its place is free as soon as its task has run; until
+    /// then, there may be one connection more than the limit. Returns `false` if there is none.
     fn give_away_a_place(&mut self) -> bool {
         let Some((_, place)) = self.left.pop_first() else { return false };
-        // Under the lock of the counts: whoever sees the connection end sees this, too.
+        // This happens under the lock of the counts, so that whoever sees the connection end sees this, too.
         let _ = place.given_away.set(());
         place.end.cancel();
         true
     }
 
-    /// Ends a connection of the address that has more than half of so many places, if there is such a one and the newcomer is not from there. Its
-    /// place is free as soon as its task has had a turn. Returns the address.
+    /// Ends a connection of the address that has more than half of `places`, if there is such an address and
+    /// the new connection is not from there. The place is free as soon as the task of that connection has
+    /// run. Returns the address.
     fn crowd_out(&mut self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
         let largest = self.largest.filter(|largest| Some(*largest) != newcomer)?;
         let own = self.addresses.get_mut(&largest)?;
@@ -203,7 +211,7 @@ impl Counts {
         (has_most && own.give_way()).then_some(largest)
     }
 
-    /// A connection has come from this address, and is in its handshake. Returns its number.
+    /// Counts a new connection from this address, which is in its handshake. Returns its number.
     fn begin_handshake(&mut self, address: IpAddr, gives_way: CancellationToken) -> u64 {
         self.arrivals += 1;
         let count = |address| self.addresses.get(address).map_or(0, Address::connections);
@@ -216,12 +224,12 @@ impl Counts {
         self.arrivals
     }
 
-    /// What is known of the address of a connection, and the number of that.
+    /// Returns the address of a connection and the number of the connection, if it has both.
     fn own(&mut self, address: Option<IpAddr>, number: Option<u64>) -> Option<(&mut Address, u64)> {
         Some((self.addresses.get_mut(&address?)?, number?))
     }
 
-    /// Forgets an address without connections.
+    /// Removes an address without connections.
     fn forget_unused(&mut self, address: IpAddr) {
         let is_unused = |own: &Address| own.connections() == 0;
         if self.addresses.get(&address).is_some_and(is_unused) {
@@ -235,12 +243,13 @@ impl Inner {
         lock(&self.counts)
     }
 
-    /// Makes room for a newcomer to this service, or to another one with the same memory, which must not hold its own lock: it may be asked the same.
+    /// Makes room for a new connection to this service, or to another one with the same memory budget. The
+    /// other one must not hold its own lock, because it may be asked to make room, too.
     pub(crate) fn crowd_out(&self, newcomer: Option<IpAddr>, places: usize) -> Option<IpAddr> {
         self.counts().crowd_out(newcomer, places)
     }
 
-    /// A connection of this address was ended for a newcomer.
+    /// Counts and logs that a connection of this address was ended for a new one.
     fn note_crowding(&self, address: IpAddr, newcomer: &str) {
         self.gave_way.fetch_add(1, Ordering::Relaxed);
         if let Some(unlogged) = self.way_log.pass("connections that were ended to make room") {
@@ -256,13 +265,14 @@ impl Inner {
 }
 
 impl Admission {
-    /// With these limits.
+    /// Creates an admission with these limits.
     #[must_use]
     pub fn new(limits: AdmissionLimits) -> Self {
         Self(Arc::new(Inner { limits, ..Inner::default() }))
     }
 
-    /// With these limits, and no more connections than this budget has memory for.
+    /// Creates an admission with these limits that admits no more connections than this budget has memory
+    /// for.
     #[must_use]
     pub fn with_memory(limits: AdmissionLimits, memory: MemoryBudget) -> Self {
         let inner = Arc::new(Inner { limits, memory, ..Inner::default() });
@@ -270,8 +280,8 @@ impl Admission {
         Self(inner)
     }
 
-    /// Lets a new connection in; `None`: there are too many, and it is to be closed. `address` is where it comes from, if it comes
-    /// over a network; `peer` names it in the log.
+    /// Admits a new connection, or returns `None` if there are too many. It then has to be closed. `address`
+    /// is the peer's if it connects over a network; `peer` is its name in the log.
     #[must_use]
     pub fn admit(&self, address: Option<IpAddr>, peer: &str) -> Option<Permit> {
         let inner = &self.0;
@@ -296,7 +306,7 @@ impl Admission {
             reason
         } else {
             let mut memory = inner.memory.claim_fixed(CONNECTION);
-            // What whoever has left held is free soon: the newcomer may come again.
+            // The memory of a peer that has left is free soon, so the new peer may try again.
             if memory.as_ref().err() == Some(&NoRoom::UsedUp)
                 && gave_way.is_none()
                 && !counts.give_away_a_place()
@@ -345,33 +355,34 @@ impl Admission {
         None
     }
 
-    /// Ends the connection of the peer that left first. `false`: there is none.
+    /// Ends the connection of the peer that left first. Returns `false` if there is none.
     #[must_use]
     pub fn make_room(&self) -> bool {
         self.0.counts().give_away_a_place()
     }
 
-    /// Connections that were ended for newcomers, because their address had more than half of all.
+    /// Returns the number of connections that were ended for new ones because their address had more than
+    /// half of all.
     #[must_use]
     pub fn gave_way(&self) -> u64 {
         self.0.gave_way.load(Ordering::Relaxed)
     }
 
-    /// Connections that were not let in.
+    /// Returns the number of connections that were refused.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 }
 
-/// A connection's place; dropping it makes room for another one.
+/// The permit of an admitted connection. Dropping it makes room for another one.
 #[derive(Debug)]
 pub struct Permit {
     inner: Arc<Inner>,
     address: Option<IpAddr>,
     turn: Option<Turn>,
     handshaking: bool,
-    /// Among those that have an address.
+    /// The number among connections that have an address.
     number: Option<u64>,
     gives_way: CancellationToken,
     activity: Arc<Activity>,
@@ -379,25 +390,26 @@ pub struct Permit {
     _memory: Claim,
 }
 
-/// The place of a connection whose peer may leave before all that it sent has been passed on. Such a peer keeps its place as long as
-/// there are others: what it sent is not to be lost. When there are none, whoever left first is ended for a newcomer.
+/// The place of a connection whose peer may leave before all that it sent has been passed on. As long as
+/// there are free places, the connection is kept, so that nothing it sent is lost. When there are none, the
+/// connection whose peer left first is ended for a new one.
 #[derive(Debug)]
 pub struct Place {
     inner: Weak<Inner>,
     end: CancellationToken,
-    /// Its number among those that left, and when it did.
+    /// The number among the peers that left, and the time of leaving.
     left: OnceLock<(u64, Instant)>,
     given_away: OnceLock<()>,
 }
 
 impl Place {
-    /// How long ago the peer left; `None`: it is there, as far as is known.
+    /// Returns how long ago the peer left, or `None` if it is still connected as far as is known.
     #[must_use]
     pub fn left_for(&self) -> Option<Duration> {
         self.left.get().map(|(_, since)| now().saturating_duration_since(*since))
     }
 
-    /// Whether the connection was ended for somebody else.
+    /// Returns whether the connection was ended for a new one.
     #[must_use]
     pub fn is_given_away(&self) -> bool {
         self.given_away.get().is_some()
@@ -405,7 +417,8 @@ impl Place {
 }
 
 impl Permit {
-    /// The place of this connection, which `end` ends, for [`Session::with_departure`](crate::link::session::Session::with_departure).
+    /// Returns the place of this connection, which `end` ends. It is meant for
+    /// [`Session::with_departure`](crate::link::session::Session::with_departure).
     pub fn place(&mut self, end: CancellationToken) -> Arc<Place> {
         let (left, given_away) = (OnceLock::new(), OnceLock::new());
         let place = Arc::new(Place { inner: Arc::downgrade(&self.inner), end, left, given_away });
@@ -427,22 +440,24 @@ impl Permit {
         }
     }
 
-    /// What says that the connection is to end, because its address has most of them and others need a place.
+    /// Returns the token that ends the connection when its address has most connections and others need a
+    /// place.
     #[must_use]
     pub fn gives_way(&self) -> CancellationToken {
         self.gives_way.clone()
     }
 
-    /// Where it is to be noted when something goes over the connection, for
+    /// Returns the record of when something was last sent or received over the connection. It is meant for
     /// [`Session::with_activity`](crate::link::session::Session::with_activity).
     #[must_use]
     pub fn activity(&self) -> &Arc<Activity> {
         &self.activity
     }
 
-    /// Judges the credentials of one connection of an address at a time: checking a password takes long on purpose, and others
-    /// are not to wait behind all that one address can send. Those that are [recognized](Authenticator::recognizes) don't wait; and of those that
-    /// do, there are only so many.
+    /// Returns an authenticator that authenticates one connection of each address at a time. Checking a
+    /// password is slow on purpose, and other addresses must not wait behind all that one address can send.
+    /// Credentials that are [recognized](Authenticator::recognizes) don't wait, and the number of those that
+    /// do is limited.
     #[must_use]
     pub fn in_turn(&self, authenticator: Option<Arc<dyn Authenticator>>) -> Option<Arc<dyn Authenticator>> {
         match (authenticator, &self.turn) {
@@ -454,7 +469,7 @@ impl Permit {
     }
 }
 
-/// A peer that leaves is the last one to be ended of those that have left.
+/// Records that the peer of this place has left. Of the peers that have left, the first is ended first.
 #[derive(Debug)]
 pub struct Leaving(pub Arc<Place>);
 
@@ -503,7 +518,7 @@ impl Authenticator for InTurn {
                 return self.authenticator.authenticate(credentials, self.address).await;
             }
             let Ok(_place) = self.turn.queue.try_acquire() else { return Verdict::Busy };
-            // It is never closed.
+            // The semaphore is never closed.
             let Ok(_turn) = self.turn.now.acquire().await else { return Verdict::Busy };
             self.authenticator.authenticate(credentials, self.address).await
         })

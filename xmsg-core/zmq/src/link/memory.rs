@@ -1,8 +1,9 @@
-//! A bound for the memory that all peers of a process together can fill.
+//! A bound on the memory that all peers of a process together can fill.
 //!
-//! What peers send and ask for is *claimed*: messages that have come in part, queues, subscriptions, connections. Near the limit
-//! nobody gets more before whoever holds most has lost it: of the address whose connections hold most together, the one with the largest
-//! claim ends. So no number of peers makes the process run out of memory, and those that take little go on.
+//! What peers send and request is *claimed*: messages that have arrived in part, queues, subscriptions,
+//! connections. Near the limit, no claim grows before memory was released by ending a connection. Of the
+//! address whose connections hold most together, the connection with the largest claim is ended. So no number
+//! of peers makes the process run out of memory, and peers that use little are not affected.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,33 +22,39 @@ use crate::link::source::Source;
 use crate::link::throttle::Throttle;
 use crate::lock::lock;
 
-/// What a connection needs, bytes, about: its task, its entries, and its buffers as long as little comes in.
+/// The approximate memory in bytes that a connection needs: its task, its entries, and its buffers as long as
+/// little arrives.
 pub const CONNECTION: usize = 32 << 10;
-/// Memory for the buffers of a connection that counts as a part of it, bytes.
+/// The memory in bytes for the buffers of a connection that is already included in [`CONNECTION`].
 const UNCLAIMED: usize = 16 << 10;
-/// The step in which what is more counts, bytes.
+/// The step in bytes in which claims beyond [`UNCLAIMED`] grow.
 const CLAIM_STEP: usize = 64 << 10;
-/// Answers of which nobody asks who does not read them, bytes for each connection.
+/// Unread answers of a connection up to this size, in bytes, are not claimed.
 const LITTLE: usize = 4 << 10;
-/// The same for connections in the handshake: there may be many of them, and none holds more than a few steps.
+/// The step in bytes in which claims of connections in the handshake grow. There may be many of them, and
+/// none holds more than a few steps.
 const HANDSHAKE_STEP: usize = 16 << 10;
-/// How soon to look again whether a connection that was ended has given its memory back …
+/// The base interval at which a waiting claim checks whether a connection that was ended has released its
+/// memory.
 const PACE: Duration = Duration::from_millis(2);
-/// … and so much later for each that waits: many times what a look takes, however many they are.
+/// What each waiting claim adds to that interval. It is many times what a check takes, however many claims
+/// wait.
 const PACE_OF_EACH: Duration = Duration::from_micros(5);
-/// How long to wait for that.
+/// The maximum time to wait for the release of memory.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How soon to look again for whoever holds most …
+/// The minimum time between two searches for the largest claim.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
-/// … or so many times of what that took, if that is longer: each holder is looked at, and there may be a hundred thousand.
+/// The pause after a search is at least this many times as long as the search took. Each claim is looked at,
+/// and there may be a hundred thousand.
 const LOOK_REST: u32 = 10;
-/// After so long, a claim that wants more than twice of what others hold on average waits no longer: at that time there are many of its
-/// kind, and those who want little are to get it.
+/// After this time, a claim that wants more than twice of what others hold on average waits no longer. There
+/// are then many large claims, and small ones take precedence.
 const PATIENCE_OF_LARGE: Duration = Duration::from_millis(20);
-/// How long somebody who was ended is expected to give back what it holds. Then the next one is ended, too.
+/// The time within which a connection that was ended should release its memory. After that, the next one is
+/// ended, too.
 const GRACE: Duration = Duration::from_millis(300);
 
-/// What a holder counts for at this moment, bytes.
+/// Returns what a holder counts for at this moment, in bytes.
 struct Weight(Box<dyn Fn() -> usize + Send + Sync>);
 
 impl fmt::Debug for Weight {
@@ -62,31 +69,31 @@ impl Holder {
     }
 }
 
-/// The number of claims of nobody who can be ended.
+/// The ID of claims whose owner cannot be ended.
 const NOBODY: u64 = u64::MAX;
 
-/// A bound for memory, shared by its clones. [`default`](Self::default) has no limit.
+/// A limit on memory that its clones share. [`default`](Self::default) has no limit.
 #[derive(Clone, Debug)]
 pub struct MemoryBudget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     limit: usize,
-    /// All queues.
+    /// The memory of all queues.
     queues: Arc<Ledger>,
     claimed: AtomicUsize,
-    /// … for which nobody is ended.
+    /// The part of `claimed` for which no connection is ended.
     fixed: AtomicUsize,
-    /// Those that can be ended.
+    /// The claims whose connections can be ended.
     holders: Mutex<Holders>,
     next: AtomicU64,
-    /// From when on it may be looked for whoever holds most.
+    /// The time of the next search for the largest claim.
     look_from: Mutex<Option<Instant>>,
-    /// Claims that wait.
+    /// The number of claims that wait.
     waiting: AtomicUsize,
-    /// Services whose connections have their places in it.
+    /// Services whose connections are claimed in this budget.
     services: Mutex<Vec<Weak<Admitting>>>,
-    /// Connections that were ended for their memory.
+    /// The number of connections that were ended because of their memory.
     ended: AtomicU64,
     log: Throttle,
 }
@@ -94,7 +101,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Holders {
     by_id: HashMap<u64, Holder>,
-    /// What all of them hold.
+    /// The sum of what all holders hold, in bytes.
     bytes: usize,
 }
 
@@ -104,10 +111,10 @@ struct Holder {
     source: Source,
     what: &'static str,
     bytes: usize,
-    /// What counts instead, if it changes by itself.
+    /// Counts instead of `bytes`, if the size changes without a call.
     weight: Option<Weight>,
     end: CancellationToken,
-    /// When it was ended for what it holds.
+    /// When the connection was ended because of its memory.
     ended: Option<Instant>,
 }
 
@@ -117,17 +124,17 @@ impl Default for MemoryBudget {
     }
 }
 
-/// Why there is no room for a claim that nobody is ended for.
+/// Why there is no room for a claim for which no connection is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoRoom {
-    /// Such claims together take all that they may.
+    /// All claims of this kind together have reached their limit.
     UsedUp,
     /// The memory is used for other things.
     NoMemory,
 }
 
 impl MemoryBudget {
-    /// At most so many bytes.
+    /// Creates a budget of at most `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Inner {
@@ -145,43 +152,44 @@ impl MemoryBudget {
         }))
     }
 
-    /// The limit, bytes.
+    /// Returns the limit in bytes.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.0.limit
     }
 
-    /// What is held, bytes.
+    /// Returns the memory in use, in bytes.
     #[must_use]
     pub fn used(&self) -> usize {
         self.claimed() + self.0.queues.bytes()
     }
 
-    /// What is held beside the queues.
+    /// Returns the memory in use except that of queues, in bytes.
     #[must_use]
     pub fn claimed(&self) -> usize {
         self.0.claimed.load(Ordering::Relaxed)
     }
 
-    /// Connections that were ended because they held most when there was no more.
+    /// Returns the number of connections that were ended because they held most when no memory was left.
     #[must_use]
     pub fn ended(&self) -> u64 {
         self.0.ended.load(Ordering::Relaxed)
     }
 
-    /// Where queues enter what they hold.
+    /// Returns the ledger in which queues count what they hold.
     #[must_use]
     pub fn queues(&self) -> &Arc<Ledger> {
         &self.0.queues
     }
 
-    /// Whether there is room for so much more.
+    /// Returns whether there is room for `bytes` more.
     #[must_use]
     pub fn has_room(&self, bytes: usize) -> bool {
         self.used().saturating_add(bytes) <= self.0.limit
     }
 
-    /// Whether there is room for so much more, which is not claimed. If there is none, whoever holds most is ended.
+    /// Returns whether there is room for `bytes` more, without claiming it. If there is none, the connection
+    /// that holds most is ended.
     #[must_use]
     pub fn makes_room(&self, bytes: usize) -> bool {
         let has_room = self.has_room(bytes);
@@ -191,14 +199,15 @@ impl MemoryBudget {
         has_room
     }
 
-    /// What holders hold on average, bytes.
+    /// The average size of a claim in bytes.
     fn average(&self) -> usize {
         let holders = self.0.holders();
         holders.bytes / holders.by_id.len().max(1)
     }
 
-    /// A claim of nothing yet, of a connection that `end` ends. `name` and `what` say in the log whose, and for what. If `name` is an address
-    /// with a port, the claims of that address count together when whoever holds most is to be found.
+    /// Creates an empty claim for a connection that `end` ends. `name` and `what` say in the log whose claim
+    /// it is and for what. If `name` is an address with a port, the claims of that address count together in
+    /// the search for the largest one.
     #[must_use]
     pub fn claim(&self, name: &str, what: &'static str, end: CancellationToken) -> Claim {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
@@ -208,13 +217,14 @@ impl MemoryBudget {
         Claim { budget: self.clone(), id, bytes: 0, fixed: 0, holder }
     }
 
-    /// A claim of nothing yet, of nobody who can be ended.
+    /// Creates an empty claim whose owner cannot be ended.
     #[must_use]
     pub fn claim_shared(&self) -> Claim {
         Claim { budget: self.clone(), id: NOBODY, bytes: 0, fixed: 0, holder: None }
     }
 
-    /// The same bytes, which count until the last of their clones is gone: once, however many hold them.
+    /// Returns the same bytes, which are claimed until the last of their clones is dropped. They are claimed
+    /// once, however many clones there are.
     #[must_use]
     pub fn counted(&self, bytes: Bytes) -> Bytes {
         let mut claim = self.claim_shared();
@@ -222,33 +232,36 @@ impl MemoryBudget {
         Bytes::from_owner(Counted { bytes, _claim: claim })
     }
 
-    /// A claim for which no other connection is ended, or why there is no room for it. All such claims together take at most half
-    /// of the limit, so that memory is left for messages, however many connections there are.
+    /// Creates a claim for which no connection is ended, or returns why there is no room for it. All such
+    /// claims together take at most half of the limit, so that memory is left for messages however many
+    /// connections there are.
     pub(crate) fn claim_fixed(&self, bytes: usize) -> Result<Claim, NoRoom> {
         let mut claim = self.claim_shared();
         claim.fix(bytes, self.0.limit / 2)?;
         Ok(claim)
     }
 
-    /// How many claims of this size there may be for which nobody is ended.
+    /// The maximum number of claims of this size for which no connection is ended.
     pub(crate) fn places(&self, bytes: usize) -> usize {
         self.0.limit / 2 / bytes
     }
 
-    /// Has a service make room for newcomers to others with the same memory.
+    /// Registers a service that can make room for new connections to other services with the same budget.
     pub(crate) fn share_places(&self, service: Weak<Admitting>) {
         let mut services = self.0.services();
         services.retain(|service| service.strong_count() > 0);
         services.push(service);
     }
 
-    /// Has the first service make room for a newcomer that can.
+    /// Asks the services in turn to end a connection for a new one. Returns the address of the connection
+    /// that the first of them ended.
     pub(crate) fn crowd_out(&self, ask: &dyn Fn(&Admitting) -> Option<IpAddr>) -> Option<IpAddr> {
         let services: Vec<_> = self.0.services().iter().filter_map(Weak::upgrade).collect();
         services.iter().find_map(|service| ask(service))
     }
 
-    /// The same claim in place of one that is just being given back: there may be one more for a moment.
+    /// Creates a claim in place of an equal one that is just being released. For a moment there may be one
+    /// more than the limit allows.
     pub(crate) fn claim_fixed_instead(&self, bytes: usize) -> Claim {
         let mut claim = self.claim_shared();
         self.0.fixed.fetch_add(bytes, Ordering::Relaxed);
@@ -257,11 +270,11 @@ impl MemoryBudget {
         claim
     }
 
-    /// Ends whoever holds most, unless somebody who was ended has yet to give back. The claim `own` wants more, and holds `wanted` then.
-    /// Returns `false` if it is that one.
+    /// Ends the connection that holds most, unless one that was ended has not released its memory yet. The
+    /// claim `own` wants more, and counts as `wanted` bytes. Returns `false` if it is the one that was ended.
     fn end_largest(&self, own: u64, wanted: usize) -> bool {
         let now = Instant::now();
-        // Others who wait look, too: once for all of them is enough.
+        // Other waiting claims search, too, and one search at a time is enough.
         let mut look_from = match self.0.look_from.try_lock() {
             Ok(look_from) => look_from,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -316,7 +329,7 @@ impl MemoryBudget {
     }
 }
 
-/// Bytes with the claim that they count by.
+/// Bytes together with the claim for them.
 struct Counted {
     bytes: Bytes,
     _claim: Claim,
@@ -338,7 +351,7 @@ impl Inner {
     }
 }
 
-/// A claim that waits, as long as it does.
+/// Counts as a waiting claim as long as it lives.
 struct Waiting {
     budget: MemoryBudget,
 }
@@ -349,7 +362,7 @@ impl Waiting {
         Self { budget: budget.clone() }
     }
 
-    /// How soon to look again.
+    /// The time until the next check.
     fn pace(&self) -> Duration {
         let waiting = self.budget.0.waiting.load(Ordering::Relaxed);
         let of_all = PACE_OF_EACH.saturating_mul(u32::try_from(waiting).unwrap_or(u32::MAX));
@@ -363,14 +376,14 @@ impl Drop for Waiting {
     }
 }
 
-/// Memory that somebody holds. Dropping it gives it back.
+/// Claimed memory. Dropping it releases the memory.
 pub struct Claim {
     budget: MemoryBudget,
     id: u64,
     bytes: usize,
-    /// What of it counts among claims for which nobody is ended.
+    /// The part of `bytes` for which no connection is ended.
     fixed: usize,
-    /// Until it is entered among the others.
+    /// Set until the claim is entered among the others.
     holder: Option<Holder>,
 }
 
@@ -381,21 +394,22 @@ impl fmt::Debug for Claim {
 }
 
 impl Claim {
-    /// What it holds, bytes.
+    /// Returns the size of the claim in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Holds so much from now on. If that is more and there is no room, whoever holds most is ended, and this waits until there is room.
-    /// `false`: it is this one, or nobody gives anything back.
+    /// Changes the size of the claim to `bytes`. If that is more and there is no room, the connection that
+    /// holds most is ended, and this waits for room. Returns `false` if it is this connection, or if no
+    /// memory was released in time.
     pub async fn set(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         if more == 0 || self.budget.has_room(more) {
             self.enter(bytes);
             return true;
         }
-        // While it waits it may be found, too.
+        // While this claim waits, a search may select it, too.
         self.weigh(self.bytes);
         let waiting = Waiting::new(&self.budget);
         let since = Instant::now();
@@ -420,7 +434,7 @@ impl Claim {
         false
     }
 
-    /// Nobody gave anything back in time: the connection ends.
+    /// Counts and logs that no memory was released in time, so that this connection ends.
     fn give_up(&self, wanted: usize) {
         let inner = &self.budget.0;
         inner.ended.fetch_add(1, Ordering::Relaxed);
@@ -436,8 +450,9 @@ impl Claim {
         );
     }
 
-    /// Holds so much from now on, for which nobody is ended. An error says that there is no room, or that all such claims together would be above
-    /// `most` bytes; it holds what it held. What others claim or give back at the same time makes no difference to the reason.
+    /// Changes the size of the claim to `bytes`, and ends no connection for it. On an error the claim keeps
+    /// its size. `NoMemory` says that there is no room; `UsedUp` says that all such claims together would
+    /// exceed `most` bytes. Concurrent changes of other claims don't affect the reason.
     fn fix(&mut self, bytes: usize, most: usize) -> Result<(), NoRoom> {
         let fixed = &self.budget.0.fixed;
         match bytes.checked_sub(self.fixed) {
@@ -460,12 +475,15 @@ impl Claim {
         Ok(())
     }
 
-    /// Holds so much from now on, whether there is room or not. If there is none, whoever holds most is ended: `false` if it is this one.
+    /// Changes the size of the claim to `bytes` even if there is no room. If there is none, the connection
+    /// that holds most is ended. Returns `false` if it is this connection.
     pub fn force(&mut self, bytes: usize) -> bool {
         self.force_as(bytes, bytes)
     }
 
-    /// The same for somebody who counts for `weight` bytes when the largest is sought: of what it holds, others hold a part, too.
+    /// Changes the size of the claim to `bytes` even if there is no room, like [`force`](Self::force), but
+    /// lets it count as `weight` bytes in the search for the largest one: others hold a part of the memory,
+    /// too.
     pub fn force_as(&mut self, bytes: usize, weight: usize) -> bool {
         let is_more = bytes > self.bytes;
         self.count(bytes);
@@ -478,8 +496,8 @@ impl Claim {
         self.weigh(bytes);
     }
 
-    /// Has it count for what `weight` returns, whenever the largest is sought, from now on: it may change by itself. `weight` must not use
-    /// the budget.
+    /// Has the claim count for what `weight` returns, in bytes, in each search for the largest one. The value
+    /// may change at any time. `weight` must not use the budget.
     #[must_use]
     pub fn weighed_by(mut self, weight: impl Fn() -> usize + Send + Sync + 'static) -> Self {
         if let Some(holder) = &mut self.holder {
@@ -528,14 +546,15 @@ impl Drop for Claim {
             if let Some(holder) = holders.by_id.remove(&self.id) {
                 holders.bytes -= holder.bytes;
                 drop(holders);
-                // What it is weighed by may be the last that keeps a queue.
+                // `weight` may hold the last reference to a queue.
                 drop(holder);
             }
         }
     }
 }
 
-/// Answers that a peer does not read, for whoever looks for the one that holds most: they count in the ledger of the queues.
+/// Claims answers that a peer does not read, so that the search for the largest claim finds them. Their
+/// memory is counted in the ledger of the queues.
 #[derive(Debug)]
 pub struct Owed {
     budget: MemoryBudget,
@@ -545,13 +564,14 @@ pub struct Owed {
 }
 
 impl Owed {
-    /// Of the peer with this name in the log, whose connection `end` ends.
+    /// Creates a claim for the peer with this name in the log, whose connection `end` ends.
     #[must_use]
     pub fn new(budget: &MemoryBudget, name: &str, end: CancellationToken) -> Self {
         Self { budget: budget.clone(), name: name.into(), end, claim: OnceLock::new() }
     }
 
-    /// Notes that one more was queued. If there is no room for it, whoever holds most is ended. Nothing may be locked.
+    /// Notes that one more answer was queued. If there is no room for it, the connection that holds most is
+    /// ended. The caller must not hold a lock.
     pub fn note(&self, outbox: &Outbox) {
         if self.claim.get().is_none() {
             let owed = outbox.owed();
@@ -564,30 +584,32 @@ impl Owed {
         let _ = self.budget.makes_room(0);
     }
 
-    /// What says that somebody else needs the memory, if it holds any to speak of.
+    /// Returns the token that is cancelled when others need the memory, if this claim holds more than
+    /// [`LITTLE`].
     pub(crate) fn end(&self) -> Option<&CancellationToken> {
         self.claim.get().is_some().then_some(&self.end)
     }
 }
 
-/// What the buffers of one connection count for, if they hold more than little.
+/// The claim for the buffers of one connection, if they hold more than [`UNCLAIMED`].
 #[derive(Debug)]
 pub(crate) struct PeerClaim {
     claim: Claim,
-    /// … and answers that it does not read. Apart, so that the futures of connections stay small.
+    /// The claim for answers that the peer does not read. It is boxed so that the futures of connections stay
+    /// small.
     owed: Option<Box<Owed>>,
-    /// Somebody else needs it.
+    /// Cancelled when others need the memory.
     pub(crate) end: CancellationToken,
 }
 
 impl PeerClaim {
-    /// Nothing yet. `name` is the peer's in the log.
+    /// Creates an empty claim. `name` is the name of the peer in the log.
     pub(crate) fn new(budget: &MemoryBudget, name: &str, what: &'static str) -> Self {
         let end = CancellationToken::new();
         Self { claim: budget.claim(name, what, end.clone()), owed: None, end }
     }
 
-    /// The same, with answers that the peer does not read.
+    /// Also claims answers that the peer does not read.
     pub(crate) fn with_answers(self, name: &str) -> Self {
         let owed = Owed::new(&self.claim.budget, name, self.end.clone());
         Self { owed: Some(Box::new(owed)), ..self }
@@ -600,7 +622,7 @@ impl PeerClaim {
         }
     }
 
-    /// Sees to it that the buffers may hold what the next read needs. `false`: they may not.
+    /// Claims what the buffers need for the next read. Returns `false` if they don't get it.
     #[inline]
     pub(crate) async fn allow(&mut self, needed: usize) -> bool {
         let needed = Self::counted(needed);
@@ -614,12 +636,12 @@ impl PeerClaim {
         }
     }
 
-    /// What says that somebody else needs it, if it is any.
+    /// Returns the token that is cancelled when others need the memory, if any is claimed.
     pub(crate) fn end(&self) -> Option<&CancellationToken> {
         (self.claim.bytes() > 0).then_some(&self.end).or(self.owed.as_ref().and_then(|owed| owed.end()))
     }
 
-    /// The buffers hold less.
+    /// Shrinks the claim when the buffers hold less.
     pub(crate) fn give_back(&mut self, needed: usize) {
         let needed = Self::counted(needed);
         if needed < self.claim.bytes() {
@@ -632,21 +654,22 @@ impl PeerClaim {
     }
 }
 
-/// What a connection holds in its handshake beyond what every connection counts for. Nobody has shown yet who the peer is, so nobody is ended
-/// for it: it is the newcomer that is sent away.
+/// The claim for what a connection holds in its handshake beyond [`CONNECTION`]. The peer has not
+/// authenticated yet, so no other connection is ended for it: if there is no room, this connection is closed.
 #[derive(Debug)]
 pub(crate) struct HandshakeClaim(Claim);
 
 impl HandshakeClaim {
-    /// Nothing yet.
+    /// Creates an empty claim.
     pub(crate) fn new(budget: &MemoryBudget) -> Self {
         Self(budget.claim_shared())
     }
 
-    /// Sees to it that the buffer may hold so much. `false`: it may not. Such claims stop growing when a quarter of the limit is taken by what
-    /// nobody is ended for: the next one who connects, and says little, still gets in.
+    /// Claims memory for a buffer of `held` bytes. Returns `false` if there is none. Such claims stop growing
+    /// when all claims for which no connection is ended take a quarter of the limit. So a new peer that sends
+    /// little is still admitted.
     pub(crate) fn allow(&mut self, held: usize) -> bool {
-        // What was taken out of the buffer to be read, or judged, is there a second time.
+        // What is taken out of the buffer to be parsed or authenticated exists a second time.
         let needed = if held <= UNCLAIMED { 0 } else { (2 * held).next_multiple_of(HANDSHAKE_STEP) };
         needed == self.0.bytes || self.0.fix(needed, self.0.budget.limit() / 4).is_ok()
     }

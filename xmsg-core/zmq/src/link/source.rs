@@ -1,9 +1,9 @@
-//! Where connections come from that count together, when something is shared fairly.
+//! The source of a connection. Where something is shared fairly, connections from one source count together.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-/// Where connections come from that count together.
+/// A source of connections. Connections from the same source count together.
 ///
 /// ```
 /// use xmsg_zmq::link::source::Source;
@@ -14,14 +14,15 @@ use std::sync::Arc;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
-    /// An address, or (IPv6) a network of 64 bits: whoever has one address of it has 2⁶⁴ of them.
+    /// An IPv4 address, or an IPv6 network of 64 bits: whoever has one address of such a network has 2⁶⁴ of
+    /// them.
     Network(IpAddr),
-    /// What has no address.
+    /// A peer that has no IP address.
     Other(Arc<str>),
 }
 
 impl Source {
-    /// Of a peer with this name: an address with a port, or anything else.
+    /// The source of a peer with this name, which is an address with a port or anything else.
     #[must_use]
     pub fn of(peer: &str) -> Self {
         match peer.parse::<SocketAddr>() {
@@ -31,7 +32,7 @@ impl Source {
     }
 }
 
-/// What counts as one address.
+/// The part of an address that identifies its source.
 pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),

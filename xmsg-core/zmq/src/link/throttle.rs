@@ -1,4 +1,4 @@
-//! Log lines that somebody else can cause: some of them are written, the rest is counted.
+//! Rate limits for log lines that a peer can cause. Some lines are written, the rest is counted.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -8,8 +8,9 @@ use crate::deadline::Deadline;
 use crate::link::session::now;
 use crate::lock::lock;
 
-/// Lets a few lines of one kind through in any interval, so that whoever causes them can't fill the disk, be it one peer or many at the same
-/// time. How many were left out stands in the next one, or, when none follows, in a line of its own as soon as the interval is over.
+/// Lets only a few lines of one kind through in any interval, so that neither one peer nor many together can
+/// fill the disk. The next line says how many were suppressed. If none follows, a line of its own says so
+/// when the interval is over.
 #[derive(Debug)]
 pub struct Throttle {
     lines: usize,
@@ -19,29 +20,30 @@ pub struct Throttle {
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the last lines were written: as many as there may be in an interval, at most.
+    /// When the last lines were written. It has at most as many entries as an interval may have lines.
     written: VecDeque<Instant>,
-    /// Lines that were left out since the last one.
+    /// Lines that were suppressed since the last one.
     unlogged: u64,
-    /// Somebody will say how many.
+    /// Whether a task is scheduled that will report them.
     is_reported: bool,
 }
 
 impl Default for Throttle {
-    /// Ten lines in ten seconds.
+    /// Allows ten lines in ten seconds.
     fn default() -> Self {
         Self::new(10, Duration::from_secs(10))
     }
 }
 
 impl Throttle {
-    /// So many lines in any time of this length.
+    /// Allows `lines` lines in any period of length `interval`.
     #[must_use]
     pub fn new(lines: usize, interval: Duration) -> Self {
         Self { lines, interval, state: Arc::default() }
     }
 
-    /// Whether a line may be written; if so, how many were not since the last one. `what` says in the log which lines were left out.
+    /// Returns `None` if the line has to be suppressed, otherwise the number of lines that were suppressed
+    /// before it. `what` describes the suppressed lines in the log.
     #[must_use]
     pub fn pass(&self, what: &'static str) -> Option<u64> {
         let now = now();
@@ -58,14 +60,15 @@ impl Throttle {
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             state.is_reported = true;
-            // It has no parent: it holds nothing but these counts, and ends by itself when the interval is over.
+            // This task has no parent: it holds nothing but these counts, and ends by itself when the
+            // interval is over.
             drop(runtime.spawn(report(self.state.clone(), Deadline::after(self.interval), what)));
         }
         None
     }
 }
 
-/// Says at this time how many lines were left out, unless another line has said so.
+/// Logs at this time how many lines were suppressed, unless another line has said so.
 async fn report(state: Arc<Mutex<State>>, due: Deadline, what: &'static str) {
     tokio::time::sleep_until(due.instant()).await;
     let unlogged = {
@@ -93,7 +96,7 @@ mod tests {
         let throttle = Throttle::new(10, INTERVAL);
         let (mut written, mut unlogged) = (Vec::new(), 0);
         let start = tokio::time::Instant::now();
-        // A burst before the end of what a fixed window would be, and one after it.
+        // One burst comes before the end of what a fixed window would be, and one after it.
         for burst in [9_900, 10_100, 19_000, 20_000, 45_000] {
             tokio::time::sleep_until(start + Duration::from_millis(burst)).await;
             for _ in 0..100 {
@@ -118,7 +121,7 @@ mod tests {
         let throttle = Throttle::new(2, INTERVAL);
         assert_eq!([(); 4].map(|()| throttle.pass("test lines")), [Some(0), Some(0), None, None]);
         assert!(lock(&throttle.state).is_reported);
-        // Just before the report.
+        // This is just before the report.
         tokio::time::sleep(Duration::from_millis(9_999)).await;
         assert_eq!(lock(&throttle.state).unlogged, 2);
         tokio::time::sleep(Duration::from_millis(2)).await;

@@ -1,4 +1,5 @@
-//! Peers that break a rule or a limit: their connections are ended, or what they sent is passed over; that is counted by reason, and logged.
+//! Peers that violate a rule or a limit. Their connections are ended, or their requests are ignored. Each
+//! case is counted by reason and logged.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,14 +10,15 @@ use crate::link::session::Ended;
 use crate::link::throttle::Throttle;
 use xmsg_zmtp::{Limited, Violation};
 
-/// Lines in the log for one reason, at most …
+/// The maximum number of log lines for one reason within [`INTERVAL`].
 const LINES: usize = 3;
-/// … in this time.
+/// The time to which [`LINES`] applies.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
-        /// Why we ended a connection, or passed a request over: a closed set, with short names for logs and metrics.
+        /// Why we ended a connection or ignored a request. It is a closed set, with short names for logs and
+        /// metrics.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Reason {
@@ -24,10 +26,10 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// All of them.
+            /// All reasons.
             pub const ALL: [Self; [$($text),*].len()] = [$(Self::$name),*];
 
-            /// The name, as it stands in logs and metrics.
+            /// The name of the reason in logs and metrics.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self {
@@ -39,42 +41,43 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// A message, or a frame of one, above the limit.
+    /// A message, or a frame of one, was larger than the limit.
     MessageTooLarge => "message_too_large",
-    /// A message of too many frames.
+    /// A message had too many frames.
     TooManyFrames => "too_many_frames",
-    /// A subscription to a prefix that is too long.
+    /// A peer subscribed to a prefix that is too long.
     SubscriptionTooLong => "subscription_too_long",
-    /// Too many subscriptions, or too many bytes of prefixes.
+    /// A peer had too many subscriptions, or too many bytes of prefixes.
     TooManySubscriptions => "too_many_subscriptions",
-    /// A command, an identity, or properties above a limit.
+    /// A command, an identity, or properties were larger than a limit.
     CommandTooLarge => "command_too_large",
-    /// Bytes that are no ZMTP at all.
+    /// What arrived was not ZMTP at all.
     NotZmtp => "not_zmtp",
-    /// A version of ZMTP that is too old.
+    /// The peer's version of ZMTP was too old.
     VersionTooOld => "version_too_old",
-    /// Bytes that are not as ZMTP wants them.
+    /// What arrived violated the syntax of ZMTP.
     Malformed => "malformed",
-    /// Another security mechanism.
+    /// The peer used another security mechanism.
     Mechanism => "mechanism",
-    /// A socket of a type that does not fit.
+    /// The type of the peer's socket did not match ours.
     SocketType => "socket_type",
-    /// Something that was not made with the right keys.
+    /// Something was not made with the right keys.
     NotAuthentic => "not_authentic",
-    /// Credentials that were not accepted.
+    /// The peer's credentials were not accepted.
     NotAdmitted => "not_admitted",
-    /// A handshake that took too long.
+    /// The handshake took too long.
     HandshakeTimeout => "handshake_timeout",
-    /// No answer to a heartbeat.
+    /// The peer did not answer a heartbeat.
     HeartbeatTimeout => "heartbeat_timeout",
-    /// Questions whose answers the peer does not read.
+    /// The peer made us send answers and did not read them.
     Unread => "unread",
-    /// A request with longer addresses of devices than any devices would make them. It was passed over, and the connection stays.
+    /// The addresses of devices in front of a request were longer than the limit. The request was ignored,
+    /// and the connection stays.
     EnvelopeTooLong => "envelope_too_long",
 }
 
 impl Reason {
-    /// The reason for which we ended a connection; `None`: it was not the peer that broke a rule.
+    /// The reason for which we ended a connection, or `None` if the peer broke no rule.
     #[must_use]
     pub fn of(ended: &Ended) -> Option<Self> {
         let violation = match ended {
@@ -92,14 +95,14 @@ impl Reason {
                 Limited::Frames => Self::TooManyFrames,
                 Limited::Subscription => Self::SubscriptionTooLong,
                 Limited::Subscriptions | Limited::SubscriptionBytes => Self::TooManySubscriptions,
-                // The others limit what commands say.
+                // The other limits are those of commands.
                 _ => Self::CommandTooLarge,
             },
             Violation::NotAuthentic(_) => Self::NotAuthentic,
             Violation::NotAdmitted(_) => Self::NotAdmitted,
             Violation::HandshakeTimeout => Self::HandshakeTimeout,
             Violation::HeartbeatTimeout => Self::HeartbeatTimeout,
-            // It was the peer that ended it.
+            // It was the peer that ended the connection.
             Violation::RefusedByPeer(_) | Violation::ClosedByPeer(_) => return None,
             _ => Self::Malformed,
         })
@@ -112,31 +115,32 @@ impl fmt::Display for Reason {
     }
 }
 
-/// How many connections were ended, and requests passed over, by reason.
+/// How many connections were ended and requests ignored, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ViolationCounts([u64; Reason::ALL.len()]);
 
 impl ViolationCounts {
-    /// For this reason.
+    /// The count for this reason.
     #[must_use]
     pub fn of(&self, reason: Reason) -> u64 {
         self.0[reason as usize]
     }
 
-    /// For each reason, in a fixed order.
+    /// The count for each reason, in a fixed order.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
         Reason::ALL.into_iter().zip(self.0)
     }
 
-    /// All together.
+    /// The sum of all counts.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
 }
 
-/// Counts the connections to bound sockets that were ended, and requests that were passed over, because their peer broke a rule, and writes
-/// them into the log: three lines for each reason in ten seconds, with the number of those that were left out. Clones share the counts: one is meant for all ports of a service.
+/// Counts and logs violations by the peers of bound sockets, for which a connection was ended or a request
+/// ignored. At most three lines are logged for each reason in ten seconds, with the number of those that were
+/// suppressed. Clones share the counts: one instance is meant for all ports of a service.
 #[derive(Clone, Debug, Default)]
 pub struct Violations(Arc<Inner>);
 
@@ -146,19 +150,19 @@ struct Inner {
     ports: OnceLock<ProxyPorts>,
 }
 
-/// The ports of a proxy: whoever came to another one than it wanted is told in the log which one that is.
+/// The ports of a proxy. When a peer connects to the wrong one, the log says which port it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProxyPorts {
-    /// For publishers.
+    /// The port for publishers.
     pub publishers: u16,
-    /// For subscribers.
+    /// The port for subscribers.
     pub subscribers: u16,
-    /// For control sockets.
+    /// The port for control sockets.
     pub control: u16,
 }
 
 impl ProxyPorts {
-    /// The port that sockets of this type are for, in words.
+    /// Describes the port that sockets of this type have to connect to.
     fn wanted_by(self, socket_type: &str) -> Option<String> {
         let (whom, port) = match socket_type {
             "PUB" | "XPUB" => ("publishers", self.publishers),
@@ -183,19 +187,20 @@ impl Default for Slot {
 }
 
 impl Violations {
-    /// The ports of the proxy that this is for. They are told once.
+    /// Sets the ports of the proxy whose connections are counted. Only the first call has an effect.
     pub fn know_ports(&self, ports: ProxyPorts) {
-        // They do not change.
+        // The ports of a proxy do not change, so a second call changes nothing.
         let _ = self.0.ports.set(ports);
     }
 
-    /// What [`know_ports`](Self::know_ports) has told.
+    /// The ports that [`know_ports`](Self::know_ports) has set.
     #[must_use]
     pub fn ports(&self) -> Option<ProxyPorts> {
         self.0.ports.get().copied()
     }
 
-    /// Notes why the connection with this peer ended; `port` says which of ours it came to. Returns the reason, if a rule was broken.
+    /// Counts the end of the connection with this peer if it broke a rule, and returns the reason. `port` is
+    /// the port, or the kind of socket, that the peer connected to.
     pub fn note(&self, peer: &str, port: impl fmt::Display, ended: &Ended) -> Option<Reason> {
         let reason = Reason::of(ended)?;
         let slot = &self.0.slots[reason as usize];
@@ -212,7 +217,7 @@ impl Violations {
                 }
                 _ => None,
             };
-            // Whoever fell silent did nothing wrong.
+            // A peer that fell silent did nothing wrong.
             if reason == Reason::HeartbeatTimeout {
                 tracing::info!(peer, %port, reason = name, unlogged, "connection ended: {ended}");
             } else {
@@ -222,7 +227,8 @@ impl Violations {
         Some(reason)
     }
 
-    /// Notes that a request of this peer was passed over, because the addresses in front of it are longer than the limit.
+    /// Counts a request of this peer that was ignored because the addresses in front of it, of `size` bytes,
+    /// are longer than `limit`.
     pub fn note_long_envelope(&self, peer: &str, port: impl fmt::Display, size: usize, limit: usize) {
         let reason = Reason::EnvelopeTooLong;
         let slot = &self.0.slots[reason as usize];
@@ -241,7 +247,7 @@ impl Violations {
         }
     }
 
-    /// How many there were.
+    /// The counts so far.
     #[must_use]
     pub fn counts(&self) -> ViolationCounts {
         ViolationCounts(std::array::from_fn(|index| self.0.slots[index].count.load(Ordering::Relaxed)))
