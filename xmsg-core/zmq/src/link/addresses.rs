@@ -1,4 +1,4 @@
-//! From the names in endpoints to addresses: of hosts, and of this machine's interfaces.
+//! Resolution of the names in endpoints to addresses: names of hosts, and of the interfaces of this machine.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use crate::link::transport::connect_error;
 use crate::{Endpoint, Error, ErrorKind, Result};
 
-/// The addresses behind the name of a host: at least one.
+/// Returns the addresses of a host name, at least one.
 pub(crate) async fn look_up(endpoint: &Endpoint, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
     let error = match tokio::net::lookup_host((host, port)).await {
         Ok(addresses) => {
@@ -18,7 +18,8 @@ pub(crate) async fn look_up(endpoint: &Endpoint, host: &str, port: u16) -> Resul
         }
         Err(error) => error,
     };
-    // Without descriptors the files and servers that know the name can't be asked, and the system says that nobody knows it.
+    // Without free descriptors, the resolver can't open its files and sockets, and the system reports that
+    // the name is unknown.
     let error = std::fs::File::open("/dev/null").err().filter(Error::is_used_up).unwrap_or(error);
     if Error::is_used_up(&error) {
         return Err(connect_error(endpoint, error));
@@ -29,13 +30,13 @@ pub(crate) async fn look_up(endpoint: &Endpoint, host: &str, port: u16) -> Resul
     Err(Error::new(ErrorKind::UnknownHost, what).with_source(error))
 }
 
-/// The addresses that a socket is bound to for this host, at least one: `*` is every interface, and the name of an interface stands for its
-/// addresses.
+/// Returns the addresses to bind to for this host, at least one. `*` means every interface, and the name of
+/// an interface means its addresses.
 pub(crate) async fn to_bind(endpoint: &Endpoint, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
     if host == "*" {
         return Ok(vec![(Ipv4Addr::UNSPECIFIED, port).into()]);
     }
-    // A literal address needs no list of interfaces, and such a list may be long.
+    // A literal address needs no list of interfaces, which may be long.
     if host.parse::<IpAddr>().is_err() {
         let addresses: Vec<_> = interface(host).into_iter().map(|(ip, _)| (ip, port).into()).collect();
         if !addresses.is_empty() {
@@ -45,7 +46,7 @@ pub(crate) async fn to_bind(endpoint: &Endpoint, host: &str, port: u16) -> Resul
     look_up(endpoint, host, port).await
 }
 
-/// What can be made of the first address with which it can be; the last error, if it can be with none.
+/// Returns the result of `make` for the first address for which it succeeds, or the last error.
 pub(crate) fn first_that_does<T>(
     addresses: Vec<SocketAddr>,
     make: impl Fn(SocketAddr) -> io::Result<T>,
@@ -60,8 +61,8 @@ pub(crate) fn first_that_does<T>(
     Err(last)
 }
 
-/// The addresses of the interface of this name, those of IPv4 first, each with the interface's number. None if there is no such interface, or the
-/// system doesn't tell.
+/// Returns the addresses of the interface with this name and the index of the interface, IPv4 first. The list
+/// is empty if there is no such interface or the system does not list its interfaces.
 pub(crate) fn interface(name: &str) -> Vec<(IpAddr, u32)> {
     let all = if_addrs::get_if_addrs().unwrap_or_default();
     let named = all.into_iter().filter(|interface| interface.name == name);
@@ -70,7 +71,7 @@ pub(crate) fn interface(name: &str) -> Vec<(IpAddr, u32)> {
     found
 }
 
-/// The number of the interface that has this address.
+/// Returns the index of the interface that has this address.
 pub(crate) fn interface_with(address: IpAddr) -> Option<u32> {
     let all = if_addrs::get_if_addrs().unwrap_or_default();
     all.into_iter().find(|interface| interface.ip() == address).and_then(|found| found.index)

@@ -1,4 +1,4 @@
-//! The receive buffer: memory that is handed on without a copy, and taken back when everybody is done with it.
+//! The receive buffer: memory that is passed on without a copy, and reused when no slice of it is left.
 
 use std::collections::VecDeque;
 use std::io;
@@ -6,38 +6,38 @@ use std::io;
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// A slab's first size: what an idle connection holds.
+/// The first size of a slab, which is what an idle connection holds.
 const SLAB_MIN: usize = 4 << 10;
-/// The size to which slabs grow while reads fill them. Small enough to stay in a core's cache.
+/// The size to which slabs grow while reads fill them. It is small enough for a core's cache.
 const SLAB_MAX: usize = 128 << 10;
-/// The largest slab, for connections whose messages are large.
+/// The largest size of an ordinary slab, for connections whose messages are large.
 const SLAB_LARGE: usize = 2 << 20;
-/// Slabs that a connection keeps to use again.
+/// The number of slabs that a connection keeps for reuse.
 const SPARE: usize = 8;
-/// Of a message of this length, no more is read than it lacks, and [`READ_MIN`]: what came of the next one has to be moved to another
-/// slab, and should not be much.
+/// For a message of at least this length, a read takes no more than the bytes that are missing and
+/// [`READ_MIN`]. The beginning of the next message has to be copied to another slab, and should be short.
 const LARGE: usize = 256 << 10;
-/// A slab with less room than this is given up rather than read into.
+/// A slab with less room than this is replaced before the next read.
 const READ_MIN: usize = 2 << 10;
 
-/// Which slab bytes lie in: slices of it keep the whole slab alive.
+/// Identifies the slab that bytes lie in. A slice of it keeps the whole slab alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slab {
     /// Differs from that of every other slab of this connection.
     pub serial: u64,
-    /// Bytes of the whole slab.
+    /// The size of the whole slab in bytes.
     pub size: usize,
 }
 
-/// Where a connection's bytes arrive. Whoever takes bytes off the front gets a slice of the slab; a slab is used
-/// again once no slice of it is left.
+/// The buffer in which the bytes of a connection arrive. Bytes that are split off the front are a slice of
+/// the slab. A slab is reused once no slice of it is left.
 #[derive(Debug)]
 pub struct ReceiveBuffer {
-    /// The bytes that came in and are not yet used up.
+    /// The bytes that were received and not yet consumed.
     pub input: BytesMut,
     slab: Slab,
     slab_len: usize,
-    /// Slabs to use again, and how large they are.
+    /// Slabs for reuse, with their sizes.
     spare: VecDeque<(usize, BytesMut)>,
 }
 
@@ -50,14 +50,18 @@ impl Default for ReceiveBuffer {
 }
 
 impl ReceiveBuffer {
-    /// The slab in which `input` lies.
+    /// Returns the slab in which `input` lies.
     #[must_use]
     pub fn slab(&self) -> Slab {
         self.slab
     }
 
-    /// Reads once; `missing` bytes are known to belong to the message at the front. Returns how many bytes came,
-    /// 0 at the end of the stream.
+    /// Reads once. `missing` is the number of bytes that are known to be missing from the message at the
+    /// front. Returns the number of bytes that were read, which is 0 at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// The stream failed.
     pub async fn read(&mut self, stream: &mut (impl AsyncRead + Unpin), missing: usize) -> io::Result<usize> {
         self.make_room(missing);
         let room = self.input.capacity() - self.input.len();
@@ -70,7 +74,7 @@ impl ReceiveBuffer {
         Ok(len)
     }
 
-    /// Gives up all memory that is not in use: what was large may stay idle for long now.
+    /// Releases all memory that is not in use. The connection may now be idle for long.
     pub fn release(&mut self) {
         self.spare.clear();
         self.slab_len = SLAB_MIN;
@@ -80,59 +84,62 @@ impl ReceiveBuffer {
         }
     }
 
-    /// Bytes of all slabs once the next read has been made, with so many bytes missing of the message at the front.
+    /// Returns the size in bytes of all slabs after the next read, with `missing` bytes missing from the
+    /// message at the front.
     #[must_use]
     pub fn needs_in_all(&self, missing: usize) -> usize {
         self.with_spare(self.needs(missing))
     }
 
-    /// Bytes of all slabs once there is [room](Self::reserve) for so many more.
+    /// Returns the size in bytes of all slabs once there is [room](Self::reserve) for `len` more bytes.
     #[must_use]
     pub fn needs_in_all_for(&self, len: usize) -> usize {
         self.with_spare(self.needs_for(len))
     }
 
-    /// Bytes of the slabs while the next read is made of which nothing is known: the new one, if there is to be one, and the one before.
+    /// Returns the size in bytes of the slabs during the next read if nothing is known about its length. It
+    /// covers the larger of the present slab and the one that may replace it.
     #[must_use]
     pub fn needs_in_handshake(&self) -> usize {
         let slab = self.next_slab(0).map_or(self.slab.size, |(_, size)| size);
         slab.max(self.slab.size) + self.spare()
     }
 
-    /// Bytes of all slabs.
+    /// Returns the size in bytes of all slabs.
     #[must_use]
     pub fn held(&self) -> usize {
         self.slab.size + self.spare()
     }
 
     fn with_spare(&self, slab: usize) -> usize {
-        // A very large slab that grows gives up the spare ones.
+        // A very large slab that grows releases the spare ones.
         if slab > SLAB_LARGE.max(self.slab.size) { slab } else { slab + self.spare() }
     }
 
-    /// Bytes of the slab that the next read will need, with so many bytes missing of the message at the front.
+    /// The size in bytes of the slab for the next read, with `missing` bytes missing from the message at the
+    /// front.
     fn needs(&self, missing: usize) -> usize {
         let len = self.input.len();
         if len == 0 && self.slab.size > SLAB_LARGE {
-            // It is not kept.
+            // The present slab is not kept.
             return SLAB_MAX;
         }
         let wanted = missing.min(len.max(self.slab_len)).max(READ_MIN);
         self.slab.size.max(len + wanted)
     }
 
-    /// Bytes of the slabs that are kept to be used again.
+    /// The size in bytes of the slabs that are kept for reuse.
     fn spare(&self) -> usize {
         self.spare.iter().map(|(size, _)| size).sum()
     }
 
-    /// Whether so many bytes find room in the slab as it is.
+    /// Whether the slab as it is has room for `len` more bytes.
     #[must_use]
     pub fn fits(&self, len: usize) -> bool {
         self.input.capacity() - self.input.len() >= len
     }
 
-    /// Bytes of the slab once there is [room](Self::reserve) for so many more.
+    /// The size in bytes of the slab once there is [room](Self::reserve) for `len` more bytes.
     fn needs_for(&self, len: usize) -> usize {
         let needed = self.input.len() + len;
         if self.fits(len) {
@@ -144,7 +151,8 @@ impl ReceiveBuffer {
         }
     }
 
-    /// Sees to room for so many bytes, which are there already, somewhere else. A large slab has just that: it is not rounded up.
+    /// Makes room for `len` bytes that have arrived already, in another buffer. A large slab gets exactly
+    /// this size and is not rounded up.
     pub fn reserve(&mut self, len: usize) {
         if self.fits(len) {
             return;
@@ -158,22 +166,22 @@ impl ReceiveBuffer {
         }
     }
 
-    /// The size of the next slab, when the present one was too small.
+    /// The size of the next slab if the present one was too small.
     fn grown(&self) -> usize {
         if self.slab_len < SLAB_MAX { (self.slab_len * 4).min(SLAB_MAX) } else { self.slab_len }
     }
 
-    /// Gives up a very large slab that is not needed for the little that is left in it. Returns whether there was one.
+    /// Releases a very large slab if only a few bytes are left in it. Returns whether it did.
     pub fn give_up_large(&mut self) -> bool {
         let is_large = self.slab.size > SLAB_LARGE && self.input.len() <= SLAB_MAX;
         if is_large {
-            // What comes next may be small, or long in coming.
+            // The next messages may be small, or take long to arrive.
             self.renew(self.slab_len.min(SLAB_MAX).max(self.input.len().next_power_of_two()));
         }
         is_large
     }
 
-    /// Sees to room for a read. Never reserves more than twice what has already arrived, however much a peer
+    /// Makes room for a read. Never reserves more than twice what has already arrived, however much a peer
     /// announces.
     fn make_room(&mut self, missing: usize) {
         let Some((slab_len, size)) = self.next_slab(missing) else { return };
@@ -185,7 +193,8 @@ impl ReceiveBuffer {
         }
     }
 
-    /// The size to which slabs grow, and that of the one which the next read needs; `None`: there is room for it in the present one.
+    /// Returns the new size to which slabs grow, and the size of the slab that the next read needs. Returns
+    /// `None` if there is room in the present slab.
     fn next_slab(&self, missing: usize) -> Option<(usize, usize)> {
         let len = self.input.len();
         let room = self.input.capacity() - len;
@@ -197,24 +206,27 @@ impl ReceiveBuffer {
         }
         let mut slab_len = self.slab_len;
         if (len + wanted) * 4 > slab_len && len >= slab_len / 4 && slab_len < SLAB_LARGE {
-            // Large messages: slabs that hold several of them make for few copies of a last, unfinished one.
+            // Messages are large. With slabs that hold several of them, a last, unfinished one is copied less
+            // often.
             slab_len *= 2;
         }
-        // Room for a good read behind what is there, or else every few bytes would have it all copied.
+        // There has to be room for a read of useful size behind what is there. Otherwise everything would be
+        // copied again for every few bytes.
         let needed = len + wanted.max(READ_MIN);
         let size = if needed > SLAB_LARGE { needed } else { slab_len.max(needed.next_power_of_two()) };
         Some((slab_len, size))
     }
 
-    /// Has the slab of one very large message grow to just this size: where it is, or moved by the system without being there twice.
+    /// Lets the slab of one very large message grow to exactly `size`. It grows in place or is moved by the
+    /// system, so the message need not exist twice.
     fn extend(&mut self, size: usize) {
-        // They are of no use to it, and may be as large together.
+        // The spare slabs are too small to be of use, and may together be as large as this one.
         self.spare.clear();
         let mut slab = Vec::from(std::mem::take(&mut self.input));
         slab.reserve_exact(size - slab.len());
         let bytes = bytes::Bytes::from(slab);
         self.input = bytes.try_into_mut().unwrap_or_else(|shared| {
-            // Nobody else has it.
+            // This does not happen, since there is no other reference to it.
             let mut copy = BytesMut::with_capacity(size);
             copy.extend_from_slice(&shared);
             copy
@@ -222,7 +234,7 @@ impl ReceiveBuffer {
         self.slab = Slab { serial: self.slab.serial + 1, size: self.input.capacity() };
     }
 
-    /// Goes over to a slab of at least this size, with what is there.
+    /// Switches to a slab of at least this size, and copies what is there.
     fn renew(&mut self, size: usize) {
         let mut slab = self.recycle(size).unwrap_or_else(|| BytesMut::with_capacity(size));
         slab.extend_from_slice(&self.input);
@@ -236,9 +248,9 @@ impl ReceiveBuffer {
         self.slab = Slab { serial: self.slab.serial + 1, size: self.input.capacity() };
     }
 
-    /// A slab of at least this size of which no slice is left.
+    /// Returns a slab of at least this size of which no slice is left.
     fn recycle(&mut self, size: usize) -> Option<BytesMut> {
-        // The last one first: it may still be in the processor's caches.
+        // The one that was used last comes first: it may still be in the processor's caches.
         let free = (0..self.spare.len()).rev().find(|index| {
             let (_, slab) = &mut self.spare[*index];
             slab.clear();
@@ -276,7 +288,7 @@ mod tests {
         assert!(buffer.slab().size <= data.len() + READ_MIN + SLAB_LARGE, "{}", buffer.slab().size);
     }
 
-    /// What is allowed before a read is never less than what there is after it.
+    /// What was claimed before a read is never less than what is held after it.
     #[tokio::test]
     async fn what_the_next_read_takes_in_the_handshake_is_known_before() {
         for step in [1, 100, 1_000, 4_096, 70_000] {

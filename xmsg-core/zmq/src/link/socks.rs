@@ -21,11 +21,11 @@ use crate::{Endpoint, Error, ErrorKind, Result, TcpOptions};
 pub struct SocksProxy {
     host: String,
     port: u16,
-    /// RFC 1929: who we are, and the proof.
+    /// The user name and password of RFC 1929.
     user: Option<(String, Password)>,
 }
 
-/// Where a connection is to lead.
+/// The destination of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'a> {
     pub(crate) endpoint: &'a Endpoint,
@@ -34,19 +34,20 @@ pub(crate) struct Target<'a> {
 }
 
 impl SocksProxy {
-    /// The proxy at this address, most often on port 1080. Whoever connects need not say who it is.
+    /// A proxy at this address, without authentication. The usual port is 1080.
     #[must_use]
     pub fn new(host: impl Into<String>, port: u16) -> Self {
         Self { host: host.into(), port, user: None }
     }
 
-    /// The name and password that the proxy is shown, in clear text. Each has 1 to 255 bytes.
+    /// Sets the name and password for the proxy, which are sent in clear text. Each has 1 to 255 bytes.
     #[must_use]
     pub fn user(self, name: impl Into<String>, password: Password) -> Self {
         Self { user: Some((name.into(), password)), ..self }
     }
 
-    /// Connects once. `limit` is meant for the way to the proxy, the way from there, and the handshake of ZeroMQ.
+    /// Connects once. `limit` covers the connection to the proxy, the connection from there, and the ZeroMQ
+    /// handshake; the first may take half of it.
     pub(crate) async fn connect(
         &self,
         target: Target<'_>,
@@ -75,7 +76,7 @@ impl SocksProxy {
     }
 }
 
-/// The error for what the proxy says.
+/// Returns the error for a failure that the proxy reports.
 fn failed(proxy: &Endpoint, target: &Endpoint, error: SocksError) -> Error {
     let what = format!("cannot connect to {target} through the SOCKS5 proxy {proxy}");
     match error {

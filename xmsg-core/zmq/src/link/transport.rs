@@ -1,4 +1,4 @@
-//! Byte streams: TCP, Unix sockets, and pipes within the process, behind one type.
+//! Byte streams behind one type: TCP, Unix sockets, and pipes within the process.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -24,16 +24,18 @@ use crate::lock::lock;
 use crate::{Endpoint, TcpOptions};
 use crate::{Error, ErrorKind, Result};
 
-/// Bytes that an `inproc://` pipe holds in each direction, at most, unless the options say otherwise. A large message changes hands once for each time that it is full.
+/// The default for the number of bytes that an `inproc://` pipe holds in each direction. Each time that a
+/// large message fills the pipe, its tasks have to switch.
 const INPROC_PIPE_LEN: usize = 1 << 20;
-/// … and at least: both sides send their part of the handshake before they read, as they may where the system has buffers.
+/// The minimum number of bytes that an `inproc://` pipe holds. Both sides send their part of the handshake
+/// before they read, as they may where the system has buffers.
 const INPROC_PIPE_MIN: usize = 4 << 10;
-/// Connections to an `inproc://` endpoint that wait to be accepted.
+/// The maximum number of connections to an `inproc://` endpoint that wait to be accepted.
 const INPROC_BACKLOG: usize = 128;
-/// Connections that the kernel holds until they are accepted.
+/// The number of connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// Runs the same expression on whichever stream it is.
+/// Evaluates the same expression for each kind of stream.
 macro_rules! on_stream {
     ($self:expr, $enum:ident, $stream:ident => $body:expr) => {
         match $self {
@@ -47,7 +49,7 @@ macro_rules! on_stream {
 /// An open connection.
 #[derive(Debug)]
 pub enum Stream {
-    /// TCP.
+    /// A TCP connection.
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
@@ -72,28 +74,33 @@ impl Pipe {
 /// The reading direction of a [`Stream`].
 #[derive(Debug)]
 pub enum ReadHalf<'a> {
-    /// TCP.
+    /// The reading direction of a TCP connection.
     Tcp(tcp::ReadHalf<'a>),
-    /// A Unix socket.
+    /// The reading direction of a Unix socket.
     Unix(unix::ReadHalf<'a>),
-    /// A pipe within the process.
+    /// The reading direction of a pipe within the process.
     Inproc(&'a mut tokio::io::ReadHalf<DuplexStream>),
 }
 
 /// The writing direction of a [`Stream`].
 #[derive(Debug)]
 pub enum WriteHalf<'a> {
-    /// TCP.
+    /// The writing direction of a TCP connection.
     Tcp(tcp::WriteHalf<'a>),
-    /// A Unix socket.
+    /// The writing direction of a Unix socket.
     Unix(unix::WriteHalf<'a>),
-    /// A pipe within the process.
+    /// The writing direction of a pipe within the process.
     Inproc(&'a mut tokio::io::WriteHalf<DuplexStream>),
 }
 
 impl Stream {
-    /// Connects once. `limit` is what the caller has in mind for connection and handshake: each address behind a name gets an
-    /// equal share of it, and so does the handshake.
+    /// Connects once. `limit` is the time that the caller allows for connection and handshake together. For
+    /// TCP, each address of a host name gets an equal share of it, and so does the handshake; otherwise it is
+    /// not used.
+    ///
+    /// # Errors
+    ///
+    /// The name has no address, or no connection could be made. The error is that of the last address.
     pub async fn connect(endpoint: &Endpoint, options: &TcpOptions, limit: Duration) -> Result<Self> {
         let failed = |error| connect_error(endpoint, error);
         match endpoint {
@@ -118,20 +125,20 @@ impl Stream {
         }
     }
 
-    /// The address of the peer, if it came over a network.
+    /// Returns the address of the peer if it is connected over TCP.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
         self.route().map(|route| route.peer.ip())
     }
 
-    /// Both ends of a TCP connection.
+    /// Returns the addresses of both ends of a TCP connection.
     #[must_use]
     pub fn route(&self) -> Option<Route> {
         let Self::Tcp(stream) = self else { return None };
         Some(Route { local: stream.local_addr().ok()?, peer: stream.peer_addr().ok()? })
     }
 
-    /// Both directions, to be used at the same time.
+    /// Splits the stream into both directions, which can be used at the same time.
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
         match self {
             Self::Tcp(stream) => {
@@ -147,24 +154,25 @@ impl Stream {
     }
 }
 
-/// That the peer has closed its direction, or that the connection is broken, whether something is left to be read or not: `READABLE` would
-/// be true all the time while something is. Of what is urgent, nobody asks the system. Elsewhere than on Linux an orderly end is
-/// seen only when it is read.
+/// Is ready when the peer has closed its direction, or the connection is broken, whether there are bytes to
+/// be read or not. `READABLE` would be ready all the time while there are. Urgent TCP data is not reported,
+/// because tokio does not register its streams for it. On other systems than Linux, a graceful end is noticed
+/// only when it is read.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const LEFT: Interest = Interest::PRIORITY.add(Interest::ERROR);
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const LEFT: Interest = Interest::ERROR;
 
 impl ReadHalf<'_> {
-    /// Waits until the peer has closed its direction, or the connection is broken, without reading: what it sent before is still there. Of a
-    /// pipe within the process it is never found out.
+    /// Waits until the peer has closed its direction, or the connection is broken. Nothing is read: what the
+    /// peer sent before is still there. For a pipe within the process, it never returns.
     pub(crate) async fn left(&self) {
         let ready = match self {
             Self::Tcp(stream) => stream.ready(LEFT).await,
             Self::Unix(stream) => stream.ready(LEFT).await,
             Self::Inproc(_) => std::future::pending().await,
         };
-        // It fails when the runtime ends: then nobody reads on, either.
+        // It fails when the runtime ends, and then nothing is read any more.
         drop(ready);
     }
 }
@@ -202,12 +210,12 @@ impl AsyncWrite for WriteHalf<'_> {
 }
 
 impl TcpOptions {
-    /// Sets the options. None of them is worth losing a connection over: what the system refuses is logged.
+    /// Sets the options. None of them is worth losing a connection: what the system refuses is only logged.
     fn apply(&self, stream: &TcpStream) {
         let socket = SockRef::from(stream);
         let mut result = socket.set_tcp_nodelay(true);
         if let Some(idle) = self.keepalive {
-            // The kernel takes whole seconds, and 0 for an error.
+            // The kernel takes whole seconds, and 0 is an error.
             let second = Duration::from_secs(1);
             let keepalive = TcpKeepalive::new()
                 .with_time(idle.max(second))
@@ -238,18 +246,19 @@ pub struct Listener {
     options: TcpOptions,
 }
 
-/// `None` once it is closed.
+/// `None` once the listener is closed.
 type Shared = Arc<Mutex<Option<Accepting>>>;
 
-/// Closes a [`Listener`] that belongs to somebody else, such as the task that accepts.
+/// Closes a [`Listener`] that another task owns, such as the one that accepts connections.
 #[derive(Clone, Debug)]
 pub struct Closer(Shared);
 
 impl Closer {
-    /// Frees the endpoint before it returns: it can be bound again. Nobody is accepted any more, and
-    /// [`accept`](Listener::accept) never returns.
+    /// Closes the listener. The endpoint can be bound again when this returns. No more connections are
+    /// accepted, and [`accept`](Listener::accept) never returns.
     pub fn close(&self) {
-        // It is dropped under the lock: whoever closes at the same time returns only once the endpoint is free, too.
+        // The value is dropped under the lock, so that a concurrent call also returns only once the endpoint
+        // is free.
         let mut accepting = lock(&self.0);
         drop(accepting.take());
     }
@@ -263,7 +272,13 @@ enum Accepting {
 }
 
 impl Listener {
-    /// Binds. A Unix socket that nobody listens on any more is replaced; any other file is left alone.
+    /// Binds an endpoint. A Unix socket on which nothing listens any more is replaced; any other file is left
+    /// alone.
+    ///
+    /// # Errors
+    ///
+    /// The endpoint is in use, not permitted, not an address of this machine, or has no connections
+    /// (`udp://`).
     pub async fn bind(endpoint: &Endpoint, options: TcpOptions) -> Result<Self> {
         let failed = |error: io::Error| bind_error(endpoint, error);
         let accepting = match endpoint {
@@ -306,7 +321,7 @@ impl Listener {
         Self { endpoint, accepting: Arc::new(Mutex::new(Some(accepting))), options }
     }
 
-    /// Takes over a TCP socket that listens already: one that a service manager bound for us.
+    /// Takes over a TCP socket that listens already, such as one that a service manager has bound.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -329,25 +344,27 @@ impl Listener {
         Ok(Self::new(endpoint, Accepting::Tcp(listener), options))
     }
 
-    /// The endpoint that it is bound to, with the port that the system chose for port 0.
+    /// Returns the endpoint that is bound, with the port that the system chose for port 0.
     #[must_use]
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// What closes it from elsewhere.
+    /// Returns a handle that closes the listener from elsewhere.
     #[must_use]
     pub fn closer(&self) -> Closer {
         Closer(self.accepting.clone())
     }
 
-    /// The next connection and a name for its peer. When descriptors run out it waits and tries again: the
-    /// error never reaches the caller, and no processor time is spent on it.
+    /// Accepts the next connection, and returns it with a name for its peer. When descriptors run out, it
+    /// waits and tries again: the error never reaches the caller, and the loop takes no processor time
+    /// meanwhile.
     pub async fn accept(&mut self) -> (Stream, String) {
         self.accept_making_room(|| false).await
     }
 
-    /// The same; when descriptors run out, `make_room` may end a connection, and says whether it did.
+    /// Accepts the next connection like [`accept`](Self::accept). When descriptors run out, it calls
+    /// `make_room`, which may end a connection and returns whether it did.
     pub async fn accept_making_room(&mut self, make_room: impl Fn() -> bool) -> (Stream, String) {
         let mut pause = Duration::from_millis(10);
         loop {
@@ -365,7 +382,7 @@ impl Listener {
                 Err(error) => error,
             };
             if Error::is_used_up(&error) && make_room() {
-                // Its descriptor is free once its task has had a turn.
+                // The descriptor is free once the task of that connection has run.
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 continue;
             }
@@ -389,7 +406,7 @@ impl Accepting {
                 Poll::Ready(Some(stream)) => {
                     Poll::Ready(Ok((Stream::Inproc(Pipe::new(stream)), format!("inproc://{name}"))))
                 }
-                // Only dropping it takes its sender out of the registry.
+                // Only dropping the receiver takes its sender out of the registry.
                 Poll::Ready(None) | Poll::Pending => Poll::Pending,
             },
         }
@@ -406,10 +423,10 @@ impl Drop for Accepting {
     fn drop(&mut self) {
         match self {
             Self::Tcp(_) => {}
-            // It has no file.
+            // An abstract socket has no file.
             Self::Unix(_, path) if is_abstract(path) => {}
             Self::Unix(_, path) => {
-                // Somebody may have taken it away already; then there is nothing left to do.
+                // If the file was removed already, there is nothing left to do.
                 let _ = std::fs::remove_file(path);
             }
             Self::Inproc(_, name) => {
@@ -419,8 +436,8 @@ impl Drop for Accepting {
     }
 }
 
-/// Tries the addresses of the name in turn: always in the order in which the system gives them, so that all connections to a
-/// proxy meet at the same one.
+/// Tries the addresses of the name one after another. It always keeps the order of the system, so that all
+/// connections to a proxy reach the same one.
 async fn connect_tcp(addresses: Vec<SocketAddr>, limit: Duration) -> io::Result<TcpStream> {
     let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).saturating_add(1);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -441,7 +458,7 @@ pub(crate) fn connect_error(endpoint: &Endpoint, error: io::Error) -> Error {
         (io::ErrorKind::PermissionDenied, Endpoint::Ipc(_)) => {
             (ErrorKind::NotAllowed, ": no permission to write to that socket")
         }
-        // Nobody connects from a certain port, so it is not the address that is wrong.
+        // No fixed local port is requested, so it is not the address that is wrong.
         (io::ErrorKind::AddrNotAvailable, Endpoint::Tcp { host, port: 1.. })
             if host.parse::<Ipv4Addr>().is_ok() =>
         {
@@ -453,7 +470,7 @@ pub(crate) fn connect_error(endpoint: &Endpoint, error: io::Error) -> Error {
     Error::new(kind, format!("cannot connect to {endpoint}{hint}")).with_source(error)
 }
 
-/// What to do when descriptors run out.
+/// The hint for the case that no descriptors are left.
 const NO_DESCRIPTOR: &str =
     ": no file descriptor is left; close what is not needed, or raise the limit (`ulimit -n`)";
 
@@ -485,12 +502,12 @@ pub(crate) fn bind_error(endpoint: &Endpoint, error: io::Error) -> Error {
     Error::new(kind, format!("cannot bind {endpoint}{hint}")).with_source(error)
 }
 
-/// Whether the name of a Unix socket is one of the abstract namespace, as libzmq writes it: `@name`.
+/// Whether this is the name of a Unix socket in the abstract namespace, which libzmq writes as `@name`.
 fn is_abstract(path: &Path) -> bool {
     cfg!(any(target_os = "linux", target_os = "android")) && path.as_os_str().as_bytes().starts_with(b"@")
 }
 
-/// The name as the system has it: of an abstract one the first byte is zero.
+/// The name as the system expects it. The first byte of an abstract name is zero.
 fn system_name(path: &Path) -> Cow<'_, Path> {
     if !is_abstract(path) {
         return Cow::Borrowed(path);
@@ -500,7 +517,7 @@ fn system_name(path: &Path) -> Cow<'_, Path> {
     Cow::Owned(OsString::from_vec(name).into())
 }
 
-/// The error of a socket that has connections, for an endpoint that has none.
+/// The error of a connection-oriented socket for an endpoint without connections.
 fn datagrams(endpoint: &Endpoint) -> Error {
     let what = format!("cannot use {endpoint}: only RADIO and DISH sockets send and receive datagrams");
     Error::new(ErrorKind::InvalidAddress, what)
@@ -508,7 +525,7 @@ fn datagrams(endpoint: &Endpoint) -> Error {
 
 type Registry = HashMap<String, mpsc::Sender<DuplexStream>>;
 
-/// The `inproc://` endpoints of this process.
+/// Returns the `inproc://` endpoints of this process.
 fn inproc() -> MutexGuard<'static, Registry> {
     static REGISTRY: LazyLock<Mutex<Registry>> = LazyLock::new(Mutex::default);
     lock(&REGISTRY)

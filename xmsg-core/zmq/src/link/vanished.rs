@@ -1,12 +1,15 @@
-//! Whether the host at the other end of a TCP connection still answers while data is on its way to it.
+//! Detects whether the host at the other end of a TCP connection still answers while data is on its way to
+//! it.
 //!
-//! A peer that pauses reads nothing, and so answers no heartbeat; but its kernel goes on acknowledging what it gets, if only to
-//! say that there is no room. A host that is gone acknowledges nothing. TCP knows the difference, and gives up after about
-//! fifteen minutes; keepalive does not help, because it is for idle connections, and `TCP_USER_TIMEOUT` ends those to paused
-//! peers, too. So the kernel is asked (`sock_diag`, what `ss -i` shows): how often did it send the same data or asked for room
-//! in vain, and when did it last hear from the other side?
+//! A peer that pauses reads nothing, and so answers no heartbeat. But its kernel goes on acknowledging what
+//! it receives, if only to say that the receive window is full. A host that is gone acknowledges nothing. TCP
+//! knows the difference, and gives up after about fifteen minutes. Keepalive does not help, because it is for
+//! idle connections. `TCP_USER_TIMEOUT` would also end connections to paused peers. So we ask the kernel
+//! (`sock_diag`, which `ss -i` uses). It says how often it retransmitted the same data or sent window probes
+//! in vain, and when it last received an acknowledgement.
 //!
-//! Linux only. Elsewhere, and where the system does not answer, nothing is ever found out, and TCP's own time limit stays.
+//! This works on Linux only. Elsewhere, and where the system does not answer, nothing is ever detected, and
+//! TCP's own time limit applies.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,47 +19,48 @@ use tokio::time::Instant;
 
 use crate::deadline::Deadline;
 
-/// So many questions in vain are no accident: of packets that are lost one by one, 1 in 20, three in a row are rare, and
-/// with them all the answers to the copies.
+/// The minimum number of unanswered probes or retransmissions, to rule out an accident. If 1 packet in 20 is
+/// lost at random, it is rare that three in a row, or all the answers to them, are lost.
 const UNANSWERED_MIN: u8 = 3;
-/// How often a connection is looked at again whose time is up when fewer questions than that were asked.
+/// How soon a connection is checked again if its time is up but fewer probes than that were sent.
 const RECHECK: Duration = Duration::from_secs(1);
 /// The kernel counts in ticks of up to 10 ms, and we look a little later than it does.
 const GRANULARITY: Duration = Duration::from_millis(50);
 
-/// Both ends of a TCP connection.
+/// The addresses of both ends of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Ours.
+    /// Our address.
     pub local: SocketAddr,
-    /// Theirs.
+    /// The peer's address.
     pub peer: SocketAddr,
 }
 
-/// What the kernel asks the other side again and again until it gets what it wants.
+/// What the kernel sends again and again until it gets an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Question {
-    /// It sends the same data again. Its count goes on while the other side answers that it has no room for the data.
+    /// It retransmits the same data. Its count goes on while the other side answers that it has no room for
+    /// the data.
     Data,
-    /// It asks whether there is room. Its count starts anew with each answer, whatever the answer says.
+    /// It probes a receive window of zero. Its count starts anew with each answer, whatever the answer says.
     Room,
 }
 
-/// What the kernel says about a connection.
+/// What the kernel reports about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sample {
     question: Question,
-    /// How often in a row it asked. 0 when nothing is on its way.
+    /// How often in a row the kernel asked. It is 0 when nothing is on its way.
     asked: u8,
-    /// How long ago the last acknowledgement came.
+    /// How long ago the last acknowledgement arrived.
     last_ack: Duration,
-    /// Bytes that came and that we have not read.
+    /// The number of bytes that arrived and that we have not read.
     unread: u32,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// To be looked at again after so long.
+    /// The connection is to be checked again after this time.
     Wait(Duration),
     Gone,
 }
@@ -81,12 +85,12 @@ impl Watch {
             self.silence = None;
             return Verdict::Wait(self.interval);
         };
-        // If it answered meanwhile, what is unanswered now is something else.
+        // If the peer has acknowledged something since, what is unanswered now is something else.
         let going_on = self.silence.filter(|silence| sample.last_ack + GRANULARITY >= now - silence.since);
         let silence = going_on.unwrap_or(Silence {
             since: now,
             asked_before: match sample.question {
-                // Some of these may have been answered, so none of them counts.
+                // Some of these retransmissions may have been answered, so none of them counts.
                 Question::Data => sample.asked,
                 Question::Room => 0,
             },
@@ -102,20 +106,21 @@ impl Watch {
     }
 }
 
-/// Returns when the host at the other end has not answered for `timeout` although it was asked; that is found out within
-/// `interval` more. An idle connection asks nothing: that is what keepalive is for. Without a route it never returns.
+/// Returns when the host at the other end has not answered for `timeout` although it was asked, at most
+/// `interval` later. Nothing is asked on an idle connection; keepalive is for that. Without a route it never
+/// returns.
 pub async fn vanished(route: Option<Route>, interval: Duration, timeout: Duration) {
     let (Some(route), true) = (route, cfg!(target_os = "linux")) else { return std::future::pending().await };
     asking(|| kernel::sample(route), interval, timeout).await;
 }
 
-/// The same by what `sample` says.
+/// Does what [`vanished`] does, with samples from `sample`.
 async fn asking(
     mut sample: impl FnMut() -> io::Result<Option<Sample>>,
     interval: Duration,
     timeout: Duration,
 ) {
-    // Half of it is for the time until the kernel has asked again at all.
+    // The other half is for the time until the kernel has asked again at all.
     let mut watch = Watch { interval: interval / 2, timeout, silence: None };
     let mut pause = watch.interval;
     loop {
@@ -126,7 +131,8 @@ async fn asking(
                 tracing::debug!(%error, "the system does not say whether peers are still there: TCP decides alone");
                 return std::future::pending().await;
             }
-            // It has no descriptor, no memory or no time just now: that says nothing about the peer, nor about the next time.
+            // The system has no descriptor, memory or time at the moment. That says nothing about the peer,
+            // nor about the next time.
             Err(error) => {
                 tracing::debug!(%error, "the system did not say whether a peer is still there: it is asked again");
                 pause = watch.interval;
@@ -140,15 +146,15 @@ async fn asking(
     }
 }
 
-/// Whether the system will not answer next time either.
+/// Whether the system will not answer the next time either.
 fn is_refused(error: &io::Error) -> bool {
-    /// `EPROTONOSUPPORT`, `EAFNOSUPPORT`.
+    /// The error numbers `EPROTONOSUPPORT` and `EAFNOSUPPORT`.
     const UNKNOWN: [i32; 2] = [93, 97];
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported)
         || error.raw_os_error().is_some_and(|number| UNKNOWN.contains(&number))
 }
 
-/// How many bytes the peer has sent that we have not read, if the system says so.
+/// Returns how many bytes the peer has sent that we have not read, if the system says so.
 #[must_use]
 pub fn unread(route: Route) -> Option<u64> {
     kernel::sample(route).ok().flatten().map(|sample| sample.unread.into())
@@ -161,8 +167,8 @@ mod kernel {
     }
 }
 
-/// Netlink, by the kernel's `inet_diag.h` and `tcp.h`. Numbers are in the machine's own order, addresses and ports in
-/// that of the network.
+/// Netlink, as defined by the kernel's `inet_diag.h` and `tcp.h`. Numbers are in native byte order; addresses
+/// and ports are in network byte order.
 #[cfg(target_os = "linux")]
 mod kernel {
     use std::io::{self, Read, Write};
@@ -183,23 +189,24 @@ mod kernel {
     const IPPROTO_TCP: u8 = 6;
     /// The attribute with `struct tcp_info`.
     const INET_DIAG_INFO: u16 = 2;
-    /// Length of `struct nlmsghdr`.
+    /// The length of `struct nlmsghdr`.
     const HEADER: usize = 16;
-    /// … of `struct inet_diag_req_v2`.
+    /// The length of `struct inet_diag_req_v2`.
     const REQUEST: usize = 56;
-    /// … of `struct inet_diag_msg`.
+    /// The length of `struct inet_diag_msg`.
     const MESSAGE: usize = 72;
     /// The timer that runs while the acknowledgement of sent data is missing.
     const TIMER_DATA: u8 = 1;
-    /// … while the other side has no room.
+    /// The timer that runs while the receive window of the other side is full.
     const TIMER_ROOM: u8 = 4;
-    /// Where `idiag_rqueue` is in `struct inet_diag_msg`.
+    /// The offset of `idiag_rqueue` in `struct inet_diag_msg`.
     const UNREAD: usize = 56;
-    /// Where `tcpi_last_ack_recv` is in `struct tcp_info`, in milliseconds.
+    /// The offset of `tcpi_last_ack_recv`, in milliseconds, in `struct tcp_info`.
     const LAST_ACK: usize = 56;
     const ENOENT: i32 = 2;
 
-    /// `None` when the kernel knows no such connection (any more). It answers within the call that asks.
+    /// Returns `None` when the kernel does not know such a connection, or does not know it any more. The
+    /// kernel answers within the call that sends the request.
     pub(crate) fn sample(route: Route) -> io::Result<Option<Sample>> {
         let mut socket =
             Socket::new(Domain::from(AF_NETLINK), Type::RAW, Some(Protocol::from(NETLINK_SOCK_DIAG)))?;
@@ -215,11 +222,11 @@ mod kernel {
         bytes.extend_from_slice(&((HEADER + REQUEST) as u32).to_ne_bytes());
         bytes.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
         bytes.extend_from_slice(&NLM_F_REQUEST.to_ne_bytes());
-        // Sequence number and sender: there is one question and one answer.
+        // Sequence number and sender stay 0: there is one request and one answer.
         bytes.extend_from_slice(&[0; 8]);
         let family = if route.local.is_ipv4() { AF_INET } else { AF_INET6 };
         bytes.extend_from_slice(&[family, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1), 0]);
-        // In whatever state.
+        // The connection may be in any state.
         bytes.extend_from_slice(&u32::MAX.to_ne_bytes());
         bytes.extend_from_slice(&route.local.port().to_be_bytes());
         bytes.extend_from_slice(&route.peer.port().to_be_bytes());
@@ -236,7 +243,7 @@ mod kernel {
             SocketAddr::V6(local) => local.scope_id(),
         };
         bytes.extend_from_slice(&interface.to_ne_bytes());
-        // No cookie.
+        // This means "no cookie".
         bytes.extend_from_slice(&[0xff; 8]);
         bytes
     }
@@ -298,7 +305,7 @@ mod tests {
     #[test]
     fn who_answers_nothing_for_the_time_limit_is_gone() {
         let (start, mut watch) = (Instant::now(), watch());
-        // Idle for an hour, then something was sent, and sent again.
+        // The connection was idle for an hour; then data was sent and retransmitted.
         assert_eq!(watch.observe(start, Some(sample(0, 3_600_000))), Verdict::Wait(INTERVAL));
         assert_eq!(watch.observe(start + INTERVAL, Some(sample(1, 3_610_000))), Verdict::Wait(TIMEOUT));
         let later = start + INTERVAL + TIMEOUT / 2;
@@ -310,10 +317,10 @@ mod tests {
     fn an_answer_starts_the_time_anew() {
         let (start, mut watch) = (Instant::now(), watch());
         watch.observe(start, Some(sample(1, 300)));
-        // It answered five seconds ago.
+        // The peer answered five seconds ago.
         assert_eq!(watch.observe(start + TIMEOUT, Some(sample(3, 5_000))), Verdict::Wait(TIMEOUT));
         assert_eq!(watch.observe(start + TIMEOUT * 2, Some(sample(6, 25_000))), Verdict::Gone);
-        // And if nothing is under way any more, nothing is missing.
+        // If nothing is on its way any more, no answer is missing.
         assert_eq!(watch.observe(start + TIMEOUT * 2, Some(sample(0, 90_000))), Verdict::Wait(INTERVAL));
         assert_eq!(watch.observe(start + TIMEOUT * 3, Some(sample(9, 90_000))), Verdict::Wait(TIMEOUT));
         assert_eq!(watch.observe(start + TIMEOUT * 4, None), Verdict::Wait(INTERVAL), "it was closed");
@@ -334,7 +341,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_system_that_cannot_answer_once_is_asked_again() {
         let start = Instant::now();
-        // No descriptor is free, then nothing is acknowledged any more.
+        // At first no descriptor is free; after that, nothing is acknowledged any more.
         let mut asked = 0_u8;
         let found = asking(
             || {
@@ -349,7 +356,7 @@ mod tests {
         );
         tokio::time::timeout(Duration::from_secs(600), found).await.expect("it is found out");
         assert!(asked > 3);
-        // One that refuses is not asked again.
+        // A system that refuses is not asked again.
         let mut asked = 0;
         let refusing = || {
             asked += 1;
@@ -360,14 +367,14 @@ mod tests {
         assert_eq!(asked, 1);
     }
 
-    /// A paused peer whose room shrank under data on its way answers each copy of it, and the kernel counts the copies all the
-    /// same.
+    /// The receive window of a paused peer shrank while data was on its way. The peer answers each
+    /// retransmission, but the kernel counts them nevertheless.
     #[test]
     fn copies_that_were_answered_do_not_count() {
         let (start, mut watch) = (Instant::now(), watch());
         watch.observe(start, Some(sample(4, 100)));
         assert_eq!(watch.observe(start + TIMEOUT, Some(sample(5, 8_000))), Verdict::Wait(TIMEOUT));
-        // One copy was lost.
+        // One retransmission was lost.
         assert_eq!(watch.observe(start + TIMEOUT * 2, Some(sample(6, 28_000))), Verdict::Wait(RECHECK));
         assert_eq!(watch.observe(start + TIMEOUT * 3, Some(sample(7, 5_000))), Verdict::Wait(TIMEOUT));
         assert_eq!(watch.observe(start + TIMEOUT * 4, Some(sample(9, 25_000))), Verdict::Wait(RECHECK));
@@ -420,7 +427,7 @@ mod tests {
             while ours.write(&[0; 1 << 14]).is_ok() {}
             let time = Duration::from_millis(300);
             let gone = vanished(Some(route(&ours)), time, time);
-            // That nothing happens is what is tested.
+            // The test checks that nothing happens in this time.
             assert!(tokio::time::timeout(time * 10, gone).await.is_err());
             drop(theirs);
         }
@@ -434,7 +441,8 @@ mod tests {
                 bytes.extend_from_slice(body);
                 bytes
             };
-            // `inet_diag_msg`: established, timer 1, five times; an attribute of two bytes; `tcp_info`.
+            // An `inet_diag_msg` (established, timer 1, five times), an attribute of two bytes, and
+            // `tcp_info`.
             let mut body = vec![2, 1, 1, 5];
             body.resize(72, 0);
             body.extend_from_slice(&[6_u16.to_ne_bytes(), 8_u16.to_ne_bytes()].concat());
@@ -449,7 +457,7 @@ mod tests {
             }
             body[2] = 4;
             assert_eq!(kernel::read(&answer(20, &body)).unwrap(), Some(without_room(5, 1234)));
-            // Keepalive has a timer, too, and looks after itself.
+            // The keepalive timer detects a dead peer by itself.
             body[2] = 2;
             assert_eq!(kernel::read(&answer(20, &body)).unwrap(), Some(sample(0, 1234)));
             let error = |code: i32| kernel::read(&answer(2, &code.to_ne_bytes()));
