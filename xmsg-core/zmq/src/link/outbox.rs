@@ -1,7 +1,8 @@
-//! The bounded queue between whoever sends and the task that writes to a connection.
+//! The send queue: the bounded queue between senders and the task that writes to a connection.
 //!
-//! It holds encoded messages: short ones copied behind one another, long ones as slices of the memory that they came
-//! in. What the writer has taken and not yet written still counts, so the high-water mark is a bound on memory.
+//! It holds encoded messages. Short ones are copied one after another; long ones are slices of the memory in
+//! which they arrived. What the writer has taken and not yet written still counts, so the high-water mark is
+//! a bound on memory.
 
 mod backlog;
 mod fit;
@@ -40,35 +41,36 @@ use crate::link::line::{Calls, Line, Place};
 use crate::lock::lock;
 use xmsg_zmtp::{MessageLimits, encode_frame, encode_frame_header, encoded_len};
 
-/// Frames from this length on are queued as they are instead of being copied.
+/// Frames of at least this length are queued without a copy.
 const SHARE_MIN: usize = 8 << 10;
-/// Copied messages lie in chunks of about this size.
+/// The approximate length of a chunk of copied messages.
 const TAIL_LEN: usize = 64 << 10;
-/// Room in a chunk for the message that goes past its length.
+/// Extra room in a chunk for the message that exceeds [`TAIL_LEN`].
 const TAIL_SLACK: usize = 2 * SHARE_MIN;
-/// Written chunks whose memory is used again, while the processor's caches still hold it.
+/// The number of written chunks whose memory is kept for reuse, while it is still in the processor's caches.
 const SPARE: usize = 4;
-/// Memory that a queue keeps for copies, and a writer for boxes, while there is nothing to write, bytes. It counts for nothing but as a part of
-/// the connection.
+/// The memory in bytes that a queue keeps for copies, and a writer for boxes, while there is nothing to
+/// write. It counts as a part of the connection only.
 const KEPT: usize = 8 << 10;
-/// Bytes that are taken in a row before whoever sends lets the writer have its turn. Two things would suffer if it were much more: a
-/// loop of `push(…).await` would keep the writer of a single-threaded runtime from writing until the queue is full, and what it then writes
-/// would have left the processor's caches.
+/// After this many bytes in a row, a sender yields to the writer. With a much larger value, a loop of
+/// `push(…).await` would keep the writer of a single-threaded runtime from writing until the queue is full.
+/// What the writer then writes would have left the processor's caches.
 const TURN: usize = 64 << 10;
-/// Answers of the protocol (PONG) that wait to be written, bytes. A peer that makes us owe more does not read.
+/// The maximum size in bytes of protocol answers (PONG) that wait to be written. A peer that causes more does
+/// not read them.
 pub const URGENT_MAX: usize = 64 << 10;
 
-/// A number of messages and their bytes.
+/// A number of messages and their size in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
-    /// Messages.
+    /// The number of messages.
     pub messages: u64,
-    /// Bytes on the wire, headers included.
+    /// The size in bytes on the wire, headers included.
     pub bytes: u64,
 }
 
 impl Amount {
-    /// So many messages with so many bytes in all.
+    /// Creates an amount of `messages` messages with `bytes` bytes in all.
     #[must_use]
     pub fn new(messages: usize, bytes: usize) -> Self {
         Self { messages: messages as u64, bytes: bytes as u64 }
@@ -104,42 +106,43 @@ impl SubAssign for Amount {
     }
 }
 
-/// How much a queue may hold.
+/// A high-water mark: how much a queue may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HighWaterMark {
-    /// Bytes of memory.
+    /// The limit in bytes of memory.
     pub bytes: usize,
-    /// Messages; `usize::MAX`: any number.
+    /// The limit in messages. `usize::MAX` means no limit.
     pub messages: usize,
 }
 
 impl HighWaterMark {
-    /// A mark in bytes alone.
+    /// Creates a mark in bytes only.
     #[must_use]
     pub fn bytes(bytes: usize) -> Self {
         Self { bytes, messages: usize::MAX }
     }
 
-    /// A mark for messages alone, however large each is.
+    /// Creates a mark in messages only, however large each of them is.
     #[must_use]
     pub const fn messages(messages: usize) -> Self {
         Self { bytes: usize::MAX, messages }
     }
 }
 
-/// Memory that all queues of a process hold together, bytes.
+/// Counts the bytes of memory that all queues of a process hold together.
 #[derive(Debug, Default)]
 pub struct Ledger(AtomicUsize);
 
 impl Ledger {
-    /// Bytes held now.
+    /// Returns the number of bytes held now.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A slab's entry in the ledger. Every queued slice of the slab holds it; the last one strikes it out.
+/// The entry of a slab in the ledger. Every queued slice of the slab holds it; dropping the last one removes
+/// the entry.
 #[derive(Debug)]
 pub struct Lease {
     bytes: usize,
@@ -147,7 +150,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Enters a slab of this size.
+    /// Adds a slab of `bytes` bytes to the ledger.
     #[must_use]
     pub fn new(ledger: &Arc<Ledger>, bytes: usize) -> Arc<Self> {
         ledger.0.fetch_add(bytes, Ordering::Relaxed);
@@ -166,10 +169,10 @@ pub trait Frame: Borrow<Bytes> + AsRef<[u8]> {}
 
 impl<T: Borrow<Bytes> + AsRef<[u8]>> Frame for T {}
 
-/// Why a message was not taken.
+/// Why a message was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It has no frames, or is above the [limits](Outbox::limits) of the queue: it will never be taken.
+    /// It has no frames, or exceeds the [limits](Outbox::limits) of the queue. It would never be accepted.
     Unfit,
     /// The queue is at its high-water mark.
     Full,
@@ -181,18 +184,18 @@ pub enum Refused {
 struct Chunk {
     bytes: Bytes,
     messages: usize,
-    /// Bytes that this chunk adds to the queue's memory.
+    /// The number of bytes that this chunk adds to the memory of the queue.
     charge: usize,
     /// Whether a message ends where this chunk ends.
     ends_message: bool,
     lease: Option<Arc<Lease>>,
     keep: Keep,
-    /// Grows from chunk to chunk, with gaps.
+    /// Increases from chunk to chunk, with gaps.
     number: u64,
 }
 
 impl Chunk {
-    /// Copied bytes, which stay until they are written.
+    /// A chunk of copied bytes, which stays until it is written.
     fn copied(bytes: Bytes, messages: usize) -> Self {
         let charge = bytes.len();
         Self { bytes, messages, charge, ends_message: true, lease: None, keep: Keep::Always, number: 0 }
@@ -203,40 +206,45 @@ impl Chunk {
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct State {
     chunks: VecDeque<Chunk>,
-    /// Copied messages behind the last chunk: whole ones.
+    /// Whole messages that were copied and are not in a chunk yet.
     tail: BytesMut,
     tail_messages: usize,
-    /// Written chunks, to be filled again; `None`: they are given up.
+    /// The memory of written chunks for reuse, or `None` if it is freed.
     spare: Option<Vec<BytesMut>>,
     backlog: Backlog,
     urgent: Urgent,
-    /// Somebody waits for what is queued to be written.
+    /// Whether a caller waits until what is queued has been written.
     watched: bool,
-    /// All that is queued or in the writer's hands; `bytes` is memory.
+    /// What is queued, including what the writer has taken and not yet written. `bytes` is memory.
     queued: Amount,
     written: Amount,
-    /// What was written and is kept until it has arrived, if it is to be sent again otherwise.
+    /// What was written and is kept until it has arrived, if unconfirmed messages are to be sent again.
     retained: Option<Box<Retained>>,
-    /// Messages that were written when a connection broke last. Where they are kept they are not in doubt, and this is not told.
+    /// How many messages had left the queue when a connection broke last. It is not set where written
+    /// messages are retained, since their delivery is not in doubt.
     broken_at: u64,
-    /// Bytes of boxes that are written in part.
+    /// Encrypted bytes that were written without completing a frame. They count only as progress of the
+    /// stream.
     of_boxes: u64,
-    /// What was accepted and [thrown out](Outbox::limit) again; `bytes` are those of the messages.
+    /// What was accepted and then [discarded](Outbox::limit). `bytes` is the size of the messages.
     discarded: Amount,
-    /// No message that is queued is larger.
+    /// No message that is queued exceeds these limits.
     limits: MessageLimits,
     cut: fit::Cut,
     writer: Option<Waker>,
-    /// Bytes that were pushed since the writer had its turn.
+    /// The number of bytes that were pushed since the sender last yielded to the writer, or the writer
+    /// fetched messages.
     in_a_row: usize,
-    /// What waits for room, in the order in which it is to be queued. Others have no room meanwhile.
+    /// The messages that wait for room, in the order in which they will be queued. While there are any, no
+    /// other message finds room.
     line: Line<Waiting>,
-    /// Those who were taken out of the line because a smaller limit became known, and have yet to find out.
+    /// Waiters that were removed from the line because a smaller limit became known, and that have not been
+    /// polled since.
     unfit: Vec<Place>,
-    /// Somebody else waits for room.
+    /// Whether a caller of [`Outbox::wait_for_room`] waits.
     crowded: bool,
     pace: Pace,
-    /// The writer is to leave the messages where they are.
+    /// Whether the writer has to leave the messages in the queue.
     held: bool,
     closed: bool,
 }
@@ -268,19 +276,21 @@ impl State {
         self.append(Chunk { keep: self.backlog.keep, ..Chunk::copied(bytes, messages) });
     }
 
-    /// Gives up memory of copies that are written, if it is much: nothing may come for long now.
+    /// Releases the memory of copies that were written, if it is much: the next message may not come for
+    /// long.
     fn release_tail(&mut self) {
         if self.tail.is_empty() && self.spare.is_none() && self.tail.try_reclaim(KEPT + 1) {
             self.tail = BytesMut::new();
         }
     }
 
-    /// What was copied, and the rest of its memory for what comes next; unless it is the memory of a long message of short frames.
+    /// Takes what was copied, and leaves the rest of its memory for the next messages. The memory of a long
+    /// message of short frames is not kept.
     fn take_tail(&mut self) -> BytesMut {
         if self.tail.len() > 2 * TAIL_LEN { std::mem::take(&mut self.tail) } else { self.tail.split() }
     }
 
-    /// Encodes a message of so many bytes at the end of the queue.
+    /// Encodes a message of `len` bytes at the end of the queue.
     #[inline]
     fn push_frames(&mut self, frames: &[impl Frame], len: usize) {
         let count = frames.len();
@@ -309,7 +319,7 @@ impl State {
         }
     }
 
-    /// Puts a message of so many bytes at the end of the queue, of which the chunks of `body` are encoded already.
+    /// Adds a message of `len` bytes to the end of the queue. The frames of `body` are encoded already.
     fn push_encoded(&mut self, head: &[Bytes], body: EncodedFrames, len: usize) {
         let before = std::mem::take(&mut self.tail_messages);
         for frame in head {
@@ -327,7 +337,8 @@ impl State {
         self.in_a_row += len;
     }
 
-    /// Whether a message of so many bytes fits. One above the mark goes alone.
+    /// Whether a message of `len` bytes fits. A message larger than the mark is accepted when the queue is
+    /// empty.
     fn has_room(&self, len: usize, mark: HighWaterMark) -> bool {
         let Amount { messages, bytes } = self.queued;
         let bytes = bytes + self.retained_bytes();
@@ -340,21 +351,21 @@ impl State {
     }
 }
 
-/// Who is to be told that there is room.
+/// The tasks to be notified that there is room.
 #[derive(Debug, Default)]
 struct Room {
-    /// Their messages were taken.
+    /// Senders whose messages were taken into the queue.
     served: Calls,
-    /// Others wait, who will see for themselves.
+    /// Whether there are other tasks that wait for room and have to check again.
     crowded: bool,
 }
 
-/// The queue. Senders push from any task; one writer at a time drains it.
+/// The send queue of a connection. Senders push from any task; one writer at a time drains it.
 #[derive(Debug)]
 pub struct Outbox {
     state: Mutex<State>,
     mark: HighWaterMark,
-    /// At this level or below it, those who wait for room are woken.
+    /// Tasks that wait for room are woken at or below this level.
     low_water: Amount,
     ledger: Option<Arc<Ledger>>,
     room: Notify,
@@ -362,7 +373,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty queue with this mark.
+    /// Creates an empty queue with this high-water mark.
     #[must_use]
     pub fn new(mark: HighWaterMark) -> Self {
         Self {
@@ -375,20 +386,21 @@ impl Outbox {
         }
     }
 
-    /// The same, with its copies entered in this ledger.
+    /// Creates an empty queue whose copies and [urgent](Self::push_urgent) bytes count in this ledger.
     #[must_use]
     pub fn with_ledger(mark: HighWaterMark, ledger: Arc<Ledger>) -> Self {
         Self { ledger: Some(ledger.clone()), ..Self::new(mark) }.owing(ledger)
     }
 
-    /// The same, with what is [urgent](Self::push_urgent) entered in this ledger.
+    /// Counts [urgent](Self::push_urgent) bytes in this ledger.
     #[must_use]
     pub fn owing(self, ledger: Arc<Ledger>) -> Self {
         self.state().urgent.count_in(ledger);
         self
     }
 
-    /// The same for a busy connection, of which there are few: it keeps the memory of four chunks, 80 KiB each, to use again.
+    /// Creates an empty queue for a busy connection, of which there are few. It keeps the memory of four
+    /// chunks, 80 KiB each, for reuse.
     #[must_use]
     pub fn recycling(mark: HighWaterMark) -> Self {
         let outbox = Self::new(mark);
@@ -396,7 +408,7 @@ impl Outbox {
         outbox
     }
 
-    /// The high-water mark.
+    /// Returns the high-water mark.
     #[must_use]
     pub fn mark(&self) -> HighWaterMark {
         self.mark
@@ -406,24 +418,30 @@ impl Outbox {
         lock(&self.state)
     }
 
-    /// Takes the lock for several pushes; the writer is woken once, when the guard is dropped.
+    /// Locks the queue for several pushes. The writer is woken once, when the guard is dropped.
     #[must_use]
     pub fn lock(&self) -> OutboxGuard<'_> {
         OutboxGuard { outbox: self, state: Some(self.state()), pushed: false }
     }
 
-    /// Takes a message, or says why not. While others [wait](Self::push) for room, there is none for this
-    /// one, even if it would fit. Frames of 8 KiB or more are queued without a copy.
+    /// Queues a message if there is room. While others [wait](Self::push) for room, there is none for this
+    /// message, even if it would fit. Frames of 8 KiB or more are queued without a copy.
+    ///
+    /// # Errors
+    ///
+    /// Why the message was refused.
     pub fn try_push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
         self.lock().try_push_frames(frames)
     }
 
-    /// The same for a message of which all frames but the first few are encoded already: it takes no longer than counting their chunks.
+    /// Queues a message of which all frames but those of `head` are encoded already. It takes no longer than
+    /// counting the chunks of `body`.
     pub(crate) fn try_push_encoded(&self, head: &[Bytes], body: EncodedFrames) -> Result<(), Refused> {
         self.lock().try_push_encoded(head, body)
     }
 
-    /// Waits until there may be room, or the queue was closed. `still_full` is asked once the wait is armed.
+    /// Waits until there may be room, or the queue was closed. `still_full` is called after registering for
+    /// the notification, so that none is missed.
     pub async fn wait_for_room(&self, still_full: impl Fn(&OutboxGuard<'_>) -> bool) {
         let mut room = std::pin::pin!(self.room.notified());
         room.as_mut().enable();
@@ -437,14 +455,15 @@ impl Outbox {
         room.await;
     }
 
-    /// Queues bytes that several queues share, whole commands or messages, without a copy. Returns `false`, and queues nothing, when more
-    /// than `limit` bytes would wait then, or the queue was closed.
+    /// Queues bytes that several queues share, which are whole commands or messages, without a copy. Returns
+    /// `false`, and queues nothing, if more than `limit` bytes would then be queued, or if the queue was
+    /// closed.
     pub fn push_shared(&self, bytes: &Bytes, limit: usize) -> bool {
         let mut guard = self.lock();
         if guard.is_closed() || guard.queued().bytes + bytes.len() as u64 > limit as u64 {
             return false;
         }
-        // The bytes may be few, and the entry in the queue is its own.
+        // The bytes may be few, but the entry in the queue belongs to this queue alone.
         let charge = bytes.len() + size_of::<Chunk>();
         let state = guard.state_mut();
         state.queued += Amount::new(1, charge);
@@ -454,8 +473,8 @@ impl Outbox {
         true
     }
 
-    /// Waits until everything that was queued so far has been written, or the queue was closed. For queues whose
-    /// messages all [stay](Keep::Always).
+    /// Waits until everything that was queued so far has been written, or the queue was closed. It works only
+    /// for queues whose messages all [stay](Keep::Always).
     pub async fn flushed(&self) {
         let target = {
             let state = self.state();
@@ -475,12 +494,12 @@ impl Outbox {
         }
     }
 
-    /// Makes the writer leave the messages where they are (`true`), or go on (`false`).
+    /// Makes the writer leave the messages in the queue (`true`), or continue (`false`).
     pub fn hold(&self, held: bool) {
         self.change(|state| state.held = held);
     }
 
-    /// Takes no more messages; the writer ends once it has written what is there.
+    /// Closes the queue for new messages. The writer ends once it has written what is queued.
     pub fn close(&self) {
         self.change(|state| state.closed = true);
         let (refused, behind) = {
@@ -493,7 +512,7 @@ impl Outbox {
         self.progress.notify_waiters();
     }
 
-    /// Changes the state and has the writer look at it.
+    /// Changes the state and wakes the writer.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let waker = {
             let mut state = self.state();
@@ -505,44 +524,45 @@ impl Outbox {
         }
     }
 
-    /// Whether it was closed.
+    /// Returns whether the queue was closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.state().closed
     }
 
-    /// What is queued, or taken by the writer and not yet written; `bytes` is the memory that it holds.
+    /// Returns what is queued, including what the writer has taken and not yet written. `bytes` is the memory
+    /// that it holds.
     #[must_use]
     pub fn queued(&self) -> Amount {
         self.state().queued
     }
 
-    /// What was written since the beginning.
+    /// Returns what was written since the beginning.
     #[must_use]
     pub fn written(&self) -> Amount {
         self.state().written
     }
 
-    /// Messages that were taken since the beginning.
+    /// Returns how many messages were accepted since the beginning.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         let state = self.state();
         state.passed() + state.queued.messages
     }
 
-    /// Messages that were written or thrown out since the beginning.
+    /// Returns how many messages were written or discarded since the beginning.
     #[must_use]
     pub fn gone(&self) -> u64 {
         self.state().passed()
     }
 
-    /// How many messages had been written when a connection broke last.
+    /// Returns how many messages had been written or discarded when a connection broke last.
     #[must_use]
     pub fn broken_at(&self) -> u64 {
         self.state().broken_at
     }
 
-    /// Empties the queue and says how much there was.
+    /// Empties the queue and returns how much was queued.
     pub fn clear(&self) -> Amount {
         let (queued, room) = {
             let mut guard = self.lock();
@@ -567,8 +587,8 @@ impl Outbox {
         std::mem::take(&mut state.queued)
     }
 
-    /// Gives the room that there is now to those who wait for it, if it is worth their while. They are to be
-    /// [told](Self::tell).
+    /// Gives the present room to those who wait for it, if the queue is below its low-water level. The caller
+    /// has to [`tell`](Self::tell) the result.
     fn made_room(&self, state: &mut State) -> Room {
         let Amount { messages, bytes } = state.queued;
         if bytes + state.retained_bytes() > self.low_water.bytes || messages > self.low_water.messages {
@@ -578,7 +598,7 @@ impl Outbox {
         Room { served: self.serve(state), crowded }
     }
 
-    /// Wakes whoever waited for room; once the lock is free.
+    /// Wakes those who waited for room. The lock must be free.
     fn tell(&self, room: Room) {
         room.served.wake();
         if room.crowded {
@@ -599,11 +619,11 @@ impl Outbox {
     }
 }
 
-/// The locked queue.
+/// A guard that holds the lock of the queue.
 #[derive(Debug)]
 pub struct OutboxGuard<'a> {
     outbox: &'a Outbox,
-    /// `None` only while it is dropped.
+    /// `None` only while the guard is dropped.
     state: Option<MutexGuard<'a, State>>,
     pushed: bool,
 }
@@ -618,38 +638,38 @@ impl OutboxGuard<'_> {
         self.state.as_ref().expect("the guard holds the lock until it is dropped")
     }
 
-    /// Whether the queue was closed.
+    /// Returns whether the queue was closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.state().closed
     }
 
-    /// What is queued.
+    /// Returns what is queued.
     #[must_use]
     pub fn queued(&self) -> Amount {
         self.state().queued
     }
 
-    /// Whether a message of so many bytes would be refused for want of room.
+    /// Whether a message of `len` bytes would be refused for lack of room.
     #[must_use]
     pub(crate) fn is_full(&self, len: usize) -> bool {
         let state = self.state();
         !state.closed && (!state.line.is_empty() || !state.has_room(len, self.outbox.mark))
     }
 
-    /// How much more a queue with this mark takes.
+    /// Returns how much more a queue with this mark accepts.
     #[must_use]
     pub fn room(&self, mark: HighWaterMark) -> Amount {
         Amount::new(mark.messages, mark.bytes) - self.state().queued
     }
 
-    /// Whether so much waits that whoever sends had better let the writer [catch up](Outbox::catch_up).
+    /// Returns whether so much is queued that a sender should let the writer [catch up](Outbox::catch_up).
     #[must_use]
     pub fn is_far_ahead(&self) -> bool {
         self.state().is_far_ahead()
     }
 
-    /// Notes that somebody waits for room.
+    /// Notes that a task waits for room.
     pub fn wait_for_room(&mut self) {
         self.state_mut().crowded = true;
     }
@@ -668,12 +688,12 @@ impl OutboxGuard<'_> {
         self.pushed = true;
     }
 
-    /// Puts whole messages at the end of the queue without a copy. They lie in a slab; the queue is charged for
-    /// all of it, once for as long as slices of it follow one another.
+    /// Adds whole messages to the end of the queue without a copy. They lie in a slab. The queue is charged
+    /// for the whole slab, once for as long as its slices follow one another.
     pub fn push_slice(&mut self, bytes: Bytes, messages: usize, lease: &Arc<Lease>) {
         let state = self.state_mut();
         let carried = match state.chunks.back_mut() {
-            // What may go separately is charged separately.
+            // Slices that may be dropped separately are charged separately.
             Some(last)
                 if state.tail.is_empty()
                     && last.keep == state.backlog.keep

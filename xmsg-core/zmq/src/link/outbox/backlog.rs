@@ -1,13 +1,15 @@
-//! What waits in an outbox makes room for newer messages: the oldest go, or those of which there is a newer one.
+//! Queued messages make room for newer ones: either the oldest are dropped, or those for which there is a
+//! newer message of the same topic.
 //!
-//! Only whole messages go, and only such as wait: what the writer has taken is on its way. So that there is always
-//! something left to go, the writer takes such messages in portions, a quarter of the mark each.
+//! Only whole messages are dropped, and only while they wait: what the writer has taken is on its way. So
+//! that something is always left to drop, the writer takes such messages in portions of a quarter of the
+//! mark.
 //!
-//! A chunk that goes from between others leaves an empty one in its place, which the writer passes over. The last
-//! chunk is never empty.
+//! A chunk that is dropped from between others leaves an empty one in its place, which the writer skips. The
+//! last chunk is never empty.
 //!
-//! Whoever pushes holds up everybody else, so no push goes over all that waits: what makes room is known by its number beforehand, and each
-//! message goes once.
+//! A push holds the lock of the queue, so no push searches all queued messages. The numbers of the chunks
+//! that can be dropped are known beforehand, and each message is dropped once.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -19,74 +21,78 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use super::{Amount, Chunk, HighWaterMark, Ordering, Outbox, OutboxGuard, State};
 use xmsg_zmtp::Header;
 
-/// Memory of a message that waits by itself, besides its bytes: chunk, allocation, place in the index.
+/// The memory of a message in a chunk of its own, in bytes, besides the message itself: chunk, allocation,
+/// and index entry.
 const OWN_CHUNK: usize = 192;
-/// Memory that is charged when messages are to be [kept](Keep) otherwise than those before them.
+/// The memory in bytes that is charged when messages have another [`Keep`] than those before them.
 pub const APART: usize = OWN_CHUNK;
-/// The writer's portion, as a part of the mark.
+/// The mark divided by the portion that the writer takes.
 const PORTION: usize = 4;
-/// Messages of which there are newer ones that go at once when there is no room, although fewer would do: soon none of them is left.
+/// The number of superseded messages that are dropped at once when there is no room, even if fewer would be
+/// enough. This way, none of them is left soon.
 const SUPERSEDED: usize = 64;
-/// Empty chunks, and entries of the index for messages that have gone, that are not worth clearing away.
+/// How many empty chunks, and index entries of dropped messages, may remain before they are removed.
 const LITTER: usize = 64;
 
-/// What may become of messages while they wait.
+/// What may happen to messages while they wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keep {
     /// They stay until they are written.
     #[default]
     Always,
-    /// The oldest go when newer ones need the room.
+    /// The oldest are dropped when newer ones need the room.
     WhileRoom,
-    /// The same; and those of which there is a newer one, with the same first frame, go when the queue is
-    /// [conflated](OutboxGuard::conflate).
+    /// The oldest are dropped when newer ones need the room. When the queue is
+    /// [conflated](OutboxGuard::conflate), a message is also dropped when there is a newer one with the same
+    /// first frame.
     Newest,
 }
 
-/// What became of a message, and of others on its account; `bytes` are those of the messages.
+/// What happened to a message, and to others because of it. `bytes` is the size of the messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// It waits now. If not, there was no room to be made.
+    /// Whether the message was queued. If not, no room could be made.
     pub accepted: bool,
-    /// Messages that went because there is a newer one of their topic.
+    /// Messages that were dropped because there is a newer one of their topic.
     pub outdated: Amount,
-    /// Messages that went because they were the oldest.
+    /// Messages that were dropped because they were the oldest.
     pub evicted: Amount,
 }
 
-/// Where the newest message of each topic waits.
+/// An index of the newest queued message of each topic.
 #[derive(Debug, Default)]
 struct Index {
     hasher: DefaultHashBuilder,
     entries: HashTable<Entry>,
-    /// Chunks of this round of whose topics a newer message waits, too: they go first when there is no room. Some may have gone already.
+    /// Chunks of this round for whose topics a newer message is queued, too. They are dropped first when
+    /// there is no room. Some may have been dropped already.
     superseded: VecDeque<u64>,
 }
 
 #[derive(Debug)]
 struct Entry {
     hash: u64,
-    /// Of the chunk.
+    /// The number of the chunk.
     number: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct Backlog {
-    /// Goes for the tail and for what is pushed next.
+    /// Applies to the tail and to what is pushed next.
     pub(super) keep: Keep,
     chunks: u64,
-    /// Empty chunks between the others.
+    /// The number of empty chunks between the others.
     empty: usize,
-    /// No chunk with a smaller number can go: where to look first.
+    /// No chunk with a smaller number can be dropped, so a search begins here.
     first: u64,
-    /// The writer's.
+    /// The maximum amount that the writer takes at a time.
     portion: Amount,
-    /// … and what of it the writer has taken.
+    /// The part of the portion that the writer has taken.
     taken: Amount,
-    /// Messages in chunks with smaller numbers are not outdated by newer ones any more: they will be written in this
-    /// round. Or else a topic that always has a newer message would never have its turn.
+    /// Messages in chunks with smaller numbers are not replaced by newer ones any more: they will be written
+    /// in this round. Otherwise a topic that always has a newer message would never be sent.
     round: u64,
-    /// While the queue is conflated.
+    /// Set while the queue is conflated.
     index: Option<Box<Index>>,
 }
 
@@ -122,12 +128,12 @@ impl Chunk {
         self.messages == 0 && self.bytes.is_empty()
     }
 
-    /// A message that was copied into memory of its own.
+    /// Whether this is one message that was copied into memory of its own.
     fn is_alone(&self) -> bool {
         self.messages == 1 && self.lease.is_none() && self.charge == self.bytes.len() + OWN_CHUNK
     }
 
-    /// Cuts whole messages off its front. What they lie in stays charged to the rest when it is shared.
+    /// Splits whole messages off the front. If they lie in a shared slab, it stays charged to the rest.
     fn cut(&mut self, part: Amount) -> Self {
         let (messages, len) = (part.messages as usize, part.bytes as usize);
         let bytes = self.bytes.split_to(len);
@@ -139,7 +145,7 @@ impl Chunk {
 }
 
 impl State {
-    /// The next chunk for the writer, which has taken so many bytes already.
+    /// Returns the next chunk for the writer, which has already taken `taken` bytes.
     pub(super) fn next_chunk(&mut self, taken: usize) -> Option<Chunk> {
         while self.chunks.front()?.is_empty() {
             self.chunks.pop_front();
@@ -155,7 +161,7 @@ impl State {
         }
         if front.number >= backlog.round {
             backlog.round = backlog.chunks + 1;
-            // All of the round before has gone.
+            // All chunks of the previous round have been written or dropped.
             if let Some(index) = &mut backlog.index {
                 index.superseded.clear();
             }
@@ -178,8 +184,8 @@ impl State {
         if part.messages == whole.messages { self.chunks.pop_front() } else { Some(front.cut(part)) }
     }
 
-    /// Messages queued from here on are kept apart from those that are kept otherwise, in memory of their own.
-    /// Returns what that adds to the queue's memory.
+    /// Begins a new chunk, in memory of its own, for messages with another `keep` than before. Returns the
+    /// number of bytes that this adds to the memory of the queue.
     fn change_keep(&mut self, keep: Keep) -> usize {
         let is_empty = self.tail.is_empty();
         self.flush_tail();
@@ -199,13 +205,13 @@ impl State {
         self.queued + need - Amount::new(limit.messages, limit.bytes)
     }
 
-    /// Takes out the oldest messages that may go, until there is room or none of them is left. Returns them, and what of
-    /// their memory was copied.
+    /// Drops the oldest messages that may be dropped, until there is room or none of them is left. Returns
+    /// them, and how much of their memory was copied.
     fn evict(&mut self, need: Amount, limit: HighWaterMark) -> (Amount, usize) {
         let (mut evicted, mut copied) = (Amount::default(), 0);
         let first = self.backlog.first;
         let mut at = match self.chunks.front() {
-            // The writer put it back.
+            // The writer has put this chunk back.
             Some(front) if front.number < first && front.keep != Keep::Always => 0,
             _ => self.chunks.partition_point(|chunk| chunk.number < first),
         };
@@ -225,7 +231,7 @@ impl State {
                 at += 1;
                 continue;
             }
-            // A part of a slice frees no memory.
+            // Dropping a part of a slice frees no memory.
             let part =
                 if chunk.lease.is_some() && short.bytes > 0 { None } else { at_least(&chunk.bytes, short) };
             let gone = match part {
@@ -255,13 +261,13 @@ impl State {
         std::mem::replace(&mut self.chunks[at], empty)
     }
 
-    /// Takes a chunk that has gone off the books. Returns what of its memory was copied.
+    /// Subtracts a dropped chunk from the totals. Returns how much of its memory was copied.
     fn discharge(&mut self, chunk: &Chunk) -> usize {
         self.queued -= Amount::new(chunk.messages, chunk.charge);
         if chunk.lease.is_none() { chunk.charge } else { 0 }
     }
 
-    /// Clears empty chunks away.
+    /// Removes empty chunks.
     fn tidy(&mut self) {
         while self.chunks.back().is_some_and(Chunk::is_empty) {
             self.chunks.pop_back();
@@ -277,7 +283,7 @@ impl State {
         }
     }
 
-    /// The entry of the newest message of this topic that waits, and the place of its chunk.
+    /// Finds the newest queued message of this topic. Returns the index of its chunk, and its entry.
     fn newest(&mut self, topic: &[u8]) -> Option<(usize, OccupiedEntry<'_, Entry>)> {
         let index = self.backlog.index.as_mut()?;
         let (chunks, hash) = (&self.chunks, index.hasher.hash_one(topic));
@@ -293,8 +299,8 @@ impl State {
         found.ok().map(|entry| (at, entry))
     }
 
-    /// Takes out the message of this topic that waits, because there is a newer one; not if it will be written in this round, unless it `must`
-    /// go. Returns it, and what of its memory was copied.
+    /// Drops the queued message of this topic because there is a newer one. Without `must`, it stays if it
+    /// will be written in this round. Returns it, and how much of its memory was copied.
     fn outdate(&mut self, topic: &[u8], must: bool) -> (Amount, usize) {
         let round = self.backlog.round;
         let Some((at, entry)) = self.newest(topic) else { return Default::default() };
@@ -307,8 +313,8 @@ impl State {
         gone
     }
 
-    /// Takes out messages of this round of whose topics a newer one waits: a few, and more until there is room or none of them is left.
-    /// Returns them, and what of their memory was copied.
+    /// Drops messages of this round for whose topics a newer one is queued: at least a few, and more until
+    /// there is room or none of them is left. Returns them, and how much of their memory was copied.
     fn outdate_superseded(&mut self, need: Amount, limit: HighWaterMark) -> (Amount, usize) {
         let (mut outdated, mut copied) = (Amount::default(), 0);
         let mut few = SUPERSEDED;
@@ -327,14 +333,14 @@ impl State {
         (outdated, copied)
     }
 
-    /// Takes out the only message of a chunk. Returns it, and what of its memory was copied.
+    /// Drops the only message of a chunk. Returns it, and how much of its memory was copied.
     fn take_out(&mut self, at: usize) -> (Amount, usize) {
         let gone = self.remove(at);
         let copied = self.discharge(&gone);
         (Amount::new(gone.messages, gone.bytes.len()), copied)
     }
 
-    /// Queues a message by itself, to be found by its topic.
+    /// Queues a message in a chunk of its own, so that it can be found by its topic.
     fn push_alone(&mut self, message: Bytes) {
         self.flush_tail();
         self.enter_newest(topic_of(&message), self.backlog.chunks + 1);
@@ -351,7 +357,7 @@ impl State {
         let oldest = self.chunks.front().map_or(number, |chunk| chunk.number);
         let Some(index) = &mut self.backlog.index else { return };
         if let Some(older) = older {
-            // It will be written in this round, or else it would have gone.
+            // The older message will be written in this round. Otherwise it would have been dropped.
             index.superseded.push_back(older);
             return;
         }
@@ -362,8 +368,9 @@ impl State {
         index.entries.insert_unique(hash, Entry { hash, number }, |entry| entry.hash);
     }
 
-    /// Keeps of what waits only the newest of each topic, and starts the index: once, until nothing waits any more. Returns what went, what
-    /// was copied for it, and what of the memory that was freed had been copied before.
+    /// Drops all queued messages except the newest of each topic, and creates the index, which remains until
+    /// the queue is empty. Returns what was dropped, how much was copied for that, and how much copied memory
+    /// was freed.
     fn conflate(&mut self) -> (Amount, usize, usize) {
         let (mut outdated, mut copied, mut freed) = (Amount::default(), 0, 0);
         self.flush_tail();
@@ -382,7 +389,7 @@ impl State {
                 let message = if chunk.is_alone() {
                     std::mem::take(&mut chunk.bytes)
                 } else {
-                    // A few bytes must not keep others alive.
+                    // A few bytes must not keep a whole slab or chunk in memory.
                     let len = message_len(&chunk.bytes);
                     let message = Bytes::copy_from_slice(&chunk.bytes[..len]);
                     chunk.bytes.advance(len);
@@ -400,14 +407,14 @@ impl State {
 }
 
 impl Outbox {
-    /// Has those who wait for room look again, although none has come.
+    /// Wakes those who wait for room, so that they check again although no room was made.
     pub fn reconsider(&self) {
         self.room.notify_waiters();
     }
 }
 
 impl OutboxGuard<'_> {
-    /// Says what may become of messages pushed from here on, and at which mark.
+    /// Sets what may happen to messages pushed from here on, and the mark at which it happens.
     pub fn set_keep(&mut self, keep: Keep, mark: HighWaterMark) {
         if self.state().backlog.keep != keep {
             let added = self.state_mut().change_keep(keep);
@@ -428,23 +435,23 @@ impl OutboxGuard<'_> {
         };
     }
 
-    /// What may become of messages that are pushed now.
+    /// Returns what may happen to messages that are pushed now.
     #[must_use]
     pub fn keep(&self) -> Keep {
         self.state().backlog.keep
     }
 
-    /// Makes room for so much more below this mark, as far as what waits may go. Returns the messages that went, with
-    /// their own bytes.
+    /// Makes room for `need` below this mark, as far as queued messages may be dropped. Returns the dropped
+    /// messages, with their own size.
     pub fn make_room(&mut self, need: Amount, mark: HighWaterMark) -> Amount {
         let (evicted, copied) = self.state_mut().evict(need, mark);
         self.outbox.strike_out(copied);
         evicted
     }
 
-    /// Keeps, of what waits and [may go for it](Keep::Newest), only the newest message of each topic. From then on, until
-    /// nothing waits, such messages are to be pushed with [`push_newest`](Self::push_newest). Returns the messages that
-    /// went, with their own bytes.
+    /// Drops all queued messages [that allow it](Keep::Newest) except the newest of each topic. From then on,
+    /// until the queue is empty, such messages have to be pushed with [`push_newest`](Self::push_newest).
+    /// Returns the dropped messages, with their own size.
     pub fn conflate(&mut self) -> Amount {
         let (outdated, copied, freed) = self.state_mut().conflate();
         self.enter(copied);
@@ -455,7 +462,7 @@ impl OutboxGuard<'_> {
         outdated
     }
 
-    /// Whether the queue is conflated, and has not been empty since.
+    /// Returns whether the queue is conflated, and has not been empty since.
     pub fn is_conflated(&mut self) -> bool {
         let state = self.state_mut();
         if state.chunks.is_empty() && state.tail.is_empty() {
@@ -464,8 +471,9 @@ impl OutboxGuard<'_> {
         state.backlog.index.is_some()
     }
 
-    /// Queues a copy of a message in a conflated queue; the one of the same topic that waits goes. It comes last, so
-    /// that the order stays. Makes room below this mark if it has to.
+    /// Queues a copy of a message in a conflated queue, and drops the queued message of the same topic. The
+    /// new message goes to the end, so that the order is kept. If necessary, more messages are dropped to
+    /// stay below this mark.
     pub fn push_newest(&mut self, message: &[u8], mark: HighWaterMark) -> Taken {
         self.set_portion(mark);
         let topic = topic_of(message);
@@ -476,7 +484,8 @@ impl OutboxGuard<'_> {
         let has_room = |state: &State| state.shortage(need, mark) == Amount::default();
         taken.outdated = self.outdate(topic, false);
         if !has_room(self.state()) {
-            // Better the older of two messages of one topic goes than the only one of another.
+            // Dropping the older of two messages of one topic is better than dropping the only one of
+            // another.
             taken.outdated += self.outdate(topic, true);
             let (outdated, copied) = self.state_mut().outdate_superseded(need, mark);
             self.outbox.strike_out(copied);
@@ -508,7 +517,8 @@ impl OutboxGuard<'_> {
     }
 }
 
-/// Bytes of the message at the front. What is queued consists of whole messages; of anything else it takes all.
+/// The length in bytes of the message at the front. Queues contain whole messages; for anything else it
+/// returns the whole length.
 fn message_len(bytes: &[u8]) -> usize {
     let mut len = 0;
     while let Some(Ok(Some(header))) = bytes.get(len..).map(Header::read) {
@@ -520,13 +530,13 @@ fn message_len(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
-/// The first frame of a message.
+/// Returns the first frame of a message.
 fn topic_of(message: &[u8]) -> &[u8] {
     let Ok(Some(header)) = Header::read(message) else { return &[] };
     message.get(header.len..header.len + header.body_len as usize).unwrap_or_default()
 }
 
-/// The messages at the front that are no more than this.
+/// Measures the messages at the front that together do not exceed `limit`.
 fn at_most(bytes: &[u8], limit: Amount) -> Amount {
     let mut part = Amount::default();
     while part.messages < limit.messages && (part.bytes as usize) < bytes.len() {
@@ -539,7 +549,8 @@ fn at_most(bytes: &[u8], limit: Amount) -> Amount {
     part
 }
 
-/// The fewest messages at the front that are as much as this; `None`: all of them are less.
+/// Measures the fewest messages at the front that together reach `wanted`. Returns `None` if all of them are
+/// less.
 fn at_least(bytes: &[u8], wanted: Amount) -> Option<Amount> {
     let mut part = Amount::default();
     while part.messages < wanted.messages || part.bytes < wanted.bytes {

@@ -1,6 +1,6 @@
-//! Messages that the peer does not take. They are refused at the door; those that had been accepted before their limit was known, or that
-//! a peer has shown twice that it does not want, are thrown out: they would have it end the connection again and again, and nothing
-//! behind them would ever arrive.
+//! Messages that the peer does not accept. New ones are refused. Some were accepted before the peer's limit
+//! was known, or made the peer end the connection twice. These are discarded: otherwise the peer would end
+//! the connection again and again, and nothing behind them would ever arrive.
 //!
 //! All of this is for queues whose messages [stay](super::Keep::Always) until they are written.
 
@@ -12,22 +12,22 @@ use bytes::{Bytes, BytesMut};
 use super::{Amount, Chunk, Frame, Outbox, State};
 use xmsg_zmtp::{Header, MessageLimits, encoded_len};
 
-/// Bytes of a topic that are kept to name a message that was thrown out.
+/// The number of bytes of a topic that are kept to identify a discarded message.
 const NAME_MAX: usize = 255;
 
-/// A message that had been accepted and was thrown out.
+/// A message that had been accepted and was discarded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Discarded {
-    /// Its first frame; of a long one, the first 255 bytes.
+    /// Its first frame, cut to the first 255 bytes.
     pub topic: Bytes,
-    /// Bytes on the wire, with all frames and their headers.
+    /// Its size on the wire in bytes, with all frames and their headers.
     pub size: usize,
-    /// Its frames.
+    /// The number of its frames.
     pub frames: usize,
 }
 
 impl Discarded {
-    /// The message of these frames.
+    /// Describes the message with these frames.
     pub(crate) fn of(frames: &[impl Frame]) -> Self {
         let topic: &[u8] = frames.first().map(AsRef::as_ref).unwrap_or_default();
         let topic = Bytes::copy_from_slice(&topic[..topic.len().min(NAME_MAX)]);
@@ -35,36 +35,37 @@ impl Discarded {
     }
 }
 
-/// Where connections ended: messages are told apart by how many have left the queue before them.
+/// Where connections ended. A message is identified by the number of messages that left the queue before it.
 #[derive(Debug, Default)]
 pub(super) struct Cut {
-    /// The message that the last writer left written in part.
+    /// The message that the last writer has written in part.
     begun: Option<u64>,
-    /// The one in which a peer last ended a connection.
+    /// The message during which a peer last ended a connection.
     within: Option<u64>,
 }
 
-/// A message in the queue.
+/// The position of a message in the queue.
 struct Place {
-    /// Bytes, counted from the front of the queue.
+    /// The range of its bytes, counted from the front of the queue.
     wire: Range<usize>,
-    /// … and those of its first frame.
+    /// The range of its first frame.
     topic: Range<usize>,
     frames: usize,
 }
 
 impl State {
-    /// Messages that have left the queue since the beginning.
+    /// The number of messages that have left the queue since the beginning.
     pub(super) fn passed(&self) -> u64 {
         self.written.messages + self.discarded.messages
     }
 
-    /// Notes that there is no writer any more, and whether it has left the first message written in part.
+    /// Notes that the writer has ended, and whether it has written the first message in part.
     pub(super) fn note_end(&mut self, is_inside: bool) {
         self.cut.begun = is_inside.then(|| self.passed());
     }
 
-    /// Throws out the messages for which `goes` says so. Returns them, and what of their memory was copied.
+    /// Discards the messages for which `goes` returns `true`. Returns them, and how much of their memory was
+    /// copied.
     fn discard(&mut self, goes: impl FnMut(&Place) -> bool) -> (Vec<Discarded>, usize) {
         self.flush_tail();
         let mut gone = Vec::new();
@@ -85,7 +86,7 @@ impl State {
         for mut chunk in std::mem::take(&mut self.chunks) {
             let (start, end) = (base, base + chunk.bytes.len());
             base = end;
-            // What stays of a chunk of copied messages is copied once more: this is rare, and a chunk is short.
+            // The rest of a chunk of copied messages is copied again. This is rare, and a chunk is short.
             let (mut kept, mut at, mut ends, mut ends_inside) = (BytesMut::new(), start, 0, false);
             while let Some(wire) = next.peek().filter(|wire| wire.start < end) {
                 kept.extend_from_slice(&chunk.bytes[at - start..wire.start.max(start) - start]);
@@ -125,24 +126,24 @@ impl State {
 }
 
 impl Outbox {
-    /// The same queue, which takes messages within these limits only.
+    /// Sets limits for the messages that the queue accepts.
     #[must_use]
     pub fn with_limits(self, limits: MessageLimits) -> Self {
         self.state().limits = limits;
         self
     }
 
-    /// The largest message that is taken.
+    /// Returns the limits for messages that are accepted.
     #[must_use]
     pub fn limits(&self) -> MessageLimits {
         self.state().limits
     }
 
-    /// Takes messages within these limits from now on. Those that wait and are above them are thrown out, and returned. Nobody may be
-    /// writing meanwhile.
+    /// Changes the limits for messages that are accepted. Queued messages above the new limits are discarded
+    /// and returned. No writer may be active.
     pub fn limit(&self, limits: MessageLimits) -> Vec<Discarded> {
         let mut state = self.state();
-        // All that waits is within the limits that there were.
+        // All queued messages are within the previous limits.
         let was = std::mem::replace(&mut state.limits, limits);
         if was.are_within(limits) {
             return Vec::new();
@@ -153,14 +154,15 @@ impl Outbox {
         discarded
     }
 
-    /// Whether the last writer has left a message written in part.
+    /// Returns whether the last writer has written a message in part.
     #[must_use]
     pub fn is_cut(&self) -> bool {
         self.state().cut.begun.is_some()
     }
 
-    /// Notes that the peer has ended the connection. If it did so for the second time in the same message, after a part of it was written, that
-    /// message is thrown out, and returned. Nobody may be writing any more.
+    /// Notes that the peer has ended the connection. If it did so for the second time during the same
+    /// message, after a part of it was written, that message is discarded and returned. No writer may be
+    /// active.
     pub fn cut_off(&self) -> Option<Discarded> {
         let mut state = self.state();
         let begun = state.cut.begun.take()?;
@@ -174,13 +176,13 @@ impl Outbox {
         discarded.into_iter().next()
     }
 
-    /// What was accepted and then thrown out, since the beginning; bytes are those of the messages.
+    /// Returns what was accepted and then discarded since the beginning. `bytes` is the size of the messages.
     #[must_use]
     pub fn discarded(&self) -> Amount {
         self.state().discarded
     }
 
-    /// Tells those who wait that messages have gone.
+    /// Releases the memory of discarded messages and wakes those who wait.
     fn make_up(&self, discarded: &[Discarded], copied: usize) {
         if discarded.is_empty() {
             return;
@@ -198,7 +200,7 @@ impl Outbox {
     }
 }
 
-/// Calls `found` with the messages for which `wanted` says so.
+/// Calls `found` with each message for which `wanted` returns `true`.
 fn each_message(
     chunks: &VecDeque<Chunk>,
     mut wanted: impl FnMut(&Place) -> bool,
@@ -207,7 +209,7 @@ fn each_message(
     let (mut base, mut at) = (0, 0);
     let (mut start, mut frames, mut topic) = (0, 0, 0..0);
     for chunk in chunks {
-        // Every header lies in one chunk.
+        // Every header lies within one chunk.
         while at >= base && at - base < chunk.bytes.len() {
             let Ok(Some(header)) = Header::read(&chunk.bytes[at - base..]) else { return };
             let body = at + header.len;
@@ -229,7 +231,7 @@ fn each_message(
     }
 }
 
-/// A copy of the first of these bytes, `most` of them.
+/// Copies the first `most` bytes of this range.
 fn bytes_at(chunks: &VecDeque<Chunk>, range: Range<usize>, most: usize) -> Bytes {
     let range = range.start..range.end.min(range.start + most);
     let mut bytes = BytesMut::with_capacity(range.len());

@@ -1,16 +1,16 @@
-//! Messages that find no room, and are not waited with: they go, or older ones do.
+//! Messages that find no room and whose sender does not wait. Either they or older messages are dropped.
 
 use bytes::BytesMut;
 use xmsg_zmtp::{encode_message, encoded_len};
 
 use super::{Amount, Frame, Keep, Outbox, Refused};
 
-/// What became of a message at the high-water mark.
+/// What happened to a message at the high-water mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pushed {
-    /// Messages that were dropped: this one, or older ones.
+    /// The number of messages that were dropped: this one, or older ones.
     pub(crate) dropped: u64,
-    /// Whoever sends has sent so much in a row that the writer is to have its turn.
+    /// Whether the sender has sent so much in a row that it should yield to the writer.
     pub(crate) is_in_turn: bool,
 }
 
@@ -24,8 +24,8 @@ impl Outbox {
         }
     }
 
-    /// Queues the message, and drops as many of those that wait longest as it takes. What the writer has taken already stays; if there is no room
-    /// beside that, the message is the only one that waits.
+    /// Queues the message, and drops as many of the oldest messages as necessary. What the writer has taken
+    /// already stays. If that leaves no room, the new message is the only one that waits.
     pub(crate) fn push_or_drop_oldest(&self, frames: &[impl Frame]) -> Result<Pushed, Refused> {
         let mark = self.mark();
         let len = encoded_len(frames);
@@ -36,7 +36,7 @@ impl Outbox {
         }
         guard.set_keep(Keep::WhileRoom, mark);
         let dropped = guard.make_room(Amount::new(1, len), mark).messages;
-        // In one piece, because only whole pieces go.
+        // The message is queued in one chunk, because only whole chunks can be dropped.
         let mut wire = BytesMut::with_capacity(len);
         encode_message(&mut wire, frames);
         guard.push_copy(&wire, 1);

@@ -1,8 +1,9 @@
-//! Whoever sends waits for a writer that is at work, before the queue is long.
+//! Senders wait for an active writer before the queue gets long.
 //!
-//! What waits for long leaves the processor's caches, and memory that is always fresh has to be had from the system: everything is done
-//! sooner if queues stay short. This is no bound, which the high-water mark is: nobody waits for longer than [`CATCH_UP`], and a writer
-//! that has not caught up by then is not waited for again for a while. So a peer that pauses, or is slow, has all of its queue.
+//! Bytes that wait for long leave the processor's caches, and new memory has to be requested from the system.
+//! So everything is faster if queues stay short. This is not a bound; the high-water mark is. No sender waits
+//! for longer than [`CATCH_UP`], and senders do not wait again for a while for a writer that has not caught
+//! up by then. So a peer that pauses, or is slow, can use its whole queue.
 
 use std::task::Poll;
 use std::time::Duration;
@@ -12,20 +13,20 @@ use tokio::time::Instant;
 use super::{Outbox, State};
 use crate::link::line::{Calls, Line, Place};
 
-/// Whoever sends and is further ahead of the writer than this, bytes, or than two of its messages, had better wait.
+/// The sender is far ahead of the writer if more than this many bytes, or two of its messages, are queued.
 pub(super) const AHEAD: usize = 4 << 20;
-/// For so long at most; the writer has caught up once a quarter less is queued.
+/// The maximum time to wait. The writer has caught up once a quarter less is queued.
 pub(super) const CATCH_UP: Duration = Duration::from_millis(10);
-/// For so long a writer that did not catch up is not waited for.
+/// How long senders do not wait for a writer that did not catch up.
 const LAPSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// Those who wait, in the order in which they came.
+    /// The senders that wait, in FIFO order.
     waiting: Line,
-    /// Until then nobody is to wait.
+    /// Until this time no sender waits.
     lapse: Option<Instant>,
-    /// What the longest of the messages, or runs of messages, that were queued lately is charged for, bytes.
+    /// The charge in bytes of the longest message, or run of messages, that was queued lately.
     longest: usize,
 }
 
@@ -38,12 +39,12 @@ impl Pace {
         self.longest = self.longest.saturating_sub(bytes / 8);
     }
 
-    /// Bytes that may be queued before whoever sends is far ahead.
+    /// The number of bytes in the queue above which the sender is far ahead.
     fn most(&self) -> u64 {
         AHEAD.max(2 * self.longest) as u64
     }
 
-    /// … and at which the writer has caught up.
+    /// The number of bytes in the queue at which the writer has caught up.
     fn enough(&self) -> u64 {
         self.most() - self.most() / 4
     }
@@ -52,7 +53,7 @@ impl Pace {
         !self.waiting.is_empty()
     }
 
-    /// Has everybody go on.
+    /// Wakes all senders that wait.
     pub(super) fn take_waiting(&mut self) -> Calls {
         self.waiting.take_all()
     }
@@ -60,7 +61,7 @@ impl Pace {
 
 impl State {
     pub(super) fn is_far_ahead(&self) -> bool {
-        // Who comes while others wait is to line up behind them.
+        // While others wait, a new sender queues up behind them.
         let most = if self.pace.is_waited_for() { self.pace.enough() } else { self.pace.most() };
         self.queued.bytes > most
             && !self.held
@@ -72,7 +73,7 @@ impl State {
         self.queued.bytes <= self.pace.enough()
     }
 
-    /// Notes that so many bytes were written. Returns whether somebody may have waited for it.
+    /// Notes that `written` bytes were written. Returns whether a sender may have waited for that.
     pub(super) fn keep_pace(&mut self, written: usize) -> bool {
         self.pace.written(written);
         if self.has_caught_up() {
@@ -83,11 +84,12 @@ impl State {
 }
 
 impl Outbox {
-    /// Waits until the writer has caught up, if whoever calls is far ahead of it; for 10 ms at most. Those who wait go on one after
-    /// another, as long as it has. Returns whether there was any waiting.
+    /// Waits for at most 10 ms until the writer has caught up, if the caller is far ahead of it. Waiting
+    /// senders proceed one after another, as long as the writer has caught up. Returns whether the caller
+    /// waited.
     pub async fn catch_up(&self) -> bool {
         if tokio::runtime::Handle::try_current().is_err() {
-            // Nobody would tell the time.
+            // Without a runtime there are no timers.
             return false;
         }
         let turn = {
@@ -111,13 +113,13 @@ impl Outbox {
                     state.pace.take_waiting()
                 }
             };
-            // They need not find that out for themselves.
+            // The others need not each run into the time limit.
             waiting.wake();
         }
         true
     }
 
-    /// Lets the one that has waited longest go on, if the writer has caught up.
+    /// Wakes the sender that has waited longest, if the writer has caught up.
     pub(super) fn give_turn(&self) {
         let waker = {
             let mut state = self.state();
@@ -129,7 +131,7 @@ impl Outbox {
     }
 }
 
-/// One of those who wait for the writer. Whether it goes on or gives up, the next one may have its turn.
+/// A sender that waits for the writer. When it proceeds or is dropped, the next one may proceed.
 struct Turn<'a> {
     outbox: &'a Outbox,
     place: Place,

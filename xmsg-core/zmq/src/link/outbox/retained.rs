@@ -1,7 +1,9 @@
-//! What was written, kept until it is known to have arrived: if the connection breaks before, it goes back to the front of the queue.
+//! Messages that were written and are retained until they are known to have arrived. If the connection breaks
+//! before that, they go back to the front of the queue.
 //!
-//! It counts for the high-water mark, like what waits. Whoever uses this has to ask now and then whether it has arrived, and to say so: with
-//! messages that find [room in any case](Outbox::push_past_mark), because otherwise nobody could ask any more once the queue is full.
+//! They count against the high-water mark like messages that wait. A user of this has to ask the peer now and
+//! then whether they have arrived, and to report the answer. These questions are messages that find [room in
+//! any case](Outbox::push_past_mark): otherwise none could be sent any more once the queue is full.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,38 +19,40 @@ use xmsg_zmtp::{encoded_len, walk_message};
 /// The frames of a message that is to be sent again.
 pub type Repeated = SmallVec<[Bytes; 3]>;
 
-/// What becomes of a message that is to be sent again, as it may have arrived; `None`: it is not sent again.
+/// Returns the form in which a message is sent again, given that it may have arrived already. `None` means
+/// that it is not sent again.
 pub type Again = fn(&Repeated) -> Option<Repeated>;
 
-/// Chunks from the start of a message to the end of one.
+/// Chunks from the beginning of a message to the end of a message.
 pub(super) type Chunks = SmallVec<[Chunk; 1]>;
 
-/// As soon as so much of the mark, as a part, is kept, it is time to ask.
+/// When a quarter of the mark is filled with retained messages, it is time to ask for a confirmation.
 const PART: usize = 4;
 
-/// What was written and is not known to have arrived.
+/// The messages that were written and are not known to have arrived.
 #[derive(Debug)]
 pub(super) struct Retained {
     again: Again,
     runs: VecDeque<Run>,
-    /// Memory.
+    /// The size of `runs` in memory, in bytes.
     bytes: u64,
-    /// At this level it is time to ask …
+    /// When `bytes` reaches this level, it is time to ask for a confirmation.
     level: u64,
-    /// … and whoever does that is told.
+    /// Notified at that level.
     due: Arc<Notify>,
-    /// How many messages were written at least once.
+    /// The number of messages that were written at least once.
     written_once: u64,
-    /// Messages up to this place have arrived. An answer that says so may come before the writer notes that they are written.
+    /// Messages up to this position have arrived. A confirmation may come before the writer notes that the
+    /// messages are written.
     arrived: u64,
 }
 
-/// What was written together.
+/// Messages that were written together.
 #[derive(Debug)]
 struct Run {
     chunks: Chunks,
     messages: u64,
-    /// The place of its last message among all that were accepted, or a later one.
+    /// The position of the last message among all that were accepted, or a later one.
     end: u64,
 }
 
@@ -57,7 +61,7 @@ impl Run {
         self.chunks.iter().map(|chunk| chunk.charge as u64).sum()
     }
 
-    /// Takes the messages up to this place off its front, as far as they lie in its first chunk.
+    /// Removes the messages up to this position from the front, as far as they lie in the first chunk.
     fn cut(&mut self, place: u64) {
         let first = self.end - self.messages;
         let Some(chunk) = self.chunks.first_mut() else { return };
@@ -76,7 +80,7 @@ impl Run {
 }
 
 impl Retained {
-    /// Keeps what was written, of which the last message has this place.
+    /// Retains what was written, unless it has been confirmed already.
     fn keep(&mut self, mut run: Run) {
         self.written_once = self.written_once.max(run.end);
         if run.end <= self.arrived {
@@ -90,7 +94,7 @@ impl Retained {
         }
     }
 
-    /// Forgets messages up to this place.
+    /// Releases messages up to this position.
     fn forget(&mut self, place: u64) {
         self.arrived = self.arrived.max(place);
         while self.runs.front().is_some_and(|run| run.end <= place) {
@@ -104,7 +108,7 @@ impl Retained {
 }
 
 impl State {
-    /// Keeps what is written now, and is not yet counted as written, if anything is kept.
+    /// Retains what is being written and not yet counted as written, if retaining is enabled.
     pub(super) fn retain(&mut self, runs: impl IntoIterator<Item = Chunks>) {
         let mut end = self.passed();
         let Some(retained) = &mut self.retained else { return };
@@ -115,12 +119,12 @@ impl State {
         }
     }
 
-    /// Memory of what was written and is kept, bytes.
+    /// The memory of retained messages in bytes.
     pub(super) fn retained_bytes(&self) -> u64 {
         self.retained.as_ref().map_or(0, |retained| retained.bytes)
     }
 
-    /// Puts what is kept back to the front of the queue. Nobody may be writing any more.
+    /// Puts retained messages back to the front of the queue. No writer may be active.
     fn take_back(&mut self) {
         let Some(retained) = &mut self.retained else { return };
         let again = retained.again;
@@ -131,7 +135,7 @@ impl State {
         for run in runs {
             each_message(run.chunks.iter().map(|chunk| &chunk.bytes), |frames| {
                 let Some(changed) = again(&frames) else { return };
-                // What has grown by saying that it may be repeated is still to be taken.
+                // A message that exceeds the limits only because `again` made it longer is sent unchanged.
                 let fits = self.limits.allow(encoded_len(&changed), changed.len());
                 let frames = if fits { changed } else { frames };
                 self.push_frames(&frames, encoded_len(&frames));
@@ -144,8 +148,9 @@ impl State {
 }
 
 impl Outbox {
-    /// From now on, what is written is kept until it [has arrived](Self::arrived), and sent again, as `again` says, when the connection
-    /// breaks before. To be called before anything is queued. Returns what tells that it is time to ask whether it has arrived.
+    /// Enables retaining: from now on, what is written is kept until it [has arrived](Self::arrived). If the
+    /// connection breaks before, it is sent again in the form that `again` returns. It has to be called
+    /// before anything is queued. The result is notified when it is time to ask for a confirmation.
     pub(crate) fn retain(&self, again: Again) -> Arc<Notify> {
         let due = Arc::<Notify>::default();
         let level = (self.mark.bytes / PART) as u64;
@@ -162,18 +167,19 @@ impl Outbox {
         due
     }
 
-    /// Whether what is written is kept.
+    /// Whether retaining is enabled.
     pub(crate) fn retains(&self) -> bool {
         self.state().retained.is_some()
     }
 
-    /// Messages that were written, at least once, or thrown out since the beginning: what was taken back was written.
+    /// Returns how many messages were written at least once, or discarded, since the beginning. A message
+    /// that was put back counts as written.
     pub(crate) fn gone_once(&self) -> u64 {
         let state = self.state();
         state.passed().max(state.retained.as_ref().map_or(0, |retained| retained.written_once))
     }
 
-    /// Takes note that messages up to this place among all that were accepted have arrived.
+    /// Notes that messages up to this position among all accepted messages have arrived.
     pub(crate) fn arrived(&self, place: u64) {
         let room = {
             let mut guard = self.lock();
@@ -186,13 +192,14 @@ impl Outbox {
         self.tell(room);
     }
 
-    /// Takes note that a connection ended after everything that was written had arrived.
+    /// Notes that a connection ended after everything that was written had arrived.
     pub(crate) fn all_arrived(&self) {
         let written = self.gone();
         self.arrived(written);
     }
 
-    /// Takes note that a connection broke: what was written to it may not have arrived, and goes back to the queue if it was kept.
+    /// Notes that a connection broke. What was written to it may not have arrived, and goes back to the queue
+    /// if it was retained.
     pub fn note_break(&self) {
         let mut state = self.state();
         if state.retained.is_some() {
@@ -202,7 +209,7 @@ impl Outbox {
         }
     }
 
-    /// Takes a message whether there is room or not, and before those that wait for it.
+    /// Queues a message whether there is room or not, and before those that wait for room.
     pub(crate) fn push_past_mark(&self, frames: &[impl Frame]) -> Result<(), Refused> {
         let len = encoded_len(frames);
         let mut guard = self.lock();

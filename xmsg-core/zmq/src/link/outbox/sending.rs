@@ -1,12 +1,12 @@
-//! Whoever sends and has to wait, for room or for the writer.
+//! Senders that have to wait, either for room or for the writer.
 //!
-//! A message that finds no room waits in line, and whoever makes room takes it into the queue: the writer, or
-//! a message before it that was withdrawn. The order of the messages is so that of the first polls of their
-//! futures, and no message depends on a future being polled again: one that is kept and not polled holds up
-//! nobody, and neither does a long line of tasks that would have to run one after another.
+//! A message that finds no room waits in line. Whoever makes room takes it into the queue: the writer, or a
+//! message before it that was withdrawn. So messages are queued in the order of the first polls of their
+//! futures, and no message depends on another future being polled again. A future that is kept and not polled
+//! blocks no other one, and a long line needs no tasks that run one after another.
 //!
-//! Whoever has sent much in a row pauses once its message is in the queue. If it paused before, all others
-//! would have to wait behind it, although there is room, or would overtake it.
+//! A sender that has sent much in a row pauses after its message was queued. If it paused before that, all
+//! others would either have to wait behind it although there is room, or overtake it.
 
 use std::borrow::Borrow;
 use std::ops::Deref;
@@ -23,24 +23,24 @@ use xmsg_zmtp::encoded_len;
 /// The frames of a message that waits for room.
 pub(super) type Waiting = SmallVec<[Bytes; 3]>;
 
-/// Bytes and messages that are taken out of the line at a time, under the queue's lock. The writer comes back
-/// for the rest when it has written some more.
+/// The maximum number of bytes and of messages that are taken out of the line at a time, under the lock of
+/// the queue. The writer takes the rest when it has written some more.
 const SERVED: (usize, usize) = (WRITE_MAX, 1024);
 
-/// What became of a message at once.
+/// The result of the first attempt to send a message.
 #[derive(Debug)]
 pub(crate) enum Begun<O: Deref<Target: AsRef<Outbox>>> {
-    /// It is in the queue, or was refused.
+    /// The message is in the queue, or was refused.
     Done(Result<(), Refused>),
-    /// Whoever sends it has to wait.
+    /// The sender has to wait.
     Open(Sending<O>),
 }
 
-/// A message that is being sent. Dropped, it is withdrawn if it still waits for room.
+/// A message that is being sent. Dropping this withdraws the message if it still waits for room.
 #[derive(Debug)]
 pub(crate) struct Sending<O: Deref<Target: AsRef<Outbox>>> {
     outbox: O,
-    /// Where it waits; `None`: it is in the queue, and whoever sends is to pause.
+    /// Where the message waits. `None` means that it is in the queue and the sender has to pause.
     place: Option<Place>,
 }
 
@@ -50,7 +50,8 @@ impl AsRef<Outbox> for Outbox {
     }
 }
 
-/// Sends a message as far as that can be done at once: its place among others is decided when this returns.
+/// Sends a message as far as that is possible without waiting. Its position among other messages is fixed
+/// when this returns.
 pub(crate) fn begin<O>(outbox: &O, frames: &[impl Frame]) -> Begun<O>
 where
     O: Clone + Deref<Target: AsRef<Outbox>>,
@@ -67,7 +68,7 @@ where
 }
 
 impl<O: Deref<Target: AsRef<Outbox>>> Sending<O> {
-    /// What holds the queue that the message is for.
+    /// Returns the owner of the queue that the message is for.
     pub(crate) fn target(&self) -> O
     where
         O: Clone,
@@ -75,17 +76,17 @@ impl<O: Deref<Target: AsRef<Outbox>>> Sending<O> {
         self.outbox.clone()
     }
 
-    /// The message is in the queue, and whoever sends is to let the writer have its turn.
+    /// A message that is in the queue, and whose sender has to yield to the writer.
     pub(crate) fn pausing(outbox: O) -> Self {
         Self { outbox, place: None }
     }
 
-    /// Whether the message waits for room; if not, it is in the queue, and whoever sends is to pause.
+    /// Whether the message waits for room. If not, it is in the queue, and the sender has to pause.
     pub(crate) fn waits(&self) -> bool {
         self.place.is_some()
     }
 
-    /// Waits until whoever sends may go on: the message is in the queue, or was refused.
+    /// Waits until the message is in the queue or was refused, and the sender may proceed.
     pub(crate) async fn finish(&mut self) -> Result<(), Refused> {
         if self.place.is_none() {
             self.outbox.as_ref().pause().await;
@@ -120,9 +121,15 @@ impl<O: Deref<Target: AsRef<Outbox>>> Drop for Sending<O> {
 }
 
 impl Outbox {
-    /// Takes a message, waiting for room. Those who wait are served in the order in which their futures were
-    /// first polled, and newcomers wait behind them. Dropping the future withdraws the message, unless the
-    /// queue has taken it by then: it is taken whole or not at all.
+    /// Queues a message, and waits for room if necessary. Waiting senders are served in the order in which
+    /// their futures were first polled, and new senders wait behind them.
+    ///
+    /// Cancel safe: dropping the future withdraws the message, unless the queue has accepted it by then. A
+    /// message is accepted whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// Why the message was refused. It is never [`Refused::Full`].
     pub async fn push(&self, frames: &[impl Frame]) -> Result<(), Refused> {
         let mut sending = match begin(&self, frames) {
             Begun::Done(done) => return done,
@@ -131,7 +138,8 @@ impl Outbox {
         sending.finish().await
     }
 
-    /// What [`push`](Self::push) does if nobody has to wait or pause; `None` if somebody has to.
+    /// Does what [`push`](Self::push) does if that is possible without waiting or pausing. Otherwise it does
+    /// nothing and returns `None`.
     pub(crate) fn push_now(&self, frames: &[impl Frame]) -> Option<Result<(), Refused>> {
         let mut guard = self.lock();
         if guard.state().in_a_row >= TURN {
@@ -143,23 +151,24 @@ impl Outbox {
         }
     }
 
-    /// Takes the message if there is room, and nobody waits for it. Returns whether whoever sends is to [pause](Self::pause) now.
+    /// Queues the message if there is room and no other message waits for it. Returns whether the sender
+    /// should [pause](Self::pause) now.
     pub(crate) fn offer(&self, frames: &[impl Frame]) -> Result<bool, Refused> {
         let mut guard = self.lock();
         guard.try_push_frames(frames).map(|()| guard.take_turn())
     }
 
-    /// Lets the writer have its turn.
+    /// Yields to the writer.
     pub(crate) async fn pause(&self) {
-        // Accepted connections may be many, and one is not to wait for each of them in turn.
+        // One sender may serve many accepted connections, and must not wait for each of them in turn.
         let may_wait = self.state().spare.is_some();
         if !may_wait || !self.catch_up().await {
             tokio::task::yield_now().await;
         }
     }
 
-    /// Takes in what waits in line, as far as there is room. Whoever sent it is to be woken; the writer is
-    /// not.
+    /// Queues messages that wait in line, as far as there is room. The caller has to wake the returned wakers
+    /// of their senders; the writer is not woken.
     pub(super) fn serve(&self, state: &mut State) -> Calls {
         if state.line.is_empty() { Calls::default() } else { self.serve_some(state) }
     }
@@ -173,7 +182,7 @@ impl Outbox {
             && let Some(frames) = state.line.first()
         {
             let len = encoded_len(frames);
-            // The peer may have told a smaller limit since it joined.
+            // The peer may have announced a smaller limit since the message joined the line.
             if !state.limits.allow(len, frames.len()) {
                 let Some((place, waker)) = state.line.refuse_first() else { break };
                 state.unfit.push(place);
@@ -200,7 +209,7 @@ impl Outbox {
             if !state.line.leave(place) {
                 return;
             }
-            // What was too long for the room there is may have been before what is not.
+            // A message that was too long for the present room may have stood before one that is not.
             let calls = self.serve(state);
             guard.pushed = true;
             calls
@@ -210,7 +219,7 @@ impl Outbox {
 }
 
 impl State {
-    /// Whether this one was refused while it waited. It is told once.
+    /// Whether this message was refused while it waited. It returns `true` once.
     fn forget_unfit(&mut self, place: &Place) -> bool {
         let at = self.unfit.iter().position(|unfit| unfit == place);
         at.map(|at| self.unfit.swap_remove(at)).is_some()
@@ -223,7 +232,8 @@ impl OutboxGuard<'_> {
         self.state_mut().line.join(frames)
     }
 
-    /// Whether so much was pushed in a row that the writer is to have its turn, which begins the count anew.
+    /// Whether so much was pushed in a row that the sender should yield to the writer. If so, the count
+    /// starts again.
     pub(super) fn take_turn(&mut self) -> bool {
         let state = self.state_mut();
         let is_over = state.in_a_row >= TURN;

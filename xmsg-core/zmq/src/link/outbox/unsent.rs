@@ -1,4 +1,4 @@
-//! What waits in a queue, taken out again, message by message: for another peer, since this one is gone.
+//! Takes queued messages out of a queue one by one, to send them to another peer when this one is gone.
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -10,7 +10,7 @@ use super::Outbox;
 pub(crate) type Unsent = SmallVec<[Bytes; 3]>;
 
 impl Outbox {
-    /// Takes out what waits, in its order. Nobody may be writing any more.
+    /// Takes out all queued messages, in order. No writer may be active.
     pub(crate) fn take_unsent(&self) -> Vec<Unsent> {
         let (chunks, room) = {
             let mut guard = self.lock();
@@ -30,10 +30,10 @@ impl Outbox {
     }
 }
 
-/// Calls `found` with the messages in these chunks. Every header lies in one chunk, and so does a body.
+/// Calls `found` with each message in these chunks. Every header, and every body, lies within one chunk.
 pub(super) fn each_message<'a>(chunks: impl Iterator<Item = &'a Bytes>, mut found: impl FnMut(Unsent)) {
     let mut frames = Unsent::new();
-    // The body of a frame whose header was the end of a chunk: its length, and whether there are more frames.
+    // The length of a body whose header ended the previous chunk, and whether there are more frames.
     let mut announced = None;
     for chunk in chunks {
         let mut at = 0;

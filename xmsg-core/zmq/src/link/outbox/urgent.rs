@@ -1,4 +1,4 @@
-//! Bytes of the protocol itself that wait to be written: answers that the peer asked for, and what goes ahead of messages.
+//! Bytes of the protocol itself that are written ahead of messages, such as answers to the peer's PINGs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,19 +7,20 @@ use bytes::BytesMut;
 
 use super::{Ledger, Outbox};
 
-/// What waits, and what the writer has taken and not yet written: all of it counts in the ledger of the queues.
+/// The bytes that wait. What the writer has taken and not yet written counts in the ledger of the queues,
+/// too.
 #[derive(Debug, Default)]
 pub(super) struct Urgent {
     bytes: BytesMut,
-    /// Memory that is entered for `bytes`.
+    /// The memory that is entered in the account for `bytes`.
     entered: usize,
     account: Account,
 }
 
-/// Where it counts.
+/// The counters in which the memory of urgent bytes is counted.
 #[derive(Clone, Debug, Default)]
 struct Account {
-    /// Of this queue alone.
+    /// The memory of this queue alone, in bytes.
     held: Arc<AtomicUsize>,
     ledger: Option<Arc<Ledger>>,
 }
@@ -38,7 +39,7 @@ impl Account {
 }
 
 impl Urgent {
-    /// To be called before anything waits.
+    /// Sets the ledger. It has to be called before anything is queued.
     pub(super) fn count_in(&mut self, ledger: Arc<Ledger>) {
         self.account.ledger = Some(ledger);
     }
@@ -51,7 +52,7 @@ impl Urgent {
         self.bytes.len()
     }
 
-    /// The memory that it takes, in bytes, now and later: a number that changes by itself.
+    /// Returns a live counter of the memory in bytes.
     pub(super) fn held(&self) -> Arc<AtomicUsize> {
         self.account.held.clone()
     }
@@ -66,7 +67,7 @@ impl Urgent {
         drop(self.take());
     }
 
-    /// Takes all of it, with its memory: it counts until that is dropped.
+    /// Takes all bytes with their memory, which counts until the result is dropped.
     pub(super) fn take(&mut self) -> Taken {
         Taken {
             bytes: std::mem::take(&mut self.bytes),
@@ -82,7 +83,7 @@ impl Drop for Urgent {
     }
 }
 
-/// What the writer has in its hands.
+/// Urgent bytes that the writer has taken.
 #[derive(Debug)]
 pub(super) struct Taken {
     bytes: BytesMut,
@@ -95,7 +96,7 @@ impl Taken {
         &self.bytes
     }
 
-    /// The same, in boxes.
+    /// Returns the bytes encrypted.
     pub(super) fn sealed(mut self, seal: impl FnOnce(&[u8]) -> BytesMut) -> Self {
         self.bytes = seal(&self.bytes);
         let entered = std::mem::replace(&mut self.entered, self.bytes.capacity());
@@ -111,8 +112,8 @@ impl Drop for Taken {
 }
 
 impl Outbox {
-    /// Queues bytes of the protocol itself ahead of all messages: commands, whole. Returns `false`, and queues
-    /// nothing, when more than `limit` bytes of them wait already.
+    /// Queues bytes of the protocol itself, which are whole commands, ahead of all messages. Returns `false`,
+    /// and queues nothing, if more than `limit` urgent bytes would then be queued.
     pub fn push_urgent(&self, bytes: &[u8], limit: usize) -> bool {
         let waker = {
             let mut state = self.state();
@@ -128,26 +129,26 @@ impl Outbox {
         true
     }
 
-    /// Whether something urgent waits, for the end of a message, and how much of all that was to be written the stream has taken: a number
-    /// that grows as long as it takes anything.
+    /// Returns whether urgent bytes wait for the end of a message, and how many bytes the stream has accepted
+    /// in all. The second number grows as long as the stream accepts anything.
     #[must_use]
     pub fn urgent_waits_behind(&self) -> (bool, u64) {
         let state = self.state();
         (!state.urgent.is_empty(), state.written.bytes + state.of_boxes)
     }
 
-    /// The memory of what is urgent and not yet written, in bytes, now and later: a number that changes by itself.
+    /// Returns a live counter of the memory of urgent bytes that are not yet written, in bytes.
     #[must_use]
     pub fn owed(&self) -> Arc<AtomicUsize> {
         self.state().urgent.held()
     }
 
-    /// Forgets what is urgent: it was meant for a connection that has ended.
+    /// Drops urgent bytes: they were meant for a connection that has ended.
     pub fn clear_urgent(&self) {
         self.state().urgent.clear();
     }
 
-    /// What is urgent, if anything is.
+    /// Takes the urgent bytes, if there are any.
     pub(super) fn take_urgent(&self) -> Option<Taken> {
         let mut state = self.state();
         (!state.urgent.is_empty()).then(|| state.urgent.take())

@@ -1,4 +1,4 @@
-//! The task's side of an outbox: takes what is queued and writes it, in clear text or in boxes.
+//! The writer of a send queue: it takes what is queued and writes it, in clear text or in CURVE boxes.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -19,35 +19,37 @@ use crate::link::session::now;
 use xmsg_zmtp::curve::{LONG_FRAME, Sealer};
 use xmsg_zmtp::{Command, Header, whole_messages_within};
 
-/// Slices handed to the system in one write.
+/// The maximum number of slices that are passed to the system in one write.
 const SLICES: usize = 64;
-/// Bytes handed to the system in one write, so that urgent answers get their turn.
+/// The maximum number of bytes that are passed to the system in one write, so that urgent answers need not
+/// wait for long.
 pub(super) const WRITE_MAX: usize = 1 << 20;
-/// Bytes that are sealed before they are written; a longer frame is sealed in one piece.
+/// The number of bytes that are encrypted before they are written. A longer frame is encrypted as a whole.
 const SEAL_MAX: usize = 64 << 10;
-/// What a box is longer than its frame, bytes, at most.
+/// The maximum number of bytes by which a box is longer than its frame.
 const BOX_EXTRA: usize = 64;
 
-/// Drains an [`Outbox`] into a stream. Dropped in the middle, it puts back whatever the peer cannot have received
-/// whole, so that the next writer goes on at that message.
+/// Drains an [`Outbox`] into a stream. If it is dropped in the middle, it puts back every message that the
+/// peer cannot have received whole, so that the next writer begins with that message.
 #[derive(Debug)]
 pub struct Writer<'a> {
     outbox: &'a Outbox,
-    /// Written chunks of a message that is not yet written to its end.
+    /// Written chunks of a message that is not completely written yet.
     begun: Vec<Chunk>,
     chunks: VecDeque<Chunk>,
-    /// Bytes of the first chunk that are written.
+    /// The number of bytes of the first chunk that are written.
     offset: usize,
-    /// Something urgent is to go out at the next end of a message.
+    /// Whether urgent bytes wait for the next end of a message.
     pub(super) urgent_waits: bool,
     sealing: Option<Sealing>,
-    /// What is written is kept. Found out with the messages: the queue may be told to keep them after there is a writer.
+    /// Whether written messages are retained. It is updated with each fetch, because retaining may be enabled
+    /// after the writer was created.
     retains: bool,
     activity: Option<Arc<Activity>>,
 }
 
 impl<'a> Writer<'a> {
-    /// A writer for this queue.
+    /// Creates a writer for this queue.
     #[must_use]
     pub fn new(outbox: &'a Outbox) -> Self {
         Self {
@@ -62,14 +64,14 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The same, with everything in boxes.
+    /// Encrypts everything with this sealer, if there is one.
     #[must_use]
     pub fn sealed(mut self, sealer: Option<Sealer>) -> Self {
         self.sealing = sealer.map(Sealing::new);
         self
     }
 
-    /// The same, with long boxes counted in a budget for memory.
+    /// Claims the memory of long boxes.
     pub(crate) fn claiming(mut self, claim: Option<PeerClaim>) -> Self {
         if let Some(sealing) = &mut self.sealing {
             sealing.claim = claim;
@@ -77,7 +79,7 @@ impl<'a> Writer<'a> {
         self
     }
 
-    /// The same, which notes when something was written last.
+    /// Has `activity` note when something was last written.
     pub(crate) fn noting(mut self, activity: Option<Arc<Activity>>) -> Self {
         self.activity = activity;
         self
@@ -115,7 +117,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes a command that belongs to no queue.
+    /// Writes a command directly, without the queue.
     pub(crate) async fn write_command(
         &mut self,
         stream: &mut (impl AsyncWrite + Unpin),
@@ -129,7 +131,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Waits for something to write; `false` when the queue is closed and empty.
+    /// Waits for something to write. Returns `false` when the queue is closed and empty.
     async fn fetch(&mut self) -> bool {
         std::future::poll_fn(|cx| {
             let mut state = self.outbox.state();
@@ -137,7 +139,8 @@ impl<'a> Writer<'a> {
                 self.retains = state.retained.is_some();
                 state.flush_tail();
                 state.in_a_row = 0;
-                // Not all of it at once: what is urgent goes before what has not been taken. But whole messages.
+                // Not everything is taken at once, because urgent bytes go before what has not been taken.
+                // But only whole messages are taken.
                 let (mut len, mut whole) = (0, false);
                 while len < WRITE_MAX || !whole {
                     let Some(chunk) = state.next_chunk(len) else { break };
@@ -190,7 +193,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Seals the next frames and writes them to their end.
+    /// Encrypts the next frames and writes them completely.
     async fn write_sealed(&mut self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         let Some(sealing) = &mut self.sealing else { return Ok(()) };
         if let Some(long) = sealing.seal(&self.chunks, self.offset, self.urgent_waits) {
@@ -284,9 +287,9 @@ impl Drop for Writer<'_> {
         let mut chunks: VecDeque<Chunk> = self.begun.drain(..).chain(self.chunks.drain(..)).collect();
         let (mut messages, mut boundary) =
             whole_messages_within(chunks.iter().map(|chunk| &chunk.bytes[..]), written);
-        // A box of which a part was written counts, too.
+        // A box that was written in part counts, too.
         let is_inside = written > boundary || self.sealing.as_ref().is_some_and(Sealing::is_inside);
-        // What the peer may have received whole leaves the queue, the rest goes back to its front.
+        // What the peer may have received whole leaves the queue; the rest goes back to the front.
         let (mut whole, mut copied) = (Amount::new(messages, 0), 0);
         let mut kept = Chunks::new();
         while boundary > 0 {
@@ -324,36 +327,37 @@ impl Drop for Writer<'_> {
         state.writer = None;
         chunks.append(&mut state.chunks);
         state.chunks = chunks;
-        // The next writer may be long in coming.
+        // The next writer may not come for long, so the room is given away now.
         let room = self.outbox.made_room(&mut state);
         drop(state);
         self.outbox.tell(room);
     }
 }
 
-/// A frame that takes long to seal.
+/// A frame whose encryption takes long.
 #[derive(Debug)]
 struct LongFrame {
     flags: u8,
     body: Bytes,
-    /// With its header in clear text.
+    /// The length with its header in clear text.
     len: usize,
 }
 
-/// Frames on their way from the queue, in clear text, to the stream, in boxes.
+/// Frames that are taken from the queue in clear text and written to the stream in boxes.
 #[derive(Debug)]
 struct Sealing {
-    /// `None` only while another thread has it.
+    /// `None` only while another thread uses it.
     sealer: Option<Sealer>,
-    /// What is sealed and not yet written.
+    /// What is encrypted and not yet written.
     sealed: BytesMut,
-    /// Bytes of `sealed` that were written already.
+    /// The number of bytes of `sealed` that were written already.
     written: usize,
-    /// … and where the last box of which all was written ends.
+    /// The end of the last box that was written completely.
     whole: usize,
-    /// For each sealed frame: where its box ends, counted from the first one, and its length in clear text.
+    /// For each encrypted frame, the end of its box, counted from the first one, and its length in clear
+    /// text.
     frames: VecDeque<(usize, usize)>,
-    /// What a long box counts for.
+    /// The claim for the memory of a long box.
     claim: Option<PeerClaim>,
 }
 
@@ -369,8 +373,9 @@ impl Sealing {
         }
     }
 
-    /// Seals the frames from `offset` in the first chunk on: about [`SEAL_MAX`] bytes, or, if something urgent waits,
-    /// to the end of the first message. If a long frame comes first, it is returned instead.
+    /// Encrypts frames, beginning at `offset` in the first chunk: about [`SEAL_MAX`] bytes or, if
+    /// `one_message`, up to the end of the first message. If a long frame comes first, it is returned
+    /// instead.
     fn seal(&mut self, chunks: &VecDeque<Chunk>, offset: usize, one_message: bool) -> Option<LongFrame> {
         (self.written, self.whole) = (0, 0);
         let sealer = self.sealer.as_mut()?;
@@ -381,7 +386,8 @@ impl Sealing {
                 (index, at) = (index + 1, 0);
                 continue;
             }
-            // Chunks end at the end of a frame, or of its header: the body is then a chunk of its own.
+            // Chunks end at the end of a frame or of its header. In the second case, the body is a chunk of
+            // its own.
             let Ok(Some(header)) = Header::read(&chunk.bytes[at..]) else { break };
             let (start, len) = (at + header.len, header.body_len as usize);
             let (chunk, start) = if start == chunk.bytes.len() && len > 0 {
@@ -407,7 +413,7 @@ impl Sealing {
         None
     }
 
-    /// Seals one long frame in a thread of its own: others are not to wait for it.
+    /// Encrypts one long frame on a blocking thread, so that other connections need not wait for it.
     async fn seal_long(&mut self, frame: LongFrame) -> io::Result<()> {
         let LongFrame { flags, body, len } = frame;
         let needed = len + BOX_EXTRA;
@@ -428,7 +434,7 @@ impl Sealing {
         Ok(())
     }
 
-    /// Seals whole commands that are written at once.
+    /// Encrypts whole commands that are written at once.
     fn seal_apart(&mut self, commands: &[u8]) -> BytesMut {
         let (mut sealed, mut rest) = (BytesMut::new(), commands);
         while let Ok(Some(header)) = Header::read(rest) {
@@ -442,19 +448,20 @@ impl Sealing {
         sealed
     }
 
-    /// Gives up the memory of boxes that are written, if it is much.
+    /// Releases the memory of boxes that were written, if it is much.
     fn release(&mut self) {
         if self.sealed.is_empty() && self.sealed.try_reclaim(KEPT + 1) {
             self.sealed = BytesMut::new();
         }
     }
 
-    /// Whether a part of a box was written, and not all of it.
+    /// Whether a box was written in part.
     fn is_inside(&self) -> bool {
         !self.frames.is_empty() && self.written > self.whole
     }
 
-    /// Notes that so many sealed bytes were written. Returns how many bytes of clear text are now with the peer.
+    /// Notes that `written` encrypted bytes were written. Returns the length in clear text of the frames that
+    /// this completes.
     fn advance(&mut self, written: usize) -> usize {
         self.written += written;
         self.sealed.advance(written);
@@ -468,7 +475,7 @@ impl Sealing {
             if self.sealed.capacity() <= 2 * SEAL_MAX {
                 self.sealed.clear();
             } else {
-                // One long box is not to be kept for ever.
+                // The memory of one long box is not kept for ever.
                 self.sealed = BytesMut::new();
             }
             if let Some(claim) = &mut self.claim {
