@@ -1,7 +1,8 @@
-//! The bounded queue between the tasks that read from connections and whoever receives.
+//! The receive queue: the bounded queue between the tasks that read from connections and the receiver.
 //!
-//! The messages of each peer wait in a line of their own. Each address has its turn, and of each address each line: whoever sends much has others wait
-//! for one of its messages, and not for all of them.
+//! The messages of each peer wait in a queue of their own. The addresses are served in round robin, and so
+//! are the peers of each address. If one peer sends much, the others wait for one of its batches at a time,
+//! and not for all of them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -17,31 +18,33 @@ use crate::link::source::Source;
 use crate::lock::lock;
 use xmsg_zmtp::walk_message;
 
-/// So many bytes of a peer of which nothing waits are taken in any case: whoever asks little is not to wait, before it is in the queue, for
-/// those who fill it.
+/// A batch of at most this many bytes is always accepted from a peer for which nothing is queued. So a peer
+/// that sends little need not wait for those that fill the queue.
 const ALWAYS: usize = 4 << 10;
 
-/// Whole messages of one peer, one after another as they came.
+/// Whole messages of one peer, one after another, as they arrived.
 #[derive(Debug)]
 struct Batch {
     from: Bytes,
     wire: Bytes,
-    /// How much memory a slice of `wire` keeps alive.
+    /// The memory in bytes that a slice of `wire` keeps alive.
     memory: usize,
-    /// The slab in which `wire` lies, and which may hold other batches, too; `None`: memory of its own.
+    /// The slab in which `wire` lies, and which may hold other batches, too. `None` if it has memory of its
+    /// own.
     slab: Option<SlabOfLine>,
-    /// What it counts for: of batches that follow one another in one slab, the last one counts for all of it.
+    /// The bytes that it counts for. Of batches that follow one another in one slab, the last one counts for
+    /// all of it.
     charge: usize,
 }
 
-/// A slab: the number of the line, and that of the slab among those of its connection.
+/// Identifies a slab by the ID of the line and the serial number of the slab within its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct SlabOfLine {
     line: u64,
     serial: u64,
 }
 
-/// What it takes to hold a batch, besides its bytes: there may be many short ones.
+/// The memory of a batch besides its bytes. It counts because there may be many short batches.
 const HELD: usize = size_of::<Batch>();
 
 impl Batch {
@@ -51,34 +54,34 @@ impl Batch {
         Self { from, wire, memory, slab: None, charge: memory }
     }
 
-    /// What is free once all of it was taken.
+    /// The bytes that are freed once all of it was taken.
     fn freed(&self) -> usize {
         if self.wire.is_empty() { self.charge } else { 0 }
     }
 }
 
-/// What waits of one peer.
+/// What is queued for one peer.
 #[derive(Debug)]
 struct Waiting {
     peer: Bytes,
-    /// Number of its address.
+    /// The number of its address in `groups`.
     group: usize,
     batches: VecDeque<Batch>,
-    /// Connections that put something in.
+    /// The number of its connections.
     lines: usize,
 }
 
-/// An address.
+/// The peers with one address.
 #[derive(Debug)]
 struct Group {
     source: Source,
-    /// Those of its peers of which something waits, in the order of their turns.
+    /// Those of its peers for which something is queued, in round-robin order.
     turns: VecDeque<usize>,
-    /// All of its peers.
+    /// The number of all its peers.
     peers: usize,
 }
 
-/// Things by number, and numbers by name. Numbers are used again.
+/// Things by number, and numbers by name. Numbers are reused.
 #[derive(Debug)]
 struct Numbered<N, T> {
     numbers: HashMap<N, usize>,
@@ -117,23 +120,24 @@ impl<N: std::hash::Hash + Eq, T> Numbered<N, T> {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What was put back goes before everything else.
+    /// Batches that were put back, which go before everything else.
     first: VecDeque<Batch>,
     waiting: Numbered<Bytes, Waiting>,
     groups: Numbered<Source, Group>,
-    /// Addresses of which something waits, in the order of their turns.
+    /// Addresses for which something is queued, in round-robin order.
     turns: VecDeque<usize>,
-    /// Bytes of memory that is kept alive by what is queued, or handed to the receiver and not yet taken apart.
+    /// The bytes of memory that are kept alive by what is queued, or passed to the receiver as a batch and
+    /// not yet processed.
     bytes: usize,
-    /// Lines that there have been.
+    /// The number of lines that were created.
     lines: u64,
-    /// … and those of the batch that the receiver took last.
+    /// The bytes of the batch that the receiver took last.
     handed: usize,
-    /// Whoever waits for a message.
+    /// The wakers of receivers that wait for a message.
     receivers: Vec<Waker>,
     crowded: bool,
     closed: bool,
-    /// Messages that newer ones of the same peer have replaced.
+    /// The number of messages that were replaced by newer ones of the same peer.
     conflated: u64,
 }
 
@@ -142,7 +146,7 @@ impl State {
         if let Some(number) = self.waiting.numbers.get(peer).copied()
             && let Some(waiting) = self.waiting.get_mut(number)
         {
-            // It has come again, perhaps from elsewhere: what it sent before goes first.
+            // The peer has reconnected, perhaps from another address. What it sent before comes first.
             waiting.lines += 1;
             return number;
         }
@@ -166,7 +170,7 @@ impl State {
         self.forget(number);
     }
 
-    /// Forgets a peer that has gone, once nothing of it waits.
+    /// Removes a peer that has gone, once nothing is queued for it.
     fn forget(&mut self, number: usize) {
         let Some(waiting) = self.waiting.get_mut(number) else { return };
         if waiting.lines > 0 || !waiting.batches.is_empty() {
@@ -186,7 +190,7 @@ impl State {
         self.waiting.get_mut(number).is_none_or(|waiting| waiting.batches.is_empty())
     }
 
-    /// Queues a batch. Returns who is to be woken when the lock is free.
+    /// Queues a batch. Returns the receivers to wake once the lock is free.
     fn put(&mut self, number: usize, batch: Option<Batch>) -> Vec<Waker> {
         if let Some(mut batch) = batch
             && let Some(waiting) = self.waiting.get_mut(number)
@@ -217,7 +221,7 @@ impl State {
         Ok(std::mem::take(&mut self.receivers))
     }
 
-    /// Has a peer, of which something waits, get in line.
+    /// Adds a peer, for which something is queued, to the round robin.
     fn queue(&mut self, number: usize, peer: usize) {
         let Some(group) = self.groups.get_mut(number) else { return };
         group.turns.push_back(peer);
@@ -226,7 +230,8 @@ impl State {
         }
     }
 
-    /// Hands the batch whose turn it is to `take`, which leaves what is for the next turn of its peer.
+    /// Passes the next batch in the round robin to `take`, which leaves what is for the next turn of its
+    /// peer.
     fn take_turn<T>(&mut self, take: impl FnOnce(&mut Batch) -> T) -> Option<T> {
         if let Some(batch) = self.first.front_mut() {
             let taken = take(batch);
@@ -245,7 +250,7 @@ impl State {
             waiting.batches.pop_front();
         }
         let is_done = waiting.batches.is_empty();
-        // Most of the time nobody else waits.
+        // Most of the time only one peer has messages queued.
         if is_done || group.turns.len() > 1 {
             group.turns.pop_front();
             if !is_done {
@@ -265,7 +270,7 @@ impl State {
         Some(taken)
     }
 
-    /// `None` when nothing more will come; else the receiver is woken when it does.
+    /// Returns `None` when nothing more will come. Otherwise the receiver is woken when something does.
     fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<Option<T>> {
         if self.closed {
             return Poll::Ready(None);
@@ -277,7 +282,7 @@ impl State {
     }
 }
 
-/// The place where the messages of one connection wait.
+/// The place where the messages of one connection are queued.
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
     inbox: &'a Inbox,
@@ -292,7 +297,7 @@ impl Drop for Line<'_> {
     }
 }
 
-/// A batch that waits for room. Dropped, it is queued all the same.
+/// A batch that waits for room. If it is dropped, the batch is queued nevertheless.
 struct Held<'a> {
     line: &'a Line<'a>,
     batch: Option<Batch>,
@@ -307,22 +312,24 @@ impl Drop for Held<'_> {
     }
 }
 
-/// The queue. A reader that finds it full waits, and so, through TCP, does the peer.
+/// The receive queue of a socket. A reader that finds it full waits, and so, through TCP back-pressure, does
+/// the peer.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     state: Mutex<State>,
     limit: usize,
-    /// Only the last message of each peer is kept.
+    /// Whether only the last message of each peer is kept.
     conflates: bool,
     room: Notify,
 }
 
 impl Line<'_> {
-    /// Queues whole messages, waiting while the queue is at its mark, for which the memory counts that they keep alive: that of the slab of this
-    /// connection in which they lie, or, without one, their own. A few bytes of a peer of which nothing waits are copied, and do not wait.
+    /// Queues whole messages, and waits while the queue is at its mark. What counts is the memory that the
+    /// messages keep alive: that of the slab of this connection in which they lie, or their own if there is
+    /// no slab. A few bytes of a peer for which nothing is queued are copied, and do not wait.
     ///
-    /// A reader that is ended while it waits leaves what it had read in the queue, so that nothing that was received is lost unseen:
-    /// the bound is the mark, and what each connection has read last.
+    /// If a reader is cancelled while it waits, what it had read is queued nevertheless, so that nothing that
+    /// was received is lost. So the bound is the mark plus what each connection has read last.
     pub(crate) async fn push(&self, from: &Bytes, wire: Bytes, slab: Option<Slab>) {
         let inbox = self.inbox;
         if inbox.state().closed {
@@ -337,7 +344,7 @@ impl Line<'_> {
             batch.charge += HELD;
         }
         if inbox.conflates {
-            // What takes the place of another one needs no room.
+            // A message that replaces another one needs no room.
             let replaced = inbox.state().replace(self.number, batch);
             match replaced {
                 Ok(receivers) => return receivers.into_iter().for_each(Waker::wake),
@@ -373,8 +380,8 @@ impl Line<'_> {
 }
 
 impl Line<'_> {
-    /// The last message of an encoded batch, copied, so that the rest of the batch is not kept in memory. The messages before it
-    /// are counted as replaced.
+    /// Returns a copy of the last message of an encoded batch, so that the rest of the batch is not kept in
+    /// memory. The messages before it are counted as replaced.
     fn last_of(&self, wire: &Bytes) -> Bytes {
         let (mut last, mut end, mut passed) = (0, 0, 0);
         while let Some(next) = walk_message(wire, end, |_| {}) {
@@ -385,7 +392,7 @@ impl Line<'_> {
         Bytes::copy_from_slice(&wire[last..end])
     }
 
-    /// Queues a whole message at once, also past the mark.
+    /// Queues a whole message at once, even if the queue is at its mark.
     pub(crate) fn put(&self, from: &Bytes, wire: Bytes) {
         let mut state = self.inbox.state();
         if state.closed {
@@ -404,12 +411,12 @@ impl Inbox {
         Self { state: Mutex::default(), limit, conflates: false, room: Notify::new() }
     }
 
-    /// The same for messages of which only the last one of each peer counts, if `conflates` says so.
+    /// Sets whether only the last message of each peer is kept.
     pub(crate) fn conflating(self, conflates: bool) -> Self {
         Self { conflates, ..self }
     }
 
-    /// Messages that newer ones of the same peer have replaced.
+    /// Returns the number of messages that were replaced by newer ones of the same peer.
     pub(crate) fn conflated(&self) -> u64 {
         self.state().conflated
     }
@@ -418,14 +425,16 @@ impl Inbox {
         lock(&self.state)
     }
 
-    /// Where a connection puts what its peer sends. What comes of one peer over several connections, one after another, stays in order.
+    /// Creates the line in which a connection queues what its peer sends. What a peer sends over several
+    /// connections, one after another, stays in order.
     pub(crate) fn line(&self, peer: &Bytes, source: &Source) -> Line<'_> {
         let mut state = self.state();
         state.lines += 1;
         Line { inbox: self, number: state.join(peer, source), id: state.lines }
     }
 
-    /// Puts batches that were taken back to the front, in their order. They are copied: how much memory they keep alive is not known here.
+    /// Puts batches that were taken back to the front, in order. They are copied, because it is not known
+    /// here how much memory they keep alive.
     pub(crate) fn put_back(&self, batches: impl DoubleEndedIterator<Item = Bytes>) {
         let copies = batches.rev().map(|wire| Batch::apart(Bytes::new(), Bytes::copy_from_slice(&wire)));
         let copies: Vec<_> = copies.collect();
@@ -436,19 +445,20 @@ impl Inbox {
         }
     }
 
-    /// What waits to be received, as it was on the wire.
+    /// Returns all queued batches in their encoding.
     pub(crate) fn waiting(&self) -> Vec<Bytes> {
         let state = self.state();
         let lines = state.waiting.things.iter().flatten().flat_map(|waiting| &waiting.batches);
         state.first.iter().chain(lines).map(|batch| batch.wire.clone()).collect()
     }
 
-    /// The next message and the identity of its sender; `None` once the queue is closed and empty.
+    /// Returns the next message and the identity of its sender, or `None` once the queue is closed and empty.
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, Multipart)>> {
         self.poll_next_as(cx, |from, message| (from.clone(), message))
     }
 
-    /// The next message as `make` has it, from whom and what: what is not needed is not copied.
+    /// Returns the next message as `make` returns it from sender and message, or `None` once the queue is
+    /// closed and empty. What is not needed is not copied.
     pub(crate) fn poll_next_as<T>(
         &self,
         cx: &mut Context<'_>,
@@ -458,7 +468,7 @@ impl Inbox {
         loop {
             let mut found = None;
             let freed = state.take_turn(|batch| {
-                // What is none is thrown away.
+                // Bytes that are not a message are dropped.
                 found = Multipart::take(&mut batch.wire).map(|message| make(&batch.from, message));
                 batch.freed()
             });
@@ -470,10 +480,10 @@ impl Inbox {
         }
     }
 
-    /// The next messages, all that lie together, and how much memory they lie in; `None` once the queue is closed and empty. Until the
-    /// next call they count as queued.
+    /// Returns the next batch of messages that lie together, and the size of the memory in which they lie.
+    /// Returns `None` once the queue is closed and empty. The batch counts as queued until the next call.
     pub(crate) fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
-        // Whoever never runs out of messages lets others have their turn all the same.
+        // A receiver that never runs out of messages still yields to other tasks.
         let turn = ready!(coop::poll_proceed(cx));
         let mut state = self.state();
         let handed = std::mem::take(&mut state.handed);
@@ -496,7 +506,7 @@ impl Inbox {
         }
     }
 
-    /// Takes no more messages; what is there can still be received.
+    /// Closes the queue for new messages. What is queued can still be received.
     pub(crate) fn close(&self) {
         let receivers = {
             let mut state = self.state();
@@ -536,7 +546,7 @@ mod tests {
         flood.push(&nobody, wire(&["f1", "f2", "f3", "f4", "f5"]), None).await;
         let mut more = Box::pin(flood.push(&nobody, wire(&["f6"]), None));
         assert!(futures::poll!(&mut more).is_pending(), "the queue is full");
-        // Of others nothing waits: they do not wait for room.
+        // Nothing is queued for the other peers, so they need not wait for room.
         other.push(&nobody, wire(&["o1", "o2"]), None).await;
         stranger.push(&nobody, wire(&["s1", "s2"]), None).await;
         let mut second = Box::pin(other.push(&nobody, wire(&["o3"]), None));
@@ -606,7 +616,7 @@ mod tests {
             inbox.close();
         }
         assert_eq!(inbox.waiting(), [wire(&["aa"]), wire(&["bb"])]);
-        // What comes after the end is not kept.
+        // What arrives after the end is dropped.
         line.push(&nobody, wire(&["cc"]), None).await;
         for expected in ["aa", "bb"] {
             assert_eq!(next().await.unwrap().1, Multipart::from([expected]));
@@ -636,7 +646,7 @@ mod tests {
         inbox.state().bytes
     }
 
-    /// The memory that is kept alive by what waits, each slab once.
+    /// The memory that is kept alive by what is queued. Each slab counts once.
     fn kept_alive(inbox: &Inbox) -> usize {
         let state = inbox.state();
         let mut slabs = HashMap::new();
@@ -661,7 +671,7 @@ mod tests {
             out.freeze()
         };
         let slab = |serial| Some(Slab { serial, size: SLAB });
-        // One short message in each slab.
+        // There is one short message in each slab.
         for serial in 0..8 {
             assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(serial)))).is_ready());
         }
@@ -674,12 +684,12 @@ mod tests {
             assert_eq!(counted(&inbox), left * SLAB);
         }
 
-        // Many in one slab count once.
+        // Many messages in one slab count once.
         for _ in 0..16 {
             assert!(futures::poll!(std::pin::pin!(line.push(&nobody, short(), slab(9)))).is_ready());
         }
         assert_eq!(counted(&inbox), SLAB);
-        // The same number stands for another slab on another connection.
+        // The same serial number identifies another slab on another connection.
         again.push(&nobody, short(), slab(9)).await;
         assert_eq!(counted(&inbox), 2 * SLAB);
         for _ in 0..15 {
@@ -690,13 +700,13 @@ mod tests {
         next().await.unwrap();
         assert_eq!(counted(&inbox), 0);
 
-        // What is put back keeps no more alive than it is long.
+        // What is put back keeps no more memory alive than its own length.
         let large = Bytes::from(vec![0; SLAB]).slice(..10);
         inbox.put_back([large].into_iter());
         assert_eq!((counted(&inbox), inbox.waiting()[0].len()), (10, 10));
     }
 
-    /// Whatever comes in, in whatever pieces, and however it is taken: never is more kept alive than counts.
+    /// However messages arrive, and however they are taken, never is more memory kept alive than is counted.
     #[tokio::test]
     async fn what_is_kept_alive_is_never_more_than_the_mark_and_the_last_read() {
         use crate::link::buffer::ReceiveBuffer;
@@ -714,7 +724,7 @@ mod tests {
         let mut buffers = [(); 3].map(|()| ReceiveBuffer::default());
         let (mut most, mut full) = (0, 0);
         for _ in 0..20_000 {
-            // Whoever never runs out of messages would have to.
+            // A task that never runs out of messages has to yield.
             tokio::task::yield_now().await;
             let peer = random(3);
             let (buffer, line) = (&mut buffers[peer], &peers[peer]);
