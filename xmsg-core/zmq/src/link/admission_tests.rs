@@ -1,4 +1,4 @@
-//! Who is admitted, and who makes room for others.
+//! Tests of which connections are admitted and which are ended to make room for others.
 
 use super::*;
 
@@ -43,7 +43,7 @@ fn those_in_the_handshake_count_too_and_make_room_for_others() {
     let given_up = |permits: &[Permit]| permits.iter().filter(|one| one.gives_way.is_cancelled()).count();
     assert_eq!([&silent, &many, &few].map(|permits| given_up(permits)), [1, 0, 0]);
     assert!(from(&admission, "10.0.0.4").is_none(), "it has half of them now");
-    // Whoever gives way is not established any more.
+    // A connection that was chosen to be ended is not listed as established any more.
     let mut silent = silent;
     silent.iter_mut().for_each(Permit::established);
     drop((silent, many, few, newcomer));
@@ -60,12 +60,12 @@ fn connections_are_limited_after_the_handshake_too() {
     assert!(from(&admission, "10.0.0.2").is_some());
 }
 
-/// One of two addresses: neither has more than half of the connections.
+/// Returns one of two addresses, so that neither has more than half of the connections.
 fn both(number: usize) -> &'static str {
     ["10.0.1.1", "10.0.1.2"][number % 2]
 }
 
-/// A connection behind its handshake.
+/// Admits a connection and ends its handshake.
 fn established(admission: &Admission, address: &str) -> Permit {
     let mut permit = from(admission, address).expect("there is room");
     permit.established();
@@ -117,14 +117,15 @@ fn it_makes_room_in_the_memory_for_connections_too_and_in_no_other() {
     many.pop();
     assert_eq!(memory.used(), 4 * CONNECTION);
 
-    // So it does for another service with the same memory.
+    // The same happens for another service with the same memory budget.
     let other = Admission::with_memory(limits, memory);
     assert!(from(&other, "10.0.0.1").is_none() && !many[2].gives_way.is_cancelled());
     let _newcomer = from(&other, "10.0.0.3").expect("there is room");
     assert!(many[2].gives_way.is_cancelled());
 }
 
-/// What gives way is given back while others come, which is no reason to refuse one of them.
+/// The places of connections that are ended are still being freed while new connections arrive, which is no
+/// reason to refuse one of them.
 #[test]
 fn nobody_is_refused_because_others_come_and_go_at_the_same_moment() {
     let memory = MemoryBudget::new(2 * 64 * CONNECTION);
@@ -145,7 +146,7 @@ fn nobody_is_refused_because_others_come_and_go_at_the_same_moment() {
             let many = &many;
             let come_and_go = move || {
                 let newcomer = from(service, address);
-                // Whoever gives way has its turn.
+                // The connections that were chosen to be ended are closed.
                 lock(many).retain(|permit| !permit.gives_way.is_cancelled());
                 newcomer.is_none()
             };
@@ -205,7 +206,7 @@ impl Authenticator for Never {
     }
 }
 
-/// Lets in those at one address, and recognizes one user.
+/// Admits clients at one address, and recognizes one user.
 #[derive(Debug)]
 struct At(&'static str);
 impl Authenticator for At {

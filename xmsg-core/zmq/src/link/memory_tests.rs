@@ -1,4 +1,4 @@
-//! Who gives way when memory is short, and what counts.
+//! Tests of which connection is ended when memory is short, and of what counts.
 
 use super::*;
 
@@ -23,7 +23,7 @@ async fn whoever_holds_most_makes_room_for_others() {
     assert!(large_end.is_cancelled() && !small_end.is_cancelled());
     assert_eq!((budget.used(), budget.ended()), (50, 1));
 
-    // Now it is the largest itself.
+    // Now this claim is the largest itself.
     let (mut other, other_end) = claim(&budget, "other");
     assert!(other.set(40).await);
     assert!(!small.set(70).await);
@@ -47,7 +47,7 @@ fn one_that_is_ended_is_enough_if_it_gives_back_enough() {
     assert_eq!(budget.ended(), 1);
 }
 
-/// Many connections of one address do not outlive a single one of another by holding less each.
+/// Many connections of one address do not outlive a single connection of another by holding less each.
 #[test]
 fn connections_of_one_address_count_together() {
     let budget = MemoryBudget::new(100);
@@ -56,7 +56,7 @@ fn connections_of_one_address_count_together() {
     let mut many = Vec::new();
     for port in 1..=8 {
         let (mut one, end) = claim(&budget, &format!("192.0.2.2:{port}"));
-        // For the last one there is no room: one of them has to go.
+        // For the last one there is no room: one of them has to end.
         assert!(one.force(10) || port == 8);
         many.push((one, end));
     }
@@ -65,7 +65,7 @@ fn connections_of_one_address_count_together() {
     assert_eq!((ended(&many), single_end.is_cancelled()), (1, false));
 }
 
-/// Many wait for much: they give up soon, and whoever wants little goes on.
+/// When many connections wait for much memory, they give up soon, and one that wants little proceeds.
 #[tokio::test(start_paused = true)]
 async fn those_who_want_much_do_not_keep_others_waiting() {
     let budget = MemoryBudget::new(1_000);
@@ -121,13 +121,13 @@ fn looking_for_the_largest_takes_a_small_part_of_the_time() {
     assert!(looking < since.elapsed() / 3, "{looking:?} of {:?}", since.elapsed());
 }
 
-/// Thousands that wait do not take the processor by looking again.
+/// Thousands of waiting claims must not use up the processor by checking again.
 #[tokio::test(start_paused = true)]
 async fn the_more_wait_the_later_each_looks_again() {
     let budget = MemoryBudget::new(100_000);
     let (mut all, _) = claim(&budget, "192.0.2.1:1");
     assert!(all.set(100_000).await);
-    // It is ended, and does not give anything back.
+    // The large claim is ended but does not release its memory yet.
     let waiting: Vec<_> = (0..5_000)
         .map(|port| {
             let (mut one, _) = claim(&budget, &format!("192.0.2.2:{port}"));

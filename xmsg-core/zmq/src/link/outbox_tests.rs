@@ -1,4 +1,4 @@
-//! The queue: nothing lost, nothing doubled, every bound kept, through broken connections.
+//! The queue through broken connections: nothing is lost or duplicated, and every bound is kept.
 
 use std::io;
 use std::task::Poll;
@@ -18,7 +18,7 @@ pub(super) fn message(number: u32, len: usize) -> [Bytes; 2] {
     [Bytes::from_static(b"topic"), data.into()]
 }
 
-/// A stream that takes `limit` bytes, a few at a time, and then fails.
+/// A stream that accepts `limit` bytes, at most `piece` at a time, and then fails.
 pub(super) struct Brittle {
     pub(super) limit: usize,
     pub(super) piece: usize,
@@ -49,7 +49,7 @@ impl AsyncWrite for Brittle {
     }
 }
 
-/// The numbers of the whole messages in these bytes.
+/// Returns the numbers of the whole messages in these bytes.
 pub(super) fn numbers(bytes: &[u8]) -> Vec<u32> {
     let mut wire = Bytes::copy_from_slice(bytes);
     let mut numbers = Vec::new();
@@ -61,13 +61,13 @@ pub(super) fn numbers(bytes: &[u8]) -> Vec<u32> {
     }
 }
 
-/// Both ends of one encrypted direction.
+/// Returns both ends of one encrypted direction.
 fn cipher_pair() -> (Option<Sealer>, Option<Opener>) {
     let [client, server] = crate::link::test_ciphers::connected();
     (Some(client.sealer), Some(server.opener))
 }
 
-/// What a peer reads in these bytes.
+/// Decrypts these bytes as a peer would.
 fn opened(opener: Option<Opener>, bytes: Vec<u8>) -> Vec<u8> {
     let Some(mut opener) = opener else { return bytes };
     let (mut boxed, mut plain) = (BytesMut::from(&bytes[..]), BytesMut::new());
@@ -109,7 +109,7 @@ fn a_full_queue_says_so_and_room_wakes_whoever_waits() {
     });
 }
 
-/// Pushes messages of so many bytes until `enough` says so.
+/// Pushes messages of length `len` until `enough` returns `true`.
 async fn push_until(outbox: &Outbox, len: usize, enough: impl Fn() -> bool) -> u64 {
     let mut pushed = 0;
     while !enough() {
@@ -123,7 +123,7 @@ async fn push_until(outbox: &Outbox, len: usize, enough: impl Fn() -> bool) -> u
 async fn whoever_sends_runs_ahead_of_the_writer_by_little() {
     for len in [100, 10_000, 1 << 20, 4 << 20] {
         let outbox = Outbox::recycling(HighWaterMark::bytes(64 << 20));
-        // Takes its bytes as slowly as a writer can.
+        // The other end reads as slowly as a writer may encounter.
         let (mut write, mut read) = tokio::io::duplex(64 << 10);
         let mut writer = Writer::new(&outbox);
         let sending = async {
@@ -157,7 +157,7 @@ async fn while_nobody_writes_a_queue_fills_to_its_mark_after_one_pause() {
     };
     let once = CATCH_UP..2 * CATCH_UP;
     assert!(once.contains(&fill().await));
-    // Once it has caught up, the writer is waited for again.
+    // Once the writer has caught up, senders wait for it again.
     let mut stream = Brittle { limit: 62 << 20, piece: 1 << 20, taken: vec![] };
     Writer::new(&outbox).run(&mut stream).await.unwrap_err();
     assert!(once.contains(&fill().await));
@@ -283,7 +283,7 @@ fn slices_of_one_slab_are_charged_once_and_leave_the_ledger() {
     assert_eq!((outbox.queued(), ledger.bytes()), (Amount::default(), 0));
 }
 
-/// However the bytes came in: what was written leaves nothing behind on the books.
+/// What was written leaves no entry in the ledger, however it was queued.
 #[test]
 fn shared_bytes_leave_the_ledger_when_they_are_written() {
     let ledger = Arc::new(Ledger::default());
@@ -330,7 +330,8 @@ fn urgent_bytes_are_sealed_too() {
     assert!(plain.starts_with(b"\x04\x05\x04PONG\x04\x05\x04PONG\x01\x05topic"));
 }
 
-/// A long message of short frames is put together in one piece of memory, of which nothing may be left when it is written.
+/// A long message of short frames is encoded in one piece of memory, which must be released when it is
+/// written.
 #[test]
 fn the_memory_of_a_long_message_of_short_frames_goes_with_it() {
     let outbox = Outbox::new(HighWaterMark::bytes(64 << 20));
@@ -345,7 +346,8 @@ fn the_memory_of_a_long_message_of_short_frames_goes_with_it() {
     assert_eq!(outbox.clear().messages, 2);
 }
 
-/// The box around a long message is as long as the message: it counts until it is written, and its memory is not kept.
+/// The box around a long message is as long as the message. It counts until it is written, and its memory is
+/// not kept.
 #[tokio::test]
 async fn long_boxes_count_for_as_long_as_they_are_there() {
     const LEN: usize = 4 << 20;
@@ -375,7 +377,7 @@ async fn long_boxes_count_for_as_long_as_they_are_there() {
     assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
 }
 
-/// Thousands of subscribers that were busy once are not to keep what nobody counts.
+/// Thousands of subscribers that were busy once must not keep memory that is not counted.
 #[tokio::test]
 async fn a_queue_without_messages_keeps_little_memory() {
     for sealed in [false, true] {
@@ -398,7 +400,7 @@ async fn a_queue_without_messages_keeps_little_memory() {
     }
 }
 
-/// What a peer makes us owe, and does not read, is memory like any other.
+/// Answers that a peer causes and does not read are memory like any other.
 #[tokio::test]
 async fn urgent_bytes_count_until_they_are_written_or_dropped() {
     for sealed in [false, true] {
@@ -462,7 +464,7 @@ fn urgent_bytes_wait_for_the_end_of_a_message_and_no_longer() {
         }
         let mut stream = Brittle { limit: 30_000, piece: 7_000, taken: vec![] };
         {
-            // Some is written, in the middle of a message; the rest is in the writer's hands.
+            // A part is written up to the middle of a message; the writer has taken the rest.
             let mut writer = Writer::new(&outbox);
             let mut half = Brittle { limit: 23_456, piece: 23_456, taken: vec![] };
             writer.run(&mut half).await.unwrap_err();
@@ -532,8 +534,8 @@ fn a_held_queue_writes_urgent_bytes_only() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// Through any number of broken connections every message arrives whole exactly once and in order, and the
-    /// books balance.
+    /// Through any number of broken connections, every message arrives whole, exactly once and in order, and
+    /// the totals are right.
     #[test]
     fn nothing_is_lost_or_doubled_by_broken_connections(
         lens in prop::collection::vec(prop_oneof![4 => 4_usize..200, 1 => 8000_usize..20_000, 1 => 1_000_000_usize..1_400_000], 1..30),

@@ -1,4 +1,4 @@
-//! Corner cases of making room. What goes for every policy is tested with the proxy's deliveries.
+//! Corner cases of making room. What applies to every policy is tested with the proxy's deliveries.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use super::super::{Lease, Writer};
 use super::*;
 use xmsg_zmtp::{Frames, encode_message};
 
-/// Bytes of each message below.
+/// The length of each message below, in bytes.
 const LEN: usize = 100;
-/// What one takes in a conflated queue.
+/// What such a message takes in a conflated queue, in bytes.
 const ALONE: usize = LEN + OWN_CHUNK;
 
 fn message(topic: &str, number: u8) -> Bytes {
@@ -24,7 +24,7 @@ fn outbox(bytes: usize) -> (Outbox, HighWaterMark) {
     (Outbox::with_ledger(mark, Arc::default()), mark)
 }
 
-/// Topics and numbers of these chunks, one after another.
+/// Returns the topics and numbers of the messages in these chunks, one after another.
 fn contents(chunks: &[Chunk]) -> Vec<(String, u8)> {
     let mut contents = Vec::new();
     for chunk in chunks {
@@ -37,7 +37,7 @@ fn contents(chunks: &[Chunk]) -> Vec<(String, u8)> {
     contents
 }
 
-/// What the writer takes at a time. It writes it at once.
+/// Takes what the writer would take at a time, and counts it as written.
 fn take(outbox: &Outbox) -> Vec<(String, u8)> {
     let mut state = outbox.state();
     state.flush_tail();
@@ -66,7 +66,7 @@ fn a_topic_that_always_has_a_newer_message_has_its_turn() {
     outbox.lock().conflate();
     let mut hot = 0;
     for round in 0..20 {
-        // More is updated in every round than the writer takes.
+        // In every round, more topics are updated than the writer takes messages.
         let mut queue = outbox.lock();
         for topic in ["a", "b", "c", "d", "hot"] {
             assert!(queue.push_newest(&message(topic, round), mark).accepted);
@@ -87,7 +87,8 @@ fn the_older_of_two_goes_before_the_only_one_of_its_topic() {
         outbox.lock().push_newest(&message(topic, 0), mark);
     }
     assert_eq!(take(&outbox), of([("x", 0), ("y", 0)]));
-    // What waits has its turn now: newer messages come in addition. That of d is one too many.
+    // The queued messages are in the present round now, so newer ones are added behind them. That of `d` is
+    // one too many.
     let mut outdated = Amount::default();
     for topic in ["a", "b", "c", "d"] {
         let taken = outbox.lock().push_newest(&message(topic, 1), mark);
@@ -112,7 +113,8 @@ fn no_push_goes_over_all_that_waits() {
     }
     for _ in 0..50 {
         assert!(!take(&outbox).is_empty());
-        // The writer has had its turn, and the queue comes to its mark again: with topics that are new, then with one that waits.
+        // The writer has taken its portion, and the queue fills up to its mark again: first with new topics,
+        // then with a topic that is queued already.
         for _ in 0..MANY / 2 {
             let numbers = outbox.state().backlog.chunks;
             let topic = topics.next().unwrap();
@@ -120,7 +122,7 @@ fn no_push_goes_over_all_that_waits() {
             let taken = outbox.lock().push_newest(&message(&topic, 0), mark);
             assert_eq!(taken.evicted.messages, u64::from(is_full));
             assert!(taken.accepted);
-            // Whatever is touched gets a new number.
+            // Every chunk that is touched gets a new number.
             assert_eq!(outbox.state().backlog.chunks, numbers + 1);
         }
         let numbers = outbox.state().backlog.chunks;
@@ -168,7 +170,7 @@ fn messages_that_the_writer_puts_back_may_go() {
     }
     {
         let mut writer = Writer::new(&outbox);
-        // It takes one byte.
+        // The writer writes one byte.
         let (mut stream, _peer) = tokio::io::duplex(1);
         let run = std::pin::pin!(writer.run(&mut stream));
         assert!(run.now_or_never().is_none());
@@ -199,7 +201,7 @@ fn a_slab_is_charged_until_the_last_part_of_its_slice_has_gone() {
 #[test]
 fn what_may_go_shares_no_memory_with_what_stays() {
     let (outbox, _) = outbox(1 << 20);
-    // Memory is taken for more than the first five.
+    // The chunk has capacity for more than the first five messages.
     for (keep, count) in [(Keep::Always, 5), (Keep::WhileRoom, 1), (Keep::Newest, 1)] {
         for number in 0..count {
             push(&outbox, keep, &message("t", number));
@@ -218,7 +220,7 @@ fn what_may_go_shares_no_memory_with_what_stays() {
 fn what_has_gone_leaves_little_behind() {
     const MANY: u32 = 5000;
     let (outbox, mark) = outbox(20 * ALONE);
-    // Nothing goes from in front of it.
+    // No message is dropped from in front of this one.
     push(&outbox, Keep::Always, &message("first", 0));
     outbox.lock().conflate();
     let check = |outbox: &Outbox| {
@@ -229,12 +231,12 @@ fn what_has_gone_leaves_little_behind() {
         assert!(state.queued.bytes as usize <= mark.bytes);
     };
     for number in 0..MANY {
-        // The same topics again and again; then a new one every time.
+        // First the same topics are used again and again, then a new one each time.
         let topic = if number < MANY / 2 { number % 3 } else { number };
         assert!(outbox.lock().push_newest(&message(&topic.to_string(), 0), mark).accepted);
         check(&outbox);
     }
-    // … and the same with the writer at work.
+    // Now the writer takes messages as well.
     for number in 0..MANY {
         outbox.lock().push_newest(&message(&number.to_string(), 0), mark);
         outbox.lock().push_newest(&message(&number.to_string(), 1), mark);

@@ -1,4 +1,4 @@
-//! What does not fit is thrown out, nothing else is, and the books are right.
+//! Checks that exactly the messages that do not fit are discarded, and that all totals are right.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use super::*;
 use crate::link::outbox::{HighWaterMark, Ledger, Refused, Writer};
 use xmsg_zmtp::{Frames, encoded_len};
 
-/// A message of this number, with data of this length in so many frames, and a topic that is long now and then.
+/// Builds a message with this number, whose data have length `len`, of `frames` frames. Every fifth topic is
+/// long.
 fn message(number: u32, len: usize, frames: usize) -> Vec<Bytes> {
     let mut topic = format!("topic:{number}").into_bytes();
     if number.is_multiple_of(5) {
@@ -23,7 +24,7 @@ fn message(number: u32, len: usize, frames: usize) -> Vec<Bytes> {
     message
 }
 
-/// A stream that takes `limit` bytes, and then fails.
+/// A stream that accepts `limit` bytes and then fails.
 struct Brittle {
     limit: usize,
     taken: Vec<u8>,
@@ -53,7 +54,7 @@ impl AsyncWrite for Brittle {
     }
 }
 
-/// Writes until so many bytes are through, or nothing is left; returns them.
+/// Writes until `limit` bytes were written or nothing is left. Returns the bytes.
 fn write(outbox: &Outbox, limit: usize, encrypted: bool) -> Vec<u8> {
     let mut stream = Brittle { limit, taken: Vec::new() };
     let sealer = encrypted.then(|| {
@@ -65,13 +66,13 @@ fn write(outbox: &Outbox, limit: usize, encrypted: bool) -> Vec<u8> {
     runtime.block_on(async {
         let mut writer = Writer::new(outbox).sealed(sealer);
         let writing = writer.run(&mut stream);
-        // It waits for more once the queue is empty.
+        // The writer waits for more once the queue is empty.
         let _ = tokio::time::timeout(std::time::Duration::from_millis(20), writing).await;
     });
     stream.taken
 }
 
-/// The numbers of the whole messages in these bytes.
+/// Returns the numbers of the whole messages in these bytes.
 fn numbers(bytes: &[u8]) -> Vec<u32> {
     let wire = Bytes::copy_from_slice(bytes);
     let chunks = VecDeque::from([Chunk::copied(wire.clone(), 1)]);
@@ -167,12 +168,13 @@ fn connections_that_end_in_different_messages_or_between_them_drop_nothing() {
     }
     let len = encoded_len(&message(1, 1000, 3));
     let mut taken = Vec::new();
-    // Inside the first one; inside the second one; at the end of the second one; inside the third one.
+    // The connections end inside the first message, inside the second one, at the end of the second one, and
+    // inside the third one.
     for limit in [len / 2, len + len / 2, len, len - 1] {
         taken.extend(numbers(&write(&outbox, limit, false)));
         assert_eq!(outbox.cut_off(), None, "{limit} bytes");
     }
-    // We ended this one ourselves, or the network did.
+    // In this case, we or the network ended the connection.
     write(&outbox, len / 2, false);
     taken.extend(numbers(&write(&outbox, usize::MAX, false)));
     assert_eq!(outbox.cut_off(), None, "all is written");
@@ -181,7 +183,8 @@ fn connections_that_end_in_different_messages_or_between_them_drop_nothing() {
 }
 
 proptest! {
-    /// Whatever was written before, what is above the new limits goes, and everything else stays, in order.
+    /// Whatever was written before, the messages above the new limits are discarded, and everything else
+    /// stays in order.
     #[test]
     fn exactly_what_does_not_fit_goes(
         sizes in prop::collection::vec((prop_oneof![0_usize..300, 7000_usize..9000, 60_000_usize..70_000], 2_usize..6), 1..30),

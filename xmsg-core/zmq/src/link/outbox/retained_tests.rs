@@ -1,4 +1,5 @@
-//! What was written comes again until it is known to have arrived, in its order and before everything else.
+//! Checks that written messages are sent again until they are known to have arrived, in order and before all
+//! others.
 
 use futures::FutureExt;
 use proptest::prelude::*;
@@ -8,7 +9,7 @@ use super::super::{Amount, HighWaterMark, SHARE_MIN, Writer};
 use super::*;
 use xmsg_zmtp::Frames;
 
-/// Messages are marked; what has one frame is not sent again.
+/// Messages of two frames are marked; those of one frame are not sent again.
 fn again(frames: &Repeated) -> Option<Repeated> {
     let [_, data] = &frames[..] else { return None };
     Some([Bytes::from_static(b"again"), data.clone()].into_iter().collect())
@@ -20,14 +21,15 @@ fn outbox(mark: usize) -> Outbox {
     outbox
 }
 
-/// Pushes these messages; the longer ones are not copied.
+/// Pushes messages with these numbers. Long ones are not copied.
 fn push(outbox: &Outbox, numbers: std::ops::Range<u32>, len: usize) {
     for number in numbers {
         outbox.try_push(&message(number, len)).unwrap();
     }
 }
 
-/// Writes so many bytes, and the connection breaks. Returns the numbers of the messages that arrived whole, and whether they were marked.
+/// Writes `limit` bytes before the connection breaks. Returns the numbers of the messages that arrived whole,
+/// and whether they were marked.
 fn write(outbox: &Outbox, limit: usize) -> Vec<(u32, bool)> {
     let mut stream = Brittle { limit, piece: 1000, taken: vec![] };
     let run = Writer::new(outbox).run(&mut stream).now_or_never();
@@ -51,7 +53,7 @@ fn numbered(numbers: std::ops::Range<u32>, again: bool) -> Vec<(u32, bool)> {
     numbers.map(|number| (number, again)).collect()
 }
 
-/// A connection may be there, with its writer waiting, before the queue is told to keep what is written.
+/// A connection may exist, with its writer waiting, before retaining is enabled for the queue.
 #[test]
 fn a_writer_that_waits_already_keeps_what_it_writes() {
     let outbox = Outbox::recycling(HighWaterMark::bytes(1 << 20));
@@ -83,7 +85,8 @@ fn what_has_not_arrived_is_written_again_and_before_what_is_new() {
     }
 }
 
-/// The answer of a peer may be faster than the writer, which notes what it has written once the call that wrote it returns.
+/// The confirmation of a peer may be faster than the writer, which notes what it has written once the call
+/// that wrote it returns.
 #[test]
 fn what_is_known_to_have_arrived_before_it_is_noted_as_written_is_not_kept() {
     for len in [10, 2 * SHARE_MIN] {
@@ -92,7 +95,7 @@ fn what_is_known_to_have_arrived_before_it_is_noted_as_written_is_not_kept() {
         outbox.arrived(6);
         assert_eq!(write(&outbox, usize::MAX), numbered(0..10, false), "{len}");
         assert_eq!(write(&outbox, usize::MAX), numbered(6..10, true), "{len}");
-        // They are on their way once more, and the answer is as fast again.
+        // The messages are being sent once more, and the confirmation is as fast again.
         outbox.arrived(10);
         assert_eq!(write(&outbox, usize::MAX), numbered(6..10, true), "{len}");
         push(&outbox, 10..11, len);
@@ -134,7 +137,7 @@ fn requests_do_not_come_again_and_stay_counted_as_written() {
     let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
     assert!(Writer::new(&outbox).run(&mut stream).now_or_never().is_none());
     assert_eq!((outbox.accepted(), outbox.gone()), (5, 5));
-    // What the answer to the second request proves.
+    // This is what the answer to the second request confirms.
     outbox.arrived(4);
     outbox.note_break();
     assert_eq!(outbox.queued(), Amount::default());
@@ -166,8 +169,8 @@ fn what_is_kept_counts_for_the_mark_and_requests_find_room() {
 }
 
 proptest! {
-    /// Through any connections that break at any byte, with confirmations in between, every message arrives, in an order that each
-    /// connection keeps without a gap, and only what was written before is marked.
+    /// Connections break at any byte, with confirmations in between. Every message arrives, in an order that
+    /// each connection keeps without a gap, and only messages that were written before are marked.
     #[test]
     fn nothing_is_lost_however_connections_break(
         steps in prop::collection::vec((0_u32..6, prop::sample::select(vec![4_usize, 60, 3000, SHARE_MIN + 1]), 0_usize..60_000, any::<bool>()), 1..20),
@@ -188,7 +191,7 @@ proptest! {
             }
             arrived = arrived.max(confirmed + came.len() as u32);
             if confirms {
-                // A later connection takes all there is, and it is confirmed while that lasts.
+                // A later connection takes all messages, and they are confirmed before it ends.
                 let mut stream = Brittle { limit: usize::MAX, piece: 1000, taken: vec![] };
                 prop_assert!(Writer::new(&outbox).run(&mut stream).now_or_never().is_none());
                 outbox.arrived(u64::from(pushed));

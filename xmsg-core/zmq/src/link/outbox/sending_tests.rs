@@ -1,4 +1,4 @@
-//! The order of what is sent, whoever waits, comes later or gives up.
+//! The order of messages, whichever senders wait, come later or give up.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use super::*;
 
 type Push<'a> = Pin<Box<dyn Future<Output = Result<(), Refused>> + Send + 'a>>;
 
-/// So many pairs of calls are tried: a fault that shows now and then shows.
+/// The number of pairs of calls, so that a fault that occurs rarely is found.
 const PAIRS: u32 = 500;
 
 fn push(outbox: &Outbox, number: u32, len: usize) -> Push<'_> {
@@ -24,7 +24,7 @@ fn push(outbox: &Outbox, number: u32, len: usize) -> Push<'_> {
     Box::pin(async move { outbox.push(&frames).await })
 }
 
-/// Pushes messages from this number on until there is no room; returns the next number.
+/// Pushes messages with numbers from `number` on until there is no room. Returns the next number.
 fn fill(outbox: &Outbox, mut number: u32, len: usize) -> u32 {
     while outbox.try_push(&message(number, len)) == Ok(()) {
         number += 1;
@@ -32,7 +32,7 @@ fn fill(outbox: &Outbox, mut number: u32, len: usize) -> u32 {
     number
 }
 
-/// Writes some of the queue, and breaks off as a connection does.
+/// Writes a part of the queue and then breaks off, as a connection does.
 fn write(outbox: &Outbox, bytes: usize, arrived: &mut Vec<u32>) {
     let mut stream = Brittle { limit: bytes, piece: 100, taken: vec![] };
     let run = Writer::new(outbox).run(&mut stream).now_or_never();
@@ -40,7 +40,7 @@ fn write(outbox: &Outbox, bytes: usize, arrived: &mut Vec<u32>) {
     arrived.extend(numbers(&stream.taken));
 }
 
-/// Writes all that comes until the queue is closed.
+/// Writes everything that is queued until the queue is closed.
 async fn write_all(outbox: &Outbox) -> Vec<u32> {
     let mut stream = Brittle { limit: usize::MAX, piece: 100, taken: vec![] };
     Writer::new(outbox).run(&mut stream).await.unwrap();
@@ -64,7 +64,7 @@ fn two_that_wait_at_the_same_time_are_served_in_the_order_of_the_calls() {
             let (mut first, mut second) = (push(&outbox, next, 20), push(&outbox, next + 1, 20));
             assert!(poll!(&mut first).is_pending());
             assert!(poll!(&mut second).is_pending());
-            // Whoever is polled first when there is room must not gain by it.
+            // A sender that is polled first when there is room must not profit from that.
             let both = async {
                 let results =
                     if pair % 2 == 0 { futures::join!(first, second) } else { futures::join!(second, first) };
@@ -95,7 +95,8 @@ fn a_later_call_that_finds_room_does_not_overtake_one_that_waits() {
     });
 }
 
-/// Sends with this many futures in one task, at the default mark, and returns what arrived.
+/// Sends `count` messages, each with a future of its own, in one task. Returns the numbers of those that
+/// arrived.
 async fn concurrently<'a, F: Future<Output = ()>>(
     outbox: &'a Outbox,
     count: u32,
@@ -114,7 +115,7 @@ fn futures_that_one_task_polls_together_send_in_their_order() {
     const COUNT: u32 = 5000;
     let expected: Vec<u32> = (0..COUNT).collect();
     both_runtimes(async || {
-        // The last is more than the mark in all.
+        // With the last length, the messages exceed the mark together.
         for len in [20, 200, 15_000] {
             let mark = crate::Settings::default().send_high_water_mark;
             let outbox = Outbox::recycling(mark);
@@ -147,7 +148,7 @@ fn whoever_gives_up_frees_its_place_wherever_it_stands() {
                 for push in waiting.iter_mut().flatten() {
                     assert!(poll!(push).is_pending());
                 }
-                // At once, or each after those before it have been served.
+                // The futures are dropped either all at once, or each after those before it have been served.
                 let mut arrived = Vec::new();
                 for (at, push) in waiting.iter_mut().enumerate() {
                     if gone >> at & 1 == 1 {
@@ -188,7 +189,7 @@ fn whoever_is_dropped_lets_shorter_ones_behind_it_pass() {
         assert!(poll!(&mut short).is_pending(), "it would fit, but is not first");
         assert_eq!(outbox.try_push(&message(3, 4)), Err(Refused::Full));
         drop(long);
-        // Nobody writes.
+        // There is no writer at this point.
         assert_eq!(short.await, Ok(()));
         assert_eq!(outbox.try_push(&message(3, 4)), Ok(()));
         outbox.close();
@@ -196,7 +197,7 @@ fn whoever_is_dropped_lets_shorter_ones_behind_it_pass() {
     });
 }
 
-/// A future that is kept and not polled, as in `select!` with a branch that sends itself, must not stop
+/// A future that is kept and not polled, as in `select!` with a branch that sends itself, must not block
 /// everything.
 #[test]
 fn one_that_is_not_polled_holds_up_nobody() {
@@ -253,7 +254,7 @@ fn a_queue_that_is_closed_refuses_all_that_wait_and_none_that_it_took() {
     });
 }
 
-/// The tasks are woken, that is: not only futures that are polled anyway.
+/// Checks that waiting tasks are woken, and not only that futures which are polled anyway return.
 #[test]
 fn closing_ends_the_waiting_of_other_tasks() {
     both_runtimes(async || {
@@ -288,7 +289,8 @@ fn a_connection_that_breaks_makes_room_by_what_it_has_written() {
             tokio::task::yield_now().await;
         }
         {
-            // All but the end of the last message: the chunk that all are in counts until it is written.
+            // Everything but the end of the last message is written. The chunk that contains all messages
+            // counts until it is completely written.
             let mut stream = Brittle { limit: 29 * next as usize - 5, piece: 1000, taken: vec![] };
             Writer::new(&outbox).run(&mut stream).await.unwrap_err();
         }
@@ -311,8 +313,8 @@ fn an_emptied_queue_takes_what_waits() {
     });
 }
 
-/// Tasks that send, wait and are ended at any moment, while a writer works: what each has sent comes in its
-/// order, what it was told is taken comes, and nothing comes twice.
+/// Tasks send, wait, and are aborted at any moment while a writer is active. The messages of each task arrive
+/// in order, every message whose call returned arrives, and none arrives twice.
 #[test]
 fn many_tasks_keep_their_order_although_some_are_ended() {
     const TASKS: u32 = 40;
@@ -344,7 +346,7 @@ fn many_tasks_keep_their_order_although_some_are_ended() {
                     (handle, taken)
                 })
                 .collect();
-            // By then some have sent a part.
+            // By then, several tasks have sent a part of their messages.
             while !done.load(Ordering::Acquire) {
                 tokio::task::yield_now().await;
             }
@@ -361,7 +363,7 @@ fn many_tasks_keep_their_order_although_some_are_ended() {
             for (task, certain) in certain.into_iter().enumerate() {
                 let of_this: Vec<u32> =
                     arrived.iter().filter(|n| **n >> 16 == task as u32).map(|n| n & 0xffff).collect();
-                // The one under way when the task was ended may have been taken.
+                // The message that was being sent when the task was aborted may have been accepted.
                 assert!((certain..=certain + 1).contains(&(of_this.len() as u32)));
                 assert_eq!(of_this, (0..of_this.len() as u32).collect::<Vec<_>>());
             }
@@ -371,13 +373,13 @@ fn many_tasks_keep_their_order_although_some_are_ended() {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A call with a message of so many bytes, polled once.
+    /// Call `push` with a message of this length, and poll once.
     Begin(usize),
     Try(usize),
-    /// The waiting one at this place of the list is polled or dropped.
+    /// Poll the waiting call at this index of the list.
     Poll(Index),
     Drop(Index),
-    /// A connection that takes so many bytes.
+    /// Write this many bytes over a new connection.
     Write(usize),
 }
 
@@ -395,7 +397,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// Whatever happens, messages come in the order of the calls, and each is where the call says that it is.
+    /// Whatever happens, messages arrive in the order of the calls, and each is where its call says.
     #[test]
     fn order_is_that_of_the_calls(
         steps in steps(),
@@ -407,7 +409,8 @@ proptest! {
         let outcome: Result<(), TestCaseError> = runtime.block_on(async {
             let mut number = 0;
             let mut waiting: Vec<(u32, Push<'_>)> = Vec::new();
-            // Those that were certainly taken, and those of which nothing is said.
+            // The first set contains messages that were certainly accepted, the second one those for which
+            // the call made no statement.
             let (mut taken, mut open) = (BTreeSet::new(), BTreeSet::new());
             let mut arrived = Vec::new();
             for step in steps {
@@ -444,7 +447,8 @@ proptest! {
                         let before = outbox.state().line.len();
                         let (number, call) = waiting.remove(at);
                         drop(call);
-                        // It is withdrawn, and then it was not taken; others may be taken in its place.
+                        // If the message was withdrawn, it was not accepted; others may be accepted in its
+                        // place.
                         if outbox.state().line.len() == before {
                             open.insert(number);
                         }
