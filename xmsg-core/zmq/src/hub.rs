@@ -1,4 +1,4 @@
-//! What all sockets are made of: links, the tasks that own them, and the queue of what was received.
+//! The hub, which all sockets are built on: links, the tasks that own them, and the receive queue.
 
 mod connecting;
 mod telling;
@@ -36,14 +36,14 @@ use crate::{Endpoint, Multipart, Settings};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Blame, Engine, Limits, Peer, PeerLimits};
 
-/// A peer that takes a connection and says nothing for so long is silent.
+/// A peer that accepts a connection and sends nothing for this time is reported as silent.
 const SILENCE: Duration = Duration::from_millis(100);
-/// A message of one empty frame, as it is on the wire.
+/// The encoding of a message of one empty frame.
 const PROBE: &[u8] = &[0, 0];
-/// What came in with one read shares its slab only if that is at most so many times as large.
+/// A received batch shares its slab only if the slab is at most this many times as large.
 pub(crate) const SHARE_MAX: usize = 16;
 
-/// A socket's hold on its hub: letting go closes it.
+/// The reference of a socket to its hub. Dropping it closes the socket.
 #[derive(Debug)]
 pub(crate) struct Owner(Arc<Hub>);
 
@@ -52,12 +52,12 @@ impl Owner {
         Self(Hub::new(role, options, None))
     }
 
-    /// The same, with its events told to this channel, too.
+    /// Creates the hub of a socket whose events are also sent to `parent`.
     pub(crate) fn with_parent(role: Arc<dyn Role>, options: Settings, parent: EventChannel) -> Self {
         Self(Hub::new(role, options, Some(parent)))
     }
 
-    /// The hub, for what outlives no call.
+    /// Returns the hub for use within a call.
     pub(crate) fn hub(&self) -> Arc<Hub> {
         self.0.clone()
     }
@@ -85,25 +85,25 @@ pub(crate) struct Hub {
     pub(crate) inbox: Inbox,
     links: Mutex<Vec<Arc<Link>>>,
     next_link: AtomicU64,
-    /// What it listens to.
+    /// The endpoints that the socket is bound to.
     listeners: Mutex<Vec<(Endpoint, Closer)>>,
-    /// Whether there are listeners: asked for each message, without the lock.
+    /// Whether there are listeners. It is read for each message, without the lock.
     is_bound: AtomicBool,
-    /// Whether links, or what their peers want, changed.
+    /// Notified when links, or the subscriptions of their peers, have changed.
     pub(crate) changed: Notify,
     events: EventChannel,
-    /// The channel of what the socket is a part of.
+    /// The event channel of the connection or actor that the socket belongs to.
     parent: Option<EventChannel>,
-    /// Messages that were accepted and dropped again.
+    /// The number of messages that were accepted and then dropped.
     dropped: AtomicU64,
-    /// … in the log.
+    /// Limits the log lines about dropped messages.
     drop_log: Throttle,
     refusal_log: Throttle,
-    /// Until when messages may be held back after a reconnection.
+    /// The time until which messages may be held back after a reconnection.
     hold_limit: HoldLimit,
     stop: CancellationToken,
     tasks: TaskTracker,
-    /// Where its first connection was made, or awaited.
+    /// The runtime in which the first connection was made or awaited.
     runtime: OnceLock<Handle>,
 }
 
@@ -138,12 +138,12 @@ impl Hub {
         &*self.role
     }
 
-    /// The links there are now.
+    /// Locks and returns the present links.
     pub(crate) fn links(&self) -> MutexGuard<'_, Vec<Arc<Link>>> {
         lock(&self.links)
     }
 
-    /// Connects now and again whenever the connection is lost. Returns at once.
+    /// Connects in the background, and reconnects whenever the connection is lost.
     pub(crate) fn connect(self: &Arc<Self>, endpoint: Endpoint) -> Arc<Link> {
         let link = self.add_link(true);
         {
@@ -156,13 +156,13 @@ impl Hub {
         link
     }
 
-    /// Binds and accepts from then on. Returns the endpoint with its actual port.
+    /// Binds the socket and accepts connections from then on. Returns the endpoint with its actual port.
     pub(crate) async fn bind(self: &Arc<Self>, endpoint: &Endpoint) -> Result<Endpoint> {
         self.options.check_identity()?;
         Ok(self.listen(Listener::bind(endpoint, self.options.tcp.clone()).await?))
     }
 
-    /// Accepts from this listener from then on. Returns its endpoint.
+    /// Accepts connections from this listener from then on. Returns its endpoint.
     pub(crate) fn listen(self: &Arc<Self>, listener: Listener) -> Endpoint {
         let endpoint = listener.endpoint().clone();
         self.change_listeners(|all| all.push((endpoint.clone(), listener.closer())));
@@ -172,7 +172,7 @@ impl Hub {
         endpoint
     }
 
-    /// What went over each connection there is, or is being made.
+    /// Returns statistics for each connection, including those that are being made.
     pub(crate) fn connections(&self) -> Vec<ConnectionStatistics> {
         self.links().iter().map(|link| ConnectionStatistics::of(link)).collect()
     }
@@ -182,7 +182,8 @@ impl Hub {
         self.links().iter().any(|link| link.is_connected())
     }
 
-    /// The next message, whoever sent it; `None` once the socket is closed and everything received was taken.
+    /// Returns the next message of any peer, or `None` once the socket is closed and everything received was
+    /// taken.
     pub(crate) async fn recv(&self) -> Option<Multipart> {
         std::future::poll_fn(|cx| self.poll_recv(cx)).await
     }
@@ -214,7 +215,7 @@ impl Hub {
         self.inbox.poll_next_as(cx, |_, message| message)
     }
 
-    /// Why there is no connection to the peer that it connects to, if that is known.
+    /// Why there is no connection to the peer that the socket connects to, if that is known.
     pub(crate) fn failure(&self) -> Option<Error> {
         let links = self.links();
         let state = links.iter().find(|link| link.connecting)?.state();
@@ -231,8 +232,9 @@ impl Hub {
         self.wait_until(|| self.is_connected()).await
     }
 
-    /// Waits until this holds, which may change whenever a link does. [`Closed`](ErrorKind::Closed) if the socket is closed before:
-    /// then nothing changes any more.
+    /// Waits until `holds` returns `true`, which may change whenever a link does. Returns
+    /// [`Closed`](ErrorKind::Closed) if the socket is closed before that, since nothing changes any more
+    /// then.
     pub(crate) async fn wait_until(&self, holds: impl Fn() -> bool) -> Result<()> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -247,14 +249,16 @@ impl Hub {
         }
     }
 
-    /// A connection has come or ended: messages that wait for peers which are not there may go to others.
+    /// Called when a connection was made or has ended: messages that wait for peers which are gone may go to
+    /// others.
     fn reassign(self: &Arc<Self>) {
         if let Some(balancer) = self.role.balancer() {
             balancer.reassign(self);
         }
     }
 
-    /// Runs a task until the socket is closed, in the runtime of its connections, or in this one, if it has none yet.
+    /// Runs a task until the socket is closed. It runs in the runtime of the connections or, if the socket
+    /// has none yet, in the present one.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         let task = async move {
@@ -270,7 +274,7 @@ impl Hub {
         };
     }
 
-    /// Whether it accepts connections.
+    /// Whether the socket accepts connections.
     pub(crate) fn is_bound(&self) -> bool {
         self.is_bound.load(Ordering::Acquire)
     }
@@ -282,19 +286,21 @@ impl Hub {
         result
     }
 
-    /// Whether nothing can be sent any more: the runtime of all its connections has ended.
+    /// Whether nothing can be sent any more because the runtime of all connections has ended.
     pub(crate) fn is_dead(&self) -> bool {
         let links = self.links();
         !links.is_empty() && links.iter().all(|link| link.connecting && link.outbox.is_closed())
     }
 
-    /// Accepts nobody any more, and frees what it was bound to before it returns.
+    /// Stops accepting connections. The endpoints are free when this returns.
     pub(crate) fn unbind(&self) {
-        // Under the lock: whoever does the same at the same time returns when they are free, too.
+        // This happens under the lock, so that a concurrent call also returns only once the endpoints are
+        // free.
         self.change_listeners(|all| all.drain(..).for_each(|(_, listener)| listener.close()));
     }
 
-    /// The same for one endpoint, with its actual port. Returns whether the socket was bound to it.
+    /// Stops accepting connections at one endpoint, which is given with its actual port. Returns whether the
+    /// socket was bound to it.
     pub(crate) fn unbind_from(&self, endpoint: &Endpoint) -> bool {
         self.change_listeners(|all| {
             let found = all.iter().position(|(bound, _)| bound == endpoint);
@@ -302,7 +308,7 @@ impl Hub {
         })
     }
 
-    /// Ends the connection to this endpoint, and makes it no more. Returns whether there was one.
+    /// Ends the connection to this endpoint, and does not reconnect. Returns whether there was one.
     pub(crate) fn disconnect(&self, endpoint: &Endpoint) -> bool {
         let name = endpoint.to_string();
         let links: Vec<_> = self.links().iter().filter(|link| link.connecting).cloned().collect();
@@ -311,8 +317,8 @@ impl Hub {
         found.map(|link| link.stop.cancel()).is_some()
     }
 
-    /// Ends the connections of peers that the rule of the socket does not keep any more. Who is just being let in is checked
-    /// [afterwards](Self::run).
+    /// Ends the connections of peers that the rule of the socket does not allow any more. Peers that are just
+    /// being admitted are checked [afterwards](Self::run).
     pub(crate) async fn recheck(&self) {
         let links: Vec<_> = self.links().iter().filter(|link| link.is_connected()).cloned().collect();
         let end = |link: &Arc<Link>| {
@@ -325,7 +331,8 @@ impl Hub {
         end_some_at_a_time(&links, end, |link| !link.is_connected()).await;
     }
 
-    /// Whether the rule of the socket keeps this peer, if it is one that has connected.
+    /// Whether the rule of the socket allows this peer. The rule applies only to peers that have connected to
+    /// us.
     fn keeps(&self, link: &Link) -> bool {
         let Some(rule) = self.options.keeps.as_ref().filter(|_| !link.connecting) else { return true };
         let (name, principal) = {
@@ -335,26 +342,27 @@ impl Hub {
         rule.keeps(&name, principal.as_ref())
     }
 
-    /// The socket will be closed within this time: no more than half of it may go by while messages are held back after a
-    /// reconnection.
+    /// Notes that the socket will be closed within this time. At most half of it may pass while messages are
+    /// held back after a reconnection.
     pub(crate) fn limit_hold(&self, left: Duration) {
         self.hold_limit.set(Deadline::after(left / 2).instant());
     }
 
-    /// For how long messages have been held back after a reconnection, if they are.
+    /// Returns for how long messages have been held back after a reconnection, if they are.
     pub(crate) fn held_for(&self) -> Option<Duration> {
         self.links().iter().filter_map(|link| link.state().held_since).max().map(|since| since.elapsed())
     }
 
-    /// Takes no more messages, writes what was accepted for at most `linger`, and ends every task.
-    /// Returns how many messages were not sent.
+    /// Accepts no more messages, writes what was accepted for at most `linger`, and ends every task. Returns
+    /// how many messages were not sent.
     pub(crate) async fn close(&self, linger: Duration) -> usize {
-        // Whoever drops this future half-way gives up: nothing of the socket stays behind.
+        // If this future is dropped half-way, all tasks are stopped at once, so that nothing of the socket
+        // stays behind.
         let _stop = self.stop.clone().drop_guard();
         self.limit_hold(linger);
         self.unbind();
         let linger = match self.role.balancer() {
-            // In memory of its own: the futures of many calls have this one inside.
+            // It is boxed, because the futures of many calls contain this one.
             Some(balancer) => Box::pin(balancer.finish(self, linger)).await,
             None => linger,
         };
@@ -382,7 +390,8 @@ impl Hub {
         queued + self.role.balancer().map_or(0, |balancer| balancer.returned_messages())
     }
 
-    /// Ends every task at once, in the background. What was accepted is not sent; what was received can still be taken.
+    /// Ends every task at once, in the background. What was accepted is not sent; what was received can still
+    /// be taken.
     pub(crate) fn abort(&self) {
         self.tasks.close();
         self.changed.notify_waiters();
@@ -394,18 +403,19 @@ impl Hub {
         self.events.end();
     }
 
-    /// Closes in the background, for a socket that was dropped; what it was bound to is free at once.
+    /// Closes a dropped socket in the background. Its endpoints are free at once.
     fn close_detached(self: &Arc<Self>) {
         self.unbind();
         if self.tasks.is_closed() {
             return;
         }
         if !self.role.lingers() || self.options.linger.is_zero() {
-            // Right now: nothing more is written, not even what a connection that is just being made would write.
+            // The tasks are stopped immediately. Nothing more is written, not even by a connection that is
+            // just being made.
             self.stop.cancel();
         }
         let hub = self.clone();
-        // Without a runtime there is nobody left who could send: the tasks went with it.
+        // Without a runtime nothing can be sent: the tasks ended with it.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 let unsent = hub.close(hub.options.linger).await;
@@ -422,7 +432,7 @@ impl Hub {
         let mark = self.options.send_high_water_mark;
         let mut links = self.links();
         let link = Arc::new(Link {
-            // Under the lock: they stand in the order of their numbers.
+            // The number is taken under the lock, so that links are sorted by it.
             id: self.next_link.fetch_add(1, Ordering::Relaxed),
             outbox: if connecting {
                 Outbox::recycling(mark)
@@ -446,7 +456,7 @@ impl Hub {
         link
     }
 
-    /// Forgets a link. Thousands may end at the same time, so each is found without a look at all others.
+    /// Removes a link. Thousands may end at the same time, so each is found by binary search.
     fn remove_link(&self, link: &Link) {
         let mut links = self.links();
         if let Ok(place) = links.binary_search_by_key(&link.id, |other| other.id) {
@@ -467,7 +477,7 @@ impl Hub {
         }
     }
 
-    /// One accepted connection.
+    /// Serves one accepted connection.
     async fn serve(self: Arc<Self>, stream: Stream, peer: String, mut permit: Permit) {
         if let Err(reason) = self.role.has_place() {
             self.tell_refused(&peer, reason);
@@ -503,7 +513,8 @@ impl Hub {
         };
         permit.established();
         let link = self.add_link(false);
-        // What waits for it counts, and whoever does not read it may be found.
+        // The messages queued for the peer count, so that a peer that does not read them can be found and
+        // ended.
         let queue = link.clone();
         let claim = self.options.memory.claim(&peer, "messages that it does not read", link.stop.clone());
         let _claim = claim.weighed_by(move || queue.outbox.queued().bytes as usize);
@@ -514,7 +525,7 @@ impl Hub {
             () = gives_way.cancelled() => tracing::debug!(peer, "ended to make room for a new connection"),
             () = self.run(&peer, session, found, &link, &mut lost) => {}
         }
-        // Whoever waits for room here waits in vain.
+        // Senders that wait for room in this queue must not wait any longer.
         link.outbox.close();
         self.tell_ended(&link);
         link.disconnected();
@@ -523,8 +534,8 @@ impl Hub {
         self.changed.notify_waiters();
     }
 
-    /// Runs a session to its end. `lost` tells a connecting link what it knows of the connection before this one; it is forgotten
-    /// once subscribers had time to come back.
+    /// Runs a session to its end. `lost` is what a connecting link knows about the connection before this
+    /// one. It is cleared once subscribers had time to come back.
     async fn run(
         self: &Arc<Self>,
         name: &str,
@@ -541,11 +552,11 @@ impl Hub {
                 return;
             }
         };
-        // What else it announced is not kept.
+        // What else the peer announced is not kept in memory.
         drop(peer);
         self.fit(name, link, &limits);
         let refused = self.role.establish(link, version, limits);
-        // Since it was let in, the rule may have changed. Whoever changes it from here on finds the connection.
+        // The rule may have changed since the peer was admitted. A change from here on finds the connection.
         if !self.keeps(link) {
             link.disconnected();
             self.tell_refused(name, "the rules have changed meanwhile");
@@ -560,7 +571,7 @@ impl Hub {
         self.changed.notify_waiters();
         self.reassign();
 
-        // Somebody who comes again with its identity stays behind what it sent before.
+        // A peer that reconnects with its identity stays behind what it sent before.
         let from = if link.connecting || seat.identity.is_empty() {
             Bytes::copy_from_slice(&link.id.to_be_bytes())
         } else {
@@ -585,7 +596,8 @@ impl Hub {
             tokio::select! {
                 biased;
                 ended = settle => ended,
-                // The linger of `close` bounds the farewell: a proxy may still be reading what we wrote.
+                // The linger of `close` bounds the time limit here: a proxy may still be reading what we
+                // wrote.
                 ended = session.run(&link.outbox, &mut handler, Duration::MAX) => ended,
             }
         };
@@ -612,8 +624,8 @@ impl Hub {
         self.reassign();
     }
 
-    /// Has the link take what its new peer takes. What had been accepted before, and is more than that, would have the peer end the
-    /// connection again and again.
+    /// Applies the limits of the new peer to the link. A message that was accepted before and exceeds them
+    /// would make the peer end the connection again and again.
     fn fit(&self, name: &str, link: &Link, limits: &PeerLimits) {
         link.state().name = name.into();
         let limits = self.options.send_limits().within(limits);
@@ -631,15 +643,17 @@ impl Hub {
         }
     }
 
-    /// What the end of a connection says about the message that was being sent. A peer that does not tell its limits, as foreign ones don't,
-    /// ends the connection in the middle of a message that is too large for it: if it does so twice in the same one, that one is dropped.
+    /// Determines what the end of a connection says about the message that was being sent. A peer that
+    /// announces no limits, as other implementations do not, ends the connection in the middle of a message
+    /// that is too large for it. If it does so twice during the same message, that message is dropped.
     fn judge(&self, name: &str, link: &Link, limits: &PeerLimits, ended: &Ended) -> LastEnd {
         if let Ended::Violation(violation) = ended
             && violation.blame() == Blame::PeerMisbehaved
         {
             return LastEnd::Violation(violation.clone());
         }
-        // If it has told them, it gets nothing that is above them, and the reason is another one.
+        // A peer that has announced its limits is sent nothing that exceeds them, so the reason is another
+        // one.
         if !ended.is_by_peer() || !link.outbox.is_cut() || limits.message_size.is_some() {
             return LastEnd::Otherwise;
         }

@@ -1,4 +1,4 @@
-//! What becomes of what a peer sends.
+//! Handling of what a peer sends.
 
 use std::sync::atomic::Ordering;
 
@@ -11,26 +11,26 @@ use crate::link::inbox::Line;
 use crate::link::session::{Batch, Ended, Handler};
 use xmsg_zmtp::{DroppedCounts, Span, encode_message};
 
-/// One link, as its session sees it.
+/// Handles what the session of one link receives.
 pub(crate) struct LinkHandler<'a> {
     pub(crate) hub: &'a Hub,
     pub(crate) link: &'a Link,
-    /// What the socket knows the peer by.
+    /// The identity by which the socket knows the peer.
     pub(crate) identity: Bytes,
-    /// Where its messages wait.
+    /// The receive queue of the connection.
     pub(crate) queue: Line<'a>,
 }
 
 impl Drop for LinkHandler<'_> {
     fn drop(&mut self) {
-        // Nobody can be waited for here; there are no more of these than the peer had subscriptions.
+        // A `drop` cannot wait. There are no more of these messages than the peer had subscriptions.
         for prefix in self.hub.role().leave(self.link) {
             self.queue.put(&self.identity, notice(false, &prefix));
         }
     }
 }
 
-/// A subscription, or the end of one, as the message that says so (RFC 29).
+/// Encodes the message that reports a subscription or its cancellation (RFC 29).
 fn notice(subscribe: bool, prefix: &Bytes) -> Bytes {
     let mut wire = BytesMut::new();
     let body = [&[u8::from(subscribe)], &prefix[..]].concat();
@@ -47,7 +47,8 @@ impl Handler for LinkHandler<'_> {
         if !role.receives() {
             return Ok(());
         }
-        // Whoever we connect to filters for us. A publisher that connects need not: our own sends all that it has.
+        // A peer that we connect to filters for us. A publisher that connects to us need not: our own
+        // publisher sends everything.
         if !self.link.connecting {
             let is_wanted = |span: &Span| role.wants(span.first(&batch.wire));
             if !batch.spans.iter().all(is_wanted) {
@@ -61,7 +62,7 @@ impl Handler for LinkHandler<'_> {
                 return Ok(());
             }
         }
-        // A few bytes must not keep a large slab alive while they wait.
+        // A few bytes must not keep a large slab in memory while they wait.
         let small = batch.wire.len() * SHARE_MAX < batch.slab.size;
         let (wire, slab) =
             if small { (Bytes::copy_from_slice(&batch.wire), None) } else { (batch.wire, Some(batch.slab)) };
@@ -87,7 +88,7 @@ impl Handler for LinkHandler<'_> {
         let (peer, news, total) = {
             let mut state = self.link.state();
             let (before, total) = &mut state.drops;
-            // A count that goes back is none.
+            // A count that decreases is ignored.
             let news = DroppedCounts {
                 too_slow: counts.too_slow.saturating_sub(before.too_slow),
                 too_large: counts.too_large.saturating_sub(before.too_large),

@@ -1,4 +1,4 @@
-//! What the peers of a socket want, as they say: the role of PUB, and what XPUB has in common with it.
+//! Subscriptions of peers: the role of PUB, and what XPUB has in common with it.
 
 use bytes::Bytes;
 use xmsg_zmtp::{Limits, SocketType};
@@ -7,13 +7,14 @@ use crate::link::Link;
 use crate::link::session::Ended;
 use crate::role::Role;
 
-/// Subscriptions of the peer that a connecting publisher keeps. A proxy may have millions: past this, or with one above the limit of
-/// prefixes, the publisher takes it that everything is wanted, and stays connected.
+/// The maximum number of subscriptions of its peer that a connecting publisher keeps. A proxy may have
+/// millions. Beyond this, or with a prefix longer than the limit, the publisher treats everything as
+/// subscribed, and stays connected.
 pub(crate) const WANTED_MAX: usize = 100_000;
-/// … and their bytes.
+/// The maximum length of all these prefixes together, in bytes.
 const WANTED_BYTES_MAX: usize = 8 << 20;
 
-/// PUB keeps what each of its peers wants.
+/// The role of PUB, which keeps the subscriptions of each of its peers.
 #[derive(Debug)]
 pub(crate) struct Publishing {
     pub(crate) limits: Limits,
@@ -30,7 +31,11 @@ impl Role for Publishing {
     }
 }
 
-/// Takes note of what a peer wants, or wants no more. Returns whether that changes anything.
+/// Notes that a peer has subscribed to a prefix or cancelled that. Returns whether that changes anything.
+///
+/// # Errors
+///
+/// A peer that has connected to us has too many subscriptions.
 pub(crate) fn note_wanted(
     limits: &Limits,
     link: &Link,
@@ -72,7 +77,8 @@ mod tests {
     use crate::Settings;
     use crate::hub::Owner;
 
-    /// A proxy tells what all its subscribers want together, which may be any amount. Whoever connects to us has limits.
+    /// A proxy sends the subscriptions of all its subscribers together, which may be any number. Peers that
+    /// connect to us have limits.
     #[tokio::test]
     async fn what_a_proxy_tells_is_never_too_much_to_stay() {
         let limits = Limits { subscriptions: 3, subscription_bytes: 10, ..Limits::default() };

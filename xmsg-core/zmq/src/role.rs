@@ -1,5 +1,5 @@
-//! What makes a socket type what it is. The rest is the same for all of them, and is the [hub's](crate::hub): transports, handshakes,
-//! admission, reconnecting, queues.
+//! What is specific to a socket type. Everything else is the same for all types and belongs to the
+//! [hub](crate::hub): transports, handshakes, admission, reconnecting, and queues.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::link::routes::{Route, Routes};
 use crate::link::session::Ended;
 use crate::subscriptions::NotTaken;
 
-/// What one socket type does with its connections. Each call is short, and none waits.
+/// What one socket type does with its connections. Each call is short, and none blocks.
 pub(crate) trait Role: fmt::Debug + Send + Sync {
-    /// The type that peers are told.
+    /// The socket type that is sent to peers.
     fn socket_type(&self) -> SocketType;
 
     /// Whether a socket that is closed waits until what it has accepted is written.
@@ -25,99 +25,110 @@ pub(crate) trait Role: fmt::Debug + Send + Sync {
         true
     }
 
-    /// Whether there may be a place for one more peer; if not, why. Asked before the handshake: whoever is refused after it has perhaps sent something.
+    /// Checks before the handshake whether one more peer may be accepted; an error says why not. A peer that
+    /// is refused only after the handshake may already have sent something.
     fn has_place(&self) -> Result<(), &'static str> {
         Ok(())
     }
 
-    /// A peer has gone through the handshake. Returns its place in the socket, or why there is none: then the connection ends.
+    /// Called after the handshake with a peer. Returns its place in the socket, or why there is none; the
+    /// connection then ends.
     fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
         let _ = link;
         Ok(Seat::of(peer))
     }
 
-    /// Has the link [established](Link::establish), and says to the peer what it has to know first. Returns the prefixes that it does not take.
+    /// Has the link [established](Link::establish), and sends what the peer needs to know first. Returns the
+    /// prefixes that the peer does not accept.
     fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
-        // What was meant for an earlier connection.
+        // These bytes were meant for an earlier connection.
         link.outbox.clear_urgent();
         link.establish(version, limits, None);
         Vec::new()
     }
 
-    /// Whether messages are received. What comes to a socket that only sends is thrown away (RFC 30).
+    /// Whether messages are received. What arrives at a socket that only sends is dropped (RFC 30).
     fn receives(&self) -> bool {
         true
     }
 
-    /// Whether a message of this topic is wanted, for a socket whose peers may send it others.
+    /// Whether the socket wants messages with this topic, if its peers may send it others.
     fn wants(&self, topic: &[u8]) -> bool {
         let _ = topic;
         true
     }
 
-    /// What chooses the peer for each message, where each goes to one of them.
+    /// What chooses a peer for each message, if each message goes to one of them.
     fn balancer(&self) -> Option<&Arc<Balancer>> {
         None
     }
 
-    /// The peer has subscribed to a prefix, or has taken that back. Only sockets whose type [takes
-    /// subscriptions](SocketType::takes_subscriptions) get these. Returns whether the socket's user is told.
+    /// Called when the peer has subscribed to a prefix or cancelled that. Only sockets whose type [takes
+    /// subscriptions](SocketType::takes_subscriptions) get these calls. Returns whether the user of the
+    /// socket is notified.
+    ///
+    /// # Errors
+    ///
+    /// The peer has exceeded a limit.
     fn subscription(&self, link: &Link, subscribe: bool, prefix: Bytes) -> Result<bool, Ended> {
         let _ = (link, subscribe, prefix);
         Ok(false)
     }
 
-    /// The connection has ended. Returns the prefixes that the socket's user is told the peer subscribes to no more.
+    /// Called when the connection has ended. Returns the prefixes for which the user of the socket is
+    /// notified that the peer is no longer subscribed.
     fn leave(&self, link: &Link) -> Vec<Bytes> {
         let _ = link;
         Vec::new()
     }
 }
 
-/// The place of a peer in a socket, as long as it is connected.
+/// The place of a peer in a socket while it is connected.
 #[derive(Debug)]
 pub(crate) struct Seat<'a> {
-    /// What the socket knows it by.
+    /// The identity by which the socket knows the peer.
     pub(crate) identity: Bytes,
-    /// What is given back when the peer has gone.
+    /// Released when the peer is gone.
     _guard: Option<Guard<'a>>,
 }
 
-/// Something that a peer has as long as it is connected.
+/// A resource that a peer holds while it is connected.
 #[derive(Debug)]
 #[allow(dead_code, reason = "it is kept to be dropped")]
 enum Guard<'a> {
-    /// A name by which others find it.
+    /// A routing identity by which the peer is found.
     Route(Route<'a>),
-    /// One of a number of places.
+    /// One of a limited number of places.
     Place(SemaphorePermit<'a>),
 }
 
 impl<'a> Seat<'a> {
-    /// Of a peer that is known by what it calls itself.
+    /// The place of a peer that is known by the identity that it announces.
     pub(crate) fn of(peer: &Peer) -> Self {
-        // RFC 23: of others it means nothing. A copy: it must not keep alive all that came with it.
+        // For other types the identity has no meaning (RFC 23). It is copied, so that it does not keep
+        // everything in memory that arrived with it.
         let identity = if peer.socket_type.announces_identity() { &peer.identity[..] } else { &[] };
         Self { identity: Bytes::copy_from_slice(identity), _guard: None }
     }
 
-    /// Of a peer that is found by its identity.
+    /// The place of a peer that is found by its routing identity.
     pub(crate) fn found_by(route: Route<'a>, identity: Bytes) -> Self {
         Self { identity, _guard: Some(Guard::Route(route)) }
     }
 
-    /// Of a peer that takes one of a number of places.
+    /// The place of a peer that takes one of a limited number of places.
     pub(crate) fn at(place: SemaphorePermit<'a>, peer: &Peer) -> Self {
         Self { _guard: Some(Guard::Place(place)), ..Self::of(peer) }
     }
 }
 
-/// The role of REP, and of REQ for the peers that connect to it: each connection has a name of its own, whatever the peer calls itself.
+/// The role of REP, and of REQ for peers that connect to it. Each connection has a routing identity of its
+/// own, whatever identity the peer announces.
 #[derive(Debug)]
 pub(crate) struct Named {
     socket_type: SocketType,
     routes: Routes,
-    /// Connections that we have made.
+    /// The number of connections that we have made.
     made: AtomicU64,
 }
 
@@ -126,7 +137,7 @@ impl Named {
         Self { socket_type, routes: Routes::default(), made: AtomicU64::new(0) }
     }
 
-    /// The connection of this name.
+    /// Returns the connection with this routing identity.
     pub(crate) fn find(&self, name: &Bytes) -> Option<Arc<Link>> {
         self.routes.get(&(None, name.clone()))
     }
@@ -138,15 +149,16 @@ impl Role for Named {
     }
 
     fn lingers(&self) -> bool {
-        // Whoever has asked is not waited for any more.
+        // Peers that have sent a request are not waited for any more.
         self.socket_type != SocketType::Req
     }
 
     fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
         link.state().principal.clone_from(&peer.principal);
         let name = if link.connecting {
-            // One for each connection: a reply is for the one that its request came over, and not for the next one to the same endpoint. It is
-            // longer than those of accepted links, so that none is the same.
+            // Each connection gets its own identity: a reply is for the connection over which its request
+            // arrived, and not for the next one to the same endpoint. It is longer than those of accepted
+            // links, so that they never collide.
             let number = self.made.fetch_add(1, Ordering::Relaxed);
             [&[0], &number.to_be_bytes()[..]].concat().into()
         } else {
@@ -157,8 +169,9 @@ impl Role for Named {
     }
 }
 
-/// The role of PULL, and of REQ where it connects, which have nothing more to say once they are closed: nobody waits for the answer to what a REQ socket has asked, and
-/// a PULL socket that went on reading would throw away what others could have.
+/// The role of PULL, and of REQ where it connects. They have nothing to send once they are closed. No caller
+/// waits for the reply to a REQ socket any more. A PULL socket that went on reading would drop messages that
+/// other workers could have.
 #[derive(Debug)]
 pub(crate) struct Plain(pub(crate) SocketType);
 

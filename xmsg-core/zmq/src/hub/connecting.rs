@@ -1,4 +1,4 @@
-//! The connections that a socket makes, again and again.
+//! The connections that a socket makes and re-establishes.
 
 use std::sync::Arc;
 
@@ -47,12 +47,14 @@ impl Hub {
                     return;
                 }
                 let mut pause = backoff.next();
-                // One end without a word may be that of a peer that was about to stop; whoever does it again does not want us.
+                // When a peer closes the connection once without an error, it may have been about to stop. A
+                // peer that does it again rejects us.
                 let is_closed = failure.as_ref().is_some_and(is_closed_in_handshake);
                 let is_first = is_closed && !std::mem::replace(&mut closed_before, is_closed);
                 if let Some(error) = failure {
                     let error = if is_first { error.with_kind(ErrorKind::Refused) } else { error };
-                    // From the beginning of one attempt to that of the next: time that went by in vain was a pause, too.
+                    // The pause is measured from the beginning of one attempt to that of the next, so an
+                    // attempt that took long shortens it.
                     let least = pause.min(backoff.min);
                     pause = pause.saturating_sub(begun.elapsed()).max(least);
                     tracing::debug!(peer, reason = %error.with_causes(), ?pause, "cannot connect");
@@ -83,7 +85,7 @@ impl Hub {
         self.options.check_identity()?;
         let stream = self.connect_stream(endpoint).await?;
         let mut limits = self.options.limits.clone();
-        // What others subscribe to at a proxy is no reason to leave it.
+        // What others subscribe to at a proxy is no reason to end the connection to it.
         limits.subscription_len = limits.subscription_len.max(limits.command_size);
         let mut session = self.session(stream, limits);
         link.state().silent_since = Some(Instant::now());
@@ -92,18 +94,19 @@ impl Hub {
     }
 }
 
-/// Whether the peer ended the handshake without a word where it may have found our keys wrong.
+/// Whether the peer closed the connection without an error at the point of the handshake where it may have
+/// rejected our keys.
 fn is_closed_in_handshake(error: &Error) -> bool {
     let violation = std::error::Error::source(error).and_then(|source| source.downcast_ref());
     matches!(violation, Some(xmsg_zmtp::Violation::ClosedByPeer(_)))
 }
 
-/// The end of a connecting link, also when its task is dropped because the runtime ends: whoever uses the socket in another
-/// runtime gets an error then, and does not fill a queue that nobody empties.
+/// Ends a connecting link, also when its task is dropped because the runtime ends. If the socket is used in
+/// another runtime, calls then return an error instead of filling a queue that is never emptied.
 struct LinkEnd<'a> {
     hub: &'a Arc<Hub>,
     link: &'a Link,
-    /// The socket was told to connect to this endpoint no more, and goes on without it.
+    /// Whether `disconnect` was called for this endpoint. The socket goes on without it.
     is_disconnected: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What a socket tells of its connections and messages: events, counters, and lines of the log.
+//! What a socket reports about its connections and messages: events, counters, and log lines.
 
 use std::sync::atomic::Ordering;
 
@@ -16,24 +16,26 @@ use crate::subscriptions::NotTaken;
 use crate::{Error, ErrorKind};
 
 impl Hub {
-    /// Messages that were accepted and dropped again, because their peer does not take them.
+    /// Returns the number of messages that were accepted and then dropped because their peer does not accept
+    /// them.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// The error for a message that the queue of this link does not take.
+    /// The error for a message that the queue of this link refuses.
     pub(crate) fn unfit(&self, link: &Link, frames: &[impl Frame]) -> Error {
         let peer = link.state().name.clone();
         unfit(frames, link.outbox.limits(), self.options.send_limits(), &peer)
     }
 
-    /// The same for a message of which only the size is known.
+    /// The error for a message that the queue of this link refuses, if only its size and number of frames are
+    /// known.
     pub(crate) fn unfit_size(&self, link: &Link, size: usize, frames: usize) -> Error {
         let peer = link.state().name.clone();
         unfit_size(size, frames, link.outbox.limits(), self.options.send_limits(), &peer)
     }
 
-    /// Drops a message for one of several peers, which does not take it.
+    /// Drops a message for one of several peers, because this peer does not accept it.
     pub(crate) fn drop_for(&self, link: &Link, frames: &[impl Frame]) {
         let reason = self.unfit(link, frames).to_string();
         let gone = Discarded::of(frames);
@@ -41,8 +43,8 @@ impl Hub {
         self.note_dropped(&name, gone, reason);
     }
 
-    /// Counts messages that were dropped for a peer that does not take them in time, which may be none, and tells from time to time what has not been
-    /// told yet.
+    /// Counts messages that were dropped for a peer that does not take them in time; `messages` may be 0.
+    /// From time to time, it reports those that have not been reported yet.
     #[inline]
     pub(crate) fn note_overflow(&self, link: &Link, messages: u64) {
         if messages > 0 {
@@ -68,13 +70,13 @@ impl Hub {
         self.tell(SocketEvent::PeerTooSlow { peer, messages, total });
     }
 
-    /// Drops a message that had been accepted for a peer that has gone, and that no other takes.
+    /// Drops a message that had been accepted for a peer that is gone, and that no other peer accepts.
     pub(crate) fn drop_unsent(&self, frames: &[Bytes], error: &Error) {
         let gone = Discarded::of(frames);
         self.note_dropped("", gone, error.to_string());
     }
 
-    /// Counts a message that was dropped, tells it and writes it into the log.
+    /// Counts a message that was dropped, sends an event, and logs it.
     pub(super) fn note_dropped(&self, peer: &str, gone: Discarded, reason: String) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
         if let Some(unlogged) = self.drop_log.pass("messages that were dropped") {
@@ -85,8 +87,8 @@ impl Hub {
         self.tell(SocketEvent::MessageDropped { peer: peer.to_owned(), topic, size, reason });
     }
 
-    /// Tells of subscriptions that a peer does not take. Of one that has connected to us, only the first is an event: it may refuse all there are,
-    /// again and again.
+    /// Reports subscriptions that a peer refuses. For a peer that has connected to us, only the first one is
+    /// reported: such a peer may refuse all subscriptions again and again.
     pub(crate) fn tell_refused_subscriptions(&self, link: &Link, refused: Vec<(Bytes, NotTaken)>) {
         let peer = link.state().name.to_string();
         let (most, count) = (if link.connecting { usize::MAX } else { 1 }, refused.len());
@@ -100,9 +102,10 @@ impl Hub {
         }
     }
 
-    /// Why there was no handshake with a peer that has connected to us.
+    /// The error for a handshake with a peer that has connected to us and that failed.
     pub(super) fn without_handshake(&self, peer: &str, ended: Ended, is_greeted: bool) -> Error {
-        // A NULL handshake has nothing else that it may not like. Its own type it has not told by then.
+        // In a NULL handshake, there is nothing else that the peer could reject. It has not sent its own type
+        // by then.
         if is_greeted && ended.is_by_peer() && matches!(self.options.security, Security::Null) {
             let what = format!(
                 "{peer} closed the connection when it was told that this socket is of type {}: does its own type fit?",
@@ -113,7 +116,7 @@ impl Hub {
         ended.while_accepting(&peer)
     }
 
-    /// Tells that we have ended a connection, if it is one that is still there.
+    /// Reports that we have ended a connection, if it still exists.
     pub(super) fn tell_ended(&self, link: &Link) {
         if link.is_connected() && !self.stop.is_cancelled() {
             let peer = link.state().name.to_string();
