@@ -1,4 +1,5 @@
-//! The error of the library: what was being done, to whom, why it failed, and whose fault it is.
+//! The error of the library. It says what was being done, to which peer, why it failed, and whose fault it
+//! is.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,53 +9,54 @@ use std::sync::Arc;
 /// `Result` with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, as a value to match on. New kinds may be added.
+/// The kind of an error, to match on. New kinds may be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Nothing answered within the time given. A call that was waiting for a peer whose connection is lost has one of the other kinds, such
-    /// as [`Refused`](Self::Refused) and [`NotConnected`](Self::NotConnected).
+    /// Nothing answered within the time limit. A call that was waiting for a peer whose connection is lost
+    /// fails with one of the other kinds, such as [`Refused`](Self::Refused) and
+    /// [`NotConnected`](Self::NotConnected).
     Timeout,
-    /// The other side is not there, or does not want us.
+    /// The other side is not there, or rejects us.
     Refused,
     /// No address was found for the name of the host.
     UnknownHost,
-    /// Something else listens there than what was expected: another port of the proxy, or no ZeroMQ socket at all.
+    /// Another port of the proxy, or something that is not a ZeroMQ socket, listens there.
     WrongPort,
-    /// The other side does not accept our credentials, or we may not do this.
+    /// The other side does not accept our credentials, or we are not permitted to do this.
     NotAllowed,
-    /// The peer broke the protocol, or speaks one that does not fit.
+    /// The peer violated the protocol, or speaks one that is not supported.
     Protocol,
-    /// The other side got the request, and answered that it failed.
+    /// The other side received the request, and answered that it failed.
     Remote,
-    /// A topic, or the group of a datagram, that the rules for them do not allow.
+    /// A topic, or the group of a datagram, violates the rules for it.
     InvalidTopic,
-    /// An address, host or port that cannot be used.
+    /// An address, host or port cannot be used.
     InvalidAddress,
-    /// A message whose metadata or data cannot be read as asked.
+    /// A message has metadata or data that cannot be decoded as requested.
     InvalidMessage,
-    /// An option with a value that makes no sense.
+    /// An option has an invalid value.
     InvalidOption,
-    /// Larger than a limit allows: it was not accepted, and will not be.
+    /// Something exceeds a limit. It was not accepted, and will not be.
     TooLarge,
-    /// There is no room now: the queue is at its high-water mark.
+    /// There is no room at the moment: the queue is at its high-water mark.
     Full,
-    /// There is no connection at this moment, or there was none yet.
+    /// There is no connection at the moment, or there was none yet.
     NotConnected,
-    /// It was sent, but nobody confirmed that it arrived.
+    /// A message was sent, but its arrival was not confirmed.
     Unconfirmed,
     /// The socket, connection or subscription was closed.
     Closed,
-    /// A blocking call where none may be made: within an async runtime.
+    /// A blocking call was made where it is not allowed: within an async runtime.
     WouldBlock,
-    /// The system has no more of something that was needed: file descriptors, ports, memory.
+    /// The system has run out of something that was needed: file descriptors, ports, or memory.
     NoResources,
-    /// The operating system refused.
+    /// The operating system reported an error.
     Io,
 }
 
-/// An error of the library. `Display` says what failed, where, and what can be done about it;
-/// [`source`](StdError::source) is what the layer below said. Clones share both.
+/// An error of the library. `Display` says what failed, where, and what can be done about it.
+/// [`source`](StdError::source) is the error of the layer below. Clones share both.
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -63,32 +65,32 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of this kind; `context` says what failed, on what, and what to do.
+    /// Creates an error of this kind. `context` says what failed, on what, and what to do.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
         Self { kind, context: context.into().into(), source: None }
     }
 
-    /// The same error with what caused it.
+    /// Adds the error that caused this one.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync + 'static>>) -> Self {
         self.source = Some(source.into().into());
         self
     }
 
-    /// The same error as one of another kind.
+    /// Changes the kind of the error.
     #[must_use]
     pub fn with_kind(mut self, kind: ErrorKind) -> Self {
         self.kind = kind;
         self
     }
 
-    /// What went wrong, to match on.
+    /// Returns the kind of the error, to match on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The error and what it came from, step by step, in one line: for logs, and for people.
+    /// Displays the error and its chain of causes in one line.
     ///
     /// ```
     /// use xmsg_zmq::{Error, ErrorKind};
@@ -100,12 +102,13 @@ impl Error {
         WithCauses(self)
     }
 
-    /// An operating-system error, with the kind that its cause has.
+    /// Creates an error for an error of the operating system. Its kind is determined by
+    /// [`kind_of`](Self::kind_of).
     pub fn io(context: impl Into<String>, source: io::Error) -> Self {
         Self::new(Self::kind_of(&source), context).with_source(source)
     }
 
-    /// The kind of an error of the operating system.
+    /// Returns the kind of an error of the operating system.
     #[must_use]
     pub fn kind_of(error: &io::Error) -> ErrorKind {
         match error.kind() {
@@ -120,23 +123,25 @@ impl Error {
         }
     }
 
-    /// The kind of the error of a call whose time ran out while there was no connection, for this reason, where there had been
-    /// one. It is never [`Timeout`](ErrorKind::Timeout), which is left for a peer that is connected and does not answer.
+    /// Returns the error kind for a call whose time ran out while a connection was lost for `reason`. It is
+    /// never [`Timeout`](ErrorKind::Timeout), which is reserved for a peer that is connected and does not
+    /// answer.
     #[must_use]
     pub fn kind_without_connection(reason: &Self) -> ErrorKind {
         use ErrorKind::{NoResources, NotAllowed, NotConnected, Refused, Timeout, UnknownHost, WrongPort};
         match reason.kind {
             kind @ (UnknownHost | WrongPort | NoResources | NotAllowed) => kind,
-            // It has vanished, or does not answer those who connect.
+            // The peer has vanished, or does not answer connection attempts.
             Timeout => NotConnected,
             _ => Refused,
         }
     }
 
-    /// Whether the system has no more descriptors or buffers. The standard library has no kinds for these.
+    /// Returns whether the system has no more descriptors or buffers. The standard library has no kinds for
+    /// these errors.
     #[must_use]
     pub fn is_used_up(error: &io::Error) -> bool {
-        /// The same numbers on every Unix.
+        /// `ENFILE` and `EMFILE` have the same numbers on every Unix.
         const ENFILE: i32 = 23;
         const EMFILE: i32 = 24;
         const ENOBUFS: i32 = if cfg!(target_os = "linux") { 105 } else { 55 };

@@ -1,4 +1,4 @@
-//! What happens to the connections of a socket, told to whoever observes it.
+//! Events about the connections of a socket, and their channel.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,107 +12,118 @@ use tokio_util::sync::CancellationToken;
 use crate::lock::lock;
 use crate::{Error, ErrorKind};
 
-/// Events that wait for a slow observer; older ones are lost to it.
+/// The number of events that are queued for a slow observer. It misses older ones.
 const EVENTS: usize = 64;
-/// A peer that can't be reached for the same reason is told again after so long.
+/// How long the failure to connect to a peer is not reported again if the reason stays the same.
 const FOLDED: Duration = Duration::from_secs(10);
 
 /// What happened to a socket's connections.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SocketEvent {
-    /// The socket is bound, and accepts connections.
+    /// The socket is bound and accepts connections.
     Listening {
-        /// To what, with its actual port.
+        /// The endpoint with its actual port.
         endpoint: String,
     },
     /// A peer has connected to a bound socket; its handshake begins.
     Accepted {
-        /// Its address.
+        /// The address of the peer.
         peer: String,
     },
-    /// A peer that has connected to a bound socket was not let in, or has not finished its handshake.
+    /// A peer that has connected to a bound socket was rejected, or has not finished its handshake.
     HandshakeFailed {
-        /// Its address.
+        /// The address of the peer.
         peer: String,
-        /// Why. [`NotAllowed`](crate::ErrorKind::NotAllowed): its credentials are not good, and it was told so with the status 400 of ZAP.
-        /// [`Refused`](crate::ErrorKind::Refused): there is no place for it, or it has closed the connection itself when it was told the type of this
-        /// socket, as libzmq does where its own does not fit.
+        /// The reason. [`NotAllowed`](crate::ErrorKind::NotAllowed) means that its credentials were rejected;
+        /// the peer was sent the ZAP status 400. [`Refused`](crate::ErrorKind::Refused) means that there is
+        /// no place for it, or that it closed the connection itself when it received the type of this socket.
+        /// libzmq does so if its own type does not match.
         error: Error,
     },
-    /// A connection is there, handshake done. When it is one that had been lost, the subscriptions of the socket are on their way over
-    /// it: the gap that [`Disconnected`](Self::Disconnected) began ends as soon as the peer has taken them. A publisher begins to send
-    /// about a second later, or sooner if the connection was away for less, so that subscribers can come back first.
+    /// A connection is established and its handshake is done. If it replaces a lost connection, the
+    /// subscriptions of the socket are sent over it. The gap that [`Disconnected`](Self::Disconnected) began
+    /// ends as soon as the peer has processed them. A publisher begins to send about a second later, or
+    /// sooner if the connection was lost for less, so that subscribers can come back first.
     Connected {
-        /// Its other end.
+        /// The other end of the connection.
         peer: String,
     },
-    /// A connection ended. For a subscription this begins a **gap**: messages that were on their way, and those that are published
-    /// from now until shortly after the next [`Connected`](Self::Connected) of the same peer, may be missed, and nobody
-    /// counts them. For what is published, nothing is missed: it waits for the next connection. What had been written
-    /// to the former one may have arrived or not.
+    /// A connection ended. For a subscription this begins a **gap**: messages that were on their way may be
+    /// missed, and so may those that are published from now until shortly after the next
+    /// [`Connected`](Self::Connected) of the same peer. They are not counted. Published messages are not
+    /// missed: they wait for the next connection. What had been written to the former one may have arrived or
+    /// not.
     Disconnected {
-        /// Its other end.
+        /// The other end of the connection.
         peer: String,
-        /// Why, with a kind and what it came from: [`Closed`](crate::ErrorKind::Closed) when either side closed it.
+        /// The reason, with a kind and a source. The kind is [`Closed`](crate::ErrorKind::Closed) when either
+        /// side closed the connection.
         error: Error,
     },
-    /// A message that had been accepted was dropped, because its peer does not take it. What is behind it goes on.
+    /// A message that had been accepted was dropped, because its peer does not accept it. Messages behind it
+    /// are sent.
     MessageDropped {
-        /// The peer.
+        /// The name of the peer.
         peer: String,
-        /// The first frame of the message, its topic; of a long one, the first 255 bytes.
+        /// The first frame of the message, which is its topic, cut to 255 bytes.
         topic: Bytes,
-        /// Bytes on the wire, with all frames and their headers.
+        /// The size on the wire in bytes, with all frames and their headers.
         size: usize,
-        /// Why.
+        /// The reason in words.
         reason: String,
     },
-    /// This socket has dropped messages for a peer that does not take them in time, as its [policy](crate::SocketOptions::overflow) says. Told at
-    /// once for the first, then at most once a second, and when the connection ends.
+    /// This socket has dropped messages for a peer that does not take them in time, as
+    /// [`SocketOptions::overflow`](crate::SocketOptions::overflow) says. The first one is reported at once,
+    /// later ones at most once a second, and the rest when the connection ends.
     PeerTooSlow {
-        /// The peer.
+        /// The name of the peer.
         peer: String,
-        /// Messages that were dropped since the last such event of this connection.
+        /// The number of messages that were dropped since the last such event of this connection.
         messages: u64,
-        /// Messages that were dropped over this connection in all.
+        /// The number of messages that were dropped over this connection in all.
         total: u64,
     },
-    /// The peer, a proxy, has dropped messages that this socket had subscribed to. Our proxy tells so at once for the first, and then
-    /// at most every 100 ms, up to the last one; proxies of other implementations never do. It travels ahead of what waits in the proxy,
-    /// but behind what is on its way: a subscriber that takes nothing hears of it when it reads on.
+    /// The peer, a proxy, has dropped messages that this socket had subscribed to. Our proxy reports the
+    /// first one at once, and later ones, up to the last, at most every 100 ms. Proxies of other
+    /// implementations never report it. The report is sent ahead of what waits in the proxy, but behind what
+    /// is on its way: a subscriber that pauses receives it when it reads on.
     DroppedByPeer {
-        /// The peer.
+        /// The name of the peer.
         peer: String,
-        /// Why.
+        /// The reason.
         reason: DropReason,
-        /// Messages that were dropped for this reason since the last such event of this peer.
+        /// The number of messages that were dropped for this reason since the last such event of this peer.
         messages: u64,
-        /// Messages that the peer has dropped for this reason in all, over all connections of this socket to it.
+        /// The number of messages that the peer has dropped for this reason in all, over all connections of
+        /// this socket to it.
         total: u64,
     },
-    /// A subscription was not made, because the peer has told that it does not take it: nothing comes from there for it. Of a peer that has connected
-    /// to this socket, only the first one is told.
+    /// A subscription was not made, because the peer has announced limits that it exceeds. This peer will
+    /// send nothing for it. For a peer that has connected to this socket, only the first such subscription is
+    /// reported.
     SubscriptionRefused {
-        /// The peer.
+        /// The name of the peer.
         peer: String,
-        /// What was to be subscribed to.
+        /// The prefix of the subscription.
         prefix: Bytes,
-        /// Why.
+        /// The reason in words.
         reason: String,
     },
-    /// A connection could not be made; it will be tried again after the pause. Sockets tell it for each attempt; connections and actors, which
-    /// have many, for each peer once, again when the kind of the error changes, and every 10 s.
+    /// A connection could not be made; it will be tried again after `pause`. Sockets report each attempt.
+    /// Connections and actors, which have many sockets, report each peer once, again when the kind of the
+    /// error changes, and every 10 s.
     ConnectFailed {
-        /// Its other end.
+        /// The other end of the connection.
         peer: String,
-        /// Why, with what it came from. Its kind is the cause: [`Refused`](crate::ErrorKind::Refused) when nobody listens there,
-        /// [`UnknownHost`](crate::ErrorKind::UnknownHost), [`WrongPort`](crate::ErrorKind::WrongPort) when something else listens there,
-        /// [`NotAllowed`](crate::ErrorKind::NotAllowed) when the other side does not want us,
-        /// [`NoResources`](crate::ErrorKind::NoResources) when the system has no descriptor left,
-        /// [`Timeout`](crate::ErrorKind::Timeout) when nothing answers, …
+        /// The reason, with its source. The kind is the cause, for example:
+        /// [`Refused`](crate::ErrorKind::Refused) when nothing listens there,
+        /// [`UnknownHost`](crate::ErrorKind::UnknownHost), [`WrongPort`](crate::ErrorKind::WrongPort) when
+        /// something else listens there, [`NotAllowed`](crate::ErrorKind::NotAllowed) when the other side
+        /// rejects us, [`NoResources`](crate::ErrorKind::NoResources) when the system has no descriptor left,
+        /// or [`Timeout`](crate::ErrorKind::Timeout) when nothing answers.
         error: Error,
-        /// Until the next attempt.
+        /// The time until the next attempt.
         pause: Duration,
     },
 }
@@ -121,18 +132,18 @@ pub enum SocketEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DropReason {
-    /// The subscriber did not take them in time, and by the policy of the proxy messages are dropped then.
+    /// The subscriber did not take them in time, and the policy of the proxy is to drop messages then.
     TooSlow,
-    /// They are above the limits of the subscriber, which it has told.
+    /// They exceed the limits that the subscriber has announced.
     TooLarge,
 }
 
-/// Where events are told: by a socket, or by all that belong to a connection or an actor. Clones share it.
+/// A channel for the events of a socket, or of all sockets of a connection or an actor. Clones share it.
 #[derive(Clone, Debug)]
 pub struct EventChannel {
     sender: broadcast::Sender<SocketEvent>,
     ended: CancellationToken,
-    /// Why a peer could not be connected to, and when that was told last.
+    /// For each peer, why it could not be connected to, and when that was reported last.
     failures: Arc<Mutex<HashMap<String, (ErrorKind, Instant)>>>,
 }
 
@@ -143,7 +154,7 @@ impl Default for EventChannel {
 }
 
 impl EventChannel {
-    /// A channel that nobody observes yet.
+    /// Creates a channel without observers.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -153,18 +164,19 @@ impl EventChannel {
         }
     }
 
-    /// The events from now on.
+    /// Returns a stream of the events from now on.
     #[must_use]
     pub fn observe(&self) -> SocketEvents {
         SocketEvents { receiver: self.sender.subscribe(), ended: self.ended.clone() }
     }
 
-    /// Tells what happened; nobody has to listen.
+    /// Sends an event to all observers, if there are any.
     pub fn tell(&self, event: SocketEvent) {
         let _ = self.sender.send(event);
     }
 
-    /// The same for what one of many sockets tells: that a peer can't be reached is not told for each attempt of each of them.
+    /// Sends an event of one of many sockets, like [`tell`](Self::tell). Repeated failures to connect to one
+    /// peer are not reported for each attempt of each socket.
     pub fn tell_folded(&self, event: SocketEvent) {
         let is_news = {
             let mut failures = lock(&self.failures);
@@ -194,13 +206,14 @@ impl EventChannel {
         }
     }
 
-    /// Ends the streams of those who observe it.
+    /// Ends the streams of all observers.
     pub fn end(&self) {
         self.ended.cancel();
     }
 }
 
-/// The [`SocketEvent`]s of one socket, connection or actor from now on. Whoever falls more than 64 events behind misses the oldest.
+/// The [`SocketEvent`]s of one socket, connection or actor from now on. An observer that falls more than 64
+/// events behind misses the oldest.
 #[derive(Debug)]
 pub struct SocketEvents {
     receiver: broadcast::Receiver<SocketEvent>,
@@ -208,7 +221,8 @@ pub struct SocketEvents {
 }
 
 impl SocketEvents {
-    /// The next event; `None` when what is observed was closed, or is gone, and all that happened until then was told.
+    /// Returns the next event, or `None` when what is observed was closed or dropped, and all events until
+    /// then were returned. Cancel safe.
     pub async fn next(&mut self) -> Option<SocketEvent> {
         loop {
             let next = tokio::select! {

@@ -1,4 +1,4 @@
-//! What can be set on a socket.
+//! The options of sockets.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -23,18 +23,20 @@ use xmsg_zmtp::{IDENTITY_MAX, Limits, MessageLimits, Principal, SocketType};
 /// Options of the TCP connections beneath a socket. `TCP_NODELAY` is always on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpOptions {
-    /// Ask after a silent peer from this time on (`SO_KEEPALIVE`), so that one that vanished is noticed.
-    /// Default 60 s; `None`: never.
+    /// The time after which a silent peer is probed (`SO_KEEPALIVE`), so that one that vanished is noticed.
+    /// `None` means never. Default 60 s.
     pub keepalive: Option<Duration>,
-    /// How long it has to answer then; it is asked three times. Default 60 s. The kernel counts whole seconds, so 3 s is the
-    /// least.
+    /// How long the peer may take to answer; it is probed three times. Default 60 s. The kernel counts whole
+    /// seconds, so the minimum is 3 s.
     pub keepalive_timeout: Duration,
-    /// Bytes of the kernel's send buffer, or what an `inproc://` pipe holds in each direction, at least 4 KiB; `None`: the system decides, 1 MiB for a pipe.
+    /// The size of the kernel's send buffer in bytes, or of an `inproc://` pipe in each direction, at least 4
+    /// KiB. `None` means that the system decides, or 1 MiB for a pipe.
     pub send_buffer: Option<usize>,
-    /// Bytes of the kernel's receive buffer; `None`: the system decides.
+    /// The size of the kernel's receive buffer in bytes. `None` means that the system decides.
     pub receive_buffer: Option<usize>,
-    /// Closes a connection at once, with a reset (`SO_LINGER` of no time): it leaves no port in `TIME_WAIT` behind, and what is not sent by then is
-    /// lost. For a peer that has answered all that matters. Default no.
+    /// Closes a connection at once, with a reset (`SO_LINGER` with a timeout of zero). This leaves no port in
+    /// `TIME_WAIT`, and loses what is not sent by then. It is meant for a peer that has answered all that
+    /// matters. Default `false`.
     pub reset_on_close: bool,
 }
 
@@ -50,30 +52,33 @@ impl Default for TcpOptions {
     }
 }
 
-/// Sockets that send messages: all but SUB, PULL and REQ, of which the last sends one at a time.
+/// Sockets that send messages: all except SUB, PULL and REQ. REQ sends one at a time.
 pub trait Sends {}
 
-/// Sockets that receive messages: all but PUB and PUSH.
+/// Sockets that receive messages: all except PUB and PUSH.
 pub trait Receives {}
 
-/// Sockets that may have an identity, by which a ROUTER knows them: DEALER, REQ and ROUTER.
+/// Sockets that may have an identity by which a ROUTER knows them: DEALER, REQ and ROUTER.
 pub trait HasIdentity {}
 
 /// Sockets that send each message to many peers: PUB, XPUB and XSUB.
 pub trait FansOut {}
 
-/// Sockets that know who their peers have proved to be, and may end their connections: ROUTER and REP.
+/// Sockets that know the authenticated identities of their peers and may end their connections: ROUTER and
+/// REP.
 pub trait KnowsPeers {}
 
-/// Sockets for which only the last message may count: SUB, PULL and DEALER.
+/// Sockets that can keep only the last message of each peer: SUB, PULL and DEALER.
 pub trait Conflates {}
 
-/// Stands for a socket of any type in [`SocketOptions`], which are then those that all of them have.
+/// Stands for a socket of any type in [`SocketOptions`]. These then have only the options that all types
+/// have.
 #[derive(Clone, Copy, Debug)]
 pub struct AnySocket(());
 
-/// Options of a socket of type `S`. All have documented defaults: change what you need. A type has only the options that mean something to it, as
-/// the traits [`Sends`], [`Receives`], [`HasIdentity`], [`FansOut`], [`KnowsPeers`] and [`Conflates`] say; others do not compile.
+/// Options of a socket of type `S`. All have documented defaults, so change only what you need. A type has
+/// only the options that apply to it, as the traits [`Sends`], [`Receives`], [`HasIdentity`], [`FansOut`],
+/// [`KnowsPeers`] and [`Conflates`] say; other options do not compile.
 ///
 /// ```
 /// use std::time::Duration;
@@ -132,7 +137,7 @@ impl<S> From<Settings> for SocketOptions<S> {
 }
 
 impl SocketOptions {
-    /// The defaults of what sockets of all types have.
+    /// Returns the defaults of the options that sockets of all types have.
     #[must_use]
     pub fn any() -> Self {
         Self::default()
@@ -140,13 +145,14 @@ impl SocketOptions {
 }
 
 impl<S> SocketOptions<S> {
-    /// The same for a socket of another type. Set what only one of the types has afterwards.
+    /// Returns the same options for a socket of another type. Options that only one type has can be set
+    /// afterwards.
     #[must_use]
     pub fn for_socket<T>(&self) -> SocketOptions<T> {
         self.settings.clone().into()
     }
 
-    /// What is set.
+    /// Returns the values of the options.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -156,92 +162,100 @@ impl<S> SocketOptions<S> {
         self.settings
     }
 
-    /// The same with one setting changed.
+    /// Returns the options with one setting changed.
     pub(crate) fn with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.settings);
         self
     }
 
-    /// The security mechanism. Default: none.
+    /// Sets the security mechanism. The default is NULL, which means no security.
     #[must_use]
     pub fn security(self, security: Security) -> Self {
         self.with(|settings| settings.security = security)
     }
 
-    /// What a peer may send: sizes of messages, and numbers of their frames, of subscriptions and more.
+    /// Sets limits for what a peer may send: sizes of messages, numbers of frames and subscriptions, and
+    /// more.
     #[must_use]
     pub fn limits(self, limits: Limits) -> Self {
         self.with(|settings| settings.limits = limits)
     }
 
-    /// How long one attempt to connect may take, with its handshake. A name is looked up for each attempt; when it has several
-    /// addresses, they are tried in turn, each for an equal share of this time; the handshake has a share, too. Default 10 s.
+    /// Sets how long one attempt to connect may take, including the handshake. A name is looked up for each
+    /// attempt. If it has several addresses, they are tried one after another; each gets an equal share of
+    /// this time, and so does the handshake. Default 10 s.
     #[must_use]
     pub fn connect_timeout(self, time: Duration) -> Self {
         self.with(|settings| settings.connect_timeout = time)
     }
 
-    /// The first pause before a connection is tried again; it doubles each time. At least 1 ms. Default 100 ms.
+    /// Sets the first pause before a reconnection attempt, which is at least 1 ms. The pause doubles with
+    /// each attempt. Default 100 ms.
     #[must_use]
     pub fn reconnect_min(self, pause: Duration) -> Self {
         self.with(|settings| settings.reconnect_min = pause)
     }
 
-    /// The longest such pause; that of [`reconnect_min`](Self::reconnect_min), if that is longer. A publisher whose connection is back holds its
-    /// messages for as long as it was away, and for this time at most, so that subscribers can come back first. Default 1 s.
+    /// Sets the longest pause before a reconnection attempt. It is at least
+    /// [`reconnect_min`](Self::reconnect_min). A publisher that has reconnected holds its messages back for
+    /// as long as the connection was lost, and at most for this time, so that subscribers can come back
+    /// first. Default 1 s.
     #[must_use]
     pub fn reconnect_max(self, pause: Duration) -> Self {
         self.with(|settings| settings.reconnect_max = pause)
     }
 
-    /// Asks after a peer (ZMTP 3.1) that was silent for so long; `None`, or no time at all: never. Default: never.
+    /// Sets the time of silence after which a peer is sent a heartbeat (PING of ZMTP 3.1). `None`, or zero,
+    /// means never. Default: never.
     #[must_use]
     pub fn heartbeat_interval(self, time: impl Into<Option<Duration>>) -> Self {
         let time = time.into();
         self.with(|settings| settings.heartbeat_interval = time)
     }
 
-    /// How long the peer has to answer then. Default 30 s.
+    /// Sets how long the peer may take to answer a heartbeat. Default 30 s.
     #[must_use]
     pub fn heartbeat_timeout(self, time: Duration) -> Self {
         self.with(|settings| settings.heartbeat_timeout = time)
     }
 
-    /// What the messages that come in over a bound socket's connections may take of the memory until they are whole. Clones of the options share
-    /// it. Default: no limit.
+    /// Sets the memory budget of a bound socket. It covers the connections, what they have received in part,
+    /// and their send queues. Clones of the options share it. Default: no limit.
     #[must_use]
     pub fn memory(self, memory: MemoryBudget) -> Self {
         self.with(|settings| settings.memory = memory)
     }
 
-    /// How many connections a bound socket lets in. Clones of the options share it. Default: see
-    /// [`AdmissionLimits`](super::AdmissionLimits).
+    /// Sets how many connections a bound socket admits. Clones of the options share the counts. For the
+    /// default, see [`AdmissionLimits`](super::AdmissionLimits).
     #[must_use]
     pub fn admission(self, admission: Admission) -> Self {
         self.with(|settings| settings.admission = admission)
     }
 
-    /// What counts the connections of a bound socket that were ended because the peer broke a rule. Clones of the options share it.
+    /// Sets the counter of connections to a bound socket that were ended because the peer broke a rule.
+    /// Clones of the options share it.
     #[must_use]
     pub fn violations(self, violations: Violations) -> Self {
         self.with(|settings| settings.violations = violations)
     }
 
-    /// Options of the transport.
+    /// Sets the options of the transport.
     #[must_use]
     pub fn tcp(self, tcp: TcpOptions) -> Self {
         self.with(|settings| settings.tcp = tcp)
     }
 
-    /// Makes TCP connections through a SOCKS5 proxy (`ZMQ_SOCKS_PROXY`), which looks up the names. Default: none.
+    /// Makes TCP connections through a SOCKS5 proxy (`ZMQ_SOCKS_PROXY`), which resolves the names. Default:
+    /// none.
     #[cfg(feature = "socks")]
     #[must_use]
     pub fn socks_proxy(self, proxy: SocksProxy) -> Self {
         self.with(|settings| settings.socks_proxy = Some(proxy))
     }
 
-    /// The largest message that is sent. One above this, or above what the peer has told that it takes, is refused at once. Default: as
-    /// large as [`limits`](Self::limits) let a peer send.
+    /// Sets the largest message that is sent. A message that exceeds this, or the limits that the peer has
+    /// announced, is refused at once. Default: as large as [`limits`](Self::limits) allow a peer to send.
     #[must_use]
     pub fn send_limits(self, limits: MessageLimits) -> Self {
         self.with(|settings| settings.send_limits = Some(limits))
@@ -249,14 +263,15 @@ impl<S> SocketOptions<S> {
 }
 
 impl<S: Sends> SocketOptions<S> {
-    /// How much is held for one connection until it is written. Above it a sender waits, or messages are dropped
-    /// ([`overflow`](Self::overflow)). Default 64 MiB, any number of messages. A single message may always go.
+    /// Sets how much is queued for one connection until it is written. Above it, a sender waits, or messages
+    /// are dropped ([`overflow`](Self::overflow)). A single message is always accepted. Default 64 MiB, any
+    /// number of messages.
     #[must_use]
     pub fn send_high_water_mark(self, mark: HighWaterMark) -> Self {
         self.with(|settings| settings.send_high_water_mark = mark)
     }
 
-    /// How long a dropped socket goes on trying to send what it accepted. Default 5 s.
+    /// Sets how long a dropped socket tries to send what it has accepted. Default 5 s.
     #[must_use]
     pub fn linger(self, time: Duration) -> Self {
         self.with(|settings| settings.linger = time)
@@ -264,7 +279,8 @@ impl<S: Sends> SocketOptions<S> {
 }
 
 impl<S: Receives> SocketOptions<S> {
-    /// Bytes of memory that are held until what lies in it is received. Above it nothing more is read from the peers. Default 16 MiB.
+    /// Sets how many bytes of memory may be held by messages that wait to be received. Above it, nothing more
+    /// is read from the peers. Default 16 MiB.
     #[must_use]
     pub fn receive_high_water_mark(self, bytes: usize) -> Self {
         self.with(|settings| settings.receive_high_water_mark = bytes)
@@ -272,16 +288,16 @@ impl<S: Receives> SocketOptions<S> {
 }
 
 impl<S: HasIdentity> SocketOptions<S> {
-    /// The identity that the socket announces: at most 255 bytes, of which the first is not zero. Any other one is an error of
-    /// [`bind`](crate::Dealer::bind), and of connections. Default: none.
+    /// Sets the identity that the socket announces: at most 255 bytes, of which the first is not zero. Any
+    /// other identity makes [`bind`](crate::Dealer::bind) and all connections fail. Default: none.
     #[must_use]
     pub fn identity(self, identity: impl Into<Bytes>) -> Self {
         let identity = identity.into();
         self.with(|settings| settings.identity = identity)
     }
 
-    /// Sends every new peer a message of one empty frame first (`ZMQ_PROBE_ROUTER`): a ROUTER so learns who is there before that one has
-    /// anything to say. Default no.
+    /// Sends every new peer a message of one empty frame first (`ZMQ_PROBE_ROUTER`). A ROUTER thus learns
+    /// which peers are connected before they have anything to send. Default `false`.
     #[must_use]
     pub fn probe_router(self, probe: bool) -> Self {
         self.with(|settings| settings.probe_router = probe)
@@ -289,8 +305,8 @@ impl<S: HasIdentity> SocketOptions<S> {
 }
 
 impl<S: FansOut> SocketOptions<S> {
-    /// What becomes of a message for a peer whose send queue is at its high-water mark. What is dropped is counted, and
-    /// told as an [event](super::SocketEvent::PeerTooSlow).
+    /// Sets what happens to a message for a peer whose send queue is at its high-water mark. Dropped messages
+    /// are counted and reported as an [event](super::SocketEvent::PeerTooSlow).
     #[must_use]
     pub fn overflow(self, overflow: Overflow) -> Self {
         self.with(|settings| settings.overflow = overflow)
@@ -298,9 +314,10 @@ impl<S: FansOut> SocketOptions<S> {
 }
 
 impl<S: KnowsPeers> SocketOptions<S> {
-    /// A rule of which peers that connect to the socket may be there, which is asked once they have: it is told the peer's address and who it has
-    /// proved to be. When something has changed that the rule knows of, [`recheck`](crate::Router::recheck) applies it to those who are there.
-    /// Default: all that the [security](Self::security) lets in.
+    /// Sets a rule for which peers that connect to the socket may stay. It is called after the handshake,
+    /// with the address of the peer and its authenticated principal. When the result of the rule may have
+    /// changed, [`recheck`](crate::Router::recheck) applies it to connected peers. Default: all that the
+    /// [security](Self::security) admits.
     #[must_use]
     pub fn keeps(self, rule: impl Fn(&str, Option<&Principal>) -> bool + Send + Sync + 'static) -> Self {
         self.with(|settings| settings.keeps = Some(PeerRule(Arc::new(rule))))
@@ -308,8 +325,9 @@ impl<S: KnowsPeers> SocketOptions<S> {
 }
 
 impl<S: Conflates> SocketOptions<S> {
-    /// Keeps of each peer only the last message that was not received yet (`ZMQ_CONFLATE`), for states that replace each other. The older ones are
-    /// counted. A peer without an identity that connects again is another one. Default no.
+    /// Keeps only the last message of each peer that was not received yet (`ZMQ_CONFLATE`), for states that
+    /// replace each other. Replaced messages are counted. A peer without an identity that reconnects counts
+    /// as another peer. Default `false`.
     #[must_use]
     pub fn conflate(self, conflate: bool) -> Self {
         self.with(|settings| settings.conflate = conflate)
@@ -317,15 +335,16 @@ impl<S: Conflates> SocketOptions<S> {
 }
 
 impl SocketOptions<crate::Publisher> {
-    /// Sends a peer that the socket connects to only what that subscribed to. Default no: an xMsg proxy filters better, and a fresh
-    /// subscription need not reach every publisher first. Meant for thin links.
+    /// Sends a peer that the socket connects to only what that peer has subscribed to. Default `false`: an
+    /// xMsg proxy filters better, and a new subscription need not reach every publisher first. It is meant
+    /// for links with little bandwidth.
     #[must_use]
     pub fn filter(self, filter: bool) -> Self {
         self.with(|settings| settings.filter = filter)
     }
 }
 
-/// What is set on a socket: what [`SocketOptions`] hold, to be looked at.
+/// The values of the options of a socket, which [`SocketOptions`] contain, for reading.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Settings {
@@ -359,7 +378,7 @@ pub struct Settings {
     pub security: Security,
     /// See [`SocketOptions::limits`].
     pub limits: Limits,
-    /// See [`SocketOptions::send_limits`]. `None`: as large as `limits` let a peer send.
+    /// See [`SocketOptions::send_limits`]. `None` means as large as `limits` allow a peer to send.
     pub send_limits: Option<MessageLimits>,
     /// See [`SocketOptions::memory`].
     pub memory: MemoryBudget,
@@ -374,22 +393,22 @@ pub struct Settings {
     pub socks_proxy: Option<SocksProxy>,
     /// See [`SocketOptions::keeps`].
     pub keeps: Option<PeerRule>,
-    /// What only ROUTER has.
+    /// The options that only ROUTER has.
     pub router: RouterSettings,
-    /// What only REQ has.
+    /// The options that only REQ has.
     pub request: RequestSettings,
-    /// What only XPUB has.
+    /// The options that only XPUB has.
     pub xpub: XPubSettings,
 }
 
-/// A rule of which peers may be there.
+/// A rule for which peers may stay connected.
 #[derive(Clone)]
 pub struct PeerRule(Arc<Keeps>);
 
 type Keeps = dyn Fn(&str, Option<&Principal>) -> bool + Send + Sync;
 
 impl PeerRule {
-    /// Whether the peer of this address, which has proved to be this one, may be there.
+    /// Returns whether the peer with this address and this authenticated principal may stay.
     #[must_use]
     pub fn keeps(&self, peer: &str, principal: Option<&Principal>) -> bool {
         (self.0)(peer, principal)
@@ -406,15 +425,17 @@ impl fmt::Debug for PeerRule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Overflow {
-    /// As ZeroMQ has it for peers that have connected to the socket: the message is dropped for this one, so that a slow subscriber stops
-    /// nobody. A peer that the socket connects to, most often a proxy, is waited for.
+    /// For a peer that has connected to the socket, the message is dropped, so that a slow subscriber does
+    /// not stop the others. This is what ZeroMQ does. For a peer that the socket connects to, which most
+    /// often is a proxy, the sender waits.
     #[default]
     Usual,
-    /// Whoever sends waits.
+    /// The sender waits.
     Wait,
     /// The message is dropped.
     DropNewest,
-    /// Those that have waited longest are dropped. With a high-water mark of one message only the last one waits (`ZMQ_CONFLATE`).
+    /// The oldest messages are dropped. With a high-water mark of one message, only the last one is queued
+    /// (`ZMQ_CONFLATE`).
     DropOldest,
 }
 
@@ -452,12 +473,12 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The largest message that is sent to a peer that has told no limits.
+    /// The largest message that is sent to a peer that has announced no limits.
     pub(crate) fn send_limits(&self) -> MessageLimits {
         self.send_limits.unwrap_or_else(|| MessageLimits::from(&self.limits))
     }
 
-    /// Whether the identity is one that may be announced.
+    /// Checks whether the identity may be announced.
     pub(crate) fn check_identity(&self) -> Result<()> {
         let what = match self.identity.first() {
             Some(0) => "it begins with a zero byte, as only names that a ROUTER gives do",
@@ -471,7 +492,7 @@ impl Settings {
         ))
     }
 
-    /// What the engine of one connection is told.
+    /// The options for the engine of one connection.
     pub(crate) fn engine(&self, socket_type: SocketType) -> xmsg_zmtp::Options {
         xmsg_zmtp::Options {
             identity: self.identity.clone(),

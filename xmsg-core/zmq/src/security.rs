@@ -1,4 +1,4 @@
-//! Who may connect: security mechanisms of sockets, keys, and the files that keys lie in.
+//! Security mechanisms of sockets, authentication of peers, keys, and key files.
 //!
 //! | mechanism | authenticates | hides the traffic |
 //! |---|---|---|
@@ -6,8 +6,9 @@
 //! | PLAIN | the client, by name and password in clear text | no |
 //! | CURVE | both sides, by their keys | yes |
 //!
-//! The mechanism is an option of a socket, like any other ([`SocketOptions::security`](crate::SocketOptions::security)); both
-//! sides must agree on it. Whether a client is let in is for an [`Authenticator`] to say.
+//! The mechanism is an option of a socket, like any other
+//! ([`SocketOptions::security`](crate::SocketOptions::security)). Both sides must use the same one. An
+//! [`Authenticator`] decides whether a client is admitted.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -54,14 +55,15 @@ pub use xmsg_zmtp::curve::{KeyError, KeyPair, PublicKey, SecretKey};
 pub use xmsg_zmtp::{Credentials, Principal};
 use xmsg_zmtp::{Mechanism, Null, PLAIN_MAX, PlainClient, PlainServer};
 
-/// What becomes of a peer that has shown its credentials.
+/// The result of authenticating a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is let in.
+    /// The peer is admitted.
     Admitted,
-    /// It is told that it is not: there is no use in trying again.
+    /// The peer is rejected and receives an error: there is no use in trying again.
     Refused,
-    /// It was not judged, because there is too much to do. Its connection ends without a word, and it may come again.
+    /// The peer was not authenticated because of overload. Its connection is closed without an error, and it
+    /// may try again.
     Busy,
 }
 
@@ -71,22 +73,23 @@ impl From<bool> for Verdict {
     }
 }
 
-/// Says whether a peer is let in.
+/// Decides whether a peer is admitted.
 pub trait Authenticator: fmt::Debug + Send + Sync {
-    /// Judges credentials. It may take its time, within that of the handshake, but must not block the thread. `from` is the address of the
-    /// peer, if it comes over a network (IPv6: the network of 64 bits). Of one address, one is judged at a time.
+    /// Authenticates credentials. It may take a while, within the time limit of the handshake, but must not
+    /// block the thread. `from` is the address of the peer if it connects over a network or, for IPv6, the
+    /// network of 64 bits. One peer of each address is authenticated at a time.
     fn authenticate(&self, credentials: Credentials, from: Option<IpAddr>) -> BoxFuture<'_, Verdict>;
 
-    /// Whether these credentials are known to be good, so that judging them takes no time. They don't wait for those that came from the
-    /// same address before.
+    /// Returns whether these credentials are known to be valid, so that authenticating them takes no time.
+    /// They don't wait for earlier ones from the same address.
     fn recognizes(&self, credentials: &Credentials) -> bool {
         let _ = credentials;
         false
     }
 }
 
-/// Has an async function judge credentials: whether a peer is let in, as a [`Verdict`] or a `bool`. Each socket may have a function of its own, which
-/// is what domains are for in ZAP.
+/// Creates an authenticator from an async function, which returns a [`Verdict`] or a `bool`. Each socket may
+/// have a function of its own; ZAP uses domains for this.
 ///
 /// ```
 /// use xmsg_zmq::security::{Credentials, Security, authenticate_with};
@@ -106,7 +109,7 @@ where
     Arc::new(AsyncFunction(judge))
 }
 
-/// An async function that judges credentials.
+/// An async function that authenticates credentials.
 struct AsyncFunction<F>(F);
 
 impl<F> fmt::Debug for AsyncFunction<F> {
@@ -127,12 +130,12 @@ where
     }
 }
 
-/// Lets in whoever holds one of these keys.
+/// Admits clients that hold one of these keys.
 #[derive(Clone, Debug, Default)]
 pub struct AllowKeys(BTreeSet<PublicKey>);
 
 impl AllowKeys {
-    /// These keys.
+    /// Creates an authenticator that admits these keys.
     #[must_use]
     pub fn new(keys: impl IntoIterator<Item = PublicKey>) -> Self {
         Self(keys.into_iter().collect())
@@ -149,45 +152,51 @@ impl Authenticator for AllowKeys {
     }
 }
 
-/// The security mechanism of a socket, with our side's part in it.
+/// The security mechanism of a socket, with what our side needs for it.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Security {
-    /// No authentication, no confidentiality.
+    /// No authentication and no confidentiality.
     #[default]
     Null,
-    /// A name and a password, in clear text: for networks that nobody listens on.
+    /// Authenticates us with a name and a password in clear text. Use it only on networks where nobody can
+    /// listen.
     PlainClient {
-        /// Who we are: at most 255 bytes.
+        /// Our name, at most 255 bytes.
         user: String,
-        /// The proof: at most 255 bytes. Wiped when dropped.
+        /// Our password, at most 255 bytes. It is wiped when dropped.
         password: Password,
     },
-    /// Clients show a name and a password.
+    /// Clients authenticate with a name and a password.
     PlainServer(Arc<dyn Authenticator>),
-    /// We show our key, to the server of this key and to no other; everything is encrypted.
+    /// We authenticate with our key to the server that has the given key, and to no other. Everything is
+    /// encrypted.
     CurveClient {
         /// Our long-term keys.
         keys: KeyPair,
-        /// The server's.
+        /// The public key of the server.
         server: PublicKey,
     },
-    /// Clients must know our public key, and show theirs; everything is encrypted.
+    /// Clients must know our public key, and authenticate with their own. Everything is encrypted.
     CurveServer {
         /// Our long-term keys.
         keys: KeyPair,
-        /// Who judges the clients' keys.
+        /// Decides which keys of clients are admitted.
         authenticator: Arc<dyn Authenticator>,
     },
 }
 
 impl Security {
-    /// A CURVE client whose keys are made up for it: for servers that let in every key.
+    /// Creates a CURVE client with new random keys, for servers that admit every key.
+    ///
+    /// # Errors
+    ///
+    /// The operating system has no randomness.
     pub fn anonymous(server: PublicKey) -> Result<Self> {
         Ok(Self::CurveClient { keys: KeyPair::generate()?, server })
     }
 
-    /// The name of the mechanism.
+    /// Returns the name of the mechanism.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -197,7 +206,11 @@ impl Security {
         }
     }
 
-    /// Our side of one handshake.
+    /// Returns our side of one handshake.
+    ///
+    /// # Panics
+    ///
+    /// The mechanism is CURVE, and the operating system has no randomness.
     #[must_use]
     pub fn mechanism(&self) -> Box<dyn Mechanism> {
         match self {
@@ -213,7 +226,7 @@ impl Security {
         }
     }
 
-    /// Who judges the peers, if we are a server.
+    /// Returns the authenticator of the peers, if we are a server.
     #[must_use]
     pub fn authenticator(&self) -> Option<Arc<dyn Authenticator>> {
         match self {
@@ -225,12 +238,16 @@ impl Security {
     }
 }
 
-/// A password: never shown by `Debug`, wiped when dropped.
+/// A password. `Debug` never shows it, and it is wiped when dropped.
 #[derive(Clone)]
 pub struct Password(Zeroizing<String>);
 
 impl Password {
-    /// This password; at most 255 bytes.
+    /// Creates a password.
+    ///
+    /// # Errors
+    ///
+    /// It is longer than 255 bytes.
     pub fn new(password: impl Into<String>) -> Result<Self> {
         let password = Zeroizing::new(password.into());
         if password.len() > PLAIN_MAX {
@@ -240,13 +257,17 @@ impl Password {
         Ok(Self(password))
     }
 
-    /// The first line of a file that nobody else may read.
+    /// Reads a password from the first line of a file that only its owner may read.
+    ///
+    /// # Errors
+    ///
+    /// See [`read_secret`] and [`new`](Self::new).
     pub fn read(file: &Path) -> Result<Self> {
         let text = read_secret(file)?;
         Self::new(text.lines().next().unwrap_or_default())
     }
 
-    /// The password itself.
+    /// Returns the password itself.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -259,8 +280,12 @@ impl fmt::Debug for Password {
     }
 }
 
-/// The keys in a file that `xmsg keygen` wrote: a line `secret-key = "…"`, in Z85; other lines are comments, or the public key. The
-/// file must not be readable by others.
+/// Reads the keys from a file that `xmsg keygen` wrote. It has a line `secret-key = "…"`, in Z85; other lines
+/// are comments or the public key.
+///
+/// # Errors
+///
+/// The file cannot be read, others may read or change it, or it contains no valid key.
 pub fn read_key_file(file: &Path) -> Result<KeyPair> {
     let text = read_secret(file)?;
     let value = text.lines().find_map(|line| {
@@ -278,14 +303,18 @@ pub fn read_key_file(file: &Path) -> Result<KeyPair> {
     Ok(secret.into())
 }
 
-/// The text of a file that only its owner may read: keys, passwords, tokens. One that others may read or change is refused.
+/// Reads a file with keys, passwords or tokens, which only its owner may read.
+///
+/// # Errors
+///
+/// The file cannot be read, or others may read or change it.
 pub fn read_secret(file: &Path) -> Result<Zeroizing<String>> {
     use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
 
     let failed = |error| Error::io(format!("cannot read {}", file.display()), error);
     let mut opened = std::fs::File::open(file).map_err(failed)?;
-    // Of the very file that is read: another one may take its name meanwhile.
+    // The permissions are those of the opened file. Another file may be renamed to its path at any time.
     let mode = opened.metadata().map_err(failed)?.permissions().mode();
     if mode & 0o077 != 0 {
         let what = format!(
@@ -300,9 +329,11 @@ pub fn read_secret(file: &Path) -> Result<Zeroizing<String>> {
     Ok(text)
 }
 
+/// Creates the random values for one CURVE handshake.
+///
 /// # Panics
 ///
-/// When the operating system has no randomness: going on without would be worse.
+/// The operating system has no randomness. Continuing without it would be worse.
 fn entropy() -> Entropy {
     const RANDOMNESS: &str = "the operating system gives randomness";
     let (mut transient, mut nonce) = (Zeroizing::new([0; 32]), [0; 16]);
@@ -334,7 +365,7 @@ mod tests {
         assert!(error.contains("chmod 600"), "{error}");
     }
 
-    /// RFC 26: transient keys, nonces and cookies are for one connection.
+    /// Transient keys, nonces and cookies are for one connection only (RFC 26).
     #[test]
     fn every_connection_has_keys_and_nonces_of_its_own() {
         let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
