@@ -1,5 +1,5 @@
-//! Time limits as points in time. Every one of the library comes from here, so that no time limit is too long: what a clock can't
-//! count, such as [`Duration::MAX`], means "for ever", and never panics.
+//! Time limits as points in time. Every deadline of the library comes from here, so that no time limit is too
+//! long: one that a clock can't represent, such as [`Duration::MAX`], means "for ever", and never panics.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ pub use tokio::time::error::Elapsed;
 
 pub use xmsg_zmtp::later;
 
-/// The point in time at which a call gives up, however many steps it has. It reads the clock of tokio, which a test may stop and
-/// set.
+/// The point in time at which a call gives up, however many steps it has. It uses tokio's clock, which a test
+/// may pause and advance.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -25,43 +25,43 @@ pub use xmsg_zmtp::later;
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// So long from now.
+    /// Creates a deadline `time` from now.
     #[must_use]
     pub fn after(time: Duration) -> Self {
         Self::since(Instant::now(), time)
     }
 
-    /// So long after `start`.
+    /// Creates a deadline `time` after `start`.
     #[must_use]
     pub fn since(start: Instant, time: Duration) -> Self {
         Self(later(start.into_std(), time).into())
     }
 
-    /// The point in time itself.
+    /// Returns the point in time itself.
     #[must_use]
     pub fn instant(self) -> Instant {
         self.0
     }
 
-    /// How long it still is; zero when it has passed.
+    /// Returns how much time is left, or zero when the deadline has passed.
     #[must_use]
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// Whether it has passed.
+    /// Returns whether the deadline has passed.
     #[must_use]
     pub fn has_passed(self) -> bool {
         self.left().is_zero()
     }
 
-    /// The output of `future`, or an error once the deadline has passed. The future is asked first: what is there already is
-    /// returned even then.
+    /// Returns the output of `future`, or an error once the deadline has passed. The future is polled first:
+    /// if it is ready, its output is returned even after the deadline.
     pub async fn limit<F: IntoFuture>(self, future: F) -> Result<F::Output, Elapsed> {
         tokio::time::timeout_at(self.0, future).await
     }
 
-    /// Returns once it has passed.
+    /// Returns once the deadline has passed.
     pub async fn passed(self) {
         tokio::time::sleep_until(self.0).await;
     }
@@ -83,7 +83,7 @@ mod tests {
         at_once.passed().await;
     }
 
-    /// What the library leaves to tokio.
+    /// Checks the functions of tokio that the library uses directly.
     #[tokio::test(start_paused = true)]
     async fn the_runtime_takes_every_time_limit_too() {
         let soon = || tokio::time::sleep(Duration::from_millis(1));

@@ -1,4 +1,5 @@
-//! DEALER: talks to one or more peers, in both directions, without taking turns.
+//! DEALER: exchanges messages with one or more peers, in both directions, without a fixed order of sending
+//! and receiving.
 
 use std::sync::Arc;
 
@@ -12,12 +13,13 @@ use crate::methods::{
 use crate::options::{Conflates, HasIdentity, Receives, Sends};
 use crate::{Endpoint, SocketOptions};
 
-/// A socket that sends each message to one of its peers, in turn, and receives from all of them (RFC 28); a [`Stream`](futures::Stream) of what
-/// they send. Its peers are [`Router`](crate::Router), REP and DEALER sockets; they know it by [`SocketOptions::identity`]. Clones share
-/// it, so that one task may send and another receive; the last one to go closes it.
+/// A socket that sends each message to one of its peers, in round robin, and receives from all of them (RFC
+/// 28). It is a [`Stream`](futures::Stream) of what they send. Its peers are [`Router`](crate::Router), REP
+/// and DEALER sockets, which know it by [`SocketOptions::identity`]. Clones share the socket, so that one
+/// task may send and another receive; dropping the last one closes it.
 ///
-/// What a peer has not been sent when its connection ends goes to the others. If there is just one endpoint that it connects to, messages wait
-/// in its queue while the connection is made anew.
+/// When a connection ends, the messages that wait for its peer go to the others. If the socket connects to
+/// just one endpoint, messages wait in its queue until the connection is re-established.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -46,14 +48,15 @@ impl HasIdentity for Dealer {}
 impl Conflates for Dealer {}
 
 impl Dealer {
-    /// A socket without connections.
+    /// Creates a socket without connections.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let (role, balancer) = Balanced::new(SocketType::Dealer);
         Self { hub: Arc::new(Owner::new(role, options.into_settings())), balancer }
     }
 
-    /// A socket that connects to this endpoint, in the background, and again whenever the connection is lost.
+    /// Creates a socket that connects to this endpoint in the background, and reconnects whenever the
+    /// connection is lost.
     #[must_use]
     pub fn connecting_to(endpoint: Endpoint, options: SocketOptions<Self>) -> Self {
         let dealer = Self::new(options);

@@ -16,15 +16,17 @@
 //! | [`Radio`] | datagrams to groups of listeners | – | – | yes |
 //! | [`Dish`] | – | the datagrams of the groups that it has joined | yes | – |
 //!
-//! A connecting socket reconnects for ever, with growing pauses, resubscribes, and then sends what it had accepted.
-//! Sending waits when a connection is full; only a bound publisher drops messages for a subscriber that is too slow, and counts them
-//! ([`Overflow`]): nothing is dropped silently. Every queue has a bound, named in [`SocketOptions`].
+//! A connecting socket reconnects for ever, with growing pauses. It then subscribes again, and sends what it
+//! had accepted. Sending waits when the send queue of a connection is full. Only a bound publisher drops
+//! messages for a subscriber that is too slow, and counts them ([`Overflow`]): nothing is dropped silently.
+//! Every queue has a bound, named in [`SocketOptions`].
 //!
-//! A [`Device`] hands on what comes in at one socket to another one. The guide by patterns is `docs/zeromq.md`.
+//! A [`Device`] forwards what one socket receives to another socket. The guide by patterns is
+//! `docs/zeromq.md`.
 //!
-//! Sockets that bind and connect are one kind of thing inside: a hub with one *link* for every connection, each
-//! link with its [outbox](link::outbox::Outbox) and the task that owns it. The parts of a link are [public](link), for programs that
-//! forward rather than send and receive, such as proxies.
+//! All sockets that bind and connect are built on a hub, which has one *link* for every connection. Each link
+//! has a send queue, its [outbox](link::outbox::Outbox), and a task that owns it. The parts of a link are
+//! [public](link) for programs that forward messages instead of sending and receiving them, such as proxies.
 
 #![warn(missing_docs)]
 
@@ -62,7 +64,7 @@ mod subscriptions;
 mod xpub;
 mod xsub;
 
-/// Crates whose types stand in signatures of this one.
+/// Crates whose types are used in public signatures of this one.
 #[doc(no_inline)]
 pub use {bytes, futures, xmsg_zmtp, zeroize};
 
@@ -97,7 +99,7 @@ pub use subscriber::{Subscriber, Unreceived};
 pub use xpub::{FromSubscriber, Notices, PeerId, XPub, XPubSettings};
 pub use xsub::XSub;
 
-/// The programs of the guide run as tests.
+/// Runs the programs of the guide as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/zeromq.md")]
 struct Guide;

@@ -1,9 +1,14 @@
-//! Methods that most sockets have, written once: macros that stand in their `impl` blocks.
+//! Methods that most sockets have, written once as macros that are used in their `impl` blocks.
 
-/// Binding and connecting, and what is known of the connections, for a socket with a field `hub`.
+/// Methods for binding, connecting, and information about connections, for a socket with a field `hub`.
 macro_rules! endpoint_methods {
     () => {
-        /// Lets peers connect. Returns the endpoint with its actual port. A socket may be bound to many.
+        /// Binds the socket, so that peers can connect. Returns the endpoint with its actual port. A socket
+        /// may be bound to many endpoints.
+        ///
+        /// # Errors
+        ///
+        /// The endpoint cannot be bound, or the identity of the socket is invalid.
         pub async fn bind(&self, endpoint: &$crate::Endpoint) -> $crate::Result<$crate::Endpoint> {
             self.hub.bind(endpoint).await
         }
@@ -14,48 +19,55 @@ macro_rules! endpoint_methods {
             self.hub.listen(listener)
         }
 
-        /// What happens to the connections from now on.
+        /// Returns a stream of events about the connections from now on.
         #[must_use]
         pub fn events(&self) -> $crate::SocketEvents {
             self.hub.events()
         }
 
-        /// What went over each connection, in numbers.
+        /// Returns statistics for each connection.
         #[must_use]
         pub fn connections(&self) -> Vec<$crate::ConnectionStatistics> {
             self.hub.connections()
         }
 
-        /// Connects in the background, again whenever the connection is lost. A socket may connect to many endpoints, and be bound as well.
+        /// Connects in the background, and reconnects whenever the connection is lost. A socket may connect
+        /// to many endpoints, and be bound as well.
         pub fn connect(&self, endpoint: $crate::Endpoint) {
             self.hub.connect(endpoint);
         }
 
-        /// Ends the connection to this endpoint, and makes it no more. Returns whether the socket connects to it.
+        /// Ends the connection to this endpoint, and does not reconnect. Returns whether the socket was
+        /// connecting to it.
         #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
         pub fn disconnect(&self, endpoint: &$crate::Endpoint) -> bool {
             self.hub.disconnect(endpoint)
         }
 
-        /// Lets no more peers connect to this endpoint, with its actual port, which is free when this returns; connections stay. Returns
-        /// whether the socket was bound to it.
+        /// Stops accepting connections at this endpoint, which is given with its actual port and is free when
+        /// this returns. Existing connections stay. Returns whether the socket was bound to it.
         #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
         pub fn unbind(&self, endpoint: &$crate::Endpoint) -> bool {
             self.hub.unbind_from(endpoint)
         }
 
-        /// Waits until there is a connection. [`Closed`](crate::ErrorKind::Closed) if the socket is closed before.
+        /// Waits until there is a connection.
+        ///
+        /// # Errors
+        ///
+        /// [`Closed`](crate::ErrorKind::Closed) if the socket is closed before.
         pub async fn connected(&self) -> $crate::Result<()> {
             self.hub.connected().await
         }
 
-        /// How many peers are connected at this moment.
+        /// Returns the number of peers that are connected at the moment.
         #[must_use]
         pub fn peers(&self) -> usize {
             self.hub.links().iter().filter(|link| link.is_connected()).count()
         }
 
-        /// Why there is no connection to a peer that the socket connects to, if that is known; `None` while there is one.
+        /// Returns why there is no connection to a peer that the socket connects to, if that is known, and
+        /// `None` while there is one.
         #[must_use]
         pub fn failure(&self) -> Option<$crate::Error> {
             self.hub.failure()
@@ -63,58 +75,80 @@ macro_rules! endpoint_methods {
     };
 }
 
-/// Sending to one peer after another, for a socket with the fields `hub` and `balancer`.
+/// Methods for sending in round robin, for a socket with the fields `hub` and `balancer`.
 macro_rules! balanced_methods {
     () => {
-        /// Returns when the message was accepted for one peer; waits while none is connected that has room. Messages are accepted in the order
-        /// of the calls: that in which the futures were first polled. Dropping the future has the message accepted whole or not at all.
+        /// Sends a message to one peer. Returns when it was accepted for a peer; waits while no connected
+        /// peer has room. Messages are accepted in the order of the calls, which is the order in which the
+        /// futures were first polled.
         ///
-        /// One without frames ([`InvalidMessage`](crate::ErrorKind::InvalidMessage)), or above our limits or those of every peer
-        /// ([`TooLarge`](crate::ErrorKind::TooLarge)), is refused at once.
+        /// Cancel safe: if the future is dropped, the message was accepted whole or not at all.
+        ///
+        /// # Errors
+        ///
+        /// A message without frames ([`InvalidMessage`](crate::ErrorKind::InvalidMessage)), or one that
+        /// exceeds our limits or those of every peer ([`TooLarge`](crate::ErrorKind::TooLarge)), is refused
+        /// at once.
         pub async fn send(&self, message: impl Into<$crate::Multipart>) -> $crate::Result<()> {
             self.balancer.send(&self.hub, message.into().frames()).await
         }
 
-        /// The same without waiting: [`Full`](crate::ErrorKind::Full) when no peer has room, or others wait for it.
+        /// Sends a message to one peer without waiting.
+        ///
+        /// # Errors
+        ///
+        /// [`Full`](crate::ErrorKind::Full) when no peer has room, or other messages wait for it; otherwise
+        /// as for [`send`](Self::send).
         pub fn try_send(&self, message: impl Into<$crate::Multipart>) -> $crate::Result<()> {
             self.balancer.try_send(&self.hub, message.into().frames())
         }
 
-        /// Messages that were accepted for a peer whose connection ended before they were sent, and went to others.
+        /// Returns the number of messages that were accepted for a peer whose connection ended before they
+        /// were sent, and that went to others.
         #[must_use]
         pub fn moved(&self) -> u64 {
             self.balancer.moved()
         }
 
-        /// Messages that were accepted and dropped again, because no peer takes them. Each was told as a
-        /// [`MessageDropped`](crate::SocketEvent::MessageDropped).
+        /// Returns the number of messages that were accepted and then dropped, because no peer accepts them.
+        /// Each was reported as a [`MessageDropped`](crate::SocketEvent::MessageDropped).
         #[must_use]
         pub fn dropped(&self) -> u64 {
             self.hub.dropped()
         }
 
-        /// Waits until every message that was accepted has been written to a peer; [`Timeout`](crate::ErrorKind::Timeout), with their number, if some
-        /// are left after `limit`. Written is not received: what was written to a peer that vanishes may be lost with it.
+        /// Waits until every message that was accepted has been written to a peer. Written does not mean
+        /// received: what was written to a peer that vanishes may be lost with it.
+        ///
+        /// # Errors
+        ///
+        /// [`Timeout`](crate::ErrorKind::Timeout), with the number of messages that are left, if not all were
+        /// written within `limit`.
         pub async fn flush(&self, limit: std::time::Duration) -> $crate::Result<()> {
             self.balancer.flush(&self.hub, limit).await
         }
 
-        /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not sent.
+        /// Accepts no more messages, and sends what was accepted for at most `linger`. Returns how many
+        /// messages were not sent.
         pub async fn close(&self, linger: std::time::Duration) -> usize {
             self.hub.close(linger).await
         }
     };
 }
 
-/// What is known of subscribers, for a socket that publishes, with a field `hub`.
+/// Methods about subscribers, for a publishing socket with a field `hub`.
 macro_rules! subscriber_methods {
     () => {
-        /// Waits until some peer wants messages with this topic. [`Closed`](crate::ErrorKind::Closed) if the socket is closed before.
+        /// Waits until a peer has subscribed to a prefix of this topic.
+        ///
+        /// # Errors
+        ///
+        /// [`Closed`](crate::ErrorKind::Closed) if the socket is closed before.
         pub async fn wait_for_subscriber(&self, topic: &[u8]) -> $crate::Result<()> {
             self.hub.wait_until(|| self.has_subscriber(topic)).await
         }
 
-        /// Whether some peer wants messages with this topic.
+        /// Returns whether a peer has subscribed to a prefix of this topic.
         #[must_use]
         pub fn has_subscriber(&self, topic: &[u8]) -> bool {
             self.hub.links().iter().any(|link| link.wants(topic))
@@ -122,50 +156,58 @@ macro_rules! subscriber_methods {
     };
 }
 
-/// What becomes of messages that a socket sends to many, for one with a field `hub`.
+/// Methods about messages that a socket sends to many peers, for one with a field `hub`.
 macro_rules! fan_out_methods {
     () => {
-        /// Messages that were not sent to a peer. It does not take them in time, which was told as
-        /// [`PeerTooSlow`](crate::SocketEvent::PeerTooSlow), or does not take such messages, which was told as
-        /// [`MessageDropped`](crate::SocketEvent::MessageDropped). Each peer counts.
+        /// Returns the number of messages that were not sent to a peer. Either it does not take them in time,
+        /// which was reported as [`PeerTooSlow`](crate::SocketEvent::PeerTooSlow), or it does not accept such
+        /// messages, which was reported as [`MessageDropped`](crate::SocketEvent::MessageDropped). A message
+        /// counts once for each such peer.
         #[must_use]
         pub fn dropped(&self) -> u64 {
             self.hub.dropped()
         }
 
-        /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not sent.
+        /// Accepts no more messages, and sends what was accepted for at most `linger`. Returns how many
+        /// messages were not sent.
         pub async fn close(&self, linger: std::time::Duration) -> usize {
             self.hub.close(linger).await
         }
     };
 }
 
-/// Receiving one message after another, for a socket with a field `hub`.
+/// Methods for receiving messages, for a socket with a field `hub`.
 macro_rules! receiving_methods {
     () => {
-        /// The next message; `None` once the socket is closed and everything received was taken. Dropping the future loses nothing.
+        /// Receives the next message. Returns `None` once the socket is closed and everything received was
+        /// taken. Cancel safe.
         pub async fn recv(&self) -> Option<$crate::Multipart> {
             self.hub.recv().await
         }
 
-        /// The next message if there is one already. [`Closed`](crate::ErrorKind::Closed) once the socket is closed and everything received was taken.
+        /// Receives the next message if there is one already.
+        ///
+        /// # Errors
+        ///
+        /// [`Closed`](crate::ErrorKind::Closed) once the socket is closed and everything received was taken.
         pub fn try_recv(&self) -> $crate::Result<Option<$crate::Multipart>> {
             self.hub.try_recv()
         }
 
-        /// Waits for a message, and then takes all that are there, at most so many. They are appended to `messages`; returns how many there were: none
-        /// once the socket is closed and everything received was taken, or if none were asked for. Dropping the future loses nothing.
+        /// Waits for a message, and then takes all that are there, at most `most`. They are appended to
+        /// `messages`. Returns how many there were: 0 once the socket is closed and everything received was
+        /// taken, or if `most` is 0. Cancel safe.
         pub async fn recv_many(&self, messages: &mut Vec<$crate::Multipart>, most: usize) -> usize {
             self.hub.recv_many(messages, most).await
         }
     };
 }
 
-/// Receiving only the last message of each peer, if the socket is to, for one with a field `hub`.
+/// Methods of sockets that can keep only the last message of each peer, for one with a field `hub`.
 macro_rules! conflating_methods {
     () => {
-        /// Messages that newer ones of the same peer have replaced before they were received
-        /// ([`conflate`](crate::SocketOptions::conflate)).
+        /// Returns the number of messages that were replaced by newer ones of the same peer before they were
+        /// received ([`conflate`](crate::SocketOptions::conflate)).
         #[must_use]
         pub fn conflated(&self) -> u64 {
             self.hub.inbox.conflated()
@@ -173,7 +215,7 @@ macro_rules! conflating_methods {
     };
 }
 
-/// The same as a stream, for a socket of this type.
+/// Implements `Stream` of the received messages for a socket of this type.
 macro_rules! stream_of_messages {
     ($socket:ty) => {
         impl futures::Stream for $socket {

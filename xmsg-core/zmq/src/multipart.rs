@@ -1,11 +1,11 @@
-//! A message as ZeroMQ knows it: one or more frames.
+//! A multipart message of ZeroMQ: one or more frames.
 
 use bytes::{Buf, Bytes};
 use smallvec::SmallVec;
 
 use xmsg_zmtp::walk_message;
 
-/// The frames of a message. Cheap to clone: the frames are shared.
+/// A multipart message. It is cheap to clone, since the frames are shared.
 ///
 /// ```
 /// use xmsg_zmq::Multipart;
@@ -17,24 +17,25 @@ use xmsg_zmtp::walk_message;
 pub struct Multipart(SmallVec<[Bytes; 3]>);
 
 impl Multipart {
-    /// The frames, first to last.
+    /// Returns the frames, first to last.
     #[must_use]
     pub fn frames(&self) -> &[Bytes] {
         &self.0
     }
 
-    /// The same as an array, if there are just so many frames.
+    /// Returns the frames as an array if there are exactly `N`.
     #[must_use]
     pub fn into_array<const N: usize>(self) -> Option<[Bytes; N]> {
         let mut frames = self.0.into_iter();
         if frames.len() != N {
             return None;
         }
-        // As many as were counted, so none of them is made up.
+        // There are exactly `N` frames, so the default is never used.
         Some(std::array::from_fn(|_| frames.next().unwrap_or_default()))
     }
 
-    /// Takes the message at the front of `wire`, bytes of whole messages as the engine hands them out. Bytes that are none are thrown away.
+    /// Takes the message at the front of `wire`, which contains whole encoded messages as the engine returns
+    /// them. Bytes that are not a message are dropped.
     pub fn take(wire: &mut Bytes) -> Option<Self> {
         let mut frames = SmallVec::new();
         let Some(end) = walk_message(wire, 0, |frame| frames.push(wire.slice(frame))) else {
@@ -54,7 +55,7 @@ impl FromIterator<Bytes> for Multipart {
 
 impl<F: Into<Bytes>, const N: usize> From<[F; N]> for Multipart {
     fn from(frames: [F; N]) -> Self {
-        // Faster than `collect`, which does not know how many there are.
+        // This is faster than `collect`, which does not know how many frames there are.
         let mut all = SmallVec::new();
         for frame in frames {
             all.push(frame.into());

@@ -1,4 +1,4 @@
-//! PAIR: talks to one other PAIR, and to nobody else.
+//! PAIR: exchanges messages with exactly one other PAIR socket.
 
 use std::sync::Arc;
 
@@ -12,9 +12,10 @@ use crate::methods::{balanced_methods, endpoint_methods, receiving_methods, stre
 use crate::options::{Receives, Sends, SocketOptions};
 use crate::role::{Role, Seat};
 
-/// A socket that is connected to one other `Pair` (RFC 31), most often in the same process, over `inproc://`; a [`Stream`](futures::Stream) of
-/// what that sends. While it is connected, no other peer is let in. Clones share it, so
-/// that one task may send and another receive; the last one to go closes it.
+/// A socket that is connected to one other `Pair` (RFC 31), most often in the same process, over `inproc://`.
+/// It is a [`Stream`](futures::Stream) of what that socket sends. While it is connected, no other peer is
+/// accepted. Clones share the socket, so that one task may send and another receive; dropping the last one
+/// closes it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -35,10 +36,10 @@ pub struct Pair {
     balancer: Arc<Balancer>,
 }
 
-/// Why a peer is not let in.
+/// The reason for which a peer is refused.
 const TAKEN: &str = "a PAIR is connected to one peer, and another one is";
 
-/// PAIR has one place.
+/// The role of PAIR, which has one place.
 #[derive(Debug)]
 struct Exclusive {
     balancer: Arc<Balancer>,
@@ -69,7 +70,7 @@ impl Sends for Pair {}
 impl Receives for Pair {}
 
 impl Pair {
-    /// A socket without a connection.
+    /// Creates a socket without a connection.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let balancer = Arc::<Balancer>::default();

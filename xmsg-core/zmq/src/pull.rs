@@ -1,4 +1,4 @@
-//! PULL: takes what PUSH peers send, from all of them in turn.
+//! PULL: receives what PUSH peers send, in round robin.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,11 @@ use crate::methods::{conflating_methods, endpoint_methods, receiving_methods, st
 use crate::options::{Conflates, Receives, SocketOptions};
 use crate::role::Plain;
 
-/// A socket that receives from its [`Push`](crate::Push) peers (RFC 30); a [`Stream`](futures::Stream) of messages. Clones share it, so
-/// that one task may send and another receive; the last one to go closes it.
+/// A socket that receives from its [`Push`](crate::Push) peers (RFC 30). It is a [`Stream`](futures::Stream)
+/// of messages. Clones share the socket, so that several tasks may receive; dropping the last one closes it.
 ///
-/// Those peers of which something waits have their turns. A receiver that is too slow makes its peers wait; nothing is dropped.
+/// Peers that have sent something are served in round robin. If the receiver is too slow, its peers wait;
+/// nothing is dropped unless [`conflate`](SocketOptions::conflate) is set.
 #[derive(Clone, Debug)]
 pub struct Pull {
     hub: Arc<Owner>,
@@ -24,7 +25,7 @@ impl Receives for Pull {}
 impl Conflates for Pull {}
 
 impl Pull {
-    /// A socket without connections.
+    /// Creates a socket without connections.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         Self { hub: Arc::new(Owner::new(Arc::new(Plain(SocketType::Pull)), options.into_settings())) }
@@ -35,7 +36,7 @@ impl Pull {
     receiving_methods!();
     conflating_methods!();
 
-    /// Ends every connection.
+    /// Closes the socket and ends every connection.
     pub async fn close(&self) {
         self.hub.close(Duration::ZERO).await;
     }

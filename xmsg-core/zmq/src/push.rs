@@ -1,4 +1,4 @@
-//! PUSH: gives work to whoever is there to do it.
+//! PUSH: distributes messages among workers.
 
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use crate::hub::Owner;
 use crate::methods::{balanced_methods, endpoint_methods};
 use crate::options::{Sends, SocketOptions};
 
-/// A socket that sends each message to one of its [`Pull`](crate::Pull) peers, in turn (RFC 30). Clones share it; the last one to go closes it.
+/// A socket that sends each message to one of its [`Pull`](crate::Pull) peers, in round robin (RFC 30).
+/// Clones share the socket; dropping the last one closes it.
 ///
-/// What a peer has not been sent when its connection ends goes to the others. What was written to it before may be lost with it: ZeroMQ has no
-/// acknowledgements.
+/// When a connection ends, the messages that wait for its peer go to the others. What was written to that
+/// peer before may be lost with it: ZeroMQ has no acknowledgements.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -37,7 +38,7 @@ pub struct Push {
 impl Sends for Push {}
 
 impl Push {
-    /// A socket without connections.
+    /// Creates a socket without connections.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let (role, balancer) = Balanced::new(SocketType::Push);

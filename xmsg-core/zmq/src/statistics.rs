@@ -1,27 +1,29 @@
-//! What goes over each connection of a socket, in numbers.
+//! Statistics for each connection of a socket.
 
 use std::sync::atomic::Ordering;
 
 use crate::Amount;
 use crate::link::Link;
 
-/// What went over one connection, or, to a peer that the socket connects to, over all of them to that endpoint.
+/// Statistics of one connection or, for a peer that the socket connects to, of all connections to that
+/// endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectionStatistics {
-    /// The other end: its address, or the endpoint that the socket connects to.
+    /// The address of the peer, or the endpoint that the socket connects to.
     pub peer: String,
-    /// Whether the socket connects to it; if not, it has connected to the socket.
+    /// Whether the socket connects to the peer. If not, the peer has connected to the socket.
     pub is_connecting: bool,
     /// Whether there is a connection now.
     pub is_connected: bool,
-    /// Messages that were read, with the bytes of their frames and headers.
+    /// Messages that were read. `bytes` includes the headers of frames.
     pub received: Amount,
-    /// Messages that were written, and their bytes.
+    /// Messages that were written, and the bytes that were written.
     pub written: Amount,
-    /// Messages that wait to be written, and the bytes that they hold.
+    /// Messages that wait to be written, and the bytes of memory that they hold.
     pub queued: Amount,
-    /// Messages that were dropped because the peer [does not take them in time](crate::SocketOptions::overflow).
+    /// The number of messages that were dropped because the peer [does not take them in
+    /// time](crate::SocketOptions::overflow).
     pub dropped: u64,
 }
 
