@@ -1,4 +1,4 @@
-//! REP: answers requests, each on the way that it came.
+//! REP: receives requests, and sends each reply over the connection of its request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,49 +15,52 @@ use crate::{EncodedFrames, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 use xmsg_zmtp::{Principal, SocketType, encoded_len};
 
-/// The addresses of devices that a request may bring, bytes, with [`ADDRESS`] for each: they are kept until it is answered.
+/// The maximum size in bytes of the addresses of devices in front of a request, with [`ADDRESS`] for each.
+/// They are kept until the request is answered.
 const ENVELOPE_MAX: usize = 4 << 10;
-/// What an address takes beside its text, bytes, about.
+/// The approximate memory of an address beside its text, in bytes.
 const ADDRESS: usize = 32;
 
-/// The way back to whoever sent a request: its connection, and the addresses that devices in between have noted.
+/// The return path to the sender of a request: its connection, and the addresses that devices in between have
+/// added.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ReturnPath {
-    /// The name that the connection has here.
+    /// The routing identity of the connection.
     link: Bytes,
-    /// The frames in front of the request, the empty one that ends them included.
+    /// The frames in front of the request, including the empty one that ends them.
     envelope: Vec<Bytes>,
 }
 
 impl ReturnPath {
-    /// The connection that it leads to: paths of the same one are equal in this.
+    /// Returns an identifier of the connection. It is the same for all paths over one connection.
     #[must_use]
     pub fn peer(&self) -> &Bytes {
         &self.link
     }
 
-    /// Of a request that came with these frames in front of it. They are copied: a request that waits is not to keep the memory that it
-    /// came in.
+    /// Creates the path of a request with these frames in front of it. They are copied, so that a request
+    /// that waits for its reply does not keep the memory that it arrived in.
     fn new(link: &Bytes, envelope: &[Bytes]) -> Self {
         let envelope = envelope.iter().map(|frame| Bytes::copy_from_slice(frame));
         Self { link: link.clone(), envelope: envelope.collect() }
     }
 
-    /// Bytes that it takes, about.
+    /// Returns the approximate memory of the path in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
         envelope_memory(&self.envelope) + size_of::<Self>()
     }
 }
 
-/// Bytes that these frames take, about.
+/// Returns the approximate memory of these frames in bytes.
 fn envelope_memory(envelope: &[Bytes]) -> usize {
     envelope.iter().map(|frame| ADDRESS + frame.len()).sum()
 }
 
-/// A socket that answers requests of REQ and DEALER peers. Unlike libzmq's it does not take turns: several
-/// requests may be under way, also of one peer. The identity of a peer means nothing here, so that two with the same one are
-/// both served. Clones share the socket; dropping the last closes it.
+/// A socket that answers requests of REQ and DEALER peers. Unlike libzmq's REP, it need not alternate:
+/// several requests may be in progress at a time, also of one peer. The identities of peers have no meaning
+/// here, so two peers with the same one are both served. Clones share the socket; dropping the last one
+/// closes it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -89,7 +92,7 @@ impl Receives for Replier {}
 impl KnowsPeers for Replier {}
 
 impl Replier {
-    /// A replier without connections.
+    /// Creates a replier without connections.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let role = Arc::new(Named::new(SocketType::Rep));
@@ -98,20 +101,24 @@ impl Replier {
 
     endpoint_methods!();
 
-    /// Lets no more peers connect, to any endpoint. What it was bound to is free when this returns; connections stay.
+    /// Stops accepting connections at all endpoints. They are free when this returns; existing connections
+    /// stay.
     pub fn unbind_all(&self) {
         self.hub.unbind();
     }
 
-    /// The next request, and the way back; `None` once the socket is closed. A message without an envelope, or with nothing behind it, is no
-    /// request, and is passed over; so is one with an envelope of more than about 4 KiB, which counts among the
-    /// [violations](SocketOptions::violations). Dropping the future loses nothing.
+    /// Receives the next request and its return path. Returns `None` once the socket is closed. Cancel safe.
+    ///
+    /// A message without an envelope, or with nothing behind it, is not a request and is ignored. A request
+    /// with an envelope of more than about 4 KiB is ignored, too, and counts as a
+    /// [violation](SocketOptions::violations).
     pub async fn recv(&self) -> Option<(ReturnPath, Multipart)> {
         loop {
             let (link, message) = std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await?;
             let frames = message.frames();
             let end = frames.iter().position(Bytes::is_empty);
-            // Behind the frame that ends the envelope there has to be something: libzmq drops what has nothing there, too.
+            // There has to be a frame behind the one that ends the envelope. libzmq drops other messages,
+            // too.
             if let Some((envelope, request)) = end.map(|end| frames.split_at(end + 1))
                 && !request.is_empty()
             {
@@ -131,15 +138,21 @@ impl Replier {
 
     fn note_long_envelope(&self, link: &Bytes, size: usize) {
         let link = self.role.find(link);
-        // It may have gone since.
+        // The peer may have gone since.
         let peer = link.map_or_else(|| "".into(), |link| link.state().name.clone());
         let port = self.role.socket_type();
         self.hub.options.violations.note_long_envelope(&peer, port, size, ENVELOPE_MAX);
     }
 
-    /// Sends a reply without waiting. An error of kind [`Refused`](ErrorKind::Refused) says that the peer is gone,
-    /// [`Full`](ErrorKind::Full) that it does not read, [`TooLarge`](ErrorKind::TooLarge) that the reply is above our limits or those that this
-    /// peer has told: whoever asked waits for another one, which says so. A reply without frames is [invalid](ErrorKind::InvalidMessage).
+    /// Sends a reply without waiting.
+    ///
+    /// # Errors
+    ///
+    /// - [`Refused`](ErrorKind::Refused): the peer is gone.
+    /// - [`Full`](ErrorKind::Full): the send queue of the peer is full.
+    /// - [`TooLarge`](ErrorKind::TooLarge): the reply exceeds our limits, or those that the peer has
+    ///   announced. The peer still waits for a reply, so send one that says so.
+    /// - [`InvalidMessage`](ErrorKind::InvalidMessage): the reply has no frames.
     pub fn try_reply(&self, path: &ReturnPath, reply: impl Into<Multipart>) -> Result<()> {
         let Some(link) = self.role.find(&path.link) else {
             return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
@@ -157,7 +170,12 @@ impl Replier {
         })
     }
 
-    /// The same for a reply that was encoded bit by bit, because it is long: queueing it takes no time to speak of.
+    /// Sends a long reply that was encoded step by step, like [`try_reply`](Self::try_reply). Queueing it
+    /// takes very little time.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`try_reply`](Self::try_reply).
     pub fn try_reply_encoded(&self, path: &ReturnPath, reply: EncodedFrames) -> Result<()> {
         let Some(link) = self.role.find(&path.link) else {
             return Err(Error::new(ErrorKind::Refused, "whoever asked is gone"));
@@ -174,44 +192,47 @@ impl Replier {
         })
     }
 
-    /// Whether whoever asked is still connected.
+    /// Returns whether the sender of the request is still connected.
     #[must_use]
     pub fn is_connected(&self, path: &ReturnPath) -> bool {
         self.role.find(&path.link).is_some()
     }
 
-    /// Who has asked, as proved by its credentials; `None` without security, or when the peer is gone.
+    /// Returns the authenticated principal of the sender of the request. Returns `None` without security, or
+    /// when the peer is gone.
     #[must_use]
     pub fn principal(&self, path: &ReturnPath) -> Option<Principal> {
         self.role.find(&path.link).and_then(|link| link.state().principal.clone())
     }
 
-    /// Where whoever has asked is connected from; `None`: it is gone.
+    /// Returns the source of the connection of the sender of the request, or `None` if the peer is gone.
     #[must_use]
     pub fn source(&self, path: &ReturnPath) -> Option<Source> {
         self.role.find(&path.link).map(|link| Source::of(&link.state().name))
     }
 
-    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not keep any more: some at a time, so that others are not
-    /// held up. All have been told to end when this returns.
+    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not allow any more. It
+    /// ends a few at a time, so that other connections are not delayed. All of them are ending when this
+    /// returns.
     pub async fn recheck(&self) {
         self.hub.recheck().await;
     }
 
-    /// Ends the connection of whoever asked, if it is still there.
+    /// Ends the connection of the sender of the request, if it still exists.
     pub fn end_connection(&self, path: &ReturnPath) {
         if let Some(link) = self.role.find(&path.link) {
             link.stop.cancel();
         }
     }
 
-    /// Bytes of replies that wait to be written, of all peers.
+    /// Returns the size in bytes of the replies to all peers that wait to be written.
     #[must_use]
     pub fn queued_bytes(&self) -> u64 {
         self.hub.links().iter().map(|link| link.outbox.queued().bytes).sum()
     }
 
-    /// Sends what was accepted, for at most `linger`. Returns how many replies were not sent.
+    /// Accepts no more replies, and sends what was accepted for at most `linger`. Returns how many replies
+    /// were not sent.
     pub async fn close(&self, linger: Duration) -> usize {
         self.hub.close(linger).await
     }
@@ -247,7 +268,7 @@ mod tests {
         assert_eq!((counts.of(Reason::EnvelopeTooLong), counts.total()), (2, 2));
     }
 
-    /// RFC 28: the envelope of a request is kept, and leads its reply.
+    /// The envelope of a request is kept, and put in front of its reply (RFC 28).
     #[tokio::test]
     async fn a_reply_goes_back_behind_the_envelope_of_its_request() {
         const PATIENCE: Duration = Duration::from_secs(60);
@@ -260,7 +281,7 @@ mod tests {
         replier.try_reply(&path, ["nothing"]).unwrap();
         let reply = tokio::time::timeout(PATIENCE, dealer.recv()).await.unwrap().unwrap();
         assert_eq!(reply, Multipart::from(["two", "devices", "", "nothing"]));
-        // Whoever asked may be gone.
+        // The sender of the request may be gone.
         dealer.close(Duration::ZERO).await;
         while replier.peers() > 0 {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! REQ: a request, its reply, the next request.
+//! REQ: sends a request, receives its reply, and only then sends the next request.
 
 mod exchange;
 #[cfg(test)]
@@ -27,7 +27,7 @@ use xmsg_zmtp::{Limited, MessageLimits, SocketType, Violation};
 /// The longest pause before a request is sent again over a new connection.
 const RESEND_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// What is set on a [`Requester`] alone.
+/// The options that only a [`Requester`] has.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct RequestSettings {
@@ -35,25 +35,26 @@ pub struct RequestSettings {
     pub correlate: bool,
 }
 
-/// What only REQ has.
+/// Options that only REQ has.
 impl SocketOptions<Requester> {
-    /// Sends a number in front of each request, which its reply brings back (`ZMQ_REQ_CORRELATE`). A late reply is so told apart, and a request
-    /// that times out after it was written leaves the connection to the next one. Each REP peer sends the number back; a ROUTER
-    /// peer has to. Default no.
+    /// Sends a number in front of each request, which its reply returns (`ZMQ_REQ_CORRELATE`). A late reply
+    /// is recognized by it, so a request that times out after it was written leaves its connection to the
+    /// next request. Every REP peer returns the number; a ROUTER peer has to. Default `false`.
     #[must_use]
     pub fn correlate(self, correlate: bool) -> Self {
         self.with(|settings| settings.request.correlate = correlate)
     }
 }
 
-/// A socket that sends requests to REP or ROUTER peers, one after another, and hands out their replies. With several peers each request goes
-/// to the next one, and to another one where there is no connection, or it breaks. Clones share it: requests of several tasks queue, first come,
-/// first served.
+/// A socket that sends requests to REP or ROUTER peers, one after another, and returns their replies. With
+/// several peers, requests go to them in round robin. A peer without a connection is skipped, and if a
+/// connection breaks, the request goes to another peer. Clones share the socket: requests of several tasks
+/// are served in FIFO order.
 ///
-/// A request that times out, or whose future is dropped, takes its connection with it: what was not written by then never will
-/// be, and a late reply can't be taken for that of the next request, which finds a new connection. A connection that breaks
-/// before the reply is made anew, and the request is sent again while there is time: it may be carried out twice, so let it be one
-/// that does no harm then.
+/// A request that times out, or whose future is dropped, ends its connection. What was not written by then is
+/// never written, and a late reply can't be mistaken for that of the next request, which uses a new
+/// connection. If a connection breaks before the reply, it is re-established, and the request is sent again
+/// while there is time. So a request may be carried out twice, and should be idempotent.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -84,33 +85,34 @@ impl HasIdentity for Requester {}
 #[derive(Debug)]
 struct Inner {
     settings: Settings,
-    /// What happens to all connections.
+    /// The channel for events of all connections.
     events: EventChannel,
-    /// Whose turn it is. Waiting for it is fair.
+    /// Admits one request at a time. It is fair.
     turn: Semaphore,
     services: Mutex<Services>,
-    /// What peers have connected to, once it is bound.
+    /// The hub of peers that have connected to this socket, once it is bound.
     bound: OnceLock<Owner>,
     /// The number of the next request.
     number: AtomicU32,
     closed: CancellationToken,
 }
 
-/// Where requests go, in turn.
+/// The endpoints that requests go to in round robin.
 #[derive(Debug, Default)]
 struct Services {
     all: Vec<Arc<Service>>,
-    /// The place of the next one, among these and the peers that have connected.
+    /// The index of the next target among these endpoints and the peers that have connected.
     next: usize,
 }
 
-/// One endpoint.
+/// One endpoint that requests go to.
 #[derive(Debug)]
 struct Service {
     endpoint: Endpoint,
-    /// The connection, while nobody has it. Whoever has the turn takes it, and gives it back if it is clean.
+    /// The connection while no request uses it. The present request takes it, and puts it back if no reply is
+    /// outstanding.
     idle: Mutex<Option<Live>>,
-    /// What the peer takes, as it told last.
+    /// The limits that the peer has announced last.
     limits: Mutex<MessageLimits>,
 }
 
@@ -119,7 +121,7 @@ impl Service {
         Arc::new(Self { endpoint, idle: Mutex::default(), limits: Mutex::new(settings.send_limits()) })
     }
 
-    /// The connection that nobody has, or a new one, which takes what the peer has told last that it takes.
+    /// Takes the idle connection, or makes a new one with the limits that the peer has announced last.
     fn live(&self, inner: &Inner) -> Live {
         let idle = self.idle().take();
         idle.unwrap_or_else(|| {
@@ -144,12 +146,12 @@ impl Service {
     }
 }
 
-/// Who is asked.
+/// The target of a request.
 #[derive(Clone, Debug)]
 enum Target {
-    /// Whoever is at this endpoint.
+    /// A peer at this endpoint.
     Endpoint(Arc<Service>),
-    /// A peer that has connected.
+    /// A peer that has connected to us.
     Peer(Arc<Hub>, Arc<Link>),
 }
 
@@ -194,8 +196,8 @@ impl Inner {
         lock(&self.services)
     }
 
-    /// Who is asked next, and whether there are, or may come, others; `None`, if there is nobody. Endpoints to which the connection is being
-    /// made anew are passed over while there is another peer.
+    /// Returns the next target, and whether there are or may be others. Returns `None` if there is no target.
+    /// Endpoints whose connection is being re-established are skipped while there is another peer.
     fn next_target(&self) -> Option<(Target, bool)> {
         let peers: Vec<_> = self.bound.get().into_iter().flat_map(|hub| connected(hub)).collect();
         let mut services = self.services();
@@ -218,13 +220,13 @@ impl Inner {
             *service.idle() = Some(live);
             let is_gone = !self.services().all.iter().any(|other| Arc::ptr_eq(other, service));
             if is_gone || self.closed.is_cancelled() {
-                // `close` and `disconnect` may have looked before.
+                // `close` and `disconnect` may have looked for the connection before.
                 service.idle().take();
             }
         }
     }
 
-    /// Waits for a peer that connects, but not for longer than this: an endpoint may be added, too.
+    /// Waits for a peer to connect, but no longer than `pause`, since an endpoint may be added, too.
     async fn arrival(&self, pause: Duration) {
         let Some(hub) = self.bound.get() else {
             tokio::time::sleep(pause).await;
@@ -232,33 +234,34 @@ impl Inner {
         };
         let somebody = hub.wait_until(|| !connected(hub).is_empty());
         if let Ok(Err(_)) = tokio::time::timeout(pause, somebody).await {
-            // It is being closed.
+            // The socket is being closed.
             tokio::time::sleep(pause).await;
         }
     }
 }
 
-/// The peers that are connected to it.
+/// Returns the peers that are connected to this hub.
 fn connected(hub: &Hub) -> Vec<Arc<Link>> {
     let is_there = |link: &&Arc<Link>| link.is_connected() && !link.stop.is_cancelled();
     hub.links().iter().filter(is_there).cloned().collect()
 }
 
-/// A request that got no reply.
+/// The error for a request that got no reply.
 #[derive(Debug)]
 pub struct Unanswered {
-    /// Why there is none.
+    /// Why there is no reply.
     pub error: Error,
-    /// Whether it was written to a connection, and may have been carried out. If not, it never will be.
+    /// Whether the request was written to a connection, and may have been carried out. If not, it will never
+    /// be sent.
     pub sent: bool,
 }
 
 impl Requester {
-    /// A requester without peers: requests wait for one.
+    /// Creates a requester without peers. Requests wait for one.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let inner = Inner {
-            // A connection that is given up has nothing more to say.
+            // A connection that is given up has nothing more to send.
             settings: Settings { linger: Duration::ZERO, ..options.into_settings() },
             events: EventChannel::new(),
             turn: Semaphore::new(1),
@@ -270,7 +273,7 @@ impl Requester {
         Self { inner: Arc::new(inner) }
     }
 
-    /// A requester whose requests go to this endpoint. It connects with the first one.
+    /// Creates a requester whose requests go to this endpoint. It connects with the first request.
     #[must_use]
     pub fn connecting_to(endpoint: Endpoint, options: SocketOptions<Self>) -> Self {
         let requester = Self::new(options);
@@ -278,7 +281,7 @@ impl Requester {
         requester
     }
 
-    /// Has requests go to this endpoint, too, from the next one on. Nothing changes if they do already.
+    /// Adds an endpoint for requests, from the next one on. It does nothing if the endpoint is known already.
     pub fn connect(&self, endpoint: Endpoint) {
         let mut services = self.inner.services();
         if services.all.iter().all(|service| service.endpoint != endpoint) {
@@ -286,8 +289,8 @@ impl Requester {
         }
     }
 
-    /// Has requests go to this endpoint no more; one that is under way there goes on. Returns whether they did. Without any endpoint, requests
-    /// wait for one.
+    /// Removes an endpoint for requests. A request that is in progress there continues. Returns whether it
+    /// was known. Without any endpoint, requests wait for one.
     #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
     pub fn disconnect(&self, endpoint: &Endpoint) -> bool {
         let mut services = self.inner.services();
@@ -297,7 +300,12 @@ impl Requester {
         gone.map(|service| service.idle().take()).is_some()
     }
 
-    /// Lets peers connect, to which requests go, too. Returns the endpoint with its actual port. A socket may be bound to many.
+    /// Binds the socket, so that peers can connect, to which requests go, too. Returns the endpoint with its
+    /// actual port. A socket may be bound to many endpoints.
+    ///
+    /// # Errors
+    ///
+    /// The endpoint cannot be bound, the identity is invalid, or the socket is closed.
     pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
         let inner = &self.inner;
         if inner.closed.is_cancelled() {
@@ -315,40 +323,52 @@ impl Requester {
         Ok(bound)
     }
 
-    /// Lets no more peers connect to this endpoint, with its actual port, which is free when this returns; connections stay. Returns
-    /// whether the socket was bound to it.
+    /// Stops accepting connections at this endpoint, which is given with its actual port and is free when
+    /// this returns. Existing connections stay. Returns whether the socket was bound to it.
     #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
     pub fn unbind(&self, endpoint: &Endpoint) -> bool {
         self.inner.bound.get().is_some_and(|hub| hub.unbind_from(endpoint))
     }
 
-    /// How many peers are connected to what the socket is bound to.
+    /// Returns the number of peers that have connected to this socket.
     #[must_use]
     pub fn peers(&self) -> usize {
         self.inner.bound.get().map_or(0, |hub| connected(hub).len())
     }
 
-    /// What happens to the connections from now on.
+    /// Returns a stream of events about the connections from now on.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
         self.inner.events.observe()
     }
 
-    /// Sends a request and returns its reply. `timeout` counts from the call: waiting for one's turn and connecting
-    /// included; [`Duration::MAX`] stands for ever. An error of kind [`Timeout`](ErrorKind::Timeout) says that there was no reply
-    /// in time, [`Closed`](ErrorKind::Closed) that the requester was closed. If there was no connection either, the kind says
-    /// why: [`Refused`](ErrorKind::Refused), [`UnknownHost`](ErrorKind::UnknownHost), …. What does not pass with time is
-    /// returned at once: [`NotAllowed`](ErrorKind::NotAllowed) and [`WrongPort`](ErrorKind::WrongPort).
+    /// Sends a request and returns its reply. `timeout` counts from the call and includes waiting for earlier
+    /// requests and connecting. [`Duration::MAX`] means for ever.
     ///
-    /// What is too large is not sent again: [`TooLarge`](ErrorKind::TooLarge) says that the request is above our limits or those that the
-    /// peer has told; that a peer that has told none ended the connection twice in the middle of it; or that the reply is above our
-    /// limits. A reply that breaks the protocol is an error of kind [`Protocol`](ErrorKind::Protocol). After either kind of reply the
-    /// request may have been carried out.
+    /// # Errors
+    ///
+    /// - [`Timeout`](ErrorKind::Timeout): there was no reply in time. If there was no connection either, the
+    ///   kind says why, such as [`Refused`](ErrorKind::Refused) or [`UnknownHost`](ErrorKind::UnknownHost).
+    /// - [`Closed`](ErrorKind::Closed): the requester was closed.
+    /// - [`NotAllowed`](ErrorKind::NotAllowed) and [`WrongPort`](ErrorKind::WrongPort): these are returned at
+    ///   once, since waiting does not help.
+    /// - [`TooLarge`](ErrorKind::TooLarge): the request exceeds our limits, or those that the peer has
+    ///   announced; a peer that has announced none ended the connection twice in the middle of it; or the
+    ///   reply exceeds our limits. The request is not sent again.
+    /// - [`Protocol`](ErrorKind::Protocol): the reply violates the protocol.
+    /// - [`InvalidMessage`](ErrorKind::InvalidMessage): the request has no frames.
+    ///
+    /// After a reply that is too large or violates the protocol, the request may have been carried out.
     pub async fn request(&self, message: impl Into<Multipart>, timeout: Duration) -> Result<Multipart> {
         self.try_request(&message.into(), timeout).await.map_err(|unanswered| unanswered.error)
     }
 
-    /// The same for whoever has to know whether a request without a reply may have been carried out.
+    /// Sends a request like [`request`](Self::request). An error also says whether the request may have been
+    /// carried out.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`request`](Self::request).
     pub async fn try_request(&self, message: &Multipart, timeout: Duration) -> Result<Multipart, Unanswered> {
         let deadline = Deadline::after(timeout);
         let inner = &*self.inner;
@@ -367,12 +387,12 @@ impl Requester {
         let correlate = inner.settings.request.correlate;
         let number = correlate.then(|| inner.number.fetch_add(1, Ordering::Relaxed));
         let request = Envelope::new(number, message.frames());
-        // Held here, not in `inner`: dropping this future drops the connection.
+        // The connection is held here and not in `inner`, so that dropping this future ends it.
         let mut current: Option<(Target, Connection)> = None;
         let (mut failure, mut sent) = (None, false);
         let exchange = async {
             let mut cuts = 0;
-            // Endpoints that could not be reached, one after another.
+            // The number of endpoints that could not be reached, one after another.
             let mut tried = 0;
             let mut pause = inner.settings.reconnect_min.min(RESEND_PAUSE_MAX);
             loop {
@@ -389,7 +409,7 @@ impl Requester {
                 match outcome {
                     Outcome::Reply(reply) => return Ok(reply),
                     Outcome::Refused(error) => {
-                        // Nothing was sent, so that the connection is clean.
+                        // Nothing was sent, so no reply is outstanding.
                         if let Some((target, connection)) = current.take() {
                             inner.put_back(&target, connection);
                         }
@@ -411,7 +431,7 @@ impl Requester {
                     }
                     Outcome::Broken => {}
                     Outcome::Unreachable => {
-                        // It goes on trying while another one is asked.
+                        // This connection goes on reconnecting while another peer is tried.
                         if let Some((target, connection)) = current.take() {
                             inner.put_back(&target, connection);
                         }
@@ -444,7 +464,7 @@ impl Requester {
             if connection.is_asked() {
                 sent |= connection.give_up().await;
             } else {
-                // It is as good as before.
+                // Nothing was sent over it.
                 inner.put_back(&target, connection);
             }
         }
@@ -460,13 +480,13 @@ impl Requester {
         }
     }
 
-    /// Where the requests go.
+    /// Returns the endpoints that requests go to.
     #[must_use]
     pub fn endpoints(&self) -> Vec<Endpoint> {
         self.inner.services().all.iter().map(|service| service.endpoint.clone()).collect()
     }
 
-    /// Ends the connections. Requests that are under way or wait for their turn fail at once.
+    /// Closes the socket and ends the connections. Requests that are in progress or wait fail at once.
     pub async fn close(&self) {
         self.inner.closed.cancel();
         self.inner.turn.close();

@@ -1,4 +1,4 @@
-//! ROUTER: talks to many peers, each by its identity.
+//! ROUTER: exchanges messages with many peers, and addresses each by its identity.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::{Error, ErrorKind, Result};
 use crate::{Multipart, SocketOptions};
 use xmsg_zmtp::{Peer, SocketType};
 
-/// What is set on a [`Router`] alone.
+/// The options that only a [`Router`] has.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RouterSettings {
@@ -35,43 +35,47 @@ impl Default for RouterSettings {
     }
 }
 
-/// Among whom an identity names one peer of a [`Router`].
+/// The scope in which an identity is unique among the peers of a [`Router`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum IdentityScope {
-    /// Among all peers of the socket. Whoever has proved to be somebody else than the holder of an identity can't have it.
+    /// The identity is unique among all peers of the socket. A peer cannot take over the identity of another
+    /// one that is authenticated as a different principal.
     #[default]
     Socket,
-    /// Among the peers that have proved to be the same: nobody can take an identity away from others, not even before they come.
-    /// Such a peer is reached with [`Router::try_send_to`].
+    /// The identity is unique among the peers with the same authenticated principal. No peer can take an
+    /// identity away from other principals, not even before they connect. Such a peer is reached with
+    /// [`Router::try_send_to`].
     Principal,
 }
 
-/// What only ROUTER has.
+/// Options that only ROUTER has.
 impl SocketOptions<Router> {
-    /// Among whom identities of peers are told apart. Default: among all.
+    /// Sets the scope in which the identities of peers are unique. Default: among all peers.
     #[must_use]
     pub fn identity_scope(self, scope: IdentityScope) -> Self {
         self.with(|settings| settings.router.identity_scope = scope)
     }
 
-    /// Whether a peer that announces the identity of another one takes it over, and the older connection ends: its owner may have lost it
-    /// unnoticed (`ZMQ_ROUTER_HANDOVER`). If not, the newcomer is not let in. Default yes.
+    /// Sets whether a peer that announces the identity of another one takes it over (`ZMQ_ROUTER_HANDOVER`).
+    /// The older connection is then ended: its peer may have lost it unnoticed. If not, the new peer is
+    /// rejected. Default `true`.
     #[must_use]
     pub fn handover(self, handover: bool) -> Self {
         self.with(|settings| settings.router.handover = handover)
     }
 
-    /// Whether a message for an identity that nobody has is an error of whoever sends it (`ZMQ_ROUTER_MANDATORY`). If not, it is dropped and
-    /// [counted](Router::dropped). Default yes.
+    /// Sets whether sending a message to an identity that no peer has is an error (`ZMQ_ROUTER_MANDATORY`).
+    /// If not, the message is dropped and [counted](Router::dropped). Default `true`.
     #[must_use]
     pub fn mandatory(self, mandatory: bool) -> Self {
         self.with(|settings| settings.router.mandatory = mandatory)
     }
 }
 
-/// A router. A peer that announces the identity of another one takes it over, and the older connection
-/// ends, unless [`SocketOptions::handover`] says otherwise. Clones share the socket; dropping the last closes it.
+/// A socket that sends each message to the peer with a given identity, and receives from all peers (RFC 28).
+/// A peer that announces the identity of another one takes it over, and the older connection ends, unless
+/// [`SocketOptions::handover`] says otherwise. Clones share the socket; dropping the last one closes it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -92,7 +96,7 @@ pub struct Router {
     role: Arc<Routing>,
 }
 
-/// ROUTER finds its peers by the identities that they announce.
+/// The role of ROUTER, which finds its peers by the identities that they announce.
 #[derive(Debug)]
 struct Routing {
     routes: Routes,
@@ -119,11 +123,11 @@ impl Role for Routing {
     }
 
     fn join<'a>(&'a self, link: &Arc<Link>, peer: &Peer) -> Result<Seat<'a>, &'static str> {
-        // RFC 28: a peer without an identity gets a name of ours, which starts with a zero byte; nobody may choose one that does, or it could
-        // take over somebody else's.
+        // A peer without an identity gets one from us, which starts with a zero byte (RFC 28). No peer may
+        // choose such an identity, or it could take over that of another peer.
         let identity = match peer.identity.first() {
             None | Some(0) => link.name(),
-            // A copy: it must not keep alive all that came with it.
+            // It is copied, so that it does not keep everything in memory that arrived with it.
             Some(_) => Bytes::copy_from_slice(&peer.identity),
         };
         link.state().principal.clone_from(&peer.principal);
@@ -147,7 +151,7 @@ impl KnowsPeers for Router {}
 impl HasIdentity for Router {}
 
 impl Router {
-    /// A router without connections.
+    /// Creates a router without connections.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let settings = options.into_settings();
@@ -157,21 +161,28 @@ impl Router {
 
     endpoint_methods!();
 
-    /// Lets no more peers connect, to any endpoint. What it was bound to is free when this returns; connections stay.
+    /// Stops accepting connections at all endpoints. They are free when this returns; existing connections
+    /// stay.
     pub fn unbind_all(&self) {
         self.hub.unbind();
     }
 
-    /// Hands the message to the peer of this identity without waiting. An error of kind
-    /// [`Refused`](ErrorKind::Refused) says that nobody has that identity, [`Full`](ErrorKind::Full) that this peer
-    /// does not read, [`TooLarge`](ErrorKind::TooLarge) that the message is above our limits or those that this peer has told,
-    /// [`InvalidMessage`](ErrorKind::InvalidMessage) that it has no frames.
+    /// Sends a message to the peer with this identity without waiting.
+    ///
+    /// # Errors
+    ///
+    /// - [`Refused`](ErrorKind::Refused): no peer has that identity.
+    /// - [`Full`](ErrorKind::Full): the send queue of the peer is full.
+    /// - [`TooLarge`](ErrorKind::TooLarge): the message exceeds our limits, or those that the peer has
+    ///   announced.
+    /// - [`InvalidMessage`](ErrorKind::InvalidMessage): the message has no frames.
     pub fn try_send(&self, identity: &[u8], message: impl Into<Multipart>) -> Result<()> {
         self.try_send_to(identity, None, message)
     }
 
-    /// The same to the peer that has this identity and, where identities are told apart
-    /// [by who has them](super::IdentityScope::Principal), has proved to be this one.
+    /// Sends a message without waiting, like [`try_send`](Self::try_send), to the peer with this identity. If
+    /// the scope of identities is [the principal](super::IdentityScope::Principal), the peer must also have
+    /// this authenticated principal.
     pub fn try_send_to(
         &self,
         identity: &[u8],
@@ -184,7 +195,7 @@ impl Router {
         sent.map_err(|refused| self.refused(identity, &link, &message, refused))
     }
 
-    /// What becomes of a message for an identity that nobody has.
+    /// Handles a message for an identity that no peer has.
     fn nobody(&self, identity: &[u8], message: &Multipart) -> Result<()> {
         let what = format!("no peer has the identity \"{}\"", identity.escape_ascii());
         let error = Error::new(ErrorKind::Refused, what);
@@ -195,7 +206,8 @@ impl Router {
         Ok(())
     }
 
-    /// Messages for identities that nobody had, if those are [dropped](SocketOptions::mandatory). Each was told as a
+    /// Returns the number of messages for identities that no peer had, if those are
+    /// [dropped](SocketOptions::mandatory). Each was reported as a
     /// [`MessageDropped`](crate::SocketEvent::MessageDropped).
     #[must_use]
     pub fn dropped(&self) -> u64 {
@@ -213,8 +225,13 @@ impl Router {
         }
     }
 
-    /// Sends the message to the peer of this identity, and waits while its queue is at the high-water mark. Dropping the future has it sent whole or not at
-    /// all. Errors as [`try_send`](Self::try_send), but for [`Full`](ErrorKind::Full).
+    /// Sends a message to the peer with this identity, and waits while its queue is at the high-water mark.
+    ///
+    /// Cancel safe: if the future is dropped, the message was accepted whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`try_send`](Self::try_send), except [`Full`](ErrorKind::Full).
     pub async fn send(&self, identity: &[u8], message: impl Into<Multipart>) -> Result<()> {
         let message = message.into();
         let Some(link) = self.role.find(identity, None) else { return self.nobody(identity, &message) };
@@ -222,26 +239,28 @@ impl Router {
         sent.map_err(|refused| self.refused(identity, &link, &message, refused))
     }
 
-    /// Whether a peer of this identity is connected and, where identities are told apart by who has them, has proved to be this one. It
-    /// takes a look-up, and no more.
+    /// Returns whether a peer with this identity is connected. If the scope of identities is the principal,
+    /// the peer must also have this authenticated principal. This takes one look-up.
     #[must_use]
     pub fn is_connected(&self, identity: &[u8], principal: Option<&Principal>) -> bool {
         self.role.find(identity, principal).is_some()
     }
 
-    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not keep any more: some at a time, so that others are not
-    /// held up. All have been told to end when this returns.
+    /// Ends the connections of peers that the rule in [`SocketOptions::keeps`] does not allow any more. It
+    /// ends a few at a time, so that other connections are not delayed. All of them are ending when this
+    /// returns.
     pub async fn recheck(&self) {
         self.hub.recheck().await;
     }
 
-    /// The next message and the identity of its sender; `None` once the socket is closed.
-    /// Dropping the future loses nothing.
+    /// Receives the next message and the identity of its sender. Returns `None` once the socket is closed.
+    /// Cancel safe.
     pub async fn recv(&self) -> Option<(Bytes, Multipart)> {
         std::future::poll_fn(|cx| self.hub.inbox.poll_next(cx)).await
     }
 
-    /// Sends what was accepted, for at most `linger`. Returns how many messages were not sent.
+    /// Accepts no more messages, and sends what was accepted for at most `linger`. Returns how many messages
+    /// were not sent.
     pub async fn close(&self, linger: Duration) -> usize {
         self.hub.close(linger).await
     }

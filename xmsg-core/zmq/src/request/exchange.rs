@@ -1,4 +1,4 @@
-//! One request and its reply over one connection: over one that the socket makes, or over one that a peer has made to it.
+//! One request and its reply over one connection, which either this socket or its peer has made.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,16 +14,17 @@ use crate::role::Plain;
 use crate::{Endpoint, Error, ErrorKind, Multipart, Settings};
 use xmsg_zmtp::{SocketType, Violation};
 
-/// A request as it is sent.
+/// A request with the frames in front of it.
 #[derive(Debug)]
 pub(super) struct Envelope {
-    /// What leads it, and its reply: the number of the request, if there is one, and an empty frame.
+    /// The number of frames in front of the request and its reply: the number of the request, if there is
+    /// one, and an empty frame.
     head: usize,
     frames: Vec<Bytes>,
 }
 
 impl Envelope {
-    /// A request, with a number if replies are to be told apart by it.
+    /// Creates the envelope of a request, with a number if replies are identified by it.
     pub(super) fn new(number: Option<u32>, request: &[Bytes]) -> Self {
         let number = number.map(|number| Bytes::copy_from_slice(&number.to_be_bytes()));
         let mut frames: Vec<_> = number.into_iter().chain([Bytes::new()]).collect();
@@ -36,40 +37,40 @@ impl Envelope {
         &self.frames
     }
 
-    /// What a message says in reply. Anything else is none: RFC 28 has it discarded.
+    /// Returns the reply in a message. Any other message is discarded (RFC 28).
     fn reply(&self, message: &Multipart) -> Option<Multipart> {
         let reply = message.frames().strip_prefix(&self.frames[..self.head])?;
         Some(reply.iter().cloned().collect())
     }
 }
 
-/// What last went wrong with the connection.
+/// The last failure of the connection.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) connected: bool,
     pub(super) error: Error,
 }
 
-/// How it went with one request on one connection.
+/// The outcome of one request on one connection.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Reply(Multipart),
-    /// The request was not sent, and is not to be.
+    /// The request was not sent, and will not be.
     Refused(Error),
-    /// What came is nothing that we take. The request may have been carried out.
+    /// The reply cannot be accepted. The request may have been carried out.
     Unreadable(Violation),
     /// The peer ended the connection in the middle of the request.
     CutOff,
-    /// The connection broke in some other way: another one may do.
+    /// The connection broke in some other way. Another connection may work.
     Broken,
-    /// There is no connection, and others can be asked instead. The request was taken back.
+    /// There is no connection, and other peers can be asked instead. Nothing was sent.
     Unreachable,
-    /// No other connection would do better.
+    /// Another connection would not work either.
     Hopeless(Error),
 }
 
 impl Outcome {
-    /// After the end of this link's connection.
+    /// The outcome after the connection of this link has ended.
     fn after_end(link: &Link) -> Self {
         match std::mem::take(&mut link.state().last_end) {
             LastEnd::Violation(violation) => Self::Unreadable(violation),
@@ -79,27 +80,27 @@ impl Outcome {
     }
 }
 
-/// Has the request wait to be written. What any peer has sent before is no reply to it.
+/// Queues the request. Messages that any peer has sent before are not replies to it, and are dropped.
 async fn queue(hub: &Hub, link: &Link, request: &Envelope) -> Result<(), Outcome> {
     while hub.recv().now_or_never().flatten().is_some() {
-        // Whoever sends much unasked holds up no time limit.
+        // A peer that sends many unrequested messages must not delay the time limit.
         tokio::task::consume_budget().await;
     }
-    // The queue is empty, so there is room. Nothing is waited for between queueing and what the caller notes of it: a request that is given up is
-    // known to be there.
+    // The queue is empty, so there is room. There is no `await` between queueing and the note of the caller,
+    // so a request that is cancelled is known to be queued.
     link.outbox.try_push(request.frames()).map_err(|refused| match refused {
         Refused::Unfit => Outcome::Refused(hub.unfit(link, request.frames())),
         Refused::Full | Refused::Closed => Outcome::Broken,
     })
 }
 
-/// A connection that the socket makes, or one in the making.
+/// A connection that this socket makes or is making.
 #[derive(Debug)]
 pub(super) struct Live {
     hub: Owner,
     pub(super) link: Arc<Link>,
     events: SocketEvents,
-    /// Whether it was given a request that has no reply yet.
+    /// Whether a request was queued that has no reply yet.
     asked: bool,
 }
 
@@ -125,7 +126,7 @@ impl Live {
         if has_others && let Some(outcome) = self.unreachable(failure).await {
             return outcome;
         }
-        // Since the last request the connection may have been lost and made anew.
+        // The connection may have been lost and re-established since the last request.
         while self.events.next().now_or_never().flatten().is_some() {}
         if let Err(outcome) = queue(&self.hub, &self.link, request).await {
             return outcome;
@@ -154,12 +155,12 @@ impl Live {
                         *failure = Some(Failure { connected: true, error });
                         return Outcome::after_end(&self.link);
                     }
-                    // The peer has told just now that it takes less.
+                    // The peer has just announced lower limits.
                     Some(SocketEvent::MessageDropped { .. }) => {
                         self.asked = false;
                         return Outcome::Refused(self.hub.unfit(&self.link, request.frames()));
                     }
-                    // What a socket that is bound, or publishes or subscribes, tells.
+                    // These are events of a socket that is bound, publishes or subscribes.
                     Some(_) => {}
                     None => return Outcome::Broken,
                 }
@@ -167,11 +168,12 @@ impl Live {
         }
     }
 
-    /// Waits for a connection that is being made for the first time. Returns what is wrong if there is none then.
+    /// Waits for a connection that is being made for the first time. If there is none then, returns the
+    /// outcome.
     async fn unreachable(&mut self, failure: &mut Option<Failure>) -> Option<Outcome> {
         while !self.link.is_connected() {
             if self.link.outbox.is_closed() {
-                // The runtime of its connection has ended.
+                // The runtime of the connection has ended.
                 return Some(Outcome::Broken);
             }
             let known = self.link.state().failure.clone();
@@ -192,7 +194,7 @@ impl Live {
         None
     }
 
-    /// Ends the connection. Returns whether the request was written to it: if not, it never will be.
+    /// Ends the connection. Returns whether the request was written. If not, it never will be.
     async fn give_up(&mut self) -> bool {
         let unsent = self.hub.close(Duration::ZERO).await;
         self.asked && unsent == 0
@@ -203,7 +205,7 @@ fn is_hopeless(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NotAllowed | ErrorKind::WrongPort)
 }
 
-/// A connection that a peer has made. Dropped with a request that has no reply, it ends.
+/// A connection that a peer has made. If it is dropped while a reply is outstanding, the connection ends.
 #[derive(Debug)]
 pub(super) struct Accepted {
     hub: Arc<Hub>,
@@ -240,10 +242,10 @@ impl Accepted {
 
     async fn give_up(&mut self) -> bool {
         self.link.stop.cancel();
-        // Until its task has ended, something may still be written.
+        // Something may still be written until the task of the connection has ended.
         let is_gone = || self.hub.links().iter().all(|link| link.id != self.link.id);
         if self.hub.wait_until(is_gone).await.is_err() {
-            // The socket is being closed: once it is, nothing is written any more.
+            // The socket is being closed. Once it is, nothing is written any more.
             self.hub.close(Duration::ZERO).await;
         }
         self.asked && self.link.outbox.queued().messages == 0
@@ -258,7 +260,7 @@ impl Drop for Accepted {
     }
 }
 
-/// The connection that a request has.
+/// The connection that a request uses.
 #[derive(Debug)]
 pub(super) enum Connection {
     Ours(Live),
@@ -273,7 +275,7 @@ impl Connection {
         }
     }
 
-    /// Whether it was given a request that has no reply yet.
+    /// Whether a request was queued that has no reply yet.
     pub(super) fn is_asked(&self) -> bool {
         match self {
             Self::Ours(live) => live.asked,
@@ -281,12 +283,12 @@ impl Connection {
         }
     }
 
-    /// Whether the request has left its queue.
+    /// Whether the request was taken from the queue and written.
     pub(super) fn is_written(&self) -> bool {
         self.link().is_connected() && self.link().outbox.queued().messages == 0
     }
 
-    /// Takes it that no reply is waited for any more: one that comes late is told apart by its number.
+    /// Notes that no reply is awaited any more. A late one is recognized by its number.
     pub(super) fn forget(&mut self) {
         match self {
             Self::Ours(live) => live.asked = false,
@@ -307,9 +309,9 @@ impl Connection {
         }
     }
 
-    /// Ends the connection. Returns whether the request was written to it: if not, it never will be.
+    /// Ends the connection. Returns whether the request was written. If not, it never will be.
     pub(super) async fn give_up(&mut self) -> bool {
-        // In memory of its own: every request has this future inside, and few come here.
+        // It is boxed, because every request contains this future, and few use it.
         Box::pin(async {
             match self {
                 Self::Ours(live) => live.give_up().await,

@@ -1,4 +1,4 @@
-//! REQ against REP and ROUTER peers.
+//! Tests of REQ with REP and ROUTER peers.
 
 use super::*;
 use crate::Replier;
@@ -100,7 +100,7 @@ async fn requests_go_to_one_endpoint_after_another_and_around_those_that_are_gon
     let (_one, other_echo) = (echo(one.clone(), "one"), echo(other.clone(), "other"));
     let ask = async || requester.request(["who?"], PATIENCE).await.unwrap().frames()[0].clone();
     assert_eq!([ask().await, ask().await, ask().await, ask().await], ["one", "other", "one", "other"]);
-    // One is gone: the requests that it would get go to the other.
+    // One peer is gone, so the requests that it would get go to the other.
     let gone = spare.endpoints().remove(0);
     other.close(Duration::ZERO).await;
     other_echo.await.unwrap();
@@ -109,7 +109,7 @@ async fn requests_go_to_one_endpoint_after_another_and_around_those_that_are_gon
     }
     assert!(requester.disconnect(&gone) && !requester.disconnect(&gone));
     assert_eq!(ask().await, "one");
-    // It comes again.
+    // A peer is added again.
     let again = Replier::new(SocketOptions::default());
     let endpoint = again.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let _again = echo(again, "again");
@@ -140,7 +140,7 @@ async fn the_longest_and_the_shortest_time_limit_are_fine() {
     let (replier, requester) = pair().await;
     let error = requester.request(["at once"], Duration::ZERO).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
-    // A clock has its ticks, so the first one may have arrived.
+    // A clock has its ticks, so the first request may have arrived.
     let echo = async {
         loop {
             let (path, request) = next(&replier).await;
@@ -177,7 +177,7 @@ async fn an_error_knows_whether_the_request_was_sent() {
     };
     let (sent, ()) = futures::join!(sent_within(&requester, PATIENCE), async {
         next(&replier).await;
-        // From here on the clock goes from one deadline to the next.
+        // From here on, the clock jumps from one deadline to the next.
         tokio::time::pause();
     });
     tokio::time::resume();
@@ -185,12 +185,12 @@ async fn an_error_knows_whether_the_request_was_sent() {
     let sent = async |requester| sent_within(requester, Duration::from_millis(300)).await;
     replier.close(Duration::ZERO).await;
     assert_eq!(sent(&requester).await, (ErrorKind::Refused, false));
-    // It is there as far as the kernel is concerned, and no more.
+    // The kernel accepts the connection, but no program does.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let requester = Requester::connecting_to(Endpoint::tcp("127.0.0.1", port), SocketOptions::default());
     assert_eq!(sent(&requester).await, (ErrorKind::Timeout, false));
-    // Its time passes while it waits for its turn.
+    // The time limit passes while the request waits for the one before it.
     let (first, second) = futures::join!(sent(&requester), sent(&requester));
     assert_eq!((first, second), ((ErrorKind::Timeout, false), (ErrorKind::Timeout, false)));
 }
@@ -205,7 +205,7 @@ async fn what_does_not_pass_with_time_is_returned_at_once() {
     assert!(format!("{error:?}").contains("PUB"), "{error:?}");
 }
 
-/// As with libzmq's REP: an envelope alone is no request.
+/// An envelope alone is not a request. libzmq's REP does the same.
 #[tokio::test]
 async fn an_envelope_with_nothing_behind_it_is_no_request() {
     let replier = Replier::new(SocketOptions::default());
@@ -222,7 +222,7 @@ async fn an_envelope_with_nothing_behind_it_is_no_request() {
     assert_eq!(requests, expected.map(|frames| frames.iter().map(|frame| Bytes::from(*frame)).collect()));
 }
 
-/// RFC 28: an empty frame leads a request, and what has none is no reply.
+/// A reply starts with an empty frame (RFC 28). A message without one is not a reply.
 #[tokio::test]
 async fn a_message_without_an_envelope_is_no_reply() {
     let router = crate::Router::new(SocketOptions::default());
