@@ -1,4 +1,4 @@
-//! UDP sockets as RADIO and DISH need them, and the queues beside them.
+//! UDP sockets for RADIO and DISH, and their queues.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,7 +12,8 @@ use crate::link::outbox::HighWaterMark;
 use crate::link::transport::{bind_error, connect_error};
 use crate::{Endpoint, Error, ErrorKind, Result};
 
-/// The largest datagram that libzmq receives: what is longer it cuts off without a word (`MAX_UDP_MSG`).
+/// The largest datagram that libzmq receives, in bytes. It truncates longer ones without notice
+/// (`MAX_UDP_MSG`).
 pub(crate) const LIBZMQ_MAX: usize = 8_192;
 
 /// How a socket sends to a multicast address.
@@ -22,7 +23,7 @@ pub(crate) struct Multicast {
     pub(crate) hops: u32,
 }
 
-/// A socket that sends to this endpoint alone.
+/// Creates a socket that sends to this endpoint only.
 pub(crate) async fn sender(
     endpoint: &Endpoint,
     multicast: Multicast,
@@ -58,7 +59,8 @@ pub(crate) async fn sender(
         .map_err(|error| connect_error(endpoint, error))
 }
 
-/// A socket that receives what is sent to this endpoint, and the endpoint with its actual port.
+/// Creates a socket that receives what is sent to this endpoint. Returns it with the endpoint and its actual
+/// port.
 pub(crate) async fn receiver(
     endpoint: &Endpoint,
     receive_buffer: Option<usize>,
@@ -71,7 +73,7 @@ pub(crate) async fn receiver(
         }
         let ip = address.ip();
         if ip.is_multicast() {
-            // Every program that listens to the address gets all that is sent to it.
+            // Every program that listens to the address receives all that is sent to it.
             socket.set_reuse_address(true)?;
             socket.set_reuse_port(true)?;
         } else {
@@ -105,7 +107,7 @@ pub(crate) async fn receiver(
     Ok((socket, endpoint))
 }
 
-/// The interface, the host and the port of an endpoint of datagrams.
+/// Returns the interface, the host and the port of a `udp://` endpoint.
 fn parts(endpoint: &Endpoint) -> Result<(Option<&str>, &str, u16)> {
     match endpoint {
         Endpoint::Udp { interface, host, port } => Ok((interface.as_deref(), host, *port)),
@@ -127,7 +129,8 @@ fn only_for_multicast(interface: Option<&str>) -> io::Result<()> {
     }
 }
 
-/// The IPv4 address of an interface that is given by name or address; `*`: the system chooses.
+/// Returns the IPv4 address of an interface that is given by name or address. `*` means that the system
+/// chooses.
 fn address_of(interface: &str) -> io::Result<Ipv4Addr> {
     if interface == "*" {
         return Ok(Ipv4Addr::UNSPECIFIED);
@@ -142,7 +145,7 @@ fn address_of(interface: &str) -> io::Result<Ipv4Addr> {
     found.ok_or_else(|| invalid("there is no interface of this name with an IPv4 address"))
 }
 
-/// The number of an interface that is given by name or address; `*`: the system chooses.
+/// Returns the index of an interface that is given by name or address. `*` means that the system chooses.
 fn index_of(interface: &str) -> io::Result<u32> {
     if interface == "*" {
         return Ok(0);
@@ -158,7 +161,7 @@ fn invalid(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why)
 }
 
-/// Messages that wait, up to a high-water mark.
+/// A queue of messages up to a high-water mark.
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     items: VecDeque<(T, usize)>,
@@ -171,7 +174,8 @@ impl<T> Queue<T> {
         Self { items: VecDeque::new(), bytes: 0, mark }
     }
 
-    /// Adds a message that takes so many bytes. Returns whether there was room: a single one always has.
+    /// Adds a message that takes `bytes` bytes. Returns whether there was room. An empty queue accepts a
+    /// message of any size.
     pub(crate) fn push(&mut self, item: T, bytes: usize) -> bool {
         let is_full = self.items.len() >= self.mark.messages || self.bytes + bytes > self.mark.bytes;
         if is_full && !self.items.is_empty() {
@@ -182,14 +186,14 @@ impl<T> Queue<T> {
         true
     }
 
-    /// Takes the message that has waited longest.
+    /// Takes the oldest message.
     pub(crate) fn pop(&mut self) -> Option<T> {
         let (item, bytes) = self.items.pop_front()?;
         self.bytes -= bytes;
         Some(item)
     }
 
-    /// How many messages wait.
+    /// Returns the number of messages.
     pub(crate) fn len(&self) -> usize {
         self.items.len()
     }

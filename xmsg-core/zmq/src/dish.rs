@@ -20,9 +20,9 @@ use crate::lock::lock;
 use crate::radio::invalid_group;
 use crate::{Endpoint, Error, ErrorKind, Result};
 
-/// The largest datagram that there can be, bytes.
+/// The maximum size of a datagram in bytes.
 const DATAGRAM_MAX: usize = 65_535;
-/// After an error of the system nothing is received for so long, so that one that stays takes no processor time.
+/// The pause after an error of the system, so that a permanent error takes no processor time.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Options of a [`Dish`].
@@ -45,14 +45,16 @@ impl Default for DishOptions {
 }
 
 impl DishOptions {
-    /// How much that came to one endpoint waits until it is received. What comes above it is dropped and counted. Default 1,000 messages, 8 MiB.
+    /// Sets how much may be queued for one endpoint until it is received. What exceeds this is dropped and
+    /// counted. Default 1,000 messages and 8 MiB.
     pub fn high_water_mark(mut self, mark: HighWaterMark) -> Self {
         self.high_water_mark = mark;
         self
     }
 
-    /// Bytes of the kernel's receive buffer, which holds what comes while the program has no turn. What finds it full the kernel drops, and counts
-    /// alone (`ss -uam` shows it behind `d`). Default: the system decides.
+    /// Sets the size of the kernel's receive buffer in bytes, which holds datagrams while the program does
+    /// not run. If it is full, the kernel drops datagrams and counts them itself (`ss -uam` shows the count
+    /// behind `d`). Default: the system decides.
     pub fn receive_buffer(mut self, bytes: usize) -> Self {
         self.receive_buffer = Some(bytes);
         self
@@ -65,35 +67,35 @@ impl DishOptions {
 pub struct GroupMessage {
     /// The group that it was sent to: 0 to 255 bytes.
     pub group: Bytes,
-    /// What was sent.
+    /// The content of the message.
     pub body: Bytes,
-    /// The address that it came from. Nothing proves it.
+    /// The address that it came from. It is not authenticated.
     pub from: SocketAddr,
 }
 
-/// What came to one endpoint of a [`Dish`], messages since it was bound.
+/// Counts the messages for one endpoint of a [`Dish`] since it was bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DishStatistics {
     /// The endpoint, with its actual port.
     pub endpoint: Endpoint,
-    /// For groups that the socket has joined; those that were dropped are not counted here.
+    /// Messages of groups that the socket has joined, without those that were dropped.
     pub received: u64,
-    /// Waiting to be taken.
+    /// Messages that wait to be received.
     pub queued: usize,
-    /// Dropped, because the queue was at its high-water mark.
+    /// Messages that were dropped because the queue was at its high-water mark.
     pub dropped: u64,
-    /// For groups that the socket has not joined.
+    /// Messages of groups that the socket has not joined.
     pub unwanted: u64,
-    /// Datagrams that no RADIO has sent.
+    /// Datagrams that are not RADIO messages.
     pub malformed: u64,
 }
 
-/// A socket that receives the messages of the groups that it has [joined](Self::join), over `udp://` (RFC 48). Clones share the socket: each message
-/// is received once.
+/// A socket that receives the messages of the groups that it has [joined](Self::join), over `udp://` (RFC
+/// 48). Clones share the socket: each message is received once.
 ///
-/// What comes while the queue is at its high-water mark is dropped and counted. See [`Radio`](crate::Radio) for an example, and for what UDP does
-/// not promise.
+/// What arrives while the queue is at its high-water mark is dropped and counted. See [`Radio`](crate::Radio)
+/// for an example, and for what UDP does not guarantee.
 #[derive(Clone, Debug)]
 pub struct Dish(Arc<Shared>);
 
@@ -106,7 +108,7 @@ struct Shared {
     ending: CancellationToken,
 }
 
-/// One endpoint, and the task that receives what comes there.
+/// One endpoint, and the task that receives what arrives there.
 #[derive(Debug)]
 struct Bound {
     source: Arc<Source>,
@@ -114,25 +116,25 @@ struct Bound {
     task: JoinHandle<()>,
 }
 
-/// What is shared with the tasks.
+/// The state that is shared with the tasks.
 #[derive(Debug, Default)]
 struct Inbox {
     groups: Mutex<HashSet<Bytes>>,
     sources: Mutex<Sources>,
-    /// Told when there is something to take, or nothing more will come.
+    /// Notified when there is something to receive, or nothing more will come.
     changed: Notify,
 }
 
-/// The endpoints that are bound, or were and have messages left.
+/// The endpoints that are bound, or were bound and have messages left.
 #[derive(Debug, Default)]
 struct Sources {
     all: Vec<Arc<Source>>,
-    /// Whose turn it is.
+    /// The index of the endpoint that was served last.
     turn: usize,
     is_closed: bool,
 }
 
-/// What came to one endpoint.
+/// What arrived at one endpoint.
 #[derive(Debug)]
 struct Source {
     endpoint: Endpoint,
@@ -145,22 +147,28 @@ struct Source {
 }
 
 impl Dish {
-    /// A socket without endpoints and groups.
+    /// Creates a socket without endpoints and groups.
     #[must_use]
     pub fn new(options: DishOptions) -> Self {
         let ending = CancellationToken::new();
         Self(Arc::new(Shared { options, inbox: Arc::default(), bound: Mutex::default(), ending }))
     }
 
-    /// Receives what is sent to this endpoint, too. Returns it with its actual port. Of a multicast address it is sent to, other sockets of the host
-    /// may receive as well; any other endpoint is this socket's alone.
+    /// Receives what is sent to this endpoint, too. Returns the endpoint with its actual port. Other sockets
+    /// of the host may receive from the same multicast address; any other endpoint belongs to this socket
+    /// alone.
+    ///
+    /// # Errors
+    ///
+    /// The endpoint cannot be bound, or is not `udp://`. [`Closed`](ErrorKind::Closed) if the socket is
+    /// closed.
     pub async fn bind(&self, endpoint: &Endpoint) -> Result<Endpoint> {
         if self.0.ending.is_cancelled() {
             return Err(closed());
         }
         let (socket, endpoint) = datagrams::receiver(endpoint, self.0.options.receive_buffer).await?;
         let mut bound = lock(&self.0.bound);
-        // It may have been closed meanwhile.
+        // The socket may have been closed meanwhile.
         if self.0.ending.is_cancelled() {
             return Err(closed());
         }
@@ -178,8 +186,8 @@ impl Dish {
         Ok(endpoint)
     }
 
-    /// Receives nothing more that is sent to this endpoint, with its actual port, which is free when this returns. What has come can still be received.
-    /// Returns whether the socket was bound to it.
+    /// Stops receiving at this endpoint, which is given with its actual port and is free when this returns.
+    /// What has arrived can still be received. Returns whether the socket was bound to it.
     pub async fn unbind(&self, endpoint: &Endpoint) -> bool {
         let found = {
             let mut bound = lock(&self.0.bound);
@@ -192,7 +200,9 @@ impl Dish {
 
     /// Receives the messages of this group from now on.
     ///
-    /// What is no group, or joined already, is [`InvalidTopic`](ErrorKind::InvalidTopic).
+    /// # Errors
+    ///
+    /// [`InvalidTopic`](ErrorKind::InvalidTopic) if the group is invalid or was joined already.
     pub fn join(&self, group: impl AsRef<[u8]>) -> Result<()> {
         let group = group.as_ref();
         datagram::check_group(group).map_err(|error| invalid_group(group, error))?;
@@ -204,9 +214,11 @@ impl Dish {
         Err(Error::new(ErrorKind::InvalidTopic, what))
     }
 
-    /// Receives the messages of this group no more; those that have come already can still be received.
+    /// Stops receiving the messages of this group. Those that have arrived already can still be received.
     ///
-    /// One that was not joined is [`InvalidTopic`](ErrorKind::InvalidTopic).
+    /// # Errors
+    ///
+    /// [`InvalidTopic`](ErrorKind::InvalidTopic) if the group was not joined.
     pub fn leave(&self, group: impl AsRef<[u8]>) -> Result<()> {
         let group = group.as_ref();
         let mut groups = lock(&self.0.inbox.groups);
@@ -217,14 +229,14 @@ impl Dish {
         Err(Error::new(ErrorKind::InvalidTopic, format!("the socket has not joined the group \"{shown}\"")))
     }
 
-    /// The next message, from one endpoint after another; `None` once the socket is closed and everything received was taken. Dropping the future
-    /// loses nothing.
+    /// Receives the next message, from the endpoints in round robin. Returns `None` once the socket is closed
+    /// and everything received was taken. Cancel safe.
     pub async fn recv(&self) -> Option<GroupMessage> {
         let inbox = &self.0.inbox;
         loop {
             let changed = inbox.changed.notified();
             tokio::pin!(changed);
-            // From here on no change is missed.
+            // From here on, no notification is missed.
             changed.as_mut().enable();
             match inbox.take() {
                 Ok(None) => changed.await,
@@ -234,33 +246,37 @@ impl Dish {
         }
     }
 
-    /// The next message if there is one already. [`Closed`](ErrorKind::Closed) once the socket is closed and everything received was taken.
+    /// Receives the next message if there is one already.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`](ErrorKind::Closed) once the socket is closed and everything received was taken.
     pub fn try_recv(&self) -> Result<Option<GroupMessage>> {
         self.0.inbox.take()
     }
 
-    /// The messages as a stream, which ends when the socket is closed.
+    /// Returns the messages as a stream, which ends when the socket is closed.
     #[must_use]
     pub fn into_stream(self) -> Pin<Box<dyn futures::Stream<Item = GroupMessage> + Send>> {
         Box::pin(futures::stream::unfold(self, async |dish| dish.recv().await.map(|message| (message, dish))))
     }
 
-    /// What came to each endpoint, in numbers.
+    /// Returns the statistics of each endpoint.
     #[must_use]
     pub fn statistics(&self) -> Vec<DishStatistics> {
         let bound = lock(&self.0.bound);
         bound.iter().map(|bound| bound.source.statistics()).collect()
     }
 
-    /// Receives nothing more. All endpoints are free when this returns; what has come can still be received.
+    /// Stops receiving. All endpoints are free when this returns; what has arrived can still be received.
     pub async fn close(&self) {
         let bound = {
-            // Whoever binds at the same time comes before, or finds the socket closed.
+            // A concurrent `bind` either comes before this, or finds the socket closed.
             let mut bound = lock(&self.0.bound);
             self.0.ending.cancel();
             std::mem::take(&mut *bound)
         };
-        // Also if the call is given up meanwhile: whoever waits for a message is told.
+        // Receivers are notified even if this future is dropped meanwhile.
         let _closing = Closing(&self.0.inbox);
         for bound in bound {
             bound.end().await;
@@ -294,7 +310,7 @@ impl Bound {
 }
 
 impl Inbox {
-    /// Receives what comes to one endpoint, for ever.
+    /// Receives what arrives at one endpoint, for ever.
     async fn receive_all(&self, source: &Source, socket: &UdpSocket) {
         let mut buffer = vec![0; DATAGRAM_MAX];
         loop {
@@ -319,7 +335,7 @@ impl Inbox {
             return;
         };
         let message = GroupMessage { group, body: Bytes::copy_from_slice(body), from };
-        // What holds it takes memory, too.
+        // The memory of the message structure counts, too.
         let bytes = size_of::<GroupMessage>() + body.len();
         if lock(&source.queue).push(message, bytes) {
             source.received.fetch_add(1, Ordering::Relaxed);
@@ -329,11 +345,11 @@ impl Inbox {
         }
     }
 
-    /// The next message of the endpoint whose turn it is, or of one behind it.
+    /// Returns the next message of the endpoints in round robin.
     fn take(&self) -> Result<Option<GroupMessage>> {
         let mut sources = lock(&self.sources);
         let Sources { all, turn, is_closed } = &mut *sources;
-        // Those that are bound no more go once nothing is left of them.
+        // Endpoints that are not bound any more are removed once nothing of them is queued.
         all.retain(|source| source.is_bound.load(Ordering::Relaxed) || lock(&source.queue).len() > 0);
         for _ in 0..all.len() {
             *turn = (*turn + 1) % all.len();

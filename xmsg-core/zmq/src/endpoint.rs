@@ -1,4 +1,4 @@
-//! Where sockets meet: `tcp://host:port`, `ipc://path`, `inproc://name`, `udp://host:port`.
+//! Endpoints of sockets: `tcp://host:port`, `ipc://path`, `inproc://name`, `udp://host:port`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,28 +19,31 @@ use crate::{Error, ErrorKind};
 pub enum Endpoint {
     /// TCP. To bind, `*` means every interface and port 0 any free port.
     Tcp {
-        /// A name or address; IPv6 without brackets. To bind, also the name of an interface: `eth0`.
+        /// A name or address; IPv6 without brackets. To bind, it may also be the name of an interface, such
+        /// as `eth0`.
         host: String,
-        /// 0 to 65535.
+        /// The port, 0 to 65535.
         port: u16,
     },
-    /// A Unix socket at this path. On Linux, `@name` is one in the abstract namespace, which has no file.
+    /// A Unix socket at this path. On Linux, `@name` is a socket in the abstract namespace, which has no
+    /// file.
     Ipc(PathBuf),
-    /// In the memory of this process, under this name.
+    /// A name in the memory of this process.
     Inproc(String),
-    /// Datagrams, of [`Radio`](crate::Radio) and [`Dish`](crate::Dish) alone: `udp://239.0.0.1:5555`, `udp://eth0;239.0.0.1:5555`.
+    /// An endpoint for datagrams, used only by [`Radio`](crate::Radio) and [`Dish`](crate::Dish). Examples
+    /// are `udp://239.0.0.1:5555` and `udp://eth0;239.0.0.1:5555`.
     Udp {
-        /// For a multicast address: the interface, by name or address; `None`: the system chooses.
+        /// The interface for a multicast address, by name or address. `None` means that the system chooses.
         interface: Option<String>,
-        /// As that of TCP, or a multicast address.
+        /// A host like that of TCP, or a multicast address.
         host: String,
-        /// 0 to 65535.
+        /// The port, 0 to 65535.
         port: u16,
     },
 }
 
 impl Endpoint {
-    /// A TCP endpoint.
+    /// Creates a TCP endpoint.
     pub fn tcp(host: impl Into<String>, port: u16) -> Self {
         Self::Tcp { host: host.into(), port }
     }
@@ -53,7 +56,7 @@ impl FromStr for Endpoint {
         let invalid =
             |why: &str| Error::new(ErrorKind::InvalidAddress, format!("invalid endpoint {text:?}: {why}"));
         if let Some(path) = text.strip_prefix("ipc://") {
-            // A path of a Unix socket has to fit into `sun_path`, with its closing zero.
+            // The path of a Unix socket has to fit into `sun_path`, with its terminating zero.
             return match path.len() {
                 0 => Err(invalid("the path is missing")),
                 1 if path == "@" => Err(invalid("the name behind the @ is missing")),
@@ -85,7 +88,7 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Reads `host:port`. The error says what is wrong.
+/// Parses `host:port`. The error says what is wrong.
 fn host_and_port(address: &str) -> Result<(String, u16), &'static str> {
     let (host, port) = address.rsplit_once(':').ok_or("the port is missing")?;
     let port = if port == "*" { 0 } else { port.parse().map_err(|_| "the port is not in 0..=65535")? };
@@ -97,7 +100,7 @@ fn host_and_port(address: &str) -> Result<(String, u16), &'static str> {
     if host.is_empty() { Err("the host is missing") } else { Ok((host.to_owned(), port)) }
 }
 
-/// Writes `host:port` as it is read.
+/// Displays `host:port` in the form in which it is parsed.
 struct HostAndPort<'a>(&'a str, u16);
 
 impl fmt::Display for HostAndPort<'_> {

@@ -46,49 +46,56 @@ impl Default for RadioOptions {
 }
 
 impl RadioOptions {
-    /// How much waits for one endpoint until it is sent. What comes above it is dropped and counted. Default 1,000 messages, 8 MiB.
+    /// Sets how much may be queued for one endpoint. What exceeds this is dropped and counted. Default 1,000
+    /// messages and 8 MiB.
     pub fn high_water_mark(mut self, mark: HighWaterMark) -> Self {
         self.high_water_mark = mark;
         self
     }
 
-    /// The largest datagram, bytes: the group, the message and one byte more. Default 8,192, which is all that libzmq receives. UDP over IPv4 takes
-    /// 65,507. What is larger than a network's packets (about 1,400 bytes) is lost whole when one of its packets is.
+    /// Sets the maximum size of a datagram in bytes, which is the group, the message and one more byte.
+    /// Default 8,192, which is all that libzmq receives. UDP over IPv4 allows 65,507. A datagram that is
+    /// larger than the packets of a network (about 1,400 bytes) is lost completely if one of its packets is
+    /// lost.
     pub fn max_datagram(mut self, bytes: usize) -> Self {
         self.max_datagram = bytes;
         self
     }
 
-    /// How long what waits is still sent after the last handle of the socket was dropped. Default 5 s.
+    /// Sets for how long queued messages are still sent after the last clone of the socket was dropped.
+    /// Default 5 s.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
         self
     }
 
-    /// Whether listeners on this host get what is sent to a multicast address, too. Default yes.
+    /// Sets whether listeners on this host receive what is sent to a multicast address, too. Default `true`.
     pub fn multicast_loop(mut self, is_looped_back: bool) -> Self {
         self.multicast.is_looped_back = is_looped_back;
         self
     }
 
-    /// How many networks what is sent to a multicast address may cross, 0 to 255. Default 1: this one alone.
+    /// Sets how many networks a multicast datagram may cross, 0 to 255. Default 1, which means the local
+    /// network only.
     pub fn multicast_hops(mut self, hops: u8) -> Self {
         self.multicast.hops = hops.into();
         self
     }
 
-    /// Bytes of the kernel's send buffer. Default: the system decides.
+    /// Sets the size of the kernel's send buffer in bytes. Default: the system decides.
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.send_buffer = Some(bytes);
         self
     }
 }
 
-/// A socket that sends each message to one group, over `udp://`, to every endpoint that it is connected to (RFC 48). Whoever listens there and has
-/// [joined](crate::Dish::join) the group gets it. Clones share the socket.
+/// A socket that sends each message to one group, over `udp://`, to every endpoint that it is connected to
+/// (RFC 48). Sockets that are bound there and have [joined](crate::Dish::join) the group receive it. Clones
+/// share the socket.
 ///
-/// Sending never waits: what has no room is dropped and counted. What was sent may be lost on its way, come twice or in another order, as UDP has it; nobody is told. There
-/// is no security: whoever can send to the endpoint can say anything.
+/// Sending never waits: a message for which there is no room is dropped and counted. With UDP, messages may
+/// be lost, duplicated or reordered on their way without any notice. There is no security: any host that can
+/// send to the endpoint can send any message.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -110,30 +117,31 @@ impl RadioOptions {
 #[derive(Clone, Debug)]
 pub struct Radio(Arc<Shared>);
 
-/// What went to one endpoint of a [`Radio`], messages since it was connected.
+/// Counts the messages for one endpoint of a [`Radio`] since it was connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RadioStatistics {
     /// The endpoint.
     pub endpoint: Endpoint,
-    /// Handed to the system.
+    /// Messages that were passed to the system.
     pub sent: u64,
-    /// Waiting to be handed to it.
+    /// Messages that wait to be passed to the system.
     pub queued: usize,
-    /// Dropped, because the queue was at its high-water mark.
+    /// Messages that were dropped because the queue was at its high-water mark.
     pub dropped: u64,
-    /// Refused by the system, for [`last_error`](Self::last_error).
+    /// Messages that the system refused; see [`last_error`](Self::last_error).
     pub failed: u64,
-    /// How often the other host has said that nobody listens there. Of a multicast address nobody says so.
+    /// How often the other host has reported that no socket is bound there. This is never reported for a
+    /// multicast address.
     pub refused: u64,
-    /// What the system said last, if it has refused anything.
+    /// The last error of the system, if it has refused a message.
     pub last_error: Option<String>,
 }
 
 #[derive(Debug)]
 struct Shared {
     options: RadioOptions,
-    /// `None` once it is closed.
+    /// `None` once the socket is closed.
     targets: Mutex<Option<Vec<Sending>>>,
 }
 
@@ -149,7 +157,7 @@ struct Sending {
 struct Target {
     endpoint: Endpoint,
     waiting: Mutex<Waiting>,
-    /// Told when there is something to send, or no more will come.
+    /// Notified when there is something to send, or no more will come.
     changed: Notify,
     ending: CancellationToken,
     sent: AtomicU64,
@@ -162,23 +170,25 @@ struct Target {
 #[derive(Debug)]
 struct Waiting {
     queue: Queue<Bytes>,
-    /// Whether one is being handed to the system.
+    /// Whether a message is being passed to the system.
     is_sending: bool,
-    /// Set when no more are taken: until when those that wait are sent.
+    /// Set when no more messages are accepted. Queued messages are sent until then.
     end: Option<Deadline>,
 }
 
 impl Radio {
-    /// A socket without endpoints.
+    /// Creates a socket without endpoints.
     #[must_use]
     pub fn new(options: RadioOptions) -> Self {
         Self(Arc::new(Shared { options, targets: Mutex::new(Some(Vec::new())) }))
     }
 
-    /// Sends to this endpoint from now on, too. Its name is looked up once, here.
+    /// Sends all messages from now on to this endpoint, too. Its name is looked up once, in this call.
     ///
-    /// An endpoint that is not `udp://`, or no address of this machine's networks, is an error; that nobody listens there is none.
-    /// [`Closed`](ErrorKind::Closed) once the socket is.
+    /// # Errors
+    ///
+    /// The endpoint is not `udp://`, or its network cannot be reached from this host. That no socket is bound
+    /// there is not an error. [`Closed`](ErrorKind::Closed) if the socket is closed.
     pub async fn connect(&self, endpoint: &Endpoint) -> Result<()> {
         let options = &self.0.options;
         let socket = datagrams::sender(endpoint, options.multicast, options.send_buffer).await?;
@@ -191,8 +201,8 @@ impl Radio {
         Ok(())
     }
 
-    /// Sends no more to this endpoint; what waits for it is sent for the time of [`linger`](RadioOptions::linger). Returns whether the socket was
-    /// connected to it.
+    /// Stops sending to this endpoint. What is queued for it is sent within the time of
+    /// [`linger`](RadioOptions::linger). Returns whether the socket was connected to it.
     #[allow(clippy::must_use_candidate, reason = "it is called for what it does")]
     pub fn disconnect(&self, endpoint: &Endpoint) -> bool {
         let mut targets = lock(&self.0.targets);
@@ -208,14 +218,19 @@ impl Radio {
         targets.len() < before
     }
 
-    /// Sends a message to a group, without waiting. Returns to how many endpoints it goes: those that have no room for it drop and count it.
+    /// Sends a message to a group, without waiting. Returns the number of endpoints that it is queued for.
+    /// Endpoints without room for it drop and count it.
     ///
-    /// A group that is longer than 255 bytes or has a zero byte is [`InvalidTopic`](ErrorKind::InvalidTopic), a message that does not fit into a
-    /// datagram [`TooLarge`](ErrorKind::TooLarge). [`Closed`](ErrorKind::Closed) once the socket is.
+    /// # Errors
+    ///
+    /// - [`InvalidTopic`](ErrorKind::InvalidTopic): the group is longer than 255 bytes or contains a zero
+    ///   byte.
+    /// - [`TooLarge`](ErrorKind::TooLarge): the message does not fit into a datagram.
+    /// - [`Closed`](ErrorKind::Closed): the socket is closed.
     pub fn send(&self, group: impl AsRef<[u8]>, body: impl AsRef<[u8]>) -> Result<usize> {
         let (group, body) = (group.as_ref(), body.as_ref());
         let (size, limit) = (1 + group.len() + body.len(), self.0.options.max_datagram);
-        // What is wrong with the group is said by `encode`.
+        // If the group is invalid, `encode` returns the error.
         if size > limit && datagram::check_group(group).is_ok() {
             let what = format!(
                 "a message of {} bytes for a group of {} bytes does not fit into a datagram of {limit} bytes \
@@ -231,19 +246,20 @@ impl Radio {
         Ok(targets.iter().filter(|sending| sending.target.push(&bytes)).count())
     }
 
-    /// What went to each endpoint, in numbers.
+    /// Returns the statistics of each endpoint.
     #[must_use]
     pub fn statistics(&self) -> Vec<RadioStatistics> {
         lock(&self.0.targets).iter().flatten().map(|sending| sending.target.statistics()).collect()
     }
 
-    /// Takes no more messages and sends what was accepted, for at most `linger`. Returns how many messages were not sent.
+    /// Accepts no more messages, and sends what was accepted for at most `linger`. Returns how many messages
+    /// were not sent.
     pub async fn close(&self, linger: Duration) -> usize {
         let end = Deadline::after(linger);
         let mut unsent = 0;
         for Sending { target, mut task } in self.0.close(end) {
             if end.limit(&mut task).await.is_err() {
-                // What is counted as not sent is not sent.
+                // A message that is counted as not sent must not be sent later.
                 task.abort();
                 drop(task.await);
             }
@@ -254,7 +270,7 @@ impl Radio {
 }
 
 impl Shared {
-    /// Takes no more messages, and sends what waits until then.
+    /// Accepts no more messages, and sends what is queued until `end`.
     fn close(&self, end: Deadline) -> Vec<Sending> {
         let targets = lock(&self.targets).take().unwrap_or_default();
         for Sending { target, .. } in &targets {
@@ -285,7 +301,7 @@ impl Target {
         }
     }
 
-    /// Has a message wait to be sent. Returns whether there was room.
+    /// Queues a message. Returns whether there was room.
     fn push(&self, datagram: &Bytes) -> bool {
         let has_room = lock(&self.waiting).queue.push(datagram.clone(), datagram.len());
         if has_room {
@@ -302,7 +318,7 @@ impl Target {
         self.ending.cancel();
     }
 
-    /// Sends what waits until the end has come: all of it, or what there is time for.
+    /// Sends queued messages until all are sent or the end has come.
     async fn send_all(&self, socket: &UdpSocket) {
         let each = async {
             loop {
@@ -325,7 +341,7 @@ impl Target {
         }
     }
 
-    /// The next message to send; `None` when all are sent and no more are taken.
+    /// Returns the next message to send, or `None` when all are sent and no more are accepted.
     async fn next(&self) -> Option<Bytes> {
         loop {
             {
@@ -350,7 +366,7 @@ impl Target {
 
     async fn send(&self, socket: &UdpSocket, datagram: &[u8]) {
         let result = match socket.send(datagram).await {
-            // That is the answer to what was sent before, and told instead of sending.
+            // This error is the answer to an earlier datagram. It is returned instead of sending this one.
             Err(error) if Error::kind_of(&error) == ErrorKind::Refused => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 socket.send(datagram).await
@@ -370,7 +386,7 @@ impl Target {
         lock(&self.waiting).is_sending = false;
     }
 
-    /// Messages that are not sent yet.
+    /// Returns the number of messages that are not sent yet.
     fn unsent(&self) -> usize {
         let waiting = lock(&self.waiting);
         waiting.queue.len() + usize::from(waiting.is_sending)
@@ -390,7 +406,7 @@ impl Target {
     }
 }
 
-/// The error for what is no group.
+/// The error for an invalid group.
 pub(crate) fn invalid_group(group: &[u8], error: datagram::Malformed) -> Error {
     let shown = group[..group.len().min(32)].escape_ascii();
     Error::new(ErrorKind::InvalidTopic, format!("the group \"{shown}\" is not allowed: {error}"))
@@ -400,14 +416,14 @@ fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the RADIO socket is closed")
 }
 
-/// Waits until the other host says that nobody listens there.
+/// Waits until the other host reports that no socket is bound there.
 async fn refusal(socket: &UdpSocket) {
     let said = socket.async_io(tokio::io::Interest::ERROR, || match socket.take_error() {
         Ok(Some(error)) => Ok(error),
         _ => Err(std::io::ErrorKind::WouldBlock.into()),
     });
     if !said.await.is_ok_and(|error| Error::kind_of(&error) == ErrorKind::Refused) {
-        // Anything else is said again when the next datagram is sent.
+        // Any other error is reported again when the next datagram is sent.
         std::future::pending::<()>().await;
     }
 }
