@@ -17,11 +17,13 @@ use crate::role::Role;
 use crate::{Amount, Multipart, SocketOptions};
 use crate::{Error, ErrorKind, Result};
 
-/// A publishing socket. Clones share it; the last one to go closes it.
+/// A publishing socket. Clones share the socket; dropping the last one closes it.
 ///
-/// To a peer that it *connects* to (a proxy) it sends everything, also while the connection is being made anew: what
-/// was accepted waits. A peer that connects to a *bound* publisher gets what it subscribed to; where its queue is full, messages are dropped for
-/// it, so that a slow subscriber stops nobody, unless [`SocketOptions::overflow`] says otherwise.
+/// It sends everything to a peer that it *connects* to, such as a proxy, unless [`SocketOptions::filter`] is
+/// set. What was accepted while the connection is being re-established waits. A peer that connects to a
+/// *bound* publisher gets what it subscribed to. If the queue of such a peer is full, messages are dropped
+/// for it, so that a slow subscriber does not stop the others, unless [`SocketOptions::overflow`] says
+/// otherwise.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -46,13 +48,13 @@ impl Sends for Publisher {}
 impl FansOut for Publisher {}
 
 impl Publisher {
-    /// A publisher without connections.
+    /// Creates a publisher without connections.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         Self { hub: Arc::new(Owner::new(role(&options), options.into_settings())) }
     }
 
-    /// A publisher whose events are told to this channel, too.
+    /// Creates a publisher whose events are also sent to `parent`.
     pub fn with_parent(options: SocketOptions<Self>, parent: EventChannel) -> Self {
         Self { hub: Arc::new(Owner::with_parent(role(&options), options.into_settings(), parent)) }
     }
@@ -61,36 +63,59 @@ impl Publisher {
     subscriber_methods!();
     fan_out_methods!();
 
-    /// Returns when every connection has accepted the message; waits while one that is waited for is at its high-water mark. Messages
-    /// are accepted in the order of the calls, by every connection in the same one: that in which the
-    /// futures were first polled. Dropping the future withdraws the message from those connections that have not
-    /// accepted it yet; the others have it whole.
+    /// Publishes a message. Returns when every connection has accepted it. It waits while a connection is at
+    /// its high-water mark, if that connection's [policy](SocketOptions::overflow) is to wait. Every
+    /// connection accepts messages in the order of the calls, which is the order in which the futures were
+    /// first polled. Dropping the future withdraws the message from those connections that have not accepted
+    /// it yet; the others have it whole.
     ///
-    /// A message without frames ([`InvalidMessage`](crate::ErrorKind::InvalidMessage)), or above our limits or those that a peer that we
-    /// connect to has told ([`TooLarge`](crate::ErrorKind::TooLarge)), is refused at once. A peer that has connected to us and takes less
-    /// does not get it, which is [counted](Self::dropped) and told as an [event](Self::events).
+    /// # Errors
+    ///
+    /// A message without frames ([`InvalidMessage`](crate::ErrorKind::InvalidMessage)) is refused at once. So
+    /// is one that exceeds our limits, or those that a peer that we connect to has announced
+    /// ([`TooLarge`](crate::ErrorKind::TooLarge)). A peer that has connected to us and has lower limits does
+    /// not get the message, which is [counted](Self::dropped) and reported as an [event](Self::events).
     pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.publish_frames(message.into().frames()).await
     }
 
-    /// The same with frames that the caller keeps: short ones are copied where they are to be sent from.
+    /// Publishes a message like [`publish`](Self::publish), with frames that the caller keeps. Short ones are
+    /// copied to the send queues.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`publish`](Self::publish).
     pub async fn publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
         self.fan_out().send(frames).await
     }
 
-    /// The same without waiting: an error of kind [`Full`](crate::ErrorKind::Full) when a connection that is waited for has no room, or
-    /// others wait for it, and then none of them got the message.
+    /// Publishes a message without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`](crate::ErrorKind::Full) when a connection for which it would have to wait has no room, or
+    /// other messages wait for it. No connection gets the message then. Otherwise the same as for
+    /// [`publish`](Self::publish).
     pub fn try_publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.try_publish_frames(message.into().frames())
     }
 
-    /// The same with frames that the caller keeps.
+    /// Publishes a message like [`try_publish`](Self::try_publish), with frames that the caller keeps.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`try_publish`](Self::try_publish).
     pub fn try_publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
         self.fan_out().try_send(frames)
     }
 
-    /// Publishes without the pause that whoever publishes much makes now and then: once the message was accepted, nothing more
-    /// is waited for, so that dropping the future tells whether it was.
+    /// Publishes a message like [`publish`](Self::publish), without the pause that a busy publisher makes now
+    /// and then. Nothing is waited for after the message was accepted, so if the future is dropped while
+    /// pending, the message was not accepted by every connection.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`publish`](Self::publish).
     pub async fn publish_promptly(&self, message: impl Into<Multipart>) -> Result<()> {
         let message = message.into();
         let frames = message.frames();
@@ -99,27 +124,33 @@ impl Publisher {
         begun.only_waiting().finish(fan_out, frames).await
     }
 
-    /// Keeps what is written until it [has arrived](Self::arrived), and sends it again, as `again` says, when the connection breaks before. To
-    /// be called after connecting to the only peer, and before anything is published. Returns what tells that it is time to ask whether it has
-    /// arrived, which is done with messages that are [published in any case](Self::publish_past_mark).
+    /// Retains what is written until it [has arrived](Self::arrived). If the connection breaks before, it is
+    /// sent again in the form that `again` returns. It has to be called after connecting to the only peer,
+    /// and before anything is published. The result is notified when it is time to ask for a confirmation,
+    /// which is done with messages that are [published in any case](Self::publish_past_mark). Returns `None`
+    /// if the publisher does not connect to a peer.
     pub fn retain(&self, again: Again) -> Option<Arc<Notify>> {
         self.hub.links().first().map(|link| link.outbox.retain(again))
     }
 
-    /// Whether it does so.
+    /// Returns whether written messages are retained. See [`retain`](Self::retain).
     #[must_use]
     pub fn retains(&self) -> bool {
         self.hub.links().first().is_some_and(|link| link.outbox.retains())
     }
 
-    /// Takes note that messages up to this place among all that were accepted have arrived.
+    /// Notes that messages up to this position among all accepted messages have arrived.
     pub fn arrived(&self, place: u64) {
         for link in self.hub.links().iter() {
             link.outbox.arrived(place);
         }
     }
 
-    /// Publishes a message that waits for nothing, also when there is no room.
+    /// Publishes a message without waiting, even if there is no room.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`publish`](Self::publish).
     pub fn publish_past_mark(&self, message: impl Into<Multipart>) -> Result<()> {
         let message = message.into();
         let frames = message.frames();
@@ -132,11 +163,12 @@ impl Publisher {
         Ok(())
     }
 
-    /// The same as a [`Sink`](futures::Sink): sending waits while a connection is at its high-water mark. Flushing waits for the last
-    /// message to be accepted; [`close`](Self::close) for all of them to be written.
+    /// Returns a [`Sink`](futures::Sink) that publishes messages. Sending waits while a connection is at its
+    /// high-water mark. Flushing waits until the last message is accepted, and [`close`](Self::close) until
+    /// all of them are written.
     pub fn sink(&self) -> impl futures::Sink<Multipart, Error = Error> + Send + use<> {
         futures::sink::unfold(self.clone(), |publisher, message: Multipart| {
-            // Now, and not when the sink is polled the next time: another call may come before that.
+            // This is done now, and not when the sink is polled next: another call may come before that.
             let frames = message.frames();
             let fan_out = publisher.fan_out();
             let begun = fan_out.check(frames).and_then(|topic| fan_out.begin(topic, frames));
@@ -147,21 +179,26 @@ impl Publisher {
         })
     }
 
-    /// Whether there is a connection at this moment. For about a second after a reconnection messages are held back over it, so that
-    /// subscribers can come back first ([`SocketOptions::reconnect_max`]).
+    /// Returns whether there is a connection at the moment. For about a second after a reconnection, messages
+    /// are held back, so that subscribers can come back first ([`SocketOptions::reconnect_max`]).
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.hub.is_connected()
     }
 
-    /// Messages and bytes that were accepted and are not yet written.
+    /// Returns what was accepted and is not yet written. `bytes` is memory.
     #[must_use]
     pub fn queued(&self) -> Amount {
         self.hub.links().iter().fold(Amount::default(), |sum, link| sum + link.outbox.queued())
     }
 
-    /// Waits until every message that was accepted has been written to all who want it; [`Timeout`](crate::ErrorKind::Timeout), with their number,
-    /// if some are left after `limit`. Written is not received: what was written to a peer that vanishes may be lost with it.
+    /// Waits until every message that was accepted has been written to all peers that it is for. Written does
+    /// not mean received: what was written to a peer that vanishes may be lost with it.
+    ///
+    /// # Errors
+    ///
+    /// [`Timeout`](crate::ErrorKind::Timeout), with the number of messages that are left, if not all were
+    /// written within `limit`.
     pub async fn flush(&self, limit: Duration) -> Result<()> {
         let written = async {
             while self.queued().messages > 0 {
@@ -176,41 +213,44 @@ impl Publisher {
         Deadline::after(limit).limit(written).await.map_err(late)
     }
 
-    /// Messages that were accepted since the beginning, by a publisher with one connection.
+    /// Returns how many messages a publisher with one connection has accepted since the beginning.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.hub.links().iter().map(|link| link.outbox.accepted()).sum()
     }
 
-    /// Messages of them that were written, or given up.
+    /// Returns how many of the accepted messages were written or discarded.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.hub.links().iter().map(|link| link.outbox.gone()).sum()
     }
 
-    /// Messages of them that were written, or given up, at least once: some may be on their way again.
+    /// Returns how many of the accepted messages were written at least once, or discarded. Some of them may
+    /// be queued again.
     #[must_use]
     pub fn written_once(&self) -> u64 {
         self.hub.links().iter().map(|link| link.outbox.gone_once()).sum()
     }
 
-    /// How many messages had been written when the last connection that broke did so.
+    /// Returns how many messages had been written or discarded when a connection broke last.
     #[must_use]
     pub fn broken_at(&self) -> u64 {
         self.hub.links().iter().map(|link| link.outbox.broken_at()).sum()
     }
 
-    /// Ends at once, in the background: what was accepted is not sent.
+    /// Closes the socket at once, in the background. What was accepted is not sent.
     pub fn abort(&self) {
         self.hub.abort();
     }
 
-    /// It will be closed within this time: not more than half of it goes by while messages are held back.
+    /// Notes that the socket will be closed within this time. At most half of it may pass while messages are
+    /// held back.
     pub fn limit_hold(&self, left: Duration) {
         self.hub.limit_hold(left);
     }
 
-    /// For how long messages have been held back after a reconnection, so that subscribers can come back first, if they are.
+    /// Returns for how long messages have been held back after a reconnection, so that subscribers can come
+    /// back first. Returns `None` if they are not.
     #[must_use]
     pub fn held_for(&self) -> Option<Duration> {
         self.hub.held_for()

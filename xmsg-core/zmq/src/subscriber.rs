@@ -16,15 +16,16 @@ use crate::{Error, Result};
 use crate::{Multipart, SocketOptions};
 use xmsg_zmtp::SocketType;
 
-/// A subscribing socket; a [`Stream`](futures::Stream) of messages. Dropping it closes it.
+/// A subscribing socket. It is a [`Stream`](futures::Stream) of messages. Dropping it closes it.
 ///
-/// Subscriptions are prefixes of bytes of the first frame, and are counted: one taken twice has to be given back
-/// twice. A receiver that is too slow makes its peers wait; what happens then is their choice.
+/// A subscription is a prefix of the first frame. Subscriptions are counted: what was subscribed to twice has
+/// to be cancelled twice. If the receiver is too slow, its peers have to wait, or drop messages by their own
+/// policy.
 #[derive(Debug)]
 pub struct Subscriber {
     hub: Owner,
     role: Arc<Subscribing>,
-    /// What is left of the batch that was taken last.
+    /// The rest of the batch that was taken last.
     batch: Bytes,
 }
 
@@ -33,7 +34,7 @@ impl Receives for Subscriber {}
 impl Conflates for Subscriber {}
 
 impl Subscriber {
-    /// A subscriber without connections or subscriptions.
+    /// Creates a subscriber without connections or subscriptions.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let options = options.into_settings();
@@ -41,7 +42,7 @@ impl Subscriber {
         Self { hub: Owner::new(role.clone(), options), role, batch: Bytes::new() }
     }
 
-    /// A subscriber whose events are told to this channel, too.
+    /// Creates a subscriber whose events are also sent to `parent`.
     pub fn with_parent(options: SocketOptions<Self>, parent: EventChannel) -> Self {
         let options = options.into_settings();
         let role = Subscribing::new(SocketType::Sub, &options);
@@ -51,38 +52,47 @@ impl Subscriber {
     endpoint_methods!();
     conflating_methods!();
 
-    /// Asks for messages whose first frame starts with `prefix`; the empty prefix asks for all. An error of kind
-    /// [`TooLarge`](crate::ErrorKind::TooLarge) says that the prefix is too long, or that there are too many: for this socket
-    /// ([`SocketOptions::limits`]), or for a peer, as it has told. Of a peer that connects later, that is told as an
-    /// [event](Self::events).
+    /// Subscribes to messages whose first frame starts with `prefix`; the empty prefix matches all messages.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](crate::ErrorKind::TooLarge) if the prefix is too long, or there are too many
+    /// subscriptions: for this socket ([`SocketOptions::limits`]), or for a peer that the socket connects to,
+    /// as that has announced. If a peer that connects later does not accept the subscription, that is
+    /// reported as an [event](Self::events).
     pub fn subscribe(&self, prefix: impl Into<Bytes>) -> Result<()> {
         self.role.subscribe(&self.hub, &prefix.into(), true)
     }
 
-    /// The same, and whoever connects later is told of it after all others: a peer that knows it knows those.
+    /// Subscribes like [`subscribe`](Self::subscribe) to a prefix that is sent to new peers after all others.
+    /// So a peer that has received it has received the others, too.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`subscribe`](Self::subscribe).
     pub fn subscribe_last(&self, prefix: impl Into<Bytes>) -> Result<()> {
         self.role.subscribe_last(&self.hub, &prefix.into())
     }
 
-    /// Why a peer that is connected does not take one of the subscriptions, if that is so.
+    /// Returns why a connected peer does not accept one of the subscriptions, if that is so.
     #[must_use]
     pub fn refused(&self) -> Option<Error> {
         Subscribing::refused(&self.hub)
     }
 
-    /// Takes a subscription back. What is on its way still arrives.
+    /// Cancels a subscription. Messages that are on their way still arrive.
     pub fn unsubscribe(&self, prefix: impl Into<Bytes>) {
-        // Less is never too much.
+        // Fewer subscriptions cannot exceed a limit.
         let _ = self.role.subscribe(&self.hub, &prefix.into(), false);
     }
 
-    /// The next message; `None` once the socket is closed and everything received was taken. Dropping the
-    /// future loses nothing.
+    /// Receives the next message. Returns `None` once the socket is closed and everything received was taken.
+    /// Cancel safe.
     pub async fn recv(&mut self) -> Option<Multipart> {
         std::future::poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// [`recv`](Self::recv) for hand-written futures.
+    /// Polls for the next message, for hand-written futures. See [`recv`](Self::recv).
     pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Multipart>> {
         loop {
             if let Some(message) = Multipart::take(&mut self.batch) {
@@ -96,15 +106,16 @@ impl Subscriber {
         }
     }
 
-    /// The next messages that came in together, one or more, as they were on the wire: for [`Frames`](xmsg_zmtp::Frames), or to be passed
-    /// on as they are. `None` once the socket is closed and everything received was taken. Dropping the future loses nothing.
+    /// Receives the next messages that arrived together, one or more, in their encoding. Read them with
+    /// [`Frames`](xmsg_zmtp::Frames), or forward them as they are. Returns `None` once the socket is closed
+    /// and everything received was taken. Cancel safe.
     pub async fn recv_batch(&mut self) -> Option<Bytes> {
         std::future::poll_fn(|cx| self.poll_recv_batch(cx)).await
     }
 
-    /// [`recv_batch`](Self::recv_batch) for hand-written futures.
+    /// Polls for the next batch, for hand-written futures. See [`recv_batch`](Self::recv_batch).
     pub fn poll_recv_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        // Taken also if it is empty: a slab is used again when nobody holds a part of it.
+        // The batch is taken even if it is empty, because a slab is reused when no part of it is referenced.
         let batch = std::mem::take(&mut self.batch);
         if !batch.is_empty() {
             return Poll::Ready(Some(batch));
@@ -113,17 +124,18 @@ impl Subscriber {
         self.hub.inbox.poll_batch(cx).map(|batch| batch.map(|(wire, _)| wire))
     }
 
-    /// The same, and how much memory a slice of them keeps alive, at most.
+    /// Polls for the next batch, like [`poll_recv_batch`](Self::poll_recv_batch). Also returns how much
+    /// memory in bytes a slice of the batch keeps alive at most.
     pub fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
         if self.batch.is_empty() {
-            // A slab is used again when nobody holds a part of it.
+            // A slab is reused when no part of it is referenced.
             self.batch = Bytes::new();
             return self.hub.inbox.poll_batch(cx);
         }
         Poll::Ready(Some((std::mem::take(&mut self.batch), usize::MAX)))
     }
 
-    /// Whether there is a connection at this moment.
+    /// Returns whether there is a connection at the moment.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.hub.is_connected()
@@ -134,47 +146,47 @@ impl Subscriber {
         self.hub.abort();
     }
 
-    /// Puts batches that were taken back to the front, in their order.
+    /// Puts batches that were taken back to the front, in order.
     pub fn put_back(&self, batches: impl DoubleEndedIterator<Item = Bytes>) {
         self.hub.inbox.put_back(batches);
     }
 
-    /// A view of what waits to be received, for as long as the socket exists.
+    /// Returns a view of what waits to be received. It does not keep the socket open.
     pub fn unreceived(&self) -> Unreceived {
         Unreceived(Arc::downgrade(&self.hub))
     }
 
-    /// Ends every connection.
+    /// Closes the socket and ends every connection.
     pub async fn close(&self) {
         self.hub.close(Duration::ZERO).await;
     }
 }
 
-/// A view of what waits in a subscriber to be received.
+/// A view of the messages that wait in a subscriber to be received.
 #[derive(Clone, Debug)]
 pub struct Unreceived(Weak<Hub>);
 
 impl Unreceived {
-    /// Whole messages, as they were on the wire; none when the socket is gone.
+    /// Returns whole messages in their encoding, or none when the socket is gone.
     #[must_use]
     pub fn batches(&self) -> Vec<Bytes> {
         self.0.upgrade().map(|hub| hub.inbox.waiting()).unwrap_or_default()
     }
 
-    /// Has the socket receive nothing more.
+    /// Stops receiving.
     pub fn stop(&self) {
         if let Some(hub) = self.0.upgrade() {
             hub.abort();
         }
     }
 
-    /// Whether the socket is still there.
+    /// Returns whether the socket still exists.
     #[must_use]
     pub fn is_there(&self) -> bool {
         self.0.strong_count() > 0
     }
 
-    /// What happens to the connections of the socket from now on; `None` when it is gone.
+    /// Returns a stream of events about the connections of the socket from now on, or `None` when it is gone.
     #[must_use]
     pub fn events(&self) -> Option<SocketEvents> {
         self.0.upgrade().map(|hub| hub.events())

@@ -1,4 +1,4 @@
-//! XPUB: publishes, and sees what its subscribers subscribe to.
+//! XPUB: publishes messages, and receives the subscriptions of its subscribers.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use crate::role::{Role, Seat};
 use crate::subscriptions::NotTaken;
 use crate::{Error, ErrorKind, Multipart, Result, SocketOptions};
 
-/// What is set on an [`XPub`] alone.
+/// The options that only an [`XPub`] has.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct XPubSettings {
@@ -34,23 +34,24 @@ pub struct XPubSettings {
     pub welcome: Option<Multipart>,
 }
 
-/// What only XPUB has.
+/// Options that only XPUB has.
 impl SocketOptions<XPub> {
-    /// What the socket's user is told of subscriptions. Default: what changes the whole of what is wanted.
+    /// Sets which subscriptions the user of the socket is notified of. Default: those that change the set of
+    /// all subscribed prefixes.
     #[must_use]
     pub fn notices(self, notices: Notices) -> Self {
         self.with(|settings| settings.xpub.notices = notices)
     }
 
-    /// Has a subscription count only once it is [taken](XPub::take_subscription); the user is told of every one then
-    /// (`ZMQ_XPUB_MANUAL`). Default no.
+    /// Sets whether a subscription becomes active only when the user [accepts it](XPub::take_subscription).
+    /// The user is then notified of every one (`ZMQ_XPUB_MANUAL`). Default `false`.
     #[must_use]
     pub fn manual(self, manual: bool) -> Self {
         self.with(|settings| settings.xpub.manual = manual)
     }
 
-    /// What every new peer is sent first, whatever it subscribed to. It arrives if the peer has subscribed to its topic
-    /// (`ZMQ_XPUB_WELCOME_MSG`). Default: nothing.
+    /// Sets a message that is sent to every new peer first, whatever the peer has subscribed to. It is
+    /// delivered if the peer has subscribed to its topic (`ZMQ_XPUB_WELCOME_MSG`). Default: none.
     #[must_use]
     pub fn welcome(self, message: impl Into<Multipart>) -> Self {
         let message = message.into();
@@ -58,20 +59,21 @@ impl SocketOptions<XPub> {
     }
 }
 
-/// Which subscriptions the user of an [`XPub`] is told of.
+/// Which subscriptions the user of an [`XPub`] is notified of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Notices {
-    /// The first subscription to a prefix, and the end of the last one: what changes the whole of what is wanted.
+    /// The first subscription to a prefix, and the end of the last one. These change the set of all
+    /// subscribed prefixes.
     #[default]
     Changes,
-    /// Every subscription, and the end of the last one of a prefix (`ZMQ_XPUB_VERBOSE`).
+    /// Every subscription, and the end of the last one to a prefix (`ZMQ_XPUB_VERBOSE`).
     Subscriptions,
-    /// Every subscription, and every end of one (`ZMQ_XPUB_VERBOSER`).
+    /// Every subscription, and the end of every one (`ZMQ_XPUB_VERBOSER`).
     All,
 }
 
-/// A peer of an [`XPub`], as long as it is connected.
+/// Identifies a peer of an [`XPub`] while it is connected.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PeerId(Bytes);
 
@@ -79,33 +81,34 @@ pub struct PeerId(Bytes);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FromSubscriber {
-    /// A subscription.
+    /// A peer has subscribed to a prefix.
     Subscribed {
-        /// Who wants it.
+        /// The peer that subscribed.
         peer: PeerId,
-        /// The beginning of the topics that are wanted.
+        /// The prefix of the topics.
         prefix: Bytes,
     },
-    /// The end of a subscription, because it was taken back or its peer has gone.
+    /// A subscription has ended, because it was cancelled or the peer is gone.
     Unsubscribed {
-        /// Who wanted it.
+        /// The peer that had subscribed.
         peer: PeerId,
-        /// The beginning of the topics.
+        /// The prefix of the topics.
         prefix: Bytes,
     },
-    /// A message that an XSUB socket has sent in the other direction.
+    /// An XSUB socket has sent a message upstream.
     Message {
-        /// Who sent it.
+        /// The sender.
         peer: PeerId,
-        /// What it is.
+        /// The message.
         message: Multipart,
     },
 }
 
-/// A publishing socket that sees the subscriptions of its peers (RFC 29), and receives what XSUB peers send; a
-/// [`Stream`](futures::Stream) of these. With an [`XSub`](crate::XSub) it makes a forwarder. Clones share it; the last one to go closes it.
+/// A publishing socket that receives the subscriptions of its peers (RFC 29), and messages that XSUB peers
+/// send. It is a [`Stream`](futures::Stream) of these. Together with an [`XSub`](crate::XSub) it forms a
+/// forwarder. Clones share the socket; dropping the last one closes it.
 ///
-/// What is not received makes the peers wait that say it: whoever uses this socket receives.
+/// The user of this socket has to receive: if what peers send is not received, they have to wait.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -127,14 +130,14 @@ pub struct XPub {
     role: Arc<Announcing>,
 }
 
-/// XPUB keeps what its peers want, and has its user told.
+/// The role of XPUB, which keeps the subscriptions of its peers and notifies the user of the socket.
 #[derive(Debug)]
 struct Announcing {
     limits: Limits,
     settings: XPubSettings,
-    /// Peers by the names that they have here.
+    /// The links of peers by their routing identities.
     routes: Routes,
-    /// How many peers want a prefix.
+    /// How many peers have subscribed to each prefix.
     wanted: Mutex<HashMap<Bytes, usize>>,
 }
 
@@ -143,7 +146,8 @@ impl Announcing {
         lock(&self.wanted)
     }
 
-    /// Takes note of what a peer wants. Returns whether it is the first that does, or was the last.
+    /// Notes a subscription of a peer or its end. Returns whether it is the first to this prefix, or was the
+    /// last.
     fn note(&self, link: &Link, subscribe: bool, prefix: &Bytes) -> Result<bool, Ended> {
         if !note_wanted(&self.limits, link, subscribe, prefix)? {
             return Ok(false);
@@ -183,7 +187,7 @@ impl Role for Announcing {
         link.outbox.clear_urgent();
         link.establish(version, limits, None);
         if let Some(welcome) = &self.settings.welcome {
-            // A new connection has room; whoever takes no message like this one goes without.
+            // A new connection has room. A peer that does not accept this message does not get it.
             let _ = link.outbox.try_push(welcome.frames());
         }
         Vec::new()
@@ -215,7 +219,7 @@ impl Receives for XPub {}
 impl FansOut for XPub {}
 
 impl XPub {
-    /// A socket without connections.
+    /// Creates a socket without connections.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let settings = options.into_settings();
@@ -232,28 +236,41 @@ impl XPub {
     subscriber_methods!();
     fan_out_methods!();
 
-    /// Sends a message to those who subscribed to it, as [`Publisher::publish`](crate::Publisher::publish) does.
+    /// Sends a message to its subscribers, as [`Publisher::publish`](crate::Publisher::publish) does.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`Publisher::publish`](crate::Publisher::publish).
     pub async fn publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.fan_out().send(message.into().frames()).await
     }
 
-    /// The same with frames that the caller keeps.
+    /// Sends a message like [`publish`](Self::publish), with frames that the caller keeps.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`publish`](Self::publish).
     pub async fn publish_frames(&self, frames: &[impl Frame]) -> Result<()> {
         self.fan_out().send(frames).await
     }
 
-    /// The same without waiting: [`Full`](ErrorKind::Full) when a peer would have to be waited for.
+    /// Sends a message like [`publish`](Self::publish), but without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`](ErrorKind::Full) when it would have to wait for a peer; otherwise as for
+    /// [`publish`](Self::publish).
     pub fn try_publish(&self, message: impl Into<Multipart>) -> Result<()> {
         self.fan_out().try_send(message.into().frames())
     }
 
-    /// The next subscription, or the end of one, or message; `None` once the socket is closed and everything was taken. Dropping the future
-    /// loses nothing.
+    /// Receives the next subscription, end of a subscription, or message. Returns `None` once the socket is
+    /// closed and everything was taken. Cancel safe.
     pub async fn recv(&self) -> Option<FromSubscriber> {
         std::future::poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// The same as the messages that they are on the wire.
+    /// Receives what [`recv`](Self::recv) does, in the form of messages as they are on the wire.
     pub(crate) async fn recv_raw(&self) -> Option<Multipart> {
         self.hub.recv().await
     }
@@ -275,13 +292,22 @@ impl XPub {
         })
     }
 
-    /// Has a peer get the messages that begin like this, where subscriptions are taken [by hand](SocketOptions::manual): what it subscribed to, or
-    /// anything else. [`Refused`](ErrorKind::Refused) says that the peer is gone, [`TooLarge`](ErrorKind::TooLarge) that it has too many.
+    /// Activates a subscription of a peer, if subscriptions are [manual](SocketOptions::manual): the one that
+    /// the peer asked for, or any other.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`](ErrorKind::Refused) if the peer is gone, [`TooLarge`](ErrorKind::TooLarge) if it has too
+    /// many subscriptions.
     pub fn take_subscription(&self, peer: &PeerId, prefix: impl Into<Bytes>) -> Result<()> {
         self.change(peer, true, &prefix.into())
     }
 
-    /// Takes that back.
+    /// Ends a subscription that [`take_subscription`](Self::take_subscription) activated.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`](ErrorKind::Refused) if the peer is gone.
     pub fn end_subscription(&self, peer: &PeerId, prefix: impl Into<Bytes>) -> Result<()> {
         self.change(peer, false, &prefix.into())
     }

@@ -12,11 +12,13 @@ use crate::options::{FansOut, Receives, Sends};
 use crate::subscriptions::Subscribing;
 use crate::{Error, Multipart, Result, SocketOptions};
 
-/// A subscribing socket that can send, too (RFC 29): its messages go to all its [`XPub`](crate::XPub) peers; PUB peers ignore them. A
-/// [`Stream`](futures::Stream) of what it receives. Clones share it; the last one to go closes it.
+/// A subscribing socket that can also send (RFC 29). Its messages go to all its [`XPub`](crate::XPub) peers;
+/// PUB peers ignore them. It is a [`Stream`](futures::Stream) of what it receives. Clones share the socket;
+/// dropping the last one closes it.
 ///
-/// Subscriptions are prefixes of bytes of the first frame, and are counted: one taken twice has to be given back twice. A message of one frame that
-/// begins with a byte 0 or 1 means a subscription on the wire, so it can't be sent.
+/// A subscription is a prefix of the first frame. Subscriptions are counted: what was subscribed to twice has
+/// to be cancelled twice. A message of one frame that begins with a byte 0 or 1 means a subscription on the
+/// wire, so it can't be sent.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -43,7 +45,7 @@ impl Receives for XSub {}
 impl FansOut for XSub {}
 
 impl XSub {
-    /// A socket without connections or subscriptions.
+    /// Creates a socket without connections or subscriptions.
     #[must_use]
     pub fn new(options: SocketOptions<Self>) -> Self {
         let options = options.into_settings();
@@ -54,38 +56,55 @@ impl XSub {
     endpoint_methods!();
     fan_out_methods!();
 
-    /// Asks for messages whose first frame starts with `prefix`, as [`Subscriber::subscribe`](crate::Subscriber::subscribe) does.
+    /// Subscribes to messages whose first frame starts with `prefix`, as
+    /// [`Subscriber::subscribe`](crate::Subscriber::subscribe) does.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`Subscriber::subscribe`](crate::Subscriber::subscribe).
     pub fn subscribe(&self, prefix: impl Into<Bytes>) -> Result<()> {
         self.role.subscribe(&self.hub, &prefix.into(), true)
     }
 
-    /// Takes a subscription back. What is on its way still arrives.
+    /// Cancels a subscription. Messages that are on their way still arrive.
     pub fn unsubscribe(&self, prefix: impl Into<Bytes>) {
-        // Less is never too much.
+        // Fewer subscriptions cannot exceed a limit.
         let _ = self.role.subscribe(&self.hub, &prefix.into(), false);
     }
 
-    /// Subscribes for somebody else, or takes that back.
+    /// Subscribes for other sockets, or cancels that.
     pub(crate) fn subscribe_for_others(&self, prefix: &Bytes, subscribe: bool) -> Result<()> {
         self.role.subscribe_for_others(&self.hub, prefix, subscribe)
     }
 
-    /// Why a peer that is connected does not take one of the subscriptions, if that is so.
+    /// Returns why a connected peer does not accept one of the subscriptions, if that is so.
     #[must_use]
     pub fn refused(&self) -> Option<Error> {
         Subscribing::refused(&self.hub)
     }
 
-    /// Sends a message to all peers. Returns when every one has accepted it; waits while one that the socket connects to is at its high-water
-    /// mark. Messages are accepted in the order of the calls, and dropping the future withdraws it from those that have not accepted it yet.
-    /// [`InvalidMessage`](crate::ErrorKind::InvalidMessage) says that it has no frames, or would be taken for a subscription.
+    /// Sends a message to all peers. Returns when every peer's queue has accepted or, by its [overflow
+    /// policy](SocketOptions::overflow), dropped it. By default, it waits while a peer that the socket
+    /// connects to is at its high-water mark. Messages are accepted in the order of the calls. Dropping the
+    /// future withdraws the message from those queues that have not accepted it yet.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidMessage`](crate::ErrorKind::InvalidMessage) if the message has no frames, or would be taken
+    /// for a subscription; [`TooLarge`](crate::ErrorKind::TooLarge) if it exceeds our limits, or those of a
+    /// peer that we connect to.
     pub async fn send(&self, message: impl Into<Multipart>) -> Result<()> {
         let message = message.into();
         Self::check(&message)?;
         self.fan_out().send(message.frames()).await
     }
 
-    /// The same without waiting: [`Full`](crate::ErrorKind::Full) when a peer would have to be waited for.
+    /// Sends a message to all peers without waiting.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`](crate::ErrorKind::Full) when it would have to wait for a peer; otherwise as for
+    /// [`send`](Self::send).
     pub fn try_send(&self, message: impl Into<Multipart>) -> Result<()> {
         let message = message.into();
         Self::check(&message)?;
