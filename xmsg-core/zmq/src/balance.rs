@@ -1,8 +1,9 @@
-//! Sending to one peer after another, as PUSH and DEALER do (RFC 30, RFC 28): each message goes to one of those that are connected and have
-//! room, in turn.
+//! Load balancing, as PUSH and DEALER do it (RFC 30, RFC 28): each message goes to one of the connected peers
+//! that have room, in round robin.
 //!
-//! What a peer has not been sent when its connection ends goes to the others. While nobody is connected, messages wait for whoever comes
-//! first, unless there is just one peer that the socket connects to: then they wait in its queue, and keep their order.
+//! When a connection ends, the messages that wait for its peer go to the others. While no peer is connected,
+//! messages wait for the first one that connects. If there is just one peer that the socket connects to, they
+//! wait in its queue instead, and keep their order.
 
 use std::borrow::Borrow;
 use std::collections::VecDeque;
@@ -26,20 +27,20 @@ use crate::lock::lock;
 use crate::role::Role;
 use crate::{Error, ErrorKind, Result};
 
-/// How often whoever waits until all is written looks whether what a peer has left is on its way to another.
+/// How often a flush checks whether the messages of a peer that is gone were sent to another one.
 const RETURNED: Duration = Duration::from_millis(10);
 
-/// Who gets the next message, and what waits for somebody who can have it.
+/// Chooses the peer for the next message, and keeps messages that wait for a peer.
 #[derive(Debug, Default)]
 pub(crate) struct Balancer {
-    /// The link whose turn it is, by its place.
+    /// The index of the link that is next in the round robin.
     next: AtomicUsize,
     waiting: Mutex<Waiting>,
-    /// Whether a task gives what waits to those who have room. Newcomers line up then.
+    /// Whether a task is passing waiting messages to peers with room. New messages line up behind them then.
     is_serving: AtomicBool,
-    /// The first in line has given up.
+    /// Notified when the first in line has given up.
     left: Notify,
-    /// Messages that went from one peer to another.
+    /// The number of messages that went from one peer to another.
     moved: AtomicU64,
     is_closed: AtomicBool,
 }
@@ -47,25 +48,26 @@ pub(crate) struct Balancer {
 /// Messages that wait until a peer has room.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Those of peers that have gone. They were accepted, and go first.
+    /// Messages of peers that are gone. They were accepted before, so they go first.
     returned: VecDeque<Unsent>,
-    /// Those of senders that wait. Whoever makes room is served them: no message depends on a future being polled again.
+    /// Messages of senders that wait. When there is room, they are sent without their futures: no message
+    /// depends on a future being polled again.
     line: Line<Unsent>,
-    /// Senders that were taken out of the line and have yet to find out why.
+    /// Senders that were removed from the line and have not been polled since.
     refused: Vec<(Place, Error)>,
 }
 
-/// What became of a message.
+/// The result of offering a message to the peers.
 enum Offered {
-    /// The queue of this link has it. Whoever sends is to let the writer have its turn, if it says so.
+    /// The queue of a link has accepted it. If there is a link here, the sender should yield to its writer.
     Taken(Option<Arc<Link>>),
-    /// Nobody has room for it.
+    /// No peer has room for it.
     NoRoom,
-    /// Nobody takes a message like this one.
+    /// No peer accepts such a message.
     Unfit(Arc<Link>),
 }
 
-/// One who waits in line. Dropped, it gives up.
+/// A sender that waits in line. Dropping it withdraws its message.
 struct InLine<'a> {
     balancer: &'a Balancer,
     place: Place,
@@ -85,8 +87,10 @@ impl Drop for InLine<'_> {
 }
 
 impl Balancer {
-    /// Returns when the queue of one peer has the message; waits while none has room. Messages are accepted in the order of the calls: that in
-    /// which the futures were first polled. Dropping the future has the message accepted whole or not at all.
+    /// Sends a message to one peer. Returns when the queue of that peer has accepted it, and waits while no
+    /// peer has room. Messages are accepted in the order of the calls, which is the order in which the
+    /// futures were first polled. Cancel safe: if the future is dropped, the message was accepted whole or
+    /// not at all.
     pub(crate) async fn send(self: &Arc<Self>, hub: &Arc<Hub>, frames: &[impl Frame]) -> Result<()> {
         Self::check(hub, frames)?;
         if self.is_closed() {
@@ -116,11 +120,12 @@ impl Balancer {
         let place = self.waiting().line.join(message);
         let waits = InLine { balancer: self, place };
         self.serve(hub);
-        // In memory of its own: most calls never wait.
+        // It is boxed, because most calls never wait.
         Box::pin(self.served(hub, &waits.place)).await
     }
 
-    /// The same without waiting: [`Full`](ErrorKind::Full) if nobody has room, or others wait for it.
+    /// Sends a message to one peer without waiting. Returns [`Full`](ErrorKind::Full) if no peer has room, or
+    /// other messages wait for it.
     pub(crate) fn try_send(&self, hub: &Hub, frames: &[impl Frame]) -> Result<()> {
         Self::check(hub, frames)?;
         if self.is_closed() {
@@ -137,17 +142,18 @@ impl Balancer {
         }
     }
 
-    /// Begins to send over the only link of a socket that connects to one endpoint and is not bound: everything that it sends
-    /// waits in that link. `None` for other sockets.
+    /// Begins to send over the only link of a socket that connects to one endpoint and is not bound.
+    /// Everything that such a socket sends waits in that link. Returns `None` for other sockets.
     fn begin_alone(hub: &Hub, frames: &[impl Frame]) -> Option<Begun<Arc<Link>>> {
-        // The link is not cloned: other threads change its reference count, too, which would cost a cache miss for each message.
+        // The link is not cloned. Other threads change its reference count, too, which would cost a cache
+        // miss for each message.
         match &hub.links()[..] {
             [link] if link.connecting && !hub.is_bound() => Some(outbox::begin(link, frames)),
             _ => None,
         }
     }
 
-    /// Why the only link did not take a message.
+    /// Why the only link refused a message.
     fn refused_alone(hub: &Hub, refused: Refused, frames: &[impl Frame]) -> Error {
         let link = hub.links().first().cloned();
         match (refused, link) {
@@ -156,7 +162,7 @@ impl Balancer {
         }
     }
 
-    /// Waits until the message is no more in line.
+    /// Waits until the message is not in line any more.
     async fn served(&self, hub: &Hub, place: &Place) -> Result<()> {
         loop {
             let mut changed = std::pin::pin!(hub.changed.notified());
@@ -180,7 +186,7 @@ impl Balancer {
         }
     }
 
-    /// Whether a message may go to this one, of so many.
+    /// Whether a message may go to this link, which is one of `of` links.
     fn is_candidate(link: &Link, of: usize) -> bool {
         link.is_connected() || of == 1 && link.connecting
     }
@@ -189,7 +195,7 @@ impl Balancer {
         links.iter().filter(|link| Self::is_candidate(link, links.len()) && !link.outbox.is_closed())
     }
 
-    /// Gives the message to the next one that has room for it.
+    /// Offers the message to the links in round robin, until one has room for it.
     fn offer(&self, hub: &Hub, frames: &[impl Frame]) -> Offered {
         let links = hub.links();
         let count = links.len();
@@ -215,18 +221,18 @@ impl Balancer {
             }
         }
         match unfit {
-            // Others may come that take it, but whoever sends is not to wait for that.
+            // Another peer may connect that accepts it, but the sender must not wait for that.
             Some(link) if !is_full => Offered::Unfit(link.clone()),
             _ => Offered::NoRoom,
         }
     }
 
-    /// Gives to others what waits for peers that are not there, as soon as somebody is there to have it.
+    /// Passes messages that wait for peers which are gone to others, as soon as there are any.
     pub(crate) fn reassign(self: &Arc<Self>, hub: &Arc<Hub>) {
         let mut found = Vec::new();
         {
             let links = hub.links();
-            // It has been told to disconnect, or comes again.
+            // The only link keeps its messages while it reconnects, unless it was disconnected.
             let is_alone = links.len() == 1 && links[0].connecting && !links[0].stop.is_cancelled();
             if !is_alone {
                 for link in links.iter().filter(|link| !link.is_connected()) {
@@ -240,7 +246,7 @@ impl Balancer {
         self.moved.fetch_add(found.len() as u64, Ordering::Relaxed);
         {
             let mut waiting = self.waiting();
-            // In front of what a peer that went before has left: that was to be sent later.
+            // They go in front of the messages of peers that went before: those were to be sent later.
             for message in found.into_iter().rev() {
                 waiting.returned.push_front(message);
             }
@@ -248,10 +254,10 @@ impl Balancer {
         self.serve(hub);
     }
 
-    /// Has a task give what waits to those who have room, in its order, unless one does so already.
+    /// Starts a task that passes waiting messages, in order, to peers with room, unless there is one already.
     fn serve(self: &Arc<Self>, hub: &Arc<Hub>) {
         {
-            // Under the lock, under which that task finds that nothing waits any more.
+            // This happens under the lock under which that task finds that nothing waits any more.
             let _waiting = self.waiting();
             if self.is_serving.swap(true, Ordering::AcqRel) {
                 return;
@@ -260,7 +266,7 @@ impl Balancer {
         let (balancer, hub_of_task) = (self.clone(), hub.clone());
         hub.spawn(async move {
             balancer.serve_all(&hub_of_task).await;
-            // Somebody may wait for that to close the socket.
+            // `close` may wait for that.
             hub_of_task.changed.notify_waiters();
         });
     }
@@ -273,7 +279,7 @@ impl Balancer {
             let next = self.serve_some(hub, &mut served);
             served.into_iter().for_each(Waker::wake);
             let Some((len, frames)) = next else { return };
-            // Where it is not taken there is always room for it.
+            // A link that does not accept the message would always report room for it, so it is left out.
             let takes = |link: &Arc<Link>| link.outbox.limits().allow(len, frames);
             let links: Vec<_> = Self::candidates(&hub.links()).filter(|link| takes(link)).cloned().collect();
             let rooms =
@@ -287,22 +293,23 @@ impl Balancer {
         }
     }
 
-    /// Gives away what it can. Returns the length of the message that has to wait, and how many frames it has; `None`: nothing waits any more.
+    /// Passes on what it can. Returns the length and the number of frames of the message that has to wait, or
+    /// `None` if nothing waits any more.
     fn serve_some(&self, hub: &Hub, served: &mut Vec<Waker>) -> Option<(usize, usize)> {
         let mut waiting = self.waiting();
-        // Those before it wait for somebody who takes them.
+        // The messages before `at` wait for a peer that accepts them.
         let mut at = 0;
         loop {
             let is_returned = at < waiting.returned.len();
-            // Once the socket is closed, whoever waits in line is told so; what was accepted is still sent.
+            // Once the socket is closed, senders in line get an error; what was accepted is still sent.
             let in_line = waiting.line.first().filter(|_| !self.is_closed());
             let Some(frames) = waiting.returned.get(at).or(in_line) else {
                 self.is_serving.store(false, Ordering::Release);
                 return None;
             };
             let refused = match self.offer(hub, frames) {
-                // Somebody has taken it before, and may come back: a stranger that takes nothing has others lose nothing, and holds up
-                // nothing that is behind it.
+                // Another peer has accepted this message before, and may come back. So a peer that accepts
+                // nothing neither makes it lost nor blocks the messages behind it.
                 Offered::Unfit(link) if is_returned && !link.connecting => {
                     at += 1;
                     continue;
@@ -329,23 +336,24 @@ impl Balancer {
         }
     }
 
-    /// Messages that went to others because the connection of the one that was to get them ended.
+    /// The number of messages that went to others because the connection of their peer ended.
     pub(crate) fn moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
     }
 
-    /// Takes no more messages, and waits until all that were accepted are written, for at most so long: until then, what a peer leaves goes to
-    /// others. Returns how much of that time is left.
+    /// Accepts no more messages, and waits for at most `linger` until all that were accepted are written.
+    /// Until then, the messages of peers that go away still go to others. Returns how much of that time is
+    /// left.
     pub(crate) async fn finish(&self, hub: &Hub, linger: Duration) -> Duration {
         let deadline = Deadline::after(linger);
         self.is_closed.store(true, Ordering::Release);
         hub.changed.notify_waiters();
-        // Where the last link has gone, nobody is left who could take what it has left.
+        // When the last link is gone, no peer is left that could take its messages.
         let _ = deadline.limit(self.written(hub, <[Arc<Link>]>::is_empty)).await;
         deadline.left()
     }
 
-    /// Waits until all that were accepted are written, for at most so long.
+    /// Waits for at most `limit` until all messages that were accepted are written.
     pub(crate) async fn flush(&self, hub: &Hub, limit: Duration) -> Result<()> {
         let written = self.written(hub, |_| false);
         let late = |_| {
@@ -359,7 +367,8 @@ impl Balancer {
         Deadline::after(limit).limit(written).await.map_err(late)
     }
 
-    /// Waits until all that were accepted are written. What a peer has left waits for another one, unless that is `hopeless` with these links.
+    /// Waits until all messages that were accepted are written. Messages of peers that are gone wait for
+    /// other peers, unless `hopeless` returns `true` for the present links.
     async fn written(&self, hub: &Hub, hopeless: impl Fn(&[Arc<Link>]) -> bool) {
         loop {
             let mut changed = std::pin::pin!(hub.changed.notified());
@@ -375,13 +384,14 @@ impl Balancer {
                 biased;
                 () = changed => {}
                 () = any(flushes) => {}
-                // Nobody tells when what was left goes to a peer that was there already and has room now.
+                // There is no notification when such a message goes to a peer that was connected already and
+                // now has room.
                 () = tokio::time::sleep(RETURNED), if returned > 0 => {}
             }
         }
     }
 
-    /// Messages of peers that have gone, and that nobody else has got.
+    /// The number of messages of peers that are gone which no other peer has accepted yet.
     pub(crate) fn returned_messages(&self) -> usize {
         self.waiting().returned.len()
     }
@@ -398,7 +408,7 @@ impl Balancer {
         lock(&self.waiting)
     }
 
-    /// Whether the message can be sent at all, whoever the peer is.
+    /// Checks whether the message is within our limits.
     fn check(hub: &Hub, frames: &[impl Frame]) -> Result<()> {
         let limits = hub.options.send_limits();
         if limits.allow(encoded_len(frames), frames.len()) {
@@ -408,7 +418,7 @@ impl Balancer {
     }
 }
 
-/// Returns when one of these does; never, if there is none.
+/// Returns when one of the futures does, and never if there are none.
 async fn any(futures: impl IntoIterator<Item = impl Future<Output = ()> + Unpin>) {
     let futures: Vec<_> = futures.into_iter().collect();
     if futures.is_empty() {
@@ -425,7 +435,7 @@ fn full() -> Error {
     Error::new(ErrorKind::Full, "no peer has room: wait with `send`, or send less")
 }
 
-/// The role of sockets that send to one peer after another.
+/// The role of sockets that balance messages over their peers.
 #[derive(Debug)]
 pub(crate) struct Balanced {
     socket_type: SocketType,
@@ -433,7 +443,7 @@ pub(crate) struct Balanced {
 }
 
 impl Balanced {
-    /// The role, and what messages are sent with.
+    /// Creates the role, and the balancer that sends messages.
     pub(crate) fn new(socket_type: SocketType) -> (Arc<Self>, Arc<Balancer>) {
         let balancer = Arc::<Balancer>::default();
         (Arc::new(Self { socket_type, balancer: balancer.clone() }), balancer)

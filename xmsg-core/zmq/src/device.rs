@@ -1,5 +1,5 @@
-//! Devices: what comes in at one socket goes out at another, in both directions. They are what `zmq_proxy` and
-//! `zmq_proxy_steerable` are in libzmq.
+//! Devices, which forward what one socket receives to another one, in both directions. They correspond to
+//! `zmq_proxy` and `zmq_proxy_steerable` of libzmq.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,15 @@ use xmsg_zmtp::encoded_len;
 
 use crate::{Dealer, Error, ErrorKind, Multipart, Pair, Publisher, Pull, Push, Result, Router, XPub, XSub};
 
-/// A socket that a [`Device`] can have at one of its sides. Socket types outside this crate can't be one.
+/// A socket that can be one side of a [`Device`]. Socket types outside this crate cannot.
 pub trait DeviceSocket: sealed::Sealed + Clone + Send + Sync + 'static {
-    /// The next message for the other side; `None` when nothing more will come. A message of a ROUTER has the identity of its peer in front, a
-    /// subscription at an XPUB is a message that begins with a byte 1, its end one that begins with 0.
+    /// Receives the next message for the other side. Returns `None` when nothing more will come. A message of
+    /// a ROUTER has the identity of its peer in front. A subscription at an XPUB is a message that begins
+    /// with a byte 1, and its end is one that begins with 0.
     #[doc(hidden)]
     fn take(&self) -> impl Future<Output = Option<Multipart>> + Send;
 
-    /// Sends such a message.
+    /// Sends a message of the form that [`take`](Self::take) returns.
     #[doc(hidden)]
     fn give(&self, message: Multipart) -> impl Future<Output = Result<()>> + Send;
 }
@@ -28,7 +29,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// Sockets whose messages are as they are.
+/// Implements the trait for sockets whose messages are passed on unchanged.
 macro_rules! device_sockets {
     ($($socket:ident($this:ident, $message:ident): $take:expr, $give:expr;)+) => {$(
         impl sealed::Sealed for $socket {}
@@ -55,12 +56,12 @@ device_sockets! {
     Publisher(socket, message): nothing_comes(socket).await, socket.publish(message).await;
 }
 
-/// A socket that only sends.
+/// Receives for a socket that only sends.
 async fn nothing_comes(_: &impl DeviceSocket) -> Option<Multipart> {
     std::future::pending().await
 }
 
-/// A socket that only receives.
+/// Sends for a socket that only receives.
 fn nothing_goes(_: &impl DeviceSocket) -> Result<()> {
     Err(Error::new(ErrorKind::InvalidMessage, "this socket only receives"))
 }
@@ -73,7 +74,7 @@ impl DeviceSocket for Router {
         Some(std::iter::once(identity).chain(message.frames().iter().cloned()).collect())
     }
 
-    /// Does not wait: one peer that does not read is not to stop all others.
+    /// Does not wait, since one peer that does not read must not stop all others.
     async fn give(&self, message: Multipart) -> Result<()> {
         let Some((identity, rest)) = message.frames().split_first() else {
             return Err(Error::new(
@@ -117,20 +118,21 @@ impl DeviceSocket for XSub {
 /// What went through a device in one direction since it was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceTraffic {
-    /// Messages that the other side has accepted.
+    /// The number of messages that the other side has accepted.
     pub messages: u64,
-    /// Their bytes on the wire.
+    /// Their size on the wire in bytes.
     pub bytes: u64,
-    /// Messages that it did not take: above a limit, or for a peer of a ROUTER that is gone or does not read.
+    /// The number of messages that the other side did not accept. They exceed a limit, or are for a peer of a
+    /// ROUTER that is gone or does not read.
     pub dropped: u64,
 }
 
-/// What went through a device.
+/// What went through a device since it was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceStatistics {
-    /// From the frontend to the backend.
+    /// Messages from the frontend to the backend.
     pub forward: DeviceTraffic,
-    /// From the backend to the frontend.
+    /// Messages from the backend to the frontend.
     pub backward: DeviceTraffic,
 }
 
@@ -142,8 +144,9 @@ pub struct DeviceStatistics {
 /// | queue | [`Router`], for clients | [`Dealer`], for workers |
 /// | streamer | [`Pull`], for ventilators | [`Push`], for workers |
 ///
-/// Other pairs of sockets work as well. A side that is full holds up the other one, so nothing is lost between them. The sockets are
-/// clones of yours: bind and connect them before or after, and close them when the device has ended.
+/// Other pairs of sockets work as well. If one side is full, the device stops receiving from the other, so
+/// nothing is lost between them. The sockets are clones of yours: bind and connect them before or after, and
+/// close them when the device has ended.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_zmq::Result<()> {
@@ -173,9 +176,9 @@ struct Shared {
     forward: Counts,
     backward: Counts,
     is_paused: watch::Sender<bool>,
-    /// Nothing more is taken.
+    /// Ends receiving.
     stop: CancellationToken,
-    /// What was taken is given up, too.
+    /// Also gives up messages that were received and not passed on yet.
     abort: CancellationToken,
 }
 
@@ -193,7 +196,7 @@ impl Counts {
     }
 }
 
-/// A device without a capture socket has this.
+/// The type of the capture socket of a device without one.
 type NoCapture = Publisher;
 
 impl Device {
@@ -202,8 +205,8 @@ impl Device {
         Self::start_tasks(frontend, backend, None::<&NoCapture>)
     }
 
-    /// The same, with a copy of each message of both directions for a third socket: a [`Publisher`], [`Push`], [`Dealer`] or [`Pair`]. It holds up the
-    /// device when it is full.
+    /// Starts a device that sends a copy of each message of both directions to a third socket: a
+    /// [`Publisher`], [`Push`], [`Dealer`] or [`Pair`]. If that socket is full, the device waits.
     pub fn start_with_capture(
         frontend: &impl DeviceSocket,
         backend: &impl DeviceSocket,
@@ -235,28 +238,30 @@ impl Device {
         Self { shared, tasks }
     }
 
-    /// Takes nothing until [`resume`](Self::resume). What comes meanwhile waits in the sockets, and then at those who send.
+    /// Stops receiving until [`resume`](Self::resume). Messages then wait in the sockets, and after that at
+    /// their senders.
     pub fn pause(&self) {
         self.shared.is_paused.send_replace(true);
     }
 
-    /// Goes on after [`pause`](Self::pause).
+    /// Resumes receiving after [`pause`](Self::pause).
     pub fn resume(&self) {
         self.shared.is_paused.send_replace(false);
     }
 
-    /// What went through it so far.
+    /// Returns the statistics so far.
     #[must_use]
     pub fn statistics(&self) -> DeviceStatistics {
         DeviceStatistics { forward: self.shared.forward.get(), backward: self.shared.backward.get() }
     }
 
-    /// Waits until it ends by itself, because its sockets were closed.
+    /// Waits until the device ends because its sockets were closed.
     pub async fn ended(&self) {
         self.tasks.wait().await;
     }
 
-    /// Takes nothing more, hands on what was taken, for at most so long, and ends. Messages that the other side did not take in time count as dropped.
+    /// Stops receiving, passes on what was received for at most `linger`, and ends. Messages that the other
+    /// side did not accept in time count as dropped.
     pub async fn stop(self, linger: Duration) -> DeviceStatistics {
         self.shared.stop.cancel();
         if tokio::time::timeout(linger, self.tasks.wait()).await.is_err() {
@@ -274,7 +279,7 @@ impl Drop for Device {
     }
 }
 
-/// One direction of a device.
+/// Forwards messages in one direction.
 async fn relay(
     from: impl DeviceSocket,
     to: impl DeviceSocket,
@@ -287,7 +292,7 @@ async fn relay(
     loop {
         let next = async {
             loop {
-                // Fails only if the sender is gone, which is held here.
+                // This fails only if the sender is gone, which is held here.
                 let _ = paused.wait_for(|is_paused| !is_paused).await;
                 tokio::select! {
                     biased;
@@ -305,7 +310,7 @@ async fn relay(
         let bytes = encoded_len(message.frames()) as u64;
         let given = async {
             if let Some(capture) = &capture {
-                // Whoever looks on is not to change what happens.
+                // An error of the capture socket must not affect the device.
                 let _ = capture.give(message.clone()).await;
             }
             to.give(message).await

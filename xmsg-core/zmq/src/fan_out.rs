@@ -1,4 +1,5 @@
-//! Sending each message to all peers that are to have it, as PUB and XPUB do (RFC 29), and XSUB in the other direction.
+//! Fan-out: sends each message to all peers that it is for, as PUB and XPUB do (RFC 29), and XSUB in the
+//! other direction.
 
 use std::sync::Arc;
 
@@ -12,30 +13,31 @@ use crate::link::refusal::unfit;
 use crate::options::Overflow;
 use crate::{Error, ErrorKind, Result};
 
-/// Who is to have a message.
+/// The peers that a message is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Audience {
-    /// Those who subscribed to it, and everybody that the socket connects to, unless it [filters](crate::SocketOptions::filter) for them.
+    /// Peers that have subscribed to it, and all peers that the socket connects to, unless it
+    /// [filters](crate::SocketOptions::filter) for them.
     Subscribers,
-    /// Everybody.
+    /// All peers.
     Everybody,
 }
 
-/// A socket, as far as it sends to many.
+/// A socket, as far as it sends to many peers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FanOut<'a> {
     pub(crate) hub: &'a Hub,
     pub(crate) audience: Audience,
 }
 
-/// What is left to be done for the links at which a message has to wait, or its sender has to.
+/// What remains to be done for links at which the message or its sender has to wait.
 #[derive(Debug, Default)]
 pub(crate) struct Unfinished(SmallVec<[Sending<Arc<Link>>; 1]>);
 
 impl Unfinished {
-    /// Waits until every link has the message, and whoever sends may go on.
+    /// Waits until every link has accepted the message and the sender may proceed.
     pub(crate) async fn finish(&mut self, fan_out: FanOut<'_>, frames: &[impl Frame]) -> Result<()> {
-        // The message has its place at each of them already.
+        // The position of the message at each link is fixed already.
         for sending in &mut self.0 {
             let done = sending.finish().await;
             done.or_else(|refused| fan_out.accepted_elsewhere(&sending.target(), refused, frames))?;
@@ -43,7 +45,7 @@ impl Unfinished {
         Ok(())
     }
 
-    /// Forgets those who have the message, and would only let their writers have their turn.
+    /// Removes links that have accepted the message, and for which the sender would only yield to the writer.
     pub(crate) fn only_waiting(mut self) -> Self {
         self.0.retain(|sending| sending.waits());
         self
@@ -51,7 +53,8 @@ impl Unfinished {
 }
 
 impl<'a> FanOut<'a> {
-    /// Returns when everybody who is to have the message has accepted it, or has dropped it by its [policy](Overflow).
+    /// Returns when every peer that the message is for has accepted it, or has dropped it by its
+    /// [policy](Overflow).
     pub(crate) async fn send(self, frames: &[impl Frame]) -> Result<()> {
         let topic = self.check(frames)?;
         if let Some(done) = self.send_now(topic, frames) {
@@ -61,10 +64,11 @@ impl<'a> FanOut<'a> {
         unfinished.finish(self, frames).await
     }
 
-    /// The same without waiting: [`Full`](ErrorKind::Full) if somebody would have to be waited for, and then nobody has it.
+    /// Sends a message without waiting. Returns [`Full`](ErrorKind::Full), and sends it to no peer, if it
+    /// would have to wait for one.
     pub(crate) fn try_send(self, frames: &[impl Frame]) -> Result<()> {
         let topic = self.check(frames)?;
-        // Nobody else takes the room while this is locked.
+        // No other message takes the room while this is locked.
         let links = self.hub.links();
         let targets = || links.iter().filter(|link| self.goes_to(link, topic));
         if links.len() > 1 {
@@ -86,7 +90,7 @@ impl<'a> FanOut<'a> {
         Ok(())
     }
 
-    /// The topic of the message, if it can be sent at all, whoever the peer is.
+    /// Returns the topic of the message if it is within our limits.
     pub(crate) fn check(self, frames: &[impl Frame]) -> Result<&[u8]> {
         let limits = self.hub.options.send_limits();
         match frames.first() {
@@ -95,11 +99,13 @@ impl<'a> FanOut<'a> {
         }
     }
 
-    /// Sends as far as that can be done at once. The message then has its place among others at every link.
+    /// Sends a message as far as that is possible without waiting. Its position among other messages is then
+    /// fixed at every link.
     pub(crate) fn begin(self, topic: &[u8], frames: &[impl Frame]) -> Result<Unfinished> {
-        // Declared before the lock, so that it is dropped after it: dropping it may wake others.
+        // This is declared before the lock is taken, so that it is dropped after the lock is released:
+        // dropping it may wake other tasks.
         let mut unfinished = Unfinished::default();
-        // All links under one lock: two messages are to have the same order at each of them.
+        // All links are handled under one lock, so that two messages have the same order at each of them.
         let links = self.hub.links();
         if links.len() > 1 {
             self.all_take(links.iter().filter(|link| self.goes_to(link, topic)), frames)?;
@@ -122,8 +128,9 @@ impl<'a> FanOut<'a> {
         Ok(unfinished)
     }
 
-    /// A connection that ended since its link was chosen is no subscriber any more, and one that connected to us may not take all
-    /// messages; that is no failure of the others.
+    /// Decides whether a refusal by one link is an error. A connection that has ended meanwhile is not a
+    /// subscriber any more, and a peer that has connected to us may not accept all messages. Both are no
+    /// failure for the others.
     pub(crate) fn accepted_elsewhere(
         self,
         link: &Link,
@@ -145,7 +152,7 @@ impl<'a> FanOut<'a> {
         }
     }
 
-    /// Whether a message of this topic goes to this link.
+    /// Whether a message with this topic goes to this link.
     fn goes_to(self, link: &Link, topic: &[u8]) -> bool {
         match self.audience {
             Audience::Everybody => true,
@@ -153,7 +160,7 @@ impl<'a> FanOut<'a> {
         }
     }
 
-    /// Fails if the message is above the limit of a peer that we connect to: then none of them is to get it.
+    /// Fails if the message exceeds the limits of a peer that we connect to. No peer gets it then.
     fn all_take(self, mut links: impl Iterator<Item = &'a Arc<Link>>, frames: &[impl Frame]) -> Result<()> {
         let size = encoded_len(frames);
         let takes = |link: &Link| !link.connecting || link.outbox.limits().allow(size, frames.len());
@@ -163,7 +170,8 @@ impl<'a> FanOut<'a> {
         }
     }
 
-    /// Sends over the only link, as nearly always there is just one and it has room; `None` if it is otherwise.
+    /// Sends over the only link. Nearly always there is just one link, and it has room. Otherwise returns
+    /// `None`.
     fn send_now(self, topic: &[u8], frames: &[impl Frame]) -> Option<Result<()>> {
         let links = self.hub.links();
         let [link] = &links[..] else { return None };
@@ -174,7 +182,8 @@ impl<'a> FanOut<'a> {
         Some(done.or_else(|refused| self.accepted_elsewhere(link, refused, frames)))
     }
 
-    /// Queues the message, or drops it or older ones, which is counted. Returns whether whoever sends is to let the writer have its turn.
+    /// Queues the message, or drops and counts it or older ones. Returns whether the sender should yield to
+    /// the writer.
     fn push_or_drop(self, link: &Link, overflow: Overflow, frames: &[impl Frame]) -> Result<bool, Refused> {
         let pushed = match overflow {
             Overflow::DropOldest => link.outbox.push_or_drop_oldest(frames)?,
