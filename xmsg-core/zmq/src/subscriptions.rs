@@ -1,4 +1,4 @@
-//! What a socket subscribes to, and tells its peers: the role of SUB and XSUB.
+//! What a socket subscribes to and sends to its peers: the role of SUB and XSUB.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,16 +13,18 @@ use crate::lock::lock;
 use crate::role::Role;
 use crate::{Error, Result, Settings};
 
-/// Subscriptions and their cancelling that wait to be written to a peer that we connect to, bytes: what a socket subscribes to is its own choice.
+/// The maximum size in bytes of subscriptions and cancellations that wait to be written to a peer that we
+/// connect to. What a socket subscribes to is its own choice.
 const QUEUED_MAX: usize = 1 << 30;
-/// … and to a peer that has connected to us. One that does not read them is not waited for: its connection ends.
+/// The same limit, in bytes, for a peer that has connected to us. If it does not read them, its connection is
+/// ended.
 const QUEUED_FOR_STRANGERS: usize = 64 << 20;
 
-/// A subscription above a limit.
+/// Why a subscription exceeds a limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NotTaken {
     what: Limited,
-    /// What there would be, bytes or number.
+    /// The size that would exceed the limit, in bytes or as a number.
     size: usize,
     limit: usize,
 }
@@ -33,7 +35,7 @@ impl NotTaken {
     }
 }
 
-/// What may be subscribed to.
+/// Limits for subscriptions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SubscriptionLimits {
     len: usize,
@@ -55,7 +57,8 @@ impl SubscriptionLimits {
         }
     }
 
-    /// Whether a prefix of this length may come, with which there are so many, of so many bytes together.
+    /// Checks whether a prefix of length `len` may be added. `count` and `bytes` are the number and the total
+    /// length of all prefixes, including this one.
     pub(crate) fn check(self, len: usize, count: usize, bytes: usize) -> Result<(), NotTaken> {
         let above = [
             (Limited::Subscription, len, self.len),
@@ -69,20 +72,20 @@ impl SubscriptionLimits {
     }
 }
 
-/// What a subscriber wants, and how often it said so.
+/// The subscribed prefixes, and how often each was subscribed to.
 #[derive(Debug, Default)]
 pub(crate) struct Subscriptions {
     pub(crate) counts: BTreeMap<Bytes, usize>,
-    /// Those of them that peers are told of last.
+    /// Prefixes that are sent to peers after all others.
     pub(crate) last: BTreeSet<Bytes>,
-    /// Of all prefixes.
+    /// The total length of all prefixes in bytes.
     pub(crate) bytes: usize,
-    /// Others have wanted more than may be kept: one subscription to everything stands for that.
+    /// Whether everything is subscribed to, because others have subscribed to more than may be kept.
     is_everything: bool,
 }
 
 impl Subscriptions {
-    /// What a new peer is told, and what of it that is more than the peer takes.
+    /// Encodes the subscriptions for a new peer. Returns them, and those that exceed the limits of the peer.
     pub(crate) fn for_peer(
         &self,
         version: Version,
@@ -104,7 +107,7 @@ impl Subscriptions {
     }
 }
 
-/// A socket that subscribes.
+/// The role of a socket that subscribes.
 #[derive(Debug)]
 pub(crate) struct Subscribing {
     socket_type: SocketType,
@@ -121,13 +124,16 @@ impl Subscribing {
         lock(&self.subscriptions)
     }
 
-    /// Adds to what a subscriber wants (or takes away from it) and tells every peer. Fails when that is more than we, or a peer, take; then
-    /// nothing has changed.
+    /// Adds or cancels a subscription, and sends it to every peer.
+    ///
+    /// # Errors
+    ///
+    /// The subscription exceeds our limits or those of a peer. Nothing has changed then.
     pub(crate) fn subscribe(&self, hub: &Hub, prefix: &Bytes, subscribe: bool) -> Result<()> {
         self.change(hub, self.state(), prefix, subscribe, true)
     }
 
-    /// Subscribes to a prefix that peers are told of after all others.
+    /// Subscribes to a prefix that is sent to peers after all others.
     pub(crate) fn subscribe_last(&self, hub: &Hub, prefix: &Bytes) -> Result<()> {
         let mut subscriptions = self.state();
         subscriptions.last.insert(prefix.clone());
@@ -138,13 +144,14 @@ impl Subscribing {
         subscribed
     }
 
-    /// Adds to what others want, or takes away from it. More than we may keep is not refused: one of them could so keep all the others from
-    /// subscribing. Instead, everything is subscribed to from then on.
+    /// Adds or cancels a subscription for others. One that exceeds our limits is not refused, because one
+    /// subscriber could then prevent all others from subscribing. Instead, everything is subscribed to from
+    /// then on.
     pub(crate) fn subscribe_for_others(&self, hub: &Hub, prefix: &Bytes, subscribe: bool) -> Result<()> {
         let subscriptions = self.state();
         let (count, bytes) = (subscriptions.counts.len() + 1, subscriptions.bytes + prefix.len());
         let has_room = SubscriptionLimits::ours(&self.limits).check(prefix.len(), count, bytes).is_ok();
-        // The empty prefix, of which there is one, takes no room.
+        // There is only one empty prefix, and it takes no room.
         if !subscribe || has_room || prefix.is_empty() || subscriptions.counts.contains_key(prefix) {
             return self.change(hub, subscriptions, prefix, subscribe, !prefix.is_empty());
         }
@@ -186,7 +193,8 @@ impl Subscribing {
                 return Ok(());
             }
         }
-        // Under the lock, so that a connection that comes up now either finds it in the set or is told here.
+        // This happens under the lock, so that a connection that is established now either finds the prefix
+        // in the set or is sent it here.
         for link in hub.links().iter() {
             let (version, limits) = {
                 let state = link.state();
@@ -195,7 +203,8 @@ impl Subscribing {
             let Some(version) = version else { continue };
             let limits = SubscriptionLimits::theirs(&limits);
             if subscribe {
-                // That a peer that we connect to takes it was found before. Another one goes without.
+                // Peers that we connect to were checked before. A peer that has connected to us is not sent a
+                // subscription that exceeds its limits.
                 let all = limits.check(prefix.len(), subscriptions.counts.len(), subscriptions.bytes);
                 if let Err(why) = all {
                     let is_first = link.state().refused.replace(why).is_none();
@@ -205,7 +214,8 @@ impl Subscribing {
                     continue;
                 }
             } else if prefix.len() > limits.len {
-                // It was not told of a prefix that is too long for it, and does not take the cancelling either.
+                // The peer was not sent a prefix that is too long for it, and would not accept the
+                // cancellation either.
                 continue;
             }
             let mut bytes = BytesMut::new();
@@ -215,7 +225,8 @@ impl Subscribing {
         Ok(())
     }
 
-    /// Whether a prefix of this length may be added. Limits of peers that have connected to us bind nobody but themselves.
+    /// Checks whether a prefix of length `len` may be added. The limits of peers that have connected to us
+    /// are not checked: they affect only these peers.
     fn may_subscribe(
         &self,
         hub: &Hub,
@@ -236,7 +247,7 @@ impl Subscribing {
         Ok(())
     }
 
-    /// Why a peer does not take one of the subscriptions, if that is so.
+    /// Returns why a peer does not accept one of the subscriptions, if that is so.
     pub(crate) fn refused(hub: &Hub) -> Option<Error> {
         hub.links().iter().filter(|link| link.connecting).find_map(|link| {
             let state = link.state();
@@ -245,10 +256,11 @@ impl Subscribing {
     }
 }
 
-/// Has a subscription wait until it is written. A peer that has connected to us and lets too many of them wait is ended: without them it would send
-/// what nobody wants any more, and keep what somebody wants. What it was told when it connected, `told` bytes of prefixes, may wait beside them.
+/// Queues a subscription for a peer. If a peer that has connected to us lets too many of them wait, its
+/// connection is ended. Without them, it would send what is not subscribed to any more, and not send what is.
+/// The subscriptions that it was sent when it connected, `told` bytes of prefixes, may wait in addition.
 fn queue(link: &Link, subscription: &[u8], told: usize) {
-    // Each prefix has a frame and a byte in front.
+    // Each prefix has a frame header and one more byte in front.
     let most = if link.connecting { QUEUED_MAX } else { QUEUED_FOR_STRANGERS + 2 * told };
     if !link.outbox.push_urgent(subscription, most) && !link.connecting {
         tracing::debug!(peer = %link.state().name, "ended: it does not read what is subscribed to");
@@ -262,12 +274,13 @@ impl Role for Subscribing {
     }
 
     fn lingers(&self) -> bool {
-        // To unsubscribe takes no goodbye: the end of the connection does it. XSUB may have sent messages.
+        // Nothing has to be sent to unsubscribe: the end of the connection is enough. XSUB may have sent
+        // messages.
         self.socket_type == SocketType::Xsub
     }
 
     fn wants(&self, topic: &[u8]) -> bool {
-        // A forwarder wants what its subscribers may want in a moment.
+        // A forwarder also accepts what its subscribers may want in a moment.
         self.socket_type == SocketType::Xsub || {
             let counts = &self.state().counts;
             has_prefix_of(topic, |up_to| counts.range::<[u8], _>(up_to).next_back().map(|(prefix, _)| prefix))
@@ -275,13 +288,14 @@ impl Role for Subscribing {
     }
 
     fn establish(&self, link: &Link, version: Version, limits: PeerLimits) -> Vec<(Bytes, NotTaken)> {
-        // Under the lock, so that what is subscribed to meanwhile is told here or there.
+        // This happens under the lock, so that a prefix that is subscribed to meanwhile is sent either here
+        // or there.
         let subscriptions = self.state();
-        // What was meant for an earlier connection.
+        // These bytes were meant for an earlier connection.
         link.outbox.clear_urgent();
         let (bytes, refused) = subscriptions.for_peer(version, &limits);
         if !bytes.is_empty() {
-            // All of it, however much that is: what changes later is bounded beside it.
+            // All subscriptions are queued, however many there are. Later changes are bounded separately.
             link.outbox.push_urgent(&bytes, QUEUED_MAX);
         }
         link.establish(version, limits, refused.first().map(|(_, why)| *why));
