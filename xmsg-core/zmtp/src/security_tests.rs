@@ -1,4 +1,4 @@
-//! Handshakes of PLAIN and CURVE: two engines joined, every refusal, every byte changed.
+//! Handshakes of PLAIN and CURVE between two engines: every refusal, and every byte changed.
 
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ fn curve_server() -> Engine {
     engine(SocketType::Xsub, CurveServer::new(keys(2), entropy(4)))
 }
 
-/// What came of a handshake, on one side.
+/// The outcome of a handshake on one side.
 #[derive(Debug, PartialEq)]
 enum Outcome {
     Ready(Peer),
@@ -72,12 +72,12 @@ impl Side {
     }
 }
 
-/// Joins two engines, a byte at a time. `change` may alter what the client sends, by position.
+/// Connects two engines, one byte at a time. `change` may alter what the client sends, by position.
 fn join(client: Engine, server: Engine, admit: bool, change: impl Fn(usize, u8) -> u8) -> [Side; 2] {
     join_changing(client, server, admit, change, unchanged)
 }
 
-/// The same; `answer` may alter what the server sends.
+/// Connects two engines like [`join`]. `answer` may alter what the server sends.
 fn join_changing(
     client: Engine,
     server: Engine,
@@ -139,7 +139,7 @@ fn a_client_that_is_not_let_in_is_told_so() {
 fn another_server_key_is_noticed_on_both_sides() {
     let [client, server] = join(curve_client(*keys(9).public()), curve_server(), true, unchanged);
     assert!(matches!(server.outcome, Outcome::Refused(Violation::NotAuthentic(_))), "{:?}", server.outcome);
-    // The server says nothing: a client of libzmq would never try again.
+    // The server sends no error, because a client of libzmq would then never try again.
     assert_eq!((client.outcome, client.input.len()), (Outcome::Waiting, 0));
     assert!(matches!(client.engine.closed_by_peer(), Some(Violation::ClosedByPeer(_))));
 }
@@ -153,7 +153,7 @@ fn a_null_peer_does_not_get_past_a_mechanism() {
     }
 }
 
-/// RFC 23: ZMTP 2.0 knows no security, so that whoever pretends to speak it is not to get past any.
+/// ZMTP 2.0 has no security, so a peer that claims to speak it must not bypass a mechanism (RFC 23).
 #[test]
 fn a_zmtp_2_0_peer_does_not_get_past_a_mechanism() {
     for mut side in [
@@ -171,15 +171,16 @@ fn a_zmtp_2_0_peer_does_not_get_past_a_mechanism() {
     }
 }
 
-/// Whatever byte of its handshake is changed on the way, a client gets in as itself or not at all.
+/// Whatever byte of its handshake is changed on the way, a client is admitted as itself or not at all.
 #[test]
 fn no_changed_handshake_is_taken_for_another() {
-    // Greeting 64, HELLO frame 2 + 200, INITIATE frame 9 + 9 + 96 + 8 + 16 + 128 + properties.
+    // The lengths are: greeting 64, HELLO frame 2 + 200, INITIATE frame 9 + 9 + 96 + 8 + 16 + 128 +
+    // properties.
     for position in 0..540 {
         for bit in [1, 0x80] {
             let change = |at, byte| if at == position { byte ^ bit } else { byte };
             let [_, server] = join(curve_client(*keys(2).public()), curve_server(), true, change);
-            // Filler, padding, versions above ours: these bytes mean nothing.
+            // Filler, padding, and versions above ours have no meaning.
             if let Outcome::Ready(peer) = server.outcome {
                 assert_eq!(peer.principal, Some(Principal::Key(*keys(1).public())), "byte {position}");
                 assert_eq!(peer.socket_type, SocketType::Pub, "byte {position}");
@@ -190,7 +191,7 @@ fn no_changed_handshake_is_taken_for_another() {
     }
 }
 
-/// … nor does it take a changed WELCOME or READY.
+/// A client does not accept a changed WELCOME or READY either.
 #[test]
 fn no_changed_answer_of_a_server_is_taken() {
     let length = std::cell::Cell::new(0);
@@ -200,7 +201,8 @@ fn no_changed_answer_of_a_server_is_taken() {
     };
     let [client, _] = join_changing(curve_client(*keys(2).public()), curve_server(), true, unchanged, count);
     assert!(matches!(client.outcome, Outcome::Ready(_)), "{:?}", client.outcome);
-    // Behind the greeting each byte means something: WELCOME frame 2 + 168, then the frame of READY.
+    // Behind the greeting, each byte has a meaning: the WELCOME frame of 2 + 168 bytes, then the frame of
+    // READY.
     assert!(length.get() > 64 + 170 + 2 + 30, "{} bytes", length.get());
     for position in 64..length.get() {
         for bit in [1, 0x80] {
@@ -226,7 +228,7 @@ fn plain_shows_a_name_and_a_password() {
     assert_eq!(client_side.outcome, Outcome::Refused(Violation::RefusedByPeer("400".into())));
 }
 
-/// The bytes that a PLAIN server of libzmq 4.3.5 sent, and those of RFC 24.
+/// These are the bytes that a PLAIN server of libzmq 4.3.5 sent, and those of RFC 24.
 #[test]
 fn a_plain_client_understands_how_libzmq_refuses_it() {
     for refusal in [&b"\x04\x09^RROR\x03400"[..], b"\x04\x0a\x05ERROR\x03400"] {
@@ -238,7 +240,8 @@ fn a_plain_client_understands_how_libzmq_refuses_it() {
     }
 }
 
-/// What a PLAIN client of libzmq from 4.3.0 on expects, and what older ones and JeroMQ do.
+/// These are the bytes that a PLAIN client of libzmq expects since 4.3.0, and those that older ones and
+/// JeroMQ expect.
 #[test]
 fn a_plain_server_refuses_in_the_words_of_the_peer() {
     for (minor, refusal) in [(1, &b"\x04\x09^RROR\x03400"[..]), (0, b"\x04\x0a\x05ERROR\x03400")] {
@@ -261,7 +264,7 @@ fn nothing_is_taken_before_the_credentials_were_judged() {
     let [client, _] =
         join(engine(SocketType::Pub, PlainClient::new(b"a", b"b")), curve_server(), true, unchanged);
     drop(client);
-    // A client that sends its whole session in one go.
+    // The client sends its whole session at once.
     let mut input = BytesMut::from(&b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01PLAIN"[..]);
     input.put_bytes(0, 64 - input.len());
     input.put_slice(b"\x04\x0a\x05HELLO\x01a\x01b");

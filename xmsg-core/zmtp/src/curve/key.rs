@@ -7,12 +7,12 @@ use std::str::FromStr;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// Bytes of a key.
+/// The length of a key in bytes.
 pub const KEY_LEN: usize = 32;
-/// Characters of a key in Z85.
+/// The length of a key in Z85, in characters.
 const TEXT_LEN: usize = 40;
 
-/// The half of a key pair that may be known.
+/// The public half of a key pair.
 ///
 /// ```
 /// use xmsg_zmtp::curve::{KeyPair, PublicKey};
@@ -26,13 +26,13 @@ const TEXT_LEN: usize = 40;
 pub struct PublicKey([u8; KEY_LEN]);
 
 impl PublicKey {
-    /// The key of these bytes.
+    /// Creates a key from its bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// Returns the bytes of the key.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
         &self.0
@@ -59,30 +59,30 @@ impl FromStr for PublicKey {
     }
 }
 
-/// The half of a key pair that nobody else may know. Wiped when dropped; never shown by `Debug`.
+/// The secret half of a key pair. It is wiped when dropped, and `Debug` never shows it.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct SecretKey([u8; KEY_LEN]);
 
 impl SecretKey {
-    /// The key of these bytes.
+    /// Creates a key from its bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; KEY_LEN]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// Returns the bytes of the key.
     #[must_use]
     pub fn expose(&self) -> &[u8; KEY_LEN] {
         &self.0
     }
 
-    /// Its text form, to be kept as secret as the key.
+    /// Returns the text form of the key, which has to be kept as secret as the key.
     #[must_use]
     pub fn expose_text(&self) -> Zeroizing<String> {
         Zeroizing::new(z85::encode(self.0))
     }
 
-    /// The public half.
+    /// Returns the public half.
     #[must_use]
     pub fn public(&self) -> PublicKey {
         let secret = x25519_dalek::StaticSecret::from(self.0);
@@ -120,7 +120,11 @@ pub struct KeyPair {
 }
 
 impl KeyPair {
-    /// New keys, from the randomness of the operating system.
+    /// Generates new keys from the randomness of the operating system.
+    ///
+    /// # Errors
+    ///
+    /// The system has no randomness.
     pub fn generate() -> Result<Self, KeyError> {
         let mut secret = Zeroizing::new([0; KEY_LEN]);
         getrandom::fill(&mut *secret).map_err(|error| KeyError {
@@ -130,13 +134,13 @@ impl KeyPair {
         Ok(SecretKey::from_bytes(*secret).into())
     }
 
-    /// The public half.
+    /// Returns the public half.
     #[must_use]
     pub fn public(&self) -> &PublicKey {
         &self.public
     }
 
-    /// The secret half.
+    /// Returns the secret half.
     #[must_use]
     pub fn secret(&self) -> &SecretKey {
         &self.secret
@@ -149,7 +153,8 @@ impl From<SecretKey> for KeyPair {
     }
 }
 
-/// Why there is no key: a text that is none, or a system without randomness. Its source is the error of the system.
+/// Why there is no key: a text is not a key, or the system has no randomness. In the second case, the source
+/// is the error of the system.
 #[derive(Clone, Debug)]
 pub struct KeyError {
     what: String,
@@ -168,7 +173,7 @@ impl Error for KeyError {
     }
 }
 
-/// The text is never part of the error: it may be a secret.
+/// Decodes the text form of a key. The text is never part of the error, because it may be a secret.
 fn decode(text: &str, what: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
     let text = text.trim();
     let wrong = |why: &str| KeyError {
@@ -191,7 +196,7 @@ fn decode(text: &str, what: &str) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> 
 mod tests {
     use super::*;
 
-    /// The test keys of RFC 26 that libzmq's manual pages use.
+    /// These are the test keys of RFC 26, which the manual pages of libzmq use.
     #[test]
     fn golden_key_pair() {
         let secret: SecretKey = "D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs".parse().unwrap();

@@ -1,4 +1,4 @@
-//! CURVE: mutual authentication and encryption (RFC 26), as libzmq speaks it.
+//! CURVE: mutual authentication and encryption (RFC 26), in the form that libzmq speaks.
 //!
 //! ```text
 //!  client (long-term C, transient C')             server (long-term S, transient S')
@@ -9,7 +9,8 @@
 //!                                           ◄─    READY     a box from S' to C': properties
 //! ```
 //!
-//! Transient keys live as long as the connection: who later steals a long-term key can't read what was recorded.
+//! Transient keys live as long as the connection. An attacker who later steals a long-term key can't read
+//! what was recorded.
 
 #![allow(clippy::inline_always, reason = "code for AVX2 is what is inlined into a function for it")]
 
@@ -33,21 +34,22 @@ const HELLO: &[u8] = b"HELLO";
 const WELCOME: &[u8] = b"WELCOME";
 const INITIATE: &[u8] = b"INITIATE";
 const READY: &[u8] = b"READY";
-/// Version 1.0, and the padding that makes a HELLO longer than its answer: nobody is to amplify traffic with it.
+/// Version 1.0, and the padding that makes a HELLO longer than its answer, so that a server cannot be used to
+/// amplify traffic.
 const HELLO_VERSION: [u8; 2] = [1, 0];
 const HELLO_PADDING: usize = 72;
-/// What the box of a HELLO holds.
+/// The content of the box of a HELLO.
 const HELLO_PROOF: [u8; 64] = [0; 64];
 const COOKIE_LEN: usize = 96;
 const LONG_NONCE_LEN: usize = 16;
 const VOUCH_LEN: usize = 2 * KEY_LEN + TAG_LEN;
 
-/// Randomness for one handshake: unpredictable, never used twice.
+/// Random values for one handshake. They must be unpredictable and never used twice.
 #[derive(Clone)]
 pub struct Entropy {
     /// The transient secret key.
     pub transient: SecretKey,
-    /// A nonce: of the vouch (client), or of the WELCOME (server).
+    /// The nonce of the vouch (client) or of the WELCOME (server).
     pub nonce: [u8; LONG_NONCE_LEN],
     /// The server's cookie, which binds an INITIATE to the WELCOME before it.
     pub cookie: Zeroizing<[u8; COOKIE_LEN]>,
@@ -80,7 +82,7 @@ fn take<const N: usize>(bytes: &mut Bytes) -> Option<[u8; N]> {
     Some(taken)
 }
 
-/// The other side said why it gives up, or something that has no place here.
+/// Returns the violation for a body that is either an ERROR command or not expected here.
 fn unexpected(body: Bytes, expected: &'static str) -> Violation {
     match Command::read(body) {
         Ok(Command::Error(reason)) => Violation::RefusedByPeer(reason),
@@ -91,15 +93,15 @@ fn unexpected(body: Bytes, expected: &'static str) -> Violation {
 enum ClientStep {
     Start,
     AwaitWelcome,
-    /// The INITIATE is to be sent: the server's transient key, the cookie, the session's key.
+    /// The INITIATE is to be sent. The fields are the server's transient key and the cookie.
     Welcomed(PublicKey, [u8; COOKIE_LEN]),
     AwaitReady(BoxKey),
     Done(Option<Cipher>, Properties),
-    /// Between two steps.
+    /// Set temporarily between two steps.
     Moving,
 }
 
-/// The client's side.
+/// The client side of CURVE.
 pub struct CurveClient {
     keys: KeyPair,
     server: PublicKey,
@@ -118,7 +120,7 @@ impl std::fmt::Debug for CurveClient {
 }
 
 impl CurveClient {
-    /// A client with these long-term keys, that talks to the server of this key and to no other.
+    /// Creates a client with these long-term keys, which accepts the server with the given key and no other.
     #[must_use]
     pub fn new(keys: KeyPair, server: PublicKey, entropy: Entropy) -> Self {
         Self { keys, server, entropy, hello: None, step: ClientStep::Start }
@@ -253,13 +255,14 @@ impl Mechanism for CurveClient {
 
 enum ServerStep {
     AwaitHello,
-    /// The WELCOME is to be sent, in a box to this client; with the nonce counter of the HELLO.
+    /// The WELCOME is to be sent. The fields are the client's transient key, the key of the box, and the
+    /// nonce counter of the HELLO.
     Greeted(PublicKey, BoxKey, u64),
     AwaitInitiate(PublicKey, u64),
     Initiated(Initiated),
     Admitted(Initiated),
     Done(Option<Cipher>, Properties),
-    /// Between two steps.
+    /// Set temporarily between two steps.
     Moving,
 }
 
@@ -269,7 +272,7 @@ struct Initiated {
     properties: Properties,
 }
 
-/// The server's side.
+/// The server side of CURVE.
 pub struct CurveServer {
     keys: KeyPair,
     entropy: Entropy,
@@ -284,7 +287,7 @@ impl std::fmt::Debug for CurveServer {
 }
 
 impl CurveServer {
-    /// A server with these long-term keys.
+    /// Creates a server with these long-term keys.
     #[must_use]
     pub fn new(keys: KeyPair, entropy: Entropy) -> Self {
         Self { keys, entropy, credentials: None, step: ServerStep::AwaitHello }

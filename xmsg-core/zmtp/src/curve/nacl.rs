@@ -1,7 +1,7 @@
-//! `crypto_box` of `NaCl` put together from its parts: X25519, `HSalsa20`, Salsa20, Poly1305.
+//! `crypto_box` of `NaCl`, built from X25519, `HSalsa20`, Salsa20 and Poly1305.
 //!
-//! A box is the tag (16 bytes), then the ciphertext. Put together here because all boxes of a connection's
-//! traffic share the first 16 bytes of their nonce and number the rest, so that the step from `XSalsa20` to
+//! A box is the tag (16 bytes), then the ciphertext. It is built here because all boxes of a connection's
+//! traffic share the first 16 bytes of their nonce and number the rest. So the step from `XSalsa20` to
 //! Salsa20 is done once for each connection ([`StreamKey`]) and not for each frame, and the first block of
 //! the key stream is computed for several frames at a time.
 
@@ -16,29 +16,31 @@ use super::key::{KEY_LEN, PublicKey, SecretKey};
 use super::poly1305::{self, Poly1305};
 use super::salsa20::{BLOCK_LEN, Salsa20};
 
-/// Bytes that a box is longer than what is in it.
+/// The number of bytes by which a box is longer than its content.
 pub(super) const TAG_LEN: usize = poly1305::TAG_LEN;
-/// Bytes of a nonce.
+/// The length of a nonce in bytes.
 pub(super) const NONCE_LEN: usize = 24;
-/// Bytes of a box that are made at a time: they are still in the processor's first cache when the tag is
-/// computed of them.
+/// The number of bytes that are encrypted at a time. They are still in the processor's first-level cache when
+/// the tag is computed.
 const PIECE: usize = 8 << 10;
-/// Bytes that the first block of the key stream encrypts; those before it are the key of the tag.
+/// The number of bytes that the first block of the key stream encrypts. The bytes before them are the key of
+/// the tag.
 const FIRST: usize = BLOCK_LEN - poly1305::KEY_LEN;
 
-/// What two key pairs share.
+/// The shared key of two key pairs.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(super) struct BoxKey([u8; KEY_LEN]);
 
 impl BoxKey {
-    /// `None` when the other key is one of those that make every shared secret the same.
+    /// Computes the shared key. Returns `None` if the other key is one of those that make every shared secret
+    /// the same.
     pub(super) fn between(ours: &SecretKey, theirs: &PublicKey) -> Option<Self> {
         let secret = x25519_dalek::StaticSecret::from(*ours.expose());
         let shared = secret.diffie_hellman(&x25519_dalek::PublicKey::from(*theirs.as_bytes()));
         shared.was_contributory().then(|| Self(hsalsa20(shared.as_bytes(), &[0; 16])))
     }
 
-    /// Boxes `plain`.
+    /// Encrypts `plain` into a box.
     pub(super) fn seal(&self, nonce: &[u8; NONCE_LEN], plain: &[u8]) -> Vec<u8> {
         let (mut stream, rest) = self.split(nonce);
         let mut boxed = [&[0; TAG_LEN], plain].concat();
@@ -51,7 +53,7 @@ impl BoxKey {
         boxed
     }
 
-    /// Opens a box; `None` if it was not made with this key and nonce.
+    /// Decrypts a box. Returns `None` if it was not made with this key and nonce.
     pub(super) fn open(&self, nonce: &[u8; NONCE_LEN], boxed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (mut stream, rest) = self.split(nonce);
         let (tag, body) = boxed.split_first_chunk::<TAG_LEN>()?;
@@ -63,7 +65,7 @@ impl BoxKey {
         making.has_tag(tag).then_some(plain)
     }
 
-    /// The key of all boxes whose nonce starts with this.
+    /// Returns the key of all boxes whose nonce starts with `prefix`.
     pub(super) fn stream(&self, prefix: &[u8; 16]) -> StreamKey {
         StreamKey::new(&hsalsa20(&self.0, prefix), Level::new())
     }
@@ -77,12 +79,12 @@ impl BoxKey {
     }
 }
 
-/// The key of boxes that differ in the last 8 bytes of their nonce only, a number.
+/// The key of boxes whose nonces differ only in the last 8 bytes, which are a number.
 pub(super) struct StreamKey {
     salsa20: Salsa20,
-    /// What the processor can do.
+    /// The instruction set of the processor.
     level: Level,
-    /// The first blocks of the key stream for some nonces in a row.
+    /// The first blocks of the key stream for some consecutive nonces.
     ahead: Zeroizing<Vec<[u8; BLOCK_LEN]>>,
     /// The first of these nonces.
     ahead_from: u64,
@@ -93,14 +95,14 @@ impl StreamKey {
         Self { salsa20: Salsa20::new(key), level, ahead: Zeroizing::default(), ahead_from: 0 }
     }
 
-    /// Begins a box with this nonce, to be sealed or to be opened.
+    /// Begins a box with this nonce, to be encrypted or decrypted.
     #[inline]
     pub(super) fn start(&mut self, nonce: u64) -> Making<'_> {
         if nonce.wrapping_sub(self.ahead_from) >= self.ahead.len() as u64 {
             self.salsa20.first_blocks(self.level, nonce, &mut self.ahead);
             self.ahead_from = nonce;
         }
-        // It has just been seen to that the block of this nonce is there.
+        // The code above has ensured that there is a block for this nonce.
         let block = &self.ahead[nonce.wrapping_sub(self.ahead_from) as usize];
         let (tag_key, first) = block.split_first_chunk().expect("a block is longer than the key of a tag");
         Making {
@@ -114,21 +116,22 @@ impl StreamKey {
     }
 }
 
-/// In which pieces a box is made: all but the last of them end where a block of the key stream ends.
+/// Returns the pieces in which a box is processed. All but the last of them end at the end of a block of the
+/// key stream.
 pub(super) fn pieces(len: usize) -> impl Iterator<Item = Range<usize>> {
     let end_of_first = (FIRST + PIECE).min(len);
     let others = (end_of_first..len).step_by(PIECE).map(move |start| start..(start + PIECE).min(len));
     std::iter::once(0..end_of_first).chain(others)
 }
 
-/// A box in the making, in [`pieces`] and in their order.
+/// A box that is being encrypted or decrypted, in the order of its [`pieces`].
 pub(super) struct Making<'a> {
     salsa20: &'a Salsa20,
     level: Level,
     nonce: u64,
     /// The number of the next block of the key stream.
     block: u64,
-    /// What is left of the first block.
+    /// The unused part of the first block.
     first: &'a [u8],
     tag: Poly1305,
 }
@@ -142,7 +145,7 @@ impl Making<'_> {
         });
     }
 
-    /// Decrypts the next piece in place. Nothing of it may be used before the tag is known to be right.
+    /// Decrypts the next piece in place. None of it may be used before the tag was verified.
     pub(super) fn decrypt(&mut self, piece: &mut [u8]) {
         dispatch!(self.level, simd => {
             self.tag.update(simd, piece);
@@ -160,12 +163,12 @@ impl Making<'_> {
         self.block += (rest.len() / BLOCK_LEN) as u64;
     }
 
-    /// The tag of all pieces.
+    /// Returns the tag of all pieces.
     pub(super) fn tag(self) -> [u8; TAG_LEN] {
         self.tag.tag()
     }
 
-    /// Whether this is the tag of all pieces.
+    /// Returns whether this is the tag of all pieces.
     #[must_use]
     pub(super) fn has_tag(self, tag: &[u8; TAG_LEN]) -> bool {
         self.tag().ct_eq(tag).into()
@@ -189,7 +192,7 @@ mod tests {
         hex::decode(text).unwrap().try_into().unwrap()
     }
 
-    /// Made with libsodium: `crypto_box_easy` of the bytes 0 to 99.
+    /// The box was made with libsodium: `crypto_box_easy` of the bytes 0 to 99.
     #[test]
     fn golden_box() {
         let alice =
@@ -207,7 +210,7 @@ mod tests {
         assert_eq!(*opened.unwrap(), plain);
     }
 
-    /// The example of "Cryptography in `NaCl`" (Bernstein, 2009).
+    /// This is the example of "Cryptography in `NaCl`" (Bernstein, 2009).
     #[test]
     fn box_of_nacl() {
         let key = BoxKey(bytes("1b27556473e985d462cd51197a9a46c76009549eac6474f206c4ee0844f68389"));
@@ -228,8 +231,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Boxes of every length, with nonces that go on, skip and return, are those of the crates `salsa20`
-        /// and `poly1305`.
+        /// Boxes of every length, with nonces that continue, skip and return, are those of the crates
+        /// `salsa20` and `poly1305`.
         #[test]
         fn boxes_as_of_the_crates(
             key: [u8; KEY_LEN],

@@ -2,11 +2,12 @@
 //!
 //! A message is a polynomial over the numbers modulo 2¹³⁰ − 5, evaluated at a secret point r. Numbers are in
 //! three limbs of 44, 44 and 42 bits, whose products fit into 128 bits. With AVX2 or AVX-512, long messages
-//! are worked through in lanes, four or eight: each takes every fourth or eighth block, at r⁴ or r⁸, with
-//! numbers in five limbs of 26 bits, whose products fit into the 64 bits of a lane.
+//! are processed in four or eight lanes. Each lane takes every fourth or eighth block, at r⁴ or r⁸. Its
+//! numbers are in five limbs of 26 bits, whose products fit into the 64 bits of a lane.
 //!
-//! The crate `poly1305` takes 0.6 to 1.3 µs for each new key where there is AVX2, because it prepares for
-//! long messages; here a frame is a key. A dependent crate cannot tell it to use its other implementation.
+//! Where there is AVX2, the crate `poly1305` takes 0.6 to 1.3 µs for each new key, because it prepares for
+//! long messages. Here each frame has a new key. A dependent crate cannot select the other implementation of
+//! that crate.
 //!
 //! Nothing here branches on a secret or uses one as an index.
 
@@ -14,14 +15,14 @@ use fearless_simd::prelude::*;
 use fearless_simd::{Level, Simd};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// Bytes of a tag.
+/// The length of a tag in bytes.
 pub(super) const TAG_LEN: usize = 16;
-/// Bytes of a key: the point r, and what is added in the end.
+/// The length of a key in bytes: the point r, and the number that is added at the end.
 pub(super) const KEY_LEN: usize = 32;
 const BLOCK_LEN: usize = 16;
-/// Most lanes that a vector has.
+/// The maximum number of lanes of a vector.
 const LANES_MAX: usize = 8;
-/// Bytes from which on powers of r are worth their computation.
+/// From this many bytes on, computing powers of r is worth its cost.
 const LONG: usize = 512;
 
 const BITS_44: u64 = (1 << 44) - 1;
@@ -33,27 +34,28 @@ type Wide = [u64; 3];
 /// A number, or one in each lane, as `x[0] + x[1]·2²⁶ + … + x[4]·2¹⁰⁴`.
 type Narrow<T> = [T; 5];
 
-/// The tag of one message, in the making.
+/// The state of the computation of one message's tag.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub(super) struct Poly1305 {
     r: Wide,
-    /// 20 · r[1] and 20 · r[2]: what is carried out of the top, 2¹³² and up, comes back at the bottom times 20.
+    /// 20 · r[1] and 20 · r[2]. What is carried out of the top, 2¹³² and up, comes back at the bottom
+    /// multiplied by 20.
     r_folded: [u64; 2],
-    /// The polynomial so far.
+    /// The value of the polynomial so far.
     sum: Wide,
-    /// What is added in the end.
+    /// The number that is added at the end.
     end: u128,
 }
 
 impl Poly1305 {
-    /// A tag with this key, which is for one message only.
+    /// Begins a tag with this key, which must be used for one message only.
     pub(super) fn new(key: &[u8; KEY_LEN]) -> Self {
         let key = Zeroizing::new(u128_pair(key));
         let r = split(key[0] & 0x0fff_fffc_0fff_fffc_0fff_fffc_0fff_ffff);
         Self { r, r_folded: [20 * r[1], 20 * r[2]], sum: [0; 3], end: key[1] }
     }
 
-    /// Goes on with `data`. Only the last piece of a message may have a length that is not a multiple of 16.
+    /// Adds `data`. Only the last piece of a message may have a length that is not a multiple of 16.
     #[inline(always)]
     pub(super) fn update<S: Simd>(&mut self, simd: S, data: &[u8]) {
         let data = if data.len() < LONG { data } else { self.update_long(simd.level(), data) };
@@ -71,15 +73,15 @@ impl Poly1305 {
         self.sum = sum;
     }
 
-    /// `(sum + block) · r`; `top` is the bit above a whole block, 2¹²⁸.
+    /// Returns `(sum + block) · r`. `top` is the bit above a whole block, 2¹²⁸.
     #[inline(always)]
     fn step(&self, sum: Wide, block: u128, top: u64) -> Wide {
         let block = split(block);
         self.times_r([sum[0] + block[0], sum[1] + block[1], sum[2] + block[2] + top])
     }
 
-    /// The limbs of `x` have at most 46 bits, those of r 44, those of `r_folded` 49: a sum of three products
-    /// has at most 97.
+    /// Returns `x · r`. The limbs of `x` have at most 46 bits, those of r 44, and those of `r_folded` 49, so
+    /// a sum of three products has at most 97.
     #[inline(always)]
     fn times_r(&self, x: Wide) -> Wide {
         let (r, folded) = (self.r, self.r_folded);
@@ -90,7 +92,7 @@ impl Poly1305 {
         [low & BITS_44, (middle as u64 & BITS_44) + (low >> 44), high as u64 & BITS_42]
     }
 
-    /// Works through whole blocks in lanes, if the processor has enough of them. Returns what is left.
+    /// Processes whole blocks in lanes, if the processor has enough of them. Returns the rest of the data.
     #[inline(always)]
     fn update_long<'a>(&mut self, level: Level, data: &'a [u8]) -> &'a [u8] {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -103,7 +105,7 @@ impl Poly1305 {
         data
     }
 
-    /// Takes groups of as many blocks as there are lanes: lane l takes block l of each group.
+    /// Processes groups of as many blocks as there are lanes. Lane l takes block l of each group.
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     #[inline(always)]
     fn update_lanes<'a, S: Lanes>(&mut self, simd: S, data: &'a [u8]) -> &'a [u8] {
@@ -111,7 +113,8 @@ impl Poly1305 {
         let mut groups = data.chunks_exact(lanes * BLOCK_LEN);
         let rest = groups.remainder();
         let count = groups.len();
-        // In the end each lane stands at its own power of r: the first one at r⁴ or r⁸, the last one at r.
+        // At the end, each lane is multiplied by its own power of r: the first one by r⁴ or r⁸, the last one
+        // by r.
         let mut power = self.r;
         let mut powers = Zeroizing::new([[0; LANES_MAX]; 5]);
         for lane in (0..lanes).rev() {
@@ -146,7 +149,7 @@ impl Poly1305 {
         rest
     }
 
-    /// The tag.
+    /// Returns the tag.
     pub(super) fn tag(self) -> [u8; TAG_LEN] {
         let [mut low, mut middle, mut high] = self.sum;
         for _ in 0..2 {
@@ -159,8 +162,8 @@ impl Poly1305 {
         }
         high += middle >> 44;
         middle &= BITS_44;
-        // Now below 2¹³⁰. If it is 2¹³⁰ − 5 or more, adding 5 carries out of the top, and what remains is the
-        // result.
+        // The sum is now below 2¹³⁰. If it is 2¹³⁰ − 5 or more, adding 5 carries out of the top, and what
+        // remains is the result.
         let low_less = low + 5;
         let middle_less = middle + (low_less >> 44);
         let high_less = high + (middle_less >> 44);
@@ -178,7 +181,7 @@ fn u128_pair(key: &[u8; KEY_LEN]) -> [u128; 2] {
     [u128::from_le_bytes(halves[0]), u128::from_le_bytes(halves[1])]
 }
 
-/// Without the bits above the last limb.
+/// Splits a number into limbs of 44, 44 and 40 bits.
 #[inline(always)]
 fn split(x: u128) -> Wide {
     [x as u64 & BITS_44, (x >> 44) as u64 & BITS_44, (x >> 88) as u64]
@@ -189,7 +192,7 @@ fn times(a: u64, b: u64) -> u128 {
     u128::from(a) * u128::from(b)
 }
 
-/// From three limbs to five.
+/// Converts three limbs to five.
 #[inline(always)]
 fn narrow(x: Wide) -> Narrow<u64> {
     let middle = x[1] + (x[0] >> 44);
@@ -204,7 +207,7 @@ fn narrow(x: Wide) -> Narrow<u64> {
     ]
 }
 
-/// From five limbs, of at most 32 bits, to three.
+/// Converts five limbs, of at most 32 bits, to three.
 #[inline(always)]
 fn widen(x: Narrow<u64>) -> Wide {
     let low = u128::from(x[0]) + (u128::from(x[1]) << 26) + (u128::from(x[2]) << 52);
@@ -214,10 +217,10 @@ fn widen(x: Narrow<u64>) -> Wide {
     [low & BITS_44, (middle as u64 & BITS_44) + (low >> 44), high & BITS_42]
 }
 
-/// Processors with four lanes of 64 bits and more, and an instruction that multiplies them.
+/// Processors with at least four lanes of 64 bits, and an instruction that multiplies them.
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 trait Lanes: Simd {
-    /// The products of the lower 32 bits of each lane.
+    /// Returns the products of the lower 32 bits of each lane.
     fn times(self, a: Self::u64s, b: Self::u64s) -> Self::u64s;
 }
 
@@ -260,7 +263,7 @@ mod lanes {
     }
 }
 
-/// Adds a block to each lane. Their limbs have at most 28 bits then.
+/// Adds a block to each lane. The limbs then have at most 28 bits.
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 #[inline(always)]
 fn add_group<S: Lanes>(simd: S, sum: &mut Narrow<S::u64s>, group: &[u8]) {
@@ -275,7 +278,8 @@ fn add_group<S: Lanes>(simd: S, sum: &mut Narrow<S::u64s>, group: &[u8]) {
     sum[4] += (high >> 40) | (1 << 24);
 }
 
-/// What is carried out of the top, 2¹³⁰ and up, comes back at the bottom times 5.
+/// Multiplies each limb by 5. What is carried out of the top, 2¹³⁰ and up, comes back at the bottom
+/// multiplied by 5.
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 #[inline(always)]
 fn fold<S: Lanes>(x: &Narrow<S::u64s>) -> Narrow<S::u64s> {
@@ -286,8 +290,8 @@ fn fold<S: Lanes>(x: &Narrow<S::u64s>) -> Narrow<S::u64s> {
     folded
 }
 
-/// Multiplies each lane. The limbs of `x` have at most 28 bits, those of `by` 27, of `folded` 30: a sum of
-/// five products has at most 61.
+/// Multiplies each lane. The limbs of `x` have at most 28 bits, those of `by` 27, and those of `folded` 30,
+/// so a sum of five products has at most 61.
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 #[inline(always)]
 fn multiply<S: Lanes>(
@@ -304,7 +308,7 @@ fn multiply<S: Lanes>(
             *limb += simd.times(x[index], by);
         }
     }
-    // Two chains of carries, so that one need not wait for the other.
+    // There are two chains of carries, so that one need not wait for the other.
     for (from, to) in [(0, 1), (3, 4), (1, 2), (4, 0), (2, 3), (0, 1), (3, 4)] {
         let carry = product[from] >> 26;
         product[from] &= BITS_26;
@@ -338,8 +342,8 @@ mod tests {
         hex::decode(text).unwrap().try_into().unwrap()
     }
 
-    /// RFC 8439, section 2.5.2 and appendix A.3, numbers 4 to 11: sums that come close to 2¹³⁰ − 5 from both
-    /// sides.
+    /// The vectors are those of RFC 8439, section 2.5.2 and appendix A.3, numbers 4 to 11. Their sums come
+    /// close to 2¹³⁰ − 5 from both sides.
     #[test]
     fn vectors_of_the_rfc() {
         const ONE: &str = "0100000000000000";
@@ -399,7 +403,7 @@ mod tests {
         }
     }
 
-    /// From "Cryptography in `NaCl`": the tag of the box of its example.
+    /// The vector is the tag of the box in the example of "Cryptography in `NaCl`".
     #[test]
     fn vector_of_nacl() {
         let key = bytes("eea6a7251c1e72916d11c2cb214d3c252539121d8e234e652d651fa4c8cff880");
@@ -410,7 +414,7 @@ mod tests {
         assert_eq!(hex::encode(tag), "f3ffc7703f9400e52a7dfb4b3d3305d9");
     }
 
-    /// Every limb as long as it can get, in every lane.
+    /// Every limb becomes as long as possible, in every lane.
     #[test]
     fn largest_numbers_as_the_crate() {
         for (key, byte) in [(0xff, 0xff), (0xff, 0), (0, 0xff), (0xff, 0x80)] {
