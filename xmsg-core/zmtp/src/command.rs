@@ -1,5 +1,5 @@
-//! Commands: READY, ERROR, SUBSCRIBE, CANCEL, PING, PONG (RFC 37); X-DRAIN, X-DRAINED and X-DROPPED,
-//! extensions of ours.
+//! Commands: READY, ERROR, SUBSCRIBE, CANCEL, PING and PONG (RFC 37), and X-DRAIN, X-DRAINED and X-DROPPED,
+//! which are extensions of ours.
 
 use std::time::Duration;
 
@@ -8,49 +8,55 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::frame::encode_command;
 use super::{Limited, Violation};
 
-/// The longest context of a PING that is echoed (RFC 37, "Connection Heartbeating").
+/// The maximum length in bytes of a PING context that is echoed (RFC 37, "Connection Heartbeating").
 const PING_CONTEXT_MAX: usize = 16;
 
-/// Properties in one handshake. Each takes many times the memory of the six bytes that announce it.
+/// The maximum number of properties in one handshake. Each takes many times the memory of the six bytes that
+/// announce it.
 const PROPERTIES_MAX: usize = 128;
 
-/// A command, as it stands in the body of a command frame.
+/// A command, which is the body of a command frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// The handshake's last word, with the properties of the peer.
+    /// The last command of a handshake, with the properties of the peer.
     Ready(Properties),
-    /// The peer gives up, for this reason.
+    /// The peer ends the connection for this reason.
     Error(String),
-    /// Subscribe to a prefix (ZMTP 3.1).
+    /// Subscribes to a prefix (ZMTP 3.1).
     Subscribe(Bytes),
-    /// Take a subscription back (ZMTP 3.1).
+    /// Cancels a subscription (ZMTP 3.1).
     Cancel(Bytes),
-    /// "Are you there?"
+    /// Asks whether the peer is alive.
     Ping {
-        /// How long the sender allows for silence; zero: it does not say.
+        /// The maximum time of silence that the sender announces. Zero means that it announces none.
         ttl: Duration,
-        /// To be echoed.
+        /// The context to be echoed.
         context: Bytes,
     },
-    /// "I am."
+    /// Answers a PING.
     Pong {
         /// The context of the PING.
         context: Bytes,
     },
-    /// "I am about to stop: send nothing more, and close your direction." An extension of ours, for peers that have told that they
-    /// understand it.
+    /// Announces that the sender is about to stop, and asks the peer to send nothing more and to close its
+    /// direction. It is an extension of ours, for peers that have announced that they understand it.
     Drain,
-    /// "I have read all that you sent before you closed your direction." The answer to the end that [`Drain`](Self::Drain) asked for.
+    /// Confirms that the sender has read everything that the peer sent before it closed its direction. It
+    /// answers the end of the stream that [`Drain`](Self::Drain) asked for.
     Drained,
-    /// "So many messages that you subscribed to were not sent to you since you connected." An extension of ours, for peers that have told
-    /// that they understand it.
+    /// Reports how many messages that the peer subscribed to were dropped since it connected. It is an
+    /// extension of ours, for peers that have announced that they understand it.
     Dropped(DroppedCounts),
-    /// A command that this engine does not know: to be ignored.
+    /// A command that this engine does not know. It has to be ignored.
     Unknown(Bytes),
 }
 
 impl Command {
-    /// Reads the body of a command frame.
+    /// Decodes the body of a command frame.
+    ///
+    /// # Errors
+    ///
+    /// The body is malformed, or has too many properties.
     pub fn read(mut body: Bytes) -> Result<Self, Violation> {
         let name = take_short(&mut body).ok_or(Violation::Malformed("command name"))?;
         Ok(match &name[..] {
@@ -78,12 +84,12 @@ impl Command {
         })
     }
 
-    /// Writes the command as a frame.
+    /// Encodes the command as a frame.
     pub fn write(&self, out: &mut BytesMut) {
         encode_command(out, &self.body());
     }
 
-    /// What stands in the frame.
+    /// Encodes the body of the frame.
     pub(super) fn body(&self) -> Bytes {
         let mut body = BytesMut::new();
         match self {
@@ -125,17 +131,17 @@ impl Command {
     }
 }
 
-/// Messages that a sender has dropped for one subscriber, since the connection began.
+/// How many messages a sender has dropped for one subscriber since the connection began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DroppedCounts {
-    /// Because the subscriber did not read them in time.
+    /// Messages that were dropped because the subscriber did not read them in time.
     pub too_slow: u64,
-    /// Because they were above the limits that the subscriber has told.
+    /// Messages that were dropped because they exceed the limits that the subscriber has announced.
     pub too_large: u64,
 }
 
 impl DroppedCounts {
-    /// Two numbers of eight bytes; what a later version may add behind them is passed over.
+    /// Decodes two numbers of eight bytes. Bytes behind them, which a later version may add, are ignored.
     fn read(body: &[u8]) -> Result<Self, Violation> {
         let number = |at: usize| Some(u64::from_be_bytes(body.get(at..at + 8)?.try_into().ok()?));
         let counts = number(0).zip(number(8)).map(|(too_slow, too_large)| Self { too_slow, too_large });
@@ -143,18 +149,18 @@ impl DroppedCounts {
     }
 }
 
-/// The properties of a READY command: names (compared without regard to case) and values.
+/// The properties of a READY command: names, which are compared case-insensitively, and values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Properties(Vec<(Bytes, Bytes)>);
 
 impl Properties {
-    /// The value of a property.
+    /// Returns the value of a property.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&Bytes> {
         self.0.iter().find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
     }
 
-    /// Adds a property; names have 1 to 255 bytes.
+    /// Adds a property. Names have 1 to 255 bytes.
     pub fn push(&mut self, name: &'static str, value: impl Into<Bytes>) {
         self.0.push((Bytes::from_static(name.as_bytes()), value.into()));
     }
@@ -190,7 +196,7 @@ impl Properties {
     }
 }
 
-/// A byte that says how many follow, and those.
+/// Takes a string that is preceded by its length in one byte.
 pub(super) fn take_short(body: &mut Bytes) -> Option<Bytes> {
     let len = usize::from(*body.first()?);
     if body.len() < 1 + len {
@@ -200,7 +206,7 @@ pub(super) fn take_short(body: &mut Bytes) -> Option<Bytes> {
     Some(body.split_to(len))
 }
 
-/// What follows the name of a command, if that is its name.
+/// Returns what follows the name of a command, if it is `name`.
 pub(super) fn named(body: &Bytes, name: &[u8]) -> Option<Bytes> {
     let mut rest = body.clone();
     (take_short(&mut rest)? == name).then_some(rest)

@@ -1,5 +1,6 @@
-//! One message of RADIO and DISH in one datagram: the length of the group, the group, the body. There is no greeting, no handshake and no
-//! security. RFC 48 leaves the format to the transport; this is libzmq's (`udp_engine.cpp`).
+//! The datagrams of RADIO and DISH. Each contains one message: the length of the group in one byte, the
+//! group, and the body. There is no greeting, no handshake and no security. RFC 48 leaves the format to the
+//! transport; this is the format of libzmq (`udp_engine.cpp`).
 //!
 //! ```
 //! use xmsg_zmtp::datagram::{Datagram, encode};
@@ -12,24 +13,24 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// The longest group, bytes (RFC 48).
+/// The maximum length of a group in bytes (RFC 48).
 pub const GROUP_MAX: usize = 255;
 
-/// A message that came in one datagram.
+/// A message that was received in one datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram<'a> {
-    /// The group that it belongs to.
+    /// The group that the message belongs to.
     pub group: &'a [u8],
-    /// The message.
+    /// The body of the message.
     pub body: &'a [u8],
 }
 
 impl<'a> Datagram<'a> {
-    /// Takes a datagram apart.
+    /// Decodes a datagram.
     ///
     /// # Errors
     ///
-    /// It is shorter than its first byte says, or the group has a zero byte.
+    /// The datagram is shorter than its first byte says, or the group has a zero byte.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let (&len, rest) = bytes.split_first().ok_or(Malformed::Short)?;
         let (group, body) = rest.split_at_checked(len.into()).ok_or(Malformed::Short)?;
@@ -37,11 +38,11 @@ impl<'a> Datagram<'a> {
     }
 }
 
-/// Why bytes are no datagram, or can't be made one.
+/// Why bytes are not a datagram, or cannot be encoded as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Malformed {
-    /// It ends before its group does.
+    /// The datagram ends before its group does.
     Short,
     /// The group has a zero byte.
     ZeroInGroup,
@@ -61,11 +62,11 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// Whether this may be a group (RFC 48): 0 to 255 bytes, none of them zero.
+/// Checks whether this is a valid group (RFC 48): 0 to 255 bytes, none of them zero.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
+/// What is wrong with the group.
 pub fn check_group(group: &[u8]) -> Result<(), Malformed> {
     match group {
         _ if group.len() > GROUP_MAX => Err(Malformed::LongGroup),
@@ -74,11 +75,11 @@ pub fn check_group(group: &[u8]) -> Result<(), Malformed> {
     }
 }
 
-/// The bytes of a datagram. How many may go into one is for the caller to say.
+/// Encodes a datagram. The caller has to check its size.
 ///
 /// # Errors
 ///
-/// The group is none: see [`check_group`].
+/// The group is invalid: see [`check_group`].
 pub fn encode(group: &[u8], body: &[u8]) -> Result<Bytes, Malformed> {
     check_group(group)?;
     let mut bytes = BytesMut::with_capacity(1 + group.len() + body.len());

@@ -1,4 +1,4 @@
-//! One end of a connection as a state machine: greeting, handshake, traffic.
+//! The engine: one end of a connection as a state machine for greeting, handshake and traffic.
 
 use std::time::{Duration, Instant};
 
@@ -13,31 +13,34 @@ use super::{
     Scanner, SocketType, Span, Stop, Violation, encode_message, later,
 };
 
-/// Commands may stand between the frames of a message (libzmq sends heartbeats so). Taking one out moves the
-/// frames before it; a peer may cause this many bytes of moving for every byte that it sent, and no more.
+/// Commands may stand between the frames of a message, as heartbeats of libzmq do. Removing a command moves
+/// the frames before it. A peer may cause this many bytes of moving for every byte that it has sent, and no
+/// more.
 const MOVES_PER_BYTE: u64 = 4;
-/// … and this many bytes in any case.
+/// This many bytes of moving are allowed in addition.
 const MOVES_FREE: u64 = 1 << 20;
-/// Messages that are handed out at once, at most. What says where each lies is kept, and takes more than a short message.
+/// The maximum number of messages that are returned at once. Their spans are kept, and each takes more memory
+/// than a short message.
 const MESSAGES_MAX: usize = 2 << 10;
-/// The reason in the ERROR command for a peer whose credentials are not good: the status code of ZAP (RFC 27).
+/// The reason in the ERROR command for a peer whose credentials were rejected. It is a status code of ZAP
+/// (RFC 27).
 const NOT_ADMITTED: &str = "400";
-/// The longest identity (RFC 28).
+/// The maximum length of an identity in bytes (RFC 28).
 pub const IDENTITY_MAX: usize = 255;
 
-/// The version that both sides speak.
+/// The protocol version that both sides speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Version {
-    /// ZMTP 2.0: libzmq 3.2, JeroMQ 0.3. No commands.
+    /// ZMTP 2.0: libzmq 3.2, JeroMQ 0.3. It has no commands.
     V2_0,
     /// ZMTP 3.0: libzmq 4.0 to 4.2, JeroMQ. Subscriptions are messages.
     V3_0,
-    /// ZMTP 3.1: libzmq 4.3. Subscriptions are commands; heartbeats.
+    /// ZMTP 3.1: libzmq 4.3. Subscriptions are commands, and there are heartbeats.
     V3_1,
 }
 
 impl Version {
-    /// Writes a subscription (or, with `subscribe` false, its cancelling) in the form that this version knows.
+    /// Encodes a subscription or, with `subscribe` `false`, its cancellation, in the form of this version.
     pub fn write_subscription(self, out: &mut BytesMut, subscribe: bool, prefix: &Bytes) {
         match (self, subscribe) {
             (Self::V3_1, true) => Command::Subscribe(prefix.clone()).write(out),
@@ -52,68 +55,70 @@ impl Version {
     }
 }
 
-/// Who is at the other end.
+/// The peer at the other end, as known after the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The version that both sides speak.
+    /// The protocol version that both sides speak.
     pub version: Version,
-    /// The type of the peer's socket; it fits ours.
+    /// The type of the peer's socket. It is compatible with ours.
     pub socket_type: SocketType,
-    /// The identity that the peer announced; often empty. It matters to ROUTER and REP sockets only.
+    /// The identity that the peer announced, which is often empty. It matters to ROUTER and REP sockets only.
     pub identity: Bytes,
-    /// All that a ZMTP 3 peer announced.
+    /// All properties that a ZMTP 3 peer announced.
     pub properties: Properties,
-    /// What of that are limits on what we may send.
+    /// The limits among these properties, on what we may send.
     pub limits: PeerLimits,
-    /// Whether it understands [`Command::Drain`].
+    /// Whether the peer understands [`Command::Drain`].
     pub drains: bool,
-    /// Whether it understands [`Command::Dropped`].
+    /// Whether the peer understands [`Command::Dropped`].
     pub hears_of_drops: bool,
-    /// Who it proved to be, to a server of PLAIN or CURVE.
+    /// The authenticated identity of the peer, if we are a server of PLAIN or CURVE.
     pub principal: Option<Principal>,
 }
 
 /// What the peer did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The peer asks to be let in: nothing goes on before [`Engine::judge`].
+    /// The peer presents its credentials. The handshake does not continue before [`Engine::judge`].
     Credentials(Credentials),
     /// The handshake is complete: traffic may flow in both directions.
     Ready(Peer),
-    /// Whole messages, as they came. [`Engine::spans`] tells where each one lies.
+    /// Whole messages, as they arrived. [`Engine::spans`] returns the position of each one.
     Messages(Bytes),
-    /// The peer of a PUB or XPUB socket wants messages whose first frame starts with this.
+    /// The peer of a PUB or XPUB socket subscribes to messages whose first frame starts with this prefix.
     Subscribe(Bytes),
-    /// … and no longer.
+    /// The peer of a PUB or XPUB socket cancels its subscription to this prefix.
     Cancel(Bytes),
-    /// A message of a subscriber to a publisher, as it came; only where [they are wanted](Options::messages_from_subscribers).
+    /// A message from a subscriber to a publisher, as it arrived. It is returned only if
+    /// [`Options::messages_from_subscribers`] is set.
     FromSubscriber(Bytes),
-    /// The peer is about to stop: it wants nothing more, and the end of our direction.
+    /// The peer is about to stop. It asks us to send nothing more and to close our direction.
     Drain,
-    /// The peer has read everything that we sent before the end of our direction.
+    /// The peer has read everything that we sent before we closed our direction.
     Drained,
-    /// The peer of a SUB socket has dropped messages for us: how many in all since the connection began.
+    /// The peer of a SUB socket has dropped messages for us. The counts are totals since the connection
+    /// began.
     Dropped(DroppedCounts),
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// The first eleven bytes tell the peer's version.
+    /// Waits for the first eleven bytes, which contain the version of the peer.
     Signature,
-    /// ZMTP 3: the rest of the greeting.
+    /// Waits for the rest of a ZMTP 3 greeting.
     Greeting,
-    /// ZMTP 3: commands of the security mechanism.
+    /// Exchanges commands of the security mechanism of ZMTP 3.
     Handshake {
         version: Version,
     },
-    /// ZMTP 2.0: socket type and identity.
+    /// Waits for the socket type and the identity of a ZMTP 2.0 peer.
     HandshakeV2,
     Traffic {
         version: Version,
     },
 }
 
-/// One end of a ZMTP connection. See the [module documentation](super) for how it is driven.
+/// One end of a ZMTP connection. The [module documentation](super) describes how to drive it.
 ///
 /// ```
 /// use std::time::Instant;
@@ -137,35 +142,36 @@ enum Phase {
 pub struct Engine {
     options: Options,
     mechanism: Box<dyn Mechanism>,
-    /// Who asked to be let in, and whether it was.
+    /// The identity that the peer claims in its credentials, authenticated once it is admitted.
     principal: Option<Principal>,
     judging: bool,
     phase: Phase,
     outgoing: BytesMut,
     scanner: Scanner,
     spans: Vec<Span>,
-    /// Messages to a PUB or XPUB socket that are still to be read as subscriptions.
+    /// Messages to a PUB or XPUB socket that are still to be decoded as subscriptions, and the index of the
+    /// next one.
     subscriptions: (Bytes, usize),
     bytes_in: u64,
     bytes_moved: u64,
     handshake_deadline: Instant,
     last_heard: Instant,
     ping_sent: Option<Instant>,
-    /// How long the peer said it would be silent at most, in its last PING.
+    /// The maximum time of silence that the peer announced in its last PING.
     peer_ttl: Option<Duration>,
 }
 
 impl Engine {
-    /// An engine with the NULL mechanism, for a connection that was made at `now`.
+    /// Creates an engine with the NULL mechanism, for a connection that was made at `now`.
     #[must_use]
     pub fn new(options: Options, now: Instant) -> Self {
         Self::with_mechanism(options, Box::new(super::Null::default()), now)
     }
 
-    /// The same with another security mechanism.
+    /// Creates an engine with another security mechanism.
     #[must_use]
     pub fn with_mechanism(mut options: Options, mechanism: Box<dyn Mechanism>, now: Instant) -> Self {
-        // Without any pause nothing but heartbeats would be sent.
+        // With a pause of zero, nothing but heartbeats would be sent.
         options.heartbeat_interval = options.heartbeat_interval.filter(|interval| !interval.is_zero());
         Self {
             mechanism,
@@ -186,19 +192,22 @@ impl Engine {
         }
     }
 
-    /// Notes that bytes came in at `now`: the peer lives.
+    /// Notes that bytes were received at `now`, so the peer is alive.
     pub fn handle_received(&mut self, now: Instant) {
         self.last_heard = now;
         self.ping_sent = None;
     }
 
-    /// Reads on in `input`, the bytes that came in and are not yet used up, and says what the peer did;
-    /// `None` when more bytes are needed. Call until `None`, then write what
-    /// [`poll_transmit`](Self::poll_transmit) has, then read again.
+    /// Processes `input`, the bytes that were received and not yet consumed, and returns what the peer did,
+    /// or `None` when more bytes are needed. Call it until it returns `None`, then write what
+    /// [`poll_transmit`](Self::poll_transmit) returns, then read again.
     ///
-    /// After an error the connection is to be closed, once `poll_transmit` is written. The peer learns no more than that, unless its
-    /// [credentials](Self::judge) were not good: a client of libzmq that gets an ERROR command never tries again, and one that is
-    /// closed does. What it needs to find the fault, our greeting and properties, it has by then.
+    /// # Errors
+    ///
+    /// After a violation, write what `poll_transmit` returns and close the connection. The peer is sent no
+    /// ERROR command, unless its [credentials](Self::judge) were rejected: a client of libzmq that gets an
+    /// ERROR command never tries again, and one whose connection is closed does. By then, the peer has what
+    /// it needs to find the fault, namely our greeting and properties.
     pub fn poll_event(&mut self, input: &mut BytesMut) -> Result<Option<Event>, Violation> {
         loop {
             let progress = match self.phase {
@@ -216,8 +225,12 @@ impl Engine {
         }
     }
 
-    /// Lets the peer in whose credentials [`poll_event`](Self::poll_event) handed out, or sends it away, with the status code of ZAP
-    /// (RFC 27) that libzmq tells its user.
+    /// Admits or rejects the peer whose credentials [`poll_event`](Self::poll_event) returned. A rejected
+    /// peer is sent the status code of ZAP (RFC 27) that libzmq reports to its user.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation::NotAdmitted`] if the peer was rejected.
     pub fn judge(&mut self, admitted: bool) -> Result<(), Violation> {
         if !std::mem::take(&mut self.judging) {
             return Ok(());
@@ -233,13 +246,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether the handshake has begun: the peer speaks ZMTP, and is told the type of our socket.
+    /// Returns whether the security handshake is in progress. The peer then speaks ZMTP and has been sent the
+    /// type of our socket.
     #[must_use]
     pub fn is_greeted(&self) -> bool {
         matches!(self.phase, Phase::Handshake { .. } | Phase::HandshakeV2)
     }
 
-    /// What it means that the peer has closed the connection now, if it means more than that.
+    /// Returns what it means if the peer closes the connection now, if it means more than that.
     #[must_use]
     pub fn closed_by_peer(&self) -> Option<Violation> {
         match self.phase {
@@ -248,39 +262,41 @@ impl Engine {
         }
     }
 
-    /// What boxes the traffic from now on, if the mechanism does; to be asked once, after [`Event::Ready`]. From then on
-    /// `poll_event` reads frames that were opened, and what `poll_transmit` has is to be sealed.
+    /// Returns the cipher of the traffic, if the mechanism has one. Call it once, after [`Event::Ready`].
+    /// From then on, `poll_event` reads frames that were decrypted, and what `poll_transmit` returns has to
+    /// be encrypted.
     pub fn take_cipher(&mut self) -> Option<Cipher> {
         let mut cipher = self.mechanism.take_cipher()?;
         cipher.opener.limit(self.options.limits.message_size.max(self.options.limits.command_size));
         Some(cipher)
     }
 
-    /// Where the messages of the last [`Event::Messages`] lie in its bytes.
+    /// Returns the positions of the messages of the last [`Event::Messages`] in its bytes.
     #[must_use]
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
 
-    /// Memory that it keeps for what [`spans`](Self::spans) tells, bytes.
+    /// Returns the memory in bytes that is kept for [`spans`](Self::spans).
     #[must_use]
     pub fn memory(&self) -> usize {
         self.spans.capacity() * size_of::<Span>()
     }
 
-    /// Gives that memory up: the peer may be silent for long now.
+    /// Releases the memory of [`spans`](Self::spans). The peer may now be silent for long.
     pub fn release(&mut self) {
         if self.subscriptions.0.is_empty() {
             self.spans = Vec::new();
         }
     }
 
-    /// What is to be written to the peer, in this order.
+    /// Returns the next bytes to write to the peer.
     pub fn poll_transmit(&mut self) -> Option<Bytes> {
         (!self.outgoing.is_empty()).then(|| self.outgoing.split().freeze())
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called, at the latest. It may move later.
+    /// Returns the latest time for the next call of [`handle_timeout`](Self::handle_timeout). It may move
+    /// later.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let Phase::Traffic { version } = self.phase else { return Some(self.handshake_deadline) };
@@ -296,7 +312,12 @@ impl Engine {
         }
     }
 
-    /// Does what is due at `now`: a heartbeat, or the end of the connection.
+    /// Does what is due at `now`: it sends a heartbeat, or ends the connection.
+    ///
+    /// # Errors
+    ///
+    /// The peer did not finish the handshake, answer a heartbeat, or send anything within its own time to
+    /// live.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Violation> {
         if self.poll_timeout().is_none_or(|due| now < due) {
             return Ok(());
@@ -307,14 +328,15 @@ impl Engine {
         if self.peer_ttl.is_some_and(|ttl| now >= later(self.last_heard, ttl)) || self.ping_sent.is_some() {
             return Err(Violation::HeartbeatTimeout);
         }
-        // A time to live would bind us to go on pinging: libzmq ends the connection when nothing follows in time,
-        // and we ping on silence only.
+        // We announce no time to live, because it would oblige us to go on sending PINGs: libzmq ends the
+        // connection when nothing follows in time, and we send a PING only after silence.
         Command::Ping { ttl: Duration::ZERO, context: Bytes::new() }.write(&mut self.outgoing);
         self.ping_sent = Some(now);
         Ok(())
     }
 
-    /// Bytes that the message at the front of `input` is known to lack: a hint for how much to read at once.
+    /// Returns how many bytes are known to be missing from the message at the front of `input`. It is a hint
+    /// for how much to read at once.
     #[must_use]
     pub fn missing(&self, input: &[u8]) -> usize {
         match self.phase {
@@ -332,7 +354,7 @@ impl Engine {
             self.phase = Phase::Greeting;
         } else if major >= REVISION_2_0 {
             if self.mechanism.name() != "NULL" {
-                // ZMTP 2.0 knows no security: such a peer must not slip in past a mechanism.
+                // ZMTP 2.0 has no security, so such a peer must not bypass a mechanism.
                 return Err(Violation::MechanismMismatch {
                     theirs: "none (ZMTP 2.0)".into(),
                     ours: self.mechanism.name(),
@@ -357,7 +379,7 @@ impl Engine {
             return Err(Violation::MechanismMismatch { theirs, ours });
         }
         input.advance(GREETING_LEN);
-        // Higher versions must talk down to ours.
+        // A peer with a higher version must use ours.
         let version = if greeting.major == 3 && greeting.minor == 0 { Version::V3_0 } else { Version::V3_1 };
         self.phase = Phase::Handshake { version };
         self.advance_mechanism();
@@ -462,12 +484,14 @@ impl Engine {
         }
     }
 
-    /// Reads on in the messages that a PUB or XPUB socket got: `0x01` or `0x00`, then the prefix.
+    /// Decodes the next subscription in the messages that a PUB or XPUB socket received: a byte 0x01 or 0x00,
+    /// then the prefix.
     fn next_subscription(&mut self) -> Result<Option<Event>, Violation> {
         let (messages, next) = &mut self.subscriptions;
         while let Some(span) = self.spans.get(*next).filter(|_| !messages.is_empty()) {
             *next += 1;
-            // A copy: subscriptions are kept for long, and must not keep alive what they came in.
+            // The prefix is copied: subscriptions are kept for long, and must not keep their whole message in
+            // memory.
             let body = Bytes::copy_from_slice(span.first(messages));
             let event = match body.first() {
                 Some(1) if span.frames == 1 => Event::Subscribe(body.slice(1..)),

@@ -1,4 +1,4 @@
-//! The engine against hand-written peers: every version, every cut, every refusal.
+//! Tests of the engine with hand-written peers: every version, every cut, every refusal.
 
 use proptest::prelude::*;
 
@@ -34,7 +34,7 @@ fn engine(socket_type: SocketType) -> Engine {
     Engine::new(Options::new(socket_type), Instant::now())
 }
 
-/// Feeds the bytes in pieces; every message becomes its frames.
+/// What `feed` has seen. Each message is split into its frames.
 #[derive(Debug, PartialEq)]
 enum Seen {
     Ready(Version, SocketType),
@@ -134,7 +134,7 @@ fn both_forms_of_subscriptions_are_read_from_either_version() {
 
 #[test]
 fn a_zmtp_2_0_peer_is_understood() {
-    // Signature, revision 1, socket type SUB, identity "old", then a subscription and what follows.
+    // The parts are: signature, revision 1, socket type SUB, identity "old", then a subscription.
     let wire = [&b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x02\0\x03old"[..], &message(&[b"\x01t"])].concat();
     for cut in 0..=wire.len() {
         let mut engine = engine(SocketType::Xpub);
@@ -205,19 +205,20 @@ fn misfits_are_refused_without_a_word() {
         let violation = feed(&mut engine, [&wire[..]]).unwrap_err();
         assert_eq!(violation.blame(), blame, "{violation}");
         let sent = std::iter::from_fn(|| engine.poll_transmit()).collect::<Vec<_>>().concat();
-        // At an ERROR command, libzmq gives up for good.
+        // libzmq gives up for good when it gets an ERROR command.
         assert!(!sent.windows(6).any(|w| w == b"\x05ERROR"), "{violation}");
     }
 }
 
-/// RFC 23: padding, filler and, with NULL, as-server mean nothing, and a later version is as good as ours.
+/// Padding, filler and, with NULL, the as-server flag have no meaning, and a later version is treated like
+/// ours (RFC 23).
 #[test]
 fn padding_filler_and_later_versions_mean_nothing() {
     for (major, minor) in [(3, 1), (3, 2), (3, 255), (4, 0), (255, 9)] {
         let mut wire = session(minor, "PUB", &message(&[b"x"]));
         wire[10] = major;
         wire[1..9].fill(0xa5);
-        // A server of a mechanism that has none, and the filler.
+        // These are the as-server flag, which NULL does not have, and the filler.
         wire[32] = 1;
         wire[33..64].fill(0x5a);
         let seen = feed(&mut engine(SocketType::Sub), [&wire[..]]).unwrap();
@@ -226,7 +227,8 @@ fn padding_filler_and_later_versions_mean_nothing() {
     }
 }
 
-/// RFC 23: whoever reads a greeting answers with its own, also when that is the end, or two could wait for each other.
+/// A peer that has read a greeting has to send its own, even if it then ends the connection. Otherwise two
+/// peers could wait for each other (RFC 23).
 #[test]
 fn a_peer_with_another_mechanism_is_sent_our_whole_greeting() {
     let mut engine = engine(SocketType::Xsub);
@@ -236,7 +238,7 @@ fn a_peer_with_another_mechanism_is_sent_our_whole_greeting() {
     assert_eq!(sent, PEER_NULL_31, "signature, version 3.1, NULL, and zeros");
 }
 
-/// RFC 29: a PUB socket throws away what its subscribers send, and an XPUB socket has it.
+/// A PUB socket drops messages that its subscribers send, and an XPUB socket returns them (RFC 29).
 #[test]
 fn a_publisher_throws_away_messages_of_its_subscribers() {
     let said = message(&[b"\x01said", b"so"]);
@@ -265,7 +267,8 @@ fn an_error_in_the_traffic_ends_the_connection_and_is_not_answered() {
     assert_eq!(engine.poll_transmit(), None);
 }
 
-/// RFC 37: after a PING with a time to live, so much silence is the end; the next PING may take that back.
+/// After a PING with a time to live, the connection ends when nothing arrives for that time. The next PING
+/// may cancel this (RFC 37).
 #[test]
 fn a_time_to_live_that_the_peer_has_told_is_kept() {
     let ping = |ttl| {
@@ -292,7 +295,7 @@ fn a_zmtp_2_0_peer_with_a_wrong_type_is_refused() {
     assert!(matches!(result, Err(Violation::SocketTypeMismatch { .. })), "{result:?}");
 }
 
-/// A READY command of a socket of this type with one more property.
+/// Encodes a READY command of a socket of this type with one more property.
 fn ready_with(socket_type: &str, name: &[u8], value: &[u8]) -> Vec<u8> {
     let mut frame = ready(socket_type);
     frame.push(name.len() as u8);
@@ -303,7 +306,7 @@ fn ready_with(socket_type: &str, name: &[u8], value: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// What an engine of this type learns from a peer with this READY.
+/// Returns the limits that an engine of this type learns from a peer with this READY command.
 fn told(socket_type: SocketType, ready: &[u8]) -> PeerLimits {
     let mut engine = engine(socket_type);
     let mut input = BytesMut::from(&[&greeting(1, b"NULL"), ready].concat()[..]);
@@ -410,11 +413,11 @@ fn silence_is_asked_after_and_then_ends_the_connection() {
     assert_eq!(engine.poll_transmit().unwrap(), &b"\x04\x07\x04PING\0\0"[..]);
     assert_eq!(engine.poll_timeout(), Some(due + Duration::from_secs(3)));
 
-    // An answer of any kind starts over …
+    // An answer of any kind starts the interval again.
     engine.handle_received(due);
     let due = engine.poll_timeout().unwrap();
     engine.handle_timeout(due).unwrap();
-    // … none ends it.
+    // Without an answer, the connection ends.
     assert_eq!(engine.handle_timeout(due + Duration::from_secs(3)), Err(Violation::HeartbeatTimeout));
 }
 
@@ -435,7 +438,7 @@ fn no_time_limit_is_too_long_or_too_short() {
         assert_eq!(engine.handle_timeout(later), Ok(()));
         assert_eq!(engine.poll_transmit(), None, "no time at all stands for never, as a very long one does");
     }
-    // The answer to a heartbeat may take for ever, too.
+    // The time limit for the answer to a heartbeat may also be infinite.
     let mut options = Options::new(SocketType::Sub);
     options.heartbeat_interval = Some(Duration::from_secs(1));
     options.heartbeat_timeout = Duration::MAX;
@@ -479,8 +482,8 @@ fn subscriptions_are_written_as_the_peer_knows_them() {
 }
 
 proptest! {
-    /// Whatever a peer sends, the engine answers with events or a violation, never with a panic, and it
-    /// ends up the same however the bytes are cut.
+    /// Whatever a peer sends, the engine returns events or a violation and never panics. The result is the
+    /// same however the bytes are cut.
     #[test]
     fn garbage_never_panics(
         prefix in 0_usize..100,
@@ -494,7 +497,8 @@ proptest! {
         prop_assert_eq!(whole.is_ok(), cut.is_ok());
     }
 
-    /// A good session with one byte changed is read or refused, alike in one piece and in many.
+    /// A valid session with one byte changed is either read or refused, with the same result in one piece and
+    /// in many.
     #[test]
     fn one_wrong_byte_never_panics(at in 0_usize..150, value in any::<u8>(), piece in 1_usize..20) {
         let traffic = [message(&[b"topic", b"meta", &[5; 20]]), ping(b"abc"), message(&[b"\x01sub"])].concat();

@@ -4,45 +4,46 @@ use std::fmt;
 
 use super::Principal;
 
-/// Whose fault it is that a connection ended.
+/// Whose fault the end of a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// The peer broke a rule of the protocol, or one of our limits.
+    /// The peer violated the protocol, or one of our limits.
     PeerMisbehaved,
-    /// The peer keeps the rules, but speaks a version, mechanism or socket type that does not fit ours.
+    /// The peer keeps the rules, but its version, mechanism or socket type does not match ours, or one side
+    /// rejects the other.
     PeerIncompatible,
-    /// Nothing was heard for too long.
+    /// Nothing was received for too long.
     Silence,
 }
 
-/// What a peer may send only so much of.
+/// The quantities that are limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Limited {
-    /// Bytes of a message.
+    /// The size of a message in bytes.
     Message,
-    /// Frames of a message.
+    /// The number of frames of a message.
     Frames,
-    /// Bytes of a frame in a box of CURVE.
+    /// The size in bytes of a frame in a CURVE box.
     Box,
-    /// Bytes of a command.
+    /// The size of a command in bytes.
     Command,
-    /// Bytes of a command of the handshake.
+    /// The size in bytes of a command of the handshake.
     Handshake,
-    /// Bytes of an identity.
+    /// The length of an identity in bytes.
     Identity,
-    /// Properties in the handshake.
+    /// The number of properties in the handshake.
     Properties,
-    /// Bytes of one subscription's prefix.
+    /// The length in bytes of one subscription's prefix.
     Subscription,
-    /// Subscriptions of one peer.
+    /// The number of subscriptions of one peer.
     Subscriptions,
-    /// Bytes of all prefixes that one peer subscribes to.
+    /// The length in bytes of all prefixes that one peer subscribes to.
     SubscriptionBytes,
 }
 
 impl Limited {
-    /// What has too much of which unit.
+    /// Returns in words what is too large, and the unit.
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Message => ("a message", "bytes"),
@@ -59,48 +60,49 @@ impl Limited {
     }
 }
 
-/// The reason for which the engine ends a connection. It ends that connection and nothing else.
+/// Why the engine ends a connection. It affects that connection and no other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Violation {
-    /// The first bytes are no ZMTP signature.
+    /// The first bytes are not a ZMTP signature.
     NotZmtp,
-    /// ZMTP 1.0, which has no version announcement (ZeroMQ 2.x).
+    /// The peer speaks ZMTP 1.0, which has no version announcement (ZeroMQ 2.x).
     VersionTooOld,
-    /// The peer's security mechanism is not ours.
+    /// The security mechanism of the peer is not ours.
     MechanismMismatch {
-        /// What the peer announced.
+        /// The mechanism that the peer announced.
         theirs: String,
-        /// What we speak.
+        /// Our mechanism.
         ours: &'static str,
     },
-    /// A socket type that cannot talk to ours.
+    /// The socket type of the peer is not compatible with ours.
     SocketTypeMismatch {
-        /// What the peer announced.
+        /// The type that the peer announced.
         theirs: String,
-        /// What we are.
+        /// Our type.
         ours: &'static str,
     },
-    /// A greeting, command or property list that does not parse.
+    /// A greeting, command or property list cannot be decoded.
     Malformed(&'static str),
-    /// Reserved flag bits, or COMMAND together with MORE.
+    /// Reserved flag bits are set, or COMMAND together with MORE.
     InvalidFlags(u8),
-    /// A message, command or property above its limit.
+    /// A message, a command, or something else exceeds its limit.
     TooLarge {
         /// What was too large.
         what: Limited,
-        /// The size that was announced or reached, bytes or frames.
+        /// The size that was announced or reached, in the unit of `what`.
         size: u64,
         /// The limit, in the same unit.
         limit: u64,
     },
     /// The peer sent an ERROR command with this reason.
     RefusedByPeer(String),
-    /// The peer closed the connection during the handshake without a word, when this had happened.
+    /// The peer closed the connection during the handshake without an error. The text says what had happened
+    /// before.
     ClosedByPeer(&'static str),
-    /// What the peer sent was not made with the keys that it should have.
+    /// What the peer sent was not made with the right keys.
     NotAuthentic(&'static str),
-    /// The credentials of this peer were not accepted.
+    /// The credentials of this peer were rejected.
     NotAdmitted(Option<Principal>),
     /// The handshake was not finished in time.
     HandshakeTimeout,
@@ -109,7 +111,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// Whose fault it is.
+    /// Returns whose fault it is.
     #[must_use]
     pub fn blame(&self) -> Blame {
         match self {
@@ -126,7 +128,7 @@ impl Violation {
 }
 
 impl Violation {
-    /// Whether the two sides do not trust one another: another mechanism, other keys, credentials that are not good.
+    /// Returns whether one side rejects the other because of its mechanism, keys or credentials.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(
@@ -139,7 +141,8 @@ impl Violation {
         )
     }
 
-    /// Whether the peer is something else than what was expected: no ZeroMQ socket, or one of a type that does not fit ours.
+    /// Returns whether the peer is not what was expected: it is not a ZeroMQ socket, or its type is not
+    /// compatible with ours.
     #[must_use]
     pub fn is_wrong_socket(&self) -> bool {
         matches!(self, Self::NotZmtp | Self::SocketTypeMismatch { .. })
@@ -166,7 +169,7 @@ impl fmt::Display for Violation {
                 write!(f, "{what} with {size} {unit}: the limit is {limit}")
             }
             Self::RefusedByPeer(reason) => match reason.as_str() {
-                // The status codes of ZAP (RFC 27), as servers of libzmq and ours send them.
+                // These are the status codes of ZAP (RFC 27), which servers of libzmq and ours send.
                 "300" => f.write_str("the peer lets nobody in for now (ZAP status 300)"),
                 "400" => f.write_str("the peer does not accept these credentials (ZAP status 400)"),
                 "500" => f.write_str("the peer failed to check the credentials (ZAP status 500)"),

@@ -1,4 +1,4 @@
-//! Frames: headers read and written, messages encoded and taken apart (RFC 37, "Framing").
+//! Frames: encoding and decoding of headers and messages (RFC 37, "Framing").
 
 use std::ops::Range;
 
@@ -11,22 +11,26 @@ pub(super) const LONG: u8 = 0b010;
 pub(super) const COMMAND: u8 = 0b100;
 const RESERVED: u8 = !(MORE | LONG | COMMAND);
 
-/// A frame's header: flags and the length of its body.
+/// The header of a frame: flags and the length of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The flag bits: 1 more, 2 long, 4 command.
     pub flags: u8,
-    /// Bytes of the body, as announced: not yet checked against anything.
+    /// The announced length of the body in bytes. It is not checked against any limit.
     pub body_len: u64,
-    /// Bytes of the header itself: 2 or 9.
+    /// The length of the header itself in bytes: 2 or 9.
     pub len: usize,
 }
 
 impl Header {
-    /// Reads the header at the front of `bytes`; `None` while it is not complete.
+    /// Decodes the header at the front of `bytes`. Returns `None` while it is incomplete.
+    ///
+    /// # Errors
+    ///
+    /// [`Violation::InvalidFlags`] for invalid flags.
     #[inline]
     pub fn read(bytes: &[u8]) -> Result<Option<Self>, Violation> {
-        // What nearly all headers are: the short ones of messages.
+        // Nearly all headers are short ones of messages.
         if let [flags @ (0 | MORE), len, ..] = *bytes {
             return Ok(Some(Self { flags, body_len: u64::from(len), len: 2 }));
         }
@@ -47,20 +51,20 @@ impl Header {
         Ok(Some(Self { flags, body_len: u64::from_be_bytes(size), len: 9 }))
     }
 
-    /// Whether another frame of the same message follows.
+    /// Returns whether another frame of the same message follows.
     #[must_use]
     pub fn has_more(&self) -> bool {
         self.flags & MORE != 0
     }
 
-    /// Whether this is a command and not part of a message.
+    /// Returns whether this frame is a command and not part of a message.
     #[must_use]
     pub fn is_command(&self) -> bool {
         self.flags & COMMAND != 0
     }
 }
 
-/// Writes the header of a frame with a body of `body_len` bytes, in its shortest form.
+/// Encodes the header of a frame with a body of `body_len` bytes, in its shortest form.
 fn encode_header(out: &mut BytesMut, flags: u8, body_len: usize) {
     if let Ok(short) = u8::try_from(body_len) {
         out.put_slice(&[flags, short]);
@@ -70,18 +74,18 @@ fn encode_header(out: &mut BytesMut, flags: u8, body_len: usize) {
     }
 }
 
-/// Writes the header of a message frame whose body is sent apart.
+/// Encodes the header of a message frame whose body is sent separately.
 pub fn encode_frame_header(out: &mut BytesMut, body_len: usize, more: bool) {
     encode_header(out, if more { MORE } else { 0 }, body_len);
 }
 
-/// Writes one message frame; `more` says that another one of the same message follows.
+/// Encodes one message frame. `more` says whether another frame of the same message follows.
 pub fn encode_frame(out: &mut BytesMut, body: &[u8], more: bool) {
     encode_frame_header(out, body.len(), more);
     out.put_slice(body);
 }
 
-/// Writes a whole message.
+/// Encodes a whole message.
 ///
 /// ```
 /// let mut wire = bytes::BytesMut::new();
@@ -94,7 +98,7 @@ pub fn encode_message<F: AsRef<[u8]>>(out: &mut BytesMut, frames: &[F]) {
     }
 }
 
-/// Bytes of this message on the wire.
+/// Returns the encoded length of this message in bytes.
 pub fn encoded_len<F: AsRef<[u8]>>(frames: &[F]) -> usize {
     frames
         .iter()
@@ -105,14 +109,15 @@ pub fn encoded_len<F: AsRef<[u8]>>(frames: &[F]) -> usize {
         .sum()
 }
 
-/// Writes a command frame around `body`.
+/// Encodes a command frame with this body.
 pub(super) fn encode_command(out: &mut BytesMut, body: &[u8]) {
     encode_header(out, COMMAND, body.len());
     out.put_slice(body);
 }
 
-/// Goes over the message that begins at `start` and tells `frame` where each body lies. Returns where the message ends, or `None` if it is
-/// not whole: then `frame` was told of those before the one that is cut off.
+/// Walks over the message that begins at `start`, and calls `frame` with the range of each body. Returns the
+/// end of the message. If the message is incomplete, returns `None`; `frame` was then called for the frames
+/// before the incomplete one.
 #[inline]
 pub fn walk_message(wire: &[u8], start: usize, mut frame: impl FnMut(Range<usize>)) -> Option<usize> {
     let mut at = start;
@@ -131,7 +136,7 @@ pub fn walk_message(wire: &[u8], start: usize, mut frame: impl FnMut(Range<usize
     }
 }
 
-/// The frames of one whole message, sharing its memory.
+/// An iterator over the frames of one whole message, which share its memory.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -145,8 +150,8 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// The frames of `wire`, the bytes of one message as [`Engine`](super::Engine) hands them out.
-    /// Bytes that are no whole frame end the iteration.
+    /// Returns the frames of `wire`, the bytes of one message as [`Engine`](super::Engine) returns them.
+    /// Bytes that are not a whole frame end the iteration.
     #[must_use]
     pub fn of(wire: Bytes) -> Self {
         Self { wire }
@@ -167,10 +172,10 @@ impl Iterator for Frames {
     }
 }
 
-/// How many whole messages lie within the first `len` bytes of `chunks` laid end to end, and where the last of
-/// them ends. `chunks` starts at a message boundary; every frame header lies in one chunk.
+/// Returns how many whole messages lie within the first `len` bytes of the concatenated `chunks`, and where
+/// the last of them ends. `chunks` start at a message boundary, and every frame header lies within one chunk.
 ///
-/// After a connection broke this tells what the peer can have received whole, and where to go on.
+/// After a connection broke, this says what the peer may have received whole, and where to continue.
 pub fn whole_messages_within<'a>(chunks: impl IntoIterator<Item = &'a [u8]>, len: usize) -> (usize, usize) {
     let (mut messages, mut boundary, mut base, mut next) = (0, 0, 0_usize, 0_usize);
     for chunk in chunks {

@@ -1,20 +1,21 @@
-//! The greeting: signature, version, mechanism (RFC 37, "Version Negotiation").
+//! The greeting: signature, version, and mechanism (RFC 37, "Version Negotiation").
 
 use super::Violation;
 
-/// Bytes of a ZMTP 3 greeting.
+/// The length of a ZMTP 3 greeting in bytes.
 pub const GREETING_LEN: usize = 64;
-/// Bytes of the signature and the major version: enough to tell the version of a peer.
+/// The length in bytes of the signature and the major version. These are enough to determine the version of a
+/// peer.
 pub(super) const SIGNATURE_LEN: usize = 11;
-/// The major version that ZMTP 2.0 announces there (RFC 15, "revision").
+/// The major version in the greeting of ZMTP 2.0 (RFC 15, "revision").
 pub(super) const REVISION_2_0: u8 = 1;
 
 /// A ZMTP 3 greeting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
-    /// Major version: 3 or higher.
+    /// The major version, 3 or higher.
     pub major: u8,
-    /// Minor version: 0 or 1.
+    /// The minor version, 0 or 1. Peers with a later version may send a higher one.
     pub minor: u8,
     /// The security mechanism, without its padding.
     pub mechanism: Vec<u8>,
@@ -23,7 +24,11 @@ pub struct Greeting {
 }
 
 impl Greeting {
-    /// Reads a complete greeting.
+    /// Decodes a complete greeting.
+    ///
+    /// # Errors
+    ///
+    /// There are other bytes behind the zero byte that ends the name of the mechanism.
     pub fn read(bytes: &[u8; GREETING_LEN]) -> Result<Self, Violation> {
         let mechanism = &bytes[12..32];
         let end = mechanism.iter().position(|&b| b == 0).unwrap_or(mechanism.len());
@@ -39,14 +44,15 @@ impl Greeting {
     }
 }
 
-/// The first bytes that we send: signature and major version 3. The rest waits for the peer's version.
+/// Returns the first bytes that we send: the signature and major version 3. The rest is sent when the version
+/// of the peer is known.
 pub(super) fn signature() -> [u8; SIGNATURE_LEN] {
-    // The padding holds what ZMTP 1.0 would read as the length of an identity frame of one byte, so
-    // that old peers do not choke on it: the same bytes as libzmq sends.
+    // A ZMTP 1.0 peer reads the padding as the length of an identity frame of one byte, so old peers do not
+    // fail on it. libzmq sends the same bytes.
     [0xff, 0, 0, 0, 0, 0, 0, 0, 1, 0x7f, 3]
 }
 
-/// What follows [`signature`] to a ZMTP 3 peer: minor version, mechanism, as-server, filler.
+/// Returns what follows [`signature`] to a ZMTP 3 peer: minor version, mechanism, as-server flag, and filler.
 pub(super) fn remainder(mechanism: &str, as_server: bool) -> [u8; GREETING_LEN - SIGNATURE_LEN] {
     let mut bytes = [0; GREETING_LEN - SIGNATURE_LEN];
     bytes[0] = 1;
@@ -55,17 +61,17 @@ pub(super) fn remainder(mechanism: &str, as_server: bool) -> [u8; GREETING_LEN -
     bytes
 }
 
-/// Looks at as much of a signature as there is, so that a peer that speaks something else is told apart
-/// at its first wrong byte.
+/// Checks as much of a signature as has arrived, so that a peer with another protocol is detected at its
+/// first wrong byte.
 pub(super) fn check_signature(bytes: &[u8]) -> Result<(), Violation> {
     match bytes.first() {
         None | Some(0xff) => {}
-        // A ZMTP 1.0 peer starts with the length of its identity frame, then a flags byte of zero.
+        // A ZMTP 1.0 peer starts with the length of its identity frame and a flags byte of zero.
         Some(_) if bytes.len() >= 2 && bytes[1] == 0 => return Err(Violation::VersionTooOld),
         Some(_) if bytes.len() >= 2 => return Err(Violation::NotZmtp),
         Some(_) => {}
     }
-    // In a long ZMTP 1.0 identity frame this byte holds flags, of which the lowest bit is not set.
+    // In a long ZMTP 1.0 identity frame, this byte holds flags, of which the lowest bit is not set.
     match bytes.get(9) {
         Some(byte) if byte & 1 == 0 => Err(Violation::VersionTooOld),
         _ => Ok(()),

@@ -1,12 +1,12 @@
-//! Time that is added to a point in time. The clock itself is read by whoever calls.
+//! Addition of a duration to a point in time. The caller reads the clock.
 
 use std::time::{Duration, Instant};
 
-/// More than anybody waits, and far from what an [`Instant`] can't hold: 100 years.
+/// 100 years. That is longer than any useful time limit, and far below what an [`Instant`] can represent.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// The point in time that is `time` after `start`. A time of more than 100 years, such as [`Duration::MAX`], counts as 100
-/// years: it never panics, as `start + time` would.
+/// Returns the point in time that is `time` after `start`. A time of more than 100 years, such as
+/// [`Duration::MAX`], counts as 100 years. It never panics, as `start + time` would.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// ```
 #[must_use]
 pub fn later(start: Instant, time: Duration) -> Instant {
-    // A clock counts from the start of its machine; a century on top of that fits on every system.
+    // A clock counts from the start of its machine. A century more can be represented on every system.
     start + time.min(NEVER)
 }
 

@@ -1,4 +1,4 @@
-//! The ZeroMQ wire protocol, ZMTP 3.1, 3.0 and 2.0, without any input or output.
+//! The ZeroMQ wire protocol, ZMTP 3.1, 3.0 and 2.0, without any input or output (sans I/O).
 //!
 //! ```text
 //!  bytes from the peer ──► Engine::poll_event ──► Event::Ready · Messages · Subscribe · Cancel
@@ -7,16 +7,16 @@
 //! ```
 //!
 //! The engine opens no socket, starts no task and reads no clock: time is an argument. After every call to
-//! `poll_event` or `handle_timeout` the caller writes what `poll_transmit` hands out, in order.
+//! `poll_event` or `handle_timeout`, the caller writes what `poll_transmit` returns, in order.
 //!
-//! **Messages are not taken apart.** A NULL or PLAIN connection carries the same bytes in both directions, so the
-//! engine finds the boundaries of whole messages ([`Span`]) and hands on the bytes as they came: forwarding
-//! them is as cheap as copying. [`Frames`] takes one message apart for whoever wants its frames.
+//! **Messages are not decoded.** A NULL or PLAIN connection carries messages in the same form in both
+//! directions. So the engine finds the boundaries of whole messages ([`Span`]), and returns the bytes as they
+//! arrived: forwarding them is as cheap as copying. [`Frames`] splits one message into its frames.
 //!
-//! A security [`Mechanism`] takes part in the handshake. One that boxes the traffic leaves a [`curve::Cipher`], which stands between
-//! the engine and the wire.
+//! A security [`Mechanism`] takes part in the handshake. If it encrypts the traffic, it provides a
+//! [`curve::Cipher`], which is used between the engine and the wire.
 //!
-//! RADIO and DISH have no connections: [`datagram`] has their format.
+//! RADIO and DISH have no connections. Their format is in [`datagram`].
 //!
 //! Sources: ZeroMQ RFC 37 (ZMTP 3.1), 23 (3.0), 15 (2.0), 29 (publish-subscribe), 24 (PLAIN),
 //! 26 (CURVE), 48 (radio-dish).

@@ -1,4 +1,4 @@
-//! Security mechanisms: what is said between greeting and traffic.
+//! Security mechanisms, which exchange commands between the greeting and the traffic.
 
 use std::fmt;
 
@@ -10,72 +10,77 @@ use super::{Command, Properties, Version, Violation};
 
 /// One side of a security handshake, as a pure state machine.
 ///
-/// The engine sends what [`poll_command`](Self::poll_command) returns and hands every command of the peer to
-/// [`handle_command`](Self::handle_command). A server that now has [`credentials`](Self::credentials) waits until they
-/// were judged. Traffic begins once [`take_properties`](Self::take_properties) has some and nothing is left to send.
+/// The engine sends what [`poll_command`](Self::poll_command) returns, and passes every command of the peer
+/// to [`handle_command`](Self::handle_command). If a server then has [`credentials`](Self::credentials), the
+/// engine waits until they were authenticated. Traffic begins once [`take_properties`](Self::take_properties)
+/// returns some and nothing is left to send.
 pub trait Mechanism: fmt::Debug + Send {
-    /// The name in the greeting: at most 20 bytes of upper-case ASCII.
+    /// Returns the name in the greeting: at most 20 bytes of upper-case ASCII.
     fn name(&self) -> &'static str;
 
-    /// Whether this side is the server of the handshake.
+    /// Returns whether this side is the server of the handshake.
     fn as_server(&self) -> bool {
         false
     }
 
-    /// The body of the next command to send, if it is our turn. `ours` are the properties to announce.
+    /// Returns the body of the next command to send, if there is one. `ours` are the properties to announce.
     fn poll_command(&mut self, ours: &Properties) -> Option<Bytes>;
 
-    /// Takes the body of the peer's next command.
+    /// Handles the body of the next command of the peer.
+    ///
+    /// # Errors
+    ///
+    /// The command is invalid, or refuses the connection.
     fn handle_command(&mut self, body: Bytes) -> Result<(), Violation>;
 
-    /// What the peer has just shown to be let in. It is handed out once; nothing goes on before
-    /// [`admit`](Self::admit).
+    /// Returns the credentials that the peer has just sent. They are returned once. The handshake does not
+    /// continue before [`admit`](Self::admit).
     fn credentials(&mut self) -> Option<Credentials> {
         None
     }
 
-    /// The body of the command that tells the peer that it is not let in.
+    /// Returns the body of the command that tells the peer that it is rejected.
     fn error(&self, version: Version, reason: &str) -> Bytes {
         let _ = version;
         Command::Error(reason.to_owned()).body()
     }
 
-    /// The peer is let in.
+    /// Notes that the peer is admitted.
     fn admit(&mut self) {}
 
-    /// What the peer announced, once its side of the handshake is complete. They are handed out once: nothing of them stays here for
-    /// as long as the connection lasts.
+    /// Returns what the peer announced, once its side of the handshake is complete. The properties are
+    /// returned once, so that they are not kept in memory for as long as the connection lasts.
     fn take_properties(&mut self) -> Option<Properties>;
 
-    /// What it means that the peer has closed the connection at this point of the handshake. Servers say nothing when they find other
-    /// keys than theirs, so that is all that a client learns.
+    /// Returns what it means if the peer has closed the connection at this point of the handshake. Servers
+    /// send no error when they find wrong keys, so a client learns nothing else.
     fn closed_by_peer(&self) -> Option<Violation> {
         None
     }
 
-    /// What boxes the traffic, once the handshake is complete; `None`: it goes in clear text.
+    /// Returns the cipher that encrypts the traffic, once the handshake is complete. `None` means clear text.
     fn take_cipher(&mut self) -> Option<Cipher> {
         None
     }
 }
 
-/// What a peer shows to be let in.
+/// The credentials that a peer presents.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Credentials {
-    /// PLAIN: a name and a password, as they came.
+    /// The name and the password of PLAIN, as they were received.
     Password {
-        /// Who it says it is.
+        /// The name of the user.
         user: Bytes,
-        /// The proof. Wiped when dropped.
+        /// The password. It is wiped when dropped.
         password: Zeroizing<Vec<u8>>,
     },
-    /// CURVE: the client's long-term key. That it holds the secret half has been proved.
+    /// The client's long-term key of CURVE. The client has proved that it holds the secret key.
     Key(PublicKey),
 }
 
 impl Credentials {
-    /// Who it is, if it is let in.
+    /// Returns the identity of the peer if these credentials are accepted.
     #[must_use]
     pub fn principal(&self) -> Principal {
         match self {
@@ -91,7 +96,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Who a peer has proved to be.
+/// The authenticated identity of a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Principal {
@@ -110,7 +115,7 @@ impl fmt::Display for Principal {
     }
 }
 
-/// NULL: no authentication, no confidentiality. Each side sends READY (RFC 37).
+/// NULL: no authentication and no confidentiality. Each side sends READY (RFC 37).
 #[derive(Debug, Default)]
 pub struct Null {
     sent: bool,

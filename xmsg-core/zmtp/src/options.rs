@@ -1,4 +1,4 @@
-//! What the engine is told, and every limit it keeps.
+//! The options of the engine, and all limits that it enforces.
 
 use std::time::Duration;
 
@@ -6,29 +6,29 @@ use bytes::Bytes;
 
 use super::{Limited, PeerLimits, SocketType, Violation};
 
-/// Limits on what one peer may send. Each is checked before memory is reserved; whoever exceeds one loses the
-/// connection. Peers of ZMTP 3 are told the first two, or those of subscriptions, in the handshake: see
-/// [`PeerLimits`](super::PeerLimits).
+/// Limits on what one peer may send. Each is checked before memory is reserved. If a peer exceeds one, its
+/// connection is ended. To peers of ZMTP 3, the handshake announces either the first two or those of
+/// subscriptions: see [`PeerLimits`](super::PeerLimits).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of one message with all its frames and their headers. Default 64 MiB.
+    /// The maximum size in bytes of one message with all its frames and their headers. Default 64 MiB.
     pub message_size: usize,
-    /// Frames of one message. Default 1024.
+    /// The maximum number of frames of one message. Default 1024.
     pub frames: usize,
-    /// Bytes of one command, and of the property list of a handshake. Default 64 KiB.
+    /// The maximum size in bytes of one command, and of the property list of a handshake. Default 64 KiB.
     pub command_size: usize,
-    /// Bytes of one subscription's prefix. Default 4096.
+    /// The maximum length in bytes of one subscription's prefix. Default 4096.
     pub subscription_len: usize,
-    /// Subscriptions of one peer. Default 1,000,000.
+    /// The maximum number of subscriptions of one peer. Default 1,000,000.
     pub subscriptions: usize,
-    /// Bytes of all prefixes that one peer subscribes to. Default 256 MiB.
+    /// The maximum length in bytes of all prefixes that one peer subscribes to. Default 256 MiB.
     pub subscription_bytes: usize,
-    /// How long the handshake may take, from the first byte of the connection. Default 10 s.
+    /// How long the handshake may take, from the beginning of the connection. Default 10 s.
     pub handshake_timeout: Duration,
 }
 
 impl Limits {
-    /// What is wrong with a peer that has so many subscriptions, with so many bytes.
+    /// Returns the violation of a peer with too many subscriptions, or too many bytes of prefixes.
     #[must_use]
     pub fn too_many(&self, subscriptions: usize, bytes: usize) -> Violation {
         let (what, size, limit) = if subscriptions > self.subscriptions {
@@ -54,7 +54,7 @@ impl Default for Limits {
     }
 }
 
-/// How large one message may be.
+/// Limits for one message.
 ///
 /// ```
 /// use xmsg_zmtp::MessageLimits;
@@ -65,22 +65,24 @@ impl Default for Limits {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageLimits {
-    /// Bytes on the wire, with all frames and their headers: see [`encoded_len`](super::encoded_len).
+    /// The maximum size in bytes on the wire, with all frames and their headers: see
+    /// [`encoded_len`](super::encoded_len).
     pub size: usize,
-    /// Frames.
+    /// The maximum number of frames.
     pub frames: usize,
 }
 
 impl MessageLimits {
-    /// Whether a message of so many bytes on the wire, in so many frames, may go. One without frames may not.
+    /// Returns whether a message of `size` bytes on the wire, with `frames` frames, is allowed. A message
+    /// without frames is not.
     #[inline]
     #[must_use]
     pub fn allow(self, size: usize, frames: usize) -> bool {
-        // No frame at all wraps round to more than any limit.
+        // Without frames, the subtraction wraps around to a number above any limit.
         size <= self.size && frames.wrapping_sub(1) < self.frames
     }
 
-    /// These, and those of this peer: the smaller ones.
+    /// Returns the smaller of these limits and those of this peer.
     #[must_use]
     pub fn within(self, peer: &PeerLimits) -> Self {
         Self {
@@ -89,7 +91,7 @@ impl MessageLimits {
         }
     }
 
-    /// Whether everything that these allow is allowed by `other`.
+    /// Returns whether `other` allows everything that these limits allow.
     #[must_use]
     pub fn are_within(self, other: Self) -> bool {
         self.size <= other.size && self.frames <= other.frames
@@ -97,7 +99,7 @@ impl MessageLimits {
 }
 
 impl Default for MessageLimits {
-    /// Any size, any number of frames.
+    /// Any size and any number of frames.
     fn default() -> Self {
         Self { size: usize::MAX, frames: usize::MAX }
     }
@@ -109,26 +111,28 @@ impl From<&Limits> for MessageLimits {
     }
 }
 
-/// What one end of a connection is.
+/// Options of one end of a connection.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The type of our socket.
     pub socket_type: SocketType,
-    /// Our identity, announced by DEALER, REQ and ROUTER sockets. At most 255 bytes; empty: none.
+    /// Our identity, which DEALER, REQ and ROUTER sockets announce. At most 255 bytes; an empty one means
+    /// none.
     pub identity: Bytes,
-    /// Send a PING when nothing was heard for this long. `None` or no time at all: never. Peers below ZMTP 3.1 get none.
+    /// Send a PING when nothing was received for this time. `None` or zero means never. Peers below ZMTP 3.1
+    /// get no PING.
     pub heartbeat_interval: Option<Duration>,
-    /// End the connection when nothing was heard for this long although a PING was sent.
+    /// End the connection when nothing was received for this time after a PING was sent.
     pub heartbeat_timeout: Duration,
-    /// What the peer may send.
+    /// Limits on what the peer may send.
     pub limits: Limits,
-    /// Whether what subscribers send to an XPUB socket, besides subscriptions, is wanted: as
-    /// [`FromSubscriber`](super::Event::FromSubscriber). Default no.
+    /// Whether an XPUB socket wants messages that subscribers send besides subscriptions. They are returned
+    /// as [`FromSubscriber`](super::Event::FromSubscriber). Default `false`.
     pub messages_from_subscribers: bool,
 }
 
 impl Options {
-    /// Options with the documented defaults for a socket of this type; no heartbeats.
+    /// Creates options with the documented defaults for a socket of this type, without heartbeats.
     #[must_use]
     pub fn new(socket_type: SocketType) -> Self {
         Self {

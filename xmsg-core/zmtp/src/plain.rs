@@ -1,4 +1,5 @@
-//! PLAIN: a name and a password in clear text (RFC 24). For networks that nobody listens on.
+//! PLAIN: authentication by a name and a password in clear text (RFC 24). Use it only on networks where
+//! nobody can listen.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use zeroize::Zeroizing;
@@ -9,12 +10,13 @@ use super::{Command, Credentials, Mechanism, Properties, Version, Violation};
 const HELLO: &[u8] = b"HELLO";
 const WELCOME: &[u8] = b"WELCOME";
 const INITIATE: &[u8] = b"INITIATE";
-/// What libzmq has sent for ERROR since its version 4.3.0, and expects, with PLAIN: in C, `"\x05ERROR"` begins with one character, 0x5E.
+/// What libzmq sends for ERROR with PLAIN since version 4.3.0, and expects. In C, `"\x05ERROR"` begins with
+/// one character, 0x5E.
 const LIBZMQ_ERROR: &[u8] = b"^RROR";
-/// The longest name and the longest password, bytes.
+/// The maximum length in bytes of a name and of a password.
 pub const PLAIN_MAX: usize = 255;
 
-/// The client's side.
+/// The client side of PLAIN.
 pub struct PlainClient {
     hello: Option<Bytes>,
     welcomed: bool,
@@ -29,7 +31,7 @@ impl std::fmt::Debug for PlainClient {
 }
 
 impl PlainClient {
-    /// Shows this name and password; of each, 255 bytes at most are sent.
+    /// Creates a client with this name and password. Of each, at most 255 bytes are sent.
     #[must_use]
     pub fn new(user: &[u8], password: &[u8]) -> Self {
         let mut hello = BytesMut::new();
@@ -97,7 +99,7 @@ enum Step {
     Done,
 }
 
-/// The server's side.
+/// The server side of PLAIN.
 #[derive(Debug)]
 pub struct PlainServer {
     step: Step,
@@ -166,7 +168,7 @@ impl Mechanism for PlainServer {
         if version < Version::V3_1 {
             return Command::Error(reason.to_owned()).body();
         }
-        // Who speaks ZMTP 3.1 is libzmq, or ours, which understands both.
+        // A peer that speaks ZMTP 3.1 is libzmq, or our own client, which understands both forms.
         let mut body = BytesMut::from(LIBZMQ_ERROR);
         put_short(&mut body, reason.as_bytes());
         body.freeze()

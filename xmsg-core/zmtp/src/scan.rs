@@ -5,62 +5,62 @@ use std::ops::Range;
 use super::frame::{Header, MORE};
 use super::{Limited, Limits, Violation};
 
-/// Where one whole message lies in the bytes that were scanned.
+/// The position of one whole message in the bytes that were scanned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Where the message starts.
+    /// The start of the message.
     pub start: usize,
-    /// One past its last byte: where the next one starts.
+    /// The end of the message: one past its last byte, where the next one starts.
     pub end: usize,
-    /// Where the body of its first frame (the topic) starts.
+    /// The start of the body of its first frame, which is the topic.
     pub first_start: usize,
-    /// Bytes of the first frame's body.
+    /// The length of the first frame's body in bytes.
     pub first_len: usize,
-    /// How many frames it has.
+    /// The number of its frames.
     pub frames: usize,
 }
 
 impl Span {
-    /// The body of the first frame, in the bytes that were scanned.
+    /// Returns the body of the first frame from the bytes that were scanned.
     #[must_use]
     pub fn first<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         &bytes[self.first_start..self.first_start + self.first_len]
     }
 }
 
-/// Why the scanner came to a halt.
+/// Why the scanner stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// It needs more bytes.
+    /// It needs more bytes, or has reached its maximum number of messages.
     Incomplete,
-    /// A complete command frame stands here; the caller takes it out.
+    /// There is a complete command frame, which the caller has to remove.
     Command {
-        /// The whole frame.
+        /// The range of the whole frame.
         frame: Range<usize>,
-        /// Its body.
+        /// The range of its body.
         body: Range<usize>,
     },
 }
 
-/// A resumable search for message boundaries. It keeps its place in an unfinished message, so that a message
-/// that comes in many pieces is not searched again from its start.
+/// A resumable search for message boundaries. It keeps its position in an unfinished message, so that a
+/// message that arrives in many pieces is not scanned again from its start.
 #[derive(Debug)]
 pub struct Scanner {
     message_size: usize,
     frames_max: usize,
     command_size: usize,
-    /// Spans in one call.
+    /// The maximum number of spans in one call.
     most: usize,
-    /// Of the unfinished message at the front of the buffer: where its next header stands …
+    /// The position of the next header in the unfinished message at the front of the buffer.
     next: usize,
-    /// … how many frames of it are whole …
+    /// The number of whole frames of that message.
     frames: usize,
-    /// … and where the body of its first frame lies.
+    /// The position and the length of the body of its first frame.
     first: (usize, usize),
 }
 
 impl Scanner {
-    /// A scanner that keeps these limits.
+    /// Creates a scanner with these limits.
     #[must_use]
     pub fn new(limits: &Limits) -> Self {
         Self {
@@ -74,17 +74,23 @@ impl Scanner {
         }
     }
 
-    /// The same, which finds at most so many messages in one call: a span takes more memory than a short message.
+    /// Limits the number of messages that are found in one call. A span takes more memory than a short
+    /// message.
     #[must_use]
     pub fn at_most(self, messages: usize) -> Self {
         Self { most: messages, ..self }
     }
 
-    /// Appends a span for every whole message in `bytes`, up to [the most](Self::at_most), and says why it stopped.
+    /// Appends a span for every whole message in `bytes`, up to the [maximum](Self::at_most), and returns why
+    /// it stopped.
     ///
-    /// `bytes` starts at a message boundary. When `spans` comes back with entries, the caller takes everything
-    /// up to the last one's `end` off the front before it calls again; a command or violation behind
-    /// them is reported by that next call.
+    /// `bytes` starts at a message boundary. If there are new spans, the caller has to remove everything up
+    /// to the `end` of the last one from the front before the next call. A command or violation behind them
+    /// is reported by that next call.
+    ///
+    /// # Errors
+    ///
+    /// A frame has invalid flags, or a message or command exceeds a limit.
     pub fn scan(&mut self, bytes: &[u8], spans: &mut Vec<Span>) -> Result<Stop, Violation> {
         let mut start = 0;
         let stop = loop {
@@ -139,14 +145,14 @@ impl Scanner {
                 self.frames = 0;
             }
         };
-        // From here on the unfinished message is at the front.
+        // From here on, the unfinished message is at the front.
         self.next -= start;
         self.first.0 = self.first.0.saturating_sub(start);
         Ok(stop)
     }
 
-    /// The message at `start`, if it is whole, of short frames, and within the limits: nearly always. Otherwise the long way round will
-    /// tell what is the matter.
+    /// Returns the message at `start`, if it is whole, consists of short frames, and is within the limits.
+    /// This is nearly always the case. Otherwise the slower path in [`scan`](Self::scan) finds the reason.
     fn short_message(&self, bytes: &[u8], start: usize) -> Option<Span> {
         let (mut at, mut frames) = (start, 0);
         loop {
@@ -162,8 +168,8 @@ impl Scanner {
         is_good.then_some(Span { start, end: at, first_start: start + 2, first_len, frames })
     }
 
-    /// Bytes that the unfinished message is known to need beyond `have`, as far as its headers tell.
-    /// For choosing how much to read, never for reserving it all at once.
+    /// Returns how many bytes of the unfinished message are known to be missing, according to its headers. It
+    /// is for choosing how much to read, and not for reserving it all at once.
     #[must_use]
     pub fn missing(&self, bytes: &[u8]) -> usize {
         match bytes.get(self.next..).map(Header::read) {

@@ -1,4 +1,4 @@
-//! Socket types and which of them may talk to each other.
+//! Socket types, and which of them are compatible.
 
 use std::fmt;
 
@@ -34,7 +34,7 @@ impl SocketType {
         Self::Xsub,
     ];
 
-    /// The name on the wire: `"XPUB"`.
+    /// Returns the name on the wire, such as `"XPUB"`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -52,26 +52,26 @@ impl SocketType {
         }
     }
 
-    /// The socket type of this name, as ZMTP 3 announces it.
+    /// Returns the socket type with this name, as ZMTP 3 announces it.
     #[must_use]
     pub fn from_name(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name().as_bytes() == name)
     }
 
-    /// The number of this type in a ZMTP 2.0 greeting.
+    /// Returns the number of this type in a ZMTP 2.0 greeting.
     #[must_use]
     pub fn code(self) -> u8 {
-        // `ALL` stands in the order of the numbers of RFC 15, and of libzmq 3.2 for XPUB and XSUB.
+        // `ALL` is in the order of the numbers of RFC 15, and of those of libzmq 3.2 for XPUB and XSUB.
         Self::ALL.iter().position(|kind| *kind == self).unwrap_or_default() as u8
     }
 
-    /// The socket type of this number in a ZMTP 2.0 greeting.
+    /// Returns the socket type with this number in a ZMTP 2.0 greeting.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
     }
 
-    /// Whether the two may talk to each other.
+    /// Returns whether sockets of these two types may be connected.
     #[must_use]
     pub fn fits(self, peer: Self) -> bool {
         use SocketType::{Dealer, Pair, Pub, Pull, Push, Rep, Req, Router, Sub, Xpub, Xsub};
@@ -88,25 +88,26 @@ impl SocketType {
         }
     }
 
-    /// Whether peers send subscriptions to a socket of this type.
+    /// Returns whether peers send subscriptions to a socket of this type.
     #[must_use]
     pub fn takes_subscriptions(self) -> bool {
         matches!(self, Self::Pub | Self::Xpub)
     }
 
-    /// Whether a socket of this type understands that its peer asks it to finish: it sends, and is answered nothing.
+    /// Returns whether a socket of this type understands [`Command::Drain`](super::Command::Drain). It is for
+    /// sockets that only send messages and get no answers to them.
     #[must_use]
     pub fn drains(self) -> bool {
         matches!(self, Self::Pub)
     }
 
-    /// Whether a socket of this type understands that its peer tells how many messages it has dropped for it.
+    /// Returns whether a socket of this type understands [`Command::Dropped`](super::Command::Dropped).
     #[must_use]
     pub fn hears_of_drops(self) -> bool {
         matches!(self, Self::Sub)
     }
 
-    /// Whether a socket of this type announces its identity (RFC 28).
+    /// Returns whether a socket of this type announces its identity (RFC 28).
     #[must_use]
     pub fn announces_identity(self) -> bool {
         matches!(self, Self::Req | Self::Dealer | Self::Router)
@@ -132,7 +133,7 @@ mod tests {
         }
     }
 
-    /// The table of RFC 23, "The Socket-Type Property".
+    /// This is the table of RFC 23, "The Socket-Type Property".
     #[test]
     fn exactly_the_pairs_of_the_rfc_fit() {
         let pairs = [

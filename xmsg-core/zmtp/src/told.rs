@@ -1,18 +1,21 @@
-//! Limits that the two ends of a connection tell each other: properties of their READY commands whose names start with `X-`.
+//! Limits that the two ends of a connection announce to each other. They are properties of their READY
+//! commands whose names start with `X-`.
 //!
-//! | property | of sockets that take | |
+//! | property | announced by sockets that receive | meaning |
 //! |---|---|---|
-//! | `X-Max-Message-Size` | messages | bytes of one message with all its frames and their headers |
-//! | `X-Max-Frames` | messages | frames of one message |
-//! | `X-Max-Subscription-Size` | subscriptions | bytes of one prefix |
-//! | `X-Max-Subscriptions` | subscriptions | how many |
-//! | `X-Max-Subscriptions-Size` | subscriptions | bytes of all prefixes together |
+//! | `X-Max-Message-Size` | messages | maximum size in bytes of one message, with all headers |
+//! | `X-Max-Frames` | messages | maximum number of frames of one message |
+//! | `X-Max-Subscription-Size` | subscriptions | maximum length in bytes of one prefix |
+//! | `X-Max-Subscriptions` | subscriptions | maximum number of subscriptions |
+//! | `X-Max-Subscriptions-Size` | subscriptions | maximum length in bytes of all prefixes together |
 //!
-//! Two more tell, with the value 1, that a socket understands a command of ours: `X-Drain`, told by publishers, the one by which a
-//! peer asks it to finish; `X-Dropped`, told by subscribers, the one by which a peer says how many messages it has dropped for it.
+//! Two more properties, with the value 1, announce that a socket understands an extension of ours. `X-Drain`,
+//! announced by publishers, is for the command by which a peer asks them to drain. `X-Dropped`, announced by
+//! subscribers, is for the command by which a peer reports how many messages it has dropped for them.
 //!
-//! Values are decimal numbers in ASCII. RFC 37 reserves such names for extensions, and has peers ignore those that they don't know.
-//! All of them together stay below 256 bytes: older versions of libzmq have room for no more in a handshake of CURVE.
+//! Values are decimal numbers in ASCII. RFC 37 reserves such names for extensions, and requires peers to
+//! ignore those that they don't know. All properties together stay below 256 bytes, because older versions of
+//! libzmq have no room for more in a CURVE handshake.
 
 use super::{Limits, Properties, SocketType};
 
@@ -22,23 +25,24 @@ const SUBSCRIPTION_SIZE: &str = "X-Max-Subscription-Size";
 const SUBSCRIPTIONS: &str = "X-Max-Subscriptions";
 const SUBSCRIPTIONS_SIZE: &str = "X-Max-Subscriptions-Size";
 
-/// Told by sockets that understand [`Command::Drain`](super::Command::Drain), with the value 1.
+/// Announced, with the value 1, by sockets that understand [`Command::Drain`](super::Command::Drain).
 pub(super) const DRAIN_PROPERTY: &str = "X-Drain";
-/// Told by sockets that understand [`Command::Dropped`](super::Command::Dropped), with the value 1.
+/// Announced, with the value 1, by sockets that understand [`Command::Dropped`](super::Command::Dropped).
 pub(super) const DROPPED_PROPERTY: &str = "X-Dropped";
 
-/// What a peer takes, as far as it has told: foreign peers tell nothing, and what is no number from 1 on counts as not told.
+/// The limits that a peer has announced. Other implementations announce none. A value that is not a positive
+/// number counts as not announced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerLimits {
-    /// Bytes of one message with all its frames and their headers.
+    /// The maximum size in bytes of one message with all its frames and their headers.
     pub message_size: Option<usize>,
-    /// Frames of one message.
+    /// The maximum number of frames of one message.
     pub frames: Option<usize>,
-    /// Bytes of one subscription's prefix.
+    /// The maximum length in bytes of one subscription's prefix.
     pub subscription_len: Option<usize>,
-    /// Subscriptions of one peer.
+    /// The maximum number of subscriptions of one peer.
     pub subscriptions: Option<usize>,
-    /// Bytes of all prefixes that one peer subscribes to.
+    /// The maximum length in bytes of all prefixes that one peer subscribes to.
     pub subscription_bytes: Option<usize>,
 }
 
@@ -56,7 +60,7 @@ impl PeerLimits {
 }
 
 impl Limits {
-    /// Adds what a peer of a socket of this type has to know.
+    /// Adds the limits that a peer of a socket of this type has to know.
     pub(super) fn tell(&self, socket_type: SocketType, properties: &mut Properties) {
         let mut tell = |name, limit: usize| properties.push(name, limit.to_string());
         if socket_type.takes_subscriptions() {
@@ -70,7 +74,8 @@ impl Limits {
     }
 }
 
-/// A limit: digits, from 1 on. What is more than any memory is as good as no limit.
+/// Parses a limit: decimal digits with a value of at least 1. A number that is too large saturates, which
+/// means no limit.
 fn number(value: &[u8]) -> Option<usize> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
