@@ -95,7 +95,7 @@ async fn a_streamer_waits_while_it_is_paused_and_what_it_passes_is_seen() {
     }
     streamer.pause();
     ventilator.send(["100"]).await.unwrap();
-    // At most the one that was being taken goes through.
+    // Nothing goes through while the device is paused.
     let mut next = Box::pin(worker.recv());
     for _ in 0..1000 {
         tokio::task::yield_now().await;
@@ -151,7 +151,7 @@ async fn what_nobody_takes_is_counted_and_stopping_is_bounded() {
     let for_workers = backend.bind(&anywhere()).await.unwrap();
     let queue = Device::start(&frontend, &backend);
     let worker = Dealer::connecting_to(for_workers, options());
-    // An answer to nobody.
+    // This is an answer to an unknown client.
     worker.send(["nobody", "", "answer"]).await.unwrap();
     within("the count", async {
         while queue.statistics().backward.dropped == 0 {
@@ -159,7 +159,7 @@ async fn what_nobody_takes_is_counted_and_stopping_is_bounded() {
         }
     })
     .await;
-    // With its only worker gone, a request waits in the device.
+    // When its only worker is gone, a request waits in the device.
     worker.close(PATIENCE).await;
     within("its end", async {
         while backend.peers() > 0 {

@@ -1,4 +1,4 @@
-//! What is told of the connections of a socket, as events and in numbers.
+//! Events and statistics of the connections of a socket.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -72,7 +72,7 @@ async fn a_peer_that_is_not_let_in_is_told_with_the_reason() {
     assert_eq!(error.kind(), ErrorKind::NotAllowed);
     assert!(error.with_causes().to_string().contains("400"), "{}", error.with_causes());
 
-    // A PAIR has one place.
+    // A PAIR accepts one peer.
     let pair = Pair::new(options());
     let endpoint = pair.bind(&anywhere()).await.unwrap();
     let one = Pair::new(options());
@@ -106,7 +106,7 @@ async fn connections_are_known_in_numbers() {
     let [received] = &pull.connections()[..] else { panic!("one connection") };
     assert!(sent.is_connected && sent.is_connecting && received.is_connected && !received.is_connecting);
     assert_eq!((received.received.messages, received.written.messages), (100, 0));
-    // Two frames with headers of two bytes.
+    // Each message has two frames with headers of two bytes.
     assert_eq!(received.received.bytes, 100 * (2 + 4 + 2 + 4));
     let written = async {
         while push.connections()[0].queued.messages > 0 {
@@ -118,7 +118,8 @@ async fn connections_are_known_in_numbers() {
     assert_eq!((sent.written.messages, sent.written.bytes, sent.dropped), (100, 1200, 0));
 }
 
-/// libzmq does so where the types do not fit: it sends its greeting, and closes when it has read our type.
+/// libzmq does this if the types are not compatible: it sends its greeting, and closes the connection when it
+/// has read our type.
 #[tokio::test]
 async fn a_peer_that_goes_when_it_learns_our_type_is_told() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -129,7 +130,7 @@ async fn a_peer_that_goes_when_it_learns_our_type_is_told() {
         let mut peer = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         peer.write_all(greeting).await.unwrap();
         if !greeting.is_empty() {
-            // The greeting, and the command READY up to the type.
+            // This is the length of the greeting, and of the READY command up to the type.
             within("our type", peer.read_exact(&mut [0; 64 + 2 + 6 + 12 + 4 + 4])).await.unwrap();
         }
         drop(peer);
@@ -146,7 +147,7 @@ async fn a_peer_that_goes_when_it_learns_our_type_is_told() {
     let told = error().await;
     assert_eq!(told.kind(), ErrorKind::Refused);
     assert!(told.to_string().contains("told that this socket is of type PULL"), "{told}");
-    // Whoever says nothing at all only looked.
+    // A peer that sends nothing at all did not get as far as our type.
     failed(&[]).await;
     assert_eq!(error().await.kind(), ErrorKind::Closed);
 }

@@ -26,7 +26,7 @@ fn replier(endpoint: &Endpoint) -> Replier {
     replier
 }
 
-/// Answers every request with this.
+/// Answers every request with `with`.
 fn answering(replier: &Replier, with: &'static str) {
     let replier = replier.clone();
     tokio::spawn(async move {
@@ -61,7 +61,7 @@ async fn a_bound_requester_asks_its_peers_in_turn_and_around_those_that_are_gone
         let reply = within("a reply", requester.request(["who?"], PATIENCE)).await.unwrap();
         assert_eq!(reply.frames(), ["other"]);
     }
-    // An endpoint that it connects to has its turn, too.
+    // An endpoint that it connects to takes part in the round robin, too.
     let bound = Replier::new(options());
     requester.connect(bound.bind(&anywhere()).await.unwrap());
     answering(&bound, "bound");
@@ -123,13 +123,13 @@ async fn a_late_reply_to_a_bound_requester_is_not_taken_for_that_of_the_next_req
         replier.try_reply(&path, ["in time"]).unwrap();
     };
     assert_eq!(futures::join!(second, answers).0.unwrap(), Multipart::from(["in time"]));
-    // So is one that is dropped, and what nobody has asked for is no reply.
+    // The same applies to a request whose future is dropped.
     let dropped = requester.request(["third"], PATIENCE);
     tokio::select! {
         _ = dropped => panic!("nobody has replied"),
         _ = next(&replier) => {}
     }
-    // The next one, which comes at once, finds another connection.
+    // The next request, which follows at once, uses another connection.
     let fourth = requester.request(["fourth"], PATIENCE);
     let answer = async {
         let (path, request) = next(&replier).await;
@@ -148,7 +148,7 @@ async fn what_a_peer_sends_unasked_holds_up_no_time_limit() {
         let router = router.clone();
         async move {
             let Some((identity, _)) = router.recv().await else { return };
-            // No reply: the frame in front is not empty.
+            // This is not a reply, because the frame in front is not empty.
             while router.send(&identity, ["unasked"]).await.is_ok() {}
         }
     });
@@ -242,7 +242,7 @@ async fn a_probe_makes_a_peer_known_before_it_speaks() {
     assert_eq!((&identity[..], probe), (&b"me"[..], Multipart::from([""])));
     router.send(&identity, ["welcome"]).await.unwrap();
     assert_eq!(within("a message", dealer.recv()).await.unwrap().frames(), ["welcome"]);
-    // Once more after a reconnection, in front of what waits.
+    // After a reconnection, the probe is sent once more, ahead of what is queued.
     assert!(router.unbind(&endpoint));
     router.close(Duration::ZERO).await;
     until("its end", || dealer.peers() == 0).await;
@@ -321,7 +321,7 @@ async fn a_rule_is_asked_when_a_peer_connects_and_when_it_has_changed() {
     router.recheck().await;
     let mut next = async || within("an event", events.next()).await.unwrap();
     while !matches!(next().await, SocketEvent::Disconnected { .. }) {}
-    // It tries again, and is not let in.
+    // It tries again and is rejected.
     while !matches!(next().await, SocketEvent::HandshakeFailed { .. }) {}
     assert_eq!(router.peers(), 0);
     is_open.store(true, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! PUSH, PULL, DEALER and PAIR: whose turn it is, who waits, and what becomes of messages when peers come and go.
+//! PUSH, PULL, DEALER and PAIR: round robin, waiting, and what happens to messages when peers come and go.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -23,7 +23,7 @@ fn options<S>() -> SocketOptions<S> {
     SocketOptions::default()
 }
 
-/// Queues that are full after a few messages.
+/// Options with which queues are full after a few messages.
 fn small<S>() -> SocketOptions<S> {
     let tcp =
         TcpOptions { send_buffer: Some(4 << 10), receive_buffer: Some(4 << 10), ..TcpOptions::default() };
@@ -34,7 +34,7 @@ fn small<S>() -> SocketOptions<S> {
         .for_socket()
 }
 
-/// Stands for sockets that send and for those that receive.
+/// Stands for both sockets that send and sockets that receive.
 struct Both;
 
 impl Sends for Both {}
@@ -49,7 +49,7 @@ fn number(message: &Multipart) -> u64 {
     std::str::from_utf8(&message.frames()[0]).unwrap().parse().unwrap()
 }
 
-/// Waits until so many peers are connected.
+/// Waits until `count` peers are connected.
 async fn has_peers(peers: impl Fn() -> usize, count: usize) {
     within("peers", async {
         while peers() != count {
@@ -95,7 +95,7 @@ async fn without_a_peer_a_sender_waits_and_gives_up_without_a_trace() {
     drop(given_up);
     let pull = Pull::new(options());
     pull.connect(endpoint);
-    // In the order of their first polls, whichever is polled next.
+    // They are served in the order of their first polls, whichever is polled next.
     let (sent, also) = within("both", futures::future::join(second, first)).await;
     sent.unwrap();
     also.unwrap();
@@ -130,7 +130,7 @@ async fn what_was_sent_before_closing_arrives() {
         for n in 0..MESSAGES {
             push.send([n.to_string()]).await.unwrap();
         }
-        // One for each: they have their turns.
+        // There is one for each peer, since they are served in round robin.
         has_peers(|| push.peers(), peers).await;
         for _ in 0..peers {
             push.send(["end"]).await.unwrap();
@@ -153,7 +153,7 @@ async fn flushing_waits_until_everything_is_written() {
     push.flush(short).await.unwrap();
     let pull = Pull::new(small());
     pull.connect(endpoint);
-    // The peer takes nothing: what does not fit into the buffers of the system waits in the queue.
+    // The peer receives nothing, so what does not fit into the buffers of the system waits in the queue.
     let long = vec![0; 64 << 10];
     has_peers(|| push.peers(), 1).await;
     while tokio::time::timeout(short, push.send([long.clone()])).await.is_ok() {}
@@ -194,7 +194,8 @@ async fn what_a_peer_has_not_got_goes_to_the_others() {
                 received.send(number(&message)).await.unwrap();
             }
         });
-        // The one that does not receive has its turns until its queues are full: some messages, and some in the buffers of the system.
+        // The peer that does not receive gets its share until its queues are full: some messages, and some in
+        // the buffers of the system.
         let filler = "x".repeat(10 << 10);
         for n in 0..MESSAGES {
             within("room", push.send([n.to_string(), filler.clone()])).await.unwrap();
@@ -215,7 +216,7 @@ async fn what_a_peer_has_not_got_goes_to_the_others() {
             assert!(got.insert(n), "{n} came twice");
         }
         let (sent, received) = (MESSAGES + 1, got.len() as u64);
-        // What was written to the one that went is lost with it: no more than its buffers hold.
+        // What was written to the peer that is gone is lost with it. It is no more than its buffers hold.
         let lost = sent - received;
         println!("the sender binds: {binds}: sent {sent}, moved {}, lost with the peer {lost}", push.moved());
         assert!(lost < sent / 2, "{lost} of {sent}");
@@ -254,7 +255,8 @@ async fn what_one_peer_does_not_take_waits_for_another_that_does() {
         pull.connect(endpoint.clone());
     }
     has_peers(|| push.peers(), 2).await;
-    // Far more than the queues of the one that takes them hold: the sender has to wait.
+    // This is far more than the queues of the peer that accepts these messages hold, so the sender has to
+    // wait.
     let sending = tokio::spawn({
         let push = push.clone();
         async move {
@@ -291,7 +293,7 @@ async fn a_pair_has_one_peer_and_another_once_that_has_gone() {
     let second = Pair::new(options());
     let mut events = second.events();
     second.connect(endpoint);
-    // It is sent away before the handshake.
+    // It is rejected before the handshake.
     let refused = within("the end of the second", events.next()).await;
     assert!(matches!(refused, Some(SocketEvent::ConnectFailed { .. })), "{refused:?}");
     here.send(["for the first"]).await.unwrap();
@@ -338,7 +340,7 @@ async fn endpoints_come_and_go() {
     assert!(push.disconnect(&first));
     has_peers(|| push.peers(), 0).await;
     assert!(!push.disconnect(&first), "it is gone");
-    // Another one, and the first again.
+    // Now it connects to another peer, and then to the first one again.
     push.connect(second.clone());
     push.send(["other"]).await.unwrap();
     assert_eq!(within("a message", other.recv()).await.unwrap().frames(), ["other"]);
@@ -358,7 +360,8 @@ async fn endpoints_come_and_go() {
     assert_eq!(got, ["a", "b"]);
 }
 
-/// RFC 30: a PUSH socket ignores what its peers send. If it kept it, a peer could fill it, and would not be read any more.
+/// A PUSH socket ignores what its peers send (RFC 30). If it kept these messages, a peer could fill its
+/// queue, and would then not be read any more.
 #[tokio::test]
 async fn what_is_sent_to_a_push_socket_is_thrown_away() {
     let push = Push::new(SocketOptions::<Both>::default().receive_high_water_mark(1).for_socket());
@@ -378,7 +381,7 @@ async fn what_is_sent_to_a_push_socket_is_thrown_away() {
     }
     let mut message = BytesMut::new();
     xmsg_zmtp::encode_message(&mut message, &[Bytes::from(vec![0; 64 << 10])]);
-    // More than all buffers between them hold.
+    // This is more than all buffers between them hold.
     for _ in 0..1000 {
         within("room", peer.write_all(&message)).await.unwrap();
     }
@@ -394,7 +397,7 @@ async fn what_is_sent_to_a_push_socket_is_thrown_away() {
     assert!(within("the task", task).await.ends_with(b"task"));
 }
 
-/// RFC 28, RFC 31: as with PUSH, what nobody can have is not taken.
+/// As with PUSH, a message is not accepted if there is no peer for it (RFC 28, RFC 31).
 #[tokio::test]
 async fn a_dealer_and_a_pair_without_a_peer_take_nothing() {
     let (dealer, pair) = (Dealer::new(options()), Pair::new(options()));
@@ -407,12 +410,12 @@ async fn a_dealer_and_a_pair_without_a_peer_take_nothing() {
     assert_eq!(dealer.close(Duration::ZERO).await + pair.close(Duration::ZERO).await, 0, "nothing was taken");
 }
 
-/// Tries again soon.
+/// Options with which a socket reconnects soon.
 fn eager<S>() -> SocketOptions<S> {
     options().reconnect_min(Duration::from_millis(1)).reconnect_max(Duration::from_millis(1))
 }
 
-/// RFC 30: the queue for an endpoint is there as soon as the socket connects, over whatever it does.
+/// The queue for an endpoint exists as soon as the socket connects, over any transport (RFC 30).
 #[tokio::test]
 async fn what_is_sent_before_there_is_a_connection_waits_for_it() {
     let reserved = Pull::new(options());
@@ -435,7 +438,7 @@ async fn what_is_sent_before_there_is_a_connection_waits_for_it() {
     }
 }
 
-/// RFC 28, RFC 31: the same for these.
+/// As with PUSH, the queue for an endpoint exists as soon as the socket connects (RFC 28, RFC 31).
 #[tokio::test]
 async fn what_a_dealer_or_a_pair_sends_before_there_is_a_connection_waits_for_it() {
     let [first, second] =
@@ -467,7 +470,8 @@ async fn what_is_bound_to_every_address_is_unbound_by_its_endpoint() {
     assert_eq!(pull.bind(&endpoint).await.unwrap(), endpoint, "the port was free");
 }
 
-/// RFC 28: a message for nobody, or for one whose queue is full, is an error, and nobody waits.
+/// A message for an unknown identity, or for a peer whose queue is full, is an error, and the call does not
+/// wait (RFC 28).
 #[tokio::test]
 async fn a_router_says_what_it_cannot_send() {
     let router = Router::new(small());
@@ -476,7 +480,7 @@ async fn a_router_says_what_it_cannot_send() {
     let stuck = Dealer::connecting_to(endpoint, small().identity("stuck"));
     stuck.send(["here"]).await.unwrap();
     assert_eq!(within("a message", router.recv()).await.unwrap().0, "stuck");
-    // Nothing is written before this test waits for something.
+    // Nothing is written before this test awaits something.
     let sent = (0..100).map(|_| router.try_send(b"stuck", ["x"])).take_while(Result::is_ok).count();
     assert!((1..100).contains(&sent), "{sent}");
     assert_eq!(router.try_send(b"stuck", ["x"]).unwrap_err().kind(), ErrorKind::Full);
@@ -488,7 +492,7 @@ async fn a_router_says_what_it_cannot_send() {
     assert_eq!(router.try_send(b"stuck", ["x"]).unwrap_err().kind(), ErrorKind::Refused);
 }
 
-/// A peer of ours would end the connection again and again.
+/// A peer with our implementation would end the connection again and again.
 #[tokio::test]
 async fn an_identity_that_nobody_may_have_is_an_error() {
     let there = Router::new(options());
@@ -505,7 +509,7 @@ async fn an_identity_that_nobody_may_have_is_an_error() {
     }
 }
 
-/// What it sends must not vanish in a connection that ends at once.
+/// What a rejected PAIR sends must not be lost in a connection that ends at once.
 #[tokio::test]
 async fn a_pair_that_is_not_let_in_keeps_what_it_sends_until_there_is_a_place() {
     let here = Pair::new(options());
@@ -543,7 +547,7 @@ async fn a_name_of_an_interface_stands_for_its_address() {
     assert_eq!(within("a message", pull.recv()).await.unwrap().frames(), ["x"]);
 }
 
-/// It has no file, and is free as soon as the socket is closed.
+/// An abstract Unix socket has no file, and its name is free as soon as the socket is closed.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_unix_socket_may_be_without_a_file() {

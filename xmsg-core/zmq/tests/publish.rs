@@ -1,4 +1,4 @@
-//! PUB, SUB, XPUB and XSUB among themselves.
+//! PUB, SUB, XPUB and XSUB sockets connected to each other.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -41,7 +41,7 @@ fn subscriber(endpoint: &Endpoint, prefixes: &[&'static str]) -> Subscriber {
     subscriber
 }
 
-/// The next subscription (`+`) or end of one (`-`), or message, of whoever it is.
+/// Returns the next subscription (`+`), end of a subscription (`-`), or message of any peer.
 async fn seen(socket: &XPub) -> String {
     let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
     match within("what a subscriber says", socket.recv()).await.unwrap() {
@@ -61,7 +61,7 @@ async fn an_xpub_is_told_of_what_changes_the_whole_of_what_is_wanted() {
     assert_eq!(seen(&socket).await, "+a");
     let other = subscriber(&endpoint, &["a", "b"]);
     assert_eq!(seen(&socket).await, "+b");
-    // Another one still wants it.
+    // The other subscriber still wants `a`.
     other.unsubscribe("a");
     one.subscribe("c").unwrap();
     assert_eq!(seen(&socket).await, "+c");
@@ -128,7 +128,7 @@ async fn subscriptions_that_are_taken_by_hand_count_once_they_are_taken() {
     socket.publish(["secret", "1"]).await.unwrap();
     socket.publish(["open", "2"]).await.unwrap();
     assert_eq!(within("a message", wants.recv()).await.unwrap(), Multipart::from(["open", "2"]));
-    // Its user may have it get something else.
+    // The user of the socket may subscribe the peer to something else.
     let peer = peer.unwrap();
     socket.end_subscription(&peer, "open").unwrap();
     socket.take_subscription(&peer, "news").unwrap();
@@ -178,7 +178,7 @@ async fn messages_go_upstream_whole_and_in_order() {
     assert_eq!(seen(&socket).await, "-all");
 }
 
-/// A forwarder of two sockets, as in the guide of ZeroMQ.
+/// Two sockets form a forwarder, as in the guide of ZeroMQ.
 #[tokio::test]
 async fn xsub_and_xpub_make_a_forwarder() {
     let (frontend, (backend, for_subscribers)) = (XSub::new(options()), xpub(options()).await);
@@ -208,7 +208,7 @@ async fn xsub_and_xpub_make_a_forwarder() {
     forwarder.abort();
 }
 
-/// A publisher that connects sends all that it has, whatever its peer subscribed to.
+/// A publisher that connects sends everything, whatever its peer has subscribed to.
 #[tokio::test]
 async fn a_bound_subscriber_receives_what_it_subscribed_to_and_nothing_else() {
     let mut subscriber = Subscriber::new(options());
@@ -227,7 +227,7 @@ async fn a_bound_subscriber_receives_what_it_subscribed_to_and_nothing_else() {
     assert!(subscriber.recv().now_or_never().is_none(), "nothing else");
 }
 
-/// A publisher and two subscribers, one of which reads nothing.
+/// Creates a publisher and two subscribers, one of which reads nothing.
 async fn with_a_stuck_subscriber(
     overflow: Overflow,
     mark: HighWaterMark,
@@ -251,7 +251,7 @@ async fn with_a_stuck_subscriber(
     (publisher, stuck, reads)
 }
 
-/// Numbers for names that nobody else has.
+/// Numbers for unique names.
 static NAMES: AtomicUsize = AtomicUsize::new(0);
 
 const SIZE: usize = 16 << 10;
@@ -265,7 +265,7 @@ fn number_of(message: &Multipart) -> u64 {
     std::str::from_utf8(&message.frames()[0]).unwrap().parse().unwrap()
 }
 
-/// Spins until this is done, but not for ever.
+/// Polls `done` repeatedly, but not for ever.
 async fn within_turns(done: impl Future<Output = ()>) {
     let turns = async {
         for _ in 0..1_000_000 {
@@ -296,7 +296,7 @@ async fn a_slow_subscriber_of_a_bound_publisher_loses_what_does_not_fit_and_stop
                 tokio::task::yield_now().await;
             }
         });
-        // Nobody waits for long: the one that reads has room again and again.
+        // The publisher never waits for long: the subscriber that reads has room again and again.
         for number in 0..COUNT {
             within("a publication", publisher.publish(numbered(number))).await.unwrap();
             let has_room = async {
@@ -320,7 +320,7 @@ async fn a_slow_subscriber_of_a_bound_publisher_loses_what_does_not_fit_and_stop
         };
         let (messages, total) = within("what was dropped is told", told).await;
         assert!(messages > 0 && total >= messages);
-        // What was dropped, and what it gets now, is everything.
+        // The dropped messages, and those that the slow subscriber now receives, are all messages.
         let closing = tokio::spawn(async move { publisher.close(PATIENCE).await });
         while (received.len() as u64) < COUNT - dropped {
             received.push(number_of(&within("what is left", stuck.recv()).await.unwrap()));
@@ -344,7 +344,7 @@ async fn a_publisher_that_waits_for_the_slow_one_waits_if_it_is_told_to() {
         for number in 0.. {
             if publisher.publish(numbered(number)).now_or_never().is_none() {
                 let mut next = Box::pin(publisher.publish(numbered(number)));
-                // It waits for room, not for its turn.
+                // It waits for room, and does not only yield.
                 let turns = async {
                     for _ in 0..100 {
                         tokio::task::yield_now().await;
@@ -363,7 +363,7 @@ async fn a_publisher_that_waits_for_the_slow_one_waits_if_it_is_told_to() {
     assert_eq!(publisher.try_publish(numbered(0)).unwrap_err().kind(), ErrorKind::Full);
 }
 
-/// `ZMQ_CONFLATE`: with a mark of one message only the last one waits.
+/// With a mark of one message, only the last one is queued, like with `ZMQ_CONFLATE`.
 #[tokio::test]
 async fn with_a_mark_of_one_message_the_last_one_waits() {
     let mark = HighWaterMark { messages: 1, ..HighWaterMark::bytes(64 << 20) };
@@ -378,7 +378,7 @@ async fn with_a_mark_of_one_message_the_last_one_waits() {
     assert!(received.len() < COUNT as usize / 2, "{}", received.len());
 }
 
-/// RFC 29: subscriptions add up. One that was made twice ends when it was taken back twice.
+/// Subscriptions are counted: one that was made twice ends when it was cancelled twice (RFC 29).
 #[tokio::test]
 async fn a_subscription_that_was_made_twice_is_taken_back_twice() {
     let (socket, endpoint) = xpub(options()).await;
@@ -393,7 +393,7 @@ async fn a_subscription_that_was_made_twice_is_taken_back_twice() {
     assert_eq!(seen(&socket).await, "-a");
 }
 
-/// RFC 29: what an XSUB sends goes to all of its publishers.
+/// What an XSUB sends goes to all of its publishers (RFC 29).
 #[tokio::test]
 async fn what_an_xsub_sends_goes_to_every_publisher() {
     let ((one, first), (other, second)) = (xpub(options()).await, xpub(options()).await);

@@ -1,4 +1,5 @@
-//! RADIO and DISH over UDP, the rules of RFC 48: on the loopback, beside sockets of the standard library that send and read bare bytes.
+//! RADIO and DISH over UDP, according to RFC 48. They run on the loopback interface, beside sockets of the
+//! standard library that send and receive raw bytes.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -21,7 +22,7 @@ fn endpoint(text: &str) -> Endpoint {
     text.parse().unwrap()
 }
 
-/// A DISH on a free port, in these groups, and its endpoint.
+/// Creates a DISH on a free port that has joined these groups. Returns it with its endpoint.
 async fn dish_with(options: DishOptions, groups: &[&str]) -> (Dish, Endpoint) {
     let dish = Dish::new(options);
     for group in groups {
@@ -55,7 +56,7 @@ fn pair(group: &str, body: &str) -> (String, String) {
     (group.to_owned(), body.to_owned())
 }
 
-/// The numbers of the only endpoint, once they are as wanted.
+/// Waits until the statistics of the only endpoint are as wanted, and returns them.
 async fn counts(dish: &Dish, wanted: impl Fn(&DishStatistics) -> bool) -> DishStatistics {
     within("the counts", async {
         loop {
@@ -86,7 +87,7 @@ async fn sent(radio: &Radio, wanted: impl Fn(&RadioStatistics) -> bool) -> Radio
 async fn a_dish_receives_the_groups_that_it_has_joined_and_no_others() {
     let (dish, endpoint) = dish(&["TV", ""]).await;
     let radio = radio_to(&endpoint).await;
-    // Groups match exactly: neither a longer nor a shorter one is the same.
+    // Groups match exactly: neither a longer nor a shorter group is the same.
     for (group, body) in [("TVs", "a"), ("T", "b"), ("TV", "c"), ("tv", "d"), ("", "e"), ("TV", "")] {
         assert_eq!(radio.send(group, body).unwrap(), 1);
     }
@@ -146,7 +147,7 @@ async fn the_bytes_of_a_datagram_are_those_of_libzmq() {
 
     let (dish, Endpoint::Udp { port, .. }) = dish(&["TV"]).await else { unreachable!() };
     let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-    // None of these is a message: nothing, a group that is cut off, a zero byte in it.
+    // The first four are not messages: an empty datagram, two truncated groups, and a group with a zero byte.
     for bytes in [&b""[..], b"\x05TV", b"\xff", b"\x02T\0x", b"\x02TVFriends"] {
         sender.send_to(bytes, ("127.0.0.1", port)).unwrap();
     }
@@ -168,13 +169,14 @@ async fn messages_come_whole_and_unchanged_up_to_the_largest_datagram() {
     }
     let error = radio.send("g", vec![0; 65_506]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
-    // What libzmq would cut off is refused, unless the program says otherwise.
+    // A message that libzmq would truncate is refused, unless the program sets another limit.
     let error = radio_to(&endpoint).await.send("g", vec![0; 8_191]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert!(error.to_string().contains("8192") && error.to_string().contains("max_datagram"), "{error}");
 }
 
-/// On one thread nothing is sent before the program waits for something: so the queue fills, and sending does not wait.
+/// On one thread, nothing is sent before the program awaits something. So the queue fills, and sending does
+/// not wait.
 #[tokio::test(flavor = "current_thread")]
 async fn a_radio_never_waits_and_counts_what_has_no_room() {
     let (dish, endpoint) = dish(&["g"]).await;
@@ -292,7 +294,7 @@ async fn what_is_closed_says_so_and_frees_its_ports() {
     for free in [&bound, &other] {
         Dish::new(DishOptions::default()).bind(free).await.unwrap();
     }
-    // What had come is there.
+    // What had arrived can still be received.
     assert_eq!(next(&waiting).await.body, "before");
     assert_eq!(waiting.recv().await, None);
     assert_eq!(waiting.try_recv().unwrap_err().kind(), ErrorKind::Closed);
@@ -313,7 +315,8 @@ async fn dropping_a_socket_sends_what_it_accepted() {
     assert!(dish.recv().now_or_never().is_none());
 }
 
-/// The other host says so when nobody listens, and what is sent later arrives at whoever does by then.
+/// If no socket is bound there, the other host reports that. What is sent later arrives at a socket that is
+/// bound by then.
 #[tokio::test]
 async fn nobody_who_listens_is_counted_and_no_error() {
     let (dish, endpoint) = dish(&["g"]).await;
@@ -362,7 +365,8 @@ async fn endpoints_that_make_no_sense_are_errors_that_say_why() {
     assert!(error.unwrap_err().to_string().contains("RADIO and DISH"));
 }
 
-/// Only listening, on the loopback: nothing is sent to the group, nor told to any network.
+/// The sockets only receive, on the loopback interface. Nothing is sent to the group, and no other network
+/// learns of it.
 #[tokio::test]
 async fn several_sockets_listen_to_one_multicast_address() {
     let group = Dish::new(DishOptions::default());

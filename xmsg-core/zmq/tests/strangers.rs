@@ -1,4 +1,4 @@
-//! Peers that anybody may be: what one of them says, wants or leaves undone is felt by nobody else.
+//! Untrusted peers: what one of them sends, subscribes to or fails to do must not affect any other peer.
 
 #![allow(clippy::unwrap_used, reason = "that is how a test says that it has failed")]
 
@@ -28,7 +28,8 @@ fn identified<S: HasIdentity>(identity: &'static str) -> SocketOptions<S> {
     options().identity(Bytes::from_static(identity.as_bytes()))
 }
 
-/// A forwarder: the device, its sockets, and where publishers and subscribers connect.
+/// Creates a forwarder. Returns the device, its frontend, and the endpoints for publishers and for
+/// subscribers.
 async fn forwarder(options: SocketOptions) -> (Device, XSub, Endpoint, Endpoint) {
     let (frontend, backend) = (XSub::new(options.for_socket()), XPub::new(options.for_socket()));
     let (publishers, subscribers) =
@@ -45,14 +46,15 @@ fn subscriber(endpoint: &Endpoint, prefixes: impl IntoIterator<Item = String>) -
     socket
 }
 
-/// Publishes to the topic until the subscriber gets it.
+/// Publishes to the topic once there is a subscriber, and waits until the subscriber receives it.
 async fn reaches(publisher: &Publisher, subscriber: &mut Subscriber, topic: &'static str) {
     within(topic, publisher.wait_for_subscriber(topic.as_bytes())).await.unwrap();
     publisher.publish([topic]).await.unwrap();
     while within(topic, subscriber.recv()).await.unwrap().frames()[0] != topic {}
 }
 
-/// Publishes to the topic again and again, until the subscriber gets it first: its subscription may still be on the way.
+/// Publishes to the topic again and again until the subscriber receives it, which has to be its first
+/// message. The subscription may still be on its way.
 async fn arrives(publisher: &Publisher, subscriber: &mut Subscriber, topic: &'static str) {
     within("its message", async {
         loop {
@@ -67,7 +69,7 @@ async fn arrives(publisher: &Publisher, subscriber: &mut Subscriber, topic: &'st
     .await;
 }
 
-/// A PUB may tell a forwarder that it takes one subscription. That is its own affair.
+/// A PUB may announce to a forwarder that it accepts one subscription. This must affect no other peer.
 #[tokio::test]
 async fn the_limits_that_one_publisher_tells_bind_nobody_else() {
     let (_device, frontend, publishers, subscribers) = forwarder(options()).await;
@@ -93,7 +95,7 @@ async fn the_limits_that_one_publisher_tells_bind_nobody_else() {
     assert!(frontend.refused().is_none(), "it is no reason for a subscription of ours to fail");
 }
 
-/// One subscriber may want as much as the forwarder keeps for all of them together.
+/// One subscriber may subscribe to as much as the forwarder keeps for all of them together.
 #[tokio::test]
 async fn what_one_subscriber_wants_keeps_nobody_else_from_subscribing() {
     let few = Limits { subscriptions: 10, ..Limits::default() };
@@ -105,12 +107,12 @@ async fn what_one_subscriber_wants_keeps_nobody_else_from_subscribing() {
     let publisher = Publisher::new(options());
     publisher.connect(publishers);
     let greedy = subscriber(&subscribers, (0..100).map(|number| format!("many:{number}")));
-    // The eleventh stands for everything.
+    // From the eleventh on, everything is subscribed to.
     within("more than is kept", publisher.wait_for_subscriber(b"whatever")).await.unwrap();
     let mut late = subscriber(&subscribers, ["b:1".to_owned()]);
     until("the late one", || backend.peers() == 2).await;
     arrives(&publisher, &mut late, "b:1").await;
-    // Everything is wanted from then on, also when somebody wants it who goes again.
+    // From then on, everything stays subscribed, even if another peer subscribes to everything and leaves.
     let everything = subscriber(&subscribers, [String::new()]);
     until("another one", || backend.peers() == 3).await;
     drop((everything, greedy));
@@ -123,7 +125,7 @@ async fn what_one_subscriber_wants_keeps_nobody_else_from_subscribing() {
     assert_eq!(device.stop(PATIENCE).await.backward.dropped, 0);
 }
 
-/// What waits for a publisher that does not read is bounded, and others are told all the same.
+/// What waits for a publisher that does not read is bounded, and the subscriptions are still sent to others.
 #[tokio::test]
 async fn a_publisher_that_does_not_read_what_is_subscribed_to_is_ended() {
     let frontend = XSub::new(options());
@@ -153,7 +155,7 @@ async fn a_publisher_that_does_not_read_what_is_subscribed_to_is_ended() {
     until("the publisher", || frontend.peers() == 1).await;
     let prefix = Bytes::from(vec![b'x'; 4096]);
     within("its end", async {
-        // 160 MB; what the system holds is not counted.
+        // This is 160 MB. What the system buffers does not count.
         for _ in 0..20_000 {
             frontend.subscribe(prefix.clone()).unwrap();
             frontend.unsubscribe(prefix.clone());
@@ -167,7 +169,8 @@ async fn a_publisher_that_does_not_read_what_is_subscribed_to_is_ended() {
     .await;
 }
 
-/// A proxy tells what all its subscribers want, and that may be any amount: a publisher that has chosen to connect stays.
+/// A proxy sends the subscriptions of all its subscribers, which may be any number. A publisher that has
+/// chosen to connect stays connected.
 #[tokio::test]
 async fn a_publisher_does_not_leave_a_proxy_because_of_what_others_subscribe_to() {
     let proxy = Subscriber::new(options());
@@ -178,7 +181,7 @@ async fn a_publisher_does_not_leave_a_proxy_because_of_what_others_subscribe_to(
     proxy.subscribe("a").unwrap();
     within("what is wanted", publisher.wait_for_subscriber(b"a:1")).await.unwrap();
     assert!(!publisher.has_subscriber(b"whatever"));
-    // More than it keeps: that is as if everything were wanted.
+    // This is more than the publisher keeps, so it treats everything as subscribed.
     for number in 0..3_000 {
         proxy.subscribe(format!("b:{number:04090}")).unwrap();
     }
@@ -189,7 +192,7 @@ async fn a_publisher_does_not_leave_a_proxy_because_of_what_others_subscribe_to(
     }
 }
 
-/// A ROUTER knows the server that it connects to by its identity. Others may call themselves the same.
+/// A ROUTER knows the server that it connects to by its identity. Other peers may announce the same one.
 #[tokio::test]
 async fn nobody_takes_the_identity_of_a_peer_that_a_router_connects_to() {
     let server = Dealer::new(identified("server"));
@@ -208,7 +211,7 @@ async fn nobody_takes_the_identity_of_a_peer_that_a_router_connects_to() {
     router.send(b"server", ["to the server"]).await.unwrap();
     assert_eq!(within("it", server.recv()).await.unwrap().frames(), ["to the server"]);
     impostor.close(Duration::ZERO).await;
-    // It connects again as before.
+    // The server can reconnect as before.
     assert!(server.unbind(&to_server));
     server.close(PATIENCE).await;
     let server = Dealer::new(identified("server"));
@@ -222,7 +225,8 @@ async fn nobody_takes_the_identity_of_a_peer_that_a_router_connects_to() {
     assert_eq!(within("it", server.recv()).await.unwrap().frames(), ["again"]);
 }
 
-/// Work that a worker has taken and not got waits for somebody who takes it, whoever comes first.
+/// Messages that were accepted for a worker and not sent to it wait for a peer that accepts them, whoever
+/// connects first.
 #[tokio::test]
 async fn a_worker_that_takes_nothing_has_others_lose_nothing() {
     let small = SocketOptions::<Pull>::default()
@@ -253,7 +257,7 @@ async fn a_worker_that_takes_nothing_has_others_lose_nothing() {
         within("what the first worker left", again.recv()).await.unwrap();
     }
     assert_eq!(push.dropped(), 0);
-    // What is new is refused at once while there is nobody who takes it, as before.
+    // A new message is refused at once while no peer accepts it, as before.
     drop(again);
     until("only the stranger", || push.peers() == 1).await;
     assert_eq!(push.try_send(message(0)).unwrap_err().kind(), ErrorKind::TooLarge);

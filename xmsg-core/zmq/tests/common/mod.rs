@@ -1,18 +1,18 @@
-//! What tests of sockets wait for, and where they meet.
+//! Helpers for tests of sockets: time limits and endpoints.
 
 use std::time::Duration;
 
 use xmsg_zmq::Endpoint;
 
-/// No event takes longer than this.
+/// The time limit for every event.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What comes in time.
+/// Returns the output of `step`, or panics if it takes too long.
 pub(crate) async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, step).await.unwrap_or_else(|_| panic!("{what}: nothing in time"))
 }
 
-/// Waits until this is so.
+/// Waits until `is_so` returns `true`.
 pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     within(what, async {
         while !is_so() {
@@ -22,7 +22,7 @@ pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     .await;
 }
 
-/// A free port of the loopback.
+/// An endpoint with a free port of the loopback interface.
 pub(crate) fn anywhere() -> Endpoint {
     "tcp://127.0.0.1:0".parse().unwrap()
 }
