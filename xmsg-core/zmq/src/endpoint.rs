@@ -17,7 +17,7 @@ use crate::{Error, ErrorKind};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
-    /// TCP. To bind, `*` means every interface and port 0 any free port.
+    /// A TCP endpoint. To bind, `*` means every interface, and port 0 means any free port.
     Tcp {
         /// A name or address; IPv6 without brackets. To bind, it may also be the name of an interface, such
         /// as `eth0`.

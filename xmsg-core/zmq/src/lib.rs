@@ -6,10 +6,10 @@
 //! | [`Subscriber`] | subscriptions | what matches them | yes | yes |
 //! | [`XPub`] | to every subscriber | subscriptions, and messages of XSUB | yes | yes |
 //! | [`XSub`] | to every peer, and subscriptions | what matches them | yes | yes |
-//! | [`Push`] | to one peer after another | – | yes | yes |
+//! | [`Push`] | to its peers in round robin | – | yes | yes |
 //! | [`Pull`] | – | from every peer | yes | yes |
 //! | [`Pair`] | to its only peer | from it | yes | yes |
-//! | [`Dealer`] | to one peer after another | from every peer | yes | yes |
+//! | [`Dealer`] | to its peers in round robin | from every peer | yes | yes |
 //! | [`Router`] | to a peer by identity | from every peer | yes | yes |
 //! | [`Requester`] | a request | its reply | yes | yes |
 //! | [`Replier`] | replies | requests, from every peer | yes | yes |

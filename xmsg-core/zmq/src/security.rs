@@ -1,6 +1,6 @@
 //! Security mechanisms of sockets, authentication of peers, keys, and key files.
 //!
-//! | mechanism | authenticates | hides the traffic |
+//! | mechanism | authenticates | encrypts the traffic |
 //! |---|---|---|
 //! | NULL | nobody | no |
 //! | PLAIN | the client, by name and password in clear text | no |

@@ -19,16 +19,17 @@ use crate::link::throttle::Throttle;
 use crate::lock::lock;
 use crate::security::{Authenticator, Credentials, Verdict};
 
-/// Limits for connections. A connection above one of them is closed at once; the peer may try again later. At
-/// the limit of connections, room is made in this order: first, a connection is ended whose peer [has
-/// left](Place). Then a connection is ended of an address that has more than half of all places, for a new
-/// connection from another address.
+/// Limits for connections. A connection above one of them is closed at once; the peer may try again later.
+///
+/// At the limit of connections, the proxy or socket first ends a connection whose peer [has left](Place). If
+/// there is none, and one address has more than half of all places, it ends a connection of that address for a
+/// new connection from another address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmissionLimits {
     /// The maximum number of connections, including those in the handshake. Default 100,000.
     pub connections: usize,
-    /// The maximum number of handshakes in progress. Default 4096. Above it, an address without a handshake
-    /// in progress may still begin one, up to twice this number.
+    /// The maximum number of handshakes in progress. Default 4096. At this number, an address without a
+    /// handshake in progress may still begin one, up to twice this number in all.
     pub handshakes: usize,
     /// The maximum number of handshakes in progress with one address or, for IPv6, with one network of 64
     /// bits. Default 256.

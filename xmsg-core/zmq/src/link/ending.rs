@@ -8,7 +8,7 @@ const SLICE: usize = 32;
 const MOMENTS: usize = 20;
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// Calls `end` for all of them, slice by slice; it returns whether it has ended one. After each slice it
+/// Calls `end` for all connections, slice by slice; `end` returns whether it has ended one. After each slice,
 /// waits for a short time until those that were ended are gone.
 pub async fn end_some_at_a_time<T>(all: &[T], end: impl Fn(&T) -> bool, is_gone: impl Fn(&T) -> bool) {
     for slice in all.chunks(SLICE) {

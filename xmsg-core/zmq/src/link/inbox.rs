@@ -1,8 +1,8 @@
 //! The receive queue: the bounded queue between the tasks that read from connections and the receiver.
 //!
 //! The messages of each peer wait in a queue of their own. The addresses are served in round robin, and so
-//! are the peers of each address. If one peer sends much, the others wait for one of its batches at a time,
-//! and not for all of them.
+//! are the peers of each address. If one peer sends much, the others wait for one of its messages (or batches)
+//! at a time, and not for all of them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -209,8 +209,8 @@ impl State {
         std::mem::take(&mut self.receivers)
     }
 
-    /// Replaces the message of a peer that waits to be received. Returns the receivers to wake once the lock is free, or the
-    /// message if the peer has none waiting.
+    /// Replaces the queued message of a peer. Returns the receivers to wake once the lock is free, or the new
+    /// message if none is queued for the peer.
     fn replace(&mut self, number: usize, message: Batch) -> Result<Vec<Waker>, Batch> {
         let Some(last) = self.waiting.get_mut(number).and_then(|waiting| waiting.batches.back_mut()) else {
             return Err(message);

@@ -172,7 +172,7 @@ impl Link {
         self.is_connected.store(true, Ordering::Release);
     }
 
-    /// Notes that there is no connection any more.
+    /// Notes that the connection has ended.
     pub(crate) fn disconnected(&self) {
         self.state().version = None;
         self.is_connected.store(false, Ordering::Release);

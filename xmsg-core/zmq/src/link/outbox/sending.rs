@@ -1,6 +1,6 @@
 //! Senders that have to wait, either for room or for the writer.
 //!
-//! A message that finds no room waits in line. Whoever makes room takes it into the queue: the writer, or a
+//! A message that finds no room waits in line. It is queued by what makes room for it: the writer, or a
 //! message before it that was withdrawn. So messages are queued in the order of the first polls of their
 //! futures, and no message depends on another future being polled again. A future that is kept and not polled
 //! blocks no other one, and a long line needs no tasks that run one after another.
