@@ -21,9 +21,9 @@ use crate::security::{Authenticator, Credentials, Verdict};
 
 /// Limits for connections. A connection above one of them is closed at once; the peer may try again later.
 ///
-/// At the limit of connections, the proxy or socket first ends a connection whose peer [has left](Place). If
-/// there is none, and one address has more than half of all places, it ends a connection of that address for a
-/// new connection from another address.
+/// At the limit of connections, room for a new one is made as follows. First, a connection is ended whose
+/// peer [has left](Place). If there is none, and one address has more than half of all places, a connection
+/// of that address is ended for a new connection from another address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmissionLimits {
     /// The maximum number of connections, including those in the handshake. Default 100,000.

@@ -1,8 +1,8 @@
 //! The receive queue: the bounded queue between the tasks that read from connections and the receiver.
 //!
 //! The messages of each peer wait in a queue of their own. The addresses are served in round robin, and so
-//! are the peers of each address. If one peer sends much, the others wait for one of its messages (or batches)
-//! at a time, and not for all of them.
+//! are the peers of each address. If one peer sends much, the others wait for one of its messages (or
+//! batches) at a time, and not for all of them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -81,7 +81,7 @@ struct Group {
     peers: usize,
 }
 
-/// Things by number, and numbers by name. Numbers are reused.
+/// Things by number, and their numbers by name. The numbers of removed things are reused.
 #[derive(Debug)]
 struct Numbered<N, T> {
     numbers: HashMap<N, usize>,
