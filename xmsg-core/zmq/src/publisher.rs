@@ -63,11 +63,11 @@ impl Publisher {
     subscriber_methods!();
     fan_out_methods!();
 
-    /// Publishes a message. Returns when every connection has accepted it. It waits while a connection is at
-    /// its high-water mark, if that connection's [policy](SocketOptions::overflow) is to wait. Every
-    /// connection accepts messages in the order of the calls, which is the order in which the futures were
-    /// first polled. Dropping the future withdraws the message from those connections that have not accepted
-    /// it yet; the others have it whole.
+    /// Publishes a message. Returns when every connection that it is for has accepted it or, by its
+    /// [policy](SocketOptions::overflow), dropped it. It waits while a connection whose policy is to wait is
+    /// at its high-water mark. Every connection accepts messages in the order of the calls, which is the
+    /// order in which the futures were first polled. Dropping the future withdraws the message from those
+    /// connections that have not accepted it yet; the others have it whole.
     ///
     /// # Errors
     ///

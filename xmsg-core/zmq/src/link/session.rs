@@ -308,6 +308,10 @@ impl Session {
 
     /// Exchanges greetings and performs the handshake, within the time limit of the engine. A peer whose
     /// credentials are refused is sent an ERROR command.
+    ///
+    /// # Errors
+    ///
+    /// Why the handshake failed. The session cannot be used any more.
     pub async fn handshake(&mut self) -> Result<Peer, Ended> {
         let mut result = self.try_handshake().await;
         if let Err(ended) = &result

@@ -17,7 +17,7 @@ use crate::link::line::{Calls, Line, Place};
 pub(super) const AHEAD: usize = 4 << 20;
 /// The maximum time to wait. The writer has caught up once a quarter less is queued.
 pub(super) const CATCH_UP: Duration = Duration::from_millis(10);
-/// How long senders do not wait for a writer that did not catch up.
+/// For how long senders do not wait for a writer that did not catch up.
 const LAPSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
