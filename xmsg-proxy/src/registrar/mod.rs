@@ -1,4 +1,5 @@
-//! The registrar: who publishes and who subscribes, and where (section 5 of the xMsg protocol).
+//! The registrar: a directory of publishers and subscribers and their addresses (section 5 of the xMsg
+//! protocol).
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
@@ -48,35 +49,40 @@ use journal::{Entry, Journal};
 use service::{Counters, REPLY_FRAMES, REPLY_SIZE, Service};
 use store::{Reserved, Store};
 
-/// What a registrar can be told.
+/// The options of a registrar.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file that registrations are kept in; its journal and lock lie beside it. Default: none, they end with the
-    /// process.
+    /// The file that stores the registrations. Its journal and its lock file are beside it.
+    /// By default there is none, and the registrations end with the process.
     pub snapshot: Option<PathBuf>,
-    /// How long a registration lasts that is not made again. Default: for ever. Java, C++ and Python actors don't
-    /// renew theirs.
+    /// How long a registration lasts if it is not renewed. By default it lasts for ever, because Java, C++
+    /// and Python actors don't renew theirs.
     pub ttl: Option<Duration>,
-    /// How many registrations are kept. More are refused. Default 4,000,000.
+    /// The largest number of registrations. More are refused. Default: 4,000,000.
     pub registrations: usize,
-    /// Memory for all registrations, bytes, as [`Store::memory`] counts it. More are refused. Default 2 GiB.
+    /// The most memory for all registrations, in bytes, as [`Store::memory`] counts it. Registrations beyond
+    /// it are refused. Default: 2 GiB.
     pub registration_memory: usize,
-    /// What connections, and requests that have come in part, may take of the memory. At its end whoever holds most is cut off. Default:
+    /// The memory budget for connections and for requests that have been received in part. When it is used
+    /// up, the peer that holds the most is disconnected. Default:
     /// [`memory::default_limit`](crate::memory::default_limit).
     pub memory: MemoryBudget,
-    /// How the port is secured. Default: not at all.
+    /// The security mechanism of the port. Default: NULL, that is, no security.
     pub security: Mechanism,
-    /// Who is let in, and who may register. Default: everybody, on a port without security.
+    /// Who may connect, and who may register. Default: everybody, on a port without security.
     pub authority: Arc<Authority>,
-    /// Connections. More are closed at once, as with the next two. Default 100,000.
+    /// The largest number of connections. A connection beyond it is closed at once. Default: 100,000.
     pub connections: usize,
-    /// Connections whose handshake is under way. Default 4096.
+    /// The largest number of connections whose handshake is in progress. A connection beyond it is closed at
+    /// once. Default: 4096.
     pub handshakes: usize,
-    /// … with one address. Default 256.
+    /// The largest number of connections from one address whose handshake is in progress. A connection beyond
+    /// it is closed at once. Default: 256.
     pub handshakes_per_address: usize,
-    /// What one peer may send. Default: messages up to 16 MiB; of a request's data, only 4 KiB are looked at.
+    /// Limits for what one peer may send. By default messages may have up to 16 MiB, but of a request's data
+    /// only 4 KiB are read.
     pub limits: Limits,
-    /// Options of the transport.
+    /// Options of the TCP transport.
     pub tcp: TcpOptions,
 }
 
@@ -100,7 +106,7 @@ impl Default for Config {
     }
 }
 
-/// A registrar to be: options, each with a documented default in [`Config`].
+/// A builder for a [`Registrar`]. Each option has a default, which [`Config`] documents.
 #[derive(Clone, Debug)]
 #[must_use = "nothing happens before `start`"]
 pub struct Builder {
@@ -110,43 +116,54 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// All options at once.
+    /// Sets all options at once.
     pub fn config(self, config: Config) -> Self {
         Self { config, ..self }
     }
 
-    /// The file that registrations are kept in.
+    /// Sets the file that stores the registrations.
     pub fn snapshot(mut self, path: impl Into<PathBuf>) -> Self {
         self.config.snapshot = Some(path.into());
         self
     }
 
-    /// How long a registration lasts that is not made again.
+    /// Sets how long a registration lasts if it is not renewed.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.config.ttl = Some(ttl);
         self
     }
 
-    /// Gives it a thread and a runtime of its own, so that nothing that it does takes time from what the present runtime does. Without it, it
-    /// works on the present one, and shares it in turns of less than a millisecond.
+    /// Runs the registrar on a thread and a runtime of its own, so that its work takes no time from the
+    /// current runtime. Without this option it runs on the current runtime, and yields after less than a
+    /// millisecond of work.
     pub fn on_its_own_thread(self) -> Self {
         Self { has_thread: true, ..self }
     }
 
-    /// Reads the snapshot, binds the port and goes to work.
+    /// Reads the snapshot, binds the port and starts to serve requests.
+    ///
+    /// # Errors
+    ///
+    /// If the thread can't be started, the files can't be read or locked, the address is not valid, or the
+    /// port can't be bound.
     pub async fn start(self) -> Result<Registrar> {
         let Self { address, config, has_thread } = self;
         Registrar::start_somewhere(config, Place::Address(address), has_thread).await
     }
 
-    /// The same on a socket that listens already, instead of binding its address: that of a service manager.
+    /// Starts the registrar on a socket that listens already, for example one from a service manager, instead
+    /// of binding the address.
+    ///
+    /// # Errors
+    ///
+    /// The same as those of [`start`](Self::start), except that nothing is bound.
     pub async fn start_on(self, socket: TcpListener) -> Result<Registrar> {
         let Self { config, has_thread, .. } = self;
         Registrar::start_somewhere(config, Place::Socket(socket), has_thread).await
     }
 }
 
-/// What to listen to.
+/// Where a registrar listens: at an address to bind, or on a socket that listens already.
 #[derive(Debug)]
 enum Place {
     Address(String),
@@ -162,11 +179,12 @@ impl Place {
     }
 }
 
-/// Threads for what blocks, at most, of a runtime that has nothing but a registrar: files, and opening long encrypted requests. See
+/// The largest number of threads for blocking work in a runtime that runs only a registrar. Blocking work is
+/// file access and the decryption of long encrypted requests. See
 /// [`blocking_threads`](crate::memory::blocking_threads).
 pub const BLOCKING_THREADS: usize = 8;
 
-/// The thread of a registrar that has one. It ends when this is dropped.
+/// The thread of a registrar that has its own. The thread ends when this value is dropped.
 #[derive(Debug)]
 struct OwnThread {
     end: DropGuard,
@@ -184,7 +202,7 @@ impl OwnThread {
         let end = CancellationToken::new();
         let ended = end.clone();
         let work = async move {
-            // Whoever does not wait any more drops it, and with it the end of this thread.
+            // A caller that no longer waits has dropped the receiver. Then this thread ends, too.
             let _ = tell.send(Registrar::start(config, place).await);
             ended.cancelled().await;
         };
@@ -197,20 +215,21 @@ impl OwnThread {
         Ok(registrar)
     }
 
-    /// Ends it with all that is left on it, and waits for that.
+    /// Ends the thread with everything that still runs on it, and waits for its end.
     async fn join(self) {
         let Self { end, thread } = self;
         drop(end);
-        // A panic of it has been reported where it happened.
+        // A panic of the thread has been reported where it happened.
         let _ = tokio::task::spawn_blocking(|| thread.join()).await;
     }
 }
 
-/// Watches a registrar from any thread: it reads counts and changes nothing. Cheap to clone.
+/// A handle that watches a registrar from any thread. It reads counts and changes nothing. It is cheap to
+/// clone.
 #[derive(Clone, Debug)]
 pub struct Monitor {
     counters: Arc<Counters>,
-    /// Whoever watches does not keep the socket open.
+    /// A weak reference, so that a monitor does not keep the socket open.
     replier: Weak<Replier>,
     runtime: Handle,
     memory_limit: usize,
@@ -218,63 +237,65 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// How many registrations there are, and what was done since the start.
+    /// Returns how many registrations there are, and what was counted since the start.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counters.counts()
     }
 
-    /// How many clients are connected.
+    /// Returns how many clients are connected.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.replier.upgrade().map_or(0, |replier| replier.peers())
     }
 
-    /// Whether changes can be stored. If not, they are refused until they can be, which it finds out by itself.
+    /// Returns whether changes can be stored. While they can't, the registrar refuses changes and tries again
+    /// from time to time.
     #[must_use]
     pub fn is_writable(&self) -> bool {
         !self.counters.is_unwritable.load(Ordering::Relaxed)
     }
 
-    /// Memory for all registrations, bytes.
+    /// Returns the limit of the memory for all registrations, in bytes.
     #[must_use]
     pub fn memory_limit(&self) -> usize {
         self.memory_limit
     }
 
-    /// The memory that all clients together hold beside what is registered: requests, answers that they have yet to read, connections.
+    /// Returns the budget of the memory that all clients together hold beside the registrations: requests,
+    /// unsent answers, and connections.
     #[must_use]
     pub fn memory(&self) -> &MemoryBudget {
         &self.memory
     }
 
-    /// The runtime that it works on.
+    /// Returns the runtime that the registrar runs on.
     #[must_use]
     pub fn runtime(&self) -> &Handle {
         &self.runtime
     }
 }
 
-/// How many registrations there are, and what was done since the start.
+/// How many registrations a registrar has, and what it counted since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Publishers that are registered.
+    /// Publishers that are registered now.
     pub publishers: u64,
-    /// Subscribers that are registered.
+    /// Subscribers that are registered now.
     pub subscribers: u64,
-    /// Memory that the registrations take, bytes, as [`Store::memory`] counts it.
+    /// The memory that the registrations take, in bytes, as [`Store::memory`] counts it.
     pub memory: u64,
-    /// Requests that were answered.
+    /// Requests that were answered, including those that were refused.
     pub requests: u64,
-    /// How many of those with an error.
+    /// Requests that were answered with an error.
     pub refused: u64,
-    /// Registrations that were refused because there were too many, or too many bytes of them.
+    /// Registrations that were refused because of the limit of their number or of their memory.
     pub full: u64,
-    /// Attempts to write changes to the disk that have failed.
+    /// Failed attempts to write changes to the disk.
     pub write_failures: u64,
-    /// Registrations that were not renewed in time.
+    /// Registrations that were removed because they were not renewed in time.
     pub expired: u64,
-    /// Connections that were ended because the peer broke a rule or a limit.
+    /// Connections that were ended because the peer violated the protocol or a limit.
     pub violations: ViolationCounts,
 }
 
@@ -295,8 +316,8 @@ impl Counters {
     }
 }
 
-/// A registrar at work. It stops with [`stop`](Self::stop), which writes what is not on the disk yet. Dropping it stops it at once:
-/// its port is free when that returns.
+/// A running registrar. [`stop`](Self::stop) stops it and writes what is not on the disk yet. Dropping it
+/// stops it at once: when the drop returns, its port is free.
 #[derive(Debug)]
 pub struct Registrar {
     address: RegistrarAddress,
@@ -320,7 +341,7 @@ impl Drop for Registrar {
 }
 
 impl Registrar {
-    /// A registrar to be at `host:port`; port 0 stands for any free one.
+    /// Returns a builder for a registrar at `host:port`. Port 0 stands for any free port.
     pub fn bind(address: impl Into<String>) -> Builder {
         Builder { address: address.into(), config: Config::default(), has_thread: false }
     }
@@ -350,15 +371,16 @@ impl Registrar {
         let counters = Arc::new(Counters::default());
         let replier = Replier::new(
             SocketOptions::default()
-                // Thousands of requests. Each peer has its turn, and those who ask little need not wait for room.
+                // Room for thousands of requests. The peers are served in turn, so those that send few
+                // requests need not wait for room.
                 .receive_high_water_mark(1 << 20)
-                // One reply; REQ peers wait for it before they ask again.
+                // Room for one reply: a REQ peer waits for its reply before it sends the next request.
                 .send_high_water_mark(HighWaterMark::bytes(1 << 20))
-                // Those who vanish are not to keep their connections.
+                // Peers that vanish must not keep their connections.
                 .heartbeat_interval(HEARTBEAT_INTERVAL)
                 .heartbeat_timeout(HEARTBEAT_TIMEOUT)
                 .limits(config.limits)
-                // Answers are much longer than questions.
+                // Answers are much longer than requests.
                 .send_limits(MessageLimits { size: REPLY_SIZE, frames: REPLY_FRAMES })
                 .violations(counters.violations.clone())
                 .admission(Admission::with_memory(
@@ -395,19 +417,19 @@ impl Registrar {
         })
     }
 
-    /// Where it listens.
+    /// Returns the address on which the registrar listens.
     #[must_use]
     pub fn address(&self) -> &RegistrarAddress {
         &self.address
     }
 
-    /// How many registrations there are, and what was done since the start.
+    /// Returns how many registrations there are, and what was counted since the start.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counters.counts()
     }
 
-    /// A handle to watch it with, which may outlive it.
+    /// Returns a handle that watches the registrar and may outlive it.
     #[must_use]
     pub fn monitor(&self) -> Monitor {
         Monitor {
@@ -419,22 +441,24 @@ impl Registrar {
         }
     }
 
-    /// Has everybody keep to the rules of its [`Authority`] as they are now: whoever is not let in any more is cut off.
+    /// Applies the current rules of the [`Authority`] to all connections: peers that are no longer allowed
+    /// are disconnected.
     pub async fn enforce_rules(&self) {
         self.replier.recheck().await;
     }
 
-    /// Waits until it has ended without being told to: when its journal was lost. The log says why.
+    /// Waits until the registrar has ended without a call of [`stop`](Self::stop), which happens when its
+    /// journal was lost. The log states the reason.
     pub async fn ended(&self) {
         self.stop.cancelled().await;
     }
 
-    /// Stops in order: takes no more requests, writes what was not yet in the journal, and sends the replies, for at most
-    /// `linger`. Returns all counts.
+    /// Stops the registrar gracefully: it takes no more requests, writes what is not yet in the journal, and
+    /// sends the replies for at most `linger`. Returns all counts.
     pub async fn stop(mut self, linger: Duration) -> Counts {
         self.stop.cancel();
         if let Some(service) = self.service.take() {
-            // It ends by itself; a panic in it has been reported.
+            // The task ends by itself. A panic in it has been reported.
             let _ = service.await;
         }
         self.replier.close(linger).await;
@@ -471,14 +495,14 @@ pub(crate) mod fuzzing {
     }
 
     impl Registrar {
-        /// The frames of its reply.
+        /// Returns the frames of the reply to a request with these frames.
         pub fn answer(&mut self, frames: &[Bytes]) -> Vec<Bytes> {
             self.0.reply_to(frames).into_frames()
         }
     }
 }
 
-/// Fills the store from its files.
+/// Fills the store from its files, and logs what is wrong with them.
 fn load(path: &std::path::Path, mut store: Store) -> Result<(Store, Journal)> {
     let mut lost = 0;
     let mut replay = |entry| {
@@ -526,13 +550,13 @@ async fn listen(address: &str, replier: &Replier) -> Result<RegistrarAddress> {
         return Ok(wanted);
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    // The port is made up: only the host is checked.
+    // Port 1 is only a placeholder, because this call checks the host.
     RegistrarAddress::new(host, 1)?;
     let bound = located(replier.bind(&Endpoint::tcp(host, 0)).await?)?;
     RegistrarAddress::new(host, bound.port())
 }
 
-/// The address of a listener.
+/// Returns the address of a listener.
 fn located(endpoint: Endpoint) -> Result<RegistrarAddress> {
     match endpoint {
         Endpoint::Tcp { host, port } => RegistrarAddress::new(host, port),

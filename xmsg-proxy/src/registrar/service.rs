@@ -1,8 +1,12 @@
-//! The task that owns the store: takes requests, answers questions at once and makes changes when they are on the disk.
+//! The task that owns the store. It receives requests, answers queries at once, and applies a change once it
+//! is on the disk.
 //!
-//! While one batch of changes is being synced, the next one gathers: many clients share one sync. A change counts from when it is
-//! on the disk: what could not be written was never there for anybody. Whatever takes long is done in slices, between which others get their
-//! turn: questions with a long answer, changes once they are on the disk, and those with many registrations. What a peer asks while a change or a question of its own is under way waits for that, so that every
+//! While one batch of changes is being synced, the next batch collects, so that many clients share one sync.
+//! A change takes effect only when it is on the disk: if it could not be written, no client ever sees it.
+//! Everything that takes long is done in slices, so that other requests get their turn in between: queries
+//! with long answers, changes that are on the disk, and changes of many registrations. While a change or a
+//! query of a peer is in progress, later requests of the same peer wait, so that every peer gets its replies
+//! in order and sees its own changes.
 //! peer gets its replies in order, and finds what it changed.
 
 mod answering;
@@ -39,31 +43,36 @@ use super::journal::Journal;
 use super::store::{Refused, Reserved, Search, Store};
 use crate::security::{Authority, Rights};
 
-/// Bytes of a frame of a request that are looked at; more is refused. Small enough for a reply to be queued in one piece.
+/// The longest frame of a request, in bytes. Longer ones are refused. It is small enough for a reply to be
+/// queued in one piece.
 const DATA_MAX: usize = 4 << 10;
-/// Changes that wait for the disk together. At this mark, more of them wait with what peers ask for later.
+/// The largest number of changes in the batch that waits for the disk. Beyond it, further changes wait in the
+/// queues of their peers.
 const BATCH_REQUESTS: usize = 4096;
-/// The same in bytes.
+/// The largest size of the batch that waits for the disk, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
-/// Bytes of one reply. A question with a longer answer is refused: it is to be narrowed down.
+/// The longest reply, in bytes. A query with a longer answer is refused: the client has to narrow it down.
 const REPLY_MAX: usize = 256 << 20;
-/// … with its other frames, and the addresses of devices on the way back.
+/// The longest reply with its other frames and the addresses of devices on the way back, in bytes.
 pub(super) const REPLY_SIZE: usize = REPLY_MAX + (64 << 10);
-/// Frames of one reply: those of a registration in one of them are a few bytes at least.
+/// The largest number of frames of one reply. A registration takes a frame of at least a few bytes.
 pub(super) const REPLY_FRAMES: usize = 1 << 24;
-/// Bytes of replies that wait to be written, of all peers, and of those that are being put together. Above it, long answers are refused.
+/// The limit for all replies together, in bytes: those that wait to be written to any peer, and those being
+/// built. Beyond it, long answers are refused.
 const REPLIES_MAX: usize = 512 << 20;
-/// From so many bytes on an answer counts as long.
+/// The length from which an answer counts as long, in bytes.
 const LONG_REPLY: usize = 1 << 20;
-/// An answer with so many bytes is sent in any case.
+/// The length up to which an answer is always sent, in bytes.
 const SHORT_REPLY: usize = 4 << 10;
-/// An answer that grows is compared with what waits to be written whenever it is longer by so many bytes: that is a look at every peer.
+/// An answer that grows is compared with the bytes that wait to be written each time it is longer by this
+/// many bytes. The comparison has to look at every peer.
 const RECOUNT: usize = 16 << 20;
-/// Requests that are handled before other tasks get their turn.
+/// The largest number of requests that are handled before other tasks get their turn.
 const TURN: u32 = 64;
-/// Topics and registrations that are looked at before others get their turn: some tenths of a millisecond.
+/// Topics and registrations that are looked at in one slice. This takes some tenths of a millisecond.
 const SLICE: usize = 512;
-/// The pause before another attempt to write, after one has failed: ten times what that took, within these limits.
+/// The shortest and the longest pause between a failed attempt to write and the next. The pause is ten times
+/// as long as the attempt took, within these limits.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// See [`Counts`](super::Counts).
@@ -77,41 +86,41 @@ pub(super) struct Counters {
     pub(super) full: AtomicU64,
     pub(super) expired: AtomicU64,
     pub(super) write_failures: AtomicU64,
-    /// Changes can't be written, and are refused.
+    /// True while changes can't be written, and are therefore refused.
     pub(super) is_unwritable: AtomicBool,
     pub(super) violations: Violations,
 }
 
-/// What there is to do for a request.
+/// What a request asks the service to do.
 #[derive(Debug)]
 enum Task {
-    /// It can't be done: this is the answer.
+    /// The request can't be served, and this is the reply.
     Refuse(Reply),
     Change(Action, Change),
     Ask(Request),
 }
 
-/// Changes on their way to the disk.
+/// Changes that are waiting for the disk or are being written to it.
 #[derive(Debug, Default)]
 struct Batch {
     entries: Vec<u8>,
     changes: VecDeque<(ReturnPath, Action, Change)>,
-    /// The position in the journal that they are behind.
+    /// The position of the journal before the changes of this batch.
     position: u64,
 }
 
-/// The disk does not take changes.
+/// The state in which the disk does not accept changes.
 #[derive(Debug)]
 struct Trouble {
     status: String,
     retry: Deadline,
 }
 
-/// An attempt to write.
+/// The result of an attempt to write.
 #[derive(Debug)]
 struct Written {
     journal: Journal,
-    /// The entries of the batch.
+    /// The encoded entries of the batch.
     entries: Vec<u8>,
     result: Result<()>,
     took: Duration,
@@ -121,18 +130,20 @@ struct Written {
 pub(super) struct Service {
     sender: Bytes,
     replier: Replier,
-    /// Who may register; and whether all peers have proved who they are.
+    /// Decides who may register.
     authority: Arc<Authority>,
     named: bool,
     store: Store,
     durable: bool,
-    /// `None` while it is with the blocking thread that writes.
+    /// The journal, or `None` while the blocking thread writes to it.
     journal: Option<Journal>,
     gathering: Batch,
     writing: Option<(JoinHandle<Written>, Batch)>,
-    /// Changes that are on the disk, and are yet to be carried out. Until the last of them is, no others are written.
+    /// Changes that are on the disk but not yet applied to the store. The next batch is written after the
+    /// last of them is applied.
     applying: Batch,
-    /// … those that take long, and what has to wait for them. Others are written meanwhile.
+    /// Slow changes that are on the disk, and the changes that have to wait for them. The next batch need not
+    /// wait for these.
     slow: Slow,
     compaction: Option<Compaction>,
     feed: Option<SnapshotFeed>,
@@ -140,17 +151,18 @@ pub(super) struct Service {
     write_log: Throttle,
     expiry_log: Throttle,
     answering: Turns<Answering>,
-    /// Bytes of the answers that are being put together; and those that waited to be written when that was last counted.
+    /// Bytes of the answers being built. `queued_bytes` is what waited to be written when that was last
+    /// counted.
     answer_bytes: usize,
     queued_bytes: usize,
     memory: MemoryBudget,
     pending: HashMap<Bytes, Pending>,
-    /// Requests in `pending`, and what they take, bytes.
+    /// The number of requests that wait in `pending`. `later_bytes` is the memory that they take.
     later: usize,
     later_bytes: usize,
-    /// Peers that go on with what they asked for later, each with one request in its turn.
+    /// Peers that continue with their waiting requests, one request per turn.
     resuming: VecDeque<Bytes>,
-    /// … once there is room for changes.
+    /// Peers that continue with their waiting requests once there is room for changes.
     without_room: Vec<Bytes>,
     counters: Arc<Counters>,
     started: Instant,
@@ -198,24 +210,25 @@ impl Service {
             stop,
             is_stopping: false,
         };
-        // What was read from the snapshot counts from the start.
+        // Registrations from the snapshot are counted from the start.
         service.count();
         service
     }
 
-    /// Lets only those change something who may.
+    /// Applies the rules of `authority`: only peers that they allow may change registrations. `named` says
+    /// whether all peers have authenticated.
     pub(super) fn with_authority(self, authority: Arc<Authority>, named: bool) -> Self {
         Self { authority, named, ..self }
     }
 
-    /// Sends no long answers that there is no memory for.
+    /// Refuses long answers for which this budget has no room.
     pub(super) fn with_memory(self, memory: MemoryBudget) -> Self {
         Self { memory, ..self }
     }
 
-    /// Works until it is told to stop, and ends with nothing left to write.
+    /// Runs until `stop` is cancelled, and writes all remaining changes before it returns.
     pub(super) async fn run(mut self) {
-        // However it ends, the token says so.
+        // The token is cancelled however this task ends.
         let _ended = self.stop.clone().drop_guard();
         let mut turn = 0;
         loop {
@@ -241,7 +254,8 @@ impl Service {
                 () = SnapshotFeed::room(self.feed.as_ref()), if !self.has_slices() => {}
                 () = std::future::ready(()), if self.has_slices() => {}
             }
-            // Those who ask much get a slice whenever those who ask little have had their turn, and others theirs after either.
+            // A slice of long work follows every turn of short requests. After both, other tasks get their
+            // turn.
             turn = 0;
             self.work();
             tokio::task::yield_now().await;
@@ -264,7 +278,7 @@ impl Service {
         self.give_up("the registrar is being stopped");
     }
 
-    /// Whether there is something to do in slices.
+    /// Returns whether there is work to do in slices.
     fn has_slices(&self) -> bool {
         !(self.answering.is_empty()
             && self.applying.changes.is_empty()
@@ -273,7 +287,7 @@ impl Service {
             && self.resuming.is_empty())
     }
 
-    /// Does a slice of everything that takes long.
+    /// Does one slice of each kind of long work.
     fn work(&mut self) {
         self.expire();
         self.carry_out_some();
@@ -295,11 +309,11 @@ impl Service {
         self.count();
     }
 
-    /// What there is to do for a request. Nothing of it is kept that is longer than what is looked at.
+    /// Decodes a request. The returned task keeps no frame that is longer than [`DATA_MAX`].
     fn read(&self, frames: &[Bytes], may_change: bool) -> Task {
         let long = frames.iter().map(Bytes::len).max().unwrap_or_default() > DATA_MAX;
         if long && let [name, sender, _] = frames {
-            // What is known to be too long is not read; the action may still be told.
+            // A frame that is too long is not decoded. The reply may still state the action.
             let short = [name.clone(), sender.slice(..sender.len().min(DATA_MAX)), Bytes::new()];
             let mut reply = match Request::read(&short, &self.sender) {
                 Ok(request) => request.reply(&self.sender, Ok(Vec::new())),
@@ -328,7 +342,7 @@ impl Service {
                 Task::Change(request.action, Change::RemoveHost(host))
             }
             (action, argument) => {
-                // Frames are parts of larger buffers, and this may wait.
+                // A frame is part of a larger buffer, which a waiting request must not keep alive.
                 let argument = match argument {
                     Argument::Unread(_) => Argument::Unread(Bytes::new()),
                     other => other,
@@ -338,8 +352,8 @@ impl Service {
         }
     }
 
-    /// What whoever asks may do; without security, what the rules say for those without credentials. `None`: it has gone meanwhile, or is not to be
-    /// here any more.
+    /// Returns what the peer of this path may do. Without security, these are the rights of peers without
+    /// credentials. Returns `None` if the peer has disconnected or is no longer allowed to be connected.
     fn rights(&self, path: &ReturnPath) -> Option<Arc<Rights>> {
         let principal = self.replier.principal(path);
         if self.named && principal.is_none() {
@@ -375,7 +389,7 @@ impl Service {
         let now = self.started.elapsed();
         let is_first = self.pending.get(path.peer()).is_none_or(|pending| pending.changes == 0);
         let done = match &change {
-            // What may take long is done in slices, and what comes behind it waits.
+            // A change that may take long is done in slices, and changes behind it wait.
             Change::RemoveHost(_) if !self.durable => None,
             change
                 if !self.durable
@@ -385,11 +399,13 @@ impl Service {
                 Some(change.carry_out(&mut self.store, now))
             }
             _ if !self.durable => None,
-            // What is not there, and not on its way, need not be written down; unless it has expired, and is in the files.
+            // Removing something that neither exists nor is about to be registered need not be written down.
+            // This does not hold with a time to live: an expired registration is still in the files.
             change if !self.store.has_ttl() && self.is_at_rest() && change.is_in_vain(&self.store) => {
                 Some(change.carry_out(&mut self.store, now))
             }
-            // What is on the disk already is only renewed; unless something that its owner did before is still on its way.
+            // A registration that is on the disk already is only renewed, unless an earlier change of the
+            // same peer is still in progress.
             Change::Register(owner, registration, _) if is_first => {
                 match self.store.renew(*owner, registration, now) {
                     Ok(false) => None,
@@ -414,13 +430,14 @@ impl Service {
             self.applying.changes.push_back((path, action, change));
             return;
         }
-        // Removing is written down even if there was nothing to remove: what has expired is still in the files.
+        // A removal is written down even if there was nothing to remove, because an expired registration is
+        // still in the files.
         change.entry().write(&mut self.gathering.entries);
         self.gathering.changes.push_back((path, action, change));
         self.write();
     }
 
-    /// Whether no change is on its way, and the files have nothing but what is in the store.
+    /// Returns whether no change is in progress and the files contain exactly what is in the store.
     fn is_at_rest(&self) -> bool {
         self.writing.is_none()
             && self.trouble.is_none()
@@ -430,7 +447,7 @@ impl Service {
             && self.slow.is_empty()
     }
 
-    /// Tells what has become of a change.
+    /// Answers a change with its outcome.
     fn changed(&mut self, path: &ReturnPath, action: Action, outcome: Result<(), Refused>) {
         if let Err(Refused::Full(_) | Refused::Memory(_)) = outcome {
             self.counters.full.fetch_add(1, Ordering::Relaxed);
@@ -456,7 +473,7 @@ impl Service {
         reply.into_frames().into_iter().for_each(|frame| frames.push(frame));
         self.answer_bytes += frames.encoded_len();
         self.pending.entry(path.peer().clone()).or_default().is_answering = true;
-        // One that has gone meanwhile is asked after with the next slice.
+        // A peer that disconnected meanwhile is detected with the next slice.
         let source = self.replier.source(&path).unwrap_or_else(|| Source::of(""));
         self.answering.push(source, Answering { path, action, search, reply: frames, recount: LONG_REPLY });
     }
@@ -480,7 +497,7 @@ impl Service {
                 }
                 Ok(self.store.search_all(owner))
             }
-            // `Request::read` gives every action its kind of argument.
+            // `Request::read` gives every action the matching kind of argument.
             _ => Err("the request does not fit its action".to_owned()),
         }
     }
@@ -502,7 +519,7 @@ impl Service {
             && error.kind() == ErrorKind::TooLarge
             && let Some(action) = action
         {
-            // Whoever asked is not to wait in vain.
+            // The client must not wait in vain.
             let outcome = Err(format!("too many: {found} registrations, and {error}; ask for less"));
             sent = self.replier.try_reply(path, self.reply(action, outcome).into_frames());
         }
@@ -511,14 +528,15 @@ impl Service {
         }
     }
 
-    /// Hands the batch to the disk, unless the one before is still there; without one, finds out whether the disk takes changes again.
+    /// Starts to write the batch, unless the previous one is still being written. Without a batch, it tests
+    /// whether the disk accepts changes again.
     fn write(&mut self) {
         if !self.applying.changes.is_empty() || self.waits_for_compaction() {
             return;
         }
         let Some(mut journal) = self.journal.take() else { return };
         let (has_changes, in_trouble) = (!self.gathering.changes.is_empty(), self.trouble.is_some());
-        // A journal that is broken is made whole with the first change.
+        // A broken journal is replaced with the first change.
         let next = if has_changes || in_trouble || self.compaction.is_some() {
             self.next_files(&journal)
         } else {
@@ -545,7 +563,8 @@ impl Service {
         self.make_room();
     }
 
-    /// Carries out the changes of a batch that is on the disk, and refuses those of one that could not be put there.
+    /// Applies the changes of a batch that is on the disk, and refuses the changes of a batch that could not
+    /// be written.
     fn written(&mut self, done: Result<Written, tokio::task::JoinError>) {
         let Some((_, mut batch)) = self.writing.take() else { return };
         let (result, took) = match done {
@@ -562,7 +581,8 @@ impl Service {
         match result {
             Ok(()) => {
                 if self.trouble.take().is_some() {
-                    // First what is asked, then what is told: whoever reads the line finds it so.
+                    // The state is set before it is logged, so that whoever reads the log line sees the new
+                    // state.
                     self.counters.is_unwritable.store(false, Ordering::Relaxed);
                     tracing::info!("changes are stored again");
                 }
@@ -586,7 +606,8 @@ impl Service {
         self.make_room();
     }
 
-    /// Refuses the changes of a batch that could not be written, and what gathered meanwhile, which would fail, too.
+    /// Refuses the changes of a batch that could not be written, and those that collected meanwhile, which
+    /// would fail, too.
     fn refuse_batch(&mut self, batch: Batch, status: &str) {
         let gathered = std::mem::take(&mut self.gathering).changes;
         for (path, action, change) in batch.changes.into_iter().chain(gathered) {
@@ -596,8 +617,8 @@ impl Service {
         }
     }
 
-    /// Carries out some of the changes that are on the disk: first a part of those that take long, then others that need not wait for them.
-    /// After the last one, the next batch is written.
+    /// Applies some of the changes that are on the disk: first a part of the slow ones, then others that need
+    /// not wait for those. After the last one, the next batch is written.
     fn carry_out_some(&mut self) {
         let (now, mut work) = (self.started.elapsed(), SLICE / 2);
         while work > 0
@@ -645,7 +666,7 @@ impl Service {
         }
     }
 
-    /// Notes that changes can't be written. Returns the status for those who wanted them.
+    /// Records that changes can't be written. Returns the status for the clients that sent them.
     fn failed(&mut self, error: &Error, took: Duration) -> String {
         self.counters.write_failures.fetch_add(1, Ordering::Relaxed);
         self.counters.is_unwritable.store(true, Ordering::Relaxed);
@@ -674,7 +695,7 @@ impl Service {
         self.counters.memory.store(self.store.memory() as u64, Ordering::Relaxed);
     }
 
-    /// The reply to a request, at once and without a peer.
+    /// Returns the reply to a request at once, without a peer.
     pub(super) fn reply_to(&mut self, frames: &[Bytes]) -> Reply {
         match self.read(frames, true) {
             Task::Refuse(reply) => reply,
@@ -712,7 +733,7 @@ pub(super) async fn compact(mut journal: Journal, store: &Store) -> Result<Journ
         .map_err(|error| Error::new(ErrorKind::Io, "the snapshot was not written").with_source(error))?
 }
 
-/// The end of the commit that is under way; never, if there is none.
+/// Waits for the end of the current commit, or for ever if there is none.
 async fn committed(
     writing: Option<&mut (JoinHandle<Written>, Batch)>,
 ) -> Result<Written, tokio::task::JoinError> {

@@ -1,4 +1,4 @@
-//! Long answers: put together in slices, and sent when they are whole, if there is room for them.
+//! Long answers. They are built in slices, and sent when they are complete if there is room for them.
 
 use std::sync::atomic::Ordering;
 
@@ -7,19 +7,19 @@ use xmsg_zmq::{EncodedFrames, ReturnPath};
 
 use super::{LONG_REPLY, RECOUNT, REPLIES_MAX, REPLY_MAX, SHORT_REPLY, SLICE, Search, Service, too_long};
 
-/// A question with a long answer.
+/// A query with a long answer.
 #[derive(Debug)]
 pub(super) struct Answering {
     pub(super) path: ReturnPath,
     pub(super) action: Action,
     pub(super) search: Search,
     pub(super) reply: EncodedFrames,
-    /// At this length, what waits to be written is counted again.
+    /// The length at which the bytes that wait to be written are counted again.
     pub(super) recount: usize,
 }
 
 impl Service {
-    /// Goes on with one of the long answers.
+    /// Continues one of the long answers by one slice.
     pub(super) fn answer_slice(&mut self) {
         let Some((source, mut one)) = self.answering.pop() else { return };
         let before = one.reply.encoded_len();
@@ -51,7 +51,7 @@ impl Service {
         self.resume(path.peer());
     }
 
-    /// Why there is no room for an answer, if that is so.
+    /// Returns the reason if there is no room for an answer.
     fn refused(&mut self, one: &mut Answering) -> Option<String> {
         let len = one.reply.encoded_len();
         if len > REPLY_MAX {
@@ -63,7 +63,7 @@ impl Service {
         }
         let all = self.queued_bytes + self.answer_bytes;
         let is_too_much = len > LONG_REPLY && all > REPLIES_MAX.min(self.memory.limit() / 2);
-        // What is being put together counts nowhere else.
+        // The memory budget does not include answers that are still being built.
         let has_room = len <= SHORT_REPLY || self.memory.makes_room(self.answer_bytes);
         (is_too_much || !has_room)
             .then(|| "too many long replies are still being sent: ask again later".to_owned())

@@ -1,4 +1,5 @@
-//! What is to be different in the store, and what goes into a snapshot of it: both are done bit by bit, so that others get their turn.
+//! Changes of the store, and the collection of its content for a snapshot. Both are done bit by bit, so that
+//! other work gets its turn.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,10 +9,10 @@ use xmsg_core::registration::{OwnerType, Registration};
 use crate::registrar::journal::{Entry, Records};
 use crate::registrar::store::{Refused, Reserved, Search, Store};
 
-/// What a request wants to be different.
+/// A change that a request asks for.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// Once it was checked, room is reserved for it.
+    /// A registration. After the check, room is reserved for it.
     Register(OwnerType, Registration, Reserved),
     Remove(OwnerType, Registration),
     RemoveHost(String),
@@ -26,12 +27,12 @@ impl Change {
         }
     }
 
-    /// Whether it may be about many registrations.
+    /// Returns whether the change may affect many registrations.
     pub(super) fn takes_long(&self) -> bool {
         matches!(self, Self::RemoveHost(_))
     }
 
-    /// The host whose registrations it is about.
+    /// Returns the host whose registrations the change affects.
     pub(super) fn host(&self) -> &str {
         match self {
             Self::Register(_, registration, _) | Self::Remove(_, registration) => &registration.host,
@@ -39,8 +40,8 @@ impl Change {
         }
     }
 
-    /// Carries out a change that was checked, as far as `work` allows, and takes what was done from it; at least a little. `None`: there is more
-    /// to do.
+    /// Applies a change that was checked. It does at least a little, stops when `work` is used up, and
+    /// subtracts from `work` what it did. Returns `None` if there is more to do.
     pub(super) fn carry_out_some(
         &self,
         store: &mut Store,
@@ -54,7 +55,8 @@ impl Change {
             return (count < most).then_some(Ok(()));
         }
         *work = work.saturating_sub(1);
-        // Room was reserved for it. What is on the disk is not to be refused: it would be there again after a restart.
+        // Room was reserved for it. A change that is on the disk must not be refused: it would be there again
+        // after a restart.
         Some(match self {
             Self::Register(owner, registration, reserved) => {
                 store.admit(*owner, registration, *reserved, now).map(drop)
@@ -63,7 +65,7 @@ impl Change {
         })
     }
 
-    /// Carries it out at once, if there is room for it.
+    /// Applies the change at once and completely, if there is room for it.
     pub(super) fn carry_out(&self, store: &mut Store, now: Duration) -> Result<(), Refused> {
         match self {
             Self::Register(owner, registration, _) => store.register(*owner, registration, now).map(drop),
@@ -75,7 +77,8 @@ impl Change {
         }
     }
 
-    /// Whether it can be carried out. Then room is kept for it, until it is carried out or [given up](Self::give_up).
+    /// Checks whether the change can be applied. If so, room is reserved for it until it is applied or [given
+    /// up](Self::give_up).
     pub(super) fn check(&mut self, store: &mut Store) -> Result<(), Refused> {
         match self {
             Self::Register(owner, registration, reserved) => {
@@ -87,14 +90,14 @@ impl Change {
         }
     }
 
-    /// Gives back the room that is kept for it.
+    /// Releases the room that is reserved for the change.
     pub(super) fn give_up(&self, store: &mut Store) {
         if let Self::Register(owner, registration, reserved) = self {
             store.release(*owner, registration, *reserved);
         }
     }
 
-    /// Whether it would remove nothing.
+    /// Returns whether the change would remove nothing.
     pub(super) fn is_in_vain(&self, store: &Store) -> bool {
         match self {
             Self::Register(..) => false,
@@ -104,7 +107,7 @@ impl Change {
     }
 }
 
-/// All registrations, on their way to a snapshot.
+/// The collection of all registrations for a snapshot.
 #[derive(Debug)]
 pub(super) struct Collecting {
     searches: VecDeque<(OwnerType, Search)>,
@@ -115,7 +118,8 @@ impl Collecting {
         Self { searches: OwnerType::ALL.map(|owner| (owner, store.search_all(owner))).into() }
     }
 
-    /// The next ones; `None`: that was all. What is registered or removed meanwhile may be among them or not.
+    /// Returns the next registrations, or `None` after the last ones. Registrations that are added or removed
+    /// meanwhile may or may not be among them.
     pub(super) fn next(&mut self, store: &Store, most: usize) -> Option<Records> {
         let (owner, search) = self.searches.front_mut()?;
         let (owner, mut frames) = (*owner, Vec::new());

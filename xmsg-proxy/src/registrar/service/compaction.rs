@@ -1,4 +1,5 @@
-//! Compaction of the journal: a snapshot of the store and a new journal are written beside the files in use, which go on taking changes.
+//! Compaction of the journal: a snapshot of the store and a new journal are written beside the current files,
+//! which continue to take changes.
 
 use std::io;
 use std::sync::Arc;
@@ -14,32 +15,33 @@ use super::change::Collecting;
 use super::{Batch, Service};
 use crate::registrar::journal::{Draft, Journal, Records};
 
-/// Registrations that are collected for a snapshot before others get their turn.
+/// Registrations that are collected for a snapshot in one turn.
 const COLLECTED: usize = 1024;
-/// Chunks of registrations that may wait to be written. What is in a waiting chunk stays in memory even if it is removed from the store.
+/// The largest number of chunks of registrations that wait to be written. A registration in a waiting chunk
+/// stays in memory even if it is removed from the store.
 const CHUNKS: usize = 4;
 
 /// The state of a compaction.
 #[derive(Debug)]
 pub(super) enum Compaction {
-    /// A blocking thread writes the new files.
+    /// A blocking thread is writing the new files.
     Writing(DraftTask),
-    /// Writing failed; the error, and the time that it took.
+    /// Writing failed: the error, and the time that the attempt took.
     Failed(Error, Duration),
-    /// Only the most recent changes are missing in the new files.
+    /// The new files lack only the most recent changes.
     Ready(Draft),
 }
 
-/// The blocking thread that writes new files.
+/// The blocking thread that writes the new files.
 #[derive(Debug)]
 pub(super) struct DraftTask {
     thread: JoinHandle<(Result<Draft>, Duration)>,
     is_unwanted: Arc<AtomicBool>,
-    /// A batch that could not be written waits for its end to be written again.
+    /// A batch that could not be written waits for the end of this thread, to be written again.
     is_awaited: bool,
 }
 
-/// What gives a blocking thread the registrations for a snapshot while it writes them.
+/// The sender that passes registrations to the blocking thread while it writes a snapshot.
 #[derive(Debug)]
 pub(super) struct SnapshotFeed {
     collecting: Collecting,
@@ -47,12 +49,13 @@ pub(super) struct SnapshotFeed {
 }
 
 impl SnapshotFeed {
-    /// Whether the thread can be given more, or has given up.
+    /// Returns whether the thread can take more registrations, or has given up.
     pub(super) fn has_room(&self) -> bool {
         self.chunks.capacity() > 0 || self.chunks.is_closed()
     }
 
-    /// Returns once the thread can be given more, or has given up; never, if there is no feed.
+    /// Waits until the thread can take more registrations or has given up. Waits for ever if there is no
+    /// feed.
     pub(super) async fn room(feed: Option<&Self>) {
         match feed {
             Some(feed) => drop(feed.chunks.reserve().await),
@@ -72,7 +75,7 @@ impl DraftTask {
         Self { thread, is_unwanted, is_awaited: false }
     }
 
-    /// Writes a snapshot of what the feed brings.
+    /// Starts to write a snapshot of the registrations that the feed sends.
     fn snapshot(draft: Draft, collecting: Collecting) -> (Self, SnapshotFeed) {
         let (sender, mut chunks) = mpsc::channel(CHUNKS);
         let mut next = move || match chunks.blocking_recv() {
@@ -90,7 +93,7 @@ impl DraftTask {
 
 impl Drop for DraftTask {
     fn drop(&mut self) {
-        // Of a registrar that is dropped: the thread holds the lock of the files until it ends.
+        // A dropped registrar does not wait for the thread, which holds the lock of the files until it ends.
         if !self.thread.is_finished() {
             self.give_up();
         }
@@ -98,7 +101,7 @@ impl Drop for DraftTask {
 }
 
 impl Compaction {
-    /// The result of the blocking thread; never, if there is none.
+    /// Waits for the result of the blocking thread, or for ever if there is none.
     pub(super) async fn done(compaction: Option<&mut Self>) -> Result<(Result<Draft>, Duration), JoinError> {
         match compaction {
             Some(Self::Writing(task)) => (&mut task.thread).await,
@@ -108,20 +111,21 @@ impl Compaction {
 }
 
 impl Service {
-    /// Whether no batch can be written before the compaction has made a step.
+    /// Returns whether the next batch has to wait for a step of the compaction.
     pub(super) fn waits_for_compaction(&self) -> bool {
         let Some(Compaction::Writing(task)) = &self.compaction else { return false };
         task.is_awaited || self.journal.as_ref().is_some_and(Journal::is_broken)
     }
 
-    /// The new files, if they are to replace those in use now. Begins a compaction when it is time for one.
+    /// Returns the new files if they are to replace the current ones. Starts a compaction when it is due.
     pub(super) fn next_files(&mut self, journal: &Journal) -> Option<Draft> {
-        // A registrar that stops finishes only what it needs to store the last changes.
+        // A stopping registrar finishes a compaction only if it needs it to store the last changes.
         let is_needed = journal.is_broken() && !self.gathering.changes.is_empty();
         let may_go_on = is_needed || !self.is_stopping;
         match self.compaction.take() {
             None if may_go_on && journal.wants_compaction() => {
-                // The snapshot may miss changes that are on the disk and not yet in the store: the new journal has them.
+                // The snapshot may lack changes that are on the disk but not yet in the store. The new
+                // journal contains them.
                 let from = self.slow.oldest().unwrap_or(journal.position());
                 let (task, feed) = DraftTask::snapshot(journal.draft(from), Collecting::new(&self.store));
                 self.feed = Some(feed);
@@ -150,13 +154,13 @@ impl Service {
         let Some(feed) = self.feed.as_mut().filter(|feed| feed.has_room()) else { return };
         let next = feed.collecting.next(&self.store, COLLECTED);
         let is_last = next.is_none();
-        // A thread that has given up says why in its result.
+        // A thread that has given up states the reason in its result.
         if feed.chunks.try_send(next).is_err() || is_last {
             self.feed = None;
         }
     }
 
-    /// Goes on with the result of the blocking thread.
+    /// Continues with the result of the blocking thread.
     pub(super) fn on_draft_done(&mut self, done: Result<(Result<Draft>, Duration), JoinError>) {
         self.feed = None;
         let (result, took) = done.unwrap_or_else(|error| {
@@ -168,13 +172,13 @@ impl Service {
             Err(error) => Compaction::Failed(error, took),
         });
         self.end_failed_compaction();
-        // After a failure, the timer says when to try again.
+        // After a failure, the timer determines the next attempt.
         if self.trouble.is_none() || self.compaction.is_some() {
             self.write();
         }
     }
 
-    /// Goes on without a compaction that has failed, as soon as the journal is here.
+    /// Ends a failed compaction as soon as the journal is back from the writing thread.
     pub(super) fn end_failed_compaction(&mut self) {
         let Some(journal) = &mut self.journal else { return };
         match self.compaction.take() {
@@ -184,7 +188,7 @@ impl Service {
                 }
             }
             Some(Compaction::Failed(..)) if self.is_stopping && self.gathering.changes.is_empty() => {}
-            // Without the snapshot, nothing can be stored.
+            // The journal is broken. Without the snapshot, nothing can be stored.
             Some(Compaction::Failed(error, took)) => {
                 let status = self.failed(&error, took);
                 self.refuse_batch(Batch::default(), &status);
@@ -193,8 +197,9 @@ impl Service {
         }
     }
 
-    /// Puts a batch that could not be written in front of what has gathered, if a compaction may make room for it, or make the journal good
-    /// again: then it is written once more. Returns the batch if it is to be refused.
+    /// Puts a batch that could not be written in front of the changes that collected meanwhile, if a
+    /// compaction may make room on the disk or repair the journal. Then the batch is written once more.
+    /// Returns the batch if it is to be refused.
     pub(super) fn requeue(&mut self, mut batch: Batch) -> Option<Batch> {
         let (Some(journal), Some(compaction), None) = (&self.journal, &mut self.compaction, &self.trouble)
         else {
@@ -202,7 +207,7 @@ impl Service {
         };
         if let Compaction::Writing(task) = compaction {
             task.is_awaited = true;
-            // What it has written may be what fills the disk.
+            // The new files may be what fills the disk.
             if !journal.is_broken() {
                 task.give_up();
                 self.feed = None;
@@ -215,8 +220,8 @@ impl Service {
         None
     }
 
-    /// Ends the compaction of a registrar that stops; one that is needed to store the last changes is finished. Returns once no thread works on
-    /// it any more, or a batch is being written.
+    /// Ends the compaction of a registrar that stops. A compaction that is needed to store the last changes
+    /// is finished. Returns once no thread works on it any more, or once a batch is being written.
     pub(super) async fn end_compaction(&mut self) {
         while self.writing.is_none()
             && let Some(Compaction::Writing(task)) = &self.compaction
@@ -258,7 +263,7 @@ mod tests {
         Register(u8, u8),
         Remove(u8, u8),
         RemoveHost(u8),
-        /// The oldest change that is on the disk gets into the store.
+        /// Applies the oldest change that is on the disk to the store.
         CarryOut,
         Collect(usize),
         Copy,
@@ -287,7 +292,7 @@ mod tests {
         store.all(OwnerType::Publisher).iter().map(|frame| frame.to_vec()).collect()
     }
 
-    /// What is in the files, read as after a crash.
+    /// Reads the files, as after a crash.
     fn read(path: &std::path::Path) -> (Journal, Store) {
         let mut store = Store::new(usize::MAX, None);
         let (journal, complaints) = Journal::open(path, |entry| match entry {
@@ -311,7 +316,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// The snapshot is collected while the store changes, and some changes are on the disk long before they are in the store.
+        /// The snapshot is collected while the store changes, and some changes are on the disk long before
+        /// they are in the store.
         #[test]
         fn nothing_is_lost_or_comes_back_whatever_changes_while_the_snapshot_is_collected(steps in steps()) {
             let folder = tempfile::tempdir().unwrap();
@@ -375,7 +381,7 @@ mod tests {
         }
     }
 
-    /// Whenever a batch is on the disk, the next one is there already.
+    /// The journal is compacted although the next batch is always ready when one is on the disk.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_journal_is_shortened_while_changes_come_without_a_pause() {
         const CLIENTS: u8 = 8;
@@ -399,7 +405,7 @@ mod tests {
             client.await.unwrap();
         }
         let journal = std::fs::metadata(path.with_extension("journal")).unwrap().len();
-        // All of them together are ten times as long.
+        // All changes together are ten times as long.
         assert!(journal < 40 << 10, "{journal} bytes");
         registrar.stop(Duration::from_secs(1)).await;
         let expected = (0..CLIENTS).flat_map(|host| (0..50).map(move |name| registration(4 * name, host)));
@@ -411,8 +417,8 @@ mod tests {
         client.registration_timeout(timeout).build().unwrap()
     }
 
-    /// Stopped at any moment, also while a compaction is under way: every change that was acknowledged is in the files, and nobody works on them
-    /// any more.
+    /// The registrar is stopped at any moment, even during a compaction. Then every acknowledged change is in
+    /// the files, and no thread works on them any more.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn stopping_loses_nothing_and_leaves_the_files_to_others() {
         const CLIENTS: u8 = 4;
@@ -423,11 +429,11 @@ mod tests {
             let registrar = Registrar::bind("127.0.0.1:0").snapshot(&path).start().await.unwrap();
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|host| {
-                    // A request that comes after the end has no answer.
+                    // A request that arrives after the end gets no answer.
                     let client = client(registrar.address().clone(), Duration::from_millis(300));
                     tokio::spawn(async move {
                         let (mut done, mut in_doubt) = (Vec::new(), None);
-                        // Topics that no other round has.
+                        // No other round has the same descriptions.
                         for number in 0..u8::MAX {
                             let mut one = registration(number, host);
                             one.description = Some(format!("{round} {}", "x".repeat(200)));
@@ -441,7 +447,8 @@ mod tests {
                     })
                 })
                 .collect();
-            // Later in each round, so that a compaction is met in all of its states. On a loaded machine, all clients may have given up before that.
+            // Each round stops later than the one before, so that a compaction is met in all of its states.
+            // On a loaded machine, all clients may have given up before that.
             while registrar.counts().requests < 20 * round as u64
                 && !clients.iter().all(JoinHandle::is_finished)
             {
@@ -454,7 +461,7 @@ mod tests {
             for client in clients {
                 let (done, in_doubt) = client.await.unwrap();
                 expected.extend(done);
-                // Its answer may have been lost with the connection.
+                // The answer may have been lost with the connection.
                 expected.extend(in_doubt.filter(|one| found.contains(one)));
             }
             assert_eq!(found.symmetric_difference(&expected).count(), 0, "round {round}");
@@ -474,7 +481,7 @@ mod tests {
         let service = Service::new("r".into(), replier, store, Some(journal), counters.clone(), stop.clone());
         let service = tokio::spawn(service.run());
         let client = client(address, Duration::from_secs(60));
-        // Nothing can be written beside the files.
+        // A directory with the name of the temporary file keeps the registrar from writing new files.
         let obstacle = path.with_extension("tmp");
         std::fs::create_dir(&obstacle).unwrap();
         for number in 0..100 {

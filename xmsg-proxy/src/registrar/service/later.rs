@@ -1,4 +1,5 @@
-//! What peers ask for while something of theirs is under way, or while there is no room for changes: it waits, and each peer goes on in its turn.
+//! Requests that have to wait, because another request of the same peer is in progress or because there is no
+//! room for changes. The peers continue in turn.
 
 use std::collections::VecDeque;
 
@@ -7,34 +8,35 @@ use xmsg_zmq::{Multipart, ReturnPath};
 
 use super::{BATCH_BYTES, BATCH_REQUESTS, DATA_MAX, Service, Task};
 
-/// Requests that waited and are handled before others get their turn.
+/// The largest number of waiting requests that are handled in one turn.
 const RESUMED: usize = 8;
-/// Requests of one peer that wait for one of its own, or for room among the changes. More are refused.
+/// The largest number of waiting requests of one peer. More are refused.
 const LATER_OF_ONE: usize = 256;
-/// … once there are more than half of all that may wait.
+/// The largest number of waiting requests of one peer while more than half of the room for all of them is
+/// used.
 const LATER_OF_ONE_CROWDED: usize = 16;
-/// … of all peers.
+/// The largest number of waiting requests of all peers.
 const LATER_MAX: usize = 16 << 10;
-/// The same in bytes.
+/// The largest size of the waiting requests of all peers, in bytes.
 const LATER_BYTES: usize = 8 << 20;
-/// What a request that waits takes beside its frames, bytes, about.
+/// The approximate size of a waiting request beside its frames, in bytes.
 const TASK: usize = 256;
 
-/// What is under way for a peer.
+/// The requests of a peer that are in progress or waiting.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     pub(super) changes: usize,
     pub(super) is_answering: bool,
-    /// What it asked for meanwhile, and what that takes, bytes.
+    /// The waiting requests, each with the memory that it takes, in bytes.
     pub(super) later: VecDeque<(ReturnPath, Task, usize)>,
-    /// It stands in line to go on.
+    /// Whether the peer is in one of the queues of peers that continue.
     is_queued: bool,
 }
 
 impl Service {
     pub(super) fn handle(&mut self, path: ReturnPath, frames: &Multipart) {
         let Some(rights) = self.rights(&path) else {
-            // The rules may have changed while it was being let in.
+            // The rules may have changed during the handshake.
             return self.replier.end_connection(&path);
         };
         let task = self.read(frames.frames(), rights.register);
@@ -57,7 +59,7 @@ impl Service {
             let peer = path.peer().clone();
             self.pending.entry(peer.clone()).or_default().later.push_back((path, task, bytes));
             if may_go {
-                // It waits for nothing but room.
+                // The request waits only for room.
                 self.resume(&peer);
             }
             return;
@@ -70,21 +72,22 @@ impl Service {
         self.refuse(&path, task, status);
     }
 
-    /// Whether no more changes can be taken for now.
+    /// Returns whether no more changes can be accepted for now.
     fn is_full(&self) -> bool {
         self.gathering.changes.len() >= BATCH_REQUESTS
             || self.gathering.entries.len() >= BATCH_BYTES
             || (!self.durable && self.applying.changes.len() >= BATCH_REQUESTS)
     }
 
-    /// Whether this is a change that is not to be taken for now: there are too many, or too many that take long, and it would have to wait for
-    /// one of those. Others go on.
+    /// Returns whether this is a change that can't be accepted for now: there are too many changes, or there
+    /// are too many slow ones and this one is slow or would have to wait for one of them. Other changes are
+    /// accepted.
     fn has_no_room_for(&self, path: &ReturnPath, task: &Task) -> bool {
         let Task::Change(_, change) = task else { return false };
         self.is_full() || self.slow.is_full() && (change.takes_long() || self.slow.precedes(path, change))
     }
 
-    /// Has a peer go on with what it asked for meanwhile, when it is its turn.
+    /// Queues a peer to continue with its waiting requests.
     pub(super) fn resume(&mut self, peer: &Bytes) {
         let Some(pending) = self.pending.get_mut(peer) else { return };
         if pending.later.is_empty() {
@@ -96,14 +99,14 @@ impl Service {
         }
     }
 
-    /// There may be room for more changes.
+    /// Lets peers that wait for room continue, if there is room for more changes.
     pub(super) fn make_room(&mut self) {
         if !self.is_full() {
             self.resuming.extend(self.without_room.drain(..));
         }
     }
 
-    /// Goes on with what some peers asked for meanwhile, as far as may be: one request of each.
+    /// Continues with one waiting request of each of some peers, where that is allowed.
     pub(super) fn resume_some(&mut self) {
         for _ in 0..RESUMED {
             let Some(peer) = self.resuming.pop_front() else { return };
@@ -126,14 +129,14 @@ impl Service {
                 self.start(path, task);
             }
             let pending = self.pending.get(&peer);
-            // What is under way for it has it go on by itself.
+            // Otherwise the end of the peer's request in progress makes it continue.
             if pending.is_some_and(|pending| may_go || (pending.changes == 0 && !pending.is_answering)) {
                 self.resume(&peer);
             }
         }
     }
 
-    /// Tells all who still wait for an answer that there will be none.
+    /// Refuses all requests that still wait for an answer.
     pub(super) fn give_up(&mut self, status: &str) {
         while let Some((_, one)) = self.answering.pop() {
             self.answer(&one.path, self.reply(one.action, Err(status.to_owned())));

@@ -1,5 +1,6 @@
-//! Changes that take long, and those that have to wait for them: of the same host, or asked for by the same peer, which gets its replies in
-//! order. All others may be carried out meanwhile, as nothing about them depends on the order.
+//! Slow changes, and the changes that have to wait for them: those of the same host, and those of the same
+//! peer, because a peer gets its replies in order. All others may be applied meanwhile, because their result
+//! does not depend on the order.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -13,11 +14,11 @@ use super::change::Change;
 /// A change that is on the disk.
 type Stored = (ReturnPath, Action, Change);
 
-/// Changes in the order in which they are to be carried out.
+/// Changes in the order in which they are to be applied, each with its position in the journal.
 #[derive(Debug, Default)]
 pub(super) struct Slow {
     changes: VecDeque<(Stored, u64)>,
-    /// How many of them are about a host, and of a peer.
+    /// How many of the changes affect each host. `peers` says how many of them each peer sent.
     hosts: HashMap<String, usize>,
     peers: HashMap<Bytes, usize>,
 }
@@ -31,28 +32,28 @@ impl Slow {
         self.changes.len()
     }
 
-    /// Whether so many wait that no more are to be added.
+    /// Returns whether so many changes wait that no more may be added.
     pub(super) fn is_full(&self) -> bool {
         self.len() >= BATCH_REQUESTS
     }
 
-    /// Whether this change has to wait for one of them.
+    /// Returns whether this change has to wait for one of the waiting changes.
     pub(super) fn precedes(&self, path: &ReturnPath, change: &Change) -> bool {
         self.hosts.contains_key(change.host()) || self.peers.contains_key(path.peer())
     }
 
-    /// Adds one that is in the journal behind this position.
+    /// Adds a change that is in the journal behind this position.
     pub(super) fn push(&mut self, stored: Stored, position: u64) {
         self.note(&stored);
         self.changes.push_back((stored, position));
     }
 
-    /// The position in the journal that all of them are behind.
+    /// Returns the journal position before the oldest of the changes.
     pub(super) fn oldest(&self) -> Option<u64> {
         self.changes.front().map(|(_, position)| *position)
     }
 
-    /// The one that is next.
+    /// Takes the next change.
     pub(super) fn pop(&mut self) -> Option<(Stored, u64)> {
         let next = self.changes.pop_front()?;
         let (path, _, change) = &next.0;
@@ -61,7 +62,7 @@ impl Slow {
         Some(next)
     }
 
-    /// It is next once more: there is more of it to be done.
+    /// Puts a change back to the front, because it is not complete.
     pub(super) fn put_back(&mut self, stored: Stored, position: u64) {
         self.note(&stored);
         self.changes.push_front((stored, position));

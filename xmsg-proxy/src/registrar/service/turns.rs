@@ -1,13 +1,13 @@
-//! Work of many, a piece of each in turn: first by address, and for each address by connection.
+//! A round-robin queue of work: first by address, and for each address in the order of arrival.
 
 use std::collections::{HashMap, VecDeque};
 
 use xmsg_zmq::link::source::Source;
 
-/// What is to be done, and for whom.
+/// The waiting work of each source.
 #[derive(Debug)]
 pub(super) struct Turns<T> {
-    /// Those for whom there is something, each once.
+    /// The sources that have waiting work, each once.
     order: VecDeque<Source>,
     work: HashMap<Source, VecDeque<T>>,
 }
@@ -23,7 +23,7 @@ impl<T> Turns<T> {
         self.order.is_empty()
     }
 
-    /// It comes after all that there is for the same address.
+    /// Adds work behind all other work of the same address.
     pub(super) fn push(&mut self, source: Source, work: T) {
         let theirs = self.work.entry(source.clone()).or_default();
         if theirs.is_empty() {
@@ -32,7 +32,8 @@ impl<T> Turns<T> {
         theirs.push_back(work);
     }
 
-    /// Whose turn it is. What is left to do for them comes next after something of each other address.
+    /// Takes the next work. The remaining work of its source comes after one piece of work of every other
+    /// address.
     pub(super) fn pop(&mut self) -> Option<(Source, T)> {
         let source = self.order.pop_front()?;
         let theirs = self.work.get_mut(&source)?;
