@@ -1,4 +1,5 @@
-//! The files that a registrar comes back from: a snapshot, and a journal of what happened since.
+//! The files in which a registrar stores its registrations: a snapshot, and a journal of the changes since
+//! then.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -7,18 +8,25 @@
 //! | `PATH.lock` | locked by the registrar that uses the files |
 //! | `PATH.corrupt-N`, `PATH.journal.corrupt-N` | damaged files, kept aside |
 //!
-//! `PATH` is where symbolic links lead to, so that two registrars that reach the same files by different names meet at one lock.
+//! Symbolic links to `PATH` are resolved first. So two registrars that reach the same files by different
+//! names use the same lock.
 //!
-//! An entry is its length and a checksum (four bytes each, little-endian), then the body: a byte that says what it is, and a registration or a
-//! host. The checksum is the CRC-32 of the file's salt and the body. A change is synced to the disk before it is acknowledged.
+//! An entry starts with its length and a checksum (four bytes each, little-endian). The body follows: a byte
+//! with the kind of the entry, and a registration or a host. The checksum is the CRC-32 of the file's salt
+//! and the body. A change is synced to the disk before it is acknowledged.
 //!
-//! A new snapshot is written beside the old files, while changes go on being appended to the old journal: see [`Draft`]. The registrations in
-//! it may be those of different moments, but the new journal has every change that was made meanwhile, and the last change to a registration
-//! decides. For the same reason, a crash between the two renames at the end does no harm: the old journal has all these changes, too.
+//! A new snapshot is written beside the old files, while changes are still appended to the old journal: see
+//! [`Draft`]. The registrations in the snapshot may be from different moments. This does no harm, because the
+//! new journal contains every change that was made meanwhile, and the last change of a registration decides.
+//! For the same reason, a crash between the two renames at the end does no harm: the old journal contains all
+//! these changes, too.
 //!
-//! A damaged entry is lost alone: reading goes on at the next one. If the length is good, that is where it says; else at the next bytes
-//! that are an entry by their checksum. Clients choose what is in entries, but they don't know the salt, so none of them can plant an entry inside of
-//! another one. Nor does it take long, whatever they chose: checksums that are computed in vain are bounded. Files of the first version (`XMSGREG1`, `XMSGJRN1`) have no salt, and are read, too.
+//! A damaged entry loses only that entry: reading continues at the next one. If the damaged entry's length is
+//! good, the next entry is behind it. Otherwise it is at the next bytes that are an entry by their checksum.
+//! Clients choose the content of entries, but they don't know the salt, so that no client can plant an entry
+//! inside another one. Nor can their content make reading slow: the number of bytes for which checksums are
+//! computed in vain is bounded. Files of the first version (`XMSGREG1`, `XMSGJRN1`) have no salt. They are
+//! read, too.
 
 mod format;
 
@@ -35,84 +43,93 @@ use xmsg_core::{Error, ErrorKind, Result};
 pub use self::format::Entry;
 use self::format::{JOURNAL, PROBE, SNAPSHOT, Salt, seal, seal_again};
 
-/// A journal is not compacted before it has so many bytes, and not before it is as long as the snapshot.
+/// The length from which a journal may be compacted, in bytes. It must also be longer than the snapshot.
 const COMPACT_MIN: u64 = if cfg!(test) { 16 << 10 } else { 16 << 20 };
-/// Bytes that are written to find out whether the disk takes any.
+/// Bytes that a probe writes to find out whether the disk accepts data.
 const PROBE_LEN: usize = 64 << 10;
-/// Symbolic links that are followed, one after another.
+/// The largest number of symbolic links that are followed one after another.
 const LINKS_MAX: usize = 40;
-/// Registrations that are written to a snapshot between two looks at whether it is still wanted.
+/// Registrations that are written to a snapshot between two checks whether it is still wanted.
 const WRITTEN: usize = 1024;
-/// The buffer for what is written, and for what is copied from one journal to the next.
+/// The size of the buffer for writing a snapshot and for copying from one journal to the next.
 const BUFFER: usize = 1 << 20;
-/// What may be left to copy when the files are switched: changes wait for that.
+/// The most bytes that may be left to copy when the files are switched. Changes wait for that copy.
 const NEARLY: u64 = if cfg!(test) { 1 << 10 } else { 1 << 20 };
-/// Times that a journal which grows faster than it is copied is followed.
+/// The largest number of copy rounds for a journal that grows faster than it is copied.
 const ROUNDS_MAX: u32 = 16;
 
-/// Both files, open.
+/// Access to the snapshot and the journal of a registrar.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
     salt: Salt,
     generation: u64,
-    /// Bytes of the journal that are good, and of its header.
+    /// The length of the good part of the journal file, with its header, in bytes.
     len: u64,
     header_len: u64,
-    /// The [position](Self::position) of its first entry.
+    /// The [position](Self::position) of the first entry of the journal file.
     start: u64,
-    /// At this length it is time for a compaction.
+    /// The file length beyond which a compaction is due.
     compact_at: u64,
-    /// The journal can't be appended to: the next change has to be a compaction.
+    /// Whether the journal can't be appended to. Then the next change has to be a compaction.
     broken: bool,
-    /// Shared with drafts: nobody else uses the files while one is being written.
+    /// The lock is shared with drafts, so that no other process uses the files while a draft is being
+    /// written.
     lock: Arc<File>,
 }
 
-/// Where entries are in the file of a journal.
+/// What is needed to find the entries in the file of a journal.
 #[derive(Clone, Copy, Debug)]
 struct JournalFile {
     header_len: u64,
-    /// The position of the first one.
+    /// The position of the first entry.
     start: u64,
     salt: Salt,
 }
 
-/// The next files of a [`Journal`], written beside those that it goes on with meanwhile. Dropped, it leaves nothing behind.
+/// The next files of a [`Journal`], written beside the current files, which are still in use meanwhile. A
+/// draft that is dropped removes its unfinished files.
 #[derive(Debug)]
 pub struct Draft {
     path: PathBuf,
     generation: u64,
-    /// The journal that is there.
+    /// The current journal.
     source: JournalFile,
-    /// The changes before this position are in the snapshot; those up to `copied` are in the new journal.
+    /// The snapshot contains the changes before this position. The new journal contains those from here up to
+    /// `copied`.
     from: u64,
     copied: u64,
     rounds: u32,
     salt: Salt,
     snapshot_len: u64,
     header_len: u64,
-    /// The new journal.
+    /// The new journal, once it was created.
     journal: Option<File>,
     is_unwanted: Arc<AtomicBool>,
     _lock: Arc<File>,
 }
 
 impl Draft {
-    /// Whoever sets this has [`write`](Self::write) fail soon.
+    /// Returns a flag that makes [`write`](Self::write) and [`copy`](Self::copy) fail soon after it is set.
     #[must_use]
     pub fn is_unwanted(&self) -> Arc<AtomicBool> {
         self.is_unwanted.clone()
     }
 
-    /// Whether little is left to copy from a journal whose end is at this position, or the maximum number of copy rounds is reached.
+    /// Returns whether little is left to copy from a journal whose end is at this position, or the maximum
+    /// number of copy rounds is reached.
     #[must_use]
     pub fn is_caught_up(&self, position: u64) -> bool {
         self.rounds >= ROUNDS_MAX || position - self.copied <= NEARLY
     }
 
-    /// Writes the snapshot: of all registrations that `next` gives, some at a time, each as it was at some moment since the draft was begun.
+    /// Writes the snapshot. `next` returns all registrations in chunks, each as it was at some moment since
+    /// the draft was begun.
+    ///
+    /// # Errors
+    ///
+    /// If the files can't be written, if `next` fails, or if the draft is no longer wanted.
     pub fn write(&mut self, mut next: impl FnMut() -> io::Result<Option<Records>>) -> Result<()> {
         let no_salt = |error| io_error("cannot make up a salt for the registrar's files".to_owned(), error);
         let salt = Salt::new().map_err(no_salt)?;
@@ -138,7 +155,7 @@ impl Draft {
             }
             out.flush()?;
             drop(out);
-            // Now it is known how many there are.
+            // Only now the number of registrations is known.
             file.rewind()?;
             SNAPSHOT.write(&mut file, self.generation, count, salt)?;
             file.sync_all()?;
@@ -156,7 +173,12 @@ impl Draft {
         Ok(())
     }
 
-    /// Copies the entries of the old journal up to this position, which is not behind its good part, and syncs the new one.
+    /// Copies the entries of the old journal up to this position, and syncs the new journal. The position
+    /// must not be behind the good part of the old journal.
+    ///
+    /// # Errors
+    ///
+    /// If an entry is damaged, if the files can't be read or written, or if the draft is no longer wanted.
     pub fn copy(&mut self, upto: u64) -> Result<()> {
         self.rounds += 1;
         let path = journal_of(&self.path);
@@ -168,7 +190,7 @@ impl Draft {
             }
             let mut file = File::open(&path)?;
             file.seek(SeekFrom::Start(source.header_len + (at - source.start)))?;
-            // Entries that are whole so far, and the beginning of the next one.
+            // The entries that are complete so far, and the beginning of the next one.
             let mut entries = Vec::new();
             while at < upto {
                 if is_unwanted.load(Ordering::Relaxed) {
@@ -197,29 +219,32 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // Unfinished files would waste disk space. Finished ones have their final names by now.
+        // Unfinished files would waste disk space. Finished files have their final names by now.
         for path in [self.path.clone(), journal_of(&self.path)] {
             let _ = fs::remove_file(temporary(&path));
         }
     }
 }
 
-/// Frames of registrations.
+/// Frames of registrations, and whether they are publishers or subscribers.
 pub type Records = (OwnerType, Vec<Bytes>);
 
-/// What was wrong with the files, for people to read.
+/// Descriptions of what was wrong with the files, for people to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Complaints {
-    /// What was damaged, and has been kept aside.
+    /// Damaged files. A copy of each was kept.
     pub damage: Vec<String>,
-    /// What a crash leaves: changes that were never acknowledged.
+    /// The rest of an interrupted write, as a crash leaves it: changes that were never acknowledged.
     pub torn: Option<String>,
 }
 
 impl Journal {
-    /// Opens the files, or makes them, and hands what is in them to `replay`. Damage does not fail: what is good is taken, before and behind
-    /// it, the file is kept aside, and the complaint returned. [`ErrorKind::Io`] when the files can't be read or written, or
-    /// another registrar uses them.
+    /// Opens the files, or creates them, and passes their entries to `replay`. Damage is not an error: all
+    /// good entries before and behind it are read, a copy of the file is kept, and a description is returned.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the files can't be read or written, or if another registrar uses them.
     pub fn open(path: &Path, mut replay: impl FnMut(Entry)) -> Result<(Self, Complaints)> {
         let path =
             &resolve(path).map_err(|error| io_error(format!("cannot find {}", path.display()), error))?;
@@ -243,12 +268,12 @@ impl Journal {
         let (mut broken, mut salt) = (!complaints.damage.is_empty(), Salt(None));
         match read(&journal_path)? {
             None => broken = true,
-            // One that was made and not yet begun.
+            // A journal that was created, but whose header was not written.
             Some(file) if file.is_empty() => broken = true,
             Some(file) => {
                 let (header, contents) = JOURNAL.read(&file, &mut replay);
-                // An older journal is what the snapshot was made from: its changes are in there, and do no harm. But nothing may be
-                // appended to it.
+                // An older journal contains changes that the snapshot was made from. Applying them again does
+                // no harm, but nothing may be appended to it.
                 broken |= header.is_none_or(|header| header.generation != generation);
                 if header.is_none() || contents.damaged > 0 {
                     let what = contents.describe("changes", header.is_some());
@@ -278,32 +303,38 @@ impl Journal {
         let mut journal =
             Self { path, file, salt, generation, len, header_len, start, compact_at, broken, lock };
         if !broken {
-            // What was written last and never acknowledged may be there in part.
+            // Removes an incomplete entry at the end, which was never acknowledged.
             journal.cut().map_err(failed)?;
         }
         Ok((journal, complaints))
     }
 
-    /// Whether nothing can be written before a [`compact`](Self::compact).
+    /// Returns whether nothing can be written before a [`compact`](Self::compact).
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
     }
 
-    /// Whether it is time for [`compact`](Self::compact).
+    /// Returns whether it is time for [`compact`](Self::compact).
     #[must_use]
     pub fn wants_compaction(&self) -> bool {
         self.broken || self.len > self.compact_at
     }
 
-    /// Logical offset of the end of the journal, in bytes of entries. Compactions do not reset it: it tells later which entries came after now.
+    /// Returns the logical offset of the end of the journal, in bytes of entries. Compactions do not reset
+    /// it. It therefore shows later which entries were written after now.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.start + (self.len - self.header_len)
     }
 
-    /// Appends a batch of entries and syncs it to the disk. What is left of a batch that could not be written is cut off again; if even that fails,
-    /// or the sync, only a compaction makes the journal whole.
+    /// Appends a batch of entries and syncs it to the disk. A batch that was written in part is cut off
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the batch can't be written. If cutting it off or the sync fails, the journal is
+    /// [broken](Self::is_broken) until the next compaction.
     pub fn append(&mut self, batch: &mut [u8]) -> Result<()> {
         if self.broken {
             return Err(self.cannot_write(io::Error::other("an earlier change could not be written")));
@@ -314,7 +345,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Finds out whether something can be appended, and leaves the journal as it is.
+    /// Tests whether something can be appended, and leaves the journal as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the disk does not accept data, or if the journal is [broken](Self::is_broken).
     pub fn probe(&mut self) -> Result<()> {
         if self.broken {
             return Err(self.cannot_write(io::Error::other("an earlier change could not be written")));
@@ -324,13 +359,13 @@ impl Journal {
         result.map_err(|error| self.cannot_write(error))
     }
 
-    /// Writes at the end and syncs.
+    /// Writes at the end of the file and syncs.
     fn extend(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Err(error) = self.file.write_all(bytes) {
             self.broken = self.cut().is_err();
             return Err(error);
         }
-        // After a sync that failed nobody knows what is on the disk.
+        // After a failed sync it is unknown what is on the disk.
         self.file.sync_data().inspect_err(|_| self.broken = true)
     }
 
@@ -338,8 +373,13 @@ impl Journal {
         io_error(format!("cannot write to {}.journal", self.path.display()), error)
     }
 
-    /// Writes a new snapshot of these registrations, and a journal that begins with this batch of entries, each in place of the old one in one
-    /// step. If there is no room for that, and the journal is good, the batch is appended to it.
+    /// Writes a new snapshot of these registrations, and a new journal that begins with this batch of entries.
+    /// Each replaces the old file in one step. If the new files can't be written and the journal is good, the
+    /// batch is appended to the old journal.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the batch could be written to neither journal.
     pub fn compact(&mut self, records: &[Records], batch: &mut [u8]) -> Result<()> {
         let mut draft = self.draft(self.position());
         let mut records = records.iter();
@@ -349,7 +389,8 @@ impl Journal {
         }
     }
 
-    /// Begins a compaction: a snapshot of all changes before this [position](Self::position), and a journal of those behind it.
+    /// Begins a compaction: a snapshot of all changes before this [position](Self::position), and a journal
+    /// of those behind it.
     #[must_use]
     pub fn draft(&self, from: u64) -> Draft {
         Draft {
@@ -368,8 +409,12 @@ impl Journal {
         }
     }
 
-    /// Puts the files of a draft in place of those that are there, each in one step, with this batch of entries at the end. If that fails, and the
-    /// journal is still good, the batch is appended to it.
+    /// Replaces the current files with those of a draft, each in one step, and adds this batch of entries at
+    /// the end. If that fails and the journal is still good, the batch is appended to the old journal.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the batch could be written to neither journal.
     pub fn switch(&mut self, draft: Draft, batch: &mut [u8]) -> Result<()> {
         match self.replace_with(draft, batch) {
             Ok(()) => Ok(()),
@@ -377,7 +422,7 @@ impl Journal {
         }
     }
 
-    /// Goes on with the files that are there after a compaction has failed, if they are good.
+    /// Continues with the current files after a failed compaction, if they are good.
     fn keep(&mut self, error: Error, batch: &mut [u8]) -> Result<()> {
         if self.broken {
             return Err(error);
@@ -386,7 +431,7 @@ impl Journal {
         if batch.is_empty() { self.probe() } else { self.append(batch) }
     }
 
-    /// Notes that a compaction has failed: the next one is not begun with the next batch.
+    /// Records that a compaction has failed, so that the next batch does not start another one.
     pub fn postpone_compaction(&mut self, error: &Error) {
         self.compact_at = self.len + COMPACT_MIN;
         tracing::warn!(reason = %error.with_causes(), "the journal was not shortened");
@@ -403,7 +448,7 @@ impl Journal {
         seal(batch, &draft.salt);
         file.write_all(batch).and_then(|()| file.sync_all()).map_err(cannot)?;
         place(&self.path)?;
-        // The journal that is there is an older one now.
+        // From here until the second rename, the current journal belongs to the old snapshot.
         self.broken = true;
         place(&path)?;
         (self.file, self.salt, self.generation) = (file, draft.salt, draft.generation);
@@ -414,7 +459,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Cuts off what is behind the good part, and goes on writing there.
+    /// Cuts off what is behind the good part, so that writing continues there.
     fn cut(&mut self) -> io::Result<()> {
         self.file.set_len(self.len)?;
         self.file.sync_all()?;
@@ -422,7 +467,8 @@ impl Journal {
     }
 }
 
-/// Where a file is, past all symbolic links: two names of one file are the same then. The file need not be there.
+/// Resolves all symbolic links, so that two names of one file give the same path. The file itself need not
+/// exist.
 fn resolve(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {
@@ -432,7 +478,7 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
         path = folder.join(name);
         match fs::read_link(&path) {
             Ok(target) => path = folder.join(target),
-            // It is no link, or not there.
+            // The path is not a link, or does not exist.
             Err(_) => return Ok(path),
         }
     }
@@ -462,7 +508,8 @@ fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// Gives a damaged file a second name, so that it stays when a good one takes its place. Returns the complaint.
+/// Gives a damaged file a second name, under which it remains when a good one replaces it. Returns the
+/// description of the damage.
 fn keep_aside(path: &Path, saved: &str) -> Result<String> {
     let failed = |error| io_error(format!("{} is damaged and can't be kept aside", path.display()), error);
     for number in 1.. {
@@ -470,7 +517,7 @@ fn keep_aside(path: &Path, saved: &str) -> Result<String> {
         if aside.exists() {
             continue;
         }
-        // Not every file system has links.
+        // Not every file system has hard links.
         fs::hard_link(path, &aside).or_else(|_| fs::copy(path, &aside).map(drop)).map_err(failed)?;
         return Ok(format!(
             "{} is damaged: {saved}; the file is kept as {}",
@@ -481,12 +528,12 @@ fn keep_aside(path: &Path, saved: &str) -> Result<String> {
     unreachable!("numbers do not end")
 }
 
-/// A file beside this one, which is to take its place.
+/// The name of the temporary file that is to replace this file.
 fn temporary(path: &Path) -> PathBuf {
     with_suffix(path, ".tmp")
 }
 
-/// Puts what was written beside a file in its place.
+/// Replaces a file by its temporary file.
 fn place(path: &Path) -> Result<()> {
     let work = || {
         fs::rename(temporary(path), path)?;

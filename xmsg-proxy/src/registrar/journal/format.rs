@@ -1,4 +1,5 @@
-//! The bytes of a registrar's files: headers, entries with their checksums, and what can be read of damaged ones.
+//! The format of a registrar's files: headers, entries with checksums, and what can be read from damaged
+//! files.
 
 use std::io::{self, Write};
 
@@ -7,36 +8,39 @@ use xmsg_core::registration::OwnerType;
 
 pub(super) const SNAPSHOT: Format = Format { magic: b"XMSGREG2", old_magic: b"XMSGREG1", has_count: true };
 pub(super) const JOURNAL: Format = Format { magic: b"XMSGJRN2", old_magic: b"XMSGJRN1", has_count: false };
-/// Length and checksum of an entry.
+/// The size of an entry's length and checksum, in bytes.
 const ENTRY_HEADER: usize = 8;
-/// No entry is longer: requests are limited to less.
+/// The longest body of an entry, in bytes. Requests are limited to less.
 pub(super) const ENTRY_MAX: usize = 256 << 10;
-/// What is found by its checksum alone, behind a damaged length, is no longer: requests are limited to a quarter of it.
+/// The longest body of an entry that is found only by its checksum, behind a damaged length, in bytes.
+/// Requests are limited to a quarter of it.
 pub(super) const FOUND_MAX: usize = 16 << 10;
-/// Bytes of checksums that may be computed in vain while a file is read, and so many for each of its bytes. Clients choose what is in entries, and
-/// could have made each of their bytes look like the begin of a long one.
+/// While a file is read, checksums may be computed in vain for this many bytes, plus `IN_VAIN_OF_EACH` for
+/// each byte of the file. Without this limit, clients could make every byte of an entry look like the
+/// beginning of a long entry.
 pub(super) const IN_VAIN: usize = 64 << 20;
 pub(super) const IN_VAIN_OF_EACH: usize = 16;
 
-/// What a probe writes. Some file systems don't store zeros; and no entry begins with such a length.
+/// The byte that a probe writes. It is not zero, because some file systems don't store zeros, and no entry
+/// starts with such a length.
 pub(super) const PROBE: u8 = 0xff;
 
-/// What the body of an entry begins with.
+/// The values of the first byte of an entry's body.
 const TAGS: std::ops::RangeInclusive<u8> = 1..=5;
 
-/// A change.
+/// A change in a registrar's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// A registration was made; its frame.
+    /// A registration was made. It has the registration's frame.
     Register(OwnerType, Bytes),
-    /// What has the same topic, name and host was forgotten; the frame of what was asked.
+    /// The registrations with this topic, name and host were removed. It has the frame of the request.
     Remove(OwnerType, Bytes),
-    /// All of a host was forgotten.
+    /// All registrations of this host were removed.
     RemoveHost(Bytes),
 }
 
 impl Entry {
-    /// Appends the body of the entry, with room for its header, to a batch. `seal` makes it whole.
+    /// Appends the entry to a batch, with an empty checksum that `seal` fills in.
     pub fn write(&self, batch: &mut Vec<u8>) {
         let (tag, bytes) = match self {
             Self::Register(OwnerType::Publisher, frame) => (1, frame),
@@ -51,7 +55,7 @@ impl Entry {
         batch.extend_from_slice(bytes);
     }
 
-    /// The entry at the front, and its length with the header; `None` when there is no good one.
+    /// Returns the entry at the front and its length with the header, or `None` if there is no good entry.
     fn at(rest: &Bytes, salt: &Salt) -> Option<(Self, usize)> {
         let len = length(rest)?;
         let crc = u32::from_le_bytes(rest.get(4..ENTRY_HEADER)?.try_into().ok()?);
@@ -73,13 +77,13 @@ impl Entry {
     }
 }
 
-/// The length of the body of the entry at the front, if it is one that an entry may have.
+/// Returns the length of the body of the entry at the front, if it is a valid length.
 fn length(rest: &[u8]) -> Option<usize> {
     let len = u32::from_le_bytes(*rest.first_chunk()?) as usize;
     (1..=ENTRY_MAX).contains(&len).then_some(len)
 }
 
-/// Fills in the checksums of a batch of entries. Returns the length of those that are whole.
+/// Fills in the checksums of a batch of entries. Returns the length of the complete entries, in bytes.
 pub(super) fn seal(batch: &mut [u8], salt: &Salt) -> usize {
     let mut whole = 0;
     let mut rest = batch;
@@ -94,7 +98,8 @@ pub(super) fn seal(batch: &mut [u8], salt: &Salt) -> usize {
     whole
 }
 
-/// Replaces the checksums of a batch of entries. Returns the length of the whole entries; `None` if one of them is damaged.
+/// Replaces the checksums of a batch of entries. Returns the length of the complete entries, or `None` if one
+/// of them is damaged.
 pub(super) fn seal_again(batch: &mut [u8], old: &Salt, new: &Salt) -> Option<usize> {
     let mut whole = 0;
     loop {
@@ -112,7 +117,8 @@ pub(super) fn seal_again(batch: &mut [u8], old: &Salt, new: &Salt) -> Option<usi
     }
 }
 
-/// What the checksums of a file start with: nobody knows it who can't read the file. `None` in files of the first version.
+/// The salt with which each checksum of a file starts. Only those who can read the file know it. It is `None`
+/// in files of the first version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Salt(pub(super) Option<[u8; 8]>);
 
@@ -129,7 +135,7 @@ impl Salt {
     }
 }
 
-/// What a file starts with.
+/// What distinguishes the headers of the two kinds of files.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Format {
     magic: &'static [u8; 8],
@@ -143,12 +149,12 @@ pub(super) struct Header {
     pub(super) generation: u64,
     pub(super) count: Option<u64>,
     pub(super) salt: Salt,
-    /// Its length.
+    /// The length of the header, in bytes.
     pub(super) len: usize,
 }
 
 impl Format {
-    /// Writes a header, and returns its length.
+    /// Writes a header, and returns its length in bytes.
     pub(super) fn write(
         self,
         out: &mut impl Write,
@@ -162,23 +168,24 @@ impl Format {
             out.write_all(&count.to_le_bytes())?;
         }
         let salt = salt.0.unwrap_or_default();
-        // Twice: damage to one of them is not the end of the file.
+        // The salt is written twice, so that damage to one copy does not make the file unreadable.
         out.write_all(&salt)?;
         out.write_all(&salt)?;
         Ok(self.len())
     }
 
-    /// The length of a header without a salt.
+    /// Returns the length of a header of the first version, which has no salt, in bytes.
     pub(super) fn old_len(self) -> usize {
         if self.has_count { 24 } else { 16 }
     }
 
-    /// The length of a header that is written now.
+    /// Returns the length of a header of the current version, in bytes.
     fn len(self) -> usize {
         self.old_len() + 16
     }
 
-    /// Reads a header, and hands out the entries behind it. A damaged one is `None`; what it would have to be for the entries to be good is tried.
+    /// Reads a header, and passes the entries behind it to `found`. Returns `None` for a damaged header. In
+    /// that case the entries are read with the salt and the header length that give the most good entries.
     pub(super) fn read(self, file: &Bytes, found: impl FnMut(Entry)) -> (Option<Header>, Contents) {
         let (old_len, len) = (self.old_len(), self.len());
         let salt_at = |at: usize| file.get(at..).and_then(<[u8]>::first_chunk).copied();
@@ -205,25 +212,25 @@ impl Format {
     }
 }
 
-/// What is in a file behind its header.
+/// What was found in a file behind its header.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    /// Good entries.
+    /// The number of good entries.
     pub(super) count: usize,
-    /// Places at which something is damaged, and the bytes there.
+    /// The number of damaged places. `damaged_bytes` is their size.
     pub(super) damaged: usize,
     pub(super) damaged_bytes: usize,
-    /// Bytes up to the end of the last good entry, from the end of the header.
+    /// The bytes from the end of the header to the end of the last good entry.
     pub(super) good_len: usize,
-    /// What is behind it is what a write that was cut short leaves: less than an entry, zeros where the system had made room, or what a probe
-    /// has written.
+    /// Whether the rest behind the last good entry was left by an interrupted write: less than an entry,
+    /// zeros that the file system had allocated, or bytes of a probe.
     pub(super) is_torn: bool,
-    /// Bytes of checksums that were computed in vain.
+    /// The bytes for which checksums were computed in vain.
     pub(super) in_vain: usize,
 }
 
 impl Contents {
-    /// Hands out each good entry.
+    /// Reads a file behind its header, and passes each good entry to `each`.
     pub(super) fn read(file: &Bytes, salt: Salt, mut each: impl FnMut(Entry)) -> Self {
         let mut found = Self::default();
         let budget = IN_VAIN + IN_VAIN_OF_EACH * file.len();
@@ -256,7 +263,8 @@ impl Contents {
     }
 }
 
-/// Where the next good entry is, behind a damaged one. `None`, too, when more than `budget` bytes of checksums would have to be computed in vain.
+/// Returns the distance to the next good entry behind a damaged one. Returns `None` if there is none, or if
+/// finding it would exceed `budget`, the bytes for which checksums may be computed in vain.
 fn next_entry(rest: &Bytes, salt: &Salt, in_vain: &mut usize, budget: usize) -> Option<usize> {
     let mut is_good = |at: usize, longest: usize| {
         let Some(entry) = rest.get(at..) else { return false };
@@ -276,7 +284,7 @@ fn next_entry(rest: &Bytes, salt: &Salt, in_vain: &mut usize, budget: usize) -> 
 }
 
 impl Contents {
-    /// What could be read of them.
+    /// Describes what could be read, for people.
     pub(super) fn describe(&self, what: &str, has_header: bool) -> String {
         let header = if has_header { "" } else { "its header is not good, " };
         let damage = match self.damaged {
@@ -292,7 +300,7 @@ fn number(header: &[u8], at: usize) -> u64 {
     header.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
-/// CRC-32 (IEEE 802.3), going on from `crc`; starts at `!0` and is inverted at the end.
+/// Continues a CRC-32 (IEEE 802.3) from `crc`. A checksum starts at `!0` and is inverted at the end.
 pub(super) fn crc32(mut crc: u32, bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];

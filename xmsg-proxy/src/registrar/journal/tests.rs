@@ -1,4 +1,5 @@
-//! Files that are whole, cut short, damaged, of the first version, and behind links.
+//! Tests of journals and snapshots that are complete, cut short, damaged, of the first version, and behind
+//! links.
 
 use super::format::*;
 use super::*;
@@ -36,7 +37,7 @@ fn snapshot() -> [(OwnerType, Vec<Bytes>); 2] {
     ]
 }
 
-/// A snapshot with three registrations, and a journal with three changes.
+/// Writes a snapshot with three registrations, and a journal with three changes.
 fn filled(path: &Path) -> Vec<Entry> {
     let (mut journal, found, complaints) = open(path);
     assert!(found.is_empty() && complaints == Complaints::default() && journal.wants_compaction());
@@ -53,7 +54,7 @@ fn all() -> Vec<Entry> {
     records.chain(entries()).collect()
 }
 
-/// The same files, as the first version wrote them.
+/// Writes the same content as [`filled`] in the format of the first version.
 fn filled_by_the_first_version(path: &Path) -> Vec<Entry> {
     let all = all();
     let (records, changes) = all.split_at(3);
@@ -105,7 +106,7 @@ fn files_of_the_first_version_are_read_and_written_anew() {
     let all = filled_by_the_first_version(&path);
     let (mut journal, found, complaints) = open(&path);
     assert_eq!((found, complaints), (all.clone(), Complaints::default()));
-    // Going on with it as it is would do, too.
+    // The old format could also be continued without a compaction.
     journal.append(&mut batch(&entries()[..1])).unwrap();
     drop(journal);
     let (mut journal, found, complaints) = open(&path);
@@ -126,7 +127,8 @@ fn a_journal_cut_short_anywhere_gives_what_is_whole_says_so_and_goes_on() {
     let ends: Vec<_> = (0..=3).map(|count| header + batch(&entries()[..count]).len()).collect();
     for len in header..=whole.len() {
         for behind in [&[][..], &[0; 100], &[PROBE; 100]] {
-            // Zeros behind half an entry may be taken for the rest of it: that is damage.
+            // Zeros behind half an entry may look like the rest of it, which counts as damage. So they are
+            // tested only at the end of an entry.
             let torn = !ends.contains(&len) || !behind.is_empty();
             if !ends.contains(&len) && !behind.is_empty() {
                 continue;
@@ -161,13 +163,14 @@ fn one_damaged_byte_loses_one_entry_and_the_file_is_kept_aside() {
                 let (mut journal, found, complaints) = open(&path);
                 assert!(found.iter().all(|entry| all.contains(entry)), "{file} {at}: {found:?}");
                 assert!(found.len() >= all.len() - 1, "{file} {at}: {found:?}");
-                // A generation is a number like another: the two don't belong together then.
+                // A damaged generation is still a valid number. Then the journal just doesn't belong to the
+                // snapshot.
                 if complaints == Complaints::default() {
                     assert!((8..16).contains(&at) && found == all, "{file} {at}: {found:?}");
                     assert!(journal.is_broken());
                     continue;
                 }
-                // A length of the last entry that is too great is what a write that was cut short leaves.
+                // A last entry whose length is too great looks like the rest of an interrupted write.
                 if let Some(torn) = complaints.torn {
                     assert!(torn.contains("cut short") && found.len() == all.len() - 1, "{torn}");
                     continue;
@@ -198,7 +201,7 @@ fn nobody_plants_an_entry_inside_of_another() {
     drop(journal);
     let file = with_suffix(&path, ".journal");
     let mut bytes = fs::read(&file).unwrap();
-    // The length of the one around it.
+    // Damages the length of the outer entry.
     let at = bytes.len() - batch(&changes).len();
     bytes[at + 2] ^= 1;
     fs::write(&file, bytes).unwrap();
@@ -217,19 +220,19 @@ fn a_journal_older_than_the_snapshot_is_not_gone_on_with() {
     let (mut journal, ..) = open(&path);
     journal.compact(&[(OwnerType::Publisher, vec![frame("new")])], &mut []).unwrap();
     drop(journal);
-    // As if the system had stopped between the two renames.
+    // The state in which a system stop between the two renames leaves the files.
     fs::write(with_suffix(&path, ".journal"), old).unwrap();
     let (mut journal, found, complaints) = open(&path);
     assert_eq!((found.len(), complaints, journal.is_broken()), (4, Complaints::default(), true));
     assert!(journal.append(&mut []).is_err());
 }
 
-/// A registration for each of these names.
+/// Returns a registration for each of these names.
 fn records(names: &[&'static str]) -> [(OwnerType, Vec<Bytes>); 1] {
     [(OwnerType::Publisher, names.iter().map(|name| frame(name)).collect())]
 }
 
-/// Hands them out, one owner at a time.
+/// Returns a function that yields the records, one owner type at a time.
 fn each_of(records: [Records; 1]) -> impl FnMut() -> io::Result<Option<Records>> {
     let mut records = records.into_iter();
     move || Ok(records.next())
@@ -239,8 +242,8 @@ fn registers(names: &[&'static str]) -> Vec<Entry> {
     names.iter().map(|name| Entry::Register(OwnerType::Publisher, frame(name))).collect()
 }
 
-/// A journal that goes on while a draft is written, and the draft. In the snapshot are `one` and `two`; the journal had `two`, and has three
-/// more.
+/// Returns a journal that continues while a draft is written, and the draft. The snapshot of the draft
+/// contains `one` and `two`. The journal contains `two`, and three more changes.
 fn drafted(path: &Path) -> (Journal, Draft) {
     let (mut journal, ..) = open(path);
     journal.compact(&records(&["one"]), &mut batch(&registers(&["two"]))).unwrap();
@@ -283,14 +286,14 @@ fn changes_go_on_while_the_next_files_are_written() {
     assert_eq!(open(&path).1, registers(&["all but the last", "seven"]));
 }
 
-/// A crash while the next files are being written, and between the two renames.
+/// A crash happens while the next files are being written, or between the two renames.
 #[test]
 fn all_is_there_whenever_the_next_files_are_left_unfinished() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("r");
     let (journal, draft) = drafted(&path);
     let before = fs::read(&path).unwrap();
-    // As a crash leaves it.
+    // The temporary file as a crash leaves it.
     let unfinished = fs::read(temporary(&path)).unwrap();
     drop((journal, draft));
     fs::write(temporary(&path), unfinished).unwrap();
@@ -300,7 +303,7 @@ fn all_is_there_whenever_the_next_files_are_left_unfinished() {
         (registers(&["one", "two", "three", "four", "five"]), Complaints::default())
     );
     drop(journal);
-    // The new snapshot and the old journal: what is in both is the same twice.
+    // The new snapshot and the old journal have some changes in common, which are applied twice.
     fs::rename(temporary(&path), &path).unwrap();
     assert_ne!(fs::read(&path).unwrap(), before);
     let (mut journal, found, complaints) = open(&path);
@@ -322,12 +325,12 @@ fn the_journal_goes_on_if_the_next_files_can_not_take_its_place() {
         draft.write(each_of(records(&["one"]))).unwrap_err().with_causes().to_string().contains("given up")
     );
     drop(draft);
-    // Its end is behind that of the journal.
+    // This position is behind the end of the journal.
     let mut draft = journal.draft(journal.position());
     draft.write(each_of(records(&["one"]))).unwrap();
     assert!(draft.copy(journal.position() + 1).is_err());
     drop(draft);
-    // A change that was damaged since it was written is not made a good one.
+    // Copying does not give a valid checksum to a change that was damaged after it was written.
     let path_of_journal = with_suffix(&path, ".journal");
     let mut file = fs::read(&path_of_journal).unwrap();
     *file.last_mut().unwrap() ^= 1;
@@ -340,7 +343,7 @@ fn the_journal_goes_on_if_the_next_files_can_not_take_its_place() {
     drop(draft);
     *file.last_mut().unwrap() ^= 1;
     fs::write(&path_of_journal, &file).unwrap();
-    // Nor is it a whole entry.
+    // The journal does not end with a complete entry from this position.
     let mut draft = journal.draft(journal.position() - 1);
     draft.write(each_of(records(&["one"]))).unwrap();
     journal.switch(draft, &mut batch(&registers(&["six"]))).unwrap();
@@ -359,7 +362,7 @@ fn other_names_of_the_same_file_meet_at_one_lock() {
     symlink("real/r", at("file")).unwrap();
     symlink(at("file"), at("file-of-a-file")).unwrap();
     symlink("loop", at("loop")).unwrap();
-    // Nothing is there yet.
+    // None of the files exists yet.
     let (mut journal, ..) = open(&at("file-of-a-file"));
     for other in ["real/r", "folder/r", "file", "folder/../real/r"] {
         let error = Journal::open(&at(other), drop).unwrap_err().to_string();
@@ -372,7 +375,7 @@ fn other_names_of_the_same_file_meet_at_one_lock() {
     assert!(Journal::open(&at("loop"), drop).is_err());
 }
 
-/// `/dev/full` takes nothing: what is behind a link to it can't be written.
+/// `/dev/full` accepts no data, so nothing can be written through a link to it.
 #[test]
 fn what_could_not_be_written_is_cut_off_and_the_journal_goes_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -400,7 +403,7 @@ fn without_room_for_a_new_snapshot_the_journal_grows() {
     let (mut journal, ..) = open(&path);
     journal.compact_at = 0;
     assert!(journal.wants_compaction());
-    // Nothing can be written beside it.
+    // A directory with the name of the temporary file keeps the new files from being written.
     fs::create_dir(with_suffix(&path, ".tmp")).unwrap();
     journal.compact(&snapshot(), &mut batch(&entries()[..1])).unwrap();
     assert!(!journal.wants_compaction());
@@ -408,7 +411,8 @@ fn without_room_for_a_new_snapshot_the_journal_grows() {
     assert_eq!(open(&path).1.len(), all.len() + 1);
 }
 
-/// Clients have filled entries with what looks like the beginning of long ones, and a part of the file is damaged where it matters most.
+/// Clients have filled entries with what looks like the beginning of long ones, and the salt of the file is
+/// damaged.
 #[test]
 fn a_damaged_salt_takes_no_longer_to_get_over_whatever_clients_chose() {
     const ENTRIES: usize = 600;
@@ -434,12 +438,12 @@ fn a_damaged_salt_takes_no_longer_to_get_over_whatever_clients_chose() {
     let contents = Contents::read(&behind, Salt(Some([7; 8])), drop);
     let most = IN_VAIN + IN_VAIN_OF_EACH * behind.len();
     assert!(contents.count == 0 && contents.in_vain <= most, "{} bytes", contents.in_vain);
-    // Without a bound it would be this much.
+    // Without the limit, it would be this many bytes.
     let each = 449 * 0x3f7f;
     assert!(contents.in_vain + each > most && ENTRIES * each > 10 * most);
 }
 
-/// One entry of many is damaged in its length, and clients chose what is in it.
+/// One of many entries has a damaged length, and clients chose the content of all.
 #[test]
 fn a_damaged_length_among_what_clients_chose_loses_that_entry_alone() {
     let folder = tempfile::tempdir().unwrap();
