@@ -1,9 +1,10 @@
-//! The registrations: a database without I/O, clock or tasks.
+//! The store of the registrations: a database without I/O, clock or tasks.
 //!
-//! A record is the frame that an actor sent, in canonical form, so that equal frames are equal registrations and a
-//! result is sent without encoding anything. Records lie under their topic, and there under name and host.
+//! A record is the frame that an actor sent, in canonical form. So equal frames are equal registrations, and
+//! a result is sent without encoding anything. Records are sorted by topic, and within a topic by host and
+//! name.
 //!
-//! | question | what is looked at |
+//! | query | what is looked at |
 //! |---|---|
 //! | find publishers | a range of the sorted topics |
 //! | find subscribers | those topics that are a prefix, one lookup each |
@@ -30,20 +31,20 @@ use self::above::{Above, Looked};
 use self::few::{Few, Text};
 use self::table::Table;
 
-/// Registrations that differ only in what removing ignores: port, description, unknown fields. An actor has one
-/// or two; more than this is a mistake, or malice.
+/// The largest number of registrations that differ only in what removing ignores: port, description and
+/// unknown fields. An actor has one or two. More than this is a mistake or an attack.
 pub const VARIANTS_MAX: usize = 256;
 
-/// Why a registration was not kept, or a question not answered.
+/// The reason why a registration was refused or a query was not answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// Its topic is none; the text says why.
+    /// The topic is not valid. The text states the reason.
     Topic(String),
-    /// There are as many registrations as there may be.
+    /// The store holds this many registrations, which is its limit.
     Full(usize),
-    /// They take as many bytes as they may.
+    /// The registrations would take more memory than this limit, in bytes.
     Memory(usize),
-    /// There are [`VARIANTS_MAX`] of the same topic, name and host.
+    /// There are already [`VARIANTS_MAX`] registrations with this topic, name and host.
     Variants,
 }
 
@@ -68,21 +69,21 @@ impl fmt::Display for Refused {
     }
 }
 
-/// Room that is kept for registrations on their way: see [`Store::reserve`].
+/// Room that is reserved for registrations that are not in the store yet: see [`Store::reserve`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reserved {
     records: usize,
     bytes: usize,
 }
 
-/// When a record expires, and which of those that expire then it is.
+/// The time at which a record expires, and a number that distinguishes records with the same time.
 type Due = (Duration, u64);
-/// The topic of a record, in all the places that name it.
+/// The topic of a record, shared by all places that refer to it.
 type Key = Text;
-/// With a time to live: every record, by the time when it expires.
+/// All records by the time at which they expire. It is empty if registrations don't expire.
 type Expiring = BTreeMap<Due, (OwnerType, Key, Owner)>;
 
-/// All publishers and subscribers.
+/// The registrations of all publishers and subscribers.
 #[derive(Debug)]
 pub struct Store {
     publishers: Table,
@@ -92,13 +93,15 @@ pub struct Store {
     ttl: Option<Duration>,
     next_serial: u64,
     expiring: Expiring,
-    /// Room that is kept, and for how many of one topic, name and host.
+    /// The room that is reserved in total. `reserved_variants` says for how many registrations of one topic,
+    /// name and host.
     reserved: Reserved,
     reserved_variants: HashMap<(OwnerType, Key, Owner), usize>,
 }
 
 impl Store {
-    /// An empty store for so many registrations, which expire when they are not renewed within `ttl`.
+    /// Creates an empty store for at most `limit` registrations. With a `ttl`, they expire if they are not
+    /// renewed within that time.
     #[must_use]
     pub fn new(limit: usize, ttl: Option<Duration>) -> Self {
         Self {
@@ -114,44 +117,49 @@ impl Store {
         }
     }
 
-    /// The same, for registrations that take no more [memory](Self::memory) together.
+    /// Limits the [memory](Self::memory) that all registrations together may take, in bytes.
     #[must_use]
     pub fn with_memory_limit(self, bytes: usize) -> Self {
         Self { memory_limit: bytes, ..self }
     }
 
-    /// Bytes that all registrations take, about, with all that is needed to find them.
+    /// Returns the approximate memory of all registrations and of their indexes, in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
         let expiring = few::tree::<Due, (OwnerType, Key, Owner)>(self.expiring.len());
         self.publishers.memory + self.subscribers.memory + expiring
     }
 
-    /// Bytes of the frames of all publishers, or of all subscribers.
+    /// Returns the size of the frames of all publishers or of all subscribers, in bytes.
     #[must_use]
     pub fn frame_bytes(&self, owner: OwnerType) -> usize {
         self.table(owner).frame_bytes
     }
 
-    /// How many registrations there are.
+    /// Returns the number of registrations.
     #[must_use]
     pub fn len(&self) -> usize {
         self.publishers.records + self.subscribers.records
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no registrations.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many publishers or subscribers there are.
+    /// Returns the number of publishers or of subscribers.
     #[must_use]
     pub fn count(&self, owner: OwnerType) -> usize {
         self.table(owner).records
     }
 
-    /// Keeps a registration, or renews it. `now` counts from any fixed moment. Returns whether it is new.
+    /// Adds a registration, or renews it. `now` is the time since any fixed moment. Returns whether the
+    /// registration is new.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] if the topic is not valid or a limit is reached.
     pub fn register(
         &mut self,
         owner: OwnerType,
@@ -162,8 +170,12 @@ impl Store {
         self.admit(owner, registration, reserved, now)
     }
 
-    /// Keeps a registration that room is [reserved](Self::reserve) for, or that was in the store before: no limit keeps it out. Fails if its
-    /// topic is none.
+    /// Adds a registration for which room is [reserved](Self::reserve), or which was in the store before a
+    /// restart. No limit applies. Returns whether the registration is new.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Topic`] if the topic is not valid.
     pub fn admit(
         &mut self,
         owner: OwnerType,
@@ -185,7 +197,11 @@ impl Store {
         Ok(true)
     }
 
-    /// Renews a registration. Returns whether there is such a one.
+    /// Renews a registration. Returns whether it exists.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Topic`] if the topic is not valid.
     pub fn renew(
         &mut self,
         owner: OwnerType,
@@ -196,8 +212,13 @@ impl Store {
         Ok(self.renew_record(owner, &key, &of, &frame, now))
     }
 
-    /// Keeps room for a registration, beside those that are there and those that room is kept for; also if the registration exists already,
-    /// because it may be removed before this one is admitted. The room is given back by [`admit`](Self::admit) or [`release`](Self::release).
+    /// Reserves room for a registration, in addition to the existing registrations and other reserved room.
+    /// Room is reserved even if the registration exists already, because it may be removed before this one is
+    /// admitted. [`admit`](Self::admit) uses the room, and [`release`](Self::release) gives it back.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`] if the topic is not valid or a limit is reached.
     pub fn reserve(&mut self, owner: OwnerType, registration: &Registration) -> Result<Reserved, Refused> {
         let (key, of, frame) = record(registration)?;
         let table = self.table(owner);
@@ -219,7 +240,8 @@ impl Store {
                 return Err(Refused::Memory(self.memory_limit));
             }
         }
-        // What it takes now may be little because of others that go before it comes.
+        // The registration may take more later: the entries that it shares now may be removed before it is
+        // admitted.
         let bytes = growth.max(Table::growth_upper_bound(key, of, &frame));
         self.reserved.records += 1;
         self.reserved.bytes += bytes;
@@ -227,7 +249,7 @@ impl Store {
         Ok(Reserved { records: 1, bytes })
     }
 
-    /// Gives room back that is not needed.
+    /// Gives back reserved room that is not needed.
     pub fn release(&mut self, owner: OwnerType, registration: &Registration, reserved: Reserved) {
         self.reserved.records -= reserved.records;
         self.reserved.bytes -= reserved.bytes;
@@ -243,32 +265,37 @@ impl Store {
         }
     }
 
-    /// Whether there is more than there may be: limits keep out what is registered, not what was in the store before.
+    /// Returns whether the store exceeds its limits. Limits apply to new registrations, not to those that
+    /// were in the store before a restart.
     #[must_use]
     pub fn is_above_its_limits(&self) -> bool {
         self.len() > self.limit || self.memory() > self.memory_limit
     }
 
-    /// Whether something with this topic, name and host is registered.
+    /// Returns whether something with this topic, name and host is registered.
     #[must_use]
     pub fn has(&self, owner: OwnerType, registration: &Registration) -> bool {
         key(registration)
             .is_ok_and(|key| !self.table(owner).variants(&key, &Owner::of(registration)).is_empty())
     }
 
-    /// Whether a host has registered something.
+    /// Returns whether a host has registered something.
     #[must_use]
     pub fn has_of_host(&self, host: &str) -> bool {
         OwnerType::ALL.into_iter().any(|owner| self.table(owner).by_host.of(host).is_some())
     }
 
-    /// Whether registrations expire.
+    /// Returns whether registrations expire.
     #[must_use]
     pub fn has_ttl(&self) -> bool {
         self.ttl.is_some()
     }
 
-    /// Whether what is to be forgotten has a topic.
+    /// Checks that the topic of a registration to be removed is valid.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Topic`] if it is not.
     pub fn check_topic(registration: &Registration) -> Result<(), Refused> {
         key(registration).map(drop)
     }
@@ -284,7 +311,7 @@ impl Store {
         true
     }
 
-    /// When what is registered now expires.
+    /// Returns when a registration that is made or renewed now expires.
     fn due(&mut self, now: Duration) -> Option<Due> {
         self.ttl.map(|ttl| {
             self.next_serial += 1;
@@ -292,19 +319,24 @@ impl Store {
         })
     }
 
-    /// Forgets what has the same topic, name and host. Returns how many that were.
+    /// Removes the registrations with the same topic, name and host. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Topic`] if the topic is not valid.
     pub fn remove(&mut self, owner: OwnerType, registration: &Registration) -> Result<usize, Refused> {
         let (key, of) = (key(registration)?, Owner::of(registration));
         let removed = self.table_mut(owner).remove(&key, &of);
         Ok(self.forget(&removed))
     }
 
-    /// Forgets all that a host registered. Returns how many that were.
+    /// Removes all registrations of a host. Returns how many there were.
     pub fn remove_host(&mut self, host: &str) -> usize {
         self.remove_some_of_host(host, usize::MAX)
     }
 
-    /// Forgets so many registrations of a host at most. If it returns less, nothing of that host is left.
+    /// Removes at most `most` registrations of a host, and returns how many. If it returns less than `most`,
+    /// no registration of that host is left.
     pub fn remove_some_of_host(&mut self, host: &str, most: usize) -> usize {
         let mut count = 0;
         for owner in OwnerType::ALL {
@@ -314,12 +346,13 @@ impl Store {
         count
     }
 
-    /// Forgets what was not renewed in time. Returns how many that were.
+    /// Removes the registrations that were not renewed in time. Returns how many there were.
     pub fn expire(&mut self, now: Duration) -> usize {
         self.expire_some(now, usize::MAX)
     }
 
-    /// The same for so many at most.
+    /// Removes at most `most` of the registrations that were not renewed in time. Returns how many there
+    /// were.
     pub fn expire_some(&mut self, now: Duration, most: usize) -> usize {
         let mut count = 0;
         while count < most
@@ -333,30 +366,39 @@ impl Store {
         count
     }
 
-    /// When the next registration expires.
+    /// Returns when the next registration expires.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Duration> {
         self.expiring.first_key_value().map(|((due, _), _)| *due)
     }
 
-    /// Publishers whose topic starts with the one asked for, or subscribers whose topic it starts with; in its domain.
+    /// Returns the frames of the publishers whose topic starts with the topic asked for, or of the
+    /// subscribers whose topic is a prefix of it. All of them are in the domain asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Topic`] if the topic asked for is not valid.
     pub fn find(&self, owner: OwnerType, asked: &Registration) -> Result<Vec<Bytes>, Refused> {
         self.search_find(owner, asked).map(|search| self.collect(search))
     }
 
-    /// Those of the same topic.
+    /// Returns the frames of the registrations with exactly this topic.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Topic`] if the topic asked for is not valid.
     pub fn exact(&self, owner: OwnerType, asked: &Registration) -> Result<Vec<Bytes>, Refused> {
         self.search_exact(owner, asked).map(|search| self.collect(search))
     }
 
-    /// Those whose parts of the topic, host and port are equal to what was asked for; `*`, the host `undefined` and the
-    /// port 0 are equal to any.
+    /// Returns the frames of the registrations whose topic parts, host and port are equal to those asked for.
+    /// The topic part `*`, the host `undefined` and the port 0 match any value.
     #[must_use]
     pub fn filter(&self, owner: OwnerType, asked: &Registration) -> Vec<Bytes> {
         self.collect(self.search_filter(owner, asked))
     }
 
-    /// All of them.
+    /// Returns the frames of all publishers or of all subscribers.
     #[must_use]
     pub fn all(&self, owner: OwnerType) -> Vec<Bytes> {
         let mut frames = Vec::with_capacity(self.count(owner));
@@ -364,12 +406,16 @@ impl Store {
         frames
     }
 
-    /// The same question as [`find`](Self::find), to be answered [bit by bit](Self::advance).
+    /// Starts the query of [`find`](Self::find), which [`advance`](Self::advance) answers step by step.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Topic`] if the topic asked for is not valid.
     pub fn search_find(&self, owner: OwnerType, asked: &Registration) -> Result<Search, Refused> {
         let key = key(asked)?;
         let sources = match owner {
             OwnerType::Publisher => {
-                // A bare domain is not the prefix of a longer one: there a `:` has to follow.
+                // A bare domain must not match a longer domain, so a `:` has to follow.
                 let is_domain = !key.contains(':');
                 let start = if is_domain { format!("{key}:") } else { key.to_string() };
                 is_domain
@@ -383,12 +429,16 @@ impl Store {
         Ok(Search::new(owner, sources))
     }
 
-    /// The same question as [`exact`](Self::exact).
+    /// Starts the query of [`exact`](Self::exact), which [`advance`](Self::advance) answers step by step.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Topic`] if the topic asked for is not valid.
     pub fn search_exact(&self, owner: OwnerType, asked: &Registration) -> Result<Search, Refused> {
         Ok(Search::new(owner, [Source::Topic(key(asked)?)].into()))
     }
 
-    /// The same question as [`filter`](Self::filter).
+    /// Starts the query of [`filter`](Self::filter), which [`advance`](Self::advance) answers step by step.
     #[must_use]
     pub fn search_filter(&self, owner: OwnerType, asked: &Registration) -> Search {
         let filter = Filter::new(asked);
@@ -396,14 +446,16 @@ impl Store {
         Search { filter: Some(filter), ..Search::new(owner, sources) }
     }
 
-    /// The same question as [`all`](Self::all).
+    /// Starts the query of [`all`](Self::all), which [`advance`](Self::advance) answers step by step.
     #[must_use]
     pub fn search_all(&self, owner: OwnerType) -> Search {
         Search::new(owner, [Source::StartingWith(String::new())].into())
     }
 
-    /// Goes on with a search: looks at about `work` topics and registrations, and hands out the frames of those that fit. Returns whether
-    /// that was the last of them. The store may change meanwhile: what was there all the time is found, once; what came or went may be.
+    /// Continues a search. It looks at about `work` topics and registrations, and passes the frames that
+    /// match to `found`. Returns whether the search is complete. The store may change between the calls: a
+    /// registration that exists all the time is found exactly once, and one that is added or removed
+    /// meanwhile may be found.
     pub fn advance(&self, search: &mut Search, mut work: usize, mut found: impl FnMut(&Bytes)) -> bool {
         let table = self.table(search.owner);
         loop {
@@ -472,25 +524,26 @@ impl Store {
     }
 }
 
-/// The topic of a registration, checked.
+/// Returns the topic of a registration, or an error if it is not valid.
 fn key(registration: &Registration) -> Result<Key, Refused> {
     let topic = registration.topic().map_err(|error| Refused::Topic(error.to_string()))?;
     Ok(topic.to_str().map_err(|error| Refused::Topic(error.to_string()))?.into())
 }
 
-/// What a registration is kept as.
+/// Returns the parts of the record of a registration: topic, owner and frame.
 fn record(registration: &Registration) -> Result<(Key, Owner, Bytes), Refused> {
     Ok((key(registration)?, Owner::of(registration), registration.encode()))
 }
 
-/// Domain, subject and types of a topic.
+/// Splits a topic into domain, subject and types.
 fn parts(topic: &str) -> (&str, &str, &str) {
     let mut parts = topic.splitn(3, ':');
     let mut next = || parts.next();
     (next().unwrap_or_default(), next().unwrap_or(ANY), next().unwrap_or(ANY))
 }
 
-/// Who registered: what removing goes by. Those of one host lie together.
+/// The host and the name of an actor, which removing goes by. The host comes first, so that the owners of one
+/// host are next to each other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Owner {
     host: Text,
@@ -518,7 +571,8 @@ struct Topic {
 }
 
 impl Topic {
-    /// Hands out what fits of those behind this owner. When all `work` is done, returns the last owner that was looked at.
+    /// Passes the matching frames of the owners behind `after` to `found`. When `work` is used up, returns
+    /// the last owner that was looked at.
     fn walk(
         &self,
         after: Option<&Owner>,
@@ -540,13 +594,13 @@ impl Topic {
     }
 }
 
-/// A question that is being answered: what is still to be looked at.
+/// A query in progress, with what is still to be looked at.
 #[derive(Debug)]
 pub struct Search {
     owner: OwnerType,
     filter: Option<Filter>,
     sources: VecDeque<Source>,
-    /// How far the first source was looked at.
+    /// The place in the first source up to which it was looked at.
     place: Option<Place>,
 }
 
@@ -556,7 +610,7 @@ impl Search {
     }
 }
 
-/// Topics to look at, in their order.
+/// A set of topics to look at, in their order.
 #[derive(Debug)]
 enum Source {
     Topic(Key),
@@ -567,14 +621,14 @@ enum Source {
     Host(Box<str>),
 }
 
-/// All before this was looked at: the whole topic, or its owners up to this one.
+/// A place in a source. Everything before it was looked at: the whole topic, or its owners up to this one.
 #[derive(Debug)]
 struct Place {
     key: Key,
     owner: Option<Owner>,
 }
 
-/// What a filter asks for; `None` is any.
+/// The values that a filter asks for. `None` matches any value.
 #[derive(Debug)]
 struct Filter {
     domain: Option<Box<str>>,
@@ -587,7 +641,7 @@ struct Filter {
 impl Filter {
     fn new(asked: &Registration) -> Self {
         let known = |part: &str| (part != ANY).then(|| part.into());
-        // As topics are built: types `a:*:b` count as `a`, and empty parts are left out.
+        // Types are normalised like those of topics: `a:*:b` becomes `a`, and empty parts are left out.
         let types: Vec<&str> = asked
             .types()
             .split(':')
@@ -603,14 +657,14 @@ impl Filter {
         }
     }
 
-    /// Whether this topic is asked for.
+    /// Returns whether a topic matches.
     fn fits(&self, key: &str) -> bool {
         let (domain, subject, types) = parts(key);
         let fits = |asked: &Option<Box<str>>, part: &str| asked.as_deref().is_none_or(|asked| asked == part);
         fits(&self.domain, domain) && fits(&self.subject, subject) && fits(&self.types, types)
     }
 
-    /// Whether this registration of such a topic is asked for.
+    /// Returns whether a registration of a matching topic matches.
     fn fits_owner(&self, owner: &Owner, variant: &Variant) -> bool {
         self.host.as_deref().is_none_or(|host| host == &*owner.host)
             && self.port.is_none_or(|port| port == variant.port)

@@ -1,4 +1,5 @@
-//! The store against a model that knows no index: a list, and the rules as section 5 of the protocol words them.
+//! Tests of the store against a model without indexes: a list, with the rules as section 5 of the protocol
+//! states them.
 
 use proptest::prelude::*;
 use xmsg_core::registration::Query;
@@ -24,7 +25,7 @@ fn a_registration_may_be_kept_for_ever() {
     assert_eq!(store.len(), 1);
 }
 
-/// Each of them starts the next one, so that a look-up has to follow each.
+/// Each topic is a prefix of the next one, so that a lookup has to follow all of them.
 #[test]
 fn topics_above_a_long_one_are_found_in_slices() {
     const TOPICS: usize = 2_000;
@@ -114,7 +115,7 @@ fn sorted(mut frames: Vec<Bytes>) -> Vec<Bytes> {
     frames
 }
 
-/// What a search finds when it looks at as little at a time as can be.
+/// Returns the result of a search that does the least possible work in each step.
 fn in_steps(store: &Store, mut search: Search) -> Vec<Bytes> {
     let mut frames = Vec::new();
     while !store.advance(&mut search, 1, |frame| frames.push(frame.clone())) {}
@@ -221,7 +222,7 @@ proptest! {
             prop_assert_eq!(counted, frames);
             prop_assert!(store.memory() >= frames);
         }
-        // What they take depends on what is there, not on what was there before, or in which order it came.
+        // The memory depends on the content only, not on earlier content or the order of registration.
         let new = || Store::new(usize::MAX, Some(Duration::from_secs(1)));
         let (mut first, mut other) = (new(), new());
         for (owner, record) in model.0.iter().rev() {
@@ -233,7 +234,7 @@ proptest! {
             prop_assert_eq!(other.register(*owner, record, Duration::ZERO), Ok(true));
         }
         prop_assert_eq!(other.memory(), store.memory());
-        // Nothing is left behind in an index.
+        // No index keeps an entry.
         store.expire(Duration::from_secs(1));
         prop_assert!(store.is_empty() && store.expiring.is_empty());
         prop_assert_eq!(store.memory(), 0);
@@ -290,7 +291,8 @@ fn room_is_kept_for_those_that_are_on_their_way() {
     let coming = ["two", "three"].map(|name| (name, store.reserve(owner, &of(name)).unwrap()));
     assert_eq!(store.reserve(owner, &of("four")), Err(Refused::Full(3)));
     assert_eq!(store.register(owner, &of("four"), Duration::ZERO), Err(Refused::Full(3)));
-    // One that is there may go before it comes once more: nobody else gets its place.
+    // The existing registration may be removed before it is registered again. No other registration may take
+    // its place.
     let again = store.reserve(owner, &of("one")).unwrap();
     store.remove(owner, &of("one")).unwrap();
     assert_eq!(store.reserve(owner, &of("four")), Err(Refused::Full(3)));
@@ -319,7 +321,7 @@ fn variants_on_their_way_count() {
     assert!(store.reserve(owner, &registration("other", "h", 1, ["a", "b", "c"])).is_ok());
 }
 
-/// However many are on their way at the same time, what room is kept for is enough for all of them.
+/// The reserved room is enough for all registrations, however many are in progress at the same time.
 #[test]
 fn the_memory_that_is_kept_is_enough() {
     let owner = OwnerType::Publisher;
@@ -345,7 +347,8 @@ fn the_memory_that_is_kept_is_enough() {
     }
 }
 
-/// Limits that are lower than they were when the registrar wrote its files keep nothing out that was in there.
+/// Limits that are lower than they were when the registrar wrote its files do not remove registrations from
+/// these files.
 #[test]
 fn what_was_in_the_store_before_stays_above_the_limits() {
     let of = |name: &str| registration(name, "h", 1, ["a", "b", "c"]);
@@ -400,7 +403,7 @@ fn a_search_goes_on_while_the_store_changes() {
     }
     let mut search = store.search_all(OwnerType::Publisher);
     let mut found = Vec::new();
-    // Every third one goes before the search begins, after, or behind it.
+    // Every third registration is removed: before the search reaches it, or after it was found.
     for number in (0..100).step_by(3) {
         assert!(!store.advance(&mut search, 2, |frame| found.push(frame.clone())));
         store.remove(OwnerType::Publisher, &of(number)).unwrap();

@@ -1,22 +1,24 @@
-//! The topics that a longer one starts with: those of the subscribers that want what is published to it.
+//! The search for all topics that are a prefix of a longer topic. Subscribers to these topics receive what is
+//! published to the longer one.
 
 use std::ops::Bound;
 
 use super::{Key, Table};
 
-/// Bytes of a topic whose comparison counts for as much as a look at a registration.
+/// Bytes of a topic whose comparison costs as much as a look at one registration.
 const COMPARED: usize = 64;
 
-/// The topics that one starts with, the longest first.
+/// The search for the topics that are a prefix of one topic, the longest first.
 #[derive(Debug)]
 pub(super) struct Above {
     asked: Key,
-    /// Those that are still to be found are no longer than this, or shorter.
+    /// The topics that are still to be found are no longer than this. If `included` is false, they are
+    /// shorter.
     end: usize,
     included: bool,
 }
 
-/// What became of a look-up.
+/// The result of one lookup.
 #[derive(Debug)]
 pub(super) enum Looked {
     Found(Key),
@@ -29,21 +31,21 @@ impl Above {
         Self { end: asked.len(), included: true, asked }
     }
 
-    /// What a look-up counts for.
+    /// Returns what a lookup costs, in units of a look at one registration.
     pub(super) fn cost(&self) -> usize {
         1 + self.asked.len() / COMPARED
     }
 }
 
 impl Table {
-    /// Looks for the next topic of the same domain that the one asked for starts with.
+    /// Looks for the next topic of the same domain that is a prefix of the topic asked for.
     pub(super) fn next_above(&self, above: &mut Above) -> Looked {
         let asked = &*above.asked;
         let domain_len = asked.find(':').unwrap_or(asked.len());
         let end = &asked[..above.end];
         let end = if above.included { Bound::Included(end) } else { Bound::Excluded(end) };
-        // The greatest key that may be a prefix either is one, or shares so much with it that a prefix is no longer than
-        // that. So every lookup finds one or makes what is asked for shorter.
+        // The greatest key up to `end` is either a prefix, or no prefix is longer than what this key has in
+        // common with the topic. So every lookup finds a prefix or makes `end` shorter.
         let Some((key, _)) = self.topics.range::<str, _>((Bound::Unbounded, end)).next_back() else {
             return Looked::Done;
         };
@@ -55,7 +57,8 @@ impl Table {
             (above.end, above.included) = (common, false);
             return Looked::Found(key.clone());
         }
-        // The key is a sibling that sorts before: a prefix ends at or before the difference.
+        // The key is not a prefix but sorts before the topic. A prefix ends at or before the first
+        // difference.
         let boundary = (0..=common).rev().find(|at| asked.is_char_boundary(*at)).unwrap_or_default();
         (above.end, above.included) = (boundary, true);
         Looked::InVain

@@ -1,25 +1,27 @@
-//! Sorted maps that take little memory while there is little in them, and what that is.
+//! Sorted maps that take little memory while they have few entries, and estimates of the memory that they
+//! take.
 //!
-//! What something takes depends on what is in it alone, not on how it came to be: registrations that fitted fit again, in whatever
-//! order they are read from a file.
+//! The estimate depends only on the content, not on its history. So registrations that were within the limit
+//! are within it again, in whatever order they are read from a file.
 
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-/// What an allocator takes beside the bytes that it is asked for, about.
+/// The approximate overhead of the allocator for each allocation, in bytes.
 const ALLOCATION: usize = 16;
-/// Entries for which a node of a B-tree has room.
+/// The largest number of entries in a node of a B-tree.
 const NODE_ENTRIES: usize = 11;
-/// Entries that there are for each node at least, once there are several: however many have come and gone, five in a node, and one above it.
+/// The smallest number of entries per node in a tree with several nodes. However many entries were added and
+/// removed, a node has at least five, and there is one more in the node above it.
 const NODE_ENTRIES_MIN: usize = 6;
-/// What a node takes beside its entries, with its share of those above it.
+/// The size of a node beside its entries, with its share of the nodes above it, in bytes.
 const NODE: usize = 32 + ALLOCATION;
-/// Entries of a sorted vector; more of them are a tree.
+/// The largest number of entries in a sorted vector. A map with more entries is a tree.
 const SHORT: usize = 8;
 
-/// What a tree of so many entries takes, bytes.
+/// The size of a tree with `len` entries, in bytes.
 pub(super) const fn tree<K, V>(len: usize) -> usize {
     let nodes = match len {
         0 => 0,
@@ -29,41 +31,41 @@ pub(super) const fn tree<K, V>(len: usize) -> usize {
     nodes * (NODE_ENTRIES * (size_of::<K>() + size_of::<V>()) + NODE)
 }
 
-/// What one more entry of a tree of so many takes, bytes.
+/// The size of one more entry in a tree with `len` entries, in bytes.
 pub(super) const fn leaf<K, V>(len: usize) -> usize {
     tree::<K, V>(len + 1) - tree::<K, V>(len)
 }
 
-/// Upper bound of the bytes that each entry of a map takes, whatever its size.
+/// The upper bound of the bytes that each entry of a map takes, for a map of any size.
 pub(super) const fn share<K, V>() -> usize {
     let entry = size_of::<K>() + size_of::<V>();
     (NODE_ENTRIES * entry + NODE).div_ceil(NODE_ENTRIES_MIN) + ALLOCATION
 }
 
-/// What a [`Snug`] vector of so many elements takes, bytes.
+/// The size of a [`Snug`] vector with `len` elements, in bytes.
 const fn vector<T>(len: usize) -> usize {
     if len == 0 { 0 } else { len.next_power_of_two() * size_of::<T>() + ALLOCATION }
 }
 
-/// What one more element of such a vector takes, bytes.
+/// The size of one more element of a [`Snug`] vector with `len` elements, in bytes.
 pub(super) const fn element<T>(len: usize) -> usize {
     vector::<T>(len + 1) - vector::<T>(len)
 }
 
-/// What a shared text takes, bytes.
+/// The size of a shared text, in bytes.
 pub(super) const fn text(text: &str) -> usize {
     2 * size_of::<usize>() + text.len() + ALLOCATION
 }
 
-/// What a frame takes, bytes: its own, and what counts who holds it.
+/// The size of a frame with its reference count, in bytes.
 pub(super) const fn frame(len: usize) -> usize {
     len + 3 * size_of::<usize>() + 2 * ALLOCATION
 }
 
-/// A text in all the places that name it.
+/// A text that is shared by all places that refer to it.
 pub(super) type Text = Arc<str>;
 
-/// A vector with no more room than the next power of two.
+/// A vector whose capacity is at most the next power of two of its length.
 pub(super) trait Snug<T> {
     fn insert_snugly(&mut self, at: usize, value: T);
     fn remove_snugly(&mut self, at: usize) -> T;
@@ -84,7 +86,8 @@ impl<T> Snug<T> for Vec<T> {
     }
 }
 
-/// A sorted map: a vector while it is short. Most topics have one or two actors, most hosts a handful of topics.
+/// A sorted map that is a vector while it is short. Most topics have one or two actors, and most hosts have a
+/// handful of topics.
 #[derive(Debug)]
 pub(super) enum Few<K, V> {
     Short(Vec<(K, V)>),
@@ -113,12 +116,12 @@ impl<K: Ord, V> Few<K, V> {
         self.len() == 0
     }
 
-    /// What one of so many entries takes, bytes.
+    /// The size of a map with `len` entries, in bytes.
     const fn memory(len: usize) -> usize {
         if len <= SHORT { vector::<(K, V)>(len) } else { tree::<K, V>(len) }
     }
 
-    /// What one more entry takes, if there are so many.
+    /// The size of one more entry in a map with `len` entries, in bytes.
     pub(super) const fn growth(len: usize) -> usize {
         Self::memory(len + 1) - Self::memory(len)
     }
@@ -150,7 +153,7 @@ impl<K: Ord, V> Few<K, V> {
         }
     }
 
-    /// The value of this key, which is there from now on.
+    /// Returns the value of this key, and adds the key if it is missing.
     pub(super) fn entry(&mut self, key: K) -> &mut V
     where
         V: Default,
@@ -199,7 +202,7 @@ impl<K: Ord, V> Few<K, V> {
         }
     }
 
-    /// The entries from here on, in their order.
+    /// Returns the entries from `start` on, in their order.
     pub(super) fn starting_at<Q: Ord + ?Sized>(&self, start: Bound<&Q>) -> impl Iterator<Item = (&K, &V)>
     where
         K: Borrow<Q>,
@@ -261,7 +264,7 @@ mod tests {
     #[test]
     fn more_entries_never_take_less() {
         for len in 0..1_000 {
-            // They would overflow.
+            // If more entries took less memory, these subtractions would overflow.
             let _ = (Few::<Text, u8>::growth(len), leaf::<u8, u8>(len), element::<u64>(len));
         }
     }

@@ -1,4 +1,4 @@
-//! Where the topics are that have something in common.
+//! An index of the topics that have something in common.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -6,12 +6,12 @@ use std::ops::Bound;
 use super::Key;
 use super::few::{Few, Text, leaf, text};
 
-/// Topics by a part of theirs, or by who is registered for them.
+/// The topics by one of their parts, or by the host of a registration.
 #[derive(Debug, Default)]
 pub(super) struct Index<V>(pub(super) BTreeMap<Text, Few<Key, V>>);
 
 impl<V: Default> Index<V> {
-    /// Bytes that a topic takes, if it is not there.
+    /// Returns the bytes that a topic takes in the index, or 0 if it is there already.
     pub(super) fn growth(&self, part: &str, key: &str) -> usize {
         match self.of(part) {
             None => text(part) + leaf::<Text, Few<Key, V>>(self.0.len()) + Few::<Key, V>::growth(0),
@@ -20,7 +20,7 @@ impl<V: Default> Index<V> {
         }
     }
 
-    /// What is noted of a topic, which is there from now on; and the part as it is kept.
+    /// Returns the stored part, and the value for a topic, which is added if it is missing.
     pub(super) fn entry(&mut self, part: &str, key: &Key) -> (Text, &mut V) {
         let known = self.0.get_key_value(part).map(|(part, _)| part.clone());
         let part = known.unwrap_or_else(|| part.into());
@@ -45,7 +45,7 @@ impl<V: Default> Index<V> {
         self.of(part).map_or(0, Few::len)
     }
 
-    /// The topics of a part, from here on.
+    /// Returns the topics of a part from `start` on.
     pub(super) fn topics<'a>(
         &'a self,
         part: &str,

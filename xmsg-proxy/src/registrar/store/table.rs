@@ -1,4 +1,4 @@
-//! The registrations of all publishers, or of all subscribers, and where to find them.
+//! The registrations of all publishers or of all subscribers, with their indexes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -9,18 +9,18 @@ use super::few::{self, Few, Snug, Text};
 use super::index::Index;
 use super::{Due, Filter, Key, Owner, Source, Topic, Variant, parts};
 
-/// Publishers or subscribers.
+/// A table of publishers or of subscribers.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) topics: BTreeMap<Key, Topic>,
     pub(super) records: usize,
     pub(super) memory: usize,
     pub(super) frame_bytes: usize,
-    /// How many topics a domain has.
+    /// The number of topics in each domain.
     pub(super) domains: BTreeMap<Text, usize>,
     pub(super) by_subject: Index<()>,
     pub(super) by_types: Index<()>,
-    /// The topics for which a host has registered somebody, and how many registrations that are.
+    /// The topics for which each host has registrations, and how many.
     pub(super) by_host: Index<usize>,
 }
 
@@ -34,7 +34,8 @@ impl Table {
         of.map_or(&[], Vec::as_slice)
     }
 
-    /// Bytes that a registration takes which is not there: what has to be made for it, and nothing that others need as well.
+    /// Returns the bytes that a missing registration would take: only what would have to be created, without
+    /// what it shares with others.
     pub(super) fn growth(&self, key: &str, of: &Owner, frame: &[u8]) -> usize {
         let topic = self.topics.get(key);
         let variants = topic.and_then(|topic| topic.owners.get(of)).map_or(0, Vec::len);
@@ -54,7 +55,8 @@ impl Table {
         bytes + self.by_host.growth(&of.host, key)
     }
 
-    /// Bytes that a registration takes at most, if nothing that it needs is there: with its share of each tree, however many others come.
+    /// Returns the most bytes that a registration can take if nothing that it needs exists. This includes its
+    /// share of each tree, however many others are added.
     pub(super) fn growth_upper_bound(key: &str, of: &Owner, frame: &[u8]) -> usize {
         let (domain, subject, types) = parts(key);
         let texts = [key, domain, subject, types, &of.host, &of.name];
@@ -68,7 +70,7 @@ impl Table {
             + 3 * (few::share::<Text, Few<Key, usize>>() + few::share::<Key, usize>())
     }
 
-    /// Takes a registration in that is not there. Returns its topic and owner as they are kept.
+    /// Adds a missing registration. Returns its topic and owner as they are stored.
     pub(super) fn insert(&mut self, key: Key, of: Owner, variant: Variant) -> (Key, Owner) {
         self.memory += self.growth(&key, &of, &variant.frame);
         self.frame_bytes += variant.frame.len();
@@ -99,7 +101,7 @@ impl Table {
         self.take(key, of, |variant| variant.due == Some(due));
     }
 
-    /// Removes registrations of a host, until there are so many or none is left.
+    /// Removes `most` registrations of a host, or all if there are fewer.
     pub(super) fn remove_some_of_host(&mut self, host: &str, most: usize) -> Vec<Variant> {
         let mut removed = Vec::new();
         while removed.len() < most
@@ -115,7 +117,7 @@ impl Table {
                 break;
             }
             for owner in gone {
-                // One may have many.
+                // One owner may have many registrations.
                 let left = most - removed.len();
                 removed.extend(std::iter::from_fn(|| self.take(&key, &owner, |_| true)).take(left));
                 if removed.len() == most {
@@ -126,7 +128,8 @@ impl Table {
         removed
     }
 
-    /// Takes out the last registration of this topic and owner for which this holds, and with it what nothing else needs.
+    /// Removes the last registration of this topic and owner that `which` accepts, and all index entries that
+    /// only this registration needs.
     pub(super) fn take(
         &mut self,
         key: &Key,
@@ -162,7 +165,7 @@ impl Table {
         Some(variant)
     }
 
-    /// The topics of a source, behind this one.
+    /// Returns the topics of a source that come after `after`.
     pub(super) fn topics_of<'a>(
         &'a self,
         source: &'a Source,
@@ -185,12 +188,12 @@ impl Table {
         }
     }
 
-    /// Where the topics are that a filter may want.
+    /// Returns the sources of all topics that may match a filter.
     pub(super) fn sources(&self, filter: &Filter) -> VecDeque<Source> {
         if let (Some(domain), Some(subject), Some(types)) = (&filter.domain, &filter.subject, &filter.types) {
             return [Source::Topic(format!("{domain}:{subject}:{types}").into())].into();
         }
-        // What is known narrows the topics down in several ways: the one with the fewest is walked.
+        // Each known part narrows the topics down in its own way. The way with the fewest topics is used.
         let domain =
             filter.domain.as_ref().map(|domain| self.domains.get(&**domain).copied().unwrap_or_default());
         let subject = filter.subject.clone().map(|subject| (self.by_subject.len(&subject), subject));
@@ -201,7 +204,7 @@ impl Table {
                 Some(subject) => format!("{domain}:{subject}"),
                 None => domain.to_owned(),
             };
-            // The topic of these parts alone, and those in which others follow them.
+            // The topic that has only these parts, and the topics in which other parts follow.
             VecDeque::from([Source::Topic(known.as_str().into()), Source::StartingWith(known + ":")])
         };
         let ways = [
