@@ -1,20 +1,21 @@
-//! Hashes of all prefixes of a topic, in one pass over it.
+//! Hashes of all prefixes of a topic, computed in one pass over it.
 //!
-//! A prefix is a polynomial: words of seven bytes are its coefficients, and its hash is the value at a secret point, modulo a prime
-//! (Carter and Wegman's universal hashing). Two prefixes of at most *w* words have equal values at no more than *w* of the 2⁶¹ points:
-//! nobody who does not know the point can choose prefixes that collide.
+//! A prefix is a polynomial whose coefficients are words of seven bytes. Its hash is the value of the
+//! polynomial at a secret point, modulo a prime (universal hashing by Carter and Wegman). Two prefixes of at
+//! most *w* words have equal values at no more than *w* of the 2⁶¹ points. So nobody who does not know the
+//! point can choose prefixes that collide.
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
 
-/// 2⁶¹ − 1, a prime modulo which one reduces by adding.
+/// 2⁶¹ − 1, a prime for which the remainder is computed with additions.
 const PRIME: u64 = (1 << 61) - 1;
-/// An odd number with bits set here and there: of the golden ratio.
+/// An odd number with an irregular bit pattern, from the golden ratio.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-/// Bytes of a coefficient: as many as are less than the prime.
+/// Bytes of a coefficient: the most for which every coefficient is less than the prime.
 const WORD: usize = 7;
 
-/// What is left of the value; never 0.
+/// A hash of 32 bits, which is never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hash(NonZeroU32);
 
@@ -23,13 +24,14 @@ impl Hash {
         NonZeroU32::new(hash).map(Self)
     }
 
-    /// Of a value modulo the prime. Multiplied once, values that are alike would come out alike with some factors.
+    /// Returns the hash of a value modulo the prime. With some factors, one multiplication would give similar
+    /// values similar hashes, so there are two.
     #[inline]
     fn spread(value: u64, key: Key) -> Self {
         Self::of(fold(fold(value, key.factor), SPREAD))
     }
 
-    /// From the upper half.
+    /// Takes the upper half of a number.
     pub(super) fn of(spread: u64) -> Self {
         Self(NonZeroU32::new((spread >> 32) as u32).unwrap_or(NonZeroU32::MIN))
     }
@@ -39,30 +41,30 @@ impl Hash {
     }
 }
 
-/// The secrets.
+/// The secrets of a table, without which nobody can choose prefixes that collide.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
     point: u64,
-    /// Spreads the value over all bits.
+    /// A factor that spreads the value over all bits.
     factor: u64,
 }
 
 impl Key {
-    /// Another one each time.
+    /// Returns a new random key.
     pub(super) fn random() -> Self {
         let random = RandomState::new();
         Self { point: random.hash_one(0) % PRIME, factor: random.hash_one(1) | 1 }
     }
 }
 
-/// Hashes of ever longer prefixes of one topic.
+/// A hasher for longer and longer prefixes of one topic.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PrefixHasher<'a> {
     key: Key,
-    /// What is behind the words that are in the value.
+    /// The rest of the topic behind the words that `value` includes.
     rest: &'a [u8],
     words: usize,
-    /// Begins with 1, so that zeros in front make a difference.
+    /// The value starts with 1, so that leading zeros change the hash.
     value: u64,
 }
 
@@ -71,7 +73,8 @@ impl<'a> PrefixHasher<'a> {
         Self { key, rest: topic, words: 0, value: 1 }
     }
 
-    /// The hash of the first `len` bytes, which the topic must have. No smaller `len` may come afterwards.
+    /// Returns the hash of the first `len` bytes. The topic must have that many bytes, and `len` must not be
+    /// smaller than in the call before.
     #[inline]
     pub(super) fn hash(&mut self, len: usize) -> Hash {
         while len - self.words * WORD >= WORD {
@@ -80,12 +83,12 @@ impl<'a> PrefixHasher<'a> {
             self.words += 1;
         }
         let tail = len - self.words * WORD;
-        // A bit behind the last byte, so that zeros there make a difference, too.
+        // A bit behind the last byte makes trailing zeros change the hash, too.
         let value = self.with(word(self.rest, tail) | 1 << (8 * tail));
         Hash::spread(value, self.key)
     }
 
-    /// The value with one coefficient more.
+    /// Returns the value with one more coefficient.
     #[inline]
     fn with(&self, word: u64) -> u64 {
         let product = u128::from(self.value) * u128::from(self.key.point) + u128::from(word);
@@ -94,14 +97,14 @@ impl<'a> PrefixHasher<'a> {
     }
 }
 
-/// Both halves of the product, on top of one another.
+/// Combines both halves of the product with an exclusive or.
 #[inline]
 fn fold(left: u64, right: u64) -> u64 {
     let product = u128::from(left) * u128::from(right);
     (product ^ (product >> 64)) as u64
 }
 
-/// The first `len` bytes, at most seven, as a number.
+/// Returns the first `len` bytes, at most seven, as a number.
 #[inline]
 fn word(bytes: &[u8], len: usize) -> u64 {
     if let Some(eight) = bytes.first_chunk::<8>() {
@@ -116,7 +119,7 @@ mod tests {
 
     use super::*;
 
-    /// The same from its definition.
+    /// Computes a hash directly from its definition.
     fn plain(key: Key, prefix: &[u8]) -> Hash {
         let mut words: Vec<&[u8]> = prefix.chunks(WORD).collect();
         if prefix.len().is_multiple_of(WORD) {
@@ -170,7 +173,7 @@ mod tests {
                 .map(|number| format!("{stem}{number:04}"))
                 .map(|prefix| PrefixHasher::new(key, prefix.as_bytes()).hash(prefix.len()).get() & 0xfff)
                 .collect();
-            // 63 % of the places, if it were pure chance.
+            // Pure chance would fill 63 % of the places.
             assert!((2200..3400).contains(&places.len()), "{} of 4096 places after {stem:?}", places.len());
         }
     }

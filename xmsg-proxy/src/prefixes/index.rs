@@ -1,15 +1,17 @@
-//! A hash table from hashes to numbers that grows and shrinks by a shard at a time, so that nobody ever waits for all of it to be
-//! arranged anew (linear hashing). What the numbers mean, and whether it is the right one, the caller knows.
+//! A hash table from hashes to numbers. It grows and shrinks by one shard at a time, so that no operation has
+//! to rearrange the whole table (linear hashing). Only the caller knows what the numbers mean, and whether a
+//! number that was found is the right one.
 
 use std::mem;
 
 use super::hash::Hash;
 
-/// Numbers for each shard, on average; one that is yet to be divided in this round has up to twice as many.
+/// The average count of numbers per shard. A shard that is not divided yet in this round has up to twice as
+/// many.
 const SHARE: usize = 512;
-/// Bits of the hash that choose the group in a shard; the others choose the shard.
+/// Bits of the hash that choose the group within a shard. The other bits choose the shard.
 const GROUP_BITS: u32 = 12;
-/// Numbers of a group.
+/// The largest count of numbers in a group.
 const GROUP: usize = 8;
 
 #[derive(Debug, Default)]
@@ -18,11 +20,12 @@ pub(super) struct Index {
     len: usize,
 }
 
-/// A group is a line of the cache. Hashes that belong into it lie here or, if it is full, in those behind it.
+/// A group of slots that fills one cache line. Its slots are for hashes that belong to this group and, if a
+/// group in front of it is full, for hashes of that group.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
 struct Group {
-    /// From the front; then zeros, which are no hashes.
+    /// The hashes, followed by zeros, which are not valid hashes.
     hashes: [u32; GROUP],
     numbers: [u32; GROUP],
 }
@@ -39,13 +42,13 @@ impl Index {
         self.len == 0
     }
 
-    /// The number of this hash that `is` the one sought.
+    /// Returns a number with this hash for which `is` returns true.
     #[inline]
     pub(super) fn find(&self, hash: Hash, is: impl FnMut(u32) -> bool) -> Option<u32> {
         self.shards.get(shard_of(hash, self.shards.len()))?.find(hash, is)
     }
 
-    /// A number of this hash.
+    /// Returns any number with this hash.
     pub(super) fn get_mut(&mut self, hash: Hash) -> Option<&mut u32> {
         let shards = self.shards.len();
         self.shards.get_mut(shard_of(hash, shards))?.get_mut(hash)
@@ -60,20 +63,20 @@ impl Index {
         self.shards[shard].insert(Slot { hash, number });
     }
 
-    /// Does nothing when it is not there.
+    /// Removes a number. Does nothing if it is not in the table.
     pub(super) fn remove(&mut self, hash: Hash, number: u32) {
         let shard = shard_of(hash, self.shards.len());
         if !self.shards.get_mut(shard).is_some_and(|shard| shard.remove(hash, number)) {
             return;
         }
         self.len -= 1;
-        // Far from where it would be divided again.
+        // The threshold is far below the one for dividing, so that a shard is not divided again soon.
         if self.len < self.shards.len() * SHARE / 4 {
             self.unite();
         }
     }
 
-    /// Makes one shard more, and gives it its part of the shard that it comes from.
+    /// Adds a shard, and moves its part of the parent shard into it.
     fn divide(&mut self) {
         let new = self.shards.len();
         self.shards.push(Shard::default());
@@ -86,7 +89,7 @@ impl Index {
         }
     }
 
-    /// Takes the last shard back into the one that it came from.
+    /// Moves the content of the last shard back into its parent, and removes the shard.
     fn unite(&mut self) {
         if self.shards.len() > 1
             && let Some(last) = self.shards.pop()
@@ -98,30 +101,30 @@ impl Index {
     }
 }
 
-/// Where this hash belongs when there are so many shards.
+/// Returns the shard to which a hash belongs in a table with `shards` shards.
 fn shard_of(hash: Hash, shards: usize) -> usize {
     let bits = (hash.get() >> GROUP_BITS) as usize;
     let round = shards.next_power_of_two();
     let shard = bits & (round - 1);
-    // It may be yet to be made in this round.
+    // The shard may not exist yet in this round. Then the hash belongs to its parent.
     if shard < shards { shard } else { shard & (round / 2).wrapping_sub(1) }
 }
 
-/// The shard that was divided to make this one.
+/// Returns the shard that was divided to make this one.
 fn parent(shard: usize) -> usize {
     shard & !(1 << shard.ilog2())
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// A power of two, or none.
+    /// The number of groups is a power of two, or zero.
     groups: Box<[Group]>,
     len: usize,
 }
 
 impl Shard {
     fn of(slots: &[Slot]) -> Self {
-        // A quarter stays free: few groups are full.
+        // A quarter of the slots stays free, so that few groups are full.
         let groups = (slots.len() * 4).div_ceil(GROUP * 3).max(1).next_power_of_two();
         let mut shard = Self { groups: vec![Group::default(); groups].into(), len: 0 };
         for slot in slots {
@@ -160,7 +163,7 @@ impl Shard {
         Some(&mut self.groups[group].numbers[at])
     }
 
-    /// The group, and the place in it.
+    /// Returns the group, and the place within it.
     fn locate(&self, hash: Hash, is: impl Fn(u32) -> bool) -> Option<(usize, usize)> {
         let mask = self.groups.len().checked_sub(1)?;
         let mut number = hash.get() as usize & mask;
@@ -196,13 +199,13 @@ impl Shard {
         self.len += 1;
     }
 
-    /// `false`: it was not there.
+    /// Removes a number. Returns whether it was there.
     fn remove(&mut self, hash: Hash, number: u32) -> bool {
         let Some((mut hole, at)) = self.locate(hash, |other| other == number) else { return false };
         let mask = self.groups.len() - 1;
         let mut was_full = self.groups[hole].is_full();
         self.groups[hole].take(at);
-        // What lies farther behind because this one was full moves up.
+        // Slots that were placed further behind because this group was full move up.
         let mut next = hole;
         while was_full {
             next = (next + 1) & mask;
@@ -240,7 +243,8 @@ impl Group {
         Some(Slot { hash: Hash::new(self.hashes[at])?, number: self.numbers[at] })
     }
 
-    /// A bit for each place with this hash. Compilers make a few instructions of it, none of them a jump.
+    /// Returns a bit for each place with this hash. Compilers turn this into a few instructions without a
+    /// jump.
     #[inline]
     fn same(&self, hash: Hash) -> u32 {
         let mut bits = [0; GROUP];
@@ -256,7 +260,7 @@ impl Group {
         self.numbers[len] = slot.number;
     }
 
-    /// Removes what is there; the last one takes its place.
+    /// Removes the slot at `at`, and moves the last slot to its place.
     fn take(&mut self, at: usize) {
         let last = self.len() - 1;
         self.hashes[at] = self.hashes[last];
@@ -275,7 +279,7 @@ mod tests {
         index.shards.iter().flat_map(Shard::slots).map(|slot| (slot.hash.get(), slot.number)).collect()
     }
 
-    /// Hashes that are random, and hashes of which many are equal or next to one another.
+    /// Tests random hashes, and hashes of which many are equal or adjacent.
     #[test]
     fn agrees_with_a_set_while_it_grows_and_shrinks() {
         let mut random = fastrand::Rng::with_seed(1);

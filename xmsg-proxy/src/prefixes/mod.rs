@@ -1,12 +1,17 @@
-//! Who subscribed to a prefix of this topic? Hash tables of whole prefixes.
+//! A table that finds all subscriptions to prefixes of a topic. It consists of hash tables of whole prefixes.
 //!
-//! Which lengths of a topic to look for, its *heads* say, its first 8, 16, … 64, then 128, 256 … bytes: for each head that a prefix has, a
-//! table knows what lengths such prefixes have that are shorter than the next head, beyond 64 bytes only about. So a topic costs a look-up for each of its heads, as long as there are prefixes
-//! with that head, and one for each length that comes into question. However many prefixes there are, this does not become more; heads
-//! are few, and stay in the cache; what is found lies in two places that are not. (A trie is as good for a few thousand prefixes. Among a million,
-//! a topic walks through ten nodes, each known only from the one before, and most of them not in a cache.)
+//! The *heads* of a topic or prefix are its first 8, 16, … 64, then 128, 256 … bytes. A table stores for each
+//! head of a prefix which lengths the prefixes with this head have, up to the next head. Beyond 64 bytes, it
+//! stores these lengths only approximately. So a topic costs one lookup for each of its heads, as long as
+//! there are prefixes with that head, and one for each length that is possible.
 //!
-//! Prefixes lie in an arena, so that a subscriber can name its subscriptions by [`PrefixId`] instead of keeping their text a second time.
+//! The number of prefixes does not increase this cost. Heads are few and stay in the processor's cache. A
+//! prefix that is found is in two places that are not in the cache. (A trie is as good for a few thousand
+//! prefixes. Among a million, a topic walks through ten nodes, each known only from the one before, and most
+//! of them not in a cache.)
+//!
+//! Prefixes are stored in an arena, so that a subscriber can refer to its subscriptions by [`PrefixId`] and
+//! need not store their text a second time.
 
 mod hash;
 mod index;
@@ -20,7 +25,7 @@ use smallvec::SmallVec;
 use self::hash::{Hash, Key, PrefixHasher};
 use self::index::Index;
 
-/// A prefix that has a key or is held. It stays valid until the last of these is gone.
+/// The identifier of a prefix that has a key or a hold. It is valid until the last key and hold are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PrefixId(u32);
 
@@ -39,51 +44,54 @@ pub struct PrefixId(u32);
 pub struct PrefixTable<K> {
     key: Key,
     entries: Arena<Entry<K>>,
-    /// Where in the arena is the prefix of this hash?
+    /// The place in the arena of the prefix with this hash.
     index: Index,
-    /// The [`Head`] of this hash, of all lengths. Two that have the same share it, which costs but a look-up in vain.
+    /// The [`Head`] with this hash, for heads of all lengths. Two heads with the same hash share an entry,
+    /// which costs only lookups that find nothing.
     heads: Index,
-    /// Lengths of prefixes without a head.
+    /// The lengths of the prefixes that are too short to have a head.
     short: Head,
-    /// The lengths that prefixes have, ascending, and how many have it.
+    /// The lengths of all prefixes in ascending order, and how many prefixes have each.
     lengths: Vec<(usize, usize)>,
     pairs: usize,
-    /// How often the prefixes at these places are held.
+    /// The number of holds of the prefix at each place.
     held: HashMap<u32, u32>,
     holds: usize,
 }
 
-/// Topics that are looked for together: as many as memory serves at a time, and some more.
+/// The number of topics that are looked up together: somewhat more than the number of requests that memory
+/// serves at a time.
 const TOGETHER: usize = 32;
-/// Bytes from one head to the next, up to `FINE`; from there on, each has twice the length of the one before: a prefix has few heads, however
-/// long it is.
+/// Bytes from one head to the next, up to `FINE`. Beyond that, each head is twice as long as the one before,
+/// so that even a long prefix has few heads.
 const STEP: usize = 8;
 const FINE: usize = 64;
 
-/// The length of the head that comes after one of this length.
+/// Returns the length of the head that follows a head of length `len`.
 #[inline]
 fn next_head(len: usize) -> usize {
     if len < FINE { len + STEP } else { 2 * len }
 }
 
-/// How many lengths a bit of such a head stands for, as a power of two.
+/// Returns how many lengths one bit of such a head stands for, as a power of two.
 #[inline]
 fn width(len: usize) -> u32 {
     ((next_head(len) - len) / 8).trailing_zeros()
 }
 
-/// How many heads a prefix of so many bytes has.
+/// Returns how many heads a prefix of `len` bytes has.
 #[must_use]
 pub fn heads(len: usize) -> usize {
     if len < FINE { len / STEP } else { FINE / STEP + (len / FINE).ilog2() as usize }
 }
 
-/// What is known of the prefixes that start with the bytes of a head.
+/// What the table stores about the prefixes that start with the bytes of a head.
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
-    /// A bit for each length to the next head, or for several of them. It stays until the head goes: then it costs look-ups in vain at worst.
+    /// A bit for each length up to the next head, or for several lengths. Bits stay set until the head is
+    /// removed. At worst this costs lookups that find nothing.
     lengths: u8,
-    /// How many prefixes. It stops at the most that it can be, and then the head stays.
+    /// The number of prefixes. The count stops at its maximum, and then the head stays for ever.
     prefixes: u32,
 }
 
@@ -99,28 +107,28 @@ impl Head {
     }
 }
 
-/// What an insertion changed.
+/// The result of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inserted {
-    /// Names the prefix.
+    /// The identifier of the prefix.
     pub prefix: PrefixId,
-    /// The pair was not there before.
+    /// Whether the pair was not in the table before. It is always true for a hold.
     pub is_new: bool,
-    /// The prefix was not there before: 0 → 1.
+    /// Whether the prefix was not in the table before.
     pub is_first: bool,
 }
 
-/// A prefix with its keys; without keys, one that is held, or a place that is free. It fills a line of the cache.
+/// A prefix with its keys. An entry without keys is either held or free. An entry fills one cache line.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct Entry<K> {
     prefix: SmallVec<[u8; 32]>,
-    /// Sorted.
+    /// The keys in ascending order.
     keys: SmallVec<[K; 4]>,
 }
 
 impl PrefixId {
-    /// The place that [`prefixes_within`](PrefixTable::prefixes_within) goes by.
+    /// Returns the place that ranges of [`prefixes_within`](PrefixTable::prefixes_within) refer to.
     #[must_use]
     pub fn place(self) -> usize {
         self.0 as usize
@@ -140,7 +148,7 @@ impl<K: Copy + Ord> Default for PrefixTable<K> {
 }
 
 impl<K: Copy + Ord> PrefixTable<K> {
-    /// An empty table.
+    /// Creates an empty table.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -156,25 +164,25 @@ impl<K: Copy + Ord> PrefixTable<K> {
         }
     }
 
-    /// How many (prefix, key) pairs there are, and how often prefixes are held.
+    /// Returns the number of (prefix, key) pairs plus the number of holds.
     #[must_use]
     pub fn len(&self) -> usize {
         self.pairs + self.holds
     }
 
-    /// Whether there is no pair, and nothing held.
+    /// Returns whether the table has neither pairs nor holds.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes of the longest prefix; 0 when there is none.
+    /// Returns the length of the longest prefix in bytes, or 0 if there is none.
     #[must_use]
     pub fn longest_prefix(&self) -> usize {
         self.lengths.last().map_or(0, |(len, _)| *len)
     }
 
-    /// Adds a pair. A pair is there once, however often it is added.
+    /// Adds a pair. Adding an existing pair changes nothing.
     pub fn insert(&mut self, prefix: &[u8], key: K) -> Inserted {
         let id = self.id(prefix);
         if let Some((prefix, entry)) = id.and_then(|id| Some((id, self.entries.get_mut(id.0)?))) {
@@ -190,8 +198,8 @@ impl<K: Copy + Ord> PrefixTable<K> {
         Inserted { prefix: PrefixId(self.add(prefix, keys)), is_new: true, is_first: true }
     }
 
-    /// Keeps a prefix in the table without a key, once more: nobody finds it by a topic, but it has an id, and is listed.
-    /// [`release`](Self::release) takes that back.
+    /// Adds a hold, which keeps a prefix in the table without a key. Lookups don't find the prefix, but it
+    /// has an id and is listed. [`release`](Self::release) removes one hold.
     ///
     /// ```
     /// let mut table = xmsg_proxy::prefixes::PrefixTable::<u32>::new();
@@ -209,9 +217,10 @@ impl<K: Copy + Ord> PrefixTable<K> {
         Inserted { prefix: id, is_new: true, is_first }
     }
 
-    /// Takes back what [`hold`](Self::hold) did once; returns the prefix when nothing keeps it any more: 1 → 0.
+    /// Removes one hold. Returns the prefix if it was removed from the table, because it has no more holds
+    /// and no keys.
     ///
-    /// Does nothing when the prefix is not held.
+    /// Does nothing if the prefix is not held.
     pub fn release(&mut self, prefix: PrefixId) -> Option<Vec<u8>> {
         let held = self.held.get_mut(&prefix.0)?;
         *held -= 1;
@@ -222,7 +231,7 @@ impl<K: Copy + Ord> PrefixTable<K> {
         self.drop_unused(prefix)
     }
 
-    /// Takes in a prefix that was not there.
+    /// Adds a prefix that is not in the table.
     fn add(&mut self, prefix: &[u8], keys: SmallVec<[K; 4]>) -> u32 {
         let place = self.entries.add(Entry { prefix: SmallVec::from_slice(prefix), keys });
         self.index.insert(self.hash(prefix), place);
@@ -234,21 +243,26 @@ impl<K: Copy + Ord> PrefixTable<K> {
         place
     }
 
-    /// The id of this prefix, if it has a key or is held.
+    /// Returns the id of this prefix, if it has a key or a hold.
     #[must_use]
     pub fn id(&self, prefix: &[u8]) -> Option<PrefixId> {
         self.place(self.hash(prefix), prefix).map(PrefixId)
     }
 
-    /// Whether this pair is there.
+    /// Returns whether this pair is in the table.
+    ///
+    /// # Panics
+    ///
+    /// If `prefix` never was an id of this table.
     #[must_use]
     pub fn contains(&self, prefix: PrefixId, key: K) -> bool {
         self.entries.get(prefix.0).keys.binary_search(&key).is_ok()
     }
 
-    /// Removes a pair; returns the prefix when nothing else keeps it: 1 → 0.
+    /// Removes a pair. Returns the prefix if it was removed from the table, because it has no more keys and
+    /// no holds.
     ///
-    /// Does nothing when the pair is not there.
+    /// Does nothing if the pair is not in the table.
     pub fn remove(&mut self, prefix: PrefixId, key: K) -> Option<Vec<u8>> {
         let keys = &mut self.entries.get_mut(prefix.0)?.keys;
         let at = keys.binary_search(&key).ok()?;
@@ -257,12 +271,12 @@ impl<K: Copy + Ord> PrefixTable<K> {
         self.drop_unused(prefix)
     }
 
-    /// Whether something is at this place.
+    /// Returns whether the prefix at this place has a key or a hold.
     fn is_used(&self, place: u32) -> bool {
         !self.entries.get(place).keys.is_empty() || self.held.contains_key(&place)
     }
 
-    /// Removes a prefix that has neither keys nor holds.
+    /// Removes a prefix if it has neither keys nor holds, and returns it in that case.
     fn drop_unused(&mut self, prefix: PrefixId) -> Option<Vec<u8>> {
         let place = prefix.0;
         if self.is_used(place) {
@@ -280,14 +294,18 @@ impl<K: Copy + Ord> PrefixTable<K> {
         Some(prefix)
     }
 
-    /// The prefix of this id.
+    /// Returns the prefix of this id.
+    ///
+    /// # Panics
+    ///
+    /// If `id` never was an id of this table.
     #[must_use]
     pub fn prefix(&self, id: PrefixId) -> &[u8] {
         &self.entries.get(id.0).prefix
     }
 
-    /// Calls `found` with the keys of every prefix of `topic`, shortest prefix first. A key that has several
-    /// prefixes comes several times.
+    /// Calls `found` with the keys of every prefix of `topic`, shortest prefix first. A key with several of
+    /// these prefixes is passed several times.
     pub fn find(&self, topic: &[u8], mut found: impl FnMut(&[K])) {
         self.candidates(topic, |hash, prefix| {
             if let Some(place) = self.place(hash, prefix) {
@@ -296,8 +314,9 @@ impl<K: Copy + Ord> PrefixTable<K> {
         });
     }
 
-    /// [`find`](Self::find) for several topics, told apart by their number. Among many prefixes, that takes half of the time: what one
-    /// topic waits for comes from memory together with what the others wait for.
+    /// Does the same as [`find`](Self::find) for several topics at once, and passes the index of the topic
+    /// with its keys. With many prefixes, this takes half of the time, because the memory accesses of
+    /// different topics overlap.
     pub fn find_each(&self, topics: &[&[u8]], mut found: impl FnMut(usize, &[K])) {
         struct Candidate<'a> {
             topic: usize,
@@ -313,7 +332,8 @@ impl<K: Copy + Ord> PrefixTable<K> {
                     candidates.push(Candidate { topic: topic_number, prefix, hash, place: 0 });
                 });
             }
-            // One step for all, then the next one: no step needs what another one of its kind finds.
+            // Each step is done for all candidates before the next step, because no candidate needs the
+            // result of another one in the same step.
             candidates.retain(|candidate| {
                 self.index.find(candidate.hash, |_| true).is_some_and(|place| {
                     candidate.place = place;
@@ -335,7 +355,7 @@ impl<K: Copy + Ord> PrefixTable<K> {
     #[inline]
     fn candidates<'a>(&self, topic: &'a [u8], mut candidate: impl FnMut(Hash, &'a [u8])) {
         let mut hasher = PrefixHasher::new(self.key, topic);
-        // No more look-ups than heads would take.
+        // With few different lengths, one lookup per length costs no more than the heads would.
         if self.lengths.len() <= heads(topic.len()) + 1 {
             for (len, _) in &self.lengths {
                 let Some(prefix) = topic.get(..*len) else { return };
@@ -372,19 +392,20 @@ impl<K: Copy + Ord> PrefixTable<K> {
         }
     }
 
-    /// Every prefix that is there, with how many keys and holds it has; in no particular order.
+    /// Returns every prefix with the number of its keys and holds, in no particular order.
     pub fn prefixes(&self) -> impl Iterator<Item = (&[u8], usize)> {
         self.prefixes_within(0..self.places())
     }
 
-    /// How many places for prefixes there are: the bound of the ranges for [`prefixes_within`](Self::prefixes_within).
+    /// Returns the number of places for prefixes. It bounds the ranges for
+    /// [`prefixes_within`](Self::prefixes_within).
     #[must_use]
     pub fn places(&self) -> usize {
         self.entries.places()
     }
 
-    /// The [`prefixes`](Self::prefixes) at a range of places, so that a large table can be looked through a part at a
-    /// time. A prefix keeps its place for as long as it is there, and is then met just once.
+    /// Returns the [`prefixes`](Self::prefixes) at a range of places, so that a large table can be listed in
+    /// parts. A prefix keeps its place as long as it is in the table, and is therefore listed just once.
     pub fn prefixes_within(&self, places: Range<usize>) -> impl Iterator<Item = (&[u8], usize)> {
         let end = places.end.min(self.places());
         (places.start.min(end)..end).filter_map(|place| {
@@ -401,12 +422,12 @@ impl<K: Copy + Ord> PrefixTable<K> {
         PrefixHasher::new(self.key, prefix).hash(prefix.len())
     }
 
-    /// Where this length is, or would come.
+    /// Returns the index of this length in `lengths`, or where it would be inserted.
     fn length(&self, len: usize) -> Result<usize, usize> {
         self.lengths.binary_search_by_key(&len, |(len, _)| *len)
     }
 
-    /// Where this prefix is.
+    /// Returns the place of this prefix.
     fn place(&self, hash: Hash, prefix: &[u8]) -> Option<u32> {
         self.index.find(hash, |place| self.entries.get(place).prefix[..] == *prefix)
     }
@@ -455,15 +476,16 @@ impl<K: Copy + Ord> PrefixTable<K> {
     }
 }
 
-/// The lengths of the heads of a prefix.
+/// Returns the lengths of the heads of a prefix.
 fn lengths_of_heads(prefix: &[u8]) -> impl Iterator<Item = usize> {
     std::iter::successors(Some(STEP), |len| Some(next_head(*len))).take_while(|len| *len <= prefix.len())
 }
 
-/// Entries of a chunk.
+/// The number of entries in a chunk.
 const CHUNK: usize = 1024;
 
-/// Numbered places. They lie in chunks that stay where they are: growing moves no more than the first of them, while it is not yet full.
+/// A list of values with fixed places. Chunks never move. Only the first chunk is moved while it grows to its
+/// full size.
 #[derive(Debug)]
 struct Arena<T> {
     chunks: Vec<Vec<T>>,
@@ -500,7 +522,7 @@ impl<T: Default> Arena<T> {
         place as u32
     }
 
-    /// Takes out what is at a place that there is.
+    /// Removes the value at an existing place, and returns it.
     fn remove(&mut self, place: u32) -> T {
         self.free.push(place);
         mem::take(&mut self.chunks[place as usize / CHUNK][place as usize % CHUNK])
@@ -522,10 +544,10 @@ mod tests {
         keys
     }
 
-    /// Stands for a prefix that is held.
+    /// A key that stands for a hold in the model.
     const HOLD: u32 = 4;
 
-    /// What is to be found.
+    /// Returns the keys that the table is expected to find.
     fn matching(model: &BTreeSet<(String, u32)>, topic: &str) -> Vec<u32> {
         let pairs = model.iter().filter(|(prefix, key)| *key != HOLD && topic.starts_with(prefix));
         let mut keys: Vec<u32> = pairs.map(|(_, key)| *key).collect();
@@ -590,7 +612,7 @@ mod tests {
         assert_eq!(heads(4096), 14);
     }
 
-    /// With more lengths than heads, and prefixes that part ways anywhere.
+    /// The prefixes have more lengths than heads, and differ from the topic at any position.
     #[test]
     fn long_prefixes_are_found_as_short_ones_are() {
         let topic: Vec<u8> = (0..4096_u32).map(|at| (at * 7 % 251) as u8).collect();
@@ -614,7 +636,8 @@ mod tests {
     }
 
     proptest! {
-        /// The table agrees with a plain set of pairs through any sequence of changes, with few lengths and with many.
+        /// The table agrees with a plain set of pairs through any sequence of changes, with few lengths and
+        /// with many.
         #[test]
         fn agrees_with_a_set(
             changes in prop::collection::vec((any::<bool>(), "(abababab){0,3}(a{50}){0,3}[ab]{0,5}", 0_u32..5), 0..120),
