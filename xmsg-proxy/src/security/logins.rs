@@ -1,10 +1,15 @@
-//! Logins with passwords, while somebody guesses: checking one takes long on purpose, so that good ones must not wait behind bad ones.
+//! Logins with passwords while somebody guesses passwords. The check of a password is slow on purpose, so
+//! good logins must not wait behind bad ones.
 //!
-//! - Whoever logged in lately is recognized, and nothing is checked. What is remembered is no password but a keyed hash of it, and of the line in the
-//!   password file; the key is made up by each process.
-//! - Failures make whoever comes from that address, with that name or with many, wait longer and longer before it may try again.
-//! - Those from addresses with failures share one check at a time; the others have the second one for themselves.
-//! - Each queue is bounded. Whoever finds it full, or tries too soon, is not judged: its connection ends, and it may come again.
+//! - A peer that logged in recently is recognised, and its password is not checked again. What is stored is
+//!   not the password but a keyed hash of it and of the line in the password file. Each process makes a new
+//!   key.
+//! - After failures from an address, whether with one name or with many, the pauses before its next attempt
+//!   become longer and longer.
+//! - Logins from addresses with failures share one check at a time. The second check is reserved for other
+//!   logins.
+//! - Each queue is bounded. A login that finds the queue full or comes too soon is not decided: its
+//!   connection ends, and the peer may try again.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -18,40 +23,44 @@ use blake2::digest::{KeyInit, Mac};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
-/// Logins that are remembered. Above it, the oldest is forgotten.
+/// The largest number of logins that are remembered. Beyond it, the oldest is forgotten.
 const PROOFS: usize = 10_000;
-/// … for so long.
+/// How long a login is remembered.
 const PROOF_AGE: Duration = Duration::from_secs(3600);
-/// Failures that are remembered: pairs of an address and a name, and addresses. Above it, the oldest is forgotten.
+/// The largest number of remembered failures, counting addresses and pairs of an address and a name. Beyond
+/// it, the oldest is forgotten.
 const FAILURES: usize = 16 << 10;
-/// … for so long after the last one.
+/// How long failures are remembered after the last one.
 const FAILURE_AGE: Duration = Duration::from_secs(600);
-/// Failures of one name at one address that cost nothing but their time.
+/// The number of failures of one name at one address that cause no pause.
 const FREE_OF_PAIR: u32 = 3;
-/// … of all names at one address.
+/// The number of failures of all names at one address that cause no pause.
 const FREE_OF_ADDRESS: u32 = 20;
-/// The pause after the first failure beyond those. It doubles with each …
+/// The first pause. It doubles with each further failure, up to `PAUSE_MAX`.
 const PAUSE: Duration = Duration::from_millis(500);
-/// … up to this.
+/// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Passwords that are checked at the same time: each check takes a thread, and memory on purpose.
+/// The largest number of passwords that are checked at the same time. On purpose, each check takes a thread
+/// and much memory.
 const CHECKS: usize = 2;
-/// Logins that wait for a check: in either lane, and with one name there.
+/// The largest number of logins in each of the two queues. `WAITING_OF_USER` limits those with the same name
+/// in one queue.
 const WAITING: usize = 64;
 const WAITING_OF_USER: usize = 8;
 
-/// What became of logins with a password.
+/// Counts of the outcomes of logins with a password.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoginCounts {
-    /// The password was checked, and right.
+    /// Logins that were accepted after their password was checked.
     pub admitted: u64,
-    /// It was recognized, and not checked again.
+    /// Logins that were accepted without a check, because they were recognised.
     pub recognized: u64,
-    /// The password was checked, and wrong; or nobody has that name, or a right.
+    /// Logins that were refused after the check: the password was wrong, or the user is unknown or not
+    /// allowed.
     pub refused: u64,
-    /// It came too soon after failures, and was not checked.
+    /// Logins that were not checked, because they came too soon after failures.
     pub too_soon: u64,
-    /// Too many waited to be checked already, and it was not.
+    /// Logins that were not checked, because too many were waiting.
     pub too_many: u64,
 }
 
@@ -80,13 +89,13 @@ impl Counters {
 /// A keyed hash of a name, a password, and the line that they were checked against.
 pub(super) type Proof = [u8; 32];
 
-/// Good logins of late.
+/// The recent successful logins.
 pub(super) struct Proofs {
     key: Zeroizing<[u8; 32]>,
     known: Mutex<Known>,
 }
 
-/// With when each was made; the oldest first.
+/// The proofs with the time when each was made, the oldest first.
 #[derive(Default)]
 struct Known {
     made: HashMap<Proof, Instant>,
@@ -100,9 +109,11 @@ impl std::fmt::Debug for Proofs {
 }
 
 impl Proofs {
+    /// Creates an empty set with a new random key.
+    ///
     /// # Panics
     ///
-    /// When the operating system has no randomness: going on without would be worse.
+    /// If the operating system provides no randomness. To continue without it would be worse.
     pub(super) fn new() -> Self {
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(&mut *key).expect("the operating system gives randomness");
@@ -110,7 +121,7 @@ impl Proofs {
     }
 
     pub(super) fn of(&self, user: &[u8], password: &[u8], line: &str) -> Proof {
-        // A key of 32 bytes is one that this hash takes.
+        // This hash accepts keys of 32 bytes.
         let mut mac = Blake2bMac512::new_from_slice(&*self.key).expect("the key has a good length");
         for part in [user, password, line.as_bytes()] {
             mac.update(&(part.len() as u64).to_le_bytes());
@@ -128,7 +139,7 @@ impl Proofs {
         let mut known = self.known();
         known.made.insert(proof, now);
         known.order.push_back((now, proof));
-        // The order has an entry for each time that one was made: it is as bounded as what is made.
+        // `order` has one entry for each time that a proof was made, so `made` is bounded, too.
         while let Some((made, oldest)) = known.order.front().copied()
             && (known.order.len() > PROOFS || now.saturating_duration_since(made) > PROOF_AGE)
         {
@@ -149,7 +160,8 @@ impl Proofs {
     }
 }
 
-/// Who has failed: a name at an address, or an address with any names. Names are hashed, so that each takes as little as another.
+/// The source of failures: a name at an address, or an address with any names. Names are hashed, so that all
+/// of them take equally little memory.
 type Who = (Option<IpAddr>, Option<u64>);
 
 #[derive(Clone, Copy, Debug)]
@@ -158,7 +170,7 @@ struct Failure {
     last: Instant,
 }
 
-/// Failures of late, by whom.
+/// The recent failures by their source.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     hasher: RandomState,
@@ -174,13 +186,14 @@ impl Failures {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whom a login counts for. An address that nobody has tells nothing about all that have none.
+    /// Returns the sources that a login counts for. A login without a known address counts only for its name,
+    /// because it says nothing about other logins without an address.
     fn keys(from: Option<IpAddr>, user: u64) -> impl Iterator<Item = (Who, u32)> {
         let pair = ((from, Some(user)), FREE_OF_PAIR);
         [Some(pair), from.map(|from| ((Some(from), None), FREE_OF_ADDRESS))].into_iter().flatten()
     }
 
-    /// How long it has to wait before it may try again.
+    /// Returns how long this login has to wait before its next attempt.
     pub(super) fn pause(&self, from: Option<IpAddr>, user: u64, now: Instant) -> Duration {
         let known = self.known();
         let left = Self::keys(from, user).filter_map(|(who, free)| {
@@ -192,7 +205,7 @@ impl Failures {
         left.max().unwrap_or_default()
     }
 
-    /// Whether somebody at this address, or with this name there, has failed.
+    /// Returns whether this address, or this name at this address, had a recent failure.
     pub(super) fn has_failed(&self, from: Option<IpAddr>, user: u64, now: Instant) -> bool {
         let known = self.known();
         let is_recent = |failure: &Failure| now.saturating_duration_since(failure.last) <= FAILURE_AGE;
@@ -204,7 +217,7 @@ impl Failures {
         for (who, _) in Self::keys(from, user) {
             if !known.contains_key(&who) && known.len() >= FAILURES {
                 known.retain(|_, failure| now.saturating_duration_since(failure.last) <= FAILURE_AGE);
-                // A look at each of them takes a hundredth of the check that has just failed.
+                // Looking at all failures takes a hundredth of the time of the check that has just failed.
                 let oldest = known.iter().min_by_key(|(_, failure)| failure.last).map(|(who, _)| *who);
                 if let Some(oldest) = oldest.filter(|_| known.len() >= FAILURES) {
                     known.remove(&oldest);
@@ -217,20 +230,21 @@ impl Failures {
         }
     }
 
-    /// This name is good at this address. Others there are not, for all we know.
+    /// Removes the failures of this name at this address after a successful login. The failures of other
+    /// names at the address remain.
     pub(super) fn forgive(&self, from: Option<IpAddr>, user: u64) {
         self.known().remove(&(from, Some(user)));
     }
 }
 
-/// Those who wait for a check, of one kind.
+/// The number of logins in one queue, in total and by name.
 #[derive(Debug, Default)]
 struct Waiting {
     all: usize,
     by_user: HashMap<u64, usize>,
 }
 
-/// A place in the queue.
+/// A place in the queue, which is given back when it is dropped.
 struct Place<'a> {
     waiting: &'a Mutex<Waiting>,
     user: u64,
@@ -262,17 +276,17 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Who may check a password now.
+/// The limits for concurrent checks of passwords.
 #[derive(Debug)]
 pub(super) struct Checks {
     all: Arc<Semaphore>,
-    /// Those who have failed share one of them.
+    /// Logins with recent failures share one of the checks.
     suspects: Arc<Semaphore>,
     waiting: Mutex<Waiting>,
     waiting_suspects: Mutex<Waiting>,
 }
 
-/// May check a password, until it is dropped.
+/// The permission to check a password. It ends when it is dropped.
 pub(super) type Turn = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 impl Checks {
@@ -285,11 +299,11 @@ impl Checks {
         }
     }
 
-    /// Waits for one's turn; `None`: too many wait already.
+    /// Waits for permission to check a password. Returns `None` if too many logins are waiting.
     pub(super) async fn turn(&self, user: u64, is_suspect: bool) -> Option<Turn> {
         let waiting = if is_suspect { &self.waiting_suspects } else { &self.waiting };
         let _place = Place::take(waiting, user)?;
-        // Neither is ever closed.
+        // The semaphores are never closed.
         let suspect = if is_suspect { Some(self.suspects.clone().acquire_owned().await.ok()?) } else { None };
         Some((self.all.clone().acquire_owned().await.ok()?, suspect))
     }
@@ -352,7 +366,7 @@ mod tests {
         assert!(!failures.has_failed(ADDRESS, 1, later(700)));
         failures.forgive(ADDRESS, 1);
         assert!(failures.pause(ADDRESS, 1, now).is_zero());
-        // Many names at one address.
+        // Failures of many names at one address.
         for user in 100..120 {
             failures.note(ADDRESS, user, now);
         }
@@ -385,7 +399,7 @@ mod tests {
             pending += usize::from(futures::poll!(one.as_mut()).is_pending());
         }
         assert_eq!(pending, WAITING - WAITING_OF_USER, "too many of all");
-        // None of them is before whoever has not failed.
+        // Logins without failures do not wait for those with failures.
         for _ in 0..3 {
             drop(checks.turn(1, false).await.unwrap());
         }

@@ -1,7 +1,7 @@
-//! Who is let in, and what they may do there.
+//! Access control: who may connect, and what connected peers may do.
 //!
-//! The [`Authority`] holds the [`Rules`]: sockets ask it whether credentials are good, the switch and the registrar what their
-//! holder may do. Rules can be replaced while everything runs.
+//! The [`Authority`] holds the [`Rules`]. Sockets ask it whether credentials are valid. The switch and the
+//! registrar ask it what their holder may do. Rules can be replaced at run time.
 
 mod logins;
 mod passwords;
@@ -27,58 +27,62 @@ use zeroize::Zeroizing;
 
 use crate::CONTROL_TOPIC;
 
-/// Memory that is kept for the next check, blocks of 1 KiB: what a hash with the usual parameters takes, and some more.
+/// The largest memory that is kept for the next check, in blocks of 1 KiB. A hash with the usual parameters
+/// takes somewhat less.
 const MEMORY_KEPT: usize = 64 << 10;
 
-/// What somebody may do. Topics are given by prefixes; the empty one stands for all.
+/// The rights of a peer. Topics are given by prefixes, and the empty prefix stands for all topics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
-    /// Prefixes of the topics that it may publish. Control requests may always be published.
+    /// Prefixes of the topics that the peer may publish. Control requests may always be published.
     pub publish: Vec<Bytes>,
-    /// Prefixes that its subscriptions must start with.
+    /// Prefixes that the peer's subscriptions must start with.
     pub subscribe: Vec<Bytes>,
-    /// Whether it may register with the registrar, and take away registrations. Asking is free to all who are let in.
+    /// Whether the peer may add and remove registrations in the registrar. Every peer that may connect may
+    /// send queries.
     pub register: bool,
-    /// Whether it may see who is connected to the proxy and what flows through it: topics, rates, queues, drops. Whoever has not proved who
-    /// they are may do so on the proxy's own machine alone.
+    /// Whether the peer may see who is connected to the proxy and what flows through it: topics, rates,
+    /// queues and drops. Peers without credentials may do so only from the proxy's own machine.
     pub inspect: bool,
 }
 
 impl Rights {
-    /// Everything.
+    /// Returns the rights to do everything.
     #[must_use]
     pub fn all() -> Self {
         Self { publish: vec![Bytes::new()], subscribe: vec![Bytes::new()], register: true, inspect: true }
     }
 
-    /// Whether it may publish this topic. Everybody may send control requests.
+    /// Returns whether the peer may publish this topic. Every peer may send control requests.
     #[must_use]
     pub fn may_publish(&self, topic: &[u8]) -> bool {
         self.reaches_subscribers(topic) || topic.starts_with(CONTROL_TOPIC)
     }
 
-    /// Whether what it publishes with this topic goes to subscribers. Control requests of those who may do nothing but ask go to the proxy alone:
-    /// they could say anything to whoever subscribes to everything.
+    /// Returns whether messages of the peer with this topic are delivered to subscribers. Control requests
+    /// from peers that have no right to publish this topic go only to the proxy. Otherwise such peers could
+    /// send any content to those who subscribe to everything.
     #[must_use]
     pub fn reaches_subscribers(&self, topic: &[u8]) -> bool {
         starts_with_any(topic, &self.publish)
     }
 
-    /// Whether it may subscribe to this prefix. The private topic that a client asks after goes with the one for which it stands: its
-    /// answer says that that one is live.
+    /// Returns whether the peer may subscribe to this prefix. A client uses a private topic to ask whether a
+    /// subscription is active. That topic is allowed if the subscription is, because the answer says that the
+    /// subscription is active.
     #[must_use]
     pub fn may_subscribe(&self, prefix: &[u8]) -> bool {
         starts_with_any(prefix, &self.subscribe)
             || asked_after(prefix).is_some_and(|topic| starts_with_any(topic, &self.subscribe))
     }
 
-    /// Whether all topics may be published.
+    /// Returns whether the peer may publish all topics.
     #[must_use]
     pub fn publishes_all(&self) -> bool {
         self.publish.iter().any(Bytes::is_empty)
     }
 
-    /// Of a topic, no more bytes than this matter for [`may_publish`](Self::may_publish).
+    /// Returns how many bytes of a topic matter for [`may_publish`](Self::may_publish) at most.
     #[must_use]
     pub fn longest_publish(&self) -> usize {
         let longest = self.publish.iter().map(Bytes::len).max().unwrap_or_default();
@@ -90,25 +94,27 @@ fn starts_with_any(topic: &[u8], prefixes: &[Bytes]) -> bool {
     prefixes.iter().any(|prefix| topic.starts_with(prefix))
 }
 
-/// Who is let in, with which rights. By default, nobody: rules for one [`Mechanism`] let nobody in through another one.
+/// Rules that say who may connect, and with which rights. The default lets nobody connect. Rules for one
+/// [`Mechanism`] let nobody connect through another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Whoever comes without credentials, to ports without security. Default: not let in. See [`open`](Self::open).
+    /// The rights of peers without credentials, on ports without security. By default they may not connect.
+    /// See [`open`](Self::open).
     pub anonymous: Option<Arc<Rights>>,
-    /// CURVE clients by their key.
+    /// The rights of CURVE clients by their public keys.
     pub keys: HashMap<PublicKey, Arc<Rights>>,
-    /// Every other key. Default: not let in.
+    /// The rights of all other CURVE clients. By default they may not connect.
     pub other_keys: Option<Arc<Rights>>,
-    /// PLAIN users by their name; they need a password, too.
+    /// The rights of PLAIN users by their names. Each user also needs a password.
     pub users: HashMap<String, Arc<Rights>>,
-    /// Every other user with a password. Default: not let in.
+    /// The rights of all other PLAIN users with a password. By default they may not connect.
     pub other_users: Option<Arc<Rights>>,
-    /// The users' passwords.
+    /// The passwords of the PLAIN users.
     pub passwords: Passwords,
 }
 
 impl Rules {
-    /// Everybody may do everything on ports without security ([`Mechanism::Null`]).
+    /// Returns rules that allow everybody to do everything on ports without security ([`Mechanism::Null`]).
     #[must_use]
     pub fn open() -> Self {
         Self { anonymous: Some(Arc::new(Rights::all())), ..Self::default() }
@@ -125,20 +131,21 @@ impl Rules {
         }
     }
 
-    /// Whether a user of this name is let in, with the right password.
+    /// Returns whether a user of this name may connect with the right password.
     fn may_log_in(&self, user: &[u8]) -> bool {
         let name = String::from_utf8_lossy(user).into_owned();
         self.rights(Some(&Principal::User(name))).is_some()
     }
 }
 
-/// Memory of checks that are done. Allocating it anew in whichever thread does the next one would leave a piece in every thread.
+/// A pool of memory from finished checks. Without it, every thread that does a check would keep memory of its
+/// own.
 #[derive(Default)]
 struct Memory(Mutex<Vec<Vec<Block>>>);
 
 impl std::fmt::Debug for Memory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // What is in it was made from passwords.
+        // The content was computed from passwords, and must not be shown.
         f.write_str("Memory(…)")
     }
 }
@@ -149,7 +156,7 @@ impl Memory {
     }
 }
 
-/// The rules in force.
+/// The rules that are in effect.
 #[derive(Debug)]
 pub struct Authority {
     rules: RwLock<Arc<Rules>>,
@@ -158,11 +165,11 @@ pub struct Authority {
     logins: Arc<Logins>,
     postponed: Throttle,
     strangers: Throttle,
-    /// What peers have no right to, in the log.
+    /// Limits log lines about actions for which peers have no right.
     pub(crate) denials: Throttle,
 }
 
-/// What is known of logins with passwords. It is shared with the threads that check them.
+/// The state of logins with passwords, which is shared with the threads that check them.
 #[derive(Debug)]
 struct Logins {
     proofs: Proofs,
@@ -172,7 +179,8 @@ struct Logins {
 }
 
 impl Logins {
-    /// Checks a password, on a thread that may take its time, and notes what came of it: whoever has it checked may be gone by then.
+    /// Checks a password on a blocking thread and records the result, because the caller may no longer wait
+    /// for it.
     fn check(&self, rules: &Rules, user: &[u8], password: &[u8], from: Option<IpAddr>) -> bool {
         let mut memory = self.memory.pool().pop().unwrap_or_default();
         // The slow part comes first, so that an unknown name takes as long as a wrong password.
@@ -193,14 +201,14 @@ impl Logins {
         line.is_some()
     }
 
-    /// Whether this login was good lately.
+    /// Returns whether this login succeeded recently.
     fn recognizes(&self, rules: &Rules, user: &[u8], password: &[u8]) -> bool {
         let line = rules.passwords.line(user).filter(|_| rules.may_log_in(user));
         line.is_some_and(|line| self.proofs.contains(&self.proofs.of(user, password, line), Instant::now()))
     }
 }
 
-/// With [open](Rules::open) rules.
+/// The default has [open](Rules::open) rules.
 impl Default for Authority {
     fn default() -> Self {
         Self::new(Rules::open())
@@ -208,7 +216,7 @@ impl Default for Authority {
 }
 
 impl Authority {
-    /// With these rules.
+    /// Creates an authority with these rules.
     #[must_use]
     pub fn new(rules: Rules) -> Self {
         Self {
@@ -227,7 +235,8 @@ impl Authority {
         }
     }
 
-    /// Puts other rules in force. Whoever holds rights of the old ones is to ask again: [`generation`](Self::generation) grows.
+    /// Replaces the rules. The [`generation`](Self::generation) increases, which tells holders of old rights
+    /// to ask again.
     pub fn replace(&self, rules: Rules) {
         let is_other = rules.passwords != self.rules().passwords;
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
@@ -237,19 +246,20 @@ impl Authority {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Grows with every change of the rules.
+    /// Returns a number that increases with every change of the rules.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// What this peer may do; `None`: it is not to be here (any more).
+    /// Returns the rights of a peer, or `None` if it may not connect or may not stay connected.
     #[must_use]
     pub fn rights(&self, principal: Option<&Principal>) -> Option<Arc<Rights>> {
         self.rules().rights(principal).cloned()
     }
 
-    /// Whether this peer may be here under the rules in force. If not, its connection is to be ended, and the log says so.
+    /// Returns whether this peer may stay connected under the current rules. If not, the caller has to end
+    /// the connection. This is logged.
     pub(crate) fn lets_stay(&self, peer: &str, principal: Option<&Principal>) -> bool {
         let may = self.rights(principal).is_some();
         if !may && let Some(unlogged) = self.strangers.pass("clients that are no longer allowed") {
@@ -259,7 +269,8 @@ impl Authority {
         may
     }
 
-    /// The same for a socket's [`keeps`](xmsg_zmq::SocketOptions::keeps).
+    /// Returns [`lets_stay`](Self::lets_stay) as a function for the [`keeps`](xmsg_zmq::SocketOptions::keeps)
+    /// option of a socket.
     pub(crate) fn rule(
         self: &Arc<Self>,
     ) -> impl Fn(&str, Option<&Principal>) -> bool + Send + Sync + 'static + use<> {
@@ -271,7 +282,7 @@ impl Authority {
         self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What became of logins with a password so far.
+    /// Returns the outcomes of logins with a password so far.
     #[must_use]
     pub fn logins(&self) -> LoginCounts {
         self.logins.counters.counts()
@@ -287,7 +298,7 @@ impl Authority {
         let address = from.map(tracing::field::display);
         match verdict {
             Verdict::Admitted => tracing::debug!(%principal, address, "let in"),
-            // The port says so, with the reason for which it ends the connection.
+            // The port logs this, with the reason why it ends the connection.
             Verdict::Refused => {}
             Verdict::Busy => {
                 if let Some(unlogged) = self.postponed.pass("logins that were put off") {
@@ -321,7 +332,7 @@ impl Authority {
             return Verdict::Busy;
         };
         let task = tokio::task::spawn_blocking(move || {
-            // It goes on even if the peer is not waited for any more.
+            // The check continues even if the connection no longer waits for it.
             let _turn = turn;
             logins.check(&rules, &user, &password, from)
         });
@@ -342,26 +353,27 @@ impl Authenticator for Authority {
     }
 }
 
-/// How the ports are secured.
+/// The security mechanism of a port.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Mechanism {
-    /// Not at all.
+    /// No security.
     #[default]
     Null,
-    /// Names and passwords, in clear text.
+    /// Names and passwords, sent in clear text.
     Plain,
-    /// Keys; everything is encrypted. These are ours.
+    /// Keys, with encryption. The variant contains the keys of this server.
     Curve(KeyPair),
 }
 
 impl Mechanism {
-    /// Whether peers prove who they are in the same way. Our own keys make no difference: rules for clients are about theirs.
+    /// Returns whether peers authenticate in the same way with both. The server's own keys make no
+    /// difference, because rules refer to the clients' keys.
     #[must_use]
     pub fn has_rules_of(&self, other: &Self) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other)
     }
 
-    /// Its name.
+    /// Returns the name of the mechanism, as it is on the wire.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -371,7 +383,7 @@ impl Mechanism {
         }
     }
 
-    /// The option of a socket that clients connect to.
+    /// Returns the security option for a socket that clients connect to.
     #[must_use]
     pub fn security(&self, authority: &Arc<Authority>) -> Security {
         match self {
@@ -482,17 +494,18 @@ mod tests {
         }
         assert_eq!((authority.logins().admitted, authority.logins().recognized), (1, 2));
         assert!(!authority.recognizes(&credentials("alice", "sesam")));
-        // The same passwords, with other rights: nobody has to prove anything again, but may not be let in any more.
+        // The passwords are the same, but the rights differ. Nobody has to log in again, but some may not
+        // connect any more.
         authority.replace(Rules { other_users: None, ..rules.clone() });
         assert!(!authority.recognizes(&credentials("alice", "sesame")));
         authority.replace(rules);
         assert!(authority.recognizes(&credentials("alice", "sesame")));
-        // The same password with another salt.
+        // The password is the same, but its hash has another salt.
         authority.replace(users());
         assert!(!authority.recognizes(&credentials("alice", "sesame")));
     }
 
-    /// Many addresses guess, and all that they may have checked at a time is under way.
+    /// Many addresses guess, and use all the checks that they may use at a time.
     #[tokio::test]
     async fn guessing_slows_down_whoever_guesses_and_nobody_else() {
         let authority = Arc::new(Authority::new(users()));

@@ -1,4 +1,5 @@
-//! The password file: a line `name:hash` for each user, with hashes of Argon2id as `xmsg passwd` writes them.
+//! The password file. It has a line `name:hash` for each user, with Argon2id hashes as `xmsg passwd` writes
+//! them.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -9,7 +10,8 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use xmsg_core::{Error, ErrorKind, Result};
 use zeroize::Zeroizing;
 
-/// Memory that checking one password may take at most, KiB: a file is not to take the machine down.
+/// The most memory that the check of one password may take, in KiB. Without this limit, a bad file could
+/// exhaust the machine's memory.
 const MEMORY_MAX_KIB: u32 = 1 << 20;
 
 /// Users and the hashes of their passwords.
@@ -23,7 +25,12 @@ impl std::fmt::Debug for Passwords {
 }
 
 impl Passwords {
-    /// Reads the lines of a password file. Empty lines, and those that start with `#`, are comments.
+    /// Reads the lines of a password file. Empty lines and lines that start with `#` are ignored.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidOption`] if a line is not valid, its name occurs twice, or its check would take
+    /// more than 1 GiB of memory. The error states the number of the line, but not its content.
     pub fn parse(text: &str) -> Result<Self> {
         let mut users = HashMap::new();
         for (number, line) in text.lines().enumerate() {
@@ -31,7 +38,7 @@ impl Passwords {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            // What is wrong with a line is told without showing it.
+            // An error does not show the line, which contains a hash.
             let wrong = |what: &str| {
                 let what = format!("line {}: {what}; write it with `xmsg passwd`", number + 1);
                 Error::new(ErrorKind::InvalidOption, what)
@@ -52,19 +59,19 @@ impl Passwords {
         Ok(Self(users))
     }
 
-    /// Whether there is such a user.
+    /// Returns whether this user exists.
     #[must_use]
     pub fn knows(&self, user: &str) -> bool {
         self.0.contains_key(user)
     }
 
-    /// What the user's password is checked against.
+    /// Returns the hash against which the user's password is checked.
     pub(super) fn line(&self, user: &[u8]) -> Option<&str> {
         std::str::from_utf8(user).ok().and_then(|user| self.0.get(user)).map(String::as_str)
     }
 
-    /// Whether this is the user's password. Slow on purpose, also for a user who does not exist. `memory` grows to what the check
-    /// takes, and can serve the next one.
+    /// Returns whether this is the user's password. The check is slow on purpose, even for a user who does
+    /// not exist. `memory` grows to what the check needs, and can be used again for the next one.
     pub(super) fn verify(&self, user: &[u8], password: &[u8], memory: &mut Vec<Block>) -> bool {
         static NOBODY: LazyLock<String> =
             LazyLock::new(|| hash_password("nobody").map_or_else(|_| String::new(), |hash| hash.to_string()));
@@ -74,7 +81,7 @@ impl Passwords {
     }
 }
 
-/// Whether this is the hash of the password; `None`: it is not a hash.
+/// Returns whether this is the hash of the password, or `None` if it is not a valid hash.
 fn matches(hash: &str, password: &[u8], memory: &mut Vec<Block>) -> Option<bool> {
     let hash = PasswordHash::new(hash).ok()?;
     let (salt, expected) = (hash.salt.as_ref()?, hash.hash.as_ref()?);
@@ -89,11 +96,15 @@ fn matches(hash: &str, password: &[u8], memory: &mut Vec<Block>) -> Option<bool>
     Argon2::new(algorithm, version, params)
         .hash_password_into_with_memory(password, salt, found, memory)
         .ok()?;
-    // The comparison takes the same time wherever they differ.
+    // This comparison takes the same time wherever the values differ.
     Some(Output::new(found).ok()? == *expected)
 }
 
-/// The hash of a password, for its line in the file.
+/// Returns the hash of a password for its line in the file.
+///
+/// # Errors
+///
+/// [`ErrorKind::InvalidOption`] if the password can't be hashed.
 pub fn hash_password(password: &str) -> Result<Zeroizing<String>> {
     Argon2::default().hash_password(password.as_bytes()).map(|hash| Zeroizing::new(hash.to_string())).map_err(
         |error| Error::new(ErrorKind::InvalidOption, format!("the password can't be hashed: {error}")),

@@ -18,6 +18,9 @@
 //! subscribe = ["public:"]
 //! register = false
 //! ```
+//!
+//! A client without `publish` or `subscribe` may publish or subscribe to everything. By default `register` is true
+//! and `inspect` is false.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -30,24 +33,24 @@ use xmsg_zmq::security::{KeyError, PublicKey, read_key_file, read_secret};
 
 use super::{Mechanism, Passwords, Rights, Rules};
 
-/// What the section says. See the [module documentation](self).
+/// The content of the section. See the [module documentation](self).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How the ports are secured.
+    /// The security mechanism of the ports.
     pub mechanism: MechanismName,
-    /// CURVE: the file with our keys.
+    /// CURVE: the file with the keys of this server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
     /// PLAIN: the file with the users' passwords.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
-    /// Who is let in, with which rights.
+    /// The clients that may connect, with their rights.
     #[serde(rename = "client", skip_serializing_if = "Vec::is_empty")]
     pub clients: Vec<Client>,
 }
 
-/// The name of a mechanism.
+/// The name of a security mechanism.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MechanismName {
@@ -56,30 +59,30 @@ pub enum MechanismName {
     Null,
     /// Names and passwords.
     Plain,
-    /// Keys.
+    /// Keys, with encryption.
     Curve,
 }
 
-/// A client, or, without key and user, all that are not named.
+/// The rights of one client or, if it has neither key nor user, of all clients that are not listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Client {
-    /// CURVE: its public key.
+    /// CURVE: the public key of the client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// PLAIN: its name.
+    /// PLAIN: the name of the user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// For people.
+    /// A description for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Prefixes of topics that it may publish.
+    /// Prefixes of the topics that the client may publish. Default: all topics.
     pub publish: Vec<String>,
-    /// Prefixes that its subscriptions must start with.
+    /// Prefixes that the client's subscriptions must start with. Default: all topics.
     pub subscribe: Vec<String>,
-    /// Whether it may register.
+    /// Whether the client may register. Default: true.
     pub register: bool,
-    /// Whether it may see who is connected, and what flows.
+    /// Whether the client may see who is connected, and what flows. Default: false.
     pub inspect: bool,
 }
 
@@ -111,8 +114,13 @@ impl Client {
 }
 
 impl Settings {
-    /// Reads the files that are named, and checks that everything fits together. Relative paths are taken from `folder`, that of
-    /// the configuration file.
+    /// Reads the files that the section names, and checks that its settings are consistent. Relative paths
+    /// are relative to `folder`, the folder of the configuration file.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidOption`] if settings are missing, contradict each other or are not valid. Also if
+    /// a file can't be read.
     pub fn load(&self, folder: &Path) -> Result<(Mechanism, Rules)> {
         let wrong = |what: String| Err(Error::new(ErrorKind::InvalidOption, format!("[security]: {what}")));
         let needs =
