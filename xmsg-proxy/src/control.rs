@@ -1,4 +1,5 @@
-//! The control plane: answers the requests of connections that check whether they are connected.
+//! The control plane: it answers control requests, with which clients check connections and subscriptions and
+//! ask for statistics and rights.
 //!
 //! | request, published | answer |
 //! |---|---|
@@ -8,8 +9,9 @@
 //! | `xmsg:control…` · `stats` · *ID* | on the ROUTER, to *ID*: `stats` · who is connected and what flows, in JSON |
 //! | `xmsg:control…` · `may-pub` or `may-sub` · *ID*`:`*topic* | on the ROUTER, to *ID*: `may` or `may-not` |
 //!
-//! Everything else is counted and ignored. An answer goes to nobody but connections of the same key or user as the one that asked; without
-//! security that is everybody, as in every xMsg proxy. A subscription is confirmed only to whoever may subscribe to it.
+//! Everything else is counted and ignored. An answer goes only to connections with the same key or user as
+//! the connection that asked. Without security these are all connections, as in every xMsg proxy. A
+//! subscription is confirmed only to a peer that may subscribe to it.
 
 mod confirmations;
 mod early;
@@ -34,52 +36,55 @@ use self::early::EarlyAnswers;
 use crate::stats::{DOCUMENT_MAX, Documents};
 use crate::switch::{ControlRequests, Request, Requester, Switch};
 
-/// What an answer with a document begins with.
+/// The first frame of an answer that contains a document.
 const STATS: &[u8] = b"stats";
-/// The longest answer, bytes on the wire.
+/// The longest answer, in bytes on the wire.
 pub(crate) const ANSWER_MAX: usize = DOCUMENT_MAX + 64;
-/// Bytes of documents that control sockets have yet to read, at most; or, if that is less, this part of the memory for all peers.
+/// The most bytes of documents that control sockets have not read yet. If it is less, the limit is the memory
+/// of all peers divided by `DOCUMENTS_PART`.
 const DOCUMENTS_MAX: usize = 64 << 20;
 const DOCUMENTS_PART: usize = 16;
-/// The document for whoever may see nothing.
+/// The document for a peer that may not inspect the proxy.
 const NOT_ALLOWED: &[u8] =
     br#"{"error":"not allowed to inspect the proxy: without security it is for its own machine, else for those with the right `inspect`"}"#;
-/// Requests answered between two looks at everything else.
+/// Requests that are answered before other events get their turn.
 const BATCH: usize = 1024;
 /// Confirmations that are queued before the task yields.
 const SETTLED: usize = 256;
-/// Subscribers that are told something, between two looks at everything else.
+/// Work units that are spent on confirmations before other events get their turn. A subscriber that is told
+/// counts as one.
 const RECIPIENTS: usize = 4096;
-/// What looking up whom a confirmation goes to counts for among them.
+/// The work units of looking up who receives a confirmation.
 const LOOK_UP: usize = 32;
-/// How long answers wait for a control socket to connect. The peers' own time limit is as long.
+/// How long an answer waits for a control socket to connect. The peers' own time limit is as long.
 const EARLY_FOR: Duration = Duration::from_secs(1);
-/// The pause after a look at each answer that waits, for each of them: many times what the look takes. Else whoever connects again and again
-/// while many wait would keep everybody from being answered.
+/// The pause after all waiting answers were looked at, for each of them. It is many times what the look
+/// takes. Without it, a peer that connects again and again while many answers wait would keep everybody else
+/// from being answered.
 const REST_OF_EACH: Duration = Duration::from_micros(5);
 
-/// Answers control requests until it is dropped.
+/// The task that answers control requests until it is dropped.
 #[derive(Debug)]
 pub struct Controller {
     switch: Switch,
     requests: ControlRequests,
     router: Router,
-    /// Confirmations that are asked for, before what came before them is settled.
+    /// Requested confirmations that wait until everything subscribed before them is in effect.
     asked: Confirmations,
-    /// Those that wait for nothing but their turn.
+    /// Confirmations that wait only for their turn.
     ready: Confirmations,
     early: EarlyAnswers<Source, Early>,
     documents: Documents,
-    /// Bytes of documents that were sent and are not written yet.
+    /// Bytes of documents that were sent but not written yet.
     unread: Arc<AtomicUsize>,
-    /// Somebody has come since it was last looked whether it is one whom an answer waits for.
+    /// Whether a control socket has connected since the waiting answers were last looked at.
     has_news: bool,
-    /// When it may be looked again.
+    /// The earliest time to look at the waiting answers again.
     look_from: Instant,
     ignored: u64,
 }
 
-/// An answer whose receiver is not there yet.
+/// An answer whose receiver is not connected yet.
 #[derive(Debug)]
 struct Early {
     since: Instant,
@@ -88,7 +93,7 @@ struct Early {
     answer: Answer,
 }
 
-/// The frames of an answer: what was asked for, and more if there is more to say.
+/// The frames of an answer: the kind of the request, and a document if there is one.
 #[derive(Clone, Debug)]
 enum Answer {
     Here(&'static [u8]),
@@ -96,7 +101,8 @@ enum Answer {
 }
 
 impl Answer {
-    /// Its frames, with what `sent` makes of a document; `None`: it makes nothing of it.
+    /// Returns the frames of the answer, with the document that `sent` returns. Returns `None` if `sent`
+    /// does.
     fn frames(&self, sent: impl FnOnce(&Bytes) -> Option<Bytes>) -> Option<Multipart> {
         let (first, second) = match self {
             Self::Here(kind) => (Bytes::from_static(kind), None),
@@ -106,7 +112,7 @@ impl Answer {
     }
 }
 
-/// A document on its way to one control socket.
+/// A document that waits to be written to one control socket. It counts in `all` until it is dropped.
 #[derive(Debug)]
 struct Unread {
     document: Bytes,
@@ -126,7 +132,8 @@ impl Drop for Unread {
 }
 
 impl Controller {
-    /// Answers what is asked of this switch, on this router. Of a switch, only the first one gets its requests.
+    /// Creates a controller that answers the requests of this switch on this router. Only the first
+    /// controller of a switch gets its requests.
     #[must_use]
     pub fn new(switch: Switch, router: Router) -> Self {
         Self {
@@ -144,11 +151,11 @@ impl Controller {
         }
     }
 
-    /// Does so until it is dropped, or the router is closed.
+    /// Answers requests until the future is dropped or the router is closed.
     pub async fn run(mut self) {
         let mut arrivals = self.router.events();
         let switch = self.switch.clone();
-        // What is asked for while it waits is for the next time.
+        // Confirmations that are requested while this waits belong to the next round.
         let mut settling = std::pin::pin!(futures::future::OptionFuture::from(None));
         let mut settled = Vec::new();
         loop {
@@ -156,7 +163,7 @@ impl Controller {
                 settled = self.asked.drain();
                 settling.set(Some(switch.settled()).into());
             }
-            // After each event, so that neither waits for the end of the other.
+            // Confirmations are sent after each event, so that neither has to wait for the end of the other.
             if self.ready.is_ready() {
                 self.confirm_some();
                 tokio::task::yield_now().await;
@@ -195,7 +202,7 @@ impl Controller {
                             _ => break,
                         }
                     }
-                    // Those who ask without end do not keep it from what comes next.
+                    // Peers that send requests without end must not keep this task from reading the router.
                     for _ in 0..BATCH {
                         match self.router.recv().now_or_never() {
                             Some(Some(_)) => {}
@@ -204,7 +211,7 @@ impl Controller {
                         }
                     }
                 }
-                // What peers send on their control sockets means nothing, but must not pile up.
+                // Messages from peers on their control sockets have no meaning, but must not pile up.
                 message = self.router.recv() => {
                     if message.is_none() {
                         return;
@@ -244,7 +251,7 @@ impl Controller {
         }
     }
 
-    /// Tells a few subscribers that they are subscribed.
+    /// Sends some of the confirmations that are ready.
     fn confirm_some(&mut self) {
         let now = now();
         let mut told = 0;
@@ -282,13 +289,14 @@ impl Controller {
         }
     }
 
-    /// When to look next whether receivers of answers have come, or time is over for the oldest; `None`: none waits.
+    /// Returns when to look at the waiting answers next: when a receiver may have connected, or when the
+    /// oldest answer expires. Returns `None` if no answer waits.
     fn next_look(&self) -> Option<Instant> {
         let oldest = self.early.oldest()?.since + EARLY_FOR;
         Some(if self.has_news { self.look_from } else { oldest.max(self.look_from) })
     }
 
-    /// Somebody has come, or time has passed.
+    /// Sends the waiting answers whose receivers have connected, and drops those that have waited too long.
     fn answer_early(&mut self) {
         let mut early = std::mem::take(&mut self.early);
         self.look_from = Instant::now() + REST_OF_EACH * early.len() as u32;
@@ -306,7 +314,8 @@ impl Controller {
         self.early = early;
     }
 
-    /// `false`: nobody has that identity, yet or any more.
+    /// Returns whether the answer is done: it was sent or lost. Returns `false` if no socket with this
+    /// identity is connected.
     fn is_answered(&self, principal: Option<&Principal>, identity: &[u8], answer: &Answer) -> bool {
         if !self.router.is_connected(identity, principal) {
             return false;
@@ -323,7 +332,8 @@ impl Controller {
         true
     }
 
-    /// A document for one who asked. It counts until it is written; `None`: there is no room for it.
+    /// Returns a copy of a document for one peer, which counts until it is written. Returns `None` if there
+    /// is no room for it.
     fn sent(&self, document: &Bytes) -> Option<Bytes> {
         let most = DOCUMENTS_MAX.min(self.switch.memory().limit() / DOCUMENTS_PART);
         let len = document.len();
@@ -342,7 +352,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// Each look is one at all answers that wait.
+    /// A look takes time for every waiting answer, so the pause depends on their number.
     #[tokio::test(start_paused = true)]
     async fn the_more_answers_wait_the_longer_the_pause_between_two_looks_at_them() {
         let switch = Switch::start(Config::default());
@@ -371,7 +381,7 @@ mod tests {
         );
         tokio::time::advance(pause).await;
         controller.answer_early();
-        // The oldest are over after a second, whether somebody comes or not.
+        // The oldest answers expire after a second, whether a socket connects or not.
         assert_eq!(controller.next_look(), Some(Instant::now() - pause + EARLY_FOR));
         tokio::time::advance(EARLY_FOR).await;
         controller.answer_early();

@@ -1,8 +1,10 @@
-//! Confirmations of subscriptions: who gets the next one.
+//! The queue of confirmations of subscriptions, and who gets the next one.
 //!
-//! A confirmation may go to thousands of subscribers. So each address has its turn, and of each address each connection: however many
-//! some ask for, those of others come soon. A connection whose confirmations went to many pauses. What several wait for is sent once, when it
-//! is the turn of the first of them: nobody waits longer because somebody else asked for the same before.
+//! A confirmation may go to thousands of subscribers. So the addresses are served in turn, and for each
+//! address its connections. However many confirmations some connections ask for, those of others come soon. A
+//! connection whose confirmations went to many subscribers has to pause. If several connections wait for the
+//! same confirmation, it is sent once, at the first of their turns. So no connection waits longer because
+//! another one asked for the same before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -14,18 +16,19 @@ use xmsg_zmq::security::Principal;
 
 use crate::switch::Requester;
 
-/// Memory for the confirmations that wait, bytes: of all, and of one connection.
+/// The limit of the memory for waiting confirmations in bytes, for all connections and for one.
 const BYTES: usize = 8 << 20;
 const BYTES_PER_CONNECTION: usize = 256 << 10;
-/// What one takes beside its topic, bytes, about.
+/// The approximate size of a waiting confirmation beside its topic, in bytes.
 const ENTRY: usize = 256;
-/// Entries that have been answered already and are passed over before others get their turn.
+/// Entries that are skipped because they were answered already, before others get their turn.
 const ANSWERED: usize = 1024;
 
-/// What is confirmed, and to whom: only subscribers with the same principal as the requester are told.
+/// What is confirmed, and to whom. Only subscribers with the same principal as the requester receive the
+/// confirmation.
 pub(super) type Subject = (Option<Arc<Principal>>, Bytes);
 
-/// A confirmation that somebody asked for.
+/// A confirmation that a peer asked for.
 #[derive(Clone, Debug)]
 pub(super) struct Confirmation {
     pub(super) requester: Requester,
@@ -42,48 +45,49 @@ impl Confirmation {
     }
 }
 
-/// Those that wait for their turn.
+/// The confirmations that wait for their turn.
 #[derive(Debug, Default)]
 pub(super) struct Confirmations {
     waiting: HashMap<Subject, Waiting>,
-    /// How many have been asked for.
+    /// The number of confirmations that were asked for so far.
     asked: u64,
-    /// By address, and then by connection.
+    /// The waiting confirmations by address, and then by connection.
     sources: BTreeMap<Source, Group>,
-    /// Addresses by what theirs take.
+    /// Addresses by the memory of their waiting confirmations.
     by_bytes: BTreeSet<(usize, Source)>,
     /// Addresses in the order of their turns.
     turns: VecDeque<Source>,
-    /// Connections that pause, and until when.
+    /// Pausing connections by the end of their pause.
     pausing: BTreeMap<(Instant, u32), Source>,
     bytes: usize,
 }
 
-/// Those of one subject.
+/// The waiting confirmations of one subject.
 #[derive(Debug, Default)]
 struct Waiting {
     /// Connections that wait for it, and have not received it since they asked.
     connections: HashSet<u32>,
-    /// How many requests there had been when it was sent last: requests with a number up to this one have been answered.
+    /// The number of requests at the time when it was last sent. Requests with a number up to this one have
+    /// been answered.
     sent: u64,
-    /// Queue entries for this subject.
+    /// The number of queue entries for this subject.
     entries: usize,
 }
 
-/// What connections of one address wait for.
+/// The waiting confirmations of one address.
 #[derive(Debug, Default)]
 struct Group {
     connections: BTreeMap<u32, Line>,
     turns: VecDeque<u32>,
     bytes: usize,
-    /// Connections by what theirs take.
+    /// Connections by the memory of their waiting confirmations.
     by_bytes: BTreeSet<(usize, u32)>,
 }
 
-/// What one connection waits for.
+/// The waiting confirmations of one connection.
 #[derive(Debug, Default)]
 struct Line {
-    /// Each with its number among all that have been asked for.
+    /// The confirmations, each with its number among all that were asked for.
     confirmations: VecDeque<(u64, Confirmation)>,
     bytes: usize,
 }
@@ -93,8 +97,9 @@ impl Confirmations {
         self.waiting.is_empty()
     }
 
-    /// Adds one, if its connection does not wait for the same. Returns those that are dropped because there is no room: the newest of the
-    /// connection that waits for too many, or of the connection that waits for most.
+    /// Adds a confirmation, unless its connection already waits for the same. Returns those that are dropped
+    /// because there is no room. These are the newest of a connection with too many, or of the connection
+    /// with the most.
     pub(super) fn push(&mut self, confirmation: Confirmation) -> Vec<Confirmation> {
         let (source, connection) = (confirmation.requester.source().clone(), confirmation.requester.id());
         let waiting = self.waiting.entry(confirmation.subject()).or_default();
@@ -110,7 +115,7 @@ impl Confirmations {
         line.confirmations.push_back((self.asked, confirmation));
         let is_too_much = line.bytes + bytes > BYTES_PER_CONNECTION;
         self.adjust_bytes(&source, connection, bytes.cast_signed());
-        // One that is being sent, or pauses, gets in line again afterwards.
+        // A connection whose confirmation is being sent, or that pauses, is queued again afterwards.
         if is_new {
             self.queue(&source, connection);
         }
@@ -126,14 +131,14 @@ impl Confirmations {
         dropped
     }
 
-    /// The connection that waits for most, of the address whose connections do.
+    /// Returns the connection with the most waiting confirmations, of the address with the most.
     fn heaviest(&self) -> Option<(Source, u32)> {
         let (_, source) = self.by_bytes.last()?;
         let (_, connection) = self.sources.get(source)?.by_bytes.last()?;
         Some((source.clone(), *connection))
     }
 
-    /// Notes that those of a connection take more, or less.
+    /// Updates the sizes after a change of the waiting confirmations of a connection by `more` bytes.
     fn adjust_bytes(&mut self, source: &Source, connection: u32, more: isize) {
         self.bytes = self.bytes.saturating_add_signed(more);
         let Some(group) = self.sources.get_mut(source) else { return };
@@ -155,11 +160,12 @@ impl Confirmations {
         let line = group.connections.get_mut(&connection)?;
         let (number, dropped) = line.confirmations.pop_back()?;
         self.adjust_bytes(source, connection, -dropped.bytes().cast_signed());
-        // One that has been answered meanwhile is not lost.
+        // A confirmation that has been sent meanwhile is not lost.
         (!self.is_sent(number, &dropped)).then_some(dropped)
     }
 
-    /// Forgets an entry that was taken out of its line. Returns whether its connection has been answered since it asked.
+    /// Forgets an entry that was removed from its queue. Returns whether its connection has been answered
+    /// since it asked.
     fn is_sent(&mut self, number: u64, confirmation: &Confirmation) -> bool {
         let subject = confirmation.subject();
         let Some(waiting) = self.waiting.get_mut(&subject) else { return true };
@@ -174,7 +180,7 @@ impl Confirmations {
         is_sent
     }
 
-    /// Notes that this is being sent: everybody who waits for it gets it.
+    /// Records that a confirmation is being sent: every connection that waits for it gets it.
     fn send(&mut self, confirmation: &Confirmation) {
         if let Some(waiting) = self.waiting.get_mut(&confirmation.subject()) {
             waiting.sent = self.asked;
@@ -182,8 +188,9 @@ impl Confirmations {
         }
     }
 
-    /// The next one, in turn. Its connection has no other turn before it is [told](Self::served) that this one is done.
-    /// `None`: there is none, or so many were answered already that others are to have their turn first.
+    /// Returns the next confirmation. Its connection gets no other turn before [`served`](Self::served) is
+    /// called for it. Returns `None` if there is none, or if so many entries were answered already that
+    /// others are to have their turn first.
     pub(super) fn pop(&mut self, now: Instant) -> Option<Confirmation> {
         while let Some(entry) = self.pausing.first_entry()
             && entry.key().0 <= now
@@ -216,11 +223,12 @@ impl Confirmations {
         None
     }
 
-    /// This one is done. Its connection has its next turn in the end of the line, or after a pause.
+    /// Ends the turn of a confirmation. Its connection goes to the end of the queue, or pauses first.
     pub(super) fn served(&mut self, confirmation: &Confirmation, pause: Option<Instant>) {
         let (source, connection) = (confirmation.requester.source(), confirmation.requester.id());
         if let Some(until) = pause {
-            // Also if it waits for nothing now: what it asks for next waits for the end of the pause.
+            // The pause also applies if the connection waits for nothing now: its next request waits for the
+            // end of the pause.
             self.sources.entry(source.clone()).or_default().connections.entry(connection).or_default();
             self.pausing.insert((until, connection), source.clone());
             return;
@@ -245,17 +253,17 @@ impl Confirmations {
         group.turns.push_back(connection);
     }
 
-    /// Whether one can be sent now.
+    /// Returns whether a confirmation can be sent now.
     pub(super) fn is_ready(&self) -> bool {
         !self.turns.is_empty()
     }
 
-    /// When the next pause ends.
+    /// Returns when the next pause ends.
     pub(super) fn next_ready(&self) -> Option<Instant> {
         self.pausing.first_key_value().map(|((until, _), _)| *until)
     }
 
-    /// All of them, in no particular order.
+    /// Removes and returns all confirmations, in no particular order.
     pub(super) fn drain(&mut self) -> Vec<Confirmation> {
         let groups = std::mem::take(self).sources.into_values();
         let lines = groups.flat_map(|group| group.connections.into_values());
@@ -333,7 +341,7 @@ mod tests {
         assert_eq!(next(&mut confirmations, Some(later)), Some((1, "a".into())));
         assert_eq!(next(&mut confirmations, None), Some((2, "wanted".into())));
         assert_eq!(next(&mut confirmations, None), None, "the first one pauses");
-        // Whoever asks again has not got what was sent before.
+        // A connection that asks again has not received the earlier confirmation.
         assert!(confirmations.push(ask(2, 3, "wanted")).is_empty());
         assert!(confirmations.push(ask(1, 1, "wanted")).is_empty());
         assert_eq!(next(&mut confirmations, None), Some((3, "wanted".into())));
@@ -386,7 +394,7 @@ mod tests {
         while let Some(next) = confirmations.pop(now) {
             let pause = (next.requester.id() == 1).then_some(later);
             if next.topic == "a" {
-                // Meanwhile it asks for more, which changes nothing.
+                // A request during the turn changes nothing.
                 confirmations.push(ask(1, 1, "e"));
             }
             confirmations.served(&next, pause);

@@ -1,13 +1,15 @@
-//! Answers to control requests whose receivers are not there yet: most peers ask while their control socket is still in its handshake.
+//! Answers to control requests whose receivers are not connected yet. Most peers send requests while their
+//! control socket is still in its handshake.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Answers that wait. One that finds no room takes that of the oldest answer of whoever has most.
+/// The largest number of waiting answers. Beyond it, a new answer replaces the oldest answer of the source
+/// with the most.
 const MAX: usize = 4096;
-/// Those of one source: so it can't take the places of all.
+/// The largest number of waiting answers of one source, so that no source can take all places.
 const SHARE: usize = MAX / 4;
 
-/// Answers `A` that wait, each on behalf of a source `S`, in the order in which they came.
+/// Answers `A` that wait, each for a source `S`, in order of arrival.
 #[derive(Debug)]
 pub(super) struct EarlyAnswers<S, A> {
     waiting: BTreeMap<u64, (S, A)>,
@@ -22,17 +24,17 @@ impl<S, A> Default for EarlyAnswers<S, A> {
 }
 
 impl<S: Ord + Clone, A> EarlyAnswers<S, A> {
-    /// How many wait.
+    /// Returns how many answers wait.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// The one that has waited longest.
+    /// Returns the answer that has waited longest.
     pub(super) fn oldest(&self) -> Option<&A> {
         self.waiting.first_key_value().map(|(_, (_, answer))| answer)
     }
 
-    /// Has another one wait. Returns how many have to go for it.
+    /// Adds an answer. Returns how many answers were dropped for it.
     pub(super) fn push(&mut self, source: &S, answer: A) -> usize {
         let own = self.by_source.get(source).map_or(0, BTreeSet::len);
         let crowded = if own >= SHARE {
@@ -53,7 +55,7 @@ impl<S: Ord + Clone, A> EarlyAnswers<S, A> {
         usize::from(gone.is_some())
     }
 
-    /// Keeps those for which this holds.
+    /// Keeps the answers for which `keep` returns true.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&A) -> bool) {
         let done: Vec<u64> =
             self.waiting.iter().filter(|(_, (_, answer))| !keep(answer)).map(|(number, _)| *number).collect();
