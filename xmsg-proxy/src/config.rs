@@ -1,4 +1,4 @@
-//! What a proxy can be told.
+//! The options of a proxy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use crate::memory;
 use crate::policy::{Policy, TopicPolicy};
 use crate::security::{Authority, Mechanism};
 
-/// What publishers are told to send.
+/// Which messages the proxy asks publishers to send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PublishersSend {
-    /// What somebody subscribed to: saves bandwidth.
+    /// Messages to which somebody has subscribed. This saves bandwidth.
     #[default]
     Subscribed,
-    /// Everything: a fresh subscription need not reach the publishers, so no message is missed.
+    /// All messages. A new subscription need not reach the publishers first, so that no message is missed.
     All,
 }
 
 impl PublishersSend {
-    /// The name in a settings file.
+    /// Returns the name in a settings file.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -49,47 +49,54 @@ impl std::fmt::Display for PublishersSend {
     }
 }
 
-/// Options of the data plane and its limits.
+/// The options and limits of the data plane.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What happens at a subscriber's mark. Default: [`Policy::DropNewest`].
+    /// What happens when a subscriber's queue reaches its high-water mark. Default: [`Policy::DropNewest`].
     pub policy: Policy,
-    /// … for messages whose topic starts with one of these prefixes. Default: none.
+    /// What happens instead for messages whose topic starts with one of these prefixes. Default: none.
     pub policies: Vec<TopicPolicy>,
-    /// What may be queued for one subscriber. Default 256 MiB, any number of messages.
+    /// The high-water mark of the queue of one subscriber. Default: 256 MiB, with any number of messages.
     pub high_water_mark: HighWaterMark,
-    /// Bytes that all queues together may hold. Above half of it, subscribers with more than an equal share of the other half are treated
-    /// as if at their mark; 64 KiB each may always hold. Never more than the memory budget has beside what else is held.
-    /// Default 1 GiB.
+    /// The most bytes in all queues together. Above half of it, a subscriber with more than an equal share of
+    /// the other half is treated as if it were at its high-water mark, but each subscriber may always have 64
+    /// KiB. The limit is never more than what the memory budget has left beside other uses. Default: 1 GiB.
     pub queue_ceiling: usize,
-    /// What all peers together may take of the memory: messages that have come in part, queues, subscriptions, connections. Near its
-    /// limit, whoever holds most is cut off first, and new connections are not let in. Default: [`memory::default_limit`].
+    /// The memory budget of all peers together: messages that have been received in part, queues,
+    /// subscriptions and connections. Near its limit, the peer that holds most is disconnected first, and new
+    /// connections are refused. Default: [`memory::default_limit`].
     pub memory: MemoryBudget,
-    /// What publishers are told to send. Default: [`PublishersSend::Subscribed`].
+    /// Which messages the proxy asks publishers to send. Default: [`PublishersSend::Subscribed`].
     pub publishers_send: PublishersSend,
-    /// Connections to all three ports. More are closed at once, as with the next two. Default 100,000.
+    /// The largest number of connections to all three ports. A connection beyond it is closed at once.
+    /// Default: 100,000.
     pub connections: usize,
-    /// Connections whose handshake is under way. Default 4096.
+    /// The largest number of connections whose handshake is in progress. A connection beyond it is closed at
+    /// once. Default: 4096.
     pub handshakes: usize,
-    /// … with one address. Default 256.
+    /// The largest number of connections from one address whose handshake is in progress. A connection beyond
+    /// it is closed at once. Default: 256.
     pub handshakes_per_address: usize,
-    /// Ask after a peer that was silent for so long: publishers and control sockets with heartbeats (ZMTP 3.1), and the hosts of
-    /// all by TCP keepalive. Default 30 s; `None`: no heartbeats, and keepalive as `tcp` says.
+    /// The time without received data after which the proxy checks whether a peer is alive. It checks
+    /// publishers and control sockets with heartbeats (ZMTP 3.1), and the hosts of all peers with TCP
+    /// keepalive. Default: 30 s. With `None` there are no heartbeats, and keepalive is as `tcp` says.
     pub heartbeat_interval: Option<Duration>,
-    /// How long it has to answer. Default 30 s.
+    /// How long a peer has to answer a heartbeat. Default: 30 s.
     pub heartbeat_timeout: Duration,
-    /// How all three ports are secured. Default: not at all.
+    /// The security mechanism of all three ports. Default: NULL, that is, no security.
     pub security: Mechanism,
-    /// Who is let in, and what they may do. Default: everybody everything, on ports without security.
+    /// Who may connect, and with which rights. By default everybody may do everything, on ports without
+    /// security.
     pub authority: Arc<Authority>,
-    /// What one peer may send.
+    /// Limits for what one peer may send.
     pub limits: Limits,
-    /// Options of the transport.
+    /// Options of the TCP transport.
     pub tcp: TcpOptions,
 }
 
 impl Config {
-    /// The transport of accepted connections: an idle peer whose host is gone is noticed as soon as heartbeats would notice it.
+    /// Returns the TCP options of accepted connections. Keepalive detects that the host of an idle peer is
+    /// gone as soon as heartbeats would.
     pub(crate) fn accepted_tcp(&self) -> TcpOptions {
         let mut tcp = self.tcp.clone();
         if let (Some(keepalive), Some(interval)) = (&mut tcp.keepalive, self.heartbeat_interval) {
@@ -124,7 +131,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What counts the connections to a proxy with these options.
+    /// Returns the limits and counts of connections for a proxy with these options.
     pub(crate) fn admission(&self) -> Admission {
         let Self { connections, handshakes, handshakes_per_address, .. } = *self;
         let limits = AdmissionLimits { connections, handshakes, handshakes_per_address };

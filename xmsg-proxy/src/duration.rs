@@ -1,10 +1,10 @@
-//! Lengths of time, as settings, options and policies write them.
+//! Durations in the syntax of settings, options and policies.
 
 use std::time::Duration;
 
-/// Reads `500ms`, `10s`, `1.5m`, `2 h` or `1d`; a number without a unit is seconds.
+/// Parses `500ms`, `10s`, `1.5m`, `2 h` or `1d`. A number without a unit is in seconds.
 ///
-/// `None` if `text` is anything else, or what [`of_seconds`] refuses.
+/// Returns `None` if `text` is anything else, or for a number that [`of_seconds`] refuses.
 pub(crate) fn parse(text: &str) -> Option<Duration> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
@@ -19,7 +19,8 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
     of_seconds(number.trim_end().parse::<f64>().ok()? * unit_seconds)
 }
 
-/// `None` below 0 and from 1,000,000 seconds (11 days) on: a clock that is set so far ahead can overflow.
+/// Returns `None` below 0 and from 1,000,000 seconds (11 days) on: adding such a time to a clock could
+/// overflow.
 pub(crate) fn of_seconds(seconds: f64) -> Option<Duration> {
     (0.0..1e6).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
 }

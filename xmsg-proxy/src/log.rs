@@ -1,4 +1,5 @@
-//! The log of a daemon on its way to standard error. Whoever reads it slowly, or not at all, stops nobody who logs.
+//! A queue between a daemon's log and standard error. A slow or stuck reader of standard error makes no
+//! thread wait that logs.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -6,15 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Bytes of lines that wait, those that are being written included. Lines for which there is no room are dropped and counted.
+/// The most bytes of lines that wait or are being written. Lines beyond it are dropped and counted.
 const BYTES_MAX: usize = 1 << 20;
-/// What the thread that writes needs: it formats a line of its own now and then.
+/// The stack size of the writing thread, in bytes. The thread formats a line of its own now and then.
 const STACK: usize = 256 << 10;
 
-/// Lines that wait to be written by a thread that may be held up. Cheap to clone. Each write is one line.
+/// A queue of log lines that a thread of its own writes. It is cheap to clone. Each write adds one line.
 ///
-/// When 1 MiB of them wait, further lines are dropped and [counted](Self::lost), and a line says how many as soon as something can be
-/// written again. Lines that can't be written are counted, too.
+/// When 1 MiB of lines wait, further lines are dropped and [counted](Self::lost). As soon as something can be
+/// written again, a line states how many were lost. Lines that can't be written are counted, too.
 #[derive(Clone, Debug)]
 pub struct LogQueue(Arc<Shared>);
 
@@ -28,14 +29,18 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     lines: VecDeque<Vec<u8>>,
-    /// Bytes of all lines that wait, or are being written.
+    /// Bytes of all lines that wait or are being written.
     bytes: usize,
-    /// Lines that were lost since a line said so.
+    /// Lines that were lost since the last line that reported losses.
     untold: u64,
 }
 
 impl LogQueue {
-    /// Has a thread of its own write to `out`, for as long as the process runs.
+    /// Starts a thread that writes to `out` as long as the process runs.
+    ///
+    /// # Errors
+    ///
+    /// If the thread can't be started.
     pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
         Self::start_telling(out, |lost| {
             tracing::warn!(
@@ -45,7 +50,7 @@ impl LogQueue {
         })
     }
 
-    /// The same; `tell` is told how many lines were lost.
+    /// Starts the thread with another way to report losses: `tell` is called with the number of lost lines.
     fn start_telling(
         out: impl Write + Send + 'static,
         tell: impl Fn(u64) + Send + 'static,
@@ -56,7 +61,7 @@ impl LogQueue {
             lost: AtomicU64::new(0),
         }));
         let writing = queue.clone();
-        // It has no parent that waits for it: it may be held up for ever. See `flush_within`.
+        // Nothing waits for this thread, because it may be blocked for ever. See `flush_within`.
         std::thread::Builder::new()
             .name("xmsg-log".to_owned())
             .stack_size(STACK)
@@ -64,7 +69,7 @@ impl LogQueue {
         Ok(queue)
     }
 
-    /// Adds a line, or drops it. It never waits for whoever reads the log.
+    /// Adds a line, or drops it if there is no room. It never waits for the reader of the log.
     pub fn push(&self, line: &[u8]) {
         let mut state = self.state();
         if state.bytes + line.len() > BYTES_MAX {
@@ -77,16 +82,16 @@ impl LogQueue {
         self.0.changed.notify_all();
     }
 
-    /// Lines that were not written, since the start.
+    /// Returns how many lines were lost since the start.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.0.lost.load(Ordering::Relaxed)
     }
 
-    /// Waits until all lines are written, for so long at most.
+    /// Waits until all lines are written, but at most for `patience`.
     pub fn flush_within(&self, patience: Duration) {
         let state = self.state();
-        // It makes no difference whether there was time enough.
+        // The result does not matter: the caller continues in either case.
         drop(self.0.changed.wait_timeout_while(state, patience, |state| state.bytes > 0));
     }
 
@@ -96,7 +101,8 @@ impl LogQueue {
             let written = out.write_all(&line).and_then(|()| out.flush());
             let mut state = self.state();
             state.bytes -= line.len();
-            // A line about lines that can't be written could not be written, either, and one about lines without room needs room itself.
+            // If lines can't be written, a line that reports it can't be written either. If there was no room
+            // for lines, such a line needs room itself.
             let can_tell = written.is_ok() && state.bytes <= BYTES_MAX / 2;
             let untold = if can_tell { std::mem::take(&mut state.untold) } else { 0 };
             if written.is_err() {
@@ -110,7 +116,7 @@ impl LogQueue {
         }
     }
 
-    /// The next line to write; it waits for one.
+    /// Waits for the next line to write, and returns it.
     fn next(&self) -> Vec<u8> {
         let mut state = self.state();
         loop {
@@ -150,7 +156,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Says what is to be written, and writes it when it is allowed to.
+    /// A writer that reports each line and writes it only when that is allowed.
     struct Gate {
         written: Sender<String>,
         allowed: Receiver<io::Result<()>>,
@@ -167,7 +173,8 @@ mod tests {
         }
     }
 
-    /// Lines that wait for this gate; each is shown, and waits to be allowed. Last: what is told of lost lines.
+    /// Returns a queue for such a writer, the lines that it reports, the channel that allows writes, and the
+    /// reported numbers of lost lines.
     fn gate() -> (LogQueue, Receiver<String>, Sender<io::Result<()>>, Receiver<u64>) {
         let ((written, lines), (allow, allowed), (tell, told)) = (channel(), channel(), channel());
         let queue = LogQueue::start_telling(Gate { written, allowed }, move |lost| tell.send(lost).unwrap());
@@ -180,7 +187,7 @@ mod tests {
         let line = vec![b'x'; 1 << 10];
         queue.push(b"first");
         assert_eq!(lines.recv_timeout(PATIENCE).unwrap(), "first");
-        // What is being written takes its room, too.
+        // The line that is being written takes room, too.
         let room = (BYTES_MAX - "first".len()) / line.len();
         for _ in 0..room + 7 {
             queue.push(&line);
@@ -198,7 +205,7 @@ mod tests {
         assert_eq!(queue.lost(), 7);
     }
 
-    /// Lines about lines that can't be written could not be written, either.
+    /// A line that reports lost lines can't be written while no line can be written.
     #[test]
     fn what_cannot_be_written_is_told_once_something_can() {
         let (queue, lines, allow, told) = gate();

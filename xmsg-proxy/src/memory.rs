@@ -1,34 +1,38 @@
-//! How much memory a proxy may take when nobody says so: half of what the process can have. Threads take address space, which may be limited.
+//! The memory limit of a proxy for which none is configured: half of what the process can have. Threads take
+//! address space, which may be limited.
 
 use std::fs;
 use std::num::NonZero;
 
-/// What is assumed where the system does not say.
+/// The limit that is assumed where the system provides none, in bytes.
 const UNKNOWN: usize = 1 << 30;
 
-/// Address space that a thread takes, however little memory it uses: its stack, and what the allocator of glibc sets aside for each thread
-/// that allocates (`HEAP_MAX_SIZE`). It counts against `ulimit -v`, and against nothing else.
+/// The address space of a thread, in bytes, however little memory it uses. It consists of the stack and of
+/// what glibc's allocator reserves for each thread that allocates (`HEAP_MAX_SIZE`). It counts only against
+/// `ulimit -v`.
 const THREAD_SPACE: usize = (2 + 64) << 20;
 
-/// Of a limited address space, this part is left to peers and all that is not threads, however many threads there are: not all of them allocate
-/// at the same time.
+/// One part in this many of a limited address space is always left to peers and to everything but threads,
+/// however many threads there are. Not all threads allocate at the same time.
 const PART_LEFT: usize = 8;
 
-/// Of a limited address space, the threads for what blocks get no more than this part.
+/// Threads for blocking work get no more than one part in this many of a limited address space.
 const PART_BLOCKING: usize = 8;
 
-/// Threads for what blocks, in a runtime of which nothing else is known.
+/// The number of threads for blocking work in a runtime about which nothing else is known.
 const BLOCKING_THREADS: usize = 8;
 
-/// The [limit](limit_beside) of a process whose tokio runtime has a thread for each core, and a few for what blocks.
+/// Returns the [limit](limit_beside) for a process whose tokio runtime has a thread for each core and a few
+/// for blocking work, in bytes.
 #[must_use]
 pub fn default_limit() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     limit_beside(cores + blocking_threads(BLOCKING_THREADS))
 }
 
-/// Half of the least of: the memory of the machine, the limits of the process' control groups, and what so many threads beside the first one
-/// leave of its address space (`ulimit -v`), an eighth of it at least.
+/// Returns half of the smallest of these values, in bytes: the memory of the machine, the limits of the
+/// process's control groups, and what this number of additional threads leaves of the address space (`ulimit
+/// -v`), but at least an eighth of that space.
 #[must_use]
 pub fn limit_beside(threads: usize) -> usize {
     let limits = [
@@ -39,14 +43,16 @@ pub fn limit_beside(threads: usize) -> usize {
     limits.into_iter().flatten().min().unwrap_or(UNKNOWN) / 2
 }
 
-/// How many threads a runtime may have for what blocks, of those that are `wanted`: fewer where the address space is limited, but two, so that
-/// one that waits for a disk does not hold up everything.
+/// Returns how many of the `wanted` threads for blocking work a runtime may have. With a limited address
+/// space it is fewer, but two if so many are wanted, so that one thread that waits for a disk does not block
+/// everything.
 #[must_use]
 pub fn blocking_threads(wanted: usize) -> usize {
     limited_space().map_or(wanted, |space| blocking_within(space, wanted))
 }
 
-/// Whether so many threads beside the first one leave so little of the address space that it should be raised.
+/// Returns whether this number of additional threads leaves so little of the address space that its limit
+/// should be raised.
 #[must_use]
 pub fn is_crowded_by(threads: usize) -> bool {
     limited_space().is_some_and(|space| space.saturating_sub(space_of(threads)) < space / PART_LEFT)
@@ -68,24 +74,25 @@ fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok()
 }
 
-/// The limit of the address space, if there is one.
+/// Returns the limit of the address space in bytes, if there is one.
 fn limited_space() -> Option<usize> {
     read("/proc/self/limits").and_then(|text| address_space(&text))
 }
 
-/// `MemTotal:  16318428 kB`
+/// Parses a line such as `MemTotal: 16318428 kB`. Returns bytes.
 fn machine(meminfo: &str) -> Option<usize> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     Some(line.split_whitespace().next()?.parse::<usize>().ok()?.saturating_mul(1024))
 }
 
-/// `Max address space         1073741824           unlimited            bytes`
+/// Parses a line such as `Max address space 1073741824 unlimited bytes`.
 fn address_space(limits: &str) -> Option<usize> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Lines like `0::/system.slice/xmsg.service` (version 2) or `4:memory:/docker/…` (version 1): the limits of each group and those around it.
+/// Parses lines such as `0::/system.slice/xmsg.service` (version 2) or `4:memory:/docker/…` (version 1).
+/// Returns the smallest limit of these groups and of those that contain them.
 fn control_groups(groups: &str, read: impl Fn(&str) -> Option<String>) -> Option<usize> {
     let limits = groups.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -98,7 +105,8 @@ fn control_groups(groups: &str, read: impl Fn(&str) -> Option<String>) -> Option
             _ => return None,
         };
         let ancestors = std::path::Path::new(path.trim_start_matches('/')).ancestors();
-        // In a container its own group is at the root, whatever the path says. "max" is no number.
+        // In a container, its own group is at the root, whatever the path says. The value "max" is not a
+        // number, and is skipped.
         ancestors
             .filter_map(|group| read(&format!("{root}/{}/{file}", group.display()))?.trim().parse().ok())
             .min()

@@ -1,4 +1,4 @@
-//! What happens to messages for a subscriber that does not read fast enough.
+//! Policies for subscribers that do not read fast enough.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,36 +8,40 @@ use crate::duration;
 use crate::prefixes::PrefixTable;
 use xmsg_zmq::HighWaterMark;
 
-/// What happens to a message for a subscriber whose queue is at its high-water mark.
+/// What happens to a message for a subscriber whose send queue is at its high-water mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// The message is dropped, for this subscriber, and counted.
+    /// The message is dropped for this subscriber, and counted.
     #[default]
     DropNewest,
-    /// The oldest messages that wait are dropped to make room for it, and counted.
+    /// The oldest messages in the queue are dropped, and counted, to make room for the new one.
     DropOldest,
-    /// Of what waits, only the newest message of each topic is kept: the others are dropped, and counted. It begins at
-    /// 1 MiB, or at the mark if that is lower. If the mark is reached all the same, the oldest go.
+    /// The queue keeps only the newest message of each topic. The others are dropped, and counted. This
+    /// starts at 1 MiB, or at the high-water mark if that is lower. If the high-water mark is reached
+    /// nevertheless, the oldest messages are dropped.
     Conflate,
-    /// Publishers of messages that match wait, and so, through TCP, do their senders: nothing is lost.
+    /// The proxy stops reading from publishers of matching messages, and TCP back-pressure makes these
+    /// publishers wait. No message is lost.
     Block {
-        /// A subscriber that takes less than 64 KiB in so much time, while publishers wait for it, is cut off as under
-        /// [`Disconnect`](Self::Disconnect); `None`: never, and then it can hold them up for ever.
+        /// A subscriber that reads less than 64 KiB in this time while publishers wait for it is
+        /// disconnected, as with [`Disconnect`](Self::Disconnect). With `None` it is never disconnected, and
+        /// can make publishers wait for ever.
         longest: Option<Duration>,
     },
-    /// The subscriber is cut off; what was queued for it counts as undelivered.
+    /// The subscriber is disconnected. The messages in its queue count as undelivered.
     Disconnect,
 }
 
 impl Policy {
-    /// [`Block`](Self::Block) as it is without a time: a subscriber that holds up publishers is disconnected after 30 s.
+    /// The [`Block`](Self::Block) policy with the default time: a subscriber for which publishers wait is
+    /// disconnected after 30 s.
     pub const BLOCK: Self = Self::Block { longest: Some(Duration::from_secs(30)) };
 
-    /// All of them.
+    /// All policies.
     pub const ALL: [Self; 5] =
         [Self::DropNewest, Self::DropOldest, Self::Conflate, Self::BLOCK, Self::Disconnect];
 
-    /// The name on the command line, without what may stand behind it.
+    /// Returns the name on the command line, without a time behind it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -53,7 +57,7 @@ impl Policy {
 impl FromStr for Policy {
     type Err = String;
 
-    /// A name, or `block:30s` with the longest wait (`ms`, `s`, `m`, `h` or `d`), or `block:forever`.
+    /// Parses a name, or `block:30s` with the longest wait (`ms`, `s`, `m`, `h` or `d`), or `block:forever`.
     fn from_str(name: &str) -> Result<Self, String> {
         if let Some(longest) = name.strip_prefix("block:") {
             return Ok(Self::Block { longest: longest_wait(longest)? });
@@ -67,12 +71,12 @@ impl FromStr for Policy {
     }
 }
 
-/// `None`: for ever.
+/// Parses the longest wait. `None` means for ever.
 fn longest_wait(text: &str) -> Result<Option<Duration>, String> {
     if text == "forever" {
         return Ok(None);
     }
-    // The time is shown in whole milliseconds, and a shown policy can be read again.
+    // The time is displayed in whole milliseconds, and a displayed policy must be valid input.
     let longest = duration::parse(text).filter(|longest| longest.as_millis() > 0);
     let expected = || {
         format!(
@@ -98,7 +102,8 @@ impl fmt::Display for Policy {
     }
 }
 
-/// The policy for messages whose topic starts with a prefix. The longest prefix counts; of two equal ones, the later.
+/// The policy for messages whose topic starts with a prefix. The longest prefix decides, and among equal
+/// prefixes the last one.
 ///
 /// ```
 /// use xmsg_proxy::{Policy, TopicPolicy};
@@ -108,17 +113,17 @@ impl fmt::Display for Policy {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicPolicy {
-    /// What the topics start with.
+    /// The prefix of the topics.
     pub prefix: Vec<u8>,
-    /// What happens at the mark.
+    /// What happens at the high-water mark.
     pub policy: Policy,
-    /// The mark: what may wait for the subscriber, of whatever topics, before the policy applies to a message of these.
-    /// Default: that of all.
+    /// The high-water mark for messages with these topics. It is compared with everything in the subscriber's
+    /// queue, whatever its topic. Default: the high-water mark of all topics.
     pub high_water_mark: Option<HighWaterMark>,
 }
 
 impl TopicPolicy {
-    /// A policy at the mark of all.
+    /// Creates a policy at the high-water mark of all topics.
     #[must_use]
     pub fn new(prefix: impl Into<Vec<u8>>, policy: Policy) -> Self {
         Self { prefix: prefix.into(), policy, high_water_mark: None }
@@ -128,7 +133,7 @@ impl TopicPolicy {
 impl FromStr for TopicPolicy {
     type Err = String;
 
-    /// `PREFIX=POLICY`. The prefix may contain more of `=`.
+    /// Parses `PREFIX=POLICY`. The prefix itself may contain `=`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (prefix, policy) = text.rsplit_once('=').ok_or("PREFIX=POLICY is expected")?;
         Ok(Self::new(prefix, policy.parse()?))
@@ -141,17 +146,17 @@ impl fmt::Display for TopicPolicy {
     }
 }
 
-/// A policy and the mark at which it applies.
+/// A policy and the high-water mark at which it applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) policy: Policy,
     pub(crate) mark: HighWaterMark,
 }
 
-/// Which rule goes for a topic.
+/// The rules, and which of them applies to a topic.
 #[derive(Debug)]
 pub(crate) struct Policies {
-    /// The first one goes for all topics without one of their own.
+    /// The rules. The first one applies to all topics without one of their own.
     rules: Vec<Rule>,
     prefixes: PrefixTable<u32>,
 }
@@ -166,7 +171,7 @@ impl Policies {
         all
     }
 
-    /// The number of the rule for this topic.
+    /// Returns the number of the rule for this topic.
     pub(crate) fn of(&self, topic: &[u8]) -> u32 {
         let mut rule = 0;
         // The longest prefix comes last, and so does the last rule for it.
@@ -174,7 +179,7 @@ impl Policies {
         rule
     }
 
-    /// The rule of this number, one of [`of`](Self::of).
+    /// Returns the rule with this number, which [`of`](Self::of) returned.
     pub(crate) fn rule(&self, number: u32) -> Rule {
         self.rules.get(number as usize).copied().unwrap_or(self.rules[0])
     }
@@ -183,7 +188,7 @@ impl Policies {
         self.rules[0]
     }
 
-    /// Of a topic, no more than this matters.
+    /// Returns how many bytes of a topic matter at most.
     pub(crate) fn longest_prefix(&self) -> usize {
         self.prefixes.longest_prefix()
     }
