@@ -7,7 +7,6 @@
 //! with long answers, changes that are on the disk, and changes of many registrations. While a change or a
 //! query of a peer is in progress, later requests of the same peer wait, so that every peer gets its replies
 //! in order and sees its own changes.
-//! peer gets its replies in order, and finds what it changed.
 
 mod answering;
 mod change;

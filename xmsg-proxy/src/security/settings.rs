@@ -19,8 +19,8 @@
 //! register = false
 //! ```
 //!
-//! A client without `publish` or `subscribe` may publish or subscribe to everything. By default `register` is true
-//! and `inspect` is false.
+//! A client without `publish` or `subscribe` may publish or subscribe to everything. By default `register` is
+//! true and `inspect` is false.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
