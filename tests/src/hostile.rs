@@ -1,7 +1,8 @@
-//! A proxy in a process of its own, under normal traffic, with somebody who means ill.
+//! A scene for attack tests: a proxy in its own process, normal traffic through it, and an attacker.
 //!
-//! Whatever the attacker does, the traffic loses nothing, stays in order and goes on; afterwards the proxy has let go of
-//! every connection of the attacker, has never taken more memory than a stated bound, and has not filled the disk with its log.
+//! Whatever the attacker does, the traffic loses nothing, stays in order and continues. Afterwards the proxy
+//! has closed every connection of the attacker, has never used more memory than a stated bound, and has not
+//! filled the disk with its log.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -17,21 +18,22 @@ use xmsg_core::{ConnectOptions, Connection, Message, ProxyAddress};
 use crate::process::{Daemon, built};
 use crate::{PATIENCE, next, topic, within};
 
-/// The traffic may become so many times slower under attack, on whatever machine: tests side by side, two cores.
+/// The factor by which an attack may slow the traffic down. It must be enough for any machine, such as one
+/// with two cores that runs other tests at the same time.
 const SLOWER: f64 = 30.0;
 /// Messages that have to arrive during an attack.
 const PROOF: u64 = 500;
-/// Messages under way: fewer than any queue drops.
+/// The largest number of messages on their way. It is less than what any queue drops.
 const WINDOW: u64 = 5_000;
-/// Bytes of log that an attacker may cause.
+/// The most bytes that an attacker may cause in the log.
 const LOG_MAX: u64 = 64 << 10;
 
-/// A publisher and a subscriber with numbered messages, until they are stopped.
+/// A publisher and a subscriber that exchange numbered messages until they are stopped.
 #[derive(Debug)]
 pub struct Traffic {
     stop: Arc<AtomicBool>,
     received: watch::Receiver<u64>,
-    /// The longest time between two messages since it was last asked for, microseconds.
+    /// The longest time between two messages since it was last reset, in microseconds.
     gap: Arc<AtomicU64>,
     sending: JoinHandle<u64>,
     receiving: JoinHandle<()>,
@@ -80,13 +82,13 @@ impl Traffic {
         Self { stop, received, gap, sending, receiving }
     }
 
-    /// How many messages have arrived.
+    /// Returns how many messages have arrived.
     #[must_use]
     pub fn received(&self) -> u64 {
         *self.received.borrow()
     }
 
-    /// Waits until so many have arrived.
+    /// Waits until `count` messages have arrived.
     pub async fn reaches(&self, count: u64) {
         let mut received = self.received.clone();
         let reached = received.wait_for(|received| *received >= count);
@@ -108,21 +110,21 @@ fn setup(security: &Security) -> ConnectOptions {
     setup.security(security.clone())
 }
 
-/// What a process takes.
+/// The resources that a process uses.
 #[derive(Clone, Copy, Debug)]
 pub struct Usage {
-    /// Memory, now and at its most, MiB.
+    /// The resident memory now, in MiB.
     pub resident: u64,
-    /// …
+    /// The largest resident memory so far, in MiB.
     pub peak: u64,
-    /// Open descriptors.
+    /// The number of open file descriptors.
     pub descriptors: usize,
-    /// Processor time since its start.
+    /// The processor time since the start of the process.
     pub processor: Duration,
 }
 
 impl Usage {
-    /// Reads it from `/proc`.
+    /// Reads the usage of a process from `/proc`.
     #[must_use]
     pub fn of(pid: u32) -> Self {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).expect("it runs");
@@ -135,7 +137,7 @@ impl Usage {
         };
         let stat = read("stat");
         let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
-        // Ticks of 10 ms, in user and in kernel mode: fields 14 and 15 of proc(5).
+        // Fields 14 and 15 of proc(5): ticks of 10 ms, in user mode and in kernel mode.
         let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("ticks")).sum();
         Self {
             resident: mib("VmRSS:"),
@@ -146,7 +148,7 @@ impl Usage {
     }
 }
 
-/// The log of a proxy, which a test that fails shows.
+/// The log of a proxy. It is printed if the test fails.
 #[derive(Debug)]
 struct Log(tempfile::NamedTempFile);
 
@@ -164,33 +166,33 @@ impl Drop for Log {
     }
 }
 
-/// The proxy, its registrar and the innocents.
+/// A proxy with its registrar, and the normal traffic.
 #[derive(Debug)]
 pub struct Scene {
     /// The process of the proxy.
     pub daemon: Daemon,
-    /// Where the proxy listens.
+    /// The address of the proxy.
     pub address: ProxyAddress,
-    /// Where the registrar does.
+    /// The port of the registrar.
     pub registrar: u16,
-    /// The innocents.
+    /// The normal traffic.
     pub traffic: Traffic,
     log: Log,
     security: Security,
-    /// Messages in a second without an attack, and during it.
+    /// The rate in messages per second without an attack. `attacked` is the lowest rate during an attack.
     calm: f64,
     attacked: Mutex<Option<f64>>,
     before: Usage,
 }
 
 impl Scene {
-    /// The daemon `xmsg-proxy` with a registrar.
+    /// Starts the daemon `xmsg-proxy` with a registrar.
     pub async fn daemon(arguments: &[&str]) -> Self {
         let arguments = [&["--port", "0", "--registrar", "0"], arguments].concat();
         Self::start(built("xmsg-proxy"), &arguments, Security::Null).await
     }
 
-    /// A program that says the same on standard output as `xmsg-proxy`.
+    /// Starts a program whose standard output starts like that of `xmsg-proxy`.
     pub async fn start(program: impl Into<PathBuf>, arguments: &[&str], security: Security) -> Self {
         let log = Log(tempfile::NamedTempFile::new().expect("a temporary file"));
         let stderr = Stdio::from(log.0.reopen().expect("the file is there"));
@@ -211,7 +213,7 @@ impl Scene {
         Self { daemon, address, registrar, traffic, log, security, calm, attacked: Mutex::default(), before }
     }
 
-    /// Every port, and a type of socket that is let in there.
+    /// Returns every port with a socket type that may connect to it.
     #[must_use]
     pub fn doors(&self) -> [(u16, &'static str); 4] {
         let address = &self.address;
@@ -223,19 +225,20 @@ impl Scene {
         ]
     }
 
-    /// What the proxy takes now.
+    /// Returns what the proxy uses now.
     #[must_use]
     pub fn usage(&self) -> Usage {
         Usage::of(self.daemon.pid())
     }
 
-    /// Another innocent.
+    /// Returns another well-behaved connection.
     #[must_use]
     pub fn connection(&self) -> Connection {
         Connection::with_options(self.address.clone(), setup(&self.security)).unwrap()
     }
 
-    /// Runs an attack to its end. The traffic goes on meanwhile, at a rate that is not much lower than before.
+    /// Runs an attack to its end. Checks that the traffic continues meanwhile, at a rate that is not much
+    /// lower than before.
     pub async fn under<T>(&self, attack: impl Future<Output = T>) -> T {
         self.traffic.gap.store(0, Ordering::Relaxed);
         let (from, began) = (self.traffic.received(), Instant::now());
@@ -249,7 +252,7 @@ impl Scene {
         result
     }
 
-    /// Runs an attack again and again, with the number of the round, until the innocents have got so many messages.
+    /// Runs an attack again and again, with the number of the round, until this many messages have arrived.
     pub async fn under_rounds(&self, messages: u64, mut round: impl AsyncFnMut(u64)) {
         let received = self.traffic.received.clone();
         let enough = self.traffic.received() + messages;
@@ -264,7 +267,8 @@ impl Scene {
         .await;
     }
 
-    /// Waits until the proxy holds no more connections than before. The attackers' must be closed or dropped.
+    /// Waits until the proxy has no more open descriptors than before. The attackers' connections must be
+    /// closed or dropped before.
     pub async fn attackers_are_gone(&self) {
         within("the end of the attackers", async {
             while self.usage().descriptors > self.before.descriptors {
@@ -274,7 +278,8 @@ impl Scene {
         .await;
     }
 
-    /// Stops the traffic and checks what was promised. `bound` is in MiB, beyond what the process takes before: that depends on what it is built with.
+    /// Stops the traffic and checks memory, log and open connections. `bound` is the memory in MiB that the
+    /// proxy may use in addition to what it used before, which depends on how it was built.
     pub async fn finish(self, name: &str, bound: u64) {
         self.attackers_are_gone().await;
         let gap = self.traffic.gap.load(Ordering::Relaxed) / 1000;

@@ -1,4 +1,4 @@
-//! HTTP as a monitoring system speaks it, and what it reads.
+//! A minimal HTTP client, and a parser of metrics, as a monitoring system has them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,29 +7,29 @@ use tokio::net::TcpStream;
 
 use crate::within;
 
-/// An answer.
+/// An HTTP response.
 #[derive(Clone, Debug)]
 pub struct Response {
-    /// The status: 200 when all is well.
+    /// The status code: 200 for success.
     pub status: u16,
     /// The status line and the headers, in lower case.
     pub head: String,
-    /// The rest.
+    /// The body.
     pub body: String,
 }
 
-/// Asks `address` (`127.0.0.1:7775`) for a path.
+/// Sends a GET request to `address`, such as `127.0.0.1:7775`.
 pub async fn get(address: &str, path: &str) -> Response {
     get_with(address, path, "").await
 }
 
-/// The same with further headers, each with its line end.
+/// Sends a GET request with further headers. Each header has its line end.
 pub async fn get_with(address: &str, path: &str, headers: &str) -> Response {
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n");
     ask(address, request.as_bytes()).await.expect("an answer")
 }
 
-/// Posts nothing but the path and these headers, each with its line end.
+/// Sends a POST request without a body, with these headers. Each header has its line end.
 pub async fn post(address: &str, path: &str, headers: &str) -> Response {
     let request = format!(
         "POST {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: 0\r\n{headers}\r\n"
@@ -37,10 +37,10 @@ pub async fn post(address: &str, path: &str, headers: &str) -> Response {
     ask(address, request.as_bytes()).await.expect("an answer")
 }
 
-/// Sends these bytes, and reads to the end; `None` if nothing came back.
+/// Sends these bytes, and reads to the end of the connection. Returns `None` if there was no response.
 pub async fn ask(address: &str, request: &[u8]) -> Option<Response> {
     let mut stream = within("connect", TcpStream::connect(address)).await.expect("somebody listens");
-    // A server that has seen enough need not read the rest.
+    // A server that refuses a request need not read the rest of it.
     let _ = within("send", stream.write_all(request)).await;
     let mut answer = Vec::new();
     let _ = within("the answer", stream.read_to_end(&mut answer)).await;
@@ -50,14 +50,17 @@ pub async fn ask(address: &str, request: &[u8]) -> Option<Response> {
     Some(Response { status, head: head.to_lowercase(), body: body.to_owned() })
 }
 
-/// The samples of a page in the `OpenMetrics` text format, by name and labels as they stand there. Panics unless it keeps to
-/// the format.
+/// Returns the samples of a page in the `OpenMetrics` text format, by name and labels as in the text.
+///
+/// # Panics
+///
+/// If the page violates the format.
 #[must_use]
 pub fn samples(page: &str) -> BTreeMap<String, f64> {
     let text = page.strip_suffix("# EOF\n").expect("the page is complete");
     let mut samples = BTreeMap::new();
     let mut known = BTreeSet::new();
-    // Name, type, whether there is help and was a sample.
+    // The name and the type of the current family, whether it has a help text, and its unit.
     let (mut family, mut kind, mut has_help, mut has_unit) = ("", "", false, None);
     for line in text.lines() {
         if let Some(comment) = line.strip_prefix("# ") {

@@ -1,4 +1,4 @@
-//! The harness of the end-to-end tests: one helper for each boundary.
+//! The harness of the end-to-end tests, with one helper for each boundary of the system.
 
 #[cfg(feature = "rabbitmq")]
 pub mod amqp_peer;
@@ -21,10 +21,14 @@ use tracing_subscriber::util::SubscriberInitExt;
 use xmsg_core::{ConnectOptions, Connection, Message, Subscription, Topic};
 use xmsg_proxy::{Builder, Policy, Proxy};
 
-/// No step of a test takes longer, however loaded the machine is.
+/// The limit for each step of a test. It is long enough for a heavily loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The result of `step`, which must come within [`PATIENCE`]; `what` names it when it does not.
+/// Waits for the result of `step`.
+///
+/// # Panics
+///
+/// If the result does not come within [`PATIENCE`]. The message contains `what`.
 pub async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
     let Ok(value) = tokio::time::timeout(PATIENCE, step).await else {
         panic!("{what}: nothing within {PATIENCE:?}");
@@ -32,37 +36,37 @@ pub async fn within<T>(what: &str, step: impl Future<Output = T>) -> T {
     value
 }
 
-/// A proxy on free ports of the loopback, which loses nothing.
+/// Returns a builder for a proxy on free ports of the loopback interface, which drops no messages.
 pub fn proxy() -> Builder {
     start_tracing();
     Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::BLOCK)
 }
 
-/// A connection to this proxy, with more patience than its default.
+/// Returns a connection to this proxy with longer time limits than the default.
 #[must_use]
 pub fn connect(proxy: &Proxy) -> Connection {
     Connection::with_options(proxy.address().clone(), patient()).unwrap()
 }
 
-/// Options for loaded machines.
+/// Returns connection options with time limits for loaded machines.
 #[must_use]
 pub fn patient() -> ConnectOptions {
     ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE)
 }
 
-/// A topic that is taken as it is.
+/// Returns a topic with exactly this text.
 #[must_use]
 pub fn topic(text: &str) -> Topic {
     Topic::wrap(text.to_owned())
 }
 
-/// The next message.
+/// Waits for the next message.
 pub async fn next(subscription: &mut Subscription) -> Message {
     let message = within("a message", subscription.next()).await;
     message.expect("the subscription is open").expect("the message has three frames")
 }
 
-/// Log lines of what is tested, with `RUST_LOG` and `--nocapture`.
+/// Prints log lines of the tested code, if `RUST_LOG` is set and the test runs with `--nocapture`.
 pub fn start_tracing() {
     let wanted = std::env::var("RUST_LOG").unwrap_or_else(|_| "error".to_owned());
     let filter = wanted.parse::<Targets>().expect("RUST_LOG is a list of levels and of modules with levels");

@@ -1,10 +1,11 @@
-//! Two hosts and the link between them, as network namespaces.
+//! Two hosts with a link between them, as network namespaces.
 //!
-//! The hosts are [`PROXY`] and [`CLIENT`]; neither reaches anything but the other. The link is a pair of virtual interfaces,
-//! or, to delay and lose packets, a program that carries frames between two such pairs: `tests/peers/cable.py`. (The
-//! kernel's own means, netem, is missing from many kernels.)
+//! The hosts are [`PROXY`] and [`CLIENT`]. Neither of them reaches anything but the other. The link is a pair
+//! of virtual interfaces. To delay and lose packets, it is instead a program that forwards frames between two
+//! such pairs: `tests/peers/cable.py`. (The kernel's own tool, netem, is missing in many kernels.)
 //!
-//! All this takes root, so tests with it run only where `XMSG_TEST_NETNS=1` asks for it, as `tests/run` does for root.
+//! All this needs root. So tests with it run only if `XMSG_TEST_NETNS=1` is set, as `tests/run` does for
+//! root.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -15,12 +16,12 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::within;
 
-/// Address of the host of the proxy.
+/// The address of the proxy's host.
 pub const PROXY: &str = "10.77.0.1";
-/// Address of the host of publishers and subscribers.
+/// The address of the publishers' and subscribers' host.
 pub const CLIENT: &str = "10.77.0.2";
 
-/// Whether tests with namespaces are asked for.
+/// Returns whether tests with namespaces are to run.
 #[must_use]
 pub fn wanted() -> bool {
     let wanted = std::env::var_os("XMSG_TEST_NETNS").is_some_and(|value| value == "1");
@@ -30,7 +31,7 @@ pub fn wanted() -> bool {
     wanted
 }
 
-/// A network namespace. It is deleted when dropped.
+/// A network namespace. It is deleted when this is dropped.
 #[derive(Debug)]
 pub struct Host {
     name: String,
@@ -46,20 +47,21 @@ impl Host {
         host
     }
 
-    /// Runs `ip` with these arguments in it.
+    /// Runs `ip` with these arguments in the namespace.
     pub fn ip(&self, arguments: &[&str]) {
         ip(&[&["-n", &self.name], arguments].concat());
     }
 
-    /// Takes its interface away from the link, or puts it back.
+    /// Connects the interface to the link, or disconnects it.
     pub fn plug(&self, plugged: bool) {
         self.ip(&["link", "set", "eth0", if plugged { "up" } else { "down" }]);
     }
 
-    /// What names mean on it, for programs started from now on and, after the first call, for those that run.
+    /// Sets the host names of this namespace. Programs that are started later see them. After the first call,
+    /// running programs see further changes, too.
     pub fn set_hosts(&self, text: &str) {
         std::fs::create_dir_all(self.etc()).expect("root may write below /etc/netns");
-        // In place: what programs see is this file, mounted.
+        // The file is overwritten in place, because programs see this very file as a mount.
         std::fs::write(self.etc().join("hosts"), text).expect("the file of hosts");
     }
 
@@ -67,7 +69,7 @@ impl Host {
         PathBuf::from("/etc/netns").join(&self.name)
     }
 
-    /// Starts a program on it.
+    /// Starts a program in the namespace.
     #[must_use]
     pub fn start(&self, program: impl Into<PathBuf>, arguments: &[&str]) -> Process {
         let program = program.into();
@@ -85,7 +87,7 @@ impl Host {
         Process { child, lines: BufReader::new(stdout).lines(), name }
     }
 
-    /// Starts the example `station` on it.
+    /// Starts the example `station` in the namespace.
     #[must_use]
     pub fn station(&self, arguments: &[&str]) -> Process {
         self.start(binaries().join("examples/station"), arguments)
@@ -98,7 +100,7 @@ impl Drop for Host {
         if !deleted.is_ok_and(|status| status.success()) {
             eprintln!("the namespace {} is still there", self.name);
         }
-        // Most hosts have none.
+        // Most namespaces have no such folder.
         let _ = std::fs::remove_dir_all(self.etc());
     }
 }
@@ -106,14 +108,14 @@ impl Drop for Host {
 /// Two hosts with a link between them.
 #[derive(Debug)]
 pub struct Network {
-    /// The host [`PROXY`].
+    /// The host with the address [`PROXY`].
     pub proxy: Host,
-    /// The host [`CLIENT`].
+    /// The host with the address [`CLIENT`].
     pub client: Host,
 }
 
 impl Network {
-    /// Makes both hosts and links them by a pair of virtual interfaces.
+    /// Creates both hosts, and links them by a pair of virtual interfaces.
     #[must_use]
     pub fn new() -> Self {
         let network = Self { proxy: Host::new(), client: Host::new() };
@@ -137,7 +139,7 @@ impl Default for Network {
     }
 }
 
-/// Two hosts with a bad cable between them.
+/// Two hosts with an unreliable link between them.
 #[derive(Debug)]
 pub struct Cable {
     program: Process,
@@ -147,12 +149,12 @@ pub struct Cable {
 }
 
 impl Cable {
-    /// Makes both hosts, and a third one with the cable, which is perfect at first.
+    /// Creates both hosts, and a third one with the link program. At first the link loses and delays nothing.
     pub async fn new() -> Self {
         let network = Network { proxy: Host::new(), client: Host::new() };
         let middle = Host::new();
         for (host, end) in [(&network.proxy, "left"), (&network.client, "right")] {
-            // One packet is one frame: segments that a driver would cut are not lost together.
+            // Each packet is one frame, so that segments that a driver would split off are not lost together.
             host.ip(&[
                 "link",
                 "add",
@@ -178,8 +180,8 @@ impl Cable {
         Self { program, _middle: middle, network }
     }
 
-    /// From now on delays each packet, and loses some; all of them is a cut that neither host is told of. Returns how many
-    /// packets were lost so far.
+    /// Delays each packet from now on, and loses some. A loss of 100 % is a cut about which neither host is
+    /// informed. Returns how many packets were lost so far.
     pub async fn set(&mut self, delay_ms: u32, loss_percent: u32) -> u32 {
         self.program.say(&format!("{delay_ms} {loss_percent}")).await;
         let answer = self.program.expect("set ").await;
@@ -187,7 +189,7 @@ impl Cable {
     }
 }
 
-/// A program on a host. It is killed when dropped.
+/// A program in a namespace. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -196,20 +198,20 @@ pub struct Process {
 }
 
 impl Process {
-    /// Writes a line to its standard input.
+    /// Writes a line to the standard input of the program.
     pub async fn say(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("standard input is piped");
         stdin.write_all(format!("{line}\n").as_bytes()).await.expect("it reads");
     }
 
-    /// The next line of its standard output.
+    /// Waits for the next line of the program's standard output.
     pub async fn line(&mut self) -> String {
         let what = format!("a line of {}", self.name);
         let line = within(&what, self.lines.next_line()).await.expect("UTF-8");
         line.unwrap_or_else(|| panic!("{what}: it ended instead"))
     }
 
-    /// Passes over lines up to one that contains all of these words, and returns it.
+    /// Skips lines until one contains all of these words, and returns it.
     pub async fn find(&mut self, words: &[&str]) -> String {
         let what = format!("{words:?} from {}", self.name);
         within(&what, async {
@@ -223,27 +225,27 @@ impl Process {
         .await
     }
 
-    /// The next line, which must start with this.
+    /// Waits for the next line, which must start with this text, and returns it.
     pub async fn expect(&mut self, start: &str) -> String {
         let line = self.line().await;
         assert!(line.starts_with(start), "{start:?} was expected of {}, which said {line:?}", self.name);
         line
     }
 
-    /// Sends it a signal, such as `STOP`.
+    /// Sends a signal to the program, such as `STOP`.
     pub async fn signal(&self, name: &str) {
         let pid = self.child.id().expect("it runs").to_string();
         let kill = Command::new("kill").args(["-s", name, &pid]).status();
         assert!(within("kill", kill).await.expect("kill starts").success());
     }
 
-    /// Kills it, and waits for its end.
+    /// Kills the program, and waits for its end.
     pub async fn kill(mut self) {
         within("its end", self.child.kill()).await.expect("it ran");
     }
 }
 
-/// The folder with the binaries.
+/// Returns the folder with the built programs.
 #[must_use]
 pub fn binaries() -> PathBuf {
     std::env::var_os("XMSG_BIN_DIR").expect("XMSG_BIN_DIR is set, as ./tests/run does").into()

@@ -1,4 +1,4 @@
-//! Foreign peers: libzmq, through pyzmq, and JeroMQ.
+//! Peers with other ZeroMQ implementations: libzmq through pyzmq, and JeroMQ.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::within;
 
-/// The Python that has what the scripts need.
+/// Returns the Python interpreter that has the modules that the scripts need.
 #[must_use]
 pub fn python() -> PathBuf {
     let python =
@@ -23,8 +23,8 @@ pub fn python() -> PathBuf {
     python
 }
 
-/// Starts a program with listening sockets of these names (`a:b:c`) from descriptor 3 on, as systemd does. Those named
-/// `proxy` are at ports in a row.
+/// Returns a command that starts a program as systemd does, with listening sockets from descriptor 3 on.
+/// `names` are their names, such as `a:b:c`. The sockets named `proxy` have consecutive ports.
 #[must_use]
 pub fn socket_activated(names: &str, program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(python());
@@ -32,7 +32,7 @@ pub fn socket_activated(names: &str, program: &str, arguments: &[&str]) -> Comma
     command
 }
 
-/// A running script of `tests/peers`. It is killed when dropped.
+/// A running script of `tests/peers`. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Peer {
     child: Child,
@@ -49,7 +49,7 @@ impl Peer {
         Self::start(python, script, arguments)
     }
 
-    /// Starts a Java program with these arguments, from its source.
+    /// Starts a Java program with these arguments, from its source file.
     #[must_use]
     pub fn java(source: &str, arguments: &[&str]) -> Self {
         let jar = std::env::var_os("XMSG_TEST_JEROMQ")
@@ -61,7 +61,7 @@ impl Peer {
         );
         let class = source.strip_suffix(".java").expect("the source of a class of that name");
         let mut java = Command::new("java");
-        // It does not run long enough for more.
+        // The program does not run long enough for more optimisation.
         java.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]);
         java.arg(format!("{}:{}", jar.display(), classes(&jar).display())).arg(class);
         Self::start(java, source, arguments)
@@ -79,7 +79,7 @@ impl Peer {
         Self { child, lines: BufReader::new(stdout).lines(), name: script.to_owned() }
     }
 
-    /// The words behind `word` in the next line, which must start with it.
+    /// Waits for the next line, which must start with `word`. Returns the other words of the line.
     pub async fn expect(&mut self, word: &str) -> Vec<String> {
         let what = format!("{} says {word:?}", self.name);
         let line = within(&what, self.lines.next_line()).await.expect("UTF-8");
@@ -89,7 +89,7 @@ impl Peer {
         words.collect()
     }
 
-    /// Passes over lines until one is this.
+    /// Skips lines until one is equal to `wanted`.
     pub async fn until(&mut self, wanted: &str) {
         let what = format!("{} says {wanted:?}", self.name);
         let lines = async {
@@ -103,14 +103,14 @@ impl Peer {
         within(&what, lines).await;
     }
 
-    /// Writes a line to its standard input.
+    /// Writes a line to the standard input of the script.
     pub async fn say(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("it is open until `finish`");
         stdin.write_all(format!("{line}\n").as_bytes()).await.expect("it reads");
         stdin.flush().await.expect("it reads");
     }
 
-    /// Waits for its end, which must be a success.
+    /// Waits for the end of the script, which must exit with success.
     pub async fn finish(mut self) {
         drop(self.child.stdin.take());
         let status = within("the end of a script", self.child.wait()).await.expect("it ran");
@@ -118,8 +118,8 @@ impl Peer {
     }
 }
 
-/// The folder with all Java programs of `tests/peers`. They are compiled once for all tests of a binary, because compiling a
-/// program takes longer than running it.
+/// Returns the folder with all compiled Java programs of `tests/peers`. They are compiled once for all tests
+/// of a binary, because compiling a program takes longer than running it.
 fn classes(jar: &Path) -> &'static Path {
     static CLASSES: OnceLock<TempDir> = OnceLock::new();
     let compile = || {
@@ -136,12 +136,12 @@ fn classes(jar: &Path) -> &'static Path {
     CLASSES.get_or_init(compile).path()
 }
 
-/// A script of `tests/peers`.
+/// Returns the path of a script of `tests/peers`.
 pub(crate) fn script(name: &str) -> PathBuf {
     tests().join("peers").join(name)
 }
 
-/// The folder of the tests.
+/// Returns the folder of the tests.
 fn tests() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }

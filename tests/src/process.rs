@@ -1,4 +1,4 @@
-//! Child processes: the daemons and commands as a user starts them.
+//! Child processes: the daemons and commands, started as a user starts them.
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
@@ -10,14 +10,14 @@ use tokio::sync::Notify;
 
 use crate::within;
 
-/// A program of this project, in the folder that `tests/run` has it built to.
+/// Returns the path of a program of this project, in the folder to which `tests/run` has built it.
 #[must_use]
 pub fn built(name: &str) -> PathBuf {
     let folder = std::env::var_os("XMSG_BIN_DIR").expect("XMSG_BIN_DIR: run the tests with ./tests/run");
     PathBuf::from(folder).join(name)
 }
 
-/// A daemon that says on standard output when it is ready. It is killed when dropped.
+/// A daemon that reports on standard output that it is ready. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
@@ -33,7 +33,7 @@ struct Log {
 }
 
 impl Daemon {
-    /// Starts it.
+    /// Starts a program with these arguments.
     #[must_use]
     pub fn start(program: impl AsRef<Path>, arguments: &[&str]) -> Self {
         let mut command = Command::new(program.as_ref());
@@ -41,7 +41,7 @@ impl Daemon {
         Self::spawn(command)
     }
 
-    /// The same, with its standard error going somewhere else.
+    /// Starts a program whose standard error goes to `log`.
     #[must_use]
     pub fn start_logging(program: impl AsRef<Path>, arguments: &[&str], log: Stdio) -> Self {
         let mut command = Command::new(program.as_ref());
@@ -49,7 +49,7 @@ impl Daemon {
         Self::spawn(command)
     }
 
-    /// Starts it with standard error being read, for [`logged`](Self::logged).
+    /// Starts a program whose standard error is read for [`logged`](Self::logged).
     #[must_use]
     pub fn start_logged(mut command: Command) -> Self {
         command.stderr(Stdio::piped());
@@ -57,7 +57,7 @@ impl Daemon {
         let stderr = daemon.child.stderr.take().expect("standard error is piped");
         let log = Arc::<Log>::default();
         daemon.log = Some(log.clone());
-        // It ends with the daemon.
+        // The task ends with the daemon.
         tokio::spawn(async move {
             let mut lines = BufReader::new(stderr).lines();
             while let Ok(Some(line)) = lines.next_line().await {
@@ -79,7 +79,7 @@ impl Daemon {
         Self { child, lines: BufReader::new(stdout).lines(), log: None }
     }
 
-    /// The first line of its log that contains all of these; waits for it.
+    /// Waits for a log line that contains all of these words, and returns the first one.
     pub async fn logged(&self, words: &[&str]) -> String {
         let log = self.log.as_ref().expect("it was started with its log");
         let found = async {
@@ -97,45 +97,45 @@ impl Daemon {
         within(&format!("a log line with {words:?}"), found).await
     }
 
-    /// What it has logged so far.
+    /// Returns the lines that the daemon has logged so far.
     #[must_use]
     pub fn log_lines(&self) -> Vec<String> {
         let log = self.log.as_ref().expect("it was started with its log");
         log.lines.lock().expect("nobody panics with it").clone()
     }
 
-    /// The number of its process.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id().expect("it runs")
     }
 
-    /// The next line of its standard output.
+    /// Waits for the next line of the daemon's standard output.
     pub async fn line(&mut self) -> String {
         within("a line", self.lines.next_line()).await.expect("UTF-8").expect("it runs")
     }
 
-    /// Sends it a signal, such as `TERM`.
+    /// Sends a signal to the daemon, such as `TERM`.
     pub async fn signal(&self, name: &str) {
         let pid = self.pid();
         let kill = Command::new("sh").arg("-c").arg(format!("kill -{name} {pid}")).status();
         assert!(within("kill", kill).await.expect("sh").success());
     }
 
-    /// Waits for its end.
+    /// Waits for the end of the daemon.
     pub async fn end(&mut self) -> ExitStatus {
         within("its end", self.child.wait()).await.expect("it ran")
     }
 }
 
-/// Runs a command to its end.
+/// Runs a program to its end.
 pub async fn run(program: impl AsRef<Path>, arguments: &[&str]) -> Output {
     let mut command = Command::new(program.as_ref());
     command.args(arguments);
     finish(command).await
 }
 
-/// Runs a command that is set up already to its end.
+/// Runs a prepared command to its end.
 pub async fn finish(mut command: Command) -> Output {
     command.stdin(Stdio::null()).kill_on_drop(true);
     within("a command", command.output()).await.expect("the program starts")

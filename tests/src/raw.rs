@@ -1,4 +1,4 @@
-//! A peer that writes bytes as it likes: for what no well-behaved library would send.
+//! A peer that can write any bytes, for input that no well-behaved library would send.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -10,39 +10,42 @@ use xmsg_zmtp::{Command, Frames, Header, encode_message};
 
 use crate::within;
 
-/// A raw connection to a port of the loopback.
+/// A raw connection to a port of the loopback interface.
 #[derive(Debug)]
 pub struct Raw {
-    /// The stream, to be abused.
+    /// The stream, for direct access.
     pub stream: TcpStream,
     received: BytesMut,
 }
 
 impl Raw {
-    /// Connects and says nothing. Each connection comes from another address than the one before: of an address that closes
-    /// thousands of connections, the system soon has no port left, and none for whoever wants to listen there.
+    /// Connects and sends nothing. Each connection comes from another address of the loopback network than
+    /// the one before. If one address closes thousands of connections, the system soon has no free port left
+    /// for it.
     pub async fn connect(port: u16) -> Self {
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let host = 16 + NEXT.fetch_add(1, Ordering::Relaxed) % 128;
         Self::connect_from(host, port).await.expect("somebody listens")
     }
 
-    /// A peer that connects from the address `127.0.0.HOST` of the loopback. `None`: it was reset at once.
+    /// Connects from the address `127.0.0.HOST`. Returns `None` if the connection was reset at once.
     pub async fn connect_from(host: u8, port: u16) -> Option<Self> {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(([127, 0, 0, host], 0).into()).expect("the loopback has many addresses");
         let stream = within("connect", socket.connect(([127, 0, 0, 1], port).into())).await.ok()?;
-        // Each step of a handshake is a packet of its own: none is to wait for the one before to be acknowledged.
+        // Each step of a handshake is a packet of its own, which must not wait for the acknowledgement of the
+        // one before.
         stream.set_nodelay(true).expect("TCP_NODELAY");
         Some(Self { stream, received: BytesMut::new() })
     }
 
-    /// Connects and goes through the handshake as a socket of this type, ZMTP 3.1.
+    /// Connects, and completes the handshake as a socket of this type, with ZMTP 3.1.
     pub async fn handshake(port: u16, socket_type: &str) -> Self {
         Self::handshake_with(port, socket_type, b"").await
     }
 
-    /// A peer that connects from the address `127.0.0.HOST` of the loopback and finishes its handshake. `None`: it was not let in.
+    /// Connects from the address `127.0.0.HOST`, and completes the handshake. Returns `None` if the
+    /// connection was refused.
     pub async fn handshake_from(host: u8, port: u16, socket_type: &str) -> Option<Self> {
         let mut raw = Self::connect_from(host, port).await?;
         let hello = [&greeting(3, 1)[..], &ready(socket_type, b"")].concat();
@@ -59,7 +62,7 @@ impl Raw {
         raw.next_frame().await.map(|_| raw)
     }
 
-    /// The same with an identity.
+    /// Connects, and completes the handshake with an identity.
     pub async fn handshake_with(port: u16, socket_type: &str, identity: &[u8]) -> Self {
         let mut raw = Self::connect(port).await;
         raw.send(&greeting(3, 1)).await;
@@ -69,8 +72,8 @@ impl Raw {
         raw
     }
 
-    /// Waits for a peer that connects to this listener, and goes through the handshake as a socket of this type, ZMTP 3.1. As a foreign
-    /// socket it announces nothing but its type.
+    /// Accepts a connection, and completes the handshake as a socket of this type, with ZMTP 3.1. Like a
+    /// foreign socket, it announces nothing but its type.
     pub async fn accept(listener: &TcpListener, socket_type: &str) -> Self {
         let (stream, _) = within("a peer", listener.accept()).await.expect("it listens");
         let mut raw = Self { stream, received: BytesMut::new() };
@@ -81,8 +84,9 @@ impl Raw {
         raw
     }
 
-    /// The frames of the next message; commands are passed over. `None` when the connection has ended, or a frame of more than `most` bytes
-    /// has been announced: whoever drops the connection then does what libzmq does.
+    /// Returns the frames of the next message, and skips commands. Returns `None` if the connection has
+    /// ended, or if a frame of more than `most` bytes was announced. In the second case the caller drops the
+    /// connection, as libzmq does.
     pub async fn next_message(&mut self, most: u64) -> Option<Vec<Bytes>> {
         let mut frames = Vec::new();
         loop {
@@ -114,7 +118,7 @@ impl Raw {
         within("send", self.stream.write_all(bytes)).await.expect("the other side reads");
     }
 
-    /// Writes bytes; `false`: the connection has ended.
+    /// Writes bytes. Returns `false` if the connection has ended.
     pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
         within("send", self.stream.write_all(bytes)).await.is_ok()
     }
@@ -124,7 +128,7 @@ impl Raw {
         self.send(&message(frames)).await;
     }
 
-    /// The next frame, flags and body; `None` when the connection has ended, in whatever way.
+    /// Returns the flags and the body of the next frame, or `None` if the connection has ended in any way.
     pub async fn next_frame(&mut self) -> Option<(u8, Bytes)> {
         loop {
             if let Some(body) = Frames::of(self.received.clone().freeze()).next() {
@@ -145,13 +149,14 @@ impl Raw {
         while self.next_frame().await.is_some() {}
     }
 
-    /// Waits until the other side has read all that was sent: it has answered a PING. Other frames are passed over.
+    /// Waits until the other side has read everything that was sent: it has answered a PING. Other frames are
+    /// skipped.
     pub async fn is_read(&mut self) {
         self.send(&ping()).await;
         while !self.next_frame().await.expect("it stays connected").1.starts_with(b"\x04PONG") {}
     }
 
-    /// Passes over bytes that are no frames.
+    /// Skips bytes that are not frames.
     pub async fn skip(&mut self, len: usize) {
         while self.received.len() < len {
             let count = within("bytes", self.stream.read_buf(&mut self.received)).await.expect("bytes");
@@ -166,7 +171,7 @@ impl Raw {
     }
 }
 
-/// A ZMTP greeting with the NULL mechanism.
+/// Returns a ZMTP greeting with the NULL mechanism.
 #[must_use]
 pub fn greeting(major: u8, minor: u8) -> [u8; 64] {
     let mut bytes = [0; 64];
@@ -177,7 +182,7 @@ pub fn greeting(major: u8, minor: u8) -> [u8; 64] {
     bytes
 }
 
-/// A READY command.
+/// Returns a READY command.
 #[must_use]
 pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
     let mut body = b"\x05READY".to_vec();
@@ -195,7 +200,7 @@ pub fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The bytes of a message.
+/// Returns the encoded bytes of a message.
 #[must_use]
 pub fn message<F: AsRef<[u8]>>(frames: &[F]) -> Vec<u8> {
     let mut out = BytesMut::new();
@@ -203,7 +208,7 @@ pub fn message<F: AsRef<[u8]>>(frames: &[F]) -> Vec<u8> {
     out.to_vec()
 }
 
-/// The bytes of a command.
+/// Returns the encoded bytes of a command.
 #[must_use]
 pub fn command(command: &Command) -> Vec<u8> {
     let mut out = BytesMut::new();
@@ -211,7 +216,7 @@ pub fn command(command: &Command) -> Vec<u8> {
     out.to_vec()
 }
 
-/// A PING.
+/// Returns an encoded PING.
 #[must_use]
 pub fn ping() -> Vec<u8> {
     command(&Command::Ping { ttl: Duration::ZERO, context: Bytes::from_static(b"are you there?") })

@@ -1,4 +1,5 @@
-//! A relay between clients and a proxy, which can lose what it was given, as a half-open connection does.
+//! A relay between clients and a proxy. It can lose data that it has received, as a half-open connection
+//! does.
 
 use std::sync::Arc;
 
@@ -8,20 +9,20 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use xmsg_core::ProxyAddress;
 
-/// What the relay does with what publishers send. The other ports are passed on in any case.
+/// What the relay does with data from publishers. Data of the other ports is always forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Pass,
-    /// It is taken, and goes nowhere.
+    /// The relay reads the data and discards it.
     Swallow,
-    /// It is passed on until messages of this topic come.
+    /// The relay forwards the data until a message with this topic comes.
     SwallowTopic(&'static str),
 }
 
-/// What the relay does, and whether it has swallowed anything.
+/// The current mode, and whether anything was discarded so far.
 type Modes = (Arc<watch::Sender<Mode>>, Arc<watch::Sender<bool>>);
 
-/// Three ports in a row that lead to those of a proxy.
+/// Three consecutive ports that forward to those of a proxy.
 #[derive(Debug)]
 pub struct Relay {
     address: ProxyAddress,
@@ -32,7 +33,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay to this proxy.
+    /// Starts a relay to this proxy.
     ///
     /// # Panics
     ///
@@ -52,32 +53,33 @@ impl Relay {
         Self { address, mode, swallowed, cut, _tasks: tasks }
     }
 
-    /// Where it listens.
+    /// Returns the address on which the relay listens.
     #[must_use]
     pub fn address(&self) -> &ProxyAddress {
         &self.address
     }
 
-    /// From now on, what publishers send is taken and goes nowhere, until the connections are [cut](Self::cut).
+    /// Makes the relay discard what publishers send from now on, until the connections are [cut](Self::cut).
     pub fn swallow(&self) {
         self.mode.send_replace(Mode::Swallow);
     }
 
-    /// From now on, what publishers send is taken and goes nowhere as soon as a message of this topic, of one letter, comes.
+    /// Makes the relay discard what publishers send, starting with the next read that contains a message with
+    /// this topic. The topic must have less than 256 bytes.
     pub fn swallow_from(&self, topic: &'static str) {
         self.mode.send_replace(Mode::SwallowTopic(topic));
     }
 
-    /// Waits until something was swallowed. Nothing of that connection is passed on any more.
+    /// Waits until something was discarded. Nothing more of that connection is forwarded.
     ///
     /// # Panics
     ///
-    /// Never: the relay itself tells.
+    /// Never, because `self` holds the sender of the notification.
     pub async fn has_swallowed(&self) {
         self.swallowed.subscribe().wait_for(|swallowed| *swallowed).await.expect("the sender is here");
     }
 
-    /// Ends all connections of now, and passes on again what comes over later ones.
+    /// Ends all current connections. Data of later connections is forwarded again.
     pub fn cut(&self) {
         self.mode.send_replace(Mode::Pass);
         self.cut.send_modify(|cuts| *cuts += 1);
@@ -122,12 +124,13 @@ async fn pass(client: TcpStream, server: TcpStream, mode: Option<Modes>) {
             match from_client.read(&mut buffer).await {
                 Ok(0) | Err(_) => break,
                 Ok(len) => {
-                    // What comes behind something that was lost is lost as well.
+                    // What follows lost data is lost, too.
                     swallows |= match mode.as_ref().map(|(mode, _)| *mode.borrow()) {
                         None | Some(Mode::Pass) => false,
                         Some(Mode::Swallow) => true,
                         Some(Mode::SwallowTopic(topic)) => {
-                            // The header of a first frame: more frames follow, and its length.
+                            // The beginning of a first frame: the flag for more frames, the length, and the
+                            // topic.
                             let first = [&[1, topic.len() as u8], topic.as_bytes()].concat();
                             buffer[..len].windows(first.len()).any(|part| part == first)
                         }

@@ -1,5 +1,5 @@
-//! A proxy and a registrar with limits that the daemons have no options for: `limited-proxy NAME=VALUE …`. It says where they
-//! listen, and runs until it is killed.
+//! A proxy and a registrar with limits for which the daemons have no options: `limited-proxy NAME=VALUE …`.
+//! The program prints where they listen, and runs until it is killed.
 
 use std::sync::Arc;
 use std::time::Duration;
