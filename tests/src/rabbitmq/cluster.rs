@@ -1,4 +1,4 @@
-//! Three brokers that are one.
+//! A cluster of three RabbitMQ brokers.
 
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use futures::future::join_all;
 use super::Broker;
 use super::site::Site;
 
-/// Three nodes of one cluster, for queues that are replicated.
+/// Three nodes of one cluster, for replicated queues.
 ///
-/// `cluster[0]` is its first node. Each of them can be stopped, killed and started again by itself.
+/// `cluster[0]` is the first node. Each node can be stopped, killed and started again separately.
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Broker>,
 }
 
 impl Cluster {
-    /// Starts it, and waits until each node knows the others.
+    /// Starts the cluster, and waits until each node sees the others.
     pub async fn of_three() -> Self {
         let site = Arc::new(Site::new(&[]).await);
         let names = ["n1", "n2", "n3"];
@@ -31,12 +31,12 @@ impl Cluster {
         cluster
     }
 
-    /// All nodes.
+    /// Returns all nodes.
     pub fn nodes(&self) -> impl Iterator<Item = &Broker> {
         self.nodes.iter()
     }
 
-    /// Waits until this node sees so many that run, itself included.
+    /// Waits until this node sees `count` running nodes, including itself.
     pub async fn sees(&self, node: usize, count: usize) {
         self[node].becomes("length(rabbit_nodes:all_running())", &count.to_string()).await;
     }

@@ -13,28 +13,29 @@ use tokio::sync::watch;
 
 use crate::within;
 
-/// Lines of output that are kept; of more, the oldest are forgotten.
+/// The largest number of output lines that are kept. Beyond it, the oldest are dropped.
 const LINES: usize = 10_000;
-/// Lines of output in a message about a process that did not do what it should.
+/// The number of output lines in a message about a process that failed.
 const TAIL: usize = 40;
 
-/// A command for [`Kept::start`]: the kernel kills the program when the thread that started it ends.
+/// Returns a command for [`Kept::start`]. The kernel kills the program when the thread that started it ends.
 ///
-/// The death signal survives the programs that replace each other in one process (shell script, Erlang's launcher,
-/// Erlang itself), so that it reaches the one that listens. It is not passed on to what that one starts, which ends
-/// when its input does. In the microseconds before `setpriv` has asked for the signal, the program would be left
-/// behind.
+/// The death signal stays in effect when programs replace each other in one process (shell script, Erlang's
+/// launcher, Erlang itself), so that it reaches the one that listens. Child processes do not inherit it, but
+/// they end when their input does. If the thread ends in the microseconds before `setpriv` has asked for the
+/// signal, the program survives.
 pub(super) fn command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program.as_ref());
     command
 }
 
-/// A process with a thread of its own, which starts it, reads its output and waits for its end. It is killed when
+/// A process with a thread that starts it, reads its output and waits for its end. It is killed when this is
 /// dropped.
 ///
-/// The thread is needed twice. The death signal follows the thread that started the process, and that of a test ends
-/// with the test, while a shared broker has to outlive it. And a child of tokio belongs to the runtime of one test.
+/// There are two reasons for the thread. The death signal is bound to the thread that started the process.
+/// The thread of a test ends with the test, while a shared broker has to outlive it. Secondly, a child
+/// process of tokio belongs to the runtime of one test.
 #[derive(Debug)]
 pub(super) struct Kept {
     name: String,
@@ -43,7 +44,7 @@ pub(super) struct Kept {
     keeper: Option<JoinHandle<()>>,
 }
 
-/// What is known about a process.
+/// The output and the exit status of a process.
 #[derive(Debug, Default)]
 struct Output {
     lines: VecDeque<String>,
@@ -51,7 +52,7 @@ struct Output {
 }
 
 impl Kept {
-    /// Starts it; `name` is for messages.
+    /// Starts the process. `name` is used in messages.
     pub(super) fn start(name: impl Into<String>, mut command: Command) -> Self {
         let name = name.into();
         let (reader, writer) = std::io::pipe().expect("a pipe");
@@ -62,7 +63,8 @@ impl Kept {
         let told = output.clone();
         let keeper = std::thread::spawn(move || {
             let spawned = command.spawn();
-            // It holds the writing end of the pipe, which would never come to its end.
+            // The command holds the writing end of the pipe, and the reader would never see the end of the
+            // pipe.
             drop(command);
             let mut child = match spawned {
                 Ok(child) => child,
@@ -79,7 +81,8 @@ impl Kept {
             }
             let pid = Pid::from_child(&child);
             let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
-            // Its number is free from here on, which nobody notices before its end.
+            // The process id may be reused after this call. But the status is set under the same lock, so
+            // nobody uses the old id.
             told.send_modify(|output| output.status = Some(child.wait().expect("it was started here")));
         });
         let pid = start.recv().expect("the thread tells").unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -87,26 +90,26 @@ impl Kept {
         Self { name, pid, output, keeper: Some(keeper) }
     }
 
-    /// The number of the process.
+    /// Returns the process id.
     pub(super) fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().cast_unsigned()
     }
 
-    /// Sends it a signal, unless it has ended.
+    /// Sends a signal to the process, unless it has ended.
     pub(super) fn signal(&self, signal: Signal) {
-        // While this is borrowed, its number is not given to somebody else.
+        // While this is borrowed, the process is not reaped, so its id can't belong to another process.
         let output = self.output.borrow();
         if output.status.is_none() {
             kill_process(self.pid, signal).expect("it is a child of this process");
         }
     }
 
-    /// Stops it as a job is stopped, and waits until it is.
+    /// Stops the process with SIGSTOP, and waits until it is stopped.
     pub(super) async fn pause(&self) {
         self.signal(Signal::STOP);
         let is_stopped = || {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
-            // After the name, which is in parentheses and may have some.
+            // The state follows the name, which is in parentheses and may contain parentheses itself.
             stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
         };
         within("a stop", async {
@@ -117,7 +120,7 @@ impl Kept {
         .await;
     }
 
-    /// Waits for its end, and for that of all that write where it did.
+    /// Waits for the end of the process and of all processes that write to the same output.
     pub(super) async fn ended(&self) -> ExitStatus {
         let mut output = self.output.subscribe();
         let what = format!("the end of {}", self.name);
@@ -125,7 +128,8 @@ impl Kept {
         ended.expect("the sender is here").status.expect("it was waited for")
     }
 
-    /// Its first line of output that contains all of these words; waits for it, but not longer than `patience`.
+    /// Waits for a line of output that contains all of these words, at most for `patience`, and returns the
+    /// first one.
     pub(super) async fn line(&self, words: &[&str], patience: Duration) -> String {
         let mut output = self.output.subscribe();
         let find = |output: &Output| {
@@ -141,7 +145,7 @@ impl Kept {
         panic!("{} did not write a line with {words:?}; it wrote at last:\n{}", self.name, self.tail());
     }
 
-    /// Its last lines of output, and whether it has ended.
+    /// Returns the last lines of output, and the status if the process has ended.
     pub(super) fn tail(&self) -> String {
         let output = self.output.borrow();
         let skipped = output.lines.len().saturating_sub(TAIL);
@@ -156,7 +160,7 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
-        // What it had open is closed before its folder is removed.
+        // All files of the process are closed before its folder is removed.
         if let Some(keeper) = self.keeper.take() {
             let _ = keeper.join();
         }

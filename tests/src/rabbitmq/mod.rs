@@ -1,7 +1,8 @@
-//! RabbitMQ brokers of one's own: real ones, on free ports of the loopback, with folders that go with them.
+//! Real RabbitMQ brokers for tests, on free ports of the loopback interface, with folders that are removed
+//! with them.
 //!
-//! Needs Debian's `rabbitmq-server` (RabbitMQ 3.10); any user will do. Nothing of a broker outlives the test process,
-//! even when that is killed: the kernel kills the broker, and a shell removes its folder.
+//! This needs Debian's `rabbitmq-server` (RabbitMQ 3.10). Any user can run it. Nothing of a broker outlives
+//! the test process, even if that is killed: the kernel kills the broker, and a shell removes its folder.
 
 mod cluster;
 mod kept;
@@ -23,12 +24,14 @@ use crate::{PATIENCE, within};
 use kept::Kept;
 use site::{Site, free_ports};
 
-/// How long a node may take to start: seconds of processor time, of which a loaded machine has few to give.
+/// The time limit for the start of a node. It takes seconds of processor time, which is scarce on a loaded
+/// machine.
 const START: Duration = Duration::from_secs(180);
 
-/// A RabbitMQ node. It is killed when dropped.
+/// A RabbitMQ node. It is killed when this is dropped.
 ///
-/// What takes it from its other users takes it exclusively: [`shared`](Self::shared) can be neither stopped nor paused.
+/// Methods that disturb other users of the broker take `&mut self`, so the [`shared`](Self::shared) broker
+/// can be neither stopped nor paused.
 #[derive(Debug)]
 pub struct Broker {
     process: Option<Kept>,
@@ -37,7 +40,7 @@ pub struct Broker {
     site: Arc<Site>,
 }
 
-/// Where a node listens, at all times of its life.
+/// The ports of a node, which stay the same when it is started again.
 #[derive(Clone, Copy, Debug)]
 struct Ports {
     amqp: u16,
@@ -47,13 +50,14 @@ struct Ports {
 }
 
 impl Broker {
-    /// Starts one, and waits until it lets clients in.
+    /// Starts a broker, and waits until it accepts clients.
     pub async fn start() -> Self {
         Self::with_plugins(&[]).await
     }
 
-    /// The same with plugins, such as `rabbitmq_shovel`. Of those that listen, `rabbitmq_management` and
-    /// `rabbitmq_prometheus` have ports of their own; any other takes its default.
+    /// Starts a broker with plugins, such as `rabbitmq_shovel`. `rabbitmq_management` and
+    /// `rabbitmq_prometheus` listen on ports of their own. Any other plugin that listens uses its default
+    /// port.
     pub async fn with_plugins(plugins: &[&str]) -> Self {
         let site = Arc::new(Site::new(plugins).await);
         let mut broker = Self::new(site, "n1", &["n1"]);
@@ -61,57 +65,58 @@ impl Broker {
         broker
     }
 
-    /// One for all tests of this process, which ends with the process. Tests use names of their own for what they
-    /// declare there.
+    /// Returns a broker for all tests of this process, which ends with the process. Tests must use different
+    /// names for what they declare.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Broker> = OnceCell::const_new();
         SHARED.get_or_init(Self::start).await
     }
 
-    /// Where clients connect, as the user `guest`, to the virtual host `/`.
+    /// Returns the URI for clients, with the user `guest` and the virtual host `/`.
     #[must_use]
     pub fn uri(&self) -> String {
         self.uri_of("guest", "guest", "/")
     }
 
-    /// The same for another user and virtual host. They are taken as they are, but for slashes in the virtual host.
+    /// Returns the URI for another user and virtual host. They are not escaped, except for slashes in the
+    /// virtual host.
     #[must_use]
     pub fn uri_of(&self, user: &str, password: &str, virtual_host: &str) -> String {
         let virtual_host = virtual_host.replace('/', "%2f");
         format!("amqp://{user}:{password}@127.0.0.1:{}/{virtual_host}", self.ports.amqp)
     }
 
-    /// The port of the loopback that clients connect to.
+    /// Returns the AMQP port on the loopback interface.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.ports.amqp
     }
 
-    /// The port of `rabbitmq_management`, if that was asked for.
+    /// Returns the port of `rabbitmq_management`, if that plugin was asked for.
     #[must_use]
     pub fn management_port(&self) -> u16 {
         self.ports.management
     }
 
-    /// The port of `rabbitmq_prometheus`, if that was asked for.
+    /// Returns the port of `rabbitmq_prometheus`, if that plugin was asked for.
     #[must_use]
     pub fn prometheus_port(&self) -> u16 {
         self.ports.prometheus
     }
 
-    /// The name of its node, such as `n1@localhost`.
+    /// Returns the name of the node, such as `n1@localhost`.
     #[must_use]
     pub fn node(&self) -> String {
         format!("{}@localhost", self.name)
     }
 
-    /// The number of the process that listens.
+    /// Returns the id of the process that listens.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process().pid()
     }
 
-    /// Stops it gracefully, and waits for its end.
+    /// Stops the broker gracefully, and waits for its end.
     pub async fn stop(&mut self) {
         let process = self.process.take().expect("it runs");
         process.signal(Signal::TERM);
@@ -119,15 +124,15 @@ impl Broker {
         assert!(status.success(), "{} was to stop gracefully: {}", self.name, process.tail());
     }
 
-    /// Kills it as a power cut does, and waits for its end.
+    /// Kills the broker, as a power failure would, and waits for its end.
     pub async fn kill(&mut self) {
         let process = self.process.take().expect("it runs");
         process.signal(Signal::KILL);
         process.ended().await;
     }
 
-    /// Starts it after [`stop`](Self::stop) or [`kill`](Self::kill), with the same data and on the same ports, and
-    /// waits until it lets clients in.
+    /// Starts the broker after [`stop`](Self::stop) or [`kill`](Self::kill), with the same data and on the
+    /// same ports. Waits until it accepts clients.
     pub async fn start_again(&mut self) {
         assert!(self.process.is_none(), "it runs");
         let process = Kept::start(format!("the broker {}", self.name), self.command());
@@ -136,7 +141,8 @@ impl Broker {
         within("a handshake with the broker", self.lets_clients_in()).await;
     }
 
-    /// Makes it stand still: it keeps its connections, and answers nothing. It does when this returns.
+    /// Pauses the process of the broker: it keeps its connections, and answers nothing. It is paused when
+    /// this returns.
     pub async fn pause(&mut self) {
         self.process().pause().await;
     }
@@ -146,7 +152,8 @@ impl Broker {
         self.process().signal(Signal::CONT);
     }
 
-    /// Sets off or clears its memory alarm, under which it blocks those who publish. It has when this returns.
+    /// Raises or clears the memory alarm, under which the broker blocks publishers. The alarm is in this
+    /// state when the call returns.
     pub async fn alarm(&mut self, on: bool) {
         let watermark = if on { "0.000000001" } else { "0.4" };
         self.eval(&format!("vm_memory_monitor:set_vm_memory_high_watermark({watermark})")).await;
@@ -158,8 +165,8 @@ impl Broker {
         .await;
     }
 
-    /// What `rabbitmqctl` writes with these arguments. It takes an Erlang of its own each time, a second or two:
-    /// [`eval`](Self::eval) takes some milliseconds.
+    /// Runs `rabbitmqctl` with these arguments, and returns its output. It starts a new Erlang runtime each
+    /// time, which takes a second or two, while [`eval`](Self::eval) takes some milliseconds.
     pub async fn ctl(&self, arguments: &[&str]) -> String {
         let mut command = self.site.tool("rabbitmqctl");
         command.env("RABBITMQ_NODENAME", self.node()).args(["--quiet"]).args(arguments);
@@ -170,13 +177,15 @@ impl Broker {
         text
     }
 
-    /// The value of an Erlang expression, evaluated in the broker, as Erlang writes it. This is what `rabbitmqctl eval`
-    /// does, without an Erlang of its own.
+    /// Evaluates an Erlang expression in the broker, and returns the value in Erlang's syntax. `rabbitmqctl
+    /// eval` does the same, but starts a new Erlang runtime.
     pub async fn eval(&self, expression: &str) -> String {
-        // As text, since the program abbreviates much of what it does not know.
+        // The value is formatted as text in the broker, because `erl_call` abbreviates many values that it
+        // does not know.
         let form = format!("lists:flatten(io_lib:format(\"~0p\", [begin {expression} end])).\n");
         let mut last = String::new();
-        // On a loaded machine the program gives up before the node has answered it: then it says nothing on standard output.
+        // On a loaded machine, the program gives up before the node has answered it. Then it writes nothing
+        // to standard output.
         for _ in 0..20 {
             let mut command = self.site.tool("erl_call");
             command.args(["-c", &self.site.cookie, "-n", &self.node(), "-e"]);
@@ -196,7 +205,7 @@ impl Broker {
         panic!("{expression}: {last}");
     }
 
-    /// Waits until an expression has this value. Nothing tells of it, so it is asked again and again.
+    /// Waits until an expression has this value. There is no notification for it, so this polls.
     pub async fn becomes(&self, expression: &str, value: &str) {
         within(&format!("{value} from {expression}"), async {
             while self.eval(expression).await != value {
@@ -206,12 +215,12 @@ impl Broker {
         .await;
     }
 
-    /// The first line of its log, since it started last, that contains all of these words; waits for it.
+    /// Waits for a log line since the last start that contains all of these words, and returns the first one.
     pub async fn logged(&self, words: &[&str]) -> String {
         self.process().line(words, PATIENCE).await
     }
 
-    /// A node that does not run yet; `peers` are the nodes of its cluster, this one among them.
+    /// Creates a node that does not run yet. `peers` are the nodes of its cluster, including this one.
     fn new(site: Arc<Site>, name: &str, peers: &[&str]) -> Self {
         let [amqp, distribution, management, prometheus] = free_ports();
         let ports = Ports { amqp, distribution, management, prometheus };
@@ -229,7 +238,7 @@ impl Broker {
     fn command(&self) -> Command {
         let mut command = self.site.server();
         command
-            // The script then becomes the broker, instead of waiting for it.
+            // With this variable, the script becomes the broker process instead of waiting for it.
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .env("RABBITMQ_NODENAME", self.node())
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
@@ -237,12 +246,12 @@ impl Broker {
             .env("RABBITMQ_DIST_PORT", self.ports.distribution.to_string())
             .env("RABBITMQ_ADVANCED_CONFIG_FILE", self.site.path(&format!("{}.config", self.name)))
             .env("RABBITMQ_LOGS", "-")
-            // One scheduler starts faster than several that have one processor to share.
+            // One scheduler starts faster than several that share one processor.
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 -kernel inet_dist_use_interface {127,0,0,1}");
         command
     }
 
-    /// Waits until it answers a client's greeting with the first method of the handshake.
+    /// Waits until the broker answers a client's greeting with the first method of the handshake.
     async fn lets_clients_in(&self) {
         loop {
             if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.ports.amqp)).await {
@@ -261,13 +270,13 @@ impl Broker {
     }
 }
 
-/// Runs a program to its end, with this for its input.
+/// Runs a program to its end with this input.
 async fn finish(name: &str, command: Command, input: &str) -> Output {
     let mut command = tokio::process::Command::from(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
     let mut stdin = child.stdin.take().expect("it is piped");
-    // A program that does not read says itself what is wrong.
+    // A program that does not read its input reports the reason itself.
     let _ = stdin.write_all(input.as_bytes()).await;
     drop(stdin);
     within(name, child.wait_with_output()).await.expect("it can be waited for")

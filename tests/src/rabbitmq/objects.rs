@@ -1,7 +1,8 @@
-//! What is inside a broker: users, exchanges, queues and messages.
+//! The content of a broker: users, exchanges, queues and messages.
 //!
-//! What clients declare is declared by a client, over a connection for each call, since the shared broker outlives the
-//! runtime of each test. The rest is told to the broker itself.
+//! What AMQP clients can declare is declared over AMQP. Each call uses a connection of its own, because the
+//! shared broker outlives the runtime of each test. Everything else is done by Erlang expressions in the
+//! broker.
 
 use lapin::message::BasicGetMessage;
 use lapin::options::{
@@ -14,7 +15,7 @@ use super::Broker;
 use crate::within;
 
 impl Broker {
-    /// A connection as `guest`. It ends when it is dropped.
+    /// Opens a connection as `guest`. It ends when it is dropped.
     pub async fn connect(&self) -> Connection {
         let uri = self.uri();
         let connection = Connection::connect(&uri, ConnectionProperties::default());
@@ -26,7 +27,7 @@ impl Broker {
         self.declare_queue_with(name, FieldTable::default()).await;
     }
 
-    /// Declares a durable queue that is replicated, and waits until all nodes of the cluster can keep its messages.
+    /// Declares a durable replicated queue, and waits until all nodes of the cluster can store its messages.
     pub async fn declare_quorum_queue(&self, name: &str) {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString(LongString::from("quorum")));
@@ -67,7 +68,7 @@ impl Broker {
         .await;
     }
 
-    /// Deletes a queue, with the messages in it.
+    /// Deletes a queue and its messages.
     pub async fn delete_queue(&self, name: &str) {
         self.with_channel(async |channel| {
             channel.queue_delete(name.into(), QueueDeleteOptions::default()).await.map(drop)
@@ -75,7 +76,7 @@ impl Broker {
         .await;
     }
 
-    /// Takes all messages that wait in a queue, in order.
+    /// Takes all waiting messages from a queue, in order.
     pub async fn drain(&self, queue: &str) -> Vec<BasicGetMessage> {
         self.with_channel(async |channel| {
             let mut messages = Vec::new();
@@ -89,24 +90,26 @@ impl Broker {
         .await
     }
 
-    /// How many messages wait in a queue; those that a consumer has and did not acknowledge are not among them.
+    /// Returns how many messages wait in a queue. Messages that a consumer has received and not acknowledged
+    /// are not included.
     pub async fn queue_len(&self, name: &str) -> u64 {
         self.eval(&queue_stat(name)).await.parse().expect("a number of messages")
     }
 
-    /// Waits until so many messages wait in a queue.
+    /// Waits until `len` messages wait in a queue.
     pub async fn queue_reaches(&self, name: &str, len: u64) {
         self.becomes(&queue_stat(name), &len.to_string()).await;
     }
 
-    /// Adds a user, who may do nothing so far.
+    /// Adds a user without any permissions.
     pub async fn add_user(&self, name: &str, password: &str) {
         let (user, password) = (binary(name), binary(password));
         let expression = format!("rabbit_auth_backend_internal:add_user({user}, {password}, <<\"tests\">>)");
         assert_eq!(self.eval(&expression).await, "ok", "{name}");
     }
 
-    /// Sets what a user may configure, write to and read from in a virtual host: patterns, of which `.*` fits all.
+    /// Sets what a user may configure, write to and read from in a virtual host. These are patterns, and `.*`
+    /// matches everything.
     pub async fn set_permissions(&self, user: &str, virtual_host: &str, [configure, write, read]: [&str; 3]) {
         let arguments = [user, virtual_host, configure, write, read, "tests"].map(binary).join(", ");
         let expression = format!("rabbit_auth_backend_internal:set_permissions({arguments})");
@@ -119,15 +122,15 @@ impl Broker {
         assert_eq!(self.eval(&expression).await, "ok", "{name}");
     }
 
-    /// Closes the connections of all clients, as an operator does: with 320, and this for the reason. There have to be
-    /// as many as said.
+    /// Closes the connections of all clients as an operator does, with code 320 and this reason. Waits first
+    /// until there are `count` connections.
     pub async fn close_connections(&mut self, count: usize, reason: &str) {
         self.becomes("length(rabbit_networking:connections())", &count.to_string()).await;
         let close = format!("rabbit_networking:close_connection(C, binary_to_list({}))", binary(reason));
         self.eval(&format!("[{close} || C <- rabbit_networking:connections()]")).await;
     }
 
-    /// Does something on a channel of its own.
+    /// Runs a step on a new channel.
     async fn with_channel<T>(&self, step: impl AsyncFnOnce(&Channel) -> lapin::Result<T>) -> T {
         let connection = self.connect().await;
         let all = async {
@@ -140,12 +143,13 @@ impl Broker {
     }
 }
 
-/// An expression for how many messages wait in a queue: what a passive declaration says, without a connection.
+/// Returns an expression for the number of messages that wait in a queue. It gives the result of a passive
+/// declaration, without a connection.
 fn queue_stat(name: &str) -> String {
     format!("{{ok, Count, _}} = rabbit_amqqueue:stat({}), Count", queue(name))
 }
 
-/// An expression for a queue of the virtual host `/`.
+/// Returns an expression for a queue of the virtual host `/`.
 fn queue(name: &str) -> String {
     format!(
         "element(2, {{ok, _}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, {})))",
@@ -153,7 +157,7 @@ fn queue(name: &str) -> String {
     )
 }
 
-/// An Erlang binary with the bytes of this text.
+/// Returns an Erlang binary with the bytes of this text.
 fn binary(text: &str) -> String {
     let bytes: Vec<String> = text.bytes().map(|byte| byte.to_string()).collect();
     format!("<<{}>>", bytes.join(","))

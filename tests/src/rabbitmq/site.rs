@@ -1,4 +1,4 @@
-//! What the nodes of one cluster have in common: a folder, a cookie, and a port mapper of their own.
+//! What the nodes of one cluster share: a folder, a cookie, and their own port mapper.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
@@ -15,12 +15,14 @@ use tokio::net::TcpStream;
 use super::kept::{self, Kept};
 use crate::within;
 
-/// Where Debian has RabbitMQ's programs. Those in the search path refuse to run, or change the user.
+/// The folder of RabbitMQ's programs in Debian. Those in the search path refuse to run, or change the user.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
-/// Below the ports that the system gives to clients, none of which can so take the port of a broker that is down.
+/// Ports below those that the system gives to outgoing connections. So no client can take the port of a
+/// broker that is down.
 const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
-/// The common things. The port mapper ends and the folder goes when this is dropped, after the nodes.
+/// The shared resources of a cluster. When this is dropped, after the nodes, the port mapper ends and the
+/// folder is removed.
 #[derive(Debug)]
 pub(super) struct Site {
     pub(super) cookie: String,
@@ -47,19 +49,19 @@ impl Site {
         Self { cookie, epmd_port, _epmd: epmd, folder }
     }
 
-    /// A folder or file of this name in the folder.
+    /// Returns the path of a folder or file with this name in the folder.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The server, to be started with what else its node needs.
+    /// Returns the command of the server. The caller adds what its node needs.
     pub(super) fn server(&self) -> Command {
         let mut command = kept::command(self.path("rabbitmq/sbin/rabbitmq-server"));
         self.set_environment(&mut command);
         command
     }
 
-    /// A program of RabbitMQ or of Erlang that talks to a node.
+    /// Returns a command of RabbitMQ or Erlang that talks to a node.
     pub(super) fn tool(&self, program: &str) -> Command {
         let in_place = Path::new(PROGRAMS).join(program);
         let mut command = Command::new(if in_place.exists() { in_place } else { program.into() });
@@ -71,22 +73,22 @@ impl Site {
         command
             .env("HOME", self.folder.path())
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            // No Erlang may start a port mapper in the background, which would stay.
+            // No Erlang process may start a port mapper in the background, which would keep running.
             .env("ERL_FLAGS", "-start_epmd false")
             .env("ERL_CRASH_DUMP_SECONDS", "0")
-            // No settings of the machine.
+            // The settings of the machine are not used.
             .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
             .env("RABBITMQ_CONFIG_FILES", self.path("none"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.path("plugins"))
             .env("RABBITMQ_SCRIPTS_DIR", self.path("rabbitmq/sbin"))
             .env("RABBITMQ_PLUGINS_DIR", self.path("rabbitmq/plugins"))
-            // In a file of its own, which would be the system's otherwise.
+            // The log folder of this site is used instead of the system's.
             .env("RABBITMQ_LOG_BASE", self.path("log"))
             .env("RABBITMQ_MNESIA_BASE", self.path("data"));
     }
 }
 
-/// A folder that goes when this is dropped, and also when the test process is killed.
+/// A folder that is removed when this is dropped, and also when the test process is killed.
 #[derive(Debug)]
 struct Folder {
     folder: TempDir,
@@ -96,15 +98,16 @@ struct Folder {
 impl Folder {
     fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("xmsg-rabbitmq-").tempdir().expect("a folder");
-        // The end of its input tells it that this process has ended. What has this folder open ends at the same time,
-        // and is given a moment for it. A line tells it that there is nothing to do.
+        // When its input ends without a line, the shell knows that this process has died. The processes that
+        // have the folder open die at the same time, and get a second for it. A line tells the shell that
+        // there is nothing to do.
         let remover = Command::new("sh")
             .args(["-c", "trap '' HUP INT TERM; read -r line || { sleep 1; rm -rf -- \"$1\"; }", "sh"])
             .arg(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // A signal to the group of this process must not reach it.
+            // A signal to the process group of the tests must not reach the shell.
             .process_group(0)
             .spawn()
             .expect("sh");
@@ -126,7 +129,8 @@ impl Drop for Folder {
     }
 }
 
-/// Ports of the loopback that nobody listens on, none of them given before to anybody in this process.
+/// Returns ports of the loopback interface on which nobody listens. No port is returned twice in this
+/// process.
 pub(super) fn free_ports<const N: usize>() -> [u16; N] {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().expect("nobody panics with it");
@@ -139,16 +143,16 @@ pub(super) fn free_ports<const N: usize>() -> [u16; N] {
     })
 }
 
-/// Waits until somebody listens on a port. What has no other way to tell is asked again and again.
+/// Polls until somebody listens on a port, because there is no other notification.
 async fn listens(port: u16) {
     while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// An installation that is the system's, but with no other plugins and libraries than what the broker needs. RabbitMQ
-/// reads the description of each at its start, and looks for each of its modules in the folder of each: that is a
-/// quarter of the time that it takes to start.
+/// Makes a copy of the system's installation with only the plugins and libraries that the broker needs. At
+/// its start, RabbitMQ reads the description of each plugin, and looks for each of its modules in every
+/// plugin's folder. With all plugins, that is a quarter of its start time.
 fn make_installation(path: &Path, plugins: &[&str]) {
     let script = Path::new(PROGRAMS).join("rabbitmq-server").canonicalize().unwrap_or_else(|error| {
         panic!("{PROGRAMS}/rabbitmq-server: {error} (Debian: apt-get install rabbitmq-server)")
@@ -160,7 +164,7 @@ fn make_installation(path: &Path, plugins: &[&str]) {
     }
     let folders = std::fs::read_dir(system.join("plugins")).expect("an installation has plugins");
     let folders = folders.map(|folder| folder.expect("the folder can be read").path());
-    // From the name of an application to its folder, which has its version, too.
+    // A map from the name of an application to its folder. The name of the folder also contains the version.
     let known: BTreeMap<String, PathBuf> = folders
         .filter_map(|folder| Some((folder.file_name()?.to_str()?.split_once('-')?.0.to_owned(), folder)))
         .collect();
@@ -169,7 +173,7 @@ fn make_installation(path: &Path, plugins: &[&str]) {
     while let Some(name) = wanted.pop() {
         let Some(folder) = known.get(&name) else {
             assert!(!plugins.contains(&&*name), "RabbitMQ of this system has no plugin {name}");
-            // Erlang itself has it.
+            // The application is part of Erlang itself.
             continue;
         };
         if linked.insert(name.clone()) {
@@ -180,7 +184,7 @@ fn make_installation(path: &Path, plugins: &[&str]) {
     }
 }
 
-/// The names of the applications that one needs, from its description.
+/// Returns the names of the applications on which this one depends, from its description.
 fn needs(description: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(description)
         .unwrap_or_else(|error| panic!("{}: {error}", description.display()));
