@@ -1,4 +1,4 @@
-//! What the peer can do.
+//! The actions of the scripted AMQP peer.
 
 use amq_protocol::protocol::{AMQPClass, BasicProperties, basic, channel, connection};
 
@@ -7,7 +7,7 @@ use super::record::{Consumer, Publish};
 /// Something that the peer does.
 #[derive(Clone, Debug)]
 pub struct Action {
-    /// The connection, if it is meant for one.
+    /// The connection, if the action is for a specific one.
     pub(super) connection: Option<usize>,
     pub(super) step: Step,
 }
@@ -25,36 +25,36 @@ pub(super) enum Step {
 /// A message for a consumer.
 #[derive(Clone, Debug, Default)]
 pub struct Delivery {
-    /// The number by which it is acknowledged.
+    /// The delivery tag by which the message is acknowledged.
     pub tag: u64,
-    /// Whether it says that it may have been delivered before.
+    /// Whether the message is marked as possibly delivered before.
     pub is_redelivered: bool,
     /// The name of the exchange.
     pub exchange: String,
     /// The routing key.
     pub routing_key: String,
-    /// Its properties, with its headers.
+    /// The properties, including the headers.
     pub properties: BasicProperties,
-    /// Its body.
+    /// The body.
     pub body: Vec<u8>,
 }
 
 impl Action {
-    /// Ends the TCP connection, without a word.
+    /// Ends the TCP connection without any message.
     #[must_use]
     pub fn drop_connection() -> Self {
         Self::new(Step::DropConnection)
     }
 
-    /// From now on answers nothing on this connection and sends no heartbeats. It still records what comes, and does
-    /// what it is told by hand.
+    /// Answers nothing on this connection from now on, and sends no heartbeats. The peer still records what
+    /// it receives, and still performs actions from [`Peer::act`](super::Peer::act).
     #[must_use]
     pub fn silence() -> Self {
         Self::new(Step::Silence)
     }
 
-    /// From now on reads nothing of this connection: a client that goes on writing is stuck once the system's buffers
-    /// are full. Neither does it notice then that the client has gone.
+    /// Reads nothing from this connection from now on. A client that continues to write is stuck once the
+    /// system's buffers are full. The peer then doesn't detect that the client has gone.
     #[must_use]
     pub fn stop_reading() -> Self {
         Self::new(Step::StopReading)
@@ -73,7 +73,7 @@ impl Action {
         Self::method(0, AMQPClass::Connection(connection::AMQPMethod::Unblocked(connection::Unblocked {})))
     }
 
-    /// Closes the connection, such as with 320.
+    /// Closes the connection, for example with code 320.
     #[must_use]
     pub fn close_connection(code: u16, text: &str) -> Self {
         let close =
@@ -81,7 +81,7 @@ impl Action {
         Self::method(0, AMQPClass::Connection(connection::AMQPMethod::Close(close)))
     }
 
-    /// Closes a channel, such as with 403, 404 or 406.
+    /// Closes a channel, for example with code 403, 404 or 406.
     #[must_use]
     pub fn close_channel(channel: u16, code: u16, text: &str) -> Self {
         let close = channel::Close { reply_code: code, reply_text: text.into(), class_id: 0, method_id: 0 };
@@ -94,7 +94,8 @@ impl Action {
         Self::new(Step::Method(channel, method))
     }
 
-    /// Answers a greeting with the header of its own protocol version, as a broker does that speaks no other.
+    /// Answers a greeting with the header of the peer's own protocol version, as a broker does that speaks no
+    /// other version.
     #[must_use]
     pub fn header() -> Self {
         Self::new(Step::Header)
@@ -114,31 +115,32 @@ impl Action {
 }
 
 impl Publish {
-    /// Confirms it.
+    /// Confirms the message.
     #[must_use]
     pub fn ack(&self) -> Action {
         self.acks(false)
     }
 
-    /// Confirms it, and all before it that are not confirmed yet.
+    /// Confirms the message and all unconfirmed messages before it.
     #[must_use]
     pub fn ack_up_to(&self) -> Action {
         self.acks(true)
     }
 
-    /// Says that the broker could not take it.
+    /// Reports that the broker could not take the message.
     #[must_use]
     pub fn nack(&self) -> Action {
         self.nacks(false)
     }
 
-    /// Says so of it, and of all before it that are not confirmed yet.
+    /// Reports that the broker could not take this message and all unconfirmed messages before it.
     #[must_use]
     pub fn nack_up_to(&self) -> Action {
         self.nacks(true)
     }
 
-    /// Returns it, as a broker does with a mandatory message that no queue gets. It is for the test to confirm it, too.
+    /// Returns the message, as a broker does with a mandatory message that no queue gets. The test has to
+    /// confirm it, too.
     #[must_use]
     pub fn give_back(&self) -> Action {
         let returned = basic::AMQPMethod::Return(basic::Return {
@@ -152,7 +154,7 @@ impl Publish {
         Action::new(step).on(self.connection)
     }
 
-    /// Closes its channel, such as with 403, 404 or 406.
+    /// Closes the channel of the message, for example with code 403, 404 or 406.
     #[must_use]
     pub fn close_channel(&self, code: u16, text: &str) -> Action {
         Action::close_channel(self.channel, code, text).on(self.connection)
@@ -170,7 +172,7 @@ impl Publish {
 }
 
 impl Consumer {
-    /// Gives it a message.
+    /// Delivers a message to the consumer.
     #[must_use]
     pub fn deliver(&self, delivery: Delivery) -> Action {
         let deliver = basic::AMQPMethod::Deliver(basic::Deliver {
@@ -185,7 +187,7 @@ impl Consumer {
         Action::new(step).on(self.connection)
     }
 
-    /// Cancels it, as a broker does when its queue is deleted.
+    /// Cancels the consumer, as a broker does when its queue is deleted.
     #[must_use]
     pub fn cancel(&self) -> Action {
         let cancel = basic::Cancel { consumer_tag: self.tag.as_str().into(), nowait: true };

@@ -1,4 +1,4 @@
-//! What a broker usually says.
+//! The default answers of the scripted AMQP peer, which are those of a broker.
 
 use amq_protocol::protocol::{AMQPClass, basic, channel, confirm, connection, exchange, queue};
 use amq_protocol::types::{AMQPValue, FieldTable};
@@ -8,7 +8,7 @@ use super::actions::Action;
 use super::record::{Received, What};
 
 impl Script {
-    /// What the peer does about something: the rule's will, or the usual.
+    /// Returns the actions for something received: those of the first rule that has some, or the default.
     pub(super) fn answer(&mut self, received: &Received) -> Vec<Action> {
         if let Some(actions) = self.rules.iter_mut().find_map(|rule| rule(received)) {
             return actions;
@@ -39,7 +39,7 @@ impl Script {
     }
 }
 
-/// The first step of the handshake, with the abilities that RabbitMQ says it has.
+/// Returns the first step of the handshake, with the capabilities that RabbitMQ announces.
 fn start() -> AMQPClass {
     let mut capabilities = FieldTable::default();
     for name in [
@@ -65,7 +65,8 @@ fn start() -> AMQPClass {
     }))
 }
 
-/// The answer of a broker in which everything exists and is empty; `None` if a method is not answered.
+/// Returns the answer of a broker in which everything exists and is empty, or `None` if the method has no
+/// answer.
 fn usual(method: &AMQPClass) -> Option<AMQPClass> {
     let answer = match method {
         AMQPClass::Connection(connection::AMQPMethod::Close(_)) => {
@@ -89,7 +90,8 @@ fn usual(method: &AMQPClass) -> Option<AMQPClass> {
         AMQPClass::Exchange(method) => AMQPClass::Exchange(of_exchange(method)?),
         AMQPClass::Queue(method) => AMQPClass::Queue(of_queue(method)?),
         AMQPClass::Basic(method) => AMQPClass::Basic(of_basic(method)?),
-        // A client that waits for something else is told that it will not come.
+        // The connection is closed, so that a client does not wait for an answer that the peer does not
+        // support.
         AMQPClass::Tx(_) | AMQPClass::Access(_) => {
             AMQPClass::Connection(connection::AMQPMethod::Close(connection::Close {
                 reply_code: 540,

@@ -1,4 +1,4 @@
-//! One connection of the peer.
+//! One connection of the scripted AMQP peer.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,12 +18,12 @@ use super::Shared;
 use super::actions::{Action, Step};
 use super::record::{Consumer, How, Publish, Received, Settlement, What};
 
-/// Bytes of a frame besides what is in it.
+/// The size of a frame beside its payload, in bytes.
 const FRAME_OVERHEAD: usize = 8;
-/// The class of messages.
+/// The number of the class of messages.
 const BASIC: u16 = 60;
 
-/// Serves a connection to its end.
+/// Serves a connection until its end.
 pub(super) async fn serve(
     stream: TcpStream,
     number: usize,
@@ -45,7 +45,7 @@ pub(super) async fn serve(
         is_silent: false,
         is_reading: true,
     };
-    // A connection that breaks ends as one that is dropped does.
+    // A connection that fails ends in the same way as one that is dropped.
     let _ = link.run(actions, heartbeat).await;
     let Link { stream, shared, .. } = link;
     drop(stream);
@@ -63,7 +63,7 @@ struct Link {
     incoming: BytesMut,
     frame_max: usize,
     channels: BTreeMap<u16, Channel>,
-    /// The handshake is over: heartbeats may be sent.
+    /// Whether the handshake is complete, so that heartbeats may be sent.
     is_open: bool,
     is_silent: bool,
     is_reading: bool,
@@ -76,19 +76,20 @@ struct Channel {
     prefetch_count: u16,
     consumers: u32,
     content: Option<Content>,
-    /// The peer has closed it, and takes nothing more until the client has agreed.
+    /// Whether the peer has closed the channel. Until the client agrees, everything else on the channel is
+    /// ignored.
     is_closing: bool,
 }
 
-/// A message that has come in part.
+/// A message that has been received in part.
 #[derive(Debug)]
 struct Content {
     publish: Publish,
-    /// Bytes, once the header is there.
+    /// The size of the body in bytes, once the header has been received.
     size: Option<usize>,
 }
 
-/// Whether the connection goes on.
+/// Whether the connection continues.
 type Flow = std::ops::ControlFlow<()>;
 
 impl Link {
@@ -132,7 +133,7 @@ impl Link {
         Ok(Flow::Continue(()))
     }
 
-    /// Records what came, and does what the script says.
+    /// Records what was received, and performs the actions of the script.
     async fn receive(&mut self, channel: u16, what: What) -> io::Result<Flow> {
         let received = Received { connection: self.number, channel, what };
         self.shared.received.send_modify(|all| all.push(received.clone()));
@@ -148,7 +149,7 @@ impl Link {
         Ok(Flow::Continue(()))
     }
 
-    /// What a frame means; `None`: nothing by itself.
+    /// Returns the meaning of a frame, or `None` if the frame has no meaning by itself.
     fn understand(&mut self, frame: AMQPFrame) -> Option<(u16, What)> {
         match frame {
             AMQPFrame::ProtocolHeader(_) => Some((0, What::Greeting)),
@@ -181,7 +182,8 @@ impl Link {
         }
         let what = match method {
             AMQPClass::Connection(connection::AMQPMethod::StartOk(login)) => {
-                // PLAIN: nothing, the user and the password, each after a zero byte.
+                // PLAIN: an authorisation identity, which is empty, the user and the password, separated by
+                // zero bytes.
                 let response = String::from_utf8_lossy(login.response.as_bytes()).into_owned();
                 let mut parts = response.splitn(3, '\0').skip(1).map(str::to_owned);
                 let (user, password) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -279,7 +281,8 @@ impl Link {
         if let AMQPClass::Channel(channel::AMQPMethod::Close(_)) = method {
             self.channels.entry(number).or_default().is_closing = true;
         }
-        // What ends the connection is the client's answer, or its end.
+        // After `connection.close` the connection ends with the client's answer or with the client's end of
+        // the connection.
         let is_last = matches!(method, AMQPClass::Connection(connection::AMQPMethod::CloseOk(_)));
         self.write(&AMQPFrame::Method(number, method)).await?;
         Ok(if is_last { Flow::Break(()) } else { Flow::Continue(()) })
@@ -292,7 +295,7 @@ impl Link {
 }
 
 impl Channel {
-    /// The message, once all of it is there.
+    /// Returns the message once it is complete.
     fn whole(&mut self) -> Option<Publish> {
         let content = self.content.take_if(|content| Some(content.publish.body.len()) == content.size)?;
         Some(content.publish)

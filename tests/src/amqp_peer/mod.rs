@@ -1,8 +1,9 @@
-//! A broker that does what a test says: for what no well-behaved broker could be made to do.
+//! A scripted AMQP peer: it acts as a broker, but does what a test wants, which a well-behaved broker can't
+//! be made to do.
 //!
-//! It speaks AMQP 0-9-1 as a server, keeps nothing but a record of what came, and routes nothing. Unless its script
-//! says otherwise, it lets everybody in, says yes to every declaration, and confirms each message at once. Every
-//! moment is an event: a test waits for what came, and answers by hand when it likes to.
+//! The peer speaks AMQP 0-9-1 as a server. It stores only a record of what it received, and routes nothing.
+//! By default it accepts every login, agrees to every declaration, and confirms each message at once.
+//! Everything that it receives is an event. A test waits for events, and can answer them itself at any time.
 //!
 //! ```no_run
 //! # use xmsg_tests::amqp_peer::{Action, Peer, Script};
@@ -36,13 +37,13 @@ pub use record::{Consumer, How, Publish, Received, Settlement, What};
 
 use crate::within;
 
-/// Actions by hand that a connection has not taken yet; whoever has more waits.
+/// The largest number of actions from a test that wait for one connection. A test with more has to wait.
 const ACTIONS: usize = 1024;
 
-/// What a test has the peer do in place of the usual; `None`: the usual.
+/// A rule of a test, which replaces the default answer. It returns `None` for the default.
 type Rule = Box<dyn FnMut(&Received) -> Option<Vec<Action>> + Send>;
 
-/// What the peer does. A rule that panics ends the peer.
+/// The rules and the parameters of a peer. A rule that panics ends the peer.
 pub struct Script {
     confirms: bool,
     heartbeat: u16,
@@ -51,19 +52,20 @@ pub struct Script {
 }
 
 impl Script {
-    /// Does the usual: says yes to all, and confirms each message at once.
+    /// Returns the default script: it agrees to everything, and confirms each message at once.
     #[must_use]
     pub fn confirming() -> Self {
         Self { confirms: true, heartbeat: 0, frame_max: 131_072, rules: Vec::new() }
     }
 
-    /// Says yes to all, but does nothing about messages: the test does, with [`Peer::act`].
+    /// Returns a script that agrees to everything, but does nothing about messages. The test answers them
+    /// with [`Peer::act`].
     #[must_use]
     pub fn by_hand() -> Self {
         Self { confirms: false, ..Self::confirming() }
     }
 
-    /// Does this about each message, instead of confirming it.
+    /// Performs the actions of this rule for each message, instead of confirming it.
     #[must_use]
     pub fn on_publish(self, mut rule: impl FnMut(&Publish) -> Vec<Action> + Send + 'static) -> Self {
         self.instead(move |received| match &received.what {
@@ -72,14 +74,15 @@ impl Script {
         })
     }
 
-    /// Does this instead of the usual, whatever came, unless it is `None`. The rule that was given first goes first.
+    /// Adds a rule for everything that the peer receives. It replaces the default answer unless it returns
+    /// `None`. Rules are asked in the order in which they were added.
     #[must_use]
     pub fn instead(mut self, rule: impl FnMut(&Received) -> Option<Vec<Action>> + Send + 'static) -> Self {
         self.rules.push(Box::new(rule));
         self
     }
 
-    /// Refuses every login as RabbitMQ does, with 403.
+    /// Refuses every login as RabbitMQ does, with code 403.
     #[must_use]
     pub fn refuse_login(self) -> Self {
         let text = "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.";
@@ -89,7 +92,7 @@ impl Script {
         })
     }
 
-    /// Closes every connection when it opens its virtual host, such as with 320 or 530.
+    /// Closes every connection when it opens its virtual host, for example with code 320 or 530.
     #[must_use]
     pub fn close_at_open(self, code: u16, text: &'static str) -> Self {
         self.instead(move |received| match received.what {
@@ -98,7 +101,7 @@ impl Script {
         })
     }
 
-    /// Closes every channel that declares a queue or an exchange, such as with 404 or 406.
+    /// Closes every channel that declares a queue or an exchange, for example with code 404 or 406.
     #[must_use]
     pub fn refuse_declarations(self, code: u16, text: &'static str) -> Self {
         self.instead(move |received| {
@@ -107,14 +110,14 @@ impl Script {
         })
     }
 
-    /// Asks for heartbeats, and sends them. Without, it asks for none.
+    /// Asks for heartbeats at this interval, and sends them. The default is no heartbeats.
     #[must_use]
     pub fn heartbeat(mut self, seconds: u16) -> Self {
         self.heartbeat = seconds;
         self
     }
 
-    /// The largest frame that it takes and sends, bytes.
+    /// Sets the largest frame that the peer accepts and sends, in bytes.
     #[must_use]
     pub fn frame_max(mut self, bytes: u32) -> Self {
         self.frame_max = bytes;
@@ -128,7 +131,7 @@ impl std::fmt::Debug for Script {
     }
 }
 
-/// A peer that listens. All its connections end when it is dropped.
+/// A listening peer. All its connections end when this is dropped.
 #[derive(Debug)]
 pub struct Peer {
     port: u16,
@@ -136,17 +139,17 @@ pub struct Peer {
     _accepting: JoinSet<()>,
 }
 
-/// What its connections have in common.
+/// What all connections of a peer share.
 #[derive(Debug)]
 struct Shared {
     script: Mutex<Script>,
     received: watch::Sender<Vec<Received>>,
-    /// Where the connections that are there take actions by hand.
+    /// The senders of actions to the open connections, by connection number.
     links: Mutex<BTreeMap<usize, mpsc::Sender<Action>>>,
 }
 
 impl Peer {
-    /// Starts one on a free port of the loopback.
+    /// Starts a peer on a free port of the loopback interface.
     pub async fn start(script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
@@ -160,20 +163,20 @@ impl Peer {
         Self { port, shared, _accepting: accepting }
     }
 
-    /// Where clients connect. Any user will do.
+    /// Returns the URI for clients. The peer accepts any user.
     #[must_use]
     pub fn uri(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
     }
 
-    /// The port of the loopback that it listens on.
+    /// Returns the port on the loopback interface.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Does this, now. What belongs to a message, a consumer or a channel goes to its connection, which must be there;
-    /// all else to the latest connection.
+    /// Performs an action now. An action for a message or a consumer goes to its connection, which must be
+    /// open. Any other action goes to the latest connection.
     pub async fn act(&self, action: Action) {
         let link = {
             let links = self.shared.links.lock().expect("nobody panics with it");
@@ -186,30 +189,30 @@ impl Peer {
         within("an action", link.send(action)).await.expect("the connection is there");
     }
 
-    /// All that came so far, in order.
+    /// Returns everything that was received so far, in order.
     #[must_use]
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.borrow().clone()
     }
 
-    /// The messages that came so far.
+    /// Returns the messages that were received so far.
     #[must_use]
     pub fn publishes(&self) -> Vec<Publish> {
         self.received().iter().filter_map(Received::publish).cloned().collect()
     }
 
-    /// The acks, nacks and rejects of consumers that came so far.
+    /// Returns the acks, nacks and rejects that were received from consumers so far.
     #[must_use]
     pub fn settlements(&self) -> Vec<Settlement> {
         self.received().iter().filter_map(Received::settlement).cloned().collect()
     }
 
-    /// The message of this number, counted from 1 over all connections; waits for it.
+    /// Waits for the message with this number, counted from 1 over all connections.
     pub async fn publish(&self, number: usize) -> Publish {
         self.find("a message", number, |received| received.publish().cloned()).await
     }
 
-    /// The consumer of this number, counted from 1 over all connections; waits for it.
+    /// Waits for the consumer with this number, counted from 1 over all connections.
     pub async fn consumer(&self, number: usize) -> Consumer {
         self.find("a consumer", number, |received| match &received.what {
             What::Consume(consumer) => Some(consumer.clone()),
@@ -218,12 +221,12 @@ impl Peer {
         .await
     }
 
-    /// The ack, nack or reject of this number, counted from 1 over all connections; waits for it.
+    /// Waits for the ack, nack or reject with this number, counted from 1 over all connections.
     pub async fn settlement(&self, number: usize) -> Settlement {
         self.find("a settlement", number, |received| received.settlement().cloned()).await
     }
 
-    /// Waits until so many connections have been opened.
+    /// Waits until this many connections have been opened.
     pub async fn opened(&self, number: usize) {
         self.find("an open connection", number, |received| {
             matches!(received.what, What::Open { .. }).then_some(())
@@ -239,8 +242,8 @@ impl Peer {
         .await;
     }
 
-    /// What `choose` makes of the one of this number, counted from 1, that it makes something of; waits for it. `what`
-    /// names it when it does not come.
+    /// Waits until `choose` has returned `number` results other than `None`, and returns the last of them.
+    /// `what` is for the message of a failed wait.
     pub async fn find<T>(&self, what: &str, number: usize, choose: impl Fn(&Received) -> Option<T>) -> T {
         let nth = |all: &Vec<Received>| all.iter().filter_map(&choose).nth(number - 1);
         let mut received = self.shared.received.subscribe();

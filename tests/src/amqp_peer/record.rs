@@ -1,33 +1,33 @@
-//! What came from clients.
+//! The record of what the scripted AMQP peer received from clients.
 
 use amq_protocol::protocol::{AMQPClass, BasicProperties, exchange, queue};
 use amq_protocol::types::FieldTable;
 
-/// Something that came.
+/// Something that the peer received.
 #[derive(Clone, Debug)]
 pub struct Received {
-    /// The connection, counted from 1.
+    /// The number of the connection, counted from 1.
     pub connection: usize,
-    /// The channel; 0 for what belongs to the connection.
+    /// The number of the channel, or 0 for the connection itself.
     pub channel: u16,
-    /// What it was.
+    /// What was received.
     pub what: What,
 }
 
-/// What it is.
+/// The kinds of things that the peer can receive.
 #[derive(Clone, Debug)]
 pub enum What {
-    /// Somebody connected.
+    /// A client connected.
     Connected,
     /// The header with the version of the protocol.
     Greeting,
-    /// An answer to the first step of the handshake.
+    /// The client's answer to the first step of the handshake.
     Login {
         /// The name of the user.
         user: String,
         /// The password.
         password: String,
-        /// What the client says about itself.
+        /// The client's properties.
         properties: FieldTable,
     },
     /// The end of the handshake.
@@ -35,94 +35,95 @@ pub enum What {
         /// The name of the virtual host.
         virtual_host: String,
     },
-    /// A message, whole.
+    /// A complete message.
     Publish(Box<Publish>),
-    /// A consumer.
+    /// A new consumer.
     Consume(Consumer),
-    /// What a consumer says about a message.
+    /// The answer of a consumer to a message: an ack, a nack or a reject.
     Settle(Settlement),
-    /// A sign of life.
+    /// A heartbeat.
     Heartbeat,
     /// Any other method.
     Method(AMQPClass),
-    /// The connection has ended, in whatever way.
+    /// The connection has ended in any way.
     Ended,
 }
 
 /// A message that a client published.
 #[derive(Clone, Debug)]
 pub struct Publish {
-    /// The connection, counted from 1.
+    /// The number of the connection, counted from 1.
     pub connection: usize,
-    /// The number of its channel.
+    /// The number of the channel.
     pub channel: u16,
-    /// The number by which it is confirmed, counted from 1 on each channel; 0 on a channel without confirms.
+    /// The delivery tag by which the message is confirmed, counted from 1 on each channel. It is 0 on a
+    /// channel without confirms.
     pub tag: u64,
     /// The name of the exchange.
     pub exchange: String,
     /// The routing key.
     pub routing_key: String,
-    /// Whether the client wants it back if no queue gets it.
+    /// Whether the client wants the message back if no queue gets it.
     pub is_mandatory: bool,
-    /// Its properties, with its headers.
+    /// The properties, including the headers.
     pub properties: BasicProperties,
-    /// Its body.
+    /// The body.
     pub body: Vec<u8>,
 }
 
-/// A consumer, to be given messages with [`deliver`](Self::deliver).
+/// A consumer, which gets messages with [`deliver`](Self::deliver).
 #[derive(Clone, Debug)]
 pub struct Consumer {
-    /// The connection, counted from 1.
+    /// The number of the connection, counted from 1.
     pub connection: usize,
-    /// The number of its channel.
+    /// The number of the channel.
     pub channel: u16,
-    /// Its name.
+    /// The consumer tag.
     pub tag: String,
     /// The name of the queue.
     pub queue: String,
-    /// Whether it acknowledges nothing.
+    /// Whether the consumer does not acknowledge messages.
     pub is_no_ack: bool,
-    /// Whether it waits for no answer.
+    /// Whether the client does not wait for an answer.
     pub is_nowait: bool,
-    /// How many messages it takes before it acknowledges some, as far as it said so; 0: any number.
+    /// How many unacknowledged messages the consumer accepts, or 0 for any number or if it has not said so.
     pub prefetch_count: u16,
 }
 
-/// What a consumer says about a message that it was given.
+/// The answer of a consumer to a message that it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settlement {
-    /// The connection, counted from 1.
+    /// The number of the connection, counted from 1.
     pub connection: usize,
-    /// The number of its channel.
+    /// The number of the channel.
     pub channel: u16,
-    /// The number of the delivery.
+    /// The delivery tag.
     pub tag: u64,
-    /// Whether it was acknowledged, given back or rejected.
+    /// Whether the message was acknowledged, given back or rejected.
     pub how: How,
-    /// Whether it is meant for all up to that number.
+    /// Whether the answer is for all messages up to that tag.
     pub is_multiple: bool,
 }
 
-/// How a message was settled.
+/// How a consumer answered a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// `basic.ack`
+    /// The method `basic.ack`.
     Ack,
-    /// `basic.nack`
+    /// The method `basic.nack`.
     Nack {
-        /// Whether the broker is to deliver it again.
+        /// Whether the broker is to deliver the message again.
         requeue: bool,
     },
-    /// `basic.reject`
+    /// The method `basic.reject`.
     Reject {
-        /// Whether the broker is to deliver it again.
+        /// Whether the broker is to deliver the message again.
         requeue: bool,
     },
 }
 
 impl Received {
-    /// The message, if it is one.
+    /// Returns the message, if this is one.
     #[must_use]
     pub fn publish(&self) -> Option<&Publish> {
         match &self.what {
@@ -131,7 +132,7 @@ impl Received {
         }
     }
 
-    /// The ack, nack or reject, if it is one.
+    /// Returns the ack, nack or reject, if this is one.
     #[must_use]
     pub fn settlement(&self) -> Option<&Settlement> {
         match &self.what {
@@ -140,7 +141,7 @@ impl Received {
         }
     }
 
-    /// Whether it declares a queue or an exchange.
+    /// Returns whether this declares a queue or an exchange.
     #[must_use]
     pub fn is_declaration(&self) -> bool {
         matches!(
