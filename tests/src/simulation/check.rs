@@ -1,4 +1,4 @@
-//! What has to hold after a simulation, whatever happened in it.
+//! The invariants that must hold after every simulation, whatever happened in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,7 +16,7 @@ macro_rules! ensure {
     };
 }
 
-/// Says what does not hold.
+/// Checks all invariants. Returns a description of the first one that does not hold.
 pub(super) fn check(outcome: &Outcome, books: &Books) -> Result<(), String> {
     whole(books)?;
     publishers_write_what_they_accepted(outcome, books)?;
@@ -39,7 +39,8 @@ fn ids(seen: &[Seen]) -> impl Iterator<Item = Id> {
     seen.iter().filter_map(|seen| seen.id)
 }
 
-/// What goes over the network is whole messages of ours, even where a connection ends inside of one.
+/// Checks that the network carries only complete messages of the simulation, even where a connection ends
+/// inside a message.
 fn whole(books: &Books) -> Result<(), String> {
     for (number, record) in books.records.iter().enumerate() {
         let foreign = record.up.taken.iter().chain(&record.down.taken).any(|seen| seen.id.is_none());
@@ -48,11 +49,12 @@ fn whole(books: &Books) -> Result<(), String> {
     Ok(())
 }
 
-/// Every message that was accepted is written whole once, in the order of the calls, over all connections together; or else
-/// it was dropped because of its size, which was told. Of those that nobody waited for, some are written or dropped;
-/// of those that were refused, none.
+/// Checks what publishers write. Every accepted message is written completely, once, and in the order of the
+/// calls, counted over all connections together. Otherwise it was dropped because of its size, and the
+/// publisher reported this. Of the messages whose calls were cancelled, some are written or dropped. Refused
+/// messages are never written.
 fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Result<(), String> {
-    // What no switch has had as its limit, nobody can know to be too large.
+    // A publisher can't know that a message is too large if it is within the limits of all switches.
     let smallest = outcome.limits.iter().copied().min().unwrap_or_default();
     for (publisher, sent) in outcome.sent.iter().enumerate() {
         let written: Vec<Id> =
@@ -82,7 +84,8 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Resu
             "publisher {publisher} did not write {missing:?}, and told that it dropped {dropped:?}"
         );
         if outcome.foreign {
-            // Two connections ended in the middle of it.
+            // A publisher drops a message for this reason only after two connections have ended in the middle
+            // of it.
             let broken = connections(books, publisher).filter(|record| !record.up.ended_well).count();
             ensure!(
                 dropped.is_empty() || broken >= 2,
@@ -106,11 +109,11 @@ fn publishers_write_what_they_accepted(outcome: &Outcome, books: &Books) -> Resu
     Ok(())
 }
 
-/// Whether `dropped`, which a publisher has reported, are the `missing` messages in their order. A message whose call was
-/// given up may be absent from the report.
+/// Returns whether `dropped`, which a publisher has reported, are the `missing` messages in their order. A
+/// message whose call was cancelled may be absent from the report.
 fn are_told(missing: &[&Sent], dropped: &[(Bytes, usize)]) -> bool {
-    // How many dropped messages correspond to the missing ones that were compared so far. Messages with equal topic and
-    // size allow several numbers.
+    // The set of possible counts: how many dropped messages correspond to the missing ones that were compared
+    // so far. Messages with equal topic and size allow several counts.
     let mut counts = BTreeSet::from([0]);
     for sent in missing {
         let is_next = |count: &&usize| {
@@ -136,7 +139,7 @@ fn unaltered(number: usize, received: &[Received], outcome: &Outcome) -> Result<
     Ok(())
 }
 
-/// A subscriber receives what came out of its line, all of it, in that order.
+/// Checks that a subscriber receives everything that came out of its line, in that order.
 fn what_comes_out_is_received(number: usize, outcome: &Outcome, books: &Books) -> Result<(), String> {
     let came: Vec<Id> =
         connections(books, outcome.publishers + number).flat_map(|record| ids(record.down.out())).collect();
@@ -145,8 +148,9 @@ fn what_comes_out_is_received(number: usize, outcome: &Outcome, books: &Books) -
     Ok(())
 }
 
-/// Nothing comes twice; and what one publisher sent comes in the order in which it came to the switch. That is the order in which
-/// it was published, unless the network gives out an old connection's bytes after a new one's.
+/// Checks that nothing is received twice, and that messages of one publisher are received in the order in
+/// which they arrived at the switch. This is the order of publication, unless the network delivers bytes of
+/// an old connection after those of a new one.
 fn order(number: usize, outcome: &Outcome, books: &Books) -> Result<(), String> {
     let arrivals: BTreeMap<Id, (u64, usize)> = books
         .records
@@ -183,8 +187,9 @@ fn order(number: usize, outcome: &Outcome, books: &Books) -> Result<(), String> 
     Ok(())
 }
 
-/// What came into the switch over a connection of a publisher goes to each subscriber without a gap, from the time when it has
-/// subscribed; and up to the end, if neither the switch nor the connection of the subscriber met with violence.
+/// Checks that what arrived at the switch over a publisher's connection goes to each subscriber without a gap
+/// from the time of its subscription. It also goes there up to the end, if neither the switch nor the
+/// subscriber's connection was ended by force.
 fn what_comes_in_goes_out(
     number: usize,
     to: &Record,
@@ -195,7 +200,7 @@ fn what_comes_in_goes_out(
     let prefix = outcome.wanted[number];
     let sent = |id: &Id| &outcome.sent[usize::from(id.0)][id.1 as usize];
     let wants = |id: &Id| sent(id).topic.starts_with(prefix) && sent(id).size <= outcome.takes[number];
-    // For one that is too large the switch ends the connection, and does not see what is behind it.
+    // The switch ends a connection on which a message is too large, and does not see what follows it.
     let is_taken = |id: &Id| sent(id).size <= outcome.limits[generation];
     let written: BTreeSet<Id> = ids(&to.down.taken).filter(wants).collect();
     let subscribed =

@@ -1,15 +1,17 @@
-//! Connections and actors over the simulated network: a connection that publishes, an actor whose handler receives, and a switch with
-//! a controller, as a proxy has it. At some point, which the seed chooses, they are closed or drained, now and then by a call that is
-//! given up and made again.
+//! A simulation of connections and actors: a connection that publishes, an actor whose handler receives, and
+//! a switch with a controller, as in a proxy. At a time that the seed chooses, the connection and the actor
+//! are closed or drained. Sometimes this call is cancelled and made again.
 //!
-//! What has to hold, whatever the network does:
+//! These invariants must hold, whatever the network does:
 //!
-//! 1. what was accepted was written to the network once, in order, or is counted as *unsent*;
-//! 2. a written message that the network lost is counted as *unconfirmed*, or a flush has reported it; with delivery
-//!    *at least once* it is written again, over each connection in order, and every flushed message has arrived;
-//! 3. every message that a handler was given, or that is counted as *unhandled*, has arrived from the network, and none
-//!    twice unless it was written twice; a `drain` that had enough time leaves no other arrived message;
-//! 4. every call returns by its deadline, and tells the same when it is made again.
+//! 1. An accepted message was written to the network once, in order, or is counted as *unsent*.
+//! 2. A written message that the network lost is counted as *unconfirmed*, or a flush has reported it. With
+//!    delivery *at least once* it is written again, in order over each connection, and every flushed message
+//!    has arrived.
+//! 3. Every message that a handler was given or that is counted as *unhandled* has arrived from the network.
+//!    No message was handled twice, unless it was written twice. A `drain` that had enough time leaves no
+//!    other arrived message.
+//! 4. Every call returns by its deadline, and returns the same result when it is made again.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -32,19 +34,20 @@ use xmsg_zmq::{Endpoint, Router, SocketOptions, TcpOptions};
 use super::net::{self, Happened, Id, Ledger, Line, Quality, some_time};
 use super::{BOUND, PREFIXES, STOP, TOPICS, body, config, options};
 
-/// The lines: of the connection, and of the actor.
+/// The numbers of the lines: first those of the connection, then those of the actor.
 const PUBLISH: usize = 0;
 const CONTROL: usize = 1;
 const ACTOR: usize = 2;
 const RECEIVE: usize = 3;
 const ACTOR_CONTROL: usize = 4;
 const LINES: usize = 5;
-/// How much later than its deadline a call may return: it has been told, and takes leave.
+/// How much later than its deadline a call may return, because it still closes the connection.
 const LATE: Duration = Duration::from_secs(2);
-/// Longer than the network is bad.
+/// A time that is longer than the network is bad.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
-/// Runs one seed on the present runtime, whose clock has to be paused. Returns what happened, and what was wrong with it.
+/// Runs one seed on the current runtime, whose clock must be paused. Returns the trace, and a description of
+/// the error if there was one.
 pub async fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
     fastrand::seed(seed);
     let ledger = Ledger::new();
@@ -56,7 +59,7 @@ pub async fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
     (trace, result)
 }
 
-/// A switch and what answers control requests.
+/// A switch, and a controller that answers control requests.
 struct Proxy {
     switch: Switch,
     router: Router,
@@ -98,17 +101,18 @@ impl Proxy {
     }
 }
 
-/// What the connection did.
+/// The record of what the connection did.
 #[derive(Default)]
 struct Published {
     accepted: Vec<Id>,
-    /// Of calls that were given up: accepted as a whole, or not at all.
+    /// Messages whose calls were cancelled. Each was accepted completely, or not at all.
     open: Vec<Id>,
-    /// What of it was proved to have arrived by a flush: so many of the first, but for so many of them.
+    /// What the last successful flush proved: the first this many accepted messages have arrived, except for
+    /// at most this many of them.
     flushed: (usize, u64),
-    /// Reported as in doubt by flushes.
+    /// The number of messages that flushes have reported as possibly lost.
     doubtful: u64,
-    /// What is not confirmed is sent again.
+    /// Whether unconfirmed messages are sent again.
     repeats: bool,
     failed: Option<String>,
 }
@@ -191,7 +195,8 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     check_served(&served, repeats, &ledger)
 }
 
-/// Ends something: by one call, or by several of which some are given up. Each that returns does so in time, and all tell the same.
+/// Ends a connection, a subscription or an actor, by one call or by several of which some are cancelled.
+/// Checks that each call returns in time, and that all calls return the same result.
 async fn end(
     what: &str,
     rng: &mut Rng,
@@ -242,7 +247,8 @@ fn message(number: u32, rng: &mut Rng) -> (Id, Message) {
     (id, Message::from_frames(Bytes::from_static(topic.as_bytes()), meta.into(), body(id, len)))
 }
 
-/// Publishes until the connection is closed, or enough is published; some calls are given up, and now and then there is a flush.
+/// Publishes until the connection is closed or enough messages are published. Some calls are cancelled, and
+/// sometimes there is a flush.
 async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Published>, ledger: &Ledger) {
     let books = || published.lock().unwrap_or_else(PoisonError::into_inner);
     let haste = rng.u32(0..9);
@@ -271,7 +277,7 @@ async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Publi
                     books.doubtful += number;
                     books.flushed = (count, books.doubtful);
                 }
-                // The proxy is slow, or away.
+                // The proxy is slow or not running.
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -301,7 +307,7 @@ async fn publish(connection: &Connection, rng: &mut Rng, published: &Mutex<Publi
     }
 }
 
-/// Messages of the user that came out of this line, in order.
+/// Returns the messages that came out of this line, in order.
 fn out(ledger: &Ledger, line: usize) -> Vec<Id> {
     let books = ledger.books();
     let records = books.records.iter().filter(|record| record.client == line);
@@ -309,14 +315,15 @@ fn out(ledger: &Ledger, line: usize) -> Vec<Id> {
     seen.filter_map(|seen| seen.id).collect()
 }
 
-/// Messages of the user that were written into the line of the connection, in order.
+/// Returns the messages that were written into the connection's line, in order.
 fn written(ledger: &Ledger) -> Vec<Id> {
     let books = ledger.books();
     let records = books.records.iter().filter(|record| record.client == PUBLISH);
     records.flat_map(|record| &record.up.taken).filter_map(|seen| seen.id).collect()
 }
 
-/// What was written, without repetitions, which keep the order over each connection.
+/// Returns the written messages without repetitions. Checks that the messages of each connection are in
+/// order.
 fn once(ledger: &Ledger, written: Vec<Id>) -> Result<Vec<Id>, String> {
     for record in ledger.books().records.iter().filter(|record| record.client == PUBLISH) {
         let ids: Vec<_> = record.up.taken.iter().filter_map(|seen| seen.id).collect();
@@ -361,7 +368,7 @@ fn check_published(
         return Err(format!("more unsent than there can be: {}", what()));
     }
     let out = if *repeats {
-        // What is to be sent again is counted as not sent.
+        // A message that is to be sent again is counted as unsent.
         out(ledger, PUBLISH).into_iter().collect::<BTreeSet<_>>().len() as u64 + left.unsent
     } else {
         out(ledger, PUBLISH).len() as u64
@@ -372,16 +379,16 @@ fn check_published(
     Ok(())
 }
 
-/// What the actor did.
+/// The record of what the actor did.
 struct Served {
-    /// `None`: it was ended before it had subscribed.
+    /// What was left, or `None` if the actor ended before it had subscribed.
     left: Option<Unfinished>,
     handled: Vec<Id>,
-    /// All that came was to be handled, and there was time for it.
+    /// Whether all arrived messages should have been handled, because there was enough time for it.
     all: bool,
 }
 
-/// Subscribes with a handler, and ends it.
+/// Subscribes with a handler, and ends the subscription.
 async fn serve(actor: &Actor, rng: &mut Rng, ledger: &Ledger) -> Result<Served, String> {
     let ids = Arc::new(Mutex::new(Vec::new()));
     let concurrency = if rng.bool() { 1 } else { rng.usize(2..6) };

@@ -1,5 +1,6 @@
-//! Two engines, a wire between them, and a clock that we set: no runtime. The wire delivers in pieces and late, stops for a while, or
-//! dies; on its way a greeting may be made to look like that of an older peer.
+//! A simulation of two engines with a wire between them and a simulated clock, without a runtime. The wire
+//! delivers bytes in pieces and late, stops for a while, or fails. On the way, a greeting may be changed to
+//! look like that of an older peer.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ const PAIRS: [(SocketType, SocketType); 12] = [
     (Pair, Pair),
     (Router, Router),
 ];
-/// Calls for the same moment after which an engine counts as spinning.
+/// Timer calls at the same time up to which an engine does not count as spinning.
 const SPINNING: u32 = 4;
 
 macro_rules! ensure {
@@ -36,7 +37,7 @@ macro_rules! ensure {
     };
 }
 
-/// What an application said or heard.
+/// Something that an application sent or received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Word {
     Message(Vec<Bytes>),
@@ -53,22 +54,23 @@ struct End {
     peer_identity: Bytes,
     born: Instant,
     last_heard: Instant,
-    /// The shortest silence that the peer has ever announced as its limit.
+    /// The shortest TTL that the peer has ever announced: the time without data after which this end may end
+    /// the connection.
     ttl: Option<Duration>,
     ended: Option<(Instant, Violation)>,
-    /// The last alarm, and how often it rang for one moment.
+    /// The time of the last timer call, and how often there was one at that time.
     alarm: (Option<Instant>, u32),
 }
 
-/// One direction.
+/// One direction of the connection.
 #[derive(Default)]
 struct Wire {
     pieces: VecDeque<(Instant, Bytes)>,
     /// Bytes that were put in so far.
     len: usize,
-    /// Nothing comes out between these.
+    /// The period in which nothing comes out.
     stall: Option<(Instant, Instant)>,
-    /// Nothing comes out from then on.
+    /// The time from which on nothing comes out.
     dead: Option<Instant>,
     latency_ms: u64,
     grain: usize,
@@ -77,7 +79,7 @@ struct Wire {
 
 impl Wire {
     fn put(&mut self, mut bytes: Vec<u8>, now: Instant, lowered: Option<Version>, rng: &mut Rng) {
-        // The greeting's version stands in its bytes 10 and 11.
+        // The version of a greeting is in its bytes 10 and 11.
         for (place, version, byte) in [(10_usize, Version::V2_0, 1), (11, Version::V3_0, 0)] {
             if let Some(at) = place.checked_sub(self.len)
                 && lowered == Some(version)
@@ -121,7 +123,7 @@ impl End {
         }
     }
 
-    /// Takes bytes, as a session does.
+    /// Receives bytes as a session does.
     fn receive(&mut self, bytes: &[u8], now: Instant) {
         self.input.extend_from_slice(bytes);
         self.last_heard = now;
@@ -142,7 +144,7 @@ impl End {
                 Ok(Some(Event::Drain | Event::Drained | Event::Dropped(_) | Event::FromSubscriber(_))) => {
                     unreachable!("nobody says so")
                 }
-                // NULL shows none.
+                // The NULL mechanism has no credentials.
                 Ok(Some(Event::Credentials(credentials))) => unreachable!("{credentials:?}"),
                 Ok(Some(Event::Cancel(prefix))) => self.heard.push(Word::Subscription(false, prefix)),
                 Err(violation) => {
@@ -163,7 +165,7 @@ impl End {
         Ok(())
     }
 
-    /// Says something; returns the bytes.
+    /// Sends something random. Returns its bytes, and the TTL that it announced.
     fn speak(&mut self, rng: &mut Rng) -> Option<(Vec<u8>, Option<Duration>)> {
         let version = self.version?;
         let mut out = BytesMut::new();
@@ -193,7 +195,7 @@ impl End {
                 let most = if rng.u8(..40) == 0 { 20_000 } else { 300 };
                 let frames: Vec<Bytes> = (0..rng.usize(1..5)).map(|_| some(rng, most)).collect();
                 if commands && rng.u8(..4) == 0 {
-                    // As libzmq does: a heartbeat between the frames of a message.
+                    // A heartbeat between the frames of a message, as libzmq sends it.
                     for (number, frame) in frames.iter().enumerate() {
                         if rng.bool() {
                             ping(rng, &mut ttl).write(&mut out);
@@ -209,7 +211,7 @@ impl End {
         Some((out.to_vec(), ttl))
     }
 
-    /// After how much silence it has to be over, by its own heartbeats.
+    /// Returns the time without data after which this end must have given up, because of its own heartbeats.
     fn patience(&self) -> Option<Duration> {
         let heartbeat = self.options.heartbeat_interval.filter(|_| self.version == Some(Version::V3_1));
         heartbeat.map(|interval| interval + self.options.heartbeat_timeout)
@@ -225,7 +227,7 @@ fn options(socket_type: SocketType, rng: &mut Rng) -> Options {
     options
 }
 
-/// Runs one seed. Returns what happened, and what was wrong with it.
+/// Runs one seed. Returns the trace, and a description of the error if there was one.
 pub fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
     let mut trace = Vec::new();
     let result = simulate(seed, &mut trace);
@@ -234,7 +236,7 @@ pub fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
 
 fn simulate(seed: u64, trace: &mut Vec<Happened>) -> Result<(), String> {
     let mut rng = Rng::with_seed(seed);
-    // Where the clock starts means nothing to anybody: only differences are looked at.
+    // The start of the clock does not matter, because only differences are used.
     let start = Instant::now();
     let after = |ms: u64| start + Duration::from_millis(ms);
     let (a, b) = *rng.choice(&PAIRS).expect("there are some");
@@ -257,7 +259,7 @@ fn simulate(seed: u64, trace: &mut Vec<Happened>) -> Result<(), String> {
         (0..rng.usize(0..40)).map(|_| (after(rng.u64(0..horizon)), rng.usize(..2))).collect();
     words.sort_unstable();
     let mut words = VecDeque::from(words);
-    // After this, everything that was put in has come out, and every silence has been noticed.
+    // At this time, everything that was put in has come out, and every silence has been noticed.
     let end = after(horizon + 200_000);
 
     let mut now = start;
@@ -297,7 +299,7 @@ fn simulate(seed: u64, trace: &mut Vec<Happened>) -> Result<(), String> {
                     && let Some((bytes, ttl)) = ends[who].speak(&mut rng)
                 {
                     trace.push((when, "word", who as u64, bytes.len() as u64));
-                    // Bytes of the engine go first, or they could come between ours.
+                    // The engine's own bytes go first, so that they do not come between the bytes of a word.
                     while let Some(bytes) = ends[who].engine.poll_transmit() {
                         wires[who].put(bytes.to_vec(), now, lowered, &mut rng);
                     }
@@ -326,7 +328,8 @@ fn check(ends: &[End; 2], wires: &[Wire; 2], lowered: Option<Version>, end: Inst
             let identity = if announced { &there.options.identity[..] } else { b"" };
             ensure!(here.peer_identity == identity, "{name} found the identity {:?}", here.peer_identity);
         }
-        // What a publisher is sent that is no subscription, and the other way round, is not for the application.
+        // A message to a socket that takes subscriptions is not for its application, and neither is a
+        // subscription to another socket.
         let takes_subscriptions = here.options.socket_type.takes_subscriptions();
         let meant: Vec<&Word> = there
             .said
@@ -360,7 +363,8 @@ fn check(ends: &[End; 2], wires: &[Wire; 2], lowered: Option<Version>, end: Inst
             }
             Some((at, Violation::HeartbeatTimeout)) => {
                 let silence = *at - here.last_heard;
-                // A later PING may have taken back what an earlier one announced: this is the least that it may have been.
+                // A later PING may have changed the TTL of an earlier one, so this is the shortest time that
+                // is allowed.
                 let most = [here.patience(), here.ttl].into_iter().flatten().min();
                 ensure!(
                     most.is_some_and(|most| silence >= most),

@@ -1,22 +1,24 @@
-//! Deterministic simulation: publishers, a switch and subscribers on one thread, in virtual time, over a network that does to
-//! their connections what a seed says. The same seed does the same again.
+//! Deterministic simulation: publishers, a switch and subscribers run on one thread, in virtual time, over a
+//! network that treats their connections as a seed says. The same seed always gives the same run.
 //!
-//! What may be lost, and nothing else:
+//! Only these things may be lost:
 //!
-//! 1. bytes that a client or the switch has written into a connection that is cut before they come out (ZeroMQ has no
-//!    acknowledgements); a message that was written in part counts as not written;
-//! 2. what was in a switch that was killed, or in its connections;
-//! 3. for a subscriber: what is published while it has no connection, and what waits for it in the switch when its connection ends;
-//! 4. a message that is too large for the switch, or for the subscriber. A publisher refuses it if it knows, also while it
-//!    waits for room; if the publisher learns so after it has accepted the message, it drops it, counts it and tells it.
-//!    From a switch that does not tell its limits, it learns so by the second connection that ends in the middle of
-//!    the same message, and what it had sent behind that is lost with the connection.
+//! 1. Bytes that a client or the switch has written into a connection that is cut before they come out,
+//!    because ZeroMQ has no acknowledgements. A message that was written in part counts as not written.
+//! 2. What was in a switch that was killed, or in its connections.
+//! 3. For a subscriber: what is published while it has no connection, and what waits for it in the switch
+//!    when its connection ends.
+//! 4. A message that is too large for the switch or for the subscriber. A publisher that knows the limit
+//!    refuses the message, even while it waits for room. If the publisher learns the limit after it has
+//!    accepted the message, it drops the message, counts it and reports it. From a switch that does not
+//!    announce its limits, it learns this when a second connection ends in the middle of the same message.
+//!    What it had sent behind that message is lost with the connection.
 //!
-//! A call that was given up has sent its message whole or not at all, or its message was accepted and dropped because of its
-//! size, which is told as of any other; all others keep the order in which they were made. A message that was refused is
-//! never sent.
+//! A cancelled call has sent its message completely or not at all. The message may also have been accepted
+//! and dropped because of its size, which is reported as for any other message. All other messages keep the
+//! order of their calls. A refused message is never sent.
 //!
-//! What has to hold always is in `check.rs`.
+//! The invariants are in `check.rs`.
 
 mod check;
 pub mod clients;
@@ -48,29 +50,29 @@ use xmsg_zmtp::{Limits, encoded_len};
 
 use net::{Happened, Id, Ledger, Line, Quality, some_time};
 
-/// No simulation takes longer, in virtual time.
+/// The limit of the virtual time of a simulation.
 const BOUND: Duration = Duration::from_secs(3600);
-/// How long the last words take at most, once the network is good.
+/// The limit of the time for the last messages, once the network is good.
 const LINGER: Duration = Duration::from_secs(600);
-/// Everything is as it is to be so many times in a row, every 50 ms; then it stays so.
+/// How many checks in a row, every 50 ms, must find the expected state before it counts as stable.
 const CALM: u32 = 20;
-/// How long a switch gets that is told to stop.
+/// The time that a switch gets to stop gracefully.
 const STOP: Duration = Duration::from_secs(20);
-/// The topics; a subscriber wants one prefix for good, and others now and then.
+/// The topics of messages. A subscriber keeps one of the `PREFIXES`, and subscribes to others for some time.
 const TOPICS: [&str; 5] = ["a", "a:b", "a:b:c", "b", "c:d"];
 const PREFIXES: [&str; 7] = ["", "a", "a:b", "a:b:c", "b", "c", "c:"];
 /// The topic of the last message of every publisher.
 const END: &str = "end";
-/// Every message may have so many bytes: the last one of a publisher has fewer.
+/// The smallest limit of the message size, in bytes. The last message of a publisher is smaller.
 const LIMIT_MIN: usize = 64;
 
-/// A message as this publisher sends it.
+/// Returns a message of this publisher.
 fn message((publisher, number): Id, topic: &str, len: usize) -> Multipart {
     let id = [&publisher.to_be_bytes()[..], &number.to_be_bytes()].concat();
     Multipart::from([Bytes::copy_from_slice(topic.as_bytes()), id.into(), body((publisher, number), len)])
 }
 
-/// Bytes that no other message has at the same place.
+/// Returns data in which no other message has the same bytes at the same place.
 fn body((publisher, number): Id, len: usize) -> Bytes {
     let mut rng = Rng::with_seed(u64::from(publisher) << 32 | u64::from(number));
     let mut bytes = vec![0; len];
@@ -83,28 +85,28 @@ fn body((publisher, number): Id, len: usize) -> Bytes {
 struct Sent {
     topic: &'static str,
     len: usize,
-    /// Bytes on the wire.
+    /// The size on the wire, in bytes.
     size: usize,
     told: Told,
 }
 
-/// What the socket has said of a message.
+/// What the socket has reported about a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
-    /// It was accepted.
+    /// The message was accepted.
     Accepted,
-    /// It was refused for want of room: no trace of it is to be seen.
+    /// The message was refused because there was no room. It must not be written.
     Refused,
-    /// It was refused as too large: no trace of it is to be seen either.
+    /// The message was refused because it is too large. It must not be written.
     TooLarge,
-    /// Nothing, since whoever asked has given up: it was accepted whole, or not at all.
+    /// Nothing, because the call was cancelled. The message was accepted completely, or not at all.
     Open,
 }
 
-/// What happens to the switch.
+/// How a switch ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// It is stopped in order.
+    /// It is stopped gracefully.
     Stop,
     /// It is killed.
     Kill,
@@ -113,11 +115,11 @@ enum Fate {
 /// A switch that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ended {
-    /// It had time enough to stop in order.
+    /// Whether it had enough time to stop gracefully.
     orderly: bool,
 }
 
-/// What a subscriber has received.
+/// A message that a subscriber has received.
 #[derive(Debug)]
 struct Received {
     id: Id,
@@ -125,24 +127,25 @@ struct Received {
     len: usize,
 }
 
-/// What is to be compared.
+/// The results of a simulation, which are to be checked.
 #[derive(Debug)]
 struct Outcome {
-    /// Of each publisher, in the order of the calls.
+    /// The messages of each publisher, in the order of the calls.
     sent: Vec<Vec<Sent>>,
     received: Vec<Vec<Received>>,
-    /// The prefix that each subscriber wanted for good.
+    /// The prefix that each subscriber kept.
     wanted: Vec<&'static str>,
-    /// Publishers' clients come first in the books.
+    /// The number of publishers. The clients of publishers have lower numbers than those of subscribers.
     publishers: usize,
-    /// By number of the switch; the last one was stopped after everything had arrived.
+    /// The ends of the switches, by their numbers. The last switch was stopped after everything had arrived.
     ended: Vec<Ended>,
-    /// By number of the switch: the largest message that it takes. It tells that, unless it looks like a foreign one.
+    /// The largest message that each switch accepts, in bytes. The switch announces this limit, unless
+    /// `foreign` is true.
     limits: Vec<usize>,
     foreign: bool,
-    /// The largest message that each subscriber takes.
+    /// The largest message that each subscriber accepts, in bytes.
     takes: Vec<usize>,
-    /// Of each publisher: topics and bytes of the messages that it told to have dropped.
+    /// The topics and sizes of the messages that each publisher reported as dropped.
     dropped: Vec<Vec<(Bytes, usize)>>,
 }
 
@@ -152,7 +155,7 @@ struct World {
     name: String,
     config: Config,
     switch: Switch,
-    /// What each client is.
+    /// The side of each client.
     sides: Vec<Side>,
     generation: usize,
     ended: Vec<Ended>,
@@ -160,9 +163,10 @@ struct World {
     foreign: bool,
 }
 
-/// Runs one seed on the present runtime, whose clock has to be paused. Returns what happened, and what was wrong with it.
+/// Runs one seed on the current runtime, whose clock must be paused. Returns the trace, and a description of
+/// the error if there was one.
 pub async fn run(seed: u64) -> (Vec<Happened>, Result<(), String>) {
-    // Pauses between attempts to connect come from here.
+    // The pauses between attempts to connect come from this random generator.
     fastrand::seed(seed);
     let ledger = Ledger::new();
     let result = match tokio::time::timeout(BOUND, simulate(seed, ledger.clone())).await {
@@ -178,7 +182,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     let mut rng = Rng::with_seed(seed);
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
-    // The same seed may run on two threads at once.
+    // The same seed may run on two threads at the same time.
     let name = format!("simulation-{}-{seed}", RUNS.fetch_add(1, Ordering::Relaxed));
     let mut config = config(&mut rng);
     config.limits.message_size = message_limit(&mut rng);
@@ -200,7 +204,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     };
     world.listen().await;
 
-    // One line in three is a good one: its client is innocent, and nothing of what happens to others may harm it.
+    // One line in three is good. What happens to other clients must not harm the client of a good line.
     let tiny = rng.u8(..5) == 0;
     let line = |rng: &mut Rng, client: usize, foreign: bool| {
         let good = rng.u8(..3) == 0;
@@ -265,7 +269,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     }
     world.all_connected(&sockets, subscribers, expected).await?;
 
-    // Nothing is in the way any more: these arrive, or somebody's subscription was lost.
+    // Nothing is in the way any more. If these messages don't arrive, a subscription was lost.
     for (number, socket) in sockets.iter().enumerate() {
         let id = (number as u16, sent[number].len() as u32);
         let message = message(id, END, 8);
@@ -301,7 +305,7 @@ async fn simulate(seed: u64, ledger: Ledger) -> Result<(), String> {
     check::check(&outcome, &ledger.books())
 }
 
-/// Bytes of the largest message that is taken somewhere.
+/// Returns a random limit of the message size, in bytes.
 fn message_limit(rng: &mut Rng) -> usize {
     match rng.u8(..8) {
         0 => rng.usize(LIMIT_MIN..1000),
@@ -330,7 +334,8 @@ fn config(rng: &mut Rng) -> Config {
 
 fn options<S>(rng: &mut Rng) -> SocketOptions<S> {
     let heartbeat = (rng.u8(..3) == 0).then(|| Duration::from_millis(rng.u64(200..5000)));
-    // In a short pipe, a connection ends in the middle of a message; in a long one, behind many.
+    // With a short pipe, a connection ends in the middle of a message. With a long one, it ends behind many
+    // messages.
     let send_buffer = (rng.u8(..4) == 0).then(|| 1 << rng.u32(9..16));
     SocketOptions::<ConnectionSocket>::default()
         .send_high_water_mark(HighWaterMark {
@@ -346,7 +351,7 @@ fn options<S>(rng: &mut Rng) -> SocketOptions<S> {
         .for_socket()
 }
 
-/// Topics and bytes of the messages that a socket drops, until it is gone.
+/// Returns the topics and sizes of the messages that a socket drops, until the socket is gone.
 async fn note_dropped(mut events: SocketEvents, client: u64, ledger: Ledger) -> Vec<(Bytes, usize)> {
     let mut dropped = Vec::new();
     while let Some(event) = events.next().await {
@@ -372,7 +377,7 @@ impl World {
         self.ledger.note("switch", self.generation as u64, 0);
     }
 
-    /// Stops and starts the switch, or does not.
+    /// Ends and restarts the switch several times or never.
     async fn misfortunes(&mut self) -> Result<(), String> {
         for _ in 0..[0, 0, 0, 1, 1, 2][self.rng.usize(..6)] {
             tokio::time::sleep(some_time(&mut self.rng, 2..14)).await;
@@ -391,7 +396,8 @@ impl World {
         self.ledger.note(if fate == Fate::Kill { "kill" } else { "stop" }, self.generation as u64, 0);
         if fate == Fate::Kill {
             self.switch.abort();
-            // Before anybody else runs, so that nothing that comes now counts as having been there in time.
+            // This happens before any other task runs, so that nothing that arrives now counts as having
+            // arrived in time.
             self.ledger.books().switch = None;
             self.ended.push(Ended { orderly: false });
             return Ok(());
@@ -413,12 +419,12 @@ impl World {
                 "{too_large} connections ended for a message that publishers know is too large"
             ));
         }
-        // Publishers get 70 % of the time to take leave.
+        // Publishers get 70 % of the time to disconnect gracefully.
         self.ended.push(Ended { orderly: took < STOP.mul_f64(0.7) });
         Ok(())
     }
 
-    /// Waits until everybody is connected and has subscribed to everything.
+    /// Waits until all clients are connected and have made all their subscriptions.
     async fn all_connected(
         &self,
         sockets: &[Publisher],
@@ -426,7 +432,8 @@ impl World {
         expected: usize,
     ) -> Result<(), String> {
         let publishers = sockets.len();
-        // Who has lost a connection makes a new one within this time, and then it counts beside the old one.
+        // A client that has lost a connection makes a new one within this time. Until then, the old
+        // connection would be counted.
         tokio::time::sleep(Duration::from_secs(10)).await;
         let since = tokio::time::Instant::now();
         let mut calm = 0;
@@ -436,9 +443,10 @@ impl World {
                 self.switch.subscribers().len(),
                 self.switch.subscriptions(),
             );
-            // Old connections that have still something in them would give it out after what comes next.
+            // An old connection with bytes in it would deliver them after later messages.
             let open = self.ledger.books().records.iter().filter(|record| record.open).count();
-            // What waits may be a message for which a switch that tells no limits ends the connection, with all that is behind it.
+            // A waiting message may be one for which a switch that does not announce its limits ends the
+            // connection, with everything behind the message.
             let waits = sockets.iter().any(|socket| socket.queued().messages > 0);
             let is_calm =
                 there == (publishers, subscribers, expected) && open == publishers + subscribers && !waits;
@@ -458,7 +466,7 @@ impl World {
         Ok(())
     }
 
-    /// Waits until the switch has forgotten everybody.
+    /// Waits until the switch has removed all clients.
     async fn all_gone(&self) -> Result<(), String> {
         let since = tokio::time::Instant::now();
         loop {
@@ -477,7 +485,7 @@ impl World {
     }
 }
 
-/// Publishes as the seed says, and returns what became of it, in the order of the calls.
+/// Publishes as the seed says. Returns the messages and what became of them, in the order of the calls.
 async fn send(
     publisher: u16,
     socket: Publisher,
@@ -490,7 +498,7 @@ async fn send(
     let together = rng.u8(0..4);
     let count = rng.usize(1..if tiny { 30 } else { 60 });
     while sent.len() < count {
-        // As many calls as there are futures; most of the time that is one.
+        // The number of calls that are made before any of them is awaited. Most of the time it is one.
         let calls = if rng.u8(..8) < together { rng.usize(2..12) } else { 1 };
         let mut waiting = Vec::new();
         for _ in 0..calls {
@@ -556,7 +564,7 @@ fn told(publisher: u16, done: xmsg_core::Result<()>) -> Result<Told, String> {
     }
 }
 
-/// A subscriber at work.
+/// The tasks of a running subscriber.
 struct Receiving {
     task: JoinHandle<Result<Vec<Received>, String>>,
     churn: JoinHandle<usize>,
@@ -596,7 +604,7 @@ impl Receiving {
                 };
                 work.await;
                 calm.notified().await;
-                // Its own, the last one, and these.
+                // The kept prefix, `END`, and these additional ones.
                 2 + more.len()
             }
         });
@@ -642,13 +650,13 @@ impl Receiving {
         Self { task, churn, calm, close }
     }
 
-    /// Waits until it changes its subscriptions no more; returns how many it has.
+    /// Waits until the subscriber does not change its subscriptions any more. Returns how many it has.
     async fn settle(&mut self) -> usize {
         self.calm.notify_one();
         (&mut self.churn).await.expect("it only subscribes")
     }
 
-    /// Waits for the last message of every publisher, and closes.
+    /// Waits for the last message of every publisher, and closes the subscriber.
     async fn end(mut self, number: usize) -> Result<Vec<Received>, String> {
         self.close.cancel();
         match tokio::time::timeout(LINGER, &mut self.task).await {

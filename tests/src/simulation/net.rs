@@ -1,5 +1,6 @@
-//! The network of a simulation: every client has a *line* of its own to the switch, and the line does to its connections what
-//! the seed says. A line also keeps the books: what was written into it, what it handed on, and so what was lost in it.
+//! The network of a simulation. Every client has its own *line* to the switch, which treats its connections
+//! as the seed says. A line also keeps records of what was written into it and what it delivered, and
+//! therefore of what was lost in it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
@@ -15,36 +16,38 @@ use xmsg_zmq::link::transport::{Listener, ReadHalf, Stream, WriteHalf};
 use xmsg_zmq::{Endpoint, TcpOptions};
 use xmsg_zmtp::{GREETING_LEN, Header};
 
-/// Any time up to so many milliseconds, of which the logarithm to the base of two is in `order`: short ones are as likely as long ones.
+/// Returns a random time. Its limit is two to the power of a random number in `order`, in milliseconds, so
+/// that short times are as likely as long ones.
 pub(super) fn some_time(rng: &mut Rng, order: std::ops::Range<u32>) -> Duration {
     let most = 1 << rng.u32(order);
     Duration::from_millis(rng.u64(1..=most))
 }
 
-/// A message: its publisher and its number there, from 0.
+/// The identity of a message: the number of its publisher, and its own number, which starts at 0.
 pub type Id = (u16, u32);
 
-/// Where a message went by.
+/// A message at a point in the network.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
-    /// Which message; `None`: not one of ours, which is a failure.
+    /// The identity of the message, or `None` if it is not a message of the simulation, which is a failure.
     pub id: Option<Id>,
-    /// How many bytes had gone by at its end.
+    /// The number of bytes that had passed at its end.
     pub end: u64,
-    /// When, since the start of the simulation.
+    /// The time since the start of the simulation.
     pub at: Duration,
-    /// Its number among all that came out anywhere, in this order; 0: it did not come out.
+    /// The number of the message among all that came out of any line, or 0 if it did not come out.
     pub order: u64,
 }
 
 /// One direction of a connection.
 #[derive(Debug, Default)]
 pub struct Flow {
-    /// Messages that were written into the line, whole.
+    /// The messages that were completely written into the line.
     pub taken: Vec<Seen>,
-    /// How many of these came out at the other end, whole. `at` of these is when they came out.
+    /// How many of `taken` came out at the other end completely. For these, `at` is the time at which they
+    /// came out.
     pub passed: usize,
-    /// The line saw the end of the stream, and had handed on everything before it.
+    /// Whether the line reached the end of the stream after it had delivered everything before it.
     pub ended_well: bool,
     passed_bytes: u64,
     read: u64,
@@ -58,7 +61,7 @@ impl Flow {
         Self { greeting_left: GREETING_LEN, ..Self::default() }
     }
 
-    /// The messages that came out.
+    /// Returns the messages that came out.
     #[must_use]
     pub fn out(&self) -> &[Seen] {
         &self.taken[..self.passed]
@@ -116,7 +119,7 @@ fn message_at_front(bytes: &[u8]) -> Front {
         end = body + header.body_len as usize;
         let Some(body) = bytes.get(body..end) else { return Front::Incomplete };
         if header.is_command() {
-            // Nobody here puts commands between the frames of a message.
+            // No test here sends commands between the frames of a message.
             return if frames.is_empty() { Front::Command(end) } else { Front::Garbage };
         }
         frames.push(body);
@@ -126,7 +129,7 @@ fn message_at_front(bytes: &[u8]) -> Front {
     }
 }
 
-/// Who wrote this message; `None`: it is none of ours, or not whole.
+/// Returns the identity of a message, or `None` if it is not a complete message of the simulation.
 #[must_use]
 pub fn id<F: AsRef<[u8]>>(frames: &[F]) -> Option<Id> {
     let [_, id, _] = frames else { return None };
@@ -137,36 +140,36 @@ pub fn id<F: AsRef<[u8]>>(frames: &[F]) -> Option<Id> {
 /// One connection through a line.
 #[derive(Debug)]
 pub struct Record {
-    /// Whose line it is.
+    /// The client of the line.
     pub client: usize,
-    /// The switch at the other end, by number; `None`: there was none.
+    /// The number of the switch at the other end, or `None` if there was no switch.
     pub generation: Option<usize>,
-    /// From the client.
+    /// The direction from the client.
     pub up: Flow,
-    /// To the client.
+    /// The direction to the client.
     pub down: Flow,
-    /// It is still there.
+    /// Whether the connection is still open.
     pub open: bool,
-    /// From this number on (see [`Seen::order`]) what came out of it came out when the switch had done with everything that this
-    /// publisher's older connections had brought. Before, the two may overtake each other: a switch does not know that they
-    /// are of one publisher.
+    /// From this number on (see [`Seen::order`]), the switch had finished the publisher's older connections
+    /// before messages of this one came out. Before it, messages of old and new connections may overtake each
+    /// other, because a switch does not know that both belong to one publisher.
     pub alone_from: Option<u64>,
-    /// When its first message came out.
+    /// The time at which the first message of the connection came out.
     first_out: Option<Duration>,
 }
 
-/// Something that happened: when, what, and two numbers that tell more.
+/// An entry of the trace: the time, what happened, and two numbers with details.
 pub type Happened = (Duration, &'static str, u64, u64);
 
-/// What is known of the whole simulation.
+/// The records of a whole simulation.
 #[derive(Debug, Default)]
 pub struct Books {
-    /// Every connection, in the order in which they were made.
+    /// All connections, in the order in which they were made.
     pub records: Vec<Record>,
-    /// What happened, in order: the same seed has to bring the same.
+    /// The trace, in order. The same seed must give the same trace.
     pub trace: Vec<Happened>,
     order: u64,
-    /// The present switch, its number, and how each client reaches it.
+    /// The current switch, with its number and the endpoint for each client.
     pub switch: Option<(usize, Switch, Vec<Endpoint>)>,
 }
 
@@ -177,7 +180,7 @@ impl Books {
         if record.alone_from.is_some() || record.up.passed == 0 {
             return;
         }
-        // As soon as the clock has moved on, the switch has noticed this connection.
+        // When the clock has advanced, the switch has noticed this connection.
         let noticed = *record.first_out.get_or_insert(now) < now;
         if let Some((_, switch, endpoints)) = self.switch.as_ref().filter(|_| noticed) {
             let name = endpoints[record.client].to_string();
@@ -188,34 +191,34 @@ impl Books {
     }
 }
 
-/// The books, for everybody.
+/// Shared access to the records.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     books: Arc<Mutex<Books>>,
     start: tokio::time::Instant,
-    /// From then on the network is a good one.
+    /// A token that is cancelled when the network becomes good.
     pub healed: CancellationToken,
 }
 
 impl Ledger {
-    /// Empty books.
+    /// Creates empty records.
     #[must_use]
     pub fn new() -> Self {
         Self { books: Arc::default(), start: tokio::time::Instant::now(), healed: CancellationToken::new() }
     }
 
-    /// The books. No task waits while it holds them.
+    /// Locks the records. No task awaits anything while it holds the lock.
     pub fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The time since the start.
+    /// Returns the time since the start of the simulation.
     #[must_use]
     pub fn now(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// Notes something.
+    /// Adds an entry to the trace.
     pub fn note(&self, what: &'static str, a: u64, b: u64) {
         let now = self.now();
         self.books().trace.push((now, what, a, b));
@@ -228,38 +231,38 @@ impl Default for Ledger {
     }
 }
 
-/// How bad a line is, until the network has healed.
+/// How bad a line is until the network is healed.
 #[derive(Clone, Debug)]
 pub struct Quality {
-    /// Of 100 connections, so many come to nothing.
+    /// The percentage of connections that are refused.
     pub refusals: u8,
-    /// Of 100 connections, so many are cut.
+    /// The percentage of connections that are cut.
     pub cuts: u8,
-    /// Of 100 connections, so many stop for a while in one direction.
+    /// The percentage of connections that stop for a while in one direction.
     pub stalls: u8,
-    /// Bytes that go through in one piece, at most.
+    /// The most bytes that pass in one piece.
     pub grain: usize,
-    /// Of 100 pieces, so many are late.
+    /// The percentage of pieces that are late.
     pub delays: u8,
 }
 
-/// A client's way to the switch.
+/// The way from a client to the switch.
 #[derive(Debug)]
 pub struct Line {
     /// The number of the client.
     pub client: usize,
-    /// How bad it is.
+    /// How bad the line is.
     pub quality: Quality,
-    /// The switch looks like a foreign one to the client: it does not tell its limits.
+    /// Whether the switch looks like a foreign one to the client: it does not announce its limits.
     pub foreign: bool,
-    /// Where chance comes from.
+    /// The source of randomness.
     pub rng: Rng,
-    /// The books.
+    /// The records.
     pub ledger: Ledger,
 }
 
 impl Line {
-    /// Binds this endpoint for the client and works until `stop`.
+    /// Binds this endpoint for the client, and runs until `stop` is cancelled.
     pub async fn open(mut self, endpoint: &Endpoint, tasks: &TaskTracker, stop: &CancellationToken) {
         let mut listener = Listener::bind(endpoint, TcpOptions::default()).await.expect("a new name");
         let (tracker, stop) = (tasks.clone(), stop.clone());
@@ -280,7 +283,7 @@ impl Line {
         let rng = &mut self.rng;
         let [refuse, cut, stall] = [self.quality.refusals, self.quality.cuts, self.quality.stalls]
             .map(|percent| rng.u8(..100) < percent);
-        // Early in the handshake, late in the traffic, or anywhere between.
+        // The place is early in the handshake, late in the traffic, or anywhere between them.
         let at = |rng: &mut Rng| {
             let most = 1_u64 << rng.u32(3..18);
             rng.u64(0..most)
@@ -326,32 +329,32 @@ impl Line {
 struct Connection {
     number: usize,
     client: usize,
-    /// It leads nowhere, and ends after this time.
+    /// If set, the connection leads nowhere, and ends after this time.
     refuse: Option<Duration>,
     up: Pieces,
     down: Pieces,
     ledger: Ledger,
 }
 
-/// One direction: how the bytes go through.
+/// How the bytes of one direction pass.
 struct Pieces {
     grain: usize,
     delays: u8,
     cut: Option<u64>,
     stall: Option<(u64, Duration)>,
     rng: Rng,
-    /// Read and not yet handed on.
+    /// Bytes that were read and are not delivered yet.
     waiting: BytesMut,
-    /// If limits are not to be told: how many bytes of the name of such a property the last ones are.
+    /// If limits are to be hidden, the number of latest bytes that match the beginning of `TOLD`.
     hide: Option<usize>,
 }
 
-/// What the names of properties that tell limits begin with.
+/// The beginning of the names of properties that announce limits.
 const TOLD: &[u8] = b"X-Max-";
-/// They stand among so many bytes at the beginning of a connection.
+/// The names are within this many bytes at the beginning of a connection.
 const HANDSHAKE_LEN: u64 = 512;
 
-/// Why a connection ended before both directions had come to their end.
+/// The reason why a connection ended before both directions had reached their ends.
 #[derive(Clone, Copy, Debug)]
 enum Lost {
     Cut,
@@ -424,7 +427,7 @@ impl Way {
 }
 
 impl Pieces {
-    /// Makes names of properties that tell limits such as nobody knows.
+    /// Changes the names of properties that announce limits to unknown names.
     fn hide(&mut self, bytes: &mut [u8]) {
         let Some(known) = &mut self.hide else { return };
         for byte in bytes {
@@ -495,12 +498,12 @@ impl Pieces {
     }
 }
 
-/// Reads what is there, without letting anybody else run.
+/// Reads everything that is available, without letting any other task run.
 async fn drain(from: &mut ReadHalf<'_>, ledger: &Ledger, number: usize, way: Way) {
     let mut buffer = [0; 4096];
     loop {
         let mut buf = ReadBuf::new(&mut buffer);
-        // Outside the runtime's budget, which would make it look empty.
+        // This is outside the runtime's budget, which would make the stream look empty.
         let poll = tokio::task::unconstrained(std::future::poll_fn(|cx| {
             Poll::Ready(std::pin::Pin::new(&mut *from).poll_read(cx, &mut buf))
         }));

@@ -1,14 +1,14 @@
-//! The patterns of ZeroMQ on its sockets, within one process: pipeline, queue, pair, fan-out and routing. Each has queues and
-//! pipes of a few messages, messages of one to four frames, peers that are slow, and, where the pattern allows it, peers that
-//! come and go.
+//! A simulation of the ZeroMQ patterns within one process: pipeline, queue, pair, fan-out and routing. Queues
+//! and pipes hold only a few messages, messages have one to four frames, some peers are slow, and where the
+//! pattern allows it, peers leave and others come.
 //!
-//! What has to hold:
+//! These invariants must hold:
 //!
-//! 1. a message arrives whole, unchanged, and once;
-//! 2. messages of one peer to another arrive in their order;
-//! 3. nothing is lost, but what a peer had been given that went, or what a counter says;
-//! 4. nobody waits for ever, whatever is full;
-//! 5. whoever is there gets a share.
+//! 1. A message arrives completely, unchanged, and once.
+//! 2. Messages from one peer to another arrive in their order.
+//! 3. Nothing is lost, except what a leaving peer had been given, and what a counter reports.
+//! 4. No call waits for ever, whatever is full.
+//! 5. Every connected peer gets a share.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,14 +27,15 @@ use xmsg_zmq::{
 
 use super::net::Happened;
 
-/// Virtual time in which every seed is at its end, by far.
+/// The limit of the virtual time. Every seed needs far less.
 const BOUND: Duration = Duration::from_secs(3600);
-/// More than any step takes.
+/// A time that is longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 type Outcome = Result<(), String>;
 
-/// Runs one seed on the present runtime, whose clock has to be paused. Returns what happened, and what was wrong with it.
+/// Runs one seed on the current runtime, whose clock must be paused. Returns the trace, and a description of
+/// the error if there was one.
 pub async fn run(seed: u64) -> (Vec<Happened>, Outcome) {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     fastrand::seed(seed);
@@ -76,7 +77,7 @@ impl World {
     }
 }
 
-/// Sockets that hold a few messages, and pipes that hold less than one or many.
+/// Returns options for sockets that hold a few messages, with pipes that hold less than one message or many.
 fn options<S>(rng: &mut Rng) -> SocketOptions<S> {
     let messages = rng.usize(1..8);
     SocketOptions::<ConnectionSocket>::default()
@@ -87,7 +88,7 @@ fn options<S>(rng: &mut Rng) -> SocketOptions<S> {
         .for_socket()
 }
 
-/// A message that says who has sent it, as which one, and what it consists of.
+/// Returns a message that contains its sender and its number. Both determine the rest of its content.
 fn message(sender: u64, number: u64) -> Multipart {
     let mut rng = Rng::with_seed(sender << 32 | number);
     let head = [sender.to_be_bytes(), number.to_be_bytes()].concat();
@@ -95,7 +96,7 @@ fn message(sender: u64, number: u64) -> Multipart {
     std::iter::once(Bytes::from(head)).chain(rest).collect()
 }
 
-/// Who has sent it, and as which one; an error if it is not as it was sent.
+/// Returns the sender and the number of a message, or an error if it was altered.
 fn read(found: &Multipart) -> Result<(u64, u64), String> {
     let head = found.frames().first().filter(|head| head.len() == 16).ok_or("a message without its head")?;
     let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|index| head[at + index]));
@@ -108,7 +109,7 @@ fn read(found: &Multipart) -> Result<(u64, u64), String> {
 }
 
 async fn some_time(rng: &mut Rng, most: u64) {
-    // Most are fast.
+    // Most steps take no time.
     if rng.u8(..4) == 0 {
         tokio::time::sleep(Duration::from_micros(rng.u64(..=most))).await;
     }
@@ -118,7 +119,7 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// The results of all tasks; the first error, if there is one.
+/// Returns the results of all tasks, or the first error.
 async fn all<T: 'static>(mut tasks: JoinSet<Result<T, String>>) -> Result<Vec<T>, String> {
     let mut results = Vec::new();
     while let Some(result) = tasks.join_next().await {
@@ -127,7 +128,7 @@ async fn all<T: 'static>(mut tasks: JoinSet<Result<T, String>>) -> Result<Vec<T>
     Ok(results)
 }
 
-/// Ventilators and workers; some workers go in the middle of their work, and others come.
+/// Ventilators and workers. Some workers leave in the middle of their work.
 async fn pipeline(mut rng: Rng, world: &Arc<World>) -> Outcome {
     let (ventilators, count) = (rng.u64(1..3), rng.u64(20..150));
     let pushes: Vec<_> = (0..ventilators).map(|_| Push::new(options(&mut rng))).collect();
@@ -178,7 +179,7 @@ async fn pipeline(mut rng: Rng, world: &Arc<World>) -> Outcome {
         });
     }
     all(senders).await?;
-    // What is on its way arrives.
+    // This is enough time for all messages on their way to arrive.
     tokio::time::sleep(Duration::from_secs(60)).await;
     done.cancel();
     let got = all(workers).await?;
@@ -206,7 +207,8 @@ async fn pipeline(mut rng: Rng, world: &Arc<World>) -> Outcome {
     Ok(())
 }
 
-/// Clients, a device between ROUTER and DEALER, and workers, of which one may go with a request.
+/// Clients, a device between ROUTER and DEALER, and workers. Some workers may leave, and take requests with
+/// them.
 async fn queue(mut rng: Rng, world: &Arc<World>) -> Outcome {
     let (frontend, backend) = (Router::new(options(&mut rng)), Dealer::new(options(&mut rng)));
     let (front, back) = (world.endpoint("front"), world.endpoint("back"));
@@ -229,7 +231,7 @@ async fn queue(mut rng: Rng, world: &Arc<World>) -> Outcome {
                     *left -= 1;
                 }
                 some_time(&mut rng, 20_000).await;
-                // The device reads on; one that is gone is no error.
+                // The device reads again soon. A device that is gone is no error.
                 while replier
                     .try_reply(&path, request.clone())
                     .is_err_and(|error| error.kind() == ErrorKind::Full)
@@ -265,14 +267,14 @@ async fn queue(mut rng: Rng, world: &Arc<World>) -> Outcome {
     }
     let lost: u64 = all(clients).await?.into_iter().sum();
     drop(device);
-    // A worker that goes takes one request with it that it had in hand, and those that were on their way to it.
+    // A worker that leaves loses the request that it was handling, and those that were on their way to it.
     match lost {
         1.. if !leaves => Err(format!("{lost} requests had no reply")),
         _ => Ok(()),
     }
 }
 
-/// Two that talk, both ways at once.
+/// Two peers that send to each other at the same time.
 async fn pair(mut rng: Rng, world: &Arc<World>) -> Outcome {
     let (one, other) = (Pair::new(options(&mut rng)), Pair::new(options(&mut rng)));
     let endpoint = world.endpoint("pair");
@@ -305,7 +307,8 @@ async fn pair(mut rng: Rng, world: &Arc<World>) -> Outcome {
     all(tasks).await.map(drop)
 }
 
-/// A bound publisher and its subscribers, which it waits for, or drops messages for, and counts them.
+/// A bound publisher and its subscribers. The publisher waits for slow subscribers, or drops messages for
+/// them and counts these.
 async fn fan_out(mut rng: Rng, world: &Arc<World>) -> Outcome {
     let overflow = [Overflow::Wait, Overflow::DropNewest, Overflow::DropOldest][rng.usize(..3)];
     let publisher = Publisher::new(options(&mut rng).overflow(overflow));
@@ -334,7 +337,7 @@ async fn fan_out(mut rng: Rng, world: &Arc<World>) -> Outcome {
     while publisher.peers() < subscribers {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // Their subscriptions come right behind.
+    // The subscriptions arrive shortly after the connections.
     tokio::time::sleep(Duration::from_millis(10)).await;
     for number in 0..count {
         publisher.publish(message(0, number)).await.map_err(text)?;
@@ -401,7 +404,7 @@ async fn routing(mut rng: Rng, world: &Arc<World>) -> Outcome {
         }
         *expected += 1;
         router.send(&identity, found).await.map_err(text)?;
-        // Everybody has a share: nobody is through before others have begun, once all have sent something.
+        // Every peer gets a share: near the end, all peers must have been heard.
         if turn > peers * count * 9 / 10 && (seen.len() as u64) < peers {
             return Err(format!("only {} of {peers} peers were heard", seen.len()));
         }

@@ -1,4 +1,4 @@
-//! Runs many seeds, and says how to run the one that failed again.
+//! The runner for many seeds. It prints how to run a failed seed again.
 //!
 //! | variable | |
 //! |---|---|
@@ -11,18 +11,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-/// How many seeds are run by default.
+/// The number of seeds that are run by default.
 pub const SEEDS: u64 = 10_000;
-/// After so many failures no more seeds are run.
+/// After this many failures, no more seeds are started.
 const FAILURES: usize = 5;
-/// How long one seed may take in real time before it counts as spinning: it has no waiting to do.
+/// The limit of the real time of one seed, after which it counts as spinning. A seed never waits in real
+/// time.
 const SPINNING: Duration = Duration::from_secs(120);
 
 thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs this seed, and any panic of this thread during it, which a runtime would otherwise keep in the task, is an error.
+/// Runs `run`, and turns any panic of this thread meanwhile into an error. A runtime would otherwise keep the
+/// panic in the task.
 pub fn catching<T>(run: impl FnOnce() -> (T, Result<(), String>)) -> (T, Result<(), String>) {
     static HOOK: std::sync::Once = std::sync::Once::new();
     HOOK.call_once(|| {
@@ -43,13 +45,17 @@ fn variable(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is no number")))
 }
 
-/// The one seed that is to be run, if it is one.
+/// Returns the only seed to run, if one is set.
 #[must_use]
 pub fn only() -> Option<u64> {
     variable("XMSG_SIM_SEED")
 }
 
-/// Runs all seeds of this test, on every processor, and fails with the first that fails.
+/// Runs all seeds of this test on all processors. Prints every failure, and stops after `FAILURES` of them.
+///
+/// # Panics
+///
+/// If a seed has failed.
 pub fn all(test: &str, run: impl Fn(u64) -> Result<(), String> + Sync) {
     let first = variable("XMSG_SIM_FIRST").unwrap_or(0);
     let count = variable("XMSG_SIM_SEEDS").unwrap_or(SEEDS);
@@ -90,7 +96,7 @@ pub fn all(test: &str, run: impl Fn(u64) -> Result<(), String> + Sync) {
                 Err(RecvTimeoutError::Timeout) => {
                     let busy: Vec<u64> =
                         (first..next.load(Ordering::Relaxed)).filter(|seed| !done.contains(seed)).collect();
-                    // The threads that spin can't be ended, so the process is.
+                    // The spinning threads can't be ended, so the whole process exits.
                     eprintln!(
                         "{test}: no end after {SPINNING:?} of real time in one of the seeds {busy:?}: XMSG_SIM_SEED=…"
                     );
