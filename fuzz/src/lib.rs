@@ -1,15 +1,16 @@
-//! What is fuzzed: one function for each way in which bytes of strangers reach us. Each takes any bytes and panics when
-//! something that has to hold does not. `tests/tests/fuzz_regressions.rs` runs the same functions on all that is kept.
+//! The fuzz targets: one function for each way in which untrusted bytes reach this project. Each function
+//! accepts any bytes, and panics if an invariant does not hold. `tests/tests/fuzz_regressions.rs` runs the
+//! same functions on all stored inputs.
 //!
 //! | function | its input |
 //! |---|---|
 //! | [`greeting`] | what a peer sends first |
 //! | [`codec`] | frames, in pieces |
-//! | [`engine`] | two bytes that say which engine and in which pieces, then what a peer sends |
+//! | [`engine`] | two bytes that choose the engine and the sizes of the pieces, then what a peer sends |
 //! | [`control`] | messages to the control topic, as on the wire |
 //! | [`registrar`] | requests to one registrar, as on the wire |
 //! | [`message`] | xMsg messages, as on the wire |
-//! | [`curve`] | what is changed of a good CURVE session, and what is added to it |
+//! | [`curve`] | changes of a good CURVE session, and bytes to add to it |
 //! | [`plain`] | what a peer sends to a PLAIN server |
 //! | [`settings`] | a settings file, or a password file |
 
@@ -27,10 +28,10 @@ use xmsg_zmtp::{
     whole_messages_within,
 };
 
-/// A way in.
+/// A fuzz target: a function that accepts any bytes.
 pub type Target = fn(&[u8]);
 
-/// All of them, by name. What is added here also needs a file in `fuzz_targets` and an entry in `Cargo.toml`.
+/// All targets by name. A new target also needs a file in `fuzz_targets` and an entry in `Cargo.toml`.
 pub const TARGETS: [(&str, Target); 9] = [
     ("greeting", greeting),
     ("codec", codec),
@@ -43,10 +44,10 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("settings", settings),
 ];
 
-/// The longest header of a frame, bytes.
+/// The longest header of a frame, in bytes.
 const FRAME_HEADER_MAX: usize = 9;
 
-/// Small ones, so that short inputs reach them.
+/// Returns small limits, which short inputs can reach.
 fn limits() -> Limits {
     Limits {
         message_size: 640,
@@ -58,13 +59,13 @@ fn limits() -> Limits {
     }
 }
 
-/// A greeting is read or refused, and an engine is of the same opinion.
+/// Checks that a greeting is read or refused, and that an engine agrees.
 pub fn greeting(data: &[u8]) {
     let mut engine = Engine::new(Options::new(SocketType::Xsub), std::time::Instant::now());
     let mut input = BytesMut::from(data);
     let verdict = engine.poll_event(&mut input);
     let Some(bytes) = data.first_chunk::<GREETING_LEN>() else {
-        // A ZMTP 2.0 peer needs fewer bytes.
+        // A ZMTP 2.0 peer needs fewer bytes than a complete greeting.
         let version_2 = data.get(10).is_some_and(|major| (1..3).contains(major));
         assert!(version_2 || !matches!(verdict, Ok(Some(_))), "ready after {} bytes", data.len());
         return;
@@ -81,8 +82,8 @@ pub fn greeting(data: &[u8]) {
     }
 }
 
-/// In whatever pieces frames come, the scanner finds the same, and it is what a plain reading of the headers finds. What it finds
-/// can be taken apart and put together again.
+/// Checks that the scanner finds the same in whatever pieces the frames come, and that each message can be
+/// split into frames and encoded again.
 pub fn codec(data: &[u8]) {
     let Some((&[pattern, cut], stream)) = data.split_first_chunk::<2>() else { return };
     let whole = scan(stream, usize::MAX);
@@ -94,7 +95,8 @@ pub fn codec(data: &[u8]) {
         assert_eq!(again.len(), encoded_len(&frames));
         assert_eq!(Frames::of(again.freeze()).collect::<Vec<_>>(), frames);
     }
-    // What a peer can have got whole when a connection broke after so many bytes.
+    // Checks the number of complete messages that a peer can have received if the connection broke after this
+    // many bytes.
     let messages = whole.0.concat();
     let len = usize::from(cut) * messages.len() / 255;
     let (mut count, mut boundary) = (0, 0);
@@ -108,7 +110,7 @@ pub fn codec(data: &[u8]) {
     assert_eq!(whole_messages_within([&messages[..]], len), (count, boundary));
 }
 
-/// Messages, bodies of commands, and how it ended.
+/// The messages, the bodies of the commands, and the violation that ended the scan.
 type Scanned = (Vec<Bytes>, Vec<Bytes>, Option<Violation>);
 
 fn scan(stream: &[u8], piece: usize) -> Scanned {
@@ -140,7 +142,7 @@ fn scan(stream: &[u8], piece: usize) -> Scanned {
     (messages, commands, None)
 }
 
-/// The messages that spans say there are; they have to be what they say.
+/// Returns the messages at these spans, and checks that they are as the spans say.
 fn parts(wire: &Bytes, spans: &[Span]) -> Vec<Bytes> {
     let mut end = 0;
     let parts = spans.iter().map(|span| {
@@ -173,11 +175,13 @@ const TYPES: [SocketType; 11] = [
     SocketType::Xsub,
 ];
 
-/// Whatever a peer sends, before or after the handshake, in whatever pieces: an engine answers, hands on, and refuses the same.
+/// Checks that an engine answers, emits and refuses the same in whatever pieces a peer's bytes come, before
+/// and after the handshake.
 pub fn engine(data: &[u8]) {
     let Some((&[kind, pattern], stream)) = data.split_first_chunk::<2>() else { return };
     let ours = TYPES[usize::from(kind) % TYPES.len()];
-    // The upper half starts behind a good handshake of ZMTP 3.1 or, with long pieces, of 3.0.
+    // A kind of 128 or more starts behind a good handshake, which is of ZMTP 3.0 from 192 on, and otherwise
+    // of ZMTP 3.1.
     let version_3_0 = kind >= 192;
     let stream = if kind >= 128 {
         [&seeds::handshake(fitting(ours), !version_3_0)[..], stream].concat()
@@ -190,11 +194,11 @@ pub fn engine(data: &[u8]) {
 }
 
 fn fitting(ours: SocketType) -> SocketType {
-    // Every type has one that fits it.
+    // Every type has at least one compatible type.
     TYPES.into_iter().find(|theirs| ours.fits(*theirs)).unwrap_or(ours)
 }
 
-/// What came out of an engine.
+/// The output of an engine.
 #[derive(Debug, Default, PartialEq)]
 struct Heard {
     peer: Option<Peer>,
@@ -237,11 +241,11 @@ fn drive(ours: SocketType, stream: &[u8], piece: usize) -> Heard {
                 Ok(Some(Event::Drain | Event::Drained | Event::Dropped(_) | Event::FromSubscriber(_))) => {}
             }
         }
-        // A command may begin between the frames of a message: both are unfinished then.
+        // A command may begin between the frames of a message. Then both are incomplete.
         let limits = limits();
         let longest = limits.message_size + limits.command_size + FRAME_HEADER_MAX;
         assert!(input.len() <= longest, "it hoards {}", input.len());
-        // Asking about time must not disturb.
+        // A query of the timeout must have no effect.
         let due = engine.poll_timeout();
         assert!(due.is_none_or(|due| due >= start));
     }
@@ -250,7 +254,7 @@ fn drive(ours: SocketType, stream: &[u8], piece: usize) -> Heard {
     heard
 }
 
-/// The messages in a stream of bytes; what does not parse ends it.
+/// Returns the messages in a stream of bytes, up to the first invalid one.
 fn messages(data: &[u8]) -> Vec<Multipart> {
     let mut spans = Vec::new();
     let wire = Bytes::copy_from_slice(data);
@@ -259,7 +263,7 @@ fn messages(data: &[u8]) -> Vec<Multipart> {
     spans.iter().map(|span| Frames::of(wire.slice(span.start..span.end)).collect()).collect()
 }
 
-/// A control request is known or ignored.
+/// Checks that a control request is recognised or ignored.
 pub fn control(data: &[u8]) {
     for message in messages(data) {
         let known = xmsg_proxy::fuzzing::is_control_request(&message);
@@ -272,7 +276,8 @@ pub fn control(data: &[u8]) {
     }
 }
 
-/// Every request gets a reply that can be read, and what it gives out can be read, too; what is no request is not carried out.
+/// Checks that every request gets a valid reply with valid registrations, and that an invalid request is not
+/// carried out.
 pub fn registrar(data: &[u8]) {
     let mut registrar = xmsg_proxy::fuzzing::Registrar::default();
     for message in messages(data) {
@@ -292,7 +297,8 @@ pub fn registrar(data: &[u8]) {
     }
 }
 
-/// Frames of an xMsg message are read or refused; what is read is written back as it was, as far as it means something.
+/// Checks that the frames of an xMsg message are read or refused, and that what is read can be written and
+/// read again with the same result.
 pub fn message(data: &[u8]) {
     for message in messages(data) {
         let Some([topic, meta, data]) = message.into_array() else { continue };
@@ -335,7 +341,7 @@ fn read_topic(bytes: &Bytes) {
     if let Ok(text) = str::from_utf8(bytes)
         && let Ok(topic) = text.parse::<Topic>()
     {
-        // A `*` ends it; what is left is taken as it is.
+        // A `*` ends the topic. The part before it parses to the same topic again.
         let again = topic.to_str().ok().and_then(|text| text.parse::<Topic>().ok());
         assert_eq!(again, Some(topic.clone()));
         assert!(topic.is_parent(&topic));
@@ -347,7 +353,7 @@ fn read_topic(bytes: &Bytes) {
 
 fn read_data(mime_type: &str, frame: &Bytes) {
     if let Ok(data) = Data::decode(mime_type, frame) {
-        // By its bytes: NaN is not equal to itself.
+        // The encoded bytes are compared, because NaN is not equal to itself.
         let again = Data::decode(data.mime_type(), &data.encode());
         assert_eq!(again.map(|again| again.encode()).ok(), Some(data.encode()), "{mime_type}");
         let native = Data::decode(mime::NATIVE, &data.encode_native());
@@ -368,8 +374,9 @@ fn secured(socket_type: SocketType, mechanism: impl Mechanism + 'static) -> Engi
     Engine::with_mechanism(options, Box::new(mechanism), std::time::Instant::now())
 }
 
-/// Changes to a good session: how many there are, where they are, and what is added (exclusive or) there; then bytes that follow the
-/// session. Whoever is let in is who it was, and no box is opened that was not made with the keys.
+/// Applies changes to a good session, and adds bytes behind it. The input starts with the number of changes.
+/// Each change has a position and a byte, which is combined with the original by exclusive or. Checks that an
+/// accepted client is the genuine one, and that no box is opened that was not made with the keys.
 pub fn curve(data: &[u8]) {
     let Some((&count, rest)) = data.split_first() else { return };
     let (edits, added) = rest.split_at((usize::from(count % 8) * 3).min(rest.len()));
@@ -409,7 +416,8 @@ pub fn curve(data: &[u8]) {
         while let Some(bytes) = server.poll_transmit() {
             to_client.extend_from_slice(&bytes);
         }
-        // What an honest server sends is never wrong; with a changed greeting it may be of another version.
+        // The bytes of an honest server are always valid. After a changed greeting they may be of another
+        // version.
         while let Ok(Some(event)) = client.poll_event(&mut to_client) {
             assert!(matches!(event, Event::Ready(_)));
         }
@@ -421,7 +429,7 @@ pub fn curve(data: &[u8]) {
     let (mut opener, mut boxed) = (cipher.opener, to_server);
     boxed.extend_from_slice(added);
     assert!(!matches!(opener.open(&mut boxed, &mut BytesMut::new()), Ok(true)), "a forged box was opened");
-    // What the client does send is opened, whatever its flags and its length.
+    // What the client itself sends is opened, whatever its flags and length.
     if let Some(mut cipher) = client.take_cipher() {
         let flags = added.first().map_or(0, |flags| flags & 1);
         let (mut boxed, mut frames) = (BytesMut::new(), BytesMut::new());
@@ -433,7 +441,8 @@ pub fn curve(data: &[u8]) {
     }
 }
 
-/// A PLAIN server hands out credentials before anything else, once, and goes on only if they are good.
+/// Checks that a PLAIN server emits credentials once, before anything else, and continues only if they are
+/// good.
 pub fn plain(data: &[u8]) {
     let Some((&mode, stream)) = data.split_first() else { return };
     let stream =
@@ -460,7 +469,8 @@ pub fn plain(data: &[u8]) {
     assert!(asked <= 1);
 }
 
-/// A settings file is read or refused; what is read can be written, and reads back to the same.
+/// Checks that a settings file is read or refused, and that settings that were read can be written and read
+/// again with the same result.
 pub fn settings(data: &[u8]) {
     use xmsg_proxy::settings::{ProxySettings, RegistrarSettings, Settings, parse, print};
 

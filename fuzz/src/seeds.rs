@@ -1,4 +1,4 @@
-//! The seed corpora: good sessions, and a few that are not. `cargo run --bin seeds` writes them.
+//! The seed corpora: good sessions, and a few invalid ones. `cargo run --bin seeds` writes them.
 
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use xmsg_core::registration::{Action, OwnerType, Query, Registration, Request};
 use xmsg_core::{Message, ProxyAddress, Topic};
 use xmsg_zmtp::{Command, Properties, SocketType, Version, encode_frame, encode_message};
 
-/// An input: its name and its bytes.
+/// A seed: its name and its bytes.
 pub type Seed = (&'static str, Vec<u8>);
 
-/// What a peer with NULL says up to the end of its handshake; ZMTP 3.1 or 3.0.
+/// Returns what a peer with NULL security sends up to the end of its handshake, for ZMTP 3.1 if `latest` is
+/// true, and otherwise for ZMTP 3.0.
 #[must_use]
 pub fn handshake(socket_type: SocketType, latest: bool) -> Vec<u8> {
     let mut bytes = BytesMut::from(&greeting(3, u8::from(latest), "NULL")[..]);
@@ -50,7 +51,7 @@ fn ping() -> Command {
     Command::Ping { ttl: Duration::from_secs(3), context: Bytes::from_static(b"are you there") }
 }
 
-/// The seeds of a target.
+/// Returns the seeds of a target.
 #[must_use]
 pub fn of(target: &str) -> Vec<Seed> {
     match target {
@@ -102,13 +103,14 @@ fn codec() -> Vec<Seed> {
 }
 
 fn engines() -> Vec<Seed> {
-    // The first byte: the type of our socket, and from 128 on behind a handshake. The types stand in the order of their ZMTP 2.0 codes.
+    // The first byte chooses the type of the engine's socket. From 128 on, the input starts behind a
+    // handshake. The types are in the order of their ZMTP 2.0 codes.
     const PUB: u8 = 1;
     const SUB: u8 = 2;
     const ROUTER: u8 = 6;
     const XPUB: u8 = 9;
     const XSUB: u8 = 10;
-    // 128 mod 11 is 7.
+    // 128 mod 11 is 7, so adding 4 makes the result a multiple of 11.
     let behind = |kind: u8| 128 + (kind + 4) % 11;
     let mut subscriptions = BytesMut::new();
     for version in [Version::V3_1, Version::V3_0] {
@@ -181,11 +183,11 @@ fn registrars() -> Vec<Seed> {
 
 fn messages() -> Vec<Seed> {
     let topic = || Topic::wrap("data:power:volts");
-    // A topic that is wrapped already can be used.
+    // An already valid topic can always be used.
     let message = |value: Data| Message::of(topic(), value).expect("a topic");
     let of = |value: Data| wire(&[&message(value).into_frames()[..]]);
     let mut request = message(3.0.into());
-    // There is metadata that can be read: we have just written it.
+    // This can't fail, because the metadata was written just above.
     let _ = request.set_reply_to(&Topic::wrap("ret:0a1b2c3d:4000007"));
     let payload = Payload { items: vec![("run".into(), 17.into()), ("gain".into(), 2.5.into())] };
     let values: Vec<(&'static str, Data)> = vec![
