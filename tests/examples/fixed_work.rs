@@ -1,5 +1,5 @@
-//! Fixed work on fixed inputs, done once: `tests/bench/instructions` runs it under callgrind, which counts the instructions
-//! within `measured`. Prints how many messages (or topics) that was.
+//! Fixed work on fixed inputs, done once. `tests/bench/instructions` runs it under callgrind, which counts
+//! the instructions within `measured`. It prints how many messages or topics that were.
 //!
 //! ```sh
 //! cargo run --release -p xmsg-tests --example fixed_work -- scan
@@ -16,9 +16,9 @@ use xmsg_zmq::HighWaterMark;
 use xmsg_zmq::link::outbox::{Lease, Ledger, Outbox};
 use xmsg_zmtp::{Engine, Event, Limits, Options, Scanner, SocketType, encode_message};
 
-/// Messages or topics of a workload.
+/// The number of messages or topics of a workload.
 const COUNT: usize = 10_000;
-/// Bytes that come in with one read.
+/// The bytes of one read.
 const READ: usize = 64 << 10;
 
 const WORK: [(&str, fn()); 11] = [
@@ -47,19 +47,19 @@ fn main() {
     }
 }
 
-/// What is counted.
+/// Runs the work whose instructions are counted.
 #[inline(never)]
 fn measured<T>(work: impl FnOnce() -> T) -> T {
     black_box(work())
 }
 
-/// A message of 100 bytes, with a topic and metadata of 20.
+/// Returns a message with a topic and metadata of 20 bytes each, and 100 bytes of data.
 fn message() -> Message {
     let frame = |byte, len| Bytes::from(vec![byte; len]);
     Message::from_frames(Bytes::from_static(b"bench:subject:type01"), frame(b'm', 20), frame(b'd', 100))
 }
 
-/// [`COUNT`] of them on the wire.
+/// Returns [`COUNT`] encoded messages.
 fn wire() -> BytesMut {
     let mut wire = BytesMut::new();
     let frames = message().into_frames();
@@ -69,7 +69,7 @@ fn wire() -> BytesMut {
     wire
 }
 
-/// Into the queue of a connection.
+/// Encodes messages into the queue of a connection.
 fn publish() {
     let outbox = Outbox::recycling(HighWaterMark::bytes(usize::MAX));
     let frames = message().into_frames();
@@ -81,7 +81,7 @@ fn publish() {
     println!("{COUNT}");
 }
 
-/// Into a buffer.
+/// Encodes messages into a buffer.
 fn encode() {
     let mut out = BytesMut::with_capacity(wire().len());
     let frames = message().into_frames();
@@ -93,7 +93,7 @@ fn encode() {
     println!("{COUNT}");
 }
 
-/// Boundaries of messages, read by read.
+/// Finds the boundaries of messages, one read at a time.
 fn scan() {
     let mut wire = wire();
     let mut scanner = Scanner::new(&Limits::default());
@@ -114,7 +114,7 @@ fn scan() {
     println!("{found}");
 }
 
-/// The engine of a proxy: from bytes to batches of messages.
+/// Runs the engine of a proxy, from bytes to batches of messages.
 fn codec() {
     let [mut publisher, mut proxy] = [SocketType::Pub, SocketType::Xsub]
         .map(|kind| Engine::new(Options::new(kind), std::time::Instant::now()));
@@ -144,28 +144,28 @@ fn codec() {
     println!("{found}");
 }
 
-/// Into messages of one's own.
+/// Decodes messages that share the memory of the batch.
 fn decode() {
     let messages = Messages::of(wire().freeze());
     let found = measured(|| messages.flatten().map(black_box).count());
     println!("{found}");
 }
 
-/// Into messages that own their memory.
+/// Decodes messages that own their memory.
 fn detach() {
     let messages = Messages::of(wire().freeze());
     let found = measured(|| messages.detached().flatten().map(black_box).count());
     println!("{found}");
 }
 
-/// Into messages that are looked at.
+/// Decodes borrowed messages.
 fn lend() {
     let messages = Messages::of(wire().freeze());
     let found = measured(|| messages.iter().flatten().map(black_box).count());
     println!("{found}");
 }
 
-/// There and back.
+/// Encodes metadata and decodes it again.
 fn metadata() {
     let mut meta = Meta::new("text/string");
     (meta.author, meta.communication_id) = (Some("author".into()), Some(7));
@@ -178,7 +178,7 @@ fn metadata() {
     println!("{COUNT}");
 }
 
-/// Runs of eight messages into the queue of a subscriber: short ones are copied, long ones are slices.
+/// Queues runs of eight messages for a subscriber. Every second run is copied, and the others are slices.
 fn forward() {
     let outbox = Outbox::new(HighWaterMark::bytes(usize::MAX));
     let slab = wire().freeze();
@@ -194,7 +194,7 @@ fn forward() {
     println!("{COUNT}");
 }
 
-/// Subscribers of a topic among so many subscriptions.
+/// Finds the subscribers of topics in a table with this many subscriptions.
 fn find(subscriptions: usize) {
     let mut rng = Rng::with_seed(7);
     let mut table = PrefixTable::new();

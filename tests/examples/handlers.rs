@@ -1,5 +1,6 @@
-//! How fast messages are delivered to a loop around `next`, and to handlers: publisher, proxy and subscriber in one process, over
-//! loopback, messages of 100 bytes, all ways turn about. Prints the median of the rounds for each.
+//! Measures how fast messages are delivered to a loop around `next` and to handlers. Publisher, proxy and
+//! subscriber are in one process and use the loopback interface. Messages have 100 bytes of data. The ways
+//! are measured in turn, and the median of the rounds is printed for each.
 //!
 //! ```sh
 //! cargo run --release -p xmsg-tests --example handlers -- [messages] [rounds]
@@ -45,7 +46,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Messages a second, from the first publish to the last delivery.
+/// Returns messages per second, from the first publish to the last delivery.
 async fn deliver(way: Way, messages: u64) -> Result<f64, Box<dyn std::error::Error>> {
     let proxy = Proxy::bind("127.0.0.1:0").slow_subscriber(Policy::BLOCK).start().await?;
     let publisher = Connection::new(proxy.address().clone())?;

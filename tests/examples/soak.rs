@@ -1,8 +1,9 @@
-//! Churn and load against a real proxy: see `tests/soak`, which starts it.
+//! Load on a real proxy, with clients that come and go. See `tests/soak`, which starts it.
 //!
-//! An innocent pair publishes and receives all the time and must lose nothing. Everybody else misbehaves: clients come and go, are killed,
-//! do not read, subscribe in storms. Meanwhile the memory, descriptors and threads of the proxy are looked at. Growth in the
-//! second half of the run is a failure, and so is anything that is still there when all others have gone.
+//! One well-behaved pair of clients publishes and receives all the time, and must lose nothing. All other
+//! clients misbehave: they come and go, are killed, do not read, or subscribe and unsubscribe in large
+//! numbers. Meanwhile the memory, descriptors and threads of the proxy are sampled. Growth in the second half
+//! of the run is a failure. So is anything that remains when all other clients have gone.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,14 +21,15 @@ use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, patient, topic, within};
 use xmsg_zmq::{Endpoint, SocketOptions, Subscriber};
 
-/// Between two looks at the proxy.
+/// The time between two samples of the proxy.
 const SAMPLING: Duration = Duration::from_secs(2);
-/// How much the median of the last quarter of the run may lie above that of the second one: the noise of allocator and load.
+/// How much higher the median of the last quarter of the run may be than the median of the second quarter.
+/// This is the noise of the allocator and the load.
 const RSS_GROWTH: f64 = 1.10;
 const RSS_SLACK_KIB: f64 = 8192.0;
 const DESCRIPTORS_GROWTH: f64 = 1.25;
 const DESCRIPTORS_SLACK: f64 = 16.0;
-/// How long the proxy may take to forget those who have gone.
+/// How long the proxy may take to release the resources of clients that have gone.
 const FORGETTING: Duration = Duration::from_secs(60);
 
 /// What was done so far, by kind.
@@ -59,7 +61,7 @@ struct World {
     stop: CancellationToken,
 }
 
-/// The proxy at one moment.
+/// The resources of the proxy at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     rss_kib: f64,
@@ -76,7 +78,8 @@ impl Sample {
             line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
         };
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the proxy runs");
-        // Behind the name, which may contain blanks: fields 14 and 15 of proc(5), in hundredths of a second.
+        // Fields 14 and 15 of proc(5), in hundredths of a second. They follow the name, which may contain
+        // spaces.
         let fields: Vec<&str> =
             stat.rsplit(')').next().map(|rest| rest.split_whitespace().collect()).unwrap_or_default();
         let ticks = |field: usize| fields[field - 3].parse::<f64>().expect("a number");
@@ -212,7 +215,7 @@ fn median(samples: &[Sample], of: fn(&Sample) -> f64) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// The first quarter warms up; from the second to the last nothing may grow.
+/// Returns what has grown from the second quarter to the last. The first quarter is for warming up.
 fn grown(samples: &[Sample]) -> Vec<String> {
     type Line = (&'static str, fn(&Sample) -> f64, f64, f64);
     let lines: [Line; 3] = [
@@ -233,7 +236,7 @@ fn grown(samples: &[Sample]) -> Vec<String> {
     faults
 }
 
-/// When all others have gone, the proxy has the descriptors that it had before they came.
+/// Checks that the proxy has no more descriptors than before, when all other clients have gone.
 async fn left_behind(pid: u32, alone: Sample) -> Option<String> {
     let since = Instant::now();
     loop {
@@ -259,7 +262,7 @@ impl World {
         builder.build().expect("an actor")
     }
 
-    /// Does something again and again until it is to stop; counts what was done, and errors.
+    /// Repeats a step until the test stops. Counts what was done, and errors.
     async fn again<F: Future<Output = xmsg_core::Result<u64>>>(
         &self,
         counter: fn(&Counts) -> &AtomicU64,
@@ -278,7 +281,8 @@ impl World {
     }
 }
 
-/// About a thousand messages a second from one publisher to one subscriber, each received, in order.
+/// Publishes about a thousand messages per second to one subscriber. Checks that all of them are received, in
+/// order.
 async fn innocent(world: World, stop: CancellationToken) -> Result<u64, String> {
     let text = |error: xmsg_core::Error| error.to_string();
     let mut messages = world.connection().subscribe([topic("innocent")]).await.map_err(text)?;
@@ -306,7 +310,7 @@ async fn innocent(world: World, stop: CancellationToken) -> Result<u64, String> 
     Ok(number.cast_unsigned())
 }
 
-/// A steady stream that subscribers come and go for.
+/// Publishes a steady stream. Subscribers to it come and go.
 async fn load(world: World) {
     let publisher = world.connection();
     let data = vec![7; 256];
@@ -326,7 +330,8 @@ async fn load(world: World) {
     publisher.close(PATIENCE).await;
 }
 
-/// Publishers that come, say something, and go, every other one without a farewell.
+/// Runs publishers that connect, publish something, and leave. Every second one leaves without closing its
+/// connection gracefully.
 async fn publishers(world: World, number: usize) {
     let mut turn = 0;
     world
@@ -351,7 +356,7 @@ async fn publishers(world: World, number: usize) {
         .await;
 }
 
-/// Subscribers that come, receive something, and go.
+/// Runs subscribers that connect, receive something, and leave.
 async fn subscribers(world: World, number: usize) {
     world
         .again(
@@ -372,7 +377,7 @@ async fn subscribers(world: World, number: usize) {
         .await;
 }
 
-/// Thousands of subscriptions at once, taken back again.
+/// Makes thousands of subscriptions at once, and removes them again.
 async fn storms(world: World) {
     let endpoint = Endpoint::tcp(world.proxy.host(), world.proxy.subscribe_port());
     let mut turn = 0;
@@ -389,7 +394,7 @@ async fn storms(world: World) {
                         socket.subscribe(format!("storm:{turn}:{number}")).unwrap();
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
-                    // Half are taken back, the others go with the connection.
+                    // Half of the subscriptions are removed. The others end with the connection.
                     for number in 0..2500 {
                         socket.unsubscribe(format!("storm:{turn}:{number}"));
                     }
@@ -402,7 +407,7 @@ async fn storms(world: World) {
         .await;
 }
 
-/// Subscribers that want everything of the load and read nothing, until they are reset.
+/// Runs subscribers that subscribe to the whole load and read nothing, until they are reset.
 async fn slow(world: World) {
     let port = world.proxy.subscribe_port();
     world
@@ -419,7 +424,7 @@ async fn slow(world: World) {
         .await;
 }
 
-/// Clients that are killed.
+/// Runs clients that are killed.
 async fn killed(world: World, xmsg: PathBuf) {
     let proxy = world.proxy.to_string();
     world
@@ -437,7 +442,7 @@ async fn killed(world: World, xmsg: PathBuf) {
         .await;
 }
 
-/// Registrations that come and go.
+/// Makes and removes registrations.
 async fn registrations(world: World) {
     let mut turn = 0;
     world
@@ -470,7 +475,7 @@ async fn registrations(world: World) {
         .await;
 }
 
-/// Synchronous publishing: a service that stays, and clients that come and go.
+/// Runs a service that answers requests, and clients that come and go.
 async fn requests(world: World) {
     let service = world.actor();
     let handle = service

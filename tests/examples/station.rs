@@ -1,4 +1,5 @@
-//! What the tests with network namespaces start inside them: a proxy, a publisher, or a subscriber.
+//! The program that the tests with network namespaces start inside them: a proxy, a publisher or a
+//! subscriber.
 //!
 //! ```text
 //! station proxy HOST:PORT INTERVAL TIMEOUT            says `listening`, then what it logs
@@ -7,8 +8,9 @@
 //!                                                     `published` and how many in all
 //! ```
 //!
-//! Publisher and subscriber say `connected` and `disconnected REASON`, too. Times are those of heartbeats, in
-//! milliseconds; `-`: the defaults. `BYTES`: what a subscriber holds that nobody reads.
+//! Publisher and subscriber also print `connected` and `disconnected REASON`. `INTERVAL` and `TIMEOUT` are
+//! those of heartbeats, in milliseconds, and `-` stands for the default. `BYTES` is the limit of what the
+//! subscriber holds before it is read.
 
 use std::time::Duration;
 

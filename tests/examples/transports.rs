@@ -1,5 +1,5 @@
-//! What the transports cost: messages a second, and the time of a request and its reply, over `tcp://`, `ipc://` and `inproc://`, with
-//! both ends in one process, each on a thread of its own.
+//! Measures the transports `tcp://`, `ipc://` and `inproc://`: messages per second, and the time of a request
+//! with its reply. Both ends are in one process, each on a thread of its own.
 //!
 //! ```sh
 //! cargo run --release -p xmsg-tests --example transports
@@ -11,13 +11,13 @@ use bytes::Bytes;
 use xmsg_core::Result;
 use xmsg_zmq::{Endpoint, Publisher, Replier, Requester, SocketOptions, Subscriber};
 
-/// Rounds, of which the median is printed.
+/// The number of rounds, of which the median is printed.
 const ROUNDS: usize = 5;
-/// Bytes of data that go through in a round, and messages at most.
+/// The data of a round in bytes. `MESSAGES_MAX` limits the number of messages.
 const VOLUME: usize = 1 << 30;
 const MESSAGES_MAX: usize = 2_000_000;
 const SIZES: [usize; 4] = [100, 1024, 64 << 10, 1 << 20];
-/// Requests of a round, one at a time.
+/// The number of requests in a round, which are sent one at a time.
 const REQUESTS: usize = 20_000;
 
 fn main() -> Result<()> {
@@ -56,7 +56,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// Messages a second from the first to the last that came.
+/// Returns messages per second, from the first received message to the last.
 fn throughput(endpoint: &Endpoint, size: usize) -> Result<f64> {
     let count = (VOLUME / size).min(MESSAGES_MAX);
     let runtime = runtime();
@@ -88,7 +88,7 @@ fn throughput(endpoint: &Endpoint, size: usize) -> Result<f64> {
     Ok((count - 1) as f64 / took.as_secs_f64())
 }
 
-/// Seconds that half, and 99 of 100, of all requests take at most.
+/// Returns the median and the 99th percentile of the time of a request, in seconds.
 fn round_trips(endpoint: &Endpoint) -> Result<[f64; 2]> {
     let server = runtime();
     let replier = Replier::new(SocketOptions::default());

@@ -1,10 +1,13 @@
-//! A web service: what is published to `news` goes to every browser that has `/events` open, as server-sent events.
+//! A web service that sends everything that is published to `news` to every browser with `/events` open, as
+//! server-sent events.
 //!
-//! `cargo run -p xmsg-tests --example web_events [127.0.0.1:8080]`; needs a proxy (`cargo run --bin xmsg-proxy`). Then open the page that
-//! it names, and `xmsg pub news 'It works'`. SIGTERM or Ctrl-C ends it: every browser still gets what was received, and then the end.
+//! Run it with `cargo run -p xmsg-tests --example web_events [127.0.0.1:8080]` while a proxy runs (`cargo run
+//! --bin xmsg-proxy`). Then open the page that it prints, and run `xmsg pub news 'It works'`. SIGTERM or
+//! Ctrl-C ends it: every browser still gets what was received, and then the end of the stream.
 //!
-//! There is one subscription, whatever the number of browsers. The last [`BACKLOG`] messages are kept for all of them together; a browser
-//! that is further behind misses the oldest, is told how many, and holds up nobody.
+//! There is one subscription, whatever the number of browsers. The last [`BACKLOG`] messages are kept for all
+//! browsers together. A browser that is further behind misses the oldest messages, and gets their number. It
+//! makes nobody wait.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -24,12 +27,12 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot};
 use xmsg_core::{Actor, Message};
 
-/// Messages that are kept for browsers that are behind.
+/// The number of messages that are kept for browsers that are behind.
 const BACKLOG: usize = 256;
-/// How long the end may take.
+/// The time limit for a graceful end.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A text rather than a `Message`, which would keep the memory of its neighbours alive.
+/// The news are kept as text, because a `Message` would keep the memory of messages next to it alive.
 type News = Arc<str>;
 
 const PAGE: &str = "<!doctype html><title>news</title><ul id=list></ul><script>
@@ -39,7 +42,8 @@ events.onmessage = event => add(event.data);
 events.addEventListener('missed', event => add(event.data + ' missed'));
 </script>";
 
-/// The weak sender lets browsers join, and does not keep the others waiting when the news have ended.
+/// Streams events to a browser. The sender is weak, so that it does not keep the streams of other browsers
+/// open when the news have ended.
 fn events(news: &broadcast::WeakSender<News>) -> Response {
     let Some(sender) = news.upgrade() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the news have ended\n").into_response();
@@ -83,15 +87,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     loop {
         tokio::select! {
             _ = interrupt.recv() => news.drain(),
-            _ = terminate.recv() => news.drain(), // what is on its way still comes, then `None`
+            _ = terminate.recv() => news.drain(), // received messages still come, then `None`
             message = news.next() => match message {
                 None => break,
                 Some(Err(error)) => eprintln!("passed over: {error}"),
-                Some(Ok(message)) => drop(sender.send(text_of(&message))), // an error: nobody is looking
+                // an error means that no browser is connected
+                Some(Ok(message)) => drop(sender.send(text_of(&message))),
             },
         }
     }
-    drop((sender, stop)); // the streams end when they have given out the rest, and with them the server
+    drop((sender, stop)); // the streams end after the remaining messages, and then the server ends
     if tokio::time::timeout(LIMIT, serving).await.is_err() {
         eprintln!("some browsers did not read to the end within {LIMIT:?}");
     }

@@ -1,4 +1,4 @@
-//! A program on the sockets of the `zeromq` crate speaks xMsg through a proxy.
+//! A program that uses the sockets of the `zeromq` crate and speaks xMsg through a proxy.
 //!
 //! It subscribes to temperatures in Celsius, and publishes them in Fahrenheit.
 //!
@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("at work at {proxy}");
 
     loop {
-        // The conversions are those of the feature `zeromq` of xmsg-core.
+        // The conversions between the types of messages come from the feature `zeromq` of xmsg-core.
         let message = Message::try_from(subscriber.recv().await?)?;
         let topic = message.topic().to_string().replacen("celsius", "fahrenheit", 1);
         match message.value::<f64>() {

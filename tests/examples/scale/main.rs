@@ -1,13 +1,14 @@
-//! What much of something costs a proxy: idle connections, subscriptions, subscribers, publishers; and how long a restart is felt. The proxy
-//! is a process of its own, from the folder in `XMSG_BIN_DIR`; figures are of that process. Started so, on an idle machine:
+//! Measures how the costs of a proxy grow with the number of idle connections, subscriptions, subscribers and
+//! publishers, and how long clients notice a restart. The proxy is a process of its own, from the folder in
+//! `XMSG_BIN_DIR`, and the figures are for that process. Run it on an idle machine:
 //!
 //! ```sh
 //! cargo build --release --workspace --bins
 //! XMSG_BIN_DIR=$PWD/target/release cargo run --release --package xmsg-tests --example scale -- docs/plots
 //! ```
 //!
-//! Pictures go to the folder that is named, if one is. Names of parts behind it choose these: `alone`, `subscriptions`, `subscribers`,
-//! `publishers`, `connections`, `restarts`.
+//! Plots are written to the folder that is named, if there is one. After it, the names of parts may follow,
+//! to run only these: `alone`, `subscriptions`, `subscribers`, `publishers`, `connections`, `restarts`.
 
 mod matching;
 mod plot;
@@ -27,12 +28,12 @@ use self::process::ProxyProcess;
 use self::traffic::{Traffic, encoded};
 
 const CONNECTIONS: usize = 10_000;
-/// Peers that share all subscriptions.
+/// The number of peers that share all subscriptions.
 const SUBSCRIBERS: usize = 10;
 const RESTARTS: i64 = 5;
-/// Messages that arrive while one rate is measured.
+/// The number of deliveries while one rate is measured.
 const DELIVERED: usize = 20_000_000;
-/// Descriptors that are for something else.
+/// The number of descriptors that are reserved for other uses.
 const SPARE: usize = 100;
 
 fn subscriber(address: &ProxyAddress) -> Subscriber {
@@ -84,14 +85,14 @@ async fn restarts() {
     );
 }
 
-/// Messages of one publisher to many subscribers, or of many publishers to one.
+/// What there is much of: subscribers of one publisher, or publishers to one subscriber.
 #[derive(Clone, Copy)]
 enum Many {
     Subscribers,
     Publishers,
 }
 
-/// What the traffic of so many costs: rates, and processor time.
+/// Measures the traffic with these numbers of peers: rates and processor time.
 async fn many(of: Many, counts: &[usize]) -> [Line; 2] {
     let name = match of {
         Many::Subscribers => "subscribers",

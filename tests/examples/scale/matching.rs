@@ -1,4 +1,5 @@
-//! What finding the subscribers of a topic costs, alone and in the proxy, and what subscriptions take.
+//! The cost of finding the subscribers of a topic, in the table alone and in the proxy, and the memory of
+//! subscriptions.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -11,20 +12,20 @@ use crate::plot::Line;
 use crate::traffic::{Traffic, encoded};
 
 pub(crate) const COUNTS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
-/// Topics of which most messages are, when not all are in use.
+/// The number of topics of most messages, when not all topics are used.
 const HOT: usize = 3_000;
 const LOOKUPS: usize = 2_000_000;
-/// Topics that are looked for together.
+/// The number of topics that are looked up together.
 const TOGETHER: usize = 64;
 const MESSAGES: usize = 4_000_000;
 
-/// So many prefixes.
+/// A function that returns this many prefixes.
 type Shape = fn(usize) -> Vec<String>;
 
-/// 20 bytes each, or three names of many lengths.
+/// The shapes of prefixes: all with 20 bytes, or three names of many lengths.
 const SHAPES: [(&str, Shape); 2] = [("one length", channels), ("many lengths", names)];
 
-/// `det:7:channel000123`: all of one length.
+/// Returns prefixes such as `det:7:channel000123`, all of one length.
 fn channels(count: usize) -> Vec<String> {
     (0..count).map(channel).collect()
 }
@@ -33,7 +34,7 @@ fn channel(number: usize) -> String {
     format!("det:{}:channel{:06}", number % SUBSCRIBERS, number / SUBSCRIBERS)
 }
 
-/// `domain:subject:type:` of 20 × 2,000 × 2,000 names with three to eleven letters.
+/// Returns prefixes `domain:subject:type:` of 20 × 2,000 × 2,000 names with three to eleven letters.
 fn names(count: usize) -> Vec<String> {
     let mut random = fastrand::Rng::with_seed(7);
     let mut name = || -> String { (0..random.usize(3..12)).map(|_| random.lowercase()).collect() };
@@ -50,13 +51,13 @@ fn names(count: usize) -> Vec<String> {
     prefixes
 }
 
-/// Topics for these prefixes, each in turn, in an order that no cache foresees.
+/// Returns a topic for each prefix, in an order that no cache can predict.
 fn topics(prefixes: &[String]) -> Vec<String> {
     let count = prefixes.len();
     (0..count).map(|number| format!("{}:value", prefixes[number * 611_953 % count])).collect()
 }
 
-/// ns for each.
+/// Returns the time for each lookup in ns.
 fn time(mut some: impl FnMut() -> usize) -> f64 {
     let (mut found, started) = (0, Instant::now());
     while found < LOOKUPS {
@@ -65,7 +66,8 @@ fn time(mut some: impl FnMut() -> usize) -> f64 {
     started.elapsed().as_nanos() as f64 / found as f64
 }
 
-/// The table alone: one topic after another, and several together; of all topics, and of a few thousand.
+/// Measures the table alone: one topic after another and several together, with all topics and with a few
+/// thousand.
 pub(crate) fn alone() -> Vec<Line> {
     random_access();
     let mut lines = Vec::new();
@@ -114,7 +116,8 @@ pub(crate) fn alone() -> Vec<Line> {
     lines
 }
 
-/// What this machine takes to read from a random place of 64 MiB when the place is known from the one before.
+/// Prints how long this machine takes to read from a random place in 64 MiB if the place depends on the read
+/// before.
 fn random_access() {
     const LINES: usize = 1 << 20;
     let mut order: Vec<usize> = (0..LINES).collect();
@@ -132,7 +135,8 @@ fn random_access() {
     println!("one miss of all caches: {each:.0} ns");
 }
 
-/// A proxy with so many subscriptions: what they take, bytes each, and what a message costs, ns.
+/// Measures a proxy with different numbers of subscriptions: the memory of a subscription in bytes, and the
+/// cost of a message in ns.
 pub(crate) async fn in_the_proxy() -> (Line, Vec<Line>) {
     let mut memory = Line { name: "resident memory for a subscription".into(), points: Vec::new() };
     let mut own = ["messages of all topics", "messages of 3,000 topics"]

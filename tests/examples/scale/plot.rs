@@ -1,4 +1,4 @@
-//! Figures over counts, as SVG; both axes are logarithmic.
+//! Plots of figures over counts as SVG, with two logarithmic axes.
 
 use std::error::Error;
 use std::ops::Range;
@@ -16,7 +16,7 @@ const SIZE: (u32, u32) = (960, 540);
 const TITLE: (&str, u32) = ("sans-serif", 22);
 const LABEL: (&str, u32) = ("sans-serif", 16);
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
-/// Colours that people who see few of them can tell apart (Okabe and Ito).
+/// Colours that colour-blind people can distinguish (Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
@@ -28,14 +28,15 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(0x00, 0x00, 0x00),
 ];
 
-/// Points to be joined.
+/// Points that are joined by a line.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) name: String,
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Draws lines over counts of something. The second axis begins a little below the least value, at 1, 2 or 5 times a power of ten, and ends likewise.
+/// Draws lines over counts. The second axis begins just below the smallest value and ends just above the
+/// largest, each at 1, 2 or 5 times a power of ten.
 pub(crate) fn draw(file: &Path, title: &str, axes: [&str; 2], lines: &[Line]) -> Result<(), Box<dyn Error>> {
     let points = || lines.iter().flat_map(|line| &line.points);
     let (x, y) = (range(points().map(|point| point.0)), range(points().map(|point| point.1)));
@@ -78,7 +79,8 @@ pub(crate) fn draw(file: &Path, title: &str, axes: [&str; 2], lines: &[Line]) ->
     Ok(())
 }
 
-/// From what is not above the least value to what is not below the greatest, in steps of 1, 2 and 5.
+/// Returns a range from a step at or below the smallest value to a step at or above the largest. Steps are 1,
+/// 2 and 5 times powers of ten.
 fn range(values: impl Iterator<Item = f64> + Clone) -> Range<f64> {
     let (min, max) = (values.clone().fold(f64::INFINITY, f64::min), values.fold(0.0, f64::max));
     let steps = |value: f64| {
@@ -90,7 +92,7 @@ fn range(values: impl Iterator<Item = f64> + Clone) -> Range<f64> {
     if below < above { below..above } else { below / 2.0..above * 2.0 }
 }
 
-/// Where lines and labels come; over many decades, at powers of ten only.
+/// Returns the positions of grid lines and labels. Over many decades, only powers of ten have them.
 fn ticks(range: &Range<f64>) -> Vec<f64> {
     let [first, last] = [range.start, range.end].map(|end| end.log10().floor() as i32);
     let all: &[f64] = if last - first > 2 { &[1.0] } else { &[1.0, 2.0, 5.0] };
@@ -98,7 +100,7 @@ fn ticks(range: &Range<f64>) -> Vec<f64> {
     ticks.filter(|tick| (range.start * 0.999..=range.end * 1.001).contains(tick)).collect()
 }
 
-/// `1.5M`, `200k`, `7`.
+/// Formats a number such as `1.5M`, `200k` or `7`.
 fn quantity(value: f64) -> String {
     let (value, unit) = match value {
         value if value >= 1e6 => (value / 1e6, "M"),

@@ -1,4 +1,4 @@
-//! The proxy as a process of its own, and what it takes.
+//! The proxy in its own process, and the resources that it uses.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use xmsg_core::ProxyAddress;
 use xmsg_tests::process::Daemon;
 
-/// Of the times in `/proc`, on every Linux.
+/// The unit of times in `/proc`, on every Linux.
 const TICKS_A_SECOND: u64 = 100;
 
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct ProxyProcess {
 impl ProxyProcess {
     pub(crate) async fn start(port: &str) -> Self {
         let folder = PathBuf::from(std::env::var_os("XMSG_BIN_DIR").expect("XMSG_BIN_DIR is set"));
-        // Nothing is lost: what was delivered can be counted in bytes.
+        // With this policy nothing is lost, so deliveries can be counted in bytes.
         let arguments = ["--port", port, "--slow-subscriber", "block"];
         let mut daemon = Daemon::start(folder.join("xmsg-proxy"), &arguments);
         let line = daemon.line().await;
@@ -26,7 +26,7 @@ impl ProxyProcess {
         Self { daemon, address: address.parse().expect("an address") }
     }
 
-    /// Resident memory, bytes.
+    /// Returns the resident memory in bytes.
     pub(crate) fn resident(&self) -> usize {
         let status = self.read("status");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux");
@@ -34,10 +34,10 @@ impl ProxyProcess {
         kib * 1024
     }
 
-    /// Processor time so far.
+    /// Returns the processor time so far.
     pub(crate) fn processor_time(&self) -> Duration {
         let stat = self.read("stat");
-        // The name, in parentheses, may contain spaces.
+        // The name is in parentheses and may contain spaces.
         let fields = stat.rsplit_once(')').expect("Linux").1.split_whitespace();
         let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
         Duration::from_millis(ticks * 1000 / TICKS_A_SECOND)
@@ -48,10 +48,10 @@ impl ProxyProcess {
     }
 }
 
-/// How many descriptors this process may have, and so may its children.
+/// Returns how many descriptors this process and its children may have.
 pub(crate) fn descriptors() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").expect("Linux");
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("Linux");
-    // The soft limit is the fourth word, or `unlimited`.
+    // The soft limit is the fourth word, which may be `unlimited`.
     line.split_whitespace().nth(3).and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX)
 }

@@ -1,4 +1,5 @@
-//! Clients that cost next to nothing, so that the proxy is what is measured: they write messages that are encoded already, and count bytes.
+//! Clients that take very little processor time, so that the proxy is what limits the rate. They write
+//! messages that are already encoded, and count received bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,9 +17,9 @@ use xmsg_zmtp::Version;
 
 use crate::process::ProxyProcess;
 
-/// What a publisher writes at a time.
+/// The bytes of one write of a publisher.
 const PIECE: usize = 64 << 10;
-/// What a receiver reads at a time.
+/// The most bytes of one read of a receiver.
 const READ: usize = 16 << 10;
 
 /// What was delivered to all subscribers together.
@@ -36,16 +37,16 @@ pub(crate) struct Traffic {
     tally: Arc<Tally>,
 }
 
-/// What it took.
+/// The measured costs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cost {
-    /// Messages delivered in a second.
+    /// Delivered messages per second.
     pub(crate) rate: f64,
-    /// Processor time of the proxy for a message delivered, ns.
+    /// The processor time of the proxy per delivered message, in ns.
     pub(crate) processor: f64,
 }
 
-/// A message of three frames with 14 bytes of metadata and 64 of data.
+/// Returns a message of three frames with 14 bytes of metadata and 64 bytes of data.
 pub(crate) fn encoded(topic: &str) -> Vec<u8> {
     message(&[topic.as_bytes(), &[7; 14], &[8; 64]])
 }
@@ -66,7 +67,8 @@ impl Traffic {
         }
     }
 
-    /// A subscriber for these prefixes. They are in force after [`settle`](Self::settle).
+    /// Connects a subscriber with these prefixes. The subscriptions are active after
+    /// [`settle`](Self::settle).
     pub(crate) async fn subscriber(&self, prefixes: impl Iterator<Item = String>) {
         let mut raw = Raw::handshake(self.proxy.address.subscribe_port(), "SUB").await;
         let mut wire = BytesMut::new();
@@ -90,14 +92,15 @@ impl Traffic {
         });
     }
 
-    /// Waits until all subscriptions are in the table: whatever was read before is, once another one is confirmed.
+    /// Waits until all subscriptions are in the table. When a later subscription is confirmed, everything
+    /// that was read before is there.
     pub(crate) async fn settle(&self) {
         let connection = Connection::with_options(self.proxy.address.clone(), patient()).unwrap();
         within("the checks", connection.subscribe([topic("last")])).await.expect("a proxy");
     }
 
-    /// Has each publisher write `messages` of those that are encoded here, one after another, beginning anew at the end, and waits until
-    /// each of them has arrived `copies` times. All are equally long.
+    /// Makes each publisher write `messages` of the encoded messages, starting again at the end. Waits until
+    /// each has arrived `copies` times. All messages must have the same length.
     pub(crate) async fn run(
         &mut self,
         encoded: &Arc<Vec<u8>>,
@@ -149,7 +152,8 @@ async fn receive(stream: OwnedReadHalf, mut received: impl FnMut(usize)) {
     }
 }
 
-/// With a buffer that belongs to no task: there are thousands of them.
+/// Reads into a buffer on the stack, because thousands of tasks with buffers of their own would take much
+/// memory.
 fn try_read(stream: &TcpStream) -> std::io::Result<usize> {
     stream.try_read(&mut [0; READ])
 }
