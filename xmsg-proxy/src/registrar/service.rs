@@ -1,5 +1,4 @@
-//! The task that owns the store. It receives requests, answers queries at once, and applies a change once it
-//! is on the disk.
+//! The task that owns the store: it answers queries at once, and applies a change once it is on the disk.
 //!
 //! While one batch of changes is being synced, the next batch collects, so that many clients share one sync.
 //! A change takes effect only when it is on the disk: if it could not be written, no client ever sees it.
@@ -42,11 +41,9 @@ use super::journal::Journal;
 use super::store::{Refused, Reserved, Search, Store};
 use crate::security::{Authority, Rights};
 
-/// The longest frame of a request, in bytes. Longer ones are refused. It is small enough for a reply to be
-/// queued in one piece.
+/// The longest frame of a request, in bytes. It is so small that a reply is queued in one piece.
 const DATA_MAX: usize = 4 << 10;
-/// The largest number of changes in the batch that waits for the disk. Beyond it, further changes wait in the
-/// queues of their peers.
+/// The most changes in the batch that waits for the disk. Further changes wait in their peers' queues.
 const BATCH_REQUESTS: usize = 4096;
 /// The largest size of the batch that waits for the disk, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
@@ -56,22 +53,19 @@ const REPLY_MAX: usize = 256 << 20;
 pub(super) const REPLY_SIZE: usize = REPLY_MAX + (64 << 10);
 /// The largest number of frames of one reply. A registration takes a frame of at least a few bytes.
 pub(super) const REPLY_FRAMES: usize = 1 << 24;
-/// The limit for all replies together, in bytes: those that wait to be written to any peer, and those being
-/// built. Beyond it, long answers are refused.
+/// The most bytes of all replies that wait or are being built. Beyond it, long answers are refused.
 const REPLIES_MAX: usize = 512 << 20;
 /// The length from which an answer counts as long, in bytes.
 const LONG_REPLY: usize = 1 << 20;
 /// The length up to which an answer is always sent, in bytes.
 const SHORT_REPLY: usize = 4 << 10;
-/// An answer that grows is compared with the bytes that wait to be written each time it is longer by this
-/// many bytes. The comparison has to look at every peer.
+/// A growing answer is compared with all waiting bytes whenever it has grown by this many bytes.
 const RECOUNT: usize = 16 << 20;
 /// The largest number of requests that are handled before other tasks get their turn.
 const TURN: u32 = 64;
 /// Topics and registrations that are looked at in one slice. This takes some tenths of a millisecond.
 const SLICE: usize = 512;
-/// The shortest and the longest pause between a failed attempt to write and the next. The pause is ten times
-/// as long as the attempt took, within these limits.
+/// The limits of the pause after a failed attempt to write, which is ten times as long as the attempt.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// See [`Counts`](super::Counts).
@@ -138,11 +132,9 @@ pub(super) struct Service {
     journal: Option<Journal>,
     gathering: Batch,
     writing: Option<(JoinHandle<Written>, Batch)>,
-    /// Changes that are on the disk but not yet applied to the store. The next batch is written after the
-    /// last of them is applied.
+    /// Changes that are on the disk, but not applied to the store yet. No batch is written before they are.
     applying: Batch,
-    /// Slow changes that are on the disk, and the changes that have to wait for them. The next batch need not
-    /// wait for these.
+    /// Slow changes on the disk, and those that have to wait for them. The next batch does not wait.
     slow: Slow,
     compaction: Option<Compaction>,
     feed: Option<SnapshotFeed>,
@@ -150,8 +142,7 @@ pub(super) struct Service {
     write_log: Throttle,
     expiry_log: Throttle,
     answering: Turns<Answering>,
-    /// Bytes of the answers being built. `queued_bytes` is what waited to be written when that was last
-    /// counted.
+    /// Bytes of the answers being built. `queued_bytes` is the last count of bytes waiting to be written.
     answer_bytes: usize,
     queued_bytes: usize,
     memory: MemoryBudget,
@@ -214,8 +205,7 @@ impl Service {
         service
     }
 
-    /// Applies the rules of `authority`: only peers that they allow may change registrations. `named` says
-    /// whether all peers have authenticated.
+    /// Applies the rules of `authority`. `named` says whether all peers have authenticated.
     pub(super) fn with_authority(self, authority: Arc<Authority>, named: bool) -> Self {
         Self { authority, named, ..self }
     }
@@ -253,8 +243,7 @@ impl Service {
                 () = SnapshotFeed::room(self.feed.as_ref()), if !self.has_slices() => {}
                 () = std::future::ready(()), if self.has_slices() => {}
             }
-            // A slice of long work follows every turn of short requests. After both, other tasks get their
-            // turn.
+            // A slice of long work follows every turn of short requests, and then other tasks run.
             turn = 0;
             self.work();
             tokio::task::yield_now().await;
@@ -398,13 +387,11 @@ impl Service {
                 Some(change.carry_out(&mut self.store, now))
             }
             _ if !self.durable => None,
-            // Removing something that neither exists nor is about to be registered need not be written down.
-            // This does not hold with a time to live: an expired registration is still in the files.
+            // There is nothing to remove, not even an expired registration that is still in the files.
             change if !self.store.has_ttl() && self.is_at_rest() && change.is_in_vain(&self.store) => {
                 Some(change.carry_out(&mut self.store, now))
             }
-            // A registration that is on the disk already is only renewed, unless an earlier change of the
-            // same peer is still in progress.
+            // A registration on the disk is only renewed, unless the peer's earlier changes are in progress.
             Change::Register(owner, registration, _) if is_first => {
                 match self.store.renew(*owner, registration, now) {
                     Ok(false) => None,
@@ -429,8 +416,7 @@ impl Service {
             self.applying.changes.push_back((path, action, change));
             return;
         }
-        // A removal is written down even if there was nothing to remove, because an expired registration is
-        // still in the files.
+        // It is written even if nothing matches: an expired registration is still in the files.
         change.entry().write(&mut self.gathering.entries);
         self.gathering.changes.push_back((path, action, change));
         self.write();
@@ -527,8 +513,7 @@ impl Service {
         }
     }
 
-    /// Starts to write the batch, unless the previous one is still being written. Without a batch, it tests
-    /// whether the disk accepts changes again.
+    /// Writes the batch, unless another one is being written. Without a batch, it may probe the disk.
     fn write(&mut self) {
         if !self.applying.changes.is_empty() || self.waits_for_compaction() {
             return;
@@ -562,8 +547,7 @@ impl Service {
         self.make_room();
     }
 
-    /// Applies the changes of a batch that is on the disk, and refuses the changes of a batch that could not
-    /// be written.
+    /// Applies the changes of a batch that is on the disk, or refuses those of one that failed.
     fn written(&mut self, done: Result<Written, tokio::task::JoinError>) {
         let Some((_, mut batch)) = self.writing.take() else { return };
         let (result, took) = match done {
@@ -580,8 +564,7 @@ impl Service {
         match result {
             Ok(()) => {
                 if self.trouble.take().is_some() {
-                    // The state is set before it is logged, so that whoever reads the log line sees the new
-                    // state.
+                    // The state is set before it is logged, so that readers of the log see the new state.
                     self.counters.is_unwritable.store(false, Ordering::Relaxed);
                     tracing::info!("changes are stored again");
                 }
@@ -605,8 +588,7 @@ impl Service {
         self.make_room();
     }
 
-    /// Refuses the changes of a batch that could not be written, and those that collected meanwhile, which
-    /// would fail, too.
+    /// Refuses the changes of a failed batch, and those that collected meanwhile, which would fail, too.
     fn refuse_batch(&mut self, batch: Batch, status: &str) {
         let gathered = std::mem::take(&mut self.gathering).changes;
         for (path, action, change) in batch.changes.into_iter().chain(gathered) {
@@ -616,8 +598,7 @@ impl Service {
         }
     }
 
-    /// Applies some of the changes that are on the disk: first a part of the slow ones, then others that need
-    /// not wait for those. After the last one, the next batch is written.
+    /// Applies some of the changes on the disk: first slow ones, then others. Then writes the next batch.
     fn carry_out_some(&mut self) {
         let (now, mut work) = (self.started.elapsed(), SLICE / 2);
         while work > 0
