@@ -1,4 +1,4 @@
-//! Attacks with connections: many, short, broken off, half open, mutilated.
+//! Attacks with connections: many, short, broken, half-open and altered ones.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn ten_thousand_connections_opened_and_closed() {
         match number % 4 {
             0 => drop(Raw::connect(port).await),
             1 => Raw::connect(port).await.reset(),
-            // Alone in their handshakes, these are always let in.
+            // These addresses have no other handshakes in progress, so their connections are always accepted.
             2 => {
                 if let Some(mut peer) = Raw::connect_from(2, port).await {
                     let _ = peer.try_send(&raw::greeting(3, 1)).await;
@@ -79,7 +79,7 @@ async fn resets_and_halves_of_frames_end_that_connection_alone() {
     scene.finish("resets and halves of frames", 40).await;
 }
 
-/// A peer that vanished: nothing comes from it any more, not even the end of its stream.
+/// A peer has vanished: nothing comes from it any more, not even the end of its stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_that_fell_silent_are_given_up() {
     let limits = ["heartbeat_ms=500"];
@@ -89,14 +89,14 @@ async fn peers_that_fell_silent_are_given_up() {
     let silent = |number: usize| async move {
         let (port, socket_type) = doors[number % 2];
         let mut peer = Raw::handshake(port, socket_type).await;
-        // PINGs come and go unanswered.
+        // The PINGs to this peer are not answered.
         peer.closed().await;
     };
     scene.under(futures::future::join_all((0..100).map(silent))).await;
     scene.finish("silent peers", 40).await;
 }
 
-/// A peer that has closed its sending direction and keeps the other one open.
+/// A peer has closed its sending direction, and keeps the other direction open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_closed_connections_are_closed_whole() {
     let scene = Scene::daemon(&[]).await;
@@ -126,7 +126,7 @@ async fn two_subscribers_with_one_identity_are_both_served() {
                 twin.is_read().await;
                 twins.push(twin);
             }
-            // The answer to their check comes when both subscriptions are live.
+            // The check of a new subscription is answered when both earlier subscriptions are active.
             drop(within("a subscription", scene.connection().subscribe([topic("twins")])).await.unwrap());
             publisher.publish(&Message::of(topic("twins:x"), 1).unwrap()).await.unwrap();
             for mut twin in twins {
@@ -143,7 +143,7 @@ async fn two_subscribers_with_one_identity_are_both_served() {
     scene.finish("two subscribers with one identity", 40).await;
 }
 
-/// Bytes of a session that every port lets in, with something of everything.
+/// Returns the bytes of a session that every port accepts, with a bit of everything.
 fn good_session(socket_type: &str) -> Vec<u8> {
     let mut session = raw::greeting(3, 1).to_vec();
     session.extend_from_slice(&raw::ready(socket_type, b"4711"));
@@ -164,7 +164,8 @@ fn good_session(socket_type: &str) -> Vec<u8> {
     session
 }
 
-/// Every byte changed in several ways, left out, said twice; the session cut off behind every byte.
+/// Returns variants of a session: every byte changed in several ways, left out, or doubled, and the session
+/// cut off behind every byte.
 fn mutations(session: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let changes: [fn(u8) -> u8; 6] =
         [|byte| byte ^ 1, |byte| byte ^ 4, |byte| byte ^ 0x80, |_| 0, |_| 0xff, |byte| byte.wrapping_add(2)];
@@ -204,7 +205,7 @@ async fn all_mutations_of_a_good_session() {
 async fn random_bytes() {
     let scene = Scene::daemon(&[]).await;
     let doors = scene.doors();
-    // The same bytes in every run.
+    // Every run uses the same bytes.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move |len: usize| {
         let next = || {
@@ -236,8 +237,8 @@ async fn random_bytes() {
     scene.finish("2000 sessions of random bytes", 60).await;
 }
 
-/// Without a limit of its own the proxy meets that of the system. It must recover, and not spin: every vain attempt to accept
-/// leaves a line in the log, whose length is checked.
+/// The proxy has no limit of its own, and reaches that of the system. It must recover, and must not spin:
+/// every failed attempt to accept writes a line to the log, whose length is checked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn running_out_of_descriptors_does_no_harm_and_ends() {
     let program = env!("CARGO_BIN_EXE_limited-proxy");
@@ -274,7 +275,7 @@ async fn the_daemon_closes_connections_before_descriptors_run_out() {
             for _ in 0..40 {
                 peers.push(Raw::handshake(port, "PUB").await);
             }
-            // There is no room for so many more: the last ones are told at once.
+            // There is no room for so many more connections, so the last ones are closed at once.
             for _ in 0..30 {
                 peers.push(Raw::connect(port).await);
             }
@@ -282,7 +283,7 @@ async fn the_daemon_closes_connections_before_descriptors_run_out() {
             peers
         })
         .await;
-    // What the registrar needs is left.
+    // The descriptors that the registrar needs are left.
     drop(Raw::handshake(scene.registrar, "REQ").await);
     drop(peers);
     within("an innocent", scene.connection().connect()).await.unwrap();
@@ -308,7 +309,7 @@ async fn one_address_with_all_places_keeps_nobody_out() {
         .under(async {
             let mut others = Vec::new();
             for number in 0..40_u8 {
-                // At the registrar, too, which has its places in the same memory.
+                // The registrar is included, because its connections use the same memory.
                 let (port, socket_type) = doors[usize::from(number) % 4];
                 let other = Raw::handshake_from(3 + number % 8, port, socket_type).await;
                 others.push(other.expect("one of those that have most makes room"));

@@ -1,5 +1,5 @@
-//! Attacks on the control plane, and with it: stolen identities, repeated requests, replies that nobody asked for, peers that
-//! never take leave.
+//! Attacks on the control plane and through it: stolen identities, repeated requests, unexpected replies, and
+//! peers that never disconnect.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ fn patient() -> ConnectOptions {
     ConnectOptions::new().connection_timeout(PATIENCE).subscription_timeout(PATIENCE)
 }
 
-/// Control requests are ordinary messages: whoever subscribes to them sees the identities. Without security a thief may
-/// take each of them over; its owner comes back and asks again.
+/// Control requests are ordinary messages, so whoever subscribes to them sees the identities. Without
+/// security, a thief can take over each of them. The owner reconnects, and asks again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn identities_that_are_stolen_from_requests_keep_nobody_out() {
     let scene = Scene::daemon(&[]).await;
@@ -77,7 +77,7 @@ async fn thousands_of_identities_and_thousands_with_the_same() {
     let all = futures::stream::iter(0..2000).map(dial).buffer_unordered(32);
     let peers = scene.under(all.collect::<Vec<_>>()).await;
     drop(peers);
-    // One byte more than an identity may have.
+    // This identity is one byte longer than allowed.
     let attack = async {
         let mut peer = Raw::connect(port).await;
         peer.send(&raw::greeting(3, 1)).await;
@@ -95,7 +95,8 @@ async fn repeated_control_requests_keep_nobody_out() {
     let mut deaf = Raw::handshake_with(address.control_port(), "DEALER", b"412345678").await;
     deaf.is_read().await;
     let mut attacker = Raw::handshake(address.publish_port(), "PUB").await;
-    // Answers for somebody who does not read, for nobody, and for the innocents, who did not ask.
+    // These requests ask for answers to a peer that does not read, to nobody, and to well-behaved clients
+    // that did not ask.
     let requests = [
         raw::message(&["xmsg:control:con", "pub", "412345678"]),
         raw::message(&["xmsg:control", "rep", "412345678"]),
@@ -118,7 +119,7 @@ async fn repeated_control_requests_keep_nobody_out() {
     scene.finish("repeated control requests", 60).await;
 }
 
-/// Each of them goes to all of the subscribers. Whoever subscribes meanwhile does not wait for that.
+/// Each confirmation goes to all subscribers. New subscriptions do not wait for that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn confirmations_of_many_topics_to_many_subscribers() {
     let scene = Scene::daemon(&[]).await;
@@ -164,7 +165,7 @@ async fn messages_to_the_control_port_and_the_registrar_mean_nothing() {
     let flood = flood.concat().repeat(20);
     let round = async |_| {
         dealer.send(&flood).await;
-        // The replies are not read: at last the registrar reads no more, or cuts us off.
+        // The replies are not read, so that the registrar stops reading in the end, or disconnects this peer.
         let sending = tokio::time::timeout(Duration::from_millis(50), requester.try_send(&flood));
         let _ = sending.await;
     };
@@ -173,7 +174,7 @@ async fn messages_to_the_control_port_and_the_registrar_mean_nothing() {
     scene.finish("messages to the control port and the registrar", 80).await;
 }
 
-/// A request to the registrar, with a registration of this name, or a question in its form.
+/// Returns a request to the registrar, either with a registration of this name or with a query for it.
 fn request(envelope: &[u8], action: &str, name: &str) -> Vec<u8> {
     let (topic, proxy) = (topic(&format!("d:{name}:t")), ProxyAddress::new("192.0.2.1", 7771).unwrap());
     let data = Registration::new(OwnerType::Publisher, name, &topic, &proxy).encode();
@@ -185,7 +186,7 @@ fn request(envelope: &[u8], action: &str, name: &str) -> Vec<u8> {
     }
 }
 
-/// Makes so many registrations.
+/// Makes `count` registrations.
 async fn register(registrar: u16, count: usize) {
     let mut peer = Raw::handshake(registrar, "DEALER").await;
     for first in (0..count).step_by(500) {
@@ -198,14 +199,14 @@ async fn register(registrar: u16, count: usize) {
     }
 }
 
-/// What waits for an answer of the registrar is kept, and with it the addresses that it came with.
+/// Requests that wait for an answer of the registrar are stored with the addresses on their way back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_with_long_addresses_take_no_memory() {
     let scene = Scene::daemon(&[]).await;
     register(scene.registrar, 10_000).await;
     let attack = async {
         let mut peer = Raw::handshake(scene.registrar, "DEALER").await;
-        // Each is answered after the one before it, in slices.
+        // Each of these requests is answered after the one before it, in slices.
         let long = raw::message(&["", "allPublisher", "me", ""]).repeat(100);
         let heavy = request(&vec![b'x'; 15 << 20], "exactPublisher", "1");
         assert!(peer.try_send(&long).await);
@@ -218,12 +219,12 @@ async fn requests_with_long_addresses_take_no_memory() {
     scene.finish("requests to the registrar with addresses of 15 MiB", 80).await;
 }
 
-/// Whoever asks little is answered in its turn, however much others have asked before.
+/// A client with few requests is answered in its turn, however many requests others have sent before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_questions_keep_nobody_waiting_at_the_registrar() {
     let scene = Scene::daemon(&[]).await;
     register(scene.registrar, 500).await;
-    // It looks at all registrations, and finds none.
+    // This query looks at all registrations, and finds none.
     let query = Query::parts(OwnerType::Publisher, "d", "*", "*").port(1);
     let query = registration::Request::discover("me", registration::Action::Filter, &query).frames();
     let question = raw::message(&[&[Bytes::new()], &query[..]].concat()).repeat(1_000);
@@ -245,7 +246,8 @@ async fn floods_of_questions_keep_nobody_waiting_at_the_registrar() {
     scene.finish("a flood of questions to the registrar", 60).await;
 }
 
-/// Answers wait for control sockets that never come, and others come and go: each might be one of those.
+/// Answers wait for control sockets that never connect, while other sockets connect and disconnect. Each new
+/// one might be the receiver.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_wait_for_nobody_keep_nobody_out() {
     let scene = Scene::daemon(&[]).await;
@@ -275,7 +277,7 @@ async fn answers_that_wait_for_nobody_keep_nobody_out() {
     for host in 8..12 {
         attackers.spawn(asking(host));
     }
-    // All places are taken when somebody comes.
+    // All places for waiting answers are taken when a new client connects.
     let round = async |_| within("a connection", scene.connection().connect()).await.unwrap();
     scene.under_rounds(5_000, round).await;
     (0..16).for_each(|_| drop(attackers.spawn(coming())));
@@ -307,7 +309,7 @@ async fn replies_that_nobody_asked_for_disturb_no_request() {
     let flood = async |_| {
         round += 1;
         let unasked = (0..200).flat_map(|number| {
-            // The digit is not ours, or sooner or later it would be right.
+            // This digit is not the one of our language: otherwise one guess would sooner or later be right.
             let guess = format!("{own}:5{:06}", (round * 200 + number) % 1_000_000);
             let mut bytes = raw::message(&[guess.as_str(), "not metadata", "data"]);
             bytes.extend_from_slice(&raw::message(&[own.as_str()]));
@@ -326,7 +328,7 @@ async fn replies_that_nobody_asked_for_disturb_no_request() {
     scene.finish("replies that nobody asked for", 60).await;
 }
 
-/// Peers that neither read nor close when the proxy takes leave of them.
+/// These peers neither read nor close their connections when the proxy stops.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_that_never_close_do_not_keep_the_proxy_from_stopping() {
     let mut daemon = Daemon::start(built("xmsg-proxy"), &["--port", "0", "--linger", "1"]);

@@ -1,4 +1,5 @@
-//! Attacks on ports with security: what does not open, what was recorded before, and floods of work.
+//! Attacks on ports with security: bytes that can't be decrypted, recorded traffic, and floods of expensive
+//! work.
 
 use std::time::Instant;
 
@@ -14,12 +15,12 @@ use xmsg_tests::{topic, within};
 use xmsg_zmtp::curve::Cipher;
 use xmsg_zmtp::{Engine, Event, Options, SocketType};
 
-/// A proxy with CURVE that lets in every key, and its key.
+/// Returns a proxy with CURVE that accepts every key, and its key pair.
 async fn encrypted() -> (Scene, KeyPair) {
     encrypted_with(&[]).await
 }
 
-/// An encrypted proxy with these limits, an innocent client of it, and the keys of the proxy.
+/// Returns an encrypted proxy with these limits and a well-behaved client, and the key pair of the proxy.
 async fn encrypted_with(limits: &[&str]) -> (Scene, KeyPair) {
     let (server, innocent) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let secret = format!("curve={}", *server.secret().expose_text());
@@ -31,12 +32,12 @@ async fn encrypted_with(limits: &[&str]) -> (Scene, KeyPair) {
 
 /// What a client has sent in its handshake.
 struct Recorded {
-    /// Greeting, HELLO, INITIATE: each as it was written.
+    /// The greeting, HELLO and INITIATE, each as it was written.
     sent: Vec<Bytes>,
     cipher: Cipher,
 }
 
-/// Goes through a good handshake and writes down what it says.
+/// Completes a good handshake, and records what the client sends.
 async fn record(raw: &mut Raw, socket_type: SocketType, security: &Security) -> Recorded {
     let mut engine = Engine::with_mechanism(Options::new(socket_type), security.mechanism(), Instant::now());
     let (mut sent, mut input) = (Vec::new(), BytesMut::new());
@@ -70,7 +71,7 @@ fn greeting(mechanism: &[u8]) -> [u8; 64] {
     greeting
 }
 
-/// Boxes of these frames: flags and body.
+/// Returns boxes for these frames, which are given by flags and body.
 fn boxes(cipher: &mut Cipher, frames: &[(u8, &[u8])]) -> BytesMut {
     let mut out = BytesMut::new();
     for (flags, body) in frames {
@@ -97,7 +98,7 @@ async fn bytes_that_open_nothing_end_that_connection_alone() {
             };
             scene.under(attack).await;
         }
-        // The same after a good handshake.
+        // The same bytes are sent after a good handshake.
         for bytes in [&random[..], &giant, &raw::message(&["innocent", "meta", "data"]), &raw::ping()] {
             let attack = async {
                 let mut peer = Raw::connect(port).await;
@@ -123,14 +124,14 @@ async fn what_was_recorded_cannot_be_played_again() {
     let message = boxes(&mut good.cipher, &MESSAGE);
     peer.send(&message).await;
     assert_eq!(within("the message", messages.next()).await.unwrap().unwrap().data(), "data");
-    // A box on the same connection, in whole or in part.
+    // The box is repeated on the same connection, in whole or in part.
     scene
         .under(async {
             peer.send(&message).await;
             peer.closed().await;
         })
         .await;
-    // The handshake, on another connection; and the box behind it.
+    // The handshake is repeated on another connection, without and with the box behind it.
     let session = good.sent.concat();
     let all = [&session[..], &message].concat();
     for bytes in [&session[..], &all] {
@@ -143,7 +144,7 @@ async fn what_was_recorded_cannot_be_played_again() {
             scene.under(attack).await;
         }
     }
-    // The box behind another good handshake; boxes in another order.
+    // The box is sent behind another good handshake, and boxes are sent in another order.
     for order in [vec![0], vec![2, 1], vec![1, 1]] {
         let attack = async {
             let mut peer = Raw::connect(port).await;
@@ -171,7 +172,7 @@ async fn mutations_of_an_encrypted_session() {
     let mut peer = Raw::connect(port).await;
     let good = record(&mut peer, SocketType::Pub, &client(&server)).await;
     drop(peer);
-    // The INITIATE belongs to another connection in any case: what is changed before it counts.
+    // The INITIATE belongs to another connection in any case, so only changes before it are of interest.
     let session = good.sent.concat();
     let mutants = (0..session.len()).flat_map(|at| {
         let mut changed = session.clone();
@@ -189,12 +190,13 @@ async fn mutations_of_an_encrypted_session() {
     scene.finish("mutations of an encrypted session", 40).await;
 }
 
-/// Whoever holds most makes room: boxes and what is in them are in memory at the same time, and both count.
+/// The peer that holds most is disconnected to make room. Boxes and their decrypted content are in memory at
+/// the same time, and both count.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unfinished_messages_in_boxes_keep_to_the_memory_limit() {
     const CONNECTIONS: usize = 7;
     const LIMIT: u64 = 80;
-    // The limit for messages is 64 MiB. The last frame of this one never comes.
+    // The limit for messages is 64 MiB. The last frame of this message never comes.
     let frame = vec![7; 24 << 20];
     let (scene, server) = encrypted_with(&[&format!("memory_mib={LIMIT}")]).await;
     let port = scene.address.publish_port();
@@ -202,19 +204,20 @@ async fn unfinished_messages_in_boxes_keep_to_the_memory_limit() {
         let mut peer = Raw::connect(port).await;
         let mut session = record(&mut peer, SocketType::Pub, &client(&server)).await;
         let boxed = boxes(&mut session.cipher, &[(1, &frame)]);
-        // It may be the one that is ended.
+        // This may be the connection that is ended.
         peer.try_send(&boxed).await;
         peer
     };
     drop(scene.under(futures::future::join_all((0..CONNECTIONS).map(|_| begin()))).await);
-    // The memory of an ended connection is freed a moment after it is counted as free. At worst, two connections are in this
-    // state.
+    // The memory of an ended connection is freed a moment after it is counted as free. At worst, two
+    // connections are in this state.
     scene
         .finish("7 unfinished messages of 24 MiB in boxes under a limit of 80 MiB", LIMIT + 2 * 24 + 16)
         .await;
 }
 
-/// Every HELLO costs the server two multiplications on the curve, and the client none: it may say the same one again.
+/// Every HELLO costs the server two multiplications on the curve. It costs the client nothing, because the
+/// client can send the same HELLO again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_handshakes_starve_nobody() {
     let (scene, server) = encrypted().await;
@@ -237,7 +240,7 @@ async fn floods_of_handshakes_starve_nobody() {
     scene.finish("floods of CURVE handshakes", 40).await;
 }
 
-/// Checking a password takes tens of milliseconds and 19 MiB on purpose.
+/// The check of a password takes tens of milliseconds and 19 MiB, on purpose.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_passwords_starve_nobody() {
     let line = format!("plain=innocent:{}", *hash_password("sesame").unwrap());
@@ -250,7 +253,7 @@ async fn floods_of_passwords_starve_nobody() {
         [&greeting(b"PLAIN")[..], &[4, body.len() as u8], &body].concat()
     };
     let guesses = &[guess("innocent"), guess("somebody")];
-    // As many as may be in the handshake at a time, from one address, again and again.
+    // As many handshakes as are allowed at a time run from one address, again and again.
     let attacker = |number: usize| async move {
         loop {
             if let Some(mut peer) = Raw::connect_from(2, doors[number % 4].0).await {
@@ -270,7 +273,7 @@ async fn floods_of_passwords_starve_nobody() {
     scene.finish("floods of passwords", 100).await;
 }
 
-/// The innocents get to their end while the attack goes on.
+/// Checks that well-behaved clients can connect while the attack continues.
 async fn innocents_get_in(scene: &Scene, attack: impl Future, innocents: impl Future<Output = ()>) {
     scene
         .under(async {
@@ -282,7 +285,7 @@ async fn innocents_get_in(scene: &Scene, attack: impl Future, innocents: impl Fu
         .await;
 }
 
-/// As above, from many addresses, none of which sends much.
+/// The guesses come from many addresses, none of which sends much.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_addresses_that_guess_passwords_lock_nobody_out() {
     let line = format!("plain=innocent:{}", *hash_password("sesame").unwrap());

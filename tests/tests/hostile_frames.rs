@@ -1,10 +1,10 @@
-//! Attacks with frames: lengths, flags, commands, messages without end.
+//! Attacks with frames: lengths, flags, commands, and endless messages.
 
 use xmsg_tests::hostile::Scene;
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{topic, within};
 
-/// What an attacker on any port is sent away for; `bytes` are sent over and over again.
+/// Checks on every port that an attacker that sends `bytes` again and again is disconnected.
 async fn is_sent_away_for(scene: &Scene, bytes: &[u8]) {
     for (port, socket_type) in scene.doors() {
         let attack = async {
@@ -38,14 +38,14 @@ async fn reserved_flag_bits_end_that_connection_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endless_multipart_messages_end_that_connection_alone() {
     let scene = Scene::daemon(&["--max-message-size", "8"]).await;
-    // Frames without number, and frames that are together too much.
+    // There are endless frames, and frames that are too large together.
     is_sent_away_for(&scene, &[1, 0].repeat(100)).await;
     let large = [&[3, 0, 0, 0, 0, 0, 1, 0, 0][..], &vec![b'x'; 1 << 16]].concat();
     is_sent_away_for(&scene, &large).await;
     scene.finish("endless multipart messages (8 MiB allowed)", 80).await;
 }
 
-/// What one connection can make the proxy hold: the largest message.
+/// The largest message is what one connection can make the proxy hold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_messages_that_are_never_finished_take_their_size() {
     const CONNECTIONS: u64 = 16;
@@ -68,7 +68,8 @@ async fn large_messages_that_are_never_finished_take_their_size() {
     scene.finish("16 unfinished messages of 4 MiB", 40 + CONNECTIONS * 5).await;
 }
 
-/// Whoever holds most makes room: the process keeps to its limit, however many connections begin messages and do not finish them.
+/// The peer that holds most is disconnected to make room. The process stays within its limit, however many
+/// connections begin messages and do not finish them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unfinished_messages_of_many_keep_to_the_memory_limit() {
     const CONNECTIONS: usize = 20;
@@ -80,7 +81,7 @@ async fn unfinished_messages_of_many_keep_to_the_memory_limit() {
             let mut peer = Raw::handshake(scene.address.publish_port(), "PUB").await;
             let announced = [&[2][..], &(16_u64 << 20).to_be_bytes()].concat();
             peer.send(&announced).await;
-            // It may be the one that is ended.
+            // This may be the connection that is ended.
             peer.try_send(&vec![7; SENT]).await;
             peers.push(peer);
         }
@@ -90,7 +91,7 @@ async fn unfinished_messages_of_many_keep_to_the_memory_limit() {
     scene.finish("20 unfinished messages of 16 MiB under a limit of 100 MiB", 100 + 40).await;
 }
 
-/// A little of each of very many adds up, and counts.
+/// Small amounts of very many connections add up, and count.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_parts_of_very_many_keep_to_the_memory_limit() {
     const CONNECTIONS: usize = 800;
@@ -98,7 +99,7 @@ async fn small_parts_of_very_many_keep_to_the_memory_limit() {
     let attack = async {
         let mut peers = Vec::new();
         for _ in 0..CONNECTIONS {
-            // It may not be let in, or be the one that is ended.
+            // This connection may be refused, or be the one that is ended.
             let mut peer = Raw::connect(scene.address.publish_port()).await;
             let announced = [&[2][..], &(1_u64 << 20).to_be_bytes()].concat();
             let hello = [&raw::greeting(3, 1)[..], &raw::ready("PUB", b""), &announced].concat();
@@ -112,7 +113,7 @@ async fn small_parts_of_very_many_keep_to_the_memory_limit() {
     scene.finish("800 times 200 KiB of a message under a limit of 60 MiB", 60 + 40).await;
 }
 
-/// Where a message lies takes more memory than an empty message does, and large messages make for large slabs.
+/// The position of a message takes more memory than an empty message, and large messages cause large slabs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn empty_messages_behind_large_ones_keep_to_the_memory_limit() {
     const CONNECTIONS: usize = 20;
@@ -123,7 +124,7 @@ async fn empty_messages_behind_large_ones_keep_to_the_memory_limit() {
         let mut peers = Vec::new();
         for _ in 0..CONNECTIONS {
             let mut peer = Raw::handshake(scene.address.publish_port(), "PUB").await;
-            // It may be the one that is ended.
+            // This may be the connection that is ended.
             let _ = peer.try_send(&large).await && peer.try_send(&empty).await;
             peers.push(peer);
         }
@@ -168,7 +169,7 @@ async fn unknown_commands_are_ignored_however_many() {
         }
     };
     scene.under_rounds(2000, round).await;
-    // They are still welcome.
+    // The attackers are still connected.
     for attacker in &mut attackers {
         attacker.is_read().await;
     }
@@ -176,7 +177,7 @@ async fn unknown_commands_are_ignored_however_many() {
     scene.finish("unknown commands", 60).await;
 }
 
-/// Taking a command out from between two frames moves the first one: a few bytes must not cause much moving.
+/// Removing a command between two frames moves the first frame: a few bytes must not cause much copying.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_within_a_message_end_that_connection_alone() {
     let scene = Scene::daemon(&[]).await;
@@ -200,17 +201,18 @@ async fn a_peer_that_pings_and_never_reads_is_sent_away() {
     scene.finish("PINGs without reading the PONGs", 40).await;
 }
 
-/// Messages of a few bytes, each in a read of its own, for somebody who does not read: none may keep much memory alive.
+/// Messages of a few bytes, each in its own read, are for a subscriber that does not read. None of them may
+/// keep much memory alive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dribbled_messages_do_not_pin_memory() {
     let scene = Scene::daemon(&["--high-water-mark", "8"]).await;
     let mut deaf = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
     deaf.send_message(&["\x01dribble"]).await;
     deaf.is_read().await;
-    // When this is confirmed, so is that.
+    // When this later subscription is confirmed, the earlier one is in effect.
     drop(within("a subscription", scene.connection().subscribe([topic("dribble")])).await.unwrap());
     let mut publisher = Raw::handshake(scene.address.publish_port(), "PUB").await;
-    // Large messages make for large slabs; what comes after them is small.
+    // Large messages cause large slabs, and small messages follow them.
     let large = raw::message(&[&b"other"[..], &vec![0; 1 << 20]]).repeat(4);
     let small = [1, 900, 1100, 5000, 9000].map(|len| raw::message(&[&b"dribble"[..], &vec![0; len]]));
     let round = async |number: u64| {

@@ -1,4 +1,4 @@
-//! Attacks before and in the handshake: silence, trickles, floods, lists without end.
+//! Attacks before and in the handshake: silence, very slow peers, floods, and endless lists.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use xmsg_tests::hostile::Scene;
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{PATIENCE, topic, within};
 
-/// A proxy with these limits.
+/// Starts a proxy with these limits.
 async fn limited(limits: &[&str]) -> Scene {
     Scene::start(env!("CARGO_BIN_EXE_limited-proxy"), limits, Security::Null).await
 }
 
-/// READY with these properties, whatever their size.
+/// Returns a READY with these properties, whatever its size.
 fn ready_with<'a>(properties: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Vec<u8> {
     let mut body = b"\x05READY".to_vec();
     for (name, value) in properties {
@@ -28,7 +28,7 @@ fn ready_with<'a>(properties: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) ->
     [&[6][..], &(body.len() as u64).to_be_bytes(), &body].concat()
 }
 
-/// New innocents get in on every port.
+/// Checks that new well-behaved clients can connect to every port.
 async fn others_get_in(scene: &Scene) {
     let other = scene.connection();
     within("a subscription", other.subscribe([topic("other")])).await.unwrap();
@@ -46,7 +46,7 @@ async fn a_greeting_byte_by_byte_is_cut_short() {
     let trickle = |number: usize| async move {
         let (port, socket_type) = doors[number % doors.len()];
         let mut peer = Raw::connect(port).await;
-        // Half of them get to their READY in time.
+        // Half of the peers get to their READY in time.
         if number % 2 == 1 {
             peer.send(&raw::greeting(3, 1)).await;
         }
@@ -79,12 +79,13 @@ async fn silent_connections_are_closed_when_their_time_is_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_address_with_all_its_connections_in_the_handshake_locks_nobody_out() {
-    // A time limit that plays no part, so that what is closed is closed because there are too many.
+    // The time limit is so long that connections are closed only because there are too many.
     let scene = limited(&["handshake_ms=600000"]).await;
     let doors = scene.doors();
     let connections = scene
         .under(async {
-            // On all three ports of the proxy 256 of them may stay, and 256 at the registrar.
+            // On the three ports of the proxy together, 256 of these connections may stay, and 256 at the
+            // registrar.
             let flood = (0..2000).map(|number| Raw::connect_from(2, doors[number % 4].0));
             let mut connections: Vec<Raw> = futures::stream::iter(flood)
                 .buffer_unordered(64)
@@ -93,7 +94,7 @@ async fn one_address_with_all_its_connections_in_the_handshake_locks_nobody_out(
                 .await;
             let mut closed: FuturesUnordered<_> = connections.iter_mut().map(Raw::closed).collect();
             let stay = 2 * 256;
-            // Some were reset before they were even there.
+            // Some were reset before this side counted them.
             for _ in stay..closed.len() {
                 within("the end of a connection", closed.next()).await;
             }
@@ -163,7 +164,7 @@ async fn giant_lists_of_properties_take_no_memory() {
             scene.under(attack).await;
         }
     }
-    // Those within the limit are let in; what they announced is not kept.
+    // Handshakes within the limit are accepted. What they announced is not stored.
     let large = vec![0; 60_000];
     let peers = scene
         .under(async {
@@ -190,7 +191,8 @@ async fn giant_lists_of_properties_take_no_memory() {
     scene.finish("giant lists of properties", 40).await;
 }
 
-/// What a connection holds before anybody knows who it is counts, and is not let grow so far that nobody else gets in.
+/// The memory of a connection counts before the peer is authenticated, and must not grow so far that others
+/// can't connect.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handshakes_that_are_long_and_never_finished_keep_to_the_memory_limit() {
     const CONNECTIONS: usize = 700;
@@ -203,7 +205,7 @@ async fn handshakes_that_are_long_and_never_finished_keep_to_the_memory_limit() 
         .under(async {
             let mut peers = Vec::new();
             for number in 0..CONNECTIONS {
-                // It may be sent away.
+                // This connection may be refused.
                 let Some(mut peer) = Raw::connect_from(20 + (number % 100) as u8, port).await else {
                     continue;
                 };

@@ -1,4 +1,4 @@
-//! Attacks with subscriptions: storms, masses, peers that do not read what they asked for.
+//! Attacks with subscriptions: rapid changes, large numbers, and peers that do not read what they asked for.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{connect, next, proxy, topic, within};
 use xmsg_zmq::HighWaterMark;
 
-/// A proxy with these limits.
+/// Starts a proxy with these limits.
 async fn limited(limits: &[&str]) -> Scene {
     Scene::start(env!("CARGO_BIN_EXE_limited-proxy"), limits, Security::Null).await
 }
 
-/// Subscriptions (or, with a zero byte, their cancelling) to many topics.
+/// Returns subscriptions to many topics or, with a zero byte as `sign`, their cancellations.
 fn many(sign: char, count: usize, mut topic: impl FnMut(usize) -> String) -> Vec<u8> {
     (0..count).flat_map(|number| raw::message(&[format!("{sign}{}", topic(number))])).collect()
 }
@@ -53,22 +53,23 @@ async fn three_hundred_thousand_subscriptions_of_a_peer_that_leaves() {
         peer
     };
     let peer = scene.under(attack).await;
-    // Matching goes on as before, and so it does while they are taken away.
+    // Matching continues as before, even while the subscriptions are removed.
     scene.under(async {}).await;
     scene.under(async { peer.reset() }).await;
     scene.attackers_are_gone().await;
-    // A fresh subscription waits for all changes before it.
+    // A new subscription waits for all changes before it.
     drop(within("a subscription", scene.connection().subscribe([topic("fresh")])).await.unwrap());
     scene.finish("300,000 subscriptions of a peer that leaves", 100).await;
 }
 
-/// Forgetting is done in slices: who joins, subscribes and asks meanwhile does not wait for the end of it.
+/// Subscriptions are removed in slices, so new clients, subscriptions and requests do not wait for the end of
+/// it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_waits_until_those_who_left_are_forgotten() {
     const PEERS: usize = 4;
     const EACH: usize = 100_000;
     let proxy = proxy().start().await.unwrap();
-    // Somebody has to be told of all that nobody wants any more.
+    // This publisher has to be informed of all subscriptions that are removed.
     let publisher = connect(&proxy);
     publisher.connect().await.unwrap();
     let mut peers = Vec::new();
@@ -107,7 +108,8 @@ async fn nobody_waits_until_those_who_left_are_forgotten() {
     .await;
 }
 
-/// Under the limit of the process, whoever subscribes to most is cut off; the others keep what they have.
+/// At the memory limit of the process, the peer with most subscriptions is disconnected. The others keep
+/// theirs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn subscriptions_of_many_keep_to_the_memory_limit() {
     let scene = Scene::daemon(&["--memory-limit", "40"]).await;
@@ -127,7 +129,7 @@ async fn subscriptions_of_many_keep_to_the_memory_limit() {
     scene.finish("600,000 subscriptions under a limit of 40 MiB", 40 + 60).await;
 }
 
-/// A topic costs what its subscribers cost, not what all of their prefixes do.
+/// The cost of a topic depends on the number of its subscribers, not on the number of all their prefixes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prefixes_that_lie_in_one_another() {
     let scene = Scene::daemon(&[]).await;
@@ -142,7 +144,7 @@ async fn prefixes_that_lie_in_one_another() {
         for peer in &mut peers {
             peer.is_read().await;
         }
-        // Topics that differ, so that each has to be looked up.
+        // The topics differ, so that each has to be looked up.
         let stem = "n".repeat(1000);
         let mut publisher = Raw::handshake(scene.address.publish_port(), "PUB").await;
         for round in 0..10 {
@@ -190,7 +192,7 @@ async fn too_many_and_too_long_subscriptions_end_that_connection_alone() {
         };
         scene.under(attack).await;
     }
-    // Within the limits, again and again: what was taken back does not count.
+    // Within the limits, this can be repeated for ever, because removed subscriptions do not count.
     let mut peer = Raw::handshake(scene.address.subscribe_port(), "SUB").await;
     for round in 0..5 {
         let name = |number: usize| format!("{round}:{number:0900}");
@@ -202,10 +204,12 @@ async fn too_many_and_too_long_subscriptions_end_that_connection_alone() {
     scene.finish("too many subscriptions, too many bytes of them", 40).await;
 }
 
-/// Publishers that never read what is subscribed to, while that changes: they share the memory of what waits for them.
+/// Publishers never read the subscriptions that are sent to them while these change. They share the memory of
+/// what waits for them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deaf_publishers_with_many_subscriptions_share_their_memory() {
-    // Sixteen megabytes, more than a connection holds: for each of the deaf they would be too much.
+    // These are sixteen megabytes, more than a connection holds. For each of the deaf publishers on its own,
+    // they would be too much.
     const SUBSCRIPTIONS: usize = 4_000;
     const DEAF: usize = 25;
     let scene = Scene::daemon(&[]).await;
@@ -217,7 +221,7 @@ async fn deaf_publishers_with_many_subscriptions_share_their_memory() {
             let mut deaf = Vec::new();
             for number in 0..DEAF {
                 deaf.push(Raw::handshake(scene.address.publish_port(), "PUB").await);
-                // Something changes, so that the next one is told something else.
+                // A subscription changes, so that the next publisher is sent something else.
                 subscriber.send_message(&[format!("\x01change:{number}")]).await;
                 subscriber.is_read().await;
                 drop(
@@ -227,7 +231,7 @@ async fn deaf_publishers_with_many_subscriptions_share_their_memory() {
             deaf
         })
         .await;
-    // A publisher that reads is told all of it, the control topic last.
+    // A publisher that reads is sent all subscriptions, and the control topic last.
     let mut reader = Raw::handshake(scene.address.publish_port(), "PUB").await;
     let mut told = 0;
     loop {
@@ -244,7 +248,7 @@ async fn deaf_publishers_with_many_subscriptions_share_their_memory() {
     scene.finish("25 deaf publishers, 16 MB of subscriptions", 100).await;
 }
 
-/// Subscriptions that are more than a publisher may leave unread do not keep new publishers out.
+/// Subscriptions that are larger than what a publisher may leave unread do not keep new publishers out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn so_many_subscriptions_that_no_queue_would_take_them_keep_nobody_out() {
     let scene = Scene::daemon(&[]).await;
@@ -299,7 +303,7 @@ async fn a_subscriber_that_never_reads_loses_its_own_messages_and_they_are_count
         let mut data = vec![0; 64 << 10];
         data[..4].copy_from_slice(&number.to_le_bytes());
         publisher.publish(&Message::with_mime(topic("data"), "binary/bytes", data)).await.unwrap();
-        // Reading along keeps the healthy one below its mark.
+        // The healthy subscriber reads each message at once, and stays below its high-water mark.
         assert_eq!(next(&mut healthy).await.data()[..4], number.to_le_bytes());
     }
     let dropped = proxy.totals().dropped.messages;
@@ -310,11 +314,11 @@ async fn a_subscriber_that_never_reads_loses_its_own_messages_and_they_are_count
     let accounted = slow.delivered.messages + slow.queued.messages + slow.dropped.messages;
     assert_eq!(accounted, MESSAGES as u64, "every message is accounted for: {slow:?}");
 
-    // What it then reads are whole messages.
+    // What the slow subscriber then reads are complete messages.
     let mut whole = 0;
     while whole < slow.delivered.messages + slow.queued.messages {
         let (flags, body) = stalled.next_frame().await.expect("whole messages");
-        // The answer to the other subscriber's check came by, too.
+        // The answer to the other subscriber's check arrives here, too.
         if flags & 5 == 0 && body != "sub" {
             assert_eq!(body.len(), 64 << 10);
             whole += 1;
