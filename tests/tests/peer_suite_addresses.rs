@@ -1,5 +1,6 @@
-//! What the test suites of the peers say about addresses and setups: Python `test_xMsgAddress` and
-//! `test_xMsgConnectionSetup`, Java `xMsgSetupTest` and `xMsgUtilTest`, C++ `util_test`.
+//! Tests from the test suites of the other implementations about addresses and setups: Python
+//! `test_xMsgAddress` and `test_xMsgConnectionSetup`, Java `xMsgSetupTest` and `xMsgUtilTest`, C++
+//! `util_test`.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +10,8 @@ use xmsg_core::{Actor, ConnectOptions, ErrorKind, ProxyAddress, RegistrarAddress
 use xmsg_tests::{proxy, topic};
 use xmsg_zmq::HighWaterMark;
 
-/// Python `test_RegAddress_empty_constructor`, `…_only_with_hostname`, `…_with_all_parameters`.
+/// Corresponds to Python `test_RegAddress_empty_constructor`, `…_only_with_hostname`,
+/// `…_with_all_parameters`.
 #[test]
 fn a_registrar_has_a_host_and_a_port() {
     let default = RegistrarAddress::default();
@@ -20,7 +22,7 @@ fn a_registrar_has_a_host_and_a_port() {
     assert_eq!(of_both.endpoint(), "tcp://10.1.2.3:7777");
 }
 
-/// Python `test__equal__operator_true`, `test__equal__operator_false`.
+/// Corresponds to Python `test__equal__operator_true`, `test__equal__operator_false`.
 #[test]
 fn registrars_are_equal_when_host_and_port_are() {
     let address = |host, port| RegistrarAddress::new(host, port).unwrap();
@@ -29,7 +31,8 @@ fn registrars_are_equal_when_host_and_port_are() {
     assert_ne!(address("10.1.2.3", 80), address("10.1.2.4", 80));
 }
 
-/// Python `test_ProxyAddress_empty_constructor`, `…_only_with_hostname`, `…_only_with_hostname_and_pub_port`.
+/// Corresponds to Python `test_ProxyAddress_empty_constructor`, `…_only_with_hostname`,
+/// `…_only_with_hostname_and_pub_port`.
 #[test]
 fn a_proxy_has_its_ports_in_a_row() {
     let ports =
@@ -43,7 +46,7 @@ fn a_proxy_has_its_ports_in_a_row() {
     assert_eq!(of_both.to_string(), "10.1.2.3:1111");
 }
 
-/// Java `xMsgUtilTest.checkValidIPs`, C++ `ip_utils.check_valid_ips`.
+/// Corresponds to Java `xMsgUtilTest.checkValidIPs`, C++ `ip_utils.check_valid_ips`.
 #[test]
 fn ip_addresses_are_hosts() {
     for host in ["10.0.0.1", "0.0.0.0", "255.255.255.255", "127.0.0.1", "172.16.254.3"] {
@@ -51,7 +54,8 @@ fn ip_addresses_are_hosts() {
     }
 }
 
-/// Java `xMsgUtilTest.checkOnlyIPv4`, C++ `check_only_ip_v4`: where they know IPv4 only, we take IPv6, too.
+/// Corresponds to Java `xMsgUtilTest.checkOnlyIPv4`, C++ `check_only_ip_v4`. They know only IPv4, while this
+/// project accepts IPv6, too.
 #[test]
 fn ipv6_addresses_are_hosts_too() {
     for host in ["2001:db8::17", "2001:db8:0:0:0:0:0:17", "::1"] {
@@ -60,7 +64,8 @@ fn ipv6_addresses_are_hosts_too() {
     assert_eq!(ProxyAddress::new("[::1", 7771).unwrap_err().kind(), ErrorKind::InvalidAddress);
 }
 
-/// Java `xMsgSetupTest.defaultValues`, `customValues`; the size of the pool of threads has no counterpart.
+/// Corresponds to Java `xMsgSetupTest.defaultValues`, `customValues`. The size of the thread pool has no
+/// counterpart.
 #[tokio::test]
 async fn an_actor_has_the_addresses_that_it_was_given() {
     let actor = Actor::builder("a").proxy("10.1.2.3").registrar("10.1.2.4:99").build().unwrap();
@@ -69,7 +74,8 @@ async fn an_actor_has_the_addresses_that_it_was_given() {
     assert_eq!(actor.name(), "a");
 }
 
-/// Python `test_check_socket_HWM_pub`: the hook before connecting sets the options of each socket.
+/// Corresponds to Python `test_check_socket_HWM_pub`: the hook before connecting sets the options of each
+/// socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hooks_run_in_their_order_for_a_real_connection() {
     let proxy = proxy().start().await.unwrap();
@@ -104,7 +110,7 @@ async fn hooks_run_in_their_order_for_a_real_connection() {
     assert!(subscribed.contains(&"before subscribing"), "{subscribed:?}");
     assert_eq!(subscribed.last(), Some(&"after subscribing"));
 
-    // Without a check nobody is asked, and nobody need be there.
+    // Without the checks, a connection needs no running proxy.
     let address = proxy.address().clone();
     proxy.stop(Duration::from_secs(30)).await;
     let unchecked = ConnectOptions::new().check_connection(false).check_subscription(false);

@@ -1,5 +1,5 @@
-//! What the test suites of the peers say about identities: Java `IdentityGeneratorTest` and the older
-//! `xMsgConnectionFactoryTest`, C++ `zhelper_test`, Python `test_IdentityGenerator`.
+//! Tests from the test suites of the other implementations about identities: Java `IdentityGeneratorTest` and
+//! the older `xMsgConnectionFactoryTest`, C++ `zhelper_test`, Python `test_IdentityGenerator`.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,8 @@ fn ids() -> Vec<String> {
     (0..100).map(|_| ConnectionId::random().to_string()).collect()
 }
 
-/// Java `ctrlIdentityHas9Digits`, C++ `RandomControlId.NineDigitsLong`, Python `test_ctrlId_has_nine_digits`.
+/// Corresponds to Java `ctrlIdentityHas9Digits`, C++ `RandomControlId.NineDigitsLong`, Python
+/// `test_ctrlId_has_nine_digits`.
 #[test]
 fn a_connection_id_has_nine_digits() {
     for id in ids() {
@@ -18,30 +19,33 @@ fn a_connection_id_has_nine_digits() {
     }
 }
 
-/// Java `ctrlIdentityPrefixHas3Digits`, C++ `SameThreeDigitsPrefix`, Python `test_ctr_id_prefix_has_three_digits`.
+/// Corresponds to Java `ctrlIdentityPrefixHas3Digits`, C++ `SameThreeDigitsPrefix`, Python
+/// `test_ctr_id_prefix_has_three_digits`.
 #[test]
 fn three_digits_are_those_of_the_node() {
     let prefixes: HashSet<_> = ids().iter().map(|id| id[1..4].to_owned()).collect();
     assert_eq!(prefixes.len(), 1);
 }
 
-/// Java `ctrlIdentityFourthDigitIsJavaIdentifier`, C++ `FourthDigitIsCppIdentifier`, Python
-/// `test_ctrl_id_first_digit_is_python_identifier`: theirs are 1, 2 and 3.
+/// Corresponds to Java `ctrlIdentityFourthDigitIsJavaIdentifier`, C++ `FourthDigitIsCppIdentifier`, Python
+/// `test_ctrl_id_first_digit_is_python_identifier`. Their digits are 1, 2 and 3.
 #[test]
 fn the_first_digit_is_that_of_rust() {
     assert!(ids().iter().all(|id| id.starts_with('4')));
     assert_eq!(ConnectionId::random().language(), 4);
 }
 
-/// Java `ctrlIdentityPrefixLastFiveDigitsAreRandom`, C++ `RamdomLastFiveDigits`, Python `test_last_five_digits_are_random`.
+/// Corresponds to Java `ctrlIdentityPrefixLastFiveDigitsAreRandom`, C++ `RamdomLastFiveDigits`, Python
+/// `test_last_five_digits_are_random`.
 #[test]
 fn the_last_five_digits_are_random() {
-    // Of 100 in 100,000 some may be equal, but hardly ten.
+    // Of 100 random numbers below 100,000 some may be equal, but hardly ten.
     let suffixes: HashSet<_> = ids().iter().map(|id| id[4..].to_owned()).collect();
     assert!(suffixes.len() > 90, "{suffixes:?}");
 }
 
-/// C++ `UniqueReplyTo.GenerateUniqueReplyTo`, `OverflowUniqueReplyTo`: threads share the serials, and these wrap.
+/// Corresponds to C++ `UniqueReplyTo.GenerateUniqueReplyTo`, `OverflowUniqueReplyTo`. Threads share the
+/// serial numbers, which wrap around.
 #[test]
 fn a_million_reply_topics_differ_and_then_come_round() {
     const THREADS: usize = 4;
@@ -74,7 +78,7 @@ fn a_million_reply_topics_differ_and_then_come_round() {
     assert_eq!(serial(), (first + 1) % 1_000_000);
 }
 
-/// C++ `UniqueReplyTo.EncodeIdentity`: eight hexadecimal digits.
+/// Corresponds to C++ `UniqueReplyTo.EncodeIdentity`: eight hexadecimal digits.
 #[test]
 fn an_actor_id_has_eight_digits() {
     let ids: HashSet<_> = (0..100).map(|_| ActorId::random().to_string()).collect();

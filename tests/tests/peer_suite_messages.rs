@@ -1,5 +1,5 @@
-//! What the test suites of the peers say about messages: Java `xMsgMessageTest`, C++ `message_test` and the older
-//! `xmsg_message_test`, Python `test_xMsgMessage`.
+//! Tests from the test suites of the other implementations about messages: Java `xMsgMessageTest`, C++
+//! `message_test` and the older `xmsg_message_test`, Python `test_xMsgMessage`.
 
 use bytes::Bytes;
 use xmsg_core::data::{Data, mime};
@@ -13,7 +13,8 @@ fn letter() -> Topic {
     topic("letter")
 }
 
-/// A message of this value has this mime type, and reads back as this type and as whatever it is.
+/// Checks that a message with this value has this MIME type, and that the value can be read as its own type
+/// and as `Data`.
 #[track_caller]
 fn reads_back<T>(value: T, mime_type: &str)
 where
@@ -31,7 +32,7 @@ fn request(data_type: &str) -> Message {
     Message::new(letter(), &meta, DATA.to_vec())
 }
 
-/// Java `createFromPrimitive`, C++ `make_message` of numbers and text.
+/// Corresponds to Java `createFromPrimitive`, C++ `make_message` of numbers and text.
 #[test]
 fn primitives_read_back_with_their_mime_type() {
     reads_back(-17_i32, mime::SFIXED32);
@@ -41,7 +42,7 @@ fn primitives_read_back_with_their_mime_type() {
     reads_back("dear reader".to_owned(), mime::STRING);
 }
 
-/// Java `createFromArray`.
+/// Corresponds to Java `createFromArray`.
 #[test]
 fn arrays_read_back_with_their_mime_type() {
     reads_back(vec![1, -2, i32::MAX], mime::ARRAY_SFIXED32);
@@ -51,7 +52,7 @@ fn arrays_read_back_with_their_mime_type() {
     reads_back(vec!["one".to_owned(), String::new()], mime::ARRAY_STRING);
 }
 
-/// Java `createFromJavaObject`: a type of one's own, in a format of one's own.
+/// Corresponds to Java `createFromJavaObject`: a custom type in a custom format.
 #[test]
 fn a_type_of_ones_own_reads_back() {
     #[derive(Debug, PartialEq)]
@@ -77,14 +78,14 @@ fn a_type_of_ones_own_reads_back() {
     assert_eq!(other.kind(), ErrorKind::InvalidMessage);
 }
 
-/// Java `createWithoutByteOrder`.
+/// Corresponds to Java `createWithoutByteOrder`.
 #[test]
 fn without_a_byte_order_none_is_said() {
     let message = Message::with_mime(letter(), "a/b", DATA.to_vec());
     assert_eq!(message.meta().unwrap().byte_order, None);
 }
 
-/// Java `createAndSetByteOrder`.
+/// Corresponds to Java `createAndSetByteOrder`.
 #[test]
 fn a_byte_order_that_was_set_reads_back_from_the_wire() {
     let mut meta = Meta::new("a/b");
@@ -94,7 +95,7 @@ fn a_byte_order_that_was_set_reads_back_from_the_wire() {
     assert_eq!(received.meta().unwrap().byte_order, Some(ByteOrder::Little));
 }
 
-/// Java `createSimpleResponse`.
+/// Corresponds to Java `createSimpleResponse`.
 #[test]
 fn a_plain_response_has_the_data_of_the_request_and_awaits_no_answer() {
     let request = request("a/b");
@@ -105,7 +106,7 @@ fn a_plain_response_has_the_data_of_the_request_and_awaits_no_answer() {
     assert_eq!(response.reply_to().unwrap(), None);
 }
 
-/// Java `createDataResponse`.
+/// Corresponds to Java `createDataResponse`.
 #[test]
 fn a_response_with_data_has_metadata_of_its_own() {
     let response = request("a/b").reply_with(-5).unwrap().unwrap();
@@ -115,7 +116,7 @@ fn a_response_with_data_has_metadata_of_its_own() {
     assert_eq!(response.meta().unwrap(), Meta::new(mime::SFIXED32));
 }
 
-/// C++ `CreateWithBytes`, Python `test_set_serialize_data`.
+/// Corresponds to C++ `CreateWithBytes`, Python `test_set_serialize_data`.
 #[test]
 fn bytes_and_their_mime_type_stay_as_they_are() {
     let message = Message::with_mime(letter(), "a/b", DATA.to_vec());
@@ -124,7 +125,8 @@ fn bytes_and_their_mime_type_stay_as_they_are() {
     assert_eq!(*message.topic(), "letter");
 }
 
-/// C++ `PassingNullMetadataThrows`, `PassingNullMimeTypeThrows`: nothing is null here, but a peer may leave both out.
+/// Corresponds to C++ `PassingNullMetadataThrows`, `PassingNullMimeTypeThrows`. Nothing is null here, but a
+/// peer may leave both out.
 #[test]
 fn metadata_without_a_mime_type_is_an_error_when_it_is_read() {
     for meta in [Bytes::new(), Bytes::from_static(b"\x0a\x011")] {
@@ -135,7 +137,7 @@ fn metadata_without_a_mime_type_is_an_error_when_it_is_read() {
     }
 }
 
-/// C++ `EqualMessages`, `CreateCopy`: messages are equal when their frames are.
+/// Corresponds to C++ `EqualMessages`, `CreateCopy`: messages are equal if their frames are.
 #[test]
 fn a_copy_has_the_same_frames() {
     let message = || Message::with_mime(letter(), "a/b", DATA.to_vec());
@@ -144,7 +146,7 @@ fn a_copy_has_the_same_frames() {
     assert_eq!(original.clone().into_frames(), original.into_frames());
 }
 
-/// C++ `SwapMessages`.
+/// Corresponds to C++ `SwapMessages`.
 #[test]
 fn messages_can_be_swapped() {
     let mut first = Message::of(topic("first"), 1).unwrap();
@@ -154,7 +156,7 @@ fn messages_can_be_swapped() {
     assert_eq!((second.topic().to_string(), second.value().unwrap()), ("first".into(), 1));
 }
 
-/// Python `test_set_xmsg_data`.
+/// Corresponds to Python `test_set_xmsg_data`.
 #[test]
 fn a_data_object_travels_as_protobuf() {
     let numbers = Data::Sfixed32Array(vec![4, 5, 6]);
@@ -163,7 +165,7 @@ fn a_data_object_travels_as_protobuf() {
     assert_eq!(message.value::<Vec<i32>>().unwrap(), [4, 5, 6]);
 }
 
-/// Python `test_serialize`: three frames.
+/// Corresponds to Python `test_serialize`: three frames.
 #[test]
 fn a_message_is_topic_metadata_and_data() {
     let [topic, meta, data] = Message::of(letter(), "hi").unwrap().into_frames();
@@ -172,7 +174,8 @@ fn a_message_is_topic_metadata_and_data() {
     assert_eq!(data, "\u{3a}\u{2}hi");
 }
 
-/// Python `test_set_metadata`, `test_get_metadata_set_by_set_function`, `test_get_metadata_set_by_default`.
+/// Corresponds to Python `test_set_metadata`, `test_get_metadata_set_by_set_function`,
+/// `test_get_metadata_set_by_default`.
 #[test]
 fn metadata_is_there_from_the_start_and_can_be_replaced() {
     let message = Message::of(letter(), 1).unwrap();

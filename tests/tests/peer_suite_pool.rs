@@ -1,5 +1,5 @@
-//! What the test suites of the peers say about connections that are used again: Java and Python `ConnectionManagerTest`, C++
-//! `connection_pool_test`.
+//! Tests from the test suites of the other implementations about connection pools: Java and Python
+//! `ConnectionManagerTest`, C++ `connection_pool_test`.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use xmsg_tests::{connect, next, patient, proxy, topic, within};
 
 const LINGER: Duration = Duration::from_secs(30);
 
-/// Java `createProxyConnections`, C++ `ProxyConnectionTest.GetConnection`, Python `test_get_proxy_connection`.
+/// Corresponds to Java `createProxyConnections`, C++ `ProxyConnectionTest.GetConnection`, Python
+/// `test_get_proxy_connection`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_are_taken_differ() {
     let (first, second) = (proxy().start().await.unwrap(), proxy().start().await.unwrap());
@@ -23,7 +24,7 @@ async fn connections_that_are_taken_differ() {
     assert_eq!(ids.len(), 3);
 }
 
-/// Java `reuseProxyConnections`, C++ `ProxyConnectionTest.ReleaseConnection`.
+/// Corresponds to Java `reuseProxyConnections`, C++ `ProxyConnectionTest.ReleaseConnection`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_were_given_back_are_taken_again() {
     let (first, second) = (proxy().start().await.unwrap(), proxy().start().await.unwrap());
@@ -43,7 +44,7 @@ async fn connections_that_were_given_back_are_taken_again() {
         after.push(pool.take(address).await.unwrap());
     }
     assert_eq!(ids(&after), expected);
-    // They work as they did before.
+    // The connections work as before.
     let mut messages = connect(&second).subscribe([topic("a")]).await.unwrap();
     for connection in &after[1..] {
         connection.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap();
@@ -52,7 +53,7 @@ async fn connections_that_were_given_back_are_taken_again() {
     assert!(within("close", pool.close(LINGER)).await.is_nothing());
 }
 
-/// Not in the suites of the peers: there is a bound on how many idle connections are kept, and for how long.
+/// This test is not in the other suites: the number and the age of idle connections are limited.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_connections_are_bounded_in_number_and_time() {
     let proxy = proxy().start().await.unwrap();

@@ -1,5 +1,6 @@
-//! What the test suites of the peers say about the registrar's database: Java and Python `xMsgRegDatabaseTest`, and the
-//! tests of whole registrars: Java `xMsgRegistrarTest`, C++ `registrar_test`, Python `test_xMsgRegService`.
+//! Tests from the test suites of the other implementations about the registrar's database: Java and Python
+//! `xMsgRegDatabaseTest`, and the tests of whole registrars: Java `xMsgRegistrarTest`, C++ `registrar_test`,
+//! Python `test_xMsgRegService`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use xmsg_zmq::{Endpoint, Multipart, Requester, SocketOptions};
 
 use OwnerType::{Publisher, Subscriber};
 
-/// Name, host and topic of a registration.
+/// The name, the host and the topic of a registration.
 type Record = (&'static str, &'static str, &'static str);
 
 const ADA_1: Record = ("ada", "host1", "music:jazz:trio");
@@ -32,7 +33,7 @@ fn registration(owner: OwnerType, (name, host, topic): Record) -> Registration {
     Registration::new(owner, name, &topic.parse().unwrap(), &proxy)
 }
 
-/// The same database twice: as publishers and as subscribers.
+/// A database that contains the same registrations as publishers and as subscribers.
 struct Database(Store);
 
 impl Database {
@@ -56,7 +57,7 @@ impl Database {
         }
     }
 
-    /// The topics that there are.
+    /// Returns the registered topics.
     fn topics(&self) -> Vec<String> {
         let topics = |owner| -> BTreeSet<_> {
             let frames = self.0.all(owner);
@@ -91,7 +92,7 @@ impl Database {
     }
 }
 
-/// A question as the database gets it.
+/// Returns a query in the form that the database gets.
 fn asked(query: &Query) -> Registration {
     match Request::discover("me", Action::Find, query).argument {
         Argument::Registration(registration) => registration,
@@ -113,13 +114,14 @@ fn parts(domain: &'static str, subject: &'static str, types: &'static str) -> im
     move |query| Query::parts(query.owner(), domain, subject, types)
 }
 
-/// Java `newRegistrationDatabaseIsEmpty`, Python `test_empty_db`.
+/// Corresponds to Java `newRegistrationDatabaseIsEmpty`, Python `test_empty_db`.
 #[test]
 fn a_new_database_is_empty() {
     assert!(Database::of(&[]).topics().is_empty());
 }
 
-/// Java `addFirstRegistrationOfFirstTopicCreatesTopic`, Python `test_register_first_topic_creates_first_topic`.
+/// Corresponds to Java `addFirstRegistrationOfFirstTopicCreatesTopic`, Python
+/// `test_register_first_topic_creates_first_topic`.
 #[test]
 fn the_first_registration_makes_the_topic() {
     let database = Database::of(&[ADA_1]);
@@ -127,13 +129,14 @@ fn the_first_registration_makes_the_topic() {
     database.has("music:jazz:trio", &[ADA_1]);
 }
 
-/// Java `addNextRegistrationOfFirstTopic`, Python `test_add_next_registration_of_first_topic`.
+/// Corresponds to Java `addNextRegistrationOfFirstTopic`, Python `test_add_next_registration_of_first_topic`.
 #[test]
 fn a_topic_takes_more_registrations() {
     Database::of(&[CLEO_1, CLEO_2]).has("music:folk", &[CLEO_1, CLEO_2]);
 }
 
-/// Java `addFirstRegistrationOfNewTopic`, `addNextRegistrationOfNewTopic`; Python `test_add_first_registration_new_topic`.
+/// Corresponds to Java `addFirstRegistrationOfNewTopic`, `addNextRegistrationOfNewTopic`; Python
+/// `test_add_first_registration_new_topic`.
 #[test]
 fn each_topic_keeps_its_own_registrations() {
     let database = Database::of(&[ADA_1, BEN_1, CLEO_1, CLEO_2, EVE_1]);
@@ -143,14 +146,15 @@ fn each_topic_keeps_its_own_registrations() {
     database.has("music:folk:songs", &[EVE_1]);
 }
 
-/// Java `addDuplicatedRegistrationDoesNothing`, Python `add_duplicated_registration_does_nothing`.
+/// Corresponds to Java `addDuplicatedRegistrationDoesNothing`, Python
+/// `add_duplicated_registration_does_nothing`.
 #[test]
 fn the_same_registration_twice_is_one() {
     Database::of(&[ADA_1, BEN_1, BEN_1]).has("music:jazz:trio", &[ADA_1, BEN_1]);
 }
 
-/// Java `removeRegistrationFromOnlyTopicWithOneElement`, `removeLastRegistrationByData`; Python
-/// `test_remove_register_with_only_topic_db_one_element`.
+/// Corresponds to Java `removeRegistrationFromOnlyTopicWithOneElement`, `removeLastRegistrationByData`;
+/// Python `test_remove_register_with_only_topic_db_one_element`.
 #[test]
 fn removing_the_last_registration_removes_the_topic() {
     let mut database = Database::of(&[ADA_1]);
@@ -159,7 +163,7 @@ fn removing_the_last_registration_removes_the_topic() {
     assert!(database.topics().is_empty());
 }
 
-/// Java `removeRegistrationFromOnlyTopicWithSeveralElements`, Python
+/// Corresponds to Java `removeRegistrationFromOnlyTopicWithSeveralElements`, Python
 /// `test_remove_register_with_only_topic_with_several_element`.
 #[test]
 fn removing_takes_name_and_host_into_account() {
@@ -168,7 +172,8 @@ fn removing_takes_name_and_host_into_account() {
     database.finds(Publisher, "music:jazz:trio", &[ADA_1, BEN_1]);
 }
 
-/// Java `removeRegistrationFromTopicWithOneElement`, `removeRegistrationFromTopicWithSeveralElements`; Python
+/// Corresponds to Java `removeRegistrationFromTopicWithOneElement`,
+/// `removeRegistrationFromTopicWithSeveralElements`; Python
 /// `test_remove_register_with_topic_with_one_element`, `test_remove_register_with_topic_db_several_element`.
 #[test]
 fn removing_leaves_other_topics_alone() {
@@ -182,7 +187,8 @@ fn removing_leaves_other_topics_alone() {
     database.has("music:folk", &[CLEO_1, CLEO_2]);
 }
 
-/// Java `removeMissingRegistrationDoesNothing`, Python `test_remove_missing_registration_does_nothing`.
+/// Corresponds to Java `removeMissingRegistrationDoesNothing`, Python
+/// `test_remove_missing_registration_does_nothing`.
 #[test]
 fn removing_what_is_not_there_does_nothing() {
     let mut database = Database::of(&[ADA_1, ADA_2]);
@@ -191,7 +197,8 @@ fn removing_what_is_not_there_does_nothing() {
     database.has("music:jazz:trio", &[ADA_1, ADA_2]);
 }
 
-/// Java `removeRegistrationByHost`, `removeLastRegistrationByHost`; Python `test_remove_by_host`.
+/// Corresponds to Java `removeRegistrationByHost`, `removeLastRegistrationByHost`; Python
+/// `test_remove_by_host`.
 #[test]
 fn a_host_is_removed_from_all_topics() {
     let mut database = Database::of(&ALL);
@@ -204,8 +211,9 @@ fn a_host_is_removed_from_all_topics() {
     assert!(database.topics().is_empty());
 }
 
-/// Java `findByDomain`, `findByDomainAndSubject`, `findByFullTopic`, `findUnregisteredTopicReturnsEmpty`; Python
-/// `test_get_by_domain`, `test_get_by_domain_and_subject`, `test_find_set_by_topic`, `test_find_unregistered_topic_returns_none`.
+/// Corresponds to Java `findByDomain`, `findByDomainAndSubject`, `findByFullTopic`,
+/// `findUnregisteredTopicReturnsEmpty`; Python `test_get_by_domain`, `test_get_by_domain_and_subject`,
+/// `test_find_set_by_topic`, `test_find_unregistered_topic_returns_none`.
 #[test]
 fn publishers_are_found_below_the_topic() {
     let database = Database::of(&[ADA_1, BEN_2, CLEO_1, CLEO_2, DAN_2, EVE_1]);
@@ -218,7 +226,7 @@ fn publishers_are_found_below_the_topic() {
     database.finds(Publisher, "music:folk:trio", &[]);
 }
 
-/// Java `reverseFindByDomain`, `reverseFindByDomainAndSubject`, `reverseFindByFullTopic`,
+/// Corresponds to Java `reverseFindByDomain`, `reverseFindByDomainAndSubject`, `reverseFindByFullTopic`,
 /// `reverseFindUnregisteredTopicReturnsEmpty`.
 #[test]
 fn subscribers_are_found_above_the_topic() {
@@ -232,7 +240,8 @@ fn subscribers_are_found_above_the_topic() {
     database.finds(Subscriber, "music:jazz:duo", &[]);
 }
 
-/// Java `filterByDomain`, `filterBySubject`, `filterByType`, `filterByAddress`, `filterUnregisteredTopicReturnsEmpty`.
+/// Corresponds to Java `filterByDomain`, `filterBySubject`, `filterByType`, `filterByAddress`,
+/// `filterUnregisteredTopicReturnsEmpty`.
 #[test]
 fn a_filter_compares_part_by_part() {
     let database = Database::of(&ALL);
@@ -247,13 +256,13 @@ fn a_filter_compares_part_by_part() {
     database.filters(parts("theatre", "*", "*"), &[]);
 }
 
-/// Java `getSame`.
+/// Corresponds to Java `getSame`.
 #[test]
 fn the_same_topic_is_neither_above_nor_below() {
     Database::of(&ALL).has("music:folk", &[CLEO_1, CLEO_2]);
 }
 
-/// Java `getAll`.
+/// Corresponds to Java `getAll`.
 #[test]
 fn all_are_all() {
     let database = Database::of(&ALL);
@@ -275,8 +284,8 @@ async fn start() -> (Registrar, xmsg_core::Registrar) {
     (registrar, client)
 }
 
-/// Python `test_register_publisher`, `test_register_subscriber`, `test_remove_publisher`, `test_remove_subscriber`,
-/// `test_remove_all_regs`, `test_find_publisher`, `test_find_subscriber`.
+/// Corresponds to Python `test_register_publisher`, `test_register_subscriber`, `test_remove_publisher`,
+/// `test_remove_subscriber`, `test_remove_all_regs`, `test_find_publisher`, `test_find_subscriber`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_service_says_success_to_every_request() {
     let (registrar, _client) = start().await;
@@ -305,7 +314,7 @@ async fn the_service_says_success_to_every_request() {
     }
 }
 
-/// Numbers that look random and are the same in every run.
+/// A generator of pseudo-random numbers that are the same in every run.
 struct Dice(u64);
 
 impl Dice {
@@ -329,7 +338,7 @@ const TOPICS: [&str; 10] = [
 ];
 const HOSTS: [&str; 8] = ["host1", "host2", "host3", "host4", "host5", "host6", "host7", "host8"];
 
-/// What a registrar should know, as a plain set.
+/// A registrar and what it should contain, as a plain set.
 struct Model {
     dice: Dice,
     client: xmsg_core::Registrar,
@@ -377,7 +386,7 @@ impl Model {
         assert_eq!(sorted(found), sorted(expected));
     }
 
-    /// Every kind of question.
+    /// Checks every kind of query.
     async fn check(&self) {
         for owner in OwnerType::ALL {
             for text in TOPICS {
@@ -407,7 +416,7 @@ impl Model {
     }
 }
 
-/// Java `xMsgRegistrarTest.testRegistrationDataBase`, C++ `registrar_test`.
+/// Corresponds to Java `xMsgRegistrarTest.testRegistrationDataBase`, C++ `registrar_test`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registrar_knows_what_a_plain_set_would_know() {
     let (registrar, client) = start().await;

@@ -1,5 +1,6 @@
-//! What the test suites of the peers say about asking a registrar: Java `xMsgRegDriverTest`, `xMsgRegRequestTest`,
-//! `xMsgRegResponseTest` and the older `xMsgTest`, C++ `regdis_test`, Python `test_xMsgRegDriver`, `test_xMsgRegRequest`.
+//! Tests from the test suites of the other implementations about registrar clients: Java `xMsgRegDriverTest`,
+//! `xMsgRegRequestTest`, `xMsgRegResponseTest` and the older `xMsgTest`, C++ `regdis_test`, Python
+//! `test_xMsgRegDriver`, `test_xMsgRegRequest`.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ fn ada(owner: OwnerType) -> Registration {
     Registration::new(owner, "ada", &trio(), &proxy()).with_description("plays the piano")
 }
 
-/// A registrar that answers what it is told, and shows what it was asked.
+/// A test double of a registrar: it returns prepared answers, and shows the requests.
 struct Double {
     replier: Replier,
     address: RegistrarAddress,
@@ -48,7 +49,7 @@ impl Double {
             .unwrap()
     }
 
-    /// What `call` has sent, and what came of it when these frames were the reply.
+    /// Returns the request that `call` has sent, and its result when these frames are the reply.
     async fn exchange<T>(&self, call: impl Future<Output = T>, reply: &[Bytes]) -> (Vec<Bytes>, T) {
         let answer = async {
             let (path, request) = self.replier.recv().await.expect("the socket is open");
@@ -58,7 +59,7 @@ impl Double {
         within("an exchange", async { futures::join!(answer, call) }).await
     }
 
-    /// The call must send this action with this data, and succeed.
+    /// Checks that the call sends this action with this data, and succeeds.
     async fn expect(&self, call: impl Future<Output = Result<()>>, action: &str, data: &[u8]) {
         let (request, result) = self.exchange(call, &success(action, &[])).await;
         assert_eq!(request, [action.as_bytes(), b"me", data]);
@@ -71,13 +72,14 @@ fn success(action: &str, registrations: &[Bytes]) -> Vec<Bytes> {
     Reply { action: action.to_owned().into(), sender: "10.1.2.4:registrar".into(), outcome }.into_frames()
 }
 
-/// The data of a question, as a registration.
+/// Returns the data of a query, as a registration.
 fn data(query: &Query) -> Bytes {
     Request::discover("me", Action::Find, query).frames()[2].clone()
 }
 
-/// Java `sendPublisherRegistration`, `sendSubscriberRegistration`, `sendPublisherRemoval`, `sendSubscriberRemoval`,
-/// `sendHostRemoval`; C++ `DriverTest` of the same names; Python `test_send_frontend_…`, `test_send_host_removal`.
+/// Corresponds to Java `sendPublisherRegistration`, `sendSubscriberRegistration`, `sendPublisherRemoval`,
+/// `sendSubscriberRemoval`, `sendHostRemoval`; C++ `DriverTest` of the same names; Python
+/// `test_send_frontend_…`, `test_send_host_removal`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registrations_and_removals_are_sent_as_their_action() {
     let double = Double::start().await;
@@ -92,8 +94,9 @@ async fn registrations_and_removals_are_sent_as_their_action() {
     double.expect(client.remove_all("10.1.2.3"), "removeAllRegistration", b"10.1.2.3").await;
 }
 
-/// Java `sendPublisherFind`, `sendPublisherFilter`, `sendPublisherAll` and the same of subscribers; C++ `SendPublisherFind`,
-/// `SendSubscriberFind`; Python `test_send_fe_publisher_find`, `test_send_fe_subscriber_find`.
+/// Corresponds to Java `sendPublisherFind`, `sendPublisherFilter`, `sendPublisherAll` and the same of
+/// subscribers; C++ `SendPublisherFind`, `SendSubscriberFind`; Python `test_send_fe_publisher_find`,
+/// `test_send_fe_subscriber_find`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn questions_are_sent_as_their_action() {
     let double = Double::start().await;
@@ -113,7 +116,8 @@ async fn questions_are_sent_as_their_action() {
     }
 }
 
-/// Java `sendPublisherFilter` and its like with the empty filter of `xMsgRegFactory`: parts that are not given are `*`.
+/// Corresponds to Java `sendPublisherFilter` and similar tests with the empty filter of `xMsgRegFactory`:
+/// missing parts are `*`.
 #[test]
 fn a_question_leaves_open_what_it_does_not_say() {
     let read = Registration::decode(&data(&Query::any(Subscriber))).unwrap();
@@ -121,13 +125,14 @@ fn a_question_leaves_open_what_it_does_not_say() {
     assert_eq!((read.host.as_str(), read.port, read.owner), ("undefined", 0, Some(Subscriber)));
 }
 
-/// The time limits of the requests in the tests of all three.
+/// The time limits of requests in the tests of all three implementations.
 #[test]
 fn requests_have_three_seconds() {
     assert_eq!((REGISTRATION_TIMEOUT, DISCOVERY_TIMEOUT), (Duration::from_secs(3), Duration::from_secs(3)));
 }
 
-/// Java `getRegistration`, C++ `DriverTest.GetRegistration`, Python `test_get_registration_from_fe`.
+/// Corresponds to Java `getRegistration`, C++ `DriverTest.GetRegistration`, Python
+/// `test_get_registration_from_fe`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn found_registrations_are_those_of_the_reply() {
     let double = Double::start().await;
@@ -140,8 +145,9 @@ async fn found_registrations_are_those_of_the_reply() {
     assert_eq!(found.unwrap(), [ada(Publisher), other]);
 }
 
-/// Java `xMsgTest`: `registerPublisher`, `registerSubscriber`, `removePublisher`, `removeSubscriber`, `findPublishers`,
-/// `findSubscribers`, `filter…`, `all…`. The sender is the name of the actor, the address that of its proxy.
+/// Corresponds to Java `xMsgTest`: `registerPublisher`, `registerSubscriber`, `removePublisher`,
+/// `removeSubscriber`, `findPublishers`, `findSubscribers`, `filter…`, `all…`. The sender is the name of the
+/// actor, and the address is that of its proxy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_actor_asks_in_its_own_name() {
     let double = Double::start().await;
@@ -189,8 +195,8 @@ fn read(frames: &[&[u8]]) -> Result<Request, Reply> {
     Request::read(&frames, &"10.1.2.4:registrar".into())
 }
 
-/// Java `createDataRequest`, C++ `Request.CreateDataRequest`, Python `test_get_topic`, `test_get_sender`, `test_get_data`,
-/// `test_msg`.
+/// Corresponds to Java `createDataRequest`, C++ `Request.CreateDataRequest`, Python `test_get_topic`,
+/// `test_get_sender`, `test_get_data`, `test_msg`.
 #[test]
 fn a_request_reads_back() {
     let sent = Request::register("me", ada(Subscriber));
@@ -201,14 +207,15 @@ fn a_request_reads_back() {
     assert_eq!(received.frames(), sent.frames());
 }
 
-/// Java `createTextRequest`, C++ `Request.CreateTextRequest`.
+/// Corresponds to Java `createTextRequest`, C++ `Request.CreateTextRequest`.
 #[test]
 fn a_request_of_text_reads_back() {
     let received = read(&[b"removeAllRegistration", b"me", b"10.1.2.3"]).unwrap();
     assert_eq!(received, Request::remove_all("me", "10.1.2.3"));
 }
 
-/// Java `xMsgRegRequestTest.failWithMalformedMessage`, `failWithMalformedData`; Python `test_raises_exception`.
+/// Corresponds to Java `xMsgRegRequestTest.failWithMalformedMessage`, `failWithMalformedData`; Python
+/// `test_raises_exception`.
 #[test]
 fn malformed_requests_are_refused_with_a_reply() {
     let format = read(&[b"registerPublisher", b"me"]).unwrap_err();
@@ -219,7 +226,8 @@ fn malformed_requests_are_refused_with_a_reply() {
     assert!(cut.outcome.is_err());
 }
 
-/// Java `createSuccessResponse`, `createDataResponse`; C++ `Response.CreateSuccessResponse`, `CreateDataResponse`.
+/// Corresponds to Java `createSuccessResponse`, `createDataResponse`; C++ `Response.CreateSuccessResponse`,
+/// `CreateDataResponse`.
 #[test]
 fn replies_read_back() {
     for data in [vec![], vec![ada(Publisher).encode(), ada(Subscriber).encode()]] {
@@ -232,8 +240,8 @@ fn replies_read_back() {
     }
 }
 
-/// Java `createErrorResponse`, `xMsgRegResponseTest.failWithMalformedMessage`, `failWithMalformedData`; C++
-/// `Response.CreateErrorResponse`.
+/// Corresponds to Java `createErrorResponse`, `xMsgRegResponseTest.failWithMalformedMessage`,
+/// `failWithMalformedData`; C++ `Response.CreateErrorResponse`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reply_that_is_no_success_is_an_error_and_the_next_request_works() {
     let double = Double::start().await;

@@ -1,5 +1,5 @@
-//! What the test suites of the peers say about publishing and subscribing: Java `SubscriptionsTest` and `PublishersTest`, C++
-//! `subscription_test`.
+//! Tests from the test suites of the other implementations about publishing and subscribing: Java
+//! `SubscriptionsTest` and `PublishersTest`, C++ `subscription_test`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ fn actor(name: &str, proxy: &Proxy) -> Actor {
     Actor::builder(name).proxy(proxy.address().clone()).options(patient()).build().unwrap()
 }
 
-/// Counts and sums what it is given, and tells when all have come.
+/// Counts and adds up received numbers, and notifies when all have arrived.
 #[derive(Debug, Default)]
 struct Tally {
     count: AtomicI32,
@@ -33,7 +33,7 @@ impl Tally {
     }
 }
 
-/// Numbers 0 to `count` from several publishers at once all reach one handler.
+/// Checks that the numbers from 0 to `count` from several simultaneous publishers all reach one handler.
 async fn all_arrive(publishers: i32, count: i32, concurrency: usize) {
     let proxy = proxy().start().await.unwrap();
     let subscriber = actor("subscriber", &proxy);
@@ -69,19 +69,19 @@ async fn all_arrive(publishers: i32, count: i32, concurrency: usize) {
     assert_eq!(tally.sum.load(Ordering::Relaxed), i64::from(count) * i64::from(count - 1) / 2);
 }
 
-/// Java `SubscriptionsTest.suscribeReceivesAllMessages`, C++ `SuscribeReceivesAllMessages`.
+/// Corresponds to Java `SubscriptionsTest.suscribeReceivesAllMessages`, C++ `SuscribeReceivesAllMessages`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_receives_all_messages_of_one_publisher() {
     all_arrive(1, 10_000, 1).await;
 }
 
-/// Java `PublishersTest.suscribeReceivesAllMessages`, with as many publishers.
+/// Corresponds to Java `PublishersTest.suscribeReceivesAllMessages`, with the same number of publishers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_receives_all_messages_of_eight_publishers() {
     all_arrive(8, 20_000, 4).await;
 }
 
-/// Java `SubscriptionsTest.multiTopicSubscriptionReceivesAllMessages`.
+/// Corresponds to Java `SubscriptionsTest.multiTopicSubscriptionReceivesAllMessages`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_to_several_topics_receives_all_messages_of_both_in_order() {
     let proxy = proxy().start().await.unwrap();
@@ -104,7 +104,7 @@ async fn a_subscription_to_several_topics_receives_all_messages_of_both_in_order
     within("the publisher", sending).await.unwrap();
 }
 
-/// Java `SubscriptionsTest.unsuscribeStopsThread`, C++ `UnsubscribeStopsThread`.
+/// Corresponds to Java `SubscriptionsTest.unsuscribeStopsThread`, C++ `UnsubscribeStopsThread`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_unsubscribing_no_handler_runs() {
     let proxy = proxy().start().await.unwrap();
@@ -128,9 +128,9 @@ async fn after_unsubscribing_no_handler_runs() {
     })
     .await;
     within("the end of the subscription", handle.close(PATIENCE)).await;
-    // The handler is dropped with its task: nobody can call it any more.
+    // The handler is dropped with its task, so nothing can call it any more.
     assert_eq!(Arc::strong_count(&handled), 1);
-    // And the topics can be subscribed to again.
+    // The topics can be subscribed to again.
     let mut again = actor.subscribe([topic("a")]).await.unwrap();
     actor.publish(&Message::of(topic("a"), 2).unwrap()).await.unwrap();
     let message = within("the second message", again.next()).await.unwrap().unwrap();

@@ -1,5 +1,5 @@
-//! What the test suites of the peers say about synchronous publishing: Java `SubscriptionsTest`, `PublishersTest` and
-//! `SyncPublishTest`, C++ `subscription_test`.
+//! Tests from the test suites of the other implementations about synchronous publishing: Java
+//! `SubscriptionsTest`, `PublishersTest` and `SyncPublishTest`, C++ `subscription_test`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn actor(name: &str, proxy: &Proxy) -> Actor {
     Actor::builder(name).proxy(proxy.address().clone()).options(patient()).build().unwrap()
 }
 
-/// Asks for each of these numbers in turn, and gets each of them back.
+/// Sends a request for each of these numbers in turn, and expects the same number in the reply.
 async fn ask(actor: &Actor, topic: &Topic, numbers: std::ops::Range<i32>) {
     for number in numbers {
         let answer =
@@ -25,7 +25,8 @@ async fn ask(actor: &Actor, topic: &Topic, numbers: std::ops::Range<i32>) {
     }
 }
 
-/// Java `SubscriptionsTest.syncPublicationReceivesAllResponses`, C++ `syncPublishReceivesAllResponses`.
+/// Corresponds to Java `SubscriptionsTest.syncPublicationReceivesAllResponses`, C++
+/// `syncPublishReceivesAllResponses`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_request_in_turn_gets_its_own_response() {
     let proxy = proxy().start().await.unwrap();
@@ -36,7 +37,8 @@ async fn every_request_in_turn_gets_its_own_response() {
     assert_eq!(client.late_replies(), 0);
 }
 
-/// Java `PublishersTest.syncSuscribeReceivesAllMessages`, with as many publishers. What answers is `createResponse(msg)`.
+/// Corresponds to Java `PublishersTest.syncSuscribeReceivesAllMessages`, with the same number of publishers.
+/// The handler corresponds to `createResponse(msg)`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_request_of_four_publishers_gets_its_own_response() {
     let proxy = proxy().start().await.unwrap();
@@ -59,7 +61,8 @@ async fn every_request_of_four_publishers_gets_its_own_response() {
     }
 }
 
-/// Java `SubscriptionsTest.syncPublicationThrowsOnTimeout`: the request arrives, and is answered too late.
+/// Corresponds to Java `SubscriptionsTest.syncPublicationThrowsOnTimeout`: the request arrives, and is
+/// answered too late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_times_out_and_its_late_response_is_not_taken_for_another() {
     let proxy = proxy().start().await.unwrap();
@@ -85,13 +88,14 @@ async fn a_request_times_out_and_its_late_response_is_not_taken_for_another() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     within("the request", received.acquire()).await.unwrap().forget();
-    // Both are answered, in their order.
+    // Both requests are answered, in their order.
     go.add_permits(2);
     ask(&client, &topic("slow"), 2..3).await;
     assert_eq!(client.late_replies(), 1);
 }
 
-/// Java `SyncPublishTest`: services register, a client finds all of a domain, and asks each of them at its own proxy.
+/// Corresponds to Java `SyncPublishTest`: services register, and a client finds all services of a domain and
+/// sends a request to each at its own proxy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn services_of_several_proxies_are_found_and_asked() {
     let registrar = Registrar::bind("127.0.0.1:0").start().await.unwrap();

@@ -1,4 +1,5 @@
-//! What the test suites of the peers say about topics: Java `xMsgTopicTest`, C++ `topic_test`, Python `test_xMsgTopic`.
+//! Tests from the test suites of the other implementations about topics: Java `xMsgTopicTest`, C++
+//! `topic_test`, Python `test_xMsgTopic`.
 
 use xmsg_core::topic::ANY;
 use xmsg_core::{ErrorKind, Topic};
@@ -8,19 +9,20 @@ fn build(domain: &str, subject: &str, types: &str) -> Topic {
     Topic::with_types(domain, subject, types).unwrap()
 }
 
-/// The same topic in all the ways to get one of up to four parts.
+/// Returns the same topic, once wrapped and once parsed.
 fn both_ways(text: &str) -> [Topic; 2] {
     [topic(text), text.parse().unwrap()]
 }
 
-/// Java `buildWithDomainOnly`, C++ `BuildWithValidValues`.
+/// Corresponds to Java `buildWithDomainOnly`, C++ `BuildWithValidValues`.
 #[test]
 fn a_domain_alone_is_a_topic() {
     assert_eq!(Topic::of_domain("sea").unwrap(), "sea");
     assert_eq!(build("sea", "*", "*"), "sea");
 }
 
-/// Java `buildWithSubject`, `buildWithTopic`; C++ `BuildWithValidValues`; Python `test_build_topic`.
+/// Corresponds to Java `buildWithSubject`, `buildWithTopic`; C++ `BuildWithValidValues`; Python
+/// `test_build_topic`.
 #[test]
 fn parts_are_joined_by_colons() {
     assert_eq!(Topic::new("sea", "fish").unwrap(), "sea:fish");
@@ -28,7 +30,7 @@ fn parts_are_joined_by_colons() {
     assert_eq!(build("_sea", "fi_sh", "c_od"), "_sea:fi_sh:c_od");
 }
 
-/// Java `buildWithExtendedTopic`, C++ `BuildWithExtendedTopic`.
+/// Corresponds to Java `buildWithExtendedTopic`, C++ `BuildWithExtendedTopic`.
 #[test]
 fn types_may_have_several_parts_and_end_at_any() {
     assert_eq!(build("sea", "fish", "cod:north:young"), "sea:fish:cod:north:young");
@@ -36,7 +38,8 @@ fn types_may_have_several_parts_and_end_at_any() {
     assert_eq!(build("sea", "fish", "cod:*:young"), "sea:fish:cod");
 }
 
-/// Java `buildWithUndefinedSubject`, `buildWithUndefinedType`; C++ `BuildWithValidUndefinedValues`.
+/// Corresponds to Java `buildWithUndefinedSubject`, `buildWithUndefinedType`; C++
+/// `BuildWithValidUndefinedValues`.
 #[test]
 fn any_as_subject_or_type_ends_the_topic() {
     assert_eq!(Topic::new("sea", "*").unwrap(), "sea");
@@ -44,14 +47,16 @@ fn any_as_subject_or_type_ends_the_topic() {
     assert_eq!(build("sea", "fish", "*"), "sea:fish");
 }
 
-/// C++ `BuildWithInvalidUndefinedValues` refuses a type below any subject; Java ends the topic at the subject, and so do we.
+/// C++ `BuildWithInvalidUndefinedValues` refuses a type below any subject. Java ends the topic at the
+/// subject, and so does this project.
 #[test]
 fn a_type_below_any_subject_is_left_out() {
     assert_eq!(build("sea", "*", "cod"), "sea");
 }
 
-/// Java `buildWithUndefinedDomainFails`, `buildWithUndefinedDomainAndValidSubjectFails`,
-/// `buildWithNullDomainAndValidTypeFails`; C++ `BuildWithInvalidUndefinedValues`; Python `test_build_topic_raises_exception`.
+/// Corresponds to Java `buildWithUndefinedDomainFails`, `buildWithUndefinedDomainAndValidSubjectFails`,
+/// `buildWithNullDomainAndValidTypeFails`; C++ `BuildWithInvalidUndefinedValues`; Python
+/// `test_build_topic_raises_exception`.
 #[test]
 fn a_domain_has_to_be_named() {
     for domain in ["*", ""] {
@@ -67,8 +72,8 @@ fn a_domain_has_to_be_named() {
     }
 }
 
-/// Java `wrapWithDomainOnly`, `wrapWithSubject`, `wrapWithTopic`, `wrapWithExtendedTopic`; C++ `WrapRawTopic`; Python
-/// `test_wrap_builder`.
+/// Corresponds to Java `wrapWithDomainOnly`, `wrapWithSubject`, `wrapWithTopic`, `wrapWithExtendedTopic`; C++
+/// `WrapRawTopic`; Python `test_wrap_builder`.
 #[test]
 fn a_wrapped_topic_is_the_text_as_it_was() {
     for text in ["sea", "sea:fish", "sea:fish:cod", "sea:fish:cod:north:young", "_sea:_fish:_cod", "*:fish"] {
@@ -77,7 +82,7 @@ fn a_wrapped_topic_is_the_text_as_it_was() {
     }
 }
 
-/// Java `getDomain`, C++ `GetDomain`, Python `test_get_domain`.
+/// Corresponds to Java `getDomain`, C++ `GetDomain`, Python `test_get_domain`.
 #[test]
 fn the_domain_reads_back() {
     for text in ["sea", "sea:fish", "sea:fish:cod", "sea:fish:cod:north"] {
@@ -87,7 +92,7 @@ fn the_domain_reads_back() {
     }
 }
 
-/// Java `getSubject`, C++ `GetSubject`, Python `test_get_subject`.
+/// Corresponds to Java `getSubject`, C++ `GetSubject`, Python `test_get_subject`.
 #[test]
 fn the_subject_reads_back_and_is_any_when_absent() {
     for (text, subject) in
@@ -99,7 +104,7 @@ fn the_subject_reads_back_and_is_any_when_absent() {
     }
 }
 
-/// Java `getType`, C++ `GetType`, Python `test_get_type`.
+/// Corresponds to Java `getType`, C++ `GetType`, Python `test_get_type`.
 #[test]
 fn the_type_is_all_that_follows_the_subject_and_any_when_absent() {
     for (text, types) in
@@ -120,7 +125,8 @@ fn parent(of: &str, children: &[&str], strangers: &[&str]) {
     }
 }
 
-/// Java `isParentCompareDomainVersusDomain`, `…VersusSubject`, `…VersusType`; C++ `IsParentCompareDomain`.
+/// Corresponds to Java `isParentCompareDomainVersusDomain`, `…VersusSubject`, `…VersusType`; C++
+/// `IsParentCompareDomain`.
 #[test]
 fn a_domain_is_a_parent_of_all_below_it() {
     parent(
@@ -130,8 +136,8 @@ fn a_domain_is_a_parent_of_all_below_it() {
     );
 }
 
-/// Java `isParentCompareSubjectVersusDomain`, `…VersusSubject`, `…VersusType`; C++ `IsParentCompareSubject`; Python
-/// `test_is_parent_method`.
+/// Corresponds to Java `isParentCompareSubjectVersusDomain`, `…VersusSubject`, `…VersusType`; C++
+/// `IsParentCompareSubject`; Python `test_is_parent_method`.
 #[test]
 fn a_subject_is_a_parent_of_its_types() {
     parent(
@@ -141,7 +147,8 @@ fn a_subject_is_a_parent_of_its_types() {
     );
 }
 
-/// Java `isParentCompareTypeVersusDomain`, `…VersusSubject`, `…VersusType`; C++ `IsParentCompareType`.
+/// Corresponds to Java `isParentCompareTypeVersusDomain`, `…VersusSubject`, `…VersusType`; C++
+/// `IsParentCompareType`.
 #[test]
 fn a_full_topic_is_a_parent_of_itself_alone() {
     parent(
