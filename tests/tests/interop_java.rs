@@ -1,4 +1,4 @@
-//! JeroMQ, as the Java implementation of xMsg uses it. Debian's JeroMQ speaks ZMTP 2.0.
+//! Interoperability with JeroMQ, as the Java implementation of xMsg uses it. Debian's JeroMQ speaks ZMTP 2.0.
 
 use xmsg_core::Message;
 use xmsg_tests::peer::Peer;

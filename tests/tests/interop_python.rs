@@ -1,4 +1,5 @@
-//! libzmq, through pyzmq, on either side of our proxy; and our connections through libzmq's proxy.
+//! Interoperability with libzmq, through pyzmq, on either side of our proxy, and of our connections with
+//! libzmq's proxy.
 
 use std::time::Duration;
 
@@ -55,7 +56,8 @@ async fn our_publisher_reaches_a_libzmq_subscriber_with_heartbeats() {
     );
     peer.expect("ready").await;
     publisher.wait_for_subscriber(&topic("rs:data")).await.unwrap();
-    // Heartbeats come every 50 ms, and libzmq gives up after 40 of them without an answer: a longer pause shows whether they are answered.
+    // Heartbeats come every 50 ms, and libzmq gives up after 40 of them without an answer. A longer pause
+    // therefore shows that they are answered.
     tokio::time::sleep(Duration::from_millis(2500)).await;
     for number in 0..MESSAGES as u64 {
         let message = Message::with_mime(topic("rs:data"), mime::BYTES, number.to_le_bytes().to_vec());
@@ -85,8 +87,9 @@ async fn libzmq_reaches_libzmq() {
 
 /// The control handshakes of the Java, C++ and Python peers, as they are on the wire.
 ///
-/// They publish at once after the confirmation. A libzmq publisher learns of subscriptions in a thread of its own, when it gets
-/// round to it: that it misses nothing even then takes `publishers_send = "all"`, where it has nothing to learn.
+/// The peers publish immediately after the confirmation. A libzmq publisher learns of subscriptions in its
+/// own thread, some time later. So it misses nothing only with `publishers_send = "all"`, where it has nothing to
+/// learn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_handshakes_of_all_peers_are_answered() {
     let proxy = proxy().publishers_send(PublishersSend::All).start().await.unwrap();
@@ -121,8 +124,8 @@ async fn our_connection_works_through_libzmqs_proxy() {
     old.finish().await;
 }
 
-/// What our clients ask of a proxy, of whichever implementation, is not for others who subscribed to the same topics: nobody told them that
-/// messages of two frames mean something.
+/// Internal requests of our clients to a proxy of any implementation must not reach other subscribers to the
+/// same topics, which do not know the meaning of messages with two frames.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plain_subscriber_beside_ours_receives_data_and_nothing_else() {
     let proxy = proxy().start().await.unwrap();
@@ -135,14 +138,14 @@ async fn a_plain_subscriber_beside_ours_receives_data_and_nothing_else() {
         plain.expect("connected").await;
         let connection = || Connection::with_options(address.clone(), patient()).unwrap();
         let publisher = connection();
-        // It hears what is published from here on.
+        // The plain subscriber receives what is published from here on.
         publisher.wait_for_subscriber(&topic("a:x")).await.unwrap();
         let mut ours = Vec::new();
         for topics in [&["a"][..], &["a:b", "a"], &["a", "a:b:c", "c"]] {
             let subscribed = connection();
             ours.push((within("a subscription", subscribed.subscribe(topics)).await.unwrap(), subscribed));
         }
-        // Ours are confirmed, so nothing is missed.
+        // Our subscriptions are confirmed, so nothing is missed.
         publisher.publish(&Message::of(topic("a:b:c"), 1).unwrap()).await.unwrap();
         for (messages, _) in &mut ours {
             assert_eq!(next(messages).await.value::<i32>().unwrap(), 1);

@@ -1,4 +1,4 @@
-//! The `zeromq` crate, on either side of our proxy, and its sockets with ours.
+//! Interoperability with the `zeromq` crate, on either side of our proxy, and of its sockets with ours.
 
 use bytes::Bytes;
 use xmsg_core::Message;
@@ -15,7 +15,7 @@ async fn its_publisher_reaches_our_subscriber() {
     let mut messages = connect(&proxy).subscribe([topic("zmq")]).await.unwrap();
     let mut publisher = PubSocket::new();
     within("connect", publisher.connect(&proxy.address().publish_endpoint())).await.unwrap();
-    // It does not say when it has heard of a subscription: the first messages may go nowhere.
+    // The crate does not report when it has received a subscription, so the first messages may be lost.
     let first = within("the first message", async {
         loop {
             publisher.send(message(&[b"zmq", b"meta", b"-1"])).await.unwrap();
@@ -62,7 +62,7 @@ fn message(frames: &[&[u8]]) -> ZmqMessage {
     frames.try_into().expect("there are frames")
 }
 
-/// Has one of two sockets bind, and the other one connect.
+/// Makes one of two sockets bind, and the other one connect.
 macro_rules! join {
     ($ours:expr, $theirs:expr, $we_bind:expr) => {
         if $we_bind {
@@ -75,7 +75,8 @@ macro_rules! join {
     };
 }
 
-/// Its sockets refuse to send while nobody is there, and say so a moment late.
+/// Sends with a socket of the crate, which refuses to send while no peer is connected, and notices a
+/// connection a moment late.
 async fn send(socket: &mut impl SocketSend, message: ZmqMessage) {
     within("room", async {
         while socket.send(message.clone()).await.is_err() {
@@ -184,7 +185,7 @@ async fn pub_and_sub() {
         let (mut subscriber, mut publisher) = (Subscriber::new(SocketOptions::default()), PubSocket::new());
         subscriber.subscribe("a").unwrap();
         join!(subscriber, publisher, we_bind);
-        // It does not say when it has heard of a subscription.
+        // The crate does not report when it has received a subscription.
         let mut received = within("the first message", async {
             loop {
                 publisher.send(message(&[b"a:b", b"first"])).await.unwrap();

@@ -1,5 +1,5 @@
-//! Security: who gets in, what they may do there, and that libzmq's CURVE and PLAIN speak with ours, on every port and in both
-//! directions.
+//! Tests of security: who can connect, what they may do there, and interoperability with the CURVE and PLAIN
+//! of libzmq on every port and in both directions.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,7 +18,8 @@ use xmsg_tests::peer::Peer;
 use xmsg_tests::{PATIENCE, next, proxy, topic, within};
 use xmsg_zmq::{Dealer, Endpoint, FromSubscriber, Requester, SocketOptions, Subscriber, XPub};
 
-/// Keys that foreign peers take on their command line: Python would read one that begins with a hyphen as an option.
+/// Returns keys that the other implementations accept on their command line: Python would read a key with a
+/// leading hyphen as an option.
 fn keys() -> KeyPair {
     loop {
         let keys = KeyPair::generate().unwrap();
@@ -59,7 +60,7 @@ fn connect(proxy: &Proxy, security: Security) -> Connection {
     Connection::with_options(proxy.address().clone(), setup(security)).unwrap()
 }
 
-/// A plain socket with this subscription.
+/// Returns a plain socket with this subscription.
 fn subscriber(proxy: &Proxy, security: Security, topic: &'static str) -> Subscriber {
     let subscriber = Subscriber::new(SocketOptions::default().security(security));
     subscriber.subscribe(topic).unwrap();
@@ -123,7 +124,7 @@ async fn libzmq_clients_pass_our_encrypted_proxy() {
         Peer::python(script, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
     };
 
-    // The others give up after a second, which is not long on a loaded machine.
+    // The peers of other languages give up after a second, which is too short on a loaded machine.
     for language in ["python"] {
         let mut control = start("control.py", &["--heartbeat", "2000", "--language", language]);
         for word in ["connected", "replied", "subscribed", "echo"] {
@@ -142,7 +143,7 @@ async fn libzmq_clients_pass_our_encrypted_proxy() {
     publisher.finish().await;
     subscriber.finish().await;
 
-    // From theirs to ours.
+    // This is the other direction, from libzmq to this project.
     let ours = connect(&proxy, curve(&client, &server));
     let mut messages = within("the checks", ours.subscribe([topic("u")])).await.unwrap();
     let publisher = start("publisher.py", &["--topic", "u", "--count", "10", "--wait-subscriber"]);
@@ -199,7 +200,7 @@ async fn the_registrar_lets_in_and_lets_register_whom_it_should() {
     assert!(error.to_string().contains("not allowed"), "{error}");
     within("a removal", owner_client.deregister(&record)).await.unwrap();
 
-    // The same from libzmq, with a key that may register.
+    // The same is done with libzmq, with a key that may register.
     let port = registrar.address().port().to_string();
     let (public, secret) = (server.public().to_string(), owner.secret().expose_text());
     let arguments = ["--port", &port, "--curve-client", &public, &secret];
@@ -212,7 +213,7 @@ async fn the_registrar_lets_in_and_lets_register_whom_it_should() {
     libzmq.finish().await;
 }
 
-/// Those that go on are not disturbed.
+/// Clients that are still allowed are not disturbed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_is_let_in_no_more_loses_the_registrar_and_the_control_port_too() {
     let (server, stays, goes) = (keys(), keys(), keys());
@@ -273,11 +274,12 @@ async fn strangers_are_told_at_once() {
         ("PLAIN", Security::PlainClient { user: "a".into(), password: Password::new("b").unwrap() }),
     ];
     for (who, security) in strangers {
-        // PATIENCE is the time limit of the check: an answer within it means that nobody waited for it.
+        // PATIENCE is the time limit of the check, so an answer within it means that the client did not wait
+        // for the limit.
         let error = within(who, connect(&proxy, security).connect()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotAllowed, "{who}: {error:?}");
     }
-    // The client may know it before the proxy has counted it.
+    // The client may get the error before the proxy has counted it.
     let counted = async {
         while proxy.totals().refused < 4 {
             tokio::task::yield_now().await;
@@ -317,7 +319,7 @@ async fn users_and_passwords() {
     assert_eq!(proxy.subscribers()[0].principal.as_deref(), Some("user \"alice\""));
 }
 
-/// Publishes to both topics and returns which of them arrives first.
+/// Publishes to both topics, and returns the one that arrives first.
 async fn first_of(
     publisher: &Connection,
     topics: [&str; 2],
@@ -349,12 +351,12 @@ async fn rights_are_kept_and_change_without_a_reconnection() {
     let error = within("a refusal", nosy.subscribe([topic("b")])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "a subscription that is not allowed is never confirmed");
 
-    // More rights, on the connections that are there.
+    // The peers get more rights while they stay connected.
     let events = publisher.events();
     proxy.replace_rules(allow(&[(&writer, rights(&["a:"], &[])), (&reader, everything)])).await;
     assert_eq!(first_of(&publisher, ["b:2", "a:2"], &mut messages).await, topic("a:2"), "b is not any more");
 
-    // Fewer: subscriptions that are not allowed any more get nothing.
+    // They get fewer rights: subscriptions that are not allowed any more get nothing.
     proxy
         .replace_rules(allow(&[(&writer, rights(&["a:", "b:"], &[])), (&reader, rights(&[], &["b"]))]))
         .await;
@@ -362,7 +364,7 @@ async fn rights_are_kept_and_change_without_a_reconnection() {
     assert!(publisher.is_connected());
     drop(events);
 
-    // None: whoever is not let in any more is cut off.
+    // They get no rights: a peer that is no longer allowed is disconnected.
     let mut events = subscriber.events();
     proxy.replace_rules(allow(&[(&writer, rights(&["a:"], &[]))])).await;
     let event = within("the end of the connection", events.next()).await;
@@ -370,7 +372,7 @@ async fn rights_are_kept_and_change_without_a_reconnection() {
     assert!(publisher.is_connected());
 }
 
-/// What a publisher keeps of what it is told is wanted, once it has been told this.
+/// Updates `kept` with the subscriptions that the publisher receives, until it receives `last`.
 async fn told(publisher: &XPub, kept: &mut BTreeSet<Bytes>, last: (bool, &str)) {
     loop {
         let (is_wanted, prefix) = match within("what is wanted", publisher.recv()).await.unwrap() {
@@ -418,7 +420,7 @@ async fn publishers_hear_of_no_topics_that_they_may_not_publish() {
     told(&daq, &mut kept, (false, "daq:")).await;
     assert!(kept.iter().eq(["daq:power", "xmsg:control"]), "{kept:?}");
 
-    // With other rights it hears of something else.
+    // With other rights, the publisher receives other subscriptions.
     proxy.replace_rules(rules(&["secret:"])).await;
     told(&daq, &mut kept, (true, "secret:7")).await;
     drop((power, secret));
@@ -429,7 +431,7 @@ async fn publishers_hear_of_no_topics_that_they_may_not_publish() {
         "{kept:?}"
     );
 
-    // It would have heard of the rest before this.
+    // The publisher would have received the other subscriptions before this one.
     proxy
         .replace_rules(allow(&[(&none, rights(&["secret:l"], &[])), (&owner, Arc::new(Rights::all()))]))
         .await;
@@ -437,7 +439,7 @@ async fn publishers_hear_of_no_topics_that_they_may_not_publish() {
     assert!(nothing.iter().eq(["secret:last", "xmsg:control"]), "{nothing:?}");
 }
 
-/// Whoever takes back a subscription to control requests does not keep others from sending them.
+/// When a client removes its subscription to control requests, other clients can still send them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn control_requests_are_wanted_whoever_wants_them_no_more() {
     let proxy = proxy().start().await.unwrap();
@@ -455,7 +457,7 @@ async fn control_requests_are_wanted_whoever_wants_them_no_more() {
             }
         })
         .await;
-        // It is written to publishers after that.
+        // The change is sent to publishers after that.
         let other = connect(&proxy, Security::Null);
         within("a connection", other.connect()).await.unwrap();
         within("a check", asking.subscribe([topic("a")])).await.unwrap();
@@ -473,7 +475,7 @@ async fn an_identity_cannot_be_stolen_with_another_key() {
         let security = curve(keys, &server);
         Dealer::connecting_to(control.clone(), SocketOptions::default().identity(identity).security(security))
     };
-    // Before its owner comes, and again when it is there.
+    // The other key connects before the owner of the identity, and again after it.
     let theirs = dealer(&thief);
     within("a connection", theirs.connected()).await.unwrap();
     let ours = dealer(&owner);
@@ -493,7 +495,7 @@ async fn an_identity_cannot_be_stolen_with_another_key() {
     assert!(theirs.recv().now_or_never().is_none(), "it is not for somebody with another key");
 }
 
-/// Whoever may not subscribe to a topic can't have the proxy publish to it either.
+/// A client that may not subscribe to a topic can't make the proxy publish to it either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_confirmation_goes_to_nobody_but_who_may_have_asked_for_it() {
     let (server, low, other, owner) = (keys(), keys(), keys(), keys());
@@ -511,7 +513,8 @@ async fn a_confirmation_goes_to_nobody_but_who_may_have_asked_for_it() {
             Bytes::from_static(topic),
         )
     };
-    // One may not subscribe to it; the other may, but is somebody else than who is subscribed.
+    // One client may not subscribe to the topic. The other one may, but its principal is not that of the
+    // subscriber.
     for keys in [&low, &other] {
         let asking = connect(&proxy, curve(keys, &server));
         within("a connection", asking.connect()).await.unwrap();
@@ -528,7 +531,8 @@ async fn a_confirmation_goes_to_nobody_but_who_may_have_asked_for_it() {
     assert_eq!(first.frames(), ["daq:mine", "sub"], "nobody else's came before");
 }
 
-/// Everybody may ask the proxy; but what somebody without the right says there reaches no subscriber.
+/// Every client may send control requests, but the requests of a client without the right to publish reach no
+/// subscriber.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn control_requests_without_a_right_to_publish_reach_no_subscriber() {
     let (server, low, owner) = (keys(), keys(), keys());
@@ -543,7 +547,7 @@ async fn control_requests_without_a_right_to_publish_reach_no_subscriber() {
     within("a connection", entitled.connect()).await.unwrap();
     let ready = async {
         loop {
-            // The subscription may take a moment to become live.
+            // The subscription may take a moment to become active.
             entitled.publish(&say(b"ready")).await.unwrap();
             if tokio::time::timeout(Duration::from_millis(20), recorder.recv()).await.is_ok() {
                 return;
@@ -552,7 +556,7 @@ async fn control_requests_without_a_right_to_publish_reach_no_subscriber() {
     };
     within("a subscription", ready).await;
     let asking = connect(&proxy, curve(&low, &server));
-    // The proxy answers what it asks.
+    // The proxy answers the requests of this client.
     within("a connection", asking.connect()).await.unwrap();
     asking.publish(&say(b"forged")).await.unwrap();
     within("a confirmation", asking.flush(PATIENCE)).await.unwrap();
@@ -568,7 +572,8 @@ async fn control_requests_without_a_right_to_publish_reach_no_subscriber() {
     assert_eq!(within("a message", last).await.frames()[2], "last");
 }
 
-/// libzmq gives up for good when a handshake ends with an ERROR command, and tries again when the connection just ends.
+/// libzmq gives up for good if a handshake ends with an ERROR command, and tries again if the connection just
+/// ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn libzmq_clients_come_back_after_a_proxy_with_a_wrong_key() {
     let (right, wrong) = (keys(), keys());
@@ -595,10 +600,10 @@ async fn libzmq_clients_come_back_after_a_proxy_with_a_wrong_key() {
     let second = at(&wrong).await;
     for peer in [&mut subscriber, &mut publisher] {
         peer.until("failed").await;
-        // It has tried again already.
+        // The peer has already tried again.
         peer.until("failed").await;
     }
-    // Ours is told, and goes on trying, too.
+    // Our client gets an error, and continues to try, too.
     let error = within("a refusal", connect(&second, curve(&client, &right)).connect()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotAllowed);
     let said = error.with_causes().to_string();
@@ -614,7 +619,7 @@ async fn libzmq_clients_come_back_after_a_proxy_with_a_wrong_key() {
     }
 }
 
-/// As with a server of libzmq, its monitors tell whose credentials are not good.
+/// As with a server of libzmq, the monitors of clients report that their credentials are not valid.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn libzmq_clients_learn_that_their_credentials_are_not_good() {
     let (server, known, stranger) = (keys(), keys(), keys());

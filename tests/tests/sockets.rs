@@ -1,4 +1,4 @@
-//! Each of our ZeroMQ sockets exchanges messages with its counterparts of libzmq.
+//! Tests that each of our ZeroMQ sockets exchanges messages with its counterparts of libzmq.
 //!
 //! The sockets exchange messages both ways, bound and connected, before and after a restart of either side, over TCP and
 //! Unix sockets, and with each security mechanism. The tests print a table of what was exchanged.
@@ -18,13 +18,13 @@ use xmsg_zmq::{
     Router, Security, SocketOptions, Subscriber, XPub, XSub,
 };
 
-/// Messages of one exchange in one direction, and round trips of one in both.
+/// The number of messages in one direction. `ROUND_TRIPS` is the number of requests with answers.
 const COUNT: u64 = 2000;
 const ROUND_TRIPS: u64 = 200;
-/// What the other side calls itself, where it has to be known.
+/// The identity of the other side, for sockets that need to know it.
 const THEIR_IDENTITY: &str = "them";
 
-/// One of our sockets, whichever it is.
+/// A socket of this project, of any type.
 enum Ours {
     Push(Push),
     Pull(Pull),
@@ -39,7 +39,7 @@ enum Ours {
     XSub(XSub),
 }
 
-/// Does the same with whichever socket it is.
+/// Evaluates an expression with the socket of any type.
 macro_rules! with_socket {
     ($ours:expr, $socket:ident => $does:expr) => {
         match $ours {
@@ -58,7 +58,7 @@ macro_rules! with_socket {
     };
 }
 
-/// The message of this number.
+/// Returns the message with this number.
 fn message(number: u64) -> Multipart {
     Multipart::from([number.to_string(), "data".to_owned()])
 }
@@ -102,7 +102,7 @@ impl Ours {
         with_socket!(self, socket => socket.connect(endpoint));
     }
 
-    /// Waits until so many peers are connected. A REQ socket connects when it asks.
+    /// Waits until `count` peers are connected. A REQ socket connects only when it sends a request.
     async fn has_peers(&self, count: usize) {
         if matches!(self, Self::Req(socket) if !socket.endpoints().is_empty()) {
             return;
@@ -116,7 +116,7 @@ impl Ours {
         .await;
     }
 
-    /// Waits until so many peers have subscribed, of an XPUB; of a PUB, until one has.
+    /// Waits until `count` peers have subscribed to an XPUB, or one peer to a PUB.
     async fn has_subscribers(&self, count: usize) {
         match self {
             Self::Pub(socket) => within("a subscription", socket.wait_for_subscriber(b"")).await.unwrap(),
@@ -143,7 +143,7 @@ impl Ours {
         within("room", sent).await.unwrap();
     }
 
-    /// We send, they receive.
+    /// Sends all messages to the peer.
     async fn send_all(&self, peer: &mut Peer) {
         self.has_subscribers(1).await;
         for number in 0..COUNT {
@@ -152,7 +152,7 @@ impl Ours {
         peer.expect("done").await;
     }
 
-    /// We send to so many peers, each of which gets all numbers: from a PUSH in its turn, from a publisher with the others.
+    /// Sends all messages to each of the peers. A PUSH sends to them in turn, and a publisher to all of them.
     async fn send_to_each(&self, peers: u64) {
         self.has_subscribers(peers as usize).await;
         let turns = if matches!(self, Self::Push(_)) { peers } else { 1 };
@@ -173,7 +173,7 @@ impl Ours {
         within("a message", next).await.unwrap()
     }
 
-    /// So many peers send, each of them all numbers.
+    /// Receives all messages from each of the peers.
     async fn receive_from_each(&mut self, peers: u64) {
         let mut counts = vec![0; COUNT as usize];
         for _ in 0..COUNT * peers {
@@ -185,7 +185,8 @@ impl Ours {
         assert_eq!(counts, vec![peers; COUNT as usize]);
     }
 
-    /// They send, we receive. A publisher says something again and again until it knows that we hear it.
+    /// Receives all messages from the peer. A publishing peer repeats a greeting until it knows that this
+    /// side receives it.
     async fn receive_all(&mut self, peer: &mut Peer) {
         let mut number = 0;
         let mut heard = false;
@@ -203,7 +204,7 @@ impl Ours {
         peer.expect("done").await;
     }
 
-    /// We ask, they answer with the same.
+    /// Sends requests, to which the peer answers with the same message.
     async fn ask_all(&mut self, theirs: &str) {
         for number in 0..ROUND_TRIPS {
             let question = message(number);
@@ -237,7 +238,7 @@ impl Ours {
         }
     }
 
-    /// They ask, we answer with the same.
+    /// Answers the peer's requests with the same message.
     async fn answer_all(&mut self, peer: &mut Peer) {
         self.answer(ROUND_TRIPS).await;
         peer.expect("done").await;
@@ -276,7 +277,7 @@ impl Ours {
     }
 }
 
-/// Who begins, and whether there are answers.
+/// Which side begins, and whether there are answers.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     WeSend,
@@ -286,7 +287,7 @@ enum Way {
 }
 
 impl Way {
-    /// What the other side does.
+    /// Returns the command-line argument for the other side.
     fn theirs(self) -> &'static str {
         match self {
             Self::WeSend => "receive",
@@ -306,7 +307,7 @@ impl Way {
     }
 }
 
-/// The user whom the other side knows, too.
+/// An authenticator that knows one user, which the other side knows, too.
 #[derive(Debug)]
 struct OneUser;
 
@@ -318,7 +319,7 @@ impl Authenticator for OneUser {
     }
 }
 
-/// Our side of the security mechanism, and what the other side is told of it.
+/// Returns our side of the security mechanism, and the arguments for the other side.
 fn security(mechanism: &str, we_bind: bool) -> (Security, Vec<String>) {
     let mut told = vec![format!("--security={mechanism}")];
     let ours = match (mechanism, we_bind) {
@@ -343,11 +344,11 @@ fn security(mechanism: &str, we_bind: bool) -> (Security, Vec<String>) {
     (ours, told)
 }
 
-/// Whose sockets ours meet.
+/// The implementation of the other sockets.
 #[derive(Clone, Copy, Debug)]
 enum Stack {
     Libzmq,
-    /// Debian's JeroMQ: ZMTP 2.0, without PLAIN and CURVE.
+    /// Debian's JeroMQ, which speaks ZMTP 2.0, without PLAIN and CURVE.
     JeroMq,
 }
 
@@ -369,7 +370,7 @@ impl Stack {
     }
 }
 
-/// How two sockets meet.
+/// A combination of two sockets.
 #[derive(Clone, Copy, Debug)]
 struct Case<'a> {
     ours: &'a str,
@@ -381,13 +382,14 @@ struct Case<'a> {
     we_bind: bool,
 }
 
-/// Exchanges messages, again after our side was closed and made anew (with libzmq), and once more after the other side was.
+/// Exchanges messages. With libzmq, repeats this after our side was closed and created again. Repeats it once
+/// more after the other side was.
 async fn meet(case: Case<'_>) {
     let Case { ours, theirs, way, stack, transport, mechanism, we_bind } = case;
     let folder = tempfile::tempdir().unwrap();
     let anywhere = match transport {
         "tcp" => "tcp://127.0.0.1:*".to_owned(),
-        // Without a file: the name is of this process alone.
+        // An abstract socket has no file, and this name is unique to this process.
         "abstract" => format!("ipc://@xmsg-sockets-{}", std::process::id()),
         _ => format!("ipc://{}/socket", folder.path().display()),
     };
@@ -408,7 +410,8 @@ async fn meet(case: Case<'_>) {
     };
     socket.has_peers(1).await;
     socket.exchange(&mut peer, theirs, way).await;
-    // We go, and come again once the other side has seen that: what it sends to somebody who is going is lost.
+    // Our side closes, and connects again after the other side has noticed: what is sent to a closing socket
+    // is lost.
     if matches!(stack, Stack::Libzmq) {
         drop(socket);
         peer.say("again").await;
@@ -422,7 +425,7 @@ async fn meet(case: Case<'_>) {
         socket.has_peers(1).await;
         socket.exchange(&mut peer, theirs, way).await;
     }
-    // The other side goes, and comes again.
+    // The other side closes, and connects again.
     peer.finish().await;
     socket.has_peers(0).await;
     let mut peer = start(if we_bind { "connect" } else { "bind" }, &endpoint.to_string());
@@ -444,11 +447,11 @@ async fn meet(case: Case<'_>) {
     peer.finish().await;
 }
 
-/// Every transport and mechanism, bound and connected.
+/// Tests every transport and mechanism, bound and connected.
 async fn meet_everywhere(ours: &str, theirs: &str, way: Way) {
     for (transport, mechanism) in [("tcp", "null"), ("ipc", "null"), ("tcp", "plain"), ("tcp", "curve")] {
         for we_bind in [true, false] {
-            // A REQ of libzmq that is a PLAIN server asks nothing, not even a REP of libzmq.
+            // A REQ of libzmq that is a PLAIN server sends no requests, not even to a REP of libzmq.
             if theirs == "REQ" && mechanism == "plain" && !we_bind {
                 continue;
             }
@@ -458,7 +461,7 @@ async fn meet_everywhere(ours: &str, theirs: &str, way: Way) {
     }
 }
 
-/// Names the case that fails.
+/// Prints the case if it fails.
 async fn meet_or_say(case: Case<'_>) {
     let met = std::panic::AssertUnwindSafe(meet(case));
     if let Err(panic) = met.catch_unwind().await {
@@ -551,7 +554,7 @@ async fn a_router_tells_its_peers_apart() {
     }
 }
 
-/// Three peers of one socket, each of which gets, sends, asks or answers as much as the others.
+/// Each of three peers of one socket receives, sends, requests or answers as much as the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_peers_have_their_turns() {
     const PEERS: u64 = 3;
@@ -609,7 +612,7 @@ async fn many_peers_have_their_turns() {
     }
 }
 
-/// Each type with one of JeroMQ.
+/// Each type exchanges messages with its counterpart of JeroMQ.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jeromq_has_the_same_types() {
     let cases = [

@@ -1,4 +1,5 @@
-//! Connections through a SOCKS5 proxy (RFC 1928, RFC 1929), which is part of the test: it knows a name that nobody else knows.
+//! Tests of connections through a SOCKS5 proxy (RFC 1928, RFC 1929). The proxy is part of the test, and knows
+//! a name that nobody else knows.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,11 +12,11 @@ use xmsg_tests::within;
 use xmsg_zmq::security::Password;
 use xmsg_zmq::{Endpoint, ErrorKind, Pull, Push, Replier, Requester, SocketOptions, SocksProxy};
 
-/// A name that the proxy alone can look up.
+/// A name that only the SOCKS5 proxy can resolve.
 const HIDDEN: &str = "behind-the-gateway.invalid";
 const USER: (&str, &str) = ("ali", "open sesame");
 
-/// A proxy, and how many connections it has made.
+/// A SOCKS5 proxy, and the number of connections that it has made.
 struct Gateway {
     port: u16,
     made: Arc<AtomicUsize>,
@@ -23,7 +24,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// Starts one that asks for a user, or lets in everybody.
+    /// Starts a proxy that requires a user name if `asks` is true, and otherwise accepts everybody.
     async fn start(port: u16, asks: bool) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -54,7 +55,7 @@ impl Drop for Gateway {
     }
 }
 
-/// One connection to the proxy. Whatever breaks it ends it.
+/// Serves one connection to the proxy. Any error ends it.
 async fn serve(mut stream: TcpStream, asks: bool, made: Arc<AtomicUsize>) -> Option<()> {
     let mut head = [0; 2];
     stream.read_exact(&mut head).await.ok()?;

@@ -1,10 +1,10 @@
-//! Peers that speak older versions of ZMTP, byte by byte.
+//! Tests of peers that speak older versions of ZMTP, byte by byte.
 
 use xmsg_core::Message;
 use xmsg_tests::raw::{self, Raw};
 use xmsg_tests::{connect, next, proxy, topic, within};
 
-/// Signature, revision 1, socket type, empty identity: what libzmq 3.2 says (RFC 15).
+/// Returns the greeting of libzmq 3.2 (RFC 15): signature, revision 1, socket type and empty identity.
 fn old_greeting(socket_type: u8) -> Vec<u8> {
     [&b"\xff\0\0\0\0\0\0\0\x01\x7f\x01"[..], &[socket_type, 0, 0]].concat()
 }
@@ -18,7 +18,8 @@ async fn a_zmtp_2_0_subscriber_receives() {
     old.send_message(&[b"\x01old"]).await;
     publisher.wait_for_subscriber(&topic("old")).await.unwrap();
     publisher.publish(&Message::with_mime(topic("old:x"), "binary/bytes", "hello")).await.unwrap();
-    // Signature and major version, then what a 2.0 peer expects: our type (XPUB) and identity.
+    // These are the signature and the major version, then what a 2.0 peer expects: the type of the proxy's
+    // socket (XPUB) and its identity.
     old.skip(14).await;
     assert_eq!(old.next_frame().await.unwrap(), (1, "old:x".into()));
     old.next_frame().await.unwrap();
