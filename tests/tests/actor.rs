@@ -1,4 +1,5 @@
-//! Actors: publishing, subscribing, asking and answering; the pool; closing in every state.
+//! Tests of actors: publishing, subscribing, requests and replies, the pool of connections, and closing in
+//! every state.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -88,7 +89,7 @@ async fn ten_thousand_requests_in_flight_are_all_answered_and_none_mixed_up() {
     const REQUESTS: i64 = 100;
     let proxy = proxy().start().await.unwrap();
     let (service, client) = (actor(&proxy), actor(&proxy));
-    // Nobody is answered before all have asked.
+    // No request is answered before all have arrived.
     let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
     let _handle = service
         .subscribe_with([topic("double")], (TASKS * REQUESTS) as usize, {
@@ -150,8 +151,8 @@ async fn late_replies_are_counted_and_dropped() {
     .await;
 }
 
-/// Dropping the future of a request gives it up: its answer is late, and the next request gets its own.
-/// One topic or many, as text or as topics, owned or borrowed; the message is borrowed everywhere.
+/// `subscribe` accepts one topic or many, as text or as topics, owned or borrowed. Messages are borrowed
+/// everywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_can_be_text_and_messages_are_borrowed() {
     let proxy = proxy().start().await.unwrap();
@@ -174,7 +175,7 @@ async fn topics_can_be_text_and_messages_are_borrowed() {
         for number in numbers {
             let message = loop {
                 let message = within("a message", messages.next()).await.unwrap().unwrap();
-                // Everything is everything: requests to the proxy, too.
+                // A subscription to everything also receives the control requests to the proxy.
                 if message.topic().domain() != "xmsg" {
                     break message;
                 }
@@ -189,6 +190,8 @@ async fn topics_can_be_text_and_messages_are_borrowed() {
     }
 }
 
+/// Dropping the future of a request cancels the request: its answer is then late, and the next request gets
+/// its own answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_dropped_gives_up_its_place() {
     let proxy = proxy().start().await.unwrap();
@@ -198,7 +201,7 @@ async fn a_request_that_is_dropped_gives_up_its_place() {
         let question = Message::of("ask", round.cast_signed()).unwrap();
         let dropped = {
             let mut asking = Box::pin(client.request(&question, PATIENCE));
-            // It was sent, and waits for its answer.
+            // The request was sent, and waits for its answer.
             tokio::select! {
                 answer = &mut asking => panic!("nobody answered: {answer:?}"),
                 request = within("the request", requests.next()) => request.unwrap().unwrap(),
@@ -237,7 +240,7 @@ async fn a_handler_that_fails_or_panics_does_not_end_the_subscription() {
     assert_eq!(answer.value::<i32>().unwrap(), 7);
 }
 
-/// Log lines, for a test to read.
+/// A log that a test can read.
 #[derive(Clone, Default)]
 struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -252,7 +255,7 @@ impl std::io::Write for Log {
     }
 }
 
-/// On one thread, whose log this test has for itself.
+/// The test runs on one thread, so that it gets all log lines of that thread.
 #[tokio::test]
 async fn a_handler_that_fails_or_panics_is_logged_with_the_topic() {
     let log = Log::default();
@@ -319,7 +322,7 @@ async fn concurrency_is_bounded() {
                 let (now, most, barrier) = (now.clone(), most.clone(), barrier.clone());
                 async move {
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    // Three have to be at work at once to pass.
+                    // Three handlers have to run at the same time to pass the barrier.
                     barrier.wait().await;
                     now.fetch_sub(1, Ordering::SeqCst);
                 }
@@ -339,7 +342,7 @@ async fn concurrency_is_bounded() {
     assert_eq!(most.load(Ordering::SeqCst), 3);
 }
 
-/// Two handlers that keep their threads busy run at the same time. It does not matter whether their messages arrived in one
+/// Two handlers that keep their threads busy run at the same time, whether their messages arrived in one
 /// batch or one by one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn handlers_that_work_without_a_pause_run_side_by_side() {
@@ -347,8 +350,8 @@ async fn handlers_that_work_without_a_pause_run_side_by_side() {
     let (publisher, actor) = (actor(&proxy), actor(&proxy));
     let [inside, met, finished] = std::array::from_fn(|_| Arc::<AtomicUsize>::default());
     let (meetings, done) = (met.clone(), finished.clone());
-    // A handler that waited for the other one without a time limit could keep the runtime from running that one: a
-    // blocked thread does not give away the task that it was to run next.
+    // Without a time limit, a handler that waits for the other one could keep the runtime from running that
+    // one: a blocked thread does not give away the task that it was to run next.
     let handler = move |_| {
         let (began, mut others) = (std::time::Instant::now(), inside.fetch_add(1, Ordering::SeqCst));
         while others == 0 && began.elapsed() < Duration::from_millis(50) {
@@ -385,7 +388,7 @@ async fn handlers_that_work_without_a_pause_run_side_by_side() {
     assert!(handle.drain(PATIENCE).await.is_nothing());
 }
 
-/// As many are at work as there may be, and what has a place of its own waits for nobody.
+/// As many handlers run as are allowed, and a handler that has a place need not wait for others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_hangs_keeps_one_place_and_no_message_but_its_own() {
     const MESSAGES: u64 = 10_000;
@@ -406,7 +409,7 @@ async fn a_handler_that_hangs_keeps_one_place_and_no_message_but_its_own() {
     for number in 0..MESSAGES {
         publisher.publish(&Message::of("work", number).unwrap()).await.unwrap();
     }
-    // One place is left, in which they are handled in their order.
+    // One place is left, in which the messages are handled in their order.
     for number in 3..MESSAGES {
         assert_eq!(within("the others", numbers.recv()).await, Some(number));
     }
@@ -522,7 +525,7 @@ async fn actors_find_each_other_through_the_registrar() {
         (found[0].name.as_str(), found[0].description(), found[0].topic().unwrap()),
         ("daq", "the power supply", power.clone())
     );
-    // The other questions, each with one that it does not find.
+    // The other queries, each also with one that finds nothing.
     let topic = |topic| Query::topic(OwnerType::Publisher, topic);
     assert_eq!(subscriber.discover_exact(&topic(&power)).await.unwrap(), found);
     assert_eq!(subscriber.discover_exact(&query).await.unwrap(), []);

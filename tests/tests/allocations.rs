@@ -1,5 +1,6 @@
-//! These tests count allocations. A small message needs next to none on its way from publisher to subscriber; a message that is
-//! kept holds little more memory than its own; and the registrar counts the memory that registrations take.
+//! Tests that count allocations. A small message needs almost none on its way from publisher to subscriber. A
+//! message that is kept holds little more memory than its own. The registrar counts the memory that
+//! registrations take.
 //!
 //! Everything runs on one thread, so that the count of that thread is the count of the whole path.
 
@@ -15,22 +16,24 @@ use xmsg_core::{Actor, Message, ProxyAddress, Result, Subscription, Topic};
 use xmsg_proxy::registrar::store::Store;
 use xmsg_tests::{PATIENCE, connect, patient, proxy};
 
-/// Messages that are counted, after as many that are not: by then buffers have their size.
+/// The number of counted messages. As many uncounted messages come first, so that buffers have grown to their
+/// final size.
 const MESSAGES: u64 = 50_000;
-/// Allocations for a message, at most: a read, a write and a batch are paid for by the hundreds of messages in them.
+/// The most allocations per message. The hundreds of messages in a read, a write or a batch share its
+/// allocations.
 const PER_MESSAGE: f64 = 0.02;
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// 100 bytes of data, and metadata of 20 that nobody has at hand.
+/// Returns a message with 100 bytes of data and 20 bytes of metadata, without a cached form.
 fn message(topic: &Topic) -> Message {
     let (meta, data) = (Bytes::from(vec![b'm'; 20]), Bytes::from(vec![b'd'; 100]));
     Message::from_frames(topic.clone().into_bytes(), meta, data)
 }
 
-/// Runs `work` twice and counts the allocations of the second time.
+/// Runs `work` twice, and counts the allocations of the second run.
 fn count(name: &str, mut work: impl FnMut()) {
     work();
     let allocations = measure(&mut work).count_total;
@@ -96,7 +99,7 @@ fn a_small_message_costs_no_allocation_from_publisher_to_subscriber() {
     });
 }
 
-/// Handlers side by side are tasks that go from message to message.
+/// Handlers that run side by side are tasks that continue from message to message.
 #[test]
 fn a_small_message_costs_handlers_side_by_side_no_allocation() {
     let runtime = runtime();
@@ -133,18 +136,20 @@ fn a_small_message_costs_handlers_side_by_side_no_allocation() {
     });
 }
 
-/// Of the messages that come in, every one of these is kept: the others that came with it are dropped.
+/// One message in this many is kept. The others that arrived with it are dropped.
 const KEEP_EVERY: usize = 500;
-/// Messages that are kept.
+/// The number of messages that are kept.
 const KEPT: usize = 1_000;
-/// What the documentation of `next` says that a kept message may hold, bytes …
+/// The bytes that a kept message may hold, according to the documentation of `next`.
 const HOLD_EACH: usize = 1 << 10;
-/// … and how much more the messages of a subscription may hold in all: 2 MiB and what one read brought, for which a slab has 128 KiB.
+/// The additional bytes that all kept messages of a subscription may hold. These are 2 MiB, and the slab of
+/// one read, which has 128 KiB.
 const HOLD_MORE: usize = (2 << 20) + (128 << 10);
-/// What is in use by queues on the way meanwhile, and was not before.
+/// The bytes that queues on the way use now and did not use before.
 const ON_THE_WAY: usize = 512 << 10;
 
-/// How much more memory is in use after some messages were kept, bytes. Some were received before, so that buffers have their size.
+/// Returns how much more memory is in use after some messages were kept, in bytes. Some messages are received
+/// before that, so that buffers have grown to their final size.
 fn memory_of_kept(
     subscription: &mut Subscription,
     runtime: &tokio::runtime::Runtime,
@@ -175,7 +180,8 @@ fn memory_of_kept(
     usize::try_from(held).unwrap_or_default()
 }
 
-/// 28 bytes each, of which one in five hundred is kept: they don't keep the slabs that they came in.
+/// Messages of 28 bytes, of which one in five hundred is kept. They don't keep the slabs alive in which they
+/// arrived.
 #[test]
 fn kept_messages_hold_little_more_than_themselves() {
     let runtime = runtime();
@@ -198,7 +204,7 @@ fn kept_messages_hold_little_more_than_themselves() {
     });
 }
 
-/// What is kept of a batch can be given memory of its own, all of it or one by one.
+/// Messages of a batch that are kept can be given memory of their own, all together or one by one.
 #[test]
 fn messages_of_a_batch_can_be_detached() {
     let message = message(&Topic::wrap("a:b"));
@@ -213,17 +219,17 @@ fn messages_of_a_batch_can_be_detached() {
     let one_by_one = measure(|| {
         kept.extend(batch().iter().step_by(10).map(|message| message.unwrap().to_message().detach()));
     });
-    // Each with the few words that count who shares it.
+    // The limit includes a few words of reference counts for each message.
     for held in [all, one_by_one.bytes_current] {
         assert!(held <= 100 * (i64::try_from(message.size()).unwrap() + 64), "{held} bytes");
     }
     assert!(kept.iter().all(|kept| kept.data() == message.data()));
 }
 
-/// Registrations of each shape.
+/// The number of registrations of each shape.
 const REGISTERED: usize = 6_000;
 
-/// A registration by what is of its own in it: name, host, and the parts of its topic.
+/// Returns a registration with these values, which distinguish it from others.
 fn registration(name: &str, host: &str, parts: [&str; 3], port: u16) -> Registration {
     let topic = Topic::with_types(parts[0], parts[1], parts[2]).unwrap();
     let proxy = ProxyAddress::new(host, 7771).unwrap();
@@ -232,7 +238,7 @@ fn registration(name: &str, host: &str, parts: [&str; 3], port: u16) -> Registra
     registration
 }
 
-/// What registrations are like: a name for it, and one of them by its number.
+/// The shape of registrations: its name, and a function that returns the registration with a number.
 type Shape = (&'static str, fn(usize) -> Registration);
 
 const SHAPES: [Shape; 15] = [
@@ -275,8 +281,8 @@ const SHAPES: [Shape; 15] = [
     }),
 ];
 
-/// The bytes that are in use. An allocator takes more than it is asked for: 8 bytes, and what is missing to the next multiple of
-/// 16.
+/// Returns the bytes in use. An allocator takes more than it is asked for: 8 bytes, and padding to the next
+/// multiple of 16.
 fn in_use(info: &AllocationInfo) -> i64 {
     info.bytes_current + 16 * info.count_current
 }
@@ -286,21 +292,21 @@ fn the_registrar_counts_what_registrations_take_whatever_their_shape() {
     for (shape, make) in SHAPES {
         for (ttl, is_scattered) in [(None, false), (None, true), (Some(Duration::from_secs(60)), true)] {
             let mut store = Store::new(usize::MAX, ttl);
-            // An odd factor visits every number once.
+            // With an odd factor, every number is visited once.
             let number = |step: usize| if is_scattered { step * 7_919 % REGISTERED } else { step };
             let filled = measure(|| {
                 for step in 0..REGISTERED {
                     let registration = make(number(step));
                     assert_eq!(store.register(OwnerType::Publisher, &registration, Duration::ZERO), Ok(true));
                 }
-                // Whoever asks has each frame count how many hold it.
+                // After a query, each frame has a reference count.
                 assert_eq!(store.all(OwnerType::Publisher).len(), REGISTERED);
             });
             let whole = (store.memory(), in_use(&filled));
             let emptied = measure(|| {
                 for step in (0..REGISTERED).filter(|step| step % 3 > 0) {
                     let gone = make(number(step));
-                    // It takes away all ports of a name.
+                    // This removes all ports of a name.
                     store.remove(OwnerType::Publisher, &gone).unwrap();
                 }
             });

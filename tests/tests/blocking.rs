@@ -1,4 +1,4 @@
-//! Programs without an async runtime.
+//! Tests of the API for programs without an async runtime.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn a_program_without_a_runtime_publishes_subscribes_and_asks() {
         })
         .unwrap();
     let mut numbers = service.subscribe("number").unwrap();
-    // From several threads.
+    // The client is used from several threads.
     std::thread::scope(|threads| {
         for thread in 0..4_i32 {
             let client = &client;
@@ -51,7 +51,7 @@ fn a_program_without_a_runtime_publishes_subscribes_and_asks() {
     assert!(service.drain(PATIENCE).unwrap().is_nothing());
 }
 
-/// A subscription that waits in vain says whether it could have got anything.
+/// A subscription that waits in vain reports whether it could have received anything.
 #[test]
 fn waiting_for_messages_of_a_proxy_that_is_gone_is_no_timeout() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -61,7 +61,7 @@ fn waiting_for_messages_of_a_proxy_that_is_gone_is_no_timeout() {
     runtime.block_on(async { drop(proxy) });
     drop(runtime);
     let mut wait = || messages.next_within(Duration::from_millis(100)).unwrap().unwrap_err();
-    // That the proxy is gone is found out about in the background.
+    // The loss of the proxy is detected in the background.
     let mut error = wait();
     while error.kind() == ErrorKind::Timeout {
         error = wait();
@@ -70,7 +70,7 @@ fn waiting_for_messages_of_a_proxy_that_is_gone_is_no_timeout() {
     assert!(error.with_causes().to_string().contains("there is no connection to the proxy: "), "{error:?}");
 }
 
-/// What a handle that is dropped had accepted is sent.
+/// When a handle is dropped, the messages that it accepted are still sent.
 #[test]
 fn a_dropped_connection_sends_what_it_accepted() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -88,7 +88,7 @@ fn a_dropped_connection_sends_what_it_accepted() {
     }
 }
 
-/// The thread in the background goes on meanwhile, and so do blocking calls in a handler.
+/// While a handler blocks, the background thread continues, and so do blocking calls in other handlers.
 #[test]
 fn a_handler_may_block_and_nothing_else_waits_for_it() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -100,7 +100,7 @@ fn a_handler_may_block_and_nothing_else_waits_for_it() {
     actor
         .subscribe_with("slow", 1, move |_| {
             begun.send(()).unwrap();
-            // It hangs until the end of the test.
+            // The handler blocks until the end of the test.
             let _ = may_go.lock().unwrap().recv();
         })
         .unwrap();
@@ -127,7 +127,7 @@ fn a_handler_may_block_and_nothing_else_waits_for_it() {
     drop(go);
 }
 
-/// A handler may end its own actor, and is not waited for.
+/// A handler may end its own actor, which does not wait for it.
 #[test]
 fn a_blocking_handler_may_end_its_actor() {
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -1,4 +1,4 @@
-//! Much at once, through a proxy with its usual options: all of it arrives, or is counted.
+//! Tests of bursts of messages through a proxy with default options: all of them arrive, or are counted.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ async fn fifty_thousand_messages_and_a_close_lose_nothing() {
     assert_eq!(burst(50_000).await, 50_000);
 }
 
-/// Five megabytes: far below the mark of a queue.
+/// These are five megabytes, far below the high-water mark of a queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_of_half_a_million_loses_nothing() {
     assert_eq!(burst(500_000).await, 500_000);

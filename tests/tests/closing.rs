@@ -1,4 +1,5 @@
-//! Closing and draining lose nothing in silence: what is left is counted, within one deadline, in every state.
+//! Tests of closing and draining. Nothing is lost silently: what is left is counted, within one deadline, in
+//! every state.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ fn actor(proxy: &Proxy) -> Actor {
     Actor::builder("tester").proxy(proxy.address()).options(patient()).build().unwrap()
 }
 
-/// Waits until a condition holds that nobody tells of.
+/// Polls until a condition holds, for conditions without a notification.
 async fn until(what: &str, condition: impl Fn() -> bool) {
     within(what, async {
         while !condition() {
@@ -24,7 +25,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     .await;
 }
 
-/// Publishes so many numbers, and has the proxy confirm that it has them.
+/// Publishes `count` numbers, and waits until the proxy has confirmed them.
 async fn publish(proxy: &Proxy, name: &str, count: u64) {
     let publisher = connect(proxy);
     for number in 0..count {
@@ -58,14 +59,14 @@ async fn draining_handles_everything_that_the_proxy_had_passed_on() {
         let left = within("the end", drained).await.unwrap();
         assert!(left.is_nothing(), "{left}");
         assert_eq!(handled.load(Ordering::Relaxed), 1000, "concurrency {concurrency}");
-        // The actor goes on without that subscription.
+        // The actor continues without that subscription.
         publish(&proxy, "work", 1).await;
         assert!(actor.drain(PATIENCE).await.is_nothing());
         assert_eq!(handled.load(Ordering::Relaxed), 1000);
     }
 }
 
-/// Each request that was passed on before the service was drained has its answer.
+/// Each request that was forwarded before the service was drained gets its answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_an_actor_answers_every_request_that_was_received() {
     const REQUESTS: u64 = 50;
@@ -84,7 +85,7 @@ async fn draining_an_actor_answers_every_request_that_was_received() {
                     let (service, go) = (service.clone(), go.clone());
                     async move {
                         let _turn = go.acquire().await?;
-                        // Handlers may ask others until they are done.
+                        // Handlers may send requests until they are done.
                         service.request(&Message::of("help", 1)?, PATIENCE).await?;
                         Ok::<_, xmsg_core::HandlerError>(request.reply_with(request.data().clone())?)
                     }
@@ -139,7 +140,7 @@ async fn closing_counts_what_was_received_and_not_handled_and_tells_it_again() {
             .unwrap();
         publish(&proxy, "work", 1000).await;
         until("all messages", || handle.pending() == 906).await;
-        // The deadline bounds all of it, also handlers that hang.
+        // The deadline limits the whole call, even if handlers hang.
         let started = Instant::now();
         let left = within("the end", actor.close(Duration::from_millis(100))).await;
         assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
@@ -149,7 +150,8 @@ async fn closing_counts_what_was_received_and_not_handled_and_tells_it_again() {
     }
 }
 
-/// A handler that hangs takes all the time, and none of the certainty about what had been published before.
+/// A handler that hangs uses up the whole time. Nevertheless, it is certain what of the published messages
+/// was confirmed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_published_is_confirmed_while_handlers_take_all_the_time() {
     for (concurrency, drains) in [(1, true), (4, true), (1, false)] {
@@ -203,7 +205,7 @@ async fn a_stream_still_gives_out_what_was_received_and_closing_counts_it() {
     assert!(left.unhandled < taken, "{left} of {taken}");
 }
 
-/// A stream can be drained, too: it gives out all that was passed on, and ends.
+/// A stream can be drained, too: it yields everything that was forwarded, and ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_stream_ends_behind_the_last_message_that_was_passed_on() {
     let proxy = proxy().start().await.unwrap();
@@ -288,7 +290,7 @@ async fn a_handler_may_close_its_own_actor() {
     }
 }
 
-/// A close that was given up has ended the connections, and the next one tells what had been lost.
+/// A close that was cancelled has ended the connections, and the next one reports what had been lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_close_that_was_given_up_is_told_again() {
     let proxy = proxy().start().await.unwrap();
@@ -310,7 +312,7 @@ async fn a_close_that_was_given_up_is_told_again() {
     assert_eq!(actor.close(Duration::ZERO).await, left);
 }
 
-/// Somebody who listens and never says anything.
+/// Returns a listener that never sends anything.
 async fn silence() -> (tokio::net::TcpListener, u16) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -329,7 +331,7 @@ async fn a_close_while_the_first_connection_is_made_leaves_nothing_behind() {
     assert!(within("close", connection.close(PATIENCE)).await.is_nothing());
     let error = within("the publisher", publishing).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
-    // Its socket is gone.
+    // The socket of the attempt is closed.
     within("the end of the connection", async {
         use tokio::io::AsyncReadExt;
         let mut rest = Vec::new();
@@ -357,7 +359,7 @@ async fn waiting_for_a_subscriber_ends_with_the_connection() {
     assert_eq!(within("the end", waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
 }
 
-/// Twenty calls that come at the same time share one attempt; every time limit bounds the whole call.
+/// Twenty simultaneous calls share one attempt to connect. Every time limit limits the whole call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_who_find_no_proxy_wait_for_one_time_limit_together() {
     let (_listener, port) = silence().await;
@@ -379,10 +381,10 @@ async fn those_who_find_no_proxy_wait_for_one_time_limit_together() {
     for error in within("twenty errors", join_all(calls)).await {
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     }
-    // One after another they would take twenty times the limit.
+    // One after another, the calls would take twenty times the limit.
     assert!(started.elapsed() < 10 * limit, "{:?}", started.elapsed());
 
-    // And a request has a limit of its own.
+    // A request also has its own limit.
     let options = ConnectOptions::new().connection_timeout(PATIENCE);
     let actor = Actor::builder("a").proxy(format!("127.0.0.1:{port}")).options(options).build().unwrap();
     let message = Message::of("a", 1).unwrap();
@@ -392,7 +394,7 @@ async fn those_who_find_no_proxy_wait_for_one_time_limit_together() {
     assert_eq!(actor.close(Duration::ZERO).await, Unfinished::default());
 }
 
-/// What is published before there is a connection goes out in the order of the calls.
+/// Messages that are published before there is a connection are sent in the order of the calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_messages_go_out_in_the_order_of_their_calls() {
     let proxy = proxy().start().await.unwrap();
@@ -413,8 +415,8 @@ async fn the_first_messages_go_out_in_the_order_of_their_calls() {
     }
 }
 
-/// A flush that waits for a proxy that is gone holds up no `close`, whether anybody polls it or not, and ends with it; and what is
-/// closed is closed at once.
+/// A flush that waits for a lost proxy does not delay `close`, whether the flush is polled or not. The flush
+/// ends with the close, and closing again takes no time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_that_waits_does_not_hold_up_closing() {
     let proxy = proxy().start().await.unwrap();
@@ -451,7 +453,7 @@ async fn a_flush_that_waits_does_not_hold_up_closing() {
     }
 }
 
-/// A result of a handler that can't be made into a reply.
+/// A result of a handler that can't be converted to a reply.
 struct Spoilt;
 
 impl xmsg_core::IntoReply for Spoilt {
@@ -477,7 +479,7 @@ async fn a_panic_in_making_the_reply_is_one_of_the_handler() {
     }
 }
 
-/// A handler that can't be stopped at its work may finish it later; what `close` has told stays as it was.
+/// A handler that can't be cancelled may finish later. The result of `close` does not change then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_close_has_told_stays_true_when_a_handler_finishes_late() {
     for concurrency in [1, 4] {
@@ -511,7 +513,7 @@ async fn what_close_has_told_stays_true_when_a_handler_finishes_late() {
     }
 }
 
-/// What a subscription that has ended left behind is counted once, and is not kept for its own sake.
+/// What an ended subscription has left is counted once, and keeps nothing alive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_earlier_subscriptions_left_behind_is_counted_with_the_rest() {
     let proxy = proxy().start().await.unwrap();

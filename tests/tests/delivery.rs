@@ -1,4 +1,5 @@
-//! At least once: what was not confirmed is sent again when the connection breaks, and marked.
+//! Tests of at-least-once delivery: messages that were not confirmed are sent again after a connection is
+//! lost, and are marked.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use xmsg_tests::relay::Relay;
 use xmsg_tests::{PATIENCE, connect, next, patient, proxy, within};
 use xmsg_zmq::{Publisher, SocketOptions, Subscriber};
 
-/// A proxy as a process of its own, at this port.
+/// Starts a proxy as a process of its own, on this port.
 async fn daemon(port: u16) -> (Daemon, ProxyAddress) {
     let port = port.to_string();
     let mut daemon = Daemon::start(built("xmsg-proxy"), &["--port", &port, "--slow-subscriber", "block"]);
@@ -19,12 +20,12 @@ async fn daemon(port: u16) -> (Daemon, ProxyAddress) {
     (daemon, address.parse().unwrap())
 }
 
-/// Options of a publisher that gives subscribers time to come back.
+/// Returns options for a publisher that reconnects slowly, so that subscribers reconnect first.
 fn slow() -> ConnectOptions {
     patient().before_connect(|socket, _| socket.reconnect_min(Duration::from_secs(1)))
 }
 
-/// A subscriber that comes back soon.
+/// Returns a subscriber that reconnects quickly.
 fn subscriber(address: &ProxyAddress) -> Connection {
     let soon = Duration::from_millis(10);
     let options = patient().before_connect(move |socket, _| socket.reconnect_min(soon).reconnect_max(soon));
@@ -50,7 +51,7 @@ async fn written(connection: &Connection) {
     .await;
 }
 
-/// The next messages are these, marked as possibly repeated or not.
+/// Expects these messages next, marked as possibly repeated or not.
 async fn come(messages: &mut Subscription, numbers: std::ops::Range<u64>, repeated: bool) {
     for number in numbers {
         let message = next(messages).await;
@@ -59,8 +60,8 @@ async fn come(messages: &mut Subscription, numbers: std::ops::Range<u64>, repeat
     }
 }
 
-/// Publishes 2,000 messages through two proxies on the same port. The first proxy is stopped and then killed while 500
-/// of the messages lie unread in its socket; the second one takes its place.
+/// Publishes 2,000 messages through two proxies on the same port. The first proxy is stopped and then killed
+/// while 500 of the messages are unread in its socket. The second one takes its place.
 async fn through_a_proxy_that_is_killed(
     connect: impl Fn(&ProxyAddress) -> Connection,
 ) -> (Daemon, Connection, Subscription) {
@@ -101,7 +102,7 @@ async fn what_a_killed_proxy_had_not_confirmed_comes_again_and_is_marked() {
     assert!(left.is_nothing(), "{left}");
 }
 
-/// Unless it is asked for, nothing is sent twice, and what may be lost is told.
+/// By default nothing is sent twice, and what may be lost is reported.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_most_once_nothing_comes_again() {
     let plain = |address: &ProxyAddress| Connection::with_options(address, slow()).unwrap();
@@ -112,8 +113,8 @@ async fn at_most_once_nothing_comes_again() {
     assert!(error.to_string().contains("500 messages"), "{error}");
 }
 
-/// Messages that are kept until they are confirmed count for the high-water mark. A confirmation makes room, also for
-/// publishers that wait for it.
+/// Messages that are kept until they are confirmed count for the high-water mark. A confirmation makes room,
+/// also for publishers that wait for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_kept_is_bounded_and_makes_room_when_it_is_confirmed() {
     const MARK: usize = 64 << 10;
@@ -125,14 +126,14 @@ async fn what_is_kept_is_bounded_and_makes_room_when_it_is_confirmed() {
     let publishing = publish(&connection, 0..20_000);
     tokio::join!(publishing, come(&mut messages, 0..20_000, false));
     connection.flush(PATIENCE).await.unwrap();
-    // Nothing is confirmed any more.
+    // Nothing is confirmed any more from here on.
     relay.swallow();
     let mut published = 20_000;
     let full = async {
         loop {
             match connection.try_publish(&Message::of("a", published).unwrap()) {
                 Ok(()) => published += 1,
-                // Some may still wait to be written: then there is room for it, and none for more.
+                // Some messages may still wait to be written. When they are written, there is room again.
                 Err(error) if connection.queued().messages == 0 => return error,
                 Err(_) => tokio::task::yield_now().await,
             }
@@ -150,7 +151,7 @@ async fn what_is_kept_is_bounded_and_makes_room_when_it_is_confirmed() {
     assert!(connection.close(PATIENCE).await.is_nothing());
 }
 
-/// Closing sends again, too, and a proxy that stops in order has confirmed everything.
+/// Closing also sends unconfirmed messages again. A proxy that stops gracefully has confirmed everything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_sends_again_what_was_not_confirmed() {
     let proxy = proxy().start().await.unwrap();
@@ -174,7 +175,7 @@ async fn closing_sends_again_what_was_not_confirmed() {
     let address = proxy.address().to_string();
     proxy.stop(PATIENCE).await;
     let proxy = xmsg_proxy::Proxy::bind(address).start().await.unwrap();
-    // A subscriber that comes back late misses what was published before.
+    // A subscriber that reconnects late misses what was published before.
     within("the subscriber", async {
         while !proxy.subscribers().iter().any(|subscriber| subscriber.subscriptions > 0) {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -209,8 +210,8 @@ async fn the_command_publishes_at_least_once() {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Without security, anybody can ask the proxy to answer on somebody else's control socket before it has what that one waits
-/// for. The answer counts only if it comes to an identity that nobody else can know.
+/// Without security, anybody can ask the proxy to send an answer to somebody else's control socket before the
+/// proxy has read the messages in question. The answer counts only for an identity that nobody else can know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_else_can_have_messages_confirmed() {
     let proxy = proxy().start().await.unwrap();
@@ -232,7 +233,7 @@ async fn nobody_else_can_have_messages_confirmed() {
         connection.flush(PATIENCE).await.unwrap();
     }
     come(&mut messages, 0..20, false).await;
-    // A new one for each flush.
+    // Each flush uses a new identity.
     while seen.len() < 20 {
         let request = within("a request", spy.recv()).await.unwrap();
         seen.insert(request.frames()[2].clone());
@@ -254,7 +255,7 @@ async fn nobody_else_can_have_messages_confirmed() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    // The second one finds what the first one has left behind.
+    // The second flush meets what the first one has left behind.
     let flushes = async {
         for _ in 0..2 {
             connection.flush(Duration::from_millis(800)).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Sent is not received: what was flushed is in the proxy, and what may be lost is counted.
+//! Tests of `flush`: flushed messages are in the proxy, and messages that may be lost are counted.
 
 use std::time::Duration;
 
@@ -30,14 +30,14 @@ async fn what_was_flushed_is_in_the_proxy() {
         assert_eq!(connection.unconfirmed(), 0);
         assert!(proxy.totals().received.messages >= before + published);
     }
-    // Several at the same time are fine, and nothing new costs nothing.
+    // Several flushes at the same time are allowed, and a flush without new messages costs nothing.
     publish(&connection, 0..1000).await;
     let flushing = (0..10).map(|_| connection.flush(PATIENCE));
     futures::future::try_join_all(flushing).await.unwrap();
     assert!(connection.close(PATIENCE).await.is_nothing());
 }
 
-/// A connection that takes everything and passes nothing on: what was sent over it is unconfirmed.
+/// The connection accepts everything and forwards nothing, so what was sent over it is unconfirmed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_half_open_connection_swallowed_is_counted() {
     let proxy = proxy().start().await.unwrap();
@@ -66,7 +66,7 @@ async fn what_a_half_open_connection_swallowed_is_counted() {
     assert_eq!(connection.unconfirmed(), 300);
     let left = connection.close(PATIENCE).await;
     assert_eq!((left.unsent, left.unconfirmed), (0, 300), "{left}");
-    // All the others are there.
+    // All other messages arrive.
     for number in (0..300).chain(600..700) {
         assert_eq!(next(&mut messages).await.value::<u64>().unwrap(), number);
     }
@@ -85,7 +85,7 @@ async fn closing_tells_what_was_not_confirmed() {
     assert_eq!(connection.close(Duration::ZERO).await, left);
 }
 
-/// Without the checks nobody is asked.
+/// Without the connection check, no confirmation is requested.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unchecked_connection_is_closed_without_a_confirmation() {
     let proxy = proxy().start().await.unwrap();
@@ -99,7 +99,7 @@ async fn an_unchecked_connection_is_closed_without_a_confirmation() {
     }
 }
 
-/// A proxy that stops in order has read everything, and says so.
+/// A proxy that stops gracefully has read everything, and announces it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_graceful_stop_of_the_proxy_nothing_is_in_doubt() {
     for _ in 0..10 {
@@ -137,7 +137,7 @@ async fn a_foreign_proxy_confirms_as_well() {
     foreign.finish().await;
 }
 
-/// `xmsg pub` ends with 0 only if everything was confirmed.
+/// `xmsg pub` exits with 0 only if everything was confirmed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_says_how_many_messages_may_be_lost() {
     let proxy = proxy().start().await.unwrap();
@@ -150,7 +150,7 @@ async fn the_command_says_how_many_messages_may_be_lost() {
     };
     let done = within("the command", command(&["-n", "600"])).await;
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    // The proxy is there, and nothing of the topic reaches it.
+    // The proxy is reachable, but no message with this topic reaches it.
     relay.swallow_from("a");
     let lost = within("the command", command(&["-n", "600"])).await;
     assert_eq!(lost.status.code(), Some(1));

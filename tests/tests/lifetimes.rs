@@ -1,4 +1,4 @@
-//! Nothing outlives what it belongs to: actors, handlers, pooled connections, runtimes.
+//! Tests that actors, handlers, pooled connections and runtimes end with what they belong to.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -22,7 +22,7 @@ async fn gone<T>(what: &str, weak: &Weak<T>) {
     .await;
 }
 
-/// Dropping every clone of an actor ends what its handlers run: tasks, and connections at the proxy.
+/// When every clone of an actor is dropped, the tasks of its handlers and its connections to the proxy end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handlers_end_with_the_last_clone_of_their_actor() {
     let proxy = proxy().start().await.unwrap();
@@ -52,7 +52,7 @@ async fn handlers_end_with_the_last_clone_of_their_actor() {
     .await;
 }
 
-/// … also those that would never come to an end by themselves.
+/// Handlers that would never end by themselves end with the last clone of their actor, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handlers_that_hang_end_with_the_last_clone_of_their_actor() {
     let proxy = proxy().start().await.unwrap();
@@ -82,7 +82,7 @@ async fn handlers_that_hang_end_with_the_last_clone_of_their_actor() {
     }
 }
 
-/// A subscription that somebody reads goes on without its actor.
+/// A subscription that is being read continues without its actor.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_outlives_the_actor_that_made_it() {
     let proxy = proxy().start().await.unwrap();
@@ -92,7 +92,8 @@ async fn a_stream_outlives_the_actor_that_made_it() {
     assert_eq!(next(&mut messages).await.value::<i32>().unwrap(), 1);
 }
 
-/// A panic of the closure is one of the handler: the next message is handled, and whoever asked is told.
+/// A panic of the closure is a panic of the handler: the next message is handled, and the client gets an
+/// error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_in_the_closure_of_a_handler_is_treated_like_one_in_its_future() {
     let proxy = proxy().start().await.unwrap();
@@ -120,7 +121,7 @@ async fn a_panic_in_the_closure_of_a_handler_is_treated_like_one_in_its_future()
     }
 }
 
-/// An error of a handler goes back to whoever asked.
+/// The error of a handler is sent back to the client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_fails_with_the_error_of_its_handler() {
     let proxy = proxy().start().await.unwrap();
@@ -138,13 +139,14 @@ async fn a_request_fails_with_the_error_of_its_handler() {
     let error = client.request(&Message::of("root", -1.0).unwrap(), PATIENCE).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Remote);
     assert!(error.to_string().contains("root") && error.to_string().contains("a negative number"), "{error}");
-    // What is no number is the fault of the request, and said as well.
+    // A request with a value that is not a number is the client's mistake, and is reported in the same way.
     let error = client.request(&Message::of("root", "text").unwrap(), PATIENCE).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Remote);
     assert!(client.request(&Message::of("root", 4.0).unwrap(), PATIENCE).await.is_ok());
 }
 
-/// A connection belongs to the runtime that it was made in: when that has ended, using it is an error, and not an `Ok` into nothing.
+/// A connection belongs to the runtime in which it was made. When that has ended, calls return an error
+/// instead of an `Ok` without effect.
 #[test]
 fn after_the_end_of_its_runtime_a_connection_fails() {
     let runtime =
@@ -174,7 +176,7 @@ fn after_the_end_of_its_runtime_a_connection_fails() {
     });
 }
 
-/// A handler is not called any more once its subscription was closed.
+/// A handler is not called any more after its subscription was closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_handled_after_the_end() {
     let proxy = proxy().start().await.unwrap();
@@ -202,7 +204,7 @@ async fn nothing_is_handled_after_the_end() {
     assert_eq!(handled.load(Ordering::Relaxed) + left.unhandled, total);
 }
 
-/// All that is told until the stream ends.
+/// Returns all events until the stream ends.
 async fn rest(mut events: SocketEvents) -> Vec<SocketEvent> {
     let mut told = Vec::new();
     while let Some(event) = within("the end of the events", events.next()).await {
@@ -211,7 +213,8 @@ async fn rest(mut events: SocketEvents) -> Vec<SocketEvent> {
     told
 }
 
-/// Also those of an actor that is still held; and its own end is not told as a loss that the other side caused.
+/// The streams also end if the actor is still held. The end of the actor itself is not reported as a loss
+/// that the other side caused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_events_end_with_what_they_tell_of() {
     let proxy = proxy().start().await.unwrap();
@@ -240,7 +243,7 @@ async fn streams_of_events_end_with_what_they_tell_of() {
     assert!(!rest(events).await.is_empty());
 }
 
-/// Each call in vain has sockets of its own, and what they tell again and again would drown the rest.
+/// Each failed call has its own sockets. If each of them repeated its events, these would hide all others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn that_a_peer_can_t_be_reached_is_told_once() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,4 +1,5 @@
-//! What is above a limit is refused at once, named, and harms nothing that comes behind it.
+//! Tests of limits: what exceeds a limit is refused at once, with the name of the limit, and harms nothing
+//! that follows.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +36,7 @@ fn of_size(name: &str, bytes: usize) -> Message {
     Message::with_mime(topic(name), "binary/bytes", vec![7; bytes])
 }
 
-/// The topic and the size of the next message that is dropped.
+/// Waits until a message is dropped, and returns its topic and size.
 async fn next_dropped(events: &mut SocketEvents) -> (Bytes, usize) {
     within("a message to be dropped", async {
         loop {
@@ -75,7 +76,7 @@ async fn a_message_above_the_limit_of_the_proxy_is_refused_and_the_rest_arrives(
         );
         publisher.publish(&Message::of(topic("q"), number).unwrap()).await.unwrap();
     }
-    // The largest one that the proxy takes.
+    // This is the largest message that the proxy accepts.
     let overhead = encoded_len(&of_size("q:large", MIB).into_frames()) - MIB;
     publisher.publish(&of_size("q:large", MIB - overhead)).await.unwrap();
     for number in 0..GOOD {
@@ -111,7 +112,7 @@ async fn a_proxy_that_comes_back_with_a_smaller_limit_does_not_stop_what_waits()
     next(&mut messages).await;
     proxy.stop(LINGER).await;
     let mut events = publisher.events();
-    // Between and behind others, and one after the other.
+    // Too large messages are between and behind others, and next to each other.
     for (name, size) in
         [("q:a", 10), ("q:big", 2 * MIB), ("q:bigger", 3 * MIB), ("q:b", 10), ("q:big", 2 * MIB), ("q:c", 10)]
     {
@@ -129,12 +130,12 @@ async fn a_proxy_that_comes_back_with_a_smaller_limit_does_not_stop_what_waits()
     }
     assert_eq!(publisher.dropped(), 3);
     assert_eq!(proxy.totals().violations.total(), 0, "it stayed connected");
-    // The limit is known now, and still is when the proxy has gone again.
+    // The limit is known now, and stays known when the proxy has gone again.
     proxy.stop(LINGER).await;
     assert_eq!(publisher.publish(&of_size("q", 2 * MIB)).await.unwrap_err().kind(), ErrorKind::TooLarge);
 }
 
-/// Whose limit it is, what was above it, and how it is raised.
+/// The error says whose limit it is, what exceeds it, and how it is raised.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_limit_of_our_own_is_named_with_its_option() {
     let proxy = proxy().start().await.unwrap();
@@ -146,7 +147,7 @@ async fn a_limit_of_our_own_is_named_with_its_option() {
     assert!(error.to_string().contains("4097 bytes is above the limit of 4096 bytes"), "{error}");
 }
 
-/// A reply that is too large fails the request; so does a reason that is too long to be told in full.
+/// A reply that is too large fails the request. So does an error text that is too long to be sent in full.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_asked_learns_that_the_reply_was_too_large() {
     let proxy = proxy().limits(limited(MIB)).start().await.unwrap();
@@ -170,7 +171,8 @@ async fn whoever_asked_learns_that_the_reply_was_too_large() {
     assert!(service.drain(PATIENCE).await.is_nothing());
 }
 
-/// Hands on what a foreign proxy would take of a publisher, over connections that follow one another: `most` bytes a frame.
+/// Emulates a foreign proxy that accepts frames of at most `most` bytes, over one connection after another.
+/// It passes on complete messages of the publisher.
 async fn foreign(listener: TcpListener, most: u64, taken: tokio::sync::mpsc::Sender<Vec<Bytes>>) {
     loop {
         let mut peer = Raw::accept(&listener, "XSUB").await;
@@ -197,7 +199,7 @@ async fn a_message_that_a_foreign_proxy_does_not_take_is_dropped_the_second_time
     let publisher = Publisher::new(SocketOptions::default());
     let mut events = publisher.events();
     publisher.connect(endpoint);
-    // More than the system takes without its being read.
+    // This is more than the system buffers without its being read.
     for (name, size) in [("a", 10), ("poison", 40 * MIB), ("b", 10), ("c", MIB / 2)] {
         within("room", publisher.publish([Bytes::from(name), vec![7; size].into()])).await.unwrap();
     }
@@ -213,7 +215,7 @@ async fn a_message_that_a_foreign_proxy_does_not_take_is_dropped_the_second_time
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_end_in_different_messages_drop_nothing() {
-    // More than the system takes of a message while the one before it is being read.
+    // This is more of a message than the system buffers while the one before it is being read.
     const LEN: usize = 48 * MIB;
     let (listener, endpoint) = listener().await;
     let publisher =
@@ -222,7 +224,7 @@ async fn connections_that_end_in_different_messages_drop_nothing() {
     for number in 0..3_u8 {
         within("room", publisher.publish([vec![number; LEN]])).await.unwrap();
     }
-    // Each connection takes one message, and ends in the next one: never twice in the same.
+    // Each connection receives one message, and ends in the next one, so never twice in the same message.
     let first = Raw::accept(&listener, "XSUB").await;
     drop(first);
     for number in 0..3_u8 {
@@ -245,7 +247,8 @@ async fn libzmqs_limit_of_a_message_does_not_stop_what_is_behind_it() {
     publisher.publish(&of_size("q:poison", 60 * MIB)).await.unwrap();
     let (dropped, _) = next_dropped(&mut events).await;
     assert_eq!(dropped, "q:poison");
-    // libzmq publishes to nobody until it knows its subscribers again: the first ones may be lost.
+    // libzmq publishes to nobody until it has received the subscriptions again, so the first messages may be
+    // lost.
     let sending = async {
         for number in 0_i32.. {
             publisher.publish(&Message::of(topic("q"), number).unwrap()).await.unwrap();
@@ -306,7 +309,7 @@ async fn every_socket_refuses_what_is_above_its_own_limits_and_goes_on() {
     let error = futures::SinkExt::send(&mut sink, large()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
 
-    // All of them go on.
+    // All sockets continue to work.
     dealer.send(["on"]).await.unwrap();
     assert_eq!(within("the dealer", router.recv()).await.unwrap().1.frames(), ["on"]);
     router.try_send(&me, ["on"]).unwrap();
@@ -368,12 +371,13 @@ async fn a_request_that_is_too_large_is_not_sent_and_the_next_one_is() {
         assert_eq!(reply.unwrap().frames(), ["small"]);
         path.peer().clone()
     };
-    // The limit is told when the request waits already.
+    // The limit is announced when the request is already waiting.
     too_large().await;
     let connection = small().await;
     too_large().await;
     assert_eq!(small().await, connection, "nothing was the matter with the connection");
-    // A request that is given up takes its connection with it; what was told before still counts.
+    // A request that is cancelled also ends its connection. The limit that was announced before still
+    // applies.
     assert!(requester.request(["lost"], Duration::from_millis(300)).await.is_err());
     within("the lost request", replier.recv()).await.unwrap();
     too_large().await;
@@ -395,7 +399,7 @@ async fn an_answer_that_is_too_large_is_refused_and_another_one_can_be_given() {
     assert!(futures::FutureExt::now_or_never(replier.recv()).is_none(), "it was asked once");
 }
 
-/// Reads requests and returns how many of them were whole, until the task is told to stop.
+/// Reads requests, and counts connections and complete requests, until the task is ended.
 async fn foreign_replier(
     listener: TcpListener,
     most: u64,
@@ -457,12 +461,12 @@ async fn a_subscriber_that_takes_less_does_not_hinder_the_others() {
     let mut small = subscriber(limited(MIB));
     within("a subscription", publisher.wait_for_subscriber(b"")).await.unwrap();
     let large = || Multipart::from([Bytes::from_static(b"large"), vec![0; 2 * MIB].into()]);
-    // It is the only one.
+    // This subscriber is the only one.
     publisher.publish(large()).await.unwrap();
     assert_eq!(next_dropped(&mut events).await.0, "large");
     let mut all = subscriber(Limits::default());
     within("another subscription", async {
-        // Nobody is told of the second one: messages tell.
+        // There is no notification of the second subscription, so this sends messages until one arrives.
         loop {
             publisher.try_publish(["probe"]).unwrap();
             if tokio::time::timeout(Duration::from_millis(10), all.recv()).await.is_ok() {
@@ -544,7 +548,7 @@ async fn subscriptions_above_a_limit_are_refused_and_the_others_stay() {
     for prefix in ["a", "b"] {
         subscriber.subscribe(prefix).unwrap();
     }
-    // Before it is known what the proxy takes.
+    // This happens before the limit of the proxy is known.
     subscriber.subscribe("y".repeat(101)).unwrap();
     subscriber.connect(proxy.address().subscribe_endpoint().parse().unwrap());
     let refused = within("a refusal", async {
@@ -621,7 +625,7 @@ async fn connections_that_end_for_a_violation_are_counted_by_reason_on_every_por
     registrar.stop(LINGER).await;
 }
 
-/// An answer of the registrar may be longer than whoever asked takes: it is told so.
+/// An answer of the registrar may be longer than the client accepts. The client gets an error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registrar_says_when_an_answer_is_longer_than_the_client_takes() {
     use xmsg_core::registration::{OwnerType, Registration};
@@ -655,7 +659,8 @@ async fn a_registrar_says_when_an_answer_is_longer_than_the_client_takes() {
     registrar.stop(LINGER).await;
 }
 
-/// A peer that takes a long message slowly lives, although it can't be asked before the end of the message.
+/// A peer that receives a long message slowly is alive, although it can't answer a heartbeat before the end
+/// of the message.
 #[tokio::test(start_paused = true)]
 async fn heartbeats_do_not_end_a_connection_in_the_middle_of_a_long_message() {
     for encrypted in [false, true] {
@@ -676,7 +681,7 @@ async fn heartbeats_do_not_end_a_connection_in_the_middle_of_a_long_message() {
         let mut events = dealer.events();
         dealer.send([vec![7; MIB]]).await.unwrap();
         let (mut from, _) = slow.accept().await;
-        // 400 kB a second: some 2.6 s, and nothing comes back.
+        // At 400 kB per second this takes about 2.6 s, and nothing comes back.
         tokio::spawn(async move {
             let mut to = Stream::connect(&behind, &TcpOptions::default(), PATIENCE).await.unwrap();
             let ((mut from_read, mut from_write), (mut to_read, mut to_write)) = (from.split(), to.split());
@@ -702,7 +707,7 @@ async fn heartbeats_do_not_end_a_connection_in_the_middle_of_a_long_message() {
     }
 }
 
-/// A server and its client.
+/// Returns the security of a server and of its client.
 fn curve() -> (Security, Security) {
     let (server, client) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let (public, allowed) = (*server.public(), AllowKeys::new([*client.public()]));

@@ -1,4 +1,5 @@
-//! Messages come in the order of the calls that sent them, whoever waits meanwhile, comes later or gives up.
+//! Tests that messages arrive in the order of the calls that sent them, whichever calls wait, come later or
+//! are cancelled meanwhile.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -18,19 +19,19 @@ use xmsg_zmq::{
     Dealer, Endpoint, HighWaterMark, Overflow, Publisher, Router, SocketOptions, Subscriber, TcpOptions,
 };
 
-/// So many pairs of calls are tried: a fault that shows now and then shows.
+/// The number of pairs of calls that are tried, so that a fault that occurs only sometimes is found.
 const PAIRS: usize = 500;
-/// A mark that is reached soon.
+/// A high-water mark that is reached soon.
 const MARK: usize = 16 << 10;
 const LINGER: Duration = Duration::from_secs(60);
 
-/// A message of about 1 KiB with this number.
+/// Returns a message of about 1 KiB with this number.
 fn message(number: i32) -> Message {
     Message::of("order", vec![number; 256]).unwrap()
 }
 
-/// A connection that is full soon, or one with the default mark; and what it publishes, as somebody receives
-/// it.
+/// Returns a connection that is full soon, or one with the default high-water mark, and a subscription to
+/// what it publishes.
 async fn connected(proxy: &Proxy, mark: Option<usize>) -> (Connection, Subscription) {
     let publisher = match mark {
         None => connect(proxy),
@@ -47,7 +48,7 @@ async fn connected(proxy: &Proxy, mark: Option<usize>) -> (Connection, Subscript
     (publisher, received)
 }
 
-/// The numbers of the next so many messages.
+/// Returns the numbers of the next `count` messages.
 async fn numbers(received: &mut Subscription, count: i32) -> Vec<i32> {
     let mut numbers = Vec::new();
     for _ in 0..count {
@@ -64,7 +65,7 @@ fn both_runtimes(test: impl AsyncFn()) {
     }
 }
 
-/// A call that has been made: polled once, and done perhaps.
+/// A call that has been made: its future was polled once, and may be done.
 type Call<'a, T> = Pin<Box<MaybeDone<BoxFuture<'a, T>>>>;
 
 async fn call<'a, T>(future: impl Future<Output = T> + Send + 'a) -> Call<'a, T> {
@@ -78,7 +79,7 @@ async fn outcome<T>(mut call: Call<'_, T>) -> T {
     call.as_mut().take_output().expect("nobody has taken it")
 }
 
-/// Publishes until there is no room. Returns how many messages that were.
+/// Publishes until there is no room. Returns how many messages were accepted.
 fn fill(publisher: &Connection) -> i32 {
     let mut count = 0;
     while publisher.try_publish(&message(count)).is_ok() {
@@ -97,7 +98,7 @@ fn two_publishes_that_wait_at_the_same_time_keep_the_order_of_the_calls() {
             let messages = [message(count), message(count + 1)];
             let first = call(publisher.publish(&messages[0])).await;
             let second = call(publisher.publish(&messages[1])).await;
-            // Whoever is polled first when there is room must not gain by it.
+            // A call that is polled first when there is room must not have an advantage.
             let (a, b) = if pair % 2 == 0 { (first, second) } else { (second, first) };
             outcome(a).await.unwrap();
             outcome(b).await.unwrap();
@@ -130,7 +131,7 @@ fn futures_that_one_task_polls_together_publish_in_their_order() {
     const COUNT: i32 = 5000;
     both_runtimes(async || {
         let proxy = proxy().start().await.unwrap();
-        // The default, and one at which nearly all have to wait.
+        // One high-water mark is the default, and with the other one nearly all calls have to wait.
         for mark in [None, Some(MARK)] {
             let (publisher, mut received) = connected(&proxy, mark).await;
             let messages: Vec<Message> = (0..COUNT).map(message).collect();
@@ -187,7 +188,7 @@ fn whoever_gives_up_disturbs_nobody_who_waits() {
     });
 }
 
-/// A proxy that does not read: nothing but the queue takes messages.
+/// Connects the publisher to a proxy that does not read, so that only the queue accepts messages.
 async fn stalled(publisher: &Publisher) -> (Listener, Stream) {
     static NAMES: AtomicUsize = AtomicUsize::new(0);
     let name = format!("order-{}", NAMES.fetch_add(1, Ordering::Relaxed));
@@ -230,7 +231,7 @@ async fn a_publish_that_waits_ends_with_its_publisher() {
     }
 }
 
-/// A message that was fed to a sink has its place, although nobody has flushed the sink.
+/// A message that was fed to a sink has its place, although the sink was not flushed.
 #[tokio::test]
 async fn what_is_fed_to_a_sink_comes_before_what_is_published_later() {
     let mut receiver = Subscriber::new(SocketOptions::default());
@@ -253,8 +254,8 @@ async fn what_is_fed_to_a_sink_comes_before_what_is_published_later() {
     }
 }
 
-/// Several subscribers of a bound publisher, slow and fast ones, while several tasks publish and give up: all
-/// get the same messages in the same order.
+/// A bound publisher has several slow and fast subscribers, and several tasks publish and cancel calls. All
+/// subscribers get the same messages in the same order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_connection_of_a_publisher_gets_the_same_order() {
     const SUBSCRIBERS: usize = 4;
@@ -320,7 +321,7 @@ async fn every_connection_of_a_publisher_gets_the_same_order() {
     assert_eq!(publisher.close(LINGER).await, 0);
 }
 
-/// No connection has the message if one of them had no room for it, although others publish at the same time.
+/// No connection gets the message if one of them had no room for it, even if others publish at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_try_is_refused_by_all_connections_or_none() {
     const TASKS: u32 = 4;
@@ -342,7 +343,7 @@ async fn a_try_is_refused_by_all_connections_or_none() {
     }
 }
 
-/// Two messages of a dealer that wait for its router.
+/// Messages of a dealer wait for its router.
 #[tokio::test]
 async fn what_a_dealer_sends_comes_in_the_order_of_the_calls() {
     let router = Router::new(SocketOptions::default());
