@@ -1,4 +1,4 @@
-//! A client sees what the script of the peer says.
+//! Tests of the scripted AMQP peer: a client sees what the script says.
 
 use futures::StreamExt;
 use futures::future::join_all;
@@ -19,7 +19,7 @@ async fn connect(peer: &Peer) -> lapin::Result<Connection> {
     within("a connection", Connection::connect(&uri, ConnectionProperties::default())).await
 }
 
-/// A connection and a channel with confirms.
+/// Returns a connection and a channel with confirms.
 async fn publisher(peer: &Peer) -> (Connection, Channel) {
     let connection = connect(peer).await.unwrap();
     let channel = within("a channel", connection.create_channel()).await.unwrap();
@@ -36,7 +36,7 @@ async fn send(channel: &Channel, body: &[u8]) -> PublisherConfirm {
     within("a publish", publish).await.unwrap()
 }
 
-/// Sends so many messages and waits for what becomes of each.
+/// Sends `count` messages, and waits for the outcome of each.
 async fn send_all(channel: &Channel, count: u8) -> Vec<lapin::Result<Confirmation>> {
     let mut confirms = Vec::new();
     for number in 1..=count {
@@ -45,7 +45,8 @@ async fn send_all(channel: &Channel, count: u8) -> Vec<lapin::Result<Confirmatio
     within("all confirms", join_all(confirms)).await
 }
 
-/// How each ended, in one letter: acknowledged, not acknowledged, with a returned message, failed.
+/// Describes each outcome by one letter: acknowledged, not acknowledged, not requested, or failed. Capital
+/// letters stand for outcomes with a returned message.
 fn letters(confirmations: &[lapin::Result<Confirmation>]) -> String {
     let letter = |confirmation: &_| match confirmation {
         Ok(Confirmation::Ack(None)) => 'a',
@@ -58,7 +59,7 @@ fn letters(confirmations: &[lapin::Result<Confirmation>]) -> String {
     confirmations.iter().map(letter).collect()
 }
 
-/// What becomes of three messages whose third lets the peer do this.
+/// Returns the outcomes of three messages, when the peer performs these actions at the third.
 async fn third(actions: impl Fn(&[Publish]) -> Vec<Action> + Send + 'static) -> String {
     let mut all = Vec::new();
     let script = Script::confirming().on_publish(move |publish| {
@@ -118,7 +119,8 @@ async fn confirms_come_as_the_script_says() {
     assert_eq!(third(|_| vec![Action::close_connection(320, "CONNECTION_FORCED")]).await, "!!!");
 }
 
-/// The trap of the client that the project works around: which of them it is changes from run to run.
+/// This is the defect of the client that the project works around. The message to which the client assigns
+/// the return differs from run to run.
 #[tokio::test]
 async fn after_a_multiple_ack_the_client_gives_a_returned_message_to_any_of_its_publishes() {
     let seen = third(|all| vec![all[1].give_back(), all[2].ack_up_to()]).await;
@@ -145,7 +147,7 @@ async fn a_silent_peer_still_reads() {
     let first = send(&channel, b"1").await;
     let _second = send(&channel, b"2").await;
     assert_eq!(peer.publish(2).await.body, b"2");
-    // The client misses the heartbeats.
+    // The client does not get the heartbeats.
     assert!(within("an end", first).await.is_err());
     within("an error", async { while !matches!(events.next().await, Some(Event::Error(_))) {} }).await;
     peer.ended(1).await;
@@ -156,7 +158,7 @@ async fn heartbeats_keep_a_connection_that_is_asked_for_them() {
     let peer = Peer::start(Script::by_hand().heartbeat(1)).await;
     let (_connection, channel) = publisher(&peer).await;
     let confirm = send(&channel, b"late").await;
-    // Four of the client's take longer than it waits for the peer's.
+    // Four heartbeats of the client take longer than it waits for those of the peer.
     peer.find("a heartbeat", 4, |received| matches!(received.what, What::Heartbeat).then_some(())).await;
     peer.act(peer.publish(1).await.ack()).await;
     assert_eq!(within("a confirm", confirm).await.unwrap(), Confirmation::Ack(None));
@@ -280,7 +282,7 @@ async fn a_peer_that_stops_reading_fills_what_is_between() {
     let (connection, channel) = publisher(&peer).await;
     let confirm = send(&channel, b"1").await;
     peer.publish(1).await;
-    // The client's publish ends once all is written.
+    // The client's publish ends once everything is written.
     let more = tokio::spawn(async move {
         let (options, body) = (BasicPublishOptions::default(), vec![0; 64 << 20]);
         channel
@@ -288,7 +290,7 @@ async fn a_peer_that_stops_reading_fills_what_is_between() {
             .await
             .map(drop)
     });
-    // By hand it still does what it is told.
+    // The peer still performs actions of the test.
     peer.act(peer.publish(1).await.ack()).await;
     assert_eq!(within("a confirm", confirm).await.unwrap(), Confirmation::Ack(None));
     assert!(!more.is_finished());

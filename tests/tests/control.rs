@@ -1,4 +1,4 @@
-//! The control plane: answers to requests, and silence to everything else.
+//! Tests of the control plane: it answers requests, and ignores everything else.
 
 use bytes::Bytes;
 use xmsg_proxy::Proxy;
@@ -24,7 +24,8 @@ fn frames(frames: &[&'static [u8]]) -> Multipart {
     frames.iter().map(|frame| Bytes::from_static(frame)).collect()
 }
 
-/// Asks once: nobody has to ask again because the proxy knows the control socket a moment later than we do.
+/// Sends a request once. It need not be sent again if the proxy learns of the control socket a moment later
+/// than this side.
 async fn ask(publisher: &Publisher, dealer: &mut Dealer, request: &Multipart) -> Multipart {
     publisher.publish(request.clone()).await.unwrap();
     within("an answer", dealer.recv()).await.unwrap()
@@ -38,7 +39,7 @@ async fn a_request_is_answered_once_its_control_socket_is_there() {
     publisher.publish(frames(&[b"xmsg:control", b"pub", b"412300003"])).await.unwrap();
     let mut known = control(&proxy, b"412300001").await;
     ask(&publisher, &mut known, &frames(&[b"xmsg:control", b"pub", b"412300001"])).await;
-    // It was read before the other one.
+    // The earlier request was read before this one.
     let late = control(&proxy, b"412300003").await;
     assert_eq!(within("an answer", late.recv()).await.unwrap(), frames(&[b"pub"]));
     assert_eq!(proxy.totals().received, received, "a request is no message that counts");
@@ -108,7 +109,7 @@ async fn a_second_peer_with_the_same_identity_takes_it_over() {
     let mut new = control(&proxy, b"412300004").await;
     let event = within("the end of the old connection", events.next()).await;
     assert!(matches!(event, Some(xmsg_zmq::SocketEvent::Disconnected { .. })), "{event:?}");
-    // The old owner must not come back and fight for it.
+    // The old owner of the identity must not connect again and compete for it.
     drop(old);
     let request = frames(&[b"xmsg:control", b"pub", b"412300004"]);
     assert_eq!(ask(&publisher, &mut new, &request).await, frames(&[b"pub"]));
@@ -127,11 +128,12 @@ async fn control_requests_are_ordinary_messages_too() {
     assert_eq!(within("the request", subscriber.recv()).await.unwrap(), request);
 }
 
-/// A connection whose confirmations went to many subscribers pauses. The rest follows by itself, although nothing else happens.
+/// A connection whose confirmations went to many subscribers has to pause. The other confirmations follow
+/// without any further event.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn confirmations_go_on_after_a_pause() {
     const SUBSCRIBERS: usize = 50;
-    // More than 20,000 recipients.
+    // With all subscribers, these are more than 20,000 recipients.
     const TOPICS: usize = 500;
     let proxy = proxy().start().await.unwrap();
     let mut subscribers = Vec::new();

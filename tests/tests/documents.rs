@@ -1,4 +1,4 @@
-//! The commands in the documents do what they say, as they stand there.
+//! Tests that run the commands in the documents exactly as they are written there.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -8,7 +8,7 @@ use xmsg_tests::process::built;
 use xmsg_tests::rabbitmq::Broker;
 use xmsg_tests::{PATIENCE, proxy, within};
 
-/// The blocks of shell commands in a document, in their order.
+/// Returns the blocks of shell commands in a document, in their order.
 fn blocks(document: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = document.lines();
@@ -19,8 +19,8 @@ fn blocks(document: &str) -> Vec<String> {
     blocks
 }
 
-/// Runs shell commands up to the first that fails. When they end, the shell kills the background processes that they have
-/// started; when they do not end in time, the whole process group is killed.
+/// Runs shell commands up to the first that fails. At the end, the shell kills the background processes that
+/// it has started. If the commands do not end in time, the whole process group is killed.
 async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
     let bin = built("xmsg");
     let bin = bin.parent().expect("a file is in a folder").display();
@@ -35,7 +35,7 @@ async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
     let group = shell.id().expect("it runs");
     let status = tokio::time::timeout(PATIENCE, shell.wait()).await.map(|status| status.expect("it ends"));
     if status.is_err() {
-        // It has no time left to end those that it started.
+        // The shell has no time left to end the processes that it has started.
         let end =
             std::process::Command::new("kill").args(["-s", "KILL", "--", &format!("-{group}")]).status();
         assert!(end.expect("there is kill").success(), "the process group {group} is there");
@@ -50,8 +50,8 @@ async fn run(commands: &str, folder: &Path, environment: &[(&str, &str)]) {
     );
 }
 
-/// The first of three ports in a row that nobody uses. The ports are outside the range from which the system gives ports to
-/// connections, so that no connection of another test takes one of them before it is used.
+/// Returns the first of three consecutive free ports. They are outside the range from which the system gives
+/// ports to connections, so that no connection of another test takes one of them before it is used.
 fn three_spare_ports() -> u16 {
     let given = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("Linux has it");
     let first_given =
@@ -73,7 +73,7 @@ async fn each_task_of_those_who_come_from_elsewhere_is_done() {
     }
 }
 
-/// Five minutes are enough for a proxy with keys.
+/// The document promises a proxy with keys in five minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_is_closed_to_strangers_in_five_minutes() {
     let document = include_str!("../../docs/security.md");
@@ -88,7 +88,8 @@ async fn a_proxy_is_closed_to_strangers_in_five_minutes() {
     run(&format!("{server}\n{answers}\n{client}\n{stranger}"), folder.path(), &environment).await;
 }
 
-/// The README's own: one answers in the background, the other asks.
+/// These are the commands of the README: one program answers in the background, and another one sends
+/// requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_readme_asks_and_is_answered() {
     let proxy = proxy().start().await.unwrap();
@@ -105,13 +106,13 @@ async fn the_readme_asks_and_is_answered() {
     }
 }
 
-/// The blocks of shell commands in a section of a document.
+/// Returns the blocks of shell commands in a section of a document.
 fn section(document: &str, title: &str) -> Vec<String> {
     let section = document.split(&format!("\n## {title}\n")).nth(1).unwrap_or_else(|| panic!("no {title}"));
     blocks(section.split("\n## ").next().unwrap_or_default())
 }
 
-/// A block in which each of these is another word, because what the document names is not here.
+/// Replaces words in a block that name things that do not exist here.
 fn with(block: &str, words: &[(&str, &str)]) -> String {
     words.iter().fold(block.to_owned(), |block, (word, instead)| {
         assert!(block.contains(word), "no {word:?} in: {block}");
@@ -119,12 +120,12 @@ fn with(block: &str, words: &[(&str, &str)]) -> String {
     })
 }
 
-/// Shell commands that wait until this one succeeds.
+/// Returns shell commands that wait until this command succeeds.
 fn until(command: &str) -> String {
     format!("until {command}; do sleep 0.1; done\n")
 }
 
-/// With a proxy that has keys: a context has them, too.
+/// The proxy has keys, because a context has keys, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn contexts_are_kept_as_the_document_says() {
     let [block] = &section(include_str!("../../docs/command-line.md"), "Contexts")[..] else {
@@ -160,7 +161,8 @@ async fn completions_and_manual_pages_go_where_they_are_looked_for() {
     }
 }
 
-/// A file of settings is checked and printed; who has the token asks the HTTP server, and ends a connection.
+/// A settings file is checked and printed. A user with the token queries the HTTP server, and ends a
+/// connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_is_operated_as_the_document_says() {
     let document = include_str!("../../docs/operations.md");
@@ -178,7 +180,7 @@ async fn a_proxy_is_operated_as_the_document_says() {
     let start = with(&of("--admin 0.0.0.0:7775"), &start);
     let [make, daemon, ask] = &start.lines().collect::<Vec<_>>()[..] else { panic!("{start}") };
     let ask = ask.replace("curl ", "curl --fail --silent ");
-    // Each line of the other block ends a connection of its own.
+    // Each line of this block ends a different connection.
     let end = with(
         &of("connections end 12"),
         &[(token, "admin-token"), ("127.0.0.1:7775", &*http), (" end 12", " end $ID"), ("/12/", "/$ID/")],
@@ -205,7 +207,7 @@ async fn a_proxy_is_operated_as_the_document_says() {
     run(&script, folder.path(), &environment).await;
 }
 
-/// Five minutes are enough for a message to go through RabbitMQ.
+/// The document promises a message through RabbitMQ in five minutes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_goes_through_a_queue_in_five_minutes() {
     let [daemon, questions] = &section(include_str!("../../docs/connect.md"), "In five minutes")[..] else {
@@ -217,7 +219,7 @@ async fn a_message_goes_through_a_queue_in_five_minutes() {
     let (proxy, http) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{admin}"));
     let daemon = with(daemon, &[("127.0.0.1:7775", &*http)]);
     let heard = "xmsg sub from-rabbit -n 1 > heard &";
-    // The subscription is there before the message comes back.
+    // The subscription must be active before the message comes back.
     let subscribed = format!("{heard}\n{}", until("xmsg connections --json | grep -q subscriber").trim_end());
     let broker = format!("127.0.0.1:{}", broker.port());
     let questions =
@@ -229,7 +231,7 @@ async fn a_message_goes_through_a_queue_in_five_minutes() {
     run(&script, folder.path(), &environment).await;
 }
 
-/// Each way to run a registrar, with the same questions.
+/// Each way to run a registrar is tested with the same queries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registrar_is_run_and_asked_as_the_document_says() {
     let block = &blocks(include_str!("../../docs/registrar.md"))[0];
@@ -255,7 +257,7 @@ async fn a_registrar_is_run_and_asked_as_the_document_says() {
     }
 }
 
-/// The other commands of the README: those that do not end are told to.
+/// These are the other commands of the README. Commands that would run for ever get an option that ends them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_readme_publishes_records_measures_and_looks() {
     let found = commands(include_str!("../../README.md"));
@@ -279,7 +281,7 @@ async fn the_readme_publishes_records_measures_and_looks() {
         one("xmsg topics").to_owned(),
         one("xmsg info").to_owned(),
     ];
-    // One has a mode; behind it, options may stand anywhere.
+    // One of the commands has a mode, and options may follow it in any order.
     let without_comment = |command: &str| command.split('#').next().unwrap_or_default().trim().to_owned();
     script.extend(
         all("xmsg bench").into_iter().map(|bench| without_comment(bench) + " --duration 200ms --warmup 0"),
@@ -288,7 +290,7 @@ async fn the_readme_publishes_records_measures_and_looks() {
     run(&script, folder.path(), &[("XMSG_PROXY_PORT", &*port), ("XMSG_PROXY", &*address)]).await;
 }
 
-/// The commands of ours in the blocks of a document.
+/// Returns the commands of this project in the blocks of a document.
 fn commands(document: &str) -> Vec<String> {
     let (mut commands, mut kind) = (Vec::new(), None);
     for line in document.lines() {
@@ -307,13 +309,15 @@ fn commands(document: &str) -> Vec<String> {
     commands.into_iter().map(str::to_owned).collect()
 }
 
-/// Also what no test runs, because it does not end or needs what is not here, has options that there are.
+/// This also checks commands that no test runs, because they do not end or need something that is not here:
+/// their options must exist.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_command_in_the_documents_can_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let bin = built("xmsg").parent().expect("a file is in a folder").to_owned();
     let failed = folder.path().join("failed");
-    // In place of the program: with --help behind its arguments, it reads them and does nothing.
+    // These scripts replace the programs: with `--help` behind its arguments, a program parses them and does
+    // nothing.
     for name in ["xmsg", "xmsg-proxy", "xmsg-registrar", "xmsg-connect"] {
         let script = format!(
             "#!/bin/sh\necho >> called\n{}/{name} \"$@\" --help > answer 2>&1 || {{ echo {name} \"$@\"; cat answer; }} >> failed\n",
@@ -334,7 +338,7 @@ async fn every_command_in_the_documents_can_be_read() {
     for document in documents {
         for command in commands(&std::fs::read_to_string(document).unwrap()) {
             count += 1;
-            // Each by itself, whatever becomes of the others. It may end in a comment.
+            // Each command runs in its own subshell, whatever becomes of the others. It may end in a comment.
             script.push_str("(\n");
             script.push_str(&command);
             script.push_str("\nwait\n) < /dev/null > /dev/null 2>&1\n");

@@ -1,4 +1,5 @@
-//! A subscriber learns what the proxy has dropped for it: how many messages, soon, and up to the last one. Nobody else hears of it.
+//! Tests of the reports about dropped messages. A subscriber learns soon, and up to the last message, how
+//! many messages the proxy has dropped for it. No other client gets these reports.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ async fn proxy(policy: Policy) -> Proxy {
     Proxy::bind("127.0.0.1:0").config(config).start().await.unwrap()
 }
 
-/// Options of a subscriber that keeps next to nothing itself.
+/// Returns options for a subscriber with very small queues.
 fn tight() -> ConnectOptions {
     patient().before_connect(|socket, _| {
         let tcp = TcpOptions { receive_buffer: Some(16 << 10), ..TcpOptions::default() };
@@ -27,7 +28,8 @@ fn tight() -> ConnectOptions {
     })
 }
 
-/// Waits for an event that tells of drops. Returns how many since the last one, and in all.
+/// Waits for an event that reports drops. Returns how many messages were dropped since the last report, and
+/// in total.
 async fn dropped(events: &mut SocketEvents) -> (u64, u64) {
     within("an event", async {
         loop {
@@ -41,7 +43,7 @@ async fn dropped(events: &mut SocketEvents) -> (u64, u64) {
     .await
 }
 
-/// Publishes so many messages, and has the proxy confirm that it has them.
+/// Publishes these numbers, and waits until the proxy has confirmed them.
 async fn publish(publisher: &Connection, topic: &str, numbers: std::ops::Range<u64>) {
     for number in numbers {
         let mut data = vec![0; DATA_LEN];
@@ -51,7 +53,8 @@ async fn publish(publisher: &Connection, topic: &str, numbers: std::ops::Range<u
     publisher.flush(PATIENCE).await.unwrap();
 }
 
-/// Reads on until nothing comes any more, which a last message, published when there is room again, shows. Returns how many came before it.
+/// Reads until the last message, which is published when there is room again. Returns how many messages came
+/// before it.
 async fn read_all(subscription: &mut xmsg_core::Subscription) -> u64 {
     let mut received = 0;
     loop {
@@ -63,7 +66,8 @@ async fn read_all(subscription: &mut xmsg_core::Subscription) -> u64 {
     }
 }
 
-/// What was received and what the events tell is all that was published, under each policy that drops.
+/// The received messages and the reported drops are together all published messages, under each policy that
+/// drops.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_received_and_what_is_told_are_all_that_was_published() {
     const MESSAGES: u64 = 3000;
@@ -79,7 +83,7 @@ async fn what_is_received_and_what_is_told_are_all_that_was_published() {
             (received, subscription)
         };
         let reading = tokio::spawn(reading);
-        // It is told as soon as it reads on.
+        // The drops are reported as soon as the subscriber reads again.
         let (news, mut total) = dropped(&mut events).await;
         assert_eq!(news, total, "{policy:?}");
         assert_eq!(dropped(&mut of_connection).await, (news, total), "the connection tells of it, too");
@@ -103,7 +107,8 @@ async fn what_is_received_and_what_is_told_are_all_that_was_published() {
     }
 }
 
-/// The first is told at once, the last for sure, and those between at most every 100 ms.
+/// The first drop is reported at once, and the last is always reported. Between them there is at most one
+/// report every 100 ms.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_drops_are_told_now_and_then() {
     let proxy = proxy(Policy::DropNewest).await;
@@ -126,14 +131,15 @@ async fn many_drops_are_told_now_and_then() {
         total = dropped(&mut events).await.1;
         count += 1;
     }
-    // However loaded the machine is, no more than the interval allows, and one at the beginning.
+    // However loaded the machine is, there are no more events than the interval allows, plus one at the
+    // beginning.
     let most = started.elapsed().as_millis() / 100 + 1;
     assert!(count <= most, "{count} events in {:?}", started.elapsed());
     let (_, first) = dropped(&mut of_actor).await;
     assert!(first <= total);
 }
 
-/// A message that a subscriber has told not to take is told to it with the reason.
+/// A subscriber with a limit of the message size is informed of a message beyond it, with the reason.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_above_the_limit_of_a_subscriber_are_told_with_the_reason() {
     let proxy = proxy(Policy::DropNewest).await;
@@ -155,7 +161,7 @@ async fn messages_above_the_limit_of_a_subscriber_are_told_with_the_reason() {
     .await;
 }
 
-/// A subscriber that has not told that it understands this gets messages and nothing else.
+/// A subscriber that has not announced support for these reports gets only messages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_subscriber_gets_nothing_new() {
     let proxy = proxy(Policy::DropNewest).await;
@@ -184,7 +190,7 @@ async fn a_foreign_subscriber_gets_nothing_new() {
     }
 }
 
-/// A connection that is lost and made again begins and ends a gap; counts go on over both connections.
+/// A lost connection and the next one mark the two ends of a gap. Counts continue over both connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gap_is_told_by_its_two_ends() {
     let first = proxy(Policy::BLOCK).await;

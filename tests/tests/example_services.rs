@@ -1,4 +1,5 @@
-//! The examples that are services, as processes: a web service with many browsers, and a service that is replaced at work.
+//! Tests of the examples that are services, as processes: a web service with many browsers, and a service
+//! that is replaced while it works.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +27,7 @@ fn actor(proxy: &Proxy) -> Actor {
     Actor::builder("tester").proxy(proxy.address()).options(patient()).build().unwrap()
 }
 
-/// Waits until a condition holds that nobody tells of.
+/// Polls until a condition holds, for conditions without a notification.
 async fn until(what: &str, condition: impl Fn() -> bool) {
     within(what, async {
         while !condition() {
@@ -40,7 +41,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 struct Browser(BufReader<TcpStream>);
 
 impl Browser {
-    /// Opens it. `buffer`: bytes that the system receives for it ahead of its reading, roughly.
+    /// Opens the page. `buffer` is roughly how many bytes the system receives before the browser reads them.
     async fn open(address: &str, buffer: Option<u32>) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         if let Some(buffer) = buffer {
@@ -48,7 +49,7 @@ impl Browser {
         }
         let stream = within("a connection", socket.connect(address.parse().unwrap())).await.unwrap();
         let mut browser = Self(BufReader::new(stream));
-        // In version 1.0 the body comes as it is, up to the end of the connection.
+        // With HTTP 1.0, the body is sent unchanged up to the end of the connection.
         let request = format!("GET /events HTTP/1.0\r\nHost: {address}\r\n\r\n");
         browser.0.get_mut().write_all(request.as_bytes()).await.unwrap();
         let status = browser.line().await.unwrap();
@@ -63,7 +64,7 @@ impl Browser {
         (read > 0).then(|| line.trim_end().to_owned())
     }
 
-    /// The type and the data of the next event; `None` at the end.
+    /// Returns the type and the data of the next event, or `None` at the end.
     async fn event(&mut self) -> Option<(String, String)> {
         let (mut kind, mut data) = (String::from("message"), None);
         loop {
@@ -76,7 +77,7 @@ impl Browser {
                         return Some((kind, data));
                     }
                 }
-                _ => {} // a comment: a sign of life
+                _ => {} // a comment, which keeps the connection alive
             }
         }
     }
@@ -94,7 +95,7 @@ fn number_of(text: &str) -> usize {
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Publishes texts that begin with these numbers, and has the proxy confirm that it has them.
+/// Publishes texts that begin with these numbers, and waits until the proxy has confirmed them.
 async fn publish(actor: &Actor, numbers: std::ops::Range<usize>, padding: usize) {
     for number in numbers {
         let text = format!("{number} {}", "x".repeat(padding));
@@ -117,11 +118,11 @@ async fn three_hundred_browsers_get_every_message_and_the_end() {
     let (mut web, address) = web(&proxy).await;
     let mut browsers = join_all((0..300).map(|_| Browser::open(&address, None))).await;
     let publisher = actor(&proxy);
-    // Fewer than are kept for those that are behind, so that nothing may be missed.
+    // These are fewer messages than the service keeps for slow browsers, so that none may be missed.
     publish(&publisher, 0..200, 100).await;
     join_all(browsers.iter_mut().map(|browser| browser.expect(0..200))).await;
 
-    // What the proxy had when it was told to end still reaches everybody.
+    // Messages that the proxy had when the service was stopped still reach all browsers.
     publish(&publisher, 200..250, 100).await;
     web.signal("TERM").await;
     join_all(browsers.iter_mut().map(|browser| async {
@@ -134,7 +135,7 @@ async fn three_hundred_browsers_get_every_message_and_the_end() {
     assert_eq!(web.log_lines(), [""; 0]);
 }
 
-/// Memory of a process, in bytes.
+/// Returns the resident memory of a process in bytes.
 fn resident(daemon: &Daemon) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -143,7 +144,8 @@ fn resident(daemon: &Daemon) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_browser_holds_up_no_other_and_is_told_what_it_missed() {
-    // 64 MiB, far more than the system keeps for a connection. What the service keeps is 256 messages, or 2 MiB.
+    // These are 64 MiB, far more than the system buffers for a connection. The service keeps 256 messages,
+    // which are 2 MiB.
     const ROUND: usize = 128;
     const ROUNDS: usize = 64;
     const SIZE: usize = 8 << 10;
@@ -182,14 +184,15 @@ async fn a_slow_browser_holds_up_no_other_and_is_told_what_it_missed() {
     assert!(web.end().await.success());
 }
 
-/// Starts the service of the example; it is there when this returns.
+/// Starts the service of the example, and waits until it is ready.
 async fn service(proxy: &Proxy, name: &str) -> Daemon {
     let mut service = start("graceful_restart", proxy, name);
     assert_eq!(service.line().await, format!("{name} is ready"));
     service
 }
 
-/// Ends it as an init system does. Returns the number of requests that it had received; all of them were answered.
+/// Ends the service as an init system does. Returns the number of requests that it had received, all of which
+/// were answered.
 async fn end(mut service: Daemon) -> u64 {
     service.signal("TERM").await;
     let line = service.line().await;
@@ -199,7 +202,7 @@ async fn end(mut service: Daemon) -> u64 {
     received.unwrap_or_else(|| panic!("{line}")).parse().unwrap()
 }
 
-/// Asks all the time, several requests at once, and repeats those that time out.
+/// A client that sends requests all the time, several at once, and repeats those that time out.
 struct Client {
     actor: Actor,
     answered: Arc<AtomicU64>,
@@ -244,13 +247,13 @@ impl Client {
         self.repeated.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more requests were answered.
+    /// Waits until `more` further requests were answered.
     async fn go_on(&self, more: u64) {
         let goal = self.answered() + more;
         until("answers", || self.answered() >= goal).await;
     }
 
-    /// Asks no more; those who wait still get their answers.
+    /// Sends no more requests, and waits for the last answers.
     async fn finish(&mut self) {
         self.enough.store(true, Ordering::Relaxed);
         for task in self.tasks.drain(..) {
@@ -259,8 +262,9 @@ impl Client {
     }
 }
 
-/// Five times a service is replaced by its successor while it is asked all the time. Every request is answered the first time, and every
-/// one that a service had received was answered by it, also where two had received the same.
+/// A service is replaced by its successor five times, while it gets requests all the time. Every request is
+/// answered at the first attempt. Every request that a service had received was answered by it, even if two
+/// services had received the same request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_is_replaced_loses_no_request() {
     let proxy = proxy().start().await.unwrap();
@@ -276,13 +280,14 @@ async fn a_service_that_is_replaced_loses_no_request() {
     client.finish().await;
     received += end(current).await;
     assert_eq!(client.repeated(), 0);
-    // Of two answers to one request the second is late.
+    // If there are two answers to one request, the second is late.
     let answers = || client.answered() + client.actor.late_replies();
     until("all answers", || answers() >= received).await;
     assert_eq!(answers(), received);
 }
 
-/// A service that is ended before its successor is started: what it had received is answered, and what comes in the gap is asked again.
+/// A service is ended before its successor is started. What it had received is answered, and requests in the
+/// gap are repeated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gap_between_two_services_has_requests_repeated() {
     let proxy = proxy().start().await.unwrap();
@@ -309,7 +314,7 @@ async fn a_program_on_the_sockets_of_the_zeromq_crate_takes_part() {
     assert_eq!(program.line().await, format!("at work at {address}"));
     let actor = actor(&proxy);
     let mut converted = actor.subscribe("fahrenheit:oslo").await.unwrap();
-    // The crate does not say when it knows of a subscription: until then, what it publishes goes nowhere.
+    // The crate does not report when a subscription is active. Until then, published messages are lost.
     let asking = async {
         loop {
             actor.publish(&Message::of("celsius:oslo", 4.5).unwrap()).await.unwrap();

@@ -1,4 +1,5 @@
-//! The examples, as processes: they do what their first lines say, with the addresses of the environment.
+//! Tests of the examples as processes: they do what their first lines say, with addresses from the
+//! environment.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -9,7 +10,7 @@ use xmsg_proxy::Proxy;
 use xmsg_proxy::registrar::Registrar;
 use xmsg_tests::{proxy, within};
 
-/// A running example. It is killed when dropped.
+/// A running example. It is killed when this is dropped.
 struct Example {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -45,7 +46,7 @@ impl Example {
         within("a line", self.lines.next_line()).await.expect("UTF-8")
     }
 
-    /// What it says from now on, until it ends well.
+    /// Returns all further output lines. The example must exit with success.
     async fn finish(mut self) -> Vec<String> {
         let mut lines = Vec::new();
         while let Some(line) = self.line().await {

@@ -1,4 +1,5 @@
-//! What goes in at the publisher port comes out at the subscriber port: to whom it should, whole, and in order.
+//! Tests of forwarding: what arrives at the publisher port leaves at the subscriber port, to the right
+//! subscribers, complete, and in order.
 
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ async fn nothing_comes_after_unsubscribing_but_other_subscriptions_stay() {
         publisher.wait_for_subscriber(&topic(name)).await.unwrap();
     }
     socket.unsubscribe("a");
-    // The proxy tells publishers once the cancellation is in force.
+    // The proxy informs publishers once the cancellation is in effect.
     within("the cancellation", async {
         while proxy.subscriptions() > 1 {
             tokio::task::yield_now().await;
@@ -146,7 +147,7 @@ async fn two_hundred_subscribers_with_twenty_topics_each_get_just_theirs() {
     for task in receiving {
         subscribed.push(within("a subscription", task).await.unwrap());
     }
-    // Each has 20 subscriptions, once what it asked after is taken back.
+    // Each subscriber has 20 subscriptions after the temporary ones for the confirmation are removed.
     within("what was asked after is taken back", async {
         while proxy.subscriptions() != SUBSCRIBERS * TOPICS {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -165,7 +166,7 @@ async fn two_hundred_subscribers_with_twenty_topics_each_get_just_theirs() {
     }
 }
 
-/// No slow joiner: what is published right after `subscribe` has returned is never missed.
+/// There is no slow-joiner problem: what is published right after `subscribe` has returned is never missed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_confirmed_subscription_misses_nothing() {
     let proxy = proxy().start().await.unwrap();
@@ -188,7 +189,7 @@ async fn publishers_are_told_what_is_wanted_and_no_longer() {
     within("control", publisher.wait_for_subscriber(b"xmsg:control")).await.unwrap();
     assert!(!publisher.has_subscriber(b"news"));
     let messages = connect(&proxy).subscribe([topic("news")]).await.unwrap();
-    // Confirmed means told to every publisher, which has yet to read it.
+    // Confirmed means that every publisher was sent the subscription, but it may not have read it yet.
     within("the subscription", publisher.wait_for_subscriber(b"news:today")).await.unwrap();
     drop(messages);
     within("the end of the subscription", async {
@@ -215,7 +216,7 @@ async fn a_message_above_the_limit_is_refused_before_it_is_accepted() {
     let proxy = proxy().start().await.unwrap();
     let publisher = connect(&proxy);
     publisher.connect().await.unwrap();
-    // A question of the connection check may have been answered before it was counted as written.
+    // A request of the connection check may have been answered before it was counted as written.
     within("the check to be written", async {
         while publisher.queued().messages > 0 {
             tokio::task::yield_now().await;
@@ -230,7 +231,7 @@ async fn a_message_above_the_limit_is_refused_before_it_is_accepted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_to_nobody_says_where_nobody_is() {
-    // The port is free now that the proxy has gone.
+    // The port is free after the proxy has stopped.
     let proxy = proxy().start().await.unwrap();
     let address = proxy.address().clone();
     proxy.stop(LINGER).await;
@@ -240,7 +241,7 @@ async fn a_connection_to_nobody_says_where_nobody_is() {
     assert!(error.to_string().contains(&address.to_string()), "{error}");
 }
 
-/// A proxy may have more subscriptions than a publisher keeps.
+/// A proxy may have more subscriptions than a publisher stores.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publisher_need_not_keep_all_subscriptions_of_its_proxy() {
     const MANY: usize = 120_000;
@@ -253,7 +254,8 @@ async fn a_publisher_need_not_keep_all_subscriptions_of_its_proxy() {
     let connection = connect(&proxy);
     let mut messages = within("the checks", connection.subscribe([topic("a")])).await.unwrap();
     let mut events = connection.events();
-    // More of them than are kept have reached the publisher once it takes it that everything is wanted.
+    // When the publisher assumes that everything is wanted, it has received more subscriptions than it
+    // stores.
     within("the subscriptions", connection.wait_for_subscriber(&topic("nobody"))).await.unwrap();
     connection.publish(&Message::of(topic("a"), 1).unwrap()).await.unwrap();
     next(&mut messages).await;

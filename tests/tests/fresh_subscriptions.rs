@@ -1,5 +1,6 @@
-//! No slow joiner, however busy the proxy is: what is published right after `subscribe` has returned is never missed.
-//! (Without load: `a_confirmed_subscription_misses_nothing` in `forwarding.rs`.)
+//! Tests that new subscriptions miss nothing, however busy the proxy is: what is published right after
+//! `subscribe` has returned is always received. `a_confirmed_subscription_misses_nothing` in `forwarding.rs`
+//! is the same test without load.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,18 +21,19 @@ const PUBLISHERS: usize = 2;
 const SUBSCRIBERS: usize = 2;
 const QUEUE: usize = 1 << 20;
 
-/// Publishers that send as fast as the proxy takes it.
+/// The load: publishers that send as fast as the proxy accepts messages.
 #[derive(Debug, Default)]
 struct Load {
     stop: AtomicBool,
-    /// How often a publisher had to wait for room.
+    /// The number of times that a publisher had to wait for room.
     waits: AtomicU64,
-    /// Messages that came back.
+    /// The number of messages that were received.
     received: AtomicU64,
 }
 
 impl Load {
-    /// Publishes until it is told to stop, then says how many messages that were. Their number is in the topic.
+    /// Publishes until `stop` is set, and returns how many messages there were. Their numbers are in their
+    /// topics.
     async fn publish(self: Arc<Self>, connection: Arc<Connection>, publisher: usize) -> u64 {
         let data = Bytes::from(vec![7; 16 << 10]);
         let message = |word: &str| {
@@ -54,7 +56,7 @@ impl Load {
         number
     }
 
-    /// Receives until every publisher has said that it was all, without a gap.
+    /// Receives without a gap until every publisher has sent its last message.
     async fn receive_all(self: Arc<Self>, mut messages: Subscription) -> Vec<u64> {
         let mut expected = vec![0; PUBLISHERS];
         let mut ended = 0;
@@ -95,8 +97,8 @@ async fn publishers(load: &Arc<Load>, proxy: &Proxy) -> (Vec<Arc<Connection>>, V
     (connections, tasks)
 }
 
-/// So many subscriptions, one after the other, and for each of them the message that is published right after. `pressure` counts what
-/// tells that the proxy has more to do than it can.
+/// Makes `rounds` subscriptions one after another, and expects the message that is published right after
+/// each. `pressure` returns a count that increases while the proxy has more to do than it can.
 async fn nothing_is_missed(
     rounds: usize,
     proxy: &Proxy,
@@ -116,12 +118,12 @@ async fn nothing_is_missed(
     for round in 0..rounds {
         let name = topic(&format!("fresh:{round}:"));
         let mut messages = connect(proxy).subscribe([name.clone()]).await.unwrap();
-        // By one that has nothing else to do, or by one that is part of the load, with a full queue before it.
+        // The publisher is one that has nothing else to do, or one of the load with a full queue.
         let publisher = if round % 4 == 0 { &*loaded[round / 4 % PUBLISHERS] } else { &idle };
         publisher.publish(&Message::of(name, "fresh").unwrap()).await.unwrap();
         assert_eq!(next(&mut messages).await.value::<String>().unwrap(), "fresh");
     }
-    // It was so all the time.
+    // There was pressure and load all the time.
     let after = (pressure(), load.received.load(Ordering::Relaxed));
     assert!(after.0 > before.0 + 100 && after.1 > before.1 + rounds as u64, "{before:?} {after:?}");
     load.stop.store(true, Ordering::Relaxed);
@@ -162,7 +164,7 @@ async fn a_confirmed_subscription_misses_nothing_while_publishers_wait_for_slow_
 async fn a_confirmed_subscription_misses_nothing_while_the_proxy_drops_for_slow_subscribers() {
     let proxy = proxy(Policy::DropNewest).await;
     let load = Arc::new(Load::default());
-    // One that reads nothing at all.
+    // This subscriber reads nothing at all.
     let mut stalled = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
     stalled.send_message(&[b"\x01load:"]).await;
     let messages = connect(&proxy).subscribe([topic("load:")]).await.unwrap();
@@ -179,7 +181,7 @@ async fn a_confirmed_subscription_misses_nothing_while_the_proxy_drops_for_slow_
     receiving.abort();
 }
 
-/// All of them are asked after, within time limits that are meant for one.
+/// All topics are confirmed within time limits that are meant for one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_subscription_to_very_many_topics_is_confirmed() {
     const TOPICS: i32 = 30_000;
@@ -188,7 +190,7 @@ async fn a_subscription_to_very_many_topics_is_confirmed() {
     let topics: Vec<String> = (0..TOPICS).map(|number| format!("many:{number:05}")).collect();
     let mut messages = within("the subscription", subscriber.subscribe(topics)).await.unwrap();
     assert!(proxy.subscriptions() >= TOPICS as usize);
-    // The last one asked after is not the last one there is.
+    // The topic that is confirmed last is not the last one in the table.
     for number in [0, TOPICS / 2, TOPICS - 1] {
         let topic = topic(&format!("many:{number:05}"));
         publisher.publish(&Message::of(topic.clone(), number).unwrap()).await.unwrap();
@@ -196,7 +198,7 @@ async fn a_subscription_to_very_many_topics_is_confirmed() {
     }
 }
 
-/// Who asks after many, one of which is never confirmed because it is not allowed, is told which one.
+/// If one of many topics is never confirmed because it is not allowed, the error names it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_topic_that_is_not_confirmed_is_named() {
     let server = KeyPair::generate().unwrap();

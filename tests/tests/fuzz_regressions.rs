@@ -1,4 +1,4 @@
-//! Runs the fuzz targets on everything that is kept: the seeds, and inputs that once failed.
+//! Tests that run the fuzz targets on all stored inputs: the seeds, and inputs that once failed.
 
 use std::path::Path;
 
@@ -24,7 +24,8 @@ fn what_is_kept_passes() {
     }
 }
 
-/// Committed seeds are those that the present code makes: when a format changes, `cargo run --bin seeds` in `fuzz` makes them anew.
+/// The committed seeds are those that the current code makes. When a format changes, `cargo run --bin seeds`
+/// in `fuzz` makes new ones.
 #[test]
 fn seeds_are_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");

@@ -1,5 +1,5 @@
-//! The control request `stats`: the content of its answer, the clients that may ask, and the behaviour of `xmsg` with
-//! proxies that do not know the request.
+//! Tests of the control request `stats`: the content of its answer, which clients may send it, and the
+//! behaviour of `xmsg` with proxies that do not know it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,10 +18,10 @@ use xmsg_tests::{PATIENCE, proxy, within};
 use xmsg_zmq::{Dealer, Publisher, SocketOptions};
 use xmsg_zmtp::Limits;
 
-/// What the proxy answers to one question of a new client.
+/// Returns the answer of the proxy to one request of a new client.
 async fn ask(address: &ProxyAddress, security: Security) -> Value {
-    // Each client has an identity of its own. An answer to an identity that is used again could go to the connection of the
-    // earlier client, which is just ending.
+    // Each client has its own identity. An answer to an identity that is used again could go to the
+    // connection of the earlier client, which is just ending.
     static CLIENTS: AtomicU32 = AtomicU32::new(0);
     let identity = Bytes::from(format!("client-{}", CLIENTS.fetch_add(1, Ordering::Relaxed)));
     let options = SocketOptions::any().security(security);
@@ -60,7 +60,7 @@ async fn it_tells_who_is_connected_what_flows_and_who_is_slow() {
         while reader.next().await.unwrap().unwrap().value::<u64>().unwrap() != 999 {}
     })
     .await;
-    // An answer is good for 200 ms.
+    // An answer is reused for 200 ms.
     let second = within("the next document", async {
         loop {
             let document = ask(&address, Security::Null).await;
@@ -71,7 +71,7 @@ async fn it_tells_who_is_connected_what_flows_and_who_is_slow() {
     })
     .await;
     assert_eq!(second["topics"][0]["topic"], "a:b", "{second}");
-    // An estimate, if they came faster than samples are taken.
+    // This is an estimate if the messages came faster than samples are taken.
     let estimate = second["topics"][0]["messages"].as_u64().unwrap();
     assert!((1..=1000).contains(&estimate), "{second}");
     let subscriber = second["connections"].as_array().unwrap().iter().find(|one| one["kind"] == "subscriber");
@@ -79,7 +79,7 @@ async fn it_tells_who_is_connected_what_flows_and_who_is_slow() {
     assert!(second["memory"]["limit"].as_u64() > Some(0) && second["uptime_s"].as_f64() > Some(0.0));
 }
 
-/// What the control socket may be sent is little, and its answers are long.
+/// The limit of messages to the control socket is small, but its answers may be long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_tells_of_many_connections() {
     const MANY: usize = 300;
@@ -95,12 +95,12 @@ async fn it_tells_of_many_connections() {
     assert_eq!((&document["connections_left_out"], proxy.totals().answers_lost), (&0.into(), 0));
 }
 
-/// Nobody is left to wonder where an answer went.
+/// Lost answers do not go unnoticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_cannot_be_sent_are_counted() {
     let proxy = proxy().start().await.unwrap();
     let address = proxy.address().clone();
-    // One that takes no more than a few bytes, and one that never connects.
+    // One control socket accepts only a few bytes, and another one never connects.
     let limits = Limits { message_size: 1 << 10, ..Limits::default() };
     let options = SocketOptions::any().limits(limits);
     let named = options.for_socket().identity("small");
@@ -149,7 +149,7 @@ async fn with_security_it_takes_the_right_to_it() {
     assert_eq!(proxy.totals().denied, 1);
 }
 
-/// A proxy of another implementation ignores the request: its topics are seen by subscribing to it.
+/// A proxy of another implementation ignores the request. The command then subscribes to see its topics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_proxy_is_looked_at_through_a_subscription() {
     let mut foreign = Peer::python("old_proxy.py", &[]);
@@ -180,7 +180,8 @@ async fn a_foreign_proxy_is_looked_at_through_a_subscription() {
     foreign.finish().await;
 }
 
-/// Questions are answered ten times a second for each connection; those who ask more are slowed down, and hold up nobody else.
+/// Requests of a connection are answered ten times a second. A connection that sends more is slowed down, and
+/// delays no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_asks_without_end_is_slowed_down() {
     let proxy = proxy().start().await.unwrap();
@@ -199,7 +200,7 @@ async fn whoever_asks_without_end_is_slowed_down() {
             count += 1;
         }
     };
-    // Time is what is tested.
+    // This test is about time.
     let _ = tokio::time::timeout(Duration::from_secs(2), counting).await;
     assert!((1..=60).contains(&count), "{count} answers in two seconds");
     let modest = xmsg_core::Connection::new(proxy.address().clone()).unwrap();

@@ -1,16 +1,17 @@
-//! Hosts that vanish, links that are bad, proxies that move: real processes on two hosts, which are network namespaces.
+//! Tests of hosts that vanish, unreliable links, and proxies that move. They run real processes on two hosts,
+//! which are network namespaces.
 
 use std::time::{Duration, Instant};
 
 use xmsg_tests::netns::{Cable, Host, Network, PROXY, Process, binaries, wanted};
 
-/// Heartbeats in milliseconds: what is tested here takes about as long as they say.
+/// Heartbeats in milliseconds for tests in which they should act quickly.
 const FAST: [&str; 2] = ["1000", "1000"];
-/// … much longer than a test.
+/// Heartbeats in milliseconds that are much longer than a test.
 const NEVER: [&str; 2] = ["600000", "600000"];
 /// The documented defaults.
 const DEFAULT: [&str; 2] = ["-", "-"];
-/// What a loaded machine may take longer.
+/// The additional time that a loaded machine may need.
 const SLACK: Duration = Duration::from_secs(8);
 
 fn seconds(count: u64) -> Duration {
@@ -23,7 +24,7 @@ async fn proxy(host: &Host, [interval, timeout]: [&str; 2]) -> Process {
     proxy
 }
 
-/// The daemon itself.
+/// Starts the daemon itself.
 async fn daemon(host: &Host, address: &str) -> Process {
     let program = binaries().join("xmsg-proxy");
     let mut proxy = host.start(program, &["--host", address, "--slow-subscriber", "block"]);
@@ -43,20 +44,20 @@ async fn publisher(host: &Host, proxy: &str, [interval, timeout]: [&str; 2]) -> 
     publisher
 }
 
-/// Has so many messages accepted by the publisher.
+/// Publishes `count` messages, and waits until the publisher has accepted them.
 async fn publish(publisher: &mut Process, count: u32, bytes: usize) {
     publisher.say(&format!("{count} {bytes}")).await;
     publisher.find(&["published"]).await;
 }
 
-/// The next messages are these, in this order, and nothing else happens meanwhile.
+/// Expects these messages next, in this order, and no other event meanwhile.
 async fn receive(subscriber: &mut Process, numbers: std::ops::Range<u32>) {
     for number in numbers {
         assert_eq!(subscriber.line().await, number.to_string());
     }
 }
 
-/// The same, with lost and new connections in between.
+/// Expects these messages in this order, possibly with lost and new connections in between.
 async fn receive_in_the_end(subscriber: &mut Process, numbers: std::ops::Range<u32>) {
     for number in numbers {
         let line = loop {
@@ -69,7 +70,8 @@ async fn receive_in_the_end(subscriber: &mut Process, numbers: std::ops::Range<u
     }
 }
 
-/// The proxy says in its log that a subscriber went, for this reason. Returns the time that it took.
+/// Waits until the proxy logs that a subscriber was disconnected for this reason. Returns the time since
+/// `since`.
 async fn drops_subscriber(proxy: &mut Process, since: Instant, reason: &str) -> Duration {
     let line = proxy.find(&["disconnected", "side=Subscribers"]).await;
     assert!(line.contains(reason), "{line}");
@@ -84,13 +86,13 @@ async fn an_idle_subscriber_that_vanishes_is_noticed_by_keepalive() {
     let network = Network::new();
     let mut proxy = proxy(&network.proxy, FAST).await;
     let _subscriber = subscriber(&network.client, PROXY, NEVER).await;
-    // What the proxy said last is to be acknowledged: then the connection is idle.
+    // After this time the proxy's last packets are acknowledged, and the connection is idle.
     tokio::time::sleep(seconds(1)).await;
     let cut = Instant::now();
     network.client.plug(false);
     let time = drops_subscriber(&mut proxy, cut, "timed out").await;
     println!("noticed after {time:?}");
-    // The kernel counts keepalive in seconds, and asks three times.
+    // The kernel counts keepalive in seconds, and sends three probes.
     assert!(time < seconds(1 + 3) + SLACK, "it took {time:?}");
 }
 
@@ -114,7 +116,7 @@ async fn a_subscriber_that_vanishes_with_data_on_its_way_is_noticed() {
     assert!(time < seconds(1 + 1) + SLACK, "it took {time:?}");
 }
 
-/// Publishes more than queues and kernels hold for a subscriber that is stopped.
+/// Stops the subscriber, and publishes more than queues and kernels hold for it.
 async fn fill(publisher: &mut Process, subscriber: &Process) {
     subscriber.signal("STOP").await;
     publish(publisher, 1000, 32 << 10).await;
@@ -130,16 +132,18 @@ async fn a_subscriber_that_pauses_is_not_taken_for_gone() {
     let mut subscriber = subscriber(&network.client, PROXY, NEVER).await;
     let mut publisher = publisher(&network.proxy, PROXY, NEVER).await;
     fill(&mut publisher, &subscriber).await;
-    // Much longer than it takes to notice one that is gone.
+    // This is much longer than it takes to notice a vanished subscriber.
     tokio::time::sleep(seconds(10)).await;
     subscriber.signal("CONT").await;
     receive(&mut subscriber, 0..1000).await;
-    // It was the same connection all the time: what the proxy says first is that the subscriber goes now.
+    // The connection was the same all the time: the first event that the proxy logs is the end of the
+    // subscriber here.
     subscriber.kill().await;
     drops_subscriber(&mut proxy, Instant::now(), "").await;
 }
 
-/// The kernel asks a paused peer ever more rarely whether it has room, so this takes the longer the longer it was paused.
+/// The kernel asks a paused peer less and less often whether it has room. So this takes the longer, the
+/// longer the peer was paused.
 #[tokio::test]
 async fn a_subscriber_that_vanishes_while_it_pauses_is_noticed() {
     if !wanted() {
@@ -159,7 +163,8 @@ async fn a_subscriber_that_vanishes_while_it_pauses_is_noticed() {
     assert!(time < seconds(40) + SLACK, "it took {time:?}");
 }
 
-/// Everything that is accepted while there is no proxy is sent to the one that is back, once the subscriber is back, too.
+/// Everything that is accepted while there is no proxy is sent to the restarted one, once the subscriber has
+/// reconnected, too.
 #[tokio::test]
 async fn clients_notice_a_proxy_that_vanishes_and_go_on_when_it_is_back() {
     if !wanted() {
@@ -188,7 +193,7 @@ async fn clients_notice_a_proxy_that_vanishes_and_go_on_when_it_is_back() {
     receive_in_the_end(&mut subscriber, 110..120).await;
 }
 
-/// A publisher sends on into a link that is cut, and what it sent arrives: TCP does that.
+/// A publisher continues to send into a link that is cut, and TCP delivers what it sent.
 #[tokio::test]
 async fn a_cut_shorter_than_the_heartbeats_loses_nothing() {
     if !wanted() {
@@ -245,7 +250,7 @@ async fn a_link_that_loses_packets_loses_no_message() {
     assert!(lost > 20, "{lost} packets were lost: the link was too good");
 }
 
-/// The same link, with heartbeats that are as short as the losses last.
+/// This is the same link, with heartbeats that are as short as the losses last.
 #[tokio::test]
 async fn a_paused_subscriber_behind_a_link_that_loses_packets_is_not_taken_for_gone() {
     if !wanted() {
@@ -285,7 +290,8 @@ async fn clients_find_a_proxy_that_was_killed_and_started_again() {
     receive_in_the_end(&mut subscriber, 10..20).await;
 }
 
-/// Its old address answers no more, its name means another one, and nobody tells the clients.
+/// The proxy's old address does not answer any more, its name gets another address, and the clients are not
+/// notified.
 #[tokio::test]
 async fn clients_follow_the_name_of_a_proxy_to_another_address() {
     const ELSEWHERE: &str = "10.77.0.5";
@@ -299,7 +305,7 @@ async fn clients_follow_the_name_of_a_proxy_to_another_address() {
     let mut publisher = publisher(&network.client, "proxy.test", FAST).await;
     publish(&mut publisher, 10, 1000).await;
     receive(&mut subscriber, 0..10).await;
-    // The old host is gone without a word: first its link, then the rest of it.
+    // The old host vanishes without notice: first its link, then the rest of it.
     network.proxy.plug(false);
     proxy.kill().await;
     network.proxy.ip(&["address", "del", &format!("{PROXY}/24"), "dev", "eth0"]);
@@ -316,17 +322,18 @@ async fn clients_follow_the_name_of_a_proxy_to_another_address() {
     println!("going on after {:?}", moved.elapsed());
 }
 
-/// The first of two addresses swallows everything: it gets its share of the time, and then it is the turn of the second.
+/// The first of two addresses swallows all packets. It gets its share of the time, and then the second one is
+/// tried.
 #[tokio::test]
 async fn the_second_address_of_a_name_is_tried_when_the_first_swallows_everything() {
-    // Closer to the client's own address than the proxy's, so that the resolver puts it first.
+    // This address is closer to the client's own address than the proxy's is, so the resolver puts it first.
     const SINK: &str = "10.77.0.3";
     if !wanted() {
         return;
     }
     let network = Network::new();
     network.client.set_hosts(&format!("{SINK} proxy.test\n{PROXY} proxy.test\n"));
-    // The proxy's host takes what is meant for it, and has no use for it.
+    // The proxy's host receives packets for this address, and discards them.
     network.client.ip(&["route", "add", SINK, "via", PROXY]);
     let _proxy = daemon(&network.proxy, PROXY).await;
     let begun = Instant::now();

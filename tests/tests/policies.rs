@@ -1,4 +1,5 @@
-//! Each policy with a subscriber that stops reading, and a healthy one beside it that loses nothing.
+//! Tests of each policy with a subscriber that stops reading, and a healthy subscriber beside it that loses
+//! nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use xmsg_zmq::{Endpoint, HighWaterMark, Publisher, SocketOptions, Subscriber, Tc
 const MARK: usize = 512 << 10;
 const DATA_LEN: usize = 16 << 10;
 
-/// A subscriber that reads when the test does.
+/// A subscriber that reads only when the test does.
 struct Slow {
     raw: Raw,
     peer: String,
@@ -24,7 +25,7 @@ impl Slow {
         let mut raw = Raw::handshake(proxy.address().subscribe_port(), "SUB").await;
         let peer = raw.stream.local_addr().unwrap().to_string();
         raw.send_message(&[format!("\x01{prefix}")]).await;
-        // The publisher learns of the second when the first is in place.
+        // The publisher learns of the second subscription when the first is in effect.
         raw.send_message(&[format!("\x01{peer}")]).await;
         within("its subscription", publisher.wait_for_subscriber(peer.as_bytes())).await.unwrap();
         Self { raw, peer }
@@ -38,7 +39,7 @@ impl Slow {
         self.stats(proxy).expect("it is still connected")
     }
 
-    /// Everything that was not dropped, once nothing more is published: topics and numbers.
+    /// Returns the topics and numbers of everything that was not dropped, once nothing more is published.
     async fn read_all(&mut self, proxy: &Proxy, published: u64) -> Vec<(Bytes, u32)> {
         let mut messages = Vec::new();
         while (messages.len() as u64) < published - self.present(proxy).dropped.messages {
@@ -73,7 +74,8 @@ impl Scene {
         let publisher = Publisher::new(SocketOptions::default());
         publisher.connect(Endpoint::tcp("127.0.0.1", proxy.address().publish_port()));
         let healthy = Subscriber::new(SocketOptions::default());
-        // Not to everything: the publisher is asked for other subscriptions, too.
+        // The healthy subscriber does not subscribe to everything, so that the publisher is asked for other
+        // subscriptions, too.
         for prefix in ["t", "other", "healthy"] {
             healthy.subscribe(prefix).unwrap();
         }
@@ -86,7 +88,7 @@ impl Scene {
         Slow::start(&self.proxy, &self.publisher, prefix).await
     }
 
-    /// A message, which the healthy one receives at once.
+    /// Publishes a message, which the healthy subscriber receives at once.
     async fn publish(&mut self, topic: &str) {
         let number = self.published.len() as u32;
         let (topic, mut data) = (Bytes::copy_from_slice(topic.as_bytes()), vec![0; DATA_LEN]);
@@ -140,7 +142,7 @@ async fn drop_oldest_ends_with_the_newest() {
     assert!(stats.queued.bytes <= MARK as u64, "{stats:?}");
     let published = scene.published.len() as u64;
     let received = slow.read_all(&scene.proxy, published).await;
-    // Half of the mark at least was left for the newest.
+    // At least half of the high-water mark was left for the newest messages.
     let last = MARK / 2 / DATA_LEN;
     assert_eq!(received[received.len() - last..], scene.published[scene.published.len() - last..]);
     assert_eq!(scene.proxy.totals().drops, stats.drops, "the healthy one lost nothing");
@@ -166,7 +168,7 @@ async fn block_makes_the_publisher_wait_and_loses_nothing() {
     const MESSAGES: u64 = 2000;
     let mut scene = Scene::start(config(Policy::BLOCK)).await;
     let mut slow = scene.slow("t").await;
-    // The healthy one waits, too, but no longer than for the slow one.
+    // The healthy subscriber waits, too, but no longer than the slow one makes the publisher wait.
     let publishing = async {
         for _ in 0..MESSAGES {
             scene.publish("t").await;
@@ -186,13 +188,14 @@ async fn block_makes_the_publisher_wait_and_loses_nothing() {
     assert_eq!(scene.proxy.totals().dropped.messages, 0);
 }
 
-/// Whoever reads nothing holds publishers up for the longest wait; then they go on without it, and the others have lost nothing.
+/// A subscriber that reads nothing makes publishers wait for the longest wait. Then they continue without it,
+/// and the others have lost nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn block_waits_no_longer_than_it_is_to() {
     let policy = Policy::Block { longest: Some(Duration::from_millis(300)) };
     let mut scene = Scene::start(config(policy)).await;
     let mut slow = scene.slow("t").await;
-    // `publish` waits until the healthy one has it.
+    // `publish` waits until the healthy subscriber has received the message.
     within("the end of the slow one", scene.publish_until(&["t"], |proxy| proxy.totals().disconnected == 1))
         .await;
     slow.raw.closed().await;
@@ -214,11 +217,11 @@ async fn disconnect_cuts_the_slow_one_off_and_counts_what_it_leaves() {
     assert!(totals.undelivered > 0, "{totals:?}");
     assert_eq!(totals.drops.newest.messages, 1, "the one that did not fit: {totals:?}");
     slow.raw.closed().await;
-    // The healthy one stays.
+    // The healthy subscriber stays connected.
     scene.publish("t").await;
     assert_eq!(scene.proxy.totals().disconnected, 1);
 
-    // It may come back.
+    // The slow subscriber may connect again.
     let again = scene.slow("t").await;
     scene.publish("t").await;
     assert_eq!(again.present(&scene.proxy).dropped.messages, 0);
@@ -269,7 +272,7 @@ async fn topics_of_one_subscriber_keep_to_their_own_policies() {
     let drops = slow.present(&scene.proxy).drops;
     let logged = received.iter().filter(|(topic, _)| topic == "t:log").count() as u64;
     let published = scene.published.iter().filter(|(topic, _)| topic == "t:log").count() as u64;
-    // Some of the newest may be levels: when all that waits are log messages, nothing can go for them.
+    // Some of the newest messages may be levels: if only log messages wait, nothing can be dropped for them.
     assert!(logged >= published - drops.newest.messages, "none was dropped that had been queued");
 }
 
@@ -277,7 +280,7 @@ async fn topics_of_one_subscriber_keep_to_their_own_policies() {
 async fn policies_are_replaced_without_dropping_anyone() {
     let mut scene = Scene::start(config(Policy::BLOCK)).await;
     let mut slow = scene.slow("").await;
-    // The publisher is stuck in the slow one. The healthy one does not want these.
+    // The publisher waits for the slow subscriber. The healthy one is not subscribed to these messages.
     let stuck = async {
         while slow.present(&scene.proxy).waits == 0 {
             scene.publisher.publish([Bytes::from_static(b"stuck"), vec![0; DATA_LEN].into()]).await.unwrap();
@@ -288,7 +291,7 @@ async fn policies_are_replaced_without_dropping_anyone() {
     assert_eq!(slow.present(&scene.proxy).dropped.messages, 0);
 
     within("the change", scene.proxy.set_policies(Policy::DropNewest, &[])).await;
-    // It comes after all that the proxy had not read.
+    // This message comes after everything that the proxy had not read.
     scene.publish("t").await;
     scene.publish_until(&["t"], |proxy| slow.present(proxy).drops.newest.messages >= 20).await;
     assert!(slow.present(&scene.proxy).waited > Duration::ZERO);
@@ -299,7 +302,8 @@ async fn policies_are_replaced_without_dropping_anyone() {
     )
     .await;
     let newest = slow.present(&scene.proxy).drops.newest;
-    // What was queued before may not go: newer messages find no room until something was read, so read something.
+    // Messages that were queued before may not be dropped. Newer ones find no room until something was read,
+    // so this reads something.
     let is_enough = |stats: &SubscriberStats| stats.drops.oldest.messages >= 20;
     while !is_enough(&slow.present(&scene.proxy)) {
         if slow.present(&scene.proxy).drops.newest.messages > newest.messages + 20 {
@@ -312,7 +316,7 @@ async fn policies_are_replaced_without_dropping_anyone() {
     assert_eq!(scene.proxy.subscribers().len(), 2);
 }
 
-/// A message that was read is delivered, or counted, whatever ends first.
+/// A message that was read is delivered or counted, whatever ends first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_publisher_that_waits_has_in_its_hands_is_counted_when_its_connection_ends() {
     start_tracing();
@@ -337,7 +341,7 @@ async fn what_a_publisher_that_waits_has_in_its_hands_is_counted_when_its_connec
     let mut publisher = Raw::handshake(proxy.address().publish_port(), "PUB").await;
     let message = raw::message(&[&b"data"[..], &[7; 600]]);
     let publishing = tokio::spawn(async move {
-        // Until the connection ends.
+        // This continues until the connection ends.
         while publisher.try_send(&message.repeat(20)).await {}
     });
     until("messages are held", &|| proxy.totals().held > 0).await;
@@ -361,12 +365,12 @@ async fn what_a_publisher_that_waits_has_in_its_hands_is_counted_when_its_connec
     until("what was queued is counted", &adds_up).await;
 }
 
-/// Publishers close their connections while a slow subscriber blocks what they sent. They keep their places, so that
-/// nothing is lost, until newcomers find no free place.
+/// Publishers close their connections while a slow subscriber blocks what they sent. They keep their places,
+/// so that nothing is lost, until new clients find no free place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishers_that_left_keep_their_places_until_newcomers_need_them() {
     const PLACES: usize = 40;
-    // Beside the subscriber.
+    // One place is for the subscriber.
     const LEFT: usize = PLACES - 1;
     start_tracing();
     let config = Config {
@@ -387,7 +391,7 @@ async fn publishers_that_left_keep_their_places_until_newcomers_need_them() {
     })
     .await;
 
-    // One message that the kernels do not take whole fills the queue. What comes then waits.
+    // One message that the kernels do not accept completely fills the queue. Later messages wait.
     let message = |number: u32| {
         let data = [&number.to_be_bytes()[..], &[7; DATA_LEN - 4]].concat();
         raw::message(&[&b"data"[..], &data])
@@ -422,7 +426,7 @@ async fn publishers_that_left_keep_their_places_until_newcomers_need_them() {
     assert_eq!(proxy.publishers().len(), LEFT, "they are there until newcomers come");
     assert_eq!(proxy.totals().crowded_out, 0);
 
-    // A new pair gets in at once.
+    // A new pair can connect at once.
     let (publisher, subscriber) = (xmsg_tests::connect(&proxy), xmsg_tests::connect(&proxy));
     let mut messages = within("a place", subscriber.subscribe(["other"])).await.unwrap();
     within("a place", publisher.publish(&xmsg_core::Message::of("other", 7).unwrap())).await.unwrap();
@@ -439,7 +443,7 @@ async fn publishers_that_left_keep_their_places_until_newcomers_need_them() {
         "the oldest went first"
     );
 
-    // Whatever the others sent arrives.
+    // The messages of the other publishers arrive.
     slow.skip(giant.len()).await;
     let mut missing: BTreeSet<u32> = (gone as u32..LEFT as u32).collect();
     while !missing.is_empty() {

@@ -1,4 +1,4 @@
-//! Too much, too slow, or at the wrong moment: what was promised still holds.
+//! Tests under too much load, with slow peers, or at bad moments: all guarantees still hold.
 
 use std::time::Duration;
 
@@ -54,14 +54,15 @@ async fn a_subscriber_that_pauses_for_longer_than_the_heartbeats_loses_nothing_u
     for number in 0..MESSAGES {
         publisher.publish(&Message::of(topic("data"), vec![number; 8 << 10]).unwrap()).await.unwrap();
     }
-    // The pause is what is tested.
+    // This test is about the pause.
     tokio::time::sleep(HEARTBEAT * 10).await;
     for number in 0..MESSAGES {
         assert_eq!(next(&mut messages).await.value::<Vec<i32>>().unwrap()[0], number);
     }
 }
 
-/// What the kernel holds when `close` is called arrives, although the proxy is blocked and has things to say meanwhile.
+/// What the kernel holds when `close` is called arrives, although the proxy is blocked and sends commands
+/// meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_a_publisher_waits_until_a_blocked_proxy_has_read_everything() {
     let tcp =
@@ -77,7 +78,7 @@ async fn closing_a_publisher_waits_until_a_blocked_proxy_has_read_everything() {
     slow.send_message(&[b"\x01data"]).await;
     let publisher = connect(&proxy);
     publisher.wait_for_subscriber(&topic("data")).await.unwrap();
-    // As much as the proxy and the kernels take.
+    // The publisher sends as much as the proxy and the kernels accept.
     let mut sent = 0_i32;
     while publisher.queued().messages < 32 {
         publisher.publish(&Message::of(topic("data"), vec![sent; 1 << 10]).unwrap()).await.unwrap();
@@ -97,8 +98,8 @@ async fn closing_a_publisher_waits_until_a_blocked_proxy_has_read_everything() {
     assert!(within("close", closing).await.unwrap().is_nothing());
 }
 
-/// Who has said its last word can't ask any more whether the other side lives: heartbeats must not cut off what is under way. Found
-/// by simulation.
+/// A connection that has sent everything can't send heartbeats any more, so these must not end what is in
+/// progress. Simulation found this defect.
 #[tokio::test(start_paused = true)]
 async fn a_publisher_that_is_closing_gives_the_proxy_all_its_linger() {
     const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -112,7 +113,7 @@ async fn a_publisher_that_is_closing_gives_the_proxy_all_its_linger() {
     proxy.handshake().await.unwrap();
     publisher.publish(["data"]).await.unwrap();
     let closing = tokio::spawn(async move { publisher.close(LINGER).await });
-    // A proxy that is blocked, reads nothing, and says nothing. The clock of this test stands still but for this.
+    // The proxy is blocked: it reads and sends nothing. Only this sleep advances the clock of the test.
     tokio::time::sleep(HEARTBEAT * 10).await;
     assert!(!closing.is_finished(), "it gave up");
     drop(proxy);
@@ -164,7 +165,7 @@ async fn a_flood_of_control_requests_keeps_nobody_out() {
     let proxy = proxy().start().await.unwrap();
     let mut flood = Raw::handshake(proxy.address().publish_port(), "PUB").await;
     let requests = raw::message(&[&b"xmsg:control:sub"[..], b"sub", b"x"]).repeat(50_000);
-    // It is read as fast as one connection may ask, and goes on while others come.
+    // The requests are read as fast as one connection may send them, and this continues while others connect.
     let flood = tokio::spawn(async move {
         for _ in 0..10 {
             flood.send(&requests).await;
@@ -177,7 +178,8 @@ async fn a_flood_of_control_requests_keeps_nobody_out() {
     flood.abort();
 }
 
-/// A proxy that comes back twice in quick succession, the first time without the subscriptions: the publisher still waits for them.
+/// A proxy restarts twice in quick succession, the first time without the subscriptions. The publisher still
+/// waits for them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_short_break_does_not_make_a_publisher_forget_its_subscribers() {
     async fn accept(listener: &TcpListener, subscriptions: &[&str]) -> TcpStream {

@@ -1,4 +1,4 @@
-//! The brokers do what their names say.
+//! Tests of the harness for RabbitMQ brokers: its methods do what their names say.
 
 use std::process::Stdio;
 use std::time::Instant;
@@ -10,14 +10,14 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use xmsg_tests::rabbitmq::{Broker, Cluster};
 use xmsg_tests::within;
 
-/// A channel with confirms.
+/// Returns a channel with confirms.
 async fn confirming(connection: &Connection) -> Channel {
     let channel = connection.create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     channel
 }
 
-/// Publishes a persistent message to a queue, and waits for its confirm.
+/// Publishes a persistent message to a queue, and waits for its confirmation.
 async fn publish(channel: &Channel, queue: &str, body: &[u8]) {
     let properties = BasicProperties::default().with_delivery_mode(2);
     let published = async {
@@ -83,7 +83,7 @@ async fn an_alarm_blocks_and_a_pause_is_silent() {
     let asked = Instant::now();
     broker.alarm(true).await;
     eprintln!("alarm: {:?}", asked.elapsed());
-    // The broker tells those who publish.
+    // The broker informs publishers when they publish.
     let publishing = tokio::spawn(async move { publish(&channel, "blocked", b"late").await });
     loop {
         if let Event::ConnectionBlocked(reason) = within("a block", events.next()).await.unwrap() {
@@ -96,7 +96,7 @@ async fn an_alarm_blocks_and_a_pause_is_silent() {
     within("the publisher", publishing).await.unwrap();
     broker.queue_reaches("blocked", 1).await;
 
-    // A broker that stands still takes connections, as the system does it, and answers nothing.
+    // The system still accepts connections for a paused broker, which answers nothing.
     broker.pause().await;
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", broker.port())).await.unwrap();
     stream.write_all(b"AMQP\0\0\x09\x01").await.unwrap();
@@ -187,7 +187,7 @@ async fn a_cluster_confirms_after_a_node_was_killed() {
     eprintln!("node again: {:?}", started.elapsed());
     cluster.sees(0, 3).await;
     cluster[0].kill().await;
-    // The others elect a leader before they answer.
+    // The other nodes elect a leader before they answer.
     cluster[2].queue_reaches("safe", 2).await;
     let connection = cluster[2].connect().await;
     publish(&confirming(&connection).await, "safe", b"2").await;
@@ -216,7 +216,7 @@ async fn child_with_a_shared_broker() {
     std::future::pending::<()>().await;
 }
 
-/// The processes that name this folder in their environment or arguments.
+/// Returns the processes that contain the name of this folder in their environment or arguments.
 fn processes_of(folder: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -250,7 +250,8 @@ async fn nothing_is_left_of_a_shared_broker_when_the_test_process_is_killed() {
     let (_, folder) = ready.split_once(' ').unwrap();
     let folder = folder.trim_matches('"');
     let before = processes_of(folder);
-    // The broker, what it starts, the remover of its folder; the port mapper names no folder.
+    // These are the broker, its child processes and the process that removes its folder. The port mapper does
+    // not contain the name of the folder.
     assert!(before.len() >= 3, "{before:?}");
     let epmd_port = std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let environ = std::fs::read(entry.path().join("environ")).ok()?;

@@ -1,4 +1,5 @@
-//! The registrar: golden bytes, hostile peers, many clients, foreign peers, restarts.
+//! Tests of the registrar: exact bytes, hostile peers, many clients, peers of other implementations, and
+//! restarts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +14,14 @@ use xmsg_tests::raw::Raw;
 use xmsg_tests::{PATIENCE, start_tracing, within};
 use xmsg_zmq::{Dealer, Endpoint, Multipart, Requester, SocketOptions};
 
-/// `bass` of 10.2.9.1:7771 publishes `rock:metal:x`, as Google's protobuf encodes it.
+/// The registration of the publisher `bass` of `rock:metal:x` at 10.2.9.1:7771, as Google's protobuf encodes
+/// it.
 const PUBLISHER: &[u8] =
     b"\x0a\x04bass\x1a\x0810.2.9.1\x25\x5b\x1e\0\0\x2a\x04rock\x32\x05metal\x3a\x01x\x40\x01";
-/// The same with a description and as a subscriber.
+/// The same registration as a subscriber, with a description.
 const SUBSCRIBER: &[u8] =
     b"\x0a\x04bass\x12\x05plays\x1a\x0810.2.9.1\x25\x5b\x1e\0\0\x2a\x04rock\x32\x05metal\x3a\x01x\x40\x02";
-/// The question for all publishers below `rock:metal`.
+/// The query for all publishers below `rock:metal`.
 const QUERY: &[u8] =
     b"\x0a\x09undefined\x1a\x09undefined\x25\0\0\0\0\x2a\x04rock\x32\x05metal\x3a\x01*\x40\x01";
 
@@ -109,7 +111,7 @@ async fn every_action_does_what_the_table_says() {
     assert!(client.filter(&any_t.port(7772)).await.unwrap().is_empty());
     assert_eq!(client.all(Publisher).await.unwrap().len(), 6);
 
-    // The port does not matter here, the host does.
+    // The port does not matter here, but the host does.
     let mut elsewhere = registration(Publisher, "b", "M:s");
     elsewhere.host = "other".into();
     client.deregister(&elsewhere).await.unwrap();
@@ -163,7 +165,7 @@ async fn garbage_is_answered_with_an_error_and_the_service_goes_on() {
         "the request is too long: no frame may have more than 4096 bytes"
     );
 
-    // What is no request at all gets no reply, and peers that break the protocol are sent away.
+    // A message that is not a request gets no reply, and peers that violate the protocol are disconnected.
     let port = registrar.address().port();
     let mut raw = Raw::handshake(port, "REQ").await;
     raw.send_message(&[b"no envelope"]).await;
@@ -224,7 +226,8 @@ async fn libzmq_clients_are_served() {
     peer.finish().await;
 }
 
-/// A request that nobody answered in time must not be answered by the next one's reply, nor that one by its late reply.
+/// A request that was not answered in time must not get the reply to the next one. Nor may the next one get
+/// the late reply.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_client_recovers_from_a_silent_libzmq_registrar() {
     let mut peer = Peer::python("registrar_server.py", &["--silent", "1"]);
@@ -266,7 +269,7 @@ async fn a_restart_loses_nothing_and_clients_go_on() {
     within("the end", again.stop(PATIENCE)).await;
 }
 
-/// On one thread: nothing that was spawned has run when `start` returns.
+/// The test runs on one thread, so nothing that was spawned has run when `start` returns.
 #[tokio::test]
 async fn what_was_read_from_the_snapshot_is_counted_from_the_start() {
     let folder = tempfile::tempdir().unwrap();
@@ -307,14 +310,14 @@ async fn what_is_not_renewed_is_forgotten() {
     .await;
 }
 
-/// A file with so many publishers, each of a topic of its own.
+/// Writes a snapshot with `count` publishers, each with a topic of its own.
 fn snapshot_of(path: &std::path::Path, count: usize) {
     let (mut journal, _) = Journal::open(path, drop).unwrap();
     let record = |number| registration(OwnerType::Publisher, "n", &format!("a:s{number}")).encode();
     journal.compact(&[(OwnerType::Publisher, (0..count).map(record).collect())], &mut []).unwrap();
 }
 
-/// On one thread: a long answer is put together between the turns of others.
+/// The test runs on one thread, and a long answer is built between the turns of others.
 #[tokio::test]
 async fn a_short_answer_passes_a_long_one() {
     const COUNT: usize = 200_000;
@@ -345,7 +348,7 @@ async fn a_short_answer_passes_a_long_one() {
     assert_eq!(frames, COUNT + 3);
 }
 
-/// What one asks for while an answer to it is being put together is answered behind that, and in its order.
+/// Requests of a peer while an answer to it is being built are answered after it, in their order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_gets_its_answers_in_order_and_finds_what_it_changed() {
     const COUNT: usize = 20_000;
@@ -378,7 +381,8 @@ async fn a_peer_gets_its_answers_in_order_and_finds_what_it_changed() {
         }
         assert_eq!((&frames[1][..], frames.len() - 4), (action, found));
     }
-    // One that asks again and again without reading an answer is told to wait, and others are served.
+    // A peer that sends requests again and again without reading the answers has to wait, and others are
+    // served.
     for _ in 0..2000 {
         peer.send_message(&[&b""[..], b"allPublisher", b"me", b""]).await;
     }
@@ -420,7 +424,7 @@ async fn a_registrar_on_its_own_thread_is_one_like_any_other() {
     let registrar = start("127.0.0.1:0").await.unwrap();
     let address = registrar.address().to_string();
     let client = client(registrar.address());
-    // It works while this thread doesn't.
+    // The registrar works while this thread is busy.
     let turn = registrar.monitor().runtime().spawn(async {});
     while !turn.is_finished() {
         std::hint::spin_loop();
@@ -437,7 +441,7 @@ async fn a_registrar_on_its_own_thread_is_one_like_any_other() {
     assert!(start("nowhere.invalid:1").await.is_err());
 }
 
-/// A host with so many registrations that removing them takes a while.
+/// A host has so many registrations that removing them takes a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_of_others_do_not_wait_until_all_of_a_host_is_removed() {
     const MANY: usize = 200_000;
@@ -477,7 +481,7 @@ async fn changes_of_others_do_not_wait_until_all_of_a_host_is_removed() {
     }
     let left = registrar.counts().publishers;
     assert!(left > 3, "all of the host had to go first");
-    // Whatever is about that host waits for it.
+    // A change of that host waits until the removal is complete.
     let again = Registration::new(OwnerType::Publisher, "n", &Topic::new("d", "s").unwrap(), &proxy);
     let frames = [Bytes::new(), "registerPublisher".into(), "me".into(), again.encode()];
     other.send(Multipart::from_iter(frames)).await.unwrap();

@@ -1,4 +1,4 @@
-//! The proxy goes away and comes back; its clients go on.
+//! Tests of a proxy that stops and starts again, while its clients continue.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use xmsg_zmq::{Endpoint, Publisher, SocketEvent, SocketOptions, Subscriber};
 
 const LINGER: Duration = Duration::from_secs(30);
 
-/// A new proxy at the address of an old one.
+/// Starts a new proxy at the address of an old one.
 async fn at(address: &ProxyAddress) -> Proxy {
     Proxy::bind(address.to_string()).slow_subscriber(Policy::BLOCK).start().await.unwrap()
 }
@@ -37,7 +37,8 @@ async fn clients_go_on_within_a_second_of_a_restart() {
     drop(proxy);
 }
 
-/// Under `block` nothing is lost by a restart in order, in the middle of traffic from several publishers to several subscribers.
+/// Under `block`, a graceful restart loses nothing, even during traffic from several publishers to several
+/// subscribers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_restart_loses_nothing() {
     const PUBLISHERS: i64 = 3;
@@ -70,7 +71,7 @@ async fn a_drained_restart_loses_nothing() {
         sending.push(tokio::spawn(async move {
             let mut number = 0;
             while restarting.load(Ordering::Relaxed) {
-                // Bursts, as fast as it goes, with pauses that let the others run.
+                // Bursts are as fast as possible, with pauses that let the other tasks run.
                 for _ in 0..500 {
                     connection
                         .publish(&Message::of(topic("data"), vec![publisher, number]).unwrap())
@@ -87,7 +88,7 @@ async fn a_drained_restart_loses_nothing() {
     }
     let mut proxy = proxy;
     for _ in 0..RESTARTS {
-        // In the middle of the traffic: some of it has come, some is still to come.
+        // This is in the middle of the traffic: a part of it has arrived, and the rest is still to come.
         within("traffic", async {
             while proxy.totals().received.messages < 5_000 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -108,10 +109,11 @@ async fn a_drained_restart_loses_nothing() {
     }
 }
 
-/// Whoever waits in vain is told why, and whoever ends in this time loses nothing.
+/// A client that waits in vain gets an error with the reason, and a client that ends in this time loses
+/// nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_that_are_held_back_are_no_riddle() {
-    // The longer the proxy was away, the longer they are held.
+    // The longer the proxy was away, the longer messages are held back.
     const AWAY: Duration = Duration::from_secs(4);
     let proxy = proxy().start().await.unwrap();
     let address = proxy.address().clone();
@@ -171,7 +173,7 @@ async fn what_is_published_while_the_proxy_is_away_arrives_later() {
     drop(proxy);
 }
 
-/// The library knows that the proxy is gone, and says so, whatever was to be done.
+/// The library knows that the proxy is gone, and reports it for every call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_waits_for_a_proxy_that_is_gone_is_told_so() {
     let proxy = proxy().start().await.unwrap();
@@ -202,7 +204,7 @@ async fn whoever_waits_for_a_proxy_that_is_gone_is_told_so() {
     }
 }
 
-/// A proxy that is connected and does not answer is one thing, one that has vanished another.
+/// A proxy that is connected and does not answer is reported differently from one that has vanished.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_proxy_that_is_connected_times_out() {
     let proxy = proxy().start().await.unwrap();
@@ -271,7 +273,7 @@ async fn unix_sockets_and_pipes_in_memory_carry_the_same() {
         }
         assert_eq!(publisher.close(LINGER).await, 0);
         subscriber.close().await;
-        // The endpoint is free again, and a socket file that was left behind is replaced.
+        // The endpoint is free again, and a leftover socket file is replaced.
         let again = Subscriber::new(SocketOptions::default());
         within("a second bind", again.bind(&endpoint)).await.unwrap();
     }
@@ -279,7 +281,7 @@ async fn unix_sockets_and_pipes_in_memory_carry_the_same() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_at_its_mark_makes_the_publisher_wait() {
-    // Nobody reads at the other end: a listener that never accepts.
+    // Nothing is read at the other end, because the listener never accepts.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = Endpoint::tcp("127.0.0.1", listener.local_addr().unwrap().port());
     let mark = xmsg_zmq::HighWaterMark::bytes(10_000);

@@ -1,19 +1,19 @@
-//! Deterministic simulation, by seeds: see `xmsg_tests::simulation`.
+//! Runs the deterministic simulations with many seeds: see `xmsg_tests::simulation`.
 
 use xmsg_tests::simulation::net::Happened;
 use xmsg_tests::simulation::{self, clients, engines, patterns, seeds};
 
-/// One seed of the whole: publishers, switch, subscribers.
+/// Runs one seed of the complete simulation with publishers, switch and subscribers.
 fn network(seed: u64) -> (Vec<Happened>, Result<(), String>) {
     seeds::catching(|| runtime().block_on(simulation::run(seed)))
 }
 
-/// One seed of a connection and an actor that are closed and drained.
+/// Runs one seed of a connection and an actor that are closed and drained.
 fn closing(seed: u64) -> (Vec<Happened>, Result<(), String>) {
     seeds::catching(|| runtime().block_on(clients::run(seed)))
 }
 
-/// One seed of a pattern of ZeroMQ's sockets.
+/// Runs one seed of a ZeroMQ pattern.
 fn pattern(seed: u64) -> (Vec<Happened>, Result<(), String>) {
     seeds::catching(|| runtime().block_on(patterns::run(seed)))
 }
@@ -23,7 +23,7 @@ fn runtime() -> tokio::runtime::Runtime {
     runtime.expect("a runtime")
 }
 
-/// Runs all seeds of a test, and prints what happens if it is only one.
+/// Runs all seeds of a test. If it is only one, it prints the trace.
 fn all(test: &str, run: impl Fn(u64) -> (Vec<Happened>, Result<(), String>) + Sync) {
     if seeds::only().is_some() {
         xmsg_tests::start_tracing();
@@ -63,7 +63,7 @@ fn patterns_keep_their_promises() {
     all("patterns_keep_their_promises", pattern);
 }
 
-/// A seed that does something else the second time is of no use.
+/// A seed must give the same run every time, or it is of no use.
 #[test]
 fn a_seed_repeats_itself() {
     for seed in 0..200 {

@@ -1,4 +1,4 @@
-//! The invariants of ARCHITECTURE.md that can be read off the sources.
+//! Tests of the invariants of ARCHITECTURE.md that can be checked in the sources.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// Every Rust file below a folder, or the file itself, with its text.
+/// Returns every Rust file below a folder, or the file itself, with its text.
 fn sources(path: &str) -> Vec<(String, String)> {
     fn collect(path: &Path, found: &mut Vec<PathBuf>) {
         if path.is_dir() {
@@ -26,7 +26,7 @@ fn sources(path: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The lines of code (not of comments or tests) that contain one of these.
+/// Returns the lines of code, without comments and tests, that contain one of these words.
 fn lines_with(text: &str, words: &[&str]) -> Vec<String> {
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
     code.lines()
@@ -59,7 +59,7 @@ fn the_pure_modules_know_no_runtime_no_clock_and_no_io() {
     );
 }
 
-/// The names of all packages that this one is built with, itself included.
+/// Returns the names of all packages with which this one is built, including itself.
 fn packages_of(package: &str) -> Vec<String> {
     let tree = std::process::Command::new(env!("CARGO"))
         .args(["tree", "--locked", "--offline", "--edges", "normal", "--all-features", "--prefix", "none"])
@@ -80,7 +80,7 @@ fn a_lower_package_cannot_name_an_upper_one_and_the_wire_protocol_no_runtime() {
     let zmq = packages_of("xmsg-zmq");
     assert!(zmq.iter().any(|name| name == "xmsg_zmtp"), "{zmq:?}");
     assert!(!zmq.iter().any(|name| ["xmsg_core", "xmsg_proxy"].contains(&&**name)), "{zmq:?}");
-    // Of what a package does not know it need not speak either.
+    // The lower packages must not mention names that belong to xMsg.
     nowhere(&["xmsg-core/zmtp/src", "xmsg-core/zmq/src"], &["xmsg:", "XMSG_"]);
 }
 
@@ -121,7 +121,8 @@ fn channels_are_bounded() {
 
 #[test]
 fn deadlines_come_from_the_helper_that_saturates() {
-    // A time that somebody chose may be `Duration::MAX`, which no clock can be moved by. A constant can be judged where it is.
+    // A configured duration may be `Duration::MAX`, which can't be added to any time. Only a sum with a
+    // constant is safe.
     let times = ["now()", "now", "deadline", "started", "since", "begun", "sent", "last_heard"];
     let is_constant = |term: &str| {
         let name: String = term.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
@@ -171,8 +172,8 @@ fn every_allowed_lint_has_its_reason() {
     }
 }
 
-/// Flags would not reach a crate that depends on ours, which would then have slower ciphers than what is measured here
-/// (`tests/bench/dependent.py`).
+/// Compiler flags of the workspace would not apply to crates that depend on this project. These would then
+/// have slower ciphers than what is measured here (`tests/bench/dependent.py`).
 #[test]
 fn no_flags_of_the_workspace_choose_code() {
     let settings = std::fs::read_to_string(root().join(".cargo/config.toml")).unwrap_or_default();
@@ -189,7 +190,7 @@ fn files_stay_readable() {
     }
 }
 
-/// A page that names tests says nothing once they have other names.
+/// A page that names tests is useless when the tests have been renamed.
 #[test]
 fn the_tests_that_the_documents_name_are_there() {
     for (page, least) in [("docs/zeromq-conformance.md", 150), ("docs/libzmq-tests.md", 50)] {
@@ -208,7 +209,7 @@ fn the_tests_that_the_documents_name_are_there() {
     }
 }
 
-/// Each rule has a test, or a reason why there is none, and the page counts them.
+/// Each rule has a test or a reason for having none, and the page counts them.
 #[test]
 fn every_rule_of_zeromq_is_decided_or_given_up() {
     let page = std::fs::read_to_string(root().join("docs/zeromq-conformance.md")).unwrap();
