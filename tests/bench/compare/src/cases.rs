@@ -1,18 +1,18 @@
-//! What is measured: sizes, numbers of clients, topics, rates.
+//! The cases that are measured: sizes, numbers of clients, topics and rates.
 
 use crate::plan::Interest;
 
-/// One case. The counts are such that libzmq takes about a second on two cores.
+/// A case. The counts are chosen so that libzmq takes about a second on two cores.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// As it is chosen by on the command line.
+    /// The name by which the command line chooses the case.
     pub name: &'static str,
-    /// Bytes of the payload.
+    /// The size of the payload in bytes.
     pub size: usize,
     pub publishers: usize,
     pub subscribers: usize,
     pub topics: usize,
-    /// Message i has topic number i × stride modulo `topics`.
+    /// Message number i has topic number i × stride modulo `topics`.
     pub stride: usize,
     pub interest: Interest,
     pub load: Load,
@@ -21,9 +21,9 @@ pub struct Case {
 /// How messages are published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// So many, all publishers together, as fast as the stack takes them.
+    /// All publishers together publish this many messages, as fast as the stack accepts them.
     Flood(u64),
-    /// So many a second at fixed times; the latency of each is recorded.
+    /// This many messages per second are published at fixed times. The latency of each is recorded.
     Rate(u64),
 }
 
@@ -32,22 +32,22 @@ impl Case {
         matches!(self.load, Load::Rate(_))
     }
 
-    /// Measured messages of each publisher in a run of so many seconds.
+    /// Returns the number of measured messages of each publisher in a run of this many seconds.
     pub fn count_per_publisher(&self, seconds: f64) -> u64 {
         let total = match self.load {
             Load::Flood(count) => count as f64 * seconds,
-            // Twice as long: the percentiles of a thousand a second need them.
+            // The run takes twice as long, because percentiles of a thousand messages per second need it.
             Load::Rate(rate) => rate as f64 * seconds * 2.0,
         };
         ((total / self.publishers as f64) as u64).max(16)
     }
 
-    /// Subscribers that a message goes to.
+    /// Returns the number of subscribers that receive each message.
     pub fn copies(&self) -> u64 {
         if self.interest == Interest::Own { 1 } else { self.subscribers as u64 }
     }
 
-    /// Whether the stack without a protocol can do it.
+    /// Returns whether the stack without a protocol can run this case.
     pub fn is_one_to_one(&self) -> bool {
         self.publishers == 1 && self.subscribers == 1 && self.interest == Interest::All
     }
@@ -76,7 +76,7 @@ const fn latency(name: &'static str, rate: u64) -> Case {
     Case { name, load: Load::Rate(rate), ..BASE }
 }
 
-/// All of them, in the order of the table.
+/// All cases, in the order of the table.
 pub const CASES: &[Case] = &[
     sized("16B", 16, 1_200_000),
     sized("100B", 100, 1_000_000),
@@ -99,7 +99,7 @@ pub const CASES: &[Case] = &[
     Case {
         name: "100k-subscriptions",
         topics: 100_000,
-        stride: 7919, // a prime: all topics have their turn, and no neighbours follow one another
+        stride: 7919, // a prime, so that every topic gets its turn and consecutive topics are not adjacent
         interest: Interest::Every,
         load: Load::Flood(400_000),
         ..BASE

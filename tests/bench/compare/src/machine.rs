@@ -1,10 +1,11 @@
-//! On what it was measured.
+//! A description of the machine on which the figures were measured.
 
 use std::fs;
 use std::process::Command;
 use std::thread::available_parallelism;
 
-/// One line: processor, system, and the versions of libzmq, of these servers, and of the compiler.
+/// Returns one line with the processor, the system, and the versions of libzmq, of these servers and of the
+/// compiler.
 pub fn describe(servers: &[&str]) -> String {
     let cores = available_parallelism().map_or(1, usize::from);
     let cpu = value_in("/proc/cpuinfo", "model name").unwrap_or_else(|| "an unknown processor".into());
@@ -17,7 +18,7 @@ pub fn describe(servers: &[&str]) -> String {
     format!("{cores} cores of {cpu}, Linux {}, {system}, libzmq {libzmq}, {servers}{rustc}", kernel.trim())
 }
 
-/// What stands behind the first line that starts with this name.
+/// Returns what follows the name in the first line that starts with it.
 fn value_in(file: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find(|line| line.starts_with(name))?;

@@ -1,8 +1,9 @@
-//! Measures xmsg and its peers side by side: builds nothing (see `run`), starts processes, prints tables, draws an SVG.
+//! Measures xmsg and its competitors side by side. It starts processes, prints tables and draws an SVG. It
+//! builds nothing: see `run`.
 //!
-//! Read `cases.rs` for what is measured, `run.rs` for how, `peer/mod.rs` for what stacks have in common and its neighbours for
-//! what they have not, `report.rs` and `plot.rs` for what is made of it.
-//! The folder `patterns` has the patterns besides publish and subscribe.
+//! `cases.rs` says what is measured, and `run.rs` how. `peer/mod.rs` has what the stacks have in common, and
+//! the other files beside it have what differs. `report.rs` and `plot.rs` present the results. The folder
+//! `patterns` has the patterns besides publish and subscribe.
 
 mod cases;
 mod machine;
@@ -78,7 +79,7 @@ struct Options {
     /// About how long libzmq takes for a run: multiplies the counts and time limits
     #[arg(long, alias = "scale", default_value_t = 1.0)]
     seconds: f64,
-    /// One round of 0.2 s: does everything still work?
+    /// One round of 0.2 s, to check that everything works
     #[arg(long)]
     smoke: bool,
     /// Write all runs and medians to this file
@@ -96,7 +97,8 @@ struct Options {
     /// Run all tokio clients on this runtime instead of the one on which each does best
     #[arg(long, value_enum)]
     threads: Option<Threads>,
-    /// The same for the proxies of zeromq, omq-tokio and raw TCP
+    /// Run the proxies of zeromq, omq-tokio and raw TCP on this runtime instead of the one on which each does
+    /// best
     #[arg(long, value_enum)]
     proxy_threads: Option<Threads>,
     #[arg(long, value_name = "FILE", hide = true, default_value = "target/libzmq-peer")]
@@ -151,14 +153,14 @@ fn compare(options: &Options) -> Result<()> {
             let taking_part: Vec<Stack> =
                 stacks.iter().copied().filter(|stack| stack.takes_part_in(case)).collect();
             for place in 0..taking_part.len() {
-                // Turn about: nobody is always the first, or always after the same one.
+                // The stacks take turns, so that none is always the first, or always after the same one.
                 let stack = taking_part[(place + round) % taking_part.len()];
                 if given_up.contains(&(case.name, stack)) {
                     continue;
                 }
                 let mut run = run::run(&programs, case, stack, seconds, round + 1, options.verbose);
                 if let Some(failure) = run.failure.as_mut().filter(|_| run.delivered == 0) {
-                    // It would not do better the next time, and the time limits are long.
+                    // The next run would not be better, and the time limits are long.
                     failure.push_str("; not tried again");
                     given_up.push((case.name, stack));
                 }
@@ -167,7 +169,7 @@ fn compare(options: &Options) -> Result<()> {
             }
         }
     }
-    // Rows in the order of the stacks, whoever began.
+    // The rows are in the order of the stacks, whichever began.
     runs.sort_by_key(|run| {
         let case = cases.iter().position(|case| case.name == run.case);
         (case, stacks.iter().position(|stack| stack.name() == run.stack), run.round)
@@ -195,7 +197,7 @@ fn compare(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// We and the reference have figures everywhere, every other stack at least somewhere.
+/// Checks that xmsg and the reference have figures in all cases, and every other stack in at least one.
 fn check_smoke(summaries: &[Summary]) -> Result<()> {
     let has_figures = |summary: &&Summary| summary.runs > 0;
     for stack in report::distinct(summaries.iter().map(|summary| summary.stack.as_str())) {
@@ -209,7 +211,7 @@ fn check_smoke(summaries: &[Summary]) -> Result<()> {
     Ok(())
 }
 
-/// The cases that the command line asks for.
+/// Returns the cases that the command line asks for.
 fn chosen<C: Copy>(names: &[String], all: &[C], name_of: fn(&C) -> &str) -> Result<Vec<C>> {
     let matches = |name: &str, case: &C| match name.strip_suffix('*') {
         Some(start) => name_of(case).starts_with(start),

@@ -1,28 +1,28 @@
-//! What a process of any stack is told to do: its command line.
+//! The plan of a process of any stack, which is its command line.
 //!
-//! `peers/libzmq.c` and `peers/patterns.c` read the same options. A message has three frames: a topic and metadata of 20 bytes each, and a payload that
-//! starts with a [`Header`].
+//! `peers/libzmq.c` and `peers/patterns.c` read the same options. A message has three frames: a topic and
+//! metadata of 20 bytes each, and a payload that starts with a [`Header`].
 
 use std::fmt::Display;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-/// Metadata of every message: 20 bytes that are valid metadata of xMsg (field 14, the data type).
+/// The metadata of every message: 20 bytes that are valid metadata of xMsg (field 14, the data type).
 pub const METADATA: &[u8; 20] = b"r\x12binary/data-packet";
 
-/// The topics that a subscriber holds.
+/// The topics to which a subscriber subscribes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Interest {
-    /// Each subscriber holds one prefix that all topics have.
+    /// Each subscriber subscribes to one prefix that all topics have.
     All,
-    /// Subscriber number n holds the whole topic number n.
+    /// Subscriber number n subscribes to the whole topic number n.
     Own,
-    /// Each subscriber holds every topic, one by one.
+    /// Each subscriber subscribes to every topic, one by one.
     Every,
 }
 
-/// What a socket does to meet its peer where no server stands between the two.
+/// How a socket meets its peer if no server is between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Side {
     Connect,
@@ -32,53 +32,54 @@ pub enum Side {
 /// The options of a process with clients.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// Publishers connect to it, subscribers to the next one.
+    /// The port for publishers. Subscribers connect to the next one.
     #[arg(long)]
     pub port: u16,
-    /// Connections that this process makes.
+    /// The number of connections that this process makes.
     #[arg(long, default_value_t = 1)]
     pub clients: usize,
-    /// Publishers there are in all.
+    /// The total number of publishers.
     #[arg(long, default_value_t = 1)]
     pub publishers: usize,
-    /// Measured messages that each client sends, or is to receive if nothing is lost.
+    /// The number of measured messages that each client sends, or receives if nothing is lost.
     #[arg(long, default_value_t = 0)]
     pub count: u64,
-    /// Messages that each publisher sends before them, in the same stream.
+    /// The number of messages that each publisher sends before these, in the same stream.
     #[arg(long, default_value_t = 0)]
     pub warm_up: u64,
-    /// Bytes of the payload.
+    /// The size of the payload in bytes.
     #[arg(long, default_value_t = Header::LEN)]
     pub size: usize,
-    /// Different topics; message i has topic number i × stride modulo this.
+    /// The number of topics. Message number i has topic number i × stride modulo this.
     #[arg(long, default_value_t = 1)]
     pub topics: usize,
     #[arg(long, default_value_t = 1)]
     pub stride: usize,
     #[arg(long, value_enum, default_value_t = Interest::All)]
     pub interest: Interest,
-    /// Messages a second, sent at times that are fixed beforehand; 0: as fast as the stack takes them.
+    /// The number of messages per second at fixed times, or 0 for as fast as the stack accepts them.
     #[arg(long, default_value_t = 0)]
     pub rate: u64,
-    /// A publisher stops after this time.
+    /// The time after which a publisher stops, in milliseconds.
     #[arg(long, default_value_t = 60_000)]
     pub limit_ms: u64,
-    /// Where a subscriber leaves the latency of each message: nanoseconds, 8 bytes each, little endian.
+    /// The file for the latency of each message: nanoseconds, in 8 bytes each, little-endian.
     #[arg(long)]
     pub latencies: Option<PathBuf>,
-    /// Without a server in between, this says whether the sockets of the process bind or connect.
+    /// Without a server in between: whether the sockets of the process bind or connect.
     #[arg(long, value_enum, default_value_t = Side::Connect)]
     pub side: Side,
-    /// Without a server in between, so many requests may wait for their replies at the same time.
+    /// Without a server in between: the number of requests that may wait for their replies at the same time.
     #[arg(long, default_value_t = 1)]
     pub window: u64,
-    /// Without a server in between, these high-water marks, in messages, replace those that the stack has by default.
+    /// Without a server in between: high-water marks, in messages, instead of those that the stack has by
+    /// default.
     #[arg(long)]
     pub hwm: Option<u32>,
 }
 
 impl Plan {
-    /// The command line that gives this plan.
+    /// Returns the command line for this plan.
     pub fn to_args(&self) -> Vec<String> {
         let mut args = Vec::new();
         let mut option =
@@ -110,18 +111,19 @@ impl Plan {
         args
     }
 
-    /// All topics, 20 bytes each. `separator` stands between the two parts; NATS wants a dot, all others have a colon.
+    /// Returns all topics, with 20 bytes each. `separator` is between the two parts: a dot for NATS, and a
+    /// colon for all others.
     pub fn topics(&self, separator: char) -> Vec<String> {
         (0..self.topics).map(|number| format!("bench{separator}{number:014}")).collect()
     }
 
-    /// The topic of message number `sequence` of a publisher.
+    /// Returns the number of the topic of message number `sequence` of a publisher.
     pub fn topic_of(&self, sequence: u64) -> usize {
         (sequence as usize * self.stride) % self.topics
     }
 
-    /// Topics to which a publisher sends probes: they show that every subscription is in force. Subscriptions of one client travel in
-    /// order, so the last one stands for all.
+    /// Returns the topics to which a publisher sends probes, which show that every subscription is active.
+    /// Subscriptions of one client are sent in order, so the last one is enough for all.
     pub fn probed(&self) -> std::ops::Range<usize> {
         match self.interest {
             Interest::All => 0..1,
@@ -131,7 +133,7 @@ impl Plan {
     }
 }
 
-/// What a message is for.
+/// The purpose of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -145,9 +147,10 @@ pub enum Kind {
 pub struct Header {
     pub kind: Kind,
     pub publisher: u16,
-    /// Of the messages of this kind and publisher.
+    /// The number among the messages of this kind and publisher.
     pub sequence: u64,
-    /// When it should have been sent (monotonic clock, nanoseconds); 0 if there is no fixed rate.
+    /// The time at which it should have been sent (monotonic clock, in nanoseconds), or 0 without a fixed
+    /// rate.
     pub due_ns: u64,
 }
 
@@ -162,7 +165,7 @@ impl Header {
         bytes
     }
 
-    /// The header of this payload, if it has one.
+    /// Returns the header of a payload, if it has one.
     pub fn of(payload: &[u8]) -> Option<Self> {
         let (first, rest) = payload.split_first_chunk::<8>()?;
         let first = u64::from_le_bytes(*first);

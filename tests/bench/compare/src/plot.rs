@@ -1,4 +1,4 @@
-//! The chart: an SVG with a panel for rates, one for processor time and one for latencies.
+//! The chart: an SVG with a panel each for rates, processor time and latencies.
 
 use std::error::Error;
 use std::path::Path;
@@ -13,14 +13,14 @@ use crate::stats::{range, ratio};
 const WIDTH: u32 = 1200;
 const PANEL_HEIGHT: u32 = 360;
 const TITLE_HEIGHT: u32 = 60;
-/// Of the space for a case, what its bars take.
+/// The part of the space of a case that its bars fill.
 const FILLED: f64 = 0.8;
 const REFERENCE: &str = "libzmq";
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn Error>>;
 
-/// One bar: from the base line, or from 1, to the value; and a mark above it.
+/// A bar from the base line, or from 1, to the value, with a mark above it.
 struct Bar<'a> {
     case: &'a str,
     stack: &'a str,
@@ -28,7 +28,7 @@ struct Bar<'a> {
     mark: Option<f64>,
 }
 
-/// Draws what there is; panels without bars are left out.
+/// Draws the chart. Panels without bars are left out.
 pub fn draw(file: &Path, summaries: &[Summary], machine: &str) -> Result<()> {
     let flood: Vec<&Summary> = summaries.iter().filter(|summary| summary.latency.is_none()).collect();
     let multiples = |field: fn(&Summary) -> f64| -> Vec<Bar<'_>> {
@@ -74,7 +74,7 @@ pub fn draw(file: &Path, summaries: &[Summary], machine: &str) -> Result<()> {
 }
 
 fn color(stacks: &[&str], stack: &str) -> RGBColor {
-    // Told apart by those who do not see all colours, too (Okabe and Ito); ours is the red one.
+    // Colour-blind people can distinguish these colours (Okabe and Ito). The red one is ours.
     const OTHERS: [RGBColor; 6] = [
         RGBColor(0, 0, 0),
         RGBColor(86, 180, 233),
@@ -102,7 +102,8 @@ fn legend(area: &Area<'_>, stacks: &[&str]) -> Drawn {
     Ok(())
 }
 
-/// Bars on a logarithmic scale, in groups of one case each. `base`: bars start there instead of at the bottom.
+/// Draws bars on a logarithmic scale, in groups of one case each. If `base` is set, bars start there instead
+/// of at the bottom.
 fn panel(area: &Area<'_>, caption: &str, bars: &[Bar<'_>], base: Option<f64>, stacks: &[&str]) -> Drawn {
     let cases = distinct(bars.iter().map(|bar| bar.case));
     let shown = distinct(bars.iter().map(|bar| bar.stack));
@@ -112,7 +113,7 @@ fn panel(area: &Area<'_>, caption: &str, bars: &[Bar<'_>], base: Option<f64>, st
 
     let mut chart = ChartBuilder::on(area)
         .margin(12)
-        .margin_right(60) // for what the last label has more than its place
+        .margin_right(60) // room for the last label, which may be wider than its place
         .caption(caption, ("sans-serif", 16))
         .x_label_area_size(30)
         .y_label_area_size(70)

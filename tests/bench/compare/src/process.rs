@@ -1,4 +1,4 @@
-//! Processes that we start: talking to them, what they use, and their end.
+//! Child processes: communication with them, the resources that they use, and their end.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,10 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
-/// For how long a process may start, or a server be silent.
+/// The time limit for the start of a process, and for the silence of a server.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// A process that takes and answers lines. It is killed when it goes out of scope.
+/// A process that exchanges lines. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -24,7 +24,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it. What it writes to stderr is shown only if it is to be.
+    /// Starts a process. Its stderr is shown only if `show_errors` is true.
     pub fn start(name: impl Into<String>, mut command: Command, show_errors: bool) -> Result<Self> {
         let name = name.into();
         let errors = if show_errors { Stdio::inherit() } else { Stdio::null() };
@@ -41,13 +41,13 @@ impl Process {
         Ok(Self { name, child, stdin, lines })
     }
 
-    /// Tells it something.
+    /// Writes a line to the process.
     pub fn tell(&mut self, line: &str) -> Result<()> {
         let told = writeln!(self.stdin, "{line}").and_then(|()| self.stdin.flush());
         told.with_context(|| format!("{} has ended", self.name))
     }
 
-    /// Waits for a line that starts with this word, and returns the rest of it.
+    /// Waits for a line that starts with this word, and returns the rest of the line.
     pub fn expect(&self, word: &str, limit: Duration) -> Result<String> {
         let end = Instant::now() + limit;
         loop {
@@ -65,12 +65,12 @@ impl Process {
         }
     }
 
-    /// Waits until it says that it is ready.
+    /// Waits until the process reports that it is ready.
     pub fn expect_ready(&self, limit: Duration) -> Result<()> {
         self.expect("ready", limit).map(drop)
     }
 
-    /// Waits until these ports can be connected to.
+    /// Waits until these ports accept connections.
     pub fn expect_ports(&mut self, ports: impl Iterator<Item = u16>) -> Result<()> {
         let end = Instant::now() + START_LIMIT;
         for port in ports {
@@ -88,13 +88,13 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Processor time of all its threads until now.
+    /// Returns the processor time of all threads of the process so far.
     pub fn cpu(&self) -> Result<Duration> {
         let time = clock_getcpuclockid(Pid::from_raw(self.child.id().cast_signed())).and_then(clock_gettime);
         time.map(Duration::from).with_context(|| format!("{} has ended", self.name))
     }
 
-    /// The most memory that was resident, in MiB.
+    /// Returns the largest resident memory so far, in MiB.
     pub fn peak_memory_mib(&self) -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -110,7 +110,7 @@ impl Drop for Process {
     }
 }
 
-/// The first of three free ports that follow one another.
+/// Returns the first of three consecutive free ports.
 pub fn free_ports() -> Result<u16> {
     for _ in 0..1000 {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();

@@ -1,4 +1,4 @@
-//! Medians of the runs, and the tables that are printed.
+//! The medians of the runs, and the tables that are printed.
 
 use std::fmt::Write;
 
@@ -7,21 +7,21 @@ use serde::Serialize;
 use crate::run::{Latency, Run};
 use crate::stats::{median, range, ratio};
 
-/// What everything else is a multiple of.
+/// The stack of which all other figures are multiples.
 pub const REFERENCE: &str = "libzmq";
-/// What is set against each of the others.
+/// The stack that is compared with each of the others.
 pub const OURS: &str = "xmsg";
 
-/// Medians of the runs of one stack in one case.
+/// The medians of the runs of one stack in one case.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     pub case: String,
     pub stack: String,
     pub runs: usize,
     pub rate: f64,
-    /// Of the slowest and of the fastest run.
+    /// The rates of the slowest and of the fastest run.
     pub rate_range: (f64, f64),
-    /// Of what should have been delivered, per cent.
+    /// The loss as a percentage of what should have been delivered.
     pub lost_percent: f64,
     pub lost: f64,
     pub disorder: f64,
@@ -29,11 +29,11 @@ pub struct Summary {
     pub server_cpu_us: f64,
     pub server_mib: f64,
     pub latency: Option<Latency>,
-    /// Of the runs that failed, or nearly did.
+    /// The failures of runs that failed completely or in part.
     pub failures: Vec<String>,
 }
 
-/// The medians, in the order in which cases and stacks first occur.
+/// Returns the medians, in the order in which cases and stacks first occur.
 pub fn summarize(runs: &[Run]) -> Vec<Summary> {
     let mut keys: Vec<(&str, &str)> = Vec::new();
     for case in distinct(runs.iter().map(|run| run.case.as_str())) {
@@ -58,7 +58,7 @@ pub fn summarize(runs: &[Run]) -> Vec<Summary> {
                 }),
                 lost: of(|run| run.lost as f64),
                 disorder: of(|run| run.disorder as f64),
-                // Without a server at the end there are no figures of processor time and memory.
+                // If the server was gone at the end, there are no figures for processor time and memory.
                 cpu_us: median(good.iter().map(|run| run.cpu_us).filter(|cpu| *cpu > 0.0)),
                 server_cpu_us: median(
                     good.iter().filter(|run| run.cpu_us > 0.0).map(|run| run.server_cpu_us),
@@ -76,7 +76,7 @@ pub fn summarize(runs: &[Run]) -> Vec<Summary> {
         .collect()
 }
 
-/// Each value once, in order of first occurrence.
+/// Returns each value once, in order of first occurrence.
 pub fn distinct<'a>(values: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut found = Vec::new();
     for value in values {
@@ -87,12 +87,12 @@ pub fn distinct<'a>(values: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     found
 }
 
-/// The summary of another stack in the same case.
+/// Returns the summary of another stack in the same case.
 pub fn find<'a>(summaries: &'a [Summary], case: &str, stack: &str) -> Option<&'a Summary> {
     summaries.iter().find(|other| other.case == case && other.stack == stack)
 }
 
-/// All tables, as Markdown.
+/// Returns all tables as Markdown.
 pub fn tables(summaries: &[Summary]) -> String {
     let mut text = String::new();
     let (latency, flood): (Vec<_>, Vec<_>) = summaries.iter().partition(|summary| is_latency(summary));
@@ -247,7 +247,8 @@ pub fn failures(text: &mut String, summaries: &[Summary]) {
     }
 }
 
-/// A Markdown table whose columns line up; numbers, which are all but the first columns, to the right.
+/// Appends a Markdown table with aligned columns. The first `left` columns are left-aligned, and the others,
+/// which contain numbers, are right-aligned.
 pub fn table(text: &mut String, header: &[&str], left: usize, rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
@@ -296,7 +297,7 @@ pub fn micros(value: f64) -> String {
     }
 }
 
-/// With commas between thousands.
+/// Formats a number with commas between thousands.
 pub fn count(value: f64) -> String {
     if !value.is_finite() {
         return "–".into();

@@ -1,4 +1,4 @@
-//! One run: a stack does a case once.
+//! One run of a case with a stack.
 
 use std::fs;
 use std::thread;
@@ -13,48 +13,50 @@ use crate::plan::{Plan, Side};
 use crate::process::{Process, free_ports};
 use crate::stacks::{Programs, Ready, Stack};
 
-/// For how long clients may connect and subscribe; 100,000 subscriptions take some of them a while.
+/// The time limit for connecting and subscribing. Some clients take a while for 100,000 subscriptions.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(30);
-/// For how long a subscription may travel to the publishers.
+/// The time limit for a subscription to reach the publishers.
 pub const IN_FORCE_LIMIT: Duration = Duration::from_secs(15);
-/// If nothing comes for so long after the last message was published, and nobody works, the rest is lost.
+/// If nothing is received and no process works for this time after the last message was published, the rest
+/// is lost.
 const SILENCE: Duration = Duration::from_secs(1);
-/// Processor time in [`SILENCE`] above which somebody works: clients may read for seconds before they hand out a first message.
+/// The processor time in [`SILENCE`] from which a process counts as working. Some clients read for seconds
+/// before they return a first message.
 const WORK: Duration = Duration::from_millis(100);
 pub const POLL: Duration = Duration::from_millis(10);
 
-/// What one run came to.
+/// The result of one run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Run {
     pub case: String,
     pub stack: String,
     pub round: usize,
-    /// Measured messages that the publishers handed over.
+    /// The number of measured messages that the publishers sent.
     pub published: u64,
-    /// Deliveries there should have been.
+    /// The number of deliveries that there should have been.
     pub expected: u64,
     pub delivered: u64,
-    /// Deliveries a second, all subscribers together, from when the first was published to when the last was received.
+    /// The deliveries per second of all subscribers together, from the first publish to the last receipt.
     pub rate: f64,
-    /// The rate from when the first message was received, where that time was noted.
+    /// The rate from the first receipt, if that time was recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub receiver_rate: Option<f64>,
     pub lost: u64,
-    /// Messages that came after a later one of their publisher.
+    /// Messages that were received after a later one of the same publisher.
     pub disorder: u64,
-    /// Processor time for a published message, microseconds: publishers, server and subscribers.
+    /// The processor time of publishers, server and subscribers per published message, in microseconds.
     pub cpu_us: f64,
     pub publisher_cpu_us: f64,
     pub server_cpu_us: f64,
     pub subscriber_cpu_us: f64,
-    /// Peak memory of the server.
+    /// The peak memory of the server.
     pub server_mib: f64,
     pub latency: Option<Latency>,
-    /// Why there are no figures, or fewer.
+    /// The reason why figures are missing or incomplete.
     pub failure: Option<String>,
 }
 
-/// From the time at which a message should have been sent to the time at which it was received, microseconds.
+/// The time from when a message should have been sent to when it was received, in microseconds.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Latency {
     pub p50: f64,
@@ -63,21 +65,22 @@ pub struct Latency {
     pub max: f64,
 }
 
-/// What a subscriber process reports.
+/// The report of a subscriber process.
 #[derive(Debug, Deserialize)]
 pub struct Report {
     pub received: u64,
-    /// Those that had come by `last_ns`.
+    /// The number of messages that were received by `last_ns`.
     pub timed: u64,
-    /// When the first one came, if the peer says so.
+    /// The time at which the first message was received, if the peer reports it.
     #[serde(default)]
     pub first_ns: u64,
-    /// When the last one came; if some were lost, a few more may have come after it.
+    /// The time at which the last message was received. If some were lost, a few more may have been received
+    /// after it.
     pub last_ns: u64,
     pub disorder: u64,
 }
 
-/// Does it. A stack that fails is a result, too.
+/// Runs a case. A stack that fails is a result, too.
 pub fn run(
     programs: &Programs,
     case: &Case,
@@ -123,7 +126,7 @@ fn measure(
         stride: case.stride,
         interest: case.interest,
         rate: if let Load::Rate(rate) = case.load { rate } else { 0 },
-        // At a fixed rate it ends by itself, unless the stack makes the publisher wait.
+        // At a fixed rate, the run ends by itself, unless the stack makes the publisher wait.
         limit_ms: ((if case.is_latency() { 4.0 } else { 2.0 }) * seconds * 1000.0) as u64,
         latencies: None,
         side: Side::Connect,
@@ -153,7 +156,7 @@ fn measure(
 
     let before = [publishers.cpu()?, server.cpu()?, subscribers.cpu()?];
     publishers.tell("go")?;
-    // A publisher looks at the clock between messages; one that has to wait longer than this is stuck.
+    // A publisher checks the clock between messages. One that waits longer than this is stuck.
     let limit = Duration::from_millis(publishing.limit_ms) + CONNECT_LIMIT;
     let measured_from: u64;
     (run.published, measured_from) = match publishers.expect("published", limit) {
@@ -185,7 +188,8 @@ fn measure(
     run.delivered = report.received;
     run.lost = run.expected.saturating_sub(report.received);
     run.disorder = report.disorder;
-    // Not from when the first was received: clients that buffer before they hand out would look fast.
+    // The rate does not start at the first receipt, because clients that buffer messages before they return
+    // any would look fast.
     let nanos = report.last_ns.saturating_sub(measured_from);
     run.rate = if nanos > 0 { report.timed as f64 * 1e9 / nanos as f64 } else { 0.0 };
     if case.is_latency() {
@@ -195,7 +199,8 @@ fn measure(
     Ok(())
 }
 
-/// Pairs of clients between which a probe came, and measured messages.
+/// Returns the number of pairs of clients between which a probe was received, and the number of measured
+/// messages.
 pub fn status(subscribers: &mut Process) -> Result<(u64, u64)> {
     subscribers.tell("status")?;
     let answer = subscribers.expect("status", CONNECT_LIMIT)?;
@@ -207,7 +212,7 @@ pub fn two_numbers(answer: &str) -> Result<(u64, u64)> {
     Ok((first.parse()?, second.parse()?))
 }
 
-/// Returns when all has come, or nothing has come for a while. False: it took too long.
+/// Waits until everything has been received, or nothing more comes. Returns `false` if it took too long.
 pub fn await_deliveries(
     subscribers: &mut Process,
     others: &[&Process],
@@ -215,7 +220,7 @@ pub fn await_deliveries(
     limit: Duration,
 ) -> Result<bool> {
     let end = Instant::now() + limit;
-    // One that has ended works no more.
+    // A process that has ended does not work any more.
     let cpu = |subscribers: &Process| -> Duration {
         others.iter().copied().chain([subscribers]).filter_map(|process| process.cpu().ok()).sum()
     };
@@ -242,7 +247,7 @@ pub fn await_deliveries(
 }
 
 pub fn read_latencies(bytes: &[u8]) -> Result<Latency> {
-    // Three digits, up to a minute; what is longer counts as a minute.
+    // Three digits of precision, up to a minute. Longer times count as a minute.
     let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?;
     for chunk in bytes.chunks_exact(8) {
         histogram

@@ -10,10 +10,11 @@ use crate::cases::Case;
 use crate::peer::{PeerKind, Threads};
 use crate::plan::Plan;
 
-/// What NATS is told: no limits where the others have none, and room for the largest message with its metadata.
+/// The settings of NATS: no limits where the others have none, and room for the largest message with its
+/// metadata.
 const NATS_SETTINGS: &str = "max_payload: 8MB\nmax_pending: 4GB\nwrite_deadline: \"60s\"\n";
 
-/// What is compared.
+/// A stack that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Stack {
     Libzmq,
@@ -24,7 +25,7 @@ pub enum Stack {
     Raw,
 }
 
-/// Where the programs are.
+/// The paths of the programs, and their options.
 #[derive(Debug)]
 pub struct Programs {
     /// This program, which has the clients of most stacks.
@@ -32,20 +33,20 @@ pub struct Programs {
     pub libzmq_peer: PathBuf,
     pub nats_server: PathBuf,
     pub xmsg_proxy: PathBuf,
-    /// For settings files.
+    /// The folder for settings files.
     pub folder: PathBuf,
-    /// Instead of the runtime on which the clients of a stack do best.
+    /// The runtime for all clients, instead of the one on which the clients of each stack do best.
     pub threads: Option<Threads>,
-    /// Instead of the runtime on which its proxy does best.
+    /// The runtime for all proxies, instead of the one on which each does best.
     pub proxy_threads: Option<Threads>,
 }
 
-/// How one knows that a server takes connections.
+/// How a server shows that it accepts connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ready {
-    /// It prints `ready`.
+    /// The server prints `ready`.
     Line,
-    /// Its ports can be connected to.
+    /// The ports of the server accept connections.
     Ports,
 }
 
@@ -62,11 +63,11 @@ impl Stack {
     }
 
     pub fn takes_part_in(self, case: &Case) -> bool {
-        // Small messages without batching are no floor of anything.
+        // For small messages, a stack without batching does not show the lowest possible cost.
         self != Self::Raw || (case.is_one_to_one() && case.size >= 64 << 10)
     }
 
-    /// Publishers connect to `port`, subscribers to the next one.
+    /// Returns the command of the server. Publishers connect to `port`, and subscribers to the next one.
     pub fn server(self, programs: &Programs, port: u16) -> Result<(Command, Ready)> {
         let port = port.to_string();
         Ok(match self {
@@ -91,12 +92,12 @@ impl Stack {
         })
     }
 
-    /// The ports on which its server listens, counted from the first one.
+    /// Returns the number of consecutive ports on which the server listens.
     pub fn ports(self) -> u16 {
         if self == Self::Nats { 1 } else { 2 }
     }
 
-    /// The process with publishers (`pub`) or subscribers (`sub`).
+    /// Returns the command of the process with publishers (`pub`) or subscribers (`sub`).
     pub fn clients(self, programs: &Programs, role: &str, plan: &Plan) -> Command {
         let mut command = match self {
             Self::Libzmq => Command::new(&programs.libzmq_peer),
@@ -107,7 +108,7 @@ impl Stack {
         command
     }
 
-    /// This program as a process of this stack.
+    /// Returns the command of this program as a process of this stack.
     fn peer(self, programs: &Programs, threads: Option<Threads>) -> Command {
         let mut command = command(&programs.compare, &["peer"]);
         if let Some(threads) = threads {

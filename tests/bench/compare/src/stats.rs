@@ -1,6 +1,6 @@
 //! Medians and ratios of runs.
 
-/// The middle value, or the mean of the two in the middle; NaN of nothing.
+/// Returns the middle value, or the mean of the two in the middle. Returns NaN if there are no values.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
@@ -11,12 +11,12 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     }
 }
 
-/// One value as a multiple of another, if that makes sense.
+/// Returns one value as a multiple of another, if both are finite and the base is positive.
 pub fn ratio(value: f64, base: f64) -> Option<f64> {
     (value.is_finite() && base.is_finite() && base > 0.0).then_some(value / base)
 }
 
-/// The smallest and the largest value; `None` of nothing.
+/// Returns the smallest and the largest value, or `None` if there are no values.
 pub fn range(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)> {
     values.into_iter().fold(None, |range, value| match range {
         None => Some((value, value)),

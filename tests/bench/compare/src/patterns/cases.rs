@@ -9,13 +9,13 @@ pub enum Pattern {
     Pair,
     /// Each request waits for the reply to the one before.
     ReqRep,
-    /// Many requests are under way at the same time, and each of them comes back.
+    /// Many requests are in progress at the same time, and each of them comes back.
     DealerRouter,
     /// Messages go one way, within a process.
     InprocPair,
 }
 
-/// What is measured once in each round.
+/// A case, which is measured once in each round.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     /// The name by which the command line chooses the case.
@@ -25,19 +25,20 @@ pub struct Case {
     pub size: usize,
     /// The number of sockets that receive. One socket sends in each case.
     pub receivers: usize,
-    /// The number of requests that are under way at the same time.
+    /// The number of requests that are in progress at the same time.
     pub window: u64,
-    /// The number of messages that are sent in a second, at fixed times; 0 means as fast as the stack takes them.
+    /// The number of messages that are sent per second at fixed times, or 0 for as fast as the stack accepts
+    /// them.
     pub rate: u64,
-    /// The number of messages that are sent before the others, and do not count.
+    /// The number of messages that are sent first, and do not count.
     pub warm_up: u64,
-    /// A sender stops after so many messages, even if the time is not up.
+    /// The number of messages after which a sender stops, even if the time is not up.
     pub most: u64,
 }
 
-/// More messages than anybody sends in a run: its time ends it.
+/// More messages than any stack sends in a run, so that the time ends the run.
 const WITHOUT_END: u64 = 1 << 39;
-/// A queue that holds any number of messages of 64 KiB takes about 2 GiB of memory for so many.
+/// The limit for messages of 64 KiB. This many take about 2 GiB in a queue without a limit.
 const MOST_OF_64_KIB: u64 = 30_000;
 
 impl Case {

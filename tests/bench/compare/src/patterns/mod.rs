@@ -1,4 +1,5 @@
-//! `compare patterns` measures the other patterns side by side, with no server between the sockets.
+//! The subcommand `compare patterns`, which measures the other patterns side by side, without a server
+//! between the sockets.
 //!
 //! The cases are in `cases.rs`, `run.rs` runs them, the stacks are in `peer/patterns/`, and `report.rs` writes the tables.
 
@@ -24,7 +25,7 @@ use crate::{check_smoke, chosen, machine};
 
 /// The number of short runs on each runtime, which find the best runtime of a stack in a case.
 const TRIALS: usize = 2;
-/// The part of the usual time that a short run takes.
+/// The length of a short run as a part of the usual time.
 const TRIAL_PART: f64 = 0.3;
 
 #[derive(Args, Debug)]
@@ -41,7 +42,7 @@ pub struct Options {
     /// For how long messages are sent in a run; twice as long at a fixed rate
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// One round of 0.2 s: does everything still work?
+    /// One round of 0.2 s, to check that everything works
     #[arg(long)]
     smoke: bool,
     /// Write all runs and medians to this file
@@ -94,7 +95,7 @@ pub fn compare(options: &Options) -> Result<()> {
         }
     }
     let mut runs = measure(&programs, &cases, stacks, &runtimes, (rounds, seconds));
-    // Rows stand in the order of the stacks, whichever began.
+    // The rows are in the order of the stacks, whichever began.
     runs.sort_by_key(|run| {
         let case = cases.iter().position(|case| case.name == run.case);
         (case, stacks.iter().position(|stack| stack.name() == run.stack), run.round)
@@ -130,7 +131,7 @@ fn taking_part<'a>(stacks: &'a [Stack], case: &'a Case) -> impl Iterator<Item = 
     stacks.iter().copied().filter(|stack| stack.lacks(case).is_none())
 }
 
-/// Does all rounds of all cases.
+/// Runs all rounds of all cases.
 fn measure(
     programs: &Programs,
     cases: &[Case],
@@ -151,7 +152,7 @@ fn measure(
                 let threads = runtimes.of(case.name, stack.name()).unwrap_or(Threads::Many);
                 let mut run = run::run(programs, case, stack, threads, seconds, round + 1);
                 if let Some(failure) = run.failure.as_mut().filter(|_| run.delivered == 0) {
-                    // The stack would not do better the next time, and the time limits are long.
+                    // The next run would not be better, and the time limits are long.
                     failure.push_str("; not tried again");
                     given_up.push((case.name, stack));
                 }

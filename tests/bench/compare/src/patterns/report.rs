@@ -1,4 +1,4 @@
-//! This module makes the tables that `compare patterns` prints.
+//! The tables that `compare patterns` prints.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use crate::report::{OURS, REFERENCE, Summary, count, failures, find, lost, micro
 use crate::run::Latency;
 use crate::stats::ratio;
 
-/// The runtime on which each stack did each case.
+/// The runtime on which each stack ran each case.
 #[derive(Debug, Default)]
 pub struct Runtimes(Vec<(&'static str, &'static str, Threads)>);
 
@@ -39,7 +39,7 @@ impl Runtimes {
     }
 }
 
-/// Returns all tables, as Markdown, and below them what is missing from them.
+/// Returns all tables as Markdown, followed by what is missing from them.
 pub fn tables(summaries: &[Summary], cases: &[Case], stacks: &[Stack], runtimes: &Runtimes) -> String {
     let of = |wanted: fn(&Case) -> bool| -> Vec<&Summary> {
         summaries.iter().filter(|s| cases::find(&s.case).is_some_and(wanted)).collect()
@@ -69,7 +69,7 @@ fn names(rows: &[Vec<String>], previous: &mut String, s: &Summary) -> Vec<String
     vec![case, s.stack.clone()]
 }
 
-/// Returns a figure as a multiple of the figure that another stack has in the same case.
+/// Returns a figure as a multiple of another stack's figure in the same case.
 fn against_stack(all: &[Summary], s: &Summary, stack: &str, field: impl Fn(&Summary) -> f64) -> String {
     times(find(all, &s.case, stack).and_then(|other| ratio(field(s), field(other))))
 }
@@ -123,7 +123,7 @@ fn one_way(all: &[Summary], shown: &[&Summary], runtimes: &Runtimes) -> String {
     )
 }
 
-/// Sets each case and stack in a row, with these cells behind their names.
+/// Returns a table with a row for each case and stack, which has these cells behind their names.
 fn table_of(
     title: &str,
     header: &[&str],
@@ -209,7 +209,7 @@ fn latencies(all: &[Summary], shown: &[&Summary], runtimes: &Runtimes) -> String
     )
 }
 
-/// Sets our figures against those of libzmq, of the best other crate, and of tokio's channel.
+/// Returns a table that compares our figures with those of libzmq, the best other crate, and tokio's channel.
 fn against(all: &[Summary], cases: &[Case]) -> String {
     let header = [
         "case",
@@ -249,7 +249,7 @@ fn against(all: &[Summary], cases: &[Case]) -> String {
     text
 }
 
-/// A figure that counts in a case.
+/// A figure that matters in a case.
 struct Figure {
     name: &'static str,
     value: fn(&Summary) -> f64,
@@ -267,7 +267,7 @@ fn figures(case: &Case) -> Vec<Figure> {
     }
 }
 
-/// Finds the other crate that does best in this figure.
+/// Finds the other crate with the best value of this figure.
 fn best_other<'a>(all: &'a [Summary], case: &Case, figure: &Figure) -> Option<&'a Summary> {
     let others = Stack::value_variants().iter().filter(|stack| stack.is_other_crate());
     let with_figures = others
@@ -276,7 +276,7 @@ fn best_other<'a>(all: &'a [Summary], case: &Case, figure: &Figure) -> Option<&'
     with_figures.max_by(|one, other| value(one).total_cmp(&value(other)))
 }
 
-/// Says which stacks do not take part in a case, and why.
+/// Appends which stacks do not take part in a case, and why.
 fn missing(text: &mut String, cases: &[Case], stacks: &[Stack]) {
     let mut is_in_list = text.lines().last().is_some_and(|line| line.starts_with("- "));
     for stack in stacks.iter().filter(|stack| **stack != Stack::Channel) {

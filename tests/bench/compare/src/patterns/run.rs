@@ -1,4 +1,4 @@
-//! This module starts the processes of a stack, and has them do a case once.
+//! A run of one case: it starts the processes of a stack, and measures them.
 
 use std::fs;
 use std::thread;
@@ -16,7 +16,7 @@ use crate::run::{
     CONNECT_LIMIT, IN_FORCE_LIMIT, POLL, Report, Run, await_deliveries, read_latencies, status, two_numbers,
 };
 
-/// Has a stack do a case once. A failure is a result, too.
+/// Runs a case once with a stack. A failure is a result, too.
 pub fn run(
     programs: &Programs,
     case: &Case,
@@ -40,7 +40,7 @@ pub fn run(
     run
 }
 
-/// What a run has to know of itself.
+/// The parameters of a run.
 struct Parts<'a> {
     programs: &'a Programs,
     case: &'a Case,
@@ -57,7 +57,8 @@ impl Parts<'_> {
             port: free_ports()?,
             clients: 1,
             publishers: 1,
-            // A run at a fixed rate takes twice as long, because percentiles of a thousand messages a second need it.
+            // A run at a fixed rate takes twice as long, because percentiles of a thousand messages per
+            // second need it.
             count: if is_latency { (rate as f64 * self.seconds * 2.0) as u64 } else { most },
             warm_up,
             size,
@@ -81,7 +82,7 @@ impl Parts<'_> {
         Ok(process)
     }
 
-    /// Measures messages that go one way: between two processes, or within one process that has both sides.
+    /// Measures messages in one direction, between two processes or within one process that has both sides.
     fn one_way(&self, sending: &str, receiving: Option<&str>, run: &mut Run) -> Result<()> {
         let latencies = self.case.has_latencies().then(|| self.programs.folder.join("latencies"));
         let mut send = self.plan()?;
@@ -168,12 +169,12 @@ impl Parts<'_> {
     }
 }
 
-/// Returns the processor time of the process that sends, and of the other one, if there is one.
+/// Returns the processor time of the sending process, and of the other one if there is one.
 fn cpu(sender: &Process, receiver: Option<&Process>) -> Result<[Duration; 2]> {
     Ok([sender.cpu()?, receiver.map_or(Ok(Duration::ZERO), Process::cpu)?])
 }
 
-/// Notes the processor time between two moments, shared among so many messages.
+/// Records the processor time between two moments, divided by the number of messages.
 fn charge(run: &mut Run, before: [Duration; 2], after: [Duration; 2], messages: u64) {
     let used =
         |part: usize| after[part].saturating_sub(before[part]).as_secs_f64() * 1e6 / messages.max(1) as f64;
@@ -181,7 +182,7 @@ fn charge(run: &mut Run, before: [Duration; 2], after: [Duration; 2], messages: 
     run.cpu_us = used(0) + used(1);
 }
 
-/// Returns how many a second that is.
+/// Returns the rate per second.
 fn rate(count: u64, from_ns: u64, to_ns: u64) -> f64 {
     let nanos = to_ns.saturating_sub(from_ns);
     if nanos > 0 { count as f64 * 1e9 / nanos as f64 } else { 0.0 }

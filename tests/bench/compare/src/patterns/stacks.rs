@@ -1,4 +1,4 @@
-//! This module has the stacks that are compared, and the command lines of their processes.
+//! The stacks that are compared, and the command lines of their processes.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,17 +19,17 @@ pub enum Stack {
     Rzmq,
     RzmqUring,
     Xmsg,
-    /// A bounded channel of tokio, which is set beside sockets within a process.
+    /// A bounded channel of tokio, which is compared with sockets within a process.
     Channel,
 }
 
-/// The places of the programs, and what all of them are told.
+/// The paths of the programs, and the options of all of them.
 #[derive(Debug)]
 pub struct Programs {
     /// This program, which has the sockets of all stacks but libzmq.
     pub compare: PathBuf,
     pub libzmq_peer: PathBuf,
-    /// The folder in which processes leave latencies.
+    /// The folder in which processes write latencies.
     pub folder: PathBuf,
     /// High-water marks, in messages, instead of those that a stack has by default.
     pub hwm: Option<u32>,
@@ -69,7 +69,7 @@ impl Stack {
         self != Self::Libzmq
     }
 
-    /// Returns the command of the process that is this part of a pattern.
+    /// Returns the command of the process that runs this part of a pattern.
     pub fn process(self, programs: &Programs, part: &str, plan: &Plan, threads: Threads) -> Command {
         let mut command = if self == Self::Libzmq {
             Command::new(&programs.libzmq_peer)

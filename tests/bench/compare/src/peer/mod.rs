@@ -1,9 +1,10 @@
 //! The processes of one stack: publishers, subscribers, and the proxy between them.
 //!
-//! A stack says how its clients connect, send and receive ([`Stack`]); everything else is here, the same for all of them. All publishers
-//! of a case are in one process, all subscribers in another, each client with a connection of its own.
+//! A stack defines how its clients connect, send and receive ([`Stack`]). Everything else is here, and the
+//! same for all stacks. All publishers of a case are in one process, and all subscribers in another. Each
+//! client has its own connection.
 //!
-//! The process is told what to do by lines on stdin and answers by lines on stdout:
+//! The process gets commands as lines on stdin, and answers with lines on stdout:
 //!
 //! | line | to | answer |
 //! |---|---|---|
@@ -40,16 +41,17 @@ use crate::plan::{Header, Plan};
 trait Stack: 'static {
     type Publisher: Publisher;
     type Subscriber: Subscriber;
-    /// On which runtime its clients deliver more: measured, see the README.
+    /// The runtime on which the clients deliver most. It was measured: see the README.
     const THREADS: Threads;
-    /// The same of its proxy.
+    /// The runtime on which the proxy delivers most.
     const PROXY_THREADS: Threads = Threads::One;
 
     /// Connects a publisher.
     fn publisher(plan: &Plan) -> impl Future<Output = Result<Self::Publisher>> + Send;
-    /// Connects subscriber number `index` and subscribes.
+    /// Connects subscriber number `index`, and subscribes.
     fn subscriber(plan: &Plan, index: usize) -> impl Future<Output = Result<Self::Subscriber>> + Send;
-    /// Runs a proxy; `listening` is called when it takes connections. Not for stacks that have a server of their own.
+    /// Runs a proxy, and calls `listening` when it accepts connections. Stacks with their own server have no
+    /// proxy here.
     fn proxy(port: u16, listening: impl FnOnce()) -> impl Future<Output = Result<()>> {
         let _ = (port, listening);
         async { bail!("this stack has a server of its own") }
@@ -57,16 +59,16 @@ trait Stack: 'static {
 }
 
 trait Publisher: Send + 'static {
-    /// Hands over one message. Returns when the client has accepted it.
+    /// Sends one message. Returns when the client has accepted it.
     fn send(&mut self, topic: usize, draft: &Draft<'_>) -> impl Future<Output = Result<()>> + Send;
 }
 
 trait Subscriber: Send + 'static {
-    /// The next message: the length of its payload, and the header in it.
+    /// Receives the next message, and returns the length and the header of its payload.
     fn receive(&mut self) -> impl Future<Output = Result<(usize, Header)>> + Send;
 }
 
-/// A payload that is still to be put into memory that the stack can own.
+/// A payload that is not yet in memory that the stack can own.
 struct Draft<'a> {
     header: Header,
     template: &'a [u8],
@@ -77,7 +79,7 @@ impl Draft<'_> {
         self.payload_after(&[])
     }
 
-    /// The payload behind something else, written at once.
+    /// Returns the payload behind `front`, in one buffer.
     fn payload_after(&self, front: &[u8]) -> Bytes {
         let mut bytes = Vec::with_capacity(front.len() + self.template.len());
         bytes.extend_from_slice(front);
@@ -87,7 +89,7 @@ impl Draft<'_> {
     }
 }
 
-/// The length and the header of a payload that came.
+/// Returns the length and the header of a received payload.
 fn read_payload(payload: &[u8]) -> Result<(usize, Header)> {
     match Header::of(payload) {
         Some(header) => Ok((payload.len(), header)),
@@ -98,7 +100,7 @@ fn read_payload(payload: &[u8]) -> Result<(usize, Header)> {
 /// The runtime of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Threads {
-    /// tokio's `current_thread`.
+    /// The `current_thread` runtime of tokio.
     One,
     /// The multi-threaded runtime of tokio: a single client runs on the main thread, several clients run as tasks.
     Many,
@@ -106,7 +108,7 @@ pub enum Threads {
     Tasks,
 }
 
-/// Which stack, among those whose clients are in this program.
+/// The stack, among those whose clients are in this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PeerKind {
     Zeromq,
@@ -116,7 +118,7 @@ pub enum PeerKind {
     Raw,
 }
 
-/// What the process is.
+/// The role of the process.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Role {
     Pub(Plan),
@@ -124,7 +126,7 @@ pub enum Role {
     Proxy(Plan),
 }
 
-/// Runs a process of a stack until it is told to stop. Does not return.
+/// Runs a process of a stack until it gets the command to stop. Does not return.
 pub fn run(kind: PeerKind, role: Role, threads: Option<Threads>) -> ! {
     match kind {
         PeerKind::Zeromq => run_stack::<zeromq::Zeromq>(role, threads),
@@ -151,7 +153,7 @@ fn run_stack<S: Stack>(role: Role, threads: Option<Threads>) -> ! {
     }
 }
 
-/// Has the work done on a thread of its own, while this one reads commands. Does not return.
+/// Does the work on another thread, while this one reads commands. Does not return.
 fn attend(
     tally: Option<&subscribe::Tally>,
     work: impl FnOnce(&watch::Receiver<Phase>) -> Result<()> + Send + 'static,
@@ -184,7 +186,7 @@ fn attend(
     std::process::exit(0);
 }
 
-/// How far publishers may go.
+/// How far publishers may proceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Connected,
@@ -200,7 +202,7 @@ fn runtime(threads: Threads) -> Result<Runtime> {
     Ok(builder.enable_all().build()?)
 }
 
-/// Nanoseconds of the clock that all processes of the machine share.
+/// Returns the time of the clock that all processes of the machine share, in nanoseconds.
 fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the monotonic clock is always there");
     now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned()

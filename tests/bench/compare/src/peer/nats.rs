@@ -1,8 +1,8 @@
-//! NATS: `async-nats` and Debian's `nats-server`.
+//! The stack NATS: `async-nats` and Debian's `nats-server`.
 //!
-//! A message of NATS has a subject and a payload; the metadata goes in front of the payload. In a header it would cost more on
-//! both sides: a map to build, text to write and to parse. The subject has a dot where others have a colon, so that a token stands for
-//! a prefix.
+//! A message of NATS has a subject and a payload, and the metadata is in front of the payload. As a header it
+//! would cost more on both sides, with a map to build, and text to write and parse. The subject has a dot
+//! where others have a colon, so that a token corresponds to a prefix.
 
 use anyhow::{Context, Result, ensure};
 use async_nats::{Client, ConnectOptions, Subject, Subscriber};
@@ -12,7 +12,8 @@ use futures::stream::{SelectAll, select_all};
 use super::{Draft, Stack, Threads, read_payload};
 use crate::plan::{Header, Interest, METADATA, Plan};
 
-/// Messages that a subscription holds before the client drops: as good as no limit, as with libzmq.
+/// Messages that a subscription holds before the client drops messages. As with libzmq, it is practically
+/// unlimited.
 const CAPACITY: usize = 1 << 24;
 
 pub(super) struct Nats;
@@ -23,7 +24,7 @@ pub(super) struct Publisher {
 }
 
 pub(super) struct Subscriptions {
-    /// It would end with its client.
+    /// The client is kept because the subscriptions end with it.
     _client: Client,
     streams: Streams,
 }

@@ -1,6 +1,7 @@
-//! `omq-tokio`: PUB and SUB sockets and its `proxy`.
+//! The stack `omq-tokio`: PUB and SUB sockets and its `proxy`.
 //!
-//! `xpub_nodrop` makes a publisher wait at the high-water mark, as the authors' own benchmark has it; without it messages are dropped.
+//! `xpub_nodrop` makes a publisher wait at the high-water mark, as in the authors' own benchmark. Without it,
+//! messages are dropped.
 
 use std::sync::LazyLock;
 
@@ -57,7 +58,8 @@ impl Stack for Omq {
     }
 }
 
-/// With one thread its tasks share ours; else they have a thread of their own, as in the examples of the crate.
+/// Makes a socket. On a runtime with one thread, its tasks share that thread. On others they have a thread of
+/// their own, as in the examples of the crate.
 fn socket(kind: SocketType) -> Socket {
     static OWN: LazyLock<Context> = LazyLock::new(Context::new);
     let options = Options { xpub_nodrop: true, ..Options::default() };

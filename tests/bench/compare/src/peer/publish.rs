@@ -11,18 +11,20 @@ use tokio::sync::watch;
 use super::{Draft, Phase, Publisher, Stack, Threads, now_ns, runtime};
 use crate::plan::{Header, Kind, Plan};
 
-/// At a fixed rate a publisher wakes up no more often than this, and sends what is due by then.
+/// The shortest pause of a publisher at a fixed rate. After it, the publisher sends all messages that are
+/// due.
 const TICK: Duration = Duration::from_micros(50);
 const PROBE_INTERVAL: Duration = Duration::from_millis(10);
 
 pub(super) fn run<S: Stack>(plan: Plan, phases: &watch::Receiver<Phase>, threads: Threads) -> Result<()> {
-    // One that sleeps between messages must not hold up the tasks of its connection.
+    // A publisher that sleeps between messages must not block the tasks of its connection.
     let threads = if plan.rate > 0 { Threads::Many } else { threads };
     runtime(threads)?.block_on(async {
         let connected = try_join_all((0..plan.clients).map(|_| S::publisher(&plan)));
         let mut publishers = connected.await.context("a publisher could not connect")?;
         println!("ready");
-        // The publishers stay: what they have accepted goes on its way until the process is told to stop.
+        // The publishers are kept, so that everything that they have accepted is sent until the process
+        // stops.
         let results = match publishers.pop() {
             Some(only) if publishers.is_empty() && threads != Threads::Tasks => {
                 vec![publish(only, 0, plan, phases.clone()).await?]
@@ -43,7 +45,8 @@ pub(super) fn run<S: Stack>(plan: Plan, phases: &watch::Receiver<Phase>, threads
     })
 }
 
-/// Returns how many measured messages were sent, when the first one was, and the publisher.
+/// Publishes messages. Returns how many measured messages were sent, when the first one was sent, and the
+/// publisher.
 pub(super) async fn publish<P: Publisher>(
     mut publisher: P,
     index: u16,
@@ -91,7 +94,8 @@ pub(super) async fn publish<P: Publisher>(
     Ok((sent.saturating_sub(plan.warm_up), measured_from, publisher))
 }
 
-/// Sleeps on this thread: timers of the runtime have milliseconds. Returns the time at which the message is due.
+/// Sleeps on this thread, because timers of the runtime have a resolution of milliseconds. Returns the time
+/// at which the message is due.
 fn wait_until_due(due: u64) -> u64 {
     loop {
         let now = now_ns();

@@ -1,5 +1,6 @@
-//! No messaging at all: the same bytes written to a TCP connection, copied to another one by a relay, and read. The floor for large
-//! messages, which is why it takes part where one publisher feeds one subscriber.
+//! A stack without messaging: the same bytes are written to a TCP connection, copied to another one by a
+//! relay, and read. It shows the lowest possible cost for large messages. It takes part only in cases with
+//! one publisher and one subscriber.
 
 use std::io::IoSlice;
 
@@ -10,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{Draft, Stack, Threads, read_payload};
 use crate::plan::{Header, METADATA, Plan};
 
-/// Stays in the cache of a core; larger ones were slower.
+/// The size of a buffer in bytes. It fits into the cache of a core, and larger ones were slower.
 const BUFFER: usize = 64 << 10;
 
 pub(super) struct Raw;
@@ -77,7 +78,7 @@ impl super::Publisher for Publisher {
 }
 
 impl Subscriber {
-    /// Reads until so many bytes lie in the buffer.
+    /// Reads until the buffer contains this many bytes.
     async fn fill(&mut self, wanted: usize) -> Result<()> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
@@ -104,7 +105,7 @@ impl super::Subscriber for Subscriber {
         let (_, header) = read_payload(&front[FRONT..FRONT + Header::LEN])?;
         ensure!(length >= Header::LEN, "a payload of {length} bytes came");
         self.start += FRONT + Header::LEN;
-        // The payload is read and left: nobody could do with less.
+        // The payload is read and discarded, which is the least that any subscriber has to do.
         let mut left = length - Header::LEN;
         while left > 0 {
             self.fill(1).await?;

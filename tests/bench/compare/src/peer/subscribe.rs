@@ -11,7 +11,7 @@ use futures::future::try_join_all;
 use super::{Stack, Subscriber, Threads, now_ns, runtime};
 use crate::plan::{Header, Kind, Plan};
 
-/// Publishers that a subscriber can tell apart.
+/// The largest number of publishers that a subscriber can distinguish.
 pub(super) const MAX_PUBLISHERS: usize = 64;
 
 pub(super) fn run<S: Stack>(plan: &Plan, tally: &Arc<Tally>, threads: Threads) -> Result<()> {
@@ -51,7 +51,8 @@ pub(super) async fn receive(
     }
 }
 
-/// What has come so far. Each subscriber writes a line of its own; the thread that reads commands adds them up.
+/// The counts of received messages. Each subscriber writes to a line of its own, and the thread that reads
+/// commands adds the lines up.
 #[derive(Debug)]
 pub(super) struct Tally {
     lines: Vec<Line>,
@@ -59,20 +60,21 @@ pub(super) struct Tally {
     latencies: Option<(PathBuf, Mutex<Vec<u64>>)>,
 }
 
-/// One subscriber's, apart from the others in memory.
+/// The counts of one subscriber, in a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Line {
-    /// Publishers of which a probe came, as bits.
+    /// A bit for each publisher from which a probe was received.
     seen: AtomicU64,
     received: AtomicU64,
-    /// Messages that came after a later one of the same publisher.
+    /// Messages that were received after a later one of the same publisher.
     disorder: AtomicU64,
-    /// When the first one came.
+    /// The time at which the first message was received.
     first_ns: AtomicU64,
-    /// The clock is read for every 16th message, for the first few, and for the last one.
+    /// The time of the latest reading of the clock, which is read for every 16th message, the first few, and
+    /// the last one.
     last_ns: AtomicU64,
-    /// Messages by then.
+    /// The number of messages that were received by that time.
     at_last: AtomicU64,
 }
 
@@ -86,7 +88,7 @@ impl Tally {
         }
     }
 
-    /// `next`: the sequence number that is expected of each publisher.
+    /// Counts a message. `next` has the next expected sequence number of each publisher.
     fn note(&self, subscriber: usize, header: Header, next: &mut [u64; MAX_PUBLISHERS]) {
         let line = &self.lines[subscriber];
         let publisher = usize::from(header.publisher) % MAX_PUBLISHERS;
@@ -102,7 +104,8 @@ impl Tally {
             line.disorder.store(line.disorder.load(Relaxed) + 1, Relaxed);
         }
         next[publisher] = header.sequence + 1;
-        // One writer: a load and a store do, and cost no more than those of a plain number.
+        // There is only one writer, so a load and a store are enough. They cost no more than those of a plain
+        // number.
         let received = line.received.load(Relaxed) + 1;
         line.received.store(received, Relaxed);
         if let Some((_, latencies)) = &self.latencies {
@@ -118,13 +121,13 @@ impl Tally {
         }
     }
 
-    /// The answer to `status`.
+    /// Returns the answer to `status`.
     pub(super) fn status(&self) -> String {
         let pairs: u32 = self.lines.iter().map(|line| line.seen.load(Relaxed).count_ones()).sum();
         format!("status {pairs} {}", self.sum(|line| &line.received))
     }
 
-    /// Leaves the latencies where they are wanted. Returns the answer to `stop`.
+    /// Writes the latencies to the file, if there is one. Returns the answer to `stop`.
     pub(super) fn finish(&self) -> Result<String> {
         if let Some((file, latencies)) = &self.latencies {
             write_latencies(file, &latencies.lock().expect("nothing panics with it"))?;
@@ -149,7 +152,7 @@ impl Tally {
     }
 }
 
-/// Leaves latencies in a file, as [`Plan::latencies`] has it.
+/// Writes latencies to a file, in the format of [`Plan::latencies`].
 pub(super) fn write_latencies(file: &Path, latencies: &[u64]) -> Result<()> {
     let bytes: Vec<u8> = latencies.iter().flat_map(|latency| latency.to_le_bytes()).collect();
     fs::write(file, bytes).with_context(|| format!("cannot write {}", file.display()))

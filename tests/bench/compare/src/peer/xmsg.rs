@@ -1,4 +1,4 @@
-//! xmsg: `Connection::publish` and `Subscription::next`, through our `xmsg-proxy`.
+//! The stack xmsg: `Connection::publish` and `Subscription::next`, through `xmsg-proxy`.
 
 use anyhow::{Context, Result};
 use bytes::Bytes;

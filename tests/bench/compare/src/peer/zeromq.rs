@@ -1,7 +1,8 @@
-//! The `zeromq` crate: PUB and SUB sockets and its `proxy`.
+//! The stack `zeromq`: PUB and SUB sockets of the crate and its `proxy`.
 //!
-//! Its PUB socket queues 100,000 messages and drops what goes beyond; there is no option. So it loses messages whenever the publisher
-//! is faster than the proxy: what it delivers is measured, and what it loses is counted.
+//! Its PUB socket queues 100,000 messages and drops those beyond, and no option changes that. So it loses
+//! messages whenever the publisher is faster than the proxy. What it delivers is measured, and what it loses
+//! is counted.
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -20,7 +21,8 @@ pub(super) struct Publisher {
 impl Stack for Zeromq {
     type Publisher = Publisher;
     type Subscriber = SubSocket;
-    /// With one thread a publisher that does not pause keeps the task from running that sends: nearly everything is lost.
+    /// On one thread, a publisher that does not pause keeps the sending task from running, and nearly
+    /// everything is lost.
     const THREADS: Threads = Threads::Many;
 
     async fn publisher(plan: &Plan) -> Result<Publisher> {

@@ -1,4 +1,5 @@
-//! The stack `channel` is a bounded channel of tokio between two tasks, for comparison with PAIR over `inproc://`.
+//! The stack `channel`: a bounded channel of tokio between two tasks, for comparison with PAIR over
+//! `inproc://`.
 
 use anyhow::{Context, Result};
 use tokio::sync::mpsc;
@@ -9,7 +10,7 @@ use super::inproc::Inproc;
 use super::xmsg::read;
 use crate::plan::{Header, Plan};
 
-/// The channel holds so many messages.
+/// The capacity of the channel, in messages.
 const CAPACITY: usize = 1000;
 
 pub(super) struct Channel;

@@ -1,4 +1,4 @@
-//! This module has the process that sends requests, and the one that answers them.
+//! The process that sends requests, and the one that answers them.
 
 use std::future::Future;
 
@@ -11,9 +11,9 @@ use super::super::{Draft, Phase, Publisher, Subscriber, Threads, attend, now_ns}
 use super::block_on;
 use crate::plan::{Header, Kind, Plan};
 
-/// Memory for the latencies of so many round trips is there from the beginning.
+/// The number of round trips for whose latencies memory is allocated at the beginning.
 const ROUND_TRIPS: usize = 1 << 18;
-/// The clock is read once in so many requests, to find out whether the time is up.
+/// The clock is read once per this many requests, to check whether the time is up.
 const CHECK: u64 = 16;
 
 /// A pattern with replies, which is REQ and REP or DEALER and ROUTER.
@@ -32,20 +32,20 @@ pub(super) trait Answering: Send + 'static {
     fn answer(&mut self) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// The report of the process that asks.
+/// The report of the process that sends requests.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Outcome {
     /// The number of round trips that count.
     pub round_trips: u64,
-    /// The time at which the first of them was begun.
+    /// The time at which the first of them began.
     pub first_ns: u64,
-    /// The time at which the last of them was over.
+    /// The time at which the last of them ended.
     pub last_ns: u64,
     /// The number of replies that did not belong to the oldest request.
     pub disorder: u64,
 }
 
-/// Runs the process that asks. Does not return.
+/// Runs the process that sends requests. Does not return.
 pub(super) fn ask<E: Exchange>(plan: Plan, threads: Threads) -> ! {
     attend(None, move |phases| {
         let phases = phases.clone();
@@ -75,7 +75,7 @@ async fn answer_all(mut answering: impl Answering) -> Result<()> {
     }
 }
 
-/// Keeps as many requests under way as the plan says, until there were enough of them or the time is up.
+/// Keeps as many requests in progress as the plan says, until there were enough of them or the time is up.
 async fn ask_all<A>(asking: &mut A, plan: &Plan, mut phases: watch::Receiver<Phase>) -> Result<Outcome>
 where
     A: Publisher + Subscriber,

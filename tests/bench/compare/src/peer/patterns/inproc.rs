@@ -19,7 +19,7 @@ pub(super) trait Inproc: 'static {
     fn connect(plan: &Plan) -> impl Future<Output = Result<(Self::Sender, Self::Receiver)>> + Send;
 }
 
-/// Runs the process, which knows the lines of publishers and of subscribers. Does not return.
+/// Runs the process, which understands the commands for publishers and for subscribers. Does not return.
 pub(super) fn run<I: Inproc>(plan: Plan, threads: Threads) -> ! {
     let tally = Arc::new(Tally::new(&plan));
     let counted = tally.clone();
@@ -30,7 +30,7 @@ pub(super) fn run<I: Inproc>(plan: Plan, threads: Threads) -> ! {
             println!("ready");
             let receiving = tokio::spawn(receive(receiver, 0, plan.size, counted));
             let sending = async {
-                // The sender is kept, so that what it has accepted goes on its way.
+                // The sender is kept, so that everything that it has accepted is sent.
                 let (count, measured_from, _sender) = publish(sender, 0, plan, phases).await?;
                 println!("published {count} {measured_from}");
                 std::future::pending().await

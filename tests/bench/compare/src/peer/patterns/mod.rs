@@ -1,15 +1,17 @@
 //! The processes that take part in a pattern: each is one side of it, and connects to the other side.
 //!
-//! Each stack has a module that says how its sockets connect, send and receive ([`Patterns`]). Messages that go one way are sent and
-//! counted as those of publishers and subscribers are (`publish.rs`, `subscribe.rs`), and the process knows the same lines on stdin. A
-//! process that asks (`exchange.rs`) has two lines of its own, and one that answers says `ready` once it is bound:
+//! Each stack has a module that defines how its sockets connect, send and receive ([`Patterns`]). Messages in
+//! one direction are sent and counted like those of publishers and subscribers (`publish.rs`,
+//! `subscribe.rs`), and the process understands the same lines on stdin. A process that sends requests
+//! (`exchange.rs`) has two lines of its own. A process that answers prints `ready` once it is bound:
 //!
 //! | line | to | answer |
 //! |---|---|---|
-//! | | the process that asks | `ready`, after a first round trip |
-//! | `go` | the process that asks | `done {…}` with an [`Outcome`], once every reply has come |
+//! | | the process that sends requests | `ready`, after a first round trip |
+//! | `go` | the process that sends requests | `done {…}` with an [`Outcome`], once every reply has arrived |
 //!
-//! A process with both ends of an `inproc://` connection (`inproc.rs`) knows the lines of publishers and of subscribers.
+//! A process with both ends of an `inproc://` connection (`inproc.rs`) understands the lines for publishers
+//! and for subscribers.
 
 mod channel;
 mod exchange;
@@ -53,7 +55,7 @@ pub enum Part {
     Inproc(Plan),
 }
 
-/// Runs the process until it is told to stop. Does not return.
+/// Runs the process until it gets the command to stop. Does not return.
 pub fn run(stack: Stack, part: Part, threads: Threads) -> ! {
     match (stack, part) {
         (Stack::Omq, Part::Inproc(plan)) => inproc::run::<omq::Omq>(plan, threads),

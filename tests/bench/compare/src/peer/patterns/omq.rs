@@ -1,4 +1,4 @@
-//! The sockets here are those of `omq-tokio`. As in its authors' own benchmarks, a call that does not wait is tried first.
+//! The sockets of `omq-tokio`. As in its authors' own benchmarks, a call that does not wait is tried first.
 
 use std::sync::LazyLock;
 
@@ -29,8 +29,8 @@ fn options(plan: &Plan) -> Options {
     }
 }
 
-/// Makes a socket that binds or connects, as the plan says. On a runtime with one thread, the tasks of the socket share it. On others they
-/// have a thread of their own, as in the examples of the crate.
+/// Makes a socket that binds or connects, as the plan says. On a runtime with one thread, the tasks of the
+/// socket share that thread. On others they have a thread of their own, as in the examples of the crate.
 async fn socket(kind: SocketType, plan: &Plan) -> Result<Peer> {
     static OWN: LazyLock<Context> = LazyLock::new(Context::new);
     let socket = match Handle::current().runtime_flavor() {
@@ -60,7 +60,7 @@ impl Publisher for Peer {
     async fn send(&mut self, _topic: usize, draft: &Draft<'_>) -> Result<()> {
         let length = draft.template.len();
         let message = if length <= MAX_INLINE_MESSAGE {
-            // Such a payload lies in the message itself, and needs no other memory.
+            // A short payload is stored in the message itself, and needs no other memory.
             let mut payload = [0; MAX_INLINE_MESSAGE];
             payload[..length].copy_from_slice(draft.template);
             payload[..Header::LEN].copy_from_slice(&draft.header.to_bytes());

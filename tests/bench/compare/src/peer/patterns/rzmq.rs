@@ -1,7 +1,7 @@
-//! The sockets here are those of `rzmq`, on tokio or on its engine for `io_uring`. The crate has no PAIR.
+//! The sockets of `rzmq`, on tokio or on its engine for `io_uring`. The crate has no PAIR.
 //!
-//! DEALER and ROUTER of the crate put an empty frame in front of each message unless they are told not to. They are told so here, because
-//! no other stack sends such a frame.
+//! By default, DEALER and ROUTER of the crate put an empty frame in front of each message. This is switched
+//! off here, because no other stack sends such a frame.
 
 use std::sync::OnceLock;
 
@@ -14,7 +14,7 @@ use super::exchange::{Answering, Exchange};
 use super::{Missing, Patterns, endpoint};
 use crate::plan::{Header, Plan, Side};
 
-/// The parameter `URING` says whether connections use `io_uring`, which then has its default settings.
+/// The stack `rzmq`. `URING` says whether connections use `io_uring`, with its default settings.
 pub(super) struct Rzmq<const URING: bool>;
 
 impl<const URING: bool> Patterns for Rzmq<URING> {
@@ -66,7 +66,7 @@ impl Subscriber for Peer {
     }
 }
 
-/// A REP socket, which hands out requests without what leads their replies back.
+/// A REP socket, which returns requests without the addresses for their replies.
 pub(super) struct Rep(Peer);
 
 impl Answering for Rep {
@@ -76,7 +76,7 @@ impl Answering for Rep {
     }
 }
 
-/// A ROUTER socket, which hands out each request behind the identity of its sender.
+/// A ROUTER socket, which returns each request behind the identity of its sender.
 pub(super) struct Router(Peer);
 
 impl Answering for Router {

@@ -1,4 +1,4 @@
-//! The sockets here are those of `xmsg-zmq`.
+//! The sockets of `xmsg-zmq`.
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -23,7 +23,8 @@ impl Patterns for Xmsg {
     type DealerRouter = DealerRouter;
 }
 
-/// Binds or connects a socket, as the plan says. All sockets have these methods, but no trait has them.
+/// Binds or connects a socket, as the plan says. All sockets have these methods, but there is no common
+/// trait.
 macro_rules! meet {
     ($socket:expr, $plan:expr) => {{
         let (socket, endpoint): (_, Endpoint) = ($socket, endpoint($plan).parse()?);
@@ -123,7 +124,8 @@ impl Subscriber for Pair {
 
 pub(super) struct ReqRep;
 
-/// A requester sends a request and waits for its reply in one call, which is made here when the reply is asked for.
+/// A REQ socket. It sends a request and waits for the reply in one call, which is made here when the reply is
+/// asked for.
 pub(super) struct Asking {
     requester: Requester,
     request: Bytes,

@@ -1,4 +1,5 @@
-//! The sockets here are those of the `zeromq` crate, which has no PAIR. Its queues hold 100,000 messages, and no option changes that.
+//! The sockets of the `zeromq` crate, which has no PAIR. Its queues hold 100,000 messages, and no option
+//! changes that.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::exchange::{Answering, Exchange};
 use super::{Missing, Patterns, endpoint};
 use crate::plan::{Header, Plan, Side};
 
-/// A message that nobody was there to take is sent again after this pause.
+/// The pause before a message is sent again because no peer was connected.
 const PAUSE: Duration = Duration::from_millis(1);
 
 pub(super) struct Zeromq;
