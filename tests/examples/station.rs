@@ -2,11 +2,14 @@
 //! subscriber.
 //!
 //! ```text
-//! station proxy HOST:PORT INTERVAL TIMEOUT            says `listening`, then what it logs
-//! station sub   HOST:PORT INTERVAL TIMEOUT [BYTES]    says `subscribed`, then a line for each message: its number
-//! station pub   HOST:PORT INTERVAL TIMEOUT            publishes for each line `COUNT BYTES` on standard input, and says
-//!                                                     `published` and how many in all
+//! station proxy HOST:PORT INTERVAL TIMEOUT
+//! station sub   HOST:PORT INTERVAL TIMEOUT [BYTES]
+//! station pub   HOST:PORT INTERVAL TIMEOUT
 //! ```
+//!
+//! The proxy prints `listening`, and then what it logs. The subscriber prints `subscribed`, and then a line with
+//! the number of each message. The publisher publishes for each line `COUNT BYTES` on standard input, and prints
+//! `published` and the total number of messages.
 //!
 //! Publisher and subscriber also print `connected` and `disconnected REASON`. `INTERVAL` and `TIMEOUT` are
 //! those of heartbeats, in milliseconds, and `-` stands for the default. `BYTES` is the limit of what the

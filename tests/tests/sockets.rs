@@ -1,7 +1,8 @@
 //! Tests that each of our ZeroMQ sockets exchanges messages with its counterparts of libzmq.
 //!
-//! The sockets exchange messages both ways, bound and connected, before and after a restart of either side, over TCP and
-//! Unix sockets, and with each security mechanism. The tests print a table of what was exchanged.
+//! The sockets exchange messages in both directions, bound and connected, before and after a restart of
+//! either side, over TCP and Unix sockets, and with each security mechanism. The tests print a table of what
+//! was exchanged.
 
 use std::net::IpAddr;
 use std::sync::Arc;

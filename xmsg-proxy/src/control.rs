@@ -4,9 +4,9 @@
 //! | request, published | answer |
 //! |---|---|
 //! | `xmsg:control…` · `pub` · *ID* | on the ROUTER, to *ID*: `pub` |
-//! | `xmsg:control…` · `sub` · *topic* | to whoever is subscribed to *topic*: *topic* · `sub` |
+//! | `xmsg:control…` · `sub` · *topic* | to the subscribers of *topic*: *topic* · `sub` |
 //! | `xmsg:control…` · `rep` · *ID* | on the ROUTER, to *ID*: `rep` |
-//! | `xmsg:control…` · `stats` · *ID* | on the ROUTER, to *ID*: `stats` · who is connected and what flows, in JSON |
+//! | `xmsg:control…` · `stats` · *ID* | on the ROUTER, to *ID*: `stats` · clients and traffic, in JSON |
 //! | `xmsg:control…` · `may-pub` or `may-sub` · *ID*`:`*topic* | on the ROUTER, to *ID*: `may` or `may-not` |
 //!
 //! Everything else is counted and ignored. An answer goes only to connections with the same key or user as

@@ -3,10 +3,12 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `PATH` | the snapshot: a header of 40 bytes (magic, generation, count, salt twice), then an entry for each registration |
-//! | `PATH.journal` | a header of 32 bytes (magic, generation, salt twice), then an entry for each change since that snapshot |
+//! | `PATH` | the snapshot: a header (magic, generation, count, salt twice), then an entry per registration |
+//! | `PATH.journal` | a header (magic, generation, salt twice), then an entry for each change since the snapshot |
 //! | `PATH.lock` | locked by the registrar that uses the files |
-//! | `PATH.corrupt-N`, `PATH.journal.corrupt-N` | damaged files, kept aside |
+//! | `PATH.corrupt-N`, `PATH.journal.corrupt-N` | copies of damaged files |
+//!
+//! The header of a snapshot has 40 bytes, and that of a journal 32.
 //!
 //! Symbolic links to `PATH` are resolved first. So two registrars that reach the same files by different
 //! names use the same lock.
@@ -373,9 +375,9 @@ impl Journal {
         io_error(format!("cannot write to {}.journal", self.path.display()), error)
     }
 
-    /// Writes a new snapshot of these registrations, and a new journal that begins with this batch of entries.
-    /// Each replaces the old file in one step. If the new files can't be written and the journal is good, the
-    /// batch is appended to the old journal.
+    /// Writes a new snapshot of these registrations, and a new journal that begins with this batch of
+    /// entries. Each replaces the old file in one step. If the new files can't be written and the journal is
+    /// good, the batch is appended to the old journal.
     ///
     /// # Errors
     ///

@@ -470,7 +470,7 @@ impl Registrar {
 }
 
 pub(crate) mod fuzzing {
-    //! See [`crate::fuzzing`].
+    //! Access for the fuzz targets: see [`crate::fuzzing`].
 
     use super::{Arc, Bytes, CancellationToken, Duration, Replier, Service, SocketOptions, Store};
 

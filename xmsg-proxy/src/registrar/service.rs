@@ -68,7 +68,7 @@ const SLICE: usize = 512;
 /// The limits of the pause after a failed attempt to write, which is ten times as long as the attempt.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// See [`Counts`](super::Counts).
+/// The counters behind [`Counts`](super::Counts).
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) publishers: AtomicU64,

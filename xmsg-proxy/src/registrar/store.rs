@@ -9,7 +9,7 @@
 //! | find publishers | a range of the sorted topics |
 //! | find subscribers | those topics that are a prefix, one lookup each |
 //! | exact | one topic |
-//! | filter | the smallest of: the range of the topic's known parts, the topics of the subject, types or host |
+//! | filter | the smallest of: a range of topics, the topics of the subject, of the types, or of the host |
 //! | remove all of a host | the topics of the host |
 
 mod above;

@@ -3,17 +3,17 @@
 //! ```toml
 //! [security]
 //! mechanism = "curve"               # "null" (default), "plain" or "curve"
-//! key_file = "/etc/xmsg/proxy.key"  # curve: our keys, as `xmsg keygen` writes them
-//! #password_file = "/etc/xmsg/passwords"  # plain: as `xmsg passwd` writes it
+//! key_file = "/etc/xmsg/proxy.key"  # curve: the keys of the server, from `xmsg keygen`
+//! #password_file = "/etc/xmsg/passwords"  # plain: the passwords, from `xmsg passwd`
 //!
-//! [[security.client]]               # who is let in …
+//! [[security.client]]               # a client that may connect
 //! key = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
-//! name = "counting house"           # for people
-//! publish = ["daq:"]                # … and what it may do; without a line: everything
+//! name = "counting house"           # a description for people
+//! publish = ["daq:"]                # what it may publish; without this line, everything
 //! subscribe = ["daq:", "ret:"]
 //! register = false
 //!
-//! [[security.client]]               # neither key nor user: whoever is not named
+//! [[security.client]]               # without key and user: all other clients
 //! publish = []
 //! subscribe = ["public:"]
 //! register = false

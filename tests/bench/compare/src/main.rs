@@ -43,7 +43,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measures the patterns besides publish and subscribe: PUSH and PULL, PAIR, REQ and REP, DEALER and ROUTER.
+    /// Measures the other patterns: PUSH and PULL, PAIR, REQ and REP, DEALER and ROUTER.
     Patterns(patterns::Options),
     /// A process of a stack; started by the comparison.
     #[command(hide = true)]
@@ -73,10 +73,10 @@ struct Options {
     /// Stacks, separated by commas. Default: all
     #[arg(long, value_enum, value_delimiter = ',')]
     stacks: Vec<Stack>,
-    /// Times that each stack does each case
+    /// How many times each stack runs each case
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// About how long libzmq takes for a run: multiplies the counts and time limits
+    /// About how many seconds libzmq takes for a run: multiplies the counts and time limits
     #[arg(long, alias = "scale", default_value_t = 1.0)]
     seconds: f64,
     /// One round of 0.2 s, to check that everything works

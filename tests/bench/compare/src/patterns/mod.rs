@@ -1,7 +1,8 @@
 //! The subcommand `compare patterns`, which measures the other patterns side by side, without a server
 //! between the sockets.
 //!
-//! The cases are in `cases.rs`, `run.rs` runs them, the stacks are in `peer/patterns/`, and `report.rs` writes the tables.
+//! The cases are in `cases.rs`, `run.rs` runs them, the stacks are in `peer/patterns/`, and `report.rs`
+//! writes the tables.
 
 pub mod cases;
 mod report;
@@ -36,10 +37,10 @@ pub struct Options {
     /// Stacks, separated by commas. Default: all
     #[arg(long, value_enum, value_delimiter = ',')]
     stacks: Vec<Stack>,
-    /// Times that each stack does each case
+    /// How many times each stack runs each case
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// For how long messages are sent in a run; twice as long at a fixed rate
+    /// How long messages are sent in a run, in seconds; twice as long at a fixed rate
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// One round of 0.2 s, to check that everything works
@@ -57,7 +58,7 @@ pub struct Options {
     /// Run all tokio clients on this runtime, instead of the one on which each does best in short runs
     #[arg(long, value_enum)]
     threads: Option<Threads>,
-    /// High-water marks, in messages, instead of those that each stack has by default (`zeromq` has none to set)
+    /// High-water marks in messages, instead of the defaults of each stack (`zeromq` has none to set)
     #[arg(long, value_name = "MESSAGES")]
     hwm: Option<u32>,
     #[arg(long, value_name = "FILE", hide = true, default_value = "target/patterns-peer")]

@@ -10,9 +10,9 @@
 //! |---|---|---|
 //! | | all | `ready`: connected, or listening |
 //! | `probe` | publishers | none: they send a probe every 10 ms |
-//! | `go` | publishers | `published N T`, once everything was accepted or the time is up: measured messages, and when the first was sent |
-//! | `status` | subscribers | `status P N`: pairs of publisher and subscriber between which a probe came; measured messages |
-//! | `stop`, or the end of input | all | `result {…}` from subscribers; the process ends |
+//! | `go` | publishers | `published N T`, at the end: measured messages, and when the first was sent |
+//! | `status` | subscribers | `status P N`: pairs of clients with a received probe, and measured messages |
+//! | `stop`, or the end of input | all | `result {…}` from subscribers, and the process ends |
 
 mod nats;
 mod omq;
@@ -102,7 +102,8 @@ fn read_payload(payload: &[u8]) -> Result<(usize, Header)> {
 pub enum Threads {
     /// The `current_thread` runtime of tokio.
     One,
-    /// The multi-threaded runtime of tokio: a single client runs on the main thread, several clients run as tasks.
+    /// The multi-threaded runtime of tokio: a single client runs on the main thread, and several clients run
+    /// as tasks.
     Many,
     /// The multi-threaded runtime of tokio. Every client runs as a task.
     Tasks,
