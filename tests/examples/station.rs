@@ -7,9 +7,9 @@
 //! station pub   HOST:PORT INTERVAL TIMEOUT
 //! ```
 //!
-//! The proxy prints `listening`, and then what it logs. The subscriber prints `subscribed`, and then a line with
-//! the number of each message. The publisher publishes for each line `COUNT BYTES` on standard input, and prints
-//! `published` and the total number of messages.
+//! The proxy prints `listening`, and then what it logs. The subscriber prints `subscribed`, and then a line
+//! with the number of each message. The publisher publishes for each line `COUNT BYTES` on standard input,
+//! and prints `published` and the total number of messages.
 //!
 //! Publisher and subscriber also print `connected` and `disconnected REASON`. `INTERVAL` and `TIMEOUT` are
 //! those of heartbeats, in milliseconds, and `-` stands for the default. `BYTES` is the limit of what the

@@ -4,7 +4,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `PATH` | the snapshot: a header (magic, generation, count, salt twice), then an entry per registration |
-//! | `PATH.journal` | a header (magic, generation, salt twice), then an entry for each change since the snapshot |
+//! | `PATH.journal` | a header (magic, generation, salt twice), then an entry for each later change |
 //! | `PATH.lock` | locked by the registrar that uses the files |
 //! | `PATH.corrupt-N`, `PATH.journal.corrupt-N` | copies of damaged files |
 //!
