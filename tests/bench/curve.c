@@ -1,11 +1,13 @@
-/* libzmq's part of the encryption benchmark: a proxy, a publisher, a subscriber; with CURVE if keys are given.
+/* The libzmq programs of the encryption benchmark: a proxy, a publisher and a subscriber. They use CURVE if
+ * keys are given.
  *
  *   curve proxy PORT [SECRET]
  *   curve pub PORT COUNT SIZE [SERVER SECRET]
  *   curve sub PORT COUNT [SERVER SECRET]
  *
- * Messages have the shape of xMsg's: a topic of 20 bytes, metadata of 20, and data. `sub` prints the seconds between its first and its
- * last message, and how many are missing after a second of silence.
+ * Messages look like those of xMsg: a topic of 20 bytes, metadata of 20 bytes, and data. `sub` prints the
+ * seconds between its first and its last message, and how many messages are missing after a second of
+ * silence.
  */
 #include <stdio.h>
 #include <stdlib.h>

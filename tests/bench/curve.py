@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What encryption costs a proxy: libzmq's zmq_proxy and xmsg-proxy, each with and without CURVE, in one run.
+"""Measures the cost of encryption for zmq_proxy (libzmq) and xmsg-proxy, each with and without CURVE.
 
     tests/bench/curve.py [--rounds N]
 
-Publisher and subscriber are libzmq's in every case. For each size it prints the processor time of the proxy for a message (microseconds,
-median of the rounds), the delivered rate, and the ratio of our CURVE to libzmq's. Needs cc, libzmq3-dev and
-`cargo build --release --workspace --bins --examples`; run it on an idle machine.
+Publisher and subscriber always use libzmq. For each size, the script prints the processor time of the proxy
+per message (in microseconds, the median of the rounds), the delivered rate, and the ratio of the costs of
+CURVE in xmsg-proxy and in zmq_proxy. It needs cc, libzmq3-dev and `cargo build --release --workspace --bins
+--examples`. Run it on an idle machine.
 """
 
 import argparse
@@ -25,7 +26,7 @@ CASES = [(20, 300_000), (100, 300_000), (1024, 200_000), (65536, 20_000)]
 
 
 def free_port():
-    """The first of three free ports in a row."""
+    """Returns the first of three consecutive free ports."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -56,7 +57,7 @@ def cpu_seconds(pid):
 
 
 def measure(load, command, port, keys, size, count):
-    """Microseconds of the proxy for a message, and messages a second."""
+    """Returns the microseconds of the proxy per message, and the messages per second."""
     proxy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_open(port, proxy)

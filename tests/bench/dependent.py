@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Whether the cipher is as fast in a crate that depends on xmsg-core as it is in this workspace.
+"""Checks that the cipher is as fast in a crate that depends on xmsg-core as in this workspace.
 
     tests/bench/dependent.py
 
-Builds the example cipher_bench here, and once more as the program of a crate in a temporary folder, which sees
-neither the settings nor the build profile of this workspace. Prints the microseconds for a message on both sides,
-and ends with 1 if the crate outside takes more than 1.5 times as long. Needs the crates that a build of the
-workspace has downloaded.
+It builds the example cipher_bench here, and once more as the program of a crate in a temporary folder, to
+which neither the settings nor the build profile of this workspace apply. It prints the microseconds per
+message for both, and exits with 1 if the outer crate takes more than 1.5 times as long. It needs the crates
+that a build of the workspace has downloaded.
 """
 
 import os
@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 EXAMPLE = ROOT / "xmsg-core" / "examples" / "cipher_bench.rs"
 SIZES = [20, 100, 1024, 65536]
 ROUNDS = 3
-# The profile of the workspace optimizes across crates, which a crate outside does not do unless it asks for it.
+# The profile of the workspace optimizes across crates. Other crates have to ask for that themselves.
 LIMIT = 1.5
 MANIFEST = f"""
 [package]

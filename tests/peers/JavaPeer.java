@@ -3,12 +3,13 @@ import org.zeromq.ZContext;
 import org.zeromq.ZMQ;
 
 /**
- * Connects, subscribes and publishes the way the Java implementation of xMsg does, on JeroMQ.
+ * Connects, subscribes and publishes on JeroMQ in the same way as the Java implementation of xMsg.
  *
  * <pre>java -cp jeromq.jar JavaPeer.java PORT COUNT</pre>
  *
- * Prints, in this order: {@code connected ATTEMPTS}, {@code subscribed ATTEMPTS}, {@code echoed COUNT}. Each request goes out
- * every 100 ms, 10 times at most; after the subscription it sleeps for 10 ms, and then sends COUNT messages to itself.
+ * It prints, in this order: {@code connected ATTEMPTS}, {@code subscribed ATTEMPTS}, {@code echoed COUNT}.
+ * Each request is sent every 100 ms, at most 10 times. After the subscription it sleeps for 10 ms, and then
+ * sends COUNT messages to itself.
  */
 public class JavaPeer {
     private static final int ATTEMPTS = 10;

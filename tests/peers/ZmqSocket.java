@@ -11,7 +11,7 @@ import org.zeromq.ZMQ;
  *
  * <pre>java -cp jeromq.jar ZmqSocket.java TYPE bind|connect ENDPOINT send|receive|echo|ask COUNT IDENTITY</pre>
  *
- * Says {@code ready ENDPOINT} first, and {@code done} at last. It ends with its standard input.
+ * It prints {@code ready ENDPOINT} first, and {@code done} at the end. It exits when its standard input ends.
  */
 public class ZmqSocket {
     private static final int PATIENCE_MS = 60_000;
@@ -33,7 +33,7 @@ public class ZmqSocket {
             socket.subscribe(new byte[0]);
         }
         if (type.endsWith("PUB")) {
-            // It would drop what does not fit.
+            // Otherwise the socket would drop messages beyond its high-water mark.
             socket.setHWM(0);
         }
         String endpoint = args[2];
@@ -53,7 +53,7 @@ public class ZmqSocket {
                 try {
                     while (INPUT.readLine() != null) {}
                 } catch (java.io.IOException error) {
-                    // It is over, too.
+                    // An error ends the program in the same way.
                 }
                 System.exit(0);
             });

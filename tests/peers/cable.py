@@ -1,10 +1,10 @@
-"""A cable between two interfaces: carries Ethernet frames from one to the other, delays them and loses some.
+"""A link between two interfaces: it forwards Ethernet frames, delays them and loses some.
 
     cable.py INTERFACE INTERFACE
 
-Each line of standard input, `DELAY_MS LOSS_PERCENT`, is in force once it was answered with `set LOST`, the number of frames
-lost so far; at first the cable is perfect. 100 percent is a cut that neither side is told of. Frames stay in order. Needs
-root, or CAP_NET_RAW.
+Each line of standard input, `DELAY_MS LOSS_PERCENT`, is in effect once it was answered with `set LOST`, the
+number of frames lost so far. At first the link neither delays nor loses frames. 100 percent is a cut about
+which neither side is informed. Frames stay in order. The script needs root or CAP_NET_RAW.
 """
 
 import collections
@@ -22,7 +22,7 @@ FRAME_MAX = 1 << 17
 
 def end(interface):
     end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-    # Checksums and segments that the sender left to its interface are left to the next one.
+    # Checksums and segmentation that the sender left to its interface are left to the next interface.
     end.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
     end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
     end.bind((interface, 0))

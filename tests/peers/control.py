@@ -3,24 +3,25 @@
 
     control.py --port P --language {java,cpp,python} [--topic T] [--settle MS] [--heartbeat MS]
 
-Lines printed, in this order; ATTEMPTS is how many requests were sent, MS the time from opening the sockets:
+It prints these lines, in this order. ATTEMPTS is the number of requests that were sent, and MS the time since
+the sockets were opened:
 
     connected ATTEMPTS MS       the `pub` request was answered
     replied ATTEMPTS MS         the `rep` request was answered
     subscribed ATTEMPTS MS      the `sub` request was answered
     echo OK                     a message published to the topic came back
 
-A request goes out every 100 ms until its answer arrives, at most as often as the implementation tries:
-10 times in Java, 9 in C++, 40 in Python. Its PUB socket drops a request that it sends before the proxy's
-subscription has reached it, so two attempts are usual even with a proxy that answers each at once.
+A request is sent every 100 ms until its answer arrives, at most as often as in the implementation: 10 times
+in Java, 9 times in C++ and 40 times in Python. The PUB socket drops a request that is sent before the proxy's
+subscription has arrived, so two attempts are usual even with a proxy that answers each request at once.
 
-What differs by language:
+The languages differ in this:
   java     a new DEALER, with a new ID, for each check; a new PUB for the subscription check; the topics
            `xmsg:control:con` and `xmsg:control:sub`
   cpp, python   one DEALER and one PUB for the connection; the topic `xmsg:control`
 
-The message is published once, --settle milliseconds after the subscription was answered (10, as Java
-sleeps). With 0 it shows whether the answer really means that the subscription is live.
+The message is published once, --settle milliseconds after the subscription was answered (by default 10, as in
+Java). With 0 it shows whether the answer really means that the subscription is active.
 """
 
 import argparse
@@ -40,17 +41,18 @@ LANGUAGES = {
     "python": ("3", 40, b"xmsg:control", b"xmsg:control"),
 }
 
-# The same for every connection of one node: a hash of its address modulo 1000 in the real peers.
+# The node digits are the same for every connection of a node. In the real peers they are a hash of its
+# address modulo 1000.
 NODE = f"{random.randrange(1000):03}"
 
 
 def new_id(digit):
-    """A connection ID: language digit, node, five random digits."""
+    """Returns a connection ID: the digit of the language, the node, and five random digits."""
     return f"{digit}{NODE}{random.randrange(100_000):05}".encode()
 
 
 class Peer:
-    """One connection of an actor: PUB, DEALER, and SUB once it subscribes."""
+    """One connection of an actor: PUB, DEALER, and SUB after it has subscribed."""
 
     def __init__(self, context, args):
         digit, self.attempts, self.connection_topic, self.subscription_topic = LANGUAGES[args.language]
@@ -67,12 +69,12 @@ class Peer:
         return socket
 
     def check_connection(self, request):
-        """Sends `pub` or `rep` until the ROUTER answers with that one frame. Returns the attempts made."""
+        """Sends `pub` or `rep` until the ROUTER answers with that frame. Returns the number of attempts."""
         message = [self.connection_topic, request, self.id]
         return self.ask(self.pub, message, self.control, lambda frames: frames == [request], request.decode())
 
     def subscribe(self, topic):
-        """Subscribes and sends `sub` until the two-frame answer is published. Returns the attempts made."""
+        """Subscribes, and sends `sub` until the answer is published. Returns the number of attempts."""
         self.sub = self.open(zmq.SUB, 1)
         self.sub.subscribe(topic)
         java = self.args.language == "java"
@@ -98,7 +100,7 @@ class Peer:
         peer.fail(f"no answer to `{name}` after {self.attempts} attempts, {INTERVAL_MS} ms apart")
 
     def echo(self, topic):
-        """Publishes one message and waits for it; late answers to `sub` have two frames and are skipped."""
+        """Publishes one message and waits for it. Late answers to `sub` (two frames) are skipped."""
         message = [topic, peer.META_BYTES, self.id]
         self.pub.send_multipart(message)
         deadline = time.monotonic() + 5
@@ -154,7 +156,7 @@ def main():
 
 
 def renew_control(connection):
-    """Java opens a DEALER with another random ID for each check."""
+    """Opens a new DEALER with another random ID, as Java does for each check."""
     connection.control.close()
     connection.id = new_id(LANGUAGES["java"][0])
     connection.control = connection.open(zmq.DEALER, 2, connection.id)

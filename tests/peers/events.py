@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""A libzmq socket and what its monitor tells: how does it take the ends of its connections?
+"""A libzmq socket with its monitor, which shows how the socket reacts to the ends of its connections.
 
     events.py --port P --socket sub|pub --topic T
 
-P is the proxy's *pub* port. A `sub` connects to P+1 and subscribes to T; a `pub` connects to P and publishes a message to T every
-20 ms. The script runs until its standard input ends. Lines printed:
+P is the proxy's *pub* port. A `sub` connects to P+1 and subscribes to T. A `pub` connects to P and publishes
+a message to T every 20 ms. The script runs until its standard input ends. It prints these lines:
 
-    connected           a handshake is done
+    connected           a handshake is complete
     disconnected        a connection was lost
     refused CODE        the other side refused the credentials, with this status code of ZAP
-    failed              a handshake failed without a reason, or for another one
-    message FRAMES      with `sub`: a message of so many frames has arrived
+    failed              a handshake failed without a reason, or for another reason
+    message FRAMES      with `sub`: a message with this number of frames has arrived
 """
 
 import argparse

@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
-"""A reference proxy on libzmq, built like the Java, C++ and Python ones, for our actors to work through.
+"""A reference proxy on libzmq for our actors, built like the Java, C++ and Python proxies.
 
     old_proxy.py [--port P] [--max-message-size BYTES] [--timeout SECONDS]
 
-Prints `listening P` once it accepts connections on P (XSUB), P+1 (XPUB) and P+2 (ROUTER with handover),
-where P is free unless given. It runs until its standard input closes, or for --timeout seconds, and then
-ends with status 0.
+It prints `listening P` once it accepts connections on P (XSUB), P+1 (XPUB) and P+2 (ROUTER with handover).
+Without --port it chooses free ports. It runs until its standard input closes, or for --timeout seconds, and
+then exits with status 0.
 
-Data goes through `zmq_proxy`. A control thread subscribes to `xmsg:control` at the proxy's own XPUB side
-and answers, as the real proxies do, messages of exactly three frames: topic, request, argument.
+Data is forwarded by `zmq_proxy`. A control thread subscribes to `xmsg:control` at the proxy's own XPUB side.
+As in the real proxies, it answers messages of exactly three frames: topic, request and argument.
 
     pub ID      ROUTER to ID: pub
     rep ID      ROUTER to ID: rep
     sub TOPIC   published: TOPIC, sub
 
-With --max-message-size it ends the connection of whoever sends a longer frame, and does not say why.
+With --max-message-size it ends the connection of a peer that sends a longer frame, without a reason.
 
-It has their weaknesses, too: the answer to `sub` may come a little before every publisher knows of the
-subscription.
+It also has the weaknesses of these proxies: the answer to `sub` may arrive a little before every publisher
+knows of the subscription.
 """
 
 import argparse
@@ -30,11 +30,11 @@ import zmq
 
 import peer
 
-HIGHEST_PORT = 65533  # P+2 must exist, too
+HIGHEST_PORT = 65533  # P+2 must be a valid port, too
 
 
 def bind(context, port, max_message_size):
-    """The three sockets, bound to P, P+1 and P+2; `port` 0 finds three free ones."""
+    """Returns three sockets, bound to P, P+1 and P+2. With `port` 0, P is the first of three free ports."""
     for _ in range(100):
         sockets = [peer.open_socket(context, kind) for kind in (zmq.XSUB, zmq.XPUB, zmq.ROUTER)]
         xsub, xpub, router = sockets
@@ -53,13 +53,13 @@ def bind(context, port, max_message_size):
                 socket.close()
             if error.errno != zmq.EADDRINUSE:
                 raise
-            # A port given may still be held by a predecessor that is ending.
+            # A given port may still be used by a predecessor that is just ending.
             time.sleep(0.1 if port else 0)
     peer.fail("found no three free ports in a row" if not port else f"ports {port} to {port + 2} are in use")
 
 
 def answer_control(requests, answers, router):
-    """The control thread: owns its three sockets and never returns."""
+    """Runs the control thread, which owns its three sockets and never returns."""
     while True:
         frames = requests.recv_multipart()
         if len(frames) != 3:

@@ -1,8 +1,9 @@
-"""What the foreign peers share: output, heartbeats, a bound on their time, sequence numbers.
+"""The common parts of the foreign peers: output, heartbeats, a time limit, and sequence numbers.
 
-The peers are real libzmq sockets (pyzmq), so a test that passes with them shows that our side speaks
-with libzmq, not only with itself. Each script prints one fact a line on standard output, flushed at
-once, and reports errors on standard error. Exit status: 0 done, 1 failed or out of time, 2 usage.
+The peers are real libzmq sockets (pyzmq), so a test that passes with them shows that our side works with
+libzmq, and not only with itself. Each script prints one fact per line on standard output, flushed at once,
+and reports errors on standard error. The exit status is 0 for success, 1 for a failure or a timeout, and 2
+for wrong usage.
 """
 
 import argparse
@@ -48,7 +49,7 @@ SECURITY = {}
 
 
 def secure(socket, inside):
-    """Sets what --curve-server, --curve-client or --plain asked for. `inside`: a client of our own server."""
+    """Sets the options of --curve-server, --curve-client or --plain. `inside`: for a client of our server."""
     if "curve-server" in SECURITY and inside:
         (secret,) = SECURITY["curve-server"]
         socket.curve_serverkey = zmq.curve_public(secret.encode())
@@ -69,21 +70,21 @@ def secure(socket, inside):
 
 
 class Secure(argparse.Action):
-    """Keeps the values of an option for every socket."""
+    """Stores the values of an option for every socket."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         SECURITY[self.dest] = values
 
 
-# Heartbeats without an answer after which a connection is given up.
+# The number of unanswered heartbeats after which a connection is ended.
 HEARTBEATS_MISSED = 40
 
 
 def open_socket(context, kind, heartbeat=None, identity=None, linger=0, inside=False):
-    """A socket without high-water marks, as every xMsg peer sets them.
+    """Returns a socket without high-water marks, like those of every xMsg peer.
 
-    `heartbeat` is the interval in milliseconds. On a loaded machine an answer may take longer than that, so libzmq gives up after
-    HEARTBEATS_MISSED of them.
+    `heartbeat` is the interval in milliseconds. On a loaded machine an answer may take longer than that, so libzmq
+    gives up after HEARTBEATS_MISSED of them.
     """
     socket = context.socket(kind)
     socket.setsockopt(zmq.SNDHWM, 0)
@@ -99,7 +100,7 @@ def open_socket(context, kind, heartbeat=None, identity=None, linger=0, inside=F
 
 
 def add_arguments(parser, timeout):
-    """The options that every peer has."""
+    """Adds the options that every peer has."""
     parser.add_argument("--heartbeat", type=int, metavar="MS", help="send ZMTP heartbeats at this interval")
     parser.add_argument("--curve-server", dest="curve-server", action=Secure, nargs=1, metavar="SECRET",
                         help="be a CURVE server with this secret key, which lets everybody in")
@@ -112,5 +113,5 @@ def add_arguments(parser, timeout):
 
 
 def fail(reason):
-    """Ends the script with status 1 and says why."""
+    """Ends the script with status 1 and prints the reason."""
     sys.exit(f"{os.path.basename(sys.argv[0])}: {reason}")

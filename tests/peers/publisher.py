@@ -3,14 +3,15 @@
 
     publisher.py --port P --topic T --count N --size S [--wait-subscriber] [--rate R] [--heartbeat MS]
 
-Each message is: topic, metadata (`binary/bytes`), data. Data is the sequence number, from 0, as 8 bytes
-little-endian, padded with zero bytes to S.
+The frames of a message are topic, metadata (`binary/bytes`) and data. The data is the sequence number, which
+starts at 0, in 8 bytes, little-endian, padded with zero bytes to S bytes.
 
-Prints `sent N` once libzmq has written all of it to its connection (the linger is unlimited), or
-`timeout sent K`, with status 1, when that took longer than --timeout; K messages had been given to libzmq.
+It prints `sent N` once libzmq has written all messages to its connection, without a limit for the linger. If
+that takes longer than --timeout, it prints `timeout sent K` and exits with status 1. K messages were given to
+libzmq then.
 
-The socket is an XPUB, which differs from a PUB only in that it shows the subscriptions it is sent:
---wait-subscriber holds back the first message until one of them is a prefix of the topic.
+The socket is an XPUB, which differs from a PUB only in that it returns the subscriptions that it receives.
+With --wait-subscriber, the first message waits until one of them is a prefix of the topic.
 """
 
 import argparse

@@ -3,13 +3,13 @@
 
     registrar_client.py --port P [--clients N]
 
-Lines printed, in this order:
+It prints these lines, in this order:
 
-    registered      a publisher and a subscriber, each frame of the replies as expected
+    registered      a publisher and a subscriber were registered, and the replies were as expected
     found NAME...   the names that `findPublisher` found
-    refused STATUS  an unknown action
-    served N        N sockets with one identity were served at once
-    removed         `removeAllRegistration`, after which nothing is found
+    refused STATUS  the reply to an unknown action
+    served N        N sockets with one identity were served at the same time
+    removed         `removeAllRegistration` was done, and nothing is found any more
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main():
     expect(reply, b"dance", sender, b"unknown registration request")
     peer.say("refused", reply[2].decode())
 
-    # One identity for all: a REP socket does not care.
+    # All sockets have one identity, which a REP socket ignores.
     sockets = [connect(b"same") for _ in range(args.clients)]
     for one in sockets:
         one.send_multipart([b"allPublisher", b"peer", b""])

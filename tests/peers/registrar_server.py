@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""A registrar on a REP socket, as far as our client needs one: it keeps frames and hands all of them out.
+"""A minimal registrar on a REP socket for our client: it stores frames and returns all of them.
 
     registrar_server.py [--silent N]
 
-Lines printed: `listening PORT`, then `request ACTION` for each request. The first N requests are answered only when the next
-one comes, over the same socket: too late for whoever waits for them. It ends when its standard input does.
+It prints `listening PORT`, and then `request ACTION` for each request. The first N requests are answered only
+when the next one arrives over the same socket, which is too late for the client that waits for the answer.
+The script ends when its standard input does.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def main():
 
     threading.Thread(target=ends, daemon=True).start()
     context = zmq.Context()
-    # A REP socket answers before it hears again; a ROUTER may be silent.
+    # A REP socket has to answer before it receives again. A ROUTER need not.
     socket = peer.open_socket(context, zmq.ROUTER, args.heartbeat)
     port = socket.bind_to_random_port(f"tcp://{peer.HOST}")
     peer.say("listening", port)

@@ -3,18 +3,18 @@
 
     subscriber.py --port P --topic T --count N [--hex] [--heartbeat MS]
 
-P is the proxy's *pub* port; the subscriber connects to P+1. Lines printed:
+P is the proxy's *pub* port, and the subscriber connects to P+1. It prints these lines:
 
-    ready                       the handshake is done and the subscription is on its way
+    ready                       the handshake is complete, and the subscription was sent
     disconnected                the connection was lost; libzmq connects again by itself
-    message HEX HEX HEX         with --hex: the frames of a message, `-` for an empty one
+    message HEX HEX HEX         with --hex: the frames of a message, with `-` for an empty one
     received N disorder D       at the end; D messages had a sequence number not above the one before
-    timeout received K          --timeout passed first (status 1)
+    timeout received K          --timeout was over first (status 1)
 
-Sequence numbers (the first 8 bytes of data, little-endian) are compared within one topic, so several
-publishers need a topic each. D above 0 is a failure (status 1), and so is a message without topic,
-metadata and sequence number. Two-frame messages are skipped: they are late subscription replies.
-With --hex the data may be anything, and D stays 0.
+Sequence numbers (the first 8 bytes of data, little-endian) are compared within one topic, so each publisher
+needs its own topic. If D is above 0, or a message lacks topic, metadata or sequence number, the status is 1.
+Two-frame messages are skipped, because they are late replies to subscriptions. With --hex the data may be
+anything, and D stays 0.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def main():
 
 
 def receive(socket, order, args):
-    """Takes what is there, up to a thousand messages: polling for each would halve the speed."""
+    """Receives up to a thousand available messages. To poll for each would halve the speed."""
     for _ in range(min(1000, args.count - order.received)):
         try:
             frames = socket.recv_multipart(zmq.NOBLOCK)

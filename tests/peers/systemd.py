@@ -2,8 +2,8 @@
 
     systemd.py NAMES PROGRAM [ARGUMENT…]
 
-NAMES are the names of the sockets (FileDescriptorName=), with colons between. Sockets named "proxy" get ports in a row.
-The program takes the place of this process, so that LISTEN_PID is right.
+NAMES are the names of the sockets (FileDescriptorName=), separated by colons. Sockets named "proxy" get
+consecutive ports. The program replaces this process, so that LISTEN_PID is right.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import socket
 import sys
 
 FIRST = 3
-# Out of the way of what is given to the program.
+# These numbers do not collide with the descriptors that the program gets.
 ASIDE = 100
 
 
@@ -24,7 +24,7 @@ def listen(port):
 
 
 def in_a_row(count):
-    """As many sockets at ports in a row."""
+    """Returns this many sockets on consecutive ports."""
     while True:
         found = [listen(0)]
         port = found[0].getsockname()[1]

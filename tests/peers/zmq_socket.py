@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""A ZeroMQ socket of libzmq that does one thing.
+"""A libzmq socket that does one thing.
 
-    zmq_socket.py TYPE bind|connect ENDPOINT send COUNT     sends messages of two frames, its number and "data"
-    zmq_socket.py TYPE bind|connect ENDPOINT receive COUNT  receives as many, in their order, and says "done"
-    zmq_socket.py TYPE bind|connect ENDPOINT echo           sends back what it receives, until its standard input ends
-    zmq_socket.py TYPE bind|connect ENDPOINT ask COUNT      sends as many, one after another, each when the last one came back, and says "done"
+    zmq_socket.py TYPE bind|connect ENDPOINT send COUNT|receive COUNT|echo|ask COUNT
 
-Says "ready ENDPOINT" first, with the actual port. A PUB says "hello" until it reads a line, which tells that somebody hears it; an XPUB
-waits for a subscription. When it reads a line, it waits until its connection has ended, says "settled", and, with --rounds COUNT, does the
-same again. Options: --late (leaves the socket alone until it reads a line), --identity NAME, --security plain|curve (as a
-server if it binds, else as a client), --server-key KEY, --public-key KEY, --secret-key KEY, in Z85.
+    send COUNT      sends messages of two frames: the number, and "data"
+    receive COUNT   receives these messages in order, and prints "done"
+    echo            sends back what it receives until its standard input ends
+    ask COUNT       sends these messages, each after the one before came back, and prints "done"
+
+It first prints "ready ENDPOINT", with the actual port. A PUB sends "hello" until it reads a line, which means
+that a peer receives its messages. An XPUB waits for a subscription. When the script reads a line, it waits
+until its connection has ended, and prints "settled". With --rounds COUNT it then repeats everything.
+
+Options: --late (the socket is not used until a line was read), --identity NAME, --security plain|curve (as a
+server if it binds, and otherwise as a client), --server-key KEY, --public-key KEY, --secret-key KEY. Keys are
+in Z85.
 """
 
 import argparse
@@ -27,7 +32,7 @@ PATIENCE_MS = 60_000
 def secure(context, socket, options):
     if options.security == "plain":
         if options.end == "bind":
-            # It takes as long to load as all the rest.
+            # The import takes as long as everything else.
             import zmq.auth.thread
 
             authenticator = zmq.auth.thread.ThreadAuthenticator(context)
@@ -47,9 +52,9 @@ def secure(context, socket, options):
 
 
 def wait_for_end(monitor):
-    """Waits until the connection has ended, and the socket knows it."""
+    """Waits until the connection has ended, and the socket has noticed it."""
     recv_monitor_message(monitor)
-    # The socket itself is told just after the monitor.
+    # The socket itself notices it just after the monitor.
     time.sleep(0.05)
     print("settled", flush=True)
 
@@ -60,7 +65,7 @@ def wait_for_subscriber(socket, options):
             socket.send(b"hello")
         sys.stdin.readline()
     if options.type == "XPUB":
-        # The end of an earlier subscription may come first.
+        # The end of an earlier subscription may arrive first.
         while socket.recv() != b"\x01":
             pass
 
@@ -107,10 +112,10 @@ def main():
     authenticator = secure(context, socket, options)
     monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     if options.type == "XPUB":
-        # It says so, too, if somebody who has come again subscribes to the same.
+        # With this option, the socket also reports a subscription that a reconnected peer repeats.
         socket.xpub_verbose = True
     if options.type in ("PUB", "XPUB"):
-        # It would drop what doesn't fit.
+        # Otherwise the socket would drop messages beyond its high-water mark.
         socket.sndhwm = 0
     getattr(socket, options.end)(options.endpoint)
     if options.type == "XSUB":

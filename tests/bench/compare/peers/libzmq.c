@@ -1,10 +1,11 @@
-/* The peer of the libzmq stack: publishers, subscribers, or zmq_proxy.
+/* The program of the libzmq stack: publishers, subscribers, or zmq_proxy.
  *
  *   libzmq-peer pub|sub|proxy --port N [--clients N …]
  *
- * Options and the lines on stdin and stdout are those of every other peer: see src/plan.rs and src/peer/mod.rs. No high-water
- * marks: nothing is dropped, queues grow. A publisher is a thread with a PUB socket. Subscribers share a thread: one
- * socket is read by a blocking call, several are polled and each is emptied in turn.
+ * The options and the lines on stdin and stdout are those of every other stack: see src/plan.rs and
+ * src/peer/mod.rs. There are no high-water marks, so nothing is dropped, and queues grow. Each publisher is a
+ * thread with a PUB socket. Subscribers share a thread: a single socket is read by a blocking call, and
+ * several sockets are polled, and each is emptied in turn.
  */
 #include <inttypes.h>
 #include <pthread.h>
@@ -169,7 +170,7 @@ static void *publish_all(void *context)
 /* ---- subscribers ---- */
 
 struct subscriber {
-    _Alignas(128) atomic_ulong seen; /* publishers of which a probe came, as bits */
+    _Alignas(128) atomic_ulong seen; /* a bit for each publisher from which a probe was received */
     atomic_ulong received, last, at_last, disorder;
     uint64_t next[MAX_PUBLISHERS];
     uint64_t target;
@@ -212,7 +213,7 @@ static void note(struct subscriber *self, const void *payload)
     }
 }
 
-/* One message; 0 if there is none and we are not to wait for it. */
+/* Receives one message. Returns 0 if there is none and the call may not wait for it. */
 static int receive(struct subscriber *self, zmq_msg_t *part, int flags)
 {
     int frames = 0;
@@ -374,5 +375,5 @@ int main(int argc, char **argv)
             break;
         }
     }
-    _Exit(0); /* The other thread is in the middle of something, and nothing is left to do. */
+    _Exit(0); /* The other thread is still busy, but nothing is left to do. */
 }

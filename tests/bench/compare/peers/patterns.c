@@ -2,10 +2,10 @@
  *
  *   patterns-peer push|pull|pair-send|pair-receive|req|rep|dealer|router|inproc --port N [--clients N …]
  *
- * Options and the lines on stdin and stdout are those of every other peer: see src/plan.rs, src/peer/mod.rs and
- * src/peer/patterns/mod.rs. All options of libzmq have their defaults, unless --hwm sets the high-water marks: a sender waits when a
- * thousand messages are queued, and nothing is dropped. Each side is a thread. Several PULL sockets share a thread, which polls them and
- * empties each in turn.
+ * The options and the lines on stdin and stdout are those of every other stack: see src/plan.rs,
+ * src/peer/mod.rs and src/peer/patterns/mod.rs. All options of libzmq have their defaults, unless --hwm sets
+ * the high-water marks. So a sender waits when a thousand messages are queued, and nothing is dropped. Each
+ * side is a thread. Several PULL sockets share a thread, which polls them and empties each in turn.
  */
 #include <inttypes.h>
 #include <pthread.h>
@@ -22,7 +22,7 @@ enum kind { PROBE = 1, WARM_UP = 2, MEASURED = 3 };
 static const uint64_t TICK_NS = 50000, PROBE_INTERVAL_NS = 10000000, SECOND_NS = 1000000000;
 
 static long port, clients = 1, count, warm_up, size = HEADER, rate, limit_ms, window = 1, hwm = -1;
-static long publishers, topics, stride; /* These mean nothing here, and neither does `interest`. */
+static long publishers, topics, stride; /* These and `interest` have no effect here. */
 static const char *side = "connect", *latency_file, *interest;
 static void *context;
 
@@ -160,7 +160,7 @@ static void *send_all(void *socket)
 /* ---- receiving one way ---- */
 
 struct receiver {
-    _Alignas(128) atomic_ulong seen; /* whether a probe came */
+    _Alignas(128) atomic_ulong seen; /* whether a probe was received */
     atomic_ulong received, first, last, at_last, disorder;
     uint64_t next;
     void *socket;
@@ -239,7 +239,7 @@ static void *receive_all(void *unused)
     return NULL;
 }
 
-/* Makes receivers, whose sockets are still to be opened. */
+/* Makes receivers without sockets, which are opened later. */
 static void make_receivers(void)
 {
     receivers = aligned_alloc(128, (size_t)clients * sizeof *receivers);
@@ -300,7 +300,7 @@ static void receive_reply(void *socket, zmq_msg_t *part, uint64_t header[2])
     memcpy(header, zmq_msg_data(part), HEADER);
 }
 
-/* Keeps `window` requests under way until there were enough of them or the time is up. */
+/* Keeps `window` requests in progress until there were enough of them or the time is up. */
 static void *ask_all(void *socket)
 {
     char *payload = new_payload();
@@ -348,7 +348,8 @@ static void *ask_all(void *socket)
     return NULL;
 }
 
-/* Sends each frame back as it comes. The first frame that a ROUTER hands out is the identity of the sender, and leads the others back. */
+/* Sends each frame back as it is received. The first frame from a ROUTER is the identity of the sender, which
+ * routes the other frames back. */
 static void *answer_all(void *socket)
 {
     zmq_msg_t part;
@@ -362,7 +363,7 @@ static void *answer_all(void *socket)
     return NULL;
 }
 
-/* ---- all of them ---- */
+/* ---- all patterns ---- */
 
 static void read_options(int argc, char **argv)
 {
@@ -405,7 +406,7 @@ static void begin(void *(*work)(void *), void *socket)
     }
 }
 
-/* Has the part of the pattern done by threads. Returns whether they say themselves when they are ready. */
+/* Starts the threads of this part of the pattern. Returns whether they print `ready` themselves. */
 static int begin_part(const char *part)
 {
     static const struct {
@@ -466,5 +467,5 @@ int main(int argc, char **argv)
             break;
         }
     }
-    _Exit(0); /* The other threads are in the middle of something, and nothing is left to do. */
+    _Exit(0); /* The other threads are still busy, but nothing is left to do. */
 }
