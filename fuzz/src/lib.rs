@@ -263,7 +263,7 @@ fn messages(data: &[u8]) -> Vec<Multipart> {
     spans.iter().map(|span| Frames::of(wire.slice(span.start..span.end)).collect()).collect()
 }
 
-/// Checks that a control request is recognised or ignored.
+/// Checks that a control request is recognized or ignored.
 pub fn control(data: &[u8]) {
     for message in messages(data) {
         let known = xmsg_proxy::fuzzing::is_control_request(&message);

@@ -61,7 +61,7 @@ impl Peer {
         );
         let class = source.strip_suffix(".java").expect("the source of a class of that name");
         let mut java = Command::new("java");
-        // The program does not run long enough for more optimisation.
+        // The program does not run long enough for more optimization.
         java.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]);
         java.arg(format!("{}:{}", jar.display(), classes(&jar).display())).arg(class);
         Self::start(java, source, arguments)

@@ -182,7 +182,7 @@ impl Link {
         }
         let what = match method {
             AMQPClass::Connection(connection::AMQPMethod::StartOk(login)) => {
-                // PLAIN: an authorisation identity, which is empty, the user and the password, separated by
+                // PLAIN: an authorization identity, which is empty, the user and the password, separated by
                 // zero bytes.
                 let response = String::from_utf8_lossy(login.response.as_bytes()).into_owned();
                 let mut parts = response.splitn(3, '\0').skip(1).map(str::to_owned);

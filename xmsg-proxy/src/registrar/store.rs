@@ -641,7 +641,7 @@ struct Filter {
 impl Filter {
     fn new(asked: &Registration) -> Self {
         let known = |part: &str| (part != ANY).then(|| part.into());
-        // Types are normalised like those of topics: `a:*:b` becomes `a`, and empty parts are left out.
+        // Types are normalized like those of topics: `a:*:b` becomes `a`, and empty parts are left out.
         let types: Vec<&str> = asked
             .types()
             .split(':')

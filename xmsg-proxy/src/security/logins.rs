@@ -1,7 +1,7 @@
 //! Logins with passwords while somebody guesses passwords. The check of a password is slow on purpose, so
 //! good logins must not wait behind bad ones.
 //!
-//! - A peer that logged in recently is recognised, and its password is not checked again. What is stored is
+//! - A peer that logged in recently is recognized, and its password is not checked again. What is stored is
 //!   not the password but a keyed hash of it and of the line in the password file. Each process makes a new
 //!   key.
 //! - After failures from an address, whether with one name or with many, the pauses before its next attempt
@@ -53,7 +53,7 @@ const WAITING_OF_USER: usize = 8;
 pub struct LoginCounts {
     /// Logins that were accepted after their password was checked.
     pub admitted: u64,
-    /// Logins that were accepted without a check, because they were recognised.
+    /// Logins that were accepted without a check, because they were recognized.
     pub recognized: u64,
     /// Logins that were refused after the check: the password was wrong, or the user is unknown or not
     /// allowed.
