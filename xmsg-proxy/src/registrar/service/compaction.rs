@@ -93,7 +93,7 @@ impl DraftTask {
 
 impl Drop for DraftTask {
     fn drop(&mut self) {
-        // A dropped registrar does not wait for the thread, which holds the lock of the files until it ends.
+        // The thread holds the lock of the files until it ends, so it must end soon after the registrar.
         if !self.thread.is_finished() {
             self.give_up();
         }
