@@ -5,8 +5,9 @@
 
 Publisher and subscriber always use libzmq. For each size, the script prints the processor time of the proxy
 per message (in microseconds, the median of the rounds), the delivered rate, and the ratio of the costs of
-CURVE in xmsg-proxy and in zmq_proxy. It needs cc, libzmq3-dev and `cargo build --release --workspace --bins
---examples`. Run it on an idle machine.
+CURVE in xmsg-proxy and in zmq_proxy. Run it on an idle machine. It needs cc, libzmq3-dev, and this build:
+
+    cargo build --release --workspace --bins --examples
 """
 
 import argparse

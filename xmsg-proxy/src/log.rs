@@ -1,5 +1,5 @@
-//! A queue between a daemon's log and standard error. A slow or stuck reader of standard error makes no
-//! thread wait that logs.
+//! A queue between a daemon's log and standard error. A slow or stuck reader of standard error never makes a
+//! logging thread wait.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};

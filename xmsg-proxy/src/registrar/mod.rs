@@ -52,8 +52,8 @@ use store::{Reserved, Store};
 /// The options of a registrar.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file that stores the registrations. Its journal and its lock file are beside it.
-    /// By default there is none, and the registrations end with the process.
+    /// The file that stores the registrations. Its journal and its lock file are beside it. By default there
+    /// is none, and the registrations end with the process.
     pub snapshot: Option<PathBuf>,
     /// How long a registration lasts if it is not renewed. By default it lasts for ever, because Java, C++
     /// and Python actors don't renew theirs.

@@ -119,8 +119,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidOption`] if settings are missing, contradict each other or are not valid. Also if
-    /// a file can't be read.
+    /// If settings are missing, contradict each other or are not valid, or if a file can't be read.
     pub fn load(&self, folder: &Path) -> Result<(Mechanism, Rules)> {
         let wrong = |what: String| Err(Error::new(ErrorKind::InvalidOption, format!("[security]: {what}")));
         let needs =
