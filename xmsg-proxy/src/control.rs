@@ -40,8 +40,8 @@ use crate::switch::{ControlRequests, Request, Requester, Switch};
 const STATS: &[u8] = b"stats";
 /// The longest answer, in bytes on the wire.
 pub(crate) const ANSWER_MAX: usize = DOCUMENT_MAX + 64;
-/// The most bytes of documents that control sockets have not read yet. The limit is lower if the memory of all
-/// peers, divided by `DOCUMENTS_PART`, is less.
+/// The most bytes of documents that control sockets have not read yet. The limit is lower if the memory of
+/// all peers, divided by `DOCUMENTS_PART`, is less.
 const DOCUMENTS_MAX: usize = 64 << 20;
 const DOCUMENTS_PART: usize = 16;
 /// The document for a peer that may not inspect the proxy.

@@ -107,8 +107,8 @@ struct Published {
     accepted: Vec<Id>,
     /// Messages whose calls were cancelled. Each was accepted completely, or not at all.
     open: Vec<Id>,
-    /// What the last successful flush proved: the first this many accepted messages have arrived, except for
-    /// at most this many of them.
+    /// What the last successful flush proved: how many accepted messages, counted from the first, have
+    /// arrived, and how many of these may be missing.
     flushed: (usize, u64),
     /// The number of messages that flushes have reported as possibly lost.
     doubtful: u64,
