@@ -91,7 +91,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             message = news.next() => match message {
                 None => break,
                 Some(Err(error)) => eprintln!("passed over: {error}"),
-                // an error means that no browser is connected
+                // An error means that no browser is connected.
                 Some(Ok(message)) => drop(sender.send(text_of(&message))),
             },
         }
