@@ -1,4 +1,4 @@
-//! Messages that came in together, taken apart as they are asked for.
+//! Batches of messages that were received together, decoded as they are taken.
 
 use std::iter::FusedIterator;
 use std::ops::Range;
@@ -11,23 +11,26 @@ use crate::control::is_private_answer;
 use crate::{Error, ErrorKind, Message, Meta, Result, Topic, meta};
 use xmsg_zmtp::walk_message;
 
-/// What the batches of one subscription may hold that were taken apart by `next`, bytes, before small messages of further ones
-/// are copied: enough for whoever works on many at a time, and never copied for whoever drops them soon.
+/// The memory, in bytes, that batches of one subscription may keep alive after `next` has returned their
+/// messages. Above it, small messages of further batches are copied. The limit is enough for a program that
+/// works on many messages at a time, and a program that drops its messages soon never causes a copy.
 const KEPT_MAX: usize = 2 << 20;
-/// A message is small beside the memory that it came in if that is more than so many times as large.
+/// A message is small if the memory of its batch is more than this many times as large.
 const SMALL: usize = 16;
-/// Memory that any message may hold, bytes.
+/// The memory that any message may keep alive, in bytes.
 const LITTLE: usize = 1 << 10;
 
-/// Messages that came in with one read, or what is left of them: an iterator, in their order.
+/// A batch of messages that were received with one read, or the rest of it: an iterator, in the order of the
+/// messages.
 ///
-/// As an iterator it gives [`Message`]s, which share the memory that they came in: one that is kept holds all of it, up to
-/// 128 KiB, or 2 MiB where messages are long. [`detached`](Self::detached) gives messages that can be kept. By reference it
-/// lends them out as [`MessageRef`]s, which is cheaper still where a message is looked at and not kept: no reference is
-/// counted.
+/// As an iterator it returns [`Message`]s that share the memory of the batch. A message that is kept keeps
+/// all of that memory alive: up to 128 KiB, or 2 MiB where messages are long. [`detached`](Self::detached)
+/// returns messages that own their memory and can be kept. Iterating by reference returns borrowed
+/// [`MessageRef`]s. This is the cheapest way to look at messages that are not kept: no reference is counted.
 ///
-/// A message that has not the three frames of xMsg is an error in its place; messages of two frames, as answers to control requests are,
-/// are passed over, unless they are [wanted](Self::with_two_frames).
+/// A message that does not have the three frames of xMsg is returned as an error in its place. Messages of
+/// two frames, such as answers to control requests, are skipped unless they are
+/// [enabled](Self::with_two_frames).
 ///
 /// ```no_run
 /// # async fn run(mut subscription: xmsg_core::Subscription) -> xmsg_core::Result<()> {
@@ -42,30 +45,33 @@ const LITTLE: usize = 1 << 10;
 #[derive(Debug, Default)]
 pub struct Messages {
     wire: Bytes,
-    /// Where the next message starts.
+    /// The offset of the next message.
     at: usize,
-    /// Messages that are shorter get memory of their own.
+    /// Messages that are shorter are copied, so that they own their memory.
     detach_below: usize,
-    /// Messages of two frames are messages, too.
+    /// Whether messages of two frames are returned as messages.
     two_frames: bool,
 }
 
 impl Messages {
-    /// The messages in these bytes, as they are on the wire. Bytes behind the last whole message are not looked at.
+    /// Makes a batch of the messages in these bytes, which are encoded as ZMTP frames. Bytes after the last
+    /// whole message are ignored.
     #[must_use]
     pub fn of(wire: Bytes) -> Self {
         Self { wire, ..Self::default() }
     }
 
-    /// The same, with messages of two frames, topic and data, as plain ZeroMQ publishers send them: they have empty metadata. Answers that
-    /// one of our clients has asked for are passed over all the same.
+    /// Makes the batch return messages of two frames, topic and data, too. Plain ZeroMQ publishers send them;
+    /// they have empty metadata. Answers to control requests of clients that use this library are skipped all
+    /// the same.
     #[must_use]
     pub fn with_two_frames(self) -> Self {
         Self { two_frames: true, ..self }
     }
 
-    /// The same as messages that can be kept: they hold no more than [`SMALL`] times their size or [`LITTLE`] each, whatever is more,
-    /// but for [`KEPT_MAX`] in all. `memory` is what a slice of `wire` keeps alive, in bytes.
+    /// Makes a batch of messages that can be kept. Each message keeps alive at most [`SMALL`] times its own
+    /// size or [`LITTLE`], whichever is more. Up to [`KEPT_MAX`] in all, messages may keep alive more than
+    /// that. `memory` is the number of bytes that a slice of `wire` keeps alive.
     pub(crate) fn to_keep(wire: Bytes, memory: usize, kept: &Kept) -> Self {
         if memory <= LITTLE {
             return Self::of(wire);
@@ -74,7 +80,8 @@ impl Messages {
         Self { wire: kept.count(wire, memory), detach_below, ..Self::default() }
     }
 
-    /// What is left, as messages that own their memory. Each of them is copied: one that is only looked at is better borrowed.
+    /// Makes the rest of the batch return messages that own their memory. Each message is copied; borrow
+    /// those that are only looked at.
     ///
     /// ```
     /// use xmsg_core::{Message, Messages, Result};
@@ -93,23 +100,23 @@ impl Messages {
         Self { detach_below: usize::MAX, ..self }
     }
 
-    /// Lends out what is left, and takes nothing.
+    /// Iterates over the rest of the batch by reference. The batch stays as it is.
     #[must_use]
     pub fn iter(&self) -> Iter<'_> {
         Iter { wire: &self.wire, at: self.at, two_frames: self.two_frames }
     }
 
-    /// The bytes that they lie in, and where the first that is left starts.
+    /// Returns the bytes of the batch and the offset of the next message.
     pub(crate) fn place(&self) -> (&Bytes, usize) {
         (&self.wire, self.at)
     }
 
-    /// Lends out the messages in these bytes from this place on, where one starts.
+    /// Iterates by reference over the messages in `wire` from the offset `at`, where a message starts.
     pub(crate) fn iter_at(wire: &Bytes, at: usize) -> Iter<'_> {
         Iter { wire, at, two_frames: false }
     }
 
-    /// Whether all of them were taken.
+    /// Returns whether all messages were taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.at >= self.wire.len()
@@ -133,7 +140,7 @@ impl Iterator for Messages {
             }
         });
         if self.is_empty() {
-            // Memory is used again when nobody holds a part of it any more.
+            // The memory of the batch can be reused as soon as no message shares it.
             *self = Self::default();
         }
         message
@@ -151,7 +158,7 @@ impl<'a> IntoIterator for &'a Messages {
     }
 }
 
-/// Lends out the messages of a batch.
+/// An iterator over the messages of a batch, by reference.
 #[derive(Clone, Debug)]
 pub struct Iter<'a> {
     wire: &'a Bytes,
@@ -160,7 +167,7 @@ pub struct Iter<'a> {
 }
 
 impl Iter<'_> {
-    /// Where the next message starts.
+    /// Returns the offset of the next message.
     pub(crate) fn at(&self) -> usize {
         self.at
     }
@@ -182,7 +189,7 @@ impl<'a> Iterator for Iter<'a> {
 
 impl FusedIterator for Iter<'_> {}
 
-/// A message of a batch, borrowed.
+/// A borrowed message of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageRef<'a> {
     wire: &'a Bytes,
@@ -192,40 +199,51 @@ pub struct MessageRef<'a> {
 }
 
 impl<'a> MessageRef<'a> {
-    /// What the message is about, as it is on the wire.
+    /// Returns the topic as it is on the wire.
     #[must_use]
     pub fn topic(&self) -> &'a [u8] {
         self.topic
     }
 
-    /// The data, as it is on the wire.
+    /// Returns the data as it is on the wire.
     #[must_use]
     pub fn data(&self) -> &'a [u8] {
         self.data
     }
 
-    /// The metadata, decoded at each call.
+    /// Decodes the metadata; each call decodes it anew.
+    ///
+    /// # Errors
+    /// [`InvalidMessage`](ErrorKind::InvalidMessage) when the metadata cannot be decoded.
     pub fn meta(&self) -> Result<Meta> {
         Meta::decode(&self.wire.slice_ref(self.meta))
     }
 
-    /// The value of a header, without decoding the rest of the metadata.
+    /// Returns the value of a header, without decoding the rest of the metadata; `None` if there is no such
+    /// header.
+    ///
+    /// # Errors
+    /// [`InvalidMessage`](ErrorKind::InvalidMessage) when the metadata cannot be decoded.
     pub fn header(&self, key: &str) -> Result<Option<&'a str>> {
         meta::header(self.meta, key)
     }
 
-    /// The mime type of the data, without decoding the rest of the metadata.
+    /// Returns the MIME type of the data, without decoding the rest of the metadata.
+    ///
+    /// # Errors
+    /// [`InvalidMessage`](ErrorKind::InvalidMessage) when the metadata cannot be decoded.
     pub fn mime_type(&self) -> Result<&'a str> {
         meta::data_type(self.meta)
     }
 
-    /// The length of the three frames together, in bytes.
+    /// Returns the length of the three frames together, in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.topic.len() + self.meta.len() + self.data.len()
     }
 
-    /// The message. It shares the memory of the batch: [`Message::detach`] gives it its own.
+    /// Returns the message. It shares the memory of the batch; [`Message::detach`] makes a copy that owns its
+    /// memory.
     #[must_use]
     pub fn to_message(&self) -> Message {
         let [topic, meta, data] = [self.topic, self.meta, self.data].map(|frame| self.wire.slice_ref(frame));
@@ -233,17 +251,17 @@ impl<'a> MessageRef<'a> {
     }
 }
 
-/// What stands next in a batch.
+/// The next element of a batch.
 enum Found {
-    /// Where the frames of a message lie.
+    /// The ranges of the three frames of a message.
     Message([Range<usize>; 3]),
-    /// Something that is neither a message of xMsg nor an answer.
+    /// Something that is neither an xMsg message nor an answer to a control request.
     Other { topic: Range<usize>, frames: usize },
 }
 
 impl Found {
-    /// Goes from `at`, where a message starts, to where the next one does; passes over answers, and with them over what else has two frames,
-    /// unless that is wanted. `None` at the end.
+    /// Decodes the message at the offset `at` and moves `at` to the next one. Messages of two frames are
+    /// skipped unless they are enabled. Returns `None` at the end.
     #[allow(clippy::inline_always, reason = "measured: a tenth faster")]
     #[inline(always)]
     fn next(wire: &[u8], at: &mut usize, two_frames: bool) -> Option<Self> {
@@ -255,14 +273,16 @@ impl Found {
             if frames == 3 {
                 return Some(Self::Message(ranges));
             }
-            // It looks at the message once more, so that what was found of it need not be kept in memory for the case.
+            // `of_other_frames` decodes the message again, so that the usual case does not have to keep what
+            // it found.
             if let Some(found) = Self::of_other_frames(wire, start, two_frames) {
                 return Some(found);
             }
         }
     }
 
-    /// The first three frames of the message at `start`, how many there are, and where it ends.
+    /// Returns the ranges of the first three frames of the message at `start`, the number of its frames, and
+    /// the offset of its end.
     #[allow(clippy::inline_always, reason = "measured: a tenth faster")]
     #[inline(always)]
     fn ranges(wire: &[u8], start: usize) -> ([Range<usize>; 3], usize, Option<usize>) {
@@ -277,7 +297,7 @@ impl Found {
         (ranges, frames, end)
     }
 
-    /// A message that has not three frames; `None`: it is passed over.
+    /// Decodes a message that does not have three frames; `None` means that it is skipped.
     #[cold]
     fn of_other_frames(wire: &[u8], start: usize, two_frames: bool) -> Option<Self> {
         let ([topic, data, _], frames, _) = Self::ranges(wire, start);
@@ -292,10 +312,11 @@ impl Found {
     }
 }
 
-/// Counts the memory that messages hold which were given out one by one, of one subscription.
+/// Counts the memory that the messages of one subscription keep alive after `next` has returned them.
 ///
-/// As long as it is little, which it is for whoever drops a message before long, they share the memory that they came in. If it
-/// grows, messages are being kept, and further ones that are small beside that memory are copied.
+/// While this is little, messages share the memory of their batch. It stays little in a program that drops
+/// its messages soon. If it grows, messages are being kept, and further messages that are small beside that
+/// memory are copied.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Kept(Arc<AtomicUsize>);
 
@@ -304,14 +325,14 @@ impl Kept {
         self.0.load(Ordering::Relaxed) > KEPT_MAX
     }
 
-    /// The same bytes, whose memory counts until the last slice of them is dropped.
+    /// Returns the same bytes; their memory counts until the last slice of them is dropped.
     fn count(&self, wire: Bytes, memory: usize) -> Bytes {
         self.0.fetch_add(memory, Ordering::Relaxed);
         Bytes::from_owner(Counted { wire, memory, kept: self.clone() })
     }
 }
 
-/// A batch, and what it counts for.
+/// The bytes of a batch, and the memory that they count for.
 struct Counted {
     wire: Bytes,
     memory: usize,
@@ -425,14 +446,14 @@ mod tests {
                 &kept,
             )
         };
-        // A message keeps its batch only if it lies in its memory.
+        // A message keeps its batch alive only if it shares its memory.
         let copies = |messages: &[Message]| messages.len() * MEMORY - kept.0.load(Ordering::Relaxed);
         let mut all = Vec::new();
         for _ in 0..100 {
             all.push(batch().next().unwrap().unwrap());
         }
         assert_eq!(copies(&all), (100 - KEPT_MAX / MEMORY - 1) * MEMORY);
-        // What is not small beside its memory shares it all the same.
+        // A message that is not small beside its memory shares it all the same.
         all.push(batch().nth(1).unwrap().unwrap());
         assert_eq!(copies(&all), (100 - KEPT_MAX / MEMORY - 1) * MEMORY);
         all.clear();

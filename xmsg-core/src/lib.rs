@@ -1,8 +1,9 @@
 //! Async publish/subscribe messaging that speaks xMsg and ZeroMQ.
 //!
-//! An [`Actor`] publishes messages by topic, subscribes to topics, asks and answers, through a proxy: `xmsg-proxy`, or that of any other
-//! implementation of xMsg. Nothing is lost in silence: queues are bounded, publishers wait, and [`drain`](Actor::drain) returns what is
-//! left.
+//! An [`Actor`] publishes messages by topic, subscribes to topics, sends requests and answers them. It does
+//! so through a proxy: `xmsg-proxy`, or that of any other implementation of xMsg. No message is lost
+//! silently: every queue has a limit, publishers wait while it is full, and [`drain`](Actor::drain) returns
+//! the counts of what is unfinished.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -24,7 +25,7 @@
 //! }
 //! ```
 //!
-//! What needs no proxy runs as it stands:
+//! The parts of the library that need no proxy run without one:
 //!
 //! ```
 //! use xmsg_core::{Message, Topic};
@@ -47,8 +48,8 @@
 //! | use ZeroMQ sockets without xMsg | the package [`xmsg_zmq`]: [`Publisher`](xmsg_zmq::Publisher), [`Subscriber`](xmsg_zmq::Subscriber), [`Requester`](xmsg_zmq::Requester), … |
 //! | speak ZMTP without I/O | the package [`xmsg_zmtp`] |
 //!
-//! The feature `serde` adds JSON: `Message::of_json`, `Message::json`, `Json`. The feature `zeromq` turns messages into those
-//! of the `zeromq` crate, and back. The guide is `docs/guide.md`.
+//! The feature `serde` adds JSON: `Message::of_json`, `Message::json`, `Json`. The feature `zeromq` converts
+//! messages to and from those of the `zeromq` crate. The guide is `docs/guide.md`.
 
 #![warn(missing_docs)]
 
@@ -77,7 +78,7 @@ mod unfinished;
 #[cfg(feature = "zeromq")]
 mod zeromq_messages;
 
-/// Crates whose types stand in signatures of this one.
+/// Crates whose types appear in the public signatures of this crate.
 #[doc(no_inline)]
 pub use {bytes, futures, xmsg_zmq, zeroize};
 
@@ -101,17 +102,17 @@ pub use topic::{IntoTopic, IntoTopics, Topic};
 pub use unfinished::Unfinished;
 pub use xmsg_zmq::{DropReason, Error, ErrorKind, Result, SocketEvent, SocketEvents, SocketOptions};
 
-/// The code of the guide, as tests.
+/// Compiles the examples of the guide as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/guide.md")]
 struct Guide;
 
-/// The code of the front page of the project, too.
+/// Compiles the examples of the README as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
-/// The code of the page on security, too.
+/// Compiles the examples of the page on security as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/security.md")]
 struct SecurityPage;

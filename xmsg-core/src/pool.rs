@@ -1,4 +1,4 @@
-//! Connections that are made once and used again, a queue of idle ones for each proxy.
+//! A pool of connections: idle connections to each proxy are kept and used again.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -13,16 +13,16 @@ use tokio_util::task::TaskTracker;
 use crate::{ConnectOptions, Connection, Error, ErrorKind, ProxyAddress, Result, Unfinished};
 use xmsg_zmq::deadline::Deadline;
 
-/// Idle connections kept for one proxy.
+/// The largest number of idle connections that are kept for one proxy.
 pub const MAX_IDLE: usize = 16;
 /// How long an idle connection is kept.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A pool of connections. Clones share it.
+/// A pool of connections. Clones share one pool.
 ///
-/// A connection that was taken belongs to its taker alone; the guard gives it back when it is dropped. One that has lost its
-/// proxy is not kept: it goes on trying to send what it had accepted for its [linger](xmsg_zmq::SocketOptions::linger), in the
-/// background.
+/// A connection that was taken is for its taker alone; the guard returns it to the pool when it is dropped. A
+/// connection that has lost its proxy is not kept. It goes on trying, in the background, to send what it had
+/// accepted, for its [linger](xmsg_zmq::SocketOptions::linger) time.
 ///
 /// ```no_run
 /// # async fn run() -> xmsg_core::Result<()> {
@@ -46,9 +46,10 @@ struct Inner {
     idle_timeout: Duration,
     state: Mutex<State>,
     next_ticket: AtomicU64,
-    /// What connections that were closed in the background could not do.
+    /// What connections that were closed in the background left unfinished.
     unfinished: Mutex<Unfinished>,
-    /// What was left when the pool was closed.
+    /// The connections that were open when the pool was closed. A later call of `close` returns their counts
+    /// again.
     closed_with: Mutex<Vec<Connection>>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -57,7 +58,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     idle: HashMap<ProxyAddress, Vec<(Connection, Instant)>>,
-    /// Connections that guards hold, by ticket: closing the pool closes them, too.
+    /// Connections that guards hold, by ticket. Closing the pool closes them, too.
     taken: HashMap<u64, Connection>,
     reaper_runs: bool,
     closed: bool,
@@ -70,19 +71,26 @@ impl Drop for Inner {
 }
 
 impl Pool {
-    /// An empty pool whose connections have these options; 16 idle ones are kept for a proxy, for five minutes.
+    /// Makes an empty pool whose connections have these options. It keeps up to 16 idle connections for each
+    /// proxy, for five minutes.
+    ///
+    /// # Errors
     /// [`InvalidOption`](ErrorKind::InvalidOption) when an option makes no sense.
     pub fn new(options: ConnectOptions) -> Result<Self> {
         Self::with_limits(options, MAX_IDLE, IDLE_TIMEOUT)
     }
 
-    /// An empty pool that keeps up to `max_idle` idle connections for a proxy, each for `idle_timeout`.
+    /// Makes an empty pool that keeps up to `max_idle` idle connections for each proxy, each of them for
+    /// `idle_timeout`.
+    ///
+    /// # Errors
+    /// [`InvalidOption`](ErrorKind::InvalidOption) when an option makes no sense.
     pub fn with_limits(options: ConnectOptions, max_idle: usize, idle_timeout: Duration) -> Result<Self> {
         options.check()?;
         Ok(Self::of(options, max_idle, idle_timeout))
     }
 
-    /// A pool with options that were checked.
+    /// Makes a pool with options that were checked.
     pub(crate) fn with_checked(options: ConnectOptions) -> Self {
         Self::of(options, MAX_IDLE, IDLE_TIMEOUT)
     }
@@ -103,7 +111,11 @@ impl Pool {
         }
     }
 
-    /// A connection to this proxy that nobody else has: an idle one, or a new one, opened and checked.
+    /// Returns a connection to this proxy for the caller alone: an idle one, or a new one that was opened and
+    /// checked.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) when the pool is closed, and the errors of [`Connection::connect`].
     pub async fn take(&self, address: &ProxyAddress) -> Result<PooledConnection> {
         loop {
             let idle = {
@@ -129,33 +141,38 @@ impl Pool {
         }
     }
 
-    /// All connections, those that are taken and those that are idle.
+    /// Returns all connections, those that are taken and those that are idle.
     pub(crate) fn connections(&self) -> Vec<Connection> {
         let state = self.inner.state();
         let idle = state.idle.values().flatten().map(|(connection, _)| connection);
         idle.chain(state.taken.values()).map(Connection::share).collect()
     }
 
-    /// Makes a connection for later.
+    /// Opens a connection for later, so that the next [`take`](Self::take) is quick.
+    ///
+    /// # Errors
+    /// The errors of [`take`](Self::take).
     pub async fn cache_connection(&self, address: &ProxyAddress) -> Result<()> {
         self.take(address).await.map(drop)
     }
 
-    /// How many idle connections there are to this proxy.
+    /// Returns the number of idle connections to this proxy.
     #[must_use]
     pub fn idle(&self, address: &ProxyAddress) -> usize {
         self.inner.state().idle.get(address).map_or(0, Vec::len)
     }
 
-    /// Closes every connection within `limit`, also those that are taken, as [`Connection::close`] does. Returns what is left, of these
-    /// and of connections that were discarded before. Calling it again returns the same counts.
+    /// Closes all connections within `limit`, including those that are taken, as [`Connection::close`] does.
+    /// Returns the counts of what is unfinished, of these connections and of those that were discarded
+    /// before. Calling it again returns the same counts.
     pub async fn close(&self, limit: Duration) -> Unfinished {
         {
             let mut state = self.inner.state();
             state.closed = true;
             let idle =
                 std::mem::take(&mut state.idle).into_values().flatten().map(|(connection, _)| connection);
-            // Kept, so that a call that was given up is no loss: the next one tells the same.
+            // The connections are kept, so that the next call returns the same counts if this one is
+            // cancelled.
             lock(&self.inner.closed_with).extend(idle.chain(std::mem::take(&mut state.taken).into_values()));
         }
         let deadline = Deadline::after(limit);
@@ -172,7 +189,7 @@ impl Pool {
 
     fn give_back(&self, ticket: u64, connection: &Connection) {
         let mut state = self.inner.state();
-        // The pool was closed meanwhile, and the connection with it.
+        // The pool, and with it the connection, was closed in the meantime.
         if state.taken.remove(&ticket).is_none() {
             return;
         }
@@ -237,7 +254,7 @@ async fn reap(pool: std::sync::Weak<Inner>, stop: CancellationToken, timeout: Du
     }
 }
 
-/// Spawns unless the runtime has ended, and with it everything that could be done.
+/// Spawns a task, unless the runtime has ended: then nothing can be done any more.
 fn spawn(tasks: &TaskTracker, task: impl Future<Output = ()> + Send + 'static) {
     if tokio::runtime::Handle::try_current().is_ok() {
         tasks.spawn(task);
@@ -248,7 +265,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A [`Connection`] from a pool; dropping it gives it back. It can't be cloned, so that nobody else has it:
+/// A [`Connection`] from a pool, which returns to the pool when this guard is dropped. The connection cannot
+/// be cloned, so that nobody else has it:
 ///
 /// ```compile_fail,E0308
 /// fn keep(pooled: &xmsg_core::PooledConnection) -> xmsg_core::Connection {

@@ -1,4 +1,5 @@
-//! Synchronous publishing: requests wait for the message to their reply topic, without polling.
+//! Requests that wait for the message to their reply topic, without polling (the synchronous publishing of
+//! xMsg).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::id::ReplyTopics;
 use crate::{ActorId, Message, Subscription, Topic};
 
-/// The requests of an actor that wait for their answers on one proxy.
+/// The requests of an actor that wait for their replies through one proxy.
 #[derive(Debug)]
 pub(crate) struct Replies {
     topics: ReplyTopics,
@@ -21,7 +22,7 @@ pub(crate) struct Replies {
 #[derive(Debug, Default)]
 struct Waiting {
     requests: HashMap<Bytes, oneshot::Sender<Message>>,
-    /// How many were waiting when the actor was closed; `None` before that.
+    /// The number of requests that waited when the actor was closed; `None` before that.
     given_up: Option<u64>,
 }
 
@@ -30,17 +31,18 @@ impl Replies {
         Arc::new(Self { topics: ReplyTopics::new(actor), waiting: Mutex::default(), late: AtomicU64::new(0) })
     }
 
-    /// The topic that all replies start with.
+    /// Returns the topic that all replies start with.
     pub(crate) fn subscription(&self) -> &Topic {
         self.topics.subscription()
     }
 
-    /// Answers that came when nobody waited for them any more.
+    /// Returns the number of replies that came when no request waited for them any more.
     pub(crate) fn late(&self) -> u64 {
         self.late.load(Ordering::Relaxed)
     }
 
-    /// A place for the answer to one request. Dropping it gives the place up. `None` when no answers come any more.
+    /// Registers a request that will wait for its reply. Dropping the result unregisters it. `None` when no
+    /// more replies come.
     pub(crate) fn expect(self: &Arc<Self>) -> Option<Expected> {
         let (sender, receiver) = oneshot::channel();
         let topic = {
@@ -49,7 +51,7 @@ impl Replies {
                 return None;
             }
             let waiting = &mut waiting.requests;
-            // With a million requests in flight serials come round: then the next free one is taken.
+            // Serial numbers repeat after a million requests: a number that is still in use is skipped.
             let mut topic = self.topics.next_topic();
             while waiting.contains_key(topic.as_bytes()) {
                 topic = self.topics.next_topic();
@@ -60,7 +62,7 @@ impl Replies {
         Some(Expected { replies: self.clone(), topic, receiver })
     }
 
-    /// Gives up those who wait, at once. Returns how many there were; called again, the same number.
+    /// Ends all waiting requests at once. Returns how many there were; a later call returns the same number.
     pub(crate) fn close(&self) -> u64 {
         let (given_up, requests) = {
             let mut waiting = self.waiting();
@@ -68,17 +70,18 @@ impl Replies {
             let count = waiting.requests.len() as u64;
             (*waiting.given_up.get_or_insert(count), std::mem::take(&mut waiting.requests))
         };
-        // Whoever waits is woken when the lock is free again.
+        // The waiting tasks are woken only now, when the lock is free again.
         drop(requests);
         given_up
     }
 
-    /// Hands answers to whoever waits for them, for as long as the subscription lives.
+    /// Delivers replies to the requests that wait for them, until the subscription ends.
     pub(crate) async fn listen(self: Arc<Self>, mut subscription: Subscription) {
         while let Some(reply) = subscription.next().await {
             let Ok(reply) = reply else { continue };
             let sender = self.waiting().requests.remove(reply.topic().as_bytes());
-            // The receiver goes with its place, but it may go at this very moment.
+            // The receiver is dropped together with its registration, but this can happen at this very
+            // moment.
             if sender.is_none_or(|sender| sender.send(reply).is_err()) {
                 let late = self.late.fetch_add(1, Ordering::Relaxed) + 1;
                 tracing::debug!(late, "a reply came that nobody waits for");
@@ -91,7 +94,7 @@ impl Replies {
     }
 }
 
-/// A request's place among those that wait.
+/// A registered request that waits for its reply.
 #[derive(Debug)]
 pub(crate) struct Expected {
     replies: Arc<Replies>,
@@ -100,12 +103,12 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    /// Where the answer is to go.
+    /// Returns the topic that the reply is sent to.
     pub(crate) fn topic(&self) -> &Topic {
         &self.topic
     }
 
-    /// The answer; `None` when the actor was closed.
+    /// Waits for the reply; `None` when the actor was closed.
     pub(crate) async fn answer(&mut self) -> Option<Message> {
         (&mut self.receiver).await.ok()
     }

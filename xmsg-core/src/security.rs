@@ -1,19 +1,29 @@
-//! Who may connect, and what the environment says of it. Mechanisms, keys and the files that keys lie in are those of
-//! [`xmsg_zmq::security`], and found here, too.
+//! The security mechanism of a client, as the environment chooses it. It also re-exports the mechanisms, keys
+//! and key files of [`xmsg_zmq::security`].
 
 pub use xmsg_zmq::security::*;
 
 use crate::{Error, ErrorKind, Result};
 
-/// What the environment says a client is to use:
+/// Reads from the environment which security mechanism a client uses.
 ///
-/// `XMSG_SERVER_KEY`: the server's public key, which means CURVE; `XMSG_KEY_FILE`: the file with our keys (without it, they are
-/// made up). `XMSG_USER` and `XMSG_PASSWORD_FILE`: PLAIN. Nothing of it: NULL.
+/// - CURVE: `XMSG_SERVER_KEY` is the public key of the server. `XMSG_KEY_FILE` is the file with the keys of
+///   the client; without it, a new key pair is generated.
+/// - PLAIN: `XMSG_USER` is the name of the user and `XMSG_PASSWORD_FILE` the file with the password.
+/// - NULL: none of these variables is set.
+///
+/// # Errors
+/// An error that names the variable: a file cannot be read, a key is invalid, or the variables do not fit
+/// together ([`InvalidOption`](ErrorKind::InvalidOption)).
 pub fn from_environment() -> Result<Security> {
     from_variables(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
-/// The same with other variables, as those of a test.
+/// Chooses the mechanism as [`from_environment`] does, from variables that `variable` returns, such as those
+/// of a test.
+///
+/// # Errors
+/// The errors of [`from_environment`].
 pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Security> {
     let called = |name: &str| match variable(name) {
         Some(_) => format!("{name} in the environment"),
@@ -22,7 +32,11 @@ pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Secur
     from_options(&variable, called)
 }
 
-/// The same for a program that takes them from elsewhere, as from its command line: errors call each what `called` says.
+/// Chooses the mechanism as [`from_environment`] does, for a program that takes the values from elsewhere,
+/// such as its command line. Errors name each value with the text that `called` returns for its variable.
+///
+/// # Errors
+/// The errors of [`from_environment`].
 pub fn from_options(
     variable: impl Fn(&str) -> Option<String>,
     called: impl Fn(&str) -> String,

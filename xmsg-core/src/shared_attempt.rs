@@ -1,4 +1,4 @@
-//! Something that is made once, by an attempt that all who wait for it share.
+//! A value that is made once, by an attempt that all waiting callers share.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -9,15 +9,15 @@ use crate::Result;
 
 type Attempt<T> = BoxFuture<'static, Result<T>>;
 
-/// A value that is made when it is first asked for.
+/// A value that is made when it is first needed.
 ///
-/// Those who ask while it is being made wait for the same attempt, and get the same value or the same error: twenty tasks
-/// that want a connection to a proxy that is not there wait for one time limit, not for twenty. Whoever asks after an attempt
-/// has failed begins a new one. An attempt goes on for as long as somebody waits for it, whoever began it; when all of them
-/// have given up it is dropped.
+/// Callers that ask while it is being made wait for the same attempt, and get the same value or the same
+/// error. So twenty tasks that need a connection to an unreachable proxy wait for one time limit, not for
+/// twenty. A call after a failed attempt starts a new one. An attempt continues as long as at least one
+/// caller waits for it, whoever started it. It is dropped when all of them have given up.
 pub(crate) struct SharedAttempt<T> {
     value: OnceLock<T>,
-    /// The attempt under way, held by those who wait for it.
+    /// The attempt in progress. The waiting callers own it.
     attempt: Mutex<Option<WeakShared<Attempt<T>>>>,
 }
 
@@ -34,12 +34,13 @@ impl<T> std::fmt::Debug for SharedAttempt<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> SharedAttempt<T> {
-    /// The value, if it has been made.
+    /// Returns the value, if it has been made.
     pub(crate) fn get(&self) -> Option<&T> {
         self.value.get()
     }
 
-    /// The value, made by `make` unless it is there or being made. Dropping the future gives up waiting.
+    /// Returns the value; `make` makes it unless it exists or is being made. Dropping the future gives up
+    /// waiting.
     pub(crate) async fn get_or_make<F>(&self, make: impl FnOnce() -> F) -> Result<&T>
     where
         F: Future<Output = Result<T>> + Send + 'static,
@@ -57,7 +58,8 @@ impl<T: Clone + Send + Sync + 'static> SharedAttempt<T> {
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let mut slot = self.slot();
-        // One that has failed may still be held by those who have yet to look at its result: it is not joined any more.
+        // Callers that have not yet seen the result may still hold a failed attempt. New callers do not join
+        // it.
         let current = slot.as_ref().and_then(WeakShared::upgrade);
         let current = current.filter(|attempt| attempt.peek().is_none_or(Result::is_ok));
         current.unwrap_or_else(|| {

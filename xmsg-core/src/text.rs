@@ -1,12 +1,16 @@
-//! Text of others on its way to people: what comes from a peer or a registrar may hold characters that move a terminal's cursor, paint it, forge a
-//! line, or turn the order of what is read around. Here is the one place that escapes them.
+//! Escaping of text from others before it is shown to people.
+//!
+//! Text from a peer or a registrar may contain characters that move the cursor of a terminal, change its
+//! colours, forge a line of a log, or change the direction in which the text is read. This is the only module
+//! that escapes them.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-/// Whether a character does something else than being shown: control characters (U+0000 to U+001F, DEL, U+0080 to U+009F), those that change the
-/// direction of text, and those that end a line or a paragraph.
+/// Returns whether a character does something other than being shown. Such characters are control characters
+/// (U+0000 to U+001F, DEL, U+0080 to U+009F), those that change the direction of text, and those that end a
+/// line or a paragraph.
 #[must_use]
 pub fn is_unsafe(c: char) -> bool {
     matches!(
@@ -20,7 +24,7 @@ pub fn is_unsafe(c: char) -> bool {
     )
 }
 
-/// The text with unsafe characters as Rust writes them: `\n`, `\u{202e}`. Without any, it is not copied.
+/// Escapes unsafe characters as Rust writes them: `\n`, `\u{202e}`. A text without any is not copied.
 ///
 /// ```
 /// use xmsg_core::text::escaped;
@@ -30,7 +34,7 @@ pub fn is_unsafe(c: char) -> bool {
 #[must_use]
 pub fn escaped(text: &str) -> Cow<'_, str> {
     replaced(text, |out, c| {
-        // To write to a string cannot fail.
+        // Writing to a string cannot fail.
         let _ = match c {
             '\n' | '\r' | '\t' => write!(out, "{}", c.escape_default()),
             _ => write!(out, "{}", c.escape_unicode()),
@@ -38,7 +42,8 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// The same for text that is JSON already, on one line: what is unsafe in it is in strings, and is written as JSON wants it.
+/// Escapes unsafe characters in a text that is valid JSON on one line. Such characters occur only within its
+/// strings, and are written as JSON escapes.
 ///
 /// ```
 /// use xmsg_core::text::json_escaped;
@@ -66,18 +71,19 @@ fn replaced(text: &str, write: impl Fn(&mut String, char)) -> Cow<'_, str> {
     out.into()
 }
 
-/// What lines of a log look like.
+/// The format of the lines of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogLine {
     /// Text for people.
     Plain,
-    /// The same, with colours (`ESC [ … m`), which are left as they are.
+    /// Text for people, with colours. Their sequences (`ESC [ … m`) are left unchanged.
     Coloured,
     /// JSON.
     Json,
 }
 
-/// Writes lines of a log, each handed over whole: whatever is unsafe in one is escaped, but for the end of the line.
+/// Writes the lines of a log. Each write must be one whole line. Unsafe characters are escaped, except the
+/// newline at the end.
 #[derive(Debug)]
 pub struct LogWriter<W> {
     inner: W,
@@ -85,7 +91,7 @@ pub struct LogWriter<W> {
 }
 
 impl<W: Write> LogWriter<W> {
-    /// To `inner`.
+    /// Makes a writer that writes to `inner`.
     pub fn new(inner: W, line: LogLine) -> Self {
         Self { inner, line }
     }
@@ -105,7 +111,7 @@ impl<W: Write> Write for LogWriter<W> {
             LogLine::Json => json_escaped(text),
             LogLine::Coloured => coloured(text),
         };
-        // In one piece, so that lines of several threads don't mix.
+        // Each line is written with one call, so that lines of several threads do not mix.
         self.inner.write_all(format!("{safe}{end}").as_bytes())
     }
 
@@ -114,7 +120,7 @@ impl<W: Write> Write for LogWriter<W> {
     }
 }
 
-/// Escapes what is unsafe, apart from colours.
+/// Escapes unsafe characters, except the sequences that set colours.
 fn coloured(text: &str) -> Cow<'_, str> {
     let mut out = String::with_capacity(text.len());
     let mut parts = text.split("\x1b[");

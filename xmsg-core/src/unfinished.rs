@@ -1,9 +1,10 @@
-//! What is left when something was closed or drained.
+//! The counts of what was unfinished when something was closed or drained.
 
 use std::fmt;
 use std::ops::{Add, AddAssign};
 
-/// What could not be finished before a deadline. Nothing is lost in silence: what is not done is counted here.
+/// The counts of what could not be finished before a deadline. Nothing is lost silently: whatever was not
+/// done is counted here.
 ///
 /// ```
 /// use xmsg_core::Unfinished;
@@ -18,16 +19,16 @@ use std::ops::{Add, AddAssign};
 pub struct Unfinished {
     /// Messages that were accepted and not written to the proxy.
     pub unsent: u64,
-    /// Messages that were written and not confirmed by the proxy: they may have arrived, or not.
+    /// Messages that were written and that the proxy has not confirmed: they may have arrived or not.
     pub unconfirmed: u64,
-    /// Messages that were received and not handled, those included whose handler was stopped at its work.
+    /// Messages that were received and not handled, including those whose handler was cancelled.
     pub unhandled: u64,
-    /// Requests of our own that were still waiting for their answer.
+    /// Requests that were still waiting for a reply.
     pub unanswered: u64,
 }
 
 impl Unfinished {
-    /// Whether everything was done.
+    /// Returns whether everything was finished, so that all counts are 0.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()

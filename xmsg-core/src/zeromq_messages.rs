@@ -1,11 +1,12 @@
-//! Messages as those of the `zeromq` crate, for programs that have its sockets and talk to xMsg actors through a proxy.
+//! Conversion to and from messages of the `zeromq` crate, for programs that use its sockets and talk to xMsg
+//! actors through a proxy.
 
 use bytes::Bytes;
 use zeromq::ZmqMessage;
 
 use crate::{Error, ErrorKind, Message};
 
-/// The three frames of the message: topic, metadata, data. Nothing is copied.
+/// The result has the three frames of the message: topic, metadata, data. Nothing is copied.
 ///
 /// ```
 /// use xmsg_core::Message;
@@ -25,10 +26,10 @@ impl From<Message> for ZmqMessage {
     }
 }
 
-/// A message of three frames is an xMsg message. Its metadata is looked at when it is asked for, as with messages of our own
-/// subscriptions.
+/// A message of three frames is an xMsg message. Its metadata is decoded only on request, as with received
+/// messages.
 impl TryFrom<ZmqMessage> for Message {
-    /// [`InvalidMessage`](ErrorKind::InvalidMessage): there are fewer frames, or more.
+    /// [`InvalidMessage`](ErrorKind::InvalidMessage) when the message does not have three frames.
     type Error = Error;
 
     fn try_from(message: ZmqMessage) -> Result<Self, Error> {

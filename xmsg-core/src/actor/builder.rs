@@ -1,4 +1,4 @@
-//! How an actor is made.
+//! Building an actor.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -40,25 +40,30 @@ impl ActorBuilder {
         Self { name, proxy: None, registrar: None, options: None }
     }
 
-    /// The default proxy: an address, or text such as `"10.0.0.7"`. Without it, that of `XMSG_PROXY`, or of localhost.
+    /// Sets the default proxy: an address, or text such as `"10.0.0.7"`. The default is that of `XMSG_PROXY`,
+    /// or localhost.
     pub fn proxy<A: TryInto<ProxyAddress, Error: fmt::Display>>(mut self, address: A) -> Self {
         self.proxy = Some(address.try_into().map_err(invalid_address));
         self
     }
 
-    /// The default registrar: an address, or text such as `"10.0.0.8"`. Without it, that of `XMSG_REGISTRAR`, or of localhost.
+    /// Sets the default registrar: an address, or text such as `"10.0.0.8"`. The default is that of
+    /// `XMSG_REGISTRAR`, or localhost.
     pub fn registrar<A: TryInto<RegistrarAddress, Error: fmt::Display>>(mut self, address: A) -> Self {
         self.registrar = Some(address.try_into().map_err(invalid_address));
         self
     }
 
-    /// Options of its connections. Default: [`ConnectOptions::new`].
+    /// Sets the options of the actor's connections. The default is [`ConnectOptions::new`].
     pub fn options(mut self, options: ConnectOptions) -> Self {
         self.options = Some(options);
         self
     }
 
-    /// The actor, if everything makes sense. It connects when it has something to say.
+    /// Makes the actor, without connecting it: it connects when it first publishes or subscribes.
+    ///
+    /// # Errors
+    /// An address that cannot be parsed, or [`InvalidOption`](crate::ErrorKind::InvalidOption).
     pub fn build(self) -> Result<Actor> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let proxy = match (self.proxy, variable("XMSG_PROXY")) {
@@ -99,7 +104,11 @@ impl ActorBuilder {
         Ok(Actor { inner: Arc::new(inner) })
     }
 
-    /// The actor, connected to its default proxy. Its error says why no proxy answers there.
+    /// Makes the actor and connects it to its default proxy.
+    ///
+    /// # Errors
+    /// The errors of [`build`](Self::build), or an error that says why no proxy answers. See
+    /// [`Connection::connect`].
     pub async fn connect(self) -> Result<Actor> {
         let actor = self.build()?;
         actor.inner.connection.connect().await?;

@@ -1,4 +1,4 @@
-//! Actors: publish, subscribe, ask and answer, by topic.
+//! Actors publish, subscribe, send requests and answer them, by topic.
 
 mod builder;
 mod reply;
@@ -32,10 +32,12 @@ use service::Service;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::{EventChannel, SocketEvents};
 
-/// An actor: a name, a default proxy and registrar, and connections as it needs them. Clones share it; any task may use it.
+/// An actor has a name, a default proxy and registrar, and opens connections as it needs them.
 ///
-/// When the last clone goes, what its [handlers](Self::subscribe_with) run ends, too, unless a handler holds a clone of its own;
-/// subscriptions that somebody reads go on. [`close`](Self::close) and [`drain`](Self::drain) end all of it, and say what is left.
+/// Clones share one actor, and any task may use it. When the last clone is dropped, the
+/// [handlers](Self::subscribe_with) of the actor end, unless a handler holds a clone of its own.
+/// Subscriptions that the program reads itself continue. [`close`](Self::close) and [`drain`](Self::drain)
+/// end all of them and return the counts of what is unfinished.
 ///
 /// ```no_run
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> xmsg_core::Result<()> {
@@ -64,19 +66,19 @@ struct Inner {
     registrations: Registrar,
     options: ConnectOptions,
     pool: Pool,
-    /// What the actor itself publishes goes through one connection for each proxy, so that it stays in order. This one is to the
-    /// default proxy.
+    /// The connection to the default proxy. The actor publishes through one connection for each proxy, so
+    /// that its messages stay in order.
     connection: Connection,
-    /// Those to other proxies.
+    /// The connections to other proxies.
     connections: Mutex<HashMap<ProxyAddress, Connection>>,
     replies: Mutex<HashMap<ProxyAddress, Arc<SharedAttempt<Arc<Replies>>>>>,
-    /// Subscriptions that somebody reads.
+    /// Subscriptions that the program reads itself.
     subscriptions: Mutex<Vec<Waiting>>,
     /// Subscriptions with a handler.
     services: Mutex<Services>,
     events: EventChannel,
     closed: AtomicBool,
-    /// Ends handlers when the last clone of the actor goes.
+    /// Ends the handlers when the last clone of the actor is dropped.
     stop_services: CancellationToken,
     /// Ends the tasks that dispatch replies.
     stop_replies: CancellationToken,
@@ -88,7 +90,7 @@ struct Inner {
 #[derive(Default)]
 struct Services {
     running: Vec<Arc<service::Shared>>,
-    /// What those that have ended, and are forgotten, left unhandled.
+    /// The number of unhandled messages of services that have ended and were removed from `running`.
     left: u64,
 }
 
@@ -123,49 +125,52 @@ impl fmt::Debug for Actor {
 }
 
 impl Actor {
-    /// An actor with the defaults, connected to its proxy: that of `XMSG_PROXY`, or of localhost. Its error says why no proxy
-    /// answers there.
+    /// Makes an actor with the default options and connects it to its proxy, whose address is that of
+    /// `XMSG_PROXY`, or localhost.
+    ///
+    /// # Errors
+    /// The error says why no proxy answers there. See [`Connection::connect`].
     pub async fn connect(name: impl Into<String>) -> Result<Self> {
         Self::builder(name).connect().await
     }
 
-    /// Connects to its default proxy, unless it is connected.
+    /// Connects to the default proxy, unless the actor is already connected.
     #[cfg(feature = "blocking")]
     pub(crate) async fn connected(&self) -> Result<()> {
         self.inner.connection.connect().await
     }
 
-    /// An actor with other addresses or options.
+    /// Begins to build an actor with other addresses or options.
     pub fn builder(name: impl Into<String>) -> ActorBuilder {
         ActorBuilder::new(name.into())
     }
 
-    /// Its name.
+    /// Returns the name of the actor.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
     }
 
-    /// Its identity in reply topics.
+    /// Returns the identity of the actor in reply topics.
     #[must_use]
     pub fn id(&self) -> ActorId {
         self.inner.id
     }
 
-    /// Its default proxy.
+    /// Returns the address of the default proxy.
     #[must_use]
     pub fn proxy(&self) -> &ProxyAddress {
         self.inner.connection.address()
     }
 
-    /// Its default registrar.
+    /// Returns the address of the default registrar.
     #[must_use]
     pub fn registrar(&self) -> &RegistrarAddress {
         &self.inner.registrar
     }
 
-    /// A connection of one's own to this proxy, from the pool of the actor, and back to it when it is dropped. The address is
-    /// one, or text such as `"10.0.0.7"`.
+    /// Takes a connection to this proxy from the pool of the actor, for the caller alone. The connection
+    /// returns to the pool when it is dropped. `address` is a [`ProxyAddress`], or text such as `"10.0.0.7"`.
     pub async fn connection<A: TryInto<ProxyAddress, Error: fmt::Display>>(
         &self,
         address: A,
@@ -174,14 +179,17 @@ impl Actor {
         self.inner.pool.take(&address).await
     }
 
-    /// The pool of the actor.
+    /// Returns the pool of the actor.
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.inner.pool
     }
 
-    /// Publishes through the default proxy. Returns when the message was accepted, in the order of the calls; waits while the
-    /// connection is full, and never drops. A reply topic is taken off: for that there is [`request`](Self::request).
+    /// Publishes a message through the default proxy.
+    ///
+    /// It returns when the message is accepted; messages are accepted in the order of the calls. It waits
+    /// while the connection is at its high-water mark and never drops a message. A reply topic is removed
+    /// from the message: [`request`](Self::request) is the call that sets one.
     pub async fn publish(&self, message: &Message) -> Result<()> {
         self.closed_here(self.inner.connection.publish(&*message.without_reply_to()?).await)
     }
@@ -191,54 +199,65 @@ impl Actor {
         self.closed_here(self.connection_to(address)?.publish(&*message.without_reply_to()?).await)
     }
 
-    /// Publishes through the default proxy without waiting for room, as [`Connection::try_publish`] does. A reply topic is taken off.
+    /// Publishes a message through the default proxy without waiting for room in the queue, as
+    /// [`Connection::try_publish`] does. A reply topic is removed from the message.
     pub fn try_publish(&self, message: &Message) -> Result<()> {
         self.closed_here(self.inner.connection.try_publish(&*message.without_reply_to()?))
     }
 
-    /// Returns once its proxies have everything that was published before the call, as [`Connection::flush`] does for one.
+    /// Waits until the proxies have confirmed everything that was published before the call, as
+    /// [`Connection::flush`] does for one proxy. `timeout` applies to each connection; all of them are
+    /// flushed at the same time.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let connections = self.connections();
         let flushing = connections.iter().map(|connection| connection.flush(timeout));
         self.closed_here(join_all(flushing).await.into_iter().collect())
     }
 
-    /// Messages that were accepted and that the proxies are not known to have; see [`Connection::unconfirmed`].
+    /// Returns the number of accepted messages that the proxies have not confirmed. See
+    /// [`Connection::unconfirmed`].
     #[must_use]
     pub fn unconfirmed(&self) -> u64 {
         self.connections().iter().map(Connection::unconfirmed).sum()
     }
 
-    /// Whether it is connected to its default proxy at this moment. After a reconnection it is so for about a second before messages
-    /// are sent again: they are held back, so that subscribers can come back first.
+    /// Returns whether the actor is connected to its default proxy at this moment. After a reconnection it is
+    /// connected for about a second before messages are sent again: they are held back, so that subscribers
+    /// can reconnect first.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.inner.connection.is_connected()
     }
 
-    /// What happens to its connections and subscriptions from now on until it is closed: connected, lost, dropped by the proxy.
+    /// Returns the events of the actor's connections and subscriptions from now on, until the actor is
+    /// closed. Examples are a connection that was made or lost, and messages that the proxy dropped.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
         self.inner.events.observe()
     }
 
-    /// Publishes through the default proxy and waits for the answer. `timeout` bounds the whole call, connecting included.
-    /// Dropping the future gives up.
+    /// Publishes a request through the default proxy and waits for the reply. `timeout` limits the whole
+    /// call, including the time to connect. Dropping the future cancels the request.
     ///
-    /// [`Remote`](ErrorKind::Remote) says that the service failed, and why: whoever answered did so with the status *error*.
-    /// [`Timeout`](ErrorKind::Timeout): nobody answered in time. [`Refused`](ErrorKind::Refused), [`NotConnected`](ErrorKind::NotConnected)
-    /// and others: the time was up while there was no connection to the proxy; whether the request was carried out is not known.
-    /// [`Closed`](ErrorKind::Closed): the actor was closed meanwhile.
+    /// # Errors
+    /// - [`Remote`](ErrorKind::Remote): the service failed; its reply has the status *error*, and the message
+    ///   of the error says why.
+    /// - [`Timeout`](ErrorKind::Timeout): no reply came in time.
+    /// - [`Refused`](ErrorKind::Refused), [`NotConnected`](ErrorKind::NotConnected) and others: there was no
+    ///   connection to the proxy when the time limit passed. It is not known whether the request was carried
+    ///   out.
+    /// - [`Closed`](ErrorKind::Closed): the actor was closed during the call.
     pub async fn request(&self, message: &Message, timeout: Duration) -> Result<Message> {
         self.request_through(&self.inner.connection, message, timeout).await
     }
 
-    /// [`request`](Self::request), by its name in other languages.
+    /// Does the same as [`request`](Self::request). This is the name of the call in xMsg for other languages.
     pub async fn sync_publish(&self, message: &Message, timeout: Duration) -> Result<Message> {
         self.request(message, timeout).await
     }
 
-    /// Publishes through another proxy and waits for the answer, as [`request`](Self::request) does with the default one.
+    /// Publishes a request through another proxy and waits for the reply, as [`request`](Self::request) does
+    /// through the default one.
     pub async fn request_to(
         &self,
         address: &ProxyAddress,
@@ -248,17 +267,18 @@ impl Actor {
         self.request_through(&self.connection_to(address)?, message, timeout).await
     }
 
-    /// Answers that came too late, and were dropped.
+    /// Returns the number of replies that were dropped because they came too late.
     #[must_use]
     pub fn late_replies(&self) -> u64 {
         self.all_replies().iter().map(|replies| replies.late()).sum()
     }
 
-    /// Subscribes through the default proxy: to one topic or many, given as text or as [`Topic`]s. Returns once the proxy has
-    /// confirmed it: nothing that is published from then on is missed.
+    /// Subscribes through the default proxy to one or more topics, given as text or as [`Topic`]s. It returns
+    /// once the proxy has confirmed the subscription: no matching message that is published from then on is
+    /// missed.
     ///
-    /// The same topics may be subscribed to more than once: every subscription gets all of their messages, over a connection of
-    /// its own, so that one that is slow holds up no other.
+    /// The same topics may be subscribed to more than once. Every subscription receives all of their messages
+    /// over its own connection, so that a slow subscription delays no other.
     pub async fn subscribe(&self, topics: impl IntoTopics) -> Result<Subscription> {
         self.subscribe_through(&self.inner.connection, topics).await
     }
@@ -272,12 +292,14 @@ impl Actor {
         self.subscribe_through(&self.connection_to(address)?, topics).await
     }
 
-    /// Subscribes through the default proxy, and runs `handler` for every message, at most `concurrency` at a time; with 1, in order, and
-    /// one after another in the task that receives them, which is fastest.
+    /// Subscribes through the default proxy and calls `handler` for every message, for at most `concurrency`
+    /// messages at the same time. With a `concurrency` of 1, messages are handled in order, one after
+    /// another, in the task that receives them, which is the fastest.
     ///
-    /// What the handler returns, if it is a reply, is published. An error, or a panic, is logged with the topic, and goes back to whoever
-    /// asked; the next message is handled. Dropping the handle leaves it running; [`SubscriptionHandle::drain`],
-    /// [`close`](Self::close) and dropping the actor end it.
+    /// A reply that the handler returns is published. If the handler returns an error or panics, this is
+    /// logged with the topic and sent to the requester, and the next message is handled. The subscription
+    /// continues when the handle is dropped; [`SubscriptionHandle::close`], [`SubscriptionHandle::drain`],
+    /// [`close`](Self::close), [`drain`](Self::drain) and dropping the actor end it.
     pub async fn subscribe_with<H, F>(
         &self,
         topics: impl IntoTopics,
@@ -291,7 +313,8 @@ impl Actor {
         self.serve_through(&self.inner.connection, topics, concurrency, handler).await
     }
 
-    /// Subscribes with a handler through another proxy, as [`subscribe_with`](Self::subscribe_with) does through the default one.
+    /// Subscribes with a handler through another proxy, as [`subscribe_with`](Self::subscribe_with) does
+    /// through the default one.
     pub async fn subscribe_with_to<H, F>(
         &self,
         address: &ProxyAddress,
@@ -306,8 +329,9 @@ impl Actor {
         self.serve_through(&self.connection_to(address)?, topics, concurrency, handler).await
     }
 
-    /// Makes known at the default registrar that the actor publishes, or subscribes to, this topic through its default proxy. It is
-    /// renewed until [`deregister`](Self::deregister) or the end of the actor.
+    /// Registers the actor at the default registrar as a publisher of this topic, or a subscriber to it,
+    /// through its default proxy. The registration is renewed until [`deregister`](Self::deregister) is
+    /// called or the actor ends.
     pub async fn register(&self, owner: OwnerType, topic: impl IntoTopic, description: &str) -> Result<()> {
         self.check_open()?;
         self.inner
@@ -316,21 +340,24 @@ impl Actor {
             .await
     }
 
-    /// Takes a registration back.
+    /// Removes a registration of the actor from the default registrar.
     pub async fn deregister(&self, owner: OwnerType, topic: impl IntoTopic) -> Result<()> {
         self.check_open()?;
         self.inner.registrations.deregister(&self.registration(owner, &topic.into_topic()?)).await
     }
 
-    /// Asks the default registrar whom a subscriber of the query's topic would hear: publishers whose topic starts with it. Or who
-    /// would hear a message of it: subscribers whose topic it starts with. The parts of a query are compared by
+    /// Asks the default registrar for the publishers or subscribers that match the query's topic. A query for
+    /// publishers finds those whose topic starts with it: the publishers that a subscriber of the topic would
+    /// hear. A query for subscribers finds those whose topic is a prefix of it: the subscribers that would
+    /// hear a message with the topic. To compare the parts of a topic, use
     /// [`discover_filtered`](Self::discover_filtered).
     pub async fn discover(&self, query: &Query) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.find(query).await
     }
 
-    /// Asks the default registrar for those whose topic has the parts asked for, and whose host and port are those asked for.
+    /// Asks the default registrar for registrations whose topic has the parts of the query, and whose host
+    /// and port are those of the query.
     ///
     /// ```no_run
     /// # async fn run(actor: xmsg_core::Actor) -> xmsg_core::Result<()> {
@@ -351,32 +378,40 @@ impl Actor {
         self.inner.registrations.filter(query).await
     }
 
-    /// Asks the default registrar for those of exactly the query's topic.
+    /// Asks the default registrar for registrations whose topic equals that of the query.
     pub async fn discover_exact(&self, query: &Query) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.exact(query).await
     }
 
-    /// Asks the default registrar for all publishers, or all subscribers.
+    /// Asks the default registrar for all publishers, or for all subscribers.
     pub async fn discover_all(&self, owner: OwnerType) -> Result<Vec<Registration>> {
         self.check_open()?;
         self.inner.registrations.all(owner).await
     }
 
-    /// Ends the actor within `limit`: handlers finish the messages that they are at, and get no more; then requests that still wait
-    /// for an answer end with [`Closed`](ErrorKind::Closed); then its connections send what they accepted, and have it confirmed.
-    /// Until they are done, handlers may publish and make requests.
+    /// Ends the actor within `limit` and returns the counts of what is unfinished.
     ///
-    /// Returns what is left. Subscriptions that somebody reads end, too: what they had received can still be taken, and is
-    /// counted as not handled, but for what is left of the messages that came in together and that they are giving out. Calling it again, also after a call that was given up, returns the same counts. A handler may
-    /// close its own actor; its own subscription is then not waited for.
+    /// Handlers finish their current messages and receive no more. Then requests that still wait for a reply
+    /// end with [`Closed`](ErrorKind::Closed). Then the connections send what they have accepted and have it
+    /// confirmed. Handlers may publish and send requests until they are done.
+    ///
+    /// Subscriptions that the program reads itself end, too. Messages that they have received can still be
+    /// taken, and are counted as not handled. The rest of a batch that a subscription has begun to return is
+    /// not counted.
+    ///
+    /// Calling it again returns the same counts, also after a call whose future was dropped. A handler may
+    /// close its own actor; the call then does not wait for the subscription of this handler.
     pub async fn close(&self, limit: Duration) -> Unfinished {
         self.end(limit, false).await
     }
 
-    /// Ends the actor as [`close`](Self::close) does, but first has its handlers handle everything that was sent to them: their
-    /// subscriptions are taken back, and what the proxy had passed on by then is handled. It is what a graceful shutdown calls: no
-    /// request that the proxy had passed on goes unanswered, unless the time runs out, and then it is counted.
+    /// Ends the actor as [`close`](Self::close) does, after its handlers have handled everything that was
+    /// sent to them.
+    ///
+    /// The subscriptions of the handlers are cancelled at the proxy, and the handlers handle what the proxy
+    /// had forwarded by then. Call it for a graceful shutdown: every request that the proxy had forwarded is
+    /// answered, or is counted if the time limit passes first.
     pub async fn drain(&self, limit: Duration) -> Unfinished {
         self.end(limit, true).await
     }
@@ -401,7 +436,8 @@ impl Actor {
         }
         let handled = {
             let handling = join_all(services.iter().map(|service| service.ended_by(deadline, own)));
-            // Meanwhile, and not only when handlers have left time for it.
+            // Confirming goes on while the handlers work, so that it does not depend on the time that they
+            // leave.
             let confirming = async {
                 join_all(connections.iter().map(Connection::keep_confirming)).await;
                 std::future::pending().await
@@ -432,7 +468,7 @@ impl Actor {
         if self.inner.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
     }
 
-    /// The same result, unless it says that a connection was closed because the actor was.
+    /// Replaces the error of a connection that was closed because the actor was closed.
     fn closed_here<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|error| match error.kind() {
             ErrorKind::Closed if self.inner.closed.load(Ordering::Acquire) => closed(),
@@ -444,7 +480,7 @@ impl Actor {
         Registration::new(owner, &self.inner.name, topic, self.proxy())
     }
 
-    /// The connection through which the actor itself publishes to this proxy.
+    /// Returns the connection through which the actor publishes to this proxy.
     fn connection_to(&self, address: &ProxyAddress) -> Result<Connection> {
         if address == self.proxy() {
             return Ok(self.inner.connection.share());
@@ -460,7 +496,7 @@ impl Actor {
         Ok(connection)
     }
 
-    /// The connections through which the actor itself publishes.
+    /// Returns the connections through which the actor publishes.
     fn connections(&self) -> Vec<Connection> {
         let others = lock(&self.inner.connections);
         std::iter::once(&self.inner.connection).chain(others.values()).map(Connection::share).collect()
@@ -474,7 +510,8 @@ impl Actor {
         self.check_open()?;
         let subscription = self.closed_here(connection.subscribe(topics).await)?;
         let mut subscriptions = lock(&self.inner.subscriptions);
-        // Under the lock, so that either this sees that the actor was closed, or closing sees the subscription.
+        // This check is made under the lock, so that either it sees that the actor was closed, or `end` sees
+        // the subscription.
         self.check_open()?;
         subscriptions.retain(Waiting::is_there);
         subscriptions.push(subscription.waiting());
@@ -508,7 +545,8 @@ impl Actor {
         message: &Message,
         timeout: Duration,
     ) -> Result<Message> {
-        // A handler may ask while its actor closes, so it is the connection, and the replies, that say when it is too late.
+        // A handler may send a request while its actor closes, so the connection and the replies decide when
+        // it is too late.
         let ask = async {
             let replies = self.replies(connection).await?;
             let mut expected = replies.expect().ok_or_else(closed)?;
@@ -532,7 +570,8 @@ impl Actor {
         }
     }
 
-    /// The replies that come through the proxy of this connection: subscribed to once.
+    /// Returns the replies that come through the proxy of this connection. They are subscribed to once for
+    /// each proxy.
     async fn replies(&self, connection: &Connection) -> Result<Arc<Replies>> {
         let shared = lock(&self.inner.replies).entry(connection.address().clone()).or_default().clone();
         let make = || {
@@ -549,7 +588,8 @@ impl Actor {
                         () = stop.cancelled() => {}
                         () = listening => {}
                     }
-                    // The actor may have been closed while it subscribed: whoever asks then must not wait for an answer.
+                    // The actor may have been closed during the subscription: a request that is made then
+                    // must not wait for a reply.
                     listened_to.close();
                 });
                 Ok(replies)

@@ -1,16 +1,16 @@
-//! What handlers return.
+//! Return values of handlers.
 
 use crate::Message;
 
-/// The error of a handler: anything that is an error, or text.
+/// The error of a handler: any error type, or text.
 pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a handler may return: nothing, or a reply; either of them in a `Result`.
+/// A type that a handler may return: nothing or a reply, alone or in a `Result`.
 ///
-/// An error goes back to whoever asked: their [`request`](crate::Actor::request) fails with
-/// [`ErrorKind::Remote`](crate::ErrorKind::Remote), and says why.
+/// An error is sent to the requester, whose [`request`](crate::Actor::request) fails with
+/// [`ErrorKind::Remote`](crate::ErrorKind::Remote) and says why.
 pub trait IntoReply: Send + 'static {
-    /// The reply to publish, or why the handler failed.
+    /// Returns the reply to publish, if there is one, or the reason why the handler failed.
     fn into_reply(self) -> Result<Option<Message>, HandlerError>;
 }
 

@@ -1,4 +1,4 @@
-//! Subscriptions with a handler: the task that runs it, and how it is ended.
+//! Subscriptions with a handler: the task that runs the handler, and how it ends.
 
 mod side_by_side;
 
@@ -22,17 +22,17 @@ use crate::{Connection, ErrorKind, Message, MessageRef, Messages, Subscription, 
 use xmsg_zmq::SocketEvents;
 use xmsg_zmq::deadline::Deadline;
 
-/// Messages that a handler is given in a row before others get their turn.
+/// The number of messages that a handler handles in a row before other tasks get their turn.
 const TURN: usize = 64;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 tokio::task_local! {
-    /// The service in whose handler this is.
+    /// The identity of the service whose handler runs in this task.
     static WITHIN: u64;
 }
 
-/// The service in whose handler the caller runs.
+/// Returns the identity of the service whose handler the caller runs in, if there is one.
 pub(crate) fn own() -> Option<u64> {
     WITHIN.try_with(|id| *id).ok()
 }
@@ -46,45 +46,47 @@ pub(crate) fn within<T>(own: Option<u64>, handler: impl FnOnce() -> T) -> T {
     }
 }
 
-/// What the task of a service shares with those who end it.
+/// The state that the task of a service shares with its handles and its actor.
 #[derive(Debug)]
 pub(super) struct Shared {
     id: u64,
-    /// Messages that wait in the socket.
+    /// Counts messages that wait in the socket.
     waiting: Waiting,
     taken: Mutex<Taken>,
-    /// Where, in the batch that is [taken](Taken::wire), the first message starts that is not yet handled, or, side by side, that no
-    /// worker has.
+    /// The offset, in the batch of [`wire`](Taken::wire), of the first message that is not yet handled. With
+    /// several workers, it is the first message that no worker has taken.
     at: AtomicUsize,
-    /// Messages that workers side by side have, and have not yet handled.
+    /// The number of messages that workers have taken and not yet handled.
     in_hand: AtomicU64,
-    /// Messages whose handler failed, or whose reply could not be sent.
+    /// The number of messages whose handler failed or whose reply could not be sent.
     failed: AtomicU64,
-    /// What it has subscribed to, to be named.
+    /// The topics of the subscription, for log lines.
     topics: Vec<Topic>,
-    /// What was returned when the service was made to end at a deadline: it is returned again.
+    /// The count that was returned when the service had not ended by its deadline: later calls return it
+    /// again.
     told: OnceLock<u64>,
-    /// A worker has left.
+    /// Notifies waiters when a worker ends.
     work_done: Notify,
     /// Whether no more messages are to be handled.
     stopping: AtomicBool,
     stop: CancellationToken,
     drain: CancellationToken,
     ended: CancellationToken,
-    /// Ends everything that runs for it, at its next `await`. The end of the actor does so, too.
+    /// Ends all tasks of the service at their next `await`. The end of the actor cancels it, too.
     give_up: CancellationToken,
 }
 
-/// What was taken from the socket. It is locked while messages are taken, so that none is between the two when they are counted.
+/// What was taken from the socket. It is locked while messages are taken, so that a count finds every message
+/// either in the socket or here.
 #[derive(Debug, Default)]
 struct Taken {
-    /// The batch whose messages are being handled. They are counted when somebody asks.
+    /// The batch whose messages are being handled. They are counted only on request.
     wire: Bytes,
-    /// The number of this batch.
+    /// The serial number of this batch.
     batch: u64,
-    /// Tasks that handle messages side by side.
+    /// The number of tasks that handle messages side by side.
     workers: usize,
-    /// The service has ended: what waited in the socket then.
+    /// The number of messages that waited in the socket when the service ended; `None` before.
     left: Option<u64>,
 }
 
@@ -93,7 +95,7 @@ impl Shared {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Messages of the batch that is taken which are not yet handled.
+    /// Returns the number of messages of the batch that are not yet handled.
     fn in_batch(&self, taken: &Taken) -> u64 {
         let at = self.at.load(Ordering::Acquire);
         taken.wire.get(at..).map_or(0, |_| Messages::of(taken.wire.slice(at..)).iter().count() as u64)
@@ -103,31 +105,31 @@ impl Shared {
         self.id
     }
 
-    /// Has no more messages received or handled. Handlers that are at work finish.
+    /// Stops receiving and handling messages. Handlers that are running finish.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.waiting.stop();
         self.stop.cancel();
     }
 
-    /// Has what was received handled, and then ends.
+    /// Has everything handled that was received, and then ends the service.
     pub(super) fn drain(&self) {
         self.drain.cancel();
     }
 
-    /// Ends handlers that are at work, at their next `await`.
+    /// Ends handlers that are running, at their next `await`.
     fn give_up(&self) {
         self.stop();
         self.give_up.cancel();
     }
 
-    /// The number of messages that it has not handled, if it has ended.
+    /// Returns the number of messages that were not handled, if the service has ended.
     pub(super) fn left_behind(&self) -> Option<u64> {
         let is_over = self.ended.is_cancelled();
         is_over.then(|| self.told.get().copied().unwrap_or_else(|| self.unhandled(None)))
     }
 
-    /// Takes the next message of the batch in hand. Returns where it starts.
+    /// Takes the next message of the batch and returns its offset.
     fn take_one(&self, taken: &Taken) -> Option<usize> {
         let at = self.at.load(Ordering::Relaxed);
         let mut messages = Messages::iter_at(&taken.wire, at);
@@ -139,18 +141,18 @@ impl Shared {
         found.then_some(at)
     }
 
-    /// Waits until every message of the batch is in somebody's hands.
+    /// Waits until workers have taken every message of the batch.
     async fn all_taken(&self) {
         self.when(|shared, taken| shared.at.load(Ordering::Acquire) >= taken.wire.len()).await;
         self.taken().wire = Bytes::new();
     }
 
-    /// Waits until no more than so many workers are at work.
+    /// Waits until no more than `workers` workers are running.
     async fn at_most(&self, workers: usize) {
         self.when(|_, taken| taken.workers <= workers).await;
     }
 
-    /// Waits until this holds, which may come to do so when a worker leaves.
+    /// Waits until the condition holds. It is checked again whenever a worker ends.
     async fn when(&self, holds: impl Fn(&Self, &Taken) -> bool) {
         loop {
             let mut done = std::pin::pin!(self.work_done.notified());
@@ -162,7 +164,8 @@ impl Shared {
         }
     }
 
-    /// Waits until the service has ended; if the caller is one of its handlers, until the others are done.
+    /// Waits until the service has ended. If the caller is one of its handlers, it waits until the other
+    /// handlers are done.
     pub(super) async fn ended(&self, own: Option<u64>) {
         if own != Some(self.id) {
             return self.ended.cancelled().await;
@@ -170,8 +173,10 @@ impl Shared {
         self.at_most(1).await;
     }
 
-    /// Waits for the end until `deadline`, and does not let it last longer. Returns the number of messages that were not handled. A
-    /// handler that is stopped at its work may still come to its next `await`: what was returned first counts.
+    /// Waits for the end of the service until `deadline`, and then cancels its tasks. Returns the number of
+    /// messages that were not handled.
+    ///
+    /// A cancelled handler may still run until its next `await`, so the count that is returned first is kept.
     pub(super) async fn ended_by(&self, deadline: Deadline, own: Option<u64>) -> u64 {
         let in_time = deadline.limit(self.ended(own)).await.is_ok();
         if own == Some(self.id) {
@@ -193,7 +198,8 @@ impl Shared {
         })
     }
 
-    /// Messages that were received and not handled; `own` is the service whose handler asks: its message is being handled.
+    /// Returns the number of messages that were received and not handled. `own` is the service whose handler
+    /// asks, if one does: the message of that handler is not counted.
     fn unhandled(&self, own: Option<u64>) -> u64 {
         let taken = self.taken();
         let waiting = taken.left.unwrap_or_else(|| self.waiting.count());
@@ -202,49 +208,53 @@ impl Shared {
     }
 }
 
-/// A running [`subscribe_with`](crate::Actor::subscribe_with). Dropping the handle leaves it running.
+/// A handle of a running [`subscribe_with`](crate::Actor::subscribe_with). The service continues when the
+/// handle is dropped.
 #[derive(Clone, Debug)]
 pub struct SubscriptionHandle {
     shared: Arc<Shared>,
 }
 
 impl SubscriptionHandle {
-    /// Takes the subscription back, has everything handled that had been sent to it by then, and ends, within `limit`. A request
-    /// that the proxy had passed on is answered.
+    /// Cancels the subscription at the proxy, has everything handled that the proxy had sent by then, and
+    /// ends the service, within `limit`. Every request that the proxy had forwarded is answered.
     ///
-    /// Returns what is left: messages that were received and not handled in time, those included whose handler was stopped at
-    /// its work. Called in one of its own handlers, it waits for the others only.
+    /// Returns the counts of what is unfinished: messages that were received and not handled in time,
+    /// including those whose handler was cancelled. If one of the handlers of the service calls it, it waits
+    /// for the other handlers only.
     pub async fn drain(&self, limit: Duration) -> Unfinished {
         self.shared.drain();
         self.end(limit).await
     }
 
-    /// Ends the subscription: nothing more is handled; handlers that are at work may finish within `limit`. Returns what is left:
-    /// messages that were received and not handled.
+    /// Ends the service within `limit`: no more messages are handled, and handlers that are running may
+    /// finish. Returns the counts of what is unfinished: messages that were received and not handled.
     pub async fn close(&self, limit: Duration) -> Unfinished {
         self.shared.stop();
         self.end(limit).await
     }
 
-    /// Messages that were received and are not yet handled, those at work included: how far the handler is behind.
+    /// Returns the number of messages that were received and are not yet handled, including those whose
+    /// handler is running. It says how far the handler lags behind.
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.shared.unhandled(None)
     }
 
-    /// Messages whose handler failed or panicked, or whose reply could not be sent. Each is logged with its topic and the reason.
+    /// Returns the number of messages whose handler failed or panicked, or whose reply could not be sent.
+    /// Each of them is logged with its topic and the reason.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.shared.failed.load(Ordering::Relaxed)
     }
 
-    /// Whether it has ended.
+    /// Returns whether the service has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.ended.is_cancelled()
     }
 
-    /// What happens to its connection from now on; `None` when it has ended.
+    /// Returns the events of the connection of the service from now on, or `None` if the service has ended.
     #[must_use]
     pub fn events(&self) -> Option<SocketEvents> {
         self.shared.waiting.events()
@@ -259,7 +269,7 @@ impl SubscriptionHandle {
 /// A subscription with a handler, before it runs.
 pub(super) struct Service<H> {
     pub(super) subscription: Subscription,
-    /// Replies go through it.
+    /// The connection through which replies are sent.
     pub(super) connection: Connection,
     pub(super) concurrency: usize,
     pub(super) handler: H,
@@ -270,7 +280,7 @@ where
     H: Fn(Message) -> F + Send + Sync + 'static,
     F: Future<Output: IntoReply> + Send + 'static,
 {
-    /// Runs it as one of these tasks, until it is ended or `actor_gone` is cancelled.
+    /// Spawns the service on this tracker. It runs until it is ended or `actor_gone` is cancelled.
     pub(super) fn start(
         self,
         tasks: &TaskTracker,
@@ -316,14 +326,14 @@ where
     }
 }
 
-/// The receiving side of a service. However the task ends, what is left is counted.
+/// The receiving side of a service. However the task ends, the messages that are left are counted.
 struct Running {
     subscription: Subscription,
     shared: Arc<Shared>,
 }
 
 impl Running {
-    /// The next messages, which count as taken; `None` at the end.
+    /// Takes the next batch of messages; `None` at the end.
     async fn next_batch(&mut self) -> Option<Messages> {
         let mut draining = false;
         loop {
@@ -359,7 +369,7 @@ impl Drop for Running {
         {
             let mut taken = self.shared.taken();
             taken.left = Some(self.shared.waiting.count());
-            // The memory of messages that nobody will handle is not kept for the sake of their number.
+            // Keeps only the number of these messages: nobody will handle them, so their memory can be freed.
             self.shared.in_hand.fetch_add(self.shared.in_batch(&taken), Ordering::AcqRel);
             taken.wire = Bytes::new();
         }
@@ -378,7 +388,7 @@ where
         let mut messages = batch.iter();
         let mut turn = 0;
         loop {
-            // Those that are left stay counted.
+            // The messages that are left stay counted as not handled.
             if shared.stopping.load(Ordering::Relaxed) {
                 return;
             }
@@ -387,7 +397,7 @@ where
                 Ok(message) => work.answer(message.to_message(), &Lent(message)).await,
                 Err(error) => not_a_message(&error),
             }
-            // Nobody else writes it.
+            // No other task writes this offset.
             shared.at.store(messages.at(), Ordering::Release);
             turn += 1;
             if turn == TURN {
@@ -399,7 +409,7 @@ where
     }
 }
 
-/// What is done with each message.
+/// What is needed to handle one message.
 struct Work<H> {
     handler: H,
     connection: Connection,
@@ -411,10 +421,13 @@ where
     H: Fn(Message) -> F + Send + Sync + 'static,
     F: Future<Output: IntoReply> + Send + 'static,
 {
-    /// `request` is the same message, for when the handler has used it up and there is something to say about it.
+    /// Handles a message and publishes the reply, if there is one.
+    ///
+    /// `request` is the same message: the handler consumes its own, and errors are logged and sent with the
+    /// topic of the request.
     async fn answer(&self, message: Message, request: &impl Request) {
-        // Everything of the handler's runs inside: its closure, its future, and what becomes of the result, so that a panic in
-        // any of them is one of the handler.
+        // The closure of the handler, its future and the conversion of the result all run inside, so that a
+        // panic in any of them is counted as one of the handler.
         let handling = async {
             let result = (self.handler)(message).await.into_reply();
             result.map_err(|error| error.to_string())
@@ -442,7 +455,8 @@ where
         self.tell(&request.message(), failure).await;
     }
 
-    /// Tells whoever asked that it failed; if the reason is too long for one message, as much of it as need be.
+    /// Sends an error reply to the requester. If the text is too long for a message, it is shortened until it
+    /// fits.
     async fn tell(&self, request: &Message, mut failure: String) {
         loop {
             let Some(reply) = error_reply(request, failure.clone()) else { return };
@@ -460,12 +474,13 @@ where
     }
 }
 
-/// The message that is being handled, once more.
+/// Gives access to the message that is being handled, after the handler has consumed it.
 trait Request: Send + Sync {
     fn message(&self) -> Message;
 }
 
-/// A message of a batch that outlives the handling: no reference is counted before it is needed.
+/// A borrowed message of a batch that outlives the handling: no reference is counted unless the message is
+/// needed.
 struct Lent<'a>(MessageRef<'a>);
 
 impl Request for Lent<'_> {
@@ -478,7 +493,7 @@ fn not_a_message(error: &crate::Error) {
     tracing::warn!(%error, "ignored a message that is not an xMsg message");
 }
 
-/// The answer that tells whoever asked that it failed; `None` if nobody awaits one.
+/// Makes the error reply to a request; `None` if no reply is expected.
 fn error_reply(request: &Message, error: String) -> Option<Message> {
     request.error_reply(error).ok().flatten()
 }

@@ -1,4 +1,4 @@
-//! Handlers that run at the same time: tasks that go from message to message.
+//! Handlers that run at the same time: workers, each of which handles one message after another.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,13 +10,14 @@ use tokio_util::task::TaskTracker;
 use super::{IntoReply, Lent, Running, TURN, WITHIN, Work, not_a_message};
 use crate::{Message, Messages};
 
-/// For how long a worker handles messages in a row before others get their turn.
+/// How long a worker handles messages in a row before other tasks get their turn.
 const TURN_TIME: Duration = Duration::from_micros(200);
 
-/// Handles up to `concurrency` messages at the same time, each of them in one of as many tasks.
+/// Handles up to `concurrency` messages at the same time, each of them in a task of its own.
 ///
-/// A task that has handled a message takes the next one of the batch, without a visit to the scheduler. As long as fewer than `concurrency`
-/// are at work, every message begins with a task of its own; so what is left in the batch waits for a place, and for nothing else.
+/// A worker that has handled a message takes the next one of the batch, without a visit to the scheduler.
+/// While fewer than `concurrency` workers are running, every message starts a new worker. So the messages
+/// that are left in the batch wait only for a free worker.
 pub(super) async fn side_by_side<H, F>(
     running: &mut Running,
     work: Arc<Work<H>>,
@@ -41,15 +42,16 @@ pub(super) async fn side_by_side<H, F>(
     shared.at_most(0).await;
 }
 
-/// A task that handles messages side by side with others of its kind.
+/// A task that handles messages side by side with other workers.
 struct Worker<H> {
     work: Arc<Work<H>>,
-    /// The batch that its last message was in, and its number: so it need not be shared anew for each of them.
+    /// The batch of its last message, and its serial number. The batch is shared anew only when the number
+    /// changes.
     wire: Bytes,
     batch: u64,
-    /// Where its next message starts.
+    /// The offset of its next message.
     at: usize,
-    /// Whether it holds one of the places.
+    /// Whether `Taken::workers` counts it.
     is_counted: bool,
 }
 
@@ -58,7 +60,8 @@ where
     H: Fn(Message) -> F + Send + Sync + 'static,
     F: Future<Output: IntoReply> + Send + 'static,
 {
-    /// A worker with its first message, if there is one, and a place for it.
+    /// Makes a worker with its first message; `None` if there is no message, or if `most` workers are
+    /// running.
     fn begin(work: &Arc<Work<H>>, most: usize) -> Option<Self> {
         let mut taken = work.shared.taken();
         if taken.workers >= most || work.shared.stopping.load(Ordering::Relaxed) {
@@ -70,7 +73,7 @@ where
         Some(Self { work: work.clone(), wire, batch, at, is_counted: true })
     }
 
-    /// Takes the next message. If there is none, its place is free.
+    /// Takes the next message. If there is none, the worker is no longer counted, and `false` is returned.
     fn take_next(&mut self) -> bool {
         let shared = &self.work.shared;
         let mut taken = shared.taken();
@@ -105,7 +108,7 @@ where
                 Some(Err(error)) => not_a_message(&error),
                 None => {}
             }
-            // If this is dropped before, the message stays counted as not handled.
+            // If this future is dropped before, the message stays counted as not handled.
             work.shared.in_hand.fetch_sub(1, Ordering::AcqRel);
             if !self.take_next() {
                 return;
@@ -126,11 +129,11 @@ impl<H> Drop for Worker<H> {
     }
 }
 
-/// For how long a worker has gone on, which it asks the clock the more often the longer its messages take.
+/// Measures how long a worker has run. It reads the clock more often the longer its messages take.
 #[derive(Debug)]
 struct Turn {
     begun: Instant,
-    /// Messages from one look at the clock to the next, and those that are left of them.
+    /// The number of messages between two readings of the clock, and how many of them are left.
     interval: usize,
     left: usize,
 }
@@ -142,7 +145,7 @@ impl Default for Turn {
 }
 
 impl Turn {
-    /// Called after each message: whether others are to have their turn.
+    /// Returns whether other tasks are to get their turn. It is called after each message.
     fn is_over(&mut self) -> bool {
         self.left -= 1;
         if self.left > 0 {
