@@ -1,4 +1,4 @@
-//! How connections are made: security, queues, heartbeats, checks, time limits, hooks.
+//! Options of connections: security, queues, heartbeats, checks, time limits and hooks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,18 +9,23 @@ use crate::{Error, ErrorKind, ProxyAddress, Result};
 use xmsg_zmq::xmsg_zmtp::Limits;
 use xmsg_zmq::{Endpoint, HighWaterMark, Receives, Sends, SocketOptions};
 
-/// How often an unanswered check is repeated (section 2 of the xMsg protocol).
+/// How often a check without an answer is repeated (section 2 of the xMsg protocol).
 pub const CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a check may take; of a subscription to several topics, from one confirmation to the next.
+/// How long a check may take by default. For a subscription to several topics, it is the time between two
+/// confirmations.
 pub const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection that was silent for so long is asked whether it lives. Asking costs a few bytes, so it is done often.
+/// How long a connection may be silent by default before a heartbeat (PING) is sent. It costs a few bytes, so
+/// it is sent often.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// How long the other side has to answer then. It is the larger part of the half-minute in which a proxy that vanished is
-/// noticed, because giving up one that is merely busy (a Java proxy that collects garbage, a machine that swaps) may cost messages.
+/// How long the other side has to answer a heartbeat by default.
+///
+/// Together with the interval, it takes half a minute to notice that a proxy has vanished. The time to answer
+/// is the larger part: giving up a proxy that is merely busy may cost messages. Examples are a Java proxy
+/// that collects garbage, and a machine that swaps.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What becomes of messages that were written to a connection which broke before the proxy had confirmed them.
+/// What happens to messages that were written to a connection that broke before the proxy had confirmed them.
 ///
 /// ```
 /// use xmsg_core::Delivery;
@@ -31,14 +36,17 @@ pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Delivery {
-    /// Nothing is sent twice. Up to so many messages may be lost as [`Connection::unconfirmed`](crate::Connection::unconfirmed) counts.
+    /// No message is sent twice. Messages that were not confirmed may be lost: at most as many as
+    /// [`Connection::unconfirmed`](crate::Connection::unconfirmed) counts.
     #[default]
     AtMostOnce,
-    /// They are sent again, in their order and before all others, with the header [`REPEATED`](crate::meta::REPEATED):
-    /// [`Message::may_be_repeated`](crate::Message::may_be_repeated). Until they are confirmed, once a second or sooner, they count for the
-    /// [high-water mark](ConnectOptions::high_water_mark).
+    /// Unconfirmed messages are sent again, in their order and before all others, with the header
+    /// [`REPEATED`](crate::meta::REPEATED); see
+    /// [`Message::may_be_repeated`](crate::Message::may_be_repeated). Until they are confirmed, which happens
+    /// at least once a second, they count towards the [high-water mark](ConnectOptions::high_water_mark).
     ///
-    /// It is the proxy that they reach at least once. What it had confirmed and not yet passed on when it was killed is lost.
+    /// The guarantee is for delivery to the proxy. Messages that a proxy has confirmed and not yet forwarded
+    /// are lost when it is killed.
     AtLeastOnce,
 }
 
@@ -68,7 +76,8 @@ impl std::str::FromStr for Delivery {
     }
 }
 
-/// Stands for the sockets of a connection to a proxy in [`SocketOptions`]: they publish, subscribe and ask.
+/// The type parameter of [`SocketOptions`] for the sockets of a connection to a proxy, which send and
+/// receive.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionSocket(());
 
@@ -76,17 +85,19 @@ impl Sends for ConnectionSocket {}
 
 impl Receives for ConnectionSocket {}
 
-/// The options of a socket of a connection.
+/// The options of the sockets of a connection.
 type ConnectionOptions = SocketOptions<ConnectionSocket>;
 
 type SocketHook = Arc<dyn Fn(ConnectionOptions, &ProxyAddress) -> ConnectionOptions + Send + Sync>;
 type Hook = Arc<dyn Fn(&ProxyAddress) + Send + Sync>;
 
-/// Options of [connections](crate::Connection), and of the [actors](crate::Actor) and [pools](crate::Pool) that make them.
+/// Options of [connections](crate::Connection), and of the [actors](crate::Actor) and [pools](crate::Pool)
+/// that make them.
 ///
-/// Every option has a documented default. What the program sets goes before what the environment says, and that before the
-/// default; the order in which options are set makes no difference. The environment is read once, by [`new`](Self::new).
-/// Values that make no sense are reported by [`check`](Self::check), and by whatever is built with the options.
+/// Every option has a documented default. What the program sets takes precedence over the environment, and
+/// the environment over the default. The order in which options are set makes no difference.
+/// [`new`](Self::new) reads the environment once. Values that make no sense are reported by
+/// [`check`](Self::check), and by whatever is built with the options.
 ///
 /// ```
 /// use std::time::Duration;
@@ -112,9 +123,9 @@ pub struct ConnectOptions {
     after_connect: Option<Hook>,
     before_subscribe: Option<SocketHook>,
     after_subscribe: Option<Hook>,
-    /// In place of those of the address.
+    /// Endpoints to connect to instead of those of the address.
     endpoints: Option<Arc<[Endpoint; 3]>>,
-    /// What is wrong with the environment, by the option that it is about: setting the option makes it irrelevant.
+    /// Errors in the environment, each with the name of its option. Setting the option removes the error.
     wrong: Vec<(&'static str, Error)>,
 }
 
@@ -138,7 +149,7 @@ impl Default for ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// The defaults, and what the environment says:
+    /// Makes options with the defaults and what the environment sets:
     ///
     /// | variable | option |
     /// |---|---|
@@ -155,7 +166,7 @@ impl ConnectOptions {
         })
     }
 
-    /// The defaults alone, whatever the environment says.
+    /// Makes options with the defaults alone, without reading the environment.
     #[must_use]
     pub fn without_environment() -> Self {
         Self::with_variables(|_| None)
@@ -213,29 +224,32 @@ impl ConnectOptions {
         options
     }
 
-    /// Takes note that the program has set an option, so that what the environment says of it does not matter.
+    /// Records that the program has set an option, so that an error of the environment about it no longer
+    /// matters.
     fn set(mut self, option: &'static str) -> Self {
         self.wrong.retain(|(about, _)| *about != option);
         self
     }
 
-    /// The security mechanism, and our part in it. Default: none (NULL). Keys that differ from proxy to proxy can be set by
-    /// [`before_connect`](Self::before_connect), which is told the address.
+    /// Sets the security mechanism and our credentials. The default is NULL (no security), unless the
+    /// environment sets another. For keys that differ from proxy to proxy, use
+    /// [`before_connect`](Self::before_connect), which receives the address.
     #[must_use]
     pub fn security(mut self, security: Security) -> Self {
         self.socket = self.socket.security(security);
         self.set("security")
     }
 
-    /// What becomes of messages that were written to a connection which broke before the proxy had confirmed them. Default: they are not
-    /// sent again.
+    /// Sets what happens to messages that were written to a connection that broke before the proxy had
+    /// confirmed them. By default they are not sent again.
     #[must_use]
     pub fn delivery(mut self, delivery: Delivery) -> Self {
         self.delivery = delivery;
         self.set("delivery")
     }
 
-    /// Bytes that a connection accepts before a publisher has to wait. Default 64 MiB.
+    /// Sets how many bytes of messages a connection accepts before a publisher has to wait. The default is 64
+    /// MiB.
     #[must_use]
     pub fn high_water_mark(mut self, bytes: usize) -> Self {
         let mark = HighWaterMark { bytes, ..self.socket.settings().send_high_water_mark };
@@ -243,16 +257,16 @@ impl ConnectOptions {
         self
     }
 
-    /// Bytes of received messages that wait for the subscriber. Above it nothing more is read from the proxy, whose policy
-    /// decides what happens then. Default 16 MiB.
+    /// Sets how many bytes of received messages may wait for the subscriber. Above that, nothing more is read
+    /// from the proxy, whose policy for slow subscribers then applies. The default is 16 MiB.
     #[must_use]
     pub fn receive_high_water_mark(mut self, bytes: usize) -> Self {
         self.socket = self.socket.receive_high_water_mark(bytes);
         self
     }
 
-    /// The largest message that is sent or received, bytes with frame headers. Default 64 MiB. A proxy of ours may announce a
-    /// smaller limit, which then holds for sending.
+    /// Sets the size of the largest message that is sent or received, in bytes, including frame headers. The
+    /// default is 64 MiB. `xmsg-proxy` may announce a smaller limit, which then holds for sending.
     #[must_use]
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         let limits = Limits { message_size: bytes, ..self.socket.settings().limits.clone() };
@@ -260,62 +274,66 @@ impl ConnectOptions {
         self
     }
 
-    /// How long a connection that is dropped goes on sending what it accepted. Default 5 s.
+    /// Sets how long a connection that was dropped goes on sending what it has accepted. The default is 5 s.
     #[must_use]
     pub fn linger(mut self, time: Duration) -> Self {
         self.socket = self.socket.linger(time);
         self
     }
 
-    /// A proxy (ZMTP 3.1) that was silent for so long is asked whether it lives; `None`: never. Default
-    /// [`HEARTBEAT_INTERVAL`], 10 s.
+    /// Sets how long a proxy may be silent before a heartbeat is sent to it; `None` disables heartbeats. The
+    /// default is [`HEARTBEAT_INTERVAL`], 10 s. Heartbeats need a proxy that speaks ZMTP 3.1.
     ///
-    /// A proxy of ours that makes a publisher wait says so every second. A foreign one that stops reading altogether answers
-    /// nothing: if it may do so for longer than the interval and the time limit, set longer ones, or none.
+    /// While `xmsg-proxy` makes a publisher wait, it says so every second. A foreign proxy that stops reading
+    /// altogether answers nothing: if it may do so for longer than the interval and the timeout together, set
+    /// longer ones, or disable heartbeats.
     #[must_use]
     pub fn heartbeat_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.socket = self.socket.heartbeat_interval(interval);
         self
     }
 
-    /// How long the proxy has to answer then. Default [`HEARTBEAT_TIMEOUT`], 20 s.
+    /// Sets how long the proxy has to answer a heartbeat. The default is [`HEARTBEAT_TIMEOUT`], 20 s.
     #[must_use]
     pub fn heartbeat_timeout(mut self, time: Duration) -> Self {
         self.socket = self.socket.heartbeat_timeout(time);
         self
     }
 
-    /// Whether a new connection is checked with the proxy, by the control request of xMsg. Default yes. Without the checks
-    /// nothing can be [flushed](crate::Connection::flush): a peer that is no xMsg proxy does not answer.
+    /// Sets whether a new connection is checked with the proxy, by the control request of xMsg. The default
+    /// is `true`. Disable the check for a peer that is not an xMsg proxy; such a peer cannot confirm a
+    /// [flush](crate::Connection::flush) either, because it does not answer.
     #[must_use]
     pub fn check_connection(mut self, check: bool) -> Self {
         self.check_connection = check;
         self
     }
 
-    /// Whether a new subscription is checked with the proxy. Default yes.
+    /// Sets whether a new subscription is checked with the proxy. The default is `true`.
     #[must_use]
     pub fn check_subscription(mut self, check: bool) -> Self {
         self.check_subscription = check;
         self
     }
 
-    /// How long making a connection may take, its check included. Default 1000 ms.
+    /// Sets how long it may take to make a connection, including its check. The default is 1000 ms.
     #[must_use]
     pub fn connection_timeout(mut self, time: Duration) -> Self {
         self.connection_timeout = time;
         self.set("connection_timeout")
     }
 
-    /// How long the check of a subscription may take; with several topics, from one confirmation to the next. Default 1000 ms.
+    /// Sets how long the check of a subscription may take. With several topics, it is the time between two
+    /// confirmations. The default is 1000 ms.
     #[must_use]
     pub fn subscription_timeout(mut self, time: Duration) -> Self {
         self.subscription_timeout = time;
         self.set("subscription_timeout")
     }
 
-    /// Called with the options of every socket, and the proxy that it is for, before the socket connects. It returns those that the socket is to
-    /// have: for what has no option here, or differs from proxy to proxy.
+    /// Sets a hook that is called before a socket connects, with the options of the socket and the address of
+    /// the proxy. The hook returns the options that the socket is to have. Use it for options that are not in
+    /// this type, or that differ from proxy to proxy.
     #[must_use]
     pub fn before_connect(
         mut self,
@@ -328,8 +346,8 @@ impl ConnectOptions {
         self
     }
 
-    /// Has the sockets connect to these endpoints, whatever the address is: where publishers, subscribers and control sockets
-    /// connect. For simulations, which have a network of their own.
+    /// Makes the sockets connect to these endpoints, whatever the address is. They are those for publishers,
+    /// subscribers and control sockets, in this order. Simulations, which have their own network, use it.
     #[doc(hidden)]
     #[must_use]
     pub fn endpoints(mut self, endpoints: [Endpoint; 3]) -> Self {
@@ -337,15 +355,17 @@ impl ConnectOptions {
         self
     }
 
-    /// Called after a connection to this proxy was made and checked.
+    /// Sets a hook that is called after a connection to a proxy was made and checked, with the address of the
+    /// proxy.
     #[must_use]
     pub fn after_connect(mut self, hook: impl Fn(&ProxyAddress) + Send + Sync + 'static) -> Self {
         self.after_connect = Some(Arc::new(hook));
         self
     }
 
-    /// Called with the options of a subscribing socket, after [`before_connect`](Self::before_connect) and before the socket
-    /// connects and subscribes.
+    /// Sets a hook that is called with the options of a subscribing socket, after
+    /// [`before_connect`](Self::before_connect) and before the socket connects and subscribes. It returns the
+    /// options that the socket is to have.
     #[must_use]
     pub fn before_subscribe(
         mut self,
@@ -358,14 +378,18 @@ impl ConnectOptions {
         self
     }
 
-    /// Called after a subscription at this proxy was made and checked.
+    /// Sets a hook that is called after a subscription was made and checked, with the address of the proxy.
     #[must_use]
     pub fn after_subscribe(mut self, hook: impl Fn(&ProxyAddress) + Send + Sync + 'static) -> Self {
         self.after_subscribe = Some(Arc::new(hook));
         self
     }
 
-    /// Whether every option makes sense: [`InvalidOption`](ErrorKind::InvalidOption) names the first that does not.
+    /// Checks that every option makes sense.
+    ///
+    /// # Errors
+    /// [`InvalidOption`](ErrorKind::InvalidOption) for the first option that does not. The error names it.
+    /// Errors in keys and files that the environment names have their own kinds.
     pub fn check(&self) -> Result<()> {
         if let Some((_, error)) = self.wrong.first() {
             return Err(error.clone());
@@ -400,7 +424,7 @@ impl ConnectOptions {
         &self.socket.settings().security
     }
 
-    /// Where publishers, subscribers and control sockets connect.
+    /// Returns the endpoints for publishers, subscribers and control sockets, in this order.
     pub(crate) fn endpoints_of(&self, address: &ProxyAddress) -> Result<[Endpoint; 3]> {
         match &self.endpoints {
             Some(endpoints) => Ok((**endpoints).clone()),
@@ -412,7 +436,7 @@ impl ConnectOptions {
         }
     }
 
-    /// Whether messages that may not have arrived are sent again.
+    /// Returns whether unconfirmed messages are sent again.
     pub(crate) fn repeats(&self) -> bool {
         self.delivery == Delivery::AtLeastOnce
     }
@@ -425,7 +449,7 @@ impl ConnectOptions {
         self.subscription_timeout
     }
 
-    /// How long a connection that is given up goes on sending what it accepted.
+    /// Returns how long a connection that was dropped goes on sending what it has accepted.
     pub(crate) fn linger_time(&self) -> Duration {
         self.socket.settings().linger
     }
@@ -438,12 +462,12 @@ impl ConnectOptions {
         self.check_subscription
     }
 
-    /// Options of a publishing or control socket, after the *before connecting* hook.
+    /// Returns the options of a publishing or control socket, after the `before_connect` hook.
     pub(crate) fn connecting(&self, address: &ProxyAddress) -> ConnectionOptions {
         hooked(self.socket.clone(), self.before_connect.as_ref(), address)
     }
 
-    /// Options of a subscribing socket, after the *before subscribing* hook.
+    /// Returns the options of a subscribing socket, after the `before_connect` and `before_subscribe` hooks.
     pub(crate) fn subscribing(&self, address: &ProxyAddress) -> ConnectionOptions {
         hooked(self.connecting(address), self.before_subscribe.as_ref(), address)
     }
@@ -463,12 +487,13 @@ impl ConnectOptions {
     }
 }
 
-/// Whether a variable counts as set although it is empty.
+/// Returns whether a variable counts as set even if it is empty.
 fn is_flag(name: &str) -> bool {
     name.starts_with("XMSG_NO_CHECK_")
 }
 
-/// The options of sockets that belong to a connection or a registrar's client.
+/// Returns the default options, with heartbeats, of sockets that belong to a connection or to a client of the
+/// registrar.
 pub(crate) fn with_heartbeats<S>() -> SocketOptions<S> {
     SocketOptions::default().heartbeat_interval(HEARTBEAT_INTERVAL).heartbeat_timeout(HEARTBEAT_TIMEOUT)
 }
@@ -517,7 +542,7 @@ mod tests {
                 "XMSG_POST_SUBSCRIPTION_SLEEP" => " 4 ",
                 "XMSG_NO_CHECK_CONNECTION" | "XMSG_NO_CHECK_SUBSCRIPTION" => "",
                 "XMSG_DELIVERY" => "at-most-once",
-                // Those of security have tests of their own.
+                // The variables of security have their own tests.
                 "XMSG_SERVER_KEY" | "XMSG_KEY_FILE" | "XMSG_USER" | "XMSG_PASSWORD_FILE" => return None,
                 other => panic!("{other} is not in the contract"),
             };
@@ -540,7 +565,8 @@ mod tests {
         assert!(set.check_connection && !set.check_subscription);
     }
 
-    /// Options do not undo each other, in whatever order they are set, nor what the environment says of others.
+    /// Setting an option undoes no other option, nor what the environment sets for others, in whatever order
+    /// options are set.
     #[test]
     fn the_order_of_options_makes_no_difference() {
         let variable = |name: &str| match name {

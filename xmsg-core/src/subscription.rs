@@ -1,4 +1,4 @@
-//! Messages of topics that were subscribed to.
+//! Subscriptions that the program reads itself.
 
 use std::fmt;
 use std::pin::Pin;
@@ -18,8 +18,8 @@ use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::{SocketEvents, Subscriber, Unreceived};
 use xmsg_zmtp::walk_message;
 
-/// Messages of the topics that were subscribed to: a [`Stream`](futures::Stream). It stays subscribed through restarts of the
-/// proxy; dropping it unsubscribes.
+/// Receives the messages of the topics that were subscribed to, as a [`Stream`](futures::Stream). It stays
+/// subscribed when the proxy restarts. Dropping it unsubscribes.
 ///
 /// ```no_run
 /// # async fn run(connection: xmsg_core::Connection) -> xmsg_core::Result<()> {
@@ -31,14 +31,14 @@ use xmsg_zmtp::walk_message;
 /// ```
 pub struct Subscription {
     socket: Subscriber,
-    /// What is left of the messages that came in last.
+    /// The rest of the batch that was received last.
     batch: Messages,
-    /// What messages that were given out one by one hold.
+    /// The memory that messages returned one by one keep alive.
     kept: Kept,
     topics: Vec<Topic>,
     marker: Marker,
     draining: Option<Draining>,
-    /// Nothing more is received; what is queued is still given out.
+    /// Whether receiving has stopped. Messages in the queue are still returned.
     stopped: bool,
     two_frames: bool,
 }
@@ -53,12 +53,13 @@ impl fmt::Debug for Subscription {
     }
 }
 
-/// The last messages are on their way, and a marker behind them.
+/// A subscription that is being drained: the last messages are on their way, and a marker follows them.
 struct Draining {
     topic: Topic,
-    /// The proxy has confirmed the subscription to the topic of the marker: it sends nothing of the other topics any more.
+    /// Notified when the proxy has confirmed the subscription to the marker's topic: it then sends nothing of
+    /// the other topics any more.
     confirmed: Arc<Notify>,
-    /// `None`: nobody is there any more through whom the marker could come.
+    /// Sends the marker; `None` when there is no connection left through which it could come.
     sending: Option<BoxFuture<'static, ()>>,
 }
 
@@ -76,9 +77,10 @@ impl Subscription {
         }
     }
 
-    /// The same, which gives out messages of two frames, too, topic and data, as plain ZeroMQ publishers send them; their metadata is
-    /// empty. Without this they are passed over: clients of other implementations have the proxy answer their control requests in this form,
-    /// and those answers reach everybody who subscribed to the topic.
+    /// Makes the subscription return messages of two frames, topic and data, too. Plain ZeroMQ publishers
+    /// send them; their metadata is empty. By default they are skipped, because clients of other
+    /// implementations have the proxy answer their control requests in this form, and those answers reach
+    /// every subscriber of the topic.
     #[must_use]
     pub fn with_two_frames(mut self) -> Self {
         self.two_frames = true;
@@ -86,18 +88,21 @@ impl Subscription {
         self
     }
 
-    /// The topics that it was made with.
+    /// Returns the topics that the subscription was made with.
     #[must_use]
     pub fn topics(&self) -> &[Topic] {
         &self.topics
     }
 
-    /// The next message. A message that has not the three frames of xMsg is an error, and the next one can be asked for;
-    /// messages of two frames are passed over unless they are [wanted](Self::with_two_frames). `None` once the subscription is closed or drained.
-    /// Dropping the future loses nothing.
+    /// Returns the next message, or `None` once the subscription is closed or drained. Dropping the future
+    /// loses nothing.
     ///
-    /// A message can be kept: it holds 16 times its own size or 1 KiB of memory at most, whatever is more. Only of messages that
-    /// come when little is being kept, some hold more, 2 MiB in all for a subscription and what one read brought.
+    /// A message that does not have the three frames of xMsg is an error, after which the next message can be
+    /// requested. Messages of two frames are skipped unless they are [enabled](Self::with_two_frames).
+    ///
+    /// A message can be kept: it keeps alive at most 16 times its own size or 1 KiB of memory, whichever is
+    /// more. Only while few messages are being kept, some of them keep alive more: in all 2 MiB for a
+    /// subscription, and what one read brought.
     pub async fn next(&mut self) -> Option<Result<Message>> {
         match self.batch.next() {
             None => std::future::poll_fn(|cx| self.poll_next_message(cx)).await,
@@ -105,13 +110,14 @@ impl Subscription {
         }
     }
 
-    /// The next messages, all that came in together: one if they come one by one, hundreds if they are many and small. It waits for the
-    /// first of them only. `None` once the subscription is closed or drained. Dropping the future loses nothing.
+    /// Returns the messages that were received together: one if they arrive one by one, or hundreds if they
+    /// are many and small. It waits only for the first of them. It returns `None` once the subscription is
+    /// closed or drained. Dropping the future loses nothing.
     pub async fn next_batch(&mut self) -> Option<Messages> {
         std::future::poll_fn(|cx| self.poll_next_batch(cx)).await
     }
 
-    /// [`next_batch`](Self::next_batch) for hand-written futures.
+    /// Polls for the messages that [`next_batch`](Self::next_batch) returns, for hand-written futures.
     pub fn poll_next_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Messages>> {
         let batch = std::mem::take(&mut self.batch);
         if !batch.is_empty() {
@@ -127,17 +133,19 @@ impl Subscription {
         if self.two_frames { messages.with_two_frames() } else { messages }
     }
 
-    /// What happens to its connection from now on.
+    /// Returns the events of the connection of the subscription from now on.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
         self.socket.events()
     }
 
-    /// Takes the subscription back at the proxy, and ends once everything that the proxy had sent for it until then was given
-    /// out: [`next`](Self::next) returns those messages, and then `None`. It returns at once.
+    /// Begins to drain the subscription: it is cancelled at the proxy, and ends after everything that the
+    /// proxy had sent for it by then. [`next`](Self::next) returns those messages, and then `None`. This call
+    /// itself returns at once.
     ///
-    /// That the last one has come is known from a marker that travels behind it, so this works through every proxy. While there is
-    /// no connection, nothing more can come, and what was received is the rest.
+    /// A marker that travels behind the last message shows that it has arrived, so this works through every
+    /// proxy. Without a connection nothing more can arrive, and only the messages that were received are
+    /// returned.
     ///
     /// ```no_run
     /// # async fn run(mut reports: xmsg_core::Subscription) -> xmsg_core::Result<()> {
@@ -151,45 +159,46 @@ impl Subscription {
         if self.draining.is_some() || self.stopped {
             return;
         }
-        // No other subscription has the topic, so that the marker comes to this one alone.
+        // The topic is random, so that no other subscription receives the marker.
         let topic = Topic::wrap(format!("ret:{}{}:drain", ActorId::random(), ActorId::random()));
-        // The proxy takes these in this order, so whoever knows the last has forgotten the others.
+        // The proxy handles these in order, so when it has confirmed the last one, it has removed the others.
         for topic in &self.topics {
             self.socket.unsubscribe(topic.clone().into_bytes());
         }
-        // It is short enough for every limit.
+        // The topic is short enough for every limit, so this cannot fail.
         let _ = self.socket.subscribe(topic.clone().into_bytes());
         let confirmed = Arc::new(Notify::new());
         let sending = send_marker(self.marker.clone(), topic.clone(), confirmed.clone());
         self.draining = Some(Draining { topic, confirmed, sending: Some(Box::pin(sending)) });
     }
 
-    /// Receives nothing more. What was received is still given out.
+    /// Stops receiving. Messages that were received are still returned.
     pub(crate) fn stop(&mut self) {
         self.stopped = true;
         self.draining = None;
         self.socket.stop();
     }
 
-    /// Ends the subscription. Messages that were received and not taken are dropped; their number is returned.
+    /// Ends the subscription. Messages that were received and not taken are dropped, and their number is
+    /// returned.
     pub async fn close(mut self) -> u64 {
         self.stop();
         self.socket.close().await;
         self.left()
     }
 
-    /// Messages that were received and not given out.
+    /// Returns the number of messages that were received and not taken.
     pub(crate) fn left(&self) -> u64 {
         self.batch.iter().count() as u64 + self.waiting().count()
     }
 
-    /// Why there is no connection, if that is known; `None` while there is one.
+    /// Returns why there is no connection, if that is known; `None` while there is one.
     #[cfg(feature = "blocking")]
     pub(crate) fn failure(&self) -> Option<crate::Error> {
         self.socket.failure()
     }
 
-    /// Counts those of them that wait in the socket, for as long as it exists.
+    /// Returns a counter of the messages that wait in the socket. It works as long as the socket exists.
     pub(crate) fn waiting(&self) -> Waiting {
         Waiting(self.socket.unreceived())
     }
@@ -210,7 +219,8 @@ impl Subscription {
         }
     }
 
-    /// The next messages before the marker, and how much memory a slice of them keeps alive, in bytes.
+    /// Polls for the next messages before the marker, and the number of bytes of memory that a slice of them
+    /// keeps alive.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
         loop {
             let Some(draining) = &mut self.draining else { return Poll::Ready(None) };
@@ -258,12 +268,12 @@ impl Waiting {
         self.0.batches().into_iter().map(|batch| Messages::of(batch).iter().count() as u64).sum()
     }
 
-    /// Has the subscription receive nothing more. What waits can still be taken.
+    /// Makes the subscription stop receiving. Messages that wait can still be taken.
     pub(crate) fn stop(&self) {
         self.0.stop();
     }
 
-    /// Whether the subscription is still there.
+    /// Returns whether the subscription still exists.
     pub(crate) fn is_there(&self) -> bool {
         self.0.is_there()
     }
@@ -273,18 +283,20 @@ impl Waiting {
     }
 }
 
-/// Asks the proxy until it confirms the subscription to the marker's topic, then sends the marker until it is dropped.
+/// Asks the proxy until it confirms the subscription to the marker's topic, and then sends the marker until
+/// the future is dropped.
 async fn send_marker(marker: Marker, topic: Topic, confirmed: Arc<Notify>) {
     let mut interval = Duration::from_millis(2);
     let mut is_confirmed = false;
-    // A proxy where we may not subscribe to the topic never confirms it.
+    // If our rights do not allow the subscription, the proxy never confirms it, so the time is limited.
     let patience = Deadline::after(marker.subscription_limit());
     while is_confirmed || !patience.has_passed() {
         let sent = if is_confirmed { marker.send(&topic).await } else { marker.ask(&topic).await };
         if !sent {
             return;
         }
-        // A proxy whose queue is full may have dropped it, and a connection may have broken.
+        // A request or marker may be lost when the queue of the proxy is full or a connection breaks, so it
+        // is repeated.
         let answer = async {
             if is_confirmed {
                 std::future::pending::<()>().await;
@@ -306,7 +318,7 @@ enum Found {
     Marker,
 }
 
-/// What stands in these messages before the marker, and which of its signs was found.
+/// Returns the messages before the marker, and whether the marker or the confirmation of its topic was found.
 fn before_marker(wire: &Bytes, topic: &[u8]) -> (Bytes, Option<Found>) {
     let (mut at, mut found) = (0, None);
     while at < wire.len() {
@@ -322,7 +334,7 @@ fn before_marker(wire: &Bytes, topic: &[u8]) -> (Bytes, Option<Found>) {
             if frames != 2 {
                 return (wire.slice(..at), Some(Found::Marker));
             }
-            // Two frames are an answer, which is passed over when messages are given out.
+            // Two frames are an answer to a control request, which is skipped when messages are returned.
             found = Some(Found::Answer);
         }
         at = end;

@@ -1,5 +1,5 @@
-//! What is known to have arrived: the answer to a control request proves that the proxy has read everything that was sent
-//! before it over the same connection.
+//! Confirmation of published messages: the answer to a control request proves that the proxy has read
+//! everything that was sent before it over the same connection.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,63 +16,67 @@ use crate::options::CHECK_INTERVAL;
 use crate::{Meta, Result, Topic, data::mime};
 use xmsg_zmq::{Dealer, Multipart, Publisher, Security};
 
-/// Control requests whose places are known, in the order of messages.
+/// The largest number of control requests whose positions in the order of messages are kept.
 const PLACES_MAX: usize = 1024;
-/// For how long messages that may have to be sent again are kept before the proxy is asked whether it has them, unless there is much of them.
+/// How long messages that may have to be sent again are kept before the proxy is asked to confirm them,
+/// unless many of them wait.
 const KEPT_FOR: Duration = Duration::from_secs(1);
-/// The longest pause between two requests for the same confirmation.
+/// The longest interval between two requests for the same confirmation.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Counts what was confirmed of the messages of a publishing socket, by their place in the order in which they were accepted.
+/// Counts the confirmed messages of a publishing socket, by their position in the order in which messages
+/// were accepted.
 ///
-/// Control requests are messages, too, and are taken off every count: what is counted are messages of the user.
+/// Control requests are messages, too, and are subtracted from every count: only messages of the user are
+/// counted.
 #[derive(Debug, Default)]
 pub(super) struct Confirmations {
     known: Mutex<Known>,
-    /// Held while a control request is being accepted, so that its count and its place belong together.
+    /// Held while a control request is being accepted, so that its count and its position belong together.
     asking: tokio::sync::Mutex<()>,
-    /// The socket on which the next confirmation arrives. Whoever has it is confirming.
+    /// The socket on which the next confirmation arrives. Whoever holds the lock is confirming.
     control: tokio::sync::Mutex<Option<Control>>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Known {
-    /// The proxy has all messages up to this one, unless they are counted as doubtful.
+    /// The proxy has all messages up to this position, except those that are counted as doubtful.
     confirmed: Mark,
-    /// Control requests that were accepted.
+    /// The number of control requests that were accepted.
     requests: u64,
-    /// The places of those that are not confirmed, or later ones. Of more than [`PLACES_MAX`] the oldest are forgotten, and then
-    /// counted as messages of the user.
+    /// The positions of the control requests that are not confirmed, and of later ones. Of more than
+    /// [`PLACES_MAX`], the oldest are removed, and then counted as messages of the user.
     places: VecDeque<u64>,
-    /// Messages that were written to connections that broke before they were confirmed.
+    /// The number of messages that were written to connections that broke before the messages were confirmed.
     doubtful: u64,
-    /// … and those of them that were reported by a flush.
+    /// The number of doubtful messages that a flush has reported.
     reported: u64,
 }
 
-/// A place in the order of accepted messages.
+/// A position in the order of accepted messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Mark {
-    /// Messages up to it.
+    /// The number of messages up to this position.
     messages: u64,
-    /// Control requests among them.
+    /// The number of control requests among them.
     requests: u64,
 }
 
-/// A control socket, and the requests whose answers may come.
+/// A control socket, and the requests whose answers may arrive on it.
 #[derive(Debug)]
 struct Control {
     identity: Bytes,
     socket: Dealer,
-    /// What an answer to each request proves, in the order of the requests. Any of them may be lost, but they do not overtake one
-    /// another: the first answer that comes proves at least what the first request asked.
+    /// The position that an answer to each request confirms, in the order of the requests. Any answer may be
+    /// lost, but answers do not overtake one another: the first answer that arrives confirms at least the
+    /// position of the first request.
     asked: VecDeque<Mark>,
     is_new: bool,
 }
 
 impl Confirmations {
-    /// Begins with a socket that was opened and checked: what it has accepted so far are control requests. Some of them may still
-    /// wait, if the connection broke meanwhile.
+    /// Starts counting for a socket that was opened and checked: what it has accepted so far are control
+    /// requests. Some of them may still wait, if the connection broke in the meantime.
     pub(super) fn begin(&self, publisher: &Publisher) {
         let requests = publisher.accepted();
         let confirmed = Mark { messages: requests, requests };
@@ -81,7 +85,7 @@ impl Confirmations {
         *self.known() = Known { confirmed, requests, places, ..Known::default() };
     }
 
-    /// Messages of the user that were accepted and not confirmed.
+    /// Returns the number of user messages that were accepted and not confirmed.
     pub(super) fn unconfirmed(&self, publisher: &Publisher) -> u64 {
         let accepted = publisher.accepted();
         let known = self.known();
@@ -89,8 +93,8 @@ impl Confirmations {
         accepted.saturating_sub(known.confirmed.messages).saturating_sub(requests) + known.doubtful
     }
 
-    /// Messages of the user that were accepted and not written. Several control requests may wait: whoever made one may have given
-    /// up, and others ask anew.
+    /// Returns the number of user messages that were accepted and not written. Several control requests may
+    /// be waiting: a caller may have given up after making one, and others have made new ones.
     pub(super) fn unsent(&self, publisher: &Publisher) -> u64 {
         let (queued, written) = (publisher.queued().messages, publisher.written_once());
         let requests = self.known().places.iter().rev().take_while(|place| **place > written).count();
@@ -103,15 +107,16 @@ impl Confirmations {
         self.accept(publisher, request.message()).await
     }
 
-    /// Publishes an ordinary message that is not the user's.
+    /// Publishes an ordinary message that is not from the user.
     pub(super) async fn send_marker(&self, publisher: &Publisher, topic: &Topic) -> Result<()> {
         let meta = Meta::new(mime::BYTES).encode();
         let _asking = self.asking.lock().await;
         self.accept(publisher, [topic.clone().into_bytes(), meta, Bytes::new()]).await
     }
 
-    /// Returns once everything that was accepted before the call is confirmed, or is known to be doubtful. Returns the number of
-    /// doubtful messages that were not returned before. Those who call at the same time are served one after another.
+    /// Waits until everything that was accepted before the call is confirmed or is known to be doubtful.
+    /// Returns the number of doubtful messages that were not returned before. Concurrent calls are served one
+    /// after another.
     pub(super) async fn confirm(&self, publisher: &Publisher, target: &Target) -> Result<u64> {
         self.confirm_quietly(publisher, target).await?;
         let mut known = self.known();
@@ -120,8 +125,8 @@ impl Confirmations {
         Ok(news)
     }
 
-    /// The same until nothing is left to be confirmed, also of what is accepted meanwhile. It ends without an error when there is
-    /// nothing more that could be done.
+    /// Waits until no message is left to be confirmed, including those accepted in the meantime. It ends
+    /// without an error when a confirmation fails.
     pub(super) async fn confirm_all(&self, publisher: &Publisher, target: &Target) {
         let mut slot = self.control.lock().await;
         while self.unconfirmed(publisher) > self.known().doubtful {
@@ -131,15 +136,16 @@ impl Confirmations {
         }
     }
 
-    /// Connects the control socket of the next confirmation already, so that it need not wait for that.
+    /// Connects the control socket of the next confirmation in advance, so that this need not wait for it.
     fn prepare(slot: &mut Option<Control>, target: &Target) {
         if slot.is_none() {
-            // If that is not possible now, whoever needs it is told why.
+            // An error is ignored here: the next confirmation tries again, and returns its error.
             *slot = Control::connect(target).ok();
         }
     }
 
-    /// Gives up the control socket, unless somebody is confirming. Nobody waits for them: they may not be polled for a long time.
+    /// Closes the control socket, unless somebody is confirming. It does not wait for them, because they may
+    /// not be polled for a long time.
     pub(super) fn forget_control(&self) {
         if let Ok(mut control) = self.control.try_lock() {
             *control = None;
@@ -152,9 +158,10 @@ impl Confirmations {
         publisher: &Publisher,
         target: &Target,
     ) -> Result<()> {
-        // Its identity was told to the proxy, and others may have seen it there: without security they can ask in our place.
+        // The proxy knows the identity of the socket, and others may have seen it there: without security
+        // they can send requests in our place.
         let is_known = matches!(target.options.mechanism(), Security::Null);
-        // Somebody has asked before, and given up.
+        // An earlier caller sent requests and gave up.
         if is_known && slot.as_ref().is_some_and(|control| !control.asked.is_empty()) {
             *slot = None;
         }
@@ -162,10 +169,11 @@ impl Confirmations {
             *slot = Some(Control::connect(target)?);
         }
         let Some(control) = slot else { return Ok(()) };
-        // The answer goes to the control socket: without it there is nobody to answer.
+        // The answer goes to the control socket: the proxy cannot answer before that is connected.
         control.socket.connected().await?;
         let goal = publisher.accepted();
-        // To a socket that has just connected the first answer may be lost: the proxy may come to know of it a little later.
+        // The first answer to a new socket may be lost, because the proxy may learn of the socket a little
+        // later.
         let mut interval = if control.is_new { FIRST_CHECK_INTERVAL } else { CHECK_INTERVAL };
         loop {
             let asked_at = self.ask_through(control, publisher).await?;
@@ -173,7 +181,8 @@ impl Confirmations {
             let is_answered = loop {
                 match tokio::time::timeout(interval, &mut answered).await {
                     Ok(()) => break true,
-                    // A request that still waits to be written can't have been lost: no use in asking again.
+                    // A request that still waits to be written cannot have been lost, so repeating it would
+                    // be useless.
                     Err(_) if publisher.written() >= asked_at => break false,
                     Err(_) => {}
                 }
@@ -184,14 +193,15 @@ impl Confirmations {
             interval = (interval * 2).min(LONGEST_INTERVAL);
         }
         control.is_new = false;
-        // Answers that are still to come would be taken for those to later requests, and prove less than these ask for.
+        // Answers that are still to come would be taken for answers to later requests, and confirm less than
+        // these ask for.
         if is_known || !control.asked.is_empty() {
             *slot = None;
         }
         Ok(())
     }
 
-    /// Returns the place of the request in the order of messages, or a later one.
+    /// Publishes a request for a confirmation. Returns its position in the order of messages, or a later one.
     async fn ask_through(&self, control: &mut Control, publisher: &Publisher) -> Result<u64> {
         let _asking = self.asking.lock().await;
         let mark = Mark { messages: publisher.accepted(), requests: self.known().requests };
@@ -200,10 +210,11 @@ impl Confirmations {
         Ok(publisher.accepted())
     }
 
-    /// Publishes a message that is not the user's; the caller holds `asking`.
+    /// Publishes a message that is not from the user. The caller holds `asking`.
     async fn accept(&self, publisher: &Publisher, message: impl Into<Multipart>) -> Result<()> {
         if publisher.retains() {
-            // There is room once something is known to have arrived, which it is not before it was asked.
+            // The queue gets room only when something is confirmed, and nothing is confirmed without this
+            // request.
             publisher.publish_past_mark(message)?;
         } else {
             publisher.publish_promptly(message).await?;
@@ -218,7 +229,7 @@ impl Confirmations {
         Ok(())
     }
 
-    /// The same without taking doubtful messages as returned.
+    /// Waits as [`confirm`](Self::confirm) does, without marking doubtful messages as reported.
     async fn confirm_quietly(&self, publisher: &Publisher, target: &Target) -> Result<()> {
         let mut slot = self.control.lock().await;
         if self.unconfirmed(publisher) > self.known().doubtful {
@@ -228,7 +239,8 @@ impl Confirmations {
         Ok(())
     }
 
-    /// Takes note that the proxy has everything up to this mark that was written over the present connection.
+    /// Records that the proxy has everything up to this position that was written over the present
+    /// connection.
     fn note(&self, publisher: &Publisher, mark: Mark) {
         publisher.arrived(mark.messages);
         let broken_at = publisher.broken_at();
@@ -254,7 +266,8 @@ impl Confirmations {
     }
 }
 
-/// Has what is published confirmed once a second, and when it is due, until `closing` is cancelled: what is confirmed need not be kept.
+/// Has published messages confirmed once a second, and whenever `due` is notified, until `closing` is
+/// cancelled: confirmed messages need not be kept any longer.
 pub(super) async fn keep_confirming(
     target: Arc<Target>,
     publisher: Publisher,
@@ -269,7 +282,7 @@ pub(super) async fn keep_confirming(
         tokio::select! {
             biased;
             () = closing.cancelled() => return,
-            // Closing is the only thing that keeps it from being confirmed at last.
+            // Errors are ignored: it is tried again until the connection is closed.
             _ = confirming => {}
         }
     }
@@ -282,7 +295,7 @@ impl Control {
         Ok(Self { identity, socket, asked: VecDeque::new(), is_new: true })
     }
 
-    /// Returns once an answer has come that proves that messages up to `goal` have arrived; `note` is told of each answer.
+    /// Waits for an answer that confirms the messages up to `goal`. Calls `note` for each answer.
     async fn answered(&mut self, goal: u64, note: impl Fn(Mark)) {
         while let Some(answer) = self.socket.recv().await {
             if !Request::Publisher(self.identity.clone()).is_answered_by(&answer) {

@@ -1,4 +1,5 @@
-//! A connection to one proxy: publishing, subscribing and control sockets, opened as they are needed.
+//! A connection to one proxy. Its publishing, subscribing and control sockets are opened when they are
+//! needed.
 
 mod confirmation;
 mod opening;
@@ -26,15 +27,17 @@ use opening::check_intervals;
 use xmsg_zmq::deadline::Deadline;
 use xmsg_zmq::{Amount, EventChannel, Publisher, SocketEvents, Subscriber};
 
-/// What may come before all topics of a subscription are confirmed, bytes, or the mark of received messages, if that is more.
+/// The bytes of messages that may arrive before all topics of a subscription are confirmed; the receive
+/// high-water mark holds instead if it is larger.
 const EARLY_MAX: usize = 64 << 20;
 
-/// A connection to a proxy. It is used from any task, by reference; to give it to several owners, put it into an
-/// [`Arc`], or use an [`Actor`](crate::Actor).
+/// A connection to a proxy. Any task may use it, by reference; to share it between several owners, put it
+/// into an [`Arc`] or use an [`Actor`](crate::Actor).
 ///
-/// The publishing socket is opened, and checked with the proxy, by the first call that needs it. It stays connected by itself:
-/// when the proxy restarts, what was accepted is sent to the new one. Dropping the connection sends what it accepted, in the
-/// background, for its [linger](ConnectOptions::linger); [`close`](Self::close) waits for that, and says what came of it.
+/// The first call that needs the publishing socket opens it and checks it with the proxy. It reconnects by
+/// itself: when the proxy restarts, messages that were accepted are sent to the new one. A connection that is
+/// dropped goes on sending, in the background, what it has accepted, for its [linger](ConnectOptions::linger)
+/// time. [`close`](Self::close) waits for that, and returns the counts of what is unfinished.
 ///
 /// ```no_run
 /// # async fn run() -> xmsg_core::Result<()> {
@@ -52,17 +55,17 @@ pub struct Connection {
     inner: Arc<Inner>,
 }
 
-/// What a connection is made with.
+/// The address, options and state that a connection shares with the tasks that open and confirm its socket.
 #[derive(Debug)]
 struct Target {
     id: ConnectionId,
     address: ProxyAddress,
     options: ConnectOptions,
     events: EventChannel,
-    /// Whether the events are those of this connection, and not of its actor.
+    /// Whether the event channel belongs to this connection, and not to its actor.
     owns_events: bool,
     confirmations: Confirmations,
-    /// Why the last attempt to open the publishing socket came to nothing.
+    /// Why the last attempt to open the publishing socket failed.
     failure: Mutex<Option<Error>>,
 }
 
@@ -77,12 +80,14 @@ struct Inner {
     target: Arc<Target>,
     publisher: SharedAttempt<Publisher>,
     gate: Gate,
-    /// Those who publish before the socket is open do so in the order of their calls.
+    /// Held in turn by callers that publish before the socket is open, so that they publish in the order of
+    /// their calls.
     turn: tokio::sync::Mutex<()>,
     closing: CancellationToken,
-    /// Set by a `close` that found no open socket: one that is opened all the same is to be thrown away.
+    /// Cancelled by a `close` that found no open socket: a socket that is opened afterwards is discarded.
     abandoned: CancellationToken,
-    /// The publishing socket is closed: nothing more can be confirmed, and nobody waits for it.
+    /// Cancelled when the publishing socket is closed: nothing more can be confirmed, so nobody needs to wait
+    /// for it.
     ended: CancellationToken,
 }
 
@@ -93,14 +98,20 @@ impl Drop for Inner {
 }
 
 impl Connection {
-    /// A connection with the default [`ConnectOptions`], the environment included; it is not opened yet. The address is one,
-    /// or text such as `"10.0.0.7"` or `"[::1]:7771"`.
+    /// Makes a connection with the default [`ConnectOptions`], which include those of the environment,
+    /// without opening it. `address` is a [`ProxyAddress`], or text such as `"10.0.0.7"` or `"[::1]:7771"`.
+    ///
+    /// # Errors
+    /// The errors of [`with_options`](Self::with_options).
     pub fn new<A: TryInto<ProxyAddress, Error: fmt::Display>>(address: A) -> Result<Self> {
         Self::with_options(address, ConnectOptions::new())
     }
 
-    /// A connection with these options, not opened yet. [`InvalidOption`](ErrorKind::InvalidOption) when one of them makes no
-    /// sense.
+    /// Makes a connection with these options, without opening it.
+    ///
+    /// # Errors
+    /// [`InvalidOption`](ErrorKind::InvalidOption) when an option makes no sense, and
+    /// [`InvalidAddress`](ErrorKind::InvalidAddress).
     pub fn with_options<A: TryInto<ProxyAddress, Error: fmt::Display>>(
         address: A,
         options: ConnectOptions,
@@ -110,12 +121,12 @@ impl Connection {
         Ok(Self::checked(address, options))
     }
 
-    /// A connection with options that were checked.
+    /// Makes a connection with options that were checked.
     pub(crate) fn checked(address: ProxyAddress, options: ConnectOptions) -> Self {
         Self::make(address, options, EventChannel::new(), true)
     }
 
-    /// A connection with options that were checked, whose events are told to this channel of its actor.
+    /// Makes a connection with options that were checked. Its events go to this channel of its actor.
     pub(crate) fn with_events(address: ProxyAddress, options: ConnectOptions, events: EventChannel) -> Self {
         Self::make(address, options, events, false)
     }
@@ -142,36 +153,52 @@ impl Connection {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Another handle of the same connection: for those in this crate that know how long it is theirs.
+    /// Returns another handle of the same connection, for code of this crate that knows how long it may use
+    /// it.
     pub(crate) fn share(&self) -> Self {
         Self { inner: self.inner.clone() }
     }
 
-    /// The 9-digit identity of this connection.
+    /// Returns the identity of this connection, which has 9 digits.
     #[must_use]
     pub fn id(&self) -> ConnectionId {
         self.inner.target.id
     }
 
-    /// The proxy that it connects to.
+    /// Returns the address of the proxy.
     #[must_use]
     pub fn address(&self) -> &ProxyAddress {
         &self.inner.target.address
     }
 
-    /// Opens the publishing socket and checks it with the proxy, unless that was done before. Those who call at the same time
-    /// share one attempt. Its error says what stood in the way: [`Refused`](ErrorKind::Refused) when nothing listens there,
-    /// [`Timeout`](ErrorKind::Timeout) when nothing answers, [`NotAllowed`](ErrorKind::NotAllowed) when the proxy does not let
-    /// us in, and others that [`ErrorKind`] lists.
+    /// Opens the publishing socket and checks it with the proxy, unless this was done before. Concurrent
+    /// calls share one attempt.
+    ///
+    /// # Errors
+    /// - [`Refused`](ErrorKind::Refused): nothing listens at the address.
+    /// - [`Timeout`](ErrorKind::Timeout): nothing answers there within the
+    ///   [`connection_timeout`](ConnectOptions::connection_timeout).
+    /// - [`NotAllowed`](ErrorKind::NotAllowed): the proxy rejected our security mechanism or credentials.
+    /// - [`Closed`](ErrorKind::Closed): the connection was closed here.
+    /// - Others that [`ErrorKind`] lists.
     pub async fn connect(&self) -> Result<()> {
         self.publisher().await.map(drop)
     }
 
-    /// Publishes a message. Returns when it was accepted, in the order of the calls; waits while the connection is at its
-    /// high-water mark, and never drops. The order of the calls is that in which their futures are first polled.
+    /// Publishes a message.
     ///
-    /// Dropping the future withdraws a message that still waits for room; one that was accepted is sent, also if the future was just
-    /// pausing for the sake of others. A message is accepted whole or not at all.
+    /// It returns when the message is accepted; messages are accepted in the order of the calls, which is the
+    /// order in which their futures are first polled. It waits while the connection is at its high-water mark
+    /// and never drops a message.
+    ///
+    /// Dropping the future withdraws a message that still waits for room. A message that was accepted is
+    /// sent, even if the future is dropped while it only yields to other tasks. A message is accepted whole
+    /// or not at all.
+    ///
+    /// # Errors
+    /// [`TooLarge`](ErrorKind::TooLarge) when the message exceeds the size limit,
+    /// [`Closed`](ErrorKind::Closed), and the errors of [`connect`](Self::connect) if the connection is not
+    /// open yet.
     pub async fn publish(&self, message: &Message) -> Result<()> {
         match self.inner.publisher.get() {
             Some(publisher) if self.inner.gate.is_open_and_free() => {
@@ -181,9 +208,13 @@ impl Connection {
         }
     }
 
-    /// Publishes a message without waiting for room: fails with [`Full`](ErrorKind::Full) when there is none, or when others
-    /// wait for it. The connection must have been opened, by [`connect`](Self::connect) or another call;
-    /// [`NotConnected`](ErrorKind::NotConnected) says that it was not.
+    /// Publishes a message without waiting for room in the queue.
+    ///
+    /// # Errors
+    /// - [`Full`](ErrorKind::Full): there is no room, or other callers wait for it.
+    /// - [`NotConnected`](ErrorKind::NotConnected): the connection was not opened by
+    ///   [`connect`](Self::connect) or another call.
+    /// - [`Closed`](ErrorKind::Closed): the connection was closed here.
     pub fn try_publish(&self, message: &Message) -> Result<()> {
         self.check_open()?;
         let Some(publisher) = self.inner.publisher.get() else {
@@ -197,18 +228,25 @@ impl Connection {
         publisher.try_publish_frames(&message.frames())
     }
 
-    /// Returns once the proxy has everything that was published before the call. A message that was accepted is on its way; one
-    /// that was flushed has arrived, and was handed to those who were subscribed to it.
+    /// Waits until the proxy has confirmed everything that was published before the call. A message that was
+    /// accepted may still be on its way; a message that was flushed has arrived at the proxy and was
+    /// forwarded to its subscribers.
     ///
-    /// The proof is the answer to a control request, which travels behind the messages; proxies of other implementations give
-    /// it, too. [`Unconfirmed`](ErrorKind::Unconfirmed) says that a connection broke after messages had been written to it and
-    /// before they were confirmed: up to so many of them may be lost. They are reported once. [`Timeout`](ErrorKind::Timeout):
-    /// the proxy did not answer in time; the messages are still being sent. [`Refused`](ErrorKind::Refused),
-    /// [`NotConnected`](ErrorKind::NotConnected) and others: there is no connection at this moment, for the reason in `source()`; the messages
-    /// are sent when there is one again. [`Closed`](ErrorKind::Closed): the connection was closed meanwhile.
+    /// The confirmation is the answer to a control request that travels behind the messages; proxies of other
+    /// implementations give it, too.
+    ///
+    /// # Errors
+    /// - [`Unconfirmed`](ErrorKind::Unconfirmed): a connection broke after messages had been written to it
+    ///   and before they were confirmed. The error says how many messages may be lost at most. They are
+    ///   reported once.
+    /// - [`Timeout`](ErrorKind::Timeout): the proxy did not answer in time. The messages are still being
+    ///   sent.
+    /// - [`Refused`](ErrorKind::Refused), [`NotConnected`](ErrorKind::NotConnected) and others: there is no
+    ///   connection at this moment; `source()` says why. The messages are sent after a reconnection.
+    /// - [`Closed`](ErrorKind::Closed): the connection was closed during the call.
     pub async fn flush(&self, timeout: Duration) -> Result<()> {
         let Some(publisher) = self.inner.publisher.get() else { return Ok(()) };
-        // Closing asks for itself, and must not have to wait for this.
+        // `close` does its own confirming, and must not have to wait for this one.
         let confirming = async {
             tokio::select! {
                 biased;
@@ -230,8 +268,9 @@ impl Connection {
         Err(Error::new(ErrorKind::Unconfirmed, what))
     }
 
-    /// Messages that were accepted and that the proxy is not known to have: those that wait to be written, those that were
-    /// written and not yet [flushed](Self::flush), and those that were written to a connection that broke before they were.
+    /// Returns the number of accepted messages that the proxy has not confirmed. These are messages that wait
+    /// to be written, those that were written and not yet [flushed](Self::flush), and those that were written
+    /// to a connection that broke before they were confirmed.
     #[must_use]
     pub fn unconfirmed(&self) -> u64 {
         self.inner
@@ -240,11 +279,20 @@ impl Connection {
             .map_or(0, |publisher| self.inner.target.confirmations.unconfirmed(publisher))
     }
 
-    /// Subscribes to topics and all that start with them. Returns once the proxy has confirmed all of them: nothing that is
-    /// published from then on is missed.
+    /// Subscribes to topics; each of them matches all topics that start with it. It returns once the proxy
+    /// has confirmed all of them: no matching message that is published from then on is missed.
     ///
-    /// Every subscription has a socket of its own, so that the same topics may be subscribed to more than once, and a subscriber
-    /// that is slow holds up no other.
+    /// Every subscription has its own socket. So the same topics may be subscribed to more than once, and a
+    /// slow subscription delays no other.
+    ///
+    /// # Errors
+    /// - [`InvalidTopic`](ErrorKind::InvalidTopic): a topic is not valid, or there is none.
+    /// - [`Timeout`](ErrorKind::Timeout): the proxy did not confirm a topic within the
+    ///   [`subscription_timeout`](ConnectOptions::subscription_timeout).
+    /// - [`Full`](ErrorKind::Full): too many messages arrived before all topics were confirmed. The limit is
+    ///   64 MiB, or the [receive high-water mark](ConnectOptions::receive_high_water_mark) if that is larger.
+    /// - [`Closed`](ErrorKind::Closed): the connection was closed here.
+    /// - The errors of [`connect`](Self::connect).
     pub async fn subscribe(&self, topics: impl IntoTopics) -> Result<Subscription> {
         let topics = topics.into_topics()?;
         self.check_open()?;
@@ -278,8 +326,12 @@ impl Connection {
         Ok(Subscription::new(socket, topics, Marker(Arc::downgrade(&self.inner))))
     }
 
-    /// Waits until somebody has subscribed to messages with this topic, as far as the proxy says so; the connection is opened if need
-    /// be. [`Closed`](ErrorKind::Closed) when the connection is closed first.
+    /// Waits until somebody has subscribed to messages with this topic, as far as the proxy reports it. The
+    /// connection is opened if necessary.
+    ///
+    /// # Errors
+    /// [`Closed`](ErrorKind::Closed) when the connection is closed first, and the errors of
+    /// [`connect`](Self::connect).
     pub async fn wait_for_subscriber(&self, topic: &Topic) -> Result<()> {
         let publisher = self.publisher().await?;
         tokio::select! {
@@ -289,45 +341,50 @@ impl Connection {
         }
     }
 
-    /// Whether somebody has subscribed to messages with this topic, as far as the proxy has said so. Of a connection
-    /// that is not open, nothing is known, and it is `false`.
+    /// Returns whether somebody has subscribed to messages with this topic, as far as the proxy has reported
+    /// it. It is `false` for a connection that is not open.
     #[must_use]
     pub fn has_subscriber(&self, topic: &Topic) -> bool {
         self.inner.publisher.get().is_some_and(|publisher| publisher.has_subscriber(topic.as_bytes()))
     }
 
-    /// What happens to the publishing socket, and to the subscriptions made through this connection, from now on until it is closed.
+    /// Returns the events of the publishing socket, and of the subscriptions made through this connection,
+    /// from now on until the connection is closed.
     #[must_use]
     pub fn events(&self) -> SocketEvents {
         self.inner.target.events.observe()
     }
 
-    /// Whether the publishing socket is open and connected at this moment. After a reconnection it is so for about a second before
-    /// messages are sent again: they are held back, so that subscribers can come back first.
+    /// Returns whether the publishing socket is open and connected at this moment. After a reconnection it is
+    /// connected for about a second before messages are sent again: they are held back, so that subscribers
+    /// can reconnect first.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.inner.publisher.get().is_some_and(Publisher::is_connected)
     }
 
-    /// Messages that were accepted and not yet written to the proxy.
+    /// Returns the messages that were accepted and not yet written to the proxy.
     #[must_use]
     pub fn queued(&self) -> Amount {
         self.inner.publisher.get().map_or_else(Amount::default, Publisher::queued)
     }
 
-    /// Messages that were accepted and dropped again, because the proxy does not take them: see
-    /// [`SocketEvent::MessageDropped`](xmsg_zmq::SocketEvent::MessageDropped).
+    /// Returns the number of messages that were accepted and then dropped because the proxy does not accept
+    /// them. See [`SocketEvent::MessageDropped`](xmsg_zmq::SocketEvent::MessageDropped).
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.inner.publisher.get().map_or(0, Publisher::dropped)
     }
 
-    /// Takes no more messages, sends what was accepted and has the proxy confirm it, all within `limit`. Returns what is left:
-    /// messages that were not sent, and messages that were sent and not confirmed. Calling it again returns the same counts.
-    /// Its subscriptions go on.
+    /// Closes the connection within `limit`: it accepts no more messages, sends those that it has accepted
+    /// and has the proxy confirm them.
     ///
-    /// Without the [check of connections](ConnectOptions::check_connection) nobody is asked, and nothing is counted as
-    /// unconfirmed.
+    /// Returns the counts of what is unfinished: messages that were not sent, and messages that were sent and
+    /// not confirmed. Calling it again returns the same counts. The subscriptions that were made through the
+    /// connection continue.
+    ///
+    /// Without the [check of connections](ConnectOptions::check_connection), no confirmation is requested,
+    /// and no message is counted as unconfirmed.
     pub async fn close(&self, limit: Duration) -> Unfinished {
         let left = self.end(limit).await;
         if self.inner.target.owns_events {
@@ -349,7 +406,7 @@ impl Connection {
         let confirms = inner.target.options.checks_connection();
         if confirms {
             let confirmed = inner.target.confirmations.confirm_all(publisher, &inner.target);
-            // Another call that has less time may end the connection first.
+            // Another call with less time may end the connection first.
             tokio::select! {
                 biased;
                 () = inner.ended.cancelled() => {}
@@ -357,7 +414,7 @@ impl Connection {
             }
         }
         {
-            // Also when this is given up half-way, which ends the socket.
+            // The guard also works if this call is cancelled half-way, which ends the socket.
             let _ended = inner.ended.clone().drop_guard();
             publisher.close(end.left()).await;
         }
@@ -371,15 +428,16 @@ impl Connection {
         Unfinished { unsent, unconfirmed, ..Unfinished::default() }
     }
 
-    /// It will be closed within this time: not more than half of it goes by while messages are held back after a reconnection.
+    /// Limits how long messages are held back after a reconnection: to half of the time until the connection
+    /// will be closed.
     pub(crate) fn limit_hold(&self, left: Duration) {
         if let Some(publisher) = self.inner.publisher.get() {
             publisher.limit_hold(left);
         }
     }
 
-    /// Has the proxy confirm what was published, and what is still being published, for as long as it is polled: when handlers take all the
-    /// time of an end, only what they published last is in doubt.
+    /// Has the proxy confirm what was published, and what is still being published, as long as this future is
+    /// polled. If handlers then use up all the time of a shutdown, only their last messages are unconfirmed.
     pub(crate) async fn keep_confirming(&self) {
         let inner = &*self.inner;
         loop {
@@ -392,7 +450,8 @@ impl Connection {
         }
     }
 
-    /// The error of a call whose time ran out before it was done, as `what` says, for a reason that is known here, or else `otherwise`.
+    /// Makes the error of a call that ran out of time. `what` says what was not done. The reason is one that
+    /// is known here, or else `otherwise`.
     pub(crate) fn late(&self, what: &str, otherwise: &str) -> Error {
         let (publisher, address) = (self.inner.publisher.get(), self.address());
         if let Some(held) = publisher.and_then(Publisher::held_for) {
@@ -426,11 +485,12 @@ impl Connection {
         self.late(&what, "they are still being sent")
     }
 
-    /// Waits for the socket together with those who called before, and publishes when they have.
+    /// Waits for the socket together with earlier callers, and publishes after them.
     async fn publish_in_turn(&self, message: &Message) -> Result<()> {
         let inner = &*self.inner;
         let _waiting = inner.gate.wait().ok_or_else(|| self.closed())?;
-        // Both at once: the place in the order is that of the call, and so is the attempt that is waited for.
+        // Both are awaited at once: the position in the order is that of the call, and so is the attempt that
+        // is waited for.
         let (_turn, publisher) = tokio::try_join!(async { Ok(inner.turn.lock().await) }, self.publisher())?;
         publisher.publish_frames(&message.frames()).await
     }
@@ -455,7 +515,8 @@ impl Connection {
         opening::closed(&self.inner.target)
     }
 
-    /// Asks after the topics until all are confirmed. The time limit is for each confirmation, from the one before.
+    /// Requests confirmations until all topics are confirmed. The time limit is for each confirmation,
+    /// counted from the previous one.
     async fn check_subscription(
         &self,
         socket: &mut Subscriber,
@@ -471,7 +532,7 @@ impl Connection {
             _ => Unconfirmed::each(topics),
         };
         let mut end = Deadline::after(timeout);
-        // An answer that is published before our subscription arrives does not reach us.
+        // An answer that the proxy publishes before our subscription arrives does not reach us.
         let _ = end.limit(socket.connected()).await;
         if let Some(error) = socket.refused() {
             return Err(error);
@@ -519,7 +580,8 @@ impl Connection {
                 return Err(self.too_much(unconfirmed.first(), early_bytes));
             }
             if early_bytes > limit {
-                // For topics of which so much has come, there is no doubt.
+                // Topics with so many messages count as confirmed: the messages prove that they are
+                // subscribed to.
                 unconfirmed.concede(batch);
                 for private in unconfirmed.take_settled() {
                     socket.unsubscribe(private);
@@ -557,17 +619,18 @@ impl Connection {
     }
 }
 
-/// Publishes a marker of a subscription that is being drained.
+/// Publishes the marker of a subscription that is being drained.
 #[derive(Clone, Debug)]
 pub(crate) struct Marker(std::sync::Weak<Inner>);
 
 impl Marker {
-    /// How long the proxy has to confirm a subscription.
+    /// Returns how long the proxy has to confirm a subscription.
     pub(crate) fn subscription_limit(&self) -> Duration {
         self.0.upgrade().map_or(Duration::ZERO, |inner| inner.target.options.subscription_limit())
     }
 
-    /// Asks the proxy whether this topic is subscribed to. `false`: there is nobody to ask through any more.
+    /// Asks the proxy whether this topic is subscribed to. Returns `false` if there is no connection left to
+    /// ask through.
     pub(crate) async fn ask(&self, topic: &Topic) -> bool {
         let Some(inner) = self.0.upgrade() else { return false };
         let Some(publisher) = inner.publisher.get() else { return false };
@@ -575,7 +638,8 @@ impl Marker {
         inner.target.confirmations.ask(publisher, &request).await.is_ok()
     }
 
-    /// Publishes a message to this topic, which travels behind everything that was published before.
+    /// Publishes a message to this topic, behind everything that was published before. Returns `false` if
+    /// there is no connection left.
     pub(crate) async fn send(&self, topic: &Topic) -> bool {
         let Some(inner) = self.0.upgrade() else { return false };
         let Some(publisher) = inner.publisher.get() else { return false };
@@ -583,7 +647,8 @@ impl Marker {
     }
 }
 
-/// Counts those who wait to publish until the socket is open, and says when it is closed.
+/// Counts the callers that wait to publish until the socket is open, and records whether the connection is
+/// closed.
 #[derive(Debug, Default)]
 struct Gate(AtomicUsize);
 
@@ -599,7 +664,7 @@ impl Gate {
         self.0.fetch_or(Self::CLOSED, Ordering::AcqRel);
     }
 
-    /// `None` when it is closed.
+    /// Counts a caller until the result is dropped; `None` when the connection is closed.
     fn wait(&self) -> Option<Waiting<'_>> {
         let waiting = Waiting(self);
         if self.0.fetch_add(Self::ONE, Ordering::AcqRel) & Self::CLOSED != 0 { None } else { Some(waiting) }

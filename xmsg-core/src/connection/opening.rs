@@ -17,11 +17,13 @@ use crate::{Error, ErrorKind, Result, meta};
 use xmsg_zmq::link::outbox::Repeated;
 use xmsg_zmq::{Dealer, Publisher, SocketEvent, SocketEvents, TcpOptions};
 
-/// The first pause between two checks; it doubles up to [`CHECK_INTERVAL`].
+/// The first interval between two checks. It doubles up to [`CHECK_INTERVAL`].
 pub(super) const FIRST_CHECK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// A publishing socket that is connected to the proxy, and checked unless the options say otherwise. It ends with
-/// [`Closed`](ErrorKind::Closed) as soon as `closing` is cancelled, and leaves no socket behind when it fails or is dropped.
+/// Opens a publishing socket, connects it to the proxy, and checks it unless the options disable the check.
+///
+/// It fails with [`Closed`](ErrorKind::Closed) as soon as `closing` is cancelled. When it fails or is
+/// dropped, it leaves no socket behind.
 pub(super) async fn open(target: Arc<Target>, closing: CancellationToken) -> Result<Publisher> {
     tokio::select! {
         biased;
@@ -37,7 +39,7 @@ pub(super) fn closed(target: &Target) -> Error {
 async fn try_open(target: &Arc<Target>, closing: &CancellationToken) -> Result<Publisher> {
     let Target { address, options, events, .. } = &**target;
     let publisher = Publisher::with_parent(options.connecting(address).for_socket(), events.clone());
-    // Whatever ends this before the socket is handed over ends the socket.
+    // Whatever ends this function before the socket is returned also closes the socket.
     let unchecked = Unchecked { publisher: Some(publisher.clone()), target };
     let mut failures = publisher.events();
     let [endpoint, _, _] = options.endpoints_of(address)?;
@@ -50,7 +52,7 @@ async fn try_open(target: &Arc<Target>, closing: &CancellationToken) -> Result<P
             tokio::select! {
                 biased;
                 result = check(target, &publisher, &mut control) => result,
-                // The sockets go on trying, and so does the check, unless nobody wants us.
+                // The sockets retry, and so does the check, unless the proxy rejects us.
                 why = note_failures(&mut failures, &mut failure) => Err(not_allowed(target, why)),
             }
         };
@@ -69,7 +71,7 @@ async fn try_open(target: &Arc<Target>, closing: &CancellationToken) -> Result<P
     Ok(publisher)
 }
 
-/// Ends a socket that was not found good.
+/// Closes a socket that did not pass the check.
 struct Unchecked<'a> {
     publisher: Option<Publisher>,
     target: &'a Target,
@@ -84,28 +86,30 @@ impl Unchecked<'_> {
 impl Drop for Unchecked<'_> {
     fn drop(&mut self) {
         if let Some(publisher) = &self.publisher {
-            // Whoever gave up waiting is told what stood in the way.
+            // The reason is kept for callers whose time limit has passed.
             *self.target.failure() = publisher.failure();
             publisher.abort();
         }
     }
 }
 
-/// A message that may have arrived, as it is sent again. Control requests are made anew by whoever waits for the answer.
+/// Prepares a message that may have arrived to be sent again. `None` for control requests: whoever waits for
+/// the answer makes a new one.
 fn again(frames: &Repeated) -> Option<Repeated> {
     let [topic, meta, data] = &frames[..] else { return Some(frames.clone()) };
     if topic.starts_with(CONTROL_TOPIC.as_bytes()) {
         return None;
     }
-    // What is no metadata of xMsg, or has no room for one more header, stays as it is.
+    // A frame that is not xMsg metadata, or has no room for another header, is left unchanged.
     let meta = meta::with_header(meta, meta::REPEATED, Some("possibly")).unwrap_or_else(|_| meta.clone());
     Some([topic.clone(), meta, data.clone()].into())
 }
 
-/// Asks until the answer comes: at once when the proxy says that it listens for control requests, and every 100 ms.
+/// Sends the connection check until the proxy answers. It starts as soon as the proxy has subscribed to
+/// control requests, or after 100 ms, and repeats at the [`check_intervals`].
 async fn check(target: &Target, publisher: &Publisher, control: &mut Dealer) -> Result<()> {
     let request = Request::of_connection(target.id);
-    // The answer goes to our control socket: without it there is nobody to answer.
+    // The answer goes to our control socket: the proxy cannot answer before that is connected.
     control.connected().await?;
     let _ =
         tokio::time::timeout(CHECK_INTERVAL, publisher.wait_for_subscriber(CONTROL_TOPIC.as_bytes())).await;
@@ -126,22 +130,25 @@ async fn check(target: &Target, publisher: &Publisher, control: &mut Dealer) -> 
     Ok(())
 }
 
-/// A control socket with this identity: answers to requests that carry it arrive there.
+/// Makes a control socket with this identity. It receives the answers to requests that carry the identity.
 pub(super) fn control_socket(target: &Target, identity: Bytes) -> Result<Dealer> {
     let options = target.options.connecting(&target.address);
-    // It is made for one answer, perhaps a thousand times a second, and ports that wait after their end are not to run out.
+    // Such a socket is made for one answer, perhaps a thousand times a second: the reset keeps it from using
+    // up the ports with connections in TIME_WAIT.
     let tcp = TcpOptions { reset_on_close: true, ..options.settings().tcp.clone() };
     let [_, _, endpoint] = target.options.endpoints_of(&target.address)?;
     Ok(Dealer::connecting_to(endpoint, options.for_socket().identity(identity).tcp(tcp)))
 }
 
-/// For how long an answer is waited for before the question is repeated: other implementations wait for 100 ms every time; the first
-/// question may just have come too early, so we ask again soon, and settle down to the same. Endless: a time limit ends the check.
+/// Returns how long to wait for an answer each time before the request is repeated.
+///
+/// Other implementations wait for 100 ms every time. The first request may have come just too early, so the
+/// first intervals are shorter. The iterator is endless: a time limit ends the check.
 pub(super) fn check_intervals() -> impl Iterator<Item = Duration> {
     std::iter::successors(Some(FIRST_CHECK_INTERVAL), |interval| Some((*interval * 2).min(CHECK_INTERVAL)))
 }
 
-/// Notes why there is no connection. Ends when the other side does not want us, and says why.
+/// Records why there is no connection. It returns only when the other side rejects us, with the reason.
 async fn note_failures(events: &mut SocketEvents, failure: &mut Option<Error>) -> Error {
     while let Some(event) = events.next().await {
         match event {
@@ -165,7 +172,7 @@ fn not_allowed(target: &Target, why: Error) -> Error {
     Error::new(ErrorKind::NotAllowed, what).with_source(why)
 }
 
-/// The kind of an error whose cause is that there is no connection, for this reason.
+/// Returns the error kind of a connection attempt that failed for this reason.
 pub(super) fn kind_of(failure: Option<&Error>) -> ErrorKind {
     use ErrorKind::{NoResources, NotAllowed, Timeout, UnknownHost, WrongPort};
     match failure.map(Error::kind) {
@@ -212,7 +219,7 @@ fn no_proxy(target: &Target, timeout: Duration, failure: Option<Error>) -> Error
     }
 }
 
-/// Whether the system said so.
+/// Returns whether the operating system refused the connection, because nothing listens at the address.
 fn nobody_listens(failure: &Error) -> bool {
     let cause = failure.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::ConnectionRefused)
@@ -223,7 +230,8 @@ mod tests {
     use super::*;
     use crate::{ConnectionId, Message, Topic};
 
-    /// An answer to a request that was sent again would be taken for that to a later one, and prove too much.
+    /// The answer to a request that was sent again would be taken for the answer to a later one, and confirm
+    /// too much.
     #[test]
     fn what_is_sent_again_is_marked_and_requests_are_not_sent_again() {
         let frames = |message: xmsg_zmq::Multipart| message.frames().iter().cloned().collect::<Repeated>();
